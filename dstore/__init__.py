@@ -1,0 +1,56 @@
+"""dstore: a two-layer distributed in-memory key-value store for Python worker processes.
+
+``Node`` is what a worker embeds, ``Global`` the authority that all Nodes of a cluster talk to.
+A confirmed deletion is never read again anywhere.
+"""
+
+from __future__ import annotations
+
+from dstore.errors import (
+    AddressError,
+    BadMessage,
+    DstoreError,
+    GlobalUnavailable,
+    InvalidKey,
+    KeyMissing,
+    KeyOccupied,
+    NodeClosed,
+    OutcomeUnknown,
+    RequestRefused,
+    StoreFull,
+    ValueCorrupt,
+    ValueTooLarge,
+)
+from dstore.global_server import Global
+from dstore.node import Deletion, Lookup, Node
+
+__version__: str
+
+__all__ = [
+    "AddressError",
+    "BadMessage",
+    "Deletion",
+    "DstoreError",
+    "Global",
+    "GlobalUnavailable",
+    "InvalidKey",
+    "KeyMissing",
+    "KeyOccupied",
+    "Lookup",
+    "Node",
+    "NodeClosed",
+    "OutcomeUnknown",
+    "RequestRefused",
+    "StoreFull",
+    "ValueCorrupt",
+    "ValueTooLarge",
+    "__version__",
+]
+
+
+def __getattr__(name: str) -> str:
+    if name == "__version__":
+        from dstore.version import version
+
+        return version()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,34 @@
+"""Every limit and default of dstore, by name. Times are seconds, sizes are bytes."""
+
+from __future__ import annotations
+
+import os
+
+ADDRESS_DEFAULT = "tcp://127.0.0.1:50051"
+ADDRESS_VARIABLE = "DSTORE_GLOBAL"
+
+# Global
+LEASE_DEFAULT = 2.0
+LEASE_MIN, LEASE_MAX = 0.05, 3600.0
+LOG_LENGTH_DEFAULT = 16_384
+MEMORY_LIMIT_DEFAULT = 4 << 30
+
+# Node
+TIMEOUT_DEFAULT = 5.0
+CACHE_BYTES_DEFAULT = 256 << 20
+
+# Keys and values
+KEY_BYTES_MAX = 511
+VALUE_BYTES_MAX = 8 << 20
+CONTENT_PREFIX = "b3:"
+
+# Messages
+KEYS_PER_MESSAGE_MAX = 10_000
+BATCH_BYTES_MAX = VALUE_BYTES_MAX
+"""A many-request or its reply is closed once its values have this many bytes."""
+KEYS_PAGE_DEFAULT = 1_000
+
+
+def address_default() -> str:
+    """The address that a Node or the command line uses when none is given."""
+    return os.environ.get(ADDRESS_VARIABLE) or ADDRESS_DEFAULT

@@ -1,0 +1,159 @@
+"""Deletions between their two phases: who is waited for, and for how long.
+
+A deletion waits for the sessions that have been handed the value, each until it acknowledges the
+deletion's number or its lease runs out *as it stood when the deletion began*. A lease granted
+later may be forgotten: its Local trusts it only after applying this very deletion. So each session
+has a queue of what waits for it, ordered by number and by end alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+from dstore.core.deletions import DeletionLog
+from dstore.core.sessions import Session, Sessions
+from dstore.messages import Key, Stored
+
+if TYPE_CHECKING:
+    from dstore.core.calls import Call
+
+PUSH_AFTER = 0.005
+"""A holder that has not acknowledged after so many seconds is sent what it misses."""
+NEVER = float("inf")
+
+
+class Dying:
+    """A key that is being deleted or replaced.
+
+    ``token`` names the value that was found and is to go. ``awaiting`` counts the holders that
+    have neither confirmed nor expired. ``joined`` are other DELs of the key, ``queued`` are writes
+    that run afresh once it is gone.
+    """
+
+    __slots__ = (
+        "awaiting",
+        "call",
+        "confirmed",
+        "expired",
+        "index",
+        "joined",
+        "key",
+        "queued",
+        "replacement",
+        "seq",
+        "token",
+    )
+
+    def __init__(self, key: Key, token: bytes, call: Call, index: int) -> None:
+        self.key = key
+        self.token = token
+        self.seq = 0
+        self.call: Call | None = call  # who is told in the end, if anybody still waits
+        self.index = index
+        self.replacement: Stored | None = None
+        self.awaiting = 0
+        self.confirmed = 0
+        self.expired = 0
+        self.joined: list[tuple[Call, int]] = []
+        self.queued: list[Callable[[float], None]] = []
+
+    def __repr__(self) -> str:
+        return f"<Dying {self.key!r} seq={self.seq} awaiting={self.awaiting}>"
+
+
+class TwoPhase:
+    """All dying keys. Methods that end a wait yield the deletions that wait for nobody else."""
+
+    def __init__(self, log: DeletionLog, sessions: Sessions, lease: float) -> None:
+        self.dying: dict[Key, Dying] = {}
+        self._log = log
+        self._sessions = sessions
+        self._push_pause_max = lease / 3
+        self._begun: list[Dying] = []  # marked, not yet published
+        self._called: dict[int, None] = {}  # the sessions that those wait for
+        self._awaited: dict[int, Session] = {}  # the sessions that any wait for
+
+    def __repr__(self) -> str:
+        return f"<TwoPhase {list(self.dying.values())} awaited={list(self._awaited)}>"
+
+    @property
+    def seq(self) -> int:
+        """The number of the newest deletion."""
+        return self._log.seq
+
+    def begin(self, dying: Dying, now: float) -> Dying:
+        """Mark the key, number the deletion, and note whose acknowledgement it needs."""
+        dying.seq = self._log.append(dying.key)
+        self.dying[dying.key] = dying
+        self._begun.append(dying)
+        for session in self._sessions.holding(dying.key):
+            if session.lease_end > now:
+                self._await(session, dying, now)
+            else:
+                dying.expired += 1
+        return dying
+
+    def _await(self, session: Session, dying: Dying, now: float) -> None:
+        session.awaited.append((dying, session.lease_end))
+        dying.awaiting += 1
+        self._called[session.id] = None
+        if session.id not in self._awaited:
+            self._awaited[session.id] = session
+            session.push_pause = PUSH_AFTER
+            session.push_at = now + PUSH_AFTER
+
+    def take_begun(self) -> list[Dying]:
+        """What has begun since the last call, in the order of the numbers."""
+        begun, self._begun = self._begun, []
+        return begun
+
+    def take_called(self) -> list[int]:
+        """The sessions that what has begun since the last call waits for."""
+        called, self._called = list(self._called), {}
+        return called
+
+    def confirm(self, session: Session, applied: int) -> Iterator[Dying]:
+        """``session`` has applied all deletions up to ``applied``."""
+        session.push_pause = PUSH_AFTER
+        while session.awaited and session.awaited[0][0].seq <= applied:
+            dying, _ = session.awaited.popleft()
+            dying.confirmed += 1
+            yield from self._one_less(dying)
+        self._rest(session)
+
+    def expire(self, now: float) -> Iterator[Dying]:
+        """Leases, as they stood when the deletions began, run out."""
+        for session in list(self._awaited.values()):
+            while session.awaited and session.awaited[0][1] <= now:
+                dying, _ = session.awaited.popleft()
+                dying.expired += 1
+                yield from self._one_less(dying)
+            self._rest(session)
+
+    def end(self, dying: Dying) -> None:
+        """The value is gone."""
+        del self.dying[dying.key]
+
+    def late(self, now: float) -> Iterator[Session]:
+        """Holders to be sent what they miss; with growing pauses for those that stay silent."""
+        for session in self._awaited.values():
+            if session.push_at <= now:
+                session.push_pause = min(2 * session.push_pause, self._push_pause_max)
+                session.push_at = now + session.push_pause
+                yield session
+
+    def wake_at(self) -> float:
+        """When the next holder expires or is late."""
+        ends = (min(each.push_at, each.awaited[0][1]) for each in self._awaited.values())
+        return min(ends, default=NEVER)
+
+    def _one_less(self, dying: Dying) -> Iterator[Dying]:
+        dying.awaiting -= 1
+        if not dying.awaiting:
+            yield dying
+
+    def _rest(self, session: Session) -> None:
+        if not session.awaited:
+            self._awaited.pop(session.id, None)
+            session.push_at = NEVER

@@ -1,0 +1,48 @@
+"""What a host is to do, in the order given, after an event."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, TypeAlias
+
+from dstore.messages import Key, Publication, Route, ToGlobal, ToLocal
+
+# ---- at Global --------------------------------------------------------------------------------
+
+
+class Send(NamedTuple):
+    """Send a message to one DEALER. One that has gone away is nobody's loss."""
+
+    route: Route
+    message: ToLocal
+
+
+class Publish(NamedTuple):
+    """Send a message to everybody who listens."""
+
+    message: Publication
+
+
+GlobalEffect: TypeAlias = Send | Publish
+
+# ---- at a Local -------------------------------------------------------------------------------
+
+
+class Tell(NamedTuple):
+    """Send a message to Global on the control channel. If it cannot be sent, it is dropped."""
+
+    message: ToGlobal
+
+
+class Subscribe(NamedTuple):
+    """Hear deletions at this endpoint, and nowhere else."""
+
+    publisher: str
+
+
+class Dropped(NamedTuple):
+    """These keys were held and have been deleted."""
+
+    keys: list[Key]
+
+
+LocalEffect: TypeAlias = Tell | Subscribe | Dropped

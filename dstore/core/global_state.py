@@ -1,0 +1,301 @@
+"""What Global does with each event: the authority's half of the coherence protocol.
+
+Pure: messages and the time go in, effects come out, and nothing here waits. The host carries the
+effects out in their order. Every call is atomic with respect to every other, engine included.
+
+Here are sessions, leases and reading; :mod:`dstore.core.writes` binds and deletes. The rules, and
+what goes wrong without each, are told in ``docs/protocol.md``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from dstore.config import BATCH_BYTES_MAX, KEYS_PER_MESSAGE_MAX
+from dstore.core.deletions import DeletionLog
+from dstore.core.dying import TwoPhase
+from dstore.core.effects import GlobalEffect
+from dstore.core.outbox import Outbox
+from dstore.core.sessions import Session, Sessions
+from dstore.core.writes import Writes
+from dstore.engines.base import Engine
+from dstore.messages import (
+    Ack,
+    Del,
+    Farewell,
+    Found,
+    Get,
+    GetReply,
+    Goodbye,
+    Hello,
+    Key,
+    Refusal,
+    Request,
+    Route,
+    Scan,
+    ScanReply,
+    Set,
+    Stats,
+    StatsReply,
+    Sync,
+    Synced,
+    ToGlobal,
+    Welcome,
+)
+
+SWEEP_KEYS = 2_000
+"""Keys whose retired holder bits are cleared in one step."""
+NEVER = float("inf")
+
+
+class GlobalState:
+    """The state of one life of a Global.
+
+    ``epoch`` is random and names this life; ``publisher`` is where Locals hear deletions;
+    ``lease`` is in seconds. ``wake_at`` is when :meth:`tick` is next due.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        epoch: int,
+        publisher: str,
+        lease: float,
+        log_length: int,
+        value_bytes_max: int,
+    ) -> None:
+        self.epoch = epoch
+        self.lease = lease
+        self.wake_at = NEVER
+        self._engine = engine
+        self._publisher = publisher
+        self._value_bytes_max = value_bytes_max
+        self._out = Outbox()
+        self._log = DeletionLog(log_length)
+        self._sessions = Sessions(lease)
+        self._holders = self._sessions.holders
+        self._deletions = TwoPhase(self._log, self._sessions, lease)
+        self._writes = Writes(
+            epoch, engine, self._sessions, self._deletions, self._out, value_bytes_max
+        )
+        self._drop_at = NEVER
+        self._handlers: dict[type, Callable[..., None]] = {
+            Hello: self._on_hello,
+            Sync: self._on_sync,
+            Ack: self._on_ack,
+            Goodbye: self._on_goodbye,
+            Get: self._on_get,
+            Set: self._on_set,
+            Del: self._on_del,
+            Scan: self._on_scan,
+            Stats: self._on_stats,
+        }
+
+    def __repr__(self) -> str:
+        return (
+            f"<GlobalState epoch={self.epoch:x} {self._log!r} {self._sessions!r} "
+            f"{self._deletions!r}>"
+        )
+
+    @property
+    def idle(self) -> bool:
+        """Whether nobody waits for an answer."""
+        return not self._deletions.dying
+
+    @property
+    def counters(self) -> dict[str, int]:
+        """How often what has happened. The host counts malformed frames here."""
+        return self._out.counters
+
+    # ---- events ---------------------------------------------------------------------------
+
+    def receive(self, route: Route, message: ToGlobal, now: float) -> list[GlobalEffect]:
+        """Take one message. ``now`` must have been read after the message arrived: a lease
+        counted from earlier would end here before its Local gives it up.
+        """
+        self._handlers[type(message)](route, message, now)
+        self._writes.settle(now)
+        self.wake_at = min(self.wake_at, self._deletions.wake_at())
+        return self._out.take()
+
+    def tick(self, now: float) -> list[GlobalEffect]:
+        """Do what the passing of time calls for."""
+        self._writes.expire(now)
+        for session in self._deletions.late(now):
+            self.counters["pushes"] += 1
+            self._out.send(session.route, self._missed(session, 0, session.acked))
+        if now >= self._drop_at:
+            for session in self._sessions.silent(now):
+                self._end_session(session, now)
+            self._drop_at = now + self.lease if len(self._sessions) else NEVER
+        self._holders.sweep(SWEEP_KEYS)
+        self._writes.settle(now)
+        wake_at = now if self._holders.sweeping else self._drop_at
+        self.wake_at = min(wake_at, self._deletions.wake_at())
+        return self._out.take()
+
+    def close(self) -> None:
+        """From now on refuse new sessions and writes; what is under way goes on."""
+        self._writes.closing = True
+
+    # ---- sessions and leases --------------------------------------------------------------
+
+    def _on_hello(self, route: Route, message: Hello, now: float) -> None:
+        session = self._sessions.by_nonce(message.nonce)
+        if session is None:
+            if self._writes.closing:
+                self._out.refuse(route, message, Refusal.CLOSING, "Global is shutting down")
+                return
+            session = self._open_session(route, message, now)
+        # A repeated HELLO changes neither lease nor acknowledged number: its Local counts the
+        # lease from when it first sent it.
+        session.route = route
+        assert session.welcome is not None
+        self._out.send(route, session.welcome)
+
+    def _open_session(self, route: Route, message: Hello, now: float) -> Session:
+        if message.replaces_epoch == self.epoch:
+            replaced = self._sessions.get(message.replaces_session)
+            if replaced is not None:
+                self._end_session(replaced, now)
+        session = self._sessions.open(message, route, now)
+        session.acked = self._log.seq
+        session.lease_end = now + self.lease
+        self._drop_at = min(self._drop_at, session.lease_end + self._sessions.linger)
+        self.wake_at = min(self.wake_at, self._drop_at)
+        session.welcome = Welcome(
+            self.epoch,
+            session.id,
+            message.nonce,
+            self._log.seq,
+            self.lease,
+            self._publisher,
+            self._value_bytes_max,
+        )
+        return session
+
+    def _on_sync(self, route: Route, message: Sync, now: float) -> None:
+        session = self._session(route, message)
+        if session is None or not self._acknowledge(session, route, message, now):
+            return
+        self.counters["syncs"] += 1
+        session.forget_outcomes(message.seen)
+        session.lease_end = now + self.lease
+        self._out.send(route, self._missed(session, message.serial, message.applied))
+
+    def _on_ack(self, route: Route, message: Ack, now: float) -> None:
+        session = self._session(route, message)
+        if session is not None:
+            self._acknowledge(session, route, message, now)
+
+    def _acknowledge(self, session: Session, route: Route, message: Sync | Ack, now: float) -> bool:
+        if message.applied > self._log.seq:
+            text = f"deletion {message.applied} has not happened; the newest is {self._log.seq}"
+            self._out.refuse(route, message, Refusal.BAD_MESSAGE, text)
+            return False
+        session.route = route
+        if message.applied > session.acked:
+            session.acked = message.applied
+            self._writes.confirm(session, message.applied, now)
+        return True
+
+    def _on_goodbye(self, route: Route, message: Goodbye, now: float) -> None:
+        session = self._sessions.get(message.session) if message.epoch == self.epoch else None
+        if session is not None:
+            self._end_session(session, now)
+        self._out.send(route, Farewell(message.epoch, message.session))
+
+    def _end_session(self, session: Session, now: float) -> None:
+        """The Local holds nothing any more, or has been silent for so long that its lease ended."""
+        self._sessions.close(session)
+        self._writes.confirm(session, self._log.seq, now)
+
+    def _missed(self, session: Session, serial: int, applied: int) -> Synced:
+        keys = self._log.since(applied)
+        if keys is None:
+            self.counters["flushes"] += 1
+        return Synced(self.epoch, session.id, serial, applied, self._log.seq, keys)
+
+    def _session(self, route: Route, message: Sync | Ack | Request) -> Session | None:
+        """The session that a message bears, or None when it has been refused."""
+        if message.epoch != self.epoch:
+            self._out.refuse(route, message, Refusal.OTHER_EPOCH, "this is another life of Global")
+            return None
+        session = self._sessions.get(message.session)
+        if session is None:
+            self._out.refuse(route, message, Refusal.UNKNOWN_SESSION, "the session has ended")
+        return session
+
+    # ---- reading --------------------------------------------------------------------------
+
+    def _on_get(self, route: Route, message: Get, now: float) -> None:
+        session = self._session(route, message)
+        if session is None:
+            return
+        self.counters["gets"] += len(message.keys)
+        items: list[Found | None] = []
+        room = BATCH_BYTES_MAX
+        for key in message.keys:
+            found = self._read(key, session)
+            items.append(found)
+            room -= len(found.stored.body) if found else 0
+            if room <= 0:
+                break
+        self._out.send(route, GetReply(self.epoch, session.id, message.request, items))
+
+    def _read(self, key: Key, session: Session) -> Found | None:
+        seq = self._log.seq  # before the engine is read
+        stored = self._engine.read(key)
+        if stored is None:
+            return None
+        if key in self._deletions.dying:
+            return Found(seq, False, stored)
+        # The engine is read in the same atomic step in which the asker becomes a holder, so
+        # that no deletion can begin in between and miss it.
+        self._holders.add(key, session.bit)
+        return Found(seq, True, stored)
+
+    def _on_scan(self, route: Route, message: Scan, now: float) -> None:
+        session = self._session(route, message)
+        if session is None:
+            return
+        self.counters["scans"] += 1
+        limit = max(1, min(message.limit, KEYS_PER_MESSAGE_MAX))
+        keys = self._engine.scan(message.prefix, message.after, limit)
+        after = keys[-1] if len(keys) == limit else ""
+        self._out.send(route, ScanReply(self.epoch, session.id, message.request, keys, after))
+
+    def _on_stats(self, route: Route, message: Stats, now: float) -> None:
+        session = self._session(route, message)
+        if session is not None:
+            figures = self.figures(now)
+            self._out.send(route, StatsReply(self.epoch, session.id, message.request, figures))
+
+    def figures(self, now: float) -> dict[str, object]:
+        """What there is to know about this Global, by name."""
+        return {
+            "epoch": f"{self.epoch:016x}",
+            "keys": len(self._engine),
+            "bytes": self._engine.size,
+            "bytes_limit": self._engine.limit,
+            "lease": self.lease,
+            "seq": self._log.seq,
+            "dying": len(self._deletions.dying),
+            "sessions": len(self._sessions),
+            "lapsed": sum(each.lease_end <= now for each in self._sessions),
+            "held_keys": len(self._holders),
+            **self.counters,
+        }
+
+    # ---- writing --------------------------------------------------------------------------
+
+    def _on_set(self, route: Route, message: Set, now: float) -> None:
+        session = self._session(route, message)
+        if session is not None:
+            self._writes.set(route, session, message, now)
+
+    def _on_del(self, route: Route, message: Del, now: float) -> None:
+        session = self._session(route, message)
+        if session is not None:
+            self._writes.delete(route, session, message, now)

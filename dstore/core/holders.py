@@ -1,0 +1,103 @@
+"""Who may hold which value: one bit per session and key.
+
+A bit that a session leaves behind is not cleared at once, since that would mean a walk over all
+keys for each goodbye. It is retired: no new value gets it, and whoever asks for the holders of a
+key masks it away. Once enough bits are retired a sweep clears them, a few keys at a time, and
+then they are free for new sessions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from dstore.messages import Key
+
+SWEEP_AT = 32
+"""Retired bits that start a sweep."""
+
+
+class Holders:
+    """Bit sets of the keys, and the bits themselves. A bit is an int with one bit set."""
+
+    def __init__(self) -> None:
+        self._of: dict[Key, int] = {}
+        self._free: list[int] = []
+        self._width = 0
+        self._retired = 0
+        self._sweeping = 0
+        self._left: list[Key] | None = None  # keys that the sweep has yet to visit
+
+    def __repr__(self) -> str:
+        return f"<Holders keys={len(self._of)} width={self._width} retired={self._retired:b}>"
+
+    def __len__(self) -> int:
+        return len(self._of)
+
+    @property
+    def width(self) -> int:
+        """How many bits exist, in use or not."""
+        return self._width
+
+    @property
+    def sweeping(self) -> bool:
+        """Whether a sweep is under way."""
+        return self._left is not None
+
+    def claim(self) -> int:
+        """A bit for a new session."""
+        if self._free:
+            return self._free.pop()
+        self._width += 1
+        return 1 << (self._width - 1)
+
+    def retire(self, bit: int) -> None:
+        """The session of ``bit`` has ended."""
+        self._retired |= bit
+        if self._left is None and self._retired.bit_count() >= SWEEP_AT:
+            self._sweeping, self._retired = self._retired, 0
+            self._left = list(self._of)
+
+    def add(self, key: Key, bit: int) -> None:
+        """The session of ``bit`` is handed the value of ``key``."""
+        self._of[key] = self._of.get(key, 0) | bit
+
+    def of(self, key: Key) -> int:
+        """The bits of ``key``, retired ones included."""
+        return self._of.get(key, 0)
+
+    def drop(self, key: Key) -> None:
+        """The value of ``key`` is gone."""
+        self._of.pop(key, None)
+
+    def sweep(self, keys_max: int) -> None:
+        """Clear the retired bits of at most ``keys_max`` more keys."""
+        if self._left is None:
+            return
+        for key in self._left[-keys_max:]:
+            self._clear(key)
+        del self._left[-keys_max:]
+        if not self._left:
+            self._finish()
+
+    def _clear(self, key: Key) -> None:
+        bits = self._of.get(key)
+        if bits is None or not bits & self._sweeping:
+            return
+        bits &= ~self._sweeping
+        if bits:
+            self._of[key] = bits
+        else:
+            del self._of[key]
+
+    def _finish(self) -> None:
+        self._free.extend(bits_of(self._sweeping))
+        self._sweeping = 0
+        self._left = None
+
+
+def bits_of(mask: int) -> Iterator[int]:
+    """The single bits of a mask, from the lowest."""
+    while mask:
+        bit = mask & -mask
+        yield bit
+        mask ^= bit

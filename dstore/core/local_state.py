@@ -1,0 +1,393 @@
+"""What a Local does with each event: the cache's half of the coherence protocol.
+
+Pure: messages and the time go in, effects come out. The host calls everything here under one
+lock, but for the hit of :meth:`dstore.Node.get`, which reads ``lease_end`` and ``entries`` without.
+
+Deletions reach a Local on two ways: published (fast, may be lost) and in the answer to a SYNC
+(reliable). They are applied in their order and without gaps, so that one number, ``applied``, says
+what has been dropped, and an acknowledgement of it is never too much. What arrives after a gap
+waits, in a bounded buffer, for one repair.
+
+The cache may be used until ``lease_end``. That is counted from the moment *before* the SYNC was
+sent, less a margin for clocks that run at different rates; Global counts from receipt. A change of
+epoch or session voids lease, cache, fills in flight and ``applied`` together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from dstore.core.cache import Cache, Entry
+from dstore.core.effects import Dropped, LocalEffect, Subscribe, Tell
+from dstore.messages import (
+    NO_SESSION,
+    Ack,
+    Farewell,
+    Found,
+    Goodbye,
+    Hello,
+    Key,
+    Publication,
+    Refusal,
+    Refused,
+    Sync,
+    Synced,
+    ToLocal,
+    Welcome,
+)
+
+MARGIN = 0.05
+"""The part of a lease that a Local gives up, for clocks that run at different rates."""
+RENEW = 1 / 3
+"""The part of a lease after which it is renewed."""
+RETRY_FIRST, RETRY_MAX = 0.05, 1.0
+"""Pauses between HELLOs that are not answered; also the least pause between two SYNCs."""
+HELD_KEYS_MAX = 16_384
+"""Deletions that wait for a repair; more are dropped, and the next repair brings them."""
+SYNCS_MAX = 64
+"""SYNCs whose moment of sending is remembered."""
+NEVER = float("inf")
+LAPSED = float("-inf")
+
+
+class Fill:
+    """A request in flight whose reply may be stored in the cache.
+
+    ``deleted`` is the highest number of a deletion of the key that was applied meanwhile.
+    """
+
+    __slots__ = ("deleted", "done", "epoch", "key", "reading", "session")
+
+    def __init__(self, key: Key, epoch: int, session: int, reading: bool) -> None:
+        self.key = key
+        self.reading = reading
+        self.epoch = epoch
+        self.session = session
+        self.deleted = 0
+        self.done = False
+
+    def __repr__(self) -> str:
+        return f"<Fill {self.key!r} session={self.session} deleted={self.deleted}>"
+
+
+class LocalState:
+    """The state of one Local.
+
+    ``random16`` gives 16 fresh random bytes; ``label`` tells people who this is; ``cache_bytes``
+    bounds the cache.
+    """
+
+    def __init__(self, *, random16: Callable[[], bytes], label: str, cache_bytes: int) -> None:
+        self.epoch = 0
+        self.session = NO_SESSION
+        self.lease = 0.0
+        self.lease_end = LAPSED
+        self.applied = 0
+        self.value_bytes_max = 0
+        self.closing = False
+        self.cache = Cache(cache_bytes)
+        self.entries = self.cache.entries
+        self.counters = dict.fromkeys(
+            ("fills", "deletions", "drops", "flushes", "gaps", "joins"), 0
+        )
+        self._random16 = random16
+        self._label = label
+        self._fills: dict[Key, list[Fill]] = {}
+        self._held: list[Publication] = []
+        self._held_keys = 0
+        self._dropped: list[Key] = []
+        self._ack_due = False
+        # HELLO
+        self._nonce = b""
+        self._replaces = (0, NO_SESSION)
+        self._hello_first = LAPSED
+        self._hello_at = LAPSED
+        self._hello_pause = RETRY_FIRST
+        # SYNC
+        self._serial = 0
+        self._sent_at: dict[int, float] = {}
+        self._synced_at = LAPSED
+        self._sync_at = NEVER
+        # requests and writes
+        self._request = 0
+        self._write = 0
+        self._writing: set[int] = set()
+        self._void(LAPSED)
+
+    def __repr__(self) -> str:
+        return (
+            f"<LocalState epoch={self.epoch:x} session={self.session} applied={self.applied} "
+            f"lease_end={self.lease_end:.3f} {self.cache!r} fills={list(self._fills.values())} "
+            f"held={self._held_keys}>"
+        )
+
+    # ---- events ---------------------------------------------------------------------------
+
+    def receive(self, message: ToLocal, now: float) -> list[LocalEffect]:
+        """Take one message that came on the control channel or was published."""
+        effects: list[LocalEffect] = []
+        if type(message) is Publication:
+            self._on_publication(message, now)
+        elif type(message) is Synced:
+            self._on_synced(message, now)
+        elif type(message) is Welcome:
+            effects += self._on_welcome(message, now)
+        elif type(message) is Refused:
+            self.refused(message, now)
+        elif type(message) is Farewell and self.closing:
+            self.session = NO_SESSION
+        return effects
+
+    def tick(self, now: float) -> list[LocalEffect]:
+        """Do what is due: also to be called once a batch of messages has been received, since
+        one acknowledgement serves many deletions.
+        """
+        effects: list[LocalEffect] = []
+        if self.closing:
+            effects += self._goodbye_if_due(now)
+        elif not self.session:
+            effects += self._hello_if_due(now)
+        else:
+            if self._ack_due:
+                self._ack_due = False
+                effects.append(Tell(Ack(self.epoch, self.session, self.applied)))
+            if now >= self._sync_at:
+                effects.append(self._sync(now))
+        if self._dropped:
+            effects.append(Dropped(self._dropped))
+            self._dropped = []
+        return effects
+
+    @property
+    def wake_at(self) -> float:
+        """When :meth:`tick` is next due."""
+        if self._ack_due or self._dropped:
+            return LAPSED
+        return self._sync_at if self.session and not self.closing else self._hello_at
+
+    def reconnected(self, now: float) -> None:
+        """A connection to Global has come up: what was sent or published before may be lost."""
+        self._hello_at = now
+        if self.session:
+            self._sync_at = now
+
+    def goodbye(self, now: float) -> None:
+        """Give up everything. ``session`` becomes 0 once Global has answered."""
+        self.lease_end = LAPSED
+        self.closing = True
+        self.cache.clear()
+        self._hello_at = now
+
+    # ---- joining --------------------------------------------------------------------------
+
+    def _void(self, now: float) -> None:
+        """Neither epoch nor session, lease, cache, fills in flight nor applied number."""
+        self.lease_end = LAPSED  # first: a hit on another thread looks at it last
+        if self.session:
+            self._replaces = (self.epoch, self.session)
+        self.epoch, self.session, self.applied = 0, NO_SESSION, 0
+        self.cache.clear()
+        self._held, self._held_keys = [], 0
+        self._sent_at.clear()
+        self._writing.clear()
+        self._ack_due = False
+        self._sync_at = NEVER
+        self._nonce = self._random16()
+        self._hello_first, self._hello_at = NEVER, now
+        self._hello_pause = RETRY_FIRST
+
+    def _hello_if_due(self, now: float) -> list[LocalEffect]:
+        if now < self._hello_at:
+            return []
+        # Repeats bear the same nonce and get the same answer; the lease in it counts from the
+        # first one that may have arrived.
+        self._hello_first = min(self._hello_first, now)
+        self._hello_at = now + self._hello_pause
+        self._hello_pause = min(2 * self._hello_pause, RETRY_MAX)
+        return [Tell(Hello(self._nonce, *self._replaces, self._label))]
+
+    def _on_welcome(self, message: Welcome, now: float) -> list[LocalEffect]:
+        if self.session or self.closing or message.nonce != self._nonce:
+            return []
+        self.counters["joins"] += 1
+        self.epoch, self.session = message.epoch, message.session
+        self.applied = message.seq
+        self.lease = message.lease
+        self.value_bytes_max = message.value_bytes_max
+        self._synced_at = self._hello_first
+        self._sync_at = self._hello_first + RENEW * self.lease
+        self._trust(self._hello_first)
+        return [Subscribe(message.publisher)]
+
+    def refused(self, message: Refused, now: float) -> None:
+        """Global does not know this session any more: join anew. Anything else is not ours."""
+        lost = message.refusal in (Refusal.OTHER_EPOCH, Refusal.UNKNOWN_SESSION)
+        current = (message.epoch, message.session) == (self.epoch, self.session)
+        if lost and current and self.session:
+            if self.closing:
+                self.session = NO_SESSION
+            else:
+                self._void(now)
+
+    def _goodbye_if_due(self, now: float) -> list[LocalEffect]:
+        if not self.session or now < self._hello_at:
+            return []
+        self._hello_at = now + 2 * RETRY_FIRST
+        return [Tell(Goodbye(self.epoch, self.session))]
+
+    # ---- lease ----------------------------------------------------------------------------
+
+    def renew(self, now: float) -> None:
+        """Ask for a SYNC soon: the lease has lapsed, or deletions were missed."""
+        if self.session:
+            self._sync_at = min(self._sync_at, max(now, self._synced_at + RETRY_FIRST))
+
+    def _sync(self, now: float) -> LocalEffect:
+        self._serial += 1
+        self._sent_at[self._serial] = now
+        while len(self._sent_at) > SYNCS_MAX:
+            del self._sent_at[next(iter(self._sent_at))]
+        self._synced_at = now
+        self._sync_at = now + RENEW * self.lease
+        return Tell(Sync(self.epoch, self.session, self._serial, self.applied, self.seen))
+
+    def _on_synced(self, message: Synced, now: float) -> None:
+        if (message.epoch, message.session) != (self.epoch, self.session) or self.closing:
+            return
+        if message.keys is None:
+            self._flush(message.seq)
+        elif message.after <= self.applied:
+            self._apply(message.after + 1, message.keys)
+        else:  # a push that builds on an acknowledgement from before we joined anew: not ours
+            return
+        sent_at = self._sent_at.pop(message.serial, None)
+        if sent_at is not None:
+            self._trust(sent_at)
+        self._ack_due = True
+        self._apply_held(now)
+
+    def _trust(self, sent_at: float) -> None:
+        self.lease_end = max(self.lease_end, sent_at + self.lease * (1 - MARGIN))
+
+    # ---- deletions ------------------------------------------------------------------------
+
+    def _on_publication(self, message: Publication, now: float) -> None:
+        if not self.session or self.closing or message.epoch != self.epoch:
+            return
+        if message.first > self.applied + 1:
+            self.counters["gaps"] += 1
+            self._hold(message)
+            self.renew(now)
+            return
+        self._apply(message.first, message.keys)
+        if self.session in message.holders:
+            self._ack_due = True
+        self._apply_held(now)
+
+    def _hold(self, message: Publication) -> None:
+        if self._held_keys + len(message.keys) <= HELD_KEYS_MAX:
+            self._held.append(message)
+            self._held_keys += len(message.keys)
+
+    def _apply_held(self, now: float) -> None:
+        """Apply what waited for a repair, as far as there is no further gap."""
+        if not self._held:
+            return
+        held, self._held, self._held_keys = self._held, [], 0
+        for message in sorted(held, key=lambda each: each.first):
+            if message.first > self.applied + 1:
+                self._hold(message)
+            else:
+                self._apply(message.first, message.keys)
+        self._ack_due = True
+        if self._held:
+            self.renew(now)
+
+    def _apply(self, first: int, keys: list[Key]) -> None:
+        """Apply the deletions ``first``, ``first + 1``, … that have not been applied."""
+        for key in keys[max(0, self.applied + 1 - first) :]:
+            self.applied += 1
+            self.counters["deletions"] += 1
+            for fill in self._fills.get(key, ()):
+                fill.deleted = self.applied
+            if self.cache.discard(key):
+                self.counters["drops"] += 1
+                self._dropped.append(key)
+
+    def _flush(self, seq: int) -> None:
+        """Drop the whole cache: a deletion numbered ``seq`` of every key."""
+        if seq <= self.applied:
+            return
+        self.counters["flushes"] += 1
+        self.cache.clear()
+        for fills in self._fills.values():
+            for fill in fills:
+                fill.deleted = seq
+        self.applied = seq
+
+    # ---- the cache ------------------------------------------------------------------------
+
+    def hit(self, key: Key, now: float, *, stale_ok: bool = False) -> Entry | None:
+        """The entry of ``key``, if the lease is valid at ``now``."""
+        entry = self.entries.get(key)
+        if entry is None or not (now < self.lease_end or stale_ok):
+            return None
+        entry.visited = True
+        return entry
+
+    def begin_fill(self, key: Key, *, reading: bool = False) -> Fill:
+        """A request for ``key`` (``reading``: a GET) is about to be sent in this session."""
+        fill = Fill(key, self.epoch, self.session, reading)
+        self._fills.setdefault(key, []).append(fill)
+        return fill
+
+    def reading(self, key: Key) -> Fill | None:
+        """A GET of ``key`` that is in flight. (A write may wait long for others.)"""
+        return next((fill for fill in self._fills.get(key, ()) if fill.reading), None)
+
+    def finish_fill(self, fill: Fill, found: Found) -> Entry | None:
+        """A reply has come: store its value, if it may be. The entry, or None."""
+        if (
+            not found.cacheable
+            or fill.done
+            or self.closing
+            or (fill.epoch, fill.session) != (self.epoch, self.session)
+            or fill.deleted > found.seq
+        ):
+            return None
+        self.counters["fills"] += 1
+        return self.cache.insert(fill.key, found.stored)
+
+    def end_fill(self, fill: Fill) -> None:
+        """The request has ended, answered or given up: nothing that comes later is stored."""
+        if fill.done:
+            return
+        fill.done = True
+        fills = self._fills[fill.key]
+        fills.remove(fill)
+        if not fills:
+            del self._fills[fill.key]
+
+    # ---- numbers --------------------------------------------------------------------------
+
+    def next_request(self) -> int:
+        self._request += 1
+        return self._request
+
+    def new_token(self) -> bytes:
+        return self._random16()
+
+    def begin_write(self) -> int:
+        """The number of a new write of the present session."""
+        self._write += 1
+        self._writing.add(self._write)
+        return self._write
+
+    def end_write(self, write: int) -> None:
+        """Nobody waits for this write any more."""
+        self._writing.discard(write)
+
+    @property
+    def seen(self) -> int:
+        """Every write below this number has ended here."""
+        return min(self._writing, default=self._write + 1)

@@ -1,0 +1,45 @@
+"""What Global has decided to send, until the host takes it; and its counters."""
+
+from __future__ import annotations
+
+from dstore.core.effects import GlobalEffect, Publish, Send
+from dstore.messages import Publication, Refusal, Refused, Route, ToGlobal, ToLocal
+
+COUNTERS = (
+    "gets",
+    "sets",
+    "dels",
+    "scans",
+    "syncs",
+    "pushes",
+    "flushes",
+    "expired",
+    "refused",
+    "malformed",
+)
+
+
+class Outbox:
+    """Effects in their order."""
+
+    def __init__(self) -> None:
+        self.counters = dict.fromkeys(COUNTERS, 0)
+        self._effects: list[GlobalEffect] = []
+
+    def send(self, route: Route, message: ToLocal) -> None:
+        self._effects.append(Send(route, message))
+
+    def publish(self, message: Publication) -> None:
+        self._effects.append(Publish(message))
+
+    def refuse(self, route: Route, message: ToGlobal, refusal: Refusal, text: str) -> None:
+        """Answer that nothing was done, with what the message says of its sender."""
+        self.counters["refused"] += 1
+        epoch, session, request = (
+            getattr(message, name, 0) for name in ("epoch", "session", "request")
+        )
+        self.send(route, Refused(epoch, session, request, refusal, text))
+
+    def take(self) -> list[GlobalEffect]:
+        effects, self._effects = self._effects, []
+        return effects

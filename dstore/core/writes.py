@@ -1,0 +1,253 @@
+"""How Global binds, replaces and deletes: each write once, each deletion in two phases.
+
+In the first phase the key is marked *dying*, the deletion gets its number and is published; the
+engine still has the value, and whoever asks gets it marked "do not cache". In the second, when
+every holder has acknowledged that number or its lease, as it stood in the first phase, has run
+out, the key is removed and the deleter is answered. Removing first would let one client read
+"missing" while another, later, still reads the old value from its cache.
+
+What a SET or a replacement of a dying key finds is decided by what comes after the removal: it
+queues, and runs afresh then. A second DEL joins the wait and is then told that the key is missing.
+A replacement is a deletion whose removal and new value are one step: between the two there is no
+moment at which the key is missing, so that a DEL of a key that is being replaced queues too, and
+deletes the new value.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+from dstore import content
+from dstore.core.calls import Call
+from dstore.core.dying import Dying, TwoPhase
+from dstore.core.outbox import Outbox
+from dstore.core.sessions import Session, Sessions
+from dstore.engines.base import Engine
+from dstore.errors import DstoreError, StoreFull
+from dstore.messages import (
+    Del,
+    DelResult,
+    DelStatus,
+    Found,
+    Key,
+    Publication,
+    Refusal,
+    Route,
+    Set,
+    SetItem,
+    SetResult,
+    SetStatus,
+    Stored,
+)
+
+OUTCOMES_MAX = 10_000
+"""Writes of one session whose outcomes it has not said to have seen; more are refused."""
+
+
+class Writes:
+    """The writing half of :class:`~dstore.core.global_state.GlobalState`."""
+
+    def __init__(
+        self,
+        epoch: int,
+        engine: Engine,
+        sessions: Sessions,
+        deletions: TwoPhase,
+        out: Outbox,
+        value_bytes_max: int,
+    ) -> None:
+        self.closing = False
+        self._epoch = epoch
+        self._engine = engine
+        self._sessions = sessions
+        self._holders = sessions.holders
+        self._deletions = deletions
+        self._out = out
+        self._value_bytes_max = value_bytes_max
+
+    # ---- a write, once --------------------------------------------------------------------
+
+    def set(self, route: Route, session: Session, message: Set, now: float) -> None:
+        call = self._admit(route, session, message, len(message.items))
+        if call is not None:
+            self._out.counters["sets"] += len(message.items)
+            for index, item in enumerate(message.items):
+                self._set(call, index, item, message.replace, now)
+
+    def delete(self, route: Route, session: Session, message: Del, now: float) -> None:
+        call = self._admit(route, session, message, len(message.keys))
+        if call is not None:
+            self._out.counters["dels"] += len(message.keys)
+            for index, key in enumerate(message.keys):
+                self._delete(call, index, key, message.wait, now)
+
+    def _admit(self, route: Route, session: Session, message: Set | Del, size: int) -> Call | None:
+        """A call to work on, or None if the write is a repeat or refused."""
+        session.forget_outcomes(message.seen)
+        known = session.outcomes.get(message.write)
+        if isinstance(known, Call):  # still at work: answer where it was asked last
+            known.route, known.request = route, message.request
+            return None
+        if known is not None:
+            self._out.send(route, known._replace(request=message.request))
+            return None
+        refusal = self._refusal(session, message)
+        if refusal is not None:
+            self._out.refuse(route, message, *refusal)
+            return None
+        call = Call(route, session, message, size)
+        session.outcomes[message.write] = call
+        return call
+
+    def _refusal(self, session: Session, message: Set | Del) -> tuple[Refusal, str] | None:
+        if message.write < session.seen:
+            return Refusal.STALE_WRITE, "its sender has given it up"
+        if self.closing:
+            return Refusal.CLOSING, "Global is shutting down"
+        if len(session.outcomes) >= OUTCOMES_MAX:
+            return Refusal.BUSY, f"{OUTCOMES_MAX} writes of this session wait to be seen"
+        return None
+
+    def _finish(self, call: Call, index: int, result: SetResult | DelResult) -> None:
+        """Note one outcome of a call, and answer when it was the last."""
+        if not call.note(index, result):
+            return
+        reply = call.reply(self._epoch)
+        self._out.send(call.route, reply)
+        if call.session.open and call.write >= call.session.seen:
+            call.session.outcomes[call.write] = call.recorded(reply)
+
+    # ---- binding --------------------------------------------------------------------------
+
+    def _set(self, call: Call, index: int, item: SetItem, replace: bool, now: float) -> None:
+        dying = self._deletions.dying.get(item.key)
+        if dying is not None:
+            dying.queued.append(partial(self._set, call, index, item, replace))
+            return
+        refusal = self._unfit(item)
+        if refusal is not None:
+            self._finish(call, index, SetResult(refusal, self._deletions.seq))
+        elif (old := self._engine.read(item.key)) is None:
+            self._finish(call, index, self._bind(call.session, item))
+        elif not replace:
+            self._finish(call, index, self._occupied(call, item.key, old))
+        elif not self._engine.fits(item.key, item.stored):
+            self._finish(call, index, SetResult(SetStatus.FULL, self._deletions.seq))
+        else:
+            dying = self._deletions.begin(Dying(item.key, old.token, call, index), now)
+            dying.replacement = item.stored
+
+    def _unfit(self, item: SetItem) -> SetStatus | None:
+        if len(item.stored.body) > self._value_bytes_max:
+            return SetStatus.TOO_LARGE
+        return None if content.matches(item.key, item.stored) else SetStatus.MISMATCH
+
+    def _bind(self, session: Session, item: SetItem) -> SetResult:
+        seq = self._deletions.seq
+        try:
+            self._engine.bind(item.key, item.stored)
+        except StoreFull:
+            return SetResult(SetStatus.FULL, seq)
+        except DstoreError:
+            return SetResult(SetStatus.FAILED, seq)
+        return SetResult(SetStatus.STORED, seq, self._hold(item.key, session))
+
+    def _occupied(self, call: Call, key: Key, old: Stored) -> SetResult:
+        seq = self._deletions.seq
+        found = None
+        if call.takes(len(old.body)) and self._hold(key, call.session):
+            found = Found(seq, True, old)
+        return SetResult(SetStatus.OCCUPIED, seq, found=found)
+
+    def _hold(self, key: Key, session: Session) -> bool:
+        """Make the writer a holder, so that its answer may be cached.
+
+        Not if its session has ended while the write was queued: its bit may be another's by now.
+        """
+        if session.open:
+            self._holders.add(key, session.bit)
+        return session.open
+
+    # ---- deleting, phase 1 ----------------------------------------------------------------
+
+    def _delete(self, call: Call, index: int, key: Key, wait: bool, now: float) -> None:
+        dying = self._deletions.dying.get(key)
+        if dying is None:
+            self._begin_deletion(call, index, key, wait, now)
+        elif dying.replacement is not None:
+            dying.queued.append(partial(self._delete, call, index, key, wait))
+        elif wait:
+            dying.joined.append((call, index))
+        else:
+            self._finish(call, index, _pending(dying))
+
+    def _begin_deletion(self, call: Call, index: int, key: Key, wait: bool, now: float) -> None:
+        stored = self._engine.read(key)
+        if stored is None:
+            self._finish(call, index, DelResult(DelStatus.MISSING, self._deletions.seq))
+            return
+        dying = self._deletions.begin(Dying(key, stored.token, call, index), now)
+        if not wait:
+            dying.call = None
+            self._finish(call, index, _pending(dying))
+
+    def settle(self, now: float) -> None:
+        """Publish what has begun, and commit what nobody needs to acknowledge."""
+        while begun := self._deletions.take_begun():
+            keys = [dying.key for dying in begun]
+            holders = self._deletions.take_called()
+            self._out.publish(Publication(self._epoch, begun[0].seq, keys, holders))
+            for dying in begun:
+                if not dying.awaiting:
+                    self._commit(dying, now)
+
+    # ---- between the phases ---------------------------------------------------------------
+
+    def confirm(self, session: Session, applied: int, now: float) -> None:
+        """The session has applied all deletions up to ``applied``."""
+        for dying in self._deletions.confirm(session, applied):
+            self._commit(dying, now)
+
+    def expire(self, now: float) -> None:
+        """Leases run out."""
+        for dying in self._deletions.expire(now):
+            self._out.counters["expired"] += dying.expired
+            self._commit(dying, now)
+
+    # ---- deleting, phase 2 ----------------------------------------------------------------
+
+    def _commit(self, dying: Dying, now: float) -> None:
+        self._deletions.end(dying)
+        self._holders.drop(dying.key)
+        result = self._replaced(dying) if dying.replacement else self._removed(dying)
+        if dying.call is not None:
+            self._finish(dying.call, dying.index, result)
+        for call, index in dying.joined:
+            self._finish(call, index, DelResult(DelStatus.MISSING, self._deletions.seq))
+        for run in dying.queued:
+            run(now)
+
+    def _removed(self, dying: Dying) -> DelResult:
+        try:
+            removed = self._engine.remove(dying.key, dying.token)
+        except DstoreError:
+            removed = False
+        status = DelStatus.DELETED if removed else DelStatus.FAILED
+        return DelResult(status, dying.seq, dying.confirmed, dying.expired)
+
+    def _replaced(self, dying: Dying) -> SetResult:
+        assert dying.replacement is not None
+        assert dying.call is not None
+        seq = self._deletions.seq
+        try:
+            replaced = self._engine.replace(dying.key, dying.token, dying.replacement)
+        except DstoreError:
+            replaced = False
+        if not replaced:
+            return SetResult(SetStatus.FAILED, seq)
+        cacheable = self._hold(dying.key, dying.call.session)
+        return SetResult(SetStatus.REPLACED, seq, cacheable, None, dying.confirmed, dying.expired)
+
+
+def _pending(dying: Dying) -> DelResult:
+    return DelResult(DelStatus.PENDING, dying.seq, pending=dying.awaiting)

@@ -1,0 +1,59 @@
+"""What an engine is: the place where Global keeps its keys and values.
+
+One thread uses an engine, Global's. Every method is done when it returns: what it wrote is what
+the next call reads. ``dstore/testing`` holds a contract test that every engine passes.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from dstore.messages import Key, Stored
+
+
+class Engine(Protocol):
+    """Keys bound to values, each value with the token of the write that bound it."""
+
+    def read(self, key: Key) -> Stored | None:
+        """The value bound to ``key``, or None."""
+
+    def bind(self, key: Key, stored: Stored) -> None:
+        """Bind a value to a key that is free.
+
+        Raises StoreFull, and changes nothing, if it does not fit. The caller has made sure that
+        the key is free.
+        """
+
+    def replace(self, key: Key, token: bytes, stored: Stored) -> bool:
+        """Bind ``stored`` in place of the value with ``token``, in one step.
+
+        False, and nothing changed, if another value or none is bound. The memory limit was
+        checked with :meth:`fits` when the replacement began and is not checked again.
+        """
+
+    def remove(self, key: Key, token: bytes) -> bool:
+        """Remove the value with ``token``. False, and nothing changed, if it is not bound."""
+
+    def fits(self, key: Key, stored: Stored) -> bool:
+        """Whether binding ``stored`` to ``key`` (in place of what it has) stays in the limits."""
+
+    def scan(self, prefix: str, after: Key, limit: int) -> list[Key]:
+        """At most ``limit`` keys that begin with ``prefix`` and come after ``after``.
+
+        In the engine's own fixed order, of which the empty key is the beginning. A key that is
+        bound during a whole scan is found in it, whatever comes and goes beside it.
+        """
+
+    def __len__(self) -> int:
+        """How many keys are bound."""
+
+    @property
+    def size(self) -> int:
+        """What the keys and values take, in bytes, an allowance per entry included."""
+
+    @property
+    def limit(self) -> int:
+        """What they may take, in bytes."""
+
+    def close(self) -> None:
+        """Give back what the engine holds. Idempotent."""

@@ -1,0 +1,214 @@
+"""Global at work: GlobalState and an engine with sockets and a loop."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import threading
+from types import TracebackType
+
+from dstore import clock, config, wire
+from dstore.core.effects import GlobalEffect, Send
+from dstore.core.global_state import GlobalState
+from dstore.engines.base import Engine
+from dstore.engines.memory import MemoryEngine
+from dstore.errors import BadMessage
+from dstore.messages import Refusal, Refused
+from dstore.transport.router import Router
+
+log = logging.getLogger("dstore.global")
+
+DRAIN_MAX = 1000
+"""Messages taken in one go before timers get their turn."""
+LOG_PAUSE = 1.0
+"""Least seconds between two log lines about frames that are not ours."""
+
+
+class Global:
+    """The authority: binds its sockets and answers until it is stopped.
+
+    Parameters
+    ----------
+    address
+        Where requests are taken, ``tcp://HOST:PORT`` (port 0: any free one) or ``ipc://PATH``.
+    publisher
+        Where deletions are published. Default: the next port, or the path with ``.pub`` added.
+    lease
+        Seconds for which a Local may answer from its cache without hearing from Global. A worker
+        that dies delays a deletion of what it had read by at most this much.
+    log_length
+        How many recent deletions are kept for Locals that missed them; one that missed more
+        drops its whole cache.
+    memory_limit
+        Bytes that keys and values may take.
+    engine
+        Where they are kept. Default: in memory, within ``memory_limit``.
+
+    Raises
+    ------
+    ValueError
+        A parameter is out of its range.
+
+    Notes
+    -----
+    Use it as a context manager, which serves in a thread, or call :meth:`run`. :meth:`stop` is
+    safe from any thread and from signal handlers.
+    """
+
+    def __init__(
+        self,
+        address: str = config.ADDRESS_DEFAULT,
+        *,
+        publisher: str | None = None,
+        lease: float = config.LEASE_DEFAULT,
+        log_length: int = config.LOG_LENGTH_DEFAULT,
+        memory_limit: int = config.MEMORY_LIMIT_DEFAULT,
+        engine: Engine | None = None,
+    ) -> None:
+        if not config.LEASE_MIN <= lease <= config.LEASE_MAX:
+            raise ValueError(
+                f"a lease has {config.LEASE_MIN} to {config.LEASE_MAX:g} seconds, not {lease}"
+            )
+        if log_length < 1 or memory_limit < 1:
+            raise ValueError("log_length and memory_limit must be at least 1")
+        self.address = address
+        self.publisher = publisher or ""
+        self._lease = lease
+        self._log_length = log_length
+        self._engine = engine or MemoryEngine(memory_limit)
+        self._router: Router | None = None
+        self._thread: threading.Thread | None = None
+        self._stopping = threading.Event()
+        self._log_at = float("-inf")
+        self._unlogged = 0
+
+    def __repr__(self) -> str:
+        return f"<dstore.Global {self.address} {'bound' if self._router else 'not bound'}>"
+
+    # ---- life -----------------------------------------------------------------------------
+
+    def bind(self) -> None:
+        """Take the addresses; :attr:`address` and :attr:`publisher` then have the real ports.
+
+        Raises AddressError.
+        """
+        if self._router is not None:
+            return
+        router = Router(self.address, self.publisher or None)
+        self.address, self.publisher = router.address, router.publisher
+        self._state = GlobalState(
+            self._engine,
+            epoch=secrets.randbits(63) | 1,
+            publisher=router.advertised,
+            lease=self._lease,
+            log_length=self._log_length,
+            value_bytes_max=config.VALUE_BYTES_MAX,
+        )
+        self._router = router
+
+    def start(self) -> None:
+        """Bind, and serve in a thread. Raises AddressError."""
+        self.bind()
+        self._thread = threading.Thread(target=self.run, name="dstore-global", daemon=True)
+        self._thread.start()
+
+    def run(self) -> None:
+        """Bind, and serve in the calling thread until :meth:`stop`. Raises AddressError."""
+        self.bind()
+        assert self._router is not None
+        try:
+            while not self._stopping.is_set():
+                self._turn(self._router)
+            self._finish(self._router)
+        finally:
+            self._router.close()
+            self._engine.close()
+
+    def stop(self) -> None:
+        """Make :meth:`run` answer what is outstanding and return."""
+        self._stopping.set()
+        if self._router is not None:
+            self._router.wake()
+
+    def close(self) -> None:
+        """Stop, and wait until the ports are free. Idempotent."""
+        self.stop()
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            thread.join()
+
+    def __enter__(self) -> Global:
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # ---- the loop -------------------------------------------------------------------------
+
+    def _turn(self, router: Router) -> None:
+        """Wait until something has arrived or is due, and do it."""
+        router.wait(self._state.wake_at - clock.now())
+        self._drain(router)
+
+    def _drain(self, router: Router) -> None:
+        for _ in range(DRAIN_MAX):
+            frames = router.receive()
+            if frames is None:
+                break
+            self._take(router, frames)
+        now = clock.now()
+        if now >= self._state.wake_at:
+            self._perform(router, self._state.tick(now))
+
+    def _take(self, router: Router, frames: list[bytes]) -> None:
+        route = frames[0]
+        try:
+            if len(frames) != 2:
+                raise BadMessage(f"a message is one frame, not {len(frames) - 1}")
+            message = wire.decode_to_global(frames[1])
+        except BadMessage as error:
+            self._refuse(router, route, error)
+            return
+        # The clock is read after the message has arrived: a lease counts from receipt.
+        self._perform(router, self._state.receive(route, message, clock.now()))
+
+    def _perform(self, router: Router, effects: list[GlobalEffect]) -> None:
+        for effect in effects:
+            if type(effect) is Send:
+                router.send(effect.route, wire.encode(effect.message))
+            else:
+                router.publish(wire.encode(effect.message))
+
+    def _finish(self, router: Router) -> None:
+        """Answer what has arrived and what waits for acknowledgements; take no new writes."""
+        self._drain(router)
+        self._state.close()
+        end = clock.now() + self._lease
+        while not self._state.idle and clock.now() < end:
+            router.wait(min(self._state.wake_at, end) - clock.now())
+            self._drain(router)
+
+    def _refuse(self, router: Router, route: bytes, error: BadMessage) -> None:
+        self._state.counters["malformed"] += 1
+        self._log_limited(error)
+        other = isinstance(error, wire.OtherVersion)
+        refusal = Refusal.OTHER_VERSION if other else Refusal.BAD_MESSAGE
+        asked = (0, 0, 0)
+        if isinstance(error, wire.Malformed):
+            asked = (error.epoch, error.session, error.request)
+        router.send(route, wire.encode(Refused(*asked, refusal, str(error))))
+
+    def _log_limited(self, error: BadMessage) -> None:
+        now = clock.now()
+        if now < self._log_at + LOG_PAUSE:
+            self._unlogged += 1
+            return
+        more = f" ({self._unlogged} more since the last such line)" if self._unlogged else ""
+        self._log_at, self._unlogged = now, 0
+        log.warning("refused a frame that is not a message of ours: %s%s", error, more)

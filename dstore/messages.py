@@ -1,0 +1,308 @@
+"""The nouns of the protocol: what Global and Locals say to each other.
+
+Every message bears the ``epoch`` of the Global it belongs to and, where it concerns one Local,
+its ``session``. :mod:`dstore.wire` turns messages into frames and back; ``docs/protocol.md``
+tells what each is for.
+
+A key is a ``str`` throughout. Bytes that are not UTF-8 become lone surrogates (PEP 383), so that
+text and bytes share one name space: ``"a"`` and ``b"a"`` are the same key.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import NamedTuple, TypeAlias
+
+Key: TypeAlias = str
+Route: TypeAlias = bytes
+"""How Global reaches one DEALER: the identity that its ROUTER socket gave the connection."""
+
+NO_SESSION = 0
+
+
+class Stored(NamedTuple):
+    """One value as Global keeps it: opaque bytes and the name of the codec that reads them."""
+
+    token: bytes
+    codec: str
+    body: bytes
+
+
+class Found(NamedTuple):
+    """A value in a reply. ``seq`` was read before the engine was."""
+
+    seq: int
+    cacheable: bool
+    stored: Stored
+
+
+class SetStatus(IntEnum):
+    """What became of one item of a SET."""
+
+    STORED = 0
+    OCCUPIED = 1
+    REPLACED = 2
+    FULL = 3
+    MISMATCH = 4  # the value does not hash to the content address it was to be bound to
+    TOO_LARGE = 5
+    FAILED = 6  # the engine raised
+
+
+class SetResult(NamedTuple):
+    """The outcome of one item of a SET.
+
+    ``cacheable`` speaks of the value that was written; the value that was in the way, if any,
+    comes along as ``found`` and has a word of its own. ``confirmed`` and ``expired`` count the
+    holders of a value that was replaced.
+    """
+
+    status: SetStatus
+    seq: int
+    cacheable: bool = False
+    found: Found | None = None
+    confirmed: int = 0
+    expired: int = 0
+
+
+class DelStatus(IntEnum):
+    """What became of one key of a DEL."""
+
+    DELETED = 0
+    MISSING = 1
+    PENDING = 2  # ``wait=False``: numbered and published, holders still to confirm
+    FAILED = 3  # the engine raised
+
+
+class DelResult(NamedTuple):
+    """The outcome of one key of a DEL: how many Locals confirmed, expired, or are awaited."""
+
+    status: DelStatus
+    seq: int
+    confirmed: int = 0
+    expired: int = 0
+    pending: int = 0
+
+
+class Refusal(IntEnum):
+    """Why Global did not execute a request."""
+
+    BAD_MESSAGE = 0
+    OTHER_VERSION = 1
+    OTHER_EPOCH = 2
+    UNKNOWN_SESSION = 3
+    STALE_WRITE = 4  # its sender has said that it no longer waits for it
+    CLOSING = 5
+    BUSY = 6
+    FAILED = 7
+
+
+# ---- from a Local to Global -------------------------------------------------------------------
+
+
+class Hello(NamedTuple):
+    """Open a session, in place of the one named (0, 0: none). ``nonce`` makes it repeatable."""
+
+    nonce: bytes
+    replaces_epoch: int
+    replaces_session: int
+    label: str
+
+
+class Sync(NamedTuple):
+    """Renew the lease; ``serial`` ties the answer to the moment of sending.
+
+    ``seen``: the outcomes of this session's writes below this number need not be kept.
+    """
+
+    epoch: int
+    session: int
+    serial: int
+    applied: int
+    seen: int
+
+
+class Ack(NamedTuple):
+    """All deletions up to ``applied`` have been applied."""
+
+    epoch: int
+    session: int
+    applied: int
+
+
+class Goodbye(NamedTuple):
+    """The Local holds nothing any more: end the session."""
+
+    epoch: int
+    session: int
+
+
+class Get(NamedTuple):
+    """Ask for the values of keys."""
+
+    epoch: int
+    session: int
+    request: int
+    keys: list[Key]
+
+
+class SetItem(NamedTuple):
+    """One key and the value to bind to it."""
+
+    key: Key
+    stored: Stored
+
+
+class Set(NamedTuple):
+    """Bind values to keys. ``write`` numbers the session's writes, so that repeats are known."""
+
+    epoch: int
+    session: int
+    request: int
+    write: int
+    seen: int
+    replace: bool
+    items: list[SetItem]
+
+
+class Del(NamedTuple):
+    """Delete keys. With ``wait`` the answer comes after the holders have confirmed."""
+
+    epoch: int
+    session: int
+    request: int
+    write: int
+    seen: int
+    wait: bool
+    keys: list[Key]
+
+
+class Scan(NamedTuple):
+    """Ask for one page of the keys that begin with ``prefix``, after the key ``after``."""
+
+    epoch: int
+    session: int
+    request: int
+    prefix: str
+    after: str
+    limit: int
+
+
+class Stats(NamedTuple):
+    """Ask Global for its figures."""
+
+    epoch: int
+    session: int
+    request: int
+
+
+# ---- from Global to a Local -------------------------------------------------------------------
+
+
+class Welcome(NamedTuple):
+    """The answer to HELLO. It counts as the answer to a first SYNC at ``seq``."""
+
+    epoch: int
+    session: int
+    nonce: bytes
+    seq: int
+    lease: float
+    publisher: str
+    value_bytes_max: int
+
+
+class Synced(NamedTuple):
+    """The deletions in (``after``, ``seq``], or None for ``keys``: drop the whole cache.
+
+    In answer to the SYNC with this ``serial`` it renews the lease. With serial 0 it is a push,
+    sent unasked to a holder that is late, and renews nothing.
+    """
+
+    epoch: int
+    session: int
+    serial: int
+    after: int
+    seq: int
+    keys: list[Key] | None
+
+
+class Farewell(NamedTuple):
+    """The session has ended; nobody waits for it any more."""
+
+    epoch: int
+    session: int
+
+
+class GetReply(NamedTuple):
+    """Values for the first ``len(items)`` keys of the GET, None where missing.
+
+    A reply that would become too large stops early; the Local asks again for the rest.
+    """
+
+    epoch: int
+    session: int
+    request: int
+    items: list[Found | None]
+
+
+class SetReply(NamedTuple):
+    """One outcome for each item of the SET."""
+
+    epoch: int
+    session: int
+    request: int
+    items: list[SetResult]
+
+
+class DelReply(NamedTuple):
+    """One outcome for each key of the DEL."""
+
+    epoch: int
+    session: int
+    request: int
+    items: list[DelResult]
+
+
+class ScanReply(NamedTuple):
+    """One page of keys. ``after`` continues the scan; empty when it has ended."""
+
+    epoch: int
+    session: int
+    request: int
+    keys: list[Key]
+    after: str
+
+
+class StatsReply(NamedTuple):
+    """Global's figures, by name."""
+
+    epoch: int
+    session: int
+    request: int
+    figures: dict[str, object]
+
+
+class Refused(NamedTuple):
+    """Nothing was executed. ``epoch`` and ``session`` are those of the message refused."""
+
+    epoch: int
+    session: int
+    request: int
+    refusal: Refusal
+    text: str
+
+
+class Publication(NamedTuple):
+    """Deletions ``first``, ``first + 1``, …; the sessions in ``holders`` are to acknowledge."""
+
+    epoch: int
+    first: int
+    keys: list[Key]
+    holders: list[int]
+
+
+Request: TypeAlias = Get | Set | Del | Scan | Stats
+ToGlobal: TypeAlias = Hello | Sync | Ack | Goodbye | Request
+Reply: TypeAlias = GetReply | SetReply | DelReply | ScanReply | StatsReply | Refused
+REPLIES = (GetReply, SetReply, DelReply, ScanReply, StatsReply, Refused)
+ToLocal: TypeAlias = Welcome | Synced | Farewell | Reply | Publication
+Message: TypeAlias = ToGlobal | ToLocal

@@ -1,0 +1,481 @@
+"""``dstore.Node``: what a program embeds. The public face of one Local."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import socket
+import threading
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from types import TracebackType
+from typing import Any, NamedTuple
+
+from dstore import clock, codec, config, content
+from dstore.core import operations
+from dstore.core.cache import Entry
+from dstore.core.local_state import LocalState
+from dstore.core.operations import Answer
+from dstore.errors import (
+    InvalidKey,
+    KeyMissing,
+    KeyOccupied,
+    NodeClosed,
+    RequestRefused,
+    StoreFull,
+    ValueCorrupt,
+    ValueTooLarge,
+)
+from dstore.local import Local, random16
+from dstore.messages import DelResult, DelStatus, Key, SetItem, SetStatus, Stored
+from dstore.transport import addresses
+from dstore.wire import key_bytes
+
+_RAISE: Any = object()
+
+
+class Lookup(NamedTuple):
+    """A value, whether this Local answered, and whether it holds the value now."""
+
+    value: Any
+    from_local: bool
+    cached: bool
+
+
+class Deletion(NamedTuple):
+    """A deletion: how many Locals that held the value confirmed, how many leases ran out instead.
+
+    With ``wait=False`` nobody has been waited for: ``pending`` Locals were yet to confirm.
+    """
+
+    confirmed: int
+    expired: int
+    pending: int
+
+
+class Node:
+    """A Local cache of the Global at ``address``, for one process and all its threads.
+
+    The Node joins in the background: making one neither blocks nor fails when Global is down.
+    After a fork the child joins anew on first use, with an empty cache; the parent is undisturbed.
+
+    Parameters
+    ----------
+    address
+        Of Global, ``tcp://HOST:PORT`` or ``ipc://PATH``. Default: ``$DSTORE_GLOBAL``, else
+        ``tcp://127.0.0.1:50051``.
+    timeout
+        Seconds until a call gives up. A confirmed deletion or replacement may take one lease
+        longer, since it may have to wait for the lease of a Local that died.
+    cache_bytes
+        The most that the cache may take; what is read least goes first (SIEVE).
+    stale_ok
+        Whether :meth:`get` may answer from the cache when the lease has lapsed, that is when
+        Global cannot be reached. Such an answer may have been deleted meanwhile.
+    label
+        Tells people at Global who this is. Default: host name and process id.
+    on_deletion
+        Called with each key that the cache held and that has been deleted, from the background
+        thread; it must be quick.
+
+    Raises
+    ------
+    AddressError
+        ``address`` is malformed.
+
+    Notes
+    -----
+    All methods are safe from any thread, and raise ``GlobalUnavailable`` when Global does not
+    answer within ``timeout``, ``NodeClosed`` after :meth:`close`, and ``InvalidKey`` for a key
+    that is not 1 to 511 bytes of text or bytes. ``"a"`` and ``b"a"`` are the same key.
+    """
+
+    def __init__(
+        self,
+        address: str | None = None,
+        *,
+        timeout: float = config.TIMEOUT_DEFAULT,
+        cache_bytes: int = config.CACHE_BYTES_DEFAULT,
+        stale_ok: bool = False,
+        label: str = "",
+        on_deletion: Callable[[str | bytes], None] | None = None,
+    ) -> None:
+        self.address = addresses.check(address or config.address_default())
+        self.timeout = timeout
+        self._cache_bytes = cache_bytes
+        self._stale_ok = stale_ok
+        self._label = label
+        self._on_deletion = on_deletion
+        self._hits = 0
+        self._misses = 0
+        self._closed = False
+        self._local: Local | None = None
+        self._state = _absent()
+        self._birth = threading.Lock()
+        _nodes.add(self)
+        self._here()
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else f"{len(self._state.entries)} cached"
+        return f"<dstore.Node {self.address} {state}>"
+
+    # ---- reading --------------------------------------------------------------------------
+
+    def get(self, key: str | bytes, default: Any = _RAISE, *, stale_ok: bool | None = None) -> Any:
+        """The value of ``key``, from the cache if it is there, else from Global.
+
+        Raises KeyMissing if nobody holds it and no ``default`` is given.
+        """
+        # The lease is noted first and compared last: between any two other steps it might lapse,
+        # the key be deleted, and a renewal come.
+        state = self._state
+        lease_end = state.lease_end
+        entry = state.entries.get(key)  # type: ignore[arg-type]  # bytes are not found: slow path
+        if entry is not None and clock.now() < lease_end:
+            entry.visited = True
+            self._hits += 1
+            value = entry.value
+            return value if type(value) is not Stored else _opened(entry)
+        try:
+            return self.lookup(key, stale_ok=stale_ok).value
+        except KeyMissing:
+            if default is _RAISE:
+                raise
+            return default
+
+    def lookup(self, key: str | bytes, *, stale_ok: bool | None = None) -> Lookup:
+        """Like :meth:`get`, and tells who answered. Raises KeyMissing."""
+        name = _key(key)
+        answer = self._read([name], stale_ok).get(name)
+        if answer is None:
+            raise KeyMissing(key)
+        return Lookup(_value(answer), answer.from_local, answer.entry is not None)
+
+    def __contains__(self, key: str | bytes) -> bool:
+        """Whether the key is bound. The value is fetched, and cached, if it was not here."""
+        name = _key(key)
+        return name in self._read([name], None)
+
+    def get_many(self, keys: Iterable[str | bytes]) -> dict[Any, Any]:
+        """The values of many keys, in one message each way. Missing keys are absent.
+
+        Each key is read on its own; the result is no snapshot.
+        """
+        names = {key: _key(key) for key in keys}
+        answers = self._read(names.values(), None)
+        return {key: _value(answers[name]) for key, name in names.items() if name in answers}
+
+    def _read(self, keys: Iterable[Key], stale_ok: bool | None) -> dict[Key, Answer]:
+        stale = self._stale_ok if stale_ok is None else stale_ok
+        answers = self._here().run(
+            lambda state, now: operations.get(state, keys, now, now + self.timeout, stale)
+        )
+        hits = sum(answer.from_local for answer in answers.values())
+        self._hits += hits
+        self._misses += len(answers) - hits
+        return answers
+
+    def keys(self, prefix: str | bytes = "") -> Iterator[Any]:
+        """The keys that begin with ``prefix``, page by page; bytes where they are not UTF-8.
+
+        Not a snapshot: a key that is bound all the while is found, one that comes or goes may be.
+        """
+        start = _text(prefix)
+        after = ""
+        while True:
+            page = self._here().run(
+                partial(self._page, prefix=start, after=after, limit=config.KEYS_PAGE_DEFAULT)
+            )
+            yield from map(_public, page.keys)
+            if not page.after:
+                return
+            after = page.after
+
+    def _page(
+        self, state: LocalState, now: float, *, prefix: str, after: str, limit: int
+    ) -> operations.Operation[Any]:
+        return operations.scan(state, prefix, after, limit, now, now + self.timeout)
+
+    # ---- writing --------------------------------------------------------------------------
+
+    def set(self, key: str | bytes, value: Any, *, replace: bool = False) -> None:
+        """Bind ``value`` to ``key``.
+
+        With ``replace`` in place of what it has: from the return on no Local answers with the old
+        value any more. Raises KeyOccupied, ValueTooLarge, StoreFull, OutcomeUnknown, and TypeError
+        or ValueError for a value that cannot be stored.
+        """
+        outcome = self._write([_item(key, value)], replace)[_key(key)]
+        if outcome.status is SetStatus.OCCUPIED:
+            raise KeyOccupied(key, local=outcome.local, updated=outcome.updated)
+
+    def set_many(self, mapping: Mapping[Any, Any], *, replace: bool = False) -> list[Any]:
+        """Bind many values, in few messages. The keys that were refused as occupied.
+
+        Each key is bound on its own. After an exception some may have been bound.
+        """
+        items = [_item(key, value) for key, value in mapping.items()]
+        outcomes = self._write(items, replace)
+        return [
+            key
+            for key, item in zip(mapping, items)
+            if outcomes[item.key].status is SetStatus.OCCUPIED
+        ]
+
+    def put(self, value: Any) -> str:
+        """Bind ``value`` to its content address, ``"b3:"`` and its BLAKE3 hash, and return that.
+
+        The same content always has the same key; putting it again changes nothing. For bytes the
+        hash is what ``b3sum`` prints. Raises what :meth:`set` raises, but never KeyOccupied.
+        """
+        name, body = codec.encode(value)
+        key = content.address(name, body)
+        self._write([SetItem(key, Stored(random16(), name, body))], False)
+        return key
+
+    def delete(self, key: str | bytes, *, wait: bool = True) -> Deletion:
+        """Delete ``key`` everywhere. From the return on no Local answers with its value any more.
+
+        With ``wait=False`` it returns at once; the deletion takes effect at most one lease later.
+        Raises KeyMissing, OutcomeUnknown.
+        """
+        name = _key(key)
+        deletion = _deletion(self._delete([name], wait)[name])
+        if deletion is None:
+            raise KeyMissing(key)
+        return deletion
+
+    def delete_many(self, keys: Iterable[str | bytes], *, wait: bool = True) -> dict[Any, Deletion]:
+        """Delete many keys with one publication. Missing keys are absent from the result."""
+        names = {key: _key(key) for key in keys}
+        results = self._delete(list(names.values()), wait)
+        deletions = {key: _deletion(results[name]) for key, name in names.items()}
+        return {key: deletion for key, deletion in deletions.items() if deletion is not None}
+
+    def _write(self, items: list[SetItem], replace: bool) -> dict[Key, operations.SetOutcome]:
+        local = self._here()
+        limit = local.state.value_bytes_max or config.VALUE_BYTES_MAX
+        for item in items:
+            if len(item.stored.body) > limit:
+                raise ValueTooLarge(len(item.stored.body), limit)
+        outcomes = local.run(
+            lambda state, now: operations.set_(state, items, replace, now, self._patience(now))
+        )
+        for item in items:
+            _check_written(item, outcomes[item.key].status, limit)
+        return outcomes
+
+    def _delete(self, keys: list[Key], wait: bool) -> dict[Key, DelResult]:
+        return self._here().run(
+            lambda state, now: operations.delete(state, keys, wait, now, self._patience(now))
+        )
+
+    def _patience(self, now: float) -> float:
+        """The deadline of what may have to wait for the lease of a Local that died."""
+        return now + self.timeout + self._state.lease
+
+    # ---- figures --------------------------------------------------------------------------
+
+    def stats(self) -> dict[str, Any]:
+        """Figures of this Local: sizes in bytes, times in seconds, counts since it began.
+
+        ``hits`` and ``misses`` may miss a few when many threads count at once.
+        """
+        state = self._state
+        left = state.lease_end - clock.now()
+        return {
+            "address": self.address,
+            "label": self._label_here(),
+            "session": state.session,
+            "epoch": f"{state.epoch:016x}",
+            "hits": self._hits,
+            "misses": self._misses,
+            **state.counters,
+            "evictions": state.cache.evictions,
+            "keys": len(state.entries),
+            "bytes": state.cache.size,
+            "bytes_limit": self._cache_bytes,
+            "lease": state.lease,
+            "lease_left": max(0.0, left),
+            "applied": state.applied,
+            "malformed": self._local.malformed if self._local else 0,
+        }
+
+    def global_stats(self) -> dict[str, Any]:
+        """Figures of Global, which is asked for them."""
+        return self._here().run(lambda state, now: operations.stats(state, now, now + self.timeout))
+
+    # ---- life -----------------------------------------------------------------------------
+
+    def join(self, timeout: float | None = None) -> None:
+        """Wait, at most ``timeout`` seconds, until Global has answered. Never needed before use.
+
+        Raises GlobalUnavailable.
+        """
+        patience = self.timeout if timeout is None else timeout
+        self._here().run(lambda state, now: operations.join(state, now, now + patience))
+
+    def close(self) -> None:
+        """Say goodbye and give everything back. Idempotent."""
+        _nodes.discard(self)
+        with self._birth:
+            self._closed = True
+            local, self._local = self._local, None
+            self._state = _absent()
+        if local is not None:
+            local.close()
+
+    def __enter__(self) -> Node:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _here(self) -> Local:
+        """The Local of this process; a new one after a fork."""
+        local = self._local
+        if local is not None:
+            return local
+        with self._birth:
+            if self._closed:
+                raise NodeClosed("the Node is closed")
+            if self._local is None:
+                self._local = Local(
+                    self.address,
+                    label=self._label_here(),
+                    cache_bytes=self._cache_bytes,
+                    on_deletion=self._announce if self._on_deletion else None,
+                )
+                self._state = self._local.state
+            return self._local
+
+    def _announce(self, key: Key) -> None:
+        assert self._on_deletion is not None
+        self._on_deletion(_public(key))
+
+    def _label_here(self) -> str:
+        return self._label or f"{socket.gethostname()}:{os.getpid()}"
+
+    def _forked(self) -> None:
+        """In the child: the parent's lease, cache, sockets, thread and locks are not ours."""
+        self._state = _absent()
+        self._local = None
+        self._birth = threading.Lock()
+
+
+def _absent() -> LocalState:
+    """A state with no lease and an empty cache, in which no hit is found."""
+    return LocalState(random16=bytes, label="", cache_bytes=0)
+
+
+# ---- keys and values --------------------------------------------------------------------------
+
+
+def _text(key: str | bytes) -> Key:
+    if isinstance(key, bytes):
+        return key.decode("utf-8", "surrogateescape")
+    if not isinstance(key, str):
+        raise InvalidKey(f"a key is text or bytes, not {type(key).__name__}")
+    if not key.isascii():
+        try:
+            key.encode()
+        except UnicodeEncodeError:
+            raise InvalidKey("the key is not valid text (lone surrogates); use bytes") from None
+    return str(key)
+
+
+def _key(key: str | bytes) -> Key:
+    text = _text(key)
+    size = key_bytes(text)
+    if not 1 <= size <= config.KEY_BYTES_MAX:
+        raise InvalidKey(
+            f"a key has 1 to {config.KEY_BYTES_MAX} bytes, not {size}; a hash of it is a good key"
+        )
+    return text
+
+
+def _public(key: Key) -> str | bytes:
+    if key.isascii():
+        return key
+    raw = key.encode("utf-8", "surrogateescape")
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return raw
+
+
+def _item(key: str | bytes, value: Any) -> SetItem:
+    name = _key(key)
+    if content.is_address(name):
+        raise InvalidKey(
+            f"keys that begin with {config.CONTENT_PREFIX!r} are content addresses; use put()"
+        )
+    return SetItem(name, Stored(random16(), *codec.encode(value)))
+
+
+def _opened(entry: Entry) -> Any:
+    """The value of an entry; an immutable one is kept, so that it is decoded once."""
+    value = entry.value
+    if type(value) is not Stored:
+        return value
+    value, immutable = codec.decode(value)
+    if immutable:
+        entry.value = value
+    return value
+
+
+def _value(answer: Answer) -> Any:
+    if answer.entry is not None:
+        return _opened(answer.entry)
+    assert answer.stored is not None
+    return codec.decode(answer.stored)[0]
+
+
+def _deletion(result: DelResult) -> Deletion | None:
+    if result.status is DelStatus.MISSING:
+        return None
+    if result.status is DelStatus.FAILED:
+        raise RequestRefused("Global's storage failed; the key is not deleted")
+    return Deletion(result.confirmed, result.expired, result.pending)
+
+
+def _check_written(item: SetItem, status: SetStatus, limit: int) -> None:
+    if status is SetStatus.FULL:
+        raise StoreFull(
+            f"Global has no room for {item.key!r} ({len(item.stored.body):,} bytes); delete "
+            "something, or start Global with a higher --memory-limit"
+        )
+    if status is SetStatus.TOO_LARGE:
+        raise ValueTooLarge(len(item.stored.body), limit)
+    if status is SetStatus.MISMATCH:
+        raise ValueCorrupt(f"the value was damaged on its way: it does not hash to {item.key}")
+    if status is SetStatus.FAILED:
+        raise RequestRefused(f"Global's storage failed; {item.key!r} was not written")
+
+
+# ---- the Nodes of this process ----------------------------------------------------------------
+
+_nodes: weakref.WeakSet[Node] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    for node in list(_nodes):
+        node._forked()
+
+
+def _at_exit() -> None:
+    for node in list(_nodes):
+        with contextlib.suppress(Exception):
+            node.close()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
+atexit.register(_at_exit)

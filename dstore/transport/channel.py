@@ -1,0 +1,123 @@
+"""A Local's request channels: DEALER sockets that the calling threads use themselves."""
+
+from __future__ import annotations
+
+import math
+import threading
+
+import zmq
+
+from dstore.errors import GlobalUnavailable, NodeClosed
+from dstore.transport import addresses
+
+CHANNELS_KEPT = 64
+"""Idle channels that a pool keeps for the next request."""
+
+_OPTIONS = {
+    zmq.LINGER: 0,
+    zmq.IMMEDIATE: 1,  # nothing is queued for a Global that is not there: it was not sent
+    zmq.RECONNECT_IVL: 50,
+    zmq.RECONNECT_IVL_MAX: 1000,
+    zmq.HEARTBEAT_IVL: 1000,
+    zmq.HEARTBEAT_TIMEOUT: 5000,
+}
+
+
+def connected(
+    context: zmq.Context[zmq.Socket[bytes]], kind: int, address: str | None
+) -> zmq.Socket[bytes]:
+    """A socket with the options that all sockets of a Local have."""
+    sock = context.socket(kind)
+    try:
+        for option, value in _OPTIONS.items():
+            sock.setsockopt(option, value)
+        if address is not None:
+            addresses.connect(sock, address)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+class Channel:
+    """One DEALER, for one thread at a time."""
+
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], address: str) -> None:
+        self._socket = connected(context, zmq.DEALER, address)
+        self._timeout_ms = {zmq.RCVTIMEO: -1, zmq.SNDTIMEO: -1}
+
+    def send(self, frame: bytes, timeout: float) -> bool:
+        """Send a frame, if Global can be reached within ``timeout`` seconds."""
+        self._limit(zmq.SNDTIMEO, timeout)
+        try:
+            self._socket.send(frame)
+        except zmq.Again:
+            return False
+        except zmq.ContextTerminated:
+            raise _closed() from None
+        return True
+
+    def receive(self, timeout: float) -> bytes | None:
+        """The next frame that comes within ``timeout`` seconds. Several are never ours: None."""
+        self._limit(zmq.RCVTIMEO, timeout)
+        try:
+            frame: bytes = self._socket.recv()
+        except zmq.Again:
+            return None
+        except zmq.ContextTerminated:
+            raise _closed() from None
+        return frame
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def _limit(self, option: zmq.SocketOption, timeout: float) -> None:
+        milliseconds = max(0, math.ceil(timeout * 1000))
+        if self._timeout_ms[option] != milliseconds:
+            self._timeout_ms[option] = milliseconds
+            self._socket.setsockopt(option, milliseconds)
+
+
+class ChannelPool:
+    """Channels to one address. Safe from any thread.
+
+    A thread takes a channel for one operation and gives it back; one whose operation was cut
+    short is closed instead.
+    """
+
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], address: str) -> None:
+        self._context = context
+        self._address = address
+        self._lock = threading.Lock()
+        self._idle: list[Channel] = []
+        self._closed = False
+
+    def take(self) -> Channel:
+        with self._lock:
+            if self._idle:
+                return self._idle.pop()
+        try:
+            return Channel(self._context, self._address)
+        except zmq.ZMQError as error:
+            if error.errno in (zmq.ETERM, zmq.EFAULT):
+                raise _closed() from None
+            raise GlobalUnavailable(f"no more sockets: {error.strerror}") from None
+
+    def give_back(self, channel: Channel) -> None:
+        with self._lock:
+            if not self._closed and len(self._idle) < CHANNELS_KEPT:
+                self._idle.append(channel)
+                return
+        channel.close()
+
+    def close(self) -> None:
+        """Close the idle channels, and from now on every one that is given back."""
+        with self._lock:
+            self._closed = True
+            idle, self._idle = self._idle, []
+        for channel in idle:
+            channel.close()
+
+
+def _closed() -> NodeClosed:
+    return NodeClosed("the Node was closed during the call")

@@ -1,0 +1,84 @@
+"""A Local's control side: one DEALER for leases, one SUB for deletions."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator
+
+import zmq
+
+from dstore.transport import addresses
+from dstore.transport.channel import connected
+from dstore.transport.waker import Waker
+
+DRAIN_MAX = 1000
+"""Frames taken from one socket before the other gets its turn."""
+
+
+class Control:
+    """For the one thread that owns it, but for :meth:`wake`."""
+
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], address: str) -> None:
+        self._address = address
+        self._publisher: str | None = None
+        self._waker = Waker()
+        self._dealer = connected(context, zmq.DEALER, address)
+        self._sub = connected(context, zmq.SUB, None)
+        self._sub.setsockopt(zmq.SUBSCRIBE, b"")
+        self._monitors = [
+            sock.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED)
+            for sock in (self._dealer, self._sub)
+        ]
+        self._poller = zmq.Poller()
+        for polled in (self._dealer, self._sub, *self._monitors, self._waker.fileno()):
+            self._poller.register(polled, zmq.POLLIN)
+
+    def wait(self, timeout: float) -> None:
+        """Wait for something to happen, at most ``timeout`` seconds (may be infinite)."""
+        self._poller.poll(None if math.isinf(timeout) else max(0, math.ceil(timeout * 1000)))
+        self._waker.drain()
+
+    def reconnected(self) -> bool:
+        """Whether a connection has come up since the last call."""
+        up = False
+        for monitor in self._monitors:
+            with contextlib.suppress(zmq.Again):
+                while monitor.recv_multipart(zmq.NOBLOCK):
+                    up = True
+        return up
+
+    def receive(self) -> list[bytes]:
+        """The frames that have arrived, deletions first."""
+        return [*_drain(self._sub), *_drain(self._dealer)]
+
+    def send(self, frame: bytes) -> None:
+        """Send a frame, or drop it if Global is not there."""
+        with contextlib.suppress(zmq.Again):
+            self._dealer.send(frame, zmq.NOBLOCK)
+
+    def subscribe(self, publisher: str) -> None:
+        """Hear deletions at ``publisher``, and nowhere else. Raises AddressError."""
+        publisher = addresses.resolved(publisher, self._address)
+        if publisher == self._publisher:
+            return
+        addresses.connect(self._sub, addresses.check(publisher))
+        if self._publisher is not None:
+            self._sub.disconnect(self._publisher)
+        self._publisher = publisher
+
+    def wake(self) -> None:
+        self._waker.wake()
+
+    def close(self) -> None:
+        for sock, monitor in zip((self._dealer, self._sub), self._monitors):
+            sock.disable_monitor()
+            monitor.close()
+            sock.close()
+        self._waker.close()
+
+
+def _drain(sock: zmq.Socket[bytes]) -> Iterator[bytes]:
+    with contextlib.suppress(zmq.Again):
+        for _ in range(DRAIN_MAX):
+            yield sock.recv(zmq.NOBLOCK)

@@ -1,0 +1,32 @@
+"""All sockets of one Local, in a context of their own."""
+
+from __future__ import annotations
+
+import zmq
+
+from dstore.transport.channel import ChannelPool
+from dstore.transport.control import Control
+
+
+class Link:
+    """The control side for the background thread, channels for the others.
+
+    Raises AddressError if ``address`` cannot be connected to.
+    """
+
+    def __init__(self, address: str) -> None:
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        try:
+            self.control = Control(self._context, address)
+        except BaseException:
+            self._context.term()
+            raise
+        self.channels = ChannelPool(self._context, address)
+
+    def close(self) -> None:
+        """Wake the requests that are under way with NodeClosed, and wait until they have gone.
+
+        The thread that owns ``control`` has closed it before.
+        """
+        self.channels.close()
+        self._context.term()

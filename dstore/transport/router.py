@@ -1,0 +1,77 @@
+"""Global's side: ROUTER for requests, PUB for deletions."""
+
+from __future__ import annotations
+
+import math
+
+import zmq
+
+from dstore.config import VALUE_BYTES_MAX
+from dstore.transport import addresses
+from dstore.transport.waker import Waker
+
+FRAME_BYTES_MAX = 4 * VALUE_BYTES_MAX
+"""A connection that sends more in one frame is cut: it is not one of ours."""
+LINGER_MS = 1000
+"""How long closing waits for the last replies to leave."""
+
+
+class Router:
+    """Both sockets of a Global, bound. For one thread, but for :meth:`wake`.
+
+    Raises AddressError if either address cannot be bound.
+    """
+
+    def __init__(self, address: str, publisher: str | None) -> None:
+        addresses.check(address, bind=True)
+        self._waker = Waker()
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._router = self._context.socket(zmq.ROUTER)
+        self._pub = self._context.socket(zmq.PUB)
+        try:
+            for sock in (self._router, self._pub):
+                sock.setsockopt(zmq.LINGER, LINGER_MS)
+                sock.setsockopt(zmq.MAXMSGSIZE, FRAME_BYTES_MAX)
+            self.address = addresses.bind(self._router, address)
+            wanted = publisher or addresses.publisher_default(address)
+            self.publisher = addresses.bind(self._pub, wanted)
+        except BaseException:
+            self.close()
+            raise
+        self.advertised = addresses.advertised(self.publisher, self.address)
+        self._poller = zmq.Poller()
+        self._poller.register(self._router, zmq.POLLIN)
+        self._poller.register(self._waker.fileno(), zmq.POLLIN)
+
+    def wait(self, timeout: float) -> None:
+        """Wait for a frame or a wake-up, at most ``timeout`` seconds (may be infinite)."""
+        self._poller.poll(None if math.isinf(timeout) else max(0, math.ceil(timeout * 1000)))
+        self._waker.drain()
+
+    def receive(self) -> list[bytes] | None:
+        """The route and the frames of one message that has arrived, or None."""
+        try:
+            return self._router.recv_multipart(zmq.NOBLOCK)
+        except zmq.Again:
+            return None
+
+    def send(self, route: bytes, frame: bytes) -> None:
+        """Send a frame. It is dropped if the peer has gone away or does not keep up."""
+        try:
+            self._router.send_multipart((route, frame), zmq.NOBLOCK)
+        except (zmq.Again, OSError):
+            return  # the requester sends again
+
+    def publish(self, frame: bytes) -> None:
+        """Send a frame to all who listen. Those that do not keep up miss it."""
+        self._pub.send(frame, zmq.NOBLOCK)
+
+    def wake(self) -> None:
+        self._waker.wake()
+
+    def close(self) -> None:
+        """Let the last replies leave, then free the ports."""
+        self._router.close()
+        self._pub.close()
+        self._context.term()
+        self._waker.close()

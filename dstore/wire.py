@@ -1,0 +1,287 @@
+"""Messages to frames and back: the only user of msgpack on the wire.
+
+A frame is ``b"dS"``, one byte of protocol version, and one msgpack array: the number of the
+operation, then the fields of the message in their order in :mod:`dstore.messages`. Decoding
+checks the type and the bounds of every field, since a frame may come from anybody: whatever is
+wrong with it, the one exception is BadMessage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import msgpack
+
+from dstore.config import KEY_BYTES_MAX, KEYS_PER_MESSAGE_MAX
+from dstore.errors import BadMessage
+from dstore.messages import (
+    Ack,
+    Del,
+    DelReply,
+    DelResult,
+    DelStatus,
+    Farewell,
+    Found,
+    Get,
+    GetReply,
+    Goodbye,
+    Hello,
+    Key,
+    Message,
+    Publication,
+    Refusal,
+    Refused,
+    Scan,
+    ScanReply,
+    Set,
+    SetItem,
+    SetReply,
+    SetResult,
+    SetStatus,
+    Stats,
+    StatsReply,
+    Stored,
+    Sync,
+    Synced,
+    ToGlobal,
+    ToLocal,
+    Welcome,
+)
+
+MAGIC = b"dS"
+VERSION = 1
+PREFIX = MAGIC + bytes([VERSION])
+
+CODEC_NAME_MAX = 64
+LABEL_MAX = 256
+_ASCII_KEY_SAFE = KEY_BYTES_MAX // 4  # so few characters fit whatever they are
+
+T = TypeVar("T")
+Check = Callable[[Any], Any]
+
+
+class OtherVersion(BadMessage):
+    """The frame is dstore's, of a protocol version that this program does not speak."""
+
+
+class Malformed(BadMessage):
+    """The frame is dstore's but its fields are wrong. Says who to answer, as far as is known."""
+
+    epoch = 0
+    session = 0
+    request = 0
+
+
+def key_bytes(key: Key) -> int:
+    """The length of a key in bytes."""
+    return len(key) if key.isascii() else len(key.encode("utf-8", "surrogateescape"))
+
+
+# ---- the fields -------------------------------------------------------------------------------
+
+
+def _uint(field: Any) -> int:
+    if type(field) is not int or field < 0:
+        raise BadMessage(f"expected a number of at least 0, got {field!r:.40}")
+    return field
+
+
+def _bool(field: Any) -> bool:
+    if type(field) is not bool:
+        raise BadMessage(f"expected true or false, got {field!r:.40}")
+    return field
+
+
+def _span(field: Any) -> float:
+    if type(field) is not float or not 0 < field < 1e9:
+        raise BadMessage(f"expected a span of time in seconds, got {field!r:.40}")
+    return field
+
+
+def _text(field: Any) -> str:
+    if type(field) is not str:
+        raise BadMessage(f"expected text, got {field!r:.40}")
+    return field
+
+
+def _label(field: Any) -> str:
+    if len(_text(field)) > LABEL_MAX:
+        raise BadMessage(f"a label has at most {LABEL_MAX} characters")
+    return str(field)
+
+
+def _key(field: Any) -> Key:
+    if type(field) is not str or not field:
+        raise BadMessage(f"expected a key, got {field!r:.40}")
+    if len(field) > _ASCII_KEY_SAFE and key_bytes(field) > KEY_BYTES_MAX:
+        raise BadMessage(f"a key has at most {KEY_BYTES_MAX} bytes, this one {key_bytes(field)}")
+    return field
+
+
+def _id16(field: Any) -> bytes:
+    if type(field) is not bytes or len(field) != 16:
+        raise BadMessage(f"expected 16 bytes, got {field!r:.40}")
+    return field
+
+
+def _list(check: Callable[[Any], T]) -> Callable[[Any], list[T]]:
+    def checked(field: Any) -> list[T]:
+        if type(field) is not list:
+            raise BadMessage(f"expected a list, got {field!r:.40}")
+        return [check(item) for item in field]
+
+    return checked
+
+
+def _batch(check: Callable[[Any], T]) -> Callable[[Any], list[T]]:
+    checked = _list(check)
+
+    def bounded(field: Any) -> list[T]:
+        if type(field) is list and not 1 <= len(field) <= KEYS_PER_MESSAGE_MAX:
+            raise BadMessage(f"1 to {KEYS_PER_MESSAGE_MAX} keys in one message, not {len(field)}")
+        return checked(field)
+
+    return bounded
+
+
+def _optional(check: Callable[[Any], T]) -> Callable[[Any], T | None]:
+    return lambda field: None if field is None else check(field)
+
+
+def _record(make: Callable[..., T], *checks: Check) -> Callable[[Any], T]:
+    def checked(field: Any) -> T:
+        if type(field) is not list or len(field) != len(checks):
+            raise BadMessage(f"expected a record of {len(checks)} fields, got {field!r:.40}")
+        return make(*[check(item) for check, item in zip(checks, field)])
+
+    return checked
+
+
+def _enum(kind: Callable[[int], T]) -> Callable[[Any], T]:
+    def checked(field: Any) -> T:
+        try:
+            return kind(_uint(field))
+        except ValueError:
+            raise BadMessage(f"unknown code {field!r:.40}") from None
+
+    return checked
+
+
+def _figures(field: Any) -> dict[str, object]:
+    if type(field) is not dict or not all(type(name) is str for name in field):
+        raise BadMessage(f"expected a table of figures, got {field!r:.40}")
+    return field
+
+
+def _codec(field: Any) -> str:
+    if not 0 < len(_text(field)) <= CODEC_NAME_MAX:
+        raise BadMessage(f"the name of a codec has 1 to {CODEC_NAME_MAX} characters")
+    return str(field)
+
+
+def _body(field: Any) -> bytes:
+    if type(field) is not bytes:
+        raise BadMessage(f"expected the bytes of a value, got {field!r:.40}")
+    return field
+
+
+_keys = _batch(_key)
+_stored = _record(Stored, _id16, _codec, _body)
+_found = _optional(_record(Found, _uint, _bool, _stored))
+_set_result = _record(SetResult, _enum(SetStatus), _uint, _bool, _found, _uint, _uint)
+_del_result = _record(DelResult, _enum(DelStatus), _uint, _uint, _uint, _uint)
+_asked = (_uint, _uint, _uint)  # epoch, session, request
+
+# ---- the messages -----------------------------------------------------------------------------
+
+_TO_GLOBAL: dict[int, tuple[type[ToGlobal], tuple[Check, ...]]] = {
+    1: (Hello, (_id16, _uint, _uint, _label)),
+    2: (Sync, (_uint, _uint, _uint, _uint, _uint)),
+    3: (Ack, (_uint, _uint, _uint)),
+    4: (Goodbye, (_uint, _uint)),
+    5: (Get, (*_asked, _keys)),
+    6: (Set, (*_asked, _uint, _uint, _bool, _batch(_record(SetItem, _key, _stored)))),
+    7: (Del, (*_asked, _uint, _uint, _bool, _keys)),
+    8: (Scan, (*_asked, _text, _text, _uint)),
+    9: (Stats, _asked),
+}
+
+_TO_LOCAL: dict[int, tuple[type[ToLocal], tuple[Check, ...]]] = {
+    65: (Welcome, (_uint, _uint, _id16, _uint, _span, _text, _uint)),
+    66: (Synced, (_uint, _uint, _uint, _uint, _uint, _optional(_list(_key)))),
+    67: (Farewell, (_uint, _uint)),
+    68: (GetReply, (*_asked, _list(_found))),
+    69: (SetReply, (*_asked, _list(_set_result))),
+    70: (DelReply, (*_asked, _list(_del_result))),
+    71: (ScanReply, (*_asked, _list(_key), _text)),
+    72: (StatsReply, (*_asked, _figures)),
+    73: (Refused, (*_asked, _enum(Refusal), _text)),
+    74: (Publication, (_uint, _uint, _list(_key), _list(_uint))),
+}
+
+_NUMBER: dict[type[Message], int] = {
+    kind: number for number, (kind, _) in (*_TO_GLOBAL.items(), *_TO_LOCAL.items())
+}
+
+
+def encode(message: Message) -> bytes:
+    """The frame of a message."""
+    packed: bytes = msgpack.packb(
+        (_NUMBER[type(message)], *message), unicode_errors="surrogateescape"
+    )
+    return PREFIX + packed
+
+
+def decode_to_global(frame: bytes) -> ToGlobal:
+    """The message in a frame that a Local sent. Raises BadMessage."""
+    return _decode(frame, _TO_GLOBAL)
+
+
+def decode_to_local(frame: bytes) -> ToLocal:
+    """The message in a frame that Global sent. Raises BadMessage."""
+    return _decode(frame, _TO_LOCAL)
+
+
+def _decode(frame: bytes, table: dict[int, tuple[type[T], tuple[Check, ...]]]) -> T:
+    number, *fields = _unpack(frame)
+    kind, checks = _lookup(table, number)
+    try:
+        if len(fields) != len(checks):
+            raise BadMessage(f"expected {len(checks)} fields, got {len(fields)}")
+        return kind(*[check(field) for check, field in zip(checks, fields)])
+    except BadMessage as error:
+        raise _malformed(kind, fields, error) from None
+
+
+def _unpack(frame: bytes) -> list[Any]:
+    if frame[:2] != MAGIC:
+        raise BadMessage("not a frame of dstore")
+    if frame[2:3] != PREFIX[2:]:
+        version = frame[2] if len(frame) > 2 else "none"
+        raise OtherVersion(f"protocol version {version} is not spoken here, only {VERSION}")
+    try:
+        fields = msgpack.unpackb(memoryview(frame)[3:], unicode_errors="surrogateescape")
+    except Exception as error:  # whatever msgpack makes of bytes that anybody may have sent
+        raise BadMessage(f"not msgpack: {error}") from None
+    if type(fields) is not list or not fields:
+        raise BadMessage(f"expected an operation, got {fields!r:.40}")
+    return fields
+
+
+def _lookup(
+    table: dict[int, tuple[type[T], tuple[Check, ...]]], number: Any
+) -> tuple[type[T], tuple[Check, ...]]:
+    if type(number) is int and number in table:
+        return table[number]
+    raise BadMessage(f"unknown operation {number!r:.40}")
+
+
+def _malformed(kind: Any, fields: list[Any], cause: BadMessage) -> Malformed:
+    """The error, with the request it answers if the frame's envelope can be read."""
+    error = Malformed(f"{kind.__name__.upper()}: {cause}")
+    names = ("epoch", "session", "request")
+    if kind._fields[:3] == names:
+        for name, field in zip(names, fields):
+            setattr(error, name, field if type(field) is int and field >= 0 else 0)
+    return error
