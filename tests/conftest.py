@@ -1,0 +1,47 @@
+"""Fixtures for all tests: the leak check, and a Global with Nodes that end with the test."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+
+import dstore
+from tests.leaks import Footprint, left_behind, start_what_stays
+
+LEASE = 1.0
+"""Seconds. Long enough for a busy machine, short enough to wait for."""
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _long_lived() -> None:
+    start_what_stays()
+
+
+@pytest.fixture(autouse=True)
+def _no_leaks() -> Iterator[None]:
+    """Fail a test that leaves behind a thread, descriptor, child or shared-memory file."""
+    before = Footprint()
+    yield
+    if leaks := left_behind(before):
+        pytest.fail("left behind:\n  " + "\n  ".join(leaks), pytrace=False)
+
+
+@pytest.fixture
+def free_global(request: pytest.FixtureRequest) -> Iterator[dstore.Global]:
+    """A Global on a free port, in a thread of this process. Parametrize it to set its lease."""
+    with dstore.Global("tcp://127.0.0.1:0", lease=getattr(request, "param", LEASE)) as running:
+        yield running
+
+
+@pytest.fixture
+def node(free_global: dstore.Global) -> Iterator[Callable[..., dstore.Node]]:
+    """A function that makes Nodes of ``free_global`` and takes what ``dstore.Node`` takes."""
+    with ExitStack() as nodes:
+
+        def make(**options: Any) -> dstore.Node:
+            return nodes.enter_context(dstore.Node(free_global.address, **options))
+
+        yield make

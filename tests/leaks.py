@@ -1,0 +1,89 @@
+"""What a test may leave behind: nothing.
+
+:class:`Footprint` is what this process holds at one moment: threads, file descriptors, child
+processes, shared-memory files. What ends by itself a moment later is waited for, within a bound.
+An unclosed zmq socket shows as a descriptor, and also warns when it is collected.
+"""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing
+import os
+import threading
+import time
+from multiprocessing import resource_tracker
+from pathlib import Path
+
+GRACE = 5.0
+"""Seconds within which a thread or child that was told to end must have ended."""
+PAUSE = 0.02
+
+SHARED_MEMORY = Path("/dev/shm")
+DESCRIPTORS = Path("/proc/self/fd")
+TASKS = Path("/proc/self/task")
+
+
+class Footprint:
+    """What this process holds now. ``since(earlier)`` names what has come since then."""
+
+    def __init__(self) -> None:
+        self.threads = {thread for thread in threading.enumerate() if thread.is_alive()}
+        self.children = child_processes()
+        self.descriptors = open_descriptors()
+        self.shared = {str(path) for path in SHARED_MEMORY.glob("*dstore*")}
+
+    def since(self, earlier: Footprint) -> list[str]:
+        """One line for each thing that is here now and was not here at ``earlier``."""
+        return sorted(
+            [f"thread {thread.name}" for thread in self.threads - earlier.threads]
+            + [f"child process {pid}: {_command(pid)}" for pid in self.children - earlier.children]
+            + [f"descriptor {fd}: {what}" for fd, what in self.descriptors - earlier.descriptors]
+            + [f"shared-memory file {path}" for path in self.shared - earlier.shared]
+        )
+
+
+def left_behind(earlier: Footprint, grace: float = GRACE) -> list[str]:
+    """What has come since ``earlier`` and is still here after at most ``grace`` seconds."""
+    gc.collect()
+    deadline = time.monotonic() + grace
+    while (leaks := Footprint().since(earlier)) and time.monotonic() < deadline:
+        time.sleep(PAUSE)
+        gc.collect()
+    return leaks
+
+
+def start_what_stays() -> None:
+    """Start what Python itself keeps until the process ends, so that no test is blamed for it."""
+    resource_tracker.ensure_running()
+
+
+def child_processes() -> set[int]:
+    """Ids of the direct children of this process, of all its threads."""
+    started = {child.pid for child in multiprocessing.active_children() if child.pid}
+    for listing in TASKS.glob("*/children"):
+        try:
+            started.update(int(pid) for pid in listing.read_text().split())
+        except OSError:  # the thread has ended meanwhile
+            continue
+    return started
+
+
+def open_descriptors() -> set[tuple[int, str]]:
+    """Each open descriptor with what it is of; empty where the system does not tell."""
+    if not DESCRIPTORS.is_dir():
+        return set()
+    found = set()
+    for name in os.listdir(DESCRIPTORS):
+        try:
+            found.add((int(name), os.readlink(DESCRIPTORS / name)))
+        except FileNotFoundError:  # the listing's own descriptor
+            continue
+    return found
+
+
+def _command(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
+    except OSError:
+        return "(ended)"

@@ -1,0 +1,52 @@
+"""The leak check notices each kind of leak, and forgives what ends in time."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from tests import leaks
+from tests.leaks import Footprint, left_behind
+
+
+def test_nothing_new_is_no_leak() -> None:
+    assert left_behind(Footprint(), grace=0) == []
+
+
+def test_a_thread_that_goes_on_is_a_leak() -> None:
+    before, stop = Footprint(), threading.Event()
+    thread = threading.Thread(target=stop.wait, name="left-running")
+    thread.start()
+    assert left_behind(before, grace=0) == ["thread left-running"]
+    stop.set()
+    assert left_behind(before) == []
+
+
+def test_an_open_file_is_a_leak(tmp_path: Path) -> None:
+    before = Footprint()
+    with (tmp_path / "open").open("w"):
+        (leak,) = left_behind(before, grace=0)
+    assert leak.startswith("descriptor ")
+    assert leak.endswith(": " + str(tmp_path / "open"))
+    assert left_behind(before, grace=0) == []
+
+
+def test_a_child_that_runs_is_a_leak() -> None:
+    before = Footprint()
+    code = "import sys; sys.stdin.read()"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE) as child:
+        found = left_behind(before, grace=0)
+    assert any(leak.startswith(f"child process {child.pid}:") and code in leak for leak in found)
+    assert left_behind(before) == []
+
+
+def test_a_file_in_shared_memory_is_a_leak(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leaks, "SHARED_MEMORY", tmp_path)
+    before = Footprint()
+    (tmp_path / "dstore-1").touch()
+    (tmp_path / "of-another").touch()
+    assert left_behind(before, grace=0) == [f"shared-memory file {tmp_path / 'dstore-1'}"]
