@@ -64,7 +64,7 @@ def room_of(module: str) -> str:
     return module.removeprefix(PACKAGE).removeprefix(".").split(".")[0]
 
 
-def imported(tree: ast.Module, module: str, package: str, known: set[str]) -> Iterator[str]:
+def imported(tree: ast.Module, package: str, known: set[str]) -> Iterator[str]:
     """The full name of each module that ``tree`` imports, at the top or inside a function."""
     for statement in ast.walk(tree):
         if isinstance(statement, ast.Import):
@@ -103,7 +103,7 @@ def refusals(sources: dict[str, str], packages: Iterable[str] = ()) -> list[str]
             found.append(f"{module} has no row in ROOMS")
             continue
         package = module if module in packages else module.rpartition(".")[0]
-        targets = imported(ast.parse(text), module, package, set(sources))
+        targets = imported(ast.parse(text), package, set(sources))
         found += [reason for target in targets if (reason := refusal(module, target))]
     return found
 

@@ -1,0 +1,59 @@
+"""What every command shares: exit codes, and how errors and counters are put into lines."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+EXIT_OK = 0
+EXIT_REFUSED = 1
+"""A missing or an occupied key, a full store: Global has answered, and the answer is no."""
+EXIT_USAGE = 2
+"""The command line, a key, a value, an address or a file is wrong."""
+EXIT_UNREACHED = 3
+"""Global cannot be reached; or it was lost during a write, which may or may not have happened."""
+EXIT_INTERRUPTED = 130
+EXIT_PIPE_CLOSED = 141
+"""What a shell reports of a program that SIGPIPE ended."""
+
+
+def one_line(error: BaseException) -> str:
+    """What an error says, on one line."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def plain(address: str) -> str:
+    """An address as people write it: ``tcp://`` goes without saying."""
+    return address.removeprefix("tcp://")
+
+
+def complain(message: str) -> None:
+    """One line on standard error; nobody may be listening."""
+    with contextlib.suppress(OSError, ValueError):
+        print(f"dstore: {message}", file=sys.stderr, flush=True)
+
+
+def counter_lines(counters: Mapping[str, Any], within: str = "") -> Iterator[str]:
+    """Counters, one on each line; a counter that is a table itself is unfolded."""
+    for name, value in counters.items():
+        if isinstance(value, Mapping):
+            yield from counter_lines(value, f"{within}{name}.")
+        else:
+            yield f"{within + name:<26} {_figure(value)}"
+
+
+def _figure(value: Any) -> str:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return f"{value:,.3f}" if isinstance(value, float) else str(value)
+
+
+def drop_stdout() -> None:
+    """Send what is still to be printed nowhere: whoever read it has gone."""
+    with contextlib.suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)

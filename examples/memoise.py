@@ -1,0 +1,140 @@
+"""Remember the results of an expensive function across processes, each computed exactly once.
+
+A result's key is made of the function's name and the content address of its input: the same
+content has the same address whoever asks, so that results never become outdated. To compute a
+result, a worker first sets a *claim*: SET is refused if the key is bound, so that one worker
+computes and the others wait. What wakes them is the deletion of the claim.
+
+    python examples/memoise.py [FOLDER] [--address tcp://HOST:PORT] [--workers 4] [--files 60]
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import multiprocessing
+import os
+import random
+import sysconfig
+import threading
+import tokenize
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import dstore
+
+WAIT_SECONDS_MAX = 30.0
+
+
+def token_statistics(source: bytes) -> dict[str, int]:
+    """The expensive function: how many tokens of each kind some Python source has."""
+    counts: Counter[str] = Counter()
+    try:
+        for token in tokenize.tokenize(io.BytesIO(source).readline):
+            counts[tokenize.tok_name[token.exact_type]] += 1
+    except (SyntaxError, tokenize.TokenError):
+        pass  # what was counted before the error is a result, too
+    return dict(counts)
+
+
+class Memo:
+    """Calls a function of stored content, unless some process has done so before."""
+
+    def __init__(self, address: str, run: str) -> None:
+        self.run = run
+        self.calls = self.computed = 0
+        self._deleted: set[str | bytes] = set()
+        self._changed = threading.Condition()
+        self.node = dstore.Node(address, label="memoise", on_deletion=self._on_deletion)
+
+    def call(self, function: Callable[[bytes], dict[str, int]], source: str) -> dict[str, int]:
+        """Return ``function`` of the content that has the content address ``source``."""
+        key = f"{self.run}/{function.__name__}/{source}"
+        claim = f"{key}/claim"
+        self.calls += 1
+        while (result := self.node.get(key, None)) is None:
+            self._deleted.discard(claim)
+            try:
+                self.node.set(claim, os.getpid())
+            except dstore.KeyOccupied as occupied:
+                if occupied.local or occupied.updated:  # so we shall hear of its deletion
+                    self._wait_for_deletion(claim)
+                continue
+            try:
+                if key not in self.node:  # else somebody was done just before we claimed it
+                    self.node.set(key, function(self.node.get(source)))
+                    self.computed += 1
+            finally:
+                self.node.delete(claim)
+        return dict(result)
+
+    def _on_deletion(self, key: str | bytes) -> None:
+        with self._changed:
+            self._deleted.add(key)
+            self._changed.notify_all()
+
+    def _wait_for_deletion(self, claim: str) -> None:
+        with self._changed:
+            if not self._changed.wait_for(lambda: claim in self._deleted, WAIT_SECONDS_MAX):
+                raise SystemExit(f"whoever holds {claim} has not finished")
+
+
+def work(address: str, run: str, number: int, sources: list[str]) -> None:
+    """One worker: it wants the statistics of all sources, in an order of its own."""
+    memo = Memo(address, run)
+    with memo.node as node:
+        random.Random(number).shuffle(sources)
+        results = {source: memo.call(token_statistics, source) for source in sources}
+        print(f"worker {number}: {memo.computed} computed, {memo.calls - memo.computed} reused")
+        node.set(f"{run}/worker/{number}", {"computed": memo.computed, "results": results})
+
+
+@contextmanager
+def some_global(address: str | None) -> Iterator[str]:
+    """The Global that was asked for, or one of our own for as long as this runs."""
+    if address:
+        yield address
+    else:
+        with dstore.Global("tcp://127.0.0.1:0") as own:
+            yield own.address
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="share the results of an expensive function")
+    parser.add_argument("folder", nargs="?", type=Path, default=sysconfig.get_path("stdlib"))
+    parser.add_argument("--address", default=os.environ.get("DSTORE_GLOBAL"))
+    parser.add_argument("--workers", type=int, default=4)
+    parser.add_argument("--files", type=int, default=60)
+    args = parser.parse_args()
+
+    paths = sorted(args.folder.glob("*.py"))[: args.files]
+    run, context = f"memoise/{uuid.uuid4().hex}", multiprocessing.get_context("spawn")
+    with some_global(args.address) as address, dstore.Node(address, label="memoise") as node:
+        contents = {node.put(content): content for content in map(Path.read_bytes, paths)}
+        crew = [
+            context.Process(target=work, args=(address, run, number, list(contents)))
+            for number in range(args.workers)
+        ]
+        for process in crew:
+            process.start()
+        for process in crew:
+            process.join()
+        reports = node.get_many(list(node.keys(f"{run}/worker/"))).values()
+        node.delete_many(list(node.keys(f"{run}/")))
+
+    plain = {source: token_statistics(content) for source, content in contents.items()}
+    if len(reports) < args.workers or any(report["results"] != plain for report in reports):
+        raise SystemExit("a worker is missing, or has other results than a plain computation")
+    computed = sum(report["computed"] for report in reports)
+    print(
+        f"{len(plain)} inputs, {computed} computed, {len(plain) * args.workers - computed} reused"
+    )
+    if computed != len(plain):
+        raise SystemExit("some result was computed more than once")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,205 @@
+"""``dstore demo`` as a person runs it: real processes, over a small folder that has it all."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from dstore import config
+from dstore.demo import corpus, story
+from dstore.demo.verdict import Seen, Sighting
+from dstore.demo.worker import Entry, Report
+
+ROOT = Path(__file__).parents[2]
+SECONDS_MAX = 40
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with ordinary files and with each kind of odd one."""
+    for number in range(25):
+        (tmp_path / f"text{number}.txt").write_text(f"line {number}\n" * number)  # text0: empty
+    (tmp_path / "binary").write_bytes(bytes(range(256)) * 40)
+    (tmp_path / "Ünïcödé 文.txt").write_text("said in Unicode")
+    (tmp_path / os.fsdecode(b"not\xffutf-8")).write_bytes(b"any bytes make a file name")
+    (tmp_path / "b3:fake").write_text("a path that looks like a content address")
+    deep = tmp_path.joinpath(*["deep" * 40] * 4)
+    deep.mkdir(parents=True)
+    (deep / "unreachable").write_text("the key of this one is too long")
+    with (tmp_path / "huge").open("wb") as huge:
+        huge.truncate(config.VALUE_BYTES_MAX + 1)
+    os.mkfifo(tmp_path / "pipe")
+    return tmp_path
+
+
+def command(*arguments: object) -> list[str]:
+    return [sys.executable, "-m", "dstore", "demo", *map(str, arguments)]
+
+
+def environment(**more: str) -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT), **more}
+
+
+def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(*arguments),
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=SECONDS_MAX,
+        check=False,
+    )
+
+
+def test_the_verdict_on_a_small_folder_is_good(folder: Path) -> None:
+    done = run(folder, "--workers", 3)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stderr == ""
+    lines = done.stdout.splitlines()
+    assert re.match(r"verdict: good: [\d,]+ reads, .*; 10 deletions and replacements", lines[-1])
+    for reason in (
+        "skipped 1 file: path too long for a key",
+        "skipped 1 file: path looks like a content address",
+        "skipped 1 file: too large",
+        "skipped 1 file: not a plain file",
+    ):
+        assert reason in lines
+    assert any(line.startswith("loaded 28 files") for line in lines)
+    assert any(line.startswith("deleted 5 files while") for line in lines)
+    assert any(line.startswith("replaced 5 files while") for line in lines)
+    assert [row for row in lines if re.match(r"│ +[123] │", row)] != []
+    assert [row for row in lines if re.match(r"│ +DEL │ +5 │", row)] != []
+
+
+def test_a_single_empty_file_is_enough(tmp_path: Path) -> None:
+    (tmp_path / "only").touch()
+    done = run(tmp_path, "--workers", 1)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "verdict: good" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("make", "complaint"),
+    [
+        (lambda path: None, "does not exist"),
+        (lambda path: path.mkdir(), "has no file that can be loaded"),
+        (lambda path: path.touch(), "is not a folder"),
+    ],
+    ids=["missing", "empty", "file"],
+)
+def test_a_folder_that_cannot_be_used_is_one_clear_line(
+    tmp_path: Path, make: object, complaint: str
+) -> None:
+    assert callable(make)
+    make(tmp_path / "place")
+    done = run(tmp_path / "place")
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert re.fullmatch(rf"dstore demo: .*{complaint}\n", done.stderr)
+
+
+class Running:
+    """A demo under way over the standard library, and all the processes that it has started."""
+
+    def __init__(self) -> None:
+        self._mark = f"DSTORE_DEMO_TEST={uuid.uuid4().hex}"
+        self.process = subprocess.Popen(
+            command("--workers", 2),
+            env=environment(**dict([self._mark.split("=")])),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert self.process.stdout is not None
+        self.first_line = self.process.stdout.readline()
+        self.workers = [int(pid) for pid in self.first_line.rpartition("processes ")[2].split(",")]
+
+    def alive(self) -> list[int]:
+        """The processes with our mark in their environment, whoever is their parent now."""
+        return [pid for pid in _processes() if self._mark.encode() in _environment_of(pid)]
+
+    def finish(self) -> tuple[str, str]:
+        return self.process.communicate(timeout=SECONDS_MAX)
+
+
+@pytest.fixture
+def running() -> Iterator[Running]:
+    demo = Running()
+    with demo.process:
+        try:
+            yield demo
+        finally:
+            for pid in demo.alive():
+                os.kill(pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_demo_leaves_no_process_behind(running: Running, signum: int) -> None:
+    assert len(running.alive()) >= 4  # itself, Global, two workers
+    running.process.send_signal(signum)
+    _, errors = running.finish()
+    assert running.process.returncode == 130
+    assert errors == "dstore demo: interrupted\n"
+    assert running.alive() == []
+
+
+def test_a_worker_that_dies_makes_the_verdict_bad(running: Running) -> None:
+    os.kill(running.workers[1], signal.SIGKILL)
+    output, errors = running.finish()
+    assert running.process.returncode == 1
+    assert f"worker 2 (process {running.workers[1]}) died by signal 9" in output
+    assert output.splitlines()[-1] == "verdict: BAD: 1 fault"
+    assert errors == ""
+    assert running.alive() == []
+
+
+def test_doctored_reports_make_the_verdict_of_a_run_bad() -> None:
+    sightings = [Sighting(1, key, Seen.FILE, 1, 10, 20) for key in ("path", "b3:00")]
+    played = story.Run([Entry("path", "b3:00", "b3:11")], reports=[_report(sightings)])
+    assert played.faults(workers=1) == []
+    assert played.faults(workers=2) != []
+    bad = Sighting(1, "path", Seen.OTHER, 1, 10, 20)
+    played.reports = [_report([*sightings, bad])]
+    (fault,) = played.faults(workers=1)
+    assert "got bytes that are neither" in str(fault)
+
+
+def test_a_file_that_cannot_be_read_any_more_is_skipped(tmp_path: Path) -> None:
+    for name in ("gone", "grown", "stays"):
+        (tmp_path / name).touch()
+    found = corpus.find_files(str(tmp_path))
+    (tmp_path / "gone").unlink()
+    with (tmp_path / "grown").open("wb") as grown:
+        grown.truncate(config.VALUE_BYTES_MAX + 1)
+    assert list(found.contents()) == [("stays", b"")]
+    assert found.skipped == {"unreadable": 1, "too large": 1}
+
+
+def test_the_default_folder_is_the_standard_library() -> None:
+    found = corpus.find_files(None)
+    keys = {file.key for file in found.files}
+    assert {"ast.py", "json/decoder.py"} <= keys
+    assert not any("site-packages" in str(key) for key in keys)
+
+
+def _report(sightings: list[Sighting]) -> Report:
+    return Report(1, 1, 1, 0, [1], [1], 0, sightings)
+
+
+def _processes() -> list[int]:
+    return [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()]
+
+
+def _environment_of(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/environ").read_bytes()
+    except OSError:  # it has ended, or is not ours
+        return b""
