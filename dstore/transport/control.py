@@ -36,8 +36,9 @@ class Control:
 
     def wait(self, timeout: float) -> None:
         """Wait for something to happen, at most ``timeout`` seconds (may be infinite)."""
-        self._poller.poll(None if math.isinf(timeout) else max(0, math.ceil(timeout * 1000)))
-        self._waker.drain()
+        milliseconds = None if math.isinf(timeout) else max(0, math.ceil(timeout * 1000))
+        if any(ready == self._waker.fileno() for ready, _ in self._poller.poll(milliseconds)):
+            self._waker.drain()
 
     def reconnected(self) -> bool:
         """Whether a connection has come up since the last call."""

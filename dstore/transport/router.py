@@ -45,8 +45,9 @@ class Router:
 
     def wait(self, timeout: float) -> None:
         """Wait for a frame or a wake-up, at most ``timeout`` seconds (may be infinite)."""
-        self._poller.poll(None if math.isinf(timeout) else max(0, math.ceil(timeout * 1000)))
-        self._waker.drain()
+        milliseconds = None if math.isinf(timeout) else max(0, math.ceil(timeout * 1000))
+        if any(ready == self._waker.fileno() for ready, _ in self._poller.poll(milliseconds)):
+            self._waker.drain()
 
     def receive(self) -> list[bytes] | None:
         """The route and the frames of one message that has arrived, or None."""
