@@ -1,0 +1,71 @@
+"""The ``dstore`` command. ``arguments`` reads the line, ``oneshot`` and ``serve`` do the work.
+
+What a command needs (ZeroMQ, the line editor) is imported by that command alone, so that
+``dstore get`` in a shell loop starts quickly.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from dstore import console, errors
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one ``dstore`` command line (default: this process's own); returns the exit code."""
+    from dstore.cli.arguments import parse
+
+    address = ""
+    _open_closed_outputs()
+    try:
+        options = parse(sys.argv[1:] if argv is None else argv)
+        address = getattr(options, "address", "")
+        code: int = options.run(options)
+        sys.stdout.flush()
+    except SystemExit as leaving:  # argparse has said what there was to say
+        return leaving.code if isinstance(leaving.code, int) else console.EXIT_USAGE
+    except KeyboardInterrupt:
+        return console.EXIT_INTERRUPTED
+    except BrokenPipeError:
+        console.drop_stdout()
+        return console.EXIT_PIPE_CLOSED
+    except (errors.DstoreError, TypeError, ValueError, OSError) as error:
+        console.complain(_said(error, address))
+        _flush_or_drop()
+        return _exit_code(error)
+    return code
+
+
+def _flush_or_drop() -> None:
+    """If standard output is what failed, it shall not fail again when Python ends."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        console.drop_stdout()
+
+
+def _open_closed_outputs() -> None:
+    """Stand in for what the shell closed, in which case Python has None there."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+
+
+def _said(error: Exception, address: str) -> str:
+    if isinstance(error, errors.GlobalUnavailable):
+        return f"{console.one_line(error)} (address: {console.plain(address)})"
+    if isinstance(error, errors.KeyOccupied):
+        return f"{error.key!r} is occupied; delete it first, or use --replace"
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return console.one_line(error)
+
+
+def _exit_code(error: Exception) -> int:
+    if isinstance(error, (errors.GlobalUnavailable, errors.OutcomeUnknown)):
+        return console.EXIT_UNREACHED
+    if isinstance(error, (TypeError, ValueError, OSError)):
+        return console.EXIT_USAGE
+    return console.EXIT_REFUSED

@@ -1,0 +1,277 @@
+"""The command line: what may be typed, and which function does it."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from dstore import config, console
+
+EPILOG = f"""\
+Every command takes --help. Without --address, ${config.ADDRESS_VARIABLE} names Global, and without
+that it is {config.ADDRESS_DEFAULT}.
+
+Exit codes: {console.EXIT_OK} done; {console.EXIT_REFUSED} the key is missing or occupied, or the \
+store is full; {console.EXIT_USAGE} wrong usage
+or bad input; {console.EXIT_UNREACHED} Global cannot be reached.
+"""
+STDIN_CLOSED = "standard input is closed, so there is nothing to read"
+TIMEOUT_MAX = 86_400.0
+LOG_LENGTH_MAX = 100_000_000
+WORKERS_MAX = 64
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:I?B)?", re.IGNORECASE)
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        console.complain(f"{message} (see {self.prog} --help)")
+        raise SystemExit(console.EXIT_USAGE)
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The options of a command line, with the function that carries them out as ``run``.
+
+    Raises SystemExit, as argparse does, for --help, --version and wrong usage.
+    """
+    return _parser().parse_args(argv)
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="dstore",
+        description="A key-value store with a cache in every process that is never stale.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action=_Version, nargs=0, help="show the version and leave")
+    commands = parser.add_subparsers(metavar="COMMAND", parser_class=Parser)
+    parser.set_defaults(run=lambda _: _show_help(parser))
+    _add_programs(commands)
+    _add_writers(commands)
+    _add_readers(commands)
+    return parser
+
+
+def _show_help(parser: Parser) -> int:
+    parser.print_help(sys.stderr)
+    return console.EXIT_USAGE
+
+
+class _Version(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from dstore.version import version
+
+        print(f"dstore {version()}")
+        parser.exit()
+
+
+_Commands = argparse._SubParsersAction  # argparse has no public name for it
+
+
+def _add(
+    commands: _Commands[Parser], name: str, run: Callable[[argparse.Namespace], int], about: str
+) -> Parser:
+    parser = commands.add_parser(name, help=about, description=f"{about[0].upper()}{about[1:]}.")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _add_client(
+    commands: _Commands[Parser], name: str, run: Callable[[argparse.Namespace], int], about: str
+) -> Parser:
+    parser = _add(commands, name, run, about)
+    parser.add_argument(
+        "--address", type=address, default=config.address_default(), help="where Global listens"
+    )
+    parser.add_argument(
+        "--timeout",
+        type=between(0.001, TIMEOUT_MAX, "seconds"),
+        default=config.TIMEOUT_DEFAULT,
+        metavar="SECONDS",
+        help="how long to wait for Global (default: %(default)g)",
+    )
+    return parser
+
+
+# The commands -------------------------------------------------------------------------------
+
+
+def _add_programs(commands: _Commands[Parser]) -> None:
+    serve = _add(commands, "global", _serve, "run Global, the one authority")
+    serve.add_argument(
+        "--address",
+        "--bind",
+        type=address,
+        default=config.address_default(),
+        help="where to take requests (default: %(default)s)",
+    )
+    serve.add_argument(
+        "--publisher", type=address, help="where to publish deletions (default: the next port)"
+    )
+    serve.add_argument(
+        "--lease",
+        type=between(config.LEASE_MIN, config.LEASE_MAX, "seconds"),
+        default=config.LEASE_DEFAULT,
+        metavar="SECONDS",
+        help="how long a Local may answer from its cache before it asks again (default: "
+        "%(default)g)",
+    )
+    serve.add_argument(
+        "--log-length",
+        type=count(LOG_LENGTH_MAX),
+        default=config.LOG_LENGTH_DEFAULT,
+        metavar="N",
+        help="how many deletions to remember (default: %(default)s)",
+    )
+    serve.add_argument(
+        "--memory-limit",
+        type=size,
+        default=config.MEMORY_LIMIT_DEFAULT,
+        metavar="SIZE",
+        help="refuse more than this, for example 512M or 4G (default: 4G)",
+    )
+    serve.add_argument(
+        "-v", "--verbose", action="count", default=0, help="log more, twice for all of it"
+    )
+    serve.add_argument("-q", "--quiet", action="store_true", help="log errors only")
+
+    _add_client(commands, "repl", _talk, "talk to Global at a prompt, or in a script on stdin")
+
+    demo = _add(commands, "demo", _demo, "watch several processes share the files of a folder")
+    demo.add_argument("folder", nargs="?", help="default: the sources of Python's library")
+    demo.add_argument("--workers", type=count(WORKERS_MAX), default=4, metavar="N")
+
+
+def _add_writers(commands: _Commands[Parser]) -> None:
+    set_ = _add_client(commands, "set", _oneshot("set_"), "bind a value to a new key")
+    set_.add_argument("key", type=as_passed)
+    _add_value(set_)
+    set_.add_argument("--replace", action="store_true", help="the key may be occupied")
+
+    put = _add_client(
+        commands, "put", _oneshot("put"), "store a value under its BLAKE3 hash, and print that key"
+    )
+    _add_value(put)
+
+    delete = _add_client(commands, "del", _oneshot("delete"), "delete keys everywhere")
+    delete.add_argument("keys", type=as_passed, nargs="+", metavar="key")
+    delete.add_argument(
+        "--no-wait", action="store_true", help="do not wait until no Local can read them"
+    )
+
+
+def _add_value(parser: Parser) -> None:
+    parser.add_argument(
+        "value", nargs="?", help="stored as text; without it, or for -, stdin is stored as bytes"
+    )
+    parser.add_argument("--file", metavar="F", help="store the bytes of a file instead")
+
+
+def _add_readers(commands: _Commands[Parser]) -> None:
+    get = _add_client(commands, "get", _oneshot("get"), "write a key's value to standard output")
+    get.epilog = (
+        "Bytes and text are written as they are, other values as JSON (bytes in them as Base64). "
+        "A newline is added to text and JSON on a terminal, and nowhere else."
+    )
+    get.add_argument("key", type=as_passed)
+    get.add_argument("-o", "--output", metavar="FILE", help="write to a file")
+
+    keys = _add_client(commands, "keys", _oneshot("keys"), "list keys, one on each line")
+    keys.add_argument("prefix", type=as_passed, nargs="?", default="")
+    keys.add_argument("-0", "--null", action="store_true", help="end each with NUL, for xargs -0")
+
+    stats = _add_client(commands, "stats", _oneshot("stats"), "show the counters of Global")
+    stats.add_argument("--json", action="store_true", help="as one JSON object")
+
+
+# What carries them out, imported when it is needed ------------------------------------------
+
+
+def _serve(options: argparse.Namespace) -> int:
+    from dstore.cli.serve import serve
+
+    return serve(options)
+
+
+def _talk(options: argparse.Namespace) -> int:
+    from dstore.repl import main
+
+    if sys.stdin is None:
+        raise ValueError(STDIN_CLOSED)
+    return main(options.address, options.timeout)
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from dstore.demo import main
+
+    return main(options.folder, options.workers)
+
+
+def _oneshot(name: str) -> Callable[[argparse.Namespace], int]:
+    def run(options: argparse.Namespace) -> int:
+        from dstore.cli import oneshot
+
+        command: Callable[[argparse.Namespace], int] = getattr(oneshot, name)
+        return command(options)
+
+    return run
+
+
+# Kinds of arguments -------------------------------------------------------------------------
+
+
+def address(text: str) -> str:
+    """An address; ``tcp://`` may be left out, as it is where dstore prints one."""
+    return text if "://" in text else f"tcp://{text}"
+
+
+def as_passed(text: str) -> str | bytes:
+    """An argument as the shell passed it: text, or bytes where these are not UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return os.fsencode(text)
+    return text
+
+
+def between(low: float, high: float, unit: str) -> Callable[[str], float]:
+    """A number in a range."""
+
+    def convert(text: str) -> float:
+        try:
+            number = float(text)
+        except ValueError:
+            number = math.nan
+        if not low <= number <= high:
+            raise argparse.ArgumentTypeError(f"{text!r} is not between {low:g} and {high:g} {unit}")
+        return number
+
+    return convert
+
+
+def count(high: int) -> Callable[[str], int]:
+    """A whole number from 1 on."""
+
+    def convert(text: str) -> int:
+        if not text.isdecimal() or not 1 <= int(text) <= high:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to {high:,}")
+        return int(text)
+
+    return convert
+
+
+def size(text: str) -> int:
+    """A number of bytes, with K, M, G or T for powers of 1024."""
+    match = _SIZE.fullmatch(text.strip())
+    number = float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " ") if match else 0
+    if not 1 <= number <= 2**63:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size, such as 512M or 4G")
+    return int(number)

@@ -1,0 +1,36 @@
+"""``dstore repl``: a prompt in front of one Node, or a script for it on standard input.
+
+``session`` is the REPL, ``text`` what it reads and writes (start there), ``editor`` its dealings
+with cmd2 and the line editor, ``key_finder`` what Tab offers, ``history`` the lines typed before.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TextIO
+
+
+def main(address: str | None, timeout: float) -> int:
+    """Prompt at a terminal, or obey the lines of a pipe or a file; returns the exit code.
+
+    0; 3 if there were questions for Global and it answered none of them; 130 if Ctrl-C ended a
+    script. A malformed address raises ``AddressError``. Call it from the main thread.
+    """
+    from dstore.console import EXIT_INTERRUPTED
+    from dstore.repl.session import Repl
+
+    at_terminal = sys.stdin.isatty() and sys.stdout.isatty()
+    _be_lenient(sys.stdin, "surrogateescape")
+    _be_lenient(sys.stdout, "backslashreplace")
+    repl = Repl(address, timeout=timeout, at_terminal=at_terminal)
+    with repl.node:
+        try:
+            return repl.talk() if at_terminal else repl.obey(sys.stdin)
+        except KeyboardInterrupt:
+            return EXIT_INTERRUPTED
+
+
+def _be_lenient(stream: TextIO, errors: str) -> None:
+    """Let one odd character spoil the command that it is in, and not the whole run."""
+    if reconfigure := getattr(stream, "reconfigure", None):
+        reconfigure(errors=errors)

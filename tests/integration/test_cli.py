@@ -1,0 +1,367 @@
+"""The one-shot commands and ``dstore global``, as a shell script meets them."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from blake3 import blake3
+
+import dstore
+from dstore import cli, config
+
+DONE, REFUSED, USAGE, UNREACHED, INTERRUPTED, PIPE_CLOSED = 0, 1, 2, 3, 130, 141
+PATIENCE = 30.0
+"""Seconds; only a test that fails takes them."""
+LISTENING = "Dstore server listening on "
+
+
+class Ran(NamedTuple):
+    code: int
+    out: bytes
+    err: str
+
+
+Shell = Callable[..., Ran]
+
+
+@pytest.fixture
+def dstore_(capsysbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPatch) -> Shell:
+    """Runs a command line in this process."""
+
+    def run(*arguments: str, stdin: bytes = b"") -> Ran:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+        code = cli.main(arguments)
+        out, err = capsysbinary.readouterr()
+        assert b"Traceback" not in err
+        return Ran(code, out, err.decode())
+
+    return run
+
+
+@pytest.fixture
+def shell(dstore_: Shell, free_global: dstore.Global, monkeypatch: pytest.MonkeyPatch) -> Shell:
+    """Runs a command line in this process, with a Global that answers."""
+    monkeypatch.setenv(config.ADDRESS_VARIABLE, free_global.address)
+    return dstore_
+
+
+@pytest.fixture
+def nobody() -> Iterator[str]:
+    """An address at which nobody listens, nor can."""
+    with socket.socket() as reserved:
+        reserved.bind(("127.0.0.1", 0))
+        yield "tcp://{}:{}".format(*reserved.getsockname())
+
+
+Start = Callable[..., "subprocess.Popen[str]"]
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Starts ``python -m dstore`` as a process of its own, which ends with the test."""
+    with ExitStack() as processes:
+
+        def popen(*arguments: str, **options: int) -> subprocess.Popen[str]:
+            pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+            process = subprocess.Popen(
+                [sys.executable, "-m", "dstore", *arguments], text=True, **{**pipes, **options}
+            )
+            processes.enter_context(process)
+            processes.callback(process.kill)
+            return process
+
+        yield popen
+
+
+# ---- values in and out ------------------------------------------------------------------------
+
+
+def test_text_from_the_command_line_is_text(shell: Shell, node: Callable[..., dstore.Node]) -> None:
+    assert shell("set", "greeting", "good morning") == Ran(DONE, b"", "")
+    assert node().get("greeting") == "good morning"
+    assert shell("get", "greeting") == Ran(DONE, b"good morning", "")
+
+
+@pytest.mark.parametrize("arguments", [["--file", "FILE"], ["-"], [], ["--file", "-"]])
+def test_bytes_of_a_file_or_of_stdin_come_back_exactly(
+    shell: Shell, tmp_path: Path, arguments: list[str]
+) -> None:
+    data = bytes(range(256)) + b"\r\n\n"
+    file = tmp_path / "in put"
+    file.write_bytes(data)
+    arguments = [str(file) if argument == "FILE" else argument for argument in arguments]
+    stdin = b"not this" if str(file) in arguments else data
+    assert shell("set", "k", *arguments, stdin=stdin).code == DONE
+    assert shell("get", "k").out == data
+    assert shell("get", "k", "-o", str(tmp_path / "out")) == Ran(DONE, b"", "")
+    assert (tmp_path / "out").read_bytes() == data
+
+
+def test_other_values_are_written_as_json(shell: Shell, node: Callable[..., dstore.Node]) -> None:
+    value = {"n": [1, 2.5, None, True], "t": ("ü", b"\xff\x00"), 7: {(1, 2): "x"}}
+    node().set("k", value)
+    expected = {"n": [1, 2.5, None, True], "t": ["ü", "/wA="], "7": {"[1, 2]": "x"}}
+    assert json.loads(shell("get", "k").out) == expected
+
+
+def test_put_prints_the_key_and_twice_the_same(shell: Shell) -> None:
+    expected = f"b3:{blake3(b'some bytes').hexdigest()}\n".encode()
+    assert shell("put", stdin=b"some bytes") == Ran(DONE, expected, "")
+    assert shell("put", "-", stdin=b"some bytes") == Ran(DONE, expected, "")
+    of_text = shell("put", "some bytes").out
+    assert of_text.startswith(b"b3:")
+    assert shell("get", of_text.decode().strip()).out == b"some bytes"
+
+
+def test_a_key_that_is_not_utf8_passes_through(shell: Shell) -> None:
+    key = os.fsdecode(b"caf\xe9")
+    assert shell("set", key, "x").code == DONE
+    assert shell("keys").out == b"caf\xe9\n"
+    assert shell("get", key).out == b"x"
+    assert shell("del", key).code == DONE
+
+
+# ---- keys, del, stats -------------------------------------------------------------------------
+
+
+def test_an_occupied_key_is_refused_unless_replaced(shell: Shell) -> None:
+    shell("set", "k", "one")
+    code, out, err = shell("set", "k", "two")
+    assert (code, out) == (REFUSED, b"")
+    assert err == "dstore: 'k' is occupied; delete it first, or use --replace\n"
+    assert shell("set", "k", "two", "--replace").code == DONE
+    assert shell("get", "k").out == b"two"
+
+
+def test_keys_lists_a_prefix_line_by_line_or_with_nul(shell: Shell) -> None:
+    for key in ("a/1", "a/2", "b"):
+        shell("set", key, "x")
+    assert sorted(shell("keys").out.splitlines()) == [b"a/1", b"a/2", b"b"]
+    assert sorted(shell("keys", "a/").out.splitlines()) == [b"a/1", b"a/2"]
+    assert shell("keys", "b", "-0").out == b"b\0"
+    assert shell("keys", "nothing") == Ran(DONE, b"", "")
+
+
+@pytest.mark.parametrize("wait", [[], ["--no-wait"]])
+def test_del_tries_every_key_and_names_the_missing(shell: Shell, wait: list[str]) -> None:
+    shell("set", "a", "x")
+    shell("set", "b", "x")
+    code, out, err = shell("del", "a", "nix", "b", *wait)
+    assert (code, out) == (REFUSED, b"")
+    assert err == "dstore: no value is bound to 'nix'\n"
+    assert shell("get", "a").code == REFUSED
+    assert shell("keys").out == b""
+    shell("set", "a", "x")
+    assert shell("del", "a", *wait) == Ran(DONE, b"", "")
+
+
+def test_stats_are_those_of_global(shell: Shell) -> None:
+    shell("set", "k", "x")
+    assert json.loads(shell("stats", "--json").out)["keys"] == 1
+    lines = shell("stats").out.decode().splitlines()
+    assert ["keys", "1"] in [line.split() for line in lines]
+
+
+# ---- what goes wrong --------------------------------------------------------------------------
+
+
+def one_line(err: str) -> bool:
+    return err.startswith("dstore: ") and err.count("\n") == 1 and err.endswith("\n")
+
+
+@pytest.mark.parametrize(
+    ("code", "arguments"),
+    [
+        (REFUSED, ["get", "missing"]),
+        (REFUSED, ["del", "missing"]),
+        (USAGE, ["get"]),
+        (USAGE, ["frobnicate"]),
+        (USAGE, ["get", "k", "--frobnicate"]),
+        (USAGE, ["set", "k", "value", "--file", "and a file"]),
+        (USAGE, ["set", "k", "--file", "no/such/file"]),
+        (USAGE, ["set", "", "empty key"]),
+        (USAGE, ["get", "k" * (config.KEY_BYTES_MAX + 1)]),
+        (USAGE, ["set", config.CONTENT_PREFIX + "reserved", "x"]),
+        (USAGE, ["get", "k", "--timeout", "0"]),
+        (USAGE, ["get", "k", "--timeout", "soon"]),
+        (USAGE, ["get", "k", "--address", "no address"]),
+        (USAGE, ["get", "k", "--address", "tcp://127.0.0.1:65536"]),
+        (USAGE, ["get", "k", "--address", "127.0.0.1:port"]),
+        (USAGE, ["repl", "--address", "no address"]),
+    ],
+)
+def test_what_is_refused_takes_one_line(shell: Shell, code: int, arguments: list[str]) -> None:
+    ran = shell(*arguments)
+    assert (ran.code, ran.out) == (code, b"")
+    assert one_line(ran.err), ran.err
+
+
+def test_a_value_beyond_the_limit_is_bad_input(shell: Shell) -> None:
+    ran = shell("set", "k", stdin=bytes(config.VALUE_BYTES_MAX + 1))
+    assert ran.code == USAGE
+    assert f"{config.VALUE_BYTES_MAX:,}" in ran.err
+    assert one_line(ran.err)
+
+
+def test_a_file_that_cannot_be_written_is_bad_input(shell: Shell, tmp_path: Path) -> None:
+    shell("set", "k", "x")
+    ran = shell("get", "k", "-o", str(tmp_path / "no" / "file"))
+    assert ran == Ran(USAGE, b"", f"dstore: {tmp_path}/no/file: No such file or directory\n")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["get", "k"], ["set", "k", "x"], ["put", "x"], ["del", "k"], ["keys"], ["stats"]],
+)
+def test_a_global_that_is_down_is_code_3(dstore_: Shell, nobody: str, arguments: list[str]) -> None:
+    ran = dstore_(*arguments, "--address", nobody, "--timeout", "0.1")
+    assert (ran.code, ran.out) == (UNREACHED, b"")
+    assert one_line(ran.err)
+    assert nobody.removeprefix("tcp://") in ran.err
+
+
+def test_tcp_may_be_left_out_of_an_address(dstore_: Shell, free_global: dstore.Global) -> None:
+    address = free_global.address.removeprefix("tcp://")
+    assert dstore_("keys", "--address", address) == Ran(DONE, b"", "")
+
+
+def test_without_a_command_the_help_is_shown(dstore_: Shell) -> None:
+    ran = dstore_()
+    assert (ran.code, ran.out) == (USAGE, b"")
+    assert "COMMAND" in ran.err
+    assert dstore_("--help").code == DONE
+
+
+# ---- as a process -----------------------------------------------------------------------------
+
+
+def test_version_is_quick_to_say() -> None:
+    """It imports neither the line editor nor the demo's screen."""
+    script = (
+        "import sys; from dstore.cli import main; code = main(['--version']); "
+        "sys.exit(code or len({'cmd2', 'rich', 'prompt_toolkit'} & set(sys.modules)))"
+    )
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (ran.returncode, ran.stdout) == (0, f"dstore {dstore.__version__}\n")
+
+
+def test_a_closed_stdout_gives_no_traceback(
+    start: Start, shell: Shell, free_global: dstore.Global, node: Callable[..., dstore.Node]
+) -> None:
+    node().set_many({f"{number:05}" + 200 * "x": b"" for number in range(2000)})
+    keys = start("keys", "--address", free_global.address)
+    assert keys.stdout and keys.stderr
+    assert keys.stdout.readline().startswith("0")
+    keys.stdout.close()
+    assert keys.stderr.read() == ""
+    assert keys.wait(PATIENCE) == PIPE_CLOSED
+
+
+def test_ctrl_c_ends_a_command_quietly(start: Start, nobody: str) -> None:
+    ready = "import sys; print(flush=True); from dstore.cli import main; sys.exit(main())"
+    command = [sys.executable, "-c", ready, "get", "k", "--address", nobody, "--timeout", "60"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout and process.stderr
+        process.stdout.readline()
+        wait_for_thread(process.pid)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(PATIENCE) == INTERRUPTED
+        assert process.stderr.read() == b""
+
+
+def wait_for_thread(pid: int) -> None:
+    """Wait until a process has a second thread, which is its Node's."""
+    while len(list(Path(f"/proc/{pid}/task").iterdir())) < 2:
+        assert Path(f"/proc/{pid}").exists()
+
+
+# ---- dstore global ----------------------------------------------------------------------------
+
+
+def listening(server: subprocess.Popen[str]) -> str:
+    """The address that a server says in its first line."""
+    assert server.stdout
+    line = server.stdout.readline()
+    assert line.startswith(LISTENING), line
+    return line.removeprefix(LISTENING).strip()
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_global_serves_until_a_signal_and_frees_its_port(
+    start: Start, dstore_: Shell, signum: signal.Signals
+) -> None:
+    server = start("global", "--bind", "127.0.0.1:0", "--lease", "1")
+    address = listening(server)
+    assert dstore_("set", "k", "x", "--address", address).code == DONE
+    assert dstore_("get", "k", "--address", address).out == b"x"
+    server.send_signal(signum)
+    out, err = server.communicate(timeout=PATIENCE)
+    assert (server.returncode, out, err) == (0, "", "")
+    with dstore.Global(f"tcp://{address}") as again:
+        assert again.address == f"tcp://{address}"
+
+
+def test_an_ipc_address_is_shown_in_full(start: Start, dstore_: Shell, tmp_path: Path) -> None:
+    address = f"ipc://{tmp_path}/g"
+    assert listening(start("global", "--address", address)) == address
+    assert dstore_("keys", "--address", address).code == DONE
+
+
+def test_global_warns_when_other_machines_can_reach_it(start: Start) -> None:
+    server = start("global", "--address", "tcp://0.0.0.0:0")
+    address = listening(server)
+    assert server.stderr
+    warning = server.stderr.readline()
+    assert warning.startswith("dstore: warning: ")
+    assert address in warning
+    assert "no authentication and no encryption" in warning
+
+
+def test_an_address_in_use_is_one_line(dstore_: Shell, free_global: dstore.Global) -> None:
+    ran = dstore_("global", "--address", free_global.address)
+    assert ran.code != DONE
+    assert "in use" in ran.err
+    assert one_line(ran.err)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--address", "nonsense"],
+        ["--address", "tcp://127.0.0.1:65536"],
+        ["--address", "127.0.0.1:0", "--publisher", "udp://127.0.0.1:1"],
+        ["--lease", "0"],
+        ["--lease", "nan"],
+        ["--lease", "1e9"],
+        ["--log-length", "0"],
+        ["--log-length", "-5"],
+        ["--memory-limit", "0"],
+        ["--memory-limit", "4X"],
+        ["--memory-limit", "lots"],
+    ],
+)
+def test_what_global_cannot_do_is_one_line(dstore_: Shell, arguments: list[str]) -> None:
+    ran = dstore_("global", *arguments)
+    assert (ran.code, ran.out) == (USAGE, b"")
+    assert one_line(ran.err), ran.err
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("1", 1), ("512M", 512 << 20), ("4G", 4 << 30), ("1.5k", 1536), ("2GiB", 2 << 30)],
+)
+def test_sizes(text: str, expected: int) -> None:
+    from dstore.cli.arguments import size
+
+    assert size(text) == expected
