@@ -73,6 +73,8 @@ def _extend(value: object) -> msgpack.ExtType:
     if type(value) is tuple:
         return msgpack.ExtType(_TUPLE, _pack(list(value)))
     kind = type(value)
+    if kind is int:
+        raise OverflowError
     raise TypeError(
         f"a value of type {kind.__module__}.{kind.__qualname__} cannot be stored; convert it to "
         "bytes, str, None, bool, int, float, list, tuple or dict first"

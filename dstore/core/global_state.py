@@ -116,7 +116,7 @@ class GlobalState:
         """
         self._handlers[type(message)](route, message, now)
         self._writes.settle(now)
-        self.wake_at = min(self.wake_at, self._deletions.wake_at())
+        self.wake_at = min(self.wake_at, self._next_wake(now))
         return self._out.take()
 
     def tick(self, now: float) -> list[GlobalEffect]:
@@ -131,9 +131,11 @@ class GlobalState:
             self._drop_at = now + self.lease if len(self._sessions) else NEVER
         self._holders.sweep(SWEEP_KEYS)
         self._writes.settle(now)
-        wake_at = now if self._holders.sweeping else self._drop_at
-        self.wake_at = min(wake_at, self._deletions.wake_at())
+        self.wake_at = self._next_wake(now)
         return self._out.take()
+
+    def _next_wake(self, now: float) -> float:
+        return now if self._holders.sweeping else min(self._drop_at, self._deletions.wake_at())
 
     def close(self) -> None:
         """From now on refuse new sessions and writes; what is under way goes on."""
@@ -163,7 +165,6 @@ class GlobalState:
         session.acked = self._log.seq
         session.lease_end = now + self.lease
         self._drop_at = min(self._drop_at, session.lease_end + self._sessions.linger)
-        self.wake_at = min(self.wake_at, self._drop_at)
         session.welcome = Welcome(
             self.epoch,
             session.id,

@@ -238,9 +238,12 @@ class LocalState:
     # ---- lease ----------------------------------------------------------------------------
 
     def renew(self, now: float) -> None:
-        """Ask for a SYNC soon: the lease has lapsed, or deletions were missed."""
+        """Have a SYNC sent at once, or soon if one is under way: the lease has lapsed, or
+        deletions were missed.
+        """
         if self.session:
-            self._sync_at = min(self._sync_at, max(now, self._synced_at + RETRY_FIRST))
+            due = self._synced_at + RETRY_FIRST if self._sent_at else now
+            self._sync_at = min(self._sync_at, max(now, due))
 
     def _sync(self, now: float) -> LocalEffect:
         self._serial += 1
@@ -260,9 +263,10 @@ class LocalState:
             self._apply(message.after + 1, message.keys)
         else:  # a push that builds on an acknowledgement from before we joined anew: not ours
             return
-        sent_at = self._sent_at.pop(message.serial, None)
+        sent_at = self._sent_at.get(message.serial)
         if sent_at is not None:
             self._trust(sent_at)
+            self._sent_at = {n: at for n, at in self._sent_at.items() if n > message.serial}
         self._ack_due = True
         self._apply_held(now)
 

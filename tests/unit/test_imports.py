@@ -34,6 +34,7 @@ ROOMS: dict[str, set[str]] = {
     "node": INSIDE | {"local"},
     "global_server": INSIDE,
     "": PUBLIC - {""},
+    "testing": {"errors", "config", "messages", "core", "engines"},
     "console": set(),
     "repl": PUBLIC | {"console"},
     "demo": PUBLIC | {"console"},

@@ -1,0 +1,1 @@
+"""Tools for testing dstore and what is built on it, usable by others."""

@@ -1,0 +1,149 @@
+"""What every engine has to do, as tests.
+
+Subclass :class:`EngineContract` in a pytest module and give it ``make``::
+
+    class TestMyEngine(EngineContract):
+        def make(self, limit: int) -> Engine:
+            return MyEngine(limit=limit)
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from dstore.engines.base import Engine
+from dstore.errors import StoreFull
+from dstore.messages import Stored
+
+ROOMY = 1 << 20
+ODD_KEYS = ("a", "ä", "漢", "\udcff", "b3:0", " ", "a/b", "A" * 511)
+
+
+def stored(number: int, body: bytes = b"v") -> Stored:
+    """A value with a token of its own."""
+    return Stored(number.to_bytes(16, "big"), "bytes", body)
+
+
+class EngineContract(ABC):
+    """The contract of :class:`dstore.engines.base.Engine`."""
+
+    @abstractmethod
+    def make(self, limit: int) -> Engine:
+        """An empty engine that holds about ``limit`` bytes."""
+
+    def test_what_was_bound_is_read(self) -> None:
+        engine = self.make(ROOMY)
+        for number, key in enumerate(ODD_KEYS):
+            assert engine.read(key) is None
+            engine.bind(key, stored(number, key.encode("utf-8", "surrogateescape")))
+        for number, key in enumerate(ODD_KEYS):
+            expected = stored(number, key.encode("utf-8", "surrogateescape"))
+            assert engine.read(key) == expected
+        assert len(engine) == len(ODD_KEYS)
+        engine.close()
+
+    def test_an_empty_value_is_a_value(self) -> None:
+        engine = self.make(ROOMY)
+        engine.bind("k", stored(1, b""))
+        assert engine.read("k") == stored(1, b"")
+        engine.close()
+
+    def test_remove_takes_only_the_token_it_names(self) -> None:
+        engine = self.make(ROOMY)
+        engine.bind("k", stored(1))
+        assert not engine.remove("k", stored(2).token)
+        assert engine.read("k") == stored(1)
+        assert engine.remove("k", stored(1).token)
+        assert engine.read("k") is None
+        assert not engine.remove("k", stored(1).token)
+        assert len(engine) == 0
+        engine.close()
+
+    def test_replace_takes_only_the_token_it_names(self) -> None:
+        engine = self.make(ROOMY)
+        assert not engine.replace("k", stored(1).token, stored(2))
+        engine.bind("k", stored(1))
+        assert not engine.replace("k", stored(9).token, stored(2))
+        assert engine.read("k") == stored(1)
+        assert engine.replace("k", stored(1).token, stored(2))
+        assert engine.read("k") == stored(2)
+        assert len(engine) == 1
+        engine.close()
+
+    def test_size_goes_back_to_where_it_was(self) -> None:
+        engine = self.make(ROOMY)
+        empty = engine.size
+        engine.bind("k", stored(1, b"x" * 1000))
+        full = engine.size
+        assert full >= empty + 1000
+        engine.replace("k", stored(1).token, stored(2, b"x" * 100))
+        assert engine.size <= full - 900
+        engine.remove("k", stored(2).token)
+        assert engine.size == empty
+        engine.close()
+
+    def test_what_does_not_fit_is_refused_and_changes_nothing(self) -> None:
+        engine = self.make(10_000)
+        assert engine.limit == 10_000
+        engine.bind("k", stored(1, b"x" * 5_000))
+        too_much = stored(2, b"x" * 6_000)
+        assert not engine.fits("l", too_much)
+        before = engine.size
+        refused = False
+        try:
+            engine.bind("l", too_much)
+        except StoreFull:
+            refused = True
+        assert refused
+        assert engine.read("l") is None
+        assert engine.size == before
+        assert engine.fits("k", too_much), "in place of what is there it fits"
+        engine.close()
+
+    def test_a_scan_finds_each_key_once_page_by_page(self) -> None:
+        engine = self.make(ROOMY)
+        keys = {f"k/{number}" for number in range(250)} | set(ODD_KEYS)
+        for number, key in enumerate(sorted(keys)):
+            engine.bind(key, stored(number))
+        for limit in (1, 7, 1000):
+            assert sorted(self._scan(engine, "", limit)) == sorted(keys)
+        engine.close()
+
+    def test_a_scan_of_a_prefix_finds_what_begins_with_it(self) -> None:
+        engine = self.make(ROOMY)
+        for number, key in enumerate(["a", "ab", "abc", "b", "ab\U0010ffff", "ac", "ab\udcff"]):
+            engine.bind(key, stored(number))
+        found = self._scan(engine, "ab", 2)
+        assert sorted(found) == sorted(["ab", "abc", "ab\U0010ffff", "ab\udcff"])
+        assert engine.scan("zz", "", 10) == []
+        engine.close()
+
+    def test_a_scan_finds_what_stays_whatever_comes_and_goes(self) -> None:
+        engine = self.make(ROOMY)
+        stay = [f"stay/{number:03}" for number in range(50)]
+        for number, key in enumerate(stay):
+            engine.bind(key, stored(number))
+        found: list[str] = []
+        after, number = "", 1000
+        while page := engine.scan("", after, 3):
+            found += page
+            after = page[-1]
+            engine.bind(f"come/{number}", stored(number))
+            engine.bind(f"stay/{number}x", stored(number))
+            engine.remove(f"stay/{number}x", stored(number).token)
+            number += 1
+        assert [key for key in found if key in stay] == stay
+        engine.close()
+
+    def test_close_is_idempotent(self) -> None:
+        engine = self.make(ROOMY)
+        engine.close()
+        engine.close()
+
+    @staticmethod
+    def _scan(engine: Engine, prefix: str, limit: int) -> list[str]:
+        found: list[str] = []
+        while page := engine.scan(prefix, found[-1] if found else "", limit):
+            assert len(page) <= limit
+            found += page
+        return found

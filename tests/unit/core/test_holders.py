@@ -1,0 +1,178 @@
+"""Holders: who is waited for, and how the bits that say so are kept."""
+
+from __future__ import annotations
+
+from dstore.core.holders import SWEEP_AT, Holders, bits_of
+from dstore.messages import Publication
+from tests.unit.core.world import LEASE, World
+
+
+def test_a_reader_is_a_holder() -> None:
+    world = World()
+    a, b = world.joined("a", "b")
+    b.set("k", b"v")
+    a.get("k")
+    world.members.remove(a)
+    deletion = b.begin_delete("k")
+    deletion.send()
+    b.turn()
+    assert not deletion.replies
+
+
+def test_a_writer_is_a_holder() -> None:
+    world = World()
+    a, b = world.joined("a", "b")
+    a.set("k", b"v")
+    deletion = b.begin_delete("k")
+    deletion.send()
+    assert not deletion.replies
+    assert a.hit("k") == b"v"
+    world.settle()
+    assert deletion.replies
+
+
+def test_who_was_told_occupied_and_the_value_is_a_holder() -> None:
+    world = World()
+    a, b, c = world.joined("a", "b", "c")
+    c.set("k", b"v")
+    outcome = a.set("k", b"w")
+    assert outcome.updated
+    assert a.hit("k") == b"v"
+    world.members.remove(a)
+    deletion = b.begin_delete("k")
+    deletion.send()
+    b.turn()
+    c.turn()
+    assert not deletion.replies
+
+
+def test_who_replaced_a_value_is_a_holder_of_the_new_one() -> None:
+    world = World()
+    a, b = world.joined("a", "b")
+    a.set("k", b"v")
+    a.set("k", b"w", replace=True)
+    assert a.hit("k") == b"w"
+    deletion = b.begin_delete("k")
+    deletion.send()
+    assert not deletion.replies
+
+
+def test_a_deletion_waits_for_the_holders_alone() -> None:
+    world = World()
+    a, b, c = world.joined("a", "b", "c")
+    b.set("k", b"v")
+    world.members.remove(a)
+    world.members.remove(c)
+    deletion = b.begin_delete("k")
+    deletion.send()
+    b.turn()
+    assert deletion.replies
+
+
+def test_a_publication_names_the_holders_and_only_they_acknowledge_at_once() -> None:
+    world = World()
+    a, b, c = world.joined("a", "b", "c")
+    b.set("k", b"v")
+    a.get("k")
+    deletion = b.begin_delete("k")
+    deletion.send()
+    (publication,) = c.published
+    assert isinstance(publication, Publication)
+    assert sorted(publication.holders) == sorted([a.state.session, b.state.session])
+    a.hear()
+    c.hear()
+    assert len(a.tick()) == 1
+    assert c.tick() == []
+    assert c.state.applied == 1
+
+
+def test_a_missing_key_makes_no_holder() -> None:
+    world = World()
+    (a,) = world.joined("a")
+    assert a.get("k") is None
+    assert len(world.state._holders) == 0
+
+
+def test_a_lapsed_session_keeps_its_bits() -> None:
+    world = World()
+    a, b = world.joined("a", "b")
+    b.set("k", b"v")
+    a.get("k")
+    world.members.remove(a)
+    world.live(1.5 * LEASE)
+    a.tick()
+    a.send()  # it comes back with its cache
+    a.listen()
+    assert a.hit("k") == b"v"
+    deletion = b.begin_delete("k")
+    deletion.send()
+    b.turn()
+    assert not deletion.replies, "it is waited for again"
+
+
+def test_a_lapsed_holder_is_not_waited_for_but_counted() -> None:
+    world = World()
+    a, b = world.joined("a", "b")
+    b.set("k", b"v")
+    a.get("k")
+    world.members.remove(a)
+    world.live(1.5 * LEASE)
+    assert b.delete("k").expired == 1
+
+
+def test_a_bit_is_not_used_again_before_all_keys_have_lost_it() -> None:
+    holders = Holders()
+    bits = [holders.claim() for _ in range(SWEEP_AT)]
+    for number, bit in enumerate(bits):
+        holders.add(f"k{number}", bit)
+    holders.add("shared", bits[0])
+    keeper = holders.claim()
+    holders.add("shared", keeper)
+    for bit in bits:
+        assert holders.claim() not in bits
+        holders.retire(bit)
+    assert holders.sweeping
+    holders.sweep(SWEEP_AT // 2)
+    assert holders.claim() not in bits
+    holders.sweep(1000)
+    assert not holders.sweeping
+    assert all(not holders.of(f"k{number}") for number in range(SWEEP_AT))
+    assert holders.of("shared") == keeper
+    assert {holders.claim() for _ in bits} == set(bits)
+
+
+def test_bits_of_a_mask() -> None:
+    assert list(bits_of(0b10110)) == [0b10, 0b100, 0b10000]
+
+
+def test_a_thousand_joins_and_goodbyes_leave_no_session_and_few_bits() -> None:
+    world = World()
+    (keeper,) = world.joined("keeper")
+    keeper.set("k", b"v")
+    for number in range(1000):
+        (member,) = world.joined(f"m{number}")
+        member.get("k")
+        member.state.goodbye(world.now)
+        world.settle()
+        world.members.remove(member)
+    assert len(world.state._sessions) == 1
+    assert world.state._holders.width <= 2 * SWEEP_AT + 2
+
+
+def test_a_write_that_outlives_its_session_makes_no_holder() -> None:
+    """Its bit may belong to another session by the time the write runs."""
+    world = World()
+    a, b = world.joined("a", "b")
+    b.set("k", b"v")
+    deletion = b.begin_delete("k")
+    deletion.send()
+    setting = a.begin_set(("k", b"w"))
+    setting.send()
+    a.state.goodbye(world.now)
+    a.tick()
+    a.send()
+    b.turn()
+    assert deletion.replies
+    (reply,) = setting.replies
+    assert not reply.items[0].cacheable
+    assert not len(world.state._holders)

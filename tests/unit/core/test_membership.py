@@ -1,0 +1,276 @@
+"""Epoch and session: who belongs to which life of Global, and what a change of it voids."""
+
+from __future__ import annotations
+
+import pytest
+
+from dstore.core.local_state import MARGIN
+from dstore.messages import (
+    Ack,
+    Farewell,
+    Get,
+    Goodbye,
+    Hello,
+    Publication,
+    Refusal,
+    Refused,
+    Sync,
+    Synced,
+    ToGlobal,
+    Welcome,
+)
+from tests.unit.core.world import LEASE, World
+
+
+def only(world: World, route: bytes) -> object:
+    (message,) = world.inboxes[route]
+    return message
+
+
+def test_hello_opens_a_session_with_a_lease_and_an_empty_cache() -> None:
+    world = World()
+    (a,) = world.joined("a")
+    assert (a.state.epoch, a.state.session) == (world.epoch, 1)
+    assert a.state.lease_end == world.now + LEASE * (1 - MARGIN)
+
+
+def test_hello_counts_as_the_first_sync() -> None:
+    world = World()
+    a, _b = world.joined("a", "b")
+    a.set("k", b"v")
+    a.delete("k")
+    (c,) = world.joined("c")
+    assert c.state.applied == 1
+
+
+def test_session_ids_are_never_used_again() -> None:
+    world = World()
+    for expected in range(1, 5):
+        world.deliver(b"r", Hello(world.random16(), 0, 0, ""))
+        welcome = world.inboxes[b"r"].pop()
+        assert isinstance(welcome, Welcome)
+        assert welcome.session == expected
+        world.deliver(b"r", Goodbye(world.epoch, welcome.session))
+
+
+def test_a_hello_that_arrives_again_gets_the_same_answer_and_changes_nothing() -> None:
+    world = World()
+    a = world.member("a")
+    (hello,) = a.tick()
+    a.send()
+    first = a.control[0]
+    assert isinstance(first, Welcome)
+    a.listen()
+    holder = world.state._sessions.get(1)
+    assert holder is not None
+    lease_end, acked = holder.lease_end, holder.acked
+    (b,) = world.joined("b")
+    b.set("k", b"v")
+    b.delete("k")
+    world.advance(1.0)
+    world.deliver(a.route, hello)
+    assert a.control.pop() == first
+    assert (holder.lease_end, holder.acked) == (lease_end, acked)
+    assert len(world.state._sessions) == 2
+
+
+def test_the_lease_of_a_repeated_hello_counts_from_the_first() -> None:
+    world = World()
+    a = world.member("a")
+    a.tick()
+    sent_at = world.now
+    world.advance(0.2)
+    a.tick()
+    a.send()
+    a.send()
+    a.listen()
+    assert a.state.lease_end == sent_at + LEASE * (1 - MARGIN)
+
+
+def test_a_local_takes_only_the_answer_to_its_latest_hello() -> None:
+    world = World()
+    a = world.member("a")
+    a.tick()
+    a.outgoing.clear()
+    a.receive(Welcome(world.epoch, 7, b"x" * 16, 0, LEASE, "tcp://*:2", 1000))
+    assert a.state.session == 0
+    world.settle()
+    a.tick()
+    world.live(0.1)
+    session = a.state.session
+    assert session
+    a.receive(Welcome(world.epoch, 9, a.state._nonce, 0, LEASE, "tcp://*:2", 1000))
+    assert a.state.session == session
+
+
+def test_a_hello_ends_the_session_that_it_replaces() -> None:
+    world = World()
+    a, b = world.joined("a", "b")
+    b.set("k", b"v")
+    assert a.get("k") == b"v"
+    deletion = b.begin_delete("k")
+    deletion.send()
+    b.turn()
+    assert not deletion.replies
+    world.deliver(b"new", Hello(world.random16(), world.epoch, a.state.session, "a"))
+    assert deletion.replies, "nobody waits for a session that was given up"
+    world.deliver(b"old", Ack(world.epoch, a.state.session, 1))
+    assert isinstance(only(world, b"old"), Refused)
+
+
+@pytest.mark.parametrize("kind", ["ack", "sync", "get"])
+@pytest.mark.parametrize("wrong", ["epoch", "session"])
+def test_what_bears_another_epoch_or_session_is_refused_and_changes_nothing(
+    kind: str, wrong: str
+) -> None:
+    world = World()
+    a, b = world.joined("a", "b")
+    b.set("k", b"v")
+    a.get("k")
+    deletion = b.begin_delete("k")
+    deletion.send()
+    b.turn()
+    holder = world.state._sessions.get(a.state.session)
+    assert holder is not None
+    lease_end = holder.lease_end
+    world.advance(0.1)
+    epoch = world.epoch + (wrong == "epoch")
+    session = a.state.session + 100 * (wrong == "session")
+    messages: dict[str, ToGlobal] = {
+        "ack": Ack(epoch, session, 1),
+        "sync": Sync(epoch, session, 1, 1, 0),
+        "get": Get(epoch, session, 1, ["k"]),
+    }
+    world.deliver(b"r", messages[kind])
+    refused = only(world, b"r")
+    assert isinstance(refused, Refused)
+    assert refused.refusal == (Refusal.OTHER_EPOCH if wrong == "epoch" else Refusal.UNKNOWN_SESSION)
+    assert (refused.epoch, refused.session) == (epoch, session)
+    assert holder.lease_end == lease_end
+    assert not deletion.replies
+
+
+def test_a_publication_of_another_epoch_is_not_applied() -> None:
+    world = World()
+    (a,) = world.joined("a")
+    a.set("k", b"v")
+    a.receive(Publication(world.epoch + 1, 1, ["k"], [a.state.session]))
+    assert a.hit("k") == b"v"
+    assert a.state.applied == 0
+
+
+@pytest.mark.parametrize("wrong", ["epoch", "session"])
+def test_a_sync_answer_of_another_epoch_or_session_is_ignored(wrong: str) -> None:
+    world = World()
+    (a,) = world.joined("a")
+    lease_end = a.state.lease_end
+    world.advance(1.0)
+    a.tick()
+    epoch = world.epoch + (wrong == "epoch")
+    session = a.state.session + (wrong == "session")
+    a.receive(Synced(epoch, session, 1, 0, 5, ["k"] * 5))
+    assert a.state.lease_end == lease_end
+    assert a.state.applied == 0
+
+
+def test_a_change_of_session_voids_lease_cache_fills_and_applied_number_together() -> None:
+    world = World()
+    a, b = world.joined("a", "b")
+    b.set("k", b"v")
+    b.set("gone", b"v")
+    b.delete("gone")
+    world.settle()
+    a.get("k")
+    reading = a.begin_get("other")
+    assert a.state.applied == 1
+    world.start_global()
+    a.receive(Refused(1, a.state.session, 0, Refusal.OTHER_EPOCH, ""))
+    assert a.state.lease_end < world.now
+    assert len(a.state.cache) == 0
+    assert (a.state.epoch, a.state.session, a.state.applied) == (0, 0, 0)
+    fill = a.state.reading("other")
+    assert fill is not None
+    assert fill.session != a.state.session
+    reading.give_up()
+
+
+def test_a_refusal_of_a_former_session_does_not_end_the_present_one() -> None:
+    world = World()
+    (a,) = world.joined("a")
+    session = a.state.session
+    a.receive(Refused(world.epoch, session + 1, 0, Refusal.UNKNOWN_SESSION, ""))
+    a.receive(Refused(world.epoch + 1, session, 0, Refusal.OTHER_EPOCH, ""))
+    assert a.state.session == session
+
+
+def test_a_local_joins_the_next_life_of_global_by_itself() -> None:
+    world = World()
+    (a,) = world.joined("a")
+    world.start_global()
+    world.live(1.0)
+    assert a.state.epoch == world.epoch
+    assert world.now < a.state.lease_end
+
+
+def test_a_goodbye_voids_the_lease_and_closes_fills_first_and_lingers_until_answered() -> None:
+    world = World()
+    (a,) = world.joined("a")
+    a.set("k", b"v")
+    reading = a.begin_get("other")
+    reading.send()
+    a.state.goodbye(world.now)
+    assert a.hit("k") is None
+    assert a.state.lease_end < world.now
+    (goodbye,) = a.tick()
+    assert isinstance(goodbye, Goodbye)
+    a.outgoing.clear()  # lost
+    world.advance(0.1)
+    assert len(a.tick()) == 1
+    assert a.state.session
+    a.send()
+    assert isinstance(a.listen(), Farewell)
+    assert not a.state.session
+    assert not len(world.state._sessions)
+    reading.give_up()
+
+
+def test_nobody_waits_for_a_local_that_has_said_goodbye() -> None:
+    world = World()
+    a, b = world.joined("a", "b")
+    b.set("k", b"v")
+    a.get("k")
+    deletion = b.begin_delete("k")
+    deletion.send()
+    b.turn()
+    assert not deletion.replies
+    a.state.goodbye(world.now)
+    a.tick()
+    a.send()
+    assert deletion.replies
+
+
+def test_no_fill_after_a_goodbye() -> None:
+    world = World()
+    a, b = world.joined("a", "b")
+    b.set("k", b"v")
+    reading = a.begin_get("k")
+    reading.send()
+    a.state.goodbye(world.now)
+    reading.answer()
+    assert len(a.state.cache) == 0
+
+
+def test_a_session_that_is_silent_for_long_is_dropped_and_its_local_joins_anew() -> None:
+    world = World()
+    a, b = world.joined("a", "b")
+    b.set("k", b"v")
+    a.get("k")
+    world.members.remove(a)  # it sleeps
+    world.live(12 * LEASE, step=0.5)
+    assert world.state._sessions.get(a.state.session) is None
+    world.members.append(a)
+    old = a.state.session
+    world.settle()
+    world.live(0.5)
+    assert a.state.session not in (0, old)
+    assert len(a.state.cache) == 0

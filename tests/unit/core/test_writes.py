@@ -1,0 +1,290 @@
+"""Writes are repeated safely: executed once, or their outcome is said to be unknown."""
+
+from __future__ import annotations
+
+import pytest
+
+from dstore import content
+from dstore.core.operations import Resumed
+from dstore.core.writes import OUTCOMES_MAX
+from dstore.errors import GlobalUnavailable, OutcomeUnknown
+from dstore.messages import DelStatus, Refusal, Refused, SetItem, SetStatus, Stored
+from tests.unit.core.world import World
+
+
+def test_a_repeated_set_gets_the_recorded_outcome_marked_do_not_cache() -> None:
+    world = World()
+    a, _b = world.joined("a", "b")
+    setting = a.begin_set(("k", b"v"))
+    setting.send()
+    first = setting.replies.popleft()
+    assert first.items[0].cacheable
+    setting.time_out()
+    setting.send()
+    again = setting.replies[0]
+    assert again.items[0].status is SetStatus.STORED
+    assert not again.items[0].cacheable
+    setting.answer()
+    assert "k" not in a.state.entries
+
+
+def test_a_repeated_set_is_not_executed_again_after_a_del() -> None:
+    world = World()
+    a, b = world.joined("a", "b")
+    setting = a.begin_set(("k", b"v"))
+    setting.send()
+    setting.replies.clear()
+    assert b.delete("k").status is DelStatus.DELETED
+    setting.time_out()
+    setting.send()
+    setting.answer()
+    assert setting.result["k"].status is SetStatus.STORED
+    assert world.engine.read("k") is None
+
+
+def test_a_repeated_del_does_not_remove_a_newer_value() -> None:
+    world = World()
+    a, b = world.joined("a", "b")
+    b.set("k", b"old")
+    deletion = a.begin_delete("k")
+    deletion.send()
+    world.settle()
+    deletion.replies.clear()
+    b.set("k", b"new")
+    deletion.time_out()
+    deletion.send()
+    world.settle()
+    deletion.answer()
+    assert deletion.result["k"].status is DelStatus.DELETED
+    assert b.get("k") == b"new"
+
+
+def test_a_repeat_of_a_write_at_work_is_answered_once_where_it_was_asked_last() -> None:
+    world = World()
+    a, b = world.joined("a", "b")
+    b.set("k", b"v")
+    a.get("k")
+    deletion = a.begin_delete("k")
+    deletion.send()
+    deletion.time_out()
+    deletion.route = b"elsewhere"
+    deletion.send()
+    world.settle()
+    assert len(world.inboxes[b"elsewhere"]) == 1
+    assert not deletion.replies
+
+
+def test_outcomes_are_kept_until_the_local_says_it_has_seen_them() -> None:
+    world = World()
+    (a,) = world.joined("a")
+    session = world.state._sessions.get(a.state.session)
+    assert session is not None
+    a.set("k", b"v")
+    assert len(session.outcomes) == 1
+    a.set("l", b"v")
+    assert len(session.outcomes) == 1, "the next write says that the first was seen"
+    world.live(1.0)
+    assert not session.outcomes, "and so does a renewal"
+
+
+def test_an_unfinished_write_holds_back_what_is_seen() -> None:
+    world = World()
+    (a,) = world.joined("a")
+    session = world.state._sessions.get(a.state.session)
+    assert session is not None
+    slow = a.begin_set(("slow", b"v"))
+    slow.send()
+    slow.replies.clear()
+    for number in range(3):
+        a.set(f"k{number}", b"v")
+    assert slow.message.write in session.outcomes
+    slow.give_up()
+    a.set("last", b"v")
+    assert slow.message.write not in session.outcomes
+
+
+def test_a_write_that_was_given_up_is_not_executed_when_it_arrives_late() -> None:
+    world = World()
+    (a,) = world.joined("a")
+    late = a.begin_set(("k", b"v"))
+    message = late.message
+    late.give_up()
+    a.set("l", b"v")
+    world.deliver(b"late", message)
+    (refused,) = world.inboxes[b"late"]
+    assert isinstance(refused, Refused)
+    assert refused.refusal is Refusal.STALE_WRITE
+    assert world.engine.read("k") is None
+
+
+def test_outcomes_that_are_never_seen_are_bounded() -> None:
+    world = World()
+    (a,) = world.joined("a")
+    message = a.begin_delete("k").message
+    for write in range(1, OUTCOMES_MAX + 2):
+        world.inboxes.clear()
+        world.deliver(b"r", message._replace(write=write, seen=0))
+    (refused,) = world.inboxes[b"r"]
+    assert isinstance(refused, Refused)
+    assert refused.refusal is Refusal.BUSY
+
+
+@pytest.mark.parametrize("kind", ["set", "replace", "delete"])
+def test_a_repeat_whose_record_may_be_gone_is_never_executed(kind: str) -> None:
+    world = World()
+    (a,) = world.joined("a")
+    if kind != "set":
+        a.set("k", b"old")
+    write = (
+        a.begin_delete("k")
+        if kind == "delete"
+        else a.begin_set(("k", b"v"), replace=kind == "replace")
+    )
+    write.resume(Resumed(world.now + 0.3, None, True))  # sent, and never answered
+    world.start_global()
+    write.send()
+    write.answer()
+    assert isinstance(write.error, OutcomeUnknown)
+    assert write.error.keys == ["k"]
+    stored = world.engine.read("k")
+    assert stored is None if kind == "set" else stored is not None
+
+
+def test_a_write_whose_every_copy_was_refused_is_done_again_in_the_new_session() -> None:
+    world = World()
+    (a,) = world.joined("a")
+    setting = a.begin_set(("k", b"v"))
+    world.start_global()
+    setting.send()
+    setting.answer()  # refused: nothing has happened
+    assert setting.waits
+    assert setting.finish()["k"].status is SetStatus.STORED
+    assert a.state.epoch == world.epoch
+
+
+def test_a_write_that_never_left_raises_global_unavailable() -> None:
+    world = World()
+    (a,) = world.joined("a")
+    setting = a.begin_set(("k", b"v"), timeout=1.0)
+    while not setting.done:
+        setting.time_out(sent=False)
+    assert isinstance(setting.error, GlobalUnavailable)
+
+
+def test_a_write_that_left_and_was_not_answered_has_an_unknown_outcome() -> None:
+    world = World()
+    (a,) = world.joined("a")
+    setting = a.begin_set(("k", b"v"), timeout=1.0)
+    while not setting.done:
+        setting.time_out()
+    assert isinstance(setting.error, OutcomeUnknown)
+
+
+def test_every_request_is_sent_again_before_its_deadline() -> None:
+    world = World()
+    (a,) = world.joined("a")
+    reading = a.begin_get("k", timeout=5.0)
+    request = reading.message
+    copies = 1
+    end = world.now + 5.0
+    while not reading.done:
+        reading.time_out()
+        if not reading.done:
+            assert reading.message == request
+            copies += 1
+    assert isinstance(reading.error, GlobalUnavailable)
+    assert world.now == end
+    assert copies >= 3
+
+
+def test_a_get_is_asked_again_in_the_new_session() -> None:
+    world = World()
+    (a,) = world.joined("a")
+    a.set("k", b"v")
+    a.state.cache.clear()
+    reading = a.begin_get("k")
+    world.start_global()
+    reading.send()
+    reading.answer()
+    assert reading.waits
+    assert reading.finish()["k"].stored.body == b"v"
+
+
+def test_set_of_a_key_that_this_local_holds_asks_nobody() -> None:
+    world = World()
+    (a,) = world.joined("a")
+    a.set("k", b"v")
+    setting = a.begin_set(("k", b"w"))
+    assert setting.done
+    assert setting.result["k"].local
+
+
+def test_set_of_a_held_key_asks_global_when_the_lease_has_lapsed() -> None:
+    world = World()
+    (a,) = world.joined("a")
+    a.set("k", b"v")
+    world.advance(10.0)
+    setting = a.begin_set(("k", b"w"))
+    assert not setting.done
+    setting.give_up()
+
+
+def test_a_closing_global_refuses_new_writes_and_answers_what_is_under_way() -> None:
+    world = World()
+    a, b = world.joined("a", "b")
+    b.set("k", b"v")
+    a.get("k")
+    deletion = b.begin_delete("k")
+    deletion.send()
+    world.state.close()
+    assert not world.state.idle
+    setting = b.begin_set(("l", b"v"), timeout=1.0)
+    setting.send()
+    (refused,) = setting.replies
+    assert isinstance(refused, Refused)
+    assert refused.refusal is Refusal.CLOSING
+    world.settle()
+    assert deletion.replies
+    assert world.state.idle
+    while not setting.done:
+        if setting.waits:
+            setting.time_out()
+        else:
+            setting.send()
+            setting.answer()
+    assert isinstance(setting.error, GlobalUnavailable), "every copy was refused"
+
+
+def test_a_full_store_refuses_and_keeps_what_it_has() -> None:
+    world = World(limit=1000)
+    (a,) = world.joined("a")
+    assert a.set("k", b"v" * 100).status is SetStatus.STORED
+    assert a.set("l", b"v" * 900).status is SetStatus.FULL
+    assert a.set("k", b"v" * 900, replace=True).status is SetStatus.FULL
+    assert a.set("k", b"w" * 200, replace=True).status is SetStatus.REPLACED
+    assert a.get("l") is None
+
+
+def test_a_value_above_the_limit_is_refused() -> None:
+    world = World()
+    (a,) = world.joined("a")
+    assert a.set("k", b"v" * 1001).status is SetStatus.TOO_LARGE
+
+
+def test_a_content_address_is_bound_to_its_content_alone() -> None:
+    world = World()
+    (a,) = world.joined("a")
+    key = content.address("bytes", b"v")
+    assert a.set(key, b"other").status is SetStatus.MISMATCH
+    assert a.set(key, b"v").status is SetStatus.STORED
+    assert not content.matches(key, Stored(bytes(16), "text", b"v"))
+
+
+def test_many_items_travel_in_messages_of_bounded_size() -> None:
+    world = World()
+    (a,) = world.joined("a")
+    key_twice = a.begin_set(("k", b"1"), ("k", b"2"))
+    assert [item.key for item in key_twice.message.items] == ["k"]
+    assert isinstance(key_twice.message.items[0], SetItem)
+    outcome = key_twice.finish()
+    assert outcome["k"].status is SetStatus.OCCUPIED

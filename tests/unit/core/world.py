@@ -1,0 +1,312 @@
+"""A Global and some Locals, real cores, whose messages move only when a test says so.
+
+Time stands still unless it is moved. What somebody sends lies in a queue until it is delivered,
+so that a test spells out an interleaving step by step. ``settle`` delivers everything.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from collections.abc import Iterable
+from typing import Any
+
+from dstore.core import operations
+from dstore.core.effects import Dropped, GlobalEffect, LocalEffect, Publish, Subscribe, Tell
+from dstore.core.global_state import GlobalState
+from dstore.core.local_state import LocalState
+from dstore.core.operations import Answer, Ask, Operation, Resumed, SetOutcome, Step, Until
+from dstore.engines.memory import MemoryEngine
+from dstore.messages import (
+    DelResult,
+    Message,
+    Publication,
+    SetItem,
+    Stored,
+    ToGlobal,
+)
+
+LEASE = 2.0
+
+
+class World:
+    """One Global and its Locals on one clock."""
+
+    def __init__(self, *, lease: float = LEASE, log_length: int = 100, limit: int = 1 << 20):
+        self.now = 1000.0
+        self.lease = lease
+        self.log_length = log_length
+        self.engine = MemoryEngine(limit)
+        self.members: list[Member] = []
+        self.inboxes: dict[bytes, deque[Message]] = {}
+        self._draws = itertools.count(1)
+        self.epoch = 0
+        self.start_global()
+
+    def start_global(self) -> None:
+        """A new life of Global, with whatever the engine holds."""
+        self.epoch += 1
+        self.state = GlobalState(
+            self.engine,
+            epoch=self.epoch,
+            publisher="tcp://*:2",
+            lease=self.lease,
+            log_length=self.log_length,
+            value_bytes_max=1000,
+        )
+
+    def random16(self) -> bytes:
+        return next(self._draws).to_bytes(16, "big")
+
+    def member(self, name: str, cache_bytes: int = 1 << 20) -> Member:
+        """A Local that has said nothing yet."""
+        member = Member(self, name, cache_bytes)
+        self.members.append(member)
+        return member
+
+    def joined(self, *names: str) -> list[Member]:
+        """Locals that have a session and a lease from this moment."""
+        members = [self.member(name) for name in names]
+        self.settle()
+        return members
+
+    def joined_without(self, name: str, *asleep: Member) -> list[Member]:
+        """A further Local joins while others neither hear nor say anything."""
+        for member in asleep:
+            self.members.remove(member)
+        members = self.joined(name)
+        self.members += asleep
+        return members
+
+    def deliver(self, route: bytes, message: ToGlobal) -> None:
+        """Global receives a message."""
+        self._perform(self.state.receive(route, message, self.now))
+
+    def tick(self) -> None:
+        """Global does what is due."""
+        if self.now >= self.state.wake_at:
+            self._perform(self.state.tick(self.now))
+
+    def advance(self, seconds: float) -> None:
+        """Time passes; nobody does anything."""
+        self.now += seconds
+
+    def settle(self) -> None:
+        """Deliver all there is and let everybody act, until all is quiet."""
+        moved = True
+        while moved:
+            self.tick()
+            moved = sum(member.turn() for member in self.members) > 0
+
+    def live(self, seconds: float, step: float = 0.05) -> None:
+        """Let time pass while everybody acts."""
+        end = self.now + seconds
+        while self.now < end:
+            self.advance(min(step, end - self.now))
+            self.settle()
+
+    def _perform(self, effects: Iterable[GlobalEffect]) -> None:
+        for effect in effects:
+            if isinstance(effect, Publish):
+                for member in self.members:
+                    if member.subscribed:
+                        member.published.append(effect.message)
+            else:
+                self.inboxes.setdefault(effect.route, deque()).append(effect.message)
+
+
+class Member:
+    """One Local and its channels."""
+
+    def __init__(self, world: World, name: str, cache_bytes: int) -> None:
+        self.world = world
+        self.name = name
+        self.state = LocalState(random16=world.random16, label=name, cache_bytes=cache_bytes)
+        self.route = name.encode()
+        self.outgoing: deque[ToGlobal] = deque()  # on the control channel
+        self.published: deque[Publication] = deque()
+        self.control: deque[Message] = world.inboxes.setdefault(self.route, deque())
+        self.subscribed = False
+        self.dropped: list[str] = []
+        self._calls = itertools.count(1)
+
+    # ---- messages -------------------------------------------------------------------------
+
+    def tick(self) -> list[ToGlobal]:
+        """Do what is due. What it put into ``outgoing``."""
+        before = len(self.outgoing)
+        self._perform(self.state.tick(self.world.now))
+        return list(self.outgoing)[before:]
+
+    def send(self) -> None:
+        """Deliver the oldest message of the control channel to Global."""
+        self.world.deliver(self.route, self.outgoing.popleft())
+
+    def hear(self) -> Publication:
+        """Receive the oldest publication."""
+        message = self.published.popleft()
+        self.receive(message)
+        return message
+
+    def receive(self, message: Any) -> None:
+        """Receive a message, whoever sent it."""
+        self._perform(self.state.receive(message, self.world.now))
+
+    def listen(self) -> Any:
+        """Receive the oldest message on the control channel."""
+        message = self.control.popleft()
+        self.receive(message)
+        return message
+
+    def turn(self) -> bool:
+        """Receive everything, act, send everything. Whether there was anything."""
+        moved = bool(self.published or self.control)
+        while self.published:
+            self.hear()
+        while self.control:
+            self.listen()
+        self.tick()
+        moved = moved or bool(self.outgoing)
+        while self.outgoing:
+            self.send()
+        return moved
+
+    def _perform(self, effects: Iterable[LocalEffect]) -> None:
+        for effect in effects:
+            if isinstance(effect, Tell):
+                self.outgoing.append(effect.message)
+            elif isinstance(effect, Subscribe):
+                self.subscribed = True
+            elif isinstance(effect, Dropped):
+                self.dropped += effect.keys
+
+    # ---- operations -----------------------------------------------------------------------
+
+    def begin(self, operation: Operation[Any]) -> Call:
+        return Call(self, f"{self.name}/{next(self._calls)}".encode(), operation)
+
+    def begin_get(self, *keys: str, timeout: float = 5.0, stale_ok: bool = False) -> Call:
+        now = self.world.now
+        return self.begin(operations.get(self.state, keys, now, now + timeout, stale_ok))
+
+    def begin_set(self, *pairs: Any, replace: bool = False, timeout: float = 5.0) -> Call:
+        now = self.world.now
+        items = [item(self.world, key, value) for key, value in pairs]
+        return self.begin(operations.set_(self.state, items, replace, now, now + timeout))
+
+    def begin_delete(self, *keys: str, wait: bool = True, timeout: float = 5.0) -> Call:
+        now = self.world.now
+        return self.begin(operations.delete(self.state, keys, wait, now, now + timeout))
+
+    def get(self, key: str) -> bytes | None:
+        """The value, with everything delivered at once."""
+        answer: Answer | None = self.begin_get(key).finish().get(key)
+        return body(answer)
+
+    def set(self, key: str, value: bytes, *, replace: bool = False) -> SetOutcome:
+        outcome: SetOutcome = self.begin_set((key, value), replace=replace).finish()[key]
+        return outcome
+
+    def delete(self, key: str) -> DelResult:
+        result: DelResult = self.begin_delete(key).finish()[key]
+        return result
+
+    def hit(self, key: str) -> bytes | None:
+        """What the cache answers now, by itself."""
+        entry = self.state.hit(key, self.world.now)
+        return entry.value.body if entry and isinstance(entry.value, Stored) else None
+
+
+class Call:
+    """An operation under way, on a request channel of its own."""
+
+    def __init__(self, member: Member, route: bytes, operation: Operation[Any]) -> None:
+        self.member = member
+        self.world = member.world
+        self.route = route
+        self.operation = operation
+        self.replies: deque[Any] = self.world.inboxes.setdefault(route, deque())
+        self.step: Step | None = None
+        self.result: Any = None
+        self.error: Exception | None = None
+        self.done = False
+        self.resume(None)
+
+    @property
+    def message(self) -> Any:
+        """The request it wants to send."""
+        assert isinstance(self.step, Ask), f"not asking but {self.step}"
+        return self.step.message
+
+    @property
+    def waits(self) -> bool:
+        """Whether it waits for something other than a reply."""
+        return isinstance(self.step, Until)
+
+    def resume(self, resumed: Resumed | None) -> None:
+        try:
+            self.step = self.operation.send(resumed)  # type: ignore[arg-type]
+        except StopIteration as stop:
+            self.done, self.result, self.step = True, stop.value, None
+        except Exception as error:
+            self.done, self.error, self.step = True, error, None
+
+    def send(self) -> Any:
+        """Deliver the request to Global; the reply that now lies in the channel, if any."""
+        self.world.deliver(self.route, self.message)
+        return self.replies[-1] if self.replies else None
+
+    def answer(self, reply: Message | None = None) -> None:
+        """The caller receives the reply, or the given one."""
+        message: Any = self.replies.popleft() if reply is None else reply
+        assert message.request == self.message.request
+        self.resume(Resumed(self.world.now, message, True))
+
+    def time_out(self, *, sent: bool = True) -> None:
+        """Time passes to the end of the step, and no reply has come."""
+        assert self.step is not None
+        self.world.now = max(self.world.now, self.step.until)
+        self.resume(Resumed(self.world.now, None, sent and isinstance(self.step, Ask)))
+
+    def look(self) -> None:
+        """Look whether what it waits for has come."""
+        step = self.step
+        assert isinstance(step, Until)
+        if step.predicate(self.world.now):
+            self.resume(Resumed(self.world.now))
+
+    def give_up(self) -> None:
+        self.operation.close()
+        self.done = True
+
+    def finish(self) -> Any:
+        """Deliver everything at once until it is done."""
+        while not self.done:
+            if isinstance(self.step, Ask):
+                self.send()
+                self.world.settle()
+                self.answer()
+            else:
+                self.world.settle()
+                self.look()
+                if self.waits:
+                    raise AssertionError(f"{self.step} never comes")
+        if self.error is not None:
+            raise self.error
+        return self.result
+
+
+def item(world: World, key: str, value: bytes) -> SetItem:
+    return SetItem(key, Stored(world.random16(), "bytes", value))
+
+
+def body(answer: Answer | None) -> bytes | None:
+    """The bytes of an answer."""
+    if answer is None:
+        return None
+    value = answer.entry.value if answer.entry else answer.stored
+    assert isinstance(value, Stored)
+    return value.body
+
+
+__all__ = ["LEASE", "Call", "Member", "World", "body", "item"]

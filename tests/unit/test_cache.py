@@ -1,0 +1,106 @@
+"""The cache of a Local: bounded, and SIEVE decides who goes."""
+
+from __future__ import annotations
+
+import random
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dstore.core.cache import ENTRY_OVERHEAD, Cache, Entry
+from dstore.messages import Stored
+
+ROOM = ENTRY_OVERHEAD + 2  # one entry of a one-letter key and a one-byte value
+
+
+def stored(body: bytes = b"v") -> Stored:
+    return Stored(bytes(16), "bytes", body)
+
+
+def filled(keys: str, room: int) -> Cache:
+    cache = Cache(room * ROOM)
+    for key in keys:
+        cache.insert(key, stored())
+    return cache
+
+
+def test_what_was_never_read_goes_first_oldest_first() -> None:
+    cache = filled("abc", room=3)
+    cache.insert("d", stored())
+    assert [entry.key for entry in cache] == ["b", "c", "d"]
+    assert cache.evictions == 1
+
+
+def test_what_was_read_is_passed_over_once() -> None:
+    cache = filled("abc", room=3)
+    cache.entries["a"].visited = True
+    cache.insert("d", stored())
+    assert set(cache.entries) == {"a", "c", "d"}
+    assert not cache.entries["a"].visited
+    cache.insert("e", stored())
+    assert set(cache.entries) == {"a", "d", "e"}, "the hand goes on from where it stood"
+
+
+def test_when_all_were_read_the_hand_comes_round() -> None:
+    cache = filled("abc", room=3)
+    for entry in cache:
+        entry.visited = True
+    cache.insert("d", stored())
+    assert set(cache.entries) == {"b", "c", "d"}
+
+
+def test_the_hand_moves_on_when_its_entry_is_discarded() -> None:
+    cache = filled("abcd", room=4)
+    cache.entries["a"].visited = True
+    cache.insert("e", stored())  # evicts b; the hand is at c
+    assert cache.discard("c")
+    cache.insert("f", stored())
+    cache.insert("g", stored())  # the hand was moved to d
+    assert set(cache.entries) == {"a", "e", "f", "g"}
+
+
+def test_a_value_above_the_limit_is_not_held() -> None:
+    cache = filled("ab", room=2)
+    assert cache.insert("c", stored(b"x" * 3 * ROOM)) is None
+    assert set(cache.entries) == {"a", "b"}
+
+
+def test_a_newer_value_takes_the_place_of_an_older_one() -> None:
+    cache = filled("a", room=3)
+    entry = cache.insert("a", stored(b"w"))
+    assert isinstance(entry, Entry)
+    assert list(cache) == [entry]
+    assert cache.size == ROOM
+
+
+def test_clear_empties_the_same_dictionary() -> None:
+    cache = filled("abc", room=3)
+    entries = cache.entries
+    cache.clear()
+    assert cache.entries is entries
+    assert not entries
+    assert cache.size == 0
+    cache.insert("d", stored())
+    assert [entry.key for entry in cache] == ["d"]
+
+
+@given(st.integers(0, 2**32), st.integers(1, 12))
+def test_whatever_happens_list_dictionary_and_size_agree(seed: int, room: int) -> None:
+    draw = random.Random(seed)
+    cache = Cache(room * ROOM)
+    for _ in range(200):
+        key = draw.choice("abcdefghijklmnop")
+        match draw.randrange(8):
+            case 0:
+                cache.discard(key)
+            case 1 | 2 | 3:
+                cache.insert(key, stored(b"v" * draw.randrange(3)))
+            case 4 if draw.random() < 0.1:
+                cache.clear()
+            case _:
+                if key in cache.entries:
+                    cache.entries[key].visited = True
+        forward = list(cache)
+        assert {entry.key: entry for entry in forward} == cache.entries
+        assert len(forward) == len(cache)
+        assert sum(entry.size for entry in forward) == cache.size <= cache.limit

@@ -1,0 +1,183 @@
+"""Frames: what is encoded is decoded, and anything else is refused with one exception."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgpack
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from dstore import messages, wire
+from dstore.config import KEY_BYTES_MAX, KEYS_PER_MESSAGE_MAX
+from dstore.errors import BadMessage
+from dstore.messages import Get, GetReply, Hello, SetReply, Stored, Welcome
+
+uints = st.integers(0, 2**64 - 1)
+id16 = st.binary(min_size=16, max_size=16)
+short = st.text(st.characters(codec="utf-8"), max_size=20)
+keys = (
+    st.binary(min_size=1, max_size=KEY_BYTES_MAX)
+    | st.text(st.characters(codec="utf-8"), min_size=1, max_size=KEY_BYTES_MAX // 4).map(str.encode)
+).map(lambda raw: raw.decode("utf-8", "surrogateescape"))
+stored = st.builds(Stored, id16, st.sampled_from(["bytes", "text"]), st.binary(max_size=50))
+found = st.builds(messages.Found, uints, st.booleans(), stored)
+figures = st.dictionaries(short, uints | short | st.none(), max_size=3)
+FIELDS: dict[str, st.SearchStrategy[Any]] = {
+    "nonce": id16,
+    "label": short,
+    "publisher": short,
+    "text": short,
+    "lease": st.floats(0.001, 1e6),
+    "prefix": short,
+    "after": short,
+    "replace": st.booleans(),
+    "wait": st.booleans(),
+    "refusal": st.sampled_from(messages.Refusal),
+    "figures": figures,
+    "holders": st.lists(uints, max_size=5),
+}
+ITEMS: dict[type, st.SearchStrategy[Any]] = {
+    messages.Set: st.builds(messages.SetItem, keys, stored),
+    messages.GetReply: st.none() | found,
+    messages.SetReply: st.builds(
+        messages.SetResult,
+        st.sampled_from(messages.SetStatus),
+        uints,
+        st.booleans(),
+        st.none() | found,
+        uints,
+        uints,
+    ),
+    messages.DelReply: st.builds(
+        messages.DelResult, st.sampled_from(messages.DelStatus), uints, uints, uints, uints
+    ),
+}
+
+
+def fields_of(kind: type) -> st.SearchStrategy[Any]:
+    strategies: dict[str, st.SearchStrategy[Any]] = {}
+    for name in kind._fields:  # type: ignore[attr-defined]
+        if name == "keys":
+            some = st.lists(keys, min_size=1, max_size=5)
+            strategies[name] = some | st.none() if kind is messages.Synced else some
+        elif (kind, name) == (messages.Synced, "after"):
+            strategies[name] = uints
+        elif name == "items":
+            strategies[name] = st.lists(ITEMS[kind], min_size=1, max_size=5)
+        else:
+            strategies[name] = FIELDS.get(name, uints)
+    return st.builds(kind, **strategies)
+
+
+TO_GLOBAL = [kind for kind, _ in wire._TO_GLOBAL.values()]
+TO_LOCAL = [kind for kind, _ in wire._TO_LOCAL.values()]
+any_to_global = st.one_of([fields_of(kind) for kind in TO_GLOBAL])
+any_to_local = st.one_of([fields_of(kind) for kind in TO_LOCAL])
+
+
+@given(any_to_global)
+def test_a_message_to_global_comes_out_as_it_went_in(message: Any) -> None:
+    decoded = wire.decode_to_global(wire.encode(message))
+    assert decoded == message
+    assert type(decoded) is type(message)
+
+
+@given(any_to_local)
+def test_a_message_to_a_local_comes_out_as_it_went_in(message: Any) -> None:
+    decoded = wire.decode_to_local(wire.encode(message))
+    assert decoded == message
+    assert type(decoded) is type(message)
+
+
+def test_the_parts_of_a_message_have_their_types() -> None:
+    reply = GetReply(1, 1, 1, [messages.Found(1, True, Stored(bytes(16), "bytes", b""))])
+    (item,) = wire.decode_to_local(wire.encode(reply)).items  # type: ignore[union-attr]
+    assert isinstance(item, messages.Found)
+    assert isinstance(item.stored, Stored)
+    outcome = SetReply(1, 1, 1, [messages.SetResult(messages.SetStatus.FULL, 1)])
+    (result,) = wire.decode_to_local(wire.encode(outcome)).items  # type: ignore[union-attr]
+    assert result.status is messages.SetStatus.FULL  # type: ignore[union-attr]
+
+
+@given(st.binary())
+@example(b"")
+@example(b"dS")
+@example(b"dS\x01")
+@example(b"dS\x01\xc1")
+@example(b"dS\x01\x90")
+@example(b"dS\x01\x91\x91\x05")
+@example(b"dS\x01\xdd\xff\xff\xff\xff")
+@example(b"dS\x01" + b"\x91" * 5000)
+def test_any_bytes_are_refused_with_bad_message(frame: bytes) -> None:
+    for decode in (wire.decode_to_global, wire.decode_to_local):
+        with pytest.raises(BadMessage):
+            decode(frame)
+
+
+things = st.recursive(
+    st.none() | st.booleans() | uints | st.integers(-9, 0) | st.floats() | short | st.binary(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(short, inner, max_size=3),
+    max_leaves=15,
+)
+
+
+@given(st.sampled_from([*wire._TO_GLOBAL, *wire._TO_LOCAL, 0, 64]), st.lists(things, max_size=8))
+def test_any_fields_decode_or_are_refused_with_bad_message(number: int, fields: Any) -> None:
+    frame = wire.PREFIX + msgpack.packb([number, *fields])
+    for decode in (wire.decode_to_global, wire.decode_to_local):
+        try:
+            decode(frame)
+        except BadMessage:
+            pass
+
+
+@given(any_to_global, st.data())
+def test_a_truncated_frame_is_refused(message: Any, data: st.DataObject) -> None:
+    frame = wire.encode(message)
+    with pytest.raises(BadMessage):
+        wire.decode_to_global(frame[: data.draw(st.integers(0, len(frame) - 1))])
+
+
+@given(any_to_global, st.binary(min_size=1))
+def test_a_frame_with_more_behind_it_is_refused(message: Any, more: bytes) -> None:
+    with pytest.raises(BadMessage):
+        wire.decode_to_global(wire.encode(message) + more)
+
+
+def test_another_version_is_named() -> None:
+    frame = bytearray(wire.encode(Hello(bytes(16), 0, 0, "")))
+    frame[2] = 7
+    with pytest.raises(wire.OtherVersion, match="version 7"):
+        wire.decode_to_global(bytes(frame))
+
+
+def test_neither_side_takes_the_others_messages() -> None:
+    welcome = Welcome(1, 1, bytes(16), 0, 1.0, "", 1)
+    with pytest.raises(BadMessage, match="unknown operation"):
+        wire.decode_to_global(wire.encode(welcome))
+    with pytest.raises(BadMessage, match="unknown operation"):
+        wire.decode_to_local(wire.encode(Hello(bytes(16), 0, 0, "")))
+
+
+@pytest.mark.parametrize(
+    "key", ["", "x" * (KEY_BYTES_MAX + 1), "ä" * (KEY_BYTES_MAX // 2 + 1), b"k", None, 5]
+)
+def test_a_key_that_is_none_is_refused_and_its_sender_can_be_answered(key: Any) -> None:
+    frame = wire.PREFIX + msgpack.packb([5, 11, 12, 13, [key]])
+    with pytest.raises(wire.Malformed, match="GET: ") as caught:
+        wire.decode_to_global(frame)
+    assert (caught.value.epoch, caught.value.session, caught.value.request) == (11, 12, 13)
+
+
+def test_a_key_of_the_greatest_length_is_taken() -> None:
+    for key in ("x" * KEY_BYTES_MAX, "ä" * (KEY_BYTES_MAX // 2), "\udcff" * KEY_BYTES_MAX):
+        message = Get(1, 1, 1, [key])
+        assert wire.decode_to_global(wire.encode(message)) == message
+
+
+@pytest.mark.parametrize("many", [0, KEYS_PER_MESSAGE_MAX + 1])
+def test_no_keys_or_too_many_are_refused(many: int) -> None:
+    with pytest.raises(BadMessage, match="keys in one message"):
+        wire.decode_to_global(wire.encode(Get(1, 1, 1, ["k"] * many)))
