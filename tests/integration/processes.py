@@ -1,0 +1,198 @@
+"""Real processes for tests: a Global of its own, workers that embed a Node, and a raw client."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+from multiprocessing.connection import Connection
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import zmq
+from typing_extensions import Self
+
+import dstore
+from dstore import wire
+from dstore.messages import NO_SESSION, Hello, ToGlobal, ToLocal, Welcome
+
+ROOT = Path(__file__).resolve().parents[2]
+PATIENCE = 30.0
+"""Seconds; only a test that fails takes them."""
+
+
+def free_port() -> int:
+    """A port that is free, as is the next one, and stays so: the system gives it to nobody.
+
+    It is below the range from which systems choose ports for outgoing connections.
+    """
+    while True:
+        port = random.randrange(10_000, 30_000)
+        with contextlib.suppress(OSError), socket.socket() as one, socket.socket() as next_one:
+            one.bind(("127.0.0.1", port))
+            next_one.bind(("127.0.0.1", port + 1))
+            return port
+
+
+class GlobalProcess:
+    """``dstore global`` as a process. ``address`` is where it listens."""
+
+    def __init__(self, address: str = "", lease: float = 1.0) -> None:
+        self._command = [sys.executable, "-m", "dstore", "global", "--lease", str(lease)]
+        self.address = address or f"tcp://127.0.0.1:{free_port()}"
+        self.start()
+
+    def start(self) -> None:
+        """Start it, again if it was killed, at the same address."""
+        self.process = subprocess.Popen(
+            [*self._command, "--address", self.address],
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )
+        assert self.process.stdout is not None
+        said = self.process.stdout.readline().strip()
+        assert said.startswith("Dstore server listening on "), said
+        where = said.rpartition(" ")[2]
+        self.address = where if where.startswith("ipc://") else f"tcp://{where}"
+
+    def signal(self, number: signal.Signals) -> None:
+        self.process.send_signal(number)
+
+    def kill(self) -> None:
+        self.process.kill()
+        self._reap()
+
+    def stop(self) -> int:
+        """Ask it to end. Its exit code."""
+        self.process.terminate()
+        return self._reap()
+
+    def _reap(self) -> int:
+        code = self.process.wait(PATIENCE)
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+        return code
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGCONT)
+            self.kill()
+
+
+def _serve(pipe: Connection, address: str, options: dict[str, Any]) -> None:
+    with dstore.Node(address, **options) as node:
+        while True:
+            name, arguments, keywords = pipe.recv()
+            if name == "end":
+                return
+            try:
+                pipe.send((True, getattr(node, name)(*arguments, **keywords)))
+            except dstore.DstoreError as error:
+                pipe.send((False, f"{type(error).__name__}: {error}"))
+
+
+class Refusal(Exception):
+    """What a worker's Node raised."""
+
+
+class Worker:
+    """A process that embeds a Node: ``worker.call("get", "k")``."""
+
+    def __init__(self, address: str, **options: Any) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self.process = context.Process(target=_serve, args=(theirs, address, options))
+        self.process.start()
+        theirs.close()
+
+    def begin(self, name: str, *arguments: Any, **keywords: Any) -> None:
+        self._pipe.send((name, arguments, keywords))
+
+    def end(self) -> Any:
+        """The result of the call that was begun."""
+        assert self._pipe.poll(PATIENCE)
+        good, result = self._pipe.recv()
+        if not good:
+            raise Refusal(result)
+        return result
+
+    def call(self, name: str, *arguments: Any, **keywords: Any) -> Any:
+        self.begin(name, *arguments, **keywords)
+        return self.end()
+
+    def signal(self, number: signal.Signals) -> None:
+        assert self.process.pid is not None
+        os.kill(self.process.pid, number)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self.process.is_alive():
+            self.signal(signal.SIGCONT)
+            self._pipe.send(("end", (), {}))
+        self.process.join(PATIENCE)
+        self.process.kill()
+        self.process.join()
+        self.process.close()
+        self._pipe.close()
+
+
+class RawClient:
+    """A bare DEALER that says what a test wants, and nothing by itself."""
+
+    def __init__(self, address: str) -> None:
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self.socket = self._context.socket(zmq.DEALER)
+        self.socket.setsockopt(zmq.LINGER, 0)
+        self.socket.setsockopt(zmq.RCVTIMEO, int(1000 * PATIENCE))
+        self.socket.connect(address)
+        self.epoch = 0
+        self.session = NO_SESSION
+
+    def ask(self, message: ToGlobal) -> ToLocal:
+        self.socket.send(wire.encode(message))
+        return self.receive()
+
+    def receive(self) -> ToLocal:
+        return wire.decode_to_local(self.socket.recv())
+
+    def join(self) -> None:
+        welcome = self.ask(Hello(os.urandom(16), 0, 0, "raw"))
+        assert isinstance(welcome, Welcome)
+        self.epoch, self.session = welcome.epoch, welcome.session
+
+    def close(self) -> None:
+        self.socket.close()
+        self._context.term()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()

@@ -1,0 +1,221 @@
+"""``dstore.Global``: bad input from anybody, and how it begins and ends."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import zmq
+
+import dstore
+from dstore import config, wire
+from dstore.messages import (
+    Get,
+    GetReply,
+    Refusal,
+    Refused,
+    Set,
+    SetItem,
+    SetReply,
+    SetStatus,
+    Stored,
+)
+from dstore.transport.router import FRAME_BYTES_MAX
+from tests.integration.processes import PATIENCE, GlobalProcess, RawClient, Worker
+
+MakeNode = Callable[..., dstore.Node]
+
+
+@pytest.fixture
+def raw(free_global: dstore.Global) -> Iterator[RawClient]:
+    with RawClient(free_global.address) as client:
+        yield client
+
+
+def refused(client: RawClient, *frames: bytes) -> Refused:
+    client.socket.send_multipart(frames)
+    answer = client.receive()
+    assert isinstance(answer, Refused)
+    return answer
+
+
+def test_frames_that_are_not_ours_are_refused_counted_and_harm_nobody(
+    raw: RawClient, node: MakeNode, caplog: pytest.LogCaptureFixture
+) -> None:
+    one = node()
+    one.set("k", "v")
+    with caplog.at_level(logging.WARNING, "dstore.global"):
+        assert refused(raw, b"GET / HTTP/1.1").refusal is Refusal.BAD_MESSAGE
+        assert refused(raw, b"").refusal is Refusal.BAD_MESSAGE
+        assert refused(raw, b"", b"as REQ would").refusal is Refusal.BAD_MESSAGE
+        assert refused(raw, b"dS\x07whatever").refusal is Refusal.OTHER_VERSION
+        assert refused(raw, wire.PREFIX + b"\x91\x63").refusal is Refusal.BAD_MESSAGE
+        assert refused(raw, wire.encode(Get(1, 1, 1, ["k"]))[:-1]).refusal is Refusal.BAD_MESSAGE
+        for _ in range(200):
+            refused(raw, os.urandom(50))
+    assert len(caplog.records) <= 3, "log lines are limited in rate"
+    assert one.global_stats()["malformed"] == 206
+    assert one.get("k") == "v"
+
+
+def test_a_malformed_request_is_answered_under_its_number(raw: RawClient) -> None:
+    raw.join()
+    answer = refused(raw, wire.encode(Get(raw.epoch, raw.session, 77, [""])))
+    assert (answer.epoch, answer.session, answer.request) == (raw.epoch, raw.session, 77)
+    assert "key" in answer.text
+
+
+def test_what_bears_another_epoch_or_session_is_refused(raw: RawClient) -> None:
+    raw.join()
+    answer = raw.ask(Get(raw.epoch + 1, raw.session, 1, ["k"]))
+    assert isinstance(answer, Refused)
+    assert answer.refusal is Refusal.OTHER_EPOCH
+    answer = raw.ask(Get(raw.epoch, raw.session + 1, 1, ["k"]))
+    assert isinstance(answer, Refused)
+    assert answer.refusal is Refusal.UNKNOWN_SESSION
+
+
+def test_a_value_above_the_limit_is_refused_whoever_sends_it(raw: RawClient) -> None:
+    raw.join()
+    stored = Stored(bytes(16), "bytes", bytes(config.VALUE_BYTES_MAX + 1))
+    items = [SetItem("k", stored)]
+    answer = raw.ask(Set(raw.epoch, raw.session, 1, 1, 0, False, items))
+    assert isinstance(answer, SetReply)
+    assert answer.items[0].status is SetStatus.TOO_LARGE
+
+
+def test_a_frame_of_absurd_size_cuts_off_its_sender_and_nobody_else(
+    free_global: dstore.Global, node: MakeNode
+) -> None:
+    one = node()
+    one.set("k", "v")
+    with RawClient(free_global.address) as huge:
+        monitor = huge.socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        huge.socket.send(bytes(FRAME_BYTES_MAX + 1))
+        assert monitor.poll(int(1000 * PATIENCE))
+        huge.socket.disable_monitor()
+        monitor.close()
+    assert one.get("k") == "v"
+
+
+def test_a_plain_tcp_connection_with_garbage_harms_nobody(
+    free_global: dstore.Global, node: MakeNode
+) -> None:
+    one = node()
+    for address in (free_global.address, free_global.publisher):
+        host, _, port = address.removeprefix("tcp://").rpartition(":")
+        with socket.create_connection((host, int(port))) as plain:
+            plain.sendall(b"GET / HTTP/1.1\r\n\r\n" + bytes(1000))
+    one.set("k", "v")
+    assert one.delete("k").confirmed == 1
+
+
+def test_a_reader_that_goes_away_in_the_middle_harms_nobody(
+    free_global: dstore.Global, node: MakeNode
+) -> None:
+    one = node()
+    one.set("k", bytes(1 << 20))
+    for _ in range(20):
+        with RawClient(free_global.address) as hasty:
+            hasty.join()
+            hasty.socket.send(wire.encode(Get(hasty.epoch, hasty.session, 1, ["k"])))
+    with RawClient(free_global.address) as patient:
+        patient.join()
+        assert isinstance(patient.ask(Get(patient.epoch, patient.session, 1, ["k"])), GetReply)
+
+
+@pytest.mark.parametrize("scheme", ["tcp", "ipc"])
+def test_an_address_in_use_is_refused(scheme: str, tmp_path: Path) -> None:
+    address = "tcp://127.0.0.1:0" if scheme == "tcp" else f"ipc://{tmp_path}/g"
+    with dstore.Global(address) as first:
+        with pytest.raises(dstore.AddressError, match="in use"):
+            dstore.Global(first.address).start()
+        with dstore.Node(first.address) as node:
+            node.set("k", "v")
+
+
+def test_a_publisher_address_in_use_is_refused_and_the_first_port_is_free_again() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        publisher = f"tcp://127.0.0.1:{taken.getsockname()[1]}"
+        unlucky = dstore.Global("tcp://127.0.0.1:0", publisher=publisher)
+        with pytest.raises(dstore.AddressError, match=publisher):
+            unlucky.start()
+
+
+@pytest.mark.parametrize(
+    "address", ["nonsense", "tcp://127.0.0.1:70000", "tcp://300.0.0.1:5", "ipc:///no/such/folder/s"]
+)
+def test_a_bad_address_is_refused(address: str) -> None:
+    with pytest.raises(dstore.AddressError):
+        dstore.Global(address).start()
+
+
+@pytest.mark.parametrize("options", [{"lease": 0}, {"log_length": 0}, {"memory_limit": 0}])
+def test_an_option_out_of_range_is_refused(options: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=r"lease|at least"):
+        dstore.Global(**options)  # type: ignore[arg-type]
+
+
+def test_an_address_is_free_again_after_close(tmp_path: Path) -> None:
+    with dstore.Global("tcp://127.0.0.1:0") as first:
+        address = first.address
+    with dstore.Global(address) as second, dstore.Node(address) as node:
+        assert second.address == address
+        node.set("k", "v")
+
+
+def test_a_publisher_of_ones_own_choice(tmp_path: Path) -> None:
+    with (
+        dstore.Global("tcp://127.0.0.1:0", publisher=f"ipc://{tmp_path}/pub") as running,
+        dstore.Node(running.address) as one,
+        dstore.Node(running.address) as two,
+    ):
+        one.set("k", "v")
+        two.get("k")
+        assert one.delete("k") == dstore.Deletion(2, 0, 0)
+
+
+def test_locals_find_the_publisher_of_a_global_that_listens_everywhere() -> None:
+    with dstore.Global("tcp://*:0") as running:
+        address = running.address.replace("*", "127.0.0.1")
+        with dstore.Node(address) as one, dstore.Node(address) as two:
+            one.set("k", "v")
+            two.get("k")
+            assert one.delete("k") == dstore.Deletion(2, 0, 0)
+
+
+def test_what_is_outstanding_is_answered_before_global_ends() -> None:
+    """A deletion waits for a worker that is stopped; SIGTERM comes meanwhile."""
+    with (
+        GlobalProcess(lease=1.0) as served,
+        dstore.Node(served.address) as node,
+        Worker(served.address) as worker,
+    ):
+        node.set("k", "v")
+        worker.call("get", "k")
+        worker.signal(signal.SIGSTOP)
+        results: list[object] = []
+        waiting = threading.Thread(target=lambda: results.append(node.delete("k")))
+        waiting.start()
+        while node.global_stats()["dying"] < 1:
+            pass
+        assert served.stop() == 0
+        waiting.join(PATIENCE)
+        assert results == [dstore.Deletion(1, 1, 0)]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_global_with_code_0(number: signal.Signals) -> None:
+    with GlobalProcess() as served:
+        served.signal(number)
+        assert served._reap() == 0
+        served.start()
+        assert served.stop() == 0

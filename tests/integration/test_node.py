@@ -1,0 +1,377 @@
+"""``dstore.Node`` as a program embeds it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+import dstore
+from dstore import config
+from tests.integration.processes import PATIENCE, ROOT
+
+MakeNode = Callable[..., dstore.Node]
+
+
+def test_values_come_back_as_they_were(node: MakeNode) -> None:
+    writer, reader = node(), node()
+    values: dict[Any, Any] = {
+        "text": "v ä 漢",
+        "bytes": b"\x00\xff",
+        "none": None,
+        "list": [1, 2.5, True, None, {"a": (1, "b")}],
+        "empty": b"",
+    }
+    assert writer.set_many(values) == []
+    assert reader.get_many(values) == values
+    assert writer.get_many(values) == values
+    assert reader.get("none", "default") is None
+    assert "none" in reader
+    assert "nothing" not in reader
+
+
+def test_an_immutable_value_is_handed_out_as_one_object_a_mutable_one_afresh(
+    node: MakeNode,
+) -> None:
+    one = node()
+    one.set_many({"text": "some text", "list": [1, [2]]})
+    assert one.get("text") is one.get("text")
+    mine = one.get("list")
+    mine[1].append("changed")
+    assert one.get("list") == [1, [2]]
+
+
+def test_keys_are_text_or_bytes_of_one_name_space(node: MakeNode) -> None:
+    one, two = node(), node()
+    one.set("ä", 1)
+    assert two.get("ä".encode()) == 1
+    one.set(b"\xff\x00", 2)
+    assert two.get(b"\xff\x00") == 2
+    assert set(two.keys()) == {"ä", b"\xff\x00"}
+    two.delete("ä".encode())
+    assert one.get("ä", None) is None
+
+
+@pytest.mark.parametrize("key", ["", b"", "x" * 512, "ä" * 256, "\ud800", 5, None, ("a",)])
+def test_a_bad_key_is_refused(node: MakeNode, key: Any) -> None:
+    one = node()
+    for call in (one.get, one.delete, one.lookup, lambda key: one.set(key, 1)):
+        with pytest.raises(dstore.InvalidKey):
+            call(key)
+
+
+def test_content_addresses(node: MakeNode) -> None:
+    one, two = node(), node()
+    uid = one.put(b"content")
+    assert uid.startswith("b3:")
+    assert two.put(b"content") == uid
+    assert two.get(uid) == b"content"
+    assert one.put("content") != uid
+    with pytest.raises(dstore.InvalidKey, match="use put"):
+        one.set(uid, b"other")
+    assert two.delete(uid).confirmed == 2
+    assert one.get(uid, None) is None
+
+
+def test_occupied(node: MakeNode) -> None:
+    one, two = node(), node()
+    one.set("k", "v")
+    with pytest.raises(dstore.KeyOccupied) as known:
+        one.set("k", "w")
+    assert (known.value.local, known.value.updated) == (True, False)
+    with pytest.raises(dstore.KeyOccupied) as asked:
+        two.set("k", "w")
+    assert (asked.value.local, asked.value.updated) == (False, True)
+    assert two.lookup("k") == dstore.Lookup("v", from_local=True, cached=True)
+    assert two.set_many({"k": 1, "l": 2}) == ["k"]
+    assert one.get("l") == 2
+
+
+def test_missing(node: MakeNode) -> None:
+    one = node()
+    with pytest.raises(KeyError) as caught:
+        one.get("k")
+    assert isinstance(caught.value, dstore.KeyMissing)
+    assert str(caught.value) == "no value is bound to 'k'"
+    with pytest.raises(dstore.KeyMissing):
+        one.delete("k")
+    assert one.delete_many(["k", "l"]) == {}
+    assert one.get_many([]) == {}
+    assert one.delete_many([]) == {}
+    assert one.set_many({}) == []
+
+
+def test_keys_come_page_by_page(node: MakeNode) -> None:
+    one = node()
+    many = 2 * config.KEYS_PAGE_DEFAULT + 5
+    one.set_many({f"model/{number:05}": number for number in range(many)} | {"other": 0})
+    assert list(one.keys("model/")) == [f"model/{number:05}" for number in range(many)]
+    assert one.global_stats()["scans"] == 3
+    assert len(list(one.keys())) == many + 1
+    assert list(one.keys("none")) == []
+
+
+def test_many_at_once(node: MakeNode) -> None:
+    one, two = node(), node()
+    values = {f"k{number}": bytes(1000) for number in range(12_000)}
+    one.set_many(values)
+    assert two.get_many(values) == values
+    deletions = two.delete_many([*values, "missing"], wait=True)
+    assert len(deletions) == len(values)
+    assert set(deletions.values()) == {dstore.Deletion(2, 0, 0)}
+    assert one.get_many(values) == {}
+
+
+def test_many_large_values_are_split_over_messages(node: MakeNode) -> None:
+    one, two = node(), node()
+    values = {f"k{number}": bytes([number]) * (3 << 20) for number in range(9)}
+    one.set_many(values)
+    assert two.get_many(values) == values
+    assert two.set_many(values) == list(values)
+
+
+def test_a_value_above_the_limit_names_the_limit(node: MakeNode) -> None:
+    one = node()
+    one.set("largest", bytes(config.VALUE_BYTES_MAX))
+    with pytest.raises(dstore.ValueTooLarge, match="8,388,608"):
+        one.set("k", bytes(config.VALUE_BYTES_MAX + 1))
+    assert one.get("k", None) is None
+
+
+def test_a_full_store_says_so_and_goes_on(request: pytest.FixtureRequest) -> None:
+    with (
+        dstore.Global("tcp://127.0.0.1:0", memory_limit=10_000) as small,
+        dstore.Node(small.address) as one,
+    ):
+        one.set("k", bytes(5_000))
+        with pytest.raises(dstore.StoreFull, match="memory-limit"):
+            one.set("l", bytes(9_000))
+        assert len(one.get("k")) == 5_000
+        one.set("l", bytes(100))
+
+
+def test_the_cache_is_bounded(node: MakeNode) -> None:
+    writer, reader = node(), node(cache_bytes=10_000)
+    writer.set_many({f"k{number}": bytes(500) for number in range(50)})
+    for number in range(50):
+        assert len(reader.get(f"k{number}")) == 500
+    figures = reader.stats()
+    assert figures["bytes"] <= 10_000
+    assert figures["evictions"] > 30
+    assert writer.delete("k0").confirmed == 2
+
+
+def test_wait_false(node: MakeNode) -> None:
+    one, two = node(), node()
+    one.set("k", "v")
+    two.get("k")
+    deletion = one.delete("k", wait=False)
+    assert (deletion.confirmed, deletion.pending) == (0, 2)
+    with pytest.raises(dstore.KeyMissing):
+        one.delete("k")
+
+
+def test_deletions_are_heard(node: MakeNode) -> None:
+    heard: list[Any] = []
+    one, two = node(on_deletion=heard.append), node()
+    two.set_many({"held": 1, "not held": 2, b"\xff": 3})
+    one.get_many(["held", b"\xff"])
+    two.delete_many(["held", "not held", b"\xff"])
+    assert heard == ["held", b"\xff"]
+
+
+def test_a_failing_callback_harms_nobody(node: MakeNode, caplog: pytest.LogCaptureFixture) -> None:
+    def fail(key: Any) -> None:
+        raise RuntimeError("callback")
+
+    one = node(on_deletion=fail)
+    one.set("k", "v")
+    assert one.delete("k").confirmed == 1
+    one.set("k", "w")
+    assert one.get("k") == "w"
+    assert "on_deletion" in caplog.text
+
+
+def test_many_threads_that_miss_one_key_ask_once(node: MakeNode) -> None:
+    writer, reader = node(), node()
+    writer.set("k", "v")
+    reader.join()
+    together = threading.Barrier(16)
+    got: list[Any] = []
+
+    def ask() -> None:
+        together.wait()
+        got.append(reader.get("k"))
+
+    threads = [threading.Thread(target=ask) for _ in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert got == ["v"] * 16
+    assert writer.global_stats()["gets"] == 1
+
+
+def test_many_threads_with_keys_of_their_own(node: MakeNode) -> None:
+    one = node()
+    failures: list[BaseException] = []
+
+    def work(number: int) -> None:
+        try:
+            for turn in range(40):
+                key = f"{number}/{turn}"
+                one.set(key, turn)
+                assert one.get(key) == turn
+                assert one.delete(key).confirmed == 1
+                assert one.get(key, None) is None
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+
+
+def _raised_by(call: Callable[[], object]) -> Callable[[], BaseException | None]:
+    """Begin a call in a thread; a function that waits and tells what it raised."""
+    raised: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            call()
+        except BaseException as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+
+    def ended() -> BaseException | None:
+        thread.join(PATIENCE)
+        return raised[0] if raised else None
+
+    return ended
+
+
+def test_close_wakes_whoever_waits_and_may_be_called_again() -> None:
+    with dstore.Global("tcp://127.0.0.1:0") as gone:
+        address = gone.address
+    node = dstore.Node(address, timeout=PATIENCE)
+    raised = _raised_by(lambda: node.get("k"))
+    while not node._local or not node._local._waiting:
+        pass
+    node.close()
+    assert isinstance(raised(), dstore.NodeClosed)
+    node.close()
+    with pytest.raises(dstore.NodeClosed):
+        node.get("k")
+
+
+def test_close_wakes_a_request_that_was_sent() -> None:
+    from dstore.transport.router import Router
+
+    router = Router("tcp://127.0.0.1:0", None)  # takes requests and never answers
+    try:
+        node = dstore.Node(router.address, timeout=PATIENCE)
+        raised = _raised_by(node.join)
+        router.wait(PATIENCE)
+        assert router.receive()
+        node.close()
+        assert isinstance(raised(), dstore.NodeClosed)
+    finally:
+        router.close()
+
+
+@pytest.mark.parametrize(
+    "address", ["", "nonsense", "tcp://host", "tcp://h:0", "tcp://h:70000", "ipc://", "tcp://*:5"]
+)
+def test_a_bad_address_is_refused_at_once(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(config.ADDRESS_VARIABLE, "also nonsense")
+    with pytest.raises(dstore.AddressError):
+        dstore.Node(address)
+
+
+def _script(body: str, address: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-W", "error", "-c", body],
+        env={**os.environ, "PYTHONPATH": str(ROOT), config.ADDRESS_VARIABLE: address},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_a_forked_child_joins_anew_and_the_parent_is_undisturbed(
+    free_global: dstore.Global,
+) -> None:
+    script = """
+import os, dstore
+node = dstore.Node()
+node.set("k", "v")
+session = node.stats()["session"]
+if os.fork() == 0:
+    assert node.stats()["keys"] == 0 and node.stats()["lease_left"] == 0
+    assert not node.lookup("k").from_local
+    assert node.stats()["session"] not in (0, session)
+    assert node.delete("k").confirmed == 2
+    node.close()
+    os._exit(0)
+assert os.wait()[1] == 0
+assert node.get("k", None) is None
+assert node.stats()["session"] == session
+assert node.global_stats()["sessions"] == 1
+"""
+    process = _script(script, free_global.address)
+    out, err = process.communicate(timeout=PATIENCE)
+    assert (process.returncode, out, err) == (0, "", "")
+
+
+def test_an_interpreter_that_never_closes_its_nodes_ends_and_says_goodbye(
+    free_global: dstore.Global, node: MakeNode
+) -> None:
+    script = """
+import dstore
+kept = dstore.Node(); kept.join()
+waiting = dstore.Node("tcp://127.0.0.1:1")
+"""
+    process = _script(script, free_global.address)
+    out, err = process.communicate(timeout=PATIENCE)
+    assert (process.returncode, out, err) == (0, "", "")
+    assert node().global_stats()["sessions"] == 1
+
+
+def test_ctrl_c_interrupts_a_waiting_get_and_leaves_the_node_usable(
+    free_global: dstore.Global,
+) -> None:
+    script = f"""
+import os, signal, dstore
+signal.signal(signal.SIGUSR1, lambda *_: None)
+with dstore.Node("tcp://127.0.0.1:1", timeout={PATIENCE}) as lost, dstore.Node() as good:
+    try:
+        print("ready", flush=True)
+        lost.get("k")
+    except KeyboardInterrupt:
+        print("interrupted", flush=True)
+    lost.timeout = 0.01
+    try:
+        lost.get("k")
+    except dstore.GlobalUnavailable:
+        print("unavailable")
+    good.set("k", 1)
+    print(good.get("k"))
+"""
+    process = _script(script, free_global.address)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGUSR1)  # any other signal does not interrupt the call
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=PATIENCE)
+    assert (process.returncode, out, err) == (0, "interrupted\nunavailable\n1\n", "")
