@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -49,6 +50,20 @@ def _figure(value: Any) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
     return f"{value:,.3f}" if isinstance(value, float) else str(value)
+
+
+@contextlib.contextmanager
+def signals_stay_here() -> Iterator[None]:
+    """Let no thread that starts inside take a signal.
+
+    Python acts on signals in the main thread. If another one takes Ctrl-C, a main thread that
+    waits for a key or a lock is not woken by it.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def drop_stdout() -> None:

@@ -43,7 +43,10 @@ class KeyOccupied(DstoreError):
 
 
 class GlobalUnavailable(DstoreError, ConnectionError):
-    """Global did not answer in time, and nothing was changed by this call.
+    """Global did not answer in time, and what was asked of it was not done.
+
+    (Of the keys of ``set_many`` or ``delete_many`` that travel in several messages, those of the
+    earlier ones have been written.)
 
     Likely cause: it is not running, the address is wrong, or the network is cut. The Node goes on
     trying by itself; the same call works again once Global is back.

@@ -13,6 +13,7 @@ from dstore.core.global_state import GlobalState
 from dstore.engines.base import Engine
 from dstore.engines.memory import MemoryEngine
 from dstore.errors import BadMessage
+from dstore.limited_log import LimitedLog
 from dstore.messages import Refusal, Refused
 from dstore.transport.router import Router
 
@@ -20,8 +21,6 @@ log = logging.getLogger("dstore.global")
 
 DRAIN_MAX = 1000
 """Messages taken in one go before timers get their turn."""
-LOG_PAUSE = 1.0
-"""Least seconds between two log lines about frames that are not ours."""
 
 
 class Global:
@@ -69,18 +68,21 @@ class Global:
             raise ValueError(
                 f"a lease has {config.LEASE_MIN} to {config.LEASE_MAX:g} seconds, not {lease}"
             )
-        if log_length < 1 or memory_limit < 1:
-            raise ValueError("log_length and memory_limit must be at least 1")
+        if not 1 <= log_length <= config.LOG_LENGTH_MAX:
+            raise ValueError(f"log_length is 1 to {config.LOG_LENGTH_MAX:,}, not {log_length}")
+        if memory_limit < 1:
+            raise ValueError(f"memory_limit is at least 1, not {memory_limit}")
         self.address = address
         self.publisher = publisher or ""
         self._lease = lease
         self._log_length = log_length
-        self._engine = engine or MemoryEngine(memory_limit)
+        self._engine = MemoryEngine(memory_limit) if engine is None else engine
         self._router: Router | None = None
         self._thread: threading.Thread | None = None
         self._stopping = threading.Event()
-        self._log_at = float("-inf")
-        self._unlogged = 0
+        self._running = False
+        self._ended = threading.Event()
+        self._complaints = LimitedLog(log)
 
     def __repr__(self) -> str:
         return f"<dstore.Global {self.address} {'bound' if self._router else 'not bound'}>"
@@ -116,26 +118,37 @@ class Global:
         """Bind, and serve in the calling thread until :meth:`stop`. Raises AddressError."""
         self.bind()
         assert self._router is not None
+        self._running = True
         try:
             while not self._stopping.is_set():
                 self._turn(self._router)
             self._finish(self._router)
         finally:
-            self._router.close()
-            self._engine.close()
+            self._release()
+            self._ended.set()
 
     def stop(self) -> None:
         """Make :meth:`run` answer what is outstanding and return."""
         self._stopping.set()
-        if self._router is not None:
-            self._router.wake()
+        router = self._router
+        if router is not None:
+            router.wake()
 
     def close(self) -> None:
         """Stop, and wait until the ports are free. Idempotent."""
         self.stop()
-        thread, self._thread = self._thread, None
-        if thread is not None:
-            thread.join()
+        if self._thread is not None:
+            self._thread.join()
+        elif self._running:
+            self._ended.wait()
+        else:
+            self._release()
+
+    def _release(self) -> None:
+        router, self._router = self._router, None
+        if router is not None:
+            router.close()
+        self._engine.close()
 
     def __enter__(self) -> Global:
         self.start()
@@ -196,19 +209,10 @@ class Global:
 
     def _refuse(self, router: Router, route: bytes, error: BadMessage) -> None:
         self._state.counters["malformed"] += 1
-        self._log_limited(error)
+        self._complaints.warning("refused a frame that is not a message of ours: %s", error)
         other = isinstance(error, wire.OtherVersion)
         refusal = Refusal.OTHER_VERSION if other else Refusal.BAD_MESSAGE
         asked = (0, 0, 0)
         if isinstance(error, wire.Malformed):
             asked = (error.epoch, error.session, error.request)
         router.send(route, wire.encode(Refused(*asked, refusal, str(error))))
-
-    def _log_limited(self, error: BadMessage) -> None:
-        now = clock.now()
-        if now < self._log_at + LOG_PAUSE:
-            self._unlogged += 1
-            return
-        more = f" ({self._unlogged} more since the last such line)" if self._unlogged else ""
-        self._log_at, self._unlogged = now, 0
-        log.warning("refused a frame that is not a message of ours: %s%s", error, more)

@@ -18,6 +18,7 @@ from dstore.core.effects import Dropped, LocalEffect, Subscribe, Tell
 from dstore.core.local_state import LocalState
 from dstore.core.operations import Ask, Operation, Resumed, Step, Until
 from dstore.errors import AddressError, BadMessage, NodeClosed, ValueCorrupt
+from dstore.limited_log import LimitedLog
 from dstore.messages import (
     REPLIES,
     Get,
@@ -64,7 +65,10 @@ class Local:
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
         self._waiting = 0
+        self._asleep_until = float("-inf")
+        self._complaints = LimitedLog(log)
         self._stopping = False
+        self._closer: threading.Thread | None = None
         self._link = Link(address)
         self._control = self._link.control
         self._thread = threading.Thread(target=self._serve, name="dstore-local", daemon=True)
@@ -119,7 +123,7 @@ class Local:
             return operation.send(resumed)  # type: ignore[arg-type]
         finally:
             self._tell_waiting()
-            if self.state.wake_at <= clock.now():
+            if self.state.wake_at < self._asleep_until:
                 self._control.wake()
 
     def _wait(self, step: Until) -> None:
@@ -168,12 +172,14 @@ class Local:
                         self.state.goodbye(clock.now())
         finally:
             self._control.close()
+            if self._closer is threading.current_thread():
+                self._link.close()
 
     def _turn(self, until: float | None) -> None:
         with self._lock:
             wake_at = self.state.wake_at
             effects = self.state.tick(clock.now()) if wake_at <= clock.now() else []
-            wake_at = self.state.wake_at
+            wake_at = self._asleep_until = self.state.wake_at
         self._perform(effects)
         if self._stopping and until is None:
             return
@@ -183,6 +189,7 @@ class Local:
         messages = [message for message in map(self._decode, frames) if message is not None]
         effects = []
         with self._lock:
+            self._asleep_until = float("-inf")
             now = clock.now()
             if up:
                 self.state.reconnected(now)
@@ -220,23 +227,29 @@ class Local:
             return wire.decode_to_local(frame)
         except BadMessage as error:
             self.malformed += 1
-            log.warning("a frame that is not Global's was dropped: %s", error)
+            if isinstance(error, wire.OtherVersion):
+                self.state.obstacle = f"what answers there is of another kind: {error}"
+            self._complaints.warning("dropped a frame that is not Global's: %s", error)
             return None
 
     # ---- the end --------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Say goodbye, wake whoever waits, give everything back. Safe from any thread, once."""
+        """Say goodbye, wake whoever waits, give everything back. Safe from any thread.
+
+        From ``on_deletion`` it returns at once, and the background thread does so when it ends.
+        """
         with self._lock:
             if self._stopping:
                 return
             self._stopping = True
+            self._closer = threading.current_thread()
             self.state.lease_end = float("-inf")
             self._changed.notify_all()
         self._control.wake()
-        if self._thread is not threading.current_thread():
+        if self._closer is not self._thread:
             self._thread.join()
-        self._link.close()
+            self._link.close()
 
 
 def _verify(request: Request, reply: Reply) -> None:

@@ -67,8 +67,8 @@ class Node:
         Of Global, ``tcp://HOST:PORT`` or ``ipc://PATH``. Default: ``$DSTORE_GLOBAL``, else
         ``tcp://127.0.0.1:50051``.
     timeout
-        Seconds until a call gives up. A confirmed deletion or replacement may take one lease
-        longer, since it may have to wait for the lease of a Local that died.
+        Seconds until a call gives up. A write may take one lease longer, since it may have to
+        wait for the lease of a Local that died.
     cache_bytes
         The most that the cache may take; what is read least goes first (SIEVE).
     stale_ok
@@ -84,6 +84,8 @@ class Node:
     ------
     AddressError
         ``address`` is malformed.
+    ValueError
+        ``timeout`` is out of range.
 
     Notes
     -----
@@ -102,6 +104,8 @@ class Node:
         label: str = "",
         on_deletion: Callable[[str | bytes], None] | None = None,
     ) -> None:
+        if not 0 < timeout < config.TIMEOUT_MAX:
+            raise ValueError(f"a timeout is above 0 and below {config.TIMEOUT_MAX:g} seconds")
         self.address = addresses.check(address or config.address_default())
         self.timeout = timeout
         self._cache_bytes = cache_bytes
@@ -169,12 +173,13 @@ class Node:
 
     def _read(self, keys: Iterable[Key], stale_ok: bool | None) -> dict[Key, Answer]:
         stale = self._stale_ok if stale_ok is None else stale_ok
+        wanted = set(keys)
         answers = self._here().run(
-            lambda state, now: operations.get(state, keys, now, now + self.timeout, stale)
+            lambda state, now: operations.get(state, wanted, now, now + self.timeout, stale)
         )
         hits = sum(answer.from_local for answer in answers.values())
         self._hits += hits
-        self._misses += len(answers) - hits
+        self._misses += len(wanted) - hits
         return answers
 
     def keys(self, prefix: str | bytes = "") -> Iterator[Any]:
@@ -217,6 +222,8 @@ class Node:
         Each key is bound on its own. After an exception some may have been bound.
         """
         items = [_item(key, value) for key, value in mapping.items()]
+        if len({item.key for item in items}) < len(items):
+            raise InvalidKey("a key is there twice, as text and as bytes")
         outcomes = self._write(items, replace)
         return [
             key
@@ -238,7 +245,8 @@ class Node:
     def delete(self, key: str | bytes, *, wait: bool = True) -> Deletion:
         """Delete ``key`` everywhere. From the return on no Local answers with its value any more.
 
-        With ``wait=False`` it returns at once; the deletion takes effect at most one lease later.
+        With ``wait=False`` it returns once the deletion has begun, without waiting for those who
+        hold the value; it takes effect at most one lease later.
         Raises KeyMissing, OutcomeUnknown.
         """
         name = _key(key)
@@ -261,7 +269,7 @@ class Node:
             if len(item.stored.body) > limit:
                 raise ValueTooLarge(len(item.stored.body), limit)
         outcomes = local.run(
-            lambda state, now: operations.set_(state, items, replace, now, self._patience(now))
+            lambda state, now: operations.set_(state, items, replace, now, now + self.timeout)
         )
         for item in items:
             _check_written(item, outcomes[item.key].status, limit)
@@ -269,12 +277,8 @@ class Node:
 
     def _delete(self, keys: list[Key], wait: bool) -> dict[Key, DelResult]:
         return self._here().run(
-            lambda state, now: operations.delete(state, keys, wait, now, self._patience(now))
+            lambda state, now: operations.delete(state, keys, wait, now, now + self.timeout)
         )
-
-    def _patience(self, now: float) -> float:
-        """The deadline of what may have to wait for the lease of a Local that died."""
-        return now + self.timeout + self._state.lease
 
     # ---- figures --------------------------------------------------------------------------
 

@@ -85,7 +85,8 @@ def stats(options: Namespace) -> int:
 
 
 def _node(options: Namespace) -> Node:
-    return Node(options.address, timeout=options.timeout)
+    with console.signals_stay_here():
+        return Node(options.address, timeout=options.timeout)
 
 
 def _value(options: Namespace) -> str | bytes:

@@ -43,6 +43,8 @@ from dstore.messages import (
     Welcome,
 )
 
+SESSIONS_MAX = 100_000
+"""More Locals than so many are not taken in."""
 SWEEP_KEYS = 2_000
 """Keys whose retired holder bits are cleared in one step."""
 NEVER = float("inf")
@@ -148,6 +150,9 @@ class GlobalState:
         if session is None:
             if self._writes.closing:
                 self._out.refuse(route, message, Refusal.CLOSING, "Global is shutting down")
+                return
+            if len(self._sessions) >= SESSIONS_MAX:
+                self._out.refuse(route, message, Refusal.BUSY, f"{SESSIONS_MAX} Locals are here")
                 return
             session = self._open_session(route, message, now)
         # A repeated HELLO changes neither lease nor acknowledged number: its Local counts the

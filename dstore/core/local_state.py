@@ -85,6 +85,7 @@ class LocalState:
         self.applied = 0
         self.value_bytes_max = 0
         self.closing = False
+        self.obstacle = ""  # why it may be that Global does not answer, if that is known
         self.cache = Cache(cache_bytes)
         self.entries = self.cache.entries
         self.counters = dict.fromkeys(
@@ -210,6 +211,7 @@ class LocalState:
         if self.session or self.closing or message.nonce != self._nonce:
             return []
         self.counters["joins"] += 1
+        self.obstacle = ""
         self.epoch, self.session = message.epoch, message.session
         self.applied = message.seq
         self.lease = message.lease
@@ -220,7 +222,9 @@ class LocalState:
         return [Subscribe(message.publisher)]
 
     def refused(self, message: Refused, now: float) -> None:
-        """Global does not know this session any more: join anew. Anything else is not ours."""
+        """Global does not know this session any more: join anew. Or it is not to be talked to."""
+        if message.refusal in (Refusal.OTHER_VERSION, Refusal.BUSY):
+            self.obstacle = f"it says: {message.text}"
         lost = message.refusal in (Refusal.OTHER_EPOCH, Refusal.UNKNOWN_SESSION)
         current = (message.epoch, message.session) == (self.epoch, self.session)
         if lost and current and self.session:
@@ -257,6 +261,7 @@ class LocalState:
     def _on_synced(self, message: Synced, now: float) -> None:
         if (message.epoch, message.session) != (self.epoch, self.session) or self.closing:
             return
+        applied = self.applied
         if message.keys is None:
             self._flush(message.seq)
         elif message.after <= self.applied:
@@ -267,7 +272,10 @@ class LocalState:
         if sent_at is not None:
             self._trust(sent_at)
             self._sent_at = {n: at for n, at in self._sent_at.items() if n > message.serial}
-        self._ack_due = True
+        # A push is acknowledged even if it brought nothing new: what it answers may be the loss
+        # of an earlier acknowledgement.
+        if self.applied > applied or not message.serial:
+            self._ack_due = True
         self._apply_held(now)
 
     def _trust(self, sent_at: float) -> None:

@@ -122,6 +122,14 @@ class _TimedOut(_Unanswered):
     why = "Global did not answer in time"
 
 
+class _Declined(_Unanswered):
+    """Global refuses to do this at all, and ``why``."""
+
+    def __init__(self, now: float, unknown: int, why: str) -> None:
+        super().__init__(now, unknown)
+        self.why = why
+
+
 # ---- operations -------------------------------------------------------------------------------
 
 
@@ -153,7 +161,7 @@ def get(
         elif joined:
             waited.update(joined)
             now = (yield Until(_ended(joined.values()), deadline)).now
-            _in_time(now, deadline)
+            _in_time(state, now, deadline)
     return answers
 
 
@@ -246,8 +254,8 @@ def _fetch(
                 answers[fill.key] = Answer(entry, found.stored, False)
     except _SessionLost as lost:
         now = lost.now
-    except _TimedOut:
-        raise _unavailable() from None
+    except _Unanswered as ended:
+        raise _failure(state, ended) from None
     finally:
         _end(state, fills)
     return now
@@ -258,7 +266,7 @@ def _renewed(state: LocalState, now: float, deadline: float) -> Operation[float]
     session = state.session
     state.renew(now)
     resumed = yield Until(lambda now: now < state.lease_end or state.session != session, deadline)
-    _in_time(resumed.now, deadline)
+    _in_time(state, resumed.now, deadline)
     return resumed.now
 
 
@@ -272,8 +280,8 @@ def _read(
             return (yield from _exchange(state, message(), kind, now, deadline))
         except _SessionLost as lost:
             now = lost.now
-        except _TimedOut:
-            raise _unavailable() from None
+        except _Unanswered as ended:
+            raise _failure(state, ended) from None
 
 
 # ---- writing ----------------------------------------------------------------------------------
@@ -295,7 +303,9 @@ def _write(
         if kind is SetReply:
             fills += [state.begin_fill(key) for key in keys]
         try:
-            now, reply = yield from _exchange(state, message(write), kind, now, deadline)
+            # It may have to wait for the lease of a Local that died.
+            patience = deadline + state.lease
+            now, reply = yield from _exchange(state, message(write), kind, now, patience)
             if len(reply.items) != len(keys):
                 raise RequestRefused("Global answered with a wrong number of outcomes")
             return now, reply, fills
@@ -304,8 +314,8 @@ def _write(
             now = ended.now
             if ended.unknown:
                 raise OutcomeUnknown(keys, ended.why) from None
-            if isinstance(ended, _TimedOut):
-                raise _unavailable() from None
+            if not isinstance(ended, _SessionLost):
+                raise _failure(state, ended) from None
         except BaseException:
             _end(state, fills)
             raise
@@ -359,11 +369,11 @@ def _envelope(state: LocalState) -> tuple[int, int, int]:
 
 def _joined(state: LocalState, now: float, deadline: float) -> Operation[float]:
     """Wait for a session."""
-    _in_time(now, deadline)
+    _in_time(state, now, deadline)
     if not state.session:
         now = (yield Until(lambda _: bool(state.session), deadline)).now
     if not state.session:
-        raise _unavailable()
+        raise _unavailable(state)
     return now
 
 
@@ -385,7 +395,7 @@ def _exchange(
                 state.refused(reply, now)
                 raise _SessionLost(now, unknown)
             if reply.refusal is not Refusal.CLOSING:
-                raise RequestRefused(f"Global refused the request: {reply.text}")
+                raise _Declined(now, unknown, reply.text)
             now = (yield Until(lambda _: False, min(deadline, now + pause))).now
         elif reply is not None:
             raise RequestRefused(f"Global answered with {type(reply).__name__}")
@@ -394,10 +404,17 @@ def _exchange(
         pause = min(2 * pause, RESEND_MAX)
 
 
-def _in_time(now: float, deadline: float) -> None:
+def _failure(state: LocalState, ended: _Unanswered) -> Exception:
+    if isinstance(ended, _Declined):
+        return RequestRefused(f"Global refused the request: {ended.why}")
+    return _unavailable(state)
+
+
+def _in_time(state: LocalState, now: float, deadline: float) -> None:
     if now >= deadline:
-        raise _unavailable()
+        raise _unavailable(state)
 
 
-def _unavailable() -> GlobalUnavailable:
-    return GlobalUnavailable("Global did not answer in time; is it running, and reachable?")
+def _unavailable(state: LocalState) -> GlobalUnavailable:
+    obstacle = state.obstacle or "is it running, and reachable?"
+    return GlobalUnavailable(f"Global did not answer in time; {obstacle}")

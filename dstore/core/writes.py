@@ -42,6 +42,8 @@ from dstore.messages import (
 
 OUTCOMES_MAX = 10_000
 """Writes of one session whose outcomes it has not said to have seen; more are refused."""
+QUEUED_BYTES_MAX = 256 << 20
+"""Values of writes that wait for a deletion of their key; more are refused."""
 
 
 class Writes:
@@ -64,6 +66,7 @@ class Writes:
         self._deletions = deletions
         self._out = out
         self._value_bytes_max = value_bytes_max
+        self._queued_bytes = 0
 
     # ---- a write, once --------------------------------------------------------------------
 
@@ -122,7 +125,7 @@ class Writes:
     def _set(self, call: Call, index: int, item: SetItem, replace: bool, now: float) -> None:
         dying = self._deletions.dying.get(item.key)
         if dying is not None:
-            dying.queued.append(partial(self._set, call, index, item, replace))
+            self._queue(dying, call, index, item, replace)
             return
         refusal = self._unfit(item)
         if refusal is not None:
@@ -136,6 +139,19 @@ class Writes:
         else:
             dying = self._deletions.begin(Dying(item.key, old.token, call, index), now)
             dying.replacement = item.stored
+
+    def _queue(self, dying: Dying, call: Call, index: int, item: SetItem, replace: bool) -> None:
+        size = len(item.stored.body)
+        if self._queued_bytes + size > QUEUED_BYTES_MAX:
+            self._finish(call, index, SetResult(SetStatus.FULL, self._deletions.seq))
+            return
+
+        def run(now: float) -> None:
+            self._queued_bytes -= size
+            self._set(call, index, item, replace, now)
+
+        self._queued_bytes += size
+        dying.queued.append(run)
 
     def _unfit(self, item: SetItem) -> SetStatus | None:
         if len(item.stored.body) > self._value_bytes_max:

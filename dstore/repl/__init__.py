@@ -16,18 +16,19 @@ def main(address: str | None, timeout: float) -> int:
     0; 3 if there were questions for Global and it answered none of them; 130 if Ctrl-C ended a
     script. A malformed address raises ``AddressError``. Call it from the main thread.
     """
-    from dstore.console import EXIT_INTERRUPTED
+    from dstore import console
     from dstore.repl.session import Repl
 
     at_terminal = sys.stdin.isatty() and sys.stdout.isatty()
     _be_lenient(sys.stdin, "surrogateescape")
     _be_lenient(sys.stdout, "backslashreplace")
-    repl = Repl(address, timeout=timeout, at_terminal=at_terminal)
+    with console.signals_stay_here():
+        repl = Repl(address, timeout=timeout, at_terminal=at_terminal)
     with repl.node:
         try:
             return repl.talk() if at_terminal else repl.obey(sys.stdin)
         except KeyboardInterrupt:
-            return EXIT_INTERRUPTED
+            return console.EXIT_INTERRUPTED
 
 
 def _be_lenient(stream: TextIO, errors: str) -> None:

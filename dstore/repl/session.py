@@ -37,19 +37,19 @@ class Repl(cmd2.Cmd):
         super().__init__(allow_cli_args=False, **CMD2_OPTIONS)
         self.prompt = "db> "
         self.statement_parser = PlainParser()
-        self._at_terminal = at_terminal
         self._lines = LineHistory(history_path() if at_terminal else None)
+        self._editor = editor_of(self, self._complete) if at_terminal else None
         self._own_deletions: set[str] = set()
         self._own_lock = threading.Lock()
         self._answered = False
         self.node = Node(address, timeout=timeout, on_deletion=self._announce)
         self._finder = KeyFinder(self.node.keys, limit=COMPLETIONS_MAX, wait=COMPLETION_WAIT)
-        self._editor = editor_of(self, lambda typed: text.complete(typed, self._finder.find))
 
     # The two ways to run
 
     def talk(self) -> int:
         """Prompt until the user leaves; returns the exit code."""
+        assert self._editor is not None
         for line in self._lines.read():
             self._editor.remember(line)
         self.greet()
@@ -131,6 +131,9 @@ class Repl(cmd2.Cmd):
         word, _ = text.split_word(statement.args)
         self.say(f"Unknown command {text.shown(word)}. HELP lists the commands, .exit leaves.")
 
+    def _complete(self, typed: str) -> text.Completed:
+        return text.complete(typed, self._finder.find)
+
     # What surrounds a command
 
     def precmd(self, statement: Statement | str) -> Statement:
@@ -191,7 +194,7 @@ class Repl(cmd2.Cmd):
             if key in self._own_deletions:
                 return
         message = f"(deleted elsewhere) {text.shown(key)}"
-        if self._at_terminal:
+        if self._editor is not None:
             self._editor.alert(message)
         else:
             with contextlib.suppress(OSError):

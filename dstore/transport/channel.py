@@ -58,7 +58,7 @@ class Channel:
         return True
 
     def receive(self, timeout: float) -> bytes | None:
-        """The next frame that comes within ``timeout`` seconds. Several are never ours: None."""
+        """The next frame that comes within ``timeout`` seconds, or None."""
         self._limit(zmq.RCVTIMEO, timeout)
         try:
             frame: bytes = self._socket.recv()
@@ -101,7 +101,7 @@ class ChannelPool:
         except zmq.ZMQError as error:
             if error.errno in (zmq.ETERM, zmq.EFAULT):
                 raise _closed() from None
-            raise GlobalUnavailable(f"no more sockets: {error.strerror}") from None
+            raise no_sockets(error) from None
 
     def give_back(self, channel: Channel) -> None:
         with self._lock:
@@ -117,6 +117,11 @@ class ChannelPool:
             idle, self._idle = self._idle, []
         for channel in idle:
             channel.close()
+
+
+def no_sockets(error: zmq.ZMQError) -> GlobalUnavailable:
+    """What a program is told that has run out of descriptors."""
+    return GlobalUnavailable(f"cannot open a socket: {error.strerror}; raise the limit (ulimit -n)")
 
 
 def _closed() -> NodeClosed:

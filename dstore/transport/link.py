@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import zmq
 
-from dstore.transport.channel import ChannelPool
+from dstore.transport.channel import ChannelPool, no_sockets
 from dstore.transport.control import Control
 
 
 class Link:
     """The control side for the background thread, channels for the others.
 
-    Raises AddressError if ``address`` cannot be connected to.
+    Raises AddressError if ``address`` cannot be connected to, GlobalUnavailable if the system
+    gives no more sockets.
     """
 
     def __init__(self, address: str) -> None:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         try:
             self.control = Control(self._context, address)
-        except BaseException:
-            self._context.term()
+        except BaseException as error:
+            self._context.destroy(linger=0)
+            if isinstance(error, zmq.ZMQError):
+                raise no_sockets(error) from None
             raise
         self.channels = ChannelPool(self._context, address)
 

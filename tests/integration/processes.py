@@ -40,6 +40,13 @@ def free_port() -> int:
             return port
 
 
+def send_signal(pid: int, number: signal.Signals) -> None:
+    """Signal a child; if it is to stop, wait until all its threads have."""
+    os.kill(pid, number)
+    if number is signal.SIGSTOP:
+        os.waitid(os.P_PID, pid, os.WSTOPPED)
+
+
 class GlobalProcess:
     """``dstore global`` as a process. ``address`` is where it listens."""
 
@@ -63,7 +70,7 @@ class GlobalProcess:
         self.address = where if where.startswith("ipc://") else f"tcp://{where}"
 
     def signal(self, number: signal.Signals) -> None:
-        self.process.send_signal(number)
+        send_signal(self.process.pid, number)
 
     def kill(self) -> None:
         self.process.kill()
@@ -137,7 +144,7 @@ class Worker:
 
     def signal(self, number: signal.Signals) -> None:
         assert self.process.pid is not None
-        os.kill(self.process.pid, number)
+        send_signal(self.process.pid, number)
 
     def __enter__(self) -> Self:
         return self

@@ -1,0 +1,30 @@
+"""Log lines about what strangers send, at most one a second."""
+
+from __future__ import annotations
+
+import logging
+
+from dstore import clock
+
+PAUSE = 1.0
+"""Least seconds between two lines."""
+
+
+class LimitedLog:
+    """Warnings of one kind. For one thread at a time; two at once may count one too few."""
+
+    def __init__(self, log: logging.Logger) -> None:
+        self._log = log
+        self._next_at = float("-inf")
+        self._left_out = 0
+
+    def warning(self, message: str, *arguments: object) -> None:
+        """Log a line, or count it for the next one that is logged."""
+        now = clock.now()
+        if now < self._next_at:
+            self._left_out += 1
+            return
+        if self._left_out:
+            message += f" ({self._left_out} more since the last such line)"
+        self._next_at, self._left_out = now + PAUSE, 0
+        self._log.warning(message, *arguments)
