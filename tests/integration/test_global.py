@@ -219,3 +219,24 @@ def test_a_signal_ends_global_with_code_0(number: signal.Signals) -> None:
         assert served._reap() == 0
         served.start()
         assert served.stop() == 0
+
+
+def test_a_global_that_was_bound_and_never_ran_gives_its_ports_back() -> None:
+    bound = dstore.Global("tcp://127.0.0.1:0")
+    bound.bind()
+    bound.close()
+    bound.close()
+    with dstore.Global(bound.address):
+        pass
+
+
+def test_run_in_a_thread_of_ones_own_is_ended_by_close() -> None:
+    served = dstore.Global("tcp://127.0.0.1:0")
+    served.bind()
+    thread = threading.Thread(target=served.run)
+    thread.start()
+    with dstore.Node(served.address) as node:
+        node.set("k", "v")
+    served.close()
+    thread.join(PATIENCE)
+    assert not thread.is_alive()

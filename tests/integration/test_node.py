@@ -14,7 +14,8 @@ import pytest
 
 import dstore
 from dstore import config
-from tests.integration.processes import PATIENCE, ROOT
+from dstore.messages import Get
+from tests.integration.processes import PATIENCE, ROOT, RawClient
 
 MakeNode = Callable[..., dstore.Node]
 
@@ -375,3 +376,38 @@ with dstore.Node("tcp://127.0.0.1:1", timeout={PATIENCE}) as lost, dstore.Node()
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=PATIENCE)
     assert (process.returncode, out, err) == (0, "interrupted\nunavailable\n1\n", "")
+
+
+def test_a_first_deletion_of_a_new_node_waits_for_a_lease_too() -> None:
+    with (
+        dstore.Global("tcp://127.0.0.1:0", lease=1.0) as running,
+        dstore.Node(running.address) as one,
+        RawClient(running.address) as silent,
+    ):
+        one.set("k", "v")
+        silent.join()
+        silent.ask(Get(silent.epoch, silent.session, 1, ["k"]))
+        with dstore.Node(running.address, timeout=0.2) as two:
+            assert two.delete("k") == dstore.Deletion(1, 1, 0)
+
+
+@pytest.mark.parametrize("timeout", [0, -1, float("inf"), float("nan")])
+def test_a_timeout_out_of_range_is_refused(timeout: float) -> None:
+    with pytest.raises(ValueError, match="timeout"):
+        dstore.Node(timeout=timeout)
+
+
+def test_the_same_key_as_text_and_as_bytes_at_once_is_refused(node: MakeNode) -> None:
+    with pytest.raises(dstore.InvalidKey, match="twice"):
+        node().set_many({"a": 1, b"a": 2})
+
+
+def test_hits_and_misses_are_counted(node: MakeNode) -> None:
+    one, two = node(), node()
+    two.set_many({"k": 1, "l": 2})
+    one.get("k")
+    one.get("k")
+    one.get("missing", None)
+    one.get_many(["k", "l", "missing"])
+    figures = one.stats()
+    assert (figures["hits"], figures["misses"]) == (2, 4)

@@ -198,3 +198,33 @@ def test_a_push_renews_no_lease() -> None:
     world.advance(1.0)
     a.receive(Synced(world.epoch, a.state.session, 0, 0, 0, []))
     assert a.state.lease_end == lease_end
+
+
+def test_a_renewal_that_brings_nothing_is_not_acknowledged() -> None:
+    world = World()
+    (a,) = world.joined("a")
+    world.advance(1.0)
+    a.tick()
+    a.send()
+    a.listen()
+    assert a.tick() == []
+
+
+def test_a_push_that_brings_nothing_is_acknowledged_all_the_same() -> None:
+    """The acknowledgement before it was lost, and Global still waits."""
+    world = World()
+    a, b = world.joined("a", "b")
+    b.set("k", b"v")
+    a.get("k")
+    deletion = b.begin_delete("k")
+    deletion.send()
+    b.turn()
+    a.hear()
+    a.tick()
+    a.outgoing.clear()
+    world.advance(0.01)
+    world.tick()
+    a.listen()
+    assert [type(message) for message in a.tick()] == [Ack]
+    a.send()
+    assert deletion.replies

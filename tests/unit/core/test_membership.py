@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from dstore.core import global_state
 from dstore.core.local_state import MARGIN
+from dstore.errors import GlobalUnavailable
 from dstore.messages import (
     Ack,
     Farewell,
@@ -274,3 +276,30 @@ def test_a_session_that_is_silent_for_long_is_dropped_and_its_local_joins_anew()
     world.live(0.5)
     assert a.state.session not in (0, old)
     assert len(a.state.cache) == 0
+
+
+def test_no_more_locals_than_the_bound_are_taken_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(global_state, "SESSIONS_MAX", 1)
+    world = World()
+    (a,) = world.joined("a")
+    b = world.member("b")
+    call = b.begin_get("k", timeout=0.5)
+    b.turn()
+    refused = b.listen()
+    assert isinstance(refused, Refused)
+    assert refused.refusal is Refusal.BUSY
+    call.time_out()
+    assert "1 Locals are here" in str(call.error)
+    a.state.goodbye(world.now)
+    world.live(1.5)
+    assert b.state.session
+
+
+def test_another_protocol_version_is_named_to_who_waits() -> None:
+    world = World()
+    a = world.member("a")
+    call = a.begin_get("k", timeout=0.5)
+    a.receive(Refused(0, 0, 0, Refusal.OTHER_VERSION, "protocol version 9 is not spoken here"))
+    call.time_out()
+    assert isinstance(call.error, GlobalUnavailable)
+    assert "version 9" in str(call.error)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from dstore import content
+from dstore.core import writes
 from dstore.core.operations import Resumed
 from dstore.core.writes import OUTCOMES_MAX
-from dstore.errors import GlobalUnavailable, OutcomeUnknown
+from dstore.errors import GlobalUnavailable, OutcomeUnknown, RequestRefused
 from dstore.messages import DelStatus, Refusal, Refused, SetItem, SetStatus, Stored
 from tests.unit.core.world import World
 
@@ -288,3 +289,54 @@ def test_many_items_travel_in_messages_of_bounded_size() -> None:
     assert isinstance(key_twice.message.items[0], SetItem)
     outcome = key_twice.finish()
     assert outcome["k"].status is SetStatus.OCCUPIED
+
+
+def test_a_write_waits_one_lease_longer_than_its_timeout() -> None:
+    """It may have to wait for the lease of a Local that died; also the first of a new Local."""
+    world = World()
+    a, b = world.joined("a", "b")
+    b.set("k", b"v")
+    a.get("k")
+    c = world.member("c")
+    deletion = c.begin_delete("k", timeout=0.5)
+    deadline = world.now + 0.5
+    assert deletion.waits
+    c.turn()
+    c.turn()
+    deletion.look()
+    while not deletion.done:
+        deletion.time_out()
+    assert world.now == deadline + world.lease
+
+
+@pytest.mark.parametrize("refusal", [Refusal.BUSY, Refusal.FAILED, Refusal.BAD_MESSAGE])
+def test_a_refusal_for_good_is_told_unless_another_copy_may_be_executed(refusal: Refusal) -> None:
+    world = World()
+    (a,) = world.joined("a")
+    for lost_copies, expected in ((0, RequestRefused), (1, OutcomeUnknown)):
+        setting = a.begin_set(("k", b"v"))
+        for _ in range(lost_copies):
+            setting.time_out()
+        message = setting.message
+        setting.answer(Refused(message.epoch, message.session, message.request, refusal, "why"))
+        assert isinstance(setting.error, expected)
+
+
+def test_the_values_of_queued_writes_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writes, "QUEUED_BYTES_MAX", 1000)
+    world = World()
+    a, b = world.joined("a", "b")
+    b.set("k", b"v")
+    a.get("k")
+    deletion = b.begin_delete("k")
+    deletion.send()
+    b.turn()
+    first, second = b.begin_set(("k", b"1" * 600)), b.begin_set(("k", b"2" * 600))
+    first.send()
+    second.send()
+    second.answer()
+    assert second.result["k"].status is SetStatus.FULL
+    world.settle()
+    first.answer()
+    assert first.result["k"].status is SetStatus.STORED
+    assert world.state._writes._queued_bytes == 0

@@ -1,0 +1,23 @@
+"""Log lines about strangers are limited in rate, and what was left out is counted."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from dstore import clock
+from dstore.limited_log import PAUSE, LimitedLog
+
+
+def test_one_line_a_second(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr(clock, "now", lambda: now[0])
+    limited = LimitedLog(logging.getLogger("dstore.test"))
+    for number in range(5):
+        limited.warning("line %d", number)
+    now[0] += PAUSE
+    limited.warning("line %d", 5)
+    assert caplog.messages == ["line 0", "line 5 (4 more since the last such line)"]
