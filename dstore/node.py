@@ -132,25 +132,23 @@ class Node:
 
         Raises KeyMissing if nobody holds it and no ``default`` is given.
         """
-        # The lease is noted first and compared last: between any two other steps it might lapse,
-        # the key be deleted, and a renewal come.
-        state = self._state
-        lease_end = state.lease_end
-        entry = state.entries.get(key)  # type: ignore[arg-type]  # bytes are not found: slow path
-        if entry is not None and clock.now() < lease_end:
-            entry.visited = True
-            self._hits += 1
+        entry = self._hit(key)
+        if entry is not None:
             value = entry.value
             return value if type(value) is not Stored else _opened(entry)
-        try:
-            return self.lookup(key, stale_ok=stale_ok).value
-        except KeyMissing:
-            if default is _RAISE:
-                raise
-            return default
+        name = _key(key)
+        answer = self._read([name], stale_ok).get(name)
+        if answer is not None:
+            return _value(answer)
+        if default is _RAISE:
+            raise KeyMissing(key)
+        return default
 
     def lookup(self, key: str | bytes, *, stale_ok: bool | None = None) -> Lookup:
         """Like :meth:`get`, and tells who answered. Raises KeyMissing."""
+        entry = self._hit(key)
+        if entry is not None:
+            return Lookup(_opened(entry), from_local=True, cached=True)
         name = _key(key)
         answer = self._read([name], stale_ok).get(name)
         if answer is None:
@@ -159,6 +157,8 @@ class Node:
 
     def __contains__(self, key: str | bytes) -> bool:
         """Whether the key is bound. The value is fetched, and cached, if it was not here."""
+        if self._hit(key) is not None:
+            return True
         name = _key(key)
         return name in self._read([name], None)
 
@@ -170,6 +170,21 @@ class Node:
         names = {key: _key(key) for key in keys}
         answers = self._read(names.values(), None)
         return {key: _value(answers[name]) for key, name in names.items() if name in answers}
+
+    def _hit(self, key: str | bytes) -> Entry | None:
+        """The entry of a key that this Local holds under a valid lease. Takes no lock.
+
+        The lease is noted first and compared last: between any two other steps it might lapse,
+        the key be deleted, and a renewal come.
+        """
+        state = self._state
+        lease_end = state.lease_end
+        entry = state.entries.get(key)  # type: ignore[arg-type]  # bytes are asked for by name
+        if entry is None or clock.now() >= lease_end:
+            return None
+        entry.visited = True
+        self._hits += 1
+        return entry
 
     def _read(self, keys: Iterable[Key], stale_ok: bool | None) -> dict[Key, Answer]:
         stale = self._stale_ok if stale_ok is None else stale_ok

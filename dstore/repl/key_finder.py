@@ -6,6 +6,8 @@ import queue
 import threading
 from collections.abc import Callable, Iterable
 
+from dstore.console import signals_stay_here
+
 
 class KeyFinder:
     """Asks for keys without ever making the person who pressed Tab wait long.
@@ -25,9 +27,11 @@ class KeyFinder:
         if not self._busy.acquire(blocking=False):
             return []
         answer: queue.SimpleQueue[list[str | bytes]] = queue.SimpleQueue()
-        threading.Thread(
+        thread = threading.Thread(
             target=self._ask, args=(prefix, answer), name="dstore-tab", daemon=True
-        ).start()
+        )
+        with signals_stay_here():
+            thread.start()
         try:
             return answer.get(timeout=self._wait)
         except queue.Empty:

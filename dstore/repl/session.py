@@ -6,6 +6,7 @@ import contextlib
 import sys
 import threading
 from collections.abc import Iterable
+from types import FrameType
 from typing import Any
 
 import cmd2
@@ -24,6 +25,9 @@ COMPLETIONS_MAX = 200
 COMPLETION_WAIT = 0.7
 """Seconds that Tab waits for Global."""
 
+OWN_DELETIONS_MAX = 1000
+"""Keys deleted here that are remembered; the Node tells of each within moments, if at all."""
+
 
 class Repl(cmd2.Cmd):
     """A prompt (``talk``) or a script (``obey``) in front of one Node, which it owns.
@@ -39,7 +43,7 @@ class Repl(cmd2.Cmd):
         self.statement_parser = PlainParser()
         self._lines = LineHistory(history_path() if at_terminal else None)
         self._editor = editor_of(self, self._complete) if at_terminal else None
-        self._own_deletions: set[str] = set()
+        self._own_deletions: dict[str, None] = {}  # oldest first
         self._own_lock = threading.Lock()
         self._answered = False
         self.node = Node(address, timeout=timeout, on_deletion=self._announce)
@@ -90,15 +94,20 @@ class Repl(cmd2.Cmd):
 
     def do_del(self, statement: Statement) -> None:
         key = text.only_key(statement.args, "del")
-        with self._own_lock:
-            self._own_deletions.add(key)
-        deletion = self.node.delete(key)
+        self._expect_own_deletion(key)
+        try:
+            deletion = self.node.delete(key)
+        except BaseException:
+            self._expect_deletions(key)
+            raise
         self.say(text.reply_deleted(deletion.confirmed, deletion.expired))
 
     def do_add(self, statement: Statement) -> None:
         if not statement.args:
             raise text.Misuse("add")
-        self.say(self.node.put(text.unquoted(statement.args)))
+        key = self.node.put(text.unquoted(statement.args))
+        self._expect_deletions(key)
+        self.say(key)
 
     def do_keys(self, statement: Statement) -> None:
         prefix = text.only_key(statement.args, "keys") if statement.args else ""
@@ -162,6 +171,11 @@ class Repl(cmd2.Cmd):
             return stop
         return False
 
+    def sigint_handler(self, signum: int, frame: FrameType | None) -> None:
+        """Ctrl-C while no line is being edited: interrupt the command, if one is running."""
+        if self.current_command is not None or not PROMPT_TOOLKIT:
+            super().sigint_handler(signum, frame)
+
     def _note_answer(self, error: Exception | None) -> None:
         """Keep the exit code: 3 as long as nothing but silence has come from Global."""
         if error is None or isinstance(error, (KeyMissing, KeyOccupied)):
@@ -186,7 +200,14 @@ class Repl(cmd2.Cmd):
     def _expect_deletions(self, key: str) -> None:
         """From now on this Local may hold the key, so a deletion of it can be somebody else's."""
         with self._own_lock:
-            self._own_deletions.discard(key)
+            self._own_deletions.pop(key, None)
+
+    def _expect_own_deletion(self, key: str) -> None:
+        """From now on, until this Local holds the key again, a deletion of it is our own."""
+        with self._own_lock:
+            self._own_deletions[key] = None
+            if len(self._own_deletions) > OWN_DELETIONS_MAX:
+                del self._own_deletions[next(iter(self._own_deletions))]
 
     def _announce(self, key: str | bytes) -> None:
         """Called by the Node's thread when a deletion has taken a key from this Local."""

@@ -308,7 +308,7 @@ def test_global_serves_until_a_signal_and_frees_its_port(
     server.send_signal(signum)
     out, err = server.communicate(timeout=PATIENCE)
     assert (server.returncode, out, err) == (0, "", "")
-    with dstore.Global(f"tcp://{address}") as again:
+    with dstore.Global(f"tcp://{address}", publisher="tcp://127.0.0.1:0") as again:
         assert again.address == f"tcp://{address}"
 
 

@@ -1,0 +1,98 @@
+"""Parts of the REPL on their own: what Tab offers, and the file of typed lines."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+
+import pytest
+
+import dstore
+from dstore.repl import text
+from dstore.repl.history import HISTORY_LINES_MAX, LineHistory
+from dstore.repl.key_finder import KeyFinder
+
+PATIENCE = 30.0
+"""Seconds; only a test that fails takes them."""
+
+KEYS: list[str | bytes] = [
+    "a",
+    "ab",
+    "my key",
+    "my 'own'",
+    "it's",
+    "'quoted",
+    "both ' and \" in it",
+    b"a\xff",
+    "a\nb",
+]
+
+
+@pytest.mark.parametrize(
+    ("typed", "replaced", "offered"),
+    [
+        ("", "", ["SET ", "PUT ", "GET ", "OUT ", "DEL ", "REM ", "ADD ", "KEYS ", "STATS",
+                  "HELP ", ".exit"]),
+        ("s", "s", ["set ", "stats"]),
+        ("  S", "S", ["SET ", "STATS"]),
+        (".", ".", [".exit"]),
+        ("help k", "k", ["keys"]),
+        ("nonsense a", "a", []),
+        ("stats a", "a", []),
+        ("add a", "a", []),
+        ("GET a", "a", ["a", "ab"]),
+        ("set a", "a", ["a ", "ab "]),
+        ("GET a b", "a b", []),
+        ("get my", "my", ['"my key"', '"my \'own\'"']),
+        ('get "my', '"my', ['"my key"', '"my \'own\'"']),
+        ("get 'my", "'my", ["'my key'"]),
+        ('get "my key" ', '"my key" ', []),
+        ("get it", "it", ["it's"]),
+        ('del "\'', '"\'', ['"\'quoted"']),
+        ("get both", "both", []),
+    ],
+)  # fmt: skip
+def test_tab_offers_what_can_be_typed(typed: str, replaced: str, offered: list[str]) -> None:
+    def keys(prefix: str) -> list[str | bytes]:
+        return [key for key in KEYS if os.fsencode(key).startswith(prefix.encode())]
+
+    assert text.complete(typed, keys) == (len(typed) - len(replaced), offered)
+
+
+def test_tab_shows_a_bounded_number_of_keys_and_no_errors() -> None:
+    def fails(prefix: str) -> Iterator[str]:
+        yield prefix
+        raise dstore.GlobalUnavailable("down")
+
+    assert KeyFinder(lambda prefix: map(str, count()), 3, PATIENCE).find("") == ["0", "1", "2"]
+    assert KeyFinder(fails, 3, PATIENCE).find("a") == ["a"]
+
+
+def test_tab_does_not_wait_for_a_global_that_is_down() -> None:
+    up = threading.Event()
+
+    def keys(prefix: str) -> list[str]:
+        assert up.wait(PATIENCE)
+        return [prefix]
+
+    finder = KeyFinder(keys, 3, 0.01)
+    assert finder.find("first") == []
+    assert finder.find("while the first is unanswered") == []
+    up.set()
+    while not finder.find("later"):
+        pass
+
+
+def test_a_long_history_is_shortened(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "history"
+    history = LineHistory(path)
+    assert history.read() == []
+    for number in range(2 * HISTORY_LINES_MAX + 1):
+        history.add(f"line {number}")
+    kept = LineHistory(path).read()
+    assert len(kept) == HISTORY_LINES_MAX
+    assert kept[-1] == f"line {2 * HISTORY_LINES_MAX}"
+    assert path.read_text().split("\n")[:-1] == kept
