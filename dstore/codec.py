@@ -9,7 +9,8 @@ msgpack   ``None``, ``bool``, ``int`` (64 bits), ``float``, and lists, tuples an
 ========  ==================================================================================
 
 Types are kept exactly: a tuple comes back as a tuple, and what would change on the way (a
-subclass, a named tuple, an enum) is refused.
+subclass, a named tuple, an enum) is refused. Buffers alone come back as ``bytes``, inside of
+lists and dicts too.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from dstore.messages import Stored
 
 BYTES, TEXT, MSGPACK = "bytes", "text", "msgpack"
 _IMMUTABLE = (bytes, str, int, float, bool, type(None))
+DEPTH_MAX = 100
+"""Lists, tuples and dicts inside one another, at most."""
 _TUPLE = 1  # msgpack extension type: a packed list of the tuple's items
 
 
@@ -61,7 +64,7 @@ def decode(stored: Stored) -> tuple[object, bool]:
 
 def _pack(value: object) -> bytes:
     try:
-        packed: bytes = msgpack.packb(value, default=_extend, strict_types=True)
+        packed: bytes = msgpack.packb(_packable(value, 0), default=_refuse, strict_types=True)
         return packed
     except OverflowError:
         raise ValueError("an int must fit in 64 bits; store a larger one as text") from None
@@ -69,9 +72,27 @@ def _pack(value: object) -> bytes:
         raise ValueError(f"the value cannot be stored: {error}") from None
 
 
-def _extend(value: object) -> msgpack.ExtType:
-    if type(value) is tuple:
-        return msgpack.ExtType(_TUPLE, _pack(list(value)))
+def _packable(value: Any, depth: int) -> Any:
+    """The value with every tuple packed by itself.
+
+    Not by a callback of msgpack: packer in packer would need more stack than a thread may have.
+    """
+    kind = type(value)
+    if kind not in (list, tuple, dict):
+        return value
+    if depth == DEPTH_MAX:
+        raise ValueError(f"it is nested more than {DEPTH_MAX} deep")
+    if kind is dict:
+        inner = depth + 1
+        return {_packable(k, inner): _packable(v, inner) for k, v in value.items()}
+    items = [_packable(item, depth + 1) for item in value]
+    if kind is list:
+        return items
+    packed = msgpack.packb(items, default=_refuse, strict_types=True)
+    return msgpack.ExtType(_TUPLE, packed)
+
+
+def _refuse(value: object) -> object:
     kind = type(value)
     if kind is int:
         raise OverflowError
@@ -82,13 +103,33 @@ def _extend(value: object) -> msgpack.ExtType:
 
 
 def _unpack(body: bytes) -> Any:
-    return msgpack.unpackb(body, ext_hook=_extended, strict_map_key=False, use_list=True)
+    tuples: list[bytes] = []
+
+    def note(code: int, data: bytes) -> object:
+        if code != _TUPLE:
+            raise ValueError(f"unknown extension type {code}")
+        tuples.append(data)
+        return msgpack.ExtType(code, data)
+
+    value = msgpack.unpackb(body, ext_hook=note, strict_map_key=False)
+    return _unpacked(value, 0) if tuples else value
 
 
-def _extended(code: int, data: bytes) -> object:
-    if code != _TUPLE:
-        raise ValueError(f"unknown extension type {code}")
-    items = _unpack(data)
+def _unpacked(value: Any, depth: int) -> Any:
+    """The value with every tuple unpacked, one after the other."""
+    kind = type(value)
+    if kind not in (list, dict, msgpack.ExtType):
+        return value
+    if depth == DEPTH_MAX:
+        raise ValueError(f"it is nested more than {DEPTH_MAX} deep")
+    inner = depth + 1
+    if kind is dict:
+        return {_unpacked(k, inner): _unpacked(v, inner) for k, v in value.items()}
+    if kind is list:
+        return [_unpacked(item, inner) for item in value]
+    if value.code != _TUPLE:
+        raise ValueError(f"unknown extension type {value.code}")
+    items = msgpack.unpackb(value.data, strict_map_key=False)
     if type(items) is not list:
         raise ValueError("a tuple is packed as a list")
-    return tuple(items)
+    return tuple(_unpacked(item, inner) for item in items)

@@ -29,4 +29,6 @@ def is_address(key: Key) -> bool:
 
 def matches(key: Key, stored: Stored) -> bool:
     """Whether ``stored`` may be bound to ``key``: always, unless the key is another's address."""
-    return not is_address(key) or key == address(stored.codec, stored.body)
+    if not is_address(key):
+        return True
+    return stored.codec.isascii() and key == address(stored.codec, stored.body)

@@ -16,6 +16,7 @@ from dstore.errors import BadMessage
 from dstore.limited_log import LimitedLog
 from dstore.messages import Refusal, Refused
 from dstore.transport.router import Router
+from dstore.transport.waker import Waker
 
 log = logging.getLogger("dstore.global")
 
@@ -74,13 +75,13 @@ class Global:
             raise ValueError(f"memory_limit is at least 1, not {memory_limit}")
         self.address = address
         self.publisher = publisher or ""
-        self._lease = lease
+        self._lease = float(lease)
         self._log_length = log_length
         self._engine = MemoryEngine(memory_limit) if engine is None else engine
         self._router: Router | None = None
         self._thread: threading.Thread | None = None
         self._stopping = threading.Event()
-        self._running = False
+        self._server: threading.Thread | None = None  # the thread in run()
         self._ended = threading.Event()
         self._complaints = LimitedLog(log)
 
@@ -111,18 +112,23 @@ class Global:
     def start(self) -> None:
         """Bind, and serve in a thread. Raises AddressError."""
         self.bind()
-        self._thread = threading.Thread(target=self.run, name="dstore-global", daemon=True)
+        self._thread = threading.Thread(target=self._serve, name="dstore-global", daemon=True)
         self._thread.start()
+
+    def _serve(self) -> None:
+        Waker.leave_signals_to_the_main_thread()
+        self.run()
 
     def run(self) -> None:
         """Bind, and serve in the calling thread until :meth:`stop`. Raises AddressError."""
         self.bind()
         assert self._router is not None
-        self._running = True
+        self._server = threading.current_thread()
         try:
-            while not self._stopping.is_set():
-                self._turn(self._router)
-            self._finish(self._router)
+            with self._router.woken_by_signals():
+                while not self._stopping.is_set():
+                    self._turn(self._router)
+                self._finish(self._router)
         finally:
             self._release()
             self._ended.set()
@@ -135,14 +141,17 @@ class Global:
             router.wake()
 
     def close(self) -> None:
-        """Stop, and wait until the ports are free. Idempotent."""
+        """Stop, and wait until the ports are free. Idempotent.
+
+        In the thread that serves (a signal handler, say) it returns at once.
+        """
         self.stop()
         if self._thread is not None:
             self._thread.join()
-        elif self._running:
-            self._ended.wait()
-        else:
+        elif self._server is None:
             self._release()
+        elif self._server is not threading.current_thread():
+            self._ended.wait()
 
     def _release(self) -> None:
         router, self._router = self._router, None
@@ -189,7 +198,12 @@ class Global:
             self._refuse(router, route, error)
             return
         # The clock is read after the message has arrived: a lease counts from receipt.
-        self._perform(router, self._state.receive(route, message, clock.now()))
+        try:
+            effects = self._state.receive(route, message, clock.now())
+        except Exception:  # a bug of ours; it must not end the service of all others
+            log.exception("a %s could not be handled", type(message).__name__)
+            return
+        self._perform(router, effects)
 
     def _perform(self, router: Router, effects: list[GlobalEffect]) -> None:
         for effect in effects:

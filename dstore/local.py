@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -32,12 +33,15 @@ from dstore.messages import (
 )
 from dstore.transport.channel import Channel
 from dstore.transport.link import Link
+from dstore.transport.waker import Waker
 
 log = logging.getLogger("dstore.local")
 
 T = TypeVar("T")
 GOODBYE_MAX = 0.5
 """Seconds that closing waits for Global to answer the goodbye."""
+FAILURE_PAUSE = 0.1
+"""Seconds that the background thread rests after it failed."""
 
 
 def random16() -> bytes:
@@ -62,9 +66,10 @@ class Local:
         self.state = LocalState(random16=random16, label=label, cache_bytes=cache_bytes)
         self.malformed = 0
         self._on_deletion = on_deletion
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
         self._waiting = 0
+        self._inside: set[int] = set()  # threads in run()
         self._asleep_until = float("-inf")
         self._complaints = LimitedLog(log)
         self._stopping = False
@@ -80,7 +85,25 @@ class Local:
     # ---- in the calling threads -----------------------------------------------------------
 
     def run(self, start: Callable[[LocalState, float], Operation[T]]) -> T:
-        """Carry out an operation. Raises what it raises, and NodeClosed."""
+        """Carry out an operation. Raises what it raises, and NodeClosed.
+
+        RuntimeError if the thread is inside of another one: in a destructor or signal handler.
+        """
+        me = threading.get_ident()
+        if me in self._inside or me == self._thread.ident:
+            raise RuntimeError(
+                "a Node cannot be used by a destructor, signal handler or callback that "
+                "interrupts it; note what is to be done, and do it afterwards"
+            )
+        self._inside.add(me)
+        try:
+            return self._run(start)
+        finally:
+            self._inside.discard(me)
+            if self._closer is threading.current_thread():
+                self._shut()
+
+    def _run(self, start: Callable[[LocalState, float], Operation[T]]) -> T:
         channel: Channel | None = None
         done = False
         operation: Operation[T] | None = None
@@ -162,10 +185,11 @@ class Local:
     # ---- the background thread ------------------------------------------------------------
 
     def _serve(self) -> None:
+        Waker.leave_signals_to_the_main_thread()
         try:
             goodbye_until = None
             while goodbye_until is None or (self.state.session and clock.now() < goodbye_until):
-                self._turn(goodbye_until)
+                self._guarded_turn(goodbye_until)
                 if self._stopping and goodbye_until is None:
                     goodbye_until = clock.now() + GOODBYE_MAX
                     with self._lock:
@@ -174,6 +198,13 @@ class Local:
             self._control.close()
             if self._closer is threading.current_thread():
                 self._link.close()
+
+    def _guarded_turn(self, until: float | None) -> None:
+        try:
+            self._turn(until)
+        except Exception:  # a bug of ours; without this thread the Node would be of no more use
+            log.exception("the background thread of a Node failed and goes on")
+            time.sleep(FAILURE_PAUSE)
 
     def _turn(self, until: float | None) -> None:
         with self._lock:
@@ -219,7 +250,7 @@ class Local:
         for key in effect.keys:
             try:
                 callback(key)
-            except Exception:
+            except BaseException:
                 log.exception("on_deletion(%r) failed", key)
 
     def _decode(self, frame: bytes) -> ToLocal | None:
@@ -237,7 +268,8 @@ class Local:
     def close(self) -> None:
         """Say goodbye, wake whoever waits, give everything back. Safe from any thread.
 
-        From ``on_deletion`` it returns at once, and the background thread does so when it ends.
+        Called by ``on_deletion``, or by a signal handler in the middle of a call, it returns at
+        once; the rest is done when that call, or the background thread, ends.
         """
         with self._lock:
             if self._stopping:
@@ -247,9 +279,20 @@ class Local:
             self.state.lease_end = float("-inf")
             self._changed.notify_all()
         self._control.wake()
-        if self._closer is not self._thread:
-            self._thread.join()
-            self._link.close()
+        if self._closer is not self._thread and threading.get_ident() not in self._inside:
+            self._shut()
+
+    def abandon(self) -> None:
+        """Like close, for the garbage collector: takes no lock and waits for nobody."""
+        self._closer = self._thread
+        self._stopping = True
+        self.state.lease_end = float("-inf")
+        self._control.wake()
+
+    def _shut(self) -> None:
+        self._closer = None
+        self._thread.join()
+        self._link.close()
 
 
 def _verify(request: Request, reply: Reply) -> None:

@@ -7,6 +7,7 @@ import contextlib
 import os
 import socket
 import threading
+import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
@@ -78,14 +79,15 @@ class Node:
         Tells people at Global who this is. Default: host name and process id.
     on_deletion
         Called with each key that the cache held and that has been deleted, from the background
-        thread; it must be quick.
+        thread; it must be quick. It is not told what goes with a whole cache, when too much was
+        missed or Global has restarted.
 
     Raises
     ------
     AddressError
         ``address`` is malformed.
     ValueError
-        ``timeout`` is out of range.
+        ``timeout`` or ``label`` is out of range.
 
     Notes
     -----
@@ -110,6 +112,8 @@ class Node:
         self.timeout = timeout
         self._cache_bytes = cache_bytes
         self._stale_ok = stale_ok
+        if len(label) > config.LABEL_MAX or not label.isprintable():
+            raise ValueError(f"a label is at most {config.LABEL_MAX} printable characters")
         self._label = label
         self._on_deletion = on_deletion
         self._hits = 0
@@ -178,8 +182,9 @@ class Node:
         the key be deleted, and a renewal come.
         """
         state = self._state
+        entries = state.entries  # of one session; emptied when that ends
         lease_end = state.lease_end
-        entry = state.entries.get(key)  # type: ignore[arg-type]  # bytes are asked for by name
+        entry = entries.get(key)  # type: ignore[arg-type]  # bytes are asked for by name
         if entry is None or clock.now() >= lease_end:
             return None
         entry.visited = True
@@ -302,7 +307,7 @@ class Node:
 
         ``hits`` and ``misses`` may miss a few when many threads count at once.
         """
-        state = self._state
+        local, state = self._local, self._state
         left = state.lease_end - clock.now()
         return {
             "address": self.address,
@@ -319,7 +324,7 @@ class Node:
             "lease": state.lease,
             "lease_left": max(0.0, left),
             "applied": state.applied,
-            "malformed": self._local.malformed if self._local else 0,
+            "malformed": local.malformed if local else 0,
         }
 
     def global_stats(self) -> dict[str, Any]:
@@ -344,6 +349,7 @@ class Node:
             local, self._local = self._local, None
             self._state = _absent()
         if local is not None:
+            self._dropped.detach()
             local.close()
 
     def __enter__(self) -> Node:
@@ -370,23 +376,34 @@ class Node:
                     self.address,
                     label=self._label_here(),
                     cache_bytes=self._cache_bytes,
-                    on_deletion=self._announce if self._on_deletion else None,
+                    on_deletion=_announcer(self._on_deletion),
                 )
                 self._state = self._local.state
+                self._dropped = weakref.finalize(self, _abandon, self._local, self.address)
+                self._dropped.atexit = False
             return self._local
-
-    def _announce(self, key: Key) -> None:
-        assert self._on_deletion is not None
-        self._on_deletion(_public(key))
 
     def _label_here(self) -> str:
         return self._label or f"{socket.gethostname()}:{os.getpid()}"
 
     def _forked(self) -> None:
         """In the child: the parent's lease, cache, sockets, thread and locks are not ours."""
+        if self._local is not None:
+            self._dropped.detach()
         self._state = _absent()
         self._local = None
         self._birth = threading.Lock()
+
+
+def _announcer(callback: Callable[[str | bytes], None] | None) -> Callable[[Key], None] | None:
+    """The callback with keys as the user knows them. It does not hold the Node."""
+    return None if callback is None else lambda key: callback(_public(key))
+
+
+def _abandon(local: Local, address: str) -> None:
+    """A Node was dropped and not closed."""
+    local.abandon()
+    warnings.warn(f"a dstore.Node of {address} was not closed", ResourceWarning, stacklevel=2)
 
 
 def _absent() -> LocalState:

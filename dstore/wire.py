@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import msgpack
 
-from dstore.config import KEY_BYTES_MAX, KEYS_PER_MESSAGE_MAX
+from dstore.config import KEY_BYTES_MAX, KEYS_PER_MESSAGE_MAX, LABEL_MAX
 from dstore.errors import BadMessage
 from dstore.messages import (
     Ack,
@@ -54,7 +54,6 @@ VERSION = 1
 PREFIX = MAGIC + bytes([VERSION])
 
 CODEC_NAME_MAX = 64
-LABEL_MAX = 256
 _ASCII_KEY_SAFE = KEY_BYTES_MAX // 4  # so few characters fit whatever they are
 
 T = TypeVar("T")
@@ -78,30 +77,37 @@ def key_bytes(key: Key) -> int:
     return len(key) if key.isascii() else len(key.encode("utf-8", "surrogateescape"))
 
 
+def _shown(field: Any) -> str:
+    """A field for an error message. What a stranger sent may be huge, or nested without end."""
+    if isinstance(field, (int, float)) or (isinstance(field, (str, bytes)) and len(field) < 40):
+        return repr(field)
+    return f"a {type(field).__name__}"
+
+
 # ---- the fields -------------------------------------------------------------------------------
 
 
 def _uint(field: Any) -> int:
     if type(field) is not int or field < 0:
-        raise BadMessage(f"expected a number of at least 0, got {field!r:.40}")
+        raise BadMessage(f"expected a number of at least 0, got {_shown(field)}")
     return field
 
 
 def _bool(field: Any) -> bool:
     if type(field) is not bool:
-        raise BadMessage(f"expected true or false, got {field!r:.40}")
+        raise BadMessage(f"expected true or false, got {_shown(field)}")
     return field
 
 
 def _span(field: Any) -> float:
-    if type(field) is not float or not 0 < field < 1e9:
-        raise BadMessage(f"expected a span of time in seconds, got {field!r:.40}")
-    return field
+    if type(field) not in (float, int) or not 0 < field < 1e9:
+        raise BadMessage(f"expected a span of time in seconds, got {_shown(field)}")
+    return float(field)
 
 
 def _text(field: Any) -> str:
     if type(field) is not str:
-        raise BadMessage(f"expected text, got {field!r:.40}")
+        raise BadMessage(f"expected text, got {_shown(field)}")
     return field
 
 
@@ -113,7 +119,7 @@ def _label(field: Any) -> str:
 
 def _key(field: Any) -> Key:
     if type(field) is not str or not field:
-        raise BadMessage(f"expected a key, got {field!r:.40}")
+        raise BadMessage(f"expected a key, got {_shown(field)}")
     if len(field) > _ASCII_KEY_SAFE and key_bytes(field) > KEY_BYTES_MAX:
         raise BadMessage(f"a key has at most {KEY_BYTES_MAX} bytes, this one {key_bytes(field)}")
     return field
@@ -121,14 +127,14 @@ def _key(field: Any) -> Key:
 
 def _id16(field: Any) -> bytes:
     if type(field) is not bytes or len(field) != 16:
-        raise BadMessage(f"expected 16 bytes, got {field!r:.40}")
+        raise BadMessage(f"expected 16 bytes, got {_shown(field)}")
     return field
 
 
 def _list(check: Callable[[Any], T]) -> Callable[[Any], list[T]]:
     def checked(field: Any) -> list[T]:
         if type(field) is not list:
-            raise BadMessage(f"expected a list, got {field!r:.40}")
+            raise BadMessage(f"expected a list, got {_shown(field)}")
         return [check(item) for item in field]
 
     return checked
@@ -152,7 +158,7 @@ def _optional(check: Callable[[Any], T]) -> Callable[[Any], T | None]:
 def _record(make: Callable[..., T], *checks: Check) -> Callable[[Any], T]:
     def checked(field: Any) -> T:
         if type(field) is not list or len(field) != len(checks):
-            raise BadMessage(f"expected a record of {len(checks)} fields, got {field!r:.40}")
+            raise BadMessage(f"expected a record of {len(checks)} fields, got {_shown(field)}")
         return make(*[check(item) for check, item in zip(checks, field)])
 
     return checked
@@ -163,26 +169,27 @@ def _enum(kind: Callable[[int], T]) -> Callable[[Any], T]:
         try:
             return kind(_uint(field))
         except ValueError:
-            raise BadMessage(f"unknown code {field!r:.40}") from None
+            raise BadMessage(f"unknown code {_shown(field)}") from None
 
     return checked
 
 
 def _figures(field: Any) -> dict[str, object]:
     if type(field) is not dict or not all(type(name) is str for name in field):
-        raise BadMessage(f"expected a table of figures, got {field!r:.40}")
+        raise BadMessage(f"expected a table of figures, got {_shown(field)}")
     return field
 
 
 def _codec(field: Any) -> str:
-    if not 0 < len(_text(field)) <= CODEC_NAME_MAX:
-        raise BadMessage(f"the name of a codec has 1 to {CODEC_NAME_MAX} characters")
-    return str(field)
+    name = _text(field)
+    if not (0 < len(name) <= CODEC_NAME_MAX and name.isascii() and name.isprintable()):
+        raise BadMessage(f"the name of a codec is 1 to {CODEC_NAME_MAX} printable ASCII characters")
+    return name
 
 
 def _body(field: Any) -> bytes:
     if type(field) is not bytes:
-        raise BadMessage(f"expected the bytes of a value, got {field!r:.40}")
+        raise BadMessage(f"expected the bytes of a value, got {_shown(field)}")
     return field
 
 
@@ -265,7 +272,7 @@ def _unpack(frame: bytes) -> list[Any]:
     except Exception as error:  # whatever msgpack makes of bytes that anybody may have sent
         raise BadMessage(f"not msgpack: {error}") from None
     if type(fields) is not list or not fields:
-        raise BadMessage(f"expected an operation, got {fields!r:.40}")
+        raise BadMessage(f"expected an operation, got {_shown(fields)}")
     return fields
 
 
@@ -274,7 +281,7 @@ def _lookup(
 ) -> tuple[type[T], tuple[Check, ...]]:
     if type(number) is int and number in table:
         return table[number]
-    raise BadMessage(f"unknown operation {number!r:.40}")
+    raise BadMessage(f"unknown operation {_shown(number)}")
 
 
 def _malformed(kind: Any, fields: list[Any], cause: BadMessage) -> Malformed:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
+import threading
 from argparse import Namespace
-from types import FrameType
 
 from dstore import console
 from dstore.console import plain
@@ -24,8 +25,8 @@ def serve(options: Namespace) -> int:
         log_length=options.log_length,
         memory_limit=options.memory_limit,
     )
-    _stop_on_signals(server)
     server.bind()
+    _stop_on_signals(server)
     _warn_if_exposed(server)
     _greet(server)
     server.run()
@@ -51,12 +52,20 @@ def _warn_if_exposed(server: Global) -> None:
 
 
 def _stop_on_signals(server: Global) -> None:
-    def stop(signum: int, frame: FrameType | None) -> None:
-        signal.signal(signum, signal.SIG_DFL)  # a second signal ends a Global that is stuck
-        server.stop()
+    """Let a thread of its own wait for the signals.
 
-    signal.signal(signal.SIGINT, stop)
-    signal.signal(signal.SIGTERM, stop)
+    A handler would run in the thread that serves, and not before that wakes up: a signal that
+    comes when it is about to sleep would have to wait for the next message.
+    """
+    signals = {signal.SIGINT, signal.SIGTERM}
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+
+    def watch() -> None:
+        signal.sigwait(signals)
+        server.stop()
+        os._exit(128 + signal.sigwait(signals))  # the second one ends a Global that is stuck
+
+    threading.Thread(target=watch, name="dstore-signals", daemon=True).start()
 
 
 def _log_to_stderr(options: Namespace) -> None:

@@ -98,9 +98,17 @@ class Cache:
         The dictionary stays the same object and is emptied: a reader that looks into it without
         a lock must not be left with an old one.
         """
+        for entry in self.entries.values():
+            entry.older = entry.newer = None  # so that no ring waits for the garbage collector
         self.entries.clear()
         self._newest = self._oldest = self._hand = None
         self.size = 0
+
+    def renew(self) -> dict[Key, Entry]:
+        """Go on, empty, with another dictionary, which is returned."""
+        self.clear()
+        self.entries = {}
+        return self.entries
 
     def _unlink(self, entry: Entry) -> None:
         if self._hand is entry:
@@ -114,6 +122,7 @@ class Cache:
         else:
             entry.newer.older = entry.older
         self.size -= entry.size
+        entry.older = entry.newer = None
 
     def _evict(self) -> None:
         entry = self._hand or self._oldest

@@ -67,6 +67,7 @@ class TwoPhase:
 
     def __init__(self, log: DeletionLog, sessions: Sessions, lease: float) -> None:
         self.dying: dict[Key, Dying] = {}
+        self.expired = 0  # leases that had run out, or did, over all deletions
         self._log = log
         self._sessions = sessions
         self._push_pause_max = lease / 3
@@ -91,7 +92,7 @@ class TwoPhase:
             if session.lease_end > now:
                 self._await(session, dying, now)
             else:
-                dying.expired += 1
+                self._expired(dying)
         return dying
 
     def _await(self, session: Session, dying: Dying, now: float) -> None:
@@ -113,9 +114,10 @@ class TwoPhase:
         called, self._called = list(self._called), {}
         return called
 
-    def confirm(self, session: Session, applied: int) -> Iterator[Dying]:
+    def confirm(self, session: Session, applied: int, now: float) -> Iterator[Dying]:
         """``session`` has applied all deletions up to ``applied``."""
         session.push_pause = PUSH_AFTER
+        session.push_at = now + PUSH_AFTER
         while session.awaited and session.awaited[0][0].seq <= applied:
             dying, _ = session.awaited.popleft()
             dying.confirmed += 1
@@ -127,9 +129,13 @@ class TwoPhase:
         for session in list(self._awaited.values()):
             while session.awaited and session.awaited[0][1] <= now:
                 dying, _ = session.awaited.popleft()
-                dying.expired += 1
+                self._expired(dying)
                 yield from self._one_less(dying)
             self._rest(session)
+
+    def _expired(self, dying: Dying) -> None:
+        dying.expired += 1
+        self.expired += 1
 
     def end(self, dying: Dying) -> None:
         """The value is gone."""

@@ -291,6 +291,7 @@ class GlobalState:
             "sessions": len(self._sessions),
             "lapsed": sum(each.lease_end <= now for each in self._sessions),
             "held_keys": len(self._holders),
+            "expired": self._deletions.expired,
             **self.counters,
         }
 

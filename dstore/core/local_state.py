@@ -44,6 +44,8 @@ RETRY_FIRST, RETRY_MAX = 0.05, 1.0
 """Pauses between HELLOs that are not answered; also the least pause between two SYNCs."""
 HELD_KEYS_MAX = 16_384
 """Deletions that wait for a repair; more are dropped, and the next repair brings them."""
+ACK_EVERY = 1_000
+"""Deletions after which they are acknowledged though nobody waits: so that a push stays short."""
 SYNCS_MAX = 64
 """SYNCs whose moment of sending is remembered."""
 NEVER = float("inf")
@@ -98,6 +100,7 @@ class LocalState:
         self._held_keys = 0
         self._dropped: list[Key] = []
         self._ack_due = False
+        self._acked = 0
         # HELLO
         self._nonce = b""
         self._replaces = (0, NO_SESSION)
@@ -151,6 +154,7 @@ class LocalState:
         else:
             if self._ack_due:
                 self._ack_due = False
+                self._acked = self.applied
                 effects.append(Tell(Ack(self.epoch, self.session, self.applied)))
             if now >= self._sync_at:
                 effects.append(self._sync(now))
@@ -187,7 +191,13 @@ class LocalState:
         if self.session:
             self._replaces = (self.epoch, self.session)
         self.epoch, self.session, self.applied = 0, NO_SESSION, 0
-        self.cache.clear()
+        # A new dictionary for each session, and the old one is emptied: a hit that is under way
+        # on another thread and has noted an old lease must not find a new session's entry.
+        self.entries = self.cache.renew()
+        for fills in self._fills.values():
+            for fill in fills:
+                fill.done = True
+        self._fills.clear()
         self._held, self._held_keys = [], 0
         self._sent_at.clear()
         self._writing.clear()
@@ -213,7 +223,7 @@ class LocalState:
         self.counters["joins"] += 1
         self.obstacle = ""
         self.epoch, self.session = message.epoch, message.session
-        self.applied = message.seq
+        self.applied = self._acked = message.seq
         self.lease = message.lease
         self.value_bytes_max = message.value_bytes_max
         self._synced_at = self._hello_first
@@ -255,11 +265,13 @@ class LocalState:
         while len(self._sent_at) > SYNCS_MAX:
             del self._sent_at[next(iter(self._sent_at))]
         self._synced_at = now
+        self._acked = self.applied
         self._sync_at = now + RENEW * self.lease
         return Tell(Sync(self.epoch, self.session, self._serial, self.applied, self.seen))
 
     def _on_synced(self, message: Synced, now: float) -> None:
-        if (message.epoch, message.session) != (self.epoch, self.session) or self.closing:
+        ours = (message.epoch, message.session) == (self.epoch, self.session)
+        if not ours or not self.session or self.closing:
             return
         applied = self.applied
         if message.keys is None:
@@ -325,6 +337,8 @@ class LocalState:
             if self.cache.discard(key):
                 self.counters["drops"] += 1
                 self._dropped.append(key)
+        if self.applied >= self._acked + ACK_EVERY:
+            self._ack_due = True
 
     def _flush(self, seq: int) -> None:
         """Drop the whole cache: a deletion numbered ``seq`` of every key."""
@@ -347,11 +361,15 @@ class LocalState:
         entry.visited = True
         return entry
 
-    def begin_fill(self, key: Key, *, reading: bool = False) -> Fill:
-        """A request for ``key`` (``reading``: a GET) is about to be sent in this session."""
+    def begin_fill(self, key: Key, into: list[Fill], *, reading: bool = False) -> None:
+        """A request for ``key`` (``reading``: a GET) is about to be sent in this session.
+
+        The fill is put ``into`` the list of the caller, who has to end it, before it is noted
+        here: an interrupt between the two leaves nothing that nobody ends.
+        """
         fill = Fill(key, self.epoch, self.session, reading)
+        into.append(fill)
         self._fills.setdefault(key, []).append(fill)
-        return fill
 
     def reading(self, key: Key) -> Fill | None:
         """A GET of ``key`` that is in flight. (A write may wait long for others.)"""
@@ -372,13 +390,12 @@ class LocalState:
 
     def end_fill(self, fill: Fill) -> None:
         """The request has ended, answered or given up: nothing that comes later is stored."""
-        if fill.done:
-            return
         fill.done = True
-        fills = self._fills[fill.key]
-        fills.remove(fill)
-        if not fills:
-            del self._fills[fill.key]
+        fills = self._fills.get(fill.key, [])
+        if fill in fills:
+            fills.remove(fill)
+            if not fills:
+                del self._fills[fill.key]
 
     # ---- numbers --------------------------------------------------------------------------
 
@@ -389,11 +406,15 @@ class LocalState:
     def new_token(self) -> bytes:
         return self._random16()
 
-    def begin_write(self) -> int:
-        """The number of a new write of the present session."""
-        self._write += 1
-        self._writing.add(self._write)
-        return self._write
+    @property
+    def next_write(self) -> int:
+        """The number for the next write."""
+        return self._write + 1
+
+    def begin_write(self, write: int) -> None:
+        """The write with this number, the next one, begins in the present session."""
+        self._writing.add(write)
+        self._write = write
 
     def end_write(self, write: int) -> None:
         """Nobody waits for this write any more."""
@@ -402,4 +423,4 @@ class LocalState:
     @property
     def seen(self) -> int:
         """Every write below this number has ended here."""
-        return min(self._writing, default=self._write + 1)
+        return min(self._writing, default=self.next_write)

@@ -48,8 +48,10 @@ from dstore.messages import (
     Stored,
 )
 
-RESEND_FIRST, RESEND_MAX = 0.25, 2.0
-"""Pauses before a request that is not answered is sent again."""
+RESEND_FIRST, RESEND_MAX = 1.0, 4.0
+"""Seconds before a request that is not answered is sent again; a quarter of its time at most."""
+JOIN_MAX = 1.0
+"""Seconds for which a GET waits for another one of its key that is in flight."""
 
 
 class Ask(NamedTuple):
@@ -143,6 +145,7 @@ def get(
     like any other: that reply may be older than this call.
     """
     answers: dict[Key, Answer] = {}
+    span = deadline - now
     wanted = dict.fromkeys(keys)
     waited: set[Key] = set()
     while wanted:
@@ -157,10 +160,14 @@ def get(
         joined = {key: fill for key, fill in under_way.items() if key not in waited}
         asked = [key for key in wanted if key not in joined][:KEYS_PER_MESSAGE_MAX]
         if asked:
+            left = len(wanted)
             now = yield from _fetch(state, asked, wanted, answers, now, deadline)
+            if len(wanted) < left:
+                deadline = now + span  # what is left is another message, with its own time
         elif joined:
             waited.update(joined)
-            now = (yield Until(_ended(joined.values()), deadline)).now
+            patience = min(deadline, now + JOIN_MAX)
+            now = (yield Until(_ended(joined.values()), patience)).now
             _in_time(state, now, deadline)
     return answers
 
@@ -170,6 +177,7 @@ def set_(
 ) -> Operation[dict[Key, SetOutcome]]:
     """Bind values to keys that are free, or in place of what they have."""
     outcomes: dict[Key, SetOutcome] = {}
+    span = deadline - now
     asked: list[SetItem] = []
     for item in items:
         if not replace and state.hit(item.key, now) is not None:
@@ -186,6 +194,7 @@ def set_(
         for item, fill, result in zip(batch, fills, reply.items):
             outcomes[item.key] = _filled(state, fill, item, result)
         _end(state, fills)
+        deadline = now + span
     return outcomes
 
 
@@ -194,6 +203,7 @@ def delete(
 ) -> Operation[dict[Key, DelResult]]:
     """Delete keys, and with ``wait`` return once no Local can answer with their values."""
     results: dict[Key, DelResult] = {}
+    span = deadline - now
     left = list(dict.fromkeys(keys))
     while left:
         batch, left = left[:KEYS_PER_MESSAGE_MAX], left[KEYS_PER_MESSAGE_MAX:]
@@ -204,6 +214,7 @@ def delete(
         now, reply, fills = yield from _write(state, batch, message, DelReply, now, deadline)
         results.update(zip(batch, reply.items))
         _end(state, fills)
+        deadline = now + span
     return results
 
 
@@ -241,8 +252,10 @@ def _fetch(
 ) -> Operation[float]:
     """Ask Global for keys; strike off ``wanted`` those that it answered. The time after that."""
     now = yield from _joined(state, now, deadline)
-    fills = [state.begin_fill(key, reading=True) for key in keys]
+    fills: list[Fill] = []
     try:
+        for key in keys:
+            state.begin_fill(key, fills, reading=True)
         message = Get(*_envelope(state), keys)
         now, reply = yield from _exchange(state, message, GetReply, now, deadline)
         if not reply.items:
@@ -298,16 +311,18 @@ def _write(
     """Have a write executed once. The time, the reply, and fills that the caller has to end."""
     while True:
         now = yield from _joined(state, now, deadline)
-        write = state.begin_write()
+        write = state.next_write
         fills: list[Fill] = []
-        if kind is SetReply:
-            fills += [state.begin_fill(key) for key in keys]
-        try:
+        try:  # from here on whatever is begun is ended, also when Ctrl-C comes in between
+            state.begin_write(write)
+            if kind is SetReply:
+                for key in keys:
+                    state.begin_fill(key, fills)
             # It may have to wait for the lease of a Local that died.
             patience = deadline + state.lease
             now, reply = yield from _exchange(state, message(write), kind, now, patience)
             if len(reply.items) != len(keys):
-                raise RequestRefused("Global answered with a wrong number of outcomes")
+                raise OutcomeUnknown(keys, "Global answered with a wrong number of outcomes")
             return now, reply, fills
         except _Unanswered as ended:
             _end(state, fills)
@@ -382,7 +397,7 @@ def _exchange(
 ) -> Operation[tuple[float, R]]:
     """Send one request until it is answered, in the session that it bears."""
     unknown = 0
-    pause = RESEND_FIRST
+    pause = min(RESEND_FIRST, (deadline - now) / 4)
     while True:
         resumed = yield Ask(message, min(deadline, now + pause))
         now, reply = resumed.now, resumed.reply
@@ -394,7 +409,7 @@ def _exchange(
             if reply.refusal in (Refusal.OTHER_EPOCH, Refusal.UNKNOWN_SESSION):
                 state.refused(reply, now)
                 raise _SessionLost(now, unknown)
-            if reply.refusal is not Refusal.CLOSING:
+            if reply.refusal not in (Refusal.CLOSING, Refusal.BUSY):
                 raise _Declined(now, unknown, reply.text)
             now = (yield Until(lambda _: False, min(deadline, now + pause))).now
         elif reply is not None:

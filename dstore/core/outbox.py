@@ -13,7 +13,6 @@ COUNTERS = (
     "syncs",
     "pushes",
     "flushes",
-    "expired",
     "refused",
     "malformed",
 )

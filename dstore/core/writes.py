@@ -221,13 +221,12 @@ class Writes:
 
     def confirm(self, session: Session, applied: int, now: float) -> None:
         """The session has applied all deletions up to ``applied``."""
-        for dying in self._deletions.confirm(session, applied):
+        for dying in self._deletions.confirm(session, applied, now):
             self._commit(dying, now)
 
     def expire(self, now: float) -> None:
         """Leases run out."""
         for dying in self._deletions.expire(now):
-            self._out.counters["expired"] += dying.expired
             self._commit(dying, now)
 
     # ---- deleting, phase 2 ----------------------------------------------------------------
@@ -238,8 +237,10 @@ class Writes:
         result = self._replaced(dying) if dying.replacement else self._removed(dying)
         if dying.call is not None:
             self._finish(dying.call, dying.index, result)
+        failed = isinstance(result, DelResult) and result.status is DelStatus.FAILED
+        status = DelStatus.FAILED if failed else DelStatus.MISSING
         for call, index in dying.joined:
-            self._finish(call, index, DelResult(DelStatus.MISSING, self._deletions.seq))
+            self._finish(call, index, DelResult(status, self._deletions.seq))
         for run in dying.queued:
             run(now)
 

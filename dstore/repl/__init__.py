@@ -1,7 +1,8 @@
 """``dstore repl``: a prompt in front of one Node, or a script for it on standard input.
 
 ``session`` is the REPL, ``text`` what it reads and writes (start there), ``editor`` its dealings
-with cmd2 and the line editor, ``key_finder`` what Tab offers, ``history`` the lines typed before.
+with cmd2 and the line editor, ``key_finder`` what Tab offers, ``history`` the lines typed before,
+``own_deletions`` what needs no announcement.
 """
 
 from __future__ import annotations

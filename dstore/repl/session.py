@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import sys
-import threading
 from collections.abc import Iterable
 from types import FrameType
 from typing import Any
@@ -19,14 +18,12 @@ from dstore.repl import text
 from dstore.repl.editor import CMD2_OPTIONS, END_OF_INPUT, PROMPT_TOOLKIT, PlainParser, editor_of
 from dstore.repl.history import LineHistory, history_path
 from dstore.repl.key_finder import KeyFinder
+from dstore.repl.own_deletions import OwnDeletions
 from dstore.version import version
 
 COMPLETIONS_MAX = 200
 COMPLETION_WAIT = 0.7
 """Seconds that Tab waits for Global."""
-
-OWN_DELETIONS_MAX = 1000
-"""Keys deleted here that are remembered; the Node tells of each within moments, if at all."""
 
 
 class Repl(cmd2.Cmd):
@@ -43,8 +40,7 @@ class Repl(cmd2.Cmd):
         self.statement_parser = PlainParser()
         self._lines = LineHistory(history_path() if at_terminal else None)
         self._editor = editor_of(self, self._complete) if at_terminal else None
-        self._own_deletions: dict[str, None] = {}  # oldest first
-        self._own_lock = threading.Lock()
+        self._own = OwnDeletions()
         self._answered = False
         self.node = Node(address, timeout=timeout, on_deletion=self._announce)
         self._finder = KeyFinder(self.node.keys, limit=COMPLETIONS_MAX, wait=COMPLETION_WAIT)
@@ -81,33 +77,25 @@ class Repl(cmd2.Cmd):
         key, value = text.split_key(statement.args, "set")
         if not value:
             raise text.Misuse("set")
-        self._expect_deletions(key)
         self.node.set(key, text.unquoted(value))
         self.say(text.UPDATED)
 
     def do_get(self, statement: Statement) -> None:
         key = text.only_key(statement.args, "get")
-        self._expect_deletions(key)
         found = self.node.lookup(key)
         reply = text.reply_found(key, found.value, from_local=found.from_local, cached=found.cached)
         self.say(reply)
 
     def do_del(self, statement: Statement) -> None:
         key = text.only_key(statement.args, "del")
-        self._expect_own_deletion(key)
-        try:
+        with self._own.deleting(key):
             deletion = self.node.delete(key)
-        except BaseException:
-            self._expect_deletions(key)
-            raise
         self.say(text.reply_deleted(deletion.confirmed, deletion.expired))
 
     def do_add(self, statement: Statement) -> None:
         if not statement.args:
             raise text.Misuse("add")
-        key = self.node.put(text.unquoted(statement.args))
-        self._expect_deletions(key)
-        self.say(key)
+        self.say(self.node.put(text.unquoted(statement.args)))
 
     def do_keys(self, statement: Statement) -> None:
         prefix = text.only_key(statement.args, "keys") if statement.args else ""
@@ -195,25 +183,10 @@ class Repl(cmd2.Cmd):
         """One line for an error that nobody foresaw."""
         self.say(f"Error: {type(exception).__name__}: {console.one_line(exception)}")
 
-    # Deletions by other Nodes
-
-    def _expect_deletions(self, key: str) -> None:
-        """From now on this Local may hold the key, so a deletion of it can be somebody else's."""
-        with self._own_lock:
-            self._own_deletions.pop(key, None)
-
-    def _expect_own_deletion(self, key: str) -> None:
-        """From now on, until this Local holds the key again, a deletion of it is our own."""
-        with self._own_lock:
-            self._own_deletions[key] = None
-            if len(self._own_deletions) > OWN_DELETIONS_MAX:
-                del self._own_deletions[next(iter(self._own_deletions))]
-
     def _announce(self, key: str | bytes) -> None:
         """Called by the Node's thread when a deletion has taken a key from this Local."""
-        with self._own_lock:
-            if key in self._own_deletions:
-                return
+        if self._own.take(key):
+            return
         message = f"(deleted elsewhere) {text.shown(key)}"
         if self._editor is not None:
             self._editor.alert(message)

@@ -30,11 +30,12 @@ _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 class Usage(NamedTuple):
-    """How one command is typed, what it does, and lines that show it."""
+    """How one command is typed, what it does, lines that show it, and what else to know."""
 
     line: str
     about: str
     examples: tuple[str, ...]
+    rule: str = ""
 
 
 USAGES = {
@@ -42,6 +43,7 @@ USAGES = {
         "SET key value",
         "bind a value to a new key (PUT is the same)",
         ("SET greeting good morning to all", 'SET "a key with spaces" 42', 'SET blank ""'),
+        "The value is the rest of the line. Quotes around all of it keep spaces at its ends.",
     ),
     "get": Usage(
         "GET key",
@@ -194,6 +196,8 @@ def help_lines(topic: str) -> Iterator[str]:
     if command:
         usage = USAGES[command]
         yield f"{usage.line}   {usage.about}"
+        if usage.rule:
+            yield usage.rule
         yield from (f"    {example}" for example in usage.examples)
         return
     for usage in USAGES.values():

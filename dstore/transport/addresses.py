@@ -7,7 +7,7 @@ import socket
 
 import zmq
 
-from dstore.errors import AddressError
+from dstore.errors import AddressError, NodeClosed
 
 _TCP = re.compile(r"tcp://(?P<host>\[[^\]]+\]|[^:/\s]+):(?P<port>\d+)")
 _FORMS = "use tcp://HOST:PORT or ipc://PATH"
@@ -58,6 +58,8 @@ def advertised(publisher: str, address: str) -> str:
     here, there = split_tcp(address), split_tcp(publisher)
     if here and there and (here[0] == there[0] or _is_any(there[0])):
         return f"tcp://{ANY_HOST}:{there[1]}"
+    if there and _is_any(there[0]):  # requests come over ipc, so all Locals are on this machine
+        return f"tcp://127.0.0.1:{there[1]}"
     return publisher
 
 
@@ -103,6 +105,8 @@ def connect(sock: zmq.Socket[bytes], address: str) -> None:
             sock.setsockopt(zmq.IPV6, 1)
         sock.connect(address)
     except zmq.ZMQError as error:
+        if error.errno == zmq.ETERM:
+            raise NodeClosed("the Node was closed during the call") from None
         raise AddressError(f"cannot connect to {address}: {error.strerror}") from None
 
 

@@ -19,18 +19,23 @@ _OPTIONS = {
     zmq.RECONNECT_IVL: 50,
     zmq.RECONNECT_IVL_MAX: 1000,
     zmq.HEARTBEAT_IVL: 1000,
-    zmq.HEARTBEAT_TIMEOUT: 5000,
 }
+CONTROL_SILENCE_MS = 10_000
+"""A control connection on which nothing comes for so long is made anew, by either side."""
+REQUEST_SILENCE_MS = 60_000
+"""The same of a request channel, where one large value may be under way for long."""
 
 
 def connected(
-    context: zmq.Context[zmq.Socket[bytes]], kind: int, address: str | None
+    context: zmq.Context[zmq.Socket[bytes]], kind: int, address: str | None, silence_ms: int
 ) -> zmq.Socket[bytes]:
     """A socket with the options that all sockets of a Local have."""
     sock = context.socket(kind)
     try:
         for option, value in _OPTIONS.items():
             sock.setsockopt(option, value)
+        sock.setsockopt(zmq.HEARTBEAT_TIMEOUT, silence_ms)
+        sock.setsockopt(zmq.HEARTBEAT_TTL, silence_ms)
         if address is not None:
             addresses.connect(sock, address)
     except BaseException:
@@ -43,7 +48,7 @@ class Channel:
     """One DEALER, for one thread at a time."""
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], address: str) -> None:
-        self._socket = connected(context, zmq.DEALER, address)
+        self._socket = connected(context, zmq.DEALER, address, REQUEST_SILENCE_MS)
         self._timeout_ms = {zmq.RCVTIMEO: -1, zmq.SNDTIMEO: -1}
 
     def send(self, frame: bytes, timeout: float) -> bool:

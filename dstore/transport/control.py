@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import zmq
 
 from dstore.transport import addresses
-from dstore.transport.channel import connected
+from dstore.transport.channel import CONTROL_SILENCE_MS, connected
 from dstore.transport.waker import Waker
 
 DRAIN_MAX = 1000
@@ -23,8 +23,8 @@ class Control:
         self._address = address
         self._publisher: str | None = None
         self._waker = Waker()
-        self._dealer = connected(context, zmq.DEALER, address)
-        self._sub = connected(context, zmq.SUB, None)
+        self._dealer = connected(context, zmq.DEALER, address, CONTROL_SILENCE_MS)
+        self._sub = connected(context, zmq.SUB, None, CONTROL_SILENCE_MS)
         self._sub.setsockopt(zmq.SUBSCRIBE, b"")
         self._monitors = [
             sock.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED)
@@ -36,7 +36,7 @@ class Control:
 
     def wait(self, timeout: float) -> None:
         """Wait for something to happen, at most ``timeout`` seconds (may be infinite)."""
-        milliseconds = None if math.isinf(timeout) else max(0, math.ceil(timeout * 1000))
+        milliseconds = None if timeout == math.inf else max(0, math.ceil(timeout * 1000))
         if any(ready == self._waker.fileno() for ready, _ in self._poller.poll(milliseconds)):
             self._waker.drain()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager
 
 import zmq
 
@@ -45,7 +46,7 @@ class Router:
 
     def wait(self, timeout: float) -> None:
         """Wait for a frame or a wake-up, at most ``timeout`` seconds (may be infinite)."""
-        milliseconds = None if math.isinf(timeout) else max(0, math.ceil(timeout * 1000))
+        milliseconds = None if timeout == math.inf else max(0, math.ceil(timeout * 1000))
         if any(ready == self._waker.fileno() for ready, _ in self._poller.poll(milliseconds)):
             self._waker.drain()
 
@@ -69,6 +70,9 @@ class Router:
 
     def wake(self) -> None:
         self._waker.wake()
+
+    def woken_by_signals(self) -> AbstractContextManager[None]:
+        return self._waker.woken_by_signals()
 
     def close(self) -> None:
         """Let the last replies leave, then free the ports."""

@@ -26,8 +26,8 @@ from dstore.messages import (
     SetStatus,
     Stored,
 )
-from dstore.transport.router import FRAME_BYTES_MAX
-from tests.integration.processes import PATIENCE, GlobalProcess, RawClient, Worker
+from dstore.transport.router import FRAME_BYTES_MAX, Router
+from tests.integration.processes import PATIENCE, GlobalProcess, RawClient, Worker, free_port
 
 MakeNode = Callable[..., dstore.Node]
 
@@ -165,8 +165,9 @@ def test_an_option_out_of_range_is_refused(options: dict[str, float]) -> None:
 
 
 def test_an_address_is_free_again_after_close(tmp_path: Path) -> None:
-    with dstore.Global("tcp://127.0.0.1:0") as first:
-        address = first.address
+    address = f"tcp://127.0.0.1:{free_port()}"
+    with dstore.Global(address):
+        pass
     with dstore.Global(address) as second, dstore.Node(address) as node:
         assert second.address == address
         node.set("k", "v")
@@ -222,7 +223,7 @@ def test_a_signal_ends_global_with_code_0(number: signal.Signals) -> None:
 
 
 def test_a_global_that_was_bound_and_never_ran_gives_its_ports_back() -> None:
-    bound = dstore.Global("tcp://127.0.0.1:0")
+    bound = dstore.Global(f"tcp://127.0.0.1:{free_port()}")
     bound.bind()
     bound.close()
     bound.close()
@@ -238,5 +239,46 @@ def test_run_in_a_thread_of_ones_own_is_ended_by_close() -> None:
     with dstore.Node(served.address) as node:
         node.set("k", "v")
     served.close()
+    thread.join(PATIENCE)
+    assert not thread.is_alive()
+
+
+def test_a_lease_of_a_whole_number_of_seconds() -> None:
+    with dstore.Global("tcp://127.0.0.1:0", lease=2) as served, dstore.Node(served.address) as one:
+        one.set("k", "v")
+
+
+def test_a_fault_of_ours_does_not_end_the_service(
+    caplog: pytest.LogCaptureFixture, raw: RawClient, free_global: dstore.Global, node: MakeNode
+) -> None:
+    """Whatever goes wrong over one message, the others are served."""
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("a fault")
+
+    one = node()
+    one.set("k", "v")
+    raw.join()
+    free_global._state._handlers[Get] = fail
+    raw.socket.send(wire.encode(Get(raw.epoch, raw.session, 1, ["k"])))
+    one.set("l", "v")
+    assert one.get("k") == "v"
+    assert "could not be handled" in caplog.text
+
+
+def test_close_in_the_serving_thread_returns() -> None:
+    served = dstore.Global("tcp://127.0.0.1:0")
+    served.bind()
+    take = served._take
+
+    def closing(router: Router, frames: list[bytes]) -> None:
+        take(router, frames)
+        served.close()
+
+    served._take = closing  # type: ignore[method-assign]
+    thread = threading.Thread(target=served.run)
+    thread.start()
+    with RawClient(served.address) as client:
+        client.join()
     thread.join(PATIENCE)
     assert not thread.is_alive()

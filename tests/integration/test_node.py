@@ -411,3 +411,93 @@ def test_hits_and_misses_are_counted(node: MakeNode) -> None:
     one.get_many(["k", "l", "missing"])
     figures = one.stats()
     assert (figures["hits"], figures["misses"]) == (2, 4)
+
+
+def test_a_node_that_is_dropped_says_so_and_leaves(
+    free_global: dstore.Global, node: MakeNode
+) -> None:
+    keeper = node()
+    dropped = dstore.Node(free_global.address, on_deletion=print)
+    dropped.join()
+    assert keeper.global_stats()["sessions"] == 2
+    with pytest.warns(ResourceWarning, match="was not closed"):
+        del dropped
+    while keeper.global_stats()["sessions"] > 1:
+        pass
+
+
+def test_a_callback_that_uses_its_own_node_is_told_so(
+    node: MakeNode, caplog: pytest.LogCaptureFixture
+) -> None:
+    def use(key: Any) -> None:
+        one.get("other")
+
+    one = node(on_deletion=use)
+    one.set("k", "v")
+    one.delete("k")
+    one.set("k", "w")
+    assert one.get("k") == "w"
+    assert "note what is to be done" in caplog.text
+
+
+def test_a_destructor_in_the_middle_of_a_call_is_told_so(
+    node: MakeNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = node()
+    one.join()
+    local = one._local
+    assert local is not None
+    advance = local._advance
+    raised: list[BaseException] = []
+
+    def interrupted(*arguments: Any) -> Any:
+        if not raised:
+            try:
+                one.get("from a destructor")
+            except RuntimeError as error:
+                raised.append(error)
+        return advance(*arguments)
+
+    monkeypatch.setattr(local, "_advance", interrupted)
+    assert one.get("k", None) is None
+    assert "destructor" in str(raised[0])
+
+
+@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt, ValueError])
+def test_whatever_a_callback_raises_the_node_goes_on(
+    node: MakeNode, error: type[BaseException]
+) -> None:
+    def fail(key: Any) -> None:
+        raise error
+
+    one = node(on_deletion=fail)
+    for number in range(3):
+        one.set("k", number)
+        assert one.delete("k").confirmed == 1
+
+
+@pytest.mark.parametrize("label", ["x" * 257, "\udcff", "two\nlines"])
+def test_a_label_that_cannot_be_shown_is_refused(label: str) -> None:
+    with pytest.raises(ValueError, match="label"):
+        dstore.Node(label=label)
+
+
+def test_a_signal_handler_may_close_the_node_in_the_middle_of_a_call(
+    free_global: dstore.Global,
+) -> None:
+    script = f"""
+import os, signal, dstore
+signal.signal(signal.SIGTERM, lambda *_: node.close())
+node = dstore.Node("tcp://127.0.0.1:1", timeout={PATIENCE})
+try:
+    print("ready", flush=True)
+    node.get("k")
+except dstore.NodeClosed:
+    print("closed")
+"""
+    process = _script(script, free_global.address)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=PATIENCE)
+    assert (process.returncode, out, err) == (0, "closed\n", "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 
 from hypothesis import given
@@ -104,3 +105,15 @@ def test_whatever_happens_list_dictionary_and_size_agree(seed: int, room: int) -
         assert {entry.key: entry for entry in forward} == cache.entries
         assert len(forward) == len(cache)
         assert sum(entry.size for entry in forward) == cache.size <= cache.limit
+
+
+def test_what_is_dropped_waits_for_no_garbage_collector() -> None:
+    cache = filled("abcd", room=4)
+    gc.collect()
+    gc.disable()
+    try:
+        cache.discard("b")
+        cache.clear()
+        assert gc.collect() == 0
+    finally:
+        gc.enable()

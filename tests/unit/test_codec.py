@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import collections
 import enum
+import threading
 from typing import Any
 
+import msgpack
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -131,3 +133,44 @@ def test_the_address_of_bytes_is_their_plain_blake3_hash() -> None:
 def test_the_same_bytes_of_another_codec_have_another_address() -> None:
     addresses = {content.address(*codec.encode(value)) for value in (b"1", "1", 1)}
     assert len(addresses) == 3
+
+
+def nested(kind: type, depth: int) -> Any:
+    value: Any = kind()
+    for _ in range(depth - 1):
+        value = [value] if kind is list else (value,)
+    return value
+
+
+@pytest.mark.parametrize("kind", [list, tuple])
+def test_nesting_is_bounded_and_needs_no_great_stack(kind: type) -> None:
+    results: list[object] = []
+
+    def work() -> None:
+        deepest = nested(kind, codec.DEPTH_MAX)
+        results.append(through(deepest)[0] == deepest)
+        try:
+            codec.encode(nested(kind, codec.DEPTH_MAX + 1))
+        except ValueError as error:
+            results.append(str(error))
+
+    before = threading.stack_size(256 << 10)
+    try:
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+    finally:
+        threading.stack_size(before)
+    assert results == [True, "the value cannot be stored: it is nested more than 100 deep"]
+
+
+def test_a_stranger_s_deep_tuples_are_corrupt() -> None:
+    body = msgpack.packb([])
+    for _ in range(codec.DEPTH_MAX + 5):
+        body = msgpack.packb([msgpack.ExtType(1, body)])
+    with pytest.raises(ValueCorrupt, match="nested"):
+        codec.decode(Stored(bytes(16), "msgpack", body))
+
+
+def test_tuples_may_be_keys() -> None:
+    assert through({(1, ("a", 2)): [(3,)]})[0] == {(1, ("a", 2)): [(3,)]}

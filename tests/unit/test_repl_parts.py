@@ -1,4 +1,4 @@
-"""Parts of the REPL on their own: what Tab offers, and the file of typed lines."""
+"""Parts of the REPL on their own: what Tab offers, its own deletions, the file of typed lines."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import dstore
 from dstore.repl import text
 from dstore.repl.history import HISTORY_LINES_MAX, LineHistory
 from dstore.repl.key_finder import KeyFinder
+from dstore.repl.own_deletions import OwnDeletions
 
 PATIENCE = 30.0
 """Seconds; only a test that fails takes them."""
@@ -84,6 +85,29 @@ def test_tab_does_not_wait_for_a_global_that_is_down() -> None:
     up.set()
     while not finder.find("later"):
         pass
+
+
+def test_a_deletion_typed_here_is_told_once_and_not_announced() -> None:
+    own = OwnDeletions(echo=PATIENCE)
+    assert not own.take("k")
+    with own.deleting("k"):
+        assert own.take("k")
+        assert not own.take("k")
+    assert not own.take("k")
+    with own.deleting("k"):
+        assert not own.take("another")
+    assert own.take("k")  # the Node's thread was a little late
+    assert not own.take("k")
+
+
+def test_a_deletion_is_another_nodes_if_ours_failed_or_is_long_ago() -> None:
+    own = OwnDeletions(echo=0.0)
+    with pytest.raises(dstore.KeyMissing), own.deleting("failed"):
+        raise dstore.KeyMissing("failed")
+    assert not own.take("failed")
+    with own.deleting("long ago"):
+        pass
+    assert not own.take("long ago")
 
 
 def test_a_long_history_is_shortened(tmp_path: Path) -> None:

@@ -181,3 +181,26 @@ def test_a_key_of_the_greatest_length_is_taken() -> None:
 def test_no_keys_or_too_many_are_refused(many: int) -> None:
     with pytest.raises(BadMessage, match="keys in one message"):
         wire.decode_to_global(wire.encode(Get(1, 1, 1, ["k"] * many)))
+
+
+@pytest.mark.parametrize("name", ["", "x" * 65, "\udcff", "a\nb", "ä"])
+def test_the_name_of_a_codec_is_plain(name: str) -> None:
+    item = messages.SetItem("b3:00", Stored(bytes(16), name, b""))
+    with pytest.raises(BadMessage, match="codec"):
+        wire.decode_to_global(wire.encode(messages.Set(1, 1, 1, 1, 0, False, [item])))
+
+
+def test_an_error_shows_nothing_huge_and_needs_no_great_stack() -> None:
+    deep = wire.PREFIX + b"\x92\x05" + b"\x91" * 1000 + b"\x00"
+    huge = wire.PREFIX + msgpack.packb([5, 1, 1, 1, "x" * 1_000_000])
+    for frame in (deep, huge):
+        with pytest.raises(BadMessage) as caught:
+            wire.decode_to_global(frame)
+        assert len(str(caught.value)) < 200
+
+
+def test_a_lease_may_be_a_whole_number() -> None:
+    welcome = Welcome(1, 1, bytes(16), 0, 2, "", 1)
+    decoded = wire.decode_to_local(wire.encode(welcome))
+    assert isinstance(decoded, Welcome)
+    assert isinstance(decoded.lease, float)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 
-from dstore.core.local_state import HELD_KEYS_MAX
+from dstore.core.local_state import ACK_EVERY, HELD_KEYS_MAX
 from dstore.messages import Ack, Publication, Refusal, Refused, Sync, Synced
 from tests.unit.core.world import World
 
@@ -228,3 +228,32 @@ def test_a_push_that_brings_nothing_is_acknowledged_all_the_same() -> None:
     assert [type(message) for message in a.tick()] == [Ack]
     a.send()
     assert deletion.replies
+
+
+def test_many_deletions_are_acknowledged_now_and_then_though_nobody_waits() -> None:
+    """Else a push to a late holder would bring them all again, or find the log too short."""
+    world = World()
+    (a,) = world.joined("a")
+    keys = [f"k{number}" for number in range(ACK_EVERY)]
+    a.receive(Publication(world.epoch, 1, keys[:-1], []))
+    assert a.tick() == []
+    a.receive(Publication(world.epoch, ACK_EVERY, keys[-1:], []))
+    assert [type(message) for message in a.tick()] == [Ack]
+
+
+def test_after_a_partial_acknowledgement_the_rest_is_pushed_soon() -> None:
+    world = World()
+    a, b = world.joined("a", "b")
+    b.begin_set(("k", b"v"), ("l", b"v")).finish()
+    a.begin_get("k", "l").finish()
+    a.subscribed = False
+    b.begin_delete("k").send()
+    for _ in range(30):
+        world.advance(0.01)
+        world.tick()  # pushes, with growing pauses
+    b.begin_delete("l").send()
+    world.deliver(a.route, Ack(world.epoch, a.state.session, 1))
+    a.control.clear()
+    world.advance(0.006)
+    world.tick()
+    assert a.control

@@ -190,9 +190,7 @@ def test_a_change_of_session_voids_lease_cache_fills_and_applied_number_together
     assert a.state.lease_end < world.now
     assert len(a.state.cache) == 0
     assert (a.state.epoch, a.state.session, a.state.applied) == (0, 0, 0)
-    fill = a.state.reading("other")
-    assert fill is not None
-    assert fill.session != a.state.session
+    assert a.state.reading("other") is None
     reading.give_up()
 
 
@@ -303,3 +301,25 @@ def test_another_protocol_version_is_named_to_who_waits() -> None:
     call.time_out()
     assert isinstance(call.error, GlobalUnavailable)
     assert "version 9" in str(call.error)
+
+
+def test_what_bears_no_session_is_not_taken_for_ones_own_before_joining() -> None:
+    world = World()
+    a = world.member("a")
+    a.tick()
+    a.receive(Synced(0, 0, 0, 0, 5, ["k"] * 5))
+    assert a.state.applied == 0
+    assert a.state.wake_at > world.now
+
+
+def test_a_hit_that_noted_an_old_lease_finds_no_entry_of_a_new_session() -> None:
+    world = World()
+    a, b = world.joined("a", "b")
+    b.set("k", b"v")
+    a.get("k")
+    noted = a.state.entries
+    a.receive(Refused(a.state.epoch, a.state.session, 0, Refusal.UNKNOWN_SESSION, ""))
+    world.live(0.5)
+    a.get("k")
+    assert "k" in a.state.entries
+    assert not noted

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from dstore import content
-from dstore.core import writes
+from dstore.core import operations, writes
 from dstore.core.operations import Resumed
 from dstore.core.writes import OUTCOMES_MAX
 from dstore.errors import GlobalUnavailable, OutcomeUnknown, RequestRefused
@@ -309,7 +309,7 @@ def test_a_write_waits_one_lease_longer_than_its_timeout() -> None:
     assert world.now == deadline + world.lease
 
 
-@pytest.mark.parametrize("refusal", [Refusal.BUSY, Refusal.FAILED, Refusal.BAD_MESSAGE])
+@pytest.mark.parametrize("refusal", [Refusal.FAILED, Refusal.BAD_MESSAGE])
 def test_a_refusal_for_good_is_told_unless_another_copy_may_be_executed(refusal: Refusal) -> None:
     world = World()
     (a,) = world.joined("a")
@@ -340,3 +340,54 @@ def test_the_values_of_queued_writes_are_bounded(monkeypatch: pytest.MonkeyPatch
     first.answer()
     assert first.result["k"].status is SetStatus.STORED
     assert world.state._writes._queued_bytes == 0
+
+
+def test_a_busy_global_is_asked_again() -> None:
+    world = World()
+    (a,) = world.joined("a")
+    setting = a.begin_set(("k", b"v"))
+    message = setting.message
+    setting.answer(Refused(message.epoch, message.session, message.request, Refusal.BUSY, "why"))
+    assert setting.waits
+    setting.time_out(sent=False)
+    setting.send()
+    setting.answer()
+    assert setting.result["k"].status is SetStatus.STORED
+
+
+def test_each_message_of_a_long_write_has_its_own_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(operations, "KEYS_PER_MESSAGE_MAX", 1)
+    world = World()
+    (a,) = world.joined("a")
+    a.begin_set(("k", b"v"), ("l", b"v")).finish()
+    deletion = a.begin_delete("k", "l", timeout=1.0)
+    deletion.send()
+    world.settle()
+    world.advance(2.5)  # the holder's lease was waited for
+    deletion.answer()
+    assert not deletion.done
+    deletion.send()
+    world.settle()
+    deletion.answer()
+    assert set(deletion.result) == {"k", "l"}
+
+
+@pytest.mark.parametrize("where", ["begin_fill", "begin_write"])
+@pytest.mark.parametrize("kind", ["get", "set"])
+def test_an_interrupt_in_the_middle_leaves_nothing_that_nobody_ends(
+    where: str, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World()
+    (a,) = world.joined("a")
+    begin = getattr(a.state, where)
+
+    def interrupted(*arguments: object, **keywords: object) -> None:
+        begin(*arguments, **keywords)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(a.state, where, interrupted)
+    if (where, kind) != ("begin_write", "get"):
+        with pytest.raises(KeyboardInterrupt):
+            _ = a.begin_get("k") if kind == "get" else a.begin_set(("k", b"v"))
+    assert not a.state._fills
+    assert not a.state._writing
