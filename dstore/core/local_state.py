@@ -168,7 +168,9 @@ class LocalState:
         """When :meth:`tick` is next due."""
         if self._ack_due or self._dropped:
             return LAPSED
-        return self._sync_at if self.session and not self.closing else self._hello_at
+        if self.closing:
+            return self._hello_at if self.session else NEVER
+        return self._sync_at if self.session else self._hello_at
 
     def reconnected(self, now: float) -> None:
         """A connection to Global has come up: what was sent or published before may be lost."""
@@ -180,6 +182,7 @@ class LocalState:
         """Give up everything. ``session`` becomes 0 once Global has answered."""
         self.lease_end = LAPSED
         self.closing = True
+        self._ack_due = False
         self.cache.clear()
         self._hello_at = now
 

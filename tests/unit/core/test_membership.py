@@ -323,3 +323,12 @@ def test_a_hit_that_noted_an_old_lease_finds_no_entry_of_a_new_session() -> None
     a.get("k")
     assert "k" in a.state.entries
     assert not noted
+
+
+def test_after_a_goodbye_nothing_is_due_any_more() -> None:
+    world = World()
+    (a,) = world.joined("a")
+    a.state.goodbye(world.now)
+    world.settle()
+    assert not a.state.session
+    assert a.state.wake_at == float("inf")
