@@ -15,7 +15,7 @@ lists and dicts too.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NoReturn
 
 import msgpack
 
@@ -78,6 +78,8 @@ def _packable(value: Any, depth: int) -> Any:
     Not by a callback of msgpack: packer in packer would need more stack than a thread may have.
     """
     kind = type(value)
+    if kind in (msgpack.ExtType, msgpack.Timestamp):
+        _refuse(value)
     if kind not in (list, tuple, dict):
         return value
     if depth == DEPTH_MAX:
@@ -92,7 +94,7 @@ def _packable(value: Any, depth: int) -> Any:
     return msgpack.ExtType(_TUPLE, packed)
 
 
-def _refuse(value: object) -> object:
+def _refuse(value: object) -> NoReturn:
     kind = type(value)
     if kind is int:
         raise OverflowError

@@ -115,4 +115,4 @@ class BadMessage(DstoreError):
 
 
 class RequestRefused(DstoreError):
-    """Global understood the request and refuses it. The message is Global's own."""
+    """Global refuses the request, or its storage failed, or it answered nonsense."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import secrets
 import threading
+from collections.abc import Callable
 from types import TracebackType
+from typing import Any
 
 from dstore import clock, config, wire
 from dstore.core.effects import GlobalEffect, Send
@@ -183,10 +185,19 @@ class Global:
             frames = router.receive()
             if frames is None:
                 break
-            self._take(router, frames)
-        now = clock.now()
-        if now >= self._state.wake_at:
-            self._perform(router, self._state.tick(now))
+            self._guarded(self._take, router, frames)
+        if clock.now() >= self._state.wake_at:
+            self._guarded(self._tick, router)
+
+    def _guarded(self, step: Callable[..., None], *arguments: Any) -> None:
+        """A bug of ours, met over one message, must not end the service of all others."""
+        try:
+            step(*arguments)
+        except Exception:
+            log.exception("%s failed; Global goes on", step.__name__)
+
+    def _tick(self, router: Router) -> None:
+        self._perform(router, self._state.tick(clock.now()))
 
     def _take(self, router: Router, frames: list[bytes]) -> None:
         route = frames[0]
@@ -198,12 +209,7 @@ class Global:
             self._refuse(router, route, error)
             return
         # The clock is read after the message has arrived: a lease counts from receipt.
-        try:
-            effects = self._state.receive(route, message, clock.now())
-        except Exception:  # a bug of ours; it must not end the service of all others
-            log.exception("a %s could not be handled", type(message).__name__)
-            return
-        self._perform(router, effects)
+        self._perform(router, self._state.receive(route, message, clock.now()))
 
     def _perform(self, router: Router, effects: list[GlobalEffect]) -> None:
         for effect in effects:

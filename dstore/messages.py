@@ -93,7 +93,6 @@ class Refusal(IntEnum):
     STALE_WRITE = 4  # its sender has said that it no longer waits for it
     CLOSING = 5
     BUSY = 6
-    FAILED = 7
 
 
 # ---- from a Local to Global -------------------------------------------------------------------

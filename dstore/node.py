@@ -68,8 +68,9 @@ class Node:
         Of Global, ``tcp://HOST:PORT`` or ``ipc://PATH``. Default: ``$DSTORE_GLOBAL``, else
         ``tcp://127.0.0.1:50051``.
     timeout
-        Seconds until a call gives up. A write may take one lease longer, since it may have to
-        wait for the lease of a Local that died.
+        Seconds until a call gives up; for many keys, that travel in several messages, of each
+        message. A write may take one lease longer, since it may have to wait for the lease of a
+        Local that died.
     cache_bytes
         The most that the cache may take; what is read least goes first (SIEVE).
     stale_ok
@@ -88,6 +89,8 @@ class Node:
         ``address`` is malformed.
     ValueError
         ``timeout`` or ``label`` is out of range.
+    GlobalUnavailable
+        The system gives no more sockets.
 
     Notes
     -----
@@ -167,7 +170,7 @@ class Node:
         return name in self._read([name], None)
 
     def get_many(self, keys: Iterable[str | bytes]) -> dict[Any, Any]:
-        """The values of many keys, in one message each way. Missing keys are absent.
+        """The values of many keys, in few messages. Missing keys are absent.
 
         Each key is read on its own; the result is no snapshot.
         """
@@ -178,13 +181,16 @@ class Node:
     def _hit(self, key: str | bytes) -> Entry | None:
         """The entry of a key that this Local holds under a valid lease. Takes no lock.
 
-        The lease is noted first and compared last: between any two other steps it might lapse,
-        the key be deleted, and a renewal come.
+        The dictionary and the lease are noted first and the clock is compared last: between any
+        two other steps the lease might lapse, the key be deleted, and a renewal come.
         """
         state = self._state
         entries = state.entries  # of one session; emptied when that ends
         lease_end = state.lease_end
-        entry = entries.get(key)  # type: ignore[arg-type]  # bytes are asked for by name
+        try:
+            entry = entries.get(key)  # type: ignore[arg-type]  # bytes are asked for by name
+        except TypeError:  # not hashable
+            raise InvalidKey(f"a key is text or bytes, not {type(key).__name__}") from None
         if entry is None or clock.now() >= lease_end:
             return None
         entry.visited = True
@@ -266,7 +272,8 @@ class Node:
         """Delete ``key`` everywhere. From the return on no Local answers with its value any more.
 
         With ``wait=False`` it returns once the deletion has begun, without waiting for those who
-        hold the value; it takes effect at most one lease later.
+        hold the value; it takes effect at most one lease later. (While the key is being replaced,
+        that is waited for first.)
         Raises KeyMissing, OutcomeUnknown.
         """
         name = _key(key)
@@ -276,7 +283,7 @@ class Node:
         return deletion
 
     def delete_many(self, keys: Iterable[str | bytes], *, wait: bool = True) -> dict[Any, Deletion]:
-        """Delete many keys with one publication. Missing keys are absent from the result."""
+        """Delete many keys, in few messages. Missing keys are absent from the result."""
         names = {key: _key(key) for key in keys}
         results = self._delete(list(names.values()), wait)
         deletions = {key: _deletion(results[name]) for key, name in names.items()}
@@ -486,7 +493,8 @@ def _check_written(item: SetItem, status: SetStatus, limit: int) -> None:
     if status is SetStatus.FULL:
         raise StoreFull(
             f"Global has no room for {item.key!r} ({len(item.stored.body):,} bytes); delete "
-            "something, or start Global with a higher --memory-limit"
+            "something, or start it with a higher --memory-limit (if the key is just being "
+            "deleted or replaced: too many large writes wait for that; try again)"
         )
     if status is SetStatus.TOO_LARGE:
         raise ValueTooLarge(len(item.stored.body), limit)

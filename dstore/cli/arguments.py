@@ -21,8 +21,6 @@ store is full; {console.EXIT_USAGE} wrong usage
 or bad input; {console.EXIT_UNREACHED} Global cannot be reached.
 """
 STDIN_CLOSED = "standard input is closed, so there is nothing to read"
-TIMEOUT_MAX = 86_400.0
-LOG_LENGTH_MAX = 100_000_000
 WORKERS_MAX = 64
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:I?B)?", re.IGNORECASE)
@@ -93,7 +91,7 @@ def _add_client(
     )
     parser.add_argument(
         "--timeout",
-        type=between(0.001, TIMEOUT_MAX, "seconds"),
+        type=between(0.001, config.TIMEOUT_MAX / 2, "seconds"),
         default=config.TIMEOUT_DEFAULT,
         metavar="SECONDS",
         help="how long to wait for Global (default: %(default)g)",
@@ -126,7 +124,7 @@ def _add_programs(commands: _Commands[Parser]) -> None:
     )
     serve.add_argument(
         "--log-length",
-        type=count(LOG_LENGTH_MAX),
+        type=count(config.LOG_LENGTH_MAX),
         default=config.LOG_LENGTH_DEFAULT,
         metavar="N",
         help="how many deletions to remember (default: %(default)s)",

@@ -95,8 +95,8 @@ class Cache:
     def clear(self) -> None:
         """Drop everything.
 
-        The dictionary stays the same object and is emptied: a reader that looks into it without
-        a lock must not be left with an old one.
+        The dictionary stays the same object and is emptied, so that a reader without a lock that
+        has it in hand finds nothing any more.
         """
         for entry in self.entries.values():
             entry.older = entry.newer = None  # so that no ring waits for the garbage collector

@@ -1,7 +1,7 @@
 """What a Local does with each event: the cache's half of the coherence protocol.
 
 Pure: messages and the time go in, effects come out. The host calls everything here under one
-lock, but for the hit of :meth:`dstore.Node.get`, which reads ``lease_end`` and ``entries`` without.
+lock, but for the hits of :class:`dstore.Node`, which read ``entries`` and ``lease_end`` without.
 
 Deletions reach a Local on two ways: published (fast, may be lost) and in the answer to a SYNC
 (reliable). They are applied in their order and without gaps, so that one number, ``applied``, says
@@ -41,7 +41,9 @@ MARGIN = 0.05
 RENEW = 1 / 3
 """The part of a lease after which it is renewed."""
 RETRY_FIRST, RETRY_MAX = 0.05, 1.0
-"""Pauses between HELLOs that are not answered; also the least pause between two SYNCs."""
+"""Pauses between HELLOs that are not answered; the first, too, before an unanswered SYNC is
+followed by another.
+"""
 HELD_KEYS_MAX = 16_384
 """Deletions that wait for a repair; more are dropped, and the next repair brings them."""
 ACK_EVERY = 1_000

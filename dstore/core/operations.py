@@ -49,7 +49,9 @@ from dstore.messages import (
 )
 
 RESEND_FIRST, RESEND_MAX = 1.0, 4.0
-"""Seconds before a request that is not answered is sent again; a quarter of its time at most."""
+"""Seconds before a request that is not answered is sent again, with doubling pauses. The first
+is a quarter of its time at most.
+"""
 JOIN_MAX = 1.0
 """Seconds for which a GET waits for another one of its key that is in flight."""
 
@@ -406,6 +408,8 @@ def _exchange(
             return now, reply
         if isinstance(reply, Refused):
             unknown -= 1
+            if reply.refusal is Refusal.BUSY:
+                state.obstacle = f"it says: {reply.text}"
             if reply.refusal in (Refusal.OTHER_EPOCH, Refusal.UNKNOWN_SESSION):
                 state.refused(reply, now)
                 raise _SessionLost(now, unknown)
@@ -413,7 +417,7 @@ def _exchange(
                 raise _Declined(now, unknown, reply.text)
             now = (yield Until(lambda _: False, min(deadline, now + pause))).now
         elif reply is not None:
-            raise RequestRefused(f"Global answered with {type(reply).__name__}")
+            raise _Declined(now, unknown, f"it answered with {type(reply).__name__}")
         if now >= deadline:
             raise _TimedOut(now, unknown)
         pause = min(2 * pause, RESEND_MAX)

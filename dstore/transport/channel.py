@@ -21,7 +21,9 @@ _OPTIONS = {
     zmq.HEARTBEAT_IVL: 1000,
 }
 CONTROL_SILENCE_MS = 10_000
-"""A control connection on which nothing comes for so long is made anew, by either side."""
+"""A control connection on which nothing comes for so long is dropped, by either side; the Local
+makes a new one.
+"""
 REQUEST_SILENCE_MS = 60_000
 """The same of a request channel, where one large value may be under way for long."""
 

@@ -263,7 +263,25 @@ def test_a_fault_of_ours_does_not_end_the_service(
     raw.socket.send(wire.encode(Get(raw.epoch, raw.session, 1, ["k"])))
     one.set("l", "v")
     assert one.get("k") == "v"
-    assert "could not be handled" in caplog.text
+    assert "Global goes on" in caplog.text
+
+
+def test_a_fault_of_a_timer_does_not_end_the_service(
+    caplog: pytest.LogCaptureFixture, free_global: dstore.Global, node: MakeNode
+) -> None:
+    one = node()
+    one.join()
+
+    def fail(now: float) -> None:
+        free_global._state.tick = tick  # type: ignore[method-assign]
+        raise RuntimeError("a fault")
+
+    tick = free_global._state.tick
+    free_global._state.tick = fail  # type: ignore[method-assign, assignment]
+    free_global._state.wake_at = 0.0
+    one.set("k", "v")
+    assert one.get("k") == "v"
+    assert "Global goes on" in caplog.text
 
 
 def test_close_in_the_serving_thread_returns() -> None:

@@ -14,6 +14,7 @@ import pytest
 
 import dstore
 from dstore import config
+from dstore import node as node_module
 from dstore.messages import Get
 from tests.integration.processes import PATIENCE, ROOT, RawClient
 
@@ -501,3 +502,19 @@ except dstore.NodeClosed:
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=PATIENCE)
     assert (process.returncode, out, err) == (0, "closed\n", "")
+
+
+def test_after_a_fork_nothing_of_the_parent_is_used(node: MakeNode) -> None:
+    """What runs in the child after a fork, run here, so that it can be looked at."""
+    one = node()
+    one.set("k", "v")
+    parents = one._local
+    assert parents is not None
+    try:
+        node_module._after_fork_in_child()
+        assert one._hit("k") is None
+        assert one.stats()["session"] == 0
+        assert not one.lookup("k").from_local
+        assert one._local is not parents
+    finally:
+        parents.close()

@@ -174,3 +174,9 @@ def test_a_stranger_s_deep_tuples_are_corrupt() -> None:
 
 def test_tuples_may_be_keys() -> None:
     assert through({(1, ("a", 2)): [(3,)]})[0] == {(1, ("a", 2)): [(3,)]}
+
+
+@pytest.mark.parametrize("value", [msgpack.ExtType(1, b""), [msgpack.Timestamp(0, 0)]])
+def test_what_is_msgpack_s_own_is_refused(value: object) -> None:
+    with pytest.raises(TypeError, match="cannot be stored"):
+        codec.encode(value)

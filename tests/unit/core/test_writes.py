@@ -309,7 +309,7 @@ def test_a_write_waits_one_lease_longer_than_its_timeout() -> None:
     assert world.now == deadline + world.lease
 
 
-@pytest.mark.parametrize("refusal", [Refusal.FAILED, Refusal.BAD_MESSAGE])
+@pytest.mark.parametrize("refusal", [Refusal.OTHER_VERSION, Refusal.BAD_MESSAGE])
 def test_a_refusal_for_good_is_told_unless_another_copy_may_be_executed(refusal: Refusal) -> None:
     world = World()
     (a,) = world.joined("a")

@@ -1,0 +1,224 @@
+"""One thread of a simulated process: it carries out operations and notes what came of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from dstore.core import operations
+from dstore.core.operations import Answer, Ask, Operation, Resumed, SetOutcome, Step, Until
+from dstore.errors import DstoreError, RequestRefused
+from dstore.messages import DelResult, DelStatus, Key, SetItem, SetStatus, Stored
+from dstore.testing.history import Kind, Result
+from dstore.testing.history import Operation as Noted
+from dstore.testing.simulation.scenario import KINDS
+
+if TYPE_CHECKING:
+    from dstore.testing.simulation.actors import SimLocal
+
+READS = ("get", "get_many")
+SETS = ("set", "set_many", "replace")
+OF_SET = {
+    SetStatus.STORED: Result.STORED,
+    SetStatus.REPLACED: Result.REPLACED,
+    SetStatus.OCCUPIED: Result.OCCUPIED,
+}
+OF_DEL = {
+    DelStatus.DELETED: Result.DELETED,
+    DelStatus.MISSING: Result.MISSING,
+    DelStatus.PENDING: Result.PENDING,
+}
+
+Told = tuple[Result, str | None]
+"""What is noted of one key: the result, and the value that was seen."""
+
+
+class Client:
+    """A thread. Its requests travel on a connection of their own."""
+
+    def __init__(self, local: SimLocal, number: int) -> None:
+        self.local = local
+        self.loop = local.loop
+        self.name = f"{local.name}.t{number}"
+        self.line = f"thread {number}"
+        self.left = local.scenario.operations
+        self.done: list[Noted] = []
+        self.channel = local.connect(f"t{number}", self._on_reply)
+        self._operation: Operation[Any] | None = None
+        self._step: Step | None = None
+        self._turn = 0
+        self._sent = False
+        self._lives: set[int] = set()
+        self._asked_life = 0
+        local.clients.append(self)
+        self._rest()
+
+    @property
+    def idle(self) -> bool:
+        """Whether it has nothing more to do."""
+        return self._operation is None and not self.left
+
+    # ---- beginning ------------------------------------------------------------------------
+
+    def _rest(self) -> None:
+        self.loop.later(self.loop.dice.expovariate(1 / self.local.scenario.think), self._begin)
+
+    def _begin(self) -> None:
+        if not self.local.alive or self.local.state.closing or not self.left:
+            self.left = 0
+            return
+        if self.local.held_up(self.line, self._begin):
+            return
+        self.left -= 1
+        dice, scenario = self.loop.dice, self.local.scenario
+        self.kind = dice.choices(KINDS, scenario.weights)[0]
+        many = dice.randint(1, scenario.many) if self.kind.endswith("many") else 1
+        names = [f"k{number}" for number in range(scenario.keys)]
+        self.keys = dice.sample(names, min(many, len(names)))
+        self.values = dict.fromkeys(self.keys, f"{self.loop.steps:08}"[-8:])
+        self.start = self.loop.stamp()
+        self._lives, self._asked_life = set(), 0
+        self.loop.tell(self.name, f"{self.kind} {' '.join(self.keys)}")
+        self._operation = self._make()
+        if dice.random() < scenario.give_up:
+            self.loop.later(dice.random() * scenario.lease, self.give_up, self._operation)
+        self._resume(None)
+
+    def _make(self) -> Operation[Any]:
+        state, now = self.local.state, self.local.clock()
+        deadline = now + self.local.scenario.timeout
+        if self.kind in ("get", "get_many"):
+            return operations.get(state, self.keys, now, deadline)
+        if self.kind.startswith("delete"):
+            wait = self.kind != "delete_soon"
+            return operations.delete(state, self.keys, wait, now, deadline)
+        items = [
+            SetItem(key, Stored(state.new_token(), "bytes", self.values[key].encode()))
+            for key in self.keys
+        ]
+        return operations.set_(state, items, self.kind == "replace", now, deadline)
+
+    # ---- step by step ---------------------------------------------------------------------
+
+    def _resume(self, resumed: Resumed | None) -> None:
+        operation = self._operation
+        assert operation is not None
+        self._turn += 1
+        reply = resumed.reply if resumed else None
+        self._lives.add(self.local.state.epoch if reply is None else reply.epoch)
+        try:
+            self._step = operation.send(resumed)  # type: ignore[arg-type]
+        except StopIteration as stop:
+            self._ended(stop.value)
+        except DstoreError as error:
+            self.loop.tell(self.name, f"{type(error).__name__}")
+            if isinstance(error, RequestRefused):
+                self.loop.fault(f"{self.name} was refused: {error}")
+            self._unknown()
+            self._over()
+        else:
+            self._do(self._step)
+        self.local.touched()
+
+    def _do(self, step: Step) -> None:
+        if isinstance(step, Ask):
+            self._sent = self.channel.send_up(step.message)
+            if self._sent:
+                self._asked_life = step.message.epoch
+        self.loop.at(self.local.true_time(step.until) + 1e-6, self._expire, self._turn)
+
+    def _expire(self, turn: int) -> None:
+        if turn != self._turn or self.local.held_up(self.line, self._expire, turn):
+            return
+        self._resume(Resumed(self.local.clock(), None, isinstance(self._step, Ask) and self._sent))
+
+    def look(self) -> None:
+        """Something has changed: plan to go on if what it waits for has come."""
+        if isinstance(self._step, Until) and self._step.predicate(self.local.clock()):
+            self.loop.at(self.loop.now, self._look, self._turn)
+
+    def _look(self, turn: int) -> None:
+        if turn != self._turn or self.local.held_up(self.line, self._look, turn):
+            return
+        step = self._step
+        if isinstance(step, Until) and step.predicate(self.local.clock()):
+            self._resume(Resumed(self.local.clock()))
+
+    def _on_reply(self, message: Any) -> None:
+        if not self.local.alive or self.local.held_up(self.line, self._on_reply, message):
+            return
+        if isinstance(self._step, Ask) and message.request == self._step.message.request:
+            self._resume(Resumed(self.local.clock(), message, True))
+
+    # ---- ending ---------------------------------------------------------------------------
+
+    def give_up(self, operation: Operation[Any] | None = None) -> None:
+        """The caller goes away in the middle."""
+        if self._operation is None or operation not in (None, self._operation):
+            return
+        self.loop.tell(self.name, "gives up")
+        self._turn += 1
+        self._operation.close()
+        self._unknown()
+        self._over()
+
+    def _over(self) -> None:
+        self._operation = self._step = None
+        self._turn += 1
+        self._rest()
+
+    def _ended(self, result: dict[Key, Any]) -> None:
+        end = self.loop.stamp()
+        for key in self.keys:
+            told = self._told(result.get(key))
+            self.loop.tell(self.name, f"{self.kind} {key} = {told[0].value} {told[1] or ''}")
+            life = self._life(result.get(key))
+            if life is not None:
+                self._note(key, life, end, *told)
+        self._over()
+
+    def _told(self, result: Any) -> Told:
+        if isinstance(result, SetOutcome):
+            return OF_SET[result.status], None
+        if isinstance(result, DelResult):
+            return OF_DEL[result.status], None
+        value = _read(result)
+        return (Result.MISSING, None) if value is None else (Result.VALUE, value)
+
+    def _life(self, result: Any) -> int | None:
+        """The life of Global that an outcome belongs to; None if that cannot be said."""
+        by_itself = self.kind in READS or (isinstance(result, SetOutcome) and result.local)
+        if not by_itself:
+            return self._asked_life
+        if len(self._lives) == 1:
+            return next(iter(self._lives))
+        return self._asked_life if len(self.keys) == 1 and self.kind in READS else None
+
+    def _unknown(self) -> None:
+        """A write may have happened if any copy of it has left."""
+        if self.kind not in READS and self._asked_life:
+            for key in self.keys:
+                self._note(key, self._asked_life, None, Result.UNKNOWN, None)
+
+    def _note(
+        self, key: Key, life: int, end: float | None, result: Result, seen: str | None
+    ) -> None:
+        kind = Kind.GET if self.kind in READS else Kind.SET if self.kind in SETS else Kind.DELETE
+        kind = Kind.REPLACE if self.kind == "replace" else kind
+        value = self.values[key] if self.kind in SETS else None
+        name = key if self.local.scenario.durable else f"{life}/{key}"
+        self.done.append(Noted(self.name, name, kind, self.start, end, result, value, seen))
+
+
+def _read(answer: Answer | None) -> str | None:
+    if answer is None:
+        return None
+    value = answer.entry.value if answer.entry is not None else answer.stored
+    assert isinstance(value, Stored)
+    return value.body.decode()
+
+
+def noted_by(locals_: list[SimLocal]) -> Iterator[Noted]:
+    """Everything that was noted, by the time of its beginning."""
+    noted = [each for local in locals_ for client in local.clients for each in client.done]
+    yield from sorted(noted, key=lambda each: each.start)

@@ -1,0 +1,114 @@
+"""Plays scenarios, judges them, and reduces one that fails to its smallest form."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+from dstore.testing.linearizability import check_linearizable
+from dstore.testing.simulation.scenario import Scenario
+from dstore.testing.simulation.world import World
+from dstore.testing.sweep import Undecided
+from dstore.testing.weaker import check_pending
+
+SLACK = 0.01
+"""Seconds by which a deletion that is not waited for may outlast its lease."""
+SHRINK_TRIES = 40
+"""Seeds that are tried for each simpler scenario."""
+
+
+@dataclass
+class Outcome:
+    """What came of one run. ``faults`` is empty if all was well."""
+
+    scenario: Scenario
+    faults: list[str]
+    steps: int
+    operations: int
+    undecided: bool = False
+    trace: list[str] = field(default_factory=list, repr=False)
+
+    @property
+    def ok(self) -> bool:
+        return not self.faults
+
+
+def run(scenario: Scenario) -> Outcome:
+    """Play one scenario to its end and judge it: invariants at each step, then the history."""
+    world = World(scenario)
+    try:
+        world.run()
+    except Exception as error:  # the core under test broke down, which is a finding like others
+        world.faults.append(f"{type(error).__name__}: {error}")
+    history = world.history
+    outcome = Outcome(scenario, world.faults, world.loop.steps, len(history))
+    outcome.trace = world.loop.trace
+    if outcome.ok:
+        _judge(world, outcome)
+    return outcome
+
+
+def _judge(world: World, outcome: Outcome) -> None:
+    scenario, history = world.scenario, world.history
+    prompt = not (scenario.global_pauses or scenario.global_crashes)
+    within = scenario.lease + SLACK if prompt else None
+    try:
+        verdicts = [check_linearizable(history, pending_within=within)]
+    except Undecided:
+        outcome.undecided = True
+        verdicts = []
+    if within is not None:
+        verdicts.append(check_pending(history, scenario.lease, SLACK))
+    for verdict in verdicts:
+        outcome.faults += [str(violation) for violation in verdict.violations]
+
+
+def shrink(outcome: Outcome) -> Outcome:
+    """A smaller scenario that fails too: fewer faults, Locals, threads, operations and keys."""
+    smallest, improved = outcome, True
+    while improved:
+        improved = False
+        for simpler in _simpler(smallest.scenario):
+            found = _first_failure(simpler)
+            if found is not None:
+                smallest, improved = found, True
+                break
+    return smallest
+
+
+def _simpler(scenario: Scenario) -> Iterator[Scenario]:
+    for name in (
+        "crashes",
+        "goodbyes",
+        "global_crashes",
+        "global_pauses",
+        "cuts",
+        "pauses",
+        "give_up",
+        "slow",
+        "lost_publications",
+        "drift",
+    ):
+        if getattr(scenario, name):
+            yield replace(scenario, **{name: 0.0})  # type: ignore[arg-type]
+    for name, least in (("locals", 1), ("threads", 1), ("operations", 1), ("keys", 1), ("many", 1)):
+        value = getattr(scenario, name)
+        for smaller in sorted({(value + least) // 2, value - 1}):
+            if least <= smaller < value:
+                yield replace(scenario, **{name: smaller})
+    for index, weight in enumerate(scenario.weights):
+        if weight and sum(map(bool, scenario.weights)) > 1:
+            yield replace(
+                scenario,
+                weights=(*scenario.weights[:index], 0, *scenario.weights[index + 1 :]),
+            )
+
+
+def _first_failure(scenario: Scenario) -> Outcome | None:
+    dice = random.Random(scenario.seed)
+    for seed in [scenario.seed, *(dice.randrange(2**32) for _ in range(SHRINK_TRIES))]:
+        outcome = run(replace(scenario, seed=seed))
+        if not outcome.ok:
+            return outcome
+    return None

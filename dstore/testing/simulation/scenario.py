@@ -1,0 +1,86 @@
+"""What one simulated run consists of: sizes, speeds, and how often which fault strikes."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, fields
+
+KINDS = ("get", "get_many", "set", "set_many", "replace", "delete", "delete_many", "delete_soon")
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """Times are seconds of true time; rates are events per second of each Local."""
+
+    seed: int
+    locals: int = 3
+    threads: int = 2
+    operations: int = 12  # of each thread
+    keys: int = 3
+    many: int = 2  # keys of one many-operation, at most
+    weights: tuple[int, ...] = (8, 1, 3, 1, 2, 3, 1, 1)  # of KINDS
+    think: float = 0.05  # mean pause between two operations of a thread
+    timeout: float = 2.0
+    give_up: float = 0.0  # part of the operations that are cancelled in the middle
+    lease: float = 0.5
+    log_length: int = 8
+    cache_entries: int = 8
+    latency: float = 0.002
+    slow: float = 0.0  # part of the messages that take long
+    slowness: float = 0.3  # how long, at most
+    lost_publications: float = 0.0
+    cuts: float = 0.0  # a connection is cut, and what was under way on it is lost
+    pauses: float = 0.0
+    pause: float = 1.0  # at most
+    crashes: float = 0.0  # of Locals; they return with a new identity
+    goodbyes: float = 0.0
+    global_pauses: float = 0.0
+    global_crashes: float = 0.0
+    durable: bool = False
+    drift: float = 0.0  # clocks of Locals run slower or faster by at most this part
+
+    @classmethod
+    def draw(cls, seed: int, *, durable: bool | None = None) -> Scenario:
+        """A scenario of its own for each seed; most faults are absent from most of them."""
+        dice = random.Random(f"scenario {seed}")
+
+        def sometimes(most: float, odds: float = 0.5) -> float:
+            return most * dice.random() if dice.random() < odds else 0.0
+
+        return cls(
+            seed=seed,
+            locals=dice.choice((2, 2, 3, 4)),
+            threads=dice.choice((1, 2, 3)),
+            operations=dice.choice((6, 12, 20)),
+            keys=dice.choice((1, 2, 3, 6)),
+            many=dice.choice((2, 3)),
+            weights=tuple(dice.choice((0, 1, 1, 2, 4)) + (kind == "get") * 4 for kind in KINDS),
+            think=dice.choice((0.002, 0.02, 0.1)),
+            timeout=dice.choice((0.5, 2.0)),
+            give_up=sometimes(0.3, 0.3),
+            lease=dice.choice((0.1, 0.3, 1.0)),
+            log_length=dice.choice((1, 2, 4, 30)),
+            cache_entries=dice.choice((1, 2, 8, 8)),
+            latency=dice.choice((0.0005, 0.005, 0.02)),
+            slow=sometimes(0.4),
+            slowness=dice.choice((0.05, 0.3, 1.0)),
+            lost_publications=dice.choice((0.0, 0.0, 0.1, 0.5, 1.0)),
+            cuts=sometimes(1.0, 0.4),
+            pauses=sometimes(1.0, 0.5),
+            pause=dice.choice((0.1, 0.5, 2.0)),
+            crashes=sometimes(0.3, 0.2),
+            goodbyes=sometimes(0.3, 0.2),
+            global_pauses=sometimes(0.5, 0.2),
+            global_crashes=sometimes(1.0, 0.25),
+            durable=dice.random() < 0.5 if durable is None else durable,
+            drift=dice.choice((0.0, 0.02, 0.045)),
+        )
+
+    def __str__(self) -> str:
+        """Only what differs from the defaults."""
+        told = [
+            f"{field.name}={getattr(self, field.name)!r}"
+            for field in fields(self)
+            if getattr(self, field.name) != field.default
+        ]
+        return f"Scenario({', '.join(told)})"

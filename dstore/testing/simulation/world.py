@@ -1,0 +1,128 @@
+"""One run: a Global, its Locals, and a nemesis."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from dstore.testing.history import Operation
+from dstore.testing.simulation.actors import SimGlobal, SimLocal
+from dstore.testing.simulation.client import Client, noted_by
+from dstore.testing.simulation.invariants import broken, left_over
+from dstore.testing.simulation.loop import Loop
+from dstore.testing.simulation.scenario import Scenario
+
+BUSY_MAX = 60.0
+"""Seconds of true time in which all operations must have ended."""
+LOCALS_MAX = 12
+"""Locals of one run, those that died included."""
+
+
+class World:
+    """Plays a scenario to its end, or to the first invariant that breaks."""
+
+    def __init__(self, scenario: Scenario) -> None:
+        self.scenario = scenario
+        self.loop = Loop(scenario.seed)
+        self.place = SimGlobal(self.loop, scenario)
+        self.locals: list[SimLocal] = []
+        self.faults = self.loop.faults
+        self.restarts: list[float] = []
+        for _ in range(scenario.locals):
+            self._start_local()
+        for rate, strike in (
+            (scenario.cuts, self._cut),
+            (scenario.pauses, self._pause),
+            (scenario.crashes, self._crash),
+            (scenario.goodbyes, self._goodbye),
+            (scenario.global_pauses, self._pause_global),
+            (scenario.global_crashes, self._crash_global),
+        ):
+            self._plan(rate * scenario.locals, strike)
+
+    def run(self) -> None:
+        self.loop.after_step = self._check
+        self.loop.run(BUSY_MAX, self._busy_is_over)
+        if not self.faults:
+            self._let_it_become_quiet()
+
+    @property
+    def history(self) -> list[Operation]:
+        return list(noted_by(self.locals))
+
+    # ---- the course of it -----------------------------------------------------------------
+
+    def _start_local(self) -> None:
+        local = SimLocal(self.loop, self.scenario, self.place, f"L{len(self.locals)}")
+        self.locals.append(local)
+        for number in range(self.scenario.threads):
+            Client(local, number)
+
+    def _busy_is_over(self) -> bool:
+        return bool(self.faults) or all(
+            client.idle for local in self.locals if local.alive for client in local.clients
+        )
+
+    def _let_it_become_quiet(self) -> None:
+        """No more faults; after some leases nothing may be left that anybody waits for."""
+        self._quiet = True
+        linger = self.place.state._sessions.linger
+        self.loop.run(self.loop.now + linger + 10 * self.scenario.lease + 5, lambda: False)
+        if not self.faults:
+            self.faults += left_over(self.place, self.locals)
+
+    def _check(self) -> None:
+        for fault in broken(self.place, self.locals):
+            self.loop.fault(fault)
+
+    # ---- the nemesis ----------------------------------------------------------------------
+
+    _quiet = False
+
+    def _plan(self, rate: float, strike: Callable[[], None]) -> None:
+        if rate and not self._quiet:
+            self.loop.later(self.loop.dice.expovariate(rate), self._strike, rate, strike)
+
+    def _strike(self, rate: float, strike: Callable[[], None]) -> None:
+        if not self._quiet:
+            strike()
+            self._plan(rate, strike)
+
+    def _victim(self) -> SimLocal | None:
+        alive = [local for local in self.locals if local.alive and not local.state.closing]
+        return self.loop.dice.choice(alive) if alive else None
+
+    def _cut(self) -> None:
+        local = self._victim()
+        if local is not None:
+            kind = self.loop.dice.choice(("control", "sub", "requests"))
+            if kind == "control":
+                local.control.cut(local.reconnected)
+            elif kind == "sub":
+                local.sub.cut(local.reconnected)
+            else:
+                for client in local.clients:
+                    client.channel.cut(lambda: None)
+
+    def _pause(self) -> None:
+        local = self._victim()
+        if local is not None:
+            local.pause(self.loop.dice.random() * self.scenario.pause)
+
+    def _crash(self) -> None:
+        local = self._victim()
+        if local is not None and len(self.locals) < LOCALS_MAX:
+            local.crash()
+            self._start_local()
+
+    def _goodbye(self) -> None:
+        local = self._victim()
+        if local is not None and len(self.locals) < LOCALS_MAX:
+            local.goodbye()
+            self._start_local()
+
+    def _pause_global(self) -> None:
+        self.place.pause(self.loop.dice.random() * self.scenario.pause)
+
+    def _crash_global(self) -> None:
+        self.place.crash()
+        self.restarts.append(self.loop.now)

@@ -1,0 +1,89 @@
+"""``python -m tests.simulation.catch``: how many seeds each mutant takes, as a table."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.simulation.mutants import MUTANTS, Mutant
+from tests.simulation.patched import VARIABLE
+
+ROOT = Path(__file__).resolve().parents[2]
+SEEDS_MAX = 400
+"""Seeds within which a mutant has to be caught."""
+UNCAUGHT = 3
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="simulate --mutants", description=__doc__)
+    parser.add_argument("names", nargs="*", help="parts of names (default: all mutants)")
+    parser.add_argument("--seeds", type=int, default=SEEDS_MAX, help="at most (default: 400)")
+    parser.add_argument("--trace", action="store_true", help="show the smallest failing trace")
+    arguments = parser.parse_args()
+    if os.environ.get(VARIABLE):
+        return _play(arguments.seeds, arguments.trace)
+    chosen = [
+        each
+        for each in MUTANTS
+        if not arguments.names or any(part in each.name for part in arguments.names)
+    ]
+    missed = [each.name for each in chosen if not _caught(each, arguments.seeds, arguments.trace)]
+    print(f"{len(chosen) - len(missed)} of {len(chosen)} mutants caught")
+    return 1 if missed else 0
+
+
+def _caught(mutant: Mutant, seeds: int, trace: bool) -> bool:
+    if mutant.test:
+        ended = run_test(mutant)
+        caught = ended.returncode == 1
+        what = f"`{mutant.test.rpartition('::')[2]}`: {mutant.why}"
+    else:
+        ended = run_simulation(mutant, seeds, trace)
+        caught = ended.returncode == 1
+        what = ended.stdout.strip()
+    print(
+        f"| {mutant.name} | {what if caught else 'NOT CAUGHT ' + ended.stderr[-500:]} |", flush=True
+    )
+    return caught
+
+
+def run_test(mutant: Mutant) -> subprocess.CompletedProcess[str]:
+    """Run the named test over the mutant. It fails with code 1, as it should."""
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "tests.simulation.patched"]
+    return _run([*command, "-p", "no:cacheprovider", mutant.test], mutant)
+
+
+def run_simulation(
+    mutant: Mutant, seeds: int, trace: bool = False
+) -> subprocess.CompletedProcess[str]:
+    """Play seeds over the mutant until one fails: code 1."""
+    command = [sys.executable, "-m", "tests.simulation.catch", "--seeds", str(seeds)]
+    return _run([*command, *(["--trace"] if trace else [])], mutant)
+
+
+def _run(command: list[str], mutant: Mutant) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, VARIABLE: mutant.name, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+
+
+def _play(seeds: int, trace: bool) -> int:
+    from dstore.testing.simulation import Scenario, run, shrink
+
+    for seed in range(seeds):
+        outcome = run(Scenario.draw(seed))
+        if not outcome.ok:
+            print(f"{seed + 1} seeds: {outcome.faults[0].splitlines()[0]}")
+            if trace:
+                smallest = shrink(outcome)
+                print(f"{smallest.scenario}\n" + "\n".join(smallest.trace + smallest.faults))
+            return 1
+    return UNCAUGHT
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,316 @@
+"""Deliberately broken variants of the real core, each with one rule of the protocol taken out.
+
+A mutant is a change of source text, so that it breaks the very code that runs. Each has to be
+caught: by the simulation, within a bounded number of seeds, or, where the simulation cannot come
+to it by its nature, by a named test. A text that no longer stands in the source is an error, so
+that the mutants keep up with the code.
+"""
+
+# ruff: noqa: E501
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+CORE = "tests/unit/core/"
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """``edits``: (module below dstore, text, text that takes its place).
+
+    ``test``: what catches it, if the simulation does not; ``why``: why that is so.
+    """
+
+    name: str
+    edits: tuple[tuple[str, str, str], ...]
+    test: str = ""
+    why: str = ""
+
+
+MUTANTS = (
+    Mutant(
+        "removal before acknowledgement",
+        (
+            (
+                "core.global_state",
+                "            return Found(seq, False, stored)\n",
+                "            return None\n",
+            ),
+        ),
+    ),
+    Mutant(
+        "confirmation without waiting",
+        (("core.dying", "            if session.lease_end > now:\n", "            if False:\n"),),
+    ),
+    Mutant(
+        "no lease check",
+        (
+            (
+                "core.local_state",
+                "if entry is None or not (now < self.lease_end or stale_ok):",
+                "if entry is None:",
+            ),
+        ),
+    ),
+    Mutant(
+        "lease counted from receipt at the Local",
+        (("core.local_state", "self._trust(sent_at)\n", "self._trust(now)\n"),),
+    ),
+    Mutant(
+        "lease checked before the look-up",
+        (
+            (
+                "node",
+                "        entry = entries.get(key)  #",
+                "        now = clock.now()\n        entry = entries.get(key)  #",
+            ),
+            ("node", "if entry is None or clock.now() >= lease_end:", "if entry is None or now >= lease_end:"),
+        ),
+        CORE + "test_lease.py::test_a_hit_looks_at_the_lease_before_and_the_clock_after_the_look_up",
+        "the lock-free hit is outside of the simulated core",
+    ),
+    Mutant(
+        "hit that compares with the live lease end instead of the noted one",
+        (
+            (
+                "node",
+                "if entry is None or clock.now() >= lease_end:",
+                "if entry is None or clock.now() >= state.lease_end:",
+            ),
+        ),
+        CORE + "test_lease.py::test_a_hit_compares_the_clock_with_the_end_it_noted_before_the_look_up",
+        "the lock-free hit is outside of the simulated core",
+    ),
+    Mutant(
+        "fill rule dropped",
+        (("core.local_state", "            or fill.deleted > found.seq\n", ""),),
+    ),
+    Mutant(
+        "whole-cache drop that does not spoil fills in flight",
+        (("core.local_state", "                fill.deleted = seq\n", "                pass\n"),),
+    ),
+    Mutant(
+        "value of a dying key cached",
+        (
+            (
+                "core.global_state",
+                "            return Found(seq, False, stored)\n",
+                "            return Found(seq, True, stored)\n",
+            ),
+        ),
+    ),
+    Mutant(
+        "reader not recorded as a holder",
+        (
+            (
+                "core.global_state",
+                "        self._holders.add(key, session.bit)\n",
+                "",
+            ),
+        ),
+    ),
+    Mutant(
+        "writer not recorded as a holder",
+        (("core.writes", "            self._holders.add(key, session.bit)\n", "            pass\n"),),
+    ),
+    Mutant(
+        "acknowledgement that skips a gap",
+        (
+            (
+                "core.local_state",
+                "        if message.first > self.applied + 1:\n            self.counters",
+                "        if message.first > self.applied + 1:\n"
+                "            self.applied = message.first - 1\n"
+                "        if False:\n            self.counters",
+            ),
+        ),
+    ),
+    Mutant(
+        "session forgotten without a flush on return",
+        (("core.local_state", "        self.entries = self.cache.renew()\n", ""),),
+    ),
+    Mutant(
+        "reply to a former session filled",
+        (
+            (
+                "core.local_state",
+                "            or (fill.epoch, fill.session) != (self.epoch, self.session)\n",
+                "",
+            ),
+            (
+                "core.local_state",
+                "        for fills in self._fills.values():\n"
+                "            for fill in fills:\n"
+                "                fill.done = True\n"
+                "        self._fills.clear()\n",
+                "",
+            ),
+        ),
+    ),
+    Mutant(
+        "repeated HELLO that acknowledges",
+        (
+            (
+                "core.global_state",
+                "        session.route = route\n        assert",
+                "        session.route = route\n"
+                "        self._writes.confirm(session, self._log.seq, now)\n        assert",
+            ),
+        ),
+    ),
+    Mutant(
+        "repeated HELLO that renews",
+        (
+            (
+                "core.local_state",
+                "self._hello_first = min(self._hello_first, now)",
+                "self._hello_first = now",
+            ),
+        ),
+    ),
+    Mutant(
+        "acknowledgement and SYNC of a former epoch accepted",
+        (("core.global_state", "if message.epoch != self.epoch:", "if False:"),),
+    ),
+    Mutant(
+        "publication of a former epoch accepted",
+        (
+            (
+                "core.local_state",
+                "if not self.session or self.closing or message.epoch != self.epoch:",
+                "if not self.session or self.closing:",
+            ),
+        ),
+    ),
+    Mutant(
+        "lease that survives a change of epoch",
+        (
+            (
+                "core.local_state",
+                "        self.lease_end = LAPSED  # first: a hit on another thread looks at it last\n",
+                "",
+            ),
+            ("core.local_state", "        self.entries = self.cache.renew()\n", ""),
+        ),
+    ),
+    Mutant(
+        "late reply of a given-up request filled",
+        (("core.local_state", "            or fill.done\n", ""),),
+        CORE + "test_fill.py::test_the_late_reply_to_a_request_given_up_is_not_stored",
+        "an operation that was given up is closed, and nobody hands it a reply",
+    ),
+    Mutant(
+        "Global's expiry too early",
+        (
+            (
+                "core.global_state",
+                "        session.lease_end = now + self.lease\n        self._out",
+                "        session.lease_end = now + 0.5 * self.lease\n        self._out",
+            ),
+        ),
+    ),
+    Mutant(
+        "DEL that waits on renewed leases for ever",
+        (
+            (
+                "core.dying",
+                "while session.awaited and session.awaited[0][1] <= now:",
+                "while session.awaited and session.lease_end <= now:",
+            ),
+        ),
+        CORE + "test_deletion.py::test_the_lease_counts_as_it_stood_in_the_first_phase",
+        "every simulated Local that renews also hears what is pushed to it",
+    ),
+    Mutant(
+        "cacheable answer to a repeated SET",
+        (
+            (
+                "core.calls",
+                "[item._replace(cacheable=False, found=None) for item in reply.items]",
+                "list(reply.items)",
+            ),
+        ),
+        CORE + "test_writes.py::test_a_repeated_set_gets_the_recorded_outcome_marked_do_not_cache",
+        "the fill rule covers it: whoever stopped being a holder has applied a deletion since",
+    ),
+    Mutant(
+        "repeated SET executed again after a DEL",
+        (("core.writes", "        if known is not None:\n", "        if known is not None and isinstance(message, Del):\n"),),
+    ),
+    Mutant(
+        "repeated DEL that removes a newer value",
+        (("core.writes", "        if known is not None:\n", "        if known is not None and isinstance(message, Set):\n"),),
+    ),
+    Mutant(
+        "waiting thread handed a reply older than its call",
+        (
+            (
+                "core.operations",
+                "                entry = state.finish_fill(fill, found)\n",
+                "                entry = state.finish_fill(fill, found)\n"
+                '                state.__dict__.setdefault("handed", {})[fill.key] = found.stored\n',
+            ),
+            (
+                "core.operations",
+                "            waited.update(joined)\n",
+                "            waited.update(joined)\n"
+                '            state.__dict__["handed"] = {}\n',
+            ),
+            (
+                "core.operations",
+                "            now = (yield Until(_ended(joined.values()), patience)).now\n",
+                "            now = (yield Until(_ended(joined.values()), patience)).now\n"
+                '            for key, stored in state.__dict__["handed"].items():\n'
+                "                if key in joined and wanted.pop(key, 0) is None:\n"
+                "                    answers[key] = Answer(None, stored, False)\n",
+            ),
+        ),
+    ),
+    Mutant(
+        "replace that joins another's wait",
+        (
+            (
+                "core.writes",
+                "            self._set(call, index, item, replace, now)\n\n        self._queued",
+                "            old = self._engine.read(item.key)\n"
+                "            if replace and old is not None:\n"
+                "                self._engine.replace(item.key, old.token, item.stored)\n"
+                "                result = SetResult(SetStatus.REPLACED, self._deletions.seq)\n"
+                "                self._finish(call, index, result)\n"
+                "            else:\n"
+                "                self._set(call, index, item, replace, now)\n\n"
+                "        self._queued",
+            ),
+        ),
+    ),
+    Mutant(
+        "commit that removes a newer token",
+        (
+            (
+                "engines.memory",
+                "        if old is None or old.token != token:\n            return False\n        del",
+                "        if old is None:\n            return False\n        del",
+            ),
+        ),
+        CORE + "test_deletion.py::test_a_commit_removes_the_token_that_was_found_and_no_newer_one",
+        "writes of a dying key queue, so that there is no newer token unless the engine has others",
+    ),
+    Mutant(
+        "forked child that uses its parent's lease",
+        (("node", "        node._forked()\n", "        pass\n"),),
+        "tests/integration/test_node.py::test_after_a_fork_nothing_of_the_parent_is_used",
+        "the simulated processes do not fork",
+    ),
+    Mutant(
+        "margin between the clocks dropped",
+        (("core.local_state", "MARGIN = 0.05", "MARGIN = 0.0"),),
+    ),
+    Mutant(
+        "DEL joins a replacement and says that the key is missing",
+        (("core.writes", "        elif dying.replacement is not None:\n", "        elif False:\n"),),
+    ),
+    Mutant(
+        "outcome forgotten before it was seen",
+        (("core.local_state", "return min(self._writing, default=self.next_write)", "return self.next_write"),),
+    ),
+)  # fmt: skip
