@@ -18,7 +18,7 @@ from dstore.errors import BadMessage
 from dstore.limited_log import LimitedLog
 from dstore.messages import Refusal, Refused
 from dstore.transport.router import Router
-from dstore.transport.waker import Waker
+from dstore.transport.waker import signals_left_to_this_thread
 
 log = logging.getLogger("dstore.global")
 
@@ -99,7 +99,8 @@ class Global:
         """
         if self._router is not None:
             return
-        router = Router(self.address, self.publisher or None)
+        with signals_left_to_this_thread():
+            router = Router(self.address, self.publisher or None)
         self.address, self.publisher = router.address, router.publisher
         self._state = GlobalState(
             self._engine,
@@ -114,12 +115,9 @@ class Global:
     def start(self) -> None:
         """Bind, and serve in a thread. Raises AddressError."""
         self.bind()
-        self._thread = threading.Thread(target=self._serve, name="dstore-global", daemon=True)
-        self._thread.start()
-
-    def _serve(self) -> None:
-        Waker.leave_signals_to_the_main_thread()
-        self.run()
+        self._thread = threading.Thread(target=self.run, name="dstore-global", daemon=True)
+        with signals_left_to_this_thread():
+            self._thread.start()
 
     def run(self) -> None:
         """Bind, and serve in the calling thread until :meth:`stop`. Raises AddressError."""

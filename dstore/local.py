@@ -33,13 +33,17 @@ from dstore.messages import (
 )
 from dstore.transport.channel import Channel
 from dstore.transport.link import Link
-from dstore.transport.waker import Waker
+from dstore.transport.waker import signals_left_to_this_thread
 
 log = logging.getLogger("dstore.local")
 
 T = TypeVar("T")
 GOODBYE_MAX = 0.5
 """Seconds that closing waits for Global to answer the goodbye."""
+WAIT_MAX = 0.5
+"""Seconds of waiting in one go. A signal that comes in the instant before a wait begins is noticed
+by Python only after it.
+"""
 FAILURE_PAUSE = 0.1
 """Seconds that the background thread rests after it failed."""
 
@@ -74,10 +78,11 @@ class Local:
         self._complaints = LimitedLog(log)
         self._stopping = False
         self._closer: threading.Thread | None = None
-        self._link = Link(address)
-        self._control = self._link.control
         self._thread = threading.Thread(target=self._serve, name="dstore-local", daemon=True)
-        self._thread.start()
+        with signals_left_to_this_thread():
+            self._link = Link(address)
+            self._control = self._link.control
+            self._thread.start()
 
     def __repr__(self) -> str:
         return f"<Local {self.state!r}>"
@@ -156,7 +161,7 @@ class Local:
                 now = clock.now()
                 if step.predicate(now) or now >= step.until:
                     return
-                self._changed.wait(step.until - now)
+                self._changed.wait(min(step.until - now, WAIT_MAX))
         finally:
             self._waiting -= 1
 
@@ -170,7 +175,10 @@ class Local:
         if not channel.send(wire.encode(request), step.until - clock.now()):
             return None, False
         while True:
-            frame = channel.receive(step.until - clock.now())
+            left = step.until - clock.now()
+            frame = channel.receive(min(left, WAIT_MAX))
+            if frame is None and left > WAIT_MAX and not self._stopping:
+                continue
             if frame is None:
                 return None, True
             message = self._decode(frame)
@@ -185,7 +193,6 @@ class Local:
     # ---- the background thread ------------------------------------------------------------
 
     def _serve(self) -> None:
-        Waker.leave_signals_to_the_main_thread()
         try:
             goodbye_until = None
             while goodbye_until is None or (self.state.session and clock.now() < goodbye_until):

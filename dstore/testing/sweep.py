@@ -49,7 +49,7 @@ SPARE_MOVES = ((SET, ABSENT, UNSEEN), (REPLACE, ANYTHING, UNSEEN), (DELETE, BOUN
 """What writes that may never take effect can do: which counter, what it needs, what it gives."""
 Spent = tuple[int, int, int]
 
-CONFIGURATIONS_MAX = 1_000_000
+CONFIGURATIONS_MAX = 200_000
 """Configurations in one search between two states; more means that it would take for ever."""
 
 

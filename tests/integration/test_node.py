@@ -185,6 +185,7 @@ def test_deletions_are_heard(node: MakeNode) -> None:
     two.set_many({"held": 1, "not held": 2, b"\xff": 3})
     one.get_many(["held", b"\xff"])
     two.delete_many(["held", "not held", b"\xff"])
+    one.close()  # a callback comes after the acknowledgement
     assert heard == ["held", b"\xff"]
 
 
@@ -197,6 +198,7 @@ def test_a_failing_callback_harms_nobody(node: MakeNode, caplog: pytest.LogCaptu
     assert one.delete("k").confirmed == 1
     one.set("k", "w")
     assert one.get("k") == "w"
+    one.close()
     assert "on_deletion" in caplog.text
 
 
@@ -438,6 +440,7 @@ def test_a_callback_that_uses_its_own_node_is_told_so(
     one.delete("k")
     one.set("k", "w")
     assert one.get("k") == "w"
+    one.close()
     assert "note what is to be done" in caplog.text
 
 

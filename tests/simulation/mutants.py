@@ -61,8 +61,8 @@ MUTANTS = (
         (
             (
                 "node",
-                "        entry = entries.get(key)  #",
-                "        now = clock.now()\n        entry = entries.get(key)  #",
+                "        try:\n            entry = entries.get(key)",
+                "        now = clock.now()\n        try:\n            entry = entries.get(key)",
             ),
             ("node", "if entry is None or clock.now() >= lease_end:", "if entry is None or now >= lease_end:"),
         ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from dstore.core.cache import ENTRY_OVERHEAD
@@ -11,7 +12,7 @@ from dstore.core.effects import Dropped, GlobalEffect, LocalEffect, Publish, Tel
 from dstore.core.global_state import GlobalState
 from dstore.core.local_state import LocalState
 from dstore.engines.memory import MemoryEngine
-from dstore.messages import Message
+from dstore.messages import Message, Stored
 from dstore.testing.simulation.loop import Loop, Pausable
 from dstore.testing.simulation.network import Connection
 from dstore.testing.simulation.scenario import Scenario
@@ -23,14 +24,30 @@ VALUE_BYTES = 8
 NEVER = float("inf")
 
 
+UNTOLD = {"epoch", "nonce", "publisher", "label", "lease", "value_bytes_max", "text", "wait"}
+
+
 def short(message: Message) -> str:
     """A message on one line of a trace."""
-    parts = (
-        f"{name}={value!r}"
-        for name, value in zip(message._fields, message)
-        if name not in ("epoch", "nonce", "publisher", "label", "lease", "value_bytes_max")
-    )
-    return f"{type(message).__name__}({', '.join(parts)})".replace("Stored(token=", "(")
+    fields = (f"{name}={_short(value)}" for name, value in _told(message))
+    return f"{type(message).__name__}({', '.join(fields)})"
+
+
+def _told(message: Any) -> list[tuple[str, Any]]:
+    pairs = zip(message._fields, message)
+    return [(name, value) for name, value in pairs if name not in UNTOLD]
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, Stored):
+        return value.body.decode()
+    if isinstance(value, Enum):
+        return value.name
+    if isinstance(value, list):
+        return f"[{', '.join(map(_short, value))}]"
+    if hasattr(value, "_fields"):
+        return " ".join(_short(part) for _, part in _told(value))
+    return str(value)
 
 
 class SimGlobal(Pausable):

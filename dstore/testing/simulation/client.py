@@ -104,8 +104,9 @@ class Client:
         operation = self._operation
         assert operation is not None
         self._turn += 1
-        reply = resumed.reply if resumed else None
-        self._lives.add(self.local.state.epoch if reply is None else reply.epoch)
+        self._lives.add(self.local.state.epoch)
+        if resumed and resumed.reply:
+            self._lives.add(resumed.reply.epoch)
         try:
             self._step = operation.send(resumed)  # type: ignore[arg-type]
         except StopIteration as stop:
@@ -187,12 +188,15 @@ class Client:
 
     def _life(self, result: Any) -> int | None:
         """The life of Global that an outcome belongs to; None if that cannot be said."""
-        by_itself = self.kind in READS or (isinstance(result, SetOutcome) and result.local)
-        if not by_itself:
+        local = isinstance(result, SetOutcome) and result.local
+        if self.kind not in READS and not local:
             return self._asked_life
         if len(self._lives) == 1:
             return next(iter(self._lives))
-        return self._asked_life if len(self.keys) == 1 and self.kind in READS else None
+        if len(self.keys) > 1:
+            return None
+        local = local or (result is not None and result.from_local)
+        return self.local.state.epoch if local else self._asked_life
 
     def _unknown(self) -> None:
         """A write may have happened if any copy of it has left."""

@@ -1,0 +1,106 @@
+"""The real core holds its promise over many seeds, and broken variants of it are caught."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from dstore.testing.linearizability import check_linearizable
+from dstore.testing.simulation import Scenario, run
+from dstore.testing.simulation.world import World
+from tests.simulation.catch import run_simulation, run_test
+from tests.simulation.mutants import MUTANTS, Mutant
+
+SEEDS = 120
+"""Seeds of the default run; ``scripts/simulate --seeds N`` plays more."""
+SEEDS_OF_A_MUTANT = 60
+QUICK = {
+    "removal before acknowledgement",
+    "confirmation without waiting",
+    "fill rule dropped",
+    "acknowledgement that skips a gap",
+    "repeated DEL that removes a newer value",
+    "forked child that uses its parent's lease",
+}
+"""Mutants of the default run; ``scripts/simulate --mutants`` plays all."""
+
+
+def test_no_seed_breaks_the_promise() -> None:
+    first = int(os.environ.get("DSTORE_SEED", "0"))
+    for seed in range(first, first + SEEDS):
+        outcome = run(Scenario.draw(seed))
+        assert outcome.ok, f"seed {seed}: {outcome.scenario}\n" + "\n".join(outcome.faults)
+
+
+def test_the_same_seed_gives_the_same_trace() -> None:
+    for seed in (3, 5):
+        one, other = run(Scenario.draw(seed)), run(Scenario.draw(seed))
+        assert len(one.trace) > 100
+        assert one.trace == other.trace
+
+
+def test_the_scenarios_meet_every_fault_and_every_operation() -> None:
+    text = []
+    for seed in range(40):
+        world = World(Scenario.draw(seed))
+        world.run()
+        text += world.loop.trace
+    trace = "\n".join(text)
+    for event in (
+        "cut off",
+        "stands still",
+        "dies",
+        "goodbye",
+        "crashes",
+        "gives up",
+        "keys=None",
+        "OutcomeUnknown",
+        "GlobalUnavailable",
+        "Refused(",
+        "serial=0",
+        "pending",
+        "replaced",
+        "occupied",
+        "delete_many",
+        "set_many",
+        "get_many",
+    ):
+        assert event in trace, f"no scenario has shown {event!r}"
+
+
+def test_a_history_of_the_simulation_is_not_trivially_linearizable() -> None:
+    """One read turned into one that came too late, and the checker refuses it."""
+    world = World(Scenario(seed=1, locals=3, threads=2, operations=20, keys=1))
+    world.run()
+    history = world.history
+    assert check_linearizable(history).ok
+    reads = [each for each in history if each.seen is not None]
+    stale, later = reads[0], history[-1].start + 100.0
+    deleted = [each for each in history if each.result.value == "deleted"]
+    assert deleted
+    history.append(stale._replace(start=later, end=later + 1))
+    history.append(deleted[0]._replace(start=later - 2, end=later - 1))
+    assert not check_linearizable(history).ok
+
+
+@pytest.mark.parametrize("mutant", [pytest.param(each, id=each.name) for each in MUTANTS])
+def test_every_mutant_still_applies(mutant: Mutant) -> None:
+    """A text that has gone from the source would make the mutant no mutant."""
+    from pathlib import Path
+
+    import dstore
+    from tests.simulation.patched import source
+
+    package = Path(dstore.__file__).parent
+    for name, _, _ in mutant.edits:
+        text = package.joinpath(*name.split(".")).with_suffix(".py").read_text()
+        assert source(mutant, f"dstore.{name}", text) != text
+
+
+@pytest.mark.parametrize(
+    "mutant", [pytest.param(each, id=each.name) for each in MUTANTS if each.name in QUICK]
+)
+def test_mutants_are_caught(mutant: Mutant) -> None:
+    ended = run_test(mutant) if mutant.test else run_simulation(mutant, SEEDS_OF_A_MUTANT)
+    assert ended.returncode == 1, ended.stdout + ended.stderr
