@@ -14,7 +14,7 @@ from dstore.testing.weaker import check_pending
 
 SLACK = 0.01
 """Seconds by which a deletion that is not waited for may outlast its lease."""
-SHRINK_TRIES = 40
+SHRINK_TRIES = 15
 """Seeds that are tried for each simpler scenario."""
 
 
@@ -46,6 +46,8 @@ def run(scenario: Scenario) -> Outcome:
     outcome.trace = world.loop.trace
     if outcome.ok:
         _judge(world, outcome)
+        if outcome.faults:
+            outcome.trace = outcome.trace[: world.busy_lines]
     return outcome
 
 

@@ -26,7 +26,7 @@ class World:
         self.place = SimGlobal(self.loop, scenario)
         self.locals: list[SimLocal] = []
         self.faults = self.loop.faults
-        self.restarts: list[float] = []
+        self.busy_lines: int | None = None  # of the trace, before it became quiet
         for _ in range(scenario.locals):
             self._start_local()
         for rate, strike in (
@@ -65,6 +65,7 @@ class World:
     def _let_it_become_quiet(self) -> None:
         """No more faults; after some leases nothing may be left that anybody waits for."""
         self._quiet = True
+        self.busy_lines = len(self.loop.trace)
         linger = self.place.state._sessions.linger
         self.loop.run(self.loop.now + linger + 10 * self.scenario.lease + 5, lambda: False)
         if not self.faults:
@@ -125,4 +126,3 @@ class World:
 
     def _crash_global(self) -> None:
         self.place.crash()
-        self.restarts.append(self.loop.now)
