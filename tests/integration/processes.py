@@ -16,7 +16,6 @@ from types import TracebackType
 from typing import Any
 
 import zmq
-from typing_extensions import Self
 
 import dstore
 from dstore import wire
@@ -87,7 +86,7 @@ class GlobalProcess:
         self.process.stdout.close()
         return code
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> GlobalProcess:
         return self
 
     def __exit__(
@@ -146,7 +145,7 @@ class Worker:
         assert self.process.pid is not None
         send_signal(self.process.pid, number)
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> Worker:
         return self
 
     def __exit__(
@@ -193,7 +192,7 @@ class RawClient:
         self.socket.close()
         self._context.term()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> RawClient:
         return self
 
     def __exit__(

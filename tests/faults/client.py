@@ -1,0 +1,262 @@
+"""One recording client: a Node, seeded choices, and a record of every call."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import dstore
+from tests.faults.records import (
+    DONE,
+    MISSING,
+    NOT_DONE,
+    OCCUPIED,
+    OCCUPIED_LOCAL,
+    UNKNOWN,
+    Recorder,
+    Values,
+)
+
+T = TypeVar("T")
+PADDING_MAX = 600
+"""Bytes by which some values are made longer."""
+FLOOD_PADDING = "-" * 150
+"""Makes the keys of a flood long, so that buffers between Global and a Local are soon full."""
+FLOOD_READ = 60
+"""Keys of a flood that are read."""
+MANY = 8
+"""Keys of a many-call."""
+BURST_NS = 1_000_000
+"""How long one key is read again and again."""
+now = time.monotonic_ns
+
+
+@dataclass(frozen=True)
+class Keys:
+    """The keys of a round: few hot ones, many cold ones, those of a flood.
+
+    Only what is *loose* may be deleted without waiting, since such a deletion takes effect later.
+    """
+
+    number: int
+    hot: int
+    cold: int
+    flood: int
+
+    def any(self, rng: random.Random) -> str:
+        """A key that is written with every kind of call but a deletion without waiting."""
+        if rng.random() < 0.6:
+            return f"{self.number}.hot{rng.randrange(self.hot)}"
+        return f"{self.number}.cold{rng.randrange(self.cold)}"
+
+    def loose(self, rng: random.Random) -> str:
+        return f"{self.number}.loose{rng.randrange(self.hot + self.cold // 8)}"
+
+    def flooded(self, number: int) -> str:
+        return f"{self.number}.flood{number}{FLOOD_PADDING}"
+
+
+class Client:
+    """Calls a Node and records. For one thread."""
+
+    def __init__(self, node: dstore.Node, recorder: Recorder, rng: random.Random, name: str):
+        self.node = node
+        self._recorder = recorder
+        self._rng = rng
+        self._name = name
+        self._written = 0
+
+    # ---- reading --------------------------------------------------------------------------
+
+    def get(self, keys: Keys) -> None:
+        self.burst(self._key(keys), 0)
+
+    def burst(self, key: str, length_ns: int = BURST_NS) -> None:
+        """Read one key again and again, until it is missing."""
+        until = now() + length_ns
+        start, end, seen = self._lookup(key)
+        while seen is not None:
+            first, last, more, run = (start, end), (start, end), 0, seen
+            again: tuple[str | None, bool] | None = None
+            while now() < until and run[0] is not None:
+                start, end, again = self._lookup(key)
+                if again != run:
+                    break
+                last, more, again = (start, end), more + 1, None
+            self._recorder.read("get", {key: run[0]}, *first, run[1])
+            if more:
+                self._recorder.read("get", {key: run[0]}, *last, run[1], more - 1)
+            seen = again
+
+    def _lookup(self, key: str) -> tuple[int, int, tuple[str | None, bool] | None]:
+        start = now()
+        try:
+            found = self.node.lookup(key)
+        except dstore.KeyMissing:
+            return start, now(), (None, False)
+        except dstore.GlobalUnavailable:
+            self._recorder.count({"reads unavailable": 1})
+            return start, now(), None
+        end = now()
+        return start, end, (_ident(found.value), found.from_local)
+
+    def get_stale(self, keys: Keys) -> None:
+        key = self._key(keys)
+        start = now()
+        try:
+            found = self.node.lookup(key, stale_ok=True)
+        except dstore.KeyMissing:
+            self._recorder.read("stale", {key: None}, start, now(), False)
+        except dstore.GlobalUnavailable:
+            self._recorder.count({"reads unavailable": 1})
+        else:
+            value = _ident(found.value)
+            self._recorder.read("stale", {key: value}, start, now(), found.from_local)
+
+    def get_many(self, keys: Keys) -> None:
+        self.read_many({self._key(keys) for _ in range(MANY)})
+
+    def get_flooded(self, keys: Keys) -> None:
+        """Some of the few keys of a flood that are read again and again."""
+        self.read_many(map(keys.flooded, self._rng.sample(range(FLOOD_READ), 2 * MANY)))
+
+    def read_many(self, keys: Iterable[str]) -> None:
+        wanted = list(keys)
+        start = now()
+        try:
+            found = self.node.get_many(wanted)
+        except dstore.GlobalUnavailable:
+            self._recorder.count({"reads unavailable": 1})
+            return
+        end = now()
+        values: Values = {key: _ident(found[key]) if key in found else None for key in wanted}
+        self._recorder.read("get", values, start, end, None)
+
+    def contains(self, keys: Keys) -> None:
+        key = self._key(keys)
+        start = now()
+        try:
+            there = key in self.node
+        except dstore.GlobalUnavailable:
+            self._recorder.count({"reads unavailable": 1})
+            return
+        if there:
+            self._recorder.read("contains", {key: None}, start, now(), None)
+        else:
+            self._recorder.read("get", {key: None}, start, now(), False)
+
+    # ---- writing --------------------------------------------------------------------------
+
+    def set(self, keys: Keys) -> None:
+        key, value = self._key(keys), self._value()
+        self._write("set", {key: value}, lambda: self.node.set(key, self._dressed(value)))
+
+    def replace(self, keys: Keys) -> None:
+        key, value = self._key(keys), self._value()
+        self._write(
+            "replace",
+            {key: value},
+            lambda: self.node.set(key, self._dressed(value), replace=True),
+        )
+
+    def set_many(self, keys: Keys) -> None:
+        self.bind_many({self._key(keys) for _ in range(MANY)}, self._rng.random() < 0.2)
+
+    def bind_many(self, keys: Iterable[str], replace: bool = False) -> None:
+        values: Values = {key: self._value() for key in keys}
+
+        def call() -> dict[str, str]:
+            dressed = {key: self._dressed(value or "") for key, value in values.items()}
+            refused = self.node.set_many(dressed, replace=replace)
+            return {key: OCCUPIED if key in refused else DONE for key in values}
+
+        self._write("replace" if replace else "set", values, call)
+
+    def delete(self, keys: Keys) -> None:
+        key = self._key(keys)
+
+        def call() -> None:
+            self.node.delete(key)
+
+        self._write("delete", {key: None}, call)
+
+    def delete_many(self, keys: Keys) -> None:
+        self.remove_many({self._key(keys) for _ in range(MANY)}, wait=True)
+
+    def clear(self, keys: Keys) -> None:
+        key = keys.loose(self._rng)
+
+        def call() -> None:
+            self.node.delete(key, wait=False)
+
+        self._write("clear", {key: None}, call)
+
+    def clear_many(self, keys: Keys) -> None:
+        self.remove_many({keys.loose(self._rng) for _ in range(MANY)}, wait=False)
+
+    def remove_many(self, keys: Iterable[str], *, wait: bool) -> None:
+        values: Values = dict.fromkeys(keys)
+
+        def call() -> dict[str, str]:
+            deleted = self.node.delete_many(values, wait=wait)
+            return {key: DONE if key in deleted else MISSING for key in values}
+
+        self._write("delete" if wait else "clear", values, call)
+
+    def _write(self, kind: str, values: Values, call: Callable[[], dict[str, str] | None]) -> None:
+        number = self._recorder.begin(kind, values, now())
+        start = now()
+        try:
+            outcomes = call() or dict.fromkeys(values, DONE)
+        except dstore.KeyMissing:
+            outcomes = dict.fromkeys(values, MISSING)
+        except dstore.KeyOccupied as error:
+            outcomes = dict.fromkeys(values, OCCUPIED_LOCAL if error.local else OCCUPIED)
+        except dstore.OutcomeUnknown as error:
+            outcomes = {str(key): UNKNOWN for key in error.keys}
+        except dstore.GlobalUnavailable:
+            outcomes = dict.fromkeys(values, NOT_DONE)
+        self._recorder.end(number, start, now(), outcomes)
+
+    # ---- choices --------------------------------------------------------------------------
+
+    def _key(self, keys: Keys) -> str:
+        return keys.loose(self._rng) if self._rng.random() < 0.15 else keys.any(self._rng)
+
+    def _value(self) -> str:
+        """A value that nobody has written before."""
+        self._written += 1
+        return f"{self._name}:{self._written}"
+
+    def _dressed(self, value: str) -> Any:
+        """The value as it is stored: text, or a list, which every read decodes afresh."""
+        if self._rng.random() < 0.7:
+            return value
+        return [value, "." * self._rng.randrange(PADDING_MAX)]
+
+
+def _ident(stored: Any) -> str:
+    """What tells a stored value from all others."""
+    ident = stored[0] if isinstance(stored, list) else stored
+    assert isinstance(ident, str)
+    return ident
+
+
+OPERATIONS: dict[Callable[[Client, Keys], None], int] = {
+    Client.get: 30,
+    Client.get_many: 8,
+    Client.get_flooded: 6,
+    Client.get_stale: 5,
+    Client.contains: 3,
+    Client.set: 17,
+    Client.set_many: 4,
+    Client.replace: 7,
+    Client.delete: 13,
+    Client.delete_many: 3,
+    Client.clear: 4,
+    Client.clear_many: 2,
+}
+"""What a client does, and how often."""

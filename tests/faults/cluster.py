@@ -1,0 +1,195 @@
+"""The processes of a run: the lives of a Global, and clients that come, go and are killed."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+from tests.faults.workload import Settings
+from tests.integration.processes import PATIENCE, ROOT, send_signal
+
+STOPPED_BY_US = -signal.SIGKILL
+TIMES = "times.json"
+
+
+@dataclass
+class Life:
+    """One life of a Global: it can have done nothing before ``begin`` or after ``end``."""
+
+    begin: int
+    end: int | None = None
+
+
+@dataclass
+class Times:
+    """When a Global lived, when clients died and when they were (or may have been) stopped.
+
+    All in ``time.monotonic_ns``, the ``lease`` too. Clients go by their names.
+    """
+
+    lease: int
+    lives: list[Life] = field(default_factory=list)
+    deaths: dict[str, int] = field(default_factory=dict)
+    stops: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
+
+    def save(self, folder: Path) -> None:
+        (folder / TIMES).write_text(json.dumps(asdict(self)))
+
+    @classmethod
+    def load(cls, folder: Path) -> Times:
+        saved = json.loads((folder / TIMES).read_text())
+        saved["lives"] = [Life(**life) for life in saved["lives"]]
+        return cls(**saved)
+
+    def stopped(self, client: str, since: int) -> None:
+        """Note that a client may have been stopped, until now."""
+        self.stops.setdefault(client, []).append((since, time.monotonic_ns()))
+
+    def disturbed(self, client: str, start: int, end: int) -> bool:
+        """Whether a client was stopped for a part of this span."""
+        return any(since < end and start < until for since, until in self.stops.get(client, ()))
+
+
+class GlobalLives:
+    """``python -m dstore global``, killed and started again at the same port."""
+
+    def __init__(self, port: int, lease: float, folder: Path, times: Times) -> None:
+        self._port = port
+        self._lease = lease
+        self._complaints = folder / "global.err"
+        self._times = times
+        self._process: subprocess.Popen[str] | None = None
+
+    def start(self, log_length: int) -> None:
+        self._times.lives.append(Life(time.monotonic_ns()))
+        command = [sys.executable, "-m", "dstore", "global"]
+        command += ["--address", f"tcp://127.0.0.1:{self._port}", "--lease", str(self._lease)]
+        with self._complaints.open("ab") as complaints:
+            self._process = subprocess.Popen(
+                [*command, "--log-length", str(log_length)],
+                stdout=subprocess.PIPE,
+                stderr=complaints,
+                text=True,
+                env={**os.environ, "PYTHONPATH": str(ROOT)},
+            )
+        assert self._process.stdout is not None
+        said = self._process.stdout.readline()
+        if not said.startswith("Dstore server listening on "):
+            raise RuntimeError(f"Global did not start: {self._complaints.read_text()}")
+
+    def kill(self) -> None:
+        """SIGKILL, if it lives."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        process.kill()
+        process.wait()
+        self._times.lives[-1].end = time.monotonic_ns()
+        assert process.stdout is not None
+        process.stdout.close()
+
+    def stop(self) -> int:
+        """Ask it to end; its exit code."""
+        assert self._process is not None
+        self._process.terminate()
+        code = self._process.wait(PATIENCE)
+        self.kill()
+        return code
+
+    @property
+    def alive(self) -> bool:
+        return self._process is not None
+
+
+class ClientProcess:
+    """One process of :mod:`tests.faults.workload`."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self._complaints = Path(settings.folder) / f"{settings.name}.err"
+        with self._complaints.open("wb") as complaints:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "tests.faults.workload", settings.dump()],
+                stdin=subprocess.PIPE,
+                stderr=complaints,
+                env={**os.environ, "PYTHONPATH": str(ROOT)},
+            )
+
+    @property
+    def ended(self) -> bool:
+        return self.process.poll() is not None
+
+    def signal(self, number: signal.Signals) -> None:
+        send_signal(self.process.pid, number)
+
+    def end(self) -> None:
+        """Tell it to end. Returns at once."""
+        assert self.process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        self.end()
+
+    def complaints(self) -> str:
+        """What it wrote to stderr, or that it did not end well."""
+        text = self._complaints.read_text(errors="replace").strip()
+        if not text and self.process.returncode not in (0, STOPPED_BY_US):
+            text = f"exit code {self.process.returncode}"
+        return f"{self.settings.name}: {text}" if text else ""
+
+
+class Clients:
+    """All client processes. Those that have ended or were killed leave their complaints."""
+
+    def __init__(self, times: Times) -> None:
+        self.living: list[ClientProcess] = []
+        self.complaints: list[str] = []
+        self.started = 0
+        self._times = times
+
+    def start(self, settings: Settings) -> ClientProcess:
+        self.started += 1
+        client = ClientProcess(replace(settings, name=f"{settings.role}{self.started}"))
+        self.living.append(client)
+        return client
+
+    def kill(self, client: ClientProcess) -> None:
+        """SIGKILL, and note when it was dead for certain."""
+        client.kill()
+        self._times.deaths[client.settings.name] = time.monotonic_ns()
+        self._bury(client)
+
+    def end(self, client: ClientProcess, patience: float = PATIENCE) -> None:
+        """Let a client end by itself; kill it if it does not."""
+        client.end()
+        try:
+            client.process.wait(patience)
+        except subprocess.TimeoutExpired:
+            self.complaints.append(f"{client.settings.name} did not end")
+            client.kill()
+        self._bury(client)
+
+    def end_all(self) -> None:
+        for client in self.living:
+            client.end()
+        for client in list(self.living):
+            self.end(client)
+
+    def kill_all(self) -> None:
+        for client in list(self.living):
+            self.kill(client)
+
+    def _bury(self, client: ClientProcess) -> None:
+        self.living.remove(client)
+        if complaint := client.complaints():
+            self.complaints.append(complaint)

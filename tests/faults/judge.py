@@ -1,0 +1,252 @@
+"""Judges the recorded history of a round: ``python -m tests.faults.judge FOLDER ROUND``.
+
+Each life of Global by itself (:mod:`tests.faults.lives`), each key by itself: linearizability; that
+deletions without waiting take effect within a lease; that stale reads return what once was current.
+The process prints its verdict as one JSON object. Being a process of its own, it takes little from
+the run that it judges, and an old history can be judged again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from dstore.testing.history import Kind, Result
+from dstore.testing.history import Operation as Judged
+from dstore.testing.linearizability import check_linearizable
+from dstore.testing.sweep import Undecided
+from dstore.testing.weaker import check_pending, check_stale
+from tests.faults.cluster import Times
+from tests.faults.lives import by_life, client_of
+from tests.faults.records import DONE, MISSING, UNKNOWN, Operation, Records, files_of, load
+from tests.integration.processes import ROOT
+
+KINDS = {
+    "get": Kind.GET,
+    "stale": Kind.GET,
+    "contains": Kind.SET,
+    "set": Kind.SET,
+    "replace": Kind.REPLACE,
+    "delete": Kind.DELETE,
+    "clear": Kind.DELETE,
+}
+RESULTS = {
+    Kind.SET: Result.STORED,
+    Kind.REPLACE: Result.WRITTEN,
+    Kind.DELETE: Result.DELETED,
+}
+GLOBAL_LATE = 0.5
+"""Seconds by which Global may do late what is due, because other processes had the processor.
+
+It is allowed to what Global answers itself, and not to what a Local answers from its cache.
+"""
+NICE = 5
+PATIENCE = 300.0
+TOLD_MAX = 10
+"""Violations of a round that are told; the others are in the same files."""
+
+
+@dataclass
+class Verdict:
+    """What was done and what was wrong.
+
+    ``longest`` is how long the longest confirmed deletion took, in ns, of callers that were not
+    stopped meanwhile.
+    ``unclear`` are operations that overlap two lives of Global and so say nothing.
+    """
+
+    rounds: int = 0
+    operations: int = 0
+    deletions: int = 0
+    cleared: int = 0
+    longest: int = 0
+    unclear: int = 0
+    counts: Counter[str] = field(default_factory=Counter)
+    violations: list[str] = field(default_factory=list)
+
+    def add(self, other: Verdict) -> None:
+        self.rounds += other.rounds
+        self.operations += other.operations
+        self.deletions += other.deletions
+        self.cleared += other.cleared
+        self.longest = max(self.longest, other.longest)
+        self.unclear += other.unclear
+        self.counts.update(other.counts)
+        self.violations += other.violations
+
+    def __str__(self) -> str:
+        return (
+            f"{self.operations:,} operations, {self.deletions:,} confirmed deletions, "
+            f"{len(self.violations)} violations"
+        )
+
+
+def judge(records: Records, times: Times) -> Verdict:
+    """Judge the merged records of one round."""
+    placed = by_life(records.operations, times)
+    violations = records.surprises + placed.wrong
+    for number, operations in placed.by_life.items():
+        translation = _Translation(times, number)
+        keys: dict[str, list[Operation]] = defaultdict(list)
+        for operation in operations:
+            keys[operation.key].append(operation)
+        for key, history in keys.items():
+            wrong = _wrong(history, translation)
+            violations += [f"life {number} of Global, key {key!r}: {each}" for each in wrong]
+    return _summary(records, times, placed.unclear, violations)
+
+
+def _wrong(history: list[Operation], translation: _Translation) -> Iterator[str]:
+    """What is wrong with the history of one key in one life of Global."""
+    judged = [translation.judged(operation) for operation in history]
+    try:
+        verdicts = [check_linearizable(judged)]
+    except Undecided as undecided:
+        yield str(undecided)
+        return
+    if any(each.result is Result.PENDING for each in judged):
+        cached = [
+            each
+            for operation, each in zip(history, judged)
+            if operation.local or each.kind is not Kind.GET
+        ]
+        verdicts.append(check_pending(cached, translation.lease))
+        verdicts.append(check_pending(judged, translation.lease, GLOBAL_LATE))
+    if any(each.stale_ok for each in judged):
+        verdicts.append(check_stale(judged))
+    for verdict in verdicts:
+        yield from map(str, verdict.violations)
+
+
+class _Translation:
+    """Recorded operations of one life in the terms of the checkers; times in seconds."""
+
+    def __init__(self, times: Times, number: int) -> None:
+        self.lease = times.lease / 1e9
+        self._lease_ns = times.lease
+        self._origin = times.lives[0].begin
+        self._life_end = times.lives[number].end
+        self._looks = 0
+
+    def judged(self, operation: Operation) -> Judged:
+        kind, result = self._meaning(operation)
+        value = operation.value if not operation.reads else None
+        if operation.kind == "contains":  # as a SET sees it that finds the key occupied
+            self._looks += 1
+            value = f"look {self._looks}"
+        return Judged(
+            operation.process,
+            operation.key,
+            kind,
+            self._seconds(operation.start),
+            None if result is Result.UNKNOWN else self._seconds(operation.end),
+            result,
+            value,
+            operation.value if result is Result.VALUE else None,
+            operation.kind == "stale" and operation.local is True,
+        )
+
+    def _seconds(self, time: int | None) -> float:
+        assert time is not None
+        return (time - self._origin) / 1e9
+
+    def _meaning(self, operation: Operation) -> tuple[Kind, Result]:
+        kind, outcome = KINDS[operation.kind], operation.outcome
+        if outcome == UNKNOWN:
+            return kind, Result.UNKNOWN
+        if operation.kind == "clear" and outcome == DONE:
+            return kind, self._pending(operation)
+        if operation.kind == "contains":
+            return kind, Result.OCCUPIED
+        if operation.reads:
+            return kind, Result.MISSING if operation.value is None else Result.VALUE
+        if outcome != DONE:
+            return kind, Result.MISSING if outcome == MISSING else Result.OCCUPIED
+        return kind, RESULTS[kind]
+
+    def _pending(self, operation: Operation) -> Result:
+        """A deletion that was begun; it need not have ended if Global was killed meanwhile."""
+        assert operation.end is not None
+        cut_off = self._life_end is not None and operation.end + self._lease_ns > self._life_end
+        return Result.UNKNOWN if cut_off else Result.PENDING
+
+
+def _summary(records: Records, times: Times, unclear: int, violations: list[str]) -> Verdict:
+    deletions = [
+        operation
+        for operation in records.operations
+        if operation.kind == "delete" and operation.outcome == DONE
+    ]
+    cleared = (op.kind == "clear" and op.outcome == DONE for op in records.operations)
+    longest = max(
+        (
+            op.end - op.start
+            for op in deletions
+            if op.end and not times.disturbed(client_of(op), op.start, op.end)
+        ),
+        default=0,
+    )
+    return Verdict(
+        1,
+        len(records.operations),
+        len(deletions),
+        sum(cleared),
+        longest,
+        unclear,
+        records.counts,
+        violations,
+    )
+
+
+class JudgeProcess:
+    """Judges a round in a process of its own."""
+
+    def __init__(self, folder: Path, number: int) -> None:
+        self.number = number
+        self._files = files_of(folder, number)
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.faults.judge", str(folder), str(number)],
+            stdout=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )
+
+    @property
+    def ended(self) -> bool:
+        return self._process.poll() is not None
+
+    def verdict(self) -> Verdict:
+        """Wait for it."""
+        try:
+            said, _ = self._process.communicate(timeout=PATIENCE)
+        finally:
+            self._process.kill()
+            self._process.communicate()
+        if self._process.returncode:
+            return Verdict(1, violations=[f"the judge of round {self.number} failed"])
+        verdict = Verdict(**json.loads(said))
+        verdict.counts = Counter(verdict.counts)
+        return verdict
+
+    def remove_files(self) -> None:
+        """Remove the records that it has judged."""
+        for path in self._files:
+            path.unlink()
+
+
+def main(folder: str, number: str) -> None:
+    os.nice(NICE)
+    verdict = judge(load(files_of(Path(folder), int(number))), Times.load(Path(folder)))
+    left_out = len(verdict.violations) - TOLD_MAX
+    if left_out > 0:
+        verdict.violations[TOLD_MAX:] = [f"round {number}: {left_out} more violations"]
+    print(json.dumps(vars(verdict)))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

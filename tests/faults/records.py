@@ -1,0 +1,177 @@
+"""What a client did, written down while it does it, one JSON line for each call.
+
+A write has two lines: one before it begins, one when it has returned. So a client that is killed
+leaves a write of unknown outcome behind, and nothing that it may have done goes unrecorded. A read
+has one line. Times are ``time.monotonic_ns``, which all processes of a machine share.
+
+Reads of one thread that give the same value, one after the other, are written as their first and
+their last: every value is bound once, so that it is current from some moment to another without a
+break, and what lies between two reads of it needs no proof of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeAlias
+
+Values: TypeAlias = dict[str, "str | None"]
+
+# What became of one key of a call that has returned.
+DONE = "done"
+MISSING = "missing"
+OCCUPIED = "occupied"
+OCCUPIED_LOCAL = "occupied here"  # so said this Local's own cache
+UNKNOWN = "unknown"
+NOT_DONE = "not done"
+
+WRITES = ("set", "replace", "delete", "clear")
+"""``clear`` is a deletion that is not waited for."""
+
+
+@dataclass
+class Operation:
+    """What one call did with one key.
+
+    ``value`` is what was written, or what was read (None: missing). ``end`` is None if the call
+    has not returned. ``local`` says whether the Local's cache answered a read, if that is known.
+    ``process`` is one thread of one client.
+    """
+
+    process: str
+    kind: str
+    key: str
+    value: str | None
+    start: int
+    end: int | None
+    outcome: str = UNKNOWN
+    local: bool | None = None
+
+    @property
+    def reads(self) -> bool:
+        return self.kind not in WRITES
+
+
+@dataclass
+class Records:
+    """All that the files of a round tell."""
+
+    operations: list[Operation] = field(default_factory=list)
+    counts: Counter[str] = field(default_factory=Counter)
+    surprises: list[str] = field(default_factory=list)
+
+
+class Recorder:
+    """Writes the records of one thread, a new file for each round."""
+
+    def __init__(self, folder: Path, process: str) -> None:
+        self._folder = folder
+        self._process = process
+        self._round = -1
+        self._file = -1
+        self._calls = 0
+
+    def enter(self, number: int) -> None:
+        """What follows belongs to this round."""
+        if number != self._round:
+            self.close()
+            self._round = number
+            path = self._folder / f"{number}.{self._process}.jsonl"
+            self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+
+    def begin(self, kind: str, values: Values, start: int) -> int:
+        """A write is about to begin. Its number, for :meth:`end`."""
+        self._calls += 1
+        self._put("begin", self._calls, kind, values, start)
+        return self._calls
+
+    def end(self, call: int, start: int, end: int, outcomes: dict[str, str]) -> None:
+        """A write has returned. ``start`` is nearer to its beginning than that of :meth:`begin`."""
+        self._put("end", call, start, end, outcomes)
+
+    def read(
+        self, kind: str, values: Values, start: int, end: int, local: bool | None, more: int = 0
+    ) -> None:
+        """A read has returned; ``more`` that gave the same are not written down."""
+        self._put("read", kind, values, start, end, local, more)
+
+    def count(self, counts: dict[str, int]) -> None:
+        """Add to the figures of this round."""
+        self._put("count", counts)
+
+    def surprise(self, what: str) -> None:
+        """Something happened that never should."""
+        self._put("surprise", what)
+
+    def close(self) -> None:
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+
+    def _put(self, *fields: Any) -> None:
+        os.write(self._file, json.dumps(fields, separators=(",", ":")).encode() + b"\n")
+
+    def __enter__(self) -> Recorder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def files_of(folder: Path, number: int) -> list[Path]:
+    """The files of one round."""
+    return sorted(folder.glob(f"{number}.*.jsonl"))
+
+
+def load(paths: Iterable[Path]) -> Records:
+    """Merge files. A last line that is cut short (its writer was killed) is left out."""
+    records = Records()
+    for path in paths:
+        process = path.name.partition(".")[2].removesuffix(".jsonl")
+        _Loader(process, records).load(path.read_text())
+    return records
+
+
+class _Loader:
+    def __init__(self, process: str, records: Records) -> None:
+        self._process = process
+        self._records = records
+        self._open: dict[int, list[Operation]] = {}
+
+    def load(self, text: str) -> None:
+        lines = text.split("\n")[:-1]
+        for line in lines:
+            kind, *fields = json.loads(line)
+            getattr(self, f"_on_{kind}")(*fields)
+
+    def _on_begin(self, call: int, kind: str, values: Values, start: int) -> None:
+        begun = [Operation(self._process, kind, key, values[key], start, None) for key in values]
+        self._open[call] = begun
+        self._records.operations += begun
+        self._records.counts["calls"] += 1
+
+    def _on_end(self, call: int, start: int, end: int, outcomes: dict[str, str]) -> None:
+        for operation in self._open.pop(call):
+            operation.start, operation.end = start, end
+            operation.outcome = outcomes.get(operation.key, NOT_DONE)
+        for outcome in set(outcomes.values()) & {UNKNOWN, NOT_DONE}:
+            self._records.counts[outcome] += 1
+
+    def _on_read(
+        self, kind: str, values: Values, start: int, end: int, local: bool | None, more: int
+    ) -> None:
+        self._records.operations += [
+            Operation(self._process, kind, key, value, start, end, DONE, local)
+            for key, value in values.items()
+        ]
+        self._records.counts["calls"] += 1 + more
+
+    def _on_count(self, counts: dict[str, int]) -> None:
+        self._records.counts.update(counts)
+
+    def _on_surprise(self, what: str) -> None:
+        self._records.surprises.append(f"{self._process}: {what}")

@@ -1,0 +1,208 @@
+"""Real processes under faults, for minutes: ``python -m tests.faults.soak --minutes N``.
+
+Keys are fresh in every round of some seconds; the history of a round is judged by a process of its
+own while the next rounds go on, and thrown away if nothing is wrong with it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import secrets
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.faults.cluster import Clients, GlobalLives, Times
+from tests.faults.judge import JudgeProcess, Verdict
+from tests.faults.nemesis import FAULTS, LOG_LENGTHS, Nemesis
+from tests.faults.proxy import Proxy
+from tests.faults.records import files_of
+from tests.faults.workload import Settings
+from tests.integration.processes import free_port
+
+LEASE = 1.0
+TIMEOUT = 1.2
+"""Seconds until a call of a client gives up."""
+ROUND_SECONDS = 10.0
+SETTLE_SECONDS = 2 * TIMEOUT + 5 * LEASE
+"""After a round, until its last calls have returned, even those of a worker that was stopped."""
+STEP_SECONDS = 0.02
+PROXY_HOSTS = ["127.0.0.2", "127.0.0.3"]
+CACHE_BYTES = 4 << 20
+WORKERS_MAX = 32
+EXTRA_SECONDS = 60.0
+"""By which a short run may last longer, until every kind of fault has happened."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long, how many, and the seed of all choices.
+
+    ``keep``: also the histories with which nothing is wrong.
+    """
+
+    seconds: float
+    workers: int = 5
+    guests: int = 1
+    seed: int = 0
+    round_seconds: float = ROUND_SECONDS
+    faults: Sequence[str] = FAULTS
+    keep: bool = False
+
+
+@dataclass
+class Report:
+    """What a run did, and what was wrong."""
+
+    verdict: Verdict
+    faults: Counter[str]
+    lives: int
+    processes: int
+    wrong: list[str] = field(default_factory=list)
+
+    def lines(self) -> list[str]:
+        verdict = self.verdict
+        counts = verdict.counts
+        return [
+            f"{counts['calls']:,} calls, {verdict.operations:,} operations judged in "
+            f"{verdict.rounds} rounds, {counts['hits']:,} cache hits",
+            f"{verdict.deletions:,} deletions confirmed, {verdict.cleared:,} not waited for; the "
+            f"longest took {verdict.longest / 1e9:.3f} s (of a caller that was not stopped)",
+            f"{counts['unknown']:,} writes with unknown outcome, {counts['not done']:,} writes and "
+            f"{counts['reads unavailable']:,} reads given up while Global was not to be reached",
+            f"{counts['joins']:,} joins, {counts['gaps']:,} gaps in what was published, "
+            f"{counts['flushes']:,} whole caches dropped, {counts['evictions']:,} evictions",
+            f"{self.lives} lives of Global, {verdict.unclear} operations that overlap two of them "
+            f"and tell nothing, {self.processes} client processes",
+            *(f"{count:5} x {fault}" for fault, count in sorted(self.faults.items())),
+            f"{len(self.wrong)} violations",
+        ]
+
+
+class Run:
+    """Global, clients, relay and nemesis, and the judges of the rounds that are over."""
+
+    def __init__(self, plan: Plan, folder: Path, say: Callable[[str], None] = print) -> None:
+        self.plan = plan
+        self._folder = folder
+        self._say = say
+        self._times = Times(int(LEASE * 1e9))
+        self._clients = Clients(self._times)
+        self._verdict = Verdict()
+        self._judge: JudgeProcess | None = None
+        self._judged = 0
+
+    def run(self) -> Report:
+        plan = self.plan
+        rng = random.Random(plan.seed)
+        port = free_port()
+        self._begin = time.monotonic_ns()
+        worker = Settings(
+            name="",
+            role="worker",
+            address="",
+            folder=str(self._folder),
+            seed=0,
+            begin=self._begin,
+            round_ns=int(plan.round_seconds * 1e9),
+            timeout=TIMEOUT,
+            cache_bytes=CACHE_BYTES,
+        )
+        with ExitStack() as stack:
+            proxy = stack.enter_context(Proxy(port, PROXY_HOSTS))
+            served = GlobalLives(port, LEASE, self._folder, self._times)
+            stack.callback(self._end_judge)
+            stack.callback(served.kill)
+            stack.callback(self._clients.kill_all)
+            served.start(rng.choice(LOG_LENGTHS))
+            nemesis = Nemesis(rng, self._times, served, self._clients, proxy, worker, plan.faults)
+            for _ in range(plan.workers):
+                nemesis.add_worker()
+            for _ in range(plan.guests):
+                nemesis.add_guest()
+            while self._elapsed() < plan.seconds or not nemesis.complete:
+                if self._elapsed() > plan.seconds + EXTRA_SECONDS:
+                    raise TimeoutError(f"not every kind of fault has happened: {nemesis.done}")
+                nemesis.step()
+                self._judge_rounds()
+                time.sleep(STEP_SECONDS)
+            nemesis.calm()
+            self._clients.end_all()
+            code = served.stop()
+            self._judge_rest()
+        wrong = [*self._verdict.violations, *self._clients.complaints]
+        wrong += [f"Global ended with exit code {code}"] if code else []
+        return Report(
+            self._verdict, nemesis.done, len(self._times.lives), self._clients.started, wrong
+        )
+
+    def _elapsed(self) -> float:
+        return (time.monotonic_ns() - self._begin) / 1e9
+
+    # ---- judging --------------------------------------------------------------------------
+
+    def _judge_rounds(self) -> None:
+        """Begin to judge a round that is over, if no other is being judged."""
+        if self._judge is not None and self._judge.ended:
+            self._end_judge()
+        settled = (self._judged + 1) * self.plan.round_seconds + SETTLE_SECONDS
+        if self._judge is None and self._elapsed() > settled:
+            self._begin_judge()
+
+    def _begin_judge(self) -> None:
+        self._times.save(self._folder)
+        self._judge = JudgeProcess(self._folder, self._judged)
+        self._judged += 1
+
+    def _end_judge(self) -> None:
+        if self._judge is not None:
+            judge, self._judge = self._judge, None
+            verdict = judge.verdict()
+            if not (self.plan.keep or verdict.violations):
+                judge.remove_files()
+            self._verdict.add(verdict)
+            self._say(f"round {judge.number}: {verdict}")
+
+    def _judge_rest(self) -> None:
+        self._end_judge()
+        while files_of(self._folder, self._judged):
+            self._begin_judge()
+            self._end_judge()
+
+
+def main() -> int:
+    options = _parser().parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is ended
+    seed = secrets.randbits(32) if options.seed is None else options.seed
+    print(f"seed {seed}", flush=True)
+    folder = Path(tempfile.mkdtemp(prefix="dstore-soak-"))
+    plan = Plan(60 * options.minutes, options.workers, seed=seed)
+    report = Run(plan, folder, lambda line: print(line, flush=True)).run()
+    print(*report.lines(), sep="\n")
+    if report.wrong:
+        print(*report.wrong, f"The histories are in {folder}", sep="\n")
+        return 1
+    shutil.rmtree(folder)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="scripts/soak", description=__doc__)
+    parser.add_argument("--minutes", type=float, default=10.0, help="default: %(default)g")
+    parser.add_argument("--seed", type=int, help="of the choices; not of their timing")
+    parser.add_argument(
+        "--workers", type=int, default=5, choices=range(1, WORKERS_MAX + 1), metavar="N"
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,101 @@
+"""The promise, with real processes that are killed, stopped, cut off and flooded."""
+
+from __future__ import annotations
+
+import random
+import secrets
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.faults.cluster import Times
+from tests.faults.judge import judge
+from tests.faults.nemesis import FAULTS
+from tests.faults.records import DONE, Operation, Records, files_of, load
+from tests.faults.soak import Plan, Report, Run
+from tests.leaks import Footprint, left_behind
+
+SECONDS = 11.0
+CORRUPTIONS = 20
+
+pytestmark = [
+    pytest.mark.skipif(sys.platform != "linux", reason="only Linux has all of 127.0.0.0/8"),
+    pytest.mark.timeout(180),
+]
+
+
+@dataclass
+class Faulted:
+    """A run, and where its histories are."""
+
+    seed: int
+    folder: Path
+    report: Report
+
+
+@pytest.fixture(scope="module")
+def faulted(tmp_path_factory: pytest.TempPathFactory) -> Faulted:
+    """One run with every kind of fault. It leaves nothing behind but its histories."""
+    before = Footprint()
+    seed = secrets.randbits(32)
+    print(f"seed {seed}")
+    folder = tmp_path_factory.mktemp("histories")
+    plan = Plan(SECONDS, workers=4, seed=seed, round_seconds=SECONDS / 2, keep=True)
+    report = Run(plan, folder).run()
+    print(*report.lines(), sep="\n")
+    assert left_behind(before) == []
+    return Faulted(seed, folder, report)
+
+
+def test_no_promise_is_broken_under_faults(faulted: Faulted) -> None:
+    report = faulted.report
+    assert report.wrong == [], f"seed {faulted.seed}, histories in {faulted.folder}"
+    assert set(report.faults) == set(FAULTS)
+    assert report.lives > 1
+    assert report.verdict.deletions
+    assert report.verdict.cleared
+    assert report.verdict.counts["joins"] > report.lives
+
+
+def test_one_stale_read_in_such_a_history_is_refused(faulted: Faulted) -> None:
+    rng = random.Random(faulted.seed)
+    times = Times.load(faulted.folder)
+    records = load(files_of(faulted.folder, 0))
+    stale = list(_stale_reads(records, times))
+    for read, value in rng.sample(stale, min(CORRUPTIONS, len(stale))):
+        seen, read.value = read.value, value
+        key = [each for each in records.operations if each.key == read.key]
+        (violation,) = judge(Records(key), times).violations
+        assert repr(value) in violation
+        read.value = seen
+    assert stale
+    assert judge(records, times).violations == []
+
+
+def _stale_reads(records: Records, times: Times) -> Iterator[tuple[Operation, str]]:
+    """Reads, and for each a value of its key that had been deleted before the read began."""
+    latest: dict[str, str] = {}  # the last value that was written and has not been deleted
+    deleted: dict[str, tuple[str, int]] = {}  # what was deleted last, and by when
+    done = (each for each in records.operations if each.outcome == DONE and each.end is not None)
+    for operation in sorted(done, key=lambda each: each.end or 0):
+        key, value = operation.key, operation.value
+        if operation.kind in ("set", "replace"):
+            assert value is not None
+            latest[key] = value
+        elif operation.kind == "delete" and key in latest:
+            written = next(each for each in records.operations if each.value == latest[key])
+            assert operation.end is not None
+            if written.end is not None and written.end < operation.start:
+                deleted[key] = (latest.pop(key), operation.end)
+        elif operation.kind == "get" and key in deleted:
+            old, since = deleted[key]
+            if operation.start > since and _life(operation.start, times) == _life(since, times):
+                yield operation, old
+
+
+def _life(time: int, times: Times) -> int:
+    """The life of Global that was the last to begin before a time."""
+    return sum(life.begin < time for life in times.lives)

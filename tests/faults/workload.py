@@ -1,0 +1,206 @@
+"""A client process: ``python -m tests.faults.workload SETTINGS``. It ends when its stdin does.
+
+- A *worker* keeps one Node, for a thread that mixes all operations and one that reads in bursts.
+- A *guest* makes a Node, uses it for a moment, closes it, and comes again.
+- A *flooder* binds thousands of keys, lets them be read, stops another process (its *victim*),
+  deletes most of them in small calls, so that what is published for the victim overflows, lets it
+  go on, and deletes the rest.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+import dstore
+from tests.faults.client import OPERATIONS, Client, Keys, now
+from tests.faults.records import Recorder
+
+PAUSE_MAX = 0.006
+READER_PAUSE_MAX = 0.02
+"""Seconds between two operations of a thread, or between two bursts of reads."""
+GUEST_OPERATIONS = 10
+FIGURES_EVERY = 10
+"""Turns after which the figures of the Node are noted."""
+FLOOD_CALL = 3
+"""Keys that a flood deletes in one call."""
+FLOOD_DELETES = 0.03
+"""Ordinary deletions to each call of a flood."""
+FLOOD_READ_SECONDS = 0.5
+FLOOD_AFTER = 1200
+"""Keys of a flood that are deleted when its victim goes on."""
+FLOOD_CONFIRMED = 300
+"""Those of them that are deleted in one call at the end, waited for."""
+COUNTED = ("drops", "flushes", "gaps", "joins", "fills", "evictions", "hits", "misses")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a client process is told. ``begin`` is when the first round began."""
+
+    name: str
+    role: str
+    address: str
+    folder: str
+    seed: int
+    begin: int
+    round_ns: int
+    timeout: float
+    cache_bytes: int
+    hot: int = 4
+    cold: int = 150
+    flood: int = 6000
+    victim: int = 0
+
+    def dump(self) -> str:
+        return json.dumps(asdict(self))
+
+
+class Process:
+    """One client process at work."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.stopping = threading.Event()
+
+    def keys(self) -> Keys:
+        """Those of the present round."""
+        mine = self.settings
+        return Keys((now() - mine.begin) // mine.round_ns, mine.hot, mine.cold, mine.flood)
+
+    def node(self) -> dstore.Node:
+        mine = self.settings
+        return dstore.Node(
+            mine.address, timeout=mine.timeout, cache_bytes=mine.cache_bytes, label=mine.name
+        )
+
+    def run(self) -> None:
+        getattr(self, self.settings.role)()
+
+    # ---- roles ----------------------------------------------------------------------------
+
+    def worker(self) -> None:
+        with self.node() as node:
+            threads = [
+                threading.Thread(target=partial(self._record, name, node, turn))
+                for name, turn in (("mixer", self._mix), ("reader", self._read))
+            ]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+
+    def guest(self) -> None:
+        visits = 0
+        while not self.stopping.is_set():
+            visits += 1
+            with self.node() as node:
+                self._record(f"visit{visits}", node, self._mix, GUEST_OPERATIONS)
+
+    def flooder(self) -> None:
+        with self.node() as node:
+            self._record("flood", node, self._flood, 1)
+
+    # ---- turns ----------------------------------------------------------------------------
+
+    def _mix(self, client: Client, keys: Keys, rng: random.Random) -> None:
+        (operation,) = rng.choices(list(OPERATIONS), list(OPERATIONS.values()))
+        operation(client, keys)
+
+    def _read(self, client: Client, keys: Keys, rng: random.Random) -> None:
+        client.burst(keys.loose(rng) if rng.random() < 0.2 else keys.any(rng))
+
+    def _flood(self, client: Client, keys: Keys, rng: random.Random) -> None:
+        names = list(map(keys.flooded, range(keys.flood)))
+        client.bind_many(names)
+        rng.shuffle(names)
+        self.stopping.wait(FLOOD_READ_SECONDS)
+        os.kill(self.settings.victim, signal.SIGSTOP)
+        try:
+            self._delete(client, keys, rng, names[FLOOD_AFTER:])
+        finally:
+            os.kill(self.settings.victim, signal.SIGCONT)
+        self._delete(client, keys, rng, names[FLOOD_CONFIRMED:FLOOD_AFTER])
+        client.remove_many(names[:FLOOD_CONFIRMED], wait=True)
+
+    def _delete(self, client: Client, keys: Keys, rng: random.Random, names: list[str]) -> None:
+        for at in range(0, len(names), FLOOD_CALL):
+            if self.stopping.is_set():
+                return
+            client.remove_many(names[at : at + FLOOD_CALL], wait=False)
+            if rng.random() < FLOOD_DELETES:
+                client.delete(keys)
+
+    def _record(
+        self,
+        name: str,
+        node: dstore.Node,
+        turn: Callable[[Client, Keys, random.Random], None],
+        turns: int = sys.maxsize,
+    ) -> None:
+        """Take turns, until there were so many or the process is to end, and record them."""
+        mine = self.settings
+        process = f"{mine.name}.{name}"
+        rng = random.Random(f"{mine.seed} {process}")
+        with Recorder(Path(mine.folder), process) as recorder:
+            client = Client(node, recorder, rng, process)
+            figures = _Figures(node, recorder)
+            number = 0
+            while number < turns and not self.stopping.is_set():
+                number += 1
+                keys = self.keys()  # an operation and its keys belong to one round
+                recorder.enter(keys.number)
+                try:
+                    turn(client, keys, rng)
+                except Exception:
+                    recorder.surprise(traceback.format_exc())
+                    return
+                if name != "reader" and number % FIGURES_EVERY == 0:
+                    figures.note()
+                time.sleep(rng.random() * (READER_PAUSE_MAX if name == "reader" else PAUSE_MAX))
+
+
+class _Figures:
+    """What the Node has counted since the last time, for the record."""
+
+    def __init__(self, node: dstore.Node, recorder: Recorder) -> None:
+        self._node = node
+        self._recorder = recorder
+        self._before: Counter[str] = Counter()
+
+    def note(self) -> None:
+        stats = self._node.stats()
+        figures = Counter({name: stats[name] for name in COUNTED})
+        if news := figures - self._before:
+            self._recorder.count(news)
+        self._before = figures
+
+
+def main() -> None:
+    process = Process(Settings(**json.loads(sys.argv[1])))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def wait_for_the_end() -> None:
+        while os.read(sys.stdin.fileno(), 1):
+            pass
+        process.stopping.set()
+
+    threading.Thread(target=wait_for_the_end, daemon=True).start()
+    process.run()
+
+
+if __name__ == "__main__":
+    with contextlib.suppress(KeyboardInterrupt):
+        main()
