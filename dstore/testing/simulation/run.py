@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
 from dstore.testing.linearizability import check_linearizable
@@ -14,6 +14,8 @@ from dstore.testing.weaker import check_pending
 
 SLACK = 0.01
 """Seconds by which a deletion that is not waited for may outlast its lease."""
+SMALL_TRIES = 600
+"""Small scenarios that are tried first when a run is reduced."""
 SHRINK_TRIES = 15
 """Seeds that are tried for each simpler scenario."""
 
@@ -67,16 +69,46 @@ def _judge(world: World, outcome: Outcome) -> None:
 
 
 def shrink(outcome: Outcome) -> Outcome:
-    """A smaller scenario that fails too: fewer faults, Locals, threads, operations and keys."""
-    smallest, improved = outcome, True
+    """A smaller run that fails too: fewer faults, Locals, threads, operations and keys.
+
+    First small scenarios are tried, which often fail as well and in far fewer steps; then one
+    thing after the other is left out of what was found, as long as something shorter still fails.
+    """
+    smallest = _shortest(outcome, (_small(seed) for seed in range(SMALL_TRIES)))
+    improved = True
     while improved:
         improved = False
         for simpler in _simpler(smallest.scenario):
-            found = _first_failure(simpler)
-            if found is not None:
-                smallest, improved = found, True
+            shorter = _shortest(smallest, _reseeded(simpler))
+            if shorter is not smallest:
+                smallest, improved = shorter, True
                 break
     return smallest
+
+
+def _small(seed: int) -> Scenario:
+    size = random.Random(f"small {seed}")
+    return replace(
+        Scenario.draw(seed),
+        locals=size.choice((1, 2)),
+        threads=size.choice((1, 1, 2)),
+        operations=size.choice((1, 2, 3, 4)),
+        keys=1,
+        many=1,
+    )
+
+
+def _reseeded(scenario: Scenario) -> Iterator[Scenario]:
+    dice = random.Random(scenario.seed)
+    yield scenario
+    for _ in range(SHRINK_TRIES):
+        yield replace(scenario, seed=dice.randrange(2**32))
+
+
+def _shortest(known: Outcome, scenarios: Iterable[Scenario]) -> Outcome:
+    """The failing run with the shortest trace, ``known`` if none is shorter."""
+    failing = (each for each in map(run, scenarios) if not each.ok)
+    return min([known, *failing], key=lambda each: len(each.trace))
 
 
 def _simpler(scenario: Scenario) -> Iterator[Scenario]:
@@ -105,12 +137,3 @@ def _simpler(scenario: Scenario) -> Iterator[Scenario]:
                 scenario,
                 weights=(*scenario.weights[:index], 0, *scenario.weights[index + 1 :]),
             )
-
-
-def _first_failure(scenario: Scenario) -> Outcome | None:
-    dice = random.Random(scenario.seed)
-    for seed in [scenario.seed, *(dice.randrange(2**32) for _ in range(SHRINK_TRIES))]:
-        outcome = run(replace(scenario, seed=seed))
-        if not outcome.ok:
-            return outcome
-    return None
