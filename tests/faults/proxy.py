@@ -127,7 +127,7 @@ class Path:
 
 
 def _socket() -> socket.socket:
-    sock = socket.socket()
+    sock = socket.socket(proto=socket.IPPROTO_TCP)  # by name, so that asyncio switches Nagle off
     for option in (socket.SO_RCVBUF, socket.SO_SNDBUF):
         sock.setsockopt(socket.SOL_SOCKET, option, SOCKET_BYTES)
     return sock
