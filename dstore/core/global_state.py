@@ -66,6 +66,7 @@ class GlobalState:
         lease: float,
         log_length: int,
         value_bytes_max: int,
+        sessions_max: int = SESSIONS_MAX,
     ) -> None:
         self.epoch = epoch
         self.lease = lease
@@ -73,6 +74,7 @@ class GlobalState:
         self._engine = engine
         self._publisher = publisher
         self._value_bytes_max = value_bytes_max
+        self._sessions_max = sessions_max
         self._out = Outbox()
         self._log = DeletionLog(log_length)
         self._sessions = Sessions(lease)
@@ -151,8 +153,10 @@ class GlobalState:
             if self._writes.closing:
                 self._out.refuse(route, message, Refusal.CLOSING, "Global is shutting down")
                 return
-            if len(self._sessions) >= SESSIONS_MAX:
-                self._out.refuse(route, message, Refusal.BUSY, f"{SESSIONS_MAX} Locals are here")
+            if len(self._sessions) >= self._sessions_max:
+                self._out.refuse(
+                    route, message, Refusal.BUSY, f"{self._sessions_max} Locals are here"
+                )
                 return
             session = self._open_session(route, message, now)
         # A repeated HELLO changes neither lease nor acknowledged number: its Local counts the

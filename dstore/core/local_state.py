@@ -78,10 +78,17 @@ class LocalState:
     """The state of one Local.
 
     ``random16`` gives 16 fresh random bytes; ``label`` tells people who this is; ``cache_bytes``
-    bounds the cache.
+    bounds the cache, ``held_keys_max`` what waits for a repair.
     """
 
-    def __init__(self, *, random16: Callable[[], bytes], label: str, cache_bytes: int) -> None:
+    def __init__(
+        self,
+        *,
+        random16: Callable[[], bytes],
+        label: str,
+        cache_bytes: int,
+        held_keys_max: int = HELD_KEYS_MAX,
+    ) -> None:
         self.epoch = 0
         self.session = NO_SESSION
         self.lease = 0.0
@@ -100,6 +107,7 @@ class LocalState:
         self._fills: dict[Key, list[Fill]] = {}
         self._held: list[Publication] = []
         self._held_keys = 0
+        self._held_keys_max = held_keys_max
         self._dropped: list[Key] = []
         self._ack_due = False
         self._acked = 0
@@ -314,7 +322,7 @@ class LocalState:
         self._apply_held(now)
 
     def _hold(self, message: Publication) -> None:
-        if self._held_keys + len(message.keys) <= HELD_KEYS_MAX:
+        if self._held_keys + len(message.keys) <= self._held_keys_max:
             self._held.append(message)
             self._held_keys += len(message.keys)
 

@@ -12,7 +12,7 @@ from tests.simulation.mutants import MUTANTS, Mutant
 from tests.simulation.patched import VARIABLE
 
 ROOT = Path(__file__).resolve().parents[2]
-SEEDS_MAX = 400
+SEEDS_MAX = 1000
 """Seeds within which a mutant has to be caught."""
 UNCAUGHT = 3
 
@@ -20,7 +20,7 @@ UNCAUGHT = 3
 def main() -> int:
     parser = argparse.ArgumentParser(prog="simulate --mutants", description=__doc__)
     parser.add_argument("names", nargs="*", help="parts of names (default: all mutants)")
-    parser.add_argument("--seeds", type=int, default=SEEDS_MAX, help="at most (default: 400)")
+    parser.add_argument("--seeds", type=int, default=SEEDS_MAX, help="at most (default: 1000)")
     parser.add_argument("--trace", action="store_true", help="show the smallest failing trace")
     arguments = parser.parse_args()
     if os.environ.get(VARIABLE):

@@ -76,6 +76,7 @@ class SimGlobal(Pausable):
             lease=self.scenario.lease,
             log_length=self.scenario.log_length,
             value_bytes_max=1 << 20,
+            sessions_max=self.scenario.sessions,
         )
         deletions, begin = self.deletions, self.state._deletions.begin
 
@@ -146,6 +147,7 @@ class SimLocal(Pausable):
             random16=loop.random16,
             label=name,
             cache_bytes=scenario.cache_entries * (ENTRY_OVERHEAD + VALUE_BYTES + 2),
+            held_keys_max=scenario.held_keys,
         )
         self._timer = NEVER
         self.control = self.connect("control", self._on_control)

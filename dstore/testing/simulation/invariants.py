@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from dstore.core.cache import Entry
-from dstore.core.local_state import HELD_KEYS_MAX, SYNCS_MAX
+from dstore.core.local_state import SYNCS_MAX
 from dstore.messages import Stored
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def _lease_is_covered(place: SimGlobal, local: SimLocal) -> Iterator[str]:
 
 def _buffers_are_bounded(local: SimLocal) -> Iterator[str]:
     state = local.state
-    if state._held_keys > HELD_KEYS_MAX or len(state._sent_at) > SYNCS_MAX:
+    if state._held_keys > local.scenario.held_keys or len(state._sent_at) > SYNCS_MAX:
         yield f"{local.name} buffers without bound"
     if state.cache.size > state.cache.limit:
         yield f"{local.name} caches more than its limit"

@@ -25,6 +25,8 @@ class Scenario:
     lease: float = 0.5
     log_length: int = 8
     cache_entries: int = 8
+    held_keys: int = 1000  # deletions that wait for a repair, at most
+    sessions: int = 1000  # at most
     latency: float = 0.002
     slow: float = 0.0  # part of the messages that take long
     slowness: float = 0.3  # how long, at most
@@ -61,6 +63,8 @@ class Scenario:
             lease=dice.choice((0.1, 0.3, 1.0)),
             log_length=dice.choice((1, 2, 4, 30)),
             cache_entries=dice.choice((1, 2, 8, 8)),
+            held_keys=dice.choice((1, 2, 1000)),
+            sessions=dice.choice((4, 1000, 1000)),
             latency=dice.choice((0.0005, 0.005, 0.02)),
             slow=sometimes(0.4),
             slowness=dice.choice((0.05, 0.3, 1.0)),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from dstore.core import global_state
 from dstore.core.local_state import MARGIN
 from dstore.errors import GlobalUnavailable
 from dstore.messages import (
@@ -277,8 +276,8 @@ def test_a_session_that_is_silent_for_long_is_dropped_and_its_local_joins_anew()
 
 
 def test_no_more_locals_than_the_bound_are_taken_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(global_state, "SESSIONS_MAX", 1)
     world = World()
+    monkeypatch.setattr(world.state, "_sessions_max", 1)
     (a,) = world.joined("a")
     b = world.member("b")
     call = b.begin_get("k", timeout=0.5)
