@@ -22,7 +22,8 @@ from dstore.errors import (
     ValueTooLarge,
 )
 from dstore.global_server import Global
-from dstore.node import Deletion, Lookup, Node
+from dstore.node import Lookup, Node
+from dstore.translate import Deletion
 
 __version__: str
 

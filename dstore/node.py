@@ -14,7 +14,7 @@ from functools import partial
 from types import TracebackType
 from typing import Any, NamedTuple
 
-from dstore import clock, codec, config, content
+from dstore import clock, codec, config, content, translate
 from dstore.core import operations
 from dstore.core.cache import Entry
 from dstore.core.local_state import LocalState
@@ -24,15 +24,12 @@ from dstore.errors import (
     KeyMissing,
     KeyOccupied,
     NodeClosed,
-    RequestRefused,
-    StoreFull,
-    ValueCorrupt,
     ValueTooLarge,
 )
 from dstore.local import Local, random16
-from dstore.messages import DelResult, DelStatus, Key, SetItem, SetStatus, Stored
+from dstore.messages import DelResult, Key, SetItem, SetStatus, Stored
+from dstore.translate import Deletion
 from dstore.transport import addresses
-from dstore.wire import key_bytes
 
 _RAISE: Any = object()
 
@@ -43,17 +40,6 @@ class Lookup(NamedTuple):
     value: Any
     from_local: bool
     cached: bool
-
-
-class Deletion(NamedTuple):
-    """A deletion: how many Locals that held the value confirmed, how many leases ran out instead.
-
-    With ``wait=False`` nobody has been waited for: ``pending`` Locals were yet to confirm.
-    """
-
-    confirmed: int
-    expired: int
-    pending: int
 
 
 class Node:
@@ -142,11 +128,11 @@ class Node:
         entry = self._hit(key)
         if entry is not None:
             value = entry.value
-            return value if type(value) is not Stored else _opened(entry)
-        name = _key(key)
+            return value if type(value) is not Stored else translate.opened(entry)
+        name = translate.key_name(key)
         answer = self._read([name], stale_ok).get(name)
         if answer is not None:
-            return _value(answer)
+            return translate.answered(answer)
         if default is _RAISE:
             raise KeyMissing(key)
         return default
@@ -155,18 +141,18 @@ class Node:
         """Like :meth:`get`, and tells who answered. Raises KeyMissing."""
         entry = self._hit(key)
         if entry is not None:
-            return Lookup(_opened(entry), from_local=True, cached=True)
-        name = _key(key)
+            return Lookup(translate.opened(entry), from_local=True, cached=True)
+        name = translate.key_name(key)
         answer = self._read([name], stale_ok).get(name)
         if answer is None:
             raise KeyMissing(key)
-        return Lookup(_value(answer), answer.from_local, answer.entry is not None)
+        return Lookup(translate.answered(answer), answer.from_local, answer.entry is not None)
 
     def __contains__(self, key: str | bytes) -> bool:
         """Whether the key is bound. The value is fetched, and cached, if it was not here."""
         if self._hit(key) is not None:
             return True
-        name = _key(key)
+        name = translate.key_name(key)
         return name in self._read([name], None)
 
     def get_many(self, keys: Iterable[str | bytes]) -> dict[Any, Any]:
@@ -174,9 +160,11 @@ class Node:
 
         Each key is read on its own; the result is no snapshot.
         """
-        names = {key: _key(key) for key in keys}
+        names = {key: translate.key_name(key) for key in keys}
         answers = self._read(names.values(), None)
-        return {key: _value(answers[name]) for key, name in names.items() if name in answers}
+        return {
+            key: translate.answered(answers[name]) for key, name in names.items() if name in answers
+        }
 
     def _hit(self, key: str | bytes) -> Entry | None:
         """The entry of a key that this Local holds under a valid lease. Takes no lock.
@@ -213,13 +201,13 @@ class Node:
 
         Not a snapshot: a key that is bound all the while is found, one that comes or goes may be.
         """
-        start = _text(prefix)
+        start = translate.key_text(prefix)
         after = ""
         while True:
             page = self._here().run(
                 partial(self._page, prefix=start, after=after, limit=config.KEYS_PAGE_DEFAULT)
             )
-            yield from map(_public, page.keys)
+            yield from map(translate.public_key, page.keys)
             if not page.after:
                 return
             after = page.after
@@ -238,7 +226,7 @@ class Node:
         value any more. Raises KeyOccupied, ValueTooLarge, StoreFull, OutcomeUnknown, and TypeError
         or ValueError for a value that cannot be stored.
         """
-        outcome = self._write([_item(key, value)], replace)[_key(key)]
+        outcome = self._write([translate.set_item(key, value)], replace)[translate.key_name(key)]
         if outcome.status is SetStatus.OCCUPIED:
             raise KeyOccupied(key, local=outcome.local, updated=outcome.updated)
 
@@ -247,7 +235,7 @@ class Node:
 
         Each key is bound on its own. After an exception some may have been bound.
         """
-        items = [_item(key, value) for key, value in mapping.items()]
+        items = [translate.set_item(key, value) for key, value in mapping.items()]
         if len({item.key for item in items}) < len(items):
             raise InvalidKey("a key is there twice, as text and as bytes")
         outcomes = self._write(items, replace)
@@ -276,17 +264,17 @@ class Node:
         that is waited for first.)
         Raises KeyMissing, OutcomeUnknown.
         """
-        name = _key(key)
-        deletion = _deletion(self._delete([name], wait)[name])
+        name = translate.key_name(key)
+        deletion = translate.deletion(self._delete([name], wait)[name])
         if deletion is None:
             raise KeyMissing(key)
         return deletion
 
     def delete_many(self, keys: Iterable[str | bytes], *, wait: bool = True) -> dict[Any, Deletion]:
         """Delete many keys, in few messages. Missing keys are absent from the result."""
-        names = {key: _key(key) for key in keys}
+        names = {key: translate.key_name(key) for key in keys}
         results = self._delete(list(names.values()), wait)
-        deletions = {key: _deletion(results[name]) for key, name in names.items()}
+        deletions = {key: translate.deletion(results[name]) for key, name in names.items()}
         return {key: deletion for key, deletion in deletions.items() if deletion is not None}
 
     def _write(self, items: list[SetItem], replace: bool) -> dict[Key, operations.SetOutcome]:
@@ -299,7 +287,7 @@ class Node:
             lambda state, now: operations.set_(state, items, replace, now, now + self.timeout)
         )
         for item in items:
-            _check_written(item, outcomes[item.key].status, limit)
+            translate.check_written(item, outcomes[item.key].status, limit)
         return outcomes
 
     def _delete(self, keys: list[Key], wait: bool) -> dict[Key, DelResult]:
@@ -404,7 +392,7 @@ class Node:
 
 def _announcer(callback: Callable[[str | bytes], None] | None) -> Callable[[Key], None] | None:
     """The callback with keys as the user knows them. It does not hold the Node."""
-    return None if callback is None else lambda key: callback(_public(key))
+    return None if callback is None else lambda key: callback(translate.public_key(key))
 
 
 def _abandon(local: Local, address: str) -> None:
@@ -416,92 +404,6 @@ def _abandon(local: Local, address: str) -> None:
 def _absent() -> LocalState:
     """A state with no lease and an empty cache, in which no hit is found."""
     return LocalState(random16=bytes, label="", cache_bytes=0)
-
-
-# ---- keys and values --------------------------------------------------------------------------
-
-
-def _text(key: str | bytes) -> Key:
-    if isinstance(key, bytes):
-        return key.decode("utf-8", "surrogateescape")
-    if not isinstance(key, str):
-        raise InvalidKey(f"a key is text or bytes, not {type(key).__name__}")
-    if not key.isascii():
-        try:
-            key.encode()
-        except UnicodeEncodeError:
-            raise InvalidKey("the key is not valid text (lone surrogates); use bytes") from None
-    return str(key)
-
-
-def _key(key: str | bytes) -> Key:
-    text = _text(key)
-    size = key_bytes(text)
-    if not 1 <= size <= config.KEY_BYTES_MAX:
-        raise InvalidKey(
-            f"a key has 1 to {config.KEY_BYTES_MAX} bytes, not {size}; a hash of it is a good key"
-        )
-    return text
-
-
-def _public(key: Key) -> str | bytes:
-    if key.isascii():
-        return key
-    raw = key.encode("utf-8", "surrogateescape")
-    try:
-        return raw.decode()
-    except UnicodeDecodeError:
-        return raw
-
-
-def _item(key: str | bytes, value: Any) -> SetItem:
-    name = _key(key)
-    if content.is_address(name):
-        raise InvalidKey(
-            f"keys that begin with {config.CONTENT_PREFIX!r} are content addresses; use put()"
-        )
-    return SetItem(name, Stored(random16(), *codec.encode(value)))
-
-
-def _opened(entry: Entry) -> Any:
-    """The value of an entry; an immutable one is kept, so that it is decoded once."""
-    value = entry.value
-    if type(value) is not Stored:
-        return value
-    value, immutable = codec.decode(value)
-    if immutable:
-        entry.value = value
-    return value
-
-
-def _value(answer: Answer) -> Any:
-    if answer.entry is not None:
-        return _opened(answer.entry)
-    assert answer.stored is not None
-    return codec.decode(answer.stored)[0]
-
-
-def _deletion(result: DelResult) -> Deletion | None:
-    if result.status is DelStatus.MISSING:
-        return None
-    if result.status is DelStatus.FAILED:
-        raise RequestRefused("Global's storage failed; the key is not deleted")
-    return Deletion(result.confirmed, result.expired, result.pending)
-
-
-def _check_written(item: SetItem, status: SetStatus, limit: int) -> None:
-    if status is SetStatus.FULL:
-        raise StoreFull(
-            f"Global has no room for {item.key!r} ({len(item.stored.body):,} bytes); delete "
-            "something, or start it with a higher --memory-limit (if the key is just being "
-            "deleted or replaced: too many large writes wait for that; try again)"
-        )
-    if status is SetStatus.TOO_LARGE:
-        raise ValueTooLarge(len(item.stored.body), limit)
-    if status is SetStatus.MISMATCH:
-        raise ValueCorrupt(f"the value was damaged on its way: it does not hash to {item.key}")
-    if status is SetStatus.FAILED:
-        raise RequestRefused(f"Global's storage failed; {item.key!r} was not written")
 
 
 # ---- the Nodes of this process ----------------------------------------------------------------

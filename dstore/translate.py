@@ -1,0 +1,113 @@
+"""Between what a program says and what the protocol says: keys, values, outcomes."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from dstore import codec, config, content
+from dstore.core.cache import Entry
+from dstore.core.operations import Answer
+from dstore.errors import (
+    InvalidKey,
+    RequestRefused,
+    StoreFull,
+    ValueCorrupt,
+    ValueTooLarge,
+)
+from dstore.local import random16
+from dstore.messages import DelResult, DelStatus, Key, SetItem, SetStatus, Stored
+from dstore.wire import key_bytes
+
+
+class Deletion(NamedTuple):
+    """A deletion: how many Locals that held the value confirmed, how many leases ran out instead.
+
+    With ``wait=False`` nobody has been waited for: ``pending`` Locals were yet to confirm.
+    """
+
+    confirmed: int
+    expired: int
+    pending: int
+
+
+def key_text(key: str | bytes) -> Key:
+    if isinstance(key, bytes):
+        return key.decode("utf-8", "surrogateescape")
+    if not isinstance(key, str):
+        raise InvalidKey(f"a key is text or bytes, not {type(key).__name__}")
+    if not key.isascii():
+        try:
+            key.encode()
+        except UnicodeEncodeError:
+            raise InvalidKey("the key is not valid text (lone surrogates); use bytes") from None
+    return str(key)
+
+
+def key_name(key: str | bytes) -> Key:
+    text = key_text(key)
+    size = key_bytes(text)
+    if not 1 <= size <= config.KEY_BYTES_MAX:
+        raise InvalidKey(
+            f"a key has 1 to {config.KEY_BYTES_MAX} bytes, not {size}; a hash of it is a good key"
+        )
+    return text
+
+
+def public_key(key: Key) -> str | bytes:
+    if key.isascii():
+        return key
+    raw = key.encode("utf-8", "surrogateescape")
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return raw
+
+
+def set_item(key: str | bytes, value: Any) -> SetItem:
+    name = key_name(key)
+    if content.is_address(name):
+        raise InvalidKey(
+            f"keys that begin with {config.CONTENT_PREFIX!r} are content addresses; use put()"
+        )
+    return SetItem(name, Stored(random16(), *codec.encode(value)))
+
+
+def opened(entry: Entry) -> Any:
+    """The value of an entry; an immutable one is kept, so that it is decoded once."""
+    value = entry.value
+    if type(value) is not Stored:
+        return value
+    value, immutable = codec.decode(value)
+    if immutable:
+        entry.value = value
+    return value
+
+
+def answered(answer: Answer) -> Any:
+    if answer.entry is not None:
+        return opened(answer.entry)
+    assert answer.stored is not None
+    return codec.decode(answer.stored)[0]
+
+
+def deletion(result: DelResult) -> Deletion | None:
+    if result.status is DelStatus.MISSING:
+        return None
+    if result.status is DelStatus.FAILED:
+        raise RequestRefused("Global's storage failed; the key is not deleted")
+    return Deletion(result.confirmed, result.expired, result.pending)
+
+
+def check_written(item: SetItem, status: SetStatus, limit: int) -> None:
+    if status is SetStatus.FULL:
+        raise StoreFull(
+            f"Global has no room for {item.key!r} ({len(item.stored.body):,} bytes); delete "
+            "something, or start it with a higher --memory-limit (if the key is just being "
+            "deleted or replaced: too many large writes wait for that; try again)"
+        )
+    if status is SetStatus.TOO_LARGE:
+        raise ValueTooLarge(len(item.stored.body), limit)
+    if status is SetStatus.MISMATCH:
+        raise ValueCorrupt(f"the value was damaged on its way: it does not hash to {item.key}")
+    if status is SetStatus.FAILED:
+        raise RequestRefused(f"Global's storage failed; {item.key!r} was not written")
