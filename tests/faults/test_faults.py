@@ -68,8 +68,8 @@ def test_one_stale_read_in_such_a_history_is_refused(faulted: Faulted) -> None:
     for read, value in rng.sample(stale, min(CORRUPTIONS, len(stale))):
         seen, read.value = read.value, value
         key = [each for each in records.operations if each.key == read.key]
-        (violation,) = judge(Records(key), times).violations
-        assert repr(value) in violation
+        violations = judge(Records(key), times).violations  # more than one check may notice
+        assert any(repr(value) in violation for violation in violations)
         read.value = seen
     assert stale
     assert judge(records, times).violations == []
