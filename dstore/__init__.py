@@ -6,6 +6,7 @@ A confirmed deletion is never read again anywhere.
 
 from __future__ import annotations
 
+from dstore.codecs import Codec
 from dstore.errors import (
     AddressError,
     BadMessage,
@@ -18,18 +19,21 @@ from dstore.errors import (
     OutcomeUnknown,
     RequestRefused,
     StoreFull,
+    UnknownCodec,
     ValueCorrupt,
     ValueTooLarge,
 )
 from dstore.global_server import Global
-from dstore.node import Lookup, Node
+from dstore.node import Node
 from dstore.translate import Deletion
+from dstore.verbs import Lookup
 
 __version__: str
 
 __all__ = [
     "AddressError",
     "BadMessage",
+    "Codec",
     "Deletion",
     "DstoreError",
     "Global",
@@ -43,6 +47,7 @@ __all__ = [
     "OutcomeUnknown",
     "RequestRefused",
     "StoreFull",
+    "UnknownCodec",
     "ValueCorrupt",
     "ValueTooLarge",
     "__version__",

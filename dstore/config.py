@@ -24,14 +24,29 @@ LABEL_MAX = 256
 
 # Keys and values
 KEY_BYTES_MAX = 511
-VALUE_BYTES_MAX = 8 << 20
+VALUE_LIMIT_DEFAULT = 4 << 30
+LARGE_FROM_DEFAULT = 64 << 10
+"""Values of so many bytes travel in chunks and are shared by the processes of a host."""
+LARGE_FROM_MIN = 1 << 10
+INLINE_BYTES_MAX = 8 << 20
+"""The most that a value may have that travels within a message."""
 CONTENT_PREFIX = "b3:"
+BYTES_MAX = 1 << 20
+"""A bytes value up to this size comes back as ``bytes``, a larger one as a read-only
+``memoryview``, so that one copy serves all processes of a host.
+"""
 
 # Messages
 KEYS_PER_MESSAGE_MAX = 10_000
-BATCH_BYTES_MAX = VALUE_BYTES_MAX
+BATCH_BYTES_MAX = INLINE_BYTES_MAX
 """A many-request or its reply is closed once its values have this many bytes."""
 KEYS_PAGE_DEFAULT = 1_000
+CHUNK_BYTES = 512 << 10
+"""A chunk of a large value: what another request may have to wait for."""
+CHUNK_BYTES_MAX = 4 << 20
+"""The largest that is accepted."""
+CHUNKS_AHEAD = 8
+"""Chunks of one transfer that are under way at a time."""
 
 
 def address_default() -> str:

@@ -26,6 +26,16 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
+def said(error: BaseException) -> str:
+    """The same, and for what the system refused: the file, and why."""
+    if isinstance(error, OSError) and error.strerror:
+        why = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+        return " ".join(str(why).split())
+    if isinstance(error, MemoryError):
+        return "there is not enough memory for that"
+    return one_line(error)
+
+
 def plain(address: str) -> str:
     """An address as people write it: ``tcp://`` goes without saying."""
     return address.removeprefix("tcp://")

@@ -102,6 +102,22 @@ class ValueCorrupt(DstoreError):
     """
 
 
+class UnknownCodec(DstoreError):
+    """The value needs a codec that this Node does not have. ``codec`` is its name.
+
+    Likely cause: it was written by a Node with other options, or of a machine with numpy.
+    """
+
+    def __init__(self, codec: str) -> None:
+        super().__init__(codec)
+        self.codec = codec
+
+    def __str__(self) -> str:
+        advice = {"pickle": "create the Node with pickle=True", "ndarray": "install numpy"}
+        what_to_do = advice.get(self.codec, "pass that codec to the Node")
+        return f"the value needs the codec {self.codec!r}, which is not here; {what_to_do}"
+
+
 class StoreFull(DstoreError):
     """Global has reached its memory limit: delete something, or start it with a higher one."""
 

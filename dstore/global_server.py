@@ -12,11 +12,12 @@ from typing import Any
 from dstore import clock, config, wire
 from dstore.core.effects import GlobalEffect, Send
 from dstore.core.global_state import GlobalState
-from dstore.engines.base import Engine
+from dstore.engines.base import Bulk, Engine
 from dstore.engines.memory import MemoryEngine
 from dstore.errors import BadMessage
 from dstore.limited_log import LimitedLog
-from dstore.messages import Refusal, Refused
+from dstore.messages import Buffer, Refusal, Refused
+from dstore.shm import bulk_for
 from dstore.transport.router import Router
 from dstore.transport.waker import signals_left_to_this_thread
 
@@ -43,6 +44,14 @@ class Global:
         drops its whole cache.
     memory_limit
         Bytes that keys and values may take.
+    value_limit
+        Bytes that one value may have.
+    large_from
+        Values of so many bytes travel in chunks, and the processes of a host share one copy.
+    shm
+        The folder for that copy, in memory. Default: ``$DSTORE_SHM``, else ``/dev/shm`` where there
+        is one. Empty: large values stay in the memory of this process. Nodes of this host find
+        what is in the same folder.
     engine
         Where they are kept. Default: in memory, within ``memory_limit``.
 
@@ -65,6 +74,9 @@ class Global:
         lease: float = config.LEASE_DEFAULT,
         log_length: int = config.LOG_LENGTH_DEFAULT,
         memory_limit: int = config.MEMORY_LIMIT_DEFAULT,
+        value_limit: int = config.VALUE_LIMIT_DEFAULT,
+        large_from: int = config.LARGE_FROM_DEFAULT,
+        shm: str | None = None,
         engine: Engine | None = None,
     ) -> None:
         if not config.LEASE_MIN <= lease <= config.LEASE_MAX:
@@ -75,11 +87,20 @@ class Global:
             raise ValueError(f"log_length is 1 to {config.LOG_LENGTH_MAX:,}, not {log_length}")
         if memory_limit < 1:
             raise ValueError(f"memory_limit is at least 1, not {memory_limit}")
+        if value_limit < 1:
+            raise ValueError(f"value_limit is at least 1, not {value_limit}")
+        if not config.LARGE_FROM_MIN <= large_from <= config.INLINE_BYTES_MAX:
+            least, most = config.LARGE_FROM_MIN, config.INLINE_BYTES_MAX
+            raise ValueError(f"large_from is {least:,} to {most:,}, not {large_from}")
         self.address = address
         self.publisher = publisher or ""
         self._lease = float(lease)
         self._log_length = log_length
         self._engine = MemoryEngine(memory_limit) if engine is None else engine
+        self._value_limit = value_limit
+        self._large_from = large_from
+        self._shm = shm
+        self._bulk: Bulk | None = None
         self._router: Router | None = None
         self._thread: threading.Thread | None = None
         self._stopping = threading.Event()
@@ -102,13 +123,17 @@ class Global:
         with signals_left_to_this_thread():
             router = Router(self.address, self.publisher or None)
         self.address, self.publisher = router.address, router.publisher
+        epoch = secrets.randbits(63) | 1
+        self._bulk = bulk_for(epoch, self._shm)
         self._state = GlobalState(
             self._engine,
-            epoch=secrets.randbits(63) | 1,
+            self._bulk,
+            epoch=epoch,
             publisher=router.advertised,
             lease=self._lease,
             log_length=self._log_length,
-            value_bytes_max=config.VALUE_BYTES_MAX,
+            value_limit=self._value_limit,
+            large_from=self._large_from,
         )
         self._router = router
 
@@ -158,6 +183,8 @@ class Global:
         if router is not None:
             router.close()
         self._engine.close()
+        if self._bulk is not None:
+            self._bulk.close()
 
     def __enter__(self) -> Global:
         self.start()
@@ -180,10 +207,10 @@ class Global:
 
     def _drain(self, router: Router) -> None:
         for _ in range(DRAIN_MAX):
-            frames = router.receive()
-            if frames is None:
+            arrived = router.receive()
+            if arrived is None:
                 break
-            self._guarded(self._take, router, frames)
+            self._guarded(self._take, router, *arrived)
         if clock.now() >= self._state.wake_at:
             self._guarded(self._tick, router)
 
@@ -197,12 +224,9 @@ class Global:
     def _tick(self, router: Router) -> None:
         self._perform(router, self._state.tick(clock.now()))
 
-    def _take(self, router: Router, frames: list[bytes]) -> None:
-        route = frames[0]
+    def _take(self, router: Router, route: bytes, frame: bytes, data: Buffer | None) -> None:
         try:
-            if len(frames) != 2:
-                raise BadMessage(f"a message is one frame, not {len(frames) - 1}")
-            message = wire.decode_to_global(frames[1])
+            message = wire.decode_to_global(frame, data)
         except BadMessage as error:
             self._refuse(router, route, error)
             return
@@ -212,7 +236,8 @@ class Global:
     def _perform(self, router: Router, effects: list[GlobalEffect]) -> None:
         for effect in effects:
             if type(effect) is Send:
-                router.send(effect.route, wire.encode(effect.message))
+                message = effect.message
+                router.send(effect.route, wire.encode(message), wire.data_of(message))
             else:
                 router.publish(wire.encode(effect.message))
 

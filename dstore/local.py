@@ -8,20 +8,25 @@ slow one delays neither the lease nor anybody else.
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Mapping
+from typing import NamedTuple, TypeVar
 
 from dstore import clock, content, wire
+from dstore.core.cache import Entry
 from dstore.core.effects import Dropped, LocalEffect, Subscribe, Tell
 from dstore.core.local_state import LocalState
-from dstore.core.operations import Ask, Operation, Resumed, Step, Until
+from dstore.core.operations import Ask, Obtain, Operation, Resumed, Step, Supply, Until
+from dstore.core.transfer import Damaged, Moved, Send, Transfer, TransferFailed, upload
 from dstore.errors import AddressError, BadMessage, NodeClosed, ValueCorrupt
+from dstore.files import Progress
+from dstore.large import LargeValues, random16
 from dstore.limited_log import LimitedLog
 from dstore.messages import (
     REPLIES,
+    Buffer,
+    Chunk,
     Get,
     GetReply,
     Key,
@@ -29,6 +34,7 @@ from dstore.messages import (
     Request,
     Set,
     SetReply,
+    Staged,
     ToLocal,
 )
 from dstore.transport.channel import Channel
@@ -46,11 +52,32 @@ by Python only after it.
 """
 FAILURE_PAUSE = 0.1
 """Seconds that the background thread rests after it failed."""
+LOOK_EVERY = 2.0
+"""Seconds between two looks at whether the shared files of cached values are still there."""
+LOOK_MAX = 500
+"""Files looked at in one go."""
+NO_BODIES: Mapping[bytes, memoryview] = {}
 
 
-def random16() -> bytes:
-    """16 bytes that nobody else will ever draw."""
-    return os.urandom(16)
+class _Large(NamedTuple):
+    """What an operation needs for large values."""
+
+    bodies: Mapping[bytes, memoryview]
+    progress: Progress | None
+
+    def told(self, size: int) -> Callable[[Reply | None], None]:
+        """What is to be told of each reply of a transfer of ``size`` bytes."""
+        progress = self.progress
+
+        def tell(reply: Reply | None) -> None:
+            if progress is None:
+                return
+            if isinstance(reply, Staged):
+                progress("sending", reply.received, size)
+            elif isinstance(reply, Chunk):
+                progress("fetching", min(size, reply.offset + len(reply.data)), size)
+
+        return tell
 
 
 class Local:
@@ -66,9 +93,14 @@ class Local:
         label: str,
         cache_bytes: int,
         on_deletion: Callable[[Key], None] | None,
+        shm: str | None,
+        shm_limit: int | None,
     ) -> None:
         self.state = LocalState(random16=random16, label=label, cache_bytes=cache_bytes)
+        self.large = LargeValues(shm, shm_limit)
         self.malformed = 0
+        self._look_at = float("-inf")
+        self._unlooked: list[Entry] = []
         self._on_deletion = on_deletion
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
@@ -89,8 +121,16 @@ class Local:
 
     # ---- in the calling threads -----------------------------------------------------------
 
-    def run(self, start: Callable[[LocalState, float], Operation[T]]) -> T:
+    def run(
+        self,
+        start: Callable[[LocalState, float], Operation[T]],
+        bodies: Mapping[bytes, memoryview] = NO_BODIES,
+        progress: Progress | None = None,
+    ) -> T:
         """Carry out an operation. Raises what it raises, and NodeClosed.
+
+        ``bodies`` has the bytes, by token, of the large values that it writes; ``progress`` is told
+        how far their transfers have come.
 
         RuntimeError if the thread is inside of another one: in a destructor or signal handler.
         """
@@ -102,13 +142,17 @@ class Local:
             )
         self._inside.add(me)
         try:
-            return self._run(start)
+            return self._run(start, _Large(bodies, progress))
         finally:
             self._inside.discard(me)
             if self._closer is threading.current_thread():
                 self._shut()
 
-    def _run(self, start: Callable[[LocalState, float], Operation[T]]) -> T:
+    def _run(
+        self,
+        start: Callable[[LocalState, float], Operation[T]],
+        large: _Large,
+    ) -> T:
         channel: Channel | None = None
         done = False
         operation: Operation[T] | None = None
@@ -119,12 +163,12 @@ class Local:
                 operation = start(self.state, now)
                 step = self._advance(operation, None)
             while True:
-                if isinstance(step, Ask):
+                if not isinstance(step, Until):
                     channel = channel or self._link.channels.take()
-                    reply, sent = self._ask(channel, step)
+                    resumed = self._carry_out(channel, step, large)
                     with self._lock:
                         self._check_open()
-                        step = self._advance(operation, Resumed(clock.now(), reply, sent))
+                        step = self._advance(operation, resumed._replace(now=clock.now()))
                 else:
                     with self._lock:
                         self._wait(step)
@@ -169,22 +213,73 @@ class Local:
         if self._waiting:
             self._changed.notify_all()
 
+    def _carry_out(self, channel: Channel, step: Ask | Obtain | Supply, large: _Large) -> Resumed:
+        """Do what an operation has to wait for, without the lock."""
+        if isinstance(step, Ask):
+            reply, sent = self._ask(channel, step)
+            return Resumed(0, reply, sent)
+        request = step.envelope[2]
+        told = large.told(step.stored.size)
+
+        def move(transfer: Transfer[None]) -> None:
+            self._move(channel, transfer, request, told)
+
+        try:
+            if isinstance(step, Obtain):
+                return Resumed(0, held=self.large.obtain(step, move))
+            body = large.bodies[step.stored.token]
+            move(upload(step.envelope, step.stored, body, clock.now(), step.patience))
+        except TransferFailed as failed:
+            return Resumed(0, failed=failed)
+        except Damaged:
+            raise ValueCorrupt("the value was damaged on its way, or at Global") from None
+        return Resumed(0)
+
     def _ask(self, channel: Channel, step: Ask) -> tuple[Reply | None, bool]:
         """Send a request; the reply that bears its number, if it comes in time; whether it left."""
         request = step.message
         if not channel.send(wire.encode(request), step.until - clock.now()):
             return None, False
+        reply = self._reply(channel, request.request, step.until)
+        if reply is not None:
+            _verify(request, reply)
+        return reply, True
+
+    def _move(
+        self,
+        channel: Channel,
+        transfer: Transfer[None],
+        request: int,
+        told: Callable[[Reply | None], None],
+    ) -> None:
+        """Carry out a transfer to its end."""
+        try:
+            step = next(transfer)
+            while True:
+                self._check_open()
+                if isinstance(step, Send):
+                    frame, data = wire.encode(step.message), wire.data_of(step.message)
+                    sent = channel.send(frame, step.until - clock.now(), data)
+                    step = transfer.send(Moved(clock.now(), sent=sent))
+                else:
+                    reply = self._reply(channel, request, step.until)
+                    told(reply)
+                    step = transfer.send(Moved(clock.now(), reply))
+        except StopIteration:
+            return
+
+    def _reply(self, channel: Channel, request: int, until: float) -> Reply | None:
+        """The next reply that bears this number, if one comes in time."""
         while True:
-            left = step.until - clock.now()
-            frame = channel.receive(min(left, WAIT_MAX))
-            if frame is None and left > WAIT_MAX and not self._stopping:
+            left = until - clock.now()
+            arrived = channel.receive(min(left, WAIT_MAX))
+            if arrived is None and left > WAIT_MAX and not self._stopping:
                 continue
-            if frame is None:
-                return None, True
-            message = self._decode(frame)
-            if isinstance(message, REPLIES) and message.request == request.request:
-                _verify(request, message)
-                return message, True
+            if arrived is None:
+                return None
+            message = self._decode(*arrived)
+            if isinstance(message, REPLIES) and message.request == request:
+                return message
 
     def _check_open(self) -> None:
         if self._stopping:
@@ -203,6 +298,7 @@ class Local:
                         self.state.goodbye(clock.now())
         finally:
             self._control.close()
+            self.large.close()
             if self._closer is threading.current_thread():
                 self._link.close()
 
@@ -221,6 +317,7 @@ class Local:
         self._perform(effects)
         if self._stopping and until is None:
             return
+        self._look(clock.now())
         self._control.wait(min(wake_at, until or wake_at) - clock.now())
         up = self._control.reconnected()
         frames = self._control.receive()
@@ -243,8 +340,11 @@ class Local:
                 self._control.send(wire.encode(effect.message))
             elif isinstance(effect, Subscribe):
                 self._subscribe(effect.publisher)
-            elif self._on_deletion is not None:
-                self._announce(effect, self._on_deletion)
+                self.large.joined(self.state.epoch)
+            else:
+                self.large.drop(effect.tokens)
+                if self._on_deletion is not None:
+                    self._announce(effect, self._on_deletion)
 
     def _subscribe(self, publisher: str) -> None:
         try:
@@ -260,9 +360,24 @@ class Local:
             except BaseException:
                 log.exception("on_deletion(%r) failed", key)
 
-    def _decode(self, frame: bytes) -> ToLocal | None:
+    def _look(self, now: float) -> None:
+        """Give up cached values whose files have been evicted: they keep the memory taken."""
+        if not self._unlooked:
+            if now < self._look_at:
+                return
+            with self._lock:
+                self._unlooked = list(self.state.cache.shared.values())
+            self._look_at = now + LOOK_EVERY
+        some, self._unlooked = self._unlooked[:LOOK_MAX], self._unlooked[LOOK_MAX:]
+        evicted = self.large.evicted(some)
+        with self._lock:
+            for entry in evicted:
+                if self.state.entries.get(entry.key) is entry:
+                    self.state.cache.discard(entry.key)
+
+    def _decode(self, frame: bytes, data: Buffer | None = None) -> ToLocal | None:
         try:
-            return wire.decode_to_local(frame)
+            return wire.decode_to_local(frame, data)
         except BadMessage as error:
             self.malformed += 1
             if isinstance(error, wire.OtherVersion):

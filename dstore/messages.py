@@ -14,10 +14,22 @@ from enum import IntEnum
 from typing import NamedTuple, TypeAlias
 
 Key: TypeAlias = str
+Buffer: TypeAlias = bytes | memoryview
 Route: TypeAlias = bytes
 """How Global reaches one DEALER: the identity that its ROUTER socket gave the connection."""
 
 NO_SESSION = 0
+
+
+class Large(NamedTuple):
+    """Stands for the bytes of a large value, which travel in chunks: how many, and their digest."""
+
+    size: int
+    digest: bytes
+
+
+Body: TypeAlias = bytes | memoryview | Large
+"""The bytes of a value (read-only), or what stands for them."""
 
 
 class Stored(NamedTuple):
@@ -25,7 +37,18 @@ class Stored(NamedTuple):
 
     token: bytes
     codec: str
-    body: bytes
+    body: Body
+
+    @property
+    def size(self) -> int:
+        """The length of the value in bytes."""
+        body = self.body
+        return body.size if type(body) is Large else len(body)
+
+    @property
+    def inline(self) -> int:
+        """How many bytes of it travel within a message."""
+        return 0 if type(self.body) is Large else len(self.body)
 
 
 class Found(NamedTuple):
@@ -46,6 +69,7 @@ class SetStatus(IntEnum):
     MISMATCH = 4  # the value does not hash to the content address it was to be bound to
     TOO_LARGE = 5
     FAILED = 6  # the engine raised
+    ABSENT = 7  # its bytes are not here: upload them, and ask again
 
 
 class SetResult(NamedTuple):
@@ -93,6 +117,10 @@ class Refusal(IntEnum):
     STALE_WRITE = 4  # its sender has said that it no longer waits for it
     CLOSING = 5
     BUSY = 6
+    GONE = 7  # the large value that is asked for is not here, or not any more
+    DAMAGED = 8  # an upload does not have the digest that was announced
+    FULL = 9
+    TOO_LARGE = 10
 
 
 # ---- from a Local to Global -------------------------------------------------------------------
@@ -175,6 +203,36 @@ class Del(NamedTuple):
     keys: list[Key]
 
 
+class Fetch(NamedTuple):
+    """Ask for ``count`` bytes of a large value from ``offset``. One request number per transfer."""
+
+    epoch: int
+    session: int
+    request: int
+    token: bytes
+    offset: int
+    length: int
+
+
+class Stage(NamedTuple):
+    """Upload a part of a large value. ``stored`` is what a SET will name when all is there."""
+
+    epoch: int
+    session: int
+    request: int
+    stored: Stored
+    offset: int
+    data: Buffer
+
+
+class Unstage(NamedTuple):
+    """Give up an upload. Not answered."""
+
+    epoch: int
+    session: int
+    token: bytes
+
+
 class Scan(NamedTuple):
     """Ask for one page of the keys that begin with ``prefix``, after the key ``after``."""
 
@@ -206,7 +264,8 @@ class Welcome(NamedTuple):
     seq: int
     lease: float
     publisher: str
-    value_bytes_max: int
+    value_limit: int
+    large_from: int
 
 
 class Synced(NamedTuple):
@@ -261,6 +320,28 @@ class DelReply(NamedTuple):
     items: list[DelResult]
 
 
+class Chunk(NamedTuple):
+    """Bytes of a large value from ``offset``."""
+
+    epoch: int
+    session: int
+    request: int
+    token: bytes
+    offset: int
+    data: Buffer
+
+
+class Staged(NamedTuple):
+    """Of an upload the first ``received`` bytes are here; ``credit`` more may be under way."""
+
+    epoch: int
+    session: int
+    request: int
+    token: bytes
+    received: int
+    credit: int
+
+
 class ScanReply(NamedTuple):
     """One page of keys. ``after`` continues the scan; empty when it has ended."""
 
@@ -299,9 +380,10 @@ class Publication(NamedTuple):
     holders: list[int]
 
 
-Request: TypeAlias = Get | Set | Del | Scan | Stats
-ToGlobal: TypeAlias = Hello | Sync | Ack | Goodbye | Request
-Reply: TypeAlias = GetReply | SetReply | DelReply | ScanReply | StatsReply | Refused
-REPLIES = (GetReply, SetReply, DelReply, ScanReply, StatsReply, Refused)
+Request: TypeAlias = Get | Set | Del | Scan | Stats | Fetch | Stage
+ToGlobal: TypeAlias = Hello | Sync | Ack | Goodbye | Unstage | Request
+Answered: TypeAlias = GetReply | SetReply | DelReply | ScanReply | StatsReply
+Reply: TypeAlias = Answered | Chunk | Staged | Refused
+REPLIES = (GetReply, SetReply, DelReply, ScanReply, StatsReply, Chunk, Staged, Refused)
 ToLocal: TypeAlias = Welcome | Synced | Farewell | Reply | Publication
 Message: TypeAlias = ToGlobal | ToLocal

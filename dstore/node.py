@@ -10,36 +10,22 @@ import threading
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import partial
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any, TypeVar
 
-from dstore import clock, codec, config, content, translate
-from dstore.core import operations
+from dstore import clock, config, translate
+from dstore.codecs import Codec, Codecs
 from dstore.core.cache import Entry
 from dstore.core.local_state import LocalState
-from dstore.core.operations import Answer
-from dstore.errors import (
-    InvalidKey,
-    KeyMissing,
-    KeyOccupied,
-    NodeClosed,
-    ValueTooLarge,
-)
-from dstore.local import Local, random16
-from dstore.messages import DelResult, Key, SetItem, SetStatus, Stored
+from dstore.errors import InvalidKey, NodeClosed
+from dstore.files import Fetched, Path, Progress
+from dstore.local import Local
+from dstore.messages import Key, Stored
 from dstore.translate import Deletion
 from dstore.transport import addresses
+from dstore.verbs import RAISE, Lookup, Run, Verb, Verbs
 
-_RAISE: Any = object()
-
-
-class Lookup(NamedTuple):
-    """A value, whether this Local answered, and whether it holds the value now."""
-
-    value: Any
-    from_local: bool
-    cached: bool
+T = TypeVar("T")
 
 
 class Node:
@@ -55,10 +41,10 @@ class Node:
         ``tcp://127.0.0.1:50051``.
     timeout
         Seconds until a call gives up; for many keys, that travel in several messages, of each
-        message. A write may take one lease longer, since it may have to wait for the lease of a
-        Local that died.
+        message; for a large value, for which it may stand still on its way. A write may take one
+        lease longer, since it may have to wait for the lease of a Local that died.
     cache_bytes
-        The most that the cache may take; what is read least goes first (SIEVE).
+        The most that the cache may take in this process; what is read least goes first (SIEVE).
     stale_ok
         Whether :meth:`get` may answer from the cache when the lease has lapsed, that is when
         Global cannot be reached. Such an answer may have been deleted meanwhile.
@@ -68,13 +54,26 @@ class Node:
         Called with each key that the cache held and that has been deleted, from the background
         thread; it must be quick. It is not told what goes with a whole cache, when too much was
         missed or Global has restarted.
+    pickle
+        Whether values that no other codec takes are pickled, and such values unpickled. Unpickling
+        runs code that the writer of the value has chosen: only among programs that trust each
+        other.
+    codecs
+        A :class:`dstore.Codec` for each further type of values.
+    shm
+        The folder, in memory, of large values, which all processes of this host and user share.
+        Default: ``$DSTORE_SHM``, else ``/dev/shm`` where there is one. Empty: every process has its
+        own copies.
+    shm_limit
+        Bytes that copies there may take on this host; what was read least recently goes first.
+        Default: half of the file system.
 
     Raises
     ------
     AddressError
         ``address`` is malformed.
     ValueError
-        ``timeout`` or ``label`` is out of range.
+        ``timeout`` or ``label`` is out of range, or ``codecs`` do not fit together.
     GlobalUnavailable
         The system gives no more sockets.
 
@@ -94,19 +93,22 @@ class Node:
         stale_ok: bool = False,
         label: str = "",
         on_deletion: Callable[[str | bytes], None] | None = None,
+        pickle: bool = False,
+        codecs: Iterable[Codec] = (),
+        shm: str | None = None,
+        shm_limit: int | None = None,
     ) -> None:
         if not 0 < timeout < config.TIMEOUT_MAX:
             raise ValueError(f"a timeout is above 0 and below {config.TIMEOUT_MAX:g} seconds")
         self.address = addresses.check(address or config.address_default())
-        self.timeout = timeout
         self._cache_bytes = cache_bytes
-        self._stale_ok = stale_ok
+        self._verbs = Verbs(Codecs(codecs, pickle=pickle), timeout, stale_ok)
+        self._shm = shm
+        self._shm_limit = shm_limit
         if len(label) > config.LABEL_MAX or not label.isprintable():
             raise ValueError(f"a label is at most {config.LABEL_MAX} printable characters")
         self._label = label
         self._on_deletion = on_deletion
-        self._hits = 0
-        self._misses = 0
         self._closed = False
         self._local: Local | None = None
         self._state = _absent()
@@ -114,57 +116,69 @@ class Node:
         _nodes.add(self)
         self._here()
 
+    @property
+    def timeout(self) -> float:
+        """Seconds until a call gives up. May be changed."""
+        return self._verbs.timeout
+
+    @timeout.setter
+    def timeout(self, seconds: float) -> None:
+        self._verbs.timeout = seconds
+
     def __repr__(self) -> str:
         state = "closed" if self._closed else f"{len(self._state.entries)} cached"
         return f"<dstore.Node {self.address} {state}>"
 
     # ---- reading --------------------------------------------------------------------------
 
-    def get(self, key: str | bytes, default: Any = _RAISE, *, stale_ok: bool | None = None) -> Any:
+    def get(self, key: str | bytes, default: Any = RAISE, *, stale_ok: bool | None = None) -> Any:
         """The value of ``key``, from the cache if it is there, else from Global.
 
-        Raises KeyMissing if nobody holds it and no ``default`` is given.
+        An array comes read-only, over memory that the processes of this host share, and so do
+        bytes of more than 1 MiB, as a memoryview. Raises KeyMissing if nobody holds the key and no
+        ``default`` is given.
         """
         entry = self._hit(key)
         if entry is not None:
             value = entry.value
-            return value if type(value) is not Stored else translate.opened(entry)
-        name = translate.key_name(key)
-        answer = self._read([name], stale_ok).get(name)
-        if answer is not None:
-            return translate.answered(answer)
-        if default is _RAISE:
-            raise KeyMissing(key)
-        return default
+            return value if type(value) is not Stored else self._verbs.opened(entry)
+        return self._do(self._verbs.get(key, default, stale_ok))
 
     def lookup(self, key: str | bytes, *, stale_ok: bool | None = None) -> Lookup:
         """Like :meth:`get`, and tells who answered. Raises KeyMissing."""
         entry = self._hit(key)
         if entry is not None:
-            return Lookup(translate.opened(entry), from_local=True, cached=True)
-        name = translate.key_name(key)
-        answer = self._read([name], stale_ok).get(name)
-        if answer is None:
-            raise KeyMissing(key)
-        return Lookup(translate.answered(answer), answer.from_local, answer.entry is not None)
+            return Lookup(self._verbs.opened(entry), from_local=True, cached=True)
+        return self._do(self._verbs.lookup(key, stale_ok))
+
+    def get_buffer(self, key: str | bytes) -> memoryview:
+        """The bytes of a value as they are stored, read-only, with no copy made.
+
+        Of bytes and text (UTF-8) these are themselves, of an array they are a ``.npy`` file.
+        Raises KeyMissing.
+        """
+        return self._do(self._verbs.get_buffer(key))
 
     def __contains__(self, key: str | bytes) -> bool:
-        """Whether the key is bound. The value is fetched, and cached, if it was not here."""
-        if self._hit(key) is not None:
-            return True
-        name = translate.key_name(key)
-        return name in self._read([name], None)
+        """Whether the key is bound. A value that is not large is fetched, and cached."""
+        return self._hit(key) is not None or self._do(self._verbs.contains(key))
 
     def get_many(self, keys: Iterable[str | bytes]) -> dict[Any, Any]:
         """The values of many keys, in few messages. Missing keys are absent.
 
         Each key is read on its own; the result is no snapshot.
         """
-        names = {key: translate.key_name(key) for key in keys}
-        answers = self._read(names.values(), None)
-        return {
-            key: translate.answered(answers[name]) for key, name in names.items() if name in answers
-        }
+        return self._do(self._verbs.get_many(keys))
+
+    def get_file(
+        self, key: str | bytes, path: Path, *, progress: Progress | None = None
+    ) -> Fetched:
+        """Write the bytes of a value, as they are stored, to a file; large ones piece by piece.
+
+        The file appears, in place of an older one, when all is written. Raises KeyMissing, and
+        OSError.
+        """
+        return self._do(self._verbs.get_file(key, path, progress))
 
     def _hit(self, key: str | bytes) -> Entry | None:
         """The entry of a key that this Local holds under a valid lease. Takes no lock.
@@ -182,19 +196,8 @@ class Node:
         if entry is None or clock.now() >= lease_end:
             return None
         entry.visited = True
-        self._hits += 1
+        self._verbs.hits += 1
         return entry
-
-    def _read(self, keys: Iterable[Key], stale_ok: bool | None) -> dict[Key, Answer]:
-        stale = self._stale_ok if stale_ok is None else stale_ok
-        wanted = set(keys)
-        answers = self._here().run(
-            lambda state, now: operations.get(state, wanted, now, now + self.timeout, stale)
-        )
-        hits = sum(answer.from_local for answer in answers.values())
-        self._hits += hits
-        self._misses += len(wanted) - hits
-        return answers
 
     def keys(self, prefix: str | bytes = "") -> Iterator[Any]:
         """The keys that begin with ``prefix``, page by page; bytes where they are not UTF-8.
@@ -204,18 +207,11 @@ class Node:
         start = translate.key_text(prefix)
         after = ""
         while True:
-            page = self._here().run(
-                partial(self._page, prefix=start, after=after, limit=config.KEYS_PAGE_DEFAULT)
-            )
+            page = self._do(self._verbs.page(start, after))
             yield from map(translate.public_key, page.keys)
             if not page.after:
                 return
             after = page.after
-
-    def _page(
-        self, state: LocalState, now: float, *, prefix: str, after: str, limit: int
-    ) -> operations.Operation[Any]:
-        return operations.scan(state, prefix, after, limit, now, now + self.timeout)
 
     # ---- writing --------------------------------------------------------------------------
 
@@ -226,24 +222,27 @@ class Node:
         value any more. Raises KeyOccupied, ValueTooLarge, StoreFull, OutcomeUnknown, and TypeError
         or ValueError for a value that cannot be stored.
         """
-        outcome = self._write([translate.set_item(key, value)], replace)[translate.key_name(key)]
-        if outcome.status is SetStatus.OCCUPIED:
-            raise KeyOccupied(key, local=outcome.local, updated=outcome.updated)
+        self._do(self._verbs.set(key, value, replace))
 
     def set_many(self, mapping: Mapping[Any, Any], *, replace: bool = False) -> list[Any]:
         """Bind many values, in few messages. The keys that were refused as occupied.
 
         Each key is bound on its own. After an exception some may have been bound.
         """
-        items = [translate.set_item(key, value) for key, value in mapping.items()]
-        if len({item.key for item in items}) < len(items):
-            raise InvalidKey("a key is there twice, as text and as bytes")
-        outcomes = self._write(items, replace)
-        return [
-            key
-            for key, item in zip(mapping, items)
-            if outcomes[item.key].status is SetStatus.OCCUPIED
-        ]
+        return self._do(self._verbs.set_many(mapping, replace))
+
+    def set_file(
+        self,
+        key: str | bytes,
+        path: Path,
+        *,
+        replace: bool = False,
+        progress: Progress | None = None,
+    ) -> None:
+        """Bind the bytes of a file to ``key``, read piece by piece. ``progress`` is told how far
+        it is. Raises what :meth:`set` raises, and OSError.
+        """
+        self._do(self._verbs.set_file(key, path, replace, progress))
 
     def put(self, value: Any) -> str:
         """Bind ``value`` to its content address, ``"b3:"`` and its BLAKE3 hash, and return that.
@@ -251,10 +250,15 @@ class Node:
         The same content always has the same key; putting it again changes nothing. For bytes the
         hash is what ``b3sum`` prints. Raises what :meth:`set` raises, but never KeyOccupied.
         """
-        name, body = codec.encode(value)
-        key = content.address(name, body)
-        self._write([SetItem(key, Stored(random16(), name, body))], False)
-        return key
+        return self._do(self._verbs.put(value))
+
+    def put_file(self, path: Path, *, progress: Progress | None = None) -> str:
+        """Bind the bytes of a file to their content address, and return that.
+
+        What is there already is read, to know its address, but not sent. Raises what :meth:`put`
+        raises, and OSError.
+        """
+        return self._do(self._verbs.put_file(path, progress))
 
     def delete(self, key: str | bytes, *, wait: bool = True) -> Deletion:
         """Delete ``key`` everywhere. From the return on no Local answers with its value any more.
@@ -264,36 +268,28 @@ class Node:
         that is waited for first.)
         Raises KeyMissing, OutcomeUnknown.
         """
-        name = translate.key_name(key)
-        deletion = translate.deletion(self._delete([name], wait)[name])
-        if deletion is None:
-            raise KeyMissing(key)
-        return deletion
+        return self._do(self._verbs.delete(key, wait))
 
     def delete_many(self, keys: Iterable[str | bytes], *, wait: bool = True) -> dict[Any, Deletion]:
         """Delete many keys, in few messages. Missing keys are absent from the result."""
-        names = {key: translate.key_name(key) for key in keys}
-        results = self._delete(list(names.values()), wait)
-        deletions = {key: translate.deletion(results[name]) for key, name in names.items()}
-        return {key: deletion for key, deletion in deletions.items() if deletion is not None}
+        return self._do(self._verbs.delete_many(keys, wait))
 
-    def _write(self, items: list[SetItem], replace: bool) -> dict[Key, operations.SetOutcome]:
+    def _do(self, verb: Verb[T]) -> T:
+        """Carry out a verb in this thread."""
         local = self._here()
-        limit = local.state.value_bytes_max or config.VALUE_BYTES_MAX
-        for item in items:
-            if len(item.stored.body) > limit:
-                raise ValueTooLarge(len(item.stored.body), limit)
-        outcomes = local.run(
-            lambda state, now: operations.set_(state, items, replace, now, now + self.timeout)
-        )
-        for item in items:
-            translate.check_written(item, outcomes[item.key].status, limit)
-        return outcomes
-
-    def _delete(self, keys: list[Key], wait: bool) -> dict[Key, DelResult]:
-        return self._here().run(
-            lambda state, now: operations.delete(state, keys, wait, now, now + self.timeout)
-        )
+        result: Any = None
+        try:
+            while True:
+                step = verb.send(result)
+                if isinstance(step, Run):
+                    result = local.run(step.start, step.bodies, step.progress)
+                else:
+                    result = step.do(local.state, local.large)
+        except StopIteration as stop:
+            done: T = stop.value
+            return done
+        finally:
+            verb.close()
 
     # ---- figures --------------------------------------------------------------------------
 
@@ -309,8 +305,8 @@ class Node:
             "label": self._label_here(),
             "session": state.session,
             "epoch": f"{state.epoch:016x}",
-            "hits": self._hits,
-            "misses": self._misses,
+            "hits": self._verbs.hits,
+            "misses": self._verbs.misses,
             **state.counters,
             "evictions": state.cache.evictions,
             "keys": len(state.entries),
@@ -324,7 +320,7 @@ class Node:
 
     def global_stats(self) -> dict[str, Any]:
         """Figures of Global, which is asked for them."""
-        return self._here().run(lambda state, now: operations.stats(state, now, now + self.timeout))
+        return self._do(self._verbs.global_stats())
 
     # ---- life -----------------------------------------------------------------------------
 
@@ -334,7 +330,7 @@ class Node:
         Raises GlobalUnavailable.
         """
         patience = self.timeout if timeout is None else timeout
-        self._here().run(lambda state, now: operations.join(state, now, now + patience))
+        self._do(self._verbs.join(patience))
 
     def close(self) -> None:
         """Say goodbye and give everything back. Idempotent."""
@@ -372,6 +368,8 @@ class Node:
                     label=self._label_here(),
                     cache_bytes=self._cache_bytes,
                     on_deletion=_announcer(self._on_deletion),
+                    shm=self._shm,
+                    shm_limit=self._shm_limit,
                 )
                 self._state = self._local.state
                 self._dropped = weakref.finalize(self, _abandon, self._local, self.address)

@@ -1,21 +1,12 @@
-"""Between what a program says and what the protocol says: keys, values, outcomes."""
+"""Between what a program says and what the protocol says: keys and outcomes."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from dstore import codec, config, content
-from dstore.core.cache import Entry
-from dstore.core.operations import Answer
-from dstore.errors import (
-    InvalidKey,
-    RequestRefused,
-    StoreFull,
-    ValueCorrupt,
-    ValueTooLarge,
-)
-from dstore.local import random16
-from dstore.messages import DelResult, DelStatus, Key, SetItem, SetStatus, Stored
+from dstore import config, content
+from dstore.errors import InvalidKey, RequestRefused, StoreFull, ValueCorrupt
+from dstore.messages import DelResult, DelStatus, Key, SetItem, SetStatus
 from dstore.wire import key_bytes
 
 
@@ -63,31 +54,14 @@ def public_key(key: Key) -> str | bytes:
         return raw
 
 
-def set_item(key: str | bytes, value: Any) -> SetItem:
+def settable(key: str | bytes) -> Key:
+    """The name of a key that a program may bind a value of its choice to."""
     name = key_name(key)
     if content.is_address(name):
         raise InvalidKey(
             f"keys that begin with {config.CONTENT_PREFIX!r} are content addresses; use put()"
         )
-    return SetItem(name, Stored(random16(), *codec.encode(value)))
-
-
-def opened(entry: Entry) -> Any:
-    """The value of an entry; an immutable one is kept, so that it is decoded once."""
-    value = entry.value
-    if type(value) is not Stored:
-        return value
-    value, immutable = codec.decode(value)
-    if immutable:
-        entry.value = value
-    return value
-
-
-def answered(answer: Answer) -> Any:
-    if answer.entry is not None:
-        return opened(answer.entry)
-    assert answer.stored is not None
-    return codec.decode(answer.stored)[0]
+    return name
 
 
 def deletion(result: DelResult) -> Deletion | None:
@@ -98,15 +72,13 @@ def deletion(result: DelResult) -> Deletion | None:
     return Deletion(result.confirmed, result.expired, result.pending)
 
 
-def check_written(item: SetItem, status: SetStatus, limit: int) -> None:
+def check_written(item: SetItem, status: SetStatus) -> None:
     if status is SetStatus.FULL:
         raise StoreFull(
-            f"Global has no room for {item.key!r} ({len(item.stored.body):,} bytes); delete "
+            f"Global has no room for {item.key!r} ({item.stored.size:,} bytes); delete "
             "something, or start it with a higher --memory-limit (if the key is just being "
             "deleted or replaced: too many large writes wait for that; try again)"
         )
-    if status is SetStatus.TOO_LARGE:
-        raise ValueTooLarge(len(item.stored.body), limit)
     if status is SetStatus.MISMATCH:
         raise ValueCorrupt(f"the value was damaged on its way: it does not hash to {item.key}")
     if status is SetStatus.FAILED:

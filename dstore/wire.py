@@ -1,7 +1,8 @@
 """Messages to frames and back: the only user of msgpack on the wire.
 
 A frame is ``b"dS"``, one byte of protocol version, and one msgpack array: the number of the
-operation, then the fields of the message in their order in :mod:`dstore.messages`. Decoding
+operation, then the fields of the message in their order in :mod:`dstore.messages`. The ``data`` of
+a chunk is not packed: it is a second frame, so that it is copied nowhere on its way. Decoding
 checks the type and the bounds of every field, since a frame may come from anybody: whatever is
 wrong with it, the one exception is BadMessage.
 """
@@ -13,21 +14,26 @@ from typing import Any, TypeVar
 
 import msgpack
 
-from dstore.config import KEY_BYTES_MAX, KEYS_PER_MESSAGE_MAX, LABEL_MAX
+from dstore.config import CHUNK_BYTES_MAX, KEY_BYTES_MAX, KEYS_PER_MESSAGE_MAX, LABEL_MAX
 from dstore.errors import BadMessage
 from dstore.messages import (
     Ack,
+    Body,
+    Buffer,
+    Chunk,
     Del,
     DelReply,
     DelResult,
     DelStatus,
     Farewell,
+    Fetch,
     Found,
     Get,
     GetReply,
     Goodbye,
     Hello,
     Key,
+    Large,
     Message,
     Publication,
     Refusal,
@@ -39,6 +45,8 @@ from dstore.messages import (
     SetReply,
     SetResult,
     SetStatus,
+    Stage,
+    Staged,
     Stats,
     StatsReply,
     Stored,
@@ -46,11 +54,12 @@ from dstore.messages import (
     Synced,
     ToGlobal,
     ToLocal,
+    Unstage,
     Welcome,
 )
 
 MAGIC = b"dS"
-VERSION = 1
+VERSION = 2
 PREFIX = MAGIC + bytes([VERSION])
 
 CODEC_NAME_MAX = 64
@@ -187,14 +196,38 @@ def _codec(field: Any) -> str:
     return name
 
 
-def _body(field: Any) -> bytes:
-    if type(field) is not bytes:
-        raise BadMessage(f"expected the bytes of a value, got {_shown(field)}")
+def _body(field: Any) -> Body:
+    return field if type(field) is bytes else _large(field)
+
+
+def _digest(field: Any) -> bytes:
+    if type(field) is not bytes or len(field) != 32:
+        raise BadMessage(f"expected a digest of 32 bytes, got {_shown(field)}")
     return field
 
 
+def _size(field: Any) -> int:
+    if not 1 <= _uint(field) < 1 << 62:
+        raise BadMessage(f"a large value has at least one byte, not {_shown(field)}")
+    return int(field)
+
+
+def _length(field: Any) -> int:
+    if not 1 <= _uint(field) <= CHUNK_BYTES_MAX:
+        raise BadMessage(f"a chunk has 1 to {CHUNK_BYTES_MAX} bytes, not {_shown(field)}")
+    return int(field)
+
+
+def _data(field: Any) -> Buffer:
+    if not 1 <= len(field) <= CHUNK_BYTES_MAX:
+        raise BadMessage(f"a chunk has 1 to {CHUNK_BYTES_MAX} bytes, not {len(field)}")
+    return field  # type: ignore[no-any-return]
+
+
 _keys = _batch(_key)
+_large = _record(Large, _size, _digest)
 _stored = _record(Stored, _id16, _codec, _body)
+_upload = _record(Stored, _id16, _codec, _large)
 _found = _optional(_record(Found, _uint, _bool, _stored))
 _set_result = _record(SetResult, _enum(SetStatus), _uint, _bool, _found, _uint, _uint)
 _del_result = _record(DelResult, _enum(DelStatus), _uint, _uint, _uint, _uint)
@@ -212,10 +245,13 @@ _TO_GLOBAL: dict[int, tuple[type[ToGlobal], tuple[Check, ...]]] = {
     7: (Del, (*_asked, _uint, _uint, _bool, _keys)),
     8: (Scan, (*_asked, _text, _text, _uint)),
     9: (Stats, _asked),
+    10: (Fetch, (*_asked, _id16, _uint, _length)),
+    11: (Stage, (*_asked, _upload, _uint, _data)),
+    12: (Unstage, (_uint, _uint, _id16)),
 }
 
 _TO_LOCAL: dict[int, tuple[type[ToLocal], tuple[Check, ...]]] = {
-    65: (Welcome, (_uint, _uint, _id16, _uint, _span, _text, _uint)),
+    65: (Welcome, (_uint, _uint, _id16, _uint, _span, _text, _uint, _uint)),
     66: (Synced, (_uint, _uint, _uint, _uint, _uint, _optional(_list(_key)))),
     67: (Farewell, (_uint, _uint)),
     68: (GetReply, (*_asked, _list(_found))),
@@ -225,6 +261,8 @@ _TO_LOCAL: dict[int, tuple[type[ToLocal], tuple[Check, ...]]] = {
     72: (StatsReply, (*_asked, _figures)),
     73: (Refused, (*_asked, _enum(Refusal), _text)),
     74: (Publication, (_uint, _uint, _list(_key), _list(_uint))),
+    75: (Chunk, (*_asked, _id16, _uint, _data)),
+    76: (Staged, (*_asked, _id16, _uint, _uint)),
 }
 
 _NUMBER: dict[type[Message], int] = {
@@ -232,28 +270,43 @@ _NUMBER: dict[type[Message], int] = {
 }
 
 
+_WITH_DATA = (Stage, Chunk)
+
+
 def encode(message: Message) -> bytes:
-    """The frame of a message."""
+    """The frame of a message; of one with data the first frame, without the data."""
+    fields = message[:-1] if type(message) in _WITH_DATA else message
     packed: bytes = msgpack.packb(
-        (_NUMBER[type(message)], *message), unicode_errors="surrogateescape"
+        (_NUMBER[type(message)], *fields), unicode_errors="surrogateescape"
     )
     return PREFIX + packed
 
 
-def decode_to_global(frame: bytes) -> ToGlobal:
+def data_of(message: Message) -> Buffer | None:
+    """The second frame of a message, if it has one."""
+    return message.data if isinstance(message, _WITH_DATA) else None
+
+
+def decode_to_global(frame: Buffer, data: Buffer | None = None) -> ToGlobal:
     """The message in a frame that a Local sent. Raises BadMessage."""
-    return _decode(frame, _TO_GLOBAL)
+    return _decode(frame, data, _TO_GLOBAL)
 
 
-def decode_to_local(frame: bytes) -> ToLocal:
+def decode_to_local(frame: Buffer, data: Buffer | None = None) -> ToLocal:
     """The message in a frame that Global sent. Raises BadMessage."""
-    return _decode(frame, _TO_LOCAL)
+    return _decode(frame, data, _TO_LOCAL)
 
 
-def _decode(frame: bytes, table: dict[int, tuple[type[T], tuple[Check, ...]]]) -> T:
+def _decode(
+    frame: Buffer, data: Buffer | None, table: dict[int, tuple[type[T], tuple[Check, ...]]]
+) -> T:
     number, *fields = _unpack(frame)
     kind, checks = _lookup(table, number)
     try:
+        if (data is not None) != (kind in _WITH_DATA):
+            raise BadMessage(f"expected {1 + (kind in _WITH_DATA)} frames")
+        if data is not None:
+            fields.append(data)
         if len(fields) != len(checks):
             raise BadMessage(f"expected {len(checks)} fields, got {len(fields)}")
         return kind(*[check(field) for check, field in zip(checks, fields)])
@@ -261,7 +314,7 @@ def _decode(frame: bytes, table: dict[int, tuple[type[T], tuple[Check, ...]]]) -
         raise _malformed(kind, fields, error) from None
 
 
-def _unpack(frame: bytes) -> list[Any]:
+def _unpack(frame: Buffer) -> list[Any]:
     if frame[:2] != MAGIC:
         raise BadMessage("not a frame of dstore")
     if frame[2:3] != PREFIX[2:]:

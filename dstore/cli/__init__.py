@@ -1,4 +1,5 @@
-"""The ``dstore`` command. ``arguments`` reads the line, ``oneshot`` and ``serve`` do the work.
+"""The ``dstore`` command. ``arguments`` reads the line, with ``kinds`` to check its parts;
+``oneshot`` and ``serve`` do the work.
 
 What a command needs (ZeroMQ, the line editor) is imported by that command alone, so that
 ``dstore get`` in a shell loop starts quickly.
@@ -31,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         console.drop_stdout()
         return console.EXIT_PIPE_CLOSED
-    except (errors.DstoreError, TypeError, ValueError, OSError) as error:
+    except (errors.DstoreError, TypeError, ValueError, OSError, MemoryError) as error:
         console.complain(_said(error, address))
         _flush_or_drop()
         return _exit_code(error)
@@ -58,14 +59,12 @@ def _said(error: Exception, address: str) -> str:
         return f"{console.one_line(error)} (address: {console.plain(address)})"
     if isinstance(error, errors.KeyOccupied):
         return f"{error.key!r} is occupied; delete it first, or use --replace"
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    return console.one_line(error)
+    return console.said(error)
 
 
 def _exit_code(error: Exception) -> int:
     if isinstance(error, (errors.GlobalUnavailable, errors.OutcomeUnknown)):
         return console.EXIT_UNREACHED
-    if isinstance(error, (TypeError, ValueError, OSError)):
+    if isinstance(error, (TypeError, ValueError, OSError, MemoryError)):
         return console.EXIT_USAGE
     return console.EXIT_REFUSED

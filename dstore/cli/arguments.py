@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import math
-import os
-import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from dstore import config, console
+from dstore.cli.kinds import address, as_passed, between, between_sizes, count, folder, size
+
+SHM_VARIABLE = "DSTORE_SHM"
+SHM_DEFAULT = "/dev/shm"
 
 EPILOG = f"""\
 Every command takes --help. Without --address, ${config.ADDRESS_VARIABLE} names Global, and without
-that it is {config.ADDRESS_DEFAULT}.
+that it is {config.ADDRESS_DEFAULT}. ${SHM_VARIABLE} is the folder, in memory, where the processes
+of a host share one copy of each large value (default: {SHM_DEFAULT}; empty: none).
 
 Exit codes: {console.EXIT_OK} done; {console.EXIT_REFUSED} the key is missing or occupied, or the \
 store is full; {console.EXIT_USAGE} wrong usage
@@ -22,8 +24,6 @@ or bad input; {console.EXIT_UNREACHED} Global cannot be reached.
 """
 STDIN_CLOSED = "standard input is closed, so there is nothing to read"
 WORKERS_MAX = 64
-
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:I?B)?", re.IGNORECASE)
 
 
 class Parser(argparse.ArgumentParser):
@@ -137,6 +137,29 @@ def _add_programs(commands: _Commands[Parser]) -> None:
         help="refuse more than this, for example 512M or 4G (default: 4G)",
     )
     serve.add_argument(
+        "--value-limit",
+        type=size,
+        default=config.VALUE_LIMIT_DEFAULT,
+        metavar="SIZE",
+        help="refuse a value that has more than this (default: 4G)",
+    )
+    serve.add_argument(
+        "--large-from",
+        type=between_sizes(config.LARGE_FROM_MIN, config.INLINE_BYTES_MAX),
+        default=config.LARGE_FROM_DEFAULT,
+        metavar="SIZE",
+        help="from this size on a value travels in chunks, and the processes of a host share one "
+        "copy of it (default: 64K)",
+    )
+    serve.add_argument(
+        "--shm",
+        type=folder,
+        metavar="DIR",
+        help="a folder in memory (a tmpfs) for large values, where the processes of this host read "
+        f'them; "" for none, so that each has its own copies (default: ${SHM_VARIABLE}, else '
+        f"{SHM_DEFAULT})",
+    )
+    serve.add_argument(
         "-v", "--verbose", action="count", default=0, help="log more, twice for all of it"
     )
     serve.add_argument("-q", "--quiet", action="store_true", help="log errors only")
@@ -171,16 +194,28 @@ def _add_value(parser: Parser) -> None:
         "value", nargs="?", help="stored as text; without it, or for -, stdin is stored as bytes"
     )
     parser.add_argument("--file", metavar="F", help="store the bytes of a file instead")
+    _add_quiet(parser)
+
+
+def _add_quiet(parser: Parser) -> None:
+    parser.add_argument(
+        "-q", "--quiet", action="store_true", help="no bar that shows how far a large file is"
+    )
 
 
 def _add_readers(commands: _Commands[Parser]) -> None:
     get = _add_client(commands, "get", _oneshot("get"), "write a key's value to standard output")
     get.epilog = (
-        "Bytes and text are written as they are, other values as JSON (bytes in them as Base64). "
-        "A newline is added to text and JSON on a terminal, and nowhere else."
+        "Bytes and text are written as they are, a NumPy array as a .npy file (on a terminal as "
+        "NumPy shows it), other values as JSON (bytes in them as Base64). A value that only some "
+        "program can read, such as a pickled one, is written as it is stored, but not to a "
+        "terminal. A newline is added to text and JSON on a terminal, and nowhere else."
     )
     get.add_argument("key", type=as_passed)
-    get.add_argument("-o", "--output", metavar="FILE", help="write to a file")
+    get.add_argument(
+        "-o", "--output", metavar="FILE", help="write to a file, which appears when it is whole"
+    )
+    _add_quiet(get)
 
     keys = _add_client(commands, "keys", _oneshot("keys"), "list keys, one on each line")
     keys.add_argument("prefix", type=as_passed, nargs="?", default="")
@@ -221,55 +256,3 @@ def _oneshot(name: str) -> Callable[[argparse.Namespace], int]:
         return command(options)
 
     return run
-
-
-# Kinds of arguments -------------------------------------------------------------------------
-
-
-def address(text: str) -> str:
-    """An address; ``tcp://`` may be left out, as it is where dstore prints one."""
-    return text if "://" in text else f"tcp://{text}"
-
-
-def as_passed(text: str) -> str | bytes:
-    """An argument as the shell passed it: text, or bytes where these are not UTF-8."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return os.fsencode(text)
-    return text
-
-
-def between(low: float, high: float, unit: str) -> Callable[[str], float]:
-    """A number in a range."""
-
-    def convert(text: str) -> float:
-        try:
-            number = float(text)
-        except ValueError:
-            number = math.nan
-        if not low <= number <= high:
-            raise argparse.ArgumentTypeError(f"{text!r} is not between {low:g} and {high:g} {unit}")
-        return number
-
-    return convert
-
-
-def count(high: int) -> Callable[[str], int]:
-    """A whole number from 1 on."""
-
-    def convert(text: str) -> int:
-        if not text.isdecimal() or not 1 <= int(text) <= high:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to {high:,}")
-        return int(text)
-
-    return convert
-
-
-def size(text: str) -> int:
-    """A number of bytes, with K, M, G or T for powers of 1024."""
-    match = _SIZE.fullmatch(text.strip())
-    number = float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " ") if match else 0
-    if not 1 <= number <= 2**63:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a size, such as 512M or 4G")
-    return int(number)

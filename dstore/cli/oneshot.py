@@ -5,32 +5,39 @@ Each returns its exit code and raises what goes wrong; ``main`` turns that into 
 
 from __future__ import annotations
 
-import base64
 import json
 import sys
 from argparse import Namespace
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, BinaryIO
 
-from dstore import config, console
-from dstore.cli.arguments import STDIN_CLOSED, as_passed
+from dstore import console
+from dstore.cli.arguments import STDIN_CLOSED
+from dstore.cli.kinds import as_passed
+from dstore.errors import UnknownCodec
 from dstore.node import Node
+from dstore.repl import text, values
+from dstore.repl.bar import progress_bar
+from dstore.repl.show import array_repr, is_array
 
 
 def set_(options: Namespace) -> int:
     """Bind a value to a key."""
-    value = _value(options)
-    with _node(options) as node:
-        node.set(options.key, value, replace=options.replace)
+    large = _large_file(options)
+    value = None if large else _value(options)
+    with _node(options) as node, progress_bar(quiet=options.quiet) as progress:
+        if large:
+            node.set_file(options.key, large, replace=options.replace, progress=progress)
+        else:
+            node.set(options.key, value, replace=options.replace)
     return console.EXIT_OK
 
 
 def put(options: Namespace) -> int:
     """Store a value under its content address and print that."""
-    value = _value(options)
-    with _node(options) as node:
-        print(node.put(value))
+    large = _large_file(options)
+    value = None if large else _value(options)
+    with _node(options) as node, progress_bar(quiet=options.quiet) as progress:
+        address = node.put_file(large, progress=progress) if large else node.put(value)
+    print(address)
     return console.EXIT_OK
 
 
@@ -46,17 +53,28 @@ def delete(options: Namespace) -> int:
 
 def get(options: Namespace) -> int:
     """Write a value, and nothing else, to standard output or a file."""
-    with _node(options) as node:
-        value = node.get(options.key)
-    data = written(value)
-    if options.output not in (None, "-"):
-        Path(options.output).write_bytes(data)
-        return console.EXIT_OK
-    sys.stdout.buffer.write(data)
-    if sys.stdout.isatty() and not isinstance(value, bytes):
-        sys.stdout.buffer.write(b"\n")
+    to_file = options.output not in (None, "-")
+    with _node(options) as node, progress_bar(quiet=options.quiet) as progress:
+        if to_file:
+            values.get_to_file(node, options.key, options.output, progress)
+            return console.EXIT_OK
+        as_output = _for_people if sys.stdout.isatty() else values.as_bytes
+        data = as_output(node, options.key)
+    values.write_all(sys.stdout.buffer, data)
     sys.stdout.buffer.flush()
     return console.EXIT_OK
+
+
+def _for_people(node: Node, key: str | bytes) -> values.Bytes:
+    """A value as a terminal shows it. Raises ValueError if only a program can read it."""
+    try:
+        value = node.get(key)
+    except UnknownCodec as error:
+        raise ValueError(text.unreadable(error.codec, "-o FILE")) from None
+    if is_array(value):
+        return array_repr(value).encode() + b"\n"
+    data = values.written(value)
+    return data if isinstance(value, (bytes, memoryview)) else bytes(data) + b"\n"
 
 
 def keys(options: Namespace) -> int:
@@ -89,52 +107,23 @@ def _node(options: Namespace) -> Node:
         return Node(options.address, timeout=options.timeout)
 
 
-def _value(options: Namespace) -> str | bytes:
+def _large_file(options: Namespace) -> str | None:
+    """The file that the command line names, if the Node is to read it, piece by piece."""
+    file: str | None = options.file
+    if file in (None, "-") or options.value is not None:
+        return None
+    return file if values.is_large_file(file) else None
+
+
+def _value(options: Namespace) -> str | bytes | bytearray:
     """The value that the command line names: its own text, or the bytes of a file or of stdin."""
     if options.value is not None and options.file is not None:
         raise ValueError("give either a value or --file, not both")
     if options.file not in (None, "-"):
         with open(options.file, "rb") as file:
-            return _read(file, options.file)
+            return values.read_all(file, options.file)
     if options.file is None and options.value not in (None, "-"):
         return as_passed(options.value)
     if sys.stdin is None:
         raise ValueError(STDIN_CLOSED)
-    return _read(sys.stdin.buffer, "standard input")
-
-
-def _read(file: BinaryIO, name: str) -> bytes:
-    data = file.read(config.VALUE_BYTES_MAX + 1)
-    if len(data) > config.VALUE_BYTES_MAX:
-        raise ValueError(
-            f"{name} has more than the {config.VALUE_BYTES_MAX:,} bytes that one value may have"
-        )
-    return data
-
-
-def written(value: object) -> bytes:
-    """A value as bytes: bytes and text as they are, everything else as JSON.
-
-    JSON has no bytes, so bytes within a list or a dict become Base64 text; keys of a dict that
-    are neither text nor numbers become text too.
-    """
-    if isinstance(value, bytes):
-        return value
-    if isinstance(value, str):
-        return value.encode()
-    return json.dumps(_plain(value), ensure_ascii=False).encode()
-
-
-def _plain(value: object) -> Any:
-    if isinstance(value, bytes):
-        return base64.b64encode(value).decode()
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, Mapping):
-        return {_plain_key(key): _plain(item) for key, item in value.items()}
-    return value
-
-
-def _plain_key(key: object) -> Any:
-    plain = _plain(key)
-    return json.dumps(plain) if isinstance(plain, (list, dict)) else plain
+    return values.read_all(sys.stdin.buffer, "standard input")

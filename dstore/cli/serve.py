@@ -24,6 +24,9 @@ def serve(options: Namespace) -> int:
         lease=options.lease,
         log_length=options.log_length,
         memory_limit=options.memory_limit,
+        value_limit=options.value_limit,
+        large_from=options.large_from,
+        shm=options.shm,
     )
     server.bind()
     _stop_on_signals(server)

@@ -9,6 +9,7 @@ clears the bits it finds set, and the first entry without one goes.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from dstore.messages import Key, Stored
 
@@ -16,20 +17,32 @@ ENTRY_OVERHEAD = 200
 """Bytes an entry takes beyond its key and its value; counted against the limit."""
 
 
+class Held(NamedTuple):
+    """The bytes of a large value, read-only, as they lie in this process.
+
+    ``shared``: in a file that all processes of the host share, so that no memory of this one goes.
+    """
+
+    view: memoryview
+    shared: bool
+
+
 class Entry:
     """One cached value.
 
     ``value`` is the object that hits hand out, if it is immutable; until the first hit, and for
     ever if it is mutable, it is the Stored that each hit decodes afresh. One slot serves both, so
-    that a reader without a lock cannot see one half of a change. ``size`` is in bytes.
+    that a reader without a lock cannot see one half of a change. ``size`` is in bytes of this
+    process; ``shared`` is the token of a value whose bytes all processes of the host share.
     """
 
-    __slots__ = ("key", "newer", "older", "size", "value", "visited")
+    __slots__ = ("key", "newer", "older", "shared", "size", "value", "visited")
 
-    def __init__(self, key: Key, stored: Stored) -> None:
+    def __init__(self, key: Key, stored: Stored, shared: bool = False) -> None:
         self.key = key
         self.value: object = stored
-        self.size = ENTRY_OVERHEAD + len(key) + len(stored.body)
+        self.shared = stored.token if shared else None
+        self.size = ENTRY_OVERHEAD + len(key) + (0 if shared else stored.size)
         self.visited = False
         self.newer: Entry | None = None
         self.older: Entry | None = None
@@ -42,6 +55,7 @@ class Cache:
     """Entries by key, at most ``limit`` bytes of them.
 
     ``entries`` may be read without a lock; everything else is for the owner of the state.
+    ``shared`` has those entries by token whose bytes are shared with other processes.
     """
 
     def __init__(self, limit: int) -> None:
@@ -49,6 +63,7 @@ class Cache:
         self.size = 0
         self.evictions = 0
         self.entries: dict[Key, Entry] = {}
+        self.shared: dict[bytes, Entry] = {}
         self._newest: Entry | None = None
         self._oldest: Entry | None = None
         self._hand: Entry | None = None
@@ -66,10 +81,10 @@ class Cache:
             yield entry
             entry = entry.newer
 
-    def insert(self, key: Key, stored: Stored) -> Entry | None:
+    def insert(self, key: Key, stored: Stored, *, shared: bool = False) -> Entry | None:
         """Hold a value, in place of an older one of the key. None if it is above the limit."""
         self.discard(key)
-        entry = Entry(key, stored)
+        entry = Entry(key, stored, shared)
         if entry.size > self.limit:
             return None
         while self.size + entry.size > self.limit:
@@ -81,16 +96,17 @@ class Cache:
             self._newest.newer = entry
         self._newest = entry
         self.size += entry.size
+        if entry.shared is not None:
+            self.shared[entry.shared] = entry
         self.entries[key] = entry
         return entry
 
-    def discard(self, key: Key) -> bool:
-        """Drop the entry of a key. Whether there was one."""
+    def discard(self, key: Key) -> Entry | None:
+        """Drop the entry of a key. It, or None if there was none."""
         entry = self.entries.pop(key, None)
-        if entry is None:
-            return False
-        self._unlink(entry)
-        return True
+        if entry is not None:
+            self._unlink(entry)
+        return entry
 
     def clear(self) -> None:
         """Drop everything.
@@ -101,6 +117,7 @@ class Cache:
         for entry in self.entries.values():
             entry.older = entry.newer = None  # so that no ring waits for the garbage collector
         self.entries.clear()
+        self.shared.clear()
         self._newest = self._oldest = self._hand = None
         self.size = 0
 
@@ -111,6 +128,8 @@ class Cache:
         return self.entries
 
     def _unlink(self, entry: Entry) -> None:
+        if entry.shared is not None and self.shared.get(entry.shared) is entry:
+            del self.shared[entry.shared]
         if self._hand is entry:
             self._hand = entry.newer
         if entry.older is None:

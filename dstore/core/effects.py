@@ -40,9 +40,12 @@ class Subscribe(NamedTuple):
 
 
 class Dropped(NamedTuple):
-    """These keys were held and have been deleted."""
+    """These keys were held and have been deleted. ``tokens``: of values that the host shares and
+    that are not to be had any more, or not to be kept.
+    """
 
     keys: list[Key]
+    tokens: list[bytes]
 
 
 LocalEffect: TypeAlias = Tell | Subscribe | Dropped

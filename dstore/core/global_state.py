@@ -17,12 +17,15 @@ from dstore.core.dying import TwoPhase
 from dstore.core.effects import GlobalEffect
 from dstore.core.outbox import Outbox
 from dstore.core.sessions import Session, Sessions
+from dstore.core.stages import StageRefused, Stages
 from dstore.core.writes import Writes
-from dstore.engines.base import Engine
+from dstore.engines.base import Bulk, Engine
 from dstore.messages import (
     Ack,
+    Chunk,
     Del,
     Farewell,
+    Fetch,
     Found,
     Get,
     GetReply,
@@ -35,11 +38,14 @@ from dstore.messages import (
     Scan,
     ScanReply,
     Set,
+    Stage,
+    Staged,
     Stats,
     StatsReply,
     Sync,
     Synced,
     ToGlobal,
+    Unstage,
     Welcome,
 )
 
@@ -54,34 +60,48 @@ class GlobalState:
     """The state of one life of a Global.
 
     ``epoch`` is random and names this life; ``publisher`` is where Locals hear deletions;
-    ``lease`` is in seconds. ``wake_at`` is when :meth:`tick` is next due.
+    ``lease`` is in seconds; ``bulk`` has the bytes of large values, which are those of
+    ``large_from`` bytes on; no value may have more than ``value_limit``. ``wake_at`` is when
+    :meth:`tick` is next due.
     """
 
     def __init__(
         self,
         engine: Engine,
+        bulk: Bulk,
         *,
         epoch: int,
         publisher: str,
         lease: float,
         log_length: int,
-        value_bytes_max: int,
+        value_limit: int,
+        large_from: int,
         sessions_max: int = SESSIONS_MAX,
     ) -> None:
         self.epoch = epoch
         self.lease = lease
         self.wake_at = NEVER
         self._engine = engine
+        self._bulk = bulk
         self._publisher = publisher
-        self._value_bytes_max = value_bytes_max
+        self._value_limit = value_limit
+        self._large_from = large_from
         self._sessions_max = sessions_max
         self._out = Outbox()
         self._log = DeletionLog(log_length)
         self._sessions = Sessions(lease)
         self._holders = self._sessions.holders
         self._deletions = TwoPhase(self._log, self._sessions, lease)
+        self._stages = Stages(bulk)
         self._writes = Writes(
-            epoch, engine, self._sessions, self._deletions, self._out, value_bytes_max
+            epoch,
+            engine,
+            bulk,
+            self._stages,
+            self._sessions,
+            self._deletions,
+            self._out,
+            value_limit,
         )
         self._drop_at = NEVER
         self._handlers: dict[type, Callable[..., None]] = {
@@ -94,6 +114,9 @@ class GlobalState:
             Del: self._on_del,
             Scan: self._on_scan,
             Stats: self._on_stats,
+            Fetch: self._on_fetch,
+            Stage: self._on_stage,
+            Unstage: self._on_unstage,
         }
 
     def __repr__(self) -> str:
@@ -126,6 +149,7 @@ class GlobalState:
     def tick(self, now: float) -> list[GlobalEffect]:
         """Do what the passing of time calls for."""
         self._writes.expire(now)
+        self._stages.expire(now)
         for session in self._deletions.late(now):
             self.counters["pushes"] += 1
             self._out.send(session.route, self._missed(session, 0, session.acked))
@@ -139,7 +163,9 @@ class GlobalState:
         return self._out.take()
 
     def _next_wake(self, now: float) -> float:
-        return now if self._holders.sweeping else min(self._drop_at, self._deletions.wake_at())
+        if self._holders.sweeping:
+            return now
+        return min(self._drop_at, self._deletions.wake_at(), self._stages.wake_at)
 
     def close(self) -> None:
         """From now on refuse new sessions and writes; what is under way goes on."""
@@ -181,7 +207,8 @@ class GlobalState:
             self._log.seq,
             self.lease,
             self._publisher,
-            self._value_bytes_max,
+            self._value_limit,
+            self._large_from,
         )
         return session
 
@@ -219,6 +246,7 @@ class GlobalState:
     def _end_session(self, session: Session, now: float) -> None:
         """The Local holds nothing any more, or has been silent for so long that its lease ended."""
         self._sessions.close(session)
+        self._stages.end(session)
         self._writes.confirm(session, self._log.seq, now)
 
     def _missed(self, session: Session, serial: int, applied: int) -> Synced:
@@ -249,7 +277,7 @@ class GlobalState:
         for key in message.keys:
             found = self._read(key, session)
             items.append(found)
-            room -= len(found.stored.body) if found else 0
+            room -= found.stored.inline if found else 0
             if room <= 0:
                 break
         self._out.send(route, GetReply(self.epoch, session.id, message.request, items))
@@ -265,6 +293,19 @@ class GlobalState:
         # that no deletion can begin in between and miss it.
         self._holders.add(key, session.bit)
         return Found(seq, True, stored)
+
+    def _on_fetch(self, route: Route, message: Fetch, now: float) -> None:
+        session = self._session(route, message)
+        if session is None:
+            return
+        data = self._bulk.read(message.token, message.offset, message.length)
+        if not data:
+            self._out.refuse(route, message, Refusal.GONE, "the value is not here any more")
+            return
+        self.counters["chunks_out"] += 1
+        self.counters["bytes_out"] += len(data)
+        envelope = (self.epoch, session.id, message.request)
+        self._out.send(route, Chunk(*envelope, message.token, message.offset, data))
 
     def _on_scan(self, route: Route, message: Scan, now: float) -> None:
         session = self._session(route, message)
@@ -295,6 +336,8 @@ class GlobalState:
             "sessions": len(self._sessions),
             "lapsed": sum(each.lease_end <= now for each in self._sessions),
             "held_keys": len(self._holders),
+            "uploads": len(self._stages),
+            "upload_bytes": self._stages.reserved,
             "expired": self._deletions.expired,
             **self.counters,
         }
@@ -305,6 +348,29 @@ class GlobalState:
         session = self._session(route, message)
         if session is not None:
             self._writes.set(route, session, message, now)
+
+    def _on_stage(self, route: Route, message: Stage, now: float) -> None:
+        session = self._session(route, message)
+        if session is None:
+            return
+        self.counters["chunks_in"] += 1
+        self.counters["bytes_in"] += len(message.data)
+        token = message.stored.token
+        if message.stored.size > self._value_limit:
+            self._out.refuse(route, message, Refusal.TOO_LARGE, "the value is too large")
+            return
+        room = self._engine.limit - self._engine.size - self._stages.reserved
+        try:
+            received = self._stages.receive(session, message, room, now)
+        except StageRefused as refused:
+            self._out.refuse(route, message, refused.refusal, refused.text)
+            return
+        envelope = (self.epoch, session.id, message.request)
+        self._out.send(route, Staged(*envelope, token, received, self._stages.credit))
+
+    def _on_unstage(self, route: Route, message: Unstage, now: float) -> None:
+        if message.epoch == self.epoch and self._sessions.get(message.session):
+            self._stages.drop(message.token)
 
     def _on_del(self, route: Route, message: Del, now: float) -> None:
         session = self._session(route, message)

@@ -17,7 +17,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from dstore.core.cache import Cache, Entry
+from dstore.config import LARGE_FROM_DEFAULT, VALUE_LIMIT_DEFAULT
+from dstore.core.cache import Cache, Entry, Held
 from dstore.core.effects import Dropped, LocalEffect, Subscribe, Tell
 from dstore.messages import (
     NO_SESSION,
@@ -33,6 +34,7 @@ from dstore.messages import (
     Sync,
     Synced,
     ToLocal,
+    Unstage,
     Welcome,
 )
 
@@ -94,7 +96,8 @@ class LocalState:
         self.lease = 0.0
         self.lease_end = LAPSED
         self.applied = 0
-        self.value_bytes_max = 0
+        self.value_limit = VALUE_LIMIT_DEFAULT
+        self.large_from = LARGE_FROM_DEFAULT
         self.closing = False
         self.obstacle = ""  # why it may be that Global does not answer, if that is known
         self.cache = Cache(cache_bytes)
@@ -109,6 +112,8 @@ class LocalState:
         self._held_keys = 0
         self._held_keys_max = held_keys_max
         self._dropped: list[Key] = []
+        self._unshared: list[bytes] = []
+        self._unstaged: list[bytes] = []
         self._ack_due = False
         self._acked = 0
         # HELLO
@@ -168,15 +173,19 @@ class LocalState:
                 effects.append(Tell(Ack(self.epoch, self.session, self.applied)))
             if now >= self._sync_at:
                 effects.append(self._sync(now))
-        if self._dropped:
-            effects.append(Dropped(self._dropped))
-            self._dropped = []
+            effects += [Tell(Unstage(self.epoch, self.session, each)) for each in self._unstaged]
+            self._unstaged = []
+        if self._dropped or self._unshared:
+            effects.append(Dropped(self._dropped, self._unshared))
+            self._dropped, self._unshared = [], []
         return effects
 
     @property
     def wake_at(self) -> float:
         """When :meth:`tick` is next due."""
-        if self._ack_due or self._dropped:
+        if self._ack_due or self._dropped or self._unshared:
+            return LAPSED
+        if self._unstaged and self.session and not self.closing:
             return LAPSED
         if self.closing:
             return self._hello_at if self.session else NEVER
@@ -213,6 +222,7 @@ class LocalState:
         self._fills.clear()
         self._held, self._held_keys = [], 0
         self._sent_at.clear()
+        self._unstaged = []
         self._writing.clear()
         self._ack_due = False
         self._sync_at = NEVER
@@ -238,7 +248,7 @@ class LocalState:
         self.epoch, self.session = message.epoch, message.session
         self.applied = self._acked = message.seq
         self.lease = message.lease
-        self.value_bytes_max = message.value_bytes_max
+        self.value_limit, self.large_from = message.value_limit, message.large_from
         self._synced_at = self._hello_first
         self._sync_at = self._hello_first + RENEW * self.lease
         self._trust(self._hello_first)
@@ -347,9 +357,12 @@ class LocalState:
             self.counters["deletions"] += 1
             for fill in self._fills.get(key, ()):
                 fill.deleted = self.applied
-            if self.cache.discard(key):
+            entry = self.cache.discard(key)
+            if entry is not None:
                 self.counters["drops"] += 1
                 self._dropped.append(key)
+                if entry.shared is not None:
+                    self._unshared.append(entry.shared)
         if self.applied >= self._acked + ACK_EVERY:
             self._ack_due = True
 
@@ -388,8 +401,18 @@ class LocalState:
         """A GET of ``key`` that is in flight. (A write may wait long for others.)"""
         return next((fill for fill in self._fills.get(key, ()) if fill.reading), None)
 
-    def finish_fill(self, fill: Fill, found: Found) -> Entry | None:
-        """A reply has come: store its value, if it may be. The entry, or None."""
+    def finish_fill(self, fill: Fill, found: Found, held: Held | None = None) -> Entry | None:
+        """A reply has come: store its value, if it may be. The entry, or None.
+
+        ``held`` are the bytes of a large value. If it may not be stored here, the file with them
+        is not kept for others either.
+        """
+        entry = self._store(fill, found, held)
+        if entry is None and held is not None and held.shared:
+            self._unshared.append(found.stored.token)
+        return entry
+
+    def _store(self, fill: Fill, found: Found, held: Held | None) -> Entry | None:
         if (
             not found.cacheable
             or fill.done
@@ -399,7 +422,10 @@ class LocalState:
         ):
             return None
         self.counters["fills"] += 1
-        return self.cache.insert(fill.key, found.stored)
+        if held is None:
+            return self.cache.insert(fill.key, found.stored)
+        stored = found.stored._replace(body=held.view)
+        return self.cache.insert(fill.key, stored, shared=held.shared)
 
     def end_fill(self, fill: Fill) -> None:
         """The request has ended, answered or given up: nothing that comes later is stored."""
@@ -409,6 +435,10 @@ class LocalState:
             fills.remove(fill)
             if not fills:
                 del self._fills[fill.key]
+
+    def unstage(self, token: bytes) -> None:
+        """An upload is given up."""
+        self._unstaged.append(token)
 
     # ---- numbers --------------------------------------------------------------------------
 

@@ -11,6 +11,9 @@ queues, and runs afresh then. A second DEL joins the wait and is then told that 
 A replacement is a deletion whose removal and new value are one step: between the two there is no
 moment at which the key is missing, so that a DEL of a key that is being replaced queues too, and
 deletes the new value.
+
+A SET names a large value by its token. If the bytes are not here yet it is told so (ABSENT),
+uploads them and asks again; see :mod:`dstore.core.stages`.
 """
 
 from __future__ import annotations
@@ -18,11 +21,13 @@ from __future__ import annotations
 from functools import partial
 
 from dstore import content
+from dstore.config import INLINE_BYTES_MAX
 from dstore.core.calls import Call
 from dstore.core.dying import Dying, TwoPhase
 from dstore.core.outbox import Outbox
 from dstore.core.sessions import Session, Sessions
-from dstore.engines.base import Engine
+from dstore.core.stages import Stages
+from dstore.engines.base import Bulk, Engine
 from dstore.errors import DstoreError, StoreFull
 from dstore.messages import (
     Del,
@@ -30,6 +35,7 @@ from dstore.messages import (
     DelStatus,
     Found,
     Key,
+    Large,
     Publication,
     Refusal,
     Route,
@@ -53,19 +59,23 @@ class Writes:
         self,
         epoch: int,
         engine: Engine,
+        bulk: Bulk,
+        stages: Stages,
         sessions: Sessions,
         deletions: TwoPhase,
         out: Outbox,
-        value_bytes_max: int,
+        value_limit: int,
     ) -> None:
         self.closing = False
         self._epoch = epoch
         self._engine = engine
+        self._bulk = bulk
+        self._stages = stages
         self._sessions = sessions
         self._holders = sessions.holders
         self._deletions = deletions
         self._out = out
-        self._value_bytes_max = value_bytes_max
+        self._value_limit = value_limit
         self._queued_bytes = 0
 
     # ---- a write, once --------------------------------------------------------------------
@@ -127,21 +137,23 @@ class Writes:
         if dying is not None:
             self._queue(dying, call, index, item, replace)
             return
-        refusal = self._unfit(item)
-        if refusal is not None:
-            self._finish(call, index, SetResult(refusal, self._deletions.seq))
-        elif (old := self._engine.read(item.key)) is None:
-            self._finish(call, index, self._bind(call.session, item))
-        elif not replace:
-            self._finish(call, index, self._occupied(call, item.key, old))
-        elif not self._engine.fits(item.key, item.stored):
-            self._finish(call, index, SetResult(SetStatus.FULL, self._deletions.seq))
+        old = self._engine.read(item.key)
+        if old is not None and not replace:
+            result = self._occupied(call, item.key, old)
+        elif (refusal := self._unfit(item)) is not None:
+            result = SetResult(refusal, self._deletions.seq)
+        elif old is None:
+            result = self._bind(call.session, item)
         else:
             dying = self._deletions.begin(Dying(item.key, old.token, call, index), now)
             dying.replacement = item.stored
+            return
+        if result.status not in (SetStatus.STORED, SetStatus.ABSENT):
+            self._stages.drop(item.stored.token)
+        self._finish(call, index, result)
 
     def _queue(self, dying: Dying, call: Call, index: int, item: SetItem, replace: bool) -> None:
-        size = len(item.stored.body)
+        size = item.stored.inline
         if self._queued_bytes + size > QUEUED_BYTES_MAX:
             self._finish(call, index, SetResult(SetStatus.FULL, self._deletions.seq))
             return
@@ -154,24 +166,34 @@ class Writes:
         dying.queued.append(run)
 
     def _unfit(self, item: SetItem) -> SetStatus | None:
-        if len(item.stored.body) > self._value_bytes_max:
+        """Why this value cannot be bound now. If nothing is, the bytes of a large one are taken."""
+        stored = item.stored
+        if stored.size > self._value_limit or stored.inline > INLINE_BYTES_MAX:
             return SetStatus.TOO_LARGE
-        return None if content.matches(item.key, item.stored) else SetStatus.MISMATCH
+        if not content.matches(item.key, stored):
+            return SetStatus.MISMATCH
+        if not self._engine.fits(item.key, stored):
+            return SetStatus.FULL
+        if type(stored.body) is Large and not self._stages.take(stored):
+            return SetStatus.ABSENT
+        return None
 
     def _bind(self, session: Session, item: SetItem) -> SetResult:
         seq = self._deletions.seq
         try:
             self._engine.bind(item.key, item.stored)
-        except StoreFull:
-            return SetResult(SetStatus.FULL, seq)
-        except DstoreError:
-            return SetResult(SetStatus.FAILED, seq)
+        except DstoreError as error:
+            self._bulk.drop(item.stored.token)
+            full = isinstance(error, StoreFull)
+            return SetResult(SetStatus.FULL if full else SetStatus.FAILED, seq)
         return SetResult(SetStatus.STORED, seq, self._hold(item.key, session))
 
     def _occupied(self, call: Call, key: Key, old: Stored) -> SetResult:
         seq = self._deletions.seq
         found = None
-        if call.takes(len(old.body)) and self._hold(key, call.session):
+        if type(old.body) is Large:
+            return SetResult(SetStatus.OCCUPIED, seq)  # who wants its bytes can ask for them
+        if call.takes(old.inline) and self._hold(key, call.session):
             found = Found(seq, True, old)
         return SetResult(SetStatus.OCCUPIED, seq, found=found)
 
@@ -249,6 +271,8 @@ class Writes:
             removed = self._engine.remove(dying.key, dying.token)
         except DstoreError:
             removed = False
+        if removed:
+            self._bulk.drop(dying.token)
         status = DelStatus.DELETED if removed else DelStatus.FAILED
         return DelResult(status, dying.seq, dying.confirmed, dying.expired)
 
@@ -260,6 +284,7 @@ class Writes:
             replaced = self._engine.replace(dying.key, dying.token, dying.replacement)
         except DstoreError:
             replaced = False
+        self._bulk.drop(dying.token if replaced else dying.replacement.token)
         if not replaced:
             return SetResult(SetStatus.FAILED, seq)
         cacheable = self._hold(dying.key, dying.call.session)

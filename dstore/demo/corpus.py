@@ -15,6 +15,7 @@ from blake3 import blake3
 from dstore import config
 
 FILES_MAX = 10_000
+FILE_BYTES_MAX = 8 << 20
 BYTES_MAX = 128 << 20
 """The demo holds a folder several times over in memory, so it takes no more of it than this."""
 
@@ -49,11 +50,11 @@ class Corpus:
         for file in self.files:
             try:
                 with file.path.open("rb") as stream:
-                    content = stream.read(config.VALUE_BYTES_MAX + 1)
+                    content = stream.read(FILE_BYTES_MAX + 1)
             except OSError:
                 self.skipped["unreadable"] += 1
                 continue
-            if len(content) > config.VALUE_BYTES_MAX:
+            if len(content) > FILE_BYTES_MAX:
                 self.skipped["too large"] += 1
                 continue
             yield file.key, content
@@ -91,7 +92,7 @@ def address_of(content: bytes) -> str:
 
 def replacement_of(content: bytes) -> bytes:
     """What a file's content is replaced by: something else of about the same size."""
-    return (REPLACEMENT_TITLE + content)[: config.VALUE_BYTES_MAX]
+    return (REPLACEMENT_TITLE + content)[: FILE_BYTES_MAX]
 
 
 def _walk(folder: Path, *, library: bool) -> Iterator[Path]:
@@ -125,7 +126,7 @@ def _inspect(key: Key, path: Path) -> tuple[int, str]:
         return 0, "not a plain file"
     if not os.access(path, os.R_OK):
         return 0, "unreadable"
-    return status.st_size, "too large" if status.st_size > config.VALUE_BYTES_MAX else ""
+    return status.st_size, "too large" if status.st_size > FILE_BYTES_MAX else ""
 
 
 def _reasons(corpus: Corpus) -> str:

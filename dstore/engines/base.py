@@ -8,7 +8,35 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from dstore.messages import Key, Stored
+from dstore.messages import Buffer, Key, Stored
+
+
+class Bulk(Protocol):
+    """Where Global keeps the bytes of large values, each under the token of its write.
+
+    An engine has such a value as a :class:`~dstore.messages.Large`, which stands for its bytes.
+    """
+
+    def reserve(self, token: bytes, size: int) -> None:
+        """Make room for a value of ``size`` bytes. Raises StoreFull, and changes nothing."""
+
+    def write(self, token: bytes, offset: int, data: Buffer) -> None:
+        """Fill in a part of a value that has been reserved."""
+
+    def seal(self, token: bytes) -> None:
+        """All of it is there: from now on it may be read."""
+
+    def adopt(self, token: bytes, size: int) -> bool:
+        """Take over what a Node of this host has written. False if there is no such thing."""
+
+    def read(self, token: bytes, offset: int, count: int) -> memoryview | None:
+        """At most ``count`` bytes from ``offset``; None if the value is not here (any more)."""
+
+    def drop(self, token: bytes) -> None:
+        """Remove a value, if it is there. What has been read of it stays readable."""
+
+    def close(self) -> None:
+        """Give everything back. Idempotent."""
 
 
 class Engine(Protocol):

@@ -15,7 +15,7 @@ ENTRY_OVERHEAD = 360
 
 
 def _size(key: Key, stored: Stored) -> int:
-    return ENTRY_OVERHEAD + len(key) + len(stored.body)
+    return ENTRY_OVERHEAD + len(key) + stored.size
 
 
 class MemoryEngine:
@@ -51,7 +51,7 @@ class MemoryEngine:
         old = self._values.get(key)
         if old is None or old.token != token:
             return False
-        self.size += len(stored.body) - len(old.body)
+        self.size += stored.size - old.size
         self._values[key] = stored
         return True
 

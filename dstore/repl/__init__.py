@@ -1,8 +1,10 @@
 """``dstore repl``: a prompt in front of one Node, or a script for it on standard input.
 
 ``session`` is the REPL, ``text`` what it reads and writes (start there), ``editor`` its dealings
-with cmd2 and the line editor, ``key_finder`` what Tab offers, ``history`` the lines typed before,
-``own_deletions`` what needs no announcement.
+with cmd2 and the line editor, ``completion`` and ``key_finder`` what Tab offers, ``history`` the
+lines typed before, ``own_deletions`` what needs no announcement. ``show`` puts values on one line,
+``values`` moves them from and to files, and ``bar`` shows how far that is: the command line uses
+these three as well.
 """
 
 from __future__ import annotations

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import cmd2
 from cmd2.parsing import Statement, StatementParser
 
-from dstore.repl.text import Completed, split_command
+from dstore.repl.completion import Completed
+from dstore.repl.text import split_command
 
 if TYPE_CHECKING:
     from prompt_toolkit.completion import CompleteEvent, Completer, Completion

@@ -1,19 +1,21 @@
-"""The keys that Tab offers."""
+"""What Tab offers: keys, and the paths of files."""
 
 from __future__ import annotations
 
+import os
 import queue
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 from dstore.console import signals_stay_here
 
 
 class KeyFinder:
-    """Asks for keys without ever making the person who pressed Tab wait long.
+    """Asks for keys without ever making the person who pressed Tab wait long. (And for paths.)
 
-    The asking is done by a thread of its own, since the Node has the patience of its timeout. One
-    question is under way at a time; while an old one is unanswered, the answer is "no keys".
+    The asking is done by a thread of its own, since the Node has the patience of its timeout, and
+    a file system of the network any. One question is under way at a time; while an old one is
+    unanswered, the answer is "no keys".
     """
 
     def __init__(self, keys: Callable[[str], Iterable[str | bytes]], limit: int, wait: float):
@@ -49,3 +51,19 @@ class KeyFinder:
         finally:
             answer.put(found)
             self._busy.release()
+
+
+def find_paths(begun: str) -> Iterator[str]:
+    """What there is in a folder that begins like this, in any order; folders end with a slash.
+
+    ``~`` stays as it was typed. Hidden files come if the dot was typed. Raises OSError.
+    """
+    if begun == "~":
+        yield "~/"
+        return
+    folder, slash, name = begun.rpartition("/")
+    with os.scandir(os.path.expanduser(folder + slash) or ".") as entries:
+        for entry in entries:
+            hidden = entry.name.startswith(".") and not name.startswith(".")
+            if entry.name.startswith(name) and not hidden:
+                yield folder + slash + entry.name + ("/" if entry.is_dir() else "")

@@ -14,16 +14,19 @@ from cmd2.parsing import Statement
 from dstore import console
 from dstore.errors import DstoreError, GlobalUnavailable, KeyMissing, KeyOccupied, OutcomeUnknown
 from dstore.node import Node
-from dstore.repl import text
+from dstore.repl import text, values
+from dstore.repl.bar import progress_bar
+from dstore.repl.completion import Completed, complete
 from dstore.repl.editor import CMD2_OPTIONS, END_OF_INPUT, PROMPT_TOOLKIT, PlainParser, editor_of
 from dstore.repl.history import LineHistory, history_path
-from dstore.repl.key_finder import KeyFinder
+from dstore.repl.key_finder import KeyFinder, find_paths
 from dstore.repl.own_deletions import OwnDeletions
+from dstore.repl.show import shown
 from dstore.version import version
 
 COMPLETIONS_MAX = 200
 COMPLETION_WAIT = 0.7
-"""Seconds that Tab waits for Global."""
+"""Seconds that Tab waits for Global, or for a file system."""
 
 
 class Repl(cmd2.Cmd):
@@ -43,7 +46,8 @@ class Repl(cmd2.Cmd):
         self._own = OwnDeletions()
         self._answered = False
         self.node = Node(address, timeout=timeout, on_deletion=self._announce)
-        self._finder = KeyFinder(self.node.keys, limit=COMPLETIONS_MAX, wait=COMPLETION_WAIT)
+        self._keys = KeyFinder(self.node.keys, limit=COMPLETIONS_MAX, wait=COMPLETION_WAIT)
+        self._paths = KeyFinder(find_paths, limit=COMPLETIONS_MAX, wait=COMPLETION_WAIT)
 
     # The two ways to run
 
@@ -97,11 +101,35 @@ class Repl(cmd2.Cmd):
             raise text.Misuse("add")
         self.say(self.node.put(text.unquoted(statement.args)))
 
+    def do_setfile(self, statement: Statement) -> None:
+        key, path = text.key_and_path(statement.args, "setfile")
+        if values.is_large_file(path):
+            with progress_bar() as progress:
+                self.node.set_file(key, path, progress=progress)
+        else:
+            self.node.set(key, values.read_file(path))
+        self.say(text.UPDATED)
+
+    def do_putfile(self, statement: Statement) -> None:
+        path = text.only_path(statement.args, "putfile")
+        if values.is_large_file(path):
+            with progress_bar() as progress:
+                address = self.node.put_file(path, progress=progress)
+        else:
+            address = self.node.put(values.read_file(path))
+        self.say(address)
+
+    def do_getfile(self, statement: Statement) -> None:
+        key, path = text.key_and_path(statement.args, "getfile")
+        with progress_bar() as progress:
+            size = values.get_to_file(self.node, key, path, progress)
+        self.say(text.reply_written(size, path))
+
     def do_keys(self, statement: Statement) -> None:
         prefix = text.only_key(statement.args, "keys") if statement.args else ""
         count = 0
         for key in self.node.keys(prefix):
-            self.say(text.shown(key), flush=False)
+            self.say(shown(key), flush=False)
             count += 1
         self.say("(1 key)" if count == 1 else f"({count:,} keys)")
 
@@ -126,10 +154,10 @@ class Repl(cmd2.Cmd):
 
     def do_unknown(self, statement: Statement) -> None:
         word, _ = text.split_word(statement.args)
-        self.say(f"Unknown command {text.shown(word)}. HELP lists the commands, .exit leaves.")
+        self.say(f"Unknown command {shown(word)}. HELP lists the commands, .exit leaves.")
 
-    def _complete(self, typed: str) -> text.Completed:
-        return text.complete(typed, self._finder.find)
+    def _complete(self, typed: str) -> Completed:
+        return complete(typed, self._keys.find, self._paths.find)
 
     # What surrounds a command
 
@@ -150,7 +178,7 @@ class Repl(cmd2.Cmd):
         except KeyboardInterrupt:
             self.say(text.reply_interrupted(command))
             raise
-        except (DstoreError, TypeError, ValueError) as error:
+        except (DstoreError, TypeError, ValueError, OSError, MemoryError) as error:
             self._note_answer(error)
             self.say(text.reply_refused(error))
         else:
@@ -187,7 +215,7 @@ class Repl(cmd2.Cmd):
         """Called by the Node's thread when a deletion has taken a key from this Local."""
         if self._own.take(key):
             return
-        message = f"(deleted elsewhere) {text.shown(key)}"
+        message = f"(deleted elsewhere) {shown(key)}"
         if self._editor is not None:
             self._editor.alert(message)
         else:

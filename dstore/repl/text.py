@@ -8,16 +8,19 @@ backslash mean themselves.
 - Spaces around a value are dropped. A value that is one quoted whole (it begins and ends with the
   same quote, which does not occur in between) loses these quotes, so ``"  a "`` keeps its spaces
   and ``""`` is the empty text. In every other value quotes are ordinary characters.
+- A path is typed like a key: with spaces it goes in quotes. ``~`` is the home folder in both.
 """
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from dstore.console import one_line
-from dstore.errors import KeyMissing, KeyOccupied
+from dstore.console import said
+from dstore.errors import KeyMissing, KeyOccupied, UnknownCodec
+from dstore.repl.show import shown
 
 MISSING = "Key-Value mapping doesn't exist"
 UPDATED = "Database updated"
@@ -25,8 +28,6 @@ QUOTES = ("'", '"')
 BLANKS = " \t"
 
 _WORD = re.compile(rf"[{BLANKS}]*([^{BLANKS}]*)[{BLANKS}]*(.*?)[{BLANKS}]*", re.DOTALL)
-_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
-"""Characters that would break a line in two or steer the terminal."""
 
 
 class Usage(NamedTuple):
@@ -60,6 +61,23 @@ USAGES = {
         "bind a value to its own BLAKE3 hash, and print that key",
         ("ADD the same value always gets the same key",),
     ),
+    "setfile": Usage(
+        "SETFILE key path",
+        "bind the bytes of a file to a new key",
+        ("SETFILE logo ~/pictures/logo.png", 'SETFILE "the logo" "my pictures/logo.png"'),
+        "A path with spaces goes in quotes, as a key does. ~ is your home folder.",
+    ),
+    "putfile": Usage(
+        "PUTFILE path",
+        "bind the bytes of a file to their BLAKE3 hash, and print that key",
+        ("PUTFILE ~/pictures/logo.png",),
+    ),
+    "getfile": Usage(
+        "GETFILE key path",
+        "write a value to a file",
+        ("GETFILE logo ~/copy.png", 'GETFILE "the logo" "my copy.png"'),
+        "Bytes and text are written as they are, arrays as .npy files, other values as JSON.",
+    ),
     "keys": Usage("KEYS [prefix]", "list the keys that begin with a prefix", ("KEYS", "KEYS gr")),
     "stats": Usage("STATS", "show the counters of this Local and of Global", ("STATS",)),
     "help": Usage("HELP [command]", "show this list, or more about one command", ("HELP SET",)),
@@ -74,6 +92,9 @@ COMMANDS = {
     "DEL": "del",
     "REM": "del",
     "ADD": "add",
+    "SETFILE": "setfile",
+    "PUTFILE": "putfile",
+    "GETFILE": "getfile",
     "KEYS": "keys",
     "STATS": "stats",
     "HELP": "help",
@@ -81,10 +102,9 @@ COMMANDS = {
 }
 """Every word that a line may begin with, as it is shown, and the command that it means."""
 
-_BY_WORD = {word.upper(): command for word, command in COMMANDS.items()}
-_TAKES_KEY = ("set", "get", "del", "keys")
-_WRITES = ("set", "del", "add")
-ASKS_GLOBAL = ("set", "get", "del", "add", "keys", "stats")
+COMMAND_OF = {word.upper(): command for word, command in COMMANDS.items()}
+_WRITES = ("set", "del", "add", "setfile", "putfile")
+ASKS_GLOBAL = ("set", "get", "del", "add", "keys", "stats", "setfile", "putfile", "getfile")
 
 
 class Misuse(Exception):
@@ -109,7 +129,7 @@ def split_command(line: str) -> tuple[str, str]:
     word, rest = split_word(line)
     if not word:
         return "", ""
-    command = _BY_WORD.get(word.upper())
+    command = COMMAND_OF.get(word.upper())
     return (command, rest) if command else ("unknown", line)
 
 
@@ -134,6 +154,20 @@ def only_key(text: str, command: str) -> str:
     return key
 
 
+def key_and_path(text: str, command: str) -> tuple[str, str]:
+    """The key and the path of a command that takes both."""
+    key, rest = split_key(text, command)
+    return key, only_path(rest, command)
+
+
+def only_path(text: str, command: str) -> str:
+    """The path of a command that takes nothing after it."""
+    path = only_key(text, command)
+    if not path:
+        raise Misuse(command)
+    return os.path.expanduser(path)
+
+
 def unquoted(value: str) -> str:
     """The value without its quotes, if one pair of them holds the whole of it."""
     quote = value[:1]
@@ -143,16 +177,6 @@ def unquoted(value: str) -> str:
 
 
 # Writing ------------------------------------------------------------------------------------
-
-
-def shown(item: Any) -> str:
-    """A key or a value on one line: text as it is, everything else as Python would write it.
-
-    Text that would break the line or steer the terminal is written as Python would, too.
-    """
-    if isinstance(item, str) and not _CONTROL.search(item):
-        return item
-    return repr(item)
 
 
 def reply_found(key: str, value: Any, *, from_local: bool, cached: bool) -> str:
@@ -172,13 +196,30 @@ def reply_deleted(confirmed: int, expired: int) -> str:
     return f"Key deleted (confirmed by {locals_}{late})"
 
 
+def reply_written(size: int, path: str) -> str:
+    """The reply to a GETFILE."""
+    return (
+        f"Wrote 1 byte to {shown(path)}" if size == 1 else f"Wrote {size:,} bytes to {shown(path)}"
+    )
+
+
 def reply_refused(error: Exception) -> str:
     """The reply to a command that failed."""
     if isinstance(error, KeyMissing):
         return MISSING
     if isinstance(error, KeyOccupied):
         return "(Updated local) Key occupied!" if error.updated else "Key occupied!"
-    return f"Error: {one_line(error)}"
+    if isinstance(error, UnknownCodec):
+        return f"Error: {unreadable(error.codec, 'GETFILE')}"
+    return f"Error: {said(error)}"
+
+
+def unreadable(codec: str, instead: str) -> str:
+    """Why a value is not shown, and what to do ``instead``."""
+    why = (
+        "an array, and numpy is not installed" if codec == "ndarray" else f"of the codec {codec!r}"
+    )
+    return f"the value cannot be shown, since it is {why}; {instead} writes its bytes to a file"
 
 
 def reply_interrupted(command: str) -> str:
@@ -189,7 +230,7 @@ def reply_interrupted(command: str) -> str:
 
 def help_lines(topic: str) -> Iterator[str]:
     """HELP: the whole list, or more about the one command whose name is given."""
-    command = _BY_WORD.get(topic.upper(), _BY_WORD.get(f".{topic.upper()}"))
+    command = COMMAND_OF.get(topic.upper(), COMMAND_OF.get(f".{topic.upper()}"))
     if topic and command is None:
         yield f"No command is called {shown(topic)}. HELP lists them all."
         return
@@ -201,64 +242,7 @@ def help_lines(topic: str) -> Iterator[str]:
         yield from (f"    {example}" for example in usage.examples)
         return
     for usage in USAGES.values():
-        yield f"  {usage.line:<15} {usage.about}"
-    yield "Commands may be typed in any case; Tab completes commands and keys. Examples:"
+        yield f"  {usage.line:<16} {usage.about}"
+    yield "Commands may be typed in any case; Tab completes commands, keys and paths. Examples:"
     for name in ("set", "get", "add"):
         yield from (f"    {example}" for example in USAGES[name].examples)
-
-
-# Completing ---------------------------------------------------------------------------------
-
-
-class Completed(NamedTuple):
-    """What Tab offers: replacements for everything typed from ``start`` on."""
-
-    start: int
-    texts: list[str]
-
-
-def complete(typed: str, keys: Callable[[str], Iterable[str | bytes]]) -> Completed:
-    """What Tab offers after the typed part of a line; ``keys`` lists keys by their prefix."""
-    line = typed.lstrip()
-    word, space, _ = line.partition(" ")
-    if not space:
-        return Completed(len(typed) - len(word), list(_command_words(word)))
-    command = _BY_WORD.get(word.upper())
-    argument = line[len(word) :].lstrip()
-    start = len(typed) - len(argument)
-    if command == "help":
-        return Completed(start, [text.strip() for text in _command_words(argument)])
-    if command not in _TAKES_KEY:
-        return Completed(start, [])
-    after = " " if command == "set" else ""
-    return Completed(start, [text + after for text in _key_words(argument, keys)])
-
-
-def _command_words(begun: str) -> Iterator[str]:
-    for word, command in COMMANDS.items():
-        if word.upper().startswith(begun.upper()):
-            after = " " if " " in USAGES[command].line else ""
-            yield (word.lower() if begun.islower() else word) + after
-
-
-def _key_words(begun: str, keys: Callable[[str], Iterable[str | bytes]]) -> Iterator[str]:
-    quote = begun[:1] if begun[:1] in QUOTES else ""
-    prefix = begun[len(quote) :]
-    if quote in prefix if quote else " " in prefix:
-        return  # the key is complete, and nothing after it is a key
-    for key in keys(prefix):
-        text = _typeable(key, quote)
-        if text is not None:
-            yield text
-
-
-def _typeable(key: str | bytes, quote: str) -> str | None:
-    """The key as it has to be typed; None if no line can hold it."""
-    if isinstance(key, bytes) or _CONTROL.search(key):
-        return None
-    if not quote and not re.search(r"\s", key) and key[:1] not in QUOTES:
-        return key
-    for mark in (quote,) if quote else ('"', "'"):
-        if mark not in key:
-            return f"{mark}{key}{mark}"
-    return None

@@ -8,6 +8,7 @@ import threading
 import zmq
 
 from dstore.errors import GlobalUnavailable, NodeClosed
+from dstore.messages import Buffer
 from dstore.transport import addresses
 
 CHANNELS_KEPT = 64
@@ -53,27 +54,32 @@ class Channel:
         self._socket = connected(context, zmq.DEALER, address, REQUEST_SILENCE_MS)
         self._timeout_ms = {zmq.RCVTIMEO: -1, zmq.SNDTIMEO: -1}
 
-    def send(self, frame: bytes, timeout: float) -> bool:
-        """Send a frame, if Global can be reached within ``timeout`` seconds."""
+    def send(self, frame: bytes, timeout: float, data: Buffer | None = None) -> bool:
+        """Send a frame (and ``data`` as another), if Global can be reached within ``timeout``
+        seconds.
+        """
         self._limit(zmq.SNDTIMEO, timeout)
         try:
-            self._socket.send(frame)
+            if data is None:
+                self._socket.send(frame)
+            else:
+                self._socket.send_multipart((frame, data))
         except zmq.Again:
             return False
         except zmq.ContextTerminated:
             raise _closed() from None
         return True
 
-    def receive(self, timeout: float) -> bytes | None:
-        """The next frame that comes within ``timeout`` seconds, or None."""
+    def receive(self, timeout: float) -> tuple[bytes, Buffer | None] | None:
+        """What comes within ``timeout`` seconds, or None: a frame, and its second frame or None."""
         self._limit(zmq.RCVTIMEO, timeout)
         try:
             frame: bytes = self._socket.recv()
+            return frame, rest_of(self._socket)
         except zmq.Again:
             return None
         except zmq.ContextTerminated:
             raise _closed() from None
-        return frame
 
     def close(self) -> None:
         self._socket.close()
@@ -83,6 +89,19 @@ class Channel:
         if self._timeout_ms[option] != milliseconds:
             self._timeout_ms[option] = milliseconds
             self._socket.setsockopt(option, milliseconds)
+
+
+def rest_of(sock: zmq.Socket[bytes]) -> Buffer | None:
+    """The second frame of a message whose first one has been received, where it lies.
+
+    Of a third one nothing is known to us; it is dropped.
+    """
+    if not sock.getsockopt(zmq.RCVMORE):
+        return None
+    data = sock.recv(copy=False).buffer
+    while sock.getsockopt(zmq.RCVMORE):
+        sock.recv(copy=False)
+    return data
 
 
 class ChannelPool:

@@ -7,11 +7,13 @@ from contextlib import AbstractContextManager
 
 import zmq
 
-from dstore.config import VALUE_BYTES_MAX
+from dstore.config import INLINE_BYTES_MAX
+from dstore.messages import Buffer
 from dstore.transport import addresses
+from dstore.transport.channel import rest_of
 from dstore.transport.waker import Waker
 
-FRAME_BYTES_MAX = 4 * VALUE_BYTES_MAX
+FRAME_BYTES_MAX = 4 * INLINE_BYTES_MAX
 """A connection that sends more in one frame is cut: it is not one of ours."""
 LINGER_MS = 1000
 """How long closing waits for the last replies to leave."""
@@ -50,17 +52,24 @@ class Router:
         if any(ready == self._waker.fileno() for ready, _ in self._poller.poll(milliseconds)):
             self._waker.drain()
 
-    def receive(self) -> list[bytes] | None:
-        """The route and the frames of one message that has arrived, or None."""
+    def receive(self) -> tuple[bytes, bytes, Buffer | None] | None:
+        """The route, the frame and the second frame (or None) of what has arrived, or None."""
         try:
-            return self._router.recv_multipart(zmq.NOBLOCK)
+            route: bytes = self._router.recv(zmq.NOBLOCK)
         except zmq.Again:
             return None
+        frame: bytes = self._router.recv() if self._router.getsockopt(zmq.RCVMORE) else b""
+        return route, frame, rest_of(self._router)
 
-    def send(self, route: bytes, frame: bytes) -> None:
-        """Send a frame. It is dropped if the peer has gone away or does not keep up."""
+    def send(self, route: bytes, frame: bytes, data: Buffer | None = None) -> None:
+        """Send a frame (and ``data`` as another). It is dropped if the peer
+        has gone away or does not keep up.
+        """
         try:
-            self._router.send_multipart((route, frame), zmq.NOBLOCK)
+            if data is None:
+                self._router.send_multipart((route, frame), zmq.NOBLOCK)
+            else:
+                self._router.send_multipart((route, frame, data), zmq.NOBLOCK)
         except (zmq.Again, OSError):
             return  # the requester sends again
 

@@ -68,7 +68,7 @@ class FakeGlobal:
     def _reply(self, message: ToGlobal) -> ToLocal | bytes | None:
         if isinstance(message, Hello):
             publisher = self._router.advertised
-            return Welcome(EPOCH, SESSION, message.nonce, 0, 1.0, publisher, 1000)
+            return Welcome(EPOCH, SESSION, message.nonce, 0, 1.0, publisher, 1000, 1000)
         if isinstance(message, Sync):
             return Synced(EPOCH, SESSION, message.serial, message.applied, 0, [])
         if isinstance(message, Ack):
@@ -196,7 +196,7 @@ def test_a_value_of_an_unknown_codec_is_refused_by_name() -> None:
     ):
         writer.set("k", [1])
         for _ in range(2):  # from Global, then from the cache
-            with pytest.raises(dstore.ValueCorrupt, match="'pickle'"):
+            with pytest.raises(dstore.UnknownCodec, match="'pickle'"):
                 reader.get("k")
 
 

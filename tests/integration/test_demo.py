@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 
-from dstore import config
 from dstore.demo import corpus, story
 from dstore.demo.verdict import Seen, Sighting
 from dstore.demo.worker import Entry, Report
@@ -35,7 +34,7 @@ def folder(tmp_path: Path) -> Path:
     deep.mkdir(parents=True)
     (deep / "unreachable").write_text("the key of this one is too long")
     with (tmp_path / "huge").open("wb") as huge:
-        huge.truncate(config.VALUE_BYTES_MAX + 1)
+        huge.truncate(corpus.FILE_BYTES_MAX + 1)
     os.mkfifo(tmp_path / "pipe")
     return tmp_path
 
@@ -178,7 +177,7 @@ def test_a_file_that_cannot_be_read_any_more_is_skipped(tmp_path: Path) -> None:
     found = corpus.find_files(str(tmp_path))
     (tmp_path / "gone").unlink()
     with (tmp_path / "grown").open("wb") as grown:
-        grown.truncate(config.VALUE_BYTES_MAX + 1)
+        grown.truncate(corpus.FILE_BYTES_MAX + 1)
     assert list(found.contents()) == [("stays", b"")]
     assert found.skipped == {"unreadable": 1, "too large": 1}
 

@@ -9,6 +9,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import zmq
@@ -83,7 +84,7 @@ def test_what_bears_another_epoch_or_session_is_refused(raw: RawClient) -> None:
 
 def test_a_value_above_the_limit_is_refused_whoever_sends_it(raw: RawClient) -> None:
     raw.join()
-    stored = Stored(bytes(16), "bytes", bytes(config.VALUE_BYTES_MAX + 1))
+    stored = Stored(bytes(16), "bytes", bytes(config.INLINE_BYTES_MAX + 1))
     items = [SetItem("k", stored)]
     answer = raw.ask(Set(raw.epoch, raw.session, 1, 1, 0, False, items))
     assert isinstance(answer, SetReply)
@@ -289,8 +290,8 @@ def test_close_in_the_serving_thread_returns() -> None:
     served.bind()
     take = served._take
 
-    def closing(router: Router, frames: list[bytes]) -> None:
-        take(router, frames)
+    def closing(router: Router, *arrived: Any) -> None:
+        take(router, *arrived)
         served.close()
 
     served._take = closing  # type: ignore[method-assign]

@@ -138,12 +138,21 @@ def test_many_large_values_are_split_over_messages(node: MakeNode) -> None:
     assert two.set_many(values) == list(values)
 
 
-def test_a_value_above_the_limit_names_the_limit(node: MakeNode) -> None:
-    one = node()
-    one.set("largest", bytes(config.VALUE_BYTES_MAX))
-    with pytest.raises(dstore.ValueTooLarge, match="8,388,608"):
-        one.set("k", bytes(config.VALUE_BYTES_MAX + 1))
-    assert one.get("k", None) is None
+@pytest.mark.parametrize("limit", [10_000, 100_000])
+def test_a_value_above_the_limit_names_the_limit(limit: int) -> None:
+    with (
+        dstore.Global("tcp://127.0.0.1:0", value_limit=limit) as small,
+        dstore.Node(small.address) as one,
+    ):
+        one.set("largest", bytes(limit))
+        for write in (one.set, one.set_many):
+            with pytest.raises(dstore.ValueTooLarge, match=f"{limit:,}"):
+                write(
+                    *(("k", bytes(limit + 1)) if write == one.set else ({"k": bytes(limit + 1)},))
+                )
+        with pytest.raises(dstore.ValueTooLarge, match=f"{limit:,}"):
+            one.put(bytes(limit + 1))
+        assert one.get("k", None) is None
 
 
 def test_a_full_store_says_so_and_goes_on(request: pytest.FixtureRequest) -> None:

@@ -245,19 +245,19 @@ MUTANTS = (
         "waiting thread handed a reply older than its call",
         (
             (
-                "core.operations",
-                "                entry = state.finish_fill(fill, found)\n",
-                "                entry = state.finish_fill(fill, found)\n"
+                "core.operations.reading",
+                "                entry = state.finish_fill(fill, found) if small else None\n",
+                "                entry = state.finish_fill(fill, found) if small else None\n"
                 '                state.__dict__.setdefault("handed", {})[fill.key] = found.stored\n',
             ),
             (
-                "core.operations",
+                "core.operations.reading",
                 "            waited.update(joined)\n",
                 "            waited.update(joined)\n"
                 '            state.__dict__["handed"] = {}\n',
             ),
             (
-                "core.operations",
+                "core.operations.reading",
                 "            now = (yield Until(_ended(joined.values()), patience)).now\n",
                 "            now = (yield Until(_ended(joined.values()), patience)).now\n"
                 '            for key, stored in state.__dict__["handed"].items():\n'

@@ -13,7 +13,7 @@ PACKAGE = "dstore"
 SOURCES = Path(__file__).resolve().parents[2] / PACKAGE
 
 GROUND = {"errors", "clock", "config"}
-INSIDE = GROUND | {"messages", "content", "wire", "codec", "core", "engines", "transport"}
+INSIDE = GROUND | {"messages", "content", "wire", "codecs", "core", "engines", "transport", "shm"}
 PUBLIC = {"", "errors", "config", "version", "node", "global_server"}
 
 # A room is a module or a folder of dstore; it may import itself and the rooms on the right.
@@ -26,17 +26,21 @@ ROOMS: dict[str, set[str]] = {
     "messages": {"errors", "config"},
     "content": {"errors", "config", "messages"},
     "wire": {"errors", "config", "messages"},
-    "codec": {"errors", "config", "messages"},
+    "codecs": {"errors", "config", "messages"},
     "engines": {"errors", "config", "messages"},
     "core": {"errors", "config", "messages", "content", "engines.base"},
     "transport": {"errors", "config", "messages", "wire"},
     "limited_log": {"clock"},
-    "local": INSIDE | {"limited_log"},
-    "translate": INSIDE | {"local"},
-    "node": INSIDE | {"local", "translate"},
+    "shm": {"errors", "config", "messages", "limited_log", "engines"},
+    "files": {"codecs", "content", "messages"},
+    "large": INSIDE | {"limited_log", "files"},
+    "local": INSIDE | {"limited_log", "files", "large"},
+    "translate": INSIDE,
+    "verbs": INSIDE | {"files", "large", "translate"},
+    "node": INSIDE | {"files", "local", "translate", "verbs"},
     "global_server": INSIDE | {"limited_log"},
-    "": PUBLIC - {""} | {"translate"},
-    "testing": {"errors", "config", "messages", "core", "engines"},
+    "": PUBLIC - {""} | {"codecs", "translate", "verbs"},
+    "testing": {"errors", "config", "messages", "content", "core", "engines"},
     "console": set(),
     "repl": PUBLIC | {"console"},
     "demo": PUBLIC | {"console"},
@@ -48,7 +52,8 @@ ROOMS: dict[str, set[str]] = {
 DOORS: dict[str, set[str]] = {
     "blake3": {"content", "demo"},
     "cmd2": {"repl"},
-    "msgpack": {"wire", "codec"},
+    "msgpack": {"wire", "codecs"},
+    "numpy": {"codecs"},
     "rich": {"repl", "demo", "cli"},
     "sortedcontainers": {"engines"},
     "zmq": {"transport"},

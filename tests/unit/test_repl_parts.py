@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 import dstore
-from dstore.repl import text
+from dstore.repl.completion import complete
 from dstore.repl.history import HISTORY_LINES_MAX, LineHistory
-from dstore.repl.key_finder import KeyFinder
+from dstore.repl.key_finder import KeyFinder, find_paths
 from dstore.repl.own_deletions import OwnDeletions
 
 PATIENCE = 30.0
@@ -35,10 +35,10 @@ KEYS: list[str | bytes] = [
 @pytest.mark.parametrize(
     ("typed", "replaced", "offered"),
     [
-        ("", "", ["SET ", "PUT ", "GET ", "OUT ", "DEL ", "REM ", "ADD ", "KEYS ", "STATS",
-                  "HELP ", ".exit"]),
-        ("s", "s", ["set ", "stats"]),
-        ("  S", "S", ["SET ", "STATS"]),
+        ("", "", ["SET ", "PUT ", "GET ", "OUT ", "DEL ", "REM ", "ADD ", "SETFILE ", "PUTFILE ",
+                  "GETFILE ", "KEYS ", "STATS", "HELP ", ".exit"]),
+        ("s", "s", ["set ", "setfile ", "stats"]),
+        ("  S", "S", ["SET ", "SETFILE ", "STATS"]),
         (".", ".", [".exit"]),
         ("help k", "k", ["keys"]),
         ("nonsense a", "a", []),
@@ -60,7 +60,61 @@ def test_tab_offers_what_can_be_typed(typed: str, replaced: str, offered: list[s
     def keys(prefix: str) -> list[str | bytes]:
         return [key for key in KEYS if os.fsencode(key).startswith(prefix.encode())]
 
-    assert text.complete(typed, keys) == (len(typed) - len(replaced), offered)
+    def no_paths(prefix: str) -> list[str | bytes]:
+        raise AssertionError(f"no path is typed here: {prefix!r}")
+
+    assert complete(typed, keys, no_paths) == (len(typed) - len(replaced), offered)
+
+
+@pytest.mark.parametrize(
+    ("typed", "replaced", "offered"),
+    [
+        ("setfile a", "a", ["a ", "ab "]),
+        ("setfile 'my", "'my", ["'my key' "]),
+        ("setfile k ", "", ["docs/", "img.png", '"my docs/', '"my file"']),
+        ("SETFILE \"my key\"  im", "im", ["img.png"]),
+        ("GETFILE k\tdo", "do", ["docs/"]),
+        ("getfile k docs/", "docs/", ["docs/a", '"docs/b c"']),
+        ("putfile my", "my", ['"my docs/', '"my file"']),
+        ("putfile 'my d", "'my d", ["'my docs/"]),
+        ('putfile "docs/', '"docs/', ['"docs/a"', '"docs/b c"']),
+        ('putfile "my docs/', '"my docs/', ['"my docs/it\'s"']),
+        ("putfile 'my docs/", "'my docs/", []),
+        ("putfile img.png x", "img.png x", []),
+        ("setfile k img.png ", "img.png ", []),
+        ('setfile k "my file" ', '"my file" ', []),
+    ],
+)
+def test_tab_offers_paths_after_the_key(
+    typed: str,
+    replaced: str,
+    offered: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def keys(prefix: str) -> list[str | bytes]:
+        return [key for key in KEYS if os.fsencode(key).startswith(prefix.encode())]
+
+    for name in ("img.png", "my file", "docs/a", "docs/b c", "my docs/it's", "b\nc", ".hidden"):
+        file = tmp_path / name
+        file.parent.mkdir(exist_ok=True)
+        file.touch()
+    monkeypatch.chdir(tmp_path)
+    assert complete(typed, keys, find_paths) == (len(typed) - len(replaced), offered)
+
+
+def test_paths_are_found_as_they_were_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "notes").touch()
+    (tmp_path / ".config").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert list(find_paths("~")) == ["~/"]
+    assert list(find_paths("~/")) == ["~/notes"]
+    assert list(find_paths("~/.")) == ["~/.config/"]
+    assert list(find_paths(f"{tmp_path}/no")) == [f"{tmp_path}/notes"]
+    with pytest.raises(OSError, match="No such file"):
+        list(find_paths(f"{tmp_path}/no/"))
 
 
 def test_tab_shows_a_bounded_number_of_keys_and_no_errors() -> None:

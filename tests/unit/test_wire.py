@@ -10,9 +10,19 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from dstore import messages, wire
-from dstore.config import KEY_BYTES_MAX, KEYS_PER_MESSAGE_MAX
+from dstore.config import CHUNK_BYTES_MAX, KEY_BYTES_MAX, KEYS_PER_MESSAGE_MAX
 from dstore.errors import BadMessage
-from dstore.messages import Get, GetReply, Hello, SetReply, Stored, Welcome
+from dstore.messages import (
+    Chunk,
+    Get,
+    GetReply,
+    Hello,
+    Large,
+    SetReply,
+    Stage,
+    Stored,
+    Welcome,
+)
 
 uints = st.integers(0, 2**64 - 1)
 id16 = st.binary(min_size=16, max_size=16)
@@ -21,11 +31,17 @@ keys = (
     st.binary(min_size=1, max_size=KEY_BYTES_MAX)
     | st.text(st.characters(codec="utf-8"), min_size=1, max_size=KEY_BYTES_MAX // 4).map(str.encode)
 ).map(lambda raw: raw.decode("utf-8", "surrogateescape"))
-stored = st.builds(Stored, id16, st.sampled_from(["bytes", "text"]), st.binary(max_size=50))
+codecs = st.sampled_from(["bytes", "text"])
+larges = st.builds(Large, st.integers(1, 2**62 - 1), st.binary(min_size=32, max_size=32))
+stored = st.builds(Stored, id16, codecs, st.binary(max_size=50) | larges)
 found = st.builds(messages.Found, uints, st.booleans(), stored)
 figures = st.dictionaries(short, uints | short | st.none(), max_size=3)
 FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "nonce": id16,
+    "token": id16,
+    "stored": st.builds(Stored, id16, codecs, larges),
+    "data": st.binary(min_size=1, max_size=50),
+    "length": st.integers(1, CHUNK_BYTES_MAX),
     "label": short,
     "publisher": short,
     "text": short,
@@ -79,14 +95,14 @@ any_to_local = st.one_of([fields_of(kind) for kind in TO_LOCAL])
 
 @given(any_to_global)
 def test_a_message_to_global_comes_out_as_it_went_in(message: Any) -> None:
-    decoded = wire.decode_to_global(wire.encode(message))
+    decoded = wire.decode_to_global(wire.encode(message), wire.data_of(message))
     assert decoded == message
     assert type(decoded) is type(message)
 
 
 @given(any_to_local)
 def test_a_message_to_a_local_comes_out_as_it_went_in(message: Any) -> None:
-    decoded = wire.decode_to_local(wire.encode(message))
+    decoded = wire.decode_to_local(wire.encode(message), wire.data_of(message))
     assert decoded == message
     assert type(decoded) is type(message)
 
@@ -104,12 +120,12 @@ def test_the_parts_of_a_message_have_their_types() -> None:
 @given(st.binary())
 @example(b"")
 @example(b"dS")
-@example(b"dS\x01")
-@example(b"dS\x01\xc1")
-@example(b"dS\x01\x90")
-@example(b"dS\x01\x91\x91\x05")
-@example(b"dS\x01\xdd\xff\xff\xff\xff")
-@example(b"dS\x01" + b"\x91" * 5000)
+@example(b"dS\x02")
+@example(b"dS\x02\xc1")
+@example(b"dS\x02\x90")
+@example(b"dS\x02\x91\x91\x05")
+@example(b"dS\x02\xdd\xff\xff\xff\xff")
+@example(b"dS\x02" + b"\x91" * 5000)
 def test_any_bytes_are_refused_with_bad_message(frame: bytes) -> None:
     for decode in (wire.decode_to_global, wire.decode_to_local):
         with pytest.raises(BadMessage):
@@ -154,7 +170,7 @@ def test_another_version_is_named() -> None:
 
 
 def test_neither_side_takes_the_others_messages() -> None:
-    welcome = Welcome(1, 1, bytes(16), 0, 1.0, "", 1)
+    welcome = Welcome(1, 1, bytes(16), 0, 1.0, "", 1, 1)
     with pytest.raises(BadMessage, match="unknown operation"):
         wire.decode_to_global(wire.encode(welcome))
     with pytest.raises(BadMessage, match="unknown operation"):
@@ -200,7 +216,30 @@ def test_an_error_shows_nothing_huge_and_needs_no_great_stack() -> None:
 
 
 def test_a_lease_may_be_a_whole_number() -> None:
-    welcome = Welcome(1, 1, bytes(16), 0, 2, "", 1)
+    welcome = Welcome(1, 1, bytes(16), 0, 2, "", 1, 1)
     decoded = wire.decode_to_local(wire.encode(welcome))
     assert isinstance(decoded, Welcome)
     assert isinstance(decoded.lease, float)
+
+
+def test_data_come_with_the_messages_that_have_some_and_with_no_others() -> None:
+    large = Stored(bytes(16), "bytes", Large(3, bytes(32)))
+    stage = wire.encode(Stage(1, 1, 1, large, 0, b"abc"))
+    chunk = wire.encode(Chunk(1, 1, 1, bytes(16), 0, b"abc"))
+    get = wire.encode(Get(1, 1, 1, ["k"]))
+    for frame, data in ((stage, None), (get, b"abc"), (stage, b""), (stage, bytes(1 << 23))):
+        with pytest.raises(BadMessage):
+            wire.decode_to_global(frame, data)
+    with pytest.raises(BadMessage):
+        wire.decode_to_local(chunk)
+    assert wire.decode_to_local(chunk, memoryview(b"abc")).data == b"abc"  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    "body", [[0, bytes(32)], [5, bytes(31)], [-1, bytes(32)], [5], "x", 5, None]
+)
+def test_what_stands_for_a_large_value_is_checked(body: object) -> None:
+    item = ["k", [bytes(16), "bytes", body]]
+    frame = wire.PREFIX + msgpack.packb([6, 1, 1, 1, 1, 1, False, [item]])
+    with pytest.raises(BadMessage):
+        wire.decode_to_global(frame)

@@ -12,7 +12,8 @@ from dstore.core.effects import Dropped, GlobalEffect, LocalEffect, Publish, Tel
 from dstore.core.global_state import GlobalState
 from dstore.core.local_state import LocalState
 from dstore.engines.memory import MemoryEngine
-from dstore.messages import Message, Stored
+from dstore.messages import Large, Message, Stored
+from dstore.testing.simulation.hosts import SimBulk, SimHost
 from dstore.testing.simulation.loop import Loop, Pausable
 from dstore.testing.simulation.network import Connection
 from dstore.testing.simulation.scenario import Scenario
@@ -24,7 +25,17 @@ VALUE_BYTES = 8
 NEVER = float("inf")
 
 
-UNTOLD = {"epoch", "nonce", "publisher", "label", "lease", "value_bytes_max", "text", "wait"}
+UNTOLD = {
+    "epoch",
+    "nonce",
+    "publisher",
+    "label",
+    "lease",
+    "text",
+    "wait",
+    "value_limit",
+    "large_from",
+}
 
 
 def short(message: Message) -> str:
@@ -40,7 +51,10 @@ def _told(message: Any) -> list[tuple[str, Any]]:
 
 def _short(value: Any) -> str:
     if isinstance(value, Stored):
-        return value.body.decode()
+        body = value.body
+        return f"large {value.token.hex()[:4]}" if isinstance(body, Large) else _text(body)
+    if isinstance(value, (bytes, memoryview)):
+        return _text(value)
     if isinstance(value, Enum):
         return value.name
     if isinstance(value, list):
@@ -50,13 +64,19 @@ def _short(value: Any) -> str:
     return str(value)
 
 
+def _text(raw: bytes | memoryview) -> str:
+    return bytes(raw).decode(errors="replace") if len(raw) <= VALUE_BYTES else bytes(raw[:2]).hex()
+
+
 class SimGlobal(Pausable):
     """One Global, and after a crash the next life of it."""
 
     def __init__(self, loop: Loop, scenario: Scenario) -> None:
         super().__init__(loop, "G")
         self.scenario = scenario
+        self.host = SimHost()
         self.engine = MemoryEngine()
+        self.bulk = SimBulk(self.host)
         self.connections: dict[str, Connection] = {}
         self.subscriptions: dict[str, Connection] = {}
         self.deletions: list[tuple[str, bytes]] = []  # of this life, in the order of the numbers
@@ -71,11 +91,13 @@ class SimGlobal(Pausable):
         self._timer = NEVER
         self.state = GlobalState(
             self.engine,
+            self.bulk,
             epoch=self.epoch,
             publisher="tcp://*:2",
             lease=self.scenario.lease,
             log_length=self.scenario.log_length,
-            value_bytes_max=1 << 20,
+            value_limit=1 << 20,
+            large_from=1 << 10,
             sessions_max=self.scenario.sessions,
         )
         deletions, begin = self.deletions, self.state._deletions.begin
@@ -91,9 +113,17 @@ class SimGlobal(Pausable):
         self.loop.tell(self.name, f"crashes, durable={self.scenario.durable}")
         if self.scenario.durable:
             self._serves_from = self.loop.now + self.scenario.lease
+            for token in self.bulk.tokens() - self.bound():
+                self.bulk.drop(token)
         else:
             self.engine = MemoryEngine()
+            self.bulk = SimBulk(self.host)
         self._begin()
+
+    def bound(self) -> set[bytes]:
+        """The tokens of the large values that keys are bound to."""
+        values = (self.engine.read(key) for key in self.engine.scan("", "", 1000))
+        return {each.token for each in values if each and isinstance(each.body, Large)}
 
     def receive(self, route: bytes, message: Any) -> None:
         if self.held_up("requests", self.receive, route, message):
@@ -135,8 +165,11 @@ class SimGlobal(Pausable):
 class SimLocal(Pausable):
     """One process with a Local and some threads. Its clock runs at a rate of its own."""
 
-    def __init__(self, loop: Loop, scenario: Scenario, place: SimGlobal, name: str) -> None:
+    def __init__(
+        self, loop: Loop, scenario: Scenario, place: SimGlobal, host: SimHost, name: str
+    ) -> None:
         super().__init__(loop, name)
+        self.host = host
         self.scenario = scenario
         self.place = place
         self.rate = 1 + loop.dice.uniform(-scenario.drift, scenario.drift)
@@ -160,6 +193,11 @@ class SimLocal(Pausable):
         connection = Connection(self.loop, self.scenario, name, self.place.receive, down)
         self.place.connections[name] = connection
         return connection
+
+    def of_global(self, token: bytes) -> bytes | None:
+        """What is found in Global's own files, if it runs on the same host."""
+        body = self.place.bulk.read(token, 0, VALUE_BYTES) if self.host is self.place.host else None
+        return None if body is None else bytes(body)
 
     # ---- its clock ------------------------------------------------------------------------
 
@@ -202,6 +240,8 @@ class SimLocal(Pausable):
                 self.control.send_up(effect.message)
             elif isinstance(effect, Dropped):
                 self.loop.tell(self.name, f"drops {effect.keys}")
+                for token in effect.tokens:
+                    self.host.copies.pop(token, None)
         self.touched()
 
     def touched(self) -> None:

@@ -6,11 +6,24 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from dstore.core import operations
-from dstore.core.operations import Answer, Ask, Operation, Resumed, SetOutcome, Step, Until
+from dstore.core.cache import Held
+from dstore.core.operations import (
+    Answer,
+    Ask,
+    Obtain,
+    Operation,
+    Resumed,
+    SetOutcome,
+    Step,
+    Supply,
+    Until,
+)
+from dstore.core.transfer import TransferFailed
 from dstore.errors import DstoreError, RequestRefused
-from dstore.messages import DelResult, DelStatus, Key, SetItem, SetStatus, Stored
+from dstore.messages import DelResult, DelStatus, Key, Large, SetItem, SetStatus, Stored
 from dstore.testing.history import Kind, Result
 from dstore.testing.history import Operation as Noted
+from dstore.testing.simulation.hosts import Mover, laid_down
 from dstore.testing.simulation.scenario import KINDS
 
 if TYPE_CHECKING:
@@ -46,6 +59,8 @@ class Client:
         self.channel = local.connect(f"t{number}", self._on_reply)
         self._operation: Operation[Any] | None = None
         self._step: Step | None = None
+        self._mover: Mover | None = None
+        self._bodies: dict[bytes, bytes] = {}
         self._turn = 0
         self._sent = False
         self._lives: set[int] = set()
@@ -92,11 +107,17 @@ class Client:
         if self.kind.startswith("delete"):
             wait = self.kind != "delete_soon"
             return operations.delete(state, self.keys, wait, now, deadline)
-        items = [
-            SetItem(key, Stored(state.new_token(), "bytes", self.values[key].encode()))
-            for key in self.keys
-        ]
-        return operations.set_(state, items, self.kind == "replace", now, deadline)
+        self._bodies = {}
+        items = [SetItem(key, self._stored(self.values[key].encode())) for key in self.keys]
+        held = {token: Held(memoryview(body), True) for token, body in self._bodies.items()}
+        return operations.set_(state, items, self.kind == "replace", now, deadline, held)
+
+    def _stored(self, body: bytes) -> Stored:
+        token = self.local.state.new_token()
+        if self.loop.dice.random() >= self.local.scenario.large:
+            return Stored(token, "bytes", body)
+        self._bodies[token] = body
+        return laid_down(token, body, self.local.host)
 
     # ---- step by step ---------------------------------------------------------------------
 
@@ -126,7 +147,15 @@ class Client:
             self._sent = self.channel.send_up(step.message)
             if self._sent:
                 self._asked_life = step.message.epoch
+        if isinstance(step, (Obtain, Supply)):
+            self._mover = Mover(self, step, self._bodies, self._moved)
+            return
         self.loop.at(self.local.true_time(step.until) + 1e-6, self._expire, self._turn)
+
+    def _moved(self, held: Held | None, failed: TransferFailed | None) -> None:
+        """A large value is here, or there, or did not come."""
+        self._mover = None
+        self._resume(Resumed(self.local.clock(), held=held, failed=failed))
 
     def _expire(self, turn: int) -> None:
         if turn != self._turn or self.local.held_up(self.line, self._expire, turn):
@@ -150,6 +179,8 @@ class Client:
             return
         if isinstance(self._step, Ask) and message.request == self._step.message.request:
             self._resume(Resumed(self.local.clock(), message, True))
+        elif self._mover is not None:
+            self._mover.receive(message)
 
     # ---- ending ---------------------------------------------------------------------------
 
@@ -164,7 +195,11 @@ class Client:
         self._over()
 
     def _over(self) -> None:
-        self._operation = self._step = None
+        if self._mover is not None:
+            self._mover.give_up()
+        for token in self._bodies:
+            self.local.host.copies.pop(token, None)  # what nobody caches need not stay
+        self._operation = self._step = self._mover = None
         self._turn += 1
         self._rest()
 
@@ -176,6 +211,8 @@ class Client:
             life = self._life(result.get(key))
             if life is not None:
                 self._note(key, life, end, *told)
+            elif self.kind not in READS:
+                self._doubt(key)
         self._over()
 
     def _told(self, result: Any) -> Told:
@@ -190,7 +227,9 @@ class Client:
         """The life of Global that an outcome belongs to; None if that cannot be said."""
         local = isinstance(result, SetOutcome) and result.local
         if self.kind not in READS and not local:
-            return self._asked_life
+            # With large values some of the items may have been bound in an earlier life.
+            several = len(self._lives) > 1 and len(self.keys) > 1 and self._bodies
+            return None if several else self._asked_life
         if len(self._lives) == 1:
             return next(iter(self._lives))
         if len(self.keys) > 1:
@@ -202,7 +241,13 @@ class Client:
         """A write may have happened if any copy of it has left."""
         if self.kind not in READS and self._asked_life:
             for key in self.keys:
-                self._note(key, self._asked_life, None, Result.UNKNOWN, None)
+                self._doubt(key)
+
+    def _doubt(self, key: Key) -> None:
+        """What became of a write is not known; with large values it may be of an earlier life."""
+        several = self._bodies and not self.local.scenario.durable
+        for life in sorted(self._lives) if several else [self._asked_life]:
+            self._note(key, life, None, Result.UNKNOWN, None)
 
     def _note(
         self, key: Key, life: int, end: float | None, result: Result, seen: str | None
@@ -219,7 +264,8 @@ def _read(answer: Answer | None) -> str | None:
         return None
     value = answer.entry.value if answer.entry is not None else answer.stored
     assert isinstance(value, Stored)
-    return value.body.decode()
+    assert not isinstance(value.body, Large)
+    return bytes(value.body).decode()
 
 
 def noted_by(locals_: list[SimLocal]) -> Iterator[Noted]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from dstore.core.cache import Entry
 from dstore.core.local_state import SYNCS_MAX
-from dstore.messages import Stored
+from dstore.messages import Large, Stored
 
 if TYPE_CHECKING:
     from dstore.testing.simulation.actors import SimGlobal, SimLocal
@@ -27,7 +27,7 @@ def broken(place: SimGlobal, locals_: list[SimLocal]) -> Iterator[str]:
 
 def _tokens(local: SimLocal) -> Iterator[tuple[Entry, bytes]]:
     for entry in local.state.cache:
-        assert isinstance(entry.value, Stored)
+        assert isinstance(entry.value, Stored) and not isinstance(entry.value.body, Large)
         yield entry, entry.value.token
 
 
@@ -76,21 +76,31 @@ def _buffers_are_bounded(local: SimLocal) -> Iterator[str]:
 def left_over(place: SimGlobal, locals_: list[SimLocal]) -> Iterator[str]:
     """What has not been given back although all is quiet."""
     alive = [local for local in locals_ if local.alive and not local.state.closing]
-    state = place.state
-    if not state.idle:
-        yield f"dying keys stay: {state._deletions!r}"
-    if state._writes._queued_bytes:
-        yield "queued writes stay"
-    if len(state._sessions) != len(alive):
-        yield f"{len(state._sessions)} sessions for {len(alive)} Locals"
-    for session in state._sessions:
-        if session.awaited or session.outcomes:
-            yield f"{session!r} keeps waiters or outcomes"
+    yield from _left_at_global(place, len(alive))
+    if any(host.writers for host in {id(local.host): local.host for local in locals_}.values()):
+        yield "a host has a file that nobody goes on writing"
     for local in alive:
         if local.state._fills or local.state._writing or local.state._held:
             yield f"{local.state!r} keeps fills, writes or publications"
-        if local.state.applied != state._log.seq:
-            yield f"{local.name} has applied {local.state.applied} of {state._log.seq}"
+        if local.state.applied != place.state._log.seq:
+            yield f"{local.name} has applied {local.state.applied} of {place.state._log.seq}"
         for client in local.clients:
             if not client.idle:
                 yield f"{client.name} still waits"
+
+
+def _left_at_global(place: SimGlobal, alive: int) -> Iterator[str]:
+    state = place.state
+    if not state.idle:
+        yield f"dying keys stay: {state._deletions!r}"
+    if len(state._stages):
+        yield f"uploads stay: {state._stages!r}"
+    if place.bulk.tokens() != place.bound():
+        yield f"{len(place.bulk.tokens())} large values are kept for {len(place.bound())} keys"
+    if state._writes._queued_bytes:
+        yield "queued writes stay"
+    if len(state._sessions) != alive:
+        yield f"{len(state._sessions)} sessions for {alive} Locals"
+    for session in state._sessions:
+        if session.awaited or session.outcomes:
+            yield f"{session!r} keeps waiters or outcomes"

@@ -120,6 +120,8 @@ def _simpler(scenario: Scenario) -> Iterator[Scenario]:
         "cuts",
         "pauses",
         "give_up",
+        "evictions",
+        "large",
         "slow",
         "lost_publications",
         "drift",

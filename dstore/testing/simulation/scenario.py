@@ -39,6 +39,9 @@ class Scenario:
     global_pauses: float = 0.0
     global_crashes: float = 0.0
     durable: bool = False
+    large: float = 0.0  # part of the values that travel in chunks
+    hosts: int = 3  # with shared memory; the third is Global's
+    evictions: float = 0.0  # a file is dropped to make room
     drift: float = 0.0  # clocks of Locals run slower or faster by at most this part
 
     @classmethod
@@ -78,6 +81,9 @@ class Scenario:
             global_crashes=sometimes(1.0, 0.25),
             durable=dice.random() < 0.5 if durable is None else durable,
             drift=dice.choice((0.0, 0.02, 0.045)),
+            large=dice.choice((0.0, 0.0, 0.5, 1.0)),
+            hosts=dice.choice((1, 2, 3)),
+            evictions=sometimes(1.0, 0.3),
         )
 
     def __str__(self) -> str:

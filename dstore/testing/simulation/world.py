@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from dstore.core.stages import STAGE_IDLE
 from dstore.testing.history import Operation
 from dstore.testing.simulation.actors import SimGlobal, SimLocal
 from dstore.testing.simulation.client import Client, noted_by
+from dstore.testing.simulation.hosts import SimHost
 from dstore.testing.simulation.invariants import broken, left_over
 from dstore.testing.simulation.loop import Loop
 from dstore.testing.simulation.scenario import Scenario
@@ -24,6 +26,7 @@ class World:
         self.scenario = scenario
         self.loop = Loop(scenario.seed)
         self.place = SimGlobal(self.loop, scenario)
+        self.hosts = [SimHost(), SimHost(), self.place.host][: scenario.hosts]
         self.locals: list[SimLocal] = []
         self.faults = self.loop.faults
         self.busy_lines: int | None = None  # of the trace, before it became quiet
@@ -36,6 +39,7 @@ class World:
             (scenario.goodbyes, self._goodbye),
             (scenario.global_pauses, self._pause_global),
             (scenario.global_crashes, self._crash_global),
+            (scenario.evictions, self._evict),
         ):
             self._plan(rate * scenario.locals, strike)
 
@@ -52,7 +56,8 @@ class World:
     # ---- the course of it -----------------------------------------------------------------
 
     def _start_local(self) -> None:
-        local = SimLocal(self.loop, self.scenario, self.place, f"L{len(self.locals)}")
+        host = self.hosts[len(self.locals) % len(self.hosts)]
+        local = SimLocal(self.loop, self.scenario, self.place, host, f"L{len(self.locals)}")
         self.locals.append(local)
         for number in range(self.scenario.threads):
             Client(local, number)
@@ -67,7 +72,9 @@ class World:
         self._quiet = True
         self.busy_lines = len(self.loop.trace)
         linger = self.place.state._sessions.linger
-        self.loop.run(self.loop.now + linger + 10 * self.scenario.lease + 5, lambda: False)
+        uploads = STAGE_IDLE if self.scenario.large else 0.0
+        span = linger + 10 * self.scenario.lease + 5 + uploads
+        self.loop.run(self.loop.now + span, lambda: False)
         if not self.faults:
             self.faults += left_over(self.place, self.locals)
 
@@ -120,6 +127,11 @@ class World:
         if local is not None and len(self.locals) < LOCALS_MAX:
             local.goodbye()
             self._start_local()
+
+    def _evict(self) -> None:
+        host = self.loop.dice.choice(self.hosts)
+        if host.copies:
+            host.copies.pop(self.loop.dice.choice(list(host.copies)))
 
     def _pause_global(self) -> None:
         self.place.pause(self.loop.dice.random() * self.scenario.pause)

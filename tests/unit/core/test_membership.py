@@ -93,14 +93,14 @@ def test_a_local_takes_only_the_answer_to_its_latest_hello() -> None:
     a = world.member("a")
     a.tick()
     a.outgoing.clear()
-    a.receive(Welcome(world.epoch, 7, b"x" * 16, 0, LEASE, "tcp://*:2", 1000))
+    a.receive(Welcome(world.epoch, 7, b"x" * 16, 0, LEASE, "tcp://*:2", 1000, 1000))
     assert a.state.session == 0
     world.settle()
     a.tick()
     world.live(0.1)
     session = a.state.session
     assert session
-    a.receive(Welcome(world.epoch, 9, a.state._nonce, 0, LEASE, "tcp://*:2", 1000))
+    a.receive(Welcome(world.epoch, 9, a.state._nonce, 0, LEASE, "tcp://*:2", 1000, 1000))
     assert a.state.session == session
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from dstore import content
-from dstore.core import operations, writes
-from dstore.core.operations import Resumed
+from dstore.core import writes
+from dstore.core.operations import Resumed, writing
 from dstore.core.writes import OUTCOMES_MAX
 from dstore.errors import GlobalUnavailable, OutcomeUnknown, RequestRefused
 from dstore.messages import DelStatus, Refusal, Refused, SetItem, SetStatus, Stored
@@ -275,7 +275,7 @@ def test_a_value_above_the_limit_is_refused() -> None:
 def test_a_content_address_is_bound_to_its_content_alone() -> None:
     world = World()
     (a,) = world.joined("a")
-    key = content.address("bytes", b"v")
+    key = content.address(content.digest("bytes", b"v"))
     assert a.set(key, b"other").status is SetStatus.MISMATCH
     assert a.set(key, b"v").status is SetStatus.STORED
     assert not content.matches(key, Stored(bytes(16), "text", b"v"))
@@ -356,7 +356,7 @@ def test_a_busy_global_is_asked_again() -> None:
 
 
 def test_each_message_of_a_long_write_has_its_own_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(operations, "KEYS_PER_MESSAGE_MAX", 1)
+    monkeypatch.setattr(writing, "KEYS_PER_MESSAGE_MAX", 1)
     world = World()
     (a,) = world.joined("a")
     a.begin_set(("k", b"v"), ("l", b"v")).finish()

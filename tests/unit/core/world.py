@@ -16,6 +16,7 @@ from dstore.core.effects import Dropped, GlobalEffect, LocalEffect, Publish, Sub
 from dstore.core.global_state import GlobalState
 from dstore.core.local_state import LocalState
 from dstore.core.operations import Answer, Ask, Operation, Resumed, SetOutcome, Step, Until
+from dstore.engines.bulk import PrivateBulk
 from dstore.engines.memory import MemoryEngine
 from dstore.messages import (
     DelResult,
@@ -37,6 +38,7 @@ class World:
         self.lease = lease
         self.log_length = log_length
         self.engine = MemoryEngine(limit)
+        self.bulk = PrivateBulk()
         self.members: list[Member] = []
         self.inboxes: dict[bytes, deque[Message]] = {}
         self._draws = itertools.count(1)
@@ -48,11 +50,13 @@ class World:
         self.epoch += 1
         self.state = GlobalState(
             self.engine,
+            self.bulk,
             epoch=self.epoch,
             publisher="tcp://*:2",
             lease=self.lease,
             log_length=self.log_length,
-            value_bytes_max=1000,
+            value_limit=1000,
+            large_from=1 << 10,
         )
 
     def random16(self) -> bytes:
@@ -214,7 +218,7 @@ class Member:
     def hit(self, key: str) -> bytes | None:
         """What the cache answers now, by itself."""
         entry = self.state.hit(key, self.world.now)
-        return entry.value.body if entry and isinstance(entry.value, Stored) else None
+        return raw(entry.value) if entry and isinstance(entry.value, Stored) else None
 
 
 class Call:
@@ -264,7 +268,7 @@ class Call:
 
     def time_out(self, *, sent: bool = True) -> None:
         """Time passes to the end of the step, and no reply has come."""
-        assert self.step is not None
+        assert isinstance(self.step, (Ask, Until))
         self.world.now = max(self.world.now, self.step.until)
         self.resume(Resumed(self.world.now, None, sent and isinstance(self.step, Ask)))
 
@@ -306,7 +310,13 @@ def body(answer: Answer | None) -> bytes | None:
         return None
     value = answer.entry.value if answer.entry else answer.stored
     assert isinstance(value, Stored)
-    return value.body
+    return raw(value)
+
+
+def raw(stored: Stored) -> bytes:
+    """The bytes of a small value."""
+    assert isinstance(stored.body, bytes)
+    return stored.body
 
 
 __all__ = ["LEASE", "Call", "Member", "World", "body", "item"]

@@ -1,16 +1,9 @@
-"""Python values to tagged bytes and back.
-
-A value travels as the name of its codec and a body of bytes:
-
-========  ==================================================================================
-bytes     ``bytes``; ``bytearray`` and ``memoryview`` go in too and come back as ``bytes``
-text      ``str``, as UTF-8
-msgpack   ``None``, ``bool``, ``int`` (64 bits), ``float``, and lists, tuples and dicts of all these
-========  ==================================================================================
+"""Values of Python's own: bytes, text, and what msgpack can say.
 
 Types are kept exactly: a tuple comes back as a tuple, and what would change on the way (a
-subclass, a named tuple, an enum) is refused. Buffers alone come back as ``bytes``, inside of
-lists and dicts too.
+subclass, a named tuple, an enum) is refused. Buffers alone change: they come back as ``bytes``,
+inside of lists and dicts too, and by themselves as ``bytes`` if they are short, else as a
+read-only ``memoryview``.
 """
 
 from __future__ import annotations
@@ -19,47 +12,50 @@ from typing import Any, NoReturn
 
 import msgpack
 
-from dstore.errors import ValueCorrupt
-from dstore.messages import Stored
+from dstore import config
+from dstore.codecs.encoded import BYTES, MSGPACK, TEXT, Encoded, flat, whole
+from dstore.codecs.refusal import refusal
+from dstore.messages import Buffer
 
-BYTES, TEXT, MSGPACK = "bytes", "text", "msgpack"
-_IMMUTABLE = (bytes, str, int, float, bool, type(None))
 DEPTH_MAX = 100
 """Lists, tuples and dicts inside one another, at most."""
+_IMMUTABLE = (bytes, str, int, float, bool, type(None))
 _TUPLE = 1  # msgpack extension type: a packed list of the tuple's items
 
 
-def encode(value: object) -> tuple[str, bytes]:
-    """The codec and the body of a value. Raises TypeError or ValueError, with what to do."""
+def encode(value: object) -> Encoded:
+    """A value of Python's own as bytes. Raises TypeError or ValueError, with what to do."""
     kind = type(value)
-    if kind is bytes:
-        return BYTES, value  # type: ignore[return-value]
+    if kind is bytes or kind is bytearray or kind is memoryview:
+        return whole(BYTES, flat(value))  # type: ignore[arg-type]
     if kind is str:
-        try:
-            return TEXT, value.encode()  # type: ignore[attr-defined]
-        except UnicodeEncodeError as error:
-            raise ValueError(f"text with lone surrogates is not text: {error}") from None
-    if kind is bytearray or kind is memoryview:
-        return BYTES, bytes(value)  # type: ignore[call-overload]
-    return MSGPACK, _pack(value)
+        return whole(TEXT, _utf8(value))  # type: ignore[arg-type]
+    return whole(MSGPACK, _pack(value))
 
 
-def decode(stored: Stored) -> tuple[object, bool]:
-    """The value, and whether it is immutable, so that one object may serve all readers.
+def decode_bytes(body: Buffer) -> tuple[object, bool]:
+    """The body itself, unless it is short and would keep memory of others for its own sake."""
+    if type(body) is bytes:
+        return body, True
+    return (bytes(body) if len(body) <= config.BYTES_MAX else body), False
 
-    Raises ValueCorrupt.
-    """
+
+def decode_text(body: Buffer) -> tuple[object, bool]:
+    """Raises UnicodeDecodeError."""
+    return str(body, "utf-8"), type(body) is bytes
+
+
+def decode_msgpack(body: Buffer) -> tuple[object, bool]:
+    """Raises whatever msgpack makes of bytes that anybody may have stored."""
+    value = _unpack(body)
+    return value, type(value) in _IMMUTABLE and type(body) is bytes
+
+
+def _utf8(value: str) -> bytes:
     try:
-        if stored.codec == BYTES:
-            return stored.body, True
-        if stored.codec == TEXT:
-            return stored.body.decode(), True
-        if stored.codec == MSGPACK:
-            value = _unpack(stored.body)
-            return value, type(value) in _IMMUTABLE
-    except Exception as error:  # whatever msgpack makes of bytes that anybody may have stored
-        raise ValueCorrupt(f"the value is not valid {stored.codec}: {error}") from None
-    raise ValueCorrupt(f"the value needs the codec {stored.codec!r}, which is not known here")
+        return value.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"text with lone surrogates is not text: {error}") from None
 
 
 def _pack(value: object) -> bytes:
@@ -95,16 +91,12 @@ def _packable(value: Any, depth: int) -> Any:
 
 
 def _refuse(value: object) -> NoReturn:
-    kind = type(value)
-    if kind is int:
+    if type(value) is int:
         raise OverflowError
-    raise TypeError(
-        f"a value of type {kind.__module__}.{kind.__qualname__} cannot be stored; convert it to "
-        "bytes, str, None, bool, int, float, list, tuple or dict first"
-    )
+    raise refusal(value)
 
 
-def _unpack(body: bytes) -> Any:
+def _unpack(body: Buffer) -> Any:
     tuples: list[bytes] = []
 
     def note(code: int, data: bytes) -> object:

@@ -1,0 +1,83 @@
+"""Whatever Python can pickle. Only for a Node that asks for it: to unpickle is to run a program.
+
+Protocol 5 hands out the large buffers of a value (those of arrays, data frames, tables) beside the
+pickle, and takes them back when it is read. So they are not copied: an array within a decoded
+value reads the body in place, and is read-only.
+
+The body, numbers little-endian with 8 bytes each:
+
+- how many buffers there are,
+- the length of the pickle, then that of each buffer,
+- the pickle,
+- the buffers, each from the next multiple of 64 bytes on.
+
+The same value may be pickled differently by two processes, and then has two content addresses.
+"""
+
+from __future__ import annotations
+
+import pickle
+import struct
+
+from dstore.codecs.encoded import PICKLE, Encoded, joint
+from dstore.messages import Buffer
+
+PROTOCOL = 5
+ALIGNMENT = 64
+"""Bytes, counted from the beginning of the body. What vector instructions like best."""
+_NUMBER = struct.Struct("<Q")
+
+
+def encode(value: object) -> Encoded:
+    """The value pickled, and its buffers. Raises TypeError or ValueError."""
+    buffers: list[pickle.PickleBuffer] = []
+    try:
+        data = pickle.dumps(value, protocol=PROTOCOL, buffer_callback=buffers.append)
+    except MemoryError:
+        raise
+    except RecursionError:
+        raise ValueError("the value cannot be pickled: it is nested too deeply") from None
+    except Exception as error:  # pickling calls what the classes of the value define
+        kind = type(value)
+        raise TypeError(
+            f"a value of type {kind.__module__}.{kind.__qualname__} cannot be pickled: {error}; "
+            "convert it first, or give the Node a Codec for its type"
+        ) from error
+    return joint(PICKLE, _parts(data, [buffer.raw() for buffer in buffers]))
+
+
+def decode(body: Buffer) -> tuple[object, bool]:
+    """A fresh value over the body, which the caller has made read-only.
+
+    Raises whatever comes of it; it may run anything.
+    """
+    view = memoryview(body)
+    (count,) = _NUMBER.unpack_from(view)
+    if count > len(view) // _NUMBER.size:
+        raise ValueError(f"it has {len(view):,} bytes, too few for {count:,} buffers")
+    lengths = struct.unpack_from(f"<{count + 1}Q", view, _NUMBER.size)
+    data, *buffers = _slices(view, lengths)
+    return pickle.loads(data, buffers=buffers), False
+
+
+def _parts(data: bytes, buffers: list[memoryview]) -> list[Buffer]:
+    lengths = [len(data), *map(len, buffers)]
+    parts: list[Buffer] = [struct.pack(f"<Q{len(lengths)}Q", len(buffers), *lengths), data]
+    end = sum(map(len, parts))
+    for buffer in buffers:
+        parts += [bytes(-end % ALIGNMENT), buffer]
+        end += -end % ALIGNMENT + len(buffer)
+    return parts
+
+
+def _slices(view: memoryview, lengths: tuple[int, ...]) -> list[memoryview]:
+    """The pickle and the buffers. Raises ValueError if they are not all that there is."""
+    start = end = _NUMBER.size * (1 + len(lengths))
+    slices = []
+    for length in lengths:
+        end = start + length
+        slices.append(view[start:end])
+        start = end + -end % ALIGNMENT
+    if end != len(view):
+        raise ValueError(f"it has {len(view):,} bytes, and its lengths make {end:,}")
+    return slices

@@ -1,0 +1,126 @@
+"""Which codecs a Node has, which one a value takes, and which one reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TypeAlias
+
+from dstore.codecs import array, custom, plain
+from dstore.codecs.custom import Codec
+from dstore.codecs.encoded import BYTES, MSGPACK, NDARRAY, PICKLE, TEXT, Encoded
+from dstore.errors import UnknownCodec, ValueCorrupt
+from dstore.messages import Buffer, Stored
+
+RESERVED = frozenset({BYTES, TEXT, MSGPACK, NDARRAY, PICKLE})
+"""Names that no codec of a user may have, whether or not the Node has ours."""
+BUILT_IN: frozenset[type] = frozenset(
+    {bytes, bytearray, memoryview, str, type(None), bool, int, float, list, tuple, dict}
+)
+"""Types that no codec of a user may have; NumPy's arrays are the other one."""
+
+Decoder: TypeAlias = Callable[[Buffer], tuple[object, bool]]
+"""The value, and whether this one object may be handed to every reader."""
+
+
+class Codecs:
+    """What one Node can encode and decode. Immutable, and safe from any thread.
+
+    Parameters
+    ----------
+    codecs
+        For types of the user's own.
+    pickle
+        Whether to pickle what nothing else takes, and to unpickle what others have pickled.
+        Whoever can write to Global can then run any program in this process.
+
+    Raises
+    ------
+    TypeError, ValueError
+        A codec is malformed, or its name or its type is taken.
+    """
+
+    def __init__(self, codecs: Iterable[Codec] = (), *, pickle: bool = False) -> None:
+        self._by_type: dict[type, Codec] = {}
+        self._decoders: dict[str, Decoder] = {
+            BYTES: plain.decode_bytes,
+            TEXT: plain.decode_text,
+            MSGPACK: plain.decode_msgpack,
+            NDARRAY: array.decode,
+        }
+        self._pickle: Callable[[object], Encoded] | None = None
+        if pickle:
+            from dstore.codecs import pickled
+
+            self._pickle = pickled.encode
+            self._decoders[PICKLE] = pickled.decode
+        for codec in codecs:
+            self._add(codec)
+
+    def __repr__(self) -> str:
+        return f"<Codecs {' '.join(self._decoders)}>"
+
+    def encode(self, value: object) -> Encoded:
+        """The value as bytes, by the codec for its exact type, else by ours, else pickled.
+
+        Large values are not copied: the parts may be views of the value's own memory. Raises
+        TypeError or ValueError, with what to do, and what a codec of the user raises.
+        """
+        kind = type(value)
+        codec = self._by_type.get(kind)
+        if codec is not None:
+            return custom.encode(codec, value)
+        try:
+            if kind in BUILT_IN or not array.is_array_type(kind):
+                return plain.encode(value)
+            return array.encode(value)
+        except (TypeError, ValueError):
+            if self._pickle is None:
+                raise
+            pickle = self._pickle
+        return pickle(value)
+
+    def decode(self, stored: Stored) -> tuple[object, bool]:
+        """The value, and whether this one object may be kept and handed to every reader.
+
+        It may if it is immutable and its body is ``bytes``. A body that is a memoryview stays
+        alive as long as anything that was decoded without a copy, and is not changed by it.
+
+        Raises ValueCorrupt, and UnknownCodec.
+        """
+        decoder = self._decoders.get(stored.codec)
+        if decoder is None:
+            raise UnknownCodec(stored.codec)
+        body = stored.body
+        if type(body) is memoryview:
+            # A view of its own, which the caller may release, and cannot write through.
+            body = body.toreadonly()
+        elif type(body) is not bytes:
+            raise TypeError("only the bytes themselves can be decoded; fetch them first")
+        try:
+            return decoder(body)
+        except UnknownCodec:
+            raise
+        except Exception as error:  # whatever comes of bytes that anybody may have stored
+            raise ValueCorrupt(
+                f"the value does not decode as {stored.codec}: {_said(error)}"
+            ) from error
+
+    def _add(self, codec: Codec) -> None:
+        custom.check(codec)
+        if codec.name in RESERVED:
+            raise ValueError(f"{codec.name!r} is the name of a codec of dstore; choose another")
+        if codec.name in self._decoders:
+            raise ValueError(f"there are two codecs with the name {codec.name!r}")
+        if codec.type in BUILT_IN or array.is_array_type(codec.type):
+            raise ValueError(f"dstore has a codec for {codec.type.__name__}; wrap it in a class")
+        if codec.type in self._by_type:
+            raise ValueError(f"there are two codecs for the type {codec.type.__name__}")
+        self._by_type[codec.type] = codec
+        self._decoders[codec.name] = custom.decoder(codec)
+
+
+def _said(error: Exception) -> str:
+    said = str(error)
+    if isinstance(error, ValueError) and said:
+        return said
+    return f"{type(error).__name__}: {said}" if said else type(error).__name__

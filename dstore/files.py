@@ -1,0 +1,116 @@
+"""Files in and out: read piece by piece, and written so that nobody sees half of one."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from collections.abc import Callable, Iterator
+from typing import BinaryIO, NamedTuple, TypeAlias
+
+from dstore import codecs, content
+from dstore.messages import Buffer
+
+Path: TypeAlias = "str | os.PathLike[str]"
+Progress: TypeAlias = Callable[[str, int, int], None]
+"""Is told what is going on (``reading``, ``sending``, ``fetching`` or ``writing``), how many bytes
+are done, and of how many.
+"""
+PIECE_BYTES = 1 << 20
+
+
+class Fetched(NamedTuple):
+    """What was written to a file: ``size`` bytes, which the codec of this name can read."""
+
+    codec: str
+    size: int
+
+
+class Source:
+    """A regular file that is to be stored, open."""
+
+    def __init__(self, file: BinaryIO, progress: Progress | None) -> None:
+        self.file = file
+        self.size = os.fstat(file.fileno()).st_size
+        self._progress = progress
+
+    def pieces(self) -> Iterator[Buffer]:
+        """Its bytes, from the beginning, as many as it had when it was opened.
+
+        Raises ValueError if it has become shorter.
+        """
+        self.file.seek(0)
+        done = 0
+        while done < self.size:
+            piece = self.file.read(min(PIECE_BYTES, self.size - done))
+            if not piece:
+                raise ValueError(f"{self.file.name} became shorter while it was read")
+            yield piece
+            done += len(piece)
+            if self._progress is not None:
+                self._progress("reading", done, self.size)
+
+    def digest(self) -> bytes:
+        """The hash of its bytes, as a value."""
+        hasher = content.Hasher(codecs.BYTES)
+        for piece in self.pieces():
+            hasher.update(piece)
+        return hasher.digest()
+
+
+@contextlib.contextmanager
+def reading(path: Path, progress: Progress | None) -> Iterator[Source]:
+    """Open a file that is to be stored. Raises OSError; ValueError for what is not a file."""
+    with open(path, "rb") as file:
+        if not file.seekable():
+            raise ValueError(f"{os.fspath(path)} is not a regular file")
+        yield Source(file, progress)
+
+
+class Destination:
+    """A file that is being written, beside the place where it will be."""
+
+    def __init__(self, descriptor: int, progress: Progress | None) -> None:
+        self._descriptor = descriptor
+        self._progress = progress
+
+    def write(self, offset: int, data: Buffer) -> None:
+        """Write a part. Raises OSError."""
+        view = memoryview(data)
+        while view:
+            done = os.pwrite(self._descriptor, view, offset)
+            view, offset = view[done:], offset + done
+
+    def write_all(self, body: memoryview) -> None:
+        """Write the whole, and nothing else."""
+        for start in range(0, len(body), PIECE_BYTES):
+            self.write(start, body[start : start + PIECE_BYTES])
+            if self._progress is not None:
+                self._progress("writing", min(start + PIECE_BYTES, len(body)), len(body))
+
+    def end_at(self, size: int) -> None:
+        """What is beyond was of an attempt that came to nothing."""
+        os.ftruncate(self._descriptor, size)
+
+
+@contextlib.contextmanager
+def writing(path: Path, progress: Progress | None) -> Iterator[Destination]:
+    """A file that appears at ``path`` when the block ends well, whole, and else not at all.
+
+    Raises OSError.
+    """
+    target = os.path.realpath(path)
+    if os.path.isdir(target):
+        raise IsADirectoryError(21, os.strerror(21), os.fspath(path))
+    unfinished = f"{target}.{secrets.token_hex(4)}.part"
+    descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    try:
+        try:
+            yield Destination(descriptor, progress)
+        finally:
+            os.close(descriptor)
+        os.replace(unfinished, target)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(unfinished)
+        raise

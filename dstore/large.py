@@ -1,0 +1,254 @@
+"""Large values in a process: in the memory that the host shares, or else in its own.
+
+A value's bytes lie in one file per host, named by the token. Whoever needs them first fetches them
+from Global into that file, the others wait and then map it; see :mod:`dstore.shm`. A Node never
+learns from a file that a key has a value: it looks for a token that Global has just named, or that
+its own valid cache names.
+"""
+
+from __future__ import annotations
+
+import logging
+import mmap
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+from dstore import clock, codecs, content, files
+from dstore.codecs import Encoded
+from dstore.core.cache import Entry, Held
+from dstore.core.operations import Obtain
+from dstore.core.transfer import Transfer, Write, download
+from dstore.errors import NodeClosed
+from dstore.limited_log import LimitedLog
+from dstore.messages import Buffer, Large, Stored
+from dstore.shm import HostMemory, NoRoom, Writer, clean, open_memory
+
+log = logging.getLogger("dstore.local")
+
+PIECE_BYTES = 1 << 20
+"""What is copied, or read from a file, in one go."""
+PAUSE_FIRST, PAUSE_MAX = 0.0005, 0.02
+"""Seconds between two looks at a file that another process is writing, with doubling pauses."""
+
+Move = Callable[[Transfer[None]], None]
+"""Carries out a transfer on a channel."""
+
+
+class Source(NamedTuple):
+    """A large value that is to be written. ``held``: what the cache may hold of it, if anything."""
+
+    stored: Stored
+    body: memoryview
+    held: Held | None
+
+
+def random16() -> bytes:
+    """16 bytes that nobody else will ever draw."""
+    return os.urandom(16)
+
+
+class LargeValues:
+    """The large values of one Local. Safe from any thread.
+
+    ``shm`` is the folder, as for :class:`dstore.Node`; ``limit`` what copies there may take on this
+    host, in bytes.
+    """
+
+    def __init__(self, shm: str | None, limit: int | None) -> None:
+        self._shm = shm
+        self._limit = limit
+        self._lock = threading.Lock()
+        self._epoch = 0
+        self._memory: HostMemory | None = None
+        self._closed = False
+        self._complaints = LimitedLog(log)
+
+    def __repr__(self) -> str:
+        return f"<LargeValues epoch={self._epoch:x} {self._memory!r}>"
+
+    # ---- the folder -----------------------------------------------------------------------
+
+    def joined(self, epoch: int) -> None:
+        """The Local belongs to this life of Global: leave the folder of another, and tidy up."""
+        with self._lock:
+            if self._epoch not in (0, epoch):
+                self._leave()
+        clean(self._shm)
+
+    def close(self) -> None:
+        """Leave the folder. What has been handed out stays readable. Idempotent."""
+        with self._lock:
+            self._closed = True
+            self._leave()
+
+    def _leave(self) -> None:
+        memory, self._memory, self._epoch = self._memory, None, 0
+        if memory is not None:
+            memory.close()
+
+    def _memory_of(self, epoch: int) -> HostMemory | None:
+        with self._lock:
+            if self._closed:
+                raise NodeClosed("the Node was closed during the call")
+            if epoch != self._epoch:
+                self._leave()
+                self._memory = open_memory(epoch, root=self._shm, limit=self._limit)
+                self._epoch = epoch
+            return self._memory
+
+    # ---- writing --------------------------------------------------------------------------
+
+    def keep(self, epoch: int, encoded: Encoded) -> Source:
+        """Lay a value down where it can be uploaded from, and read by the Nodes of this host."""
+        written = self._written(epoch, encoded.codec, encoded.size, encoded.parts)
+        if written is not None:
+            return written
+        body = _own_copy(encoded)
+        digest = content.digest(encoded.codec, body)
+        stored = Stored(random16(), encoded.codec, Large(encoded.size, digest))
+        return Source(stored, body, Held(body, shared=False))
+
+    def keep_file(self, epoch: int, file: files.Source) -> Source:
+        """The same for the bytes of a file, which need no private memory.
+
+        Raises OSError; ValueError if the file gets shorter meanwhile.
+        """
+        written = self._written(epoch, codecs.BYTES, file.size, file.pieces())
+        if written is not None:
+            return written
+        descriptor = file.file.fileno()
+        body = memoryview(mmap.mmap(descriptor, file.size, access=mmap.ACCESS_READ))
+        stored = Stored(random16(), codecs.BYTES, Large(file.size, file.digest()))
+        return Source(stored, body, None)  # not for the cache: whoever owns the file may change it
+
+    def _written(self, epoch: int, codec: str, size: int, parts: Iterable[Buffer]) -> Source | None:
+        """A value in the memory of the host; None if there is none, or no room."""
+        token = random16()
+        writer = self._begin(self._memory_of(epoch), token, size)
+        if writer is None:
+            return None
+        hasher = content.Hasher(codec)
+        with writer:
+            offset = 0
+            for piece in _pieces(parts):
+                writer.write(offset, piece)
+                hasher.update(piece)
+                offset += len(piece)
+            body = writer.seal()
+        stored = Stored(token, codec, Large(size, hasher.digest()))
+        return Source(stored, body, Held(body, shared=True))
+
+    def _begin(self, memory: HostMemory | None, token: bytes, size: int) -> Writer | None:
+        if memory is None:
+            return None
+        try:
+            return memory.begin(token, size)
+        except NoRoom as error:
+            self._complaints.warning("a value goes to the memory of this process alone: %s", error)
+            return None
+
+    # ---- reading --------------------------------------------------------------------------
+
+    def obtain(self, step: Obtain, move: Move) -> Held | None:
+        """The bytes of a value, from the host's memory, else from Global by means of ``move``.
+
+        None if they went into ``step.into``, since there is no memory that the host shares.
+        Raises what ``move`` raises, and NodeClosed.
+        """
+        token, size = step.stored.token, step.stored.size
+        waiting = _Patience(step.patience)
+        while (memory := self._memory_of(step.envelope[0])) is not None:
+            view = memory.find(token, size)
+            if view is not None:
+                return Held(view, shared=True)
+            try:
+                writer = memory.begin(token, size)
+            except NoRoom as error:
+                self._complaints.warning("a value is fetched for this process alone: %s", error)
+                break
+            if writer is not None:
+                with writer:
+                    self._fetch(step, writer.write, move)
+                    return Held(writer.seal(), shared=True)
+            if not waiting.pause(memory.progress(token)):
+                break  # who fetches it stands still
+        if step.into is not None:
+            self._fetch(step, step.into, move)
+            return None
+        buffer = memoryview(mmap.mmap(-1, size))
+
+        def write(offset: int, data: Buffer) -> None:
+            buffer[offset : offset + len(data)] = data
+
+        self._fetch(step, write, move)
+        return Held(buffer.toreadonly(), shared=False)
+
+    @staticmethod
+    def _fetch(step: Obtain, write: Write, move: Move) -> None:
+        move(download(step.envelope, step.stored, write, clock.now(), step.patience))
+
+    # ---- upkeep ---------------------------------------------------------------------------
+
+    def drop(self, tokens: Iterable[bytes]) -> None:
+        """Nobody is to find these any more; who has them mapped keeps them."""
+        memory = self._memory
+        if memory is not None:
+            for token in tokens:
+                memory.drop(token)
+
+    def evicted(self, entries: Iterable[Entry]) -> list[Entry]:
+        """Those whose files have been evicted to make room. Others that were read are touched."""
+        memory, gone = self._memory, []
+        if memory is not None:
+            for entry in entries:
+                assert entry.shared is not None
+                if not memory.linked(entry.shared):
+                    gone.append(entry)
+                elif entry.visited:
+                    entry.visited = False
+                    memory.touch(entry.shared)
+        return gone
+
+
+class _Patience:
+    """Waits for a file that somebody else is writing, as long as that moves."""
+
+    def __init__(self, patience: float) -> None:
+        self._patience = patience
+        self._pause = PAUSE_FIRST
+        self._seen: int | None = None
+        self._end = clock.now() + patience
+
+    def pause(self, progress: int | None) -> bool:
+        """Wait a little. False if there has been no progress for too long."""
+        now = clock.now()
+        if progress != self._seen:
+            self._seen = progress
+            self._end = now + self._patience
+        elif now >= self._end:
+            return False
+        time.sleep(self._pause)
+        self._pause = min(2 * self._pause, PAUSE_MAX)
+        return True
+
+
+def _pieces(parts: Iterable[Buffer]) -> Iterator[memoryview]:
+    for part in parts:
+        view = memoryview(part)
+        for start in range(0, len(view), PIECE_BYTES):
+            yield view[start : start + PIECE_BYTES]
+
+
+def _own_copy(encoded: Encoded) -> memoryview:
+    """The whole body, which nobody can change any more."""
+    if len(encoded.parts) == 1 and type(encoded.parts[0]) is bytes:
+        return memoryview(encoded.parts[0])
+    buffer = memoryview(mmap.mmap(-1, encoded.size))
+    offset = 0
+    for piece in _pieces(encoded.parts):
+        buffer[offset : offset + len(piece)] = piece
+        offset += len(piece)
+    return buffer.toreadonly()

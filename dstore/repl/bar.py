@@ -1,0 +1,111 @@
+"""A bar that shows how far a large value has come: on a terminal, and only if it takes a while.
+
+It goes to standard error, so that what goes to standard output stays what it is, and disappears
+when all is done. It is drawn by the thread that moves the value; there is no other one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, TypeAlias
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as RichProgress
+    from rich.progress import TaskID
+
+SHOW_AFTER = 0.5
+"""Seconds that something may take without a bar."""
+DRAW_EVERY = 0.1
+"""Seconds."""
+WIDTH = 30
+"""Columns of the bar itself; with the figures all fits into 80."""
+
+Progress: TypeAlias = Callable[[str, int, int], None]
+"""What a Node tells how far it is: what it does, how many bytes are done, and of how many."""
+
+
+@contextlib.contextmanager
+def progress_bar(*, quiet: bool = False) -> Iterator[Progress | None]:
+    """What to give to a Node as ``progress``; None if nobody wants to see a bar.
+
+    The terminal is as it was when the block ends, however it ends.
+    """
+    if quiet or not sys.stderr.isatty():
+        yield None
+        return
+    bar = Bar()
+    try:
+        yield bar.tell
+    finally:
+        bar.stop()
+
+
+class Bar:
+    """One bar. It starts again when the Node goes on to something else, sending after reading."""
+
+    def __init__(self) -> None:
+        self._draw_at = time.monotonic() + SHOW_AFTER
+        self._rich: RichProgress | None = None
+        self._task: TaskID | None = None
+        self._what = ""
+        self._done = 0
+
+    def __repr__(self) -> str:
+        return f"<Bar {self._what} {self._done:,}{' shown' if self._rich else ''}>"
+
+    def tell(self, what: str, done: int, total: int) -> None:
+        """Show this much, if it is time to."""
+        again = what != self._what or done < self._done
+        self._what, self._done = what, done
+        if again and self._rich is not None and self._task is not None:
+            self._rich.reset(self._task, total=total, description=what)
+        elif time.monotonic() < self._draw_at:
+            return
+        with contextlib.suppress(OSError):  # a terminal that has gone must not end the transfer
+            self._draw(total)
+        self._draw_at = time.monotonic() + DRAW_EVERY
+
+    def stop(self) -> None:
+        """Remove the bar. Idempotent."""
+        rich, self._rich = self._rich, None
+        if rich is not None:
+            with contextlib.suppress(OSError):
+                rich.stop()
+
+    def _draw(self, total: int) -> None:
+        if self._rich is None:
+            self._rich = _new_bar()
+            self._rich.start()
+        if self._task is None:
+            self._task = self._rich.add_task(self._what, total=total)
+        self._rich.update(self._task, completed=self._done)
+        self._rich.refresh()
+
+
+def _new_bar() -> RichProgress:
+    """Imported here: whoever needs no bar does without rich, and starts more quickly."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(WIDTH),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        auto_refresh=False,
+        transient=True,
+        redirect_stdout=False,
+        redirect_stderr=False,
+    )

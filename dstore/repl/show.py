@@ -1,0 +1,123 @@
+"""Values on one line, however large they are.
+
+What is small is written in full. Of what would take more than ``SHOWN_MAX`` characters there are
+its type, its size and its beginning; no more of it than that is turned into text.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from typing import Any
+
+SHOWN_MAX = 4096
+"""Characters that a value may take on a line in full."""
+BEGINNING = 100
+"""Characters, or bytes, that are shown of one that would take more."""
+ARRAY_ITEMS_MAX, ARRAY_ITEM_BYTES_MAX = 2000, 256
+"""NumPy shows six items in each dimension of a large array, and so may show any number of them.
+Beyond this an array is only described.
+"""
+NUMPY_SHOWS_ALL = 1000
+"""An array of so many items NumPy shows in full."""
+NUMPY_SHOWS_EACH = 6
+
+CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+"""Characters that would break a line in two or steer the terminal."""
+_LINE_BREAK = re.compile(r"\n\s*")
+
+
+def shown(item: Any) -> str:
+    """A key or a value on one line: text as it is, everything else as Python would write it.
+
+    Text that would break the line or steer the terminal is written as Python would, too.
+    """
+    if is_array(item):
+        return _shown_array(item)
+    if isinstance(item, str) and len(item) <= SHOWN_MAX and not CONTROL.search(item):
+        return item
+    line, whole = _begun(item, SHOWN_MAX)
+    return line if whole else f"<{_described(item)}: {_beginning(item)} ...>"
+
+
+def is_array(value: object) -> bool:
+    """Whether a value that a Node without further codecs has read is an array of NumPy's."""
+    return hasattr(value, "dtype")
+
+
+def array_repr(array: Any) -> str:
+    """How NumPy shows an array, on several lines; a description if that would take too many."""
+    items = array.size
+    if items > NUMPY_SHOWS_ALL:
+        items = math.prod(min(length, NUMPY_SHOWS_EACH) for length in array.shape)
+    if items > ARRAY_ITEMS_MAX or array.dtype.itemsize > ARRAY_ITEM_BYTES_MAX:
+        return f"<{_described(array)}>"
+    return repr(array)
+
+
+def _shown_array(array: Any) -> str:
+    line = _LINE_BREAK.sub(" ", array_repr(array))
+    if line.startswith("<") or max(array.nbytes, len(line)) <= SHOWN_MAX:
+        return line
+    if len(line) > SHOWN_MAX:
+        line = f"{line[:BEGINNING]} ..."
+    return f"<{_described(array)}: {line}>"
+
+
+def _described(value: Any) -> str:
+    """What kind of value this is, and how large."""
+    if is_array(value):
+        dtype = str(value.dtype)
+        dtype = dtype if len(dtype) <= BEGINNING else f"{dtype[:BEGINNING]} ..."
+        return f"array of {dtype}, shape {value.shape}, {value.nbytes:,} bytes"
+    if isinstance(value, str):
+        return f"text, {len(value):,} characters"
+    if isinstance(value, (bytes, memoryview)):
+        return f"bytes, {len(value):,} of them"
+    return f"{type(value).__name__}, {len(value):,} items"
+
+
+def _beginning(value: Any) -> str:
+    if isinstance(value, str):
+        return repr(value[:BEGINNING])
+    if isinstance(value, (bytes, memoryview)):
+        return repr(bytes(value[:BEGINNING]))
+    return _begun(value, BEGINNING)[0]
+
+
+def _begun(value: Any, most: int) -> tuple[str, bool]:
+    """At most so many characters of what Python would write, and whether that is the whole."""
+    pieces = []
+    left = most
+    for piece in _written(value):
+        pieces.append(piece[:left])
+        if len(piece) > left:
+            return "".join(pieces), False
+        left -= len(piece)
+    return "".join(pieces), True
+
+
+def _written(value: Any) -> Iterator[str]:
+    """What Python would write, piece by piece; of long text and bytes only as much as is shown."""
+    if isinstance(value, (str, bytes)):
+        yield repr(value[: SHOWN_MAX + 1])
+    elif isinstance(value, memoryview):
+        yield repr(bytes(value[: SHOWN_MAX + 1]))
+    elif isinstance(value, (list, tuple)):
+        opened, closed = "[]" if isinstance(value, list) else "()"
+        yield opened
+        for number, item in enumerate(value):
+            yield ", " if number else ""
+            yield from _written(item)
+        yield "," + closed if len(value) == 1 and closed == ")" else closed
+    elif isinstance(value, dict):
+        yield "{"
+        for number, (key, item) in enumerate(value.items()):
+            yield ", " if number else ""
+            yield from _written(key)
+            yield ": "
+            yield from _written(item)
+        yield "}"
+    else:
+        yield repr(value)

@@ -1,0 +1,115 @@
+"""POSIX record locks, and what this process holds by them.
+
+A lock says that a process lives: it falls when the process ends, however it ends, and a forked
+child does not inherit it. (A lock of ``flock`` would live on in the child.) Two traps come with
+that:
+
+- Locks exclude processes, not threads. So threads of one process exclude each other with
+  ``held.lock``, and look in ``held`` before they try for a lock in the file system.
+- When a process closes *any* descriptor of a file, all its locks on that file fall. So a file
+  that is locked here is opened nowhere else in this process: ``held`` knows the lock files of
+  the folders that were entered, and each folder knows the unfinished files that it writes.
+
+Descriptors are owned by file objects, so that one which is lost on the way, in a
+KeyboardInterrupt, is closed by the garbage collector.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import threading
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dstore.shm.folder import Folder
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    AVAILABLE = False
+    """Whether this system has what this room is built on."""
+else:
+    AVAILABLE = hasattr(os, "posix_fallocate")  # macOS cannot reserve a file in full
+
+Identity = tuple[int, int]
+"""Device and inode: which file it is, by whatever path."""
+
+
+class Held:
+    """The folders that this process has entered. ``lock`` guards them and their files.
+
+    It may be taken again by the thread that has it: a destructor or a signal handler that runs in
+    between may close things.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self.folders: dict[Identity, Folder] = {}
+
+    def __repr__(self) -> str:
+        return f"<Held {list(self.folders.values())}>"
+
+    def find(self, lock_path: str) -> Folder | None:
+        """The folder whose lock file this is, if this process has entered it."""
+        try:
+            return self.folders.get(identity(os.lstat(lock_path)))
+        except FileNotFoundError:
+            return None
+
+    def forked(self) -> None:
+        """In the child: no lock is ours. Closing the descriptors does not touch the parent's."""
+        self.lock = threading.RLock()
+        folders, self.folders = self.folders, {}
+        for folder in folders.values():
+            folder.forked()
+
+
+held = Held()
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=held.forked)
+
+
+def identity(status: os.stat_result) -> Identity:
+    return status.st_dev, status.st_ino
+
+
+def open_file(path: str, *, create: bool) -> io.FileIO:
+    """Open a file to be locked, for reading and writing. Made with mode 0600 if it is missing."""
+    more = os.O_NOFOLLOW | (os.O_CREAT if create else 0)
+    return io.FileIO(path, "r+", opener=lambda name, flags: os.open(name, flags | more, 0o600))
+
+
+def is_linked(file: io.FileIO, path: str) -> bool:
+    """Whether the file is still the one at ``path``: it may have been removed or replaced."""
+    try:
+        there = os.lstat(path)
+    except FileNotFoundError:
+        return False
+    return identity(os.fstat(file.fileno())) == identity(there)
+
+
+def try_shared(file: io.FileIO) -> bool:
+    """Get the lock along with others. False if somebody has it alone."""
+    return _try(file, fcntl.LOCK_SH)
+
+
+def try_exclusive(file: io.FileIO) -> bool:
+    """Get the lock alone. False if somebody else has it."""
+    return _try(file, fcntl.LOCK_EX)
+
+
+def release(file: io.FileIO) -> None:
+    fcntl.lockf(file, fcntl.LOCK_UN)
+
+
+def _try(file: io.FileIO, kind: int) -> bool:
+    try:
+        fcntl.lockf(file, kind | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            return False
+        raise
+    return True

@@ -1,0 +1,67 @@
+"""Read-only mappings that need no descriptor.
+
+A mapping lives without the descriptor it was made from, and there may be more mapped values than
+a process may have descriptors. But ``mmap.mmap`` keeps a duplicate of it, unless told not to,
+which it can be from Python 3.13 on. Before that, the C library is asked directly.
+"""
+
+from __future__ import annotations
+
+import mmap
+import sys
+
+if sys.version_info >= (3, 13):
+    AVAILABLE = True
+
+    def _mapped(descriptor: int, size: int) -> memoryview:
+        return memoryview(
+            mmap.mmap(descriptor, size, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ, trackfd=False)
+        )
+
+else:
+    import functools
+    import os
+    import weakref
+
+    try:
+        import ctypes
+    except ImportError:  # a Python that was built without it
+        AVAILABLE = False
+    else:
+        AVAILABLE = True
+
+    @functools.cache
+    def _c_library() -> ctypes.CDLL:
+        library = ctypes.CDLL(None, use_errno=True)
+        library.mmap.restype = ctypes.c_void_p
+        library.mmap.argtypes = (
+            ctypes.c_void_p,
+            ctypes.c_size_t,
+            ctypes.c_int,
+            ctypes.c_int,
+            ctypes.c_int,
+            ctypes.c_long,
+        )
+        library.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+        return library
+
+    def _mapped(descriptor: int, size: int) -> memoryview:
+        library = _c_library()
+        address = library.mmap(None, size, mmap.PROT_READ, mmap.MAP_SHARED, descriptor, 0)
+        if address == ctypes.c_void_p(-1).value:
+            code = ctypes.get_errno()
+            raise OSError(code, os.strerror(code))
+        pages = (ctypes.c_ubyte * size).from_address(address)
+        # All views of the pages hold this object, so that it goes after the last of them.
+        end = weakref.finalize(pages, library.munmap, address, size)
+        end.atexit = False  # views may be in use until the very end of the process
+        return memoryview(pages).cast("B").toreadonly()
+
+
+def read_only(descriptor: int, size: int) -> memoryview:
+    """The first ``size`` bytes of the file, mapped as long as anybody refers to the view.
+
+    The file has that many bytes, and keeps them. Raises OSError, as when a process has too many
+    mappings.
+    """
+    return _mapped(descriptor, size) if size else memoryview(b"")

@@ -1,0 +1,303 @@
+"""The large values of one epoch, as the processes of a host share them."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+
+from dstore.shm import eviction, folder, locks, mapping, parts
+from dstore.shm.folder import Folder, Unusable
+from dstore.shm.locks import held
+from dstore.shm.parts import PART, NoRoom, Writer
+
+log = logging.getLogger("dstore.shm")
+
+ROOT_VARIABLE = "DSTORE_SHM"
+ROOT_DEFAULT = "/dev/shm"
+TOKEN_BYTES = 16
+SHARES = 16
+"""Of what the limit leaves, a process adds this fraction before it looks again. If more processes
+than that do so at the same time, the limit may be exceeded by as much, until one looks.
+"""
+AVAILABLE = locks.AVAILABLE and mapping.AVAILABLE
+
+
+class HostMemory:
+    """One copy of each large value on this host. Safe from any thread.
+
+    A reader loops: :meth:`find` it; else :meth:`begin`, and fetch and write it; where that gives
+    None, wait a little and look again, since the other one may finish or die; where it raises
+    NoRoom, fetch it into memory of its own.
+
+    Closed, or inherited from a parent process, it is empty and takes nothing: :meth:`find` finds
+    nothing, :meth:`begin` raises NoRoom, nothing is removed. Views stay readable for ever.
+    """
+
+    def __init__(self, entered: Folder, limit: int) -> None:
+        self.limit = limit
+        self._folder = entered
+        self._closed = False
+        self._spare = 0  # what may be added before anybody looks at the limit again
+
+    def __repr__(self) -> str:
+        state = "open" if self._usable else "closed"
+        return f"<HostMemory {state} {self._folder!r} limit={self.limit}>"
+
+    @property
+    def path(self) -> str:
+        """The folder of this epoch."""
+        return self._folder.path
+
+    @property
+    def _usable(self) -> bool:
+        return self._folder.alive and not self._closed
+
+    def find(self, token: bytes, size: int) -> memoryview | None:
+        """The value, read-only, if it is here in full and has ``size`` bytes."""
+        name = _name(token)
+        if not self._usable:
+            return None
+        # Global may move it from the copies to its own between two looks.
+        for path in (self._own(name), self._copy(name), self._own(name)):
+            with contextlib.suppress(FileNotFoundError):
+                return _mapped(path, size)
+        return None
+
+    def begin(self, token: bytes, size: int, *, own: bool = False) -> Writer | None:
+        """Become the one on this host who writes the value, all of its memory reserved.
+
+        None if another process or thread is writing it, or has just written it. With ``own`` the
+        file is Global's: there is no limit on those, and they are never evicted. Copies are
+        evicted to make room for either. Raises NoRoom.
+        """
+        name = _name(token)
+        if not own and size > self.limit:
+            raise NoRoom(f"{size:,} bytes are more than the limit of {self.limit:,}")
+        try:
+            writer = self._claim(name, size, own)
+            if writer is None:
+                if not self._readable(token, name, size, own):
+                    raise NoRoom("it is there, but has another size or cannot be mapped")
+                return None
+            try:
+                self._reserve(writer, self._copy(name) + PART, own)
+            except BaseException:
+                writer.abandon()
+                raise
+            return writer
+        except OSError as error:
+            raise NoRoom(f"{size:,} bytes find no room: {error}") from error
+
+    def _claim(self, name: str, size: int, own: bool) -> Writer | None:
+        final = self._own(name) if own else self._copy(name)
+        with held.lock:
+            if not self._usable:
+                raise NoRoom("the shared memory is closed")
+            part = parts.claim(self._folder, final + PART, self)
+            if part is None:
+                return None
+            writer = Writer(part, final, size)
+            # It may have been sealed just before the lock was ours.
+            if self._sealed(name, own):
+                writer.abandon()
+                return None
+            return writer
+
+    def _sealed(self, name: str, own: bool) -> bool:
+        """Whether it is here in full: for a Node anywhere, for Global among its own."""
+        # In this order, since a file moves from the copies to Global's own, and never back.
+        places = (self._own(name),) if own else (self._copy(name), self._own(name))
+        return any(map(os.path.lexists, places))
+
+    def _readable(self, token: bytes, name: str, size: int, own: bool) -> bool:
+        """False if it is here and yet :meth:`find` does not find it, now or ever."""
+        return self.find(token, size) is not None or not self._sealed(name, own)
+
+    def _reserve(self, writer: Writer, mine: str, own: bool) -> None:
+        """Reserve all the memory, then keep the limit. Raises NoRoom.
+
+        In this order: of two who do this at the same time, at least one sees the other's file.
+        """
+        if eviction.free(self._folder.copies) < writer.size and not self._make_room(writer.size):
+            raise NoRoom(f"{writer.size:,} bytes do not fit into the file system")
+        writer.reserve(self._make_room)
+        if not own:
+            self._keep_limit(mine, writer.size)
+
+    def _make_room(self, needed: int) -> bool:
+        return eviction.make_room(self._folder, needed)
+
+    def _keep_limit(self, mine: str, size: int) -> None:
+        with held.lock:
+            self._spare -= size
+            if self._spare >= 0:
+                return
+        left = eviction.keep_limit(self._folder, mine, size, self.limit)
+        if left is None:
+            raise NoRoom(f"others are writing so much that {size:,} bytes exceed the limit")
+        self._spare = left // SHARES
+
+    def progress(self, token: bytes) -> int | None:
+        """A number that grows while somebody writes the copy. None if there is none unfinished."""
+        try:
+            status = os.stat(self._copy(_name(token)) + PART)
+        except OSError:
+            return None
+        return max(status.st_mtime_ns, status.st_ctime_ns)
+
+    def adopt(self, token: bytes, size: int) -> memoryview | None:
+        """Make a copy that a Node has written Global's own. The value, read-only.
+
+        None if there is no such copy, or it has another size: of two who would adopt the same
+        one, the second comes too late.
+        """
+        name = _name(token)
+        if not self._usable:
+            return None
+        try:
+            view = _mapped(self._copy(name), size)
+            if view is not None:
+                os.rename(self._copy(name), self._own(name))
+            return view
+        except OSError:  # no such copy, or evicted this very moment
+            return None
+
+    def drop(self, token: bytes) -> None:
+        """Remove a copy. Who has it mapped keeps it. That there is none is fine."""
+        self._remove(self._copy(_name(token)))
+
+    def drop_own(self, token: bytes) -> None:
+        """Remove one of Global's own, as :meth:`drop` does."""
+        self._remove(self._own(_name(token)))
+
+    def _remove(self, path: str) -> None:
+        if self._usable:
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+
+    def linked(self, token: bytes) -> bool:
+        """Whether the value is here in full, so that others can find it."""
+        return self._usable and self._sealed(_name(token), own=False)
+
+    def touch(self, token: bytes) -> None:
+        """Note that the value was used, so that it is evicted later than others."""
+        name = _name(token)
+        if self._usable:
+            with contextlib.suppress(OSError):
+                parts.touch(self._copy(name))
+
+    def close(self) -> None:
+        """Leave. The last process to leave an epoch removes its folder. Idempotent.
+
+        What is being written through this memory is abandoned.
+        """
+        with held.lock:
+            if self._closed:
+                return
+            self._closed = True
+            try:
+                for part in list(self._folder.parts.values()):
+                    if part.owner is self:
+                        part.abandon()
+            finally:
+                folder.leave(self._folder)
+
+    def _own(self, name: str) -> str:
+        return f"{self._folder.own}/{name}"
+
+    def _copy(self, name: str) -> str:
+        return f"{self._folder.copies}/{name}"
+
+
+def open_memory(
+    epoch: int, *, root: str | None = None, limit: int | None = None
+) -> HostMemory | None:
+    """The shared memory of this host and user for one life of a Global.
+
+    ``root`` is the folder to be in: by default what ``$DSTORE_SHM`` says, else /dev/shm. An empty
+    one means that shared memory is switched off. ``limit`` is how many bytes the copies may take
+    on this host, by default half of the file system.
+
+    None where there is none to be had; why is logged once. A process may open an epoch several
+    times, and closes each. Folders of other epochs that nobody uses any more are removed.
+    """
+    if not 0 <= epoch <= folder.EPOCH_MAX:
+        raise ValueError(f"an epoch is not negative and has at most 64 bits: {epoch}")
+    place = _place(root)
+    if place is None:
+        return None
+    try:
+        most = eviction.limit_default(place) if limit is None else limit
+        entered = folder.enter(place, epoch)
+    except (OSError, Unusable) as error:
+        _say_once(logging.WARNING, f"no shared memory, each process keeps its own copies: {error}")
+        return None
+    memory = HostMemory(entered, most)
+    try:
+        parts.sweep(entered)
+        clean(place)
+    except BaseException:
+        memory.close()
+        raise
+    return memory
+
+
+def clean(root: str | None = None) -> None:
+    """Remove what processes that were killed have left behind: unused folders of this user."""
+    place = _place(root)
+    if place is None:
+        return
+    try:
+        folder.clean(place)
+    except (OSError, Unusable) as error:
+        _say_once(logging.WARNING, f"what others left in shared memory stays: {error}")
+
+
+def _place(root: str | None) -> str | None:
+    """The folder to be in, as an absolute path; None if there is none."""
+    chosen = os.environ.get(ROOT_VARIABLE) if root is None else root
+    if chosen == "":
+        return None
+    if not AVAILABLE or (chosen is None and not os.path.isdir(ROOT_DEFAULT)):
+        _say_once(logging.INFO, "shared memory is not available on this system")
+        return None
+    place = os.path.abspath(chosen or ROOT_DEFAULT)
+    if not os.path.isdir(place):
+        _say_once(logging.WARNING, f"no shared memory: {place} is not a folder")
+        return None
+    return place
+
+
+_said: set[str] = set()
+
+
+def _say_once(level: int, message: str) -> None:
+    if message not in _said:
+        _said.add(message)
+        log.log(level, "%s", message)
+
+
+def _name(token: bytes) -> str:
+    if len(token) != TOKEN_BYTES:
+        raise ValueError(f"a token has {TOKEN_BYTES} bytes, not {len(token)}")
+    return token.hex()
+
+
+def _mapped(path: str, size: int) -> memoryview | None:
+    """The sealed file, mapped and touched; None if it has another size or cannot be mapped.
+
+    Raises FileNotFoundError.
+    """
+    try:
+        with io.FileIO(path) as file:
+            if os.fstat(file.fileno()).st_size != size:
+                return None
+            view = mapping.read_only(file.fileno(), size)
+            parts.touch(file.fileno())
+            return view
+    except FileNotFoundError:
+        raise
+    except OSError:
+        return None

@@ -1,0 +1,262 @@
+"""Unfinished files, and who writes them.
+
+A file is written under the name ``<token>.part``, and locked by its writer as long as it is
+written. So one process on the host writes it, and when that one dies, the lock falls and the next
+one that asks takes over. Sealing gives the file its final name; from then on it never changes.
+
+Who gets the lock may have opened the file before its writer sealed or abandoned it. So, with the
+lock, one looks whether the file is still the one in the folder.
+
+A :class:`Part` belongs to the folder, a :class:`Writer` to the caller. When the Writer is lost, in
+a KeyboardInterrupt perhaps, the Part shows it, and goes at the next opportunity.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import os
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from types import TracebackType
+
+from dstore.shm import locks, mapping
+from dstore.shm.folder import Folder
+from dstore.shm.locks import held
+
+PART = ".part"
+CLAIM_TRIES = 100
+"""How often the file to be claimed may turn out to be gone before one leaves it to others."""
+RESERVE_BYTES = 16 << 20
+"""So much is reserved in one call. A signal that comes in between makes the system begin the call
+again, and a timer that is faster than the call would keep it from ever ending.
+"""
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.ENOMEM}
+
+
+class NoRoom(Exception):
+    """The value does not fit into shared memory, or there is none any more.
+
+    Internal: who asked keeps the value in memory of its own.
+    """
+
+
+class Part:
+    """An unfinished file that this process writes, and has locked. Safe from any thread."""
+
+    def __init__(self, folder: Folder, path: str, file: io.FileIO, owner: object) -> None:
+        self.path = path
+        self.owner = owner
+        self.over = False
+        self.writer: weakref.ref[Writer] | None = None
+        self._folder = folder
+        self._file = file
+        self._uses = 0
+
+    def __repr__(self) -> str:
+        return f"<Part {self.path}{' over' if self.over else ''}>"
+
+    @property
+    def lost(self) -> bool:
+        """Whether nobody can write this any more."""
+        return self.writer is not None and self.writer() is None
+
+    @contextlib.contextmanager
+    def descriptor(self) -> Iterator[int]:
+        """The descriptor, to be used without ``held.lock``: it stays open meanwhile.
+
+        Raises NoRoom if the part is over.
+        """
+        with held.lock:
+            self._check()
+            self._uses += 1
+        try:
+            yield self._file.fileno()
+        finally:
+            with held.lock:
+                self._uses -= 1
+                self._close_if_unused()
+
+    def seal(self, final: str) -> None:
+        """Give the file its final name.
+
+        If that fails, because somebody has removed the whole folder, the views of it are as good
+        as ever, and nobody else will find it. Raises NoRoom if the part is over.
+        """
+        with held.lock:
+            self._check()
+            with contextlib.suppress(OSError):
+                if locks.is_linked(self._file, self.path):
+                    # Not read-only before: a file of a writer that dies in between could not be
+                    # opened for writing, and so not be locked, by the next one.
+                    os.rename(self.path, final)
+                    os.fchmod(self._file.fileno(), 0o400)
+                    touch(self._file.fileno())
+            self.abandon()
+
+    def abandon(self) -> None:
+        """Unlink what is not sealed, give up the lock. Idempotent."""
+        with held.lock:
+            if self.over:
+                return
+            with contextlib.suppress(OSError):
+                if locks.is_linked(self._file, self.path):
+                    os.unlink(self.path)
+            self.over = True
+            self._folder.parts.pop(self.path, None)
+            self._close_if_unused()
+
+    def forked(self) -> None:
+        """In the child: the parent goes on writing."""
+        self.over = True
+        self._file.close()
+
+    def _check(self) -> None:
+        if self.over:
+            raise NoRoom("this is written no more: sealed, abandoned, closed, or the parent's")
+
+    def _close_if_unused(self) -> None:
+        """Not while a thread writes: the number of the descriptor would soon be another file's."""
+        if self.over and not self._uses:
+            self._file.close()
+
+
+class Writer:
+    """Writes one value. A context manager: leaving it without :meth:`seal` abandons the value.
+
+    Safe from any thread. Every method but :meth:`abandon` raises NoRoom when the memory has been
+    closed, in a forked child, and after :meth:`seal` or :meth:`abandon`.
+    """
+
+    def __init__(self, part: Part, final: str, size: int) -> None:
+        self.size = size
+        self._part = part
+        self._final = final
+        self._view: memoryview | None = None
+        part.writer = weakref.ref(self)
+
+    def __repr__(self) -> str:
+        return f"<Writer of {self.size} bytes, {self._part!r}>"
+
+    def reserve(self, make_room: Callable[[int], bool]) -> None:
+        """Make sure of all the memory that the value takes. Raises NoRoom.
+
+        ``make_room(count)`` tries to free ``count`` bytes, and says whether it has freed any.
+        """
+        with self._part.descriptor() as descriptor:
+            try:
+                for start in range(0, self.size, RESERVE_BYTES):
+                    _reserve(descriptor, start, self.size, make_room)
+                # Now, since this may fail as well, and sealing is not to.
+                self._view = mapping.read_only(descriptor, self.size)
+            except OSError as error:
+                raise NoRoom(f"{self.size:,} bytes cannot be reserved: {error}") from error
+
+    def write(self, offset: int, data: bytes | memoryview) -> None:
+        """Write ``data`` at ``offset``. Raises ValueError if it reaches beyond ``size``."""
+        left = memoryview(data).cast("B")
+        if offset < 0 or offset + len(left) > self.size:
+            raise ValueError(f"{len(left)} bytes at {offset} are not within {self.size}")
+        with self._part.descriptor() as descriptor:
+            while left:
+                written = os.pwrite(descriptor, left, offset)
+                offset += written
+                left = left[written:]
+
+    def seal(self) -> memoryview:
+        """Let everybody on this host find the value. The value, read-only."""
+        self._part.seal(self._final)
+        assert self._view is not None
+        return self._view
+
+    def abandon(self) -> None:
+        """Give up; the next one may begin afresh. Idempotent, and nothing after :meth:`seal`."""
+        self._part.abandon()
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.abandon()
+
+
+def _reserve(descriptor: int, start: int, size: int, make_room: Callable[[int], bool]) -> None:
+    while True:
+        try:
+            os.posix_fallocate(descriptor, start, min(RESERVE_BYTES, size - start))
+            return
+        except OSError as error:
+            if error.errno not in FULL or not make_room(size - start):
+                raise
+
+
+def claim(folder: Folder, path: str, owner: object) -> Part | None:
+    """Become the one who writes the file at ``path``. None if somebody else does.
+
+    What a dead writer has left is removed, and the file made anew. With ``held.lock``.
+    """
+    mine = folder.parts.get(path)
+    if mine is not None:
+        if not mine.lost:
+            return None
+        mine.abandon()
+    for _ in range(CLAIM_TRIES):
+        file = locks.open_file(path, create=True)
+        part = None
+        try:
+            locked = locks.try_exclusive(file)
+            if not locks.is_linked(file, path):
+                continue
+            if not locked:
+                return None
+            if os.fstat(file.fileno()).st_size:
+                os.unlink(path)
+                continue
+            part = folder.parts[path] = Part(folder, path, file, owner)
+            return part
+        finally:
+            if part is None:
+                file.close()
+    return None
+
+
+def sweep(folder: Folder) -> bool:
+    """Remove the unfinished files whose writers are dead or lost. Whether there were any."""
+    swept = False
+    with held.lock:
+        for part in list(folder.parts.values()):
+            if part.lost:
+                part.abandon()
+                swept = True
+        for place in (folder.own, folder.copies):
+            with contextlib.suppress(OSError):
+                for name in os.listdir(place):
+                    path = os.path.join(place, name)
+                    if name.endswith(PART) and path not in folder.parts:
+                        swept |= _remove_if_dead(path)
+    return swept
+
+
+def _remove_if_dead(path: str) -> bool:
+    """An empty file takes no room, and may be one that is just being claimed: it is let be."""
+    with contextlib.suppress(OSError):
+        status = os.lstat(path)
+        if status.st_size or status.st_blocks:
+            with locks.open_file(path, create=False) as file:
+                if locks.try_exclusive(file) and locks.is_linked(file, path):
+                    os.unlink(path)
+                    return True
+    return False
+
+
+def touch(file: int | str) -> None:
+    """Note that a file was used just now. The system's own idea of now is too coarse."""
+    now = time.time_ns()  # of the day; it only orders evictions
+    os.utime(file, ns=(now, now))

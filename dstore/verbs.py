@@ -1,0 +1,349 @@
+"""What a Node does, verb by verb, whoever drives it: threads or an event loop.
+
+Each verb is a generator. It yields operations of the core to be run, and work that takes its time
+(copying, hashing, files) to be done, and is resumed with their results; its return value is the
+result. Here a program's keys and values are turned into the protocol's and back; there is no
+socket, lock or thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable, Mapping
+from typing import Any, NamedTuple, TypeAlias, TypeVar
+
+from dstore import codecs, config, content, files, translate
+from dstore.codecs import Codecs, Encoded
+from dstore.core import operations
+from dstore.core.cache import Entry
+from dstore.core.local_state import LocalState
+from dstore.core.operations import Answer, Operation
+from dstore.core.transfer import Write
+from dstore.errors import InvalidKey, KeyMissing, KeyOccupied, ValueTooLarge
+from dstore.files import Fetched, Progress
+from dstore.large import LargeValues, Source, random16
+from dstore.messages import DelResult, Key, Large, SetItem, SetStatus, Stored
+from dstore.translate import Deletion
+
+RAISE: Any = object()
+"""Stands for no default."""
+T = TypeVar("T")
+
+
+class Lookup(NamedTuple):
+    """A value, whether this Local answered, and whether it holds the value now."""
+
+    value: Any
+    from_local: bool
+    cached: bool
+
+
+class Run(NamedTuple):
+    """Carry out an operation.
+
+    ``bodies`` has the bytes, by token, of large values that it writes; ``progress`` is told how far
+    their transfers have come.
+    """
+
+    start: Callable[[LocalState, float], Operation[Any]]
+    bodies: Mapping[bytes, memoryview] = {}
+    progress: Progress | None = None
+
+
+class Work(NamedTuple):
+    """Call a function that may take a while, with the Local's state and its large values."""
+
+    do: Callable[[LocalState, LargeValues], Any]
+
+
+THE_LARGE = Work(lambda state, large: large)
+"""Gives the Local's large values, for what is to be dropped when a verb is cut short."""
+Verb: TypeAlias = Generator[Run | Work, Any, T]
+
+
+class Verbs:
+    """The verbs of one Node. ``timeout`` is in seconds; see :class:`dstore.Node`."""
+
+    def __init__(
+        self,
+        codecs: Codecs,
+        timeout: float,
+        stale_ok: bool,
+    ) -> None:
+        self.codecs = codecs
+        self.timeout = timeout
+        self.stale_ok = stale_ok
+        self.hits = 0
+        self.misses = 0
+
+    # ---- reading --------------------------------------------------------------------------
+
+    def opened(self, entry: Entry) -> Any:
+        """The value of an entry; a small immutable one is kept, so that it is decoded once."""
+        value = entry.value
+        if type(value) is not Stored:
+            return value
+        value, keep = self.codecs.decode(value)
+        if keep:
+            entry.value = value
+        return value
+
+    def _answered(self, answer: Answer) -> Any:
+        if answer.entry is not None:
+            return self.opened(answer.entry)
+        assert answer.stored is not None
+        return self.codecs.decode(answer.stored)[0]
+
+    def read(
+        self,
+        keys: Iterable[Key],
+        stale_ok: bool | None = None,
+        bodies: bool = True,
+        into: Write | None = None,
+        progress: Progress | None = None,
+    ) -> Verb[dict[Key, Answer]]:
+        stale = self.stale_ok if stale_ok is None else stale_ok
+        wanted = set(keys)
+        answers: dict[Key, Answer] = yield Run(
+            lambda state, now: operations.get(
+                state, wanted, now, now + self.timeout, stale, bodies, into
+            ),
+            progress=progress,
+        )
+        hits = sum(answer.from_local for answer in answers.values())
+        self.hits += hits
+        self.misses += len(wanted) - hits
+        return answers
+
+    def _read_one(self, key: str | bytes, stale_ok: bool | None = None) -> Verb[Answer]:
+        name = translate.key_name(key)
+        answers = yield from self.read([name], stale_ok)
+        if name not in answers:
+            raise KeyMissing(key)
+        return answers[name]
+
+    def get(self, key: str | bytes, default: Any, stale_ok: bool | None) -> Verb[Any]:
+        name = translate.key_name(key)
+        answers = yield from self.read([name], stale_ok)
+        if name in answers:
+            return self._answered(answers[name])
+        if default is RAISE:
+            raise KeyMissing(key)
+        return default
+
+    def lookup(self, key: str | bytes, stale_ok: bool | None) -> Verb[Lookup]:
+        answer = yield from self._read_one(key, stale_ok)
+        return Lookup(self._answered(answer), answer.from_local, answer.entry is not None)
+
+    def get_buffer(self, key: str | bytes) -> Verb[memoryview]:
+        stored = self._stored((yield from self._read_one(key)))
+        assert not isinstance(stored.body, Large)
+        return memoryview(stored.body)
+
+    def _stored(self, answer: Answer) -> Stored:
+        """The value as it is stored."""
+        if answer.stored is not None:
+            return answer.stored
+        assert answer.entry is not None
+        value = answer.entry.value
+        if type(value) is Stored:
+            return value
+        encoded = self.codecs.encode(value)  # a small one, which was kept as it was decoded
+        return Stored(b"", encoded.codec, encoded.joined())
+
+    def contains(self, key: str | bytes) -> Verb[bool]:
+        name = translate.key_name(key)
+        answers = yield from self.read([name], bodies=False)
+        return name in answers
+
+    def get_many(self, keys: Iterable[str | bytes]) -> Verb[dict[Any, Any]]:
+        names = {key: translate.key_name(key) for key in keys}
+        answers = yield from self.read(names.values())
+        return {
+            key: self._answered(answers[name]) for key, name in names.items() if name in answers
+        }
+
+    def page(self, prefix: str, after: str) -> Verb[Any]:
+        page = yield Run(
+            lambda state, now: operations.scan(
+                state, prefix, after, config.KEYS_PAGE_DEFAULT, now, now + self.timeout
+            )
+        )
+        return page
+
+    # ---- writing --------------------------------------------------------------------------
+
+    def set(self, key: str | bytes, value: Any, replace: bool) -> Verb[None]:
+        name = translate.settable(key)
+        outcomes = yield from self._write({name: self.codecs.encode(value)}, replace)
+        _check_free(key, outcomes[name])
+
+    def set_many(self, mapping: Mapping[Any, Any], replace: bool) -> Verb[list[Any]]:
+        names = {key: translate.settable(key) for key in mapping}
+        values = {names[key]: self.codecs.encode(value) for key, value in mapping.items()}
+        if len(values) < len(names):
+            raise InvalidKey("a key is there twice, as text and as bytes")
+        outcomes = yield from self._write(values, replace)
+        return [key for key in mapping if outcomes[names[key]].status is SetStatus.OCCUPIED]
+
+    def put(self, value: Any) -> Verb[str]:
+        encoded = self.codecs.encode(value)
+        key = content.address((yield Work(lambda state, large: _digest(encoded))))
+        small = encoded.size < config.LARGE_FROM_DEFAULT
+        if small or not (yield from self.contains(key)):  # a large one need not be laid down again
+            yield from self._write({key: encoded}, False)
+        return key
+
+    def delete(self, key: str | bytes, wait: bool) -> Verb[Deletion]:
+        name = translate.key_name(key)
+        results = yield from self._delete([name], wait)
+        deletion = translate.deletion(results[name])
+        if deletion is None:
+            raise KeyMissing(key)
+        return deletion
+
+    def delete_many(self, keys: Iterable[str | bytes], wait: bool) -> Verb[dict[Any, Deletion]]:
+        names = {key: translate.key_name(key) for key in keys}
+        results = yield from self._delete(list(names.values()), wait)
+        deletions = {key: translate.deletion(results[name]) for key, name in names.items()}
+        return {key: deletion for key, deletion in deletions.items() if deletion is not None}
+
+    def _delete(self, keys: list[Key], wait: bool) -> Verb[dict[Key, DelResult]]:
+        results: dict[Key, DelResult] = yield Run(
+            lambda state, now: operations.delete(state, keys, wait, now, now + self.timeout)
+        )
+        return results
+
+    def _write(
+        self, values: Mapping[Key, Encoded], replace: bool
+    ) -> Verb[dict[Key, operations.SetOutcome]]:
+        """Write values; large ones are laid down first where they can be sent from."""
+        if any(value.size >= config.LARGE_FROM_MIN for value in values.values()):
+            yield from self.join(self.timeout)  # the host's memory has a folder per life of Global
+
+        def lay_down(state: LocalState, large: LargeValues) -> tuple[list[SetItem], list[Source]]:
+            items, sources = [], []
+            try:
+                for key, encoded in values.items():
+                    if encoded.size > state.value_limit:
+                        raise ValueTooLarge(encoded.size, state.value_limit)
+                    if encoded.size < state.large_from:
+                        stored = Stored(random16(), encoded.codec, encoded.joined())
+                    else:
+                        sources.append(large.keep(state.epoch, encoded))
+                        stored = sources[-1].stored
+                    items.append(SetItem(key, stored))
+            except BaseException:
+                large.drop(source.stored.token for source in sources)
+                raise
+            return items, sources
+
+        large = yield THE_LARGE
+        items, sources = yield Work(lay_down)
+        return (yield from self._bind(items, sources, large, replace, None))
+
+    def _bind(
+        self,
+        items: list[SetItem],
+        sources: list[Source],
+        large: LargeValues,
+        replace: bool,
+        progress: Progress | None,
+    ) -> Verb[dict[Key, operations.SetOutcome]]:
+        bodies = {source.stored.token: source.body for source in sources}
+        held = {source.stored.token: source.held for source in sources if source.held}
+        left = dict.fromkeys(bodies)
+        try:
+            outcomes: dict[Key, operations.SetOutcome] = yield Run(
+                lambda state, now: operations.set_(
+                    state, items, replace, now, now + self.timeout, held
+                ),
+                bodies,
+                progress,
+            )
+            for item in items:
+                if outcomes[item.key].status in (SetStatus.STORED, SetStatus.REPLACED):
+                    left.pop(item.stored.token, None)
+        finally:
+            if left:  # nobody will ask for these; in an unknown outcome Global has its own
+                large.drop(left)
+        for item in items:
+            status = outcomes[item.key].status
+            if status is SetStatus.TOO_LARGE:
+                limit = yield Work(lambda state, large: state.value_limit)
+                raise ValueTooLarge(item.stored.size, limit)
+            translate.check_written(item, status)
+        return outcomes
+
+    # ---- files ----------------------------------------------------------------------------
+
+    def put_file(self, path: files.Path, progress: Progress | None) -> Verb[str]:
+        with files.reading(path, progress) as file:
+            key = content.address((yield Work(lambda state, large: file.digest())))
+            if not (yield from self.contains(key)):
+                yield from self._write_file(key, file, False, progress)
+            return key
+
+    def set_file(
+        self, key: str | bytes, path: files.Path, replace: bool, progress: Progress | None
+    ) -> Verb[None]:
+        name = translate.settable(key)
+        with files.reading(path, progress) as file:
+            outcomes = yield from self._write_file(name, file, replace, progress)
+            _check_free(key, outcomes[name])
+
+    def _write_file(
+        self, key: Key, file: files.Source, replace: bool, progress: Progress | None
+    ) -> Verb[dict[Key, operations.SetOutcome]]:
+        yield from self.join(self.timeout)
+
+        def lay_down(state: LocalState, large: LargeValues) -> Source | Encoded:
+            if file.size > state.value_limit:
+                raise ValueTooLarge(file.size, state.value_limit)
+            if file.size >= state.large_from:
+                return large.keep_file(state.epoch, file)
+            return Encoded(codecs.BYTES, tuple(file.pieces()), file.size)
+
+        large = yield THE_LARGE
+        source = yield Work(lay_down)
+        if isinstance(source, Encoded):
+            return (yield from self._write({key: source}, replace))
+        item = SetItem(key, source.stored)
+        return (yield from self._bind([item], [source], large, replace, progress))
+
+    def get_file(
+        self, key: str | bytes, path: files.Path, progress: Progress | None
+    ) -> Verb[Fetched]:
+        name = translate.key_name(key)
+        with files.writing(path, progress) as file:
+            answers = yield from self.read([name], into=file.write, progress=progress)
+            if name not in answers:
+                raise KeyMissing(key)
+            stored = self._stored(answers[name])
+            if not isinstance(stored.body, Large):
+                body = memoryview(stored.body)
+                yield Work(lambda state, large: file.write_all(body))
+            file.end_at(stored.size)
+            return Fetched(stored.codec, stored.size)
+
+    # ---- the rest -------------------------------------------------------------------------
+
+    def join(self, timeout: float) -> Verb[None]:
+        yield Run(lambda state, now: operations.join(state, now, now + timeout))
+
+    def global_stats(self) -> Verb[dict[str, Any]]:
+        figures: dict[str, Any] = yield Run(
+            lambda state, now: operations.stats(state, now, now + self.timeout)
+        )
+        return figures
+
+
+def _check_free(key: str | bytes, outcome: operations.SetOutcome) -> None:
+    if outcome.status is SetStatus.OCCUPIED:
+        raise KeyOccupied(key, local=outcome.local, updated=outcome.updated)
+
+
+def _digest(encoded: Encoded) -> bytes:
+    hasher = content.Hasher(encoded.codec)
+    for part in encoded.parts:
+        hasher.update(part)
+    return hasher.digest()

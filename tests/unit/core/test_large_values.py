@@ -1,0 +1,501 @@
+"""Large values at Global and in a Local: uploads, transfers, and fills that take their time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from dstore import content
+from dstore.core import operations, stages, transfer
+from dstore.core.cache import Held
+from dstore.core.operations import Obtain, Resumed, Supply
+from dstore.core.transfer import Damaged, Moved, Receive, Send, Transfer, TransferFailed
+from dstore.errors import GlobalUnavailable, RequestRefused
+from dstore.messages import (
+    Chunk,
+    Fetch,
+    Large,
+    Refusal,
+    Refused,
+    SetItem,
+    SetStatus,
+    Stage,
+    Staged,
+    Stored,
+    Unstage,
+)
+from tests.unit.core.world import Call, Member, World
+
+BODY = b"0123456789"
+CHUNK = 3
+
+
+def large(world: World, body: bytes = BODY) -> Stored:
+    return Stored(world.random16(), "bytes", Large(len(body), content.digest("bytes", body)))
+
+
+def begin_set(member: Member, key: str, stored: Stored, *, replace: bool = False) -> Call:
+    now = member.world.now
+    held = {stored.token: Held(memoryview(BODY), shared=True)}
+    items = [SetItem(key, stored)]
+    return member.begin(operations.set_(member.state, items, replace, now, now + 5.0, held))
+
+
+def sent(call: Call) -> None:
+    """The request goes to Global and its answer comes."""
+    call.send()
+    call.world.settle()
+    call.answer()
+
+
+def staged(member: Member, stored: Stored, offset: int, data: bytes) -> Any:
+    """Global's answer to one chunk."""
+    state = member.state
+    member.world.deliver(b"x", Stage(state.epoch, state.session, 1, stored, offset, data))
+    return member.world.inboxes[b"x"].pop()
+
+
+def supply(call: Call, body: bytes = BODY) -> None:
+    """Upload what the operation wants to have uploaded."""
+    assert isinstance(call.step, Supply)
+    world, step = call.world, call.step
+    carry(world, transfer.upload(step.envelope, step.stored, memoryview(body), 0, 5.0, CHUNK))
+    call.resume(Resumed(world.now))
+
+
+def obtained(call: Call, body: bytes = BODY) -> None:
+    assert isinstance(call.step, Obtain)
+    call.resume(Resumed(call.world.now, held=Held(memoryview(body), shared=True)))
+
+
+def failed(call: Call, refusal: Refusal | None) -> None:
+    step = call.step
+    assert isinstance(step, (Obtain, Supply))
+    refused = Refused(*step.envelope, refusal, "no") if refusal is not None else None
+    call.resume(Resumed(call.world.now, failed=TransferFailed(refused)))
+
+
+def carry(world: World, moving: Transfer[None]) -> None:
+    """Let a transfer run over a channel that loses nothing."""
+    step = next(moving)
+    try:
+        while True:
+            if isinstance(step, Send):
+                world.deliver(b"t", step.message)
+                step = moving.send(Moved(world.now, sent=True))
+            else:
+                step = moving.send(Moved(world.now, world.inboxes[b"t"].popleft()))  # type: ignore[arg-type]
+    except StopIteration:
+        return
+
+
+def bound(member: Member, key: str = "k") -> Stored:
+    """A large value, set by a member that uploads it."""
+    stored = large(member.world)
+    call = begin_set(member, key, stored)
+    sent(call)
+    supply(call)
+    sent(call)
+    assert call.result[key].status is SetStatus.STORED
+    return stored
+
+
+# ---- uploads ----------------------------------------------------------------------------------
+
+
+def test_a_value_becomes_visible_at_once_and_whole() -> None:
+    world = World()
+    a, b = world.joined("a", "b")
+    stored = large(world)
+    call = begin_set(a, "k", stored)
+    sent(call)
+    assert isinstance(call.step, Supply)
+    for offset in range(0, len(BODY), CHUNK):
+        assert b.get("k") is None
+        assert world.bulk.read(stored.token, 0, 100) is None
+        answer = staged(a, stored, offset, BODY[offset : offset + CHUNK])
+        assert answer.received == min(len(BODY), offset + CHUNK)
+    assert b.get("k") is None
+    call.resume(Resumed(world.now))
+    sent(call)
+    assert call.result["k"].status is SetStatus.STORED
+    read = b.begin_get("k")
+    sent(read)
+    assert isinstance(read.step, Obtain)
+    assert read.step.stored == stored
+    assert bytes(world.bulk.read(stored.token, 0, 100) or b"") == BODY
+
+
+def test_an_upload_that_is_not_complete_cannot_be_bound() -> None:
+    world = World()
+    (a,) = world.joined("a")
+    stored = large(world)
+    staged(a, stored, 0, BODY[:-1])
+    call = begin_set(a, "k", stored)
+    sent(call)
+    assert isinstance(call.step, Supply)
+    assert a.get("k") is None
+
+
+def test_chunks_that_come_twice_or_overlap_change_nothing() -> None:
+    world = World()
+    (a,) = world.joined("a")
+    stored = large(world)
+    assert staged(a, stored, 0, BODY[:4]).received == 4
+    assert staged(a, stored, 0, BODY[:4]).received == 4
+    assert staged(a, stored, 2, BODY[2:6]).received == 6
+    assert staged(a, stored, 8, BODY[8:]).received == 6  # a gap is not filled in
+    assert staged(a, stored, 6, BODY[6:]).received == 10
+    assert staged(a, stored, 0, BODY[:4]).received == 10
+    assert bytes(world.bulk.read(stored.token, 0, 100) or b"") == BODY
+
+
+def test_a_late_chunk_of_a_value_that_is_bound_starts_no_upload() -> None:
+    world = World()
+    (a,) = world.joined("a")
+    stored = bound(a)
+    assert staged(a, stored, 0, b"XXX").received == len(BODY)
+    assert len(world.state._stages) == 0
+    assert bytes(world.bulk.read(stored.token, 0, 100) or b"") == BODY
+
+
+def test_a_damaged_upload_is_refused_and_forgotten() -> None:
+    world = World()
+    (a,) = world.joined("a")
+    stored = large(world)
+    call = begin_set(a, "k", stored)
+    sent(call)
+    answer = staged(a, stored, 0, b"X" + BODY[1:])
+    assert answer.refusal is Refusal.DAMAGED
+    assert len(world.state._stages) == 0
+    failed(call, Refusal.DAMAGED)
+    assert call.result["k"].status is SetStatus.MISMATCH
+
+
+@pytest.mark.parametrize(
+    ("offset", "data", "other"),
+    [(8, b"abc", False), (0, b"abc", True)],
+    ids=["beyond the end", "another size"],
+)
+def test_parts_that_do_not_fit_together_are_refused(offset: int, data: bytes, other: bool) -> None:
+    world = World()
+    (a,) = world.joined("a")
+    stored = large(world)
+    staged(a, stored, 0, BODY[:8])
+    if other:
+        stored = stored._replace(body=Large(11, bytes(32)))
+    assert staged(a, stored, offset, data).refusal is Refusal.BAD_MESSAGE
+
+
+def test_an_upload_counts_against_the_limit_from_its_beginning() -> None:
+    world = World(limit=1000)
+    (a,) = world.joined("a")
+    body = bytes(600)
+    assert staged(a, large(world, body), 0, body[:1]).received == 1
+    second = large(world, body)
+    assert staged(a, second, 0, body[:1]).refusal is Refusal.FULL
+    call = begin_set(a, "k", second)
+    sent(call)
+    failed(call, Refusal.FULL)
+    assert call.result["k"].status is SetStatus.FULL
+
+
+def test_a_value_that_is_too_large_or_does_not_fit_is_refused_before_it_is_uploaded() -> None:
+    world = World(limit=900)
+    (a,) = world.joined("a")
+    for size, status in ((1001, SetStatus.TOO_LARGE), (901, SetStatus.FULL)):
+        call = begin_set(a, "k", large(world, bytes(size)))
+        sent(call)
+        assert call.result["k"].status is status
+    assert staged(a, large(world, bytes(1001)), 0, b"x").refusal is Refusal.TOO_LARGE
+
+
+def test_an_occupied_key_is_told_before_anything_is_uploaded() -> None:
+    world = World()
+    a, b = world.joined("a", "b")
+    bound(a)
+    call = begin_set(b, "k", large(world))
+    sent(call)
+    assert call.result["k"] == operations.SetOutcome(SetStatus.OCCUPIED)
+    assert "k" not in b.state.entries
+
+
+def test_an_upload_is_dropped_when_its_session_ends_or_it_stops_or_is_given_up() -> None:
+    world = World()
+    a, b, c = world.joined("a", "b", "c")
+    one, two = large(world), large(world)
+    staged(a, one, 0, BODY[:3])
+    staged(b, two, 0, BODY)
+    a.state.goodbye(world.now)
+    world.settle()
+    assert len(world.state._stages) == 1
+    world.live(stages.STAGE_IDLE + 0.1, step=0.5)
+    assert (len(world.state._stages), world.state._stages.reserved) == (0, 0)
+    assert world.bulk.read(two.token, 0, 1) is None
+    three = large(world)
+    call = begin_set(c, "k", three)
+    sent(call)
+    staged(c, three, 0, BODY[:3])
+    call.give_up()
+    assert c.tick() == [Unstage(world.epoch, c.state.session, three.token)]
+    world.settle()
+    assert len(world.state._stages) == 0
+
+
+def test_a_lost_upload_is_sent_again_and_not_for_ever() -> None:
+    world = World()
+    (a,) = world.joined("a")
+    call = begin_set(a, "k", large(world))
+    for _ in range(5):
+        sent(call)
+        assert isinstance(call.step, Supply)
+        call.resume(Resumed(world.now))  # it says it has sent it, and Global has nothing
+    assert isinstance(call.error, GlobalUnavailable)
+
+
+def test_credit_is_shared_out_among_uploads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stages, "CHUNK_BYTES", 10)
+    monkeypatch.setattr(stages, "CREDIT_TOTAL", 100)
+    world = World(limit=1 << 30)
+    (a,) = world.joined("a")
+    credits = [staged(a, large(world), 0, BODY[:1]).credit for _ in range(12)]
+    assert credits == [80, 50, 33, 25, 20, 16, 14, 12, 11, 10, 10, 10]
+
+
+def test_an_unknown_session_uploads_and_fetches_nothing() -> None:
+    world = World()
+    (a,) = world.joined("a")
+    stored = bound(a)
+    world.deliver(b"x", Stage(world.epoch, 99, 1, large(world), 0, BODY))
+    world.deliver(b"x", Fetch(world.epoch, 99, 1, stored.token, 0, 3))
+    world.deliver(b"x", Unstage(world.epoch, 99, stored.token))
+    answers = list(world.inboxes[b"x"])
+    assert [each.refusal for each in answers] == [Refusal.UNKNOWN_SESSION] * 2  # type: ignore[union-attr]
+    assert len(world.state._stages) == 0
+
+
+# ---- what is bound, and what is gone ----------------------------------------------------------
+
+
+def test_deleted_and_replaced_values_are_given_back() -> None:
+    world = World()
+    (a,) = world.joined("a")
+    first = bound(a)
+    second = large(world)
+    call = begin_set(a, "k", second, replace=True)
+    sent(call)
+    supply(call)
+    sent(call)
+    assert call.result["k"].status is SetStatus.REPLACED
+    assert world.bulk.read(first.token, 0, 1) is None
+    a.delete("k")
+    assert world.bulk.read(second.token, 0, 1) is None
+    assert world.engine.size == 0
+
+
+def test_a_value_that_is_gone_is_asked_for_again() -> None:
+    world = World()
+    a, b = world.joined("a", "b")
+    bound(a)
+    read = b.begin_get("k")
+    sent(read)
+    assert isinstance(read.step, Obtain)
+    a.delete("k")
+    failed(read, Refusal.GONE)
+    sent(read)
+    assert read.done
+    assert read.result == {}
+
+
+def test_a_value_that_is_always_gone_ends_in_an_error() -> None:
+    world = World()
+    a, b = world.joined("a", "b")
+    bound(a)
+    read = b.begin_get("k")
+    for _ in range(5):
+        sent(read)
+        failed(read, Refusal.GONE)
+    assert isinstance(read.error, RequestRefused)
+    assert not b.state._fills
+
+
+def test_a_deletion_while_the_value_travels_is_waited_for_and_nothing_is_cached() -> None:
+    world = World()
+    a, b = world.joined("a", "b")
+    stored = bound(a)
+    read = b.begin_get("k")
+    sent(read)
+    deletion = a.delete("k")  # b acknowledges, though its fill is still open
+    assert (deletion.confirmed, deletion.expired) == (2, 0)
+    obtained(read)
+    answer = read.result["k"]
+    assert answer.entry is None
+    assert bytes(answer.stored.body) == BODY
+    assert "k" not in b.state.entries
+    assert b.state._unshared == [stored.token]  # nobody else is to find the file
+
+
+def test_a_value_is_cached_with_the_bytes_that_were_obtained() -> None:
+    world = World()
+    a, b = world.joined("a", "b")
+    stored = bound(a)
+    read = b.begin_get("k")
+    sent(read)
+    obtained(read)
+    entry = b.state.entries["k"]
+    assert entry.shared == stored.token
+    assert entry.size < 250  # the bytes are shared: no memory of this process
+    assert bytes(entry.value.body) == BODY  # type: ignore[attr-defined]
+    a.delete("k")
+    assert b.state.cache.shared == {}
+
+
+def test_a_session_that_ends_while_the_value_travels_voids_the_fill() -> None:
+    world = World()
+    a, b = world.joined("a", "b")
+    bound(a)
+    read = b.begin_get("k")
+    sent(read)
+    world.start_global()
+    failed(read, Refusal.OTHER_EPOCH)
+    world.settle()
+    read.look()
+    sent(read)
+    assert isinstance(read.step, Obtain)
+    assert read.step.envelope[:2] == (world.epoch, b.state.session)
+    obtained(read)
+    assert b.state.entries["k"] is read.result["k"].entry
+
+
+def test_a_repeat_of_a_set_that_was_told_absent_is_told_so_again() -> None:
+    world = World()
+    (a,) = world.joined("a")
+    call = begin_set(a, "k", large(world))
+    call.send()
+    first = call.replies.popleft()
+    call.send()
+    assert call.replies[-1] == first
+
+
+# ---- on the way -------------------------------------------------------------------------------
+
+
+def envelope() -> tuple[int, int, int]:
+    return (1, 1, 7)
+
+
+def download(stored: Stored, into: bytearray) -> Transfer[None]:
+    def write(offset: int, data: Any) -> None:
+        into[offset : offset + len(data)] = data
+
+    return transfer.download(envelope(), stored, write, 0.0, 4.0, CHUNK)
+
+
+def chunk(stored: Stored, offset: int, data: bytes = b"") -> Chunk:
+    return Chunk(*envelope(), stored.token, offset, data or BODY[offset : offset + CHUNK])
+
+
+def sends(moving: Transfer[None], step: Any, now: float) -> tuple[list[Any], Any]:
+    """What it sends until it waits."""
+    messages = []
+    while isinstance(step, Send):
+        messages.append(step.message)
+        step = moving.send(Moved(now, sent=True))
+    return messages, step
+
+
+def test_a_download_asks_for_a_few_chunks_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transfer, "CHUNKS_AHEAD", 2)
+    stored = large(World())
+    got = bytearray(len(BODY))
+    moving = download(stored, got)
+    asked, _ = sends(moving, next(moving), 0.0)
+    assert [(each.offset, each.length) for each in asked] == [(0, 3), (3, 3)]
+    asked, _ = sends(moving, moving.send(Moved(0.1, chunk(stored, 0))), 0.1)
+    assert [(each.offset, each.length) for each in asked] == [(6, 3)]
+    asked, _ = sends(moving, moving.send(Moved(0.1, chunk(stored, 3))), 0.1)
+    assert [(each.offset, each.length) for each in asked] == [(9, 1)]
+    moving.send(Moved(0.1, chunk(stored, 6)))
+    with pytest.raises(StopIteration):
+        moving.send(Moved(0.1, chunk(stored, 9)))
+    assert bytes(got) == BODY
+
+
+def test_a_download_goes_on_from_what_has_arrived() -> None:
+    stored = large(World())
+    got = bytearray(len(BODY))
+    moving = download(stored, got)
+    _, step = sends(moving, next(moving), 0.0)
+    moving.send(Moved(0.1, chunk(stored, 0)))
+    step = moving.send(Moved(0.1, chunk(stored, 6)))  # 3 was lost: this one is of no use
+    assert isinstance(step, Receive)
+    asked, step = sends(moving, moving.send(Moved(step.until, None)), step.until)
+    assert [each.offset for each in asked] == [3, 6, 9]
+    moving.send(Moved(1.0, chunk(stored, 0, b"XXX")))  # an old one that comes late
+    for offset in (3, 6):
+        moving.send(Moved(1.0, chunk(stored, offset)))
+    with pytest.raises(StopIteration):
+        moving.send(Moved(1.0, chunk(stored, 9)))
+    assert bytes(got) == BODY
+
+
+def test_a_transfer_that_stands_still_gives_up_and_one_that_moves_does_not() -> None:
+    stored = large(World())
+    moving = download(stored, bytearray(len(BODY)))
+    _, step = sends(moving, next(moving), 0.0)
+    now = 0.0
+    for offset in (0, 3, 6):
+        now += 3.9
+        _, step = sends(moving, moving.send(Moved(now, chunk(stored, offset))), now)
+    end = now + 4.0
+    while step.until < end:
+        _, step = sends(moving, moving.send(Moved(step.until, None)), step.until)
+    assert step.until == end
+    with pytest.raises(TransferFailed) as raised:
+        moving.send(Moved(end, None))
+    assert raised.value.refusal is None
+
+
+def test_a_download_that_does_not_have_its_digest_is_damaged() -> None:
+    stored = large(World())
+    moving = download(stored, bytearray(len(BODY)))
+    sends(moving, next(moving), 0.0)
+    for offset in (0, 3, 6):
+        moving.send(Moved(0.1, chunk(stored, offset)))
+    with pytest.raises(Damaged):
+        moving.send(Moved(0.1, chunk(stored, 9, b"X")))
+
+
+def test_an_upload_sends_no_more_than_its_credit() -> None:
+    stored = large(World())
+    moving = transfer.upload(envelope(), stored, memoryview(BODY), 0.0, 4.0, CHUNK)
+    parts, _ = sends(moving, next(moving), 0.0)
+    assert [(each.offset, bytes(each.data)) for each in parts] == [(0, b"012")]
+    confirmed = Staged(*envelope(), stored.token, 3, 6)
+    parts, _ = sends(moving, moving.send(Moved(0.1, confirmed)), 0.1)
+    assert [each.offset for each in parts] == [3, 6]
+
+
+def test_an_upload_begins_anew_when_global_has_dropped_it() -> None:
+    stored = large(World())
+    moving = transfer.upload(envelope(), stored, memoryview(BODY), 0.0, 4.0, CHUNK)
+    sends(moving, next(moving), 0.0)
+    _, step = sends(moving, moving.send(Moved(0.1, Staged(*envelope(), stored.token, 3, 9))), 0.1)
+    for _ in range(3):  # each of the chunks under way is answered so
+        step = moving.send(Moved(0.2, Staged(*envelope(), stored.token, 0, 9)))
+        assert isinstance(step, Receive)
+    parts, _ = sends(moving, moving.send(Moved(step.until, None)), step.until)
+    assert [each.offset for each in parts] == [0, 3, 6]
+
+
+def test_a_refused_transfer_says_by_what() -> None:
+    stored = large(World())
+    for moving in (
+        download(stored, bytearray(len(BODY))),
+        transfer.upload(envelope(), stored, memoryview(BODY), 0.0, 4.0, CHUNK),
+    ):
+        sends(moving, next(moving), 0.0)
+        with pytest.raises(TransferFailed) as raised:
+            moving.send(Moved(0.1, Refused(*envelope(), Refusal.GONE, "gone")))
+        assert raised.value.refusal is not None

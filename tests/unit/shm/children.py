@@ -1,0 +1,177 @@
+"""Processes for the tests of shared memory: each does what it is told, when it is told."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
+from pathlib import Path
+from types import TracebackType
+from typing import Any, ClassVar, TypeVar
+
+from dstore.shm import HostMemory, Writer, open_memory
+
+PATIENCE = 30.0
+"""Seconds; only a test that fails takes them."""
+EPOCH = 0x1234
+SIZE = 3 * 4096 + 5
+ROOMY = 1 << 30
+
+Some = TypeVar("Some", bound="Child")
+
+
+def new_token() -> bytes:
+    return os.urandom(16)
+
+
+def value_of(token: bytes, size: int = SIZE) -> bytes:
+    """Bytes that belong to this token and no other."""
+    return (token * (size // 16 + 1))[:size]
+
+
+class Child:
+    """A forked process that runs ``body``, which talks to the test through a pipe.
+
+    Forked, since that takes a millisecond; to the memory it is a process like any other.
+    """
+
+    _pipes: ClassVar[set[Connection]] = set()  # children inherit those that tests hold
+
+    def __init__(self, body: Callable[[Connection], object]) -> None:
+        context = multiprocessing.get_context("fork")
+        self._pipe, theirs = context.Pipe()
+        self._pipes.add(self._pipe)
+        self.process = context.Process(target=self._run, args=(body, theirs))
+        self.process.start()
+        theirs.close()
+
+    def _run(self, body: Callable[[Connection], object], pipe: Connection) -> None:
+        for inherited in self._pipes:
+            inherited.close()
+        try:
+            body(pipe)
+        except EOFError:  # the test is over
+            pass
+
+    def hear(self) -> Any:
+        """What it says next. An exception that it sends is raised."""
+        assert self._pipe.poll(PATIENCE), "the child says nothing"
+        said = self._pipe.recv()
+        if isinstance(said, BaseException):
+            raise said
+        return said
+
+    def tell(self, what: object = "go on") -> None:
+        self._pipe.send(what)
+
+    def kill(self) -> None:
+        """kill -9, and wait until it is gone."""
+        self.process.kill()
+        self.process.join()
+
+    def end(self) -> None:
+        """Wait until it has ended by itself, well. Idempotent."""
+        if self._pipe.closed:
+            return
+        self._pipes.discard(self._pipe)
+        self._pipe.close()
+        self.process.join(PATIENCE)
+        code = self.process.exitcode
+        self.kill()
+        self.process.close()
+        assert code in (0, -signal.SIGKILL), f"the child ended with {code}"
+
+    def __enter__(self: Some) -> Some:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if kind is not None and not self._pipe.closed:
+            self.kill()
+        self.end()
+
+
+class User(Child):
+    """A process that has opened the memory, and calls what it is asked to call.
+
+    Of a view it sends the bytes. A Writer it keeps, and calls ``write`` and so on of it.
+    """
+
+    def __init__(self, root: Path, epoch: int = EPOCH, limit: int = ROOMY) -> None:
+        self._root, self._epoch, self._limit = str(root), epoch, limit
+        super().__init__(self._serve)
+        assert self.hear() is True
+
+    def _serve(self, pipe: Connection) -> None:
+        memory = open_memory(self._epoch, root=self._root, limit=self._limit)
+        pipe.send(memory is not None)
+        assert memory is not None
+        writer: Writer | None = None
+        while True:
+            name, arguments, keywords = pipe.recv()
+            try:
+                owner = writer if hasattr(Writer, name) else memory
+                result = getattr(owner, name)(*arguments, **keywords)
+            except Exception as error:
+                pipe.send(error)
+                continue
+            if isinstance(result, Writer):
+                writer, result = result, True
+            pipe.send(bytes(result) if isinstance(result, memoryview) else result)
+
+    def begin_call(self, name: str, *arguments: Any, **keywords: Any) -> None:
+        self.tell((name, arguments, keywords))
+
+    def call(self, name: str, *arguments: Any, **keywords: Any) -> Any:
+        self.begin_call(name, *arguments, **keywords)
+        return self.hear()
+
+
+@contextlib.contextmanager
+def opened(root: Path, epoch: int = EPOCH, limit: int = ROOMY) -> Iterator[HostMemory]:
+    """The memory, in this process."""
+    memory = open_memory(epoch, root=str(root), limit=limit)
+    assert memory is not None
+    try:
+        yield memory
+    finally:
+        memory.close()
+
+
+def begun(memory: HostMemory, token: bytes, size: int = SIZE, *, own: bool = False) -> Writer:
+    """A Writer that nobody else is in the way of."""
+    writer = memory.begin(token, size, own=own)
+    assert writer is not None
+    return writer
+
+
+def stored(memory: HostMemory, size: int = SIZE, *, own: bool = False) -> bytes:
+    """Write a value of its own. Its token."""
+    token = new_token()
+    with begun(memory, token, size, own=own) as writer:
+        writer.write(0, value_of(token, size))
+        writer.seal()
+    return token
+
+
+def holds(memory: HostMemory, token: bytes, size: int = SIZE) -> bool:
+    """Whether the value is found, and right."""
+    view = memory.find(token, size)
+    assert view is None or bytes(view) == value_of(token, size)
+    return view is not None
+
+
+def files(root: Path) -> list[str]:
+    """All that is left below the root: files and folders."""
+    return sorted(str(path.relative_to(root)) for path in root.rglob("*"))
+
+
+def folder_of(root: Path, epoch: int = EPOCH) -> Path:
+    return root / f"dstore-{os.geteuid()}" / f"{epoch:016x}"

@@ -1,0 +1,428 @@
+"""Room for what comes: the limit, the order of eviction, a full file system, dead writers."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import subprocess
+from collections.abc import Iterator
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import pytest
+
+from dstore.shm import HostMemory, NoRoom, eviction, locks, memory, parts
+from tests.unit.shm.children import (
+    EPOCH,
+    Child,
+    User,
+    begun,
+    files,
+    folder_of,
+    holds,
+    new_token,
+    opened,
+    stored,
+    value_of,
+)
+
+PAGE = 4096
+SMALL_DISK = 1 << 20
+
+
+@pytest.fixture(params=["by the list", "by the file system"])
+def exact(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether there is room may be seen at a glance, or else in a list of the files."""
+    if request.param == "by the list":
+        monkeypatch.setattr(eviction, "used", lambda path: float("inf"))
+    else:
+        monkeypatch.setattr(eviction, "used", copies_and_a_bit)
+    monkeypatch.setattr(memory, "SHARES", 1 << 60)
+
+
+def copies_and_a_bit(path: str) -> float:
+    return 7 + sum(entry.stat().st_size for entry in os.scandir(path))
+
+
+def counted_lists(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Grows by one with each list of files that is made."""
+    made: list[str] = []
+    whole = eviction._listed
+
+    def listed(place: str, mine: str) -> tuple[int, list[eviction.Copy]]:
+        made.append(place)
+        return whole(place, mine)
+
+    monkeypatch.setattr(eviction, "_listed", listed)
+    return made
+
+
+def present(memory: HostMemory, tokens: list[bytes]) -> list[int]:
+    """The numbers of those that are there."""
+    return [number for number, token in enumerate(tokens) if memory.linked(token)]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 1 MiB, which needs root."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={SMALL_DISK}", "none", str(disk)]
+    try:
+        subprocess.run(mount, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("no file system can be mounted here")
+    try:
+        yield disk
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+# ---- the limit --------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("exact")
+def test_the_least_recently_touched_goes_first(tmp_path: Path) -> None:
+    with opened(tmp_path, limit=5 * PAGE + 100) as memory:
+        tokens = [stored(memory, PAGE) for _ in range(5)]
+        assert present(memory, tokens) == [0, 1, 2, 3, 4]
+        memory.touch(tokens[0])
+        assert holds(memory, tokens[2], PAGE)  # which touches it
+        tokens.append(stored(memory, PAGE))
+        assert present(memory, tokens) == [0, 2, 3, 4, 5]
+        tokens.append(stored(memory, 3 * PAGE))
+        assert present(memory, tokens) == [2, 5, 6]
+        tokens.append(stored(memory, 5 * PAGE))
+        assert present(memory, tokens) == [7]
+
+
+@pytest.mark.usefixtures("exact")
+def test_a_value_as_large_as_the_limit_fits_and_a_larger_one_does_not(tmp_path: Path) -> None:
+    with opened(tmp_path, limit=3 * PAGE) as memory:
+        old = stored(memory, PAGE)
+        with pytest.raises(NoRoom):
+            memory.begin(new_token(), 3 * PAGE + 1)
+        assert memory.linked(old), "nothing is evicted in vain"
+        new = stored(memory, 3 * PAGE)
+        assert holds(memory, new, 3 * PAGE)
+        assert not memory.linked(old)
+        assert len(files(folder_of(tmp_path) / "copies")) == 1
+
+
+@pytest.mark.usefixtures("exact")
+def test_a_limit_of_nothing_takes_nothing(tmp_path: Path) -> None:
+    with opened(tmp_path, limit=0) as memory:
+        with pytest.raises(NoRoom):
+            memory.begin(new_token(), 1)
+        stored(memory, PAGE, own=True)
+
+
+@pytest.mark.usefixtures("exact")
+def test_globals_own_do_not_count_and_are_not_evicted(tmp_path: Path) -> None:
+    with opened(tmp_path, limit=2 * PAGE) as memory:
+        own = [stored(memory, 10 * PAGE, own=True), stored(memory, PAGE)]
+        assert memory.adopt(own[1], PAGE) is not None
+        copies = [stored(memory, PAGE) for _ in range(3)]
+        assert present(memory, own + copies) == [0, 1, 3, 4]
+
+
+@pytest.mark.usefixtures("exact")
+def test_what_was_evicted_stays_with_those_who_have_it(tmp_path: Path) -> None:
+    with opened(tmp_path, limit=PAGE) as memory, User(tmp_path) as other:
+        token = stored(memory, PAGE)
+        view = memory.find(token, PAGE)
+        later = new_token()
+        assert other.call("find", token, PAGE) == value_of(token, PAGE)
+        with begun(memory, later, PAGE):
+            assert not memory.linked(token)
+            assert other.call("find", token, PAGE) is None
+            assert view is not None and bytes(view) == value_of(token, PAGE)
+
+
+@pytest.mark.usefixtures("exact")
+def test_what_somebody_is_writing_is_not_evicted_and_counts(tmp_path: Path) -> None:
+    with opened(tmp_path, limit=4 * PAGE) as memory, User(tmp_path) as other:
+        mine, theirs = new_token(), new_token()
+        writer = begun(memory, mine, PAGE)
+        assert other.call("begin", theirs, 2 * PAGE)
+        old = stored(memory, PAGE)
+        with pytest.raises(NoRoom):
+            memory.begin(new_token(), 2 * PAGE)
+        assert memory.linked(old), "nothing is evicted in vain"
+        stored(memory, PAGE)
+        assert not memory.linked(old)
+        other.call("write", 0, value_of(theirs, 2 * PAGE))
+        assert other.call("seal") == value_of(theirs, 2 * PAGE)
+        writer.write(0, value_of(mine, PAGE))
+        writer.seal()
+        assert holds(memory, mine, PAGE) and holds(memory, theirs, 2 * PAGE)
+
+
+@pytest.mark.usefixtures("exact")
+def test_after_no_room_nothing_is_left_and_one_may_try_again(tmp_path: Path) -> None:
+    with opened(tmp_path, limit=2 * PAGE) as memory:
+        token = new_token()
+        with begun(memory, new_token(), PAGE):
+            with pytest.raises(NoRoom):
+                memory.begin(token, 2 * PAGE)
+            assert len(files(folder_of(tmp_path) / "copies")) == 1
+        with begun(memory, token, 2 * PAGE) as writer:
+            writer.seal()
+
+
+@pytest.mark.parametrize("sees", ["the list", "the file system"])
+def test_two_who_reserve_at_the_same_time_keep_the_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sees: str
+) -> None:
+    """Both have reserved before either looks at the limit: at most one goes on."""
+    used = (lambda path: float("inf")) if sees == "the list" else copies_and_a_bit
+    monkeypatch.setattr(eviction, "used", used)
+
+    def body(pipe: Connection) -> None:
+        with opened(tmp_path, limit=3 * PAGE) as memory:
+            whole = memory._keep_limit
+
+            def later(mine: str, size: int) -> None:
+                pipe.send("reserved")
+                pipe.recv()
+                whole(mine, size)
+
+            memory._keep_limit = later  # type: ignore[method-assign]
+            try:
+                writer = memory.begin(new_token(), 2 * PAGE)
+            except NoRoom:
+                pipe.send("no room")
+                pipe.recv()
+                return
+            pipe.send("begun")
+            pipe.recv()
+            del writer
+
+    with Child(body) as one, Child(body) as two:
+        for child in (one, two):
+            assert child.hear() == "reserved"
+        said = []
+        for child in (one, two):
+            child.tell()
+            said.append(child.hear())
+        assert said == ["no room", "begun"]
+        copies = folder_of(tmp_path) / "copies"
+        assert sum((copies / name).stat().st_size for name in files(copies)) <= 3 * PAGE
+        for child in (one, two):
+            child.tell()
+            child.end()
+
+
+def test_of_many_small_ones_a_few_more_go_than_needed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that not every value that comes afterwards needs a list of all."""
+    monkeypatch.setattr(eviction, "used", copies_and_a_bit)
+    lists = counted_lists(monkeypatch)
+    with opened(tmp_path, limit=100 * 16 + 16) as memory:
+        tokens = [stored(memory, 16) for _ in range(100)]
+        assert not lists
+        tokens += [stored(memory, 16) for _ in range(200)]
+        assert len(lists) <= 60
+        there = present(memory, tokens)
+        assert 90 <= len(there) <= 101
+        assert there == list(range(300 - len(there), 300))
+
+
+def test_where_the_file_system_tells_nothing_a_list_serves_for_a_while(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(eviction, "used", lambda path: float("inf"))
+    lists = counted_lists(monkeypatch)
+    with opened(tmp_path, limit=1600) as memory:
+        tokens = [stored(memory, 10) for _ in range(140)]
+        assert 10 < len(lists) < 100
+        tokens += [stored(memory, 10) for _ in range(60)]
+        there = present(memory, tokens)
+        assert len(there) <= 160
+        assert there == list(range(200 - len(there), 200))
+
+
+def test_the_limit_is_half_of_the_file_system_unless_given(small_disk: Path) -> None:
+    opened_there = memory.open_memory(EPOCH, root=str(small_disk))
+    assert opened_there is not None
+    assert opened_there.limit == SMALL_DISK // 2
+    opened_there.close()
+
+
+def test_a_file_system_without_a_size_has_room_as_long_as_it_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = os.statvfs
+    monkeypatch.setattr(os, "statvfs", lambda path: os.statvfs_result([*whole(path)[:2], *[0] * 9]))
+    assert eviction.free(str(tmp_path)) == float("inf")
+    assert eviction.limit_default(str(tmp_path)) > 1 << 20
+    with opened(tmp_path, limit=2 * PAGE) as memory:
+        tokens = [stored(memory, PAGE) for _ in range(3)]
+        assert present(memory, tokens) == [1, 2]
+
+
+# ---- a full file system -----------------------------------------------------------------------
+
+
+def test_a_full_file_system_is_an_error_before_anything_is_written(small_disk: Path) -> None:
+    with opened(small_disk) as memory:
+        own = stored(memory, SMALL_DISK // 2, own=True)
+        for _ in range(2):
+            for flag in (False, True):
+                with pytest.raises(NoRoom):
+                    memory.begin(new_token(), SMALL_DISK * 3 // 4, own=flag)
+        assert len(files(folder_of(small_disk))) == 4, "what was begun is gone"
+        token = stored(memory, SMALL_DISK // 4)
+        assert holds(memory, token, SMALL_DISK // 4)
+        assert holds(memory, own, SMALL_DISK // 2)
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_copies_give_way_when_the_file_system_is_full(small_disk: Path, own: bool) -> None:
+    quarter = SMALL_DISK // 4 - 2 * PAGE
+    with opened(small_disk) as memory:
+        tokens = [stored(memory, quarter) for _ in range(4)]
+        memory.touch(tokens[0])
+        new = stored(memory, quarter, own=own)
+        assert present(memory, tokens) == [0, 2, 3]
+        assert holds(memory, new, quarter)
+        with pytest.raises(NoRoom):
+            memory.begin(new_token(), SMALL_DISK + 1, own=own)
+        assert present(memory, tokens) == [0, 2, 3], "nothing is evicted in vain"
+
+
+def test_memory_that_is_still_read_cannot_be_had(small_disk: Path) -> None:
+    half = SMALL_DISK // 2 - 2 * PAGE
+    with opened(small_disk) as memory:
+        tokens = [stored(memory, half), stored(memory, half)]
+        views = [memory.find(token, half) for token in tokens]
+        with pytest.raises(NoRoom):
+            memory.begin(new_token(), half, own=True)
+        for token, view in zip(tokens, views):
+            assert view is not None and bytes(view) == value_of(token, half)
+        del view
+        views.clear()
+        assert holds(memory, stored(memory, half, own=True), half)
+
+
+def test_a_file_system_that_fills_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There was room when it was looked for, and then there is none, or a quota is reached."""
+    whole = os.posix_fallocate
+    for code in (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM):
+        with opened(tmp_path) as memory:
+            tokens = [stored(memory, PAGE) for _ in range(4)]
+
+            def full(descriptor: int, offset: int, count: int, code: int = code) -> None:
+                if len(files(folder_of(tmp_path) / "copies")) > 3:
+                    raise OSError(code, os.strerror(code))
+                whole(descriptor, offset, count)
+
+            monkeypatch.setattr(os, "posix_fallocate", full)
+            tokens.append(stored(memory, PAGE))
+            assert present(memory, tokens) == [2, 3, 4]
+            monkeypatch.undo()
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EOPNOTSUPP, errno.EIO])
+def test_what_cannot_be_reserved_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    def refuse(descriptor: int, offset: int, count: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    with opened(tmp_path) as memory:
+        token = stored(memory)
+        monkeypatch.setattr(os, "posix_fallocate", refuse)
+        with pytest.raises(NoRoom, match=os.strerror(code)):
+            memory.begin(new_token(), PAGE)
+        assert memory.linked(token) == (code != errno.ENOSPC)
+
+
+def test_a_limit_on_the_size_of_files(tmp_path: Path) -> None:
+    def body(pipe: Connection) -> None:
+        with opened(tmp_path) as memory:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (PAGE, PAGE))
+            try:
+                memory.begin(new_token(), 2 * PAGE)
+            except NoRoom:
+                pipe.send(holds(memory, stored(memory, PAGE), PAGE))
+
+    with Child(body) as child:
+        assert child.hear() is True
+        child.end()
+    assert files(tmp_path) == []
+
+
+def test_all_of_a_large_value_is_reserved_piece_by_piece(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parts, "RESERVE_BYTES", 2 * PAGE)
+    with opened(tmp_path) as memory:
+        token = new_token()
+        with begun(memory, token, 5 * PAGE + 3):
+            (unfinished,) = (folder_of(tmp_path) / "copies").iterdir()
+            status = unfinished.stat()
+            assert status.st_size == 5 * PAGE + 3
+            assert status.st_blocks * 512 >= 6 * PAGE
+
+
+# ---- dead writers -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_what_the_dead_were_writing_goes_when_somebody_comes(tmp_path: Path, own: bool) -> None:
+    with User(tmp_path) as alive, User(tmp_path) as dead:
+        unfinished = [new_token(), new_token()]
+        alive.call("begin", unfinished[0], PAGE, own=own)
+        dead.call("begin", unfinished[1], PAGE, own=own)
+        dead.kill()
+        dead.end()
+        place = folder_of(tmp_path) / ("global" if own else "copies")
+        assert len(files(place)) == 2
+        with opened(tmp_path):
+            assert files(place) == [f"{unfinished[0].hex()}.part"]
+
+
+@pytest.mark.usefixtures("exact")
+def test_what_the_dead_were_writing_goes_before_anything_else(tmp_path: Path) -> None:
+    with opened(tmp_path, limit=3 * PAGE) as memory, User(tmp_path) as dead:
+        token = stored(memory, PAGE)
+        dead.call("begin", new_token(), 2 * PAGE)
+        dead.kill()
+        dead.end()
+        stored(memory, PAGE)
+        assert memory.linked(token)
+
+
+def test_and_when_the_file_system_is_full(small_disk: Path) -> None:
+    half = SMALL_DISK // 2
+    with opened(small_disk) as memory, User(small_disk) as dead:
+        token = stored(memory, PAGE)
+        dead.call("begin", new_token(), half, own=True)
+        dead.kill()
+        dead.end()
+        stored(memory, half, own=True)
+        assert memory.linked(token)
+
+
+def test_a_file_that_was_claimed_just_now_is_not_swept_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is made, and then locked; somebody who enters in between has to let it be."""
+    with opened(tmp_path) as memory:
+        whole = locks.open_file
+
+        def slow(path: str, *, create: bool) -> object:
+            file = whole(path, create=create)
+            monkeypatch.undo()
+            with User(tmp_path) as newcomer:
+                newcomer.call("close")
+            return file
+
+        monkeypatch.setattr(locks, "open_file", slow)
+        with begun(memory, new_token()):
+            pass

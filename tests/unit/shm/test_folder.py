@@ -1,0 +1,545 @@
+"""The life of an epoch's folder: who may have one, who removes it, and nobody removes another's."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import pytest
+
+from dstore.shm import NoRoom, clean, folder, locks, memory, open_memory
+from tests.leaks import open_descriptors
+from tests.unit.shm.children import (
+    EPOCH,
+    SIZE,
+    Child,
+    User,
+    begun,
+    files,
+    folder_of,
+    holds,
+    new_token,
+    opened,
+    stored,
+    value_of,
+)
+
+
+@pytest.fixture(autouse=True)
+def _say_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "_said", set())
+
+
+# ---- where there is none ----------------------------------------------------------------------
+
+
+def refused(root: Path, caplog: pytest.LogCaptureFixture) -> str:
+    """Opening gives None and changes nothing; what was logged about it, once."""
+    before = files(root)
+    caplog.clear()
+    assert open_memory(EPOCH, root=str(root)) is None
+    assert open_memory(EPOCH, root=str(root)) is None
+    clean(str(root))
+    assert files(root) == before
+    warnings = {each.getMessage() for each in caplog.records if each.levelno == logging.WARNING}
+    opening = [text for text in warnings if text.startswith("no shared memory")]
+    assert len(opening) == 1
+    assert all(each.name == "dstore.shm" for each in caplog.records)
+    return opening[0]
+
+
+def test_a_folder_of_somebody_else_is_refused(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theirs = folder_of(tmp_path).parent
+    theirs.mkdir(0o700)
+    if os.geteuid() == 0:
+        os.chown(theirs, 12345, 12345)
+    else:  # then we are somebody else
+        monkeypatch.setattr(os, "geteuid", lambda: 12345)
+        theirs.rename(folder_of(tmp_path).parent)
+    assert "belongs to user" in refused(tmp_path, caplog)
+
+
+@pytest.mark.parametrize("mode", [0o755, 0o701, 0o770, 0o1777])
+def test_a_folder_that_is_open_to_others_is_refused(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, mode: int
+) -> None:
+    ours = folder_of(tmp_path).parent
+    ours.mkdir()
+    ours.chmod(mode)
+    assert f"open to others (mode {mode:o})" in refused(tmp_path, caplog)
+
+
+def test_a_symbolic_link_is_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    aim = tmp_path / "aim"
+    aim.mkdir(0o700)
+    folder_of(tmp_path).parent.symlink_to(aim)
+    assert "is not a folder" in refused(tmp_path, caplog)
+
+
+def test_a_file_in_its_place_is_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder_of(tmp_path).parent.touch()
+    assert "is not a folder" in refused(tmp_path, caplog)
+
+
+@pytest.mark.parametrize("make", [Path.touch, lambda path: path.mkdir(0o750)])
+def test_so_is_an_epoch_folder_that_is_none_of_ours(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, make: Callable[[Path], None]
+) -> None:
+    folder_of(tmp_path).parent.mkdir(0o700)
+    make(folder_of(tmp_path))
+    refused(tmp_path, caplog)
+
+
+def test_a_root_that_is_not_there(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert "is not a folder" in refused(tmp_path / "missing", caplog)
+
+
+def test_a_root_that_cannot_be_written(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """/proc is such a one, for root too."""
+    assert open_memory(EPOCH, root="/proc") is None
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+
+
+@pytest.mark.parametrize(("variable", "root"), [(None, ""), ("", None)])
+def test_switched_off_is_off_without_a_word(
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    variable: str | None,
+    root: str | None,
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    if variable is not None:
+        monkeypatch.setenv("DSTORE_SHM", variable)
+    assert open_memory(EPOCH, root=root) is None
+    clean(root)
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("missing", ["locks", "the root"])
+def test_where_the_system_has_none_that_is_no_warning(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    missing: str,
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    monkeypatch.delenv("DSTORE_SHM", raising=False)
+    monkeypatch.setattr(memory, "ROOT_DEFAULT", str(tmp_path / "shm"))
+    if missing == "locks":
+        monkeypatch.setattr(memory, "AVAILABLE", False)
+    for _ in range(2):
+        assert open_memory(EPOCH) is None
+        clean()
+    (record,) = caplog.records
+    assert record.levelno == logging.INFO
+
+
+def test_the_root_is_the_argument_else_the_variable_else_the_default(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("argument", "variable", "default"):
+        (tmp_path / name).mkdir()
+    monkeypatch.setattr(memory, "ROOT_DEFAULT", str(tmp_path / "default"))
+    monkeypatch.delenv("DSTORE_SHM", raising=False)
+
+    def where(root: str | None = None) -> str:
+        opened = open_memory(EPOCH, root=root)
+        assert opened is not None
+        opened.close()
+        return Path(opened.path).relative_to(tmp_path).parts[0]
+
+    assert where() == "default"
+    monkeypatch.setenv("DSTORE_SHM", str(tmp_path / "variable"))
+    assert where() == "variable"
+    monkeypatch.chdir(tmp_path)
+    assert where("argument") == "argument"
+
+
+@pytest.mark.parametrize("epoch", [-1, 1 << 64])
+def test_an_epoch_has_64_bits(tmp_path: Path, epoch: int) -> None:
+    with pytest.raises(ValueError, match="64 bits"):
+        open_memory(epoch, root=str(tmp_path))
+
+
+# ---- coming and going -------------------------------------------------------------------------
+
+
+def test_the_last_one_out_removes_everything(tmp_path: Path) -> None:
+    with opened(tmp_path) as memory, User(tmp_path) as other:
+        token = stored(memory)
+        stored(memory, own=True)
+        assert other.call("find", token, SIZE) == value_of(token)
+        memory.close()
+        assert other.call("find", token, SIZE) == value_of(token)
+        other.call("close")
+        assert files(tmp_path) == []
+
+
+def test_what_is_being_written_does_not_keep_the_folder(tmp_path: Path) -> None:
+    with opened(tmp_path) as memory:
+        begun(memory, new_token())
+        begun(memory, new_token(), own=True).write(0, b"x")
+    assert files(tmp_path) == []
+
+
+def test_a_memory_that_is_opened_twice_is_left_twice(tmp_path: Path) -> None:
+    before = open_descriptors()
+    with opened(tmp_path) as one, opened(tmp_path) as two:
+        assert len(open_descriptors() - before) == 1, "one lock is enough"
+        token = stored(one)
+        one.close()
+        one.close()
+        assert holds(two, token)
+        clean(str(tmp_path))
+        with User(tmp_path) as other:  # which would clean, if the lock had fallen
+            assert other.call("find", token, SIZE) == value_of(token)
+            other.call("close")
+        assert holds(two, token)
+    assert files(tmp_path) == []
+
+
+def test_the_same_folder_by_another_path_is_the_same_folder(tmp_path: Path) -> None:
+    """Closing it must not drop the lock of the first."""
+    (tmp_path / "root").mkdir()
+    (tmp_path / "alias").symlink_to("root")
+    with opened(tmp_path / "root") as memory:
+        token = stored(memory)
+        with opened(tmp_path / "alias") as other:
+            assert holds(other, token)
+        with User(tmp_path / "root") as user:
+            user.call("close")
+        assert holds(memory, token)
+
+
+def test_epochs_and_roots_are_kept_apart(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    with (
+        opened(tmp_path / "a", 1) as one,
+        opened(tmp_path / "a", 2) as two,
+        opened(tmp_path / "b", 1) as three,
+    ):
+        token = stored(one)
+        assert not two.linked(token) and not three.linked(token)
+        for other in (two, three):
+            begun(other, token).seal()
+            other.drop(token)
+        assert holds(one, token)
+        two.close()
+        assert holds(one, token)
+        assert not folder_of(tmp_path / "a", 2).exists()
+    assert files(tmp_path) == ["a", "b"]
+
+
+def test_users_are_kept_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if os.geteuid():
+        pytest.skip("only root can be two users")
+    tmp_path.chmod(0o1777)
+    for part in tmp_path.parents:
+        if part.owner() == "root" and part.name.startswith("pytest-"):
+            part.chmod(0o711)
+
+    def somebody_else(pipe: Connection) -> None:
+        os.setgid(12345)
+        os.setuid(12345)
+        with opened(tmp_path) as memory:
+            token = pipe.recv()
+            before = memory.linked(token)
+            with begun(memory, token) as writer:
+                writer.write(0, bytes(SIZE))
+                writer.seal()
+            clean(str(tmp_path))
+            pipe.send((before, memory.path))
+            pipe.recv()
+
+    with opened(tmp_path) as memory, Child(somebody_else) as child:
+        token = stored(memory)
+        child.tell(token)
+        assert child.hear() == (False, str(tmp_path / "dstore-12345" / f"{EPOCH:016x}"))
+        clean(str(tmp_path))
+        assert holds(memory, token)
+        assert (tmp_path / "dstore-12345").stat().st_uid == 12345
+        child.tell()
+        child.end()
+    assert files(tmp_path) == []
+
+
+def test_many_come_and_go_at_once(tmp_path: Path) -> None:
+    """Whoever is in has a folder that stays, and after the last one nothing is left."""
+
+    def body(pipe: Connection) -> None:
+        pipe.recv()
+        for _ in range(60):
+            with opened(tmp_path) as memory:
+                assert holds(memory, stored(memory))
+        pipe.send("done")
+
+    children = [Child(body) for _ in range(4)]
+    for child in children:
+        child.tell()
+    for child in children:
+        assert child.hear() == "done"
+        child.end()
+    assert files(tmp_path) == []
+
+
+# ---- what the killed leave behind -------------------------------------------------------------
+
+
+def test_after_all_were_killed_the_next_one_cleans(tmp_path: Path) -> None:
+    users = [User(tmp_path), User(tmp_path), User(tmp_path, epoch=77)]
+    for user in users:
+        user.call("begin", new_token(), SIZE)
+    for user in users:
+        user.kill()
+        user.end()
+    assert folder_of(tmp_path).exists() and folder_of(tmp_path, 77).exists()
+    with opened(tmp_path, 78):
+        assert os.listdir(folder_of(tmp_path).parent) == [f"{78:016x}"]
+    assert files(tmp_path) == []
+
+
+def test_cleaning_leaves_what_is_in_use(tmp_path: Path) -> None:
+    with User(tmp_path, 1) as dead, User(tmp_path, 2) as alive, opened(tmp_path, 3) as memory:
+        dead.kill()
+        mine = stored(memory)
+        theirs = new_token()
+        assert alive.call("begin", theirs, SIZE)
+        alive.call("write", 0, value_of(theirs))
+        assert alive.call("seal") == value_of(theirs)
+        for _ in range(2):
+            clean(str(tmp_path))
+            assert not folder_of(tmp_path, 1).exists()
+            assert holds(memory, mine), "opening our lock file would have dropped the lock"
+            assert alive.call("find", theirs, SIZE) == value_of(theirs)
+        alive.call("close")
+    assert files(tmp_path) == []
+
+
+def test_others_cannot_clean_what_we_use_while_we_clean(tmp_path: Path) -> None:
+    with opened(tmp_path, 1) as memory:
+        token = stored(memory)
+        clean(str(tmp_path))
+
+        def cleaner(pipe: Connection) -> None:
+            clean(str(tmp_path))
+            pipe.send("done")
+
+        with Child(cleaner) as child:
+            assert child.hear() == "done"
+        assert holds(memory, token)
+
+
+@pytest.mark.parametrize("left", ["nothing", "no lock", "some files", "a stray folder"])
+def test_what_a_killed_cleaner_has_left_half_done_goes_too(tmp_path: Path, left: str) -> None:
+    half = folder_of(tmp_path)
+    half.mkdir(0o700, parents=True)
+    half.parent.chmod(0o700)
+    if left == "some files":
+        (half / "lock").touch()
+    if left != "nothing":
+        (half / "copies").mkdir()
+        (half / "copies" / new_token().hex()).touch()
+    if left == "a stray folder":
+        (half / "else" / "where").mkdir(parents=True)
+    clean(str(tmp_path))
+    assert files(tmp_path) == []
+
+
+def test_only_epoch_folders_are_cleaned(tmp_path: Path) -> None:
+    user = folder_of(tmp_path).parent
+    user.mkdir(0o700)
+    aim = tmp_path / "aim"
+    aim.mkdir()
+    (aim / "precious").touch()
+    for name in ("notes", "0" * 15, "0" * 17, "g" * 16):
+        (user / name).mkdir(0o700)
+    (user / ("1" * 16)).touch()
+    (user / ("2" * 16)).symlink_to(aim)
+    (user / ("3" * 16)).mkdir(0o700)
+    (user / ("3" * 16) / "link").symlink_to(aim)
+    before = files(tmp_path)
+    with opened(tmp_path):
+        clean(str(tmp_path))
+    gone = [f"{user.name}/{'3' * 16}", f"{user.name}/{'3' * 16}/link"]
+    assert files(tmp_path) == [name for name in before if name not in gone]
+
+
+def test_when_others_have_removed_the_folder_we_are_alone_and_harmless(tmp_path: Path) -> None:
+    """As a system does with what a user has left when she logs out."""
+    with opened(tmp_path) as memory:
+        token, open_token = stored(memory), new_token()
+        view = memory.find(token, SIZE)
+        with begun(memory, open_token) as writer:
+            shutil.rmtree(folder_of(tmp_path).parent)
+            assert memory.find(token, SIZE) is None
+            with pytest.raises(NoRoom):
+                memory.begin(new_token(), SIZE)
+            writer.write(0, value_of(open_token))
+            with User(tmp_path) as other:  # has a folder of the same name
+                assert other.call("begin", open_token, SIZE)
+                assert bytes(writer.seal()) == value_of(open_token)
+                assert other.call("find", open_token, SIZE) is None, "not the other's half"
+                assert other.call("begin", open_token, SIZE) is None
+                memory.close()
+                other.call("write", 0, value_of(open_token))
+                assert other.call("seal") == value_of(open_token)
+                assert other.call("find", open_token, SIZE) == value_of(open_token)
+                other.call("close")
+        assert view is not None and bytes(view) == value_of(token)
+    assert files(tmp_path) == []
+
+
+# ---- races, in a fixed order ------------------------------------------------------------------
+
+
+def paused(pipe: Connection, name: str, *, after: bool, times: int = 1) -> None:
+    """Let this process stop at ``locks.<name>``, before or after it, until it is told to go on."""
+    whole = getattr(locks, name)
+    left = times
+
+    def stop(*arguments: object) -> object:
+        nonlocal left
+        left -= 1
+        result = whole(*arguments) if after else None
+        if left >= 0:
+            pipe.send("here")
+            pipe.recv()
+        return result if after else whole(*arguments)
+
+    setattr(locks, name, stop)
+
+
+def joiner(root: Path, *, after: bool) -> Callable[[Connection], None]:
+    """Opens the lock file, and stops before or after it has the lock."""
+
+    def body(pipe: Connection) -> None:
+        paused(pipe, "try_shared", after=after)
+        with opened(root) as memory:
+            pipe.send(holds(memory, stored(memory)))
+            pipe.recv()
+
+    return body
+
+
+def test_a_joiner_whose_lock_file_was_removed_starts_over(tmp_path: Path) -> None:
+    with Child(joiner(tmp_path, after=False)) as child:
+        assert child.hear() == "here"  # it has opened the lock file
+        clean(str(tmp_path))
+        assert files(tmp_path) == []
+        child.tell()
+        assert child.hear() is True
+        with opened(tmp_path) as memory:  # in the same folder, and it stays
+            token = stored(memory)
+            clean(str(tmp_path))
+            assert holds(memory, token)
+            child.tell()
+            child.end()
+            assert holds(memory, token)
+    assert files(tmp_path) == []
+
+
+def test_a_joiner_that_has_the_lock_is_not_cleaned_away(tmp_path: Path) -> None:
+    with Child(joiner(tmp_path, after=True)) as child:
+        assert child.hear() == "here"  # it has the lock, and nothing else yet
+        clean(str(tmp_path))
+        assert files(folder_of(tmp_path)) == ["lock"]
+        child.tell()
+        assert child.hear() is True
+        child.tell()
+    assert files(tmp_path) == []
+
+
+def test_a_joiner_waits_for_a_cleaner_and_then_has_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cleaner(pipe: Connection) -> None:
+        paused(pipe, "try_exclusive", after=True)
+        clean(str(tmp_path))
+        pipe.recv()
+
+    with User(tmp_path) as dead:
+        dead.kill()
+    with Child(cleaner) as child:
+        assert child.hear() == "here"  # it has the lock alone
+        naps = []
+
+        def nap(seconds: float) -> None:
+            naps.append(seconds)
+            if len(naps) == 3:
+                child.tell()
+
+        monkeypatch.setattr(time, "sleep", nap)
+        monkeypatch.setattr(folder, "ENTER_TRIES", 1_000_000)
+        with opened(tmp_path) as memory:
+            assert holds(memory, stored(memory))
+        assert len(naps) >= 3
+    assert files(tmp_path) == []
+
+
+def test_a_cleaner_that_does_not_finish_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def cleaner(pipe: Connection) -> None:
+        paused(pipe, "try_exclusive", after=True)
+        clean(str(tmp_path))
+
+    with User(tmp_path) as dead:
+        dead.kill()
+    with Child(cleaner) as child:
+        assert child.hear() == "here"
+        monkeypatch.setattr(folder, "ENTER_PAUSE", 0)
+        assert open_memory(EPOCH, root=str(tmp_path)) is None
+        assert "does not finish" in caplog.text
+        child.tell()
+    assert files(tmp_path) == []
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_of_two_that_leave_at_the_same_time_one_removes_the_folder(
+    tmp_path: Path, first: int
+) -> None:
+    """Both are stopped with their shares in hand, then after they have given them up."""
+
+    def body(pipe: Connection) -> None:
+        with opened(tmp_path) as memory:
+            stored(memory)
+            pipe.send("in")
+            pipe.recv()
+            paused(pipe, "release", after=False)
+            paused(pipe, "try_exclusive", after=False)
+        pipe.send("out")
+
+    with Child(body) as one, Child(body) as two:
+        children = [one, two]
+        for child in children:
+            assert child.hear() == "in"
+        for step in ("both leave", "both have given up their share"):
+            for child in children:
+                child.tell(step)
+            for child in children:
+                assert child.hear() == "here"
+        for child in (children[first], children[1 - first]):
+            child.tell("try for the lock")
+            assert child.hear() == "out"
+        assert files(tmp_path) == []
+
+
+def test_of_two_that_leave_one_after_the_other_the_second_removes_the_folder(
+    tmp_path: Path,
+) -> None:
+    """The first tries for the lock while the second still has its share."""
+    with User(tmp_path) as second:
+        with opened(tmp_path):
+            pass
+        assert folder_of(tmp_path).exists()
+        second.call("close")
+        assert files(tmp_path) == []

@@ -1,0 +1,219 @@
+"""Ctrl-C at any moment: before or after any call to the system, once at each."""
+
+from __future__ import annotations
+
+import fcntl
+import io
+import os
+from collections.abc import Callable
+from functools import partial
+from multiprocessing.connection import Connection
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from dstore.shm import HostMemory, NoRoom, clean, eviction, folder, locks, memory, parts
+from tests.leaks import open_descriptors
+from tests.unit.shm.children import (
+    SIZE,
+    Child,
+    User,
+    begun,
+    files,
+    folder_of,
+    holds,
+    new_token,
+    opened,
+    value_of,
+)
+
+PLACES = [locks, folder, parts, eviction, memory]
+SYSTEM = [(os, "os"), (io, "io"), (fcntl, "fcntl")]
+
+pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")  # what was lost is closed
+
+
+class Interrupting:
+    """Stands for a module of the system. The call with the number ``at`` is interrupted.
+
+    Before it is made, or when it has been made and its result has not yet been stored.
+    """
+
+    def __init__(self, at: int, *, after: bool) -> None:
+        self.left = at
+        self.after = after
+
+    def calls(self, whole: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **keywords: Any) -> Any:
+            self.left -= 1
+            now = self.left == 0
+            if now and not self.after:
+                raise KeyboardInterrupt
+            try:
+                return whole(*arguments, **keywords)
+            finally:
+                if now and self.after:
+                    raise KeyboardInterrupt
+
+        return call
+
+    def module(self, whole: ModuleType) -> ModuleType:
+        stand_in = ModuleType(whole.__name__)
+        for name in dir(whole):
+            what = getattr(whole, name)
+            own = name in ("FileIO", "scandir") or type(what) is type(os.open)
+            # A bare descriptor that is lost between two instructions cannot be helped.
+            wrapped = callable(what) and own and name not in ("open", "geteuid")
+            setattr(stand_in, name, self.calls(what) if wrapped else what)
+        return stand_in
+
+    def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        for whole, name in SYSTEM:
+            stand_in = self.module(whole)
+            for place in PLACES:
+                if hasattr(place, name):
+                    monkeypatch.setattr(place, name, stand_in)
+
+
+def store(memory: HostMemory, token: bytes, own: bool = False) -> None:
+    with begun(memory, token, own=own) as writer:
+        writer.write(0, value_of(token))
+        writer.seal()
+
+
+def interrupted(use: Callable[[], object], at: int, after: bool) -> bool:
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        Interrupting(at, after=after).install(monkeypatch)
+        try:
+            use()
+        except KeyboardInterrupt:
+            return True
+    return False
+
+
+@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize("after", [False, True])
+def test_while_a_value_is_written(tmp_path: Path, after: bool, own: bool) -> None:
+    before = open_descriptors()
+    at = 1
+    while True:
+        with opened(tmp_path) as memory:
+            token = new_token()
+            if not interrupted(partial(store, memory, token, own), at, after):
+                break
+            if not holds(memory, token):
+                store(memory, token, own)  # nobody is in the way
+            assert holds(memory, token)
+            left = [name for name in files(folder_of(tmp_path)) if name.endswith(".part")]
+            assert left == []
+        assert files(tmp_path) == []
+        assert open_descriptors() == before
+        at += 1
+    assert at > 12, "the calls to the system are counted"
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_others_may_write_what_was_interrupted(tmp_path: Path, after: bool) -> None:
+    """As soon as the process that was interrupted does anything that makes room, or ends."""
+    at = 1
+    while True:
+        token = new_token()
+        with opened(tmp_path) as memory, User(tmp_path) as other:
+            if not interrupted(partial(store, memory, token), at, after):
+                break
+            parts.sweep(memory._folder)
+            if not memory.linked(token):
+                assert other.call("begin", token, SIZE)
+                other.call("seal")
+            assert other.call("find", token, SIZE) is not None
+            other.call("close")
+        at += 1
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_while_one_comes_and_goes(tmp_path: Path, after: bool) -> None:
+    def come_and_go() -> None:
+        with opened(tmp_path) as memory:
+            memory.find(new_token(), SIZE)
+
+    def body(pipe: Connection) -> None:
+        while (at := pipe.recv()) and interrupted(come_and_go, at, after):
+            come_and_go()  # and it works as ever
+            pipe.send(True)
+            os._exit(0)
+        pipe.send(False)
+
+    at, more = 1, True
+    while more:
+        with User(tmp_path, 99) as dead:  # somebody to be cleaned away
+            dead.kill()
+        with Child(body) as child:
+            child.tell(at)
+            more = child.hear()
+            child.end()
+        clean(str(tmp_path))
+        assert files(tmp_path) == [], f"after the call number {at}"
+        at += 1
+    assert at > 20
+
+
+def test_a_writer_that_is_lost_is_in_nobodys_way(tmp_path: Path) -> None:
+    with opened(tmp_path) as memory, opened(tmp_path) as second:
+        token = new_token()
+        assert memory.begin(token, SIZE) is not None
+        store(second, token)
+        assert memory.begin(new_token(), SIZE) is not None
+        parts.sweep(memory._folder)
+        assert files(folder_of(tmp_path) / "copies") == [token.hex()]
+
+
+def test_an_interrupt_while_memory_is_reserved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(descriptor: int, offset: int, count: int) -> None:
+        raise KeyboardInterrupt
+
+    with opened(tmp_path) as memory:
+        before = open_descriptors()
+        monkeypatch.setattr(os, "posix_fallocate", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            memory.begin(new_token(), SIZE)
+        assert files(folder_of(tmp_path) / "copies") == []
+        assert open_descriptors() == before
+
+
+def test_a_signal_handler_may_close_the_memory(tmp_path: Path) -> None:
+    """In the same thread, in the middle of a call: whatever was begun comes to an end."""
+    before = open_descriptors()
+    at, more = 1, True
+    while more:
+        with opened(tmp_path) as memory, pytest.MonkeyPatch.context() as monkeypatch:
+            more = closed_within(memory, at, monkeypatch)
+        assert files(tmp_path) == []
+        assert open_descriptors() == before
+        at += 1
+    assert at > 15
+
+
+def closed_within(memory: HostMemory, at: int, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether the memory was closed at the call with this number."""
+
+    class Closing(Interrupting):
+        def calls(self, whole: Callable[..., Any]) -> Callable[..., Any]:
+            def call(*arguments: Any, **keywords: Any) -> Any:
+                self.left -= 1
+                if self.left == 0:
+                    memory.close()
+                return whole(*arguments, **keywords)
+
+            return call
+
+    closing = Closing(at, after=False)
+    closing.install(monkeypatch)
+    try:
+        store(memory, new_token())
+    except (AssertionError, NoRoom):
+        pass
+    return closing.left <= 0
