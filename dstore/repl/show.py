@@ -72,10 +72,10 @@ def _described(value: Any) -> str:
         dtype = dtype if len(dtype) <= BEGINNING else f"{dtype[:BEGINNING]} ..."
         return f"array of {dtype}, shape {value.shape}, {value.nbytes:,} bytes"
     if isinstance(value, str):
-        return f"text, {len(value):,} characters"
+        return f"text of {len(value):,} characters"
     if isinstance(value, (bytes, memoryview)):
-        return f"bytes, {len(value):,} of them"
-    return f"{type(value).__name__}, {len(value):,} items"
+        return f"{len(value):,} bytes"
+    return f"{type(value).__name__} of {len(value):,} item{'' if len(value) == 1 else 's'}"
 
 
 def _beginning(value: Any) -> str:

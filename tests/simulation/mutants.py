@@ -313,4 +313,74 @@ MUTANTS = (
         "outcome forgotten before it was seen",
         (("core.local_state", "return min(self._writing, default=self.next_write)", "return self.next_write"),),
     ),
+    Mutant(
+        "large value bound before all of it is here",
+        (
+            (
+                "core.stages",
+                "        if not upload.complete or upload.stored != stored:\n",
+                "        if upload.stored != stored:\n",
+            ),
+        ),
+    ),
+    Mutant(
+        "deletion not noticed while a large value travels",
+        (
+            (
+                "core.operations.reading",
+                "    entry = state.finish_fill(fill, found, held)\n",
+                "    fill.deleted = 0\n    entry = state.finish_fill(fill, found, held)\n",
+            ),
+        ),
+    ),
+    Mutant(
+        "bytes of a deleted value kept",
+        (
+            (
+                "core.writes",
+                "        if removed:\n            self._bulk.drop(dying.token)\n",
+                "",
+            ),
+        ),
+    ),
+    Mutant(
+        "late chunk of a bound value begins a new upload",
+        (
+            (
+                "core.stages",
+                "            if self._bulk.read(token, 0, 1) is not None:\n",
+                "            if False:\n",
+            ),
+        ),
+    ),
+    Mutant(
+        "digest of an upload not compared",
+        (
+            (
+                "core.stages",
+                "            if upload.hasher.digest() != upload.stored.body.digest:\n",
+                "            if False:\n",
+            ),
+        ),
+        CORE + "test_large_values.py::test_a_damaged_upload_is_refused_and_forgotten",
+        "the simulated network loses and delays, and damages nothing",
+    ),
+    Mutant(
+        "digest of a download not compared",
+        (("core.transfer", "    if hasher.digest() != stored.body.digest:\n", "    if False:\n"),),
+        CORE + "test_large_values.py::test_a_download_that_does_not_have_its_digest_is_damaged",
+        "the simulated network loses and delays, and damages nothing",
+    ),
+    Mutant(
+        "chunk written where another belongs",
+        (
+            (
+                "core.transfer",
+                "(reply.token, reply.offset) == (stored.token, received):",
+                "reply.token == stored.token:",
+            ),
+        ),
+        CORE + "test_large_values.py::test_a_download_goes_on_from_what_has_arrived",
+        "the digest covers it: the transfer fails instead",
+    ),
 )  # fmt: skip

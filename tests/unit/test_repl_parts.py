@@ -72,7 +72,7 @@ def test_tab_offers_what_can_be_typed(typed: str, replaced: str, offered: list[s
         ("setfile a", "a", ["a ", "ab "]),
         ("setfile 'my", "'my", ["'my key' "]),
         ("setfile k ", "", ["docs/", "img.png", '"my docs/', '"my file"']),
-        ("SETFILE \"my key\"  im", "im", ["img.png"]),
+        ('SETFILE "my key"  im', "im", ["img.png"]),
         ("GETFILE k\tdo", "do", ["docs/"]),
         ("getfile k docs/", "docs/", ["docs/a", '"docs/b c"']),
         ("putfile my", "my", ['"my docs/', '"my file"']),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from dstore import content
 from dstore.core.cache import Held
 from dstore.core.operations import Obtain, Supply
-from dstore.core.transfer import Moved, Send, TransferFailed, download, upload
+from dstore.core.transfer import Moved, Receive, Send, TransferFailed, download, upload
 from dstore.engines.bulk import PrivateBulk
 from dstore.messages import Large, Reply, Stored
 
@@ -74,17 +74,18 @@ class Mover:
         self._turn = 0
         self._over = False
         self._until = 0.0
+        self._waiting: Send | Receive | None = None
         if isinstance(step, Supply):
             body = memoryview(bodies[self._token])
             self._transfer = upload(
                 step.envelope, step.stored, body, self._now(), step.patience, CHUNK
             )
-            self._go_on(None)
+            self._loop.at(self._loop.now, self._first, self._turn)
         else:
             self._transfer = download(
                 step.envelope, step.stored, self._write, self._now(), step.patience, CHUNK
             )
-            self._obtain()
+            self._loop.at(self._loop.now, self._obtain)
 
     def give_up(self) -> None:
         """Its thread goes away; what it has written is of no use, and another may begin."""
@@ -96,7 +97,7 @@ class Mover:
     def receive(self, reply: Reply) -> None:
         """A reply has come on the channel."""
         ours = reply.request == self._step.envelope[2]
-        if ours and not self._over and not isinstance(self._waiting, Send):
+        if ours and not self._over and isinstance(self._waiting, Receive):
             self._go_on(Moved(self._now(), reply))
 
     # ---- obtaining ------------------------------------------------------------------------
@@ -121,6 +122,10 @@ class Mover:
 
     def _now(self) -> float:
         return self._client.local.clock()
+
+    def _first(self, turn: int) -> None:
+        if turn == self._turn:
+            self._go_on(None)
 
     def _go_on(self, moved: Moved | None) -> None:
         self._turn += 1

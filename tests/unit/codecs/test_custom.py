@@ -89,7 +89,14 @@ def test_encode_gives_bytes_or_several(given: object, body: bytes) -> None:
 
 @pytest.mark.parametrize(
     ("given", "named"),
-    [(None, "NoneType"), ("ab", "str"), ([b"a", "b"], "str"), (range(2), "int"), (1, "int")],
+    [
+        (None, "NoneType"),
+        ("ab", "str"),
+        ("", "str"),
+        ([b"a", "b"], "str"),
+        (range(2), "int"),
+        (1, "int"),
+    ],
 )
 def test_encode_that_gives_something_else_is_told(given: object, named: str) -> None:
     with pytest.raises(TypeError, match=f"codec 'picture' gave {named}; it is to return bytes"):
