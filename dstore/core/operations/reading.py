@@ -44,6 +44,7 @@ from dstore.messages import (
     Stored,
 )
 
+MOVED = "the value is replaced more quickly than it can be fetched"
 JOIN_MAX = 1.0
 """Seconds for which a GET waits for another one of its key that is in flight."""
 
@@ -197,7 +198,7 @@ def _not_obtained(state: LocalState, resumed: Resumed, times: int) -> None:
     if refused.refusal is not Refusal.GONE:
         note_refusal(state, refused, resumed.now)
     if times >= ROUNDS_MAX:
-        raise RequestRefused("the value is replaced more quickly than it can be fetched")
+        raise RequestRefused(MOVED)
 
 
 def _renewed(state: LocalState, now: float, deadline: float) -> Operation[float]:

@@ -18,6 +18,7 @@ from dstore.core.operations import (
     Supply,
     Until,
 )
+from dstore.core.operations.reading import MOVED
 from dstore.core.transfer import TransferFailed
 from dstore.errors import DstoreError, RequestRefused
 from dstore.messages import DelResult, DelStatus, Key, Large, SetItem, SetStatus, Stored
@@ -134,7 +135,7 @@ class Client:
             self._ended(stop.value)
         except DstoreError as error:
             self.loop.tell(self.name, f"{type(error).__name__}")
-            if isinstance(error, RequestRefused):
+            if isinstance(error, RequestRefused) and MOVED not in str(error):
                 self.loop.fault(f"{self.name} was refused: {error}")
             self._unknown()
             self._over()
