@@ -41,7 +41,7 @@ KEYS_PER_MESSAGE_MAX = 10_000
 BATCH_BYTES_MAX = INLINE_BYTES_MAX
 """A many-request or its reply is closed once its values have this many bytes."""
 KEYS_PAGE_DEFAULT = 1_000
-CHUNK_BYTES = 512 << 10
+CHUNK_BYTES = 1 << 20
 """A chunk of a large value: what another request may have to wait for."""
 CHUNK_BYTES_MAX = 4 << 20
 """The largest that is accepted."""

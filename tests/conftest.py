@@ -10,15 +10,21 @@ from typing import Any
 import pytest
 
 import dstore
-from tests.leaks import Footprint, left_behind, start_what_stays
+from tests.leaks import Footprint, left_behind, private_shared_memory, start_what_stays
 
 LEASE = 1.0
 """Seconds. Long enough for a busy machine, short enough to wait for."""
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _long_lived() -> None:
+def _long_lived() -> Iterator[None]:
     start_what_stays()
+    with private_shared_memory():
+        _let_ctrl_c_through()
+        yield
+
+
+def _let_ctrl_c_through() -> None:
     # A shell starts what it puts in the background with Ctrl-C ignored, and children inherit that.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -7,19 +7,27 @@ An unclosed zmq socket shows as a descriptor, and also warns when it is collecte
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import multiprocessing
 import os
+import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from multiprocessing import resource_tracker
 from pathlib import Path
+
+import zmq
+
+from dstore.shm import clean
 
 GRACE = 5.0
 """Seconds within which a thread or child that was told to end must have ended."""
 PAUSE = 0.02
 
 SHARED_MEMORY = Path("/dev/shm")
+ROOT_VARIABLE = "DSTORE_SHM"
 DESCRIPTORS = Path("/proc/self/fd")
 TASKS = Path("/proc/self/task")
 
@@ -31,7 +39,7 @@ class Footprint:
         self.threads = {thread for thread in threading.enumerate() if thread.is_alive()}
         self.children = child_processes()
         self.descriptors = open_descriptors()
-        self.shared = {str(path) for path in SHARED_MEMORY.glob("*dstore*")}
+        self.shared = shared_files()
 
     def since(self, earlier: Footprint) -> list[str]:
         """One line for each thing that is here now and was not here at ``earlier``."""
@@ -53,9 +61,39 @@ def left_behind(earlier: Footprint, grace: float = GRACE) -> list[str]:
     return leaks
 
 
+def shared_files() -> set[str]:
+    """What would stay in shared memory even after the next Node had tidied up."""
+    root = os.environ.get(ROOT_VARIABLE)
+    if root is None:
+        return set()
+    clean(root)
+    return {str(path) for path in Path(root).rglob("*") if path.is_file()}
+
+
+@contextlib.contextmanager
+def private_shared_memory() -> Iterator[None]:
+    """A folder in shared memory for these tests alone, so that other runs do not disturb them."""
+    base = SHARED_MEMORY if SHARED_MEMORY.is_dir() else None
+    with tempfile.TemporaryDirectory(prefix="tests-of-dstore-", dir=base) as folder:
+        os.chmod(folder, 0o711)  # other users of these tests have a folder of their own in it
+        former = os.environ.get(ROOT_VARIABLE)
+        os.environ[ROOT_VARIABLE] = folder
+        yield
+        if former is None:
+            del os.environ[ROOT_VARIABLE]
+        else:
+            os.environ[ROOT_VARIABLE] = former
+
+
 def start_what_stays() -> None:
-    """Start what Python itself keeps until the process ends, so that no test is blamed for it."""
+    """Start what stays until the process ends, so that no test is blamed for it."""
     resource_tracker.ensure_running()
+    # What pyzmq frees with what is sent without a copy: a thread and its sockets.
+    with zmq.Context() as context, context.socket(zmq.PAIR) as one, context.socket(zmq.PAIR) as two:
+        one.bind("inproc://warm")
+        two.connect("inproc://warm")
+        one.send(bytes(1 << 20), copy=False)
+        two.recv()
 
 
 def child_processes() -> set[int]:

@@ -78,7 +78,7 @@ class HostMemory:
         try:
             writer = self._claim(name, size, own)
             if writer is None:
-                if not self._readable(token, name, size, own):
+                if self._unreadable(token, name, size, own):
                     raise NoRoom("it is there, but has another size or cannot be mapped")
                 return None
             try:
@@ -111,9 +111,12 @@ class HostMemory:
         places = (self._own(name),) if own else (self._copy(name), self._own(name))
         return any(map(os.path.lexists, places))
 
-    def _readable(self, token: bytes, name: str, size: int, own: bool) -> bool:
-        """False if it is here and yet :meth:`find` does not find it, now or ever."""
-        return self.find(token, size) is not None or not self._sealed(name, own)
+    def _unreadable(self, token: bytes, name: str, size: int, own: bool) -> bool:
+        """Whether it is here and yet :meth:`find` does not find it, now or ever."""
+        # It may be sealed, or evicted, at any moment: it is missed only by who looks in between.
+        return (
+            self._sealed(name, own) and self.find(token, size) is None and self._sealed(name, own)
+        )
 
     def _reserve(self, writer: Writer, mine: str, own: bool) -> None:
         """Reserve all the memory, then keep the limit. Raises NoRoom.

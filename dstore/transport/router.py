@@ -62,14 +62,14 @@ class Router:
         return route, frame, rest_of(self._router)
 
     def send(self, route: bytes, frame: bytes, data: Buffer | None = None) -> None:
-        """Send a frame (and ``data`` as another). It is dropped if the peer
+        """Send a frame (and ``data`` as another, from where it lies). It is dropped if the peer
         has gone away or does not keep up.
         """
         try:
             if data is None:
                 self._router.send_multipart((route, frame), zmq.NOBLOCK)
             else:
-                self._router.send_multipart((route, frame, data), zmq.NOBLOCK)
+                self._router.send_multipart((route, frame, data), zmq.NOBLOCK, copy=False)
         except (zmq.Again, OSError):
             return  # the requester sends again
 

@@ -13,6 +13,8 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,7 @@ from tests.faults.proxy import Proxy, Rule
 from tests.integration.processes import PATIENCE, GlobalProcess, free_port, send_signal
 
 LARGE, CHUNK = LARGE_FROM_DEFAULT, CHUNK_BYTES
-SIZES = [
+SIZES = {
     0,
     1,
     LARGE - 1,
@@ -37,7 +39,7 @@ SIZES = [
     BYTES_MAX,
     BYTES_MAX + 1,
     10 * CHUNK + 7,
-]
+}
 
 Hosts = Callable[[str], str]
 
@@ -153,7 +155,7 @@ def test_values_of_every_size_come_back(running: dstore.Global, host: Hosts, whe
         dstore.Node(running.address, shm=shm) as writer,
         dstore.Node(running.address, shm=shm) as reader,
     ):
-        for size in SIZES:
+        for size in sorted(SIZES):
             body = content_of(size, size)
             key = f"k{size}"
             writer.set(key, body)
@@ -167,7 +169,7 @@ def test_values_of_every_size_come_back(running: dstore.Global, host: Hosts, whe
             assert reader.lookup(key).from_local
             assert reader.put(body) == writer.put(body)
         values = reader.get_many([f"k{size}" for size in SIZES])
-        assert {len(value) for value in values.values()} == set(SIZES)
+        assert {len(value) for value in values.values()} == SIZES
         assert set(writer.delete_many(list(values))) == set(values)
         assert reader.get_many(list(values)) == {}
 
@@ -222,8 +224,8 @@ def test_whether_a_key_is_bound_is_known_without_its_bytes(
         assert asker.put(content_of(LARGE)) == uid
         assert asker.global_stats()["bytes_out"] == 0
         assert asker.global_stats()["bytes_in"] == LARGE
+        writer.set("k", 1)
         with pytest.raises(dstore.KeyOccupied):
-            writer.set("k", 1)
             asker.set("k", content_of(LARGE))
         assert asker.global_stats()["bytes_in"] == LARGE
         assert files_of(host("b")) == []
@@ -250,22 +252,18 @@ def test_what_is_set_on_globals_own_host_goes_through_no_socket(
 
 def test_eight_processes_fetch_once_and_have_one_file(running: dstore.Global, host: Hosts) -> None:
     size = 16 << 20
-    readers = []
-    try:
-        for _ in range(8):
-            readers.append(Reader(running.address, shm=host("b")))
-        with dstore.Node(running.address, shm=host("a")) as writer:
-            writer.set("k", content_of(size))
-            for reader in readers:
-                reader.begin("get", "k")
-            assert [reader.end() for reader in readers] == [(size, digest(content_of(size)))] * 8
-            assert writer.global_stats()["bytes_out"] == size
-            assert [path.stat().st_size for path in files_of(host("b"))] == [size]
-            assert writer.delete("k").confirmed == 9
-            assert files_of(host("b")) == []
-    finally:
+    with ExitStack() as stack:
+        make = partial(Reader, running.address, shm=host("b"))
+        readers = [stack.enter_context(make()) for _ in range(8)]
+        writer = stack.enter_context(dstore.Node(running.address, shm=host("a")))
+        writer.set("k", content_of(size))
         for reader in readers:
-            reader.__exit__()
+            reader.begin("get", "k")
+        assert [reader.end() for reader in readers] == [(size, digest(content_of(size)))] * 8
+        assert writer.global_stats()["bytes_out"] == size
+        assert [path.stat().st_size for path in files_of(host("b"))] == [size]
+        assert writer.delete("k").confirmed == 9
+        assert files_of(host("b")) == []
 
 
 def test_a_value_that_is_deleted_while_others_hold_it_stays_readable_for_them(
@@ -484,23 +482,25 @@ def test_a_value_that_is_deleted_or_replaced_on_its_way_comes_whole_or_not_at_al
     slow: tuple[GlobalProcess, Proxy], host: Hosts
 ) -> None:
     place, proxy = slow
-    with dstore.Node(place.address, shm=host("a")) as writer:
-        with Reader(proxy.address("127.0.0.2"), shm=host("b")) as reader:
-            for replace in (True, False):
-                writer.set("k", content_of(SIZE, 1), replace=True)
-                before = writer.global_stats()["bytes_out"]
-                proxy.disturb("127.0.0.2", "requests", SLOW)
-                reader.begin("get", "k", None)
-                while writer.global_stats()["bytes_out"] == before:
-                    pass
-                if replace:
-                    writer.set("k", content_of(SIZE, 2), replace=True)
-                else:
-                    writer.delete("k")
-                proxy.restore("127.0.0.2", "requests")
-                new = (SIZE, digest(content_of(SIZE, 2))) if replace else None
-                assert reader.end() in ((SIZE, digest(content_of(SIZE, 1))), new)
-                assert reader.call("get", "k", None) == new
+    with (
+        dstore.Node(place.address, shm=host("a")) as writer,
+        Reader(proxy.address("127.0.0.2"), shm=host("b")) as reader,
+    ):
+        for replace in (True, False):
+            writer.set("k", content_of(SIZE, 1), replace=True)
+            before = writer.global_stats()["bytes_out"]
+            proxy.disturb("127.0.0.2", "requests", SLOW)
+            reader.begin("get", "k", None)
+            while writer.global_stats()["bytes_out"] == before:
+                pass
+            if replace:
+                writer.set("k", content_of(SIZE, 2), replace=True)
+            else:
+                writer.delete("k")
+            proxy.restore("127.0.0.2", "requests")
+            new = (SIZE, digest(content_of(SIZE, 2))) if replace else None
+            assert reader.end() in ((SIZE, digest(content_of(SIZE, 1))), new)
+            assert reader.call("get", "k", None) == new
 
 
 def test_a_global_that_dies_on_the_way_leaves_a_clear_error(host: Hosts) -> None:

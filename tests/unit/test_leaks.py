@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from tests import leaks
 from tests.leaks import Footprint, left_behind
 
 
@@ -45,8 +44,7 @@ def test_a_child_that_runs_is_a_leak() -> None:
 
 
 def test_a_file_in_shared_memory_is_a_leak(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(leaks, "SHARED_MEMORY", tmp_path)
+    monkeypatch.setenv("DSTORE_SHM", str(tmp_path))
     before = Footprint()
-    (tmp_path / "dstore-1").touch()
-    (tmp_path / "of-another").touch()
-    assert left_behind(before, grace=0) == [f"shared-memory file {tmp_path / 'dstore-1'}"]
+    (tmp_path / "left").touch()
+    assert left_behind(before, grace=0) == [f"shared-memory file {tmp_path / 'left'}"]

@@ -90,6 +90,24 @@ def test_another_process_is_told_to_wait(tmp_path: Path) -> None:
         assert not memory.linked(token)
 
 
+def test_what_is_sealed_while_one_asks_is_there_and_not_out_of_reach(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with opened(tmp_path) as memory, User(tmp_path) as other:
+        token = new_token()
+        assert other.call("begin", token, SIZE)
+        other.call("write", 0, value_of(token))
+        whole = memory.find
+
+        def late(token: bytes, size: int) -> memoryview | None:
+            found = whole(token, size)
+            other.call("seal")
+            return found
+
+        monkeypatch.setattr(memory, "find", late)
+        assert memory.begin(token, SIZE) is None
+
+
 def test_what_one_gives_up_the_next_may_begin(tmp_path: Path) -> None:
     with opened(tmp_path) as memory, User(tmp_path) as other:
         token = new_token()
