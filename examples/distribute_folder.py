@@ -104,7 +104,7 @@ def change(folder: Path) -> None:
     (folder / "deleted").unlink()
     (folder / "changed").write_text("It has other content now.\n")
     (folder / "renamed").rename(folder / "with another name")
-    (folder / "new").mkdir()
+    (folder / "new").mkdir(exist_ok=True)
     (folder / "new" / "file").write_text("It was not there before.\n")
 
 

@@ -92,7 +92,7 @@ def address_of(content: bytes) -> str:
 
 def replacement_of(content: bytes) -> bytes:
     """What a file's content is replaced by: something else of about the same size."""
-    return (REPLACEMENT_TITLE + content)[: FILE_BYTES_MAX]
+    return (REPLACEMENT_TITLE + content)[:FILE_BYTES_MAX]
 
 
 def _walk(folder: Path, *, library: bool) -> Iterator[Path]:

@@ -34,6 +34,7 @@ RESERVE_BYTES = 16 << 20
 again, and a timer that is faster than the call would keep it from ever ending.
 """
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.ENOMEM}
+"""What the system says when evicting something may help."""
 
 
 class NoRoom(Exception):

@@ -165,7 +165,10 @@ class Tampering(MemoryEngine):
 
     def read(self, key: Key) -> Stored | None:
         stored = super().read(key)
-        return stored._replace(body=stored.body + b"!") if stored else None
+        if stored is None:
+            return None
+        assert isinstance(stored.body, bytes)
+        return stored._replace(body=stored.body + b"!")
 
 
 def test_a_value_that_does_not_hash_to_its_address_is_refused_and_not_cached() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import subprocess
@@ -32,10 +33,10 @@ def sources(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def run(name: str, *arguments: object, address: str = "") -> str:
-    """Run one example as a process of its own; return what it printed."""
-    surroundings = {**os.environ, "PYTHONPATH": str(ROOT), config.ADDRESS_VARIABLE: address}
-    done = subprocess.run(
+def start(name: str, *arguments: object, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run one example as a process of its own."""
+    surroundings = {**os.environ, "PYTHONPATH": str(ROOT), config.ADDRESS_VARIABLE: "", **variables}
+    return subprocess.run(
         [sys.executable, str(EXAMPLES / name), *map(str, arguments)],
         env=surroundings,
         capture_output=True,
@@ -43,6 +44,11 @@ def run(name: str, *arguments: object, address: str = "") -> str:
         timeout=SECONDS_MAX,
         check=False,
     )
+
+
+def run(name: str, *arguments: object, address: str = "", **variables: str) -> str:
+    """Run one example; return what it printed."""
+    done = start(name, *arguments, **{config.ADDRESS_VARIABLE: address, **variables})
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stderr == ""
     return done.stdout
@@ -89,6 +95,86 @@ def test_memoise_in_a_global_named_by_the_environment(
     assert "4 inputs, 4 computed, 4 reused" in output
     with dstore.Node(free_global.address) as node:
         assert len(list(node.keys())) == 4  # the inputs, by their content addresses
+
+
+def test_shared_matrix_takes_the_memory_of_one_copy() -> None:
+    output = run("shared_matrix.py", "--workers", 3, "--mebibytes", 16)
+    assert len(re.findall(r"^worker \d: got 16 MiB in [\d.]+ ms$", output, re.MULTILINE)) == 3
+    figures = r"private +[\d.]+, shared +[\d.]+, proportional +[\d.]+ MiB$"
+    assert len(re.findall(rf"^worker \d: (?:before|after): +{figures}", output, re.MULTILINE)) == 6
+    together = r"^3 workers together: [\d.]+ MiB more; one copy is 16 MiB, and copies for all would"
+    assert re.search(together, output, re.MULTILINE)
+    assert output.endswith("all 3 workers have seen the same matrix, and none can change it\n")
+
+
+def test_shared_matrix_says_so_where_nothing_is_shared() -> None:
+    output = run("shared_matrix.py", "--workers", 2, "--mebibytes", 8, DSTORE_SHM="")
+    assert "(each has its own: is there shared memory, and room in it? df /dev/shm)\n" in output
+    assert output.endswith("all 2 workers have seen the same matrix, and none can change it\n")
+
+
+def test_shared_matrix_goes_on_where_the_system_does_not_tell_the_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    where = importlib.util.spec_from_file_location("shared_matrix", EXAMPLES / "shared_matrix.py")
+    assert where is not None
+    assert where.loader is not None
+    example = importlib.util.module_from_spec(where)
+    where.loader.exec_module(example)
+    monkeypatch.setattr(example, "SMAPS", "/no/such/file")
+    assert example.own_memory() is None
+    said = example.judge(16, [(None, None)])
+    assert said == "there is no /no/such/file here, so what that took is not known"
+
+
+def test_shared_model_never_predicts_with_a_replaced_version() -> None:
+    output = run("shared_model.py", "--workers", 2)
+    right = [int(each) for each in re.findall(r"all workers use version \d: (\d+)% right", output)]
+    assert len(right) == 3
+    assert right == sorted(right)
+    assert len(re.findall(r"^worker \d: [1-9][\d,]* predictions$", output, re.MULTILINE)) == 2
+    assert output.endswith("after it was replaced none was used for a prediction\n")
+
+
+@pytest.mark.parametrize("shm", ["shared with Global", ""])
+def test_distribute_folder_sends_nothing_twice(sources: Path, tmp_path: Path, shm: str) -> None:
+    (sources / "deeper").mkdir()
+    (sources / "deeper" / os.fsdecode(b"not\xffutf-8")).write_bytes(b"any bytes make a name")
+    variables = {} if shm else {"DSTORE_SHM": ""}
+    output = run("distribute_folder.py", sources, "--mebibytes", 1, **variables)
+    published = re.findall(
+        r"^published (\d+) files, (\d+) of them skipped: Global has ([\d,]+) bytes more, of which "
+        r"([\d,]+) were sent in chunks\nrestored (\d+) files, (\d+) of them fetched$",
+        output,
+        re.MULTILINE,
+    )
+    first, second, third = ([int(each.replace(",", "")) for each in row] for row in published)
+    assert first[:2] == [10, 0]
+    assert first[2] > 1 << 20
+    assert first[3] == (0 if shm else 1 << 20)
+    assert first[4:] == [10, 10]
+    assert second == [10, 10, 0, 0, 10, 0]
+    assert third[:2] == [10, 8]
+    assert 0 < third[2] < 1000
+    assert third[3:] == [0, 10, 3]
+    assert output.endswith("what was there already was not sent again\n")
+
+
+def test_distribute_folder_leaves_content_alone_in_a_global_that_runs(
+    sources: Path, free_global: dstore.Global
+) -> None:
+    run("distribute_folder.py", sources, "--mebibytes", 1, address=free_global.address)
+    with dstore.Node(free_global.address) as node:
+        assert {key[:3] for key in list(node.keys())} == {config.CONTENT_PREFIX}
+
+
+@pytest.mark.parametrize("name", ["shared_matrix.py", "shared_model.py"])
+def test_without_numpy_an_example_says_what_to_install(name: str, tmp_path: Path) -> None:
+    (tmp_path / "numpy.py").write_text("raise ImportError('no numpy here')\n")
+    done = start(name, PYTHONPATH=f"{tmp_path}{os.pathsep}{ROOT}")
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr == "this example needs NumPy: pip install 'dstore[numpy]'\n"
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in EXAMPLES.glob("*.py")))

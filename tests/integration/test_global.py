@@ -294,7 +294,7 @@ def test_close_in_the_serving_thread_returns() -> None:
         take(router, *arrived)
         served.close()
 
-    served._take = closing  # type: ignore[method-assign]
+    served._take = closing  # type: ignore[method-assign, assignment]
     thread = threading.Thread(target=served.run)
     thread.start()
     with RawClient(served.address) as client:
