@@ -14,29 +14,49 @@ from dstore.messages import Buffer, Key, Stored
 class Bulk(Protocol):
     """Where Global keeps the bytes of large values, each under the token of its write.
 
-    An engine has such a value as a :class:`~dstore.messages.Large`, which stands for its bytes.
+    They come and go in pieces, so they have a place apart from the keys: reserved, written piece by
+    piece, sealed, then read. An engine has such a value as a :class:`~dstore.messages.Large`, which
+    stands for its bytes. Sizes and offsets are in bytes. One thread uses it, Global's.
     """
 
     def reserve(self, token: bytes, size: int) -> None:
-        """Make room for a value of ``size`` bytes. Raises StoreFull, and changes nothing."""
+        """Make room for a value that will be written.
+
+        No value has that token, now or in future: if it is used again after :meth:`drop`, it is
+        to start the same write afresh. Raises StoreFull, and changes nothing, if there is no
+        memory.
+        """
 
     def write(self, token: bytes, offset: int, data: Buffer) -> None:
-        """Fill in a part of a value that has been reserved."""
+        """Write a piece of a value that is reserved and not sealed, in any order.
+
+        Raises KeyError for another token, and ValueError if the piece is not within the value.
+        """
 
     def seal(self, token: bytes) -> None:
-        """All of it is there: from now on it may be read."""
+        """The value is complete and may be read. It never changes again.
+
+        Raises KeyError unless the value is reserved and not sealed.
+        """
 
     def adopt(self, token: bytes, size: int) -> bool:
-        """Take over what a Node of this host has written. False if there is no such thing."""
+        """Take over a value of ``size`` bytes that a Node on this host has written, sealed.
+
+        False, and nothing changed, if there is none such, or if it has been taken over already.
+        """
 
     def read(self, token: bytes, offset: int, count: int) -> memoryview | None:
-        """At most ``count`` bytes from ``offset``; None if the value is not here (any more)."""
+        """At most ``count`` bytes from ``offset`` on, fewer at the end; read-only.
+
+        None if no such value is here and sealed. The view stays good after :meth:`drop` and
+        :meth:`close`.
+        """
 
     def drop(self, token: bytes) -> None:
-        """Remove a value, if it is there. What has been read of it stays readable."""
+        """Give up a value, sealed or not. One that is not here is fine."""
 
     def close(self) -> None:
-        """Give everything back. Idempotent."""
+        """Give up everything. Idempotent."""
 
 
 class Engine(Protocol):

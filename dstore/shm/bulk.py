@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 
-from dstore.engines.bulk import Bulk, PrivateBulk
+from dstore.engines.base import Bulk
+from dstore.engines.bulk import PrivateBulk
 from dstore.limited_log import LimitedLog
 from dstore.shm.memory import HostMemory, open_memory
 from dstore.shm.parts import NoRoom, Writer
@@ -22,7 +23,7 @@ def bulk_for(epoch: int, root: str | None = None) -> Bulk:
 
 
 class SharedBulk:
-    """A :class:`dstore.engines.bulk.Bulk` in shared memory. It closes ``memory`` in the end.
+    """A :class:`dstore.engines.base.Bulk` in shared memory. It closes ``memory`` in the end.
 
     A value that finds no room there goes to the process's own memory; then Nodes of this host
     fetch it like others.

@@ -12,7 +12,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
-from dstore.engines.bulk import Bulk
+from dstore.engines.base import Bulk
 from dstore.errors import StoreFull
 
 PIECE = 64 << 10

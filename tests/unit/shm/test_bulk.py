@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from dstore.engines.bulk import Bulk, PrivateBulk
+from dstore.engines.base import Bulk
+from dstore.engines.bulk import PrivateBulk
 from dstore.shm import SharedBulk, bulk_for
 from dstore.testing.bulk_contract import BulkContract
 from tests.unit.shm.children import (
