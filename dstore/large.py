@@ -131,13 +131,16 @@ class LargeValues:
         if writer is None:
             return None
         hasher = content.Hasher(codec)
-        with writer:
-            offset = 0
-            for piece in _pieces(parts):
-                writer.write(offset, piece)
-                hasher.update(piece)
-                offset += len(piece)
-            body = writer.seal()
+        try:
+            with writer:
+                offset = 0
+                for piece in _pieces(parts):
+                    writer.write(offset, piece)
+                    hasher.update(piece)
+                    offset += len(piece)
+                body = writer.seal()
+        except NoRoom:  # the folder was left meanwhile, as when the Node is closed
+            return None
         stored = Stored(token, codec, Large(size, hasher.digest()))
         return Source(stored, body, Held(body, shared=True))
 
@@ -170,9 +173,12 @@ class LargeValues:
                 self._complaints.warning("a value is fetched for this process alone: %s", error)
                 break
             if writer is not None:
-                with writer:
-                    self._fetch(step, writer.write, move)
-                    return Held(writer.seal(), shared=True)
+                try:
+                    with writer:
+                        self._fetch(step, writer.write, move)
+                        return Held(writer.seal(), shared=True)
+                except NoRoom:  # the folder was left meanwhile, as when the Node is closed
+                    continue
             if not waiting.pause(memory.progress(token)):
                 break  # who fetches it stands still
         if step.into is not None:

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 STAGE_IDLE = 10.0
 """Seconds without a chunk, or without a SET of what is complete, after which it is dropped."""
+UPLOADS_MAX = 256
+"""Uploads at one time, each with a file that is open; more have to wait."""
 CREDIT_TOTAL = 128 << 20
 """Bytes that all uploads together may have under way; each has at least one chunk."""
 NEVER = float("inf")
@@ -100,6 +102,8 @@ class Stages:
 
     def _begin(self, session: Session, message: Stage, room: int) -> _Upload:
         stored = message.stored
+        if len(self._uploads) >= UPLOADS_MAX:
+            raise StageRefused(Refusal.BUSY, f"{UPLOADS_MAX} uploads are under way")
         try:
             if stored.size > room:
                 raise StoreFull("the memory limit is reached")

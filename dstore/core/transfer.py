@@ -25,6 +25,7 @@ from dstore.messages import (
     Chunk,
     Fetch,
     Large,
+    Refusal,
     Refused,
     Reply,
     Request,
@@ -171,7 +172,7 @@ def upload(
             sent = min(size, sent + chunk)
         moved = yield Receive(pace.until(moved.now))
         reply = moved.reply
-        if isinstance(reply, Refused):
+        if isinstance(reply, Refused) and reply.refusal is not Refusal.BUSY:  # then it waits
             raise TransferFailed(reply)
         if isinstance(reply, Staged) and reply.token == stored.token:
             if reply.received > received:

@@ -1,4 +1,4 @@
-"""The bytes of large values in the memory of Global's process; ``base`` tells what is asked of it."""
+"""The bytes of large values in the memory of Global's process. What that has to do: ``base``."""
 
 from __future__ import annotations
 

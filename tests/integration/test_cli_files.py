@@ -303,15 +303,23 @@ def files_of_at_most(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-@pytest.mark.parametrize("value", [bytes(LARGE), [0] * LARGE], ids=["bytes", "json"])
+@pytest.mark.parametrize(
+    ("value", "limit"),
+    [(bytes(LARGE), LARGE // 2), ([0] * LARGE, LARGE // 2), ([0] * LARGE, 2 * LARGE)],
+    ids=["bytes", "json", "json that is longer than what is stored"],
+)
 def test_a_full_disk_is_one_line_and_no_half_file_stays(
-    shell: Shell, node: NodeMaker, tmp_path: Path, value: Any
+    shell: Shell, node: NodeMaker, tmp_path: Path, value: Any, limit: int
 ) -> None:
     node().set("k", value)
-    with files_of_at_most(LARGE // 2):
-        ran = shell("get", "k", "-o", tmp_path / "out")
-    assert ran == (USAGE, b"", f"dstore: {tmp_path}/out: File too large\n")
-    assert list(tmp_path.iterdir()) == []
+    for before in ([], ["out"]):
+        for name in before:
+            (tmp_path / name).write_text("old")
+        with files_of_at_most(limit):
+            ran = shell("get", "k", "-o", tmp_path / "out")
+        assert ran == (USAGE, b"", f"dstore: {tmp_path}/out: File too large\n")
+        assert [path.name for path in tmp_path.iterdir()] == before
+    assert (tmp_path / "out").read_text() == "old"
 
 
 # ---- at a terminal ----------------------------------------------------------------------------

@@ -263,6 +263,22 @@ def test_credit_is_shared_out_among_uploads(monkeypatch: pytest.MonkeyPatch) -> 
     assert credits == [80, 50, 33, 25, 20, 16, 14, 12, 11, 10, 10, 10]
 
 
+def test_one_upload_too_many_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stages, "UPLOADS_MAX", 1)
+    world = World()
+    (a,) = world.joined("a")
+    first, second = large(world), large(world)
+    staged(a, first, 0, BODY[:1])
+    refused = staged(a, second, 0, BODY[:1])
+    assert refused.refusal is Refusal.BUSY
+    moving = transfer.upload(envelope(), second, memoryview(BODY), 0.0, 4.0, CHUNK)
+    sends(moving, next(moving), 0.0)
+    step = moving.send(Moved(0.1, refused))
+    assert isinstance(step, Receive)
+    parts, _ = sends(moving, moving.send(Moved(step.until, None)), step.until)
+    assert [each.offset for each in parts] == [0]
+
+
 def test_an_unknown_session_uploads_and_fetches_nothing() -> None:
     world = World()
     (a,) = world.joined("a")
