@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
+import stat
 from collections.abc import Callable, Iterator
 from typing import BinaryIO, NamedTuple, TypeAlias
 
@@ -60,10 +62,16 @@ class Source:
 
 @contextlib.contextmanager
 def reading(path: Path, progress: Progress | None) -> Iterator[Source]:
-    """Open a file that is to be stored. Raises OSError; ValueError for what is not a file."""
+    """Open a file that is to be stored.
+
+    Raises OSError; ValueError for what is not a regular file, whose size is known beforehand.
+    """
     with open(path, "rb") as file:
-        if not file.seekable():
-            raise ValueError(f"{os.fspath(path)} is not a regular file")
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode) or (not status.st_size and file.read(1)):
+            raise ValueError(
+                f"{os.fspath(path)} is not a regular file; read it, and store the bytes"
+            )
         yield Source(file, progress)
 
 
@@ -97,15 +105,27 @@ class Destination:
 def writing(path: Path, progress: Progress | None) -> Iterator[Destination]:
     """A file that appears at ``path`` when the block ends well, whole, and else not at all.
 
-    Raises OSError.
+    It has the mode of the one that it replaces. Raises OSError, which names ``path``; ValueError if
+    something other than a regular file is there.
     """
+    name = os.fspath(path)
     target = os.path.realpath(path)
-    if os.path.isdir(target):
-        raise IsADirectoryError(21, os.strerror(21), os.fspath(path))
-    unfinished = f"{target}.{secrets.token_hex(4)}.part"
-    descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    if os.path.isdir(target) or name.endswith(os.sep):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), name)
+    mode = None
+    if os.path.lexists(target):
+        mode = os.stat(target).st_mode
+        if not stat.S_ISREG(mode):
+            raise ValueError(f"{name} is not a regular file; get the value, and write it there")
+    unfinished = os.path.join(os.path.dirname(target), f".dstore-{secrets.token_hex(8)}.part")
+    try:
+        descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        raise type(error)(error.errno, error.strerror, name) from None
     try:
         try:
+            if mode is not None:
+                os.fchmod(descriptor, stat.S_IMODE(mode))
             yield Destination(descriptor, progress)
         finally:
             os.close(descriptor)

@@ -288,6 +288,9 @@ class Verbs:
     ) -> Verb[None]:
         name = translate.settable(key)
         with files.reading(path, progress) as file:
+            large = file.size >= config.LARGE_FROM_DEFAULT
+            if large and not replace and (yield from self.contains(name)):
+                raise KeyOccupied(key)  # before all of it is read
             outcomes = yield from self._write_file(name, file, replace, progress)
             _check_free(key, outcomes[name])
 

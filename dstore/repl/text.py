@@ -242,7 +242,7 @@ def help_lines(topic: str) -> Iterator[str]:
         yield from (f"    {example}" for example in usage.examples)
         return
     for usage in USAGES.values():
-        yield f"  {usage.line:<16} {usage.about}"
+        yield f"  {usage.line:<17} {usage.about}"
     yield "Commands may be typed in any case; Tab completes commands, keys and paths. Examples:"
     for name in ("set", "get", "add"):
         yield from (f"    {example}" for example in USAGES[name].examples)

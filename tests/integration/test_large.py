@@ -644,3 +644,27 @@ def test_what_is_wrong_with_a_file_is_said_and_leaves_nothing(
             with pytest.raises(OSError, match=r".*"):
                 node.get_file("k", full / "file")
     assert os.listdir(tmp_path) == []
+
+
+def test_devices_pipes_and_modes_of_files_are_respected(
+    running: dstore.Global, host: Hosts, tmp_path: Path
+) -> None:
+    pipe, private, long = tmp_path / "pipe", tmp_path / "private", tmp_path / ("n" * 255)
+    os.mkfifo(pipe)
+    private.touch(0o600)
+    with dstore.Node(running.address, shm=host("a")) as node:
+        node.set("k", content_of(LARGE))
+        for odd in (pipe, Path("/dev/null")):
+            with pytest.raises(ValueError, match="regular file"):
+                node.get_file("k", odd)
+            assert not odd.is_file()
+        with pytest.raises(ValueError, match="regular file"):
+            node.set_file("l", "/dev/zero")
+        with pytest.raises(OSError, match="directory"):
+            node.get_file("k", f"{tmp_path}/new/")
+        for path in (private, long):
+            node.get_file("k", path)
+            assert path.read_bytes() == content_of(LARGE)
+        assert private.stat().st_mode & 0o777 == 0o600
+        with pytest.raises(dstore.KeyOccupied):
+            node.set_file("k", long)
