@@ -322,6 +322,8 @@ MUTANTS = (
                 "        if upload.stored != stored:\n",
             ),
         ),
+        CORE + "test_large_values.py::test_an_upload_that_is_not_complete_cannot_be_bound",
+        "a Local sends the SET when its upload is complete, and not before",
     ),
     Mutant(
         "deletion not noticed while a large value travels",
@@ -352,6 +354,8 @@ MUTANTS = (
                 "            if False:\n",
             ),
         ),
+        CORE + "test_large_values.py::test_a_late_chunk_of_a_value_that_is_bound_starts_no_upload",
+        "what is on a simulated connection that is cut is lost, and never late",
     ),
     Mutant(
         "digest of an upload not compared",
