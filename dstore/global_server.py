@@ -25,6 +25,8 @@ log = logging.getLogger("dstore.global")
 
 DRAIN_MAX = 1000
 """Messages taken in one go before timers get their turn."""
+FINISH_SLACK = 0.5
+"""Seconds beyond one lease in which the last answers must have been given."""
 
 
 class Global:
@@ -245,7 +247,7 @@ class Global:
         """Answer what has arrived and what waits for acknowledgements; take no new writes."""
         self._drain(router)
         self._state.close()
-        end = clock.now() + self._lease
+        end = clock.now() + self._lease + FINISH_SLACK
         while not self._state.idle and clock.now() < end:
             router.wait(min(self._state.wake_at, end) - clock.now())
             self._drain(router)
