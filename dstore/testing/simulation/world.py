@@ -13,7 +13,7 @@ from dstore.testing.simulation.invariants import broken, left_over
 from dstore.testing.simulation.loop import Loop
 from dstore.testing.simulation.scenario import Scenario
 
-BUSY_MAX = 60.0
+BUSY_MAX = 180.0
 """Seconds of true time in which all operations must have ended."""
 LOCALS_MAX = 12
 """Locals of one run, those that died included."""
