@@ -408,7 +408,8 @@ class LocalState:
         is not kept for others either.
         """
         entry = self._store(fill, found, held)
-        if entry is None and held is not None and held.shared:
+        gone = not found.cacheable or fill.deleted > found.seq
+        if entry is None and gone and held is not None and held.shared:
             self._unshared.append(found.stored.token)
         return entry
 

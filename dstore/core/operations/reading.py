@@ -99,7 +99,7 @@ def get(
                 deadline = now + span  # what is left is another message, with its own time
         elif joined:
             waited.update(joined)
-            patience = min(deadline, now + JOIN_MAX)
+            patience = now + min((deadline - now) / 2, JOIN_MAX)
             now = (yield Until(_ended(joined.values()), patience)).now
             check_time(state, now, deadline)
     return answers

@@ -80,18 +80,18 @@ def set_(
         else:
             asked.append(item)
     for batch in _batches(asked):
-        for _ in range(ROUNDS_MAX):
-            now = yield from _bind(state, batch, replace, outcomes, held, now, deadline)
-            deadline = now + span
-            batch = [item for item in batch if outcomes[item.key].status is SetStatus.ABSENT]
-            for item in batch:
+        now = yield from _bind(state, batch, replace, outcomes, held, now, deadline)
+        deadline = now + span
+        for item in batch:  # each is bound as soon as it is there: uploads do not wait for long
+            rounds = 0
+            while outcomes[item.key].status is SetStatus.ABSENT:
+                if rounds == ROUNDS_MAX:
+                    raise GlobalUnavailable("Global has lost an upload again and again; try later")
+                rounds += 1
                 now = yield from _supplied(state, item, outcomes, now, deadline)
+                if outcomes[item.key].status is SetStatus.ABSENT:
+                    now = yield from _bind(state, [item], replace, outcomes, held, now, now + span)
                 deadline = now + span
-            batch = [item for item in batch if outcomes[item.key].status is SetStatus.ABSENT]
-            if not batch:
-                break
-        else:
-            raise GlobalUnavailable("Global has lost an upload again and again; try later")
     return outcomes
 
 

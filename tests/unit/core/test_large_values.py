@@ -251,6 +251,7 @@ def test_a_lost_upload_is_sent_again_and_not_for_ever() -> None:
         sent(call)
         assert isinstance(call.step, Supply)
         call.resume(Resumed(world.now))  # it says it has sent it, and Global has nothing
+    sent(call)
     assert isinstance(call.error, GlobalUnavailable)
 
 
