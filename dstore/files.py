@@ -36,6 +36,9 @@ class Source:
         self.size = os.fstat(file.fileno()).st_size
         self._progress = progress
 
+    def shorter(self) -> ValueError:
+        return ValueError(f"{self.file.name} became shorter while it was read")
+
     def pieces(self) -> Iterator[Buffer]:
         """Its bytes, from the beginning, as many as it had when it was opened.
 
@@ -46,11 +49,15 @@ class Source:
         while done < self.size:
             piece = self.file.read(min(PIECE_BYTES, self.size - done))
             if not piece:
-                raise ValueError(f"{self.file.name} became shorter while it was read")
+                raise self.shorter()
             yield piece
             done += len(piece)
             if self._progress is not None:
                 self._progress("reading", done, self.size)
+
+    def body(self) -> FileBody:
+        """Its bytes, of which each slice is read when it is asked for. Not after it is closed."""
+        return FileBody(self)
 
     def digest(self) -> bytes:
         """The hash of its bytes, as a value."""
@@ -58,6 +65,25 @@ class Source:
         for piece in self.pieces():
             hasher.update(piece)
         return hasher.digest()
+
+
+class FileBody:
+    """The bytes of a file, by slices. (A mapping would kill who reads it, if it became shorter.)"""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+
+    def __getitem__(self, where: slice) -> bytes:
+        """Raises OSError; ValueError if the file has become shorter."""
+        start, stop, _ = where.indices(self._source.size)
+        pieces = []
+        while start < stop:
+            piece = os.pread(self._source.file.fileno(), stop - start, start)
+            if not piece:
+                raise self._source.shorter()
+            pieces.append(piece)
+            start += len(piece)
+        return b"".join(pieces)
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
-from dstore import clock, config, wire
+from dstore import clock, config, reentrancy, wire
 from dstore.core.effects import GlobalEffect, Send
 from dstore.core.global_state import GlobalState
 from dstore.engines.base import Bulk, Engine
@@ -170,9 +170,12 @@ class Global:
     def close(self) -> None:
         """Stop, and wait until the ports are free. Idempotent.
 
-        In the thread that serves (a signal handler, say) it returns at once.
+        In the thread that serves, and in a signal handler that interrupts a Node's call, it
+        returns at once.
         """
         self.stop()
+        if reentrancy.here() is not None:
+            return
         if self._thread is not None:
             self._thread.join()
         elif self._server is None:

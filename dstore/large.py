@@ -18,9 +18,9 @@ from typing import NamedTuple
 
 from dstore import clock, codecs, content, files
 from dstore.codecs import Encoded
-from dstore.core.cache import Entry, Held
+from dstore.core.cache import SEEN, Entry, Held
 from dstore.core.operations import Obtain
-from dstore.core.transfer import Transfer, Write, download
+from dstore.core.transfer import Body, Transfer, Write, download
 from dstore.errors import NodeClosed
 from dstore.limited_log import LimitedLog
 from dstore.messages import Buffer, Large, Stored
@@ -41,7 +41,7 @@ class Source(NamedTuple):
     """A large value that is to be written. ``held``: what the cache may hold of it, if anything."""
 
     stored: Stored
-    body: memoryview
+    body: Body
     held: Held | None
 
 
@@ -62,6 +62,7 @@ class LargeValues:
         self._limit = limit
         self._lock = threading.Lock()
         self._epoch = 0
+        self._over = {0}  # lives of Global that are over
         self._memory: HostMemory | None = None
         self._closed = False
         self._complaints = LimitedLog(log)
@@ -74,30 +75,44 @@ class LargeValues:
     def joined(self, epoch: int) -> None:
         """The Local belongs to this life of Global: leave the folder of another, and tidy up."""
         with self._lock:
-            if self._epoch not in (0, epoch):
-                self._leave()
+            former = None if epoch == self._epoch else self._left()
+        if former is not None:
+            former.close()
         clean(self._shm)
 
     def close(self) -> None:
         """Leave the folder. What has been handed out stays readable. Idempotent."""
         with self._lock:
             self._closed = True
-            self._leave()
+            former = self._left()
+        if former is not None:
+            former.close()
 
-    def _leave(self) -> None:
-        memory, self._memory, self._epoch = self._memory, None, 0
-        if memory is not None:
-            memory.close()
+    def _left(self) -> HostMemory | None:
+        """Belong to no life of Global any more. What is to be closed, without the lock."""
+        self._over.add(self._epoch)
+        former, self._memory, self._epoch = self._memory, None, 0
+        return former
 
     def _memory_of(self, epoch: int) -> HostMemory | None:
+        """The memory for this life of Global. None if there is none, or that life is over."""
         with self._lock:
-            if self._closed:
-                raise NodeClosed("the Node was closed during the call")
-            if epoch != self._epoch:
-                self._leave()
-                self._memory = open_memory(epoch, root=self._shm, limit=self._limit)
-                self._epoch = epoch
-            return self._memory
+            self._check_open()
+            if epoch == self._epoch or epoch in self._over:
+                return self._memory if epoch == self._epoch else None
+        surplus = opened = open_memory(epoch, root=self._shm, limit=self._limit)
+        with self._lock:
+            if not self._closed and epoch != self._epoch and epoch not in self._over:
+                surplus = self._left()
+                self._memory, self._epoch = opened, epoch
+            memory = self._memory if epoch == self._epoch else None
+        if surplus is not None:
+            surplus.close()
+        return memory
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise NodeClosed("the Node was closed during the call")
 
     # ---- writing --------------------------------------------------------------------------
 
@@ -119,10 +134,9 @@ class LargeValues:
         written = self._written(epoch, codecs.BYTES, file.size, file.pieces())
         if written is not None:
             return written
-        descriptor = file.file.fileno()
-        body = memoryview(mmap.mmap(descriptor, file.size, access=mmap.ACCESS_READ))
         stored = Stored(random16(), codecs.BYTES, Large(file.size, file.digest()))
-        return Source(stored, body, None)  # not for the cache: whoever owns the file may change it
+        # Not for the cache: whoever owns the file may change it.
+        return Source(stored, file.body(), None)
 
     def _written(self, epoch: int, codec: str, size: int, parts: Iterable[Buffer]) -> Source | None:
         """A value in the memory of the host; None if there is none, or no room."""
@@ -134,7 +148,7 @@ class LargeValues:
         try:
             with writer:
                 offset = 0
-                for piece in _pieces(parts):
+                for piece in _unchanging(_pieces(parts)):
                     writer.write(offset, piece)
                     hasher.update(piece)
                     offset += len(piece)
@@ -205,16 +219,19 @@ class LargeValues:
             for token in tokens:
                 memory.drop(token)
 
-    def evicted(self, entries: Iterable[Entry]) -> list[Entry]:
-        """Those whose files have been evicted to make room. Others that were read are touched."""
+    def evicted(self, entries: Iterable[Entry]) -> list[bytes]:
+        """The tokens of those whose files have been evicted to make room.
+
+        Others that were read since the last time are touched.
+        """
         memory, gone = self._memory, []
         if memory is not None:
             for entry in entries:
                 assert entry.shared is not None
                 if not memory.linked(entry.shared):
-                    gone.append(entry)
-                elif entry.visited:
-                    entry.visited = False
+                    gone.append(entry.shared)
+                elif entry.visited is True:
+                    entry.visited = SEEN
                     memory.touch(entry.shared)
         return gone
 
@@ -246,6 +263,18 @@ def _pieces(parts: Iterable[Buffer]) -> Iterator[memoryview]:
         view = memoryview(part)
         for start in range(0, len(view), PIECE_BYTES):
             yield view[start : start + PIECE_BYTES]
+
+
+def _unchanging(pieces: Iterable[memoryview]) -> Iterator[memoryview]:
+    """What can be read twice, though others may write to it. Each is good until the next."""
+    buffer = memoryview(bytearray(PIECE_BYTES))
+    for piece in pieces:
+        if type(piece.obj) is bytes:
+            yield piece
+        else:
+            copy = buffer[: len(piece)]
+            copy[:] = piece
+            yield copy
 
 
 def _own_copy(encoded: Encoded) -> memoryview:

@@ -13,12 +13,11 @@ import time
 from collections.abc import Callable, Mapping
 from typing import NamedTuple, TypeVar
 
-from dstore import clock, content, wire
-from dstore.core.cache import Entry
+from dstore import clock, content, reentrancy, wire
 from dstore.core.effects import Dropped, LocalEffect, Subscribe, Tell
 from dstore.core.local_state import LocalState
 from dstore.core.operations import Ask, Obtain, Operation, Resumed, Step, Supply, Until
-from dstore.core.transfer import Damaged, Moved, Send, Transfer, TransferFailed, upload
+from dstore.core.transfer import Body, Damaged, Moved, Send, Transfer, TransferFailed, upload
 from dstore.errors import AddressError, BadMessage, NodeClosed, ValueCorrupt
 from dstore.files import Progress
 from dstore.large import LargeValues, random16
@@ -56,13 +55,13 @@ LOOK_EVERY = 2.0
 """Seconds between two looks at whether the shared files of cached values are still there."""
 LOOK_MAX = 500
 """Files looked at in one go."""
-NO_BODIES: Mapping[bytes, memoryview] = {}
+NO_BODIES: Mapping[bytes, Body] = {}
 
 
 class _Large(NamedTuple):
     """What an operation needs for large values."""
 
-    bodies: Mapping[bytes, memoryview]
+    bodies: Mapping[bytes, Body]
     progress: Progress | None
 
     def told(self, size: int) -> Callable[[Reply | None], None]:
@@ -100,12 +99,11 @@ class Local:
         self.large = LargeValues(shm, shm_limit)
         self.malformed = 0
         self._look_at = float("-inf")
-        self._unlooked: list[Entry] = []
+        self._unlooked: list[bytes] = []
         self._on_deletion = on_deletion
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
         self._waiting = 0
-        self._inside: set[int] = set()  # threads in run()
         self._asleep_until = float("-inf")
         self._complaints = LimitedLog(log)
         self._stopping = False
@@ -124,7 +122,7 @@ class Local:
     def run(
         self,
         start: Callable[[LocalState, float], Operation[T]],
-        bodies: Mapping[bytes, memoryview] = NO_BODIES,
+        bodies: Mapping[bytes, Body] = NO_BODIES,
         progress: Progress | None = None,
     ) -> T:
         """Carry out an operation. Raises what it raises, and NodeClosed.
@@ -132,19 +130,29 @@ class Local:
         ``bodies`` has the bytes, by token, of the large values that it writes; ``progress`` is told
         how far their transfers have come.
 
-        RuntimeError if the thread is inside of another one: in a destructor or signal handler.
+        RuntimeError as for :meth:`work`.
         """
+        return self._called(lambda: self._run(start, _Large(bodies, progress)))
+
+    def work(self, do: Callable[[LocalState, LargeValues], T]) -> T:
+        """Call a function that takes its time. Raises what it raises.
+
+        RuntimeError if the thread is in the middle of a call: in a destructor or signal handler.
+        """
+        return self._called(lambda: do(self.state, self.large))
+
+    def _called(self, do: Callable[[], T]) -> T:
         me = threading.get_ident()
-        if me in self._inside or me == self._thread.ident:
+        if me in reentrancy.inside or me == self._thread.ident:
             raise RuntimeError(
                 "a Node cannot be used by a destructor, signal handler or callback that "
-                "interrupts it; note what is to be done, and do it afterwards"
+                "interrupts one; note what is to be done, and do it afterwards"
             )
-        self._inside.add(me)
         try:
-            return self._run(start, _Large(bodies, progress))
+            reentrancy.inside[me] = self
+            return do()
         finally:
-            self._inside.discard(me)
+            reentrancy.inside.pop(me, None)
             if self._closer is threading.current_thread():
                 self._shut()
 
@@ -195,7 +203,7 @@ class Local:
             return operation.send(resumed)  # type: ignore[arg-type]
         finally:
             self._tell_waiting()
-            if self.state.wake_at < self._asleep_until:
+            if self._wake_at < self._asleep_until:
                 self._control.wake()
 
     def _wait(self, step: Until) -> None:
@@ -310,14 +318,14 @@ class Local:
             time.sleep(FAILURE_PAUSE)
 
     def _turn(self, until: float | None) -> None:
+        self._look(clock.now())
         with self._lock:
-            wake_at = self.state.wake_at
-            effects = self.state.tick(clock.now()) if wake_at <= clock.now() else []
-            wake_at = self._asleep_until = self.state.wake_at
+            due = self.state.wake_at <= clock.now()
+            effects = self.state.tick(clock.now()) if due else []
+            wake_at = self._asleep_until = self._wake_at
         self._perform(effects)
         if self._stopping and until is None:
             return
-        self._look(clock.now())
         self._control.wait(min(wake_at, until or wake_at) - clock.now())
         up = self._control.reconnected()
         frames = self._control.receive()
@@ -340,7 +348,7 @@ class Local:
                 self._control.send(wire.encode(effect.message))
             elif isinstance(effect, Subscribe):
                 self._subscribe(effect.publisher)
-                self.large.joined(self.state.epoch)
+                self.large.joined(effect.epoch)
             else:
                 self.large.drop(effect.tokens)
                 if self._on_deletion is not None:
@@ -360,19 +368,27 @@ class Local:
             except BaseException:
                 log.exception("on_deletion(%r) failed", key)
 
+    @property
+    def _wake_at(self) -> float:
+        """When the background thread has something to do."""
+        looks = self.state.cache.shared or self._unlooked
+        return min(self.state.wake_at, self._look_at) if looks else self.state.wake_at
+
     def _look(self, now: float) -> None:
         """Give up cached values whose files have been evicted: they keep the memory taken."""
         if not self._unlooked:
             if now < self._look_at:
                 return
             with self._lock:
-                self._unlooked = list(self.state.cache.shared.values())
-            self._look_at = now + LOOK_EVERY
-        some, self._unlooked = self._unlooked[:LOOK_MAX], self._unlooked[LOOK_MAX:]
-        evicted = self.large.evicted(some)
+                self._unlooked = list(self.state.cache.shared)
+        tokens, self._unlooked = self._unlooked[:LOOK_MAX], self._unlooked[LOOK_MAX:]
+        self._look_at = now if self._unlooked else now + LOOK_EVERY
+        shared = self.state.cache.shared
+        gone = self.large.evicted(entry for token in tokens if (entry := shared.get(token)))
         with self._lock:
-            for entry in evicted:
-                if self.state.entries.get(entry.key) is entry:
+            for token in gone:
+                entry = shared.get(token)
+                if entry is not None:
                     self.state.cache.discard(entry.key)
 
     def _decode(self, frame: bytes, data: Buffer | None = None) -> ToLocal | None:
@@ -390,18 +406,20 @@ class Local:
     def close(self) -> None:
         """Say goodbye, wake whoever waits, give everything back. Safe from any thread.
 
-        Called by ``on_deletion``, or by a signal handler in the middle of a call, it returns at
-        once; the rest is done when that call, or the background thread, ends.
+        Called by ``on_deletion``, or by a signal handler in the middle of a call of any Node, it
+        returns at once; the rest is done when that call, or the background thread, ends.
         """
+        occupied = reentrancy.here()
         with self._lock:
             if self._stopping:
                 return
             self._stopping = True
-            self._closer = threading.current_thread()
+            elsewhere = occupied is not None and occupied is not self
+            self._closer = self._thread if elsewhere else threading.current_thread()
             self.state.lease_end = float("-inf")
             self._changed.notify_all()
         self._control.wake()
-        if self._closer is not self._thread and threading.get_ident() not in self._inside:
+        if self._closer is not self._thread and occupied is None:
             self._shut()
 
     def abandon(self) -> None:

@@ -284,7 +284,7 @@ class Node:
                 if isinstance(step, Run):
                     result = local.run(step.start, step.bodies, step.progress)
                 else:
-                    result = step.do(local.state, local.large)
+                    result = local.work(step.do)
         except StopIteration as stop:
             done: T = stop.value
             return done

@@ -17,7 +17,7 @@ from dstore.core import operations
 from dstore.core.cache import Entry
 from dstore.core.local_state import LocalState
 from dstore.core.operations import Answer, Operation
-from dstore.core.transfer import Write
+from dstore.core.transfer import Body, Write
 from dstore.errors import InvalidKey, KeyMissing, KeyOccupied, ValueTooLarge
 from dstore.files import Fetched, Progress
 from dstore.large import LargeValues, Source, random16
@@ -45,7 +45,7 @@ class Run(NamedTuple):
     """
 
     start: Callable[[LocalState, float], Operation[Any]]
-    bodies: Mapping[bytes, memoryview] = {}
+    bodies: Mapping[bytes, Body] = {}
     progress: Progress | None = None
 
 

@@ -15,6 +15,10 @@ from dstore.messages import Key, Stored
 
 ENTRY_OVERHEAD = 200
 """Bytes an entry takes beyond its key and its value; counted against the limit."""
+SHARED_MAX = 16_384
+"""Entries whose bytes all processes share: each is a mapping, of which a process has few."""
+SEEN = 2
+"""A ``visited`` bit that is set, and that has been seen since."""
 
 
 class Held(NamedTuple):
@@ -34,6 +38,7 @@ class Entry:
     ever if it is mutable, it is the Stored that each hit decodes afresh. One slot serves both, so
     that a reader without a lock cannot see one half of a change. ``size`` is in bytes of this
     process; ``shared`` is the token of a value whose bytes all processes of the host share.
+    ``visited`` is set to True by a hit.
     """
 
     __slots__ = ("key", "newer", "older", "shared", "size", "value", "visited")
@@ -43,7 +48,7 @@ class Entry:
         self.value: object = stored
         self.shared = stored.token if shared else None
         self.size = ENTRY_OVERHEAD + len(key) + (0 if shared else stored.size)
-        self.visited = False
+        self.visited: bool | int = False
         self.newer: Entry | None = None
         self.older: Entry | None = None
 
@@ -89,6 +94,8 @@ class Cache:
             return None
         while self.size + entry.size > self.limit:
             self._evict()
+        if entry.shared is not None and len(self.shared) >= SHARED_MAX:
+            self._evict_shared()
         entry.older = self._newest
         if self._newest is None:
             self._oldest = entry
@@ -150,5 +157,16 @@ class Cache:
             entry = entry.newer or self._oldest
         assert entry is not None, "an empty cache has nothing to evict"
         self._hand = entry
+        self.discard(entry.key)
+        self.evictions += 1
+
+    def _evict_shared(self) -> None:
+        """Drop the oldest shared entry that was not read since it last stood there (CLOCK)."""
+        entry = next(iter(self.shared.values()))
+        while entry.visited:
+            entry.visited = False
+            assert entry.shared is not None
+            self.shared[entry.shared] = self.shared.pop(entry.shared)
+            entry = next(iter(self.shared.values()))
         self.discard(entry.key)
         self.evictions += 1

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from dstore.core.deletions import DeletionLog
 from dstore.core.sessions import Session, Sessions
-from dstore.messages import Key, Stored
+from dstore.messages import Key, Large, Stored
 
 if TYPE_CHECKING:
     from dstore.core.calls import Call
@@ -26,7 +26,8 @@ NEVER = float("inf")
 class Dying:
     """A key that is being deleted or replaced.
 
-    ``token`` names the value that was found and is to go. ``awaiting`` counts the holders that
+    ``token`` names the value that was found and is to go, ``large`` is whether it has its bytes
+    apart. ``awaiting`` counts the holders that
     have neither confirmed nor expired. ``joined`` are other DELs of the key, ``queued`` are writes
     that run afresh once it is gone.
     """
@@ -39,15 +40,17 @@ class Dying:
         "index",
         "joined",
         "key",
+        "large",
         "queued",
         "replacement",
         "seq",
         "token",
     )
 
-    def __init__(self, key: Key, token: bytes, call: Call, index: int) -> None:
+    def __init__(self, key: Key, old: Stored, call: Call, index: int) -> None:
         self.key = key
-        self.token = token
+        self.token = old.token
+        self.large = type(old.body) is Large
         self.seq = 0
         self.call: Call | None = call  # who is told in the end, if anybody still waits
         self.index = index

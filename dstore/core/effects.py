@@ -34,8 +34,9 @@ class Tell(NamedTuple):
 
 
 class Subscribe(NamedTuple):
-    """Hear deletions at this endpoint, and nowhere else."""
+    """A session has begun: hear the deletions of this life of Global, at this endpoint alone."""
 
+    epoch: int
     publisher: str
 
 

@@ -330,6 +330,8 @@ class GlobalState:
             "keys": len(self._engine),
             "bytes": self._engine.size,
             "bytes_limit": self._engine.limit,
+            "value_limit": self._value_limit,
+            "large_from": self._large_from,
             "lease": self.lease,
             "seq": self._log.seq,
             "dying": len(self._deletions.dying),
@@ -359,9 +361,8 @@ class GlobalState:
         if message.stored.size > self._value_limit:
             self._out.refuse(route, message, Refusal.TOO_LARGE, "the value is too large")
             return
-        room = self._engine.limit - self._engine.size - self._stages.reserved
         try:
-            received = self._stages.receive(session, message, room, now)
+            received = self._stages.receive(session, message, self._writes.room, now)
         except StageRefused as refused:
             self._out.refuse(route, message, refused.refusal, refused.text)
             return
@@ -369,8 +370,9 @@ class GlobalState:
         self._out.send(route, Staged(*envelope, token, received, self._stages.credit))
 
     def _on_unstage(self, route: Route, message: Unstage, now: float) -> None:
-        if message.epoch == self.epoch and self._sessions.get(message.session):
-            self._stages.drop(message.token)
+        session = self._sessions.get(message.session)
+        if message.epoch == self.epoch and session is not None:
+            self._stages.drop(message.token, session)
 
     def _on_del(self, route: Route, message: Del, now: float) -> None:
         session = self._session(route, message)

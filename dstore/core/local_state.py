@@ -252,7 +252,7 @@ class LocalState:
         self._synced_at = self._hello_first
         self._sync_at = self._hello_first + RENEW * self.lease
         self._trust(self._hello_first)
-        return [Subscribe(message.publisher)]
+        return [Subscribe(message.epoch, message.publisher)]
 
     def refused(self, message: Refused, now: float) -> None:
         """Global does not know this session any more: join anew. Or it is not to be talked to."""

@@ -125,35 +125,42 @@ class Stages:
         if upload.complete:
             assert isinstance(upload.stored.body, Large)
             if upload.hasher.digest() != upload.stored.body.digest:
-                self.drop(token)
+                self._drop(token)
                 raise StageRefused(Refusal.DAMAGED, "the value was damaged on its way")
             self._bulk.seal(token)
 
-    def take(self, stored: Stored) -> bool:
-        """Whether the bytes of a large value are all here. If so they are now the caller's."""
+    def take(self, stored: Stored, room: int) -> bool:
+        """Whether the bytes of a large value are all here. If so they are now the caller's.
+
+        ``room`` is for what a Node of this host has laid down.
+        """
         upload = self._uploads.get(stored.token)
         if upload is None:
-            return self._bulk.adopt(stored.token, stored.size)
+            return stored.size <= room and self._bulk.adopt(stored.token, stored.size)
         if not upload.complete or upload.stored != stored:
             return False
         self._forget(stored.token)
         return True
 
-    def drop(self, token: bytes) -> None:
-        """Give up an upload. One that has been taken, or never began, is left alone."""
-        if token in self._uploads:
-            self._forget(token)
-            self._bulk.drop(token)
+    def drop(self, token: bytes, session: Session) -> None:
+        """Give up an upload of this session. One that has been taken is left alone."""
+        upload = self._uploads.get(token)
+        if upload is not None and upload.session == session.id:
+            self._drop(token)
 
     def end(self, session: Session) -> None:
         """The session has ended."""
         for token in [t for t, upload in self._uploads.items() if upload.session == session.id]:
-            self.drop(token)
+            self._drop(token)
 
     def expire(self, now: float) -> None:
         """Drop what has not moved for long."""
         for token in [t for t, u in self._uploads.items() if u.since + STAGE_IDLE <= now]:
-            self.drop(token)
+            self._drop(token)
+
+    def _drop(self, token: bytes) -> None:
+        self._forget(token)
+        self._bulk.drop(token)
 
     def _forget(self, token: bytes) -> None:
         self.reserved -= self._uploads.pop(token).stored.size

@@ -16,7 +16,7 @@ do not touch the LocalState, so that its lock is free while they run.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from typing import NamedTuple, TypeAlias, TypeVar
+from typing import NamedTuple, Protocol, TypeAlias, TypeVar
 
 from dstore.config import CHUNK_BYTES, CHUNKS_AHEAD
 from dstore.content import Hasher
@@ -36,6 +36,12 @@ from dstore.messages import (
 
 QUIET_FIRST, QUIET_MAX = 0.5, 2.0
 """Seconds of silence after which a transfer goes on from what has arrived, with doubling pauses."""
+
+
+class Body(Protocol):
+    """The bytes of a value, or what reads them, by slices."""
+
+    def __getitem__(self, where: slice, /) -> Buffer: ...
 
 
 Write: TypeAlias = Callable[[int, Buffer], None]
@@ -150,7 +156,7 @@ def download(
 def upload(
     envelope: tuple[int, int, int],
     stored: Stored,
-    body: memoryview,
+    body: Body,
     now: float,
     patience: float,
     chunk: int = CHUNK_BYTES,

@@ -77,6 +77,13 @@ class Writes:
         self._out = out
         self._value_limit = value_limit
         self._queued_bytes = 0
+        self._replacing_bytes = 0
+
+    @property
+    def room(self) -> int:
+        """Bytes that further uploads may take: both values of a replacement are here meanwhile."""
+        taken = self._engine.size + self._stages.reserved + self._replacing_bytes
+        return self._engine.limit - taken
 
     # ---- a write, once --------------------------------------------------------------------
 
@@ -145,11 +152,13 @@ class Writes:
         elif old is None:
             result = self._bind(call.session, item)
         else:
-            dying = self._deletions.begin(Dying(item.key, old.token, call, index), now)
+            dying = self._deletions.begin(Dying(item.key, old, call, index), now)
             dying.replacement = item.stored
+            self._replacing_bytes += item.stored.size
             return
-        if result.status not in (SetStatus.STORED, SetStatus.ABSENT):
-            self._stages.drop(item.stored.token)
+        refused = result.status not in (SetStatus.STORED, SetStatus.ABSENT)
+        if refused and type(item.stored.body) is Large:
+            self._stages.drop(item.stored.token, call.session)
         self._finish(call, index, result)
 
     def _queue(self, dying: Dying, call: Call, index: int, item: SetItem, replace: bool) -> None:
@@ -174,7 +183,7 @@ class Writes:
             return SetStatus.MISMATCH
         if not self._engine.fits(item.key, stored):
             return SetStatus.FULL
-        if type(stored.body) is Large and not self._stages.take(stored):
+        if type(stored.body) is Large and not self._stages.take(stored, self.room):
             return SetStatus.ABSENT
         return None
 
@@ -183,7 +192,7 @@ class Writes:
         try:
             self._engine.bind(item.key, item.stored)
         except DstoreError as error:
-            self._bulk.drop(item.stored.token)
+            self._give_up(item.stored)
             full = isinstance(error, StoreFull)
             return SetResult(SetStatus.FULL if full else SetStatus.FAILED, seq)
         return SetResult(SetStatus.STORED, seq, self._hold(item.key, session))
@@ -196,6 +205,11 @@ class Writes:
         if call.takes(old.inline) and self._hold(key, call.session):
             found = Found(seq, True, old)
         return SetResult(SetStatus.OCCUPIED, seq, found=found)
+
+    def _give_up(self, stored: Stored) -> None:
+        """A value that was taken could not be bound."""
+        if type(stored.body) is Large:
+            self._bulk.drop(stored.token)
 
     def _hold(self, key: Key, session: Session) -> bool:
         """Make the writer a holder, so that its answer may be cached.
@@ -224,7 +238,7 @@ class Writes:
         if stored is None:
             self._finish(call, index, DelResult(DelStatus.MISSING, self._deletions.seq))
             return
-        dying = self._deletions.begin(Dying(key, stored.token, call, index), now)
+        dying = self._deletions.begin(Dying(key, stored, call, index), now)
         if not wait:
             dying.call = None
             self._finish(call, index, _pending(dying))
@@ -271,7 +285,7 @@ class Writes:
             removed = self._engine.remove(dying.key, dying.token)
         except DstoreError:
             removed = False
-        if removed:
+        if removed and dying.large:
             self._bulk.drop(dying.token)
         status = DelStatus.DELETED if removed else DelStatus.FAILED
         return DelResult(status, dying.seq, dying.confirmed, dying.expired)
@@ -280,13 +294,16 @@ class Writes:
         assert dying.replacement is not None
         assert dying.call is not None
         seq = self._deletions.seq
+        self._replacing_bytes -= dying.replacement.size
         try:
             replaced = self._engine.replace(dying.key, dying.token, dying.replacement)
         except DstoreError:
             replaced = False
-        self._bulk.drop(dying.token if replaced else dying.replacement.token)
         if not replaced:
+            self._give_up(dying.replacement)
             return SetResult(SetStatus.FAILED, seq)
+        if dying.large:
+            self._bulk.drop(dying.token)
         cacheable = self._hold(dying.key, dying.call.session)
         return SetResult(SetStatus.REPLACED, seq, cacheable, None, dying.confirmed, dying.expired)
 

@@ -22,7 +22,10 @@ from typing import Any
 import pytest
 
 import dstore
+from dstore import content
+from dstore.codecs import Codecs
 from dstore.config import BYTES_MAX, CHUNK_BYTES, LARGE_FROM_DEFAULT
+from dstore.large import LargeValues
 from tests.faults.proxy import Proxy, Rule
 from tests.integration.processes import PATIENCE, GlobalProcess, free_port, send_signal
 
@@ -319,6 +322,59 @@ def test_evicted_values_are_given_up_by_those_who_cached_them(
         local._look(0.0)
         assert not reader.lookup("k").from_local
         assert len(files_of(host("b"))) == 1
+
+
+def test_values_that_are_read_are_touched_and_stay_in_the_cache(
+    running: dstore.Global, host: Hosts
+) -> None:
+    with dstore.Node(running.address, shm=host("b")) as node:
+        node.set("k", content_of(CHUNK))
+        node.get("k")
+        (file,) = files_of(host("b"))
+        local = node._local
+        assert local is not None
+        for touched in (True, False):
+            os.utime(file, (0, 0))
+            local._look_at = float("-inf")
+            local._look(0.0)
+            assert (file.stat().st_mtime > 0) is touched
+            assert node._state.entries["k"].visited, "else it would be evicted first"
+
+
+def test_a_life_of_global_that_is_over_gets_no_folder(host: Hosts) -> None:
+    large = LargeValues(host("a"), None)
+    encoded = Codecs().encode(content_of(LARGE))
+    assert os.listdir(host("a")) == []
+    assert not large.keep(0, encoded).held.shared  # type: ignore[union-attr]
+    assert large.keep(1, encoded).held.shared  # type: ignore[union-attr]
+    large.joined(2)
+    assert files_of(host("a")) == []
+    for epoch, shared in ((1, False), (2, True), (1, False), (2, True)):
+        assert large.keep(epoch, encoded).held.shared is shared  # type: ignore[union-attr]
+    assert len(files_of(host("a"))) == 2
+    large.close()
+
+
+def test_a_value_that_changes_while_it_is_laid_down_is_what_was_laid_down(
+    running: dstore.Global, host: Hosts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = bytearray(content_of(2 * CHUNK))
+    update = content.Hasher.update
+
+    def changing(self: content.Hasher, data: Any) -> None:
+        if mine[0] != 0xFF:
+            mine[:CHUNK] = b"\xff" * CHUNK
+        update(self, data)
+
+    with (
+        dstore.Node(running.address, shm=host("global")) as writer,
+        dstore.Node(running.address, shm=host("b")) as reader,
+    ):
+        with monkeypatch.context() as patched:
+            patched.setattr(content.Hasher, "update", changing)
+            writer.set("k", mine)
+        assert mine[0] == 0xFF
+        assert reader.get("k") == writer.get("k")
 
 
 def test_where_the_memory_is_full_each_process_has_its_own(
@@ -644,6 +700,22 @@ def test_what_is_wrong_with_a_file_is_said_and_leaves_nothing(
             with pytest.raises(OSError, match=r".*"):
                 node.get_file("k", full / "file")
     assert os.listdir(tmp_path) == []
+
+
+def test_a_file_that_becomes_shorter_on_its_way_is_an_error(
+    running: dstore.Global, tmp_path: Path
+) -> None:
+    path = tmp_path / "file"
+
+    def cut(what: str, done: int, total: int) -> None:
+        if what == "sending":
+            os.truncate(path, done)
+
+    path.write_bytes(content_of(20 * CHUNK))
+    with dstore.Node(running.address, shm="") as node:
+        with pytest.raises(ValueError, match="became shorter"):
+            node.set_file("k", path, progress=cut)
+        assert "k" not in node
 
 
 def test_devices_pipes_and_modes_of_files_are_respected(

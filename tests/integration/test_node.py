@@ -516,6 +516,46 @@ except dstore.NodeClosed:
     assert (process.returncode, out, err) == (0, "closed\n", "")
 
 
+IN_THE_MIDDLE = """
+import os, signal, dstore
+from dstore.shm import Writer
+node, other = dstore.Node(ADDRESS), dstore.Node(ADDRESS)
+here = dstore.Global("tcp://127.0.0.1:0")
+here.start()
+write = Writer.write
+def interrupted(self, offset, data):
+    with self._part.descriptor(), HELD.lock:
+        os.kill(os.getpid(), signal.SIGTERM)
+        write(self, offset, data)
+def handler(*_):
+    for each in HANDLED:
+        try:
+            each()
+        except RuntimeError as error:
+            print(type(error).__name__)
+from dstore.shm.locks import held as HELD
+signal.signal(signal.SIGTERM, handler)
+Writer.write = interrupted
+HANDLED = (lambda: node.set("l", bytes(100_000)), lambda: other.get("k"),
+           other.close, here.close, node.close)
+try:
+    node.set("k", bytes(100_000))
+except dstore.NodeClosed as error:
+    print(type(error).__name__)
+here.close()
+print("well")
+"""
+
+
+def test_a_signal_handler_in_the_middle_of_laying_a_value_down_does_not_hang(
+    free_global: dstore.Global,
+) -> None:
+    process = _script(f"ADDRESS = {free_global.address!r}\n{IN_THE_MIDDLE}", free_global.address)
+    out, err = process.communicate(timeout=PATIENCE)
+    said = ["RuntimeError", "RuntimeError", "NodeClosed", "well"]
+    assert (process.returncode, out.split(), err) == (0, said, "")
+
+
 def test_after_a_fork_nothing_of_the_parent_is_used(node: MakeNode) -> None:
     """What runs in the child after a fork, run here, so that it can be looked at."""
     one = node()

@@ -340,7 +340,7 @@ MUTANTS = (
         (
             (
                 "core.writes",
-                "        if removed:\n            self._bulk.drop(dying.token)\n",
+                "        if removed and dying.large:\n            self._bulk.drop(dying.token)\n",
                 "",
             ),
         ),

@@ -5,10 +5,12 @@ from __future__ import annotations
 import gc
 import random
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dstore.core.cache import ENTRY_OVERHEAD, Cache, Entry
+from dstore.core import cache as cache_module
+from dstore.core.cache import ENTRY_OVERHEAD, SEEN, Cache, Entry
 from dstore.messages import Stored
 
 ROOM = ENTRY_OVERHEAD + 2  # one entry of a one-letter key and a one-byte value
@@ -117,3 +119,26 @@ def test_what_is_dropped_waits_for_no_garbage_collector() -> None:
         assert gc.collect() == 0
     finally:
         gc.enable()
+
+
+def test_shared_entries_are_bounded_and_those_that_were_read_stay(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(cache_module, "SHARED_MAX", 3)
+    cache = Cache(100 * ROOM)
+
+    def insert(name: str, shared: bool = True) -> None:
+        cache.insert(name, Stored(name.encode() * 16, "bytes", b"v"), shared=shared)
+
+    for name in "abc":
+        insert(name)
+    insert("x", shared=False)
+    cache.entries["a"].visited = SEEN
+    insert("d")
+    assert set(cache.entries) == {"a", "c", "x", "d"}
+    assert len(cache.shared) == 3
+    insert("e")
+    assert set(cache.entries) == {"a", "x", "d", "e"}, "its place is behind c by now"
+    insert("f")
+    assert set(cache.entries) == {"x", "d", "e", "f"}
+    assert cache.evictions == 3

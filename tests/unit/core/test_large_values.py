@@ -311,6 +311,53 @@ def test_deleted_and_replaced_values_are_given_back() -> None:
     assert world.engine.size == 0
 
 
+def test_a_small_value_under_the_token_of_a_large_one_takes_nothing_with_it() -> None:
+    world = World()
+    a, b = world.joined("a", "b")
+    first = bound(a)
+    thief = Stored(first.token, "bytes", b"small")
+    for key, replace in (("l", False), ("l", True), ("k2", False)):
+        call = begin_set(b, key, thief, replace=replace)
+        sent(call)
+    b.delete("l")
+    call = begin_set(b, "k2", Stored(world.random16(), "bytes", b"other"), replace=True)
+    sent(call)
+    left = world.bulk.read(first.token, 0, 100)
+    assert left is not None
+    assert bytes(left) == BODY
+
+
+def test_both_values_of_a_replacement_that_waits_count_against_the_limit() -> None:
+    world = World(limit=2000)
+    (a,) = world.joined("a")
+    body = bytes(600)
+    stored = large(world, body)
+    first = begin_set(a, "k", stored)
+    sent(first)
+    supply(first, body)
+    sent(first)
+    second = large(world, body)
+    staged(a, second, 0, body)
+    replacing = begin_set(a, "k", second, replace=True)
+    replacing.send()
+    assert staged(a, large(world, bytes(900)), 0, b"x").refusal is Refusal.FULL
+    world.settle()
+    replacing.answer()
+    assert replacing.result["k"].status is SetStatus.REPLACED
+    assert staged(a, large(world, bytes(900)), 0, b"x").received == 1
+
+
+def test_nobody_else_can_give_up_an_upload() -> None:
+    world = World()
+    a, b = world.joined("a", "b")
+    stored = large(world)
+    staged(a, stored, 0, BODY[:3])
+    world.deliver(b"x", Unstage(world.epoch, b.state.session, stored.token))
+    assert len(world.state._stages) == 1
+    world.deliver(b"x", Unstage(world.epoch, a.state.session, stored.token))
+    assert len(world.state._stages) == 0
+
+
 def test_a_value_that_is_gone_is_asked_for_again() -> None:
     world = World()
     a, b = world.joined("a", "b")
