@@ -22,11 +22,13 @@ from dstore.errors import (
     UnknownCodec,
     ValueCorrupt,
     ValueTooLarge,
+    WaitTimedOut,
 )
 from dstore.global_server import Global
-from dstore.node import Node
+from dstore.node import Node, connect
 from dstore.translate import Deletion
 from dstore.verbs import Lookup
+from dstore.watch import Event, Watch
 
 __version__: str
 
@@ -36,6 +38,7 @@ __all__ = [
     "Codec",
     "Deletion",
     "DstoreError",
+    "Event",
     "Global",
     "GlobalUnavailable",
     "InvalidKey",
@@ -50,7 +53,10 @@ __all__ = [
     "UnknownCodec",
     "ValueCorrupt",
     "ValueTooLarge",
+    "WaitTimedOut",
+    "Watch",
     "__version__",
+    "connect",
 ]
 
 

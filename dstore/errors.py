@@ -122,6 +122,10 @@ class StoreFull(DstoreError):
     """Global has reached its memory limit: delete something, or start it with a higher one."""
 
 
+class WaitTimedOut(DstoreError, TimeoutError):
+    """The key was not bound within the time that was given to :meth:`dstore.Node.wait`."""
+
+
 class AddressError(DstoreError, OSError):
     """An address is malformed, in use, or cannot be bound. The message names it."""
 

@@ -7,17 +7,20 @@ slow one delays neither the lease nor anybody else.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import threading
 import time
+import weakref
 from collections.abc import Callable, Mapping
 from typing import NamedTuple, TypeVar
 
 from dstore import clock, content, reentrancy, wire
-from dstore.core.effects import Dropped, LocalEffect, Subscribe, Tell
+from dstore.core.effects import Announce, Dropped, LocalEffect, Subscribe, Tell
 from dstore.core.local_state import LocalState
 from dstore.core.operations import Ask, Obtain, Operation, Resumed, Step, Supply, Until
 from dstore.core.transfer import Body, Damaged, Moved, Send, Transfer, TransferFailed, upload
+from dstore.core.watching import ALL
 from dstore.errors import AddressError, BadMessage, NodeClosed, ValueCorrupt
 from dstore.files import Progress
 from dstore.large import LargeValues, random16
@@ -39,6 +42,7 @@ from dstore.messages import (
 from dstore.transport.channel import Channel
 from dstore.transport.link import Link
 from dstore.transport.waker import signals_left_to_this_thread
+from dstore.watch import Watch
 
 log = logging.getLogger("dstore.local")
 
@@ -105,6 +109,8 @@ class Local:
         self._changed = threading.Condition(self._lock)
         self._waiting = 0
         self._asleep_until = float("-inf")
+        self._watches: weakref.WeakValueDictionary[int, Watch] = weakref.WeakValueDictionary()
+        self._numbers = itertools.count(1)
         self._complaints = LimitedLog(log)
         self._stopping = False
         self._closer: threading.Thread | None = None
@@ -305,6 +311,7 @@ class Local:
                     with self._lock:
                         self.state.goodbye(clock.now())
         finally:
+            self._end_watches()
             self._control.close()
             self.large.close()
             if self._closer is threading.current_thread():
@@ -349,6 +356,8 @@ class Local:
             elif isinstance(effect, Subscribe):
                 self._subscribe(effect.publisher)
                 self.large.joined(effect.epoch)
+            elif isinstance(effect, Announce):
+                self._announce_removals(effect)
             else:
                 self.large.drop(effect.tokens)
                 if self._on_deletion is not None:
@@ -373,6 +382,16 @@ class Local:
         """When the background thread has something to do."""
         looks = self.state.cache.shared or self._unlooked
         return min(self.state.wake_at, self._look_at) if looks else self.state.wake_at
+
+    def _announce_removals(self, effect: Announce) -> None:
+        watches = dict(self._watches)
+        for removal in effect.removals:
+            for number, watch in watches.items():
+                if removal.watcher in (ALL, number):
+                    watch.put(removal.key)
+        with self._lock:  # those that were dropped unclosed
+            for number in self.state.watching.watchers - set(self._watches):
+                self.state.unwatch(number)
 
     def _look(self, now: float) -> None:
         """Give up cached values whose files have been evicted: they keep the memory taken."""
@@ -400,6 +419,36 @@ class Local:
                 self.state.obstacle = f"what answers there is of another kind: {error}"
             self._complaints.warning("dropped a frame that is not Global's: %s", error)
             return None
+
+    # ---- watches --------------------------------------------------------------------------
+
+    def watch(self, prefix: Key, limit: int) -> Watch:
+        """A new watch of the keys that begin with ``prefix``. Raises NodeClosed."""
+        watch = Watch(prefix, limit, self._unwatch)
+
+        def begin(state: LocalState, _: object) -> None:
+            with self._lock:
+                self._check_open()
+                number = next(self._numbers)
+                self._watches[number] = watch
+                state.watch(number, clock.now())
+            self._control.wake()
+
+        self.work(begin)
+        return watch
+
+    def _unwatch(self, watch: Watch) -> None:
+        for number, each in list(self._watches.items()):
+            if each is watch:
+                self._watches.pop(number, None)
+
+    def _end_watches(self) -> None:
+        for watch in list(self._watches.values()):
+            watch.end()
+
+    def forked(self) -> None:
+        """In the child: nothing of this is ours, and nobody will tell our watches anything."""
+        self._end_watches()
 
     # ---- the end --------------------------------------------------------------------------
 

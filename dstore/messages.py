@@ -139,6 +139,7 @@ class Sync(NamedTuple):
     """Renew the lease; ``serial`` ties the answer to the moment of sending.
 
     ``seen``: the outcomes of this session's writes below this number need not be kept.
+    ``watching``: it wants to be told when deletions are complete.
     """
 
     epoch: int
@@ -146,6 +147,7 @@ class Sync(NamedTuple):
     serial: int
     applied: int
     seen: int
+    watching: bool = False
 
 
 class Ack(NamedTuple):
@@ -170,6 +172,16 @@ class Get(NamedTuple):
     session: int
     request: int
     keys: list[Key]
+
+
+class Wait(NamedTuple):
+    """Ask for the value of a key, and if it has none, wait ``timeout`` seconds until it has."""
+
+    epoch: int
+    session: int
+    request: int
+    key: Key
+    timeout: float
 
 
 class SetItem(NamedTuple):
@@ -272,7 +284,8 @@ class Synced(NamedTuple):
     """The deletions in (``after``, ``seq``], or None for ``keys``: drop the whole cache.
 
     In answer to the SYNC with this ``serial`` it renews the lease. With serial 0 it is a push,
-    sent unasked to a holder that is late, and renews nothing.
+    sent unasked to a holder that is late, and renews nothing. All deletions up to ``settled`` are
+    complete.
     """
 
     epoch: int
@@ -281,6 +294,15 @@ class Synced(NamedTuple):
     after: int
     seq: int
     keys: list[Key] | None
+    settled: int = 0
+
+
+class Settled(NamedTuple):
+    """All deletions up to ``settled`` are complete. Sent unasked to those who watch."""
+
+    epoch: int
+    session: int
+    settled: int
 
 
 class Farewell(NamedTuple):
@@ -380,10 +402,10 @@ class Publication(NamedTuple):
     holders: list[int]
 
 
-Request: TypeAlias = Get | Set | Del | Scan | Stats | Fetch | Stage
+Request: TypeAlias = Get | Wait | Set | Del | Scan | Stats | Fetch | Stage
 ToGlobal: TypeAlias = Hello | Sync | Ack | Goodbye | Unstage | Request
 Answered: TypeAlias = GetReply | SetReply | DelReply | ScanReply | StatsReply
 Reply: TypeAlias = Answered | Chunk | Staged | Refused
 REPLIES = (GetReply, SetReply, DelReply, ScanReply, StatsReply, Chunk, Staged, Refused)
-ToLocal: TypeAlias = Welcome | Synced | Farewell | Reply | Publication
+ToLocal: TypeAlias = Welcome | Synced | Settled | Farewell | Reply | Publication
 Message: TypeAlias = ToGlobal | ToLocal

@@ -11,7 +11,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from dstore import clock, config, translate
 from dstore.codecs import Codec, Codecs
@@ -24,8 +24,24 @@ from dstore.messages import Key, Stored
 from dstore.translate import Deletion
 from dstore.transport import addresses
 from dstore.verbs import RAISE, Lookup, Run, Verb, Verbs
+from dstore.watch import LIMIT_DEFAULT, Event, Watch, call_back
 
 T = TypeVar("T")
+
+
+class _Settings(NamedTuple):
+    """What a Node is made with, and pickled as. The fields of :class:`Node`."""
+
+    address: str
+    timeout: float = config.TIMEOUT_DEFAULT
+    cache_bytes: int = config.CACHE_BYTES_DEFAULT
+    stale_ok: bool = False
+    label: str = ""
+    on_deletion: Callable[[str | bytes], None] | None = None
+    pickle: bool = False
+    codecs: tuple[Codec, ...] = ()
+    shm: str | None = None
+    shm_limit: int | None = None
 
 
 class Node:
@@ -33,6 +49,8 @@ class Node:
 
     The Node joins in the background: making one neither blocks nor fails when Global is down.
     After a fork the child joins anew on first use, with an empty cache; the parent is undisturbed.
+    A Node can be pickled, as its settings: unpickled, it is the Node with these settings that the
+    process has, or else a new one, as of :func:`connect`.
 
     Parameters
     ----------
@@ -101,14 +119,21 @@ class Node:
         if not 0 < timeout < config.TIMEOUT_MAX:
             raise ValueError(f"a timeout is above 0 and below {config.TIMEOUT_MAX:g} seconds")
         self.address = addresses.check(address or config.address_default())
-        self._cache_bytes = cache_bytes
-        self._verbs = Verbs(Codecs(codecs, pickle=pickle), timeout, stale_ok)
-        self._shm = shm
-        self._shm_limit = shm_limit
+        self._settings = _Settings(
+            self.address,
+            timeout,
+            cache_bytes,
+            stale_ok,
+            label,
+            on_deletion,
+            pickle,
+            tuple(codecs),
+            shm,
+            shm_limit,
+        )
+        self._verbs = Verbs(Codecs(self._settings.codecs, pickle=pickle), timeout, stale_ok)
         if len(label) > config.LABEL_MAX or not label.isprintable():
             raise ValueError(f"a label is at most {config.LABEL_MAX} printable characters")
-        self._label = label
-        self._on_deletion = on_deletion
         self._closed = False
         self._local: Local | None = None
         self._state = _absent()
@@ -213,6 +238,42 @@ class Node:
                 return
             after = page.after
 
+    # ---- waiting and watching -------------------------------------------------------------
+
+    def wait(self, key: str | bytes, timeout: float | None = None) -> Any:
+        """The value of ``key``, as soon as somebody has set it; at once if it is there.
+
+        Global is not asked again and again: it answers when the key is set. Raises WaitTimedOut
+        after ``timeout`` seconds (None: never), and GlobalUnavailable when Global is away for
+        longer than the Node's own timeout.
+        """
+        return self._do(self._verbs.wait(key, timeout))
+
+    def watch(
+        self,
+        prefix: str | bytes = "",
+        *,
+        callback: Callable[[Event], None] | None = None,
+        limit: int = LIMIT_DEFAULT,
+    ) -> Watch:
+        """Iterate over what is deleted and replaced, by whomever, among keys with this prefix.
+
+        An :class:`Event` comes when the deletion has taken effect: a ``get`` finds what is there
+        now. The first event is a *resync*, without a key: read what you need; whatever changes
+        from then on, you are told of. Others follow whenever events may have been missed.
+
+            for event in node.watch("config/"):
+                reload(event.key)  # None: everything
+
+        With ``callback`` that is called for each event, in a thread of its own. At most ``limit``
+        events wait to be taken; then the oldest go, are counted, and a resync stands for them.
+        Close the watch, or leave its ``with`` block, when it is needed no more.
+        """
+        watch = self._here().watch(translate.key_text(prefix), limit)
+        if callback is not None:
+            call_back(watch, callback)
+        return watch
+
     # ---- writing --------------------------------------------------------------------------
 
     def set(self, key: str | bytes, value: Any, *, replace: bool = False) -> None:
@@ -311,7 +372,7 @@ class Node:
             "evictions": state.cache.evictions,
             "keys": len(state.entries),
             "bytes": state.cache.size,
-            "bytes_limit": self._cache_bytes,
+            "bytes_limit": self._settings.cache_bytes,
             "lease": state.lease,
             "lease_left": max(0.0, left),
             "applied": state.applied,
@@ -335,6 +396,8 @@ class Node:
     def close(self) -> None:
         """Say goodbye and give everything back. Idempotent."""
         _nodes.discard(self)
+        if _connected.get(self._settings) is self:
+            _connected.pop(self._settings, None)
         with self._birth:
             self._closed = True
             local, self._local = self._local, None
@@ -342,6 +405,10 @@ class Node:
         if local is not None:
             self._dropped.detach()
             local.close()
+
+    def __reduce__(self) -> tuple[Callable[[_Settings], Node], tuple[_Settings]]:
+        """Pickled are the settings; see :func:`connect` for what comes of them."""
+        return _restored, (self._settings,)
 
     def __enter__(self) -> Node:
         return self
@@ -366,10 +433,10 @@ class Node:
                 self._local = Local(
                     self.address,
                     label=self._label_here(),
-                    cache_bytes=self._cache_bytes,
-                    on_deletion=_announcer(self._on_deletion),
-                    shm=self._shm,
-                    shm_limit=self._shm_limit,
+                    cache_bytes=self._settings.cache_bytes,
+                    on_deletion=_announcer(self._settings.on_deletion),
+                    shm=self._settings.shm,
+                    shm_limit=self._settings.shm_limit,
                 )
                 self._state = self._local.state
                 self._dropped = weakref.finalize(self, _abandon, self._local, self.address)
@@ -377,12 +444,13 @@ class Node:
             return self._local
 
     def _label_here(self) -> str:
-        return self._label or f"{socket.gethostname()}:{os.getpid()}"
+        return self._settings.label or f"{socket.gethostname()}:{os.getpid()}"
 
     def _forked(self) -> None:
         """In the child: the parent's lease, cache, sockets, thread and locks are not ours."""
         if self._local is not None:
             self._dropped.detach()
+            self._local.forked()
         self._state = _absent()
         self._local = None
         self._birth = threading.Lock()
@@ -407,9 +475,40 @@ def _absent() -> LocalState:
 # ---- the Nodes of this process ----------------------------------------------------------------
 
 _nodes: weakref.WeakSet[Node] = weakref.WeakSet()
+_connected: dict[_Settings, Node] = {}
+_connecting = threading.RLock()
+
+
+def connect(address: str | None = None, **settings: Any) -> Node:
+    """The Node of this process for an address (and other settings, as for :class:`Node`).
+
+    Whoever asks with the same settings gets the same one; it lives until it is closed, which
+    nobody has to do, or the process ends. In a forked child, and in processes that were spawned,
+    it is one of their own. Safe from any thread. Raises what :class:`Node` raises.
+    """
+    settings["codecs"] = tuple(settings.get("codecs", ()))
+    return _kept(_Settings(addresses.check(address or config.address_default()), **settings))
+
+
+def _restored(settings: _Settings) -> Node:
+    """What an unpickled Node is: the one of this process with these settings, however made."""
+    for node in list(_nodes):
+        if node._settings == settings and not node._closed:
+            return node
+    return _kept(settings)
+
+
+def _kept(settings: _Settings) -> Node:
+    with _connecting:
+        node = _connected.get(settings)
+        if node is None or node._closed:
+            node = _connected[settings] = Node(**settings._asdict())
+        return node
 
 
 def _after_fork_in_child() -> None:
+    global _connecting
+    _connecting = threading.RLock()
     for node in list(_nodes):
         node._forked()
 

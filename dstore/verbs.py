@@ -18,7 +18,7 @@ from dstore.core.cache import Entry
 from dstore.core.local_state import LocalState
 from dstore.core.operations import Answer, Operation
 from dstore.core.transfer import Body, Write
-from dstore.errors import InvalidKey, KeyMissing, KeyOccupied, ValueTooLarge
+from dstore.errors import InvalidKey, KeyMissing, KeyOccupied, ValueTooLarge, WaitTimedOut
 from dstore.files import Fetched, Progress
 from dstore.large import LargeValues, Source, random16
 from dstore.messages import DelResult, Key, Large, SetItem, SetStatus, Stored
@@ -161,6 +161,18 @@ class Verbs:
         return {
             key: self._answered(answers[name]) for key, name in names.items() if name in answers
         }
+
+    def wait(self, key: str | bytes, timeout: float | None) -> Verb[Any]:
+        name = translate.key_name(key)
+        span = float("inf") if timeout is None else timeout
+        answer: Answer | None = yield Run(
+            lambda state, now: operations.wait(state, name, now, now + span, self.timeout)
+        )
+        if answer is None:
+            raise WaitTimedOut(f"{key!r} was not set within {span:g} seconds")
+        self.hits += answer.from_local
+        self.misses += not answer.from_local
+        return self._answered(answer)
 
     def page(self, prefix: str, after: str) -> Verb[Any]:
         page = yield Run(

@@ -45,6 +45,7 @@ from dstore.messages import (
     SetReply,
     SetResult,
     SetStatus,
+    Settled,
     Stage,
     Staged,
     Stats,
@@ -55,11 +56,12 @@ from dstore.messages import (
     ToGlobal,
     ToLocal,
     Unstage,
+    Wait,
     Welcome,
 )
 
 MAGIC = b"dS"
-VERSION = 2
+VERSION = 3
 PREFIX = MAGIC + bytes([VERSION])
 
 CODEC_NAME_MAX = 64
@@ -237,7 +239,7 @@ _asked = (_uint, _uint, _uint)  # epoch, session, request
 
 _TO_GLOBAL: dict[int, tuple[type[ToGlobal], tuple[Check, ...]]] = {
     1: (Hello, (_id16, _uint, _uint, _label)),
-    2: (Sync, (_uint, _uint, _uint, _uint, _uint)),
+    2: (Sync, (_uint, _uint, _uint, _uint, _uint, _bool)),
     3: (Ack, (_uint, _uint, _uint)),
     4: (Goodbye, (_uint, _uint)),
     5: (Get, (*_asked, _keys)),
@@ -248,11 +250,12 @@ _TO_GLOBAL: dict[int, tuple[type[ToGlobal], tuple[Check, ...]]] = {
     10: (Fetch, (*_asked, _id16, _uint, _length)),
     11: (Stage, (*_asked, _upload, _uint, _data)),
     12: (Unstage, (_uint, _uint, _id16)),
+    13: (Wait, (*_asked, _key, _span)),
 }
 
 _TO_LOCAL: dict[int, tuple[type[ToLocal], tuple[Check, ...]]] = {
     65: (Welcome, (_uint, _uint, _id16, _uint, _span, _text, _uint, _uint)),
-    66: (Synced, (_uint, _uint, _uint, _uint, _uint, _optional(_list(_key)))),
+    66: (Synced, (_uint, _uint, _uint, _uint, _uint, _optional(_list(_key)), _uint)),
     67: (Farewell, (_uint, _uint)),
     68: (GetReply, (*_asked, _list(_found))),
     69: (SetReply, (*_asked, _list(_set_result))),
@@ -263,6 +266,7 @@ _TO_LOCAL: dict[int, tuple[type[ToLocal], tuple[Check, ...]]] = {
     74: (Publication, (_uint, _uint, _list(_key), _list(_uint))),
     75: (Chunk, (*_asked, _id16, _uint, _data)),
     76: (Staged, (*_asked, _id16, _uint, _uint)),
+    77: (Settled, (_uint, _uint, _uint)),
 }
 
 _NUMBER: dict[type[Message], int] = {

@@ -86,6 +86,11 @@ class TwoPhase:
         """The number of the newest deletion."""
         return self._log.seq
 
+    @property
+    def settled(self) -> int:
+        """All deletions up to this number are complete."""
+        return next(iter(self.dying.values())).seq - 1 if self.dying else self._log.seq
+
     def begin(self, dying: Dying, now: float) -> Dying:
         """Mark the key, number the deletion, and note whose acknowledgement it needs."""
         dying.seq = self._log.append(dying.key)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple, TypeAlias
 
+from dstore.core.watching import Removal
 from dstore.messages import Key, Publication, Route, ToGlobal, ToLocal
 
 # ---- at Global --------------------------------------------------------------------------------
@@ -49,4 +50,10 @@ class Dropped(NamedTuple):
     tokens: list[bytes]
 
 
-LocalEffect: TypeAlias = Tell | Subscribe | Dropped
+class Announce(NamedTuple):
+    """Tell those who watch; one number of a watcher, or ALL, with each."""
+
+    removals: list[Removal]
+
+
+LocalEffect: TypeAlias = Tell | Subscribe | Dropped | Announce

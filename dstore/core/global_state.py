@@ -18,6 +18,7 @@ from dstore.core.effects import GlobalEffect
 from dstore.core.outbox import Outbox
 from dstore.core.sessions import Session, Sessions
 from dstore.core.stages import StageRefused, Stages
+from dstore.core.waits import Waits
 from dstore.core.writes import Writes
 from dstore.engines.base import Bulk, Engine
 from dstore.messages import (
@@ -38,6 +39,7 @@ from dstore.messages import (
     Scan,
     ScanReply,
     Set,
+    Settled,
     Stage,
     Staged,
     Stats,
@@ -46,6 +48,7 @@ from dstore.messages import (
     Synced,
     ToGlobal,
     Unstage,
+    Wait,
     Welcome,
 )
 
@@ -93,6 +96,9 @@ class GlobalState:
         self._holders = self._sessions.holders
         self._deletions = TwoPhase(self._log, self._sessions, lease)
         self._stages = Stages(bulk)
+        self._waits = Waits()
+        self._watching: dict[int, Session] = {}
+        self._told = 0  # up to which number watchers know that deletions are complete
         self._writes = Writes(
             epoch,
             engine,
@@ -110,6 +116,7 @@ class GlobalState:
             Ack: self._on_ack,
             Goodbye: self._on_goodbye,
             Get: self._on_get,
+            Wait: self._on_wait,
             Set: self._on_set,
             Del: self._on_del,
             Scan: self._on_scan,
@@ -142,7 +149,7 @@ class GlobalState:
         counted from earlier would end here before its Local gives it up.
         """
         self._handlers[type(message)](route, message, now)
-        self._writes.settle(now)
+        self._settle(now)
         self.wake_at = min(self.wake_at, self._next_wake(now))
         return self._out.take()
 
@@ -158,14 +165,30 @@ class GlobalState:
                 self._end_session(session, now)
             self._drop_at = now + self.lease if len(self._sessions) else NEVER
         self._holders.sweep(SWEEP_KEYS)
-        self._writes.settle(now)
+        for waiting in self._waits.expire(now):
+            self._answer(*waiting)
+        self._settle(now)
         self.wake_at = self._next_wake(now)
         return self._out.take()
 
     def _next_wake(self, now: float) -> float:
         if self._holders.sweeping:
             return now
-        return min(self._drop_at, self._deletions.wake_at(), self._stages.wake_at)
+        return min(
+            self._drop_at, self._deletions.wake_at(), self._stages.wake_at, self._waits.wake_at
+        )
+
+    def _settle(self, now: float) -> None:
+        """Tell everybody what has come of this event."""
+        self._writes.settle(now)
+        bound, self._writes.bound = self._writes.bound, []
+        for key in bound:
+            for waiting in self._waits.bound(key):
+                self._answer(*waiting)
+        if self._watching and self._deletions.settled > self._told:
+            self._told = self._deletions.settled
+            for session in self._watching.values():
+                self._out.send(session.route, Settled(self.epoch, session.id, self._told))
 
     def close(self) -> None:
         """From now on refuse new sessions and writes; what is under way goes on."""
@@ -219,6 +242,10 @@ class GlobalState:
         self.counters["syncs"] += 1
         session.forget_outcomes(message.seen)
         session.lease_end = now + self.lease
+        if message.watching:
+            self._watching[session.id] = session
+        else:
+            self._watching.pop(session.id, None)
         self._out.send(route, self._missed(session, message.serial, message.applied))
 
     def _on_ack(self, route: Route, message: Ack, now: float) -> None:
@@ -246,6 +273,7 @@ class GlobalState:
     def _end_session(self, session: Session, now: float) -> None:
         """The Local holds nothing any more, or has been silent for so long that its lease ended."""
         self._sessions.close(session)
+        self._watching.pop(session.id, None)
         self._stages.end(session)
         self._writes.confirm(session, self._log.seq, now)
 
@@ -253,7 +281,8 @@ class GlobalState:
         keys = self._log.since(applied)
         if keys is None:
             self.counters["flushes"] += 1
-        return Synced(self.epoch, session.id, serial, applied, self._log.seq, keys)
+        settled = self._deletions.settled
+        return Synced(self.epoch, session.id, serial, applied, self._log.seq, keys, settled)
 
     def _session(self, route: Route, message: Sync | Ack | Request) -> Session | None:
         """The session that a message bears, or None when it has been refused."""
@@ -293,6 +322,24 @@ class GlobalState:
         # that no deletion can begin in between and miss it.
         self._holders.add(key, session.bit)
         return Found(seq, True, stored)
+
+    def _on_wait(self, route: Route, message: Wait, now: float) -> None:
+        session = self._session(route, message)
+        if session is None:
+            return
+        self.counters["waits"] += 1
+        if self._engine.read(message.key) is not None:
+            self._answer(session, route, message)
+        elif self._waits.full:
+            self._out.refuse(route, message, Refusal.BUSY, "too many requests wait for keys")
+        else:
+            self._waits.add(session, route, message, now)
+
+    def _answer(self, session: Session, route: Route, message: Wait) -> None:
+        """Answer a WAIT as a GET is. Its session may have ended, and its bit be another's."""
+        if session.open:
+            items = [self._read(message.key, session)]
+            self._out.send(route, GetReply(self.epoch, session.id, message.request, items))
 
     def _on_fetch(self, route: Route, message: Fetch, now: float) -> None:
         session = self._session(route, message)
@@ -338,6 +385,8 @@ class GlobalState:
             "sessions": len(self._sessions),
             "lapsed": sum(each.lease_end <= now for each in self._sessions),
             "held_keys": len(self._holders),
+            "waiting": len(self._waits),
+            "watching": len(self._watching),
             "uploads": len(self._stages),
             "upload_bytes": self._stages.reserved,
             "expired": self._deletions.expired,

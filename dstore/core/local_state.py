@@ -19,7 +19,8 @@ from collections.abc import Callable
 
 from dstore.config import LARGE_FROM_DEFAULT, VALUE_LIMIT_DEFAULT
 from dstore.core.cache import Cache, Entry, Held
-from dstore.core.effects import Dropped, LocalEffect, Subscribe, Tell
+from dstore.core.effects import Announce, Dropped, LocalEffect, Subscribe, Tell
+from dstore.core.watching import Watching
 from dstore.messages import (
     NO_SESSION,
     Ack,
@@ -31,6 +32,7 @@ from dstore.messages import (
     Publication,
     Refusal,
     Refused,
+    Settled,
     Sync,
     Synced,
     ToLocal,
@@ -105,6 +107,7 @@ class LocalState:
         self.counters = dict.fromkeys(
             ("fills", "deletions", "drops", "flushes", "gaps", "joins"), 0
         )
+        self.watching = Watching()
         self._random16 = random16
         self._label = label
         self._fills: dict[Key, list[Fill]] = {}
@@ -149,6 +152,9 @@ class LocalState:
             self._on_publication(message, now)
         elif type(message) is Synced:
             self._on_synced(message, now)
+        elif type(message) is Settled:
+            if (message.epoch, message.session) == (self.epoch, self.session):
+                self.watching.settled(message.settled)
         elif type(message) is Welcome:
             effects += self._on_welcome(message, now)
         elif type(message) is Refused:
@@ -178,12 +184,14 @@ class LocalState:
         if self._dropped or self._unshared:
             effects.append(Dropped(self._dropped, self._unshared))
             self._dropped, self._unshared = [], []
+        if self.watching.due:
+            effects.append(Announce(self.watching.take()))
         return effects
 
     @property
     def wake_at(self) -> float:
         """When :meth:`tick` is next due."""
-        if self._ack_due or self._dropped or self._unshared:
+        if self._ack_due or self._dropped or self._unshared or self.watching.due:
             return LAPSED
         if self._unstaged and self.session and not self.closing:
             return LAPSED
@@ -220,6 +228,7 @@ class LocalState:
             for fill in fills:
                 fill.done = True
         self._fills.clear()
+        self.watching.void()
         self._held, self._held_keys = [], 0
         self._sent_at.clear()
         self._unstaged = []
@@ -252,6 +261,9 @@ class LocalState:
         self._synced_at = self._hello_first
         self._sync_at = self._hello_first + RENEW * self.lease
         self._trust(self._hello_first)
+        if self.watching.watchers:
+            self.watching.missed(self.applied)
+            self.renew(now)
         return [Subscribe(message.epoch, message.publisher)]
 
     def refused(self, message: Refused, now: float) -> None:
@@ -290,7 +302,8 @@ class LocalState:
         self._synced_at = now
         self._acked = self.applied
         self._sync_at = now + RENEW * self.lease
-        return Tell(Sync(self.epoch, self.session, self._serial, self.applied, self.seen))
+        watching = bool(self.watching.watchers)
+        return Tell(Sync(self.epoch, self.session, self._serial, self.applied, self.seen, watching))
 
     def _on_synced(self, message: Synced, now: float) -> None:
         ours = (message.epoch, message.session) == (self.epoch, self.session)
@@ -303,6 +316,7 @@ class LocalState:
             self._apply(message.after + 1, message.keys)
         else:  # a push that builds on an acknowledgement from before we joined anew: not ours
             return
+        self.watching.settled(message.settled)
         sent_at = self._sent_at.get(message.serial)
         if sent_at is not None:
             self._trust(sent_at)
@@ -355,6 +369,7 @@ class LocalState:
         for key in keys[max(0, self.applied + 1 - first) :]:
             self.applied += 1
             self.counters["deletions"] += 1
+            self.watching.applied(self.applied, key)
             for fill in self._fills.get(key, ()):
                 fill.deleted = self.applied
             entry = self.cache.discard(key)
@@ -376,6 +391,17 @@ class LocalState:
             for fill in fills:
                 fill.deleted = seq
         self.applied = seq
+        self.watching.missed(seq)
+
+    # ---- those who watch ------------------------------------------------------------------
+
+    def watch(self, watcher: int, now: float) -> None:
+        """From now on tell this one which values are gone."""
+        self.watching.begin(watcher, self.applied if self.session else None)
+        self.renew(now)
+
+    def unwatch(self, watcher: int) -> None:
+        self.watching.end(watcher)
 
     # ---- the cache ------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ from dstore.messages import Publication, Refusal, Refused, Route, ToGlobal, ToLo
 
 COUNTERS = (
     "gets",
+    "waits",
     "sets",
     "dels",
     "scans",

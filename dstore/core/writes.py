@@ -67,6 +67,7 @@ class Writes:
         value_limit: int,
     ) -> None:
         self.closing = False
+        self.bound: list[Key] = []  # keys that were free; GlobalState takes them
         self._epoch = epoch
         self._engine = engine
         self._bulk = bulk
@@ -195,6 +196,7 @@ class Writes:
             self._give_up(item.stored)
             full = isinstance(error, StoreFull)
             return SetResult(SetStatus.FULL if full else SetStatus.FAILED, seq)
+        self.bound.append(item.key)
         return SetResult(SetStatus.STORED, seq, self._hold(item.key, session))
 
     def _occupied(self, call: Call, key: Key, old: Stored) -> SetResult:

@@ -53,6 +53,9 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "refusal": st.sampled_from(messages.Refusal),
     "figures": figures,
     "holders": st.lists(uints, max_size=5),
+    "watching": st.booleans(),
+    "key": keys,
+    "timeout": st.floats(0, 1e8, exclude_min=True),
 }
 ITEMS: dict[type, st.SearchStrategy[Any]] = {
     messages.Set: st.builds(messages.SetItem, keys, stored),

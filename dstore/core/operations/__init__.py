@@ -23,7 +23,7 @@ the SET is sent again as a new write. A deadline is put off by the time that a t
 from __future__ import annotations
 
 from dstore.core.operations.exchange import Ask, Obtain, Operation, Resumed, Step, Supply, Until
-from dstore.core.operations.reading import Answer, get, join, scan, stats
+from dstore.core.operations.reading import Answer, get, join, scan, stats, wait
 from dstore.core.operations.writing import SetOutcome, delete, set_
 
 __all__ = [
@@ -42,4 +42,5 @@ __all__ = [
     "scan",
     "set_",
     "stats",
+    "wait",
 ]

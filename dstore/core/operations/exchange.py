@@ -121,11 +121,19 @@ def ensure_joined(state: LocalState, now: float, deadline: float) -> Operation[f
 
 
 def exchange(
-    state: LocalState, message: Request, kind: type[R], now: float, deadline: float
+    state: LocalState,
+    message: Request,
+    kind: type[R],
+    now: float,
+    deadline: float,
+    pause: float = RESEND_FIRST,
 ) -> Operation[tuple[float, R]]:
-    """Send one request until it is answered, in the session that it bears."""
+    """Send one request until it is answered, in the session that it bears.
+
+    After ``pause`` seconds it is sent again.
+    """
     unknown = 0
-    pause = min(RESEND_FIRST, (deadline - now) / 4)
+    pause = min(pause, (deadline - now) / 4)
     while True:
         resumed = yield Ask(message, min(deadline, now + pause))
         now, reply = resumed.now, resumed.reply

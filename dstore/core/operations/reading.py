@@ -10,6 +10,8 @@ from dstore.config import KEYS_PER_MESSAGE_MAX
 from dstore.core.cache import Entry, Held
 from dstore.core.local_state import Fill, LocalState
 from dstore.core.operations.exchange import (
+    RESEND_FIRST,
+    RESEND_MAX,
     ROUNDS_MAX,
     Obtain,
     Operation,
@@ -42,11 +44,15 @@ from dstore.messages import (
     Stats,
     StatsReply,
     Stored,
+    Wait,
 )
 
 MOVED = "the value is replaced more quickly than it can be fetched"
 JOIN_MAX = 1.0
 """Seconds for which a GET waits for another one of its key that is in flight."""
+WAIT_ROUND = 10.0
+"""Seconds that Global keeps a request that waits for a key; then it is asked again."""
+WAIT_MIN = 0.001
 
 
 class Answer(NamedTuple):
@@ -55,6 +61,16 @@ class Answer(NamedTuple):
     entry: Entry | None
     stored: Stored | None
     from_local: bool
+
+
+class _How(NamedTuple):
+    """How keys are asked for: with the bytes of large values, ``into`` what, and for how many
+    seconds Global is to ``wait`` if there is no value.
+    """
+
+    bodies: bool = True
+    into: Write | None = None
+    wait: float = 0.0
 
 
 def get(
@@ -93,7 +109,7 @@ def get(
         asked = [key for key in wanted if key not in joined][:KEYS_PER_MESSAGE_MAX]
         if asked:
             left = len(wanted), gone.total()
-            how = (bodies, into)
+            how = _How(bodies, into)
             now = yield from _fetch(state, asked, wanted, answers, gone, how, now, deadline)
             if (len(wanted), gone.total()) != left:
                 deadline = now + span  # what is left is another message, with its own time
@@ -103,6 +119,28 @@ def get(
             now = (yield Until(_ended(joined.values()), patience)).now
             check_time(state, now, deadline)
     return answers
+
+
+def wait(
+    state: LocalState, key: Key, now: float, deadline: float, patience: float
+) -> Operation[Answer | None]:
+    """The value of a key as soon as it has one; None if it has none until ``deadline``.
+
+    ``patience`` is how many seconds Global may take to answer beyond what it is to wait.
+    """
+    gone: Counter[Key] = Counter()
+    while True:
+        entry = state.hit(key, now)
+        if entry is not None:
+            return Answer(entry, None, True)
+        wanted: dict[Key, None] = {key: None}
+        answers: dict[Key, Answer] = {}
+        how = _How(wait=max(WAIT_MIN, min(WAIT_ROUND, deadline - now)))
+        now = yield from _fetch(state, [key], wanted, answers, gone, how, now, now + patience)
+        if key in answers:
+            return answers[key]
+        if now >= deadline and not wanted:
+            return None
 
 
 def scan(
@@ -132,7 +170,7 @@ def _fetch(
     wanted: dict[Key, None],
     answers: dict[Key, Answer],
     gone: Counter[Key],
-    how: tuple[bool, Write | None],
+    how: _How,
     now: float,
     deadline: float,
 ) -> Operation[float]:
@@ -145,14 +183,18 @@ def _fetch(
     fills: list[Fill] = []
     try:
         for key in keys:
-            state.begin_fill(key, fills, reading=True)
-        message = Get(*envelope(state), keys)
-        now, reply = yield from exchange(state, message, GetReply, now, deadline)
+            state.begin_fill(key, fills, reading=not how.wait)  # nobody else is to wait for it
+        message: Request = Get(*envelope(state), keys)
+        pause = RESEND_FIRST
+        if how.wait:
+            message = Wait(*envelope(state), keys[0], how.wait)
+            deadline, pause = deadline + how.wait, RESEND_MAX
+        now, reply = yield from exchange(state, message, GetReply, now, deadline, pause)
         if not reply.items:
             raise RequestRefused("Global answered a GET with nothing at all")
         large: list[tuple[Fill, Found]] = []
         for fill, found in zip(fills, reply.items):
-            if how[0] and found is not None and type(found.stored.body) is Large:
+            if how.bodies and found is not None and type(found.stored.body) is Large:
                 large.append((fill, found))
                 continue
             del wanted[fill.key]
@@ -164,7 +206,7 @@ def _fetch(
         for fill, found in large:
             if fill.done:
                 break  # the session ended; what is left is asked for anew
-            resumed = yield Obtain(envelope(state), found.stored, span, how[1])
+            resumed = yield Obtain(envelope(state), found.stored, span, how.into)
             now = resumed.now
             if resumed.failed is not None:
                 gone[fill.key] += 1

@@ -132,6 +132,7 @@ class Member:
         self.control: deque[Message] = world.inboxes.setdefault(self.route, deque())
         self.subscribed = False
         self.dropped: list[str] = []
+        self.told: list[tuple[int, str | None]] = []  # watchers, and what was announced to them
         self._calls = itertools.count(1)
 
     # ---- messages -------------------------------------------------------------------------
@@ -183,6 +184,8 @@ class Member:
                 self.subscribed = True
             elif isinstance(effect, Dropped):
                 self.dropped += effect.keys
+            else:
+                self.told += [(each.watcher, each.key) for each in effect.removals]
 
     # ---- operations -----------------------------------------------------------------------
 

@@ -1,0 +1,155 @@
+"""What a program hears of deletions: a bounded queue between the background thread and it."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections.abc import Callable
+from types import TracebackType
+from typing import NamedTuple
+
+from dstore import clock, translate
+from dstore.messages import Key
+from dstore.transport.waker import signals_left_to_this_thread
+
+log = logging.getLogger("dstore.local")
+
+LIMIT_DEFAULT = 10_000
+"""Events that wait to be taken; if there are more, the oldest go."""
+WAIT_MAX = 0.5
+"""Seconds of waiting in one go. A signal that comes in the instant before a wait begins is noticed
+by Python only after it.
+"""
+
+
+class Event(NamedTuple):
+    """The value of ``key`` has been deleted or replaced.
+
+    It has taken effect: a ``get`` finds what is there now. Without a key (*resync*) any value may
+    have gone: at the beginning, after Global was away for long or has restarted, and when events
+    were not taken quickly enough; ``missed`` is how many were lost for that last reason.
+    """
+
+    key: str | bytes | None
+    missed: int = 0
+
+    @property
+    def resync(self) -> bool:
+        """Whether everything has to be looked at anew."""
+        return self.key is None
+
+
+class Watch:
+    """The events of one Node whose keys begin with a prefix; an iterator, and a context manager.
+
+    Made by :meth:`dstore.Node.watch`. It ends when it or the Node is closed, and in a forked
+    child. Safe from any thread; each event goes to one of those who take them. What is not taken
+    costs nobody anything: the queue is bounded.
+    """
+
+    def __init__(self, prefix: Key, limit: int, leave: Callable[[Watch], None]) -> None:
+        if limit < 1:
+            raise ValueError(f"limit is at least 1, not {limit}")
+        self.missed = 0
+        self._prefix = prefix
+        self._limit = limit
+        self._leave = leave
+        self._told = 0  # of those missed
+        self._over = False
+        # Unlike a lock, this can be met again in a signal handler.
+        self._events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
+        self._notify: Callable[[], None] | None = None
+
+    def __repr__(self) -> str:
+        state = "ended" if self._over else f"{self._events.qsize()} waiting"
+        return f"<dstore.Watch {self._prefix!r} {state}, {self.missed} missed>"
+
+    # ---- for the program ------------------------------------------------------------------
+
+    def __iter__(self) -> Watch:
+        return self
+
+    def __next__(self) -> Event:
+        event = self.take()
+        if event is None:
+            raise StopIteration
+        return event
+
+    def take(self, timeout: float | None = None) -> Event | None:
+        """The next event; None if none comes within ``timeout`` seconds, or the watch has ended."""
+        end = clock.now() + timeout if timeout is not None else float("inf")
+        while True:
+            try:
+                return self._next(max(0.0, min(end - clock.now(), WAIT_MAX)))
+            except queue.Empty:
+                if clock.now() >= end:
+                    return None
+
+    def close(self) -> None:
+        """End it. What has not been taken is dropped. Idempotent."""
+        self._leave(self)
+        self.end()
+
+    def __enter__(self) -> Watch:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _next(self, timeout: float) -> Event | None:
+        """The next event, or None at the end. Raises queue.Empty."""
+        if self._over:
+            return None
+        missed, self._told = self.missed - self._told, self.missed
+        if missed:
+            return Event(None, missed)
+        event = self._events.get(timeout > 0, timeout)
+        if event is None:
+            self._events.put(None)  # for others who wait
+        return event
+
+    # ---- for the Local --------------------------------------------------------------------
+
+    def put(self, key: Key | None) -> None:
+        """The value of a key is gone; None: any may be. Never waits."""
+        if key is not None and not key.startswith(self._prefix):
+            return
+        while self._events.qsize() >= self._limit:
+            try:
+                self._events.get_nowait()
+                self.missed += 1
+            except queue.Empty:
+                break
+        self._add(Event(None if key is None else translate.public_key(key)))
+
+    def end(self) -> None:
+        """No more events come."""
+        self._over = True
+        self._add(None)
+
+    def _add(self, event: Event | None) -> None:
+        self._events.put(event)
+        notify = self._notify
+        if notify is not None:
+            notify()
+
+
+def call_back(watch: Watch, callback: Callable[[Event], None]) -> None:
+    """Call a function with each event, in a thread of its own, until the watch ends."""
+
+    def serve() -> None:
+        for event in watch:
+            try:
+                callback(event)
+            except Exception:
+                log.exception("the callback of a watch failed with %r", event)
+
+    thread = threading.Thread(target=serve, name="dstore-watch", daemon=True)
+    with signals_left_to_this_thread():
+        thread.start()

@@ -1,0 +1,149 @@
+"""WAIT: a GET that Global answers when there is something to answer."""
+
+from __future__ import annotations
+
+import pytest
+
+from dstore.core import operations, waits
+from dstore.core.operations.reading import WAIT_ROUND
+from dstore.errors import GlobalUnavailable
+from dstore.messages import Refusal, Wait
+from tests.unit.core.world import Call, Member, World, body
+
+
+def begin_wait(member: Member, key: str, timeout: float = 100.0) -> Call:
+    now = member.world.now
+    return member.begin(operations.wait(member.state, key, now, now + timeout, 5.0))
+
+
+def test_the_answer_comes_when_the_key_is_bound_and_is_cached() -> None:
+    world = World()
+    a, b = world.joined("a", "b")
+    call = begin_wait(a, "k")
+    assert call.send() is None
+    b.set("other", b"x")
+    assert not call.replies
+    b.set("k", b"v")
+    call.answer()
+    assert body(call.result) == b"v"
+    assert a.hit("k") == b"v"
+    assert len(world.state._waits) == 0
+    deletion = b.delete("k")
+    assert deletion.confirmed == 2, "who waited is a holder"
+    assert a.hit("k") is None
+
+
+def test_a_key_that_is_bound_is_answered_at_once() -> None:
+    world = World()
+    a, b = world.joined("a", "b")
+    b.set("k", b"v")
+    call = begin_wait(a, "k")
+    call.send()
+    call.answer()
+    assert not call.result.from_local
+    again = begin_wait(a, "k")
+    assert again.done
+    assert again.result.from_local
+
+
+def test_a_deletion_between_the_answer_and_its_arrival_keeps_it_out_of_the_cache() -> None:
+    world = World()
+    a, b = world.joined("a", "b")
+    call = begin_wait(a, "k")
+    call.send()
+    b.set("k", b"v")
+    b.delete("k")
+    call.answer()
+    assert body(call.result) == b"v"
+    assert a.hit("k") is None
+
+
+def test_it_goes_on_in_rounds_and_ends_in_time() -> None:
+    world = World()
+    (a,) = world.joined("a")
+    call = begin_wait(a, "k", timeout=1.5 * WAIT_ROUND)
+    for left in (WAIT_ROUND, WAIT_ROUND / 2):
+        assert call.message.timeout == pytest.approx(left)
+        call.send()
+        world.live(left, step=0.1)
+        assert not call.done
+        call.answer()
+    assert call.done
+    assert call.result is None
+    assert (len(world.state._waits), world.state._waits.wake_at) == (0, waits.NEVER)
+
+
+def test_a_repeat_is_one_request_and_is_answered_where_it_came_from_last() -> None:
+    world = World()
+    a, b = world.joined("a", "b")
+    call = begin_wait(a, "k")
+    call.send()
+    call.time_out()
+    world.deliver(b"elsewhere", call.message)
+    assert len(world.state._waits) == 1
+    b.set("k", b"v")
+    assert not call.replies
+    assert len(world.inboxes[b"elsewhere"]) == 1
+
+
+def test_a_session_that_has_ended_is_not_answered() -> None:
+    world = World()
+    a, b = world.joined("a", "b")
+    call = begin_wait(a, "k")
+    call.send()
+    a.state.goodbye(world.now)
+    world.settle()
+    b.set("k", b"v")
+    assert not call.replies
+    assert b.delete("k").confirmed == 1
+
+
+def test_who_waits_joins_the_next_life_of_global() -> None:
+    world = World()
+    (a,) = world.joined("a")
+    call = begin_wait(a, "k")
+    call.send()
+    world.start_global()
+    call.time_out()
+    call.send()
+    call.answer()
+    world.live(1.0)
+    call.look()
+    call.send()
+    a.set("k", b"v")
+    call.answer()
+    assert body(call.result) == b"v"
+
+
+def test_a_global_that_is_away_is_noticed() -> None:
+    world = World()
+    (a,) = world.joined("a")
+    call = begin_wait(a, "k")
+    while not call.done:
+        call.time_out(sent=False)
+    assert isinstance(call.error, GlobalUnavailable)
+    assert not a.state._fills
+
+
+def test_nobody_else_waits_for_a_wait() -> None:
+    world = World()
+    (a,) = world.joined("a")
+    begin_wait(a, "k").send()
+    other = a.begin_get("k")
+    other.send()
+    other.answer()
+    assert other.result == {}
+
+
+def test_there_is_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(waits, "WAITS_MAX", 2)
+    world = World()
+    (a,) = world.joined("a")
+    for number in range(2):
+        begin_wait(a, f"k{number}").send()
+    state = a.state
+    world.deliver(b"x", Wait(state.epoch, state.session, 99, "more", 1.0))
+    assert world.inboxes[b"x"].pop().refusal is Refusal.BUSY  # type: ignore[union-attr]
+    world.live(WAIT_ROUND + 1, step=0.5)
+    world.deliver(b"x", Wait(state.epoch, state.session, 100, "more", 1.0))
+    assert len(world.state._waits) == 1
