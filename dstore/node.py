@@ -6,6 +6,7 @@ import atexit
 import contextlib
 import os
 import socket
+import sys
 import threading
 import warnings
 import weakref
@@ -430,6 +431,7 @@ class Node:
             if self._closed:
                 raise NodeClosed("the Node is closed")
             if self._local is None:
+                _close_at_exit_of_child()
                 self._local = Local(
                     self.address,
                     label=self._label_here(),
@@ -453,6 +455,7 @@ class Node:
             self._local.forked()
         self._state = _absent()
         self._local = None
+        self._verbs.hits = self._verbs.misses = 0
         self._birth = threading.Lock()
 
 
@@ -518,6 +521,19 @@ def _at_exit() -> None:
         with contextlib.suppress(Exception):
             node.close()
 
+
+def _close_at_exit_of_child() -> None:
+    """A child of multiprocessing ends without what atexit knows; it has a list of its own."""
+    global _listed_in
+    process = sys.modules.get("multiprocessing.process")
+    if process is not None and process.parent_process() is not None and _listed_in != os.getpid():
+        from multiprocessing import util
+
+        util.Finalize(None, _at_exit, exitpriority=0)
+        _listed_in = os.getpid()
+
+
+_listed_in = 0
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork_in_child)
