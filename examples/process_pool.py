@@ -132,10 +132,8 @@ def main() -> None:
     parser.add_argument("--start-method", choices=methods, default="spawn")
     args = parser.parse_args()
 
-    key, context = (
-        f"process-pool/{uuid.uuid4().hex}",
-        multiprocessing.get_context(args.start_method),
-    )
+    key = f"process-pool/{uuid.uuid4().hex}"
+    context = multiprocessing.get_context(args.start_method)
     with some_global(args.address) as address, dstore.Node(address, label="pool") as own:
         own.set(key, smallest_factors(TABLE_LENGTH))
         table = own.get(key)
@@ -147,9 +145,8 @@ def main() -> None:
         own.delete(key)
 
     for worker in after:
-        print(
-            f"worker {worker.pid}: session {worker.session}, {worker.hits:,} tables from own memory"
-        )
+        hits = f"{worker.hits:,} tables from own memory"
+        print(f"worker {worker.pid}: session {worker.session}, {hits}")
     for number, factors in zip(NUMBERS, results):
         if math.prod(factors) != number or any(table[each] != each for each in factors):
             raise SystemExit(f"{number} was factorised wrongly: {factors}")
