@@ -523,14 +523,21 @@ def _at_exit() -> None:
 
 
 def _close_at_exit_of_child() -> None:
-    """A child of multiprocessing ends without what atexit knows; it has a list of its own."""
-    global _listed_in
-    process = sys.modules.get("multiprocessing.process")
-    if process is not None and process.parent_process() is not None and _listed_in != os.getpid():
-        from multiprocessing import util
+    """A child of multiprocessing ends without what atexit knows; it has a list of its own.
 
-        util.Finalize(None, _at_exit, exitpriority=0)
+    That list is emptied when the child begins, which may be after a Node was unpickled in it.
+    """
+    global _listed_in
+    util = sys.modules.get("multiprocessing.util")
+    if util is not None and _listed_in != os.getpid():
         _listed_in = os.getpid()
+        util.register_after_fork(_at_exit, _list)
+        if sys.modules["multiprocessing.process"].parent_process() is not None:
+            _list(_at_exit)
+
+
+def _list(at_exit: Callable[[], None]) -> None:
+    sys.modules["multiprocessing.util"].Finalize(None, at_exit, exitpriority=0)
 
 
 _listed_in = 0

@@ -19,7 +19,6 @@ import uuid
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from multiprocessing import util
 from multiprocessing.synchronize import Barrier
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -65,14 +64,9 @@ def smallest_factors(length: int) -> Array:
 
 
 def begin(address: str, key: str, barrier: Barrier) -> None:
-    """Make the Node of this worker; whatever the start method, it says goodbye at the end.
-
-    A process of ``multiprocessing`` that was forked ends without the exit handlers of Python, in
-    which a Node would be closed. The finalizers of ``multiprocessing`` it runs in any case.
-    """
+    """Make the Node of this worker; whatever the start method, it says goodbye at the end."""
     global node, table_key, together
     node, table_key, together = dstore.Node(address, label="pool worker"), key, barrier
-    util.Finalize(node, node.close, exitpriority=1)
 
 
 def factorise(number: int) -> list[int]:

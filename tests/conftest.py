@@ -18,8 +18,8 @@ LEASE = 1.0
 
 @pytest.fixture(autouse=True, scope="session")
 def _long_lived() -> Iterator[None]:
-    start_what_stays()
     with private_shared_memory():
+        start_what_stays()
         _let_ctrl_c_through()
         yield
 
