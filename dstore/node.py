@@ -381,7 +381,7 @@ class Node:
         }
 
     def global_stats(self) -> dict[str, Any]:
-        """Figures of Global, which is asked for them."""
+        """Figures of Global, which is asked for them; ``locals`` has the sessions by their ids."""
         return self._do(self._verbs.global_stats())
 
     # ---- life -----------------------------------------------------------------------------
