@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -20,6 +21,8 @@ LEASE = 1.0
 def _long_lived() -> Iterator[None]:
     with private_shared_memory():
         start_what_stays()
+        gc.collect()
+        gc.freeze()  # the looks for leaks, one for each test, need not see what is here by now
         _let_ctrl_c_through()
         yield
 
