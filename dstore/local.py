@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple, TypeVar
 
 from dstore import clock, content, wire
+from dstore.background import signals_left_to_this_thread
 from dstore.core.cache import Entry
 from dstore.core.effects import Dropped, LocalEffect, Subscribe, Tell
 from dstore.core.local_state import LocalState
@@ -39,7 +40,6 @@ from dstore.messages import (
 )
 from dstore.transport.channel import Channel
 from dstore.transport.link import Link
-from dstore.transport.waker import signals_left_to_this_thread
 
 log = logging.getLogger("dstore.local")
 
