@@ -7,6 +7,7 @@ import io
 import logging
 import os
 
+from dstore.background import janitor
 from dstore.shm import eviction, folder, locks, mapping, parts
 from dstore.shm.folder import Folder, Unusable
 from dstore.shm.locks import held
@@ -191,10 +192,12 @@ class HostMemory:
             with contextlib.suppress(OSError):
                 parts.touch(self._copy(name))
 
-    def close(self) -> None:
+    def close(self, *, wait: bool = True) -> None:
         """Leave. The last process to leave an epoch removes its folder. Idempotent.
 
-        What is being written through this memory is abandoned.
+        What is being written through this memory is abandoned. With ``wait``, whoever closes the
+        last memory of a process waits until all that it has removed is gone, which may take a
+        while; else that is done in the background, before Python exits.
         """
         with held.lock:
             if self._closed:
@@ -206,6 +209,8 @@ class HostMemory:
                         part.abandon()
             finally:
                 folder.leave(self._folder)
+        if wait and not held.folders:
+            janitor.wait()
 
     def _own(self, name: str) -> str:
         return f"{self._folder.own}/{name}"
@@ -248,7 +253,10 @@ def open_memory(
 
 
 def clean(root: str | None = None) -> None:
-    """Remove what processes that were killed have left behind: unused folders of this user."""
+    """Remove what processes that were killed have left behind: unused folders of this user.
+
+    Nobody can enter them any more when this returns; their files go in the background.
+    """
     place = _place(root)
     if place is None:
         return

@@ -17,6 +17,7 @@ from tests.unit.shm.children import (
     SIZE,
     Child,
     begun,
+    cleaned,
     files,
     folder_of,
     holds,
@@ -95,8 +96,7 @@ def test_the_parents_lock_falls_with_the_parent_not_with_the_child(tmp_path: Pat
         assert child.process.pid is not None
         os.waitid(os.P_PID, child.process.pid, os.WEXITED | os.WNOWAIT)
         assert files(folder_of(tmp_path))
-        clean(str(tmp_path))
-        assert files(tmp_path) == []
+        assert cleaned(tmp_path) == []
         child.tell()
 
 
