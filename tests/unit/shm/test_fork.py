@@ -34,7 +34,7 @@ def test_an_inherited_memory_is_empty_and_harmless(tmp_path: Path) -> None:
 
         def body(pipe: Connection) -> None:
             assert memory.find(token, SIZE) is None
-            assert memory.adopt(token, SIZE) is None
+            assert not memory.adopt(token, SIZE)
             assert not memory.linked(own)
             for call in (memory.drop, memory.drop_own, memory.touch):
                 call(token)
