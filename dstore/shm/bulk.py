@@ -7,6 +7,7 @@ import logging
 from dstore.background import MUCH, janitor
 from dstore.engines.base import Bulk
 from dstore.engines.bulk import PrivateBulk
+from dstore.errors import StoreFull
 from dstore.limited_log import LimitedLog
 from dstore.messages import Buffer
 from dstore.shm.memory import HostMemory, open_memory
@@ -87,7 +88,10 @@ class SharedBulk:
     def _move(self, token: bytes, writer: Writer, error: NoRoom) -> None:
         """Others have taken the room that there was: from now on the value is private."""
         self._complain(error)
-        so_far = writer.view()
+        try:
+            so_far = writer.view()
+        except NoRoom as worse:
+            raise StoreFull(f"a value cannot be moved to Global's own memory: {worse}") from None
         self._private.reserve(token, writer.size)
         self._private.write(token, 0, so_far)
         del self._writers[token]

@@ -395,17 +395,18 @@ def test_when_others_take_the_room_the_value_becomes_private(
 
 
 @pytest.mark.usefixtures("full_later")
+@pytest.mark.parametrize("missing", ["dstore.engines.bulk._memory", "dstore.shm.mapping._mapped"])
 def test_and_if_there_is_no_such_memory_either_the_piece_is_refused(
-    bulk: SharedBulk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bulk: SharedBulk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: str
 ) -> None:
-    def refused(token: bytes, size: int) -> None:
-        raise StoreFull("no memory")
+    def refused(*arguments: int) -> memoryview:
+        raise StoreFull("no memory") if len(arguments) == 1 else OSError(12, "no memory")
 
     token = new_token()
     bulk.reserve(token, SIZE)
     bulk.write(token, 0, value_of(token)[: 2 * PAGE])
     with monkeypatch.context() as patched:
-        patched.setattr(bulk._private, "reserve", refused)
+        patched.setattr(missing, refused)
         with pytest.raises(StoreFull):
             bulk.write(token, 2 * PAGE, b"x")
         assert files(folder_of(tmp_path) / "global") == [f"{token.hex()}.part"]
