@@ -10,8 +10,8 @@ from types import TracebackType
 from typing import NamedTuple
 
 from dstore import clock, translate
+from dstore.background import signals_left_to_this_thread
 from dstore.messages import Key
-from dstore.transport.waker import signals_left_to_this_thread
 
 log = logging.getLogger("dstore.local")
 
