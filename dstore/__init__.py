@@ -6,6 +6,7 @@ A confirmed deletion is never read again anywhere.
 
 from __future__ import annotations
 
+from dstore.async_node import AsyncNode
 from dstore.codecs import Codec
 from dstore.errors import (
     AddressError,
@@ -34,6 +35,7 @@ __version__: str
 
 __all__ = [
     "AddressError",
+    "AsyncNode",
     "BadMessage",
     "Codec",
     "Deletion",

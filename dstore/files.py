@@ -144,6 +144,7 @@ def writing(path: Path, progress: Progress | None) -> Iterator[Destination]:
         if not stat.S_ISREG(mode):
             raise ValueError(f"{name} is not a regular file; get the value, and write it there")
     unfinished = os.path.join(os.path.dirname(target), f".dstore-{secrets.token_hex(8)}.part")
+    process = os.getpid()
     try:
         descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     except OSError as error:
@@ -157,6 +158,7 @@ def writing(path: Path, progress: Progress | None) -> Iterator[Destination]:
             os.close(descriptor)
         os.replace(unfinished, target)
     except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(unfinished)
+        if os.getpid() == process:  # a forked child drops what the parent goes on with
+            with contextlib.suppress(OSError):
+                os.unlink(unfinished)
         raise

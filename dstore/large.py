@@ -169,15 +169,16 @@ class LargeValues:
 
     # ---- reading --------------------------------------------------------------------------
 
-    def obtain(self, step: Obtain, move: Move) -> Held | None:
+    def obtain(self, step: Obtain, move: Move, check: Callable[[], None]) -> Held | None:
         """The bytes of a value, from the host's memory, else from Global by means of ``move``.
 
         None if they went into ``step.into``, since there is no memory that the host shares.
-        Raises what ``move`` raises, and NodeClosed.
+        Raises what ``move`` raises, what ``check`` raises now and then, and NodeClosed.
         """
         token, size = step.stored.token, step.stored.size
         waiting = _Patience(step.patience)
         while (memory := self._memory_of(step.envelope[0])) is not None:
+            check()
             view = memory.find(token, size)
             if view is not None:
                 return Held(view, shared=True)

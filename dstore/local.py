@@ -13,7 +13,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Mapping
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 from dstore import clock, content, reentrancy, wire
 from dstore.background import signals_left_to_this_thread
@@ -62,11 +62,23 @@ LOOK_MAX = 500
 NO_BODIES: Mapping[bytes, Body] = {}
 
 
-class _Large(NamedTuple):
-    """What an operation needs for large values."""
+class Driver(Protocol):
+    """Drives the operations of event loops in the background thread; see :mod:`dstore.driver`."""
+
+    @property
+    def wake_at(self) -> float: ...
+    def stir(self) -> None: ...
+    def turn(self) -> None: ...
+    def shut(self) -> None: ...
+    def join(self) -> None: ...
+
+
+class Moving(NamedTuple):
+    """How an operation moves large values: what it has, whom it tells, whether it is given up."""
 
     bodies: Mapping[bytes, Body]
     progress: Progress | None
+    given_up: Callable[[], bool] = lambda: False
 
     def told(self, size: int) -> Callable[[Reply | None], None]:
         """What is to be told of each reply of a transfer of ``size`` bytes."""
@@ -81,6 +93,10 @@ class _Large(NamedTuple):
                 progress("fetching", min(size, reply.offset + len(reply.data)), size)
 
         return tell
+
+
+class GivenUp(Exception):
+    """Nobody waits for this transfer any more."""
 
 
 class Local:
@@ -111,6 +127,7 @@ class Local:
         self._asleep_until = float("-inf")
         self._watches: weakref.WeakValueDictionary[int, Watch] = weakref.WeakValueDictionary()
         self._numbers = itertools.count(1)
+        self.driver: Driver | None = None
         self._complaints = LimitedLog(log)
         self._stopping = False
         self._closer: threading.Thread | None = None
@@ -138,7 +155,7 @@ class Local:
 
         RuntimeError as for :meth:`work`.
         """
-        return self._called(lambda: self._run(start, _Large(bodies, progress)))
+        return self._called(lambda: self._run(start, Moving(bodies, progress)))
 
     def work(self, do: Callable[[LocalState, LargeValues], T]) -> T:
         """Call a function that takes its time. Raises what it raises.
@@ -165,7 +182,7 @@ class Local:
     def _run(
         self,
         start: Callable[[LocalState, float], Operation[T]],
-        large: _Large,
+        large: Moving,
     ) -> T:
         channel: Channel | None = None
         done = False
@@ -209,8 +226,6 @@ class Local:
             return operation.send(resumed)  # type: ignore[arg-type]
         finally:
             self._tell_waiting()
-            if self._wake_at < self._asleep_until:
-                self._control.wake()
 
     def _wait(self, step: Until) -> None:
         self._waiting += 1
@@ -224,10 +239,20 @@ class Local:
             self._waiting -= 1
 
     def _tell_waiting(self) -> None:
+        """Something may have changed: wake whom it concerns. With the lock, as the next one."""
         if self._waiting:
             self._changed.notify_all()
+        if self.driver is not None:
+            self.driver.stir()
+        self._rouse()
 
-    def _carry_out(self, channel: Channel, step: Ask | Obtain | Supply, large: _Large) -> Resumed:
+    def _rouse(self) -> None:
+        """Wake the background thread if it would sleep for too long."""
+        if self._wake_at < self._asleep_until:
+            self._asleep_until = float("-inf")
+            self._control.wake()
+
+    def _carry_out(self, channel: Channel, step: Ask | Obtain | Supply, large: Moving) -> Resumed:
         """Do what an operation has to wait for, without the lock."""
         if isinstance(step, Ask):
             reply, sent = self._ask(channel, step)
@@ -236,11 +261,16 @@ class Local:
         told = large.told(step.stored.size)
 
         def move(transfer: Transfer[None]) -> None:
-            self._move(channel, transfer, request, told)
+            self._move(channel, transfer, request, told, check)
+
+        def check() -> None:
+            self._check_open()
+            if large.given_up():
+                raise GivenUp
 
         try:
             if isinstance(step, Obtain):
-                return Resumed(0, held=self.large.obtain(step, move))
+                return Resumed(0, held=self.large.obtain(step, move, check))
             body = large.bodies[step.stored.token]
             move(upload(step.envelope, step.stored, body, clock.now(), step.patience))
         except TransferFailed as failed:
@@ -254,9 +284,9 @@ class Local:
         request = step.message
         if not channel.send(wire.encode(request), step.until - clock.now()):
             return None, False
-        reply = self._reply(channel, request.request, step.until)
+        reply = self._reply(channel, request.request, step.until, self._check_open)
         if reply is not None:
-            _verify(request, reply)
+            verify(request, reply)
         return reply, True
 
     def _move(
@@ -265,29 +295,33 @@ class Local:
         transfer: Transfer[None],
         request: int,
         told: Callable[[Reply | None], None],
+        check: Callable[[], None],
     ) -> None:
-        """Carry out a transfer to its end."""
+        """Carry out a transfer to its end, unless ``check`` raises something."""
         try:
             step = next(transfer)
             while True:
-                self._check_open()
+                check()
                 if isinstance(step, Send):
                     frame, data = wire.encode(step.message), wire.data_of(step.message)
                     sent = channel.send(frame, step.until - clock.now(), data)
                     step = transfer.send(Moved(clock.now(), sent=sent))
                 else:
-                    reply = self._reply(channel, request, step.until)
+                    reply = self._reply(channel, request, step.until, check)
                     told(reply)
                     step = transfer.send(Moved(clock.now(), reply))
         except StopIteration:
             return
 
-    def _reply(self, channel: Channel, request: int, until: float) -> Reply | None:
+    def _reply(
+        self, channel: Channel, request: int, until: float, check: Callable[[], None]
+    ) -> Reply | None:
         """The next reply that bears this number, if one comes in time."""
         while True:
+            check()
             left = until - clock.now()
             arrived = channel.receive(min(left, WAIT_MAX))
-            if arrived is None and left > WAIT_MAX and not self._stopping:
+            if arrived is None and left > WAIT_MAX:
                 continue
             if arrived is None:
                 return None
@@ -308,6 +342,8 @@ class Local:
                 self._guarded_turn(goodbye_until)
                 if self._stopping and goodbye_until is None:
                     goodbye_until = clock.now() + GOODBYE_MAX
+                    if self.driver is not None:
+                        self.driver.shut()
                     with self._lock:
                         self.state.goodbye(clock.now())
         finally:
@@ -348,6 +384,8 @@ class Local:
             effects += self.state.tick(now)
             self._tell_waiting()
         self._perform(effects)
+        if self.driver is not None:
+            self.driver.turn()
 
     def _perform(self, effects: list[LocalEffect]) -> None:
         for effect in effects:
@@ -381,7 +419,8 @@ class Local:
     def _wake_at(self) -> float:
         """When the background thread has something to do."""
         looks = self.state.cache.shared or self._unlooked
-        return min(self.state.wake_at, self._look_at) if looks else self.state.wake_at
+        at = min(self.state.wake_at, self._look_at) if looks else self.state.wake_at
+        return at if self.driver is None else min(at, self.driver.wake_at)
 
     def _announce_removals(self, effect: Announce) -> None:
         watches = dict(self._watches)
@@ -482,9 +521,11 @@ class Local:
         self._closer = None
         self._thread.join()
         self._link.close()
+        if self.driver is not None:
+            self.driver.join()
 
 
-def _verify(request: Request, reply: Reply) -> None:
+def verify(request: Request, reply: Reply) -> None:
     """Raise ValueCorrupt if a value that came does not hash to its content address."""
     if isinstance(request, Get) and isinstance(reply, GetReply):
         pairs = zip(request.keys, reply.items)

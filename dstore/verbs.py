@@ -50,13 +50,19 @@ class Run(NamedTuple):
 
 
 class Work(NamedTuple):
-    """Call a function that may take a while, with the Local's state and its large values."""
+    """Call a function with the Local's state and its large values.
+
+    It may take a while, unless it is ``quick``: then an event loop does not mind.
+    """
 
     do: Callable[[LocalState, LargeValues], Any]
+    quick: bool = False
 
 
-THE_LARGE = Work(lambda state, large: large)
+THE_LARGE = Work(lambda state, large: large, quick=True)
 """Gives the Local's large values, for what is to be dropped when a verb is cut short."""
+LARGE_FROM = Work(lambda state, large: state.large_from, quick=True)
+"""Gives the size from which on Global takes values for large."""
 Verb: TypeAlias = Generator[Run | Work, Any, T]
 
 
@@ -199,8 +205,8 @@ class Verbs:
 
     def put(self, value: Any) -> Verb[str]:
         encoded = self.codecs.encode(value)
-        key = content.address((yield Work(lambda state, large: _digest(encoded))))
         small = encoded.size < config.LARGE_FROM_DEFAULT
+        key = content.address((yield Work(lambda state, large: _digest(encoded), quick=small)))
         if small or not (yield from self.contains(key)):  # a large one need not be laid down again
             yield from self._write({key: encoded}, False)
         return key
@@ -229,42 +235,40 @@ class Verbs:
         self, values: Mapping[Key, Encoded], replace: bool
     ) -> Verb[dict[Key, operations.SetOutcome]]:
         """Write values; large ones are laid down first where they can be sent from."""
-        if any(value.size >= config.LARGE_FROM_MIN for value in values.values()):
+        largest = max((value.size for value in values.values()), default=0)
+        if largest >= config.LARGE_FROM_MIN:
             yield from self.join(self.timeout)  # the host's memory has a folder per life of Global
+        sources: list[Source] = []
 
-        def lay_down(state: LocalState, large: LargeValues) -> tuple[list[SetItem], list[Source]]:
-            items, sources = [], []
-            try:
-                for key, encoded in values.items():
-                    if encoded.size > state.value_limit:
-                        raise ValueTooLarge(encoded.size, state.value_limit)
-                    if encoded.size < state.large_from:
-                        stored = Stored(random16(), encoded.codec, encoded.joined())
-                    else:
-                        sources.append(large.keep(state.epoch, encoded))
-                        stored = sources[-1].stored
-                    items.append(SetItem(key, stored))
-            except BaseException:
-                large.drop(source.stored.token for source in sources)
-                raise
-            return items, sources
+        def lay_down(state: LocalState, large: LargeValues) -> list[SetItem]:
+            items = []
+            for key, encoded in values.items():
+                if encoded.size > state.value_limit:
+                    raise ValueTooLarge(encoded.size, state.value_limit)
+                if encoded.size < state.large_from:
+                    stored = Stored(random16(), encoded.codec, encoded.joined())
+                else:
+                    sources.append(large.keep(state.epoch, encoded))
+                    stored = sources[-1].stored
+                items.append(SetItem(key, stored))
+            return items
 
-        large = yield THE_LARGE
-        items, sources = yield Work(lay_down)
-        return (yield from self._bind(items, sources, large, replace, None))
+        work = Work(lay_down, quick=largest < (yield LARGE_FROM))
+        return (yield from self._bind(work, sources, replace, None))
 
     def _bind(
-        self,
-        items: list[SetItem],
-        sources: list[Source],
-        large: LargeValues,
-        replace: bool,
-        progress: Progress | None,
+        self, lay_down: Work, sources: list[Source], replace: bool, progress: Progress | None
     ) -> Verb[dict[Key, operations.SetOutcome]]:
-        bodies = {source.stored.token: source.body for source in sources}
-        held = {source.stored.token: source.held for source in sources if source.held}
-        left = dict.fromkeys(bodies)
+        """Lay values down and bind them. What is not bound is dropped, whenever this is cut short.
+
+        ``lay_down`` gives the items of the SET, and adds each that is large to ``sources`` at once.
+        """
+        large: LargeValues = yield THE_LARGE
+        bound: set[bytes] = set()
         try:
+            items: list[SetItem] = yield lay_down
+            bodies = {source.stored.token: source.body for source in sources}
+            held = {source.stored.token: source.held for source in sources if source.held}
             outcomes: dict[Key, operations.SetOutcome] = yield Run(
                 lambda state, now: operations.set_(
                     state, items, replace, now, now + self.timeout, held
@@ -274,14 +278,15 @@ class Verbs:
             )
             for item in items:
                 if outcomes[item.key].status in (SetStatus.STORED, SetStatus.REPLACED):
-                    left.pop(item.stored.token, None)
+                    bound.add(item.stored.token)
         finally:
-            if left:  # nobody will ask for these; in an unknown outcome Global has its own
-                large.drop(left)
+            tokens = [source.stored.token for source in sources]
+            # Nobody will ask for these; in an unknown outcome Global has its own.
+            large.drop(token for token in tokens if token not in bound)
         for item in items:
             status = outcomes[item.key].status
             if status is SetStatus.TOO_LARGE:
-                limit = yield Work(lambda state, large: state.value_limit)
+                limit = yield Work(lambda state, large: state.value_limit, quick=True)
                 raise ValueTooLarge(item.stored.size, limit)
             translate.check_written(item, status)
         return outcomes
@@ -310,20 +315,20 @@ class Verbs:
         self, key: Key, file: files.Source, replace: bool, progress: Progress | None
     ) -> Verb[dict[Key, operations.SetOutcome]]:
         yield from self.join(self.timeout)
+        if file.size < (yield LARGE_FROM):
+            pieces = yield Work(lambda state, large: tuple(file.pieces()))
+            return (
+                yield from self._write({key: Encoded(codecs.BYTES, pieces, file.size)}, replace)
+            )
+        sources: list[Source] = []
 
-        def lay_down(state: LocalState, large: LargeValues) -> Source | Encoded:
+        def lay_down(state: LocalState, large: LargeValues) -> list[SetItem]:
             if file.size > state.value_limit:
                 raise ValueTooLarge(file.size, state.value_limit)
-            if file.size >= state.large_from:
-                return large.keep_file(state.epoch, file)
-            return Encoded(codecs.BYTES, tuple(file.pieces()), file.size)
+            sources.append(large.keep_file(state.epoch, file))
+            return [SetItem(key, sources[0].stored)]
 
-        large = yield THE_LARGE
-        source = yield Work(lay_down)
-        if isinstance(source, Encoded):
-            return (yield from self._write({key: source}, replace))
-        item = SetItem(key, source.stored)
-        return (yield from self._bind([item], [source], large, replace, progress))
+        return (yield from self._bind(Work(lay_down), sources, replace, progress))
 
     def get_file(
         self, key: str | bytes, path: files.Path, progress: Progress | None

@@ -17,11 +17,15 @@ DRAIN_MAX = 1000
 
 
 class Control:
-    """For the one thread that owns it, but for :meth:`wake`."""
+    """For the one thread that owns it, but for :meth:`wake`.
+
+    ``poller`` has all that the thread waits for; others may be registered there.
+    """
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], address: str) -> None:
         self._address = address
         self._publisher: str | None = None
+        self._ready: set[object] = set()
         self._waker = Waker()
         self._dealer = connected(context, zmq.DEALER, address, CONTROL_SILENCE_MS)
         self._sub = connected(context, zmq.SUB, None, CONTROL_SILENCE_MS)
@@ -30,28 +34,35 @@ class Control:
             sock.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED)
             for sock in (self._dealer, self._sub)
         ]
-        self._poller = zmq.Poller()
+        self.poller = zmq.Poller()
         for polled in (self._dealer, self._sub, *self._monitors, self._waker.fileno()):
-            self._poller.register(polled, zmq.POLLIN)
+            self.poller.register(polled, zmq.POLLIN)
 
     def wait(self, timeout: float) -> None:
         """Wait for something to happen, at most ``timeout`` seconds (may be infinite)."""
-        milliseconds = None if timeout == math.inf else max(0, math.ceil(timeout * 1000))
-        if any(ready == self._waker.fileno() for ready, _ in self._poller.poll(milliseconds)):
+        milliseconds = None if timeout == math.inf else math.ceil(max(0.0, timeout) * 1000)
+        self._ready = {polled for polled, _ in self.poller.poll(milliseconds)}
+        if self._waker.fileno() in self._ready:
             self._waker.drain()
 
     def reconnected(self) -> bool:
-        """Whether a connection has come up since the last call."""
+        """Whether a connection has come up before the last wait ended."""
         up = False
         for monitor in self._monitors:
-            with contextlib.suppress(zmq.Again):
-                while monitor.recv_multipart(zmq.NOBLOCK):
-                    up = True
+            if monitor in self._ready:
+                with contextlib.suppress(zmq.Again):
+                    while monitor.recv_multipart(zmq.NOBLOCK):
+                        up = True
         return up
 
     def receive(self) -> list[bytes]:
-        """The frames that have arrived, deletions first."""
-        return [*_drain(self._sub), *_drain(self._dealer)]
+        """The frames that had arrived when the last wait ended, deletions first."""
+        return [
+            frame
+            for sock in (self._sub, self._dealer)
+            if sock in self._ready
+            for frame in _drain(sock)
+        ]
 
     def send(self, frame: bytes) -> None:
         """Send a frame, or drop it if Global is not there."""

@@ -6,6 +6,7 @@ import zmq
 
 from dstore.transport.channel import ChannelPool, no_sockets
 from dstore.transport.control import Control
+from dstore.transport.requests import Requests
 
 
 class Link:
@@ -16,6 +17,7 @@ class Link:
     """
 
     def __init__(self, address: str) -> None:
+        self._address = address
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         try:
             self.control = Control(self._context, address)
@@ -26,10 +28,19 @@ class Link:
             raise
         self.channels = ChannelPool(self._context, address)
 
+    def requests(self) -> Requests:
+        """A channel for many requests at once. For the thread that owns ``control``, which waits
+        for both; raises GlobalUnavailable if the system gives no more sockets.
+        """
+        try:
+            return Requests(self._context, self._address, self.control.poller)
+        except zmq.ZMQError as error:
+            raise no_sockets(error) from None
+
     def close(self) -> None:
         """Wake the requests that are under way with NodeClosed, and wait until they have gone.
 
-        The thread that owns ``control`` has closed it before.
+        The thread that owns ``control`` has closed its sockets before.
         """
         self.channels.close()
         self._context.term()

@@ -1,0 +1,47 @@
+"""One DEALER for the requests of event loops: many at once, and nothing blocks."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import zmq
+
+from dstore.messages import Buffer
+from dstore.transport.channel import CONTROL_SILENCE_MS, connected, rest_of
+
+DRAIN_MAX = 1000
+"""Replies taken at a time."""
+
+
+class Requests:
+    """For the one thread that owns it, and polls with ``poller``."""
+
+    def __init__(
+        self, context: zmq.Context[zmq.Socket[bytes]], address: str, poller: zmq.Poller
+    ) -> None:
+        # No large value travels here: a connection that is silent for so long is lost.
+        self._socket = connected(context, zmq.DEALER, address, CONTROL_SILENCE_MS)
+        self._poller = poller
+        self._poller.register(self._socket, zmq.POLLIN)
+
+    def send(self, frame: bytes) -> bool:
+        """Send a frame, if that can be done now. If not, the poll returns when it can."""
+        try:
+            self._socket.send(frame, zmq.NOBLOCK)
+        except zmq.Again:
+            self._poller.register(self._socket, zmq.POLLIN | zmq.POLLOUT)
+            return False
+        return True
+
+    def receive(self) -> Iterator[tuple[bytes, Buffer | None]]:
+        """What has arrived: frames, each with its second frame or None."""
+        self._poller.register(self._socket, zmq.POLLIN)
+        with contextlib.suppress(zmq.Again):
+            for _ in range(DRAIN_MAX):
+                frame: bytes = self._socket.recv(zmq.NOBLOCK)
+                yield frame, rest_of(self._socket)
+
+    def close(self) -> None:
+        self._poller.unregister(self._socket)
+        self._socket.close()
