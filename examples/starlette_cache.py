@@ -1,8 +1,9 @@
 """An asynchronous web service whose workers cache what is expensive, and never serve it outdated.
 
-uvicorn starts several workers, each a process with an event loop and an AsyncNode of its own. A page
-that one of them has rendered is found by all; from then on each answers from its own memory, without
-a switch to another task. Whoever deletes a page gets the answer when no worker can serve it any more.
+uvicorn starts several workers, each a process with an event loop and an AsyncNode of its own. A
+page that one of them has rendered is found by all; from then on each answers from its own memory,
+without a switch to another task. Whoever deletes a page gets the answer when no worker can serve it
+any more.
 
     dstore global &
     uvicorn --workers 4 --app-dir examples starlette_cache:app &
@@ -20,11 +21,12 @@ import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-import dstore
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
+
+import dstore
 
 RENDERING_SECONDS = 0.05
 node: dstore.AsyncNode
@@ -71,7 +73,7 @@ async def events(request: Request) -> Response:
     async def lines() -> AsyncIterator[str]:
         async with node.watch("pages/") as watch:
             async for event in watch:
-                yield "(look at everything)\n" if event.resync else f"{event.key}\n"
+                yield "(look at everything)\n" if event.resync else f"{event.key!s}\n"
 
     return StreamingResponse(lines(), media_type="text/plain")
 

@@ -19,8 +19,11 @@ from tests.integration.processes import PATIENCE, sessions_left
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
 SECONDS_MAX = 40
-SERVED = {"gunicorn_preload.py": "gunicorn --preload"}
-"""What does not run by itself, and what runs it: test_gunicorn.py does."""
+SERVED = {
+    "gunicorn_preload.py": "gunicorn --preload",
+    "starlette_cache.py": "uvicorn --workers",
+}
+"""What does not run by itself, and what runs it: test_gunicorn.py and test_starlette.py do."""
 
 
 @pytest.fixture
