@@ -1,0 +1,1043 @@
+"""``dstore.AsyncNode``: what a Node does, for event loops; and what cancellation leaves behind."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import inspect
+import os
+import random
+import subprocess
+import sys
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import dstore
+from dstore import clock, config, files, loops, wire
+from dstore import driver as driver_module
+from dstore.core.operations import Ask, Until
+from dstore.driver import Driver
+from dstore.files import Destination, FileBody
+from dstore.large import LargeValues
+from dstore.messages import Chunk, GetReply, SetReply, Staged, ToLocal
+from dstore.transport.router import Router
+from tests.integration.processes import PATIENCE, ROOT, GlobalProcess, free_port
+
+MakeNode = Callable[..., dstore.AsyncNode]
+LARGE = bytes(range(256)) * 8192
+LONG_LEASE = pytest.mark.parametrize("free_global", [PATIENCE], indirect=True)
+AWAY = "tcp://127.0.0.1:1"
+
+
+@pytest.fixture
+def anode(free_global: dstore.Global) -> Iterator[MakeNode]:
+    """A function that makes AsyncNodes of ``free_global``; they are closed with the test."""
+    with ExitStack() as nodes:
+
+        def make(**settings: Any) -> dstore.AsyncNode:
+            made = dstore.AsyncNode(settings.pop("address", free_global.address), **settings)
+            nodes.enter_context(made.node)
+            return made
+
+        yield make
+
+
+class Gate:
+    """Holds a thread that comes by, until it is opened. (After that nobody is held.)"""
+
+    def __init__(self) -> None:
+        self._reached = threading.Event()
+        self._opened = threading.Event()
+
+    def come_by(self) -> None:
+        self._reached.set()
+        assert self._opened.wait(PATIENCE)
+
+    def open(self) -> None:
+        self._opened.set()
+
+    async def reached(self) -> None:
+        await until(self._reached.is_set)
+
+
+@pytest.fixture
+def gate() -> Iterator[Gate]:
+    made = Gate()
+    yield made
+    made.open()
+
+
+@pytest.fixture
+def hold(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """A function after which replies of these kinds, and all behind them, wait at ``gate``."""
+
+    def replies(*kinds: type[ToLocal]) -> None:
+        send = Router.send
+
+        def held(self: Router, route: bytes, frame: bytes, data: Any = None) -> None:
+            if isinstance(wire.decode_to_local(frame, data), kinds):
+                gate.come_by()
+            send(self, route, frame, data)
+
+        monkeypatch.setattr(Router, "send", held)
+
+    return replies
+
+
+@pytest.fixture
+def at_gate(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> Callable[[type, str], None]:
+    """A function after which a method is entered only through ``gate``."""
+
+    def guard(owner: type, name: str) -> None:
+        method = getattr(owner, name)
+
+        def guarded(*arguments: Any, **keywords: Any) -> Any:
+            gate.come_by()
+            return method(*arguments, **keywords)
+
+        monkeypatch.setattr(owner, name, guarded)
+
+    return guard
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Let others go on until something is so."""
+    end = clock.now() + PATIENCE
+    while not condition():
+        assert clock.now() < end, "it never came to that"
+        await asyncio.sleep(0.001)
+
+
+async def listed(keys: AsyncIterator[Any]) -> list[Any]:
+    return [key async for key in keys]
+
+
+def driver_of(node: dstore.AsyncNode) -> Driver:
+    return driver_module.driver_of(node.node._here())
+
+
+def left_over(node: dstore.AsyncNode) -> dict[str, object]:
+    """Whatever calls have left behind."""
+    driver = driver_of(node)
+    state = driver._local.state
+    with driver._lock:
+        found: dict[str, object] = {
+            "fills": dict(state._fills),
+            "writes": set(state._writing),
+            "waiting threads": driver._local._waiting,
+            "asks": dict(driver._asks),
+            "reads": driver._reading,
+            "unsent": list(driver._unsent),
+            "untils": list(driver._untils),
+            "timers": list(driver._timers),
+            "ended": list(driver._ended),
+            "abandoned": list(driver._abandoned),
+            "jobs": list(driver._helpers._jobs),
+            "helpers at work": len(driver._helpers._threads) - driver._helpers._idle,
+        }
+    return {name: what for name, what in found.items() if what}
+
+
+async def settled(node: dstore.AsyncNode) -> None:
+    """Nothing is left of any call but that helper threads may have to come to their end."""
+    with contextlib.suppress(AssertionError):
+        await until(lambda: not left_over(node))
+    assert left_over(node) == {}
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+async def cancelled(task: asyncio.Task[Any]) -> None:
+    """Cancel a task. It ends at once, whatever is under way."""
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+def begun(coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+    return asyncio.get_running_loop().create_task(coroutine)
+
+
+def names_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def values_in(folder: Path) -> list[Path]:
+    """The values that lie in this folder of shared memory."""
+    return [path for path in folder.rglob("*") if path.is_file() and path.name != "lock"]
+
+
+def steps(node: dstore.AsyncNode) -> list[type]:
+    """What the calls under way wait for, but for helper threads."""
+    driver = driver_of(node)
+    with driver._lock:
+        calls = [*driver._asks.values(), *driver._untils]
+        return [type(call.step) for call in calls]
+
+
+# ---- the methods ------------------------------------------------------------------------------
+
+
+def public(kind: type) -> dict[str, Any]:
+    return {
+        name: method
+        for name, method in inspect.getmembers(kind, inspect.isfunction)
+        if not name.startswith("_")
+    }
+
+
+def test_its_methods_are_those_of_a_node() -> None:
+    ours, theirs = public(dstore.AsyncNode), public(dstore.Node)
+    del theirs["watch"]
+    theirs["contains"] = dstore.Node.__contains__
+    assert set(ours) == set(theirs)
+    for name, method in ours.items():
+        mine, other = inspect.signature(method), inspect.signature(theirs[name])
+        assert mine.parameters == other.parameters, name
+        assert mine.return_annotation.replace("Async", "") == other.return_annotation, name
+        assert inspect.iscoroutinefunction(method) or inspect.isasyncgenfunction(method), name
+        assert method.__doc__, name
+
+
+def test_every_method(anode: MakeNode, tmp_path: Path) -> None:
+    source, copy = tmp_path / "source", tmp_path / "copy"
+    source.write_bytes(LARGE)
+
+    async def use(one: dstore.AsyncNode, two: dstore.AsyncNode) -> None:
+        await one.join()
+        await one.set("k", [1, (2, "x")])
+        assert await two.get("k") == [1, (2, "x")]
+        assert await two.lookup("k") == dstore.Lookup([1, (2, "x")], True, True)
+        assert (await two.lookup("k", stale_ok=True)).cached
+        await one.set("k", "new", replace=True)
+        assert await two.get("k") == "new"
+        assert bytes(await two.get_buffer("k")) == b"new"
+        assert await two.contains("k")
+        assert not await two.contains("nothing")
+        assert await two.get("nothing", "default") == "default"
+        for missing in (two.get("nothing"), two.lookup("nothing"), two.delete("nothing")):
+            with pytest.raises(dstore.KeyMissing):
+                await missing
+        with pytest.raises(dstore.KeyOccupied):
+            await two.set("k", "other")
+        with pytest.raises(dstore.InvalidKey):
+            await two.get("")
+        assert await one.set_many({"k": 0, "l": LARGE, "m": 1}) == ["k"]
+        assert await two.get_many(["k", "l", "m", "n"]) == {"k": "new", "l": LARGE, "m": 1}
+        assert await two.wait("m") == 1
+        with pytest.raises(dstore.WaitTimedOut):
+            await two.wait("nothing", 0.01)
+        uid = await one.put("content")
+        assert await two.get(uid) == "content"
+        assert await two.put("content") == uid
+        large = await one.put(LARGE)
+        assert await two.put_file(source) == large
+        await two.set_file("file", source)
+        assert await one.get_file("file", copy) == files.Fetched("bytes", len(LARGE))
+        assert copy.read_bytes() == LARGE
+        keys = await listed(two.keys())
+        assert keys == sorted(["k", "l", "m", "file", uid, large])
+        assert await listed(two.keys("fi")) == ["file"]
+        assert (await one.delete("k")).confirmed == 2
+        assert (await one.delete("l", wait=False)).pending
+        assert set(await two.delete_many(["m", "n"])) == {"m"}
+        assert await one.get_many(["k", "l", "m"]) == {}
+        assert (await two.global_stats())["sessions"] == 2
+        assert (await two.stats())["hits"] > 0
+        two.timeout = 7.0
+        assert (two.timeout, two.node.timeout) == (7.0, 7.0)
+        assert repr(two).startswith("<dstore.AsyncNode of <dstore.Node tcp://")
+        for node in (one, two):
+            await settled(node)
+            await node.close()
+            await node.close()
+            with pytest.raises(dstore.NodeClosed):
+                await node.get("k")
+
+    asyncio.run(use(anode(), anode(shm="")))
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_a_hit_does_not_touch_the_loop(anode: MakeNode) -> None:
+    node = anode()
+    node.node.set("k", "v")
+    hit = dstore.Lookup("v", from_local=True, cached=True)
+    for call, result in ((node.get("k"), "v"), (node.lookup("k"), hit), (node.contains("k"), True)):
+        with pytest.raises(StopIteration) as stop:  # there is no loop here
+            call.send(None)
+        assert stop.value.value == result
+
+
+def test_what_is_small_needs_no_helper_thread(anode: MakeNode) -> None:
+    async def use(node: dstore.AsyncNode) -> None:
+        await node.set_many({f"k{number}": bytes(1000) for number in range(100)})
+        await node.put(b"small")
+        assert len(await node.get_many([f"k{number}" for number in range(100)])) == 100
+        assert not driver_of(node)._helpers._threads
+        await node.set("large", LARGE)
+        assert driver_of(node)._helpers._threads
+
+    asyncio.run(use(anode()))
+
+
+def test_a_shared_node_stays_open(anode: MakeNode) -> None:
+    async def use(node: dstore.AsyncNode) -> None:
+        async with dstore.AsyncNode.sharing(node.node) as shared:
+            await shared.set("k", "v")
+            assert shared.node is node.node
+        assert await shared.get("k") == node.node.get("k") == "v"
+
+    asyncio.run(use(anode()))
+
+
+def test_leaving_the_block_closes_the_node(free_global: dstore.Global) -> None:
+    async def use() -> None:
+        async with dstore.AsyncNode(free_global.address) as node:
+            await node.set("k", "v")
+        with pytest.raises(dstore.NodeClosed):
+            await node.set("l", "v")
+
+    asyncio.run(use())
+
+
+def test_an_error_of_a_callback_reaches_the_caller(anode: MakeNode, tmp_path: Path) -> None:
+    """``progress`` is called by a helper thread."""
+
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError
+
+    async def use(node: dstore.AsyncNode) -> None:
+        await node.set("k", LARGE)
+        source = tmp_path / "source"
+        source.write_bytes(LARGE)
+        with pytest.raises(ZeroDivisionError):
+            await node.set_file("l", source, progress=fail)
+        await settled(node)
+
+    asyncio.run(use(anode()))
+
+
+# ---- many at once -----------------------------------------------------------------------------
+
+
+def test_ten_thousand_gets_some_of_them_cancelled(anode: MakeNode) -> None:
+    rng = random.Random(7)
+    values: dict[str, Any] = {f"k{number}": f"value {number}" for number in range(300)}
+    values |= {f"large{number}": bytes([number]) * 200_000 for number in range(4)}
+    wanted = [rng.choice([*values, "nothing"]) for _ in range(10_000)]
+
+    async def use(writer: dstore.AsyncNode, reader: dstore.AsyncNode) -> None:
+        await writer.set_many(values)
+        tasks = [begun(reader.get(key, None)) for key in wanted]
+        victims = rng.sample(tasks, 2_000)
+        while victims:
+            for _ in range(rng.randrange(200)):
+                if victims:
+                    victims.pop().cancel()
+            await asyncio.sleep(0)
+        got = await asyncio.gather(*tasks, return_exceptions=True)
+        cut = sum(isinstance(each, asyncio.CancelledError) for each in got)
+        assert 0 < cut <= 2_000
+        for key, each in zip(wanted, got):
+            assert each == values.get(key) or isinstance(each, asyncio.CancelledError)
+        del tasks
+        await settled(reader)
+        assert await reader.get("k1") == "value 1"
+        assert await reader.get("nothing", "gone") == "gone"
+
+    asyncio.run(use(anode(), anode(shm="", timeout=PATIENCE)))
+
+
+@pytest.mark.parametrize("size", [10, len(LARGE)])
+def test_many_tasks_that_miss_the_same_keys_ask_once_for_each(anode: MakeNode, size: int) -> None:
+    async def use(writer: dstore.AsyncNode, reader: dstore.AsyncNode) -> None:
+        await writer.set_many({f"k{number}": bytes(size) for number in range(5)})
+        await reader.join()
+        before = await writer.global_stats()
+        calls = [reader.get(f"k{number % 5}") for number in range(1_000)]
+        assert {len(value) for value in await asyncio.gather(*calls)} == {size}
+        after = await writer.global_stats()
+        assert after["gets"] - before["gets"] == 5
+        assert after["bytes_out"] - before["bytes_out"] in (0, 5 * size)
+
+    asyncio.run(use(anode(), anode(shm="")))
+
+
+def test_more_requests_than_a_connection_takes_all_arrive_at_once(
+    anode: MakeNode, gate: Gate, hold: Callable[..., None]
+) -> None:
+    """Global answers thousands in one go; none is lost and asked for again."""
+
+    async def use(node: dstore.AsyncNode) -> None:
+        await node.join()
+        hold(GetReply)
+        tasks = [begun(node.get(f"k{number}", number)) for number in range(5_000)]
+        await gate.reached()
+        gate.open()
+        assert await asyncio.gather(*tasks) == list(range(5_000))
+        assert (await node.global_stats())["gets"] == 5_000
+
+    asyncio.run(use(anode(timeout=PATIENCE)))
+
+
+class Judge:
+    """Reads some keys in a thread or in event loops, while their values are deleted. (A value is
+    the number of its round.)
+    """
+
+    def __init__(self, node: dstore.AsyncNode) -> None:
+        self.node = node
+        self.deleted = {f"k{number}": -1 for number in range(8)}
+        self.over = False
+        self.failures: list[BaseException] = []
+
+    def in_a_thread(self) -> None:
+        while not self.over:
+            for key, deleted in list(self.deleted.items()):
+                self.judge(deleted, self.node.node.get(key, None))
+
+    def in_a_loop(self) -> None:
+        asyncio.run(self._in_a_loop())
+
+    async def _in_a_loop(self) -> None:
+        while not self.over:
+            await asyncio.gather(*(self._ask(key) for key in self.deleted for _ in range(20)))
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    async def _ask(self, key: str) -> None:
+        deleted = self.deleted[key]
+        self.judge(deleted, await self.node.get(key, None))
+
+    @staticmethod
+    def judge(deleted: int, value: int | None) -> None:
+        assert value is None or value > deleted
+
+    def begin(self, run: Callable[[], None]) -> threading.Thread:
+        def guarded() -> None:
+            try:
+                run()
+            except BaseException as error:
+                self.failures.append(error)
+
+        thread = threading.Thread(target=guarded)
+        thread.start()
+        return thread
+
+
+def test_threads_and_two_loops_on_one_node_never_see_what_was_deleted(anode: MakeNode) -> None:
+    judge, other = Judge(anode()), anode().node
+    threads = [judge.begin(run) for run in (judge.in_a_thread, judge.in_a_loop, judge.in_a_loop)]
+    for number in range(20):
+        for key in judge.deleted:
+            other.set(key, number)
+        for key in judge.deleted:
+            other.delete(key)
+            judge.deleted[key] = number
+    judge.over = True
+    for thread in threads:
+        thread.join()
+    assert judge.failures == []
+    asyncio.run(settled(judge.node))
+
+
+# ---- cancellation, step by step ---------------------------------------------------------------
+
+
+def test_cancelled_while_it_waits_for_a_session(anode: MakeNode) -> None:
+    async def use(node: dstore.AsyncNode) -> None:
+        task = begun(node.get("k"))
+        await until(lambda: driver_of(node)._untils)
+        assert steps(node) == [Until]
+        await cancelled(task)
+        assert left_over(node) == {}
+
+    asyncio.run(use(anode(address=AWAY)))
+
+
+@LONG_LEASE
+def test_cancelled_while_another_task_asks_for_the_same(
+    anode: MakeNode, gate: Gate, hold: Callable[..., None]
+) -> None:
+    async def use(node: dstore.AsyncNode) -> None:
+        await node.set("other", 1)
+        hold(GetReply)
+        first, *others = (begun(node.get("k", "none")) for _ in range(3))
+        await gate.reached()
+        assert sorted(steps(node), key=str) == [Ask, Until, Until]
+        await cancelled(others.pop())
+        assert sorted(steps(node), key=str) == [Ask, Until]
+        await cancelled(first)  # and the other one asks itself
+        await until(lambda: steps(node) == [Ask])
+        gate.open()
+        assert await others.pop() == "none"
+        await settled(node)
+
+    asyncio.run(use(anode()))
+
+
+@LONG_LEASE
+def test_the_late_reply_to_a_cancelled_get_is_not_cached(
+    anode: MakeNode, gate: Gate, hold: Callable[..., None]
+) -> None:
+    async def use(writer: dstore.AsyncNode, reader: dstore.AsyncNode) -> None:
+        await writer.set("k", "v")
+        await reader.join()
+        hold(GetReply)
+        task = begun(reader.get("k"))
+        await gate.reached()
+        await cancelled(task)
+        assert left_over(reader) == {}
+        gate.open()
+        assert await reader.get("other", None) is None  # comes on the same connection
+        assert reader.node._hit("k") is None
+        assert (await reader.stats())["fills"] == 0
+        assert await reader.get("k") == "v"
+
+    asyncio.run(use(anode(), anode()))
+
+
+@LONG_LEASE
+def test_a_request_that_is_cancelled_before_it_left_is_never_sent(anode: MakeNode) -> None:
+    async def use(node: dstore.AsyncNode) -> None:
+        await node.join()
+        driver = driver_of(node)
+        with driver._lock:  # the background thread sends nothing meanwhile
+            task = begun(node.set("k", "v"))
+            await asyncio.sleep(0)
+            assert steps(node) == [Ask]
+            await cancelled(task)
+        assert await node.get("k", None) is None
+        assert (await node.global_stats())["sets"] == 0
+
+    asyncio.run(use(anode()))
+
+
+@LONG_LEASE
+def test_cancelled_while_a_large_value_comes(
+    anode: MakeNode, gate: Gate, hold: Callable[..., None], tmp_path: Path
+) -> None:
+    async def use(writer: dstore.AsyncNode, reader: dstore.AsyncNode) -> None:
+        await writer.set("k", LARGE)
+        hold(Chunk)
+        task = begun(reader.get("k"))
+        waiting = begun(reader.get("k"))
+        await gate.reached()
+        await cancelled(task)
+        await until(lambda: steps(reader) == [Ask])  # the other one asks itself, at once
+        gate.open()
+        assert await waiting == LARGE
+        await settled(reader)
+        assert len(values_in(tmp_path)) == 1
+
+    asyncio.run(use(anode(), anode(shm=str(tmp_path))))
+
+
+@LONG_LEASE
+def test_cancelled_while_a_large_value_is_sent(
+    anode: MakeNode,
+    gate: Gate,
+    hold: Callable[..., None],
+    tmp_path: Path,
+) -> None:
+    async def use(node: dstore.AsyncNode) -> None:
+        await node.join()
+        hold(Staged)
+        task = begun(node.set("k", LARGE))
+        await gate.reached()
+        await cancelled(task)
+        assert values_in(tmp_path)  # it is still being sent from there
+        gate.open()
+        await settled(node)
+        assert values_in(tmp_path) == []
+        while (figures := await node.global_stats())["uploads"]:
+            pass
+        assert figures["upload_bytes"] == 0
+        assert await node.get("k", None) is None
+        await node.set("k", LARGE)
+
+    asyncio.run(use(anode(shm=str(tmp_path))))
+
+
+@LONG_LEASE
+def test_cancelled_while_a_large_value_is_laid_down(
+    anode: MakeNode, gate: Gate, at_gate: Callable[[type, str], None], tmp_path: Path
+) -> None:
+    """That cannot be interrupted; what it has laid down is dropped."""
+
+    async def use(node: dstore.AsyncNode) -> None:
+        at_gate(LargeValues, "keep")
+        task = begun(node.set("k", LARGE))
+        await gate.reached()
+        await cancelled(task)
+        gate.open()
+        await settled(node)
+        assert values_in(tmp_path) == []
+        assert await node.get("k", None) is None
+
+    asyncio.run(use(anode(shm=str(tmp_path))))
+
+
+@LONG_LEASE
+def test_cancelled_when_the_reply_to_a_set_is_under_way(
+    anode: MakeNode, gate: Gate, hold: Callable[..., None], tmp_path: Path
+) -> None:
+    """Whether it was executed is not known; nothing of it is left here."""
+
+    async def use(node: dstore.AsyncNode) -> None:
+        await node.join()
+        hold(SetReply)
+        task = begun(node.set("k", "v"))
+        await gate.reached()
+        await cancelled(task)
+        assert left_over(node) == {}
+        gate.open()
+        assert await node.get("k") == "v"
+        assert (await node.delete("k")).confirmed == 1
+
+    asyncio.run(use(anode()))
+
+
+@LONG_LEASE
+def test_a_cancelled_get_file_leaves_no_file_and_writes_to_no_other(
+    anode: MakeNode,
+    gate: Gate,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """The descriptor is not closed, and its number not given away, while a thread writes."""
+    write = Destination.write
+    written = []
+
+    def held(self: Destination, offset: int, data: Any) -> None:
+        gate.come_by()
+        write(self, offset, data)
+        written.append(len(data))
+
+    async def use(writer: dstore.AsyncNode, reader: dstore.AsyncNode) -> None:
+        await writer.set("k", LARGE)
+        monkeypatch.setattr(Destination, "write", held)
+        task = begun(reader.get_file("k", tmp_path / "file"))
+        await gate.reached()
+        await cancelled(task)
+        with (tmp_path / "innocent").open("wb"):
+            gate.open()
+            await settled(reader)
+        assert len(written) == 1  # and no more came
+        assert names_in(tmp_path) == ["innocent"]
+        assert (tmp_path / "innocent").read_bytes() == b""
+        assert (await reader.get_file("k", tmp_path / "file")).size == len(LARGE)
+
+    asyncio.run(use(anode(), anode(shm="")))
+
+
+@LONG_LEASE
+def test_a_get_file_that_is_cancelled_at_its_very_end_leaves_no_file(
+    anode: MakeNode, gate: Gate, at_gate: Callable[[type, str], None], tmp_path: Path
+) -> None:
+    async def use(node: dstore.AsyncNode) -> None:
+        await node.set("k", "small")
+        at_gate(Destination, "write_all")
+        task = begun(node.get_file("k", tmp_path / "file"))
+        await gate.reached()
+        await cancelled(task)
+        gate.open()
+        await settled(node)
+        assert names_in(tmp_path) == []
+
+    asyncio.run(use(anode()))
+
+
+@pytest.mark.parametrize("at", [(FileBody, "__getitem__"), (files.Source, "digest")])
+@LONG_LEASE
+def test_a_cancelled_put_file_leaves_no_stage_and_reads_no_other_file(
+    anode: MakeNode, gate: Gate, at: tuple[type, str], monkeypatch: Any, tmp_path: Path
+) -> None:
+    method = getattr(*at)
+    read = []
+
+    def held(self: Any, *arguments: Any) -> Any:
+        gate.come_by()
+        read.append(method(self, *arguments))
+        return read[-1]
+
+    async def use(node: dstore.AsyncNode) -> None:
+        await node.join()
+        source = tmp_path / "source"
+        source.write_bytes(LARGE)
+        monkeypatch.setattr(*at, held)
+        task = begun(node.put_file(source))
+        await gate.reached()
+        await cancelled(task)
+        with (tmp_path / "other").open("wb+"):
+            gate.open()
+            await settled(node)
+        assert read  # and it did not fail
+        while (await node.global_stats())["uploads"]:
+            pass
+        uid = await node.put_file(source)
+        assert await node.get(uid) == LARGE
+
+    asyncio.run(use(anode(shm="")))
+
+
+@LONG_LEASE
+def test_cancelled_when_all_helper_threads_are_busy(
+    anode: MakeNode, gate: Gate, at_gate: Callable[[type, str], None]
+) -> None:
+    """What no helper thread has begun is not done any more."""
+
+    async def use(node: dstore.AsyncNode) -> None:
+        await node.join()
+        at_gate(LargeValues, "keep")
+        tasks = [begun(node.set(f"k{number}", LARGE)) for number in range(40)]
+        helpers = driver_of(node)._helpers
+        await until(lambda: len(helpers._jobs) == 40 - len(helpers._threads))
+        assert len(helpers._threads) == 16
+        for task in tasks[30:]:
+            await cancelled(task)
+        gate.open()
+        await asyncio.gather(*tasks[:30])
+        await settled(node)
+        assert set(await listed(node.keys())) == {f"k{number}" for number in range(30)}
+
+    asyncio.run(use(anode(shm="", timeout=PATIENCE)))
+
+
+@LONG_LEASE
+def test_a_time_limit_of_asyncio(anode: MakeNode, gate: Gate, hold: Callable[..., None]) -> None:
+    async def use(node: dstore.AsyncNode) -> None:
+        await node.join()
+        hold(GetReply)
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(node.get("k"), 0.05)
+        if sys.version_info >= (3, 11):
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.05):
+                    await node.get("k")
+        assert left_over(node) == {}
+        gate.open()
+        assert await node.get("k", None) is None
+        await settled(node)
+
+    asyncio.run(use(anode()))
+
+
+@LONG_LEASE
+def test_a_coroutine_that_is_dropped_is_given_up(
+    anode: MakeNode, gate: Gate, hold: Callable[..., None]
+) -> None:
+    async def use(node: dstore.AsyncNode) -> None:
+        await node.join()
+        hold(GetReply)
+        dropped = node.get("k")
+        dropped.send(None)
+        await gate.reached()
+        with driver_of(node)._lock:  # the garbage collector may come while this is held
+            dropped.close()
+            assert steps(node) == [Ask]
+        await settled(node)
+        gate.open()
+        assert await node.get("k", None) is None
+
+    asyncio.run(use(anode()))
+
+
+@LONG_LEASE
+def test_a_loop_that_is_closed_meanwhile_harms_nobody(
+    anode: MakeNode, gate: Gate, hold: Callable[..., None], caplog: pytest.LogCaptureFixture
+) -> None:
+    node = anode()
+    node.node.join()
+    hold(GetReply)
+    loop = asyncio.new_event_loop()
+    task = loop.create_task(node.get("k"))
+    loop.run_until_complete(gate.reached())
+    loop.close()
+    gate.open()
+    assert node.node.get("other", None) is None
+    task._log_destroy_pending = False  # type: ignore[attr-defined]  # we know
+    del task
+    gc.collect()
+    asyncio.run(settled(node))
+    assert asyncio.run(node.get("k", None)) is None
+    assert caplog.records == []
+
+
+# ---- interruptions ----------------------------------------------------------------------------
+
+
+def test_a_destructor_in_the_middle_of_a_step_is_told_so(
+    anode: MakeNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = anode()
+    node.node.join()
+    advance: Callable[..., Any] = node.node._here()._advance
+    raised: list[BaseException] = []
+
+    def interrupted(*arguments: Any) -> Any:
+        if not raised and threading.current_thread() is threading.main_thread():
+            calls: list[Callable[[], Any]] = [
+                lambda: node.node.get("k"),
+                lambda: node.get("k").send(None),
+            ]
+            for call in calls:
+                with pytest.raises(RuntimeError, match="destructor") as caught:
+                    call()
+                raised.append(caught.value)
+        return advance(*arguments)
+
+    monkeypatch.setattr(node.node._here(), "_advance", interrupted)
+    assert asyncio.run(node.get("k", None)) is None
+    assert len(raised) == 2
+
+
+def test_a_callback_of_a_transfer_may_close_the_node(anode: MakeNode, tmp_path: Path) -> None:
+    """It is called by a helper thread, which closing would have to wait for."""
+
+    async def use(node: dstore.AsyncNode) -> None:
+        source = tmp_path / "source"
+        source.write_bytes(LARGE)
+        with pytest.raises(dstore.NodeClosed):
+            await node.set_file("k", source, progress=lambda *_: node.node.close())
+
+    asyncio.run(use(anode(shm="")))
+
+
+# ---- Global comes and goes, the Node is closed ------------------------------------------------
+
+
+def test_global_is_away(anode: MakeNode, tmp_path: Path) -> None:
+    async def use(node: dstore.AsyncNode) -> None:
+        calls: list[Awaitable[Any]] = [node.get("k"), node.set("k", LARGE), node.delete("k")]
+        for each in await asyncio.gather(*calls, node.join(0.1), return_exceptions=True):
+            assert isinstance(each, dstore.GlobalUnavailable)
+        await settled(node)
+
+    asyncio.run(use(anode(address=AWAY, timeout=0.1)))
+
+
+def test_global_dies_and_comes_back() -> None:
+    async def use(running: GlobalProcess, node: dstore.AsyncNode) -> None:
+        await node.set("k", "v")
+        running.kill()
+        node.timeout = 0.2
+        for call in (node.get("other"), node.get("another")):
+            with pytest.raises(dstore.GlobalUnavailable):
+                await call
+        node.timeout = PATIENCE
+        tasks = [begun(node.get(f"k{number}", number)) for number in range(100)]
+        tasks.append(begun(node.set("l", "w")))
+        await until(lambda: len(steps(node)) == 101)
+        running.start()
+        assert await asyncio.gather(*tasks) == [*range(100), None]
+        assert await node.get("k", None) is None
+        assert await node.get("l") == "w"
+        await settled(node)
+
+    with (
+        GlobalProcess(f"tcp://127.0.0.1:{free_port()}") as running,
+        dstore.Node(running.address) as node,
+    ):
+        asyncio.run(use(running, dstore.AsyncNode.sharing(node)))
+
+
+def test_close_ends_what_waits_for_a_session(anode: MakeNode) -> None:
+    async def use(node: dstore.AsyncNode) -> None:
+        tasks = [begun(node.get(f"k{number}")) for number in range(100)]
+        await until(lambda: len(steps(node)) == 100)
+        await node.close()
+        for got in await asyncio.gather(*tasks, return_exceptions=True):
+            assert isinstance(got, dstore.NodeClosed)
+
+    asyncio.run(use(anode(address=AWAY)))
+
+
+@LONG_LEASE
+@pytest.mark.parametrize("reply", [GetReply, Chunk])
+def test_close_ends_what_waits_for_a_reply(
+    anode: MakeNode, gate: Gate, hold: Callable[..., None], reply: type[ToLocal]
+) -> None:
+    async def use(writer: dstore.AsyncNode, reader: dstore.AsyncNode) -> None:
+        await writer.set("k", LARGE)
+        await reader.join()
+        hold(reply)
+        task = begun(reader.get("k"))
+        await gate.reached()
+        await reader.close()
+        with pytest.raises(dstore.NodeClosed):
+            await task
+
+    asyncio.run(use(anode(), anode(shm="")))
+
+
+@LONG_LEASE
+def test_close_does_not_wait_for_what_cannot_be_interrupted(
+    anode: MakeNode, gate: Gate, at_gate: Callable[[type, str], None]
+) -> None:
+    async def use(node: dstore.AsyncNode) -> None:
+        await node.join()
+        at_gate(LargeValues, "keep")
+        task = begun(node.set("k", LARGE))
+        await gate.reached()
+        await node.close()
+        gate.open()
+        with pytest.raises(dstore.NodeClosed):
+            await task
+
+    asyncio.run(use(anode(shm="")))
+
+
+# ---- processes --------------------------------------------------------------------------------
+
+
+def script(body: str, address: str) -> subprocess.Popen[str]:
+    # A fork of a process with threads is what one of these is about.
+    warnings = ["-W", "error", "-W", "ignore::DeprecationWarning"]
+    return subprocess.Popen(
+        [sys.executable, *warnings, "-c", body],
+        env={**os.environ, "PYTHONPATH": str(ROOT), config.ADDRESS_VARIABLE: address},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def ends_well(process: subprocess.Popen[str]) -> None:
+    out, err = process.communicate(timeout=PATIENCE)
+    assert (process.returncode, out, err) == (0, "", "")
+
+
+FORK = """
+import asyncio, os, dstore, gc
+node = dstore.AsyncNode()
+
+async def in_the_child():
+    assert (await node.stats())["keys"] == 0
+    assert not (await node.lookup("k")).from_local
+    assert await asyncio.gather(*(node.get(f"k{n}", n) for n in range(100))) == [*range(100)]
+    await node.set("large", bytes(1_000_000))
+    await node.delete("k")
+    await node.close()
+
+async def main():
+    await node.set("k", "v")
+    waiting = asyncio.create_task(node.wait("not yet"))
+    while not node.node._local.driver._asks:
+        await asyncio.sleep(0)
+    child = os.fork()
+    if not child:
+        waiting._log_destroy_pending = False
+        asyncio.run(in_the_child())
+        os._exit(0)
+    assert (await asyncio.to_thread(os.waitpid, child, 0))[1] == 0
+    assert await node.get("k", None) is None
+    assert len(await node.get("large")) == 1_000_000
+    await node.set("not yet", "now")
+    assert await waiting == "now"
+    await node.close()
+
+asyncio.run(main())
+"""
+
+
+def test_a_forked_child_joins_anew_and_the_parents_calls_go_on(free_global: dstore.Global) -> None:
+    ends_well(script(FORK, free_global.address))
+
+
+EXIT = """
+import asyncio, threading, dstore
+
+node = dstore.AsyncNode(shm="")
+
+async def fetch():
+    await node.get("k")
+
+def in_a_daemon():
+    try:
+        asyncio.run(fetch())
+    except dstore.NodeClosed:
+        pass
+
+async def left_by_main():
+    task = asyncio.create_task(fetch())
+    await asyncio.to_thread(input)
+
+if MODE == "cancelled":
+    asyncio.run(left_by_main())
+else:
+    threading.Thread(target=in_a_daemon, daemon=True).start()
+    input()
+"""
+
+
+@LONG_LEASE
+@pytest.mark.parametrize("mode", ["cancelled", "under way"])
+def test_an_exit_does_not_wait_for_a_transfer(
+    free_global: dstore.Global, anode: MakeNode, gate: Gate, hold: Callable[..., None], mode: str
+) -> None:
+    anode(shm="").node.set("k", LARGE)
+    hold(Chunk)
+    process = script(f"MODE = {mode!r}\n{EXIT}", free_global.address)
+    asyncio.run(gate.reached())
+    out, err = process.communicate("\n", timeout=PATIENCE)
+    assert (process.returncode, out, err) == (0, "", "")
+
+
+# ---- trio -------------------------------------------------------------------------------------
+
+
+def test_the_same_under_trio(
+    free_global: dstore.Global, anode: MakeNode, gate: Gate, hold: Callable[..., None]
+) -> None:
+    trio = pytest.importorskip("trio")
+
+    async def use(node: dstore.AsyncNode) -> None:
+        await node.set_many({"k": "v", "large": LARGE})
+        assert await node.get("large") == LARGE
+        assert await listed(node.keys()) == ["k", "large"]
+        got = {}
+
+        async def ask(number: int) -> None:
+            got[number] = await node.get(f"k{number}", number)
+
+        async with trio.open_nursery() as nursery:
+            for number in range(1_000):
+                nursery.start_soon(ask, number)
+        assert got == {number: number for number in range(1_000)}
+        hold(GetReply)
+        with trio.move_on_after(0.05) as scope:
+            await node.get("other")
+        assert scope.cancelled_caught
+        assert left_over(node) == {}
+        gate.open()
+        assert await node.get("other", None) is None
+
+    async def main() -> None:
+        async with dstore.AsyncNode(free_global.address) as node:
+            await use(node)
+            with trio.move_on_after(0.05):
+                async with trio.open_nursery() as nursery:
+                    for number in range(100):
+                        nursery.start_soon(node.wait, f"never {number}")
+            while left_over(node):
+                await trio.sleep(0)
+        with pytest.raises(dstore.NodeClosed):
+            await node.get("k")
+
+    trio.run(main)
+
+
+def test_a_trio_that_has_ended_is_not_told() -> None:
+    trio = pytest.importorskip("trio")
+
+    async def main() -> loops.Signal:
+        return loops.signal()
+
+    signal: loops.Signal = trio.run(main)
+    signal.set()
