@@ -46,10 +46,14 @@ class AsyncWatch:
     async def __anext__(self) -> Event:
         while True:
             ready = loops.signal()
+            tell = ready.set
             try:
-                event = self._watch.poll(ready.set)
+                event = self._watch.poll(tell)
             except queue.Empty:
-                await ready
+                try:
+                    await ready
+                finally:
+                    self._watch.forget(tell)
                 continue
             if event is None:
                 raise StopAsyncIteration

@@ -71,13 +71,21 @@ class Janitor:
             self._at_work = False
             self._run()
 
-    def wait(self) -> bool:
-        """Return when all is done that there is to do now. Whether there was anything."""
-        thread = self._thread
-        busy = bool(self._work) or self._at_work
-        self._run()  # lend a hand
+    @property
+    def busy(self) -> bool:
+        """Whether there is something to do."""
+        return bool(self._work) or self._at_work
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Return when all is done that there is to do now. Whether there was anything.
+
+        Or after ``timeout`` seconds; without that, the calling thread lends a hand.
+        """
+        thread, busy = self._thread, self.busy
+        if timeout is None:
+            self._run()
         if thread is not None and thread is not threading.current_thread() and thread.is_alive():
-            thread.join()
+            thread.join(timeout)
         return busy
 
     def _run(self) -> None:

@@ -33,12 +33,15 @@ from dstore.messages import (
     Get,
     GetReply,
     Key,
+    Publication,
     Reply,
     Request,
     Set,
     SetReply,
+    Settled,
     Staged,
     ToLocal,
+    Wait,
 )
 from dstore.transport.channel import Channel
 from dstore.transport.link import Link
@@ -59,6 +62,7 @@ LOOK_EVERY = 2.0
 """Seconds between two looks at whether the shared files of cached values are still there."""
 LOOK_MAX = 500
 """Files looked at in one go."""
+DELETIONS, NEWS = wire.topic(Publication), wire.topic(Settled)
 NO_BODIES: Mapping[bytes, Body] = {}
 
 
@@ -135,6 +139,7 @@ class Local:
         with signals_left_to_this_thread():
             self._link = Link(address)
             self._control = self._link.control
+            self._control.hear({DELETIONS})
             self._thread.start()
 
     def __repr__(self) -> str:
@@ -366,6 +371,8 @@ class Local:
             due = self.state.wake_at <= clock.now()
             effects = self.state.tick(clock.now()) if due else []
             wake_at = self._asleep_until = self._wake_at
+            watched = bool(self.state.watching.watchers)
+        self._control.hear({DELETIONS, NEWS} if watched else {DELETIONS})
         self._perform(effects)
         if self._stopping and until is None:
             return
@@ -423,14 +430,14 @@ class Local:
         return at if self.driver is None else min(at, self.driver.wake_at)
 
     def _announce_removals(self, effect: Announce) -> None:
-        watches = dict(self._watches)
+        with self._lock:
+            watches = {n: watch for n, watch in self._watches.items() if not watch.over}
+            for number in self.state.watching.watchers - set(watches):
+                self.state.unwatch(number)  # these were closed, or dropped
         for removal in effect.removals:
             for number, watch in watches.items():
                 if removal.watcher in (ALL, number):
                     watch.put(removal.key)
-        with self._lock:  # those that were dropped unclosed
-            for number in self.state.watching.watchers - set(self._watches):
-                self.state.unwatch(number)
 
     def _look(self, now: float) -> None:
         """Give up cached values whose files have been evicted: they keep the memory taken."""
@@ -463,7 +470,7 @@ class Local:
 
     def watch(self, prefix: Key, limit: int) -> Watch:
         """A new watch of the keys that begin with ``prefix``. Raises NodeClosed."""
-        watch = Watch(prefix, limit, self._unwatch)
+        watch = Watch(prefix, limit)
 
         def begin(state: LocalState, _: object) -> None:
             with self._lock:
@@ -476,18 +483,16 @@ class Local:
         self.work(begin)
         return watch
 
-    def _unwatch(self, watch: Watch) -> None:
-        for number, each in list(self._watches.items()):
-            if each is watch:
-                self._watches.pop(number, None)
-
     def _end_watches(self) -> None:
-        for watch in list(self._watches.values()):
-            watch.end()
+        with self._lock:
+            watches = list(self._watches.values())
+        for watch in watches:
+            watch.close()
 
     def forked(self) -> None:
         """In the child: nothing of this is ours, and nobody will tell our watches anything."""
-        self._end_watches()
+        for watch in list(self._watches.values()):
+            watch.close()
 
     # ---- the end --------------------------------------------------------------------------
 
@@ -527,8 +532,8 @@ class Local:
 
 def verify(request: Request, reply: Reply) -> None:
     """Raise ValueCorrupt if a value that came does not hash to its content address."""
-    if isinstance(request, Get) and isinstance(reply, GetReply):
-        pairs = zip(request.keys, reply.items)
+    if isinstance(request, (Get, Wait)) and isinstance(reply, GetReply):
+        pairs = zip([request.key] if isinstance(request, Wait) else request.keys, reply.items)
     elif isinstance(request, Set) and isinstance(reply, SetReply):
         pairs = zip((item.key for item in request.items), (each.found for each in reply.items))
     else:

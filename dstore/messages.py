@@ -298,10 +298,9 @@ class Synced(NamedTuple):
 
 
 class Settled(NamedTuple):
-    """All deletions up to ``settled`` are complete. Sent unasked to those who watch."""
+    """All deletions up to ``settled`` are complete. Published for those who watch."""
 
     epoch: int
-    session: int
     settled: int
 
 

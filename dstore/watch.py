@@ -50,21 +50,20 @@ class Watch:
     costs nobody anything: the queue is bounded.
     """
 
-    def __init__(self, prefix: Key, limit: int, leave: Callable[[Watch], None]) -> None:
+    def __init__(self, prefix: Key, limit: int) -> None:
         if limit < 1:
             raise ValueError(f"limit is at least 1, not {limit}")
         self.missed = 0
         self._prefix = prefix
         self._limit = limit
-        self._leave = leave
         self._told = 0  # of those missed
-        self._over = False
+        self.over = False
         # Unlike a lock, this can be met again in a signal handler.
         self._events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
         self._signals: deque[Callable[[], None]] = deque()
 
     def __repr__(self) -> str:
-        state = "ended" if self._over else f"{self._events.qsize()} waiting"
+        state = "ended" if self.over else f"{self._events.qsize()} waiting"
         return f"<dstore.Watch {self._prefix!r} {state}, {self.missed} missed>"
 
     # ---- for the program ------------------------------------------------------------------
@@ -98,10 +97,15 @@ class Watch:
         self._signals.append(signal)
         return self._next(0)  # what came in between has not signalled
 
+    def forget(self, signal: Callable[[], None]) -> None:
+        """Nobody waits for this signal any more."""
+        with contextlib.suppress(ValueError):
+            self._signals.remove(signal)
+
     def close(self) -> None:
         """End it. What has not been taken is dropped. Idempotent."""
-        self._leave(self)
-        self.end()
+        self.over = True
+        self._add(None)
 
     def __enter__(self) -> Watch:
         return self
@@ -116,10 +120,11 @@ class Watch:
 
     def _next(self, timeout: float) -> Event | None:
         """The next event, or None at the end. Raises queue.Empty."""
-        if self._over:
+        if self.over:
             return None
-        missed, self._told = self.missed - self._told, self.missed
-        if missed:
+        missed = self.missed
+        if missed != self._told:
+            missed, self._told = missed - self._told, missed
             return Event(None, missed)
         event = self._events.get(timeout > 0, timeout)
         if event is None:
@@ -139,11 +144,6 @@ class Watch:
             except queue.Empty:
                 break
         self._add(Event(None if key is None else translate.public_key(key)))
-
-    def end(self) -> None:
-        """No more events come."""
-        self._over = True
-        self._add(None)
 
     def _add(self, event: Event | None) -> None:
         self._events.put(event)

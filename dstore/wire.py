@@ -266,7 +266,7 @@ _TO_LOCAL: dict[int, tuple[type[ToLocal], tuple[Check, ...]]] = {
     74: (Publication, (_uint, _uint, _list(_key), _list(_uint))),
     75: (Chunk, (*_asked, _id16, _uint, _data)),
     76: (Staged, (*_asked, _id16, _uint, _uint)),
-    77: (Settled, (_uint, _uint, _uint)),
+    77: (Settled, (_uint, _uint)),
 }
 
 _NUMBER: dict[type[Message], int] = {
@@ -284,6 +284,12 @@ def encode(message: Message) -> bytes:
         (_NUMBER[type(message)], *fields), unicode_errors="surrogateescape"
     )
     return PREFIX + packed
+
+
+def topic(kind: type[Publication | Settled]) -> bytes:
+    """What the frames of these messages begin with, and no others: to subscribe to them."""
+    number, (_, checks) = _NUMBER[kind], _TO_LOCAL[_NUMBER[kind]]
+    return PREFIX + bytes([0x90 | 1 + len(checks), number])
 
 
 def data_of(message: Message) -> Buffer | None:

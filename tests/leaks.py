@@ -67,7 +67,8 @@ def shared_files() -> set[str]:
     if root is None:
         return set()
     clean(root)
-    return {str(path) for path in Path(root).rglob("*") if path.is_file()}
+    # Unlike rglob, this does not mind what others remove meanwhile.
+    return {os.path.join(place, name) for place, _, names in os.walk(root) for name in names}
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from dstore.messages import Key, Stored
 
 ENTRY_OVERHEAD = 200
 """Bytes an entry takes beyond its key and its value; counted against the limit."""
-SHARED_MAX = 16_384
+SHARED_MAX = 8_192
 """Entries whose bytes all processes share: each is a mapping, of which a process has few."""
 SEEN = 2
 """A ``visited`` bit that is set, and that has been seen since."""

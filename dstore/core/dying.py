@@ -26,8 +26,8 @@ NEVER = float("inf")
 class Dying:
     """A key that is being deleted or replaced.
 
-    ``token`` names the value that was found and is to go, ``large`` is whether it has its bytes
-    apart. ``awaiting`` counts the holders that
+    ``token`` names the value that was found and is to go, ``size`` how many bytes it has,
+    ``large`` whether these are apart. ``awaiting`` counts the holders that
     have neither confirmed nor expired. ``joined`` are other DELs of the key, ``queued`` are writes
     that run afresh once it is gone.
     """
@@ -44,6 +44,7 @@ class Dying:
         "queued",
         "replacement",
         "seq",
+        "size",
         "token",
     )
 
@@ -51,6 +52,7 @@ class Dying:
         self.key = key
         self.token = old.token
         self.large = type(old.body) is Large
+        self.size = old.size
         self.seq = 0
         self.call: Call | None = call  # who is told in the end, if anybody still waits
         self.index = index

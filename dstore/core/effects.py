@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple, TypeAlias
 
 from dstore.core.watching import Removal
-from dstore.messages import Key, Publication, Route, ToGlobal, ToLocal
+from dstore.messages import Key, Publication, Route, Settled, ToGlobal, ToLocal
 
 # ---- at Global --------------------------------------------------------------------------------
 
@@ -20,7 +20,7 @@ class Send(NamedTuple):
 class Publish(NamedTuple):
     """Send a message to everybody who listens."""
 
-    message: Publication
+    message: Publication | Settled
 
 
 GlobalEffect: TypeAlias = Send | Publish

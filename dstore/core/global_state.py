@@ -190,8 +190,7 @@ class GlobalState:
                 self._answer(*waiting)
         if self._watching and self._deletions.settled > self._told:
             self._told = self._deletions.settled
-            for session in self._watching.values():
-                self._out.send(session.route, Settled(self.epoch, session.id, self._told))
+            self._out.publish(Settled(self.epoch, self._told))
 
     def close(self) -> None:
         """From now on refuse new sessions and writes; what is under way goes on."""
@@ -277,6 +276,7 @@ class GlobalState:
         """The Local holds nothing any more, or has been silent for so long that its lease ended."""
         self._sessions.close(session)
         self._watching.pop(session.id, None)
+        self._waits.end(session)
         self._stages.end(session)
         self._writes.confirm(session, self._log.seq, now)
 
@@ -333,7 +333,7 @@ class GlobalState:
         self.counters["waits"] += 1
         if self._engine.read(message.key) is not None:
             self._answer(session, route, message)
-        elif self._waits.full:
+        elif self._waits.full(session):
             self._out.refuse(route, message, Refusal.BUSY, "too many requests wait for keys")
         else:
             self._waits.add(session, route, message, now)

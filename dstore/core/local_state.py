@@ -153,7 +153,7 @@ class LocalState:
         elif type(message) is Synced:
             self._on_synced(message, now)
         elif type(message) is Settled:
-            if (message.epoch, message.session) == (self.epoch, self.session):
+            if self.session and message.epoch == self.epoch:
                 self.watching.settled(message.settled)
         elif type(message) is Welcome:
             effects += self._on_welcome(message, now)

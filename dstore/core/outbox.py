@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dstore.core.effects import GlobalEffect, Publish, Send
-from dstore.messages import Publication, Refusal, Refused, Route, ToGlobal, ToLocal
+from dstore.messages import Publication, Refusal, Refused, Route, Settled, ToGlobal, ToLocal
 
 COUNTERS = (
     "gets",
@@ -33,7 +33,7 @@ class Outbox:
     def send(self, route: Route, message: ToLocal) -> None:
         self._effects.append(Send(route, message))
 
-    def publish(self, message: Publication) -> None:
+    def publish(self, message: Publication | Settled) -> None:
         self._effects.append(Publish(message))
 
     def refuse(self, route: Route, message: ToGlobal, refusal: Refusal, text: str) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from dstore.config import CHUNK_BYTES, CHUNKS_AHEAD
 from dstore.content import Hasher
+from dstore.engines.base import Lost
 from dstore.errors import StoreFull
 from dstore.messages import Large, Refusal, Stage, Stored
 
@@ -121,6 +122,9 @@ class Stages:
         token = upload.stored.token
         try:
             self._bulk.write(token, upload.received, new)
+        except Lost:
+            upload.received, upload.hasher = 0, Hasher(upload.stored.codec)
+            return
         except StoreFull as error:
             self._drop(token)
             raise StageRefused(Refusal.FULL, str(error)) from None
@@ -132,6 +136,11 @@ class Stages:
                 self._drop(token)
                 raise StageRefused(Refusal.DAMAGED, "the value was damaged on its way")
             self._bulk.seal(token)
+
+    def has(self, stored: Stored) -> bool:
+        """Whether this is being uploaded, or has been and waits for its SET."""
+        upload = self._uploads.get(stored.token)
+        return upload is not None and upload.stored == stored
 
     def take(self, stored: Stored, room: int) -> bool:
         """Whether the bytes of a large value are all here. If so they are now the caller's.

@@ -2,7 +2,7 @@
 
 A WAIT of a key that nobody has bound is kept here for the time that it names, and answered as a
 GET would be: at once when the key is bound, else "missing" in the end. A Local that wants to wait
-for longer asks again. What its session leaves behind goes at the end of that time.
+for longer asks again. What a session has here goes with it.
 """
 
 from __future__ import annotations
@@ -16,8 +16,11 @@ from dstore.messages import Key, Route, Wait
 if TYPE_CHECKING:
     from dstore.core.sessions import Session
 
-WAITS_MAX = 100_000
-"""Requests that wait at one time; more are refused."""
+WAITS_MAX, WAITS_OF_ONE_MAX = 100_000, 20_000
+"""Requests that wait at one time, of all sessions and of one; more are refused."""
+TIMEOUT_MAX = 60.0
+"""Seconds; whoever wants to wait longer asks again."""
+ENDS_MIN = 1_000
 NEVER = float("inf")
 
 
@@ -35,6 +38,7 @@ class Waits:
     def __init__(self) -> None:
         self._by_key: dict[Key, dict[tuple[int, int], Waiting]] = {}
         self._ends: list[tuple[float, int, Key, tuple[int, int]]] = []
+        self._of: dict[int, set[tuple[Key, tuple[int, int]]]] = {}  # by session
         self._count = 0
         self._serial = 0
 
@@ -44,10 +48,10 @@ class Waits:
     def __len__(self) -> int:
         return self._count
 
-    @property
-    def full(self) -> bool:
-        """Whether no more are taken. What ended before its time is forgotten only later."""
-        return len(self._ends) >= WAITS_MAX
+    def full(self, session: Session) -> bool:
+        """Whether no more are taken of this one."""
+        of_one = len(self._of.get(session.id, ()))
+        return self._count >= WAITS_MAX or of_one >= WAITS_OF_ONE_MAX
 
     @property
     def wake_at(self) -> float:
@@ -61,22 +65,37 @@ class Waits:
         if name not in waiting:
             self._count += 1
             self._serial += 1
-            heapq.heappush(self._ends, (now + message.timeout, self._serial, message.key, name))
+            self._of.setdefault(session.id, set()).add((message.key, name))
+            end = now + min(message.timeout, TIMEOUT_MAX)
+            heapq.heappush(self._ends, (end, self._serial, message.key, name))
         waiting[name] = Waiting(session, route, message)
 
     def bound(self, key: Key) -> list[Waiting]:
         """The key has been bound: those who waited for it."""
-        waiting = self._by_key.pop(key, {})
-        self._count -= len(waiting)
-        return list(waiting.values())
+        return [self._take(key, name) for name in list(self._by_key.get(key, ()))]
+
+    def end(self, session: Session) -> None:
+        """The session has ended: nobody is to be answered."""
+        for key, name in list(self._of.get(session.id, ())):
+            self._take(key, name)
 
     def expire(self, now: float) -> Iterator[Waiting]:
         """Those whose time is over."""
         while self._ends and self._ends[0][0] <= now:
             _, _, key, name = heapq.heappop(self._ends)
-            waiting = self._by_key.get(key, {})
-            if name in waiting:
-                self._count -= 1
-                yield waiting.pop(name)
-                if not waiting:
-                    del self._by_key[key]
+            if name in self._by_key.get(key, ()):
+                yield self._take(key, name)
+
+    def _take(self, key: Key, name: tuple[int, int]) -> Waiting:
+        waiting, of_one = self._by_key[key], self._of[name[0]]
+        taken = waiting.pop(name)
+        of_one.discard((key, name))
+        if not waiting:
+            del self._by_key[key]
+        if not of_one:
+            del self._of[name[0]]
+        self._count -= 1
+        if len(self._ends) > ENDS_MIN + 2 * self._count:  # most have ended before their time
+            self._ends = [each for each in self._ends if each[3] in self._by_key.get(each[2], ())]
+            heapq.heapify(self._ends)
+        return taken

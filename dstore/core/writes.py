@@ -79,6 +79,7 @@ class Writes:
         self._value_limit = value_limit
         self._queued_bytes = 0
         self._replacing_bytes = 0
+        self._growing_bytes = 0
 
     @property
     def room(self) -> int:
@@ -148,7 +149,7 @@ class Writes:
         old = self._engine.read(item.key)
         if old is not None and not replace:
             result = self._occupied(call, item.key, old)
-        elif (refusal := self._unfit(item)) is not None:
+        elif (refusal := self._unfit(item, old)) is not None:
             result = SetResult(refusal, self._deletions.seq)
         elif old is None:
             result = self._bind(call.session, item)
@@ -156,6 +157,7 @@ class Writes:
             dying = self._deletions.begin(Dying(item.key, old, call, index), now)
             dying.replacement = item.stored
             self._replacing_bytes += item.stored.size
+            self._growing_bytes += item.stored.size - old.size
             return
         refused = result.status not in (SetStatus.STORED, SetStatus.ABSENT)
         if refused and type(item.stored.body) is Large:
@@ -175,18 +177,28 @@ class Writes:
         self._queued_bytes += size
         dying.queued.append(run)
 
-    def _unfit(self, item: SetItem) -> SetStatus | None:
+    def _unfit(self, item: SetItem, old: Stored | None) -> SetStatus | None:
         """Why this value cannot be bound now. If nothing is, the bytes of a large one are taken."""
         stored = item.stored
         if stored.size > self._value_limit or stored.inline > INLINE_BYTES_MAX:
             return SetStatus.TOO_LARGE
         if not content.matches(item.key, stored):
             return SetStatus.MISMATCH
-        if not self._engine.fits(item.key, stored):
+        if not self._engine.fits(item.key, stored) or not self._will_fit(stored, old):
             return SetStatus.FULL
         if type(stored.body) is Large and not self._stages.take(stored, self.room):
             return SetStatus.ABSENT
         return None
+
+    def _will_fit(self, stored: Stored, old: Stored | None) -> bool:
+        """Whether it also fits once all that is under way has ended."""
+        if old is not None and self._replacing_bytes + stored.inline > QUEUED_BYTES_MAX:
+            return False
+        coming = self._growing_bytes + self._stages.reserved
+        if self._stages.has(stored):  # it is part of that
+            return True
+        growth = stored.size - (old.size if old is not None else 0)
+        return self._engine.size + coming + growth <= self._engine.limit or growth <= 0
 
     def _bind(self, session: Session, item: SetItem) -> SetResult:
         seq = self._deletions.seq
@@ -297,6 +309,7 @@ class Writes:
         assert dying.call is not None
         seq = self._deletions.seq
         self._replacing_bytes -= dying.replacement.size
+        self._growing_bytes -= dying.replacement.size - dying.size
         try:
             replaced = self._engine.replace(dying.key, dying.token, dying.replacement)
         except DstoreError:

@@ -11,6 +11,13 @@ from typing import Protocol
 from dstore.messages import Buffer, Key, Stored
 
 
+class Lost(Exception):
+    """What was written of a value is lost. It is still reserved, to be written from its beginning.
+
+    Internal: whoever uploads it is told to begin anew.
+    """
+
+
 class Bulk(Protocol):
     """Where Global keeps the bytes of large values, each under the token of its write.
 
@@ -34,7 +41,8 @@ class Bulk(Protocol):
         """Write a piece of a value that is reserved and not sealed, in any order.
 
         Raises KeyError for another token, and ValueError if the piece is not within the value.
-        Raises StoreFull, and changes nothing, if others have taken the room that was promised.
+        If others have taken the room that was promised, Lost says that there is other room, and
+        StoreFull, which changes nothing, that there is none.
         """
 
     def seal(self, token: bytes) -> None:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import logging
 
 from dstore.background import MUCH, janitor
-from dstore.engines.base import Bulk
+from dstore.engines.base import Bulk, Lost
 from dstore.engines.bulk import PrivateBulk
-from dstore.errors import StoreFull
 from dstore.limited_log import LimitedLog
 from dstore.messages import Buffer
 from dstore.shm.memory import HostMemory, open_memory
@@ -15,7 +14,7 @@ from dstore.shm.parts import NoRoom, Writer
 
 log = logging.getLogger("dstore.shm")
 
-MAPS_MAX = 16_384
+MAPS_MAX = 8_192
 """So many values are mapped at a time; others are mapped when they are read."""
 
 
@@ -45,6 +44,7 @@ class SharedBulk:
         self._writers: dict[bytes, Writer] = {}
         self._sizes: dict[bytes, int] = {}
         self._maps: dict[bytes, memoryview] = {}  # the one that was read last is the last
+        self._kept: dict[bytes, memoryview] = {}  # these have no files any more
         self._complaints = LimitedLog(log)
 
     def __repr__(self) -> str:
@@ -73,26 +73,27 @@ class SharedBulk:
             writer.write(offset, data)
         except NoRoom as error:
             self._move(token, writer, error)
-            self._private.write(token, offset, data)
+            raise Lost from None
 
     def seal(self, token: bytes) -> None:
         writer = self._writers.pop(token, None)
         if writer is None:
             self._private.seal(token)
-        else:
-            writer.publish()
-            self._sizes[token] = writer.size
-            self._mapped(token, writer.size)
+            return
+        view = writer.view_if_possible()
+        self._sizes[token] = writer.size
+        if not writer.publish() and view is not None:
+            self._kept[token] = view
+        elif view is not None:
+            self._map(token, view)
 
     def _move(self, token: bytes, writer: Writer, error: NoRoom) -> None:
-        """Others have taken the room that there was: from now on the value is private."""
+        """Others have taken the room that there was: from now on the value is private.
+
+        It is not copied: a large one would hold up everybody for seconds.
+        """
         self._complain(error)
-        try:
-            so_far = writer.view()
-        except NoRoom as worse:
-            raise StoreFull(f"a value cannot be moved to Global's own memory: {worse}") from None
         self._private.reserve(token, writer.size)
-        self._private.write(token, 0, so_far)
         del self._writers[token]
         writer.abandon()
 
@@ -118,18 +119,20 @@ class SharedBulk:
         return view[offset : offset + count]
 
     def _mapped(self, token: bytes, size: int) -> memoryview | None:
-        view = self._maps.pop(token, None)
+        view = self._kept.get(token)
         if view is None:
-            view = self._memory.find(token, size)
-            if view is None:
-                return None
-            if len(self._maps) >= MAPS_MAX:
-                self._unmap(next(iter(self._maps)))
-        self._maps[token] = view
+            view = self._maps.pop(token, None) or self._memory.find(token, size)
+            if view is not None:
+                self._map(token, view)
         return view
 
+    def _map(self, token: bytes, view: memoryview) -> None:
+        if len(self._maps) >= MAPS_MAX:
+            self._unmap(next(iter(self._maps)))
+        self._maps[token] = view
+
     def _unmap(self, token: bytes) -> None:
-        view = self._maps.pop(token, None)
+        view = self._maps.pop(token, None) or self._kept.pop(token, None)
         if view is not None and len(view) >= MUCH:
             janitor.do(view.release)  # the pieces of it that are under way stay good
 
@@ -146,5 +149,6 @@ class SharedBulk:
         self._writers.clear()
         self._sizes.clear()
         self._maps.clear()
+        self._kept.clear()
         self._private.close()
         self._memory.close()

@@ -72,16 +72,19 @@ def keep_limit(folder: Folder, mine: str, size: int, limit: int) -> int | None:
     return limit - total
 
 
-def make_room(folder: Folder, needed: int, now: int) -> bool:
+def make_room(folder: Folder, needed: int, now: int, patience: float | None = None) -> bool:
     """Evict until the file system has ``now`` bytes left. Whether anything was removed.
 
-    What the janitor is about to give back comes first. Nothing is evicted, if all copies together
-    would not be enough for all that is ``needed``. They may still not be enough, if they are
-    mapped: the system gives back their memory when the last reader has gone.
+    What the janitor is about to give back comes first; ``patience`` is how many seconds that may
+    take, else nothing is removed. Nothing is evicted, either, if all copies together would not be
+    enough for all that is ``needed``. They may still not be
+    enough, if they are mapped: the system gives back their memory when the last reader has gone.
     """
     swept = parts.sweep(folder)
-    if (janitor.wait() or swept) and free(folder.copies) >= needed:
+    if (janitor.wait(patience) or swept) and free(folder.copies) >= needed:
         return True
+    if patience is not None and janitor.busy:
+        return False
     _, copies = _listed(folder.copies, "")
     total = sum(copy.size for copy in copies)
     if free(folder.copies) + total < needed:

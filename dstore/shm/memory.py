@@ -6,6 +6,7 @@ import contextlib
 import io
 import logging
 import os
+import time
 
 from dstore.background import janitor
 from dstore.shm import eviction, folder, locks, mapping, parts
@@ -22,6 +23,10 @@ SHARES = 16
 """Of what the limit leaves, a process adds this fraction before it looks again. If more processes
 than that do so at the same time, the limit may be exceeded by as much, until one looks.
 """
+OWN_PATIENCE = 0.1
+"""So many seconds Global waits for memory that is being given back."""
+FULL_SECONDS = 1.0
+"""So long Global does not look for room again that it has not found."""
 AVAILABLE = locks.AVAILABLE and mapping.AVAILABLE
 
 
@@ -40,6 +45,7 @@ class HostMemory:
         self.limit = limit
         self._folder = entered
         self._closed = False
+        self._full_until = 0.0
         self._spare = 0  # what may be added before anybody looks at the limit again
 
     def __repr__(self) -> str:
@@ -102,7 +108,8 @@ class HostMemory:
             part = parts.claim(self._folder, final + PART, self)
             if part is None:
                 return None
-            writer = Writer(part, final, size, self._make_room)
+            make_room = self._make_own_room if own else self._make_room
+            writer = Writer(part, final, size, make_room)
             # It may have been sealed just before the lock was ours.
             if self._sealed(name, own):
                 writer.abandon()
@@ -131,7 +138,8 @@ class HostMemory:
         now = min(writer.size, parts.RESERVE_BYTES) if own else writer.size
         needed = self._promised()
         free = eviction.free(self._folder.copies)
-        if free < needed and not eviction.make_room(self._folder, needed, now):
+        make_room = self._make_own_room if own else self._make_room
+        if free < needed and not make_room(needed, now):
             raise NoRoom(f"{writer.size:,} bytes do not fit into the file system")
         writer.reserve(now)
         if not own:
@@ -145,8 +153,19 @@ class HostMemory:
         writers = [writer for ref in refs if ref is not None and (writer := ref()) is not None]
         return sum(writer.size - writer.reserved for writer in writers)
 
-    def _make_room(self, needed: int) -> bool:
-        return eviction.make_room(self._folder, needed, needed)
+    def _make_room(self, needed: int, now: int) -> bool:
+        return eviction.make_room(self._folder, needed, now)
+
+    def _make_own_room(self, needed: int, now: int) -> bool:
+        """The same for Global, which must not stand still: it waits for nobody for long, and
+        does not look again and again where there is no room.
+        """
+        if time.monotonic() < self._full_until:
+            return False
+        if eviction.make_room(self._folder, needed, now, OWN_PATIENCE):
+            return True
+        self._full_until = time.monotonic() + FULL_SECONDS
+        return False
 
     def _keep_limit(self, mine: str, size: int) -> None:
         with held.lock:
@@ -190,7 +209,7 @@ class HostMemory:
         try:
             with io.FileIO(self._own(_name(token))) as file:
                 return memoryview(os.pread(file.fileno(), count, offset))
-        except FileNotFoundError:
+        except (OSError, OverflowError):  # taken away, no descriptors left, or no such place
             return None
 
     def drop(self, token: bytes) -> None:

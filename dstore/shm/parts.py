@@ -37,8 +37,8 @@ again, and a timer that is faster than the call would keep it from ever ending.
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.ENOMEM}
 """What the system says when evicting something may help."""
 
-MakeRoom = Callable[[int], bool]
-"""Tries to free so many bytes, and says whether it has freed any."""
+MakeRoom = Callable[[int, int], bool]
+"""Tries to free room for so many bytes, the second number of them at once. Whether it has."""
 
 
 class NoRoom(Exception):
@@ -84,12 +84,13 @@ class Part:
                 self._uses -= 1
                 self._close_if_unused()
 
-    def seal(self, final: str) -> None:
+    def seal(self, final: str) -> bool:
         """Give the file its final name.
 
-        If that fails, because somebody has removed the whole folder, the views of it are as good
-        as ever, and nobody else will find it. Raises NoRoom if the part is over.
+        False if that fails, because somebody has removed the whole folder: the views of it are as
+        good as ever, and nobody else will find it. Raises NoRoom if the part is over.
         """
+        named = False
         with held.lock:
             self._check()
             with contextlib.suppress(OSError):
@@ -97,9 +98,11 @@ class Part:
                     # Not read-only before: a file of a writer that dies in between could not be
                     # opened for writing, and so not be locked, by the next one.
                     os.rename(self.path, final)
+                    named = True
                     os.fchmod(self._file.fileno(), 0o400)
                     touch(self._file.fileno())
             self.abandon()
+        return named
 
     def abandon(self) -> None:
         """Unlink what is not sealed, give up the lock. Idempotent."""
@@ -164,7 +167,7 @@ class Writer:
                 os.posix_fallocate(descriptor, self.reserved, count)
                 return
             except OSError as error:
-                if error.errno not in FULL or not self._make_room(needed):
+                if error.errno not in FULL or not self._make_room(needed, needed):
                     raise
 
     def view(self) -> memoryview:
@@ -200,9 +203,15 @@ class Writer:
         self.publish()
         return view
 
-    def publish(self) -> None:
-        """The same for Global, which maps the file only when it is asked for the value."""
-        self._part.seal(self._final)
+    def publish(self) -> bool:
+        """The same for Global. False if nobody will find it: only a view of it has the bytes."""
+        return self._part.seal(self._final)
+
+    def view_if_possible(self) -> memoryview | None:
+        """As :meth:`view`; None if it cannot be mapped."""
+        with contextlib.suppress(NoRoom):
+            return self.view()
+        return None
 
     def abandon(self) -> None:
         """Give up; the next one may begin afresh. Idempotent, and nothing after :meth:`seal`."""

@@ -29,7 +29,7 @@ class Control:
         self._waker = Waker()
         self._dealer = connected(context, zmq.DEALER, address, CONTROL_SILENCE_MS)
         self._sub = connected(context, zmq.SUB, None, CONTROL_SILENCE_MS)
-        self._sub.setsockopt(zmq.SUBSCRIBE, b"")
+        self._topics: set[bytes] = set()
         self._monitors = [
             sock.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED)
             for sock in (self._dealer, self._sub)
@@ -78,6 +78,14 @@ class Control:
         if self._publisher is not None:
             self._sub.disconnect(self._publisher)
         self._publisher = publisher
+
+    def hear(self, topics: set[bytes]) -> None:
+        """Hear what is published and begins with one of these, and nothing else."""
+        for topic in topics - self._topics:
+            self._sub.setsockopt(zmq.SUBSCRIBE, topic)
+        for topic in self._topics - topics:
+            self._sub.setsockopt(zmq.UNSUBSCRIBE, topic)
+        self._topics = topics
 
     def wake(self) -> None:
         self._waker.wake()

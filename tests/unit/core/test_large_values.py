@@ -11,6 +11,7 @@ from dstore.core import operations, stages, transfer
 from dstore.core.cache import Held
 from dstore.core.operations import Obtain, Resumed, Supply
 from dstore.core.transfer import Damaged, Moved, Receive, Send, Transfer, TransferFailed
+from dstore.engines.base import Lost
 from dstore.errors import GlobalUnavailable, RequestRefused, StoreFull
 from dstore.messages import (
     Chunk,
@@ -215,8 +216,35 @@ def test_an_upload_counts_against_the_limit_from_its_beginning() -> None:
     assert staged(a, second, 0, body[:1]).refusal is Refusal.FULL
     call = begin_set(a, "k", second)
     sent(call)
+    assert call.result["k"].status is SetStatus.FULL
+
+
+def test_who_is_refused_while_uploading_is_told_that_the_store_is_full() -> None:
+    world = World()
+    (a,) = world.joined("a")
+    call = begin_set(a, "k", large(world))
+    sent(call)
     failed(call, Refusal.FULL)
     assert call.result["k"].status is SetStatus.FULL
+
+
+def test_an_upload_whose_bytes_were_lost_begins_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World()
+    (a,) = world.joined("a")
+    stored, write = large(world), world.bulk.write
+    staged(a, stored, 0, BODY[:3])
+
+    def lost(*_: object) -> None:
+        monkeypatch.setattr(world.bulk, "write", write)
+        raise Lost
+
+    monkeypatch.setattr(world.bulk, "write", lost)
+    assert staged(a, stored, 3, BODY[3:6]).received == 0
+    assert staged(a, stored, 3, BODY[3:6]).received == 0
+    assert staged(a, stored, 0, BODY).received == len(BODY)
+    call = begin_set(a, "k", stored)
+    sent(call)
+    assert call.result["k"].status is SetStatus.STORED
 
 
 def test_a_value_that_is_too_large_or_does_not_fit_is_refused_before_it_is_uploaded() -> None:

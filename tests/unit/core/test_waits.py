@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from dstore.core import operations, waits
@@ -135,15 +137,53 @@ def test_nobody_else_waits_for_a_wait() -> None:
     assert other.result == {}
 
 
-def test_there_is_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(waits, "WAITS_MAX", 2)
+def more(world: World, member: Member, number: int, key: str = "more", timeout: float = 1.0) -> Any:
+    """Another WAIT; the answer if there is one at once."""
+    state = member.state
+    world.deliver(b"x", Wait(state.epoch, state.session, number, key, timeout))
+    inbox = world.inboxes.get(b"x")
+    return inbox.pop() if inbox else None
+
+
+@pytest.mark.parametrize("bound", ["WAITS_MAX", "WAITS_OF_ONE_MAX"])
+def test_there_is_a_bound(monkeypatch: pytest.MonkeyPatch, bound: str) -> None:
+    monkeypatch.setattr(waits, bound, 2)
     world = World()
-    (a,) = world.joined("a")
+    a, b = world.joined("a", "b")
     for number in range(2):
         begin_wait(a, f"k{number}").send()
-    state = a.state
-    world.deliver(b"x", Wait(state.epoch, state.session, 99, "more", 1.0))
-    assert world.inboxes[b"x"].pop().refusal is Refusal.BUSY  # type: ignore[union-attr]
+    assert more(world, a, 99).refusal is Refusal.BUSY
+    assert (more(world, b, 99) is None) is (bound == "WAITS_OF_ONE_MAX")
     world.live(WAIT_ROUND + 1, step=0.5)
-    world.deliver(b"x", Wait(state.epoch, state.session, 100, "more", 1.0))
-    assert len(world.state._waits) == 1
+    world.inboxes[b"x"].clear()
+    assert more(world, a, 100) is None
+    b.set("more", b"v")
+    assert len(world.state._waits) == 0
+    world.inboxes[b"x"].clear()
+    assert more(world, a, 101, "else") is None, "what was answered before its time is forgotten"
+
+
+def test_nobody_waits_for_ever_and_what_a_session_had_goes_with_it() -> None:
+    world = World()
+    a, b = world.joined("a", "b")
+    for number in range(10):
+        more(world, a, number, f"k{number}", 9e8)
+        more(world, b, 7, f"k{number}", 9e8)  # always the same number
+    assert len(world.state._waits) == 20
+    a.state.goodbye(world.now)
+    world.settle()
+    assert len(world.state._waits) == 10
+    world.live(waits.TIMEOUT_MAX + 1, step=1.0)
+    assert (len(world.state._waits), world.state._waits._of) == (0, {})
+
+
+def test_answered_requests_do_not_pile_up() -> None:
+    world = World()
+    a, b = world.joined("a", "b")
+    for number in range(2 * waits.ENDS_MIN):
+        more(world, a, number, "k", 60.0)
+        if number % 100 == 99:
+            b.set("k", b"v")
+            b.delete("k")
+            world.inboxes[b"x"].clear()
+    assert len(world.state._waits._ends) <= waits.ENDS_MIN + 1

@@ -10,7 +10,7 @@ from dstore.core.operations import Resumed, writing
 from dstore.core.writes import OUTCOMES_MAX
 from dstore.errors import GlobalUnavailable, OutcomeUnknown, RequestRefused
 from dstore.messages import DelStatus, Refusal, Refused, SetItem, SetStatus, Stored
-from tests.unit.core.world import World
+from tests.unit.core.world import LEASE, World
 
 
 def test_a_repeated_set_gets_the_recorded_outcome_marked_do_not_cache() -> None:
@@ -391,3 +391,53 @@ def test_an_interrupt_in_the_middle_leaves_nothing_that_nobody_ends(
             _ = a.begin_get("k") if kind == "get" else a.begin_set(("k", b"v"))
     assert not a.state._fills
     assert not a.state._writing
+
+
+def test_replacements_that_wait_do_not_exceed_the_limit_together() -> None:
+    world = World(limit=4_000)
+    a, silent = world.joined("a", "silent")
+    keys = [f"k{number}" for number in range(5)]
+    for key in keys:
+        a.set(key, b"1")
+        silent.get(key)
+    size = world.engine.size
+    world.members.remove(silent)
+    calls = [a.begin_set((key, bytes(900)), replace=True) for key in keys]
+    for call in calls:
+        call.send()
+    other = a.begin_set(("other", bytes(900)))
+    other.send()
+    world.live(2 * LEASE)
+    for call in (*calls, other):
+        call.answer()
+    told = [result.status for call in (*calls, other) for result in call.result.values()]
+    assert told.count(SetStatus.FULL) >= 2
+    assert told.count(SetStatus.REPLACED) >= 2
+    assert size < world.engine.size <= 4_000
+    assert world.state._writes._growing_bytes == world.state._writes._replacing_bytes == 0
+
+
+def test_in_a_full_store_a_value_is_replaced_by_one_that_is_no_larger() -> None:
+    world = World(limit=1000)
+    (a,) = world.joined("a")
+    number = 0
+    while a.set(f"k{number}", bytes(50)).status is SetStatus.STORED:
+        number += 1
+    assert a.set("k0", b"x" * 50, replace=True).status is SetStatus.REPLACED
+    assert a.set("k0", b"x" * 900, replace=True).status is SetStatus.FULL
+
+
+def test_what_is_replaced_meanwhile_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writes, "QUEUED_BYTES_MAX", 100)
+    world = World()
+    a, silent = world.joined("a", "silent")
+    for key in "kl":
+        a.set(key, bytes(60))
+        silent.get(key)
+    world.members.remove(silent)
+    first = a.begin_set(("k", b"x" * 60), replace=True)
+    first.send()
+    assert a.set("l", b"x" * 60, replace=True).status is SetStatus.FULL
+    world.live(2 * LEASE)
+    first.answer()
+    assert first.result["k"].status is SetStatus.REPLACED

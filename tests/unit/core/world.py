@@ -23,6 +23,7 @@ from dstore.messages import (
     Message,
     Publication,
     SetItem,
+    Settled,
     Stored,
     ToGlobal,
 )
@@ -128,7 +129,7 @@ class Member:
         self.state = LocalState(random16=world.random16, label=name, cache_bytes=cache_bytes)
         self.route = name.encode()
         self.outgoing: deque[ToGlobal] = deque()  # on the control channel
-        self.published: deque[Publication] = deque()
+        self.published: deque[Publication | Settled] = deque()
         self.control: deque[Message] = world.inboxes.setdefault(self.route, deque())
         self.subscribed = False
         self.dropped: list[str] = []
@@ -147,7 +148,7 @@ class Member:
         """Deliver the oldest message of the control channel to Global."""
         self.world.deliver(self.route, self.outgoing.popleft())
 
-    def hear(self) -> Publication:
+    def hear(self) -> Publication | Settled:
         """Receive the oldest publication."""
         message = self.published.popleft()
         self.receive(message)

@@ -13,7 +13,7 @@ import pytest
 
 from dstore.background import janitor
 from dstore.engines import bulk as engines_bulk
-from dstore.engines.base import Bulk
+from dstore.engines.base import Bulk, Lost
 from dstore.engines.bulk import PrivateBulk
 from dstore.errors import StoreFull
 from dstore.shm import SharedBulk, bulk_for, eviction, mapping, parts
@@ -370,14 +370,15 @@ def full_later(steps: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("full_later")
-def test_when_others_take_the_room_the_value_becomes_private(
+def test_when_others_take_the_room_the_value_becomes_private_and_begins_anew(
     bulk: SharedBulk, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     token = new_token()
     bulk.reserve(token, SIZE)
-    for offset in range(0, SIZE, 1000):
-        bulk.write(token, offset, value_of(token)[offset : offset + 1000])
+    bulk.write(token, 0, value_of(token)[: 2 * PAGE])
+    assert raises(Lost, lambda: bulk.write(token, 2 * PAGE, value_of(token)[2 * PAGE :]))
     assert files(folder_of(tmp_path) / "global") == []
+    bulk.write(token, 0, value_of(token))
     bulk.seal(token)
     assert read(bulk, token) == value_of(token)
     assert "private=<PrivateBulk unsealed=0 sealed=1>" in repr(bulk)
@@ -385,24 +386,55 @@ def test_when_others_take_the_room_the_value_becomes_private(
 
 
 @pytest.mark.usefixtures("full_later")
-@pytest.mark.parametrize("missing", ["dstore.engines.bulk._memory", "dstore.shm.mapping._mapped"])
 def test_and_if_there_is_no_such_memory_either_the_piece_is_refused(
-    bulk: SharedBulk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: str
+    bulk: SharedBulk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refused(*arguments: int) -> memoryview:
-        raise StoreFull("no memory") if len(arguments) == 1 else OSError(12, "no memory")
+    def refused(size: int) -> memoryview:
+        raise StoreFull("no memory")
 
     token = new_token()
     bulk.reserve(token, SIZE)
     bulk.write(token, 0, value_of(token)[: 2 * PAGE])
     with monkeypatch.context() as patched:
-        patched.setattr(missing, refused)
-        with pytest.raises(StoreFull):
-            bulk.write(token, 2 * PAGE, b"x")
+        patched.setattr("dstore.engines.bulk._memory", refused)
+        assert raises(StoreFull, lambda: bulk.write(token, 2 * PAGE, b"x"))
         assert files(folder_of(tmp_path) / "global") == [f"{token.hex()}.part"]
     bulk.drop(token)
     assert files(folder_of(tmp_path) / "global") == []
     assert raises(KeyError, lambda: bulk.seal(token))
+
+
+def test_a_value_whose_file_is_taken_away_before_it_is_sealed_is_kept(
+    bulk: SharedBulk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shm_bulk, "MAPS_MAX", 1)
+    token, other = new_token(), new_token()
+    bulk.reserve(token, SIZE)
+    bulk.write(token, 0, value_of(token))
+    (folder_of(tmp_path) / "global" / f"{token.hex()}.part").unlink()
+    bulk.seal(token)
+    written(bulk, other)
+    assert read(bulk, token) == value_of(token)
+    assert read(bulk, other) == value_of(other)
+    bulk.drop(token)
+    assert read(bulk, token) is None
+    assert mappings(token.hex()) == 0
+
+
+def test_a_full_file_system_is_not_searched_again_and_again(
+    bulk: SharedBulk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    searched = []
+
+    def none(*arguments: object) -> bool:
+        searched.append(arguments)
+        return False
+
+    monkeypatch.setattr(eviction, "free", lambda path: 0)
+    monkeypatch.setattr(eviction, "make_room", none)
+    for _ in range(10):
+        bulk.reserve(new_token(), SIZE)
+    assert len(searched) == 1
 
 
 @pytest.mark.parametrize("state", ["unsealed", "sealed", "adopted"])

@@ -326,6 +326,7 @@ def test_what_the_janitor_is_about_to_give_back_is_waited_for(
     small_disk: Path, monkeypatch: pytest.MonkeyPatch, own: bool
 ) -> None:
     monkeypatch.setattr(parts, "MUCH", PAGE)
+    monkeypatch.setattr("dstore.shm.memory.OWN_PATIENCE", 30.0)
     half = SMALL_DISK // 2
     with opened(small_disk) as memory:
         copy, dropped = stored(memory, PAGE), stored(memory, half, own=True)
