@@ -6,7 +6,7 @@ has to wait for is for the :class:`dstore.driver.Driver` of the Local.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -64,6 +64,10 @@ class AsyncNode:
     @timeout.setter
     def timeout(self, seconds: float) -> None:
         self._node.timeout = seconds
+
+    def __reduce__(self) -> tuple[Callable[[Node], AsyncNode], tuple[Node]]:
+        """Unpickled, it shares what its Node becomes; see :class:`dstore.Node`."""
+        return AsyncNode.sharing, (self._node,)
 
     def __repr__(self) -> str:
         return f"<dstore.AsyncNode of {self._node!r}>"

@@ -181,7 +181,8 @@ class Driver:
         with self._lock:
             call.given_up = True
             call.after = after
-            self._close(call)
+            if not call.over:
+                self._close(call)
         self._clean_up(call)
 
     # ---- for the Local, with its lock -----------------------------------------------------

@@ -7,6 +7,7 @@ import contextlib
 import gc
 import inspect
 import os
+import pickle
 import random
 import subprocess
 import sys
@@ -291,6 +292,7 @@ def test_a_shared_node_stays_open(anode: MakeNode) -> None:
         async with dstore.AsyncNode.sharing(node.node) as shared:
             await shared.set("k", "v")
             assert shared.node is node.node
+            assert pickle.loads(pickle.dumps(shared)).node is node.node
         assert await shared.get("k") == node.node.get("k") == "v"
 
     asyncio.run(use(anode()))
