@@ -6,6 +6,7 @@ has to wait for is for the :class:`dstore.driver.Driver` of the Local.
 
 from __future__ import annotations
 
+import queue
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from types import TracebackType
 from typing import Any, TypeVar
@@ -17,8 +18,57 @@ from dstore.messages import Stored
 from dstore.node import Node
 from dstore.translate import Deletion
 from dstore.verbs import RAISE, Lookup, Run, Verb, Work
+from dstore.watch import LIMIT_DEFAULT, Event, Watch
 
 T = TypeVar("T")
+
+
+class AsyncWatch:
+    """A :class:`dstore.Watch` for tasks: an asynchronous iterator and context manager.
+
+    Made by :meth:`AsyncNode.watch`. A task that is cancelled while it waits has taken no event.
+    """
+
+    def __init__(self, watch: Watch) -> None:
+        self._watch = watch
+
+    def __repr__(self) -> str:
+        return repr(self._watch)
+
+    @property
+    def missed(self) -> int:
+        """How many events were not taken quickly enough, and are lost."""
+        return self._watch.missed
+
+    def __aiter__(self) -> AsyncWatch:
+        return self
+
+    async def __anext__(self) -> Event:
+        while True:
+            ready = loops.signal()
+            try:
+                event = self._watch.poll(ready.set)
+            except queue.Empty:
+                await ready
+                continue
+            if event is None:
+                raise StopAsyncIteration
+            return event
+
+    def close(self) -> None:
+        """See :meth:`Watch.close`."""
+        self._watch.close()
+
+    async def __aenter__(self) -> AsyncWatch:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
 
 
 class AsyncNode:
@@ -66,7 +116,7 @@ class AsyncNode:
         self._node.timeout = seconds
 
     def __reduce__(self) -> tuple[Callable[[Node], AsyncNode], tuple[Node]]:
-        """Unpickled, it shares what its Node becomes; see :class:`dstore.Node`."""
+        """Pickled is the Node; in another process this is that one, shared."""
         return AsyncNode.sharing, (self._node,)
 
     def __repr__(self) -> str:
@@ -124,6 +174,16 @@ class AsyncNode:
     async def wait(self, key: str | bytes, timeout: float | None = None) -> Any:
         """See :meth:`Node.wait`."""
         return await self._do(self._verbs.wait(key, timeout))
+
+    def watch(
+        self,
+        prefix: str | bytes = "",
+        *,
+        callback: Callable[[Event], None] | None = None,
+        limit: int = LIMIT_DEFAULT,
+    ) -> AsyncWatch:
+        """See :meth:`Node.watch`: ``async for event in node.watch()``."""
+        return AsyncWatch(self._node.watch(prefix, callback=callback, limit=limit))
 
     # ---- writing --------------------------------------------------------------------------
 

@@ -59,7 +59,9 @@ def counter_lines(counters: Mapping[str, Any], within: str = "") -> Iterator[str
 def _figure(value: Any) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
-    return f"{value:,.3f}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return f"{value:,.3f}"
+    return str(value) if str(value).isprintable() else ascii(value)
 
 
 @contextlib.contextmanager

@@ -401,7 +401,8 @@ class Driver:
         call.busy = True
 
     def _help(self, call: Call, job: Callable[[], Any]) -> None:
-        result, failure = None, None
+        result: Any = None
+        failure: BaseException | None = None
         try:
             self._local._check_open()
             if not call.given_up:
@@ -412,6 +413,7 @@ class Driver:
             call.busy = False
             if not call.given_up:
                 self._go_on(call, result, failure)
+        failure = None  # which knows this frame: no circle is left
         self._clean_up(call)
         self._tell()
 

@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any
 
 from dstore import clock, config, reentrancy, wire
+from dstore.background import signals_left_to_this_thread
 from dstore.core.effects import GlobalEffect, Send
 from dstore.core.global_state import GlobalState
 from dstore.engines.base import Bulk, Engine
@@ -19,7 +20,6 @@ from dstore.limited_log import LimitedLog
 from dstore.messages import Buffer, Refusal, Refused
 from dstore.shm import bulk_for
 from dstore.transport.router import Router
-from dstore.transport.waker import signals_left_to_this_thread
 
 log = logging.getLogger("dstore.global")
 

@@ -13,8 +13,8 @@ from collections import deque
 from collections.abc import Callable
 
 from dstore import clock
+from dstore.background import signals_left_to_this_thread
 from dstore.errors import NodeClosed
-from dstore.transport.waker import signals_left_to_this_thread
 
 log = logging.getLogger("dstore.local")
 

@@ -77,7 +77,7 @@ class LargeValues:
         with self._lock:
             former = None if epoch == self._epoch else self._left()
         if former is not None:
-            former.close()
+            former.close(wait=False)
         clean(self._shm)
 
     def close(self) -> None:
@@ -107,7 +107,7 @@ class LargeValues:
                 self._memory, self._epoch = opened, epoch
             memory = self._memory if epoch == self._epoch else None
         if surplus is not None:
-            surplus.close()
+            surplus.close(wait=False)
         return memory
 
     def _check_open(self) -> None:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple, Protocol, TypeVar
 
 from dstore import clock, content, reentrancy, wire
+from dstore.background import signals_left_to_this_thread
 from dstore.core.effects import Announce, Dropped, LocalEffect, Subscribe, Tell
 from dstore.core.local_state import LocalState
 from dstore.core.operations import Ask, Obtain, Operation, Resumed, Step, Supply, Until
@@ -41,7 +42,6 @@ from dstore.messages import (
 )
 from dstore.transport.channel import Channel
 from dstore.transport.link import Link
-from dstore.transport.waker import signals_left_to_this_thread
 from dstore.watch import Watch
 
 log = logging.getLogger("dstore.local")

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Generator
 from typing import Any, Protocol
 
-from dstore.transport.waker import signals_left_to_this_thread
+from dstore.background import signals_left_to_this_thread
 
 
 class Signal(Protocol):

@@ -6,6 +6,7 @@ import atexit
 import contextlib
 import os
 import socket
+import sys
 import threading
 import warnings
 import weakref
@@ -380,7 +381,7 @@ class Node:
         }
 
     def global_stats(self) -> dict[str, Any]:
-        """Figures of Global, which is asked for them."""
+        """Figures of Global, which is asked for them; ``locals`` has the sessions by their ids."""
         return self._do(self._verbs.global_stats())
 
     # ---- life -----------------------------------------------------------------------------
@@ -430,6 +431,7 @@ class Node:
             if self._closed:
                 raise NodeClosed("the Node is closed")
             if self._local is None:
+                _close_at_exit_of_child()
                 self._local = Local(
                     self.address,
                     label=self._label_here(),
@@ -453,6 +455,7 @@ class Node:
             self._local.forked()
         self._state = _absent()
         self._local = None
+        self._verbs.hits = self._verbs.misses = 0
         self._birth = threading.Lock()
 
 
@@ -518,6 +521,26 @@ def _at_exit() -> None:
         with contextlib.suppress(Exception):
             node.close()
 
+
+def _close_at_exit_of_child() -> None:
+    """A child of multiprocessing ends without what atexit knows; it has a list of its own.
+
+    That list is emptied when the child begins, which may be after a Node was unpickled in it.
+    """
+    global _listed_in
+    util = sys.modules.get("multiprocessing.util")
+    if util is not None and _listed_in != os.getpid():
+        _listed_in = os.getpid()
+        util.register_after_fork(_at_exit, _list)
+        if sys.modules["multiprocessing.process"].parent_process() is not None:
+            _list(_at_exit)
+
+
+def _list(at_exit: Callable[[], None]) -> None:
+    sys.modules["multiprocessing.util"].Finalize(None, at_exit, exitpriority=0)
+
+
+_listed_in = 0
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import queue
 import threading
+from collections import deque
 from collections.abc import Callable
 from types import TracebackType
 from typing import NamedTuple
 
 from dstore import clock, translate
+from dstore.background import signals_left_to_this_thread
 from dstore.messages import Key
-from dstore.transport.waker import signals_left_to_this_thread
 
 log = logging.getLogger("dstore.local")
 
@@ -59,7 +61,7 @@ class Watch:
         self._over = False
         # Unlike a lock, this can be met again in a signal handler.
         self._events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
-        self._notify: Callable[[], None] | None = None
+        self._signals: deque[Callable[[], None]] = deque()
 
     def __repr__(self) -> str:
         state = "ended" if self._over else f"{self._events.qsize()} waiting"
@@ -85,6 +87,16 @@ class Watch:
             except queue.Empty:
                 if clock.now() >= end:
                     return None
+
+    def poll(self, signal: Callable[[], None]) -> Event | None:
+        """The next event, or None if the watch has ended.
+
+        Raises queue.Empty if there is none; then ``signal`` is called, once, when there may be one.
+        """
+        with contextlib.suppress(queue.Empty):
+            return self._next(0)
+        self._signals.append(signal)
+        return self._next(0)  # what came in between has not signalled
 
     def close(self) -> None:
         """End it. What has not been taken is dropped. Idempotent."""
@@ -135,9 +147,9 @@ class Watch:
 
     def _add(self, event: Event | None) -> None:
         self._events.put(event)
-        notify = self._notify
-        if notify is not None:
-            notify()
+        while self._signals:
+            with contextlib.suppress(IndexError):  # another thread was quicker
+                self._signals.popleft()()
 
 
 def call_back(watch: Watch, callback: Callable[[Event], None]) -> None:

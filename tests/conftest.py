@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -18,8 +19,10 @@ LEASE = 1.0
 
 @pytest.fixture(autouse=True, scope="session")
 def _long_lived() -> Iterator[None]:
-    start_what_stays()
     with private_shared_memory():
+        start_what_stays()
+        gc.collect()
+        gc.freeze()  # the looks for leaks, one for each test, need not see what is here by now
         _let_ctrl_c_through()
         yield
 

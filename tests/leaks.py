@@ -15,7 +15,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from multiprocessing import resource_tracker
+from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 
 import zmq
@@ -88,6 +88,7 @@ def private_shared_memory() -> Iterator[None]:
 def start_what_stays() -> None:
     """Start what stays until the process ends, so that no test is blamed for it."""
     resource_tracker.ensure_running()
+    forkserver.ensure_running()
     # What pyzmq frees with what is sent without a copy: a thread and its sockets.
     with zmq.Context() as context, context.socket(zmq.PAIR) as one, context.socket(zmq.PAIR) as two:
         one.bind("inproc://warm")

@@ -10,6 +10,7 @@ what goes wrong without each, are told in ``docs/protocol.md``.
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import islice
 
 from dstore.config import BATCH_BYTES_MAX, KEYS_PER_MESSAGE_MAX
 from dstore.core.deletions import DeletionLog
@@ -54,6 +55,8 @@ from dstore.messages import (
 
 SESSIONS_MAX = 100_000
 """More Locals than so many are not taken in."""
+LOCALS_SHOWN = 1_000
+"""Of so many Locals the figures name each, the oldest ones."""
 SWEEP_KEYS = 2_000
 """Keys whose retired holder bits are cleared in one step."""
 NEVER = float("inf")
@@ -391,6 +394,10 @@ class GlobalState:
             "upload_bytes": self._stages.reserved,
             "expired": self._deletions.expired,
             **self.counters,
+            "locals": {
+                str(each.id): {"label": each.label, "lease_left": max(0.0, each.lease_end - now)}
+                for each in islice(self._sessions, LOCALS_SHOWN)
+            },
         }
 
     # ---- writing --------------------------------------------------------------------------

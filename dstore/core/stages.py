@@ -119,7 +119,11 @@ class Stages:
         if not new:
             return
         token = upload.stored.token
-        self._bulk.write(token, upload.received, new)
+        try:
+            self._bulk.write(token, upload.received, new)
+        except StoreFull as error:
+            self._drop(token)
+            raise StageRefused(Refusal.FULL, str(error)) from None
         upload.hasher.update(new)
         upload.received += len(new)
         if upload.complete:

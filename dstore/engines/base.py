@@ -25,12 +25,16 @@ class Bulk(Protocol):
         No value has that token, now or in future: if it is used again after :meth:`drop`, it is
         to start the same write afresh. Raises StoreFull, and changes nothing, if there is no
         memory.
+
+        This takes no longer than to write a piece, however large the value is. So the room may be
+        promised here, and be reserved while the value is written.
         """
 
     def write(self, token: bytes, offset: int, data: Buffer) -> None:
         """Write a piece of a value that is reserved and not sealed, in any order.
 
         Raises KeyError for another token, and ValueError if the piece is not within the value.
+        Raises StoreFull, and changes nothing, if others have taken the room that was promised.
         """
 
     def seal(self, token: bytes) -> None:
@@ -48,12 +52,15 @@ class Bulk(Protocol):
     def read(self, token: bytes, offset: int, count: int) -> memoryview | None:
         """At most ``count`` bytes from ``offset`` on, fewer at the end; read-only.
 
-        None if no such value is here and sealed. The view stays good after :meth:`drop` and
-        :meth:`close`.
+        None if no such value is here and sealed. The view (of the value, or of a copy)
+        stays good after :meth:`drop` and :meth:`close`.
         """
 
     def drop(self, token: bytes) -> None:
-        """Give up a value, sealed or not. One that is not here is fine."""
+        """Give up a value, sealed or not. One that is not here is fine.
+
+        Nor does this take long: what does is done in the background.
+        """
 
     def close(self) -> None:
         """Give up everything. Idempotent."""

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import mmap
 
+from dstore.background import MUCH, janitor
 from dstore.errors import StoreFull
 from dstore.messages import Buffer
 
+MAPPED_FROM = 1 << 20
+"""Bytes from which on a value has a mapping of its own."""
+
 
 class PrivateBulk:
-    """Large values in the memory of this process, one anonymous mapping each.
+    """Large values in the memory of this process.
 
-    The system gives each the pages that are written to, and takes all of them back when the value
-    has been dropped and nobody reads it any more.
+    From ``MAPPED_FROM`` on, each is an anonymous mapping: the system gives it the pages that are
+    written to, and takes all of them back when it has been dropped and nobody reads it any more.
+    But a process may have some 65,000 mappings in all. Smaller values are what Python's objects
+    are, of which the C library has very many in few mappings.
     """
 
     def __init__(self) -> None:
@@ -45,8 +51,10 @@ class PrivateBulk:
         return None if value is None else value[offset : offset + count]
 
     def drop(self, token: bytes) -> None:
-        self._unsealed.pop(token, None)
-        self._sealed.pop(token, None)
+        for values in (self._unsealed, self._sealed):
+            value = values.pop(token, None)
+            if value is not None and len(value) >= MUCH:
+                janitor.do(value.release)  # the pieces of it that are under way stay good
 
     def close(self) -> None:
         self._unsealed.clear()
@@ -55,12 +63,12 @@ class PrivateBulk:
 
 def _memory(size: int) -> memoryview:
     """Fresh memory, which a forked child does not share."""
-    if not size:
-        return memoryview(bytearray())
     try:
+        if size < MAPPED_FROM:
+            return memoryview(bytearray(size))
         if hasattr(mmap, "MAP_PRIVATE"):
             flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
             return memoryview(mmap.mmap(-1, size, flags=flags))
         return memoryview(mmap.mmap(-1, size))  # Windows, where nothing forks
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, MemoryError) as error:
         raise StoreFull(f"Global has no memory for a value of {size:,} bytes: {error}") from None

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import logging
 
+from dstore.background import MUCH, janitor
 from dstore.engines.base import Bulk
 from dstore.engines.bulk import PrivateBulk
+from dstore.errors import StoreFull
 from dstore.limited_log import LimitedLog
+from dstore.messages import Buffer
 from dstore.shm.memory import HostMemory, open_memory
 from dstore.shm.parts import NoRoom, Writer
 
 log = logging.getLogger("dstore.shm")
+
+MAPS_MAX = 16_384
+"""So many values are mapped at a time; others are mapped when they are read."""
 
 
 def bulk_for(epoch: int, root: str | None = None) -> Bulk:
@@ -27,70 +33,118 @@ class SharedBulk:
 
     A value that finds no room there goes to the process's own memory; then Nodes of this host
     fetch it like others.
+
+    A process may have some 65,000 mappings, and ends when it needs one more, so that values must
+    not have one each: those that came or were read last have. What is mapped stays good even if
+    somebody else removes the files.
     """
 
     def __init__(self, memory: HostMemory) -> None:
         self._memory = memory
         self._private = PrivateBulk()
         self._writers: dict[bytes, Writer] = {}
-        self._views: dict[bytes, memoryview] = {}
+        self._sizes: dict[bytes, int] = {}
+        self._maps: dict[bytes, memoryview] = {}  # the one that was read last is the last
         self._complaints = LimitedLog(log)
 
     def __repr__(self) -> str:
         return (
-            f"<SharedBulk unsealed={len(self._writers)} sealed={len(self._views)} "
-            f"private={self._private!r} in {self._memory.path}>"
+            f"<SharedBulk unsealed={len(self._writers)} sealed={len(self._sizes)} "
+            f"mapped={len(self._maps)} private={self._private!r} in {self._memory.path}>"
         )
 
     def reserve(self, token: bytes, size: int) -> None:
         try:
             writer = self._memory.begin(token, size, own=True)
         except NoRoom as error:
-            self._complaints.warning("a value is kept in Global's own memory: %s", error)
+            self._complain(error)
             writer = None
         if writer is None:
             self._private.reserve(token, size)
         else:
             self._writers[token] = writer
 
-    def write(self, token: bytes, offset: int, data: bytes | memoryview) -> None:
+    def write(self, token: bytes, offset: int, data: Buffer) -> None:
         writer = self._writers.get(token)
         if writer is None:
             self._private.write(token, offset, data)
-        else:
+            return
+        try:
             writer.write(offset, data)
+        except NoRoom as error:
+            self._move(token, writer, error)
+            self._private.write(token, offset, data)
 
     def seal(self, token: bytes) -> None:
         writer = self._writers.pop(token, None)
         if writer is None:
             self._private.seal(token)
         else:
-            self._views[token] = writer.seal()
+            writer.publish()
+            self._sizes[token] = writer.size
+            self._mapped(token, writer.size)
+
+    def _move(self, token: bytes, writer: Writer, error: NoRoom) -> None:
+        """Others have taken the room that there was: from now on the value is private."""
+        self._complain(error)
+        try:
+            so_far = writer.view()
+        except NoRoom as worse:
+            raise StoreFull(f"a value cannot be moved to Global's own memory: {worse}") from None
+        self._private.reserve(token, writer.size)
+        self._private.write(token, 0, so_far)
+        del self._writers[token]
+        writer.abandon()
+
+    def _complain(self, error: NoRoom) -> None:
+        self._complaints.warning("a value is kept in Global's own memory: %s", error)
 
     def adopt(self, token: bytes, size: int) -> bool:
-        if token in self._writers or token in self._views or token in self._private:
+        if token in self._writers or token in self._sizes or token in self._private:
             return False
-        view = self._memory.adopt(token, size)
-        if view is not None:
-            self._views[token] = view
-        return view is not None
+        if not self._memory.adopt(token, size):
+            return False
+        self._sizes[token] = size
+        self._mapped(token, size)
+        return True
 
     def read(self, token: bytes, offset: int, count: int) -> memoryview | None:
-        value = self._views.get(token)
-        if value is None:
+        size = self._sizes.get(token)
+        if size is None:
             return self._private.read(token, offset, count)
-        return value[offset : offset + count]
+        view = self._mapped(token, size)
+        if view is None:
+            return self._memory.read_own(token, offset, count)
+        return view[offset : offset + count]
+
+    def _mapped(self, token: bytes, size: int) -> memoryview | None:
+        view = self._maps.pop(token, None)
+        if view is None:
+            view = self._memory.find(token, size)
+            if view is None:
+                return None
+            if len(self._maps) >= MAPS_MAX:
+                self._unmap(next(iter(self._maps)))
+        self._maps[token] = view
+        return view
+
+    def _unmap(self, token: bytes) -> None:
+        view = self._maps.pop(token, None)
+        if view is not None and len(view) >= MUCH:
+            janitor.do(view.release)  # the pieces of it that are under way stay good
 
     def drop(self, token: bytes) -> None:
         writer = self._writers.pop(token, None)
         if writer is not None:
             writer.abandon()
-        if self._views.pop(token, None) is not None:
+        if self._sizes.pop(token, None) is not None:
             self._memory.drop_own(token)
+            self._unmap(token)
         self._private.drop(token)
 
     def close(self) -> None:
         self._writers.clear()
-        self._views.clear()
+        self._sizes.clear()
+        self._maps.clear()
         self._private.close()
         self._memory.close()

@@ -16,6 +16,7 @@ import os
 from collections.abc import Callable
 from typing import NamedTuple
 
+from dstore.background import janitor
 from dstore.shm import parts
 from dstore.shm.folder import Folder
 from dstore.shm.parts import PART
@@ -71,19 +72,21 @@ def keep_limit(folder: Folder, mine: str, size: int, limit: int) -> int | None:
     return limit - total
 
 
-def make_room(folder: Folder, needed: int) -> bool:
-    """Evict until the file system has ``needed`` bytes left. Whether anything was removed.
+def make_room(folder: Folder, needed: int, now: int) -> bool:
+    """Evict until the file system has ``now`` bytes left. Whether anything was removed.
 
-    Nothing is evicted, if all copies together would not be enough. They may still not be enough,
-    if they are mapped: the system gives back their memory when the last reader has gone.
+    What the janitor is about to give back comes first. Nothing is evicted, if all copies together
+    would not be enough for all that is ``needed``. They may still not be enough, if they are
+    mapped: the system gives back their memory when the last reader has gone.
     """
-    if parts.sweep(folder) and free(folder.copies) >= needed:
+    swept = parts.sweep(folder)
+    if (janitor.wait() or swept) and free(folder.copies) >= needed:
         return True
     _, copies = _listed(folder.copies, "")
     total = sum(copy.size for copy in copies)
     if free(folder.copies) + total < needed:
         return False
-    return _evict(copies, lambda _: free(folder.copies) >= needed, total // EXTRA) > 0
+    return _evict(copies, lambda _: free(folder.copies) >= now, total // EXTRA) > 0
 
 
 def _evict(copies: list[Copy], enough: Callable[[int], bool], extra: int) -> int:

@@ -9,14 +9,18 @@
             copies/             files that Nodes have fetched, evictable
 
 Whoever wants to remove a folder takes its lock exclusively, without waiting, and so gets it only
-if no process uses the folder. The files go first, the lock file last, then the folder. A joiner
-may have opened the lock file before that and get the lock after it: so, with the lock, it makes
-sure that the file is still the one in the folder, and else starts over.
+if no process uses the folder. A joiner may have opened the lock file before that and get the lock
+after it: so, with the lock, it makes sure that the file is still the one in the folder, and else
+starts over.
 
 The last one out removes the folder. It gives up its shared lock *before* it tries for the
 exclusive one: of two that leave at the same time, each holding on to its share, both would find
 the lock taken and both would leave the folder behind. What a killed process leaves behind goes
 when the next one comes.
+
+To remove gigabytes takes a while. So, with the lock, the folder only gets another name, which
+nobody enters, and the janitor removes what is in it; if it does not come to an end, the next one
+that cleans does.
 """
 
 from __future__ import annotations
@@ -29,9 +33,10 @@ import re
 import shutil
 import stat
 import time
-from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING
 
+from dstore.background import janitor
 from dstore.shm import locks
 from dstore.shm.locks import held
 
@@ -42,6 +47,8 @@ log = logging.getLogger("dstore.shm")
 
 LOCK, OWN, COPIES = "lock", "global", "copies"
 EPOCH_NAME = re.compile("[0-9a-f]{16}")
+GONE_NAME = re.compile("[0-9a-f]{16}[.][0-9a-f]{16}")
+"""A folder that nobody uses any more: its epoch, and a random number."""
 EPOCH_MAX = (1 << 64) - 1
 
 ENTER_TRIES, ENTER_PAUSE = 1000, 0.005
@@ -152,7 +159,7 @@ def _check(path: str) -> None:
 
 
 def leave(folder: Folder) -> None:
-    """Undo one :func:`enter`. The last one out of this host removes the folder."""
+    """Undo one :func:`enter`. The last one out of this host has the folder removed."""
     with held.lock:
         if not folder.alive:
             return
@@ -168,21 +175,26 @@ def leave(folder: Folder) -> None:
             _remove_if_unused(folder.path, folder.lock_file)
         finally:
             folder.lock_file.close()
-        with contextlib.suppress(OSError):
-            os.rmdir(os.path.dirname(folder.path))
 
 
 def clean(root: str) -> None:
-    """Remove every folder of this user that no live process uses. Raises Unusable and OSError."""
+    """Have every folder of this user removed that no live process uses.
+
+    Raises Unusable and OSError.
+    """
     user = user_folder(root)
     try:
         _check(user)
         names = os.listdir(user)
     except FileNotFoundError:
         return
-    for name in filter(EPOCH_NAME.fullmatch, names):
-        with held.lock, contextlib.suppress(OSError, Unusable):
-            _clean(os.path.join(user, name))
+    for name in names:
+        path = os.path.join(user, name)
+        if GONE_NAME.fullmatch(name):
+            janitor.do(partial(_remove, path))
+        elif EPOCH_NAME.fullmatch(name):
+            with held.lock, contextlib.suppress(OSError, Unusable):
+                _clean(path)
     with contextlib.suppress(OSError):
         os.rmdir(user)
 
@@ -201,16 +213,14 @@ def _remove_if_unused(path: str, lock_file: io.FileIO) -> None:
     lock_path = os.path.join(path, LOCK)
     if not (locks.try_exclusive(lock_file) and locks.is_linked(lock_file, lock_path)):
         return
+    gone = f"{path}.{os.urandom(8).hex()}"
     with contextlib.suppress(OSError):
-        for entry in _all_but_the_lock(path):
-            if entry.is_dir(follow_symlinks=False):
-                shutil.rmtree(entry.path)
-            else:
-                os.unlink(entry.path)
-        os.unlink(lock_path)
-        os.rmdir(path)  # not if a joiner has just made a new lock file in it
+        os.rename(path, gone)
+        janitor.do(partial(_remove, gone))
 
 
-def _all_but_the_lock(path: str) -> Iterator[os.DirEntry[str]]:
-    with os.scandir(path) as entries:
-        yield from [entry for entry in entries if entry.name != LOCK]
+def _remove(gone: str) -> None:
+    """Others may be about it at the same time."""
+    shutil.rmtree(gone, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        os.rmdir(os.path.dirname(gone))

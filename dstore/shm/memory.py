@@ -7,6 +7,7 @@ import io
 import logging
 import os
 
+from dstore.background import janitor
 from dstore.shm import eviction, folder, locks, mapping, parts
 from dstore.shm.folder import Folder, Unusable
 from dstore.shm.locks import held
@@ -68,9 +69,12 @@ class HostMemory:
     def begin(self, token: bytes, size: int, *, own: bool = False) -> Writer | None:
         """Become the one on this host who writes the value, all of its memory reserved.
 
-        None if another process or thread is writing it, or has just written it. With ``own`` the
-        file is Global's: there is no limit on those, and they are never evicted. Copies are
-        evicted to make room for either. Raises NoRoom.
+        None if another process or thread is writing it, or has just written it. Copies are evicted
+        to make room. Raises NoRoom.
+
+        With ``own`` the file is Global's: there is no limit on those, and they are never evicted.
+        Its memory is reserved step by step as it is written, and so is room made for it, since
+        nothing that Global does may take long; NoRoom says that there is not enough for the whole.
         """
         name = _name(token)
         if not own and size > self.limit:
@@ -98,7 +102,7 @@ class HostMemory:
             part = parts.claim(self._folder, final + PART, self)
             if part is None:
                 return None
-            writer = Writer(part, final, size)
+            writer = Writer(part, final, size, self._make_room)
             # It may have been sealed just before the lock was ours.
             if self._sealed(name, own):
                 writer.abandon()
@@ -119,18 +123,30 @@ class HostMemory:
         )
 
     def _reserve(self, writer: Writer, mine: str, own: bool) -> None:
-        """Reserve all the memory, then keep the limit. Raises NoRoom.
+        """Reserve all the memory, of Global's own the beginning; then keep the limit.
 
         In this order: of two who do this at the same time, at least one sees the other's file.
+        Raises NoRoom.
         """
-        if eviction.free(self._folder.copies) < writer.size and not self._make_room(writer.size):
+        now = min(writer.size, parts.RESERVE_BYTES) if own else writer.size
+        needed = self._promised()
+        free = eviction.free(self._folder.copies)
+        if free < needed and not eviction.make_room(self._folder, needed, now):
             raise NoRoom(f"{writer.size:,} bytes do not fit into the file system")
-        writer.reserve(self._make_room)
+        writer.reserve(now)
         if not own:
+            writer.view()  # now, since this may fail as well, and sealing is not to
             self._keep_limit(mine, writer.size)
 
+    def _promised(self) -> int:
+        """How much of what this process is writing is not reserved yet, in bytes."""
+        with held.lock:
+            refs = [part.writer for part in self._folder.parts.values()]
+        writers = [writer for ref in refs if ref is not None and (writer := ref()) is not None]
+        return sum(writer.size - writer.reserved for writer in writers)
+
     def _make_room(self, needed: int) -> bool:
-        return eviction.make_room(self._folder, needed)
+        return eviction.make_room(self._folder, needed, needed)
 
     def _keep_limit(self, mine: str, size: int) -> None:
         with held.lock:
@@ -150,21 +166,31 @@ class HostMemory:
             return None
         return max(status.st_mtime_ns, status.st_ctime_ns)
 
-    def adopt(self, token: bytes, size: int) -> memoryview | None:
-        """Make a copy that a Node has written Global's own. The value, read-only.
+    def adopt(self, token: bytes, size: int) -> bool:
+        """Make a copy that a Node has written Global's own.
 
-        None if there is no such copy, or it has another size: of two who would adopt the same
+        False if there is no such copy, or it has another size: of two who would adopt the same
         one, the second comes too late.
         """
         name = _name(token)
         if not self._usable:
+            return False
+        try:
+            if os.stat(self._copy(name)).st_size != size:
+                return False
+            os.rename(self._copy(name), self._own(name))
+            return True
+        except OSError:  # no such copy, or evicted this very moment
+            return False
+
+    def read_own(self, token: bytes, offset: int, count: int) -> memoryview | None:
+        """A piece of one of Global's own, copied. None if it is not there."""
+        if not self._usable:
             return None
         try:
-            view = _mapped(self._copy(name), size)
-            if view is not None:
-                os.rename(self._copy(name), self._own(name))
-            return view
-        except OSError:  # no such copy, or evicted this very moment
+            with io.FileIO(self._own(_name(token))) as file:
+                return memoryview(os.pread(file.fileno(), count, offset))
+        except FileNotFoundError:
             return None
 
     def drop(self, token: bytes) -> None:
@@ -177,7 +203,10 @@ class HostMemory:
 
     def _remove(self, path: str) -> None:
         if self._usable:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError), io.FileIO(path) as file:
+                parts.unlink(path, file)
+                return
+            with contextlib.suppress(OSError):  # as when there are no more descriptors
                 os.unlink(path)
 
     def linked(self, token: bytes) -> bool:
@@ -191,10 +220,12 @@ class HostMemory:
             with contextlib.suppress(OSError):
                 parts.touch(self._copy(name))
 
-    def close(self) -> None:
+    def close(self, *, wait: bool = True) -> None:
         """Leave. The last process to leave an epoch removes its folder. Idempotent.
 
-        What is being written through this memory is abandoned.
+        What is being written through this memory is abandoned. With ``wait``, whoever closes the
+        last memory of a process waits until all that it has removed is gone, which may take a
+        while; else that is done in the background, before Python exits.
         """
         with held.lock:
             if self._closed:
@@ -206,6 +237,8 @@ class HostMemory:
                         part.abandon()
             finally:
                 folder.leave(self._folder)
+        if wait and not held.folders:
+            janitor.wait()
 
     def _own(self, name: str) -> str:
         return f"{self._folder.own}/{name}"
@@ -248,7 +281,10 @@ def open_memory(
 
 
 def clean(root: str | None = None) -> None:
-    """Remove what processes that were killed have left behind: unused folders of this user."""
+    """Remove what processes that were killed have left behind: unused folders of this user.
+
+    Nobody can enter them any more when this returns; their files go in the background.
+    """
     place = _place(root)
     if place is None:
         return

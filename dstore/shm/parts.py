@@ -22,6 +22,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from types import TracebackType
 
+from dstore.background import MUCH, janitor
 from dstore.shm import locks, mapping
 from dstore.shm.folder import Folder
 from dstore.shm.locks import held
@@ -35,6 +36,9 @@ again, and a timer that is faster than the call would keep it from ever ending.
 """
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.ENOMEM}
 """What the system says when evicting something may help."""
+
+MakeRoom = Callable[[int], bool]
+"""Tries to free so many bytes, and says whether it has freed any."""
 
 
 class NoRoom(Exception):
@@ -104,7 +108,7 @@ class Part:
                 return
             with contextlib.suppress(OSError):
                 if locks.is_linked(self._file, self.path):
-                    os.unlink(self.path)
+                    unlink(self.path, self._file)
             self.over = True
             self._folder.parts.pop(self.path, None)
             self._close_if_unused()
@@ -131,35 +135,59 @@ class Writer:
     closed, in a forked child, and after :meth:`seal` or :meth:`abandon`.
     """
 
-    def __init__(self, part: Part, final: str, size: int) -> None:
+    def __init__(self, part: Part, final: str, size: int, make_room: MakeRoom) -> None:
         self.size = size
+        self.reserved = 0
         self._part = part
         self._final = final
-        self._view: memoryview | None = None
+        self._make_room = make_room
+        self._view = memoryview(b"")
         part.writer = weakref.ref(self)
 
     def __repr__(self) -> str:
         return f"<Writer of {self.size} bytes, {self._part!r}>"
 
-    def reserve(self, make_room: Callable[[int], bool]) -> None:
-        """Make sure of all the memory that the value takes. Raises NoRoom.
-
-        ``make_room(count)`` tries to free ``count`` bytes, and says whether it has freed any.
-        """
+    def reserve(self, end: int) -> None:
+        """Make sure of the memory of all bytes before ``end``. Raises NoRoom."""
         with self._part.descriptor() as descriptor:
             try:
-                for start in range(0, self.size, RESERVE_BYTES):
-                    _reserve(descriptor, start, self.size, make_room)
-                # Now, since this may fail as well, and sealing is not to.
-                self._view = mapping.read_only(descriptor, self.size)
+                while self.reserved < end:
+                    count = min(RESERVE_BYTES, end - self.reserved)
+                    self._reserve(descriptor, count, end - self.reserved)
+                    self.reserved += count
             except OSError as error:
                 raise NoRoom(f"{self.size:,} bytes cannot be reserved: {error}") from error
 
+    def _reserve(self, descriptor: int, count: int, needed: int) -> None:
+        while True:
+            try:
+                os.posix_fallocate(descriptor, self.reserved, count)
+                return
+            except OSError as error:
+                if error.errno not in FULL or not self._make_room(needed):
+                    raise
+
+    def view(self) -> memoryview:
+        """What is reserved of the value, read-only, as it is being written. Raises NoRoom."""
+        if len(self._view) < self.reserved:
+            with self._part.descriptor() as descriptor:
+                try:
+                    self._view = mapping.read_only(descriptor, self.reserved)
+                except OSError as error:
+                    raise NoRoom(f"{self.reserved:,} bytes cannot be mapped: {error}") from error
+        return self._view
+
     def write(self, offset: int, data: bytes | memoryview) -> None:
-        """Write ``data`` at ``offset``. Raises ValueError if it reaches beyond ``size``."""
+        """Write ``data`` at ``offset``. Raises ValueError if it reaches beyond ``size``.
+
+        What has not been reserved is so before it is written, a step at a time.
+        """
         left = memoryview(data).cast("B")
-        if offset < 0 or offset + len(left) > self.size:
+        end = offset + len(left)
+        if offset < 0 or end > self.size:
             raise ValueError(f"{len(left)} bytes at {offset} are not within {self.size}")
+        if end > self.reserved:
+            self.reserve(min(self.size, max(end, self.reserved + RESERVE_BYTES)))
         with self._part.descriptor() as descriptor:
             while left:
                 written = os.pwrite(descriptor, left, offset)
@@ -168,9 +196,13 @@ class Writer:
 
     def seal(self) -> memoryview:
         """Let everybody on this host find the value. The value, read-only."""
+        view = self.view()
+        self.publish()
+        return view
+
+    def publish(self) -> None:
+        """The same for Global, which maps the file only when it is asked for the value."""
         self._part.seal(self._final)
-        assert self._view is not None
-        return self._view
 
     def abandon(self) -> None:
         """Give up; the next one may begin afresh. Idempotent, and nothing after :meth:`seal`."""
@@ -186,16 +218,6 @@ class Writer:
         traceback: TracebackType | None,
     ) -> None:
         self.abandon()
-
-
-def _reserve(descriptor: int, start: int, size: int, make_room: Callable[[int], bool]) -> None:
-    while True:
-        try:
-            os.posix_fallocate(descriptor, start, min(RESERVE_BYTES, size - start))
-            return
-        except OSError as error:
-            if error.errno not in FULL or not make_room(size - start):
-                raise
 
 
 def claim(folder: Folder, path: str, owner: object) -> Part | None:
@@ -218,7 +240,7 @@ def claim(folder: Folder, path: str, owner: object) -> Part | None:
             if not locked:
                 return None
             if os.fstat(file.fileno()).st_size:
-                os.unlink(path)
+                unlink(path, file)
                 continue
             part = folder.parts[path] = Part(folder, path, file, owner)
             return part
@@ -252,9 +274,20 @@ def _remove_if_dead(path: str) -> bool:
         if status.st_size or status.st_blocks:
             with locks.open_file(path, create=False) as file:
                 if locks.try_exclusive(file) and locks.is_linked(file, path):
-                    os.unlink(path)
+                    unlink(path, file)
                     return True
     return False
+
+
+def unlink(path: str, file: io.FileIO) -> None:
+    """Remove the name of an open file. Much memory goes in the background: a mapping keeps it."""
+    kept = None
+    if os.fstat(file.fileno()).st_size >= MUCH:
+        with contextlib.suppress(OSError):
+            kept = mapping.read_only(file.fileno(), 1)
+    os.unlink(path)
+    if kept is not None:
+        janitor.do(kept.release)
 
 
 def touch(file: int | str) -> None:

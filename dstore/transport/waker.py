@@ -49,21 +49,3 @@ class Waker:
     def close(self) -> None:
         self._near.close()
         self._far.close()
-
-
-@contextlib.contextmanager
-def signals_left_to_this_thread() -> Iterator[None]:
-    """Threads that are started in this block, ZeroMQ's among them, take no signals.
-
-    A signal is to interrupt what the main thread waits for; taken by another thread it would be
-    noticed only when that wait has ended. Threads inherit the mask of the one that starts them,
-    so that there is no moment at which they could take one. What comes meanwhile comes afterwards.
-    """
-    if not hasattr(signal, "pthread_sigmask"):  # pragma: no cover - Windows
-        yield
-        return
-    former = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, former)

@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import TracebackType
@@ -44,6 +45,14 @@ def send_signal(pid: int, number: signal.Signals) -> None:
     os.kill(pid, number)
     if number is signal.SIGSTOP:
         os.waitid(os.P_PID, pid, os.WSTOPPED)
+
+
+def sessions_left(node: dstore.Node, expected: int) -> int:
+    """How many Locals Global has, once the goodbyes that are on their way have arrived."""
+    until = time.monotonic() + PATIENCE
+    while (sessions := node.global_stats()["sessions"]) != expected and time.monotonic() < until:
+        time.sleep(0.02)
+    return int(sessions)
 
 
 class GlobalProcess:

@@ -195,14 +195,14 @@ def public(kind: type) -> dict[str, Any]:
 
 def test_its_methods_are_those_of_a_node() -> None:
     ours, theirs = public(dstore.AsyncNode), public(dstore.Node)
-    del theirs["watch"]
     theirs["contains"] = dstore.Node.__contains__
     assert set(ours) == set(theirs)
     for name, method in ours.items():
         mine, other = inspect.signature(method), inspect.signature(theirs[name])
         assert mine.parameters == other.parameters, name
         assert mine.return_annotation.replace("Async", "") == other.return_annotation, name
-        assert inspect.iscoroutinefunction(method) or inspect.isasyncgenfunction(method), name
+        waits = inspect.iscoroutinefunction(method) or inspect.isasyncgenfunction(method)
+        assert waits or mine.return_annotation.startswith("Async"), name
         assert method.__doc__, name
 
 
@@ -285,6 +285,70 @@ def test_what_is_small_needs_no_helper_thread(anode: MakeNode) -> None:
         assert driver_of(node)._helpers._threads
 
     asyncio.run(use(anode()))
+
+
+def test_a_wait_ends_when_the_key_is_set_and_can_be_cancelled(anode: MakeNode) -> None:
+    async def use(one: dstore.AsyncNode, two: dstore.AsyncNode) -> None:
+        async def waiting(count: int) -> None:
+            while (await two.global_stats())["waiting"] != count:
+                pass
+
+        tasks = [begun(one.wait("k")) for _ in range(3)]
+        await waiting(3)
+        tasks[0].cancel()
+        await two.set("k", "v")
+        assert await asyncio.gather(*tasks[1:]) == ["v", "v"]
+        with pytest.raises(asyncio.CancelledError):
+            await tasks[0]
+        assert await one.wait("k", 0) == "v"
+        with pytest.raises(dstore.WaitTimedOut):
+            await one.wait("missing", 0.01)
+        assert not one.node._state._fills
+
+    asyncio.run(use(anode(), anode()))
+
+
+def test_events_come_to_tasks(anode: MakeNode) -> None:
+    async def use(one: dstore.AsyncNode, two: dstore.AsyncNode) -> None:
+        await two.set_many({"a/1": 1, "b/1": 1})
+        async with one.watch("a/") as events, one.watch("", limit=1) as few:
+            assert (await anext(events)).resync
+            assert (await anext(few)).resync
+            task = begun(anext(events))
+            await asyncio.sleep(0)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            task = begun(anext(events))
+            await two.delete("b/1")
+            await two.set("a/1", 2, replace=True)
+            assert (await task).key == "a/1"
+            assert await one.get("a/1") == 2
+            await two.delete("a/1")
+            assert (await anext(events)).key == "a/1"
+            first, second = [await anext(few) for _ in range(2)]
+            assert (first.resync, first.missed, second.key) == (True, 2, "a/1")
+            assert few.missed == 2
+            task = begun(anext(events))
+            await asyncio.sleep(0)
+        with pytest.raises(StopAsyncIteration):
+            await task
+        watch = one.watch()
+        await anext(watch)
+        task = begun(anext(watch))
+        await one.close()
+        with pytest.raises(StopAsyncIteration):
+            await task
+
+    asyncio.run(use(anode(), anode()))
+
+
+def test_it_is_pickled_as_its_node(anode: MakeNode) -> None:
+    one = anode()
+    again = pickle.loads(pickle.dumps(one))
+    assert again.node is one.node
+    asyncio.run(again.close())
+    one.node.set("k", 1)
 
 
 def test_a_shared_node_stays_open(anode: MakeNode) -> None:

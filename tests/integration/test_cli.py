@@ -183,6 +183,7 @@ def test_stats_are_those_of_global(shell: Shell) -> None:
     assert json.loads(shell("stats", "--json").out)["keys"] == 1
     lines = shell("stats").out.decode().splitlines()
     assert ["keys", "1"] in [line.split() for line in lines]
+    assert any(line.startswith("locals.") and ".label" in line for line in lines)
 
 
 # ---- what goes wrong --------------------------------------------------------------------------

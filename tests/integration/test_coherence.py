@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -140,7 +141,8 @@ def test_global_killed_and_restarted(over_tcp: GlobalProcess) -> None:
 def _until(condition: Callable[[], bool], node: dstore.Node) -> None:
     """Wait by asking Global, which is what makes a Node notice that it is another."""
     while not condition():
-        node.get("anything", None)
+        with contextlib.suppress(dstore.GlobalUnavailable):
+            node.get("anything", None)
         node.join(PATIENCE)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import multiprocessing
 import os
 import re
 import subprocess
@@ -13,10 +14,16 @@ import pytest
 
 import dstore
 from dstore import config
+from tests.integration.processes import PATIENCE, sessions_left
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
 SECONDS_MAX = 40
+SERVED = {
+    "gunicorn_preload.py": "gunicorn --preload",
+    "starlette_cache.py": "uvicorn --workers",
+}
+"""What does not run by itself, and what runs it: test_gunicorn.py and test_starlette.py do."""
 
 
 @pytest.fixture
@@ -136,6 +143,30 @@ def test_shared_model_never_predicts_with_a_replaced_version() -> None:
     assert output.endswith("after it was replaced none was used for a prediction\n")
 
 
+@pytest.mark.parametrize("free_global", [2 * PATIENCE], indirect=True)  # nobody is dropped
+@pytest.mark.parametrize("method", multiprocessing.get_all_start_methods())
+def test_process_pool_has_one_table_and_leaves_no_session(
+    method: str, free_global: dstore.Global
+) -> None:
+    address = free_global.address
+    output = run("process_pool.py", "--workers", 3, "--start-method", method, "--address", address)
+    workers = re.findall(
+        r"^worker \d+: session (\d+), ([\d,]+) tables from own", output, re.MULTILINE
+    )
+    assert len({session for session, _ in workers}) == 3
+    hits = sum(int(count.replace(",", "")) for _, count in workers)
+    assert f"\n{hits:,} numbers factorised, and all of them rightly\n" in output
+    assert "copies of the table, 16 MiB, for 3 workers: 1\n" in output
+    with dstore.Node(address) as node:
+        assert sessions_left(node, 1) == 1
+        assert list(node.keys()) == []
+
+
+def test_process_pool_says_so_where_nothing_is_shared() -> None:
+    output = run("process_pool.py", "--workers", 2, DSTORE_SHM="")
+    assert "for 2 workers: 2\n(is there shared memory, and room in it? df /dev/shm)\n" in output
+
+
 @pytest.mark.parametrize("shm", ["shared with Global", ""])
 def test_distribute_folder_sends_nothing_twice(sources: Path, tmp_path: Path, shm: str) -> None:
     (sources / "deeper").mkdir()
@@ -168,7 +199,7 @@ def test_distribute_folder_leaves_content_alone_in_a_global_that_runs(
         assert {key[:3] for key in list(node.keys())} == {config.CONTENT_PREFIX}
 
 
-@pytest.mark.parametrize("name", ["shared_matrix.py", "shared_model.py"])
+@pytest.mark.parametrize("name", ["process_pool.py", "shared_matrix.py", "shared_model.py"])
 def test_without_numpy_an_example_says_what_to_install(name: str, tmp_path: Path) -> None:
     (tmp_path / "numpy.py").write_text("raise ImportError('no numpy here')\n")
     done = start(name, PYTHONPATH=f"{tmp_path}{os.pathsep}{ROOT}")
@@ -180,4 +211,4 @@ def test_without_numpy_an_example_says_what_to_install(name: str, tmp_path: Path
 @pytest.mark.parametrize("name", sorted(path.name for path in EXAMPLES.glob("*.py")))
 def test_each_example_is_described(name: str) -> None:
     assert f"`{name}`" in (EXAMPLES / "README.md").read_text()
-    assert f"python examples/{name}" in (EXAMPLES / name).read_text()
+    assert SERVED.get(name, f"python examples/{name}") in (EXAMPLES / name).read_text()

@@ -23,6 +23,7 @@ import pytest
 
 import dstore
 from dstore import content
+from dstore.background import janitor
 from dstore.codecs import Codecs
 from dstore.config import BYTES_MAX, CHUNK_BYTES, LARGE_FROM_DEFAULT
 from dstore.large import LargeValues
@@ -348,6 +349,7 @@ def test_a_life_of_global_that_is_over_gets_no_folder(host: Hosts) -> None:
     assert not large.keep(0, encoded).held.shared  # type: ignore[union-attr]
     assert large.keep(1, encoded).held.shared  # type: ignore[union-attr]
     large.joined(2)
+    janitor.wait()
     assert files_of(host("a")) == []
     for epoch, shared in ((1, False), (2, True), (1, False), (2, True)):
         assert large.keep(epoch, encoded).held.shared is shared  # type: ignore[union-attr]

@@ -204,8 +204,8 @@ MUTANTS = (
         (
             (
                 "core.global_state",
-                "        session.lease_end = now + self.lease\n        self._out",
-                "        session.lease_end = now + 0.5 * self.lease\n        self._out",
+                "        session.lease_end = now + self.lease\n        if message",
+                "        session.lease_end = now + 0.5 * self.lease\n        if message",
             ),
         ),
     ),
@@ -386,5 +386,45 @@ MUTANTS = (
         ),
         CORE + "test_large_values.py::test_a_download_goes_on_from_what_has_arrived",
         "the digest covers it: the transfer fails instead",
+    ),
+    Mutant(
+        "deletion announced before it is complete",
+        (
+            (
+                "core.dying",
+                "        return next(iter(self.dying.values())).seq - 1 if self.dying else self._log.seq\n",
+                "        return self._log.seq\n",
+            ),
+        ),
+        CORE + "test_watching.py::test_it_is_announced_when_a_get_no_longer_finds_the_old_value",
+        "the simulation compares what is announced with the very number that is broken here",
+    ),
+    Mutant(
+        "first look of a watcher not delayed by what is dying",
+        (
+            (
+                "core.watching",
+                "            self._unsettled.append(Removal(applied, None, watcher))\n",
+                "            self._unsettled.append(Removal(0, None, watcher))\n",
+            ),
+        ),
+        CORE + "test_watching.py::test_what_was_dying_when_the_watch_began_delays_the_first_look",
+        "simulated watchers read nothing; what they are told is compared with Global's number",
+    ),
+    Mutant(
+        "flush not announced",
+        (
+            (
+                "core.local_state",
+                "        self.applied = seq\n        self.watching.missed(seq)\n",
+                "        self.applied = seq\n",
+            ),
+        ),
+    ),
+    Mutant(
+        "WAIT of a former session answered",
+        (("core.global_state", "        if session.open:\n            items", "        if True:\n            items"),),
+        CORE + "test_waits.py::test_a_session_that_has_ended_is_not_answered",
+        "the bit of a session is used again only after a sweep of all keys",
     ),
 )  # fmt: skip

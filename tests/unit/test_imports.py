@@ -12,7 +12,7 @@ import pytest
 PACKAGE = "dstore"
 SOURCES = Path(__file__).resolve().parents[2] / PACKAGE
 
-GROUND = {"errors", "clock", "config"}
+GROUND = {"errors", "clock", "config", "background"}
 INSIDE = GROUND | {"messages", "content", "wire", "codecs", "core", "engines", "transport", "shm"}
 PUBLIC = {"", "errors", "config", "version", "node", "global_server"}
 
@@ -21,6 +21,7 @@ PUBLIC = {"", "errors", "config", "version", "node", "global_server"}
 ROOMS: dict[str, set[str]] = {
     "errors": set(),
     "clock": set(),
+    "background": set(),
     "config": set(),
     "version": set(),
     "reentrancy": set(),
@@ -28,22 +29,22 @@ ROOMS: dict[str, set[str]] = {
     "content": {"errors", "config", "messages"},
     "wire": {"errors", "config", "messages"},
     "codecs": {"errors", "config", "messages"},
-    "engines": {"errors", "config", "messages"},
+    "engines": {"errors", "config", "messages", "background"},
     "core": {"errors", "config", "messages", "content", "engines.base"},
     "transport": {"errors", "config", "messages", "wire"},
     "limited_log": {"clock"},
-    "shm": {"errors", "config", "messages", "limited_log", "engines"},
+    "shm": {"errors", "config", "messages", "background", "limited_log", "engines"},
     "files": {"codecs", "content", "messages"},
     "large": INSIDE | {"limited_log", "files"},
-    "watch": INSIDE | {"translate"},
+    "watch": INSIDE | {"background", "translate"},
     "local": INSIDE | {"limited_log", "files", "large", "reentrancy", "watch"},
     "translate": INSIDE,
     "verbs": INSIDE | {"files", "large", "translate"},
     "node": INSIDE | {"files", "local", "translate", "verbs", "watch"},
     "helpers": INSIDE,
     "driver": INSIDE | {"files", "helpers", "large", "local", "reentrancy"},
-    "loops": {"transport"},
-    "async_node": INSIDE | {"driver", "files", "loops", "node", "translate", "verbs"},
+    "loops": {"background"},
+    "async_node": INSIDE | {"driver", "files", "loops", "node", "translate", "verbs", "watch"},
     "global_server": INSIDE | {"limited_log", "reentrancy"},
     "": PUBLIC - {""} | {"async_node", "codecs", "translate", "verbs", "watch"},
     "testing": {"errors", "config", "messages", "content", "core", "engines"},

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from dstore.core.cache import ENTRY_OVERHEAD
 from dstore.core.dying import Dying
-from dstore.core.effects import Dropped, GlobalEffect, LocalEffect, Publish, Tell
+from dstore.core.effects import Announce, Dropped, GlobalEffect, LocalEffect, Publish, Tell
 from dstore.core.global_state import GlobalState
 from dstore.core.local_state import LocalState
 from dstore.engines.memory import MemoryEngine
@@ -182,7 +182,10 @@ class SimLocal(Pausable):
             cache_bytes=scenario.cache_entries * (ENTRY_OVERHEAD + VALUE_BYTES + 2),
             held_keys_max=scenario.held_keys,
         )
+        self.announced = 0  # the number of the last deletion that watchers know of
         self._timer = NEVER
+        if loop.dice.random() < scenario.watchers:
+            self.state.watch(1, self.clock())
         self.control = self.connect("control", self._on_control)
         self.sub = Connection(loop, scenario, f"{name}.sub", place.receive, self._on_published)
         place.subscriptions[self.sub.name] = self.sub
@@ -242,7 +245,20 @@ class SimLocal(Pausable):
                 self.loop.tell(self.name, f"drops {effect.keys}")
                 for token in effect.tokens:
                     self.host.copies.pop(token, None)
+            elif isinstance(effect, Announce):
+                self._announce(effect)
         self.touched()
+
+    def _announce(self, effect: Announce) -> None:
+        """What watchers are told has taken effect, and none is left out."""
+        for removal in effect.removals:
+            if removal.key is not None and removal.seq != self.announced + 1:
+                self.loop.fault(f"{self.name} announces {removal} after {self.announced}")
+            self.announced = removal.seq
+        if self.state.epoch == self.place.epoch:
+            settled = self.place.state._deletions.settled
+            if self.announced > settled:
+                self.loop.fault(f"{self.name} announces {effect} and only {settled} are settled")
 
     def touched(self) -> None:
         """Something may have changed: look who waits, and when a timer is due."""

@@ -30,7 +30,7 @@ from dstore.testing.simulation.scenario import KINDS
 if TYPE_CHECKING:
     from dstore.testing.simulation.actors import SimLocal
 
-READS = ("get", "get_many")
+READS = ("get", "get_many", "wait")
 SETS = ("set", "set_many", "replace")
 OF_SET = {
     SetStatus.STORED: Result.STORED,
@@ -105,6 +105,9 @@ class Client:
         deadline = now + self.local.scenario.timeout
         if self.kind in ("get", "get_many"):
             return operations.get(state, self.keys, now, deadline)
+        if self.kind == "wait":
+            until = now + 2 * self.loop.dice.random() * self.local.scenario.lease
+            return operations.wait(state, self.keys[0], now, until, deadline - now)
         if self.kind.startswith("delete"):
             wait = self.kind != "delete_soon"
             return operations.delete(state, self.keys, wait, now, deadline)
@@ -204,7 +207,9 @@ class Client:
         self._turn += 1
         self._rest()
 
-    def _ended(self, result: dict[Key, Any]) -> None:
+    def _ended(self, result: Any) -> None:
+        if self.kind == "wait":
+            result = {self.keys[0]: result}
         end = self.loop.stamp()
         for key in self.keys:
             told = self._told(result.get(key))

@@ -84,6 +84,8 @@ def left_over(place: SimGlobal, locals_: list[SimLocal]) -> Iterator[str]:
             yield f"{local.state!r} keeps fills, writes or publications"
         if local.state.applied != place.state._log.seq:
             yield f"{local.name} has applied {local.state.applied} of {place.state._log.seq}"
+        if local.state.watching.watchers and local.announced != local.state.applied:
+            yield f"{local.name} has announced {local.announced} of {local.state.applied}"
         for client in local.clients:
             if not client.idle:
                 yield f"{client.name} still waits"
@@ -97,8 +99,8 @@ def _left_at_global(place: SimGlobal, alive: int) -> Iterator[str]:
         yield f"uploads stay: {state._stages!r}"
     if place.bulk.tokens() != place.bound():
         yield f"{len(place.bulk.tokens())} large values are kept for {len(place.bound())} keys"
-    if state._writes._queued_bytes:
-        yield "queued writes stay"
+    if state._writes._queued_bytes or state._writes._replacing_bytes or len(state._waits):
+        yield "writes or waits stay"
     if len(state._sessions) != alive:
         yield f"{len(state._sessions)} sessions for {alive} Locals"
     for session in state._sessions:

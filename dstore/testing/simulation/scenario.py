@@ -5,7 +5,17 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, fields
 
-KINDS = ("get", "get_many", "set", "set_many", "replace", "delete", "delete_many", "delete_soon")
+KINDS = (
+    "get",
+    "get_many",
+    "set",
+    "set_many",
+    "replace",
+    "delete",
+    "delete_many",
+    "delete_soon",
+    "wait",
+)
 
 
 @dataclass(frozen=True)
@@ -18,7 +28,7 @@ class Scenario:
     operations: int = 12  # of each thread
     keys: int = 3
     many: int = 2  # keys of one many-operation, at most
-    weights: tuple[int, ...] = (8, 1, 3, 1, 2, 3, 1, 1)  # of KINDS
+    weights: tuple[int, ...] = (8, 1, 3, 1, 2, 3, 1, 1, 1)  # of KINDS
     think: float = 0.05  # mean pause between two operations of a thread
     timeout: float = 2.0
     give_up: float = 0.0  # part of the operations that are cancelled in the middle
@@ -42,6 +52,7 @@ class Scenario:
     large: float = 0.0  # part of the values that travel in chunks
     hosts: int = 3  # with shared memory; the third is Global's
     evictions: float = 0.0  # a file is dropped to make room
+    watchers: float = 0.0  # part of the Locals that watch deletions
     drift: float = 0.0  # clocks of Locals run slower or faster by at most this part
 
     @classmethod
@@ -84,6 +95,7 @@ class Scenario:
             large=dice.choice((0.0, 0.0, 0.5, 1.0)),
             hosts=dice.choice((1, 2, 3)),
             evictions=sometimes(1.0, 0.3),
+            watchers=dice.choice((0.0, 0.5, 1.0)),
         )
 
     def __str__(self) -> str:

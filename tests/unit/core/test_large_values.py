@@ -11,7 +11,7 @@ from dstore.core import operations, stages, transfer
 from dstore.core.cache import Held
 from dstore.core.operations import Obtain, Resumed, Supply
 from dstore.core.transfer import Damaged, Moved, Receive, Send, Transfer, TransferFailed
-from dstore.errors import GlobalUnavailable, RequestRefused
+from dstore.errors import GlobalUnavailable, RequestRefused, StoreFull
 from dstore.messages import (
     Chunk,
     Fetch,
@@ -125,6 +125,24 @@ def test_a_value_becomes_visible_at_once_and_whole() -> None:
     assert isinstance(read.step, Obtain)
     assert read.step.stored == stored
     assert bytes(world.bulk.read(stored.token, 0, 100) or b"") == BODY
+
+
+def test_an_upload_that_turns_out_not_to_fit_is_refused_and_dropped(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full(token: bytes, offset: int, data: object) -> None:
+        raise StoreFull("others have taken the room")
+
+    world = World()
+    (a,) = world.joined("a")
+    stored = large(world)
+    assert staged(a, stored, 0, BODY[:CHUNK]).received == CHUNK
+    with monkeypatch.context() as patched:
+        patched.setattr(world.bulk, "write", full)
+        assert staged(a, stored, CHUNK, BODY[CHUNK:]).refusal is Refusal.FULL
+    assert len(world.state._stages) == world.state._stages.reserved == 0
+    assert stored.token not in world.bulk
+    assert staged(a, stored, 0, BODY).received == len(BODY), "and may be begun afresh"
 
 
 def test_an_upload_that_is_not_complete_cannot_be_bound() -> None:

@@ -6,13 +6,15 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar, TypeVar
 
-from dstore.shm import HostMemory, Writer, open_memory
+from dstore.background import janitor
+from dstore.shm import HostMemory, Writer, clean, open_memory
 
 PATIENCE = 30.0
 """Seconds; only a test that fails takes them."""
@@ -166,6 +168,31 @@ def holds(memory: HostMemory, token: bytes, size: int = SIZE) -> bool:
     view = memory.find(token, size)
     assert view is None or bytes(view) == value_of(token, size)
     return view is not None
+
+
+def cleaned(root: Path) -> list[str]:
+    """Clean. What is left when the janitor has done its work."""
+    clean(str(root))
+    janitor.wait()
+    return files(root)
+
+
+@contextlib.contextmanager
+def janitor_held_up() -> Iterator[None]:
+    """In this block the janitor gets no further."""
+    here, go_on = threading.Event(), threading.Event()
+
+    def stand_still() -> None:
+        here.set()
+        go_on.wait(PATIENCE)
+
+    janitor.do(stand_still)
+    assert here.wait(PATIENCE)
+    try:
+        yield
+    finally:
+        go_on.set()
+        janitor.wait()
 
 
 def files(root: Path) -> list[str]:

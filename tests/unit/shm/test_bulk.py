@@ -4,29 +4,38 @@ from __future__ import annotations
 
 import logging
 import os
+import weakref
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
 
+from dstore.background import janitor
+from dstore.engines import bulk as engines_bulk
 from dstore.engines.base import Bulk
 from dstore.engines.bulk import PrivateBulk
-from dstore.shm import SharedBulk, bulk_for
-from dstore.testing.bulk_contract import BulkContract
+from dstore.errors import StoreFull
+from dstore.shm import SharedBulk, bulk_for, eviction, mapping, parts
+from dstore.shm import bulk as shm_bulk
+from dstore.testing.bulk_contract import BulkContract, got, raises
 from tests.unit.shm.children import (
     EPOCH,
     SIZE,
     Child,
     User,
+    begun,
     files,
     folder_of,
     holds,
+    janitor_held_up,
     new_token,
     opened,
     stored,
     value_of,
 )
+
+PAGE = 4096
 
 
 class TestPrivateBulk(BulkContract):
@@ -185,6 +194,271 @@ def test_private_memory_is_not_shared_with_a_child() -> None:
         assert child.hear() == "written"
     bulk.seal(token)
     assert read(bulk, token) == bytes(SIZE)
+    bulk.close()
+
+
+# ---- mappings ---------------------------------------------------------------------------------
+
+
+def mappings(of: object = "") -> int:
+    """How many mappings this process has, of files with such a path."""
+    return sum(str(of) in line for line in Path("/proc/self/maps").read_text().splitlines())
+
+
+def test_those_that_were_read_last_are_mapped(
+    bulk: SharedBulk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shm_bulk, "MAPS_MAX", 3)
+    tokens = [new_token() for _ in range(5)]
+    for token in tokens:
+        written(bulk, token)
+    assert mappings(tmp_path) == 3
+    for number in (0, 1, 2, 0, 3):
+        assert read(bulk, tokens[number]) == value_of(tokens[number])
+    assert [mappings(token.hex()) for token in tokens] == [1, 0, 1, 1, 0]
+    view = bulk.read(tokens[2], 0, SIZE)
+    for number in (1, 3, 4):
+        assert read(bulk, tokens[number]) == value_of(tokens[number])
+    assert view is not None and bytes(view) == value_of(tokens[2])
+    del view
+    assert mappings(tmp_path) == 3
+    for token in tokens:
+        bulk.drop(token)
+    assert mappings(tmp_path) == 0
+
+
+def test_a_large_value_is_mapped_once_however_many_pieces_are_read(
+    bulk: SharedBulk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mapped, whole = [], mapping.read_only
+
+    def counted(descriptor: int, size: int) -> memoryview:
+        mapped.append(size)
+        return whole(descriptor, size)
+
+    monkeypatch.setattr(mapping, "read_only", counted)
+    token = new_token()
+    written(bulk, token)
+    for offset in range(0, SIZE, 1000):
+        assert got(bulk, token, offset, 1000) == value_of(token)[offset : offset + 1000]
+    assert mapped == [SIZE]
+
+
+def test_what_cannot_be_mapped_is_read(bulk: SharedBulk, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(descriptor: int, size: int) -> memoryview:
+        raise OSError(12, "no memory")
+
+    monkeypatch.setattr(mapping, "read_only", refused)
+    token = new_token()
+    written(bulk, token)
+    assert read(bulk, token) == value_of(token)
+
+
+def test_a_value_whose_file_was_taken_away_is_read_as_long_as_it_is_mapped(
+    bulk: SharedBulk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shm_bulk, "MAPS_MAX", 1)
+    first, second = new_token(), new_token()
+    for token in (first, second):
+        written(bulk, token)
+        (folder_of(tmp_path) / "global" / token.hex()).unlink()
+    assert read(bulk, second) == value_of(second)
+    assert read(bulk, first) is None
+    bulk.drop(first)
+    bulk.drop(second)
+
+
+def test_small_private_values_have_no_mapping_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    bulk, size, count = PrivateBulk(), 100_000, 400
+    before = mappings()
+    tokens = [new_token() for _ in range(count)]
+    for token in tokens:
+        bulk.reserve(token, size)
+        bulk.write(token, 0, value_of(token, size))
+        bulk.seal(token)
+    for token in tokens[::2]:  # what lay side by side was one mapping for the system
+        bulk.drop(token)
+    assert mappings() - before < count // 4
+    assert got(bulk, tokens[1], 0, size) == value_of(tokens[1], size)
+    bulk.close()
+
+
+def test_where_there_is_no_memory_a_small_private_value_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refused(size: int) -> bytearray:
+        raise MemoryError
+
+    bulk = PrivateBulk()
+    monkeypatch.setattr("dstore.engines.bulk.bytearray", refused, raising=False)
+    with pytest.raises(StoreFull):
+        bulk.reserve(new_token(), SIZE)
+    bulk.close()
+
+
+# ---- nothing takes long -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Memory is reserved a page at a time. How much is reserved after each time."""
+    reserved: list[int] = []
+    whole = os.posix_fallocate
+
+    def counted(descriptor: int, offset: int, count: int) -> None:
+        assert count <= PAGE
+        whole(descriptor, offset, count)
+        reserved.append(offset + count)
+
+    monkeypatch.setattr(parts, "RESERVE_BYTES", PAGE)
+    monkeypatch.setattr(os, "posix_fallocate", counted)
+    return reserved
+
+
+def test_memory_is_reserved_step_by_step_before_it_is_written(
+    bulk: SharedBulk, steps: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = os.pwrite
+
+    def checked(descriptor: int, data: memoryview, offset: int) -> int:
+        assert steps[-1] >= offset + len(data)
+        return whole(descriptor, data, offset)
+
+    monkeypatch.setattr(os, "pwrite", checked)
+    token = new_token()
+    bulk.reserve(token, SIZE)
+    assert steps == [PAGE]
+    for offset in range(0, SIZE, 1000):
+        bulk.write(token, offset, value_of(token)[offset : offset + 1000])
+        assert steps[-1] <= offset + 1000 + PAGE
+    assert steps == [PAGE, 2 * PAGE, 3 * PAGE, SIZE]
+    bulk.seal(token)
+    assert read(bulk, token) == value_of(token)
+
+
+def test_a_node_reserves_everything_before_it_writes(tmp_path: Path, steps: list[int]) -> None:
+    with opened(tmp_path) as node, begun(node, new_token()):
+        assert steps == [PAGE, 2 * PAGE, 3 * PAGE, SIZE]
+
+
+def test_room_is_not_promised_twice(
+    bulk: SharedBulk, tmp_path: Path, steps: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room = 2 * SIZE
+    monkeypatch.setattr(eviction, "free", lambda path: room - sum(steps[-1:]))
+    first, second, third = new_token(), new_token(), new_token()
+    bulk.reserve(first, SIZE)
+    bulk.reserve(second, SIZE + PAGE)
+    assert "unsealed=1 sealed=0 mapped=0 private=<PrivateBulk unsealed=1" in repr(bulk)
+    bulk.drop(first)
+    bulk.reserve(third, SIZE + PAGE)
+    assert "unsealed=1 sealed=0 mapped=0 private=<PrivateBulk unsealed=1" in repr(bulk)
+    assert files(folder_of(tmp_path) / "global") == [f"{third.hex()}.part"]
+
+
+@pytest.fixture
+def full_later(steps: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is room when a value is begun, and then others take it."""
+    whole = os.posix_fallocate
+
+    def full(descriptor: int, offset: int, count: int) -> None:
+        if offset >= 2 * PAGE:
+            raise OSError(28, "full")
+        whole(descriptor, offset, count)
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+
+
+@pytest.mark.usefixtures("full_later")
+def test_when_others_take_the_room_the_value_becomes_private(
+    bulk: SharedBulk, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    token = new_token()
+    bulk.reserve(token, SIZE)
+    for offset in range(0, SIZE, 1000):
+        bulk.write(token, offset, value_of(token)[offset : offset + 1000])
+    assert files(folder_of(tmp_path) / "global") == []
+    bulk.seal(token)
+    assert read(bulk, token) == value_of(token)
+    assert "private=<PrivateBulk unsealed=0 sealed=1>" in repr(bulk)
+    assert "Global's own memory" in caplog.text
+
+
+@pytest.mark.usefixtures("full_later")
+@pytest.mark.parametrize("missing", ["dstore.engines.bulk._memory", "dstore.shm.mapping._mapped"])
+def test_and_if_there_is_no_such_memory_either_the_piece_is_refused(
+    bulk: SharedBulk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: str
+) -> None:
+    def refused(*arguments: int) -> memoryview:
+        raise StoreFull("no memory") if len(arguments) == 1 else OSError(12, "no memory")
+
+    token = new_token()
+    bulk.reserve(token, SIZE)
+    bulk.write(token, 0, value_of(token)[: 2 * PAGE])
+    with monkeypatch.context() as patched:
+        patched.setattr(missing, refused)
+        with pytest.raises(StoreFull):
+            bulk.write(token, 2 * PAGE, b"x")
+        assert files(folder_of(tmp_path) / "global") == [f"{token.hex()}.part"]
+    bulk.drop(token)
+    assert files(folder_of(tmp_path) / "global") == []
+    assert raises(KeyError, lambda: bulk.seal(token))
+
+
+@pytest.mark.parametrize("state", ["unsealed", "sealed", "adopted"])
+def test_what_is_large_loses_its_name_at_once_and_its_memory_in_the_background(
+    bulk: SharedBulk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str
+) -> None:
+    for place in (parts, shm_bulk):
+        monkeypatch.setattr(place, "MUCH", SIZE)
+    token = new_token()
+    if state == "adopted":
+        with opened(tmp_path) as node:
+            token = stored(node)
+        assert bulk.adopt(token, SIZE)
+    else:
+        bulk.reserve(token, SIZE)
+        bulk.write(token, 0, value_of(token))
+        if state != "unsealed":
+            bulk.seal(token)
+    with janitor_held_up():
+        bulk.drop(token)
+        assert files(folder_of(tmp_path) / "global") == []
+        assert mappings(token.hex()) == 1 + (state != "unsealed")
+        assert raises(KeyError, lambda: bulk.seal(token))
+    assert mappings(token.hex()) == 0
+
+
+def test_a_piece_that_is_under_way_stays_good(
+    bulk: SharedBulk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shm_bulk, "MUCH", SIZE)
+    token = new_token()
+    written(bulk, token)
+    view = bulk.read(token, 3, PAGE)
+    bulk.drop(token)
+    janitor.wait()
+    assert view is not None and bytes(view) == value_of(token)[3 : 3 + PAGE]
+    del view
+    assert mappings(token.hex()) == 0
+
+
+@pytest.mark.parametrize("sealed", [False, True])
+def test_so_does_private_memory(monkeypatch: pytest.MonkeyPatch, sealed: bool) -> None:
+    for name in ("MUCH", "MAPPED_FROM"):
+        monkeypatch.setattr(engines_bulk, name, SIZE)
+    bulk, token = PrivateBulk(), new_token()
+    bulk.reserve(token, SIZE)
+    memory = weakref.ref(bulk._unsealed[token].obj)
+    if sealed:
+        bulk.seal(token)
+    view = bulk.read(token, 0, PAGE)
+    with janitor_held_up():
+        bulk.drop(token)
+        assert memory() is not None
+    assert (view is not None) == sealed == (memory() is not None)
+    del view
+    assert memory() is None
     bulk.close()
 
 

@@ -6,12 +6,15 @@ import errno
 import os
 import resource
 import subprocess
+import time
 from collections.abc import Iterator
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
 
+from dstore.background import janitor
 from dstore.shm import HostMemory, NoRoom, eviction, locks, memory, parts
 from tests.unit.shm.children import (
     EPOCH,
@@ -122,7 +125,7 @@ def test_a_limit_of_nothing_takes_nothing(tmp_path: Path) -> None:
 def test_globals_own_do_not_count_and_are_not_evicted(tmp_path: Path) -> None:
     with opened(tmp_path, limit=2 * PAGE) as memory:
         own = [stored(memory, 10 * PAGE, own=True), stored(memory, PAGE)]
-        assert memory.adopt(own[1], PAGE) is not None
+        assert memory.adopt(own[1], PAGE)
         copies = [stored(memory, PAGE) for _ in range(3)]
         assert present(memory, own + copies) == [0, 1, 3, 4]
 
@@ -291,6 +294,45 @@ def test_copies_give_way_when_the_file_system_is_full(small_disk: Path, own: boo
         with pytest.raises(NoRoom):
             memory.begin(new_token(), SMALL_DISK + 1, own=own)
         assert present(memory, tokens) == [0, 2, 3], "nothing is evicted in vain"
+
+
+def test_for_globals_own_they_give_way_step_by_step(
+    small_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As they are needed: to remove many at once takes long."""
+    eighth = SMALL_DISK // 8 - 2 * PAGE
+    monkeypatch.setattr(parts, "RESERVE_BYTES", eighth // 4)
+    monkeypatch.setattr(eviction, "EXTRA", 1 << 60)
+    with opened(small_disk) as memory:
+        tokens = [stored(memory, eighth) for _ in range(8)]
+        token, size = new_token(), 4 * eighth
+        left = []
+        with begun(memory, token, size, own=True) as writer:
+            for start in range(0, size, PAGE):
+                writer.write(start, value_of(token, size)[start : start + PAGE])
+                left.append(len(present(memory, tokens)))
+            writer.seal()
+        assert left == sorted(left, reverse=True)
+        assert left[0] == 7
+        assert set(left) >= {6, 5, 4}
+        assert holds(memory, token, size)
+        with pytest.raises(NoRoom):
+            memory.begin(new_token(), SMALL_DISK, own=True)
+        assert len(present(memory, tokens)) == left[-1], "nothing is evicted in vain"
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_what_the_janitor_is_about_to_give_back_is_waited_for(
+    small_disk: Path, monkeypatch: pytest.MonkeyPatch, own: bool
+) -> None:
+    monkeypatch.setattr(parts, "MUCH", PAGE)
+    half = SMALL_DISK // 2
+    with opened(small_disk) as memory:
+        copy, dropped = stored(memory, PAGE), stored(memory, half, own=True)
+        janitor.do(partial(time.sleep, 0.1))
+        memory.drop_own(dropped)
+        stored(memory, half, own=own)
+        assert memory.linked(copy), "nothing is evicted"
 
 
 def test_memory_that_is_still_read_cannot_be_had(small_disk: Path) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from dstore.background import janitor
 from dstore.shm import NoRoom, clean, folder, locks, memory, open_memory
 from tests.leaks import open_descriptors
 from tests.unit.shm.children import (
@@ -20,9 +21,11 @@ from tests.unit.shm.children import (
     Child,
     User,
     begun,
+    cleaned,
     files,
     folder_of,
     holds,
+    janitor_held_up,
     new_token,
     opened,
     stored,
@@ -303,6 +306,7 @@ def test_after_all_were_killed_the_next_one_cleans(tmp_path: Path) -> None:
         user.end()
     assert folder_of(tmp_path).exists() and folder_of(tmp_path, 77).exists()
     with opened(tmp_path, 78):
+        janitor.wait()
         assert os.listdir(folder_of(tmp_path).parent) == [f"{78:016x}"]
     assert files(tmp_path) == []
 
@@ -338,7 +342,9 @@ def test_others_cannot_clean_what_we_use_while_we_clean(tmp_path: Path) -> None:
         assert holds(memory, token)
 
 
-@pytest.mark.parametrize("left", ["nothing", "no lock", "some files", "a stray folder"])
+@pytest.mark.parametrize(
+    "left", ["nothing", "no lock", "some files", "a stray folder", "all, by another name"]
+)
 def test_what_a_killed_cleaner_has_left_half_done_goes_too(tmp_path: Path, left: str) -> None:
     half = folder_of(tmp_path)
     half.mkdir(0o700, parents=True)
@@ -350,7 +356,33 @@ def test_what_a_killed_cleaner_has_left_half_done_goes_too(tmp_path: Path, left:
         (half / "copies" / new_token().hex()).touch()
     if left == "a stray folder":
         (half / "else" / "where").mkdir(parents=True)
-    clean(str(tmp_path))
+    if left == "all, by another name":
+        half.rename(f"{half}.{'0' * 16}")
+    assert cleaned(tmp_path) == []
+
+
+def test_nobody_waits_for_a_removal_but_who_leaves_last(tmp_path: Path) -> None:
+    with User(tmp_path, 77) as dead:
+        dead.kill()
+    with opened(tmp_path, 78):
+        with janitor_held_up():
+            with opened(tmp_path) as memory:  # which cleans
+                token = stored(memory)
+            for epoch in (77, EPOCH):
+                assert not folder_of(tmp_path, epoch).exists(), "nobody can enter it"
+            assert token.hex() in str(files(tmp_path)), "but it is still there"
+            with opened(tmp_path) as memory:  # another folder of the same name
+                assert not memory.linked(token)
+                assert holds(memory, stored(memory))
+        assert os.listdir(folder_of(tmp_path).parent) == [f"{78:016x}"]
+    assert files(tmp_path) == []
+
+
+def test_nor_does_who_has_something_else_to_do(tmp_path: Path) -> None:
+    with opened(tmp_path) as memory, janitor_held_up():
+        memory.close(wait=False)
+        assert files(tmp_path) != []
+        assert not folder_of(tmp_path).exists()
     assert files(tmp_path) == []
 
 
@@ -360,7 +392,7 @@ def test_only_epoch_folders_are_cleaned(tmp_path: Path) -> None:
     aim = tmp_path / "aim"
     aim.mkdir()
     (aim / "precious").touch()
-    for name in ("notes", "0" * 15, "0" * 17, "g" * 16):
+    for name in ("notes", "0" * 15, "0" * 17, "g" * 16, "0" * 16 + ".old"):
         (user / name).mkdir(0o700)
     (user / ("1" * 16)).touch()
     (user / ("2" * 16)).symlink_to(aim)
@@ -368,7 +400,7 @@ def test_only_epoch_folders_are_cleaned(tmp_path: Path) -> None:
     (user / ("3" * 16) / "link").symlink_to(aim)
     before = files(tmp_path)
     with opened(tmp_path):
-        clean(str(tmp_path))
+        cleaned(tmp_path)
     gone = [f"{user.name}/{'3' * 16}", f"{user.name}/{'3' * 16}/link"]
     assert files(tmp_path) == [name for name in before if name not in gone]
 
@@ -433,8 +465,7 @@ def joiner(root: Path, *, after: bool) -> Callable[[Connection], None]:
 def test_a_joiner_whose_lock_file_was_removed_starts_over(tmp_path: Path) -> None:
     with Child(joiner(tmp_path, after=False)) as child:
         assert child.hear() == "here"  # it has opened the lock file
-        clean(str(tmp_path))
-        assert files(tmp_path) == []
+        assert cleaned(tmp_path) == []
         child.tell()
         assert child.hear() is True
         with opened(tmp_path) as memory:  # in the same folder, and it stays

@@ -17,6 +17,7 @@ from tests.unit.shm.children import (
     SIZE,
     Child,
     begun,
+    cleaned,
     files,
     folder_of,
     holds,
@@ -33,7 +34,7 @@ def test_an_inherited_memory_is_empty_and_harmless(tmp_path: Path) -> None:
 
         def body(pipe: Connection) -> None:
             assert memory.find(token, SIZE) is None
-            assert memory.adopt(token, SIZE) is None
+            assert not memory.adopt(token, SIZE)
             assert not memory.linked(own)
             for call in (memory.drop, memory.drop_own, memory.touch):
                 call(token)
@@ -95,8 +96,7 @@ def test_the_parents_lock_falls_with_the_parent_not_with_the_child(tmp_path: Pat
         assert child.process.pid is not None
         os.waitid(os.P_PID, child.process.pid, os.WEXITED | os.WNOWAIT)
         assert files(folder_of(tmp_path))
-        clean(str(tmp_path))
-        assert files(tmp_path) == []
+        assert cleaned(tmp_path) == []
         child.tell()
 
 

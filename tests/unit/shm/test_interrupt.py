@@ -14,13 +14,14 @@ from typing import Any
 
 import pytest
 
-from dstore.shm import HostMemory, NoRoom, clean, eviction, folder, locks, memory, parts
+from dstore.shm import HostMemory, NoRoom, eviction, folder, locks, memory, parts
 from tests.leaks import open_descriptors
 from tests.unit.shm.children import (
     SIZE,
     Child,
     User,
     begun,
+    cleaned,
     files,
     folder_of,
     holds,
@@ -153,8 +154,7 @@ def test_while_one_comes_and_goes(tmp_path: Path, after: bool) -> None:
             child.tell(at)
             more = child.hear()
             child.end()
-        clean(str(tmp_path))
-        assert files(tmp_path) == [], f"after the call number {at}"
+        assert cleaned(tmp_path) == [], f"after the call number {at}"
         at += 1
     assert at > 20
 

@@ -168,7 +168,7 @@ def test_simulated_histories_pass(seed: int) -> None:
 
 
 def test_a_large_history_and_one_read_that_comes_too_late() -> None:
-    large = simulated(Random(5), 100_000, keys=50, pending=0.3, lease=LEASE)
+    large = simulated(Random(5), 30_000, keys=15, pending=0.3, lease=LEASE)
     assert check_pending(large, LEASE).ok and check_stale(large).ok
     deletion = [each for each in large if each.result is Result.PENDING][-1]
     read = next(each for each in large if each.key == deletion.key and each.result is Result.VALUE)

@@ -1,0 +1,151 @@
+"""Many threads on one Node read while another process deletes and binds; every answer is judged.
+
+python -m tests.faults.crowd --threads 64 --gets 1000000 --switch 1e-6
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import random
+import sys
+import threading
+import time
+from contextlib import ExitStack
+from multiprocessing.synchronize import Event
+from typing import NamedTuple
+
+import dstore
+from dstore.testing.history import Kind, Operation, Result
+from dstore.testing.linearizability import check_linearizable
+from tests.integration.processes import GlobalProcess
+
+PAUSE = 0.002
+"""Seconds between two deletions."""
+MISSING = object()
+
+
+class Outcome(NamedTuple):
+    """What came of a run. ``requests`` is how many GETs Global had, and of how many of these the
+    Local could keep the value (``kept``), there was none, or it was about to go (``passed``).
+    """
+
+    gets: int
+    deletions: int
+    requests: int
+    kept: int
+    seconds: float
+    violations: tuple[str, ...]
+
+
+def _delete(address: str, keys: list[str], over: Event, results: multiprocessing.Queue) -> None:  # type: ignore[type-arg]
+    """Delete and bind again, one key after the other, and tell of it."""
+    done: list[Operation] = []
+    dice = random.Random(1)
+    with dstore.Node(address) as node:
+        turn = 0
+        while not over.is_set():
+            turn += 1
+            key, value = dice.choice(keys), f"turn {turn}"
+            start = time.monotonic()
+            node.delete(key)
+            done.append(_deleted(key, start))
+            start = time.monotonic()
+            node.set(key, value)
+            done.append(_stored(key, value, start))
+            time.sleep(PAUSE)
+    results.put(done)
+
+
+def _deleted(key: str, start: float) -> Operation:
+    return Operation("writer", key, Kind.DELETE, start, time.monotonic(), Result.DELETED)
+
+
+def _stored(key: str, value: str, start: float) -> Operation:
+    end = time.monotonic()
+    return Operation("writer", key, Kind.SET, start, end, Result.STORED, value)
+
+
+def _read(node: dstore.Node, name: int, keys: list[str], count: int, into: list[Operation]) -> None:
+    dice, now = random.Random(name), time.monotonic
+    done = []
+    for _ in range(count):
+        key = keys[int(dice.random() * len(keys))]
+        start = now()
+        value = node.get(key, MISSING)
+        done.append((key, start, now(), value))
+    into += [
+        Operation(name, key, Kind.GET, start, end, Result.MISSING)
+        if value is MISSING
+        else Operation(name, key, Kind.GET, start, end, Result.VALUE, None, value)
+        for key, start, end, value in done
+    ]
+
+
+def run(threads: int, gets: int, keys: int, switch: float | None) -> Outcome:
+    """``gets`` reads by so many threads; ``switch`` is how often Python switches, in seconds."""
+    names = [f"k{number}" for number in range(keys)]
+    history: list[Operation] = []
+    former = sys.getswitchinterval()
+    context = multiprocessing.get_context("spawn")
+    with ExitStack() as stack:
+        place = stack.enter_context(GlobalProcess())
+        node = stack.enter_context(dstore.Node(place.address, timeout=30.0))
+        for name in names:
+            start = time.monotonic()
+            node.set(name, "first")
+            history.append(_stored(name, "first", start))
+        reader = stack.enter_context(dstore.Node(place.address, timeout=30.0))
+        reader.join()
+        over, results = context.Event(), context.Queue()
+        writer = context.Process(target=_delete, args=(place.address, names, over, results))
+        writer.start()
+        parts: list[list[Operation]] = [[] for _ in range(threads)]
+        count = -(-gets // threads)
+        crowd = [
+            threading.Thread(target=_read, args=(reader, number, names, count, parts[number]))
+            for number in range(threads)
+        ]
+        began = time.monotonic()
+        sys.setswitchinterval(switch or former)
+        try:
+            for thread in crowd:
+                thread.start()
+            for thread in crowd:
+                thread.join()
+        finally:
+            sys.setswitchinterval(former)
+            over.set()
+        seconds = time.monotonic() - began
+        written = results.get(timeout=60)
+        writer.join()
+        for part in (*parts, written):
+            history += part
+        kept = reader.stats()["fills"]
+        requests = node.global_stats()["gets"]
+    verdict = check_linearizable(history)
+    read = sum(len(part) for part in parts)
+    violations = tuple(map(str, verdict.violations))
+    return Outcome(read, len(written) // 2, requests, kept, seconds, violations)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--threads", type=int, default=64)
+    parser.add_argument("--gets", type=int, default=1_000_000)
+    parser.add_argument("--keys", type=int, default=500)
+    parser.add_argument("--switch", type=float)
+    options = parser.parse_args()
+    outcome = run(options.threads, options.gets, options.keys, options.switch)
+    for violation in outcome.violations:
+        print(violation)
+    print(
+        f"{outcome.gets:,} gets by {options.threads} threads in {outcome.seconds:.1f} s, "
+        f"{outcome.deletions:,} deletions; {outcome.requests:,} requests at Global, of which "
+        f"{outcome.kept:,} filled the cache; {len(outcome.violations)} violations"
+    )
+    return 1 if outcome.violations else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
