@@ -181,8 +181,8 @@ class Driver:
         with self._lock:
             call.given_up = True
             call.after = after
-            if not (call.busy and isinstance(call.step, Supply)):
-                self._close(call)  # an upload is unstaged when nothing more of it is sent
+            if not call.over:
+                self._close(call)
         self._clean_up(call)
 
     # ---- for the Local, with its lock -----------------------------------------------------
@@ -411,17 +411,19 @@ class Driver:
             failure = error
         with self._lock:
             call.busy = False
-            if call.given_up:
-                self._close(call)
-            elif failure is not None:
-                self._fail(call, failure)
-                failure = None  # which knows this frame: no circle is left
-            elif call.operation is None:
-                self._end(call, result)
-            else:
-                self._advance(call, result._replace(now=clock.now()))
+            if not call.given_up:
+                self._go_on(call, result, failure)
+        failure = None  # which knows this frame: no circle is left
         self._clean_up(call)
         self._tell()
+
+    def _go_on(self, call: Call, result: Any, failure: BaseException | None) -> None:
+        if failure is not None:
+            self._fail(call, failure)
+        elif call.operation is None:
+            self._end(call, result)
+        else:
+            self._advance(call, result._replace(now=clock.now()))
 
     def _moved(self, call: Call, step: Obtain | Supply) -> Resumed:
         """Move a large value, on a channel as calling threads have."""

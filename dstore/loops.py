@@ -26,7 +26,7 @@ class Signal(Protocol):
 def signal() -> Signal:
     """A signal for the task that runs here. Raises RuntimeError where none does."""
     trio = sys.modules.get("trio")
-    if trio is not None and trio.lowlevel.in_trio_task():
+    if trio is not None and _runs(trio):
         return _TrioSignal(trio)
     return _AsyncioSignal()
 
@@ -71,6 +71,7 @@ class _Inbox:
             try:
                 self.loop.call_soon_threadsafe(self._empty)
             except RuntimeError:  # it is closed: nobody waits any more
+                self._told = False
                 self._set.clear()
 
     def _empty(self) -> None:
@@ -102,6 +103,14 @@ class _AsyncioSignal:
 
 
 # ---- trio, which need not be there ------------------------------------------------------------
+
+
+def _runs(trio: Any) -> bool:
+    try:
+        trio.lowlevel.current_task()
+    except RuntimeError:
+        return False
+    return True
 
 
 class _TrioSignal:

@@ -22,11 +22,12 @@ import pytest
 import dstore
 from dstore import clock, config, files, loops, wire
 from dstore import driver as driver_module
-from dstore.core.operations import Ask, Until
+from dstore.core.operations import Ask, Until, reading
 from dstore.driver import Driver
 from dstore.files import Destination, FileBody
 from dstore.large import LargeValues
 from dstore.messages import Chunk, GetReply, SetReply, Staged, ToLocal
+from dstore.transport.requests import Requests
 from dstore.transport.router import Router
 from tests.integration.processes import PATIENCE, ROOT, GlobalProcess, free_port
 
@@ -325,6 +326,7 @@ def test_events_come_to_tasks(anode: MakeNode) -> None:
             assert await one.get("a/1") == 2
             await two.delete("a/1")
             assert (await anext(events)).key == "a/1"
+            await until(lambda: few.missed == 2)  # it is told after the other one
             first, second = [await anext(few) for _ in range(2)]
             assert (first.resync, first.missed, second.key) == (True, 2, "a/1")
             assert few.missed == 2
@@ -355,6 +357,7 @@ def test_a_shared_node_stays_open(anode: MakeNode) -> None:
         async with dstore.AsyncNode.sharing(node.node) as shared:
             await shared.set("k", "v")
             assert shared.node is node.node
+            assert pickle.loads(pickle.dumps(shared)).node is node.node
         assert await shared.get("k") == node.node.get("k") == "v"
 
     asyncio.run(use(anode()))
@@ -433,21 +436,79 @@ def test_many_tasks_that_miss_the_same_keys_ask_once_for_each(anode: MakeNode, s
     asyncio.run(use(anode(), anode(shm="")))
 
 
-def test_more_requests_than_a_connection_takes_all_arrive_at_once(
-    anode: MakeNode, gate: Gate, hold: Callable[..., None]
+@LONG_LEASE
+def test_more_replies_than_a_connection_takes_are_not_lost(
+    anode: MakeNode,
+    gate: Gate,
+    hold: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Global answers thousands in one go; none is lost and asked for again."""
+    """Global drops what it has to say to a connection that does not keep up."""
+    count, value = 2_500, bytes(20_000)
+    under_way = min(count, driver_module.READS_MAX)
+    slow = Gate()
+    receive = Requests.receive
+
+    def held(self: Requests) -> Any:
+        slow.come_by()
+        return receive(self)
+
+    async def use(writer: dstore.AsyncNode, reader: dstore.AsyncNode) -> None:
+        await writer.set_many({f"k{number}": value for number in range(count)})
+        await reader.join()
+        hold(GetReply)
+        tasks = [begun(reader.get(f"k{number}")) for number in range(count)]
+        await until(lambda: driver_of(reader)._reading == under_way)
+        monkeypatch.setattr(Requests, "receive", held)
+        gate.open()
+        while writer.node.global_stats()["gets"] < under_way:
+            pass
+        slow.open()
+        assert await asyncio.gather(*tasks) == [value] * count
+        assert (await writer.global_stats())["gets"] == count
+
+    asyncio.run(use(anode(), anode(timeout=PATIENCE)))
+
+
+def test_replies_that_come_twice(anode: MakeNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    send = Router.send
+
+    def twice(*arguments: Any) -> None:
+        send(*arguments)
+        send(*arguments)
 
     async def use(node: dstore.AsyncNode) -> None:
         await node.join()
-        hold(GetReply)
-        tasks = [begun(node.get(f"k{number}", number)) for number in range(5_000)]
-        await gate.reached()
-        gate.open()
-        assert await asyncio.gather(*tasks) == list(range(5_000))
-        assert (await node.global_stats())["gets"] == 5_000
+        monkeypatch.setattr(Router, "send", twice)
+        calls = (node.get(f"k{number}", number) for number in range(1_000))
+        assert await asyncio.gather(*calls) == list(range(1_000))
+        await settled(node)
 
-    asyncio.run(use(anode(timeout=PATIENCE)))
+    asyncio.run(use(anode()))
+
+
+@pytest.mark.parametrize("free_global", [config.LEASE_MAX], indirect=True)
+def test_a_task_that_waits_for_the_fill_of_a_thread_is_woken(
+    anode: MakeNode, gate: Gate, hold: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At once: here the background thread has no other reason to wake up for long."""
+    monkeypatch.setattr(reading, "JOIN_MAX", config.LEASE_MAX)
+
+    async def use(writer: dstore.AsyncNode, reader: dstore.AsyncNode) -> None:
+        await writer.set("k", "v")
+        await reader.join()
+        hold(GetReply)
+        thread = threading.Thread(target=reader.node.get, args=("k",))
+        thread.start()
+        await gate.reached()
+        task = begun(reader.get("k"))
+        await until(lambda: steps(reader) == [Until])
+        gate.open()
+        assert await task == "v"
+        thread.join()
+        assert (await reader.global_stats())["gets"] == 1
+
+    asyncio.run(use(anode(), anode(timeout=config.LEASE_MAX)))
 
 
 class Judge:
@@ -752,13 +813,20 @@ def test_a_cancelled_put_file_leaves_no_stage_and_reads_no_other_file(
 
 @LONG_LEASE
 def test_cancelled_when_all_helper_threads_are_busy(
-    anode: MakeNode, gate: Gate, at_gate: Callable[[type, str], None]
+    anode: MakeNode, gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What no helper thread has begun is not done any more."""
+    keep = LargeValues.keep
+    kept = []
+
+    def held(*arguments: Any) -> Any:
+        gate.come_by()
+        kept.append(keep(*arguments))
+        return kept[-1]
 
     async def use(node: dstore.AsyncNode) -> None:
         await node.join()
-        at_gate(LargeValues, "keep")
+        monkeypatch.setattr(LargeValues, "keep", held)
         tasks = [begun(node.set(f"k{number}", LARGE)) for number in range(40)]
         helpers = driver_of(node)._helpers
         await until(lambda: len(helpers._jobs) == 40 - len(helpers._threads))
@@ -768,6 +836,7 @@ def test_cancelled_when_all_helper_threads_are_busy(
         gate.open()
         await asyncio.gather(*tasks[:30])
         await settled(node)
+        assert len(kept) == 30
         assert set(await listed(node.keys())) == {f"k{number}" for number in range(30)}
 
     asyncio.run(use(anode(shm="", timeout=PATIENCE)))
@@ -941,6 +1010,33 @@ def test_close_ends_what_waits_for_a_reply(
 
 
 @LONG_LEASE
+def test_a_value_that_comes_when_the_node_is_closed_is_not_taken(
+    anode: MakeNode, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    obtain = LargeValues.obtain
+
+    def held(*arguments: Any) -> Any:
+        value = obtain(*arguments)
+        gate.come_by()
+        return value
+
+    async def use(writer: dstore.AsyncNode, reader: dstore.AsyncNode) -> None:
+        await writer.set("k", LARGE)
+        monkeypatch.setattr(LargeValues, "obtain", held)
+        task = begun(reader.get("k"))
+        await gate.reached()
+        driver = driver_of(reader)
+        closing = begun(reader.close())
+        await until(lambda: driver._helpers._closed)
+        gate.open()
+        with pytest.raises(dstore.NodeClosed):
+            await task
+        await closing
+
+    asyncio.run(use(anode(), anode(shm="")))
+
+
+@LONG_LEASE
 def test_close_does_not_wait_for_what_cannot_be_interrupted(
     anode: MakeNode, gate: Gate, at_gate: Callable[[type, str], None]
 ) -> None:
@@ -973,14 +1069,12 @@ def script(body: str, address: str) -> subprocess.Popen[str]:
     )
 
 
-def ends_well(process: subprocess.Popen[str]) -> None:
-    out, err = process.communicate(timeout=PATIENCE)
-    assert (process.returncode, out, err) == (0, "", "")
-
-
 FORK = """
-import asyncio, os, dstore, gc
+import asyncio, os, dstore
+from dstore import files
 node = dstore.AsyncNode()
+unfinished = files.writing(PATH, None)
+file = unfinished.__enter__()
 
 async def in_the_child():
     assert (await node.stats())["keys"] == 0
@@ -998,6 +1092,7 @@ async def main():
     child = os.fork()
     if not child:
         waiting._log_destroy_pending = False
+        unfinished.gen.close()  # as when it is collected
         asyncio.run(in_the_child())
         os._exit(0)
     assert (await asyncio.to_thread(os.waitpid, child, 0))[1] == 0
@@ -1006,13 +1101,20 @@ async def main():
     await node.set("not yet", "now")
     assert await waiting == "now"
     await node.close()
+    file.write(0, b"whole")
+    unfinished.__exit__(None, None, None)
 
 asyncio.run(main())
 """
 
 
-def test_a_forked_child_joins_anew_and_the_parents_calls_go_on(free_global: dstore.Global) -> None:
-    ends_well(script(FORK, free_global.address))
+def test_a_forked_child_joins_anew_and_the_parents_calls_go_on(
+    free_global: dstore.Global, tmp_path: Path
+) -> None:
+    process = script(f"PATH = {str(tmp_path / 'file')!r}\n{FORK}", free_global.address)
+    out, err = process.communicate(timeout=PATIENCE)
+    assert (process.returncode, out, err) == (0, "", "")
+    assert (tmp_path / "file").read_bytes() == b"whole"
 
 
 EXIT = """
