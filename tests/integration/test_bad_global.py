@@ -178,7 +178,7 @@ def test_a_value_that_does_not_hash_to_its_address_is_refused_and_not_cached() -
         dstore.Node(running.address) as reader,
     ):
         uid = writer.put(b"content")
-        for call in (reader.get, reader.lookup, lambda uid: reader.get_many([uid])):
+        for call in (reader.get, reader.lookup, reader.wait, lambda uid: reader.get_many([uid])):
             with pytest.raises(dstore.ValueCorrupt):
                 call(uid)
         with pytest.raises(dstore.ValueCorrupt):
