@@ -254,7 +254,10 @@ def test_a_fault_of_ours_does_not_end_the_service(
 ) -> None:
     """Whatever goes wrong over one message, the others are served."""
 
+    failed = threading.Event()
+
     def fail(*_: object) -> None:
+        failed.set()
         raise RuntimeError("a fault")
 
     one = node()
@@ -262,7 +265,8 @@ def test_a_fault_of_ours_does_not_end_the_service(
     raw.join()
     free_global._state._handlers[Get] = fail
     raw.socket.send(wire.encode(Get(raw.epoch, raw.session, 1, ["k"])))
-    one.set("l", "v")
+    assert failed.wait(PATIENCE)
+    one.set("l", "v")  # answered by the same thread, after it has logged
     assert one.get("k") == "v"
     assert "Global goes on" in caplog.text
 
