@@ -27,8 +27,9 @@ def signals_left_to_this_thread() -> Iterator[None]:
     if not hasattr(signal, "pthread_sigmask"):  # pragma: no cover - Windows
         yield
         return
-    former = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-    try:
+    former = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    try:  # from here on, since the handler of an earlier signal may run within the next call
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, former)

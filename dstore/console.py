@@ -71,8 +71,9 @@ def signals_stay_here() -> Iterator[None]:
     Python acts on signals in the main thread. If another one takes Ctrl-C, a main thread that
     waits for a key or a lock is not woken by it.
     """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-    try:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    try:  # from here on, since the handler of an earlier signal may run within the next call
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -30,7 +30,7 @@ from dstore.errors import GlobalUnavailable, NodeClosed, ValueCorrupt
 from dstore.files import Progress
 from dstore.helpers import Helpers
 from dstore.large import LargeValues
-from dstore.local import Local, Moving, verify
+from dstore.local import Ended, Local, Moving, verify
 from dstore.messages import REPLIES, Get, Reply, Scan, Stats
 from dstore.transport.requests import Requests
 
@@ -320,9 +320,10 @@ class Driver:
             step = self._local._advance(call.operation, resumed)
             while isinstance(step, Until) and _is_over(step, now := clock.now()):
                 step = self._local._advance(call.operation, Resumed(now))
-            self._enter(call, step)
-        except StopIteration as stop:
-            self._end(call, stop.value)
+            if isinstance(step, Ended):
+                self._end(call, step.value)
+            else:
+                self._enter(call, step)
         except BaseException as error:
             self._fail(call, error)
 

@@ -13,7 +13,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Mapping
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from dstore import clock, content, reentrancy, wire
 from dstore.background import signals_left_to_this_thread
@@ -99,15 +99,21 @@ class Moving(NamedTuple):
         return tell
 
 
+class Ended(Generic[T]):
+    """What an operation returned."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: T) -> None:
+        self.value = value
+
+
 class GivenUp(Exception):
     """Nobody waits for this transfer any more."""
 
 
 class Local:
-    """One live Local, of one process. :meth:`run` is safe from any thread.
-
-    Raises AddressError if ``address`` cannot be connected to.
-    """
+    """One Local, of one process, alive from :meth:`start` on. :meth:`run` is for any thread."""
 
     def __init__(
         self,
@@ -134,13 +140,21 @@ class Local:
         self.driver: Driver | None = None
         self._complaints = LimitedLog(log)
         self._stopping = False
-        self._closer: threading.Thread | None = None
+        self._closer: int | None = None  # the thread whose call waits for the end
         self._thread = threading.Thread(target=self._serve, name="dstore-local", daemon=True)
-        with signals_left_to_this_thread():
-            self._link = Link(address)
-            self._control = self._link.control
-            self._control.hear({DELETIONS})
-            self._thread.start()
+        self._address = address
+
+    def start(self) -> None:
+        """Begin to join. Raises AddressError, and GlobalUnavailable if there are no sockets."""
+        try:
+            with signals_left_to_this_thread():
+                self._link = Link(self._address)
+                self._control = self._link.control
+                self._control.hear({DELETIONS})
+                self._thread.start()
+        except BaseException:  # Ctrl-C, perhaps: nobody will know this one
+            self.abandon()
+            raise
 
     def __repr__(self) -> str:
         return f"<Local {self.state!r}>"
@@ -181,8 +195,8 @@ class Local:
             return do()
         finally:
             reentrancy.inside.pop(me, None)
-            if self._closer is threading.current_thread():
-                self._shut()
+            if self._closer == me:
+                self._ended()
 
     def _run(
         self,
@@ -198,7 +212,7 @@ class Local:
                 now = clock.now()
                 operation = start(self.state, now)
                 step = self._advance(operation, None)
-            while True:
+            while not isinstance(step, Ended):
                 if not isinstance(step, Until):
                     channel = channel or self._link.channels.take()
                     resumed = self._carry_out(channel, step, large)
@@ -210,9 +224,8 @@ class Local:
                         self._wait(step)
                         self._check_open()
                         step = self._advance(operation, Resumed(clock.now()))
-        except StopIteration as stop:
             done = True
-            result: T = stop.value
+            result: T = step.value
             return result
         finally:
             if not done and operation is not None:
@@ -220,15 +233,25 @@ class Local:
                     operation.close()
                     self._tell_waiting()
             if channel is not None:
-                if done:
-                    self._link.channels.give_back(channel)
-                else:
-                    channel.close()
+                kept = False
+                try:
+                    if done:
+                        self._link.channels.give_back(channel)
+                        kept = True
+                finally:
+                    if not kept:
+                        channel.close()
 
-    def _advance(self, operation: Operation[T], resumed: Resumed | None) -> Step:
-        """One step of an operation, under the lock; then whoever waits looks again."""
+    def _advance(self, operation: Operation[T], resumed: Resumed | None) -> Step | Ended[T]:
+        """One step of an operation, under the lock; then whoever waits looks again.
+
+        No StopIteration leaves here: Python 3.10 does not always release a lock when Ctrl-C comes
+        while an exception leaves its block.
+        """
         try:
             return operation.send(resumed)  # type: ignore[arg-type]
+        except StopIteration as stop:
+            return Ended(stop.value)
         finally:
             self._tell_waiting()
 
@@ -355,8 +378,7 @@ class Local:
             self._end_watches()
             self._control.close()
             self.large.close()
-            if self._closer is threading.current_thread():
-                self._link.close()
+            self._link.close(reentrancy.inside.__contains__)
 
     def _guarded_turn(self, until: float | None) -> None:
         try:
@@ -499,35 +521,38 @@ class Local:
     def close(self) -> None:
         """Say goodbye, wake whoever waits, give everything back. Safe from any thread.
 
-        Called by ``on_deletion``, or by a signal handler in the middle of a call of any Node, it
-        returns at once; the rest is done when that call, or the background thread, ends.
+        The background thread does all that, so that Ctrl-C meanwhile leaves nothing half done. It
+        is waited for; but not by itself (``on_deletion``), nor by a signal handler in the middle
+        of a call of any Node. Of a call of this one the end then waits for it.
         """
         occupied = reentrancy.here()
         with self._lock:
             if self._stopping:
                 return
             self._stopping = True
-            elsewhere = occupied is not None and occupied is not self
-            self._closer = self._thread if elsewhere else threading.current_thread()
+            self._closer = threading.get_ident() if occupied is self else None
             self.state.lease_end = float("-inf")
             self._changed.notify_all()
         self._control.wake()
-        if self._closer is not self._thread and occupied is None:
-            self._shut()
+        if occupied is None:
+            self._ended()
 
     def abandon(self) -> None:
         """Like close, for the garbage collector: takes no lock and waits for nobody."""
-        self._closer = self._thread
         self._stopping = True
         self.state.lease_end = float("-inf")
-        self._control.wake()
+        if self._thread.ident is not None:
+            self._control.wake()
+        elif hasattr(self, "_link"):  # it was not to be
+            self._link.control.close()
+            self._link.close(reentrancy.inside.__contains__)
 
-    def _shut(self) -> None:
-        self._closer = None
-        self._thread.join()
-        self._link.close()
-        if self.driver is not None:
-            self.driver.join()
+    def _ended(self) -> None:
+        """Wait for the end of the background thread, unless this is it."""
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+            if self.driver is not None:
+                self.driver.join()
 
 
 def verify(request: Request, reply: Reply) -> None:

@@ -432,7 +432,7 @@ class Node:
                 raise NodeClosed("the Node is closed")
             if self._local is None:
                 _close_at_exit_of_child()
-                self._local = Local(
+                made = Local(
                     self.address,
                     label=self._label_here(),
                     cache_bytes=self._settings.cache_bytes,
@@ -440,9 +440,14 @@ class Node:
                     shm=self._settings.shm,
                     shm_limit=self._settings.shm_limit,
                 )
-                self._state = self._local.state
-                self._dropped = weakref.finalize(self, _abandon, self._local, self.address)
-                self._dropped.atexit = False
+                try:
+                    made.start()
+                    self._dropped = weakref.finalize(self, _abandon, made, self.address)
+                    self._dropped.atexit = False
+                    self._state, self._local = made.state, made
+                except BaseException:  # Ctrl-C: the Node may never come to be
+                    made.abandon()
+                    raise
             return self._local
 
     def _label_here(self) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+from collections.abc import Callable
 
 import zmq
 
@@ -48,11 +49,22 @@ def connected(
 
 
 class Channel:
-    """One DEALER, for one thread at a time."""
+    """One DEALER, for one thread at a time; ``user`` is its number.
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], address: str) -> None:
-        self._socket = connected(context, zmq.DEALER, address, REQUEST_SILENCE_MS)
+    It is in ``open_ones`` from before it has a socket, and until it is closed.
+    """
+
+    def __init__(
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        address: str,
+        open_ones: set[Channel],
+    ) -> None:
+        self.user: int | None = threading.get_ident()
         self._timeout_ms = {zmq.RCVTIMEO: -1, zmq.SNDTIMEO: -1}
+        self._open_ones = open_ones
+        open_ones.add(self)
+        self._socket = connected(context, zmq.DEALER, address, REQUEST_SILENCE_MS)
 
     def send(self, frame: bytes, timeout: float, data: Buffer | None = None) -> bool:
         """Send a frame (and ``data`` as another), if Global can be reached within ``timeout``
@@ -81,8 +93,14 @@ class Channel:
         except zmq.ContextTerminated:
             raise _closed() from None
 
+    @property
+    def closed(self) -> bool:
+        return self not in self._open_ones
+
     def close(self) -> None:
-        self._socket.close()
+        if hasattr(self, "_socket"):
+            self._socket.close()
+        self._open_ones.discard(self)
 
     def _limit(self, option: zmq.SocketOption, timeout: float) -> None:
         milliseconds = max(0, math.ceil(timeout * 1000))
@@ -116,14 +134,18 @@ class ChannelPool:
         self._address = address
         self._lock = threading.Lock()
         self._idle: list[Channel] = []
+        self._open: set[Channel] = set()
         self._closed = False
 
     def take(self) -> Channel:
         with self._lock:
-            if self._idle:
-                return self._idle.pop()
+            while self._idle:
+                channel = self._idle.pop()
+                channel.user = threading.get_ident()
+                if not channel.closed:
+                    return channel
         try:
-            return Channel(self._context, self._address)
+            return Channel(self._context, self._address, self._open)
         except zmq.ZMQError as error:
             if error.errno in (zmq.ETERM, zmq.EFAULT):
                 raise _closed() from None
@@ -132,16 +154,22 @@ class ChannelPool:
     def give_back(self, channel: Channel) -> None:
         with self._lock:
             if not self._closed and len(self._idle) < CHANNELS_KEPT:
+                channel.user = None
                 self._idle.append(channel)
                 return
         channel.close()
 
-    def close(self) -> None:
-        """Close the idle channels, and from now on every one that is given back."""
+    def close(self, busy: Callable[[int], bool]) -> None:
+        """Close the idle channels, and from now on every one that is given back.
+
+        So are those whose threads are not ``busy`` with a call: Ctrl-C came when they were about to
+        be given back.
+        """
         with self._lock:
             self._closed = True
-            idle, self._idle = self._idle, []
-        for channel in idle:
+            self._idle.clear()
+            left = [each for each in self._open if each.user is None or not busy(each.user)]
+        for channel in left:
             channel.close()
 
 

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
+
 import zmq
 
+from dstore.background import signals_left_to_this_thread
 from dstore.transport.channel import ChannelPool, no_sockets
 from dstore.transport.control import Control
 from dstore.transport.requests import Requests
+
+CLOSE_MAX = 2.0
+"""Seconds that closing waits for sockets to be closed."""
 
 
 class Link:
@@ -37,10 +44,16 @@ class Link:
         except zmq.ZMQError as error:
             raise no_sockets(error) from None
 
-    def close(self) -> None:
+    def close(self, busy: Callable[[int], bool]) -> None:
         """Wake the requests that are under way with NodeClosed, and wait until they have gone.
 
-        The thread that owns ``control`` has closed its sockets before.
+        ``busy`` says of a thread whether it is in the middle of a call. The thread that owns
+        ``control`` has closed its sockets before.
         """
-        self.channels.close()
-        self._context.term()
+        self.channels.close(busy)
+        # A socket that Ctrl-C found half made is held by the traceback, which may be that of the
+        # error during which this is called, as at the end of a with block. It is not waited for.
+        thread = threading.Thread(target=self._context.term, name="dstore-close", daemon=True)
+        with signals_left_to_this_thread():
+            thread.start()
+        thread.join(CLOSE_MAX)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -570,3 +571,51 @@ def test_after_a_fork_nothing_of_the_parent_is_used(node: MakeNode) -> None:
         assert one._local is not parents
     finally:
         parents.close()
+
+
+INTERRUPTED = """
+import os, random, signal, threading, time, dstore
+from dstore import reentrancy
+class Interrupted(KeyboardInterrupt):
+    pass
+def handler(*_):
+    raise Interrupted
+signal.signal(signal.SIGALRM, handler)
+dice, count = random.Random(SEED), 0
+end = time.monotonic() + 2
+while time.monotonic() < end:
+    node = None
+    try:
+        signal.setitimer(signal.ITIMER_REAL, dice.uniform(0.00005, 0.006))
+        node = dstore.Node()
+        try:
+            for number in range(100):
+                node.get(f"k{number}", None)
+        finally:
+            node.close()
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    except Interrupted:
+        count += 1
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    if node is not None:
+        node.close()
+    assert not reentrancy.inside
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, [])
+assert count > 20
+while len(os.listdir("/proc/self/task")) > 2 or len(os.listdir("/proc/self/fd")) > 10:
+    time.sleep(0.01)  # one thread of ZeroMQ may stay
+print("well")
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_ctrl_c_at_any_moment_leaves_nothing_behind_and_close_does_not_hang(
+    free_global: dstore.Global,
+) -> None:
+    seed = random.randrange(2**32)
+    process = _script(f"SEED = {seed}\n{INTERRUPTED}", free_global.address)
+    try:
+        out, err = process.communicate(timeout=PATIENCE)
+    finally:
+        process.kill()
+    assert (process.returncode, out) == (0, "well\n"), f"seed {seed}: {err}"

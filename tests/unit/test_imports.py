@@ -31,7 +31,7 @@ ROOMS: dict[str, set[str]] = {
     "codecs": {"errors", "config", "messages"},
     "engines": {"errors", "config", "messages", "background"},
     "core": {"errors", "config", "messages", "content", "engines.base"},
-    "transport": {"errors", "config", "messages", "wire"},
+    "transport": {"errors", "config", "messages", "wire", "background"},
     "limited_log": {"clock"},
     "shm": {"errors", "config", "messages", "background", "limited_log", "engines"},
     "files": {"codecs", "content", "messages"},
