@@ -132,8 +132,7 @@ class Local:
         self._unlooked: list[bytes] = []
         self._on_deletion = on_deletion
         self._lock = threading.RLock()
-        self._changed = threading.Condition(self._lock)
-        self._waiting = 0
+        self._waiters: list[threading.Lock] = []  # each is held, until something has changed
         self._asleep_until = float("-inf")
         self._watches: weakref.WeakValueDictionary[int, Watch] = weakref.WeakValueDictionary()
         self._numbers = itertools.count(1)
@@ -220,8 +219,8 @@ class Local:
                         self._check_open()
                         step = self._advance(operation, resumed._replace(now=clock.now()))
                 else:
+                    self._wait(step)
                     with self._lock:
-                        self._wait(step)
                         self._check_open()
                         step = self._advance(operation, Resumed(clock.now()))
             done = True
@@ -256,23 +255,32 @@ class Local:
             self._tell_waiting()
 
     def _wait(self, step: Until) -> None:
-        self._waiting += 1
-        try:
-            while not self._stopping:
+        """Return when what the operation waits for may be there, or it has waited enough.
+
+        Not with a Condition: Ctrl-C within its wait may leave it without the lock that its caller
+        is about to release. A waiter that is left in the list is harmless, and goes next time.
+        """
+        while True:
+            waiter = threading.Lock()
+            waiter.acquire()
+            with self._lock:
                 now = clock.now()
-                if step.predicate(now) or now >= step.until:
+                if self._stopping or now >= step.until or step.predicate(now):
                     return
-                self._changed.wait(min(step.until - now, WAIT_MAX))
-        finally:
-            self._waiting -= 1
+                self._waiters.append(waiter)
+            waiter.acquire(timeout=min(step.until - now, WAIT_MAX))
 
     def _tell_waiting(self) -> None:
         """Something may have changed: wake whom it concerns. With the lock, as the next one."""
-        if self._waiting:
-            self._changed.notify_all()
+        self._wake_waiters()
         if self.driver is not None:
             self.driver.stir()
         self._rouse()
+
+    def _wake_waiters(self) -> None:
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            waiter.release()
 
     def _rouse(self) -> None:
         """Wake the background thread if it would sleep for too long."""
@@ -532,7 +540,7 @@ class Local:
             self._stopping = True
             self._closer = threading.get_ident() if occupied is self else None
             self.state.lease_end = float("-inf")
-            self._changed.notify_all()
+            self._wake_waiters()
         self._control.wake()
         if occupied is None:
             self._ended()

