@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -62,21 +61,6 @@ def _figure(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:,.3f}"
     return str(value) if str(value).isprintable() else ascii(value)
-
-
-@contextlib.contextmanager
-def signals_stay_here() -> Iterator[None]:
-    """Let no thread that starts inside take a signal.
-
-    Python acts on signals in the main thread. If another one takes Ctrl-C, a main thread that
-    waits for a key or a lock is not woken by it.
-    """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
-    try:  # from here on, since the handler of an earlier signal may run within the next call
-        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def drop_stdout() -> None:

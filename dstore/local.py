@@ -258,7 +258,7 @@ class Local:
         """Return when what the operation waits for may be there, or it has waited enough.
 
         Not with a Condition: Ctrl-C within its wait may leave it without the lock that its caller
-        is about to release. A waiter that is left in the list is harmless, and goes next time.
+        is about to release. Whoever is woken takes a step, and that empties the list.
         """
         while True:
             waiter = threading.Lock()

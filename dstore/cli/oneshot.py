@@ -103,8 +103,7 @@ def stats(options: Namespace) -> int:
 
 
 def _node(options: Namespace) -> Node:
-    with console.signals_stay_here():
-        return Node(options.address, timeout=options.timeout)
+    return Node(options.address, timeout=options.timeout)
 
 
 def _large_file(options: Namespace) -> str | None:

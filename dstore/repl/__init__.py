@@ -20,12 +20,13 @@ def main(address: str | None, timeout: float) -> int:
     script. A malformed address raises ``AddressError``. Call it from the main thread.
     """
     from dstore import console
+    from dstore.background import signals_left_to_this_thread
     from dstore.repl.session import Repl
 
     at_terminal = sys.stdin.isatty() and sys.stdout.isatty()
     _be_lenient(sys.stdin, "surrogateescape")
     _be_lenient(sys.stdout, "backslashreplace")
-    with console.signals_stay_here():
+    with signals_left_to_this_thread():
         repl = Repl(address, timeout=timeout, at_terminal=at_terminal)
     with repl.node:
         try:

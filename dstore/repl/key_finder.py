@@ -7,7 +7,7 @@ import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator
 
-from dstore.console import signals_stay_here
+from dstore.background import signals_left_to_this_thread
 
 
 class KeyFinder:
@@ -32,7 +32,7 @@ class KeyFinder:
         thread = threading.Thread(
             target=self._ask, args=(prefix, answer), name="dstore-tab", daemon=True
         )
-        with signals_stay_here():
+        with signals_left_to_this_thread():
             thread.start()
         try:
             return answer.get(timeout=self._wait)

@@ -132,7 +132,7 @@ def left_over(node: dstore.AsyncNode) -> dict[str, object]:
         found: dict[str, object] = {
             "fills": dict(state._fills),
             "writes": set(state._writing),
-            "waiting threads": driver._local._waiting,
+            "waiting threads": list(driver._local._waiters),
             "asks": dict(driver._asks),
             "reads": driver._reading,
             "unsent": list(driver._unsent),

@@ -49,7 +49,7 @@ ROOMS: dict[str, set[str]] = {
     "": PUBLIC - {""} | {"async_node", "codecs", "translate", "verbs", "watch"},
     "testing": {"errors", "config", "messages", "content", "core", "engines"},
     "console": set(),
-    "repl": PUBLIC | {"console"},
+    "repl": PUBLIC | {"background", "console"},
     "demo": PUBLIC | {"console"},
     "cli": PUBLIC | {"console", "repl", "demo", "transport.addresses"},
     "__main__": {"cli"},
