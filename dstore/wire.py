@@ -305,6 +305,7 @@ _NUMBER: dict[type[Message], int] = {
 
 
 _WITH_DATA = (Stage, Chunk)
+_NUMBERS_WITH_DATA = [bytes([_NUMBER[kind]]) for kind in _WITH_DATA]
 
 
 def encode(message: Message) -> bytes:
@@ -319,6 +320,11 @@ def topic(kind: type[Publication | Settled]) -> bytes:
     """What the frames of these messages begin with, and no others: to subscribe to them."""
     number, (_, checks) = _NUMBER[kind], _TO_LOCAL[_NUMBER[kind]]
     return PREFIX + bytes([0x90 | 1 + len(checks), number])
+
+
+def with_data(frame: bytes) -> bool:
+    """Whether a message that begins with this frame has a second one, if it is well-formed."""
+    return frame[4:5] in _NUMBERS_WITH_DATA
 
 
 def data_of(message: Message) -> Buffer | None:

@@ -310,15 +310,16 @@ class GlobalState:
         session = self._session(route, message)
         if session is None:
             return
-        self.counters["gets"] += len(message.keys)
+        self._out.counters["gets"] += len(message.keys)
         items: list[Found | None] = []
         room = BATCH_BYTES_MAX
         for key in message.keys:
             found = self._read(key, session)
             items.append(found)
-            room -= found.stored.inline if found else 0
-            if room <= 0:
-                break
+            if found is not None:
+                room -= found.stored.inline
+                if room <= 0:
+                    break
         self._out.send(route, GetReply(self.epoch, session.id, message.request, items))
 
     def _read(self, key: Key, session: Session) -> Found | None:
