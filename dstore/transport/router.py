@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 
 import zmq
@@ -87,12 +86,14 @@ class Router:
 
     def wake(self) -> None:
         """Make :meth:`receive` return soon. From any thread or signal handler."""
-        with contextlib.suppress(zmq.ZMQError):  # it is closed; or it will return by itself
+        try:
             with self._context.socket(zmq.DEALER) as sock:
                 sock.setsockopt(zmq.LINGER, LINGER_MS)
                 sock.setsockopt(zmq.ROUTING_ID, _WAKE_UP)
                 sock.connect(f"inproc://{_WAKE_UP.decode()}")
                 sock.send(b"", _NOW)
+        except zmq.ZMQError:  # it is closed; or it will return by itself
+            pass
 
     def close(self) -> None:
         """Let the last replies leave, then free the ports."""

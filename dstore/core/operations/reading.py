@@ -12,7 +12,6 @@ from dstore.core.operations.exchange import (
     RESEND_FIRST,
     RESEND_MAX,
     ROUNDS_MAX,
-    Ask,
     Obtain,
     Operation,
     R,
@@ -103,8 +102,8 @@ def _get_one(
 ) -> Operation[dict[Key, Answer]]:
     """The value of one key, with the one request that is usually all it takes.
 
-    Whatever comes in between (no session, a lapsed lease, another thread that asks for the key, no
-    answer), :func:`_get_many` knows what to do.
+    Whatever stands in its way (no session, a lapsed lease, another thread that asks for the key, a
+    large value that has gone), :func:`_get_many` knows what to do.
     """
     gone: dict[Key, int] = {}
     span = deadline - now
@@ -117,24 +116,33 @@ def _get_one(
         try:
             state.begin_fill(key, fills, True)
             message = Get(state.epoch, state.session, state.next_request(), [key])
-            resumed = yield Ask(message, now + min(RESEND_FIRST, span / 4))
-            now, reply = resumed.now, resumed.reply
-            if type(reply) is GetReply and len(reply.items) == 1:
-                found = reply.items[0]
-                if found is None:
-                    return {}
-                if type(found.stored.body) is not Large:
-                    return {key: Answer(state.finish_fill(fills[0], found), found.stored, False)}
-                if not how.bodies:
-                    return {key: Answer(None, found.stored, False)}
-                resumed = yield Obtain(envelope(state), found.stored, span, how.into)
-                now, deadline = resumed.now, resumed.now + span
-                if resumed.failed is None:
-                    return {key: _taken(state, fills[0], found, resumed.held)}
-                _not_obtained(state, resumed, key, gone)
+            now, reply = yield from exchange(state, message, GetReply, now, deadline)
+            found = _only(reply)
+            if found is None:
+                return {}
+            if type(found.stored.body) is not Large:
+                return {key: Answer(state.finish_fill(fills[0], found), found.stored, False)}
+            if not how.bodies:
+                return {key: Answer(None, found.stored, False)}
+            resumed = yield Obtain(envelope(state), found.stored, span, how.into)
+            now, deadline = resumed.now, resumed.now + span
+            if resumed.failed is None:
+                return {key: _taken(state, fills[0], found, resumed.held)}
+            _not_obtained(state, resumed, key, gone)
+        except SessionLost as lost:
+            now = lost.now
+        except Unanswered as ended:
+            raise failure(state, ended) from None
         finally:
             end_fills(state, fills)
     return (yield from _get_many(state, {key: None}, gone, now, deadline, stale_ok, how))
+
+
+def _only(reply: GetReply) -> Found | None:
+    """What was found of the one key that was asked for."""
+    if len(reply.items) != 1:
+        raise RequestRefused(f"Global answered a GET of one key with {len(reply.items)} values")
+    return reply.items[0]
 
 
 def _get_many(
@@ -254,20 +262,7 @@ def _fetch(
         answered = True
         if not reply.items:
             raise RequestRefused("Global answered a GET with nothing at all")
-        large: list[tuple[Fill, Found]] = []
-        for fill, found in zip(fills, reply.items):
-            if found is not None:
-                if type(found.stored.body) is not Large:
-                    entry = state.finish_fill(fill, found)
-                elif how.bodies:
-                    large.append((fill, found))
-                    continue
-                else:
-                    entry = None
-                answers[fill.key] = Answer(entry, found.stored, False)
-            del wanted[fill.key]
-            state.end_fill(fill)
-        for fill, found in large:
+        for fill, found in _large(state, zip(fills, reply.items), wanted, answers, how.bodies):
             if fill.done:
                 break  # the session ended; what is left is asked for anew
             resumed = yield Obtain(envelope(state), found.stored, span, how.into)
@@ -285,6 +280,29 @@ def _fetch(
     finally:
         end_fills(state, fills)
     return answered, now
+
+
+def _large(
+    state: LocalState,
+    items: Iterable[tuple[Fill, Found | None]],
+    wanted: dict[Key, None],
+    answers: dict[Key, Answer],
+    bodies: bool,
+) -> list[tuple[Fill, Found]]:
+    """Take what has come, and strike it off. Those whose ``bodies`` are yet to come."""
+    large = []
+    for fill, found in items:
+        if found is not None:
+            entry = None
+            if type(found.stored.body) is not Large:
+                entry = state.finish_fill(fill, found)
+            elif bodies:
+                large.append((fill, found))
+                continue
+            answers[fill.key] = Answer(entry, found.stored, False)
+        del wanted[fill.key]
+        state.end_fill(fill)
+    return large
 
 
 def _taken(state: LocalState, fill: Fill, found: Found, held: Held | None) -> Answer:
