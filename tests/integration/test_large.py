@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
@@ -26,7 +27,7 @@ from dstore import content
 from dstore.background import janitor
 from dstore.codecs import Codecs
 from dstore.config import BYTES_MAX, CHUNK_BYTES, LARGE_FROM_DEFAULT
-from dstore.large import LargeValues
+from dstore.large import LargeValues, Source
 from tests.faults.proxy import Proxy, Rule
 from tests.integration.processes import PATIENCE, GlobalProcess, free_port, send_signal
 
@@ -377,6 +378,48 @@ def test_a_value_that_changes_while_it_is_laid_down_is_what_was_laid_down(
             writer.set("k", mine)
         assert mine[0] == 0xFF
         assert reader.get("k") == writer.get("k")
+
+
+def test_a_node_that_is_closed_before_it_has_bound_a_value_leaves_no_file(
+    running: dstore.Global, host: Hosts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keep = LargeValues.keep
+
+    def closed_then(self: LargeValues, *arguments: Any) -> Source:
+        source = keep(self, *arguments)
+        assert len(files_of(host("a"))) == 2
+        closing = threading.Thread(target=node.close)
+        closing.start()
+        closing.join()
+        return source
+
+    with dstore.Node(running.address, shm=host("a")) as other:
+        other.set("k", content_of(LARGE))
+        with dstore.Node(running.address, shm=host("a")) as node:
+            node.join()
+            monkeypatch.setattr(LargeValues, "keep", closed_then)
+            with pytest.raises(dstore.NodeClosed):
+                node.set("l", content_of(LARGE, 1))
+        assert len(files_of(host("a"))) == 1
+
+
+def mappings() -> int:
+    return len(Path("/proc/self/maps").read_text().splitlines())
+
+
+def test_many_values_that_are_private_take_few_mappings() -> None:
+    many = 300
+    with (
+        dstore.Global("tcp://127.0.0.1:0", shm="") as place,
+        dstore.Node(place.address, shm="") as writer,
+        dstore.Node(place.address, shm="") as reader,
+    ):
+        before = mappings()
+        for number in range(many):
+            writer.set(f"k{number}", bytearray(content_of(LARGE, number)))
+            assert reader.get(f"k{number}") == content_of(LARGE, number)
+        assert len(reader._state.entries) == len(writer._state.entries) == many
+        assert mappings() - before < many // 2
 
 
 def test_where_the_memory_is_full_each_process_has_its_own(
