@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from dstore import clock, codecs, content, files
+from dstore.background import MUCH, janitor
 from dstore.codecs import Encoded
 from dstore.core.cache import SEEN, Entry, Held
 from dstore.core.operations import Obtain
@@ -246,6 +247,15 @@ class LargeValues:
                     entry.visited = SEEN
                     memory.touch(entry.shared)
         return gone
+
+
+def let_go(entries: list[Entry]) -> None:
+    """Forget them, in the background if that may give back much memory."""
+    values = (entry.value for entry in entries)
+    if sum(value.size for value in values if isinstance(value, Stored)) >= MUCH:
+        janitor.do(entries.clear)
+    else:
+        entries.clear()
 
 
 class _Patience:

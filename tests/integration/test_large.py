@@ -63,6 +63,15 @@ def files_of(host: str) -> list[Path]:
     return sorted(path for path in Path(host).rglob("*") if path.is_file() and path.name != "lock")
 
 
+def soon(seen: Callable[[], object]) -> None:
+    """Wait until something can be seen."""
+    for _ in range(int(PATIENCE / 0.005)):
+        if seen():
+            return
+        signal.sigtimedwait([], 0.005)
+    raise AssertionError("that does not come")
+
+
 @pytest.fixture
 def host() -> Iterator[Hosts]:
     """``host("a")`` is the folder of host a, in memory. Nothing may be left in any of them."""
@@ -326,6 +335,37 @@ def test_evicted_values_are_given_up_by_those_who_cached_them(
         assert len(files_of(host("b"))) == 1
 
 
+@pytest.mark.parametrize("how", ["deleted", "evicted"])
+def test_much_memory_is_given_back_by_no_thread_that_renews_a_lease(
+    running: dstore.Global, host: Hosts, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work: list[Callable[[], object]] = []
+    with (
+        dstore.Node(running.address, shm=host("a")) as writer,
+        dstore.Node(running.address, shm=host("b")) as reader,
+    ):
+        writer.set("k", content_of(CHUNK))
+        reader.get("k")
+        (file,) = files_of(host("b"))
+        monkeypatch.setattr("dstore.large.MUCH", CHUNK)
+        with monkeypatch.context() as patched:
+            patched.setattr(janitor, "do", work.append)
+            if how == "deleted":
+                writer.delete("k")
+            else:
+                file.unlink()
+                assert reader._local is not None
+                reader._local._look_at = float("-inf")
+                reader._local._look(0.0)
+            soon(lambda: work)
+        assert not reader._state.entries
+        maps = Path("/proc/self/maps")
+        assert maps.read_text().count(str(file)) == 1
+        while work:
+            work.pop()()
+        assert maps.read_text().count(str(file)) == 0
+
+
 def test_values_that_are_read_are_touched_and_stay_in_the_cache(
     running: dstore.Global, host: Hosts
 ) -> None:
@@ -488,11 +528,13 @@ SLOW = Rule("throttle", 1 << 20, "both")
 
 def begun(host_folder: str) -> None:
     """Wait until somebody has begun to write a file there."""
-    for _ in range(int(PATIENCE / 0.005)):
-        if any(path.suffix == ".part" and path.stat().st_blocks for path in files_of(host_folder)):
-            return
-        signal.sigtimedwait([], 0.005)
-    raise AssertionError("nobody began")
+    soon(
+        lambda: [
+            path
+            for path in files_of(host_folder)
+            if path.suffix == ".part" and path.stat().st_blocks
+        ]
+    )
 
 
 def test_when_the_one_who_fetches_is_killed_another_takes_over(
