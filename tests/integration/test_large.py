@@ -777,6 +777,10 @@ def test_what_is_wrong_with_a_file_is_said_and_leaves_nothing(
         for wrong in (tmp_path / "missing", tmp_path):
             with pytest.raises(OSError, match=wrong.name):
                 node.set_file("k", wrong)
+        descriptor = os.open(tmp_path, os.O_RDONLY)
+        with pytest.raises(TypeError):
+            node.put_file(descriptor)  # type: ignore[arg-type]
+        os.close(descriptor)  # it was not closed
         node.set("k", content_of(LARGE))
         with pytest.raises(OSError, match="directory"):
             node.get_file("k", tmp_path)
@@ -803,6 +807,24 @@ def test_a_file_that_becomes_shorter_on_its_way_is_an_error(
         with pytest.raises(ValueError, match="became shorter"):
             node.set_file("k", path, progress=cut)
         assert "k" not in node
+
+
+@pytest.mark.parametrize("verb", ["put_file", "set_file"])
+def test_a_file_that_is_changed_while_it_is_stored_is_an_error_that_says_so(
+    running: dstore.Global, tmp_path: Path, verb: str
+) -> None:
+    path = tmp_path / "file"
+
+    def change(what: str, done: int, total: int) -> None:
+        if (what, done) == ("reading", total):
+            path.write_bytes(content_of(2 * CHUNK, 2))
+
+    path.write_bytes(content_of(2 * CHUNK, 1))
+    arguments = (path,) if verb == "put_file" else ("k", path)
+    with dstore.Node(running.address, shm="") as node:
+        with pytest.raises(dstore.ValueCorrupt, match="was changed while it was read"):
+            getattr(node, verb)(*arguments, progress=change)
+        assert list(node.keys()) == []
 
 
 def test_devices_pipes_and_modes_of_files_are_respected(
