@@ -699,6 +699,40 @@ def test_two_clusters_on_one_host_are_kept_apart(host: Hosts) -> None:
         assert of_two.get("k") == content_of(LARGE, 2)
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+def test_two_users_on_one_host_share_values_but_no_files(host: Hosts) -> None:
+    folder = host("a")
+    os.chmod(os.path.dirname(folder), 0o711)
+    os.chmod(folder, 0o1777)
+    script = """
+import os, sys
+import dstore
+shm, mine, theirs = sys.argv[1], b"m" * 300_000, b"t" * 300_000
+with dstore.Global("tcp://127.0.0.1:0", shm=shm) as place:
+    with dstore.Node(place.address, shm=shm) as node:
+        node.set("k", mine)
+        child = os.fork()
+        if not child:
+            os.setuid(12345)
+            with dstore.Node(place.address, shm=shm) as other:
+                assert other.get("k") == mine
+                other.set("l", theirs)
+                (epoch,) = os.listdir(f"{shm}/dstore-12345")
+                copies = f"{shm}/dstore-12345/{epoch}/copies"
+                assert len(os.listdir(copies)) == 2
+                assert not os.access(f"{shm}/dstore-0", os.R_OK | os.X_OK)
+                assert other.delete("k").confirmed == 2
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+        assert "k" not in node and node.get("l") == theirs
+print("well", os.listdir(shm))
+"""
+    ran = subprocess.run(
+        [sys.executable, "-c", script, folder], capture_output=True, text=True, timeout=PATIENCE
+    )
+    assert (ran.stdout, ran.stderr, ran.returncode) == ("well []\n", "", 0)
+
+
 def test_a_child_that_is_forked_while_a_view_is_held_keeps_it(host: Hosts) -> None:
     script = """
 import os, sys
