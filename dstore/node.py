@@ -92,7 +92,7 @@ class Node:
     AddressError
         ``address`` is malformed.
     ValueError
-        ``timeout`` or ``label`` is out of range, or ``codecs`` do not fit together.
+        ``timeout``, ``label`` or ``shm_limit`` is out of range, or ``codecs`` do not fit together.
     GlobalUnavailable
         The system gives no more sockets.
 
@@ -114,11 +114,13 @@ class Node:
         on_deletion: Callable[[str | bytes], None] | None = None,
         pickle: bool = False,
         codecs: Iterable[Codec] = (),
-        shm: str | None = None,
+        shm: Path | None = None,
         shm_limit: int | None = None,
     ) -> None:
         if not 0 < timeout < config.TIMEOUT_MAX:
             raise ValueError(f"a timeout is above 0 and below {config.TIMEOUT_MAX:g} seconds")
+        if shm_limit is not None and shm_limit < 0:
+            raise ValueError(f"shm_limit is at least 0, not {shm_limit}")
         self.address = addresses.check(address or config.address_default())
         self._settings = _Settings(
             self.address,
@@ -129,7 +131,7 @@ class Node:
             on_deletion,
             pickle,
             tuple(codecs),
-            shm,
+            None if shm is None else os.fsdecode(shm),
             shm_limit,
         )
         self._verbs = Verbs(Codecs(self._settings.codecs, pickle=pickle), timeout, stale_ok)

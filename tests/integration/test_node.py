@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -408,6 +409,26 @@ def test_a_first_deletion_of_a_new_node_waits_for_a_lease_too() -> None:
 def test_a_timeout_out_of_range_is_refused(timeout: float) -> None:
     with pytest.raises(ValueError, match="timeout"):
         dstore.Node(timeout=timeout)
+
+
+@pytest.mark.parametrize(
+    ("options", "kind"),
+    [({"shm": 5}, TypeError), ({"shm_limit": "1G"}, TypeError), ({"shm_limit": -1}, ValueError)],
+)
+def test_a_place_for_large_values_that_is_none_is_refused_at_once(
+    options: dict[str, Any], kind: type[Exception]
+) -> None:
+    with pytest.raises(kind):
+        dstore.Node(**options)
+
+
+def test_the_place_for_large_values_may_be_any_path(
+    free_global: dstore.Global, tmp_path: Path
+) -> None:
+    for place in (tmp_path, os.fsencode(tmp_path)):
+        with dstore.Node(free_global.address, shm=place) as node:  # type: ignore[arg-type]
+            node.set("k", bytes(100_000), replace=True)
+            assert len(os.listdir(tmp_path)) == 1
 
 
 def test_the_same_key_as_text_and_as_bytes_at_once_is_refused(node: MakeNode) -> None:
