@@ -25,7 +25,12 @@ if TYPE_CHECKING:
     from dstore.core.calls import Call
 
 PUSH_AFTER = 0.005
-"""A holder that has not acknowledged after so many seconds is sent what it misses."""
+"""A holder that has not acknowledged after so many seconds is sent what it misses. But not
+sooner than the publication can have gone out to all, and the acknowledgements of others have been
+taken: who is pushed too early acknowledges twice, and delays all others.
+"""
+PUSH_AFTER_PER_LOCAL, PUSH_AFTER_PER_HOLDER = 20e-6, 40e-6
+"""Seconds more for each Local, and for each holder that is awaited: twice what they take."""
 NEVER = float("inf")
 
 
@@ -119,9 +124,14 @@ class TwoPhase:
         self._called[session.id] = None
         if session.id not in self._awaited:
             self._awaited[session.id] = session
-            session.push_pause = PUSH_AFTER
-            session.push_at = now + PUSH_AFTER
+            session.push_pause = self._patience()
+            session.push_at = now + session.push_pause
             self._look_again(session)
+
+    def _patience(self) -> float:
+        """Seconds within which the next acknowledgement of a holder is to be expected."""
+        locals_ = PUSH_AFTER_PER_LOCAL * len(self._sessions)
+        return PUSH_AFTER + locals_ + PUSH_AFTER_PER_HOLDER * len(self._awaited)
 
     def _look_again(self, session: Session) -> None:
         """Note when it next expires or is late. To be called whenever that may be sooner."""
@@ -147,9 +157,10 @@ class TwoPhase:
 
     def confirm(self, session: Session, applied: int, now: float) -> Iterator[Dying]:
         """``session`` has applied all deletions up to ``applied``."""
-        sooner = session.push_at > now + PUSH_AFTER
-        session.push_pause = PUSH_AFTER
-        session.push_at = now + PUSH_AFTER
+        patience = self._patience()
+        sooner = session.push_at > now + patience
+        session.push_pause = patience
+        session.push_at = now + patience
         while session.awaited and session.awaited[0][0].seq <= applied:
             dying, _ = session.awaited.popleft()
             dying.confirmed += 1

@@ -7,7 +7,10 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-from dstore.core.dying import PUSH_AFTER
+import pytest
+
+from dstore.core import dying
+from dstore.core.dying import PUSH_AFTER, PUSH_AFTER_PER_HOLDER, PUSH_AFTER_PER_LOCAL
 from dstore.messages import Ack
 from tests.unit.core.world import Member, World
 
@@ -54,6 +57,13 @@ def test_an_acknowledgement_does_not_look_at_the_others_that_are_awaited() -> No
     assert steps_of_an_ack(MANY) == steps_of_an_ack(FEW)
 
 
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many there are, all are pushed at the same moment."""
+    monkeypatch.setattr(dying, "PUSH_AFTER_PER_LOCAL", 0.0)
+    monkeypatch.setattr(dying, "PUSH_AFTER_PER_HOLDER", 0.0)
+
+
 def steps_when_one_is_late(holders: int) -> int:
     """One has acknowledged another deletion a moment ago, and is late after all others."""
     world, member = dying_key(holders)
@@ -68,11 +78,13 @@ def steps_when_one_is_late(holders: int) -> int:
     return steps(world.tick)
 
 
+@pytest.mark.usefixtures("impatient")
 def test_a_late_holder_is_found_without_a_look_at_the_others() -> None:
     few, many = steps_when_one_is_late(FEW), steps_when_one_is_late(MANY)
     assert abs(many - few) <= 10, "a heap that is a little higher"
 
 
+@pytest.mark.usefixtures("impatient")
 def test_a_holder_is_pushed_and_expires_in_time_though_moments_are_looked_up() -> None:
     world, member = dying_key(FEW)
     world.advance(PUSH_AFTER)
@@ -87,3 +99,16 @@ def test_a_holder_is_pushed_and_expires_in_time_though_moments_are_looked_up() -
     world.tick()
     assert not world.state._deletions.dying
     assert world.state._deletions.expired == FEW - 1
+
+
+def test_the_more_have_to_acknowledge_the_later_they_are_pushed() -> None:
+    world, _ = dying_key(MANY)
+    world.advance(PUSH_AFTER + MANY * PUSH_AFTER_PER_LOCAL - 1e-6)
+    world.tick()
+    assert world.state.counters["pushes"] == 0
+    world.advance(PUSH_AFTER_PER_HOLDER * (MANY / 2 + 1))
+    world.tick()
+    assert abs(world.state.counters["pushes"] - MANY // 2) <= 2, "one after the other"
+    world.advance(PUSH_AFTER_PER_HOLDER * (MANY / 2 + 1))
+    world.tick()
+    assert world.state.counters["pushes"] == MANY
