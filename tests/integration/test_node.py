@@ -362,6 +362,34 @@ waiting = dstore.Node("tcp://127.0.0.1:1")
     assert node().global_stats()["sessions"] == 1
 
 
+@pytest.mark.parametrize("busy", [False, True])
+def test_an_exit_at_which_no_thread_can_be_started_is_as_quiet(
+    free_global: dstore.Global, node: MakeNode, busy: bool
+) -> None:
+    """Python 3.12 refuses to start one from the moment at which it calls what atexit knows."""
+    script = """
+import atexit, threading, dstore
+def refuse(self):
+    raise RuntimeError("can't create new thread at interpreter shutdown")
+kept = dstore.Node(); kept.set("k", bytes(100_000)); kept.get("k")
+waiting = dstore.Node("tcp://127.0.0.1:1")
+def wait():
+    try:
+        kept.wait("l")
+    except dstore.NodeClosed:
+        pass
+if BUSY:
+    threading.Thread(target=wait, daemon=True).start()
+    while not kept.global_stats()["waiting"]:
+        pass
+atexit.register(setattr, threading.Thread, "start", refuse)
+"""
+    process = _script(f"BUSY = {busy}\n{script}", free_global.address)
+    out, err = process.communicate(timeout=PATIENCE)
+    assert (process.returncode, out, err) == (0, "", "")
+    assert node().global_stats()["sessions"] == 1
+
+
 def test_ctrl_c_interrupts_a_waiting_get_and_leaves_the_node_usable(
     free_global: dstore.Global,
 ) -> None:
