@@ -531,7 +531,7 @@ class Local:
     # ---- the end --------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Say goodbye, wake whoever waits, give everything back. Safe from any thread.
+        """Say goodbye, wake whoever waits, give everything back. Safe from any thread; idempotent.
 
         The background thread does all that, so that Ctrl-C meanwhile leaves nothing half done. It
         is waited for; but not by itself (``on_deletion``), nor by a signal handler in the middle
@@ -539,10 +539,9 @@ class Local:
         """
         occupied = reentrancy.here()
         with self._lock:
-            if self._stopping:
-                return
             self._stopping = True
-            self._closer = threading.get_ident() if occupied is self else None
+            if occupied is self:
+                self._closer = threading.get_ident()
             self.state.lease_end = float("-inf")
             self._wake_waiters()
         self._control.wake()
