@@ -409,9 +409,7 @@ class Local:
         self._perform(effects)
         if self._stopping and until is None:
             return
-        self._control.wait(min(wake_at, until or wake_at) - clock.now())
-        up = self._control.reconnected()
-        frames = self._control.receive()
+        frames, up = self._control.wait(min(wake_at, until or wake_at) - clock.now())
         messages = [message for message in map(self._decode, frames) if message is not None]
         effects = []
         with self._lock:

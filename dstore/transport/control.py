@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
 
 import zmq
 
@@ -25,7 +24,6 @@ class Control:
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], address: str) -> None:
         self._address = address
         self._publisher: str | None = None
-        self._ready: set[object] = set()
         self._waker = Waker()
         self._dealer = connected(context, zmq.DEALER, address, CONTROL_SILENCE_MS)
         self._sub = connected(context, zmq.SUB, None, CONTROL_SILENCE_MS)
@@ -35,34 +33,24 @@ class Control:
             for sock in (self._dealer, self._sub)
         ]
         self.poller = zmq.Poller()
-        for polled in (self._dealer, self._sub, *self._monitors, self._waker.fileno()):
+        for polled in (self._sub, self._dealer, *self._monitors, self._waker.fileno()):
             self.poller.register(polled, zmq.POLLIN)
 
-    def wait(self, timeout: float) -> None:
-        """Wait for something to happen, at most ``timeout`` seconds (may be infinite)."""
+    def wait(self, timeout: float) -> tuple[list[bytes], bool]:
+        """What happens within ``timeout`` seconds (may be infinite): the frames that have arrived,
+        deletions first, and whether a connection has come up.
+        """
         milliseconds = None if timeout == math.inf else math.ceil(max(0.0, timeout) * 1000)
-        self._ready = {polled for polled, _ in self.poller.poll(milliseconds)}
-        if self._waker.fileno() in self._ready:
-            self._waker.drain()
-
-    def reconnected(self) -> bool:
-        """Whether a connection has come up before the last wait ended."""
+        frames: list[bytes] = []
         up = False
-        for monitor in self._monitors:
-            if monitor in self._ready:
-                with contextlib.suppress(zmq.Again):
-                    while monitor.recv_multipart(zmq.NOBLOCK):
-                        up = True
-        return up
-
-    def receive(self) -> list[bytes]:
-        """The frames that had arrived when the last wait ended, deletions first."""
-        return [
-            frame
-            for sock in (self._sub, self._dealer)
-            if sock in self._ready
-            for frame in _drain(sock)
-        ]
+        for polled, _ in self.poller.poll(milliseconds):
+            if polled is self._sub or polled is self._dealer:
+                _drain(polled, frames)
+            elif polled == self._waker.fileno():
+                self._waker.drain()
+            elif polled in self._monitors:
+                up |= _drain(polled, [])
+        return frames, up
 
     def send(self, frame: bytes) -> None:
         """Send a frame, or drop it if Global is not there."""
@@ -98,7 +86,12 @@ class Control:
         self._waker.close()
 
 
-def _drain(sock: zmq.Socket[bytes]) -> Iterator[bytes]:
-    with contextlib.suppress(zmq.Again):
-        for _ in range(DRAIN_MAX):
-            yield sock.recv(zmq.NOBLOCK)
+def _drain(sock: zmq.Socket[bytes], into: list[bytes]) -> bool:
+    """Take what has arrived. Whether anything had."""
+    before = len(into)
+    try:
+        while len(into) < before + DRAIN_MAX:
+            into.append(sock.recv(zmq.NOBLOCK))
+    except zmq.Again:
+        pass
+    return len(into) > before
