@@ -1,0 +1,92 @@
+"""One run: how much is measured, what has been found, and who takes part in what."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+from benchmarks import goals
+from benchmarks.measure import Block, Contender, describe, flat, summarise, take_turns
+from benchmarks.peers import PEERS, Peer
+from benchmarks.results import At, Figure, Results, Skip
+from benchmarks.settings import Scale
+
+Blocks = dict[str, list[Block]]
+Prepare = Callable[[ExitStack, Peer], Contender]
+
+
+@dataclass
+class Run:
+    """Handed to each workload. ``say`` shows a line to whoever is waiting."""
+
+    scale: Scale
+    results: Results
+    say: Callable[[str], None]
+
+    def peers(self, workload: str) -> list[Peer]:
+        """Those that take part and are there; a line for each that is not."""
+        found = []
+        for peer in PEERS:
+            if workload not in peer.workloads:
+                continue
+            lacks = peer.lacks()
+            if lacks:
+                self.skip(workload, peer.name, f"needs {lacks}")
+            else:
+                found.append(peer)
+        return found
+
+    def skip(self, workload: str, who: str, why: str) -> None:
+        self.results.skips.append(Skip(workload, who, why))
+        self.say(f"  {who} is left out of {workload}: {why}")
+
+    def figure(
+        self, workload: str, who: str, unit: str, samples: Iterable[float], at: At | None = None,
+        tail: bool = False,
+    ) -> None:  # fmt: skip
+        self.results.figures.append(
+            Figure(workload, who, unit, summarise(samples, tail), dict(at or {}))
+        )
+
+    def goal(
+        self, name: str, ratios: Sequence[float], ours: Sequence[Block],
+        theirs: Sequence[Block] = (), unit: str = "s",
+    ) -> None:  # fmt: skip
+        """Judge a row of the Speed table."""
+        row = goals.judged(name, ratios, flat(ours), flat(theirs), unit)
+        self.results.rows.append(row)
+        verdict = "reached" if row.reached else "not reached"
+        shown = goals.BY_NAME[name].shown.format(row.ratio.median)
+        self.say(f"  {goals.BY_NAME[name].what}: {shown}, {verdict}")
+
+    def turns(self, workload: str, contenders: Sequence[Contender], rounds: int) -> Blocks:
+        """Have them take turns; a line for each that fails."""
+        found = take_turns(contenders, rounds)
+        for who, why in found.failed.items():
+            self.skip(workload, who, why)
+        return found.blocks
+
+    def compete(self, workload: str, prepare: Prepare, rounds: int) -> Blocks:
+        """All peers of a workload take turns; those that disturb others, by themselves."""
+        here = self.peers(workload)
+        groups = [[peer for peer in here if peer.quiet]]
+        groups += [[peer] for peer in here if not peer.quiet]
+        found: Blocks = {}
+        for group in groups:
+            with ExitStack() as stack:
+                contenders = self.prepared(workload, stack, group, prepare)
+                found.update(self.turns(workload, contenders, rounds))
+        return found
+
+    def prepared(
+        self, workload: str, stack: ExitStack, peers: Iterable[Peer], prepare: Prepare
+    ) -> list[Contender]:
+        """The contenders; a line for each peer that cannot be started."""
+        found = []
+        for peer in peers:
+            try:
+                found.append(prepare(stack, peer))
+            except Exception as error:
+                self.skip(workload, peer.name, describe(error))
+        return found
