@@ -12,6 +12,7 @@ from types import FrameType
 
 from benchmarks import machine, plots, report
 from benchmarks.measure import describe
+from benchmarks.peers import BY_NAME
 from benchmarks.results import Results
 from benchmarks.run import Run
 from benchmarks.settings import FULL, QUICK, SCALES
@@ -20,8 +21,6 @@ from benchmarks.workloads import NAMES, WORKLOADS, Workload
 DOCS = machine.ROOT / "docs" / "benchmarks"
 BUILD = machine.ROOT / "build" / "benchmarks"
 INTERRUPTED = 130
-SETTLE = 0.5
-"""Seconds between two workloads, in which what has ended comes to rest."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -31,12 +30,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"{workload.name:14} {workload.what}")
         return 0
     chosen = [each for each in WORKLOADS if not options.only or each.name in options.only]
-    complete = options.scale == FULL.name and len(chosen) == len(WORKLOADS)
+    complete = options.scale == FULL.name and not options.only and not options.without
     folder = options.out or (DOCS if complete else BUILD)
     signal.signal(signal.SIGTERM, _interrupt)
     results = Results(options.scale, machine.about())
     try:
-        failed = _measure(Run(SCALES[options.scale], results, _say), chosen)
+        run = Run(SCALES[options.scale], results, _say, frozenset(options.without))
+        failed = _measure(run, chosen)
     except KeyboardInterrupt:
         print("Interrupted; nothing is written.", file=sys.stderr)
         return INTERRUPTED
@@ -57,6 +57,10 @@ def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--only", nargs="+", choices=NAMES, metavar="NAME", help="these workloads alone"
     )
+    parser.add_argument(
+        "--without", nargs="+", choices=sorted(BY_NAME), metavar="PEER", default=[],
+        help="leave out: " + ", ".join(sorted(BY_NAME)),
+    )  # fmt: skip
     parser.add_argument("--out", type=Path, metavar="DIR", help="write results and report there")
     parser.add_argument("--list", action="store_true", help="tell the names of the workloads")
     return parser.parse_args(arguments)
@@ -75,7 +79,7 @@ def _measure(run: Run, chosen: Sequence[Workload]) -> bool:
             failed = True
             run.skip(workload.name, "the workload", describe(error))
         _say(f"  {time.monotonic() - start:.1f} s")
-        time.sleep(SETTLE)
+        time.sleep(run.scale.settle)
     run.results.seconds = time.monotonic() - began
     return failed
 

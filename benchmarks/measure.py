@@ -2,12 +2,12 @@
 
 Contenders for one workload take turns: in each round every one of them does one block of work, and
 the order is rotated from round to round, so that a machine that drifts or is busy for a while
-disturbs all of them alike. The first round warms up and is not counted. A ratio is computed round by
-round, of what was measured a moment apart.
+disturbs all of them alike. The first round warms up and is not counted. A ratio is computed round
+by round, of what was measured a moment apart.
 
-Before each block the garbage collector runs, so that nobody pays for what another has left; during the
-block it is on, as in a user's program. What was there before the first round is frozen: it is looked
-at neither before a block nor within.
+Before each block the garbage collector runs, so that nobody pays for what another has left; during
+the block it is on, as in a user's program. What was there before the first round is frozen: it is
+looked at neither before a block nor within.
 """
 
 from __future__ import annotations
@@ -33,9 +33,7 @@ class Summary(NamedTuple):
 
     def scaled(self, factor: float) -> Summary:
         p99 = None if self.p99 is None else self.p99 * factor
-        return Summary(
-            self.n, self.median * factor, self.p25 * factor, self.p75 * factor, p99
-        )
+        return Summary(self.n, self.median * factor, self.p25 * factor, self.p75 * factor, p99)
 
 
 class Contender(NamedTuple):

@@ -1,7 +1,7 @@
 """The pictures of the report, as SVG. matplotlib may be absent; then there are none.
 
-Each stands on an opaque card, so that it reads the same on a light and on a dark page. Equal results
-give equal files.
+Each stands on an opaque card, so that it reads the same on a light and on a dark page. Equal
+results give equal files.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.report import OURS, WORDS, quantity
+from benchmarks.report import RANKINGS
 from benchmarks.results import Figure, Results
+from benchmarks.wording import LIMITS, OURS, quantity
 
 CARD, INK, GRID = "#fbfbf8", "#333333", "#d9d9d2"
 OURS_COLOUR, LIMIT_COLOUR = "#1f5fa8", "#8c8c84"
@@ -40,8 +41,6 @@ STYLE = {
     "legend.frameon": False,
     "legend.fontsize": 9,
 }
-LIMITS = {"bare echo", "dict", "dict.get"}
-"""Not peers, but what the machine can do."""
 
 
 def available() -> bool:
@@ -74,13 +73,13 @@ def colours(names: Sequence[str]) -> dict[str, str]:
 
 
 def _all_names(results: Results) -> list[str]:
-    found = {figure.who for name in (*WORDS, "mixed", "delete") for figure in results.of(name)}
+    found = {figure.who for name in (*RANKINGS, "mixed", "delete") for figure in results.of(name)}
     return sorted(found)
 
 
 def _peers(pyplot: Any, results: Results) -> Any:
     """One panel for each workload, one bar for each contender, the best on top."""
-    panels = [name for name in WORDS if results.of(name)]
+    panels = [name for name in RANKINGS if results.of(name)]
     if not panels:
         return None
     sizes = [len(results.of(name)) for name in panels]
@@ -89,7 +88,7 @@ def _peers(pyplot: Any, results: Results) -> Any:
         gridspec_kw={"height_ratios": [size + 1 for size in sizes]}, layout="constrained",
     )  # fmt: skip
     for axis, name in zip(axes[:, 0], panels):
-        _bars(axis, results.of(name), WORDS[name])
+        _bars(axis, results.of(name), RANKINGS[name][0])
     return figure
 
 
@@ -110,7 +109,7 @@ def _bars(axis: Any, figures: Sequence[Figure], title: str) -> None:
     for label, each in zip(axis.get_yticklabels(), ordered):
         label.set_fontweight("bold" if each.who == OURS else "normal")
     good = "operations a second: longer is better" if rate else "time: shorter is better"
-    if title == WORDS["get_many"]:
+    if title == RANKINGS["get_many"][0]:
         good = "keys a second: longer is better"
     axis.set_title(title, loc="left", fontsize=11)
     axis.set_xlabel(good)
@@ -183,7 +182,9 @@ def _growth(workload: str, axis_name: str, title: str) -> Callable[[Any, Results
 def _lines(axis: Any, figures: Sequence[Figure], along: str, colour: dict[str, str]) -> None:
     """One line for each contender, with the spread as a band."""
     for number, who in enumerate(dict.fromkeys(each.who for each in figures)):
-        own = sorted((each for each in figures if each.who == who), key=lambda e: float(e.at[along]))
+        own = sorted(
+            (each for each in figures if each.who == who), key=lambda e: float(e.at[along])
+        )
         where = [float(each.at[along]) for each in own]
         width = 2.6 if who == OURS else 1.5
         style = "--" if who in LIMITS else "-"

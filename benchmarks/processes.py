@@ -1,9 +1,10 @@
 """Processes of a benchmark: starting them, having them work, and surely ending them.
 
-A :class:`Worker` enters a context manager in a process of its own and then calls functions on what
-that yields. It ends when its pipe is closed, which the system does even if the harness is killed; so
-servers, too, are started by a Worker (:func:`program`), and end with it. Ctrl-C is for the harness
-alone. Workers are forked from a process that has imported what they need, and hold nothing else.
+A :class:`Worker` enters a context manager in a process of its own and then calls functions on
+what that yields. It ends when its pipe is closed, which the system does even if the harness is
+killed; so servers, too, are started by a Worker (:func:`program`), and end with it. Ctrl-C is for
+the harness alone. Workers are forked from a process that has imported what they need, and hold
+nothing else.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ END_PATIENCE = 10.0
 LOOK = 0.01
 HEADSTART_NS = 30_000_000
 """Until a crew starts together: long enough for all to have heard of it."""
-SHARED = Path("/dev/shm")
+SHARED = Path(os.environ.get("DSTORE_SHM") or "/dev/shm")
+"""Where the hosts of a benchmark lie."""
 
 
 class ChildFailed(Exception):

@@ -23,6 +23,8 @@ class Run:
     scale: Scale
     results: Results
     say: Callable[[str], None]
+    without: frozenset[str] = frozenset()
+    """Names of peers that are not wanted."""
 
     def peers(self, workload: str) -> list[Peer]:
         """Those that take part and are there; a line for each that is not."""
@@ -30,12 +32,19 @@ class Run:
         for peer in PEERS:
             if workload not in peer.workloads:
                 continue
-            lacks = peer.lacks()
-            if lacks:
-                self.skip(workload, peer.name, f"needs {lacks}")
-            else:
+            if self.allows(workload, peer):
                 found.append(peer)
         return found
+
+    def allows(self, workload: str, peer: Peer) -> bool:
+        """Whether a peer is wanted and there; a line if not."""
+        if peer.name in self.without:
+            self.skip(workload, peer.name, "was not wanted")
+        elif lacks := peer.lacks():
+            self.skip(workload, peer.name, f"needs {lacks}")
+        else:
+            return True
+        return False
 
     def skip(self, workload: str, who: str, why: str) -> None:
         self.results.skips.append(Skip(workload, who, why))

@@ -21,6 +21,8 @@ class Scale:
     """Operations of one contender in one round, where each goes to a server."""
     batches: int
     """Calls of ``get_many`` in one round."""
+    settle: float
+    """Between two workloads, for what has ended to come to rest."""
     window: float
     """For which a closed loop of several processes is measured."""
     window_rounds: int
@@ -54,6 +56,7 @@ FULL = Scale(
     hit_keys=10_000,
     block=400,
     batches=10,
+    settle=2.0,
     window=0.5,
     window_rounds=9,
     clients=8,
@@ -81,7 +84,8 @@ QUICK = Scale(
     hit_keys=10_000,
     block=200,
     batches=5,
-    window=0.25,
+    settle=0.2,
+    window=0.2,
     window_rounds=3,
     clients=8,
     processes=(1, 4),
@@ -108,6 +112,7 @@ TINY = Scale(
     hit_keys=100,
     block=10,
     batches=1,
+    settle=0.0,
     window=0.05,
     window_rounds=1,
     clients=2,

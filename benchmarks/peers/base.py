@@ -7,7 +7,7 @@ import importlib.util
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, Protocol
+from typing import Any
 
 from benchmarks import measure
 from benchmarks.processes import Place
@@ -15,7 +15,7 @@ from benchmarks.processes import Place
 NOWHERE = Place("", 0, 0)
 
 
-class Client(Protocol):
+class Client:
     """One process's access to a peer, with its cache if it has one.
 
     ``get`` is an attribute, so that a peer's own function can stand there and nothing comes on top.
@@ -55,7 +55,7 @@ class Client(Protocol):
         return measure.mean_time(self.get, keys)
 
 
-class Peer(Protocol):
+class Peer:
     """Something that a user could take instead of dstore, or a physical limit.
 
     It may be sent to other processes. ``workloads`` are the names of those that make sense for it.

@@ -65,15 +65,6 @@ class OurClient(Client):
         self.node.close()
 
 
-class TolerantClient(OurClient):
-    """For workloads in which a key may be away for a moment."""
-
-    def __init__(self, place: Place) -> None:
-        super().__init__(place)
-        get = self.node.get
-        self.get = lambda key: get(key, None)
-
-
 class Ours(Peer):
     name = "dstore"
     workloads = frozenset(

@@ -35,9 +35,7 @@ class _NatsClient(Client):
             self._bucket = await stream.key_value(BUCKET)
         except module("nats.js.errors").NotFoundError:
             memory = module("nats.js.api").StorageType.MEMORY
-            self._bucket = await stream.create_key_value(
-                bucket=BUCKET, storage=memory, direct=True
-            )
+            self._bucket = await stream.create_key_value(bucket=BUCKET, storage=memory, direct=True)
         self._missing = module("nats.js.errors").KeyNotFoundError
 
     def key(self, name: str) -> str:

@@ -2,8 +2,8 @@
 
 Over keys: Global has so many, and the Node has all of them in its cache. Over Locals: so many
 processes with a Node each have joined, and hold nothing. All should cost the same everywhere. The
-``dict.get`` of as many keys and the bare echo show what the machine itself does: a dict that no longer
-fits into the processor's caches is slower, too.
+``dict.get`` of as many keys and the bare echo show what the machine itself does: a dict that no
+longer fits into the processor's caches is slower, too.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import random
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from functools import partial
-from typing import Any
 
 from benchmarks.measure import Block, Contender, flat, mean_time, timed
 from benchmarks.peers import ECHO, OURS, connected
@@ -27,6 +26,8 @@ SAMPLE = 10_000
 """Different keys in a block of hits."""
 LOCALS_KEYS = 10_000
 BLOCK = 100
+ASKED = [""] * BLOCK
+"""Of the echo, which looks at no key."""
 
 
 class Store:
@@ -102,14 +103,11 @@ def growth_of_locals(run: Run) -> None:
                 Contender(f"{kind}|{count}", block)
                 for kind, block in store.contenders(f"locals{count}", rounds)
             ]
-            asked: list[Any] = [None] * BLOCK
-            contenders.append(Contender(f"bare echo|{count}", lambda _: echo.timed(asked)))
+            contenders.append(Contender(f"bare echo|{count}", lambda _: echo.timed(ASKED)))
             _record(run, "growth_locals", "locals", contenders, rounds)
 
 
-def _record(
-    run: Run, workload: str, axis: str, contenders: list[Contender], rounds: int
-) -> None:
+def _record(run: Run, workload: str, axis: str, contenders: list[Contender], rounds: int) -> None:
     for label, found in run.turns(workload, contenders, rounds).items():
         kind, _, count = label.rpartition("|")
         run.figure(workload, kind, "s", flat(found), {axis: int(count)})

@@ -1,13 +1,15 @@
 """One large value: first read on a host, again, by a second process of that host.
 
-A host is a folder in shared memory here, so that a Node on host ``two`` reaches the Global of host
-``one`` over a socket, as on a machine of its own. All values are plain bytes with the same content.
-What a reader gets in shared memory (dstore, Ray) is mapped; its pages are entered when they are used.
+A host is a folder in shared memory here, so that a Node on host ``two`` reaches the Global of
+host ``one`` over a socket, as on a machine of its own. All values are plain bytes with the same
+content. What a reader gets in shared memory (dstore, Ray) is mapped; its pages are entered when
+they are used.
 """
 
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -16,7 +18,7 @@ from typing import Any
 
 import zmq
 
-from benchmarks.measure import Block, Contender, flat, paired
+from benchmarks.measure import Block, Contender, paired
 from benchmarks.peers import BY_NAME, Client, connected
 from benchmarks.peers.ours import OurClient, serve
 from benchmarks.peers.over_ray import RayClient
@@ -76,8 +78,6 @@ def their_client(name: str, place: Place) -> Iterator[Client]:
 
 @contextmanager
 def _serve_frame(size: int) -> Iterator[Place]:
-    import threading
-
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     router = context.socket(zmq.ROUTER)
     router.linger = 0
@@ -155,7 +155,7 @@ def _ours(stack: ExitStack, size: int, steps: dict[str, Steps]) -> Contender:
     return Contender(AWAY, block)
 
 
-def _theirs(stack: ExitStack, name: str, size: int, steps: dict[str, Steps]) -> Contender:
+def _theirs(name: str, stack: ExitStack, size: int, steps: dict[str, Steps]) -> Contender:
     place = stack.enter_context(BY_NAME[name].serve())
     writer, first, second = (
         stack.enter_context(Worker(their_client, name, place)).ready() for _ in range(3)
@@ -219,17 +219,13 @@ def large(run: Run) -> None:
     steps: dict[str, Steps] = {each: {} for each in (FRAME, AWAY, HERE, *OVER_REDIS, RAY)}
     makers = {FRAME: _frame, AWAY: _ours}
     for name in OVER_REDIS:
-        if lacks := BY_NAME[name].lacks():
-            run.skip("large", name, f"needs {lacks}")
-        else:
-            makers[name] = partial(_their_maker, name)
+        if run.allows("large", BY_NAME[name]):
+            makers[name] = partial(_theirs, name)
     blocks: dict[str, list[Block]] = {}
     with ExitStack() as stack:
         contenders = [maker(stack, size, steps) for maker in makers.values()]
         blocks = run.turns("large", contenders, run.scale.large_rounds)
-    if lacks := BY_NAME[RAY].lacks():
-        run.skip("large", RAY, f"needs {lacks}")
-    else:
+    if run.allows("large", BY_NAME[RAY]):
         _loud(run, size, steps)
     for who, found in steps.items():
         for step, times in found.items():
@@ -239,12 +235,6 @@ def large(run: Run) -> None:
         run.goal("large", paired(theirs, ours), ours, theirs)
         second = steps[AWAY]["second process"]
         run.goal("large-second", second, [second])
-
-
-def _their_maker(
-    name: str, stack: ExitStack, size: int, steps: dict[str, Steps]
-) -> Contender:
-    return _theirs(stack, name, size, steps)
 
 
 def _loud(run: Run, size: int, steps: dict[str, Steps]) -> None:

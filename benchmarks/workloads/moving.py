@@ -1,7 +1,7 @@
 """Small requests while a large value moves, against the same requests without it.
 
-A Node without a cache reads one small key again and again, each time from Global. Meanwhile a Node on
-another host fetches a large value, or uploads one.
+A Node without a cache reads one small key again and again, each time from Global. Meanwhile a
+Node on another host fetches a large value, or uploads one.
 """
 
 from __future__ import annotations

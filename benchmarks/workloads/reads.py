@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import time
 from contextlib import ExitStack
+from typing import Any
 
 from benchmarks.measure import Contender, flat, paired
 from benchmarks.peers import ECHO, OURS, Client, Peer, connected
@@ -30,31 +31,22 @@ def load(peer: Peer, place: Place, keys: list[str]) -> None:
         loader.load({key: bytes(bytearray(VALUE)) for key in keys})
 
 
-def started(
-    stack: ExitStack, peer: Peer, keys: list[str], fresh: bool = True
-) -> tuple[Place, Client]:
-    """A server that has the keys, and a client."""
+def reader(stack: ExitStack, peer: Peer, keys: list[str]) -> Client:
+    """A client that has read nothing yet, of a server that has the keys."""
     place = stack.enter_context(peer.serve())
     load(peer, place, keys)
-    return place, stack.enter_context(connected(peer, place))
+    return stack.enter_context(connected(peer, place))
 
 
 def hits(run: Run) -> None:
     """A key that this process has read before, 100 bytes."""
-    stored = names("hit", run.scale.hit_keys)
 
     def prepare(stack: ExitStack, peer: Peer) -> Contender:
         place = stack.enter_context(peer.serve())
         client = stack.enter_context(connected(peer, place))
-        client.load({key: bytes(bytearray(VALUE)) for key in stored})
-        # Keys that are equal to those stored, but not the same objects.
-        shuffled = names("hit", run.scale.hit_keys)
-        random.Random(1).shuffle(shuffled)
-        asked = [client.key(name) for name in shuffled]
-        client.timed(asked[:TRIAL])
-        each = sum(client.timed(asked[:TRIAL])) / TRIAL
-        asked = asked[: max(TRIAL, int(BLOCK_SECONDS / each))]
-        client.timed(asked)
+        trial = _held(client, "trial", TRIAL)
+        each = sum(client.timed(trial)) / TRIAL
+        asked = _held(client, "hit", max(TRIAL, min(run.scale.hit_keys, int(BLOCK_SECONDS / each))))
         return Contender(peer.name, lambda _: [client.mean_time(asked)])
 
     blocks = run.compete("hit", prepare, run.scale.rounds)
@@ -67,15 +59,24 @@ def hits(run: Run) -> None:
             run.goal(goal, paired(*pairs), ours, theirs)
 
 
+def _held(client: Client, kind: str, count: int) -> list[Any]:
+    """Keys that have been bound and read, in some order."""
+    client.load({key: bytes(bytearray(VALUE)) for key in names(kind, count)})
+    # They are equal to those stored, but not the same objects.
+    asked = [client.key(name) for name in names(kind, count)]
+    random.Random(1).shuffle(asked)
+    client.timed(asked)
+    return asked
+
+
 def misses(run: Run) -> None:
     """A key that this process has never read, 100 bytes, bound by another client."""
     size = run.scale.block
     keys = names("miss", (run.scale.rounds + 1) * size)
 
     def prepare(stack: ExitStack, peer: Peer) -> Contender:
-        _, client = started(stack, peer, keys)
+        client = reader(stack, peer, keys)
         asked = [client.key(name) for name in keys]
-        client.timed(asked[:0])
         return Contender(
             peer.name, lambda number: client.timed(asked[number * size : (number + 1) * size])
         )
@@ -94,7 +95,7 @@ def batches(run: Run) -> None:
     keys = names("many", (run.scale.rounds + 1) * size)
 
     def prepare(stack: ExitStack, peer: Peer) -> Contender:
-        _, client = started(stack, peer, keys)
+        client = reader(stack, peer, keys)
         asked = [client.key(name) for name in keys]
 
         def block(number: int) -> list[float]:
