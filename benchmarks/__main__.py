@@ -20,6 +20,7 @@ from benchmarks.workloads import NAMES, WORKLOADS, Workload
 
 DOCS = machine.ROOT / "docs" / "benchmarks"
 BUILD = machine.ROOT / "build" / "benchmarks"
+JSON = "results.json"
 INTERRUPTED = 130
 
 
@@ -28,6 +29,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.list:
         for workload in WORKLOADS:
             print(f"{workload.name:14} {workload.what}")
+        return 0
+    if options.render:
+        found = (options.render / JSON).read_text(encoding="utf-8")
+        _write(Results.from_json(found), options.render)
         return 0
     chosen = [each for each in WORKLOADS if not options.only or each.name in options.only]
     complete = options.scale == FULL.name and not options.only and not options.without
@@ -62,6 +67,9 @@ def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="leave out: " + ", ".join(sorted(BY_NAME)),
     )  # fmt: skip
     parser.add_argument("--out", type=Path, metavar="DIR", help="write results and report there")
+    parser.add_argument(
+        "--render", type=Path, metavar="DIR", help="measure nothing: write the report there anew"
+    )
     parser.add_argument("--list", action="store_true", help="tell the names of the workloads")
     return parser.parse_args(arguments)
 
@@ -91,7 +99,7 @@ def _write(results: Results, folder: Path) -> None:
         pictures = plots.draw(results, folder)
     else:
         _say("There are no pictures, for want of matplotlib (pip install matplotlib).")
-    (folder / "results.json").write_text(results.to_json(), encoding="utf-8")
+    (folder / JSON).write_text(results.to_json(), encoding="utf-8")
     (folder / "README.md").write_text(report.render(results, pictures), encoding="utf-8")
     _say(f"Written to {folder}, after {results.seconds:.0f} s.")
 

@@ -60,7 +60,14 @@ def draw(results: Results, folder: Path, kind: str = "svg") -> list[str]:
                 continue
             made.append(f"{name}.{kind}")
             metadata = {"Date": None} if kind == "svg" else None
-            figure.savefig(folder / made[-1], format=kind, metadata=metadata, dpi=100)
+            figure.savefig(
+                folder / made[-1],
+                format=kind,
+                metadata=metadata,
+                dpi=100,
+                bbox_inches="tight",
+                pad_inches=0.15,
+            )
             pyplot.close(figure)
     return made
 
@@ -73,7 +80,7 @@ def colours(names: Sequence[str]) -> dict[str, str]:
 
 
 def _all_names(results: Results) -> list[str]:
-    found = {figure.who for name in (*RANKINGS, "mixed", "delete") for figure in results.of(name)}
+    found = {figure.who for name in ("mixed", "delete") for figure in results.of(name)}
     return sorted(found)
 
 

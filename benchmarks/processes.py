@@ -272,6 +272,14 @@ def hosts() -> Iterator[Callable[[str], str]]:
         yield host
 
 
+def running_seconds(pid: int) -> float:
+    """For which the threads that a process has now have run on a core."""
+    total = 0
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        total += int((task / "schedstat").read_text(encoding="ascii").split()[0])
+    return total / 1e9
+
+
 def resident(pid: int) -> int:
     """Bytes of private memory of a process."""
     for line in Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines():

@@ -8,6 +8,7 @@ from benchmarks.goals import GOALS, Goal
 from benchmarks.measure import Summary
 from benchmarks.results import At, Figure, Results, Row
 from benchmarks.wording import (
+    CPU,
     LIMITS,
     OURS,
     against,
@@ -32,7 +33,8 @@ RANKINGS = {
     "hit": (
         "A key that this process has read before",
         "dict, lru_cache and cachetools know of no other process. redis-py without its cache, the "
-        "Manager and NATS ask their server each time. ProxyStore's cache hears of no deletion.",
+        "Manager and NATS ask their server each time. ProxyStore's cache is for few, large objects: "
+        "it looks through a list, of some thousand entries here. It hears of no deletion.",
     ),
     "miss": (
         "A key that this process has never read",
@@ -196,10 +198,15 @@ def _deletions(results: Results) -> Iterator[str]:
         "DEL",
         "dstore's DEL returns when none of the holders can answer with the value any more. Redis "
         "tells the caches of its clients, but its DEL does not wait for them; the others have no "
-        "caches.",
+        f"caches. All processes share {_cores(results)} here, so that holders and bystanders, who "
+        "hear of each deletion, take turns at them with the one that deletes.",
         _picture("delete", "Time of a DEL over the number of holders").rstrip(),
     )
     yield from grid(figures, _holders)
+
+
+def _cores(results: Results) -> str:
+    return count(results.about["machine"]["cores"], "core", "cores")
 
 
 def _holders(figure: Figure) -> str:
@@ -216,7 +223,7 @@ def _large(results: Results) -> Iterator[str]:
         "Large values",
         f"Bytes, {_mib(figures)} of them. dstore and Ray hand out memory that is mapped, whose "
         "pages are entered as they are used; the others hand out bytes of the process's own. "
-        "Ray's readers are on the writer's host.",
+        "Ray has them as a NumPy array, and its readers are on the writer's host.",
     )
     yield from grid(figures, lambda each: str(each.at["step"]))
 
@@ -270,12 +277,18 @@ def _memory(results: Results) -> Iterator[str]:
 def _growth(results: Results) -> Iterator[str]:
     for workload, axis, remark in (
         ("growth_keys", "keys", "Global has so many keys, and the Node's cache all of them."),
-        ("growth_locals", "Locals", "So many Locals have joined; all but one hold nothing."),
+        (
+            "growth_locals",
+            "Locals",
+            "So many Locals have joined, each a process; all but one hold nothing. They hear of "
+            f"each deletion, and share {_cores(results)} with all that is measured.",
+        ),
     ):
         figures = results.of(workload)
         if figures:
             picture = _picture(workload, f"Time of each operation over the number of {axis}")
-            yield from _heading(f"Growth over {axis}", remark, picture.rstrip())
+            cpu = f'"{CPU}" is the time for which its process has run, for each DEL.'
+            yield from _heading(f"Growth over {axis}", f"{remark} {cpu}", picture.rstrip())
             name = axis.lower()
             yield from grid(figures, lambda each: f"{each.at[name]:,}")  # noqa: B023
 

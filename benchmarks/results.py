@@ -62,6 +62,23 @@ class Results:
     def to_json(self) -> str:
         return json.dumps(_plain(asdict(self)), indent=1) + "\n"
 
+    @classmethod
+    def from_json(cls, text: str) -> Results:
+        """What :meth:`to_json` has written."""
+        found = json.loads(text)
+        figures = [
+            Figure(**{**each, "summary": Summary(**each["summary"])}) for each in found["figures"]
+        ]
+        rows = [Row(**{**each, **_summaries(each)}) for each in found["rows"]]
+        skips = [Skip(**each) for each in found["skips"]]
+        return cls(found["scale"], found["about"], figures, rows, skips, found["seconds"])
+
+
+def _summaries(row: dict[str, Any]) -> dict[str, Summary | None]:
+    return {
+        name: Summary(**row[name]) if row[name] else None for name in ("ratio", "ours", "theirs")
+    }
+
 
 def _plain(value: Any) -> Any:
     """With Summaries as objects, and numbers rounded to what they are good for."""

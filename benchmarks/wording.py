@@ -10,6 +10,8 @@ from benchmarks.results import Figure
 OURS = "dstore"
 LIMITS = frozenset({"bare echo", "one bare frame", "dict.get"})
 """Not peers, but what the machine can do."""
+CPU = "DEL, CPU of Global"
+"""A figure of the workloads of growth."""
 SCALES = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns"))
 
 

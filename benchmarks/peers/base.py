@@ -31,6 +31,11 @@ class Client:
         """Bind many keys, as fast as the peer can."""
         raise NotImplementedError
 
+    def hold(self, names: Sequence[str]) -> None:
+        """Read keys, so that they are in the cache."""
+        for name in names:
+            self.get(self.key(name))
+
     def get_many(self, keys: Sequence[Any]) -> object:
         for key in keys:
             self.get(key)
@@ -65,6 +70,8 @@ class Peer:
     name: str
     workloads: frozenset[str]
     quiet: bool = True
+    caches: bool = False
+    """Whether a client holds what it has read."""
     deletes: bool = True
     """Whether its users can rely on a deletion: caches of other processes learn of it."""
 

@@ -45,6 +45,9 @@ class OurClient(Client):
         for start in range(0, len(names), LOAD):
             self.node.set_many({name: items[name] for name in names[start : start + LOAD]})
 
+    def hold(self, names: Sequence[str]) -> None:
+        self.node.get_many(names)
+
     def get_many(self, keys: Sequence[str]) -> object:
         return self.node.get_many(keys)
 
@@ -67,6 +70,7 @@ class OurClient(Client):
 
 class Ours(Peer):
     name = "dstore"
+    caches = True
     workloads = frozenset(
         {"hit", "miss", "clients", "get_many", "mixed", "delete", "join", "memory"}
     )

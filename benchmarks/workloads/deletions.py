@@ -12,14 +12,11 @@ from typing import Any
 
 from benchmarks.measure import Contender, flat, paired, timed
 from benchmarks.peers import BY_NAME, ECHO, OURS, Client, Peer, connected
-from benchmarks.peers.ours import OurClient
 from benchmarks.processes import Crew, Place
 from benchmarks.run import Run
 from benchmarks.workloads.reads import load, names
 
 GOAL_HOLDERS = 8
-HOLDING = {OURS.name, "redis-py, client-side cache"}
-"""Those whose clients hold what they have read."""
 
 
 @contextmanager
@@ -29,12 +26,7 @@ def client_of(name: str, place: Place, _: int) -> Iterator[Client]:
 
 
 def hold(client: Client, keys: list[str]) -> None:
-    """Read keys, so that they are in this process's cache."""
-    if isinstance(client, OurClient):
-        client.get_many(keys)
-        return
-    for key in keys:
-        client.get(client.key(key))
+    client.hold(keys)
 
 
 def look(client: Client, key: str) -> None:
@@ -61,7 +53,7 @@ class Deleter:
         keys = names(stage, (self.rounds + 1) * self.size)
         if self.peer is not ECHO:
             load(self.peer, self.place, keys)
-        if self.peer.name in HOLDING:
+        if self.peer.caches:
             self.crew.grow(holders, client_of, self.peer.name, self.place)
             self.crew.each(holders, hold, keys)
         asked = [self.client.key(key) for key in keys]
@@ -88,7 +80,7 @@ def deletions(run: Run) -> None:
 
         run.prepared("delete", stack, run.peers("delete"), prepare)
         _stage(run, here, 0)
-        holding = [each for each in here if each.peer is ECHO or each.peer.name in HOLDING]
+        holding = [each for each in here if each.peer is ECHO or each.peer.caches]
         for count in sorted(run.scale.holders):
             _stage(run, holding, count)
             if count == min(GOAL_HOLDERS, max(run.scale.holders)):

@@ -16,9 +16,10 @@ from functools import partial
 from benchmarks.measure import Block, Contender, flat, mean_time, timed
 from benchmarks.peers import ECHO, OURS, connected
 from benchmarks.peers.ours import LOAD, OurClient
-from benchmarks.processes import Crew, Place
+from benchmarks.processes import Crew, Place, running_seconds
 from benchmarks.run import Run
 from benchmarks.settings import VALUE
+from benchmarks.wording import CPU
 from benchmarks.workloads.deletions import client_of, look
 from benchmarks.workloads.reads import load, names
 
@@ -41,6 +42,8 @@ class Store:
         client = stack.enter_context(connected(OURS, self.place))
         assert isinstance(client, OurClient)
         self.node = client.node
+        self.cpu: list[float] = []
+        """Seconds that Global's process ran for each DEL, one sample a round."""
         for start in range(0, keys, LOAD):
             self.node.get_many(kept[start : start + LOAD])
         # Other objects than those that are stored, as in a program.
@@ -62,27 +65,36 @@ class Store:
             if (found := node.delete(key)) != (0, 0, 0):
                 raise RuntimeError(f"somebody held a key that nobody should hold: {found}")
 
+        def deletions(number: int) -> Block:
+            before = running_seconds(self.place.pid)
+            times = timed(delete, part("DEL", number))
+            if number:
+                self.cpu.append((running_seconds(self.place.pid) - before) / BLOCK)
+            return times
+
+        self.cpu.clear()
         yield "hit", lambda _: [mean_time(node.get, self.asked)]
         yield "miss", lambda number: timed(node.get, part("miss", number))
         yield "SET", lambda number: timed(lambda key: node.set(key, VALUE), part("SET", number))
-        yield "DEL", lambda number: timed(delete, part("DEL", number))
+        yield "DEL", deletions
 
 
 def growth_of_keys(run: Run) -> None:
     """All sizes take turns, so that a machine that drifts bends no curve."""
     rounds = run.scale.growth_rounds
     contenders: list[Contender] = []
+    stores: dict[int, Store] = {}
     with ExitStack() as stack:
         for count in run.scale.growth_keys:
             run.say(f"  {count:,} keys are loaded")
-            store = Store(stack, count)
+            store = stores[count] = Store(stack, count)
             contenders += [
                 Contender(f"{kind}|{count}", block)
                 for kind, block in store.contenders("keys", rounds)
             ]
             plain = dict.fromkeys(names("kept", count), VALUE)
             contenders.append(Contender(f"dict.get|{count}", partial(_look_up, plain, store)))
-        _record(run, "growth_keys", "keys", contenders, rounds)
+        _record(run, "growth_keys", "keys", contenders, rounds, stores)
 
 
 def _look_up(plain: dict[str, bytes], store: Store, _: int) -> Block:
@@ -104,10 +116,16 @@ def growth_of_locals(run: Run) -> None:
                 for kind, block in store.contenders(f"locals{count}", rounds)
             ]
             contenders.append(Contender(f"bare echo|{count}", lambda _: echo.timed(ASKED)))
-            _record(run, "growth_locals", "locals", contenders, rounds)
+            _record(run, "growth_locals", "locals", contenders, rounds, {count: store})
 
 
-def _record(run: Run, workload: str, axis: str, contenders: list[Contender], rounds: int) -> None:
+def _record(
+    run: Run, workload: str, axis: str, contenders: list[Contender], rounds: int,
+    stores: dict[int, Store],
+) -> None:  # fmt: skip
     for label, found in run.turns(workload, contenders, rounds).items():
         kind, _, count = label.rpartition("|")
         run.figure(workload, kind, "s", flat(found), {axis: int(count)})
+    for number, store in stores.items():
+        if store.cpu:
+            run.figure(workload, CPU, "s", store.cpu, {axis: number})

@@ -112,6 +112,8 @@ def mixing(name: str, place: Place, keys: list[str], number: int) -> Iterator[Lo
     weights = [1 / rank**RANK_EXPONENT for rank in range(1, len(keys) + 1)]
     drawn = random.Random(number).choices(keys, weights, k=DRAWS)
     with looping(name, place, drawn, number) as loop:
+        if BY_NAME[name].caches:
+            loop.client.hold(list(dict.fromkeys(drawn)))  # so that the first window is like others
         yield loop
 
 

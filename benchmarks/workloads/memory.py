@@ -9,7 +9,6 @@ import tracemalloc
 
 from benchmarks.measure import describe
 from benchmarks.peers import BY_NAME, OURS, Client, Peer, connected
-from benchmarks.peers.ours import OurClient
 from benchmarks.processes import Place, Worker, resident
 from benchmarks.run import Run
 from benchmarks.settings import VALUE
@@ -43,14 +42,12 @@ def _read(client: Client, name: str, start: int, end: int) -> None:
     keys = [f"memory/{number:06}" for number in range(start, end)]
     if name not in _SERVED:
         client.load({key: bytes(bytearray(VALUE)) for key in keys})
-    elif isinstance(client, OurClient):
-        client.get_many(keys)
-    for _ in range(2):
-        for key in keys:
-            client.get(client.key(key))
+    client.hold(keys)
+    for key in keys:
+        client.get(client.key(key))
 
 
-_SERVED = {OURS.name, "redis-py, client-side cache", "ProxyStore over Redis"}
+_SERVED = {OURS.name, "redis-py, client-side cache"}
 
 
 def memory(run: Run) -> None:

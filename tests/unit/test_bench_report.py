@@ -139,6 +139,7 @@ def test_the_json_has_all_figures_as_plain_numbers() -> None:
     assert len(found["figures"]) == len(results().figures)
     assert found["rows"][0]["reached"] is True
     assert found["about"] == ABOUT
+    assert Results.from_json(results().to_json()) == results()
 
 
 def test_equal_results_give_equal_pictures(tmp_path: Path) -> None:
