@@ -26,6 +26,7 @@ STYLE = {
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans", "Verdana", "Arial", "sans-serif"],
     "font.size": 10,
+    "savefig.dpi": 100,
     "figure.facecolor": CARD,
     "axes.facecolor": CARD,
     "axes.edgecolor": INK,

@@ -235,9 +235,9 @@ def _program(command: Sequence[str], port: int) -> Iterator[Place]:
                 process.wait()
 
 
-def program(command: Sequence[str]) -> AbstractContextManager[Place]:
-    """A program that listens on ``{port}`` and keeps its files, if any, in ``{folder}``."""
-    return server(_program, command, free_port())
+def program(command: Sequence[str], port: int = 0) -> AbstractContextManager[Place]:
+    """A program that listens on ``{port}`` (0: any free one) and has ``{folder}`` for its files."""
+    return server(_program, command, port or free_port())
 
 
 def _wait_for(process: subprocess.Popen[bytes], name: str, port: int) -> None:

@@ -33,8 +33,8 @@ RANKINGS = {
     "hit": (
         "A key that this process has read before",
         "dict, lru_cache and cachetools know of no other process. redis-py without its cache, the "
-        "Manager and NATS ask their server each time. ProxyStore's cache is for few, large objects: "
-        "it looks through a list, of some thousand entries here. It hears of no deletion.",
+        "Manager and NATS ask their server each time. ProxyStore's cache hears of no deletion, and "
+        "is for few, large objects: it looks through a list, of some thousand entries here.",
     ),
     "miss": (
         "A key that this process has never read",
