@@ -166,7 +166,15 @@ class Crew:
     def each(self, size: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
         for worker in self.workers[:size]:
             worker.begin(function, *arguments)
-        return [worker.result() for worker in self.workers[:size]]
+        results, failures = [], []
+        for worker in self.workers[:size]:  # all of them, so that no answer is left for later
+            try:
+                results.append(worker.result())
+            except ChildFailed as failure:
+                failures.append(failure)
+        if failures:
+            raise failures[0]
+        return results
 
     def __enter__(self) -> Crew:
         return self

@@ -181,7 +181,8 @@ def _mixed(results: Results) -> Iterator[str]:
         "Operations a second, of all processes together. Each process reads keys by Zipf's law; "
         "the given share of its operations deletes a key and binds it anew. ProxyStore is there "
         "without deletions only: the caches of other processes do not hear of them. NATS' client "
-        "is for asyncio, and enters its event loop for each operation here.",
+        "is for asyncio, and enters its event loop for each operation here. redis-py's cache looks "
+        "through all its entries for each key that it is told of.",
         _picture("mixed", "Operations a second over the number of processes").rstrip(),
     )
     for share in sorted({float(each.at["deletions"]) for each in figures}):

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -89,7 +89,15 @@ class _NatsClient(Client):
 
     def close(self) -> None:
         self._run(self._connection.close())
+        left = asyncio.all_tasks(self._loop)  # after Ctrl-C
+        for task in left:
+            task.cancel()
+        self._run(_all_of(left))
         self._loop.close()
+
+
+async def _all_of(tasks: Iterable[asyncio.Task[Any]]) -> None:
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 class Nats(Peer):

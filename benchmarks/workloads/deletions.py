@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from benchmarks.measure import Contender, flat, paired, timed
+from benchmarks.measure import Contender, describe, flat, paired, timed
 from benchmarks.peers import BY_NAME, ECHO, OURS, Client, Peer, connected
 from benchmarks.processes import Crew, Place
 from benchmarks.run import Run
@@ -101,7 +101,13 @@ def _with_bystanders(run: Run, here: list[Deleter], holders: int) -> None:
 
 def _stage(run: Run, here: list[Deleter], holders: int, bystanders: int = 0) -> None:
     stage = f"delete/{holders}/{bystanders}"
-    contenders = [each.contender(stage, holders) for each in here]
+    contenders = []
+    for each in list(here):
+        try:
+            contenders.append(each.contender(stage, holders))
+        except Exception as error:
+            run.skip("delete", each.peer.name, describe(error))
+            here.remove(each)
     blocks = run.turns("delete", contenders, run.scale.window_rounds)
     for who, found in blocks.items():
         at = {"holders": holders, "bystanders": bystanders}

@@ -15,7 +15,7 @@ from typing import Any
 from benchmarks.measure import Block, Contender, flat, paired
 from benchmarks.peers import BY_NAME, ECHO, OURS, Client, Peer
 from benchmarks.peers.base import connected
-from benchmarks.processes import Crew, Place, wait_until
+from benchmarks.processes import ChildFailed, Crew, Place, wait_until
 from benchmarks.run import Run
 from benchmarks.settings import VALUE
 from benchmarks.workloads.reads import RATE, load, names
@@ -158,8 +158,13 @@ def mixed(run: Run) -> None:
         run.prepared("mixed", stack, run.peers("mixed"), prepare)
         for count in run.scale.processes:
             contenders = []
-            for name, (peer, crew, place) in crews.items():
-                crew.grow(count, mixing, name, place, keys)
+            for name, (peer, crew, place) in list(crews.items()):
+                try:
+                    crew.grow(count, mixing, name, place, keys)
+                except ChildFailed as failure:
+                    run.skip("mixed", name, str(failure))
+                    del crews[name]
+                    continue
                 contenders += [
                     Contender(f"{name}|{share}", partial(_window, run, crew, count, share))
                     for share in run.scale.shares
