@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 
-from benchmarks import machine, plots, report
+from benchmarks import interrupt, machine, plots, report
 from benchmarks.measure import describe
 from benchmarks.peers import BY_NAME
 from benchmarks.results import Results
@@ -37,15 +35,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = [each for each in WORKLOADS if not options.only or each.name in options.only]
     complete = options.scale == FULL.name and not options.only and not options.without
     folder = options.out or (DOCS if complete else BUILD)
-    signal.signal(signal.SIGTERM, _interrupt)
+    interrupt.install()
     results = Results(options.scale, machine.about())
     try:
         run = Run(SCALES[options.scale], results, _say, frozenset(options.without))
         failed = _measure(run, chosen)
+        _write(results, folder)
     except KeyboardInterrupt:
-        print("Interrupted; nothing is written.", file=sys.stderr)
+        print("Interrupted; there is no report.", file=sys.stderr)
         return INTERRUPTED
-    _write(results, folder)
     return 1 if failed else 0
 
 
@@ -83,6 +81,7 @@ def _measure(run: Run, chosen: Sequence[Workload]) -> bool:
         _say(f"[{number}/{len(chosen)}] {workload.name}: {workload.what}")
         try:
             workload.measure(run)
+            interrupt.check()
         except Exception as error:
             failed = True
             run.skip(workload.name, "the workload", describe(error))
@@ -106,10 +105,6 @@ def _write(results: Results, folder: Path) -> None:
 
 def _say(line: str) -> None:
     print(line, flush=True)
-
-
-def _interrupt(_: int, __: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

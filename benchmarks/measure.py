@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterable, Sequence
 from statistics import median
 from typing import Any, NamedTuple
 
+from benchmarks import interrupt
+
 Block = list[float]
 """The samples that one contender took in one round."""
 
@@ -103,6 +105,7 @@ def _go_round(here: list[Contender], found: Turns, rounds: int) -> None:
     for number in range(rounds + 1):
         start = number % len(here) if here else 0
         for contender in here[start:] + here[:start]:
+            interrupt.check()
             gc.collect()
             try:
                 samples = contender.block(number)

@@ -26,8 +26,9 @@ All contenders of a workload take turns in one run, in an order that is rotated 
 round; the first round warms up. A ratio is computed round by round, and its median is what counts.
 Given are medians, with the quarter points in brackets. Values have 100 bytes unless something else
 is said. Servers and clients are processes of one machine and talk over TCP on the loopback
-interface. The bare echo is a ROUTER and a DEALER in Python, with messages as long as those of
-dstore's GET: the least that an answer of another process costs with pyzmq."""
+interface; `multiprocessing.Manager` alone has a Unix socket, as it has by default. The bare echo is
+a ROUTER and a DEALER in Python, with messages as long as those of dstore's GET: the least that an
+answer of another process costs with pyzmq."""
 
 RANKINGS = {
     "hit": (

@@ -29,11 +29,11 @@ _Manager.register("values", _the_dict, DictProxy)
 
 @contextmanager
 def _serve() -> Iterator[Place]:
-    running = _Manager(("127.0.0.1", 0), AUTHKEY).get_server()
+    running = _Manager(authkey=AUTHKEY).get_server()  # at a Unix socket, as by default
     thread = threading.Thread(target=_run, args=(running,), daemon=True)
     thread.start()
-    assert isinstance(running.address, tuple)
-    yield Place("127.0.0.1", running.address[1], os.getpid())
+    assert isinstance(running.address, str)
+    yield Place(running.address, 0, os.getpid())
     running.stop_event.set()  # type: ignore[attr-defined]
 
 
@@ -47,7 +47,7 @@ def _run(running: object) -> None:
 class _ManagerClient(Client):
     def __init__(self, place: Place) -> None:
         multiprocessing.current_process().authkey = AUTHKEY
-        manager = _Manager((place.host, place.port), AUTHKEY)
+        manager = _Manager(place.host, AUTHKEY)
         manager.connect()
         self._values = manager.values()  # type: ignore[attr-defined]
         self.get = self._values.get

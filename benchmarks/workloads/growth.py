@@ -92,7 +92,7 @@ def growth_of_keys(run: Run) -> None:
                 Contender(f"{kind}|{count}", block)
                 for kind, block in store.contenders("keys", rounds)
             ]
-            plain = dict.fromkeys(names("kept", count), VALUE)
+            plain = {name: bytes(bytearray(VALUE)) for name in names("kept", count)}
             contenders.append(Contender(f"dict.get|{count}", partial(_look_up, plain, store)))
         _record(run, "growth_keys", "keys", contenders, rounds, stores)
 

@@ -90,6 +90,6 @@ def test_ctrl_c_ends_it_and_all_that_it_has_started(tmp_path: Path) -> None:
             pass
         run.send_signal(signal.SIGINT)
         _, err = run.communicate(timeout=30)
-    assert (run.returncode, err) == (130, "Interrupted; nothing is written.\n")
+    assert (run.returncode, err) == (130, "Interrupted; there is no report.\n")
     assert list(tmp_path.iterdir()) == []
     assert left_of(tmp_path) == []
