@@ -50,8 +50,8 @@ RANKINGS = {
 def render(results: Results, pictures: Collection[str] = ()) -> str:
     """The whole report. ``pictures`` are the names of those that lie beside it."""
     parts = (
-        _head, _goals, _ahead, _rankings, _mixed, _deletions, _large, _moving, _joins, _memory,
-        _growth, _left_out,
+        _head, _goals, _ahead, _rankings, _mixed, _deletions, _large, _sharing, _moving, _joins,
+        _memory, _growth, _left_out,
     )  # fmt: skip
     lines = [line for part in parts for line in part(results)]
     shown = [line for line in lines if not _is_missing(line, pictures)]
@@ -125,7 +125,7 @@ def _ahead(results: Results) -> Iterator[str]:
     """Where somebody else is the better choice, for speed."""
     lines = []
     for workload in dict.fromkeys(figure.workload for figure in results.figures):
-        if workload.startswith(("growth", "moving")):
+        if workload.startswith(("growth", "moving", "peak")):
             continue
         figures = results.of(workload)
         for at in _places(figures):
@@ -228,6 +228,21 @@ def _large(results: Results) -> Iterator[str]:
         "Ray has them as a NumPy array, and its readers are on the writer's host.",
     )
     yield from grid(figures, lambda each: str(each.at["step"]))
+
+
+def _sharing(results: Results) -> Iterator[str]:
+    figures, peaks = results.of("sharing"), results.of("peak")
+    if figures:
+        processes = count(figures[0].at["processes"], "process", "processes")
+        yield from _heading(
+            "One copy per host",
+            f"{processes} read {_mib(figures)} at once; dstore's are on one host, and Global is on "
+            "another.",
+        )
+        yield from grid(figures, lambda each: str(each.at["what"]))
+    if peaks:
+        yield f"Private memory at its peak, while a file of {_mib(peaks)} is uploaded and read:\n"
+        yield from ranking(peaks)
 
 
 def _moving(results: Results) -> Iterator[str]:

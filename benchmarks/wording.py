@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from benchmarks.measure import Summary
 from benchmarks.results import Figure
+from benchmarks.settings import MIB
 
 OURS = "dstore"
 LIMITS = frozenset({"bare echo", "one bare frame", "dict.get"})
@@ -21,7 +22,9 @@ def quantity(value: float, unit: str) -> str:
         size = abs(value)
         factor, name = next((pair for pair in SCALES if size >= pair[0]), SCALES[-1])
         return f"{digits(value / factor)} {name}"
-    return f"{digits(value)} /s" if unit == "1/s" else f"{digits(value)} {unit}"
+    if unit == "1/s":
+        return f"{digits(value)} /s"
+    return f"{digits(value / MIB)} MiB" if abs(value) >= MIB else f"{digits(value)} {unit}"
 
 
 def digits(value: float) -> str:

@@ -23,6 +23,8 @@ class Client:
     """
 
     get: Callable[[Any], object]
+    kept: object = None
+    """What is to stay in memory for a while."""
 
     def key(self, name: str) -> Any:
         return name
@@ -46,6 +48,10 @@ class Client:
 
     def rebind(self, key: Any, value: bytes) -> None:
         """Delete a key and bind it anew; others may be doing the same."""
+        raise NotImplementedError
+
+    def bytes_sent(self) -> int:
+        """By the server, since it began."""
         raise NotImplementedError
 
     def close(self) -> None:

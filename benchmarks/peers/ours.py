@@ -64,6 +64,9 @@ class OurClient(Client):
         except dstore.KeyOccupied:  # another process was faster
             pass
 
+    def bytes_sent(self) -> int:
+        return int(self.node.global_stats()["bytes_out"])
+
     def close(self) -> None:
         self.node.close()
 

@@ -41,6 +41,9 @@ class RedisClient(Client):
         self.redis.delete(key)
         self.redis.set(key, value)
 
+    def bytes_sent(self) -> int:
+        return int(self.redis.info("stats")["total_net_output_bytes"])
+
     def close(self) -> None:
         self.redis.close()
 

@@ -14,6 +14,7 @@ from benchmarks.workloads.loops import clients, mixed
 from benchmarks.workloads.memory import memory
 from benchmarks.workloads.moving import moving
 from benchmarks.workloads.reads import batches, hits, misses
+from benchmarks.workloads.sharing import sharing
 
 
 class Workload(NamedTuple):
@@ -30,6 +31,7 @@ WORKLOADS = (
     Workload("mixed", "Zipf reads with 0, 1 and 10 % deletions in 1 to 8 processes", mixed),
     Workload("delete", "DEL confirmed by 1 to 16 holders, and with bystanders", deletions),
     Workload("large", "64 MiB: first read, again, second process", large),
+    Workload("sharing", "64 MiB in 8 processes of a host: time, memory, bytes sent", sharing),
     Workload("moving", "small requests while a large value moves", moving),
     Workload("join", "from nothing to the first answer", joins),
     Workload("memory", "bytes for each cached key, and for each key in the server", memory),

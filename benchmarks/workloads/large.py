@@ -58,7 +58,7 @@ def delete(client: Client, name: str) -> None:
 
 
 @contextmanager
-def our_client(place: Place, shm: str) -> Iterator[OurClient]:
+def our_client(place: Place, shm: str, *_: object) -> Iterator[OurClient]:
     client = OurClient(place, shm)
     try:
         client.node.join()
@@ -68,7 +68,7 @@ def our_client(place: Place, shm: str) -> Iterator[OurClient]:
 
 
 @contextmanager
-def their_client(name: str, place: Place) -> Iterator[Client]:
+def their_client(name: str, place: Place, *_: object) -> Iterator[Client]:
     with connected(BY_NAME[name], place) as client:
         yield client
 

@@ -67,7 +67,7 @@ def test_all_workloads_run_and_are_reported(tmp_path: Path) -> None:
     assert (process.returncode, err) == (0, "")
     found = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
     measured = {figure["workload"] for figure in found["figures"]}
-    assert measured == {*NAMES, "memory_server"}
+    assert measured == {*NAMES, "memory_server", "peak"}
     # Redis is a reference of two, and the tiny setting has no eight holders.
     reached = {row["name"] for row in found["rows"]}
     assert reached == {goal.name for goal in GOALS} - {"hit-redis", "get_many", "delete"}
