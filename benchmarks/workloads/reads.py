@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
-from benchmarks.measure import Contender, flat, paired
+from benchmarks.measure import Block, Contender, flat, paired
 from benchmarks.peers import ECHO, OURS, Client, Peer, connected
+from benchmarks.peers.ours import OurClient
 from benchmarks.processes import Place
 from benchmarks.run import Run
 from benchmarks.settings import VALUE
@@ -47,7 +49,7 @@ def hits(run: Run) -> None:
         trial = _held(client, "trial", TRIAL)
         each = sum(client.timed(trial)) / TRIAL
         asked = _held(client, "hit", max(TRIAL, min(run.scale.hit_keys, int(BLOCK_SECONDS / each))))
-        return Contender(peer.name, lambda _: [client.mean_time(asked)])
+        return _checked(peer, client, 0, lambda _: [client.mean_time(asked)])
 
     blocks = run.compete("hit", prepare, run.scale.rounds)
     for who, found in blocks.items():
@@ -57,6 +59,21 @@ def hits(run: Run) -> None:
         if ours and (theirs := blocks.get(reference)):
             pairs = (ours, theirs) if goal == "hit" else (theirs, ours)
             run.goal(goal, paired(*pairs), ours, theirs)
+
+
+def _checked(peer: Peer, client: Client, misses: int, block: Callable[[int], Block]) -> Contender:
+    """A contender that fails if dstore has not answered from where it should have."""
+    if not isinstance(client, OurClient):
+        return Contender(peer.name, block)
+
+    def counted(number: int) -> Block:
+        before = client.node.stats()["misses"]
+        samples = block(number)
+        if (found := client.node.stats()["misses"] - before) != misses:
+            raise RuntimeError(f"there were {found} misses, and not {misses}")
+        return samples
+
+    return Contender(peer.name, counted)
 
 
 def _held(client: Client, kind: str, count: int) -> list[Any]:
@@ -77,9 +94,11 @@ def misses(run: Run) -> None:
     def prepare(stack: ExitStack, peer: Peer) -> Contender:
         client = reader(stack, peer, keys)
         asked = [client.key(name) for name in keys]
-        return Contender(
-            peer.name, lambda number: client.timed(asked[number * size : (number + 1) * size])
-        )
+
+        def block(number: int) -> Block:
+            return client.timed(asked[number * size : (number + 1) * size])
+
+        return _checked(peer, client, size, block)
 
     blocks = run.compete("miss", prepare, run.scale.rounds)
     for who, found in blocks.items():
@@ -98,7 +117,7 @@ def batches(run: Run) -> None:
         client = reader(stack, peer, keys)
         asked = [client.key(name) for name in keys]
 
-        def block(number: int) -> list[float]:
+        def block(number: int) -> Block:
             rates = []
             for start in range(number * size, (number + 1) * size, BATCH):
                 batch = asked[start : start + BATCH]
@@ -107,7 +126,7 @@ def batches(run: Run) -> None:
                 rates.append(BATCH / (time.perf_counter() - began))
             return rates
 
-        return Contender(peer.name, block)
+        return _checked(peer, client, size, block)
 
     blocks = run.compete("get_many", prepare, run.scale.rounds)
     for who, found in blocks.items():

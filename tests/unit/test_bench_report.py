@@ -51,6 +51,10 @@ def results() -> Results:
         figure("delete", "dstore", 3e-4, holders=1, bystanders=64),
         figure("delete", "bare echo", 1e-4, holders=1, bystanders=0),
         figure("large", "dstore, another host", 0.02, bytes=64 << 20, step="first"),
+        figure(
+            "sharing", "dstore", 7e5, "bytes", bytes=64 << 20, processes=8, what="private memory"
+        ),
+        figure("peak", "Global", 3 << 20, "bytes", bytes=1 << 30),
         figure("moving", "download", 1e-4, bytes=1 << 30),
         figure("join", "dstore", 3e-3, newcomers=1),
         figure("memory", "dstore", 180.0, "bytes", counted="by Python"),
@@ -79,6 +83,7 @@ def results() -> Results:
         (4e-10, "s", "0.4 ns"),
         (123_456.0, "1/s", "123,000 /s"),
         (-12.0, "bytes", "-12 bytes"),
+        (3 << 20, "bytes", "3 MiB"),
     ],
 )
 def test_a_quantity_has_three_digits_and_a_unit(value: float, unit: str, text: str) -> None:
@@ -120,6 +125,25 @@ def test_the_report_says_where_others_are_ahead_and_who_was_left_out() -> None:
     assert "- `get_many`: redis-py (2 times faster)\n" in text
     assert "`delete`" not in text  # the bare echo is a limit, and not a peer
     assert "- Ray's object store, in `hit`, `miss`: needs the package ray\n" in text
+
+
+def test_every_part_of_the_report_has_its_heading() -> None:
+    headings = [line for line in report.render(results()).splitlines() if line.startswith("## ")]
+    assert headings == [
+        "## Goals",
+        "## Where others are ahead of dstore",
+        "## Peers side by side",
+        "## Zipf reads with deletions",
+        "## DEL",
+        "## Large values",
+        "## One copy per host",
+        "## Small requests while a large value moves",
+        "## Joining",
+        "## Memory",
+        "## Growth over keys",
+        "## Growth over Locals",
+        "## Left out",
+    ]
 
 
 def test_only_pictures_that_are_there_are_shown() -> None:
