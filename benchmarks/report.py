@@ -304,8 +304,12 @@ def _growth(results: Results) -> Iterator[str]:
         figures = results.of(workload)
         if figures:
             picture = _picture(workload, f"Time of each operation over the number of {axis}")
-            cpu = f'"{CPU}" is the time for which its process has run, for each DEL.'
-            yield from _heading(f"Growth over {axis}", f"{remark} {cpu}", picture.rstrip())
+            words = (
+                "Operations follow each other without a pause, but for those after a rest: when "
+                "they come, nothing of the one before is still on its way to the other Locals. "
+                f'"{CPU}" is the time for which its process has run, for each DEL without a pause.'
+            )
+            yield from _heading(f"Growth over {axis}", f"{remark} {words}", picture.rstrip())
             name = axis.lower()
             yield from grid(figures, lambda each: f"{each.at[name]:,}")  # noqa: B023
 

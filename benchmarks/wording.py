@@ -11,8 +11,8 @@ from benchmarks.settings import MIB
 OURS = "dstore"
 LIMITS = frozenset({"bare echo", "one bare frame", "dict.get"})
 """Not peers, but what the machine can do."""
-CPU = "DEL, CPU of Global"
-"""A figure of the workloads of growth."""
+CPU, RESTED_DEL = "DEL, CPU of Global", "DEL after a rest"
+"""Figures of the workloads of growth."""
 SCALES = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns"))
 
 

@@ -9,6 +9,7 @@ longer fits into the processor's caches is slower, too.
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from functools import partial
@@ -19,7 +20,7 @@ from benchmarks.peers.ours import LOAD, OurClient
 from benchmarks.processes import Crew, Place, running_seconds
 from benchmarks.run import Run
 from benchmarks.settings import VALUE
-from benchmarks.wording import CPU
+from benchmarks.wording import CPU, RESTED_DEL
 from benchmarks.workloads.deletions import client_of, look
 from benchmarks.workloads.reads import load, names
 
@@ -27,6 +28,8 @@ SAMPLE = 10_000
 """Different keys in a block of hits."""
 LOCALS_KEYS = 10_000
 BLOCK = 100
+RESTED, REST = 20, 0.02
+"""DELs in a block of those that come after a rest of so many seconds."""
 ASKED = [""] * BLOCK
 """Of the echo, which looks at no key."""
 
@@ -52,10 +55,9 @@ class Store:
 
     def contenders(self, stage: str, rounds: int) -> Iterable[tuple[str, Callable[[int], Block]]]:
         """Each operation by name, on keys of this stage alone."""
-        fresh = {
-            kind: names(f"{stage}/{kind}", (rounds + 1) * BLOCK) for kind in ("miss", "SET", "DEL")
-        }
-        load(OURS, self.place, fresh["miss"] + fresh["DEL"])
+        kinds = ("miss", "SET", "DEL", RESTED_DEL)
+        fresh = {kind: names(f"{stage}/{kind}", (rounds + 1) * BLOCK) for kind in kinds}
+        load(OURS, self.place, [key for kind in kinds if kind != "SET" for key in fresh[kind]])
         node = self.node
 
         def part(kind: str, number: int) -> list[str]:
@@ -72,11 +74,19 @@ class Store:
                 self.cpu.append((running_seconds(self.place.pid) - before) / BLOCK)
             return times
 
+        def after_a_rest(number: int) -> Block:
+            times = []
+            for key in part(RESTED_DEL, number)[:RESTED]:
+                time.sleep(REST)
+                times += timed(delete, [key])
+            return times
+
         self.cpu.clear()
         yield "hit", lambda _: [mean_time(node.get, self.asked)]
         yield "miss", lambda number: timed(node.get, part("miss", number))
         yield "SET", lambda number: timed(lambda key: node.set(key, VALUE), part("SET", number))
         yield "DEL", deletions
+        yield RESTED_DEL, after_a_rest
 
 
 def growth_of_keys(run: Run) -> None:
