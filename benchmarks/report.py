@@ -138,7 +138,8 @@ def _ahead(results: Results) -> Iterator[str]:
 
 
 def _said_ahead(figures: list[Figure]) -> str:
-    ours = next((each for each in figures if each.who.startswith(OURS)), None)
+    mine = [each for each in figures if each.who.startswith(OURS)]
+    ours = next((each for each in mine if not any(better(other, each) for other in mine)), None)
     others = [each for each in figures if not each.who.startswith(OURS) and each.who not in LIMITS]
     ahead = [(each, against(each, ours)) for each in others if ours and better(each, ours)]
     return ", ".join(f"{each.who} ({words})" if words else each.who for each, words in ahead)
