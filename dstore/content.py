@@ -52,7 +52,7 @@ def matches(key: Key, stored: Stored) -> bool:
 
     A large value is judged by its digest, with which its bytes are compared when they travel.
     """
-    if not is_address(key):
+    if not key.startswith(CONTENT_PREFIX):
         return True
     body = stored.body
     if isinstance(body, Large):

@@ -424,7 +424,8 @@ class Driver:
         elif call.operation is None:
             self._end(call, result)
         else:
-            self._advance(call, result._replace(now=clock.now()))
+            result.now = clock.now()
+            self._advance(call, result)
 
     def _moved(self, call: Call, step: Obtain | Supply) -> Resumed:
         """Move a large value, on a channel as calling threads have."""

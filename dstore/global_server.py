@@ -23,8 +23,8 @@ from dstore.transport.router import Router
 
 log = logging.getLogger("dstore.global")
 
-DRAIN_MAX = 1000
-"""Messages taken in one go before timers get their turn."""
+FINISH_MAX = 1000
+"""Messages that have arrived before the end, and are taken as any others."""
 FINISH_SLACK = 0.5
 """Seconds beyond one lease in which the last answers must have been given."""
 
@@ -152,10 +152,9 @@ class Global:
         assert self._router is not None
         self._server = threading.current_thread()
         try:
-            with self._router.woken_by_signals():
-                while not self._stopping.is_set():
-                    self._turn(self._router)
-                self._finish(self._router)
+            while not self._stopping.is_set():
+                self._turn(self._router, self._state.wake_at)
+            self._finish(self._router)
         finally:
             self._release()
             self._ended.set()
@@ -205,19 +204,14 @@ class Global:
 
     # ---- the loop -------------------------------------------------------------------------
 
-    def _turn(self, router: Router) -> None:
-        """Wait until something has arrived or is due, and do it."""
-        router.wait(self._state.wake_at - clock.now())
-        self._drain(router)
-
-    def _drain(self, router: Router) -> None:
-        for _ in range(DRAIN_MAX):
-            arrived = router.receive()
-            if arrived is None:
-                break
+    def _turn(self, router: Router, until: float) -> bool:
+        """Take one message, if one comes in time; do what is due. Whether one came."""
+        arrived = router.receive(until - clock.now())
+        if arrived is not None:
             self._guarded(self._take, router, *arrived)
         if clock.now() >= self._state.wake_at:
             self._guarded(self._tick, router)
+        return arrived is not None
 
     def _guarded(self, step: Callable[..., None], *arguments: Any) -> None:
         """A bug of ours, met over one message, must not end the service of all others."""
@@ -248,12 +242,13 @@ class Global:
 
     def _finish(self, router: Router) -> None:
         """Answer what has arrived and what waits for acknowledgements; take no new writes."""
-        self._drain(router)
+        for _ in range(FINISH_MAX):
+            if not self._turn(router, 0.0):
+                break
         self._state.close()
         end = clock.now() + self._lease + FINISH_SLACK
         while not self._state.idle and clock.now() < end:
-            router.wait(min(self._state.wake_at, end) - clock.now())
-            self._drain(router)
+            self._turn(router, min(self._state.wake_at, end))
 
     def _refuse(self, router: Router, route: bytes, error: BadMessage) -> None:
         self._state.counters["malformed"] += 1

@@ -12,8 +12,8 @@ import logging
 import threading
 import time
 import weakref
-from collections.abc import Callable, Mapping
-from typing import Generic, NamedTuple, Protocol, TypeVar
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from dstore import clock, content, reentrancy, wire
 from dstore.background import signals_left_to_this_thread
@@ -30,6 +30,7 @@ from dstore.messages import (
     REPLIES,
     Buffer,
     Chunk,
+    Found,
     Get,
     GetReply,
     Key,
@@ -173,16 +174,18 @@ class Local:
 
         RuntimeError as for :meth:`work`.
         """
-        return self._called(lambda: self._run(start, Moving(bodies, progress)))
+        result: T = self._called(self._run, start, bodies, progress)
+        return result
 
     def work(self, do: Callable[[LocalState, LargeValues], T]) -> T:
         """Call a function that takes its time. Raises what it raises.
 
         RuntimeError if the thread is in the middle of a call: in a destructor or signal handler.
         """
-        return self._called(lambda: do(self.state, self.large))
+        result: T = self._called(do, self.state, self.large)
+        return result
 
-    def _called(self, do: Callable[[], T]) -> T:
+    def _called(self, do: Callable[..., Any], *arguments: Any) -> Any:
         me = threading.get_ident()
         if me in reentrancy.inside or me == self._thread.ident:
             raise RuntimeError(
@@ -191,7 +194,7 @@ class Local:
             )
         try:
             reentrancy.inside[me] = self
-            return do()
+            return do(*arguments)
         finally:
             reentrancy.inside.pop(me, None)
             if self._closer == me:
@@ -200,7 +203,8 @@ class Local:
     def _run(
         self,
         start: Callable[[LocalState, float], Operation[T]],
-        large: Moving,
+        bodies: Mapping[bytes, Body],
+        progress: Progress | None,
     ) -> T:
         channel: Channel | None = None
         done = False
@@ -212,17 +216,18 @@ class Local:
                 operation = start(self.state, now)
                 step = self._advance(operation, None)
             while not isinstance(step, Ended):
-                if not isinstance(step, Until):
-                    channel = channel or self._link.channels.take()
-                    resumed = self._carry_out(channel, step, large)
-                    with self._lock:
-                        self._check_open()
-                        step = self._advance(operation, resumed._replace(now=clock.now()))
+                if isinstance(step, Until):
+                    resumed = self._wait(step)
                 else:
-                    self._wait(step)
-                    with self._lock:
-                        self._check_open()
-                        step = self._advance(operation, Resumed(clock.now()))
+                    channel = channel or self._link.channels.take()
+                    if isinstance(step, Ask):
+                        resumed = self._ask(channel, step)
+                    else:
+                        resumed = self._carry_out(channel, step, Moving(bodies, progress))
+                with self._lock:
+                    self._check_open()
+                    resumed.now = clock.now()
+                    step = self._advance(operation, resumed)
             done = True
             result: T = step.value
             return result
@@ -254,7 +259,7 @@ class Local:
         finally:
             self._tell_waiting()
 
-    def _wait(self, step: Until) -> None:
+    def _wait(self, step: Until) -> Resumed:
         """Return when what the operation waits for may be there, or it has waited enough.
 
         Not with a Condition: Ctrl-C within its wait may leave it without the lock that its caller
@@ -266,13 +271,14 @@ class Local:
             with self._lock:
                 now = clock.now()
                 if self._stopping or now >= step.until or step.predicate(now):
-                    return
+                    return Resumed(now)
                 self._waiters.append(waiter)
             waiter.acquire(timeout=min(step.until - now, WAIT_MAX))
 
     def _tell_waiting(self) -> None:
         """Something may have changed: wake whom it concerns. With the lock, as the next one."""
-        self._wake_waiters()
+        if self._waiters:
+            self._wake_waiters()
         if self.driver is not None:
             self.driver.stir()
         self._rouse()
@@ -288,11 +294,8 @@ class Local:
             self._asleep_until = float("-inf")
             self._control.wake()
 
-    def _carry_out(self, channel: Channel, step: Ask | Obtain | Supply, large: Moving) -> Resumed:
-        """Do what an operation has to wait for, without the lock."""
-        if isinstance(step, Ask):
-            reply, sent = self._ask(channel, step)
-            return Resumed(0, reply, sent)
+    def _carry_out(self, channel: Channel, step: Obtain | Supply, large: Moving) -> Resumed:
+        """Move a large value, without the lock."""
         request = step.envelope[2]
         told = large.told(step.stored.size)
 
@@ -315,15 +318,15 @@ class Local:
             raise ValueCorrupt("the value was damaged on its way, or at Global") from None
         return Resumed(0)
 
-    def _ask(self, channel: Channel, step: Ask) -> tuple[Reply | None, bool]:
-        """Send a request; the reply that bears its number, if it comes in time; whether it left."""
+    def _ask(self, channel: Channel, step: Ask) -> Resumed:
+        """Send a request, and wait for the reply that bears its number, without the lock."""
         request = step.message
         if not channel.send(wire.encode(request), step.until - clock.now()):
-            return None, False
+            return Resumed(0)
         reply = self._reply(channel, request.request, step.until, self._check_open)
         if reply is not None:
             verify(request, reply)
-        return reply, True
+        return Resumed(0, reply, True)
 
     def _move(
         self,
@@ -565,9 +568,12 @@ class Local:
 
 def verify(request: Request, reply: Reply) -> None:
     """Raise ValueCorrupt if a value that came does not hash to its content address."""
-    if isinstance(request, (Get, Wait)) and isinstance(reply, GetReply):
-        pairs = zip([request.key] if isinstance(request, Wait) else request.keys, reply.items)
-    elif isinstance(request, Set) and isinstance(reply, SetReply):
+    pairs: Iterable[tuple[Key, Found | None]]
+    if type(reply) is GetReply and type(request) is Get:
+        pairs = zip(request.keys, reply.items)
+    elif type(reply) is GetReply and type(request) is Wait:
+        pairs = zip([request.key], reply.items)
+    elif type(reply) is SetReply and type(request) is Set:
         pairs = zip((item.key for item in request.items), (each.found for each in reply.items))
     else:
         return

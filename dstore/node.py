@@ -157,18 +157,28 @@ class Node:
 
     # ---- reading --------------------------------------------------------------------------
 
-    def get(self, key: str | bytes, default: Any = RAISE, *, stale_ok: bool | None = None) -> Any:
+    def get(self, key: str | bytes, default: Any = RAISE, stale_ok: bool | None = None) -> Any:
         """The value of ``key``, from the cache if it is there, else from Global.
 
         An array comes read-only, over memory that the processes of this host share, and so do
         bytes of more than 1 MiB, as a memoryview. Raises KeyMissing if nobody holds the key and no
         ``default`` is given.
         """
-        entry = self._hit(key)
-        if entry is not None:
-            value = entry.value
-            return value if type(value) is not Stored else self._verbs.opened(entry)
-        return self._do(self._verbs.get(key, default, stale_ok))
+        # A hit, step by step as in _hit: a call less, for what is done most often. (For the same
+        # reason ``stale_ok`` is not keyword-only: Python looks such defaults up in each call.)
+        state = self._state
+        entries = state.entries
+        lease_end = state.lease_end
+        try:
+            entry = entries[key]  # type: ignore[index]  # bytes are asked for by name
+        except (KeyError, TypeError):  # not here, or no key at all
+            return self._do(self._verbs.get(key, default, stale_ok))
+        if clock.now() >= lease_end:
+            return self._do(self._verbs.get(key, default, stale_ok))
+        entry.visited = True
+        self._verbs.hits += 1
+        value = entry.value
+        return value if type(value) is not Stored else self._verbs.opened(entry)
 
     def lookup(self, key: str | bytes, *, stale_ok: bool | None = None) -> Lookup:
         """Like :meth:`get`, and tells who answered. Raises KeyMissing."""

@@ -35,6 +35,8 @@ def key_text(key: str | bytes) -> Key:
 
 
 def key_name(key: str | bytes) -> Key:
+    if type(key) is str and key.isascii() and 0 < len(key) <= config.KEY_BYTES_MAX:
+        return key  # as most keys are
     text = key_text(key)
     size = key_bytes(text)
     if not 1 <= size <= config.KEY_BYTES_MAX:

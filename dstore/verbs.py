@@ -108,14 +108,16 @@ class Verbs:
         progress: Progress | None = None,
     ) -> Verb[dict[Key, Answer]]:
         stale = self.stale_ok if stale_ok is None else stale_ok
-        wanted = set(keys)
+        wanted = dict.fromkeys(keys)
         answers: dict[Key, Answer] = yield Run(
             lambda state, now: operations.get(
                 state, wanted, now, now + self.timeout, stale, bodies, into
             ),
             progress=progress,
         )
-        hits = sum(answer.from_local for answer in answers.values())
+        hits = 0
+        for answer in answers.values():
+            hits += answer.from_local
         self.hits += hits
         self.misses += len(wanted) - hits
         return answers

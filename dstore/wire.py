@@ -10,7 +10,7 @@ wrong with it, the one exception is BadMessage.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import msgpack
 
@@ -65,9 +65,14 @@ VERSION = 3
 PREFIX = MAGIC + bytes([VERSION])
 
 CODEC_NAME_MAX = 64
+COPIED_QUICKLY = 4096
+"""A frame of fewer bytes is copied more quickly than it is viewed."""
+PACKED_USUALLY = 1024
+"""Bytes that are reserved to pack a message; more are taken when it needs them."""
 _ASCII_KEY_SAFE = KEY_BYTES_MAX // 4  # so few characters fit whatever they are
 
 T = TypeVar("T")
+N = TypeVar("N", bound=NamedTuple)
 Check = Callable[[Any], Any]
 
 
@@ -152,25 +157,27 @@ def _list(check: Callable[[Any], T]) -> Callable[[Any], list[T]]:
 
 
 def _batch(check: Callable[[Any], T]) -> Callable[[Any], list[T]]:
-    checked = _list(check)
-
-    def bounded(field: Any) -> list[T]:
-        if type(field) is list and not 1 <= len(field) <= KEYS_PER_MESSAGE_MAX:
+    def checked(field: Any) -> list[T]:
+        if type(field) is not list:
+            raise BadMessage(f"expected a list, got {_shown(field)}")
+        if not 1 <= len(field) <= KEYS_PER_MESSAGE_MAX:
             raise BadMessage(f"1 to {KEYS_PER_MESSAGE_MAX} keys in one message, not {len(field)}")
-        return checked(field)
+        return [check(item) for item in field]
 
-    return bounded
+    return checked
 
 
 def _optional(check: Callable[[Any], T]) -> Callable[[Any], T | None]:
     return lambda field: None if field is None else check(field)
 
 
-def _record(make: Callable[..., T], *checks: Check) -> Callable[[Any], T]:
-    def checked(field: Any) -> T:
+def _record(kind: type[N], *checks: Check) -> Callable[[Any], N]:
+    make = kind._make
+
+    def checked(field: Any) -> N:
         if type(field) is not list or len(field) != len(checks):
             raise BadMessage(f"expected a record of {len(checks)} fields, got {_shown(field)}")
-        return make(*[check(item) for check, item in zip(checks, field)])
+        return make([check(item) for check, item in zip(checks, field)])
 
     return checked
 
@@ -228,9 +235,32 @@ def _data(field: Any) -> Buffer:
 
 _keys = _batch(_key)
 _large = _record(Large, _size, _digest)
-_stored = _record(Stored, _id16, _codec, _body)
+_any_stored = _record(Stored, _id16, _codec, _body)
+
+
+def _stored(field: Any) -> Stored:
+    """A value. What most replies have, a small one, is looked at more quickly."""
+    if type(field) is list and len(field) == 3:
+        token, codec, body = field
+        if type(body) is bytes and type(token) is bytes and len(token) == 16:
+            _codec(codec)
+            return Stored._make(field)
+    return _any_stored(field)
+
+
 _upload = _record(Stored, _id16, _codec, _large)
-_found = _optional(_record(Found, _uint, _bool, _stored))
+_any_found = _optional(_record(Found, _uint, _bool, _stored))
+
+
+def _found(field: Any) -> Found | None:
+    """The same of what is found."""
+    if type(field) is list and len(field) == 3:
+        seq, cacheable, stored = field
+        if type(seq) is int and seq >= 0 and type(cacheable) is bool:
+            return Found._make((seq, cacheable, _stored(stored)))
+    return _any_found(field)
+
+
 _set_result = _record(SetResult, _enum(SetStatus), _uint, _bool, _found, _uint, _uint)
 _del_result = _record(DelResult, _enum(DelStatus), _uint, _uint, _uint, _uint)
 _asked = (_uint, _uint, _uint)  # epoch, session, request
@@ -275,14 +305,14 @@ _NUMBER: dict[type[Message], int] = {
 
 
 _WITH_DATA = (Stage, Chunk)
+_NUMBERS_WITH_DATA = [bytes([_NUMBER[kind]]) for kind in _WITH_DATA]
 
 
 def encode(message: Message) -> bytes:
     """The frame of a message; of one with data the first frame, without the data."""
     fields = message[:-1] if type(message) in _WITH_DATA else message
-    packed: bytes = msgpack.packb(
-        (_NUMBER[type(message)], *fields), unicode_errors="surrogateescape"
-    )
+    packer = msgpack.Packer(unicode_errors="surrogateescape", buf_size=PACKED_USUALLY)
+    packed: bytes = packer.pack((_NUMBER[type(message)], *fields))
     return PREFIX + packed
 
 
@@ -292,6 +322,11 @@ def topic(kind: type[Publication | Settled]) -> bytes:
     return PREFIX + bytes([0x90 | 1 + len(checks), number])
 
 
+def with_data(frame: bytes) -> bool:
+    """Whether a message that begins with this frame has a second one, if it is well-formed."""
+    return frame[4:5] in _NUMBERS_WITH_DATA
+
+
 def data_of(message: Message) -> Buffer | None:
     """The second frame of a message, if it has one."""
     return message.data if isinstance(message, _WITH_DATA) else None
@@ -299,17 +334,19 @@ def data_of(message: Message) -> Buffer | None:
 
 def decode_to_global(frame: Buffer, data: Buffer | None = None) -> ToGlobal:
     """The message in a frame that a Local sent. Raises BadMessage."""
-    return _decode(frame, data, _TO_GLOBAL)
+    message: ToGlobal = _decode(frame, data, _TO_GLOBAL)
+    return message
 
 
 def decode_to_local(frame: Buffer, data: Buffer | None = None) -> ToLocal:
     """The message in a frame that Global sent. Raises BadMessage."""
-    return _decode(frame, data, _TO_LOCAL)
+    message: ToLocal = _decode(frame, data, _TO_LOCAL)
+    return message
 
 
 def _decode(
-    frame: Buffer, data: Buffer | None, table: dict[int, tuple[type[T], tuple[Check, ...]]]
-) -> T:
+    frame: Buffer, data: Buffer | None, table: dict[int, tuple[type[Any], tuple[Check, ...]]]
+) -> Any:
     number, *fields = _unpack(frame)
     kind, checks = _lookup(table, number)
     try:
@@ -319,19 +356,20 @@ def _decode(
             fields.append(data)
         if len(fields) != len(checks):
             raise BadMessage(f"expected {len(checks)} fields, got {len(fields)}")
-        return kind(*[check(field) for check, field in zip(checks, fields)])
+        return kind._make([check(field) for check, field in zip(checks, fields)])
     except BadMessage as error:
         raise _malformed(kind, fields, error) from None
 
 
 def _unpack(frame: Buffer) -> list[Any]:
-    if frame[:2] != MAGIC:
-        raise BadMessage("not a frame of dstore")
-    if frame[2:3] != PREFIX[2:]:
+    if frame[:3] != PREFIX:
+        if frame[:2] != MAGIC:
+            raise BadMessage("not a frame of dstore")
         version = frame[2] if len(frame) > 2 else "none"
         raise OtherVersion(f"protocol version {version} is not spoken here, only {VERSION}")
+    packed = frame[3:] if len(frame) < COPIED_QUICKLY else memoryview(frame)[3:]
     try:
-        fields = msgpack.unpackb(memoryview(frame)[3:], unicode_errors="surrogateescape")
+        fields = msgpack.unpackb(packed, unicode_errors="surrogateescape")
     except Exception as error:  # whatever msgpack makes of bytes that anybody may have sent
         raise BadMessage(f"not msgpack: {error}") from None
     if type(fields) is not list or not fields:
@@ -340,8 +378,8 @@ def _unpack(frame: Buffer) -> list[Any]:
 
 
 def _lookup(
-    table: dict[int, tuple[type[T], tuple[Check, ...]]], number: Any
-) -> tuple[type[T], tuple[Check, ...]]:
+    table: dict[int, tuple[type[Any], tuple[Check, ...]]], number: Any
+) -> tuple[type[Any], tuple[Check, ...]]:
     if type(number) is int and number in table:
         return table[number]
     raise BadMessage(f"unknown operation {_shown(number)}")

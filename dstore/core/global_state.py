@@ -113,18 +113,21 @@ class GlobalState:
             value_limit,
         )
         self._drop_at = NEVER
+        # What only reads settles nothing, and brings nothing forward.
+        self._readers: dict[type, Callable[..., None]] = {
+            Get: self._on_get,
+            Scan: self._on_scan,
+            Stats: self._on_stats,
+            Fetch: self._on_fetch,
+        }
         self._handlers: dict[type, Callable[..., None]] = {
             Hello: self._on_hello,
             Sync: self._on_sync,
             Ack: self._on_ack,
             Goodbye: self._on_goodbye,
-            Get: self._on_get,
             Wait: self._on_wait,
             Set: self._on_set,
             Del: self._on_del,
-            Scan: self._on_scan,
-            Stats: self._on_stats,
-            Fetch: self._on_fetch,
             Stage: self._on_stage,
             Unstage: self._on_unstage,
         }
@@ -151,6 +154,10 @@ class GlobalState:
         """Take one message. ``now`` must have been read after the message arrived: a lease
         counted from earlier would end here before its Local gives it up.
         """
+        reader = self._readers.get(type(message))
+        if reader is not None:
+            reader(route, message, now)
+            return self._out.take()
         self._handlers[type(message)](route, message, now)
         self._settle(now)
         self.wake_at = min(self.wake_at, self._next_wake(now))
@@ -303,15 +310,16 @@ class GlobalState:
         session = self._session(route, message)
         if session is None:
             return
-        self.counters["gets"] += len(message.keys)
+        self._out.counters["gets"] += len(message.keys)
         items: list[Found | None] = []
         room = BATCH_BYTES_MAX
         for key in message.keys:
             found = self._read(key, session)
             items.append(found)
-            room -= found.stored.inline if found else 0
-            if room <= 0:
-                break
+            if found is not None:
+                room -= found.stored.inline
+                if room <= 0:
+                    break
         self._out.send(route, GetReply(self.epoch, session.id, message.request, items))
 
     def _read(self, key: Key, session: Session) -> Found | None:

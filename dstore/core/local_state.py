@@ -405,7 +405,7 @@ class LocalState:
 
     # ---- the cache ------------------------------------------------------------------------
 
-    def hit(self, key: Key, now: float, *, stale_ok: bool = False) -> Entry | None:
+    def hit(self, key: Key, now: float, stale_ok: bool = False) -> Entry | None:
         """The entry of ``key``, if the lease is valid at ``now``."""
         entry = self.entries.get(key)
         if entry is None or not (now < self.lease_end or stale_ok):
@@ -413,7 +413,7 @@ class LocalState:
         entry.visited = True
         return entry
 
-    def begin_fill(self, key: Key, into: list[Fill], *, reading: bool = False) -> None:
+    def begin_fill(self, key: Key, into: list[Fill], reading: bool = False) -> None:
         """A request for ``key`` (``reading``: a GET) is about to be sent in this session.
 
         The fill is put ``into`` the list of the caller, who has to end it, before it is noted
@@ -421,11 +421,18 @@ class LocalState:
         """
         fill = Fill(key, self.epoch, self.session, reading)
         into.append(fill)
-        self._fills.setdefault(key, []).append(fill)
+        others = self._fills.get(key)
+        if others is None:
+            self._fills[key] = [fill]
+        else:
+            others.append(fill)
 
     def reading(self, key: Key) -> Fill | None:
         """A GET of ``key`` that is in flight. (A write may wait long for others.)"""
-        return next((fill for fill in self._fills.get(key, ()) if fill.reading), None)
+        for fill in self._fills.get(key, ()):
+            if fill.reading:
+                return fill
+        return None
 
     def finish_fill(self, fill: Fill, found: Found, held: Held | None = None) -> Entry | None:
         """A reply has come: store its value, if it may be. The entry, or None.
@@ -456,12 +463,12 @@ class LocalState:
 
     def end_fill(self, fill: Fill) -> None:
         """The request has ended, answered or given up: nothing that comes later is stored."""
-        fill.done = True
-        fills = self._fills.get(fill.key, [])
-        if fill in fills:
+        fills = self._fills.get(fill.key)
+        if fills is not None and fill in fills:
             fills.remove(fill)
             if not fills:
                 del self._fills[fill.key]
+        fill.done = True  # last: until then an interrupted call ends it once more
 
     def unstage(self, token: bytes) -> None:
         """An upload is given up."""

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import zmq
 
+from dstore import wire
 from dstore.background import signals_left_to_this_thread
 from dstore.errors import GlobalUnavailable, NodeClosed
 from dstore.messages import Buffer
@@ -89,7 +90,8 @@ class Channel:
         self._limit(zmq.RCVTIMEO, timeout)
         try:
             frame: bytes = self._socket.recv()
-            return frame, rest_of(self._socket)
+            # That is all of most messages, and to ask ZeroMQ takes a while.
+            return frame, rest_of(self._socket) if wire.with_data(frame) else None
         except zmq.Again:
             return None
         except zmq.ContextTerminated:

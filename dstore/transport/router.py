@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from contextlib import AbstractContextManager
 
 import zmq
 
@@ -11,12 +10,19 @@ from dstore.config import INLINE_BYTES_MAX
 from dstore.messages import Buffer
 from dstore.transport import addresses
 from dstore.transport.channel import rest_of
-from dstore.transport.waker import Waker
 
 FRAME_BYTES_MAX = 4 * INLINE_BYTES_MAX
 """A connection that sends more in one frame is cut: it is not one of ours."""
 LINGER_MS = 1000
 """How long closing waits for the last replies to leave."""
+RECEIVE_MAX = 0.5
+"""Seconds of waiting in one go. A signal that comes in the instant before a wait begins is noticed
+by Python only after it.
+"""
+_NOW = int(zmq.NOBLOCK)
+_MORE = int(zmq.NOBLOCK | zmq.SNDMORE)
+_WAKE_UP = b"wake-up"
+"""Where, and as whom, a thread says that the other one is not to wait any more."""
 
 
 class Router:
@@ -27,7 +33,6 @@ class Router:
 
     def __init__(self, address: str, publisher: str | None) -> None:
         addresses.check(address, bind=True)
-        self._waker = Waker()
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._router = self._context.socket(zmq.ROUTER)
         self._pub = self._context.socket(zmq.PUB)
@@ -38,28 +43,29 @@ class Router:
             self.address = addresses.bind(self._router, address)
             wanted = publisher or addresses.publisher_default(address)
             self.publisher = addresses.bind(self._pub, wanted)
+            self._router.bind(f"inproc://{_WAKE_UP.decode()}")
         except BaseException:
             self.close()
             raise
         self.advertised = addresses.advertised(self.publisher, self.address)
-        self._poller = zmq.Poller()
-        self._poller.register(self._router, zmq.POLLIN)
-        self._poller.register(self._waker.fileno(), zmq.POLLIN)
+        self._timeout_ms = -1
 
-    def wait(self, timeout: float) -> None:
-        """Wait for a frame or a wake-up, at most ``timeout`` seconds (may be infinite)."""
-        milliseconds = None if timeout == math.inf else max(0, math.ceil(timeout * 1000))
-        if any(ready == self._waker.fileno() for ready, _ in self._poller.poll(milliseconds)):
-            self._waker.drain()
+    def receive(self, timeout: float) -> tuple[bytes, bytes, Buffer | None] | None:
+        """The route, the frame and the second frame (or None) of what comes next.
 
-    def receive(self) -> tuple[bytes, bytes, Buffer | None] | None:
-        """The route, the frame and the second frame (or None) of what has arrived, or None."""
+        None if nothing comes within ``timeout`` seconds (of which it may take fewer).
+        """
+        milliseconds = math.ceil(max(0.0, min(timeout, RECEIVE_MAX)) * 1000)
+        if milliseconds != self._timeout_ms:
+            self._timeout_ms = milliseconds
+            self._router.setsockopt(zmq.RCVTIMEO, milliseconds)
         try:
-            route: bytes = self._router.recv(zmq.NOBLOCK)
+            route: bytes = self._router.recv()
         except zmq.Again:
             return None
-        frame: bytes = self._router.recv() if self._router.getsockopt(zmq.RCVMORE) else b""
-        return route, frame, rest_of(self._router)
+        frame: bytes = self._router.recv()
+        data = rest_of(self._router)
+        return None if route == _WAKE_UP else (route, frame, data)
 
     def send(self, route: bytes, frame: bytes, data: Buffer | None = None) -> None:
         """Send a frame (and ``data`` as another, from where it lies). It is dropped if the peer
@@ -67,25 +73,30 @@ class Router:
         """
         try:
             if data is None:
-                self._router.send_multipart((route, frame), zmq.NOBLOCK)
+                self._router.send(route, _MORE)
+                self._router.send(frame, _NOW)
             else:
-                self._router.send_multipart((route, frame, data), zmq.NOBLOCK, copy=False)
+                self._router.send_multipart((route, frame, data), _NOW, copy=False)
         except (zmq.Again, OSError):
             return  # the requester sends again
 
     def publish(self, frame: bytes) -> None:
         """Send a frame to all who listen. Those that do not keep up miss it."""
-        self._pub.send(frame, zmq.NOBLOCK)
+        self._pub.send(frame, _NOW)
 
     def wake(self) -> None:
-        self._waker.wake()
-
-    def woken_by_signals(self) -> AbstractContextManager[None]:
-        return self._waker.woken_by_signals()
+        """Make :meth:`receive` return soon. From any thread or signal handler."""
+        try:
+            with self._context.socket(zmq.DEALER) as sock:
+                sock.setsockopt(zmq.LINGER, LINGER_MS)
+                sock.setsockopt(zmq.ROUTING_ID, _WAKE_UP)
+                sock.connect(f"inproc://{_WAKE_UP.decode()}")
+                sock.send(b"", _NOW)
+        except zmq.ZMQError:  # it is closed; or it will return by itself
+            pass
 
     def close(self) -> None:
         """Let the last replies leave, then free the ports."""
         self._router.close()
         self._pub.close()
         self._context.term()
-        self._waker.close()

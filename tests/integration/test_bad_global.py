@@ -55,8 +55,7 @@ class FakeGlobal:
 
     def _serve(self) -> None:
         while not self._done.is_set():
-            self._router.wait(PATIENCE)
-            while frames := self._router.receive():
+            if frames := self._router.receive(PATIENCE):
                 for frame in self.noise:
                     self._router.publish(frame)
                     self._router.send(frames[0], frame)

@@ -263,7 +263,7 @@ def test_a_fault_of_ours_does_not_end_the_service(
     one = node()
     one.set("k", "v")
     raw.join()
-    free_global._state._handlers[Get] = fail
+    free_global._state._readers[Get] = fail
     raw.socket.send(wire.encode(Get(raw.epoch, raw.session, 1, ["k"])))
     assert failed.wait(PATIENCE)
     one.set("l", "v")  # answered by the same thread, after it has logged

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
+from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias, TypeVar
 
 from dstore.core.cache import Held
@@ -54,7 +55,8 @@ class Supply(NamedTuple):
     patience: float
 
 
-class Resumed(NamedTuple):
+@dataclass(slots=True)
+class Resumed:
     """What came of a step. ``now`` was read under the lock. ``sent``: the request left us.
 
     ``held`` came of Obtain, unless all has gone ``into`` somewhere; ``failed`` is why it, or
@@ -182,4 +184,5 @@ def note_refusal(state: LocalState, refused: Refused, now: float) -> None:
 
 def end_fills(state: LocalState, fills: list[Fill]) -> None:
     for fill in fills:
-        state.end_fill(fill)
+        if not fill.done:
+            state.end_fill(fill)

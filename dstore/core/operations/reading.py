@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
@@ -91,32 +90,99 @@ def get(
     Without ``bodies`` nobody obtains the bytes of large values. ``into`` takes the bytes of one
     that would else fill the private memory of this process.
     """
+    wanted = dict.fromkeys(keys)
+    how = _How(bodies, into)
+    if len(wanted) == 1:
+        return _get_one(state, next(iter(wanted)), now, deadline, stale_ok, how)
+    return _get_many(state, wanted, {}, now, deadline, stale_ok, how)
+
+
+def _get_one(
+    state: LocalState, key: Key, now: float, deadline: float, stale_ok: bool, how: _How
+) -> Operation[dict[Key, Answer]]:
+    """The value of one key, with the one request that is usually all it takes.
+
+    Whatever stands in its way (no session, a lapsed lease, another thread that asks for the key, a
+    large value that has gone), :func:`_get_many` knows what to do.
+    """
+    gone: dict[Key, int] = {}
+    span = deadline - now
+    trusted = now < state.lease_end or stale_ok or key not in state.entries
+    if state.session and trusted and span > 0 and state.reading(key) is None:
+        entry = state.hit(key, now, stale_ok)
+        if entry is not None:
+            return {key: Answer(entry, None, True)}
+        fills: list[Fill] = []
+        try:
+            state.begin_fill(key, fills, True)
+            message = Get(state.epoch, state.session, state.next_request(), [key])
+            now, reply = yield from exchange(state, message, GetReply, now, deadline)
+            found = _only(reply)
+            if found is None:
+                return {}
+            if type(found.stored.body) is not Large:
+                return {key: Answer(state.finish_fill(fills[0], found), found.stored, False)}
+            if not how.bodies:
+                return {key: Answer(None, found.stored, False)}
+            resumed = yield Obtain(envelope(state), found.stored, span, how.into)
+            now, deadline = resumed.now, resumed.now + span
+            if resumed.failed is None:
+                return {key: _taken(state, fills[0], found, resumed.held)}
+            _not_obtained(state, resumed, key, gone)
+        except SessionLost as lost:
+            now = lost.now
+        except Unanswered as ended:
+            raise failure(state, ended) from None
+        finally:
+            end_fills(state, fills)
+    return (yield from _get_many(state, {key: None}, gone, now, deadline, stale_ok, how))
+
+
+def _only(reply: GetReply) -> Found | None:
+    """What was found of the one key that was asked for."""
+    if len(reply.items) != 1:
+        raise RequestRefused(f"Global answered a GET of one key with {len(reply.items)} values")
+    return reply.items[0]
+
+
+def _get_many(
+    state: LocalState,
+    wanted: dict[Key, None],
+    gone: dict[Key, int],
+    now: float,
+    deadline: float,
+    stale_ok: bool,
+    how: _How,
+) -> Operation[dict[Key, Answer]]:
+    """The values of keys. ``gone`` counts how often a large one was gone before it had come."""
     answers: dict[Key, Answer] = {}
     span = deadline - now
-    wanted = dict.fromkeys(keys)
     waited: set[Key] = set()
-    gone: Counter[Key] = Counter()
     while wanted:
         if now >= state.lease_end and not stale_ok and any(key in state.entries for key in wanted):
             now = yield from _renewed(state, now, deadline)
+        asked: list[Key] = []
+        joined: list[Fill] = []
         for key in list(wanted):
-            entry = state.hit(key, now, stale_ok=stale_ok)
+            entry = state.hit(key, now, stale_ok)
             if entry is not None:
                 answers[key] = Answer(entry, None, True)
                 del wanted[key]
-        under_way = {key: fill for key in wanted if (fill := state.reading(key))}
-        joined = {key: fill for key, fill in under_way.items() if key not in waited}
-        asked = [key for key in wanted if key not in joined][:KEYS_PER_MESSAGE_MAX]
+            elif (fill := state.reading(key)) is None or key in waited:
+                asked.append(key)
+            else:
+                joined.append(fill)
         if asked:
-            left = len(wanted), gone.total()
-            how = _How(bodies, into)
-            now = yield from _fetch(state, asked, wanted, answers, gone, how, now, deadline)
-            if (len(wanted), gone.total()) != left:
+            del asked[KEYS_PER_MESSAGE_MAX:]
+            answered, now = yield from _fetch(
+                state, asked, wanted, answers, gone, how, now, deadline
+            )
+            if answered:
                 deadline = now + span  # what is left is another message, with its own time
         elif joined:
-            waited.update(joined)
+            waited.update(fill.key for fill in joined)
             patience = now + min((deadline - now) / 2, JOIN_MAX)
-            now = (yield Until(_ended(joined.values()), patience)).now
+            now = (yield Until(_ended(joined), patience)).now
             check_time(state, now, deadline)
     return answers
 
@@ -128,7 +194,7 @@ def wait(
 
     ``patience`` is how many seconds Global may take to answer beyond what it is to wait.
     """
-    gone: Counter[Key] = Counter()
+    gone: dict[Key, int] = {}
     while True:
         entry = state.hit(key, now)
         if entry is not None:
@@ -136,7 +202,7 @@ def wait(
         wanted: dict[Key, None] = {key: None}
         answers: dict[Key, Answer] = {}
         how = _How(wait=max(WAIT_MIN, min(WAIT_ROUND, deadline - now)))
-        now = yield from _fetch(state, [key], wanted, answers, gone, how, now, now + patience)
+        _, now = yield from _fetch(state, [key], wanted, answers, gone, how, now, now + patience)
         if key in answers:
             return answers[key]
         if now >= deadline and not wanted:
@@ -169,48 +235,40 @@ def _fetch(
     keys: list[Key],
     wanted: dict[Key, None],
     answers: dict[Key, Answer],
-    gone: Counter[Key],
+    gone: dict[Key, int],
     how: _How,
     now: float,
     deadline: float,
-) -> Operation[float]:
-    """Ask Global for keys; strike off ``wanted`` those that it answered. The time after that.
+) -> Operation[tuple[bool, float]]:
+    """Ask Global for keys; strike off ``wanted`` those that it answered.
 
-    ``gone`` counts how often a large value was deleted or replaced before it had arrived.
+    Whether it answered at all, and the time after that.
     """
     span = deadline - now
     now = yield from ensure_joined(state, now, deadline)
+    answered = False
     fills: list[Fill] = []
     try:
         for key in keys:
-            state.begin_fill(key, fills, reading=not how.wait)  # nobody else is to wait for it
-        message: Request = Get(*envelope(state), keys)
-        pause = RESEND_FIRST
+            state.begin_fill(key, fills, not how.wait)  # nobody else is to wait for it
+        message: Request
         if how.wait:
             message = Wait(*envelope(state), keys[0], how.wait)
             deadline, pause = deadline + how.wait, RESEND_MAX
+        else:
+            message = Get(state.epoch, state.session, state.next_request(), keys)
+            pause = RESEND_FIRST
         now, reply = yield from exchange(state, message, GetReply, now, deadline, pause)
+        answered = True
         if not reply.items:
             raise RequestRefused("Global answered a GET with nothing at all")
-        large: list[tuple[Fill, Found]] = []
-        for fill, found in zip(fills, reply.items):
-            if how.bodies and found is not None and type(found.stored.body) is Large:
-                large.append((fill, found))
-                continue
-            del wanted[fill.key]
-            if found is not None:
-                small = type(found.stored.body) is not Large
-                entry = state.finish_fill(fill, found) if small else None
-                answers[fill.key] = Answer(entry, found.stored, False)
-            state.end_fill(fill)
-        for fill, found in large:
+        for fill, found in _large(state, zip(fills, reply.items), wanted, answers, how.bodies):
             if fill.done:
                 break  # the session ended; what is left is asked for anew
             resumed = yield Obtain(envelope(state), found.stored, span, how.into)
             now = resumed.now
             if resumed.failed is not None:
-                gone[fill.key] += 1
-                _not_obtained(state, resumed, gone[fill.key])
+                _not_obtained(state, resumed, fill.key, gone)
                 continue
             del wanted[fill.key]
             answers[fill.key] = _taken(state, fill, found, resumed.held)
@@ -221,7 +279,30 @@ def _fetch(
         raise failure(state, ended) from None
     finally:
         end_fills(state, fills)
-    return now
+    return answered, now
+
+
+def _large(
+    state: LocalState,
+    items: Iterable[tuple[Fill, Found | None]],
+    wanted: dict[Key, None],
+    answers: dict[Key, Answer],
+    bodies: bool,
+) -> list[tuple[Fill, Found]]:
+    """Take what has come, and strike it off. Those whose ``bodies`` are yet to come."""
+    large = []
+    for fill, found in items:
+        if found is not None:
+            entry = None
+            if type(found.stored.body) is not Large:
+                entry = state.finish_fill(fill, found)
+            elif bodies:
+                large.append((fill, found))
+                continue
+            answers[fill.key] = Answer(entry, found.stored, False)
+        del wanted[fill.key]
+        state.end_fill(fill)
+    return large
 
 
 def _taken(state: LocalState, fill: Fill, found: Found, held: Held | None) -> Answer:
@@ -232,14 +313,15 @@ def _taken(state: LocalState, fill: Fill, found: Found, held: Held | None) -> An
     return Answer(entry, found.stored._replace(body=held.view), False)
 
 
-def _not_obtained(state: LocalState, resumed: Resumed, times: int) -> None:
+def _not_obtained(state: LocalState, resumed: Resumed, key: Key, gone: dict[Key, int]) -> None:
     """A large value did not come. Returns if it may be asked for again."""
+    gone[key] = gone.get(key, 0) + 1
     refused = resumed.failed.refusal if resumed.failed else None
     if refused is None:
         raise unavailable(state)
     if refused.refusal is not Refusal.GONE:
         note_refusal(state, refused, resumed.now)
-    if times >= ROUNDS_MAX:
+    if gone[key] >= ROUNDS_MAX:
         raise RequestRefused(MOVED)
 
 
