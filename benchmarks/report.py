@@ -24,6 +24,7 @@ from benchmarks.wording import (
 HOW = """\
 All contenders of a workload take turns in one run, in an order that is rotated from round to
 round; the first round warms up. A ratio is computed round by round, and its median is what counts.
+For single reads all servers and clients are started anew a few times on the way.
 Given are medians, with the quarter points in brackets. Values have 100 bytes unless something else
 is said. Servers and clients are processes of one machine and talk over TCP on the loopback
 interface; `multiprocessing.Manager` alone has a Unix socket, as it has by default. The bare echo is

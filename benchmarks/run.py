@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -77,16 +78,30 @@ class Run:
         return found.blocks
 
     def compete(self, workload: str, prepare: Prepare, rounds: int) -> Blocks:
-        """All peers of a workload take turns; those that disturb others, by themselves."""
+        """All peers of a workload take turns; those that disturb others, by themselves.
+
+        They do so in several sittings, for which all servers and clients are started anew: where
+        the system has placed a process, it often leaves it, and that makes a difference.
+        """
         here = self.peers(workload)
-        groups = [[peer for peer in here if peer.quiet]]
-        groups += [[peer] for peer in here if not peer.quiet]
-        found: Blocks = {}
-        for group in groups:
-            with ExitStack() as stack:
-                contenders = self.prepared(workload, stack, group, prepare)
-                found.update(self.turns(workload, contenders, rounds))
+        quiet = [peer for peer in here if peer.quiet]
+        each = math.ceil(rounds / self.scale.sittings)
+        found = self._sitting(workload, quiet, prepare, each)
+        for _ in range(1, self.scale.sittings):
+            again = [peer for peer in quiet if peer.name in found]
+            more = self._sitting(workload, again, prepare, each)
+            found = {name: found[name] + blocks for name, blocks in more.items()}
+        for peer in here:
+            if not peer.quiet:
+                found.update(self._sitting(workload, [peer], prepare, rounds))
         return found
+
+    def _sitting(
+        self, workload: str, peers: Sequence[Peer], prepare: Prepare, rounds: int
+    ) -> Blocks:
+        with ExitStack() as stack:
+            contenders = self.prepared(workload, stack, peers, prepare)
+            return self.turns(workload, contenders, rounds)
 
     def prepared(
         self, workload: str, stack: ExitStack, peers: Iterable[Peer], prepare: Prepare

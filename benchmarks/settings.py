@@ -16,6 +16,8 @@ class Scale:
     name: str
     rounds: int
     """How often contenders take turns, after one warm-up."""
+    sittings: int
+    """Over which the rounds of single reads are spread."""
     hit_keys: int
     block: int
     """Operations of one contender in one round, where each goes to a server."""
@@ -53,6 +55,7 @@ class Scale:
 FULL = Scale(
     name="full",
     rounds=25,
+    sittings=3,
     hit_keys=10_000,
     block=400,
     batches=10,
@@ -81,6 +84,7 @@ FULL = Scale(
 QUICK = Scale(
     name="quick",
     rounds=5,
+    sittings=2,
     hit_keys=10_000,
     block=200,
     batches=5,
@@ -109,6 +113,7 @@ QUICK = Scale(
 TINY = Scale(
     name="tiny",
     rounds=1,
+    sittings=1,
     hit_keys=100,
     block=10,
     batches=1,

@@ -46,9 +46,9 @@ def hits(run: Run) -> None:
     def prepare(stack: ExitStack, peer: Peer) -> Contender:
         place = stack.enter_context(peer.serve())
         client = stack.enter_context(connected(peer, place))
-        trial = _held(client, "trial", TRIAL)
-        each = sum(client.timed(trial)) / TRIAL
-        asked = _held(client, "hit", max(TRIAL, min(run.scale.hit_keys, int(BLOCK_SECONDS / each))))
+        count = min(run.scale.hit_keys, _fitting(client, _held(client, "trial", TRIAL)))
+        asked = _held(client, "hit", count)
+        asked = asked[: _fitting(client, asked[:TRIAL])]  # with all of them it may be slower
         return _checked(peer, client, 0, lambda _: [client.mean_time(asked)])
 
     blocks = run.compete("hit", prepare, run.scale.rounds)
@@ -59,6 +59,11 @@ def hits(run: Run) -> None:
         if ours and (theirs := blocks.get(reference)):
             pairs = (ours, theirs) if goal == "hit" else (theirs, ours)
             run.goal(goal, paired(*pairs), ours, theirs)
+
+
+def _fitting(client: Client, keys: list[Any]) -> int:
+    """How many hits fit into a block."""
+    return max(TRIAL, int(BLOCK_SECONDS * len(keys) / sum(client.timed(keys))))
 
 
 def _checked(peer: Peer, client: Client, misses: int, block: Callable[[int], Block]) -> Contender:
