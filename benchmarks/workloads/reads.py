@@ -6,6 +6,8 @@ import random
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from itertools import cycle
+from statistics import median
 from typing import Any
 
 from benchmarks.measure import Block, Contender, flat, paired
@@ -48,8 +50,9 @@ def hits(run: Run) -> None:
         client = stack.enter_context(connected(peer, place))
         count = min(run.scale.hit_keys, _fitting(client, _held(client, "trial", TRIAL)))
         asked = _held(client, "hit", count)
-        asked = asked[: _fitting(client, asked[:TRIAL])]  # with all of them it may be slower
-        return _checked(peer, client, 0, lambda _: [client.mean_time(asked)])
+        size = min(count, _fitting(client, asked[:TRIAL]))  # of many it may be slower than of few
+        parts = cycle(asked[start : start + size] for start in range(0, count - size + 1, size))
+        return _checked(peer, client, 0, lambda _: [client.mean_time(next(parts))])
 
     blocks = run.compete("hit", prepare, run.scale.rounds)
     for who, found in blocks.items():
@@ -63,7 +66,7 @@ def hits(run: Run) -> None:
 
 def _fitting(client: Client, keys: list[Any]) -> int:
     """How many hits fit into a block."""
-    return max(TRIAL, int(BLOCK_SECONDS * len(keys) / sum(client.timed(keys))))
+    return max(TRIAL, int(BLOCK_SECONDS / median(client.timed(keys))))
 
 
 def _checked(peer: Peer, client: Client, misses: int, block: Callable[[int], Block]) -> Contender:
