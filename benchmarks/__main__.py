@@ -91,14 +91,16 @@ def _measure(run: Run, chosen: Sequence[Workload]) -> bool:
     return failed
 
 
-def _write(results: Results, folder: Path) -> None:
+def _write(found: Results, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
+    text = found.to_json()
+    (folder / JSON).write_text(text, encoding="utf-8")
+    results = Results.from_json(text)  # rounded, so that the same is written whenever it is
     pictures: list[str] = []
     if plots.available():
         pictures = plots.draw(results, folder)
     else:
         _say("There are no pictures, for want of matplotlib (pip install matplotlib).")
-    (folder / JSON).write_text(results.to_json(), encoding="utf-8")
     (folder / "README.md").write_text(report.render(results, pictures), encoding="utf-8")
     _say(f"Written to {folder}, after {results.seconds:.0f} s.")
 

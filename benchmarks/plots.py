@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.report import RANKINGS
 from benchmarks.results import Figure, Results
+from benchmarks.sections import RANKINGS
 from benchmarks.wording import LIMITS, OURS, quantity
 
 CARD, INK, GRID = "#fbfbf8", "#333333", "#d9d9d2"

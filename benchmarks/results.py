@@ -60,7 +60,13 @@ class Results:
         return [figure for figure in self.figures if figure.workload == workload]
 
     def to_json(self) -> str:
-        return json.dumps(_plain(asdict(self)), indent=1) + "\n"
+        """One line for each thing, so that changes are easy to see."""
+        parts = []
+        for name, part in _plain(asdict(self)).items():
+            lines = part if isinstance(part, list) else [part]
+            text = ",\n".join(json.dumps(line, ensure_ascii=False) for line in lines)
+            parts.append(f'"{name}": ' + (f"[\n{text}\n]" if part is lines else text))
+        return "{\n" + ",\n".join(parts) + "\n}\n"
 
     @classmethod
     def from_json(cls, text: str) -> Results:
@@ -88,4 +94,4 @@ def _plain(value: Any) -> Any:
         return {name: _plain(each) for name, each in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(each) for each in value]
-    return float(f"{value:.4g}") if isinstance(value, float) else value
+    return float(f"{value:.6g}") if isinstance(value, float) else value

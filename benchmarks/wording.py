@@ -100,3 +100,14 @@ def grid(figures: Sequence[Figure], column: Callable[[Figure], str]) -> Iterator
     cells = {(each.who, column(each)): quantity(each.summary.median, each.unit) for each in figures}
     lines = ([name, *(cells.get((name, each), "") for each in columns)] for name in names)
     yield from table(["", *columns], lines)
+
+
+def picture_of(name: str, words: str) -> str:
+    return f"![{words}]({name}.svg)\n"
+
+
+def heading(text: str, *paragraphs: str, level: int = 2) -> Iterator[str]:
+    yield "#" * level + f" {text}\n"
+    for paragraph in paragraphs:
+        if paragraph:
+            yield paragraph + "\n"
