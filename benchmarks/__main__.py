@@ -50,8 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="scripts/bench",
-        description="Measure dstore against its goals and its peers. A complete run writes to "
-        "docs/benchmarks, any other to build/benchmarks.",
+        description="Measure dstore against its goals and its peers, on Linux. A complete run "
+        "writes to docs/benchmarks, any other to build/benchmarks.",
     )
     parser.add_argument("--scale", choices=SCALES, default=FULL.name, help="(default: %(default)s)")
     parser.add_argument(
