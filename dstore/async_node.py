@@ -129,7 +129,7 @@ class AsyncNode:
     # ---- reading --------------------------------------------------------------------------
 
     async def get(
-        self, key: str | bytes, default: Any = RAISE, *, stale_ok: bool | None = None
+        self, key: str | bytes, default: Any = RAISE, stale_ok: bool | None = None
     ) -> Any:
         """See :meth:`Node.get`."""
         entry = self._node._hit(key)

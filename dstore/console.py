@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator, Mapping
-from typing import Any
+from types import FrameType
+from typing import Any, NoReturn
 
 EXIT_OK = 0
 EXIT_REFUSED = 1
@@ -33,6 +36,29 @@ def said(error: BaseException) -> str:
     if isinstance(error, MemoryError):
         return "there is not enough memory for that"
     return one_line(error)
+
+
+@contextlib.contextmanager
+def leaving_on_signals() -> Iterator[None]:
+    """SIGTERM and SIGHUP end this block as Ctrl-C does: no half file stays, and a goodbye is said.
+
+    If this is the main thread; what is ignored stays ignored, as nohup wants it.
+    """
+
+    def leave(signum: int, frame: FrameType | None) -> NoReturn:
+        raise SystemExit(128 + signum)  # what a shell says of one that died of it
+
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        for name in ("SIGTERM", "SIGHUP"):
+            signum = getattr(signal, name, None)
+            if signum is not None and signal.getsignal(signum) is signal.SIG_DFL:
+                before[signum] = signal.signal(signum, leave)
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
 
 
 def plain(address: str) -> str:

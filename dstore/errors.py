@@ -98,7 +98,8 @@ class ValueTooLarge(DstoreError, ValueError):
 class ValueCorrupt(DstoreError):
     """A stored value does not decode, or does not hash to its content address.
 
-    Likely cause: it was written by a program that is not dstore, or damaged on the way.
+    Likely cause: it was written by a program that is not dstore, or damaged on the way; or a file
+    was changed while it was being stored.
     """
 
 

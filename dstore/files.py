@@ -90,9 +90,10 @@ class FileBody:
 def reading(path: Path, progress: Progress | None) -> Iterator[Source]:
     """Open a file that is to be stored.
 
-    Raises OSError; ValueError for what is not a regular file, whose size is known beforehand.
+    Raises OSError; TypeError for what is no path, such as a descriptor, which is its owner's to
+    close; ValueError for what is not a regular file, whose size is known beforehand.
     """
-    with open(path, "rb") as file:
+    with open(os.fspath(path), "rb") as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode) or (not status.st_size and file.read(1)):
             raise ValueError(

@@ -9,7 +9,6 @@ its own valid cache names.
 from __future__ import annotations
 
 import logging
-import mmap
 import os
 import threading
 import time
@@ -17,10 +16,12 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from dstore import clock, codecs, content, files
+from dstore.background import MUCH, janitor
 from dstore.codecs import Encoded
 from dstore.core.cache import SEEN, Entry, Held
 from dstore.core.operations import Obtain
 from dstore.core.transfer import Body, Transfer, Write, download
+from dstore.engines.bulk import fresh_memory
 from dstore.errors import NodeClosed
 from dstore.limited_log import LimitedLog
 from dstore.messages import Buffer, Large, Stored
@@ -38,11 +39,21 @@ Move = Callable[[Transfer[None]], None]
 
 
 class Source(NamedTuple):
-    """A large value that is to be written. ``held``: what the cache may hold of it, if anything."""
+    """A large value that is to be written.
+
+    ``held`` is what the cache may hold of it, if anything, ``memory`` where it has been laid down
+    for others.
+    """
 
     stored: Stored
     body: Body
     held: Held | None
+    memory: HostMemory | None = None
+
+    def drop(self) -> None:
+        """It has not been bound: nobody will ask for it."""
+        if self.memory is not None:
+            self.memory.drop(self.stored.token)
 
 
 def random16() -> bytes:
@@ -141,7 +152,8 @@ class LargeValues:
     def _written(self, epoch: int, codec: str, size: int, parts: Iterable[Buffer]) -> Source | None:
         """A value in the memory of the host; None if there is none, or no room."""
         token = random16()
-        writer = self._begin(self._memory_of(epoch), token, size)
+        memory = self._memory_of(epoch)
+        writer = self._begin(memory, token, size)
         if writer is None:
             return None
         hasher = content.Hasher(codec)
@@ -156,7 +168,7 @@ class LargeValues:
         except NoRoom:  # the folder was left meanwhile, as when the Node is closed
             return None
         stored = Stored(token, codec, Large(size, hasher.digest()))
-        return Source(stored, body, Held(body, shared=True))
+        return Source(stored, body, Held(body, shared=True), memory)
 
     def _begin(self, memory: HostMemory | None, token: bytes, size: int) -> Writer | None:
         if memory is None:
@@ -199,7 +211,7 @@ class LargeValues:
         if step.into is not None:
             self._fetch(step, step.into, move)
             return None
-        buffer = memoryview(mmap.mmap(-1, size))
+        buffer = fresh_memory(size)
 
         def write(offset: int, data: Buffer) -> None:
             buffer[offset : offset + len(data)] = data
@@ -235,6 +247,15 @@ class LargeValues:
                     entry.visited = SEEN
                     memory.touch(entry.shared)
         return gone
+
+
+def let_go(entries: list[Entry]) -> None:
+    """Forget them, in the background if that may give back much memory."""
+    values = (entry.value for entry in entries)
+    if sum(value.size for value in values if isinstance(value, Stored)) >= MUCH:
+        janitor.do(entries.clear)
+    else:
+        entries.clear()
 
 
 class _Patience:
@@ -282,7 +303,7 @@ def _own_copy(encoded: Encoded) -> memoryview:
     """The whole body, which nobody can change any more."""
     if len(encoded.parts) == 1 and type(encoded.parts[0]) is bytes:
         return memoryview(encoded.parts[0])
-    buffer = memoryview(mmap.mmap(-1, encoded.size))
+    buffer = fresh_memory(encoded.size)
     offset = 0
     for piece in _pieces(encoded.parts):
         buffer[offset : offset + len(piece)] = piece

@@ -24,7 +24,7 @@ from dstore.core.transfer import Body, Damaged, Moved, Send, Transfer, TransferF
 from dstore.core.watching import ALL
 from dstore.errors import AddressError, BadMessage, NodeClosed, ValueCorrupt
 from dstore.files import Progress
-from dstore.large import LargeValues, random16
+from dstore.large import LargeValues, let_go, random16
 from dstore.limited_log import LimitedLog
 from dstore.messages import (
     REPLIES,
@@ -438,6 +438,7 @@ class Local:
                 self._announce_removals(effect)
             else:
                 self.large.drop(effect.tokens)
+                let_go(effect.entries)
                 if self._on_deletion is not None:
                     self._announce(effect, self._on_deletion)
 
@@ -484,10 +485,10 @@ class Local:
         shared = self.state.cache.shared
         gone = self.large.evicted(entry for token in tokens if (entry := shared.get(token)))
         with self._lock:
-            for token in gone:
-                entry = shared.get(token)
-                if entry is not None:
-                    self.state.cache.discard(entry.key)
+            entries = [shared[token] for token in gone if token in shared]
+            for key in [entry.key for entry in entries]:  # no variable is to keep one of them
+                self.state.cache.discard(key)
+        let_go(entries)
 
     def _decode(self, frame: bytes, data: Buffer | None = None) -> ToLocal | None:
         try:
@@ -530,7 +531,7 @@ class Local:
     # ---- the end --------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Say goodbye, wake whoever waits, give everything back. Safe from any thread.
+        """Say goodbye, wake whoever waits, give everything back. Safe from any thread; idempotent.
 
         The background thread does all that, so that Ctrl-C meanwhile leaves nothing half done. It
         is waited for; but not by itself (``on_deletion``), nor by a signal handler in the middle
@@ -538,10 +539,9 @@ class Local:
         """
         occupied = reentrancy.here()
         with self._lock:
-            if self._stopping:
-                return
             self._stopping = True
-            self._closer = threading.get_ident() if occupied is self else None
+            if occupied is self:
+                self._closer = threading.get_ident()
             self.state.lease_end = float("-inf")
             self._wake_waiters()
         self._control.wake()

@@ -92,7 +92,7 @@ class Node:
     AddressError
         ``address`` is malformed.
     ValueError
-        ``timeout`` or ``label`` is out of range, or ``codecs`` do not fit together.
+        ``timeout``, ``label`` or ``shm_limit`` is out of range, or ``codecs`` do not fit together.
     GlobalUnavailable
         The system gives no more sockets.
 
@@ -114,11 +114,13 @@ class Node:
         on_deletion: Callable[[str | bytes], None] | None = None,
         pickle: bool = False,
         codecs: Iterable[Codec] = (),
-        shm: str | None = None,
+        shm: Path | None = None,
         shm_limit: int | None = None,
     ) -> None:
         if not 0 < timeout < config.TIMEOUT_MAX:
             raise ValueError(f"a timeout is above 0 and below {config.TIMEOUT_MAX:g} seconds")
+        if shm_limit is not None and shm_limit < 0:
+            raise ValueError(f"shm_limit is at least 0, not {shm_limit}")
         self.address = addresses.check(address or config.address_default())
         self._settings = _Settings(
             self.address,
@@ -129,7 +131,7 @@ class Node:
             on_deletion,
             pickle,
             tuple(codecs),
-            shm,
+            None if shm is None else os.fsdecode(shm),
             shm_limit,
         )
         self._verbs = Verbs(Codecs(self._settings.codecs, pickle=pickle), timeout, stale_ok)
@@ -138,7 +140,7 @@ class Node:
         self._closed = False
         self._local: Local | None = None
         self._state = _absent()
-        self._birth = threading.Lock()
+        self._birth = threading.RLock()  # a signal handler may close what it finds in the making
         _nodes.add(self)
         self._here()
 
@@ -405,17 +407,18 @@ class Node:
         self._do(self._verbs.join(patience))
 
     def close(self) -> None:
-        """Say goodbye and give everything back. Idempotent."""
-        _nodes.discard(self)
+        """Say goodbye and give everything back. Idempotent: after Ctrl-C it may be called again."""
         if _connected.get(self._settings) is self:
             _connected.pop(self._settings, None)
         with self._birth:
             self._closed = True
-            local, self._local = self._local, None
+            local = self._local
             self._state = _absent()
         if local is not None:
-            self._dropped.detach()
             local.close()
+            self._dropped.detach()
+            self._local = None  # not before: whoever is interrupted above leaves it to the next
+        _nodes.discard(self)
 
     def __reduce__(self) -> tuple[Callable[[_Settings], Node], tuple[_Settings]]:
         """Pickled are the settings; see :func:`connect` for what comes of them."""
@@ -455,6 +458,8 @@ class Node:
                     self._dropped = weakref.finalize(self, _abandon, made, self.address)
                     self._dropped.atexit = False
                     self._state, self._local = made.state, made
+                    if self._closed:  # by a signal handler, in this thread
+                        raise NodeClosed("the Node is closed")
                 except BaseException:  # Ctrl-C: the Node may never come to be
                     made.abandon()
                     raise
@@ -471,7 +476,7 @@ class Node:
         self._state = _absent()
         self._local = None
         self._verbs.hits = self._verbs.misses = 0
-        self._birth = threading.Lock()
+        self._birth = threading.RLock()
 
 
 def _announcer(callback: Callable[[str | bytes], None] | None) -> Callable[[Key], None] | None:

@@ -82,6 +82,9 @@ def check_written(item: SetItem, status: SetStatus) -> None:
             "deleted or replaced: too many large writes wait for that; try again)"
         )
     if status is SetStatus.MISMATCH:
-        raise ValueCorrupt(f"the value was damaged on its way: it does not hash to {item.key}")
+        raise ValueCorrupt(
+            f"{item.key!r} was not written: its value was damaged on its way, or its file was "
+            "changed while it was read"
+        )
     if status is SetStatus.FAILED:
         raise RequestRefused(f"Global's storage failed; {item.key!r} was not written")

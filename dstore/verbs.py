@@ -59,8 +59,6 @@ class Work(NamedTuple):
     quick: bool = False
 
 
-THE_LARGE = Work(lambda state, large: large, quick=True)
-"""Gives the Local's large values, for what is to be dropped when a verb is cut short."""
 LARGE_FROM = Work(lambda state, large: state.large_from, quick=True)
 """Gives the size from which on Global takes values for large."""
 Verb: TypeAlias = Generator[Run | Work, Any, T]
@@ -265,7 +263,6 @@ class Verbs:
 
         ``lay_down`` gives the items of the SET, and adds each that is large to ``sources`` at once.
         """
-        large: LargeValues = yield THE_LARGE
         bound: set[bytes] = set()
         try:
             items: list[SetItem] = yield lay_down
@@ -282,9 +279,9 @@ class Verbs:
                 if outcomes[item.key].status in (SetStatus.STORED, SetStatus.REPLACED):
                     bound.add(item.stored.token)
         finally:
-            tokens = [source.stored.token for source in sources]
-            # Nobody will ask for these; in an unknown outcome Global has its own.
-            large.drop(token for token in tokens if token not in bound)
+            for source in sources:
+                if source.stored.token not in bound:
+                    source.drop()  # if the outcome is unknown, Global has its own
         for item in items:
             status = outcomes[item.key].status
             if status is SetStatus.TOO_LARGE:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from dstore import clock, translate
 from dstore.background import signals_left_to_this_thread
+from dstore.errors import NodeClosed
 from dstore.messages import Key
 
 log = logging.getLogger("dstore.local")
@@ -159,6 +160,8 @@ def call_back(watch: Watch, callback: Callable[[Event], None]) -> None:
         for event in watch:
             try:
                 callback(event)
+            except NodeClosed:  # as it may at any time: the watch is about to end
+                log.debug("the callback of a watch found a Node closed")
             except Exception:
                 log.exception("the callback of a watch failed with %r", event)
 

@@ -253,6 +253,7 @@ def _oneshot(name: str) -> Callable[[argparse.Namespace], int]:
         from dstore.cli import oneshot
 
         command: Callable[[argparse.Namespace], int] = getattr(oneshot, name)
-        return command(options)
+        with console.leaving_on_signals():
+            return command(options)
 
     return run

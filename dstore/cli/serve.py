@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
@@ -18,6 +19,7 @@ from dstore.transport.addresses import is_private
 def serve(options: Namespace) -> int:
     """Run Global in this thread until SIGINT or SIGTERM; returns the exit code."""
     _log_to_stderr(options)
+    take_all_descriptors()
     server = Global(
         options.address,
         publisher=options.publisher,
@@ -34,6 +36,21 @@ def serve(options: Namespace) -> int:
     _greet(server)
     server.run()
     return console.EXIT_OK
+
+
+def take_all_descriptors() -> None:
+    """Raise this process's limit of open files as far as it may.
+
+    Each Local has three connections here, or more. Without a descriptor for the next one ZeroMQ
+    takes in no more Locals, says nothing, and its I/O thread never rests again.
+    """
+    try:
+        import resource
+    except ImportError:  # pragma: no cover - Windows
+        return
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):  # where "unlimited" cannot be had
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _greet(server: Global) -> None:

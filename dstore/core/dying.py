@@ -4,10 +4,16 @@ A deletion waits for the sessions that have been handed the value, each until it
 deletion's number or its lease runs out *as it stood when the deletion began*. A lease granted
 later may be forgotten: its Local trusts it only after applying this very deletion. So each session
 has a queue of what waits for it, ordered by number and by end alike.
+
+No step looks at all sessions that are waited for: with 10,000 of them the acknowledgements of one
+deletion would then take longer than the leases. So there is a heap of the moments at which one of
+them may be due. A moment is never too late; if it is too early, the session is looked at for
+nothing and gets a later one.
 """
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
@@ -19,7 +25,12 @@ if TYPE_CHECKING:
     from dstore.core.calls import Call
 
 PUSH_AFTER = 0.005
-"""A holder that has not acknowledged after so many seconds is sent what it misses."""
+"""A holder that has not acknowledged after so many seconds is sent what it misses. But not
+sooner than the publication can have gone out to all, and the acknowledgements of others have been
+taken: who is pushed too early acknowledges twice, and delays all others.
+"""
+PUSH_AFTER_PER_LOCAL, PUSH_AFTER_PER_HOLDER = 20e-6, 40e-6
+"""Seconds more for each Local, and for each holder that is awaited: twice what they take."""
 NEVER = float("inf")
 
 
@@ -79,6 +90,8 @@ class TwoPhase:
         self._begun: list[Dying] = []  # marked, not yet published
         self._called: dict[int, None] = {}  # the sessions that those wait for
         self._awaited: dict[int, Session] = {}  # the sessions that any wait for
+        self._moments: list[tuple[float, int]] = []  # a heap: when to look at which of them
+        self._ready: dict[int, Session] = {}  # those to be looked at now
 
     def __repr__(self) -> str:
         return f"<TwoPhase {list(self.dying.values())} awaited={list(self._awaited)}>"
@@ -111,8 +124,26 @@ class TwoPhase:
         self._called[session.id] = None
         if session.id not in self._awaited:
             self._awaited[session.id] = session
-            session.push_pause = PUSH_AFTER
-            session.push_at = now + PUSH_AFTER
+            session.push_pause = self._patience()
+            session.push_at = now + session.push_pause
+            self._look_again(session)
+
+    def _patience(self) -> float:
+        """Seconds within which the next acknowledgement of a holder is to be expected."""
+        locals_ = PUSH_AFTER_PER_LOCAL * len(self._sessions)
+        return PUSH_AFTER + locals_ + PUSH_AFTER_PER_HOLDER * len(self._awaited)
+
+    def _look_again(self, session: Session) -> None:
+        """Note when it next expires or is late. To be called whenever that may be sooner."""
+        moment = min(session.push_at, session.awaited[0][1])
+        heapq.heappush(self._moments, (moment, session.id))
+
+    def _gather(self, now: float) -> None:
+        """Those whose moments have come are to be looked at."""
+        while self._moments and self._moments[0][0] <= now:
+            _, ident = heapq.heappop(self._moments)
+            if ident in self._awaited:
+                self._ready[ident] = self._awaited[ident]
 
     def take_begun(self) -> list[Dying]:
         """What has begun since the last call, in the order of the numbers."""
@@ -126,17 +157,22 @@ class TwoPhase:
 
     def confirm(self, session: Session, applied: int, now: float) -> Iterator[Dying]:
         """``session`` has applied all deletions up to ``applied``."""
-        session.push_pause = PUSH_AFTER
-        session.push_at = now + PUSH_AFTER
+        patience = self._patience()
+        sooner = session.push_at > now + patience
+        session.push_pause = patience
+        session.push_at = now + patience
         while session.awaited and session.awaited[0][0].seq <= applied:
             dying, _ = session.awaited.popleft()
             dying.confirmed += 1
             yield from self._one_less(dying)
         self._rest(session)
+        if sooner and session.awaited:
+            self._look_again(session)
 
     def expire(self, now: float) -> Iterator[Dying]:
-        """Leases, as they stood when the deletions began, run out."""
-        for session in list(self._awaited.values()):
+        """Leases, as they stood when the deletions began, run out. :meth:`late` is to follow."""
+        self._gather(now)
+        for session in list(self._ready.values()):
             while session.awaited and session.awaited[0][1] <= now:
                 dying, _ = session.awaited.popleft()
                 self._expired(dying)
@@ -153,16 +189,24 @@ class TwoPhase:
 
     def late(self, now: float) -> Iterator[Session]:
         """Holders to be sent what they miss; with growing pauses for those that stay silent."""
-        for session in self._awaited.values():
-            if session.push_at <= now:
+        self._gather(now)
+        while self._ready:
+            _, session = self._ready.popitem()
+            if not session.awaited:
+                continue
+            late = session.push_at <= now
+            if late:
                 session.push_pause = min(2 * session.push_pause, self._push_pause_max)
                 session.push_at = now + session.push_pause
+            self._look_again(session)
+            if late:
                 yield session
 
     def wake_at(self) -> float:
-        """When the next holder expires or is late."""
-        ends = (min(each.push_at, each.awaited[0][1]) for each in self._awaited.values())
-        return min(ends, default=NEVER)
+        """When the next holder expires or is late, or sooner."""
+        if self._ready:
+            return 0.0
+        return self._moments[0][0] if self._moments else NEVER
 
     def _one_less(self, dying: Dying) -> Iterator[Dying]:
         dying.awaiting -= 1

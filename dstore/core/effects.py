@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple, TypeAlias
 
+from dstore.core.cache import Entry
 from dstore.core.watching import Removal
 from dstore.messages import Key, Publication, Route, Settled, ToGlobal, ToLocal
 
@@ -43,11 +44,13 @@ class Subscribe(NamedTuple):
 
 class Dropped(NamedTuple):
     """These keys were held and have been deleted. ``tokens``: of values that the host shares and
-    that are not to be had any more, or not to be kept.
+    that are not to be had any more, or not to be kept. ``entries`` have held such values: whoever
+    lets go of the last view of much memory has to wait until the system has taken it back.
     """
 
     keys: list[Key]
     tokens: list[bytes]
+    entries: list[Entry]
 
 
 class Announce(NamedTuple):

@@ -1,5 +1,8 @@
 """Who may hold which value: one bit per session and key.
 
+A bit is named by its number, not by a mask with this one bit set: that would be as wide as all bits
+together, for each session.
+
 A bit that a session leaves behind is not cleared at once, since that would mean a walk over all
 keys for each goodbye. It is retired: no new value gets it, and whoever asks for the holders of a
 key masks it away. Once enough bits are retired a sweep clears them, a few keys at a time, and
@@ -14,10 +17,13 @@ from dstore.messages import Key
 
 SWEEP_AT = 32
 """Retired bits that start a sweep."""
+PART_BITS = 256
+"""A mask is taken apart in parts of so many bits, since each step costs what its mask is wide."""
+_PART = (1 << PART_BITS) - 1
 
 
 class Holders:
-    """Bit sets of the keys, and the bits themselves. A bit is an int with one bit set."""
+    """Bit sets of the keys, and the bits themselves."""
 
     def __init__(self) -> None:
         self._of: dict[Key, int] = {}
@@ -48,21 +54,21 @@ class Holders:
         if self._free:
             return self._free.pop()
         self._width += 1
-        return 1 << (self._width - 1)
+        return self._width - 1
 
     def retire(self, bit: int) -> None:
         """The session of ``bit`` has ended."""
-        self._retired |= bit
+        self._retired |= 1 << bit
         if self._left is None and self._retired.bit_count() >= SWEEP_AT:
             self._sweeping, self._retired = self._retired, 0
             self._left = list(self._of)
 
     def add(self, key: Key, bit: int) -> None:
         """The session of ``bit`` is handed the value of ``key``."""
-        self._of[key] = self._of.get(key, 0) | bit
+        self._of[key] = self._of.get(key, 0) | 1 << bit
 
     def of(self, key: Key) -> int:
-        """The bits of ``key``, retired ones included."""
+        """A mask of the bits of ``key``, retired ones included."""
         return self._of.get(key, 0)
 
     def drop(self, key: Key) -> None:
@@ -96,8 +102,19 @@ class Holders:
 
 
 def bits_of(mask: int) -> Iterator[int]:
-    """The single bits of a mask, from the lowest."""
+    """The numbers of the bits of a mask, from the lowest."""
+    base = 0
     while mask:
-        bit = mask & -mask
-        yield bit
-        mask ^= bit
+        lowest = _lowest(mask)
+        part = mask >> lowest & _PART
+        base += lowest
+        while part:
+            yield base + _lowest(part)
+            part &= part - 1
+        mask >>= lowest + PART_BITS
+        base += PART_BITS
+
+
+def _lowest(mask: int) -> int:
+    """The number of the lowest bit."""
+    return (mask & -mask).bit_length() - 1

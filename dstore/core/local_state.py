@@ -116,6 +116,7 @@ class LocalState:
         self._held_keys_max = held_keys_max
         self._dropped: list[Key] = []
         self._unshared: list[bytes] = []
+        self._let_go: list[Entry] = []
         self._unstaged: list[bytes] = []
         self._ack_due = False
         self._acked = 0
@@ -182,8 +183,8 @@ class LocalState:
             effects += [Tell(Unstage(self.epoch, self.session, each)) for each in self._unstaged]
             self._unstaged = []
         if self._dropped or self._unshared:
-            effects.append(Dropped(self._dropped, self._unshared))
-            self._dropped, self._unshared = [], []
+            effects.append(Dropped(self._dropped, self._unshared, self._let_go))
+            self._dropped, self._unshared, self._let_go = [], [], []
         if self.watching.due:
             effects.append(Announce(self.watching.take()))
         return effects
@@ -378,6 +379,7 @@ class LocalState:
                 self._dropped.append(key)
                 if entry.shared is not None:
                     self._unshared.append(entry.shared)
+                    self._let_go.append(entry)
         if self.applied >= self._acked + ACK_EVERY:
             self._ack_due = True
 

@@ -91,7 +91,7 @@ class Sessions:
         self._by_id[session.id] = session
         self._by_nonce[session.nonce] = session
         self._by_bit[session.bit] = session
-        self._mask |= session.bit
+        self._mask |= 1 << session.bit
         return session
 
     def close(self, session: Session) -> None:
@@ -99,7 +99,7 @@ class Sessions:
         session.open = False
         session.outcomes.clear()
         del self._by_id[session.id], self._by_nonce[session.nonce], self._by_bit[session.bit]
-        self._mask ^= session.bit
+        self._mask ^= 1 << session.bit
         self.holders.retire(session.bit)
 
     def holding(self, key: Key) -> list[Session]:

@@ -32,7 +32,10 @@ class PrivateBulk:
         return token in self._unsealed or token in self._sealed
 
     def reserve(self, token: bytes, size: int) -> None:
-        self._unsealed[token] = _memory(size)
+        try:
+            self._unsealed[token] = fresh_memory(size)
+        except MemoryError as error:
+            raise StoreFull(f"Global has {error}") from None
 
     def write(self, token: bytes, offset: int, data: Buffer) -> None:
         value, piece = self._unsealed[token], memoryview(data).cast("B")
@@ -61,8 +64,8 @@ class PrivateBulk:
         self._sealed.clear()
 
 
-def _memory(size: int) -> memoryview:
-    """Fresh memory, which a forked child does not share."""
+def fresh_memory(size: int) -> memoryview:
+    """Memory of this process alone, which a forked child does not share. Raises MemoryError."""
     try:
         if size < MAPPED_FROM:
             return memoryview(bytearray(size))
@@ -71,4 +74,4 @@ def _memory(size: int) -> memoryview:
             return memoryview(mmap.mmap(-1, size, flags=flags))
         return memoryview(mmap.mmap(-1, size))  # Windows, where nothing forks
     except (OSError, OverflowError, MemoryError) as error:
-        raise StoreFull(f"Global has no memory for a value of {size:,} bytes: {error}") from None
+        raise MemoryError(f"no memory for a value of {size:,} bytes: {error}") from None

@@ -7,21 +7,31 @@ which it can be from Python 3.13 on. Before that, the C library is asked directl
 
 from __future__ import annotations
 
+import errno
 import mmap
+import os
 import sys
+import weakref
+
+MAPS_MAX = 32_768
+"""So many mappings a process has at a time. The system allows some 65,000 in all, of whatever, and
+libzmq ends a process that can get no further one.
+"""
+_live: set[int] = set()  # a number for each of them
 
 if sys.version_info >= (3, 13):
     AVAILABLE = True
 
     def _mapped(descriptor: int, size: int) -> memoryview:
-        return memoryview(
-            mmap.mmap(descriptor, size, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ, trackfd=False)
+        pages = mmap.mmap(
+            descriptor, size, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ, trackfd=False
         )
+        _live.add(id(pages))
+        weakref.finalize(pages, _live.discard, id(pages)).atexit = False
+        return memoryview(pages)
 
 else:
     import functools
-    import os
-    import weakref
 
     try:
         import ctypes
@@ -53,9 +63,14 @@ else:
             raise OSError(code, os.strerror(code))
         pages = (ctypes.c_ubyte * size).from_address(address)
         # All views of the pages hold this object, so that it goes after the last of them.
-        end = weakref.finalize(pages, library.munmap, address, size)
+        end = weakref.finalize(pages, _unmap, address, size)
         end.atexit = False  # views may be in use until the very end of the process
+        _live.add(address)
         return memoryview(pages).cast("B").toreadonly()
+
+    def _unmap(address: int, size: int) -> None:
+        _live.discard(address)  # first, since another thread may be given the same
+        _c_library().munmap(address, size)
 
 
 def read_only(descriptor: int, size: int) -> memoryview:
@@ -64,4 +79,8 @@ def read_only(descriptor: int, size: int) -> memoryview:
     The file has that many bytes, and keeps them. Raises OSError, as when a process has too many
     mappings.
     """
-    return _mapped(descriptor, size) if size else memoryview(b"")
+    if not size:
+        return memoryview(b"")
+    if len(_live) >= MAPS_MAX:
+        raise OSError(errno.ENOMEM, f"this process has {MAPS_MAX:,} values mapped")
+    return _mapped(descriptor, size)

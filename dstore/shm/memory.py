@@ -38,12 +38,14 @@ class HostMemory:
     NoRoom, fetch it into memory of its own.
 
     Closed, or inherited from a parent process, it is empty and takes nothing: :meth:`find` finds
-    nothing, :meth:`begin` raises NoRoom, nothing is removed. Views stay readable for ever.
+    nothing, :meth:`begin` raises NoRoom. Views stay readable for ever. Removed is what is the
+    caller's, also when it is closed, but nothing of a parent process.
     """
 
     def __init__(self, entered: Folder, limit: int) -> None:
         self.limit = limit
         self._folder = entered
+        self._process = os.getpid()
         self._closed = False
         self._full_until = 0.0
         self._spare = 0  # what may be added before anybody looks at the limit again
@@ -221,7 +223,8 @@ class HostMemory:
         self._remove(self._own(_name(token)))
 
     def _remove(self, path: str) -> None:
-        if self._usable:
+        # Closed or not: a token is never used again, and others may be in the folder.
+        if self._process == os.getpid():
             with contextlib.suppress(OSError), io.FileIO(path) as file:
                 parts.unlink(path, file)
                 return

@@ -176,6 +176,11 @@ class ChannelPool:
         for channel in left:
             channel.close()
 
+    @property
+    def in_use(self) -> bool:
+        """Whether, after :meth:`close`, a thread still has one."""
+        return bool(self._open)
+
 
 def no_sockets(error: zmq.ZMQError) -> GlobalUnavailable:
     """What a program is told that has run out of descriptors."""

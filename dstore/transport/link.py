@@ -54,6 +54,11 @@ class Link:
         # A socket that Ctrl-C found half made is held by the traceback, which may be that of the
         # error during which this is called, as at the end of a with block. It is not waited for.
         thread = threading.Thread(target=self._context.term, name="dstore-close", daemon=True)
-        with signals_left_to_this_thread():
-            thread.start()
+        try:
+            with signals_left_to_this_thread():
+                thread.start()
+        except RuntimeError:  # there can be no more threads, or Python (3.12) is about to exit
+            if not self.channels.in_use:
+                self._context.destroy(linger=0)
+            return  # else it ends with the process
         thread.join(CLOSE_MAX)

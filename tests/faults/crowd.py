@@ -21,38 +21,52 @@ from dstore.testing.linearizability import check_linearizable
 from tests.integration.processes import GlobalProcess
 
 PAUSE = 0.002
-"""Seconds between two deletions."""
+"""Seconds between two rounds of deletions."""
 MISSING = object()
 
 
 class Outcome(NamedTuple):
-    """What came of a run. ``requests`` is how many GETs Global had, and of how many of these the
-    Local could keep the value (``kept``), there was none, or it was about to go (``passed``).
+    """What came of a run. ``requests`` is how many GETs Global had, and ``misses`` what the Local
+    counts of those. ``kept`` is how many values it could keep, ``distinct`` how many different
+    ones its threads have read. For the rest there was none, or it was about to go. A value is
+    kept twice if the deletion of the one before it is heard only after it has come.
     """
 
     gets: int
     deletions: int
     requests: int
+    misses: int
     kept: int
+    distinct: int
     seconds: float
     violations: tuple[str, ...]
 
 
-def _delete(address: str, keys: list[str], over: Event, results: multiprocessing.Queue) -> None:  # type: ignore[type-arg]
-    """Delete and bind again, one key after the other, and tell of it."""
+def _delete(
+    address: str,
+    keys: list[str],
+    batch: int,
+    over: Event,
+    results: multiprocessing.Queue,  # type: ignore[type-arg]
+) -> None:
+    """Delete some keys and bind them again, then others, and tell of it.
+
+    The threads of the reader leave its background thread little time to confirm, so that many
+    deletions at once are needed for many in all.
+    """
     done: list[Operation] = []
     dice = random.Random(1)
     with dstore.Node(address) as node:
         turn = 0
         while not over.is_set():
             turn += 1
-            key, value = dice.choice(keys), f"turn {turn}"
+            some, value = dice.sample(keys, batch), f"turn {turn}"
             start = time.monotonic()
-            node.delete(key)
-            done.append(_deleted(key, start))
+            node.delete_many(some)
+            done += [_deleted(key, start) for key in some]
             start = time.monotonic()
-            node.set(key, value)
-            done.append(_stored(key, value, start))
+            node.set_many(dict.fromkeys(some, value))
+            done += [_stored(key, value, start) for key in some]
             time.sleep(PAUSE)
     results.put(done)
 
@@ -82,8 +96,10 @@ def _read(node: dstore.Node, name: int, keys: list[str], count: int, into: list[
     ]
 
 
-def run(threads: int, gets: int, keys: int, switch: float | None) -> Outcome:
-    """``gets`` reads by so many threads; ``switch`` is how often Python switches, in seconds."""
+def run(threads: int, gets: int, keys: int, batch: int, switch: float | None) -> Outcome:
+    """``gets`` reads by so many threads, while ``batch`` of the keys are deleted at a time;
+    ``switch`` is how often Python switches, in seconds.
+    """
     names = [f"k{number}" for number in range(keys)]
     history: list[Operation] = []
     former = sys.getswitchinterval()
@@ -98,7 +114,7 @@ def run(threads: int, gets: int, keys: int, switch: float | None) -> Outcome:
         reader = stack.enter_context(dstore.Node(place.address, timeout=30.0))
         reader.join()
         over, results = context.Event(), context.Queue()
-        writer = context.Process(target=_delete, args=(place.address, names, over, results))
+        writer = context.Process(target=_delete, args=(place.address, names, batch, over, results))
         writer.start()
         parts: list[list[Operation]] = [[] for _ in range(threads)]
         count = -(-gets // threads)
@@ -121,12 +137,19 @@ def run(threads: int, gets: int, keys: int, switch: float | None) -> Outcome:
         writer.join()
         for part in (*parts, written):
             history += part
-        kept = reader.stats()["fills"]
+        figures = reader.stats()
         requests = node.global_stats()["gets"]
     verdict = check_linearizable(history)
-    read = sum(len(part) for part in parts)
-    violations = tuple(map(str, verdict.violations))
-    return Outcome(read, len(written) // 2, requests, kept, seconds, violations)
+    return Outcome(
+        gets=sum(len(part) for part in parts),
+        deletions=len(written) // 2,
+        requests=requests,
+        misses=figures["misses"],
+        kept=figures["fills"],
+        distinct=len({(o.key, o.seen) for part in parts for o in part if o.seen is not None}),
+        seconds=seconds,
+        violations=tuple(map(str, verdict.violations)),
+    )
 
 
 def main() -> int:
@@ -134,15 +157,17 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=64)
     parser.add_argument("--gets", type=int, default=1_000_000)
     parser.add_argument("--keys", type=int, default=500)
+    parser.add_argument("--batch", type=int, default=25)
     parser.add_argument("--switch", type=float)
     options = parser.parse_args()
-    outcome = run(options.threads, options.gets, options.keys, options.switch)
+    outcome = run(options.threads, options.gets, options.keys, options.batch, options.switch)
     for violation in outcome.violations:
         print(violation)
     print(
         f"{outcome.gets:,} gets by {options.threads} threads in {outcome.seconds:.1f} s, "
-        f"{outcome.deletions:,} deletions; {outcome.requests:,} requests at Global, of which "
-        f"{outcome.kept:,} filled the cache; {len(outcome.violations)} violations"
+        f"{outcome.deletions:,} deletions; {outcome.requests:,} requests at Global for "
+        f"{outcome.misses:,} misses, of which {outcome.kept:,} filled the cache, with "
+        f"{outcome.distinct:,} different values; {len(outcome.violations)} violations"
     )
     return 1 if outcome.violations else 0
 

@@ -15,7 +15,7 @@ MakeNode = Callable[..., dstore.Node]
 
 @pytest.mark.parametrize("switch", [None, 1e-6], ids=["as usual", "switching all the time"])
 def test_no_thread_reads_what_another_process_has_deleted(switch: float | None) -> None:
-    outcome = crowd.run(threads=16, gets=60_000, keys=20, switch=switch)
+    outcome = crowd.run(threads=16, gets=60_000, keys=20, batch=5, switch=switch)
     assert outcome.violations == ()
     assert outcome.gets >= 60_000
     assert 20 <= outcome.kept <= outcome.requests

@@ -32,7 +32,7 @@ from tests.integration.terminals import (
     inked,
 )
 
-DONE, REFUSED, USAGE, INTERRUPTED = 0, 1, 2, 130
+DONE, REFUSED, USAGE = 0, 1, 2
 LARGE = 3 * config.CHUNK_BYTES
 LISTENING = "Dstore server listening on "
 STAND_STILL = """
@@ -410,13 +410,15 @@ def test_a_terminal_that_has_gone_ends_no_transfer(
     assert (tmp_path / "out").read_bytes() == large_file.read_bytes()
 
 
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("direction", ["in", "out"])
-def test_ctrl_c_in_the_middle_is_quiet_and_leaves_no_half_file(
+def test_a_signal_in_the_middle_is_quiet_and_leaves_no_half_file(
     at_terminal: Callable[..., AtTerminal],
     node: NodeMaker,
     large_file: Path,
     tmp_path: Path,
     direction: str,
+    signum: signal.Signals,
 ) -> None:
     (tmp_path / "place").mkdir()
     if direction == "out":
@@ -428,8 +430,8 @@ def test_ctrl_c_in_the_middle_is_quiet_and_leaves_no_half_file(
     with at_terminal(*arguments, script=script) as command:
         assert command.process.stdout is not None
         assert command.process.stdout.readline() in (b"reading\n", b"fetching\n")
-        command.process.send_signal(signal.SIGINT)
-        assert command.end() == (INTERRUPTED, b"", "")
+        command.process.send_signal(signum)
+        assert command.end() == (128 + signum, b"", "")
     assert list((tmp_path / "place").iterdir()) == []
     assert ("k" in node()) == (direction == "out")
 

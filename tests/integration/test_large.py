@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
@@ -26,7 +27,7 @@ from dstore import content
 from dstore.background import janitor
 from dstore.codecs import Codecs
 from dstore.config import BYTES_MAX, CHUNK_BYTES, LARGE_FROM_DEFAULT
-from dstore.large import LargeValues
+from dstore.large import LargeValues, Source
 from tests.faults.proxy import Proxy, Rule
 from tests.integration.processes import PATIENCE, GlobalProcess, free_port, send_signal
 
@@ -60,6 +61,15 @@ def digest(data: Any) -> str:
 def files_of(host: str) -> list[Path]:
     """The values that lie in the memory of a host, finished or not."""
     return sorted(path for path in Path(host).rglob("*") if path.is_file() and path.name != "lock")
+
+
+def soon(seen: Callable[[], object]) -> None:
+    """Wait until something can be seen."""
+    for _ in range(int(PATIENCE / 0.005)):
+        if seen():
+            return
+        signal.sigtimedwait([], 0.005)
+    raise AssertionError("that does not come")
 
 
 @pytest.fixture
@@ -325,6 +335,37 @@ def test_evicted_values_are_given_up_by_those_who_cached_them(
         assert len(files_of(host("b"))) == 1
 
 
+@pytest.mark.parametrize("how", ["deleted", "evicted"])
+def test_much_memory_is_given_back_by_no_thread_that_renews_a_lease(
+    running: dstore.Global, host: Hosts, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work: list[Callable[[], object]] = []
+    with (
+        dstore.Node(running.address, shm=host("a")) as writer,
+        dstore.Node(running.address, shm=host("b")) as reader,
+    ):
+        writer.set("k", content_of(CHUNK))
+        reader.get("k")
+        (file,) = files_of(host("b"))
+        monkeypatch.setattr("dstore.large.MUCH", CHUNK)
+        with monkeypatch.context() as patched:
+            patched.setattr(janitor, "do", work.append)
+            if how == "deleted":
+                writer.delete("k")
+            else:
+                file.unlink()
+                assert reader._local is not None
+                reader._local._look_at = float("-inf")
+                reader._local._look(0.0)
+            soon(lambda: work)
+        assert not reader._state.entries
+        maps = Path("/proc/self/maps")
+        assert maps.read_text().count(str(file)) == 1
+        while work:
+            work.pop()()
+        assert maps.read_text().count(str(file)) == 0
+
+
 def test_values_that_are_read_are_touched_and_stay_in_the_cache(
     running: dstore.Global, host: Hosts
 ) -> None:
@@ -377,6 +418,48 @@ def test_a_value_that_changes_while_it_is_laid_down_is_what_was_laid_down(
             writer.set("k", mine)
         assert mine[0] == 0xFF
         assert reader.get("k") == writer.get("k")
+
+
+def test_a_node_that_is_closed_before_it_has_bound_a_value_leaves_no_file(
+    running: dstore.Global, host: Hosts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keep = LargeValues.keep
+
+    def closed_then(self: LargeValues, *arguments: Any) -> Source:
+        source = keep(self, *arguments)
+        assert len(files_of(host("a"))) == 2
+        closing = threading.Thread(target=node.close)
+        closing.start()
+        closing.join()
+        return source
+
+    with dstore.Node(running.address, shm=host("a")) as other:
+        other.set("k", content_of(LARGE))
+        with dstore.Node(running.address, shm=host("a")) as node:
+            node.join()
+            monkeypatch.setattr(LargeValues, "keep", closed_then)
+            with pytest.raises(dstore.NodeClosed):
+                node.set("l", content_of(LARGE, 1))
+        assert len(files_of(host("a"))) == 1
+
+
+def mappings() -> int:
+    return len(Path("/proc/self/maps").read_text().splitlines())
+
+
+def test_many_values_that_are_private_take_few_mappings() -> None:
+    many = 300
+    with (
+        dstore.Global("tcp://127.0.0.1:0", shm="") as place,
+        dstore.Node(place.address, shm="") as writer,
+        dstore.Node(place.address, shm="") as reader,
+    ):
+        before = mappings()
+        for number in range(many):
+            writer.set(f"k{number}", bytearray(content_of(LARGE, number)))
+            assert reader.get(f"k{number}") == content_of(LARGE, number)
+        assert len(reader._state.entries) == len(writer._state.entries) == many
+        assert mappings() - before < many // 2
 
 
 def test_where_the_memory_is_full_each_process_has_its_own(
@@ -445,11 +528,13 @@ SLOW = Rule("throttle", 1 << 20, "both")
 
 def begun(host_folder: str) -> None:
     """Wait until somebody has begun to write a file there."""
-    for _ in range(int(PATIENCE / 0.005)):
-        if any(path.suffix == ".part" and path.stat().st_blocks for path in files_of(host_folder)):
-            return
-        signal.sigtimedwait([], 0.005)
-    raise AssertionError("nobody began")
+    soon(
+        lambda: [
+            path
+            for path in files_of(host_folder)
+            if path.suffix == ".part" and path.stat().st_blocks
+        ]
+    )
 
 
 def test_when_the_one_who_fetches_is_killed_another_takes_over(
@@ -614,6 +699,40 @@ def test_two_clusters_on_one_host_are_kept_apart(host: Hosts) -> None:
         assert of_two.get("k") == content_of(LARGE, 2)
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+def test_two_users_on_one_host_share_values_but_no_files(host: Hosts) -> None:
+    folder = host("a")
+    os.chmod(os.path.dirname(folder), 0o711)
+    os.chmod(folder, 0o1777)
+    script = """
+import os, sys
+import dstore
+shm, mine, theirs = sys.argv[1], b"m" * 300_000, b"t" * 300_000
+with dstore.Global("tcp://127.0.0.1:0", shm=shm) as place:
+    with dstore.Node(place.address, shm=shm) as node:
+        node.set("k", mine)
+        child = os.fork()
+        if not child:
+            os.setuid(12345)
+            with dstore.Node(place.address, shm=shm) as other:
+                assert other.get("k") == mine
+                other.set("l", theirs)
+                (epoch,) = os.listdir(f"{shm}/dstore-12345")
+                copies = f"{shm}/dstore-12345/{epoch}/copies"
+                assert len(os.listdir(copies)) == 2
+                assert not os.access(f"{shm}/dstore-0", os.R_OK | os.X_OK)
+                assert other.delete("k").confirmed == 2
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+        assert "k" not in node and node.get("l") == theirs
+print("well", os.listdir(shm))
+"""
+    ran = subprocess.run(
+        [sys.executable, "-c", script, folder], capture_output=True, text=True, timeout=PATIENCE
+    )
+    assert (ran.stdout, ran.stderr, ran.returncode) == ("well []\n", "", 0)
+
+
 def test_a_child_that_is_forked_while_a_view_is_held_keeps_it(host: Hosts) -> None:
     script = """
 import os, sys
@@ -692,6 +811,10 @@ def test_what_is_wrong_with_a_file_is_said_and_leaves_nothing(
         for wrong in (tmp_path / "missing", tmp_path):
             with pytest.raises(OSError, match=wrong.name):
                 node.set_file("k", wrong)
+        descriptor = os.open(tmp_path, os.O_RDONLY)
+        with pytest.raises(TypeError):
+            node.put_file(descriptor)  # type: ignore[arg-type]
+        os.close(descriptor)  # it was not closed
         node.set("k", content_of(LARGE))
         with pytest.raises(OSError, match="directory"):
             node.get_file("k", tmp_path)
@@ -718,6 +841,24 @@ def test_a_file_that_becomes_shorter_on_its_way_is_an_error(
         with pytest.raises(ValueError, match="became shorter"):
             node.set_file("k", path, progress=cut)
         assert "k" not in node
+
+
+@pytest.mark.parametrize("verb", ["put_file", "set_file"])
+def test_a_file_that_is_changed_while_it_is_stored_is_an_error_that_says_so(
+    running: dstore.Global, tmp_path: Path, verb: str
+) -> None:
+    path = tmp_path / "file"
+
+    def change(what: str, done: int, total: int) -> None:
+        if (what, done) == ("reading", total):
+            path.write_bytes(content_of(2 * CHUNK, 2))
+
+    path.write_bytes(content_of(2 * CHUNK, 1))
+    arguments = (path,) if verb == "put_file" else ("k", path)
+    with dstore.Node(running.address, shm="") as node:
+        with pytest.raises(dstore.ValueCorrupt, match="was changed while it was read"):
+            getattr(node, verb)(*arguments, progress=change)
+        assert list(node.keys()) == []
 
 
 def test_devices_pipes_and_modes_of_files_are_respected(

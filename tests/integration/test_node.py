@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,8 +17,9 @@ import pytest
 import dstore
 from dstore import config
 from dstore import node as node_module
+from dstore.local import Local
 from dstore.messages import Get
-from tests.integration.processes import PATIENCE, ROOT, RawClient
+from tests.integration.processes import PATIENCE, ROOT, RawClient, sessions_left
 
 MakeNode = Callable[..., dstore.Node]
 
@@ -362,6 +364,34 @@ waiting = dstore.Node("tcp://127.0.0.1:1")
     assert node().global_stats()["sessions"] == 1
 
 
+@pytest.mark.parametrize("busy", [False, True])
+def test_an_exit_at_which_no_thread_can_be_started_is_as_quiet(
+    free_global: dstore.Global, node: MakeNode, busy: bool
+) -> None:
+    """Python 3.12 refuses to start one from the moment at which it calls what atexit knows."""
+    script = """
+import atexit, threading, dstore
+def refuse(self):
+    raise RuntimeError("can't create new thread at interpreter shutdown")
+kept = dstore.Node(); kept.set("k", bytes(100_000)); kept.get("k")
+waiting = dstore.Node("tcp://127.0.0.1:1")
+def wait():
+    try:
+        kept.wait("l")
+    except dstore.NodeClosed:
+        pass
+if BUSY:
+    threading.Thread(target=wait, daemon=True).start()
+    while not kept.global_stats()["waiting"]:
+        pass
+atexit.register(setattr, threading.Thread, "start", refuse)
+"""
+    process = _script(f"BUSY = {busy}\n{script}", free_global.address)
+    out, err = process.communicate(timeout=PATIENCE)
+    assert (process.returncode, out, err) == (0, "", "")
+    assert node().global_stats()["sessions"] == 1
+
+
 def test_ctrl_c_interrupts_a_waiting_get_and_leaves_the_node_usable(
     free_global: dstore.Global,
 ) -> None:
@@ -408,6 +438,26 @@ def test_a_first_deletion_of_a_new_node_waits_for_a_lease_too() -> None:
 def test_a_timeout_out_of_range_is_refused(timeout: float) -> None:
     with pytest.raises(ValueError, match="timeout"):
         dstore.Node(timeout=timeout)
+
+
+@pytest.mark.parametrize(
+    ("options", "kind"),
+    [({"shm": 5}, TypeError), ({"shm_limit": "1G"}, TypeError), ({"shm_limit": -1}, ValueError)],
+)
+def test_a_place_for_large_values_that_is_none_is_refused_at_once(
+    options: dict[str, Any], kind: type[Exception]
+) -> None:
+    with pytest.raises(kind):
+        dstore.Node(**options)
+
+
+def test_the_place_for_large_values_may_be_any_path(
+    free_global: dstore.Global, tmp_path: Path
+) -> None:
+    for place in (tmp_path, os.fsencode(tmp_path)):
+        with dstore.Node(free_global.address, shm=place) as node:  # type: ignore[arg-type]
+            node.set("k", bytes(100_000), replace=True)
+            assert len(os.listdir(tmp_path)) == 1
 
 
 def test_the_same_key_as_text_and_as_bytes_at_once_is_refused(node: MakeNode) -> None:
@@ -515,6 +565,57 @@ except dstore.NodeClosed:
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=PATIENCE)
     assert (process.returncode, out, err) == (0, "closed\n", "")
+
+
+def test_a_close_that_ctrl_c_cuts_short_may_be_called_again(
+    node: MakeNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = node()
+    one.join()
+    watch = one.watch()
+    with monkeypatch.context() as patched:
+        patched.setattr(Local, "close", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            one.close()
+    one.close()
+    with pytest.raises(dstore.NodeClosed):
+        one.get("k")
+    assert list(watch) == []
+    assert node().global_stats()["sessions"] == 1
+
+
+def interrupted(_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_signal_handler_may_close_a_node_that_is_about_to_begin(
+    free_global: dstore.Global, node: MakeNode
+) -> None:
+    """As in a worker that has just been forked, and is stopped at its first request."""
+    script = """
+import os, signal, dstore
+from dstore.local import Local
+node = dstore.Node()
+def start(self):
+    begin(self)
+    os.kill(os.getpid(), signal.SIGTERM)
+begin, Local.start = Local.start, start
+signal.signal(signal.SIGTERM, lambda *_: node.close())
+if os.fork() == 0:
+    signal.alarm(20)
+    try:
+        node.get("k")
+    except dstore.NodeClosed:
+        node.close()
+        os._exit(0)
+    os._exit(1)
+assert os.wait()[1] == 0
+node.close()
+"""
+    process = _script(script, free_global.address)
+    out, err = process.communicate(timeout=PATIENCE)
+    assert (process.returncode, out, err) == (0, "", "")
+    assert sessions_left(node(), 1) == 1
 
 
 IN_THE_MIDDLE = """

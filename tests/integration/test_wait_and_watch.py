@@ -211,6 +211,31 @@ def test_a_callback_is_called_and_may_fail_and_close(
     assert "harmless" in caplog.text
 
 
+def test_a_callback_that_finds_its_node_closed_is_no_failure(
+    node: MakeNode, caplog: pytest.LogCaptureFixture
+) -> None:
+    one = node()
+    begun, closed, over = threading.Event(), threading.Event(), threading.Event()
+
+    def callback(_: dstore.Event) -> None:
+        begun.set()
+        closed.wait(PATIENCE)
+        try:
+            one.get("k", None)
+        finally:
+            over.set()
+
+    one.watch(callback=callback)
+    assert begun.wait(PATIENCE)
+    one.close()
+    closed.set()
+    assert over.wait(PATIENCE)
+    for thread in threading.enumerate():
+        if thread.name == "dstore-watch":
+            thread.join(PATIENCE)
+    assert caplog.text == ""
+
+
 def test_a_watch_ends_with_its_node(node: MakeNode) -> None:
     one = node()
     events = one.watch()

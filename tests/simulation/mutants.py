@@ -246,22 +246,28 @@ MUTANTS = (
         (
             (
                 "core.operations.reading",
-                "                entry = state.finish_fill(fill, found) if small else None\n",
-                "                entry = state.finish_fill(fill, found) if small else None\n"
+                "                return {key: Answer(state.finish_fill(fills[0], found), found.stored, False)}\n",
+                '                state.__dict__.setdefault("handed", {})[key] = found.stored\n'
+                "                return {key: Answer(state.finish_fill(fills[0], found), found.stored, False)}\n",
+            ),
+            (
+                "core.operations.reading",
+                "                entry = state.finish_fill(fill, found)\n",
+                "                entry = state.finish_fill(fill, found)\n"
                 '                state.__dict__.setdefault("handed", {})[fill.key] = found.stored\n',
             ),
             (
                 "core.operations.reading",
-                "            waited.update(joined)\n",
-                "            waited.update(joined)\n"
+                "            waited.update(fill.key for fill in joined)\n",
+                "            waited.update(fill.key for fill in joined)\n"
                 '            state.__dict__["handed"] = {}\n',
             ),
             (
                 "core.operations.reading",
-                "            now = (yield Until(_ended(joined.values()), patience)).now\n",
-                "            now = (yield Until(_ended(joined.values()), patience)).now\n"
+                "            now = (yield Until(_ended(joined), patience)).now\n",
+                "            now = (yield Until(_ended(joined), patience)).now\n"
                 '            for key, stored in state.__dict__["handed"].items():\n'
-                "                if key in joined and wanted.pop(key, 0) is None:\n"
+                "                if any(key == fill.key for fill in joined) and wanted.pop(key, 0) is None:\n"
                 "                    answers[key] = Answer(None, stored, False)\n",
             ),
         ),

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from dstore.core.holders import SWEEP_AT, Holders, bits_of
+import random
+import sys
+
+from dstore.core.holders import PART_BITS, SWEEP_AT, Holders, bits_of
 from dstore.messages import Publication
 from tests.unit.core.world import LEASE, World
 
@@ -137,12 +140,27 @@ def test_a_bit_is_not_used_again_before_all_keys_have_lost_it() -> None:
     holders.sweep(1000)
     assert not holders.sweeping
     assert all(not holders.of(f"k{number}") for number in range(SWEEP_AT))
-    assert holders.of("shared") == keeper
+    assert holders.of("shared") == 1 << keeper
     assert {holders.claim() for _ in bits} == set(bits)
 
 
 def test_bits_of_a_mask() -> None:
-    assert list(bits_of(0b10110)) == [0b10, 0b100, 0b10000]
+    assert list(bits_of(0b10110)) == [1, 2, 4]
+
+
+def test_bits_of_a_wide_mask() -> None:
+    dice = random.Random(1)
+    for width in (1, PART_BITS - 1, PART_BITS, PART_BITS + 1, 10 * PART_BITS):
+        for share in (1, width // 50 + 1, width):
+            bits = sorted(dice.sample(range(width), share))
+            assert list(bits_of(sum(1 << bit for bit in bits))) == bits
+
+
+def test_no_bit_takes_more_memory_than_the_first() -> None:
+    holders = Holders()
+    assert {sys.getsizeof(holders.claim()) for _ in range(1000)} <= {
+        sys.getsizeof(n) for n in (0, 1)
+    }
 
 
 def test_a_thousand_joins_and_goodbyes_leave_no_session_and_few_bits() -> None:

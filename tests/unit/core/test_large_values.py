@@ -301,6 +301,23 @@ def test_a_lost_upload_is_sent_again_and_not_for_ever() -> None:
     assert isinstance(call.error, GlobalUnavailable)
 
 
+@pytest.mark.parametrize("seconds", [0.0, 0.9 * stages.STAGE_IDLE])
+def test_of_many_values_each_is_bound_as_soon_as_it_is_there(
+    seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stages, "UPLOADS_MAX", 1)
+    world = World()
+    (a,) = world.joined("a")
+    items = [SetItem(f"k{number}", large(world)) for number in range(4)]
+    call = a.begin(operations.set_(a.state, items, False, world.now, world.now + 20.0))
+    sent(call)
+    for _ in items:
+        world.live(seconds)  # what is complete would not wait for all of the others
+        supply(call)
+        sent(call)
+    assert {outcome.status for outcome in call.result.values()} == {SetStatus.STORED}
+
+
 def test_credit_is_shared_out_among_uploads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stages, "CHUNK_BYTES", 10)
     monkeypatch.setattr(stages, "CREDIT_TOTAL", 100)
@@ -459,6 +476,36 @@ def test_a_value_is_cached_with_the_bytes_that_were_obtained() -> None:
     assert bytes(entry.value.body) == BODY  # type: ignore[attr-defined]
     a.delete("k")
     assert b.state.cache.shared == {}
+
+
+def test_a_value_that_the_cache_has_no_room_for_stays_with_the_host() -> None:
+    world = World()
+    b = world.member("b", cache_bytes=1)
+    (a,) = world.joined("a")
+    bound(a)
+    read = b.begin_get("k")
+    sent(read)
+    obtained(read)
+    assert read.result["k"].entry is None
+    assert b.state._unshared == []
+
+
+def test_who_joins_a_get_whose_value_moves_gets_it_however_long_that_takes() -> None:
+    world = World()
+    a, b = world.joined("a", "b")
+    bound(a)
+    first = b.begin_get("k", timeout=0.5)
+    sent(first)
+    second = b.begin_get("k", timeout=0.5)
+    assert second.waits
+    second.time_out()
+    sent(second)  # it asks by itself, and will wait for the host's file
+    assert isinstance(second.step, Obtain)
+    assert second.step.patience > 0.1
+    world.live(3.0)
+    obtained(second)
+    obtained(first)
+    assert first.result["k"].stored == second.result["k"].stored
 
 
 def test_a_session_that_ends_while_the_value_travels_voids_the_fill() -> None:

@@ -390,13 +390,13 @@ def test_and_if_there_is_no_such_memory_either_the_piece_is_refused(
     bulk: SharedBulk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refused(size: int) -> memoryview:
-        raise StoreFull("no memory")
+        raise MemoryError("no memory")
 
     token = new_token()
     bulk.reserve(token, SIZE)
     bulk.write(token, 0, value_of(token)[: 2 * PAGE])
     with monkeypatch.context() as patched:
-        patched.setattr("dstore.engines.bulk._memory", refused)
+        patched.setattr("dstore.engines.bulk.fresh_memory", refused)
         assert raises(StoreFull, lambda: bulk.write(token, 2 * PAGE, b"x"))
         assert files(folder_of(tmp_path) / "global") == [f"{token.hex()}.part"]
     bulk.drop(token)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from dstore.shm import HostMemory, NoRoom, Writer
+from dstore.shm import HostMemory, NoRoom, Writer, mapping
 from dstore.shm import memory as shm_memory
 from tests.leaks import open_descriptors
 from tests.unit.shm.children import (
@@ -266,8 +266,6 @@ def test_a_closed_memory_is_empty_and_takes_nothing(tmp_path: Path) -> None:
         assert memory.find(token, SIZE) is None
         assert not memory.adopt(token, SIZE)
         assert not memory.linked(token)
-        memory.drop(token)
-        memory.drop_own(token)
         memory.touch(token)
         with pytest.raises(NoRoom):
             memory.begin(new_token(), SIZE)
@@ -276,6 +274,8 @@ def test_a_closed_memory_is_empty_and_takes_nothing(tmp_path: Path) -> None:
         with pytest.raises(NoRoom):
             writer.seal()
         assert holds(other, token), "it is there for others"
+        memory.drop(token)  # as of a value that is not bound, since the Node was closed
+        assert other.find(token, SIZE) is None
         assert [name for name in files(tmp_path) if name.endswith(".part")] == []
 
 
@@ -355,6 +355,22 @@ def test_a_mapping_needs_no_descriptor(tmp_path: Path) -> None:
 
     with Child(body) as child:
         assert child.hear() == (count, True)
+
+
+def test_a_process_that_has_very_many_mapped_gets_no_more(
+    memory: HostMemory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokens = [stored(memory) for _ in range(3)]
+    gc.collect()
+    monkeypatch.setattr(mapping, "MAPS_MAX", len(mapping._live) + 2)
+    views = [memory.find(token, SIZE) for token in tokens]
+    assert [view is not None for view in views] == [True, True, False]
+    with pytest.raises(NoRoom, match="cannot be mapped"):
+        memory.begin(tokens[2], SIZE)
+    with pytest.raises(NoRoom, match="values mapped"):
+        memory.begin(new_token(), SIZE)
+    del views[0]
+    assert memory.find(tokens[2], SIZE) is not None
 
 
 def test_memory_goes_with_the_last_view(memory: HostMemory) -> None:

@@ -1,0 +1,339 @@
+"""Many Locals and one Global, real cores, in virtual time.
+
+Global works as :class:`dstore.Global` does: it takes a message, then does what is due. Virtual time
+goes on by what that work really took (CPU time of this thread), and by the price of the sockets
+around it. Without prices it takes no time at all, so that what is counted depends on the protocol
+alone and is the same in every run.
+
+Locals are on machines of their own: what they do takes no time, and what they say arrives one
+``LATENCY`` later. Global's I/O thread is one queue: each message on its way in or out, and each
+copy of a publication, takes its price there.
+"""
+
+from __future__ import annotations
+
+import gc
+import heapq
+import itertools
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any, NamedTuple
+
+from dstore import wire
+from dstore.config import LARGE_FROM_DEFAULT, LEASE_DEFAULT, LOG_LENGTH_DEFAULT
+from dstore.core.effects import GlobalEffect, LocalEffect, Publish, Tell
+from dstore.core.global_state import GlobalState
+from dstore.core.local_state import RENEW, Fill, LocalState
+from dstore.engines.bulk import PrivateBulk
+from dstore.engines.memory import MemoryEngine
+from dstore.messages import Del, DelReply, Get, GetReply, Message, Route, Stored, ToGlobal
+
+LATENCY = 50e-6
+"""Seconds that a message is on its way."""
+CACHE_BYTES = 1 << 20
+EPOCH = 0x1234_5678_9ABC_DEF0
+"""As long on the wire as a real one."""
+LABEL = "worker on some-host, process 12345"
+VALUE = bytes(range(100))
+PROGRESS_MAX = 120.0
+"""Seconds of virtual time after which an experiment is given up."""
+
+
+class Prices(NamedTuple):
+    """What the sockets cost, in seconds: ``io_`` the I/O thread, the rest Global's own."""
+
+    receive: float = 0.0
+    send: float = 0.0
+    publish: float = 0.0
+    publish_each: float = 0.0  # subscriber
+    io_receive: float = 0.0
+    io_send: float = 0.0
+    io_publish_each: float = 0.0
+    io_byte: float = 0.0
+
+
+def framed(frame: bytes) -> int:
+    """Bytes on the wire, with the header that ZeroMQ puts before a frame."""
+    return len(frame) + (2 if len(frame) < 256 else 9)
+
+
+class Traffic:
+    """What has been said, by kind: messages, bytes (a publication to each subscriber counts)."""
+
+    def __init__(self) -> None:
+        self.messages: Counter[str] = Counter()
+        self.bytes: Counter[str] = Counter()
+        self.core = 0.0  # seconds of Global's thread in the core and the wire
+        self.sockets = 0.0  # the same, for sockets
+        self.io = 0.0  # seconds of the I/O thread
+
+    def note(self, message: Message, size: int) -> None:
+        kind = type(message).__name__
+        self.messages[kind] += 1
+        self.bytes[kind] += size
+
+    def figures(self) -> dict[str, Any]:
+        return {
+            "messages": dict(self.messages),
+            "bytes": dict(self.bytes),
+            "core_s": self.core,
+            "sockets_s": self.sockets,
+            "busy_s": self.core + self.sockets,
+            "io_s": self.io,
+        }
+
+
+class Worker:
+    """One Local. Its control channel and its requests have routes of their own."""
+
+    def __init__(self, cluster: Cluster, index: int) -> None:
+        self.cluster = cluster
+        self.index = index
+        self.state = LocalState(random16=cluster.random16, label=LABEL, cache_bytes=CACHE_BYTES)
+        self.control: Route = b"c" + index.to_bytes(4, "big")
+        self.channel: Route = b"r" + index.to_bytes(4, "big")
+        self.timer = float("inf")
+        self.filling: dict[int, list[Fill]] = {}
+        self.deleted: list[DelReply] = []
+
+    def turn(self, now: float) -> None:
+        """Do what is due, as its background thread would."""
+        self._perform(self.state.tick(now), now)
+        due = self.state.wake_at
+        if due < self.timer:
+            self.timer = due
+            self.cluster.set_timer(due, self)
+
+    def hear(self, message: Any, now: float) -> None:
+        """A message on the control channel, or published."""
+        self._perform(self.state.receive(message, now), now)
+        self.turn(now)
+
+    def answered(self, message: Any, now: float) -> None:
+        """A reply to a request."""
+        if isinstance(message, DelReply):
+            self.deleted.append(message)
+            self.state.end_write(message.request)
+        elif isinstance(message, GetReply):
+            for fill, found in zip(self.filling.pop(message.request), message.items):
+                if found is not None:
+                    self.state.finish_fill(fill, found)
+                self.state.end_fill(fill)
+
+    def get(self, key: str, now: float) -> None:
+        request = self.state.next_request()
+        self.state.begin_fill(key, self.filling.setdefault(request, []), reading=True)
+        asked = Get(self.state.epoch, self.state.session, request, [key])
+        self.cluster.send(self.channel, asked, now)
+
+    def delete(self, key: str, now: float) -> None:
+        state, write = self.state, self.state.next_write
+        state.begin_write(write)
+        asked = Del(state.epoch, state.session, write, write, state.seen, True, [key])
+        self.cluster.send(self.channel, asked, now)
+
+    def _perform(self, effects: Iterable[LocalEffect], now: float) -> None:
+        for effect in effects:
+            if isinstance(effect, Tell):
+                self.cluster.send(self.control, effect.message, now)
+
+
+class Cluster:
+    """A Global with ``size`` Locals, joined at equal distances over one period of renewal.
+
+    With ``at_once`` they all join, and from then on renew, at the same moments. ``prices`` may be
+    set at any time; None: Global takes no time. While ``renewing`` is off no timer of a Local goes
+    off.
+    """
+
+    def __init__(self, size: int, lease: float = LEASE_DEFAULT, *, at_once: bool = False) -> None:
+        self.now = 1000.0
+        self.lease = lease
+        self.prices: Prices | None = None
+        self.renewing = True
+        self.traffic = Traffic()
+        self._draws = itertools.count(1)
+        self._serial = itertools.count()
+        self._events: list[tuple[float, int, Callable[[float], None]]] = []
+        self._timers: list[tuple[float, int, Worker]] = []
+        self._inbox: deque[tuple[Route, bytes]] = deque()
+        self._io_free = 0.0
+        self.engine = MemoryEngine()
+        self.state = GlobalState(
+            self.engine,
+            PrivateBulk(),
+            epoch=EPOCH,
+            publisher="tcp://*:50052",
+            lease=lease,
+            log_length=LOG_LENGTH_DEFAULT,
+            value_limit=1 << 30,
+            large_from=LARGE_FROM_DEFAULT,
+        )
+        self.workers = [Worker(self, index) for index in range(size)]
+        self._by_route = {each.control: each.hear for each in self.workers}
+        self._by_route |= {each.channel: each.answered for each in self.workers}
+        self._join(0.0 if at_once else self.period)
+
+    def _join(self, span: float) -> None:
+        """Ends in the middle between two renewals, if they are all at once."""
+        start = self.now
+        for worker in self.workers:
+            self.at(start + span * worker.index / len(self.workers), worker.turn)
+        self.run(span + self.period / 2)
+
+    def renew_all(self) -> None:
+        """All renew now, at no price; none has to again for one period."""
+        self.prices = None
+        for worker in self.workers:
+            worker.state.renew(self.now)
+            worker.turn(self.now)
+        self.run(4 * LATENCY)
+
+    @property
+    def period(self) -> float:
+        """The time between two renewals of one Local."""
+        return RENEW * self.lease
+
+    def random16(self) -> bytes:
+        return next(self._draws).to_bytes(16, "big")
+
+    def bind(self, key: str) -> None:
+        """The key has a value, and nobody holds it."""
+        self.engine.bind(key, Stored(self.random16(), "bytes", VALUE))
+
+    # ---- time -----------------------------------------------------------------------------
+
+    def at(self, due: float, action: Callable[[float], None]) -> None:
+        heapq.heappush(self._events, (due, next(self._serial), action))
+
+    def set_timer(self, due: float, worker: Worker) -> None:
+        heapq.heappush(self._timers, (max(due, self.now), next(self._serial), worker))
+
+    def run(self, seconds: float) -> None:
+        end = self.now + seconds
+        self.run_until(lambda: self.now >= end, end)
+
+    def run_until(self, done: Callable[[], bool], end: float | None = None) -> None:
+        """Go on until ``done``; time does not pass ``end`` while nobody works."""
+        patience = self.now + PROGRESS_MAX if end is None else end
+        while True:
+            self._happen()
+            if done():
+                return
+            if self._inbox or self.now >= self.state.wake_at:
+                self._turn()
+            elif self.now >= patience:
+                if end is None:
+                    raise RuntimeError("the experiment does not end")
+                return
+            else:
+                self.now = min(max(self.now, self._next()), patience)
+
+    def _next(self) -> float:
+        timers = self._timers[:1] if self.renewing else []
+        return min(self.state.wake_at, *(each[0] for each in (*self._events[:1], *timers)), 1e9)
+
+    def _happen(self) -> None:
+        """What the Locals have done by now, while Global was at work."""
+        while True:
+            timers = self._timers if self.renewing else []
+            event = self._events[0][0] if self._events else 1e9
+            timer = timers[0][0] if timers else 1e9
+            if min(event, timer) > self.now:
+                return
+            if event <= timer:
+                due, _, action = heapq.heappop(self._events)
+                action(due)
+            else:
+                due, _, worker = heapq.heappop(self._timers)
+                if worker.timer <= due:
+                    worker.timer = float("inf")
+                    worker.turn(due)
+
+    # ---- Global at work -------------------------------------------------------------------
+
+    def send(self, route: Route, message: ToGlobal, now: float) -> None:
+        frame = wire.encode(message)
+        self.traffic.note(message, framed(frame))
+        self.at(now + LATENCY, partial(self._arrive, route, frame))
+
+    def _arrive(self, route: Route, frame: bytes, now: float) -> None:
+        if self.prices is None:
+            self._inbox.append((route, frame))
+            return
+        ready = self._io(now, self.prices.io_receive)
+        self.at(ready, lambda now: self._inbox.append((route, frame)))
+
+    def _io(self, now: float, price: float) -> float:
+        """When the I/O thread has done this, too."""
+        self.traffic.io += price
+        self._io_free = max(self._io_free, now) + price
+        return self._io_free
+
+    def _turn(self) -> None:
+        """As Global's loop does it."""
+        if self._inbox:
+            route, frame = self._inbox.popleft()
+            if self.prices is not None:
+                self._pay(self.prices.receive)
+            self._step(partial(self._take, route, frame))
+        if self.now >= self.state.wake_at:
+            self._step(lambda: self.state.tick(self.now))
+
+    def _take(self, route: Route, frame: bytes) -> list[GlobalEffect]:
+        return self.state.receive(route, wire.decode_to_global(frame), self.now)
+
+    def _step(self, step: Callable[[], list[GlobalEffect]]) -> None:
+        """One event at Global, then its effects in their order."""
+        began = time.thread_time()
+        effects = [(each, wire.encode(each.message)) for each in step()]
+        took = max(0.0, time.thread_time() - began - CLOCK_COST)
+        if self.prices is not None:
+            self.traffic.core += took
+            self.now += took
+        for effect, frame in effects:
+            self._perform(effect, frame)
+
+    def _pay(self, price: float) -> None:
+        self.traffic.sockets += price
+        self.now += price
+
+    def _perform(self, effect: GlobalEffect, frame: bytes) -> None:
+        prices = self.prices or Prices()
+        size = framed(frame)
+        if isinstance(effect, Publish):
+            self._pay(prices.publish + prices.publish_each * len(self.workers))
+            copy = prices.io_publish_each + prices.io_byte * size
+            for worker in self.workers:
+                self.traffic.note(effect.message, size)
+                left = self._io(self.now, copy)
+                self.at(left + LATENCY, partial(worker.hear, effect.message))
+        else:
+            self._pay(prices.send)
+            self.traffic.note(effect.message, size)
+            left = self._io(self.now, prices.io_send)
+            self.at(left + LATENCY, partial(self._by_route[effect.route], effect.message))
+
+
+def clock_cost() -> float:
+    """What reading the clock twice adds to what is measured between."""
+    times = []
+    for _ in range(2000):
+        began = time.thread_time()
+        times.append(time.thread_time() - began)
+    return sorted(times)[len(times) // 2]
+
+
+CLOCK_COST = clock_cost()
+
+
+def without_collector(experiment: Callable[[], Any]) -> Any:
+    """Python's collector would walk over all Locals, which are not in Global's process."""
+    gc.collect()
+    gc.disable()
+    try:
+        return experiment()
+    finally:
+        gc.enable()

@@ -1,0 +1,154 @@
+"""What Global does with one message, without sockets: decode, ``GlobalState.receive``, encode.
+
+For each kind of message, and with so many sessions open: a cost that grows with them shows here.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from statistics import median
+from typing import Any
+
+from benchmarks.scale.cluster import LABEL, VALUE, Cluster, without_collector
+from dstore import wire
+from dstore.messages import (
+    Ack,
+    Del,
+    Get,
+    Goodbye,
+    Hello,
+    Message,
+    Publication,
+    Route,
+    Scan,
+    Set,
+    SetItem,
+    Stored,
+    Sync,
+    Wait,
+)
+
+Maker = Callable[[int], Message]
+HOLDERS = (1, 100, 1_000, 10_000)
+
+
+class Bench:
+    """A Global with sessions, and one kind of message after the other."""
+
+    def __init__(self, size: int, batch: int, repeats: int) -> None:
+        self.cluster = Cluster(size)
+        self.batch = batch
+        self.repeats = repeats
+        self._number = 0
+        for index in range(1000):
+            self.cluster.bind(f"config/{index:06}")
+
+    def next(self) -> int:
+        self._number += 1
+        return self._number
+
+    def time(self, make: Maker, prepare: Callable[[int], None] | None = None) -> float:
+        """Microseconds for one message: the median of some batches."""
+        times = []
+        for _ in range(self.repeats):
+            frames = []
+            for index in range(self.batch):
+                number = self.next()
+                if prepare is not None:
+                    prepare(number)
+                route = self.cluster.workers[index % len(self.cluster.workers)].channel
+                frames.append((route, wire.encode(make(number))))
+            times.append(self._batch(frames))
+        return median(times) * 1e6
+
+    def _batch(self, frames: Sequence[tuple[Route, bytes]]) -> float:
+        state, now = self.cluster.state, self.cluster.now
+        decode, encode = wire.decode_to_global, wire.encode
+        began = time.thread_time()
+        for route, frame in frames:
+            for effect in state.receive(route, decode(frame), now):
+                encode(effect.message)
+        return (time.thread_time() - began) / len(frames)
+
+    def kinds(self) -> dict[str, float]:
+        """Microseconds by kind of message."""
+        cluster = self.cluster
+        epoch, bind, size = cluster.state.epoch, cluster.bind, len(cluster.workers)
+
+        def who(number: int) -> int:
+            return cluster.workers[number % size].state.session
+
+        def key(number: int) -> str:
+            return f"config/{number % 1000:06}"
+
+        def item(number: int) -> SetItem:
+            return SetItem(f"new/{number:08}", Stored(number.to_bytes(16, "big"), "bytes", VALUE))
+
+        def doomed(number: int) -> str:
+            return f"doomed/{number:08}"
+
+        def asked(number: int) -> tuple[int, int, int]:
+            return epoch, who(number), number
+
+        def written(number: int) -> tuple[int, int, int, int, int]:
+            return (*asked(number), number, number)  # the writes before are seen
+
+        found = {
+            "SYNC": self.time(lambda n: Sync(epoch, who(n), n, 0, 1)),
+            "ACK": self.time(lambda n: Ack(epoch, who(n), 0)),
+            "GET, 100 B": self.time(lambda n: Get(*asked(n), [key(n)])),
+            "GET, missing": self.time(lambda n: Get(*asked(n), ["none"])),
+            "GET of 100 keys": self.time(
+                lambda n: Get(*asked(n), [key(n + i) for i in range(100)])
+            ),
+            "WAIT, bound": self.time(lambda n: Wait(*asked(n), key(n), 5.0)),
+            "SCAN of 100 keys": self.time(lambda n: Scan(*asked(n), "config/", "", 100)),
+            "SET, 100 B": self.time(lambda n: Set(*written(n), False, [item(n)])),
+            "DEL, no holder": self.time(
+                lambda n: Del(*written(n), True, [doomed(n)]), lambda n: bind(doomed(n))
+            ),
+        }
+        nonces: list[int] = []
+
+        def hello(number: int) -> Hello:
+            nonces.append(number)
+            return Hello(number.to_bytes(16, "little"), 0, 0, LABEL)
+
+        found["HELLO"] = self.time(hello)
+        state = cluster.state
+        joined = iter([state._sessions.by_nonce(n.to_bytes(16, "little")) for n in nonces])
+        sessions = iter([each.id for each in joined if each is not None])
+        found["GOODBYE"] = self.time(lambda _: Goodbye(epoch, next(sessions)))
+        return found
+
+
+def publication(holders: int, times: int) -> dict[str, float]:
+    """What it costs to name so many holders: bytes, and time of each Local that hears it."""
+    named = list(range(1, holders + 1))
+    frame = wire.encode(Publication(1 << 62, 10_000, ["config/000001"], named))
+
+    def decode() -> float:
+        began = time.thread_time()
+        for _ in range(times):
+            wire.decode_to_local(frame)
+        return (time.thread_time() - began) / times
+
+    return {
+        "holders": holders,
+        "bytes": len(frame),
+        "decode_us": median(decode() for _ in range(5)) * 1e6,
+    }
+
+
+def measure(sizes: Sequence[int], quick: bool) -> dict[str, Any]:
+    batch, repeats = (50, 3) if quick else (500, 7)
+
+    def kinds(size: int) -> dict[str, float]:
+        return Bench(size, batch, repeats).kinds()
+
+    return {
+        "us_by_sessions": {str(size): without_collector(partial(kinds, size)) for size in sizes},
+        "publication": [publication(each, 5 if quick else 50) for each in HOLDERS],
+    }

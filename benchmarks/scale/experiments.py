@@ -1,0 +1,153 @@
+"""What is counted, and how long Global is busy: one period of renewals, misses, one DEL."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from benchmarks.scale.cluster import Cluster, Prices, Traffic, Worker, without_collector
+from dstore.messages import DelStatus
+
+
+def shares(size: int) -> list[int]:
+    """How many of so many Locals hold the key: none, one, a tenth, all."""
+    return sorted({0, 1, max(1, size // 10), size})
+
+
+class Laboratory:
+    """A cluster to experiment with."""
+
+    def __init__(self, size: int, prices: Prices | None) -> None:
+        self.cluster = Cluster(size, at_once=prices is None)
+        self.prices = prices
+        self._keys = 0
+
+    def begin(self) -> Traffic:
+        """From now on count afresh."""
+        self.cluster.prices = self.prices
+        self.cluster.traffic = Traffic()
+        return self.cluster.traffic
+
+    def key(self) -> str:
+        self._keys += 1
+        key = f"config/{self._keys:06}"
+        self.cluster.bind(key)
+        return key
+
+    # ---- leases ---------------------------------------------------------------------------
+
+    def leases(self) -> dict[str, Any]:
+        """What is said in one period of renewals, when nothing else happens."""
+        traffic = self.begin()
+        self.cluster.run(self.cluster.period)
+        return traffic.figures()
+
+    # ---- misses ---------------------------------------------------------------------------
+
+    def misses(self, count: int) -> dict[str, Any]:
+        """So many GETs of keys that the asker does not hold, one after the other."""
+        keys = [self.key() for _ in range(count)]
+        traffic = self.begin()
+        self.cluster.renewing = False
+        workers = self.cluster.workers
+        for number, key in enumerate(keys):
+            worker = workers[number * len(workers) // count]
+            worker.get(key, self.cluster.now)
+            self.cluster.run_until(lambda worker=worker: not worker.filling)  # type: ignore[misc]
+        self.cluster.renewing = True
+        return traffic.figures()
+
+    # ---- deletions ------------------------------------------------------------------------
+
+    def deletion(self, holding: int, *, alone: bool) -> dict[str, Any]:
+        """One DEL of a key that so many Locals hold; the last Local asks for it.
+
+        ``alone``: all have just renewed and none does meanwhile, so that only this is counted.
+        Else renewals go on, also for one period more, to count what is still in the queues then.
+        """
+        cluster = self.cluster
+        key = self._held_by(cluster.workers[:holding])
+        if alone:
+            cluster.renew_all()
+        else:
+            self.leases()
+        traffic = self.begin()
+        cluster.renewing = not alone
+        pushes = cluster.state.counters["pushes"]
+        deleter, began = cluster.workers[-1], cluster.now
+        deleter.delete(key, began)
+        cluster.run_until(lambda: len(deleter.deleted) > 0)
+        (result,) = deleter.deleted.pop().items
+        assert result.status is DelStatus.DELETED
+        took = cluster.now - began
+        cluster.renewing = True
+        if not alone:
+            cluster.run(cluster.period)
+        return {
+            "locals": len(cluster.workers),
+            "holding": holding,
+            "confirmed": result.confirmed,
+            "expired": result.expired,
+            "seconds": took,
+            "pushes": cluster.state.counters["pushes"] - pushes,
+            **traffic.figures(),
+        }
+
+    def _held_by(self, holders: Sequence[Worker]) -> str:
+        """A key that these have read."""
+        key = self.key()
+        self.cluster.prices, self.cluster.renewing = None, False
+        for holder in holders:
+            holder.get(key, self.cluster.now)
+        self.cluster.run_until(lambda: not any(each.filling for each in holders))
+        self.cluster.renewing = True
+        return key
+
+    def behind(self) -> int:
+        """How many Locals Global does not know to have applied every deletion."""
+        seq = self.cluster.state._log.seq
+        return sum(each.acked < seq for each in self.cluster.state._sessions)
+
+
+def said(figures: dict[str, Any]) -> dict[str, Any]:
+    """The figures without times: Global took none."""
+    return {name: value for name, value in figures.items() if not name.endswith(("_s", "seconds"))}
+
+
+def counts(size: int) -> dict[str, Any]:
+    """Messages alone: the same in every run."""
+    laboratory = Laboratory(size, None)
+    found: dict[str, Any] = {"leases": said(laboratory.leases()), "dels": []}
+    misses = min(size, 100)
+    found["misses"] = {"count": misses, **said(laboratory.misses(misses))}
+    for holding in shares(size):
+        figures = said(laboratory.deletion(holding, alone=True))
+        figures["behind"] = laboratory.behind()
+        figures["renewals"] = laboratory.leases()["messages"]
+        figures["behind_after_renewal"] = laboratory.behind()
+        found["dels"].append(figures)
+    return found
+
+
+def costs(size: int, prices: Prices, repeats: int) -> dict[str, Any]:
+    """The same with what it costs, and with renewals going on."""
+
+    def run() -> dict[str, Any]:
+        laboratory = Laboratory(size, prices)
+        laboratory.leases()
+        leases = laboratory.leases()
+        misses = laboratory.misses(100 * repeats)
+
+        def median(holding: int, alone: bool) -> dict[str, Any]:
+            tries = [laboratory.deletion(holding, alone=alone) for _ in range(repeats)]
+            return sorted(tries, key=lambda each: each["seconds"])[repeats // 2]
+
+        return {
+            "leases": leases,
+            "misses": {"count": 100 * repeats, **misses},
+            "dels_alone": [median(holding, True) for holding in shares(size)],
+            "dels": [median(holding, False) for holding in shares(size)],
+        }
+
+    found: dict[str, Any] = without_collector(run)
+    return found

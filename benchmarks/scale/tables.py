@@ -1,0 +1,210 @@
+"""The figures as tables that people read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+
+def number(value: float | str) -> str:
+    """With three digits that count, and thousands apart."""
+    if isinstance(value, str):
+        return value
+    if value == 0 or abs(value) >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.3g}"
+
+
+def share(value: float) -> str:
+    return f"{value:.0%}" if value >= 0.095 else f"{value:.1%}"
+
+
+def table(title: str, heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> Iterator[str]:
+    yield f"\n{title}\n"
+    yield f"| {' | '.join(heads)} |"
+    yield f"|{'---|' * len(heads)}"
+    for row in rows:
+        yield f"| {' | '.join(number(cell) for cell in row)} |"
+
+
+def per_message(results: Mapping[str, Any]) -> Iterator[str]:
+    core = results["core"]["us_by_sessions"]
+    sizes = list(core)
+    requests = results["conclusions"]["requests"]
+    largest = requests[next(reversed(requests))]
+    yield from table(
+        "Global's own work, us per message, by open sessions; how many a second, sockets included",
+        ["message", *(f"{int(size):,}" for size in sizes), "per second"],
+        [
+            [kind, *(core[size][kind] for size in sizes), largest[kind]["per_second"]]
+            for kind in core[sizes[0]]
+        ],
+    )
+
+
+def sockets(results: Mapping[str, Any]) -> Iterator[str]:
+    figures = results["sockets"]
+    yield from table(
+        "Sockets, us (a publication: fixed and for each subscriber)",
+        ["what", "Global's thread", "I/O thread"],
+        [[name, own * 1e6, io * 1e6] for name, own, io in _priced(figures["prices"])]
+        + [
+            ["ping and answer", 0, figures["ping_io_us"]],
+            ["a publication in a burst, each subscriber", 0, _each(figures["burst"])],
+            ["1,000 bytes more of a publication, each", 0, figures["prices"]["io_byte"] * 1e9],
+        ],
+    )
+
+
+def _priced(prices: Mapping[str, float]) -> list[tuple[str, float, float]]:
+    return [
+        ("receive", prices["receive"], prices["io_receive"]),
+        ("send", prices["send"], prices["io_send"]),
+        ("publish, fixed", prices["publish"], 0.0),
+        ("publish, each subscriber", prices["publish_each"], prices["io_publish_each"]),
+    ]
+
+
+def _each(figures: Mapping[str, float]) -> float:
+    return figures["io_us"] / figures["subscribers"]
+
+
+def counted(results: Mapping[str, Any]) -> Iterator[str]:
+    yield from table(
+        "What one miss says and costs",
+        ["Locals", "messages", "bytes", "Global us", "I/O thread us"],
+        [
+            [
+                int(size),
+                sum(results["counts"][size]["misses"]["messages"].values())
+                / results["counts"][size]["misses"]["count"],
+                sum(each["bytes"].values()) / each["count"],
+                *(each[name] / each["count"] * 1e6 for name in ("busy_s", "io_s")),
+            ]
+            for size, each in ((size, each["misses"]) for size, each in results["costs"].items())
+        ],
+    )
+    yield from table(
+        "What the leases say in one period (a third of a lease)",
+        ["Locals", "SYNC", "SYNCED", "bytes"],
+        [
+            [
+                int(size),
+                *(each["messages"][kind] for kind in ("Sync", "Synced")),
+                sum(each["bytes"].values()),
+            ]
+            for size, each in ((size, each["leases"]) for size, each in results["counts"].items())
+        ],
+    )
+    yield from table(
+        "What one DEL says (counted, the same in every run)",
+        ["Locals", "holders", "DEL", "copies of the publication", "ACK", "reply", "bytes"],
+        [
+            [
+                each["locals"],
+                each["holding"],
+                *(each["messages"].get(kind, 0) for kind in ("Del", "Publication", "Ack")),
+                each["messages"]["DelReply"],
+                sum(each["bytes"].values()),
+            ]
+            for figures in results["counts"].values()
+            for each in figures["dels"]
+        ],
+    )
+
+
+def deletions(results: Mapping[str, Any]) -> Iterator[str]:
+    yield from table(
+        "One DEL alone, and where Global is saturated",
+        ["Locals", "holders", "Global ms", "I/O thread ms", "a second", "by Global's thread alone"],
+        [
+            [
+                *(each["locals"], each["holding"], each["own_us"] / 1e3, each["io_us"] / 1e3),
+                *(each["per_second"], each["per_second_own"]),
+            ]
+            for each in results["conclusions"]["dels"]
+        ],
+    )
+    yield from table(
+        "One DEL while leases are renewed",
+        ["Locals", "holders", "answered after ms", "confirmed", "expired", "pushes"],
+        [
+            [
+                *(each["locals"], each["holding"], each["seconds"] * 1e3),
+                *(each["confirmed"], each["expired"], each["pushes"]),
+            ]
+            for figures in results["costs"].values()
+            for each in figures["dels"]
+        ],
+    )
+
+
+def leases(results: Mapping[str, Any]) -> Iterator[str]:
+    yield from table(
+        "Leases",
+        ["Locals", "lease s", "SYNCs a second", "of Global's thread", "of the I/O thread"],
+        [
+            [
+                *(each["locals"], each["lease_s"], each["syncs_per_second"]),
+                *(share(each["own_share"]), share(each["io_share"])),
+            ]
+            for each in results["conclusions"]["renewals"]
+        ],
+    )
+
+
+def checked(results: Mapping[str, Any]) -> Iterator[str]:
+    figures = results["reality"]
+    yield from table(
+        f"CPU time of a real Global with {figures['nodes']} Nodes that all hold the key, us",
+        ["", "real", "derived"],
+        [
+            ["miss", figures["real"]["miss_us"], figures["derived"]["miss_us"]],
+            ["DEL", figures["real"]["del_us"], figures["derived"]["del_us"]],
+        ],
+    )
+
+
+def memory(results: Mapping[str, Any]) -> Iterator[str]:
+    figures = results["memory"]
+    yield from table(
+        "Memory at Global, MB",
+        ["Locals", "sessions", "connections", "bits of a million keys", "full log"],
+        [
+            [
+                each["locals"],
+                *(
+                    each[name] / 1e6
+                    for name in ("sessions", "connections", "bits_of_a_million_keys", "log")
+                ),
+            ]
+            for each in results["conclusions"]["memory"]
+        ],
+    )
+    yield from table(
+        "Bytes of each",
+        ["what", "bytes"],
+        [
+            *([f"session, of {size}", value] for size, value in figures["session_bytes"].items()),
+            ["connection", figures["connection_bytes"]],
+            ["deletion in the log", figures["log_entry_bytes"]],
+            *(
+                [f"bits of a key, {each['holding']:,} of {each['locals']:,}", each["bytes"]]
+                for each in figures["holder_bits"]
+            ),
+        ],
+    )
+    yield from table(
+        "A publication, by the holders that it names",
+        ["holders", "bytes", "us to decode at each Local"],
+        [
+            [each["holders"], each["bytes"], each["decode_us"]]
+            for each in results["core"]["publication"]
+        ],
+    )
+
+
+def report(results: Mapping[str, Any]) -> Iterator[str]:
+    yield ", ".join(f"{name} {value}" for name, value in results["machine"].items())
+    for part in (per_message, sockets, counted, deletions, leases, memory, checked):
+        yield from part(results)
