@@ -8,6 +8,7 @@ from benchmarks import sections
 from benchmarks.goals import GOALS, Goal
 from benchmarks.measure import Summary
 from benchmarks.results import At, Figure, Results, Row
+from benchmarks.settings import FULL
 from benchmarks.wording import LIMITS, OURS, against, better, digits, heading, quantity, table
 
 HOW = """\
@@ -57,7 +58,8 @@ def _head(results: Results) -> Iterator[str]:
 
 
 def _goals(results: Results) -> Iterator[str]:
-    yield from heading("Goals")
+    hasty = f"This was a {results.scale} run, with fewer rounds and a smaller value that moves."
+    yield from heading("Goals", "" if results.scale == FULL.name else hasty)
     rows = {row.name: row for row in results.rows}
     titles = ("what", "reference in the same run", "goal", "measured", "dstore", "reference", "")
     yield from table(titles, (_goal(goal, rows.get(goal.name)) for goal in GOALS))
