@@ -34,14 +34,11 @@ import platform
 import random
 import shutil
 import signal
-import socket
-import subprocess
-import tempfile
 import time
 from array import array
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from multiprocessing.connection import Connection
@@ -51,6 +48,8 @@ from typing import Any, NamedTuple
 import zmq
 
 import dstore
+from benchmarks.peers.over_redis import SERVER, TRACKING_SINCE
+from benchmarks.processes import program
 from dstore import config
 from tests.faults.proxy import GLOBAL_HOST, PATHS, Proxy, Rule
 from tests.integration.processes import PATIENCE, GlobalProcess, free_port
@@ -65,8 +64,8 @@ REST = 0.0005
 HEALTH_CHECK = PING_SECONDS = 1
 HEADSTART = 0.2
 SECONDS_DEFAULT, SECONDS_MAX = 5.0, 30.0
-TRACKING_SINCE, CACHE_SINCE = "6.0.0", (7, 4)
-"""Versions of Redis: from when on it tells of changes, and which one redis-py asks for."""
+CACHE_SINCE = (7, 4)
+"""The version of Redis that redis-py asks for."""
 
 
 class Scenario(NamedTuple):
@@ -150,24 +149,8 @@ def serve(system: str, port: int) -> Iterator[None]:
         if system == OURS:
             stack.enter_context(GlobalProcess(f"tcp://{GLOBAL_HOST}:{port}", config.LEASE_DEFAULT))
         else:
-            folder = stack.enter_context(tempfile.TemporaryDirectory())
-            options = f"--port {port} --bind {GLOBAL_HOST} --appendonly no --dir {folder} --save"
-            server = subprocess.Popen(
-                ["redis-server", *options.split(), ""], stdout=subprocess.DEVNULL
-            )
-            stack.callback(server.wait)
-            stack.callback(server.terminate)
-            wait_for(server, port)
+            stack.enter_context(program(SERVER, port))
         yield
-
-
-def wait_for(server: subprocess.Popen[bytes], port: int) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while server.poll() is None and time.monotonic() < deadline:
-        with suppress(OSError), socket.create_connection((GLOBAL_HOST, port)):
-            return
-        time.sleep(0.01)
-    raise OSError("redis-server did not start")
 
 
 # The workload ----------------------------------------------------------------------------------

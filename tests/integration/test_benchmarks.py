@@ -4,49 +4,92 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-import pytest
+from benchmarks.goals import GOALS
+from benchmarks.workloads import NAMES
 
 ROOT = Path(__file__).resolve().parents[2]
+MARK = "DSTORE_BENCHMARK_OF_A_TEST"
+PATIENCE = 10.0
+WITHOUT_SERVERS = ("redis-py", "ProxyStore over Redis", "NATS KV")
+RAY = "Ray's object store"
 
 
-def test_latency(tmp_path: Path) -> None:
-    report = tmp_path / "latency.json"
-    done = subprocess.run(
-        [
-            *(sys.executable, "-W", "error", ROOT / "benchmarks" / "latency.py"),
-            *("--blocks", "1", "--rounds", "1", "--json", report),
-        ],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
+@contextmanager
+def benchmark(tmp_path: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
+    """A run in the smallest setting, on a system that has no servers of peers installed."""
+    command = [sys.executable, "-m", "benchmarks", "--scale", "tiny", *options]
+    environment = {**os.environ, "PATH": str(tmp_path), MARK: str(tmp_path)}
+    with subprocess.Popen(
+        [*command, "--without", RAY],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=50,
-        check=False,
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    results = {result["name"]: result for result in json.loads(report.read_text())["results"]}
-    assert list(results) == ["hit, 100 B", "miss, 100 B", "DEL, 1 holder", "DEL, 3 holders"]
-    for name, result in results.items():
-        assert result["ratio"] > 0
-        assert name in done.stdout
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
-def test_large_values(tmp_path: Path) -> None:
-    pytest.importorskip("numpy")
-    report = tmp_path / "large.json"
-    done = subprocess.run(
-        [sys.executable, ROOT / "benchmarks" / "large_values.py", "--quick", "--json", report],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=50,
-        check=False,
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    results = json.loads(report.read_text())
-    readers = results["eight readers"]
-    assert readers["files"] == [readers["bytes sent by Global"]]
-    assert results["after kill -9 of all"]["after a clean exit"] == 0
+def left_of(tmp_path: Path) -> list[str]:
+    """Processes that a run has started and that are still there a while after it has ended."""
+    deadline = time.monotonic() + PATIENCE
+    mark = f"{MARK}={tmp_path}".encode()
+    while (left := [each for each in Path("/proc").glob("[0-9]*") if has(each, mark)]) and (
+        time.monotonic() < deadline
+    ):
+        time.sleep(0.05)
+    return [str(each) for each in left]
+
+
+def has(process: Path, mark: bytes) -> bool:
+    try:
+        return mark in (process / "environ").read_bytes().split(b"\0")
+    except OSError:  # it has ended, or belongs to somebody else
+        return False
+
+
+def test_all_workloads_run_and_are_reported(tmp_path: Path) -> None:
+    with benchmark(tmp_path, "--out", str(tmp_path)) as process:
+        out, err = process.communicate(timeout=55)
+    assert (process.returncode, err) == (0, "")
+    found = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
+    measured = {figure["workload"] for figure in found["figures"]}
+    assert measured == {*NAMES, "memory_server", "peak"}
+    # Redis is a reference of two, and the tiny setting has no eight holders.
+    reached = {row["name"] for row in found["rows"]}
+    assert reached == {goal.name for goal in GOALS} - {"hit-redis", "get_many", "delete"}
+    assert all(figure["summary"]["n"] > 0 for figure in found["figures"])
+    assert {"date", "machine", "revision", "versions"} <= set(found["about"])
+    report = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"\]\((\w+\.svg)\)", report)) == {
+        path.name for path in tmp_path.glob("*.svg")
+    }
+    for who in WITHOUT_SERVERS:
+        assert re.search(rf"^- {who}, in .*: needs ", report, re.MULTILINE)
+        assert re.search(rf"^  {who} is left out of \w+: needs ", out, re.MULTILINE)
+    assert left_of(tmp_path) == []
+
+
+def test_ctrl_c_ends_it_and_all_that_it_has_started(tmp_path: Path) -> None:
+    with benchmark(tmp_path, "--only", "clients", "growth_locals", "--out", str(tmp_path)) as run:
+        assert run.stdout is not None
+        while not run.stdout.readline().startswith("[2/2] growth_locals"):
+            pass
+        run.send_signal(signal.SIGINT)
+        _, err = run.communicate(timeout=30)
+    assert run.returncode == 130
+    assert err.splitlines()[-1:] == ["Interrupted; there is no report."]
+    assert list(tmp_path.iterdir()) == []
+    assert left_of(tmp_path) == []

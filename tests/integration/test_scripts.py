@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = ROOT / "scripts"
-TYPED = ["global", "repl", "demo", "test", "check", "simulate", "soak"]
+TYPED = ["global", "repl", "demo", "test", "check", "simulate", "soak", "bench"]
 SETTING_UP = "Setting up .venv (first use only) ...\n"
 
 # As "python": what it is asked with -c (its version, the lock) a real Python does.
@@ -137,6 +137,10 @@ def test_an_installation_for_more_serves_what_needs_less(checkout: Checkout) -> 
     assert checkout.calls() == ["venv", "pip .[dev]"]
     checkout.run("test")
     checkout.run("demo")
+    assert checkout.calls() == []
+    checkout.run("bench")
+    assert checkout.calls() == ["pip .[bench]"]
+    checkout.run("check")
     assert checkout.calls() == []
 
 

@@ -1,0 +1,74 @@
+"""Caches of one process, which know of no other: the limit of what a hit can cost."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+from benchmarks.peers.base import Client, Peer, module, wanting
+from benchmarks.processes import Place
+from benchmarks.settings import VALUE
+
+ROOM = 1 << 21
+"""More entries than any workload has."""
+
+
+class _DictClient(Client):
+    def __init__(self) -> None:
+        self._values: dict[str, bytes] = {}
+        self.get = self._values.get
+
+    def load(self, items: Mapping[str, bytes]) -> None:
+        self._values.update(items)
+
+
+class Dict(Peer):
+    name = "dict"
+    workloads = frozenset({"hit", "memory"})
+
+    def client(self, place: Place) -> Client:
+        return _DictClient()
+
+
+class _LruClient(Client):
+    """A function whose results are remembered, as it is used in programs."""
+
+    def __init__(self) -> None:
+        self.get = functools.lru_cache(maxsize=ROOM)(_computed)
+
+    def load(self, items: Mapping[str, bytes]) -> None:
+        for name in items:
+            self.get(name)
+
+
+def _computed(name: str) -> bytes:
+    return bytes(bytearray(VALUE))  # a value of its own for each key, as the others have
+
+
+class LruCache(Peer):
+    name = "functools.lru_cache"
+    workloads = frozenset({"hit", "memory"})
+
+    def client(self, place: Place) -> Client:
+        return _LruClient()
+
+
+class _CachetoolsClient(Client):
+    def __init__(self) -> None:
+        self._cache: Any = module("cachetools").LRUCache(maxsize=ROOM)
+        self.get = self._cache.get
+
+    def load(self, items: Mapping[str, bytes]) -> None:
+        self._cache.update(items)
+
+
+class Cachetools(Peer):
+    name = "cachetools.LRUCache"
+    workloads = frozenset({"hit", "memory"})
+
+    def lacks(self) -> str:
+        return wanting(["cachetools"])
+
+    def client(self, place: Place) -> Client:
+        return _CachetoolsClient()

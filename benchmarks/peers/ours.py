@@ -1,0 +1,85 @@
+"""dstore itself."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+
+import dstore
+from benchmarks.peers.base import Client, Peer
+from benchmarks.processes import Place, server
+
+LOAD = 5_000
+"""Keys in one call, while loading."""
+CACHE_BYTES = 2 << 30
+"""More than any workload fills: what is measured is never an eviction."""
+MEMORY_LIMIT = 8 << 30
+
+
+@contextmanager
+def _serve(shm: str) -> Iterator[Place]:
+    with dstore.Global("tcp://127.0.0.1:0", shm=shm, memory_limit=MEMORY_LIMIT) as running:
+        port = int(running.address.rpartition(":")[2])
+        yield Place("127.0.0.1", port, os.getpid(), shm)
+
+
+def serve(shm: str = "") -> AbstractContextManager[Place]:
+    """A Global in a process of its own. ``shm``: the shared memory of its host."""
+    return server(_serve, shm)
+
+
+def address(place: Place) -> str:
+    return f"tcp://{place.host}:{place.port}"
+
+
+class OurClient(Client):
+    def __init__(self, place: Place, shm: str | None = None) -> None:
+        self.node = dstore.Node(
+            address(place), shm=place.folder if shm is None else shm, cache_bytes=CACHE_BYTES
+        )
+        self.get = self.node.get
+
+    def load(self, items: Mapping[str, bytes]) -> None:
+        names = list(items)
+        for start in range(0, len(names), LOAD):
+            self.node.set_many({name: items[name] for name in names[start : start + LOAD]})
+
+    def hold(self, names: Sequence[str]) -> None:
+        self.node.get_many(names)
+
+    def get_many(self, keys: Sequence[str]) -> object:
+        return self.node.get_many(keys)
+
+    def delete(self, key: str) -> dstore.Deletion:
+        return self.node.delete(key)
+
+    def rebind(self, key: str, value: bytes) -> None:
+        try:
+            self.node.delete(key)
+        except dstore.KeyMissing:  # another process is about to bind it
+            return
+        try:
+            self.node.set(key, value)
+        except dstore.KeyOccupied:  # another process was faster
+            pass
+
+    def bytes_sent(self) -> int:
+        return int(self.node.global_stats()["bytes_out"])
+
+    def close(self) -> None:
+        self.node.close()
+
+
+class Ours(Peer):
+    name = "dstore"
+    caches = True
+    workloads = frozenset(
+        {"hit", "miss", "clients", "get_many", "mixed", "delete", "join", "memory"}
+    )
+
+    def serve(self) -> AbstractContextManager[Place]:
+        return serve()
+
+    def client(self, place: Place) -> OurClient:
+        return OurClient(place)

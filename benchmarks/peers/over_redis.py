@@ -1,0 +1,142 @@
+"""Peers that keep their values in Redis: redis-py in three ways, and ProxyStore."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+from benchmarks.peers.base import Client, Peer, module, wanting
+from benchmarks.processes import Place, program
+
+SERVER = (
+    "redis-server", "--port", "{port}", "--bind", "127.0.0.1", "--dir", "{folder}",
+    "--save", "", "--appendonly", "no", "--protected-mode", "no",
+)  # fmt: skip
+LOAD = 5_000
+ROOM = 1 << 21
+"""Entries of a client's cache: more than any workload has."""
+TRACKING_SINCE = "6.0.0"
+"""The Redis from which on it tells of changes. redis-py's cache asks for 7.4, which is relaxed."""
+
+
+class RedisClient(Client):
+    def __init__(self, place: Place, **options: Any) -> None:
+        self.redis = module("redis").Redis(host=place.host, port=place.port, **options)
+        self.redis.ping()
+        self.get = self.redis.get
+
+    def load(self, items: Mapping[str, bytes]) -> None:
+        names = list(items)
+        for start in range(0, len(names), LOAD):
+            self.redis.mset({name: items[name] for name in names[start : start + LOAD]})
+
+    def get_many(self, keys: Sequence[Any]) -> object:
+        return self.redis.mget(keys)
+
+    def delete(self, key: Any) -> object:
+        return self.redis.delete(key)
+
+    def rebind(self, key: Any, value: bytes) -> None:
+        self.redis.delete(key)
+        self.redis.set(key, value)
+
+    def bytes_sent(self) -> int:
+        return int(self.redis.info("stats")["total_net_output_bytes"])
+
+    def close(self) -> None:
+        self.redis.close()
+
+
+class RedisPlain(Peer):
+    name = "redis-py"
+    workloads = frozenset(
+        {"hit", "miss", "clients", "get_many", "mixed", "delete", "join", "memory_server"}
+    )
+
+    def lacks(self) -> str:
+        return wanting(["redis"], ["redis-server"])
+
+    def serve(self) -> AbstractContextManager[Place]:
+        return program(SERVER)
+
+    def client(self, place: Place) -> Client:
+        return RedisClient(place)
+
+
+class _PipelinedClient(RedisClient):
+    def get_many(self, keys: Sequence[Any]) -> object:
+        with self.redis.pipeline(transaction=False) as pipeline:
+            for key in keys:
+                pipeline.get(key)
+            return pipeline.execute()
+
+
+class RedisPipelined(RedisPlain):
+    name = "redis-py, pipelined"
+    workloads = frozenset({"get_many"})
+
+    def client(self, place: Place) -> Client:
+        return _PipelinedClient(place)
+
+
+def cached_client(place: Place) -> RedisClient:
+    """A client with redis-py's cache, which is told by the server what has changed."""
+    connections = module("redis.connection")
+    connections.CacheProxyConnection.MIN_ALLOWED_VERSION = TRACKING_SINCE
+    config = module("redis.cache").CacheConfig(max_size=ROOM)
+    return RedisClient(place, protocol=3, cache_config=config)
+
+
+class RedisCached(RedisPlain):
+    name = "redis-py, client-side cache"
+    caches = True
+    workloads = frozenset({"hit", "miss", "mixed", "delete", "join", "memory"})
+
+    def client(self, place: Place) -> Client:
+        return cached_client(place)
+
+
+class _ProxyStoreClient(Client):
+    """A Store with its cache, over its connector to Redis. Keys are made beforehand."""
+
+    def __init__(self, place: Place) -> None:
+        connectors = module("proxystore.connectors.redis")
+        self._make_key = connectors.RedisKey
+        self._connector = connectors.RedisConnector(place.host, place.port)
+        self._store = module("proxystore.store.base").Store(
+            "benchmark", self._connector, cache_size=ROOM
+        )
+        self._redis = module("redis").Redis(host=place.host, port=place.port)
+        self.get = self._store.get
+
+    def key(self, name: str) -> Any:
+        return self._make_key(redis_key=name)
+
+    def load(self, items: Mapping[str, bytes]) -> None:
+        # As its connector binds many values, but with keys of our own.
+        serializer, names = self._store.serializer, list(items)
+        for start in range(0, len(names), LOAD):
+            part = names[start : start + LOAD]
+            self._redis.mset({name: bytes(serializer(items[name])) for name in part})
+
+    def delete(self, key: Any) -> object:
+        return self._store.evict(key)
+
+    def close(self) -> None:
+        self._store.close()
+        self._redis.close()
+
+
+class ProxyStore(RedisPlain):
+    name = "ProxyStore over Redis"
+    # Not "memory": its cache looks through a list, which takes minutes with so many entries.
+    workloads = frozenset({"hit", "miss", "mixed", "join"})
+    caches = True
+    deletes = False
+
+    def lacks(self) -> str:
+        return wanting(["proxystore", "redis"], ["redis-server"])
+
+    def client(self, place: Place) -> Client:
+        return _ProxyStoreClient(place)

@@ -1,0 +1,296 @@
+"""Processes of a benchmark: starting them, having them work, and surely ending them.
+
+A :class:`Worker` enters a context manager in a process of its own and then calls functions on
+what that yields. It ends when its pipe is closed, which the system does even if the harness is
+killed; so servers, too, are started by a Worker (:func:`program`), and end with it. Ctrl-C is for
+the harness alone. Workers are forked from a process that has imported what they need, and hold
+nothing else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import random
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerContext
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple
+
+from benchmarks.measure import describe
+
+PATIENCE = 120.0
+"""Seconds within which a worker must have done what it was told."""
+END_PATIENCE = 10.0
+"""Seconds within which it must have ended; then it is killed."""
+LOOK = 0.01
+HEADSTART_NS = 30_000_000
+"""Until a crew starts together: long enough for all to have heard of it."""
+SHARED = Path(os.environ.get("DSTORE_SHM") or "/dev/shm")
+"""Where the hosts of a benchmark lie."""
+
+
+class ChildFailed(Exception):
+    """What happened in a worker, in one line."""
+
+
+def _forks() -> ForkServerContext:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["benchmarks.peers"])
+    return context
+
+
+def _work(connection: Connection, entered: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with entered(*arguments) as subject:
+            connection.send((True, os.getpid()))
+            _obey(connection, subject)
+    except Exception as error:
+        with contextlib.suppress(OSError):
+            connection.send((False, describe(error)))
+
+
+def _obey(connection: Connection, subject: Any) -> None:
+    while True:
+        try:
+            function, arguments = connection.recv()
+        except (EOFError, OSError):
+            return
+        try:
+            answer = True, function(subject, *arguments)
+        except Exception as error:
+            answer = False, describe(error)
+        connection.send(answer)
+
+
+class Worker:
+    """A process that has entered ``entered(*arguments)``, a context manager.
+
+    ``call(function, ...)`` calls ``function(subject, ...)`` there, where the subject is what the
+    context manager yields. Raises ChildFailed if anything fails there.
+    """
+
+    def __init__(self, entered: Callable[..., AbstractContextManager[Any]], *arguments: Any):
+        context = _forks()
+        self._connection, far = context.Pipe()
+        self._process = context.Process(target=_work, args=(far, entered, arguments))
+        try:
+            self._process.start()
+        finally:
+            far.close()
+        self.pid = 0
+
+    def ready(self) -> Worker:
+        """Wait until it has entered."""
+        if not self.pid:
+            self.pid = int(self.result())
+        return self
+
+    def begin(self, function: Callable[..., Any], *arguments: Any) -> None:
+        self.ready()
+        try:
+            self._connection.send((function, arguments))
+        except OSError as error:
+            raise ChildFailed(f"a worker has ended: {error}") from None
+
+    def busy(self) -> bool:
+        """Whether the call that was begun is still going on."""
+        return not self._connection.poll()
+
+    def result(self) -> Any:
+        """Of the call that was begun."""
+        if not self._connection.poll(PATIENCE):
+            raise ChildFailed(f"a worker did not answer within {PATIENCE:g} seconds")
+        try:
+            good, answer = self._connection.recv()
+        except (EOFError, OSError):
+            raise ChildFailed("a worker has ended") from None
+        if not good:
+            raise ChildFailed(answer)
+        return answer
+
+    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        self.begin(function, *arguments)
+        return self.result()
+
+    def leave(self) -> None:
+        """Let it end, without waiting."""
+        self._connection.close()
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.leave()
+        self._process.join(END_PATIENCE)
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join()
+        self._process.close()
+
+
+class Crew:
+    """Workers that are told the same and start together."""
+
+    def __init__(self) -> None:
+        self._stack = ExitStack()
+        self.workers: list[Worker] = []
+
+    def grow(self, size: int, entered: Callable[..., Any], *arguments: Any) -> None:
+        """Have ``size`` of them; ``entered`` is given its number after the arguments."""
+        for number in range(len(self.workers), size):
+            self.workers.append(self._stack.enter_context(Worker(entered, *arguments, number)))
+        for worker in self.workers:
+            worker.ready()
+
+    def together(self, size: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
+        """Call ``function(subject, start_ns, *arguments)`` in the first ``size`` of them."""
+        start = time.monotonic_ns() + HEADSTART_NS
+        return self.each(size, function, start, *arguments)
+
+    def each(self, size: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
+        for worker in self.workers[:size]:
+            worker.begin(function, *arguments)
+        results, failures = [], []
+        for worker in self.workers[:size]:  # all of them, so that no answer is left for later
+            try:
+                results.append(worker.result())
+            except ChildFailed as failure:
+                failures.append(failure)
+        if failures:
+            raise failures[0]
+        return results
+
+    def __enter__(self) -> Crew:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        for worker in self.workers:
+            worker.leave()  # all at once, and then wait for each
+        self._stack.__exit__(kind, error, traceback)
+
+
+def wait_until(moment_ns: int) -> None:
+    """Sleep until shortly before, then spin."""
+    time.sleep(max(0.0, (moment_ns - time.monotonic_ns()) / 1e9 - 0.002))
+    while time.monotonic_ns() < moment_ns:
+        pass
+
+
+# Servers ---------------------------------------------------------------------------------------
+
+
+class Place(NamedTuple):
+    """Where a server is: what a client has to know, and the process whose memory is looked at."""
+
+    host: str
+    port: int
+    pid: int
+    folder: str = ""
+
+
+def itself(subject: Any) -> Any:
+    return subject
+
+
+@contextmanager
+def server(entered: Callable[..., AbstractContextManager[Any]], *arguments: Any) -> Iterator[Any]:
+    """Enter a context manager in a process of its own; yields what it yields, a copy of it."""
+    with Worker(entered, *arguments) as worker:
+        yield worker.call(itself)
+
+
+@contextmanager
+def _program(command: Sequence[str], port: int) -> Iterator[Place]:
+    with tempfile.TemporaryDirectory(prefix="dstore-bench-") as folder:
+        words = [word.format(port=port, folder=folder) for word in command]
+        process = subprocess.Popen(
+            words,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        try:
+            _wait_for(process, words[0], port)
+            yield Place("127.0.0.1", port, process.pid, folder)
+        finally:
+            process.terminate()
+            try:
+                process.wait(END_PATIENCE / 2)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def program(command: Sequence[str], port: int = 0) -> AbstractContextManager[Place]:
+    """A program that listens on ``{port}`` (0: any free one) and has ``{folder}`` for its files."""
+    return server(_program, command, port or free_port())
+
+
+def _wait_for(process: subprocess.Popen[bytes], name: str, port: int) -> None:
+    deadline = time.monotonic() + PATIENCE / 4
+    while process.poll() is None and time.monotonic() < deadline:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+            return
+        time.sleep(LOOK)
+    raise OSError(f"{name} did not start")
+
+
+def free_port() -> int:
+    """A port that is free, below the range from which systems choose ports by themselves."""
+    while True:
+        port = random.randrange(10_000, 30_000)
+        with contextlib.suppress(OSError), socket.socket() as one:
+            one.bind(("127.0.0.1", port))
+            return port
+
+
+@contextmanager
+def hosts() -> Iterator[Callable[[str], str]]:
+    """Hosts, for one machine: a folder in shared memory for each name, removed at the end."""
+    base = SHARED if SHARED.is_dir() else None
+    with tempfile.TemporaryDirectory(prefix="dstore-bench-", dir=base) as folder:
+
+        def host(name: str) -> str:
+            path = os.path.join(folder, name)
+            os.makedirs(path, exist_ok=True)
+            return path
+
+        yield host
+
+
+def running_seconds(pid: int) -> float:
+    """For which the threads that a process has now have run on a core."""
+    total = 0
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        total += int((task / "schedstat").read_text(encoding="ascii").split()[0])
+    return total / 1e9
+
+
+def resident(pid: int) -> int:
+    """Bytes of private memory of a process."""
+    for line in Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines():
+        if line.startswith("RssAnon:"):
+            return int(line.split()[1]) * 1024
+    raise OSError("the system does not tell how much memory a process has")

@@ -1,0 +1,142 @@
+"""How much is measured: in full, quickly, or just enough to see that all of it runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+KIB, MIB = 1 << 10, 1 << 20
+VALUE = bytes(range(100))
+"""The small value of all workloads, for all contenders."""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Counts, sizes in bytes, times in seconds. One field for each thing that can be scaled."""
+
+    name: str
+    rounds: int
+    """How often contenders take turns, after one warm-up."""
+    sittings: int
+    """Over which the rounds of single reads are spread."""
+    hit_keys: int
+    block: int
+    """Operations of one contender in one round, where each goes to a server."""
+    batches: int
+    """Calls of ``get_many`` in one round."""
+    settle: float
+    """Between two workloads, for what has ended to come to rest."""
+    window: float
+    """For which a closed loop of several processes is measured."""
+    window_rounds: int
+    clients: int
+    processes: tuple[int, ...]
+    shares: tuple[float, ...]
+    """Of deletions among the operations of the mixed workload."""
+    mixed_keys: int
+    holders: tuple[int, ...]
+    bystanders: int
+    deletions: int
+    """In one round."""
+    large: int
+    large_rounds: int
+    moving: int
+    """Bytes of the value that moves while small requests are timed."""
+    moving_rounds: int
+    least_requests: int
+    """Small requests in one block of those, whatever moves."""
+    joins: int
+    crowds: tuple[int, ...]
+    memory_keys: int
+    growth_keys: tuple[int, ...]
+    growth_locals: tuple[int, ...]
+    growth_rounds: int
+
+
+FULL = Scale(
+    name="full",
+    rounds=25,
+    sittings=3,
+    hit_keys=10_000,
+    block=400,
+    batches=10,
+    settle=2.0,
+    window=0.5,
+    window_rounds=9,
+    clients=8,
+    processes=(1, 2, 4, 8),
+    shares=(0.0, 0.01, 0.1),
+    mixed_keys=10_000,
+    holders=(1, 2, 4, 8, 16),
+    bystanders=64,
+    deletions=100,
+    large=64 * MIB,
+    large_rounds=15,
+    moving=1024 * MIB,
+    moving_rounds=5,
+    least_requests=4000,
+    joins=20,
+    crowds=(1, 8, 32, 64),
+    memory_keys=100_000,
+    growth_keys=(1_000, 10_000, 100_000, 1_000_000),
+    growth_locals=(1, 4, 16, 64),
+    growth_rounds=7,
+)
+QUICK = Scale(
+    name="quick",
+    rounds=5,
+    sittings=2,
+    hit_keys=10_000,
+    block=200,
+    batches=5,
+    settle=0.2,
+    window=0.2,
+    window_rounds=3,
+    clients=8,
+    processes=(1, 4),
+    shares=(0.0, 0.1),
+    mixed_keys=10_000,
+    holders=(1, 8),
+    bystanders=16,
+    deletions=40,
+    large=64 * MIB,
+    large_rounds=4,
+    moving=256 * MIB,
+    moving_rounds=2,
+    least_requests=1000,
+    joins=5,
+    crowds=(1, 8),
+    memory_keys=20_000,
+    growth_keys=(1_000, 10_000, 100_000),
+    growth_locals=(1, 16),
+    growth_rounds=3,
+)
+TINY = Scale(
+    name="tiny",
+    rounds=1,
+    sittings=1,
+    hit_keys=100,
+    block=10,
+    batches=1,
+    settle=0.0,
+    window=0.05,
+    window_rounds=1,
+    clients=2,
+    processes=(1,),
+    shares=(0.0, 0.1),
+    mixed_keys=100,
+    holders=(1, 2),
+    bystanders=1,
+    deletions=3,
+    large=1 * MIB,
+    large_rounds=1,
+    moving=4 * MIB,
+    moving_rounds=1,
+    least_requests=20,
+    joins=1,
+    crowds=(2,),
+    memory_keys=1_000,
+    growth_keys=(100, 200),
+    growth_locals=(1, 2),
+    growth_rounds=1,
+)
+SCALES = {scale.name: scale for scale in (FULL, QUICK, TINY)}

@@ -1,0 +1,117 @@
+"""DEL: confirmed by 1 to 16 processes that hold the key, and with bystanders that do not.
+
+What peers do is not the same. Redis tells caches of a change, but its DEL waits for none of them;
+the others have no caches. dstore's DEL returns when no process can answer with the value any more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from benchmarks.measure import Contender, describe, flat, paired, timed
+from benchmarks.peers import BY_NAME, ECHO, OURS, Client, Peer, connected
+from benchmarks.processes import Crew, Place
+from benchmarks.run import Run
+from benchmarks.workloads.reads import load, names
+
+GOAL_HOLDERS = 8
+
+
+@contextmanager
+def client_of(name: str, place: Place, _: int) -> Iterator[Client]:
+    with connected(BY_NAME[name], place) as client:
+        yield client
+
+
+def hold(client: Client, keys: list[str]) -> None:
+    client.hold(keys)
+
+
+def look(client: Client, key: str) -> None:
+    """Have a connection and hold nothing."""
+    try:
+        client.get(key)
+    except KeyError:
+        pass
+
+
+class Deleter:
+    """A peer at work, one client that deletes, and the processes that hold the keys."""
+
+    def __init__(self, stack: ExitStack, peer: Peer, run: Run) -> None:
+        self.peer = peer
+        self.size = run.scale.deletions
+        self.rounds = run.scale.window_rounds
+        self.place = stack.enter_context(peer.serve())
+        self.client = stack.enter_context(connected(peer, self.place))
+        self.crew = stack.enter_context(Crew())
+
+    def contender(self, stage: str, holders: int) -> Contender:
+        """Deletes keys that have just been bound, and read by so many processes."""
+        keys = names(stage, (self.rounds + 1) * self.size)
+        if self.peer is not ECHO:
+            load(self.peer, self.place, keys)
+        if self.peer.caches:
+            self.crew.grow(holders, client_of, self.peer.name, self.place)
+            self.crew.each(holders, hold, keys)
+        asked = [self.client.key(key) for key in keys]
+
+        def delete(key: Any) -> None:
+            found = self.client.delete(key)
+            if self.peer is OURS and found != (holders, 0, 0):
+                raise RuntimeError(f"not confirmed by {holders} Locals alone: {found}")
+
+        def block(number: int) -> list[float]:
+            return timed(delete, asked[number * self.size : (number + 1) * self.size])
+
+        return Contender(self.peer.name, block)
+
+
+def deletions(run: Run) -> None:
+    """The time of a DEL, over the number of holders."""
+    with ExitStack() as stack:
+        here: list[Deleter] = []
+
+        def prepare(stack: ExitStack, peer: Peer) -> Contender:
+            here.append(Deleter(stack, peer, run))
+            return Contender(peer.name, lambda _: [])
+
+        run.prepared("delete", stack, run.peers("delete"), prepare)
+        _stage(run, here, 0)
+        holding = [each for each in here if each.peer is ECHO or each.peer.caches]
+        for count in sorted(run.scale.holders):
+            _stage(run, holding, count)
+            if count == min(GOAL_HOLDERS, max(run.scale.holders)):
+                _with_bystanders(run, holding, count)
+
+
+def _with_bystanders(run: Run, here: list[Deleter], holders: int) -> None:
+    count = run.scale.bystanders
+    ours = [each for each in here if each.peer in (OURS, ECHO)]
+    for each in ours:
+        if each.peer is OURS:
+            with Crew() as crew:
+                crew.grow(count, client_of, OURS.name, each.place)
+                crew.each(count, look, "nothing")
+                _stage(run, ours, 0, count)
+                _stage(run, ours, holders, count)
+
+
+def _stage(run: Run, here: list[Deleter], holders: int, bystanders: int = 0) -> None:
+    stage = f"delete/{holders}/{bystanders}"
+    contenders = []
+    for each in list(here):
+        try:
+            contenders.append(each.contender(stage, holders))
+        except Exception as error:
+            run.skip("delete", each.peer.name, describe(error))
+            here.remove(each)
+    blocks = run.turns("delete", contenders, run.scale.window_rounds)
+    for who, found in blocks.items():
+        at = {"holders": holders, "bystanders": bystanders}
+        run.figure("delete", who, "s", flat(found), at, tail=True)
+    ours, theirs = blocks.get(OURS.name), blocks.get(ECHO.name)
+    if ours and theirs and holders == GOAL_HOLDERS and not bystanders:
+        run.goal("delete", paired(ours, theirs), ours, theirs)

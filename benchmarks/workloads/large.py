@@ -1,0 +1,245 @@
+"""One large value: first read on a host, again, by a second process of that host.
+
+A host is a folder in shared memory here, so that a Node on host ``two`` reaches the Global of
+host ``one`` over a socket, as on a machine of its own. All values are plain bytes with the same
+content. What a reader gets in shared memory (dstore, Ray) is mapped; its pages are entered when
+they are used.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
+
+import zmq
+
+from benchmarks.measure import Block, Contender, paired
+from benchmarks.peers import BY_NAME, Client, connected
+from benchmarks.peers.ours import OurClient, serve
+from benchmarks.peers.over_ray import RayClient
+from benchmarks.processes import PATIENCE, Place, Worker, hosts, server
+from benchmarks.run import Run
+from benchmarks.settings import MIB
+
+FRAME = "one bare frame"
+AWAY, HERE = "dstore, another host", "dstore, Global's host"
+OVER_REDIS = ("redis-py", "ProxyStore over Redis")
+RAY = "Ray's object store"
+Steps = dict[str, list[float]]
+"""Seconds of each step: set, first, again, second process."""
+
+
+def content(size: int) -> bytes:
+    return (os.urandom(MIB) * (size // MIB + 1))[:size]
+
+
+def seconds_of_get(client: Client, name: str) -> float:
+    began = time.perf_counter()
+    value = client.get(client.key(name))
+    taken = time.perf_counter() - began
+    del value
+    return taken
+
+
+def seconds_of_set(client: Client, name: str, size: int) -> float:
+    items = {name: content(size)}
+    began = time.perf_counter()
+    client.load(items)
+    return time.perf_counter() - began
+
+
+def delete(client: Client, name: str) -> None:
+    client.delete(client.key(name))
+
+
+@contextmanager
+def our_client(place: Place, shm: str, *_: object) -> Iterator[OurClient]:
+    client = OurClient(place, shm)
+    try:
+        client.node.join()
+        yield client
+    finally:
+        client.close()
+
+
+@contextmanager
+def their_client(name: str, place: Place, *_: object) -> Iterator[Client]:
+    with connected(BY_NAME[name], place) as client:
+        yield client
+
+
+# One bare frame ----------------------------------------------------------------------------------
+
+
+@contextmanager
+def _serve_frame(size: int) -> Iterator[Place]:
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    router = context.socket(zmq.ROUTER)
+    router.linger = 0
+    port = router.bind_to_random_port("tcp://127.0.0.1")
+    thread = threading.Thread(target=_send_frames, args=(router, content(size)))
+    thread.start()
+    try:
+        yield Place("127.0.0.1", port, os.getpid())
+    finally:
+        context.term()
+        thread.join()
+
+
+def _send_frames(router: zmq.Socket[bytes], body: bytes) -> None:
+    try:
+        while True:
+            route, _ = router.recv_multipart()
+            router.send_multipart((route, body), copy=False)
+    except zmq.ContextTerminated:
+        router.close()
+
+
+@contextmanager
+def frames(size: int) -> Iterator[Callable[[], float]]:
+    """A function that has one frame sent without a copy, and says how long that took."""
+    with (
+        server(_serve_frame, size) as place,
+        zmq.Context() as context,
+        context.socket(zmq.DEALER) as dealer,
+    ):
+        dealer.linger = 0
+        dealer.rcvtimeo = int(PATIENCE * 1000)
+        dealer.connect(f"tcp://{place.host}:{place.port}")
+
+        def seconds() -> float:
+            began = time.perf_counter()
+            dealer.send(b"x")
+            frame = dealer.recv(copy=False)
+            taken = time.perf_counter() - began
+            if len(frame.buffer) != size:
+                raise RuntimeError("a frame of another size came")
+            return taken
+
+        yield seconds
+
+
+# Contenders: each keeps the times of its steps --------------------------------------------------
+
+
+def _ours(stack: ExitStack, size: int, steps: dict[str, Steps]) -> Contender:
+    host = stack.enter_context(hosts())
+    place = stack.enter_context(serve(host("one")))
+    writer, near, first, second = (
+        stack.enter_context(Worker(our_client, place, host(name))).ready()
+        for name in ("one", "one", "two", "two")
+    )
+
+    def block(number: int) -> Block:
+        key = f"large/{number}"
+        here = {
+            "set": writer.call(seconds_of_set, key, size),
+            "first": near.call(seconds_of_get, key),
+            "again": near.call(seconds_of_get, key),
+        }
+        away = {
+            "first": first.call(seconds_of_get, key),
+            "again": first.call(seconds_of_get, key),
+            "second process": second.call(seconds_of_get, key),
+        }
+        writer.call(delete, key)
+        _keep(steps[HERE], number, here)
+        _keep(steps[AWAY], number, away)
+        return [away["first"]]
+
+    return Contender(AWAY, block)
+
+
+def _theirs(name: str, stack: ExitStack, size: int, steps: dict[str, Steps]) -> Contender:
+    place = stack.enter_context(BY_NAME[name].serve())
+    writer, first, second = (
+        stack.enter_context(Worker(their_client, name, place)).ready() for _ in range(3)
+    )
+
+    def block(number: int) -> Block:
+        key = f"large/{number}"
+        found = {
+            "set": writer.call(seconds_of_set, key, size),
+            "first": first.call(seconds_of_get, key),
+            "again": first.call(seconds_of_get, key),
+            "second process": second.call(seconds_of_get, key),
+        }
+        writer.call(delete, key)
+        _keep(steps[name], number, found)
+        return [found["first"]]
+
+    return Contender(name, block)
+
+
+def _frame(stack: ExitStack, size: int, steps: dict[str, Steps]) -> Contender:
+    seconds = stack.enter_context(frames(size))
+
+    def block(number: int) -> Block:
+        found = seconds()
+        _keep(steps[FRAME], number, {"first": found})
+        return [found]
+
+    return Contender(FRAME, block)
+
+
+def _ray(stack: ExitStack, size: int, steps: dict[str, Steps]) -> Contender:
+    peer = BY_NAME[RAY]
+    client = stack.enter_context(connected(peer, stack.enter_context(peer.serve())))
+    assert isinstance(client, RayClient)
+
+    def block(number: int) -> Block:
+        key = f"large/{number}"
+        found = {
+            "set": seconds_of_set(client, key, size),
+            "first": seconds_of_get(client, key),
+            "again": seconds_of_get(client, key),
+            "second process": client.seconds_elsewhere(key),
+        }
+        client.forget(key)
+        _keep(steps[RAY], number, found)
+        return [found["first"]]
+
+    return Contender(RAY, block)
+
+
+def _keep(steps: Steps, number: int, found: dict[str, Any]) -> None:
+    if number:
+        for step, seconds in found.items():
+            steps.setdefault(step, []).append(seconds)
+
+
+def large(run: Run) -> None:
+    """64 MiB: set, first read, read again, read by a second process."""
+    size = run.scale.large
+    steps: dict[str, Steps] = {each: {} for each in (FRAME, AWAY, HERE, *OVER_REDIS, RAY)}
+    makers = {FRAME: _frame, AWAY: _ours}
+    for name in OVER_REDIS:
+        if run.allows("large", BY_NAME[name]):
+            makers[name] = partial(_theirs, name)
+    blocks: dict[str, list[Block]] = {}
+    with ExitStack() as stack:
+        contenders = [maker(stack, size, steps) for maker in makers.values()]
+        blocks = run.turns("large", contenders, run.scale.large_rounds)
+    if run.allows("large", BY_NAME[RAY]):
+        _loud(run, size, steps)
+    for who, found in steps.items():
+        for step, times in found.items():
+            run.figure("large", who, "s", times, {"bytes": size, "step": step})
+    ours, theirs = blocks.get(AWAY), blocks.get(FRAME)
+    if ours and theirs:
+        run.goal("large", paired(theirs, ours), ours, theirs)
+        second = steps[AWAY]["second process"]
+        run.goal("large-second", second, [second])
+
+
+def _loud(run: Run, size: int, steps: dict[str, Steps]) -> None:
+    with ExitStack() as stack:
+        contenders = run.prepared(
+            "large", stack, [BY_NAME[RAY]], lambda stack, _: _ray(stack, size, steps)
+        )
+        run.turns("large", contenders, run.scale.large_rounds)

@@ -1,0 +1,181 @@
+"""Several processes in closed loops: each sends its next request when it has its answer.
+
+All of them start together and are measured over the same window; the rates are added up.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
+
+from benchmarks.measure import Block, Contender, flat, paired
+from benchmarks.peers import BY_NAME, ECHO, OURS, Client, Peer
+from benchmarks.peers.base import connected
+from benchmarks.processes import ChildFailed, Crew, Place, wait_until
+from benchmarks.run import Run
+from benchmarks.settings import VALUE
+from benchmarks.workloads.reads import RATE, load, names
+
+COLD_RATE = 20_000
+"""Cold keys for one client and second: more than one can read."""
+DRAWS = 20_000
+LOOKS = 0.0005
+"""Seconds between two looks at the clock, about."""
+PACE_MAX = 64
+RANK_EXPONENT = 1.0
+"""Of Zipf's law: the key of rank n is read in proportion to n to the power of minus this."""
+
+
+class Loop:
+    """What one process does again and again."""
+
+    def __init__(self, client: Client, keys: list[str], number: int) -> None:
+        self.client = client
+        self.keys = [client.key(name) for name in keys]
+        self.number = number
+        self.at = 0
+        self.pace = 1
+        """Operations between two looks at the clock."""
+
+    def run(self, start_ns: int, seconds: float, some: Callable[[int], None]) -> float:
+        """Call ``some(pace)`` until the window is over. Operations a second."""
+        wait_until(start_ns)
+        clock = time.perf_counter
+        began = now = clock()
+        end = began + seconds
+        done = 0
+        while now < end:
+            some(self.pace)
+            done += self.pace
+            now = clock()
+        rate = done / (now - began)
+        self.pace = max(1, min(PACE_MAX, int(rate * LOOKS)))
+        return rate
+
+
+@contextmanager
+def looping(name: str, place: Place, keys: list[str], number: int) -> Iterator[Loop]:
+    peer = BY_NAME[name]
+    with connected(peer, place) as client:
+        client.get(client.key(keys[0]))  # it is connected
+        yield Loop(client, keys, number)
+
+
+def read_cold(loop: Loop, start_ns: int, seconds: float) -> float:
+    """Read keys in turn, none of them twice."""
+
+    def some(count: int) -> None:
+        end = loop.at + count
+        if end > len(loop.keys):
+            raise RuntimeError("there were not enough cold keys")
+        get = loop.client.get
+        for key in loop.keys[loop.at : end]:
+            get(key)
+        loop.at = end
+
+    return loop.run(start_ns, seconds, some)
+
+
+def clients(run: Run) -> None:
+    """Misses of several processes at once."""
+    count = run.scale.clients
+    windows = run.scale.window * (run.scale.window_rounds + 1)
+    keys = names("cold", int(windows * COLD_RATE) + 1)
+
+    def prepare(stack: ExitStack, peer: Peer) -> Contender:
+        place = stack.enter_context(peer.serve())
+        load(peer, place, keys)
+        crew = stack.enter_context(Crew())
+        crew.grow(count, looping, peer.name, place, keys)
+        return Contender(
+            peer.name, lambda _: [sum(crew.together(count, read_cold, run.scale.window))]
+        )
+
+    blocks = run.compete("clients", prepare, run.scale.window_rounds)
+    for who, found in blocks.items():
+        run.figure("clients", who, RATE, flat(found), {"processes": count})
+    ours, theirs = blocks.get(OURS.name), blocks.get(ECHO.name)
+    if ours and theirs:
+        run.goal("clients", paired(ours, theirs), ours, theirs, RATE)
+
+
+# Mixed reads and deletions -----------------------------------------------------------------------
+
+
+@contextmanager
+def mixing(name: str, place: Place, keys: list[str], number: int) -> Iterator[Loop]:
+    """Keys drawn by Zipf's law, the same ones for the same number."""
+    weights = [1 / rank**RANK_EXPONENT for rank in range(1, len(keys) + 1)]
+    drawn = random.Random(number).choices(keys, weights, k=DRAWS)
+    with looping(name, place, drawn, number) as loop:
+        if BY_NAME[name].caches:
+            loop.client.hold(list(dict.fromkeys(drawn)))  # so that the first window is like others
+        yield loop
+
+
+def read_and_delete(loop: Loop, start_ns: int, seconds: float, share: float) -> float:
+    """Read keys; the given share of operations deletes a key and binds it anew."""
+    period = round(1 / share) if share else 0
+    since = loop.number * 7 % period if period else 1
+    get: Callable[[Any], object] = loop.client.get
+    rebind = loop.client.rebind
+
+    def some(count: int) -> None:
+        nonlocal since
+        if loop.at + count > len(loop.keys):
+            loop.at = 0
+        for key in loop.keys[loop.at : loop.at + count]:
+            since += 1
+            try:
+                if since == period:
+                    since = 0
+                    rebind(key, VALUE)
+                else:
+                    get(key)
+            except KeyError:  # another process is about to bind it
+                pass
+        loop.at += count
+
+    return loop.run(start_ns, seconds, some)
+
+
+def mixed(run: Run) -> None:
+    """Zipf reads with deletions, in 1 to 8 processes."""
+    keys = names("mixed", run.scale.mixed_keys)
+    with ExitStack() as stack:
+        crews: dict[str, tuple[Peer, Crew, Place]] = {}
+
+        def prepare(stack: ExitStack, peer: Peer) -> Contender:
+            place = stack.enter_context(peer.serve())
+            load(peer, place, keys)
+            crews[peer.name] = peer, stack.enter_context(Crew()), place
+            return Contender(peer.name, lambda _: [])
+
+        run.prepared("mixed", stack, run.peers("mixed"), prepare)
+        for count in run.scale.processes:
+            contenders = []
+            for name, (peer, crew, place) in list(crews.items()):
+                try:
+                    crew.grow(count, mixing, name, place, keys)
+                except ChildFailed as failure:
+                    run.skip("mixed", name, str(failure))
+                    del crews[name]
+                    continue
+                contenders += [
+                    Contender(f"{name}|{share}", partial(_window, run, crew, count, share))
+                    for share in run.scale.shares
+                    if peer.deletes or not share
+                ]
+            blocks = run.turns("mixed", contenders, run.scale.window_rounds)
+            for label, found in blocks.items():
+                name, _, share = label.rpartition("|")
+                at = {"processes": count, "deletions": float(share)}
+                run.figure("mixed", name, RATE, flat(found), at)
+
+
+def _window(run: Run, crew: Crew, count: int, share: float, _: int) -> Block:
+    return [sum(crew.together(count, read_and_delete, run.scale.window, share))]

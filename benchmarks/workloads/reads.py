@@ -1,0 +1,144 @@
+"""Reading in one process: hits, misses, many keys at once."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from itertools import cycle
+from statistics import median
+from typing import Any
+
+from benchmarks.measure import Block, Contender, flat, paired
+from benchmarks.peers import ECHO, OURS, Client, Peer, connected
+from benchmarks.peers.ours import OurClient
+from benchmarks.processes import Place
+from benchmarks.run import Run
+from benchmarks.settings import VALUE
+
+BATCH = 100
+"""Keys in one ``get_many``."""
+BLOCK_SECONDS = 0.02
+"""What a block of hits is meant to take, of those that are slow."""
+TRIAL = 20
+RATE = "1/s"
+
+
+def names(kind: str, count: int) -> list[str]:
+    return [f"{kind}/{number:06}" for number in range(count)]
+
+
+def load(peer: Peer, place: Place, keys: list[str]) -> None:
+    """Bind keys by a client that then leaves, so that nobody holds them."""
+    with connected(peer, place) as loader:
+        loader.load({key: bytes(bytearray(VALUE)) for key in keys})
+
+
+def reader(stack: ExitStack, peer: Peer, keys: list[str]) -> Client:
+    """A client that has read nothing yet, of a server that has the keys."""
+    place = stack.enter_context(peer.serve())
+    load(peer, place, keys)
+    return stack.enter_context(connected(peer, place))
+
+
+def hits(run: Run) -> None:
+    """A key that this process has read before, 100 bytes."""
+
+    def prepare(stack: ExitStack, peer: Peer) -> Contender:
+        place = stack.enter_context(peer.serve())
+        client = stack.enter_context(connected(peer, place))
+        count = min(run.scale.hit_keys, _fitting(client, _held(client, "trial", TRIAL)))
+        asked = _held(client, "hit", count)
+        size = min(count, _fitting(client, asked[:TRIAL]))  # of many it may be slower than of few
+        parts = cycle(asked[start : start + size] for start in range(0, count - size + 1, size))
+        return _checked(peer, client, 0, lambda _: [client.mean_time(next(parts))])
+
+    blocks = run.compete("hit", prepare, run.scale.rounds)
+    for who, found in blocks.items():
+        run.figure("hit", who, "s", flat(found))
+    ours = blocks.get(OURS.name, [])
+    for goal, reference in (("hit", "dict"), ("hit-redis", "redis-py, client-side cache")):
+        if ours and (theirs := blocks.get(reference)):
+            pairs = (ours, theirs) if goal == "hit" else (theirs, ours)
+            run.goal(goal, paired(*pairs), ours, theirs)
+
+
+def _fitting(client: Client, keys: list[Any]) -> int:
+    """How many hits fit into a block."""
+    return max(TRIAL, int(BLOCK_SECONDS / median(client.timed(keys))))
+
+
+def _checked(peer: Peer, client: Client, misses: int, block: Callable[[int], Block]) -> Contender:
+    """A contender that fails if dstore has not answered from where it should have."""
+    if not isinstance(client, OurClient):
+        return Contender(peer.name, block)
+
+    def counted(number: int) -> Block:
+        before = client.node.stats()["misses"]
+        samples = block(number)
+        if (found := client.node.stats()["misses"] - before) != misses:
+            raise RuntimeError(f"there were {found} misses, and not {misses}")
+        return samples
+
+    return Contender(peer.name, counted)
+
+
+def _held(client: Client, kind: str, count: int) -> list[Any]:
+    """Keys that have been bound and read, in some order."""
+    client.load({key: bytes(bytearray(VALUE)) for key in names(kind, count)})
+    # They are equal to those stored, but not the same objects.
+    asked = [client.key(name) for name in names(kind, count)]
+    random.Random(1).shuffle(asked)
+    client.timed(asked)
+    return asked
+
+
+def misses(run: Run) -> None:
+    """A key that this process has never read, 100 bytes, bound by another client."""
+    size = run.scale.block
+    keys = names("miss", (run.scale.rounds + 1) * size)
+
+    def prepare(stack: ExitStack, peer: Peer) -> Contender:
+        client = reader(stack, peer, keys)
+        asked = [client.key(name) for name in keys]
+
+        def block(number: int) -> Block:
+            return client.timed(asked[number * size : (number + 1) * size])
+
+        return _checked(peer, client, size, block)
+
+    blocks = run.compete("miss", prepare, run.scale.rounds)
+    for who, found in blocks.items():
+        run.figure("miss", who, "s", flat(found), tail=True)
+    ours, theirs = blocks.get(OURS.name), blocks.get(ECHO.name)
+    if ours and theirs:
+        run.goal("miss", paired(ours, theirs), ours, theirs)
+
+
+def batches(run: Run) -> None:
+    """A hundred keys in one call, none of them read before: keys a second."""
+    size = BATCH * run.scale.batches
+    keys = names("many", (run.scale.rounds + 1) * size)
+
+    def prepare(stack: ExitStack, peer: Peer) -> Contender:
+        client = reader(stack, peer, keys)
+        asked = [client.key(name) for name in keys]
+
+        def block(number: int) -> Block:
+            rates = []
+            for start in range(number * size, (number + 1) * size, BATCH):
+                batch = asked[start : start + BATCH]
+                began = time.perf_counter()
+                client.get_many(batch)
+                rates.append(BATCH / (time.perf_counter() - began))
+            return rates
+
+        return _checked(peer, client, size, block)
+
+    blocks = run.compete("get_many", prepare, run.scale.rounds)
+    for who, found in blocks.items():
+        run.figure("get_many", who, RATE, flat(found))
+    ours, theirs = blocks.get(OURS.name), blocks.get("redis-py")
+    if ours and theirs:
+        run.goal("get_many", paired(ours, theirs), ours, theirs, RATE)
