@@ -283,7 +283,7 @@ class GlobalState:
         """The Local holds nothing any more, or has been silent for so long that its lease ended."""
         self._sessions.close(session)
         self._watching.pop(session.id, None)
-        self._waits.end(session)
+        self._waits.end(session)  # its bit may become another's
         self._stages.end(session)
         self._writes.confirm(session, self._log.seq, now)
 
@@ -347,10 +347,9 @@ class GlobalState:
             self._waits.add(session, route, message, now)
 
     def _answer(self, session: Session, route: Route, message: Wait) -> None:
-        """Answer a WAIT as a GET is. Its session may have ended, and its bit be another's."""
-        if session.open:
-            items = [self._read(message.key, session)]
-            self._out.send(route, GetReply(self.epoch, session.id, message.request, items))
+        """Answer a WAIT as a GET is."""
+        items = [self._read(message.key, session)]
+        self._out.send(route, GetReply(self.epoch, session.id, message.request, items))
 
     def _on_fetch(self, route: Route, message: Fetch, now: float) -> None:
         session = self._session(route, message)

@@ -429,7 +429,7 @@ MUTANTS = (
     ),
     Mutant(
         "WAIT of a former session answered",
-        (("core.global_state", "        if session.open:\n            items", "        if True:\n            items"),),
+        (("core.global_state", "        self._waits.end(session)  # its bit", "        # its bit"),),
         CORE + "test_waits.py::test_a_session_that_has_ended_is_not_answered",
         "the bit of a session is used again only after a sweep of all keys",
     ),
