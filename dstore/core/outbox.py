@@ -24,17 +24,22 @@ COUNTERS = (
 
 
 class Outbox:
-    """Effects in their order."""
+    """Effects: what is sent to one Local, in its order, and then what is published, in its order.
+
+    Whoever is answered in the event that publishes a deletion waited for nobody who hears of it.
+    So it need not wait until ZeroMQ has written the publication to every Local.
+    """
 
     def __init__(self) -> None:
         self.counters = dict.fromkeys(COUNTERS, 0)
-        self._effects: list[GlobalEffect] = []
+        self._sends: list[GlobalEffect] = []
+        self._publications: list[GlobalEffect] = []
 
     def send(self, route: Route, message: ToLocal) -> None:
-        self._effects.append(Send(route, message))
+        self._sends.append(Send(route, message))
 
     def publish(self, message: Publication | Settled) -> None:
-        self._effects.append(Publish(message))
+        self._publications.append(Publish(message))
 
     def refuse(self, route: Route, message: ToGlobal, refusal: Refusal, text: str) -> None:
         """Answer that nothing was done, with what the message says of its sender."""
@@ -45,5 +50,8 @@ class Outbox:
         self.send(route, Refused(epoch, session, request, refusal, text))
 
     def take(self) -> list[GlobalEffect]:
-        effects, self._effects = self._effects, []
+        effects, self._sends = self._sends, []
+        if self._publications:
+            effects += self._publications
+            self._publications = []
         return effects
