@@ -36,8 +36,11 @@ def test_an_open_file_is_a_leak(tmp_path: Path) -> None:
 
 def test_a_child_that_runs_is_a_leak() -> None:
     before = Footprint()
-    code = "import sys; sys.stdin.read()"
-    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE) as child:
+    code = "import sys; print(flush=True); sys.stdin.read()"
+    command, pipe = [sys.executable, "-c", code], subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe) as child:
+        assert child.stdout is not None
+        child.stdout.readline()  # from here on the system knows its command line
         found = left_behind(before, grace=0)
     assert any(leak.startswith(f"child process {child.pid}:") and code in leak for leak in found)
     assert left_behind(before) == []
