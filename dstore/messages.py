@@ -184,6 +184,15 @@ class Wait(NamedTuple):
     timeout: float
 
 
+class Unwait(NamedTuple):
+    """Nobody waits for the answer to this WAIT any more. Not answered."""
+
+    epoch: int
+    session: int
+    request: int
+    key: Key
+
+
 class SetItem(NamedTuple):
     """One key and the value to bind to it."""
 
@@ -402,7 +411,7 @@ class Publication(NamedTuple):
 
 
 Request: TypeAlias = Get | Wait | Set | Del | Scan | Stats | Fetch | Stage
-ToGlobal: TypeAlias = Hello | Sync | Ack | Goodbye | Unstage | Request
+ToGlobal: TypeAlias = Hello | Sync | Ack | Goodbye | Unstage | Unwait | Request
 Answered: TypeAlias = GetReply | SetReply | DelReply | ScanReply | StatsReply
 Reply: TypeAlias = Answered | Chunk | Staged | Refused
 REPLIES = (GetReply, SetReply, DelReply, ScanReply, StatsReply, Chunk, Staged, Refused)

@@ -56,6 +56,7 @@ from dstore.messages import (
     ToGlobal,
     ToLocal,
     Unstage,
+    Unwait,
     Wait,
     Welcome,
 )
@@ -281,6 +282,7 @@ _TO_GLOBAL: dict[int, tuple[type[ToGlobal], tuple[Check, ...]]] = {
     11: (Stage, (*_asked, _upload, _uint, _data)),
     12: (Unstage, (_uint, _uint, _id16)),
     13: (Wait, (*_asked, _key, _span)),
+    14: (Unwait, (*_asked, _key)),
 }
 
 _TO_LOCAL: dict[int, tuple[type[ToLocal], tuple[Check, ...]]] = {

@@ -49,6 +49,7 @@ from dstore.messages import (
     Synced,
     ToGlobal,
     Unstage,
+    Unwait,
     Wait,
     Welcome,
 )
@@ -130,6 +131,7 @@ class GlobalState:
             Del: self._on_del,
             Stage: self._on_stage,
             Unstage: self._on_unstage,
+            Unwait: self._on_unwait,
         }
 
     def __repr__(self) -> str:
@@ -345,6 +347,11 @@ class GlobalState:
             self._out.refuse(route, message, Refusal.BUSY, "too many requests wait for keys")
         else:
             self._waits.add(session, route, message, now)
+
+    def _on_unwait(self, route: Route, message: Unwait, now: float) -> None:
+        session = self._sessions.get(message.session)
+        if message.epoch == self.epoch and session is not None:
+            self._waits.drop(session, message)
 
     def _answer(self, session: Session, route: Route, message: Wait) -> None:
         """Answer a WAIT as a GET is."""

@@ -37,6 +37,8 @@ from dstore.messages import (
     Synced,
     ToLocal,
     Unstage,
+    Unwait,
+    Wait,
     Welcome,
 )
 
@@ -117,7 +119,7 @@ class LocalState:
         self._dropped: list[Key] = []
         self._unshared: list[bytes] = []
         self._let_go: list[Entry] = []
-        self._unstaged: list[bytes] = []
+        self._withdrawn: list[Unstage | Unwait] = []
         self._ack_due = False
         self._acked = 0
         # HELLO
@@ -180,8 +182,9 @@ class LocalState:
                 effects.append(Tell(Ack(self.epoch, self.session, self.applied)))
             if now >= self._sync_at:
                 effects.append(self._sync(now))
-            effects += [Tell(Unstage(self.epoch, self.session, each)) for each in self._unstaged]
-            self._unstaged = []
+            if self._withdrawn:
+                effects += map(Tell, self._withdrawn)
+                self._withdrawn = []
         if self._dropped or self._unshared:
             effects.append(Dropped(self._dropped, self._unshared, self._let_go))
             self._dropped, self._unshared, self._let_go = [], [], []
@@ -194,7 +197,7 @@ class LocalState:
         """When :meth:`tick` is next due."""
         if self._ack_due or self._dropped or self._unshared or self.watching.due:
             return LAPSED
-        if self._unstaged and self.session and not self.closing:
+        if self._withdrawn and not self.closing:
             return LAPSED
         if self.closing:
             return self._hello_at if self.session else NEVER
@@ -232,7 +235,7 @@ class LocalState:
         self.watching.void()
         self._held, self._held_keys = [], 0
         self._sent_at.clear()
-        self._unstaged = []
+        self._withdrawn = []
         self._writing.clear()
         self._ack_due = False
         self._sync_at = NEVER
@@ -474,7 +477,13 @@ class LocalState:
 
     def unstage(self, token: bytes) -> None:
         """An upload is given up."""
-        self._unstaged.append(token)
+        if self.session:
+            self._withdrawn.append(Unstage(self.epoch, self.session, token))
+
+    def unwait(self, message: Wait) -> None:
+        """Nobody waits for the answer any more."""
+        if (message.epoch, message.session) == (self.epoch, self.session):
+            self._withdrawn.append(Unwait(*message[:4]))
 
     # ---- numbers --------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ import heapq
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
-from dstore.messages import Key, Route, Wait
+from dstore.messages import Key, Route, Unwait, Wait
 
 if TYPE_CHECKING:
     from dstore.core.sessions import Session
@@ -73,6 +73,12 @@ class Waits:
     def bound(self, key: Key) -> list[Waiting]:
         """The key has been bound: those who waited for it."""
         return [self._take(key, name) for name in list(self._by_key.get(key, ()))]
+
+    def drop(self, session: Session, message: Unwait) -> None:
+        """A request is given up. One that is not here is fine."""
+        name = (session.id, message.request)
+        if name in self._by_key.get(message.key, ()):
+            self._take(message.key, name)
 
     def end(self, session: Session) -> None:
         """The session has ended: nobody is to be answered."""

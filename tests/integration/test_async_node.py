@@ -308,6 +308,26 @@ def test_a_wait_ends_when_the_key_is_set_and_can_be_cancelled(anode: MakeNode) -
     asyncio.run(use(anode(), anode()))
 
 
+def test_cancelled_waits_do_not_stay_at_global(anode: MakeNode) -> None:
+    async def use(node: dstore.AsyncNode) -> None:
+        async def waiting() -> int:
+            return int((await node.global_stats())["waiting"])
+
+        tasks = [begun(node.wait(f"k{number}")) for number in range(100)]
+        while await waiting() < len(tasks):
+            pass
+        for task in tasks[1:]:
+            task.cancel()
+        await asyncio.gather(*tasks[1:], return_exceptions=True)
+        while await waiting() > 1:
+            pass
+        await node.set("k0", "v")
+        assert await tasks[0] == "v"
+        assert await waiting() == 0
+
+    asyncio.run(use(anode()))
+
+
 def test_events_come_to_tasks(anode: MakeNode) -> None:
     async def use(one: dstore.AsyncNode, two: dstore.AsyncNode) -> None:
         await two.set_many({"a/1": 1, "b/1": 1})

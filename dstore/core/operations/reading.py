@@ -246,18 +246,18 @@ def _fetch(
     """
     span = deadline - now
     now = yield from ensure_joined(state, now, deadline)
+    message: Get | Wait
+    if how.wait:
+        message = Wait(*envelope(state), keys[0], how.wait)
+        deadline, pause = deadline + how.wait, RESEND_MAX
+    else:
+        message = Get(*envelope(state), keys)
+        pause = RESEND_FIRST
     answered = False
     fills: list[Fill] = []
     try:
         for key in keys:
             state.begin_fill(key, fills, not how.wait)  # nobody else is to wait for it
-        message: Request
-        if how.wait:
-            message = Wait(*envelope(state), keys[0], how.wait)
-            deadline, pause = deadline + how.wait, RESEND_MAX
-        else:
-            message = Get(state.epoch, state.session, state.next_request(), keys)
-            pause = RESEND_FIRST
         now, reply = yield from exchange(state, message, GetReply, now, deadline, pause)
         answered = True
         if not reply.items:
@@ -278,6 +278,8 @@ def _fetch(
     except Unanswered as ended:
         raise failure(state, ended) from None
     finally:
+        if type(message) is Wait and not answered:
+            state.unwait(message)
         end_fills(state, fills)
     return answered, now
 

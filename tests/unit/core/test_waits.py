@@ -9,7 +9,7 @@ import pytest
 from dstore.core import operations, waits
 from dstore.core.operations.reading import WAIT_ROUND
 from dstore.errors import GlobalUnavailable
-from dstore.messages import Refusal, Wait
+from dstore.messages import Refusal, Unwait, Wait
 from tests.unit.core.world import Call, Member, World, body
 
 
@@ -86,6 +86,46 @@ def test_a_repeat_is_one_request_and_is_answered_where_it_came_from_last() -> No
     b.set("k", b"v")
     assert not call.replies
     assert len(world.inboxes[b"elsewhere"]) == 1
+
+
+def test_what_is_given_up_is_withdrawn_at_global() -> None:
+    world = World()
+    a, b = world.joined("a", "b")
+    call, other = begin_wait(a, "k"), begin_wait(a, "k")
+    call.send()
+    other.send()
+    call.give_up()
+    world.settle()
+    assert len(world.state._waits) == 1
+    b.set("k", b"v")
+    assert not call.replies
+    other.answer()
+    assert body(other.result) == b"v"
+    assert a.tick() == [], "what has been answered is not withdrawn"
+
+
+def test_a_wait_of_a_former_session_is_not_withdrawn_in_the_next() -> None:
+    world = World()
+    (a,) = world.joined("a")
+    call = begin_wait(a, "k")
+    call.send()
+    world.start_global()
+    world.live(3.0)
+    call.give_up()
+    assert a.tick() == []
+
+
+def test_withdrawing_what_is_not_there_is_fine() -> None:
+    world = World()
+    (a,) = world.joined("a")
+    begin_wait(a, "k").send()
+    for session, request, key in (
+        (a.state.session, 99, "k"),
+        (a.state.session, 1, "l"),
+        (99, 1, "k"),
+    ):
+        world.deliver(b"x", Unwait(world.epoch, session, request, key))
+    assert len(world.state._waits) == 1
 
 
 def test_a_session_that_has_ended_is_not_answered() -> None:
