@@ -10,6 +10,7 @@ text and bytes share one name space: ``"a"`` and ``b"a"`` are the same key.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import IntEnum
 from typing import NamedTuple, TypeAlias
 
@@ -402,12 +403,16 @@ class Refused(NamedTuple):
 
 
 class Publication(NamedTuple):
-    """Deletions ``first``, ``first + 1``, …; the sessions in ``holders`` are to acknowledge."""
+    """Deletions ``first``, ``first + 1``, …; the sessions in ``holders`` are to acknowledge.
+
+    ``tokens`` name the large values among what is deleted.
+    """
 
     epoch: int
     first: int
     keys: list[Key]
     holders: list[int]
+    tokens: Sequence[bytes] = ()
 
 
 Request: TypeAlias = Get | Wait | Set | Del | Scan | Stats | Fetch | Stage

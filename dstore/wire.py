@@ -295,7 +295,7 @@ _TO_LOCAL: dict[int, tuple[type[ToLocal], tuple[Check, ...]]] = {
     71: (ScanReply, (*_asked, _list(_key), _text)),
     72: (StatsReply, (*_asked, _figures)),
     73: (Refused, (*_asked, _enum(Refusal), _text)),
-    74: (Publication, (_uint, _uint, _list(_key), _list(_uint))),
+    74: (Publication, (_uint, _uint, _list(_key), _list(_uint), _list(_id16))),
     75: (Chunk, (*_asked, _id16, _uint, _data)),
     76: (Staged, (*_asked, _id16, _uint, _uint)),
     77: (Settled, (_uint, _uint)),

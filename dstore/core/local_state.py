@@ -339,6 +339,9 @@ class LocalState:
     def _on_publication(self, message: Publication, now: float) -> None:
         if not self.session or self.closing or message.epoch != self.epoch:
             return
+        # Others of this host may have left copies that no cache knows of. No order matters here:
+        # a token is never used again.
+        self._unshared += message.tokens
         if message.first > self.applied + 1:
             self.counters["gaps"] += 1
             self._hold(message)

@@ -262,7 +262,8 @@ class Writes:
         while begun := self._deletions.take_begun():
             keys = [dying.key for dying in begun]
             holders = self._deletions.take_called()
-            self._out.publish(Publication(self._epoch, begun[0].seq, keys, holders))
+            tokens = [dying.token for dying in begun if dying.large]
+            self._out.publish(Publication(self._epoch, begun[0].seq, keys, holders, tokens))
             for dying in begun:
                 if not dying.awaiting:
                     self._commit(dying, now)

@@ -298,6 +298,27 @@ def test_a_value_that_is_deleted_while_others_hold_it_stays_readable_for_them(
     assert held == content_of(2 * CHUNK, 1)
 
 
+def test_a_value_that_is_deleted_goes_also_where_nobody_has_it_cached(
+    running: dstore.Global, host: Hosts
+) -> None:
+    with (
+        dstore.Node(running.address, shm=host("a")) as writer,
+        dstore.Node(running.address, shm=host("b")) as bystander,
+    ):
+        writer.set("other", content_of(CHUNK))
+        bystander.get("other")
+        for key, change in (
+            ("k", writer.delete),
+            ("l", lambda key: writer.set(key, b"small", replace=True)),
+        ):
+            writer.set(key, content_of(CHUNK))
+            with dstore.Node(running.address, shm=host("b")) as visitor:
+                visitor.get(key)
+            assert len(files_of(host("b"))) == 2
+            change(key)
+            soon(lambda: len(files_of(host("b"))) == 1)
+
+
 def test_the_least_recently_read_files_go_when_the_host_is_full(
     running: dstore.Global, host: Hosts
 ) -> None:

@@ -39,6 +39,7 @@ figures = st.dictionaries(short, uints | short | st.none(), max_size=3)
 FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "nonce": id16,
     "token": id16,
+    "tokens": st.lists(id16, max_size=3),
     "stored": st.builds(Stored, id16, codecs, larges),
     "data": st.binary(min_size=1, max_size=50),
     "length": st.integers(1, CHUNK_BYTES_MAX),

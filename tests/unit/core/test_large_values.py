@@ -463,6 +463,25 @@ def test_a_deletion_while_the_value_travels_is_waited_for_and_nothing_is_cached(
     assert b.state._unshared == [stored.token]  # nobody else is to find the file
 
 
+def test_who_never_read_a_value_gives_up_what_others_of_the_host_left_of_it() -> None:
+    world = World()
+    a, bystander = world.joined("a", "bystander")
+    stored = bound(a)
+    a.set("small", b"v")
+    a.delete("small")
+    a.delete("k")
+    bystander.tick()
+    assert bystander.given_up == [stored.token]
+    stored = bound(a)
+    replacing = begin_set(a, "k", large(world), replace=True)
+    sent(replacing)
+    supply(replacing)
+    replacing.send()
+    world.settle()
+    bystander.tick()
+    assert bystander.given_up[1:] == [stored.token]
+
+
 def test_a_value_is_cached_with_the_bytes_that_were_obtained() -> None:
     world = World()
     a, b = world.joined("a", "b")

@@ -133,6 +133,7 @@ class Member:
         self.control: deque[Message] = world.inboxes.setdefault(self.route, deque())
         self.subscribed = False
         self.dropped: list[str] = []
+        self.given_up: list[bytes] = []
         self.told: list[tuple[int, str | None]] = []  # watchers, and what was announced to them
         self._calls = itertools.count(1)
 
@@ -185,6 +186,7 @@ class Member:
                 self.subscribed = True
             elif isinstance(effect, Dropped):
                 self.dropped += effect.keys
+                self.given_up += effect.tokens
             else:
                 self.told += [(each.watcher, each.key) for each in effect.removals]
 
