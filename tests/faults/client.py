@@ -171,7 +171,8 @@ class Client:
         def call() -> dict[str, str]:
             dressed = {key: self._dressed(value or "") for key, value in values.items()}
             refused = self.node.set_many(dressed, replace=replace)
-            return {key: OCCUPIED if key in refused else DONE for key in values}
+            # It does not say who knew of a key: perhaps the Local, in a former life of Global.
+            return {key: OCCUPIED_LOCAL if key in refused else DONE for key in values}
 
         self._write("replace" if replace else "set", values, call)
 

@@ -25,7 +25,7 @@ Values: TypeAlias = dict[str, "str | None"]
 DONE = "done"
 MISSING = "missing"
 OCCUPIED = "occupied"
-OCCUPIED_LOCAL = "occupied here"  # so said this Local's own cache
+OCCUPIED_LOCAL = "occupied here"  # so said this Local's own cache, or may have
 UNKNOWN = "unknown"
 NOT_DONE = "not done"
 
