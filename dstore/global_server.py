@@ -25,6 +25,10 @@ log = logging.getLogger("dstore.global")
 
 FINISH_MAX = 1000
 """Messages that have arrived before the end, and are taken as any others."""
+LAST_WORDS = 0.1
+"""Seconds for which Global stays after its last answer. What a Local has received, and not yet
+read, ZeroMQ drops when the connection is lost.
+"""
 FINISH_SLACK = 0.5
 """Seconds beyond one lease in which the last answers must have been given."""
 
@@ -242,13 +246,20 @@ class Global:
 
     def _finish(self, router: Router) -> None:
         """Answer what has arrived and what waits for acknowledgements; take no new writes."""
+        answered = False
         for _ in range(FINISH_MAX):
             if not self._turn(router, 0.0):
                 break
+            answered = True
         self._state.close()
         end = clock.now() + self._lease + FINISH_SLACK
         while not self._state.idle and clock.now() < end:
             self._turn(router, min(self._state.wake_at, end))
+            answered = True
+        if answered:
+            end = clock.now() + LAST_WORDS
+            while clock.now() < end:
+                self._turn(router, end)
 
     def _refuse(self, router: Router, route: bytes, error: BadMessage) -> None:
         self._state.counters["malformed"] += 1
