@@ -17,6 +17,7 @@ from dstore.core.deletions import DeletionLog
 from dstore.core.dying import TwoPhase
 from dstore.core.effects import GlobalEffect
 from dstore.core.outbox import Outbox
+from dstore.core.publications import Publications
 from dstore.core.sessions import Session, Sessions
 from dstore.core.stages import StageRefused, Stages
 from dstore.core.waits import Waits
@@ -102,6 +103,7 @@ class GlobalState:
         self._stages = Stages(bulk)
         self._waits = Waits()
         self._watching: dict[int, Session] = {}
+        self._publications = Publications(epoch, self._sessions, self._out)
         self._told = 0  # up to which number watchers know that deletions are complete
         self._writes = Writes(
             epoch,
@@ -110,6 +112,7 @@ class GlobalState:
             self._stages,
             self._sessions,
             self._deletions,
+            self._publications,
             self._out,
             value_limit,
         )
@@ -142,8 +145,8 @@ class GlobalState:
 
     @property
     def idle(self) -> bool:
-        """Whether nobody waits for an answer."""
-        return not self._deletions.dying
+        """Whether nobody waits for an answer, and all is published."""
+        return not self._deletions.dying and self._publications.wake_at == NEVER
 
     @property
     def counters(self) -> dict[str, int]:
@@ -176,6 +179,7 @@ class GlobalState:
             for session in self._sessions.silent(now):
                 self._end_session(session, now)
             self._drop_at = now + self.lease if len(self._sessions) else NEVER
+        self._publications.publish(now)
         self._holders.sweep(SWEEP_KEYS)
         for waiting in self._waits.expire(now):
             self._answer(*waiting)
@@ -187,7 +191,11 @@ class GlobalState:
         if self._holders.sweeping:
             return now
         return min(
-            self._drop_at, self._deletions.wake_at(), self._stages.wake_at, self._waits.wake_at
+            self._drop_at,
+            self._deletions.wake_at(),
+            self._publications.wake_at,
+            self._stages.wake_at,
+            self._waits.wake_at,
         )
 
     def _settle(self, now: float) -> None:
@@ -197,13 +205,15 @@ class GlobalState:
         for key in bound:
             for waiting in self._waits.bound(key):
                 self._answer(*waiting)
-        if self._watching and self._deletions.settled > self._told:
-            self._told = self._deletions.settled
-            self._out.publish(Settled(self.epoch, self._told))
+        settled = min(self._deletions.settled, self._publications.published)
+        if self._watching and settled > self._told:
+            self._told = settled
+            self._out.publish(Settled(self.epoch, settled))
 
     def close(self) -> None:
         """From now on refuse new sessions and writes; what is under way goes on."""
-        self._writes.closing = True
+        self._writes.closing = self._publications.closing = True
+        self.wake_at = min(self.wake_at, self._publications.wake_at)
 
     # ---- sessions and leases --------------------------------------------------------------
 

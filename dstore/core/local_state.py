@@ -15,6 +15,7 @@ epoch or session voids lease, cache, fills in flight and ``applied`` together.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 
 from dstore.config import LARGE_FROM_DEFAULT, VALUE_LIMIT_DEFAULT
@@ -113,6 +114,8 @@ class LocalState:
         self._random16 = random16
         self._label = label
         self._fills: dict[Key, list[Fill]] = {}
+        # Entries that are newer than all deletions up to a number that is not yet applied.
+        self._ahead: OrderedDict[Key, int] = OrderedDict()
         self._held: list[Publication] = []
         self._held_keys = 0
         self._held_keys_max = held_keys_max
@@ -232,6 +235,7 @@ class LocalState:
             for fill in fills:
                 fill.done = True
         self._fills.clear()
+        self._ahead.clear()
         self.watching.void()
         self._held, self._held_keys = [], 0
         self._sent_at.clear()
@@ -379,6 +383,8 @@ class LocalState:
             self.watching.applied(self.applied, key)
             for fill in self._fills.get(key, ()):
                 fill.deleted = self.applied
+            if self._ahead.get(key, 0) >= self.applied:
+                continue  # the entry is what was bound after this deletion
             entry = self.cache.discard(key)
             if entry is not None:
                 self.counters["drops"] += 1
@@ -386,6 +392,8 @@ class LocalState:
                 if entry.shared is not None:
                     self._unshared.append(entry.shared)
                     self._let_go.append(entry)
+        while self._ahead and next(iter(self._ahead.values())) <= self.applied:
+            self._ahead.popitem(last=False)
         if self.applied >= self._acked + ACK_EVERY:
             self._ack_due = True
 
@@ -395,6 +403,7 @@ class LocalState:
             return
         self.counters["flushes"] += 1
         self.cache.clear()
+        self._ahead.clear()
         for fills in self._fills.values():
             for fill in fills:
                 fill.deleted = seq
@@ -464,6 +473,9 @@ class LocalState:
         ):
             return None
         self.counters["fills"] += 1
+        self._ahead.pop(fill.key, None)  # what is stored now may be older than what was there
+        if found.seq > self.applied:
+            self._ahead[fill.key] = found.seq
         if held is None:
             return self.cache.insert(fill.key, found.stored)
         stored = found.stored._replace(body=held.view)

@@ -25,6 +25,7 @@ from dstore.config import INLINE_BYTES_MAX
 from dstore.core.calls import Call
 from dstore.core.dying import Dying, TwoPhase
 from dstore.core.outbox import Outbox
+from dstore.core.publications import Publications
 from dstore.core.sessions import Session, Sessions
 from dstore.core.stages import Stages
 from dstore.engines.base import Bulk, Engine
@@ -36,7 +37,6 @@ from dstore.messages import (
     Found,
     Key,
     Large,
-    Publication,
     Refusal,
     Route,
     Set,
@@ -63,6 +63,7 @@ class Writes:
         stages: Stages,
         sessions: Sessions,
         deletions: TwoPhase,
+        publications: Publications,
         out: Outbox,
         value_limit: int,
     ) -> None:
@@ -75,6 +76,7 @@ class Writes:
         self._sessions = sessions
         self._holders = sessions.holders
         self._deletions = deletions
+        self._publications = publications
         self._out = out
         self._value_limit = value_limit
         self._queued_bytes = 0
@@ -258,12 +260,9 @@ class Writes:
             self._finish(call, index, _pending(dying))
 
     def settle(self, now: float) -> None:
-        """Publish what has begun, and commit what nobody needs to acknowledge."""
+        """Have published what has begun, and commit what nobody needs to acknowledge."""
         while begun := self._deletions.take_begun():
-            keys = [dying.key for dying in begun]
-            holders = self._deletions.take_called()
-            tokens = [dying.token for dying in begun if dying.large]
-            self._out.publish(Publication(self._epoch, begun[0].seq, keys, holders, tokens))
+            self._publications.begun(begun, self._deletions.take_called(), now)
             for dying in begun:
                 if not dying.awaiting:
                     self._commit(dying, now)

@@ -406,6 +406,30 @@ MUTANTS = (
         "the simulation compares what is announced with the very number that is broken here",
     ),
     Mutant(
+        "entry of before a deletion taken for one of after it",
+        (
+            (
+                "core.local_state",
+                "            if self._ahead.get(key, 0) >= self.applied:\n",
+                "            if key in self._ahead:\n",
+            ),
+        ),
+    ),
+    Mutant(
+        "older reply takes the place of a newer entry and its number",
+        (("core.local_state", "        self._ahead.pop(fill.key, None)  # ", "        # "),),
+    ),
+    Mutant(
+        "deletions kept back are not published with the next",
+        (
+            (
+                "core.publications",
+                "        first = self.published + 1\n",
+                "        first = self.published + len(self._keys)\n",
+            ),
+        ),
+    ),
+    Mutant(
         "first look of a watcher not delayed by what is dying",
         (
             (
