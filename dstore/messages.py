@@ -403,7 +403,7 @@ class Refused(NamedTuple):
 
 
 class Publication(NamedTuple):
-    """Deletions ``first``, ``first + 1``, …; the sessions in ``holders`` are to acknowledge.
+    """Deletions ``first``, ``first + 1``, …; with ``acknowledge`` all are to do so at once.
 
     ``tokens`` name the large values among what is deleted.
     """
@@ -411,7 +411,7 @@ class Publication(NamedTuple):
     epoch: int
     first: int
     keys: list[Key]
-    holders: list[int]
+    acknowledge: bool
     tokens: Sequence[bytes] = ()
 
 

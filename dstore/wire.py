@@ -62,7 +62,7 @@ from dstore.messages import (
 )
 
 MAGIC = b"dS"
-VERSION = 3
+VERSION = 4
 PREFIX = MAGIC + bytes([VERSION])
 
 CODEC_NAME_MAX = 64
@@ -295,7 +295,7 @@ _TO_LOCAL: dict[int, tuple[type[ToLocal], tuple[Check, ...]]] = {
     71: (ScanReply, (*_asked, _list(_key), _text)),
     72: (StatsReply, (*_asked, _figures)),
     73: (Refused, (*_asked, _enum(Refusal), _text)),
-    74: (Publication, (_uint, _uint, _list(_key), _list(_uint), _list(_id16))),
+    74: (Publication, (_uint, _uint, _list(_key), _bool, _list(_id16))),
     75: (Chunk, (*_asked, _id16, _uint, _data)),
     76: (Staged, (*_asked, _id16, _uint, _uint)),
     77: (Settled, (_uint, _uint)),

@@ -88,7 +88,7 @@ class TwoPhase:
         self._sessions = sessions
         self._push_pause_max = lease / 3
         self._begun: list[Dying] = []  # marked, not yet published
-        self._called: dict[int, None] = {}  # the sessions that those wait for
+        self._called: dict[int, Session] = {}  # the sessions that those wait for
         self._awaited: dict[int, Session] = {}  # the sessions that any wait for
         self._moments: list[tuple[float, int]] = []  # a heap: when to look at which of them
         self._ready: dict[int, Session] = {}  # those to be looked at now
@@ -121,7 +121,7 @@ class TwoPhase:
     def _await(self, session: Session, dying: Dying, now: float) -> None:
         session.awaited.append((dying, session.lease_end))
         dying.awaiting += 1
-        self._called[session.id] = None
+        self._called[session.id] = session
         if session.id not in self._awaited:
             self._awaited[session.id] = session
             session.push_pause = self._patience()
@@ -150,10 +150,10 @@ class TwoPhase:
         begun, self._begun = self._begun, []
         return begun
 
-    def take_called(self) -> list[int]:
+    def take_called(self) -> list[Session]:
         """The sessions that what has begun since the last call waits for."""
-        called, self._called = list(self._called), {}
-        return called
+        called, self._called = self._called, {}
+        return list(called.values())
 
     def confirm(self, session: Session, applied: int, now: float) -> Iterator[Dying]:
         """``session`` has applied all deletions up to ``applied``."""

@@ -41,13 +41,11 @@ from dstore.messages import (
     Scan,
     ScanReply,
     Set,
-    Settled,
     Stage,
     Staged,
     Stats,
     StatsReply,
     Sync,
-    Synced,
     ToGlobal,
     Unstage,
     Unwait,
@@ -103,8 +101,9 @@ class GlobalState:
         self._stages = Stages(bulk)
         self._waits = Waits()
         self._watching: dict[int, Session] = {}
-        self._publications = Publications(epoch, self._sessions, self._out)
-        self._told = 0  # up to which number watchers know that deletions are complete
+        self._publications = Publications(
+            epoch, self._log, self._sessions, self._deletions, self._out
+        )
         self._writes = Writes(
             epoch,
             engine,
@@ -174,7 +173,7 @@ class GlobalState:
         self._stages.expire(now)
         for session in self._deletions.late(now):
             self.counters["pushes"] += 1
-            self._out.send(session.route, self._missed(session, 0, session.acked))
+            self._publications.push(session)
         if now >= self._drop_at:
             for session in self._sessions.silent(now):
                 self._end_session(session, now)
@@ -205,10 +204,8 @@ class GlobalState:
         for key in bound:
             for waiting in self._waits.bound(key):
                 self._answer(*waiting)
-        settled = min(self._deletions.settled, self._publications.published)
-        if self._watching and settled > self._told:
-            self._told = settled
-            self._out.publish(Settled(self.epoch, settled))
+        if self._watching:
+            self._publications.settle()
 
     def close(self) -> None:
         """From now on refuse new sessions and writes; what is under way goes on."""
@@ -267,7 +264,7 @@ class GlobalState:
             self._watching[session.id] = session
         else:
             self._watching.pop(session.id, None)
-        self._out.send(route, self._missed(session, message.serial, message.applied))
+        self._out.send(route, self._publications.missed(session, message.serial, message.applied))
 
     def _on_ack(self, route: Route, message: Ack, now: float) -> None:
         session = self._session(route, message)
@@ -298,13 +295,6 @@ class GlobalState:
         self._waits.end(session)  # its bit may become another's
         self._stages.end(session)
         self._writes.confirm(session, self._log.seq, now)
-
-    def _missed(self, session: Session, serial: int, applied: int) -> Synced:
-        keys = self._log.since(applied)
-        if keys is None:
-            self.counters["flushes"] += 1
-        settled = self._deletions.settled
-        return Synced(self.epoch, session.id, serial, applied, self._log.seq, keys, settled)
 
     def _session(self, route: Route, message: Sync | Ack | Request) -> Session | None:
         """The session that a message bears, or None when it has been refused."""

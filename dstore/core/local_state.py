@@ -352,7 +352,7 @@ class LocalState:
             self.renew(now)
             return
         self._apply(message.first, message.keys)
-        if self.session in message.holders:
+        if message.acknowledge:
             self._ack_due = True
         self._apply_held(now)
 

@@ -1,21 +1,23 @@
-"""When deletions that have begun are published, and which of them together.
+"""How Locals are told of deletions: pushed to holders, published to all, or with a renewal.
 
-A publication goes to every Local, and each has to wake up for it. A deletion that waits for
-holders is published at once, with all that came before it, so that numbers follow each other.
-Nobody waits for one without holders: its publication only tells those who watch, and spares the
-Locals a gap when the next one comes. So such publications keep a pause. What comes after it is sent
-at once, what comes within it goes into one when it ends. Without that, deletions of keys that
-nobody holds would cost what all Locals cost.
+A deletion waits for its holders, so they are told at once. If they are few, each is pushed what it
+has not yet acknowledged, on its control channel; nobody else wakes up. If most Locals are holders,
+one publication tells them all, and all acknowledge.
+
+Nobody waits for the others. To them publications only spare gaps and long renewals, and tell those
+who watch. So what nobody waits for is kept for a pause, which grows with the Locals, and goes into
+one publication. Without that, each deletion would cost what all Locals cost.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dstore.core.dying import Dying
+from dstore.core.deletions import DeletionLog
+from dstore.core.dying import Dying, TwoPhase
 from dstore.core.outbox import Outbox
-from dstore.core.sessions import Sessions
-from dstore.messages import Key, Publication
+from dstore.core.sessions import Session, Sessions
+from dstore.messages import Key, Publication, Settled, Synced
 
 PAUSE, PAUSE_PER_LOCAL, PAUSE_MAX = 0.005, 0.0005, 1.0
 """Seconds between publications that nobody waits for, and more for each Local, but no more than the
@@ -23,53 +25,89 @@ last: some ten times what it takes Locals to wake up for one if they share few c
 """
 KEYS_MAX = 1_000
 """So many keys are published together without a pause, so that a publication stays small."""
+PUSHED_MAX = 100
+"""A holder that has not acknowledged so many deletions is not pushed them: all are published."""
 NEVER = float("inf")
 
 
 class Publications:
-    """Deletions from when they begin until they are published.
+    """Deletions from when they begin until all Locals have been told.
 
-    All up to the number ``published`` have been. When Global is ``closing`` there are no pauses.
+    All up to the number ``published`` have been published. When Global is ``closing`` nothing is
+    kept for a pause.
     """
 
-    def __init__(self, epoch: int, sessions: Sessions, out: Outbox) -> None:
+    def __init__(
+        self, epoch: int, log: DeletionLog, sessions: Sessions, deletions: TwoPhase, out: Outbox
+    ) -> None:
         self.published = 0
         self.closing = False
         self._epoch = epoch
+        self._log = log
         self._sessions = sessions
+        self._deletions = deletions
         self._out = out
         self._keys: list[Key] = []  # of the numbers from published + 1 on
         self._tokens: list[bytes] = []
-        self._next_at = 0.0
+        self._due = NEVER  # when they are to be published
+        self._next_at = 0.0  # not sooner than that
+        self._told = 0  # up to which number watchers know that deletions are complete
 
     def __repr__(self) -> str:
         return f"<Publications published={self.published} kept={len(self._keys)}>"
 
     @property
     def wake_at(self) -> float:
-        """When :meth:`publish` is next due by itself."""
-        if not self._keys:
-            return NEVER
-        return 0.0 if self.closing else self._next_at
+        """When :meth:`publish` is next due."""
+        return 0.0 if self._keys and self.closing else self._due
 
-    def begun(self, deletions: Sequence[Dying], holders: list[int], now: float) -> None:
-        """These have begun, in the order of their numbers, and ``holders`` are to acknowledge."""
+    def begun(self, deletions: Sequence[Dying], holders: Sequence[Session], now: float) -> None:
+        """These have begun, in the order of their numbers; ``holders`` are to acknowledge them."""
         for dying in deletions:
             self._keys.append(dying.key)
             if dying.large:
                 self._tokens.append(dying.token)
-        if holders or now >= self._next_at or len(self._keys) >= KEYS_MAX:
-            self._publish(holders, now)
+        if 2 * len(holders) > len(self._sessions) or any(map(self._is_behind, holders)):
+            self._publish(True, now)
+            return
+        for session in holders:
+            self.push(session)
+        if len(self._keys) >= KEYS_MAX:
+            self._publish(False, now)
+        elif self._due == NEVER:
+            self._due = max(self._next_at, now + PAUSE)
+
+    def _is_behind(self, session: Session) -> bool:
+        return self._log.seq - session.acked > PUSHED_MAX
+
+    def push(self, session: Session) -> None:
+        """Send it what it has not acknowledged. It will."""
+        self._out.send(session.route, self.missed(session, 0, session.acked))
+
+    def missed(self, session: Session, serial: int, applied: int) -> Synced:
+        """What it has missed that has applied all up to that number."""
+        keys = self._log.since(applied)
+        if keys is None:
+            self._out.counters["flushes"] += 1
+        settled = self._deletions.settled
+        return Synced(self._epoch, session.id, serial, applied, self._log.seq, keys, settled)
 
     def publish(self, now: float) -> None:
         """Publish what has been kept for long enough."""
         if now >= self.wake_at:
-            self._publish([], now)
+            self._publish(False, now)
 
-    def _publish(self, holders: list[int], now: float) -> None:
-        first = self.published + 1
-        self._out.publish(Publication(self._epoch, first, self._keys, holders, self._tokens))
-        self.published += len(self._keys)
+    def _publish(self, acknowledge: bool, now: float) -> None:
+        first, keys, tokens = self.published + 1, self._keys, self._tokens
+        self._out.publish(Publication(self._epoch, first, keys, acknowledge, tokens))
+        self.published += len(keys)
         self._keys, self._tokens = [], []
-        pause = PAUSE + PAUSE_PER_LOCAL * len(self._sessions)
-        self._next_at = now + min(pause, PAUSE_MAX)
+        self._due = NEVER
+        self._next_at = now + min(PAUSE + PAUSE_PER_LOCAL * len(self._sessions), PAUSE_MAX)
+
+    def settle(self) -> None:
+        """Tell those who watch which deletions are complete, of those that they have heard of."""
+        settled = min(self._deletions.settled, self.published)
+        if settled > self._told:
+            self._told = settled
+            self._out.publish(Settled(self._epoch, settled))

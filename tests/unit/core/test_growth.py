@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from dstore.core import dying
+from dstore.core import dying, publications
 from dstore.core.dying import PUSH_AFTER, PUSH_AFTER_PER_HOLDER, PUSH_AFTER_PER_LOCAL
 from dstore.messages import Ack
 from tests.unit.core.world import Member, World
@@ -59,9 +59,10 @@ def test_an_acknowledgement_does_not_look_at_the_others_that_are_awaited() -> No
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many there are, all are pushed at the same moment."""
+    """However many there are, all are pushed at the same moment, and nothing is published."""
     monkeypatch.setattr(dying, "PUSH_AFTER_PER_LOCAL", 0.0)
     monkeypatch.setattr(dying, "PUSH_AFTER_PER_HOLDER", 0.0)
+    monkeypatch.setattr(publications, "PAUSE", 1.0)
 
 
 def steps_when_one_is_late(holders: int) -> int:

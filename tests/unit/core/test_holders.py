@@ -6,7 +6,8 @@ import random
 import sys
 
 from dstore.core.holders import PART_BITS, SWEEP_AT, Holders, bits_of
-from dstore.messages import Publication
+from dstore.core.publications import PUSHED_MAX
+from dstore.messages import Ack, Publication, Synced
 from tests.unit.core.world import LEASE, World
 
 
@@ -72,21 +73,67 @@ def test_a_deletion_waits_for_the_holders_alone() -> None:
     assert deletion.replies
 
 
-def test_a_publication_names_the_holders_and_only_they_acknowledge_at_once() -> None:
+def test_few_holders_are_pushed_what_they_missed_and_nobody_else_hears_of_it_yet() -> None:
+    world = World()
+    a, b, c, _d = world.joined("a", "b", "c", "d")
+    for key in ("unheld", "k"):
+        b.set(key, b"v")
+    a.get("k")
+    b.state.goodbye(world.now)
+    world.settle()
+    world.members.remove(b)
+    c.begin_delete("unheld").send()
+    deletion = c.begin_delete("k")
+    deletion.send()
+    push = a.listen()
+    assert isinstance(push, Synced)
+    assert (push.serial, push.after, push.keys) == (0, 0, ["unheld", "k"])
+    assert not any(member.published or member.control for member in world.members)
+    assert a.hit("k") is None
+    (ack,) = a.tick()
+    assert isinstance(ack, Ack)
+    a.send()
+    assert deletion.replies
+    world.publish()
+    publication = c.hear()
+    assert isinstance(publication, Publication)
+    assert not publication.acknowledge
+    assert c.tick() == []
+    assert c.state.applied == 2
+
+
+def test_many_holders_are_told_by_one_publication_and_all_acknowledge() -> None:
     world = World()
     a, b, c = world.joined("a", "b", "c")
     b.set("k", b"v")
     a.get("k")
     deletion = b.begin_delete("k")
     deletion.send()
-    (publication,) = c.published
+    assert not any(member.control for member in world.members)
+    publication = c.hear()
     assert isinstance(publication, Publication)
-    assert sorted(publication.holders) == sorted([a.state.session, b.state.session])
+    assert publication.acknowledge
     a.hear()
-    c.hear()
-    assert len(a.tick()) == 1
-    assert c.tick() == []
-    assert c.state.applied == 1
+    assert [type(message) for message in (*a.tick(), *c.tick())] == [Ack, Ack]
+    b.turn()
+    a.send()
+    assert deletion.replies
+
+
+def test_holders_that_are_far_behind_are_told_by_a_publication() -> None:
+    keys = [f"k{number}" for number in range(PUSHED_MAX)]
+    world = World(log_length=10)
+    a, b, c = world.joined("a", "b", "c")
+    a.begin_set(*((key, b"v") for key in (*keys, "held"))).finish()
+    a.state.goodbye(world.now)
+    world.settle()
+    b.get("held")
+    c.begin_delete(*keys).send()
+    c.begin_delete("held").send()
+    assert not b.control
+    b.turn()
+    assert b.state.counters["flushes"] == 0
+    assert (b.state.applied, b.hit("held")) == (PUSHED_MAX + 1, None)
 
 
 def test_a_missing_key_makes_no_holder() -> None:

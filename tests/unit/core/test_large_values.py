@@ -470,7 +470,8 @@ def test_who_never_read_a_value_gives_up_what_others_of_the_host_left_of_it() ->
     a.set("small", b"v")
     a.delete("small")
     a.delete("k")
-    bystander.tick()
+    world.publish()
+    bystander.turn()
     assert bystander.given_up == [stored.token]
     stored = bound(a)
     replacing = begin_set(a, "k", large(world), replace=True)
@@ -478,7 +479,8 @@ def test_who_never_read_a_value_gives_up_what_others_of_the_host_left_of_it() ->
     supply(replacing)
     replacing.send()
     world.settle()
-    bystander.tick()
+    world.publish()
+    bystander.turn()
     assert bystander.given_up[1:] == [stored.token]
 
 

@@ -180,6 +180,7 @@ def test_a_change_of_session_voids_lease_cache_fills_and_applied_number_together
     b.set("k", b"v")
     b.set("gone", b"v")
     b.delete("gone")
+    world.publish()
     world.settle()
     a.get("k")
     reading = a.begin_get("other")

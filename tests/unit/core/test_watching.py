@@ -23,6 +23,8 @@ def test_every_deletion_and_replacement_is_announced_also_of_what_is_not_held() 
     b.set("k", b"v")
     b.set("k", b"w", replace=True)
     b.delete("k")
+    assert a.told == []
+    world.publish()
     world.settle()
     assert a.told == [(watching.ALL, "k"), (watching.ALL, "k")]
     assert b.told == []
@@ -70,6 +72,7 @@ def test_each_new_watcher_has_a_first_look_of_its_own() -> None:
     b.set("k", b"v")
     watcher(world, a, 2)
     b.delete("k")
+    world.publish()
     world.settle()
     assert a.told == [(watching.ALL, "k")]
 
@@ -80,8 +83,8 @@ def test_news_that_is_lost_comes_with_the_next_renewal() -> None:
     watcher(world, a)
     b.set("k", b"v")
     b.begin_delete("k").send()
-    world.tick()
     b.turn()
+    world.publish()
     assert any(isinstance(message, Settled) for message in a.published)
     a.published.clear()
     world.live(LEASE / 2)
@@ -95,6 +98,7 @@ def test_news_that_comes_before_the_deletion_waits_for_it() -> None:
     b.set("k", b"v")
     b.begin_delete("k").send()
     b.turn()
+    world.publish()
     deletion, settled = a.published
     assert isinstance(settled, Settled)
     a.receive(settled)
@@ -113,6 +117,7 @@ def test_a_flush_and_a_new_session_are_looks_at_everything() -> None:
     for key in "klm":
         b.set(key, b"v")
         b.delete(key)
+    world.publish()
     a.published.clear()
     world.members.append(a)
     world.live(LEASE / 2)
@@ -124,6 +129,7 @@ def test_a_flush_and_a_new_session_are_looks_at_everything() -> None:
     a.told.clear()
     b.set("k", b"v")
     b.delete("k")
+    world.publish()
     world.settle()
     assert a.told == [(watching.ALL, "k")]
 
@@ -168,4 +174,6 @@ def test_global_forgets_those_who_watch_no_more_or_have_gone() -> None:
     assert world.state.figures(world.now)["watching"] == 0
     c.set("k", b"v")
     c.delete("k")
+    world.publish()
+    assert a.published
     assert not any(isinstance(message, Settled) for message in a.published)

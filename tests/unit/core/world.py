@@ -96,6 +96,11 @@ class World:
         """Time passes; nobody does anything."""
         self.now += seconds
 
+    def publish(self) -> None:
+        """Time passes until what has been kept for a pause is published."""
+        self.advance(max(0.0, self.state._publications.wake_at - self.now))
+        self.tick()
+
     def settle(self) -> None:
         """Deliver all there is and let everybody act, until all is quiet."""
         moved = True
