@@ -54,11 +54,16 @@ def renewals(size: int, sync_us: float, ping_us: float, prices: Prices) -> list[
 
 
 def deletions(alone: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """How many DELs in a second, if Global does nothing else.
+    """How many DELs in a second, if Global does nothing else but to publish them with pauses.
 
     The I/O thread does more than it can do of single ones: of publications that wait for it, it
     writes many to a connection at a time. Global's thread has no such reserve.
     """
+
+    def per_second(each: Mapping[str, Any], name: str) -> float:
+        rate: float = (1 - each["later"][name] / each["pause"]) / each[name]
+        return rate
+
     return [
         {
             "locals": each["locals"],
@@ -66,8 +71,8 @@ def deletions(alone: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             "own_us": each["busy_s"] * 1e6,
             "io_us": each["io_s"] * 1e6,
             "bytes": sum(each["bytes"].values()),
-            "per_second": 1 / max(each["busy_s"], each["io_s"]),
-            "per_second_own": 1 / each["busy_s"],
+            "per_second": min(per_second(each, "busy_s"), per_second(each, "io_s")),
+            "per_second_own": per_second(each, "busy_s"),
         }
         for each in alone
     ]

@@ -20,7 +20,6 @@ from dstore.messages import (
     Goodbye,
     Hello,
     Message,
-    Publication,
     Route,
     Scan,
     Set,
@@ -31,7 +30,6 @@ from dstore.messages import (
 )
 
 Maker = Callable[[int], Message]
-HOLDERS = (1, 100, 1_000, 10_000)
 
 
 class Bench:
@@ -124,24 +122,6 @@ class Bench:
         return found
 
 
-def publication(holders: int, times: int) -> dict[str, float]:
-    """What it costs to name so many holders: bytes, and time of each Local that hears it."""
-    named = list(range(1, holders + 1))
-    frame = wire.encode(Publication(1 << 62, 10_000, ["config/000001"], named))
-
-    def decode() -> float:
-        began = time.thread_time()
-        for _ in range(times):
-            wire.decode_to_local(frame)
-        return (time.thread_time() - began) / times
-
-    return {
-        "holders": holders,
-        "bytes": len(frame),
-        "decode_us": median(decode() for _ in range(5)) * 1e6,
-    }
-
-
 def measure(sizes: Sequence[int], quick: bool) -> dict[str, Any]:
     batch, repeats = (50, 3) if quick else (500, 7)
 
@@ -150,5 +130,4 @@ def measure(sizes: Sequence[int], quick: bool) -> dict[str, Any]:
 
     return {
         "us_by_sessions": {str(size): without_collector(partial(kinds, size)) for size in sizes},
-        "publication": [publication(each, 5 if quick else 50) for each in HOLDERS],
     }

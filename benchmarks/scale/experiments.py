@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.scale.cluster import Cluster, Prices, Traffic, Worker, without_collector
+from benchmarks.scale.cluster import (
+    LATENCY,
+    Cluster,
+    Prices,
+    Traffic,
+    Worker,
+    without_collector,
+)
 from dstore.messages import DelStatus
 
 
@@ -64,6 +71,7 @@ class Laboratory:
 
         ``alone``: all have just renewed and none does meanwhile, so that only this is counted.
         Else renewals go on, also for one period more, to count what is still in the queues then.
+        ``later``: the publication that nobody waits for, which comes after a ``pause``.
         """
         cluster = self.cluster
         key = self._held_by(cluster.workers[:holding])
@@ -73,7 +81,7 @@ class Laboratory:
             self.leases()
         traffic = self.begin()
         cluster.renewing = not alone
-        pushes = cluster.state.counters["pushes"]
+        pushes, publications = cluster.state.counters["pushes"], cluster.state._publications
         deleter, began = cluster.workers[-1], cluster.now
         deleter.delete(key, began)
         cluster.run_until(lambda: len(deleter.deleted) > 0)
@@ -83,6 +91,8 @@ class Laboratory:
         cluster.renewing = True
         if not alone:
             cluster.run(cluster.period)
+        figures = traffic.figures()
+        later = self.publication()
         return {
             "locals": len(cluster.workers),
             "holding": holding,
@@ -90,8 +100,20 @@ class Laboratory:
             "expired": result.expired,
             "seconds": took,
             "pushes": cluster.state.counters["pushes"] - pushes,
-            **traffic.figures(),
+            "pause": publications.pause,
+            "later": later,
+            **figures,
         }
+
+    def publication(self) -> dict[str, Any]:
+        """What it says and costs to publish what has been kept, if there is anything."""
+        cluster, renewing = self.cluster, self.cluster.renewing
+        traffic = self.begin()
+        cluster.renewing = False
+        cluster.run_until(lambda: cluster.state.idle)
+        cluster.run(4 * LATENCY)
+        cluster.renewing = renewing
+        return traffic.figures()
 
     def _held_by(self, holders: Sequence[Worker]) -> str:
         """A key that these have read."""
@@ -111,7 +133,11 @@ class Laboratory:
 
 def said(figures: dict[str, Any]) -> dict[str, Any]:
     """The figures without times: Global took none."""
-    return {name: value for name, value in figures.items() if not name.endswith(("_s", "seconds"))}
+    return {
+        name: said(value) if name == "later" else value
+        for name, value in figures.items()
+        if not name.endswith(("_s", "seconds"))
+    }
 
 
 def counts(size: int) -> dict[str, Any]:

@@ -6,6 +6,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 
+KINDS = ("Del", "Synced", "Publication", "Ack", "DelReply")
+
+
 def number(value: float | str) -> str:
     """With three digits that count, and thousands apart."""
     if isinstance(value, str):
@@ -98,13 +101,12 @@ def counted(results: Mapping[str, Any]) -> Iterator[str]:
     )
     yield from table(
         "What one DEL says (counted, the same in every run)",
-        ["Locals", "holders", "DEL", "copies of the publication", "ACK", "reply", "bytes"],
+        ["Locals", "holders", "DEL", "pushes", "publications", "ACK", "reply", "bytes"],
         [
             [
                 each["locals"],
                 each["holding"],
-                *(each["messages"].get(kind, 0) for kind in ("Del", "Publication", "Ack")),
-                each["messages"]["DelReply"],
+                *(each["messages"].get(kind, 0) for kind in KINDS),
                 sum(each["bytes"].values()),
             ]
             for figures in results["counts"].values()
@@ -114,6 +116,18 @@ def counted(results: Mapping[str, Any]) -> Iterator[str]:
 
 
 def deletions(results: Mapping[str, Any]) -> Iterator[str]:
+    yield from table(
+        "The publication that follows, of any number of deletions",
+        ["Locals", "not more often than each ms", "bytes", "Global ms", "I/O thread ms"],
+        [
+            [
+                *(each["locals"], each["pause"] * 1e3, sum(each["later"]["bytes"].values())),
+                *(each["later"]["busy_s"] * 1e3, each["later"]["io_s"] * 1e3),
+            ]
+            for figures in results["costs"].values()
+            for each in figures["dels_alone"][:1]
+        ],
+    )
     yield from table(
         "One DEL alone, and where Global is saturated",
         ["Locals", "holders", "Global ms", "I/O thread ms", "a second", "by Global's thread alone"],
@@ -192,14 +206,6 @@ def memory(results: Mapping[str, Any]) -> Iterator[str]:
                 [f"bits of a key, {each['holding']:,} of {each['locals']:,}", each["bytes"]]
                 for each in figures["holder_bits"]
             ),
-        ],
-    )
-    yield from table(
-        "A publication, by the holders that it names",
-        ["holders", "bytes", "us to decode at each Local"],
-        [
-            [each["holders"], each["bytes"], each["decode_us"]]
-            for each in results["core"]["publication"]
         ],
     )
 

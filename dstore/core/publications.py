@@ -61,6 +61,11 @@ class Publications:
         """When :meth:`publish` is next due."""
         return 0.0 if self._keys and self.closing else self._due
 
+    @property
+    def pause(self) -> float:
+        """Seconds between publications that nobody waits for."""
+        return min(PAUSE + PAUSE_PER_LOCAL * len(self._sessions), PAUSE_MAX)
+
     def begun(self, deletions: Sequence[Dying], holders: Sequence[Session], now: float) -> None:
         """These have begun, in the order of their numbers; ``holders`` are to acknowledge them."""
         for dying in deletions:
@@ -103,7 +108,7 @@ class Publications:
         self.published += len(keys)
         self._keys, self._tokens = [], []
         self._due = NEVER
-        self._next_at = now + min(PAUSE + PAUSE_PER_LOCAL * len(self._sessions), PAUSE_MAX)
+        self._next_at = now + self.pause
 
     def settle(self) -> None:
         """Tell those who watch which deletions are complete, of those that they have heard of."""

@@ -424,8 +424,8 @@ MUTANTS = (
         (
             (
                 "core.publications",
-                "        first = self.published + 1\n",
-                "        first = self.published + len(self._keys)\n",
+                "        first, keys, tokens = self.published + 1, self._keys, self._tokens\n",
+                "        first, keys, tokens = self.published + len(self._keys), self._keys[-1:], self._tokens\n",
             ),
         ),
     ),

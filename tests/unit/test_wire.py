@@ -53,7 +53,7 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "wait": st.booleans(),
     "refusal": st.sampled_from(messages.Refusal),
     "figures": figures,
-    "holders": st.lists(uints, max_size=5),
+    "acknowledge": st.booleans(),
     "watching": st.booleans(),
     "key": keys,
     "timeout": st.floats(0, 1e8, exclude_min=True),

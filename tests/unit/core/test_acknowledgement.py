@@ -41,10 +41,10 @@ def test_one_repair_at_a_time() -> None:
     (a,) = world.joined("a")
     session = [a.state.session]
     world.advance(0.1)
-    a.receive(Publication(world.epoch, 5, ["p"], session))
+    a.receive(Publication(world.epoch, 5, ["p"], True))
     assert len(a.tick()) == 1
-    a.receive(Publication(world.epoch, 6, ["q"], session))
-    a.receive(Publication(world.epoch, 7, ["r"], session))
+    a.receive(Publication(world.epoch, 6, ["q"], True))
+    a.receive(Publication(world.epoch, 7, ["r"], True))
     assert a.tick() == []
 
 
@@ -54,7 +54,7 @@ def test_what_comes_after_a_gap_waits_and_is_applied_after_the_repair() -> None:
     for key in ("one", "two", "three"):
         a.set(key, b"v")
     session = [a.state.session]
-    a.receive(Publication(world.epoch, 3, ["three"], session))
+    a.receive(Publication(world.epoch, 3, ["three"], True))
     assert a.hit("three") == b"v"
     a.receive(Synced(world.epoch, a.state.session, 0, 0, 2, ["one", "two"]))
     assert a.state.applied == 3
@@ -65,8 +65,8 @@ def test_a_second_gap_behind_the_first_is_repaired_too() -> None:
     world = World()
     (a,) = world.joined("a")
     session = [a.state.session]
-    a.receive(Publication(world.epoch, 3, ["c"], session))
-    a.receive(Publication(world.epoch, 6, ["f"], session))
+    a.receive(Publication(world.epoch, 3, ["c"], True))
+    a.receive(Publication(world.epoch, 6, ["f"], True))
     world.advance(0.1)
     a.tick()
     a.receive(Synced(world.epoch, a.state.session, 0, 0, 2, ["a", "b"]))
@@ -80,7 +80,7 @@ def test_the_buffer_of_what_waits_is_bounded() -> None:
     (a,) = world.joined("a")
     keys = ["k"] * 1000
     for number in range(2 * HELD_KEYS_MAX // 1000):
-        a.receive(Publication(world.epoch, 2 + 1000 * number, keys, []))
+        a.receive(Publication(world.epoch, 2 + 1000 * number, keys, False))
     assert a.state._held_keys <= HELD_KEYS_MAX
 
 
@@ -235,9 +235,9 @@ def test_many_deletions_are_acknowledged_now_and_then_though_nobody_waits() -> N
     world = World()
     (a,) = world.joined("a")
     keys = [f"k{number}" for number in range(ACK_EVERY)]
-    a.receive(Publication(world.epoch, 1, keys[:-1], []))
+    a.receive(Publication(world.epoch, 1, keys[:-1], False))
     assert a.tick() == []
-    a.receive(Publication(world.epoch, ACK_EVERY, keys[-1:], []))
+    a.receive(Publication(world.epoch, ACK_EVERY, keys[-1:], False))
     assert [type(message) for message in a.tick()] == [Ack]
 
 

@@ -155,7 +155,7 @@ def test_a_publication_of_another_epoch_is_not_applied() -> None:
     world = World()
     (a,) = world.joined("a")
     a.set("k", b"v")
-    a.receive(Publication(world.epoch + 1, 1, ["k"], [a.state.session]))
+    a.receive(Publication(world.epoch + 1, 1, ["k"], True))
     assert a.hit("k") == b"v"
     assert a.state.applied == 0
 
