@@ -26,7 +26,7 @@ last: some ten times what it takes Locals to wake up for one if they share few c
 KEYS_MAX = 1_000
 """So many keys are published together without a pause, so that a publication stays small."""
 PUSHED_MAX = 100
-"""A holder that has not acknowledged so many deletions is not pushed them: all are published."""
+"""A holder that has not acknowledged so many published deletions is not pushed them once more."""
 NEVER = float("inf")
 
 
@@ -83,7 +83,8 @@ class Publications:
             self._due = max(self._next_at, now + PAUSE)
 
     def _is_behind(self, session: Session) -> bool:
-        return self._log.seq - session.acked > PUSHED_MAX
+        """Whether a push to it would be much longer than a publication, or drop its whole cache."""
+        return session.acked < max(self.published - PUSHED_MAX, self._log.reach)
 
     def push(self, session: Session) -> None:
         """Send it what it has not acknowledged. It will."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import random
 import sys
 
+import pytest
+
 from dstore.core.holders import PART_BITS, SWEEP_AT, Holders, bits_of
 from dstore.core.publications import PUSHED_MAX
 from dstore.messages import Ack, Publication, Synced
@@ -120,20 +122,39 @@ def test_many_holders_are_told_by_one_publication_and_all_acknowledge() -> None:
     assert deletion.replies
 
 
-def test_holders_that_are_far_behind_are_told_by_a_publication() -> None:
-    keys = [f"k{number}" for number in range(PUSHED_MAX)]
-    world = World(log_length=10)
+@pytest.mark.parametrize(("log_length", "published"), [(10, False), (1000, True)])
+def test_holders_that_are_far_behind_are_told_by_a_publication(
+    log_length: int, published: bool
+) -> None:
+    keys = [f"k{number}" for number in range(PUSHED_MAX + 1)]
+    world = World(log_length=log_length)
     a, b, c = world.joined("a", "b", "c")
     a.begin_set(*((key, b"v") for key in (*keys, "held"))).finish()
     a.state.goodbye(world.now)
     world.settle()
     b.get("held")
     c.begin_delete(*keys).send()
+    if published:
+        world.publish()
     c.begin_delete("held").send()
     assert not b.control
     b.turn()
     assert b.state.counters["flushes"] == 0
-    assert (b.state.applied, b.hit("held")) == (PUSHED_MAX + 1, None)
+    assert (b.state.applied, b.hit("held")) == (PUSHED_MAX + 2, None)
+
+
+def test_many_deletions_at_a_time_are_pushed_if_few_hold_the_keys() -> None:
+    keys = [f"k{number}" for number in range(2 * PUSHED_MAX)]
+    world = World(log_length=1000)
+    a, b = world.joined("a", "b")
+    a.begin_set(*((key, b"v") for key in keys)).finish()
+    deletion = b.begin_delete(*keys)
+    deletion.send()
+    push = a.listen()
+    assert isinstance(push, Synced)
+    assert push.keys == keys
+    a.turn()
+    assert deletion.replies
 
 
 def test_a_missing_key_makes_no_holder() -> None:
