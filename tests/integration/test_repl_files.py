@@ -7,6 +7,7 @@ import json
 import os
 import resource
 import sys
+import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -219,15 +220,16 @@ def test_a_bar_shows_how_far_a_file_is(
 
 
 def test_tab_completes_paths(free_global: dstore.Global, tmp_path: Path) -> None:
-    (tmp_path / "my pictures").mkdir()
-    (tmp_path / "my pictures" / "logo.png").write_bytes(b"a logo")
     with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))  # it has to fit in a line
+        (folder / "my pictures").mkdir()
+        (folder / "my pictures" / "logo.png").write_bytes(b"a logo")
         terminal = Terminal(free_global.address, tmp_path / "state")
         stack.callback(terminal.close)
         terminal.expect(PROMPT)
         terminal.type("setf" + TAB)
         terminal.expect("setfile ")
-        terminal.type(f'logo "{tmp_path}/my' + TAB)
+        terminal.type(f'logo "{folder}/my' + TAB)
         terminal.expect("pictures/")
         terminal.type("lo" + TAB)
         terminal.expect('go.png"')
