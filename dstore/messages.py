@@ -293,9 +293,9 @@ class Welcome(NamedTuple):
 class Synced(NamedTuple):
     """The deletions in (``after``, ``seq``], or None for ``keys``: drop the whole cache.
 
-    In answer to the SYNC with this ``serial`` it renews the lease. With serial 0 it is a push,
-    sent unasked to a holder that is late, and renews nothing. All deletions up to ``settled`` are
-    complete.
+    In answer to the SYNC with this ``serial`` it renews the lease. With serial 0 it is a push, sent
+    unasked to a holder, and renews nothing. With ``acknowledge``, as in every push, somebody waits
+    for this Local to acknowledge. All deletions up to ``settled`` are complete.
     """
 
     epoch: int
@@ -304,6 +304,7 @@ class Synced(NamedTuple):
     after: int
     seq: int
     keys: list[Key] | None
+    acknowledge: bool = True
     settled: int = 0
 
 

@@ -273,7 +273,9 @@ class Node:
 
         An :class:`Event` comes when the deletion has taken effect: a ``get`` finds what is there
         now. The first event is a *resync*, without a key: read what you need; whatever changes
-        from then on, you are told of. Others follow whenever events may have been missed.
+        from then on, you are told of. Others follow whenever events may have been missed. An event
+        comes some milliseconds late; if one deletion follows the other, and with hundreds of
+        Locals, up to a second.
 
             for event in node.watch("config/"):
                 reload(event.key)  # None: everything

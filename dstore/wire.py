@@ -287,7 +287,7 @@ _TO_GLOBAL: dict[int, tuple[type[ToGlobal], tuple[Check, ...]]] = {
 
 _TO_LOCAL: dict[int, tuple[type[ToLocal], tuple[Check, ...]]] = {
     65: (Welcome, (_uint, _uint, _id16, _uint, _span, _text, _uint, _uint)),
-    66: (Synced, (_uint, _uint, _uint, _uint, _uint, _optional(_list(_key)), _uint)),
+    66: (Synced, (_uint, _uint, _uint, _uint, _uint, _optional(_list(_key)), _bool, _uint)),
     67: (Farewell, (_uint, _uint)),
     68: (GetReply, (*_asked, _list(_found))),
     69: (SetReply, (*_asked, _list(_set_result))),

@@ -18,6 +18,7 @@ class DeletionLog:
 
     def __init__(self, length: int) -> None:
         self.seq = 0
+        self.length = length
         self._keys: deque[Key] = deque(maxlen=length)
 
     def __repr__(self) -> str:

@@ -264,12 +264,12 @@ class GlobalState:
             self._watching[session.id] = session
         else:
             self._watching.pop(session.id, None)
-        self._out.send(route, self._publications.missed(session, message.serial, message.applied))
+        self._publications.tell(session, message.serial, message.applied)
 
     def _on_ack(self, route: Route, message: Ack, now: float) -> None:
         session = self._session(route, message)
-        if session is not None:
-            self._acknowledge(session, route, message, now)
+        if session is not None and self._acknowledge(session, route, message, now):
+            self._publications.acknowledged(session)
 
     def _acknowledge(self, session: Session, route: Route, message: Sync | Ack, now: float) -> bool:
         if message.applied > self._log.seq:

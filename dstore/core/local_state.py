@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
+from typing import NamedTuple
 
 from dstore.config import LARGE_FROM_DEFAULT, VALUE_LIMIT_DEFAULT
 from dstore.core.cache import Cache, Entry, Held
@@ -55,10 +56,21 @@ HELD_KEYS_MAX = 16_384
 """Deletions that wait for a repair; more are dropped, and the next repair brings them."""
 ACK_EVERY = 1_000
 """Deletions after which they are acknowledged though nobody waits: so that a push stays short."""
+AHEAD_MAX = 4_096
+"""Entries that are known to be newer than deletions that are still to be applied."""
 SYNCS_MAX = 64
 """SYNCs whose moment of sending is remembered."""
 NEVER = float("inf")
 LAPSED = float("-inf")
+
+
+class Ahead(NamedTuple):
+    """What is known of an entry that is newer than all deletions up to ``seq``, while these have
+    not all been applied. ``held``: there was an entry before it, which they may concern.
+    """
+
+    seq: int
+    held: bool
 
 
 class Fill:
@@ -114,8 +126,7 @@ class LocalState:
         self._random16 = random16
         self._label = label
         self._fills: dict[Key, list[Fill]] = {}
-        # Entries that are newer than all deletions up to a number that is not yet applied.
-        self._ahead: OrderedDict[Key, int] = OrderedDict()
+        self._ahead: OrderedDict[Key, Ahead] = OrderedDict()  # in the order of their insertion
         self._held: list[Publication] = []
         self._held_keys = 0
         self._held_keys_max = held_keys_max
@@ -317,7 +328,6 @@ class LocalState:
         ours = (message.epoch, message.session) == (self.epoch, self.session)
         if not ours or not self.session or self.closing:
             return
-        applied = self.applied
         if message.keys is None:
             self._flush(message.seq)
         elif message.after <= self.applied:
@@ -329,9 +339,8 @@ class LocalState:
         if sent_at is not None:
             self._trust(sent_at)
             self._sent_at = {n: at for n, at in self._sent_at.items() if n > message.serial}
-        # A push is acknowledged even if it brought nothing new: what it answers may be the loss
-        # of an earlier acknowledgement.
-        if self.applied > applied or not message.serial:
+        # Also if it brought nothing new: an earlier acknowledgement may have been lost.
+        if message.acknowledge:
             self._ack_due = True
         self._apply_held(now)
 
@@ -383,8 +392,11 @@ class LocalState:
             self.watching.applied(self.applied, key)
             for fill in self._fills.get(key, ()):
                 fill.deleted = self.applied
-            if self._ahead.get(key, 0) >= self.applied:
-                continue  # the entry is what was bound after this deletion
+            ahead = self._ahead.get(key)
+            if ahead is not None and ahead.seq >= self.applied:
+                if ahead.held:
+                    self._dropped.append(key)
+                continue
             entry = self.cache.discard(key)
             if entry is not None:
                 self.counters["drops"] += 1
@@ -392,7 +404,7 @@ class LocalState:
                 if entry.shared is not None:
                     self._unshared.append(entry.shared)
                     self._let_go.append(entry)
-        while self._ahead and next(iter(self._ahead.values())) <= self.applied:
+        while self._ahead and next(iter(self._ahead.values())).seq <= self.applied:
             self._ahead.popitem(last=False)
         if self.applied >= self._acked + ACK_EVERY:
             self._ack_due = True
@@ -473,13 +485,23 @@ class LocalState:
         ):
             return None
         self.counters["fills"] += 1
-        self._ahead.pop(fill.key, None)  # what is stored now may be older than what was there
-        if found.seq > self.applied:
-            self._ahead[fill.key] = found.seq
+        self._note_ahead(fill.key, found.seq)
         if held is None:
             return self.cache.insert(fill.key, found.stored)
         stored = found.stored._replace(body=held.view)
         return self.cache.insert(fill.key, stored, shared=held.shared)
+
+    def _note_ahead(self, key: Key, seq: int) -> None:
+        """A value of ``key`` is about to be stored that is newer than all deletions up to ``seq``.
+
+        It may also be older than what is stored now; then deletions before ``seq`` concern it.
+        """
+        former = self._ahead.pop(key, None)
+        if seq > self.applied:
+            held = key in self.entries if former is None else former.held
+            self._ahead[key] = Ahead(seq, held)
+            if len(self._ahead) > AHEAD_MAX:
+                self._ahead.popitem(last=False)  # its entry goes, without need, if it is deleted
 
     def end_fill(self, fill: Fill) -> None:
         """The request has ended, answered or given up: nothing that comes later is stored."""

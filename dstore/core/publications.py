@@ -1,8 +1,9 @@
 """How Locals are told of deletions: pushed to holders, published to all, or with a renewal.
 
 A deletion waits for its holders, so they are told at once. If they are few, each is pushed what it
-has not yet acknowledged, on its control channel; nobody else wakes up. If most Locals are holders,
-one publication tells them all, and all acknowledge.
+has not yet acknowledged, on its control channel; nobody else wakes up. There is one push in flight
+to each; what begins meanwhile goes with the next one. If most Locals are holders, one publication
+tells them all, and all acknowledge.
 
 Nobody waits for the others. To them publications only spare gaps and long renewals, and tell those
 who watch. So what nobody waits for is kept for a pause, which grows with the Locals, and goes into
@@ -24,9 +25,9 @@ PAUSE, PAUSE_PER_LOCAL, PAUSE_MAX = 0.005, 0.0005, 1.0
 last: some ten times what it takes Locals to wake up for one if they share few cores.
 """
 KEYS_MAX = 1_000
-"""So many keys are published together without a pause, so that a publication stays small."""
-PUSHED_MAX = 100
-"""A holder that has not acknowledged so many published deletions is not pushed them once more."""
+"""So many keys are published together without a pause, so that a publication stays small; or fewer,
+if the log has fewer: a Local that renews its lease meanwhile must not have to drop its whole cache.
+"""
 NEVER = float("inf")
 
 
@@ -47,6 +48,7 @@ class Publications:
         self._sessions = sessions
         self._deletions = deletions
         self._out = out
+        self._asked = 0  # up to which number all have been asked to acknowledge
         self._keys: list[Key] = []  # of the numbers from published + 1 on
         self._tokens: list[bytes] = []
         self._due = NEVER  # when they are to be published
@@ -72,31 +74,42 @@ class Publications:
             self._keys.append(dying.key)
             if dying.large:
                 self._tokens.append(dying.token)
-        if 2 * len(holders) > len(self._sessions) or any(map(self._is_behind, holders)):
+        waiting = [each for each in holders if each.pushed <= each.acked]
+        if 2 * len(holders) > len(self._sessions) or any(map(self._is_behind, waiting)):
             self._publish(True, now)
             return
-        for session in holders:
+        for session in waiting:
             self.push(session)
-        if len(self._keys) >= KEYS_MAX:
+        if len(self._keys) >= min(KEYS_MAX, self._log.length):
             self._publish(False, now)
         elif self._due == NEVER:
             self._due = max(self._next_at, now + PAUSE)
 
     def _is_behind(self, session: Session) -> bool:
-        """Whether a push to it would be much longer than a publication, or drop its whole cache."""
-        return session.acked < max(self.published - PUSHED_MAX, self._log.reach)
+        """Whether a push would make it drop its whole cache."""
+        return session.acked < self._log.reach
 
     def push(self, session: Session) -> None:
-        """Send it what it has not acknowledged. It will."""
-        self._out.send(session.route, self.missed(session, 0, session.acked))
+        """Tell it what it has not acknowledged. It will."""
+        self.tell(session, 0, session.acked)
 
-    def missed(self, session: Session, serial: int, applied: int) -> Synced:
-        """What it has missed that has applied all up to that number."""
-        keys = self._log.since(applied)
+    def tell(self, session: Session, serial: int, applied: int) -> None:
+        """Send it what it has missed that has applied all up to that number."""
+        seq, keys, awaited = self._log.seq, self._log.since(applied), bool(session.awaited)
         if keys is None:
             self._out.counters["flushes"] += 1
+        if awaited:
+            session.pushed = seq
         settled = self._deletions.settled
-        return Synced(self._epoch, session.id, serial, applied, self._log.seq, keys, settled)
+        message = Synced(self._epoch, session.id, serial, applied, seq, keys, awaited, settled)
+        self._out.send(session.route, message)
+
+    def acknowledged(self, session: Session) -> None:
+        """It has acknowledged something: push it what has begun while a push was in flight."""
+        if session.awaited and session.acked >= session.pushed:
+            newest, _ = session.awaited[-1]
+            if newest.seq > max(session.pushed, self._asked):
+                self.push(session)
 
     def publish(self, now: float) -> None:
         """Publish what has been kept for long enough."""
@@ -107,6 +120,8 @@ class Publications:
         first, keys, tokens = self.published + 1, self._keys, self._tokens
         self._out.publish(Publication(self._epoch, first, keys, acknowledge, tokens))
         self.published += len(keys)
+        if acknowledge:
+            self._asked = self.published
         self._keys, self._tokens = [], []
         self._due = NEVER
         self._next_at = now + self.pause

@@ -40,6 +40,7 @@ class Session:
         self.welcome: Welcome | None = None
         self.outcomes: dict[int, Call | SetReply | DelReply] = {}
         self.awaited: deque[tuple[Dying, float]] = deque()
+        self.pushed = 0  # up to which number it has been told by itself, and is to acknowledge
         self.push_at = float("inf")
         self.push_pause = 0.0
 

@@ -410,14 +410,30 @@ MUTANTS = (
         (
             (
                 "core.local_state",
-                "            if self._ahead.get(key, 0) >= self.applied:\n",
-                "            if key in self._ahead:\n",
+                "            if ahead is not None and ahead.seq >= self.applied:\n",
+                "            if ahead is not None:\n",
             ),
         ),
     ),
     Mutant(
         "older reply takes the place of a newer entry and its number",
-        (("core.local_state", "        self._ahead.pop(fill.key, None)  # ", "        # "),),
+        (
+            (
+                "core.local_state",
+                "        former = self._ahead.pop(key, None)\n",
+                "        former = self._ahead.get(key)\n",
+            ),
+        ),
+    ),
+    Mutant(
+        "deletion that its key has outrun does not spoil fills in flight",
+        (
+            (
+                "core.local_state",
+                "            for fill in self._fills.get(key, ()):\n                fill.deleted",
+                "            for fill in () if key in self._ahead else self._fills.get(key, ()):\n                fill.deleted",
+            ),
+        ),
     ),
     Mutant(
         "deletions kept back are not published with the next",

@@ -5,10 +5,7 @@ from __future__ import annotations
 import random
 import sys
 
-import pytest
-
 from dstore.core.holders import PART_BITS, SWEEP_AT, Holders, bits_of
-from dstore.core.publications import PUSHED_MAX
 from dstore.messages import Ack, Publication, Synced
 from tests.unit.core.world import LEASE, World
 
@@ -77,24 +74,29 @@ def test_a_deletion_waits_for_the_holders_alone() -> None:
 
 def test_few_holders_are_pushed_what_they_missed_and_nobody_else_hears_of_it_yet() -> None:
     world = World()
-    a, b, c, _d = world.joined("a", "b", "c", "d")
+    a, b, c, _d, e = world.joined("a", "b", "c", "d", "e")
     for key in ("unheld", "k"):
-        b.set(key, b"v")
+        e.set(key, b"v")
     a.get("k")
-    b.state.goodbye(world.now)
+    b.get("k")
+    e.state.goodbye(world.now)
     world.settle()
-    world.members.remove(b)
+    world.members.remove(e)
     c.begin_delete("unheld").send()
     deletion = c.begin_delete("k")
     deletion.send()
-    push = a.listen()
-    assert isinstance(push, Synced)
-    assert (push.serial, push.after, push.keys) == (0, 0, ["unheld", "k"])
+    for member in (a, b):
+        push = member.listen()
+        assert isinstance(push, Synced)
+        assert (push.serial, push.after, push.keys) == (0, 0, ["unheld", "k"])
+        assert push.acknowledge
     assert not any(member.published or member.control for member in world.members)
-    assert a.hit("k") is None
-    (ack,) = a.tick()
-    assert isinstance(ack, Ack)
-    a.send()
+    assert (a.hit("k"), b.hit("k")) == (None, None)
+    for member in (a, b):
+        assert not deletion.replies
+        (ack,) = member.tick()
+        assert isinstance(ack, Ack)
+        member.send()
     assert deletion.replies
     world.publish()
     publication = c.hear()
@@ -117,43 +119,80 @@ def test_many_holders_are_told_by_one_publication_and_all_acknowledge() -> None:
     assert publication.acknowledge
     a.hear()
     assert [type(message) for message in (*a.tick(), *c.tick())] == [Ack, Ack]
-    b.turn()
     a.send()
+    b.turn()
     assert deletion.replies
+    assert not any(member.control for member in world.members), "nobody is asked twice"
 
 
-@pytest.mark.parametrize(("log_length", "published"), [(10, False), (1000, True)])
-def test_holders_that_are_far_behind_are_told_by_a_publication(
-    log_length: int, published: bool
-) -> None:
-    keys = [f"k{number}" for number in range(PUSHED_MAX + 1)]
-    world = World(log_length=log_length)
+def test_there_is_one_push_in_flight_and_the_next_has_all_that_began_meanwhile() -> None:
+    world = World()
+    a, b, _c = world.joined("a", "b", "c")
+    for key in "jkl":
+        a.set(key, b"v")
+    deletions = [b.begin_delete(key) for key in "jkl"]
+    for deletion in deletions:
+        deletion.send()
+    assert len(a.control) == 1
+    a.turn()
+    assert [len(deletion.replies) for deletion in deletions] == [1, 0, 0]
+    (push,) = a.control
+    assert isinstance(push, Synced)
+    assert (push.serial, push.after, push.keys) == (0, 1, ["k", "l"])
+    a.turn()
+    assert all(deletion.replies for deletion in deletions)
+    assert not a.control
+    assert world.state.counters["pushes"] == 0
+
+
+def test_a_push_in_flight_that_is_lost_is_repeated_with_what_began_since() -> None:
+    world = World()
+    a, b = world.joined("a", "b")
+    for key in "kl":
+        a.set(key, b"v")
+    deletions = [b.begin_delete(key) for key in "kl"]
+    for deletion in deletions:
+        deletion.send()
+    a.control.clear()
+    world.live(0.05)
+    assert all(deletion.replies for deletion in deletions)
+    assert world.state.counters["pushes"] == 1
+
+
+def test_the_answer_to_a_renewal_counts_as_a_push() -> None:
+    world = World()
+    a, b = world.joined("a", "b")
+    for key in "kl":
+        a.set(key, b"v")
+    deletions = [b.begin_delete(key) for key in "kl"]
+    for deletion in deletions:
+        deletion.send()
+    a.control.clear()
+    a.state.renew(world.now)
+    a.tick()
+    a.send()
+    answer = a.listen()
+    assert (answer.serial, answer.keys, answer.acknowledge) == (1, ["k", "l"], True)
+    a.turn()
+    assert all(deletion.replies for deletion in deletions)
+    assert not a.control
+
+
+def test_a_holder_that_the_log_does_not_reach_is_told_by_a_publication() -> None:
+    keys = [f"k{number}" for number in range(11)]
+    world = World(log_length=10)
     a, b, c = world.joined("a", "b", "c")
     a.begin_set(*((key, b"v") for key in (*keys, "held"))).finish()
     a.state.goodbye(world.now)
     world.settle()
     b.get("held")
     c.begin_delete(*keys).send()
-    if published:
-        world.publish()
-    c.begin_delete("held").send()
+    deletion = c.begin_delete("held")
+    deletion.send()
     assert not b.control
     b.turn()
     assert b.state.counters["flushes"] == 0
-    assert (b.state.applied, b.hit("held")) == (PUSHED_MAX + 2, None)
-
-
-def test_many_deletions_at_a_time_are_pushed_if_few_hold_the_keys() -> None:
-    keys = [f"k{number}" for number in range(2 * PUSHED_MAX)]
-    world = World(log_length=1000)
-    a, b = world.joined("a", "b")
-    a.begin_set(*((key, b"v") for key in keys)).finish()
-    deletion = b.begin_delete(*keys)
-    deletion.send()
-    push = a.listen()
-    assert isinstance(push, Synced)
-    assert push.keys == keys
-    a.turn()
+    assert (b.state.applied, b.hit("held")) == (12, None)
     assert deletion.replies
 
 

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+import pytest
+
+from dstore.core import local_state
 from dstore.core.publications import KEYS_MAX, PAUSE, PAUSE_MAX, PAUSE_PER_LOCAL
-from dstore.messages import DelStatus, Publication, Settled
+from dstore.messages import DelStatus, Large, Publication, Settled, Stored
 from tests.unit.core.world import Member, World
 
 
-def unheld(*keys: str) -> tuple[World, Member, Member]:
-    """A World in which one Local has bound keys, and left; nobody holds them any more."""
-    world = World()
-    (visitor,) = world.joined("visitor")
-    visitor.begin_set(*((key, b"v") for key in keys)).finish()
-    visitor.state.goodbye(world.now)
-    world.settle()
-    world.members.remove(visitor)
+def unheld(*keys: str, log_length: int = 100) -> tuple[World, Member, Member]:
+    """A World with keys that none of its two Locals holds."""
+    world = World(log_length=log_length)
+    world.engine_holds(*keys)
     a, b = world.joined("a", "b")
     return world, a, b
 
@@ -71,11 +70,58 @@ def test_what_is_published_for_many_holders_brings_all_before_it() -> None:
 
 def test_many_are_not_kept_back() -> None:
     keys = [f"k{number}" for number in range(KEYS_MAX)]
-    _world, a, b = unheld(*keys)
+    _world, a, b = unheld(*keys, log_length=2 * KEYS_MAX)
     delete(b, *keys[1:])
     assert published(a) == []
     delete(b, keys[0])
     assert published(a) == [(1, [*keys[1:], keys[0]])]
+
+
+def test_no_more_are_kept_than_the_log_has_so_that_no_cache_is_dropped() -> None:
+    keys = [f"k{number}" for number in range(4)]
+    world, a, b = unheld("held", *keys, log_length=3)
+    a.get("held")
+    for key in keys:
+        delete(b, key)
+        a.state.renew(world.now)
+        a.turn()
+        a.turn()
+    assert published(b) == [(1, keys[:3])]
+    assert a.state.counters["flushes"] == 0
+    assert a.state.applied == 4
+    assert a.hit("held") == b"v"
+
+
+def test_a_renewal_that_brings_what_nobody_waits_for_needs_no_acknowledgement() -> None:
+    world, a, b = unheld("k")
+    delete(b, "k")
+    a.state.renew(world.now)
+    a.turn()
+    answer = a.listen()
+    assert (answer.keys, answer.acknowledge) == (["k"], False)
+    assert a.state.applied == 1
+    assert a.tick() == []
+
+
+def test_an_early_one_is_not_put_off_by_what_comes_after_it() -> None:
+    world, a, b = unheld("i", "j")
+    delete(b, "i")
+    due = world.state.wake_at
+    world.advance(PAUSE / 2)
+    delete(b, "j")
+    assert world.state.wake_at == due
+    world.advance(PAUSE / 2)
+    world.tick()
+    assert published(a) == [(1, ["i", "j"])]
+
+
+def test_after_a_publication_for_many_holders_there_is_a_pause_too() -> None:
+    world, a, b = unheld("held", "k")
+    a.get("held")
+    b.get("held")
+    b.begin_delete("held").send()
+    delete(b, "k")
+    assert world.state._publications.wake_at == world.now + PAUSE + 2 * PAUSE_PER_LOCAL
 
 
 def test_the_pause_grows_with_the_locals_but_not_without_end() -> None:
@@ -137,6 +183,76 @@ def test_what_was_bound_after_a_deletion_survives_its_late_publication() -> None
     assert (a.hit("k"), b.hit("k")) == (None, None)
 
 
+def test_late_deletions_spoil_fills_and_are_told_to_watchers_also_if_the_entry_stays() -> None:
+    world, a, b = unheld("k")
+    a.state.watch(1, world.now)
+    world.settle()
+    a.told.clear()
+    early = a.begin_get("k")
+    early.send()
+    deletion = b.begin_delete("k")
+    deletion.send()
+    a.control.clear()
+    world.advance(world.lease)
+    world.tick()
+    assert deletion.replies
+    later = b.begin_set(("k", b"new"))
+    later.send()
+    taken = a.begin_set(("k", b"mine"))
+    taken.send()
+    taken.answer()
+    world.live(0.2)
+    assert a.state.applied == 1
+    assert a.told == [(0, "k")]
+    early.answer()
+    assert a.hit("k") == b"new"
+
+
+def test_what_the_cache_held_before_is_told_to_the_host_when_its_deletion_comes() -> None:
+    world, a, b = unheld("k")
+    a.get("k")
+    world.members.remove(a)
+    world.advance(world.lease)
+    world.settle()
+    b.delete("k")
+    b.set("k", b"new")
+    taken = a.begin_set(("k", b"mine"))
+    taken.send()
+    taken.answer()
+    assert a.dropped == []
+    world.members.append(a)
+    world.live(0.2)
+    assert a.dropped == ["k"]
+    assert a.hit("k") == b"new"
+
+
+def test_what_is_ahead_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local_state, "AHEAD_MAX", 2)
+    world, a, b = unheld("gone", "h", "i", "j", "k")
+    a.get("h")
+    assert not a.state._ahead
+    delete(b, "gone")
+    for key in ("i", "j", "k"):
+        a.get(key)
+    assert list(a.state._ahead) == ["j", "k"]
+    a.state._void(world.now)
+    assert not a.state._ahead
+
+
+def test_a_publication_for_many_holders_names_large_values_too() -> None:
+    world = World()
+    a, b, c = world.joined("a", "b", "c")
+    stored = Stored(b"t" * 16, "bytes", Large(2000, b"d" * 32))
+    world.engine.bind("k", stored)
+    for member in (a, b):
+        call = member.begin_get("k")
+        call.send()
+    c.begin_delete("k").send()
+    publication = c.hear()
+    assert isinstance(publication, Publication)
+    assert (publication.acknowledge, publication.tokens) == (True, [stored.token])
+
+
 def test_who_replaces_a_value_keeps_the_new_one() -> None:
     world, a, b = unheld("k")
     replacing = b.begin_set(("k", b"new"), replace=True)
@@ -164,7 +280,7 @@ def test_a_late_reply_that_is_older_than_the_entry_goes_with_its_deletion() -> N
     late = a.begin_set(("k", b"mine"))  # a second GET would wait for the first
     late.send()
     late.answer()
-    assert a.state._ahead == {"k": 1}
+    assert a.state._ahead["k"].seq == 1
     early.answer()
     assert "k" in a.state.entries  # the old value, and no lease with which to read it
     a.turn()

@@ -117,7 +117,6 @@ def test_a_flush_and_a_new_session_are_looks_at_everything() -> None:
     for key in "klm":
         b.set(key, b"v")
         b.delete(key)
-    world.publish()
     a.published.clear()
     world.members.append(a)
     world.live(LEASE / 2)
@@ -129,7 +128,6 @@ def test_a_flush_and_a_new_session_are_looks_at_everything() -> None:
     a.told.clear()
     b.set("k", b"v")
     b.delete("k")
-    world.publish()
     world.settle()
     assert a.told == [(watching.ALL, "k")]
 

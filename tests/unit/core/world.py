@@ -60,6 +60,11 @@ class World:
             large_from=1 << 10,
         )
 
+    def engine_holds(self, *keys: str) -> None:
+        """These have a value that nobody holds."""
+        for key in keys:
+            self.engine.bind(key, Stored(self.random16(), "bytes", b"v"))
+
     def random16(self) -> bytes:
         return next(self._draws).to_bytes(16, "big")
 
@@ -98,7 +103,9 @@ class World:
 
     def publish(self) -> None:
         """Time passes until what has been kept for a pause is published."""
-        self.advance(max(0.0, self.state._publications.wake_at - self.now))
+        due = self.state._publications.wake_at
+        assert due < float("inf"), "nothing has been kept"
+        self.advance(max(0.0, due - self.now))
         self.tick()
 
     def settle(self) -> None:
