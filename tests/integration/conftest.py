@@ -1,0 +1,71 @@
+"""Fixtures for tests of AsyncNodes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+
+import dstore
+from dstore import wire
+from dstore.messages import ToLocal
+from dstore.transport.router import Router
+from tests.integration.async_calls import (
+    Gate,
+    MakeNode,
+)
+
+
+@pytest.fixture
+def anode(free_global: dstore.Global) -> Iterator[MakeNode]:
+    """A function that makes AsyncNodes of ``free_global``; they are closed with the test."""
+    with ExitStack() as nodes:
+
+        def make(**settings: Any) -> dstore.AsyncNode:
+            made = dstore.AsyncNode(settings.pop("address", free_global.address), **settings)
+            nodes.enter_context(made.node)
+            return made
+
+        yield make
+
+
+@pytest.fixture
+def gate() -> Iterator[Gate]:
+    made = Gate()
+    yield made
+    made.open()
+
+
+@pytest.fixture
+def hold(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """A function after which replies of these kinds, and all behind them, wait at ``gate``."""
+
+    def replies(*kinds: type[ToLocal]) -> None:
+        send = Router.send
+
+        def held(self: Router, route: bytes, frame: bytes, data: Any = None) -> None:
+            if isinstance(wire.decode_to_local(frame, data), kinds):
+                gate.come_by()
+            send(self, route, frame, data)
+
+        monkeypatch.setattr(Router, "send", held)
+
+    return replies
+
+
+@pytest.fixture
+def at_gate(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> Callable[[type, str], None]:
+    """A function after which a method is entered only through ``gate``."""
+
+    def guard(owner: type, name: str) -> None:
+        method = getattr(owner, name)
+
+        def guarded(*arguments: Any, **keywords: Any) -> Any:
+            gate.come_by()
+            return method(*arguments, **keywords)
+
+        monkeypatch.setattr(owner, name, guarded)
+
+    return guard
