@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-
 KINDS = ("Del", "Synced", "Publication", "Ack", "DelReply")
 
 

@@ -39,7 +39,6 @@ def test_an_acknowledgement_never_covers_a_gap() -> None:
 def test_one_repair_at_a_time() -> None:
     world = World()
     (a,) = world.joined("a")
-    session = [a.state.session]
     world.advance(0.1)
     a.receive(Publication(world.epoch, 5, ["p"], True))
     assert len(a.tick()) == 1
@@ -53,7 +52,6 @@ def test_what_comes_after_a_gap_waits_and_is_applied_after_the_repair() -> None:
     (a,) = world.joined("a")
     for key in ("one", "two", "three"):
         a.set(key, b"v")
-    session = [a.state.session]
     a.receive(Publication(world.epoch, 3, ["three"], True))
     assert a.hit("three") == b"v"
     a.receive(Synced(world.epoch, a.state.session, 0, 0, 2, ["one", "two"]))
@@ -64,7 +62,6 @@ def test_what_comes_after_a_gap_waits_and_is_applied_after_the_repair() -> None:
 def test_a_second_gap_behind_the_first_is_repaired_too() -> None:
     world = World()
     (a,) = world.joined("a")
-    session = [a.state.session]
     a.receive(Publication(world.epoch, 3, ["c"], True))
     a.receive(Publication(world.epoch, 6, ["f"], True))
     world.advance(0.1)
