@@ -94,7 +94,7 @@ class DelStatus(IntEnum):
 
     DELETED = 0
     MISSING = 1
-    PENDING = 2  # ``wait=False``: numbered and published, holders still to confirm
+    PENDING = 2  # ``wait=False``: numbered, holders still to confirm
     FAILED = 3  # the engine raised
 
 
