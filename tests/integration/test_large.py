@@ -47,6 +47,8 @@ SIZES = {
 }
 
 Hosts = Callable[[str], str]
+FORKING = (sys.executable, "-W", "ignore::DeprecationWarning", "-c")
+"""For a script that forks although it has threads, of which Python warns from 3.12 on."""
 
 
 def content_of(size: int, seed: int = 0) -> bytes:
@@ -751,7 +753,7 @@ with dstore.Global("tcp://127.0.0.1:0", shm=shm) as place:
 print("well", os.listdir(shm))
 """
     ran = subprocess.run(
-        [sys.executable, "-c", script, folder], capture_output=True, text=True, timeout=PATIENCE
+        [*FORKING, script, folder], capture_output=True, text=True, timeout=PATIENCE
     )
     assert (ran.stdout, ran.stderr, ran.returncode) == ("well []\n", "", 0)
 
@@ -780,7 +782,7 @@ with dstore.Global("tcp://127.0.0.1:0", shm=sys.argv[1]) as place:
 print("well")
 """
     ran = subprocess.run(
-        [sys.executable, "-c", script, host("global"), host("a")],
+        [*FORKING, script, host("global"), host("a")],
         capture_output=True,
         text=True,
         timeout=PATIENCE,
