@@ -88,7 +88,8 @@ def work(address: str, run: str, number: int, sources: list[str]) -> None:
     with memo.node as node:
         random.Random(number).shuffle(sources)
         results = {source: memo.call(token_statistics, source) for source in sources}
-        print(f"worker {number}: {memo.computed} computed, {memo.calls - memo.computed} reused")
+        line = f"worker {number}: {memo.computed} computed, {memo.calls - memo.computed} reused\n"
+        print(line, end="")  # in one piece, among those of others
         node.set(f"{run}/worker/{number}", {"computed": memo.computed, "results": results})
 
 

@@ -44,7 +44,8 @@ def work(address: str, key: str, pipe: Connection) -> None:
             last_read[config["version"]] = start
             jobs, hits = jobs + 1, hits + found.from_local
     pipe.send(last_read)
-    print(f"{jobs:,} jobs, {hits:,} configurations from own memory, {len(heard)} deletions heard")
+    line = f"{jobs:,} jobs, {hits:,} configurations from own memory, {len(heard)} deletions heard\n"
+    print(line, end="")  # in one piece, among those of others
 
 
 def price(job: int, tax_rate: float) -> float:

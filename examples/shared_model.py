@@ -122,7 +122,7 @@ def work(address: str, run: str, number: int, pipe: Connection) -> None:
             if version not in scores:
                 scores[version] = result
                 pipe.send(version)
-    print(f"worker {number}: {count * BATCH:,} predictions", flush=True)
+    print(f"worker {number}: {count * BATCH:,} predictions\n", end="", flush=True)  # in one piece
     pipe.send((last_chosen, scores))
 
 

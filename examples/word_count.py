@@ -40,7 +40,8 @@ def work(address: str, run: str, number: int, keys: list[str]) -> None:
             counts += words(node.get(key), node.get(f"{run}/ignored"))
         node.set(f"{run}/counts/{number}", dict(counts))
         stats = node.stats()
-        print(f"worker {number}: {len(keys)} files, {stats['hits']} reads from its own memory")
+        line = f"worker {number}: {len(keys)} files, {stats['hits']} reads from its own memory\n"
+        print(line, end="")  # in one piece, among those of others
 
 
 def count_together(
