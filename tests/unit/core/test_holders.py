@@ -7,7 +7,7 @@ import sys
 
 from dstore.core.holders import PART_BITS, SWEEP_AT, Holders, bits_of
 from dstore.messages import Ack, Publication, Synced
-from tests.unit.core.world import LEASE, World
+from tests.unit.core.world import LEASE, Call, Member, World
 
 
 def test_a_reader_is_a_holder() -> None:
@@ -145,7 +145,8 @@ def test_there_is_one_push_in_flight_and_the_next_has_all_that_began_meanwhile()
     assert world.state.counters["pushes"] == 0
 
 
-def test_a_push_in_flight_that_is_lost_is_repeated_with_what_began_since() -> None:
+def with_a_lost_push() -> tuple[World, Member, list[Call]]:
+    """Two deletions wait for one Local, which was pushed the first of them in vain."""
     world = World()
     a, b = world.joined("a", "b")
     for key in "kl":
@@ -154,20 +155,18 @@ def test_a_push_in_flight_that_is_lost_is_repeated_with_what_began_since() -> No
     for deletion in deletions:
         deletion.send()
     a.control.clear()
+    return world, a, deletions
+
+
+def test_a_push_in_flight_that_is_lost_is_repeated_with_what_began_since() -> None:
+    world, _a, deletions = with_a_lost_push()
     world.live(0.05)
     assert all(deletion.replies for deletion in deletions)
     assert world.state.counters["pushes"] == 1
 
 
 def test_the_answer_to_a_renewal_counts_as_a_push() -> None:
-    world = World()
-    a, b = world.joined("a", "b")
-    for key in "kl":
-        a.set(key, b"v")
-    deletions = [b.begin_delete(key) for key in "kl"]
-    for deletion in deletions:
-        deletion.send()
-    a.control.clear()
+    world, a, deletions = with_a_lost_push()
     a.state.renew(world.now)
     a.tick()
     a.send()
