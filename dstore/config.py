@@ -28,7 +28,7 @@ VALUE_LIMIT_DEFAULT = 4 << 30
 LARGE_FROM_DEFAULT = 64 << 10
 """Values of so many bytes travel in chunks and are shared by the processes of a host."""
 LARGE_FROM_MIN = 1 << 10
-INLINE_BYTES_MAX = 8 << 20
+INLINE_BYTES_MAX = 1 << 20
 """The most that a value may have that travels within a message."""
 CONTENT_PREFIX = "b3:"
 BYTES_MAX = 1 << 20
@@ -43,10 +43,15 @@ BATCH_BYTES_MAX = INLINE_BYTES_MAX
 KEYS_PAGE_DEFAULT = 1_000
 CHUNK_BYTES = 1 << 20
 """A chunk of a large value: what another request may have to wait for."""
-CHUNK_BYTES_MAX = 4 << 20
+CHUNK_BYTES_MAX = 2 << 20
 """The largest that is accepted."""
 CHUNKS_AHEAD = 8
 """Chunks of one transfer that are under way at a time."""
+FRAME_BYTES_MAX = 5 << 19
+"""A connection that sends Global more in one frame is cut: it is not one of ours."""
+
+# Connections
+MAX_CLIENTS_DEFAULT = 10_000
 
 
 def address_default() -> str:

@@ -236,7 +236,7 @@ class Driver:
             return
         arrived: list[tuple[Call, Ask, Reply, ValueCorrupt | None]] = []
         for frame in self._requests.receive():
-            reply = self._local._decode(*frame)
+            reply = self._local._decode(frame)
             if isinstance(reply, REPLIES):
                 call = self._asks.get(reply.request)
                 step = call.step if call is not None else None

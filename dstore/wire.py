@@ -62,7 +62,7 @@ from dstore.messages import (
 )
 
 MAGIC = b"dS"
-VERSION = 4
+VERSION = 5
 PREFIX = MAGIC + bytes([VERSION])
 
 CODEC_NAME_MAX = 64
@@ -311,8 +311,10 @@ _NUMBERS_WITH_DATA = [bytes([_NUMBER[kind]]) for kind in _WITH_DATA]
 
 
 def encode(message: Message) -> bytes:
-    """The frame of a message; of one with data the first frame, without the data."""
-    fields = message[:-1] if type(message) in _WITH_DATA else message
+    """The frame of a message; of one with data the first frame, which tells the data's length."""
+    fields: tuple[object, ...] = message
+    if type(message) in _WITH_DATA:
+        fields = (*message[:-1], len(data_of(message) or b""))
     packer = msgpack.Packer(unicode_errors="surrogateescape", buf_size=PACKED_USUALLY)
     packed: bytes = packer.pack((_NUMBER[type(message)], *fields))
     return PREFIX + packed
@@ -327,6 +329,23 @@ def topic(kind: type[Publication | Settled]) -> bytes:
 def with_data(frame: bytes) -> bool:
     """Whether a message that begins with this frame has a second one, if it is well-formed."""
     return frame[4:5] in _NUMBERS_WITH_DATA
+
+
+def belongs(data: Buffer, frame: bytes) -> bool:
+    """Whether ``data`` is the second frame of the message that begins with ``frame``.
+
+    On the way to a Local the two are messages of their own, and when a connection is lost the
+    second may be lost alone. What comes next is then another message.
+    """
+    try:
+        fields = _unpack(frame)
+        if len(data) != fields[-1]:
+            return False
+        if data[:3] != PREFIX or len(data) > COPIED_QUICKLY:
+            return True
+        return _unpack(data)[:4] != fields[:4]  # a message of the same transfer
+    except BadMessage:
+        return True
 
 
 def data_of(message: Message) -> Buffer | None:
@@ -355,7 +374,9 @@ def _decode(
         if (data is not None) != (kind in _WITH_DATA):
             raise BadMessage(f"expected {1 + (kind in _WITH_DATA)} frames")
         if data is not None:
-            fields.append(data)
+            if fields[-1:] != [len(data)]:
+                raise BadMessage(f"expected {_shown(fields[-1:])} bytes of data, got {len(data)}")
+            fields[-1] = data
         if len(fields) != len(checks):
             raise BadMessage(f"expected {len(checks)} fields, got {len(fields)}")
         return kind._make([check(field) for check, field in zip(checks, fields)])

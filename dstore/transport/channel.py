@@ -63,6 +63,7 @@ class Channel:
         open_ones: set[Channel],
     ) -> None:
         self.user: int | None = threading.get_ident()
+        self._first: bytes | None = None  # has come, and its second frame has not
         self._timeout_ms = {zmq.RCVTIMEO: -1, zmq.SNDTIMEO: -1}
         self._open_ones = open_ones
         open_ones.add(self)
@@ -86,12 +87,22 @@ class Channel:
         return True
 
     def receive(self, timeout: float) -> tuple[bytes, Buffer | None] | None:
-        """What comes within ``timeout`` seconds, or None: a frame, and its second frame or None."""
+        """What comes within about ``timeout`` seconds, or None: a frame, and its second frame or
+        None. Each of the two is a message of ZeroMQ's.
+        """
         self._limit(zmq.RCVTIMEO, timeout)
         try:
-            frame: bytes = self._socket.recv()
-            # That is all of most messages, and to ask ZeroMQ takes a while.
-            return frame, rest_of(self._socket) if wire.with_data(frame) else None
+            while True:
+                frame = self._first or self._socket.recv()
+                if not wire.with_data(frame):
+                    self._first = None
+                    return frame, None
+                self._first = frame  # the second one may come later
+                data = self._socket.recv(copy=False).buffer
+                if wire.belongs(data, frame):
+                    self._first = None
+                    return frame, data
+                self._first = bytes(data)
         except zmq.Again:
             return None
         except zmq.ContextTerminated:
@@ -111,19 +122,6 @@ class Channel:
         if self._timeout_ms[option] != milliseconds:
             self._timeout_ms[option] = milliseconds
             self._socket.setsockopt(option, milliseconds)
-
-
-def rest_of(sock: zmq.Socket[bytes]) -> Buffer | None:
-    """The second frame of a message whose first one has been received, where it lies.
-
-    Of a third one nothing is known to us; it is dropped.
-    """
-    if not sock.getsockopt(zmq.RCVMORE):
-        return None
-    data = sock.recv(copy=False).buffer
-    while sock.getsockopt(zmq.RCVMORE):
-        sock.recv(copy=False)
-    return data
 
 
 class ChannelPool:

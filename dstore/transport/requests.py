@@ -7,8 +7,7 @@ from collections.abc import Iterator
 
 import zmq
 
-from dstore.messages import Buffer
-from dstore.transport.channel import CONTROL_SILENCE_MS, connected, rest_of
+from dstore.transport.channel import CONTROL_SILENCE_MS, connected
 
 DRAIN_MAX = 1000
 """Replies taken at a time."""
@@ -34,13 +33,12 @@ class Requests:
             return False
         return True
 
-    def receive(self) -> Iterator[tuple[bytes, Buffer | None]]:
-        """What has arrived: frames, each with its second frame or None."""
+    def receive(self) -> Iterator[bytes]:
+        """The frames that have arrived. No message with two is asked for here."""
         self._poller.register(self._socket, zmq.POLLIN)
         with contextlib.suppress(zmq.Again):
             for _ in range(DRAIN_MAX):
-                frame: bytes = self._socket.recv(zmq.NOBLOCK)
-                yield frame, rest_of(self._socket)
+                yield self._socket.recv(zmq.NOBLOCK)
 
     def close(self) -> None:
         self._poller.unregister(self._socket)

@@ -2,86 +2,158 @@
 
 from __future__ import annotations
 
+import logging
 import math
+import os
+import time
+from collections.abc import Callable
 
 import zmq
 
-from dstore.config import INLINE_BYTES_MAX
+from dstore.config import FRAME_BYTES_MAX, MAX_CLIENTS_DEFAULT
 from dstore.messages import Buffer
 from dstore.transport import addresses
-from dstore.transport.channel import rest_of
+from dstore.transport.guard import Guard
 
-FRAME_BYTES_MAX = 4 * INLINE_BYTES_MAX
-"""A connection that sends more in one frame is cut: it is not one of ours."""
+log = logging.getLogger("dstore.global")
+
 LINGER_MS = 1000
 """How long closing waits for the last replies to leave."""
 RECEIVE_MAX = 0.5
 """Seconds of waiting in one go. A signal that comes in the instant before a wait begins is noticed
 by Python only after it.
 """
+SUBSCRIPTION_FRAME_MAX = 1 << 10
+"""Bytes of a frame that a subscriber may send."""
+HANDSHAKE_MS = 10_000
+"""Within this time a connection must have said that it speaks ZeroMQ's protocol."""
+CONNECTIONS_PER_CLIENT = 4
+"""Connections that a Local has, if it has few threads: control, subscription, requests."""
+CONNECTIONS_SPARE = 64
+DESCRIPTORS_SPARE = 64
+"""Descriptors that are left for everything else, at least; and an eighth of all."""
 _NOW = int(zmq.NOBLOCK)
 _MORE = int(zmq.NOBLOCK | zmq.SNDMORE)
-_WAKE_UP = b"wake-up"
-"""Where, and as whom, a thread says that the other one is not to wait any more."""
+_WAKE_UP = "inproc://wake-up"
 
 
 class Router:
     """Both sockets of a Global, bound. For one thread, but for :meth:`wake`.
 
-    Raises AddressError if either address cannot be bound.
+    ``max_clients`` is how many Locals are expected at most; it limits the connections. ``warn``
+    is called, as a logger is, when a connection is cut. Raises AddressError if either address
+    cannot be bound.
     """
 
-    def __init__(self, address: str, publisher: str | None) -> None:
+    def __init__(
+        self,
+        address: str,
+        publisher: str | None,
+        *,
+        max_clients: int = MAX_CLIENTS_DEFAULT,
+        warn: Callable[..., None] = log.warning,
+    ) -> None:
         addresses.check(address, bind=True)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._router = self._context.socket(zmq.ROUTER)
         self._pub = self._context.socket(zmq.PUB)
+        self._guard: Guard | None = None
+        self._wake_up = os.urandom(16)
         try:
             for sock in (self._router, self._pub):
                 sock.setsockopt(zmq.LINGER, LINGER_MS)
-                sock.setsockopt(zmq.MAXMSGSIZE, FRAME_BYTES_MAX)
+                sock.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
+            self._router.setsockopt(zmq.MAXMSGSIZE, FRAME_BYTES_MAX)
+            self._pub.setsockopt(zmq.MAXMSGSIZE, SUBSCRIPTION_FRAME_MAX)
+            connections = connections_max(max_clients)
+            self._guard = Guard(
+                self._router,
+                self._pub,
+                connections_max=connections,
+                per_address_max=per_address_max(connections),
+                warn=warn,
+            )
             self.address = addresses.bind(self._router, address)
             wanted = publisher or addresses.publisher_default(address)
             self.publisher = addresses.bind(self._pub, wanted)
-            self._router.bind(f"inproc://{_WAKE_UP.decode()}")
+            _number_peers(self._router)
+            self._router.bind(_WAKE_UP)
         except BaseException:
             self.close()
             raise
         self.advertised = addresses.advertised(self.publisher, self.address)
         self._timeout_ms = -1
 
+    @property
+    def guard(self) -> Guard:
+        """Counts the connections, and limits what they may take."""
+        assert self._guard is not None
+        return self._guard
+
     def receive(self, timeout: float) -> tuple[bytes, bytes, Buffer | None] | None:
         """The route, the frame and the second frame (or None) of what comes next.
 
         None if nothing comes within ``timeout`` seconds (of which it may take fewer).
         """
-        milliseconds = math.ceil(max(0.0, min(timeout, RECEIVE_MAX)) * 1000)
+        guard = self.guard
+        now = time.monotonic()
+        if now >= guard.due:
+            guard.turn(now)
+        longest = max(0.0, guard.due - now) if len(guard) else RECEIVE_MAX
+        milliseconds = math.ceil(max(0.0, min(timeout, longest, RECEIVE_MAX)) * 1000)
         if milliseconds != self._timeout_ms:
             self._timeout_ms = milliseconds
             self._router.setsockopt(zmq.RCVTIMEO, milliseconds)
         try:
             route: bytes = self._router.recv()
         except zmq.Again:
+            guard.found_empty()
             return None
-        frame: bytes = self._router.recv()
-        data = rest_of(self._router)
-        return None if route == _WAKE_UP else (route, frame, data)
+        connection = guard.of(route)
+        if connection is None:
+            first = self._router.recv(copy=False)
+            frame = first.bytes
+            if frame == self._wake_up:
+                return None
+            connection = guard.arrived(route, first, now)
+        else:
+            frame = self._router.recv()
+        data: Buffer | None = None
+        size, extra = len(frame), 0
+        if self._router.getsockopt(zmq.RCVMORE):
+            second = self._router.recv(copy=False)
+            data = second.buffer
+            size += len(data)
+            while second.more:
+                second = self._router.recv(copy=False)
+                extra += 1
+        if connection is not None:
+            guard.took(connection, size)
+            if extra:
+                guard.cut(connection, f"its message has {extra + 2} frames; one or two are known")
+        return None if extra else (route, frame, data)
 
     def send(self, route: bytes, frame: bytes, data: Buffer | None = None) -> None:
-        """Send a frame (and ``data`` as another, from where it lies). It is dropped if the peer
-        has gone away or does not keep up.
+        """Send a frame, and ``data`` as a message of its own, from where it lies.
+
+        It is dropped if the peer has gone away or does not keep up.
         """
+        connection = self.guard.of(route)
+        if connection is not None:
+            size = len(frame) if data is None else len(frame) + len(data)
+            if not self.guard.may_reply(connection, size):
+                return
         try:
-            if data is None:
-                self._router.send(route, _MORE)
-                self._router.send(frame, _NOW)
-            else:
-                self._router.send_multipart((route, frame, data), _NOW, copy=False)
+            self._router.send(route, _MORE)
+            self._router.send(frame, _NOW)
+            if data is not None:
+                self._router.send_multipart((route, data), _NOW, copy=False)
         except (zmq.Again, OSError):
             return  # the requester sends again
 
     def publish(self, frame: bytes) -> None:
         """Send a frame to all who listen. Those that do not keep up miss it."""
+        self.guard.published(len(frame))
         self._pub.send(frame, _NOW)
 
     def wake(self) -> None:
@@ -89,14 +161,46 @@ class Router:
         try:
             with self._context.socket(zmq.DEALER) as sock:
                 sock.setsockopt(zmq.LINGER, LINGER_MS)
-                sock.setsockopt(zmq.ROUTING_ID, _WAKE_UP)
-                sock.connect(f"inproc://{_WAKE_UP.decode()}")
-                sock.send(b"", _NOW)
+                sock.connect(_WAKE_UP)
+                sock.send(self._wake_up, _NOW)
         except zmq.ZMQError:  # it is closed; or it will return by itself
             pass
 
     def close(self) -> None:
         """Let the last replies leave, then free the ports."""
+        if self._guard is not None:
+            self._guard.close()
         self._router.close()
         self._pub.close()
         self._context.term()
+
+
+def connections_max(max_clients: int) -> int:
+    """Connections that are taken: what so many Locals need, and what the system permits."""
+    wanted = CONNECTIONS_PER_CLIENT * max_clients + CONNECTIONS_SPARE
+    try:
+        import resource
+    except ImportError:  # pragma: no cover - Windows
+        return wanted
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limit == resource.RLIM_INFINITY:
+        return wanted
+    return max(1, min(wanted, limit - max(DESCRIPTORS_SPARE, limit // 8)))
+
+
+def per_address_max(connections: int) -> int:
+    """Connections that one address may have, so that it cannot take all."""
+    return max(1, connections * 3 // 4)
+
+
+def _number_peers(router: zmq.Socket[bytes]) -> None:
+    """Have ZeroMQ name every peer by a number of its own, whatever name the peer claims.
+
+    A peer that claims the number that ZeroMQ would give next would otherwise end this process: the
+    next honest peer gets the same name, which an assertion of ZeroMQ forbids. The two calls
+    leave exactly this behind: the socket is not raw any more, but goes on to number its peers. What
+    was bound before speaks ZeroMQ's protocol as ever. The price: each frame after the route is sent
+    as a message of its own.
+    """
+    router.setsockopt(zmq.ROUTER_RAW, 1)
+    router.setsockopt(zmq.ROUTER_RAW, 0)

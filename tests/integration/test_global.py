@@ -16,6 +16,7 @@ import zmq
 
 import dstore
 from dstore import config, wire
+from dstore.config import FRAME_BYTES_MAX
 from dstore.messages import (
     Get,
     GetReply,
@@ -27,7 +28,7 @@ from dstore.messages import (
     SetStatus,
     Stored,
 )
-from dstore.transport.router import FRAME_BYTES_MAX, Router
+from dstore.transport.router import Router
 from tests.integration.processes import PATIENCE, GlobalProcess, RawClient, Worker, free_port
 
 MakeNode = Callable[..., dstore.Node]

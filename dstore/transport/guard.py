@@ -1,0 +1,508 @@
+"""What connections may take of Global: how many there are, and how much each keeps under way.
+
+ZeroMQ bounds the size of one frame and the number of messages in its queues, but not the number of
+frames of a message, the bytes of a queue, what a subscriber may subscribe to, or the number of
+connections. All of that lies in ZeroMQ's own memory, where this process cannot look. The kernel
+tells what ZeroMQ does not: how many bytes each TCP connection has received, and how many of the
+bytes that were sent have been acknowledged (``TCP_INFO``). The difference to what was taken out of
+the socket, and what was put into it, is what ZeroMQ has in memory.
+
+A connection that exceeds a limit is cut: its socket is shut down, ZeroMQ notices and forgets all
+that belongs to it. An honest Local connects again and repeats its request.
+
+Connections over ipc are counted and otherwise left alone. The path of an ipc address belongs to
+its user, who can end this process by simpler means.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import ipaddress
+import logging
+import os
+import socket
+import struct
+import sys
+import termios
+from collections import Counter
+from collections.abc import Callable, Iterator
+from io import FileIO
+from itertools import islice
+from typing import NamedTuple
+
+import zmq
+from zmq.utils.monitor import parse_monitor_message
+
+from dstore.config import FRAME_BYTES_MAX
+
+log = logging.getLogger("dstore.global")
+
+PAUSE = 0.1
+"""Seconds between two turns of the guard."""
+PAUSE_GROWING = 0.02
+"""The same while the memory of the process grows."""
+LOOKS_MAX = 200
+"""Connections that are looked at in one turn, so that a turn takes about a millisecond. More are
+looked at only when the memory of the process has grown by ``GROWTH_MAX`` since the last turn.
+"""
+GROWTH_MAX = 32 << 20
+
+UNREAD_MAX = 32 << 20
+"""Bytes of one connection that ZeroMQ may have in memory and that were not taken from it yet. An
+honest Local has at most the chunks of one upload under way, and sends them again after a silence.
+"""
+UNFINISHED_MAX = FRAME_BYTES_MAX + (64 << 10)
+"""Bytes of one message that has not arrived as a whole."""
+UNFINISHED_TOTAL_MAX = 32 << 20
+"""Bytes of all such messages together. Beyond that the largest are cut first. (Frames without
+bytes take ZeroMQ 32 times as much memory as they have on the wire.)
+"""
+REPLIES_MAX = 64 << 20
+"""Bytes of replies that one peer has not acknowledged."""
+REPLIES_TOTAL_MAX = 512 << 20
+"""Bytes of replies that all peers together have not acknowledged; the largest are cut first."""
+PUBLISHED_AHEAD_MAX = 16 << 20
+"""Bytes that may be published while a subscriber acknowledges nothing."""
+SUBSCRIPTION_BYTES_MAX = 16 << 10
+"""Bytes that a subscriber may send, besides its heartbeats."""
+HEARTBEAT_BYTES = 64
+"""Bytes a second that heartbeats may take; an honest Local needs about 15."""
+MESSAGE_OVERHEAD = 32
+"""Bytes by which a message on the wire is longer than what it carries, at most."""
+HANDSHAKE_BYTES = 1 << 10
+"""Bytes that a connection may send before its first message."""
+
+_TCP_INFO = getattr(socket, "TCP_INFO", None) if sys.platform == "linux" else None
+_BYTES = struct.Struct("QQ")  # tcpi_bytes_acked, tcpi_bytes_received
+_BYTES_AT = 120
+_EVENTS = int(zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED)
+
+
+class Connection:
+    """One connection to Global. Counts are bytes since it began, times are seconds."""
+
+    __slots__ = (
+        "acked",
+        "before",
+        "cut",
+        "fd",
+        "group",
+        "messages",
+        "name",
+        "published",
+        "received",
+        "replies",
+        "route",
+        "since",
+        "taken",
+        "unfinished",
+        "unsure",
+    )
+
+    def __init__(self, fd: int, peer: tuple[object, ...] | None, now: float) -> None:
+        self.fd = fd
+        self.name = peer  # as the kernel names the other end; None if it is not TCP
+        self.group = _group(peer)
+        self.since = now
+        self.route: bytes | None = None  # once a message has come
+        self.cut = False
+        self.unsure = False  # what was counted may be another connection's
+        self.taken = 0  # by us, out of ZeroMQ's socket
+        self.messages = 0
+        self.received = 0  # by ZeroMQ
+        self.replies = 0  # given to ZeroMQ
+        self.acked = 0  # by the other end
+        self.published = 0  # to all, when a subscriber was last seen to acknowledge something
+        self.unfinished = 0  # of a message that has begun and not ended
+        self.before = _Before(-1, 0, 0)
+
+    def __repr__(self) -> str:
+        return f"<Connection {self.group or 'ipc'} messages={self.messages} cut={self.cut}>"
+
+    @property
+    def unread(self) -> int:
+        """Bytes that ZeroMQ has in memory, at least."""
+        overhead = HANDSHAKE_BYTES + MESSAGE_OVERHEAD * self.messages
+        return self.received - self.taken - overhead
+
+    @property
+    def unacknowledged(self) -> int:
+        """Bytes of replies that the other end has not acknowledged, about."""
+        return max(0, self.replies - self.acked)
+
+
+class _Before(NamedTuple):
+    """What an earlier look at a connection found; see :meth:`Guard._unfinished`."""
+
+    messages: int
+    round: int
+    unread: int
+
+
+class Side:
+    """The connections of one bound socket, by descriptor, and their monitor."""
+
+    def __init__(self, sock: zmq.Socket[bytes], name: str) -> None:
+        self.connections: dict[int, Connection] = {}
+        self.published = 0  # bytes
+        self._sock = sock
+        endpoint = f"inproc://{name}"
+        sock.monitor(endpoint, _EVENTS)
+        self._monitor = sock.context.socket(zmq.PAIR)
+        # Without a limit: ZeroMQ's I/O thread would wait until there is room for an event.
+        self._monitor.setsockopt(zmq.RCVHWM, 0)
+        self._monitor.setsockopt(zmq.LINGER, 0)
+        self._monitor.connect(endpoint)
+
+    def events(self) -> Iterator[tuple[bool, int]]:
+        """What has happened: whether a connection has begun (or else ended), and its descriptor."""
+        with contextlib.suppress(zmq.Again):
+            while True:
+                event = parse_monitor_message(self._monitor.recv_multipart(zmq.NOBLOCK))
+                yield event["event"] == zmq.EVENT_ACCEPTED, int(event["value"])
+
+    def close(self) -> None:
+        self._sock.disable_monitor()
+        self._monitor.close()
+
+
+class Guard:
+    """Counts and limits the connections of a ROUTER and a PUB. For the thread that owns these.
+
+    Create it before the sockets are bound. At most ``connections_max`` connections are taken in
+    all, and ``per_address_max`` from one address.
+    """
+
+    def __init__(
+        self,
+        router: zmq.Socket[bytes],
+        pub: zmq.Socket[bytes],
+        *,
+        connections_max: int,
+        per_address_max: int,
+        warn: Callable[..., None],
+    ) -> None:
+        self.cuts = 0
+        self.rounds = 0  # how often the ROUTER was found empty, or all its queues had a turn
+        self.due = 0.0  # when the next turn is
+        self._connections_max = connections_max
+        self._per_address_max = per_address_max
+        self._warn = warn
+        self._pub = pub
+        self._requests = Side(router, "monitor-requests")
+        self._subscribers = Side(pub, "monitor-subscribers")
+        self._by_route: dict[bytes, Connection] = {}
+        self._of_group: Counter[object] = Counter()
+        self._waiting: list[tuple[Side, Connection]] = []  # to be looked at in this round of looks
+        self._memory = _Memory()
+        self._taken_in_round = 0
+
+    def __repr__(self) -> str:
+        return f"<Guard connections={len(self)} cuts={self.cuts}>"
+
+    def __len__(self) -> int:
+        return len(self._requests.connections) + len(self._subscribers.connections)
+
+    # ---- what passes ----------------------------------------------------------------------
+
+    def of(self, route: bytes) -> Connection | None:
+        """The connection that has this route, if a message has come from it."""
+        return self._by_route.get(route)
+
+    def arrived(self, route: bytes, frame: zmq.Frame, now: float) -> Connection | None:
+        """A first message has come over ``route``: its connection. None if it is not known."""
+        try:
+            fd = int(frame.get(zmq.SRCFD))
+        except zmq.ZMQError:
+            return None  # inproc: from this process
+        self._follow(now)
+        connection = self._requests.connections.get(fd)
+        if connection is None:
+            return None  # it has ended meanwhile
+        if connection.route is not None:
+            # A connection that has ended had the same descriptor, and messages of it were left.
+            # One of the two routes is that one's: what was counted so far is not to be relied on.
+            del self._by_route[connection.route]
+            connection.unsure = True
+        connection.route = route
+        self._by_route[route] = connection
+        return connection
+
+    def took(self, connection: Connection, size: int) -> None:
+        """A message with ``size`` bytes has been taken out of the ROUTER."""
+        connection.taken += size
+        connection.messages += 1
+        self._taken_in_round += 1
+        if self._taken_in_round > len(self._requests.connections):
+            # The ROUTER takes turns: each connection with a whole message has given one.
+            self.found_empty()
+
+    def found_empty(self) -> None:
+        """Every message that had arrived as a whole has been taken out of the ROUTER."""
+        self._taken_in_round = 0
+        self.rounds += 1
+
+    def may_reply(self, connection: Connection, size: int) -> bool:
+        """Whether a reply of ``size`` bytes may be sent; if so, it is counted."""
+        if connection.unacknowledged + size > REPLIES_MAX:
+            self._ask_kernel(connection)
+            if connection.unacknowledged + size > REPLIES_MAX:
+                self.cut(connection, "it does not read its replies")
+                return False
+        connection.replies += size
+        return not connection.cut
+
+    def published(self, size: int) -> None:
+        """So many bytes go to every subscriber."""
+        self._subscribers.published += size
+
+    # ---- turns ----------------------------------------------------------------------------
+
+    def turn(self, now: float) -> None:
+        """Look at connections, and cut those that exceed a limit. To be called when ``due``."""
+        self.due = now + PAUSE
+        self._follow(now)
+        # A PUB socket takes in subscriptions, and forgets connections, only when it is used.
+        self._pub.getsockopt(zmq.EVENTS)
+        if self._memory.grown(GROWTH_MAX):
+            self.due = now + PAUSE_GROWING
+            self._waiting = []
+            self._look(len(self), now)
+        else:
+            self._look(LOOKS_MAX, now)
+        self._bound_totals()
+        if not _descriptor_left():
+            self._shed()
+
+    def _follow(self, now: float) -> None:
+        """Take in which connections have begun and ended."""
+        for side in (self._requests, self._subscribers):
+            for begun, fd in side.events():
+                former = side.connections.pop(fd, None)
+                if former is not None:
+                    self._forget(former)
+                if begun:
+                    self._begin(side, Connection(fd, _peer(fd), now))
+
+    def _begin(self, side: Side, connection: Connection) -> None:
+        side.connections[connection.fd] = connection
+        connection.published = side.published
+        if len(self) > self._connections_max:
+            self.cut(
+                connection,
+                f"{self._connections_max} connections are here: raise --max-clients, or the limit "
+                "of open files (ulimit -n)",
+            )
+        if connection.group is not None:
+            self._of_group[connection.group] += 1
+            if self._of_group[connection.group] > self._per_address_max:
+                self.cut(connection, f"{self._per_address_max} connections from there are here")
+
+    def _forget(self, connection: Connection) -> None:
+        if connection.route is not None:
+            self._by_route.pop(connection.route, None)
+        if connection.group is not None:
+            self._of_group[connection.group] -= 1
+            if not self._of_group[connection.group]:
+                del self._of_group[connection.group]
+
+    def _look(self, count: int, now: float) -> None:
+        """Look at the next connections, in turn."""
+        if not self._waiting:
+            for side in (self._requests, self._subscribers):
+                self._waiting += ((side, each) for each in side.connections.values())
+        looked, self._waiting = self._waiting[:count], self._waiting[count:]
+        for side, connection in looked:
+            if not connection.cut and self._ask_kernel(connection):
+                if side is self._requests:
+                    self._judge_peer(connection, now)
+                else:
+                    self._judge_subscriber(connection, now)
+
+    def _judge_peer(self, connection: Connection, now: float) -> None:
+        spare = HEARTBEAT_BYTES * (now - connection.since)
+        connection.unfinished = max(0, self._unfinished(connection) - int(spare))
+        if connection.unread - spare > UNREAD_MAX:
+            self.cut(connection, f"more than {UNREAD_MAX:,} bytes of its messages are under way")
+        elif connection.unfinished > UNFINISHED_MAX:
+            self.cut(connection, f"its message has more than {UNFINISHED_MAX:,} bytes")
+
+    def _unfinished(self, connection: Connection) -> int:
+        """Bytes of a message that has not arrived as a whole.
+
+        If a connection gave no message between two looks, although each that had a whole one was
+        asked for it, then what ZeroMQ had of it at the first look belongs to one message that is
+        not complete.
+        """
+        before, messages = connection.before, connection.messages
+        if messages == before.messages and self.rounds <= before.round + 1:
+            return connection.unfinished  # not each was asked yet
+        connection.before = _Before(messages, self.rounds, connection.unread)
+        return before.unread if messages == before.messages else 0
+
+    def _judge_subscriber(self, connection: Connection, now: float) -> None:
+        spare = HEARTBEAT_BYTES * (now - connection.since)
+        if connection.received - spare > SUBSCRIPTION_BYTES_MAX:
+            self.cut(connection, f"it subscribes with more than {SUBSCRIPTION_BYTES_MAX:,} bytes")
+        elif self._subscribers.published - connection.published > PUBLISHED_AHEAD_MAX:
+            self.cut(connection, "it does not read what is published")
+
+    def _ask_kernel(self, connection: Connection) -> bool:
+        """Bring its numbers up to date. False if it is not there any more, or not TCP."""
+        if connection.name is None or _TCP_INFO is None:
+            return False
+        with _opened(connection.fd) as sock:
+            if sock is None or _name_of(sock) != connection.name:
+                return False
+            info = sock.getsockopt(socket.IPPROTO_TCP, _TCP_INFO, _BYTES_AT + _BYTES.size)
+            if len(info) < _BYTES_AT + _BYTES.size:  # pragma: no cover - Linux before 4.1
+                return False
+            acked, received = _BYTES.unpack_from(info, _BYTES_AT)
+            connection.received = received - _in_queue(sock)
+        if acked != connection.acked:
+            connection.acked = acked
+            connection.published = self._subscribers.published
+        if connection.unsure:
+            connection.unsure = False
+            connection.taken, connection.replies = connection.received, acked
+        return True
+
+    def _bound_totals(self) -> None:
+        """Cut the largest of those that together exceed a limit."""
+        peers = self._requests.connections.values()
+        if sum(each.unfinished for each in peers) > UNFINISHED_TOTAL_MAX:
+            total = 0
+            for each in sorted(peers, key=lambda each: each.unfinished):
+                total += each.unfinished
+                if total > UNFINISHED_TOTAL_MAX:
+                    self.cut(each, "too many bytes of unfinished messages are here")
+        if sum(each.unacknowledged for each in peers) > REPLIES_TOTAL_MAX:
+            for each in peers:
+                self._ask_kernel(each)
+            total = 0
+            for each in sorted(peers, key=lambda each: each.unacknowledged):
+                total += each.unacknowledged
+                if total > REPLIES_TOTAL_MAX:
+                    self.cut(each, "too many replies are not read")
+
+    def _shed(self) -> None:
+        """There are no descriptors left: cut the newest connections that have said nothing."""
+        newest = reversed(self._requests.connections.values())
+        silent = (each for each in newest if not each.messages and not each.cut)
+        for connection in islice(silent, LOOKS_MAX):
+            self.cut(connection, "no descriptors are left: raise the limit (ulimit -n)")
+
+    # ---- the end --------------------------------------------------------------------------
+
+    def cut(self, connection: Connection, reason: str) -> None:
+        """End a connection. ZeroMQ notices, and forgets what belongs to it."""
+        if connection.cut:
+            return
+        connection.cut = True
+        self.cuts += 1
+        self._warn("cut the connection of %s: %s", connection.group or "an ipc peer", reason)
+        with _opened(connection.fd) as sock:
+            if sock is not None and _name_of(sock) == connection.name:
+                with contextlib.suppress(OSError):
+                    sock.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        self._requests.close()
+        self._subscribers.close()
+        self._memory.close()
+
+
+class _Memory:
+    """How much memory this process has, where the system tells."""
+
+    def __init__(self) -> None:
+        self._bytes = 0
+        self._page = os.sysconf("SC_PAGE_SIZE")
+        self._file: FileIO | None = None
+        try:
+            self._file = open("/proc/self/statm", "rb", buffering=0)  # noqa: SIM115
+        except OSError:  # pragma: no cover - not Linux
+            pass
+
+    def grown(self, by: int) -> bool:
+        """Whether it has grown by so many bytes since the last call."""
+        if self._file is None:  # pragma: no cover - not Linux
+            return False
+        self._file.seek(0)
+        former, self._bytes = self._bytes, int(self._file.read(256).split()[1]) * self._page
+        return self._bytes > former + by
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
+
+@contextlib.contextmanager
+def _opened(fd: int) -> Iterator[socket.socket | None]:
+    """ZeroMQ's socket with this descriptor, or what has it by now, or None.
+
+    Under a descriptor of its own, for a moment, since ZeroMQ may close the other one at any time.
+    If there is none left, under that one.
+    """
+    try:
+        own = os.dup(fd)
+    except OSError as error:
+        if error.errno not in (errno.EMFILE, errno.ENFILE):
+            yield None
+            return
+        own = fd
+    try:
+        sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, own)
+    except OSError:  # it is no socket any more
+        if own != fd:
+            os.close(own)
+        yield None
+        return
+    try:
+        yield sock
+    finally:
+        if own == fd:
+            sock.detach()
+        else:
+            sock.close()
+
+
+def _peer(fd: int) -> tuple[object, ...] | None:
+    with _opened(fd) as sock:
+        return None if sock is None else _name_of(sock)
+
+
+def _name_of(sock: socket.socket) -> tuple[object, ...] | None:
+    """The other end of a TCP connection, as the kernel names it. None for anything else."""
+    try:
+        name = sock.getpeername()
+    except OSError:
+        return None
+    return name if isinstance(name, tuple) else None
+
+
+def _group(peer: tuple[object, ...] | None) -> str | None:
+    """Those that count as one peer: an address, or an IPv6 network, of which a host may use all."""
+    if peer is None:
+        return None
+    address = ipaddress.ip_address(str(peer[0]).partition("%")[0])
+    if isinstance(address, ipaddress.IPv4Address):
+        return str(address)
+    if address.ipv4_mapped is not None:
+        return str(address.ipv4_mapped)
+    return str(ipaddress.ip_network((address, 64), strict=False))
+
+
+def _in_queue(sock: socket.socket) -> int:
+    """Bytes that the kernel has received and ZeroMQ has not taken yet."""
+    return int.from_bytes(fcntl.ioctl(sock.fileno(), termios.FIONREAD, bytes(4)), sys.byteorder)
+
+
+def _descriptor_left() -> bool:
+    try:
+        os.close(os.dup(0))
+    except OSError as error:
+        return error.errno not in (errno.EMFILE, errno.ENFILE)
+    return True
