@@ -1,0 +1,174 @@
+"""Honest processes that read, write and delete while others misbehave, and judge what they get.
+
+A writer raises the version of each key, by replacing it or by deleting and setting it. Once a call
+is confirmed, it notes in shared memory which version is the least that may still be read. A reader
+notes that number before it reads: what it gets must not be older.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import random
+import time
+from ctypes import c_int64
+from multiprocessing.context import SpawnContext
+from multiprocessing.process import BaseProcess
+from multiprocessing.synchronize import Event
+from types import TracebackType
+from typing import Any, NamedTuple
+
+import dstore
+
+KEYS = 20
+READERS = 2
+TIMEOUT = 10.0
+"""Seconds until an honest call gives up; then it counts as refused."""
+PAUSE = 0.002
+PATIENCE = 60.0
+
+
+class Told(NamedTuple):
+    """What an honest process has seen since it was last asked."""
+
+    calls: int
+    reads: int
+    stale: int
+    refused: int
+    longest: float
+    complaint: str
+
+    def __add__(self, other: tuple[Any, ...]) -> Told:
+        assert isinstance(other, Told)
+        return Told(
+            self.calls + other.calls,
+            self.reads + other.reads,
+            self.stale + other.stale,
+            self.refused + other.refused,
+            max(self.longest, other.longest),
+            self.complaint or other.complaint,
+        )
+
+
+NOTHING = Told(0, 0, 0, 0, 0.0, "")
+
+
+class _Calls:
+    """Makes the calls of one process, and counts."""
+
+    def __init__(self, node: dstore.Node, least: Any, dice: random.Random) -> None:
+        self.node = node
+        self.told = NOTHING
+        self._least = least
+        self._dice = dice
+
+    def read(self) -> None:
+        key = self._dice.randrange(KEYS)
+        least = self._least[key]
+        start = time.monotonic()
+        try:
+            got = self.node.get(f"honest{key}", None)
+        except dstore.DstoreError as error:
+            self._count(start, complaint=f"get: {error}")
+            return
+        self._count(start, reads=1, stale=int(got is not None and got < least))
+
+    def write(self) -> None:
+        key = self._dice.randrange(KEYS)
+        name, version = f"honest{key}", self._least[key] + 1
+        start = time.monotonic()
+        try:
+            if self._dice.random() < 0.5:
+                self.node.set(name, version, replace=True)
+            else:
+                self.node.delete(name)
+                self._least[key] = version
+                self.node.set(name, version)
+            self._least[key] = version
+        except dstore.KeyMissing:
+            self.node.set(name, version)
+            self._least[key] = version
+        except dstore.DstoreError as error:
+            self._count(start, complaint=f"write: {error}")
+            return
+        self._count(start)
+
+    def _count(self, start: float, reads: int = 0, stale: int = 0, complaint: str = "") -> None:
+        took = time.monotonic() - start
+        self.told += Told(1, reads, stale, bool(complaint), took, complaint)
+
+
+def _work(
+    address: str, writes: bool, seed: int, least: Any, over: Event, asked: Any, answers: Any
+) -> None:
+    with dstore.Node(address, timeout=TIMEOUT) as node:
+        calls = _Calls(node, least, random.Random(seed))
+        node.join()
+        while not over.is_set():
+            calls.write() if writes else calls.read()
+            if asked.poll(0):
+                asked.recv()
+                answers.send(calls.told)
+                calls.told = NOTHING
+            time.sleep(PAUSE * writes)
+
+
+class Honest:
+    """One writer and some readers, each a process with a Node."""
+
+    def __init__(self, address: str, seed: int) -> None:
+        context: SpawnContext = multiprocessing.get_context("spawn")
+        self._over = context.Event()
+        self._least = context.Array(c_int64, KEYS, lock=False)
+        self._pipes: list[tuple[Any, Any]] = []
+        self._processes: list[BaseProcess] = []
+        for number in range(1 + READERS):
+            asked_end, ask_end = context.Pipe(duplex=False)
+            answers_end, answer_end = context.Pipe(duplex=False)
+            process = context.Process(
+                target=_work,
+                args=(
+                    address,
+                    number == 0,
+                    seed + number,
+                    self._least,
+                    self._over,
+                    asked_end,
+                    answer_end,
+                ),
+            )
+            process.start()
+            asked_end.close()
+            answer_end.close()
+            self._pipes.append((ask_end, answers_end))
+            self._processes.append(process)
+        self.ask()
+
+    def ask(self) -> Told:
+        """What all have seen since the last time. Each has ended a call that began after this."""
+        for ask, _ in self._pipes:
+            ask.send(None)
+        told = NOTHING
+        for _, answers in self._pipes:
+            if not answers.poll(PATIENCE):
+                return told + Told(0, 0, 0, 1, PATIENCE, "an honest process hangs")
+            told += answers.recv()
+        return told
+
+    def __enter__(self) -> Honest:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._over.set()
+        for process in self._processes:
+            process.join(PATIENCE)
+            process.kill()
+            process.join()
+            process.close()
+        for pipes in self._pipes:
+            for pipe in pipes:
+                pipe.close()

@@ -1,0 +1,166 @@
+"""A peer that speaks ZeroMQ's wire protocol (ZMTP 3.1, RFC 37) by hand, and breaks it where asked.
+
+ZeroMQ's own sockets do not send half a frame, claim the name of another peer, or refuse to read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import struct
+from collections.abc import Iterator
+from types import TracebackType
+
+from dstore import wire
+from dstore.messages import NO_SESSION, Buffer, Hello, ToGlobal, ToLocal, Welcome
+
+SOURCE = "127.0.0.2"
+"""The address that raw peers come from, so that they do not count with honest ones."""
+MORE, LONG, COMMAND = 1, 2, 4
+_GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x01" + b"NULL".ljust(20, b"\0") + bytes(32)
+
+
+def frame(body: Buffer, flags: int = 0) -> bytes:
+    """One frame as it goes over the wire."""
+    return frame_head(len(body), flags) + bytes(body)
+
+
+def frame_head(size: int, flags: int = 0) -> bytes:
+    """What comes before the bytes of a frame of this size."""
+    if size > 255:
+        return struct.pack(">BQ", flags | LONG, size)
+    return bytes([flags, size])
+
+
+class RawPeer:
+    """A TCP connection that has shaken hands. ``identity`` is the routing id that it claims."""
+
+    def __init__(
+        self,
+        address: str,
+        kind: str = "DEALER",
+        identity: bytes = b"",
+        *,
+        timeout: float = 10.0,
+        shake: bool = True,
+    ) -> None:
+        host, _, port = address.removeprefix("tcp://").rpartition(":")
+        self.socket = socket.socket()
+        self.epoch = 0
+        self.session = NO_SESSION
+        self._request = 0
+        try:
+            self.socket.settimeout(timeout)
+            self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self.socket.bind((SOURCE, 0))
+            self.socket.connect((host, int(port)))
+            if shake:
+                self._shake(kind, identity)
+        except BaseException:
+            self.socket.close()
+            raise
+
+    def _shake(self, kind: str, identity: bytes) -> None:
+        self.socket.sendall(_GREETING)
+        self._exactly(len(_GREETING))
+        properties = {b"Socket-Type": kind.encode(), b"Identity": identity}
+        body = b"\x05READY" + b"".join(
+            bytes([len(name)]) + name + struct.pack(">I", len(value)) + value
+            for name, value in properties.items()
+        )
+        self.socket.sendall(frame(body, COMMAND))
+        self._frame()
+
+    # ---- sending --------------------------------------------------------------------------
+
+    def send(self, *frames: Buffer) -> None:
+        """Send one message. Raises OSError when the connection has been cut."""
+        last = len(frames) - 1
+        self.socket.sendall(
+            b"".join(frame(each, MORE if at < last else 0) for at, each in enumerate(frames))
+        )
+
+    def say(self, message: ToGlobal) -> None:
+        data = wire.data_of(message)
+        self.send(wire.encode(message), *([] if data is None else [data]))
+
+    def ask(self, message: ToGlobal) -> ToLocal:
+        self.say(message)
+        return self.hear()
+
+    def join(self) -> Welcome:
+        welcome = self.ask(Hello(os.urandom(16), 0, 0, "raw"))
+        assert isinstance(welcome, Welcome), welcome
+        self.epoch, self.session = welcome.epoch, welcome.session
+        return welcome
+
+    @property
+    def envelope(self) -> tuple[int, int, int]:
+        """Epoch, session and the number of a new request."""
+        self._request += 1
+        return self.epoch, self.session, self._request
+
+    # ---- receiving ------------------------------------------------------------------------
+
+    def hear(self) -> ToLocal:
+        """The next message of one frame. Raises OSError when there is none."""
+        while True:
+            flags, body = self._frame()
+            if not flags & COMMAND:
+                return wire.decode_to_local(body)
+
+    def _frame(self) -> tuple[int, bytes]:
+        flags, size = self._exactly(2)
+        if flags & LONG:
+            size = int.from_bytes(bytes([size]) + self._exactly(7), "big")
+        return flags, self._exactly(size)
+
+    def _exactly(self, count: int) -> bytes:
+        got = bytearray()
+        while len(got) < count:
+            more = self.socket.recv(count - len(got))
+            if not more:
+                raise ConnectionError("the connection was cut")
+            got += more
+        return bytes(got)
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether the other end has closed the connection."""
+        self.socket.settimeout(0)
+        try:
+            while self.socket.recv(1 << 16):
+                pass
+        except (BlockingIOError, TimeoutError):
+            return False
+        except OSError:
+            pass
+        return True
+
+    # ---- the end --------------------------------------------------------------------------
+
+    def close(self) -> None:
+        self.socket.close()
+
+    def __enter__(self) -> RawPeer:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+@contextlib.contextmanager
+def crowd() -> Iterator[list[RawPeer]]:
+    """A list of peers; those that are put into it are closed at the end."""
+    peers: list[RawPeer] = []
+    try:
+        yield peers
+    finally:
+        for peer in peers:
+            peer.close()

@@ -1,0 +1,418 @@
+"""What connections may take of Global: raw peers against a Router that a test drives by hand."""
+
+from __future__ import annotations
+
+import os
+import resource
+import socket
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import zmq
+
+import dstore
+from dstore import config, wire
+from dstore.messages import Welcome
+from dstore.transport import guard
+from dstore.transport.router import Router, connections_max, per_address_max
+from tests.faults.raw_peer import MORE, RawPeer, crowd, frame, frame_head
+from tests.integration.processes import PATIENCE, ROOT, GlobalProcess, free_port
+
+MakeNode = Callable[..., dstore.Node]
+FIRST_NAME = """
+import zmq
+context = zmq.Context()
+router, dealer = context.socket(zmq.ROUTER), context.socket(zmq.DEALER)
+dealer.connect("tcp://127.0.0.1:%d" % router.bind_to_random_port("tcp://127.0.0.1"))
+dealer.send(b"")
+print(router.recv().hex())
+context.destroy(linger=0)
+"""
+
+
+class Driven:
+    """A Router whose loop is the test's."""
+
+    def __init__(self, max_clients: int = 1_000) -> None:
+        self.said: list[str] = []
+        self.router = Router(
+            "tcp://127.0.0.1:0",
+            None,
+            max_clients=max_clients,
+            warn=lambda text, *arguments: self.said.append(text % arguments),
+        )
+
+    def turn(self, seconds: float = 0.0) -> tuple[bytes, bytes, object] | None:
+        """What comes next; whatever is due is done."""
+        self.router.guard.due = 0.0
+        return self.router.receive(seconds)
+
+    def until(self, condition: Callable[[], object]) -> None:
+        """Drive the loop until something holds."""
+        end = time.monotonic() + PATIENCE
+        while not condition():
+            assert time.monotonic() < end, f"{self.router.guard!r} {self.said}"
+            self.turn(0.01)
+
+    def rest(self, turns: int = 6) -> None:
+        """Let the guard look at everything several times, with nothing more to be taken."""
+        for _ in range(turns):
+            while self.turn(0.01) is not None:
+                pass
+
+    @property
+    def cuts(self) -> int:
+        return self.router.guard.cuts
+
+
+@pytest.fixture
+def driven() -> Iterator[Driven]:
+    made = Driven()
+    yield made
+    made.router.close()
+
+
+# ---- names ------------------------------------------------------------------------------------
+
+
+def test_a_peer_that_claims_the_name_of_the_next_one_ends_nothing() -> None:
+    """ZeroMQ asserts that no two peers have one name, and its numbers are always the same."""
+    said = subprocess.run(
+        [sys.executable, "-c", FIRST_NAME], capture_output=True, check=True, text=True
+    )
+    first = int.from_bytes(bytes.fromhex(said.stdout)[1:], "big")
+    with GlobalProcess() as place, crowd() as peers:
+        for number in range(first, first + 40):
+            name = b"\0" + struct.pack(">I", number & 0xFFFFFFFF)
+            peers.append(RawPeer(place.address, identity=name))
+        for _ in range(5):
+            with RawPeer(place.address) as honest:
+                assert isinstance(honest.join(), Welcome)
+        assert place.process.poll() is None
+
+
+def test_peers_that_claim_one_name_are_all_served(driven: Driven) -> None:
+    with crowd() as peers:
+        for number in range(3):
+            peers.append(RawPeer(driven.router.address, identity=b"twin"))
+            peers[-1].send(b"from %d" % number)
+        routes = {}
+        while len(routes) < 3:
+            arrived = driven.turn(0.1)
+            if arrived is not None:
+                routes[arrived[1]] = arrived[0]
+        assert len(set(routes.values())) == 3
+        for number, peer in enumerate(peers):
+            driven.router.send(routes[b"from %d" % number], b"to %d" % number, b"data")
+            assert peer._frame()[1] == b"to %d" % number
+            assert peer._frame()[1] == b"data"
+
+
+# ---- what is under way --------------------------------------------------------------------------
+
+
+def test_a_message_without_end_is_cut(driven: Driven) -> None:
+    with RawPeer(driven.router.address) as peer:
+        part, sent = memoryview(frame(bytes(1 << 16), MORE)), 0
+        peer.socket.setblocking(False)
+        while not driven.cuts:
+            assert sent < guard.UNREAD_MAX + (256 << 20)
+            try:
+                sent += peer.socket.send(part[sent % len(part) :])
+            except BlockingIOError:
+                driven.turn(0.001)
+        driven.until(lambda: not len(driven.router.guard))
+        assert peer.is_cut
+    assert any("bytes" in line and "127.0.0.2" in line for line in driven.said)
+
+
+def test_a_message_with_too_many_frames_is_taken_whole_and_its_sender_cut(driven: Driven) -> None:
+    with RawPeer(driven.router.address) as peer, RawPeer(driven.router.address) as other:
+        peer.send(*[b""] * 1_000)
+        driven.until(lambda: driven.cuts)
+        assert "1000 frames" in driven.said[-1]
+        driven.until(lambda: len(driven.router.guard) == 1)
+        other.send(b"after")
+        arrived = None
+        while arrived is None:
+            arrived = driven.turn(0.1)
+        assert arrived[1] == b"after"
+
+
+def test_unfinished_messages_of_many_peers_are_bounded_together(driven: Driven) -> None:
+    count = 2 + guard.UNFINISHED_TOTAL_MAX // config.FRAME_BYTES_MAX
+    with crowd() as peers:
+        for _ in range(count):
+            peer = RawPeer(driven.router.address)
+            peers.append(peer)
+            peer.socket.sendall(frame_head(config.FRAME_BYTES_MAX))
+            peer.socket.setblocking(False)
+        rest = dict.fromkeys(peers, config.FRAME_BYTES_MAX - 1)
+        while any(rest.values()):
+            for each, left in rest.items():
+                try:
+                    rest[each] -= each.socket.send(bytes(min(left, 1 << 18))) if left else 0
+                except BlockingIOError:
+                    pass
+                except OSError:
+                    rest[each] = 0
+            driven.turn(0.001)
+        driven.until(lambda: driven.cuts)
+        assert "unfinished" in driven.said[-1]
+        driven.rest()
+        assert driven.cuts <= 3, "no more are cut than have to be"
+
+
+def test_what_an_honest_peer_has_under_way_is_not_cut_while_global_is_busy(driven: Driven) -> None:
+    """All chunks of an upload have arrived, more than one frame may have, and wait to be taken."""
+    count = config.CHUNKS_AHEAD
+    with RawPeer(driven.router.address) as peer:
+        peer.send(b"first")
+        driven.until(lambda: driven.router.guard.of(_only_route(driven)) is not None)
+        driven.rest()
+        for _ in range(count):
+            peer.socket.sendall(frame(b"head", MORE) + frame_head(config.CHUNK_BYTES))
+            peer.socket.sendall(bytes(config.CHUNK_BYTES))
+        for _ in range(20):  # it looks, and nothing is taken
+            driven.router.guard.turn(time.monotonic())
+        taken = 0
+        while taken < count:
+            taken += driven.turn(0.1) is not None
+        driven.rest()
+        assert driven.cuts == 0
+        peer.send(b"last")
+        driven.until(lambda: driven.router.guard.of(_only_route(driven)))
+
+
+def _only_route(driven: Driven) -> bytes:
+    routes = list(driven.router.guard._by_route)
+    return routes[0] if routes else b""
+
+
+def test_heartbeats_are_not_taken_for_messages_under_way(driven: Driven) -> None:
+    """An idle peer sends pings without end; a day of them is more than an unfinished message."""
+    with RawPeer(driven.router.address) as peer:
+        peer.send(b"first")
+        driven.until(lambda: _only_route(driven))
+        connection = driven.router.guard.of(_only_route(driven))
+        assert connection is not None
+        ping = frame(b"\x04PING\x00\x64", 4)
+        connection.since -= 86_400.0
+        day = 86_400 * len(ping)
+        peer.socket.sendall(ping * 86_400)
+        driven.rest(20)
+        driven.until(lambda: connection.received > day)
+        driven.rest(20)
+        assert driven.cuts == 0
+
+
+def test_a_peer_that_does_not_read_its_replies_is_cut(driven: Driven) -> None:
+    with RawPeer(driven.router.address) as deaf, RawPeer(driven.router.address) as other:
+        deaf.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        deaf.send(b"deaf")
+        other.send(b"other")
+        routes = {}
+        while len(routes) < 2:
+            arrived = driven.turn(0.1)
+            if arrived is not None:
+                routes[arrived[1]] = arrived[0]
+        for _ in range(2 + guard.REPLIES_MAX // (1 << 20)):
+            driven.router.send(routes[b"deaf"], bytes(1 << 20))
+        assert driven.cuts == 1
+        assert "read" in driven.said[-1]
+        driven.router.send(routes[b"other"], b"still here")
+        assert other._frame()[1] == b"still here"
+
+
+def test_replies_that_are_read_are_not_counted_for_ever(driven: Driven) -> None:
+    with RawPeer(driven.router.address) as peer:
+        peer.send(b"hello")
+        arrived = None
+        while arrived is None:
+            arrived = driven.turn(0.1)
+        for _ in range(2 * guard.REPLIES_MAX // (4 << 20)):
+            driven.router.send(arrived[0], bytes(4 << 20))
+            assert len(peer._frame()[1]) == 4 << 20
+        assert driven.cuts == 0
+
+
+# ---- subscribers --------------------------------------------------------------------------------
+
+
+def test_a_subscriber_that_subscribes_to_too_much_is_cut(driven: Driven) -> None:
+    with RawPeer(driven.router.publisher, "SUB") as peer:
+        for number in range(guard.SUBSCRIPTION_BYTES_MAX // 5):
+            peer.send(b"\x01" + struct.pack(">I", number))
+        driven.until(lambda: driven.cuts)
+        driven.until(lambda: peer.is_cut)
+
+
+def test_a_long_topic_is_refused(driven: Driven) -> None:
+    with RawPeer(driven.router.publisher, "SUB") as peer:
+        peer.send(b"\x01" + bytes(1 << 20))
+        driven.until(lambda: peer.is_cut)
+
+
+def test_a_subscriber_that_does_not_read_is_cut_and_others_hear(driven: Driven) -> None:
+    with (
+        RawPeer(driven.router.publisher, "SUB") as deaf,
+        RawPeer(driven.router.publisher, "SUB") as other,
+    ):
+        deaf.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        deaf.send(b"\x01news")
+        other.send(b"\x01news")
+        heard = 0
+        while not driven.cuts:
+            driven.router.publish(b"news" + bytes(1 << 20))
+            driven.turn(0.001)
+            other.socket.settimeout(0.05)
+            try:
+                heard += len(other._frame()[1]) > 1 << 20
+            except TimeoutError:
+                pass
+            assert heard < 200
+        assert "does not read" in driven.said[-1]
+        assert heard > guard.PUBLISHED_AHEAD_MAX >> 20
+
+
+# ---- how many -----------------------------------------------------------------------------------
+
+
+def test_one_address_gets_a_share_of_the_connections_and_others_the_rest() -> None:
+    driven = Driven(max_clients=1)
+    try:
+        share = per_address_max(connections_max(1))
+        with crowd() as peers:
+            for _ in range(share + 5):
+                peers.append(RawPeer(driven.router.address, shake=False))
+                driven.turn(0.001)
+            driven.until(lambda: driven.cuts >= 5)
+            assert "127.0.0.2" in driven.said[-1]
+            driven.until(lambda: len(driven.router.guard) == share)
+            with socket.create_connection(_endpoint(driven.router.address)) as local:
+                driven.until(lambda: len(driven.router.guard) == share + 1)
+                local.settimeout(0)
+                with pytest.raises(BlockingIOError):
+                    _read_all(local)
+    finally:
+        driven.router.close()
+
+
+def _read_all(sock: socket.socket) -> None:
+    """Until the other end has closed the connection, which BlockingIOError says that it has not."""
+    while sock.recv(1_000):
+        pass
+
+
+def _endpoint(address: str) -> tuple[str, int]:
+    host, _, port = address.removeprefix("tcp://").rpartition(":")
+    return host, int(port)
+
+
+def test_a_global_that_has_no_descriptors_left_serves_those_it_has_and_rests() -> None:
+    """ZeroMQ would try to accept the next connection again and again, without a pause."""
+    address = f"tcp://127.0.0.1:{free_port()}"
+    script = (
+        "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_NOFILE, (160, 160)); "
+        "sys.argv = ['dstore', 'global', '--quiet', '--address', sys.argv[1]]; "
+        "runpy.run_module('dstore', run_name='__main__')"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, address],
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline()
+        process.stdout.close()
+        with dstore.Node(address) as node, crowd() as peers:
+            node.set("k", "v")
+            for _ in range(400):
+                try:
+                    peers.append(RawPeer(address, shake=False))
+                except OSError:
+                    break
+            node.set("k", "w", replace=True)
+            assert node.global_stats()["sets"] >= 2
+            time.sleep(1.0)  # it is to come to rest
+            before, started = _seconds_of(process.pid), time.monotonic()
+            time.sleep(1.0)
+            busy = (_seconds_of(process.pid) - before) / (time.monotonic() - started)
+            assert busy < 0.5, "it never rests"
+            assert node.get("k") == "w"
+        with dstore.Node(address) as node:
+            assert node.get("k") == "w"
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _seconds_of(pid: int) -> float:
+    """Time that a process has spent on a processor."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def test_peers_that_come_and_go_leave_nothing(driven: Driven) -> None:
+    for turn in range(60):
+        with RawPeer(driven.router.address) as peer, RawPeer(driven.router.publisher, "SUB") as sub:
+            sub.send(b"\x01" + wire.PREFIX)
+            peer.send(b"%d" % turn)
+            while driven.turn(0.1) is None:
+                pass
+    driven.until(lambda: not len(driven.router.guard))
+    assert not driven.router.guard._by_route
+    assert not driven.router.guard._of_group
+    assert driven.cuts == 0
+
+
+def test_messages_of_a_peer_that_has_left_are_not_counted_for_the_next_one(driven: Driven) -> None:
+    """The next connection may have the same descriptor before the messages were taken."""
+    for _ in range(20):
+        with RawPeer(driven.router.address) as gone:
+            gone.send(bytes(1 << 20))
+        with RawPeer(driven.router.address) as peer:
+            peer.send(b"new")
+            seen = set()
+            while not seen >= {1 << 20, 3}:
+                arrived = driven.turn(0.1)
+                if arrived is not None:
+                    seen.add(len(arrived[1]))
+            for _ in range(3):
+                peer.send(bytes(1 << 20))
+                driven.until(lambda: driven.turn(0.1) is not None)
+            driven.rest()
+    assert driven.cuts == 0
+
+
+def test_a_limit_of_descriptors_bounds_the_connections() -> None:
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (1_024, limits[1]))
+        assert connections_max(100_000) == 1_024 - 128
+        assert connections_max(10) == 104
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert per_address_max(100) == 75
+
+
+def test_the_publisher_of_an_idle_global_forgets_those_who_have_left(
+    free_global: dstore.Global, node: MakeNode
+) -> None:
+    """ZeroMQ's PUB does so only when it is used, and nothing may be published for days."""
+    for _ in range(50):
+        with RawPeer(free_global.publisher, "SUB") as peer:
+            peer.send(b"\x01" + wire.PREFIX)
+    router = free_global._router
+    assert router is not None
+    end = time.monotonic() + PATIENCE
+    while len(router.guard) > 0 and time.monotonic() < end:
+        time.sleep(0.02)
+    assert len(router.guard) == 0
+    assert zmq.zmq_version_info() >= (4, 3)
