@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 import msgpack
 
@@ -384,12 +384,8 @@ def a_subscriber_that_does_not_read(target: Target) -> str:
         for turn in range(target.count(100)):
             if target.over:
                 break
-            items = [
-                SetItem(
-                    f"hostile/{turn}/{n}/".ljust(500, "x"), Stored(os.urandom(16), "bytes", b"")
-                )
-                for n in range(1000)
-            ]
+            keys = [f"hostile/{turn}/{n}/".ljust(500, "x") for n in range(1000)]
+            items = [SetItem(key, Stored(os.urandom(16), "bytes", b"")) for key in keys]
             for message in (
                 Set(*writer.envelope, write + 1, write + 1, False, items),
                 Del(*writer.envelope, write + 2, write + 2, True, keys),
@@ -724,15 +720,14 @@ class Run:
                     break
         return rows
 
-    def _global(self, log: object) -> subprocess.Popen[bytes]:
+    def _global(self, log: IO[bytes]) -> subprocess.Popen[bytes]:
         self._address = f"tcp://127.0.0.1:{free_port()}"
         command = [sys.executable, "-m", "dstore", "global", "--address", self._address]
         command += ["--lease", str(LEASE), "--memory-limit", str(MEMORY_LIMIT)]
-        # command += ["--max-clients", str(MAX_CLIENTS)]
         server = subprocess.Popen(
             command,
             stdout=subprocess.PIPE,
-            stderr=log,  # type: ignore[call-overload]
+            stderr=log,
             env={**os.environ, "PYTHONPATH": str(ROOT)},
         )
         assert server.stdout is not None

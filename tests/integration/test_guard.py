@@ -101,7 +101,7 @@ def test_peers_that_claim_one_name_are_all_served(driven: Driven) -> None:
         for number in range(3):
             peers.append(RawPeer(driven.router.address, identity=b"twin"))
             peers[-1].send(b"from %d" % number)
-        routes = {}
+        routes: dict[bytes, bytes] = {}
         while len(routes) < 3:
             arrived = driven.turn(0.1)
             if arrived is not None:
@@ -216,7 +216,7 @@ def test_a_peer_that_does_not_read_its_replies_is_cut(driven: Driven) -> None:
         deaf.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         deaf.send(b"deaf")
         other.send(b"other")
-        routes = {}
+        routes: dict[bytes, bytes] = {}
         while len(routes) < 2:
             arrived = driven.turn(0.1)
             if arrived is not None:
@@ -379,7 +379,7 @@ def test_messages_of_a_peer_that_has_left_are_not_counted_for_the_next_one(drive
             gone.send(bytes(1 << 20))
         with RawPeer(driven.router.address) as peer:
             peer.send(b"new")
-            seen = set()
+            seen: set[int] = set()
             while not seen >= {1 << 20, 3}:
                 arrived = driven.turn(0.1)
                 if arrived is not None:
