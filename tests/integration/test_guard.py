@@ -195,18 +195,20 @@ def _only_route(driven: Driven) -> bytes:
 
 
 def test_heartbeats_are_not_taken_for_messages_under_way(driven: Driven) -> None:
-    """An idle peer sends pings without end; a day of them is more than an unfinished message."""
+    """An idle peer sends pings without end; days of them are more than an unfinished message."""
     with RawPeer(driven.router.address) as peer:
         peer.send(b"first")
         driven.until(lambda: _only_route(driven))
         connection = driven.router.guard.of(_only_route(driven))
         assert connection is not None
         ping = frame(b"\x04PING\x00\x64", 4)
-        connection.since -= 86_400.0
-        day = 86_400 * len(ping)
-        peer.socket.sendall(ping * 86_400)
+        seconds = 5 * 86_400
+        connection.since -= seconds
+        all_of_them = seconds * len(ping)
+        assert all_of_them > guard.UNFINISHED_MAX
+        peer.socket.sendall(ping * seconds)
         driven.rest(20)
-        driven.until(lambda: connection.received > day)
+        driven.until(lambda: connection.received > all_of_them)
         driven.rest(20)
         assert driven.cuts == 0
 
