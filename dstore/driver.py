@@ -42,6 +42,10 @@ READS_MAX = 512
 too many stand (1,000, says ZeroMQ), and these would have to be asked for again. Other requests may
 take their time, and their replies are small: they are not counted.
 """
+AHEAD_MAX = 16 << 20
+"""Bytes of requests that are sent and not answered; then others wait in line. A Global cuts a
+connection on which too many bytes wait to be taken.
+"""
 BATCH = 100
 """Requests that are sent before the lock is taken again."""
 TIMERS_MIN = 64
@@ -69,6 +73,7 @@ class Call:
     moving: Moving | None = None
     step: Step | None = None
     sent: bool = False  # the request that it waits for
+    size: int = 0  # of that request, in bytes, once it is sent
     timer: int = 0
     busy: bool = False  # a helper thread has it in hand, or will
     after: Callable[[], None] | None = None
@@ -110,6 +115,7 @@ class Driver:
         self._asks: dict[int, Call] = {}
         self._unsent: OrderedDict[Call, None] = OrderedDict()
         self._reading = 0  # reads that are under way
+        self._ahead = 0  # bytes of requests that are sent and not answered
         self._untils: dict[Call, None] = {}
         self._timers: list[tuple[float, int, Call]] = []
         self._numbers = itertools.count(1)
@@ -274,24 +280,31 @@ class Driver:
         assert self._requests is not None
         blocked = False
         while not blocked and (batch := self._next()):
-            tried = []
+            tried, ahead = [], self._ahead
             for call, ask in batch:
+                size = 0
                 if call.step is ask:
-                    blocked = not self._requests.send(wire.encode(ask.message))
+                    frame = wire.encode(ask.message)
+                    size = len(frame)
+                    blocked = not self._requests.send(frame)
                 if blocked:
                     break
-                tried.append((call, ask))
+                tried.append((call, ask, size))
+                ahead += size
+                if ahead >= AHEAD_MAX:
+                    break
             with self._lock:
-                for call, ask in tried:
+                for call, ask, size in tried:
                     if call.step is ask:
-                        call.sent = True
+                        call.sent, call.size = True, size
+                        self._ahead += size
                         self._reading += isinstance(ask.message, READS)
                         self._unsent.pop(call, None)
 
     def _next(self) -> list[tuple[Call, Ask]]:
         """Those whose requests are to be sent next."""
         with self._lock:
-            count = min(BATCH, READS_MAX - self._reading)
+            count = min(BATCH, READS_MAX - self._reading) if self._ahead < AHEAD_MAX else 0
             batch = [(call, call.step) for call in itertools.islice(self._unsent, count)]
         return [(call, step) for call, step in batch if isinstance(step, Ask)]
 
@@ -353,7 +366,8 @@ class Driver:
         if isinstance(step, Ask):
             self._asks.pop(step.message.request, None)
             self._reading -= call.sent and isinstance(step.message, READS)
-            call.sent = False
+            self._ahead -= call.size
+            call.sent, call.size = False, 0
         elif isinstance(step, Until):
             self._untils.pop(call, None)
 

@@ -60,7 +60,9 @@ UNFINISHED_TOTAL_MAX = 32 << 20
 bytes take ZeroMQ 32 times as much memory as they have on the wire.)
 """
 REPLIES_MAX = 64 << 20
-"""Bytes of replies that one peer has not acknowledged."""
+"""Bytes of replies that one peer has not acknowledged; more are dropped, to be asked for again."""
+DEAF_SECONDS = 10.0
+"""A peer that has replies to read, and has acknowledged nothing for so long, is cut."""
 REPLIES_TOTAL_MAX = 512 << 20
 """Bytes of replies that all peers together have not acknowledged; the largest are cut first."""
 PUBLISHED_AHEAD_MAX = 16 << 20
@@ -90,6 +92,7 @@ class Connection:
         "fd",
         "group",
         "messages",
+        "moved",
         "name",
         "published",
         "received",
@@ -114,6 +117,7 @@ class Connection:
         self.received = 0  # by ZeroMQ
         self.replies = 0  # given to ZeroMQ
         self.acked = 0  # by the other end
+        self.moved = now  # when that was last seen to grow, or had no reason to
         self.published = 0  # to all, when a subscriber was last seen to acknowledge something
         self.unfinished = 0  # of a message that has begun and not ended
         self.before = _Before(-1, 0, 0)
@@ -244,13 +248,14 @@ class Guard:
         self._taken_in_round = 0
         self.rounds += 1
 
-    def may_reply(self, connection: Connection, size: int) -> bool:
+    def may_reply(self, connection: Connection, size: int, now: float) -> bool:
         """Whether a reply of ``size`` bytes may be sent; if so, it is counted."""
         if connection.unacknowledged + size > REPLIES_MAX:
-            self._ask_kernel(connection)
+            self._ask_kernel(connection, now)
             if connection.unacknowledged + size > REPLIES_MAX:
-                self.cut(connection, "it does not read its replies")
                 return False
+        if connection.replies <= connection.acked:
+            connection.moved = now  # it had nothing to acknowledge until now
         connection.replies += size
         return not connection.cut
 
@@ -272,7 +277,7 @@ class Guard:
             self._look(len(self), now)
         else:
             self._look(LOOKS_MAX, now)
-        self._bound_totals()
+        self._bound_totals(now)
         if not _descriptor_left():
             self._shed()
 
@@ -315,7 +320,7 @@ class Guard:
                 self._waiting += ((side, each) for each in side.connections.values())
         looked, self._waiting = self._waiting[:count], self._waiting[count:]
         for side, connection in looked:
-            if not connection.cut and self._ask_kernel(connection):
+            if not connection.cut and self._ask_kernel(connection, now):
                 if side is self._requests:
                     self._judge_peer(connection, now)
                 else:
@@ -328,6 +333,8 @@ class Guard:
             self.cut(connection, f"more than {UNREAD_MAX:,} bytes of its messages are under way")
         elif connection.unfinished > UNFINISHED_MAX:
             self.cut(connection, f"its message has more than {UNFINISHED_MAX:,} bytes")
+        elif connection.unacknowledged and now - connection.moved > DEAF_SECONDS:
+            self.cut(connection, f"it has not read its replies for {DEAF_SECONDS:g} s")
 
     def _unfinished(self, connection: Connection) -> int:
         """Bytes of a message that has not arrived as a whole.
@@ -349,7 +356,7 @@ class Guard:
         elif self._subscribers.published - connection.published > PUBLISHED_AHEAD_MAX:
             self.cut(connection, "it does not read what is published")
 
-    def _ask_kernel(self, connection: Connection) -> bool:
+    def _ask_kernel(self, connection: Connection, now: float) -> bool:
         """Bring its numbers up to date. False if it is not there any more, or not TCP."""
         if connection.name is None or _TCP_INFO is None:
             return False
@@ -362,14 +369,14 @@ class Guard:
             acked, received = _BYTES.unpack_from(info, _BYTES_AT)
             connection.received = received - _in_queue(sock)
         if acked != connection.acked:
-            connection.acked = acked
+            connection.acked, connection.moved = acked, now
             connection.published = self._subscribers.published
         if connection.unsure:
             connection.unsure = False
             connection.taken, connection.replies = connection.received, acked
         return True
 
-    def _bound_totals(self) -> None:
+    def _bound_totals(self, now: float) -> None:
         """Cut the largest of those that together exceed a limit."""
         peers = self._requests.connections.values()
         if sum(each.unfinished for each in peers) > UNFINISHED_TOTAL_MAX:
@@ -380,7 +387,7 @@ class Guard:
                     self.cut(each, "too many bytes of unfinished messages are here")
         if sum(each.unacknowledged for each in peers) > REPLIES_TOTAL_MAX:
             for each in peers:
-                self._ask_kernel(each)
+                self._ask_kernel(each, now)
             total = 0
             for each in sorted(peers, key=lambda each: each.unacknowledged):
                 total += each.unacknowledged

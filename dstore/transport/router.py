@@ -83,6 +83,7 @@ class Router:
             raise
         self.advertised = addresses.advertised(self.publisher, self.address)
         self._timeout_ms = -1
+        self._now = 0.0  # when a message was last waited for
 
     @property
     def guard(self) -> Guard:
@@ -96,7 +97,7 @@ class Router:
         None if nothing comes within ``timeout`` seconds (of which it may take fewer).
         """
         guard = self.guard
-        now = time.monotonic()
+        now = self._now = time.monotonic()
         if now >= guard.due:
             guard.turn(now)
         longest = max(0.0, guard.due - now) if len(guard) else RECEIVE_MAX
@@ -141,7 +142,7 @@ class Router:
         connection = self.guard.of(route)
         if connection is not None:
             size = len(frame) if data is None else len(frame) + len(data)
-            if not self.guard.may_reply(connection, size):
+            if not self.guard.may_reply(connection, size, self._now):
                 return
         try:
             self._router.send(route, _MORE)

@@ -344,6 +344,34 @@ def test_more_replies_than_a_connection_takes_are_not_lost(
     asyncio.run(use(anode(), anode(timeout=PATIENCE)))
 
 
+@LONG_LEASE
+def test_no_more_bytes_than_global_takes_are_sent_ahead(
+    anode: MakeNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Global cuts a connection on which too many bytes wait to be taken."""
+    monkeypatch.setattr(driver_module, "AHEAD_MAX", 100_000)
+    most = 0
+    drivers = []
+    send = Requests.send
+
+    def watched(self: Requests, frame: bytes) -> bool:
+        nonlocal most
+        most = max(most, drivers[0]._ahead)
+        return send(self, frame)
+
+    monkeypatch.setattr(Requests, "send", watched)
+
+    async def use(node: dstore.AsyncNode) -> None:
+        await node.join()
+        drivers.append(driver_of(node))
+        await asyncio.gather(*(node.set(f"k{number}", bytes(20_000)) for number in range(200)))
+        await settled(node)
+        assert drivers[0]._ahead == 0
+
+    asyncio.run(use(anode()))
+    assert 80_000 < most < 100_000
+
+
 def test_replies_that_come_twice(anode: MakeNode, monkeypatch: pytest.MonkeyPatch) -> None:
     send = Router.send
 

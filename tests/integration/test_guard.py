@@ -213,7 +213,7 @@ def test_heartbeats_are_not_taken_for_messages_under_way(driven: Driven) -> None
         assert driven.cuts == 0
 
 
-def test_a_peer_that_does_not_read_its_replies_is_cut(driven: Driven) -> None:
+def test_replies_that_are_not_read_are_dropped_and_then_their_peer_is_cut(driven: Driven) -> None:
     with RawPeer(driven.router.address) as deaf, RawPeer(driven.router.address) as other:
         deaf.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         deaf.send(b"deaf")
@@ -223,12 +223,36 @@ def test_a_peer_that_does_not_read_its_replies_is_cut(driven: Driven) -> None:
             arrived = driven.turn(0.1)
             if arrived is not None:
                 routes[arrived[1]] = arrived[0]
-        for _ in range(2 + guard.REPLIES_MAX // (1 << 20)):
+        connection = driven.router.guard.of(routes[b"deaf"])
+        assert connection is not None
+        for _ in range(2 * guard.REPLIES_MAX // (1 << 20)):
             driven.router.send(routes[b"deaf"], bytes(1 << 20))
+        assert connection.replies <= guard.REPLIES_MAX + (8 << 20), "and a full socket"
+        driven.rest()
+        assert driven.cuts == 0, "it may be slow, and go on"
+        connection.moved -= guard.DEAF_SECONDS
+        driven.rest()
         assert driven.cuts == 1
         assert "read" in driven.said[-1]
         driven.router.send(routes[b"other"], b"still here")
         assert other._frame()[1] == b"still here"
+
+
+def test_a_peer_that_was_idle_for_long_has_time_to_read_its_next_reply(driven: Driven) -> None:
+    with RawPeer(driven.router.address) as peer:
+        peer.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        peer.send(b"hello")
+        arrived = None
+        while arrived is None:
+            arrived = driven.turn(0.1)
+        driven.rest()
+        connection = driven.router.guard.of(arrived[0])
+        assert connection is not None
+        connection.moved -= 3_600.0
+        driven.router.send(arrived[0], bytes(8 << 20))
+        driven.rest()
+        assert connection.unacknowledged > 0
+        assert driven.cuts == 0
 
 
 def test_replies_that_are_read_are_not_counted_for_ever(driven: Driven) -> None:
