@@ -1,8 +1,8 @@
 """Does Global grow with Locals that come and go? ``python -m tests.faults.growth --joins 20000``.
 
 Honest Nodes join and leave, first while nothing is deleted, then while every one of them holds a
-key that is deleted. What Global has resident is measured after a warm-up and at the end. The exit code
-is 1 if it has grown by more than ``GROWTH_MAX`` in either part.
+key that is deleted. What Global has resident is measured after a warm-up and at the end. The exit
+code is 1 if it has grown by more than ``GROWTH_MAX`` in either part.
 """
 
 from __future__ import annotations

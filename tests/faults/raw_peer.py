@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from types import TracebackType
 
 from dstore import wire
-from dstore.messages import NO_SESSION, Buffer, Hello, ToGlobal, ToLocal, Welcome
+from dstore.messages import NO_SESSION, Buffer, Goodbye, Hello, ToGlobal, ToLocal, Welcome
 
 SOURCE = "127.0.0.2"
 """The address that raw peers come from, so that they do not count with honest ones."""
@@ -141,6 +141,11 @@ class RawPeer:
     # ---- the end --------------------------------------------------------------------------
 
     def close(self) -> None:
+        """Say goodbye, if it has joined, and close the connection."""
+        if self.session:
+            with contextlib.suppress(OSError):
+                self.socket.settimeout(0.1)
+                self.say(Goodbye(self.epoch, self.session))
         self.socket.close()
 
     def __enter__(self) -> RawPeer:

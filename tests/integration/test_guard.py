@@ -239,8 +239,8 @@ def test_replies_that_are_not_read_are_dropped_and_then_their_peer_is_cut(driven
 
 
 def test_a_peer_that_was_idle_for_long_has_time_to_read_its_next_reply(driven: Driven) -> None:
+    """The reply has been sent, and its acknowledgement has not come yet."""
     with RawPeer(driven.router.address) as peer:
-        peer.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         peer.send(b"hello")
         arrived = None
         while arrived is None:
@@ -248,11 +248,12 @@ def test_a_peer_that_was_idle_for_long_has_time_to_read_its_next_reply(driven: D
         driven.rest()
         connection = driven.router.guard.of(arrived[0])
         assert connection is not None
-        connection.moved -= 3_600.0
-        driven.router.send(arrived[0], bytes(8 << 20))
-        driven.rest()
-        assert connection.unacknowledged > 0
+        now = time.monotonic() + 10 * guard.DEAF_SECONDS
+        assert driven.router.guard.may_reply(connection, 1 << 20, now)
+        driven.router.guard._judge_peer(connection, now)
         assert driven.cuts == 0
+        driven.router.guard._judge_peer(connection, now + 2 * guard.DEAF_SECONDS)
+        assert driven.cuts == 1
 
 
 def test_replies_that_are_read_are_not_counted_for_ever(driven: Driven) -> None:
