@@ -17,6 +17,8 @@ MAPS_MAX = 32_768
 """So many mappings a process has at a time. The system allows some 65,000 in all, of whatever, and
 libzmq ends a process that can get no further one.
 """
+PIPE_BYTES = 1 << 16
+"""So much is copied through a pipe at a time; it takes less if that is what it holds."""
 _live: set[int] = set()  # a number for each of them
 
 if sys.version_info >= (3, 13):
@@ -84,3 +86,28 @@ def read_only(descriptor: int, size: int) -> memoryview:
     if len(_live) >= MAPS_MAX:
         raise OSError(errno.ENOMEM, f"this process has {MAPS_MAX:,} values mapped")
     return _mapped(descriptor, size)
+
+
+def copied(view: memoryview) -> memoryview | None:
+    """A copy of mapped bytes; None if they are not there any more.
+
+    Who touches a page that a file has lost is ended by SIGBUS. The system itself gets an error
+    when it does so in a call. So here it is the system that reads, into a pipe.
+    """
+    copy = bytearray()
+    try:
+        ends = os.pipe()
+    except OSError:  # there are no more descriptors
+        return None
+    try:
+        reader, writer = ends
+        os.set_blocking(writer, False)
+        while len(copy) < len(view):
+            count = os.write(writer, view[len(copy) : len(copy) + PIPE_BYTES])
+            copy += os.read(reader, count)
+    except OSError:
+        return None
+    finally:
+        for end in ends:
+            os.close(end)
+    return memoryview(copy).toreadonly()

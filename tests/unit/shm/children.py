@@ -15,6 +15,7 @@ from typing import Any, ClassVar, TypeVar
 
 from dstore.background import janitor
 from dstore.shm import HostMemory, Writer, clean, open_memory
+from dstore.shm.folder import Folder
 
 PATIENCE = 30.0
 """Seconds; only a test that fails takes them."""
@@ -145,6 +146,13 @@ def opened(root: Path, epoch: int = EPOCH, limit: int = ROOMY) -> Iterator[HostM
         yield memory
     finally:
         memory.close()
+
+
+def entered(memory: HostMemory) -> Folder:
+    """The folder that it is in."""
+    folder = memory._folder
+    assert folder is not None
+    return folder
 
 
 def begun(memory: HostMemory, token: bytes, size: int = SIZE, *, own: bool = False) -> Writer:
