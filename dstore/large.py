@@ -207,7 +207,9 @@ class LargeValues:
         try:
             return memory.begin(token, size)
         except NoRoom as error:
-            self._complaints.warning("a value goes to the memory of this process alone: %s", error)
+            self._complaints.warning(
+                "a value goes to the memory of this process alone: %s", str(error)
+            )
             return None
 
     # ---- reading --------------------------------------------------------------------------
@@ -228,7 +230,9 @@ class LargeValues:
             try:
                 writer = memory.begin(token, size)
             except NoRoom as error:
-                self._complaints.warning("a value is fetched for this process alone: %s", error)
+                self._complaints.warning(
+                    "a value is fetched for this process alone: %s", str(error)
+                )
                 break
             if writer is not None:
                 try:

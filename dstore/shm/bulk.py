@@ -11,6 +11,7 @@ from dstore.limited_log import LimitedLog
 from dstore.messages import Buffer
 from dstore.shm.memory import COMPLAINTS_EVERY, HostMemory, open_memory
 from dstore.shm.parts import NoRoom, Writer
+from dstore.shm.pieces import Pieces
 
 log = logging.getLogger("dstore.shm")
 
@@ -52,6 +53,7 @@ class SharedBulk:
         self._kept: dict[bytes, memoryview] = {}  # these have no files any more
         self._complaints = LimitedLog(log, COMPLAINTS_EVERY)
         self._damage = LimitedLog(log)
+        self._pieces = Pieces()
 
     def __repr__(self) -> str:
         return (
@@ -119,7 +121,8 @@ class SharedBulk:
         size = self._sizes.get(token)
         if size is None:
             return self._private.read(token, offset, count)
-        piece = self._memory.read(token, size, offset, count, self._mapped(token, size))
+        view = self._mapped(token, size)
+        piece = self._memory.read(token, size, offset, count, view, self._pieces.take)
         if piece is None:
             self._damage.warning(
                 "a value of %s bytes is lost: somebody has removed its file in %s, or cut it short",

@@ -7,10 +7,11 @@ import errno
 import logging
 import os
 import time
+from collections.abc import Callable
 
 from dstore.background import janitor
 from dstore.limited_log import LimitedLog
-from dstore.shm import eviction, folder, locks, mapping, parts, place
+from dstore.shm import eviction, folder, locks, mapping, parts, pieces, place
 from dstore.shm.folder import COPIES, OWN, Folder
 from dstore.shm.locks import held
 from dstore.shm.parts import PART, NoRoom, Writer
@@ -257,11 +258,18 @@ class HostMemory:
             return False
 
     def read(
-        self, token: bytes, size: int, offset: int, count: int, mapped: memoryview | None
+        self,
+        token: bytes,
+        size: int,
+        offset: int,
+        count: int,
+        mapped: memoryview | None,
+        take: Callable[[int], memoryview] = pieces.fresh,
     ) -> memoryview | None:
         """A piece of a value of ``size`` bytes, copied. None if the bytes are lost.
 
         It is read from the file, and where there is none any more, from what is ``mapped`` of it.
+        ``take`` gives the memory to read it into.
         """
         name, folder = _name(token), self._folder
         count = max(0, min(count, size - offset))
@@ -272,9 +280,10 @@ class HostMemory:
                 with locks.open_sealed(folder.here, where) as file:
                     if os.fstat(file.fileno()).st_size != size:
                         return None
-                    piece = os.pread(file.fileno(), count, offset)
+                    piece = take(count)
                     # It may have been cut short just now.
-                    return memoryview(piece) if len(piece) == count else None
+                    whole = os.preadv(file.fileno(), [piece], offset) == count
+                    return piece.toreadonly() if whole else None
             except FileNotFoundError:
                 continue
             except (OSError, OverflowError):  # no descriptors left, or no such place
