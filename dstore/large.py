@@ -212,6 +212,10 @@ class LargeValues:
             )
             return None
 
+    def _complain(self, what: str, error: NoRoom) -> None:
+        # As text: an exception that a log keeps would keep the folder open.
+        self._complaints.warning("%s: %s", what, str(error))
+
     # ---- reading --------------------------------------------------------------------------
 
     def obtain(self, step: Obtain, move: Move, check: Callable[[], None]) -> Held | None:

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import logging
 import os
+import stat
 import time
 from collections.abc import Callable
 
@@ -31,7 +32,7 @@ OWN_PATIENCE = 0.1
 COMPLAINTS_EVERY = 60.0
 """Least seconds between two lines of one kind in the log: what is wrong with a folder stays so."""
 ENTER_EVERY = 1.0
-"""Seconds between two tries to enter a folder again that somebody has removed."""
+"""Seconds until the next try to enter a folder again that could not be entered."""
 LOST = {errno.ENOENT, errno.ENOTDIR, errno.ESTALE}
 """What the system says when the folder is not there any more, or is none."""
 SAID_MAX = 100
@@ -94,8 +95,9 @@ class HostMemory:
     def begin(self, token: bytes, size: int, *, own: bool = False) -> Writer | None:
         """Become the one on this host who writes the value, all of its memory reserved.
 
-        None if another process or thread is writing it, or has just written it. Copies are evicted
-        to make room. Raises NoRoom.
+        None if another process or thread is writing it, or has just written it; or if there was a
+        copy of another size, which is damaged and removed. Copies are evicted to make room. Raises
+        NoRoom.
 
         With ``own`` the file is Global's: there is no limit on those, and they are never evicted.
         Its memory is reserved step by step as it is written, and so is room made for it, since
@@ -107,6 +109,8 @@ class HostMemory:
         try:
             folder, writer = self._claimed(name, size, own)
             if writer is None:
+                if not own and self._dropped_damaged(folder, name, size):
+                    return None
                 if self._unreadable(folder, token, name, size, own):
                     raise NoRoom("it is there, but has another size or cannot be mapped")
                 return None
@@ -155,11 +159,11 @@ class HostMemory:
             now = time.monotonic()
             if self._folder is not lost or now < self._enter_at:
                 return self._folder if self._folder is not lost else None
-            self._enter_at = now + ENTER_EVERY
             try:
                 entered = folder.enter(self._root, self._epoch, tries=1)
             except (OSError, Unusable) as error:
-                self._complaints.warning("%s cannot be used any more: %s", self.path, error)
+                self._enter_at = now + ENTER_EVERY
+                self._complaints.warning("%s cannot be used any more: %s", self.path, str(error))
                 return None
             self._entered = entered
             self._abandon(lost)
@@ -311,13 +315,22 @@ class HostMemory:
         name, folder = _name(token), self._folder
         if folder is None:
             return False
-        for where in (_copy(name), _own(name)):
-            status = _there(folder, where)
-            if status is not None and (size is None or status.st_size == size):
-                return True
-            if status is not None and where == _copy(name):
-                parts.remove(folder.here, where)
-        return False
+        if size is not None and self._dropped_damaged(folder, name, size):
+            return False
+        # In this order, since a file moves from the copies to Global's own, and never back.
+        return any(
+            status is not None and size in (None, status.st_size)
+            for status in (_there(folder, _copy(name)), _there(folder, _own(name)))
+        )
+
+    @staticmethod
+    def _dropped_damaged(folder: Folder, name: str, size: int) -> bool:
+        """Whether there was a copy that has not its size; it is removed, to be fetched afresh."""
+        copy = _there(folder, _copy(name))
+        if copy is None or copy.st_size == size:
+            return False
+        parts.remove(folder.here, _copy(name))
+        return True
 
     def touch(self, token: bytes) -> None:
         """Note that the value was used, so that it is evicted later than others."""
@@ -373,7 +386,7 @@ def intact(token: bytes, size: int) -> bool:
     """
     name = _name(token)
     return all(
-        status is None or status.st_size == size
+        status is None or status.st_size == size or not stat.S_ISREG(status.st_mode)
         for folder in list(held.folders.values())
         for status in (_there(folder, _copy(name)), _there(folder, _own(name)))
     )

@@ -6,7 +6,9 @@ longer than the copy that goes there.
 
 from __future__ import annotations
 
-PIECE_BYTES = 1 << 20
+from dstore.config import CHUNK_BYTES
+
+PIECE_BYTES = CHUNK_BYTES
 """What is read in one go has at most so many bytes, else its memory is not kept."""
 KEPT_MAX = 16
 """So many pieces are kept."""

@@ -75,6 +75,16 @@ class Child:
         self.process.kill()
         self.process.join()
 
+    def ends_by(self, number: signal.Signals) -> None:
+        """Wait until this signal has ended it."""
+        self.process.join(PATIENCE)
+        code = self.process.exitcode
+        self.kill()
+        self._pipes.discard(self._pipe)
+        self._pipe.close()
+        self.process.close()
+        assert code == -number, f"the child ended with {code}"
+
     def end(self) -> None:
         """Wait until it has ended by itself, well. Idempotent."""
         if self._pipe.closed:
