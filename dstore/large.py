@@ -25,13 +25,13 @@ from dstore.engines.bulk import fresh_memory
 from dstore.errors import NodeClosed, ValueCorrupt
 from dstore.limited_log import LimitedLog
 from dstore.messages import Buffer, Large, Stored
-from dstore.shm import COMPLAINTS_EVERY, HostMemory, NoRoom, Writer, clean, intact, open_memory
+from dstore.shm import COMPLAINTS_EVERY, HostMemory, NoRoom, Writer, clean, is_whole, open_memory
 
 log = logging.getLogger("dstore.local")
 
 PIECE_BYTES = 1 << 20
 """What is copied, or read from a file, in one go."""
-CUT_SHORT = "is damaged: another process has changed the size of its file in shared memory"
+CUT_SHORT = "is damaged: another process has cut its file in shared memory short"
 PAUSE_FIRST, PAUSE_MAX = 0.0005, 0.02
 """Seconds between two looks at a file that another process is writing, with doubling pauses."""
 
@@ -77,13 +77,21 @@ class _Laid:
         return piece
 
 
-def check_intact(entry: Entry, stored: Stored) -> None:
-    """Raise ValueCorrupt rather than let somebody touch what a file has lost.
+def check_whole(entry: Entry, stored: Stored) -> None:
+    """Raise ValueCorrupt rather than have this process touch what a file has lost.
 
-    The Node gives such an entry up within two seconds, and fetches the value afresh.
+    The Node gives such an entry up within two seconds, and then fetches the value for itself.
     """
-    if entry.shared is not None and not intact(entry.shared, stored.size):
+    if entry.shared is not None and not _is_whole(stored):
         raise ValueCorrupt(f"the value of {entry.key!r} {CUT_SHORT}")
+
+
+def _is_whole(value: object) -> bool:
+    return (
+        not isinstance(value, Stored)
+        or not isinstance(value.body, memoryview)
+        or is_whole(value.body)
+    )
 
 
 def random16() -> bytes:
@@ -282,7 +290,7 @@ class LargeValues:
                 assert entry.shared is not None
                 value = entry.value
                 size = value.size if isinstance(value, Stored) else None
-                if not memory.linked(entry.shared, size):
+                if not memory.linked(entry.shared, size) or not _is_whole(value):
                     gone.append(entry.shared)
                 elif entry.visited is True:
                     entry.visited = SEEN

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import zmq
 
-from dstore.shm import clean
+from dstore.shm import clean, is_whole
 
 GRACE = 5.0
 """Seconds within which a thread or child that was told to end must have ended."""
@@ -97,6 +97,7 @@ def start_what_stays() -> None:
         two.connect("inproc://warm")
         one.send(bytes(1 << 20), copy=False)
         two.recv()
+    is_whole(memoryview(b"1"))  # a pipe
 
 
 def child_processes() -> set[int]:

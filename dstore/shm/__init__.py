@@ -16,7 +16,8 @@ touches the next page.
 from __future__ import annotations
 
 from dstore.shm.bulk import SharedBulk, bulk_for
-from dstore.shm.memory import COMPLAINTS_EVERY, HostMemory, check_root, clean, intact, open_memory
+from dstore.shm.mapping import is_whole
+from dstore.shm.memory import COMPLAINTS_EVERY, HostMemory, check_root, clean, open_memory
 from dstore.shm.parts import NoRoom, Writer
 
 __all__ = [
@@ -28,6 +29,6 @@ __all__ = [
     "bulk_for",
     "check_root",
     "clean",
-    "intact",
+    "is_whole",
     "open_memory",
 ]

@@ -6,7 +6,6 @@ import contextlib
 import errno
 import logging
 import os
-import stat
 import time
 from collections.abc import Callable
 
@@ -95,9 +94,8 @@ class HostMemory:
     def begin(self, token: bytes, size: int, *, own: bool = False) -> Writer | None:
         """Become the one on this host who writes the value, all of its memory reserved.
 
-        None if another process or thread is writing it, or has just written it; or if there was a
-        copy of another size, which is damaged and removed. Copies are evicted to make room. Raises
-        NoRoom.
+        None if another process or thread is writing it, or has just written it. Copies are evicted
+        to make room. Raises NoRoom.
 
         With ``own`` the file is Global's: there is no limit on those, and they are never evicted.
         Its memory is reserved step by step as it is written, and so is room made for it, since
@@ -109,8 +107,6 @@ class HostMemory:
         try:
             folder, writer = self._claimed(name, size, own)
             if writer is None:
-                if not own and self._dropped_damaged(folder, name, size):
-                    return None
                 if self._unreadable(folder, token, name, size, own):
                     raise NoRoom("it is there, but has another size or cannot be mapped")
                 return None
@@ -310,27 +306,17 @@ class HostMemory:
     def linked(self, token: bytes, size: int | None = None) -> bool:
         """Whether the value is here in full, so that others can find it.
 
-        A copy that has not the ``size`` is removed, so that it may be fetched afresh.
+        With ``size``, one of another size does not count. It stays: if it made way for a good one,
+        those who have the damaged one mapped could not tell.
         """
         name, folder = _name(token), self._folder
         if folder is None:
-            return False
-        if size is not None and self._dropped_damaged(folder, name, size):
             return False
         # In this order, since a file moves from the copies to Global's own, and never back.
         return any(
             status is not None and size in (None, status.st_size)
             for status in (_there(folder, _copy(name)), _there(folder, _own(name)))
         )
-
-    @staticmethod
-    def _dropped_damaged(folder: Folder, name: str, size: int) -> bool:
-        """Whether there was a copy that has not its size; it is removed, to be fetched afresh."""
-        copy = _there(folder, _copy(name))
-        if copy is None or copy.st_size == size:
-            return False
-        parts.remove(folder.here, _copy(name))
-        return True
 
     def touch(self, token: bytes) -> None:
         """Note that the value was used, so that it is evicted later than others."""
@@ -377,19 +363,6 @@ def _there(folder: Folder, name: str) -> os.stat_result | None:
         return os.stat(name, dir_fd=folder.here.fd, follow_symlinks=False)
     except OSError:
         return None
-
-
-def intact(token: bytes, size: int) -> bool:
-    """Whether no file of this value is shorter or longer than it was, as far as this process sees.
-
-    One that has been unlinked cannot be changed by others any more.
-    """
-    name = _name(token)
-    return all(
-        status is None or status.st_size == size or not stat.S_ISREG(status.st_mode)
-        for folder in list(held.folders.values())
-        for status in (_there(folder, _copy(name)), _there(folder, _own(name)))
-    )
 
 
 def open_memory(

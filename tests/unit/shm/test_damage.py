@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import subprocess
+import threading
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -15,7 +16,7 @@ import pytest
 
 from dstore.background import janitor
 from dstore.engines.base import Lost
-from dstore.shm import HostMemory, NoRoom, SharedBulk, bulk_for, folder, intact, mapping
+from dstore.shm import HostMemory, NoRoom, SharedBulk, bulk_for, folder, is_whole, mapping
 from dstore.shm import memory as shm_memory
 from dstore.testing.bulk_contract import raises
 from tests.leaks import open_descriptors
@@ -192,18 +193,50 @@ def test_a_file_that_is_cut_short_while_it_is_written(
         assert read(bulk, token) == value_of(token)
 
 
-def test_whether_a_value_is_intact(tmp_path: Path) -> None:
+@pytest.mark.parametrize("left", [0, 1, PAGE, SIZE - 6])
+def test_whether_all_pages_are_there(tmp_path: Path, left: int) -> None:
+    """Also when the file has no name any more, or there is another one with its name."""
+
+    def body(pipe: Connection) -> None:
+        with opened(tmp_path) as memory:
+            token = stored(memory)
+            view = memory.find(token, SIZE)
+            assert view is not None
+            path = folder_of(tmp_path) / "copies" / token.hex()
+            seen = [is_whole(view)]
+            os.truncate(path, left)
+            seen.append(is_whole(view))
+            path.rename(tmp_path / "kept")
+            seen.append(is_whole(view))
+            with begun(memory, token) as writer:
+                writer.write(0, value_of(token))
+                seen.append(is_whole(writer.seal()))
+            seen.append(is_whole(view))
+            os.truncate(tmp_path / "kept", SIZE)
+            seen.append(is_whole(view))
+            pipe.send(seen)
+
+    with Child(body) as child:
+        assert child.hear() == [True, False, False, True, False, True]
+
+
+def test_many_threads_may_ask_that_and_so_may_a_child(tmp_path: Path) -> None:
     with opened(tmp_path) as memory:
-        for own in (False, True):
-            token = stored(memory, own=own)
-            path = folder_of(tmp_path) / ("global" if own else "copies") / token.hex()
-            assert intact(token, SIZE)
-            os.truncate(path, SIZE - 1)
-            assert not intact(token, SIZE)
-            path.unlink()
-            assert intact(token, SIZE), "nobody else can change it any more"
-            os.mkfifo(path)
-            assert intact(token, SIZE), "this is another file"
+        view = memory.find(stored(memory), SIZE)
+        assert view is not None
+        seen: list[bool] = []
+
+        def ask() -> None:
+            seen.extend(is_whole(view) for _ in range(2000))
+
+        threads = [threading.Thread(target=ask) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        with Child(lambda pipe: pipe.send(all(is_whole(view) for _ in range(2000)))) as child:
+            assert child.hear() is True
+        for thread in threads:
+            thread.join()
+        assert seen == [True] * 8000
 
 
 # ---- folders that are removed -----------------------------------------------------------------
