@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import os
 import shutil
 import signal
@@ -72,6 +73,7 @@ def test_the_system_does_end_who_touches_what_a_file_has_lost(tmp_path: Path) ->
             os.truncate(folder_of(tmp_path) / "copies" / token.hex(), PAGE)
             assert view is not None
             pipe.send(bytes(view[:PAGE]) == value_of(token)[:PAGE])
+            faulthandler.disable()
             bytes(view)
 
     with Child(body) as child:
