@@ -18,7 +18,7 @@ from dstore.engines.memory import MemoryEngine
 from dstore.errors import BadMessage
 from dstore.limited_log import LimitedLog
 from dstore.messages import Buffer, Refusal, Refused
-from dstore.shm import bulk_for
+from dstore.shm import bulk_for, check_root
 from dstore.transport.router import Router
 
 log = logging.getLogger("dstore.global")
@@ -98,6 +98,7 @@ class Global:
         if not config.LARGE_FROM_MIN <= large_from <= config.INLINE_BYTES_MAX:
             least, most = config.LARGE_FROM_MIN, config.INLINE_BYTES_MAX
             raise ValueError(f"large_from is {least:,} to {most:,}, not {large_from}")
+        check_root(shm)
         self.address = address
         self.publisher = publisher or ""
         self._lease = float(lease)

@@ -22,15 +22,16 @@ from dstore.core.cache import SEEN, Entry, Held
 from dstore.core.operations import Obtain
 from dstore.core.transfer import Body, Transfer, Write, download
 from dstore.engines.bulk import fresh_memory
-from dstore.errors import NodeClosed
+from dstore.errors import NodeClosed, ValueCorrupt
 from dstore.limited_log import LimitedLog
 from dstore.messages import Buffer, Large, Stored
-from dstore.shm import HostMemory, NoRoom, Writer, clean, open_memory
+from dstore.shm import COMPLAINTS_EVERY, HostMemory, NoRoom, Writer, clean, is_whole, open_memory
 
 log = logging.getLogger("dstore.local")
 
 PIECE_BYTES = 1 << 20
 """What is copied, or read from a file, in one go."""
+CUT_SHORT = "is damaged: another process has cut its file in shared memory short"
 PAUSE_FIRST, PAUSE_MAX = 0.0005, 0.02
 """Seconds between two looks at a file that another process is writing, with doubling pauses."""
 
@@ -41,19 +42,56 @@ Move = Callable[[Transfer[None]], None]
 class Source(NamedTuple):
     """A large value that is to be written.
 
-    ``held`` is what the cache may hold of it, if anything, ``memory`` where it has been laid down
-    for others.
+    ``held`` is what the cache may hold of it, if anything, ``laid`` what has laid it down for
+    others.
     """
 
     stored: Stored
     body: Body
     held: Held | None
-    memory: HostMemory | None = None
+    laid: Writer | None = None
 
     def drop(self) -> None:
         """It has not been bound: nobody will ask for it."""
-        if self.memory is not None:
-            self.memory.drop(self.stored.token)
+        if self.laid is not None:
+            self.laid.withdraw()
+
+
+class _Laid:
+    """The bytes of a value that has been laid down, by slices, for sending.
+
+    ZeroMQ would end the process if it found that a file has been cut short. So they are read.
+    """
+
+    def __init__(self, memory: HostMemory, token: bytes, view: memoryview) -> None:
+        self._memory = memory
+        self._token = token
+        self._view = view
+
+    def __getitem__(self, where: slice) -> Buffer:
+        """Raises ValueCorrupt if the bytes are lost."""
+        start, stop, _ = where.indices(len(self._view))
+        piece = self._memory.read(self._token, len(self._view), start, stop - start, self._view)
+        if piece is None:
+            raise ValueCorrupt(f"the value {CUT_SHORT}")
+        return piece
+
+
+def check_whole(entry: Entry, stored: Stored) -> None:
+    """Raise ValueCorrupt rather than have this process touch what a file has lost.
+
+    The Node gives such an entry up within two seconds, and then fetches the value for itself.
+    """
+    if entry.shared is not None and not _is_whole(stored):
+        raise ValueCorrupt(f"the value of {entry.key!r} {CUT_SHORT}")
+
+
+def _is_whole(value: object) -> bool:
+    return (
+        not isinstance(value, Stored)
+        or not isinstance(value.body, memoryview)
+        or is_whole(value.body)
+    )
 
 
 def random16() -> bytes:
@@ -76,7 +114,7 @@ class LargeValues:
         self._over = {0}  # lives of Global that are over
         self._memory: HostMemory | None = None
         self._closed = False
-        self._complaints = LimitedLog(log)
+        self._complaints = LimitedLog(log, COMPLAINTS_EVERY)
 
     def __repr__(self) -> str:
         return f"<LargeValues epoch={self._epoch:x} {self._memory!r}>"
@@ -154,7 +192,7 @@ class LargeValues:
         token = random16()
         memory = self._memory_of(epoch)
         writer = self._begin(memory, token, size)
-        if writer is None:
+        if memory is None or writer is None:
             return None
         hasher = content.Hasher(codec)
         try:
@@ -168,7 +206,8 @@ class LargeValues:
         except NoRoom:  # the folder was left meanwhile, as when the Node is closed
             return None
         stored = Stored(token, codec, Large(size, hasher.digest()))
-        return Source(stored, body, Held(body, shared=True), memory)
+        laid = _Laid(memory, token, body)
+        return Source(stored, laid, Held(body, shared=True), writer)
 
     def _begin(self, memory: HostMemory | None, token: bytes, size: int) -> Writer | None:
         if memory is None:
@@ -176,8 +215,14 @@ class LargeValues:
         try:
             return memory.begin(token, size)
         except NoRoom as error:
-            self._complaints.warning("a value goes to the memory of this process alone: %s", error)
+            self._complaints.warning(
+                "a value goes to the memory of this process alone: %s", str(error)
+            )
             return None
+
+    def _complain(self, what: str, error: NoRoom) -> None:
+        # As text: an exception that a log keeps would keep the folder open.
+        self._complaints.warning("%s: %s", what, str(error))
 
     # ---- reading --------------------------------------------------------------------------
 
@@ -197,7 +242,9 @@ class LargeValues:
             try:
                 writer = memory.begin(token, size)
             except NoRoom as error:
-                self._complaints.warning("a value is fetched for this process alone: %s", error)
+                self._complaints.warning(
+                    "a value is fetched for this process alone: %s", str(error)
+                )
                 break
             if writer is not None:
                 try:
@@ -233,7 +280,7 @@ class LargeValues:
                 memory.drop(token)
 
     def evicted(self, entries: Iterable[Entry]) -> list[bytes]:
-        """The tokens of those whose files have been evicted to make room.
+        """The tokens of those whose files have been evicted to make room, or cut short.
 
         Others that were read since the last time are touched.
         """
@@ -241,7 +288,9 @@ class LargeValues:
         if memory is not None:
             for entry in entries:
                 assert entry.shared is not None
-                if not memory.linked(entry.shared):
+                value = entry.value
+                size = value.size if isinstance(value, Stored) else None
+                if not memory.linked(entry.shared, size) or not _is_whole(value):
                     gone.append(entry.shared)
                 elif entry.visited is True:
                     entry.visited = SEEN

@@ -7,14 +7,15 @@ import logging
 from dstore import clock
 
 PAUSE = 1.0
-"""Least seconds between two lines."""
+"""Least seconds between two lines, unless said otherwise."""
 
 
 class LimitedLog:
     """Warnings of one kind. For one thread at a time; two at once may count one too few."""
 
-    def __init__(self, log: logging.Logger) -> None:
+    def __init__(self, log: logging.Logger, pause: float = PAUSE) -> None:
         self._log = log
+        self._pause = pause
         self._next_at = float("-inf")
         self._left_out = 0
 
@@ -26,5 +27,5 @@ class LimitedLog:
             return
         if self._left_out:
             message += f" ({self._left_out} more since the last such line)"
-        self._next_at, self._left_out = now + PAUSE, 0
+        self._next_at, self._left_out = now + self._pause, 0
         self._log.warning(message, *arguments)

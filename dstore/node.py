@@ -22,6 +22,7 @@ from dstore.errors import InvalidKey, NodeClosed
 from dstore.files import Fetched, Path, Progress
 from dstore.local import Local
 from dstore.messages import Key, Stored
+from dstore.shm import check_root
 from dstore.translate import Deletion
 from dstore.transport import addresses
 from dstore.verbs import RAISE, Lookup, Run, Verb, Verbs
@@ -121,6 +122,7 @@ class Node:
             raise ValueError(f"a timeout is above 0 and below {config.TIMEOUT_MAX:g} seconds")
         if shm_limit is not None and shm_limit < 0:
             raise ValueError(f"shm_limit is at least 0, not {shm_limit}")
+        check_root(None if shm is None else os.fsdecode(shm))
         self.address = addresses.check(address or config.address_default())
         self._settings = _Settings(
             self.address,

@@ -20,7 +20,7 @@ from dstore.core.operations import Answer, Operation
 from dstore.core.transfer import Body, Write
 from dstore.errors import InvalidKey, KeyMissing, KeyOccupied, ValueTooLarge, WaitTimedOut
 from dstore.files import Fetched, Progress
-from dstore.large import LargeValues, Source, random16
+from dstore.large import LargeValues, Source, check_whole, random16
 from dstore.messages import DelResult, Key, Large, SetItem, SetStatus, Stored
 from dstore.translate import Deletion
 
@@ -86,6 +86,7 @@ class Verbs:
         value = entry.value
         if type(value) is not Stored:
             return value
+        check_whole(entry, value)
         value, keep = self.codecs.decode(value)
         if keep:
             entry.value = value
@@ -152,6 +153,7 @@ class Verbs:
         assert answer.entry is not None
         value = answer.entry.value
         if type(value) is Stored:
+            check_whole(answer.entry, value)
             return value
         encoded = self.codecs.encode(value)  # a small one, which was kept as it was decoded
         return Stored(b"", encoded.codec, encoded.joined())

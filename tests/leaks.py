@@ -20,7 +20,7 @@ from pathlib import Path
 
 import zmq
 
-from dstore.shm import clean
+from dstore.shm import clean, is_whole
 
 GRACE = 5.0
 """Seconds within which a thread or child that was told to end must have ended."""
@@ -75,6 +75,7 @@ def shared_files() -> set[str]:
 def private_shared_memory() -> Iterator[None]:
     """A folder in shared memory for these tests alone, so that other runs do not disturb them."""
     base = SHARED_MEMORY if SHARED_MEMORY.is_dir() else None
+    os.umask(0o022)  # a folder that a group may write is refused
     with tempfile.TemporaryDirectory(prefix="tests-of-dstore-", dir=base) as folder:
         os.chmod(folder, 0o711)  # other users of these tests have a folder of their own in it
         former = os.environ.get(ROOT_VARIABLE)
@@ -96,6 +97,7 @@ def start_what_stays() -> None:
         two.connect("inproc://warm")
         one.send(bytes(1 << 20), copy=False)
         two.recv()
+    is_whole(memoryview(b"1"))  # a pipe
 
 
 def child_processes() -> set[int]:

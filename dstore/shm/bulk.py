@@ -9,8 +9,9 @@ from dstore.engines.base import Bulk, Lost
 from dstore.engines.bulk import PrivateBulk
 from dstore.limited_log import LimitedLog
 from dstore.messages import Buffer
-from dstore.shm.memory import HostMemory, open_memory
+from dstore.shm.memory import COMPLAINTS_EVERY, HostMemory, open_memory
 from dstore.shm.parts import NoRoom, Writer
+from dstore.shm.pieces import Pieces
 
 log = logging.getLogger("dstore.shm")
 
@@ -33,9 +34,14 @@ class SharedBulk:
     A value that finds no room there goes to the process's own memory; then Nodes of this host
     fetch it like others.
 
-    A process may have some 65,000 mappings, and ends when it needs one more, so that values must
-    not have one each: those that came or were read last have. What is mapped stays good even if
-    somebody else removes the files.
+    A value is read from its file, by a call to the system: another process of this user may cut
+    the file short, and to touch a page that is missing would end Global. (So a piece is copied. It
+    cannot be sent from where it lies, since ZeroMQ touches it later, in a thread of its own.)
+
+    A mapping keeps the bytes if somebody removes the files. It is not touched; when there is no
+    file any more, the system copies from it. A process may have some 65,000 mappings, and ends when
+    it needs one more, so that values must not have one each: those that came or were read last
+    have.
     """
 
     def __init__(self, memory: HostMemory) -> None:
@@ -45,7 +51,9 @@ class SharedBulk:
         self._sizes: dict[bytes, int] = {}
         self._maps: dict[bytes, memoryview] = {}  # the one that was read last is the last
         self._kept: dict[bytes, memoryview] = {}  # these have no files any more
-        self._complaints = LimitedLog(log)
+        self._complaints = LimitedLog(log, COMPLAINTS_EVERY)
+        self._damage = LimitedLog(log)
+        self._pieces = Pieces()
 
     def __repr__(self) -> str:
         return (
@@ -98,7 +106,7 @@ class SharedBulk:
         writer.abandon()
 
     def _complain(self, error: NoRoom) -> None:
-        self._complaints.warning("a value is kept in Global's own memory: %s", error)
+        self._complaints.warning("a value is kept in Global's own memory: %s", str(error))
 
     def adopt(self, token: bytes, size: int) -> bool:
         if token in self._writers or token in self._sizes or token in self._private:
@@ -114,9 +122,14 @@ class SharedBulk:
         if size is None:
             return self._private.read(token, offset, count)
         view = self._mapped(token, size)
-        if view is None:
-            return self._memory.read_own(token, offset, count)
-        return view[offset : offset + count]
+        piece = self._memory.read(token, size, offset, count, view, self._pieces.take)
+        if piece is None:
+            self._damage.warning(
+                "a value of %s bytes is lost: somebody has removed its file in %s, or cut it short",
+                f"{size:,}",
+                self._memory.path,
+            )
+        return piece
 
     def _mapped(self, token: bytes, size: int) -> memoryview | None:
         view = self._kept.get(token)

@@ -13,14 +13,18 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
+import stat
 from collections.abc import Callable
 from typing import NamedTuple
 
 from dstore.background import janitor
 from dstore.shm import parts
-from dstore.shm.folder import Folder
-from dstore.shm.parts import PART
+from dstore.shm.folder import COPIES, Folder
+from dstore.shm.parts import PART_NAME
+from dstore.shm.place import Directory
 
+SEALED_NAME = re.compile("[0-9a-f]{32}")
 EXTRA = 16
 """Beyond what is needed, this fraction is evicted, if files are small enough for that."""
 
@@ -29,7 +33,7 @@ class Copy(NamedTuple):
     """A sealed file that may be evicted. They compare by recency."""
 
     touched: int
-    path: str
+    name: str
     size: int
 
 
@@ -40,16 +44,16 @@ def limit_default(path: str) -> int:
     return (total or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")) // 2
 
 
-def used(path: str) -> float:
+def used(place: Directory) -> float:
     """How many bytes the file system holds, of whomever. A tmpfs without a size does not tell."""
-    status = os.statvfs(path)
+    status = os.statvfs(place.fd)
     taken = status.f_frsize * (status.f_blocks - status.f_bfree)
     return taken if status.f_blocks else float("inf")
 
 
-def free(path: str) -> float:
+def free(place: Directory) -> float:
     """How many bytes the file system has left. A tmpfs without a size has no end."""
-    status = os.statvfs(path)
+    status = os.statvfs(place.fd)
     return status.f_frsize * status.f_bavail if status.f_blocks else float("inf")
 
 
@@ -59,16 +63,16 @@ def keep_limit(folder: Folder, mine: str, size: int, limit: int) -> int | None:
     How many bytes are at least left. None, and nothing is evicted, if it cannot be done, because
     of what others are writing.
     """
-    taken = used(folder.copies)
+    taken = used(folder.here)
     if taken <= limit:
         return int(limit - taken)
     parts.sweep(folder)
-    unfinished, copies = _listed(folder.copies, mine)
+    unfinished, copies = _listed(folder.here, mine)
     if unfinished + size > limit:
         return None
     total = unfinished + size + sum(copy.size for copy in copies)
     if total > limit:
-        total -= _evict(copies, lambda freed: total - freed <= limit, limit // EXTRA)
+        total -= _evict(folder.here, copies, lambda freed: total - freed <= limit, limit // EXTRA)
     return limit - total
 
 
@@ -81,18 +85,18 @@ def make_room(folder: Folder, needed: int, now: int, patience: float | None = No
     enough, if they are mapped: the system gives back their memory when the last reader has gone.
     """
     swept = parts.sweep(folder)
-    if (janitor.wait(patience) or swept) and free(folder.copies) >= needed:
+    if (janitor.wait(patience) or swept) and free(folder.here) >= needed:
         return True
     if patience is not None and janitor.busy:
         return False
-    _, copies = _listed(folder.copies, "")
+    _, copies = _listed(folder.here, "")
     total = sum(copy.size for copy in copies)
-    if free(folder.copies) + total < needed:
+    if free(folder.here) + total < needed:
         return False
-    return _evict(copies, lambda _: free(folder.copies) >= now, total // EXTRA) > 0
+    return _evict(folder.here, copies, lambda _: free(folder.here) >= now, total // EXTRA) > 0
 
 
-def _evict(copies: list[Copy], enough: Callable[[int], bool], extra: int) -> int:
+def _evict(here: Directory, copies: list[Copy], enough: Callable[[int], bool], extra: int) -> int:
     """Evict at least one, as many as it takes, and ``extra`` bytes at most. How many bytes."""
     freed = 0
     for copy in copies:
@@ -101,22 +105,28 @@ def _evict(copies: list[Copy], enough: Callable[[int], bool], extra: int) -> int
             if extra < 0:
                 break
         with contextlib.suppress(OSError):
-            os.unlink(copy.path)
+            os.unlink(copy.name, dir_fd=here.fd)
         freed += copy.size
     return freed
 
 
-def _listed(place: str, mine: str) -> tuple[int, list[Copy]]:
-    """The bytes in unfinished files but for ``mine``; the others, least recently touched first."""
+def _listed(here: Directory, mine: str) -> tuple[int, list[Copy]]:
+    """The bytes in unfinished files but for ``mine``; the others, least recently touched first.
+
+    What has not the name of a file of ours was left there by somebody, and stays.
+    """
     unfinished, copies = 0, []
-    with os.scandir(place) as entries:
+    with here.listed(COPIES) as entries:
         for entry in entries:
             try:
                 status = entry.stat(follow_symlinks=False)
             except FileNotFoundError:
                 continue
-            if not entry.name.endswith(PART):
-                copies.append(Copy(status.st_mtime_ns, entry.path, status.st_size))
-            elif entry.path != mine:
+            name = f"{COPIES}/{entry.name}"
+            if not stat.S_ISREG(status.st_mode):
+                continue
+            if SEALED_NAME.fullmatch(entry.name):
+                copies.append(Copy(status.st_mtime_ns, name, status.st_size))
+            elif PART_NAME.fullmatch(entry.name) and name != mine:
                 unfinished += status.st_size
     return unfinished, sorted(copies)

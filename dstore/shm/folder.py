@@ -18,6 +18,10 @@ exclusive one: of two that leave at the same time, each holding on to its share,
 the lock taken and both would leave the folder behind. What a killed process leaves behind goes
 when the next one comes.
 
+Whoever has entered holds the folder open and opens its files relative to it (``place.py``). If
+somebody removes the folder all the same, as a system does when a user logs out, a process notices
+when it wants to write there, and enters again, into a folder of the same name.
+
 To remove gigabytes takes a while. So, with the lock, the folder only gets another name, which
 nobody enters, and the janitor removes what is in it; if it does not come to an end, the next one
 that cleans does.
@@ -30,15 +34,14 @@ import io
 import logging
 import os
 import re
-import shutil
-import stat
 import time
 from functools import partial
 from typing import TYPE_CHECKING
 
 from dstore.background import janitor
-from dstore.shm import locks
+from dstore.shm import locks, place
 from dstore.shm.locks import held
+from dstore.shm.place import Directory, Unusable
 
 if TYPE_CHECKING:
     from dstore.shm.parts import Part
@@ -55,22 +58,18 @@ ENTER_TRIES, ENTER_PAUSE = 1000, 0.005
 """How often, and at what distance in seconds, one tries to enter a folder that is being removed."""
 
 
-class Unusable(Exception):
-    """There is no shared memory to be had in this place. The message says why."""
-
-
 class Folder:
     """The folder of an epoch that this process has entered; it holds the lock, shared.
 
-    ``users`` counts the memories of this process that are open on it, ``parts`` are the
-    unfinished files that this process writes, by path. ``held.lock`` guards them. ``alive`` ends
-    when the process leaves, and in a forked child.
+    ``here`` is the folder, ``above`` the one of all epochs. ``users`` counts the memories of this
+    process that are open on it, ``parts`` are the unfinished files that this process writes, by
+    name. ``held.lock`` guards them. ``alive`` ends when the process leaves, and in a forked child.
     """
 
-    def __init__(self, path: str, lock_file: io.FileIO) -> None:
-        self.path = path
-        self.own = os.path.join(path, OWN)
-        self.copies = os.path.join(path, COPIES)
+    def __init__(self, above: Directory, here: Directory, lock_file: io.FileIO) -> None:
+        self.above = above
+        self.here = here
+        self.path = here.path
         self.lock_file = lock_file
         self.key = locks.identity(os.fstat(lock_file.fileno()))
         self.users = 0
@@ -85,77 +84,81 @@ class Folder:
         """In the child: this is the parent's, and stays as it is."""
         self.alive = False
         self.lock_file.close()
+        self.here.close()
+        self.above.close()
         for part in self.parts.values():
             part.forked()
         self.parts.clear()
 
 
-def user_folder(root: str) -> str:
-    """Where the folders of this user are."""
-    return os.path.join(root, f"dstore-{os.geteuid()}")
-
-
-def enter(root: str, epoch: int) -> Folder:
+def enter(root: str, epoch: int, tries: int | None = None) -> Folder:
     """Join the users of an epoch on this host. Raises Unusable and OSError.
 
-    Each call wants a :func:`leave`.
+    Each call wants a :func:`leave`. It waits for one who is removing the folder, unless there is
+    but one try.
     """
-    user = user_folder(root)
-    path = os.path.join(user, f"{epoch:016x}")
-    for _ in range(ENTER_TRIES):
+    base = place.walk(root)
+    left = ENTER_TRIES if tries is None else tries
+    while True:
         with held.lock:
-            folder = _try_to_enter(user, path)
+            folder = _try_to_enter(base, _name(epoch))
             if folder is not None:
                 folder.users += 1
                 return folder
+        left -= 1
+        if not left:
+            path = os.path.join(root, _user_name(), _name(epoch))
+            raise Unusable(f"{path} is being removed by a process that does not finish")
         time.sleep(ENTER_PAUSE)
-    raise Unusable(f"{path} is being removed by a process that does not finish")
 
 
-def _try_to_enter(user: str, path: str) -> Folder | None:
+def _name(epoch: int) -> str:
+    return f"{epoch:016x}"
+
+
+def _user_name() -> str:
+    """Where the folders of this user are."""
+    return f"dstore-{os.geteuid()}"
+
+
+def _try_to_enter(base: Directory, name: str) -> Folder | None:
     """None if somebody is removing the folder, or has removed it in between."""
-    lock_path = os.path.join(path, LOCK)
-    _make(user)  # where even this finds nothing, it is the root that is missing
-    try:
-        _check(user)
-        _make(path)
-        _check(path)
-        known = held.find(lock_path)
-        if known is not None:
-            return known
-        file = locks.open_file(lock_path, create=True)
-    except FileNotFoundError:
-        return None
+    base.make(_user_name())  # where even this finds nothing, it is the root that is missing
     folder = None
     try:
-        if locks.try_shared(file) and locks.is_linked(file, lock_path):
-            folder = Folder(path, file)
-            os.makedirs(folder.own, 0o700, exist_ok=True)
-            os.makedirs(folder.copies, 0o700, exist_ok=True)
+        above = base.own(_user_name())
+        above.make(name)
+        here = above.own(name)
+        folder = held.find(here, LOCK) or _locked(above, here, name)
+        if folder is not None:
+            for inner in (OWN, COPIES):
+                here.make(inner)
+                here.own(inner)
             held.folders[folder.key] = folder
+    except FileNotFoundError:
+        return None
     finally:
-        if folder is None or folder.key not in held.folders:
-            file.close()
+        if folder is not None and folder.key not in held.folders:
+            folder.lock_file.close()
     return folder
 
 
-def _make(path: str) -> None:
-    with contextlib.suppress(FileExistsError):
-        os.mkdir(path, 0o700)
+def _locked(above: Directory, here: Directory, name: str) -> Folder | None:
+    file = locks.open_file(here, LOCK, create=True)
+    folder = None
+    try:
+        if locks.try_shared(file) and _is_current(above, here, name, file):
+            folder = Folder(above, here, file)
+            return folder
+    finally:
+        if folder is None:
+            file.close()
+    return None
 
 
-def _check(path: str) -> None:
-    """Raise Unusable unless this is a folder of our own.
-
-    The root may be open to all, as /dev/shm is, and what is found there may be a trap.
-    """
-    status = os.lstat(path)
-    if not stat.S_ISDIR(status.st_mode):
-        raise Unusable(f"{path} is not a folder")
-    if status.st_uid != os.geteuid():
-        raise Unusable(f"{path} belongs to user {status.st_uid}")
-    if stat.S_IMODE(status.st_mode) & 0o077:
-        raise Unusable(f"{path} is open to others (mode {stat.S_IMODE(status.st_mode):o})")
+def _is_current(above: Directory, here: Directory, name: str, lock_file: io.FileIO) -> bool:
+    """Whether who enters by name would find this folder and this lock."""
+    return above.has(name, here) and locks.is_linked(lock_file, here, LOCK)
 
 
 def leave(folder: Folder) -> None:
@@ -172,7 +175,7 @@ def leave(folder: Folder) -> None:
             for part in list(folder.parts.values()):
                 part.abandon()
             locks.release(folder.lock_file)
-            _remove_if_unused(folder.path, folder.lock_file)
+            _remove_if_unused(folder.above, folder.here, folder.lock_file)
         finally:
             folder.lock_file.close()
 
@@ -182,45 +185,46 @@ def clean(root: str) -> None:
 
     Raises Unusable and OSError.
     """
-    user = user_folder(root)
+    base = place.walk(root)
     try:
-        _check(user)
-        names = os.listdir(user)
+        above = base.own(_user_name())
     except FileNotFoundError:
         return
+    with above.listed() as entries:
+        names = [entry.name for entry in entries]
     for name in names:
-        path = os.path.join(user, name)
         if GONE_NAME.fullmatch(name):
-            janitor.do(partial(_remove, path))
+            janitor.do(partial(_remove, above, name))
         elif EPOCH_NAME.fullmatch(name):
             with held.lock, contextlib.suppress(OSError, Unusable):
-                _clean(path)
+                _clean(above, name)
     with contextlib.suppress(OSError):
-        os.rmdir(user)
+        os.rmdir(_user_name(), dir_fd=base.fd)
 
 
-def _clean(path: str) -> None:
-    _check(path)
-    lock_path = os.path.join(path, LOCK)
-    if held.find(lock_path) is not None:
+def _clean(above: Directory, name: str) -> None:
+    here = above.own(name)
+    if held.find(here, LOCK) is not None:
         return  # opening and closing it here would drop our lock
     # One without a lock file is about to be used, or half removed: the lock decides that too.
-    with locks.open_file(lock_path, create=True) as file:
-        _remove_if_unused(path, file)
+    with locks.open_file(here, LOCK, create=True) as file:
+        _remove_if_unused(above, here, file)
 
 
-def _remove_if_unused(path: str, lock_file: io.FileIO) -> None:
-    lock_path = os.path.join(path, LOCK)
-    if not (locks.try_exclusive(lock_file) and locks.is_linked(lock_file, lock_path)):
+def _remove_if_unused(above: Directory, here: Directory, lock_file: io.FileIO) -> None:
+    name = os.path.basename(here.path)
+    if not (locks.try_exclusive(lock_file) and _is_current(above, here, name, lock_file)):
         return
-    gone = f"{path}.{os.urandom(8).hex()}"
+    gone = f"{name}.{os.urandom(8).hex()}"
     with contextlib.suppress(OSError):
-        os.rename(path, gone)
-        janitor.do(partial(_remove, gone))
+        os.rename(name, gone, src_dir_fd=above.fd, dst_dir_fd=above.fd)
+        janitor.do(partial(_remove, above, gone))
 
 
-def _remove(gone: str) -> None:
+def _remove(above: Directory, gone: str) -> None:
     """Others may be about it at the same time."""
-    shutil.rmtree(gone, ignore_errors=True)
+    above.remove(gone)
     with contextlib.suppress(OSError):
-        os.rmdir(os.path.dirname(gone))
+        base, name = above.enter(".."), os.path.basename(above.path)
+        if base.has(name, above):
+            os.rmdir(name, dir_fd=base.fd)

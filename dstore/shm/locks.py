@@ -22,6 +22,9 @@ import os
 import threading
 from typing import TYPE_CHECKING
 
+from dstore.shm import place
+from dstore.shm.place import Directory
+
 if TYPE_CHECKING:
     from dstore.shm.folder import Folder
 
@@ -31,7 +34,8 @@ except ImportError:  # Windows
     AVAILABLE = False
     """Whether this system has what this room is built on."""
 else:
-    AVAILABLE = hasattr(os, "posix_fallocate")  # macOS cannot reserve a file in full
+    # macOS cannot reserve a file in full.
+    AVAILABLE = hasattr(os, "posix_fallocate") and place.AVAILABLE
 
 Identity = tuple[int, int]
 """Device and inode: which file it is, by whatever path."""
@@ -51,12 +55,13 @@ class Held:
     def __repr__(self) -> str:
         return f"<Held {list(self.folders.values())}>"
 
-    def find(self, lock_path: str) -> Folder | None:
-        """The folder whose lock file this is, if this process has entered it."""
+    def find(self, here: Directory, lock: str) -> Folder | None:
+        """The folder that has this lock file, if this process has entered it."""
         try:
-            return self.folders.get(identity(os.lstat(lock_path)))
+            status = os.stat(lock, dir_fd=here.fd, follow_symlinks=False)
         except FileNotFoundError:
             return None
+        return self.folders.get(identity(status))
 
     def forked(self) -> None:
         """In the child: no lock is ours. Closing the descriptors does not touch the parent's."""
@@ -76,17 +81,34 @@ def identity(status: os.stat_result) -> Identity:
     return status.st_dev, status.st_ino
 
 
-def open_file(path: str, *, create: bool) -> io.FileIO:
+def open_file(here: Directory, name: str, *, create: bool) -> io.FileIO:
     """Open a file to be locked, for reading and writing. Made with mode 0600 if it is missing."""
-    more = os.O_NOFOLLOW | (os.O_CREAT if create else 0)
-    return io.FileIO(path, "r+", opener=lambda name, flags: os.open(name, flags | more, 0o600))
+    return _opened(here, name, "r+", os.O_CREAT if create else 0)
 
 
-def is_linked(file: io.FileIO, path: str) -> bool:
-    """Whether the file is still the one at ``path``: it may have been removed or replaced."""
+def open_sealed(here: Directory, name: str) -> io.FileIO:
+    """Open a file for reading: one that nobody locks any more."""
+    return _opened(here, name, "r", 0)
+
+
+def _opened(here: Directory, name: str, mode: str, more: int) -> io.FileIO:
+    more |= place.FILE
+    file = io.FileIO(
+        name, mode, opener=lambda name, flags: os.open(name, flags | more, 0o600, dir_fd=here.fd)
+    )
     try:
-        there = os.lstat(path)
-    except FileNotFoundError:
+        place.check_file(os.fstat(file.fileno()))
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def is_linked(file: io.FileIO, here: Directory, name: str) -> bool:
+    """Whether the file still has this name in the folder: it may have been removed or replaced."""
+    try:
+        there = os.stat(name, dir_fd=here.fd, follow_symlinks=False)
+    except (FileNotFoundError, NotADirectoryError):
         return False
     return identity(os.fstat(file.fileno())) == identity(there)
 

@@ -17,23 +17,28 @@ import contextlib
 import errno
 import io
 import os
+import re
 import time
 import weakref
 from collections.abc import Callable, Iterator
 from types import TracebackType
 
 from dstore.background import MUCH, janitor
-from dstore.shm import locks, mapping
+from dstore.shm import folder, locks, mapping
 from dstore.shm.folder import Folder
 from dstore.shm.locks import held
+from dstore.shm.place import Directory
 
 PART = ".part"
+PART_NAME = re.compile("[0-9a-f]{32}[.]part")
 CLAIM_TRIES = 100
 """How often the file to be claimed may turn out to be gone before one leaves it to others."""
 RESERVE_BYTES = 16 << 20
 """So much is reserved in one call. A signal that comes in between makes the system begin the call
 again, and a timer that is faster than the call would keep it from ever ending.
 """
+EMPTY_SECONDS = 60.0
+"""So old an empty file is that is not just being claimed."""
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.ENOMEM}
 """What the system says when evicting something may help."""
 
@@ -51,17 +56,18 @@ class NoRoom(Exception):
 class Part:
     """An unfinished file that this process writes, and has locked. Safe from any thread."""
 
-    def __init__(self, folder: Folder, path: str, file: io.FileIO, owner: object) -> None:
-        self.path = path
+    def __init__(self, folder: Folder, name: str, file: io.FileIO, owner: object) -> None:
+        self.name = name
         self.owner = owner
         self.over = False
         self.writer: weakref.ref[Writer] | None = None
         self._folder = folder
         self._file = file
         self._uses = 0
+        self._process = os.getpid()
 
     def __repr__(self) -> str:
-        return f"<Part {self.path}{' over' if self.over else ''}>"
+        return f"<Part {self._folder.path}/{self.name}{' over' if self.over else ''}>"
 
     @property
     def lost(self) -> bool:
@@ -94,10 +100,11 @@ class Part:
         with held.lock:
             self._check()
             with contextlib.suppress(OSError):
-                if locks.is_linked(self._file, self.path):
+                if locks.is_linked(self._file, self._folder.here, self.name):
                     # Not read-only before: a file of a writer that dies in between could not be
                     # opened for writing, and so not be locked, by the next one.
-                    os.rename(self.path, final)
+                    here = self._folder.here.fd
+                    os.rename(self.name, final, src_dir_fd=here, dst_dir_fd=here)
                     named = True
                     os.fchmod(self._file.fileno(), 0o400)
                     touch(self._file.fileno())
@@ -110,11 +117,16 @@ class Part:
             if self.over:
                 return
             with contextlib.suppress(OSError):
-                if locks.is_linked(self._file, self.path):
-                    unlink(self.path, self._file)
+                if locks.is_linked(self._file, self._folder.here, self.name):
+                    unlink(self._folder.here, self.name, self._file)
             self.over = True
-            self._folder.parts.pop(self.path, None)
+            self._folder.parts.pop(self.name, None)
             self._close_if_unused()
+
+    def withdraw(self, final: str) -> None:
+        """Remove what has been sealed, also when the folder has been left. Idempotent."""
+        if self._process == os.getpid():
+            remove(self._folder.here, final)
 
     def forked(self) -> None:
         """In the child: the parent goes on writing."""
@@ -192,10 +204,13 @@ class Writer:
         if end > self.reserved:
             self.reserve(min(self.size, max(end, self.reserved + RESERVE_BYTES)))
         with self._part.descriptor() as descriptor:
-            while left:
-                written = os.pwrite(descriptor, left, offset)
-                offset += written
-                left = left[written:]
+            try:
+                while left:
+                    written = os.pwrite(descriptor, left, offset)
+                    offset += written
+                    left = left[written:]
+            except OSError as error:  # somebody has cut the file short, and others have the room
+                raise NoRoom(f"{self.size:,} bytes cannot be written: {error}") from error
 
     def seal(self) -> memoryview:
         """Let everybody on this host find the value. The value, read-only."""
@@ -217,6 +232,10 @@ class Writer:
         """Give up; the next one may begin afresh. Idempotent, and nothing after :meth:`seal`."""
         self._part.abandon()
 
+    def withdraw(self) -> None:
+        """Remove what was sealed: nobody will ask for it. Idempotent, at any time."""
+        self._part.withdraw(self._final)
+
     def __enter__(self) -> Writer:
         return self
 
@@ -229,29 +248,29 @@ class Writer:
         self.abandon()
 
 
-def claim(folder: Folder, path: str, owner: object) -> Part | None:
-    """Become the one who writes the file at ``path``. None if somebody else does.
+def claim(entered: Folder, name: str, owner: object) -> Part | None:
+    """Become the one who writes the file with this name. None if somebody else does.
 
     What a dead writer has left is removed, and the file made anew. With ``held.lock``.
     """
-    mine = folder.parts.get(path)
+    mine = entered.parts.get(name)
     if mine is not None:
         if not mine.lost:
             return None
         mine.abandon()
     for _ in range(CLAIM_TRIES):
-        file = locks.open_file(path, create=True)
+        file = locks.open_file(entered.here, name, create=True)
         part = None
         try:
             locked = locks.try_exclusive(file)
-            if not locks.is_linked(file, path):
+            if not locks.is_linked(file, entered.here, name):
                 continue
             if not locked:
                 return None
             if os.fstat(file.fileno()).st_size:
-                unlink(path, file)
+                unlink(entered.here, name, file)
                 continue
-            part = folder.parts[path] = Part(folder, path, file, owner)
+            part = entered.parts[name] = Part(entered, name, file, owner)
             return part
         finally:
             if part is None:
@@ -259,47 +278,57 @@ def claim(folder: Folder, path: str, owner: object) -> Part | None:
     return None
 
 
-def sweep(folder: Folder) -> bool:
+def sweep(entered: Folder) -> bool:
     """Remove the unfinished files whose writers are dead or lost. Whether there were any."""
     swept = False
     with held.lock:
-        for part in list(folder.parts.values()):
+        for part in list(entered.parts.values()):
             if part.lost:
                 part.abandon()
                 swept = True
-        for place in (folder.own, folder.copies):
-            with contextlib.suppress(OSError):
-                for name in os.listdir(place):
-                    path = os.path.join(place, name)
-                    if name.endswith(PART) and path not in folder.parts:
-                        swept |= _remove_if_dead(path)
+        for place in (folder.OWN, folder.COPIES):
+            with contextlib.suppress(OSError), entered.here.listed(place) as entries:
+                for entry in entries:
+                    name = f"{place}/{entry.name}"
+                    if PART_NAME.fullmatch(entry.name) and name not in entered.parts:
+                        swept |= _remove_if_dead(entered.here, name)
     return swept
 
 
-def _remove_if_dead(path: str) -> bool:
-    """An empty file takes no room, and may be one that is just being claimed: it is let be."""
+def _remove_if_dead(here: Directory, name: str) -> bool:
+    """An empty file that is young may be one that is just being claimed: it is let be."""
     with contextlib.suppress(OSError):
-        status = os.lstat(path)
-        if status.st_size or status.st_blocks:
-            with locks.open_file(path, create=False) as file:
-                if locks.try_exclusive(file) and locks.is_linked(file, path):
-                    unlink(path, file)
+        status = os.stat(name, dir_fd=here.fd, follow_symlinks=False)
+        empty = not (status.st_size or status.st_blocks)
+        if not empty or abs(time.time() - status.st_mtime) > EMPTY_SECONDS:
+            with locks.open_file(here, name, create=False) as file:
+                if locks.try_exclusive(file) and locks.is_linked(file, here, name):
+                    unlink(here, name, file)
                     return True
     return False
 
 
-def unlink(path: str, file: io.FileIO) -> None:
+def remove(here: Directory, name: str) -> None:
+    """Remove a sealed file. That there is none is fine."""
+    with contextlib.suppress(OSError), locks.open_sealed(here, name) as file:
+        unlink(here, name, file)
+        return
+    with contextlib.suppress(OSError):  # as when there are no more descriptors
+        os.unlink(name, dir_fd=here.fd)
+
+
+def unlink(here: Directory, name: str, file: io.FileIO) -> None:
     """Remove the name of an open file. Much memory goes in the background: a mapping keeps it."""
     kept = None
     if os.fstat(file.fileno()).st_size >= MUCH:
         with contextlib.suppress(OSError):
             kept = mapping.read_only(file.fileno(), 1)
-    os.unlink(path)
+    os.unlink(name, dir_fd=here.fd)
     if kept is not None:
         janitor.do(kept.release)
 
 
-def touch(file: int | str) -> None:
+def touch(file: int | str, here: Directory | None = None) -> None:
     """Note that a file was used just now. The system's own idea of now is too coarse."""
     now = time.time_ns()  # of the day; it only orders evictions
-    os.utime(file, ns=(now, now))
+    os.utime(file, ns=(now, now), dir_fd=None if here is None else here.fd)

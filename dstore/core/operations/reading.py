@@ -46,7 +46,10 @@ from dstore.messages import (
     Wait,
 )
 
-MOVED = "the value is replaced more quickly than it can be fetched"
+MOVED = (
+    "the value is gone whenever it is fetched: it is replaced too often, or its bytes are lost, "
+    "which Global's log tells; then delete or replace it"
+)
 JOIN_MAX = 1.0
 """Seconds for which a GET waits for another one of its key that is in flight."""
 WAIT_ROUND = 10.0

@@ -15,6 +15,7 @@ from typing import Any, ClassVar, TypeVar
 
 from dstore.background import janitor
 from dstore.shm import HostMemory, Writer, clean, open_memory
+from dstore.shm.folder import Folder
 
 PATIENCE = 30.0
 """Seconds; only a test that fails takes them."""
@@ -73,6 +74,16 @@ class Child:
         """kill -9, and wait until it is gone."""
         self.process.kill()
         self.process.join()
+
+    def ends_by(self, number: signal.Signals) -> None:
+        """Wait until this signal has ended it."""
+        self.process.join(PATIENCE)
+        code = self.process.exitcode
+        self.kill()
+        self._pipes.discard(self._pipe)
+        self._pipe.close()
+        self.process.close()
+        assert code == -number, f"the child ended with {code}"
 
     def end(self) -> None:
         """Wait until it has ended by itself, well. Idempotent."""
@@ -145,6 +156,13 @@ def opened(root: Path, epoch: int = EPOCH, limit: int = ROOMY) -> Iterator[HostM
         yield memory
     finally:
         memory.close()
+
+
+def entered(memory: HostMemory) -> Folder:
+    """The folder that it is in."""
+    folder = memory._folder
+    assert folder is not None
+    return folder
 
 
 def begun(memory: HostMemory, token: bytes, size: int = SIZE, *, own: bool = False) -> Writer:

@@ -15,7 +15,9 @@ from pathlib import Path
 import pytest
 
 from dstore.background import janitor
-from dstore.shm import HostMemory, NoRoom, eviction, locks, memory, parts
+from dstore.shm import HostMemory, NoRoom, eviction, locks, memory, parts, place
+from dstore.shm.folder import Folder
+from dstore.shm.place import Directory
 from tests.unit.shm.children import (
     EPOCH,
     Child,
@@ -44,8 +46,9 @@ def exact(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(memory, "SHARES", 1 << 60)
 
 
-def copies_and_a_bit(path: str) -> float:
-    return 7 + sum(entry.stat().st_size for entry in os.scandir(path))
+def copies_and_a_bit(place: Directory) -> float:
+    with place.listed("copies") as entries:
+        return 7 + sum(entry.stat().st_size for entry in entries)
 
 
 def counted_lists(monkeypatch: pytest.MonkeyPatch) -> list[str]:
@@ -53,9 +56,9 @@ def counted_lists(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     made: list[str] = []
     whole = eviction._listed
 
-    def listed(place: str, mine: str) -> tuple[int, list[eviction.Copy]]:
-        made.append(place)
-        return whole(place, mine)
+    def listed(here: Directory, mine: str) -> tuple[int, list[eviction.Copy]]:
+        made.append(here.path)
+        return whole(here, mine)
 
     monkeypatch.setattr(eviction, "_listed", listed)
     return made
@@ -186,10 +189,10 @@ def test_two_who_reserve_at_the_same_time_keep_the_limit(
         with opened(tmp_path, limit=3 * PAGE) as memory:
             whole = memory._keep_limit
 
-            def later(mine: str, size: int) -> None:
+            def later(folder: Folder, mine: str, size: int) -> None:
                 pipe.send("reserved")
                 pipe.recv()
-                whole(mine, size)
+                whole(folder, mine, size)
 
             memory._keep_limit = later  # type: ignore[method-assign]
             try:
@@ -259,7 +262,7 @@ def test_a_file_system_without_a_size_has_room_as_long_as_it_has(
 ) -> None:
     whole = os.statvfs
     monkeypatch.setattr(os, "statvfs", lambda path: os.statvfs_result([*whole(path)[:2], *[0] * 9]))
-    assert eviction.free(str(tmp_path)) == float("inf")
+    assert eviction.free(place.walk(str(tmp_path))) == float("inf")
     assert eviction.limit_default(str(tmp_path)) > 1 << 20
     with opened(tmp_path, limit=2 * PAGE) as memory:
         tokens = [stored(memory, PAGE) for _ in range(3)]
@@ -459,8 +462,8 @@ def test_a_file_that_was_claimed_just_now_is_not_swept_away(
     with opened(tmp_path) as memory:
         whole = locks.open_file
 
-        def slow(path: str, *, create: bool) -> object:
-            file = whole(path, create=create)
+        def slow(here: Directory, name: str, *, create: bool) -> object:
+            file = whole(here, name, create=create)
             monkeypatch.undo()
             with User(tmp_path) as newcomer:
                 newcomer.call("close")

@@ -139,7 +139,7 @@ def test_an_inherited_writer_neither_seals_nor_unlinks(tmp_path: Path) -> None:
 
         here = str(tmp_path)
         held_by_parent = {each for each in open_descriptors() if each[1].startswith(here)}
-        assert len(held_by_parent) == 2
+        assert len(held_by_parent) == 4
         with Child(body) as child:
             assert child.hear() == set(), "its copies of the descriptors are closed"
             with Child(another_begins(tmp_path, token)) as other:

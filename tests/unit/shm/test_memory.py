@@ -16,6 +16,7 @@ import pytest
 
 from dstore.shm import HostMemory, NoRoom, Writer, mapping
 from dstore.shm import memory as shm_memory
+from dstore.shm.folder import Folder
 from tests.leaks import open_descriptors
 from tests.unit.shm.children import (
     EPOCH,
@@ -80,14 +81,16 @@ def test_a_sealed_file_is_read_only_and_where_it_belongs(
     )
 
 
-def test_another_size_is_another_value(memory: HostMemory) -> None:
-    token = stored(memory)
+@pytest.mark.parametrize("own", [False, True])
+def test_another_size_is_another_value(memory: HostMemory, own: bool) -> None:
+    token = stored(memory, own=own)
     for size in (SIZE - 1, SIZE + 1, 0):
         assert memory.find(token, size) is None
+        assert not memory.linked(token, size)
         assert not memory.adopt(token, size)
         with pytest.raises(NoRoom):  # and not None, for which one would wait for ever
             memory.begin(token, size)
-    assert holds(memory, token)
+    assert memory.linked(token, SIZE) and holds(memory, token)
 
 
 def test_an_empty_value_does_no_harm(memory: HostMemory) -> None:
@@ -205,11 +208,11 @@ def test_find_does_not_miss_what_global_adopts_meanwhile(
     token = stored(memory)
     whole = shm_memory._mapped
 
-    def adopted_first(path: str, size: int) -> memoryview | None:
-        if "copies" in path:  # after the look at Global's own
+    def adopted_first(entered: Folder, name: str, size: int) -> memoryview | None:
+        if "copies" in name:  # after the look at Global's own
             monkeypatch.undo()
             assert memory.adopt(token, SIZE)
-        return whole(path, size)
+        return whole(entered, name, size)
 
     monkeypatch.setattr(shm_memory, "_mapped", adopted_first)
     assert holds(memory, token)
@@ -259,8 +262,10 @@ def test_progress_shows_that_somebody_writes(memory: HostMemory, tmp_path: Path)
 
 def test_a_closed_memory_is_empty_and_takes_nothing(tmp_path: Path) -> None:
     with opened(tmp_path) as other, opened(tmp_path) as memory:
-        token = stored(memory)
-        writer = begun(memory, new_token())
+        token = new_token()
+        laid, writer = begun(memory, token), begun(memory, new_token())
+        laid.write(0, value_of(token))
+        laid.seal()
         memory.close()
         memory.close()
         assert memory.find(token, SIZE) is None
@@ -274,7 +279,8 @@ def test_a_closed_memory_is_empty_and_takes_nothing(tmp_path: Path) -> None:
         with pytest.raises(NoRoom):
             writer.seal()
         assert holds(other, token), "it is there for others"
-        memory.drop(token)  # as of a value that is not bound, since the Node was closed
+        laid.withdraw()  # as of a value that is not bound, since the Node was closed
+        laid.withdraw()
         assert other.find(token, SIZE) is None
         assert [name for name in files(tmp_path) if name.endswith(".part")] == []
 

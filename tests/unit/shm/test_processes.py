@@ -16,6 +16,7 @@ from tests.unit.shm.children import (
     Child,
     User,
     begun,
+    entered,
     files,
     folder_of,
     holds,
@@ -219,7 +220,7 @@ def test_closing_another_descriptor_does_not_drop_a_lock(tmp_path: Path) -> None
                 each.progress(token)
             with opened(tmp_path) as third:  # which sweeps
                 assert third.begin(token, SIZE) is None
-            parts.sweep(memory._folder)
+            parts.sweep(entered(memory))
             assert other.call("begin", token, SIZE) is None
             writer.seal()
         assert other.call("find", token, SIZE) == value_of(token)
