@@ -98,7 +98,8 @@ class SimGlobal(Pausable):
             log_length=self.scenario.log_length,
             value_limit=1 << 20,
             large_from=1 << 10,
-            sessions_max=self.scenario.sessions,
+            random63=self.loop.random63,
+            max_clients=self.scenario.sessions,
         )
         deletions, begin = self.deletions, self.state._deletions.begin
 
