@@ -17,6 +17,7 @@ import heapq
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
+from dstore.core.budgets import text_bytes
 from dstore.core.deletions import DeletionLog
 from dstore.core.sessions import Session, Sessions
 from dstore.messages import Key, Large, Stored
@@ -32,7 +33,7 @@ taken: who is pushed too early acknowledges twice, and delays all others.
 PUSH_AFTER_PER_LOCAL, PUSH_AFTER_PER_HOLDER = 20e-6, 40e-6
 """Seconds more for each Local, and for each holder that is awaited: twice what they take."""
 DYING_BYTES, AWAITED_BYTES = 700, 100
-"""What a pending deletion takes at most, and each holder that it waits for."""
+"""What a pending deletion takes at most beside its key, and each holder that it waits for."""
 NEVER = float("inf")
 
 
@@ -123,7 +124,7 @@ class TwoPhase:
                 self._await(session, dying, now)
             else:
                 self._expired(dying)
-        dying.cost = DYING_BYTES + AWAITED_BYTES * dying.awaiting
+        dying.cost = DYING_BYTES + text_bytes(dying.key) + AWAITED_BYTES * dying.awaiting
         dying.account.take(dying.cost)
         return dying
 

@@ -3,8 +3,8 @@
 A session lives from HELLO to goodbye. If its lease runs out it has *lapsed*: deletions no longer
 wait for it, but it keeps its holder bits for a while, and its Local may come back with a SYNC and
 a full cache. Only when it has been silent for the whole linger is it dropped; its Local then has
-to say HELLO. One that has never renewed its lease has nothing to come back with, and is dropped
-when that ends: a flood of HELLOs holds no places for long.
+to say HELLO. One that has never renewed its lease has little to come back with, and is dropped soon
+after that ends: a flood of HELLOs holds no places for long.
 
 The id of a session is a secret that Global shares with its Local: whoever knows it can acknowledge,
 write and say goodbye in its name. So ids are random, and are shown to nobody else. To people a
@@ -36,6 +36,10 @@ if TYPE_CHECKING:
 
 LINGER_LEASES = 10
 """A lapsed session is dropped after so many leases without a word."""
+JOIN_PATIENCE = 5.0
+"""Seconds within which the first renewal must come, if a lease is shorter. If that were dropped at
+its end, no Local could ever join that is further away than one lease.
+"""
 OUTCOME_OVERHEAD = 250
 """Bytes that a recorded outcome takes beyond its own: its number, its place."""
 
@@ -82,7 +86,8 @@ class Session:
     def __repr__(self) -> str:
         return (
             f"<Session no. {self.number} {self.label!r} acked={self.acked} "
-            f"lease_end={self.lease_end:.3f} awaited={len(self.awaited)} outcomes={len(self.outcomes)}>"
+            f"lease_end={self.lease_end:.3f} awaited={len(self.awaited)} "
+            f"outcomes={len(self.outcomes)}>"
         )
 
     def forget_outcomes(self, seen: int) -> None:
@@ -117,6 +122,7 @@ class Sessions:
     def __init__(self, lease: float, random63: Callable[[], int]) -> None:
         self.lease = lease
         self.linger = LINGER_LEASES * lease
+        self._linger_first = min(self.linger, max(0.0, JOIN_PATIENCE - lease))
         self.holders = Holders()
         self._by_id: dict[int, Session] = {}
         self._by_nonce: dict[bytes, Session] = {}
@@ -200,4 +206,4 @@ class Sessions:
 
     def end(self, session: Session) -> float:
         """When it is dropped if it says nothing more."""
-        return session.lease_end + (self.linger if session.renewed else 0.0)
+        return session.lease_end + (self.linger if session.renewed else self._linger_first)
