@@ -177,6 +177,8 @@ MUTANTS = (
     Mutant(
         "acknowledgement and SYNC of a former epoch accepted",
         (("core.global_state", "if message.epoch != self.epoch:", "if False:"),),
+        CORE + "test_strangers.py::test_what_does_not_match_changes_nothing",
+        "sessions of two lives of a Global do not have the same id",
     ),
     Mutant(
         "session ids that can be guessed",
