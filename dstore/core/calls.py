@@ -95,8 +95,9 @@ def recorded(reply: SetReply | DelReply) -> bytes:
     """
     pack = _OUTCOME.pack
     if type(reply) is DelReply:
-        packed = [pack(*each) for each in reply.items]
-        return _DEL + b"".join(packed)
+        if len(reply.items) == 1:
+            return _DEL + pack(*reply.items[0])
+        return _DEL + b"".join([pack(*each) for each in reply.items])
     packed = [pack(each.status, each.seq, each.confirmed, each.expired, 0) for each in reply.items]
     return _SET + b"".join(packed)
 

@@ -211,9 +211,10 @@ class GlobalState:
     def _settle(self, now: float) -> None:
         """Tell everybody what has come of this event."""
         self._writes.settle(now)
-        bound, self._writes.bound = self._writes.bound, []
-        for key in bound:
-            self._waits.bound(key)
+        if self._writes.bound:
+            for key in self._writes.bound:
+                self._waits.bound(key)
+            self._writes.bound = []
         self._answer_waiting()
         if self._watching:
             self._publications.settle()

@@ -93,8 +93,9 @@ class Stages:
     @property
     def wake_at(self) -> float:
         """When :meth:`expire` is next due."""
-        since = min((upload.since for upload in self._uploads.values()), default=NEVER)
-        return since + STAGE_IDLE
+        if not self._uploads:  # as nearly always, and it is asked after every write
+            return NEVER
+        return min([upload.since for upload in self._uploads.values()]) + STAGE_IDLE
 
     def receive(self, session: Session, message: Stage, room: int, limit: int, now: float) -> int:
         """Take a chunk; ``room`` is what may still be reserved, of a ``limit``. How many bytes are
