@@ -21,6 +21,8 @@ CLIENTS_MAX = 100_000
 
 # What Locals can make Global hold beside values. Each session has a share; the first few bytes
 # of each are assured, whatever others have taken.
+SESSION_BYTES = 4 << 10
+"""What Global keeps of one Local at most, beside all that follows."""
 SESSIONS_PER_ROUTE_MAX = 4
 """Sessions that one connection may have opened. A Local has one, or for a moment two."""
 WRITES_BYTES_MAX = 256 << 20

@@ -59,6 +59,8 @@ SHOWN_PER_LOCAL = 20e-6
 """Seconds for each Local within which the figures of all are not gathered again: so that whoever
 asks for them all the time takes no more than a few percent of Global's.
 """
+MAKE_ROOM_PAUSE = 0.1
+"""Seconds between two looks for sessions whose places can be given to others."""
 ANSWERS_BYTES = BATCH_BYTES_MAX
 """Bytes of answers to requests that waited for a key, in one step; and more for each answer."""
 ANSWER_BYTES = 1_000
@@ -123,6 +125,7 @@ class GlobalState:
             value_limit,
         )
         self._drop_at = NEVER
+        self._make_room_at = 0.0
         self._shown: dict[str, object] = {}
         self._shown_of = (0, 0)
         self._shown_until = 0.0
@@ -233,7 +236,7 @@ class GlobalState:
                 replaced = self._sessions.get(message.replaces_session)
                 if replaced is not None:
                     self._end_session(replaced, now)
-            refusal = self._no_place(route)
+            refusal = self._no_place(route, now)
             if refusal is not None:
                 self._out.refuse(route, message, *refusal)
                 return
@@ -244,15 +247,25 @@ class GlobalState:
         assert session.welcome is not None
         self._out.send(route, session.welcome)
 
-    def _no_place(self, route: Route) -> tuple[Refusal, str] | None:
+    def _no_place(self, route: Route, now: float) -> tuple[Refusal, str] | None:
         """Why no further session is opened."""
         if self._writes.closing:
             return Refusal.CLOSING, "Global is shutting down"
+        if len(self._sessions) >= self._max_clients:
+            self._make_room(now)
         if len(self._sessions) >= self._max_clients:
             return Refusal.BUSY, f"{self._max_clients:,} Locals are here, and --max-clients is that"
         if self._sessions.crowded(route):
             return Refusal.BUSY, "this connection has opened several sessions and ended none"
         return None
+
+    def _make_room(self, now: float) -> None:
+        """Where places are scarce, none is kept for a Local whose lease is over."""
+        if now >= self._make_room_at:
+            self._make_room_at = now + MAKE_ROOM_PAUSE
+            self._writes.expire(now)  # or these would count as confirmed
+            for session in [each for each in self._sessions if each.lease_end <= now]:
+                self._end_session(session, now)
 
     def _open_session(self, route: Route, message: Hello, now: float) -> Session:
         session = self._sessions.open(message, route, now)

@@ -36,7 +36,8 @@ DIGIT_BITS, DIGIT_BYTES = 30, 4
 class Holders:
     """Bit sets of the keys, and the bits themselves."""
 
-    def __init__(self) -> None:
+    def __init__(self, limit: int = HOLDER_BYTES_MAX) -> None:
+        self.limit = limit  # of ``bytes``
         self.bytes = 0  # what all this takes
         self._of: dict[Key, int] = {}
         self._free: list[int] = []
@@ -90,7 +91,7 @@ class Holders:
             size = self.bytes + _digits(bit + 1) - _digits(width)
             if not bits:
                 size += KEY_OVERHEAD + text_bytes(key)
-            if size > HOLDER_BYTES_MAX:
+            if size > self.limit:
                 return False
             self.bytes = size
         self._of[key] = bits | 1 << bit

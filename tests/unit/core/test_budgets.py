@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from dstore import wire
-from dstore.config import WRITES_BYTES_ASSURED
-from dstore.core import deletions, global_state, holders, publications, sessions, stages
+from dstore.config import LABEL_MAX, SESSION_BYTES, WRITES_BYTES_ASSURED
+from dstore.core import deletions, global_state, publications, sessions, stages
 from dstore.core.budgets import Account, Budget
 from dstore.core.deletions import DeletionLog
 from dstore.core.holders import Holders, bits_of
@@ -21,6 +21,7 @@ from dstore.messages import (
     Del,
     DelStatus,
     Get,
+    Hello,
     Large,
     Refusal,
     Refused,
@@ -267,12 +268,10 @@ def test_a_budget_is_shared_out_and_the_first_bytes_are_assured() -> None:
     assert small.admits(55)
 
 
-def test_when_there_is_no_room_for_holders_values_are_not_cacheable(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_when_there_is_no_room_for_holders_values_are_not_cacheable() -> None:
     world = World()
     a, b = world.joined("a", "b")
-    monkeypatch.setattr(holders, "HOLDER_BYTES_MAX", 3 * 220)
+    world.state._holders.limit = 3 * 220
     for number in range(5):
         assert a.set(f"k{number}", b"v").status is SetStatus.STORED
     assert len(world.state._holders) == 3
@@ -416,6 +415,21 @@ def test_many_who_wait_for_one_key_are_answered_a_few_at_a_time(
     assert world.engine.read("k") is None
     left = len(world.state._waits)
     assert left == 0 or world.state._waits.answerable() is None
+
+
+def test_sessions_take_what_the_limits_say() -> None:
+    world = World()
+    world.state._max_clients = 1000
+
+    def act() -> None:
+        for number in range(1000):
+            hello = Hello(world.random16(), 0, 0, chr(0x1F600) * LABEL_MAX)
+            arrived(world, hello, b"%05d" % number)
+            session = world.state._sessions.by_nonce(hello.nonce)
+            assert session is not None
+            arrived(world, Sync(world.epoch, session.id, 1, 0, 0, True), b"%05d" % number)
+
+    assert traced(act) <= 1000 * SESSION_BYTES
 
 
 def test_the_figures_of_all_locals_are_not_gathered_for_each_who_asks() -> None:

@@ -314,6 +314,30 @@ def test_no_more_locals_than_the_bound_are_taken_in(monkeypatch: pytest.MonkeyPa
     assert b.state.session
 
 
+def test_where_places_are_scarce_none_is_kept_for_a_local_whose_lease_is_over() -> None:
+    world = World()
+    a, b = world.joined("a", "b")
+    world.state._max_clients = 2
+    world.renew(a, b)
+    b.set("k", b"v")
+    a.get("k")
+    world.members.remove(a)
+    c = world.member("c")
+    world.live(0.9 * LEASE)
+    assert not c.state.session
+    deletion = b.begin_delete("k")
+    deletion.send()
+    world.live(0.5 * LEASE)
+    assert c.state.session
+    assert world.state._sessions.get(b.state.session)
+    (reply,) = deletion.replies
+    assert (reply.items[0].confirmed, reply.items[0].expired) == (1, 1)
+    assert a.hit("k") is None
+    world.members.append(a)
+    world.live(LEASE)
+    assert not a.state.session, "it asks for a place like anybody else"
+
+
 def test_another_protocol_version_is_named_to_who_waits() -> None:
     world = World()
     a = world.member("a")
