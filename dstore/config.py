@@ -15,6 +15,42 @@ LOG_LENGTH_MAX = 1 << 18
 """One answer to a SYNC can bring a Local so many deletions."""
 MEMORY_LIMIT_DEFAULT = 4 << 30
 
+CLIENTS_MAX_DEFAULT = 10_000
+CLIENTS_MAX = 100_000
+"""Locals that may be here at one time: the default, and the most that can be set."""
+
+# What Locals can make Global hold beside values. Each session has a share; the first few bytes
+# of each are assured, whatever others have taken.
+SESSION_BYTES = 4 << 10
+"""What Global keeps of one Local at most, beside all that follows."""
+SESSIONS_PER_ROUTE_MAX = 4
+"""Sessions that one connection may have opened. A Local has one, or for a moment two."""
+WRITES_BYTES_MAX = 256 << 20
+WRITES_BYTES_SHARE = 64 << 20
+WRITES_BYTES_ASSURED = 16 << 10
+"""Bytes of writes at work (their values, until the last has an outcome), of deletions that are
+pending, and of outcomes that are kept in case they are asked for again.
+"""
+OUTCOMES_MAX = 10_000
+"""Writes of one session whose outcomes it has not said to have seen."""
+WAITS_BYTES_MAX = 128 << 20
+WAITS_BYTES_SHARE = 32 << 20
+WAITS_BYTES_ASSURED = 16 << 10
+"""Bytes of requests that wait for a key to be bound."""
+HOLDER_BYTES_MAX = 512 << 20
+"""Bytes of the record of who may hold which key. Beyond that, values are not cacheable."""
+LOG_BYTES_MAX = 64 << 20
+"""Bytes of the deletion log, whatever its length."""
+RETOLD_MAX = LOG_LENGTH_DEFAULT
+"""Deletions that a session is told again within one lease; then it has to drop its cache."""
+UPLOADS_MAX = 256
+UPLOADS_SHARE = 64
+"""Uploads at one time, each with a file that is open: of all sessions, and of one."""
+UPLOAD_BYTES_SHARE = 1 / 4
+"""The part of the memory limit that one session's uploads may reserve, if it has several."""
+UPLOAD_STEP = 64 << 10
+"""Bytes that have to come of an upload within its time, or it is dropped."""
+
 # Node
 TIMEOUT_DEFAULT = 5.0
 TIMEOUT_MAX = 86_400.0

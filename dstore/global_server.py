@@ -6,6 +6,7 @@ import logging
 import secrets
 import threading
 from collections.abc import Callable
+from functools import partial
 from types import TracebackType
 from typing import Any
 
@@ -54,6 +55,8 @@ class Global:
         Bytes that one value may have.
     large_from
         Values of so many bytes travel in chunks, and the processes of a host share one copy.
+    max_clients
+        How many Nodes may be joined at one time; further ones are told so, and go on asking.
     shm
         The folder for that copy, in memory. Default: ``$DSTORE_SHM``, else ``/dev/shm`` where there
         is one. Empty: large values stay in the memory of this process. Nodes of this host find
@@ -82,6 +85,7 @@ class Global:
         memory_limit: int = config.MEMORY_LIMIT_DEFAULT,
         value_limit: int = config.VALUE_LIMIT_DEFAULT,
         large_from: int = config.LARGE_FROM_DEFAULT,
+        max_clients: int = config.CLIENTS_MAX_DEFAULT,
         shm: str | None = None,
         engine: Engine | None = None,
     ) -> None:
@@ -98,6 +102,8 @@ class Global:
         if not config.LARGE_FROM_MIN <= large_from <= config.INLINE_BYTES_MAX:
             least, most = config.LARGE_FROM_MIN, config.INLINE_BYTES_MAX
             raise ValueError(f"large_from is {least:,} to {most:,}, not {large_from}")
+        if not 1 <= max_clients <= config.CLIENTS_MAX:
+            raise ValueError(f"max_clients is 1 to {config.CLIENTS_MAX:,}, not {max_clients}")
         check_root(shm)
         self.address = address
         self.publisher = publisher or ""
@@ -106,6 +112,7 @@ class Global:
         self._engine = MemoryEngine(memory_limit) if engine is None else engine
         self._value_limit = value_limit
         self._large_from = large_from
+        self._max_clients = max_clients
         self._shm = shm
         self._bulk: Bulk | None = None
         self._router: Router | None = None
@@ -141,6 +148,8 @@ class Global:
             log_length=self._log_length,
             value_limit=self._value_limit,
             large_from=self._large_from,
+            random63=partial(secrets.randbits, 63),
+            max_clients=self._max_clients,
         )
         self._router = router
 

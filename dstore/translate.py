@@ -78,8 +78,7 @@ def check_written(item: SetItem, status: SetStatus) -> None:
     if status is SetStatus.FULL:
         raise StoreFull(
             f"Global has no room for {item.key!r} ({item.stored.size:,} bytes); delete "
-            "something, or start it with a higher --memory-limit (if the key is just being "
-            "deleted or replaced: too many large writes wait for that; try again)"
+            "something, or start it with a higher --memory-limit"
         )
     if status is SetStatus.MISMATCH:
         raise ValueCorrupt(

@@ -15,6 +15,7 @@ from __future__ import annotations
 import gc
 import heapq
 import itertools
+import secrets
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
@@ -22,7 +23,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from dstore import wire
-from dstore.config import LARGE_FROM_DEFAULT, LEASE_DEFAULT, LOG_LENGTH_DEFAULT
+from dstore.config import CLIENTS_MAX, LARGE_FROM_DEFAULT, LEASE_DEFAULT, LOG_LENGTH_DEFAULT
 from dstore.core.effects import GlobalEffect, LocalEffect, Publish, Tell
 from dstore.core.global_state import GlobalState
 from dstore.core.local_state import RENEW, Fill, LocalState
@@ -170,6 +171,8 @@ class Cluster:
             log_length=LOG_LENGTH_DEFAULT,
             value_limit=1 << 30,
             large_from=LARGE_FROM_DEFAULT,
+            random63=partial(secrets.randbits, 63),
+            max_clients=CLIENTS_MAX,
         )
         self.workers = [Worker(self, index) for index in range(size)]
         self._by_route = {each.control: each.hear for each in self.workers}

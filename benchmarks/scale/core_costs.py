@@ -47,7 +47,12 @@ class Bench:
         self._number += 1
         return self._number
 
-    def time(self, make: Maker, prepare: Callable[[int], None] | None = None) -> float:
+    def time(
+        self,
+        make: Maker,
+        prepare: Callable[[int], None] | None = None,
+        route_of: Callable[[int], Route] | None = None,
+    ) -> float:
         """Microseconds for one message: the median of some batches."""
         times = []
         for _ in range(self.repeats):
@@ -56,7 +61,8 @@ class Bench:
                 number = self.next()
                 if prepare is not None:
                     prepare(number)
-                route = self.cluster.workers[index % len(self.cluster.workers)].channel
+                workers = self.cluster.workers
+                route = route_of(number) if route_of else workers[index % len(workers)].channel
                 frames.append((route, wire.encode(make(number))))
             times.append(self._batch(frames))
         return median(times) * 1e6
@@ -114,7 +120,10 @@ class Bench:
             nonces.append(number)
             return Hello(number.to_bytes(16, "little"), 0, 0, LABEL)
 
-        found["HELLO"] = self.time(hello)
+        def newcomer(number: int) -> Route:
+            return number.to_bytes(5, "big")  # each on a connection of its own
+
+        found["HELLO"] = self.time(hello, route_of=newcomer)
         state = cluster.state
         joined = iter([state._sessions.by_nonce(n.to_bytes(16, "little")) for n in nonces])
         sessions = iter([each.id for each in joined if each is not None])

@@ -5,9 +5,11 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import os
+import secrets
 import tracemalloc
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ import zmq
 
 from benchmarks.scale.cluster import EPOCH, LABEL
 from benchmarks.scale.socket_costs import with_peers
-from dstore.config import LARGE_FROM_DEFAULT, LEASE_DEFAULT, LOG_LENGTH_DEFAULT
+from dstore.config import CLIENTS_MAX, LARGE_FROM_DEFAULT, LEASE_DEFAULT, LOG_LENGTH_DEFAULT
 from dstore.core.deletions import DeletionLog
 from dstore.core.global_state import GlobalState
 from dstore.core.holders import Holders
@@ -52,6 +54,8 @@ def sessions(count: int) -> float:
             log_length=LOG_LENGTH_DEFAULT,
             value_limit=1 << 30,
             large_from=LARGE_FROM_DEFAULT,
+            random63=partial(secrets.randbits, 63),
+            max_clients=CLIENTS_MAX,
         )
         for number in range(count):
             label = f"{LABEL}-{number}"  # each has one of its own

@@ -137,6 +137,13 @@ def _add_programs(commands: _Commands[Parser]) -> None:
         help="refuse more than this, for example 512M or 4G (default: 4G)",
     )
     serve.add_argument(
+        "--max-clients",
+        type=count(config.CLIENTS_MAX),
+        default=config.CLIENTS_MAX_DEFAULT,
+        metavar="N",
+        help="how many Locals may be joined at one time (default: %(default)s)",
+    )
+    serve.add_argument(
         "--value-limit",
         type=size,
         default=config.VALUE_LIMIT_DEFAULT,

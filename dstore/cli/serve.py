@@ -28,6 +28,7 @@ def serve(options: Namespace) -> int:
         memory_limit=options.memory_limit,
         value_limit=options.value_limit,
         large_from=options.large_from,
+        max_clients=options.max_clients,
         shm=options.shm,
     )
     server.bind()

@@ -10,16 +10,25 @@ from __future__ import annotations
 from collections import deque
 from itertools import islice
 
+from dstore.config import LOG_BYTES_MAX
+from dstore.core.budgets import text_bytes
 from dstore.messages import Key
+
+SLOT_BYTES = 10
+"""Bytes of a place in the log, beside its key."""
 
 
 class DeletionLog:
-    """The last ``length`` deletions. ``seq`` is the number of the newest, 0 before the first."""
+    """The last ``length`` deletions, or fewer if their keys are long.
+
+    ``seq`` is the number of the newest, 0 before the first.
+    """
 
     def __init__(self, length: int) -> None:
         self.seq = 0
         self.length = length
-        self._keys: deque[Key] = deque(maxlen=length)
+        self._keys: deque[Key] = deque()
+        self._bytes = 0
 
     def __repr__(self) -> str:
         return f"<DeletionLog seq={self.seq} reaches={self.reach}>"
@@ -33,6 +42,9 @@ class DeletionLog:
         """Number the deletion of ``key``."""
         self.seq += 1
         self._keys.append(key)
+        self._bytes += SLOT_BYTES + text_bytes(key)
+        while len(self._keys) > self.length or self._bytes > LOG_BYTES_MAX:
+            self._bytes -= SLOT_BYTES + text_bytes(self._keys.popleft())
         return self.seq
 
     def since(self, applied: int) -> list[Key] | None:

@@ -17,6 +17,7 @@ import heapq
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
+from dstore.core.budgets import text_bytes
 from dstore.core.deletions import DeletionLog
 from dstore.core.sessions import Session, Sessions
 from dstore.messages import Key, Large, Stored
@@ -31,6 +32,8 @@ taken: who is pushed too early acknowledges twice, and delays all others.
 """
 PUSH_AFTER_PER_LOCAL, PUSH_AFTER_PER_HOLDER = 20e-6, 40e-6
 """Seconds more for each Local, and for each holder that is awaited: twice what they take."""
+DYING_BYTES, AWAITED_BYTES = 700, 100
+"""What a pending deletion takes at most beside its key, and each holder that it waits for."""
 NEVER = float("inf")
 
 
@@ -40,13 +43,15 @@ class Dying:
     ``token`` names the value that was found and is to go, ``size`` how many bytes it has,
     ``large`` whether these are apart. ``awaiting`` counts the holders that
     have neither confirmed nor expired. ``joined`` are other DELs of the key, ``queued`` are writes
-    that run afresh once it is gone.
+    that run afresh once it is gone. What it takes, ``cost``, is on the account of its deleter.
     """
 
     __slots__ = (
+        "account",
         "awaiting",
         "call",
         "confirmed",
+        "cost",
         "expired",
         "index",
         "joined",
@@ -67,6 +72,8 @@ class Dying:
         self.seq = 0
         self.call: Call | None = call  # who is told in the end, if anybody still waits
         self.index = index
+        self.account = call.session.writes
+        self.cost = 0
         self.replacement: Stored | None = None
         self.awaiting = 0
         self.confirmed = 0
@@ -94,7 +101,8 @@ class TwoPhase:
         self._ready: dict[int, Session] = {}  # those to be looked at now
 
     def __repr__(self) -> str:
-        return f"<TwoPhase {list(self.dying.values())} awaited={list(self._awaited)}>"
+        awaited = [session.number for session in self._awaited.values()]
+        return f"<TwoPhase {list(self.dying.values())} awaited={awaited}>"
 
     @property
     def seq(self) -> int:
@@ -116,6 +124,8 @@ class TwoPhase:
                 self._await(session, dying, now)
             else:
                 self._expired(dying)
+        dying.cost = DYING_BYTES + text_bytes(dying.key) + AWAITED_BYTES * dying.awaiting
+        dying.account.take(dying.cost)
         return dying
 
     def _await(self, session: Session, dying: Dying, now: float) -> None:
@@ -186,6 +196,7 @@ class TwoPhase:
     def end(self, dying: Dying) -> None:
         """The value is gone."""
         del self.dying[dying.key]
+        dying.account.take(-dying.cost)
 
     def late(self, now: float) -> Iterator[Session]:
         """Holders to be sent what they miss; with growing pauses for those that stay silent."""

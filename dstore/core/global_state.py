@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from itertools import islice
 
-from dstore.config import BATCH_BYTES_MAX, KEYS_PER_MESSAGE_MAX
+from dstore.config import BATCH_BYTES_MAX, CLIENTS_MAX_DEFAULT, KEYS_PER_MESSAGE_MAX
 from dstore.core.deletions import DeletionLog
 from dstore.core.dying import TwoPhase
 from dstore.core.effects import GlobalEffect
@@ -53,10 +53,17 @@ from dstore.messages import (
     Welcome,
 )
 
-SESSIONS_MAX = 100_000
-"""More Locals than so many are not taken in."""
 LOCALS_SHOWN = 1_000
 """Of so many Locals the figures name each, the oldest ones."""
+SHOWN_PER_LOCAL = 20e-6
+"""Seconds for each Local within which the figures of all are not gathered again: so that whoever
+asks for them all the time takes no more than a few percent of Global's.
+"""
+MAKE_ROOM_PAUSE = 0.1
+"""Seconds between two looks for sessions whose places can be given to others."""
+ANSWERS_BYTES = BATCH_BYTES_MAX
+"""Bytes of answers to requests that waited for a key, in one step; and more for each answer."""
+ANSWER_BYTES = 1_000
 SWEEP_KEYS = 2_000
 """Keys whose retired holder bits are cleared in one step."""
 NEVER = float("inf")
@@ -67,7 +74,8 @@ class GlobalState:
 
     ``epoch`` is random and names this life; ``publisher`` is where Locals hear deletions;
     ``lease`` is in seconds; ``bulk`` has the bytes of large values, which are those of
-    ``large_from`` bytes on; no value may have more than ``value_limit``. ``wake_at`` is when
+    ``large_from`` bytes on; no value may have more than ``value_limit``. ``random63`` gives 63
+    random bits that nobody can guess; ``max_clients`` Locals are taken in. ``wake_at`` is when
     :meth:`tick` is next due.
     """
 
@@ -82,7 +90,8 @@ class GlobalState:
         log_length: int,
         value_limit: int,
         large_from: int,
-        sessions_max: int = SESSIONS_MAX,
+        random63: Callable[[], int],
+        max_clients: int = CLIENTS_MAX_DEFAULT,
     ) -> None:
         self.epoch = epoch
         self.lease = lease
@@ -92,10 +101,10 @@ class GlobalState:
         self._publisher = publisher
         self._value_limit = value_limit
         self._large_from = large_from
-        self._sessions_max = sessions_max
+        self._max_clients = max_clients
         self._out = Outbox()
         self._log = DeletionLog(log_length)
-        self._sessions = Sessions(lease)
+        self._sessions = Sessions(lease, random63)
         self._holders = self._sessions.holders
         self._deletions = TwoPhase(self._log, self._sessions, lease)
         self._stages = Stages(bulk)
@@ -116,6 +125,10 @@ class GlobalState:
             value_limit,
         )
         self._drop_at = NEVER
+        self._make_room_at = 0.0
+        self._shown: dict[str, object] = {}
+        self._shown_of = (0, 0)
+        self._shown_until = 0.0
         # What only reads settles nothing, and brings nothing forward.
         self._readers: dict[type, Callable[..., None]] = {
             Get: self._on_get,
@@ -145,7 +158,8 @@ class GlobalState:
     @property
     def idle(self) -> bool:
         """Whether nobody waits for an answer, and all is published."""
-        return not self._deletions.dying and self._publications.wake_at == NEVER
+        answered = not self._deletions.dying and self._waits.answerable() is None
+        return answered and self._publications.wake_at == NEVER
 
     @property
     def counters(self) -> dict[str, int]:
@@ -173,7 +187,7 @@ class GlobalState:
         self._stages.expire(now)
         for session in self._deletions.late(now):
             self.counters["pushes"] += 1
-            self._publications.push(session)
+            self._publications.push(session, now)
         if now >= self._drop_at:
             for session in self._sessions.silent(now):
                 self._end_session(session, now)
@@ -200,10 +214,11 @@ class GlobalState:
     def _settle(self, now: float) -> None:
         """Tell everybody what has come of this event."""
         self._writes.settle(now)
-        bound, self._writes.bound = self._writes.bound, []
-        for key in bound:
-            for waiting in self._waits.bound(key):
-                self._answer(*waiting)
+        if self._writes.bound:
+            for key in self._writes.bound:
+                self._waits.bound(key)
+            self._writes.bound = []
+        self._answer_waiting()
         if self._watching:
             self._publications.settle()
 
@@ -217,13 +232,13 @@ class GlobalState:
     def _on_hello(self, route: Route, message: Hello, now: float) -> None:
         session = self._sessions.by_nonce(message.nonce)
         if session is None:
-            if self._writes.closing:
-                self._out.refuse(route, message, Refusal.CLOSING, "Global is shutting down")
-                return
-            if len(self._sessions) >= self._sessions_max:
-                self._out.refuse(
-                    route, message, Refusal.BUSY, f"{self._sessions_max} Locals are here"
-                )
+            if message.replaces_epoch == self.epoch:
+                replaced = self._sessions.get(message.replaces_session)
+                if replaced is not None:
+                    self._end_session(replaced, now)
+            refusal = self._no_place(route, now)
+            if refusal is not None:
+                self._out.refuse(route, message, *refusal)
                 return
             session = self._open_session(route, message, now)
         # A repeated HELLO changes neither lease nor acknowledged number: its Local counts the
@@ -232,15 +247,31 @@ class GlobalState:
         assert session.welcome is not None
         self._out.send(route, session.welcome)
 
+    def _no_place(self, route: Route, now: float) -> tuple[Refusal, str] | None:
+        """Why no further session is opened."""
+        if self._writes.closing:
+            return Refusal.CLOSING, "Global is shutting down"
+        if len(self._sessions) >= self._max_clients:
+            self._make_room(now)
+        if len(self._sessions) >= self._max_clients:
+            return Refusal.BUSY, f"{self._max_clients:,} Locals are here, and --max-clients is that"
+        if self._sessions.crowded(route):
+            return Refusal.BUSY, "this connection has opened several sessions and ended none"
+        return None
+
+    def _make_room(self, now: float) -> None:
+        """Where places are scarce, none is kept for a Local whose lease is over."""
+        if now >= self._make_room_at:
+            self._make_room_at = now + MAKE_ROOM_PAUSE
+            self._writes.expire(now)  # or these would count as confirmed
+            for session in [each for each in self._sessions if each.lease_end <= now]:
+                self._end_session(session, now)
+
     def _open_session(self, route: Route, message: Hello, now: float) -> Session:
-        if message.replaces_epoch == self.epoch:
-            replaced = self._sessions.get(message.replaces_session)
-            if replaced is not None:
-                self._end_session(replaced, now)
         session = self._sessions.open(message, route, now)
-        session.acked = self._log.seq
+        session.acked = session.told = self._log.seq
         session.lease_end = now + self.lease
-        self._drop_at = min(self._drop_at, session.lease_end + self._sessions.linger)
+        self._drop_at = min(self._drop_at, self._sessions.end(session))
         session.welcome = Welcome(
             self.epoch,
             session.id,
@@ -259,21 +290,23 @@ class GlobalState:
             return
         self.counters["syncs"] += 1
         session.forget_outcomes(message.seen)
+        session.renewed = True
         session.lease_end = now + self.lease
         if message.watching:
             self._watching[session.id] = session
         else:
             self._watching.pop(session.id, None)
-        self._publications.tell(session, message.serial, message.applied)
+        self._publications.tell(session, message.serial, message.applied, now)
 
     def _on_ack(self, route: Route, message: Ack, now: float) -> None:
         session = self._session(route, message)
         if session is not None and self._acknowledge(session, route, message, now):
-            self._publications.acknowledged(session)
+            self._publications.acknowledged(session, now)
 
     def _acknowledge(self, session: Session, route: Route, message: Sync | Ack, now: float) -> bool:
-        if message.applied > self._log.seq:
-            text = f"deletion {message.applied} has not happened; the newest is {self._log.seq}"
+        heard = self._publications.heard(session)
+        if message.applied > heard:
+            text = f"deletion {message.applied} is one that you have not heard of, only of {heard}"
             self._out.refuse(route, message, Refusal.BAD_MESSAGE, text)
             return False
         session.route = route
@@ -297,7 +330,11 @@ class GlobalState:
         self._writes.confirm(session, self._log.seq, now)
 
     def _session(self, route: Route, message: Sync | Ack | Request) -> Session | None:
-        """The session that a message bears, or None when it has been refused."""
+        """The session that a message bears, or None when it has been refused.
+
+        Who knows the id of a session may speak for it, on any connection: a Local's requests come
+        over others than its HELLO, and all of them may have been made anew.
+        """
         if message.epoch != self.epoch:
             self._out.refuse(route, message, Refusal.OTHER_EPOCH, "this is another life of Global")
             return None
@@ -333,8 +370,7 @@ class GlobalState:
             return Found(seq, False, stored)
         # The engine is read in the same atomic step in which the asker becomes a holder, so
         # that no deletion can begin in between and miss it.
-        self._holders.add(key, session.bit)
-        return Found(seq, True, stored)
+        return Found(seq, self._holders.add(key, session.bit), stored)
 
     def _on_wait(self, route: Route, message: Wait, now: float) -> None:
         session = self._session(route, message)
@@ -343,10 +379,22 @@ class GlobalState:
         self.counters["waits"] += 1
         if self._engine.read(message.key) is not None:
             self._answer(session, route, message)
-        elif self._waits.full(session):
-            self._out.refuse(route, message, Refusal.BUSY, "too many requests wait for keys")
+        elif self._waits.full(session, message):
+            text = f"too many requests wait, {session.waits.taken:,} bytes of them of this session"
+            self._out.refuse(route, message, Refusal.BUSY, text)
         else:
             self._waits.add(session, route, message, now)
+
+    def _answer_waiting(self) -> None:
+        """Answer some of those whose keys have been bound; the others in the next steps."""
+        room = ANSWERS_BYTES
+        while room > 0 and (key := self._waits.answerable()) is not None:
+            stored = self._engine.read(key)
+            if stored is None:
+                self._waits.gone()
+            else:
+                self._answer(*self._waits.take(key))
+                room -= ANSWER_BYTES + stored.inline
 
     def _on_unwait(self, route: Route, message: Unwait, now: float) -> None:
         session = self._sessions.get(message.session)
@@ -400,19 +448,37 @@ class GlobalState:
             "seq": self._log.seq,
             "dying": len(self._deletions.dying),
             "sessions": len(self._sessions),
-            "lapsed": sum(each.lease_end <= now for each in self._sessions),
             "held_keys": len(self._holders),
             "waiting": len(self._waits),
             "watching": len(self._watching),
             "uploads": len(self._stages),
             "upload_bytes": self._stages.reserved,
             "expired": self._deletions.expired,
+            "holder_bytes": self._holders.bytes,
+            "write_bytes": self._sessions.writes.taken,
+            "wait_bytes": self._sessions.waits.taken,
+            "max_clients": self._max_clients,
             **self.counters,
-            "locals": {
-                str(each.id): {"label": each.label, "lease_left": max(0.0, each.lease_end - now)}
-                for each in islice(self._sessions, LOCALS_SHOWN)
-            },
+            **self._figures_of_locals(now),
         }
+
+    def _figures_of_locals(self, now: float) -> dict[str, object]:
+        """Those that take a look at each Local. No id is among them."""
+        sessions = self._sessions
+        if now >= self._shown_until or self._shown_of != sessions.state:
+            self._shown_of = sessions.state
+            self._shown_until = now + SHOWN_PER_LOCAL * len(sessions)
+            self._shown = {
+                "lapsed": sum(each.lease_end <= now for each in sessions),
+                "locals": {
+                    str(each.number): {
+                        "label": each.label,
+                        "lease_left": max(0.0, each.lease_end - now),
+                    }
+                    for each in islice(sessions, LOCALS_SHOWN)
+                },
+            }
+        return self._shown
 
     # ---- writing --------------------------------------------------------------------------
 
@@ -432,7 +498,9 @@ class GlobalState:
             self._out.refuse(route, message, Refusal.TOO_LARGE, "the value is too large")
             return
         try:
-            received = self._stages.receive(session, message, self._writes.room, now)
+            received = self._stages.receive(
+                session, message, self._writes.room, self._engine.limit, now
+            )
         except StageRefused as refused:
             self._out.refuse(route, message, refused.refusal, refused.text)
             return

@@ -7,12 +7,17 @@ A bit that a session leaves behind is not cleared at once, since that would mean
 keys for each goodbye. It is retired: no new value gets it, and whoever asks for the holders of a
 key masks it away. Once enough bits are retired a sweep clears them, a few keys at a time, and
 then they are free for new sessions.
+
+All this has a budget in bytes. When it is spent, nobody becomes a holder of a key that would need
+more; whoever reads such a key is told not to cache it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
+from dstore.config import HOLDER_BYTES_MAX
+from dstore.core.budgets import text_bytes
 from dstore.messages import Key
 
 SWEEP_AT = 32
@@ -20,12 +25,20 @@ SWEEP_AT = 32
 PART_BITS = 256
 """A mask is taken apart in parts of so many bits, since each step costs what its mask is wide."""
 _PART = (1 << PART_BITS) - 1
+KEY_OVERHEAD = 150
+"""Bytes for each key that is held, beyond the key and its bits: its place in the dictionary, also
+while that grows, and in a sweep; and what an integer takes without its digits.
+"""
+DIGIT_BITS, DIGIT_BYTES = 30, 4
+"""Of the digits that Python's integers are made of."""
 
 
 class Holders:
     """Bit sets of the keys, and the bits themselves."""
 
-    def __init__(self) -> None:
+    def __init__(self, limit: int = HOLDER_BYTES_MAX) -> None:
+        self.limit = limit  # of ``bytes``
+        self.bytes = 0  # what all this takes
         self._of: dict[Key, int] = {}
         self._free: list[int] = []
         self._width = 0
@@ -34,7 +47,11 @@ class Holders:
         self._left: list[Key] | None = None  # keys that the sweep has yet to visit
 
     def __repr__(self) -> str:
-        return f"<Holders keys={len(self._of)} width={self._width} retired={self._retired:b}>"
+        retired = self._retired.bit_count()
+        return (
+            f"<Holders keys={len(self._of)} bytes={self.bytes:,} width={self._width} "
+            f"retired={retired}>"
+        )
 
     def __len__(self) -> int:
         return len(self._of)
@@ -63,9 +80,22 @@ class Holders:
             self._sweeping, self._retired = self._retired, 0
             self._left = list(self._of)
 
-    def add(self, key: Key, bit: int) -> None:
-        """The session of ``bit`` is handed the value of ``key``."""
-        self._of[key] = self._of.get(key, 0) | 1 << bit
+    def add(self, key: Key, bit: int) -> bool:
+        """The session of ``bit`` is handed the value of ``key``.
+
+        False, and nothing changed, if there is no room for that: it must not cache the value.
+        """
+        bits = self._of.get(key, 0)
+        width = bits.bit_length()
+        if bit >= width:  # only the highest bit makes a mask larger
+            size = self.bytes + _digits(bit + 1) - _digits(width)
+            if not bits:
+                size += KEY_OVERHEAD + text_bytes(key)
+            if size > self.limit:
+                return False
+            self.bytes = size
+        self._of[key] = bits | 1 << bit
+        return True
 
     def of(self, key: Key) -> int:
         """A mask of the bits of ``key``, retired ones included."""
@@ -73,7 +103,12 @@ class Holders:
 
     def drop(self, key: Key) -> None:
         """The value of ``key`` is gone."""
-        self._of.pop(key, None)
+        bits = self._of.pop(key, 0)
+        if bits:
+            self._gone(key, bits)
+
+    def _gone(self, key: Key, bits: int) -> None:
+        self.bytes -= _digits(bits.bit_length()) + KEY_OVERHEAD + text_bytes(key)
 
     def sweep(self, keys_max: int) -> None:
         """Clear the retired bits of at most ``keys_max`` more keys."""
@@ -89,16 +124,23 @@ class Holders:
         bits = self._of.get(key)
         if bits is None or not bits & self._sweeping:
             return
-        bits &= ~self._sweeping
-        if bits:
-            self._of[key] = bits
+        left = bits & ~self._sweeping
+        if left:
+            self.bytes -= _digits(bits.bit_length()) - _digits(left.bit_length())
+            self._of[key] = left
         else:
             del self._of[key]
+            self._gone(key, bits)
 
     def _finish(self) -> None:
         self._free.extend(bits_of(self._sweeping))
         self._sweeping = 0
         self._left = None
+
+
+def _digits(width: int) -> int:
+    """Bytes of the digits of a number of ``width`` bits."""
+    return (width + DIGIT_BITS - 1) // DIGIT_BITS * DIGIT_BYTES
 
 
 def bits_of(mask: int) -> Iterator[int]:

@@ -90,7 +90,7 @@ class Fill:
         self.done = False
 
     def __repr__(self) -> str:
-        return f"<Fill {self.key!r} session={self.session} deleted={self.deleted}>"
+        return f"<Fill {self.key!r} deleted={self.deleted} done={self.done}>"
 
 
 class LocalState:
@@ -155,7 +155,7 @@ class LocalState:
 
     def __repr__(self) -> str:
         return (
-            f"<LocalState epoch={self.epoch:x} session={self.session} applied={self.applied} "
+            f"<LocalState epoch={self.epoch:x} joined={bool(self.session)} applied={self.applied} "
             f"lease_end={self.lease_end:.3f} {self.cache!r} fills={list(self._fills.values())} "
             f"held={self._held_keys}>"
         )

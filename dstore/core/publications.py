@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from dstore.config import RETOLD_MAX
 from dstore.core.deletions import DeletionLog
 from dstore.core.dying import Dying, TwoPhase
 from dstore.core.outbox import Outbox
@@ -79,7 +80,7 @@ class Publications:
             self._publish(True, now)
             return
         for session in waiting:
-            self.push(session)
+            self.push(session, now)
         if len(self._keys) >= min(KEYS_MAX, self._log.length):
             self._publish(False, now)
         elif self._due == NEVER:
@@ -89,13 +90,19 @@ class Publications:
         """Whether a push would make it drop its whole cache."""
         return session.acked < self._log.reach
 
-    def push(self, session: Session) -> None:
+    def push(self, session: Session, now: float) -> None:
         """Tell it what it has not acknowledged. It will."""
-        self.tell(session, 0, session.acked)
+        self.tell(session, 0, session.acked, now)
 
-    def tell(self, session: Session, serial: int, applied: int) -> None:
+    def heard(self, session: Session) -> int:
+        """Up to which number this session may have heard of deletions."""
+        return max(session.told, self.published)
+
+    def tell(self, session: Session, serial: int, applied: int, now: float) -> None:
         """Send it what it has missed that has applied all up to that number."""
-        seq, keys, awaited = self._log.seq, self._log.since(applied), bool(session.awaited)
+        keys = None if self._told_too_often(session, applied, now) else self._log.since(applied)
+        seq, awaited = self._log.seq, bool(session.awaited)
+        session.told = seq
         if keys is None:
             self._out.counters["flushes"] += 1
         if awaited:
@@ -104,12 +111,26 @@ class Publications:
         message = Synced(self._epoch, session.id, serial, applied, seq, keys, awaited, settled)
         self._out.send(session.route, message)
 
-    def acknowledged(self, session: Session) -> None:
+    def _told_too_often(self, session: Session, applied: int, now: float) -> bool:
+        """Whether this is not to be listed for it once more.
+
+        Answers may be lost. But one that asks for the same thousands of deletions again and again
+        would have Global do little else; it is told to drop its cache, which costs nothing.
+        """
+        again = session.told - applied
+        if again <= 0:
+            return False
+        if now >= session.retold_since + self._sessions.lease:
+            session.retold, session.retold_since = 0, now
+        session.retold += again
+        return session.retold > max(RETOLD_MAX, self._log.length)
+
+    def acknowledged(self, session: Session, now: float) -> None:
         """It has acknowledged something: push it what has begun while a push was in flight."""
         if session.awaited and session.acked >= session.pushed:
             newest, _ = session.awaited[-1]
             if newest.seq > max(session.pushed, self._asked):
-                self.push(session)
+                self.push(session, now)
 
     def publish(self, now: float) -> None:
         """Publish what has been kept for long enough."""

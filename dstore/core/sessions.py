@@ -3,17 +3,32 @@
 A session lives from HELLO to goodbye. If its lease runs out it has *lapsed*: deletions no longer
 wait for it, but it keeps its holder bits for a while, and its Local may come back with a SYNC and
 a full cache. Only when it has been silent for the whole linger is it dropped; its Local then has
-to say HELLO. Session ids count up and are never used twice in the life of a Global.
+to say HELLO. One that has never renewed its lease has little to come back with, and is dropped soon
+after that ends: a flood of HELLOs holds no places for long.
+
+The id of a session is a secret that Global shares with its Local: whoever knows it can acknowledge,
+write and say goodbye in its name. So ids are random, and are shown to nobody else. To people a
+session has a running number.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
+from dstore.config import (
+    SESSIONS_PER_ROUTE_MAX,
+    WAITS_BYTES_ASSURED,
+    WAITS_BYTES_MAX,
+    WAITS_BYTES_SHARE,
+    WRITES_BYTES_ASSURED,
+    WRITES_BYTES_MAX,
+    WRITES_BYTES_SHARE,
+)
+from dstore.core.budgets import Account, Budget
 from dstore.core.holders import Holders, bits_of
-from dstore.messages import DelReply, Hello, Key, Route, SetReply, Welcome
+from dstore.messages import NO_SESSION, Hello, Key, Route, Welcome
 
 if TYPE_CHECKING:
     from dstore.core.calls import Call
@@ -21,24 +36,48 @@ if TYPE_CHECKING:
 
 LINGER_LEASES = 10
 """A lapsed session is dropped after so many leases without a word."""
+JOIN_PATIENCE = 5.0
+"""Seconds within which the first renewal must come, if a lease is shorter. If that were dropped at
+its end, no Local could ever join that is further away than one lease.
+"""
+OUTCOME_OVERHEAD = 250
+"""Bytes that a recorded outcome takes beyond its own: its number, its place."""
 
 
 class Session:
     """One Local, seen from Global. Times are seconds on Global's clock."""
 
-    def __init__(self, ident: int, bit: int, hello: Hello, route: Route, now: float) -> None:
+    def __init__(
+        self,
+        ident: int,
+        number: int,
+        bit: int,
+        hello: Hello,
+        route: Route,
+        now: float,
+        writes: Account,
+        waits: Account,
+    ) -> None:
         self.id = ident
+        self.number = number
         self.bit = bit
+        self.opened_by = route
         self.nonce = hello.nonce
         self.label = hello.label
         self.route = route
         self.since = now
         self.open = True
+        self.renewed = False
         self.lease_end = now
         self.acked = 0
         self.seen = 0
         self.welcome: Welcome | None = None
-        self.outcomes: dict[int, Call | SetReply | DelReply] = {}
+        self.outcomes: dict[int, Call | bytes] = {}
+        self.writes = writes  # what its writes take
+        self.waits = waits  # what its requests take that wait for a key
+        self.told = 0  # up to which number it has been told at least once
+        self.retold = 0  # deletions that it has been told again, since a moment
+        self.retold_since = now
         self.awaited: deque[tuple[Dying, float]] = deque()
         self.pushed = 0  # up to which number it has been told by itself, and is to acknowledge
         self.push_at = float("inf")
@@ -46,8 +85,9 @@ class Session:
 
     def __repr__(self) -> str:
         return (
-            f"<Session {self.id} {self.label!r} acked={self.acked} lease_end={self.lease_end:.3f} "
-            f"awaited={len(self.awaited)} outcomes={len(self.outcomes)}>"
+            f"<Session no. {self.number} {self.label!r} acked={self.acked} "
+            f"lease_end={self.lease_end:.3f} awaited={len(self.awaited)} "
+            f"outcomes={len(self.outcomes)}>"
         )
 
     def forget_outcomes(self, seen: int) -> None:
@@ -55,29 +95,58 @@ class Session:
         if seen > self.seen:
             self.seen = seen
             for write in [write for write in self.outcomes if write < seen]:
-                del self.outcomes[write]
+                self._forget(write)
+
+    def forget_all_outcomes(self) -> None:
+        """Nobody will ask for them."""
+        for write in list(self.outcomes):
+            self._forget(write)
+
+    def _forget(self, write: int) -> None:
+        outcome = self.outcomes.pop(write)
+        if type(outcome) is bytes:  # what is still at work counts until it has ended
+            self.writes.take(-outcome_bytes(outcome))
+
+
+def outcome_bytes(recorded: bytes) -> int:
+    """What a recorded outcome takes."""
+    return OUTCOME_OVERHEAD + len(recorded)
 
 
 class Sessions:
-    """All open sessions, by id, by nonce and by holder bit."""
+    """All open sessions, by id, by nonce and by holder bit.
 
-    def __init__(self, lease: float) -> None:
+    ``random63`` gives 63 fresh random bits, which name a session.
+    """
+
+    def __init__(self, lease: float, random63: Callable[[], int]) -> None:
+        self.lease = lease
         self.linger = LINGER_LEASES * lease
+        self._linger_first = min(self.linger, max(0.0, JOIN_PATIENCE - lease))
         self.holders = Holders()
         self._by_id: dict[int, Session] = {}
         self._by_nonce: dict[bytes, Session] = {}
         self._by_bit: dict[int, Session] = {}
+        self._by_route: dict[Route, int] = {}  # how many each has opened that are open
         self._mask = 0
-        self._last = 0
+        self._number = 0
+        self._random63 = random63
+        self.writes = Budget(WRITES_BYTES_MAX, WRITES_BYTES_SHARE, WRITES_BYTES_ASSURED)
+        self.waits = Budget(WAITS_BYTES_MAX, WAITS_BYTES_SHARE, WAITS_BYTES_ASSURED)
 
     def __repr__(self) -> str:
-        return f"<Sessions open={len(self)} last={self._last}>"
+        return f"<Sessions open={len(self)} opened={self._number}>"
 
     def __len__(self) -> int:
         return len(self._by_id)
 
     def __iter__(self) -> Iterator[Session]:
         return iter(self._by_id.values())
+
+    @property
+    def state(self) -> tuple[int, int]:
+        """Changes whenever a session begins or ends."""
+        return self._number, len(self._by_id)
 
     def get(self, ident: int) -> Session | None:
         return self._by_id.get(ident)
@@ -87,18 +156,42 @@ class Sessions:
 
     def open(self, hello: Hello, route: Route, now: float) -> Session:
         """A new session, with no lease yet."""
-        self._last += 1
-        session = Session(self._last, self.holders.claim(), hello, route, now)
+        self._number += 1
+        session = Session(
+            self._fresh_id(),
+            self._number,
+            self.holders.claim(),
+            hello,
+            route,
+            now,
+            Account(self.writes),
+            Account(self.waits),
+        )
+        self._by_route[route] = self._by_route.get(route, 0) + 1
         self._by_id[session.id] = session
         self._by_nonce[session.nonce] = session
         self._by_bit[session.bit] = session
         self._mask |= 1 << session.bit
         return session
 
+    def _fresh_id(self) -> int:
+        """One that is nobody's. Of 63 random bits none comes twice in the life of a Global."""
+        ident = NO_SESSION
+        while ident == NO_SESSION or ident in self._by_id:
+            ident = self._random63()
+        return ident
+
+    def crowded(self, route: Route) -> bool:
+        """Whether this connection has opened as many sessions as it may have."""
+        return self._by_route.get(route, 0) >= SESSIONS_PER_ROUTE_MAX
+
     def close(self, session: Session) -> None:
         """End a session: its id is unknown from now on, its bit no longer counts."""
         session.open = False
-        session.outcomes.clear()
+        session.forget_all_outcomes()
+        self._by_route[session.opened_by] -= 1
+        if not self._by_route[session.opened_by]:
+            del self._by_route[session.opened_by]
         del self._by_id[session.id], self._by_nonce[session.nonce], self._by_bit[session.bit]
         self._mask ^= 1 << session.bit
         self.holders.retire(session.bit)
@@ -109,4 +202,8 @@ class Sessions:
 
     def silent(self, now: float) -> list[Session]:
         """Sessions that lapsed so long ago that they are to be dropped."""
-        return [each for each in self if each.lease_end + self.linger <= now]
+        return [each for each in self if self.end(each) <= now]
+
+    def end(self, session: Session) -> float:
+        """When it is dropped if it says nothing more."""
+        return session.lease_end + (self.linger if session.renewed else self._linger_first)

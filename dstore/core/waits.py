@@ -1,23 +1,28 @@
 """Requests that wait at Global until a key is bound, so that nobody has to ask again and again.
 
 A WAIT of a key that nobody has bound is kept here for the time that it names, and answered as a
-GET would be: at once when the key is bound, else "missing" in the end. A Local that wants to wait
-for longer asks again. What a session has here goes with it.
+GET would be: when the key is bound, else "missing" in the end. A Local that wants to wait for
+longer asks again. What a session has here goes with it.
+
+Many may wait for one key, whose value may be large. They are answered a few at a time, so that
+nobody else has to wait until all of them have been.
 """
 
 from __future__ import annotations
 
 import heapq
+from collections import deque
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
+from dstore.core.budgets import text_bytes
 from dstore.messages import Key, Route, Unwait, Wait
 
 if TYPE_CHECKING:
     from dstore.core.sessions import Session
 
-WAITS_MAX, WAITS_OF_ONE_MAX = 100_000, 20_000
-"""Requests that wait at one time, of all sessions and of one; more are refused."""
+WAIT_BYTES = 1_200
+"""What a request that waits takes at most, beside its key."""
 TIMEOUT_MAX = 60.0
 """Seconds; whoever wants to wait longer asks again."""
 ENDS_MIN = 1_000
@@ -39,6 +44,7 @@ class Waits:
         self._by_key: dict[Key, dict[tuple[int, int], Waiting]] = {}
         self._ends: list[tuple[float, int, Key, tuple[int, int]]] = []
         self._of: dict[int, set[tuple[Key, tuple[int, int]]]] = {}  # by session
+        self._answerable: deque[Key] = deque()  # keys that have been bound
         self._count = 0
         self._serial = 0
 
@@ -48,14 +54,17 @@ class Waits:
     def __len__(self) -> int:
         return self._count
 
-    def full(self, session: Session) -> bool:
-        """Whether no more are taken of this one."""
-        of_one = len(self._of.get(session.id, ()))
-        return self._count >= WAITS_MAX or of_one >= WAITS_OF_ONE_MAX
+    def full(self, session: Session, message: Wait) -> bool:
+        """Whether this one is not taken: there is no room for it."""
+        if (session.id, message.request) in self._by_key.get(message.key, ()):
+            return False
+        return not session.waits.admits(_cost(message.key))
 
     @property
     def wake_at(self) -> float:
         """When :meth:`expire` is next due."""
+        if self._answerable:
+            return 0.0
         return self._ends[0][0] if self._ends else NEVER
 
     def add(self, session: Session, route: Route, message: Wait, now: float) -> None:
@@ -65,14 +74,33 @@ class Waits:
         if name not in waiting:
             self._count += 1
             self._serial += 1
+            session.waits.take(_cost(message.key))
             self._of.setdefault(session.id, set()).add((message.key, name))
             end = now + min(message.timeout, TIMEOUT_MAX)
             heapq.heappush(self._ends, (end, self._serial, message.key, name))
         waiting[name] = Waiting(session, route, message)
 
-    def bound(self, key: Key) -> list[Waiting]:
-        """The key has been bound: those who waited for it."""
-        return [self._take(key, name) for name in list(self._by_key.get(key, ()))]
+    def bound(self, key: Key) -> None:
+        """The key has been bound: those who wait for it can be answered."""
+        if key in self._by_key:
+            self._answerable.append(key)
+
+    def answerable(self) -> Key | None:
+        """A key that has been bound and that somebody waits for."""
+        while self._answerable:
+            key = self._answerable[0]
+            if key in self._by_key:
+                return key
+            self._answerable.popleft()
+        return None
+
+    def gone(self) -> None:
+        """That key has lost its value again: who still waits for it goes on waiting."""
+        self._answerable.popleft()
+
+    def take(self, key: Key) -> Waiting:
+        """One of those who wait for a key. It is to be answered."""
+        return self._take(key, next(iter(self._by_key[key])))
 
     def drop(self, session: Session, message: Unwait) -> None:
         """A request is given up. One that is not here is fine."""
@@ -95,6 +123,7 @@ class Waits:
     def _take(self, key: Key, name: tuple[int, int]) -> Waiting:
         waiting, of_one = self._by_key[key], self._of[name[0]]
         taken = waiting.pop(name)
+        taken.session.waits.take(-_cost(key))
         of_one.discard((key, name))
         if not waiting:
             del self._by_key[key]
@@ -105,3 +134,7 @@ class Waits:
             self._ends = [each for each in self._ends if each[3] in self._by_key.get(each[2], ())]
             heapq.heapify(self._ends)
         return taken
+
+
+def _cost(key: Key) -> int:
+    return WAIT_BYTES + 2 * text_bytes(key)  # its place among the ends may outlive the request

@@ -21,12 +21,13 @@ from __future__ import annotations
 from functools import partial
 
 from dstore import content
-from dstore.config import INLINE_BYTES_MAX
-from dstore.core.calls import Call
+from dstore.config import INLINE_BYTES_MAX, OUTCOMES_MAX
+from dstore.core.budgets import text_bytes
+from dstore.core.calls import CALL_BYTES, CALL_ITEM_BYTES, Call, recorded, repeated
 from dstore.core.dying import Dying, TwoPhase
 from dstore.core.outbox import Outbox
 from dstore.core.publications import Publications
-from dstore.core.sessions import Session, Sessions
+from dstore.core.sessions import Session, Sessions, outcome_bytes
 from dstore.core.stages import Stages
 from dstore.engines.base import Bulk, Engine
 from dstore.errors import DstoreError, StoreFull
@@ -45,11 +46,6 @@ from dstore.messages import (
     SetStatus,
     Stored,
 )
-
-OUTCOMES_MAX = 10_000
-"""Writes of one session whose outcomes it has not said to have seen; more are refused."""
-QUEUED_BYTES_MAX = 256 << 20
-"""Values of writes that wait for a deletion of their key; more are refused."""
 
 
 class Writes:
@@ -79,7 +75,6 @@ class Writes:
         self._publications = publications
         self._out = out
         self._value_limit = value_limit
-        self._queued_bytes = 0
         self._replacing_bytes = 0
         self._growing_bytes = 0
 
@@ -92,66 +87,85 @@ class Writes:
     # ---- a write, once --------------------------------------------------------------------
 
     def set(self, route: Route, session: Session, message: Set, now: float) -> None:
-        call = self._admit(route, session, message, len(message.items))
+        held = sum([text_bytes(item.key) + item.stored.inline for item in message.items])
+        call = self._admit(route, session, message, len(message.items), held)
         if call is not None:
             self._out.counters["sets"] += len(message.items)
             for index, item in enumerate(message.items):
                 self._set(call, index, item, message.replace, now)
 
     def delete(self, route: Route, session: Session, message: Del, now: float) -> None:
-        call = self._admit(route, session, message, len(message.keys))
+        held = sum(map(text_bytes, message.keys))
+        call = self._admit(route, session, message, len(message.keys), held)
         if call is not None:
             self._out.counters["dels"] += len(message.keys)
             for index, key in enumerate(message.keys):
                 self._delete(call, index, key, message.wait, now)
 
-    def _admit(self, route: Route, session: Session, message: Set | Del, size: int) -> Call | None:
-        """A call to work on, or None if the write is a repeat or refused."""
+    def _admit(
+        self, route: Route, session: Session, message: Set | Del, size: int, held: int
+    ) -> Call | None:
+        """A call to work on, or None if the write is a repeat or refused.
+
+        It has ``size`` items, and ``held`` bytes of keys and values.
+        """
         session.forget_outcomes(message.seen)
         known = session.outcomes.get(message.write)
         if isinstance(known, Call):  # still at work: answer where it was asked last
             known.route, known.request = route, message.request
             return None
         if known is not None:
-            self._out.send(route, known._replace(request=message.request))
+            envelope = (self._epoch, session.id, message.request)
+            self._out.send(route, repeated(known, envelope))
             return None
-        refusal = self._refusal(session, message)
+        cost = CALL_BYTES + size * CALL_ITEM_BYTES + held
+        refusal = self._refusal(session, message, cost)
         if refusal is not None:
             self._out.refuse(route, message, *refusal)
             return None
-        call = Call(route, session, message, size)
+        call = Call(route, session, message, size, cost)
+        session.writes.take(cost)
         session.outcomes[message.write] = call
         return call
 
-    def _refusal(self, session: Session, message: Set | Del) -> tuple[Refusal, str] | None:
+    def _refusal(
+        self, session: Session, message: Set | Del, cost: int
+    ) -> tuple[Refusal, str] | None:
         if message.write < session.seen:
             return Refusal.STALE_WRITE, "its sender has given it up"
         if self.closing:
             return Refusal.CLOSING, "Global is shutting down"
         if len(session.outcomes) >= OUTCOMES_MAX:
-            return Refusal.BUSY, f"{OUTCOMES_MAX} writes of this session wait to be seen"
+            return Refusal.BUSY, f"{OUTCOMES_MAX:,} writes of this session wait to be seen"
+        if not session.writes.admits(cost):
+            taken = session.writes.taken
+            return Refusal.BUSY, f"too many writes wait, {taken:,} bytes of them of this session"
         return None
 
     def _finish(self, call: Call, index: int, result: SetResult | DelResult) -> None:
         """Note one outcome of a call, and answer when it was the last."""
         if not call.note(index, result):
             return
+        session = call.session
         reply = call.reply(self._epoch)
         self._out.send(call.route, reply)
-        if call.session.open and call.write >= call.session.seen:
-            call.session.outcomes[call.write] = call.recorded(reply)
+        left = -call.cost
+        if session.open and call.write >= session.seen:
+            outcome = session.outcomes[call.write] = recorded(reply)
+            left += outcome_bytes(outcome)
+        session.writes.take(left)
 
     # ---- binding --------------------------------------------------------------------------
 
     def _set(self, call: Call, index: int, item: SetItem, replace: bool, now: float) -> None:
         dying = self._deletions.dying.get(item.key)
         if dying is not None:
-            self._queue(dying, call, index, item, replace)
+            dying.queued.append(partial(self._set, call, index, item, replace))
             return
         old = self._engine.read(item.key)
         if old is not None and not replace:
             result = self._occupied(call, item.key, old)
-        elif (refusal := self._unfit(item, old)) is not None:
+        elif (refusal := self._unfit(call, item, old)) is not None:
             result = SetResult(refusal, self._deletions.seq)
         elif old is None:
             result = self._bind(call.session, item)
@@ -166,38 +180,23 @@ class Writes:
             self._stages.drop(item.stored.token, call.session)
         self._finish(call, index, result)
 
-    def _queue(self, dying: Dying, call: Call, index: int, item: SetItem, replace: bool) -> None:
-        size = item.stored.inline
-        if self._queued_bytes + size > QUEUED_BYTES_MAX:
-            self._finish(call, index, SetResult(SetStatus.FULL, self._deletions.seq))
-            return
-
-        def run(now: float) -> None:
-            self._queued_bytes -= size
-            self._set(call, index, item, replace, now)
-
-        self._queued_bytes += size
-        dying.queued.append(run)
-
-    def _unfit(self, item: SetItem, old: Stored | None) -> SetStatus | None:
+    def _unfit(self, call: Call, item: SetItem, old: Stored | None) -> SetStatus | None:
         """Why this value cannot be bound now. If nothing is, the bytes of a large one are taken."""
         stored = item.stored
         if stored.size > self._value_limit or stored.inline > INLINE_BYTES_MAX:
             return SetStatus.TOO_LARGE
         if not content.matches(item.key, stored):
             return SetStatus.MISMATCH
-        if not self._engine.fits(item.key, stored) or not self._will_fit(stored, old):
+        if not self._engine.fits(item.key, stored) or not self._will_fit(call, stored, old):
             return SetStatus.FULL
-        if type(stored.body) is Large and not self._stages.take(stored, self.room):
+        if type(stored.body) is Large and not self._stages.take(stored, call.session, self.room):
             return SetStatus.ABSENT
         return None
 
-    def _will_fit(self, stored: Stored, old: Stored | None) -> bool:
+    def _will_fit(self, call: Call, stored: Stored, old: Stored | None) -> bool:
         """Whether it also fits once all that is under way has ended."""
-        if old is not None and self._replacing_bytes + stored.inline > QUEUED_BYTES_MAX:
-            return False
         coming = self._growing_bytes + self._stages.reserved
-        if self._stages.has(stored):  # it is part of that
+        if self._stages.has(stored, call.session):  # it is part of that
             return True
         growth = stored.size - (old.size if old is not None else 0)
         return self._engine.size + coming + growth <= self._engine.limit or growth <= 0
@@ -231,10 +230,9 @@ class Writes:
         """Make the writer a holder, so that its answer may be cached.
 
         Not if its session has ended while the write was queued: its bit may be another's by now.
+        Nor if the record of holders has no room.
         """
-        if session.open:
-            self._holders.add(key, session.bit)
-        return session.open
+        return session.open and self._holders.add(key, session.bit)
 
     # ---- deleting, phase 1 ----------------------------------------------------------------
 

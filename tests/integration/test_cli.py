@@ -367,6 +367,8 @@ def test_an_address_in_use_is_one_line(dstore_: Shell, free_global: dstore.Globa
         ["--lease", "1e9"],
         ["--log-length", "0"],
         ["--log-length", "-5"],
+        ["--max-clients", "0"],
+        ["--max-clients", "100001"],
         ["--memory-limit", "0"],
         ["--memory-limit", "4X"],
         ["--memory-limit", "lots"],

@@ -160,9 +160,11 @@ def test_a_bad_address_is_refused(address: str) -> None:
         dstore.Global(address).start()
 
 
-@pytest.mark.parametrize("options", [{"lease": 0}, {"log_length": 0}, {"memory_limit": 0}])
+@pytest.mark.parametrize(
+    "options", [{"lease": 0}, {"log_length": 0}, {"memory_limit": 0}, {"max_clients": 0}]
+)
 def test_an_option_out_of_range_is_refused(options: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match=r"lease|log_length|memory_limit"):
+    with pytest.raises(ValueError, match=r"lease|log_length|memory_limit|max_clients"):
         dstore.Global(**options)  # type: ignore[arg-type]
 
 

@@ -104,14 +104,20 @@ MUTANTS = (
         (
             (
                 "core.global_state",
-                "        self._holders.add(key, session.bit)\n",
-                "",
+                "        return Found(seq, self._holders.add(key, session.bit), stored)\n",
+                "        return Found(seq, True, stored)\n",
             ),
         ),
     ),
     Mutant(
         "writer not recorded as a holder",
-        (("core.writes", "            self._holders.add(key, session.bit)\n", "            pass\n"),),
+        (
+            (
+                "core.writes",
+                "        return session.open and self._holders.add(key, session.bit)\n",
+                "        return session.open\n",
+            ),
+        ),
     ),
     Mutant(
         "acknowledgement that skips a gap",
@@ -171,6 +177,44 @@ MUTANTS = (
     Mutant(
         "acknowledgement and SYNC of a former epoch accepted",
         (("core.global_state", "if message.epoch != self.epoch:", "if False:"),),
+        CORE + "test_strangers.py::test_what_does_not_match_changes_nothing",
+        "sessions of two lives of a Global do not have the same id",
+    ),
+    Mutant(
+        "session ids that can be guessed",
+        (("core.sessions", "            ident = self._random63()\n", "            ident = self._number\n"),),
+    ),
+    Mutant(
+        "session ids that come twice",
+        (("core.sessions", "while ident == NO_SESSION or ident in self._by_id:", "while ident == NO_SESSION:"),),
+        CORE + "test_membership.py::test_session_ids_are_what_the_host_draws_and_none_is_zero_or_in_use",
+        "of 63 random bits none comes twice in a simulated run",
+    ),
+    Mutant(
+        "GOODBYE of a former epoch accepted",
+        (
+            (
+                "core.global_state",
+                "        session = self._sessions.get(message.session) if message.epoch == self.epoch else None\n"
+                "        if session is not None:\n            self._end",
+                "        session = self._sessions.get(message.session)\n"
+                "        if session is not None:\n            self._end",
+            ),
+        ),
+        CORE + "test_strangers.py::test_what_does_not_match_changes_nothing",
+        "of 63 random bits none comes twice in a simulated run",
+    ),
+    Mutant(
+        "deletions acknowledged that it has not heard of",
+        (("core.global_state", "        if message.applied > heard:\n", "        if False:\n"),),
+        CORE + "test_strangers.py::test_nobody_acknowledges_what_it_has_not_heard_of",
+        "no simulated Local says what is not so",
+    ),
+    Mutant(
+        "upload of another session bound",
+        (("core.stages", "upload is None or upload.session != session.id or upload", "upload is None or upload"),),
+        CORE + "test_strangers.py::test_an_upload_belongs_to_the_session_that_began_it",
+        "no simulated Local knows the tokens of others before their values are bound",
     ),
     Mutant(
         "publication of a former epoch accepted",
@@ -226,8 +270,8 @@ MUTANTS = (
         (
             (
                 "core.calls",
-                "[item._replace(cacheable=False, found=None) for item in reply.items]",
-                "list(reply.items)",
+                "        SetResult(SetStatus(status), seq, False, None, confirmed, expired)\n",
+                "        SetResult(SetStatus(status), seq, True, None, confirmed, expired)\n",
             ),
         ),
         CORE + "test_writes.py::test_a_repeated_set_gets_the_recorded_outcome_marked_do_not_cache",
@@ -277,15 +321,16 @@ MUTANTS = (
         (
             (
                 "core.writes",
-                "            self._set(call, index, item, replace, now)\n\n        self._queued",
-                "            old = self._engine.read(item.key)\n"
-                "            if replace and old is not None:\n"
-                "                self._engine.replace(item.key, old.token, item.stored)\n"
-                "                result = SetResult(SetStatus.REPLACED, self._deletions.seq)\n"
-                "                self._finish(call, index, result)\n"
-                "            else:\n"
-                "                self._set(call, index, item, replace, now)\n\n"
-                "        self._queued",
+                "            dying.queued.append(partial(self._set, call, index, item, replace))\n",
+                "            def run(now: float) -> None:\n"
+                "                old = self._engine.read(item.key)\n"
+                "                if replace and old is not None:\n"
+                "                    self._engine.replace(item.key, old.token, item.stored)\n"
+                "                    result = SetResult(SetStatus.REPLACED, self._deletions.seq)\n"
+                "                    self._finish(call, index, result)\n"
+                "                else:\n"
+                "                    self._set(call, index, item, replace, now)\n\n"
+                "            dying.queued.append(run)\n",
             ),
         ),
     ),
@@ -324,8 +369,8 @@ MUTANTS = (
         (
             (
                 "core.stages",
-                "        if not upload.complete or upload.stored != stored:\n",
-                "        if upload.stored != stored:\n",
+                "        if upload is None or not upload.complete:\n",
+                "        if upload is None:\n",
             ),
         ),
         CORE + "test_large_values.py::test_an_upload_that_is_not_complete_cannot_be_bound",

@@ -70,7 +70,7 @@ DOORS: dict[str, set[str]] = {
 PURE = {"errors", "messages", "core"}
 PURE_MODULES = {
     "__future__", "abc", "bisect", "collections", "dataclasses", "enum", "functools", "heapq",
-    "itertools", "math", "operator", "types", "typing",
+    "itertools", "math", "operator", "struct", "types", "typing",
 }  # fmt: skip
 
 

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from dstore.testing.simulation.client import Client
 
 VALUE_BYTES = 8
+SCARCE_BYTES, SCARCE_HOLDER_BYTES = 6_000, 500
+"""What writes and waits, and the record of the holders, may take where memory is scarce: enough for
+one message of all, and for two keys.
+"""
 NEVER = float("inf")
 
 
@@ -98,8 +102,13 @@ class SimGlobal(Pausable):
             log_length=self.scenario.log_length,
             value_limit=1 << 20,
             large_from=1 << 10,
-            sessions_max=self.scenario.sessions,
+            random63=self.loop.random63,
+            max_clients=self.scenario.sessions,
         )
+        if self.scenario.scarce:
+            self.state._holders.limit = SCARCE_HOLDER_BYTES
+            for budget in (self.state._sessions.writes, self.state._sessions.waits):
+                budget.total, budget.assured = SCARCE_BYTES, 0
         deletions, begin = self.deletions, self.state._deletions.begin
 
         def noted(dying: Dying, now: float) -> Dying:

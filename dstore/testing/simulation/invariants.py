@@ -99,8 +99,12 @@ def _left_at_global(place: SimGlobal, alive: int) -> Iterator[str]:
         yield f"uploads stay: {state._stages!r}"
     if place.bulk.tokens() != place.bound():
         yield f"{len(place.bulk.tokens())} large values are kept for {len(place.bound())} keys"
-    if state._writes._queued_bytes or state._writes._replacing_bytes or len(state._waits):
+    if state._writes._replacing_bytes or len(state._waits):
         yield "writes or waits stay"
+    if state._sessions.writes.taken or state._sessions.waits.taken:
+        yield f"budgets are not given back: {state._sessions.writes!r} {state._sessions.waits!r}"
+    if not len(state._holders) and state._holders.bytes:
+        yield f"no key is held, and that takes memory: {state._holders!r}"
     if len(state._sessions) != alive:
         yield f"{len(state._sessions)} sessions for {alive} Locals"
     for session in state._sessions:

@@ -48,6 +48,9 @@ class Loop:
     def random16(self) -> bytes:
         return self.dice.randbytes(16)
 
+    def random63(self) -> int:
+        return self.dice.getrandbits(63)
+
     def run(self, until: float, done: Callable[[], bool]) -> None:
         """Let events happen until the time has come or it is done."""
         while self._queue and not done():

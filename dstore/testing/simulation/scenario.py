@@ -53,6 +53,8 @@ class Scenario:
     hosts: int = 3  # with shared memory; the third is Global's
     evictions: float = 0.0  # a file is dropped to make room
     watchers: float = 0.0  # part of the Locals that watch deletions
+    strangers: float = 0.0  # messages of somebody who guesses at the sessions of others
+    scarce: bool = False  # Global has hardly memory for writes, waits and holders
     drift: float = 0.0  # clocks of Locals run slower or faster by at most this part
 
     @classmethod
@@ -96,6 +98,8 @@ class Scenario:
             hosts=dice.choice((1, 2, 3)),
             evictions=sometimes(1.0, 0.3),
             watchers=dice.choice((0.0, 0.5, 1.0)),
+            strangers=sometimes(3.0, 0.3),
+            scarce=dice.random() < 0.2,
         )
 
     def __str__(self) -> str:

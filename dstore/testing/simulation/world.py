@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from dstore.core.stages import STAGE_IDLE
+from dstore.messages import Ack, Goodbye, Sync
 from dstore.testing.history import Operation
 from dstore.testing.simulation.actors import SimGlobal, SimLocal
 from dstore.testing.simulation.client import Client, noted_by
@@ -15,6 +16,8 @@ from dstore.testing.simulation.scenario import Scenario
 
 BUSY_MAX = 180.0
 """Seconds of true time in which all operations must have ended."""
+GUESSES_MAX = 10
+"""The session ids that a stranger tries are below this."""
 LOCALS_MAX = 12
 """Locals of one run, those that died included."""
 
@@ -40,6 +43,7 @@ class World:
             (scenario.global_pauses, self._pause_global),
             (scenario.global_crashes, self._crash_global),
             (scenario.evictions, self._evict),
+            (scenario.strangers, self._forge),
         ):
             self._plan(rate * scenario.locals, strike)
 
@@ -132,6 +136,17 @@ class World:
         host = self.loop.dice.choice(self.hosts)
         if host.copies:
             host.copies.pop(self.loop.dice.choice(list(host.copies)))
+
+    def _forge(self) -> None:
+        """Somebody speaks for a Local whose session it does not know, only all the rest."""
+        epoch, guess = self.place.epoch, self.loop.dice.randrange(1, GUESSES_MAX)
+        seq = self.place.state._log.seq
+        forged = (
+            Ack(epoch, guess, seq),
+            Sync(epoch, guess, 1, seq, GUESSES_MAX),
+            Goodbye(epoch, guess),
+        )
+        self.place.receive(b"stranger/0", self.loop.dice.choice(forged))
 
     def _pause_global(self) -> None:
         self.place.pause(self.loop.dice.random() * self.scenario.pause)

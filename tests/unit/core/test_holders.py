@@ -205,6 +205,7 @@ def test_a_missing_key_makes_no_holder() -> None:
 def test_a_lapsed_session_keeps_its_bits() -> None:
     world = World()
     a, b = world.joined("a", "b")
+    world.renew(a)
     b.set("k", b"v")
     a.get("k")
     world.members.remove(a)
@@ -222,6 +223,7 @@ def test_a_lapsed_session_keeps_its_bits() -> None:
 def test_a_lapsed_holder_is_not_waited_for_but_counted() -> None:
     world = World()
     a, b = world.joined("a", "b")
+    world.renew(a)
     b.set("k", b"v")
     a.get("k")
     world.members.remove(a)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
 from dstore.core.local_state import MARGIN
 from dstore.errors import GlobalUnavailable
 from dstore.messages import (
+    NO_SESSION,
     Ack,
     Farewell,
     Get,
@@ -31,7 +34,8 @@ def only(world: World, route: bytes) -> object:
 def test_hello_opens_a_session_with_a_lease_and_an_empty_cache() -> None:
     world = World()
     (a,) = world.joined("a")
-    assert (a.state.epoch, a.state.session) == (world.epoch, 1)
+    assert a.state.epoch == world.epoch
+    assert world.state._sessions.get(a.state.session)
     assert a.state.lease_end == world.now + LEASE * (1 - MARGIN)
 
 
@@ -44,14 +48,31 @@ def test_hello_counts_as_the_first_sync() -> None:
     assert c.state.applied == 1
 
 
-def test_session_ids_are_never_used_again() -> None:
+def welcomed(world: World, route: bytes = b"r", nonce: bytes = b"") -> Welcome:
+    """Global's answer to the HELLO of somebody."""
+    world.deliver(route, Hello(nonce or world.random16(), 0, 0, ""))
+    welcome = world.inboxes[route].pop()
+    assert isinstance(welcome, Welcome)
+    return welcome
+
+
+def test_session_ids_are_what_the_host_draws_and_none_is_zero_or_in_use() -> None:
     world = World()
-    for expected in range(1, 5):
-        world.deliver(b"r", Hello(world.random16(), 0, 0, ""))
-        welcome = world.inboxes[b"r"].pop()
-        assert isinstance(welcome, Welcome)
-        assert welcome.session == expected
-        world.deliver(b"r", Goodbye(world.epoch, welcome.session))
+    drawn = iter([NO_SESSION, 1 << 62, 1 << 62, NO_SESSION, 5, 7])
+    world.state._sessions._random63 = drawn.__next__
+    assert [welcomed(world).session for _ in range(3)] == [1 << 62, 5, 7]
+
+
+def test_session_ids_do_not_follow_from_each_other() -> None:
+    world = World()
+    ids = []
+    for _ in range(100):
+        ids.append(welcomed(world).session)
+        world.deliver(b"r", Goodbye(world.epoch, ids[-1]))
+        world.inboxes[b"r"].clear()
+    assert len(set(ids)) == 100
+    assert len({late - early for early, late in itertools.pairwise(ids)}) == 99
+    assert sum(each > 1 << 60 for each in ids) > 50, "all 63 bits are used"
 
 
 def test_a_hello_that_arrives_again_gets_the_same_answer_and_changes_nothing() -> None:
@@ -62,7 +83,7 @@ def test_a_hello_that_arrives_again_gets_the_same_answer_and_changes_nothing() -
     first = a.control[0]
     assert isinstance(first, Welcome)
     a.listen()
-    holder = world.state._sessions.get(1)
+    holder = world.state._sessions.get(first.session)
     assert holder is not None
     lease_end, acked = holder.lease_end, holder.acked
     (b,) = world.joined("b")
@@ -278,7 +299,7 @@ def test_a_session_that_is_silent_for_long_is_dropped_and_its_local_joins_anew()
 
 def test_no_more_locals_than_the_bound_are_taken_in(monkeypatch: pytest.MonkeyPatch) -> None:
     world = World()
-    monkeypatch.setattr(world.state, "_sessions_max", 1)
+    monkeypatch.setattr(world.state, "_max_clients", 1)
     (a,) = world.joined("a")
     b = world.member("b")
     call = b.begin_get("k", timeout=0.5)
@@ -291,6 +312,30 @@ def test_no_more_locals_than_the_bound_are_taken_in(monkeypatch: pytest.MonkeyPa
     a.state.goodbye(world.now)
     world.live(1.5)
     assert b.state.session
+
+
+def test_where_places_are_scarce_none_is_kept_for_a_local_whose_lease_is_over() -> None:
+    world = World()
+    a, b = world.joined("a", "b")
+    world.state._max_clients = 2
+    world.renew(a, b)
+    b.set("k", b"v")
+    a.get("k")
+    world.members.remove(a)
+    c = world.member("c")
+    world.live(0.9 * LEASE)
+    assert not c.state.session
+    deletion = b.begin_delete("k")
+    deletion.send()
+    world.live(0.5 * LEASE)
+    assert c.state.session
+    assert world.state._sessions.get(b.state.session)
+    (reply,) = deletion.replies
+    assert (reply.items[0].confirmed, reply.items[0].expired) == (1, 1)
+    assert a.hit("k") is None
+    world.members.append(a)
+    world.live(LEASE)
+    assert not a.state.session, "it asks for a place like anybody else"
 
 
 def test_another_protocol_version_is_named_to_who_waits() -> None:

@@ -15,6 +15,7 @@ def unheld(*keys: str, log_length: int = 100) -> tuple[World, Member, Member]:
     world = World(log_length=log_length)
     world.engine_holds(*keys)
     a, b = world.joined("a", "b")
+    world.renew(a, b)
     return world, a, b
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from dstore.core import operations, waits
+from dstore.core import operations, sessions, waits
 from dstore.core.operations.reading import WAIT_ROUND
 from dstore.errors import GlobalUnavailable
 from dstore.messages import Refusal, Unwait, Wait
@@ -185,15 +185,16 @@ def more(world: World, member: Member, number: int, key: str = "more", timeout: 
     return inbox.pop() if inbox else None
 
 
-@pytest.mark.parametrize("bound", ["WAITS_MAX", "WAITS_OF_ONE_MAX"])
+@pytest.mark.parametrize("bound", ["WAITS_BYTES_MAX", "WAITS_BYTES_SHARE"])
 def test_there_is_a_bound(monkeypatch: pytest.MonkeyPatch, bound: str) -> None:
-    monkeypatch.setattr(waits, bound, 2)
+    monkeypatch.setattr(sessions, bound, 2 * waits._cost("more"))
+    monkeypatch.setattr(sessions, "WAITS_BYTES_ASSURED", 0)
     world = World()
     a, b = world.joined("a", "b")
     for number in range(2):
         begin_wait(a, f"k{number}").send()
     assert more(world, a, 99).refusal is Refusal.BUSY
-    assert (more(world, b, 99) is None) is (bound == "WAITS_OF_ONE_MAX")
+    assert (more(world, b, 99) is None) is (bound == "WAITS_BYTES_SHARE")
     world.live(WAIT_ROUND + 1, step=0.5)
     world.inboxes[b"x"].clear()
     assert more(world, a, 100) is None

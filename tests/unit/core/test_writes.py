@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from dstore import content
-from dstore.core import writes
+from dstore.config import OUTCOMES_MAX
+from dstore.core import sessions
 from dstore.core.operations import Resumed, writing
-from dstore.core.writes import OUTCOMES_MAX
 from dstore.errors import GlobalUnavailable, OutcomeUnknown, RequestRefused
 from dstore.messages import DelStatus, Refusal, Refused, SetItem, SetStatus, Stored
 from tests.unit.core.world import LEASE, World
@@ -323,23 +323,32 @@ def test_a_refusal_for_good_is_told_unless_another_copy_may_be_executed(refusal:
 
 
 def test_the_values_of_queued_writes_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writes, "QUEUED_BYTES_MAX", 1000)
+    monkeypatch.setattr(sessions, "WRITES_BYTES_MAX", 5_000)
+    monkeypatch.setattr(sessions, "WRITES_BYTES_ASSURED", 0)
     world = World()
-    a, b = world.joined("a", "b")
+    a, b, c = world.joined("a", "b", "c")
     b.set("k", b"v")
     a.get("k")
     deletion = b.begin_delete("k")
     deletion.send()
     b.turn()
-    first, second = b.begin_set(("k", b"1" * 600)), b.begin_set(("k", b"2" * 600))
+    first, second = b.begin_set(("k", b"1" * 600)), c.begin_set(("k", b"2" * 600))
     first.send()
     second.send()
+    (refused,) = second.replies
+    assert refused.refusal is Refusal.BUSY
+    assert "0 bytes of them of this session" in refused.text
     second.answer()
-    assert second.result["k"].status is SetStatus.FULL
     world.settle()
     first.answer()
     assert first.result["k"].status is SetStatus.STORED
-    assert world.state._writes._queued_bytes == 0
+    second.time_out(sent=False)
+    second.send()
+    second.answer()
+    assert second.result["k"].status is SetStatus.OCCUPIED
+    deletion.answer()
+    world.live(1.0)
+    assert world.state._sessions.writes.taken == 0
 
 
 def test_a_busy_global_is_asked_again() -> None:
@@ -428,16 +437,19 @@ def test_in_a_full_store_a_value_is_replaced_by_one_that_is_no_larger() -> None:
 
 
 def test_what_is_replaced_meanwhile_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writes, "QUEUED_BYTES_MAX", 100)
+    monkeypatch.setattr(sessions, "WRITES_BYTES_SHARE", 4_500)
+    monkeypatch.setattr(sessions, "WRITES_BYTES_ASSURED", 0)
     world = World()
     a, silent = world.joined("a", "silent")
     for key in "kl":
         a.set(key, bytes(60))
         silent.get(key)
     world.members.remove(silent)
-    first = a.begin_set(("k", b"x" * 60), replace=True)
+    first = a.begin_set(("k", b"x" * 900), replace=True)
     first.send()
-    assert a.set("l", b"x" * 60, replace=True).status is SetStatus.FULL
+    second = a.begin_set(("l", b"x" * 900), replace=True)
+    second.send()
+    assert second.replies[0].refusal is Refusal.BUSY
     world.live(2 * LEASE)
     first.answer()
     assert first.result["k"].status is SetStatus.REPLACED

@@ -7,6 +7,7 @@ so that a test spells out an interleaving step by step. ``settle`` delivers ever
 from __future__ import annotations
 
 import itertools
+import random
 from collections import deque
 from collections.abc import Iterable
 from typing import Any
@@ -43,6 +44,7 @@ class World:
         self.members: list[Member] = []
         self.inboxes: dict[bytes, deque[Message]] = {}
         self._draws = itertools.count(1)
+        self._dice = random.Random("sessions")
         self.epoch = 0
         self.start_global()
 
@@ -58,7 +60,12 @@ class World:
             log_length=self.log_length,
             value_limit=1000,
             large_from=1 << 10,
+            random63=self.random63,
         )
+
+    def random63(self) -> int:
+        """63 random bits, the same in each run."""
+        return self._dice.getrandbits(63)
 
     def engine_holds(self, *keys: str) -> None:
         """These have a value that nobody holds."""
@@ -79,6 +86,12 @@ class World:
         members = [self.member(name) for name in names]
         self.settle()
         return members
+
+    def renew(self, *members: Member) -> None:
+        """These renew their leases. One that has never done so does not outlive its first."""
+        for member in members:
+            member.state.renew(self.now)
+        self.settle()
 
     def joined_without(self, name: str, *asleep: Member) -> list[Member]:
         """A further Local joins while others neither hear nor say anything."""
