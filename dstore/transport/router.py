@@ -7,9 +7,11 @@ import math
 import zmq
 
 from dstore.config import INLINE_BYTES_MAX
+from dstore.errors import AddressError
 from dstore.messages import Buffer
-from dstore.transport import addresses
+from dstore.transport import addresses, limits
 from dstore.transport.channel import rest_of
+from dstore.transport.path_lock import PathLock
 
 FRAME_BYTES_MAX = 4 * INLINE_BYTES_MAX
 """A connection that sends more in one frame is cut: it is not one of ours."""
@@ -33,22 +35,27 @@ class Router:
 
     def __init__(self, address: str, publisher: str | None) -> None:
         addresses.check(address, bind=True)
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._locks: list[PathLock] = []
+        self._context = limits.context(limits.GLOBAL_DESCRIPTORS, AddressError)
         self._router = self._context.socket(zmq.ROUTER)
         self._pub = self._context.socket(zmq.PUB)
         try:
             for sock in (self._router, self._pub):
                 sock.setsockopt(zmq.LINGER, LINGER_MS)
                 sock.setsockopt(zmq.MAXMSGSIZE, FRAME_BYTES_MAX)
-            self.address = addresses.bind(self._router, address)
+            self.address = self._bind(self._router, address)
             wanted = publisher or addresses.publisher_default(address)
-            self.publisher = addresses.bind(self._pub, wanted)
+            self.publisher = self._bind(self._pub, wanted)
             self._router.bind(f"inproc://{_WAKE_UP.decode()}")
         except BaseException:
             self.close()
             raise
         self.advertised = addresses.advertised(self.publisher, self.address)
         self._timeout_ms = -1
+
+    def _bind(self, sock: zmq.Socket[bytes], address: str) -> str:
+        self._locks.append(PathLock(addresses.check(address, bind=True)))
+        return addresses.bind(sock, address)
 
     def receive(self, timeout: float) -> tuple[bytes, bytes, Buffer | None] | None:
         """The route, the frame and the second frame (or None) of what comes next.
@@ -100,3 +107,5 @@ class Router:
         self._router.close()
         self._pub.close()
         self._context.term()
+        for lock in self._locks:  # not before ZeroMQ has removed the sockets
+            lock.release()
