@@ -23,7 +23,7 @@ compares it.)
 """
 CHANNEL_DESCRIPTORS = 2
 """The same of a further channel: its mailbox, and its connection."""
-GLOBAL_DESCRIPTORS = 18
+GLOBAL_DESCRIPTORS = 20
 """What a Global has open that listens, two locks of ipc paths and the memory of large values
 included.
 """
@@ -52,6 +52,14 @@ def context(descriptors: int, error: type[DstoreError]) -> zmq.Context[zmq.Socke
     made: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     made.set(zmq.MAX_SOCKETS, sockets_max())
     return made
+
+
+def zero_copy_ready() -> None:
+    """Have pyzmq start now what it needs to send without a copy: a context of its own, for the
+    whole process, which would otherwise start with the first large reply, wherever that finds the
+    process short of descriptors.
+    """
+    zmq.Frame(bytearray(1), copy=False, copy_threshold=0)
 
 
 def need_descriptors(count: int) -> None:

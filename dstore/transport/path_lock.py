@@ -1,8 +1,9 @@
 """Who owns the path of an ipc socket.
 
-ZeroMQ removes whatever is at the path before it binds there, a live socket or a plain file. So a
-Global first takes a lock on a file beside the path. It falls with the process, so the file itself
-says nothing: what a killed Global has left is taken over.
+ZeroMQ removes whatever is at the path before it binds there, a live socket or a plain file, and
+removes nothing when it closes. So a Global first takes a lock on a file beside the path. The lock
+falls with the process, so that the file itself says nothing: what a killed Global has left is
+taken over.
 """
 
 from __future__ import annotations
@@ -13,16 +14,20 @@ import os
 import socket
 import stat
 import weakref
+from typing import Any
 
 from dstore.errors import AddressError
 from dstore.transport import addresses
 
+fcntl: Any
 try:
     import fcntl
-except ImportError:  # pragma: no cover - Windows
-    fcntl = None  # type: ignore[assignment]
+except ImportError:  # Windows
+    fcntl = None
 
 SUFFIX = ".lock"
+NOTE_BYTES_MAX = 100
+"""Of a lock file, which says which socket its owner has bound."""
 PROBE_MAX = 1.0
 """Seconds for a plain connection to whatever listens at the path."""
 
@@ -39,14 +44,20 @@ class PathLock:
     def __init__(self, address: str) -> None:
         self._address = address
         self._lock: int | None = None
-        path = addresses.ipc_path(address)
-        if path is None:
+        self._bound = ""
+        name = addresses.ipc_path(address)
+        if name is None or fcntl is None:
             return
-        self._file = os.path.abspath(path) + SUFFIX
-        if not path.startswith("@"):
-            self._acquire()
+        self._name = name
+        self._path = os.path.abspath(name)  # the process may change its folder
+        self._file = self._path + SUFFIX
+        if name.startswith("@"):
+            self._refuse_other_kinds()  # ZeroMQ removes a file of that name all the same
+            return
+        self._acquire()
         try:
-            self._refuse_what_is_there(path)
+            self._refuse_other_kinds()
+            self._refuse_the_living()
         except BaseException:
             self.release()
             raise
@@ -54,14 +65,28 @@ class PathLock:
     def __repr__(self) -> str:
         return f"<PathLock {self._address} {'free' if self._lock is None else 'held'}>"
 
+    def bound(self) -> None:
+        """Note which socket is ours. A child that was forked may keep it alive, where it is of no
+        use to anybody.
+        """
+        if self._lock is not None:
+            self._bound = _identity(self._path)
+            with contextlib.suppress(OSError):  # a full disk
+                os.ftruncate(self._lock, 0)
+                os.pwrite(self._lock, self._bound.encode(), 0)
+
     def release(self) -> None:
-        """Give the path back, once nobody listens there any more. Idempotent."""
+        """Remove the socket, which is closed, and give the path back. Idempotent."""
         lock, self._lock = self._lock, None
         if lock is None:
             return
         _held.discard(self)
+        # While it is locked: afterwards the files might be the next one's.
         with contextlib.suppress(OSError):
-            os.unlink(self._file)  # while it is locked, or it might be the next one's
+            if self._bound and _identity(self._path) == self._bound:
+                os.unlink(self._path)
+        with contextlib.suppress(OSError):
+            os.unlink(self._file)
         os.close(lock)
 
     def forked(self) -> None:
@@ -71,59 +96,62 @@ class PathLock:
             os.close(lock)
 
     def _acquire(self) -> None:
-        if fcntl is None:  # pragma: no cover - Windows
-            return
         while self._lock is None:
             try:
                 file = os.open(self._file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
             except OSError as error:
-                raise self._refusal(error) from None
+                raise self._cannot_lock(error) from None
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if _is_at(self._file, file):
+                if _is_at(self._file, file):  # else its owner removed it just now: try again
                     self._lock = file
+            except BlockingIOError:
+                raise addresses.in_use(self._address) from None
             except OSError as error:
-                raise self._refusal(error) from None
+                raise self._cannot_lock(error) from None
             finally:
-                if self._lock is None:  # another one removed the file when it ended: try again
+                if self._lock is None:
                     os.close(file)
         _held.add(self)
 
-    def _refusal(self, error: OSError) -> AddressError:
-        if error.errno in (errno.EWOULDBLOCK, errno.EACCES) and os.path.lexists(self._file):
-            if error.errno == errno.EWOULDBLOCK:
-                return addresses.in_use(self._address)
-            return AddressError(
-                f"cannot listen on {self._address}: another user has {self._file}; choose another "
-                "path, or have it removed"
-            )
+    def _cannot_lock(self, error: OSError) -> AddressError:
+        why = addresses.reason(error.errno or errno.EIO)
         return AddressError(
-            f"cannot listen on {self._address}: cannot lock {self._file}: "
-            f"{addresses.reason(error.errno or errno.EIO)}"
+            f"cannot listen on {self._address}: cannot lock {self._file} ({why}); choose a path in "
+            "a folder where you may write"
         )
 
-    def _refuse_what_is_there(self, path: str) -> None:
-        """Only a socket that refuses connections is nobody's."""
+    def _refuse_other_kinds(self) -> None:
         with contextlib.suppress(FileNotFoundError):
-            if not stat.S_ISSOCK(os.lstat(path).st_mode):
+            if not stat.S_ISSOCK(os.lstat(self._path).st_mode):
                 raise AddressError(
-                    f"cannot listen on {self._address}: there is something else at this path, and "
-                    "ZeroMQ would remove it; choose another path, or remove it yourself"
+                    f"cannot listen on {self._address}: what is at this path is no socket, and "
+                    "would be lost; choose another path, or remove it"
                 )
-        name = "\0" + path[1:] if path.startswith("@") else path
+
+    def _refuse_the_living(self) -> None:
+        """Only a refused connection says that nobody is there. And what the lock is of, since it
+        is ours now.
+        """
+        note = os.pread(self._lock or 0, NOTE_BYTES_MAX, 0).decode(errors="replace")
+        with contextlib.suppress(FileNotFoundError):
+            if note == _identity(self._path):
+                return
         with socket.socket(socket.AF_UNIX) as probe:
             probe.settimeout(PROBE_MAX)
             try:
-                probe.connect(name)
+                probe.connect(self._name)  # which may be shorter, and has to be
             except (ConnectionRefusedError, FileNotFoundError):
                 return
-            except OSError as error:
-                if error.errno not in (errno.EAGAIN, errno.EWOULDBLOCK, None):
-                    raise AddressError(
-                        f"cannot listen on {self._address}: cannot find out whether somebody "
-                        f"listens there ({addresses.reason(error.errno or errno.EIO)})"
-                    ) from None
+            except OSError:  # perhaps so many connections wait that no other one is taken
+                pass
         raise addresses.in_use(self._address)
+
+
+def _identity(path: str) -> str:
+    """Which file is at a path: its device, inode and time, in case the inode is used again."""
+    found = os.lstat(path)
+    return f"{found.st_dev} {found.st_ino} {found.st_mtime_ns}"
 
 
 def _is_at(path: str, file: int) -> bool:

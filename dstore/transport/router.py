@@ -37,6 +37,7 @@ class Router:
         addresses.check(address, bind=True)
         self._locks: list[PathLock] = []
         self._context = limits.context(limits.GLOBAL_DESCRIPTORS, AddressError)
+        limits.zero_copy_ready()
         self._router = self._context.socket(zmq.ROUTER)
         self._pub = self._context.socket(zmq.PUB)
         try:
@@ -54,8 +55,11 @@ class Router:
         self._timeout_ms = -1
 
     def _bind(self, sock: zmq.Socket[bytes], address: str) -> str:
-        self._locks.append(PathLock(addresses.check(address, bind=True)))
-        return addresses.bind(sock, address)
+        lock = PathLock(addresses.check(address, bind=True))
+        self._locks.append(lock)
+        bound = addresses.bind(sock, address)
+        lock.bound()
+        return bound
 
     def receive(self, timeout: float) -> tuple[bytes, bytes, Buffer | None] | None:
         """The route, the frame and the second frame (or None) of what comes next.
