@@ -561,9 +561,9 @@ class Local:
         self.state.lease_end = float("-inf")
         if self._thread.ident is not None:
             self._control.wake()
-        elif hasattr(self, "_link"):  # it was not to be
-            self._link.control.close()
-            self._link.close(reentrancy.inside.__contains__)
+        elif (link := self.__dict__.pop("_link", None)) is not None:  # it was not to be
+            link.control.close()
+            link.close(reentrancy.inside.__contains__)
 
     def _ended(self) -> None:
         """Wait for the end of the background thread, unless this is it."""

@@ -12,6 +12,7 @@ import ipaddress
 import os
 import re
 import socket
+from typing import Any
 
 import zmq
 
@@ -69,12 +70,37 @@ def _check_host(address: str, host: str) -> None:
         except ValueError:
             raise AddressError(f"{address!r}: {host[1:-1]!r} is not an IPv6 address") from None
         return
-    try:
-        host.encode("idna")
-    except UnicodeError:
-        raise AddressError(f"{address!r}: {host!r} cannot be a host name") from None
-    if not host.isprintable():
+    if _encoded(host) is None or not host.isprintable():
         raise AddressError(f"{address!r}: {host!r} cannot be a host name")
+
+
+def _encoded(host: str) -> bytes | None:
+    """A name as the resolver of the system is asked for it; None if it cannot be one.
+
+    Python would do that by itself, by a module that it has to load first: with no descriptor left
+    for that, the error would be a riddle.
+    """
+    if host.isascii():
+        labels = host.removesuffix(".").split(".")
+        return host.encode() if all(0 < len(each) < 64 for each in labels) else None
+    try:
+        return host.encode("idna")
+    except (UnicodeError, LookupError):
+        return None
+
+
+def look_up(host: str, port: int, *, numeric: bool = False) -> list[tuple[int, Any]]:
+    """The address families and socket addresses of a host. May block for many seconds, unless it
+    is ``numeric``. Raises AddressError.
+    """
+    flags = socket.AI_NUMERICHOST if numeric else 0
+    try:
+        found = socket.getaddrinfo(
+            _encoded(host.strip("[]")), port, type=socket.SOCK_STREAM, flags=flags
+        )
+    except OSError as error:
+        raise AddressError(f"the name {host!r} does not resolve ({error.strerror})") from None
+    return [(family, sockaddr) for family, _, _, _, sockaddr in found]
 
 
 # ---- parts of an address ----------------------------------------------------------------------
@@ -118,10 +144,10 @@ def is_private(address: str) -> bool:
     if ip is not None:
         return _is_loopback(ip)
     try:
-        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
-    except OSError:
+        found = look_up(host, 0)
+    except AddressError:
         return False
-    return all(_is_loopback(ipaddress.ip_address(each[4][0])) for each in found)
+    return all(_is_loopback(ipaddress.ip_address(sockaddr[0])) for _, sockaddr in found)
 
 
 def _ip(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
@@ -227,12 +253,10 @@ def _bind_any(sock: zmq.Socket[bytes], address: str) -> int:
 def _bind_name(sock: zmq.Socket[bytes], address: str, host: str, port: int) -> int:
     """Bind a socket to all addresses of a name, with one port; the port."""
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except OSError as error:
-        raise AddressError(
-            f"cannot listen on {address}: the name {host!r} does not resolve ({error.strerror})"
-        ) from None
-    hosts = dict.fromkeys(endpoint(each[4]).rpartition(":")[0] for each in found)  # type: ignore[arg-type]
+        found = look_up(host, port)
+    except AddressError as error:
+        raise AddressError(f"cannot listen on {address}: {error}") from None
+    hosts = dict.fromkeys(endpoint(sockaddr).rpartition(":")[0] for _, sockaddr in found)
     for _ in range(PORT_TRIES):
         bound = _bind_all(sock, address, list(hosts), port)
         if bound:

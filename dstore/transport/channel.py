@@ -137,7 +137,7 @@ class ChannelPool:
         except zmq.ZMQError as error:
             if error.errno in (zmq.ETERM, zmq.EFAULT):
                 raise _closed() from None
-            raise no_socket(error, len(self._open)) from None
+            raise no_socket(error) from None
 
     def give_back(self, channel: Channel) -> None:
         with self._lock:
@@ -166,9 +166,9 @@ class ChannelPool:
         return bool(self._open)
 
 
-def no_socket(error: zmq.ZMQError, open_channels: int) -> GlobalUnavailable:
+def no_socket(error: zmq.ZMQError) -> GlobalUnavailable:
     """What a program is told when ZeroMQ gives no further socket."""
-    return GlobalUnavailable(limits.no_socket(error, open_channels))
+    return GlobalUnavailable(limits.no_socket(error))
 
 
 def _closed() -> NodeClosed:

@@ -30,6 +30,8 @@ included.
 CONTEXT_THREADS = 3
 """Two of a ZeroMQ context, for input and output and for closing sockets; and the one that uses it.
 """
+ZERO_COPY_THREADS = 3
+"""Two of a further context, and one that uses it."""
 
 SOCKETS_DEFAULT, SOCKETS_MAX = 1023, 65_535
 """How many sockets a context of ZeroMQ has if it is not told, and at most."""
@@ -39,27 +41,29 @@ class Shortage(Exception):
     """The system does not give what is needed; the text says what, and what to do."""
 
 
-def context(descriptors: int, error: type[DstoreError]) -> zmq.Context[zmq.Socket[bytes]]:
+def context(
+    descriptors: int, error: type[DstoreError], *, zero_copy: bool = False
+) -> zmq.Context[zmq.Socket[bytes]]:
     """A context that may have as many sockets as the limit of descriptors permits.
+
+    With ``zero_copy`` pyzmq starts now what it needs to send without a copy: a further context, for
+    the whole process, which would otherwise start with the first large message, wherever that finds
+    the process short of descriptors.
 
     Raises ``error`` if there is no room for it with its sockets.
     """
     try:
         need_descriptors(descriptors)
-        need_threads(CONTEXT_THREADS)
+        need_threads(CONTEXT_THREADS + (ZERO_COPY_THREADS if zero_copy else 0))
+        if zero_copy:
+            zmq.Frame(bytearray(1), copy=False, copy_threshold=0)
     except Shortage as shortage:
         raise error(str(shortage)) from None
+    except RuntimeError as problem:
+        raise error(no_threads(problem)) from None
     made: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     made.set(zmq.MAX_SOCKETS, sockets_max())
     return made
-
-
-def zero_copy_ready() -> None:
-    """Have pyzmq start now what it needs to send without a copy: a context of its own, for the
-    whole process, which would otherwise start with the first large reply, wherever that finds the
-    process short of descriptors.
-    """
-    zmq.Frame(bytearray(1), copy=False, copy_threshold=0)
 
 
 def need_descriptors(count: int) -> None:
@@ -118,15 +122,19 @@ def no_threads(problem: RuntimeError) -> str:
     )
 
 
-def no_socket(problem: zmq.ZMQError, open_sockets: int) -> str:
-    """Why ZeroMQ gave no further socket to a context with so many of them."""
-    if problem.errno == errno.EMFILE and open_sockets + 1 >= sockets_max():
-        return (
-            f"ZeroMQ has opened {open_sockets:,} sockets for this Node, and permits no more; let "
-            "fewer threads call it at a time, or raise the limit of descriptors (ulimit -n), by "
-            "which dstore sets it"
-        )
-    return f"cannot open a socket: {problem.strerror}; raise the limit (ulimit -n)"
+def no_socket(problem: zmq.ZMQError) -> str:
+    """Why ZeroMQ gave no further socket."""
+    try:
+        need_descriptors(CHANNEL_DESCRIPTORS)
+    except Shortage as shortage:
+        return str(shortage)
+    if problem.errno != errno.EMFILE:
+        return f"cannot open a socket: {problem.strerror}"
+    return (
+        f"ZeroMQ permits {sockets_max():,} sockets for one Node, and has opened them; let fewer "
+        "threads call it at a time, or raise the limit of descriptors (ulimit -n) before the Node "
+        "is made: it decides"
+    )
 
 
 def sockets_max() -> int:

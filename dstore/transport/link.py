@@ -32,7 +32,7 @@ class Link:
         except BaseException as error:
             self._context.destroy(linger=0)
             if isinstance(error, zmq.ZMQError):
-                raise no_socket(error, 0) from None
+                raise no_socket(error) from None
             if isinstance(error, OSError) and not isinstance(
                 error, (AddressError, GlobalUnavailable)
             ):
@@ -50,7 +50,7 @@ class Link:
         except limits.Shortage as shortage:
             raise GlobalUnavailable(str(shortage)) from None
         except zmq.ZMQError as error:
-            raise no_socket(error, 0) from None
+            raise no_socket(error) from None
 
     def close(self, busy: Callable[[int], bool]) -> None:
         """Wake the requests that are under way with NodeClosed, and wait until they have gone.

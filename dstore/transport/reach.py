@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import zmq
 
+from dstore.errors import AddressError
 from dstore.transport import addresses
 
 CANDIDATES_MAX = 16
@@ -58,15 +59,13 @@ def candidates(address: str) -> list[Candidate]:
         abstract = path.startswith("@")
         return [Candidate(address, socket.AF_UNIX, "\0" + path[1:] if abstract else path)]
     host, port = addresses.split_tcp(address) or ("", 0)
-    flags = socket.AI_NUMERICHOST if addresses.is_literal(address) else 0
     try:
-        found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM, flags=flags)
-    except (OSError, UnicodeError) as error:
-        why = getattr(error, "strerror", None) or error
-        raise Unreached(f"the name {host!r} does not resolve ({why})") from None
+        found = addresses.look_up(host, port, numeric=addresses.is_literal(address))
+    except AddressError as error:
+        raise Unreached(str(error)) from None
     each: dict[str, Candidate] = {}
-    for family, _, _, _, sockaddr in found:
-        endpoint = addresses.endpoint(sockaddr)  # type: ignore[arg-type]
+    for family, sockaddr in found:
+        endpoint = addresses.endpoint(sockaddr)
         each.setdefault(endpoint, Candidate(endpoint, family, sockaddr))
     return _alternating(list(each.values()))[:CANDIDATES_MAX]
 

@@ -36,8 +36,7 @@ class Router:
     def __init__(self, address: str, publisher: str | None) -> None:
         addresses.check(address, bind=True)
         self._locks: list[PathLock] = []
-        self._context = limits.context(limits.GLOBAL_DESCRIPTORS, AddressError)
-        limits.zero_copy_ready()
+        self._context = limits.context(limits.GLOBAL_DESCRIPTORS, AddressError, zero_copy=True)
         self._router = self._context.socket(zmq.ROUTER)
         self._pub = self._context.socket(zmq.PUB)
         try:

@@ -25,7 +25,8 @@ with dstore.Global("tcp://*:0") as server:
     assert server.address.startswith("tcp://*:"), server.address
     port = server.address.rpartition(":")[2]
     for host in ("127.0.0.1", "[::1]", "localhost", "dual.test"):
-        with dstore.Node(f"tcp://{host}:{port}") as node, dstore.Node(f"tcp://{host}:{port}") as other:
+        address = f"tcp://{host}:{port}"
+        with dstore.Node(address) as node, dstore.Node(address) as other:
             assert works(other, host)
             assert node.get(host) == 1
             other.delete(host)
