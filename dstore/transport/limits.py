@@ -6,14 +6,21 @@ process; sockets that it opens later only fail. So the room is looked for before
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
+import sys
 import threading
+from typing import Any
 
 import zmq
 
 from dstore.errors import DstoreError
+
+resource: Any
+try:
+    import resource  # now: later there may be no descriptor for that
+except ImportError:  # Windows
+    resource = None
 
 SPARE_DESCRIPTORS = 8
 """What others in the process may take in the meantime: a file, an import, a name look-up."""
@@ -146,10 +153,8 @@ def sockets_max() -> int:
 
 
 def _descriptor_limit() -> int | None:
-    """The limit of this process; None where there is none, or the system does not tell."""
-    with contextlib.suppress(ImportError):
-        import resource
-
-        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        return None if soft == resource.RLIM_INFINITY else soft
-    return None  # pragma: no cover - Windows
+    """The limit of this process; None where the system does not tell."""
+    if resource is None:
+        return None
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return sys.maxsize if soft == resource.RLIM_INFINITY else soft

@@ -216,6 +216,57 @@ for says in (b"", b"SSH-2.0-x\\r\\n"):
     assert said.split() == ["True", "True"]
 
 
+def test_the_first_family_does_not_answer_at_all(tmp_path: Path) -> None:
+    """Its queue of connections is full, so that the system drops what asks for one."""
+    said = run(
+        tmp_path,
+        """
+from contextlib import ExitStack
+with ExitStack() as waiting:
+    other = waiting.enter_context(socket.socket(socket.AF_INET6))
+    other.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    other.bind(("::1", 0))
+    other.listen(0)
+    port = other.getsockname()[1]
+    for _ in range(4):
+        sock = waiting.enter_context(socket.socket(socket.AF_INET6))
+        sock.setblocking(False)
+        sock.connect_ex(("::1", port))
+    with dstore.Node(f"tcp://dual.test:{port}", timeout=20) as node:
+        with dstore.Global(f"tcp://127.0.0.1:{port}"):
+            node.join()
+            print(works(node))
+""",
+        *DUAL,
+    )
+    assert said == "True\n"
+
+
+def test_the_address_of_a_living_global_vanishes(tmp_path: Path) -> None:
+    """Its packets are lost without a word. Heartbeats notice, and the other family serves the very
+    same session; so do channels and deletions.
+    """
+    said = run(
+        tmp_path,
+        """
+import subprocess
+with dstore.Global("tcp://*:0") as server:
+    address = "tcp://dual.test:" + server.address.rpartition(":")[2]
+    with dstore.Node(address, timeout=60) as node, dstore.Node(address, timeout=60) as other:
+        assert works(node) and works(other)
+        subprocess.run(["ip", "-6", "addr", "del", "::1/128", "dev", "lo"], check=True)
+        subprocess.run(["ip", "-6", "route", "add", "blackhole", "::1"], check=True)
+        node.set("later", 1)
+        assert other.get("later") == 1
+        node.delete("later")
+        assert "later" not in other
+        print(node._local._control.route.endpoint.rpartition(":")[0])
+""",
+        *DUAL,
+    )
+    assert said == "tcp://127.0.0.1\n"
+
+
 def test_global_moves_to_another_address(tmp_path: Path) -> None:
     """The Node reaches it at ::1; it starts again on 127.0.0.1 alone, on 127.0.0.2 with another
     name, and on ::1 again. Channels of threads and of event loops follow, and so do deletions.

@@ -244,6 +244,38 @@ def test_no_thread_can_be_started(what: str, allowed: int) -> None:
     assert "thread" in told
 
 
+WITHOUT_LATER = """
+import threading
+with dstore.Global("tcp://127.0.0.1:0") as server:
+    async def tasks():
+        node = dstore.AsyncNode(server.address)
+        await node.join()
+        allowed = 0
+        globals()["allowed"] = 0
+        await node.set("small", 1)
+        for call in (node.set("large", bytes(300_000)), node.join()):
+            try:
+                await call
+            except dstore.GlobalUnavailable as error:
+                print(error)
+        try:
+            node.watch(callback=print)
+        except dstore.GlobalUnavailable as error:
+            print(error)
+        await node.close()
+    import asyncio
+    asyncio.run(tasks())
+    globals()["allowed"] = 100
+"""
+
+
+def test_no_thread_can_be_started_later() -> None:
+    told = ended(sys.executable, "-W", "error", "-c", NO_THREADS, "100", WITHOUT_LATER)
+    said = "the system gives no more threads (can't start new thread); end some, or raise the limit"
+    assert [each.startswith(said) for each in told.splitlines()] == [True, True, False]
+    assert told.splitlines()[2] == "done"
+
+
 @pytest.mark.skipif(
     not hasattr(os, "geteuid") or os.geteuid() != 0, reason="root can become a user with a limit"
 )
