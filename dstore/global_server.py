@@ -39,7 +39,9 @@ class Global:
     Parameters
     ----------
     address
-        Where requests are taken, ``tcp://HOST:PORT`` (port 0: any free one) or ``ipc://PATH``.
+        Where requests are taken, ``tcp://HOST:PORT`` (port 0: any free one; host ``*``: all
+        addresses of this machine, of IPv6 and of IPv4) or ``ipc://PATH``. A file ``PATH.lock``
+        beside it says that the path is taken.
     publisher
         Where deletions are published. Default: the next port, or the path with ``.pub`` added.
     lease
