@@ -16,6 +16,8 @@ import pytest
 
 import dstore
 from dstore.errors import AddressError
+from dstore.transport import path_lock
+from dstore.transport.path_lock import PathLock
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="ipc is for Unix")
 
@@ -295,6 +297,26 @@ while won < 15:
     address = f"ipc://{tmp_path}/g"
     running = [subprocess.Popen([sys.executable, "-c", script, address]) for _ in range(3)]
     assert [each.wait(60) for each in running] == [0, 0, 0]
+    assert os.listdir(tmp_path) == []
+
+
+def test_the_lock_is_given_up_between_opening_and_locking_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Then it is the lock of a file that is not there any more, and worth nothing."""
+    address = f"ipc://{tmp_path}/g"
+    first, lock = PathLock(address), path_lock.fcntl.flock
+
+    def give_up_and_lock(file: int, how: int) -> None:
+        first.release()
+        lock(file, how)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(path_lock.fcntl, "flock", give_up_and_lock)
+        second = PathLock(address)
+    with pytest.raises(AddressError, match="is in use already"):
+        PathLock(address)
+    second.release()
     assert os.listdir(tmp_path) == []
 
 
