@@ -86,9 +86,6 @@ CHUNKS_AHEAD = 8
 FRAME_BYTES_MAX = 5 << 19
 """A connection that sends Global more in one frame is cut: it is not one of ours."""
 
-# Connections
-MAX_CLIENTS_DEFAULT = 10_000
-
 
 def address_default() -> str:
     """The address that a Node or the command line uses when none is given."""

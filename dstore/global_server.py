@@ -40,7 +40,9 @@ class Global:
     Parameters
     ----------
     address
-        Where requests are taken, ``tcp://HOST:PORT`` (port 0: any free one) or ``ipc://PATH``.
+        Where requests are taken, ``tcp://HOST:PORT`` (port 0: any free one; host ``*``: all
+        addresses of this machine, of IPv6 and of IPv4) or ``ipc://PATH``. A file ``PATH.lock``
+        beside it says that the path is taken.
     publisher
         Where deletions are published. Default: the next port, or the path with ``.pub`` added.
     lease
@@ -135,7 +137,12 @@ class Global:
         if self._router is not None:
             return
         with signals_left_to_this_thread():
-            router = Router(self.address, self.publisher or None)
+            router = Router(
+                self.address,
+                self.publisher or None,
+                max_clients=self._max_clients,
+                warn=self._complaints.warning,
+            )
         self.address, self.publisher = router.address, router.publisher
         epoch = secrets.randbits(63) | 1
         self._bulk = bulk_for(epoch, self._shm)

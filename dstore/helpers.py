@@ -14,7 +14,8 @@ from collections.abc import Callable
 
 from dstore import clock
 from dstore.background import signals_left_to_this_thread
-from dstore.errors import NodeClosed
+from dstore.errors import GlobalUnavailable, NodeClosed
+from dstore.transport.limits import no_threads
 
 log = logging.getLogger("dstore.local")
 
@@ -37,8 +38,8 @@ class Helpers:
         return f"<Helpers threads={len(self._threads)} idle={self._idle} jobs={len(self._jobs)}>"
 
     def submit(self, job: Callable[[], None]) -> None:
-        """Have a function called, in its turn. Raises NodeClosed, and RuntimeError if the system
-        gives no thread.
+        """Have a function called, in its turn. Raises NodeClosed, and GlobalUnavailable if the
+        system gives no thread.
         """
         with self._changed:
             if self._closed:
@@ -53,10 +54,10 @@ class Helpers:
         try:
             with signals_left_to_this_thread():
                 thread.start()
-        except RuntimeError:
+        except RuntimeError as error:
             if not self._threads:
                 self._jobs.remove(job)
-                raise
+                raise GlobalUnavailable(no_threads(error)) from None
         else:
             self._threads.add(thread)
 

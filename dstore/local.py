@@ -22,7 +22,7 @@ from dstore.core.local_state import LocalState
 from dstore.core.operations import Ask, Obtain, Operation, Resumed, Step, Supply, Until
 from dstore.core.transfer import Body, Damaged, Moved, Send, Transfer, TransferFailed, upload
 from dstore.core.watching import ALL
-from dstore.errors import AddressError, BadMessage, NodeClosed, ValueCorrupt
+from dstore.errors import AddressError, BadMessage, GlobalUnavailable, NodeClosed, ValueCorrupt
 from dstore.files import Progress
 from dstore.large import LargeValues, let_go, random16
 from dstore.limited_log import LimitedLog
@@ -45,6 +45,7 @@ from dstore.messages import (
     Wait,
 )
 from dstore.transport.channel import Channel
+from dstore.transport.limits import no_threads
 from dstore.transport.link import Link
 from dstore.watch import Watch
 
@@ -140,18 +141,24 @@ class Local:
         self.driver: Driver | None = None
         self._complaints = LimitedLog(log)
         self._stopping = False
+        self._trouble = ""  # why Global is not reached
         self._closer: int | None = None  # the thread whose call waits for the end
         self._thread = threading.Thread(target=self._serve, name="dstore-local", daemon=True)
         self._address = address
 
     def start(self) -> None:
-        """Begin to join. Raises AddressError, and GlobalUnavailable if there are no sockets."""
+        """Begin to join. Raises AddressError, and GlobalUnavailable if there are no sockets, or no
+        threads, to be had.
+        """
         try:
             with signals_left_to_this_thread():
                 self._link = Link(self._address)
                 self._control = self._link.control
                 self._control.hear({DELETIONS})
-                self._thread.start()
+                try:
+                    self._thread.start()
+                except RuntimeError as error:
+                    raise GlobalUnavailable(no_threads(error)) from None
         except BaseException:  # Ctrl-C, perhaps: nobody will know this one
             self.abandon()
             raise
@@ -417,6 +424,8 @@ class Local:
             now = clock.now()
             if up:
                 self.state.reconnected(now)
+            if self._trouble != self._control.trouble:
+                self._trouble = self.state.obstacle = self._control.trouble
             for message in messages:
                 effects += self.state.receive(message, now)
             effects += self.state.tick(now)
@@ -552,9 +561,9 @@ class Local:
         self.state.lease_end = float("-inf")
         if self._thread.ident is not None:
             self._control.wake()
-        elif hasattr(self, "_link"):  # it was not to be
-            self._link.control.close()
-            self._link.close(reentrancy.inside.__contains__)
+        elif (link := self.__dict__.pop("_link", None)) is not None:  # it was not to be
+            link.control.close()
+            link.close(reentrancy.inside.__contains__)
 
     def _ended(self) -> None:
         """Wait for the end of the background thread, unless this is it."""

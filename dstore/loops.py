@@ -44,10 +44,14 @@ async def in_thread(do: Callable[[], None]) -> None:
         done.set()
 
     thread = threading.Thread(target=run, name="dstore-call", daemon=True)
-    with signals_left_to_this_thread():
-        thread.start()
+    try:
+        with signals_left_to_this_thread():
+            thread.start()
+    except RuntimeError:  # there can be no more threads: better here than not at all
+        run()
     await done
-    thread.join()
+    if thread.ident is not None:
+        thread.join()
     if raised:
         raise raised.pop()
 

@@ -58,7 +58,8 @@ class Node:
     ----------
     address
         Of Global, ``tcp://HOST:PORT`` or ``ipc://PATH``. Default: ``$DSTORE_GLOBAL``, else
-        ``tcp://127.0.0.1:50051``.
+        ``tcp://127.0.0.1:50051``. A name is looked up in the background, again whenever the
+        connection is lost; all its addresses are tried, of IPv6 and of IPv4.
     timeout
         Seconds until a call gives up; for many keys, that travel in several messages, of each
         message; for a large value, for which it may stand still on its way. A write may take one
@@ -95,7 +96,7 @@ class Node:
     ValueError
         ``timeout``, ``label`` or ``shm_limit`` is out of range, or ``codecs`` do not fit together.
     GlobalUnavailable
-        The system gives no more sockets.
+        The system gives too few descriptors or threads.
 
     Notes
     -----

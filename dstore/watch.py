@@ -13,8 +13,9 @@ from typing import NamedTuple
 
 from dstore import clock, translate
 from dstore.background import signals_left_to_this_thread
-from dstore.errors import NodeClosed
+from dstore.errors import GlobalUnavailable, NodeClosed
 from dstore.messages import Key
+from dstore.transport.limits import no_threads
 
 log = logging.getLogger("dstore.local")
 
@@ -154,7 +155,10 @@ class Watch:
 
 
 def call_back(watch: Watch, callback: Callable[[Event], None]) -> None:
-    """Call a function with each event, in a thread of its own, until the watch ends."""
+    """Call a function with each event, in a thread of its own, until the watch ends.
+
+    Raises GlobalUnavailable if the system gives no thread.
+    """
 
     def serve() -> None:
         for event in watch:
@@ -166,5 +170,9 @@ def call_back(watch: Watch, callback: Callable[[Event], None]) -> None:
                 log.exception("the callback of a watch failed with %r", event)
 
     thread = threading.Thread(target=serve, name="dstore-watch", daemon=True)
-    with signals_left_to_this_thread():
-        thread.start()
+    try:
+        with signals_left_to_this_thread():
+            thread.start()
+    except RuntimeError as error:
+        watch.close()
+        raise GlobalUnavailable(no_threads(error)) from None

@@ -86,7 +86,11 @@ def _stop_on_signals(server: Global) -> None:
         server.stop()
         os._exit(128 + signal.sigwait(signals))  # the second one ends a Global that is stuck
 
-    threading.Thread(target=watch, name="dstore-signals", daemon=True).start()
+    try:
+        threading.Thread(target=watch, name="dstore-signals", daemon=True).start()
+    except RuntimeError as error:
+        server.close()
+        raise OSError(f"cannot wait for signals: {error}") from None
 
 
 def _log_to_stderr(options: Namespace) -> None:

@@ -32,8 +32,12 @@ class KeyFinder:
         thread = threading.Thread(
             target=self._ask, args=(prefix, answer), name="dstore-tab", daemon=True
         )
-        with signals_left_to_this_thread():
-            thread.start()
+        try:
+            with signals_left_to_this_thread():
+                thread.start()
+        except RuntimeError:  # there can be no more threads
+            self._busy.release()
+            return []
         try:
             return answer.get(timeout=self._wait)
         except queue.Empty:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+import time
 from collections.abc import Callable
 
 import zmq
@@ -12,42 +13,15 @@ from dstore import wire
 from dstore.background import signals_left_to_this_thread
 from dstore.errors import GlobalUnavailable, NodeClosed
 from dstore.messages import Buffer
-from dstore.transport import addresses
+from dstore.transport import limits
+from dstore.transport.follower import REQUEST_SILENCE_MS, Follower
+from dstore.transport.route import Route
 
 CHANNELS_KEPT = 64
 """Idle channels that a pool keeps for the next request."""
 
-_OPTIONS = {
-    zmq.LINGER: 0,
-    zmq.IMMEDIATE: 1,  # nothing is queued for a Global that is not there: it was not sent
-    zmq.RECONNECT_IVL: 50,
-    zmq.RECONNECT_IVL_MAX: 1000,
-    zmq.HEARTBEAT_IVL: 1000,
-}
-CONTROL_SILENCE_MS = 10_000
-"""A control connection on which nothing comes for so long is dropped, by either side; the Local
-makes a new one.
-"""
-REQUEST_SILENCE_MS = 60_000
-"""The same of a request channel, where one large value may be under way for long."""
-
-
-def connected(
-    context: zmq.Context[zmq.Socket[bytes]], kind: int, address: str | None, silence_ms: int
-) -> zmq.Socket[bytes]:
-    """A socket with the options that all sockets of a Local have."""
-    sock = context.socket(kind)
-    try:
-        for option, value in _OPTIONS.items():
-            sock.setsockopt(option, value)
-        sock.setsockopt(zmq.HEARTBEAT_TIMEOUT, silence_ms)
-        sock.setsockopt(zmq.HEARTBEAT_TTL, silence_ms)
-        if address is not None:
-            addresses.connect(sock, address)
-    except BaseException:
-        sock.close()
-        raise
-    return sock
+SEND_SLICE = 0.5
+"""Seconds of waiting for a connection in one go; after it Global may be found elsewhere."""
 
 
 class Channel:
@@ -59,7 +33,7 @@ class Channel:
     def __init__(
         self,
         context: zmq.Context[zmq.Socket[bytes]],
-        address: str,
+        route: Route,
         open_ones: set[Channel],
     ) -> None:
         self.user: int | None = threading.get_ident()
@@ -68,23 +42,30 @@ class Channel:
         self._open_ones = open_ones
         open_ones.add(self)
         with signals_left_to_this_thread():  # Ctrl-C would lose a socket that has no name yet
-            self._socket = connected(context, zmq.DEALER, address, REQUEST_SILENCE_MS)
+            self._follower = Follower(context, zmq.DEALER, REQUEST_SILENCE_MS, route)
+        self._socket = self._follower.socket
 
     def send(self, frame: bytes, timeout: float, data: Buffer | None = None) -> bool:
         """Send a frame (and ``data`` as another), if Global can be reached within ``timeout``
         seconds.
         """
-        self._limit(zmq.SNDTIMEO, timeout)
-        try:
-            if data is None:
-                self._socket.send(frame)
+        until = time.monotonic() + timeout
+        while True:
+            left = until - time.monotonic()
+            self._limit(zmq.SNDTIMEO, min(left, SEND_SLICE))
+            try:
+                self._follower.follow()
+                if data is None:
+                    self._socket.send(frame)
+                else:
+                    self._socket.send_multipart((frame, data))
+            except zmq.Again:
+                if left <= SEND_SLICE:
+                    return False
+            except zmq.ContextTerminated:
+                raise _closed() from None
             else:
-                self._socket.send_multipart((frame, data))
-        except zmq.Again:
-            return False
-        except zmq.ContextTerminated:
-            raise _closed() from None
-        return True
+                return True
 
     def receive(self, timeout: float) -> tuple[bytes, Buffer | None] | None:
         """What comes within about ``timeout`` seconds, or None: a frame, and its second frame or
@@ -113,8 +94,8 @@ class Channel:
         return self not in self._open_ones
 
     def close(self) -> None:
-        if hasattr(self, "_socket"):
-            self._socket.close()
+        if hasattr(self, "_follower"):
+            self._follower.socket.close()
         self._open_ones.discard(self)
 
     def _limit(self, option: zmq.SocketOption, timeout: float) -> None:
@@ -125,15 +106,15 @@ class Channel:
 
 
 class ChannelPool:
-    """Channels to one address. Safe from any thread.
+    """Channels along one route. Safe from any thread.
 
     A thread takes a channel for one operation and gives it back; one whose operation was cut
     short is closed instead.
     """
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], address: str) -> None:
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], route: Route) -> None:
         self._context = context
-        self._address = address
+        self._route = route
         self._lock = threading.Lock()
         self._idle: list[Channel] = []
         self._open: set[Channel] = set()
@@ -147,11 +128,14 @@ class ChannelPool:
                 if not channel.closed:
                     return channel
         try:
-            return Channel(self._context, self._address, self._open)
+            limits.need_descriptors(limits.CHANNEL_DESCRIPTORS)
+            return Channel(self._context, self._route, self._open)
+        except limits.Shortage as shortage:
+            raise GlobalUnavailable(str(shortage)) from None
         except zmq.ZMQError as error:
             if error.errno in (zmq.ETERM, zmq.EFAULT):
                 raise _closed() from None
-            raise no_sockets(error) from None
+            raise no_socket(error) from None
 
     def give_back(self, channel: Channel) -> None:
         with self._lock:
@@ -180,9 +164,9 @@ class ChannelPool:
         return bool(self._open)
 
 
-def no_sockets(error: zmq.ZMQError) -> GlobalUnavailable:
-    """What a program is told that has run out of descriptors."""
-    return GlobalUnavailable(f"cannot open a socket: {error.strerror}; raise the limit (ulimit -n)")
+def no_socket(error: zmq.ZMQError) -> GlobalUnavailable:
+    """What a program is told when ZeroMQ gives no further socket."""
+    return GlobalUnavailable(limits.no_socket(error))
 
 
 def _closed() -> NodeClosed:

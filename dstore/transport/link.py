@@ -8,7 +8,9 @@ from collections.abc import Callable
 import zmq
 
 from dstore.background import signals_left_to_this_thread
-from dstore.transport.channel import ChannelPool, no_sockets
+from dstore.errors import AddressError, GlobalUnavailable
+from dstore.transport import limits
+from dstore.transport.channel import ChannelPool, no_socket
 from dstore.transport.control import Control
 from dstore.transport.requests import Requests
 
@@ -24,25 +26,31 @@ class Link:
     """
 
     def __init__(self, address: str) -> None:
-        self._address = address
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._context = limits.context(limits.LINK_DESCRIPTORS, GlobalUnavailable)
         try:
             self.control = Control(self._context, address)
         except BaseException as error:
             self._context.destroy(linger=0)
             if isinstance(error, zmq.ZMQError):
-                raise no_sockets(error) from None
+                raise no_socket(error) from None
+            if isinstance(error, OSError) and not isinstance(
+                error, (AddressError, GlobalUnavailable)
+            ):
+                raise GlobalUnavailable(f"cannot open a socket: {error.strerror}") from None
             raise
-        self.channels = ChannelPool(self._context, address)
+        self.channels = ChannelPool(self._context, self.control.route)
 
     def requests(self) -> Requests:
         """A channel for many requests at once. For the thread that owns ``control``, which waits
         for both; raises GlobalUnavailable if the system gives no more sockets.
         """
         try:
-            return Requests(self._context, self._address, self.control.poller)
+            limits.need_descriptors(limits.CHANNEL_DESCRIPTORS)
+            return Requests(self._context, self.control.route, self.control.poller)
+        except limits.Shortage as shortage:
+            raise GlobalUnavailable(str(shortage)) from None
         except zmq.ZMQError as error:
-            raise no_sockets(error) from None
+            raise no_socket(error) from None
 
     def close(self, busy: Callable[[int], bool]) -> None:
         """Wake the requests that are under way with NodeClosed, and wait until they have gone.

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 
 import zmq
 
-from dstore.transport.channel import CONTROL_SILENCE_MS, connected
+from dstore.transport.follower import CONTROL_SILENCE_MS, Follower
+from dstore.transport.route import Route
 
 DRAIN_MAX = 1000
 """Replies taken at a time."""
@@ -17,15 +18,17 @@ class Requests:
     """For the one thread that owns it, and polls with ``poller``."""
 
     def __init__(
-        self, context: zmq.Context[zmq.Socket[bytes]], address: str, poller: zmq.Poller
+        self, context: zmq.Context[zmq.Socket[bytes]], route: Route, poller: zmq.Poller
     ) -> None:
         # No large value travels here: a connection that is silent for so long is lost.
-        self._socket = connected(context, zmq.DEALER, address, CONTROL_SILENCE_MS)
+        self._follower = Follower(context, zmq.DEALER, CONTROL_SILENCE_MS, route)
+        self._socket = self._follower.socket
         self._poller = poller
         self._poller.register(self._socket, zmq.POLLIN)
 
     def send(self, frame: bytes) -> bool:
         """Send a frame, if that can be done now. If not, the poll returns when it can."""
+        self._follower.follow()
         try:
             self._socket.send(frame, zmq.NOBLOCK)
         except zmq.Again:

@@ -10,10 +10,12 @@ from collections.abc import Callable
 
 import zmq
 
-from dstore.config import FRAME_BYTES_MAX, MAX_CLIENTS_DEFAULT
+from dstore.config import CLIENTS_MAX_DEFAULT, FRAME_BYTES_MAX
+from dstore.errors import AddressError
 from dstore.messages import Buffer
-from dstore.transport import addresses
+from dstore.transport import addresses, limits
 from dstore.transport.guard import Guard
+from dstore.transport.path_lock import PathLock
 
 log = logging.getLogger("dstore.global")
 
@@ -50,11 +52,12 @@ class Router:
         address: str,
         publisher: str | None,
         *,
-        max_clients: int = MAX_CLIENTS_DEFAULT,
+        max_clients: int = CLIENTS_MAX_DEFAULT,
         warn: Callable[..., None] = log.warning,
     ) -> None:
         addresses.check(address, bind=True)
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._locks: list[PathLock] = []
+        self._context = limits.context(limits.GLOBAL_DESCRIPTORS, AddressError, zero_copy=True)
         self._router = self._context.socket(zmq.ROUTER)
         self._pub = self._context.socket(zmq.PUB)
         self._guard: Guard | None = None
@@ -73,9 +76,9 @@ class Router:
                 per_address_max=per_address_max(connections),
                 warn=warn,
             )
-            self.address = addresses.bind(self._router, address)
+            self.address = self._bind(self._router, address)
             wanted = publisher or addresses.publisher_default(address)
-            self.publisher = addresses.bind(self._pub, wanted)
+            self.publisher = self._bind(self._pub, wanted)
             _number_peers(self._router)
             self._router.bind(_WAKE_UP)
         except BaseException:
@@ -90,6 +93,13 @@ class Router:
         """Counts the connections, and limits what they may take."""
         assert self._guard is not None
         return self._guard
+
+    def _bind(self, sock: zmq.Socket[bytes], address: str) -> str:
+        lock = PathLock(addresses.check(address, bind=True))
+        self._locks.append(lock)
+        bound = addresses.bind(sock, address)
+        lock.bound()
+        return bound
 
     def receive(self, timeout: float) -> tuple[bytes, bytes, Buffer | None] | None:
         """The route, the frame and the second frame (or None) of what comes next.
@@ -174,6 +184,8 @@ class Router:
         self._router.close()
         self._pub.close()
         self._context.term()
+        for lock in self._locks:  # not before ZeroMQ has removed the sockets
+            lock.release()
 
 
 def connections_max(max_clients: int) -> int:

@@ -1,0 +1,115 @@
+"""What an address is, and how one is seen from elsewhere."""
+
+from __future__ import annotations
+
+import pytest
+
+from dstore.errors import AddressError
+from dstore.transport import addresses
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "tcp://127.0.0.1:1",
+        "tcp://[::1]:65535",
+        "tcp://[fe80::1%eth0]:1",
+        "tcp://host_with-all.of.it:1",
+        "tcp://bücher.test:1",
+        "ipc:///tmp/x",
+        "ipc://@abstract",
+    ],
+)
+def test_good_addresses(address: str) -> None:
+    assert addresses.check(address) == address
+
+
+@pytest.mark.parametrize(
+    ("address", "why"),
+    [
+        ("127.0.0.1:1", "use tcp://HOST:PORT or ipc://PATH"),
+        ("tcp://::1:1", "stands in brackets"),
+        ("tcp://[nonsense]:1", "'nonsense' is not an IPv6 address"),
+        ("tcp://[127.0.0.1]:1", "is not an IPv6 address"),
+        ("tcp://a..b:1", "cannot be a host name"),
+        ("tcp://" + 64 * "a" + ":1", "cannot be a host name"),
+        ("tcp://a\0b:1", "cannot be a host name"),
+        ("tcp://h:0", "between 1 and 65535"),
+        ("tcp://h:65536", "between 1 and 65535"),
+        ("tcp://h:\u0661", "is not an address"),
+        ("tcp://*:1", "name the host"),
+        ("tcp://0.0.0.0:1", "name the host"),
+        ("tcp://[::]:1", "name the host"),
+        ("tcp://[0:0::0]:1", "name the host"),
+        ("ipc://", "1 to 100 bytes"),
+        ("ipc://" + 101 * "x", "1 to 100 bytes"),
+        ("ipc://*", "name a path"),
+        ("ipc://@", "name a path"),
+        ("ipc://a\0b", "name a path"),
+        ("ipc://\udc80", "UTF-8"),
+    ],
+)
+def test_bad_addresses(address: str, why: str) -> None:
+    with pytest.raises(AddressError, match=why.replace("*", r"\*")):
+        addresses.check(address)
+
+
+@pytest.mark.parametrize(
+    ("address", "private"),
+    [
+        ("tcp://127.0.0.1:1", True),
+        ("tcp://127.9.9.9:1", True),
+        ("tcp://[::1]:1", True),
+        ("tcp://[::ffff:127.0.0.1]:1", True),
+        ("tcp://localhost:1", True),
+        ("ipc:///x", True),
+        ("tcp://*:1", False),
+        ("tcp://0.0.0.0:1", False),
+        ("tcp://[::]:1", False),
+        ("tcp://10.0.0.1:1", False),
+        ("tcp://[fe80::1%eth0]:1", False),
+        ("tcp://127.invalid:1", False),
+    ],
+)
+def test_what_only_this_machine_can_reach(address: str, private: bool) -> None:
+    assert addresses.is_private(address) is private
+
+
+@pytest.mark.parametrize(
+    ("publisher", "address", "told", "reached_at", "seen"),
+    [
+        ("tcp://*:2", "tcp://*:1", "tcp://*:2", "tcp://[::1]:1", "tcp://[::1]:2"),
+        ("tcp://*:2", "tcp://*:1", "tcp://*:2", "tcp://[fe80::1%3]:1", "tcp://[fe80::1%3]:2"),
+        ("tcp://[::]:2", "tcp://[::]:1", "tcp://*:2", "tcp://10.0.0.1:1", "tcp://10.0.0.1:2"),
+        ("tcp://h:2", "tcp://h:1", "tcp://*:2", "tcp://10.0.0.1:1", "tcp://10.0.0.1:2"),
+        (
+            "tcp://[::1]:2",
+            "tcp://127.0.0.1:1",
+            "tcp://[::1]:2",
+            "tcp://127.0.0.1:1",
+            "tcp://[::1]:2",
+        ),
+        ("tcp://[::]:2", "ipc:///x", "tcp://127.0.0.1:2", "ipc:///x", "tcp://127.0.0.1:2"),
+        ("ipc:///x.pub", "ipc:///x", "ipc:///x.pub", "ipc:///x", "ipc:///x.pub"),
+    ],
+)
+def test_the_publisher_as_it_is_told_and_seen(
+    publisher: str, address: str, told: str, reached_at: str, seen: str
+) -> None:
+    assert addresses.advertised(publisher, address) == told
+    assert addresses.resolved(told, reached_at) == seen
+
+
+@pytest.mark.parametrize(
+    ("sockaddr", "literal"),
+    [
+        (("10.0.0.1", 5), "tcp://10.0.0.1:5"),
+        (("::1", 5, 0, 0), "tcp://[::1]:5"),
+        (("fe80::1", 5, 0, 3), "tcp://[fe80::1%3]:5"),
+        (("fe80::1%eth0", 5, 0, 3), "tcp://[fe80::1%3]:5"),
+    ],
+)
+def test_what_a_look_up_finds_is_literal(sockaddr: tuple[str, int], literal: str) -> None:
+    assert addresses.endpoint(sockaddr) == literal
+    assert addresses.is_literal(literal)
+    assert addresses.check(literal) == literal
