@@ -344,6 +344,8 @@ class Global:
             return
         if self._phase is not Phase.CLOSED:
             self._end = "belongs to the process that this one was forked from"
+        if self._router is not None:
+            self._router.forked()
         self._phase = Phase.CLOSED
         self._thread = self._server = None
         self._ended = threading.Event()

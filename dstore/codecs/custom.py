@@ -46,8 +46,8 @@ def check(codec: Any) -> None:
     """Raise TypeError or ValueError if this is no codec."""
     if not isinstance(codec, Codec):
         raise TypeError(f"codecs is a list of dstore.Codec, and has {checks.shown(codec)} in it")
-    name = checks.text("the name of a codec", codec.name, NAME_MAX)
-    if not name or not name.isascii():
+    name = checks.text("the name of a codec", codec.name)
+    if not (0 < len(name) <= NAME_MAX and name.isascii() and name.isprintable()):
         raise ValueError(
             f"the name of a codec is 1 to {NAME_MAX} printable ASCII characters, not {name!r}"
         )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import os
 
 import zmq
 
@@ -10,6 +12,7 @@ from dstore.config import INLINE_BYTES_MAX
 from dstore.messages import Buffer
 from dstore.transport import addresses
 from dstore.transport.channel import rest_of
+from dstore.transport.listeners import noted
 
 FRAME_BYTES_MAX = 4 * INLINE_BYTES_MAX
 """A connection that sends more in one frame is cut: it is not one of ours."""
@@ -40,9 +43,11 @@ class Router:
             for sock in (self._router, self._pub):
                 sock.setsockopt(zmq.LINGER, LINGER_MS)
                 sock.setsockopt(zmq.MAXMSGSIZE, FRAME_BYTES_MAX)
-            self.address = addresses.bind(self._router, address)
-            wanted = publisher or addresses.publisher_default(address)
-            self.publisher = addresses.bind(self._pub, wanted)
+            self._listening: list[int] = []  # descriptors
+            with noted(self._router, self._listening), noted(self._pub, self._listening):
+                self.address = addresses.bind(self._router, address)
+                wanted = publisher or addresses.publisher_default(address)
+                self.publisher = addresses.bind(self._pub, wanted)
             self._router.bind(f"inproc://{_WAKE_UP.decode()}")
         except BaseException:
             self.close()
@@ -94,6 +99,13 @@ class Router:
                 sock.send(b"", _NOW)
         except zmq.ZMQError:  # it is closed; or it will return by itself
             pass
+
+    def forked(self) -> None:
+        """In the child: keep the ports no longer than the parent does. Nothing else is touched."""
+        for descriptor in self._listening:
+            with contextlib.suppress(OSError):
+                os.close(descriptor)
+        self._listening.clear()
 
     def close(self) -> None:
         """Let the last replies leave, then free the ports."""
