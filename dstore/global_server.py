@@ -375,7 +375,7 @@ class Global:
             self._serve()
         except BaseException as error:
             self._note(error)
-            log.exception("%r fails, and answers nobody any more", self)
+            log.exception("the Global of %s fails, and answers nobody any more", self.address)
         finally:
             self._end_service()
 

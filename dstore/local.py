@@ -552,9 +552,11 @@ class Local:
         self.state.lease_end = float("-inf")
         if self._thread.ident is not None:
             self._control.wake()
-        elif hasattr(self, "_link"):  # it was not to be
-            self._link.control.close()
-            self._link.close(reentrancy.inside.__contains__)
+        elif (
+            link := vars(self).pop("_link", None)
+        ) is not None:  # it was not to be; once is enough
+            link.control.close()
+            link.close(reentrancy.inside.__contains__)
 
     def _ended(self) -> None:
         """Wait for the end of the background thread, unless this is it."""

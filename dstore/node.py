@@ -301,8 +301,8 @@ class Node:
         """The value of ``key``, as soon as somebody has set it; at once if it is there.
 
         Global is not asked again and again: it answers when the key is set. Raises WaitTimedOut
-        after ``timeout`` seconds (0 or more; None: never), and GlobalUnavailable when Global is away for
-        longer than the Node's own timeout.
+        after ``timeout`` seconds (0 or more; None: never), and GlobalUnavailable when Global is
+        away for longer than the Node's own timeout.
         """
         return self._do(self._verbs.wait(key, timeout))
 
