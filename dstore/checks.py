@@ -20,9 +20,11 @@ from typing import Any, TypeVar
 ONE = (str, bytes, bytearray, memoryview)
 F = TypeVar("F", bound=Callable[..., Any])
 
-_reprs = reprlib.Repr()
-_reprs.maxstring = _reprs.maxother = 80
+SHOWN_MAX = 100
 """Characters of a value that an error message shows."""
+_reprs = reprlib.Repr()
+_reprs.maxlevel = 2
+_reprs.maxstring = _reprs.maxother = SHOWN_MAX
 
 
 def seconds(name: str, value: Any, least: float, most: float) -> float:
@@ -127,13 +129,17 @@ def optional(check: Callable[..., Any], name: str, value: Any, *more: Any) -> An
 
 def shown(value: Any) -> str:
     """A value as an error message shows it: cut to size, and with its type if that is not clear."""
+    kind = type(value).__name__
     try:
         said = _reprs.repr(value)
     except Exception:  # an int of thousands of digits, for one
-        return f"something of the type {type(value).__name__}"
-    return said if value is None or isinstance(value, (bool, str)) else _with_type(said, value)
-
-
-def _with_type(said: str, value: Any) -> str:
-    name = type(value).__name__
-    return said if said.startswith(("<", f"{name}(", "b'", 'b"')) else f"{said} ({name})"
+        return f"something of the type {kind}"
+    if len(said) > SHOWN_MAX:
+        said = f"{said[:SHOWN_MAX]}..."
+    clear = (
+        value is None
+        or isinstance(value, (bool, str, bytes))
+        or kind in said
+        or said.startswith("<")
+    )
+    return said if clear else f"{said} ({kind})"

@@ -453,13 +453,12 @@ class Global:
 
 def _engine(given: Engine | None, memory_limit: int | None) -> Engine:
     """Where keys and values are kept."""
-    if memory_limit is not None:
-        checks.count("memory_limit", memory_limit, 1, config.SIZE_MAX)
+    limit = checks.optional(checks.count, "memory_limit", memory_limit, 1, config.SIZE_MAX)
     if given is None:
-        return MemoryEngine(config.MEMORY_LIMIT_DEFAULT if memory_limit is None else memory_limit)
-    if memory_limit is not None:
+        return MemoryEngine(config.MEMORY_LIMIT_DEFAULT if limit is None else limit)
+    if limit is not None:
         raise ValueError(
-            "memory_limit is for the engine that is there without engine=; give one of both, and "
+            "memory_limit is for the engine that is there without engine=; give one of them, and "
             "your engine a limit of its own"
         )
     checks.member("engine", given, Engine)
