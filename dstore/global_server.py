@@ -9,6 +9,7 @@ import os
 import secrets
 import threading
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any
@@ -33,6 +34,10 @@ FINISH_MAX = 1000
 LAST_WORDS = 0.1
 """Seconds for which Global stays after its last answer. What a Local has received, and not yet
 read, ZeroMQ drops when the connection is lost.
+"""
+WAIT_MAX = 0.5
+"""Seconds of waiting in one go. A signal that comes in the instant before a wait begins is noticed
+by Python only after it.
 """
 FINISH_SLACK = 0.5
 """Seconds beyond one lease in which the last answers must have been given."""
@@ -147,7 +152,7 @@ class Global:
         self._changer: int | None = None  # the thread that binds, starts or closes it just now
         self._thread: threading.Thread | None = None
         self._server: int | None = None  # the thread in run()
-        self._ended = threading.Event()
+        self._waiters: deque[threading.Lock] = deque()  # each is held until the end
         self._complaints = LimitedLog(log)
         _globals.add(self)
 
@@ -186,8 +191,8 @@ class Global:
                 self._end_service()
                 raise self._gone()
             thread = threading.Thread(target=self._serve_here, name="dstore-global", daemon=True)
-            self._thread, self._phase = thread, Phase.SERVING
             try:
+                self._thread, self._phase = thread, Phase.SERVING
                 with signals_left_to_this_thread():
                     thread.start()
             except BaseException:  # there is no thread; or Ctrl-C, and it finds that it is not it
@@ -251,7 +256,7 @@ class Global:
         with self._change():
             if self._phase in (Phase.NEW, Phase.BOUND):
                 self._end_service()
-        self._ended.wait()
+        self._wait()
         thread = self._thread
         if thread is not None:
             thread.join()
@@ -309,28 +314,42 @@ class Global:
         self._give_back()
 
     def _give_back(self) -> None:
-        router, self._router = self._router, None
-        bulk, self._bulk = self._bulk, None
         try:
-            if router is not None:
-                router.close()
+            if self._router is not None:
+                self._router.close()
         finally:
-            if bulk is not None:
-                bulk.close()
+            if self._bulk is not None:
+                self._bulk.close()
+        self._router = self._bulk = None
 
     def _end_service(self) -> None:
         """Give everything back. Unless this is a forked child, where it is the parent's."""
         if self._phase is Phase.CLOSED:
             return
+        phase = Phase.CLOSED
         try:
             try:
                 self._give_back()
             finally:
                 self._engine.close()
+        except Exception:
+            raise
+        except BaseException:  # Ctrl-C: close() may be called again, and goes on with it
+            phase = Phase.BOUND
+            raise
         finally:
-            self._phase = Phase.CLOSED
-            self._ended.set()
+            self._phase = phase
+            while self._waiters:
+                self._waiters.pop().release()
             self._server = None  # last: a signal handler in this thread must not wait for this
+
+    def _wait(self) -> None:
+        """Return when nobody serves. Not by an Event: Ctrl-C within its wait may break its lock."""
+        waiter = threading.Lock()
+        waiter.acquire()
+        self._waiters.append(waiter)
+        while self._phase is Phase.SERVING:
+            waiter.acquire(timeout=WAIT_MAX)
 
     def _note(self, error: BaseException) -> None:
         """Tell those who use it later what has ended it."""
@@ -348,8 +367,6 @@ class Global:
             self._router.forked()
         self._phase = Phase.CLOSED
         self._thread = self._server = None
-        self._ended = threading.Event()
-        self._ended.set()
 
     def __enter__(self) -> Global:
         self.start()

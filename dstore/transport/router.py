@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import threading
 
 import zmq
 
@@ -12,12 +13,17 @@ from dstore.config import INLINE_BYTES_MAX
 from dstore.messages import Buffer
 from dstore.transport import addresses
 from dstore.transport.channel import rest_of
+from dstore.transport.ending import Ending
 from dstore.transport.listeners import noted
 
 FRAME_BYTES_MAX = 4 * INLINE_BYTES_MAX
 """A connection that sends more in one frame is cut: it is not one of ours."""
 LINGER_MS = 1000
 """How long closing waits for the last replies to leave."""
+CLOSE_MAX = 3.0
+"""Seconds that closing waits until the ports are free."""
+INTERRUPTED_MAX = 0.2
+"""The same when Ctrl-C has interrupted binding, and may hold a socket that is half made."""
 RECEIVE_MAX = 0.5
 """Seconds of waiting in one go. A signal that comes in the instant before a wait begins is noticed
 by Python only after it.
@@ -37,23 +43,27 @@ class Router:
     def __init__(self, address: str, publisher: str | None) -> None:
         addresses.check(address, bind=True)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._router = self._context.socket(zmq.ROUTER)
-        self._pub = self._context.socket(zmq.PUB)
-        try:
+        self._ending = Ending(self._context)
+        self._listening: list[int] = []  # descriptors
+        self._waking = threading.Lock()  # whoever has it may use the context beside the owner
+        with contextlib.ExitStack() as unless_bound:
+            unless_bound.push(self._not_to_be)
+            self._router = unless_bound.enter_context(self._context.socket(zmq.ROUTER))
+            self._pub = unless_bound.enter_context(self._context.socket(zmq.PUB))
             for sock in (self._router, self._pub):
                 sock.setsockopt(zmq.LINGER, LINGER_MS)
                 sock.setsockopt(zmq.MAXMSGSIZE, FRAME_BYTES_MAX)
-            self._listening: list[int] = []  # descriptors
             with noted(self._router, self._listening), noted(self._pub, self._listening):
                 self.address = addresses.bind(self._router, address)
                 wanted = publisher or addresses.publisher_default(address)
                 self.publisher = addresses.bind(self._pub, wanted)
             self._router.bind(f"inproc://{_WAKE_UP.decode()}")
-        except BaseException:
-            self.close()
-            raise
+            unless_bound.pop_all()
         self.advertised = addresses.advertised(self.publisher, self.address)
         self._timeout_ms = -1
+
+    def _not_to_be(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        self._ending.wait(CLOSE_MAX if isinstance(error, Exception) else INTERRUPTED_MAX)
 
     def receive(self, timeout: float) -> tuple[bytes, bytes, Buffer | None] | None:
         """The route, the frame and the second frame (or None) of what comes next.
@@ -90,15 +100,23 @@ class Router:
         self._pub.send(frame, _NOW)
 
     def wake(self) -> None:
-        """Make :meth:`receive` return soon. From any thread or signal handler."""
+        """Make :meth:`receive` return soon. From any thread or signal handler.
+
+        Not if somebody else is about to do so; and never in a context that may be gone by now, in
+        which ZeroMQ would abort.
+        """
+        if not self._waking.acquire(blocking=False):
+            return
         try:
             with self._context.socket(zmq.DEALER) as sock:
                 sock.setsockopt(zmq.LINGER, LINGER_MS)
                 sock.setsockopt(zmq.ROUTING_ID, _WAKE_UP)
                 sock.connect(f"inproc://{_WAKE_UP.decode()}")
                 sock.send(b"", _NOW)
-        except zmq.ZMQError:  # it is closed; or it will return by itself
+        except zmq.ZMQError:  # it will return by itself
             pass
+        finally:
+            self._waking.release()
 
     def forked(self) -> None:
         """In the child: keep the ports no longer than the parent does. Nothing else is touched."""
@@ -108,7 +126,9 @@ class Router:
         self._listening.clear()
 
     def close(self) -> None:
-        """Let the last replies leave, then free the ports."""
+        """Let the last replies leave, then free the ports. Idempotent."""
+        self._listening.clear()
+        self._waking.acquire(timeout=RECEIVE_MAX)  # for ever; Ctrl-C may have left it taken
         self._router.close()
         self._pub.close()
-        self._context.term()
+        self._ending.wait(CLOSE_MAX)
