@@ -168,9 +168,5 @@ def call_back(watch: Watch, callback: Callable[[Event], None]) -> None:
                 log.exception("the callback of a watch failed with %r", event)
 
     thread = threading.Thread(target=serve, name="dstore-watch", daemon=True)
-    try:
-        with signals_left_to_this_thread():
-            thread.start()
-    except BaseException:  # there can be no more threads, or Ctrl-C: nobody will take its events
-        watch.close()
-        raise
+    with signals_left_to_this_thread():
+        thread.start()

@@ -8,6 +8,8 @@ import contextlib
 import os
 import random
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -21,7 +23,7 @@ from dstore import global_server, shm, wire
 from dstore.engines.memory import MemoryEngine
 from dstore.global_server import Global
 from dstore.messages import Key, Set, SetItem, Stored
-from tests.integration.processes import PATIENCE, RawClient, free_port
+from tests.integration.processes import PATIENCE, ROOT, RawClient, free_port
 
 Make = Callable[..., Global]
 
@@ -278,23 +280,6 @@ def test_a_node_without_a_thread_says_so(
         node.join()
 
 
-def test_a_watch_without_a_thread_for_its_callback_is_no_watch(
-    free_global: Global, no_threads: contextlib.ExitStack
-) -> None:
-    no_threads.close()
-    with dstore.Node(free_global.address) as node:
-        node.join()
-        former = threading.stack_size(1 << 47)
-        try:
-            with pytest.raises(RuntimeError, match="thread"):
-                node.watch("k", callback=print)
-        finally:
-            threading.stack_size(former)
-        local = node._local
-        assert local is not None
-        assert all(watch.over for watch in local._watches.values())
-
-
 def test_an_engine_that_cannot_be_closed_keeps_no_port_and_nobody_waiting() -> None:
     class Stuck(MemoryEngine):
         def close(self) -> None:
@@ -534,3 +519,51 @@ def test_a_child_that_lives_on_does_not_keep_the_ports(scheme: str, tmp_path: Pa
         os.close(writing)
         os.close(reading)
         os.waitpid(child, 0)
+
+
+INTERRUPTED = """
+import random, signal, sys, threading, time, dstore
+class Interrupted(KeyboardInterrupt):
+    pass
+def handler(*_):
+    raise Interrupted
+signal.signal(signal.SIGALRM, handler)
+dice, count = random.Random(SEED), 0
+end = time.monotonic() + 2
+while time.monotonic() < end:
+    served = dstore.Global("tcp://127.0.0.1:0")
+    begin = dice.choice([served.bind, served.start, served.run])
+    if begin == served.run:
+        threading.Timer(0.002, served.stop).start()
+    try:
+        signal.setitimer(signal.ITIMER_REAL, dice.uniform(0.00005, 0.006))
+        try:
+            begin()
+        finally:
+            served.close()
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    except Interrupted:
+        count += 1
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    served.close()
+    try:
+        served.start()
+    except dstore.GlobalClosed:
+        continue
+    print(served, "is not closed")
+print("well" if count else "never interrupted")
+"""
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_ctrl_c_at_any_moment_is_no_reason_to_hang_or_abort(seed: int) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", f"SEED = {seed}\n{INTERRUPTED}"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,  # an interrupt within a destructor is told there
+        text=True,
+        timeout=2 * PATIENCE,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "well\n")
