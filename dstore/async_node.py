@@ -11,10 +11,10 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from types import TracebackType
 from typing import Any, TypeVar
 
-from dstore import loops, translate
+from dstore import checks, loops, translate
 from dstore.driver import Call, driver_of
 from dstore.files import Fetched, Path, Progress
-from dstore.messages import Stored
+from dstore.messages import Key, Stored
 from dstore.node import Node
 from dstore.translate import Deletion
 from dstore.verbs import RAISE, Lookup, Run, Verb, Work
@@ -95,7 +95,13 @@ class AsyncNode:
 
     @classmethod
     def sharing(cls, node: Node) -> AsyncNode:
-        """The same for a Node that threads use, too. Closing it leaves the Node open."""
+        """The same for a Node that threads use, too. Closing it leaves the Node open.
+
+        Raises NodeClosed if the Node is closed, and TypeError if it is none.
+        """
+        if not isinstance(node, Node):
+            raise TypeError(f"node is a dstore.Node, not {checks.shown(node)}")
+        node._check_open()
         shared = cls.__new__(cls)
         shared._take(node, own=False)
         return shared
@@ -163,9 +169,12 @@ class AsyncNode:
         """See :meth:`Node.get_file`."""
         return await self._do(self._verbs.get_file(key, path, progress))
 
-    async def keys(self, prefix: str | bytes = "") -> AsyncIterator[Any]:
+    def keys(self, prefix: str | bytes = "") -> AsyncIterator[Any]:
         """See :meth:`Node.keys`: ``async for key in node.keys()``."""
-        start = translate.key_text(prefix)
+        self._node._check_open()
+        return self._pages(translate.key_text(prefix))
+
+    async def _pages(self, start: Key) -> AsyncIterator[Any]:
         after = ""
         while True:
             page = await self._do(self._verbs.page(start, after))
@@ -240,7 +249,7 @@ class AsyncNode:
 
     async def join(self, timeout: float | None = None) -> None:
         """See :meth:`Node.join`."""
-        await self._do(self._verbs.join(self.timeout if timeout is None else timeout))
+        await self._do(self._verbs.join(timeout))
 
     async def close(self) -> None:
         """See :meth:`Node.close`. One that shares a Node leaves that open.
@@ -251,6 +260,7 @@ class AsyncNode:
             await loops.in_thread(self._node.close)
 
     async def __aenter__(self) -> AsyncNode:
+        self._node._check_open()
         return self
 
     async def __aexit__(

@@ -14,6 +14,8 @@ LOG_LENGTH_DEFAULT = 16_384
 LOG_LENGTH_MAX = 1 << 18
 """One answer to a SYNC can bring a Local so many deletions."""
 MEMORY_LIMIT_DEFAULT = 4 << 30
+SIZE_MAX = (1 << 62) - 1
+"""The largest that a limit in bytes may be: as a size on the wire."""
 
 CLIENTS_MAX_DEFAULT = 10_000
 CLIENTS_MAX = 100_000
@@ -53,8 +55,12 @@ UPLOAD_STEP = 64 << 10
 
 # Node
 TIMEOUT_DEFAULT = 5.0
-TIMEOUT_MAX = 86_400.0
+TIMEOUT_MIN, TIMEOUT_MAX = 0.001, 86_400.0
+WAIT_MAX = 31_536_000.0
+"""The longest that one call may wait for a key or an event; without a limit it is None."""
 CACHE_BYTES_DEFAULT = 256 << 20
+WATCH_LIMIT_MAX = 1 << 31
+"""Events of one watch that may wait to be taken."""
 
 LABEL_MAX = 256
 

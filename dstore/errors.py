@@ -76,6 +76,18 @@ class NodeClosed(DstoreError, RuntimeError):
     """The Node was closed, before or during the call. A write under way may have happened."""
 
 
+class GlobalClosed(DstoreError, RuntimeError):
+    """The Global was stopped or closed, or its service ended of an error; it lives only once.
+
+    Likely cause: it is used after its ``with`` block, or in a child that was forked while it
+    served. Make a new one. (What a Node raises when Global does not answer is GlobalUnavailable.)
+    """
+
+
+class GlobalServing(DstoreError, RuntimeError):
+    """The Global serves already, in another thread, so that ``run`` cannot serve in this one."""
+
+
 class InvalidKey(DstoreError, ValueError):
     """The caller's key is empty, too long, not text or bytes, or reserved."""
 

@@ -561,7 +561,7 @@ class Local:
         self.state.lease_end = float("-inf")
         if self._thread.ident is not None:
             self._control.wake()
-        elif (link := self.__dict__.pop("_link", None)) is not None:  # it was not to be
+        elif (link := vars(self).pop("_link", None)) is not None:  # it was not to be
             link.control.close()
             link.close(reentrancy.inside.__contains__)
 

@@ -14,15 +14,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import Any, NamedTuple, TypeVar
 
-from dstore import clock, config, content, translate
+from dstore import checks, clock, config, content, translate
 from dstore.codecs import Codec, Codecs
 from dstore.core.cache import Entry
 from dstore.core.local_state import LocalState
-from dstore.errors import InvalidKey, NodeClosed
+from dstore.errors import AddressError, GlobalUnavailable, InvalidKey, NodeClosed
 from dstore.files import Fetched, Path, Progress
 from dstore.local import Local
 from dstore.messages import Key, Stored
-from dstore.shm import check_root
 from dstore.translate import Deletion
 from dstore.transport import addresses
 from dstore.verbs import RAISE, Lookup, Run, Verb, Verbs
@@ -32,7 +31,7 @@ T = TypeVar("T")
 
 
 class _Settings(NamedTuple):
-    """What a Node is made with, and pickled as. The fields of :class:`Node`."""
+    """What a Node is made with, and pickled as: the parameters of :class:`Node`, checked."""
 
     address: str
     timeout: float = config.TIMEOUT_DEFAULT
@@ -44,6 +43,43 @@ class _Settings(NamedTuple):
     codecs: tuple[Codec, ...] = ()
     shm: str | None = None
     shm_limit: int | None = None
+
+
+def _checked(
+    address: str | None = None,
+    *,
+    timeout: float = config.TIMEOUT_DEFAULT,
+    cache_bytes: int = config.CACHE_BYTES_DEFAULT,
+    stale_ok: bool = False,
+    label: str = "",
+    on_deletion: Callable[[str | bytes], None] | None = None,
+    pickle: bool = False,
+    codecs: Iterable[Codec] = (),
+    shm: Path | None = None,
+    shm_limit: int | None = None,
+) -> _Settings:
+    """The settings, each of the type that it has there. Raises what :class:`Node` raises."""
+    return _Settings(
+        _address(address),
+        checks.seconds("timeout", timeout, config.TIMEOUT_MIN, config.TIMEOUT_MAX),
+        checks.count("cache_bytes", cache_bytes, 0, config.SIZE_MAX),
+        checks.flag("stale_ok", stale_ok),
+        checks.text("label", label, config.LABEL_MAX),
+        checks.optional(checks.function, "on_deletion", on_deletion),
+        checks.flag("pickle", pickle),
+        tuple(checks.several("codecs", codecs, "Codec")),
+        checks.optional(checks.path, "shm", shm),
+        checks.optional(checks.count, "shm_limit", shm_limit, 0, config.SIZE_MAX),
+    )
+
+
+def _address(given: str | None) -> str:
+    if given is not None:
+        return addresses.check(checks.text("address", given))
+    try:
+        return addresses.check(config.address_default())
+    except AddressError as error:
+        raise AddressError(f"${config.ADDRESS_VARIABLE}: {error}") from None
 
 
 class Node:
@@ -93,16 +129,22 @@ class Node:
     ------
     AddressError
         ``address`` is malformed.
+    TypeError
+        A parameter is of a wrong type.
     ValueError
-        ``timeout``, ``label`` or ``shm_limit`` is out of range, or ``codecs`` do not fit together.
+        A parameter is out of its range, or ``codecs`` do not fit together.
     GlobalUnavailable
         The system gives too few descriptors or threads.
 
     Notes
     -----
     All methods are safe from any thread, and raise ``GlobalUnavailable`` when Global does not
-    answer within ``timeout``, ``NodeClosed`` after :meth:`close`, and ``InvalidKey`` for a key
-    that is not 1 to 511 bytes of text or bytes. ``"a"`` and ``b"a"`` are the same key.
+    answer within ``timeout``, ``NodeClosed`` after :meth:`close`, ``InvalidKey`` for a key
+    that is not 1 to 511 bytes of text or bytes, and ``TypeError`` or ``ValueError`` for any other
+    argument that is wrong. ``"a"`` and ``b"a"`` are the same key.
+
+    A Node lives once: a closed one cannot be entered or used again, only closed again. A ``with``
+    block closes it at its end, also one within another block of the same Node.
     """
 
     def __init__(
@@ -119,27 +161,23 @@ class Node:
         shm: Path | None = None,
         shm_limit: int | None = None,
     ) -> None:
-        if not 0 < timeout < config.TIMEOUT_MAX:
-            raise ValueError(f"a timeout is above 0 and below {config.TIMEOUT_MAX:g} seconds")
-        if shm_limit is not None and shm_limit < 0:
-            raise ValueError(f"shm_limit is at least 0, not {shm_limit}")
-        check_root(None if shm is None else os.fsdecode(shm))
-        self.address = addresses.check(address or config.address_default())
-        self._settings = _Settings(
-            self.address,
-            timeout,
-            cache_bytes,
-            stale_ok,
-            label,
-            on_deletion,
-            pickle,
-            tuple(codecs),
-            None if shm is None else os.fsdecode(shm),
-            shm_limit,
+        self._settings = settings = _checked(
+            address,
+            timeout=timeout,
+            cache_bytes=cache_bytes,
+            stale_ok=stale_ok,
+            label=label,
+            on_deletion=on_deletion,
+            pickle=pickle,
+            codecs=codecs,
+            shm=shm,
+            shm_limit=shm_limit,
         )
-        self._verbs = Verbs(Codecs(self._settings.codecs, pickle=pickle), timeout, stale_ok)
-        if len(label) > config.LABEL_MAX or not label.isprintable():
-            raise ValueError(f"a label is at most {config.LABEL_MAX} printable characters")
+        check_root(settings.shm)
+        self.address = settings.address
+        self._verbs = Verbs(
+            Codecs(settings.codecs, pickle=pickle), settings.timeout, settings.stale_ok
+        )
         self._closed = False
         self._local: Local | None = None
         self._state = _absent()
@@ -149,12 +187,14 @@ class Node:
 
     @property
     def timeout(self) -> float:
-        """Seconds until a call gives up. May be changed."""
+        """Seconds until a call gives up. May be changed; raises TypeError and ValueError."""
         return self._verbs.timeout
 
     @timeout.setter
     def timeout(self, seconds: float) -> None:
-        self._verbs.timeout = seconds
+        self._verbs.timeout = checks.seconds(
+            "timeout", seconds, config.TIMEOUT_MIN, config.TIMEOUT_MAX
+        )
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else f"{len(self._state.entries)} cached"
@@ -245,7 +285,10 @@ class Node:
 
         Not a snapshot: a key that is bound all the while is found, one that comes or goes may be.
         """
-        start = translate.key_text(prefix)
+        self._check_open()
+        return self._pages(translate.key_text(prefix))
+
+    def _pages(self, start: Key) -> Iterator[Any]:
         after = ""
         while True:
             page = self._do(self._verbs.page(start, after))
@@ -260,8 +303,8 @@ class Node:
         """The value of ``key``, as soon as somebody has set it; at once if it is there.
 
         Global is not asked again and again: it answers when the key is set. Raises WaitTimedOut
-        after ``timeout`` seconds (None: never), and GlobalUnavailable when Global is away for
-        longer than the Node's own timeout.
+        after ``timeout`` seconds (0 or more; None: never), and GlobalUnavailable when Global is
+        away for longer than the Node's own timeout.
         """
         return self._do(self._verbs.wait(key, timeout))
 
@@ -287,7 +330,9 @@ class Node:
         events wait to be taken; then the oldest go, are counted, and a resync stands for them.
         Close the watch, or leave its ``with`` block, when it is needed no more.
         """
-        watch = self._here().watch(translate.key_text(prefix), limit)
+        checks.optional(checks.function, "callback", callback)
+        most = checks.count("limit", limit, 1, config.WATCH_LIMIT_MAX)
+        watch = self._here().watch(translate.key_text(prefix), most)
         if callback is not None:
             call_back(watch, callback)
         return watch
@@ -377,6 +422,7 @@ class Node:
 
         ``hits`` and ``misses`` may miss a few when many threads count at once.
         """
+        self._check_open()
         local, state = self._local, self._state
         left = state.lease_end - clock.now()
         return {
@@ -406,15 +452,17 @@ class Node:
     def join(self, timeout: float | None = None) -> None:
         """Wait, at most ``timeout`` seconds, until Global has answered. Never needed before use.
 
-        Raises GlobalUnavailable.
+        Without ``timeout`` it waits as long as any call. Raises GlobalUnavailable.
         """
-        patience = self.timeout if timeout is None else timeout
-        self._do(self._verbs.join(patience))
+        self._do(self._verbs.join(timeout))
 
     def close(self) -> None:
-        """Say goodbye and give everything back. Idempotent: after Ctrl-C it may be called again."""
-        if _connected.get(self._settings) is self:
-            _connected.pop(self._settings, None)
+        """Say goodbye and give everything back. Safe from any thread.
+
+        Idempotent: after Ctrl-C it may be called again. Others that call it meanwhile wait as well.
+        """
+        with contextlib.suppress(ValueError):  # most Nodes are not there
+            _connected.remove(self)
         with self._birth:
             self._closed = True
             local = self._local
@@ -430,6 +478,7 @@ class Node:
         return _restored, (self._settings,)
 
     def __enter__(self) -> Node:
+        self._check_open()
         return self
 
     def __exit__(
@@ -440,14 +489,17 @@ class Node:
     ) -> None:
         self.close()
 
+    def _check_open(self) -> None:
+        if self._closed:
+            raise NodeClosed("the Node is closed")
+
     def _here(self) -> Local:
         """The Local of this process; a new one after a fork."""
         local = self._local
         if local is not None:
             return local
         with self._birth:
-            if self._closed:
-                raise NodeClosed("the Node is closed")
+            self._check_open()
             if self._local is None:
                 _close_at_exit_of_child()
                 made = Local(
@@ -459,12 +511,11 @@ class Node:
                     shm_limit=self._settings.shm_limit,
                 )
                 try:
-                    made.start()
+                    _start(made)
                     self._dropped = weakref.finalize(self, _abandon, made, self.address)
                     self._dropped.atexit = False
                     self._state, self._local = made.state, made
-                    if self._closed:  # by a signal handler, in this thread
-                        raise NodeClosed("the Node is closed")
+                    self._check_open()  # a signal handler may have closed it, in this thread
                 except BaseException:  # Ctrl-C: the Node may never come to be
                     made.abandon()
                     raise
@@ -482,6 +533,15 @@ class Node:
         self._local = None
         self._verbs.hits = self._verbs.misses = 0
         self._birth = threading.RLock()
+
+
+def _start(local: Local) -> None:
+    try:
+        local.start()
+    except NodeClosed:
+        raise
+    except RuntimeError as error:  # there can be no more threads, or Python is about to exit
+        raise GlobalUnavailable(f"cannot start the background thread of a Node: {error}") from None
 
 
 def _announcer(callback: Callable[[str | bytes], None] | None) -> Callable[[Key], None] | None:
@@ -503,7 +563,7 @@ def _absent() -> LocalState:
 # ---- the Nodes of this process ----------------------------------------------------------------
 
 _nodes: weakref.WeakSet[Node] = weakref.WeakSet()
-_connected: dict[_Settings, Node] = {}
+_connected: list[Node] = []
 _connecting = threading.RLock()
 
 
@@ -514,8 +574,13 @@ def connect(address: str | None = None, **settings: Any) -> Node:
     nobody has to do, or the process ends. In a forked child, and in processes that were spawned,
     it is one of their own. Safe from any thread. Raises what :class:`Node` raises.
     """
-    settings["codecs"] = tuple(settings.get("codecs", ()))
-    return _kept(_Settings(addresses.check(address or config.address_default()), **settings))
+    unknown = settings.keys() - set(_Settings._fields[1:])
+    if unknown:
+        raise TypeError(
+            f"connect() has no setting {min(unknown)!r}; there are "
+            f"{', '.join(_Settings._fields[1:])}"
+        )
+    return _kept(_checked(address, **settings))
 
 
 def _restored(settings: _Settings) -> Node:
@@ -528,10 +593,12 @@ def _restored(settings: _Settings) -> Node:
 
 def _kept(settings: _Settings) -> Node:
     with _connecting:
-        node = _connected.get(settings)
-        if node is None or node._closed:
-            node = _connected[settings] = Node(**settings._asdict())
-        return node
+        for node in _connected.copy():  # no dict, as settings need not be hashable
+            if node._settings == settings and not node._closed:
+                return node
+        made = Node(**settings._asdict())
+        _connected.append(made)
+        return made
 
 
 def _after_fork_in_child() -> None:

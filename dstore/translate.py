@@ -39,6 +39,8 @@ def key_name(key: str | bytes) -> Key:
         return key  # as most keys are
     text = key_text(key)
     size = key_bytes(text)
+    if not size:
+        raise InvalidKey(f"the key is empty; a key has 1 to {config.KEY_BYTES_MAX} bytes")
     if not 1 <= size <= config.KEY_BYTES_MAX:
         raise InvalidKey(
             f"a key has 1 to {config.KEY_BYTES_MAX} bytes, not {size}; a hash of it is a good key"

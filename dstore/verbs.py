@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable, Mapping
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
-from dstore import codecs, config, content, files, translate
+from dstore import checks, codecs, config, content, files, translate
 from dstore.codecs import Codecs, Encoded
 from dstore.core import operations
 from dstore.core.cache import Entry
@@ -106,7 +106,7 @@ class Verbs:
         into: Write | None = None,
         progress: Progress | None = None,
     ) -> Verb[dict[Key, Answer]]:
-        stale = self.stale_ok if stale_ok is None else stale_ok
+        stale = self.stale_ok if stale_ok is None else checks.flag("stale_ok", stale_ok)
         wanted = dict.fromkeys(keys)
         answers: dict[Key, Answer] = yield Run(
             lambda state, now: operations.get(
@@ -164,7 +164,7 @@ class Verbs:
         return name in answers
 
     def get_many(self, keys: Iterable[str | bytes]) -> Verb[dict[Any, Any]]:
-        names = {key: translate.key_name(key) for key in keys}
+        names = {key: translate.key_name(key) for key in checks.several("keys", keys)}
         answers = yield from self.read(names.values())
         return {
             key: self._answered(answers[name]) for key, name in names.items() if name in answers
@@ -172,7 +172,9 @@ class Verbs:
 
     def wait(self, key: str | bytes, timeout: float | None) -> Verb[Any]:
         name = translate.key_name(key)
-        span = float("inf") if timeout is None else timeout
+        span = float("inf")
+        if timeout is not None:
+            span = checks.seconds("timeout", timeout, 0, config.WAIT_MAX)
         answer: Answer | None = yield Run(
             lambda state, now: operations.wait(state, name, now, now + span, self.timeout)
         )
@@ -193,11 +195,14 @@ class Verbs:
     # ---- writing --------------------------------------------------------------------------
 
     def set(self, key: str | bytes, value: Any, replace: bool) -> Verb[None]:
+        checks.flag("replace", replace)
         name = translate.settable(key)
         outcomes = yield from self._write({name: self.codecs.encode(value)}, replace)
         _check_free(key, outcomes[name])
 
     def set_many(self, mapping: Mapping[Any, Any], replace: bool) -> Verb[list[Any]]:
+        checks.flag("replace", replace)
+        mapping = checks.mapping("mapping", mapping)
         names = {key: translate.settable(key) for key in mapping}
         values = {names[key]: self.codecs.encode(value) for key, value in mapping.items()}
         if len(values) < len(names):
@@ -214,6 +219,7 @@ class Verbs:
         return key
 
     def delete(self, key: str | bytes, wait: bool) -> Verb[Deletion]:
+        checks.flag("wait", wait)
         name = translate.key_name(key)
         results = yield from self._delete([name], wait)
         deletion = translate.deletion(results[name])
@@ -222,7 +228,8 @@ class Verbs:
         return deletion
 
     def delete_many(self, keys: Iterable[str | bytes], wait: bool) -> Verb[dict[Any, Deletion]]:
-        names = {key: translate.key_name(key) for key in keys}
+        checks.flag("wait", wait)
+        names = {key: translate.key_name(key) for key in checks.several("keys", keys)}
         results = yield from self._delete(list(names.values()), wait)
         deletions = {key: translate.deletion(results[name]) for key, name in names.items()}
         return {key: deletion for key, deletion in deletions.items() if deletion is not None}
@@ -239,7 +246,7 @@ class Verbs:
         """Write values; large ones are laid down first where they can be sent from."""
         largest = max((value.size for value in values.values()), default=0)
         if largest >= config.LARGE_FROM_MIN:
-            yield from self.join(self.timeout)  # the host's memory has a folder per life of Global
+            yield from self.join()  # the host's memory has a folder per life of Global
         sources: list[Source] = []
 
         def lay_down(state: LocalState, large: LargeValues) -> list[SetItem]:
@@ -295,6 +302,8 @@ class Verbs:
     # ---- files ----------------------------------------------------------------------------
 
     def put_file(self, path: files.Path, progress: Progress | None) -> Verb[str]:
+        path = checks.path("path", path)
+        checks.optional(checks.function, "progress", progress)
         with files.reading(path, progress) as file:
             key = content.address((yield Work(lambda state, large: file.digest())))
             if not (yield from self.contains(key)):
@@ -304,6 +313,9 @@ class Verbs:
     def set_file(
         self, key: str | bytes, path: files.Path, replace: bool, progress: Progress | None
     ) -> Verb[None]:
+        path = checks.path("path", path)
+        checks.flag("replace", replace)
+        checks.optional(checks.function, "progress", progress)
         name = translate.settable(key)
         with files.reading(path, progress) as file:
             large = file.size >= config.LARGE_FROM_DEFAULT
@@ -315,7 +327,7 @@ class Verbs:
     def _write_file(
         self, key: Key, file: files.Source, replace: bool, progress: Progress | None
     ) -> Verb[dict[Key, operations.SetOutcome]]:
-        yield from self.join(self.timeout)
+        yield from self.join()
         if file.size < (yield LARGE_FROM):
             pieces = yield Work(lambda state, large: tuple(file.pieces()))
             return (
@@ -334,6 +346,8 @@ class Verbs:
     def get_file(
         self, key: str | bytes, path: files.Path, progress: Progress | None
     ) -> Verb[Fetched]:
+        path = checks.path("path", path)
+        checks.optional(checks.function, "progress", progress)
         name = translate.key_name(key)
         with files.writing(path, progress) as file:
             answers = yield from self.read([name], into=file.write, progress=progress)
@@ -348,8 +362,11 @@ class Verbs:
 
     # ---- the rest -------------------------------------------------------------------------
 
-    def join(self, timeout: float) -> Verb[None]:
-        yield Run(lambda state, now: operations.join(state, now, now + timeout))
+    def join(self, timeout: float | None = None) -> Verb[None]:
+        patience = self.timeout
+        if timeout is not None:
+            patience = checks.seconds("timeout", timeout, 0, config.TIMEOUT_MAX)
+        yield Run(lambda state, now: operations.join(state, now, now + patience))
 
     def global_stats(self) -> Verb[dict[str, Any]]:
         figures: dict[str, Any] = yield Run(

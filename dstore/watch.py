@@ -11,7 +11,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import NamedTuple
 
-from dstore import clock, translate
+from dstore import checks, clock, config, translate
 from dstore.background import signals_left_to_this_thread
 from dstore.errors import GlobalUnavailable, NodeClosed
 from dstore.messages import Key
@@ -53,8 +53,6 @@ class Watch:
     """
 
     def __init__(self, prefix: Key, limit: int) -> None:
-        if limit < 1:
-            raise ValueError(f"limit is at least 1, not {limit}")
         self.missed = 0
         self._prefix = prefix
         self._limit = limit
@@ -80,7 +78,11 @@ class Watch:
         return event
 
     def take(self, timeout: float | None = None) -> Event | None:
-        """The next event; None if none comes within ``timeout`` seconds, or the watch has ended."""
+        """The next event; None if none comes within ``timeout`` seconds, or the watch has ended.
+
+        Without ``timeout`` it waits for as long as it takes. Raises TypeError and ValueError.
+        """
+        checks.optional(checks.seconds, "timeout", timeout, 0, config.WAIT_MAX)
         end = clock.now() + timeout if timeout is not None else float("inf")
         while True:
             try:

@@ -91,7 +91,7 @@ def _add_client(
     )
     parser.add_argument(
         "--timeout",
-        type=between(0.001, config.TIMEOUT_MAX / 2, "seconds"),
+        type=between(config.TIMEOUT_MIN, config.TIMEOUT_MAX, "seconds"),
         default=config.TIMEOUT_DEFAULT,
         metavar="SECONDS",
         help="how long to wait for Global (default: %(default)g)",

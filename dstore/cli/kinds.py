@@ -11,6 +11,10 @@ import re
 from argparse import ArgumentTypeError
 from collections.abc import Callable
 
+from dstore.config import SIZE_MAX
+
+DIGITS_MAX = 20
+"""Python refuses to read numbers of thousands of digits, in words of its own."""
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:I?B)?", re.IGNORECASE)
 
 
@@ -47,7 +51,7 @@ def count(high: int) -> Callable[[str], int]:
     """A whole number from 1 on."""
 
     def convert(text: str) -> int:
-        if not text.isdecimal() or not 1 <= int(text) <= high:
+        if not text.isdecimal() or len(text) > DIGITS_MAX or not 1 <= int(text) <= high:
             raise ArgumentTypeError(f"{text!r} is not a whole number from 1 to {high:,}")
         return int(text)
 
@@ -77,6 +81,6 @@ def size(text: str) -> int:
     """A number of bytes, with K, M, G or T for powers of 1024."""
     match = _SIZE.fullmatch(text.strip())
     number = float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " ") if match else 0
-    if not 1 <= number <= 2**63:
+    if not 1 <= number <= SIZE_MAX:
         raise ArgumentTypeError(f"{text!r} is not a size, such as 512M or 4G")
     return int(number)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
+from dstore import checks
 from dstore.codecs.encoded import Encoded, flat, joint
 from dstore.messages import Buffer
 
@@ -44,18 +45,18 @@ class Codec(NamedTuple):
 def check(codec: Any) -> None:
     """Raise TypeError or ValueError if this is no codec."""
     if not isinstance(codec, Codec):
-        raise TypeError(f"codecs are of the type dstore.Codec, not {type(codec).__name__}")
-    name, kind, *functions = codec
-    if not isinstance(name, str):
-        raise TypeError(f"the name of a codec is a str, not {type(name).__name__}")
+        raise TypeError(f"codecs is a list of dstore.Codec, and has {checks.shown(codec)} in it")
+    name = checks.text("the name of a codec", codec.name)
     if not (0 < len(name) <= NAME_MAX and name.isascii() and name.isprintable()):
         raise ValueError(
             f"the name of a codec is 1 to {NAME_MAX} printable ASCII characters, not {name!r}"
         )
-    if not isinstance(kind, type):
-        raise TypeError(f"the type of the codec {name!r} is not a type: {kind!r}")
-    if not all(map(callable, functions)):
-        raise TypeError(f"encode and decode of the codec {name!r} are to be functions")
+    if not isinstance(codec.type, type):
+        raise TypeError(
+            f"the type of the codec {name!r} is a class, not {checks.shown(codec.type)}"
+        )
+    checks.function(f"encode of the codec {name!r}", codec.encode)
+    checks.function(f"decode of the codec {name!r}", codec.decode)
 
 
 def encode(codec: Codec, value: object) -> Encoded:

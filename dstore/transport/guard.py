@@ -79,7 +79,7 @@ HANDSHAKE_BYTES = 1 << 10
 _TCP_INFO = getattr(socket, "TCP_INFO", None) if sys.platform == "linux" else None
 _BYTES = struct.Struct("QQ")  # tcpi_bytes_acked, tcpi_bytes_received
 _BYTES_AT = 120
-_EVENTS = int(zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED)
+_EVENTS = int(zmq.EVENT_LISTENING | zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED)
 
 
 class Connection:
@@ -150,6 +150,7 @@ class Side:
 
     def __init__(self, sock: zmq.Socket[bytes], name: str) -> None:
         self.connections: dict[int, Connection] = {}
+        self.listening: list[int] = []  # descriptors
         self.published = 0  # bytes
         self._sock = sock
         endpoint = f"inproc://{name}"
@@ -165,11 +166,15 @@ class Side:
         with contextlib.suppress(zmq.Again):
             while True:
                 event = parse_monitor_message(self._monitor.recv_multipart(zmq.NOBLOCK))
-                yield event["event"] == zmq.EVENT_ACCEPTED, int(event["value"])
+                if event["event"] == zmq.EVENT_LISTENING:
+                    self.listening.append(int(event["value"]))
+                else:
+                    yield event["event"] == zmq.EVENT_ACCEPTED, int(event["value"])
 
     def close(self) -> None:
-        self._sock.disable_monitor()
-        self._monitor.close()
+        if not self._monitor.closed:
+            self._sock.disable_monitor()
+            self._monitor.close()
 
 
 class Guard:
@@ -208,6 +213,15 @@ class Guard:
 
     def __len__(self) -> int:
         return len(self._requests.connections) + len(self._subscribers.connections)
+
+    def listening(self, now: float) -> list[int]:
+        """The descriptors on which both sockets listen, once they are bound.
+
+        A forked child inherits them. As long as it has them open the port stays taken, also when
+        the parent has closed its own, and nobody answers there. So the child closes its copies.
+        """
+        self._follow(now)
+        return [*self._requests.listening, *self._subscribers.listening]
 
     # ---- what passes ----------------------------------------------------------------------
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import os
+import threading
 import time
 from collections.abc import Callable
 
@@ -14,6 +16,7 @@ from dstore.config import CLIENTS_MAX_DEFAULT, FRAME_BYTES_MAX
 from dstore.errors import AddressError
 from dstore.messages import Buffer
 from dstore.transport import addresses, limits
+from dstore.transport.ending import Ending
 from dstore.transport.guard import Guard
 from dstore.transport.path_lock import PathLock
 
@@ -21,6 +24,10 @@ log = logging.getLogger("dstore.global")
 
 LINGER_MS = 1000
 """How long closing waits for the last replies to leave."""
+CLOSE_MAX = 3.0
+"""Seconds that closing waits until the ports are free."""
+INTERRUPTED_MAX = 0.2
+"""The same when Ctrl-C has interrupted binding, and may hold a socket that is half made."""
 RECEIVE_MAX = 0.5
 """Seconds of waiting in one go. A signal that comes in the instant before a wait begins is noticed
 by Python only after it.
@@ -56,43 +63,39 @@ class Router:
         warn: Callable[..., None] = log.warning,
     ) -> None:
         addresses.check(address, bind=True)
+        self._wake_up = os.urandom(16)
+        self._waking = threading.Lock()  # whoever has it may use the context beside the owner
         self._locks: list[PathLock] = []
         self._context = limits.context(limits.GLOBAL_DESCRIPTORS, AddressError, zero_copy=True)
-        self._router = self._context.socket(zmq.ROUTER)
-        self._pub = self._context.socket(zmq.PUB)
-        self._guard: Guard | None = None
-        self._wake_up = os.urandom(16)
-        try:
+        self._ending = Ending(self._context)
+        with contextlib.ExitStack() as unless_bound:
+            unless_bound.push(self._not_to_be)
+            self._router = unless_bound.enter_context(self._context.socket(zmq.ROUTER))
+            self._pub = unless_bound.enter_context(self._context.socket(zmq.PUB))
             for sock in (self._router, self._pub):
                 sock.setsockopt(zmq.LINGER, LINGER_MS)
                 sock.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
             self._router.setsockopt(zmq.MAXMSGSIZE, FRAME_BYTES_MAX)
             self._pub.setsockopt(zmq.MAXMSGSIZE, SUBSCRIPTION_FRAME_MAX)
             connections = connections_max(max_clients)
-            self._guard = Guard(
+            self.guard = Guard(
                 self._router,
                 self._pub,
                 connections_max=connections,
                 per_address_max=per_address_max(connections),
                 warn=warn,
             )
+            unless_bound.callback(self.guard.close)
             self.address = self._bind(self._router, address)
             wanted = publisher or addresses.publisher_default(address)
             self.publisher = self._bind(self._pub, wanted)
             _number_peers(self._router)
             self._router.bind(_WAKE_UP)
-        except BaseException:
-            self.close()
-            raise
+            self._listening = self.guard.listening(time.monotonic())
+            unless_bound.pop_all()
         self.advertised = addresses.advertised(self.publisher, self.address)
         self._timeout_ms = -1
         self._now = 0.0  # when a message was last waited for
-
-    @property
-    def guard(self) -> Guard:
-        """Counts the connections, and limits what they may take."""
-        assert self._guard is not None
-        return self._guard
 
     def _bind(self, sock: zmq.Socket[bytes], address: str) -> str:
         lock = PathLock(addresses.check(address, bind=True))
@@ -100,6 +103,14 @@ class Router:
         bound = addresses.bind(sock, address)
         lock.bound()
         return bound
+
+    def _not_to_be(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        self._end(CLOSE_MAX if isinstance(error, Exception) else INTERRUPTED_MAX)
+
+    def _end(self, patience: float) -> None:
+        self._ending.wait(patience)
+        for lock in self._locks:  # not before ZeroMQ has closed the sockets
+            lock.release()
 
     def receive(self, timeout: float) -> tuple[bytes, bytes, Buffer | None] | None:
         """The route, the frame and the second frame (or None) of what comes next.
@@ -168,24 +179,38 @@ class Router:
         self._pub.send(frame, _NOW)
 
     def wake(self) -> None:
-        """Make :meth:`receive` return soon. From any thread or signal handler."""
+        """Make :meth:`receive` return soon. From any thread or signal handler.
+
+        Not if somebody else is about to do so; and never in a context that may be gone by now, in
+        which ZeroMQ would abort.
+        """
+        if not self._waking.acquire(blocking=False):
+            return
         try:
             with self._context.socket(zmq.DEALER) as sock:
                 sock.setsockopt(zmq.LINGER, LINGER_MS)
                 sock.connect(_WAKE_UP)
                 sock.send(self._wake_up, _NOW)
-        except zmq.ZMQError:  # it is closed; or it will return by itself
+        except zmq.ZMQError:  # it will return by itself
             pass
+        finally:
+            self._waking.release()
+
+    def forked(self) -> None:
+        """In the child: keep the ports no longer than the parent does. Nothing else is touched."""
+        for descriptor in self._listening:
+            with contextlib.suppress(OSError):
+                os.close(descriptor)
+        self._listening.clear()
 
     def close(self) -> None:
-        """Let the last replies leave, then free the ports."""
-        if self._guard is not None:
-            self._guard.close()
+        """Let the last replies leave, then free the ports. Idempotent."""
+        self._listening.clear()
+        self._waking.acquire(timeout=RECEIVE_MAX)  # for ever; Ctrl-C may have left it taken
+        self.guard.close()
         self._router.close()
         self._pub.close()
-        self._context.term()
-        for lock in self._locks:  # not before ZeroMQ has removed the sockets
-            lock.release()
+        self._end(CLOSE_MAX)
 
 
 def connections_max(max_clients: int) -> int:

@@ -12,7 +12,7 @@ import pytest
 PACKAGE = "dstore"
 SOURCES = Path(__file__).resolve().parents[2] / PACKAGE
 
-GROUND = {"errors", "clock", "config", "background"}
+GROUND = {"errors", "clock", "config", "background", "checks"}
 INSIDE = GROUND | {"messages", "content", "wire", "codecs", "core", "engines", "transport", "shm"}
 PUBLIC = {"", "errors", "config", "version", "node", "global_server"}
 
@@ -21,6 +21,7 @@ PUBLIC = {"", "errors", "config", "version", "node", "global_server"}
 ROOMS: dict[str, set[str]] = {
     "errors": set(),
     "clock": set(),
+    "checks": set(),
     "background": set(),
     "config": set(),
     "version": set(),
@@ -28,7 +29,7 @@ ROOMS: dict[str, set[str]] = {
     "messages": {"errors", "config"},
     "content": {"errors", "config", "messages"},
     "wire": {"errors", "config", "messages"},
-    "codecs": {"errors", "config", "messages"},
+    "codecs": {"errors", "config", "messages", "checks"},
     "engines": {"errors", "config", "messages", "background"},
     "core": {"errors", "config", "messages", "content", "engines.base"},
     "transport": {"errors", "config", "messages", "wire", "background"},

@@ -229,8 +229,9 @@ def stats(state: LocalState, now: float, deadline: float) -> Operation[dict[str,
 
 
 def join(state: LocalState, now: float, deadline: float) -> Operation[None]:
-    """Wait until Global has answered."""
-    yield from ensure_joined(state, now, deadline)
+    """Wait until Global has answered. If it has, no time is needed."""
+    if not state.session:
+        yield from ensure_joined(state, now, deadline)
 
 
 def _fetch(

@@ -133,11 +133,14 @@ def test_two_codecs_do_not_share_a_name_or_a_type(second: Codec, reason: str) ->
 @pytest.mark.parametrize(
     ("codec", "reason"),
     [
-        (("fraction", Fraction, text_of, fraction_of), "of the type dstore.Codec, not tuple"),
-        (FRACTIONS._replace(name=b"fraction"), "the name of a codec is a str, not bytes"),  # type: ignore[arg-type]
-        (FRACTIONS._replace(type="Fraction"), "'fraction' is not a type"),  # type: ignore[arg-type]
-        (FRACTIONS._replace(encode=None), "encode and decode"),  # type: ignore[arg-type]
-        (FRACTIONS._replace(decode=b""), "encode and decode"),  # type: ignore[arg-type]
+        (("fraction", Fraction, text_of, fraction_of), "a list of dstore.Codec, and has .*tuple"),
+        (FRACTIONS._replace(name=b"fraction"), "the name of a codec is a str, not b'fraction'"),  # type: ignore[arg-type]
+        (
+            FRACTIONS._replace(type="Fraction"),  # type: ignore[arg-type]
+            "type of the codec 'fraction' is a class, not 'Fraction'",
+        ),
+        (FRACTIONS._replace(encode=None), "encode of the codec 'fraction' is a function, not None"),  # type: ignore[arg-type]
+        (FRACTIONS._replace(decode=b""), "decode of the codec 'fraction' is a function"),  # type: ignore[arg-type]
     ],
 )
 def test_what_is_no_codec_is_refused(codec: Any, reason: str) -> None:
@@ -146,7 +149,7 @@ def test_what_is_no_codec_is_refused(codec: Any, reason: str) -> None:
 
 
 def test_one_codec_is_no_list_of_codecs() -> None:
-    with pytest.raises(TypeError, match=r"dstore.Codec, not str"):
+    with pytest.raises(TypeError, match=r"a list of dstore.Codec, and has 'fraction' in it"):
         Codecs(FRACTIONS)  # type: ignore[arg-type]
 
 

@@ -1,0 +1,145 @@
+"""Checks of what a program passes in: settings, times, flags, functions, collections.
+
+Every constructor, setter and method checks its arguments here, where they enter, so that a wrong
+one is not found later as something else. Each check returns the value as a plain Python object. It
+raises TypeError for a wrong type and ValueError for a wrong value; the message names the parameter,
+what was given and what is allowed. (Keys have checks of their own, in :mod:`dstore.translate`, and
+addresses in :mod:`dstore.transport.addresses`.)
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+import operator
+import os
+import reprlib
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
+
+ONE = (str, bytes, bytearray, memoryview)
+F = TypeVar("F", bound=Callable[..., Any])
+
+SHOWN_MAX = 100
+"""Characters of a value that an error message shows."""
+_reprs = reprlib.Repr()
+_reprs.maxlevel = 2
+_reprs.maxstring = _reprs.maxother = SHOWN_MAX
+
+
+def seconds(name: str, value: Any, least: float, most: float) -> float:
+    """A time in seconds, from ``least`` to ``most``, as a float.
+
+    Any real number will do: an int, a Fraction, a number of NumPy. A bool is none.
+    """
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} is a number of seconds, not {shown(value)}")
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not least <= number <= most:  # as nan is not
+        raise ValueError(f"{name} is {least:,g} to {most:,g} seconds, not {shown(value)}")
+    return number
+
+
+def count(name: str, value: Any, least: int, most: int) -> int:
+    """A whole number (of bytes, of entries) from ``least`` to ``most``, as an int. A bool or a
+    float is none.
+    """
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"{name} is a whole number (an int), not {shown(value)}")
+    number = operator.index(value)
+    if not least <= number <= most:
+        raise ValueError(f"{name} is {least:,} to {most:,}, not {shown(value)}")
+    return number
+
+
+def flag(name: str, value: Any) -> bool:
+    """True or False, and nothing that only counts as one of them."""
+    if value is not True and value is not False:
+        raise TypeError(f"{name} is True or False, not {shown(value)}")
+    return value
+
+
+def text(name: str, value: Any, most: int | None = None) -> str:
+    """A text; with ``most`` one of at most so many characters, all printable."""
+    if not isinstance(value, str):
+        raise TypeError(f"{name} is a str, not {shown(value)}")
+    plain = str.__str__(value)  # of a subclass, such as an Enum, the text that it is
+    if most is not None and (len(plain) > most or not plain.isprintable()):
+        raise ValueError(f"{name} is at most {most} printable characters, not {shown(plain)}")
+    return plain
+
+
+def path(name: str, value: Any) -> str:
+    """The path of a file or folder: a str, bytes, or an object such as ``pathlib.Path``."""
+    if not isinstance(value, (str, bytes, os.PathLike)):
+        raise TypeError(f"{name} is a path (a str or an os.PathLike), not {shown(value)}")
+    plain = os.fsdecode(value)
+    if "\0" in plain:
+        raise ValueError(f"{name} is a path, which has no NUL character, not {shown(plain)}")
+    return str.__str__(plain)
+
+
+def function(name: str, value: F) -> F:
+    """Something that can be called."""
+    if not callable(value):
+        raise TypeError(f"{name} is a function, not {shown(value)}")
+    return value
+
+
+def several(name: str, value: Any, kind: str = "key") -> Iterable[Any]:
+    """An iterable of keys, and not one key, which would be taken for its parts.
+
+    With ``kind`` it is one of something else.
+    """
+    if not isinstance(value, Iterable) or isinstance(value, ONE):
+        raise TypeError(f"{name} is a list, with each {kind} in it, not {shown(value)}")
+    return value
+
+
+def mapping(name: str, value: Any) -> Mapping[Any, Any]:
+    """A mapping: as for ``dict``, whatever has ``keys`` and can be subscribed."""
+    if isinstance(value, Mapping):
+        return value
+    kind = type(value)  # of a class itself, which has the methods as well, this is ``type``
+    if not (hasattr(kind, "keys") and hasattr(kind, "__getitem__")):
+        raise TypeError(f"{name} is a dict or another mapping, not {shown(value)}")
+    return dict(value)
+
+
+def member(name: str, value: Any, protocol: type) -> Any:
+    """An object that has all that a protocol names."""
+    wanted = [each for each in vars(protocol) if each == "__len__" or not each.startswith("_")]
+    missing = [each for each in wanted if not hasattr(value, each)]
+    if isinstance(value, type) or missing:
+        without = "an instance" if isinstance(value, type) else ", ".join(missing)
+        raise TypeError(
+            f"{name} is a {protocol.__module__}.{protocol.__qualname__}, and {shown(value)} "
+            f"lacks {without}"
+        )
+    return value
+
+
+def optional(check: Callable[..., Any], name: str, value: Any, *more: Any) -> Any:
+    """The same check for what may be None as well."""
+    return None if value is None else check(name, value, *more)
+
+
+def shown(value: Any) -> str:
+    """A value as an error message shows it: cut to size, and with its type if that is not clear."""
+    kind = type(value).__name__
+    try:
+        said = _reprs.repr(value)
+    except Exception:  # an int of thousands of digits, for one
+        return f"something of the type {kind}"
+    if len(said) > SHOWN_MAX:
+        said = f"{said[:SHOWN_MAX]}..."
+    clear = (
+        value is None
+        or isinstance(value, (bool, str, bytes))
+        or kind in said
+        or said.startswith("<")
+    )
+    return said if clear else f"{said} ({kind})"
