@@ -22,6 +22,7 @@ from dstore.errors import AddressError, GlobalUnavailable, InvalidKey, NodeClose
 from dstore.files import Fetched, Path, Progress
 from dstore.local import Local
 from dstore.messages import Key, Stored
+from dstore.shm import check_root
 from dstore.translate import Deletion
 from dstore.transport import addresses
 from dstore.verbs import RAISE, Lookup, Run, Verb, Verbs
