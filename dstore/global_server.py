@@ -21,11 +21,12 @@ from dstore.core.effects import GlobalEffect, Send
 from dstore.core.global_state import GlobalState
 from dstore.engines.base import Bulk, Engine
 from dstore.engines.memory import MemoryEngine
-from dstore.errors import BadMessage, GlobalClosed, GlobalServing
+from dstore.errors import AddressError, BadMessage, GlobalClosed, GlobalServing
 from dstore.limited_log import LimitedLog
 from dstore.messages import Buffer, Refusal, Refused
 from dstore.shm import bulk_for, check_root
 from dstore.transport import addresses
+from dstore.transport.limits import no_threads
 from dstore.transport.router import Router
 
 log = logging.getLogger("dstore.global")
@@ -186,7 +187,7 @@ class Global:
     def start(self) -> None:
         """Bind, and serve in a thread. One that serves already goes on.
 
-        Raises AddressError, RuntimeError if the system gives no thread (after either it may be
+        Raises AddressError, also if the system gives too few descriptors or threads (it may be
         tried again), and GlobalClosed.
         """
         with self._change():
@@ -203,10 +204,12 @@ class Global:
                 self._thread, self._phase = thread, Phase.SERVING
                 with signals_left_to_this_thread():
                     thread.start()
-            except BaseException:  # there is no thread; or Ctrl-C, and it finds that it is not it
+            except BaseException as error:  # or Ctrl-C, and the thread finds that it is not it
                 self._thread, self._phase = None, Phase.BOUND
                 if not was_bound:
                     self._unbind()
+                if isinstance(error, RuntimeError):
+                    raise AddressError(no_threads(error)) from None
                 raise
 
     def run(self) -> None:

@@ -261,7 +261,7 @@ def test_without_a_thread_it_is_as_before_and_may_be_tried_again(
     if bound:
         served.bind()
     address = served.address
-    with pytest.raises(RuntimeError, match="thread"):
+    with pytest.raises(dstore.AddressError, match="thread"):
         served.start()
     assert state(served) == ("bound" if bound else "new")
     assert served.address == address

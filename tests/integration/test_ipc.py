@@ -54,10 +54,8 @@ def serving(address: str, script: str = SERVE) -> Iterator[subprocess.Popen[str]
 
 
 def refusal(address: str, publisher: str | None = None) -> str:
-    server = dstore.Global(address, publisher=publisher)
     with pytest.raises(AddressError) as caught:
-        server.bind()
-    server.close()
+        dstore.Global(address, publisher=publisher).bind()
     return str(caught.value)
 
 

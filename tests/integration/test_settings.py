@@ -62,7 +62,8 @@ GLOBAL: dict[str, tuple[list[Any], list[Any]]] = {
     "log_length": ([1, 1 << 18, np.int64(5)], [*NO_COUNTS, None, 0, (1 << 18) + 1]),
     "memory_limit": ([None, 1, 1 << 40, np.int64(1 << 40)], [*NO_COUNTS, 0]),
     "value_limit": ([1, 1 << 40, (1 << 62) - 1, np.int64(1 << 40)], [*NO_COUNTS, None, 0]),
-    "large_from": ([1 << 10, 8 << 20, np.int64(2000)], [*NO_COUNTS, None, 0, 1023, (8 << 20) + 1]),
+    "large_from": ([1 << 10, 1 << 20, np.int64(2000)], [*NO_COUNTS, None, 0, 1023, (1 << 20) + 1]),
+    "max_clients": ([1, 100_000, np.int64(5)], [*NO_COUNTS, None, 0, 100_001]),
     "shm": ([None, ""], NO_PATHS),
     "engine": ([None, MemoryEngine()], [5, "memory", MemoryEngine, {}]),
 }
@@ -310,7 +311,7 @@ def test_an_empty_key_is_not_told_to_be_hashed(node: MakeNode) -> None:
         ("global --memory-limit nan", "is not a size"),
         ("global --memory-limit 8388608T", "is not a size"),
         (f"global --value-limit {'9' * 5000}", "is not a size"),
-        ("global --large-from 1023", "is not between 1,024 and 8,388,608 bytes"),
+        ("global --large-from 1023", "is not between 1,024 and 1,048,576 bytes"),
         ("global --shm /no/such/folder", "is not a folder"),
         ("demo --workers 0", "is not a whole number from 1 to 64"),
     ],
