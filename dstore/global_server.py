@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import logging
 import secrets
-import threading
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
-from dstore import clock, config, reentrancy, wire
+from dstore import clock, config, green, native, reentrancy, wire
 from dstore.background import signals_left_to_this_thread
 from dstore.core.effects import GlobalEffect, Send
 from dstore.core.global_state import GlobalState
@@ -108,10 +107,10 @@ class Global:
         self._shm = shm
         self._bulk: Bulk | None = None
         self._router: Router | None = None
-        self._thread: threading.Thread | None = None
-        self._stopping = threading.Event()
-        self._server: threading.Thread | None = None  # the thread in run()
-        self._ended = threading.Event()
+        self._thread: native.Thread | None = None
+        self._stopping = native.Event()
+        self._server: int | None = None  # the thread in run()
+        self._ended = native.Event()
         self._complaints = LimitedLog(log)
 
     def __repr__(self) -> str:
@@ -146,15 +145,25 @@ class Global:
     def start(self) -> None:
         """Bind, and serve in a thread. Raises AddressError."""
         self.bind()
-        self._thread = threading.Thread(target=self.run, name="dstore-global", daemon=True)
+        self._thread = native.Thread(self._serve, "dstore-global")
         with signals_left_to_this_thread():
             self._thread.start()
 
     def run(self) -> None:
-        """Bind, and serve in the calling thread until :meth:`stop`. Raises AddressError."""
+        """Bind, and serve in the calling thread until :meth:`stop`. Raises AddressError.
+
+        In a greenlet it serves in a thread of the system, so that other greenlets run meanwhile.
+        """
         self.bind()
+        try:
+            green.blocking(self._serve)
+        except BaseException:
+            self.stop()  # a greenlet was killed: its thread ends, too
+            raise
+
+    def _serve(self) -> None:
         assert self._router is not None
-        self._server = threading.current_thread()
+        self._server = native.get_ident()
         try:
             while not self._stopping.is_set():
                 self._turn(self._router, self._state.wake_at)
@@ -180,11 +189,14 @@ class Global:
         if reentrancy.here() is not None:
             return
         if self._thread is not None:
-            self._thread.join()
+            green.blocking(self._thread.join)
         elif self._server is None:
             self._release()
-        elif self._server is not threading.current_thread():
-            self._ended.wait()
+        elif self._server != native.get_ident():
+            green.blocking(self._wait)
+
+    def _wait(self) -> None:
+        self._ended.wait()
 
     def _release(self) -> None:
         router, self._router = self._router, None

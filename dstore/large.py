@@ -10,12 +10,10 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
-import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
-from dstore import clock, codecs, content, files
+from dstore import clock, codecs, content, files, native
 from dstore.background import MUCH, janitor
 from dstore.codecs import Encoded
 from dstore.core.cache import SEEN, Entry, Held
@@ -71,7 +69,7 @@ class LargeValues:
     def __init__(self, shm: str | None, limit: int | None) -> None:
         self._shm = shm
         self._limit = limit
-        self._lock = threading.Lock()
+        self._lock = native.Lock()
         self._epoch = 0
         self._over = {0}  # lives of Global that are over
         self._memory: HostMemory | None = None
@@ -275,7 +273,7 @@ class _Patience:
             self._end = now + self._patience
         elif now >= self._end:
             return False
-        time.sleep(self._pause)
+        native.sleep(self._pause)
         self._pause = min(2 * self._pause, PAUSE_MAX)
         return True
 

@@ -5,17 +5,16 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
-import socket
 import sys
-import threading
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import Any, NamedTuple, TypeVar
 
-from dstore import clock, config, translate
+from dstore import clock, config, green, native, translate
 from dstore.codecs import Codec, Codecs
+from dstore.conduct import conduct
 from dstore.core.cache import Entry
 from dstore.core.local_state import LocalState
 from dstore.errors import InvalidKey, NodeClosed
@@ -140,7 +139,7 @@ class Node:
         self._closed = False
         self._local: Local | None = None
         self._state = _absent()
-        self._birth = threading.RLock()  # a signal handler may close what it finds in the making
+        self._birth = native.RLock()  # a signal handler may close what it finds in the making
         _nodes.add(self)
         self._here()
 
@@ -351,8 +350,11 @@ class Node:
         return self._do(self._verbs.delete_many(keys, wait))
 
     def _do(self, verb: Verb[T]) -> T:
-        """Carry out a verb in this thread."""
+        """Carry out a verb in this thread, or in this greenlet while others run."""
         local = self._here()
+        inbox = green.here()
+        if inbox is not None:
+            return green.finish(conduct(local, verb, inbox.signal))
         result: Any = None
         try:
             while True:
@@ -468,7 +470,7 @@ class Node:
             return self._local
 
     def _label_here(self) -> str:
-        return self._settings.label or f"{socket.gethostname()}:{os.getpid()}"
+        return self._settings.label or f"{native.gethostname()}:{os.getpid()}"
 
     def _forked(self) -> None:
         """In the child: the parent's lease, cache, sockets, thread and locks are not ours."""
@@ -478,7 +480,7 @@ class Node:
         self._state = _absent()
         self._local = None
         self._verbs.hits = self._verbs.misses = 0
-        self._birth = threading.RLock()
+        self._birth = native.RLock()
 
 
 def _announcer(callback: Callable[[str | bytes], None] | None) -> Callable[[Key], None] | None:
@@ -501,7 +503,7 @@ def _absent() -> LocalState:
 
 _nodes: weakref.WeakSet[Node] = weakref.WeakSet()
 _connected: dict[_Settings, Node] = {}
-_connecting = threading.RLock()
+_connecting = native.RLock()
 
 
 def connect(address: str | None = None, **settings: Any) -> Node:
@@ -533,7 +535,7 @@ def _kept(settings: _Settings) -> Node:
 
 def _after_fork_in_child() -> None:
     global _connecting
-    _connecting = threading.RLock()
+    _connecting = native.RLock()
     for node in list(_nodes):
         node._forked()
 

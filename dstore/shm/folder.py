@@ -32,10 +32,10 @@ import os
 import re
 import shutil
 import stat
-import time
 from functools import partial
 from typing import TYPE_CHECKING
 
+from dstore import native
 from dstore.background import janitor
 from dstore.shm import locks
 from dstore.shm.locks import held
@@ -108,7 +108,7 @@ def enter(root: str, epoch: int) -> Folder:
             if folder is not None:
                 folder.users += 1
                 return folder
-        time.sleep(ENTER_PAUSE)
+        native.sleep(ENTER_PAUSE)
     raise Unusable(f"{path} is being removed by a process that does not finish")
 
 

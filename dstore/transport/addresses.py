@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-import socket
 
 import zmq
 
+from dstore import native
 from dstore.errors import AddressError, NodeClosed
 
 _TCP = re.compile(r"tcp://(?P<host>\[[^\]]+\]|[^:/\s]+):(?P<port>\d+)")
@@ -118,12 +118,14 @@ def _refuse_live_ipc(address: str) -> None:
     """ZeroMQ takes over the path of an ipc socket even if somebody still listens there."""
     if not address.startswith("ipc://"):
         return
-    with socket.socket(socket.AF_UNIX) as probe:
+    probe = native.unix_socket()
+    try:
         probe.settimeout(1.0)
-        try:
-            probe.connect(address[len("ipc://") :])
-        except OSError:
-            return
+        probe.connect(address[len("ipc://") :])
+    except OSError:
+        return
+    finally:
+        probe.close()
     raise AddressError(
         f"{address} is in use already; stop what listens there, or choose another address"
     )

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Callable
 
 import zmq
 
-from dstore import wire
+from dstore import native, wire
 from dstore.background import signals_left_to_this_thread
 from dstore.errors import GlobalUnavailable, NodeClosed
 from dstore.messages import Buffer
@@ -62,7 +61,7 @@ class Channel:
         address: str,
         open_ones: set[Channel],
     ) -> None:
-        self.user: int | None = threading.get_ident()
+        self.user: int | None = native.get_ident()
         self._timeout_ms = {zmq.RCVTIMEO: -1, zmq.SNDTIMEO: -1}
         self._open_ones = open_ones
         open_ones.add(self)
@@ -136,7 +135,7 @@ class ChannelPool:
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], address: str) -> None:
         self._context = context
         self._address = address
-        self._lock = threading.Lock()
+        self._lock = native.Lock()
         self._idle: list[Channel] = []
         self._open: set[Channel] = set()
         self._closed = False
@@ -145,7 +144,7 @@ class ChannelPool:
         with self._lock:
             while self._idle:
                 channel = self._idle.pop()
-                channel.user = threading.get_ident()
+                channel.user = native.get_ident()
                 if not channel.closed:
                     return channel
         try:

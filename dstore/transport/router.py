@@ -6,6 +6,7 @@ import math
 
 import zmq
 
+from dstore import native
 from dstore.config import INLINE_BYTES_MAX
 from dstore.messages import Buffer
 from dstore.transport import addresses
@@ -76,7 +77,8 @@ class Router:
                 self._router.send(route, _MORE)
                 self._router.send(frame, _NOW)
             else:
-                self._router.send_multipart((route, frame, data), _NOW, copy=False)
+                # pyzmq frees what it does not copy in a thread, which has to be one.
+                self._router.send_multipart((route, frame, data), _NOW, copy=native.patched())
         except (zmq.Again, OSError):
             return  # the requester sends again
 
