@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import logging
 import os
 import signal
 from collections import deque
 from collections.abc import Callable, Iterator
 
 from dstore import native
+from dstore.logs import Log
 
-log = logging.getLogger("dstore.background")
+log = Log("dstore.background")
 
 MUCH = 16 << 20
 """To give back so many bytes takes a while (0.2 s for each GiB), and is left to the janitor."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import secrets
 from collections.abc import Callable
 from types import TracebackType
@@ -16,11 +15,12 @@ from dstore.engines.base import Bulk, Engine
 from dstore.engines.memory import MemoryEngine
 from dstore.errors import BadMessage
 from dstore.limited_log import LimitedLog
+from dstore.logs import Log
 from dstore.messages import Buffer, Refusal, Refused
 from dstore.shm import bulk_for
 from dstore.transport.router import Router
 
-log = logging.getLogger("dstore.global")
+log = Log("dstore.global")
 
 FINISH_MAX = 1000
 """Messages that have arrived before the end, and are taken as any others."""

@@ -21,7 +21,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Generator
 from typing import Any, TypeVar
 
-from dstore import loops, native
+from dstore import logs, loops, native
 from dstore.errors import NodeClosed
 from dstore.transport.waker import Waker
 
@@ -112,10 +112,7 @@ class GreenSignal:
 
 
 class Inbox:
-    """The signals that are set for the greenlets of one hub; it is woken once for all of them.
-
-    Only while one of them waits does the hub hear it, and know that there is something to wait for.
-    """
+    """The signals that are set for the greenlets of one hub; it is woken once for all of them."""
 
     def __init__(self, hub: Any) -> None:
         self.hub = hub
@@ -166,21 +163,18 @@ class Inbox:
     def forked(self) -> None:
         """In the child: nobody will set a signal of the parent. Those who wait are told."""
         if self._waiting:
-            self._shut_in_child()
+            self._shut()
             for signal in self._waiting:
                 self._soon(signal.resume)
 
     def _open(self) -> None:
-        raise NotImplementedError
+        """The first begins to wait."""
 
     def _shut(self) -> None:
-        raise NotImplementedError
-
-    def _shut_in_child(self) -> None:
-        raise NotImplementedError
+        """Nobody waits any more."""
 
     def _wake(self) -> None:
-        """In any thread; the inbox may be shut."""
+        """In any thread: have the hub call :meth:`_empty`."""
         raise NotImplementedError
 
     def _soon(self, do: Callable[[], None]) -> None:
@@ -193,6 +187,8 @@ class Inbox:
 
 
 class _GeventInbox(Inbox):
+    """The hub knows of its watcher only while somebody waits: it ends when it has none."""
+
     def __init__(self, hub: Any) -> None:
         super().__init__(hub)
         self._watcher = hub.loop.async_()
@@ -201,9 +197,6 @@ class _GeventInbox(Inbox):
         self._watcher.start(self._empty)
 
     def _shut(self) -> None:
-        self._watcher.stop()
-
-    def _shut_in_child(self) -> None:
         self._watcher.stop()
 
     def _wake(self) -> None:
@@ -221,24 +214,20 @@ class _GeventInbox(Inbox):
 
 
 class _EventletInbox(Inbox):
+    """The hub hears it as long as both are there, since it may be woken to log something."""
+
     def __init__(self, hub: Any) -> None:
         super().__init__(hub)
         self._waker = Waker()
         weakref.finalize(self, self._waker.close)
-
-    def _open(self) -> None:
-        descriptor = self._waker.fileno()
-        self._listener = self.hub.add(self.hub.READ, descriptor, self._hear, _ignore, _ignore)
-
-    def _shut(self) -> None:
-        self.hub.remove(self._listener)
-
-    def _shut_in_child(self) -> None:
-        pass  # the poll of the hub is still one with the parent's, which would hear no more
+        hub.add(hub.READ, self._waker.fileno(), self._hear, _ignore, _ignore)
+        logs.wake_with(self._waker.wake)
 
     def _hear(self, _: int) -> None:
         self._waker.drain()
         self._empty()
+        if logs.anything_noted():
+            sys.modules["eventlet"].spawn_n(logs.log_noted)
 
     def _wake(self) -> None:
         self._waker.wake()

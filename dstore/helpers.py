@@ -7,15 +7,15 @@ that only such a handler, which closes the Node, would end.
 
 from __future__ import annotations
 
-import logging
 from collections import deque
 from collections.abc import Callable
 
 from dstore import clock, native
 from dstore.background import signals_left_to_this_thread
 from dstore.errors import NodeClosed
+from dstore.logs import Log
 
-log = logging.getLogger("dstore.local")
+log = Log("dstore.local")
 
 THREADS_MAX = 16
 IDLE_MAX = 5.0

@@ -8,7 +8,6 @@ its own valid cache names.
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
@@ -22,10 +21,11 @@ from dstore.core.transfer import Body, Transfer, Write, download
 from dstore.engines.bulk import fresh_memory
 from dstore.errors import NodeClosed
 from dstore.limited_log import LimitedLog
+from dstore.logs import Log
 from dstore.messages import Buffer, Large, Stored
 from dstore.shm import HostMemory, NoRoom, Writer, clean, open_memory
 
-log = logging.getLogger("dstore.local")
+log = Log("dstore.local")
 
 PIECE_BYTES = 1 << 20
 """What is copied, or read from a file, in one go."""

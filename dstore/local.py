@@ -8,7 +8,6 @@ slow one delays neither the lease nor anybody else.
 from __future__ import annotations
 
 import itertools
-import logging
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
@@ -24,6 +23,7 @@ from dstore.errors import AddressError, BadMessage, NodeClosed, ValueCorrupt
 from dstore.files import Progress
 from dstore.large import LargeValues, let_go, random16
 from dstore.limited_log import LimitedLog
+from dstore.logs import Log
 from dstore.messages import (
     REPLIES,
     Buffer,
@@ -46,7 +46,7 @@ from dstore.transport.channel import Channel
 from dstore.transport.link import Link
 from dstore.watch import Watch
 
-log = logging.getLogger("dstore.local")
+log = Log("dstore.local")
 
 T = TypeVar("T")
 GOODBYE_MAX = 0.5

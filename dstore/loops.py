@@ -34,7 +34,7 @@ def signal() -> Signal:
 async def in_thread(do: Callable[[], None], new_signal: Callable[[], Signal] = signal) -> None:
     """Call a function in a thread of its own. If the task is cancelled, the thread goes on.
 
-    ``new_signal`` is for those who are no tasks. Raises RuntimeError if there can be no more threads.
+    ``new_signal`` is for those who are no tasks. Raises RuntimeError if no thread can be started.
     """
     done = new_signal()
     raised: list[BaseException] = []

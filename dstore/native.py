@@ -50,7 +50,9 @@ SimpleQueue = _queue.SimpleQueue
 if hasattr(_socket, "socketpair"):
     socketpair = _socket.socketpair
 else:  # pragma: no cover - Windows
-    from socket import socketpair
+    import socket
+
+    socketpair = socket.socketpair
 gethostname: Callable[[], str] = _socket.gethostname
 
 SLICE = 0.5
@@ -157,11 +159,30 @@ class Thread:
 
     def _run(self) -> None:
         self.ident = get_ident()
+        _here.own = True
         try:
             self._target()
         finally:
             self._target = _nothing  # it may hold much
             self._over.set()
+            if self._carrier is not None and patched():
+                self._known_by_its_new_number(self._carrier)
+
+    def _known_by_its_new_number(self, carrier: threading.Thread) -> None:
+        """It began before the patch: threading looks for another number now, and would complain."""
+        known: dict[int, threading.Thread] = getattr(threading, "_active", {})
+        known[threading.get_ident()] = carrier
+        if self.ident is not None:
+            known.pop(self.ident, None)
+
+
+_here = local()
+"""``own`` is there in the threads of dstore."""
+
+
+def is_own_thread() -> bool:
+    """Whether this is a thread that dstore has started."""
+    return hasattr(_here, "own")
 
 
 def _nothing() -> None:

@@ -444,6 +444,7 @@ class Node:
         local = self._local
         if local is not None:
             return local
+        green.here()  # for what a thread of this Node may have to log
         with self._birth:
             if self._closed:
                 raise NodeClosed("the Node is closed")

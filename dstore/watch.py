@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 from collections import deque
 from collections.abc import Callable
 from types import TracebackType
@@ -12,10 +11,11 @@ from typing import NamedTuple
 from dstore import clock, green, native, translate
 from dstore.background import signals_left_to_this_thread
 from dstore.errors import NodeClosed
+from dstore.logs import Log
 from dstore.messages import Key
 from dstore.native import Empty, SimpleQueue
 
-log = logging.getLogger("dstore.local")
+log = Log("dstore.local")
 
 LIMIT_DEFAULT = 10_000
 """Events that wait to be taken; if there are more, the oldest go."""

@@ -27,7 +27,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import logging
 import os
 import re
 import shutil
@@ -43,7 +42,6 @@ from dstore.shm.locks import held
 if TYPE_CHECKING:
     from dstore.shm.parts import Part
 
-log = logging.getLogger("dstore.shm")
 
 LOCK, OWN, COPIES = "lock", "global", "copies"
 EPOCH_NAME = re.compile("[0-9a-f]{16}")

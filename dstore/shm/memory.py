@@ -9,12 +9,13 @@ import os
 import time
 
 from dstore.background import janitor
+from dstore.logs import Log
 from dstore.shm import eviction, folder, locks, mapping, parts
 from dstore.shm.folder import Folder, Unusable
 from dstore.shm.locks import held
 from dstore.shm.parts import PART, NoRoom, Writer
 
-log = logging.getLogger("dstore.shm")
+log = Log("dstore.shm")
 
 ROOT_VARIABLE = "DSTORE_SHM"
 ROOT_DEFAULT = "/dev/shm"
