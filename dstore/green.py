@@ -13,6 +13,7 @@ other greenlets, and blocks; so does the hub itself, as in a signal handler.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import sys
@@ -92,7 +93,7 @@ class GreenSignal:
     def wait(self, timeout: float | None = None) -> bool:
         """Return when it is set, or after ``timeout`` seconds. Whether it is set.
 
-        Raises NodeClosed in a child that was forked meanwhile.
+        Other greenlets run meanwhile, also if it is set already. Raises NodeClosed in a child that was forked meanwhile.
         """
         return self._inbox.wait(self, timeout)
 
@@ -139,11 +140,14 @@ class Inbox:
             if timeout is not None:
                 cancel = self._after(timeout, signal.expire)
             signal._greenlet = _current()
-            while not (signal.is_set or signal.timed_out):
+            if signal.is_set:  # others run all the same
+                self._soon(signal.resume)
+            while True:
                 self.hub.switch()
-                if self._pid != os.getpid() and not signal.is_set:
+                if signal.is_set or signal.timed_out:
+                    return signal.is_set
+                if self._pid != os.getpid():
                     raise NodeClosed("the process was forked during the call, in this child")
-            return signal.is_set
         finally:
             signal._greenlet = None
             if cancel is not None:
@@ -219,9 +223,13 @@ class _EventletInbox(Inbox):
     def __init__(self, hub: Any) -> None:
         super().__init__(hub)
         self._waker = Waker()
-        weakref.finalize(self, self._waker.close)
+        weakref.finalize(self, self._waker.close).atexit = False
+        _eventlet_inboxes.add(self)
         hub.add(hub.READ, self._waker.fileno(), self._hear, _ignore, _ignore)
         logs.wake_with(self._waker.wake)
+
+    def close(self) -> None:
+        self._waker.close()
 
     def _hear(self, _: int) -> None:
         self._waker.drain()
@@ -238,6 +246,16 @@ class _EventletInbox(Inbox):
     def _after(self, seconds: float, do: Callable[[], None]) -> Callable[[], object]:
         cancel: Callable[[], object] = self.hub.schedule_call_global(seconds, do).cancel
         return cancel
+
+
+_eventlet_inboxes: weakref.WeakSet[_EventletInbox] = weakref.WeakSet()
+
+
+@atexit.register
+def _at_exit() -> None:
+    """Later than the Nodes, which are closed with their help."""
+    for inbox in list(_eventlet_inboxes):
+        inbox.close()
 
 
 def _ignore(*_: object) -> None:
