@@ -12,7 +12,7 @@ import dstore
 from tests.integration.green_programs import PATIENCE
 from tests.integration.processes import ROOT, GlobalProcess, sessions_left
 
-PROGRAMS = "calls waits threads forks signals embeds logs asyncs exits".split()
+PROGRAMS = ["calls", "waits", "threads", "forks", "signals", "embeds", "logs", "asyncs", "exits"]
 CASES = [
     (name, how, program)
     for name in ("gevent", "eventlet")
