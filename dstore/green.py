@@ -93,7 +93,8 @@ class GreenSignal:
     def wait(self, timeout: float | None = None) -> bool:
         """Return when it is set, or after ``timeout`` seconds. Whether it is set.
 
-        Other greenlets run meanwhile, also if it is set already. Raises NodeClosed in a child that was forked meanwhile.
+        Other greenlets run meanwhile, also if it is set already. Raises NodeClosed in a child that
+        was forked meanwhile.
         """
         return self._inbox.wait(self, timeout)
 

@@ -12,6 +12,7 @@ import dstore
 from tests.integration.green_programs import PATIENCE
 from tests.integration.processes import ROOT, GlobalProcess, sessions_left
 
+COMMAND = [sys.executable, "-m", "tests.integration.green_programs"]
 PROGRAMS = ["calls", "waits", "threads", "forks", "signals", "embeds", "logs", "asyncs", "exits"]
 CASES = [
     (name, how, program)
@@ -34,8 +35,7 @@ def test_a_patched_process(name: str, how: str, program: str) -> None:
     with GlobalProcess() as served, dstore.Node(served.address) as node:
         node.join()
         done = subprocess.run(
-            [sys.executable, "-m", "tests.integration.green_programs", name, how, program]
-            + [served.address],
+            [*COMMAND, name, how, program, served.address],
             cwd=ROOT,
             capture_output=True,
             text=True,
