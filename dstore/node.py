@@ -100,6 +100,10 @@ class Node:
     All methods are safe from any thread, and raise ``GlobalUnavailable`` when Global does not
     answer within ``timeout``, ``NodeClosed`` after :meth:`close`, and ``InvalidKey`` for a key
     that is not 1 to 511 bytes of text or bytes. ``"a"`` and ``b"a"`` are the same key.
+
+    In a greenlet of gevent or eventlet a method that has to wait lets other greenlets run. The
+    threads of the Node are threads of the system also where ``threading`` is patched: callbacks are
+    called there, outside of the hub, and must not wait for greenlets; ``progress``, too.
     """
 
     def __init__(
