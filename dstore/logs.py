@@ -16,6 +16,7 @@ from collections.abc import Callable
 
 from dstore import native
 
+INFO, WARNING = logging.INFO, logging.WARNING
 NOTED_MAX = 1000
 """Lines that wait for a greenlet; if there are more, the oldest go."""
 

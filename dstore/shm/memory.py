@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import io
-import logging
 import os
 import time
 
 from dstore.background import janitor
-from dstore.logs import Log
+from dstore.logs import INFO, WARNING, Log
 from dstore.shm import eviction, folder, locks, mapping, parts
 from dstore.shm.folder import Folder, Unusable
 from dstore.shm.locks import held
@@ -291,7 +290,7 @@ def open_memory(
         most = eviction.limit_default(place) if limit is None else limit
         entered = folder.enter(place, epoch)
     except (OSError, Unusable) as error:
-        _say_once(logging.WARNING, f"no shared memory, each process keeps its own copies: {error}")
+        _say_once(WARNING, f"no shared memory, each process keeps its own copies: {error}")
         return None
     memory = HostMemory(entered, most)
     try:
@@ -314,7 +313,7 @@ def clean(root: str | None = None) -> None:
     try:
         folder.clean(place)
     except (OSError, Unusable) as error:
-        _say_once(logging.WARNING, f"what others left in shared memory stays: {error}")
+        _say_once(WARNING, f"what others left in shared memory stays: {error}")
 
 
 def _place(root: str | None) -> str | None:
@@ -323,11 +322,11 @@ def _place(root: str | None) -> str | None:
     if chosen == "":
         return None
     if not AVAILABLE or (chosen is None and not os.path.isdir(ROOT_DEFAULT)):
-        _say_once(logging.INFO, "shared memory is not available on this system")
+        _say_once(INFO, "shared memory is not available on this system")
         return None
     place = os.path.abspath(chosen or ROOT_DEFAULT)
     if not os.path.isdir(place):
-        _say_once(logging.WARNING, f"no shared memory: {place} is not a folder")
+        _say_once(WARNING, f"no shared memory: {place} is not a folder")
         return None
     return place
 
