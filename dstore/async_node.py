@@ -6,18 +6,18 @@ has to wait for is for the :class:`dstore.driver.Driver` of the Local.
 
 from __future__ import annotations
 
-import queue
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from types import TracebackType
 from typing import Any, TypeVar
 
 from dstore import checks, loops, translate
-from dstore.driver import Call, driver_of
+from dstore.conduct import conduct
 from dstore.files import Fetched, Path, Progress
 from dstore.messages import Key, Stored
+from dstore.native import Empty
 from dstore.node import Node
 from dstore.translate import Deletion
-from dstore.verbs import RAISE, Lookup, Run, Verb, Work
+from dstore.verbs import RAISE, Lookup, Verb
 from dstore.watch import LIMIT_DEFAULT, Event, Watch
 
 T = TypeVar("T")
@@ -49,7 +49,7 @@ class AsyncWatch:
             tell = ready.set
             try:
                 event = self._watch.poll(tell)
-            except queue.Empty:
+            except Empty:
                 try:
                     await ready
                 finally:
@@ -275,33 +275,4 @@ class AsyncNode:
 
     async def _do(self, verb: Verb[T]) -> T:
         """Carry out a verb in this task."""
-        local = self._node._here()
-        driver = driver_of(local)
-        call: Call | None = None
-        result: Any = None
-        try:
-            while True:
-                step = verb.send(result)
-                if isinstance(step, Work) and step.quick:
-                    result = local.work(step.do)
-                    continue
-                signal = loops.signal()
-                call = Call(signal.set)
-                if isinstance(step, Run):
-                    driver.run(call, *step)
-                else:
-                    driver.work(call, step.do)
-                if not call.over:
-                    await signal
-                result = call.result()
-        except StopIteration as stop:
-            done: T = stop.value
-            return done
-        except BaseException as error:
-            if call is None:
-                verb.close()
-            elif isinstance(error, GeneratorExit):  # dropped, maybe by the garbage collector
-                driver.abandon(call, verb.close)
-            else:
-                driver.give_up(call, verb.close)
-            raise
+        return await conduct(self._node._here(), verb, loops.signal)

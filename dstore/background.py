@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
-import logging
 import os
 import signal
-import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 
-log = logging.getLogger("dstore.background")
+from dstore import native
+from dstore.logs import Log
+
+log = Log("dstore.background")
 
 MUCH = 16 << 20
 """To give back so many bytes takes a while (0.2 s for each GiB), and is left to the janitor."""
@@ -48,9 +50,9 @@ class Janitor:
 
     def forked(self) -> None:
         """In the child: there is no such thread, and nothing to do."""
-        self._lock = threading.RLock()
+        self._lock = native.RLock()
         self._work: deque[Callable[[], object]] = deque()
-        self._thread: threading.Thread | None = None
+        self._thread: native.Thread | None = None
         self._at_work = False  # the thread will look once more for work, or is not yet started
 
     def __repr__(self) -> str:
@@ -63,7 +65,7 @@ class Janitor:
             if self._at_work:
                 return
             self._at_work = True
-            thread = threading.Thread(target=self._run, name="dstore-janitor", daemon=False)
+            thread = native.Thread(self._run, "dstore-janitor", daemon=False)
             self._thread = thread
         try:
             with signals_left_to_this_thread():
@@ -85,7 +87,7 @@ class Janitor:
         thread, busy = self._thread, self.busy
         if timeout is None:
             self._run()
-        if thread is not None and thread is not threading.current_thread() and thread.is_alive():
+        if thread is not None and not thread.is_this():
             thread.join(timeout)
         return busy
 
@@ -100,13 +102,15 @@ class Janitor:
         with self._lock:
             if self._work:
                 return self._work.popleft()
-            if self._thread is threading.current_thread():
+            if self._thread is not None and self._thread.is_this():
                 self._at_work = False
             return None
 
 
 janitor = Janitor()
 """The one of this process."""
+
+atexit.register(janitor.wait)  # in a patched process its thread is a daemon
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=janitor.forked)

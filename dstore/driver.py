@@ -16,7 +16,6 @@ from __future__ import annotations
 import contextlib
 import heapq
 import itertools
-import logging
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -31,10 +30,11 @@ from dstore.files import Progress
 from dstore.helpers import Helpers
 from dstore.large import LargeValues
 from dstore.local import Ended, Local, Moving, verify
+from dstore.logs import Log
 from dstore.messages import REPLIES, Get, Reply, Scan, Stats
 from dstore.transport.requests import Requests
 
-log = logging.getLogger("dstore.local")
+log = Log("dstore.local")
 
 READS = (Get, Scan, Stats)
 READS_MAX = 512

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import enum
-import logging
 import os
 import secrets
-import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -15,7 +13,7 @@ from functools import partial
 from types import TracebackType
 from typing import Any
 
-from dstore import checks, clock, config, reentrancy, wire
+from dstore import checks, clock, config, green, native, reentrancy, wire
 from dstore.background import signals_left_to_this_thread
 from dstore.core.effects import GlobalEffect, Send
 from dstore.core.global_state import GlobalState
@@ -23,13 +21,14 @@ from dstore.engines.base import Bulk, Engine
 from dstore.engines.memory import MemoryEngine
 from dstore.errors import AddressError, BadMessage, GlobalClosed, GlobalServing
 from dstore.limited_log import LimitedLog
+from dstore.logs import Log
 from dstore.messages import Buffer, Refusal, Refused
 from dstore.shm import bulk_for, check_root
 from dstore.transport import addresses
 from dstore.transport.limits import no_threads
 from dstore.transport.router import Router
 
-log = logging.getLogger("dstore.global")
+log = Log("dstore.global")
 
 FINISH_MAX = 1000
 """Messages that have arrived before the end, and are taken as any others."""
@@ -157,11 +156,11 @@ class Global:
         self._asked = self.address, self.publisher  # port 0 stands for any free one
         self._phase = Phase.NEW
         self._end = ""  # how it was ended, or is about to end
-        self._lock = threading.RLock()  # a signal handler may close what it finds in the making
+        self._lock = native.RLock()  # a signal handler may close what it finds in the making
         self._changer: int | None = None  # the thread that binds, starts or closes it just now
-        self._thread: threading.Thread | None = None
+        self._thread: native.Thread | None = None
         self._server: int | None = None  # the thread in run()
-        self._waiters: deque[threading.Lock] = deque()  # each is held until the end
+        self._waiters: deque[native.Lock] = deque()  # each is held until the end
         self._complaints = LimitedLog(log)
         _globals.add(self)
 
@@ -199,7 +198,7 @@ class Global:
             if self._end:  # by a signal handler, in the middle of this
                 self._end_service()
                 raise self._gone()
-            thread = threading.Thread(target=self._serve_here, name="dstore-global", daemon=True)
+            thread = native.Thread(self._serve_here, "dstore-global")
             try:
                 self._thread, self._phase = thread, Phase.SERVING
                 with signals_left_to_this_thread():
@@ -213,7 +212,8 @@ class Global:
                 raise
 
     def run(self) -> None:
-        """Bind, and serve in the calling thread until :meth:`stop`.
+        """Bind, and serve in the calling thread until :meth:`stop`. (In a greenlet it serves in a
+        thread of the system, so that other greenlets run meanwhile.)
 
         Returns at once if :meth:`stop` was called before. Raises AddressError, after which it may
         be tried again, GlobalServing, GlobalClosed, and what ends the service unexpectedly.
@@ -230,10 +230,13 @@ class Global:
                 if self._end:
                     self._end_service()
                     return
-                self._server = threading.get_ident()
-                mine = True
+                mine = green.here() is None
+                self._server = native.get_ident() if mine else None
                 self._phase = Phase.SERVING
-            self._serve()
+            if mine:
+                self._serve()
+            else:
+                self._serve_beside()
         except BaseException as error:
             if mine:
                 self._note(error)
@@ -241,6 +244,25 @@ class Global:
         finally:
             if mine:
                 self._end_service()
+
+    def _serve_beside(self) -> None:
+        """Serve in a thread of the system, while other greenlets run."""
+
+        def serve() -> None:
+            self._server = native.get_ident()
+            try:
+                self._serve()
+            except BaseException as error:
+                self._note(error)
+                raise
+            finally:
+                self._end_service()
+
+        try:
+            green.blocking(serve)
+        except BaseException:
+            self.stop()  # a greenlet was killed: its thread ends, too
+            raise
 
     def stop(self) -> None:
         """Make :meth:`run` answer what is outstanding and return, or return when it is called.
@@ -261,21 +283,21 @@ class Global:
         if self._phase is not Phase.CLOSED:
             self._end = CLOSED
         self.stop()
-        me = threading.get_ident()
+        me = native.get_ident()
         if reentrancy.here() is not None or me in (self._changer, self._server):
             return
         with self._change():
             if self._phase in (Phase.NEW, Phase.BOUND):
                 self._end_service()
-        self._wait()
+        green.blocking(self._wait)
         thread = self._thread
         if thread is not None:
-            thread.join()
+            green.blocking(thread.join)
 
     @contextlib.contextmanager
     def _change(self) -> Iterator[None]:
         """Bind, start or close it, one thread at a time; not in the middle of just that."""
-        me = threading.get_ident()
+        me = native.get_ident()
         if self._changer == me:
             raise RuntimeError(
                 "a Global cannot be bound, started or run by a signal handler that interrupts this"
@@ -363,7 +385,7 @@ class Global:
 
     def _wait(self) -> None:
         """Return when nobody serves. Not by an Event: Ctrl-C within its wait may break its lock."""
-        waiter = threading.Lock()
+        waiter = native.Lock()
         waiter.acquire()
         self._waiters.append(waiter)
         while self._phase is Phase.SERVING:
@@ -376,7 +398,7 @@ class Global:
     def _forked(self) -> None:
         """In the child: a Global that had begun is the parent's, sockets and all."""
         changing, self._changer = self._changer is not None, None
-        self._lock = threading.RLock()
+        self._lock = native.RLock()
         if self._phase is Phase.NEW and not changing:
             return
         if self._phase is not Phase.CLOSED:
@@ -403,9 +425,9 @@ class Global:
     def _serve_here(self) -> None:
         """What the thread does that :meth:`start` makes."""
         with self._lock:  # start() has it
-            if self._thread is not threading.current_thread():
+            if self._thread is None or not self._thread.is_this():
                 return
-            self._server = threading.get_ident()
+            self._server = native.get_ident()
         try:
             self._serve()
         except BaseException as error:

@@ -7,17 +7,16 @@ that only such a handler, which closes the Node, would end.
 
 from __future__ import annotations
 
-import logging
-import threading
 from collections import deque
 from collections.abc import Callable
 
-from dstore import clock
+from dstore import clock, native
 from dstore.background import signals_left_to_this_thread
 from dstore.errors import GlobalUnavailable, NodeClosed
+from dstore.logs import Log
 from dstore.transport.limits import no_threads
 
-log = logging.getLogger("dstore.local")
+log = Log("dstore.local")
 
 THREADS_MAX = 16
 IDLE_MAX = 5.0
@@ -28,29 +27,31 @@ class Helpers:
     """At most ``THREADS_MAX`` threads, started when they are needed. Safe from any thread."""
 
     def __init__(self) -> None:
-        self._changed = threading.Condition()
+        self._lock = native.Lock()
         self._jobs: deque[Callable[[], None]] = deque()
-        self._threads: set[threading.Thread] = set()
-        self._idle = 0
+        self._threads: set[native.Thread] = set()
+        self._idle: list[native.Lock] = []  # of each that waits for a job: held, until it is woken
         self._closed = False
 
     def __repr__(self) -> str:
-        return f"<Helpers threads={len(self._threads)} idle={self._idle} jobs={len(self._jobs)}>"
+        counts = f"threads={len(self._threads)} idle={len(self._idle)} jobs={len(self._jobs)}"
+        return f"<Helpers {counts}>"
 
     def submit(self, job: Callable[[], None]) -> None:
         """Have a function called, in its turn. Raises NodeClosed, and GlobalUnavailable if the
         system gives no thread.
         """
-        with self._changed:
+        with self._lock:
             if self._closed:
                 raise NodeClosed("the Node is closed")
             self._jobs.append(job)
-            if len(self._jobs) > self._idle and len(self._threads) < THREADS_MAX:
+            if self._idle:
+                self._idle.pop().release()
+            elif len(self._threads) < THREADS_MAX:
                 self._start(job)
-            self._changed.notify()
 
     def _start(self, job: Callable[[], None]) -> None:
-        thread = threading.Thread(target=self._serve, name="dstore-helper", daemon=True)
+        thread = native.Thread(lambda: self._serve(thread), "dstore-helper")
         try:
             with signals_left_to_this_thread():
                 thread.start()
@@ -61,33 +62,40 @@ class Helpers:
         else:
             self._threads.add(thread)
 
-    def _serve(self) -> None:
-        while (job := self._next()) is not None:
+    def _serve(self, thread: native.Thread) -> None:
+        while (job := self._next(thread)) is not None:
             try:
                 job()
             except Exception:  # a bug of ours
                 log.exception("a helper thread of a Node failed and goes on")
             del job  # it may have much in its hands
 
-    def _next(self) -> Callable[[], None] | None:
+    def _next(self, thread: native.Thread) -> Callable[[], None] | None:
         """The next job; None when this thread is to end."""
-        with self._changed:
-            while not self._jobs:
-                told = False
-                if not self._closed:
-                    self._idle += 1
-                    told = self._changed.wait(IDLE_MAX)
-                    self._idle -= 1
-                if not told and not self._jobs:
-                    self._threads.discard(threading.current_thread())
+        waiting: native.Lock | None = None
+        while True:
+            with self._lock:
+                if waiting in self._idle:
+                    self._idle.remove(waiting)  # nobody woke it: it has been idle for long enough
+                    over = True
+                else:
+                    over = self._closed
+                if self._jobs:
+                    return self._jobs.popleft()
+                if over:
+                    self._threads.discard(thread)
                     return None
-            return self._jobs.popleft()
+                waiting = native.Lock()
+                waiting.acquire()
+                self._idle.append(waiting)
+            waiting.acquire(timeout=IDLE_MAX)
 
     def close(self) -> None:
         """Take no more. What has been taken is done, and then the threads end."""
-        with self._changed:
+        with self._lock:
             self._closed = True
-            self._changed.notify_all()
+            while self._idle:
+                self._idle.pop().release()
 
     def join(self, timeout: float) -> None:
         """Wait for the threads, but for this one, at most ``timeout`` seconds.
@@ -95,7 +103,7 @@ class Helpers:
         What cannot be interrupted may take longer, and ends by itself.
         """
         end = clock.now() + timeout
-        with self._changed:
-            threads = self._threads - {threading.current_thread()}
+        with self._lock:
+            threads = [each for each in self._threads if not each.is_this()]
         for thread in threads:
             thread.join(max(0.0, end - clock.now()))

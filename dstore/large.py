@@ -8,14 +8,11 @@ its own valid cache names.
 
 from __future__ import annotations
 
-import logging
 import os
-import threading
-import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
-from dstore import clock, codecs, content, files
+from dstore import clock, codecs, content, files, native
 from dstore.background import MUCH, janitor
 from dstore.codecs import Encoded
 from dstore.core.cache import SEEN, Entry, Held
@@ -24,10 +21,11 @@ from dstore.core.transfer import Body, Transfer, Write, download
 from dstore.engines.bulk import fresh_memory
 from dstore.errors import NodeClosed, ValueCorrupt
 from dstore.limited_log import LimitedLog
+from dstore.logs import Log
 from dstore.messages import Buffer, Large, Stored
 from dstore.shm import COMPLAINTS_EVERY, HostMemory, NoRoom, Writer, clean, is_whole, open_memory
 
-log = logging.getLogger("dstore.local")
+log = Log("dstore.local")
 
 PIECE_BYTES = 1 << 20
 """What is copied, or read from a file, in one go."""
@@ -109,7 +107,7 @@ class LargeValues:
     def __init__(self, shm: str | None, limit: int | None) -> None:
         self._shm = shm
         self._limit = limit
-        self._lock = threading.Lock()
+        self._lock = native.Lock()
         self._epoch = 0
         self._over = {0}  # lives of Global that are over
         self._memory: HostMemory | None = None
@@ -324,7 +322,7 @@ class _Patience:
             self._end = now + self._patience
         elif now >= self._end:
             return False
-        time.sleep(self._pause)
+        native.sleep(self._pause)
         self._pause = min(2 * self._pause, PAUSE_MAX)
         return True
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import logging
-
 from dstore import clock
+from dstore.logs import Log
 
 PAUSE = 1.0
 """Least seconds between two lines, unless said otherwise."""
@@ -13,7 +12,7 @@ PAUSE = 1.0
 class LimitedLog:
     """Warnings of one kind. For one thread at a time; two at once may count one too few."""
 
-    def __init__(self, log: logging.Logger, pause: float = PAUSE) -> None:
+    def __init__(self, log: Log, pause: float = PAUSE) -> None:
         self._log = log
         self._pause = pause
         self._next_at = float("-inf")

@@ -8,14 +8,11 @@ slow one delays neither the lease nor anybody else.
 from __future__ import annotations
 
 import itertools
-import logging
-import threading
-import time
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
-from dstore import clock, content, reentrancy, wire
+from dstore import clock, content, green, native, reentrancy, wire
 from dstore.background import signals_left_to_this_thread
 from dstore.core.effects import Announce, Dropped, LocalEffect, Subscribe, Tell
 from dstore.core.local_state import LocalState
@@ -26,6 +23,7 @@ from dstore.errors import AddressError, BadMessage, GlobalUnavailable, NodeClose
 from dstore.files import Progress
 from dstore.large import LargeValues, let_go, random16
 from dstore.limited_log import LimitedLog
+from dstore.logs import Log
 from dstore.messages import (
     REPLIES,
     Buffer,
@@ -49,7 +47,7 @@ from dstore.transport.limits import no_threads
 from dstore.transport.link import Link
 from dstore.watch import Watch
 
-log = logging.getLogger("dstore.local")
+log = Log("dstore.local")
 
 T = TypeVar("T")
 GOODBYE_MAX = 0.5
@@ -133,8 +131,8 @@ class Local:
         self._look_at = float("-inf")
         self._unlooked: list[bytes] = []
         self._on_deletion = on_deletion
-        self._lock = threading.RLock()
-        self._waiters: list[threading.Lock] = []  # each is held, until something has changed
+        self._lock = native.RLock()
+        self._waiters: list[native.Lock] = []  # each is held, until something has changed
         self._asleep_until = float("-inf")
         self._watches: weakref.WeakValueDictionary[int, Watch] = weakref.WeakValueDictionary()
         self._numbers = itertools.count(1)
@@ -143,7 +141,7 @@ class Local:
         self._stopping = False
         self._trouble = ""  # why Global is not reached
         self._closer: int | None = None  # the thread whose call waits for the end
-        self._thread = threading.Thread(target=self._serve, name="dstore-local", daemon=True)
+        self._thread = native.Thread(self._serve, "dstore-local")
         self._address = address
 
     def start(self) -> None:
@@ -193,7 +191,7 @@ class Local:
         return result
 
     def _called(self, do: Callable[..., Any], *arguments: Any) -> Any:
-        me = threading.get_ident()
+        me = native.get_ident()
         if me in reentrancy.inside or me == self._thread.ident:
             raise RuntimeError(
                 "a Node cannot be used by a destructor, signal handler or callback that "
@@ -273,7 +271,7 @@ class Local:
         is about to release. Whoever is woken takes a step, and that empties the list.
         """
         while True:
-            waiter = threading.Lock()
+            waiter = native.Lock()
             waiter.acquire()
             with self._lock:
                 now = clock.now()
@@ -403,7 +401,7 @@ class Local:
             self._turn(until)
         except Exception:  # a bug of ours; without this thread the Node would be of no more use
             log.exception("the background thread of a Node failed and goes on")
-            time.sleep(FAILURE_PAUSE)
+            native.sleep(FAILURE_PAUSE)
 
     def _turn(self, until: float | None) -> None:
         self._look(clock.now())
@@ -548,7 +546,7 @@ class Local:
         with self._lock:
             self._stopping = True
             if occupied is self:
-                self._closer = threading.get_ident()
+                self._closer = native.get_ident()
             self.state.lease_end = float("-inf")
             self._wake_waiters()
         self._control.wake()
@@ -559,7 +557,7 @@ class Local:
         """Like close, for the garbage collector: takes no lock and waits for nobody."""
         self._stopping = True
         self.state.lease_end = float("-inf")
-        if self._thread.ident is not None:
+        if self._thread.started:
             self._control.wake()
         elif (link := vars(self).pop("_link", None)) is not None:  # it was not to be
             link.control.close()
@@ -567,10 +565,13 @@ class Local:
 
     def _ended(self) -> None:
         """Wait for the end of the background thread, unless this is it."""
-        if threading.current_thread() is not self._thread:
-            self._thread.join()
-            if self.driver is not None:
-                self.driver.join()
+        if not self._thread.is_this():
+            green.blocking(self._join)
+
+    def _join(self) -> None:
+        self._thread.join()
+        if self.driver is not None:
+            self.driver.join()
 
 
 def verify(request: Request, reply: Reply) -> None:

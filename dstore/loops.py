@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import sys
-import threading
 from collections import deque
 from collections.abc import Callable, Generator
 from typing import Any, Protocol
 
+from dstore import native
 from dstore.background import signals_left_to_this_thread
 
 
@@ -31,9 +31,12 @@ def signal() -> Signal:
     return _AsyncioSignal()
 
 
-async def in_thread(do: Callable[[], None]) -> None:
-    """Call a function in a thread of its own. If the task is cancelled, the thread goes on."""
-    done = signal()
+async def in_thread(do: Callable[[], None], new_signal: Callable[[], Signal] = signal) -> None:
+    """Call a function in a thread of its own. If the task is cancelled, the thread goes on.
+
+    ``new_signal`` is for those who are no tasks. Raises RuntimeError if no thread can be started.
+    """
+    done = new_signal()
     raised: list[BaseException] = []
 
     def run() -> None:
@@ -43,7 +46,7 @@ async def in_thread(do: Callable[[], None]) -> None:
             raised.append(error)
         done.set()
 
-    thread = threading.Thread(target=run, name="dstore-call", daemon=True)
+    thread = native.Thread(run, "dstore-call")
     try:
         with signals_left_to_this_thread():
             thread.start()
@@ -86,7 +89,7 @@ class _Inbox:
                 future.set_result(None)
 
 
-_here = threading.local()
+_here = native.local()
 """``inbox`` is that of the loop that runs, or last ran, in a thread."""
 
 

@@ -5,17 +5,16 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
-import socket
 import sys
-import threading
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import Any, NamedTuple, TypeVar
 
-from dstore import checks, clock, config, content, translate
+from dstore import checks, clock, config, content, green, native, translate
 from dstore.codecs import Codec, Codecs
+from dstore.conduct import conduct
 from dstore.core.cache import Entry
 from dstore.core.local_state import LocalState
 from dstore.errors import AddressError, GlobalUnavailable, InvalidKey, NodeClosed
@@ -146,6 +145,11 @@ class Node:
 
     A Node lives once: a closed one cannot be entered or used again, only closed again. A ``with``
     block closes it at its end, also one within another block of the same Node.
+
+    In a greenlet of gevent or eventlet a method that has to wait lets other greenlets run. The
+    threads of the Node are threads of the system also where ``threading`` is patched: callbacks are
+    called there, outside of the hub, and must not wait for greenlets, nor log under eventlet;
+    ``progress``, too.
     """
 
     def __init__(
@@ -182,7 +186,7 @@ class Node:
         self._closed = False
         self._local: Local | None = None
         self._state = _absent()
-        self._birth = threading.RLock()  # a signal handler may close what it finds in the making
+        self._birth = native.RLock()  # a signal handler may close what it finds in the making
         _nodes.add(self)
         self._here()
 
@@ -400,8 +404,11 @@ class Node:
         return self._do(self._verbs.delete_many(keys, wait))
 
     def _do(self, verb: Verb[T]) -> T:
-        """Carry out a verb in this thread."""
+        """Carry out a verb in this thread, or in this greenlet while others run."""
         local = self._here()
+        inbox = green.here()
+        if inbox is not None:
+            return green.finish(conduct(local, verb, inbox.signal))
         result: Any = None
         try:
             while True:
@@ -499,6 +506,7 @@ class Node:
         local = self._local
         if local is not None:
             return local
+        green.here()  # for what a thread of this Node may have to log
         with self._birth:
             self._check_open()
             if self._local is None:
@@ -523,7 +531,7 @@ class Node:
             return self._local
 
     def _label_here(self) -> str:
-        return self._settings.label or f"{socket.gethostname()}:{os.getpid()}"
+        return self._settings.label or f"{native.gethostname()}:{os.getpid()}"
 
     def _forked(self) -> None:
         """In the child: the parent's lease, cache, sockets, thread and locks are not ours."""
@@ -533,7 +541,7 @@ class Node:
         self._state = _absent()
         self._local = None
         self._verbs.hits = self._verbs.misses = 0
-        self._birth = threading.RLock()
+        self._birth = native.RLock()
 
 
 def _start(local: Local) -> None:
@@ -565,7 +573,7 @@ def _absent() -> LocalState:
 
 _nodes: weakref.WeakSet[Node] = weakref.WeakSet()
 _connected: list[Node] = []
-_connecting = threading.RLock()
+_connecting = native.RLock()
 
 
 def connect(address: str | None = None, **settings: Any) -> Node:
@@ -604,7 +612,7 @@ def _kept(settings: _Settings) -> Node:
 
 def _after_fork_in_child() -> None:
     global _connecting
-    _connecting = threading.RLock()
+    _connecting = native.RLock()
     for node in list(_nodes):
         node._forked()
 

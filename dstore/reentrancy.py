@@ -8,7 +8,8 @@ may need the same.
 from __future__ import annotations
 
 import os
-import threading
+
+from dstore.native import get_ident
 
 inside: dict[int, object] = {}
 """The Local by whose call each thread is occupied."""
@@ -16,7 +17,7 @@ inside: dict[int, object] = {}
 
 def here() -> object | None:
     """The Local by whose call this thread is occupied, if any."""
-    return inside.get(threading.get_ident())
+    return inside.get(get_ident())
 
 
 def _after_fork_in_child() -> None:
@@ -24,7 +25,7 @@ def _after_fork_in_child() -> None:
     mine = here()
     inside.clear()
     if mine is not None:
-        inside[threading.get_ident()] = mine
+        inside[get_ident()] = mine
 
 
 if hasattr(os, "register_at_fork"):

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import logging
-import queue
-import threading
 from collections import deque
 from collections.abc import Callable
 from types import TracebackType
 from typing import NamedTuple
 
-from dstore import checks, clock, config, translate
+from dstore import checks, clock, config, green, native, translate
 from dstore.background import signals_left_to_this_thread
 from dstore.errors import GlobalUnavailable, NodeClosed
+from dstore.logs import Log
 from dstore.messages import Key
+from dstore.native import Empty, SimpleQueue
 from dstore.transport.limits import no_threads
 
-log = logging.getLogger("dstore.local")
+log = Log("dstore.local")
 
 LIMIT_DEFAULT = 10_000
 """Events that wait to be taken; if there are more, the oldest go."""
@@ -59,7 +58,7 @@ class Watch:
         self._told = 0  # of those missed
         self.over = False
         # Unlike a lock, this can be met again in a signal handler.
-        self._events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
+        self._events: SimpleQueue[Event | None] = SimpleQueue()
         self._signals: deque[Callable[[], None]] = deque()
 
     def __repr__(self) -> str:
@@ -84,19 +83,37 @@ class Watch:
         """
         checks.optional(checks.seconds, "timeout", timeout, 0, config.WAIT_MAX)
         end = clock.now() + timeout if timeout is not None else float("inf")
+        inbox = green.here()
+        if inbox is not None:
+            return self._take_green(inbox, end)
         while True:
             try:
                 return self._next(max(0.0, min(end - clock.now(), WAIT_MAX)))
-            except queue.Empty:
+            except Empty:
                 if clock.now() >= end:
                     return None
+
+    def _take_green(self, inbox: green.Inbox, end: float) -> Event | None:
+        """The same for a greenlet: while it waits, others run."""
+        while True:
+            ready = inbox.signal()
+            tell = ready.set
+            try:
+                return self.poll(tell)
+            except Empty:
+                left = end - clock.now()
+            try:
+                if left <= 0 or not ready.wait(None if left == float("inf") else left):
+                    return None
+            finally:
+                self.forget(tell)
 
     def poll(self, signal: Callable[[], None]) -> Event | None:
         """The next event, or None if the watch has ended.
 
-        Raises queue.Empty if there is none; then ``signal`` is called, once, when there may be one.
+        Raises Empty if there is none; then ``signal`` is called, once, when there may be one.
         """
-        with contextlib.suppress(queue.Empty):
+        with contextlib.suppress(Empty):
             return self._next(0)
         self._signals.append(signal)
         return self._next(0)  # what came in between has not signalled
@@ -123,7 +140,7 @@ class Watch:
         self.close()
 
     def _next(self, timeout: float) -> Event | None:
-        """The next event, or None at the end. Raises queue.Empty."""
+        """The next event, or None at the end. Raises Empty."""
         if self.over:
             return None
         missed = self.missed
@@ -145,7 +162,7 @@ class Watch:
             try:
                 self._events.get_nowait()
                 self.missed += 1
-            except queue.Empty:
+            except Empty:
                 break
         self._add(Event(None if key is None else translate.public_key(key)))
 
@@ -171,7 +188,7 @@ def call_back(watch: Watch, callback: Callable[[Event], None]) -> None:
             except Exception:
                 log.exception("the callback of a watch failed with %r", event)
 
-    thread = threading.Thread(target=serve, name="dstore-watch", daemon=True)
+    thread = native.Thread(serve, "dstore-watch")
     try:
         with signals_left_to_this_thread():
             thread.start()

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import logging
-
 from dstore.background import MUCH, janitor
 from dstore.engines.base import Bulk, Lost
 from dstore.engines.bulk import PrivateBulk
 from dstore.limited_log import LimitedLog
+from dstore.logs import Log
 from dstore.messages import Buffer
 from dstore.shm.memory import COMPLAINTS_EVERY, HostMemory, open_memory
 from dstore.shm.parts import NoRoom, Writer
 from dstore.shm.pieces import Pieces
 
-log = logging.getLogger("dstore.shm")
+log = Log("dstore.shm")
 
 MAPS_MAX = 8_192
 """So many values are mapped at a time; others are mapped when they are read."""

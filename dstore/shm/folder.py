@@ -31,13 +31,12 @@ from __future__ import annotations
 
 import contextlib
 import io
-import logging
 import os
 import re
-import time
 from functools import partial
 from typing import TYPE_CHECKING
 
+from dstore import native
 from dstore.background import janitor
 from dstore.shm import locks, place
 from dstore.shm.locks import held
@@ -46,7 +45,6 @@ from dstore.shm.place import Directory, Unusable
 if TYPE_CHECKING:
     from dstore.shm.parts import Part
 
-log = logging.getLogger("dstore.shm")
 
 LOCK, OWN, COPIES = "lock", "global", "copies"
 EPOCH_NAME = re.compile("[0-9a-f]{16}")
@@ -109,7 +107,7 @@ def enter(root: str, epoch: int, tries: int | None = None) -> Folder:
         if not left:
             path = os.path.join(root, _user_name(), _name(epoch))
             raise Unusable(f"{path} is being removed by a process that does not finish")
-        time.sleep(ENTER_PAUSE)
+        native.sleep(ENTER_PAUSE)
 
 
 def _name(epoch: int) -> str:

@@ -19,9 +19,9 @@ from __future__ import annotations
 import errno
 import io
 import os
-import threading
 from typing import TYPE_CHECKING
 
+from dstore import native
 from dstore.shm import place
 from dstore.shm.place import Directory
 
@@ -49,7 +49,7 @@ class Held:
     """
 
     def __init__(self) -> None:
-        self.lock = threading.RLock()
+        self.lock = native.RLock()
         self.folders: dict[Identity, Folder] = {}
 
     def __repr__(self) -> str:
@@ -65,7 +65,7 @@ class Held:
 
     def forked(self) -> None:
         """In the child: no lock is ours. Closing the descriptors does not touch the parent's."""
-        self.lock = threading.RLock()
+        self.lock = native.RLock()
         folders, self.folders = self.folders, {}
         for folder in folders.values():
             folder.forked()

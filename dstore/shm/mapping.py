@@ -12,8 +12,10 @@ import errno
 import mmap
 import os
 import sys
-import threading
 import weakref
+
+from dstore import native
+from dstore.native import system
 
 MAPS_MAX = 32_768
 """So many mappings a process has at a time. The system allows some 65,000 in all, of whatever, and
@@ -111,8 +113,8 @@ class Pipe:
         copy = bytearray()
         try:
             while len(copy) < len(view):
-                count = os.write(self._writer, view[len(copy) : len(copy) + PIPE_BYTES])
-                copy += os.read(self._reader, count)
+                count = system.write(self._writer, view[len(copy) : len(copy) + PIPE_BYTES])
+                copy += system.read(self._reader, count)
         except OSError:
             return None
         return memoryview(copy).toreadonly()
@@ -120,8 +122,8 @@ class Pipe:
     def reaches(self, view: memoryview) -> bool:
         """Whether the last of the bytes are there. For any thread."""
         try:
-            os.write(self._writer, view[-1:])
-            os.read(self._reader, PIPE_BYTES)
+            system.write(self._writer, view[-1:])
+            system.read(self._reader, PIPE_BYTES)
         except BlockingIOError:  # another thread has read it
             return True
         except OSError:
@@ -161,13 +163,13 @@ def _made() -> Pipe | None:
 
 
 _pipe: Pipe | None = None
-_making = threading.Lock()
+_making = native.Lock()
 
 
 def _forked() -> None:
     """In the child: the pipe is the parent's."""
     global _pipe, _making
-    pipe, _pipe, _making = _pipe, None, threading.Lock()
+    pipe, _pipe, _making = _pipe, None, native.Lock()
     if pipe is not None:
         pipe.close()
 

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import logging
 import os
 import time
 from collections.abc import Callable
 
 from dstore.background import janitor
 from dstore.limited_log import LimitedLog
+from dstore.logs import INFO, WARNING, Log
 from dstore.shm import eviction, folder, locks, mapping, parts, pieces, place
 from dstore.shm.folder import COPIES, OWN, Folder
 from dstore.shm.locks import held
 from dstore.shm.parts import PART, NoRoom, Writer
 from dstore.shm.place import Unsafe, Unusable
 
-log = logging.getLogger("dstore.shm")
+log = Log("dstore.shm")
 
 ROOT_VARIABLE = "DSTORE_SHM"
 ROOT_DEFAULT = "/dev/shm"
@@ -386,7 +386,7 @@ def open_memory(
         most = eviction.limit_default(chosen) if limit is None else limit
         entered = folder.enter(chosen, epoch)
     except (OSError, Unusable) as error:
-        _say_once(logging.WARNING, f"no shared memory, each process keeps its own copies: {error}")
+        _say_once(WARNING, f"no shared memory, each process keeps its own copies: {error}")
         return None
     memory = HostMemory(chosen, epoch, entered, most)
     try:
@@ -409,7 +409,7 @@ def clean(root: str | None = None) -> None:
     try:
         folder.clean(chosen)
     except (OSError, Unusable) as error:
-        _say_once(logging.WARNING, f"what others left in shared memory stays: {error}")
+        _say_once(WARNING, f"what others left in shared memory stays: {error}")
 
 
 def check_root(root: str | None = None) -> None:
@@ -435,11 +435,11 @@ def _chosen(root: str | None) -> str | None:
     if chosen == "":
         return None
     if not AVAILABLE or (chosen is None and not os.path.isdir(ROOT_DEFAULT)):
-        _say_once(logging.INFO, "shared memory is not available on this system")
+        _say_once(INFO, "shared memory is not available on this system")
         return None
     path = os.path.abspath(chosen or ROOT_DEFAULT)
     if not os.path.isdir(path):
-        _say_once(logging.WARNING, f"no shared memory: {path} is not a folder")
+        _say_once(WARNING, f"no shared memory: {path} is not a folder")
         return None
     return path
 

@@ -11,12 +11,12 @@ import errno
 import ipaddress
 import os
 import re
-import socket
 from typing import Any
 
 import zmq
 
 from dstore.errors import AddressError, NodeClosed
+from dstore.native import sockets
 
 ANY_HOST = "*"
 """Every address of this machine, of IPv6 and of IPv4."""
@@ -93,10 +93,10 @@ def look_up(host: str, port: int, *, numeric: bool = False) -> list[tuple[int, A
     """The address families and socket addresses of a host. May block for many seconds, unless it
     is ``numeric``. Raises AddressError.
     """
-    flags = socket.AI_NUMERICHOST if numeric else 0
+    flags = sockets.AI_NUMERICHOST if numeric else 0
     try:
-        found = socket.getaddrinfo(
-            _encoded(host.strip("[]")), port, type=socket.SOCK_STREAM, flags=flags
+        found = sockets.getaddrinfo(
+            _encoded(host.strip("[]")), port, type=sockets.SOCK_STREAM, flags=flags
         )
     except OSError as error:
         raise AddressError(f"the name {host!r} does not resolve ({error.strerror})") from None
@@ -302,7 +302,7 @@ def in_use(address: str) -> AddressError:
 
 def _interfaces() -> set[str]:
     with contextlib.suppress(OSError, AttributeError):
-        return {name for _, name in socket.if_nameindex()}
+        return {name for _, name in sockets.if_nameindex()}
     return set()
 
 

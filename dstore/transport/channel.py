@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-import threading
 import time
 from collections.abc import Callable
 
 import zmq
 
-from dstore import wire
+from dstore import native, wire
 from dstore.background import signals_left_to_this_thread
 from dstore.errors import GlobalUnavailable, NodeClosed
 from dstore.messages import Buffer
@@ -36,7 +35,7 @@ class Channel:
         route: Route,
         open_ones: set[Channel],
     ) -> None:
-        self.user: int | None = threading.get_ident()
+        self.user: int | None = native.get_ident()
         self._first: bytes | None = None  # has come, and its second frame has not
         self._timeout_ms = {zmq.RCVTIMEO: -1, zmq.SNDTIMEO: -1}
         self._open_ones = open_ones
@@ -115,7 +114,7 @@ class ChannelPool:
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], route: Route) -> None:
         self._context = context
         self._route = route
-        self._lock = threading.Lock()
+        self._lock = native.Lock()
         self._idle: list[Channel] = []
         self._open: set[Channel] = set()
         self._closed = False
@@ -124,7 +123,7 @@ class ChannelPool:
         with self._lock:
             while self._idle:
                 channel = self._idle.pop()
-                channel.user = threading.get_ident()
+                channel.user = native.get_ident()
                 if not channel.closed:
                     return channel
         try:

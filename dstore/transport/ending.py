@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import threading
 from typing import Any
 
 import zmq
 
+from dstore import native
 from dstore.background import signals_left_to_this_thread
 
 
@@ -20,13 +20,13 @@ class Ending:
 
     def __init__(self, context: zmq.Context[Any]) -> None:
         self._context = context
-        self._lock = threading.Lock()  # only threads take it that no signal interrupts
+        self._lock = native.Lock()  # only threads take it that no signal interrupts
 
     def wait(self, patience: float) -> None:
         """Terminate it, and wait for at most ``patience`` seconds. May be called again, after
         Ctrl-C for one.
         """
-        thread = threading.Thread(target=self._end, name="dstore-close", daemon=True)
+        thread = native.Thread(self._end, "dstore-close")
         try:
             with signals_left_to_this_thread():
                 thread.start()

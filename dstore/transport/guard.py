@@ -20,9 +20,7 @@ import contextlib
 import errno
 import fcntl
 import ipaddress
-import logging
 import os
-import socket
 import struct
 import sys
 import termios
@@ -36,8 +34,7 @@ import zmq
 from zmq.utils.monitor import parse_monitor_message
 
 from dstore.config import FRAME_BYTES_MAX
-
-log = logging.getLogger("dstore.global")
+from dstore.native import sockets
 
 PAUSE = 0.1
 """Seconds between two turns of the guard."""
@@ -76,7 +73,7 @@ MESSAGE_OVERHEAD = 32
 HANDSHAKE_BYTES = 1 << 10
 """Bytes that a connection may send before its first message."""
 
-_TCP_INFO = getattr(socket, "TCP_INFO", None) if sys.platform == "linux" else None
+_TCP_INFO = getattr(sockets, "TCP_INFO", None) if sys.platform == "linux" else None
 _BYTES = struct.Struct("QQ")  # tcpi_bytes_acked, tcpi_bytes_received
 _BYTES_AT = 120
 _EVENTS = int(zmq.EVENT_LISTENING | zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED)
@@ -377,7 +374,7 @@ class Guard:
         with _opened(connection.fd) as sock:
             if sock is None or _name_of(sock) != connection.name:
                 return False
-            info = sock.getsockopt(socket.IPPROTO_TCP, _TCP_INFO, _BYTES_AT + _BYTES.size)
+            info = sock.getsockopt(sockets.IPPROTO_TCP, _TCP_INFO, _BYTES_AT + _BYTES.size)
             if len(info) < _BYTES_AT + _BYTES.size:  # pragma: no cover - Linux before 4.1
                 return False
             acked, received = _BYTES.unpack_from(info, _BYTES_AT)
@@ -427,7 +424,7 @@ class Guard:
         with _opened(connection.fd) as sock:
             if sock is not None and _name_of(sock) == connection.name:
                 with contextlib.suppress(OSError):
-                    sock.shutdown(socket.SHUT_RDWR)
+                    sock.shutdown(sockets.SHUT_RDWR)
 
     def close(self) -> None:
         self._requests.close()
@@ -461,7 +458,7 @@ class _Memory:
 
 
 @contextlib.contextmanager
-def _opened(fd: int) -> Iterator[socket.socket | None]:
+def _opened(fd: int) -> Iterator[sockets.socket | None]:
     """ZeroMQ's socket with this descriptor, or what has it by now, or None.
 
     Under a descriptor of its own, for a moment, since ZeroMQ may close the other one at any time.
@@ -475,7 +472,7 @@ def _opened(fd: int) -> Iterator[socket.socket | None]:
             return
         own = fd
     try:
-        sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, own)
+        sock = sockets.socket(sockets.AF_INET, sockets.SOCK_STREAM, 0, own)
     except OSError:  # it is no socket any more
         if own != fd:
             os.close(own)
@@ -495,7 +492,7 @@ def _peer(fd: int) -> tuple[object, ...] | None:
         return None if sock is None else _name_of(sock)
 
 
-def _name_of(sock: socket.socket) -> tuple[object, ...] | None:
+def _name_of(sock: sockets.socket) -> tuple[object, ...] | None:
     """The other end of a TCP connection, as the kernel names it. None for anything else."""
     try:
         name = sock.getpeername()
@@ -516,7 +513,7 @@ def _group(peer: tuple[object, ...] | None) -> str | None:
     return str(ipaddress.ip_network((address, 64), strict=False))
 
 
-def _in_queue(sock: socket.socket) -> int:
+def _in_queue(sock: sockets.socket) -> int:
     """Bytes that the kernel has received and ZeroMQ has not taken yet."""
     return int.from_bytes(fcntl.ioctl(sock.fileno(), termios.FIONREAD, bytes(4)), sys.byteorder)
 

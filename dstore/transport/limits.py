@@ -9,11 +9,12 @@ from __future__ import annotations
 import errno
 import os
 import sys
-import threading
+from functools import partial
 from typing import Any
 
 import zmq
 
+from dstore import native
 from dstore.errors import DstoreError
 
 resource: Any
@@ -24,7 +25,7 @@ except ImportError:  # Windows
 
 SPARE_DESCRIPTORS = 8
 """What others in the process may take in the meantime: a file, an import, a name look-up."""
-LINK_DESCRIPTORS = 20
+LINK_DESCRIPTORS = 24
 """What the context of a Local has open once it is connected, with one request channel. (A test
 compares it.)
 """
@@ -101,12 +102,12 @@ def _no_descriptors(problem: OSError, count: int, free: int) -> str:
 
 def need_threads(count: int) -> None:
     """Raise Shortage unless so many threads can be started now."""
-    gate = threading.Lock()
-    started: list[threading.Thread] = []
+    gate = native.Lock()
+    started: list[native.Thread] = []
     try:
         with gate:
             for _ in range(count):
-                thread = threading.Thread(target=_pass, args=(gate,), daemon=True)
+                thread = native.Thread(partial(_pass, gate), "dstore-probe")
                 thread.start()
                 started.append(thread)
     except RuntimeError as problem:
@@ -116,7 +117,7 @@ def need_threads(count: int) -> None:
             thread.join()
 
 
-def _pass(gate: threading.Lock) -> None:
+def _pass(gate: native.Lock) -> None:
     with gate:
         pass
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 
 import zmq
 
+from dstore import native
 from dstore.background import signals_left_to_this_thread
 from dstore.errors import AddressError, GlobalUnavailable
 from dstore.transport import limits
@@ -61,7 +61,7 @@ class Link:
         self.channels.close(busy)
         # A socket that Ctrl-C found half made is held by the traceback, which may be that of the
         # error during which this is called, as at the end of a with block. It is not waited for.
-        thread = threading.Thread(target=self._context.term, name="dstore-close", daemon=True)
+        thread = native.Thread(self._context.term, "dstore-close")
         try:
             with signals_left_to_this_thread():
                 thread.start()

@@ -11,12 +11,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import socket
 import stat
 import weakref
 from typing import Any
 
 from dstore.errors import AddressError
+from dstore.native import sockets
 from dstore.transport import addresses
 
 fcntl: Any
@@ -137,14 +137,16 @@ class PathLock:
         with contextlib.suppress(FileNotFoundError):
             if note == _identity(self._path):
                 return
-        with socket.socket(socket.AF_UNIX) as probe:
+        probe = sockets.socket(sockets.AF_UNIX)
+        try:
             probe.settimeout(PROBE_MAX)
-            try:
-                probe.connect(self._name)  # which may be shorter, and has to be
-            except (ConnectionRefusedError, FileNotFoundError):
-                return
-            except OSError:  # perhaps so many connections wait that no other one is taken
-                pass
+            probe.connect(self._name)  # which may be shorter, and has to be
+        except (ConnectionRefusedError, FileNotFoundError):
+            return
+        except OSError:  # perhaps so many connections wait that no other one is taken
+            pass
+        finally:
+            probe.close()
         raise addresses.in_use(self._address)
 
 

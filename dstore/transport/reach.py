@@ -8,7 +8,6 @@ Eyeballs", RFC 8305): one after the other, each for a moment before the next one
 from __future__ import annotations
 
 import errno
-import socket
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -18,6 +17,7 @@ from typing import Any, NamedTuple
 import zmq
 
 from dstore.errors import AddressError
+from dstore.native import sockets
 from dstore.transport import addresses
 
 CANDIDATES_MAX = 16
@@ -57,7 +57,7 @@ def candidates(address: str) -> list[Candidate]:
     path = addresses.ipc_path(address)
     if path is not None:
         abstract = path.startswith("@")
-        return [Candidate(address, socket.AF_UNIX, "\0" + path[1:] if abstract else path)]
+        return [Candidate(address, sockets.AF_UNIX, "\0" + path[1:] if abstract else path)]
     host, port = addresses.split_tcp(address) or ("", 0)
     try:
         found = addresses.look_up(host, port, numeric=addresses.is_literal(address))
@@ -138,19 +138,19 @@ class _Attempt:
 
     def __init__(self, candidate: Candidate, now: float) -> None:
         self.candidate = candidate
-        self.sock: socket.socket | None = None
+        self.sock: sockets.socket | None = None
         self.up = False
         self.greeted = False
         self.silent = False
         self.failure = ""
         self._until = now + CONNECT_MAX
         try:
-            self.sock = socket.socket(candidate.family, socket.SOCK_STREAM)
+            self.sock = sockets.socket(candidate.family, sockets.SOCK_STREAM)
             self.sock.setblocking(False)
             code = self.sock.connect_ex(candidate.sockaddr)
         except OSError as error:
             code = error.errno or errno.EIO
-        if code == errno.EAGAIN and candidate.family == socket.AF_UNIX:  # its backlog is full
+        if code == errno.EAGAIN and candidate.family == sockets.AF_UNIX:  # its backlog is full
             self.failure, self.silent = "nothing accepts the connection", True
         elif code not in _PENDING:
             self.failure = addresses.reason(code)
@@ -172,8 +172,8 @@ class _Attempt:
         except OSError as error:
             self.failure = addresses.reason(error.errno or errno.EIO)
 
-    def _look_up(self, sock: socket.socket, now: float) -> None:
-        code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+    def _look_up(self, sock: sockets.socket, now: float) -> None:
+        code = sock.getsockopt(sockets.SOL_SOCKET, sockets.SO_ERROR)
         if code:
             self.failure = addresses.reason(code)
             return
@@ -182,7 +182,7 @@ class _Attempt:
         except OSError:  # still connecting
             self.failure = "no answer" if now >= self._until else ""
             return
-        if self.candidate.family != socket.AF_UNIX and peer == sock.getsockname():
+        if self.candidate.family != sockets.AF_UNIX and peer == sock.getsockname():
             # The system gave this end the very port that it connects to: it has met itself.
             self.failure = addresses.reason(errno.ECONNREFUSED)
         self.up, self._until = True, now + GREETING_MAX

@@ -6,9 +6,10 @@ take seconds, so a thread of its own does that, which is there only while it see
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
+from functools import partial
 
+from dstore import native
 from dstore.background import signals_left_to_this_thread
 from dstore.transport import addresses, reach
 
@@ -46,8 +47,8 @@ class Route:
         self.endpoint: str | None = address if self.literal else None
         self.trouble = ""
         self._wake = wake
-        self._lock = threading.Lock()
-        self._seeking: threading.Event | None = None  # set: nobody wants to know any more
+        self._lock = native.Lock()
+        self._seeking: native.Event | None = None  # set: nobody wants to know any more
         self._pause = 0.0  # before the next attempt; it grows until a connection is up
 
     def __repr__(self) -> str:
@@ -61,8 +62,8 @@ class Route:
         """
         if self._seeking is not None and not self._seeking.is_set():
             return True
-        over = threading.Event()
-        thread = threading.Thread(target=self._seek, args=(over,), name="dstore-route", daemon=True)
+        over = native.Event()
+        thread = native.Thread(partial(self._seek, over), "dstore-route")
         with self._lock:
             before, self.endpoint = self.endpoint, self.address if self.literal else None
             self._seeking = over
@@ -88,7 +89,7 @@ class Route:
             if self._seeking is not None:
                 self._seeking.set()
 
-    def _seek(self, over: threading.Event) -> None:
+    def _seek(self, over: native.Event) -> None:
         while not over.wait(self._pause):
             self._pause = min(max(2 * self._pause, PAUSE_FIRST), PAUSE_MAX)
             found, trouble = None, ""

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import math
 import os
-import threading
 import time
 from collections.abc import Callable
 
 import zmq
 
+from dstore import native
 from dstore.config import CLIENTS_MAX_DEFAULT, FRAME_BYTES_MAX
 from dstore.errors import AddressError
+from dstore.logs import Log
 from dstore.messages import Buffer
 from dstore.transport import addresses, limits
 from dstore.transport.ending import Ending
 from dstore.transport.guard import Guard
 from dstore.transport.path_lock import PathLock
 
-log = logging.getLogger("dstore.global")
+log = Log("dstore.global")
 
 LINGER_MS = 1000
 """How long closing waits for the last replies to leave."""
@@ -64,9 +64,12 @@ class Router:
     ) -> None:
         addresses.check(address, bind=True)
         self._wake_up = os.urandom(16)
-        self._waking = threading.Lock()  # whoever has it may use the context beside the owner
+        self._waking = native.Lock()  # whoever has it may use the context beside the owner
         self._locks: list[PathLock] = []
-        self._context = limits.context(limits.GLOBAL_DESCRIPTORS, AddressError, zero_copy=True)
+        # Where threads are patched there is no zero copy: see send().
+        self._context = limits.context(
+            limits.GLOBAL_DESCRIPTORS, AddressError, zero_copy=not native.patched()
+        )
         self._ending = Ending(self._context)
         with contextlib.ExitStack() as unless_bound:
             unless_bound.push(self._not_to_be)
@@ -169,7 +172,8 @@ class Router:
             self._router.send(route, _MORE)
             self._router.send(frame, _NOW)
             if data is not None:
-                self._router.send_multipart((route, data), _NOW, copy=False)
+                # pyzmq frees what it does not copy in a thread, which has to be one.
+                self._router.send_multipart((route, data), _NOW, copy=native.patched())
         except (zmq.Again, OSError):
             return  # the requester sends again
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import socket
+
+from dstore import native
 
 
 class Waker:
     """A pair of connected sockets: poll :meth:`fileno`, call :meth:`wake` from anywhere."""
 
     def __init__(self) -> None:
-        self._near, self._far = socket.socketpair()
+        self._near, self._far = native.socketpair()
         self._near.setblocking(False)
         self._far.setblocking(False)
 

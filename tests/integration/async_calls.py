@@ -74,7 +74,7 @@ def left_over(node: dstore.AsyncNode) -> dict[str, object]:
             "ended": list(driver._ended),
             "abandoned": list(driver._abandoned),
             "jobs": list(driver._helpers._jobs),
-            "helpers at work": len(driver._helpers._threads) - driver._helpers._idle,
+            "helpers at work": len(driver._helpers._threads) - len(driver._helpers._idle),
         }
     return {name: what for name, what in found.items() if what}
 

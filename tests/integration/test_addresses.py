@@ -386,8 +386,9 @@ def test_what_was_said_is_forgotten_when_it_is_there(tmp_path: Path) -> None:
 def test_making_a_node_waits_for_no_look_up() -> None:
     """The look-up stands still until the Node has been made, used in vain, and closed."""
     script = """
-import socket, threading
+import threading
 import dstore
+from dstore.native import sockets as socket
 closed, asked = threading.Event(), threading.Event()
 look_up = socket.getaddrinfo
 def slow(*arguments, **keywords):

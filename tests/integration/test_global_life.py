@@ -259,7 +259,9 @@ def test_without_a_thread_it_is_as_before_and_may_be_tried_again(
 ) -> None:
     served = make()
     if bound:
+        former = threading.stack_size(0)
         served.bind()
+        threading.stack_size(former)
     address = served.address
     with pytest.raises(dstore.AddressError, match="thread"):
         served.start()

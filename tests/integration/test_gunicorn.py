@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import importlib.util
 import json
 import os
 import re
@@ -46,13 +47,14 @@ class Answer(NamedTuple):
 
 
 class Gunicorn:
-    """The example in gunicorn, with ``--preload``. It listens from the beginning."""
+    """The example in gunicorn, with ``--preload`` or without. It listens from the beginning."""
 
-    def __init__(self, address: str, folder: Path, kind: str) -> None:
+    def __init__(self, address: str, folder: Path, kind: str, *, preload: bool = True) -> None:
         self._said = folder / "gunicorn.log"
         with socket.create_server(("127.0.0.1", 0)) as listener, self._said.open("wb") as said:
             self.port: int = listener.getsockname()[1]
-            command = [sys.executable, "-m", "gunicorn", "--preload", "--no-control-socket"]
+            command = [sys.executable, "-m", "gunicorn", "--no-control-socket"]
+            command += ["--preload"] if preload else []
             command += ["--workers", str(WORKERS), "--worker-class", kind]
             command += ["--threads", "2"] if kind == "gthread" else []
             command += ["--bind", f"fd://{listener.fileno()}", "--chdir", str(ROOT / "examples")]
@@ -231,16 +233,23 @@ def bind_and_delete(node: dstore.Node, key: str, readers: Readers) -> dict[str, 
     return over
 
 
-@pytest.mark.parametrize("kind", ["sync", "gthread"])
-def test_no_worker_answers_with_a_value_whose_deletion_is_over(kind: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("kind", "preload"),
+    [("sync", True), ("gthread", True), ("gevent", True), ("gevent", False)],
+)
+def test_no_worker_answers_with_a_value_whose_deletion_is_over(
+    kind: str, preload: bool, tmp_path: Path
+) -> None:
+    if kind == "gevent" and importlib.util.find_spec("gevent") is None:
+        pytest.skip("needs gevent")
     with GlobalProcess(lease=LONG_LEASE) as served, dstore.Node(served.address) as node:
-        with Gunicorn(served.address, tmp_path, kind) as service:
+        with Gunicorn(served.address, tmp_path, kind, preload=preload) as service:
             before = own_figures(service)
             sessions = {each["session"] for each in before.values()}
             assert len(sessions) == WORKERS
             assert not sessions & {0, node.stats()["session"]}
-            # The workers, the master, and this one.
-            assert node.global_stats()["sessions"] == WORKERS + 2
+            others = 1 + preload  # this one, and the master
+            assert node.global_stats()["sessions"] == WORKERS + others
 
             with Readers(service, "k", count=6) as readers:
                 over = bind_and_delete(node, "k", readers)

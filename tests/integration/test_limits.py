@@ -62,7 +62,7 @@ else:
     print("done")
 """
 
-LIMITS = {"node": (8, 40), "connect": (8, 40), "async": (8, 44), "global": (8, 56)}
+LIMITS = {"node": (8, 44), "connect": (8, 44), "async": (8, 48), "global": (8, 72)}
 
 
 def ended(*command: str) -> str:

@@ -12,7 +12,7 @@ import pytest
 PACKAGE = "dstore"
 SOURCES = Path(__file__).resolve().parents[2] / PACKAGE
 
-GROUND = {"errors", "clock", "config", "background", "checks"}
+GROUND = {"errors", "clock", "config", "native", "logs", "background", "checks"}
 INSIDE = GROUND | {"messages", "content", "wire", "codecs", "core", "engines", "transport", "shm"}
 PUBLIC = {"", "errors", "config", "version", "node", "global_server"}
 
@@ -22,31 +22,35 @@ ROOMS: dict[str, set[str]] = {
     "errors": set(),
     "clock": set(),
     "checks": set(),
-    "background": set(),
+    "native": {"clock"},
+    "logs": {"native"},
+    "background": {"native", "logs"},
     "config": set(),
     "version": set(),
-    "reentrancy": set(),
+    "reentrancy": {"native"},
     "messages": {"errors", "config"},
     "content": {"errors", "config", "messages"},
     "wire": {"errors", "config", "messages"},
     "codecs": {"errors", "config", "messages", "checks"},
     "engines": {"errors", "config", "messages", "background"},
     "core": {"errors", "config", "messages", "content", "engines.base"},
-    "transport": {"errors", "config", "messages", "wire", "background"},
-    "limited_log": {"clock"},
-    "shm": {"errors", "config", "messages", "background", "limited_log", "engines"},
+    "transport": {"errors", "config", "messages", "wire", "native", "logs", "background"},
+    "limited_log": {"clock", "logs"},
+    "shm": GROUND - {"clock"} | {"messages", "limited_log", "engines"},
     "files": {"codecs", "content", "messages"},
     "large": INSIDE | {"limited_log", "files"},
-    "watch": INSIDE | {"background", "translate"},
-    "local": INSIDE | {"limited_log", "files", "large", "reentrancy", "watch"},
+    "loops": {"native", "background"},
+    "green": {"errors", "native", "logs", "loops", "transport.waker"},
+    "watch": INSIDE | {"green", "translate"},
+    "local": INSIDE | {"green", "limited_log", "files", "large", "reentrancy", "watch"},
     "translate": INSIDE,
     "verbs": INSIDE | {"files", "large", "translate"},
-    "node": INSIDE | {"files", "local", "translate", "verbs", "watch"},
     "helpers": INSIDE,
     "driver": INSIDE | {"files", "helpers", "large", "local", "reentrancy"},
-    "loops": {"background"},
-    "async_node": INSIDE | {"driver", "files", "loops", "node", "translate", "verbs", "watch"},
-    "global_server": INSIDE | {"limited_log", "reentrancy"},
+    "conduct": {"driver", "local", "loops", "verbs"},
+    "node": INSIDE | {"conduct", "files", "green", "local", "translate", "verbs", "watch"},
+    "async_node": INSIDE | {"conduct", "files", "loops", "node", "translate", "verbs", "watch"},
+    "global_server": INSIDE | {"green", "limited_log", "reentrancy"},
     "": PUBLIC - {""} | {"async_node", "codecs", "translate", "verbs", "watch"},
     "testing": {"errors", "config", "messages", "content", "core", "engines"},
     "console": set(),
@@ -56,8 +60,24 @@ ROOMS: dict[str, set[str]] = {
     "__main__": {"cli"},
 }
 
-# What is not part of Python has few doors.
+# What is not part of Python has few doors, and so has what gevent and eventlet replace: a thread,
+# a lock or a queue of these modules may be a greenlet's. (Nobody patches dstore's own programs.)
+NATIVE = {"native"}
+OWN_PROGRAMS = {"cli", "console", "demo", "repl", "testing"}
 DOORS: dict[str, set[str]] = {
+    "_thread": NATIVE,
+    "threading": NATIVE | OWN_PROGRAMS,
+    "queue": OWN_PROGRAMS,
+    "_queue": NATIVE,
+    "socket": NATIVE,
+    "_socket": NATIVE,
+    "select": set(),
+    "selectors": set(),
+    "time.sleep": OWN_PROGRAMS,
+    "concurrent": set(),
+    "logging": {"logs"} | OWN_PROGRAMS,
+    "multiprocessing": OWN_PROGRAMS,
+    "subprocess": OWN_PROGRAMS,
     "blake3": {"content", "demo"},
     "cmd2": {"repl"},
     "msgpack": {"wire", "codecs"},
@@ -83,7 +103,9 @@ def room_of(module: str) -> str:
 def imported(tree: ast.Module, package: str, known: set[str]) -> Iterator[str]:
     """The full name of each module that ``tree`` imports, at the top or inside a function."""
     for statement in ast.walk(tree):
-        if isinstance(statement, ast.Import):
+        if isinstance(statement, ast.Attribute) and ast.unparse(statement) == "time.sleep":
+            yield "time.sleep"
+        elif isinstance(statement, ast.Import):
             yield from (alias.name for alias in statement.names)
         elif isinstance(statement, ast.ImportFrom):
             source = statement.module or ""
@@ -92,7 +114,7 @@ def imported(tree: ast.Module, package: str, known: set[str]) -> Iterator[str]:
                 source = ".".join([*parents, *filter(None, [source])])
             for alias in statement.names:
                 inner = f"{source}.{alias.name}"
-                yield inner if inner in known else source
+                yield inner if inner in known or inner in DOORS else source
 
 
 def refusal(module: str, target: str) -> str | None:
@@ -102,8 +124,9 @@ def refusal(module: str, target: str) -> str | None:
     if top != PACKAGE:
         if room in PURE and top not in PURE_MODULES:
             return f"{module} imports {target}, but {room} is to stay pure"
-        if top in DOORS and room not in DOORS[top]:
-            return f"{module} imports {target}, which is for {sorted(DOORS[top])} alone"
+        for door in (target, top):
+            if room not in DOORS.get(door, {room}):
+                return f"{module} imports {target}, which is for {sorted(DOORS[door])} alone"
         return None
     inside = target.removeprefix(PACKAGE).removeprefix(".")
     if room_of(target) == room or {inside, room_of(target)} & ROOMS[room]:
@@ -170,6 +193,13 @@ def test_the_table_has_no_circle() -> None:
         ("dstore.node", "from dstore.cli import main"),
         ("dstore.repl", "from dstore.core.cache import Cache"),
         ("dstore.newcomer", ""),
+        ("dstore.local", "import threading"),
+        ("dstore.watch", "from queue import SimpleQueue"),
+        ("dstore.transport.waker", "import socket"),
+        ("dstore.large", "import time\ntime.sleep(1)"),
+        ("dstore.large", "from time import monotonic, sleep"),
+        ("dstore.driver", "import logging"),
+        ("dstore.helpers", "from concurrent.futures import ThreadPoolExecutor"),
     ],
 )
 def test_a_forbidden_import_is_refused(module: str, text: str) -> None:

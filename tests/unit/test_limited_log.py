@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import logging
-
 import pytest
 
 from dstore import clock
 from dstore.limited_log import PAUSE, LimitedLog
+from dstore.logs import Log
 
 
 def test_one_line_a_second(
@@ -15,7 +14,7 @@ def test_one_line_a_second(
 ) -> None:
     now = [100.0]
     monkeypatch.setattr(clock, "now", lambda: now[0])
-    limited = LimitedLog(logging.getLogger("dstore.test"))
+    limited = LimitedLog(Log("dstore.test"))
     for number in range(5):
         limited.warning("line %d", number)
     now[0] += PAUSE

@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
 
+from dstore import native
 from dstore.background import janitor
 from dstore.shm import clean, folder, locks, memory, open_memory
 from tests.leaks import open_descriptors
@@ -506,7 +506,7 @@ def test_a_joiner_waits_for_a_cleaner_and_then_has_a_folder(
             if len(naps) == 3:
                 child.tell()
 
-        monkeypatch.setattr(time, "sleep", nap)
+        monkeypatch.setattr(native, "sleep", nap)
         monkeypatch.setattr(folder, "ENTER_TRIES", 1_000_000)
         with opened(tmp_path) as memory:
             assert holds(memory, stored(memory))

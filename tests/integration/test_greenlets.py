@@ -1,0 +1,46 @@
+"""Nodes in processes that gevent or eventlet has patched. No patch enters the process of pytest."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+
+import pytest
+
+import dstore
+from tests.integration.green_programs import PATIENCE
+from tests.integration.processes import ROOT, GlobalProcess, sessions_left
+
+COMMAND = [sys.executable, "-m", "tests.integration.green_programs"]
+PROGRAMS = ["calls", "waits", "threads", "forks", "signals", "embeds", "logs", "asyncs", "exits"]
+CASES = [
+    (name, how, program)
+    for name in ("gevent", "eventlet")
+    for how in ("before", "after")
+    for program in PROGRAMS
+] + [
+    ("gevent", "nothread", "calls"),
+    ("gevent", "socket", "calls"),
+    ("gevent", "after", "late"),
+    ("gevent", "nothread", "late"),
+    ("eventlet", "after", "late"),
+]
+
+
+@pytest.mark.parametrize(("name", "how", "program"), CASES)
+def test_a_patched_process(name: str, how: str, program: str) -> None:
+    if importlib.util.find_spec(name) is None:
+        pytest.skip(f"needs {name}")
+    with GlobalProcess() as served, dstore.Node(served.address) as node:
+        node.join()
+        done = subprocess.run(
+            [*COMMAND, name, how, program, served.address],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE + 10,
+        )
+        assert (done.returncode, done.stdout) == (0, "fine\n"), done.stdout + done.stderr
+        assert "Exception ignored" not in done.stderr
+        assert sessions_left(node, 1) == 1, "it has not said goodbye"
