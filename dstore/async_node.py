@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from dstore import loops, translate
 from dstore.driver import Call, driver_of
 from dstore.files import Fetched, Path, Progress
+from dstore.keys import public
 from dstore.messages import Stored
 from dstore.node import Node
 from dstore.translate import Deletion
@@ -170,7 +171,7 @@ class AsyncNode:
         while True:
             page = await self._do(self._verbs.page(start, after))
             for key in page.keys:
-                yield translate.public_key(key)
+                yield public(key)
             if not page.after:
                 return
             after = page.after

@@ -18,8 +18,9 @@ from dstore import clock, config, translate
 from dstore.codecs import Codec, Codecs
 from dstore.core.cache import Entry
 from dstore.core.local_state import LocalState
-from dstore.errors import InvalidKey, NodeClosed
+from dstore.errors import NodeClosed
 from dstore.files import Fetched, Path, Progress
+from dstore.keys import public
 from dstore.local import Local
 from dstore.messages import Key, Stored
 from dstore.translate import Deletion
@@ -172,8 +173,8 @@ class Node:
         entries = state.entries
         lease_end = state.lease_end
         try:
-            entry = entries[key]  # type: ignore[index]  # bytes are asked for by name
-        except (KeyError, TypeError):  # not here, or no key at all
+            entry = entries[key if type(key) is str else translate.key_name(key)]
+        except KeyError:  # not here, or a text that does not name its key as dstore does
             return self._do(self._verbs.get(key, default, stale_ok))
         if clock.now() >= lease_end:
             return self._do(self._verbs.get(key, default, stale_ok))
@@ -227,10 +228,8 @@ class Node:
         state = self._state
         entries = state.entries  # of one session; emptied when that ends
         lease_end = state.lease_end
-        try:
-            entry = entries.get(key)  # type: ignore[arg-type]  # bytes are asked for by name
-        except TypeError:  # not hashable
-            raise InvalidKey(f"a key is text or bytes, not {type(key).__name__}") from None
+        # Only of text itself are hash and equality known to be those of the key.
+        entry = entries.get(key if type(key) is str else translate.key_name(key))
         if entry is None or clock.now() >= lease_end:
             return None
         entry.visited = True
@@ -246,7 +245,7 @@ class Node:
         after = ""
         while True:
             page = self._do(self._verbs.page(start, after))
-            yield from map(translate.public_key, page.keys)
+            yield from map(public, page.keys)
             if not page.after:
                 return
             after = page.after
@@ -483,7 +482,7 @@ class Node:
 
 def _announcer(callback: Callable[[str | bytes], None] | None) -> Callable[[Key], None] | None:
     """The callback with keys as the user knows them. It does not hold the Node."""
-    return None if callback is None else lambda key: callback(translate.public_key(key))
+    return None if callback is None else lambda key: callback(public(key))
 
 
 def _abandon(local: Local, address: str) -> None:

@@ -11,9 +11,10 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import NamedTuple
 
-from dstore import clock, translate
+from dstore import clock
 from dstore.background import signals_left_to_this_thread
 from dstore.errors import NodeClosed
+from dstore.keys import from_bytes, public, to_bytes
 from dstore.messages import Key
 
 log = logging.getLogger("dstore.local")
@@ -55,7 +56,7 @@ class Watch:
         if limit < 1:
             raise ValueError(f"limit is at least 1, not {limit}")
         self.missed = 0
-        self._prefix = prefix
+        self._prefix = to_bytes(prefix)
         self._limit = limit
         self._told = 0  # of those missed
         self.over = False
@@ -65,7 +66,7 @@ class Watch:
 
     def __repr__(self) -> str:
         state = "ended" if self.over else f"{self._events.qsize()} waiting"
-        return f"<dstore.Watch {self._prefix!r} {state}, {self.missed} missed>"
+        return f"<dstore.Watch {public(from_bytes(self._prefix))!r} {state}, {self.missed} missed>"
 
     # ---- for the program ------------------------------------------------------------------
 
@@ -136,7 +137,7 @@ class Watch:
 
     def put(self, key: Key | None) -> None:
         """The value of a key is gone; None: any may be. Never waits."""
-        if key is not None and not key.startswith(self._prefix):
+        if key is not None and not to_bytes(key).startswith(self._prefix):
             return
         while self._events.qsize() >= self._limit:
             try:
@@ -144,7 +145,7 @@ class Watch:
                 self.missed += 1
             except queue.Empty:
                 break
-        self._add(Event(None if key is None else translate.public_key(key)))
+        self._add(Event(None if key is None else public(key)))
 
     def _add(self, event: Event | None) -> None:
         self._events.put(event)
