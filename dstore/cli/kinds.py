@@ -11,6 +11,8 @@ import re
 from argparse import ArgumentTypeError
 from collections.abc import Callable
 
+from dstore.console import text_or_bytes
+
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:I?B)?", re.IGNORECASE)
 
 
@@ -20,12 +22,15 @@ def address(text: str) -> str:
 
 
 def as_passed(text: str) -> str | bytes:
-    """An argument as the shell passed it: text, or bytes where these are not UTF-8."""
+    """An argument as the shell passed it: text, or bytes where these are not UTF-8.
+
+    It is the bytes that count, and not what the locale takes them for: what ``dstore keys`` has
+    written is the same key again, in any locale.
+    """
     try:
-        text.encode()
-    except UnicodeEncodeError:
-        return os.fsencode(text)
-    return text
+        return text_or_bytes(os.fsencode(text))
+    except UnicodeEncodeError:  # no shell has passed this
+        return text
 
 
 def between(low: float, high: float, unit: str) -> Callable[[str], float]:

@@ -33,8 +33,8 @@ class Disguised(str):
 
     __str__ = __repr__ = __format__ = encode = __getitem__ = __iter__ = __add__ = _other
     isascii = startswith = _other
-    __len__ = __hash__ = lambda self: 5  # type: ignore[assignment]
-    __eq__ = lambda self, other: True  # type: ignore[assignment]  # noqa: E731
+    __len__ = __hash__ = lambda self: 5
+    __eq__ = lambda self, other: True  # noqa: E731
 
 
 class DisguisedBytes(bytes):
@@ -42,8 +42,8 @@ class DisguisedBytes(bytes):
         return "other"
 
     __str__ = __repr__ = __bytes__ = decode = __getitem__ = __iter__ = startswith = _other
-    __len__ = __hash__ = lambda self: 5  # type: ignore[assignment]
-    __eq__ = lambda self, other: True  # type: ignore[assignment]  # noqa: E731
+    __len__ = __hash__ = lambda self: 5
+    __eq__ = lambda self, other: True  # noqa: E731
 
 
 class Named(str, enum.Enum):
@@ -128,7 +128,7 @@ def test_a_bad_key_is_told_what_is_wrong_and_what_to_do(key: Any, said: str) -> 
 
 
 def test_a_content_address_is_refused_by_name_and_with_what_to_do_in_each_place() -> None:
-    with pytest.raises(dstore.InvalidKey, match="'b3:x' begins with 'b3:'.*put.*dstore put.*ADD"):
+    with pytest.raises(dstore.InvalidKey, match=r"'b3:x' begins with 'b3:'.*put.*dstore put.*ADD"):
         translate.settable("b3:x")
 
 
