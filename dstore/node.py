@@ -101,7 +101,11 @@ class Node:
     -----
     All methods are safe from any thread, and raise ``GlobalUnavailable`` when Global does not
     answer within ``timeout``, ``NodeClosed`` after :meth:`close`, and ``InvalidKey`` for a key
-    that is not 1 to 511 bytes of text or bytes. ``"a"`` and ``b"a"`` are the same key.
+    that is not 1 to 511 bytes of text or bytes. ``"a"`` and ``b"a"`` are the same key: a key is its
+    bytes. An object of a class that derives from ``str`` or ``bytes`` is the text or the bytes that
+    it is, whatever methods it has: a member of ``class K(str, Enum)`` is its value. Lone surrogates
+    of ``surrogateescape``, as in a file name that is not UTF-8, stand for the bytes they came from.
+    Where results or errors name keys that a caller gave, they name them by the caller's objects.
     """
 
     def __init__(
@@ -205,7 +209,9 @@ class Node:
     def get_many(self, keys: Iterable[str | bytes]) -> dict[Any, Any]:
         """The values of many keys, in few messages. Missing keys are absent.
 
-        Each key is read on its own; the result is no snapshot.
+        The result has the very objects that were given as its keys; those that have no hash, or
+        are equal though they are different keys, raise InvalidKey. Each key is read on its own; the
+        result is no snapshot.
         """
         return self._do(self._verbs.get_many(keys))
 
@@ -239,6 +245,7 @@ class Node:
     def keys(self, prefix: str | bytes = "") -> Iterator[Any]:
         """The keys that begin with ``prefix``, page by page; bytes where they are not UTF-8.
 
+        They come in the order of their bytes, and a prefix of bytes may end within a character.
         Not a snapshot: a key that is bound all the while is found, one that comes or goes may be.
         """
         start = translate.key_text(prefix)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -28,18 +29,35 @@ LOCALES = {
     },
     "latin-1": {"PYTHONIOENCODING": "latin-1:strict"},
     "utf-16": {"PYTHONIOENCODING": "utf-16"},
+    "real latin-1": {"LC_ALL": "en_US.ISO-8859-1"},
     "UTF-8": {"LC_ALL": "C.UTF-8", "PYTHONUTF8": "1"},
 }
+CLEARED = ("LC_ALL", "LC_CTYPE", "LANG", "PYTHONUTF8", "PYTHONIOENCODING")
 KEYS: list[str | bytes] = ["ключ", "é", "漢字", b"\xff", b"\xc3", b"caf\xe9", "two words", "a\rb"]
 
+PASSED: list[str | bytes] = ["ключ", "é", b"\xc3"]
+"""Fewer, since each takes processes of its own."""
+
 Run = Callable[..., "subprocess.CompletedProcess[bytes]"]
+
+
+@pytest.fixture(scope="module")
+def locale_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder for $LOCPATH with a locale that is not UTF-8, if the system can make one."""
+    folder = tmp_path_factory.mktemp("locales")
+    name = LOCALES["real latin-1"]["LC_ALL"]
+    command = ["localedef", "-i", "en_US", "-f", "ISO-8859-1", str(folder / name)]
+    if not shutil.which(command[0]) or subprocess.run(command, capture_output=True).returncode > 1:
+        pytest.skip("the system cannot make a locale of ISO-8859-1")
+    return str(folder)
 
 
 @pytest.fixture(params=LOCALES)
 def locale(request: pytest.FixtureRequest, free_global: dstore.Global) -> dict[str, str]:
     """The environment of a process in one of the locales."""
-    cleared = ("LC_ALL", "LC_CTYPE", "LANG", "PYTHONUTF8", "PYTHONIOENCODING")
-    kept = {name: value for name, value in os.environ.items() if name not in cleared}
+    kept = {name: value for name, value in os.environ.items() if name not in CLEARED}
+    if request.param == "real latin-1":
+        kept["LOCPATH"] = request.getfixturevalue("locale_folder")
     return {**kept, **LOCALES[request.param], config.ADDRESS_VARIABLE: free_global.address}
 
 
@@ -81,14 +99,14 @@ def test_a_piped_repl_names_every_key_and_shows_every_value(run: Run, node: Node
 
 def test_arguments_are_the_bytes_that_the_shell_passed(run: Run, node: NodeMaker) -> None:
     one = node()
-    for key in KEYS:
+    for key in PASSED:
         assert run(b"set", as_bytes(key), as_bytes(key)).returncode == 0
         assert one.get(key) == key
         ran = run(b"get", as_bytes(key))
         assert (ran.returncode, ran.stdout, ran.stderr) == (0, as_bytes(key), b"")
-    assert run(b"keys", b"-0").stdout.split(b"\0")[:-1] == sorted(map(as_bytes, KEYS))
+    assert run(b"keys", b"-0").stdout.split(b"\0")[:-1] == sorted(map(as_bytes, PASSED))
     assert run(b"keys", b"\xc3").stdout == b"\xc3\n\xc3\xa9\n"
-    assert run(b"del", *map(as_bytes, KEYS)).returncode == 0
+    assert run(b"del", *map(as_bytes, PASSED)).returncode == 0
     assert list(one.keys()) == []
 
 
@@ -126,7 +144,7 @@ def terminal(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[Callable[[], Terminal]]:
-    for name in ("LC_ALL", "LC_CTYPE", "LANG", "PYTHONUTF8", "PYTHONIOENCODING"):
+    for name in CLEARED:
         monkeypatch.delenv(name, raising=False)
     for name, value in locale.items():
         monkeypatch.setenv(name, value)
