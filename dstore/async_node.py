@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from dstore import checks, loops, translate
 from dstore.conduct import conduct
 from dstore.files import Fetched, Path, Progress
+from dstore.keys import public
 from dstore.messages import Key, Stored
 from dstore.native import Empty
 from dstore.node import Node
@@ -179,7 +180,7 @@ class AsyncNode:
         while True:
             page = await self._do(self._verbs.page(start, after))
             for key in page.keys:
-                yield translate.public_key(key)
+                yield public(key)
             if not page.after:
                 return
             after = page.after

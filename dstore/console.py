@@ -89,6 +89,24 @@ def _figure(value: Any) -> str:
     return str(value) if str(value).isprintable() else ascii(value)
 
 
+def in_utf8(stream: Any, errors: str, newline: str | None = None) -> None:
+    """Have a standard stream read or write UTF-8, whatever the locale or PYTHONIOENCODING says.
+
+    Keys and values are bytes, and the same ones everywhere: a C locale must not hide half of them.
+    A stand-in for a stream, as tests have, stays as it is.
+    """
+    if reconfigure := getattr(stream, "reconfigure", None):
+        reconfigure(encoding="utf-8", errors=errors, newline=newline)
+
+
+def text_or_bytes(raw: bytes) -> str | bytes:
+    """What somebody typed or passed: text, or bytes where these are not UTF-8."""
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return raw
+
+
 def drop_stdout() -> None:
     """Send what is still to be printed nowhere: whoever read it has gone."""
     with contextlib.suppress(OSError, ValueError):

@@ -17,8 +17,9 @@ from dstore.codecs import Codec, Codecs
 from dstore.conduct import conduct
 from dstore.core.cache import Entry
 from dstore.core.local_state import LocalState
-from dstore.errors import AddressError, GlobalUnavailable, InvalidKey, NodeClosed
+from dstore.errors import AddressError, GlobalUnavailable, NodeClosed
 from dstore.files import Fetched, Path, Progress
+from dstore.keys import public
 from dstore.local import Local
 from dstore.messages import Key, Stored
 from dstore.shm import check_root
@@ -141,7 +142,13 @@ class Node:
     All methods are safe from any thread, and raise ``GlobalUnavailable`` when Global does not
     answer within ``timeout``, ``NodeClosed`` after :meth:`close`, ``InvalidKey`` for a key
     that is not 1 to 511 bytes of text or bytes, and ``TypeError`` or ``ValueError`` for any other
-    argument that is wrong. ``"a"`` and ``b"a"`` are the same key.
+    argument that is wrong.
+
+    ``"a"`` and ``b"a"`` are the same key: a key is its bytes. An object of a class that derives
+    from ``str`` or ``bytes`` is the text or the bytes that it is, whatever methods it has: a member
+    of ``class K(str, Enum)`` is its value. Lone surrogates of ``surrogateescape``, as in a file
+    name that is not UTF-8, stand for the bytes they came from. Where results or errors name keys
+    that a caller gave, they name them by the caller's objects.
 
     A Node lives once: a closed one cannot be entered or used again, only closed again. A ``with``
     block closes it at its end, also one within another block of the same Node.
@@ -220,8 +227,8 @@ class Node:
         entries = state.entries
         lease_end = state.lease_end
         try:
-            entry = entries[key]  # type: ignore[index]  # bytes are asked for by name
-        except (KeyError, TypeError):  # not here, or no key at all
+            entry = entries[key if type(key) is str else translate.key_name(key)]
+        except KeyError:  # not here, or a text that does not name its key as dstore does
             return self._do(self._verbs.get(key, default, stale_ok))
         if clock.now() >= lease_end:
             return self._do(self._verbs.get(key, default, stale_ok))
@@ -252,7 +259,9 @@ class Node:
     def get_many(self, keys: Iterable[str | bytes]) -> dict[Any, Any]:
         """The values of many keys, in few messages. Missing keys are absent.
 
-        Each key is read on its own; the result is no snapshot.
+        The result has the very objects that were given as its keys; those that have no hash, or
+        are equal though they are different keys, raise InvalidKey. Each key is read on its own; the
+        result is no snapshot.
         """
         return self._do(self._verbs.get_many(keys))
 
@@ -275,10 +284,8 @@ class Node:
         state = self._state
         entries = state.entries  # of one session; emptied when that ends
         lease_end = state.lease_end
-        try:
-            entry = entries.get(key)  # type: ignore[arg-type]  # bytes are asked for by name
-        except TypeError:  # not hashable
-            raise InvalidKey(f"a key is text or bytes, not {type(key).__name__}") from None
+        # Only of text itself are hash and equality known to be those of the key.
+        entry = entries.get(key if type(key) is str else translate.key_name(key))
         if entry is None or clock.now() >= lease_end:
             return None
         entry.visited = True
@@ -288,6 +295,7 @@ class Node:
     def keys(self, prefix: str | bytes = "") -> Iterator[Any]:
         """The keys that begin with ``prefix``, page by page; bytes where they are not UTF-8.
 
+        They come in the order of their bytes, and a prefix of bytes may end within a character.
         Not a snapshot: a key that is bound all the while is found, one that comes or goes may be.
         """
         self._check_open()
@@ -297,7 +305,7 @@ class Node:
         after = ""
         while True:
             page = self._do(self._verbs.page(start, after))
-            yield from map(translate.public_key, page.keys)
+            yield from map(public, page.keys)
             if not page.after:
                 return
             after = page.after
@@ -555,7 +563,7 @@ def _start(local: Local) -> None:
 
 def _announcer(callback: Callable[[str | bytes], None] | None) -> Callable[[Key], None] | None:
     """The callback with keys as the user knows them. It does not hold the Node."""
-    return None if callback is None else lambda key: callback(translate.public_key(key))
+    return None if callback is None else lambda key: callback(public(key))
 
 
 def _abandon(local: Local, address: str) -> None:

@@ -8,6 +8,7 @@ socket, lock or thread.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Mapping
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
@@ -20,6 +21,7 @@ from dstore.core.operations import Answer, Operation
 from dstore.core.transfer import Body, Write
 from dstore.errors import InvalidKey, KeyMissing, KeyOccupied, ValueTooLarge, WaitTimedOut
 from dstore.files import Fetched, Progress
+from dstore.keys import public
 from dstore.large import LargeValues, Source, check_whole, random16
 from dstore.messages import DelResult, Key, Large, SetItem, SetStatus, Stored
 from dstore.translate import Deletion
@@ -164,7 +166,7 @@ class Verbs:
         return name in answers
 
     def get_many(self, keys: Iterable[str | bytes]) -> Verb[dict[Any, Any]]:
-        names = {key: translate.key_name(key) for key in checks.several("keys", keys)}
+        names = translate.key_names(checks.several("keys", keys))
         answers = yield from self.read(names.values())
         return {
             key: self._answered(answers[name]) for key, name in names.items() if name in answers
@@ -203,10 +205,14 @@ class Verbs:
     def set_many(self, mapping: Mapping[Any, Any], replace: bool) -> Verb[list[Any]]:
         checks.flag("replace", replace)
         mapping = checks.mapping("mapping", mapping)
-        names = {key: translate.settable(key) for key in mapping}
+        names = translate.key_names(mapping, translate.settable)
         values = {names[key]: self.codecs.encode(value) for key, value in mapping.items()}
         if len(values) < len(names):
-            raise InvalidKey("a key is there twice, as text and as bytes")
+            twice = next(name for name, count in Counter(names.values()).items() if count > 1)
+            raise InvalidKey(
+                f"the key {public(twice)!r} is there twice, by objects that are not equal, such as "
+                "text and bytes; give it once"
+            )
         outcomes = yield from self._write(values, replace)
         return [key for key in mapping if outcomes[names[key]].status is SetStatus.OCCUPIED]
 
@@ -229,7 +235,7 @@ class Verbs:
 
     def delete_many(self, keys: Iterable[str | bytes], wait: bool) -> Verb[dict[Any, Deletion]]:
         checks.flag("wait", wait)
-        names = {key: translate.key_name(key) for key in checks.several("keys", keys)}
+        names = translate.key_names(checks.several("keys", keys))
         results = yield from self._delete(list(names.values()), wait)
         deletions = {key: translate.deletion(results[name]) for key, name in names.items()}
         return {key: deletion for key, deletion in deletions.items() if deletion is not None}

@@ -8,9 +8,10 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import NamedTuple
 
-from dstore import checks, clock, config, green, native, translate
+from dstore import checks, clock, config, green, native
 from dstore.background import signals_left_to_this_thread
 from dstore.errors import GlobalUnavailable, NodeClosed
+from dstore.keys import from_bytes, public, to_bytes
 from dstore.logs import Log
 from dstore.messages import Key
 from dstore.native import Empty, SimpleQueue
@@ -53,7 +54,7 @@ class Watch:
 
     def __init__(self, prefix: Key, limit: int) -> None:
         self.missed = 0
-        self._prefix = prefix
+        self._prefix = to_bytes(prefix)
         self._limit = limit
         self._told = 0  # of those missed
         self.over = False
@@ -63,7 +64,7 @@ class Watch:
 
     def __repr__(self) -> str:
         state = "ended" if self.over else f"{self._events.qsize()} waiting"
-        return f"<dstore.Watch {self._prefix!r} {state}, {self.missed} missed>"
+        return f"<dstore.Watch {public(from_bytes(self._prefix))!r} {state}, {self.missed} missed>"
 
     # ---- for the program ------------------------------------------------------------------
 
@@ -156,7 +157,7 @@ class Watch:
 
     def put(self, key: Key | None) -> None:
         """The value of a key is gone; None: any may be. Never waits."""
-        if key is not None and not key.startswith(self._prefix):
+        if key is not None and not to_bytes(key).startswith(self._prefix):
             return
         while self._events.qsize() >= self._limit:
             try:
@@ -164,7 +165,7 @@ class Watch:
                 self.missed += 1
             except Empty:
                 break
-        self._add(Event(None if key is None else translate.public_key(key)))
+        self._add(Event(None if key is None else public(key)))
 
     def _add(self, event: Event | None) -> None:
         self._events.put(event)

@@ -238,6 +238,7 @@ def _add_readers(commands: _Commands[Parser]) -> None:
 def _serve(options: argparse.Namespace) -> int:
     from dstore.cli.serve import serve
 
+    console.in_utf8(sys.stdout, "surrogateescape")
     return serve(options)
 
 
@@ -260,6 +261,7 @@ def _oneshot(name: str) -> Callable[[argparse.Namespace], int]:
         from dstore.cli import oneshot
 
         command: Callable[[argparse.Namespace], int] = getattr(oneshot, name)
+        console.in_utf8(sys.stdout, "surrogateescape")
         with console.leaving_on_signals():
             return command(options)
 

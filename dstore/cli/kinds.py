@@ -12,6 +12,7 @@ from argparse import ArgumentTypeError
 from collections.abc import Callable
 
 from dstore.config import SIZE_MAX
+from dstore.console import text_or_bytes
 
 DIGITS_MAX = 20
 """Python refuses to read numbers of thousands of digits, in words of its own."""
@@ -24,12 +25,15 @@ def address(text: str) -> str:
 
 
 def as_passed(text: str) -> str | bytes:
-    """An argument as the shell passed it: text, or bytes where these are not UTF-8."""
+    """An argument as the shell passed it: text, or bytes where these are not UTF-8.
+
+    It is the bytes that count, and not what the locale takes them for: what ``dstore keys`` has
+    written is the same key again, in any locale.
+    """
     try:
-        text.encode()
-    except UnicodeEncodeError:
-        return os.fsencode(text)
-    return text
+        return text_or_bytes(os.fsencode(text))
+    except UnicodeEncodeError:  # no shell has passed this
+        return text
 
 
 def between(low: float, high: float, unit: str) -> Callable[[str], float]:

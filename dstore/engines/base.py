@@ -100,11 +100,13 @@ class Engine(Protocol):
     def fits(self, key: Key, stored: Stored) -> bool:
         """Whether binding ``stored`` to ``key`` (in place of what it has) stays in the limits."""
 
-    def scan(self, prefix: str, after: Key, limit: int) -> list[Key]:
+    def scan(self, prefix: Key, after: Key, limit: int) -> list[Key]:
         """At most ``limit`` keys that begin with ``prefix`` and come after ``after``.
 
-        In the engine's own fixed order, of which the empty key is the beginning. A key that is
-        bound during a whole scan is found in it, whatever comes and goes beside it.
+        A key is bytes here: what it begins with are bytes, which may end within a character, and
+        the order is that of the bytes (see :mod:`dstore.keys`). The empty key comes before all,
+        and all begin with it. ``prefix`` and ``after`` need not be bound, nor be related. A key
+        that is bound during a whole scan is found in it, whatever comes and goes beside it.
         """
 
     def __len__(self) -> int:
@@ -112,7 +114,9 @@ class Engine(Protocol):
 
     @property
     def size(self) -> int:
-        """What the keys and values take, in bytes, an allowance per entry included."""
+        """What the keys and values take, in bytes, with all that an engine has to keep for them:
+        an upper bound, wide characters, names of codecs, objects and the order included.
+        """
 
     @property
     def limit(self) -> int:

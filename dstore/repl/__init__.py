@@ -10,11 +10,12 @@ these three as well.
 from __future__ import annotations
 
 import sys
-from typing import TextIO
 
 
 def main(address: str | None, timeout: float) -> int:
     """Prompt at a terminal, or obey the lines of a pipe or a file; returns the exit code.
+
+    Both ways it reads and writes UTF-8, in any locale. What is not UTF-8 are the bytes that it is.
 
     0; 3 if there were questions for Global and it answered none of them; 130 if Ctrl-C ended a
     script. A malformed address raises ``AddressError``. Call it from the main thread.
@@ -24,8 +25,9 @@ def main(address: str | None, timeout: float) -> int:
     from dstore.repl.session import Repl
 
     at_terminal = sys.stdin.isatty() and sys.stdout.isatty()
-    _be_lenient(sys.stdin, "surrogateescape")
-    _be_lenient(sys.stdout, "backslashreplace")
+    console.in_utf8(sys.stdin, "surrogateescape", newline="\n")  # "\r" within a line is of a key
+    console.in_utf8(sys.stdout, "backslashreplace")
+    console.in_utf8(sys.stderr, "backslashreplace")
     with signals_left_to_this_thread():
         repl = Repl(address, timeout=timeout, at_terminal=at_terminal)
     with repl.node:
@@ -33,9 +35,3 @@ def main(address: str | None, timeout: float) -> int:
             return repl.talk() if at_terminal else repl.obey(sys.stdin)
         except KeyboardInterrupt:
             return console.EXIT_INTERRUPTED
-
-
-def _be_lenient(stream: TextIO, errors: str) -> None:
-    """Let one odd character spoil the command that it is in, and not the whole run."""
-    if reconfigure := getattr(stream, "reconfigure", None):
-        reconfigure(errors=errors)

@@ -5,17 +5,37 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from dstore.console import text_or_bytes
 from dstore.repl.show import CONTROL
-from dstore.repl.text import BLANKS, COMMAND_OF, COMMANDS, QUOTES, USAGES
+from dstore.repl.text import (
+    BLANKS,
+    BYTES,
+    BYTES_QUOTES,
+    COMMAND_OF,
+    COMMANDS,
+    QUOTES,
+    USAGES,
+    as_typed,
+    escaped,
+    unescaped,
+)
 
 _TAKES_KEY = ("set", "get", "del", "keys", "setfile", "getfile")
 _TAKES_PATH_TOO = ("setfile", "getfile")
-_WHOLE_KEY = re.compile(rf"""("[^"]*"|'[^']*'|[^{BLANKS}"'][^{BLANKS}]*)[{BLANKS}]+""")
+_WHOLE_KEY = re.compile(
+    rf"""({BYTES.pattern}|"[^"]*"|'[^']*'|(?!b["'])[^{BLANKS}"'][^{BLANKS}]*)[{BLANKS}]+""",
+    re.DOTALL,
+)
 """A key with the blanks after it: what comes next is not of it."""
+_BEGUN_BYTES = re.compile(
+    r"""((?:\\[nrt\\'"]|\\x[0-9a-fA-F]{2}|[^\\])*)(?:\\|\\x|\\x[0-9a-fA-F])?""", re.DOTALL
+)
+"""What may follow ``b'``: whole characters and escapes, then perhaps the beginning of an escape."""
+_ESCAPED_CHARACTER = re.compile(r"\\.", re.DOTALL)
 
-Find = Callable[[str], Iterable["str | bytes"]]
+Find = Callable[[Any], Iterable["str | bytes"]]
 """Finds what begins with a text: keys, or the paths of files, where folders end with a slash."""
 
 
@@ -61,35 +81,50 @@ def _key_words(begun: str, keys: Find) -> Iterator[str]:
     if prefix is not None:
         for key in keys(prefix):
             text = _typeable(key, quote)
-            if text is not None:
+            if text is not None and _goes_on(text, begun, quote):
                 yield text
 
 
 def _path_words(begun: str, paths: Find) -> Iterator[str]:
     quote, prefix = _begun(begun)
     if prefix is not None:
-        for path in sorted(map(os.fsdecode, paths(prefix))):
+        found = (text_or_bytes(os.fsencode(path)) for path in paths(prefix))
+        for path in sorted(found, key=os.fsencode):
             text = _typeable(path, quote)
-            if text is not None:
-                open_ended = path.endswith("/") and text[0] in QUOTES
+            if text is not None and _goes_on(text, begun, quote):
+                open_ended = text[-2:-1] == "/" and text[-1] in QUOTES
                 yield text[:-1] if open_ended else text  # in a folder one goes on
 
 
-def _begun(word: str) -> tuple[str, str | None]:
+def _begun(word: str) -> tuple[str, str | bytes | None]:
     """The quote that a word begins with, and the rest; None if the word has ended before."""
+    if word.startswith(BYTES_QUOTES):
+        quote = word[:2]
+        whole = _BEGUN_BYTES.fullmatch(word[2:])
+        if whole is None or quote[1] in _ESCAPED_CHARACTER.sub("", whole[1]):
+            return quote, None
+        return quote, unescaped(whole[1])
     quote = word[:1] if word[:1] in QUOTES else ""
     prefix = word[len(quote) :]
     ended = quote in prefix if quote else any(blank in prefix for blank in BLANKS)
-    return quote, None if ended else prefix
+    return quote, None if ended else as_typed(prefix)
+
+
+def _goes_on(text: str, begun: str, quote: str) -> bool:
+    """Whether this is what was begun; in bytes half of an escape may have been typed."""
+    return quote not in BYTES_QUOTES or text.startswith(begun)
 
 
 def _typeable(key: str | bytes, quote: str) -> str | None:
-    """The key as it has to be typed; None if no line can hold it."""
+    """The key as it has to be typed after this quote, or none; None if it cannot be."""
+    if quote in BYTES_QUOTES:
+        return escaped(key, quote)
     if isinstance(key, bytes) or CONTROL.search(key):
-        return None
-    if not quote and not re.search(r"\s", key) and key[:1] not in QUOTES:
+        return None if quote else escaped(key)
+    odd = re.search(r"\s", key) or key.startswith((*QUOTES, *BYTES_QUOTES))
+    if not quote and not odd:
         return key
     for mark in (quote,) if quote else ('"', "'"):
         if mark not in key:
             return f"{mark}{key}{mark}"
-    return None
+    return None if quote else escaped(key)

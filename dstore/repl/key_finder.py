@@ -6,6 +6,7 @@ import os
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 from dstore.background import signals_left_to_this_thread
 
@@ -18,13 +19,13 @@ class KeyFinder:
     unanswered, the answer is "no keys".
     """
 
-    def __init__(self, keys: Callable[[str], Iterable[str | bytes]], limit: int, wait: float):
+    def __init__(self, keys: Callable[[Any], Iterable[str | bytes]], limit: int, wait: float):
         self._keys = keys
         self._limit = limit
         self._wait = wait
         self._busy = threading.Lock()
 
-    def find(self, prefix: str) -> list[str | bytes]:
+    def find(self, prefix: str | bytes) -> list[str | bytes]:
         """At most ``limit`` keys with this prefix; none if that takes longer than ``wait``."""
         if not self._busy.acquire(blocking=False):
             return []
@@ -43,7 +44,7 @@ class KeyFinder:
         except queue.Empty:
             return []
 
-    def _ask(self, prefix: str, answer: queue.SimpleQueue[list[str | bytes]]) -> None:
+    def _ask(self, prefix: str | bytes, answer: queue.SimpleQueue[list[str | bytes]]) -> None:
         found: list[str | bytes] = []
         try:
             for key in self._keys(prefix):
@@ -57,11 +58,12 @@ class KeyFinder:
             self._busy.release()
 
 
-def find_paths(begun: str) -> Iterator[str]:
+def find_paths(begun: str | bytes) -> Iterator[str]:
     """What there is in a folder that begins like this, in any order; folders end with a slash.
 
     ``~`` stays as it was typed. Hidden files come if the dot was typed. Raises OSError.
     """
+    begun = os.fsdecode(begun.encode() if isinstance(begun, str) else begun)
     if begun == "~":
         yield "~/"
         return

@@ -25,7 +25,7 @@ class OwnDeletions:
         self._lock = threading.Lock()
 
     @contextlib.contextmanager
-    def deleting(self, key: str) -> Iterator[None]:
+    def deleting(self, key: str | bytes) -> Iterator[None]:
         """Around a DEL. If that fails, whoever deletes the key afterwards is somebody else."""
         with self._lock:
             self._forget_old()

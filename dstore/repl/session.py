@@ -81,7 +81,7 @@ class Repl(cmd2.Cmd):
         key, value = text.split_key(statement.args, "set")
         if not value:
             raise text.Misuse("set")
-        self.node.set(key, text.unquoted(value))
+        self.node.set(key, text.value_of(value))
         self.say(text.UPDATED)
 
     def do_get(self, statement: Statement) -> None:
@@ -99,7 +99,7 @@ class Repl(cmd2.Cmd):
     def do_add(self, statement: Statement) -> None:
         if not statement.args:
             raise text.Misuse("add")
-        self.say(self.node.put(text.unquoted(statement.args)))
+        self.say(self.node.put(text.value_of(statement.args)))
 
     def do_setfile(self, statement: Statement) -> None:
         key, path = text.key_and_path(statement.args, "setfile")
@@ -129,7 +129,7 @@ class Repl(cmd2.Cmd):
         prefix = text.only_key(statement.args, "keys") if statement.args else ""
         count = 0
         for key in self.node.keys(prefix):
-            self.say(shown(key), flush=False)
+            self.say(text.shown_key(key), flush=False)
             count += 1
         self.say("(1 key)" if count == 1 else f"({count:,} keys)")
 
@@ -215,7 +215,7 @@ class Repl(cmd2.Cmd):
         """Called by the Node's thread when a deletion has taken a key from this Local."""
         if self._own.take(key):
             return
-        message = f"(deleted elsewhere) {shown(key)}"
+        message = f"(deleted elsewhere) {text.shown_key(key)}"
         if self._editor is not None:
             self._editor.alert(message)
         else:

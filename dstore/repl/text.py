@@ -1,10 +1,13 @@
-"""What the REPL reads and writes, as plain functions: no terminal, no Node.
+r"""What the REPL reads and writes, as plain functions: no terminal, no Node.
 
 How a line is read. The first word is the command, in any case. What follows is the key, then the
 value, which is the rest of the line as it stands: ``>``, ``|``, ``;``, ``#``, ``?`` and the
 backslash mean themselves.
 
 - A key ends at the first space. A key with spaces goes in quotes, single or double.
+- Any key can be written as Python writes bytes: ``b'\xff a\n'``. Only there the backslash begins
+  an escape: ``\xff``, ``\n``, ``\r``, ``\t``; ``\\``, ``\'`` and ``\"`` mean the character itself.
+  Other characters stand for their UTF-8. Keys that would break a line are shown like this.
 - Spaces around a value are dropped. A value that is one quoted whole (it begins and ends with the
   same quote, which does not occur in between) loses these quotes, so ``"  a "`` keeps its spaces
   and ``""`` is the empty text. In every other value quotes are ordinary characters.
@@ -18,15 +21,25 @@ import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from dstore.console import said
+from dstore.console import said, text_or_bytes
 from dstore.errors import KeyMissing, KeyOccupied, UnknownCodec
-from dstore.repl.show import shown
+from dstore.repl.show import CONTROL, shown
 
 MISSING = "Key-Value mapping doesn't exist"
 UPDATED = "Database updated"
 QUOTES = ("'", '"')
+BYTES_QUOTES = ("b'", 'b"')
 BLANKS = " \t"
 
+KEY_RULE = "A key with spaces goes in quotes; any bytes can be a key, written as b'\\xff\\n'."
+ESCAPED = {"\n": "\\n", "\r": "\\r", "\t": "\\t", "\\": "\\\\", "'": "\\'", '"': '\\"'}
+"""Characters that have a short escape in a key that is written as bytes."""
+_UNESCAPED = {escape[1:]: character for character, escape in ESCAPED.items()}
+_ESCAPE = re.compile(r"\\(x[0-9a-fA-F]{2}|.?)", re.DOTALL)
+BYTES = re.compile(
+    r"""b(?P<quote>["'])(?P<written>(?:\\.|(?!(?P=quote))[^\\])*)(?P=quote)""", re.DOTALL
+)
+"""A key that is written as bytes."""
 _WORD = re.compile(rf"[{BLANKS}]*([^{BLANKS}]*)[{BLANKS}]*(.*?)[{BLANKS}]*", re.DOTALL)
 
 
@@ -49,7 +62,8 @@ USAGES = {
     "get": Usage(
         "GET key",
         "show a value, and who answered (OUT is the same)",
-        ("GET greeting", 'GET "a key with spaces"'),
+        ("GET greeting", 'GET "a key with spaces"', "GET b'\\xff\\x00'"),
+        KEY_RULE,
     ),
     "del": Usage(
         "DEL key",
@@ -78,7 +92,12 @@ USAGES = {
         ("GETFILE logo ~/copy.png", 'GETFILE "the logo" "my copy.png"'),
         "Bytes and text are written as they are, arrays as .npy files, other values as JSON.",
     ),
-    "keys": Usage("KEYS [prefix]", "list the keys that begin with a prefix", ("KEYS", "KEYS gr")),
+    "keys": Usage(
+        "KEYS [prefix]",
+        "list the keys that begin with a prefix",
+        ("KEYS", "KEYS gr", "KEYS b'\\xff'"),
+        "They come in the order of their bytes, each as it can be typed.",
+    ),
     "stats": Usage("STATS", "show the counters of this Local and of Global", ("STATS",)),
     "help": Usage("HELP [command]", "show this list, or more about one command", ("HELP SET",)),
     "exit": Usage(".exit", "leave (Ctrl-D does the same)", (".exit",)),
@@ -133,18 +152,72 @@ def split_command(line: str) -> tuple[str, str]:
     return (command, rest) if command else ("unknown", line)
 
 
-def split_key(text: str, command: str) -> tuple[str, str]:
+def split_key(text: str, command: str) -> tuple[str | bytes, str]:
     """The key at the start of the arguments of a command, and what follows it."""
+    if text.startswith(BYTES_QUOTES):
+        return _split_bytes(text, command)
     quote = text[:1]
     if quote not in QUOTES:
-        return split_word(text)
+        word, rest = split_word(text)
+        return as_typed(word), rest
     key, closed, rest = text[1:].partition(quote)
     if not closed or rest[:1].strip(BLANKS):
         raise Misuse(command, "a key that begins with a quote ends with the same quote")
-    return key, rest.strip(BLANKS)
+    return as_typed(key), rest.strip(BLANKS)
 
 
-def only_key(text: str, command: str) -> str:
+def _split_bytes(text: str, command: str) -> tuple[str | bytes, str]:
+    match = BYTES.match(text)
+    rest = text[match.end() :] if match else ""
+    if match is None or rest[:1].strip(BLANKS):
+        raise Misuse(
+            command,
+            f"a key that begins with {text[:2]} ends with the same quote; or quote all of it",
+        )
+    try:
+        return text_or_bytes(unescaped(match["written"])), rest.strip(BLANKS)
+    except ValueError as error:
+        raise Misuse(command, str(error)) from None
+
+
+def unescaped(text: str) -> bytes:
+    """The bytes of what stands between ``b'`` and the closing quote.
+
+    Raises ValueError for an escape that there is not.
+    """
+
+    def character(match: re.Match[str]) -> str:
+        code = match[1]
+        if len(code) == 3:
+            return bytes.fromhex(code[1:]).decode("ascii", "surrogateescape")
+        if code not in _UNESCAPED:
+            raise ValueError(
+                f"there is no escape \\{code}, but \\xff, {', '.join(ESCAPED.values())}"
+            )
+        return _UNESCAPED[code]
+
+    return _ESCAPE.sub(character, text).encode("utf-8", "surrogateescape")
+
+
+def escaped(key: str | bytes, quote: str = "b'") -> str:
+    """The key as :func:`unescaped` reads it, within ``quote`` and its end."""
+    text = key if isinstance(key, str) else key.decode("utf-8", "surrogateescape")
+
+    def escape(match: re.Match[str]) -> str:
+        short = ESCAPED.get(match[0])
+        raw = match[0].encode("utf-8", "surrogateescape")
+        return short or "".join(f"\\x{byte:02x}" for byte in raw)
+
+    odd = re.compile(rf"[\\\t{quote[1]}]|{CONTROL.pattern}")
+    return f"{quote}{odd.sub(escape, text)}{quote[1]}"
+
+
+def as_typed(text: str) -> str | bytes:
+    """What was typed, or came through a pipe: text, or bytes where these are not UTF-8."""
+    return text_or_bytes(text.encode("utf-8", "surrogateescape"))
+
+
+def only_key(text: str, command: str) -> str | bytes:
     """The key of a command that takes nothing else."""
     if not text:
         raise Misuse(command)
@@ -154,7 +227,7 @@ def only_key(text: str, command: str) -> str:
     return key
 
 
-def key_and_path(text: str, command: str) -> tuple[str, str]:
+def key_and_path(text: str, command: str) -> tuple[str | bytes, str]:
     """The key and the path of a command that takes both."""
     key, rest = split_key(text, command)
     return key, only_path(rest, command)
@@ -165,7 +238,13 @@ def only_path(text: str, command: str) -> str:
     path = only_key(text, command)
     if not path:
         raise Misuse(command)
-    return os.path.expanduser(path)
+    raw = path.encode() if isinstance(path, str) else path
+    return os.path.expanduser(os.fsdecode(raw))  # what the locale takes the bytes for is no matter
+
+
+def value_of(text: str) -> str | bytes:
+    """The value that the rest of a line is."""
+    return as_typed(unquoted(text))
 
 
 def unquoted(value: str) -> str:
@@ -179,12 +258,19 @@ def unquoted(value: str) -> str:
 # Writing ------------------------------------------------------------------------------------
 
 
-def reply_found(key: str, value: Any, *, from_local: bool, cached: bool) -> str:
+def shown_key(key: str | bytes) -> str:
+    """A key on one line, so that it can be typed, but for quotes around spaces or quotes."""
+    if isinstance(key, bytes) or CONTROL.search(key) or key.startswith(BYTES_QUOTES):
+        return escaped(key)
+    return key
+
+
+def reply_found(key: str | bytes, value: Any, *, from_local: bool, cached: bool) -> str:
     """The reply to a GET that found a value."""
     if from_local:
-        return f"db: {shown(key)} -> {shown(value)}"
+        return f"db: {shown_key(key)} -> {shown(value)}"
     updating = "     (Updating Local)" if cached else ""
-    return f"global: {shown(key)} -> {shown(value)}{updating}"
+    return f"global: {shown_key(key)} -> {shown(value)}{updating}"
 
 
 def reply_deleted(confirmed: int, expired: int) -> str:
@@ -198,9 +284,8 @@ def reply_deleted(confirmed: int, expired: int) -> str:
 
 def reply_written(size: int, path: str) -> str:
     """The reply to a GETFILE."""
-    return (
-        f"Wrote 1 byte to {shown(path)}" if size == 1 else f"Wrote {size:,} bytes to {shown(path)}"
-    )
+    place = shown(text_or_bytes(os.fsencode(path)))
+    return f"Wrote 1 byte to {place}" if size == 1 else f"Wrote {size:,} bytes to {place}"
 
 
 def reply_refused(error: Exception) -> str:
@@ -243,6 +328,7 @@ def help_lines(topic: str) -> Iterator[str]:
         return
     for usage in USAGES.values():
         yield f"  {usage.line:<17} {usage.about}"
-    yield "Commands may be typed in any case; Tab completes commands, keys and paths. Examples:"
+    yield "Commands may be typed in any case; Tab completes commands, keys and paths."
+    yield f"{KEY_RULE} Examples:"
     for name in ("set", "get", "add"):
         yield from (f"    {example}" for example in USAGES[name].examples)

@@ -9,14 +9,26 @@ Subclass :class:`EngineContract` in a pytest module and give it ``make``::
 
 from __future__ import annotations
 
+import sys
 from abc import ABC, abstractmethod
 
 from dstore.engines.base import Engine
 from dstore.errors import StoreFull
+from dstore.keys import from_bytes, to_bytes
 from dstore.messages import Stored
 
 ROOMY = 1 << 20
 ODD_KEYS = ("a", "ä", "漢", "\udcff", "b3:0", " ", "a/b", "A" * 511)
+NEIGHBOURS = (
+    b"\x7f", b"\x80", b"\xc3", b"\xc3(", b"\xc3\xa9", b"\xc3\xa9x", b"\xc3\xbf", b"\xc3\xff",
+    b"\xc4\x80", b"\xe6\xbc", b"\xe6\xbc\xa2", b"\xed\xb3\xbf", b"\xef\xbf\xbf",
+    b"\xf0\x9f\x98\x80", b"\xf4\x8f\xbf\xbf", b"\xff", b"\xff\xff",
+)  # fmt: skip
+"""Keys in the order of their bytes, some of them UTF-8 and some not."""
+WIDE = (
+    "\U0001f600" * 127, "\u6f22" * 170, "\xe9" * 255, "\U0001f600" + "k" * 507, "\udcff" * 511,
+)  # fmt: skip
+"""Long keys whose characters take more in memory than bytes on the wire."""
 
 
 def stored(number: int, body: bytes = b"v") -> Stored:
@@ -117,6 +129,82 @@ class EngineContract(ABC):
         assert sorted(found) == sorted(["ab", "abc", "ab\U0010ffff", "ab\udcff"])
         assert engine.scan("zz", "", 10) == []
         engine.close()
+
+    def test_a_scan_is_in_the_order_of_bytes(self) -> None:
+        engine = self.make(ROOMY)
+        for number, raw in enumerate(reversed(NEIGHBOURS)):
+            engine.bind(from_bytes(raw), stored(number))
+        for limit in (1, 2, 1000):
+            found = [to_bytes(key) for key in self._scan(engine, "", limit)]
+            assert found == list(NEIGHBOURS)
+        engine.close()
+
+    def test_a_prefix_may_end_within_a_character(self) -> None:
+        engine = self.make(ROOMY)
+        for number, raw in enumerate(NEIGHBOURS):
+            engine.bind(from_bytes(raw), stored(number))
+        for raw in NEIGHBOURS:
+            for end in range(len(raw) + 1):
+                prefix = raw[:end]
+                found = [to_bytes(key) for key in self._scan(engine, from_bytes(prefix), 2)]
+                assert found == [each for each in NEIGHBOURS if each.startswith(prefix)]
+        engine.close()
+
+    def test_a_scan_goes_on_after_any_key_bound_or_not(self) -> None:
+        engine = self.make(ROOMY)
+        bound = NEIGHBOURS[::2]
+        for number, raw in enumerate(bound):
+            engine.bind(from_bytes(raw), stored(number))
+        for prefix in (b"", b"\xc3", b"\xff", b"nothing"):
+            for after in (b"", *NEIGHBOURS):
+                found = engine.scan(from_bytes(prefix), from_bytes(after), 1000)
+                assert [to_bytes(key) for key in found] == [
+                    each for each in bound if each.startswith(prefix) and each > after
+                ]
+        engine.close()
+
+    def test_size_counts_keys_and_codec_names_as_python_keeps_them(self) -> None:
+        engine = self.make(ROOMY)
+        empty = engine.size
+        for number, key in enumerate(WIDE):
+            before = engine.size
+            engine.bind(key, stored(number))
+            assert engine.size - before >= sys.getsizeof(key)
+        before = engine.size
+        long = Stored(stored(9).token, "c" * 64, b"")
+        engine.bind("long", long)
+        engine.bind("short", stored(10, b""))
+        assert engine.size - before >= 2 * (sys.getsizeof(stored(10)) + sys.getsizeof(b"")) + 64
+        full = engine.size
+        assert engine.replace("short", stored(10).token, long)
+        assert engine.size == full + 64 - len(stored(10).codec), "the new codec's name is counted"
+        engine.remove("short", long.token)
+        engine.remove("long", long.token)
+        for number, key in enumerate(WIDE):
+            assert engine.remove(key, stored(number).token)
+        assert engine.size == empty
+        engine.close()
+
+    def test_fits_says_what_bind_does(self) -> None:
+        for key in ("k", WIDE[0]):
+            for codec in ("bytes", "c" * 64):
+                value = Stored(stored(1).token, codec, b"v" * 100)
+                measure = self.make(ROOMY)
+                measure.bind(key, value)
+                for room in (measure.size, measure.size - 1):
+                    engine = self.make(room)
+                    fits = engine.fits(key, value)
+                    try:
+                        engine.bind(key, value)
+                    except StoreFull:
+                        assert not fits
+                        assert engine.size == 0
+                    else:
+                        assert fits
+                        assert engine.fits(key, value), "in place of itself"
+                    assert fits == (room == measure.size)
+                    engine.close()
+                measure.close()
 
     def test_a_scan_finds_what_stays_whatever_comes_and_goes(self) -> None:
         engine = self.make(ROOMY)

@@ -78,7 +78,7 @@ def test_content_addresses(node: MakeNode) -> None:
     assert two.put(b"content") == uid
     assert two.get(uid) == b"content"
     assert one.put("content") != uid
-    with pytest.raises(dstore.InvalidKey, match="use put"):
+    with pytest.raises(dstore.InvalidKey, match="content addresses"):
         one.set(uid, b"other")
     assert two.delete(uid).confirmed == 2
     assert one.get(uid, None) is None

@@ -148,9 +148,11 @@ def test_nothing_runs_after_exit_and_blank_lines_are_skipped(script: Script) -> 
 
 def test_what_cannot_be_stored_is_one_line(script: Script) -> None:
     long = "k" * (config.KEY_BYTES_MAX + 1)
-    replies = script('GET ""', f"GET {long}", "SET b3:x y", "GET \udcff", "SET k \udcff")
+    replies = script('GET ""', f"GET {long}", "SET b3:x y", 'SET "" v', "GET b''")
     assert len(replies) == 5
     assert all(reply.startswith("Error: ") for reply in replies)
+    assert "at least one byte" in replies[0]
+    assert "ADD" in replies[2]
 
 
 @pytest.mark.parametrize(
@@ -196,8 +198,59 @@ def test_keys_lists_by_prefix_and_counts(script: Script, node: NodeMaker) -> Non
     assert script("KEYS a/") == ["a/1", "a/2", "(2 keys)"]
     assert script('KEYS "b c"') == ["b c", "(1 key)"]
     assert set(script("KEYS")) == {
-        "a/1", "a/2", "b c", "b'\\xff'", "'new\\nline'", "(5 keys)"
+        "a/1", "a/2", "b c", "b'\\xff'", "b'new\\nline'", "(5 keys)"
     }  # fmt: skip
+
+
+def test_keys_are_listed_in_the_order_of_their_bytes_by_prefixes_of_bytes(
+    script: Script, node: NodeMaker
+) -> None:
+    node().set_many({"é": 1, b"\xc3(": 2, b"\xff": 3, "漢": 4, b"\xc3\xff": 5})
+    assert script("KEYS b'\\xc3'") == ["b'\\xc3('", "é", "b'\\xc3\\xff'", "(3 keys)"]
+    assert script("KEYS") == [
+        "b'\\xc3('", "é", "b'\\xc3\\xff'", "漢", "b'\\xff'", "(5 keys)"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("typed", "key"),
+    [
+        (r"b'\xff\x00'", b"\xff\x00"),
+        (r'b"\xff"', b"\xff"),
+        (r"b'two\nlines \t\r\\ \' \"'", "two\nlines \t\r\\ ' \""),
+        (r"b'plain'", "plain"),
+        (r"b'ключ \xd0\xba'", "ключ к"),
+        (r"b'\xe2\x82'", b"\xe2\x82"),
+        (r"""b"it's" """, "it's"),
+        ("\"b'text'\"", "b'text'"),
+        ("'\\xff'", "\\xff"),
+        ("b", "b"),
+        ("bb'x'", "bb'x'"),
+        ("B'x'", "B'x'"),
+        ("\udcff", b"\xff"),
+        ("\udcc3\udca9", "é"),
+    ],
+)
+def test_every_key_can_be_named_in_every_command(
+    script: Script, node: NodeMaker, typed: str, key: str | bytes
+) -> None:
+    other = node()
+    replies = script(
+        f"SET {typed} v", f"SET {typed} w", f"GET {typed}", f"KEYS {typed}", f"DEL {typed}"
+    )
+    assert replies[:2] == ["Database updated", "Key occupied!"]
+    assert replies[2] == f"db: {replies[3]} -> v"
+    assert replies[4:] == ["(1 key)", "Key deleted (confirmed by 1 Local)"]
+    other.set(key, "theirs")
+    assert script(f"GET {typed}") == [
+        f"global: {text.shown_key(key)} -> theirs     (Updating Local)"
+    ]
+
+
+def test_a_value_that_is_not_utf8_is_kept_as_bytes(script: Script, node: NodeMaker) -> None:
+    first, added, second = script("SET k \udcff\udcfe", "ADD \udcff", "SET l \udcc3\udca9")
+    assert (first, second) == ("Database updated", "Database updated")
+    assert node().get_many(["k", "l", added]) == {"k": b"\xff\xfe", "l": "é", added: b"\xff"}
 
 
 def test_stats_show_this_local_and_global(script: Script) -> None:

@@ -126,7 +126,8 @@ def test_what_goes_wrong_with_a_file_is_one_line(
         "Error: none/file: No such file or directory",
         "Error: /dev/full: No space left on device",
         "Key-Value mapping doesn't exist",
-        "Error: keys that begin with 'b3:' are content addresses; use put()",
+        "Error: 'b3:x' begins with 'b3:', as content addresses do; choose another key, or store "
+        "the value under its own hash (put() in a program, `dstore put`, ADD in the REPL)",
     ]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "pipe"]
 

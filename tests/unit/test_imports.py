@@ -13,7 +13,8 @@ PACKAGE = "dstore"
 SOURCES = Path(__file__).resolve().parents[2] / PACKAGE
 
 GROUND = {"errors", "clock", "config", "native", "logs", "background", "checks"}
-INSIDE = GROUND | {"messages", "content", "wire", "codecs", "core", "engines", "transport", "shm"}
+NOUNS = {"messages", "keys", "content"}
+INSIDE = GROUND | NOUNS | {"wire", "codecs", "core", "engines", "transport", "shm"}
 PUBLIC = {"", "errors", "config", "version", "node", "global_server"}
 
 # A room is a module or a folder of dstore; it may import itself and the rooms on the right.
@@ -29,11 +30,12 @@ ROOMS: dict[str, set[str]] = {
     "version": set(),
     "reentrancy": {"native"},
     "messages": {"errors", "config"},
+    "keys": {"messages"},
     "content": {"errors", "config", "messages"},
     "wire": {"errors", "config", "messages"},
     "codecs": {"errors", "config", "messages", "checks"},
-    "engines": {"errors", "config", "messages", "background"},
-    "core": {"errors", "config", "messages", "content", "engines.base"},
+    "engines": {"errors", "config", "messages", "keys", "background"},
+    "core": {"errors", "config", "messages", "keys", "content", "engines.base"},
     "transport": {"errors", "config", "messages", "wire", "native", "logs", "background"},
     "limited_log": {"clock", "logs"},
     "shm": GROUND - {"clock"} | {"messages", "limited_log", "engines"},
@@ -41,7 +43,7 @@ ROOMS: dict[str, set[str]] = {
     "large": INSIDE | {"limited_log", "files"},
     "loops": {"native", "background"},
     "green": {"errors", "native", "logs", "loops", "transport.waker"},
-    "watch": INSIDE | {"green", "translate"},
+    "watch": INSIDE | {"green"},
     "local": INSIDE | {"green", "limited_log", "files", "large", "reentrancy", "watch"},
     "translate": INSIDE,
     "verbs": INSIDE | {"files", "large", "translate"},
@@ -52,7 +54,7 @@ ROOMS: dict[str, set[str]] = {
     "async_node": INSIDE | {"conduct", "files", "loops", "node", "translate", "verbs", "watch"},
     "global_server": INSIDE | {"green", "limited_log", "reentrancy"},
     "": PUBLIC - {""} | {"async_node", "codecs", "translate", "verbs", "watch"},
-    "testing": {"errors", "config", "messages", "content", "core", "engines"},
+    "testing": {"errors", "config", "messages", "keys", "content", "core", "engines"},
     "console": set(),
     "repl": PUBLIC | {"background", "console"},
     "demo": PUBLIC | {"console"},
@@ -88,7 +90,7 @@ DOORS: dict[str, set[str]] = {
 }
 
 # These rooms compute and do nothing else: no socket, thread, file, randomness, clock or log.
-PURE = {"errors", "messages", "core"}
+PURE = {"errors", "messages", "keys", "core"}
 PURE_MODULES = {
     "__future__", "abc", "bisect", "collections", "dataclasses", "enum", "functools", "heapq",
     "itertools", "math", "operator", "struct", "types", "typing",

@@ -9,8 +9,12 @@ from itertools import count
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import dstore
+from dstore.console import text_or_bytes
+from dstore.repl import text
 from dstore.repl.completion import complete
 from dstore.repl.history import HISTORY_LINES_MAX, LineHistory
 from dstore.repl.key_finder import KeyFinder, find_paths
@@ -29,6 +33,8 @@ KEYS: list[str | bytes] = [
     "both ' and \" in it",
     b"a\xff",
     "a\nb",
+    "b'literal'",
+    "x b'y'",
 ]
 
 
@@ -44,8 +50,20 @@ KEYS: list[str | bytes] = [
         ("nonsense a", "a", []),
         ("stats a", "a", []),
         ("add a", "a", []),
-        ("GET a", "a", ["a", "ab"]),
-        ("set a", "a", ["a ", "ab "]),
+        ("GET a", "a", ["a", "ab", "b'a\\xff'", "b'a\\nb'"]),
+        ("set a", "a", ["a ", "ab ", "b'a\\xff' ", "b'a\\nb' "]),
+        ("GET b'a", "b'a", ["b'a'", "b'ab'", "b'a\\xff'", "b'a\\nb'"]),
+        ('GET b"a\\', 'b"a\\', ['b"a\\xff"', 'b"a\\nb"']),
+        ("GET b'a\\x", "b'a\\x", ["b'a\\xff'"]),
+        ("GET b'a\\xf", "b'a\\xf", ["b'a\\xff'"]),
+        ("GET b'a\\xff", "b'a\\xff", ["b'a\\xff'"]),
+        ("GET b'a\\xfe", "b'a\\xfe", []),
+        ("GET b'a\\q", "b'a\\q", []),
+        ("GET b'a'", "b'a'", []),
+        ("GET b'it\\'", "b'it\\'", ["b'it\\'s'"]),
+        ("GET 'a", "'a", ["'a'", "'ab'"]),
+        ("GET x", "x", ['"x b\'y\'"']),
+        ("GET b", "b", ["b'both \\' and \" in it'", "\"b'literal'\""]),
         ("GET a b", "a b", []),
         ("get my", "my", ['"my key"', '"my \'own\'"']),
         ('get "my', '"my', ['"my key"', '"my \'own\'"']),
@@ -53,12 +71,13 @@ KEYS: list[str | bytes] = [
         ('get "my key" ', '"my key" ', []),
         ("get it", "it", ["it's"]),
         ('del "\'', '"\'', ['"\'quoted"']),
-        ("get both", "both", []),
+        ("get both", "both", ["b'both \\' and \" in it'"]),
+        ('get "both', '"both', []),
     ],
 )  # fmt: skip
 def test_tab_offers_what_can_be_typed(typed: str, replaced: str, offered: list[str]) -> None:
-    def keys(prefix: str) -> list[str | bytes]:
-        return [key for key in KEYS if os.fsencode(key).startswith(prefix.encode())]
+    def keys(prefix: str | bytes) -> list[str | bytes]:
+        return [key for key in KEYS if os.fsencode(key).startswith(os.fsencode(prefix))]
 
     def no_paths(prefix: str) -> list[str | bytes]:
         raise AssertionError(f"no path is typed here: {prefix!r}")
@@ -69,12 +88,16 @@ def test_tab_offers_what_can_be_typed(typed: str, replaced: str, offered: list[s
 @pytest.mark.parametrize(
     ("typed", "replaced", "offered"),
     [
-        ("setfile a", "a", ["a ", "ab "]),
+        ("setfile a", "a", ["a ", "ab ", "b'a\\xff' ", "b'a\\nb' "]),
         ("setfile 'my", "'my", ["'my key' "]),
-        ("setfile k ", "", ["docs/", "img.png", '"my docs/', '"my file"']),
+        ("setfile k ", "", ["b'b\\nc'", "docs/", "img.png", '"my docs/', '"my file"']),
         ('SETFILE "my key"  im', "im", ["img.png"]),
         ("GETFILE k\tdo", "do", ["docs/"]),
         ("getfile k docs/", "docs/", ["docs/a", '"docs/b c"']),
+        ("getfile b'k\\xff' docs/", "docs/", ["docs/a", '"docs/b c"']),
+        ("getfile b'k ", "b'k ", []),
+        ("putfile b", "b", ["b'b\\nc'"]),
+        ("putfile b'docs/", "b'docs/", ["b'docs/a'", "b'docs/b c'"]),
         ("putfile my", "my", ['"my docs/', '"my file"']),
         ("putfile 'my d", "'my d", ["'my docs/"]),
         ('putfile "docs/', '"docs/', ['"docs/a"', '"docs/b c"']),
@@ -92,8 +115,8 @@ def test_tab_offers_paths_after_the_key(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def keys(prefix: str) -> list[str | bytes]:
-        return [key for key in KEYS if os.fsencode(key).startswith(prefix.encode())]
+    def keys(prefix: str | bytes) -> list[str | bytes]:
+        return [key for key in KEYS if os.fsencode(key).startswith(os.fsencode(prefix))]
 
     for name in ("img.png", "my file", "docs/a", "docs/b c", "my docs/it's", "b\nc", ".hidden"):
         file = tmp_path / name
@@ -101,6 +124,76 @@ def test_tab_offers_paths_after_the_key(
         file.touch()
     monkeypatch.chdir(tmp_path)
     assert complete(typed, keys, find_paths) == (len(typed) - len(replaced), offered)
+
+
+AWKWARD = [b"b'", b'"', b"'", b"\\", b"\n", b" ", b"\xc3", b"\xa9", b"k"]
+ANY_KEY = st.one_of(
+    st.binary(min_size=1, max_size=20),
+    st.text(min_size=1, max_size=9).map(lambda text: text.encode("utf-8", "ignore") or b"k"),
+    st.lists(st.sampled_from(AWKWARD), min_size=1, max_size=9).map(b"".join),
+).map(text_or_bytes)  # fmt: skip
+
+
+@given(ANY_KEY)
+def test_any_key_can_be_typed_as_bytes(key: str | bytes) -> None:
+    for quote in text.BYTES_QUOTES:
+        typed = text.escaped(key, quote)
+        assert not any(character in typed for character in "\n\r\t\0\x1b")
+        assert text.split_key(typed, "get") == (key, "")
+        assert text.split_key(f"{typed}  a value", "set") == (key, "a value")
+
+
+@given(ANY_KEY)
+def test_what_tab_offers_for_a_key_is_that_key_however_much_of_it_was_typed(
+    key: str | bytes,
+) -> None:
+    def keys(prefix: str | bytes) -> list[str | bytes]:
+        return [key] if os.fsencode(key).startswith(os.fsencode(prefix)) else []
+
+    (offered,) = complete("get ", keys, keys).texts
+    assert text.only_key(offered, "get") == key
+    for whole in (offered, *(text.escaped(key, quote) for quote in text.BYTES_QUOTES)):
+        for end in range(3, len(whole)):
+            begun = whole[:end]
+            if begun.startswith(text.BYTES_QUOTES):
+                assert complete(f"get {begun}", keys, keys) == (4, [whole])
+
+
+@given(ANY_KEY)
+def test_a_key_is_shown_as_it_is_typed_but_for_quotes(key: str | bytes) -> None:
+    shown = text.shown_key(key)
+    assert "\n" not in shown
+    if isinstance(key, str) and shown == key:
+        return
+    assert text.only_key(shown, "get") == key
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        ("b'k", "a key that begins with b' ends with the same quote; or quote all of it"),
+        ("b'k\\'", "ends with the same quote"),
+        ("b'k'x", "ends with the same quote"),
+        ("b\"k'", 'begins with b" ends'),
+        ("b'\\q'", "there is no escape \\q, but \\xff, \\n, \\r, \\t, \\\\, \\', \\\""),
+        ("b'\\xf'", "there is no escape \\x, but"),
+    ],
+)
+def test_a_key_that_is_half_written_as_bytes_is_told_how(typed: str, said: str) -> None:
+    with pytest.raises(text.Misuse) as misuse:
+        text.only_key(typed, "get")
+    assert said in str(misuse.value)
+
+
+def test_paths_of_any_bytes_are_typed_in_any_locale(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path(os.fsdecode(b"\xff")).touch()
+    assert complete("putfile b'", list, find_paths).texts == ["b'\\xff'"]
+    assert complete("putfile ", list, find_paths).texts == ["b'\\xff'"]
+    assert text.only_path("b'\\xff'", "putfile") == os.fsdecode(b"\xff")
+    assert text.only_path("~/\u20ac", "putfile") == os.path.expanduser("~/\u20ac")
 
 
 def test_paths_are_found_as_they_were_begun(

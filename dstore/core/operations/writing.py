@@ -24,6 +24,7 @@ from dstore.core.operations.exchange import (
     unavailable,
 )
 from dstore.errors import GlobalUnavailable, OutcomeUnknown
+from dstore.keys import public
 from dstore.messages import (
     Del,
     DelReply,
@@ -188,13 +189,15 @@ def _write(
             patience = deadline + state.lease
             now, reply = yield from exchange(state, message(write), kind, now, patience)
             if len(reply.items) != len(keys):
-                raise OutcomeUnknown(keys, "Global answered with a wrong number of outcomes")
+                raise OutcomeUnknown(
+                    _named(keys), "Global answered with a wrong number of outcomes"
+                )
             return now, reply, fills
         except Unanswered as ended:
             end_fills(state, fills)
             now = ended.now
             if ended.unknown:
-                raise OutcomeUnknown(keys, ended.why) from None
+                raise OutcomeUnknown(_named(keys), ended.why) from None
             if not isinstance(ended, SessionLost):
                 raise failure(state, ended) from None
         except BaseException:
@@ -202,6 +205,10 @@ def _write(
             raise
         finally:
             state.end_write(write)
+
+
+def _named(keys: Iterable[Key]) -> list[str | bytes]:
+    return [public(key) for key in keys]
 
 
 def _filled(

@@ -12,6 +12,7 @@ from dstore.core.cache import Held
 from dstore.core.operations import Obtain, Resumed, Supply
 from dstore.core.transfer import Damaged, Moved, Receive, Send, Transfer, TransferFailed
 from dstore.engines.base import Lost
+from dstore.engines.memory import ENTRY_OVERHEAD, LARGE_OVERHEAD
 from dstore.errors import GlobalUnavailable, RequestRefused, StoreFull
 from dstore.messages import (
     Chunk,
@@ -391,7 +392,7 @@ def test_a_small_value_under_the_token_of_a_large_one_takes_nothing_with_it() ->
 
 
 def test_both_values_of_a_replacement_that_waits_count_against_the_limit() -> None:
-    world = World(limit=2000)
+    world = World(limit=ENTRY_OVERHEAD + LARGE_OVERHEAD + 1700)
     (a,) = world.joined("a")
     body = bytes(600)
     stored = large(world, body)
