@@ -44,6 +44,7 @@ from dstore.messages import (
     ToLocal,
     Wait,
 )
+from dstore.quoting import visible
 from dstore.transport.channel import Channel
 from dstore.transport.link import Link
 from dstore.watch import Watch
@@ -444,7 +445,7 @@ class Local:
         try:
             self._control.subscribe(publisher)
         except AddressError as error:
-            log.warning("cannot hear deletions, only renewals bring them: %s", error)
+            log.warning("cannot hear deletions, only renewals bring them: %s", visible(str(error)))
 
     @staticmethod
     def _announce(effect: Dropped, callback: Callable[[Key], None]) -> None:

@@ -20,6 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     address = ""
     _open_closed_outputs()
+    console.be_lenient(sys.stdout, "backslashreplace")
     try:
         options = parse(sys.argv[1:] if argv is None else argv)
         address = getattr(options, "address", "")
@@ -32,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         console.drop_stdout()
         return console.EXIT_PIPE_CLOSED
-    except (errors.DstoreError, TypeError, ValueError, OSError, MemoryError) as error:
+    except (errors.DstoreError, *console.BUILT_IN_ERRORS) as error:
         console.complain(_said(error, address))
         _flush_or_drop()
         return _exit_code(error)
@@ -65,6 +66,6 @@ def _said(error: Exception, address: str) -> str:
 def _exit_code(error: Exception) -> int:
     if isinstance(error, (errors.GlobalUnavailable, errors.OutcomeUnknown)):
         return console.EXIT_UNREACHED
-    if isinstance(error, (TypeError, ValueError, OSError, MemoryError)):
+    if isinstance(error, console.BUILT_IN_ERRORS):
         return console.EXIT_USAGE
     return console.EXIT_REFUSED

@@ -234,17 +234,25 @@ def _serve(options: argparse.Namespace) -> int:
     return serve(options)
 
 
+def _log_as_client() -> None:
+    from dstore.cli.logs import CLIENT_LINE, log_to_stderr
+
+    log_to_stderr(CLIENT_LINE)
+
+
 def _talk(options: argparse.Namespace) -> int:
     from dstore.repl import main
 
     if sys.stdin is None:
         raise ValueError(STDIN_CLOSED)
+    _log_as_client()
     return main(options.address, options.timeout)
 
 
 def _demo(options: argparse.Namespace) -> int:
     from dstore.demo import main
 
+    _log_as_client()
     return main(options.folder, options.workers)
 
 
@@ -253,6 +261,7 @@ def _oneshot(name: str) -> Callable[[argparse.Namespace], int]:
         from dstore.cli import oneshot
 
         command: Callable[[argparse.Namespace], int] = getattr(oneshot, name)
+        _log_as_client()
         with console.leaving_on_signals():
             return command(options)
 

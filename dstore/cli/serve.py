@@ -6,11 +6,11 @@ import contextlib
 import logging
 import os
 import signal
-import sys
 import threading
 from argparse import Namespace
 
 from dstore import console
+from dstore.cli.logs import SERVER_LINE, log_to_stderr
 from dstore.console import plain
 from dstore.global_server import Global
 from dstore.transport.addresses import is_private
@@ -92,6 +92,4 @@ def _log_to_stderr(options: Namespace) -> None:
     level = logging.ERROR if options.quiet else logging.WARNING
     if options.verbose:
         level = logging.INFO if options.verbose == 1 else logging.DEBUG
-    logging.basicConfig(
-        stream=sys.stderr, level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    log_to_stderr(SERVER_LINE, level)

@@ -10,7 +10,6 @@ these three as well.
 from __future__ import annotations
 
 import sys
-from typing import TextIO
 
 
 def main(address: str | None, timeout: float) -> int:
@@ -24,8 +23,8 @@ def main(address: str | None, timeout: float) -> int:
     from dstore.repl.session import Repl
 
     at_terminal = sys.stdin.isatty() and sys.stdout.isatty()
-    _be_lenient(sys.stdin, "surrogateescape")
-    _be_lenient(sys.stdout, "backslashreplace")
+    console.be_lenient(sys.stdin, "surrogateescape")
+    console.be_lenient(sys.stdout, "backslashreplace")
     with signals_left_to_this_thread():
         repl = Repl(address, timeout=timeout, at_terminal=at_terminal)
     with repl.node:
@@ -33,9 +32,3 @@ def main(address: str | None, timeout: float) -> int:
             return repl.talk() if at_terminal else repl.obey(sys.stdin)
         except KeyboardInterrupt:
             return console.EXIT_INTERRUPTED
-
-
-def _be_lenient(stream: TextIO, errors: str) -> None:
-    """Let one odd character spoil the command that it is in, and not the whole run."""
-    if reconfigure := getattr(stream, "reconfigure", None):
-        reconfigure(errors=errors)

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
-from dstore.repl.show import CONTROL
+from dstore.quoting import is_plain
 from dstore.repl.text import BLANKS, COMMAND_OF, COMMANDS, QUOTES, USAGES
 
 _TAKES_KEY = ("set", "get", "del", "keys", "setfile", "getfile")
@@ -85,7 +85,7 @@ def _begun(word: str) -> tuple[str, str | None]:
 
 def _typeable(key: str | bytes, quote: str) -> str | None:
     """The key as it has to be typed; None if no line can hold it."""
-    if isinstance(key, bytes) or CONTROL.search(key):
+    if isinstance(key, bytes) or not is_plain(key):
         return None
     if not quote and not re.search(r"\s", key) and key[:1] not in QUOTES:
         return key

@@ -14,6 +14,7 @@ from cmd2.parsing import Statement
 from dstore import console
 from dstore.errors import DstoreError, GlobalUnavailable, KeyMissing, KeyOccupied, OutcomeUnknown
 from dstore.node import Node
+from dstore.quoting import visible
 from dstore.repl import text, values
 from dstore.repl.bar import progress_bar
 from dstore.repl.completion import Completed, complete
@@ -178,7 +179,7 @@ class Repl(cmd2.Cmd):
         except KeyboardInterrupt:
             self.say(text.reply_interrupted(command))
             raise
-        except (DstoreError, TypeError, ValueError, OSError, MemoryError) as error:
+        except (DstoreError, *console.BUILT_IN_ERRORS) as error:
             self._note_answer(error)
             self.say(text.reply_refused(error))
         else:
@@ -200,9 +201,12 @@ class Repl(cmd2.Cmd):
             self.exit_code = console.EXIT_UNREACHED
 
     def say(self, line: str, *, flush: bool = True) -> None:
-        """Print one line of a reply as it is; cmd2 would look for styles in it."""
+        """Print one line of a reply as it is; cmd2 would look for styles in it.
+
+        Whatever it is made of, it stays one line and steers no terminal.
+        """
         try:
-            print(line, file=self.stdout, flush=flush)
+            print(visible(line), file=self.stdout, flush=flush)
         except BrokenPipeError:
             console.drop_stdout()
             raise SystemExit(console.EXIT_PIPE_CLOSED) from None

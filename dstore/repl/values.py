@@ -112,10 +112,11 @@ def _plain_key(key: object) -> Any:
 
 def write_all(file: BinaryIO, data: Bytes) -> None:
     """Write bytes piece by piece, so that Ctrl-C need not wait for the last of them."""
-    file.writelines(_pieces(data))
+    file.writelines(pieces(data))
 
 
-def _pieces(data: Bytes) -> Iterator[memoryview]:
+def pieces(data: Bytes) -> Iterator[memoryview]:
+    """Bytes in parts of at most ``PIECE_BYTES``."""
     view = memoryview(data)
     for start in range(0, len(view), PIECE_BYTES):
         yield view[start : start + PIECE_BYTES]

@@ -12,7 +12,7 @@ import pytest
 PACKAGE = "dstore"
 SOURCES = Path(__file__).resolve().parents[2] / PACKAGE
 
-GROUND = {"errors", "clock", "config", "background"}
+GROUND = {"errors", "clock", "config", "background", "quoting"}
 INSIDE = GROUND | {"messages", "content", "wire", "codecs", "core", "engines", "transport", "shm"}
 PUBLIC = {"", "errors", "config", "version", "node", "global_server"}
 
@@ -22,6 +22,7 @@ ROOMS: dict[str, set[str]] = {
     "errors": set(),
     "clock": set(),
     "background": set(),
+    "quoting": set(),
     "config": set(),
     "version": set(),
     "reentrancy": set(),
@@ -32,7 +33,7 @@ ROOMS: dict[str, set[str]] = {
     "engines": {"errors", "config", "messages", "background"},
     "core": {"errors", "config", "messages", "content", "engines.base"},
     "transport": {"errors", "config", "messages", "wire", "background"},
-    "limited_log": {"clock"},
+    "limited_log": {"clock", "quoting"},
     "shm": {"errors", "config", "messages", "background", "limited_log", "engines"},
     "files": {"codecs", "content", "messages"},
     "large": INSIDE | {"limited_log", "files"},
@@ -48,10 +49,10 @@ ROOMS: dict[str, set[str]] = {
     "global_server": INSIDE | {"limited_log", "reentrancy"},
     "": PUBLIC - {""} | {"async_node", "codecs", "translate", "verbs", "watch"},
     "testing": {"errors", "config", "messages", "content", "core", "engines"},
-    "console": set(),
-    "repl": PUBLIC | {"background", "console"},
-    "demo": PUBLIC | {"console"},
-    "cli": PUBLIC | {"console", "repl", "demo", "transport.addresses"},
+    "console": {"quoting"},
+    "repl": PUBLIC | {"background", "console", "quoting"},
+    "demo": PUBLIC | {"console", "quoting"},
+    "cli": PUBLIC | {"console", "quoting", "repl", "demo", "transport.addresses"},
     "__main__": {"cli"},
 }
 
