@@ -50,7 +50,7 @@ ROOMS: dict[str, set[str]] = {
     "": PUBLIC - {""} | {"async_node", "codecs", "translate", "verbs", "watch"},
     "testing": {"errors", "config", "messages", "content", "core", "engines"},
     "console": {"quoting"},
-    "repl": PUBLIC | {"background", "console", "quoting"},
+    "repl": PUBLIC | {"background", "console", "files", "quoting"},
     "demo": PUBLIC | {"console", "quoting"},
     "cli": PUBLIC | {"console", "quoting", "repl", "demo", "transport.addresses"},
     "__main__": {"cli"},
