@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import sys
 from collections.abc import Iterable
 from types import FrameType
@@ -58,6 +59,8 @@ class Repl(cmd2.Cmd):
         for line in self._lines.read():
             self._editor.remember(line)
         self.greet()
+        if self._lines.refusal:
+            console.complain(self._lines.refusal)
         self.cmdloop()
         return self.exit_code
 
@@ -144,7 +147,9 @@ class Repl(cmd2.Cmd):
 
     def do_help(self, statement: Statement) -> None:  # type: ignore[override]
         for line in text.help_lines(statement.args):
-            self.say(line)
+            if self._editor is not None:
+                line = text.wrapped(line, shutil.get_terminal_size().columns)
+            self._print(line)
 
     def do_exit(self, statement: Statement) -> bool:
         if statement.args:
@@ -205,8 +210,11 @@ class Repl(cmd2.Cmd):
 
         Whatever it is made of, it stays one line and steers no terminal.
         """
+        self._print(visible(line), flush=flush)
+
+    def _print(self, text: str, *, flush: bool = True) -> None:
         try:
-            print(visible(line), file=self.stdout, flush=flush)
+            print(text, file=self.stdout, flush=flush)
         except BrokenPipeError:
             console.drop_stdout()
             raise SystemExit(console.EXIT_PIPE_CLOSED) from None

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import os
 import re
+import textwrap
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -26,6 +27,8 @@ MISSING = "Key-Value mapping doesn't exist"
 UPDATED = "Database updated"
 QUOTES = ("'", '"')
 BLANKS = " \t"
+ABOUT_FROM = 18
+"""Columns, in the list of HELP, before what a command does."""
 
 _WORD = re.compile(rf"[{BLANKS}]*([^{BLANKS}]*)[{BLANKS}]*(.*?)[{BLANKS}]*", re.DOTALL)
 
@@ -228,6 +231,12 @@ def reply_interrupted(command: str) -> str:
     return f"Interrupted{in_doubt}"
 
 
+def wrapped(line: str, width: int) -> str:
+    """A line of HELP in a window of so many columns: what goes on is indented like the rest."""
+    indent = min(len(line) - len(line.lstrip()) + ABOUT_FROM, width // 3)
+    return textwrap.fill(line, width, subsequent_indent=" " * indent, break_on_hyphens=False)
+
+
 def help_lines(topic: str) -> Iterator[str]:
     """HELP: the whole list, or more about the one command whose name is given."""
     command = COMMAND_OF.get(topic.upper(), COMMAND_OF.get(f".{topic.upper()}"))
@@ -242,7 +251,7 @@ def help_lines(topic: str) -> Iterator[str]:
         yield from (f"    {example}" for example in usage.examples)
         return
     for usage in USAGES.values():
-        yield f"  {usage.line:<17} {usage.about}"
+        yield f"  {usage.line:<{ABOUT_FROM - 1}} {usage.about}"
     yield "Commands may be typed in any case; Tab completes commands, keys and paths. Examples:"
     for name in ("set", "get", "add"):
         yield from (f"    {example}" for example in USAGES[name].examples)
