@@ -212,9 +212,9 @@ class Repl(cmd2.Cmd):
         """
         self._print(visible(line), flush=flush)
 
-    def _print(self, text: str, *, flush: bool = True) -> None:
+    def _print(self, lines: str, *, flush: bool = True) -> None:
         try:
-            print(text, file=self.stdout, flush=flush)
+            print(lines, file=self.stdout, flush=flush)
         except BrokenPipeError:
             console.drop_stdout()
             raise SystemExit(console.EXIT_PIPE_CLOSED) from None
