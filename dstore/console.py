@@ -42,8 +42,8 @@ def one_line(error: BaseException) -> str:
 def said(error: BaseException) -> str:
     """The same, and for what the system refused: the file, and why."""
     if isinstance(error, OSError) and error.strerror:
-        why = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-        return _line_of(why)
+        where = f"{visible(str(error.filename))}: " if error.filename else ""
+        return where + _line_of(error.strerror)
     if isinstance(error, MemoryError):
         return "there is not enough memory for that"
     if isinstance(error, RecursionError):

@@ -22,12 +22,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     _open_closed_outputs()
     console.be_lenient(sys.stdout, "backslashreplace")
     try:
-        options = parse(sys.argv[1:] if argv is None else argv)
-        address = getattr(options, "address", "")
-        code: int = options.run(options)
+        try:
+            options = parse(sys.argv[1:] if argv is None else argv)
+            address = getattr(options, "address", "")
+            code: int = options.run(options)
+        except SystemExit as leaving:  # argparse has said what there was to say
+            code = leaving.code if isinstance(leaving.code, int) else console.EXIT_USAGE
         sys.stdout.flush()
-    except SystemExit as leaving:  # argparse has said what there was to say
-        return leaving.code if isinstance(leaving.code, int) else console.EXIT_USAGE
     except KeyboardInterrupt:
         return console.EXIT_INTERRUPTED
     except BrokenPipeError:
@@ -49,10 +50,15 @@ def _flush_or_drop() -> None:
 
 
 def _open_closed_outputs() -> None:
-    """Stand in for what the shell closed, in which case Python has None there."""
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+    """Stand in for what the shell closed, in which case Python has None there.
+
+    What is printed to standard output is then an error, as of other programs: it would be lost.
+    """
+    if sys.stdout is None:
+        refuses = os.open(os.devnull, os.O_RDONLY)
+        sys.stdout = open(refuses, "w", encoding="utf-8")  # noqa: SIM115
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
 
 
 def _said(error: Exception, address: str) -> str:

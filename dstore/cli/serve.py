@@ -56,8 +56,11 @@ def take_all_descriptors() -> None:
 def _greet(server: Global) -> None:
     try:
         print(f"Dstore server listening on {plain(server.address)}", flush=True)
-    except BrokenPipeError:
-        console.drop_stdout()  # nobody reads it, which is no reason not to serve
+    except OSError as error:  # nobody reads it, which is no reason not to serve
+        console.drop_stdout()
+        if not isinstance(error, BrokenPipeError):
+            why = f"standard output does not take that: {console.said(error)}"
+            console.complain(f"listening on {plain(server.address)}; {why}")
 
 
 def _warn_if_exposed(server: Global) -> None:

@@ -69,8 +69,7 @@ class Screen:
         self._show(line)
 
     def _show(self, text: str) -> None:
-        self._console.print(text, soft_wrap=True)
-        self._console.file.flush()
+        print(text, file=self._console.file, flush=True)  # rich would end us if a pipe breaks
 
     @contextmanager
     def phase(self, title: str, total: int) -> Iterator[Phase]:
