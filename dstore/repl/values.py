@@ -154,12 +154,17 @@ def _as_it_was(before: os.stat_result) -> Callable[[str, int], int]:
 
     def opener(path: str, _: int) -> int:
         descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOCTTY)
-        if not os.path.samestat(os.fstat(descriptor), before):
+        if _identity(os.fstat(descriptor)) != _identity(before):
             os.close(descriptor)
-            raise OSError(errno.ESTALE, "it was replaced meanwhile")
+            raise OSError(errno.ESTALE, "something else has taken its place meanwhile")
         return descriptor
 
     return opener
+
+
+def _identity(status: os.stat_result) -> tuple[int, ...]:
+    """Tells files apart. The inode alone does not: its number is given to the next file."""
+    return (status.st_dev, status.st_ino, status.st_mode, status.st_uid)
 
 
 def _replace(
