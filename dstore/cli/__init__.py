@@ -7,6 +7,7 @@ What a command needs (ZeroMQ, the line editor) is imported by that command alone
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     address = ""
     _open_closed_outputs()
+    _buffer_output()
     console.be_lenient(sys.stdout, "backslashreplace")
     try:
         try:
@@ -59,6 +61,18 @@ def _open_closed_outputs() -> None:
         sys.stdout = open(refuses, "w", encoding="utf-8")  # noqa: SIM115
     if sys.stderr is None:
         sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+
+
+def _buffer_output() -> None:
+    """Put a buffer before standard output where PYTHONUNBUFFERED has taken it away.
+
+    Without one, what a full disk takes only in part counts as written.
+    """
+    bare = getattr(sys.stdout, "buffer", None)
+    if isinstance(bare, io.RawIOBase):
+        sys.stdout = io.TextIOWrapper(
+            io.BufferedWriter(bare), encoding=sys.stdout.encoding, line_buffering=True
+        )
 
 
 def _said(error: Exception, address: str) -> str:

@@ -49,7 +49,10 @@ def read_all(file: BinaryIO, name: str) -> bytearray:
     Not ``file.read(limit)``, which asks the system for that much memory beforehand.
     """
     data = bytearray()
-    while piece := file.read(PIECE_BYTES):
+    ended = False
+    while not ended:
+        piece = file.read(PIECE_BYTES)
+        ended = len(piece) < PIECE_BYTES  # asked once more, a terminal would want a second Ctrl-D
         data += piece
         if len(data) > config.VALUE_LIMIT_DEFAULT:
             raise ValueError(

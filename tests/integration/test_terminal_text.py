@@ -245,6 +245,42 @@ def test_an_output_that_takes_nothing_is_one_line(
 
 
 @pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("command", ["get large", "keys"])
+def test_a_disk_that_fills_up_is_noticed(
+    node: NodeMaker, tmp_path: Path, command: str, unbuffered: str
+) -> None:
+    node().set("large", bytes(100_000))
+    node().set_many({f"{number:05}" + "x" * 200: 1 for number in range(500)})
+    line = f'ulimit -f 20; exec "$0" -m dstore {command} > {tmp_path}/out'
+    ran = subprocess.run(
+        ["sh", "-c", line, sys.executable],
+        capture_output=True,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+    )
+    assert (ran.returncode, ran.stderr) == (USAGE, b"dstore: File too large\n")
+
+
+@pytest.mark.usefixtures("here")
+def test_one_ctrl_d_ends_a_value_that_is_typed(node: NodeMaker) -> None:
+    master, slave = os.openpty()
+    try:
+        with subprocess.Popen(
+            [sys.executable, "-m", "dstore", "set", "k"], stdin=slave, cwd=ROOT
+        ) as command:
+            try:
+                os.write(master, b"typed\n\x04")
+                assert command.wait(PATIENCE) == DONE
+            finally:
+                command.kill()
+    finally:
+        os.close(master)
+        os.close(slave)
+    assert node().get("k") == b"typed\n"
+
+
+@pytest.mark.usefixtures("here")
 @pytest.mark.parametrize("command", ["set new v", "del k", "get k -o /dev/null"])
 def test_what_prints_nothing_needs_no_output(node: NodeMaker, command: str) -> None:
     node().set("k", "v")
