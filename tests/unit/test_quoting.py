@@ -7,7 +7,7 @@ import logging
 import sys
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dstore import console
@@ -72,6 +72,7 @@ def test_a_text_of_several_lines_keeps_them_where_that_is_wanted() -> None:
     assert visible("ü\n\t\x1b[1m\r\n", lines=True) == "ü\n\t\\x1b[1m\\r\n"
 
 
+@settings(deadline=None)
 @given(st.text(st.characters()))
 def test_no_text_gets_through(text: str) -> None:
     assert is_plain(visible(text))

@@ -23,7 +23,7 @@ PLAIN = st.recursive(
 )
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(PLAIN)
 def test_small_values_are_shown_as_python_writes_them(value: object) -> None:
     line = shown(value)
