@@ -1,4 +1,8 @@
-"""What every command shares: exit codes, and how errors and counters are put into lines."""
+"""What every command shares: exit codes, and how errors and counters are put into lines.
+
+All that a person reads and others may have written passes through ``quoting``: here for error
+lines and counters, in ``repl.show`` for keys and values.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,9 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
+
+from dstore.quoting import quoted, visible
 
 EXIT_OK = 0
 EXIT_REFUSED = 1
@@ -22,20 +28,32 @@ EXIT_INTERRUPTED = 130
 EXIT_PIPE_CLOSED = 141
 """What a shell reports of a program that SIGPIPE ended."""
 
+BUILT_IN_ERRORS = (TypeError, ValueError, OSError, MemoryError, RecursionError)
+"""What a command may raise besides the errors of dstore; each becomes one line."""
+MESSAGE_MAX = 2000
+"""Characters of an error message that are shown. (A refusal of Global may have any number.)"""
+
 
 def one_line(error: BaseException) -> str:
-    """What an error says, on one line."""
-    return " ".join(str(error).split()) or type(error).__name__
+    """What an error says, on one line, fit for a terminal."""
+    return _line_of(str(error)) or type(error).__name__
 
 
 def said(error: BaseException) -> str:
     """The same, and for what the system refused: the file, and why."""
     if isinstance(error, OSError) and error.strerror:
-        why = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-        return " ".join(str(why).split())
+        where = f"{visible(str(error.filename))}: " if error.filename else ""
+        return where + _line_of(error.strerror)
     if isinstance(error, MemoryError):
         return "there is not enough memory for that"
+    if isinstance(error, RecursionError):
+        return "the answer is nested too deeply to be shown"
     return one_line(error)
+
+
+def _line_of(message: str) -> str:
+    line = visible(" ".join(message[: MESSAGE_MAX + 1].split()))
+    return line if len(line) <= MESSAGE_MAX else f"{line[:MESSAGE_MAX]} ..."
 
 
 @contextlib.contextmanager
@@ -66,19 +84,26 @@ def plain(address: str) -> str:
     return address.removeprefix("tcp://")
 
 
-def complain(message: str) -> None:
+def complain(message: str, program: str = "dstore") -> None:
     """One line on standard error; nobody may be listening."""
     with contextlib.suppress(OSError, ValueError):
-        print(f"dstore: {message}", file=sys.stderr, flush=True)
+        print(f"{program}: {visible(message)}", file=sys.stderr, flush=True)
+
+
+def be_lenient(stream: TextIO, errors: str) -> None:
+    """Let one character that a stream cannot encode spoil itself, and not the whole line or run."""
+    if reconfigure := getattr(stream, "reconfigure", None):
+        reconfigure(errors=errors)
 
 
 def counter_lines(counters: Mapping[str, Any], within: str = "") -> Iterator[str]:
     """Counters, one on each line; a counter that is a table itself is unfolded."""
-    for name, value in counters.items():
+    for key, value in counters.items():
+        name = f"{within}{quoted(str(key))}"
         if isinstance(value, Mapping):
-            yield from counter_lines(value, f"{within}{name}.")
+            yield from counter_lines(value, f"{name}.")
         else:
-            yield f"{within + name:<26} {_figure(value)}"
+            yield f"{name:<26} {_figure(value)}"
 
 
 def _figure(value: Any) -> str:
@@ -86,7 +111,7 @@ def _figure(value: Any) -> str:
         return f"{value:,}"
     if isinstance(value, float):
         return f"{value:,.3f}"
-    return str(value) if str(value).isprintable() else ascii(value)
+    return quoted(str(value))
 
 
 def in_utf8(stream: Any, errors: str, newline: str | None = None) -> None:

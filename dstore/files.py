@@ -19,6 +19,8 @@ Progress: TypeAlias = Callable[[str, int, int], None]
 are done, and of how many.
 """
 PIECE_BYTES = 1 << 20
+LINKS_MAX = 40
+"""Symbolic links that are followed in one path, as in Linux."""
 
 
 class Fetched(NamedTuple):
@@ -102,6 +104,86 @@ def reading(path: Path, progress: Progress | None) -> Iterator[Source]:
         yield Source(file, progress)
 
 
+def destination(path: str) -> tuple[str, os.stat_result | None]:
+    """Where a file is to be written, without symbolic links, and the status of what is there.
+
+    In a sticky folder that everyone may write to, such as /tmp, anybody may plant what others then
+    write to or through. What is found there must belong to this user or to the folder's owner.
+    (Linux has such a rule for links, fs.protected_symlinks, which is not set everywhere.)
+    Raises OSError, which names ``path``.
+    """
+    try:
+        return _destination(path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, path) from None
+
+
+def _destination(path: str) -> tuple[str, os.stat_result | None]:
+    place = os.sep if path.startswith(os.sep) else os.getcwd()
+    left = path.split(os.sep)[::-1]  # the next part is the last one
+    links = 0
+    while left:
+        part = left.pop()
+        if part in ("", os.curdir):
+            continue
+        if part == os.pardir:
+            place = os.path.dirname(place)
+            continue
+        found = os.path.join(place, part)
+        try:
+            status = os.lstat(found)
+        except FileNotFoundError:
+            if left:
+                raise
+            return _without_path(path) if links and os.path.exists(path) else (found, None)
+        if stat.S_ISLNK(status.st_mode):
+            _refuse_planted(place, found, status)
+            if (links := links + 1) > LINKS_MAX:
+                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+            link = os.readlink(found)
+            place = os.sep if link.startswith(os.sep) else place
+            left += link.split(os.sep)[::-1]
+        elif stat.S_ISDIR(status.st_mode):
+            place = found
+        elif left:
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        else:
+            _refuse_planted(place, found, status)
+            return found, status
+    return place, os.stat(place)
+
+
+def _refuse_planted(folder: str, found: str, status: os.stat_result) -> None:
+    around = os.stat(folder)
+    shared = around.st_mode & stat.S_ISVTX and around.st_mode & stat.S_IWOTH
+    if shared and status.st_uid not in (os.geteuid(), around.st_uid):
+        raise PermissionError(
+            errno.EACCES,
+            f"another user has put {found} into a folder that everyone may write to; "
+            "choose another place",
+        )
+
+
+def _without_path(path: str) -> tuple[str, os.stat_result]:
+    """Of what only a link in /proc leads to: a pipe, say, as /dev/stdout. Not a deleted file."""
+    status = os.stat(path)
+    if stat.S_ISREG(status.st_mode):
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+    return path, status
+
+
+def keep_mode(new: str | int, before: os.stat_result) -> None:
+    """Give a file (a path or a descriptor) the permissions of the one that it replaces.
+
+    That one may be meant for few eyes. If it is another user's, it can only take permissions away;
+    and what would let others run the new one as this user is never kept.
+    """
+    mode = before.st_mode & 0o777
+    if before.st_uid != os.geteuid():
+        mode &= os.stat(new).st_mode
+    os.chmod(new, mode)
+
+
 class Destination:
     """A file that is being written, beside the place where it will be."""
 
@@ -132,18 +214,17 @@ class Destination:
 def writing(path: Path, progress: Progress | None) -> Iterator[Destination]:
     """A file that appears at ``path`` when the block ends well, whole, and else not at all.
 
-    It has the mode of the one that it replaces. Raises OSError, which names ``path``; ValueError if
-    something other than a regular file is there.
+    It has the permissions of the one that it replaces, if that belongs to this user. Raises
+    OSError, which names ``path``; ValueError if something other than a regular file is there.
     """
     name = os.fspath(path)
-    target = os.path.realpath(path)
-    if os.path.isdir(target) or name.endswith(os.sep):
+    if name.endswith(os.sep):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), name)
-    mode = None
-    if os.path.lexists(target):
-        mode = os.stat(target).st_mode
-        if not stat.S_ISREG(mode):
-            raise ValueError(f"{name} is not a regular file; get the value, and write it there")
+    target, before = destination(name)
+    if before is not None and stat.S_ISDIR(before.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), name)
+    if before is not None and not stat.S_ISREG(before.st_mode):
+        raise ValueError(f"{name} is not a regular file; get the value, and write it there")
     unfinished = os.path.join(os.path.dirname(target), f".dstore-{secrets.token_hex(8)}.part")
     process = os.getpid()
     try:
@@ -152,8 +233,8 @@ def writing(path: Path, progress: Progress | None) -> Iterator[Destination]:
         raise type(error)(error.errno, error.strerror, name) from None
     try:
         try:
-            if mode is not None:
-                os.fchmod(descriptor, stat.S_IMODE(mode))
+            if before is not None:
+                keep_mode(descriptor, before)
             yield Destination(descriptor, progress)
         finally:
             os.close(descriptor)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dstore import clock
 from dstore.logs import Log
+from dstore.quoting import visible
 
 PAUSE = 1.0
 """Least seconds between two lines, unless said otherwise."""
@@ -19,7 +20,10 @@ class LimitedLog:
         self._left_out = 0
 
     def warning(self, message: str, *arguments: object) -> None:
-        """Log a line, or count it for the next one that is logged."""
+        """Log a line, or count it for the next one that is logged.
+
+        The arguments may be or have text of strangers, which shall not begin a line of its own.
+        """
         now = clock.now()
         if now < self._next_at:
             self._left_out += 1
@@ -27,4 +31,8 @@ class LimitedLog:
         if self._left_out:
             message += f" ({self._left_out} more since the last such line)"
         self._next_at, self._left_out = now + self._pause, 0
-        self._log.warning(message, *arguments)
+        self._log.warning(message, *map(_harmless, arguments))
+
+
+def _harmless(argument: object) -> object:
+    return argument if isinstance(argument, (int, float)) else visible(str(argument))

@@ -42,6 +42,7 @@ from dstore.messages import (
     ToLocal,
     Wait,
 )
+from dstore.quoting import visible
 from dstore.transport.channel import Channel
 from dstore.transport.limits import no_threads
 from dstore.transport.link import Link
@@ -451,7 +452,7 @@ class Local:
         try:
             self._control.subscribe(publisher)
         except AddressError as error:
-            log.warning("cannot hear deletions, only renewals bring them: %s", error)
+            log.warning("cannot hear deletions, only renewals bring them: %s", visible(str(error)))
 
     @staticmethod
     def _announce(effect: Dropped, callback: Callable[[Key], None]) -> None:

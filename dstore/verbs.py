@@ -311,6 +311,11 @@ class Verbs:
         path = checks.path("path", path)
         checks.optional(checks.function, "progress", progress)
         with files.reading(path, progress) as file:
+            if file.size >= config.LARGE_FROM_DEFAULT:  # before all of it is read for its hash
+                yield from self.join(self.timeout)
+                limit = yield Work(lambda state, large: state.value_limit, quick=True)
+                if file.size > limit:
+                    raise ValueTooLarge(file.size, limit)
             key = content.address((yield Work(lambda state, large: file.digest())))
             if not (yield from self.contains(key)):
                 yield from self._write_file(key, file, False, progress)

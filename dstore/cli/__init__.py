@@ -7,6 +7,7 @@ What a command needs (ZeroMQ, the line editor) is imported by that command alone
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -20,19 +21,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     address = ""
     _open_closed_outputs()
+    _buffer_output()
+    console.be_lenient(sys.stdout, "backslashreplace")
     try:
-        options = parse(sys.argv[1:] if argv is None else argv)
-        address = getattr(options, "address", "")
-        code: int = options.run(options)
+        try:
+            options = parse(sys.argv[1:] if argv is None else argv)
+            address = getattr(options, "address", "")
+            code: int = options.run(options)
+        except SystemExit as leaving:  # argparse has said what there was to say
+            code = leaving.code if isinstance(leaving.code, int) else console.EXIT_USAGE
         sys.stdout.flush()
-    except SystemExit as leaving:  # argparse has said what there was to say
-        return leaving.code if isinstance(leaving.code, int) else console.EXIT_USAGE
     except KeyboardInterrupt:
         return console.EXIT_INTERRUPTED
     except BrokenPipeError:
         console.drop_stdout()
         return console.EXIT_PIPE_CLOSED
-    except (errors.DstoreError, TypeError, ValueError, OSError, MemoryError) as error:
+    except (errors.DstoreError, *console.BUILT_IN_ERRORS) as error:
         console.complain(_said(error, address))
         _flush_or_drop()
         return _exit_code(error)
@@ -48,10 +52,27 @@ def _flush_or_drop() -> None:
 
 
 def _open_closed_outputs() -> None:
-    """Stand in for what the shell closed, in which case Python has None there."""
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+    """Stand in for what the shell closed, in which case Python has None there.
+
+    What is printed to standard output is then an error, as of other programs: it would be lost.
+    """
+    if sys.stdout is None:
+        refuses = os.open(os.devnull, os.O_RDONLY)
+        sys.stdout = open(refuses, "w", encoding="utf-8")  # noqa: SIM115
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+
+
+def _buffer_output() -> None:
+    """Put a buffer before standard output where PYTHONUNBUFFERED has taken it away.
+
+    Without one, what a full disk takes only in part counts as written.
+    """
+    bare = getattr(sys.stdout, "buffer", None)
+    if isinstance(bare, io.RawIOBase):
+        sys.stdout = io.TextIOWrapper(
+            io.BufferedWriter(bare), encoding=sys.stdout.encoding, line_buffering=True
+        )
 
 
 def _said(error: Exception, address: str) -> str:
@@ -65,6 +86,6 @@ def _said(error: Exception, address: str) -> str:
 def _exit_code(error: Exception) -> int:
     if isinstance(error, (errors.GlobalUnavailable, errors.OutcomeUnknown)):
         return console.EXIT_UNREACHED
-    if isinstance(error, (TypeError, ValueError, OSError, MemoryError)):
+    if isinstance(error, console.BUILT_IN_ERRORS):
         return console.EXIT_USAGE
     return console.EXIT_REFUSED

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from dstore import config, console
 from dstore.cli.kinds import address, as_passed, between, between_sizes, count, folder, size
@@ -19,15 +19,26 @@ that it is {config.ADDRESS_DEFAULT}. ${SHM_VARIABLE} is the folder, in memory, w
 of a host share one copy of each large value (default: {SHM_DEFAULT}; empty: none).
 
 Exit codes: {console.EXIT_OK} done; {console.EXIT_REFUSED} the key is missing or occupied, or the \
-store is full; {console.EXIT_USAGE} wrong usage
-or bad input; {console.EXIT_UNREACHED} Global cannot be reached.
+store is full; {console.EXIT_USAGE} wrong usage or bad input; {console.EXIT_UNREACHED} Global \
+cannot be reached.
 """
 STDIN_CLOSED = "standard input is closed, so there is nothing to read"
 WORKERS_MAX = 64
 
 
+class Paragraphs(argparse.HelpFormatter):
+    """Fits text into the width of the terminal, and keeps its paragraphs apart."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        fill = super()._fill_text
+        return "\n\n".join(fill(each, width, indent) for each in text.split("\n\n"))
+
+
 class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line."""
+    """Says what is wrong in one line, and does not hide that its help cannot be written."""
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        print(message, end="", file=file or sys.stderr)
 
     def error(self, message: str) -> NoReturn:
         console.complain(f"{message} (see {self.prog} --help)")
@@ -47,7 +58,7 @@ def _parser() -> Parser:
         prog="dstore",
         description="A key-value store with a cache in every process that is never stale.",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=Paragraphs,
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version and leave")
     commands = parser.add_subparsers(metavar="COMMAND", parser_class=Parser)
@@ -216,7 +227,8 @@ def _add_readers(commands: _Commands[Parser]) -> None:
         "Bytes and text are written as they are, a NumPy array as a .npy file (on a terminal as "
         "NumPy shows it), other values as JSON (bytes in them as Base64). A value that only some "
         "program can read, such as a pickled one, is written as it is stored, but not to a "
-        "terminal. A newline is added to text and JSON on a terminal, and nowhere else."
+        "terminal. A newline is added to text and JSON on a terminal, and nowhere else. What would "
+        "steer a terminal, or not be seen, is written there as escapes such as \\x1b."
     )
     get.add_argument("key", type=as_passed)
     get.add_argument(
@@ -225,6 +237,10 @@ def _add_readers(commands: _Commands[Parser]) -> None:
     _add_quiet(get)
 
     keys = _add_client(commands, "keys", _oneshot("keys"), "list keys, one on each line")
+    keys.epilog = (
+        "A pipe or a file gets the bytes of each key, a terminal gets those keys that it could not "
+        "show on one line as Python writes them."
+    )
     keys.add_argument("prefix", type=as_passed, nargs="?", default="")
     keys.add_argument("-0", "--null", action="store_true", help="end each with NUL, for xargs -0")
 
@@ -242,17 +258,25 @@ def _serve(options: argparse.Namespace) -> int:
     return serve(options)
 
 
+def _log_as_client() -> None:
+    from dstore.cli.logs import CLIENT_LINE, log_to_stderr
+
+    log_to_stderr(CLIENT_LINE)
+
+
 def _talk(options: argparse.Namespace) -> int:
     from dstore.repl import main
 
     if sys.stdin is None:
         raise ValueError(STDIN_CLOSED)
+    _log_as_client()
     return main(options.address, options.timeout)
 
 
 def _demo(options: argparse.Namespace) -> int:
     from dstore.demo import main
 
+    _log_as_client()
     return main(options.folder, options.workers)
 
 
@@ -262,6 +286,7 @@ def _oneshot(name: str) -> Callable[[argparse.Namespace], int]:
 
         command: Callable[[argparse.Namespace], int] = getattr(oneshot, name)
         console.in_utf8(sys.stdout, "surrogateescape")
+        _log_as_client()
         with console.leaving_on_signals():
             return command(options)
 

@@ -8,15 +8,18 @@ from __future__ import annotations
 import json
 import sys
 from argparse import Namespace
+from codecs import getincrementaldecoder
+from collections.abc import Iterator
 
 from dstore import console
 from dstore.cli.arguments import STDIN_CLOSED
 from dstore.cli.kinds import as_passed
 from dstore.errors import UnknownCodec
 from dstore.node import Node
+from dstore.quoting import visible
 from dstore.repl import text, values
 from dstore.repl.bar import progress_bar
-from dstore.repl.show import array_repr, is_array
+from dstore.repl.show import array_repr, is_array, shown
 
 
 def set_(options: Namespace) -> int:
@@ -58,32 +61,49 @@ def get(options: Namespace) -> int:
         if to_file:
             values.get_to_file(node, options.key, options.output, progress)
             return console.EXIT_OK
-        as_output = _for_people if sys.stdout.isatty() else values.as_bytes
-        data = as_output(node, options.key)
+        if sys.stdout.isatty():
+            sys.stdout.writelines(_for_people(node, options.key))
+            return console.EXIT_OK
+        data = values.as_bytes(node, options.key)
     values.write_all(sys.stdout.buffer, data)
     sys.stdout.buffer.flush()
     return console.EXIT_OK
 
 
-def _for_people(node: Node, key: str | bytes) -> values.Bytes:
-    """A value as a terminal shows it. Raises ValueError if only a program can read it."""
+def _for_people(node: Node, key: str | bytes) -> Iterator[str]:
+    """A value as a terminal shows it, piece by piece.
+
+    Its newlines and tabs stay, since there is nothing but the value that they could forge. What
+    steers a terminal, is invisible, or is not UTF-8 is escaped. Raises ValueError if only a program
+    can read the value.
+    """
     try:
         value = node.get(key)
     except UnknownCodec as error:
         raise ValueError(text.unreadable(error.codec, "-o FILE")) from None
     if is_array(value):
-        return array_repr(value).encode() + b"\n"
-    data = values.written(value)
-    return data if isinstance(value, (bytes, memoryview)) else bytes(data) + b"\n"
+        yield f"{visible(array_repr(value), lines=True)}\n"
+        return
+    decoder = getincrementaldecoder("utf-8")("backslashreplace")
+    for piece in values.pieces(values.written(value)):
+        yield visible(decoder.decode(piece), lines=True)
+    yield decoder.decode(b"", final=True)
+    if not isinstance(value, (bytes, memoryview)):
+        yield "\n"
 
 
 def keys(options: Namespace) -> int:
-    """List keys as the bytes that they are."""
-    end = b"\0" if options.null else b"\n"
+    """List keys: as the bytes that they are, or at a terminal so that each takes one line."""
+    end = "\0" if options.null else "\n"
+    at_terminal = sys.stdout.isatty()
     with _node(options) as node:
         for key in node.keys(options.prefix):
-            sys.stdout.buffer.write((key.encode() if isinstance(key, str) else key) + end)
-    sys.stdout.buffer.flush()
+            if at_terminal:
+                sys.stdout.write(shown(key) + end)
+            else:
+                raw = key.encode() if isinstance(key, str) else key
+                sys.stdout.buffer.write(raw + end.encode())
+    sys.stdout.flush()
     return console.EXIT_OK
 
 

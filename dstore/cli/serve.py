@@ -6,11 +6,11 @@ import contextlib
 import logging
 import os
 import signal
-import sys
 import threading
 from argparse import Namespace
 
 from dstore import console
+from dstore.cli.logs import SERVER_LINE, log_to_stderr
 from dstore.console import plain
 from dstore.global_server import Global
 from dstore.transport.addresses import is_private
@@ -57,8 +57,11 @@ def take_all_descriptors() -> None:
 def _greet(server: Global) -> None:
     try:
         print(f"Dstore server listening on {plain(server.address)}", flush=True)
-    except BrokenPipeError:
-        console.drop_stdout()  # nobody reads it, which is no reason not to serve
+    except OSError as error:  # nobody reads it, which is no reason not to serve
+        console.drop_stdout()
+        if not isinstance(error, BrokenPipeError):
+            why = f"standard output does not take that: {console.said(error)}"
+            console.complain(f"listening on {plain(server.address)}; {why}")
 
 
 def _warn_if_exposed(server: Global) -> None:
@@ -97,6 +100,4 @@ def _log_to_stderr(options: Namespace) -> None:
     level = logging.ERROR if options.quiet else logging.WARNING
     if options.verbose:
         level = logging.INFO if options.verbose == 1 else logging.DEBUG
-    logging.basicConfig(
-        stream=sys.stderr, level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    log_to_stderr(SERVER_LINE, level)

@@ -8,7 +8,6 @@ does), ``verdict`` (what is held against the records afterwards). ``corpus`` fin
 from __future__ import annotations
 
 import signal
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -22,6 +21,7 @@ def main(folder: str | None = None, workers: int = 4) -> int:
     Returns the exit code: 0 for a good verdict, 1 for a bad one, 2 for a folder that cannot be
     used, 130 when it was interrupted. Call it from the main thread: it handles signals.
     """
+    from dstore.console import complain
     from dstore.demo.corpus import CorpusError
     from dstore.demo.screen import Screen
     from dstore.demo.story import tell
@@ -31,10 +31,10 @@ def main(folder: str | None = None, workers: int = 4) -> int:
         try:
             faults = tell(folder, workers, screen)
         except CorpusError as error:
-            print(f"dstore demo: {error}", file=sys.stderr)
+            complain(str(error), "dstore demo")
             return USAGE
         except KeyboardInterrupt:
-            print("dstore demo: interrupted", file=sys.stderr)
+            complain("interrupted", "dstore demo")
             return INTERRUPTED
     return BAD if faults else GOOD
 

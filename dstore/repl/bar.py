@@ -20,8 +20,10 @@ SHOW_AFTER = 0.5
 """Seconds that something may take without a bar."""
 DRAW_EVERY = 0.1
 """Seconds."""
-WIDTH = 30
-"""Columns of the bar itself; with the figures all fits into 80."""
+BAR_MAX, BAR_MIN = 30, 5
+"""Columns of the bar itself."""
+WIDEST = {"done": 16, "what": 8, "speed": 11, "left": 9}
+"""Columns that the other parts may take, those first that a narrow window shows first."""
 
 Progress: TypeAlias = Callable[[str, int, int], None]
 """What a Node tells how far it is: what it does, how many bytes are done, and of how many."""
@@ -85,6 +87,22 @@ class Bar:
         self._rich.refresh()
 
 
+def parts_that_fit(columns: int) -> dict[str, int]:
+    """The parts of a bar that a window of this width has room for, and their own widths.
+
+    There is always the first one. The bar itself takes what is left.
+    """
+    shown: dict[str, int] = {}
+    for name, width in WIDEST.items():
+        if shown and width > columns:
+            break
+        shown[name] = width
+        columns -= width + 1  # a blank follows
+    if columns >= BAR_MIN:
+        shown["bar"] = min(columns, BAR_MAX)
+    return shown
+
+
 def _new_bar() -> RichProgress:
     """Imported here: whoever needs no bar does without rich, and starts more quickly."""
     from rich.console import Console
@@ -92,18 +110,24 @@ def _new_bar() -> RichProgress:
         BarColumn,
         DownloadColumn,
         Progress,
+        ProgressColumn,
         TextColumn,
         TimeRemainingColumn,
         TransferSpeedColumn,
     )
 
+    console = Console(stderr=True)
+    shown = parts_that_fit(console.width)
+    parts: dict[str, ProgressColumn] = {
+        "what": TextColumn("{task.description}"),
+        "bar": BarColumn(shown.get("bar")),
+        "done": DownloadColumn(),
+        "speed": TransferSpeedColumn(),
+        "left": TimeRemainingColumn(),
+    }
     return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(WIDTH),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
+        *(column for name, column in parts.items() if name in shown),
+        console=console,
         auto_refresh=False,
         transient=True,
         redirect_stdout=False,

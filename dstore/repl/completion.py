@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 from dstore.console import text_or_bytes
-from dstore.repl.show import CONTROL
+from dstore.quoting import is_plain
 from dstore.repl.text import (
     BLANKS,
     BYTES,
@@ -119,7 +119,7 @@ def _typeable(key: str | bytes, quote: str) -> str | None:
     """The key as it has to be typed after this quote, or none; None if it cannot be."""
     if quote in BYTES_QUOTES:
         return escaped(key, quote)
-    if isinstance(key, bytes) or CONTROL.search(key):
+    if isinstance(key, bytes) or not is_plain(key):
         return None if quote else escaped(key)
     odd = re.search(r"\s", key) or key.startswith((*QUOTES, *BYTES_QUOTES))
     if not quote and not odd:

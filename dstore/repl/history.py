@@ -2,32 +2,46 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import secrets
+import stat
 from pathlib import Path
 
 HISTORY_LINES_MAX = 1000
+ROOT = 0
+"""The user whose links may be followed: it could read everything anyway."""
+FILE_MODE, FOLDER_MODE = 0o600, 0o700
+"""What was typed may be secret: its owner alone reads it."""
 
 
 class LineHistory:
-    """A file with one typed line per line, readable by its owner alone.
+    """A file with one typed line per line, which only its owner may read; its folder too.
 
     Each line is appended as it is typed, so that several REPLs may share the file. Whatever is
-    wrong with the file or its folder, the REPL works without it.
+    wrong with the file or its folder, the REPL works without it. ``refusal`` says why, if that is
+    to be told: they are another user's, who could read what is typed, or have it written elsewhere.
     """
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
+        self.refusal = ""
 
     def read(self) -> list[str]:
         """The lines of earlier runs, oldest first; shortens the file if it has grown long."""
         if self._path is None:
             return []
         try:
-            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            lines = self._path.read_text("utf-8", errors="replace").split("\n")[:-1]
+            self._path.parent.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
+            self._narrow_folder(self._path.parent)
+            with open(self._open(self._path, os.O_RDONLY), "rb") as file:
+                lines = file.read().decode("utf-8", "replace").split("\n")[:-1]
             if len(lines) > 2 * HISTORY_LINES_MAX:
                 self._rewrite(lines[-HISTORY_LINES_MAX:])
-        except OSError:
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            self._give_up(error)
             return []
         return lines[-HISTORY_LINES_MAX:]
 
@@ -37,17 +51,67 @@ class LineHistory:
             return
         try:
             flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
-            with open(os.open(self._path, flags, 0o600), "ab") as file:
+            with open(self._open(self._path, flags), "ab") as file:
                 file.write(line.encode("utf-8", "replace") + b"\n")
-        except OSError:
-            self._path = None
+        except OSError as error:
+            self._give_up(error)
+
+    def _give_up(self, error: OSError) -> None:
+        if isinstance(error, NotOurs):
+            self.refusal = f"what is typed is not kept: {error.filename} {error.strerror}"
+        self._path = None
+
+    @staticmethod
+    def _narrow_folder(folder: Path) -> None:
+        _refuse_links_of_others(folder)
+        status = folder.stat()
+        _refuse_file_of_others(folder, status)
+        if stat.S_IMODE(status.st_mode) & ~FOLDER_MODE:
+            folder.chmod(FOLDER_MODE)
+
+    @staticmethod
+    def _open(path: Path, flags: int) -> int:
+        """Open the file, and narrow its permissions. Raises OSError; NotOurs is one."""
+        _refuse_links_of_others(path)
+        descriptor = os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK, FILE_MODE)
+        try:
+            status = os.fstat(descriptor)
+            _refuse_file_of_others(path, status)
+            if not stat.S_ISREG(status.st_mode):
+                raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), path)
+            if stat.S_IMODE(status.st_mode) & ~FILE_MODE:
+                os.fchmod(descriptor, FILE_MODE)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        return descriptor
 
     def _rewrite(self, lines: list[str]) -> None:
         assert self._path is not None
-        fresh = self._path.with_name(f"{self._path.name}.{os.getpid()}")
-        with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-            file.write("\n".join([*lines, ""]).encode("utf-8", "replace"))
-        fresh.replace(self._path)
+        target = self._path.resolve()  # if this user has made it a link, it stays one
+        fresh = target.with_name(f"{target.name}.{secrets.token_hex(8)}")
+        try:
+            descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, FILE_MODE)
+            with open(descriptor, "wb") as file:
+                file.write("\n".join([*lines, ""]).encode("utf-8", "replace"))
+            fresh.replace(target)
+        except OSError:
+            fresh.unlink(missing_ok=True)
+            raise
+
+
+class NotOurs(PermissionError):
+    """A file or folder of the history, or a link to it, belongs to another user."""
+
+
+def _refuse_links_of_others(path: Path) -> None:
+    if path.is_symlink() and path.lstat().st_uid != ROOT:
+        _refuse_file_of_others(path, path.lstat())
+
+
+def _refuse_file_of_others(path: Path, status: os.stat_result) -> None:
+    if status.st_uid != os.geteuid():
+        raise NotOurs(errno.EACCES, "belongs to another user", str(path))
 
 
 def history_path() -> Path | None:

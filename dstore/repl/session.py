@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import sys
 from collections.abc import Iterable
 from types import FrameType
@@ -14,6 +15,7 @@ from cmd2.parsing import Statement
 from dstore import console
 from dstore.errors import DstoreError, GlobalUnavailable, KeyMissing, KeyOccupied, OutcomeUnknown
 from dstore.node import Node
+from dstore.quoting import visible
 from dstore.repl import text, values
 from dstore.repl.bar import progress_bar
 from dstore.repl.completion import Completed, complete
@@ -57,6 +59,8 @@ class Repl(cmd2.Cmd):
         for line in self._lines.read():
             self._editor.remember(line)
         self.greet()
+        if self._lines.refusal:
+            console.complain(self._lines.refusal)
         self.cmdloop()
         return self.exit_code
 
@@ -143,7 +147,9 @@ class Repl(cmd2.Cmd):
 
     def do_help(self, statement: Statement) -> None:  # type: ignore[override]
         for line in text.help_lines(statement.args):
-            self.say(line)
+            if self._editor is not None:
+                line = text.wrapped(line, shutil.get_terminal_size().columns)
+            self._print(line)
 
     def do_exit(self, statement: Statement) -> bool:
         if statement.args:
@@ -178,7 +184,7 @@ class Repl(cmd2.Cmd):
         except KeyboardInterrupt:
             self.say(text.reply_interrupted(command))
             raise
-        except (DstoreError, TypeError, ValueError, OSError, MemoryError) as error:
+        except (DstoreError, *console.BUILT_IN_ERRORS) as error:
             self._note_answer(error)
             self.say(text.reply_refused(error))
         else:
@@ -200,9 +206,15 @@ class Repl(cmd2.Cmd):
             self.exit_code = console.EXIT_UNREACHED
 
     def say(self, line: str, *, flush: bool = True) -> None:
-        """Print one line of a reply as it is; cmd2 would look for styles in it."""
+        """Print one line of a reply as it is; cmd2 would look for styles in it.
+
+        Whatever it is made of, it stays one line and steers no terminal.
+        """
+        self._print(visible(line), flush=flush)
+
+    def _print(self, lines: str, *, flush: bool = True) -> None:
         try:
-            print(line, file=self.stdout, flush=flush)
+            print(lines, file=self.stdout, flush=flush)
         except BrokenPipeError:
             console.drop_stdout()
             raise SystemExit(console.EXIT_PIPE_CLOSED) from None

@@ -11,6 +11,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from dstore.quoting import is_plain, visible
+
 SHOWN_MAX = 4096
 """Characters that a value may take on a line in full."""
 BEGINNING = 100
@@ -23,22 +25,21 @@ NUMPY_SHOWS_ALL = 1000
 """An array of so many items NumPy shows in full."""
 NUMPY_SHOWS_EACH = 6
 
-CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
-"""Characters that would break a line in two or steer the terminal."""
 _LINE_BREAK = re.compile(r"\n\s*")
 
 
 def shown(item: Any) -> str:
     """A key or a value on one line: text as it is, everything else as Python would write it.
 
-    Text that would break the line or steer the terminal is written as Python would, too.
+    Text that would break the line, steer the terminal, or not be seen is written as Python would,
+    too. All of this holds in a pipe as well: a reply of the REPL is one line.
     """
     if is_array(item):
-        return _shown_array(item)
-    if isinstance(item, str) and len(item) <= SHOWN_MAX and not CONTROL.search(item):
+        return visible(_shown_array(item))
+    if isinstance(item, str) and len(item) <= SHOWN_MAX and is_plain(item):
         return item
     line, whole = _begun(item, SHOWN_MAX)
-    return line if whole else f"<{_described(item)}: {_beginning(item)} ...>"
+    return visible(line if whole else f"<{_described(item)}: {_beginning(item)} ...>")
 
 
 def is_array(value: object) -> bool:

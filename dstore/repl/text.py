@@ -18,18 +18,22 @@ from __future__ import annotations
 
 import os
 import re
+import textwrap
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from dstore.console import said, text_or_bytes
 from dstore.errors import KeyMissing, KeyOccupied, UnknownCodec
-from dstore.repl.show import CONTROL, shown
+from dstore.quoting import is_plain
+from dstore.repl.show import shown
 
 MISSING = "Key-Value mapping doesn't exist"
 UPDATED = "Database updated"
 QUOTES = ("'", '"')
 BYTES_QUOTES = ("b'", 'b"')
 BLANKS = " \t"
+ABOUT_FROM = 18
+"""Columns, in the list of HELP, before what a command does."""
 
 KEY_RULE = "A key with spaces goes in quotes; any bytes can be a key, written as b'\\xff\\n'."
 ESCAPED = {"\n": "\\n", "\r": "\\r", "\t": "\\t", "\\": "\\\\", "'": "\\'", '"': '\\"'}
@@ -203,13 +207,13 @@ def escaped(key: str | bytes, quote: str = "b'") -> str:
     """The key as :func:`unescaped` reads it, within ``quote`` and its end."""
     text = key if isinstance(key, str) else key.decode("utf-8", "surrogateescape")
 
-    def escape(match: re.Match[str]) -> str:
-        short = ESCAPED.get(match[0])
-        raw = match[0].encode("utf-8", "surrogateescape")
-        return short or "".join(f"\\x{byte:02x}" for byte in raw)
+    def escape(character: str) -> str:
+        raw = character.encode("utf-8", "surrogateescape")
+        return ESCAPED.get(character) or "".join(f"\\x{byte:02x}" for byte in raw)
 
-    odd = re.compile(rf"[\\\t{quote[1]}]|{CONTROL.pattern}")
-    return f"{quote}{odd.sub(escape, text)}{quote[1]}"
+    odd = f"\\\t{quote[1]}"
+    written = (escape(each) if each in odd or not is_plain(each) else each for each in text)
+    return f"{quote}{''.join(written)}{quote[1]}"
 
 
 def as_typed(text: str) -> str | bytes:
@@ -260,7 +264,7 @@ def unquoted(value: str) -> str:
 
 def shown_key(key: str | bytes) -> str:
     """A key on one line, so that it can be typed, but for quotes around spaces or quotes."""
-    if isinstance(key, bytes) or CONTROL.search(key) or key.startswith(BYTES_QUOTES):
+    if isinstance(key, bytes) or not is_plain(key) or key.startswith(BYTES_QUOTES):
         return escaped(key)
     return key
 
@@ -313,6 +317,12 @@ def reply_interrupted(command: str) -> str:
     return f"Interrupted{in_doubt}"
 
 
+def wrapped(line: str, width: int) -> str:
+    """A line of HELP in a window of so many columns: what goes on is indented like the rest."""
+    indent = min(len(line) - len(line.lstrip()) + ABOUT_FROM, width // 3)
+    return textwrap.fill(line, width, subsequent_indent=" " * indent, break_on_hyphens=False)
+
+
 def help_lines(topic: str) -> Iterator[str]:
     """HELP: the whole list, or more about the one command whose name is given."""
     command = COMMAND_OF.get(topic.upper(), COMMAND_OF.get(f".{topic.upper()}"))
@@ -327,7 +337,7 @@ def help_lines(topic: str) -> Iterator[str]:
         yield from (f"    {example}" for example in usage.examples)
         return
     for usage in USAGES.values():
-        yield f"  {usage.line:<17} {usage.about}"
+        yield f"  {usage.line:<{ABOUT_FROM - 1}} {usage.about}"
     yield "Commands may be typed in any case; Tab completes commands, keys and paths."
     yield f"{KEY_RULE} Examples:"
     for name in ("set", "get", "add"):

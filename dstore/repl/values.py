@@ -12,10 +12,10 @@ import errno
 import json
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, BinaryIO, TypeAlias
 
-from dstore import config
+from dstore import config, files
 from dstore.errors import DstoreError, UnknownCodec
 from dstore.node import Node
 from dstore.repl.bar import Progress
@@ -49,7 +49,10 @@ def read_all(file: BinaryIO, name: str) -> bytearray:
     Not ``file.read(limit)``, which asks the system for that much memory beforehand.
     """
     data = bytearray()
-    while piece := file.read(PIECE_BYTES):
+    ended = False
+    while not ended:
+        piece = file.read(PIECE_BYTES)
+        ended = len(piece) < PIECE_BYTES  # asked once more, a terminal would want a second Ctrl-D
         data += piece
         if len(data) > config.VALUE_LIMIT_DEFAULT:
             raise ValueError(
@@ -112,10 +115,11 @@ def _plain_key(key: object) -> Any:
 
 def write_all(file: BinaryIO, data: Bytes) -> None:
     """Write bytes piece by piece, so that Ctrl-C need not wait for the last of them."""
-    file.writelines(_pieces(data))
+    file.writelines(pieces(data))
 
 
-def _pieces(data: Bytes) -> Iterator[memoryview]:
+def pieces(data: Bytes) -> Iterator[memoryview]:
+    """Bytes in parts of at most ``PIECE_BYTES``."""
     view = memoryview(data)
     for start in range(0, len(view), PIECE_BYTES):
         yield view[start : start + PIECE_BYTES]
@@ -131,13 +135,13 @@ def get_to_file(node: Node, key: str | bytes, path: str, progress: Progress | No
     Raises what ``get`` does, except for UnknownCodec, and OSError, which names ``path``.
     """
     try:
-        before = _status(path)
+        target, before = files.destination(path)
         if before is None or stat.S_ISREG(before.st_mode):
-            return _replace(node, key, path, before, progress)
+            return _replace(node, key, target, before, progress)
         if stat.S_ISDIR(before.st_mode):
             raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
         data = as_bytes(node, key)
-        with open(path, "wb") as device:
+        with open(target, "wb", opener=_as_it_was(before)) as device:
             write_all(device, data)
         return len(data)
     except DstoreError:  # some of which are OSErrors as well
@@ -148,26 +152,33 @@ def get_to_file(node: Node, key: str | bytes, path: str, progress: Progress | No
         raise OSError(error.errno, error.strerror, path) from error
 
 
-def _status(path: str) -> os.stat_result | None:
-    """What is there already. Raises OSError if nothing can be."""
-    try:
-        return os.stat(path)
-    except FileNotFoundError:
-        if not os.path.basename(path):
-            raise  # it ends like a folder that there is not
-        return None
+def _as_it_was(before: os.stat_result) -> Callable[[str, int], int]:
+    """Opens a device or a pipe, unless something else has taken its place since."""
+
+    def opener(path: str, _: int) -> int:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOCTTY)
+        if _identity(os.fstat(descriptor)) != _identity(before):
+            os.close(descriptor)
+            raise OSError(errno.ESTALE, "something else has taken its place meanwhile")
+        return descriptor
+
+    return opener
+
+
+def _identity(status: os.stat_result) -> tuple[int, ...]:
+    """Tells files apart. The inode alone does not: its number is given to the next file."""
+    return (status.st_dev, status.st_ino, status.st_mode, status.st_uid)
 
 
 def _replace(
     node: Node,
     key: str | bytes,
-    path: str,
+    target: str,
     before: os.stat_result | None,
     progress: Progress | None,
 ) -> int:
     import tempfile  # not for every command: it imports a lot
 
-    target = os.path.realpath(path)
     with tempfile.TemporaryDirectory(prefix=UNFINISHED, dir=os.path.dirname(target)) as place:
         unfinished = os.path.join(place, "value")
         fetched = node.get_file(key, unfinished, progress=progress)
@@ -177,7 +188,7 @@ def _replace(
             size = len(data)
             with open(unfinished, "wb") as file:
                 write_all(file, data)
-        if before is not None:  # it may be meant for few eyes
-            os.chmod(unfinished, stat.S_IMODE(before.st_mode))
+        if before is not None:
+            files.keep_mode(unfinished, before)
         os.replace(unfinished, target)
     return size

@@ -25,18 +25,26 @@ CURSOR_HIDDEN, CURSOR_SHOWN = "\x1b[?25l", "\x1b[?25h"
 
 
 class AtTerminal:
-    """``python -c SCRIPT ARGUMENTS`` at a terminal of 80 columns; a context manager."""
+    """``python -c SCRIPT ARGUMENTS`` at a terminal of 80 columns; a context manager.
 
-    def __init__(self, *arguments: str, script: str = MAIN, stdout: bool = False) -> None:
+    With ``variables`` in its environment, COLUMNS among them if the window is to be wider or
+    narrower.
+    """
+
+    def __init__(
+        self, *arguments: str, script: str = MAIN, stdout: bool = False, **variables: str
+    ) -> None:
+        env = {**os.environ, "TERM": "xterm", "COLUMNS": "80", **variables}
         self._master, slave = pty.openpty()
-        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+        window = struct.pack("HHHH", 24, int(env["COLUMNS"]), 0, 0)
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, window)
         self.process = subprocess.Popen(
             [sys.executable, "-c", script, *arguments],
             stdin=subprocess.PIPE,
             stdout=slave if stdout else subprocess.PIPE,
             stderr=slave,
             cwd=ROOT,
-            env={**os.environ, "TERM": "xterm", "COLUMNS": "80"},
+            env=env,
         )
         os.close(slave)
         self.screen = ""

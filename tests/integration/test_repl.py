@@ -151,7 +151,7 @@ def test_what_cannot_be_stored_is_one_line(script: Script) -> None:
     replies = script('GET ""', f"GET {long}", "SET b3:x y", 'SET "" v', "GET b''")
     assert len(replies) == 5
     assert all(reply.startswith("Error: ") for reply in replies)
-    assert "at least one byte" in replies[0]
+    assert "has 1 to 511 bytes" in replies[0]
     assert "ADD" in replies[2]
 
 

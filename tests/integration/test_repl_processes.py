@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -157,6 +158,24 @@ def test_typed_lines_come_back_in_the_next_run(
     second.expect("SET remembered line")
     second.type(ENTER)
     second.expect("(Updated local) Key occupied!")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another user")
+def test_a_history_of_another_user_is_one_line(
+    terminal: Callable[..., Terminal], free_global: dstore.Global, tmp_path: Path
+) -> None:
+    file = tmp_path / "dstore" / "history"
+    file.parent.mkdir()
+    file.write_text("SET planted line\n")
+    os.chown(file, 65534, 65534)
+    repl_ = Terminal(free_global.address, tmp_path)
+    try:
+        repl_.expect(f"dstore: what is typed is not kept: {file} belongs to another user")
+        repl_.expect(PROMPT)
+        repl_.ask("SET k v", "Database updated")
+    finally:
+        repl_.close()
+    assert file.read_text() == "SET planted line\n"
 
 
 def test_without_a_place_for_its_history_it_works(

@@ -12,7 +12,7 @@ import pytest
 PACKAGE = "dstore"
 SOURCES = Path(__file__).resolve().parents[2] / PACKAGE
 
-GROUND = {"errors", "clock", "config", "native", "logs", "background", "checks"}
+GROUND = {"errors", "clock", "config", "native", "logs", "background", "checks", "quoting"}
 NOUNS = {"messages", "keys", "content"}
 INSIDE = GROUND | NOUNS | {"wire", "codecs", "core", "engines", "transport", "shm"}
 PUBLIC = {"", "errors", "config", "version", "node", "global_server"}
@@ -23,6 +23,7 @@ ROOMS: dict[str, set[str]] = {
     "errors": set(),
     "clock": set(),
     "checks": set(),
+    "quoting": set(),
     "native": {"clock"},
     "logs": {"native"},
     "background": {"native", "logs"},
@@ -37,7 +38,7 @@ ROOMS: dict[str, set[str]] = {
     "engines": {"errors", "config", "messages", "keys", "background"},
     "core": {"errors", "config", "messages", "keys", "content", "engines.base"},
     "transport": {"errors", "config", "messages", "wire", "native", "logs", "background"},
-    "limited_log": {"clock", "logs"},
+    "limited_log": {"clock", "logs", "quoting"},
     "shm": GROUND - {"clock"} | {"messages", "limited_log", "engines"},
     "files": {"codecs", "content", "messages"},
     "large": INSIDE | {"limited_log", "files"},
@@ -55,10 +56,10 @@ ROOMS: dict[str, set[str]] = {
     "global_server": INSIDE | {"green", "limited_log", "reentrancy"},
     "": PUBLIC - {""} | {"async_node", "codecs", "translate", "verbs", "watch"},
     "testing": {"errors", "config", "messages", "keys", "content", "core", "engines"},
-    "console": set(),
-    "repl": PUBLIC | {"background", "console"},
-    "demo": PUBLIC | {"console"},
-    "cli": PUBLIC | {"console", "repl", "demo", "transport.addresses"},
+    "console": {"quoting"},
+    "repl": PUBLIC | {"background", "console", "files", "quoting"},
+    "demo": PUBLIC | {"console", "quoting"},
+    "cli": PUBLIC | {"console", "quoting", "repl", "demo", "transport.addresses"},
     "__main__": {"cli"},
 }
 
