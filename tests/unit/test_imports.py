@@ -27,7 +27,8 @@ ROOMS: dict[str, set[str]] = {
     "reentrancy": set(),
     "messages": {"errors", "config"},
     "content": {"errors", "config", "messages"},
-    "wire": {"errors", "config", "messages"},
+    "frames": {"errors", "messages"},
+    "wire": {"errors", "config", "messages", "frames"},
     "codecs": {"errors", "config", "messages"},
     "engines": {"errors", "config", "messages", "background"},
     "core": {"errors", "config", "messages", "content", "engines.base"},
@@ -59,7 +60,7 @@ ROOMS: dict[str, set[str]] = {
 DOORS: dict[str, set[str]] = {
     "blake3": {"content", "demo"},
     "cmd2": {"repl"},
-    "msgpack": {"wire", "codecs"},
+    "msgpack": {"frames", "wire", "codecs"},
     "numpy": {"codecs"},
     "rich": {"repl", "demo", "cli"},
     "sortedcontainers": {"engines"},
