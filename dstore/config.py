@@ -39,7 +39,13 @@ BYTES_MAX = 1 << 20
 # Messages
 KEYS_PER_MESSAGE_MAX = 10_000
 BATCH_BYTES_MAX = INLINE_BYTES_MAX
-"""A many-request or its reply is closed once its values have this many bytes."""
+"""A SET has no more bytes than these, beside its envelope. The reply to a many-request is closed once
+its values have this many.
+"""
+ITEM_BYTES_MAX = 640
+"""What an item of a SET takes at most beside the bytes of its value: key, token, name of the codec.
+One that has nearly INLINE_BYTES_MAX of these goes alone, and has so many more.
+"""
 KEYS_PAGE_DEFAULT = 1_000
 CHUNK_BYTES = 1 << 20
 """A chunk of a large value: what another request may have to wait for."""

@@ -421,7 +421,7 @@ def _decode(frame: Buffer, data: Buffer | None, table: _Table) -> Any:
     if len(packed) > QUICK_BYTES_MAX:
         return _read_all(packed, data, table)
     try:
-        number, *fields = unpackb(  # as frames.unpacked does, a call less
+        things = unpackb(  # as frames.unpacked does, a call less
             packed,
             unicode_errors="surrogateescape",
             max_array_len=QUICK_ITEMS_MAX,
@@ -429,6 +429,9 @@ def _decode(frame: Buffer, data: Buffer | None, table: _Table) -> Any:
         )
     except Exception:  # whatever is wrong there; or a list is long
         return _read_all(packed, data, table)
+    if type(things) is not list or not things:
+        raise BadMessage(f"expected an operation, got {_shown(things)}")
+    number, *fields = things
     kind, checks = _lookup(table, number)
     try:
         if data is not None:
@@ -456,7 +459,7 @@ def _read_all(packed: Buffer, data: Buffer | None, table: _Table) -> Any:
             raise BadMessage("more comes behind it")
         return kind._make(fields)
     except Exception as error:  # whatever msgpack makes of bytes that anybody may have sent
-        wrong = error if isinstance(error, BadMessage) else BadMessage(f"not msgpack: {error!r}")
+        wrong = error if isinstance(error, BadMessage) else BadMessage(f"unreadable: {error!r}")
         raise wrong if kind is None else _malformed(kind, fields, wrong) from None
 
 
