@@ -35,6 +35,10 @@ BYTES_MAX = 1 << 20
 """A bytes value up to this size comes back as ``bytes``, a larger one as a read-only
 ``memoryview``, so that one copy serves all processes of a host.
 """
+DECODED_FACTOR, DECODED_FREE = 24, 64 << 20
+"""A value of n bytes may take DECODED_FACTOR * n + DECODED_FREE bytes of memory when a program reads
+it: what would take more is stored by no Node and decoded by none.
+"""
 
 # Messages
 KEYS_PER_MESSAGE_MAX = 10_000

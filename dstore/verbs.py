@@ -86,9 +86,10 @@ class Verbs:
         value = entry.value
         if type(value) is not Stored:
             return value
-        value, keep = self.codecs.decode(value)
+        value, keep = self.codecs.decode(value, sound=entry.sound)
         if keep:
             entry.value = value
+        entry.sound = True
         return value
 
     def _answered(self, answer: Answer) -> Any:
