@@ -198,7 +198,7 @@ def _list(check: Callable[[Any], T], most: int, least: int = 0) -> Callable[[Any
             return [check(item) for item in frame.some(length)]
         items: list[T] = []
         for piece in frame.pieces(length):
-            items += [_read(check, piece)] if type(piece) is Frame else map(check, piece)
+            items += [_read(check, piece)] if isinstance(piece, Frame) else map(check, piece)
         return items
 
     _READS[checked] = read

@@ -75,38 +75,38 @@ def check(body: Buffer) -> None:
     """
     allowed = DECODED_FACTOR * len(body) + DECODED_FREE
     try:
-        _walk(body, allowed)
+        takes(body, allowed)
     except IndexError:
         raise ValueError("it ends too early") from None
 
 
-def _walk(body: Buffer, allowed: int) -> int:
+def takes(body: Buffer, allowed: int) -> int:
     """How many bytes a value takes. Raises ValueError, and IndexError at the end of the body."""
-    at = takes = retry_at = 0
+    at = total = retry_at = 0
     left, is_dict, end = 1, False, len(body)
-    known = end
+    size = end
     outer: list[tuple[int, bool, int]] = []
     names: set[bytes] = set()
     while True:
+        if total > allowed:
+            raise ValueError(
+                f"it has too many small items: its {size:,} bytes would take more than the "
+                f"{allowed:,} bytes of memory that they may; divide it, or make an array of its "
+                "numbers, or bytes of it all"
+            )
         while not left:
             if end >= 0 and at != end:
                 raise ValueError(f"something ends at {at} that is to end at {end}")
             if not outer:
-                return takes
+                return total
             left, is_dict, end = outer.pop()
-        if takes > allowed:
-            raise ValueError(
-                f"it has too many small items: its {known:,} bytes would take more than the "
-                f"{allowed:,} bytes of memory that they may; divide it, or make an array of its "
-                "numbers, or bytes of it all"
-            )
         tag = body[at]
         if left > ROW_MIN and at >= retry_at and _ROW[tag]:
             width, count = _WIDTH[tag], min(left, ROW_MAX)
             tags = bytes(body[at : at + width * count : width])
             row = len(tags) - len(tags.lstrip(_ROW[tag]))
             at += row * width
-            takes += row * _TAKES[tag]
+            total += row * _TAKES[tag]
             left -= row
             if row < count:
                 retry_at = at + NO_ROW
@@ -117,18 +117,18 @@ def _walk(body: Buffer, allowed: int) -> int:
             if is_dict and left & 1 and 0xA0 <= tag < 0xC0:
                 name = bytes(body[at : at + width])
                 if name not in names:
-                    takes += NAME + _TAKES[tag]
+                    total += NAME + _TAKES[tag]
                     if len(names) < NAMES_MAX:
                         names.add(name)
             else:
-                takes += _TAKES[tag]
+                total += _TAKES[tag]
             at += width
             continue
         length, start = _begin(body, at, tag)
         at = start
         if 0xD9 <= tag <= 0xDB or 0xC4 <= tag <= 0xC6:
             at += length
-            takes += length + (TEXT if tag >= 0xD9 else BYTES)
+            total += length + (TEXT if tag >= 0xD9 else BYTES)
             continue
         if len(outer) == DEPTH_MAX:
             raise ValueError(f"it is nested more than {DEPTH_MAX} deep")
@@ -137,14 +137,14 @@ def _walk(body: Buffer, allowed: int) -> int:
         if 0xC7 <= tag <= 0xC9 or 0xD4 <= tag <= 0xD8:
             if body[at] != TUPLE:
                 raise ValueError(f"unknown extension type {body[at]}")
-            takes += TUPLE_MORE + length
+            total += TUPLE_MORE + length
             end = at + 1 + length
             tag = body[at + 1]
             if not (0x90 <= tag <= 0x9F or 0xDC <= tag <= 0xDD):
                 raise ValueError("a tuple is packed as a list")
             length, at = _begin(body, at + 1, tag)
         left = 2 * length if is_dict else length
-        takes += DICT + _table(length) if is_dict else LIST + SLOT * length
+        total += DICT + _table(length) if is_dict else LIST + SLOT * length
 
 
 def _begin(body: Buffer, at: int, tag: int) -> tuple[int, int]:

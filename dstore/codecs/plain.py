@@ -9,7 +9,7 @@ read-only ``memoryview``.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeAlias
 
 import msgpack
 
@@ -22,6 +22,7 @@ from dstore.messages import Buffer
 
 FEW_KEYS_BYTES = 256
 """A body of so few bytes has too few keys to be slow, whatever they are."""
+MakeDict: TypeAlias = Callable[[list[tuple[Any, Any]]], dict[Any, Any]]
 _IMMUTABLE = (int, float, bool, type(None))
 _TIMESTAMPS = (b"\xd6\xff", b"\xd7\xff", b"\xc7\x0c\xff")  # as msgpack packs them
 
@@ -48,20 +49,20 @@ def decode_text(body: Buffer) -> tuple[object, bool]:
     return str(body, "utf-8"), type(body) is bytes
 
 
-def check_msgpack(body: Buffer) -> None:
-    """Raise ValueError if this is not to be decoded, since nobody could have stored it: it would
-    take too much memory, or has in it what is not of Python's own.
+def decode_msgpack(body: Buffer) -> tuple[object, bool]:
+    """Raises ValueError, before it is built, if nobody could have stored the value: it would take too
+    much memory, or has in it what is not of Python's own; and whatever msgpack makes of bytes that
+    anybody may have stored.
     """
     if len(body) >= budget.CHECKED_FROM or _may_have_timestamps(bytes(body)):
         budget.check(body)
+    value = _unpack(body, keys.safe_dict)
+    return value, type(value) in _IMMUTABLE and type(body) is bytes
 
 
-def decode_msgpack(body: Buffer) -> tuple[object, bool]:
-    """Raises whatever msgpack makes of bytes that anybody may have stored.
-
-    The value is as large as :func:`check_msgpack` lets it be.
-    """
-    value = _unpack(body)
+def decode_msgpack_again(body: Buffer) -> tuple[object, bool]:
+    """The same of a body that has been decoded before: it is known to be harmless."""
+    value = _unpack(body, dict)
     return value, type(value) in _IMMUTABLE and type(body) is bytes
 
 
@@ -117,7 +118,7 @@ def _refuse(value: object) -> NoReturn:
     raise refusal(value)
 
 
-def _unpack(body: Buffer) -> Any:
+def _unpack(body: Buffer, make: MakeDict) -> Any:
     tuples = False
 
     def note(code: int, data: bytes) -> object:
@@ -127,22 +128,25 @@ def _unpack(body: Buffer) -> Any:
             raise ValueError(f"unknown extension type {code}")
         return msgpack.ExtType(code, data)
 
-    value = _one_level(body, note)
-    return _untied(value, 0) if tuples else value
+    value = _one_level(body, note, make)
+    return _untied(value, 0, make) if tuples else value
 
 
-def _one_level(body: Buffer, extension: Callable[[int, bytes], object]) -> Any:
+def _one_level(body: Buffer, extension: Callable[[int, bytes], object], make: MakeDict) -> Any:
     """The value with its tuples still packed."""
+    few = make is dict or len(body) <= FEW_KEYS_BYTES
     try:
         # Text and bytes as keys, which nearly all dicts have, cannot be made to collide.
-        return msgpack.unpackb(body, ext_hook=extension, strict_map_key=len(body) > FEW_KEYS_BYTES)
-    except ValueError:  # other keys, perhaps
-        return msgpack.unpackb(
-            body, ext_hook=extension, strict_map_key=False, object_pairs_hook=keys.safe_dict
-        )
+        return msgpack.unpackb(body, ext_hook=extension, strict_map_key=not few)
+    except ValueError:
+        if few:
+            raise
+    return msgpack.unpackb(
+        body, ext_hook=extension, strict_map_key=False, object_pairs_hook=make
+    )
 
 
-def _untied(value: Any, depth: int) -> Any:
+def _untied(value: Any, depth: int, make: MakeDict) -> Any:
     """The value with every tuple unpacked, one after the other; lists stay the same objects."""
     kind = type(value)
     if kind not in (list, dict, msgpack.ExtType):
@@ -151,14 +155,16 @@ def _untied(value: Any, depth: int) -> Any:
         raise ValueError(f"it is nested more than {DEPTH_MAX} deep")
     inner = depth + 1
     if kind is dict:
-        return keys.safe_dict([(_untied(k, inner), _untied(v, inner)) for k, v in value.items()])
+        return make(
+            [(_untied(k, inner, make), _untied(v, inner, make)) for k, v in value.items()]
+        )
     if kind is list:
         for place, item in enumerate(value):
-            value[place] = _untied(item, inner)
+            value[place] = _untied(item, inner, make)
         return value
     if value.code != TUPLE:
         raise ValueError(f"unknown extension type {value.code}")
-    items = _one_level(value.data, msgpack.ExtType)
+    items = _one_level(value.data, msgpack.ExtType, make)
     if type(items) is not list:
         raise ValueError("a tuple is packed as a list")
-    return tuple([_untied(item, inner) for item in items])
+    return tuple([_untied(item, inner, make) for item in items])

@@ -98,8 +98,8 @@ class Codecs:
         elif type(body) is not bytes:
             raise TypeError("only the bytes themselves can be decoded; fetch them first")
         try:
-            if stored.codec == MSGPACK and not sound:
-                plain.check_msgpack(body)
+            if sound and stored.codec == MSGPACK:
+                return plain.decode_msgpack_again(body)
             return decoder(body)
         except UnknownCodec:
             raise
