@@ -36,15 +36,15 @@ BYTES_MAX = 1 << 20
 ``memoryview``, so that one copy serves all processes of a host.
 """
 DECODED_FACTOR, DECODED_FREE = 24, 64 << 20
-"""A value of n bytes may take DECODED_FACTOR * n + DECODED_FREE bytes of memory when a program reads
-it: what would take more is stored by no Node and decoded by none.
+"""A value of n bytes may take DECODED_FACTOR * n + DECODED_FREE bytes of memory when it is decoded:
+what would take more is stored by no Node and decoded by none.
 """
 
 # Messages
 KEYS_PER_MESSAGE_MAX = 10_000
 BATCH_BYTES_MAX = INLINE_BYTES_MAX
-"""A SET has no more bytes than these, beside its envelope. The reply to a many-request is closed once
-its values have this many.
+"""A SET has no more bytes than these, beside its envelope. The reply to a many-request is closed
+once its values have this many.
 """
 ITEM_BYTES_MAX = 640
 """What an item of a SET takes at most beside the bytes of its value: key, token, name of the codec.

@@ -1,11 +1,11 @@
 """Packed messages, read so that nothing becomes many times its size before it is checked.
 
 A list within a list takes one byte in a frame and 72 in Python: unpacked as a whole, 31 MiB that a
-stranger has sent become 2.4 GiB before anybody has looked at them. So only what is small is unpacked
-as a whole. Of anything else the shape comes first: msgpack makes one thing at a time, and refuses by
-itself each list, table and extension that is not empty. What has its place in a message is opened
-by its reader, who knows how long it may be; of a long list a few items are unpacked together, and
-checked before the next ones are.
+stranger has sent become 2.4 GiB before anybody has looked at them. So only what is small is
+unpacked as a whole. Of anything else the shape comes first: msgpack makes one thing at a time, and
+refuses by itself each list, table and extension that is not empty. What has its place in a message
+is opened by its reader, who knows how long it may be; of a long list a few items are unpacked
+together, and checked before the next ones are.
 
 That takes, beside the frame, at most two copies of it, what is in it (four bytes for one where that
 is text of wide characters), some hundred bytes for each item of a list, whose number has a bound,
@@ -25,8 +25,8 @@ from dstore.errors import BadMessage
 from dstore.messages import Buffer
 
 QUICK_BYTES_MAX, QUICK_ITEMS_MAX = 16 << 10, 256
-"""So few bytes, with so few items in each list, are unpacked as a whole and then checked. Whatever is
-in them takes at most 4 MiB then.
+"""So few bytes, with so few items in each list, are unpacked as a whole and then checked. Whatever
+is in them takes at most 4 MiB then.
 """
 TEXT_BYTES_MAX = QUICK_BYTES_MAX
 """Bytes of one text in a message. Keys, names and labels have fewer."""

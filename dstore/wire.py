@@ -140,7 +140,6 @@ def _read(check: Check, frame: Frame) -> Any:
     return check(frame.one()) if read is None else read(frame)
 
 
-
 def _uint(field: Any) -> int:
     if type(field) is not int or field < 0:
         raise BadMessage(f"expected a number of at least 0, got {_shown(field)}")
@@ -307,8 +306,8 @@ def _stored(field: Any) -> Stored:
     if type(field) is list and len(field) == 3:
         token, codec, body = field
         if type(body) is bytes and type(token) is bytes and len(token) == 16:
-            if type(codec) is str:
-                return Stored(token, _CODECS.get(codec) or _codec(codec), body)
+            name = _CODECS.get(codec) if type(codec) is str else None
+            return Stored(token, name or _codec(codec), body)
     return _any_stored(field)
 
 
@@ -353,7 +352,10 @@ _TO_GLOBAL: dict[int, tuple[type[ToGlobal], tuple[Check, ...]]] = {
 
 _TO_LOCAL: dict[int, tuple[type[ToLocal], tuple[Check, ...]]] = {
     65: (Welcome, (_uint, _uint, _id16, _uint, _span, _text, _uint, _uint)),
-    66: (Synced, (_uint, _uint, _uint, _uint, _uint, _optional(_list(_key, LOG_LENGTH_MAX)), _bool, _uint)),
+    66: (
+        Synced,
+        (_uint, _uint, _uint, _uint, _uint, _optional(_list(_key, LOG_LENGTH_MAX)), _bool, _uint),
+    ),
     67: (Farewell, (_uint, _uint)),
     68: (GetReply, (*_asked, _list(_found, KEYS_PER_MESSAGE_MAX))),
     69: (SetReply, (*_asked, _list(_set_result, KEYS_PER_MESSAGE_MAX))),
@@ -361,7 +363,10 @@ _TO_LOCAL: dict[int, tuple[type[ToLocal], tuple[Check, ...]]] = {
     71: (ScanReply, (*_asked, _list(_key, KEYS_PER_MESSAGE_MAX), _text)),
     72: (StatsReply, (*_asked, _figures)),
     73: (Refused, (*_asked, _enum(Refusal), _text)),
-    74: (Publication, (_uint, _uint, _list(_key, PUBLISHED_MAX), _bool, _list(_id16, PUBLISHED_MAX))),
+    74: (
+        Publication,
+        (_uint, _uint, _list(_key, PUBLISHED_MAX), _bool, _list(_id16, PUBLISHED_MAX)),
+    ),
     75: (Chunk, (*_asked, _id16, _uint, _data)),
     76: (Staged, (*_asked, _id16, _uint, _uint)),
     77: (Settled, (_uint, _uint)),

@@ -1,9 +1,9 @@
 """How much memory a packed value takes when it is decoded, found out without decoding it.
 
-Anybody may have stored a value, and whoever reads it builds it. A byte of msgpack can be an empty
-list, of 64 bytes, in a slot of 8: so 8 MiB became 611 MiB, afresh for each reader. What a value may
-take is therefore bounded by its size, and what would take more is refused by its readers, and by its
-writer, so that nobody stores what nobody can read. The bound is far from what programs store:
+Anybody may have stored a value, and its readers build it. A byte of msgpack can be an empty list,
+of 64 bytes, in a slot of 8: so 8 MiB became 611 MiB, afresh for each reader. What a value may take
+is therefore bounded by its size. What would take more is refused by its readers, and by its writer,
+so that nobody stores what nobody can read. The bound is far from what programs store:
 
 ============================================  ==============================
 items                                         bytes in memory for one packed
@@ -83,17 +83,12 @@ def check(body: Buffer) -> None:
 def takes(body: Buffer, allowed: int) -> int:
     """How many bytes a value takes. Raises ValueError, and IndexError at the end of the body."""
     at = total = retry_at = 0
-    left, is_dict, end = 1, False, len(body)
-    size = end
+    left, is_dict, end = 1, False, len(body)  # of the list or dict, the latter counted twice
     outer: list[tuple[int, bool, int]] = []
     names: set[bytes] = set()
     while True:
         if total > allowed:
-            raise ValueError(
-                f"it has too many small items: its {size:,} bytes would take more than the "
-                f"{allowed:,} bytes of memory that they may; divide it, or make an array of its "
-                "numbers, or bytes of it all"
-            )
+            raise _too_much(len(body), allowed)
         while not left:
             if end >= 0 and at != end:
                 raise ValueError(f"something ends at {at} that is to end at {end}")
@@ -101,10 +96,10 @@ def takes(body: Buffer, allowed: int) -> int:
                 return total
             left, is_dict, end = outer.pop()
         tag = body[at]
+        width = _WIDTH[tag]
         if left > ROW_MIN and at >= retry_at and _ROW[tag]:
-            width, count = _WIDTH[tag], min(left, ROW_MAX)
-            tags = bytes(body[at : at + width * count : width])
-            row = len(tags) - len(tags.lstrip(_ROW[tag]))
+            count = min(left, ROW_MAX)
+            row = _row_length(body, at, count)
             at += row * width
             total += row * _TAKES[tag]
             left -= row
@@ -112,39 +107,59 @@ def takes(body: Buffer, allowed: int) -> int:
                 retry_at = at + NO_ROW
             continue
         left -= 1
-        width = _WIDTH[tag]
-        if width:
-            if is_dict and left & 1 and 0xA0 <= tag < 0xC0:
-                name = bytes(body[at : at + width])
-                if name not in names:
-                    total += NAME + _TAKES[tag]
-                    if len(names) < NAMES_MAX:
-                        names.add(name)
-            else:
-                total += _TAKES[tag]
-            at += width
+        if not width:
+            outer.append((left, is_dict, end))
+            at, more, left, is_dict, end = _opened(body, at, len(outer))
+            total += more
             continue
-        length, start = _begin(body, at, tag)
-        at = start
-        if 0xD9 <= tag <= 0xDB or 0xC4 <= tag <= 0xC6:
-            at += length
-            total += length + (TEXT if tag >= 0xD9 else BYTES)
-            continue
-        if len(outer) == DEPTH_MAX:
-            raise ValueError(f"it is nested more than {DEPTH_MAX} deep")
-        outer.append((left, is_dict, end))
-        is_dict, end = tag <= 0x8F or tag >= 0xDE, -1
-        if 0xC7 <= tag <= 0xC9 or 0xD4 <= tag <= 0xD8:
-            if body[at] != TUPLE:
-                raise ValueError(f"unknown extension type {body[at]}")
-            total += TUPLE_MORE + length
-            end = at + 1 + length
-            tag = body[at + 1]
-            if not (0x90 <= tag <= 0x9F or 0xDC <= tag <= 0xDD):
-                raise ValueError("a tuple is packed as a list")
-            length, at = _begin(body, at + 1, tag)
-        left = 2 * length if is_dict else length
-        total += DICT + _table(length) if is_dict else LIST + SLOT * length
+        more = _TAKES[tag]
+        if is_dict and left & 1 and 0xA0 <= tag < 0xC0:
+            more = _name(bytes(body[at : at + width]), names)
+        total += more
+        at += width
+
+
+def _row_length(body: Buffer, at: int, count: int) -> int:
+    """How many numbers follow one another there that have the same length."""
+    tags = bytes(body[at : at + _WIDTH[body[at]] * count : _WIDTH[body[at]]])
+    return len(tags) - len(tags.lstrip(_ROW[body[at]]))
+
+
+def _name(name: bytes, names: set[bytes]) -> int:
+    """What a key takes that is a short text."""
+    if name in names:
+        return 0
+    if len(names) < NAMES_MAX:
+        names.add(name)
+    return NAME + TEXT + len(name)
+
+
+def _opened(body: Buffer, at: int, depth: int) -> tuple[int, int, int, bool, int]:
+    """Begin a long text, bytes, a list, a dict or a tuple.
+
+    Where its items start, what it takes, how many there are, whether it is a dict, and where it
+    ends, or -1.
+    """
+    tag = body[at]
+    length, start = _begin(body, at, tag)
+    if 0xD9 <= tag <= 0xDB:
+        return start + length, TEXT + length, 0, False, -1
+    if 0xC4 <= tag <= 0xC6:
+        return start + length, BYTES + length, 0, False, -1
+    if depth > DEPTH_MAX:
+        raise ValueError(f"it is nested more than {DEPTH_MAX} deep")
+    if tag <= 0x8F or tag >= 0xDE:
+        return start, DICT + _table(length), 2 * length, True, -1
+    if tag <= 0x9F or tag in (0xDC, 0xDD):
+        return start, LIST + SLOT * length, length, False, -1
+    if body[start] != TUPLE:
+        raise ValueError(f"unknown extension type {body[start]}")
+    tag = body[start + 1]
+    if not (0x90 <= tag <= 0x9F or 0xDC <= tag <= 0xDD):
+        raise ValueError("a tuple is packed as a list")
+    items, at = _begin(body, start + 1, tag)
+    more = TUPLE_MORE + length + LIST + SLOT * items
+    return at, more, items, False, start + 1 + length
 
 
 def _begin(body: Buffer, at: int, tag: int) -> tuple[int, int]:
@@ -163,3 +178,10 @@ def _table(pairs: int) -> int:
     if pairs <= SMALL_DICT_MAX:
         return SMALL_DICT if pairs else 0
     return pairs * (PAIR if pairs < LARGE_DICT_MIN else LARGE_PAIR)
+
+
+def _too_much(size: int, allowed: int) -> ValueError:
+    return ValueError(
+        f"it has too many small items: its {size:,} bytes would take more than the {allowed:,} "
+        "bytes of memory that they may; divide it, or store numbers as an array, or all as bytes"
+    )

@@ -50,9 +50,9 @@ def decode_text(body: Buffer) -> tuple[object, bool]:
 
 
 def decode_msgpack(body: Buffer) -> tuple[object, bool]:
-    """Raises ValueError, before it is built, if nobody could have stored the value: it would take too
-    much memory, or has in it what is not of Python's own; and whatever msgpack makes of bytes that
-    anybody may have stored.
+    """Raises ValueError, before the value is built, if no Node would have stored it: since it would
+    take too much memory, or has in it what is not of Python's own. Raises also whatever msgpack
+    makes of bytes that anybody may have stored.
     """
     if len(body) >= budget.CHECKED_FROM or _may_have_timestamps(bytes(body)):
         budget.check(body)
@@ -141,9 +141,7 @@ def _one_level(body: Buffer, extension: Callable[[int, bytes], object], make: Ma
     except ValueError:
         if few:
             raise
-    return msgpack.unpackb(
-        body, ext_hook=extension, strict_map_key=False, object_pairs_hook=make
-    )
+    return msgpack.unpackb(body, ext_hook=extension, strict_map_key=False, object_pairs_hook=make)
 
 
 def _untied(value: Any, depth: int, make: MakeDict) -> Any:
@@ -155,9 +153,7 @@ def _untied(value: Any, depth: int, make: MakeDict) -> Any:
         raise ValueError(f"it is nested more than {DEPTH_MAX} deep")
     inner = depth + 1
     if kind is dict:
-        return make(
-            [(_untied(k, inner, make), _untied(v, inner, make)) for k, v in value.items()]
-        )
+        return make([(_untied(k, inner, make), _untied(v, inner, make)) for k, v in value.items()])
     if kind is list:
         for place, item in enumerate(value):
             value[place] = _untied(item, inner, make)

@@ -14,8 +14,8 @@ from typing import NamedTuple
 from dstore.messages import Key, Stored
 
 ENTRY_OVERHEAD = 360
-"""Bytes an entry takes beyond its key and its value, counted against the limit: itself, its size, its
-place in the dictionary, the Stored with token and name of the codec, and what all these begin with.
+"""Bytes an entry takes beyond its key and its value, counted against the limit: itself, its size,
+its place in the dictionary, the Stored with its token, and what all these objects begin with.
 Measured with 20,000 entries: 390, and 250 once the value is kept decoded.
 """
 SHARED_OVERHEAD = 1300

@@ -338,7 +338,9 @@ BOMBS = {
     "deep figures": STATS_REPLY + b"\x81\xa1k" * MANY,
     "figures that are lists": STATS_REPLY + b"\x81\xa1k" + array(MANY) + b"\x90" * MANY,
     "found trees": b"\x95\x44\1\1\1" + array(1000) + tree(9) * 1000,
-    "results with trees": b"\x95\x45\1\1\1" + array(99) + (b"\x96\1\1\xc2" + tree(9) + b"\1\1") * 99,
+    "results with trees": b"\x95\x45\1\1\1"
+    + array(99)
+    + (b"\x96\1\1\xc2" + tree(9) + b"\1\1") * 99,
     "a label": b"\x95\x01" + TOKEN + b"\0\0\xdb" + MANY.to_bytes(4, "big") + WIDE,
 }
 

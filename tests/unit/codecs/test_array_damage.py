@@ -219,7 +219,9 @@ def test_any_bytes_are_an_array_or_corrupt(data: bytes, beginning: bytes) -> Non
     ],
 )
 def test_an_array_without_bytes_claims_no_items_without_end(descr: Any, shape: Any) -> None:
-    said = corrupt("ndarray", file(entry(descr, shape=shape), bytes(16 if "b" in str(descr) else 0)))
+    said = corrupt(
+        "ndarray", file(entry(descr, shape=shape), bytes(16 if "b" in str(descr) else 0))
+    )
     assert "no bytes for" in said or "too big" in said
 
 

@@ -101,7 +101,7 @@ HONEST: dict[str, Any] = {
     "numbered": {n: n / 3 for n in range(10_000)},
     "coordinates": {(n, -n): n for n in range(10_000)},
     "names": {f"n{n}": [n] for n in range(10_000)},
-    "a grid": {each: 0 for each in itertools.product(range(-5, 6), repeat=4)},
+    "a grid": dict.fromkeys(itertools.product(range(-5, 6), repeat=4), 0),
     "nested": [[[[(n, [{"k": (n,)}])] for n in range(20)]] * 20] * 15,
     "deep": None,
 }
@@ -126,9 +126,13 @@ plain = st.recursive(
     | st.floats(allow_nan=False)
     | st.text(max_size=40)
     | st.binary(max_size=40),
-    lambda inner: st.lists(inner, max_size=40)
-    | st.lists(inner, max_size=5).map(tuple)
-    | st.dictionaries(st.integers() .filter(lambda n: abs(n) < 2**63) | st.text(max_size=5), inner),
+    lambda inner: (
+        st.lists(inner, max_size=40)
+        | st.lists(inner, max_size=5).map(tuple)
+        | st.dictionaries(
+            st.integers().filter(lambda n: abs(n) < 2**63) | st.text(max_size=5), inner
+        )
+    ),
     max_leaves=40,
 )
 
@@ -186,9 +190,16 @@ def test_the_bound_is_what_config_says(monkeypatch: pytest.MonkeyPatch) -> None:
         decode(body)
 
 
-@pytest.mark.parametrize("stamp", [b"\xd6\xff" + bytes(4), b"\xd7\xff" + bytes(8), b"\xc7\x0c\xff" + bytes(12)])
+@pytest.mark.parametrize(
+    "stamp", [b"\xd6\xff" + bytes(4), b"\xd7\xff" + bytes(8), b"\xc7\x0c\xff" + bytes(12)]
+)
 def test_a_timestamp_is_no_value(stamp: bytes) -> None:
-    for body in (stamp, b"\x92\x01" + stamp, b"\x81" + stamp + b"\x01", array(2) + flat(b"\x01") + stamp):
+    for body in (
+        stamp,
+        b"\x92\x01" + stamp,
+        b"\x81" + stamp + b"\x01",
+        array(2) + flat(b"\x01") + stamp,
+    ):
         with pytest.raises(ValueCorrupt, match="unknown extension type 255"):
             decode(body)
     assert decode(b"\x91\xc4\x02\xd6\xff") == [b"\xd6\xff"]  # these are bytes
@@ -229,7 +240,7 @@ def test_numbers_with_one_hash_are_refused() -> None:
 def test_keys_that_are_looked_for_in_the_same_places_are_given_up(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    value = {number: 0 for number in range(3 * keys.PART)}
+    value = dict.fromkeys(range(3 * keys.PART), 0)
     body = Codecs().encode(value).joined()
     same = decode(body) == value
     assert same
