@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import itertools
 import tracemalloc
@@ -141,9 +142,9 @@ plain = st.recursive(
 def test_any_value_is_walked_through_as_it_is_decoded(value: Any) -> None:
     body = Codecs().encode(value).joined() if not isinstance(value, (str, bytes)) else b"\xc0"
     budget.check(body)
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="ends"):
         budget.check(body[:-1])
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="ends"):
         budget.check(body + b"\xc0")
 
 
@@ -153,10 +154,8 @@ def test_any_bytes_are_walked_through_or_refused(body: bytes) -> None:
         budget.check(body)
     except ValueError:
         return
-    try:
+    with contextlib.suppress(ValueCorrupt):  # it does not look at UTF-8, nor at keys
         decode(body)
-    except ValueCorrupt as error:  # what the walk does not look at
-        assert any(each in str(error) for each in ("decode", "unhashable", "collide"))
 
 
 def real_bytes(body: bytes) -> int:
