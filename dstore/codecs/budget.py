@@ -50,6 +50,7 @@ NO_ROW = 1024
 ROWS = (
     (1, 0, (*range(0x80), 0xC0, 0xC2, 0xC3, *range(0xFB, 0x100))),  # Python has each only once
     (1, NUMBER, range(0xE0, 0xFB)),
+    (1, LIST, (0x80, 0x90)),  # without items, and DICT is as much
     (2, NUMBER, (0xCC, 0xD0)),
     (3, NUMBER, (0xCD, 0xD1)),
     (5, NUMBER, (0xCA, 0xCE, 0xD2)),
