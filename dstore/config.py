@@ -77,19 +77,30 @@ BYTES_MAX = 1 << 20
 """A bytes value up to this size comes back as ``bytes``, a larger one as a read-only
 ``memoryview``, so that one copy serves all processes of a host.
 """
+DECODED_FACTOR, DECODED_FREE = 24, 64 << 20
+"""A value of n bytes may take DECODED_FACTOR * n + DECODED_FREE bytes of memory when it is decoded:
+what would take more is stored by no Node and decoded by none.
+"""
 
 # Messages
-KEYS_PER_MESSAGE_MAX = 10_000
+KEYS_PER_MESSAGE_MAX = 2_000
+"""So that a message of the longest keys is no larger than one with values."""
 BATCH_BYTES_MAX = INLINE_BYTES_MAX
-"""A many-request or its reply is closed once its values have this many bytes."""
+"""A SET has no more bytes than these, beside its envelope. The reply to a many-request is closed
+once its values have this many.
+"""
+ITEM_BYTES_MAX = 640
+"""What an item of a SET takes at most beside the bytes of its value: key, token, name of the codec.
+One that has nearly INLINE_BYTES_MAX of these goes alone, and has so many more.
+"""
 KEYS_PAGE_DEFAULT = 1_000
 CHUNK_BYTES = 1 << 20
 """A chunk of a large value: what another request may have to wait for."""
-CHUNK_BYTES_MAX = 2 << 20
+CHUNK_BYTES_MAX = CHUNK_BYTES
 """The largest that is accepted."""
 CHUNKS_AHEAD = 8
 """Chunks of one transfer that are under way at a time."""
-FRAME_BYTES_MAX = 5 << 19
+FRAME_BYTES_MAX = INLINE_BYTES_MAX + (64 << 10)
 """A connection that sends Global more in one frame is cut: it is not one of ours."""
 
 

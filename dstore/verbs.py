@@ -89,9 +89,10 @@ class Verbs:
         if type(value) is not Stored:
             return value
         check_whole(entry, value)
-        value, keep = self.codecs.decode(value)
+        value, keep = self.codecs.decode(value, sound=entry.sound)
         if keep:
             entry.value = value
+        entry.sound = True
         return value
 
     def _answered(self, answer: Answer) -> Any:

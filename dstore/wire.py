@@ -5,6 +5,9 @@ operation, then the fields of the message in their order in :mod:`dstore.message
 a chunk is not packed: it is a second frame, so that it is copied nowhere on its way. Decoding
 checks the type and the bounds of every field, since a frame may come from anybody: whatever is
 wrong with it, the one exception is BadMessage.
+
+A small frame without long lists, as nearly all are, is unpacked as a whole and then checked. Any
+other is read step by step, by the same table of fields: see :mod:`dstore.frames`.
 """
 
 from __future__ import annotations
@@ -12,10 +15,26 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
-import msgpack
+from msgpack import Packer, unpackb
 
-from dstore.config import CHUNK_BYTES_MAX, KEY_BYTES_MAX, KEYS_PER_MESSAGE_MAX, LABEL_MAX
+from dstore.config import (
+    CHUNK_BYTES_MAX,
+    KEY_BYTES_MAX,
+    KEYS_PER_MESSAGE_MAX,
+    LABEL_MAX,
+    LOG_LENGTH_MAX,
+)
 from dstore.errors import BadMessage
+from dstore.frames import (
+    LISTS,
+    NIL,
+    QUICK_BYTES_MAX,
+    QUICK_ITEMS_MAX,
+    TEXT_BYTES_MAX,
+    Frame,
+    check_length,
+    unpacked,
+)
 from dstore.messages import (
     Ack,
     Body,
@@ -70,11 +89,21 @@ COPIED_QUICKLY = 4096
 """A frame of fewer bytes is copied more quickly than it is viewed."""
 PACKED_USUALLY = 1024
 """Bytes that are reserved to pack a message; more are taken when it needs them."""
+FIELDS_MAX = 15
+"""Fields of a message, and its number."""
+PUBLISHED_MAX = LOG_LENGTH_MAX + KEYS_PER_MESSAGE_MAX
+"""Keys, and tokens, of one publication: no more are kept for it than the log has, and those of one
+message come on top.
+"""
 _ASCII_KEY_SAFE = KEY_BYTES_MAX // 4  # so few characters fit whatever they are
+
+_CODECS = {name: name for name in ("bytes", "text", "msgpack", "ndarray", "pickle")}
+"""Names that come in most messages: one text for all, which needs no check."""
 
 T = TypeVar("T")
 N = TypeVar("N", bound=NamedTuple)
 Check = Callable[[Any], Any]
+Read = Callable[[Frame], Any]
 
 
 class OtherVersion(BadMessage):
@@ -103,6 +132,14 @@ def _shown(field: Any) -> str:
 
 # ---- the fields -------------------------------------------------------------------------------
 
+_READS: dict[Check, Read] = {}
+"""How a field is read, and checked, step by step, that may be a list or a table."""
+
+
+def _read(check: Check, frame: Frame) -> Any:
+    read = _READS.get(check)
+    return check(frame.one()) if read is None else read(frame)
+
 
 def _uint(field: Any) -> int:
     if type(field) is not int or field < 0:
@@ -123,7 +160,7 @@ def _span(field: Any) -> float:
 
 
 def _text(field: Any) -> str:
-    if type(field) is not str:
+    if type(field) is not str or len(field) > TEXT_BYTES_MAX:
         raise BadMessage(f"expected text, got {_shown(field)}")
     return field
 
@@ -148,28 +185,39 @@ def _id16(field: Any) -> bytes:
     return field
 
 
-def _list(check: Callable[[Any], T]) -> Callable[[Any], list[T]]:
+def _list(check: Callable[[Any], T], most: int, least: int = 0) -> Callable[[Any], list[T]]:
     def checked(field: Any) -> list[T]:
         if type(field) is not list:
             raise BadMessage(f"expected a list, got {_shown(field)}")
+        check_length(len(field), least, most)
         return [check(item) for item in field]
 
+    def read(frame: Frame) -> list[T]:
+        length = frame.length(least, most)
+        if check not in _READS:
+            return [check(item) for item in frame.some(length)]
+        items: list[T] = []
+        for piece in frame.pieces(length):
+            items += [_read(check, piece)] if isinstance(piece, Frame) else map(check, piece)
+        return items
+
+    _READS[checked] = read
     return checked
 
 
 def _batch(check: Callable[[Any], T]) -> Callable[[Any], list[T]]:
-    def checked(field: Any) -> list[T]:
-        if type(field) is not list:
-            raise BadMessage(f"expected a list, got {_shown(field)}")
-        if not 1 <= len(field) <= KEYS_PER_MESSAGE_MAX:
-            raise BadMessage(f"1 to {KEYS_PER_MESSAGE_MAX} keys in one message, not {len(field)}")
-        return [check(item) for item in field]
-
-    return checked
+    return _list(check, KEYS_PER_MESSAGE_MAX, 1)
 
 
 def _optional(check: Callable[[Any], T]) -> Callable[[Any], T | None]:
-    return lambda field: None if field is None else check(field)
+    def checked(field: Any) -> T | None:
+        return None if field is None else check(field)
+
+    def read(frame: Frame) -> T | None:
+        return frame.one() if frame.begins(NIL) else _read(check, frame)  # type: ignore[no-any-return]
+
+    _READS[checked] = read
+    return checked
 
 
 def _record(kind: type[N], *checks: Check) -> Callable[[Any], N]:
@@ -180,6 +228,11 @@ def _record(kind: type[N], *checks: Check) -> Callable[[Any], N]:
             raise BadMessage(f"expected a record of {len(checks)} fields, got {_shown(field)}")
         return make([check(item) for check, item in zip(checks, field)])
 
+    def read(frame: Frame) -> N:
+        frame.length(len(checks), len(checks))
+        return make([_read(check, frame) for check in checks])
+
+    _READS[checked] = read
     return checked
 
 
@@ -199,11 +252,20 @@ def _figures(field: Any) -> dict[str, object]:
     return field
 
 
+_READS[_figures] = lambda frame: _figures(frame.figures())
+
+
 def _codec(field: Any) -> str:
     name = _text(field)
     if not (0 < len(name) <= CODEC_NAME_MAX and name.isascii() and name.isprintable()):
         raise BadMessage(f"the name of a codec is 1 to {CODEC_NAME_MAX} printable ASCII characters")
     return name
+
+
+def _inline(field: Any) -> bytes:
+    if type(field) is not bytes:
+        raise BadMessage(f"expected bytes, got {_shown(field)}")
+    return field
 
 
 def _body(field: Any) -> Body:
@@ -236,6 +298,7 @@ def _data(field: Any) -> Buffer:
 
 _keys = _batch(_key)
 _large = _record(Large, _size, _digest)
+_READS[_body] = lambda frame: _read(_large if frame.begins(LISTS) else _inline, frame)
 _any_stored = _record(Stored, _id16, _codec, _body)
 
 
@@ -244,11 +307,12 @@ def _stored(field: Any) -> Stored:
     if type(field) is list and len(field) == 3:
         token, codec, body = field
         if type(body) is bytes and type(token) is bytes and len(token) == 16:
-            _codec(codec)
-            return Stored._make(field)
+            name = _CODECS.get(codec) if type(codec) is str else None
+            return Stored(token, name or _codec(codec), body)
     return _any_stored(field)
 
 
+_READS[_stored] = _READS[_any_stored]
 _upload = _record(Stored, _id16, _codec, _large)
 _any_found = _optional(_record(Found, _uint, _bool, _stored))
 
@@ -261,6 +325,8 @@ def _found(field: Any) -> Found | None:
             return Found._make((seq, cacheable, _stored(stored)))
     return _any_found(field)
 
+
+_READS[_found] = _READS[_any_found]
 
 _set_result = _record(SetResult, _enum(SetStatus), _uint, _bool, _found, _uint, _uint)
 _del_result = _record(DelResult, _enum(DelStatus), _uint, _uint, _uint, _uint)
@@ -287,19 +353,27 @@ _TO_GLOBAL: dict[int, tuple[type[ToGlobal], tuple[Check, ...]]] = {
 
 _TO_LOCAL: dict[int, tuple[type[ToLocal], tuple[Check, ...]]] = {
     65: (Welcome, (_uint, _uint, _id16, _uint, _span, _text, _uint, _uint)),
-    66: (Synced, (_uint, _uint, _uint, _uint, _uint, _optional(_list(_key)), _bool, _uint)),
+    66: (
+        Synced,
+        (_uint, _uint, _uint, _uint, _uint, _optional(_list(_key, LOG_LENGTH_MAX)), _bool, _uint),
+    ),
     67: (Farewell, (_uint, _uint)),
-    68: (GetReply, (*_asked, _list(_found))),
-    69: (SetReply, (*_asked, _list(_set_result))),
-    70: (DelReply, (*_asked, _list(_del_result))),
-    71: (ScanReply, (*_asked, _list(_key), _text)),
+    68: (GetReply, (*_asked, _list(_found, KEYS_PER_MESSAGE_MAX))),
+    69: (SetReply, (*_asked, _list(_set_result, KEYS_PER_MESSAGE_MAX))),
+    70: (DelReply, (*_asked, _list(_del_result, KEYS_PER_MESSAGE_MAX))),
+    71: (ScanReply, (*_asked, _list(_key, KEYS_PER_MESSAGE_MAX), _text)),
     72: (StatsReply, (*_asked, _figures)),
     73: (Refused, (*_asked, _enum(Refusal), _text)),
-    74: (Publication, (_uint, _uint, _list(_key), _bool, _list(_id16))),
+    74: (
+        Publication,
+        (_uint, _uint, _list(_key, PUBLISHED_MAX), _bool, _list(_id16, PUBLISHED_MAX)),
+    ),
     75: (Chunk, (*_asked, _id16, _uint, _data)),
     76: (Staged, (*_asked, _id16, _uint, _uint)),
     77: (Settled, (_uint, _uint)),
 }
+
+_Table = dict[int, tuple[type[Any], tuple[Check, ...]]]
 
 _NUMBER: dict[type[Message], int] = {
     kind: number for number, (kind, _) in (*_TO_GLOBAL.items(), *_TO_LOCAL.items())
@@ -315,7 +389,7 @@ def encode(message: Message) -> bytes:
     fields: tuple[object, ...] = message
     if type(message) in _WITH_DATA:
         fields = (*message[:-1], len(data_of(message) or b""))
-    packer = msgpack.Packer(unicode_errors="surrogateescape", buf_size=PACKED_USUALLY)
+    packer = Packer(unicode_errors="surrogateescape", buf_size=PACKED_USUALLY)
     packed: bytes = packer.pack((_NUMBER[type(message)], *fields))
     return PREFIX + packed
 
@@ -338,13 +412,13 @@ def belongs(data: Buffer, frame: bytes) -> bool:
     second may be lost alone. What comes next is then another message.
     """
     try:
-        fields = _unpack(frame)
+        fields = unpacked(frame[3:])
         if len(data) != fields[-1]:
             return False
         if data[:3] != PREFIX or len(data) > COPIED_QUICKLY:
             return True
-        return _unpack(data)[:4] != fields[:4]  # a message of the same transfer
-    except BadMessage:
+        return bool(unpacked(data[3:])[:4] != fields[:4])  # a message of the same transfer
+    except Exception:  # it is not a message
         return True
 
 
@@ -365,44 +439,78 @@ def decode_to_local(frame: Buffer, data: Buffer | None = None) -> ToLocal:
     return message
 
 
-def _decode(
-    frame: Buffer, data: Buffer | None, table: dict[int, tuple[type[Any], tuple[Check, ...]]]
-) -> Any:
-    number, *fields = _unpack(frame)
+def _decode(frame: Buffer, data: Buffer | None, table: _Table) -> Any:
+    if frame[:3] != PREFIX:
+        raise _foreign(frame)
+    packed = frame[3:] if len(frame) < COPIED_QUICKLY else memoryview(frame)[3:]
+    if len(packed) > QUICK_BYTES_MAX:
+        return _read_all(packed, data, table)
+    try:
+        things = unpackb(  # as frames.unpacked does, a call less
+            packed,
+            unicode_errors="surrogateescape",
+            max_array_len=QUICK_ITEMS_MAX,
+            max_map_len=QUICK_ITEMS_MAX,
+        )
+    except Exception:  # whatever is wrong there; or a list is long
+        return _read_all(packed, data, table)
+    if type(things) is not list or not things:
+        raise BadMessage(f"expected an operation, got {_shown(things)}")
+    number, *fields = things
     kind, checks = _lookup(table, number)
     try:
-        if (data is not None) != (kind in _WITH_DATA):
-            raise BadMessage(f"expected {1 + (kind in _WITH_DATA)} frames")
+        _check_count(kind, len(fields), len(checks), data)
         if data is not None:
-            if fields[-1:] != [len(data)]:
-                raise BadMessage(f"expected {_shown(fields[-1:])} bytes of data, got {len(data)}")
+            _check_length(fields[-1], data)
             fields[-1] = data
-        if len(fields) != len(checks):
-            raise BadMessage(f"expected {len(checks)} fields, got {len(fields)}")
         return kind._make([check(field) for check, field in zip(checks, fields)])
     except BadMessage as error:
         raise _malformed(kind, fields, error) from None
 
 
-def _unpack(frame: Buffer) -> list[Any]:
-    if frame[:3] != PREFIX:
-        if frame[:2] != MAGIC:
-            raise BadMessage("not a frame of dstore")
-        version = frame[2] if len(frame) > 2 else "none"
-        raise OtherVersion(f"protocol version {version} is not spoken here, only {VERSION}")
-    packed = frame[3:] if len(frame) < COPIED_QUICKLY else memoryview(frame)[3:]
+def _read_all(packed: Buffer, data: Buffer | None, table: _Table) -> Any:
+    """The message, read step by step."""
+    kind: type[Any] | None = None
+    fields: list[Any] = []
     try:
-        fields = msgpack.unpackb(packed, unicode_errors="surrogateescape")
+        frame = Frame(packed)
+        count = frame.length(1, FIELDS_MAX) - 1
+        kind, checks = _lookup(table, frame.one())
+        _check_count(kind, count, len(checks), data)
+        for check in checks[: count - (data is not None)]:
+            fields.append(_read(check, frame))  # noqa: PERF401  # what was read tells who asked
+        if data is not None:
+            _check_length(frame.one(), data)
+            fields.append(checks[-1](data))
+        if not frame.ended:
+            raise BadMessage("more comes behind it")
+        return kind._make(fields)
     except Exception as error:  # whatever msgpack makes of bytes that anybody may have sent
-        raise BadMessage(f"not msgpack: {error}") from None
-    if type(fields) is not list or not fields:
-        raise BadMessage(f"expected an operation, got {_shown(fields)}")
-    return fields
+        wrong = error if isinstance(error, BadMessage) else BadMessage(f"unreadable: {error!r}")
+        raise wrong if kind is None else _malformed(kind, fields, wrong) from None
 
 
-def _lookup(
-    table: dict[int, tuple[type[Any], tuple[Check, ...]]], number: Any
-) -> tuple[type[Any], tuple[Check, ...]]:
+def _check_count(kind: type[Any], got: int, expected: int, data: Buffer | None) -> None:
+    if (data is not None) != (kind in _WITH_DATA):
+        raise BadMessage(f"expected {1 + (kind in _WITH_DATA)} frames")
+    if got != expected:
+        raise BadMessage(f"expected {expected} fields, got {got}")
+
+
+def _check_length(length: Any, data: Buffer) -> None:
+    if type(length) is not int or length != len(data):
+        raise BadMessage(f"expected {_shown(length)} bytes of data, got {len(data)}")
+
+
+def _foreign(frame: Buffer) -> BadMessage:
+    """What to say of a frame that does not begin as ours do."""
+    if frame[:2] != MAGIC:
+        return BadMessage("not a frame of dstore")
+    version = frame[2] if len(frame) > 2 else "none"
+    return OtherVersion(f"protocol version {version} is not spoken here, only {VERSION}")
+
+
+def _lookup(table: _Table, number: Any) -> tuple[type[Any], tuple[Check, ...]]:
     if type(number) is int and number in table:
         return table[number]
     raise BadMessage(f"unknown operation {_shown(number)}")

@@ -35,6 +35,11 @@ HEADER_MAX = 10_000
 """Bytes of a header's text: as much as NumPy reads from a stranger."""
 DEPTH_MAX = 32
 """Brackets inside one another in a header. One structure within another takes two."""
+EMPTY_ITEMS_MAX = 1 << 20
+"""Items without bytes that an array may have, or any of its fields, if it has not more bytes than
+that. A header can claim any number of them: one of 2**62 would have no end for those who go through
+it. Lengths of 0 do not count.
+"""
 LAYOUTS_MAX = 256
 """Headers that are remembered, each of at most HEADER_MAX bytes."""
 
@@ -170,8 +175,18 @@ def _layout(header: bytes) -> _Layout:
     if any(type(length) is not int for length in shape):  # True is one; none can have a minus
         raise ValueError(f"{shape} is not the shape of an array")
     size = prod(shape) * dtype.itemsize
+    _check_empty(shape, dtype, max(size, EMPTY_ITEMS_MAX))
     over = _over(shape, fortran, len(header)) if size else _empty(shape, fortran)
     return _Layout(dtype, len(header) + size, over)
+
+
+def _check_empty(shape: tuple[int, ...], dtype: Any, most: int) -> None:
+    """Raise ValueError if this has more than so many items, by lengths that are not 0."""
+    items = prod(length for length in shape if length)
+    if items > most:
+        raise ValueError(f"it has no bytes for {items:,} items, of which it may have {most:,}")
+    for field, *_ in (dtype.fields or {}).values():
+        _check_empty((items, *field.shape), field.base, most)
 
 
 def _empty(shape: tuple[int, ...], fortran: bool) -> Callable[[Buffer, Any], Any]:

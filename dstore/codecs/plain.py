@@ -8,19 +8,23 @@ read-only ``memoryview``.
 
 from __future__ import annotations
 
-from typing import Any, NoReturn
+from collections.abc import Callable
+from typing import Any, NoReturn, TypeAlias
 
 import msgpack
 
 from dstore import config
+from dstore.codecs import budget, keys
+from dstore.codecs.budget import DEPTH_MAX, TUPLE
 from dstore.codecs.encoded import BYTES, MSGPACK, TEXT, Encoded, flat, whole
 from dstore.codecs.refusal import refusal
 from dstore.messages import Buffer
 
-DEPTH_MAX = 100
-"""Lists, tuples and dicts inside one another, at most."""
-_IMMUTABLE = (bytes, str, int, float, bool, type(None))
-_TUPLE = 1  # msgpack extension type: a packed list of the tuple's items
+FEW_KEYS_BYTES = 256
+"""A body of so few bytes has too few keys to be slow, whatever they are."""
+MakeDict: TypeAlias = Callable[[list[tuple[Any, Any]]], dict[Any, Any]]
+_IMMUTABLE = (int, float, bool, type(None))
+_TIMESTAMPS = (b"\xd6\xff", b"\xd7\xff", b"\xc7\x0c\xff")  # as msgpack packs them
 
 
 def encode(value: object) -> Encoded:
@@ -46,9 +50,25 @@ def decode_text(body: Buffer) -> tuple[object, bool]:
 
 
 def decode_msgpack(body: Buffer) -> tuple[object, bool]:
-    """Raises whatever msgpack makes of bytes that anybody may have stored."""
-    value = _unpack(body)
+    """Raises ValueError, before the value is built, if no Node would have stored it: since it would
+    take too much memory, or has in it what is not of Python's own. Raises also whatever msgpack
+    makes of bytes that anybody may have stored.
+    """
+    if len(body) >= budget.CHECKED_FROM or _may_have_timestamps(bytes(body)):
+        budget.check(body)
+    value = _unpack(body, keys.safe_dict)
     return value, type(value) in _IMMUTABLE and type(body) is bytes
+
+
+def decode_msgpack_again(body: Buffer) -> tuple[object, bool]:
+    """The same of a body that has been decoded before: it is known to be harmless."""
+    value = _unpack(body, dict)
+    return value, type(value) in _IMMUTABLE and type(body) is bytes
+
+
+def _may_have_timestamps(body: bytes) -> bool:
+    """Which msgpack would make objects of its own of. Quicker than to look at each item."""
+    return any(each in body for each in _TIMESTAMPS)
 
 
 def _utf8(value: str) -> bytes:
@@ -61,6 +81,8 @@ def _utf8(value: str) -> bytes:
 def _pack(value: object) -> bytes:
     try:
         packed: bytes = msgpack.packb(_packable(value, 0), default=_refuse, strict_types=True)
+        if len(packed) >= budget.CHECKED_FROM:
+            budget.check(packed)
         return packed
     except OverflowError:
         raise ValueError("an int must fit in 64 bits; store a larger one as text") from None
@@ -87,7 +109,7 @@ def _packable(value: Any, depth: int) -> Any:
     if kind is list:
         return items
     packed = msgpack.packb(items, default=_refuse, strict_types=True)
-    return msgpack.ExtType(_TUPLE, packed)
+    return msgpack.ExtType(TUPLE, packed)
 
 
 def _refuse(value: object) -> NoReturn:
@@ -96,21 +118,34 @@ def _refuse(value: object) -> NoReturn:
     raise refusal(value)
 
 
-def _unpack(body: Buffer) -> Any:
-    tuples: list[bytes] = []
+def _unpack(body: Buffer, make: MakeDict) -> Any:
+    tuples = False
 
     def note(code: int, data: bytes) -> object:
-        if code != _TUPLE:
+        nonlocal tuples
+        tuples = True
+        if code != TUPLE:
             raise ValueError(f"unknown extension type {code}")
-        tuples.append(data)
         return msgpack.ExtType(code, data)
 
-    value = msgpack.unpackb(body, ext_hook=note, strict_map_key=False)
-    return _unpacked(value, 0) if tuples else value
+    value = _one_level(body, note, make)
+    return _untied(value, 0, make) if tuples else value
 
 
-def _unpacked(value: Any, depth: int) -> Any:
-    """The value with every tuple unpacked, one after the other."""
+def _one_level(body: Buffer, extension: Callable[[int, bytes], object], make: MakeDict) -> Any:
+    """The value with its tuples still packed."""
+    few = make is dict or len(body) <= FEW_KEYS_BYTES
+    try:
+        # Text and bytes as keys, which nearly all dicts have, cannot be made to collide.
+        return msgpack.unpackb(body, ext_hook=extension, strict_map_key=not few)
+    except ValueError:
+        if few:
+            raise
+    return msgpack.unpackb(body, ext_hook=extension, strict_map_key=False, object_pairs_hook=make)
+
+
+def _untied(value: Any, depth: int, make: MakeDict) -> Any:
+    """The value with every tuple unpacked, one after the other; lists stay the same objects."""
     kind = type(value)
     if kind not in (list, dict, msgpack.ExtType):
         return value
@@ -118,12 +153,14 @@ def _unpacked(value: Any, depth: int) -> Any:
         raise ValueError(f"it is nested more than {DEPTH_MAX} deep")
     inner = depth + 1
     if kind is dict:
-        return {_unpacked(k, inner): _unpacked(v, inner) for k, v in value.items()}
+        return make([(_untied(k, inner, make), _untied(v, inner, make)) for k, v in value.items()])
     if kind is list:
-        return [_unpacked(item, inner) for item in value]
-    if value.code != _TUPLE:
+        for place, item in enumerate(value):
+            value[place] = _untied(item, inner, make)
+        return value
+    if value.code != TUPLE:
         raise ValueError(f"unknown extension type {value.code}")
-    items = msgpack.unpackb(value.data, strict_map_key=False)
+    items = _one_level(value.data, msgpack.ExtType, make)
     if type(items) is not list:
         raise ValueError("a tuple is packed as a list")
-    return tuple(_unpacked(item, inner) for item in items)
+    return tuple([_untied(item, inner, make) for item in items])

@@ -79,11 +79,12 @@ class Codecs:
             pickle = self._pickle
         return pickle(value)
 
-    def decode(self, stored: Stored) -> tuple[object, bool]:
+    def decode(self, stored: Stored, *, sound: bool = False) -> tuple[object, bool]:
         """The value, and whether this one object may be kept and handed to every reader.
 
         It may if it is immutable and its body is ``bytes``. A body that is a memoryview stays
         alive as long as anything that was decoded without a copy, and is not changed by it.
+        ``sound``: it has been decoded before, so that it need not be looked through again.
 
         Raises ValueCorrupt, and UnknownCodec.
         """
@@ -97,6 +98,8 @@ class Codecs:
         elif type(body) is not bytes:
             raise TypeError("only the bytes themselves can be decoded; fetch them first")
         try:
+            if sound and stored.codec == MSGPACK:
+                return plain.decode_msgpack_again(body)
             return decoder(body)
         except UnknownCodec:
             raise

@@ -17,6 +17,7 @@ import pytest
 import dstore
 from dstore import config
 from dstore import node as node_module
+from dstore.codecs import Codecs, Encoded
 from dstore.local import Local
 from dstore.messages import Get
 from tests.integration.processes import PATIENCE, ROOT, RawClient, sessions_left
@@ -720,3 +721,23 @@ def test_ctrl_c_at_any_moment_leaves_nothing_behind_and_close_does_not_hang(
     finally:
         process.kill()
     assert (process.returncode, out) == (0, "well\n"), f"seed {seed}: {err}"
+
+
+def test_what_a_hostile_writer_stored_hurts_no_reader(
+    node: MakeNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer, reader = node(), node()
+    lists = b"\xdd" + (2 << 20).to_bytes(4, "big") + b"\x90" * (2 << 20)
+    keys = [(n & 1, *(-1 - (n >> bit & 1) for bit in range(9))) for n in range(512)]
+    for key, body in (
+        ("lists", lists),
+        ("keys", Codecs().encode(dict.fromkeys(keys)).joined()),
+        ("time", b"\xd6\xff" + bytes(4)),
+    ):
+        hostile = Encoded("msgpack", (body,), len(body))
+        monkeypatch.setattr(writer._verbs.codecs, "encode", lambda _, hostile=hostile: hostile)
+        writer.set(key, None)
+        for _ in range(2):  # from Global, and from the cache
+            with pytest.raises(dstore.ValueCorrupt):
+                reader.get(key)
+        assert reader.get_buffer(key) == body

@@ -26,7 +26,10 @@ DONE, REFUSED, USAGE, UNREACHED = 0, 1, 2, 3
 EVIL = "a\nforged: 1\x1b[2J\x1b]0;title\x07\x9b1m\u202egnp\u200b\u2028[red]x[/]"
 QUOTED = r"'a\nforged: 1\x1b[2J\x1b]0;title\x07\x9b1m\u202egnp\u200b\u2028[red]x[/]'"
 ESCAPED = QUOTED.strip("'")
-TYPED = r"b'a\nforged: 1\x1b[2J\x1b]0;title\x07\xc2\x9b1m\xe2\x80\xaegnp\xe2\x80\x8b\xe2\x80\xa8[red]x[/]'"
+TYPED = (
+    r"b'a\nforged: 1\x1b[2J\x1b]0;title\x07\xc2\x9b1m\xe2\x80\xaegnp\xe2\x80\x8b\xe2\x80\xa8"
+    r"[red]x[/]'"
+)
 """As a key, which the REPL shows so that it can be typed."""
 C_LOCALE = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import gc
+import os
 import random
+import tracemalloc
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dstore import wire
+from dstore.codecs import Codecs
 from dstore.core import cache as cache_module
-from dstore.core.cache import ENTRY_OVERHEAD, SEEN, Cache, Entry
-from dstore.messages import Stored
+from dstore.core.cache import ENTRY_OVERHEAD, SEEN, SHARED_OVERHEAD, Cache, Entry
+from dstore.messages import Found, GetReply, Stored
+from dstore.verbs import Verbs
 
 ROOM = ENTRY_OVERHEAD + 2  # one entry of a one-letter key and a one-byte value
 
@@ -125,7 +131,7 @@ def test_shared_entries_are_bounded_and_those_that_were_read_stay(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(cache_module, "SHARED_MAX", 3)
-    cache = Cache(100 * ROOM)
+    cache = Cache(100 * (ROOM + SHARED_OVERHEAD))
 
     def insert(name: str, shared: bool = True) -> None:
         cache.insert(name, Stored(name.encode() * 16, "bytes", b"v"), shared=shared)
@@ -142,3 +148,69 @@ def test_shared_entries_are_bounded_and_those_that_were_read_stay(
     insert("f")
     assert set(cache.entries) == {"x", "d", "e", "f"}
     assert cache.evictions == 3
+
+
+# ---- what an entry takes ------------------------------------------------------------------------
+
+
+def ascii_key(number: int) -> str:
+    return f"user:{number}"
+
+
+def wide_key(number: int) -> str:
+    return "ü漢" * 50 + str(number)
+
+
+def astral_key(number: int) -> str:
+    return "\N{GRINNING FACE}" * 100 + str(number)
+
+
+@pytest.mark.parametrize("hit", [False, True])
+@pytest.mark.parametrize(
+    ("key", "value", "most"),
+    [
+        (ascii_key, 1.5, 1.7),
+        (ascii_key, b"x" * 8, 1.6),
+        (ascii_key, b"x" * 100, 1.5),
+        (ascii_key, "x" * 20, 1.5),
+        (ascii_key, (1, 2), 1.5),
+        (wide_key, b"x", 1.5),
+        (astral_key, b"x", 1.5),
+        (ascii_key, "漢" * 1000, 1.6),
+        (ascii_key, "ü" * 1000, 2.0),  # these take two bytes as they come, and then one
+        (ascii_key, "x" * 3000 + "漢", 2.0),  # and this one, and then two
+        (ascii_key, "x" * 3000 + "\N{GRINNING FACE}", 4.0),
+        (ascii_key, b"x" * 30_000, 1.2),
+    ],
+)
+def test_what_is_counted_is_what_it_takes(
+    key: Callable[[int], str], value: object, most: float, hit: bool
+) -> None:
+    encoded = Codecs().encode(value)
+    verbs = Verbs(Codecs(), 1.0, False)
+    cache = Cache(1 << 30)
+    entries = 300
+    gc.collect()
+    tracemalloc.start()
+    try:
+        for number in range(entries):
+            stored = Stored(os.urandom(16), encoded.codec, encoded.joined() + b"")
+            frame = wire.encode(GetReply(1, 1, 1, [Found(1, True, stored)]))
+            (found,) = wire.decode_to_local(frame).items  # type: ignore[union-attr]
+            assert isinstance(found, Found)
+            entry = cache.insert(key(number), found.stored)
+            assert entry is not None
+            if hit:
+                assert verbs.opened(entry) == value
+        del stored, frame, found, entry
+        gc.collect()
+        taken, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert 0.9 * taken < cache.size < most * taken, cache.size / taken
+
+
+def test_a_value_whose_bytes_are_shared_counts_its_mapping_alone() -> None:
+    cache = Cache(1 << 30)
+    cache.insert("k", stored(bytes(100_000)), shared=True)
+    assert cache.size == ENTRY_OVERHEAD + SHARED_OVERHEAD + 1

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import gc
+import tracemalloc
+from collections.abc import Iterator
 from typing import Any
 
 import msgpack
 import pytest
-from hypothesis import example, given
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from dstore import messages, wire
-from dstore.config import CHUNK_BYTES_MAX, KEY_BYTES_MAX, KEYS_PER_MESSAGE_MAX
+from dstore import frames, messages, wire
+from dstore.config import (
+    CHUNK_BYTES_MAX,
+    KEY_BYTES_MAX,
+    KEYS_PER_MESSAGE_MAX,
+    LABEL_MAX,
+    LOG_LENGTH_MAX,
+)
 from dstore.errors import BadMessage
 from dstore.messages import (
     Chunk,
@@ -199,8 +208,9 @@ def test_a_key_of_the_greatest_length_is_taken() -> None:
 
 @pytest.mark.parametrize("many", [0, KEYS_PER_MESSAGE_MAX + 1])
 def test_no_keys_or_too_many_are_refused(many: int) -> None:
-    with pytest.raises(BadMessage, match="keys in one message"):
-        wire.decode_to_global(wire.encode(Get(1, 1, 1, ["k"] * many)))
+    with pytest.raises(wire.Malformed, match="1 to 2,000 items") as caught:
+        wire.decode_to_global(wire.encode(Get(11, 12, 13, ["k"] * many)))
+    assert (caught.value.epoch, caught.value.session, caught.value.request) == (11, 12, 13)
 
 
 @pytest.mark.parametrize("name", ["", "x" * 65, "\udcff", "a\nb", "ä"])
@@ -247,3 +257,141 @@ def test_what_stands_for_a_large_value_is_checked(body: object) -> None:
     frame = wire.PREFIX + msgpack.packb([6, 1, 1, 1, 1, 1, False, [item]])
     with pytest.raises(BadMessage):
         wire.decode_to_global(frame)
+
+
+# ---- frames that are read step by step ----------------------------------------------------------
+
+
+@pytest.fixture(params=["items together", "each item by itself"])
+def step_by_step(request: pytest.FixtureRequest) -> Iterator[None]:
+    """As every frame is read that is not small."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(wire, "QUICK_BYTES_MAX", -1)
+        if request.param == "each item by itself":
+            patch.setattr(frames, "QUICK_BYTES_MAX", -1)
+        yield
+
+
+@given(any_to_global | any_to_local)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_step_by_step_a_message_comes_out_as_it_went_in(step_by_step: None, message: Any) -> None:
+    decode = wire.decode_to_global if type(message) in TO_GLOBAL else wire.decode_to_local
+    decoded = decode(wire.encode(message), wire.data_of(message))
+    assert decoded == message
+    assert type(decoded) is type(message)
+
+
+def test_messages_with_as_much_as_there_may_be_are_read() -> None:
+    key = "ä" * (KEY_BYTES_MAX // 2)
+    body = bytes(70_000)
+    items = [messages.SetItem(f"{key}", Stored(bytes(16), "bytes", body))] * 3
+    some = [messages.Found(1, True, Stored(bytes(16), "text", b"x"))] * 300 + [None]
+    large = messages.Found(1, True, Stored(bytes(16), "text", body))
+    figure = {"label": "x" * LABEL_MAX, "lease_left": 1.5}
+    for message in (
+        Get(1, 1, 1, [key] * KEYS_PER_MESSAGE_MAX),
+        messages.Set(1, 1, 1, 1, 0, False, items * 100),
+        messages.Set(1, 1, 1, 1, 0, False, [messages.SetItem("k", items[0].stored)]),
+        messages.Synced(1, 1, 1, 0, LOG_LENGTH_MAX, ["k"] * LOG_LENGTH_MAX),
+        messages.Publication(1, 1, [key] * 11_000, True, [bytes(16)] * 11_000),
+        GetReply(1, 1, 1, [*some, large, *some, large, large] * 10),
+        SetReply(1, 1, 1, [messages.SetResult(messages.SetStatus.OCCUPIED, 1, found=large)] * 300),
+        messages.DelReply(1, 1, 1, [messages.DelResult(messages.DelStatus.DELETED, 1)] * config.KEYS_PER_MESSAGE_MAX),
+        messages.ScanReply(1, 1, 1, [key] * KEYS_PER_MESSAGE_MAX, key),
+        messages.StatsReply(1, 1, 1, {"locals": {f"{2**64 - n}": figure for n in range(1000)}}),
+    ):
+        decode = wire.decode_to_global if type(message) in TO_GLOBAL else wire.decode_to_local
+        frame = wire.encode(message)
+        assert len(frame) > frames.QUICK_BYTES_MAX
+        assert decode(frame) == message
+
+
+def array(count: int) -> bytes:
+    return b"\xdd" + count.to_bytes(4, "big")
+
+
+def tree(depth: int) -> bytes:
+    """Lists of two in lists of two, in as many bytes."""
+    return b"\x92" + 2 * tree(depth - 1) if depth else b"\x90"
+
+
+GET, SET, STATS_REPLY = b"\x95\x05\1\1\1", b"\x98\x06\1\1\1\1\1\xc2", b"\x95\x48\1\1\1"
+TOKEN, MANY = b"\xc4\x10" + bytes(16), 1 << 20
+WIDE = "\U0001f600".encode() + b"a" * (MANY - 4)
+BOMBS = {
+    "numbers": GET + array(MANY) + b"\xe0" * MANY,
+    "lists": GET + array(MANY) + b"\x90" * MANY,
+    "tables": GET + array(MANY) + b"\x80" * MANY,
+    "extensions": GET + array(MANY) + b"\xd4\1\0" * MANY,
+    "keys that are lists": GET + array(1000) + (array(1000) + b"\x90" * 1000) * 1000,
+    "keys that are trees": GET + array(1000) + tree(9) * 1000,
+    "a text": GET + array(1) + b"\xdb" + MANY.to_bytes(4, "big") + WIDE,
+    "wide texts": GET + array(100) + (b"\xda\x3f\xf0" + WIDE[:0x3FF0]) * 100,
+    "items that are trees": SET + array(1000) + tree(9) * 1000,
+    "a body that is a tree": SET + array(1) + b"\x92\xa1k\x93" + TOKEN + b"\xa1c" + tree(19),
+    "bodies that are trees": SET + array(99) + (b"\x92\xa1k\x93" + TOKEN + b"\xa1c" + tree(9)) * 99,
+    "claims": array(MANY - 5) * (MANY // 5),
+    "claims, small": array(3000) * 600,
+    "claims as they may be": array(256) * 1000,
+    "depth": b"\x91" * MANY,
+    "fields": array(MANY) + b"\x05" * MANY,
+    "figures": STATS_REPLY + b"\xdf" + array(MANY)[1:] + b"\xa0\x80" * MANY,
+    "deep figures": STATS_REPLY + b"\x81\xa1k" * MANY,
+    "figures that are lists": STATS_REPLY + b"\x81\xa1k" + array(MANY) + b"\x90" * MANY,
+    "found trees": b"\x95\x44\1\1\1" + array(1000) + tree(9) * 1000,
+    "results with trees": b"\x95\x45\1\1\1"
+    + array(99)
+    + (b"\x96\1\1\xc2" + tree(9) + b"\1\1") * 99,
+    "a label": b"\x95\x01" + TOKEN + b"\0\0\xdb" + MANY.to_bytes(4, "big") + WIDE,
+}
+
+
+@pytest.mark.parametrize("bomb", BOMBS.values(), ids=BOMBS)
+def test_what_a_stranger_sends_does_not_become_many_times_its_size(bomb: bytes) -> None:
+    frame = wire.PREFIX + bomb
+    for decode in (wire.decode_to_global, wire.decode_to_local):
+        gc.collect()
+        tracemalloc.start()
+        try:
+            with pytest.raises(BadMessage) as caught:
+                decode(frame)
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert peak < 5 * len(frame) + (4 << 20)
+        assert len(str(caught.value)) < 200
+
+
+@given(any_to_global | any_to_local, st.data())
+def test_a_damaged_frame_decodes_or_is_refused_with_bad_message(
+    message: Any, data: st.DataObject
+) -> None:
+    frame = bytearray(wire.encode(message))
+    for _ in range(data.draw(st.integers(1, 3))):
+        at = data.draw(st.integers(3, len(frame)))
+        until = data.draw(st.integers(at, min(at + 8, len(frame))))
+        frame[at:until] = data.draw(st.binary(max_size=6))
+    quick = data.draw(st.sampled_from([-1, frames.QUICK_BYTES_MAX]))
+    for decode in (wire.decode_to_global, wire.decode_to_local):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(wire, "QUICK_BYTES_MAX", quick)
+            patch.setattr(frames, "QUICK_BYTES_MAX", quick)
+            try:
+                decoded = decode(bytes(frame), wire.data_of(message))
+            except BadMessage:
+                continue
+            assert decode(wire.encode(decoded), wire.data_of(decoded)) == decoded
+
+
+@pytest.mark.parametrize("quick", [-1, frames.QUICK_BYTES_MAX])
+def test_a_message_is_a_list_and_nothing_else(quick: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wire, "QUICK_BYTES_MAX", quick)
+    for packed in (b"\xc4\x03\x04\x01\x01", b"\xa3\x04\x01\x01", b"\x83\x04\x01\x01\x01\x02\x02"):
+        with pytest.raises(BadMessage):
+            wire.decode_to_global(wire.PREFIX + packed)
+
+
+@pytest.mark.parametrize("span", [float("nan"), float("inf"), -float("inf"), 0.0, -1, 1e9])
+def test_a_span_of_time_is_one(span: float) -> None:
+    with pytest.raises(BadMessage):
+        wire.decode_to_global(wire.encode(messages.Wait(1, 1, 1, "k", span)))

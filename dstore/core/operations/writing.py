@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
-from dstore.config import BATCH_BYTES_MAX, KEYS_PER_MESSAGE_MAX
+from dstore.config import BATCH_BYTES_MAX, ITEM_BYTES_MAX, KEYS_PER_MESSAGE_MAX
 from dstore.core.cache import Held
 from dstore.core.local_state import Fill, LocalState
 from dstore.core.operations.exchange import (
@@ -229,12 +229,13 @@ def _batches(items: list[SetItem]) -> Iterable[list[SetItem]]:
     batch: dict[Key, SetItem] = {}
     size = 0
     for item in items:
-        size += item.stored.inline
+        own = item.stored.inline + ITEM_BYTES_MAX
+        size += own
         if batch and (
             item.key in batch or size > BATCH_BYTES_MAX or len(batch) == KEYS_PER_MESSAGE_MAX
         ):
             yield list(batch.values())
-            batch, size = {}, item.stored.inline
+            batch, size = {}, own
         batch[item.key] = item
     if batch:
         yield list(batch.values())

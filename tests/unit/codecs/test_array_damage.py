@@ -202,3 +202,43 @@ def test_any_header_is_an_array_or_corrupt(
 @given(st.binary(max_size=64), st.sampled_from([b"", b"\x93NUMPY\1\0", b"\x93NUMPY\2\0"]))
 def test_any_bytes_are_an_array_or_corrupt(data: bytes, beginning: bytes) -> None:
     corrupt("ndarray", beginning + data)
+
+
+@pytest.mark.parametrize(
+    ("descr", "shape"),
+    [
+        ("<f8", (2**58, 0)),
+        ("<f8", (0, 2**58)),
+        ("<f8", (2**40, 0, 2**18)),
+        ("|S0", (2**62,)),
+        ("|V0", (2**31, 2**31)),
+        ([], (2**62,)),
+        ([("a", "<f8", (0,))], (2**40,)),
+        ([("a", "<f8", (2**20, 0))], (2,)),
+        ([("a", "<f8"), ("b", [("c", "<f8", (2**19, 0))], (3,))], (2,)),
+    ],
+)
+def test_an_array_without_bytes_claims_no_items_without_end(descr: Any, shape: Any) -> None:
+    said = corrupt(
+        "ndarray", file(entry(descr, shape=shape), bytes(16 if "b" in str(descr) else 0))
+    )
+    assert "no bytes for" in said or "too big" in said
+
+
+@pytest.mark.parametrize(
+    ("descr", "shape"), [("<f8", (0, 768)), ("<f8", (array.EMPTY_ITEMS_MAX, 0)), ("|S0", (9, 9))]
+)
+def test_an_array_without_bytes_may_have_a_shape(descr: str, shape: tuple[int, ...]) -> None:
+    value, _ = PLAIN.decode(stored("ndarray", file(entry(descr, shape=shape))))
+    assert value.shape == shape  # type: ignore[attr-defined]
+
+
+def test_a_field_without_bytes_may_be_in_as_many_items_as_have_bytes() -> None:
+    value = np.zeros(2 * array.EMPTY_ITEMS_MAX, [("a", "u1"), ("b", "<f8", (0,))])
+    back, _ = PLAIN.decode(stored("ndarray", PLAIN.encode(value).joined()))
+    assert back.shape == value.shape  # type: ignore[attr-defined]
+
+
+def test_what_nobody_could_read_is_not_written() -> None:
+    with pytest.raises(TypeError, match="no bytes for"):
+        PLAIN.encode(np.zeros((array.EMPTY_ITEMS_MAX + 1, 0)))

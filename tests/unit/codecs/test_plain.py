@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from dstore import config, content
 from dstore.codecs import Buffer
-from dstore.codecs.plain import DEPTH_MAX
+from dstore.codecs.budget import DEPTH_MAX
 from dstore.errors import ValueCorrupt
 from tests.unit.codecs.bodies import (
     PLAIN,

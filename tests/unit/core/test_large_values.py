@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from dstore import content
+from dstore.core import cache as caches
 from dstore.core import operations, stages, transfer
-from dstore.core.cache import Held
+from dstore.core.cache import SHARED_OVERHEAD, Held
 from dstore.core.operations import Obtain, Resumed, Supply
 from dstore.core.transfer import Damaged, Moved, Receive, Send, Transfer, TransferFailed
 from dstore.engines.base import Lost
@@ -494,7 +495,8 @@ def test_a_value_is_cached_with_the_bytes_that_were_obtained() -> None:
     obtained(read)
     entry = b.state.entries["k"]
     assert entry.shared == stored.token
-    assert entry.size < 250  # the bytes are shared: no memory of this process
+    # The bytes are shared: they take no memory of this process.
+    assert entry.size == caches.ENTRY_OVERHEAD + SHARED_OVERHEAD + len(entry.key)
     assert bytes(entry.value.body) == BODY  # type: ignore[attr-defined]
     a.delete("k")
     assert b.state.cache.shared == {}

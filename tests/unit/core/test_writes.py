@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from dstore import content
-from dstore.config import OUTCOMES_MAX
+from dstore import content, wire
+from dstore.config import INLINE_BYTES_MAX, KEY_BYTES_MAX, OUTCOMES_MAX
 from dstore.core import sessions
 from dstore.core.operations import Resumed, writing
 from dstore.errors import GlobalUnavailable, OutcomeUnknown, RequestRefused
-from dstore.messages import DelStatus, Refusal, Refused, SetItem, SetStatus, Stored
+from dstore.messages import DelStatus, Refusal, Refused, Set, SetItem, SetStatus, Stored
 from tests.unit.core.world import LEASE, World
 
 
@@ -453,3 +453,17 @@ def test_what_is_replaced_meanwhile_is_bounded(monkeypatch: pytest.MonkeyPatch) 
     world.live(2 * LEASE)
     first.answer()
     assert first.result["k"].status is SetStatus.REPLACED
+
+
+def test_a_set_has_hardly_more_bytes_than_the_largest_value_in_it_may_have() -> None:
+    key = "k" * KEY_BYTES_MAX
+    for sizes in ([INLINE_BYTES_MAX - 1] * 2, [5 << 17] * 4, [100] * 10_000, [0] * 25_000):
+        items = [
+            SetItem(f"{number}{key}"[:KEY_BYTES_MAX], Stored(bytes(16), "c" * 64, bytes(size)))
+            for number, size in enumerate(sizes)
+        ]
+        batches = list(writing._batches(items))
+        assert [item for batch in batches for item in batch] == items
+        for batch in batches:
+            frame = wire.encode(Set(1 << 63, 1 << 63, 1 << 63, 1 << 63, 1 << 63, True, batch))
+            assert len(frame) < INLINE_BYTES_MAX + 1024
