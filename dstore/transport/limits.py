@@ -15,6 +15,7 @@ from typing import Any
 import zmq
 
 from dstore import native
+from dstore.background import signals_left_to_this_thread
 from dstore.errors import DstoreError
 
 resource: Any
@@ -77,15 +78,16 @@ def context(
 def need_descriptors(count: int) -> None:
     """Raise Shortage unless so many descriptors, and some to spare, can be had now."""
     taken: list[int] = []
-    try:
-        taken += os.pipe()
-        while len(taken) < count + SPARE_DESCRIPTORS:
-            taken.append(os.dup(taken[0]))
-    except OSError as problem:
-        raise Shortage(_no_descriptors(problem, count, len(taken))) from None
-    finally:
-        for each in taken:
-            os.close(each)
+    with signals_left_to_this_thread():  # Ctrl-C would lose one that is not in the list yet
+        try:
+            taken += os.pipe()
+            while len(taken) < count + SPARE_DESCRIPTORS:
+                taken.append(os.dup(taken[0]))
+        except OSError as problem:
+            raise Shortage(_no_descriptors(problem, count, len(taken))) from None
+        finally:
+            for each in taken:
+                os.close(each)
 
 
 def _no_descriptors(problem: OSError, count: int, free: int) -> str:

@@ -337,10 +337,9 @@ def test_what_it_answers_also_when_global_is_away(tmp_path: Path) -> None:
         assert said("POST", "/k")[0] == 405
 
         served.kill()
-        assert said("GET", "/none") == (
-            503,
-            "Global did not answer in time; is it running, and reachable?",
-        )
+        status, text = said("GET", "/none")
+        assert status == 503
+        assert text.startswith("Global did not answer in time; connection refused at ")
         served.start()
         assert said("GET", "/none") == (404, "no value is bound to 'none'")
         assert service.stop() == 0

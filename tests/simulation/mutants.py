@@ -61,8 +61,8 @@ MUTANTS = (
         (
             (
                 "node",
-                "        try:\n            entry = entries.get(key)",
-                "        now = clock.now()\n        try:\n            entry = entries.get(key)",
+                "        entry = entries.get(key if type(key) is str else",
+                "        now = clock.now()\n        entry = entries.get(key if type(key) is str else",
             ),
             ("node", "if entry is None or clock.now() >= lease_end:", "if entry is None or now >= lease_end:"),
         ),

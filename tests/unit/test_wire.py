@@ -294,9 +294,11 @@ def test_messages_with_as_much_as_there_may_be_are_read() -> None:
         messages.Set(1, 1, 1, 1, 0, False, [messages.SetItem("k", items[0].stored)]),
         messages.Synced(1, 1, 1, 0, LOG_LENGTH_MAX, ["k"] * LOG_LENGTH_MAX),
         messages.Publication(1, 1, [key] * 11_000, True, [bytes(16)] * 11_000),
-        GetReply(1, 1, 1, [*some, large, *some, large, large] * 10),
+        GetReply(1, 1, 1, [*some, large, *some, large, large] * 3),
         SetReply(1, 1, 1, [messages.SetResult(messages.SetStatus.OCCUPIED, 1, found=large)] * 300),
-        messages.DelReply(1, 1, 1, [messages.DelResult(messages.DelStatus.DELETED, 1)] * config.KEYS_PER_MESSAGE_MAX),
+        messages.DelReply(
+            1, 1, 1, [messages.DelResult(messages.DelStatus.DELETED, 1)] * KEYS_PER_MESSAGE_MAX
+        ),
         messages.ScanReply(1, 1, 1, [key] * KEYS_PER_MESSAGE_MAX, key),
         messages.StatsReply(1, 1, 1, {"locals": {f"{2**64 - n}": figure for n in range(1000)}}),
     ):
