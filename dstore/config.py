@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 
 ADDRESS_DEFAULT = "tcp://127.0.0.1:50051"
@@ -23,6 +24,8 @@ CLIENTS_MAX = 100_000
 
 # What Locals can make Global hold beside values. Each session has a share; the first few bytes
 # of each are assured, whatever others have taken.
+PEER_SHARE = 3 / 4
+"""The part of all Locals, and of all connections, that one address may have."""
 SESSION_BYTES = 4 << 10
 """What Global keeps of one Local at most, beside all that follows."""
 SESSIONS_PER_ROUTE_MAX = 4
@@ -102,6 +105,11 @@ CHUNKS_AHEAD = 8
 """Chunks of one transfer that are under way at a time."""
 FRAME_BYTES_MAX = INLINE_BYTES_MAX + (64 << 10)
 """A connection that sends Global more in one frame is cut: it is not one of ours."""
+
+
+def share_of(whole: int) -> int:
+    """How many of something one address may have, so that it cannot take all."""
+    return math.ceil(PEER_SHARE * whole)
 
 
 def address_default() -> str:

@@ -341,6 +341,7 @@ class Global:
                 large_from=self._large_from,
                 random63=partial(secrets.randbits, 63),
                 max_clients=self._max_clients,
+                peer_of=router.peer_of,
             )
             self._phase = Phase.BOUND
         except BaseException:

@@ -12,7 +12,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from itertools import islice
 
-from dstore.config import BATCH_BYTES_MAX, CLIENTS_MAX_DEFAULT, KEYS_PER_MESSAGE_MAX
+from dstore.config import (
+    BATCH_BYTES_MAX,
+    CLIENTS_MAX_DEFAULT,
+    KEYS_PER_MESSAGE_MAX,
+    share_of,
+)
 from dstore.core.deletions import DeletionLog
 from dstore.core.dying import TwoPhase
 from dstore.core.effects import GlobalEffect
@@ -75,7 +80,8 @@ class GlobalState:
     ``epoch`` is random and names this life; ``publisher`` is where Locals hear deletions;
     ``lease`` is in seconds; ``bulk`` has the bytes of large values, which are those of
     ``large_from`` bytes on; no value may have more than ``value_limit``. ``random63`` gives 63
-    random bits that nobody can guess; ``max_clients`` Locals are taken in. ``wake_at`` is when
+    random bits that nobody can guess; ``max_clients`` Locals are taken in, of
+    which those of one address, which ``peer_of`` tells, may have a share. ``wake_at`` is when
     :meth:`tick` is next due.
     """
 
@@ -92,6 +98,7 @@ class GlobalState:
         large_from: int,
         random63: Callable[[], int],
         max_clients: int = CLIENTS_MAX_DEFAULT,
+        peer_of: Callable[[Route], str | None] = lambda route: None,
     ) -> None:
         self.epoch = epoch
         self.lease = lease
@@ -102,6 +109,7 @@ class GlobalState:
         self._value_limit = value_limit
         self._large_from = large_from
         self._max_clients = max_clients
+        self._peer_of = peer_of
         self._out = Outbox()
         self._log = DeletionLog(log_length)
         self._sessions = Sessions(lease, random63)
@@ -255,6 +263,13 @@ class GlobalState:
             self._make_room(now)
         if len(self._sessions) >= self._max_clients:
             return Refusal.BUSY, f"{self._max_clients:,} Locals are here, and --max-clients is that"
+        peer = self._peer_of(route)
+        most = share_of(self._max_clients)
+        if peer is not None and self._sessions.of_peer(peer) >= most:
+            self._make_room(now)
+        if peer is not None and self._sessions.of_peer(peer) >= most:
+            text = f"{most:,} Locals are here from {peer}, as many as one address may have; "
+            return Refusal.BUSY, text + f"--max-clients is {self._max_clients:,}"
         if self._sessions.crowded(route):
             return Refusal.BUSY, "this connection has opened several sessions and ended none"
         return None
@@ -268,7 +283,7 @@ class GlobalState:
                 self._end_session(session, now)
 
     def _open_session(self, route: Route, message: Hello, now: float) -> Session:
-        session = self._sessions.open(message, route, now)
+        session = self._sessions.open(message, route, now, self._peer_of(route))
         session.acked = session.told = self._log.seq
         session.lease_end = now + self.lease
         self._drop_at = min(self._drop_at, self._sessions.end(session))

@@ -57,11 +57,13 @@ class Session:
         now: float,
         writes: Account,
         waits: Account,
+        peer: str | None = None,
     ) -> None:
         self.id = ident
         self.number = number
         self.bit = bit
         self.opened_by = route
+        self.peer = peer  # the address of the host that it is on, if that is known
         self.nonce = hello.nonce
         self.label = hello.label
         self.route = route
@@ -128,6 +130,7 @@ class Sessions:
         self._by_nonce: dict[bytes, Session] = {}
         self._by_bit: dict[int, Session] = {}
         self._by_route: dict[Route, int] = {}  # how many each has opened that are open
+        self._by_peer: dict[str | None, int] = {}
         self._mask = 0
         self._number = 0
         self._random63 = random63
@@ -154,7 +157,7 @@ class Sessions:
     def by_nonce(self, nonce: bytes) -> Session | None:
         return self._by_nonce.get(nonce)
 
-    def open(self, hello: Hello, route: Route, now: float) -> Session:
+    def open(self, hello: Hello, route: Route, now: float, peer: str | None = None) -> Session:
         """A new session, with no lease yet."""
         self._number += 1
         session = Session(
@@ -166,8 +169,10 @@ class Sessions:
             now,
             Account(self.writes),
             Account(self.waits),
+            peer,
         )
         self._by_route[route] = self._by_route.get(route, 0) + 1
+        self._by_peer[peer] = self._by_peer.get(peer, 0) + 1
         self._by_id[session.id] = session
         self._by_nonce[session.nonce] = session
         self._by_bit[session.bit] = session
@@ -185,6 +190,10 @@ class Sessions:
         """Whether this connection has opened as many sessions as it may have."""
         return self._by_route.get(route, 0) >= SESSIONS_PER_ROUTE_MAX
 
+    def of_peer(self, peer: str | None) -> int:
+        """How many sessions there are on one host."""
+        return self._by_peer.get(peer, 0)
+
     def close(self, session: Session) -> None:
         """End a session: its id is unknown from now on, its bit no longer counts."""
         session.open = False
@@ -192,6 +201,9 @@ class Sessions:
         self._by_route[session.opened_by] -= 1
         if not self._by_route[session.opened_by]:
             del self._by_route[session.opened_by]
+        self._by_peer[session.peer] -= 1
+        if not self._by_peer[session.peer]:
+            del self._by_peer[session.peer]
         del self._by_id[session.id], self._by_nonce[session.nonce], self._by_bit[session.bit]
         self._mask ^= 1 << session.bit
         self.holders.retire(session.bit)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import zmq
 
 from dstore import native
-from dstore.config import CLIENTS_MAX_DEFAULT, FRAME_BYTES_MAX
+from dstore.config import CLIENTS_MAX_DEFAULT, FRAME_BYTES_MAX, share_of
 from dstore.errors import AddressError
 from dstore.logs import Log
 from dstore.messages import Buffer
@@ -85,7 +85,7 @@ class Router:
                 self._router,
                 self._pub,
                 connections_max=connections,
-                per_address_max=per_address_max(connections),
+                per_address_max=share_of(connections),
                 warn=warn,
             )
             unless_bound.callback(self.guard.close)
@@ -177,6 +177,11 @@ class Router:
         except (zmq.Again, OSError):
             return  # the requester sends again
 
+    def peer_of(self, route: bytes) -> str | None:
+        """The address that a route leads to; None if it is not TCP, or has ended."""
+        connection = self.guard.of(route)
+        return None if connection is None else connection.group
+
     def publish(self, frame: bytes) -> None:
         """Send a frame to all who listen. Those that do not keep up miss it."""
         self.guard.published(len(frame))
@@ -228,11 +233,6 @@ def connections_max(max_clients: int) -> int:
     if limit == resource.RLIM_INFINITY:
         return wanted
     return max(1, min(wanted, limit - max(DESCRIPTORS_SPARE, limit // 8)))
-
-
-def per_address_max(connections: int) -> int:
-    """Connections that one address may have, so that it cannot take all."""
-    return max(1, connections * 3 // 4)
 
 
 def _number_peers(router: zmq.Socket[bytes]) -> None:

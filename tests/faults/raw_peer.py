@@ -13,7 +13,17 @@ from collections.abc import Iterator
 from types import TracebackType
 
 from dstore import wire
-from dstore.messages import NO_SESSION, Buffer, Goodbye, Hello, ToGlobal, ToLocal, Welcome
+from dstore.messages import (
+    NO_SESSION,
+    Buffer,
+    Goodbye,
+    Hello,
+    Sync,
+    Synced,
+    ToGlobal,
+    ToLocal,
+    Welcome,
+)
 
 SOURCE = "127.0.0.2"
 """The address that raw peers come from, so that they do not count with honest ones."""
@@ -86,8 +96,12 @@ class RawPeer:
         self.send(wire.encode(message), *([] if data is None else [data]))
 
     def ask(self, message: ToGlobal) -> ToLocal:
+        """Send a message, and hear what comes but invalidations, which come by themselves."""
         self.say(message)
-        return self.hear()
+        answer = self.hear()
+        while isinstance(answer, Synced) and not isinstance(message, Sync):
+            answer = self.hear()
+        return answer
 
     def join(self) -> Welcome:
         welcome = self.ask(Hello(os.urandom(16), 0, 0, "raw"))

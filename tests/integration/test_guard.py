@@ -17,9 +17,10 @@ import zmq
 
 import dstore
 from dstore import config, wire
+from dstore.config import share_of
 from dstore.messages import Welcome
 from dstore.transport import guard
-from dstore.transport.router import Router, connections_max, per_address_max
+from dstore.transport.router import Router, connections_max
 from tests.faults.raw_peer import MORE, RawPeer, crowd, frame, frame_head
 from tests.integration.processes import PATIENCE, ROOT, GlobalProcess, free_port
 
@@ -313,7 +314,7 @@ def test_a_subscriber_that_does_not_read_is_cut_and_others_hear(driven: Driven) 
 def test_one_address_gets_a_share_of_the_connections_and_others_the_rest() -> None:
     driven = Driven(max_clients=1)
     try:
-        share = per_address_max(connections_max(1))
+        share = share_of(connections_max(1))
         with crowd() as peers:
             for _ in range(share + 5):
                 peers.append(RawPeer(driven.router.address, shake=False))
@@ -426,7 +427,8 @@ def test_a_limit_of_descriptors_bounds_the_connections() -> None:
         assert connections_max(10) == 104
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
-    assert per_address_max(100) == 75
+    assert share_of(100) == 75
+    assert [share_of(few) for few in (1, 2, 3)] == [1, 2, 3]
 
 
 def test_the_publisher_of_an_idle_global_forgets_those_who_have_left(

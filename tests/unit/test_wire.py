@@ -297,7 +297,10 @@ def test_messages_with_as_much_as_there_may_be_are_read() -> None:
         GetReply(1, 1, 1, [*some, large, *some, large, large] * 3),
         SetReply(1, 1, 1, [messages.SetResult(messages.SetStatus.OCCUPIED, 1, found=large)] * 300),
         messages.DelReply(
-            1, 1, 1, [messages.DelResult(messages.DelStatus.DELETED, 1)] * KEYS_PER_MESSAGE_MAX
+            1,
+            1,
+            1,
+            [messages.DelResult(messages.DelStatus.DELETED, 1 << 40)] * KEYS_PER_MESSAGE_MAX,
         ),
         messages.ScanReply(1, 1, 1, [key] * KEYS_PER_MESSAGE_MAX, key),
         messages.StatsReply(1, 1, 1, {"locals": {f"{2**64 - n}": figure for n in range(1000)}}),

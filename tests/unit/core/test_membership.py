@@ -314,6 +314,26 @@ def test_no_more_locals_than_the_bound_are_taken_in(monkeypatch: pytest.MonkeyPa
     assert b.state.session
 
 
+def test_one_address_takes_its_share_of_the_places_and_leaves_the_rest_to_others() -> None:
+    world = World()
+    world.state._max_clients = 4
+    world.state._peer_of = lambda route: "far" if route.startswith(b"far") else "near"
+    far = world.joined("far1", "far2", "far3")
+    world.renew(*far)
+    refused = world.member("far4")
+    call = refused.begin_get("k", timeout=0.5)
+    refused.turn()
+    refused.listen()
+    call.time_out()
+    assert "3 Locals are here from far, as many as one address may have" in str(call.error)
+    (near,) = world.joined("near1")
+    assert near.state.session
+    near.state.goodbye(world.now)
+    far[0].state.goodbye(world.now)
+    world.live(1.5)
+    assert refused.state.session, "a place of its own address is free"
+
+
 def test_where_places_are_scarce_none_is_kept_for_a_local_whose_lease_is_over() -> None:
     world = World()
     a, b = world.joined("a", "b")
