@@ -34,6 +34,7 @@ import msgpack
 
 import dstore
 from dstore import config, wire
+from dstore.content import Hasher
 from dstore.messages import (
     Ack,
     Del,
@@ -58,7 +59,7 @@ from dstore.messages import (
 )
 from tests.faults.honest import NOTHING, Honest, Told
 from tests.faults.raw_peer import MORE, RawPeer, crowd, frame, frame_head
-from tests.integration.processes import ROOT, free_port
+from tests.integration.processes import ROOT, GlobalProcess, free_port
 
 MIB = 1 << 20
 LEASE = 0.5
@@ -71,8 +72,6 @@ ATTACK_SECONDS = 20.0
 SETTLE_SECONDS = 30.0
 """Within this time after an attack Global must be rid of it."""
 SAMPLE_SECONDS = 0.01
-BASE = 96 * MIB
-"""What a Global takes at the most for values and Locals of this script; bounds come on top."""
 
 
 class Target:
@@ -178,7 +177,7 @@ def many_connections(target: Target) -> str:
     return f"{opened} opened, {cut} cut"
 
 
-@attack(bound=64 * MIB)
+@attack(bound=16 * MIB)
 def many_sessions(target: Target) -> str:
     """Say HELLO without end, over some connections."""
     said = welcome = 0
@@ -225,7 +224,7 @@ def slow_handshakes(target: Target) -> str:
 # ---- frames -----------------------------------------------------------------------------------
 
 
-@attack(bound=384 * MIB)
+@attack(bound=256 * MIB)
 def a_message_without_end(target: Target) -> str:
     """Frames that announce another one, until the connection is cut."""
     part = frame(bytes(MIB), MORE)
@@ -237,7 +236,7 @@ def a_message_without_end(target: Target) -> str:
     return f"{sent / MIB:,.0f} MiB sent"
 
 
-@attack(bound=384 * MIB)
+@attack(bound=256 * MIB)
 def empty_frames(target: Target) -> str:
     """A message of millions of frames without bytes."""
     some = frame(b"", MORE) * 100_000
@@ -250,7 +249,7 @@ def empty_frames(target: Target) -> str:
     return f"{sent:,} frames sent"
 
 
-@attack(bound=384 * MIB)
+@attack(bound=128 * MIB)
 def halves_of_frames(target: Target) -> str:
     """Many peers send most of a large frame each, and then nothing."""
     size = config.FRAME_BYTES_MAX
@@ -278,7 +277,7 @@ def huge_frames(target: Target) -> str:
     return f"{cut} sent"
 
 
-@attack(bound=256 * MIB)
+@attack(bound=128 * MIB)
 def shapes_that_are_none(target: Target) -> str:
     """Frames of ours, as large as may be, whose items are not those of any message."""
     room = config.FRAME_BYTES_MAX - 64
@@ -324,7 +323,7 @@ def garbage(target: Target) -> str:
 # ---- sockets that are not read ----------------------------------------------------------------
 
 
-@attack(bound=384 * MIB)
+@attack(bound=320 * MIB)
 def replies_that_are_not_read(target: Target) -> str:
     """Ask for a large reply again and again, and never read."""
     with dstore.Node(target.address) as node:
@@ -357,7 +356,7 @@ def _is_cut_unread(peer: RawPeer) -> bool:
     return True
 
 
-@attack(bound=128 * MIB)
+@attack(bound=32 * MIB)
 def subscriptions(target: Target) -> str:
     """Subscribe to long topics, and to many short ones."""
     sent = 0
@@ -374,7 +373,7 @@ def subscriptions(target: Target) -> str:
     return f"{sent / MIB:.1f} MiB of topics sent"
 
 
-@attack(bound=128 * MIB)
+@attack(bound=96 * MIB)
 def a_subscriber_that_does_not_read(target: Target) -> str:
     """Hear every deletion, and never read; while others delete keys with long names."""
     with target.peer("SUB") as peer, target.joined() as writer:
@@ -428,7 +427,7 @@ def sessions_of_others(target: Target) -> str:
     return f"{tried} messages in other names"
 
 
-@attack(bound=192 * MIB)
+@attack(bound=96 * MIB)
 def outcomes(target: Target) -> str:
     """Write again and again, and never say that an outcome was seen."""
     refused = writes = 0
@@ -443,7 +442,7 @@ def outcomes(target: Target) -> str:
     return f"{writes} writes of {len(items):,} keys, {refused} refused"
 
 
-@attack(bound=256 * MIB)
+@attack(bound=64 * MIB)
 def holders(target: Target) -> str:
     """Many sessions hold many keys."""
     keys = [f"hostile/held/{number}" for number in range(target.count(20_000))]
@@ -466,7 +465,7 @@ def holders(target: Target) -> str:
     return f"{joined} sessions hold {cacheable:,} values"
 
 
-@attack(bound=128 * MIB)
+@attack(bound=144 * MIB)
 def waits(target: Target) -> str:
     """Wait for many keys that nobody sets."""
     asked = 0
@@ -482,7 +481,7 @@ def waits(target: Target) -> str:
     return f"{asked:,} asked"
 
 
-@attack(bound=256 * MIB)
+@attack(bound=96 * MIB)
 def uploads(target: Target) -> str:
     """Begin uploads of large values without end, and finish none."""
     begun = 0
@@ -500,7 +499,7 @@ def uploads(target: Target) -> str:
     return f"{begun} begun"
 
 
-@attack(bound=192 * MIB)
+@attack(bound=64 * MIB)
 def lying_syncs(target: Target) -> str:
     """Ask for the whole log of deletions again and again, and for figures, and for all keys."""
     asked = 0
@@ -522,7 +521,7 @@ def lying_syncs(target: Target) -> str:
 # ---- values -----------------------------------------------------------------------------------
 
 
-@attack(bound=64 * MIB)
+@attack(bound=144 * MIB)
 def wide_keys_and_long_codecs(target: Target) -> str:
     """Fill the store with what Python needs much memory for; the limit counts it."""
     stored = refused = 0
@@ -594,7 +593,7 @@ def _array_header(shape: str) -> bytes:
     return struct.pack("<H", len(text)) + text.encode()
 
 
-@attack(bound=128 * MIB)
+@attack(bound=64 * MIB)
 def fetches_of_others(target: Target) -> str:
     """Ask for bytes of large values by guessing, far beyond the end, and without reading."""
     asked = 0
@@ -605,6 +604,80 @@ def fetches_of_others(target: Target) -> str:
             if target.over:
                 break
     return f"{asked} asked"
+
+
+@attack(bound=64 * MIB)
+def large_values_of_one_byte(target: Target) -> str:
+    """Begin many uploads that are complete at once, and never bind them."""
+    begun = 0
+    with crowd() as peers:
+        peers += (target.joined() for _ in range(4))
+        for number in range(target.count(4_000)):
+            with until_cut():
+                peer = peers[number % len(peers)]
+                stored = Stored(os.urandom(16), "bytes", Large(1, content_digest(b"x")))
+                peer.ask(Stage(*peer.envelope, stored, 0, b"x"))
+                begun += 1
+            if target.over:
+                break
+    return f"{begun} begun"
+
+
+def content_digest(data: bytes) -> bytes:
+    hasher = Hasher("bytes")
+    hasher.update(data)
+    return hasher.digest()
+
+
+# ---- the host -----------------------------------------------------------------------------------
+
+
+@attack(bound=64 * MIB)
+def shared_files_cut_short(target: Target) -> str:
+    """Cut the files of large values short, as any process of the same user can, and read them."""
+    folder = Path(os.environ["DSTORE_SHM"])
+    cut = refused = 0
+    with (
+        dstore.Node(target.address) as writer,
+        dstore.Node(target.address, shm="", timeout=DELAY_MAX) as reader,
+    ):
+        for turn in range(target.count(10)):
+            key = f"hostile/shared/{turn}"
+            writer.set(key, os.urandom(3 * MIB))
+            for path in folder.rglob("*"):
+                if path.is_file() and path.stat().st_size >= 3 * MIB:
+                    os.truncate(path, target.dice.choice((0, 1, 4096, MIB, 3 * MIB - 4096)))
+                    cut += 1
+            try:
+                reader.get(key)
+            except dstore.DstoreError:
+                refused += 1
+            writer.delete(key)
+    return f"{cut} files cut short, {refused} reads refused"
+
+
+@attack(bound=16 * MIB)
+def a_path_that_is_taken(target: Target) -> str:
+    """Start a second Global at an ipc path whose first one accepts no more connections."""
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        address = f"ipc://{folder}/g"
+        first = stack.enter_context(GlobalProcess(address))
+        first.signal(signal.SIGSTOP)
+        for _ in range(500):
+            waiting = stack.enter_context(socket.socket(socket.AF_UNIX))
+            waiting.setblocking(False)
+            if waiting.connect_ex(f"{folder}/g"):
+                break
+        second = subprocess.run(
+            [sys.executable, "-m", "dstore", "global", "--address", address],
+            capture_output=True,
+            timeout=30,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )
+        assert b"in use" in second.stderr, second.stderr
+        first.signal(signal.SIGCONT)
+        stack.pop_all().close()
+    return f"refused with exit code {second.returncode}"
 
 
 # ---- the run ----------------------------------------------------------------------------------
@@ -647,6 +720,21 @@ HEADING = (
     f"{'attack':32} {'MiB':>5} {'MiB':>6} {'s':>6} {'calls':>7}\n"
     f"{'':32} {'bound':>5} {'seen':>6} {'worst':>6} {'honest':>7} old ref  what it did"
 )
+
+
+@contextlib.contextmanager
+def _own_shared_memory() -> Iterator[None]:
+    """Have Global and all Nodes share a folder that is of this run alone."""
+    former = os.environ.get("DSTORE_SHM")
+    with tempfile.TemporaryDirectory(prefix="tests-of-dstore-", dir="/dev/shm") as folder:
+        os.environ["DSTORE_SHM"] = folder
+        try:
+            yield
+        finally:
+            if former is None:
+                del os.environ["DSTORE_SHM"]
+            else:
+                os.environ["DSTORE_SHM"] = former
 
 
 class Meter:
@@ -706,6 +794,7 @@ class Run:
         rows = []
         with ExitStack() as stack:
             folder = stack.enter_context(tempfile.TemporaryDirectory())
+            stack.enter_context(_own_shared_memory())
             log = stack.enter_context(open(Path(folder) / "log", "w+b"))
             server = self._global(log)
             stack.callback(server.kill)
@@ -724,6 +813,7 @@ class Run:
         self._address = f"tcp://127.0.0.1:{free_port()}"
         command = [sys.executable, "-m", "dstore", "global", "--address", self._address]
         command += ["--lease", str(LEASE), "--memory-limit", str(MEMORY_LIMIT)]
+        command += ["--max-clients", str(MAX_CLIENTS)]
         server = subprocess.Popen(
             command,
             stdout=subprocess.PIPE,
