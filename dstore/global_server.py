@@ -325,7 +325,7 @@ class Global:
                     self.address,
                     self.publisher or None,
                     max_clients=self._max_clients,
-                    warn=self._complaints.warning,
+                    warn=self._warn_of_cut,
                 )
             self.address, self.publisher = router.address, router.publisher
             epoch = secrets.randbits(63) | 1
@@ -497,6 +497,11 @@ class Global:
             end = clock.now() + LAST_WORDS
             while clock.now() < end:
                 self._turn(router, end)
+
+    def _warn_of_cut(self, message: str, *arguments: object) -> None:
+        if self._phase is Phase.SERVING:
+            self._state.counters["cut"] += 1
+        self._complaints.warning(message, *arguments)
 
     def _refuse(self, router: Router, route: bytes, error: BadMessage) -> None:
         self._state.counters["malformed"] += 1

@@ -171,7 +171,7 @@ class GlobalState:
 
     @property
     def counters(self) -> dict[str, int]:
-        """How often what has happened. The host counts malformed frames here."""
+        """How often what has happened. The host counts malformed frames and cuts here."""
         return self._out.counters
 
     # ---- events ---------------------------------------------------------------------------

@@ -20,6 +20,7 @@ COUNTERS = (
     "flushes",
     "refused",
     "malformed",
+    "cut",
 )
 
 

@@ -367,7 +367,7 @@ def test_a_global_that_has_no_descriptors_left_serves_those_it_has_and_rests() -
                 except OSError:
                     break
             node.set("k", "w", replace=True)
-            assert node.global_stats()["sets"] >= 2
+            assert node.global_stats()["cut"] > 100
             time.sleep(1.0)  # it is to come to rest
             before, started = _seconds_of(process.pid), time.monotonic()
             time.sleep(1.0)
