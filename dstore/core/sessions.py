@@ -6,9 +6,9 @@ a full cache. Only when it has been silent for the whole linger is it dropped; i
 to say HELLO. One that has never renewed its lease has little to come back with, and is dropped soon
 after that ends: a flood of HELLOs holds no places for long.
 
-The id of a session is a secret that Global shares with its Local: whoever knows it can acknowledge,
-write and say goodbye in its name. So ids are random, and are shown to nobody else. To people a
-session has a running number.
+The id of a session is a secret that Global shares with its Local: any peer that knows it can
+acknowledge, write and say goodbye in its name. So ids are random, and are shown to nobody else. To
+people a session has a running number.
 """
 
 from __future__ import annotations

@@ -164,7 +164,7 @@ class HostMemory:
             self._entered = entered
             self._abandon(lost)
             folder.leave(lost)
-        self._complaints.warning("%s was removed by somebody; it has been made anew", self.path)
+        self._complaints.warning("%s was removed by somebody; a new one was created", self.path)
         return entered
 
     def _sealed(self, folder: Folder, name: str, own: bool) -> bool:

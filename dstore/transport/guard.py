@@ -271,7 +271,7 @@ class Guard:
         return not connection.cut
 
     def published(self, size: int) -> None:
-        """So many bytes go to every subscriber."""
+        """``size`` bytes have been published to all subscribers."""
         self._subscribers.published += size
 
     # ---- turns ----------------------------------------------------------------------------
@@ -445,7 +445,7 @@ class _Memory:
             pass
 
     def grown(self, by: int) -> bool:
-        """Whether it has grown by so many bytes since the last call."""
+        """Whether it has grown by more than ``by`` bytes since the last call."""
         if self._file is None:  # pragma: no cover - not Linux
             return False
         self._file.seek(0)

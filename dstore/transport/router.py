@@ -64,7 +64,7 @@ class Router:
     ) -> None:
         addresses.check(address, bind=True)
         self._wake_up = os.urandom(16)
-        self._waking = native.Lock()  # whoever has it may use the context beside the owner
+        self._waking = native.Lock()  # held by a thread that uses the context beside its owner
         self._locks: list[PathLock] = []
         # Where threads are patched there is no zero copy: see send().
         self._context = limits.context(
@@ -223,7 +223,7 @@ class Router:
 
 
 def connections_max(max_clients: int) -> int:
-    """Connections that are taken: what so many Locals need, and what the system permits."""
+    """How many connections are accepted: those of ``max_clients`` Locals, if there is room."""
     wanted = CONNECTIONS_PER_CLIENT * max_clients + CONNECTIONS_SPARE
     try:
         import resource

@@ -56,7 +56,7 @@ def come_and_go(address: str, count: int, deletes: bool) -> None:
 
 
 def measure(joins: int, deletes: bool, say: Callable[[str], None] = print) -> int:
-    """By how many bytes a Global grows over so many joins, after a warm-up."""
+    """By how many bytes a Global grows over ``joins`` joins, after a warm-up."""
     with GlobalProcess() as place, dstore.Node(place.address, timeout=30.0) as node:
         node.set("there", "v")
         come_and_go(place.address, int(joins * WARM_UP), deletes)

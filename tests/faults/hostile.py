@@ -87,7 +87,7 @@ class Target:
         self.until = time.monotonic() + ATTACK_SECONDS
 
     def count(self, number: int) -> int:
-        """So many of something in a full run, fewer in a short one."""
+        """The given number in a full run, less in a short one."""
         return max(1, int(number * self.scale))
 
     @property

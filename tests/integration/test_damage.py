@@ -168,7 +168,7 @@ def test_a_folder_that_is_removed_in_use_is_replaced_and_all_values_stay(
         assert node.global_stats()["sessions"] == 3
         said = [record.getMessage() for record in caplog.records]
         assert len(said) <= 2, "one line of Global's, one of the Node's"
-        assert all("was removed by somebody; it has been made anew" in line for line in said)
+        assert all("was removed by somebody; a new one was created" in line for line in said)
         del view
 
 

@@ -286,7 +286,10 @@ def test_a_folder_that_was_removed_is_made_anew_and_that_is_said_once(
                 other.call("close")
         assert view is not None and bytes(view) == value_of(old)
         (record,) = caplog.records
-        assert "removed by somebody" in record.getMessage() and "made anew" in record.getMessage()
+        assert (
+            "removed by somebody" in record.getMessage()
+            and "a new one was created" in record.getMessage()
+        )
     assert files(tmp_path) == []
     del record
     caplog.clear()
