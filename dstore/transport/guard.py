@@ -374,11 +374,15 @@ class Guard:
         with _opened(connection.fd) as sock:
             if sock is None or _name_of(sock) != connection.name:
                 return False
-            info = sock.getsockopt(sockets.IPPROTO_TCP, _TCP_INFO, _BYTES_AT + _BYTES.size)
+            try:
+                info = sock.getsockopt(sockets.IPPROTO_TCP, _TCP_INFO, _BYTES_AT + _BYTES.size)
+                waiting = _in_queue(sock)
+            except OSError:
+                return False
             if len(info) < _BYTES_AT + _BYTES.size:  # pragma: no cover - Linux before 4.1
                 return False
             acked, received = _BYTES.unpack_from(info, _BYTES_AT)
-            connection.received = received - _in_queue(sock)
+            connection.received = received - waiting
         if acked != connection.acked:
             connection.acked, connection.moved = acked, now
             connection.published = self._subscribers.published
