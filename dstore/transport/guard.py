@@ -288,7 +288,8 @@ class Guard:
             self._look(len(self), now)
         else:
             self._look(LOOKS_MAX, now)
-        self._bound_totals(now)
+        if not self._waiting:  # all have been looked at
+            self._bound_totals(now)
         if not _descriptor_left():
             self._shed()
 
