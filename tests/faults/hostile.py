@@ -722,6 +722,11 @@ HEADING = (
 )
 
 
+def _end(server: subprocess.Popen[bytes]) -> None:
+    server.kill()
+    server.wait()
+
+
 @contextlib.contextmanager
 def _own_shared_memory() -> Iterator[None]:
     """Have Global and all Nodes share a folder that is of this run alone."""
@@ -797,7 +802,7 @@ class Run:
             stack.enter_context(_own_shared_memory())
             log = stack.enter_context(open(Path(folder) / "log", "w+b"))
             server = self._global(log)
-            stack.callback(server.kill)
+            stack.callback(_end, server)
             honest = stack.enter_context(Honest(self._address, self._seed))
             say(HEADING)
             for each in self._attacks:

@@ -7,7 +7,7 @@ import pytest
 from tests.faults import growth, hostile
 from tests.faults.honest import NOTHING
 
-SHORT = 0.03
+SHORT = 0.02
 """The part of each attack that is run."""
 
 
