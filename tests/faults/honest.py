@@ -7,10 +7,12 @@ notes that number before it reads: what it gets must not be older.
 
 from __future__ import annotations
 
+import contextlib
+import mmap
 import multiprocessing
 import random
+import tempfile
 import time
-from ctypes import c_int64
 from multiprocessing.context import SpawnContext
 from multiprocessing.process import BaseProcess
 from multiprocessing.synchronize import Event
@@ -52,10 +54,29 @@ class Told(NamedTuple):
 NOTHING = Told(0, 0, 0, 0, 0.0, "")
 
 
+class Least:
+    """For each key the least version that may still be read, in a file that all processes map."""
+
+    def __init__(self, path: str) -> None:
+        with open(path, "r+b") as file:
+            self._map = mmap.mmap(file.fileno(), 8 * KEYS)
+        self._view = memoryview(self._map).cast("q")  # whole words, which no reader sees half
+
+    def __getitem__(self, key: int) -> int:
+        return self._view[key]
+
+    def __setitem__(self, key: int, version: int) -> None:
+        self._view[key] = version
+
+    def close(self) -> None:
+        self._view.release()
+        self._map.close()
+
+
 class _Calls:
     """Makes the calls of one process, and counts."""
 
-    def __init__(self, node: dstore.Node, least: Any, dice: random.Random) -> None:
+    def __init__(self, node: dstore.Node, least: Least, dice: random.Random) -> None:
         self.node = node
         self.told = NOTHING
         self._least = least
@@ -98,9 +119,12 @@ class _Calls:
 
 
 def _work(
-    address: str, writes: bool, seed: int, least: Any, over: Event, asked: Any, answers: Any
+    address: str, writes: bool, seed: int, path: str, over: Event, asked: Any, answers: Any
 ) -> None:
-    with dstore.Node(address, timeout=TIMEOUT) as node:
+    with (
+        dstore.Node(address, timeout=TIMEOUT) as node,
+        contextlib.closing(Least(path)) as least,
+    ):
         calls = _Calls(node, least, random.Random(seed))
         node.join()
         while not over.is_set():
@@ -118,7 +142,8 @@ class Honest:
     def __init__(self, address: str, seed: int) -> None:
         context: SpawnContext = multiprocessing.get_context("spawn")
         self._over = context.Event()
-        self._least = context.Array(c_int64, KEYS, lock=False)
+        self._least = tempfile.NamedTemporaryFile()  # noqa: SIM115
+        self._least.truncate(8 * KEYS)
         self._pipes: list[tuple[Any, Any]] = []
         self._processes: list[BaseProcess] = []
         for number in range(1 + READERS):
@@ -130,7 +155,7 @@ class Honest:
                     address,
                     number == 0,
                     seed + number,
-                    self._least,
+                    self._least.name,
                     self._over,
                     asked_end,
                     answer_end,
@@ -172,3 +197,4 @@ class Honest:
         for pipes in self._pipes:
             for pipe in pipes:
                 pipe.close()
+        self._least.close()
