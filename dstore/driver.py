@@ -42,7 +42,7 @@ READS_MAX = 512
 too many stand (1,000, says ZeroMQ), and these would have to be asked for again. Other requests may
 take their time, and their replies are small: they are not counted.
 """
-AHEAD_MAX = 16 << 20
+AHEAD_MAX = 8 << 20
 """Bytes of requests that are sent and not answered; then others wait in line. A Global cuts a
 connection on which too many bytes wait to be taken.
 """

@@ -22,7 +22,7 @@ from dstore.engines.memory import MemoryEngine
 from dstore.errors import AddressError, BadMessage, GlobalClosed, GlobalServing
 from dstore.limited_log import LimitedLog
 from dstore.logs import Log
-from dstore.messages import Buffer, Refusal, Refused
+from dstore.messages import Buffer, Hello, Refusal, Refused
 from dstore.shm import bulk_for, check_root
 from dstore.transport import addresses
 from dstore.transport.limits import no_threads
@@ -470,6 +470,8 @@ class Global:
         except BadMessage as error:
             self._refuse(router, route, error)
             return
+        if type(message) is Hello and not router.knows(route):
+            return  # nobody would hear the answer, and it would be of no address
         # The clock is read after the message has arrived: a lease counts from receipt.
         self._perform(router, self._state.receive(route, message, clock.now()))
 

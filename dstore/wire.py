@@ -402,7 +402,7 @@ def topic(kind: type[Publication | Settled]) -> bytes:
 
 def with_data(frame: bytes) -> bool:
     """Whether a message that begins with this frame has a second one, if it is well-formed."""
-    return frame[4:5] in _NUMBERS_WITH_DATA
+    return frame[:3] == PREFIX and frame[4:5] in _NUMBERS_WITH_DATA
 
 
 def belongs(data: Buffer, frame: bytes) -> bool:
@@ -417,7 +417,7 @@ def belongs(data: Buffer, frame: bytes) -> bool:
             return False
         if data[:3] != PREFIX or len(data) > COPIED_QUICKLY:
             return True
-        return bool(unpacked(data[3:])[:4] != fields[:4])  # a message of the same transfer
+        return bool(unpacked(data[3:])[1:3] != fields[1:3])  # a message to the same Local
     except Exception:  # it is not a message
         return True
 

@@ -24,6 +24,7 @@ import os
 import struct
 import sys
 import termios
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from io import FileIO
@@ -33,7 +34,7 @@ from typing import NamedTuple
 import zmq
 from zmq.utils.monitor import parse_monitor_message
 
-from dstore.config import FRAME_BYTES_MAX
+from dstore.config import FRAME_BYTES_MAX, share_of
 from dstore.native import sockets
 
 PAUSE = 0.1
@@ -46,31 +47,48 @@ looked at only when the memory of the process has grown by ``GROWTH_MAX`` since 
 """
 GROWTH_MAX = 32 << 20
 
-UNREAD_MAX = 32 << 20
+UNREAD_MAX = 64 << 20
 """Bytes of one connection that ZeroMQ may have in memory and that were not taken from it yet. An
-honest Local has at most the chunks of one upload under way, and sends them again after a silence.
+honest Local has 8 MiB under way, and sends them again after a silence.
 """
+UNREAD_TOTAL_MAX = 512 << 20
+"""The same of all connections; the largest are cut first."""
 UNFINISHED_MAX = FRAME_BYTES_MAX + (64 << 10)
 """Bytes of one message that has not arrived as a whole."""
-UNFINISHED_TOTAL_MAX = 32 << 20
-"""Bytes of all such messages together. Beyond that the largest are cut first. (Frames without
-bytes take ZeroMQ 32 times as much memory as they have on the wire.)
+UNFINISHED_TOTAL_MAX, INFLATED_TOTAL_MAX = 320 << 20, 32 << 20
+"""Bytes of all such messages together; beyond that the largest are cut first. There is room for a
+chunk of each upload. But frames without bytes take ZeroMQ 32 times as much memory as they have on
+the wire: less is permitted when memory has grown by more than ``INFLATION`` times these bytes.
 """
+INFLATION = 4
+CALM_BYTES = 1 << 20
+"""With fewer bytes of unfinished messages than these, memory is as it is for other reasons."""
 REPLIES_MAX = 64 << 20
 """Bytes of replies that one peer has not acknowledged; more are dropped, to be asked for again."""
 DEAF_SECONDS = 10.0
 """A peer that has replies to read, and has acknowledged nothing for so long, is cut."""
 REPLIES_TOTAL_MAX = 512 << 20
-"""Bytes of replies that all peers together have not acknowledged; the largest are cut first."""
+"""Bytes of replies that all peers together have not acknowledged. Beyond that a peer gets no more
+while it has more than ``REPLIES_SHARE`` to acknowledge.
+"""
+REPLIES_SHARE = 1 << 20
 PUBLISHED_AHEAD_MAX = 16 << 20
 """Bytes that may be published while a subscriber acknowledges nothing."""
-SUBSCRIPTION_BYTES_MAX = 16 << 10
-"""Bytes that a subscriber may send, besides its heartbeats."""
-HEARTBEAT_BYTES = 64
-"""Bytes a second that heartbeats may take; an honest Local needs about 15."""
-MESSAGE_OVERHEAD = 32
-"""Bytes by which a message on the wire is longer than what it carries, at most."""
-HANDSHAKE_BYTES = 1 << 10
+SUBSCRIPTION_BYTES_MAX = 192
+"""Bytes that a subscriber may send, besides its handshake and its heartbeats. A Local has two
+topics of five bytes. ZeroMQ keeps up to 150 bytes for each byte of a topic, and goes through all
+topics whenever a subscriber leaves.
+"""
+HEARTBEAT_BYTES = 16
+"""Bytes a second that heartbeats may take; a Local needs 9."""
+HEARTBEATS_SAVED_MAX = 16 << 10
+"""Bytes of heartbeats that may come at once."""
+BAN_SECONDS = 30.0
+"""For this time nothing is accepted from an address that has sent a message of many frames. A
+complete one has to be taken out of ZeroMQ frame by frame, and stops Global for nearly a microsecond
+each: for up to half a second, with as many as an unfinished message may have.
+"""
+HANDSHAKE_BYTES = 256
 """Bytes that a connection may send before its first message."""
 
 _TCP_INFO = getattr(sockets, "TCP_INFO", None) if sys.platform == "linux" else None
@@ -85,9 +103,12 @@ class Connection:
     __slots__ = (
         "acked",
         "before",
+        "credit",
         "cut",
         "fd",
+        "forgiven",
         "group",
+        "looked",
         "messages",
         "moved",
         "name",
@@ -109,7 +130,10 @@ class Connection:
         self.route: bytes | None = None  # once a message has come
         self.cut = False
         self.unsure = False  # what was counted may be another connection's
-        self.taken = 0  # by us, out of ZeroMQ's socket
+        self.looked = now
+        self.credit = 0.0  # bytes that may yet be taken for heartbeats
+        self.forgiven = 0  # bytes of heartbeats
+        self.taken = 0  # by us, out of ZeroMQ's socket, with the heads of frames
         self.messages = 0
         self.received = 0  # by ZeroMQ
         self.replies = 0  # given to ZeroMQ
@@ -122,11 +146,22 @@ class Connection:
     def __repr__(self) -> str:
         return f"<Connection {self.group or 'ipc'} messages={self.messages} cut={self.cut}>"
 
+    def forgive(self, now: float) -> None:
+        """Count as heartbeats what may be heartbeats: a few bytes for each second.
+
+        They may come late, all at once. But what has not been used for long is not saved up, or an
+        old connection could have much under way.
+        """
+        self.credit += HEARTBEAT_BYTES * (now - self.looked)
+        self.looked = now
+        used = max(0, min(self.unread, int(self.credit)))
+        self.forgiven += used
+        self.credit = min(self.credit - used, HEARTBEATS_SAVED_MAX)
+
     @property
     def unread(self) -> int:
         """Bytes that ZeroMQ has in memory, at least."""
-        overhead = HANDSHAKE_BYTES + MESSAGE_OVERHEAD * self.messages
-        return self.received - self.taken - overhead
+        return self.received - self.taken - HANDSHAKE_BYTES - self.forgiven
 
     @property
     def unacknowledged(self) -> int:
@@ -145,7 +180,9 @@ class _Before(NamedTuple):
 class Side:
     """The connections of one bound socket, by descriptor, and their monitor."""
 
-    def __init__(self, sock: zmq.Socket[bytes], name: str) -> None:
+    def __init__(self, sock: zmq.Socket[bytes], name: str, connections_max: int) -> None:
+        self.most = connections_max
+        self.of_group: Counter[str] = Counter()
         self.connections: dict[int, Connection] = {}
         self.listening: list[int] = []  # descriptors
         self.published = 0  # bytes
@@ -177,8 +214,8 @@ class Side:
 class Guard:
     """Counts and limits the connections of a ROUTER and a PUB. For the thread that owns these.
 
-    Create it before the sockets are bound. At most ``connections_max`` connections are taken in
-    all, and ``per_address_max`` from one address.
+    Create it before the sockets are bound. At most so many connections to each are accepted, of
+    which one address may have a share.
     """
 
     def __init__(
@@ -187,20 +224,19 @@ class Guard:
         pub: zmq.Socket[bytes],
         *,
         connections_max: int,
-        per_address_max: int,
+        subscribers_max: int,
         warn: Callable[..., None],
     ) -> None:
         self.cuts = 0
         self.rounds = 0  # how often the ROUTER was found empty, or all its queues had a turn
         self.due = 0.0  # when the next turn is
-        self._connections_max = connections_max
-        self._per_address_max = per_address_max
         self._warn = warn
         self._pub = pub
-        self._requests = Side(router, "monitor-requests")
-        self._subscribers = Side(pub, "monitor-subscribers")
+        self._requests = Side(router, "monitor-requests", connections_max)
+        self._subscribers = Side(pub, "monitor-subscribers", subscribers_max)
         self._by_route: dict[bytes, Connection] = {}
-        self._of_group: Counter[object] = Counter()
+        self._banned: dict[str, float] = {}  # addresses, and until when
+        self._replies_full = False
         self._waiting: list[tuple[Side, Connection]] = []  # to be looked at in this round of looks
         self._memory = _Memory()
         self._taken_in_round = 0
@@ -245,8 +281,16 @@ class Guard:
         self._by_route[route] = connection
         return connection
 
+    def many_frames(self, connection: Connection | None, now: float) -> None:
+        """A message goes on after its second frame. To be called now and then until it ends."""
+        if connection is not None:
+            self.cut(connection, "its message has more than two frames")
+            if connection.group is not None:
+                self._banned[connection.group] = now + BAN_SECONDS
+        self.turn(now)
+
     def took(self, connection: Connection, size: int) -> None:
-        """A message with ``size`` bytes has been taken out of the ROUTER."""
+        """A message has been taken out of the ROUTER, of ``size`` bytes with its frames' heads."""
         connection.taken += size
         connection.messages += 1
         self._taken_in_round += 1
@@ -265,6 +309,8 @@ class Guard:
             self._ask_kernel(connection, now)
             if connection.unacknowledged + size > REPLIES_MAX:
                 return False
+        if self._replies_full and connection.unacknowledged > REPLIES_SHARE:
+            return False
         if connection.replies <= connection.acked:
             connection.moved = now  # it had nothing to acknowledge until now
         connection.replies += size
@@ -278,12 +324,14 @@ class Guard:
 
     def turn(self, now: float) -> None:
         """Look at connections, and cut those that exceed a limit. To be called when ``due``."""
-        self.due = now + PAUSE
+        begun = time.monotonic()
+        pause = PAUSE
         self._follow(now)
+        self._banned = {group: end for group, end in self._banned.items() if end > now}
         # A PUB socket takes in subscriptions, and forgets connections, only when it is used.
         self._pub.getsockopt(zmq.EVENTS)
         if self._memory.grown(GROWTH_MAX):
-            self.due = now + PAUSE_GROWING
+            pause = PAUSE_GROWING
             self._waiting = []
             self._look(len(self), now)
         else:
@@ -292,6 +340,8 @@ class Guard:
             self._bound_totals(now)
         if not _descriptor_left():
             self._shed()
+        end = time.monotonic()
+        self.due = now + (end - begun) + max(pause, 4 * (end - begun))
 
     def _follow(self, now: float) -> None:
         """Take in which connections have begun and ended."""
@@ -299,31 +349,35 @@ class Guard:
             for begun, fd in side.events():
                 former = side.connections.pop(fd, None)
                 if former is not None:
-                    self._forget(former)
+                    self._forget(side, former)
                 if begun:
-                    self._begin(side, Connection(fd, _peer(fd), now))
+                    self._begin(side, Connection(fd, _peer(fd), now), now)
 
-    def _begin(self, side: Side, connection: Connection) -> None:
+    def _begin(self, side: Side, connection: Connection, now: float) -> None:
         side.connections[connection.fd] = connection
         connection.published = side.published
-        if len(self) > self._connections_max:
+        if len(side.connections) > side.most:
             self.cut(
                 connection,
-                f"{self._connections_max} connections are here: raise --max-clients, or the limit "
-                "of open files (ulimit -n)",
+                f"{side.most} connections are here: raise --max-clients, or the limit of open "
+                "files (ulimit -n)",
             )
-        if connection.group is not None:
-            self._of_group[connection.group] += 1
-            if self._of_group[connection.group] > self._per_address_max:
-                self.cut(connection, f"{self._per_address_max} connections from there are here")
+        group = connection.group
+        if group is None:
+            return
+        side.of_group[group] += 1
+        if side.of_group[group] > share_of(side.most):
+            self.cut(connection, f"{share_of(side.most)} connections from there are here")
+        elif now < self._banned.get(group, 0.0):
+            self.cut(connection, "a message of many frames came from there just now")
 
-    def _forget(self, connection: Connection) -> None:
+    def _forget(self, side: Side, connection: Connection) -> None:
         if connection.route is not None:
             self._by_route.pop(connection.route, None)
         if connection.group is not None:
-            self._of_group[connection.group] -= 1
-            if not self._of_group[connection.group]:
-                del self._of_group[connection.group]
+            side.of_group[connection.group] -= 1
+            if not side.of_group[connection.group]:
+                del side.of_group[connection.group]
 
     def _look(self, count: int, now: float) -> None:
         """Look at the next connections, in turn."""
@@ -336,12 +390,11 @@ class Guard:
                 if side is self._requests:
                     self._judge_peer(connection, now)
                 else:
-                    self._judge_subscriber(connection, now)
+                    self._judge_subscriber(connection)
 
     def _judge_peer(self, connection: Connection, now: float) -> None:
-        spare = HEARTBEAT_BYTES * (now - connection.since)
-        connection.unfinished = max(0, self._unfinished(connection) - int(spare))
-        if connection.unread - spare > UNREAD_MAX:
+        connection.unfinished = self._unfinished(connection)
+        if connection.unread > UNREAD_MAX:
             self.cut(connection, f"more than {UNREAD_MAX:,} bytes of its messages are under way")
         elif connection.unfinished > UNFINISHED_MAX:
             self.cut(connection, f"its message has more than {UNFINISHED_MAX:,} bytes")
@@ -361,9 +414,8 @@ class Guard:
         connection.before = _Before(messages, self.rounds, connection.unread)
         return before.unread if messages == before.messages else 0
 
-    def _judge_subscriber(self, connection: Connection, now: float) -> None:
-        spare = HEARTBEAT_BYTES * (now - connection.since)
-        if connection.received - spare > SUBSCRIPTION_BYTES_MAX:
+    def _judge_subscriber(self, connection: Connection) -> None:
+        if connection.unread > SUBSCRIPTION_BYTES_MAX:
             self.cut(connection, f"it subscribes with more than {SUBSCRIPTION_BYTES_MAX:,} bytes")
         elif self._subscribers.published - connection.published > PUBLISHED_AHEAD_MAX:
             self.cut(connection, "it does not read what is published")
@@ -387,6 +439,7 @@ class Guard:
         if acked != connection.acked:
             connection.acked, connection.moved = acked, now
             connection.published = self._subscribers.published
+        connection.forgive(now)
         if connection.unsure:
             connection.unsure = False
             connection.taken, connection.replies = connection.received, acked
@@ -394,21 +447,35 @@ class Guard:
 
     def _bound_totals(self, now: float) -> None:
         """Cut the largest of those that together exceed a limit."""
-        peers = self._requests.connections.values()
-        if sum(each.unfinished for each in peers) > UNFINISHED_TOTAL_MAX:
-            total = 0
-            for each in sorted(peers, key=lambda each: each.unfinished):
-                total += each.unfinished
-                if total > UNFINISHED_TOTAL_MAX:
-                    self.cut(each, "too many bytes of unfinished messages are here")
-        if sum(each.unacknowledged for each in peers) > REPLIES_TOTAL_MAX:
+        peers = list(self._requests.connections.values())
+        unfinished = sum(each.unfinished for each in peers)
+        if unfinished < CALM_BYTES:
+            self._memory.calm()
+        most = UNFINISHED_TOTAL_MAX
+        if self._memory.since_calm > INFLATION * unfinished:
+            most = INFLATED_TOTAL_MAX
+        self._cut_largest(peers, most, lambda each: each.unfinished, "unfinished messages")
+        self._cut_largest(peers, UNREAD_TOTAL_MAX, lambda each: each.unread, "untaken messages")
+        replies = sum(each.unacknowledged for each in peers)
+        if replies > REPLIES_TOTAL_MAX:  # or those that have been acknowledged meanwhile
             for each in peers:
                 self._ask_kernel(each, now)
+            replies = sum(each.unacknowledged for each in peers)
+        self._replies_full = replies > REPLIES_TOTAL_MAX
+
+    def _cut_largest(
+        self,
+        peers: list[Connection],
+        most: int,
+        size: Callable[[Connection], int],
+        what: str,
+    ) -> None:
+        if sum(max(0, size(each)) for each in peers) > most:
             total = 0
-            for each in sorted(peers, key=lambda each: each.unacknowledged):
-                total += each.unacknowledged
-                if total > REPLIES_TOTAL_MAX:
-                    self.cut(each, "too many replies are not read")
+            for each in sorted(peers, key=size):
+                total += max(0, size(each))
+                if total > most:
+                    self.cut(each, f"too many bytes of {what} are here")
 
     def _shed(self) -> None:
         """There are no descriptors left: cut the newest connections that have said nothing."""
@@ -441,13 +508,22 @@ class _Memory:
     """How much memory this process has, where the system tells."""
 
     def __init__(self) -> None:
-        self._bytes = 0
+        self._bytes = self._calm = 0
         self._page = os.sysconf("SC_PAGE_SIZE")
         self._file: FileIO | None = None
         try:
             self._file = open("/proc/self/statm", "rb", buffering=0)  # noqa: SIM115
         except OSError:  # pragma: no cover - not Linux
             pass
+
+    @property
+    def since_calm(self) -> int:
+        """Bytes by which it has grown since :meth:`calm`, as of the last look."""
+        return self._bytes - self._calm
+
+    def calm(self) -> None:
+        """Nothing remarkable is here."""
+        self._calm = self._bytes
 
     def grown(self, by: int) -> bool:
         """Whether it has grown by more than ``by`` bytes since the last call."""
@@ -477,7 +553,9 @@ def _opened(fd: int) -> Iterator[sockets.socket | None]:
             return
         own = fd
     try:
-        sock = sockets.socket(sockets.AF_INET, sockets.SOCK_STREAM, 0, own)
+        # Names of both families fit into what Python reserves for one of IPv6.
+        family = sockets.AF_INET6 if sockets.has_ipv6 else sockets.AF_INET
+        sock = sockets.socket(family, sockets.SOCK_STREAM, 0, own)
     except OSError:  # it is no socket any more
         if own != fd:
             os.close(own)
@@ -510,7 +588,10 @@ def _group(peer: tuple[object, ...] | None) -> str | None:
     """Those that count as one peer: an address, or an IPv6 network, of which a host may use all."""
     if peer is None:
         return None
-    address = ipaddress.ip_address(str(peer[0]).partition("%")[0])
+    try:
+        address = ipaddress.ip_address(str(peer[0]).partition("%")[0])
+    except ValueError:  # of another kind of network
+        return None
     if isinstance(address, ipaddress.IPv4Address):
         return str(address)
     if address.ipv4_mapped is not None:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import zmq
 
 from dstore import native
-from dstore.config import CLIENTS_MAX_DEFAULT, FRAME_BYTES_MAX, share_of
+from dstore.config import CLIENTS_MAX_DEFAULT, FRAME_BYTES_MAX
 from dstore.errors import AddressError
 from dstore.logs import Log
 from dstore.messages import Buffer
@@ -32,13 +32,16 @@ RECEIVE_MAX = 0.5
 """Seconds of waiting in one go. A signal that comes in the instant before a wait begins is noticed
 by Python only after it.
 """
-SUBSCRIPTION_FRAME_MAX = 1 << 10
+SUBSCRIPTION_FRAME_MAX = 128
 """Bytes of a frame that a subscriber may send."""
+FRAMES_BETWEEN_TURNS = 5_000
+"""Frames of a message with too many of them that are taken before the guard has its turn again."""
 HANDSHAKE_MS = 10_000
 """Within this time a connection must have said that it speaks ZeroMQ's protocol."""
 CONNECTIONS_PER_CLIENT = 4
 """Connections that a Local has, if it has few threads: control, subscription, requests."""
-CONNECTIONS_SPARE = 64
+CONNECTIONS_SPARE = 512
+"""Connections beyond these, for Locals with many threads."""
 DESCRIPTORS_SPARE = 64
 """Descriptors that are left for everything else, at least; and an eighth of all."""
 _NOW = int(zmq.NOBLOCK)
@@ -80,12 +83,12 @@ class Router:
                 sock.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
             self._router.setsockopt(zmq.MAXMSGSIZE, FRAME_BYTES_MAX)
             self._pub.setsockopt(zmq.MAXMSGSIZE, SUBSCRIPTION_FRAME_MAX)
-            connections = connections_max(max_clients)
+            subscribers = max_clients + CONNECTIONS_SPARE
             self.guard = Guard(
                 self._router,
                 self._pub,
-                connections_max=connections,
-                per_address_max=share_of(connections),
+                connections_max=connections_max(max_clients),
+                subscribers_max=min(subscribers, connections_max(max_clients)),
                 warn=warn,
             )
             unless_bound.callback(self.guard.close)
@@ -144,18 +147,18 @@ class Router:
         else:
             frame = self._router.recv()
         data: Buffer | None = None
-        size, extra = len(frame), 0
+        size, extra = _on_the_wire(len(frame)), 0
         if self._router.getsockopt(zmq.RCVMORE):
             second = self._router.recv(copy=False)
             data = second.buffer
-            size += len(data)
+            size += _on_the_wire(len(data))
             while second.more:
                 second = self._router.recv(copy=False)
+                if not extra % FRAMES_BETWEEN_TURNS:
+                    guard.many_frames(connection, time.monotonic())
                 extra += 1
         if connection is not None:
             guard.took(connection, size)
-            if extra:
-                guard.cut(connection, f"its message has {extra + 2} frames; one or two are known")
         return None if extra else (route, frame, data)
 
     def send(self, route: bytes, frame: bytes, data: Buffer | None = None) -> None:
@@ -176,6 +179,10 @@ class Router:
                 self._router.send_multipart((route, data), _NOW, copy=native.patched())
         except (zmq.Again, OSError):
             return  # the requester sends again
+
+    def knows(self, route: bytes) -> bool:
+        """Whether the connection that a message has come over has not ended."""
+        return self.guard.of(route) is not None
 
     def peer_of(self, route: bytes) -> str | None:
         """The address that a route leads to; None if it is not TCP, or has ended."""
@@ -233,6 +240,11 @@ def connections_max(max_clients: int) -> int:
     if limit == resource.RLIM_INFINITY:
         return wanted
     return max(1, min(wanted, limit - max(DESCRIPTORS_SPARE, limit // 8)))
+
+
+def _on_the_wire(size: int) -> int:
+    """The bytes of a frame with its head."""
+    return size + (2 if size < 256 else 9)
 
 
 def _number_peers(router: zmq.Socket[bytes]) -> None:

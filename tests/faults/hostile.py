@@ -77,13 +77,16 @@ SAMPLE_SECONDS = 0.01
 class Target:
     """A Global to be attacked, and how."""
 
-    def __init__(self, address: str, pid: int, dice: random.Random, scale: float) -> None:
+    def __init__(
+        self, address: str, pid: int, dice: random.Random, scale: float, source: str
+    ) -> None:
         host, _, port = address.rpartition(":")
         self.address = address
         self.publisher = f"{host}:{int(port) + 1}"
         self.pid = pid
         self.dice = dice
         self.scale = scale
+        self.source = source  # its peers' address; one may be banned for a while after an attack
         self.until = time.monotonic() + ATTACK_SECONDS
 
     def count(self, number: int) -> int:
@@ -94,8 +97,9 @@ class Target:
     def over(self) -> bool:
         return time.monotonic() > self.until
 
-    def peer(self, kind: str = "DEALER", identity: bytes = b"", **more: bool) -> RawPeer:
-        return RawPeer(self.publisher if kind == "SUB" else self.address, kind, identity, **more)
+    def peer(self, kind: str = "DEALER", identity: bytes = b"", *, shake: bool = True) -> RawPeer:
+        where = self.publisher if kind == "SUB" else self.address
+        return RawPeer(where, kind, identity, shake=shake, source=self.source)
 
     def joined(self) -> RawPeer:
         peer = self.peer()
@@ -247,6 +251,26 @@ def empty_frames(target: Target) -> str:
             sent += 100_000
         peer.socket.sendall(frame(b""))
     return f"{sent:,} frames sent"
+
+
+@attack(bound=384 * MIB)
+def complete_messages_of_empty_frames(target: Target) -> str:
+    """Several peers send hundreds of thousands of frames each, and the last one all at once."""
+    count = target.count(400_000)
+    with crowd() as peers:
+        peers += (target.peer() for _ in range(6))
+        for peer in peers:
+            with until_cut():
+                peer.socket.sendall(frame(b"", MORE) * count)
+        for peer in peers:
+            with until_cut():
+                peer.socket.sendall(frame(b""))
+        time.sleep(1.0)
+        with until_cut():
+            peers.append(target.peer())
+            peers[-1].join()
+            return f"6 times {count:,} frames, and heard again"
+    return f"6 times {count:,} frames, then refused"
 
 
 @attack(bound=128 * MIB)
@@ -834,7 +858,8 @@ class Run:
         honest.ask()
         calm = _descriptors(server.pid)
         dice = random.Random(f"{self._seed} {each.name}")
-        target = Target(self._address, server.pid, dice, self._scale)
+        source = f"127.0.1.{1 + ATTACKS.index(each)}"
+        target = Target(self._address, server.pid, dice, self._scale, source)
         begun = time.monotonic()
         with Meter(server.pid) as meter:
             try:

@@ -54,16 +54,18 @@ class RawPeer:
         *,
         timeout: float = 10.0,
         shake: bool = True,
+        source: str = SOURCE,
     ) -> None:
         host, _, port = address.removeprefix("tcp://").rpartition(":")
-        self.socket = socket.socket()
+        host = host.strip("[]")
+        self.socket = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
         self.epoch = 0
         self.session = NO_SESSION
         self._request = 0
         try:
             self.socket.settimeout(timeout)
             self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            self.socket.bind((SOURCE, 0))
+            self.socket.bind((source, 0))
             self.socket.connect((host, int(port)))
             if shake:
                 self._shake(kind, identity)
