@@ -157,6 +157,8 @@ class Connection:
         used = max(0, min(self.unread, int(self.credit)))
         self.forgiven += used
         self.credit = min(self.credit - used, HEARTBEATS_SAVED_MAX)
+        if self.unread < -HANDSHAKE_BYTES:  # what waited at an earlier look were no heartbeats
+            self.forgiven += self.unread + HANDSHAKE_BYTES
 
     @property
     def unread(self) -> int:

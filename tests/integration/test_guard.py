@@ -270,6 +270,19 @@ def test_heartbeats_are_not_taken_for_messages_under_way() -> None:
     assert connection.unread > (1 << 20) - guard.HEARTBEATS_SAVED_MAX - 1_000
 
 
+def test_what_waited_to_be_taken_is_not_forgiven_for_ever() -> None:
+    """A look often finds messages that have arrived and are about to be taken."""
+    connection = guard.Connection(0, None, 0.0)
+    for second in range(100_000):
+        connection.received += 1 << 20
+        connection.forgive(float(second))
+        connection.taken += 1 << 20
+        connection.forgive(second + 0.5)
+    connection.received += 1 << 20
+    connection.forgive(100_000.0)
+    assert connection.unread > (1 << 20) - guard.HEARTBEATS_SAVED_MAX - 2_000
+
+
 def test_replies_that_are_not_read_are_dropped_and_then_their_peer_is_cut(driven: Driven) -> None:
     with RawPeer(driven.router.address) as deaf, RawPeer(driven.router.address) as other:
         deaf.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
