@@ -50,7 +50,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
     Raises SystemExit, as argparse does, for --help, --version and wrong usage.
     """
-    return _parser().parse_args(argv)
+    options, left = _parser().parse_known_args(argv)
+    if left:
+        parser: Parser = options.parser
+        parser.error(f"unrecognized arguments: {' '.join(left)}")
+    return options
 
 
 def _parser() -> Parser:
@@ -62,7 +66,7 @@ def _parser() -> Parser:
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version and leave")
     commands = parser.add_subparsers(metavar="COMMAND", parser_class=Parser)
-    parser.set_defaults(run=lambda _: _show_help(parser))
+    parser.set_defaults(run=lambda _: _show_help(parser), parser=parser)
     _add_programs(commands)
     _add_writers(commands)
     _add_readers(commands)
@@ -89,7 +93,7 @@ def _add(
     commands: _Commands[Parser], name: str, run: Callable[[argparse.Namespace], int], about: str
 ) -> Parser:
     parser = commands.add_parser(name, help=about, description=f"{about[0].upper()}{about[1:]}.")
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, parser=parser)
     return parser
 
 

@@ -314,6 +314,9 @@ def test_an_empty_key_is_not_told_to_be_hashed(node: MakeNode) -> None:
         ("global --large-from 1023", "is not between 1,024 and 1,048,576 bytes"),
         ("global --shm /no/such/folder", "is not a folder"),
         ("demo --workers 0", "is not a whole number from 1 to 64"),
+        ("set a b c", "unrecognized arguments: c (see dstore set --help)"),
+        ("stats --frobnicate", "unrecognized arguments: --frobnicate (see dstore stats --help)"),
+        ("--frobnicate", "unrecognized arguments: --frobnicate (see dstore --help)"),
     ],
 )  # fmt: skip
 def test_a_wrong_command_line(line: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
