@@ -96,6 +96,7 @@ def test_a_wrong_setting_of_a_node(make: Callable[..., object], name: str, value
 @cases(NODE, 0)
 def test_a_right_setting_of_a_node(free_global: dstore.Global, name: str, value: Any) -> None:
     with dstore.Node(free_global.address, **{name: value}) as node:
+        node.timeout = PATIENCE  # the shortest is shorter than a slow machine takes
         node.set("k", "v")
         assert node.get("k") == "v"
 
