@@ -23,14 +23,17 @@ def _long_lived() -> Iterator[None]:
         start_what_stays()
         gc.collect()
         gc.freeze()  # the looks for leaks, one for each test, need not see what is here by now
-        _let_ctrl_c_through()
+        _let_signals_through()
         yield
 
 
-def _let_ctrl_c_through() -> None:
-    # A shell starts what it puts in the background with Ctrl-C ignored, and children inherit that.
+def _let_signals_through() -> None:
+    # A shell starts what it puts in the background with Ctrl-C ignored, nohup ignores SIGHUP, and
+    # children inherit that.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(autouse=True)
