@@ -19,7 +19,7 @@ import zmq
 import dstore
 from dstore import config, wire
 from dstore.config import share_of
-from dstore.messages import Welcome
+from dstore.messages import Hello, Welcome
 from dstore.transport import guard
 from dstore.transport import router as routers
 from dstore.transport.router import Router, connections_max
@@ -493,6 +493,35 @@ def test_messages_of_a_peer_that_has_left_are_not_counted_for_the_next_one(drive
                 driven.until(lambda: driven.turn(0.1) is not None)
             driven.rest()
     assert driven.cuts == 0
+
+
+def test_a_hello_of_a_peer_that_has_gone_takes_no_place() -> None:
+    """Nobody would hear the answer, and nobody knows to which address the place belongs."""
+    served = dstore.Global("tcp://127.0.0.1:0", max_clients=4)
+    served.bind()
+    try:
+        router = served._router
+        assert router is not None
+        with crowd() as peers:
+            for _ in range(4):
+                peers.append(RawPeer(served.address))
+                peers[-1].say(Hello(os.urandom(16), 0, 0, "gone"))
+            _follow_until(router, 4)
+        _follow_until(router, 0)
+        served.start()
+        with dstore.Node(served.address) as node:
+            figures = node.global_stats()
+            assert (figures["sessions"], figures["refused"]) == (1, 0)
+    finally:
+        served.close()
+
+
+def _follow_until(router: Router, connections: int) -> None:
+    """Until there are this many; no message is taken meanwhile."""
+    end = time.monotonic() + PATIENCE
+    while len(router.guard) != connections:
+        assert time.monotonic() < end
+        router.guard._follow(time.monotonic())
 
 
 def test_a_limit_of_descriptors_bounds_the_connections() -> None:
