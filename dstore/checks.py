@@ -63,7 +63,7 @@ def flag(name: str, value: Any) -> bool:
 
 
 def text(name: str, value: Any, most: int | None = None) -> str:
-    """A text; with ``most`` one of at most so many characters, all printable."""
+    """A text; with ``most`` one of at most ``most`` characters, all printable."""
     if not isinstance(value, str):
         raise TypeError(f"{name} is a str, not {shown(value)}")
     plain = str.__str__(value)  # of a subclass, such as an Enum, the text that it is

@@ -20,7 +20,7 @@ parent, such as to remove a file that is half written.
 
 
 async def conduct(local: Local, verb: Verb[T], signal: Callable[[], Signal]) -> T:
-    """Carry out a verb. Whoever runs this makes of a signal what it can await."""
+    """Carry out a verb. The caller turns a signal into something that it can await."""
     driver = driver_of(local)
     call: Call | None = None
     result: Any = None

@@ -94,7 +94,7 @@ once its values have this many.
 """
 ITEM_BYTES_MAX = 640
 """What an item of a SET takes at most beside the bytes of its value: key, token, name of the codec.
-One that has nearly INLINE_BYTES_MAX of these goes alone, and has so many more.
+A value of nearly INLINE_BYTES_MAX bytes goes alone, and has these on top.
 """
 KEYS_PAGE_DEFAULT = 1_000
 CHUNK_BYTES = 1 << 20

@@ -627,7 +627,7 @@ def _after_fork_in_child() -> None:
 
 def _public_name(session: int) -> int:
     """A number that tells sessions apart, 0 for none. The id itself is a secret of this process
-    and Global: whoever knows it can acknowledge deletions in its name.
+    and Global: any peer that knows it can acknowledge deletions in its name.
     """
     return int.from_bytes(content.digest("session", b"%d" % session)[:4], "big") if session else 0
 

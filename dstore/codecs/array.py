@@ -181,7 +181,7 @@ def _layout(header: bytes) -> _Layout:
 
 
 def _check_empty(shape: tuple[int, ...], dtype: Any, most: int) -> None:
-    """Raise ValueError if this has more than so many items, by lengths that are not 0."""
+    """Raise ValueError if it has more than ``most`` items, by lengths that are not 0."""
     items = prod(length for length in shape if length)
     if items > most:
         raise ValueError(f"it has no bytes for {items:,} items, of which it may have {most:,}")

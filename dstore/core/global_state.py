@@ -61,8 +61,8 @@ from dstore.messages import (
 LOCALS_SHOWN = 1_000
 """Of so many Locals the figures name each, the oldest ones."""
 SHOWN_PER_LOCAL = 20e-6
-"""Seconds for each Local within which the figures of all are not gathered again: so that whoever
-asks for them all the time takes no more than a few percent of Global's.
+"""Seconds for each Local within which the figures of all are not gathered again. A peer that asks
+for them all the time takes no more than a few percent of Global's time.
 """
 MAKE_ROOM_PAUSE = 0.1
 """Seconds between two looks for sessions whose places can be given to others."""
@@ -345,10 +345,10 @@ class GlobalState:
         self._writes.confirm(session, self._log.seq, now)
 
     def _session(self, route: Route, message: Sync | Ack | Request) -> Session | None:
-        """The session that a message bears, or None when it has been refused.
+        """The session that a message names, or None when it has been refused.
 
         Who knows the id of a session may speak for it, on any connection: a Local's requests come
-        over others than its HELLO, and all of them may have been made anew.
+        over others than its HELLO, and all of them may have been replaced.
         """
         if message.epoch != self.epoch:
             self._out.refuse(route, message, Refusal.OTHER_EPOCH, "this is another life of Global")

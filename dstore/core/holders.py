@@ -9,7 +9,7 @@ key masks it away. Once enough bits are retired a sweep clears them, a few keys 
 then they are free for new sessions.
 
 All this has a budget in bytes. When it is spent, nobody becomes a holder of a key that would need
-more; whoever reads such a key is told not to cache it.
+more; a reader of such a key is told not to cache it.
 """
 
 from __future__ import annotations

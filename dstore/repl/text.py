@@ -318,7 +318,7 @@ def reply_interrupted(command: str) -> str:
 
 
 def wrapped(line: str, width: int) -> str:
-    """A line of HELP in a window of so many columns: what goes on is indented like the rest."""
+    """A line of HELP in a window of this many columns: what goes on is indented like the rest."""
     indent = min(len(line) - len(line.lstrip()) + ABOUT_FROM, width // 3)
     return textwrap.fill(line, width, subsequent_indent=" " * indent, break_on_hyphens=False)
 

@@ -9,8 +9,8 @@ key has, a Node learns from Global.
 ``place.py`` holds folders open, ``locks.py`` tells who lives, ``folder.py`` is the life of an
 epoch's folder, ``parts.py`` the life of an unfinished file, ``eviction.py`` makes room,
 ``mapping.py`` maps, ``memory.py`` puts them together, ``bulk.py`` is for Global. All memory is
-reserved before it is written, since a full file system would otherwise show as a SIGBUS in whoever
-touches the next page.
+reserved before it is written, since a full file system would otherwise show as a SIGBUS in a
+process that touches the next page.
 """
 
 from __future__ import annotations

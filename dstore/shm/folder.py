@@ -18,9 +18,9 @@ exclusive one: of two that leave at the same time, each holding on to its share,
 the lock taken and both would leave the folder behind. What a killed process leaves behind goes
 when the next one comes.
 
-Whoever has entered holds the folder open and opens its files relative to it (``place.py``). If
-somebody removes the folder all the same, as a system does when a user logs out, a process notices
-when it wants to write there, and enters again, into a folder of the same name.
+A process that has entered holds the folder open and opens its files relative to it (``place.py``).
+If somebody removes the folder all the same, as a system does when a user logs out, a process
+notices when it wants to write there, and enters again, into a folder of the same name.
 
 To remove gigabytes takes a while. So, with the lock, the folder only gets another name, which
 nobody enters, and the janitor removes what is in it; if it does not come to an end, the next one

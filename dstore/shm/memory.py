@@ -35,7 +35,7 @@ ENTER_EVERY = 1.0
 LOST = {errno.ENOENT, errno.ENOTDIR, errno.ESTALE}
 """What the system says when the folder is not there any more, or is none."""
 SAID_MAX = 100
-"""So many things are said once."""
+"""The number of different things that are said once."""
 FULL_SECONDS = 1.0
 """So long Global does not look for room again that it has not found."""
 AVAILABLE = locks.AVAILABLE and mapping.AVAILABLE

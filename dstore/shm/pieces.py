@@ -9,9 +9,9 @@ from __future__ import annotations
 from dstore.config import CHUNK_BYTES
 
 PIECE_BYTES = CHUNK_BYTES
-"""What is read in one go has at most so many bytes, else its memory is not kept."""
+"""Bytes that are read in one go; the memory of a larger piece is not kept."""
 KEPT_MAX = 16
-"""So many pieces are kept."""
+"""The number of pieces that are kept."""
 
 
 class Pieces:

@@ -20,7 +20,7 @@ import weakref
 from collections.abc import Iterator
 
 LINKS_MAX = 40
-"""So many symbolic links may be on the way; the system has the same limit."""
+"""Symbolic links that may be on the way; the system has the same limit."""
 _CHECKED = (os.open, os.mkdir, os.stat, os.rename, os.unlink, os.rmdir, os.readlink, os.utime)
 AVAILABLE = os.supports_dir_fd.issuperset(_CHECKED) and os.scandir in os.supports_fd
 """Whether this system can open files relative to a folder."""

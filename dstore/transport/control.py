@@ -25,7 +25,7 @@ class Control:
     ``poller`` has all that the thread waits for; others may be registered there. ``route`` is the
     way to Global, for all sockets of the Local.
 
-    A connection that is lost is made anew by ZeroMQ, if the address is a literal one. A name may
+    A connection that is lost is made again by ZeroMQ, if the address is a literal one. A name may
     mean another address by then, and whatever listens at the former one need not be our Global: so
     the connection is given up, and the name is looked up.
     """

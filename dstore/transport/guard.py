@@ -116,7 +116,6 @@ class Connection:
         "received",
         "replies",
         "route",
-        "since",
         "taken",
         "unfinished",
         "unsure",
@@ -126,7 +125,6 @@ class Connection:
         self.fd = fd
         self.name = peer  # as the kernel names the other end; None if it is not TCP
         self.group = _group(peer)
-        self.since = now
         self.route: bytes | None = None  # once a message has come
         self.cut = False
         self.unsure = False  # what was counted may be another connection's
@@ -216,7 +214,7 @@ class Side:
 class Guard:
     """Counts and limits the connections of a ROUTER and a PUB. For the thread that owns these.
 
-    Create it before the sockets are bound. At most so many connections to each are accepted, of
+    Create it before the sockets are bound. Each accepts at most the given number of connections, of
     which one address may have a share.
     """
 

@@ -76,7 +76,7 @@ def context(
 
 
 def need_descriptors(count: int) -> None:
-    """Raise Shortage unless so many descriptors, and some to spare, can be had now."""
+    """Raise Shortage unless ``count`` descriptors, and some to spare, can be had now."""
     taken: list[int] = []
     with signals_left_to_this_thread():  # Ctrl-C would lose one that is not in the list yet
         try:
@@ -103,7 +103,7 @@ def _no_descriptors(problem: OSError, count: int, free: int) -> str:
 
 
 def need_threads(count: int) -> None:
-    """Raise Shortage unless so many threads can be started now."""
+    """Raise Shortage unless ``count`` threads can be started now."""
     gate = native.Lock()
     started: list[native.Thread] = []
     try:

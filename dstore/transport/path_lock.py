@@ -143,7 +143,7 @@ class PathLock:
             probe.connect(self._name)  # which may be shorter, and has to be
         except (ConnectionRefusedError, FileNotFoundError):
             return
-        except OSError:  # perhaps so many connections wait that no other one is taken
+        except OSError:  # its backlog may be full
             pass
         finally:
             probe.close()

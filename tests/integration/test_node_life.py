@@ -1,4 +1,4 @@
-"""The life of a Node and an AsyncNode: what a closed one says, whoever asks, and where."""
+"""The life of a Node and an AsyncNode: what a closed one says in each call, and where."""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ def of(member: Member) -> tuple[int, int]:
 
 
 def answers(world: World, message: ToGlobal, route: bytes = b"stranger") -> list[Any]:
-    """What is sent because of a message; all of it must go to whoever has sent it."""
+    """What is sent because of a message; all of it must go to its sender."""
     effects = world.state.receive(route, message, world.now)
     sends = [effect for effect in effects if isinstance(effect, Send)]
     assert len(sends) == len(effects)
@@ -96,7 +96,7 @@ def picture(state: GlobalState) -> str:
 
 
 def everything(epoch: int, session: int, seq: int, token: bytes) -> list[ToGlobal]:
-    """One message of each kind that bears a session, made to do harm."""
+    """One message of each kind that has a session, made to do harm."""
     asked = (epoch, session, 77)
     stored = Stored(token, "bytes", Large(len(BODY), content.digest("bytes", BODY)))
     small = Stored(token, "bytes", b"other")

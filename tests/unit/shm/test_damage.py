@@ -179,7 +179,7 @@ def test_the_system_copies_what_is_there_and_says_what_is_not(tmp_path: Path) ->
 def test_a_file_that_is_cut_short_while_it_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And others have taken the room: what cannot be written begins anew, in private memory."""
+    """And others have taken the room: what cannot be written starts again, in private memory."""
 
     def full(descriptor: int, data: memoryview, offset: int) -> int:
         raise OSError(28, "full")

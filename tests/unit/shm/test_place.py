@@ -184,7 +184,7 @@ def test_a_default_that_is_not_safe_is_a_warning_and_private_memory(
 
 
 def test_another_folder_in_the_place_of_ours_gets_nothing(root: Path) -> None:
-    """Whoever could put it there has not got what we write."""
+    """The user who put it there has not got what we write."""
     with opened(root) as here:
         root.rename(root.parent / "former")
         root.mkdir(0o700)
