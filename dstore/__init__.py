@@ -6,7 +6,11 @@ A confirmed deletion is never read again anywhere.
 
 from __future__ import annotations
 
-from dstore.async_node import AsyncNode
+from dstore.client.async_node import AsyncNode
+from dstore.client.commands import Lookup
+from dstore.client.node import Node, connect
+from dstore.client.translate import Deletion
+from dstore.client.watch import Event, Watch
 from dstore.codecs import Codec
 from dstore.errors import (
     AddressError,
@@ -27,11 +31,7 @@ from dstore.errors import (
     ValueTooLarge,
     WaitTimedOut,
 )
-from dstore.global_server import Global
-from dstore.node import Node, connect
-from dstore.translate import Deletion
-from dstore.verbs import Lookup
-from dstore.watch import Event, Watch
+from dstore.server.server import Global
 
 __version__: str
 

@@ -3,7 +3,7 @@
 Every constructor, setter and method checks its arguments here, where they enter, so that a wrong
 one is not found later as something else. Each check returns the value as a plain Python object. It
 raises TypeError for a wrong type and ValueError for a wrong value; the message names the parameter,
-what was given and what is allowed. (Keys have checks of their own, in :mod:`dstore.translate`, and
+what was given and what is allowed. (Keys have checks of their own, in :mod:`dstore.client.translate`, and
 addresses in :mod:`dstore.transport.addresses`.)
 """
 

@@ -16,8 +16,8 @@ import zmq
 from benchmarks.peers.base import Client, Peer
 from benchmarks.processes import PATIENCE, Place, server
 from benchmarks.settings import VALUE
-from dstore import wire
-from dstore.messages import Found, Get, GetReply, Stored
+from dstore.protocol import wire
+from dstore.protocol.messages import Found, Get, GetReply, Stored
 
 KEY = "miss/000000"
 

@@ -22,14 +22,15 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, NamedTuple
 
-from dstore import wire
 from dstore.config import CLIENTS_MAX, LARGE_FROM_DEFAULT, LEASE_DEFAULT, LOG_LENGTH_DEFAULT
-from dstore.core.effects import GlobalEffect, LocalEffect, Publish, Tell
-from dstore.core.global_state import GlobalState
-from dstore.core.local_state import RENEW, Fill, LocalState
-from dstore.engines.bulk import PrivateBulk
-from dstore.engines.memory import MemoryEngine
-from dstore.messages import Del, DelReply, Get, GetReply, Message, Route, Stored, ToGlobal
+from dstore.core.authority.effects import GlobalEffect, Publish
+from dstore.core.authority.state import GlobalState
+from dstore.core.local.effects import LocalEffect, Tell
+from dstore.core.local.state import RENEW, Fill, LocalState
+from dstore.protocol import wire
+from dstore.protocol.messages import Del, DelReply, Get, GetReply, Message, Route, Stored, ToGlobal
+from dstore.server.engines.memory import MemoryEngine
+from dstore.shm.private_bulk import PrivateBulk
 
 LATENCY = 50e-6
 """Seconds that a message is on its way."""

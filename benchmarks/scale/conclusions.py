@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks.scale.cluster import Prices
-from dstore.core.local_state import RENEW
+from dstore.core.local.state import RENEW
 
 LEASES = (0.5, 2.0, 5.0, 10.0, 30.0)
 CONNECTIONS = 3

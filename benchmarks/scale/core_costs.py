@@ -12,8 +12,8 @@ from statistics import median
 from typing import Any
 
 from benchmarks.scale.cluster import LABEL, VALUE, Cluster, without_collector
-from dstore import wire
-from dstore.messages import (
+from dstore.protocol import wire
+from dstore.protocol.messages import (
     Ack,
     Del,
     Get,

@@ -13,7 +13,7 @@ from benchmarks.scale.cluster import (
     Worker,
     without_collector,
 )
-from dstore.messages import DelStatus
+from dstore.protocol.messages import DelStatus
 
 
 def shares(size: int) -> list[int]:

@@ -19,12 +19,12 @@ import zmq
 from benchmarks.scale.cluster import EPOCH, LABEL
 from benchmarks.scale.socket_costs import with_peers
 from dstore.config import CLIENTS_MAX, LARGE_FROM_DEFAULT, LEASE_DEFAULT, LOG_LENGTH_DEFAULT
-from dstore.core.deletions import DeletionLog
-from dstore.core.global_state import GlobalState
-from dstore.core.holders import Holders
-from dstore.engines.bulk import PrivateBulk
-from dstore.engines.memory import MemoryEngine
-from dstore.messages import Hello
+from dstore.core.authority.holders import Holders
+from dstore.core.authority.log import DeletionLog
+from dstore.core.authority.state import GlobalState
+from dstore.protocol.messages import Hello
+from dstore.server.engines.memory import MemoryEngine
+from dstore.shm.private_bulk import PrivateBulk
 
 
 def weighed(make: Callable[[], Any]) -> int:

@@ -22,8 +22,8 @@ import dstore
 from benchmarks.scale.cluster import VALUE, Prices, without_collector
 from benchmarks.scale.experiments import Laboratory
 from benchmarks.scale.socket_costs import PATIENCE_MS
-from dstore import wire
-from dstore.messages import Get, Goodbye, Hello, Welcome
+from dstore.protocol import wire
+from dstore.protocol.messages import Get, Goodbye, Hello, Welcome
 
 
 def global_process(commands: Connection) -> None:

@@ -12,7 +12,8 @@ import os
 import sys
 from collections.abc import Sequence
 
-from dstore import console, errors
+from dstore import errors
+from dstore.cli import console
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -7,7 +7,8 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from dstore import config, console
+from dstore import config
+from dstore.cli import console
 from dstore.cli.kinds import address, as_passed, between, between_sizes, count, folder, size
 
 SHM_VARIABLE = "DSTORE_SHM"
@@ -269,7 +270,7 @@ def _log_as_client() -> None:
 
 
 def _talk(options: argparse.Namespace) -> int:
-    from dstore.repl import main
+    from dstore.cli.repl import main
 
     if sys.stdin is None:
         raise ValueError(STDIN_CLOSED)
@@ -278,7 +279,7 @@ def _talk(options: argparse.Namespace) -> int:
 
 
 def _demo(options: argparse.Namespace) -> int:
-    from dstore.demo import main
+    from dstore.cli.demo import main
 
     _log_as_client()
     return main(options.folder, options.workers)

@@ -11,8 +11,8 @@ import re
 from argparse import ArgumentTypeError
 from collections.abc import Callable
 
+from dstore.cli.console import text_or_bytes
 from dstore.config import SIZE_MAX
-from dstore.console import text_or_bytes
 
 DIGITS_MAX = 20
 """Python refuses to read numbers of thousands of digits, in words of its own."""

@@ -11,15 +11,15 @@ from argparse import Namespace
 from codecs import getincrementaldecoder
 from collections.abc import Iterator
 
-from dstore import console
+from dstore.cli import console, values
 from dstore.cli.arguments import STDIN_CLOSED
 from dstore.cli.kinds import as_passed
+from dstore.cli.progress import progress_bar
+from dstore.cli.repl import text
+from dstore.cli.show import array_repr, is_array, shown
+from dstore.client.node import Node
 from dstore.errors import UnknownCodec
-from dstore.node import Node
 from dstore.quoting import visible
-from dstore.repl import text, values
-from dstore.repl.bar import progress_bar
-from dstore.repl.show import array_repr, is_array, shown
 
 
 def set_(options: Namespace) -> int:

@@ -9,10 +9,10 @@ import signal
 import threading
 from argparse import Namespace
 
-from dstore import console
+from dstore.cli import console
+from dstore.cli.console import plain
 from dstore.cli.logs import SERVER_LINE, log_to_stderr
-from dstore.console import plain
-from dstore.global_server import Global
+from dstore.server.server import Global
 from dstore.transport.addresses import is_private
 
 

@@ -25,7 +25,7 @@ from __future__ import annotations
 from dstore.codecs.custom import Codec
 from dstore.codecs.encoded import BYTES, MSGPACK, NDARRAY, PICKLE, TEXT, Encoded
 from dstore.codecs.table import Codecs
-from dstore.messages import Buffer
+from dstore.protocol.messages import Buffer
 
 __all__ = [
     "BYTES",

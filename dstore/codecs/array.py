@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 
 from dstore.codecs.encoded import NDARRAY, Encoded, joint
 from dstore.errors import UnknownCodec
-from dstore.messages import Buffer
+from dstore.protocol.messages import Buffer
 
 HEADER_MAX = 10_000
 """Bytes of a header's text: as much as NumPy reads from a stranger."""

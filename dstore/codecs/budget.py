@@ -20,7 +20,7 @@ bits, as the allocator rounds it up). Numbers that follow one another are taken 
 from __future__ import annotations
 
 from dstore.config import DECODED_FACTOR, DECODED_FREE
-from dstore.messages import Buffer
+from dstore.protocol.messages import Buffer
 
 CHECKED_FROM = 64 << 10
 """A value of fewer bytes need not be walked through: it takes less than DECODED_FREE."""

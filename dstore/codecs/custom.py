@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from dstore import checks
 from dstore.codecs.encoded import Encoded, flat, joint
-from dstore.messages import Buffer
+from dstore.protocol.messages import Buffer
 
 NAME_MAX = 64
 """Characters."""

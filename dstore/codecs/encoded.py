@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from dstore.messages import Buffer
+from dstore.protocol.messages import Buffer
 
 BYTES, TEXT, MSGPACK, NDARRAY, PICKLE = "bytes", "text", "msgpack", "ndarray", "pickle"
 

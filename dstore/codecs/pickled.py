@@ -20,7 +20,7 @@ import pickle
 import struct
 
 from dstore.codecs.encoded import PICKLE, Encoded, joint
-from dstore.messages import Buffer
+from dstore.protocol.messages import Buffer
 
 PROTOCOL = 5
 ALIGNMENT = 64

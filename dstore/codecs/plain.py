@@ -18,7 +18,7 @@ from dstore.codecs import budget, keys
 from dstore.codecs.budget import DEPTH_MAX, TUPLE
 from dstore.codecs.encoded import BYTES, MSGPACK, TEXT, Encoded, flat, whole
 from dstore.codecs.refusal import refusal
-from dstore.messages import Buffer
+from dstore.protocol.messages import Buffer
 
 FEW_KEYS_BYTES = 256
 """A body of so few bytes has too few keys to be slow, whatever they are."""

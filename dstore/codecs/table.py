@@ -9,7 +9,7 @@ from dstore.codecs import array, custom, plain
 from dstore.codecs.custom import Codec
 from dstore.codecs.encoded import BYTES, MSGPACK, NDARRAY, PICKLE, TEXT, Encoded
 from dstore.errors import UnknownCodec, ValueCorrupt
-from dstore.messages import Buffer, Stored
+from dstore.protocol.messages import Buffer, Stored
 
 RESERVED = frozenset({BYTES, TEXT, MSGPACK, NDARRAY, PICKLE})
 """Names that no codec of a user may have, whether or not the Node has ours."""

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dstore.background import MUCH, janitor
-from dstore.engines.base import Bulk, Lost
-from dstore.engines.bulk import PrivateBulk
-from dstore.limited_log import LimitedLog
-from dstore.logs import Log
-from dstore.messages import Buffer
+from dstore.core.engine import Bulk, Lost
+from dstore.protocol.messages import Buffer
+from dstore.runtime.background import MUCH, janitor
+from dstore.runtime.limited_log import LimitedLog
+from dstore.runtime.logs import Log
 from dstore.shm.memory import COMPLAINTS_EVERY, HostMemory, open_memory
 from dstore.shm.parts import NoRoom, Writer
 from dstore.shm.pieces import Pieces
+from dstore.shm.private_bulk import PrivateBulk
 
 log = Log("dstore.shm")
 
@@ -28,7 +28,7 @@ def bulk_for(epoch: int, root: str | None = None) -> Bulk:
 
 
 class SharedBulk:
-    """A :class:`dstore.engines.base.Bulk` in shared memory. It closes ``memory`` in the end.
+    """A :class:`dstore.core.engine.Bulk` in shared memory. It closes ``memory`` in the end.
 
     A value that finds no room there goes to the process's own memory; then Nodes of this host
     fetch it like others.

@@ -18,7 +18,7 @@ import stat
 from collections.abc import Callable
 from typing import NamedTuple
 
-from dstore.background import janitor
+from dstore.runtime.background import janitor
 from dstore.shm import parts
 from dstore.shm.folder import COPIES, Folder
 from dstore.shm.parts import PART_NAME

@@ -36,8 +36,8 @@ import re
 from functools import partial
 from typing import TYPE_CHECKING
 
-from dstore import native
-from dstore.background import janitor
+from dstore.runtime import native
+from dstore.runtime.background import janitor
 from dstore.shm import locks, place
 from dstore.shm.locks import held
 from dstore.shm.place import Directory, Unusable

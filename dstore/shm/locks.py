@@ -21,7 +21,7 @@ import io
 import os
 from typing import TYPE_CHECKING
 
-from dstore import native
+from dstore.runtime import native
 from dstore.shm import place
 from dstore.shm.place import Directory
 

@@ -14,8 +14,8 @@ import os
 import sys
 import weakref
 
-from dstore import native
-from dstore.native import system
+from dstore.runtime import native
+from dstore.runtime.native import system
 
 MAPS_MAX = 32_768
 """So many mappings a process has at a time. The system allows some 65,000 in all, of whatever, and

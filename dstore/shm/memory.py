@@ -8,9 +8,9 @@ import os
 import time
 from collections.abc import Callable
 
-from dstore.background import janitor
-from dstore.limited_log import LimitedLog
-from dstore.logs import INFO, WARNING, Log
+from dstore.runtime.background import janitor
+from dstore.runtime.limited_log import LimitedLog
+from dstore.runtime.logs import INFO, WARNING, Log
 from dstore.shm import eviction, folder, locks, mapping, parts, pieces, place
 from dstore.shm.folder import COPIES, OWN, Folder
 from dstore.shm.locks import held

@@ -23,7 +23,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from types import TracebackType
 
-from dstore.background import MUCH, janitor
+from dstore.runtime.background import MUCH, janitor
 from dstore.shm import folder, locks, mapping
 from dstore.shm.folder import Folder
 from dstore.shm.locks import held

@@ -12,7 +12,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
-from dstore.engines.base import Bulk
+from dstore.core.engine import Bulk
 from dstore.errors import StoreFull
 
 PIECE = 64 << 10
@@ -39,7 +39,7 @@ def raises(kind: type[Exception], call: Callable[[], object]) -> bool:
 
 
 class BulkContract(ABC):
-    """The contract of :class:`dstore.engines.bulk.Bulk`."""
+    """The contract of :class:`dstore.shm.private_bulk.Bulk`."""
 
     @abstractmethod
     def make(self) -> Bulk:

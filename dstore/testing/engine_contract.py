@@ -12,10 +12,10 @@ from __future__ import annotations
 import sys
 from abc import ABC, abstractmethod
 
-from dstore.engines.base import Engine
+from dstore.core.engine import Engine
 from dstore.errors import StoreFull
-from dstore.keys import from_bytes, to_bytes
-from dstore.messages import Stored
+from dstore.protocol.keys import from_bytes, to_bytes
+from dstore.protocol.messages import Stored
 
 ROOMY = 1 << 20
 ODD_KEYS = ("a", "ä", "漢", "\udcff", "b3:0", " ", "a/b", "A" * 511)
@@ -37,7 +37,7 @@ def stored(number: int, body: bytes = b"v") -> Stored:
 
 
 class EngineContract(ABC):
-    """The contract of :class:`dstore.engines.base.Engine`."""
+    """The contract of :class:`dstore.core.engine.Engine`."""
 
     @abstractmethod
     def make(self, limit: int) -> Engine:

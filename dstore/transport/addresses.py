@@ -16,7 +16,7 @@ from typing import Any
 import zmq
 
 from dstore.errors import AddressError, NodeClosed
-from dstore.native import sockets
+from dstore.runtime.native import sockets
 
 ANY_HOST = "*"
 """Every address of this machine, of IPv6 and of IPv4."""

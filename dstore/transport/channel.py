@@ -8,10 +8,11 @@ from collections.abc import Callable
 
 import zmq
 
-from dstore import native, wire
-from dstore.background import signals_left_to_this_thread
 from dstore.errors import GlobalUnavailable, NodeClosed
-from dstore.messages import Buffer
+from dstore.protocol import wire
+from dstore.protocol.messages import Buffer
+from dstore.runtime import native
+from dstore.runtime.background import signals_left_to_this_thread
 from dstore.transport import limits
 from dstore.transport.follower import REQUEST_SILENCE_MS, Follower
 from dstore.transport.route import Route

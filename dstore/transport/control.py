@@ -9,10 +9,10 @@ import sys
 import zmq
 
 from dstore.errors import AddressError, GlobalUnavailable
+from dstore.runtime.waker import Waker
 from dstore.transport import addresses
 from dstore.transport.follower import CONTROL_SILENCE_MS, Follower
 from dstore.transport.route import Beside, Route
-from dstore.transport.waker import Waker
 
 DRAIN_MAX = 1000
 """Frames taken from one socket before the other gets its turn."""

@@ -6,8 +6,8 @@ from typing import Any
 
 import zmq
 
-from dstore import native
-from dstore.background import signals_left_to_this_thread
+from dstore.runtime import native
+from dstore.runtime.background import signals_left_to_this_thread
 
 
 class Ending:

@@ -35,7 +35,7 @@ import zmq
 from zmq.utils.monitor import parse_monitor_message
 
 from dstore.config import FRAME_BYTES_MAX, share_of
-from dstore.native import sockets
+from dstore.runtime.native import sockets
 
 PAUSE = 0.1
 """Seconds between two turns of the guard."""

@@ -14,9 +14,9 @@ from typing import Any
 
 import zmq
 
-from dstore import native
-from dstore.background import signals_left_to_this_thread
 from dstore.errors import DstoreError
+from dstore.runtime import native
+from dstore.runtime.background import signals_left_to_this_thread
 
 resource: Any
 try:

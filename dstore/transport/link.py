@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import zmq
 
-from dstore import native
-from dstore.background import signals_left_to_this_thread
 from dstore.errors import AddressError, GlobalUnavailable
+from dstore.runtime import native
+from dstore.runtime.background import signals_left_to_this_thread
 from dstore.transport import limits
 from dstore.transport.channel import ChannelPool, no_socket
 from dstore.transport.control import Control

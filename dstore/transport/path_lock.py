@@ -16,7 +16,7 @@ import weakref
 from typing import Any
 
 from dstore.errors import AddressError
-from dstore.native import sockets
+from dstore.runtime.native import sockets
 from dstore.transport import addresses
 
 fcntl: Any

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import zmq
 
 from dstore.errors import AddressError
-from dstore.native import sockets
+from dstore.runtime.native import sockets
 from dstore.transport import addresses
 
 CANDIDATES_MAX = 16

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from dstore import native
-from dstore.background import signals_left_to_this_thread
+from dstore.runtime import native
+from dstore.runtime.background import signals_left_to_this_thread
 from dstore.transport import addresses, reach
 
 PAUSE_FIRST, PAUSE_MAX = 0.05, 1.0

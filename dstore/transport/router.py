@@ -10,11 +10,11 @@ from collections.abc import Callable
 
 import zmq
 
-from dstore import native
 from dstore.config import CLIENTS_MAX_DEFAULT, FRAME_BYTES_MAX
 from dstore.errors import AddressError
-from dstore.logs import Log
-from dstore.messages import Buffer
+from dstore.protocol.messages import Buffer
+from dstore.runtime import native
+from dstore.runtime.logs import Log
 from dstore.transport import addresses, limits
 from dstore.transport.ending import Ending
 from dstore.transport.guard import Guard

@@ -16,8 +16,8 @@ from multiprocessing.synchronize import Event
 from typing import NamedTuple
 
 import dstore
-from dstore.testing.history import Kind, Operation, Result
-from dstore.testing.linearizability import check_linearizable
+from tests.history.linearizability import check_linearizable
+from tests.history.operations import Kind, Operation, Result
 from tests.integration.processes import GlobalProcess
 
 PAUSE = 0.002

@@ -33,9 +33,10 @@ from typing import IO, NamedTuple
 import msgpack
 
 import dstore
-from dstore import config, wire
-from dstore.content import Hasher
-from dstore.messages import (
+from dstore import config
+from dstore.protocol import wire
+from dstore.protocol.content import Hasher
+from dstore.protocol.messages import (
     Ack,
     Del,
     Fetch,

@@ -17,14 +17,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dstore.testing.history import Kind, Result
-from dstore.testing.history import Operation as Judged
-from dstore.testing.linearizability import check_linearizable
-from dstore.testing.sweep import Undecided
-from dstore.testing.weaker import check_pending, check_stale
 from tests.faults.cluster import Times
 from tests.faults.lives import by_life, client_of
 from tests.faults.records import DONE, MISSING, UNKNOWN, Operation, Records, files_of, load
+from tests.history.linearizability import check_linearizable
+from tests.history.operations import Kind, Result
+from tests.history.operations import Operation as Judged
+from tests.history.sweep import Undecided
+from tests.history.weaker import check_pending, check_stale
 from tests.integration.processes import ROOT
 
 KINDS = {

@@ -12,8 +12,8 @@ import struct
 from collections.abc import Iterator
 from types import TracebackType
 
-from dstore import wire
-from dstore.messages import (
+from dstore.protocol import wire
+from dstore.protocol.messages import (
     NO_SESSION,
     Buffer,
     Goodbye,

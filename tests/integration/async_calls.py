@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 import dstore
-from dstore import clock
-from dstore import driver as driver_module
-from dstore.driver import Driver
+from dstore.client.hosts import loop as driver_module
+from dstore.client.hosts.loop import Driver
+from dstore.runtime import clock
 from tests.integration.processes import PATIENCE
 
 MakeNode = Callable[..., dstore.AsyncNode]

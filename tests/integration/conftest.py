@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 import dstore
-from dstore import wire
-from dstore.messages import ToLocal
+from dstore.protocol import wire
+from dstore.protocol.messages import ToLocal
 from dstore.transport.router import Router
 from tests.integration.async_calls import (
     Gate,

@@ -172,7 +172,7 @@ def waits(green: Greenlets, address: str) -> None:
 def threads(green: Greenlets, address: str) -> None:
     """Background threads are real, also for callbacks, and a thread of a pool blocks."""
     import dstore
-    from dstore import native
+    from dstore.runtime import native
 
     main = native.get_ident()
     heard: list[tuple[str, int]] = []

@@ -19,8 +19,8 @@ from typing import Any
 import zmq
 
 import dstore
-from dstore import wire
-from dstore.messages import NO_SESSION, Hello, ToGlobal, ToLocal, Welcome
+from dstore.protocol import wire
+from dstore.protocol.messages import NO_SESSION, Hello, ToGlobal, ToLocal, Welcome
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 30.0

@@ -388,7 +388,7 @@ def test_making_a_node_waits_for_no_look_up() -> None:
     script = """
 import threading
 import dstore
-from dstore.native import sockets as socket
+from dstore.runtime.native import sockets as socket
 closed, asked = threading.Event(), threading.Event()
 look_up = socket.getaddrinfo
 def slow(*arguments, **keywords):

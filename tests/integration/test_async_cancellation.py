@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 import dstore
-from dstore import files
-from dstore.core.operations import Ask, Until
-from dstore.files import Destination, FileBody
-from dstore.large import LargeValues
-from dstore.messages import Chunk, GetReply, SetReply, Staged
+from dstore.client import files
+from dstore.client.files import Destination, FileBody
+from dstore.client.large import LargeValues
+from dstore.core.local.operations import Ask, Until
+from dstore.protocol.messages import Chunk, GetReply, SetReply, Staged
 from tests.integration.async_calls import (
     AWAY,
     LARGE,

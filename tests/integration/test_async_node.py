@@ -14,12 +14,13 @@ from typing import Any
 import pytest
 
 import dstore
-from dstore import config, files
-from dstore import driver as driver_module
-from dstore.core.operations import Until, reading
-from dstore.driver import Driver
-from dstore.large import LargeValues
-from dstore.messages import Chunk, GetReply, ToLocal
+from dstore import config
+from dstore.client import files
+from dstore.client.hosts import loop as driver_module
+from dstore.client.hosts.loop import Driver
+from dstore.client.large import LargeValues
+from dstore.core.local.operations import Until, reading
+from dstore.protocol.messages import Chunk, GetReply, ToLocal
 from dstore.transport.requests import Requests
 from dstore.transport.router import Router
 from tests.integration.async_calls import (

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 import dstore
-from dstore import config, loops
-from dstore.messages import Chunk, GetReply
+from dstore import config
+from dstore.protocol.messages import Chunk, GetReply
+from dstore.runtime import event_loops as loops
 from tests.integration.async_calls import (
     LARGE,
     LONG_LEASE,

@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 
 import dstore
-from dstore import wire
-from dstore.engines.memory import MemoryEngine
-from dstore.messages import (
+from dstore.protocol import wire
+from dstore.protocol.messages import (
     Ack,
     Del,
     DelReply,
@@ -32,6 +31,7 @@ from dstore.messages import (
     ToLocal,
     Welcome,
 )
+from dstore.server.engines.memory import MemoryEngine
 from dstore.transport.router import Router
 from tests.integration.processes import PATIENCE
 

@@ -393,7 +393,7 @@ def test_no_bar_where_there_is_no_terminal(large_file: Path, free_global: dstore
 def test_a_terminal_that_has_gone_ends_no_transfer(
     monkeypatch: pytest.MonkeyPatch, shell: Shell, large_file: Path, tmp_path: Path
 ) -> None:
-    from dstore.repl import bar
+    from dstore.cli import progress as bar
 
     class Gone(io.StringIO):
         def isatty(self) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import dstore
-from dstore.messages import Get, GetReply, Goodbye, Sync, Synced
+from dstore.protocol.messages import Get, GetReply, Goodbye, Sync, Synced
 from dstore.transport.router import Router
 from tests.integration.processes import PATIENCE, GlobalProcess, RawClient, Refusal, Worker
 

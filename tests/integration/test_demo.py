@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from dstore.demo import corpus, story
-from dstore.demo.verdict import Seen, Sighting
-from dstore.demo.worker import Entry, Report
+from dstore.cli.demo import corpus, story
+from dstore.cli.demo.verdict import Seen, Sighting
+from dstore.cli.demo.worker import Entry, Report
 
 ROOT = Path(__file__).parents[2]
 SECONDS_MAX = 40

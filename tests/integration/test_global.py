@@ -15,9 +15,10 @@ import pytest
 import zmq
 
 import dstore
-from dstore import config, wire
+from dstore import config
 from dstore.config import FRAME_BYTES_MAX
-from dstore.messages import (
+from dstore.protocol import wire
+from dstore.protocol.messages import (
     Get,
     GetReply,
     Refusal,

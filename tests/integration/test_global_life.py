@@ -19,10 +19,12 @@ from typing import Any
 import pytest
 
 import dstore
-from dstore import global_server, shm, wire
-from dstore.engines.memory import MemoryEngine
-from dstore.global_server import Global
-from dstore.messages import Key, Set, SetItem, Stored
+from dstore import shm
+from dstore.protocol import wire
+from dstore.protocol.messages import Key, Set, SetItem, Stored
+from dstore.server import server as global_server
+from dstore.server.engines.memory import MemoryEngine
+from dstore.server.server import Global
 from tests.integration.processes import PATIENCE, ROOT, RawClient, free_port
 
 Make = Callable[..., Global]

@@ -17,9 +17,10 @@ import pytest
 import zmq
 
 import dstore
-from dstore import config, wire
+from dstore import config
 from dstore.config import share_of
-from dstore.messages import Hello, Welcome
+from dstore.protocol import wire
+from dstore.protocol.messages import Hello, Welcome
 from dstore.transport import guard
 from dstore.transport import router as routers
 from dstore.transport.router import Router, connections_max

@@ -23,11 +23,11 @@ from typing import Any
 import pytest
 
 import dstore
-from dstore import content
-from dstore.background import janitor
+from dstore.client.large import LargeValues, Source
 from dstore.codecs import Codecs
 from dstore.config import BYTES_MAX, CHUNK_BYTES, LARGE_FROM_DEFAULT
-from dstore.large import LargeValues, Source
+from dstore.protocol import content
+from dstore.runtime.background import janitor
 from tests.faults.proxy import Proxy, Rule
 from tests.integration.processes import PATIENCE, GlobalProcess, free_port, send_signal
 
@@ -370,7 +370,7 @@ def test_much_memory_is_given_back_by_no_thread_that_renews_a_lease(
         writer.set("k", content_of(CHUNK))
         reader.get("k")
         (file,) = files_of(host("b"))
-        monkeypatch.setattr("dstore.large.MUCH", CHUNK)
+        monkeypatch.setattr("dstore.client.large.MUCH", CHUNK)
         with monkeypatch.context() as patched:
             patched.setattr(janitor, "do", work.append)
             if how == "deleted":

@@ -16,10 +16,10 @@ import pytest
 
 import dstore
 from dstore import config
-from dstore import node as node_module
+from dstore.client import node as node_module
+from dstore.client.hosts.threads import Local
 from dstore.codecs import Codecs, Encoded
-from dstore.local import Local
-from dstore.messages import Get
+from dstore.protocol.messages import Get
 from tests.integration.processes import PATIENCE, ROOT, RawClient, sessions_left
 
 MakeNode = Callable[..., dstore.Node]

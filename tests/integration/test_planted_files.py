@@ -15,8 +15,8 @@ import pytest
 
 import dstore
 from dstore import config
-from dstore.repl.history import LineHistory
-from dstore.repl.values import get_to_file
+from dstore.cli.repl.history import LineHistory
+from dstore.cli.values import get_to_file
 
 STRANGER = 65534
 NodeMaker = Callable[..., dstore.Node]
@@ -279,7 +279,7 @@ def test_a_history_of_another_user_is_not_used(history: Path, tmp_path: Path, wh
 
 
 def test_a_link_of_ones_own_stays_one(history: Path, tmp_path: Path) -> None:
-    from dstore.repl.history import HISTORY_LINES_MAX
+    from dstore.cli.repl.history import HISTORY_LINES_MAX
 
     link = tmp_path / "state" / "history"
     link.parent.mkdir()

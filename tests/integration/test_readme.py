@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 import dstore
-from dstore import config, wire
+from dstore import config
+from dstore.protocol import wire
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"

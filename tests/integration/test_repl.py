@@ -10,8 +10,9 @@ from collections.abc import Callable
 import pytest
 
 import dstore
-from dstore import config, repl
-from dstore.repl import text
+from dstore import config
+from dstore.cli import repl
+from dstore.cli.repl import text
 
 PATIENCE = 30.0
 """Seconds; only a test that fails takes them."""

@@ -17,8 +17,9 @@ import pytest
 from blake3 import blake3
 
 import dstore
-from dstore import config, repl
-from dstore.repl.show import BEGINNING, SHOWN_MAX
+from dstore import config
+from dstore.cli import repl
+from dstore.cli.show import BEGINNING, SHOWN_MAX
 from tests.integration.repl_processes import ENTER, PATIENCE, PROMPT, TAB, Terminal
 from tests.integration.terminals import AT_ONCE, CURSOR_HIDDEN, CURSOR_SHOWN, AtTerminal, inked
 

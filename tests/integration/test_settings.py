@@ -21,7 +21,7 @@ import dstore
 from dstore import config
 from dstore.cli import main
 from dstore.codecs import Codec
-from dstore.engines.memory import MemoryEngine
+from dstore.server.engines.memory import MemoryEngine
 from tests.integration.processes import PATIENCE
 
 np = pytest.importorskip("numpy")

@@ -9,8 +9,8 @@ from collections.abc import Callable
 import pytest
 
 import dstore
-from dstore import wire
-from dstore.messages import (
+from dstore.protocol import wire
+from dstore.protocol.messages import (
     Ack,
     Farewell,
     Get,

@@ -15,7 +15,16 @@ import pytest
 
 import dstore
 from dstore import config
-from dstore.messages import Get, GetReply, Refusal, Refused, Scan, ScanReply, Stats, StatsReply
+from dstore.protocol.messages import (
+    Get,
+    GetReply,
+    Refusal,
+    Refused,
+    Scan,
+    ScanReply,
+    Stats,
+    StatsReply,
+)
 from dstore.quoting import is_plain
 from tests.integration.processes import PATIENCE, ROOT
 from tests.integration.repl_processes import PROMPT, TAB, Piped, Terminal

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 import dstore
+from dstore.client.watch import Event
 from dstore.config import BYTES_MAX
-from dstore.watch import Event
 from tests.integration.processes import PATIENCE, GlobalProcess, free_port
 
 MakeNode = Callable[..., dstore.Node]

@@ -72,7 +72,8 @@ def _run(command: list[str], mutant: Mutant) -> subprocess.CompletedProcess[str]
 
 
 def _play(seeds: int, trace: bool) -> int:
-    from dstore.testing.simulation import Scenario, run, shrink
+    from tests.simulation.run import run, shrink
+    from tests.simulation.scenario import Scenario
 
     for seed in range(seeds):
         outcome = run(Scenario.draw(seed))

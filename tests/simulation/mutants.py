@@ -32,7 +32,7 @@ MUTANTS = (
         "removal before acknowledgement",
         (
             (
-                "core.global_state",
+                "core.authority.state",
                 "            return Found(seq, False, stored)\n",
                 "            return None\n",
             ),
@@ -40,13 +40,13 @@ MUTANTS = (
     ),
     Mutant(
         "confirmation without waiting",
-        (("core.dying", "            if session.lease_end > now:\n", "            if False:\n"),),
+        (("core.authority.pending", "            if session.lease_end > now:\n", "            if False:\n"),),
     ),
     Mutant(
         "no lease check",
         (
             (
-                "core.local_state",
+                "core.local.state",
                 "if entry is None or not (now < self.lease_end or stale_ok):",
                 "if entry is None:",
             ),
@@ -54,17 +54,17 @@ MUTANTS = (
     ),
     Mutant(
         "lease counted from receipt at the Local",
-        (("core.local_state", "self._trust(sent_at)\n", "self._trust(now)\n"),),
+        (("core.local.state", "self._trust(sent_at)\n", "self._trust(now)\n"),),
     ),
     Mutant(
         "lease checked before the look-up",
         (
             (
-                "node",
+                "client.node",
                 "        entry = entries.get(key if type(key) is str else",
                 "        now = clock.now()\n        entry = entries.get(key if type(key) is str else",
             ),
-            ("node", "if entry is None or clock.now() >= lease_end:", "if entry is None or now >= lease_end:"),
+            ("client.node", "if entry is None or clock.now() >= lease_end:", "if entry is None or now >= lease_end:"),
         ),
         CORE + "test_lease.py::test_a_hit_looks_at_the_lease_before_and_the_clock_after_the_look_up",
         "the lock-free hit is outside of the simulated core",
@@ -73,7 +73,7 @@ MUTANTS = (
         "hit that compares with the live lease end instead of the noted one",
         (
             (
-                "node",
+                "client.node",
                 "if entry is None or clock.now() >= lease_end:",
                 "if entry is None or clock.now() >= state.lease_end:",
             ),
@@ -83,17 +83,17 @@ MUTANTS = (
     ),
     Mutant(
         "fill rule dropped",
-        (("core.local_state", "            or fill.deleted > found.seq\n", ""),),
+        (("core.local.state", "            or fill.deleted > found.seq\n", ""),),
     ),
     Mutant(
         "whole-cache drop that does not spoil fills in flight",
-        (("core.local_state", "                fill.deleted = seq\n", "                pass\n"),),
+        (("core.local.state", "                fill.deleted = seq\n", "                pass\n"),),
     ),
     Mutant(
         "value of a dying key cached",
         (
             (
-                "core.global_state",
+                "core.authority.state",
                 "            return Found(seq, False, stored)\n",
                 "            return Found(seq, True, stored)\n",
             ),
@@ -103,7 +103,7 @@ MUTANTS = (
         "reader not recorded as a holder",
         (
             (
-                "core.global_state",
+                "core.authority.state",
                 "        return Found(seq, self._holders.add(key, session.bit), stored)\n",
                 "        return Found(seq, True, stored)\n",
             ),
@@ -113,7 +113,7 @@ MUTANTS = (
         "writer not recorded as a holder",
         (
             (
-                "core.writes",
+                "core.authority.writes",
                 "        return session.open and self._holders.add(key, session.bit)\n",
                 "        return session.open\n",
             ),
@@ -123,7 +123,7 @@ MUTANTS = (
         "acknowledgement that skips a gap",
         (
             (
-                "core.local_state",
+                "core.local.state",
                 "        if message.first > self.applied + 1:\n            self.counters",
                 "        if message.first > self.applied + 1:\n"
                 "            self.applied = message.first - 1\n"
@@ -133,18 +133,18 @@ MUTANTS = (
     ),
     Mutant(
         "session forgotten without a flush on return",
-        (("core.local_state", "        self.entries = self.cache.renew()\n", ""),),
+        (("core.local.state", "        self.entries = self.cache.renew()\n", ""),),
     ),
     Mutant(
         "reply to a former session filled",
         (
             (
-                "core.local_state",
+                "core.local.state",
                 "            or (fill.epoch, fill.session) != (self.epoch, self.session)\n",
                 "",
             ),
             (
-                "core.local_state",
+                "core.local.state",
                 "        for fills in self._fills.values():\n"
                 "            for fill in fills:\n"
                 "                fill.done = True\n"
@@ -157,7 +157,7 @@ MUTANTS = (
         "repeated HELLO that acknowledges",
         (
             (
-                "core.global_state",
+                "core.authority.state",
                 "        session.route = route\n        assert",
                 "        session.route = route\n"
                 "        self._writes.confirm(session, self._log.seq, now)\n        assert",
@@ -168,7 +168,7 @@ MUTANTS = (
         "repeated HELLO that renews",
         (
             (
-                "core.local_state",
+                "core.local.state",
                 "self._hello_first = min(self._hello_first, now)",
                 "self._hello_first = now",
             ),
@@ -176,17 +176,17 @@ MUTANTS = (
     ),
     Mutant(
         "acknowledgement and SYNC of a former epoch accepted",
-        (("core.global_state", "if message.epoch != self.epoch:", "if False:"),),
+        (("core.authority.state", "if message.epoch != self.epoch:", "if False:"),),
         CORE + "test_strangers.py::test_what_does_not_match_changes_nothing",
         "sessions of two lives of a Global do not have the same id",
     ),
     Mutant(
         "session ids that can be guessed",
-        (("core.sessions", "            ident = self._random63()\n", "            ident = self._number\n"),),
+        (("core.authority.sessions", "            ident = self._random63()\n", "            ident = self._number\n"),),
     ),
     Mutant(
         "session ids that come twice",
-        (("core.sessions", "while ident == NO_SESSION or ident in self._by_id:", "while ident == NO_SESSION:"),),
+        (("core.authority.sessions", "while ident == NO_SESSION or ident in self._by_id:", "while ident == NO_SESSION:"),),
         CORE + "test_membership.py::test_session_ids_are_what_the_host_draws_and_none_is_zero_or_in_use",
         "of 63 random bits none comes twice in a simulated run",
     ),
@@ -194,7 +194,7 @@ MUTANTS = (
         "GOODBYE of a former epoch accepted",
         (
             (
-                "core.global_state",
+                "core.authority.state",
                 "        session = self._sessions.get(message.session) if message.epoch == self.epoch else None\n"
                 "        if session is not None:\n            self._end",
                 "        session = self._sessions.get(message.session)\n"
@@ -206,13 +206,13 @@ MUTANTS = (
     ),
     Mutant(
         "deletions acknowledged that it has not heard of",
-        (("core.global_state", "        if message.applied > heard:\n", "        if False:\n"),),
+        (("core.authority.state", "        if message.applied > heard:\n", "        if False:\n"),),
         CORE + "test_strangers.py::test_nobody_acknowledges_what_it_has_not_heard_of",
         "no simulated Local says what is not so",
     ),
     Mutant(
         "upload of another session bound",
-        (("core.stages", "upload is None or upload.session != session.id or upload", "upload is None or upload"),),
+        (("core.authority.stages", "upload is None or upload.session != session.id or upload", "upload is None or upload"),),
         CORE + "test_strangers.py::test_an_upload_belongs_to_the_session_that_began_it",
         "no simulated Local knows the tokens of others before their values are bound",
     ),
@@ -220,7 +220,7 @@ MUTANTS = (
         "publication of a former epoch accepted",
         (
             (
-                "core.local_state",
+                "core.local.state",
                 "if not self.session or self.closing or message.epoch != self.epoch:",
                 "if not self.session or self.closing:",
             ),
@@ -230,16 +230,16 @@ MUTANTS = (
         "lease that survives a change of epoch",
         (
             (
-                "core.local_state",
+                "core.local.state",
                 "        self.lease_end = LAPSED  # first: a hit on another thread looks at it last\n",
                 "",
             ),
-            ("core.local_state", "        self.entries = self.cache.renew()\n", ""),
+            ("core.local.state", "        self.entries = self.cache.renew()\n", ""),
         ),
     ),
     Mutant(
         "late reply of a given-up request filled",
-        (("core.local_state", "            or fill.done\n", ""),),
+        (("core.local.state", "            or fill.done\n", ""),),
         CORE + "test_fill.py::test_the_late_reply_to_a_request_given_up_is_not_stored",
         "an operation that was given up is closed, and nobody hands it a reply",
     ),
@@ -247,7 +247,7 @@ MUTANTS = (
         "Global's expiry too early",
         (
             (
-                "core.global_state",
+                "core.authority.state",
                 "        session.lease_end = now + self.lease\n        if message",
                 "        session.lease_end = now + 0.5 * self.lease\n        if message",
             ),
@@ -257,7 +257,7 @@ MUTANTS = (
         "DEL that waits on renewed leases for ever",
         (
             (
-                "core.dying",
+                "core.authority.pending",
                 "while session.awaited and session.awaited[0][1] <= now:",
                 "while session.awaited and session.lease_end <= now:",
             ),
@@ -269,7 +269,7 @@ MUTANTS = (
         "cacheable answer to a repeated SET",
         (
             (
-                "core.calls",
+                "core.authority.calls",
                 "        SetResult(SetStatus(status), seq, False, None, confirmed, expired)\n",
                 "        SetResult(SetStatus(status), seq, True, None, confirmed, expired)\n",
             ),
@@ -279,35 +279,35 @@ MUTANTS = (
     ),
     Mutant(
         "repeated SET executed again after a DEL",
-        (("core.writes", "        if known is not None:\n", "        if known is not None and isinstance(message, Del):\n"),),
+        (("core.authority.writes", "        if known is not None:\n", "        if known is not None and isinstance(message, Del):\n"),),
     ),
     Mutant(
         "repeated DEL that removes a newer value",
-        (("core.writes", "        if known is not None:\n", "        if known is not None and isinstance(message, Set):\n"),),
+        (("core.authority.writes", "        if known is not None:\n", "        if known is not None and isinstance(message, Set):\n"),),
     ),
     Mutant(
         "waiting thread handed a reply older than its call",
         (
             (
-                "core.operations.reading",
+                "core.local.operations.reading",
                 "                return {key: Answer(state.finish_fill(fills[0], found), found.stored, False)}\n",
                 '                state.__dict__.setdefault("handed", {})[key] = found.stored\n'
                 "                return {key: Answer(state.finish_fill(fills[0], found), found.stored, False)}\n",
             ),
             (
-                "core.operations.reading",
+                "core.local.operations.reading",
                 "                entry = state.finish_fill(fill, found)\n",
                 "                entry = state.finish_fill(fill, found)\n"
                 '                state.__dict__.setdefault("handed", {})[fill.key] = found.stored\n',
             ),
             (
-                "core.operations.reading",
+                "core.local.operations.reading",
                 "            waited.update(fill.key for fill in joined)\n",
                 "            waited.update(fill.key for fill in joined)\n"
                 '            state.__dict__["handed"] = {}\n',
             ),
             (
-                "core.operations.reading",
+                "core.local.operations.reading",
                 "            now = (yield Until(_ended(joined), patience)).now\n",
                 "            now = (yield Until(_ended(joined), patience)).now\n"
                 '            for key, stored in state.__dict__["handed"].items():\n'
@@ -320,7 +320,7 @@ MUTANTS = (
         "replace that joins another's wait",
         (
             (
-                "core.writes",
+                "core.authority.writes",
                 "            dying.queued.append(partial(self._set, call, index, item, replace))\n",
                 "            def run(now: float) -> None:\n"
                 "                old = self._engine.read(item.key)\n"
@@ -338,7 +338,7 @@ MUTANTS = (
         "commit that removes a newer token",
         (
             (
-                "engines.memory",
+                "server.engines.memory",
                 "        if old is None or old.token != token:\n            return False\n        del",
                 "        if old is None:\n            return False\n        del",
             ),
@@ -348,27 +348,27 @@ MUTANTS = (
     ),
     Mutant(
         "forked child that uses its parent's lease",
-        (("node", "        node._forked()\n", "        pass\n"),),
+        (("client.node", "        node._forked()\n", "        pass\n"),),
         "tests/integration/test_node.py::test_after_a_fork_nothing_of_the_parent_is_used",
         "the simulated processes do not fork",
     ),
     Mutant(
         "margin between the clocks dropped",
-        (("core.local_state", "MARGIN = 0.05", "MARGIN = 0.0"),),
+        (("core.local.state", "MARGIN = 0.05", "MARGIN = 0.0"),),
     ),
     Mutant(
         "DEL joins a replacement and says that the key is missing",
-        (("core.writes", "        elif dying.replacement is not None:\n", "        elif False:\n"),),
+        (("core.authority.writes", "        elif dying.replacement is not None:\n", "        elif False:\n"),),
     ),
     Mutant(
         "outcome forgotten before it was seen",
-        (("core.local_state", "return min(self._writing, default=self.next_write)", "return self.next_write"),),
+        (("core.local.state", "return min(self._writing, default=self.next_write)", "return self.next_write"),),
     ),
     Mutant(
         "large value bound before all of it is here",
         (
             (
-                "core.stages",
+                "core.authority.stages",
                 "        if upload is None or not upload.complete:\n",
                 "        if upload is None:\n",
             ),
@@ -380,7 +380,7 @@ MUTANTS = (
         "deletion not noticed while a large value travels",
         (
             (
-                "core.operations.reading",
+                "core.local.operations.reading",
                 "    entry = state.finish_fill(fill, found, held)\n",
                 "    fill.deleted = 0\n    entry = state.finish_fill(fill, found, held)\n",
             ),
@@ -390,7 +390,7 @@ MUTANTS = (
         "bytes of a deleted value kept",
         (
             (
-                "core.writes",
+                "core.authority.writes",
                 "        if removed and dying.large:\n            self._bulk.drop(dying.token)\n",
                 "",
             ),
@@ -400,7 +400,7 @@ MUTANTS = (
         "late chunk of a bound value begins a new upload",
         (
             (
-                "core.stages",
+                "core.authority.stages",
                 "            if self._bulk.read(token, 0, 1) is not None:\n",
                 "            if False:\n",
             ),
@@ -412,7 +412,7 @@ MUTANTS = (
         "digest of an upload not compared",
         (
             (
-                "core.stages",
+                "core.authority.stages",
                 "            if upload.hasher.digest() != upload.stored.body.digest:\n",
                 "            if False:\n",
             ),
@@ -422,7 +422,7 @@ MUTANTS = (
     ),
     Mutant(
         "digest of a download not compared",
-        (("core.transfer", "    if hasher.digest() != stored.body.digest:\n", "    if False:\n"),),
+        (("core.local.transfer", "    if hasher.digest() != stored.body.digest:\n", "    if False:\n"),),
         CORE + "test_large_values.py::test_a_download_that_does_not_have_its_digest_is_damaged",
         "the simulated network loses and delays, and damages nothing",
     ),
@@ -430,7 +430,7 @@ MUTANTS = (
         "chunk written where another belongs",
         (
             (
-                "core.transfer",
+                "core.local.transfer",
                 "(reply.token, reply.offset) == (stored.token, received):",
                 "reply.token == stored.token:",
             ),
@@ -442,7 +442,7 @@ MUTANTS = (
         "deletion announced before it is complete",
         (
             (
-                "core.dying",
+                "core.authority.pending",
                 "        return next(iter(self.dying.values())).seq - 1 if self.dying else self._log.seq\n",
                 "        return self._log.seq\n",
             ),
@@ -454,7 +454,7 @@ MUTANTS = (
         "entry of before a deletion taken for one of after it",
         (
             (
-                "core.local_state",
+                "core.local.state",
                 "            if ahead is not None and ahead.seq >= self.applied:\n",
                 "            if ahead is not None:\n",
             ),
@@ -464,7 +464,7 @@ MUTANTS = (
         "older reply takes the place of a newer entry and its number",
         (
             (
-                "core.local_state",
+                "core.local.state",
                 "        former = self._ahead.pop(key, None)\n",
                 "        former = self._ahead.get(key)\n",
             ),
@@ -474,7 +474,7 @@ MUTANTS = (
         "deletion that its key has outrun does not spoil fills in flight",
         (
             (
-                "core.local_state",
+                "core.local.state",
                 "            for fill in self._fills.get(key, ()):\n                fill.deleted",
                 "            for fill in () if key in self._ahead else self._fills.get(key, ()):\n                fill.deleted",
             ),
@@ -484,7 +484,7 @@ MUTANTS = (
         "deletions kept back are not published with the next",
         (
             (
-                "core.publications",
+                "core.authority.invalidations",
                 "        first, keys, tokens = self.published + 1, self._keys, self._tokens\n",
                 "        first, keys, tokens = self.published + len(self._keys), self._keys[-1:], self._tokens\n",
             ),
@@ -494,7 +494,7 @@ MUTANTS = (
         "first look of a watcher not delayed by what is dying",
         (
             (
-                "core.watching",
+                "core.local.watching",
                 "            self._unsettled.append(Removal(applied, None, watcher))\n",
                 "            self._unsettled.append(Removal(0, None, watcher))\n",
             ),
@@ -506,7 +506,7 @@ MUTANTS = (
         "flush not announced",
         (
             (
-                "core.local_state",
+                "core.local.state",
                 "        self.applied = seq\n        self.watching.missed(seq)\n",
                 "        self.applied = seq\n",
             ),
@@ -514,7 +514,7 @@ MUTANTS = (
     ),
     Mutant(
         "WAIT of a former session answered",
-        (("core.global_state", "        self._waits.end(session)  # its bit", "        # its bit"),),
+        (("core.authority.state", "        self._waits.end(session)  # its bit", "        # its bit"),),
         CORE + "test_waits.py::test_a_session_that_has_ended_is_not_answered",
         "the bit of a session is used again only after a sweep of all keys",
     ),

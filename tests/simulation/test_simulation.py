@@ -6,11 +6,12 @@ import os
 
 import pytest
 
-from dstore.testing.linearizability import check_linearizable
-from dstore.testing.simulation import Scenario, run
-from dstore.testing.simulation.world import World
+from tests.history.linearizability import check_linearizable
 from tests.simulation.catch import run_simulation, run_test
 from tests.simulation.mutants import MUTANTS, Mutant
+from tests.simulation.run import run
+from tests.simulation.scenario import Scenario
+from tests.simulation.world import World
 
 SEEDS = 120
 """Seeds of the default run; ``scripts/simulate --seeds N`` plays more."""

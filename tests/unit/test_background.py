@@ -12,7 +12,7 @@ from functools import partial
 
 import pytest
 
-from dstore.background import Janitor, janitor
+from dstore.runtime.background import Janitor, janitor
 
 PATIENCE = 30.0
 """Seconds; only a test that fails takes them."""
@@ -139,7 +139,7 @@ def test_a_child_has_nothing_to_do_and_waits_for_nobody() -> None:
 def test_python_does_not_exit_before_all_is_done() -> None:
     program = (
         "import time\n"
-        "from dstore.background import janitor\n"
+        "from dstore.runtime.background import janitor\n"
         "janitor.do(lambda: time.sleep(0.1))\n"
         "janitor.do(lambda: print('done', flush=True))\n"
     )

@@ -12,12 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dstore import wire
+from dstore.client.commands import Verbs
 from dstore.codecs import Codecs
-from dstore.core import cache as cache_module
-from dstore.core.cache import ENTRY_OVERHEAD, SEEN, SHARED_OVERHEAD, Cache, Entry
-from dstore.messages import Found, GetReply, Stored
-from dstore.verbs import Verbs
+from dstore.core.local import cache as cache_module
+from dstore.core.local.cache import ENTRY_OVERHEAD, SEEN, SHARED_OVERHEAD, Cache, Entry
+from dstore.protocol import wire
+from dstore.protocol.messages import Found, GetReply, Stored
 
 ROOM = ENTRY_OVERHEAD + 2  # one entry of a one-letter key and a one-byte value
 

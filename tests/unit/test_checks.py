@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from dstore import checks
-from dstore.engines.base import Engine
-from dstore.engines.memory import MemoryEngine
+from dstore.core.engine import Engine
+from dstore.server.engines.memory import MemoryEngine
 
 np = pytest.importorskip("numpy")
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from dstore.demo.verdict import Change, Seen, Sighting, Write, judge
+from dstore.cli.demo.verdict import Change, Seen, Sighting, Write, judge
 
 DELETED = Write("d", Change.DELETED, called=100, returned=200)
 REPLACED = Write("r", Change.REPLACED, called=300, returned=400)

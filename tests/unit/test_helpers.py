@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from dstore import helpers
+from dstore.client.hosts import helpers
+from dstore.client.hosts.helpers import THREADS_MAX, Helpers
 from dstore.errors import NodeClosed
-from dstore.helpers import THREADS_MAX, Helpers
 
 PATIENCE = 30.0
 

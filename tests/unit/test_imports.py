@@ -100,7 +100,7 @@ PURE_MODULES = {
 
 
 def room_of(module: str) -> str:
-    """``dstore.core.cache`` is in the room ``core``; ``dstore`` itself is the room ``""``."""
+    """``dstore.core.local.cache`` is in the room ``core``; ``dstore`` itself is the room ``""``."""
     return module.removeprefix(PACKAGE).removeprefix(".").split(".")[0]
 
 
@@ -180,34 +180,34 @@ def test_the_table_has_no_circle() -> None:
 @pytest.mark.parametrize(
     ("module", "text"),
     [
-        ("dstore.core.cache", "import time"),
-        ("dstore.core.cache", "from threading import Lock"),
-        ("dstore.core.cache", "import zmq"),
-        ("dstore.core.cache", "def f():\n    from random import random"),
-        ("dstore.core.cache", "from dstore.engines.memory import MemoryEngine"),
-        ("dstore.core.cache", "from dstore import wire"),
-        ("dstore.core.cache", "from .. import wire"),
-        ("dstore.core.cache", "from ..wire import encode"),
-        ("dstore.core.cache", "import dstore"),
+        ("dstore.core.local.cache", "import time"),
+        ("dstore.core.local.cache", "from threading import Lock"),
+        ("dstore.core.local.cache", "import zmq"),
+        ("dstore.core.local.cache", "def f():\n    from random import random"),
+        ("dstore.core.local.cache", "from dstore.server.engines.memory import MemoryEngine"),
+        ("dstore.core.local.cache", "from dstore import wire"),
+        ("dstore.core.local.cache", "from .. import wire"),
+        ("dstore.core.local.cache", "from ..wire import encode"),
+        ("dstore.core.local.cache", "import dstore"),
         ("dstore.messages", "import msgpack"),
-        ("dstore.engines.memory", "from dstore.core import cache"),
-        ("dstore.transport.dealer", "from dstore.core.cache import Cache"),
+        ("dstore.server.engines.memory", "from dstore.core import cache"),
+        ("dstore.transport.dealer", "from dstore.core.local.cache import Cache"),
         ("dstore.node", "import zmq"),
         ("dstore.node", "import zmq.utils.monitor"),
         ("dstore.node", "from dstore.cli import main"),
-        ("dstore.repl", "from dstore.core.cache import Cache"),
+        ("dstore.repl", "from dstore.core.local.cache import Cache"),
         ("dstore.newcomer", ""),
         ("dstore.local", "import threading"),
         ("dstore.watch", "from queue import SimpleQueue"),
-        ("dstore.transport.waker", "import socket"),
+        ("dstore.runtime.waker", "import socket"),
         ("dstore.large", "import time\ntime.sleep(1)"),
         ("dstore.large", "from time import monotonic, sleep"),
-        ("dstore.driver", "import logging"),
-        ("dstore.helpers", "from concurrent.futures import ThreadPoolExecutor"),
+        ("dstore.client.hosts.loop", "import logging"),
+        ("dstore.client.hosts.helpers", "from concurrent.futures import ThreadPoolExecutor"),
     ],
 )
 def test_a_forbidden_import_is_refused(module: str, text: str) -> None:
-    others = {"dstore.wire": "", "dstore.core": "", "dstore.core.cache": ""}
+    others = {"dstore.protocol.wire": "", "dstore.core": "", "dstore.core.local.cache": ""}
     assert len(refusals({**others, module: text}, packages=["dstore.core"])) == 1
 
 
@@ -215,11 +215,11 @@ def test_a_forbidden_import_is_refused(module: str, text: str) -> None:
     ("module", "text"),
     [
         ("dstore.core.state", "from .cache import Cache\nfrom collections import deque"),
-        ("dstore.core.state", "from dstore.engines.base import Engine"),
-        ("dstore.transport.dealer", "import zmq\nfrom dstore.wire import encode"),
-        ("dstore.wire", "from msgpack import packb"),
+        ("dstore.core.state", "from dstore.core.engine import Engine"),
+        ("dstore.transport.dealer", "import zmq\nfrom dstore.protocol.wire import encode"),
+        ("dstore.protocol.wire", "from msgpack import packb"),
         ("dstore.repl", "import cmd2\nimport dstore\nfrom dstore import Node"),
     ],
 )
 def test_an_allowed_import_is_not_refused(module: str, text: str) -> None:
-    assert refusals({"dstore.core.cache": "", module: text}) == []
+    assert refusals({"dstore.core.local.cache": "", module: text}) == []

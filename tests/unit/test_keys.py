@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import dstore
-from dstore import keys, translate, wire
+from dstore.client import translate
 from dstore.config import KEY_BYTES_MAX
-from dstore.messages import Get
+from dstore.protocol import keys, wire
+from dstore.protocol.messages import Get
 
 raw_keys = st.one_of(
     st.binary(min_size=1, max_size=KEY_BYTES_MAX),

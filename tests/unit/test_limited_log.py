@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from dstore import clock
-from dstore.limited_log import PAUSE, LimitedLog
-from dstore.logs import Log
+from dstore.runtime import clock
+from dstore.runtime.limited_log import PAUSE, LimitedLog
+from dstore.runtime.logs import Log
 
 
 def test_one_line_a_second(

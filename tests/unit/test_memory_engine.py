@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from dstore.engines.memory import MemoryEngine
+from dstore.server.engines.memory import MemoryEngine
 from dstore.testing.engine_contract import EngineContract
 
 ENTRIES = 20_000
@@ -26,8 +26,8 @@ class TestMemoryEngine(EngineContract):
 FILL = """
 import sys
 from dstore import wire
-from dstore.engines.bulk import PrivateBulk
-from dstore.engines.memory import MemoryEngine
+from dstore.shm.private_bulk import PrivateBulk
+from dstore.server.engines.memory import MemoryEngine
 from dstore.messages import Large, Set, SetItem, Stored
 
 KEYS = {

@@ -8,11 +8,12 @@ from array import array
 import pytest
 from rich.console import Console
 
+from dstore.cli import progress as bar
 from dstore.cli.arguments import parse
-from dstore.demo.screen import Screen
-from dstore.demo.verdict import Change, Fault, Write
-from dstore.demo.worker import Report
-from dstore.repl import bar, text
+from dstore.cli.demo.screen import Screen
+from dstore.cli.demo.verdict import Change, Fault, Write
+from dstore.cli.demo.worker import Report
+from dstore.cli.repl import text
 
 WIDTHS = [60, 80, 100]
 READS = 1_234_567

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dstore import console
+from dstore.cli import console
 from dstore.cli.logs import SERVER_LINE, OneLine
-from dstore.limited_log import LimitedLog
-from dstore.logs import Log
 from dstore.quoting import is_plain, quoted, visible
+from dstore.runtime.limited_log import LimitedLog
+from dstore.runtime.logs import Log
 
 UNSAFE = {
     "escape": "\x1b[2J",

@@ -13,12 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import dstore
-from dstore.console import text_or_bytes
-from dstore.repl import text
-from dstore.repl.completion import complete
-from dstore.repl.history import HISTORY_LINES_MAX, LineHistory
-from dstore.repl.key_finder import KeyFinder, find_paths
-from dstore.repl.own_deletions import OwnDeletions
+from dstore.cli.console import text_or_bytes
+from dstore.cli.repl import text
+from dstore.cli.repl.completion import complete
+from dstore.cli.repl.history import HISTORY_LINES_MAX, LineHistory
+from dstore.cli.repl.key_finder import KeyFinder, find_paths
+from dstore.cli.repl.own_deletions import OwnDeletions
 
 PATIENCE = 30.0
 """Seconds; only a test that fails takes them."""

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dstore.cli.show import BEGINNING, SHOWN_MAX, array_repr, shown
 from dstore.quoting import visible
-from dstore.repl.show import BEGINNING, SHOWN_MAX, array_repr, shown
 
 LINE_MAX = SHOWN_MAX + 3 * BEGINNING
 """Characters: a value as it is, or a short one within its description."""

@@ -12,7 +12,6 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from dstore import frames, messages, wire
 from dstore.config import (
     CHUNK_BYTES_MAX,
     KEY_BYTES_MAX,
@@ -21,7 +20,9 @@ from dstore.config import (
     LOG_LENGTH_MAX,
 )
 from dstore.errors import BadMessage
-from dstore.messages import (
+from dstore.protocol import messages, wire
+from dstore.protocol import unpacking as frames
+from dstore.protocol.messages import (
     Chunk,
     Get,
     GetReply,

@@ -10,7 +10,7 @@ import pytest
 
 from dstore.codecs import Buffer, Codecs, Encoded
 from dstore.errors import ValueCorrupt
-from dstore.messages import Stored
+from dstore.protocol.messages import Stored
 
 PLAIN = Codecs()
 PICKLING = Codecs(pickle=True)

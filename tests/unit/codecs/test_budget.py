@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from dstore import config
 from dstore.codecs import MSGPACK, Codecs, budget, keys
 from dstore.errors import ValueCorrupt
-from dstore.messages import Stored
+from dstore.protocol.messages import Stored
 
 SMALL = 80 << 10
 

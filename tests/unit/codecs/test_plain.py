@@ -15,10 +15,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dstore import config, content
+from dstore import config
 from dstore.codecs import Buffer
 from dstore.codecs.budget import DEPTH_MAX
 from dstore.errors import ValueCorrupt
+from dstore.protocol import content
 from tests.unit.codecs.bodies import (
     PLAIN,
     checked,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 
-from dstore.core.local_state import ACK_EVERY, HELD_KEYS_MAX
-from dstore.messages import Ack, Publication, Refusal, Refused, Sync, Synced
+from dstore.core.local.state import ACK_EVERY, HELD_KEYS_MAX
+from dstore.protocol.messages import Ack, Publication, Refusal, Refused, Sync, Synced
 from tests.unit.core.world import World
 
 

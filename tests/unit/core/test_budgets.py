@@ -11,13 +11,16 @@ from typing import Any
 
 import pytest
 
-from dstore import wire
 from dstore.config import LABEL_MAX, SESSION_BYTES, WRITES_BYTES_ASSURED
-from dstore.core import deletions, global_state, publications, sessions, stages
-from dstore.core.budgets import Account, Budget
-from dstore.core.deletions import DeletionLog
-from dstore.core.holders import Holders, bits_of
-from dstore.messages import (
+from dstore.core.authority import invalidations as publications
+from dstore.core.authority import log as deletions
+from dstore.core.authority import sessions, stages
+from dstore.core.authority import state as global_state
+from dstore.core.authority.budgets import Account, Budget
+from dstore.core.authority.holders import Holders, bits_of
+from dstore.core.authority.log import DeletionLog
+from dstore.protocol import wire
+from dstore.protocol.messages import (
     Del,
     DelStatus,
     Get,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dstore.core.local_state import RENEW
-from dstore.messages import DelStatus, Found, Publication, SetStatus
+from dstore.core.local.state import RENEW
+from dstore.protocol.messages import DelStatus, Found, Publication, SetStatus
 from tests.unit.core.world import LEASE, Call, Member, World, body
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dstore.errors import GlobalUnavailable
-from dstore.messages import Refusal, Refused
+from dstore.protocol.messages import Refusal, Refused
 from tests.unit.core.world import World, body
 
 

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from dstore.core import dying, publications
-from dstore.core.dying import PUSH_AFTER, PUSH_AFTER_PER_HOLDER, PUSH_AFTER_PER_LOCAL
-from dstore.messages import Ack
+from dstore.core.authority import invalidations as publications
+from dstore.core.authority import pending as dying
+from dstore.core.authority.pending import PUSH_AFTER, PUSH_AFTER_PER_HOLDER, PUSH_AFTER_PER_LOCAL
+from dstore.protocol.messages import Ack
 from tests.unit.core.world import Member, World
 
 FEW, MANY = 4, 200

@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 import sys
 
-from dstore.core.holders import PART_BITS, SWEEP_AT, Holders, bits_of
-from dstore.messages import Ack, Publication, Synced
+from dstore.core.authority.holders import PART_BITS, SWEEP_AT, Holders, bits_of
+from dstore.protocol.messages import Ack, Publication, Synced
 from tests.unit.core.world import LEASE, Call, Member, World
 
 

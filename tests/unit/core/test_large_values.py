@@ -6,16 +6,16 @@ from typing import Any
 
 import pytest
 
-from dstore import content
-from dstore.core import cache as caches
-from dstore.core import operations, stages, transfer
-from dstore.core.cache import SHARED_OVERHEAD, Held
-from dstore.core.operations import Obtain, Resumed, Supply
-from dstore.core.transfer import Damaged, Moved, Receive, Send, Transfer, TransferFailed
-from dstore.engines.base import Lost
-from dstore.engines.memory import ENTRY_OVERHEAD, LARGE_OVERHEAD
+from dstore.core.authority import stages
+from dstore.core.engine import Lost
+from dstore.core.local import cache as caches
+from dstore.core.local import operations, transfer
+from dstore.core.local.cache import SHARED_OVERHEAD, Held
+from dstore.core.local.operations import Obtain, Resumed, Supply
+from dstore.core.local.transfer import Damaged, Moved, Receive, Send, Transfer, TransferFailed
 from dstore.errors import GlobalUnavailable, RequestRefused, StoreFull
-from dstore.messages import (
+from dstore.protocol import content
+from dstore.protocol.messages import (
     Chunk,
     Fetch,
     Large,
@@ -28,6 +28,7 @@ from dstore.messages import (
     Stored,
     Unstage,
 )
+from dstore.server.engines.memory import ENTRY_OVERHEAD, LARGE_OVERHEAD
 from tests.unit.core.world import Call, Member, World
 
 BODY = b"0123456789"

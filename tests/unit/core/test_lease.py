@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 import dstore
-from dstore import clock
-from dstore.core.local_state import MARGIN, RENEW, LocalState
+from dstore.core.local.state import MARGIN, RENEW, LocalState
 from dstore.errors import GlobalUnavailable
-from dstore.messages import Stored, Sync, Synced
+from dstore.protocol.messages import Stored, Sync, Synced
+from dstore.runtime import clock
 from tests.unit.core.world import LEASE, World, body
 
 

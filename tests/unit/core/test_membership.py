@@ -6,9 +6,9 @@ import itertools
 
 import pytest
 
-from dstore.core.local_state import MARGIN
+from dstore.core.local.state import MARGIN
 from dstore.errors import GlobalUnavailable
-from dstore.messages import (
+from dstore.protocol.messages import (
     NO_SESSION,
     Ack,
     Farewell,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from dstore.core import local_state
-from dstore.core.publications import KEYS_MAX, PAUSE, PAUSE_MAX, PAUSE_PER_LOCAL
-from dstore.messages import DelStatus, Large, Publication, Settled, Stored
+from dstore.core.authority.invalidations import KEYS_MAX, PAUSE, PAUSE_MAX, PAUSE_PER_LOCAL
+from dstore.core.local import state as local_state
+from dstore.protocol.messages import DelStatus, Large, Publication, Settled, Stored
 from tests.unit.core.world import Member, World
 
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from dstore import content
-from dstore.core.effects import Send
-from dstore.core.global_state import GlobalState
-from dstore.messages import (
+from dstore.core.authority.effects import Send
+from dstore.core.authority.state import GlobalState
+from dstore.protocol import content
+from dstore.protocol.messages import (
     NO_SESSION,
     Ack,
     Del,

@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
-from dstore.core import operations, sessions, waits
-from dstore.core.operations.reading import WAIT_ROUND
+from dstore.core.authority import sessions, waits
+from dstore.core.local import operations
+from dstore.core.local.operations.reading import WAIT_ROUND
 from dstore.errors import GlobalUnavailable
-from dstore.messages import Refusal, Unwait, Wait
+from dstore.protocol.messages import Refusal, Unwait, Wait
 from tests.unit.core.world import Call, Member, World, body
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from dstore.core import watching
-from dstore.messages import Settled
+from dstore.core.local import watching
+from dstore.protocol.messages import Settled
 from tests.unit.core.world import LEASE, Member, World
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from dstore import content, wire
 from dstore.config import INLINE_BYTES_MAX, KEY_BYTES_MAX, OUTCOMES_MAX
-from dstore.core import sessions
-from dstore.core.operations import Resumed, writing
+from dstore.core.authority import sessions
+from dstore.core.local.operations import Resumed, writing
 from dstore.errors import GlobalUnavailable, OutcomeUnknown, RequestRefused
-from dstore.messages import DelStatus, Refusal, Refused, Set, SetItem, SetStatus, Stored
+from dstore.protocol import content, wire
+from dstore.protocol.messages import DelStatus, Refusal, Refused, Set, SetItem, SetStatus, Stored
 from tests.unit.core.world import LEASE, World
 
 

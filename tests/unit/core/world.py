@@ -12,14 +12,13 @@ from collections import deque
 from collections.abc import Iterable
 from typing import Any
 
-from dstore.core import operations
-from dstore.core.effects import Dropped, GlobalEffect, LocalEffect, Publish, Subscribe, Tell
-from dstore.core.global_state import GlobalState
-from dstore.core.local_state import LocalState
-from dstore.core.operations import Answer, Ask, Operation, Resumed, SetOutcome, Step, Until
-from dstore.engines.bulk import PrivateBulk
-from dstore.engines.memory import MemoryEngine
-from dstore.messages import (
+from dstore.core.authority.effects import GlobalEffect, Publish
+from dstore.core.authority.state import GlobalState
+from dstore.core.local import operations
+from dstore.core.local.effects import Dropped, LocalEffect, Subscribe, Tell
+from dstore.core.local.operations import Answer, Ask, Operation, Resumed, SetOutcome, Step, Until
+from dstore.core.local.state import LocalState
+from dstore.protocol.messages import (
     DelResult,
     Message,
     Publication,
@@ -28,6 +27,8 @@ from dstore.messages import (
     Stored,
     ToGlobal,
 )
+from dstore.server.engines.memory import MemoryEngine
+from dstore.shm.private_bulk import PrivateBulk
 
 LEASE = 2.0
 

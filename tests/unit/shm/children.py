@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar, TypeVar
 
-from dstore.background import janitor
+from dstore.runtime.background import janitor
 from dstore.shm import HostMemory, Writer, clean, open_memory
 from dstore.shm.folder import Folder
 

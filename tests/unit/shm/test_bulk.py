@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from dstore.background import janitor
-from dstore.engines import bulk as engines_bulk
-from dstore.engines.base import Bulk, Lost
-from dstore.engines.bulk import PrivateBulk
+from dstore.core.engine import Bulk, Lost
 from dstore.errors import StoreFull
+from dstore.runtime.background import janitor
 from dstore.shm import SharedBulk, bulk_for, eviction, mapping, parts
 from dstore.shm import bulk as shm_bulk
+from dstore.shm import private_bulk as engines_bulk
+from dstore.shm.private_bulk import PrivateBulk
 from dstore.testing.bulk_contract import BulkContract, got, raises
 from tests.unit.shm.children import (
     EPOCH,
@@ -290,7 +290,7 @@ def test_where_there_is_no_memory_a_small_private_value_is_refused(
         raise MemoryError
 
     bulk = PrivateBulk()
-    monkeypatch.setattr("dstore.engines.bulk.bytearray", refused, raising=False)
+    monkeypatch.setattr("dstore.shm.private_bulk.bytearray", refused, raising=False)
     with pytest.raises(StoreFull):
         bulk.reserve(new_token(), SIZE)
     bulk.close()
@@ -396,7 +396,7 @@ def test_and_if_there_is_no_such_memory_either_the_piece_is_refused(
     bulk.reserve(token, SIZE)
     bulk.write(token, 0, value_of(token)[: 2 * PAGE])
     with monkeypatch.context() as patched:
-        patched.setattr("dstore.engines.bulk.fresh_memory", refused)
+        patched.setattr("dstore.shm.private_bulk.fresh_memory", refused)
         assert raises(StoreFull, lambda: bulk.write(token, 2 * PAGE, b"x"))
         assert files(folder_of(tmp_path) / "global") == [f"{token.hex()}.part"]
     bulk.drop(token)

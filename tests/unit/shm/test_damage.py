@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from dstore.background import janitor
-from dstore.engines.base import Lost
+from dstore.core.engine import Lost
+from dstore.runtime.background import janitor
 from dstore.shm import HostMemory, NoRoom, SharedBulk, bulk_for, folder, is_whole, mapping
 from dstore.shm import memory as shm_memory
 from dstore.testing.bulk_contract import raises

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from dstore.background import janitor
+from dstore.runtime.background import janitor
 from dstore.shm import HostMemory, NoRoom, eviction, locks, memory, parts, place
 from dstore.shm.folder import Folder
 from dstore.shm.place import Directory

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from dstore import native
-from dstore.background import janitor
+from dstore.runtime import native
+from dstore.runtime.background import janitor
 from dstore.shm import clean, folder, locks, memory, open_memory
 from tests.leaks import open_descriptors
 from tests.unit.shm.children import (

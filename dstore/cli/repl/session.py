@@ -1,0 +1,241 @@
+"""The REPL itself: a prompt, or a script on standard input, in front of one Node."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import sys
+from collections.abc import Iterable
+from types import FrameType
+from typing import Any
+
+import cmd2
+from cmd2.parsing import Statement
+
+from dstore.cli import console, values
+from dstore.cli.progress import progress_bar
+from dstore.cli.repl import text
+from dstore.cli.repl.completion import Completed, complete
+from dstore.cli.repl.editor import (
+    CMD2_OPTIONS,
+    END_OF_INPUT,
+    PROMPT_TOOLKIT,
+    PlainParser,
+    editor_of,
+)
+from dstore.cli.repl.history import LineHistory, history_path
+from dstore.cli.repl.key_finder import KeyFinder, find_paths
+from dstore.cli.repl.own_deletions import OwnDeletions
+from dstore.cli.show import shown
+from dstore.client.node import Node
+from dstore.errors import DstoreError, GlobalUnavailable, KeyMissing, KeyOccupied, OutcomeUnknown
+from dstore.quoting import visible
+from dstore.version import version
+
+COMPLETIONS_MAX = 200
+COMPLETION_WAIT = 0.7
+"""Seconds that Tab waits for Global, or for a file system."""
+
+
+class Repl(cmd2.Cmd):
+    """A prompt (``talk``) or a script (``obey``) in front of one Node, which it owns.
+
+    Replies go to standard output, one line for one command except for lists. So do error messages:
+    they are replies. What other Nodes delete is announced above the line that is being typed, or,
+    in a script, on standard error.
+    """
+
+    def __init__(self, address: str | None, *, timeout: float, at_terminal: bool) -> None:
+        super().__init__(allow_cli_args=False, **CMD2_OPTIONS)
+        self.prompt = "db> "
+        self.statement_parser = PlainParser()
+        self._lines = LineHistory(history_path() if at_terminal else None)
+        self._editor = editor_of(self, self._complete) if at_terminal else None
+        self._own = OwnDeletions()
+        self._answered = False
+        self.node = Node(address, timeout=timeout, on_deletion=self._announce)
+        self._keys = KeyFinder(self.node.keys, limit=COMPLETIONS_MAX, wait=COMPLETION_WAIT)
+        self._paths = KeyFinder(find_paths, limit=COMPLETIONS_MAX, wait=COMPLETION_WAIT)
+
+    # The two ways to run
+
+    def talk(self) -> int:
+        """Prompt until the user leaves; returns the exit code."""
+        assert self._editor is not None
+        for line in self._lines.read():
+            self._editor.remember(line)
+        self.greet()
+        if self._lines.refusal:
+            console.complain(self._lines.refusal)
+        self.cmdloop()
+        return self.exit_code
+
+    def obey(self, lines: Iterable[str]) -> int:
+        """Carry out the lines of a script; returns the exit code."""
+        self.greet()
+        for line in lines:
+            if self.onecmd_plus_hooks(line.rstrip("\r\n"), raise_keyboard_interrupt=True):
+                break
+        return self.exit_code
+
+    def greet(self) -> None:
+        """Say who this is and how to leave."""
+        self.say(f"dstore v{version()} (addr: {console.plain(self.node.address)})")
+        self.say("Type .exit (or Ctrl-D) to leave, HELP for the commands.")
+
+    # Commands
+
+    def do_set(self, statement: Statement) -> None:  # type: ignore[override]
+        if not statement.args:
+            raise text.Misuse("set")
+        key, value = text.split_key(statement.args, "set")
+        if not value:
+            raise text.Misuse("set")
+        self.node.set(key, text.value_of(value))
+        self.say(text.UPDATED)
+
+    def do_get(self, statement: Statement) -> None:
+        key = text.only_key(statement.args, "get")
+        found = self.node.lookup(key)
+        reply = text.reply_found(key, found.value, from_local=found.from_local, cached=found.cached)
+        self.say(reply)
+
+    def do_del(self, statement: Statement) -> None:
+        key = text.only_key(statement.args, "del")
+        with self._own.deleting(key):
+            deletion = self.node.delete(key)
+        self.say(text.reply_deleted(deletion.confirmed, deletion.expired))
+
+    def do_add(self, statement: Statement) -> None:
+        if not statement.args:
+            raise text.Misuse("add")
+        self.say(self.node.put(text.value_of(statement.args)))
+
+    def do_setfile(self, statement: Statement) -> None:
+        key, path = text.key_and_path(statement.args, "setfile")
+        if values.is_large_file(path):
+            with progress_bar() as progress:
+                self.node.set_file(key, path, progress=progress)
+        else:
+            self.node.set(key, values.read_file(path))
+        self.say(text.UPDATED)
+
+    def do_putfile(self, statement: Statement) -> None:
+        path = text.only_path(statement.args, "putfile")
+        if values.is_large_file(path):
+            with progress_bar() as progress:
+                address = self.node.put_file(path, progress=progress)
+        else:
+            address = self.node.put(values.read_file(path))
+        self.say(address)
+
+    def do_getfile(self, statement: Statement) -> None:
+        key, path = text.key_and_path(statement.args, "getfile")
+        with progress_bar() as progress:
+            size = values.get_to_file(self.node, key, path, progress)
+        self.say(text.reply_written(size, path))
+
+    def do_keys(self, statement: Statement) -> None:
+        prefix = text.only_key(statement.args, "keys") if statement.args else ""
+        count = 0
+        for key in self.node.keys(prefix):
+            self.say(text.shown_key(key), flush=False)
+            count += 1
+        self.say("(1 key)" if count == 1 else f"({count:,} keys)")
+
+    def do_stats(self, statement: Statement) -> None:
+        if statement.args:
+            raise text.Misuse("stats")
+        for title, ask in (("This Local", self.node.stats), ("Global", self.node.global_stats)):
+            self.say(title)
+            for line in console.counter_lines(ask()):
+                self.say(f"  {line}")
+
+    def do_help(self, statement: Statement) -> None:  # type: ignore[override]
+        for line in text.help_lines(statement.args):
+            if self._editor is not None:
+                line = text.wrapped(line, shutil.get_terminal_size().columns)
+            self._print(line)
+
+    def do_exit(self, statement: Statement) -> bool:
+        if statement.args:
+            raise text.Misuse("exit")
+        if statement.raw == END_OF_INPUT and not PROMPT_TOOLKIT:
+            self.say("")  # readline leaves the cursor behind the prompt
+        return True
+
+    def do_unknown(self, statement: Statement) -> None:
+        word, _ = text.split_word(statement.args)
+        self.say(f"Unknown command {shown(word)}. HELP lists the commands, .exit leaves.")
+
+    def _complete(self, typed: str) -> Completed:
+        return complete(typed, self._keys.find, self._paths.find)
+
+    # What surrounds a command
+
+    def precmd(self, statement: Statement | str) -> Statement:
+        """Keep the line for the next run."""
+        statement = super().precmd(statement)
+        if statement.raw != END_OF_INPUT:
+            self._lines.add(statement.raw)
+        return statement
+
+    def onecmd(self, statement: Statement | str, *, add_to_history: bool = True) -> bool:
+        """Run one command; whatever it raises becomes one line."""
+        command = statement.command if isinstance(statement, Statement) else ""
+        try:
+            stop = super().onecmd(statement, add_to_history=add_to_history)
+        except text.Misuse as misuse:
+            self.say(str(misuse))
+        except KeyboardInterrupt:
+            self.say(text.reply_interrupted(command))
+            raise
+        except (DstoreError, *console.BUILT_IN_ERRORS) as error:
+            self._note_answer(error)
+            self.say(text.reply_refused(error))
+        else:
+            if command in text.ASKS_GLOBAL:
+                self._note_answer(None)
+            return stop
+        return False
+
+    def sigint_handler(self, signum: int, frame: FrameType | None) -> None:
+        """Ctrl-C while no line is being edited: interrupt the command, if one is running."""
+        if self.current_command is not None or not PROMPT_TOOLKIT:
+            super().sigint_handler(signum, frame)
+
+    def _note_answer(self, error: Exception | None) -> None:
+        """Keep the exit code: 3 as long as nothing but silence has come from Global."""
+        if error is None or isinstance(error, (KeyMissing, KeyOccupied)):
+            self._answered, self.exit_code = True, console.EXIT_OK
+        elif isinstance(error, (GlobalUnavailable, OutcomeUnknown)) and not self._answered:
+            self.exit_code = console.EXIT_UNREACHED
+
+    def say(self, line: str, *, flush: bool = True) -> None:
+        """Print one line of a reply as it is; cmd2 would look for styles in it.
+
+        Whatever it is made of, it stays one line and steers no terminal.
+        """
+        self._print(visible(line), flush=flush)
+
+    def _print(self, lines: str, *, flush: bool = True) -> None:
+        try:
+            print(lines, file=self.stdout, flush=flush)
+        except BrokenPipeError:
+            console.drop_stdout()
+            raise SystemExit(console.EXIT_PIPE_CLOSED) from None
+
+    def pexcept(self, exception: BaseException, **kwargs: Any) -> None:
+        """One line for an error that nobody foresaw."""
+        self.say(f"Error: {type(exception).__name__}: {console.one_line(exception)}")
+
+    def _announce(self, key: str | bytes) -> None:
+        """Called by the Node's thread when a deletion has taken a key from this Local."""
+        if self._own.take(key):
+            return
+        message = f"(deleted elsewhere) {text.shown_key(key)}"
+        if self._editor is not None:
+            self._editor.alert(message)
+        else:
+            with contextlib.suppress(OSError):
+                print(message, file=sys.stderr, flush=True)

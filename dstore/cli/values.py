@@ -1,0 +1,195 @@
+"""Values in and out of files, for people: what ``dstore get`` writes, and GETFILE.
+
+Bytes and text are written as they are, an array as a ``.npy`` file, a value that only some program
+can read as it is stored, and all others as JSON. No file holds half of a value: one that is
+written appears when it is whole.
+"""
+
+from __future__ import annotations
+
+import base64
+import errno
+import json
+import os
+import stat
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, BinaryIO, TypeAlias
+
+from dstore import config
+from dstore.cli.progress import Progress
+from dstore.cli.show import is_array
+from dstore.client import files
+from dstore.client.node import Node
+from dstore.errors import DstoreError, UnknownCodec
+
+Bytes: TypeAlias = "bytes | bytearray | memoryview"
+PIECE_BYTES = 1 << 20
+"""What is read or written in one go."""
+UNFINISHED = ".dstore-"
+"""How the name of the folder begins in which a file is written that does not yet appear."""
+JSON_CODEC = "msgpack"
+"""The codec of the values that are written as JSON."""
+
+
+# From files ---------------------------------------------------------------------------------
+
+
+def is_large_file(path: str) -> bool:
+    """Whether this is better read by the Node itself, piece by piece, than into memory.
+
+    Those are regular files of some size: others may have more bytes than the system says, or go on
+    for ever. Raises OSError.
+    """
+    status = os.stat(path)
+    return stat.S_ISREG(status.st_mode) and status.st_size >= config.LARGE_FROM_DEFAULT
+
+
+def read_all(file: BinaryIO, name: str) -> bytearray:
+    """What a file or a pipe has, to its end. Raises ValueError if that is too much for a value.
+
+    Not ``file.read(limit)``, which asks the system for that much memory beforehand.
+    """
+    data = bytearray()
+    ended = False
+    while not ended:
+        piece = file.read(PIECE_BYTES)
+        ended = len(piece) < PIECE_BYTES  # asked once more, a terminal would want a second Ctrl-D
+        data += piece
+        if len(data) > config.VALUE_LIMIT_DEFAULT:
+            raise ValueError(
+                f"{name} has more than the {config.VALUE_LIMIT_DEFAULT:,} bytes that one value "
+                "may have"
+            )
+    return data
+
+
+def read_file(path: str) -> bytearray:
+    """The bytes of a file. Raises OSError; ValueError if it is a device, a pipe, or too large."""
+    if not stat.S_ISREG(os.stat(path).st_mode) and not os.path.isdir(path):
+        raise ValueError(f"{path} is not a regular file")
+    with open(path, "rb") as file:
+        return read_all(file, path)
+
+
+# Values as bytes ----------------------------------------------------------------------------
+
+
+def as_bytes(node: Node, key: str | bytes) -> Bytes:
+    """A value as it is written to a file. Raises what ``get`` does, except for UnknownCodec."""
+    try:
+        value = node.get(key)
+    except UnknownCodec:
+        return node.get_buffer(key)
+    if is_array(value):
+        del value  # first, since it may have memory of its own
+        return node.get_buffer(key)
+    return written(value)
+
+
+def written(value: object) -> Bytes:
+    """A value as bytes: bytes and text as they are, everything else as JSON.
+
+    JSON has no bytes, so bytes within a list or a dict become Base64 text; keys of a dict that
+    are neither text nor numbers become text too.
+    """
+    if isinstance(value, (bytes, memoryview)):
+        return value
+    if isinstance(value, str):
+        return value.encode()
+    return json.dumps(_plain(value), ensure_ascii=False).encode()
+
+
+def _plain(value: object) -> Any:
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, Mapping):
+        return {_plain_key(key): _plain(item) for key, item in value.items()}
+    return value
+
+
+def _plain_key(key: object) -> Any:
+    plain = _plain(key)
+    return json.dumps(plain) if isinstance(plain, (list, dict)) else plain
+
+
+def write_all(file: BinaryIO, data: Bytes) -> None:
+    """Write bytes piece by piece, so that Ctrl-C need not wait for the last of them."""
+    file.writelines(pieces(data))
+
+
+def pieces(data: Bytes) -> Iterator[memoryview]:
+    """Bytes in parts of at most ``PIECE_BYTES``."""
+    view = memoryview(data)
+    for start in range(0, len(view), PIECE_BYTES):
+        yield view[start : start + PIECE_BYTES]
+
+
+# To files -----------------------------------------------------------------------------------
+
+
+def get_to_file(node: Node, key: str | bytes, path: str, progress: Progress | None) -> int:
+    """Write a value to a file, in place of what that has; how many bytes that is.
+
+    A large value goes there piece by piece. A device or a pipe is written to, and not replaced.
+    Raises what ``get`` does, except for UnknownCodec, and OSError, which names ``path``.
+    """
+    try:
+        target, before = files.destination(path)
+        if before is None or stat.S_ISREG(before.st_mode):
+            return _replace(node, key, target, before, progress)
+        if stat.S_ISDIR(before.st_mode):
+            raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
+        data = as_bytes(node, key)
+        with open(target, "wb", opener=_as_it_was(before)) as device:
+            write_all(device, data)
+        return len(data)
+    except DstoreError:  # some of which are OSErrors as well
+        raise
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, path) from error
+
+
+def _as_it_was(before: os.stat_result) -> Callable[[str, int], int]:
+    """Opens a device or a pipe, unless something else has taken its place since."""
+
+    def opener(path: str, _: int) -> int:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOCTTY)
+        if _identity(os.fstat(descriptor)) != _identity(before):
+            os.close(descriptor)
+            raise OSError(errno.ESTALE, "something else has taken its place meanwhile")
+        return descriptor
+
+    return opener
+
+
+def _identity(status: os.stat_result) -> tuple[int, ...]:
+    """Tells files apart. The inode alone does not: its number is given to the next file."""
+    return (status.st_dev, status.st_ino, status.st_mode, status.st_uid)
+
+
+def _replace(
+    node: Node,
+    key: str | bytes,
+    target: str,
+    before: os.stat_result | None,
+    progress: Progress | None,
+) -> int:
+    import tempfile  # not for every command: it imports a lot
+
+    with tempfile.TemporaryDirectory(prefix=UNFINISHED, dir=os.path.dirname(target)) as place:
+        unfinished = os.path.join(place, "value")
+        fetched = node.get_file(key, unfinished, progress=progress)
+        size = fetched.size
+        if fetched.codec == JSON_CODEC:
+            data = as_bytes(node, key)
+            size = len(data)
+            with open(unfinished, "wb") as file:
+                write_all(file, data)
+        if before is not None:
+            files.keep_mode(unfinished, before)
+        os.replace(unfinished, target)
+    return size

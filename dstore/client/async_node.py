@@ -1,0 +1,281 @@
+"""``dstore.AsyncNode``: a Node for asyncio and trio.
+
+Its verbs are those of :mod:`dstore.client.commands`. A verb runs in the thread of the event loop; what it
+has to wait for is for the :class:`dstore.client.hosts.loop.Driver` of the Local.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from types import TracebackType
+from typing import Any, TypeVar
+
+from dstore import checks
+from dstore.client import translate
+from dstore.client.commands import RAISE, Lookup, Verb
+from dstore.client.files import Fetched, Path, Progress
+from dstore.client.hosts.conduct import conduct
+from dstore.client.node import Node
+from dstore.client.translate import Deletion
+from dstore.client.watch import LIMIT_DEFAULT, Event, Watch
+from dstore.protocol.keys import public
+from dstore.protocol.messages import Key, Stored
+from dstore.runtime import event_loops as loops
+from dstore.runtime.native import Empty
+
+T = TypeVar("T")
+
+
+class AsyncWatch:
+    """A :class:`dstore.Watch` for tasks: an asynchronous iterator and context manager.
+
+    Made by :meth:`AsyncNode.watch`. A task that is cancelled while it waits has taken no event.
+    """
+
+    def __init__(self, watch: Watch) -> None:
+        self._watch = watch
+
+    def __repr__(self) -> str:
+        return repr(self._watch)
+
+    @property
+    def missed(self) -> int:
+        """How many events were not taken quickly enough, and are lost."""
+        return self._watch.missed
+
+    def __aiter__(self) -> AsyncWatch:
+        return self
+
+    async def __anext__(self) -> Event:
+        while True:
+            ready = loops.signal()
+            tell = ready.set
+            try:
+                event = self._watch.poll(tell)
+            except Empty:
+                try:
+                    await ready
+                finally:
+                    self._watch.forget(tell)
+                continue
+            if event is None:
+                raise StopAsyncIteration
+            return event
+
+    def close(self) -> None:
+        """See :meth:`Watch.close`."""
+        self._watch.close()
+
+    async def __aenter__(self) -> AsyncWatch:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class AsyncNode:
+    """A :class:`dstore.Node` whose methods are coroutines, for asyncio and trio.
+
+    It takes what a Node takes, and its methods are those of a Node; see there. A value that the
+    cache holds is returned at once: the event loop is not even asked.
+
+    Safe from any thread and any event loop, also from several at a time. After a fork the child
+    can use it in an event loop of its own, and joins anew. ``on_deletion`` is called from the
+    background thread, ``progress`` of large values from a helper thread: neither in the loop.
+
+    A task that is cancelled, or whose time is up (``asyncio.timeout``), leaves nothing behind: its
+    request is given up, a transfer ends, no half of a file stays. What it was to write may yet have
+    been written, as after an OutcomeUnknown. Values are encoded and decoded in the loop.
+    """
+
+    def __init__(self, address: str | None = None, **settings: Any) -> None:
+        self._take(Node(address, **settings), own=True)
+
+    @classmethod
+    def sharing(cls, node: Node) -> AsyncNode:
+        """The same for a Node that threads use, too. Closing it leaves the Node open.
+
+        Raises NodeClosed if the Node is closed, and TypeError if it is none.
+        """
+        if not isinstance(node, Node):
+            raise TypeError(f"node is a dstore.Node, not {checks.shown(node)}")
+        node._check_open()
+        shared = cls.__new__(cls)
+        shared._take(node, own=False)
+        return shared
+
+    def _take(self, node: Node, own: bool) -> None:
+        self._node = node
+        self._verbs = node._verbs
+        self._own = own
+
+    @property
+    def node(self) -> Node:
+        """The Node itself, for threads. Its cache is the same."""
+        return self._node
+
+    @property
+    def timeout(self) -> float:
+        """Seconds until a call gives up. May be changed."""
+        return self._node.timeout
+
+    @timeout.setter
+    def timeout(self, seconds: float) -> None:
+        self._node.timeout = seconds
+
+    def __reduce__(self) -> tuple[Callable[[Node], AsyncNode], tuple[Node]]:
+        """Pickled is the Node; in another process this is that one, shared."""
+        return AsyncNode.sharing, (self._node,)
+
+    def __repr__(self) -> str:
+        return f"<dstore.AsyncNode of {self._node!r}>"
+
+    # ---- reading --------------------------------------------------------------------------
+
+    async def get(
+        self, key: str | bytes, default: Any = RAISE, stale_ok: bool | None = None
+    ) -> Any:
+        """See :meth:`Node.get`."""
+        entry = self._node._hit(key)
+        if entry is not None:
+            value = entry.value
+            return value if type(value) is not Stored else self._verbs.opened(entry)
+        return await self._do(self._verbs.get(key, default, stale_ok))
+
+    async def lookup(self, key: str | bytes, *, stale_ok: bool | None = None) -> Lookup:
+        """See :meth:`Node.lookup`."""
+        entry = self._node._hit(key)
+        if entry is not None:
+            return Lookup(self._verbs.opened(entry), from_local=True, cached=True)
+        return await self._do(self._verbs.lookup(key, stale_ok))
+
+    async def get_buffer(self, key: str | bytes) -> memoryview:
+        """See :meth:`Node.get_buffer`."""
+        return await self._do(self._verbs.get_buffer(key))
+
+    async def contains(self, key: str | bytes) -> bool:
+        """What ``key in node`` is for a Node."""
+        return self._node._hit(key) is not None or await self._do(self._verbs.contains(key))
+
+    async def get_many(self, keys: Iterable[str | bytes]) -> dict[Any, Any]:
+        """See :meth:`Node.get_many`."""
+        return await self._do(self._verbs.get_many(keys))
+
+    async def get_file(
+        self, key: str | bytes, path: Path, *, progress: Progress | None = None
+    ) -> Fetched:
+        """See :meth:`Node.get_file`."""
+        return await self._do(self._verbs.get_file(key, path, progress))
+
+    def keys(self, prefix: str | bytes = "") -> AsyncIterator[Any]:
+        """See :meth:`Node.keys`: ``async for key in node.keys()``."""
+        self._node._check_open()
+        return self._pages(translate.key_text(prefix))
+
+    async def _pages(self, start: Key) -> AsyncIterator[Any]:
+        after = ""
+        while True:
+            page = await self._do(self._verbs.page(start, after))
+            for key in page.keys:
+                yield public(key)
+            if not page.after:
+                return
+            after = page.after
+
+    async def wait(self, key: str | bytes, timeout: float | None = None) -> Any:
+        """See :meth:`Node.wait`."""
+        return await self._do(self._verbs.wait(key, timeout))
+
+    def watch(
+        self,
+        prefix: str | bytes = "",
+        *,
+        callback: Callable[[Event], None] | None = None,
+        limit: int = LIMIT_DEFAULT,
+    ) -> AsyncWatch:
+        """See :meth:`Node.watch`: ``async for event in node.watch()``."""
+        return AsyncWatch(self._node.watch(prefix, callback=callback, limit=limit))
+
+    # ---- writing --------------------------------------------------------------------------
+
+    async def set(self, key: str | bytes, value: Any, *, replace: bool = False) -> None:
+        """See :meth:`Node.set`."""
+        await self._do(self._verbs.set(key, value, replace))
+
+    async def set_many(self, mapping: Mapping[Any, Any], *, replace: bool = False) -> list[Any]:
+        """See :meth:`Node.set_many`."""
+        return await self._do(self._verbs.set_many(mapping, replace))
+
+    async def set_file(
+        self,
+        key: str | bytes,
+        path: Path,
+        *,
+        replace: bool = False,
+        progress: Progress | None = None,
+    ) -> None:
+        """See :meth:`Node.set_file`."""
+        await self._do(self._verbs.set_file(key, path, replace, progress))
+
+    async def put(self, value: Any) -> str:
+        """See :meth:`Node.put`."""
+        return await self._do(self._verbs.put(value))
+
+    async def put_file(self, path: Path, *, progress: Progress | None = None) -> str:
+        """See :meth:`Node.put_file`."""
+        return await self._do(self._verbs.put_file(path, progress))
+
+    async def delete(self, key: str | bytes, *, wait: bool = True) -> Deletion:
+        """See :meth:`Node.delete`."""
+        return await self._do(self._verbs.delete(key, wait))
+
+    async def delete_many(
+        self, keys: Iterable[str | bytes], *, wait: bool = True
+    ) -> dict[Any, Deletion]:
+        """See :meth:`Node.delete_many`."""
+        return await self._do(self._verbs.delete_many(keys, wait))
+
+    # ---- figures and life -----------------------------------------------------------------
+
+    async def stats(self) -> dict[str, Any]:
+        """See :meth:`Node.stats`."""
+        return self._node.stats()
+
+    async def global_stats(self) -> dict[str, Any]:
+        """See :meth:`Node.global_stats`."""
+        return await self._do(self._verbs.global_stats())
+
+    async def join(self, timeout: float | None = None) -> None:
+        """See :meth:`Node.join`."""
+        await self._do(self._verbs.join(timeout))
+
+    async def close(self) -> None:
+        """See :meth:`Node.close`. One that shares a Node leaves that open.
+
+        Whoever waits gets NodeClosed. When cancelled, the Node is closed all the same.
+        """
+        if self._own:
+            await loops.in_thread(self._node.close)
+
+    async def __aenter__(self) -> AsyncNode:
+        self._node._check_open()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    # ---- how ------------------------------------------------------------------------------
+
+    async def _do(self, verb: Verb[T]) -> T:
+        """Carry out a verb in this task."""
+        return await conduct(self._node._here(), verb, loops.signal)

@@ -1,0 +1,247 @@
+"""Files in and out: read piece by piece, and written so that nobody sees half of one."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+import stat
+from collections.abc import Callable, Iterator
+from typing import BinaryIO, NamedTuple, TypeAlias
+
+from dstore import codecs
+from dstore.protocol import content
+from dstore.protocol.messages import Buffer
+
+Path: TypeAlias = "str | os.PathLike[str]"
+Progress: TypeAlias = Callable[[str, int, int], None]
+"""Is told what is going on (``reading``, ``sending``, ``fetching`` or ``writing``), how many bytes
+are done, and of how many.
+"""
+PIECE_BYTES = 1 << 20
+LINKS_MAX = 40
+"""Symbolic links that are followed in one path, as in Linux."""
+
+
+class Fetched(NamedTuple):
+    """What was written to a file: ``size`` bytes, which the codec of this name can read."""
+
+    codec: str
+    size: int
+
+
+class Source:
+    """A regular file that is to be stored, open."""
+
+    def __init__(self, file: BinaryIO, progress: Progress | None) -> None:
+        self.file = file
+        self.size = os.fstat(file.fileno()).st_size
+        self._progress = progress
+
+    def shorter(self) -> ValueError:
+        return ValueError(f"{self.file.name} became shorter while it was read")
+
+    def pieces(self) -> Iterator[Buffer]:
+        """Its bytes, from the beginning, as many as it had when it was opened.
+
+        Raises ValueError if it has become shorter.
+        """
+        self.file.seek(0)
+        done = 0
+        while done < self.size:
+            piece = self.file.read(min(PIECE_BYTES, self.size - done))
+            if not piece:
+                raise self.shorter()
+            yield piece
+            done += len(piece)
+            if self._progress is not None:
+                self._progress("reading", done, self.size)
+
+    def body(self) -> FileBody:
+        """Its bytes, of which each slice is read when it is asked for. Not after it is closed."""
+        return FileBody(self)
+
+    def digest(self) -> bytes:
+        """The hash of its bytes, as a value."""
+        hasher = content.Hasher(codecs.BYTES)
+        for piece in self.pieces():
+            hasher.update(piece)
+        return hasher.digest()
+
+
+class FileBody:
+    """The bytes of a file, by slices. (A mapping would kill who reads it, if it became shorter.)"""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+
+    def __getitem__(self, where: slice) -> bytes:
+        """Raises OSError; ValueError if the file has become shorter."""
+        start, stop, _ = where.indices(self._source.size)
+        pieces = []
+        while start < stop:
+            piece = os.pread(self._source.file.fileno(), stop - start, start)
+            if not piece:
+                raise self._source.shorter()
+            pieces.append(piece)
+            start += len(piece)
+        return b"".join(pieces)
+
+
+@contextlib.contextmanager
+def reading(path: Path, progress: Progress | None) -> Iterator[Source]:
+    """Open a file that is to be stored.
+
+    Raises OSError; TypeError for what is no path, such as a descriptor, which is its owner's to
+    close; ValueError for what is not a regular file, whose size is known beforehand.
+    """
+    with open(os.fspath(path), "rb") as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode) or (not status.st_size and file.read(1)):
+            raise ValueError(
+                f"{os.fspath(path)} is not a regular file; read it, and store the bytes"
+            )
+        yield Source(file, progress)
+
+
+def destination(path: str) -> tuple[str, os.stat_result | None]:
+    """Where a file is to be written, without symbolic links, and the status of what is there.
+
+    In a sticky folder that everyone may write to, such as /tmp, anybody may plant what others then
+    write to or through. What is found there must belong to this user or to the folder's owner.
+    (Linux has such a rule for links, fs.protected_symlinks, which is not set everywhere.)
+    Raises OSError, which names ``path``.
+    """
+    try:
+        return _destination(path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, path) from None
+
+
+def _destination(path: str) -> tuple[str, os.stat_result | None]:
+    place = os.sep if path.startswith(os.sep) else os.getcwd()
+    left = path.split(os.sep)[::-1]  # the next part is the last one
+    links = 0
+    while left:
+        part = left.pop()
+        if part in ("", os.curdir):
+            continue
+        if part == os.pardir:
+            place = os.path.dirname(place)
+            continue
+        found = os.path.join(place, part)
+        try:
+            status = os.lstat(found)
+        except FileNotFoundError:
+            if left:
+                raise
+            return _without_path(path) if links and os.path.exists(path) else (found, None)
+        if stat.S_ISLNK(status.st_mode):
+            _refuse_planted(place, found, status)
+            if (links := links + 1) > LINKS_MAX:
+                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+            link = os.readlink(found)
+            place = os.sep if link.startswith(os.sep) else place
+            left += link.split(os.sep)[::-1]
+        elif stat.S_ISDIR(status.st_mode):
+            place = found
+        elif left:
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        else:
+            _refuse_planted(place, found, status)
+            return found, status
+    return place, os.stat(place)
+
+
+def _refuse_planted(folder: str, found: str, status: os.stat_result) -> None:
+    around = os.stat(folder)
+    shared = around.st_mode & stat.S_ISVTX and around.st_mode & stat.S_IWOTH
+    if shared and status.st_uid not in (os.geteuid(), around.st_uid):
+        raise PermissionError(
+            errno.EACCES,
+            f"another user has put {found} into a folder that everyone may write to; "
+            "choose another place",
+        )
+
+
+def _without_path(path: str) -> tuple[str, os.stat_result]:
+    """Of what only a link in /proc leads to: a pipe, say, as /dev/stdout. Not a deleted file."""
+    status = os.stat(path)
+    if stat.S_ISREG(status.st_mode):
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+    return path, status
+
+
+def keep_mode(new: str | int, before: os.stat_result) -> None:
+    """Give a file (a path or a descriptor) the permissions of the one that it replaces.
+
+    That one may be meant for few eyes. If it is another user's, it can only take permissions away;
+    and what would let others run the new one as this user is never kept.
+    """
+    mode = before.st_mode & 0o777
+    if before.st_uid != os.geteuid():
+        mode &= os.stat(new).st_mode
+    os.chmod(new, mode)
+
+
+class Destination:
+    """A file that is being written, beside the place where it will be."""
+
+    def __init__(self, descriptor: int, progress: Progress | None) -> None:
+        self._descriptor = descriptor
+        self._progress = progress
+
+    def write(self, offset: int, data: Buffer) -> None:
+        """Write a part. Raises OSError."""
+        view = memoryview(data)
+        while view:
+            done = os.pwrite(self._descriptor, view, offset)
+            view, offset = view[done:], offset + done
+
+    def write_all(self, body: memoryview) -> None:
+        """Write the whole, and nothing else."""
+        for start in range(0, len(body), PIECE_BYTES):
+            self.write(start, body[start : start + PIECE_BYTES])
+            if self._progress is not None:
+                self._progress("writing", min(start + PIECE_BYTES, len(body)), len(body))
+
+    def end_at(self, size: int) -> None:
+        """What is beyond was of an attempt that came to nothing."""
+        os.ftruncate(self._descriptor, size)
+
+
+@contextlib.contextmanager
+def writing(path: Path, progress: Progress | None) -> Iterator[Destination]:
+    """A file that appears at ``path`` when the block ends well, whole, and else not at all.
+
+    It has the permissions of the one that it replaces, if that belongs to this user. Raises
+    OSError, which names ``path``; ValueError if something other than a regular file is there.
+    """
+    name = os.fspath(path)
+    if name.endswith(os.sep):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), name)
+    target, before = destination(name)
+    if before is not None and stat.S_ISDIR(before.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), name)
+    if before is not None and not stat.S_ISREG(before.st_mode):
+        raise ValueError(f"{name} is not a regular file; get the value, and write it there")
+    unfinished = os.path.join(os.path.dirname(target), f".dstore-{secrets.token_hex(8)}.part")
+    process = os.getpid()
+    try:
+        descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        raise type(error)(error.errno, error.strerror, name) from None
+    try:
+        try:
+            if before is not None:
+                keep_mode(descriptor, before)
+            yield Destination(descriptor, progress)
+        finally:
+            os.close(descriptor)
+        os.replace(unfinished, target)
+    except BaseException:
+        if os.getpid() == process:  # a forked child drops what the parent goes on with
+            with contextlib.suppress(OSError):
+                os.unlink(unfinished)
+        raise

@@ -1,0 +1,361 @@
+"""Large values in a process: in the memory that the host shares, or else in its own.
+
+A value's bytes lie in one file per host, named by the token. Whoever needs them first fetches them
+from Global into that file, the others wait and then map it; see :mod:`dstore.shm`. A Node never
+learns from a file that a key has a value: it looks for a token that Global has just named, or that
+its own valid cache names.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+from dstore import codecs
+from dstore.client import files
+from dstore.codecs import Encoded
+from dstore.core.local.cache import SEEN, Entry, Held
+from dstore.core.local.operations import Obtain
+from dstore.core.local.transfer import Body, Transfer, Write, download
+from dstore.errors import NodeClosed, ValueCorrupt
+from dstore.protocol import content
+from dstore.protocol.messages import Buffer, Large, Stored
+from dstore.runtime import clock, native
+from dstore.runtime.background import MUCH, janitor
+from dstore.runtime.limited_log import LimitedLog
+from dstore.runtime.logs import Log
+from dstore.shm import COMPLAINTS_EVERY, HostMemory, NoRoom, Writer, clean, is_whole, open_memory
+from dstore.shm.private_bulk import fresh_memory
+
+log = Log("dstore.local")
+
+PIECE_BYTES = 1 << 20
+"""What is copied, or read from a file, in one go."""
+CUT_SHORT = "is damaged: another process has cut its file in shared memory short"
+PAUSE_FIRST, PAUSE_MAX = 0.0005, 0.02
+"""Seconds between two looks at a file that another process is writing, with doubling pauses."""
+
+Move = Callable[[Transfer[None]], None]
+"""Carries out a transfer on a channel."""
+
+
+class Source(NamedTuple):
+    """A large value that is to be written.
+
+    ``held`` is what the cache may hold of it, if anything, ``laid`` what has laid it down for
+    others.
+    """
+
+    stored: Stored
+    body: Body
+    held: Held | None
+    laid: Writer | None = None
+
+    def drop(self) -> None:
+        """It has not been bound: nobody will ask for it."""
+        if self.laid is not None:
+            self.laid.withdraw()
+
+
+class _Laid:
+    """The bytes of a value that has been laid down, by slices, for sending.
+
+    ZeroMQ would end the process if it found that a file has been cut short. So they are read.
+    """
+
+    def __init__(self, memory: HostMemory, token: bytes, view: memoryview) -> None:
+        self._memory = memory
+        self._token = token
+        self._view = view
+
+    def __getitem__(self, where: slice) -> Buffer:
+        """Raises ValueCorrupt if the bytes are lost."""
+        start, stop, _ = where.indices(len(self._view))
+        piece = self._memory.read(self._token, len(self._view), start, stop - start, self._view)
+        if piece is None:
+            raise ValueCorrupt(f"the value {CUT_SHORT}")
+        return piece
+
+
+def check_whole(entry: Entry, stored: Stored) -> None:
+    """Raise ValueCorrupt rather than have this process touch what a file has lost.
+
+    The Node gives such an entry up within two seconds, and then fetches the value for itself.
+    """
+    if entry.shared is not None and not _is_whole(stored):
+        raise ValueCorrupt(f"the value of {entry.key!r} {CUT_SHORT}")
+
+
+def _is_whole(value: object) -> bool:
+    return (
+        not isinstance(value, Stored)
+        or not isinstance(value.body, memoryview)
+        or is_whole(value.body)
+    )
+
+
+def random16() -> bytes:
+    """16 bytes that nobody else will ever draw."""
+    return os.urandom(16)
+
+
+class LargeValues:
+    """The large values of one Local. Safe from any thread.
+
+    ``shm`` is the folder, as for :class:`dstore.Node`; ``limit`` what copies there may take on this
+    host, in bytes.
+    """
+
+    def __init__(self, shm: str | None, limit: int | None) -> None:
+        self._shm = shm
+        self._limit = limit
+        self._lock = native.Lock()
+        self._epoch = 0
+        self._over = {0}  # lives of Global that are over
+        self._memory: HostMemory | None = None
+        self._closed = False
+        self._complaints = LimitedLog(log, COMPLAINTS_EVERY)
+
+    def __repr__(self) -> str:
+        return f"<LargeValues epoch={self._epoch:x} {self._memory!r}>"
+
+    # ---- the folder -----------------------------------------------------------------------
+
+    def joined(self, epoch: int) -> None:
+        """The Local belongs to this life of Global: leave the folder of another, and tidy up."""
+        with self._lock:
+            former = None if epoch == self._epoch else self._left()
+        if former is not None:
+            former.close(wait=False)
+        clean(self._shm)
+
+    def close(self) -> None:
+        """Leave the folder. What has been handed out stays readable. Idempotent."""
+        with self._lock:
+            self._closed = True
+            former = self._left()
+        if former is not None:
+            former.close()
+
+    def _left(self) -> HostMemory | None:
+        """Belong to no life of Global any more. What is to be closed, without the lock."""
+        self._over.add(self._epoch)
+        former, self._memory, self._epoch = self._memory, None, 0
+        return former
+
+    def _memory_of(self, epoch: int) -> HostMemory | None:
+        """The memory for this life of Global. None if there is none, or that life is over."""
+        with self._lock:
+            self._check_open()
+            if epoch == self._epoch or epoch in self._over:
+                return self._memory if epoch == self._epoch else None
+        surplus = opened = open_memory(epoch, root=self._shm, limit=self._limit)
+        with self._lock:
+            if not self._closed and epoch != self._epoch and epoch not in self._over:
+                surplus = self._left()
+                self._memory, self._epoch = opened, epoch
+            memory = self._memory if epoch == self._epoch else None
+        if surplus is not None:
+            surplus.close(wait=False)
+        return memory
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise NodeClosed("the Node was closed during the call")
+
+    # ---- writing --------------------------------------------------------------------------
+
+    def keep(self, epoch: int, encoded: Encoded) -> Source:
+        """Lay a value down where it can be uploaded from, and read by the Nodes of this host."""
+        written = self._written(epoch, encoded.codec, encoded.size, encoded.parts)
+        if written is not None:
+            return written
+        body = _own_copy(encoded)
+        digest = content.digest(encoded.codec, body)
+        stored = Stored(random16(), encoded.codec, Large(encoded.size, digest))
+        return Source(stored, body, Held(body, shared=False))
+
+    def keep_file(self, epoch: int, file: files.Source) -> Source:
+        """The same for the bytes of a file, which need no private memory.
+
+        Raises OSError; ValueError if the file gets shorter meanwhile.
+        """
+        written = self._written(epoch, codecs.BYTES, file.size, file.pieces())
+        if written is not None:
+            return written
+        stored = Stored(random16(), codecs.BYTES, Large(file.size, file.digest()))
+        # Not for the cache: whoever owns the file may change it.
+        return Source(stored, file.body(), None)
+
+    def _written(self, epoch: int, codec: str, size: int, parts: Iterable[Buffer]) -> Source | None:
+        """A value in the memory of the host; None if there is none, or no room."""
+        token = random16()
+        memory = self._memory_of(epoch)
+        writer = self._begin(memory, token, size)
+        if memory is None or writer is None:
+            return None
+        hasher = content.Hasher(codec)
+        try:
+            with writer:
+                offset = 0
+                for piece in _unchanging(_pieces(parts)):
+                    writer.write(offset, piece)
+                    hasher.update(piece)
+                    offset += len(piece)
+                body = writer.seal()
+        except NoRoom:  # the folder was left meanwhile, as when the Node is closed
+            return None
+        stored = Stored(token, codec, Large(size, hasher.digest()))
+        laid = _Laid(memory, token, body)
+        return Source(stored, laid, Held(body, shared=True), writer)
+
+    def _begin(self, memory: HostMemory | None, token: bytes, size: int) -> Writer | None:
+        if memory is None:
+            return None
+        try:
+            return memory.begin(token, size)
+        except NoRoom as error:
+            self._complaints.warning(
+                "a value goes to the memory of this process alone: %s", str(error)
+            )
+            return None
+
+    def _complain(self, what: str, error: NoRoom) -> None:
+        # As text: an exception that a log keeps would keep the folder open.
+        self._complaints.warning("%s: %s", what, str(error))
+
+    # ---- reading --------------------------------------------------------------------------
+
+    def obtain(self, step: Obtain, move: Move, check: Callable[[], None]) -> Held | None:
+        """The bytes of a value, from the host's memory, else from Global by means of ``move``.
+
+        None if they went into ``step.into``, since there is no memory that the host shares.
+        Raises what ``move`` raises, what ``check`` raises now and then, and NodeClosed.
+        """
+        token, size = step.stored.token, step.stored.size
+        waiting = _Patience(step.patience)
+        while (memory := self._memory_of(step.envelope[0])) is not None:
+            check()
+            view = memory.find(token, size)
+            if view is not None:
+                return Held(view, shared=True)
+            try:
+                writer = memory.begin(token, size)
+            except NoRoom as error:
+                self._complaints.warning(
+                    "a value is fetched for this process alone: %s", str(error)
+                )
+                break
+            if writer is not None:
+                try:
+                    with writer:
+                        self._fetch(step, writer.write, move)
+                        return Held(writer.seal(), shared=True)
+                except NoRoom:  # the folder was left meanwhile, as when the Node is closed
+                    continue
+            if not waiting.pause(memory.progress(token)):
+                break  # who fetches it stands still
+        if step.into is not None:
+            self._fetch(step, step.into, move)
+            return None
+        buffer = fresh_memory(size)
+
+        def write(offset: int, data: Buffer) -> None:
+            buffer[offset : offset + len(data)] = data
+
+        self._fetch(step, write, move)
+        return Held(buffer.toreadonly(), shared=False)
+
+    @staticmethod
+    def _fetch(step: Obtain, write: Write, move: Move) -> None:
+        move(download(step.envelope, step.stored, write, clock.now(), step.patience))
+
+    # ---- upkeep ---------------------------------------------------------------------------
+
+    def drop(self, tokens: Iterable[bytes]) -> None:
+        """Nobody is to find these any more; who has them mapped keeps them."""
+        memory = self._memory
+        if memory is not None:
+            for token in tokens:
+                memory.drop(token)
+
+    def evicted(self, entries: Iterable[Entry]) -> list[bytes]:
+        """The tokens of those whose files have been evicted to make room, or cut short.
+
+        Others that were read since the last time are touched.
+        """
+        memory, gone = self._memory, []
+        if memory is not None:
+            for entry in entries:
+                assert entry.shared is not None
+                value = entry.value
+                size = value.size if isinstance(value, Stored) else None
+                if not memory.linked(entry.shared, size) or not _is_whole(value):
+                    gone.append(entry.shared)
+                elif entry.visited is True:
+                    entry.visited = SEEN
+                    memory.touch(entry.shared)
+        return gone
+
+
+def let_go(entries: list[Entry]) -> None:
+    """Forget them, in the background if that may give back much memory."""
+    values = (entry.value for entry in entries)
+    if sum(value.size for value in values if isinstance(value, Stored)) >= MUCH:
+        janitor.do(entries.clear)
+    else:
+        entries.clear()
+
+
+class _Patience:
+    """Waits for a file that somebody else is writing, as long as that moves."""
+
+    def __init__(self, patience: float) -> None:
+        self._patience = patience
+        self._pause = PAUSE_FIRST
+        self._seen: int | None = None
+        self._end = clock.now() + patience
+
+    def pause(self, progress: int | None) -> bool:
+        """Wait a little. False if there has been no progress for too long."""
+        now = clock.now()
+        if progress != self._seen:
+            self._seen = progress
+            self._end = now + self._patience
+        elif now >= self._end:
+            return False
+        native.sleep(self._pause)
+        self._pause = min(2 * self._pause, PAUSE_MAX)
+        return True
+
+
+def _pieces(parts: Iterable[Buffer]) -> Iterator[memoryview]:
+    for part in parts:
+        view = memoryview(part)
+        for start in range(0, len(view), PIECE_BYTES):
+            yield view[start : start + PIECE_BYTES]
+
+
+def _unchanging(pieces: Iterable[memoryview]) -> Iterator[memoryview]:
+    """What can be read twice, though others may write to it. Each is good until the next."""
+    buffer = memoryview(bytearray(PIECE_BYTES))
+    for piece in pieces:
+        if type(piece.obj) is bytes:
+            yield piece
+        else:
+            copy = buffer[: len(piece)]
+            copy[:] = piece
+            yield copy
+
+
+def _own_copy(encoded: Encoded) -> memoryview:
+    """The whole body, which nobody can change any more."""
+    if len(encoded.parts) == 1 and type(encoded.parts[0]) is bytes:
+        return memoryview(encoded.parts[0])
+    buffer = fresh_memory(encoded.size)
+    offset = 0
+    for piece in _pieces(encoded.parts):
+        buffer[offset : offset + len(piece)] = piece
+        offset += len(piece)
+    return buffer.toreadonly()

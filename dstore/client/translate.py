@@ -1,0 +1,133 @@
+"""Between what a program says and what the protocol says: keys and outcomes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import NamedTuple, TypeVar, cast
+
+from dstore import config
+from dstore.errors import InvalidKey, RequestRefused, StoreFull, ValueCorrupt
+from dstore.protocol import content
+from dstore.protocol.keys import public
+from dstore.protocol.messages import DelResult, DelStatus, Key, SetItem, SetStatus
+from dstore.protocol.wire import key_bytes
+
+
+class Deletion(NamedTuple):
+    """A deletion: how many Locals that held the value confirmed, how many leases ran out instead.
+
+    With ``wait=False`` nobody has been waited for: ``pending`` Locals were yet to confirm.
+    """
+
+    confirmed: int
+    expired: int
+    pending: int
+
+
+def key_text(key: str | bytes) -> Key:
+    """The text that names a key, or a prefix of keys. Raises InvalidKey.
+
+    It is made of what the object *is*: a class that derives from ``str`` or ``bytes``, as
+    ``class K(str, Enum)`` does, may have methods of its own, and none of them is called.
+    """
+    kind: type = type(key)  # isinstance believes what an object says of its ``__class__``
+    if issubclass(kind, str):
+        raw = _utf8(cast("str", key))
+    elif issubclass(kind, bytes):
+        raw = cast("bytes", key)
+    else:
+        advice = "; give bytes(key)" if issubclass(kind, (bytearray, memoryview)) else ""
+        raise InvalidKey(f"a key is text or bytes (str or bytes), not {kind.__name__}{advice}")
+    return bytes.decode(raw, "utf-8", "surrogateescape")
+
+
+def _utf8(text: str) -> bytes:
+    try:
+        return str.encode(text, "utf-8", "surrogateescape")
+    except UnicodeEncodeError as error:
+        surrogate = ord(error.object[error.start])
+        raise InvalidKey(
+            f"the key has U+{surrogate:04X}, half of a character, at index {error.start}, and "
+            "UTF-8 cannot encode that; correct the text, or give the key as bytes"
+        ) from None
+
+
+def key_name(key: str | bytes) -> Key:
+    """The text that names a key. Raises InvalidKey."""
+    if type(key) is str and key.isascii() and 0 < len(key) <= config.KEY_BYTES_MAX:
+        return key  # as most keys are
+    text = key_text(key)
+    size = key_bytes(text)
+    if not size:
+        raise InvalidKey(f"the key is empty; a key has 1 to {config.KEY_BYTES_MAX} bytes")
+    if size > config.KEY_BYTES_MAX:
+        raise InvalidKey(
+            f"the key has {size:,} bytes, and a key has at most {config.KEY_BYTES_MAX}; shorten "
+            "it, or take a hash of it as the key"
+        )
+    return text
+
+
+Named = TypeVar("Named", bound="str | bytes")
+
+
+def key_names(
+    keys: Iterable[Named], name_of: Callable[[str | bytes], Key] = key_name
+) -> dict[Named, Key]:
+    """The names of many keys, by the caller's own objects, by which the results are named, too.
+
+    Raises InvalidKey, also for objects by which no result can be named: such as have no hash, or
+    are equal though they are different keys, since their class says so.
+    """
+    names: dict[Named, Key] = {}
+    for key in keys:
+        name = name_of(key)
+        try:
+            known = names.setdefault(key, name)
+        except TypeError:
+            raise InvalidKey(
+                f"{type(key).__name__} has no hash, so that no result can be named by the key "
+                f"{public(name)!r}; give it as plain str or bytes"
+            ) from None
+        if known != name:
+            raise InvalidKey(
+                f"{public(known)!r} and {public(name)!r} are different keys, but equal as "
+                f"{type(key).__name__}; give them as plain str or bytes"
+            )
+    return names
+
+
+def settable(key: str | bytes) -> Key:
+    """The name of a key that a program may bind a value of its choice to."""
+    name = key_name(key)
+    if content.is_address(name):
+        raise InvalidKey(
+            f"{public(name)!r} begins with {config.CONTENT_PREFIX!r}, as content addresses do; "
+            "choose another key, or store the value under its own hash (put() in a program, "
+            "`dstore put`, ADD in the REPL)"
+        )
+    return name
+
+
+def deletion(result: DelResult) -> Deletion | None:
+    if result.status is DelStatus.MISSING:
+        return None
+    if result.status is DelStatus.FAILED:
+        raise RequestRefused("Global's storage failed; the key is not deleted")
+    return Deletion(result.confirmed, result.expired, result.pending)
+
+
+def check_written(item: SetItem, status: SetStatus) -> None:
+    key = public(item.key)
+    if status is SetStatus.FULL:
+        raise StoreFull(
+            f"Global has no room for {key!r} ({item.stored.size:,} bytes); delete "
+            "something, or start it with a higher --memory-limit"
+        )
+    if status is SetStatus.MISMATCH:
+        raise ValueCorrupt(
+            f"{key!r} was not written: its value was damaged on its way, or its file was "
+            "changed while it was read"
+        )
+    if status is SetStatus.FAILED:
+        raise RequestRefused(f"Global's storage failed; {key!r} was not written")

@@ -1,0 +1,425 @@
+"""The nouns of the protocol: what Global and Locals say to each other.
+
+Every message bears the ``epoch`` of the Global it belongs to and, where it concerns one Local,
+its ``session``. :mod:`dstore.protocol.wire` turns messages into frames and back; ``docs/protocol.md``
+tells what each is for.
+
+A key is a ``str`` throughout. Bytes that are not UTF-8 become lone surrogates (PEP 383), so that
+text and bytes share one name space: ``"a"`` and ``b"a"`` are the same key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import IntEnum
+from typing import NamedTuple, TypeAlias
+
+Key: TypeAlias = str
+Buffer: TypeAlias = bytes | memoryview
+Route: TypeAlias = bytes
+"""How Global reaches one DEALER: the identity that its ROUTER socket gave the connection."""
+
+NO_SESSION = 0
+
+
+class Large(NamedTuple):
+    """Stands for the bytes of a large value, which travel in chunks: how many, and their digest."""
+
+    size: int
+    digest: bytes
+
+
+Body: TypeAlias = bytes | memoryview | Large
+"""The bytes of a value (read-only), or what stands for them."""
+
+
+class Stored(NamedTuple):
+    """One value as Global keeps it: opaque bytes and the name of the codec that reads them."""
+
+    token: bytes
+    codec: str
+    body: Body
+
+    @property
+    def size(self) -> int:
+        """The length of the value in bytes."""
+        body = self.body
+        return body.size if type(body) is Large else len(body)
+
+    @property
+    def inline(self) -> int:
+        """How many bytes of it travel within a message."""
+        return 0 if type(self.body) is Large else len(self.body)
+
+
+class Found(NamedTuple):
+    """A value in a reply. ``seq`` was read before the engine was."""
+
+    seq: int
+    cacheable: bool
+    stored: Stored
+
+
+class SetStatus(IntEnum):
+    """What became of one item of a SET."""
+
+    STORED = 0
+    OCCUPIED = 1
+    REPLACED = 2
+    FULL = 3
+    MISMATCH = 4  # the value does not hash to the content address it was to be bound to
+    TOO_LARGE = 5
+    FAILED = 6  # the engine raised
+    ABSENT = 7  # its bytes are not here: upload them, and ask again
+
+
+class SetResult(NamedTuple):
+    """The outcome of one item of a SET.
+
+    ``cacheable`` speaks of the value that was written; the value that was in the way, if any,
+    comes along as ``found`` and has a word of its own. ``confirmed`` and ``expired`` count the
+    holders of a value that was replaced.
+    """
+
+    status: SetStatus
+    seq: int
+    cacheable: bool = False
+    found: Found | None = None
+    confirmed: int = 0
+    expired: int = 0
+
+
+class DelStatus(IntEnum):
+    """What became of one key of a DEL."""
+
+    DELETED = 0
+    MISSING = 1
+    PENDING = 2  # ``wait=False``: numbered, holders still to confirm
+    FAILED = 3  # the engine raised
+
+
+class DelResult(NamedTuple):
+    """The outcome of one key of a DEL: how many Locals confirmed, expired, or are awaited."""
+
+    status: DelStatus
+    seq: int
+    confirmed: int = 0
+    expired: int = 0
+    pending: int = 0
+
+
+class Refusal(IntEnum):
+    """Why Global did not execute a request."""
+
+    BAD_MESSAGE = 0
+    OTHER_VERSION = 1
+    OTHER_EPOCH = 2
+    UNKNOWN_SESSION = 3
+    STALE_WRITE = 4  # its sender has said that it no longer waits for it
+    CLOSING = 5
+    BUSY = 6
+    GONE = 7  # the large value that is asked for is not here, or not any more
+    DAMAGED = 8  # an upload does not have the digest that was announced
+    FULL = 9
+    TOO_LARGE = 10
+
+
+# ---- from a Local to Global -------------------------------------------------------------------
+
+
+class Hello(NamedTuple):
+    """Open a session, in place of the one named (0, 0: none). ``nonce`` makes it repeatable."""
+
+    nonce: bytes
+    replaces_epoch: int
+    replaces_session: int
+    label: str
+
+
+class Sync(NamedTuple):
+    """Renew the lease; ``serial`` ties the answer to the moment of sending.
+
+    ``seen``: the outcomes of this session's writes below this number need not be kept.
+    ``watching``: it wants to be told when deletions are complete.
+    """
+
+    epoch: int
+    session: int
+    serial: int
+    applied: int
+    seen: int
+    watching: bool = False
+
+
+class Ack(NamedTuple):
+    """All deletions up to ``applied`` have been applied."""
+
+    epoch: int
+    session: int
+    applied: int
+
+
+class Goodbye(NamedTuple):
+    """The Local holds nothing any more: end the session."""
+
+    epoch: int
+    session: int
+
+
+class Get(NamedTuple):
+    """Ask for the values of keys."""
+
+    epoch: int
+    session: int
+    request: int
+    keys: list[Key]
+
+
+class Wait(NamedTuple):
+    """Ask for the value of a key, and if it has none, wait ``timeout`` seconds until it has."""
+
+    epoch: int
+    session: int
+    request: int
+    key: Key
+    timeout: float
+
+
+class Unwait(NamedTuple):
+    """Nobody waits for the answer to this WAIT any more. Not answered."""
+
+    epoch: int
+    session: int
+    request: int
+    key: Key
+
+
+class SetItem(NamedTuple):
+    """One key and the value to bind to it."""
+
+    key: Key
+    stored: Stored
+
+
+class Set(NamedTuple):
+    """Bind values to keys. ``write`` numbers the session's writes, so that repeats are known."""
+
+    epoch: int
+    session: int
+    request: int
+    write: int
+    seen: int
+    replace: bool
+    items: list[SetItem]
+
+
+class Del(NamedTuple):
+    """Delete keys. With ``wait`` the answer comes after the holders have confirmed."""
+
+    epoch: int
+    session: int
+    request: int
+    write: int
+    seen: int
+    wait: bool
+    keys: list[Key]
+
+
+class Fetch(NamedTuple):
+    """Ask for ``count`` bytes of a large value from ``offset``. One request number per transfer."""
+
+    epoch: int
+    session: int
+    request: int
+    token: bytes
+    offset: int
+    length: int
+
+
+class Stage(NamedTuple):
+    """Upload a part of a large value. ``stored`` is what a SET will name when all is there."""
+
+    epoch: int
+    session: int
+    request: int
+    stored: Stored
+    offset: int
+    data: Buffer
+
+
+class Unstage(NamedTuple):
+    """Give up an upload. Not answered."""
+
+    epoch: int
+    session: int
+    token: bytes
+
+
+class Scan(NamedTuple):
+    """Ask for one page of the keys that begin with ``prefix``, after the key ``after``."""
+
+    epoch: int
+    session: int
+    request: int
+    prefix: str
+    after: str
+    limit: int
+
+
+class Stats(NamedTuple):
+    """Ask Global for its figures."""
+
+    epoch: int
+    session: int
+    request: int
+
+
+# ---- from Global to a Local -------------------------------------------------------------------
+
+
+class Welcome(NamedTuple):
+    """The answer to HELLO. It counts as the answer to a first SYNC at ``seq``."""
+
+    epoch: int
+    session: int
+    nonce: bytes
+    seq: int
+    lease: float
+    publisher: str
+    value_limit: int
+    large_from: int
+
+
+class Synced(NamedTuple):
+    """The deletions in (``after``, ``seq``], or None for ``keys``: drop the whole cache.
+
+    In answer to the SYNC with this ``serial`` it renews the lease. With serial 0 it is a push, sent
+    unasked to a holder, and renews nothing. With ``acknowledge``, as in every push, somebody waits
+    for this Local to acknowledge. All deletions up to ``settled`` are complete.
+    """
+
+    epoch: int
+    session: int
+    serial: int
+    after: int
+    seq: int
+    keys: list[Key] | None
+    acknowledge: bool = True
+    settled: int = 0
+
+
+class Settled(NamedTuple):
+    """All deletions up to ``settled`` are complete. Published for those who watch."""
+
+    epoch: int
+    settled: int
+
+
+class Farewell(NamedTuple):
+    """The session has ended; nobody waits for it any more."""
+
+    epoch: int
+    session: int
+
+
+class GetReply(NamedTuple):
+    """Values for the first ``len(items)`` keys of the GET, None where missing.
+
+    A reply that would become too large stops early; the Local asks again for the rest.
+    """
+
+    epoch: int
+    session: int
+    request: int
+    items: list[Found | None]
+
+
+class SetReply(NamedTuple):
+    """One outcome for each item of the SET."""
+
+    epoch: int
+    session: int
+    request: int
+    items: list[SetResult]
+
+
+class DelReply(NamedTuple):
+    """One outcome for each key of the DEL."""
+
+    epoch: int
+    session: int
+    request: int
+    items: list[DelResult]
+
+
+class Chunk(NamedTuple):
+    """Bytes of a large value from ``offset``."""
+
+    epoch: int
+    session: int
+    request: int
+    token: bytes
+    offset: int
+    data: Buffer
+
+
+class Staged(NamedTuple):
+    """Of an upload the first ``received`` bytes are here; ``credit`` more may be under way."""
+
+    epoch: int
+    session: int
+    request: int
+    token: bytes
+    received: int
+    credit: int
+
+
+class ScanReply(NamedTuple):
+    """One page of keys. ``after`` continues the scan; empty when it has ended."""
+
+    epoch: int
+    session: int
+    request: int
+    keys: list[Key]
+    after: str
+
+
+class StatsReply(NamedTuple):
+    """Global's figures, by name."""
+
+    epoch: int
+    session: int
+    request: int
+    figures: dict[str, object]
+
+
+class Refused(NamedTuple):
+    """Nothing was executed. ``epoch`` and ``session`` are those of the message refused."""
+
+    epoch: int
+    session: int
+    request: int
+    refusal: Refusal
+    text: str
+
+
+class Publication(NamedTuple):
+    """Deletions ``first``, ``first + 1``, …; with ``acknowledge`` all are to do so at once.
+
+    ``tokens`` name the large values among what is deleted.
+    """
+
+    epoch: int
+    first: int
+    keys: list[Key]
+    acknowledge: bool
+    tokens: Sequence[bytes] = ()
+
+
+Request: TypeAlias = Get | Wait | Set | Del | Scan | Stats | Fetch | Stage
+ToGlobal: TypeAlias = Hello | Sync | Ack | Goodbye | Unstage | Unwait | Request
+Answered: TypeAlias = GetReply | SetReply | DelReply | ScanReply | StatsReply
+Reply: TypeAlias = Answered | Chunk | Staged | Refused
+REPLIES = (GetReply, SetReply, DelReply, ScanReply, StatsReply, Chunk, Staged, Refused)
+ToLocal: TypeAlias = Welcome | Synced | Settled | Farewell | Reply | Publication
+Message: TypeAlias = ToGlobal | ToLocal

@@ -1,0 +1,193 @@
+"""Threads and locks of the system, whatever gevent or eventlet make of those of Python.
+
+These replace what is in Python's modules ``_thread``, ``threading``, ``queue``, ``time`` and
+``socket`` while a program runs, and eventlet also exchanges locks that exist by then, wherever it
+finds them. A thread that became a greenlet would never run beside what waits for it, and a lock
+that switches greenlets would let two of them into what it guards. So dstore takes all of this from
+here. It is built on a second copy of the built-in module ``_thread``, which nobody else knows, and
+which works the same whether Python's own was patched before dstore was imported, later, or never.
+"""
+
+from __future__ import annotations
+
+import _queue
+import _socket
+import _thread
+import importlib.util
+import os
+import sys
+import threading
+from collections.abc import Callable
+from types import BuiltinFunctionType
+from typing import TYPE_CHECKING, Any
+
+from dstore.runtime import clock
+
+
+def _own_copy(module: Any) -> Any:
+    spec = importlib.util.find_spec(module.__name__)
+    assert spec is not None and spec.loader is not None
+    copy = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(copy)
+    return copy
+
+
+_own = _own_copy(_thread)
+
+if TYPE_CHECKING:
+    Lock = threading.Lock
+    RLock = threading.RLock
+    local = threading.local
+else:
+    Lock = _own.allocate_lock
+    RLock = _own.RLock
+    local = _own._local
+
+get_ident: Callable[[], int] = _own.get_ident
+"""The number of the thread; the same for all its greenlets."""
+Empty = _queue.Empty
+SimpleQueue = _queue.SimpleQueue
+
+sockets = _socket
+"""What Python's module ``socket`` is made of, with sockets that no patch makes green."""
+if sys.platform == "win32":  # pragma: no cover
+    import nt as _system
+else:
+    import posix as _system
+system = _system
+"""What Python's module ``os`` is made of; eventlet replaces ``os.read`` and ``os.write``."""
+if hasattr(_socket, "socketpair"):
+    socketpair = _socket.socketpair
+else:  # pragma: no cover - Windows
+    import socket
+
+    socketpair = socket.socketpair
+gethostname: Callable[[], str] = _socket.gethostname
+
+SLICE = 0.5
+"""Seconds of waiting in one go. A signal that comes in the instant before a wait begins is noticed
+by Python only after it.
+"""
+
+
+def patched() -> bool:
+    """Whether a thread of :mod:`threading` would be a greenlet now."""
+    return not isinstance(_thread.start_new_thread, BuiltinFunctionType)
+
+
+def sleep(seconds: float) -> None:
+    """Let this thread rest, with all its greenlets."""
+    Event().wait(seconds)
+
+
+class Event:
+    """What ``threading.Event`` is; :meth:`set` may also be called by a signal handler."""
+
+    def __init__(self) -> None:
+        self._set = False
+        self._gate = Lock()
+        self._gate.acquire()
+
+    def __repr__(self) -> str:
+        return f"<Event {'set' if self._set else 'not set'}>"
+
+    def is_set(self) -> bool:
+        return self._set
+
+    def set(self) -> None:
+        self._set = True
+        try:
+            self._gate.release()
+        except RuntimeError:  # it is open already
+            pass
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Return when it is set, or after ``timeout`` seconds. Whether it is set."""
+        end = float("inf") if timeout is None else clock.now() + timeout
+        while not self._set and (left := end - clock.now()) > 0:
+            if self._gate.acquire(timeout=min(left, SLICE)):
+                self._gate.release()  # for the others who wait
+        return self._set
+
+
+class Thread:
+    """A thread of the system that calls ``target``.
+
+    Where threads are not patched it is carried by one of :mod:`threading`, so that debuggers and
+    ``threading.enumerate()`` show it by its name, and Python waits for it at its exit unless it is
+    a ``daemon``. In a patched process it is a daemon.
+    """
+
+    def __init__(self, target: Callable[[], object], name: str, *, daemon: bool = True) -> None:
+        self.name = name
+        self.ident: int | None = None
+        self.started = False
+        self._pid = os.getpid()
+        self._target = target
+        self._daemon = daemon
+        self._over = Event()
+        self._carrier: threading.Thread | None = None
+
+    def __repr__(self) -> str:
+        return f"<Thread {self.name} {self.ident if self.is_alive() else 'not alive'}>"
+
+    def start(self) -> None:
+        """Begin. Raises RuntimeError if there can be no more threads."""
+        self.started = True
+        try:
+            if patched():
+                _own.start_new_thread(self._run, ())
+            else:
+                carrier = threading.Thread(target=self._run, name=self.name, daemon=self._daemon)
+                self._carrier = carrier
+                carrier.start()
+        except RuntimeError:
+            self.started = False
+            raise
+
+    def is_this(self) -> bool:
+        """Whether it is the one that calls this."""
+        return self.ident == get_ident() and self.is_alive()
+
+    def is_alive(self) -> bool:
+        """Whether it is under way. In a forked child it is not."""
+        return self.started and not self._over.is_set() and self._pid == os.getpid()
+
+    def join(self, timeout: float | None = None) -> None:
+        """Return when it has ended, or after ``timeout`` seconds."""
+        carrier = self._carrier
+        if carrier is not None and not patched():
+            carrier.join(timeout)
+        elif self.is_alive():  # the carrier, if any, may use green locks by now
+            self._over.wait(timeout)
+
+    def _run(self) -> None:
+        self.ident = get_ident()
+        _here.own = True
+        try:
+            self._target()
+        finally:
+            self._target = _nothing  # it may hold much
+            self._over.set()
+            if self._carrier is not None and patched():
+                self._known_by_its_new_number(self._carrier)
+
+    def _known_by_its_new_number(self, carrier: threading.Thread) -> None:
+        """It began before the patch: threading looks for another number now, and would complain."""
+        known: dict[int, threading.Thread] = getattr(threading, "_active", {})
+        known[threading.get_ident()] = carrier
+        if self.ident is not None:
+            known.pop(self.ident, None)
+
+
+_here = local()
+"""``own`` is there in the threads of dstore."""
+
+
+def is_own_thread() -> bool:
+    """Whether this is a thread that dstore has started."""
+    return hasattr(_here, "own")
+
+
+def _nothing() -> None:
+    return

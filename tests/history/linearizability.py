@@ -1,0 +1,241 @@
+"""Is a history linearizable? Decided for each key, with unknown outcomes, and explained if not.
+
+A history is linearizable if each operation can be given one moment between its start and its end,
+such that the operations, one at a time in the order of these moments, would have had just these
+results (M. Herlihy and J. Wing, "Linearizability", 1990). It is so if and only if it is so for
+each key alone (their locality theorem; the "P-compositionality" of A. Horn and D. Kroening,
+"Faster linearizability checking via P-compositionality", 2015). One key alone is either missing or
+has a value:
+
+==========  =======================  ====================================================
+operation   result                   what that says
+==========  =======================  ====================================================
+GET         value, missing           the state
+SET         stored                   it was missing, and has the value now
+SET         occupied (by v)          it had a value (v)
+REPLACE     stored, replaced         it was missing, or not, and has the new value now
+REPLACE     written                  it has the new value now
+DELETE      deleted                  it had a value, and is missing now
+DELETE      missing                  it was missing
+DELETE      pending                  it had a value; it goes later, see ``pending_within``
+any write   unknown                  at any moment after its start it was executed, or never
+==========  =======================  ====================================================
+
+GETs without an answer say nothing, and GETs with ``stale_ok`` promise nothing that is judged here;
+:mod:`tests.history.weaker` judges those. Keys are missing at first. :mod:`tests.history.sweep`
+has the method::
+
+    verdict = check_linearizable(history.operations())
+    assert verdict.ok, verdict
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from functools import partial
+
+from tests.history.operations import Kind, Operation, Result, Verdict, Violation, by_key
+from tests.history.sweep import (
+    ABSENT,
+    ANYTHING,
+    BOUND,
+    LOOKS,
+    NEVER,
+    UNSEEN,
+    VALUES,
+    Step,
+    Undecided,
+    spare_of,
+    stuck_at,
+)
+
+EXPLAINED_MAX = 5
+"""Violations that are reduced to what matters; of others the account names one operation."""
+
+
+def check_linearizable(
+    operations: Iterable[Operation], *, pending_within: float | None = None
+) -> Verdict:
+    """Judge a history.
+
+    With ``pending_within`` a deletion that was answered with PENDING has to take effect at most so
+    many seconds after that answer (a lease, and some slack); otherwise at any time, or never.
+
+    Raises ValueError if the history contradicts itself or two writes of one key have the same
+    value, and Undecided if too much overlaps (some dozens of writes, all of whose values are read).
+    """
+    count = 0
+    violations: list[Violation] = []
+    keys = by_key(operations)
+    for key, history in keys.items():
+        count += len(history)
+        steps = list(_steps(history, pending_within))
+        try:
+            stuck = stuck_at(steps)
+        except Undecided as undecided:
+            raise Undecided(f"key {key!r}: {undecided}") from None
+        if stuck is not None and len(violations) < EXPLAINED_MAX:
+            core, blamed = _explained(steps, stuck)
+            violations.append(_violation(key, history, core, blamed))
+        elif stuck is not None:
+            violations.append(_violation(key, history, [stuck], stuck))
+    return Verdict(count, len(keys), tuple(violations))
+
+
+# ---- operations as steps ----------------------------------------------------------------------
+
+
+def _steps(history: Sequence[Operation], pending_within: float | None) -> Iterator[Step]:
+    """What the operations say about the state of their key."""
+    numbers: dict[Hashable, int] = {}
+    for source, operation in enumerate(history):
+        kind, result, start, end = operation.kind, operation.result, operation.start, operation.end
+        if kind is Kind.GET and (operation.stale_ok or result is Result.UNKNOWN):
+            continue
+        need = BOUND
+        if operation.seen is not None:
+            need = numbers.setdefault(operation.seen, VALUES + len(numbers))
+        elif result in (Result.MISSING, Result.STORED):
+            need = ABSENT
+        elif result is Result.WRITTEN:
+            need = ANYTHING
+        gives = ABSENT if kind is Kind.DELETE else LOOKS
+        if operation.value is not None:
+            gives = numbers.setdefault(operation.value, VALUES + len(numbers))
+        if end is None:
+            need = {Kind.SET: ABSENT, Kind.REPLACE: ANYTHING}.get(kind, BOUND)
+            end = NEVER
+        elif result in (Result.MISSING, Result.OCCUPIED):
+            gives = LOOKS
+        elif result is Result.PENDING:
+            yield Step(start, end, BOUND, LOOKS, source)
+            need, end = ANYTHING, NEVER if pending_within is None else end + pending_within
+        yield Step(start, end, need, gives, source)
+
+
+# ---- what matters in a violation --------------------------------------------------------------
+
+
+def _explained(steps: Sequence[Step], stuck: Step) -> tuple[list[Step], Step]:
+    """Steps that contradict each other, none of them needless, and the last of them.
+
+    First the shortest beginning of the history that cannot be explained (linearizability is a
+    safety property: what begins wrong stays wrong). Then, from its end backwards, the nearest steps
+    that are needed for the contradiction.
+    """
+    beginning = _shortest_beginning(steps, stuck)
+    left = sorted(beginning, key=lambda step: (step.end < NEVER, step.end, step.start))[::-1]
+    core: list[Step] = []
+    while left and not _contradicts_with(left, core, beginning, 0):
+        needed = _first(len(left), partial(_contradicts_with, left, core, beginning))
+        core.append(left[needed - 1])
+        left = left[: needed - 1]
+    return core, max(core, key=lambda step: (step.end < NEVER, step.end))
+
+
+def _shortest_beginning(steps: Sequence[Step], stuck: Step) -> list[Step]:
+    """What is known at the first moment at which it has no order any more."""
+    with suppress(Undecided):
+        stuck = stuck_at(steps, foresight=False) or stuck
+    times = sorted({step.end for step in steps if stuck.end <= step.end < NEVER})
+
+    def has_no_order(count: int) -> bool:
+        return _contradicts(_beginning(steps, times[count - 1]))
+
+    return _beginning(steps, times[_first(len(times), has_no_order) - 1])
+
+
+def _beginning(steps: Sequence[Step], time: float) -> list[Step]:
+    """What is known at a time: a write under way may yet take effect or not."""
+    known = []
+    for step in steps:
+        if step.end <= time:
+            known.append(step)
+        elif step.start <= time and step.gives != LOOKS:
+            known.append(step._replace(end=NEVER))
+    return known
+
+
+def _contradicts_with(
+    left: Sequence[Step], core: Sequence[Step], steps: Sequence[Step], count: int
+) -> bool:
+    """Whether the core and some of what is left cannot be explained, whatever else happened.
+
+    Other writes are not taken to be absent. Those that ended before may have left any state; the
+    rest may go anywhere, or nowhere.
+    """
+    kept = {*core, *left[:count]}
+    seen = {step.need for step in kept if step.need >= VALUES}
+    begin = min((step.start for step in kept), default=NEVER)
+    weakened, initial, spare = list(kept), {ABSENT}, [0, 0, 0]
+    for step in steps:
+        if step.gives == LOOKS or step in kept:
+            continue
+        if step.end < begin:
+            initial.add(step.gives if step.gives in seen or step.gives == ABSENT else UNSEEN)
+        elif step.gives in seen:
+            weakened.append(step._replace(end=NEVER))
+        else:
+            spare[spare_of(step)] += 1
+    return _contradicts(weakened, (spare[0], spare[1], spare[2]), initial)
+
+
+def _contradicts(
+    steps: Sequence[Step],
+    spare: tuple[int, int, int] = (0, 0, 0),
+    initial: Iterable[int] = (ABSENT,),
+) -> bool:
+    try:
+        return stuck_at(steps, spare, initial) is not None
+    except Undecided:
+        return False
+
+
+def _first(count: int, holds: Callable[[int], bool]) -> int:
+    """The smallest number in 1..count that ``holds``.
+
+    It holds for ``count``, and for all above one for which it holds. Small numbers are found with
+    few and small trials.
+    """
+    low, step = 0, 1
+    while low + step < count and not holds(low + step):
+        low, step = low + step, 2 * step
+    high = min(low + step, count)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if holds(middle) else (middle, high)
+    return high
+
+
+# ---- the account ------------------------------------------------------------------------------
+
+
+def _violation(
+    key: str, history: Sequence[Operation], core: Sequence[Step], blamed: Step
+) -> Violation:
+    culprit = history[blamed.source]
+    sources = {step.source for step in core}
+    seen = {history[source].seen for source in sources} - {None}
+    sources |= {source for source, each in enumerate(history) if each.value in seen}
+    shown = sorted((history[source] for source in sources), key=lambda each: each.start)
+    others = len(history) - len(shown)
+    lines = [f"key {key!r}: no order explains these ({others} other operations do not matter)"]
+    for each in shown:
+        lines.append(f"  {each}")
+        if each is culprit:
+            lines[-1] += f"  <-- {_reason(culprit, history)}"
+    return Violation(key, tuple(shown), tuple(lines))
+
+
+def _reason(culprit: Operation, history: Sequence[Operation]) -> str:
+    """Why the last of the operations does not fit, as far as it can be said in a few words."""
+    if culprit.seen is not None:
+        writes = [each for each in history if each.value == culprit.seen]
+        if not writes:
+            return "nobody wrote this value"
+        if writes[0].result is Result.OCCUPIED:
+            return "the SET of this value was refused"
+        if culprit.end is not None and culprit.end < writes[0].start:
+            return "this value was written only later"
+    return "does not fit with the rest"

@@ -1,0 +1,65 @@
+"""``python -m tests.simulation --seeds N --seed S``: play seeds, report failures."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+
+from tests.simulation.run import Outcome, run, shrink
+from tests.simulation.scenario import Scenario
+
+TRACE_LINES = 60
+"""Lines of a failing run's trace that are shown."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="simulate", description="Play seeds over the real core.")
+    parser.add_argument("--seeds", type=int, default=200, help="how many (default: 200)")
+    parser.add_argument("--seed", type=int, default=0, help="the first (default: 0)")
+    parser.add_argument("--trace", action="store_true", help="print the whole trace of the first")
+    parser.add_argument("--no-shrink", action="store_true", help="show a failing seed as it is")
+    arguments = parser.parse_args(argv)
+    if arguments.trace:
+        print("\n".join(run(Scenario.draw(arguments.seed)).trace))
+        return 0
+    return _play(range(arguments.seed, arguments.seed + arguments.seeds), not arguments.no_shrink)
+
+
+def _play(seeds: range, shrinking: bool) -> int:
+    began = time.perf_counter()
+    steps = operations = undecided = 0
+    for count, seed in enumerate(seeds, 1):
+        outcome = run(Scenario.draw(seed))
+        steps += outcome.steps
+        operations += outcome.operations
+        undecided += outcome.undecided
+        if not outcome.ok:
+            _report(seed, outcome)
+            if shrinking:
+                print("\nreduced to:")
+                _report(outcome.scenario.seed, shrink(outcome))
+            return 1
+        if sys.stderr.isatty() and count % 20 == 0:
+            print(f"\r{count} of {len(seeds)} seeds", end="", file=sys.stderr, flush=True)
+    seconds = time.perf_counter() - began
+    print(
+        f"{len(seeds)} seeds, {steps:,} steps, {operations:,} operations: no violation "
+        f"({undecided} too tangled to judge); {len(seeds) / seconds:.1f} seeds/s, "
+        f"{steps / seconds:,.0f} steps/s"
+    )
+    return 0
+
+
+def _report(seed: int, outcome: Outcome) -> None:
+    print(f"seed {seed} fails: {outcome.scenario}")
+    shown = outcome.trace[-TRACE_LINES:]
+    if len(shown) < len(outcome.trace):
+        print(f"  ... {len(outcome.trace) - len(shown)} lines before these")
+    print("\n".join(f"  {line}" for line in shown))
+    print("\n".join(outcome.faults))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,280 @@
+"""One thread of a simulated process: it carries out operations and notes what came of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from dstore.core.local import operations
+from dstore.core.local.cache import Held
+from dstore.core.local.operations import (
+    Answer,
+    Ask,
+    Obtain,
+    Operation,
+    Resumed,
+    SetOutcome,
+    Step,
+    Supply,
+    Until,
+)
+from dstore.core.local.operations.reading import MOVED
+from dstore.core.local.transfer import TransferFailed
+from dstore.errors import DstoreError, RequestRefused
+from dstore.protocol.messages import DelResult, DelStatus, Key, Large, SetItem, SetStatus, Stored
+from tests.history.operations import Kind, Result
+from tests.history.operations import Operation as Noted
+from tests.simulation.hosts import Mover, laid_down
+from tests.simulation.scenario import KINDS
+
+if TYPE_CHECKING:
+    from tests.simulation.actors import SimLocal
+
+READS = ("get", "get_many", "wait")
+SETS = ("set", "set_many", "replace")
+OF_SET = {
+    SetStatus.STORED: Result.STORED,
+    SetStatus.REPLACED: Result.REPLACED,
+    SetStatus.OCCUPIED: Result.OCCUPIED,
+}
+OF_DEL = {
+    DelStatus.DELETED: Result.DELETED,
+    DelStatus.MISSING: Result.MISSING,
+    DelStatus.PENDING: Result.PENDING,
+}
+
+Told = tuple[Result, str | None]
+"""What is noted of one key: the result, and the value that was seen."""
+
+
+class Client:
+    """A thread. Its requests travel on a connection of their own."""
+
+    def __init__(self, local: SimLocal, number: int) -> None:
+        self.local = local
+        self.loop = local.loop
+        self.name = f"{local.name}.t{number}"
+        self.line = f"thread {number}"
+        self.left = local.scenario.operations
+        self.done: list[Noted] = []
+        self.channel = local.connect(f"t{number}", self._on_reply)
+        self._operation: Operation[Any] | None = None
+        self._step: Step | None = None
+        self._mover: Mover | None = None
+        self._bodies: dict[bytes, bytes] = {}
+        self._turn = 0
+        self._sent = False
+        self._lives: set[int] = set()
+        self._asked_life = 0
+        local.clients.append(self)
+        self._rest()
+
+    @property
+    def idle(self) -> bool:
+        """Whether it has nothing more to do."""
+        return self._operation is None and not self.left
+
+    # ---- beginning ------------------------------------------------------------------------
+
+    def _rest(self) -> None:
+        self.loop.later(self.loop.dice.expovariate(1 / self.local.scenario.think), self._begin)
+
+    def _begin(self) -> None:
+        if not self.local.alive or self.local.state.closing or not self.left:
+            self.left = 0
+            return
+        if self.local.held_up(self.line, self._begin):
+            return
+        self.left -= 1
+        dice, scenario = self.loop.dice, self.local.scenario
+        self.kind = dice.choices(KINDS, scenario.weights)[0]
+        many = dice.randint(1, scenario.many) if self.kind.endswith("many") else 1
+        names = [f"k{number}" for number in range(scenario.keys)]
+        self.keys = dice.sample(names, min(many, len(names)))
+        self.values = dict.fromkeys(self.keys, f"{self.loop.steps:08}"[-8:])
+        self.start = self.loop.stamp()
+        self._lives, self._asked_life = set(), 0
+        self.loop.tell(self.name, f"{self.kind} {' '.join(self.keys)}")
+        self._operation = self._make()
+        if dice.random() < scenario.give_up:
+            self.loop.later(dice.random() * scenario.lease, self.give_up, self._operation)
+        self._resume(None)
+
+    def _make(self) -> Operation[Any]:
+        state, now = self.local.state, self.local.clock()
+        deadline = now + self.local.scenario.timeout
+        if self.kind in ("get", "get_many"):
+            return operations.get(state, self.keys, now, deadline)
+        if self.kind == "wait":
+            until = now + 2 * self.loop.dice.random() * self.local.scenario.lease
+            return operations.wait(state, self.keys[0], now, until, deadline - now)
+        if self.kind.startswith("delete"):
+            wait = self.kind != "delete_soon"
+            return operations.delete(state, self.keys, wait, now, deadline)
+        self._bodies = {}
+        items = [SetItem(key, self._stored(self.values[key].encode())) for key in self.keys]
+        held = {token: Held(memoryview(body), True) for token, body in self._bodies.items()}
+        return operations.set_(state, items, self.kind == "replace", now, deadline, held)
+
+    def _stored(self, body: bytes) -> Stored:
+        token = self.local.state.new_token()
+        if self.loop.dice.random() >= self.local.scenario.large:
+            return Stored(token, "bytes", body)
+        self._bodies[token] = body
+        return laid_down(token, body, self.local.host)
+
+    # ---- step by step ---------------------------------------------------------------------
+
+    def _resume(self, resumed: Resumed | None) -> None:
+        operation = self._operation
+        assert operation is not None
+        self._turn += 1
+        self._lives.add(self.local.state.epoch)
+        if resumed and resumed.reply:
+            self._lives.add(resumed.reply.epoch)
+        try:
+            self._step = operation.send(resumed)  # type: ignore[arg-type]
+        except StopIteration as stop:
+            self._ended(stop.value)
+        except DstoreError as error:
+            self.loop.tell(self.name, f"{type(error).__name__}")
+            if isinstance(error, RequestRefused) and MOVED not in str(error):
+                self.loop.fault(f"{self.name} was refused: {error}")
+            self._unknown()
+            self._over()
+        else:
+            self._do(self._step)
+        self.local.touched()
+
+    def _do(self, step: Step) -> None:
+        if isinstance(step, Ask):
+            self._sent = self.channel.send_up(step.message)
+            if self._sent:
+                self._asked_life = step.message.epoch
+        if isinstance(step, (Obtain, Supply)):
+            self._mover = Mover(self, step, self._bodies, self._moved)
+            return
+        self.loop.at(self.local.true_time(step.until) + 1e-6, self._expire, self._turn)
+
+    def _moved(self, held: Held | None, failed: TransferFailed | None) -> None:
+        """A large value is here, or there, or did not come."""
+        self._mover = None
+        self._resume(Resumed(self.local.clock(), held=held, failed=failed))
+
+    def _expire(self, turn: int) -> None:
+        if turn != self._turn or self.local.held_up(self.line, self._expire, turn):
+            return
+        self._resume(Resumed(self.local.clock(), None, isinstance(self._step, Ask) and self._sent))
+
+    def look(self) -> None:
+        """Something has changed: plan to go on if what it waits for has come."""
+        if isinstance(self._step, Until) and self._step.predicate(self.local.clock()):
+            self.loop.at(self.loop.now, self._look, self._turn)
+
+    def _look(self, turn: int) -> None:
+        if turn != self._turn or self.local.held_up(self.line, self._look, turn):
+            return
+        step = self._step
+        if isinstance(step, Until) and step.predicate(self.local.clock()):
+            self._resume(Resumed(self.local.clock()))
+
+    def _on_reply(self, message: Any) -> None:
+        if not self.local.alive or self.local.held_up(self.line, self._on_reply, message):
+            return
+        if isinstance(self._step, Ask) and message.request == self._step.message.request:
+            self._resume(Resumed(self.local.clock(), message, True))
+        elif self._mover is not None:
+            self._mover.receive(message)
+
+    # ---- ending ---------------------------------------------------------------------------
+
+    def give_up(self, operation: Operation[Any] | None = None) -> None:
+        """The caller goes away in the middle."""
+        if self._operation is None or operation not in (None, self._operation):
+            return
+        self.loop.tell(self.name, "gives up")
+        self._turn += 1
+        self._operation.close()
+        self._unknown()
+        self._over()
+
+    def _over(self) -> None:
+        if self._mover is not None:
+            self._mover.give_up()
+        for token in self._bodies:
+            self.local.host.copies.pop(token, None)  # what nobody caches need not stay
+        self._operation = self._step = self._mover = None
+        self._turn += 1
+        self._rest()
+
+    def _ended(self, result: Any) -> None:
+        if self.kind == "wait":
+            result = {self.keys[0]: result}
+        end = self.loop.stamp()
+        for key in self.keys:
+            told = self._told(result.get(key))
+            self.loop.tell(self.name, f"{self.kind} {key} = {told[0].value} {told[1] or ''}")
+            life = self._life(result.get(key))
+            if life is not None:
+                self._note(key, life, end, *told)
+            elif self.kind not in READS:
+                self._doubt(key)
+        self._over()
+
+    def _told(self, result: Any) -> Told:
+        if isinstance(result, SetOutcome):
+            return OF_SET[result.status], None
+        if isinstance(result, DelResult):
+            return OF_DEL[result.status], None
+        value = _read(result)
+        return (Result.MISSING, None) if value is None else (Result.VALUE, value)
+
+    def _life(self, result: Any) -> int | None:
+        """The life of Global that an outcome belongs to; None if that cannot be said."""
+        local = isinstance(result, SetOutcome) and result.local
+        if self.kind not in READS and not local:
+            # With large values some of the items may have been bound in an earlier life.
+            several = len(self._lives) > 1 and len(self.keys) > 1 and self._bodies
+            return None if several else self._asked_life
+        if len(self._lives) == 1:
+            return next(iter(self._lives))
+        if len(self.keys) > 1:
+            return None
+        local = local or (result is not None and result.from_local)
+        return self.local.state.epoch if local else self._asked_life
+
+    def _unknown(self) -> None:
+        """A write may have happened if any copy of it has left."""
+        if self.kind not in READS and self._asked_life:
+            for key in self.keys:
+                self._doubt(key)
+
+    def _doubt(self, key: Key) -> None:
+        """What became of a write is not known; with large values it may be of an earlier life."""
+        several = self._bodies and not self.local.scenario.durable
+        for life in sorted(self._lives) if several else [self._asked_life]:
+            self._note(key, life, None, Result.UNKNOWN, None)
+
+    def _note(
+        self, key: Key, life: int, end: float | None, result: Result, seen: str | None
+    ) -> None:
+        kind = Kind.GET if self.kind in READS else Kind.SET if self.kind in SETS else Kind.DELETE
+        kind = Kind.REPLACE if self.kind == "replace" else kind
+        value = self.values[key] if self.kind in SETS else None
+        name = key if self.local.scenario.durable else f"{life}/{key}"
+        self.done.append(Noted(self.name, name, kind, self.start, end, result, value, seen))
+
+
+def _read(answer: Answer | None) -> str | None:
+    if answer is None:
+        return None
+    value = answer.entry.value if answer.entry is not None else answer.stored
+    assert isinstance(value, Stored)
+    assert not isinstance(value.body, Large)
+    return bytes(value.body).decode()
+
+
+def noted_by(locals_: list[SimLocal]) -> Iterator[Noted]:
+    """Everything that was noted, by the time of its beginning."""
+    noted = [each for local in locals_ for client in local.clients for each in client.done]
+    yield from sorted(noted, key=lambda each: each.start)

@@ -1,0 +1,177 @@
+"""Hosts, and how large values lie on them: the simulated counterpart of ``dstore.large``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from dstore.core.local.cache import Held
+from dstore.core.local.operations import Obtain, Supply
+from dstore.core.local.transfer import Moved, Receive, Send, TransferFailed, download, upload
+from dstore.protocol import content
+from dstore.protocol.messages import Large, Reply, Stored
+from dstore.shm.private_bulk import PrivateBulk
+
+if TYPE_CHECKING:
+    from tests.simulation.client import Client
+
+CHUNK = 3
+"""Bytes of a chunk, so that a simulated value has several."""
+POLL = 0.002
+"""Seconds between two looks at what another thread is writing."""
+
+
+class SimHost:
+    """The memory that the processes of one host share."""
+
+    def __init__(self) -> None:
+        self.copies: dict[bytes, bytes] = {}
+        self.writers: dict[bytes, Mover] = {}
+
+
+class SimBulk(PrivateBulk):
+    """Global's own, on the host where it runs."""
+
+    def __init__(self, host: SimHost) -> None:
+        super().__init__()
+        self._host = host
+
+    def adopt(self, token: bytes, size: int) -> bool:
+        body = self._host.copies.pop(token, None)
+        if body is None:
+            return False
+        self.reserve(token, size)
+        self.write(token, 0, body)
+        self.seal(token)
+        return True
+
+    def tokens(self) -> set[bytes]:
+        return {*self._unsealed, *self._sealed}
+
+
+def laid_down(token: bytes, body: bytes, host: SimHost) -> Stored:
+    """A large value of a writer, where the other processes of its host find it."""
+    host.copies[token] = body
+    return Stored(token, "bytes", Large(len(body), content.digest("bytes", body)))
+
+
+Done = Callable[[Held | None, TransferFailed | None], None]
+
+
+class Mover:
+    """One thread that obtains or supplies a large value."""
+
+    def __init__(
+        self, client: Client, step: Obtain | Supply, bodies: dict[bytes, bytes], done: Done
+    ) -> None:
+        self._client = client
+        self._loop = client.loop
+        self._host = client.local.host
+        self._step = step
+        self._token = step.stored.token
+        self._received = bytearray(step.stored.size)
+        self._done = done
+        self._turn = 0
+        self._over = False
+        self._until = 0.0
+        self._waiting: Send | Receive | None = None
+        if isinstance(step, Supply):
+            body = memoryview(bodies[self._token])
+            self._transfer = upload(
+                step.envelope, step.stored, body, self._now(), step.patience, CHUNK
+            )
+            self._loop.at(self._loop.now, self._first, self._turn)
+        else:
+            self._transfer = download(
+                step.envelope, step.stored, self._write, self._now(), step.patience, CHUNK
+            )
+            self._loop.at(self._loop.now, self._obtain)
+
+    def give_up(self) -> None:
+        """Its thread goes away; what it has written is of no use, and another may begin."""
+        self._over = True
+        self._turn += 1
+        if self._host.writers.get(self._token) is self:
+            del self._host.writers[self._token]
+
+    def receive(self, reply: Reply) -> None:
+        """A reply has come on the channel."""
+        ours = reply.request == self._step.envelope[2]
+        if ours and not self._over and isinstance(self._waiting, Receive):
+            self._go_on(Moved(self._now(), reply))
+
+    # ---- obtaining ------------------------------------------------------------------------
+
+    def _obtain(self) -> None:
+        """As every process of the host does it: look, else write, else look again."""
+        if self._over:
+            return
+        body = self._host.copies.get(self._token) or self._client.local.of_global(self._token)
+        if body is not None:
+            self._end(Held(memoryview(body), shared=True), None)
+        elif self._token in self._host.writers:
+            self._loop.later(POLL, self._obtain)
+        else:
+            self._host.writers[self._token] = self
+            self._go_on(None)
+
+    def _write(self, offset: int, data: bytes | memoryview) -> None:
+        self._received[offset : offset + len(data)] = data
+
+    # ---- moving ---------------------------------------------------------------------------
+
+    def _now(self) -> float:
+        return self._client.local.clock()
+
+    def _first(self, turn: int) -> None:
+        if turn == self._turn:
+            self._go_on(None)
+
+    def _go_on(self, moved: Moved | None) -> None:
+        self._turn += 1
+        try:
+            self._waiting = self._transfer.send(moved)  # type: ignore[arg-type]
+        except StopIteration:
+            self._arrived()
+        except TransferFailed as failed:
+            self._end(None, failed)
+        else:
+            self._until = self._client.local.true_time(self._waiting.until) + 1e-6
+            self._try(self._turn)
+
+    def _try(self, turn: int) -> None:
+        """Send, as soon as there is a connection; or wait for a reply."""
+        if turn != self._turn or self._over:
+            return
+        step = self._waiting
+        if not isinstance(step, Send):
+            self._loop.at(self._until, self._expire, turn)
+        elif self._client.channel.send_up(step.message):
+            self._loop.at(self._loop.now, self._sent, turn, True)
+        elif self._loop.now >= self._until:
+            self._sent(turn, False)
+        else:
+            self._loop.later(POLL, self._try, turn)
+
+    def _sent(self, turn: int, sent: bool) -> None:
+        if turn == self._turn and not self._over:
+            self._go_on(Moved(self._now(), sent=sent))
+
+    def _expire(self, turn: int) -> None:
+        if turn != self._turn or self._over:
+            return
+        if self._client.local.held_up(self._client.line, self._expire, turn):
+            return
+        self._go_on(Moved(self._now()))
+
+    def _arrived(self) -> None:
+        if isinstance(self._step, Supply):
+            self._end(None, None)
+            return
+        body = bytes(self._received)
+        self._host.copies[self._token] = body
+        self._end(Held(memoryview(body), shared=True), None)
+
+    def _end(self, held: Held | None, failed: TransferFailed | None) -> None:
+        self.give_up()
+        self._done(held, failed)

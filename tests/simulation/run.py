@@ -1,0 +1,141 @@
+"""Plays scenarios, judges them, and reduces one that fails to its smallest form."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+
+from tests.history.linearizability import check_linearizable
+from tests.history.sweep import Undecided
+from tests.history.weaker import check_pending
+from tests.simulation.scenario import Scenario
+from tests.simulation.world import World
+
+SLACK = 0.01
+"""Seconds by which a deletion that is not waited for may outlast its lease."""
+SMALL_TRIES = 600
+"""Small scenarios that are tried first when a run is reduced."""
+SHRINK_TRIES = 15
+"""Seeds that are tried for each simpler scenario."""
+
+
+@dataclass
+class Outcome:
+    """What came of one run. ``faults`` is empty if all was well."""
+
+    scenario: Scenario
+    faults: list[str]
+    steps: int
+    operations: int
+    undecided: bool = False
+    trace: list[str] = field(default_factory=list, repr=False)
+
+    @property
+    def ok(self) -> bool:
+        return not self.faults
+
+
+def run(scenario: Scenario) -> Outcome:
+    """Play one scenario to its end and judge it: invariants at each step, then the history."""
+    world = World(scenario)
+    try:
+        world.run()
+    except Exception as error:  # the core under test broke down, which is a finding like others
+        world.faults.append(f"{type(error).__name__}: {error}")
+    history = world.history
+    outcome = Outcome(scenario, world.faults, world.loop.steps, len(history))
+    outcome.trace = world.loop.trace
+    if outcome.ok:
+        _judge(world, outcome)
+        if outcome.faults:
+            outcome.trace = outcome.trace[: world.busy_lines]
+    return outcome
+
+
+def _judge(world: World, outcome: Outcome) -> None:
+    scenario, history = world.scenario, world.history
+    prompt = not (scenario.global_pauses or scenario.global_crashes)
+    within = scenario.lease + SLACK if prompt else None
+    try:
+        verdicts = [check_linearizable(history, pending_within=within)]
+    except Undecided:
+        outcome.undecided = True
+        verdicts = []
+    if within is not None:
+        verdicts.append(check_pending(history, scenario.lease, SLACK))
+    for verdict in verdicts:
+        outcome.faults += [str(violation) for violation in verdict.violations]
+
+
+def shrink(outcome: Outcome) -> Outcome:
+    """A smaller run that fails too: fewer faults, Locals, threads, operations and keys.
+
+    First small scenarios are tried, which often fail as well and in far fewer steps; then one
+    thing after the other is left out of what was found, as long as something shorter still fails.
+    """
+    smallest = _shortest(outcome, (_small(seed) for seed in range(SMALL_TRIES)))
+    improved = True
+    while improved:
+        improved = False
+        for simpler in _simpler(smallest.scenario):
+            shorter = _shortest(smallest, _reseeded(simpler))
+            if shorter is not smallest:
+                smallest, improved = shorter, True
+                break
+    return smallest
+
+
+def _small(seed: int) -> Scenario:
+    size = random.Random(f"small {seed}")
+    return replace(
+        Scenario.draw(seed),
+        locals=size.choice((1, 2)),
+        threads=size.choice((1, 1, 2)),
+        operations=size.choice((1, 2, 3, 4)),
+        keys=1,
+        many=1,
+    )
+
+
+def _reseeded(scenario: Scenario) -> Iterator[Scenario]:
+    dice = random.Random(scenario.seed)
+    yield scenario
+    for _ in range(SHRINK_TRIES):
+        yield replace(scenario, seed=dice.randrange(2**32))
+
+
+def _shortest(known: Outcome, scenarios: Iterable[Scenario]) -> Outcome:
+    """The failing run with the shortest trace, ``known`` if none is shorter."""
+    failing = (each for each in map(run, scenarios) if not each.ok)
+    return min([known, *failing], key=lambda each: len(each.trace))
+
+
+def _simpler(scenario: Scenario) -> Iterator[Scenario]:
+    for name in (
+        "crashes",
+        "goodbyes",
+        "global_crashes",
+        "global_pauses",
+        "cuts",
+        "pauses",
+        "give_up",
+        "evictions",
+        "large",
+        "slow",
+        "lost_publications",
+        "drift",
+    ):
+        if getattr(scenario, name):
+            yield replace(scenario, **{name: 0.0})  # type: ignore[arg-type]
+    for name, least in (("locals", 1), ("threads", 1), ("operations", 1), ("keys", 1), ("many", 1)):
+        value = getattr(scenario, name)
+        for smaller in sorted({(value + least) // 2, value - 1}):
+            if least <= smaller < value:
+                yield replace(scenario, **{name: smaller})
+    for index, weight in enumerate(scenario.weights):
+        if weight and sum(map(bool, scenario.weights)) > 1:
+            yield replace(
+                scenario,
+                weights=(*scenario.weights[:index], 0, *scenario.weights[index + 1 :]),
+            )
