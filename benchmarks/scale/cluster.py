@@ -221,19 +221,19 @@ class Cluster:
 
     def run_until(self, done: Callable[[], bool], end: float | None = None) -> None:
         """Go on until ``done``; time does not pass ``end`` while nobody works."""
-        patience = self.now + PROGRESS_MAX if end is None else end
+        stall_timeout = self.now + PROGRESS_MAX if end is None else end
         while True:
             self._happen()
             if done():
                 return
             if self._inbox or self.now >= self.state.wake_at:
                 self._turn()
-            elif self.now >= patience:
+            elif self.now >= stall_timeout:
                 if end is None:
                     raise RuntimeError("the experiment does not end")
                 return
             else:
-                self.now = min(max(self.now, self._next()), patience)
+                self.now = min(max(self.now, self._next()), stall_timeout)
 
     def _next(self) -> float:
         timers = self._timers[:1] if self.renewing else []

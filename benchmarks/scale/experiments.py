@@ -81,7 +81,7 @@ class Laboratory:
             self.leases()
         traffic = self.begin()
         cluster.renewing = not alone
-        pushes, publications = cluster.state.counters["pushes"], cluster.state._publications
+        pushes, publications = cluster.state.counters["pushes"], cluster.state._invalidations
         deleter, began = cluster.workers[-1], cluster.now
         deleter.delete(key, began)
         cluster.run_until(lambda: len(deleter.deleted) > 0)

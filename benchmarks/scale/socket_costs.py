@@ -122,10 +122,10 @@ def spent(work: Callable[[], object], times: int) -> Spent:
 def all_of(router: Router, count: int) -> list[bytes]:
     """Receive so many frames. The routes they came from."""
     routes: list[bytes] = []
-    patience = PATIENCE_MS / 1000
-    end = time.monotonic() + patience
+    stall_timeout = PATIENCE_MS / 1000
+    end = time.monotonic() + stall_timeout
     while len(routes) < count:
-        arrived = router.receive(patience)
+        arrived = router.receive(stall_timeout)
         if arrived is not None:
             routes.append(arrived[0])
         elif time.monotonic() > end:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-KINDS = ("Del", "Synced", "Publication", "Ack", "DelReply")
+KINDS = ("Del", "Synced", "Broadcast", "Ack", "DelReply")
 
 
 def number(value: float | str) -> str:

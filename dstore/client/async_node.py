@@ -1,6 +1,6 @@
 """``dstore.AsyncNode``: a Node for asyncio and trio.
 
-Its verbs are those of :mod:`dstore.client.commands`. A verb runs in the thread of the event loop; what it
+Its commands are those of :mod:`dstore.client.commands`. A command runs in the thread of the event loop; what it
 has to wait for is for the :class:`dstore.client.hosts.loop.Driver` of the Local.
 """
 
@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from dstore import checks
 from dstore.client import translate
-from dstore.client.commands import RAISE, Lookup, Verb
+from dstore.client.commands import RAISE, Command, Lookup
 from dstore.client.files import Fetched, Path, Progress
 from dstore.client.hosts.conduct import conduct
 from dstore.client.node import Node
@@ -111,7 +111,7 @@ class AsyncNode:
 
     def _take(self, node: Node, own: bool) -> None:
         self._node = node
-        self._verbs = node._verbs
+        self._commands = node._commands
         self._own = own
 
     @property
@@ -144,33 +144,33 @@ class AsyncNode:
         entry = self._node._hit(key)
         if entry is not None:
             value = entry.value
-            return value if type(value) is not Stored else self._verbs.opened(entry)
-        return await self._do(self._verbs.get(key, default, stale_ok))
+            return value if type(value) is not Stored else self._commands.opened(entry)
+        return await self._do(self._commands.get(key, default, stale_ok))
 
     async def lookup(self, key: str | bytes, *, stale_ok: bool | None = None) -> Lookup:
         """See :meth:`Node.lookup`."""
         entry = self._node._hit(key)
         if entry is not None:
-            return Lookup(self._verbs.opened(entry), from_local=True, cached=True)
-        return await self._do(self._verbs.lookup(key, stale_ok))
+            return Lookup(self._commands.opened(entry), from_local=True, cached=True)
+        return await self._do(self._commands.lookup(key, stale_ok))
 
     async def get_buffer(self, key: str | bytes) -> memoryview:
         """See :meth:`Node.get_buffer`."""
-        return await self._do(self._verbs.get_buffer(key))
+        return await self._do(self._commands.get_buffer(key))
 
     async def contains(self, key: str | bytes) -> bool:
         """What ``key in node`` is for a Node."""
-        return self._node._hit(key) is not None or await self._do(self._verbs.contains(key))
+        return self._node._hit(key) is not None or await self._do(self._commands.contains(key))
 
     async def get_many(self, keys: Iterable[str | bytes]) -> dict[Any, Any]:
         """See :meth:`Node.get_many`."""
-        return await self._do(self._verbs.get_many(keys))
+        return await self._do(self._commands.get_many(keys))
 
     async def get_file(
         self, key: str | bytes, path: Path, *, progress: Progress | None = None
     ) -> Fetched:
         """See :meth:`Node.get_file`."""
-        return await self._do(self._verbs.get_file(key, path, progress))
+        return await self._do(self._commands.get_file(key, path, progress))
 
     def keys(self, prefix: str | bytes = "") -> AsyncIterator[Any]:
         """See :meth:`Node.keys`: ``async for key in node.keys()``."""
@@ -180,7 +180,7 @@ class AsyncNode:
     async def _pages(self, start: Key) -> AsyncIterator[Any]:
         after = ""
         while True:
-            page = await self._do(self._verbs.page(start, after))
+            page = await self._do(self._commands.page(start, after))
             for key in page.keys:
                 yield public(key)
             if not page.after:
@@ -189,7 +189,7 @@ class AsyncNode:
 
     async def wait(self, key: str | bytes, timeout: float | None = None) -> Any:
         """See :meth:`Node.wait`."""
-        return await self._do(self._verbs.wait(key, timeout))
+        return await self._do(self._commands.wait(key, timeout))
 
     def watch(
         self,
@@ -205,11 +205,11 @@ class AsyncNode:
 
     async def set(self, key: str | bytes, value: Any, *, replace: bool = False) -> None:
         """See :meth:`Node.set`."""
-        await self._do(self._verbs.set(key, value, replace))
+        await self._do(self._commands.set(key, value, replace))
 
     async def set_many(self, mapping: Mapping[Any, Any], *, replace: bool = False) -> list[Any]:
         """See :meth:`Node.set_many`."""
-        return await self._do(self._verbs.set_many(mapping, replace))
+        return await self._do(self._commands.set_many(mapping, replace))
 
     async def set_file(
         self,
@@ -220,27 +220,27 @@ class AsyncNode:
         progress: Progress | None = None,
     ) -> None:
         """See :meth:`Node.set_file`."""
-        await self._do(self._verbs.set_file(key, path, replace, progress))
+        await self._do(self._commands.set_file(key, path, replace, progress))
 
     async def put(self, value: Any) -> str:
         """See :meth:`Node.put`."""
-        return await self._do(self._verbs.put(value))
+        return await self._do(self._commands.put(value))
 
     async def put_file(self, path: Path, *, progress: Progress | None = None) -> str:
         """See :meth:`Node.put_file`."""
-        return await self._do(self._verbs.put_file(path, progress))
+        return await self._do(self._commands.put_file(path, progress))
 
     async def delete(self, key: str | bytes, *, wait: bool = True) -> Deletion:
         """See :meth:`Node.delete`."""
-        return await self._do(self._verbs.delete(key, wait))
+        return await self._do(self._commands.delete(key, wait))
 
     async def delete_many(
         self, keys: Iterable[str | bytes], *, wait: bool = True
     ) -> dict[Any, Deletion]:
         """See :meth:`Node.delete_many`."""
-        return await self._do(self._verbs.delete_many(keys, wait))
+        return await self._do(self._commands.delete_many(keys, wait))
 
-    # ---- figures and life -----------------------------------------------------------------
+    # ---- metrics and life -----------------------------------------------------------------
 
     async def stats(self) -> dict[str, Any]:
         """See :meth:`Node.stats`."""
@@ -248,11 +248,11 @@ class AsyncNode:
 
     async def global_stats(self) -> dict[str, Any]:
         """See :meth:`Node.global_stats`."""
-        return await self._do(self._verbs.global_stats())
+        return await self._do(self._commands.global_stats())
 
     async def join(self, timeout: float | None = None) -> None:
         """See :meth:`Node.join`."""
-        await self._do(self._verbs.join(timeout))
+        await self._do(self._commands.join(timeout))
 
     async def close(self) -> None:
         """See :meth:`Node.close`. One that shares a Node leaves that open.
@@ -276,6 +276,6 @@ class AsyncNode:
 
     # ---- how ------------------------------------------------------------------------------
 
-    async def _do(self, verb: Verb[T]) -> T:
-        """Carry out a verb in this task."""
-        return await conduct(self._node._here(), verb, loops.signal)
+    async def _do(self, command: Command[T]) -> T:
+        """Carry out a command in this task."""
+        return await conduct(self._node._here(), command, loops.signal)

@@ -1,6 +1,6 @@
-"""What a Node does, verb by verb, whoever drives it: threads or an event loop.
+"""What a Node does, command by command, whoever drives it: threads or an event loop.
 
-Each verb is a generator. It yields operations of the core to be run, and work that takes its time
+Each command is a generator. It yields operations of the core to be run, and work that takes its time
 (copying, hashing, files) to be done, and is resumed with their results; its return value is the
 result. Here a program's keys and values are turned into the protocol's and back; there is no
 socket, lock or thread.
@@ -65,11 +65,11 @@ class Work(NamedTuple):
 
 LARGE_FROM = Work(lambda state, large: state.large_from, quick=True)
 """Gives the size from which on Global takes values for large."""
-Verb: TypeAlias = Generator[Run | Work, Any, T]
+Command: TypeAlias = Generator[Run | Work, Any, T]
 
 
-class Verbs:
-    """The verbs of one Node. ``timeout`` is in seconds; see :class:`dstore.Node`."""
+class Commands:
+    """The commands of one Node. ``timeout`` is in seconds; see :class:`dstore.Node`."""
 
     def __init__(
         self,
@@ -110,7 +110,7 @@ class Verbs:
         bodies: bool = True,
         into: Write | None = None,
         progress: Progress | None = None,
-    ) -> Verb[dict[Key, Answer]]:
+    ) -> Command[dict[Key, Answer]]:
         stale = self.stale_ok if stale_ok is None else checks.flag("stale_ok", stale_ok)
         wanted = dict.fromkeys(keys)
         answers: dict[Key, Answer] = yield Run(
@@ -126,14 +126,14 @@ class Verbs:
         self.misses += len(wanted) - hits
         return answers
 
-    def _read_one(self, key: str | bytes, stale_ok: bool | None = None) -> Verb[Answer]:
+    def _read_one(self, key: str | bytes, stale_ok: bool | None = None) -> Command[Answer]:
         name = translate.key_name(key)
         answers = yield from self.read([name], stale_ok)
         if name not in answers:
             raise KeyMissing(key)
         return answers[name]
 
-    def get(self, key: str | bytes, default: Any, stale_ok: bool | None) -> Verb[Any]:
+    def get(self, key: str | bytes, default: Any, stale_ok: bool | None) -> Command[Any]:
         name = translate.key_name(key)
         answers = yield from self.read([name], stale_ok)
         if name in answers:
@@ -142,11 +142,11 @@ class Verbs:
             raise KeyMissing(key)
         return default
 
-    def lookup(self, key: str | bytes, stale_ok: bool | None) -> Verb[Lookup]:
+    def lookup(self, key: str | bytes, stale_ok: bool | None) -> Command[Lookup]:
         answer = yield from self._read_one(key, stale_ok)
         return Lookup(self._answered(answer), answer.from_local, answer.entry is not None)
 
-    def get_buffer(self, key: str | bytes) -> Verb[memoryview]:
+    def get_buffer(self, key: str | bytes) -> Command[memoryview]:
         stored = self._stored((yield from self._read_one(key)))
         assert not isinstance(stored.body, Large)
         return memoryview(stored.body)
@@ -163,19 +163,19 @@ class Verbs:
         encoded = self.codecs.encode(value)  # a small one, which was kept as it was decoded
         return Stored(b"", encoded.codec, encoded.joined())
 
-    def contains(self, key: str | bytes) -> Verb[bool]:
+    def contains(self, key: str | bytes) -> Command[bool]:
         name = translate.key_name(key)
         answers = yield from self.read([name], bodies=False)
         return name in answers
 
-    def get_many(self, keys: Iterable[str | bytes]) -> Verb[dict[Any, Any]]:
+    def get_many(self, keys: Iterable[str | bytes]) -> Command[dict[Any, Any]]:
         names = translate.key_names(checks.several("keys", keys))
         answers = yield from self.read(names.values())
         return {
             key: self._answered(answers[name]) for key, name in names.items() if name in answers
         }
 
-    def wait(self, key: str | bytes, timeout: float | None) -> Verb[Any]:
+    def wait(self, key: str | bytes, timeout: float | None) -> Command[Any]:
         name = translate.key_name(key)
         span = float("inf")
         if timeout is not None:
@@ -189,7 +189,7 @@ class Verbs:
         self.misses += not answer.from_local
         return self._answered(answer)
 
-    def page(self, prefix: str, after: str) -> Verb[Any]:
+    def page(self, prefix: str, after: str) -> Command[Any]:
         page = yield Run(
             lambda state, now: operations.scan(
                 state, prefix, after, config.KEYS_PAGE_DEFAULT, now, now + self.timeout
@@ -199,13 +199,13 @@ class Verbs:
 
     # ---- writing --------------------------------------------------------------------------
 
-    def set(self, key: str | bytes, value: Any, replace: bool) -> Verb[None]:
+    def set(self, key: str | bytes, value: Any, replace: bool) -> Command[None]:
         checks.flag("replace", replace)
         name = translate.settable(key)
         outcomes = yield from self._write({name: self.codecs.encode(value)}, replace)
         _check_free(key, outcomes[name])
 
-    def set_many(self, mapping: Mapping[Any, Any], replace: bool) -> Verb[list[Any]]:
+    def set_many(self, mapping: Mapping[Any, Any], replace: bool) -> Command[list[Any]]:
         checks.flag("replace", replace)
         mapping = checks.mapping("mapping", mapping)
         names = translate.key_names(mapping, translate.settable)
@@ -219,7 +219,7 @@ class Verbs:
         outcomes = yield from self._write(values, replace)
         return [key for key in mapping if outcomes[names[key]].status is SetStatus.OCCUPIED]
 
-    def put(self, value: Any) -> Verb[str]:
+    def put(self, value: Any) -> Command[str]:
         encoded = self.codecs.encode(value)
         small = encoded.size < config.LARGE_FROM_DEFAULT
         key = content.address((yield Work(lambda state, large: _digest(encoded), quick=small)))
@@ -227,7 +227,7 @@ class Verbs:
             yield from self._write({key: encoded}, False)
         return key
 
-    def delete(self, key: str | bytes, wait: bool) -> Verb[Deletion]:
+    def delete(self, key: str | bytes, wait: bool) -> Command[Deletion]:
         checks.flag("wait", wait)
         name = translate.key_name(key)
         results = yield from self._delete([name], wait)
@@ -236,14 +236,14 @@ class Verbs:
             raise KeyMissing(key)
         return deletion
 
-    def delete_many(self, keys: Iterable[str | bytes], wait: bool) -> Verb[dict[Any, Deletion]]:
+    def delete_many(self, keys: Iterable[str | bytes], wait: bool) -> Command[dict[Any, Deletion]]:
         checks.flag("wait", wait)
         names = translate.key_names(checks.several("keys", keys))
         results = yield from self._delete(list(names.values()), wait)
         deletions = {key: translate.deletion(results[name]) for key, name in names.items()}
         return {key: deletion for key, deletion in deletions.items() if deletion is not None}
 
-    def _delete(self, keys: list[Key], wait: bool) -> Verb[dict[Key, DelResult]]:
+    def _delete(self, keys: list[Key], wait: bool) -> Command[dict[Key, DelResult]]:
         results: dict[Key, DelResult] = yield Run(
             lambda state, now: operations.delete(state, keys, wait, now, now + self.timeout)
         )
@@ -251,7 +251,7 @@ class Verbs:
 
     def _write(
         self, values: Mapping[Key, Encoded], replace: bool
-    ) -> Verb[dict[Key, operations.SetOutcome]]:
+    ) -> Command[dict[Key, operations.SetOutcome]]:
         """Write values; large ones are laid down first where they can be sent from."""
         largest = max((value.size for value in values.values()), default=0)
         if largest >= config.LARGE_FROM_MIN:
@@ -276,7 +276,7 @@ class Verbs:
 
     def _bind(
         self, lay_down: Work, sources: list[Source], replace: bool, progress: Progress | None
-    ) -> Verb[dict[Key, operations.SetOutcome]]:
+    ) -> Command[dict[Key, operations.SetOutcome]]:
         """Lay values down and bind them. What is not bound is dropped, whenever this is cut short.
 
         ``lay_down`` gives the items of the SET, and adds each that is large to ``sources`` at once.
@@ -310,7 +310,7 @@ class Verbs:
 
     # ---- files ----------------------------------------------------------------------------
 
-    def put_file(self, path: files.Path, progress: Progress | None) -> Verb[str]:
+    def put_file(self, path: files.Path, progress: Progress | None) -> Command[str]:
         path = checks.path("path", path)
         checks.optional(checks.function, "progress", progress)
         with files.reading(path, progress) as file:
@@ -326,7 +326,7 @@ class Verbs:
 
     def set_file(
         self, key: str | bytes, path: files.Path, replace: bool, progress: Progress | None
-    ) -> Verb[None]:
+    ) -> Command[None]:
         path = checks.path("path", path)
         checks.flag("replace", replace)
         checks.optional(checks.function, "progress", progress)
@@ -340,7 +340,7 @@ class Verbs:
 
     def _write_file(
         self, key: Key, file: files.Source, replace: bool, progress: Progress | None
-    ) -> Verb[dict[Key, operations.SetOutcome]]:
+    ) -> Command[dict[Key, operations.SetOutcome]]:
         yield from self.join()
         if file.size < (yield LARGE_FROM):
             pieces = yield Work(lambda state, large: tuple(file.pieces()))
@@ -359,7 +359,7 @@ class Verbs:
 
     def get_file(
         self, key: str | bytes, path: files.Path, progress: Progress | None
-    ) -> Verb[Fetched]:
+    ) -> Command[Fetched]:
         path = checks.path("path", path)
         checks.optional(checks.function, "progress", progress)
         name = translate.key_name(key)
@@ -376,17 +376,17 @@ class Verbs:
 
     # ---- the rest -------------------------------------------------------------------------
 
-    def join(self, timeout: float | None = None) -> Verb[None]:
-        patience = self.timeout
+    def join(self, timeout: float | None = None) -> Command[None]:
+        stall_timeout = self.timeout
         if timeout is not None:
-            patience = checks.seconds("timeout", timeout, 0, config.TIMEOUT_MAX)
-        yield Run(lambda state, now: operations.join(state, now, now + patience))
+            stall_timeout = checks.seconds("timeout", timeout, 0, config.TIMEOUT_MAX)
+        yield Run(lambda state, now: operations.join(state, now, now + stall_timeout))
 
-    def global_stats(self) -> Verb[dict[str, Any]]:
-        figures: dict[str, Any] = yield Run(
+    def global_stats(self) -> Command[dict[str, Any]]:
+        metrics: dict[str, Any] = yield Run(
             lambda state, now: operations.stats(state, now, now + self.timeout)
         )
-        return figures
+        return metrics
 
 
 def _check_free(key: str | bytes, outcome: operations.SetOutcome) -> None:

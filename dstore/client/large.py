@@ -16,15 +16,15 @@ from dstore import codecs
 from dstore.client import files
 from dstore.codecs import Encoded
 from dstore.core.local.cache import SEEN, Entry, Held
-from dstore.core.local.operations import Obtain
+from dstore.core.local.operations import FetchBody
 from dstore.core.local.transfer import Body, Transfer, Write, download
 from dstore.errors import NodeClosed, ValueCorrupt
 from dstore.protocol import content
 from dstore.protocol.messages import Buffer, Large, Stored
 from dstore.runtime import clock, native
 from dstore.runtime.background import MUCH, janitor
-from dstore.runtime.limited_log import LimitedLog
 from dstore.runtime.logs import Log
+from dstore.runtime.rate_limited_log import RateLimitedLog
 from dstore.shm import COMPLAINTS_EVERY, HostMemory, NoRoom, Writer, clean, is_whole, open_memory
 from dstore.shm.private_bulk import fresh_memory
 
@@ -115,7 +115,7 @@ class LargeValues:
         self._over = {0}  # lives of Global that are over
         self._memory: HostMemory | None = None
         self._closed = False
-        self._complaints = LimitedLog(log, COMPLAINTS_EVERY)
+        self._rate_limited_log = RateLimitedLog(log, COMPLAINTS_EVERY)
 
     def __repr__(self) -> str:
         return f"<LargeValues epoch={self._epoch:x} {self._memory!r}>"
@@ -216,25 +216,25 @@ class LargeValues:
         try:
             return memory.begin(token, size)
         except NoRoom as error:
-            self._complaints.warning(
+            self._rate_limited_log.warning(
                 "a value goes to the memory of this process alone: %s", str(error)
             )
             return None
 
     def _complain(self, what: str, error: NoRoom) -> None:
         # As text: an exception that a log keeps would keep the folder open.
-        self._complaints.warning("%s: %s", what, str(error))
+        self._rate_limited_log.warning("%s: %s", what, str(error))
 
     # ---- reading --------------------------------------------------------------------------
 
-    def obtain(self, step: Obtain, move: Move, check: Callable[[], None]) -> Held | None:
+    def obtain(self, step: FetchBody, move: Move, check: Callable[[], None]) -> Held | None:
         """The bytes of a value, from the host's memory, else from Global by means of ``move``.
 
         None if they went into ``step.into``, since there is no memory that the host shares.
         Raises what ``move`` raises, what ``check`` raises now and then, and NodeClosed.
         """
         token, size = step.stored.token, step.stored.size
-        waiting = _Patience(step.patience)
+        waiting = _Patience(step.stall_timeout)
         while (memory := self._memory_of(step.envelope[0])) is not None:
             check()
             view = memory.find(token, size)
@@ -243,7 +243,7 @@ class LargeValues:
             try:
                 writer = memory.begin(token, size)
             except NoRoom as error:
-                self._complaints.warning(
+                self._rate_limited_log.warning(
                     "a value is fetched for this process alone: %s", str(error)
                 )
                 break
@@ -268,8 +268,8 @@ class LargeValues:
         return Held(buffer.toreadonly(), shared=False)
 
     @staticmethod
-    def _fetch(step: Obtain, write: Write, move: Move) -> None:
-        move(download(step.envelope, step.stored, write, clock.now(), step.patience))
+    def _fetch(step: FetchBody, write: Write, move: Move) -> None:
+        move(download(step.envelope, step.stored, write, clock.now(), step.stall_timeout))
 
     # ---- upkeep ---------------------------------------------------------------------------
 
@@ -299,7 +299,7 @@ class LargeValues:
         return gone
 
 
-def let_go(entries: list[Entry]) -> None:
+def release(entries: list[Entry]) -> None:
     """Forget them, in the background if that may give back much memory."""
     values = (entry.value for entry in entries)
     if sum(value.size for value in values if isinstance(value, Stored)) >= MUCH:
@@ -311,18 +311,18 @@ def let_go(entries: list[Entry]) -> None:
 class _Patience:
     """Waits for a file that somebody else is writing, as long as that moves."""
 
-    def __init__(self, patience: float) -> None:
-        self._patience = patience
+    def __init__(self, stall_timeout: float) -> None:
+        self._stall_timeout = stall_timeout
         self._pause = PAUSE_FIRST
         self._seen: int | None = None
-        self._end = clock.now() + patience
+        self._end = clock.now() + stall_timeout
 
     def pause(self, progress: int | None) -> bool:
         """Wait a little. False if there has been no progress for too long."""
         now = clock.now()
         if progress != self._seen:
             self._seen = progress
-            self._end = now + self._patience
+            self._end = now + self._stall_timeout
         elif now >= self._end:
             return False
         native.sleep(self._pause)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from dstore import checks, config
 from dstore.client import translate
-from dstore.client.commands import RAISE, Lookup, Run, Verb, Verbs
+from dstore.client.commands import RAISE, Command, Commands, Lookup, Run
 from dstore.client.files import Fetched, Path, Progress
 from dstore.client.hosts.conduct import conduct
 from dstore.client.hosts.threads import Local
@@ -191,7 +191,7 @@ class Node:
         )
         check_root(settings.shm)
         self.address = settings.address
-        self._verbs = Verbs(
+        self._commands = Commands(
             Codecs(settings.codecs, pickle=pickle), settings.timeout, settings.stale_ok
         )
         self._closed = False
@@ -204,11 +204,11 @@ class Node:
     @property
     def timeout(self) -> float:
         """Seconds until a call gives up. May be changed; raises TypeError and ValueError."""
-        return self._verbs.timeout
+        return self._commands.timeout
 
     @timeout.setter
     def timeout(self, seconds: float) -> None:
-        self._verbs.timeout = checks.seconds(
+        self._commands.timeout = checks.seconds(
             "timeout", seconds, config.TIMEOUT_MIN, config.TIMEOUT_MAX
         )
 
@@ -233,20 +233,20 @@ class Node:
         try:
             entry = entries[key if type(key) is str else translate.key_name(key)]
         except KeyError:  # not here, or a text that does not name its key as dstore does
-            return self._do(self._verbs.get(key, default, stale_ok))
+            return self._do(self._commands.get(key, default, stale_ok))
         if clock.now() >= lease_end:
-            return self._do(self._verbs.get(key, default, stale_ok))
+            return self._do(self._commands.get(key, default, stale_ok))
         entry.visited = True
-        self._verbs.hits += 1
+        self._commands.hits += 1
         value = entry.value
-        return value if type(value) is not Stored else self._verbs.opened(entry)
+        return value if type(value) is not Stored else self._commands.opened(entry)
 
     def lookup(self, key: str | bytes, *, stale_ok: bool | None = None) -> Lookup:
         """Like :meth:`get`, and tells who answered. Raises KeyMissing."""
         entry = self._hit(key)
         if entry is not None:
-            return Lookup(self._verbs.opened(entry), from_local=True, cached=True)
-        return self._do(self._verbs.lookup(key, stale_ok))
+            return Lookup(self._commands.opened(entry), from_local=True, cached=True)
+        return self._do(self._commands.lookup(key, stale_ok))
 
     def get_buffer(self, key: str | bytes) -> memoryview:
         """The bytes of a value as they are stored, read-only, with no copy made.
@@ -254,11 +254,11 @@ class Node:
         Of bytes and text (UTF-8) these are themselves, of an array they are a ``.npy`` file.
         Raises KeyMissing.
         """
-        return self._do(self._verbs.get_buffer(key))
+        return self._do(self._commands.get_buffer(key))
 
     def __contains__(self, key: str | bytes) -> bool:
         """Whether the key is bound. A value that is not large is fetched, and cached."""
-        return self._hit(key) is not None or self._do(self._verbs.contains(key))
+        return self._hit(key) is not None or self._do(self._commands.contains(key))
 
     def get_many(self, keys: Iterable[str | bytes]) -> dict[Any, Any]:
         """The values of many keys, in few messages. Missing keys are absent.
@@ -267,7 +267,7 @@ class Node:
         are equal though they are different keys, raise InvalidKey. Each key is read on its own; the
         result is no snapshot.
         """
-        return self._do(self._verbs.get_many(keys))
+        return self._do(self._commands.get_many(keys))
 
     def get_file(
         self, key: str | bytes, path: Path, *, progress: Progress | None = None
@@ -277,7 +277,7 @@ class Node:
         The file appears, in place of an older one, when all is written. Raises KeyMissing, and
         OSError.
         """
-        return self._do(self._verbs.get_file(key, path, progress))
+        return self._do(self._commands.get_file(key, path, progress))
 
     def _hit(self, key: str | bytes) -> Entry | None:
         """The entry of a key that this Local holds under a valid lease. Takes no lock.
@@ -293,7 +293,7 @@ class Node:
         if entry is None or clock.now() >= lease_end:
             return None
         entry.visited = True
-        self._verbs.hits += 1
+        self._commands.hits += 1
         return entry
 
     def keys(self, prefix: str | bytes = "") -> Iterator[Any]:
@@ -308,7 +308,7 @@ class Node:
     def _pages(self, start: Key) -> Iterator[Any]:
         after = ""
         while True:
-            page = self._do(self._verbs.page(start, after))
+            page = self._do(self._commands.page(start, after))
             yield from map(public, page.keys)
             if not page.after:
                 return
@@ -323,7 +323,7 @@ class Node:
         after ``timeout`` seconds (0 or more; None: never), and GlobalUnavailable when Global is
         away for longer than the Node's own timeout.
         """
-        return self._do(self._verbs.wait(key, timeout))
+        return self._do(self._commands.wait(key, timeout))
 
     def watch(
         self,
@@ -363,14 +363,14 @@ class Node:
         value any more. Raises KeyOccupied, ValueTooLarge, StoreFull, OutcomeUnknown, and TypeError
         or ValueError for a value that cannot be stored.
         """
-        self._do(self._verbs.set(key, value, replace))
+        self._do(self._commands.set(key, value, replace))
 
     def set_many(self, mapping: Mapping[Any, Any], *, replace: bool = False) -> list[Any]:
         """Bind many values, in few messages. The keys that were refused as occupied.
 
         Each key is bound on its own. After an exception some may have been bound.
         """
-        return self._do(self._verbs.set_many(mapping, replace))
+        return self._do(self._commands.set_many(mapping, replace))
 
     def set_file(
         self,
@@ -383,7 +383,7 @@ class Node:
         """Bind the bytes of a file to ``key``, read piece by piece. ``progress`` is told how far
         it is. Raises what :meth:`set` raises, and OSError.
         """
-        self._do(self._verbs.set_file(key, path, replace, progress))
+        self._do(self._commands.set_file(key, path, replace, progress))
 
     def put(self, value: Any) -> str:
         """Bind ``value`` to its content address, ``"b3:"`` and its BLAKE3 hash, and return that.
@@ -391,7 +391,7 @@ class Node:
         The same content always has the same key; putting it again changes nothing. For bytes the
         hash is what ``b3sum`` prints. Raises what :meth:`set` raises, but never KeyOccupied.
         """
-        return self._do(self._verbs.put(value))
+        return self._do(self._commands.put(value))
 
     def put_file(self, path: Path, *, progress: Progress | None = None) -> str:
         """Bind the bytes of a file to their content address, and return that.
@@ -399,7 +399,7 @@ class Node:
         What is there already is read, to know its address, but not sent. Raises what :meth:`put`
         raises, and OSError.
         """
-        return self._do(self._verbs.put_file(path, progress))
+        return self._do(self._commands.put_file(path, progress))
 
     def delete(self, key: str | bytes, *, wait: bool = True) -> Deletion:
         """Delete ``key`` everywhere. From the return on no Local answers with its value any more.
@@ -409,22 +409,22 @@ class Node:
         that is waited for first.)
         Raises KeyMissing, OutcomeUnknown.
         """
-        return self._do(self._verbs.delete(key, wait))
+        return self._do(self._commands.delete(key, wait))
 
     def delete_many(self, keys: Iterable[str | bytes], *, wait: bool = True) -> dict[Any, Deletion]:
         """Delete many keys, in few messages. Missing keys are absent from the result."""
-        return self._do(self._verbs.delete_many(keys, wait))
+        return self._do(self._commands.delete_many(keys, wait))
 
-    def _do(self, verb: Verb[T]) -> T:
-        """Carry out a verb in this thread, or in this greenlet while others run."""
+    def _do(self, command: Command[T]) -> T:
+        """Carry out a command in this thread, or in this greenlet while others run."""
         local = self._here()
         inbox = green.here()
         if inbox is not None:
-            return green.finish(conduct(local, verb, inbox.signal))
+            return green.finish(conduct(local, command, inbox.signal))
         result: Any = None
         try:
             while True:
-                step = verb.send(result)
+                step = command.send(result)
                 if isinstance(step, Run):
                     result = local.run(step.start, step.bodies, step.progress)
                 else:
@@ -433,9 +433,9 @@ class Node:
             done: T = stop.value
             return done
         finally:
-            verb.close()
+            command.close()
 
-    # ---- figures --------------------------------------------------------------------------
+    # ---- metrics --------------------------------------------------------------------------
 
     def stats(self) -> dict[str, Any]:
         """Figures of this Local: sizes in bytes, times in seconds, counts since it began.
@@ -450,8 +450,8 @@ class Node:
             "label": self._label_here(),
             "session": _public_name(state.session),
             "epoch": f"{state.epoch:016x}",
-            "hits": self._verbs.hits,
-            "misses": self._verbs.misses,
+            "hits": self._commands.hits,
+            "misses": self._commands.misses,
             **state.counters,
             "evictions": state.cache.evictions,
             "keys": len(state.entries),
@@ -465,7 +465,7 @@ class Node:
 
     def global_stats(self) -> dict[str, Any]:
         """Figures of Global, which is asked for them; ``locals`` has a row for each session."""
-        return self._do(self._verbs.global_stats())
+        return self._do(self._commands.global_stats())
 
     # ---- life -----------------------------------------------------------------------------
 
@@ -474,7 +474,7 @@ class Node:
 
         Without ``timeout`` it waits as long as any call. Raises GlobalUnavailable.
         """
-        self._do(self._verbs.join(timeout))
+        self._do(self._commands.join(timeout))
 
     def close(self) -> None:
         """Say goodbye and give everything back. Safe from any thread.
@@ -552,7 +552,7 @@ class Node:
             self._local.forked()
         self._state = _absent()
         self._local = None
-        self._verbs.hits = self._verbs.misses = 0
+        self._commands.hits = self._commands.misses = 0
         self._birth = native.RLock()
 
 

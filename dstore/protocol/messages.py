@@ -267,7 +267,7 @@ class Scan(NamedTuple):
 
 
 class Stats(NamedTuple):
-    """Ask Global for its figures."""
+    """Request Global for its metrics."""
 
     epoch: int
     session: int
@@ -305,14 +305,14 @@ class Synced(NamedTuple):
     seq: int
     keys: list[Key] | None
     acknowledge: bool = True
-    settled: int = 0
+    committed: int = 0
 
 
-class Settled(NamedTuple):
+class Committed(NamedTuple):
     """All deletions up to ``settled`` are complete. Published for those who watch."""
 
     epoch: int
-    settled: int
+    committed: int
 
 
 class Farewell(NamedTuple):
@@ -385,12 +385,12 @@ class ScanReply(NamedTuple):
 
 
 class StatsReply(NamedTuple):
-    """Global's figures, by name."""
+    """Global's metrics, by name."""
 
     epoch: int
     session: int
     request: int
-    figures: dict[str, object]
+    metrics: dict[str, object]
 
 
 class Refused(NamedTuple):
@@ -403,7 +403,7 @@ class Refused(NamedTuple):
     text: str
 
 
-class Publication(NamedTuple):
+class Broadcast(NamedTuple):
     """Deletions ``first``, ``first + 1``, …; with ``acknowledge`` all are to do so at once.
 
     ``tokens`` name the large values among what is deleted.
@@ -416,10 +416,10 @@ class Publication(NamedTuple):
     tokens: Sequence[bytes] = ()
 
 
-Request: TypeAlias = Get | Wait | Set | Del | Scan | Stats | Fetch | Stage
-ToGlobal: TypeAlias = Hello | Sync | Ack | Goodbye | Unstage | Unwait | Request
+RequestMessage: TypeAlias = Get | Wait | Set | Del | Scan | Stats | Fetch | Stage
+ToGlobal: TypeAlias = Hello | Sync | Ack | Goodbye | Unstage | Unwait | RequestMessage
 Answered: TypeAlias = GetReply | SetReply | DelReply | ScanReply | StatsReply
 Reply: TypeAlias = Answered | Chunk | Staged | Refused
 REPLIES = (GetReply, SetReply, DelReply, ScanReply, StatsReply, Chunk, Staged, Refused)
-ToLocal: TypeAlias = Welcome | Synced | Settled | Farewell | Reply | Publication
+ToLocal: TypeAlias = Welcome | Synced | Committed | Farewell | Reply | Broadcast
 Message: TypeAlias = ToGlobal | ToLocal

@@ -30,10 +30,10 @@ is in them takes at most 4 MiB then.
 """
 TEXT_BYTES_MAX = QUICK_BYTES_MAX
 """Bytes of one text in a message. Keys, names and labels have fewer."""
-FIGURES_MAX = 16_384
-"""Names and figures in an answer to STATS: some of Global's, and six for each of 1,000 Locals."""
-FIGURES_DEPTH_MAX = 4
-"""Tables of figures within one another."""
+METRICS_MAX = 16_384
+"""Names and metrics in an answer to STATS: some of Global's, and six for each of 1,000 Locals."""
+METRICS_DEPTH_MAX = 4
+"""Tables of metrics within one another."""
 NIL = frozenset((0xC0,))
 LISTS = frozenset((*range(0x90, 0xA0), 0xDC, 0xDD))
 TABLES = frozenset((*range(0x80, 0x90), 0xDE, 0xDF))
@@ -125,16 +125,16 @@ class Frame:
         check_length(length, least, most)
         return length
 
-    def figures(self) -> Any:
-        """A table of figures, in which there may be others."""
-        return self._table(FIGURES_MAX, FIGURES_DEPTH_MAX)[0] if self.begins(TABLES) else self.one()
+    def metrics(self) -> Any:
+        """A table of metrics, in which there may be others."""
+        return self._table(METRICS_MAX, METRICS_DEPTH_MAX)[0] if self.begins(TABLES) else self.one()
 
     def _table(self, room: int, depth: int) -> tuple[dict[str, Any], int]:
-        """A table, and how many more names and figures there may be after it."""
+        """A table, and how many more names and metrics there may be after it."""
         pairs: int = self._unpacker.read_map_header()
         room -= 2 * pairs
         if room < 0 or not depth:
-            raise BadMessage(f"there are at most {FIGURES_MAX:,} figures, {FIGURES_DEPTH_MAX} deep")
+            raise BadMessage(f"there are at most {METRICS_MAX:,} metrics, {METRICS_DEPTH_MAX} deep")
         table: dict[str, Any] = {}
         for _ in range(pairs):
             name = self.one()

@@ -28,8 +28,10 @@ from dstore.errors import BadMessage
 from dstore.protocol.messages import (
     Ack,
     Body,
+    Broadcast,
     Buffer,
     Chunk,
+    Committed,
     Del,
     DelReply,
     DelResult,
@@ -44,7 +46,6 @@ from dstore.protocol.messages import (
     Key,
     Large,
     Message,
-    Publication,
     Refusal,
     Refused,
     Scan,
@@ -54,7 +55,6 @@ from dstore.protocol.messages import (
     SetReply,
     SetResult,
     SetStatus,
-    Settled,
     Stage,
     Staged,
     Stats,
@@ -246,13 +246,13 @@ def _enum(kind: Callable[[int], T]) -> Callable[[Any], T]:
     return checked
 
 
-def _figures(field: Any) -> dict[str, object]:
+def _metrics(field: Any) -> dict[str, object]:
     if type(field) is not dict or not all(type(name) is str for name in field):
-        raise BadMessage(f"expected a table of figures, got {_shown(field)}")
+        raise BadMessage(f"expected a table of metrics, got {_shown(field)}")
     return field
 
 
-_READS[_figures] = lambda frame: _figures(frame.figures())
+_READS[_metrics] = lambda frame: _metrics(frame.metrics())
 
 
 def _codec(field: Any) -> str:
@@ -362,15 +362,15 @@ _TO_LOCAL: dict[int, tuple[type[ToLocal], tuple[Check, ...]]] = {
     69: (SetReply, (*_asked, _list(_set_result, KEYS_PER_MESSAGE_MAX))),
     70: (DelReply, (*_asked, _list(_del_result, KEYS_PER_MESSAGE_MAX))),
     71: (ScanReply, (*_asked, _list(_key, KEYS_PER_MESSAGE_MAX), _text)),
-    72: (StatsReply, (*_asked, _figures)),
+    72: (StatsReply, (*_asked, _metrics)),
     73: (Refused, (*_asked, _enum(Refusal), _text)),
     74: (
-        Publication,
+        Broadcast,
         (_uint, _uint, _list(_key, PUBLISHED_MAX), _bool, _list(_id16, PUBLISHED_MAX)),
     ),
     75: (Chunk, (*_asked, _id16, _uint, _data)),
     76: (Staged, (*_asked, _id16, _uint, _uint)),
-    77: (Settled, (_uint, _uint)),
+    77: (Committed, (_uint, _uint)),
 }
 
 _Table = dict[int, tuple[type[Any], tuple[Check, ...]]]
@@ -394,7 +394,7 @@ def encode(message: Message) -> bytes:
     return PREFIX + packed
 
 
-def topic(kind: type[Publication | Settled]) -> bytes:
+def topic(kind: type[Broadcast | Committed]) -> bytes:
     """What the frames of these messages begin with, and no others: to subscribe to them."""
     number, (_, checks) = _NUMBER[kind], _TO_LOCAL[_NUMBER[kind]]
     return PREFIX + bytes([0x90 | 1 + len(checks), number])

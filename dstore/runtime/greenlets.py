@@ -1,6 +1,6 @@
 """Greenlets that wait for other threads: what gevent and eventlet do differently.
 
-A greenlet that has to wait for Global lets the others of its thread run. It carries out a verb as a
+A greenlet that has to wait for Global lets the others of its thread run. It carries out a command as a
 task of an event loop does, in a coroutine (see :mod:`dstore.client.hosts.conduct`); only its :func:`signal`
 waits by itself, in the hub of its thread, so that :func:`finish` runs the coroutine in one go. No
 thread is needed for each that waits: a thousand greenlets may wait for a key, and another one sets

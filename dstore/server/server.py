@@ -23,8 +23,8 @@ from dstore.protocol.messages import Buffer, Hello, Refusal, Refused
 from dstore.runtime import clock, native, reentrancy
 from dstore.runtime import greenlets as green
 from dstore.runtime.background import signals_left_to_this_thread
-from dstore.runtime.limited_log import LimitedLog
 from dstore.runtime.logs import Log
+from dstore.runtime.rate_limited_log import RateLimitedLog
 from dstore.server.engines.memory import MemoryEngine
 from dstore.shm import bulk_for, check_root
 from dstore.transport import addresses
@@ -164,7 +164,7 @@ class Global:
         self._thread: native.Thread | None = None
         self._server: int | None = None  # the thread in run()
         self._waiters: deque[native.Lock] = deque()  # each is held until the end
-        self._complaints = LimitedLog(log)
+        self._rate_limited_log = RateLimitedLog(log)
         _globals.add(self)
 
     def __repr__(self) -> str:
@@ -506,11 +506,11 @@ class Global:
     def _warn_of_cut(self, message: str, *arguments: object) -> None:
         if self._phase is Phase.SERVING:
             self._state.counters["cut"] += 1
-        self._complaints.warning(message, *arguments)
+        self._rate_limited_log.warning(message, *arguments)
 
     def _refuse(self, router: Router, route: bytes, error: BadMessage) -> None:
         self._state.counters["malformed"] += 1
-        self._complaints.warning("refused a frame that is not a message of ours: %s", error)
+        self._rate_limited_log.warning("refused a frame that is not a message of ours: %s", error)
         other = isinstance(error, wire.OtherVersion)
         refusal = Refusal.OTHER_VERSION if other else Refusal.BAD_MESSAGE
         asked = (0, 0, 0)

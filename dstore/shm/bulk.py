@@ -5,8 +5,8 @@ from __future__ import annotations
 from dstore.core.engine import Bulk, Lost
 from dstore.protocol.messages import Buffer
 from dstore.runtime.background import MUCH, janitor
-from dstore.runtime.limited_log import LimitedLog
 from dstore.runtime.logs import Log
+from dstore.runtime.rate_limited_log import RateLimitedLog
 from dstore.shm.memory import COMPLAINTS_EVERY, HostMemory, open_memory
 from dstore.shm.parts import NoRoom, Writer
 from dstore.shm.pieces import Pieces
@@ -50,8 +50,8 @@ class SharedBulk:
         self._sizes: dict[bytes, int] = {}
         self._maps: dict[bytes, memoryview] = {}  # the one that was read last is the last
         self._kept: dict[bytes, memoryview] = {}  # these have no files any more
-        self._complaints = LimitedLog(log, COMPLAINTS_EVERY)
-        self._damage = LimitedLog(log)
+        self._rate_limited_log = RateLimitedLog(log, COMPLAINTS_EVERY)
+        self._damage = RateLimitedLog(log)
         self._pieces = Pieces()
 
     def __repr__(self) -> str:
@@ -105,7 +105,7 @@ class SharedBulk:
         writer.abandon()
 
     def _complain(self, error: NoRoom) -> None:
-        self._complaints.warning("a value is kept in Global's own memory: %s", str(error))
+        self._rate_limited_log.warning("a value is kept in Global's own memory: %s", str(error))
 
     def adopt(self, token: bytes, size: int) -> bool:
         if token in self._writers or token in self._sizes or token in self._private:

@@ -76,18 +76,18 @@ def keep_limit(folder: Folder, mine: str, size: int, limit: int) -> int | None:
     return limit - total
 
 
-def make_room(folder: Folder, needed: int, now: int, patience: float | None = None) -> bool:
+def make_room(folder: Folder, needed: int, now: int, stall_timeout: float | None = None) -> bool:
     """Evict until the file system has ``now`` bytes left. Whether anything was removed.
 
-    What the janitor is about to give back comes first; ``patience`` is how many seconds that may
+    What the janitor is about to give back comes first; ``stall_timeout`` is how many seconds that may
     take, else nothing is removed. Nothing is evicted, either, if all copies together would not be
     enough for all that is ``needed``. They may still not be
     enough, if they are mapped: the system gives back their memory when the last reader has gone.
     """
     swept = parts.sweep(folder)
-    if (janitor.wait(patience) or swept) and free(folder.here) >= needed:
+    if (janitor.wait(stall_timeout) or swept) and free(folder.here) >= needed:
         return True
-    if patience is not None and janitor.busy:
+    if stall_timeout is not None and janitor.busy:
         return False
     _, copies = _listed(folder.here, "")
     total = sum(copy.size for copy in copies)

@@ -9,8 +9,8 @@ import time
 from collections.abc import Callable
 
 from dstore.runtime.background import janitor
-from dstore.runtime.limited_log import LimitedLog
 from dstore.runtime.logs import INFO, WARNING, Log
+from dstore.runtime.rate_limited_log import RateLimitedLog
 from dstore.shm import eviction, folder, locks, mapping, parts, pieces, place
 from dstore.shm.folder import COPIES, OWN, Folder
 from dstore.shm.locks import held
@@ -65,7 +65,7 @@ class HostMemory:
         self._epoch = epoch
         self._entered: Folder | None = entered
         self._enter_at = float("-inf")
-        self._complaints = LimitedLog(log, COMPLAINTS_EVERY)
+        self._rate_limited_log = RateLimitedLog(log, COMPLAINTS_EVERY)
         self._full_until = 0.0
         self._spare = 0  # what may be added before anybody looks at the limit again
 
@@ -159,12 +159,16 @@ class HostMemory:
                 entered = folder.enter(self._root, self._epoch, tries=1)
             except (OSError, Unusable) as error:
                 self._enter_at = now + ENTER_EVERY
-                self._complaints.warning("%s cannot be used any more: %s", self.path, str(error))
+                self._rate_limited_log.warning(
+                    "%s cannot be used any more: %s", self.path, str(error)
+                )
                 return None
             self._entered = entered
             self._abandon(lost)
             folder.leave(lost)
-        self._complaints.warning("%s was removed by somebody; a new one was created", self.path)
+        self._rate_limited_log.warning(
+            "%s was removed by somebody; a new one was created", self.path
+        )
         return entered
 
     def _sealed(self, folder: Folder, name: str, own: bool) -> bool:
@@ -207,9 +211,9 @@ class HostMemory:
         writers = [writer for ref in refs if ref is not None and (writer := ref()) is not None]
         return sum(writer.size - writer.reserved for writer in writers)
 
-    def _make_room(self, needed: int, now: int, patience: float | None = None) -> bool:
+    def _make_room(self, needed: int, now: int, stall_timeout: float | None = None) -> bool:
         folder = self._folder
-        return folder is not None and eviction.make_room(folder, needed, now, patience)
+        return folder is not None and eviction.make_room(folder, needed, now, stall_timeout)
 
     def _make_own_room(self, needed: int, now: int) -> bool:
         """The same for Global, which must not stand still: it waits for nobody for long, and

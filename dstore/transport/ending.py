@@ -22,8 +22,8 @@ class Ending:
         self._context = context
         self._lock = native.Lock()  # only threads take it that no signal interrupts
 
-    def wait(self, patience: float) -> None:
-        """Terminate it, and wait for at most ``patience`` seconds. May be called again, after
+    def wait(self, stall_timeout: float) -> None:
+        """Terminate it, and wait for at most ``stall_timeout`` seconds. May be called again, after
         Ctrl-C for one.
         """
         thread = native.Thread(self._end, "dstore-close")
@@ -33,7 +33,7 @@ class Ending:
         except RuntimeError:  # there can be no more threads, or Python is about to exit
             self._end()
             return
-        thread.join(patience)
+        thread.join(stall_timeout)
 
     def _end(self) -> None:
         with self._lock:

@@ -113,8 +113,8 @@ class Router:
     def _not_to_be(self, kind: object, error: BaseException | None, traceback: object) -> None:
         self._end(CLOSE_MAX if isinstance(error, Exception) else INTERRUPTED_MAX)
 
-    def _end(self, patience: float) -> None:
-        self._ending.wait(patience)
+    def _end(self, stall_timeout: float) -> None:
+        self._ending.wait(stall_timeout)
         for lock in self._locks:  # not before ZeroMQ has closed the sockets
             lock.release()
 

@@ -63,7 +63,7 @@ class GlobalLives:
     def __init__(self, port: int, lease: float, folder: Path, times: Times) -> None:
         self._port = port
         self._lease = lease
-        self._complaints = folder / "global.err"
+        self._rate_limited_log = folder / "global.err"
         self._times = times
         self._process: subprocess.Popen[str] | None = None
 
@@ -71,7 +71,7 @@ class GlobalLives:
         self._times.lives.append(Life(time.monotonic_ns()))
         command = [sys.executable, "-m", "dstore", "global"]
         command += ["--address", f"tcp://127.0.0.1:{self._port}", "--lease", str(self._lease)]
-        with self._complaints.open("ab") as complaints:
+        with self._rate_limited_log.open("ab") as complaints:
             self._process = subprocess.Popen(
                 [*command, "--log-length", str(log_length)],
                 stdout=subprocess.PIPE,
@@ -82,7 +82,7 @@ class GlobalLives:
         assert self._process.stdout is not None
         said = self._process.stdout.readline()
         if not said.startswith("Dstore server listening on "):
-            raise RuntimeError(f"Global did not start: {self._complaints.read_text()}")
+            raise RuntimeError(f"Global did not start: {self._rate_limited_log.read_text()}")
 
     def kill(self) -> None:
         """SIGKILL, if it lives."""
@@ -113,8 +113,8 @@ class ClientProcess:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self._complaints = Path(settings.folder) / f"{settings.name}.err"
-        with self._complaints.open("wb") as complaints:
+        self._rate_limited_log = Path(settings.folder) / f"{settings.name}.err"
+        with self._rate_limited_log.open("wb") as complaints:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "tests.faults.workload", settings.dump()],
                 stdin=subprocess.PIPE,
@@ -142,7 +142,7 @@ class ClientProcess:
 
     def complaints(self) -> str:
         """What it wrote to stderr, or that it did not end well."""
-        text = self._complaints.read_text(errors="replace").strip()
+        text = self._rate_limited_log.read_text(errors="replace").strip()
         if not text and self.process.returncode not in (0, STOPPED_BY_US):
             text = f"exit code {self.process.returncode}"
         return f"{self.settings.name}: {text}" if text else ""
@@ -169,11 +169,11 @@ class Clients:
         self._times.deaths[client.settings.name] = time.monotonic_ns()
         self._bury(client)
 
-    def end(self, client: ClientProcess, patience: float = PATIENCE) -> None:
+    def end(self, client: ClientProcess, stall_timeout: float = PATIENCE) -> None:
         """Let a client end by itself; kill it if it does not."""
         client.end()
         try:
-            client.process.wait(patience)
+            client.process.wait(stall_timeout)
         except subprocess.TimeoutExpired:
             self.complaints.append(f"{client.settings.name} did not end")
             client.kill()

@@ -137,15 +137,15 @@ def run(threads: int, gets: int, keys: int, batch: int, switch: float | None) ->
         writer.join()
         for part in (*parts, written):
             history += part
-        figures = reader.stats()
+        metrics = reader.stats()
         requests = node.global_stats()["gets"]
     verdict = check_linearizable(history)
     return Outcome(
         gets=sum(len(part) for part in parts),
         deletions=len(written) // 2,
         requests=requests,
-        misses=figures["misses"],
-        kept=figures["fills"],
+        misses=metrics["misses"],
+        kept=metrics["fills"],
         distinct=len({(o.key, o.seen) for part in parts for o in part if o.seen is not None}),
         seconds=seconds,
         violations=tuple(map(str, verdict.violations)),

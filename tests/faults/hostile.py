@@ -526,7 +526,7 @@ def uploads(target: Target) -> str:
 
 @attack(bound=64 * MIB)
 def lying_syncs(target: Target) -> str:
-    """Ask for the whole log of deletions again and again, and for figures, and for all keys."""
+    """Ask for the whole log of deletions again and again, and for metrics, and for all keys."""
     asked = 0
     with crowd() as peers:
         peers += (target.joined() for _ in range(4))

@@ -100,7 +100,7 @@ class Recorder:
         self._put("read", kind, values, start, end, local, more)
 
     def count(self, counts: dict[str, int]) -> None:
-        """Add to the figures of this round."""
+        """Add to the metrics of this round."""
         self._put("count", counts)
 
     def surprise(self, what: str) -> None:

@@ -153,8 +153,8 @@ class Run:
         """Begin to judge a round that is over, if no other is being judged."""
         if self._judge is not None and self._judge.ended:
             self._end_judge()
-        settled = (self._judged + 1) * self.plan.round_seconds + SETTLE_SECONDS
-        if self._judge is None and self._elapsed() > settled:
+        committed = (self._judged + 1) * self.plan.round_seconds + SETTLE_SECONDS
+        if self._judge is None and self._elapsed() > committed:
             self._begin_judge()
 
     def _begin_judge(self) -> None:

@@ -32,8 +32,8 @@ PAUSE_MAX = 0.006
 READER_PAUSE_MAX = 0.02
 """Seconds between two operations of a thread, or between two bursts of reads."""
 GUEST_OPERATIONS = 10
-FIGURES_EVERY = 10
-"""Turns after which the figures of the Node are noted."""
+METRICS_EVERY = 10
+"""Turns after which the metrics of the Node are noted."""
 FLOOD_CALL = 3
 """Keys that a flood deletes in one call."""
 FLOOD_DELETES = 0.03
@@ -156,7 +156,7 @@ class Process:
         rng = random.Random(f"{mine.seed} {process}")
         with Recorder(Path(mine.folder), process) as recorder:
             client = Client(node, recorder, rng, process)
-            figures = _Figures(node, recorder)
+            metrics = _Figures(node, recorder)
             number = 0
             while number < turns and not self.stopping.is_set():
                 number += 1
@@ -167,8 +167,8 @@ class Process:
                 except Exception:
                     recorder.surprise(traceback.format_exc())
                     return
-                if name != "reader" and number % FIGURES_EVERY == 0:
-                    figures.note()
+                if name != "reader" and number % METRICS_EVERY == 0:
+                    metrics.note()
                 time.sleep(rng.random() * (READER_PAUSE_MAX if name == "reader" else PAUSE_MAX))
 
 
@@ -182,10 +182,10 @@ class _Figures:
 
     def note(self) -> None:
         stats = self._node.stats()
-        figures = Counter({name: stats[name] for name in COUNTED})
-        if news := figures - self._before:
+        metrics = Counter({name: stats[name] for name in COUNTED})
+        if news := metrics - self._before:
             self._recorder.count(news)
-        self._before = figures
+        self._before = metrics
 
 
 def main() -> None:

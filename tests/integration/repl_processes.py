@@ -67,8 +67,8 @@ class Terminal:
         assert before is not None, f"{text!r} did not come, but {self._unseen!r}"
         return before
 
-    def read_until(self, text: str, patience: float) -> str | None:
-        deadline = time.monotonic() + patience
+    def read_until(self, text: str, stall_timeout: float) -> str | None:
+        deadline = time.monotonic() + stall_timeout
         while inked(text) not in inked(self._unseen):
             left = deadline - time.monotonic()
             if left <= 0 or not select.select([self._master], [], [], left)[0]:

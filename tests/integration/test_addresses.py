@@ -378,7 +378,7 @@ def test_what_was_said_is_forgotten_when_it_is_there(tmp_path: Path) -> None:
         with dstore.Global(address):
             node.join(20)
             assert node._local is not None
-            assert node._local.state.obstacle == ""
+            assert node._local.state.last_error == ""
         with pytest.raises(dstore.GlobalUnavailable, match="no such file"):
             node.get("k")
 

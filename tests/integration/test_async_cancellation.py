@@ -15,7 +15,7 @@ import dstore
 from dstore.client import files
 from dstore.client.files import Destination, FileBody
 from dstore.client.large import LargeValues
-from dstore.core.local.operations import Ask, Until
+from dstore.core.local.operations import Request, WaitUntil
 from dstore.protocol.messages import Chunk, GetReply, SetReply, Staged
 from tests.integration.async_calls import (
     AWAY,
@@ -41,7 +41,7 @@ def test_cancelled_while_it_waits_for_a_session(anode: MakeNode) -> None:
     async def use(node: dstore.AsyncNode) -> None:
         task = begun(node.get("k"))
         await until(lambda: driver_of(node)._untils)
-        assert steps(node) == [Until]
+        assert steps(node) == [WaitUntil]
         await cancelled(task)
         assert left_over(node) == {}
 
@@ -57,11 +57,11 @@ def test_cancelled_while_another_task_asks_for_the_same(
         hold(GetReply)
         first, *others = (begun(node.get("k", "none")) for _ in range(3))
         await gate.reached()
-        assert sorted(steps(node), key=str) == [Ask, Until, Until]
+        assert sorted(steps(node), key=str) == [Request, WaitUntil, WaitUntil]
         await cancelled(others.pop())
-        assert sorted(steps(node), key=str) == [Ask, Until]
+        assert sorted(steps(node), key=str) == [Request, WaitUntil]
         await cancelled(first)  # and the other one asks itself
-        await until(lambda: steps(node) == [Ask])
+        await until(lambda: steps(node) == [Request])
         gate.open()
         assert await others.pop() == "none"
         await settled(node)
@@ -98,7 +98,7 @@ def test_a_request_that_is_cancelled_before_it_left_is_never_sent(anode: MakeNod
         with driver._lock:  # the background thread sends nothing meanwhile
             task = begun(node.set("k", "v"))
             await asyncio.sleep(0)
-            assert steps(node) == [Ask]
+            assert steps(node) == [Request]
             await cancelled(task)
         assert await node.get("k", None) is None
         assert (await node.global_stats())["sets"] == 0
@@ -117,7 +117,7 @@ def test_cancelled_while_a_large_value_comes(
         waiting = begun(reader.get("k"))
         await gate.reached()
         await cancelled(task)
-        await until(lambda: steps(reader) == [Ask])  # the other one asks itself, at once
+        await until(lambda: steps(reader) == [Request])  # the other one asks itself, at once
         gate.open()
         assert await waiting == LARGE
         await settled(reader)
@@ -143,9 +143,9 @@ def test_cancelled_while_a_large_value_is_sent(
         gate.open()
         await settled(node)
         assert values_in(tmp_path) == []
-        while (figures := await node.global_stats())["uploads"]:
+        while (metrics := await node.global_stats())["uploads"]:
             pass
-        assert figures["upload_bytes"] == 0
+        assert metrics["upload_bytes"] == 0
         assert await node.get("k", None) is None
         await node.set("k", LARGE)
 
@@ -336,7 +336,7 @@ def test_a_coroutine_that_is_dropped_is_given_up(
         await gate.reached()
         with driver_of(node)._lock:  # the garbage collector may come while this is held
             dropped.close()
-            assert steps(node) == [Ask]
+            assert steps(node) == [Request]
         await settled(node)
         gate.open()
         assert await node.get("k", None) is None

@@ -19,7 +19,7 @@ from dstore.client import files
 from dstore.client.hosts import loop as driver_module
 from dstore.client.hosts.loop import Driver
 from dstore.client.large import LargeValues
-from dstore.core.local.operations import Until, reading
+from dstore.core.local.operations import WaitUntil, reading
 from dstore.protocol.messages import Chunk, GetReply, ToLocal
 from dstore.transport.requests import Requests
 from dstore.transport.router import Router
@@ -348,18 +348,18 @@ def test_more_replies_than_a_connection_takes_are_not_lost(
 
 
 @LONG_LEASE
-def test_no_more_bytes_than_global_takes_are_sent_ahead(
+def test_no_more_bytes_than_global_takes_are_sent_in_flight_bytes(
     anode: MakeNode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Global cuts a connection on which too many bytes wait to be taken."""
-    monkeypatch.setattr(driver_module, "AHEAD_MAX", 100_000)
+    monkeypatch.setattr(driver_module, "IN_FLIGHT_BYTES_MAX", 100_000)
     most = 0
     drivers: list[Driver] = []
     send = Requests.send
 
     def watched(self: Requests, frame: bytes) -> bool:
         nonlocal most
-        most = max(most, drivers[0]._ahead)
+        most = max(most, drivers[0]._in_flight_bytes)
         return send(self, frame)
 
     monkeypatch.setattr(Requests, "send", watched)
@@ -369,7 +369,7 @@ def test_no_more_bytes_than_global_takes_are_sent_ahead(
         drivers.append(driver_of(node))
         await asyncio.gather(*(node.set(f"k{number}", bytes(20_000)) for number in range(200)))
         await settled(node)
-        assert drivers[0]._ahead == 0
+        assert drivers[0]._in_flight_bytes == 0
 
     asyncio.run(use(anode()))
     assert 80_000 < most < 100_000
@@ -407,7 +407,7 @@ def test_a_task_that_waits_for_the_fill_of_a_thread_is_woken(
         thread.start()
         await gate.reached()
         task = begun(reader.get("k"))
-        await until(lambda: steps(reader) == [Until])
+        await until(lambda: steps(reader) == [WaitUntil])
         gate.open()
         assert await task == "v"
         thread.join()

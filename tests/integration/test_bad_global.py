@@ -12,6 +12,7 @@ import dstore
 from dstore.protocol import wire
 from dstore.protocol.messages import (
     Ack,
+    Broadcast,
     Del,
     DelReply,
     Farewell,
@@ -20,7 +21,6 @@ from dstore.protocol.messages import (
     Goodbye,
     Hello,
     Key,
-    Publication,
     ScanReply,
     Set,
     SetReply,
@@ -107,7 +107,7 @@ def test_garbage_from_global_is_dropped_and_counted(fake: Callable[..., FakeGlob
         b"garbage",
         b"dS\x09other version",
         wire.encode(Hello(bytes(16), 0, 0, "a request")),
-        wire.encode(Publication(EPOCH + 1, 1, ["k"], True)),
+        wire.encode(Broadcast(EPOCH + 1, 1, ["k"], True)),
         wire.encode(Synced(EPOCH, SESSION + 1, 0, 0, 99, None)),
         wire.encode(ScanReply(EPOCH, SESSION, 10**9, [], "")),
     ]

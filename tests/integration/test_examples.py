@@ -107,8 +107,8 @@ def test_memoise_in_a_global_named_by_the_environment(
 def test_shared_matrix_takes_the_memory_of_one_copy() -> None:
     output = run("shared_matrix.py", "--workers", 3, "--mebibytes", 16)
     assert len(re.findall(r"^worker \d: got 16 MiB in [\d.]+ ms$", output, re.MULTILINE)) == 3
-    figures = r"private +[\d.]+, shared +[\d.]+, proportional +[\d.]+ MiB$"
-    assert len(re.findall(rf"^worker \d: (?:before|after): +{figures}", output, re.MULTILINE)) == 6
+    metrics = r"private +[\d.]+, shared +[\d.]+, proportional +[\d.]+ MiB$"
+    assert len(re.findall(rf"^worker \d: (?:before|after): +{metrics}", output, re.MULTILINE)) == 6
     together = r"^3 workers together: [\d.]+ MiB more; one copy is 16 MiB, and copies for all would"
     assert re.search(together, output, re.MULTILINE)
     assert output.endswith("all 3 workers have seen the same matrix, and none can change it\n")

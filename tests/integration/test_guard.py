@@ -511,8 +511,8 @@ def test_a_hello_of_a_peer_that_has_gone_takes_no_place() -> None:
         _follow_until(router, 0)
         served.start()
         with dstore.Node(served.address) as node:
-            figures = node.global_stats()
-            assert (figures["sessions"], figures["refused"]) == (1, 0)
+            metrics = node.global_stats()
+            assert (metrics["sessions"], metrics["refused"]) == (1, 0)
     finally:
         served.close()
 

@@ -259,8 +259,8 @@ def test_what_is_set_on_globals_own_host_goes_through_no_socket(
     ):
         writer.set("k", content_of(10 * CHUNK))
         assert reader.get("k") == content_of(10 * CHUNK)
-        figures = reader.global_stats()
-        assert (figures["bytes_in"], figures["bytes_out"]) == (0, 0)
+        metrics = reader.global_stats()
+        assert (metrics["bytes_in"], metrics["bytes_out"]) == (0, 0)
         assert len(files_of(host("global"))) == 1
         reader.delete("k")
         assert files_of(host("global")) == []
@@ -868,9 +868,9 @@ def test_a_file_that_becomes_shorter_on_its_way_is_an_error(
         assert "k" not in node
 
 
-@pytest.mark.parametrize("verb", ["put_file", "set_file"])
+@pytest.mark.parametrize("command", ["put_file", "set_file"])
 def test_a_file_that_is_changed_while_it_is_stored_is_an_error_that_says_so(
-    running: dstore.Global, tmp_path: Path, verb: str
+    running: dstore.Global, tmp_path: Path, command: str
 ) -> None:
     path = tmp_path / "file"
 
@@ -879,10 +879,10 @@ def test_a_file_that_is_changed_while_it_is_stored_is_an_error_that_says_so(
             path.write_bytes(content_of(2 * CHUNK, 2))
 
     path.write_bytes(content_of(2 * CHUNK, 1))
-    arguments = (path,) if verb == "put_file" else ("k", path)
+    arguments = (path,) if command == "put_file" else ("k", path)
     with dstore.Node(running.address, shm="") as node:
         with pytest.raises(dstore.ValueCorrupt, match="was changed while it was read"):
-            getattr(node, verb)(*arguments, progress=change)
+            getattr(node, command)(*arguments, progress=change)
         assert list(node.keys()) == []
 
 

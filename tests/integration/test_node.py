@@ -176,9 +176,9 @@ def test_the_cache_is_bounded(node: MakeNode) -> None:
     writer.set_many({f"k{number}": bytes(500) for number in range(50)})
     for number in range(50):
         assert len(reader.get(f"k{number}")) == 500
-    figures = reader.stats()
-    assert figures["bytes"] <= 10_000
-    assert figures["evictions"] > 30
+    metrics = reader.stats()
+    assert metrics["bytes"] <= 10_000
+    assert metrics["evictions"] > 30
     assert writer.delete("k0").confirmed == 2
 
 
@@ -473,8 +473,8 @@ def test_hits_and_misses_are_counted(node: MakeNode) -> None:
     one.get("k")
     one.get("missing", None)
     one.get_many(["k", "l", "missing"])
-    figures = one.stats()
-    assert (figures["hits"], figures["misses"]) == (2, 4)
+    metrics = one.stats()
+    assert (metrics["hits"], metrics["misses"]) == (2, 4)
 
 
 def test_a_node_that_is_dropped_says_so_and_leaves(
@@ -735,7 +735,7 @@ def test_what_a_hostile_writer_stored_hurts_no_reader(
         ("time", b"\xd6\xff" + bytes(4)),
     ):
         hostile = Encoded("msgpack", (body,), len(body))
-        monkeypatch.setattr(writer._verbs.codecs, "encode", lambda _, hostile=hostile: hostile)
+        monkeypatch.setattr(writer._commands.codecs, "encode", lambda _, hostile=hostile: hostile)
         writer.set(key, None)
         for _ in range(2):  # from Global, and from the cache
             with pytest.raises(dstore.ValueCorrupt):

@@ -70,7 +70,7 @@ def check_counts(size: int, counts: Mapping[str, Any]) -> None:
     assert [each["holding"] for each in counts["dels"]] == experiments.shares(size)
     for each in counts["dels"]:
         holding = each["holding"]
-        asked, everybody = {"Del": 1, "DelReply": 1}, {"Publication": size}
+        asked, everybody = {"Del": 1, "DelReply": 1}, {"Broadcast": size}
         many = 2 * holding > size
         pushed = {"Synced": holding, "Ack": holding} if holding else {}
         assert each["messages"] == asked | (everybody | {"Ack": size} if many else pushed)

@@ -67,17 +67,17 @@ def test_session_ids_are_random_and_nobody_is_shown_those_of_others(
     free_global: dstore.Global, node: Callable[..., dstore.Node]
 ) -> None:
     looker = node()
-    figures = looker.global_stats()
+    metrics = looker.global_stats()
     ids = []
     for _ in range(20):
         with RawClient(free_global.address) as client:
             ids.append(joined(client))
-            figures = looker.global_stats()
-            assert str(client.session) not in repr(figures)
+            metrics = looker.global_stats()
+            assert str(client.session) not in repr(metrics)
     assert len(set(ids)) == 20
     assert max(ids) - min(ids) > 1 << 50
     assert all(1 <= each < 1 << 63 for each in ids)
-    assert {"max_clients", "holder_bytes", "write_bytes", "wait_bytes"} < set(figures)
+    assert {"max_clients", "holder_bytes", "write_bytes", "wait_bytes"} < set(metrics)
     own = looker.stats()["session"]
     assert own != looker._state.session != 0
     assert own == looker.stats()["session"] != node().stats()["session"]

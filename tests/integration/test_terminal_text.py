@@ -139,7 +139,7 @@ def test_error_lines_name_what_was_typed_on_one_line() -> None:
 
 @pytest.fixture
 def hostile() -> Iterator[FakeGlobal]:
-    """Refuses every GET with a text that steers a terminal, and has keys and figures like it."""
+    """Refuses every GET with a text that steers a terminal, and has keys and metrics like it."""
 
     def answer(message: Any) -> Any:
         if isinstance(message, Get):
@@ -149,8 +149,8 @@ def hostile() -> Iterator[FakeGlobal]:
         if isinstance(message, Scan):
             return ScanReply(EPOCH, SESSION, message.request, [EVIL], "")
         if isinstance(message, Stats):
-            figures = {EVIL: 1, "locals": {"1": {"label": EVIL, EVIL: {EVIL: [EVIL]}}}}
-            return StatsReply(EPOCH, SESSION, message.request, figures)
+            metrics = {EVIL: 1, "locals": {"1": {"label": EVIL, EVIL: {EVIL: [EVIL]}}}}
+            return StatsReply(EPOCH, SESSION, message.request, metrics)
         return Refused(EPOCH, SESSION, message.request, Refusal.BUSY, EVIL)
 
     running = FakeGlobal(answer)

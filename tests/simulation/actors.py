@@ -7,7 +7,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from dstore.core.authority.effects import GlobalEffect, Publish
-from dstore.core.authority.pending import Dying
+from dstore.core.authority.pending import PendingDeletion
 from dstore.core.authority.state import GlobalState
 from dstore.core.local.cache import ENTRY_OVERHEAD
 from dstore.core.local.effects import Announce, Dropped, LocalEffect, Tell
@@ -112,9 +112,9 @@ class SimGlobal(Pausable):
                 budget.total, budget.assured = SCARCE_BYTES, 0
         deletions, begin = self.deletions, self.state._deletions.begin
 
-        def noted(dying: Dying, now: float) -> Dying:
-            deletions.append((dying.key, dying.token))
-            return begin(dying, now)
+        def noted(pending: PendingDeletion, now: float) -> PendingDeletion:
+            deletions.append((pending.key, pending.token))
+            return begin(pending, now)
 
         self.state._deletions.begin = noted  # type: ignore[method-assign]
 
@@ -190,7 +190,7 @@ class SimLocal(Pausable):
             random16=loop.random16,
             label=name,
             cache_bytes=scenario.cache_entries * (ENTRY_OVERHEAD + VALUE_BYTES + 2),
-            held_keys_max=scenario.held_keys,
+            reorder_keys_max=scenario.held_keys,
         )
         self.announced = 0  # the number of the last deletion that watchers know of
         self._timer = NEVER
@@ -266,9 +266,11 @@ class SimLocal(Pausable):
                 self.loop.fault(f"{self.name} announces {removal} after {self.announced}")
             self.announced = removal.seq
         if self.state.epoch == self.place.epoch:
-            settled = self.place.state._deletions.settled
-            if self.announced > settled:
-                self.loop.fault(f"{self.name} announces {effect} and only {settled} are settled")
+            committed = self.place.state._deletions.committed
+            if self.announced > committed:
+                self.loop.fault(
+                    f"{self.name} announces {effect} and only {committed} are committed"
+                )
 
     def touched(self) -> None:
         """Something may have changed: look who waits, and when a timer is due."""

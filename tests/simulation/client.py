@@ -9,14 +9,14 @@ from dstore.core.local import operations
 from dstore.core.local.cache import Held
 from dstore.core.local.operations import (
     Answer,
-    Ask,
-    Obtain,
+    FetchBody,
     Operation,
-    Resumed,
+    Request,
+    SendBody,
     SetOutcome,
     Step,
-    Supply,
-    Until,
+    StepResult,
+    WaitUntil,
 )
 from dstore.core.local.operations.reading import MOVED
 from dstore.core.local.transfer import TransferFailed
@@ -125,7 +125,7 @@ class Client:
 
     # ---- step by step ---------------------------------------------------------------------
 
-    def _resume(self, resumed: Resumed | None) -> None:
+    def _resume(self, resumed: StepResult | None) -> None:
         operation = self._operation
         assert operation is not None
         self._turn += 1
@@ -147,11 +147,11 @@ class Client:
         self.local.touched()
 
     def _do(self, step: Step) -> None:
-        if isinstance(step, Ask):
+        if isinstance(step, Request):
             self._sent = self.channel.send_up(step.message)
             if self._sent:
                 self._asked_life = step.message.epoch
-        if isinstance(step, (Obtain, Supply)):
+        if isinstance(step, (FetchBody, SendBody)):
             self._mover = Mover(self, step, self._bodies, self._moved)
             return
         self.loop.at(self.local.true_time(step.until) + 1e-6, self._expire, self._turn)
@@ -159,30 +159,32 @@ class Client:
     def _moved(self, held: Held | None, failed: TransferFailed | None) -> None:
         """A large value is here, or there, or did not come."""
         self._mover = None
-        self._resume(Resumed(self.local.clock(), held=held, failed=failed))
+        self._resume(StepResult(self.local.clock(), held=held, failed=failed))
 
     def _expire(self, turn: int) -> None:
         if turn != self._turn or self.local.held_up(self.line, self._expire, turn):
             return
-        self._resume(Resumed(self.local.clock(), None, isinstance(self._step, Ask) and self._sent))
+        self._resume(
+            StepResult(self.local.clock(), None, isinstance(self._step, Request) and self._sent)
+        )
 
     def look(self) -> None:
         """Something has changed: plan to go on if what it waits for has come."""
-        if isinstance(self._step, Until) and self._step.predicate(self.local.clock()):
+        if isinstance(self._step, WaitUntil) and self._step.predicate(self.local.clock()):
             self.loop.at(self.loop.now, self._look, self._turn)
 
     def _look(self, turn: int) -> None:
         if turn != self._turn or self.local.held_up(self.line, self._look, turn):
             return
         step = self._step
-        if isinstance(step, Until) and step.predicate(self.local.clock()):
-            self._resume(Resumed(self.local.clock()))
+        if isinstance(step, WaitUntil) and step.predicate(self.local.clock()):
+            self._resume(StepResult(self.local.clock()))
 
     def _on_reply(self, message: Any) -> None:
         if not self.local.alive or self.local.held_up(self.line, self._on_reply, message):
             return
-        if isinstance(self._step, Ask) and message.request == self._step.message.request:
-            self._resume(Resumed(self.local.clock(), message, True))
+        if isinstance(self._step, Request) and message.request == self._step.message.request:
+            self._resume(StepResult(self.local.clock(), message, True))
         elif self._mover is not None:
             self._mover.receive(message)
 

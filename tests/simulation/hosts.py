@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from dstore.core.local.cache import Held
-from dstore.core.local.operations import Obtain, Supply
+from dstore.core.local.operations import FetchBody, SendBody
 from dstore.core.local.transfer import Moved, Receive, Send, TransferFailed, download, upload
 from dstore.protocol import content
 from dstore.protocol.messages import Large, Reply, Stored
@@ -62,7 +62,7 @@ class Mover:
     """One thread that obtains or supplies a large value."""
 
     def __init__(
-        self, client: Client, step: Obtain | Supply, bodies: dict[bytes, bytes], done: Done
+        self, client: Client, step: FetchBody | SendBody, bodies: dict[bytes, bytes], done: Done
     ) -> None:
         self._client = client
         self._loop = client.loop
@@ -75,15 +75,15 @@ class Mover:
         self._over = False
         self._until = 0.0
         self._waiting: Send | Receive | None = None
-        if isinstance(step, Supply):
+        if isinstance(step, SendBody):
             body = memoryview(bodies[self._token])
             self._transfer = upload(
-                step.envelope, step.stored, body, self._now(), step.patience, CHUNK
+                step.envelope, step.stored, body, self._now(), step.stall_timeout, CHUNK
             )
             self._loop.at(self._loop.now, self._first, self._turn)
         else:
             self._transfer = download(
-                step.envelope, step.stored, self._write, self._now(), step.patience, CHUNK
+                step.envelope, step.stored, self._write, self._now(), step.stall_timeout, CHUNK
             )
             self._loop.at(self._loop.now, self._obtain)
 
@@ -165,7 +165,7 @@ class Mover:
         self._go_on(Moved(self._now()))
 
     def _arrived(self) -> None:
-        if isinstance(self._step, Supply):
+        if isinstance(self._step, SendBody):
             self._end(None, None)
             return
         body = bytes(self._received)

@@ -67,7 +67,7 @@ def _lease_is_covered(place: SimGlobal, local: SimLocal) -> Iterator[str]:
 
 def _buffers_are_bounded(local: SimLocal) -> Iterator[str]:
     state = local.state
-    if state._held_keys > local.scenario.held_keys or len(state._sent_at) > SYNCS_MAX:
+    if state._reorder_keys > local.scenario.held_keys or len(state._sent_at) > SYNCS_MAX:
         yield f"{local.name} buffers without bound"
     if state.cache.size > state.cache.limit:
         yield f"{local.name} caches more than its limit"
@@ -80,7 +80,7 @@ def left_over(place: SimGlobal, locals_: list[SimLocal]) -> Iterator[str]:
     if any(host.writers for host in {id(local.host): local.host for local in locals_}.values()):
         yield "a host has a file that nobody goes on writing"
     for local in alive:
-        if local.state._fills or local.state._writing or local.state._held:
+        if local.state._fills or local.state._writing or local.state._reorder_buffer:
             yield f"{local.state!r} keeps fills, writes or publications"
         if local.state.applied != place.state._log.seq:
             yield f"{local.name} has applied {local.state.applied} of {place.state._log.seq}"
@@ -94,7 +94,7 @@ def left_over(place: SimGlobal, locals_: list[SimLocal]) -> Iterator[str]:
 def _left_at_global(place: SimGlobal, alive: int) -> Iterator[str]:
     state = place.state
     if not state.idle:
-        yield f"dying keys stay: {state._deletions!r}"
+        yield f"pending keys stay: {state._deletions!r}"
     if len(state._stages):
         yield f"uploads stay: {state._stages!r}"
     if place.bulk.tokens() != place.bound():

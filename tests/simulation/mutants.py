@@ -6,7 +6,6 @@ to it by its nature, by a named test. A text that no longer stands in the source
 that the mutants keep up with the code.
 """
 
-# ruff: noqa: E501
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -90,7 +89,7 @@ MUTANTS = (
         (("core.local.state", "                fill.deleted = seq\n", "                pass\n"),),
     ),
     Mutant(
-        "value of a dying key cached",
+        "value of a pending key cached",
         (
             (
                 "core.authority.state",
@@ -308,8 +307,8 @@ MUTANTS = (
             ),
             (
                 "core.local.operations.reading",
-                "            now = (yield Until(_ended(joined), patience)).now\n",
-                "            now = (yield Until(_ended(joined), patience)).now\n"
+                "            now = (yield WaitUntil(_ended(joined), stall_timeout)).now\n",
+                "            now = (yield WaitUntil(_ended(joined), stall_timeout)).now\n"
                 '            for key, stored in state.__dict__["handed"].items():\n'
                 "                if any(key == fill.key for fill in joined) and wanted.pop(key, 0) is None:\n"
                 "                    answers[key] = Answer(None, stored, False)\n",
@@ -321,7 +320,7 @@ MUTANTS = (
         (
             (
                 "core.authority.writes",
-                "            dying.queued.append(partial(self._set, call, index, item, replace))\n",
+                "            pending.queued.append(partial(self._set, call, index, item, replace))\n",
                 "            def run(now: float) -> None:\n"
                 "                old = self._engine.read(item.key)\n"
                 "                if replace and old is not None:\n"
@@ -330,7 +329,7 @@ MUTANTS = (
                 "                    self._finish(call, index, result)\n"
                 "                else:\n"
                 "                    self._set(call, index, item, replace, now)\n\n"
-                "            dying.queued.append(run)\n",
+                "            pending.queued.append(run)\n",
             ),
         ),
     ),
@@ -344,7 +343,7 @@ MUTANTS = (
             ),
         ),
         CORE + "test_deletion.py::test_a_commit_removes_the_token_that_was_found_and_no_newer_one",
-        "writes of a dying key queue, so that there is no newer token unless the engine has others",
+        "writes of a pending key queue, so that there is no newer token unless the engine has others",
     ),
     Mutant(
         "forked child that uses its parent's lease",
@@ -358,7 +357,7 @@ MUTANTS = (
     ),
     Mutant(
         "DEL joins a replacement and says that the key is missing",
-        (("core.authority.writes", "        elif dying.replacement is not None:\n", "        elif False:\n"),),
+        (("core.authority.writes", "        elif pending.replacement is not None:\n", "        elif False:\n"),),
     ),
     Mutant(
         "outcome forgotten before it was seen",
@@ -391,7 +390,7 @@ MUTANTS = (
         (
             (
                 "core.authority.writes",
-                "        if removed and dying.large:\n            self._bulk.drop(dying.token)\n",
+                "        if removed and pending.large:\n            self._bulk.drop(pending.token)\n",
                 "",
             ),
         ),
@@ -443,7 +442,7 @@ MUTANTS = (
         (
             (
                 "core.authority.pending",
-                "        return next(iter(self.dying.values())).seq - 1 if self.dying else self._log.seq\n",
+                "        return next(iter(self.pending.values())).seq - 1 if self.pending else self._log.seq\n",
                 "        return self._log.seq\n",
             ),
         ),
@@ -465,8 +464,8 @@ MUTANTS = (
         (
             (
                 "core.local.state",
-                "        former = self._ahead.pop(key, None)\n",
-                "        former = self._ahead.get(key)\n",
+                "        former = self._newer.pop(key, None)\n",
+                "        former = self._newer.get(key)\n",
             ),
         ),
     ),
@@ -476,7 +475,7 @@ MUTANTS = (
             (
                 "core.local.state",
                 "            for fill in self._fills.get(key, ()):\n                fill.deleted",
-                "            for fill in () if key in self._ahead else self._fills.get(key, ()):\n                fill.deleted",
+                "            for fill in () if key in self._newer else self._fills.get(key, ()):\n                fill.deleted",
             ),
         ),
     ),
@@ -491,12 +490,12 @@ MUTANTS = (
         ),
     ),
     Mutant(
-        "first look of a watcher not delayed by what is dying",
+        "first look of a watcher not delayed by what is pending",
         (
             (
                 "core.local.watching",
-                "            self._unsettled.append(Removal(applied, None, watcher))\n",
-                "            self._unsettled.append(Removal(0, None, watcher))\n",
+                "            self._uncommitted.append(Removal(applied, None, watcher))\n",
+                "            self._uncommitted.append(Removal(0, None, watcher))\n",
             ),
         ),
         CORE + "test_watching.py::test_what_was_dying_when_the_watch_began_delays_the_first_look",

@@ -159,8 +159,8 @@ def test_an_empty_run_has_a_report() -> None:
 
 def test_the_json_has_all_figures_as_plain_numbers() -> None:
     found = json.loads(results().to_json())
-    assert found["figures"][0]["summary"] == {"n": 1, "median": 5e-8, "p25": 5e-8, "p75": 5e-8}
-    assert len(found["figures"]) == len(results().figures)
+    assert found["metrics"][0]["summary"] == {"n": 1, "median": 5e-8, "p25": 5e-8, "p75": 5e-8}
+    assert len(found["metrics"]) == len(results().figures)
     assert found["rows"][0]["reached"] is True
     assert found["about"] == ABOUT
     assert Results.from_json(results().to_json()) == results()

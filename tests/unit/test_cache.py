@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dstore.client.commands import Verbs
+from dstore.client.commands import Commands
 from dstore.codecs import Codecs
 from dstore.core.local import cache as cache_module
 from dstore.core.local.cache import ENTRY_OVERHEAD, SEEN, SHARED_OVERHEAD, Cache, Entry
@@ -187,7 +187,7 @@ def test_what_is_counted_is_what_it_takes(
     key: Callable[[int], str], value: object, most: float, hit: bool
 ) -> None:
     encoded = Codecs().encode(value)
-    verbs = Verbs(Codecs(), 1.0, False)
+    commands = Commands(Codecs(), 1.0, False)
     cache = Cache(1 << 30)
     entries = 300
     gc.collect()
@@ -201,7 +201,7 @@ def test_what_is_counted_is_what_it_takes(
             entry = cache.insert(key(number), found.stored)
             assert entry is not None
             if hit:
-                assert verbs.opened(entry) == value
+                assert commands.opened(entry) == value
         del stored, frame, found, entry
         gc.collect()
         taken, _ = tracemalloc.get_traced_memory()

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from dstore.cli import console
 from dstore.cli.logs import SERVER_LINE, OneLine
 from dstore.quoting import is_plain, quoted, visible
-from dstore.runtime.limited_log import LimitedLog
 from dstore.runtime.logs import Log
+from dstore.runtime.rate_limited_log import RateLimitedLog
 
 UNSAFE = {
     "escape": "\x1b[2J",
@@ -99,7 +99,7 @@ def test_an_error_line_has_a_bound() -> None:
 def test_text_of_a_peer_forges_no_line_of_the_log(
     text: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    LimitedLog(Log("dstore.test")).warning("%s came %d times", ValueError(text), 2)
+    RateLimitedLog(Log("dstore.test")).warning("%s came %d times", ValueError(text), 2)
     (record,) = caplog.records
     assert record.getMessage() == f"{visible(text)} came 2 times"
 

@@ -45,7 +45,7 @@ codecs = st.sampled_from(["bytes", "text"])
 larges = st.builds(Large, st.integers(1, 2**62 - 1), st.binary(min_size=32, max_size=32))
 stored = st.builds(Stored, id16, codecs, st.binary(max_size=50) | larges)
 found = st.builds(messages.Found, uints, st.booleans(), stored)
-figures = st.dictionaries(short, uints | short | st.none(), max_size=3)
+metrics = st.dictionaries(short, uints | short | st.none(), max_size=3)
 FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "nonce": id16,
     "token": id16,
@@ -62,7 +62,7 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "replace": st.booleans(),
     "wait": st.booleans(),
     "refusal": st.sampled_from(messages.Refusal),
-    "figures": figures,
+    "metrics": metrics,
     "acknowledge": st.booleans(),
     "watching": st.booleans(),
     "key": keys,
@@ -294,7 +294,7 @@ def test_messages_with_as_much_as_there_may_be_are_read() -> None:
         messages.Set(1, 1, 1, 1, 0, False, items * 100),
         messages.Set(1, 1, 1, 1, 0, False, [messages.SetItem("k", items[0].stored)]),
         messages.Synced(1, 1, 1, 0, LOG_LENGTH_MAX, ["k"] * LOG_LENGTH_MAX),
-        messages.Publication(1, 1, [key] * 11_000, True, [bytes(16)] * 11_000),
+        messages.Broadcast(1, 1, [key] * 11_000, True, [bytes(16)] * 11_000),
         GetReply(1, 1, 1, [*some, large, *some, large, large] * 3),
         SetReply(1, 1, 1, [messages.SetResult(messages.SetStatus.OCCUPIED, 1, found=large)] * 300),
         messages.DelReply(
@@ -341,9 +341,9 @@ BOMBS = {
     "claims as they may be": array(256) * 1000,
     "depth": b"\x91" * MANY,
     "fields": array(MANY) + b"\x05" * MANY,
-    "figures": STATS_REPLY + b"\xdf" + array(MANY)[1:] + b"\xa0\x80" * MANY,
-    "deep figures": STATS_REPLY + b"\x81\xa1k" * MANY,
-    "figures that are lists": STATS_REPLY + b"\x81\xa1k" + array(MANY) + b"\x90" * MANY,
+    "metrics": STATS_REPLY + b"\xdf" + array(MANY)[1:] + b"\xa0\x80" * MANY,
+    "deep metrics": STATS_REPLY + b"\x81\xa1k" * MANY,
+    "metrics that are lists": STATS_REPLY + b"\x81\xa1k" + array(MANY) + b"\x90" * MANY,
     "found trees": b"\x95\x44\1\1\1" + array(1000) + tree(9) * 1000,
     "results with trees": b"\x95\x45\1\1\1"
     + array(99)

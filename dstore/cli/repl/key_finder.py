@@ -14,7 +14,7 @@ from dstore.runtime.background import signals_left_to_this_thread
 class KeyFinder:
     """Asks for keys without ever making the person who pressed Tab wait long. (And for paths.)
 
-    The asking is done by a thread of its own, since the Node has the patience of its timeout, and
+    The asking is done by a thread of its own, since the Node has the stall_timeout of its timeout, and
     a file system of the network any. One question is under way at a time; while an old one is
     unanswered, the answer is "no keys".
     """

@@ -1,4 +1,4 @@
-"""Conduct a verb for one who waits without blocking a thread: a task or a greenlet."""
+"""Conduct a command for one who waits without blocking a thread: a task or a greenlet."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from dstore.client.commands import Run, Verb, Work
+from dstore.client.commands import Command, Run, Work
 from dstore.client.hosts.loop import Call, driver_of
 from dstore.client.hosts.threads import Local
 from dstore.runtime.event_loops import Signal
@@ -14,20 +14,20 @@ from dstore.runtime.event_loops import Signal
 T = TypeVar("T")
 
 _of_the_parent: list[object] = []
-"""Verbs that were under way when this process was forked. Their ends would undo what they do in the
+"""Commands that were under way when this process was forked. Their ends would undo what they do in the
 parent, such as to remove a file that is half written.
 """
 
 
-async def conduct(local: Local, verb: Verb[T], signal: Callable[[], Signal]) -> T:
-    """Carry out a verb. The caller turns a signal into something that it can await."""
+async def conduct(local: Local, command: Command[T], signal: Callable[[], Signal]) -> T:
+    """Carry out a command. The caller turns a signal into something that it can await."""
     driver = driver_of(local)
     call: Call | None = None
     result: Any = None
     process = os.getpid()
     try:
         while True:
-            step = verb.send(result)
+            step = command.send(result)
             if isinstance(step, Work) and step.quick:
                 result = local.work(step.do)
                 continue
@@ -45,11 +45,11 @@ async def conduct(local: Local, verb: Verb[T], signal: Callable[[], Signal]) -> 
         return done
     except BaseException as error:
         if process != os.getpid():
-            _of_the_parent.append(verb)
+            _of_the_parent.append(command)
         elif call is None:
-            verb.close()
+            command.close()
         elif isinstance(error, GeneratorExit):  # dropped, maybe by the garbage collector
-            driver.abandon(call, verb.close)
+            driver.abandon(call, command.close)
         else:
-            driver.give_up(call, verb.close)
+            driver.give_up(call, command.close)
         raise

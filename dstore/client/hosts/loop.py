@@ -25,7 +25,15 @@ from dstore.client.files import Progress
 from dstore.client.hosts.helpers import Helpers
 from dstore.client.hosts.threads import Ended, Local, Moving, verify
 from dstore.client.large import LargeValues
-from dstore.core.local.operations import Ask, Obtain, Operation, Resumed, Step, Supply, Until
+from dstore.core.local.operations import (
+    FetchBody,
+    Operation,
+    Request,
+    SendBody,
+    Step,
+    StepResult,
+    WaitUntil,
+)
 from dstore.core.local.state import LocalState
 from dstore.core.local.transfer import Body
 from dstore.errors import GlobalUnavailable, NodeClosed, ValueCorrupt
@@ -43,7 +51,7 @@ READS_MAX = 512
 too many stand (1,000, says ZeroMQ), and these would have to be asked for again. Other requests may
 take their time, and their replies are small: they are not counted.
 """
-AHEAD_MAX = 8 << 20
+IN_FLIGHT_BYTES_MAX = 8 << 20
 """Bytes of requests that are sent and not answered; then others wait in line. A Global cuts a
 connection on which too many bytes wait to be taken.
 """
@@ -57,7 +65,7 @@ LAPSED, NEVER = float("-inf"), float("inf")
 
 @dataclass(eq=False, repr=False, slots=True)
 class Call:
-    """One step of a verb, for which a task of an event loop waits: an operation, or some work.
+    """One step of a command, for which a task of an event loop waits: an operation, or some work.
 
     ``done`` is called when it is over, by whatever thread, which has no lock then; but not if it is
     over when it has just been begun, nor when it has been given up.
@@ -116,13 +124,13 @@ class Driver:
         self._asks: dict[int, Call] = {}
         self._unsent: OrderedDict[Call, None] = OrderedDict()
         self._reading = 0  # reads that are under way
-        self._ahead = 0  # bytes of requests that are sent and not answered
+        self._in_flight_bytes = 0  # bytes of requests that are sent and not answered
         self._untils: dict[Call, None] = {}
         self._timers: list[tuple[float, int, Call]] = []
         self._numbers = itertools.count(1)
         self._ended: deque[Call] = deque()
         self._abandoned: deque[tuple[Call, Callable[[], None]]] = deque()
-        self._stirred = False  # something has changed for which some wait
+        self._notified = False  # something has changed for which some wait
         self._fresh = False  # there are requests that nobody has tried to send
         self._requests: Requests | None = None
 
@@ -197,13 +205,13 @@ class Driver:
     @property
     def wake_at(self) -> float:
         """When :meth:`turn` is next due."""
-        if self._fresh or self._stirred or self._abandoned:
+        if self._fresh or self._notified or self._abandoned:
             return LAPSED
         return self._timers[0][0] if self._timers else NEVER
 
-    def stir(self) -> None:
+    def notify(self) -> None:
         """Something has changed: those who wait for a change look again in the next turn."""
-        self._stirred = bool(self._untils)
+        self._notified = bool(self._untils)
 
     # ---- in the background thread ---------------------------------------------------------
 
@@ -241,13 +249,13 @@ class Driver:
     def _receive(self) -> None:
         if self._requests is None:
             return
-        arrived: list[tuple[Call, Ask, Reply, ValueCorrupt | None]] = []
+        arrived: list[tuple[Call, Request, Reply, ValueCorrupt | None]] = []
         for frame in self._requests.receive():
             reply = self._local._decode(frame)
             if isinstance(reply, REPLIES):
                 call = self._asks.get(reply.request)
                 step = call.step if call is not None else None
-                if call is not None and isinstance(step, Ask):
+                if call is not None and isinstance(step, Request):
                     arrived.append((call, step, reply, _damage(step, reply)))
         with self._lock:
             for call, step, reply, damage in arrived:
@@ -256,23 +264,23 @@ class Driver:
                 if damage is not None:
                     self._fail(call, damage)
                 else:
-                    self._advance(call, Resumed(clock.now(), reply, sent=True))
+                    self._advance(call, StepResult(clock.now(), reply, sent=True))
 
     def _look_again(self) -> None:
-        if self._stirred:
-            self._stirred = False
+        if self._notified:
+            self._notified = False
             now = clock.now()
             for call in list(self._untils):
-                assert isinstance(call.step, Until)
+                assert isinstance(call.step, WaitUntil)
                 if call.step.predicate(now):
-                    self._advance(call, Resumed(now))
+                    self._advance(call, StepResult(now))
 
     def _expire(self) -> None:
         now = clock.now()
         while self._timers and self._timers[0][0] <= now:
             _, number, call = heapq.heappop(self._timers)
             if call.timer == number:
-                self._advance(call, Resumed(now, sent=call.sent))
+                self._advance(call, StepResult(now, sent=call.sent))
 
     def _send(self) -> None:
         """Send what can be sent now, in its order."""
@@ -281,7 +289,7 @@ class Driver:
         assert self._requests is not None
         blocked = False
         while not blocked and (batch := self._next()):
-            tried, ahead = [], self._ahead
+            tried, ahead = [], self._in_flight_bytes
             for call, ask in batch:
                 size = 0
                 if call.step is ask:
@@ -292,22 +300,26 @@ class Driver:
                     break
                 tried.append((call, ask, size))
                 ahead += size
-                if ahead >= AHEAD_MAX:
+                if ahead >= IN_FLIGHT_BYTES_MAX:
                     break
             with self._lock:
                 for call, ask, size in tried:
                     if call.step is ask:
                         call.sent, call.size = True, size
-                        self._ahead += size
+                        self._in_flight_bytes += size
                         self._reading += isinstance(ask.message, READS)
                         self._unsent.pop(call, None)
 
-    def _next(self) -> list[tuple[Call, Ask]]:
+    def _next(self) -> list[tuple[Call, Request]]:
         """Those whose requests are to be sent next."""
         with self._lock:
-            count = min(BATCH, READS_MAX - self._reading) if self._ahead < AHEAD_MAX else 0
+            count = (
+                min(BATCH, READS_MAX - self._reading)
+                if self._in_flight_bytes < IN_FLIGHT_BYTES_MAX
+                else 0
+            )
             batch = [(call, call.step) for call in itertools.islice(self._unsent, count)]
-        return [(call, step) for call, step in batch if isinstance(step, Ask)]
+        return [(call, step) for call, step in batch if isinstance(step, Request)]
 
     def _open(self) -> bool:
         """Whether there is a socket now, and something to be sent. If there is none to be had,
@@ -325,15 +337,15 @@ class Driver:
 
     # ---- in any thread --------------------------------------------------------------------
 
-    def _advance(self, call: Call, resumed: Resumed | None) -> None:
+    def _advance(self, call: Call, resumed: StepResult | None) -> None:
         """Take a step of an operation, with the lock, and note what it waits for then."""
         assert call.operation is not None
         self._leave(call)
         try:
             self._local._check_open()
             step = self._local._advance(call.operation, resumed)
-            while isinstance(step, Until) and _is_over(step, now := clock.now()):
-                step = self._local._advance(call.operation, Resumed(now))
+            while isinstance(step, WaitUntil) and _is_over(step, now := clock.now()):
+                step = self._local._advance(call.operation, StepResult(now))
             if isinstance(step, Ended):
                 self._end(call, step.value)
             else:
@@ -343,33 +355,33 @@ class Driver:
 
     def _enter(self, call: Call, step: Step) -> None:
         call.step = step
-        if isinstance(step, Ask):
+        if isinstance(step, Request):
             self._asks[step.message.request] = call
             self._unsent.setdefault(call)  # one that is asked again keeps its place
             self._fresh = True
         else:
             self._unsent.pop(call, None)
-        if isinstance(step, Until):
+        if isinstance(step, WaitUntil):
             self._untils[call] = None
-        if isinstance(step, (Obtain, Supply)):
+        if isinstance(step, (FetchBody, SendBody)):
             moved = step
             self._submit(call, lambda: self._moved(call, moved))
         else:
             call.timer = next(self._numbers)
             heapq.heappush(self._timers, (step.until, call.timer, call))
             self._drop_old_timers()
-        self._local._rouse()
+        self._local._wake_thread()
 
     def _leave(self, call: Call) -> None:
         """What it waited for has come, or does not matter any more."""
         step, call.step = call.step, None
         call.timer = 0
-        if isinstance(step, Ask):
+        if isinstance(step, Request):
             self._asks.pop(step.message.request, None)
             self._reading -= call.sent and isinstance(step.message, READS)
-            self._ahead -= call.size
+            self._in_flight_bytes -= call.size
             call.sent, call.size = False, 0
-        elif isinstance(step, Until):
+        elif isinstance(step, WaitUntil):
             self._untils.pop(call, None)
 
     def _close(self, call: Call) -> None:
@@ -379,7 +391,7 @@ class Driver:
         self._drop_old_timers()
         if call.operation is not None:
             call.operation.close()
-            self._local._tell_waiting()
+            self._local._notify()
 
     def _fail(self, call: Call, error: BaseException) -> None:
         self._close(call)
@@ -442,7 +454,7 @@ class Driver:
             result.now = clock.now()
             self._advance(call, result)
 
-    def _moved(self, call: Call, step: Obtain | Supply) -> Resumed:
+    def _moved(self, call: Call, step: FetchBody | SendBody) -> StepResult:
         """Move a large value, on a channel as calling threads have."""
         assert call.moving is not None
         channel = self._local._link.channels.take()
@@ -470,11 +482,11 @@ class Driver:
                 log.exception("what a cancelled call had begun could not be undone")
 
 
-def _is_over(step: Until, now: float) -> bool:
+def _is_over(step: WaitUntil, now: float) -> bool:
     return now >= step.until or step.predicate(now)
 
 
-def _damage(ask: Ask, reply: Reply) -> ValueCorrupt | None:
+def _damage(ask: Request, reply: Reply) -> ValueCorrupt | None:
     try:
         verify(ask.message, reply)
     except ValueCorrupt as error:

@@ -13,10 +13,18 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from dstore.client.files import Progress
-from dstore.client.large import LargeValues, let_go, random16
+from dstore.client.large import LargeValues, random16, release
 from dstore.client.watch import Watch
 from dstore.core.local.effects import Announce, Dropped, LocalEffect, Subscribe, Tell
-from dstore.core.local.operations import Ask, Obtain, Operation, Resumed, Step, Supply, Until
+from dstore.core.local.operations import (
+    FetchBody,
+    Operation,
+    Request,
+    SendBody,
+    Step,
+    StepResult,
+    WaitUntil,
+)
 from dstore.core.local.state import LocalState
 from dstore.core.local.transfer import Body, Damaged, Moved, Send, Transfer, TransferFailed, upload
 from dstore.core.local.watching import ALL
@@ -24,18 +32,18 @@ from dstore.errors import AddressError, BadMessage, GlobalUnavailable, NodeClose
 from dstore.protocol import content, wire
 from dstore.protocol.messages import (
     REPLIES,
+    Broadcast,
     Buffer,
     Chunk,
+    Committed,
     Found,
     Get,
     GetReply,
     Key,
-    Publication,
     Reply,
-    Request,
+    RequestMessage,
     Set,
     SetReply,
-    Settled,
     Staged,
     ToLocal,
     Wait,
@@ -44,8 +52,8 @@ from dstore.quoting import visible
 from dstore.runtime import clock, native, reentrancy
 from dstore.runtime import greenlets as green
 from dstore.runtime.background import signals_left_to_this_thread
-from dstore.runtime.limited_log import LimitedLog
 from dstore.runtime.logs import Log
+from dstore.runtime.rate_limited_log import RateLimitedLog
 from dstore.transport.channel import Channel
 from dstore.transport.limits import no_threads
 from dstore.transport.link import Link
@@ -65,7 +73,7 @@ LOOK_EVERY = 2.0
 """Seconds between two looks at whether the shared files of cached values are still there."""
 LOOK_MAX = 500
 """Files looked at in one go."""
-DELETIONS, NEWS = wire.topic(Publication), wire.topic(Settled)
+DELETIONS, NEWS = wire.topic(Broadcast), wire.topic(Committed)
 NO_BODIES: Mapping[bytes, Body] = {}
 
 
@@ -74,7 +82,7 @@ class Driver(Protocol):
 
     @property
     def wake_at(self) -> float: ...
-    def stir(self) -> None: ...
+    def notify(self) -> None: ...
     def turn(self) -> None: ...
     def shut(self) -> None: ...
     def join(self) -> None: ...
@@ -140,7 +148,7 @@ class Local:
         self._watches: weakref.WeakValueDictionary[int, Watch] = weakref.WeakValueDictionary()
         self._numbers = itertools.count(1)
         self.driver: Driver | None = None
-        self._complaints = LimitedLog(log)
+        self._rate_limited_log = RateLimitedLog(log)
         self._stopping = False
         self._trouble = ""  # why Global is not reached
         self._closer: int | None = None  # the thread whose call waits for the end
@@ -224,11 +232,11 @@ class Local:
                 operation = start(self.state, now)
                 step = self._advance(operation, None)
             while not isinstance(step, Ended):
-                if isinstance(step, Until):
+                if isinstance(step, WaitUntil):
                     resumed = self._wait(step)
                 else:
                     channel = channel or self._link.channels.take()
-                    if isinstance(step, Ask):
+                    if isinstance(step, Request):
                         resumed = self._ask(channel, step)
                     else:
                         resumed = self._carry_out(channel, step, Moving(bodies, progress))
@@ -243,7 +251,7 @@ class Local:
             if not done and operation is not None:
                 with self._lock:
                     operation.close()
-                    self._tell_waiting()
+                    self._notify()
             if channel is not None:
                 kept = False
                 try:
@@ -254,7 +262,7 @@ class Local:
                     if not kept:
                         channel.close()
 
-    def _advance(self, operation: Operation[T], resumed: Resumed | None) -> Step | Ended[T]:
+    def _advance(self, operation: Operation[T], resumed: StepResult | None) -> Step | Ended[T]:
         """One step of an operation, under the lock; then whoever waits looks again.
 
         No StopIteration leaves here: Python 3.10 does not always release a lock when Ctrl-C comes
@@ -265,9 +273,9 @@ class Local:
         except StopIteration as stop:
             return Ended(stop.value)
         finally:
-            self._tell_waiting()
+            self._notify()
 
-    def _wait(self, step: Until) -> Resumed:
+    def _wait(self, step: WaitUntil) -> StepResult:
         """Return when what the operation waits for may be there, or it has waited enough.
 
         Not with a Condition: Ctrl-C within its wait may leave it without the lock that its caller
@@ -279,30 +287,30 @@ class Local:
             with self._lock:
                 now = clock.now()
                 if self._stopping or now >= step.until or step.predicate(now):
-                    return Resumed(now)
+                    return StepResult(now)
                 self._waiters.append(waiter)
             waiter.acquire(timeout=min(step.until - now, WAIT_MAX))
 
-    def _tell_waiting(self) -> None:
+    def _notify(self) -> None:
         """Something may have changed: wake whom it concerns. With the lock, as the next one."""
         if self._waiters:
             self._wake_waiters()
         if self.driver is not None:
-            self.driver.stir()
-        self._rouse()
+            self.driver.notify()
+        self._wake_thread()
 
     def _wake_waiters(self) -> None:
         waiters, self._waiters = self._waiters, []
         for waiter in waiters:
             waiter.release()
 
-    def _rouse(self) -> None:
+    def _wake_thread(self) -> None:
         """Wake the background thread if it would sleep for too long."""
         if self._wake_at < self._asleep_until:
             self._asleep_until = float("-inf")
             self._control.wake()
 
-    def _carry_out(self, channel: Channel, step: Obtain | Supply, large: Moving) -> Resumed:
+    def _carry_out(self, channel: Channel, step: FetchBody | SendBody, large: Moving) -> StepResult:
         """Move a large value, without the lock."""
         request = step.envelope[2]
         told = large.told(step.stored.size)
@@ -316,25 +324,25 @@ class Local:
                 raise GivenUp
 
         try:
-            if isinstance(step, Obtain):
-                return Resumed(0, held=self.large.obtain(step, move, check))
+            if isinstance(step, FetchBody):
+                return StepResult(0, held=self.large.obtain(step, move, check))
             body = large.bodies[step.stored.token]
-            move(upload(step.envelope, step.stored, body, clock.now(), step.patience))
+            move(upload(step.envelope, step.stored, body, clock.now(), step.stall_timeout))
         except TransferFailed as failed:
-            return Resumed(0, failed=failed)
+            return StepResult(0, failed=failed)
         except Damaged:
             raise ValueCorrupt("the value was damaged on its way, or at Global") from None
-        return Resumed(0)
+        return StepResult(0)
 
-    def _ask(self, channel: Channel, step: Ask) -> Resumed:
+    def _ask(self, channel: Channel, step: Request) -> StepResult:
         """Send a request, and wait for the reply that bears its number, without the lock."""
         request = step.message
         if not channel.send(wire.encode(request), step.until - clock.now()):
-            return Resumed(0)
+            return StepResult(0)
         reply = self._reply(channel, request.request, step.until, self._check_open)
         if reply is not None:
             verify(request, reply)
-        return Resumed(0, reply, True)
+        return StepResult(0, reply, True)
 
     def _move(
         self,
@@ -426,11 +434,11 @@ class Local:
             if up:
                 self.state.reconnected(now)
             if self._trouble != self._control.trouble:
-                self._trouble = self.state.obstacle = self._control.trouble
+                self._trouble = self.state.last_error = self._control.trouble
             for message in messages:
                 effects += self.state.receive(message, now)
             effects += self.state.tick(now)
-            self._tell_waiting()
+            self._notify()
         self._perform(effects)
         if self.driver is not None:
             self.driver.turn()
@@ -446,7 +454,7 @@ class Local:
                 self._announce_removals(effect)
             else:
                 self.large.drop(effect.tokens)
-                let_go(effect.entries)
+                release(effect.entries)
                 if self._on_deletion is not None:
                     self._announce(effect, self._on_deletion)
 
@@ -496,7 +504,7 @@ class Local:
             entries = [shared[token] for token in gone if token in shared]
             for key in [entry.key for entry in entries]:  # no variable is to keep one of them
                 self.state.cache.discard(key)
-        let_go(entries)
+        release(entries)
 
     def _decode(self, frame: bytes, data: Buffer | None = None) -> ToLocal | None:
         try:
@@ -504,8 +512,8 @@ class Local:
         except BadMessage as error:
             self.malformed += 1
             if isinstance(error, wire.OtherVersion):
-                self.state.obstacle = f"what answers there is of another kind: {error}"
-            self._complaints.warning("dropped a frame that is not Global's: %s", error)
+                self.state.last_error = f"what answers there is of another kind: {error}"
+            self._rate_limited_log.warning("dropped a frame that is not Global's: %s", error)
             return None
 
     # ---- watches --------------------------------------------------------------------------
@@ -577,7 +585,7 @@ class Local:
             self.driver.join()
 
 
-def verify(request: Request, reply: Reply) -> None:
+def verify(request: RequestMessage, reply: Reply) -> None:
     """Raise ValueCorrupt if a value that came does not hash to its content address."""
     pairs: Iterable[tuple[Key, Found | None]]
     if type(reply) is GetReply and type(request) is Get:

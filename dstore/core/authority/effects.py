@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple, TypeAlias
 
-from dstore.protocol.messages import Publication, Route, Settled, ToLocal
+from dstore.protocol.messages import Broadcast, Committed, Route, ToLocal
 
 
 class Send(NamedTuple):
@@ -17,7 +17,7 @@ class Send(NamedTuple):
 class Publish(NamedTuple):
     """Send a message to everybody who listens."""
 
-    message: Publication | Settled
+    message: Broadcast | Committed
 
 
 GlobalEffect: TypeAlias = Send | Publish

@@ -17,9 +17,9 @@ from collections.abc import Sequence
 from dstore.config import RETOLD_MAX
 from dstore.core.authority.log import DeletionLog
 from dstore.core.authority.outbox import Outbox
-from dstore.core.authority.pending import Dying, TwoPhase
+from dstore.core.authority.pending import PendingDeletion, PendingDeletions
 from dstore.core.authority.sessions import Session, Sessions
-from dstore.protocol.messages import Key, Publication, Settled, Synced
+from dstore.protocol.messages import Broadcast, Committed, Key, Synced
 
 PAUSE, PAUSE_PER_LOCAL, PAUSE_MAX = 0.005, 0.0005, 1.0
 """Seconds between publications that nobody waits for, and more for each Local, but no more than the
@@ -32,7 +32,7 @@ if the log has fewer: a Local that renews its lease meanwhile must not have to d
 NEVER = float("inf")
 
 
-class Publications:
+class Invalidations:
     """Deletions from when they begin until all Locals have been told.
 
     All up to the number ``published`` have been published. When Global is ``closing`` nothing is
@@ -40,7 +40,12 @@ class Publications:
     """
 
     def __init__(
-        self, epoch: int, log: DeletionLog, sessions: Sessions, deletions: TwoPhase, out: Outbox
+        self,
+        epoch: int,
+        log: DeletionLog,
+        sessions: Sessions,
+        deletions: PendingDeletions,
+        out: Outbox,
     ) -> None:
         self.published = 0
         self.closing = False
@@ -69,12 +74,14 @@ class Publications:
         """Seconds between publications that nobody waits for."""
         return min(PAUSE + PAUSE_PER_LOCAL * len(self._sessions), PAUSE_MAX)
 
-    def begun(self, deletions: Sequence[Dying], holders: Sequence[Session], now: float) -> None:
+    def begun(
+        self, deletions: Sequence[PendingDeletion], holders: Sequence[Session], now: float
+    ) -> None:
         """These have begun, in the order of their numbers; ``holders`` are to acknowledge them."""
-        for dying in deletions:
-            self._keys.append(dying.key)
-            if dying.large:
-                self._tokens.append(dying.token)
+        for pending in deletions:
+            self._keys.append(pending.key)
+            if pending.large:
+                self._tokens.append(pending.token)
         waiting = [each for each in holders if each.pushed <= each.acked]
         if 2 * len(holders) > len(self._sessions) or any(map(self._is_behind, waiting)):
             self._publish(True, now)
@@ -107,7 +114,7 @@ class Publications:
             self._out.counters["flushes"] += 1
         if awaited:
             session.pushed = seq
-        settled = self._deletions.settled
+        settled = self._deletions.committed
         message = Synced(self._epoch, session.id, serial, applied, seq, keys, awaited, settled)
         self._out.send(session.route, message)
 
@@ -139,7 +146,7 @@ class Publications:
 
     def _publish(self, acknowledge: bool, now: float) -> None:
         first, keys, tokens = self.published + 1, self._keys, self._tokens
-        self._out.publish(Publication(self._epoch, first, keys, acknowledge, tokens))
+        self._out.publish(Broadcast(self._epoch, first, keys, acknowledge, tokens))
         self.published += len(keys)
         if acknowledge:
             self._asked = self.published
@@ -149,7 +156,7 @@ class Publications:
 
     def settle(self) -> None:
         """Tell those who watch which deletions are complete, of those that they have heard of."""
-        settled = min(self._deletions.settled, self.published)
+        settled = min(self._deletions.committed, self.published)
         if settled > self._told:
             self._told = settled
-            self._out.publish(Settled(self._epoch, settled))
+            self._out.publish(Committed(self._epoch, settled))

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dstore.core.authority.effects import GlobalEffect, Publish, Send
 from dstore.protocol.messages import (
-    Publication,
+    Broadcast,
+    Committed,
     Refusal,
     Refused,
     Route,
-    Settled,
     ToGlobal,
     ToLocal,
 )
@@ -42,13 +42,13 @@ class Outbox:
     def __init__(self) -> None:
         self.counters = dict.fromkeys(COUNTERS, 0)
         self._sends: list[GlobalEffect] = []
-        self._publications: list[GlobalEffect] = []
+        self._broadcasts: list[GlobalEffect] = []
 
     def send(self, route: Route, message: ToLocal) -> None:
         self._sends.append(Send(route, message))
 
-    def publish(self, message: Publication | Settled) -> None:
-        self._publications.append(Publish(message))
+    def publish(self, message: Broadcast | Committed) -> None:
+        self._broadcasts.append(Publish(message))
 
     def refuse(self, route: Route, message: ToGlobal, refusal: Refusal, text: str) -> None:
         """Answer that nothing was done, with what the message says of its sender."""
@@ -60,7 +60,7 @@ class Outbox:
 
     def take(self) -> list[GlobalEffect]:
         effects, self._sends = self._sends, []
-        if self._publications:
-            effects += self._publications
-            self._publications = []
+        if self._broadcasts:
+            effects += self._broadcasts
+            self._broadcasts = []
         return effects

@@ -37,7 +37,7 @@ DYING_BYTES, AWAITED_BYTES = 700, 100
 NEVER = float("inf")
 
 
-class Dying:
+class PendingDeletion:
     """A key that is being deleted or replaced.
 
     ``token`` names the value that was found and is to go, ``size`` how many bytes it has,
@@ -82,19 +82,19 @@ class Dying:
         self.queued: list[Callable[[float], None]] = []
 
     def __repr__(self) -> str:
-        return f"<Dying {self.key!r} seq={self.seq} awaiting={self.awaiting}>"
+        return f"<PendingDeletion {self.key!r} seq={self.seq} awaiting={self.awaiting}>"
 
 
-class TwoPhase:
-    """All dying keys. Methods that end a wait yield the deletions that wait for nobody else."""
+class PendingDeletions:
+    """All pending keys. Methods that end a wait yield the deletions that wait for nobody else."""
 
     def __init__(self, log: DeletionLog, sessions: Sessions, lease: float) -> None:
-        self.dying: dict[Key, Dying] = {}
+        self.pending: dict[Key, PendingDeletion] = {}
         self.expired = 0  # leases that had run out, or did, over all deletions
         self._log = log
         self._sessions = sessions
         self._push_pause_max = lease / 3
-        self._begun: list[Dying] = []  # marked, not yet published
+        self._begun: list[PendingDeletion] = []  # marked, not yet published
         self._called: dict[int, Session] = {}  # the sessions that those wait for
         self._awaited: dict[int, Session] = {}  # the sessions that any wait for
         self._moments: list[tuple[float, int]] = []  # a heap: when to look at which of them
@@ -102,7 +102,7 @@ class TwoPhase:
 
     def __repr__(self) -> str:
         awaited = [session.number for session in self._awaited.values()]
-        return f"<TwoPhase {list(self.dying.values())} awaited={awaited}>"
+        return f"<PendingDeletions {list(self.pending.values())} awaited={awaited}>"
 
     @property
     def seq(self) -> int:
@@ -110,35 +110,35 @@ class TwoPhase:
         return self._log.seq
 
     @property
-    def settled(self) -> int:
+    def committed(self) -> int:
         """All deletions up to this number are complete."""
-        return next(iter(self.dying.values())).seq - 1 if self.dying else self._log.seq
+        return next(iter(self.pending.values())).seq - 1 if self.pending else self._log.seq
 
-    def begin(self, dying: Dying, now: float) -> Dying:
+    def begin(self, pending: PendingDeletion, now: float) -> PendingDeletion:
         """Mark the key, number the deletion, and note whose acknowledgement it needs."""
-        dying.seq = self._log.append(dying.key)
-        self.dying[dying.key] = dying
-        self._begun.append(dying)
-        for session in self._sessions.holding(dying.key):
+        pending.seq = self._log.append(pending.key)
+        self.pending[pending.key] = pending
+        self._begun.append(pending)
+        for session in self._sessions.holding(pending.key):
             if session.lease_end > now:
-                self._await(session, dying, now)
+                self._await(session, pending, now)
             else:
-                self._expired(dying)
-        dying.cost = DYING_BYTES + text_bytes(dying.key) + AWAITED_BYTES * dying.awaiting
-        dying.account.take(dying.cost)
-        return dying
+                self._expired(pending)
+        pending.cost = DYING_BYTES + text_bytes(pending.key) + AWAITED_BYTES * pending.awaiting
+        pending.account.take(pending.cost)
+        return pending
 
-    def _await(self, session: Session, dying: Dying, now: float) -> None:
-        session.awaited.append((dying, session.lease_end))
-        dying.awaiting += 1
+    def _await(self, session: Session, pending: PendingDeletion, now: float) -> None:
+        session.awaited.append((pending, session.lease_end))
+        pending.awaiting += 1
         self._called[session.id] = session
         if session.id not in self._awaited:
             self._awaited[session.id] = session
-            session.push_pause = self._patience()
+            session.push_pause = self._stall_timeout()
             session.push_at = now + session.push_pause
             self._look_again(session)
 
-    def _patience(self) -> float:
+    def _stall_timeout(self) -> float:
         """Seconds within which the next acknowledgement of a holder is to be expected."""
         locals_ = PUSH_AFTER_PER_LOCAL * len(self._sessions)
         return PUSH_AFTER + locals_ + PUSH_AFTER_PER_HOLDER * len(self._awaited)
@@ -155,7 +155,7 @@ class TwoPhase:
             if ident in self._awaited:
                 self._ready[ident] = self._awaited[ident]
 
-    def take_begun(self) -> list[Dying]:
+    def take_begun(self) -> list[PendingDeletion]:
         """What has begun since the last call, in the order of the numbers."""
         begun, self._begun = self._begun, []
         return begun
@@ -165,38 +165,38 @@ class TwoPhase:
         called, self._called = self._called, {}
         return list(called.values())
 
-    def confirm(self, session: Session, applied: int, now: float) -> Iterator[Dying]:
+    def confirm(self, session: Session, applied: int, now: float) -> Iterator[PendingDeletion]:
         """``session`` has applied all deletions up to ``applied``."""
-        patience = self._patience()
-        sooner = session.push_at > now + patience
-        session.push_pause = patience
-        session.push_at = now + patience
+        stall_timeout = self._stall_timeout()
+        sooner = session.push_at > now + stall_timeout
+        session.push_pause = stall_timeout
+        session.push_at = now + stall_timeout
         while session.awaited and session.awaited[0][0].seq <= applied:
-            dying, _ = session.awaited.popleft()
-            dying.confirmed += 1
-            yield from self._one_less(dying)
+            pending, _ = session.awaited.popleft()
+            pending.confirmed += 1
+            yield from self._one_less(pending)
         self._rest(session)
         if sooner and session.awaited:
             self._look_again(session)
 
-    def expire(self, now: float) -> Iterator[Dying]:
+    def expire(self, now: float) -> Iterator[PendingDeletion]:
         """Leases, as they stood when the deletions began, run out. :meth:`late` is to follow."""
         self._gather(now)
         for session in list(self._ready.values()):
             while session.awaited and session.awaited[0][1] <= now:
-                dying, _ = session.awaited.popleft()
-                self._expired(dying)
-                yield from self._one_less(dying)
+                pending, _ = session.awaited.popleft()
+                self._expired(pending)
+                yield from self._one_less(pending)
             self._rest(session)
 
-    def _expired(self, dying: Dying) -> None:
-        dying.expired += 1
+    def _expired(self, pending: PendingDeletion) -> None:
+        pending.expired += 1
         self.expired += 1
 
-    def end(self, dying: Dying) -> None:
+    def end(self, pending: PendingDeletion) -> None:
         """The value is gone."""
-        del self.dying[dying.key]
-        dying.account.take(-dying.cost)
+        del self.pending[pending.key]
+        pending.account.take(-pending.cost)
 
     def late(self, now: float) -> Iterator[Session]:
         """Holders to be sent what they miss; with growing pauses for those that stay silent."""
@@ -219,10 +219,10 @@ class TwoPhase:
             return 0.0
         return self._moments[0][0] if self._moments else NEVER
 
-    def _one_less(self, dying: Dying) -> Iterator[Dying]:
-        dying.awaiting -= 1
-        if not dying.awaiting:
-            yield dying
+    def _one_less(self, pending: PendingDeletion) -> Iterator[PendingDeletion]:
+        pending.awaiting -= 1
+        if not pending.awaiting:
+            yield pending
 
     def _rest(self, session: Session) -> None:
         if not session.awaited:

@@ -32,7 +32,7 @@ from dstore.protocol.messages import NO_SESSION, Hello, Key, Route, Welcome
 
 if TYPE_CHECKING:
     from dstore.core.authority.calls import Call
-    from dstore.core.authority.pending import Dying
+    from dstore.core.authority.pending import PendingDeletion
 
 LINGER_LEASES = 10
 """A lapsed session is dropped after so many leases without a word."""
@@ -80,7 +80,7 @@ class Session:
         self.told = 0  # up to which number it has been told at least once
         self.retold = 0  # deletions that it has been told again, since a moment
         self.retold_since = now
-        self.awaited: deque[tuple[Dying, float]] = deque()
+        self.awaited: deque[tuple[PendingDeletion, float]] = deque()
         self.pushed = 0  # up to which number it has been told by itself, and is to acknowledge
         self.push_at = float("inf")
         self.push_pause = 0.0

@@ -14,10 +14,10 @@ from itertools import islice
 
 from dstore.config import BATCH_BYTES_MAX, CLIENTS_MAX_DEFAULT, KEYS_PER_MESSAGE_MAX, share_of
 from dstore.core.authority.effects import GlobalEffect
-from dstore.core.authority.invalidations import Publications
+from dstore.core.authority.invalidations import Invalidations
 from dstore.core.authority.log import DeletionLog
 from dstore.core.authority.outbox import Outbox
-from dstore.core.authority.pending import TwoPhase
+from dstore.core.authority.pending import PendingDeletions
 from dstore.core.authority.sessions import Session, Sessions
 from dstore.core.authority.stages import StageRefused, Stages
 from dstore.core.authority.waits import Waits
@@ -36,7 +36,7 @@ from dstore.protocol.messages import (
     Hello,
     Key,
     Refusal,
-    Request,
+    RequestMessage,
     Route,
     Scan,
     ScanReply,
@@ -54,9 +54,9 @@ from dstore.protocol.messages import (
 )
 
 LOCALS_SHOWN = 1_000
-"""Of so many Locals the figures name each, the oldest ones."""
+"""Of so many Locals the metrics name each, the oldest ones."""
 SHOWN_PER_LOCAL = 20e-6
-"""Seconds for each Local within which the figures of all are not gathered again. A peer that asks
+"""Seconds for each Local within which the metrics of all are not gathered again. A peer that asks
 for them all the time takes no more than a few percent of Global's time.
 """
 MAKE_ROOM_PAUSE = 0.1
@@ -109,11 +109,11 @@ class GlobalState:
         self._log = DeletionLog(log_length)
         self._sessions = Sessions(lease, random63)
         self._holders = self._sessions.holders
-        self._deletions = TwoPhase(self._log, self._sessions, lease)
+        self._deletions = PendingDeletions(self._log, self._sessions, lease)
         self._stages = Stages(bulk)
         self._waits = Waits()
         self._watching: dict[int, Session] = {}
-        self._publications = Publications(
+        self._invalidations = Invalidations(
             epoch, self._log, self._sessions, self._deletions, self._out
         )
         self._writes = Writes(
@@ -123,7 +123,7 @@ class GlobalState:
             self._stages,
             self._sessions,
             self._deletions,
-            self._publications,
+            self._invalidations,
             self._out,
             value_limit,
         )
@@ -161,8 +161,8 @@ class GlobalState:
     @property
     def idle(self) -> bool:
         """Whether nobody waits for an answer, and all is published."""
-        answered = not self._deletions.dying and self._waits.answerable() is None
-        return answered and self._publications.wake_at == NEVER
+        answered = not self._deletions.pending and self._waits.answerable() is None
+        return answered and self._invalidations.wake_at == NEVER
 
     @property
     def counters(self) -> dict[str, int]:
@@ -190,12 +190,12 @@ class GlobalState:
         self._stages.expire(now)
         for session in self._deletions.late(now):
             self.counters["pushes"] += 1
-            self._publications.push(session, now)
+            self._invalidations.push(session, now)
         if now >= self._drop_at:
             for session in self._sessions.silent(now):
                 self._end_session(session, now)
             self._drop_at = now + self.lease if len(self._sessions) else NEVER
-        self._publications.publish(now)
+        self._invalidations.publish(now)
         self._holders.sweep(SWEEP_KEYS)
         for waiting in self._waits.expire(now):
             self._answer(*waiting)
@@ -209,7 +209,7 @@ class GlobalState:
         return min(
             self._drop_at,
             self._deletions.wake_at(),
-            self._publications.wake_at,
+            self._invalidations.wake_at,
             self._stages.wake_at,
             self._waits.wake_at,
         )
@@ -223,12 +223,12 @@ class GlobalState:
             self._writes.bound = []
         self._answer_waiting()
         if self._watching:
-            self._publications.settle()
+            self._invalidations.settle()
 
     def close(self) -> None:
         """From now on refuse new sessions and writes; what is under way goes on."""
-        self._writes.closing = self._publications.closing = True
-        self.wake_at = min(self.wake_at, self._publications.wake_at)
+        self._writes.closing = self._invalidations.closing = True
+        self.wake_at = min(self.wake_at, self._invalidations.wake_at)
 
     # ---- sessions and leases --------------------------------------------------------------
 
@@ -306,15 +306,15 @@ class GlobalState:
             self._watching[session.id] = session
         else:
             self._watching.pop(session.id, None)
-        self._publications.tell(session, message.serial, message.applied, now)
+        self._invalidations.tell(session, message.serial, message.applied, now)
 
     def _on_ack(self, route: Route, message: Ack, now: float) -> None:
         session = self._session(route, message)
         if session is not None and self._acknowledge(session, route, message, now):
-            self._publications.acknowledged(session, now)
+            self._invalidations.acknowledged(session, now)
 
     def _acknowledge(self, session: Session, route: Route, message: Sync | Ack, now: float) -> bool:
-        heard = self._publications.heard(session)
+        heard = self._invalidations.heard(session)
         if message.applied > heard:
             text = f"deletion {message.applied} is one that you have not heard of, only of {heard}"
             self._out.refuse(route, message, Refusal.BAD_MESSAGE, text)
@@ -339,7 +339,7 @@ class GlobalState:
         self._stages.end(session)
         self._writes.confirm(session, self._log.seq, now)
 
-    def _session(self, route: Route, message: Sync | Ack | Request) -> Session | None:
+    def _session(self, route: Route, message: Sync | Ack | RequestMessage) -> Session | None:
         """The session that a message names, or None when it has been refused.
 
         Who knows the id of a session may speak for it, on any connection: a Local's requests come
@@ -376,7 +376,7 @@ class GlobalState:
         stored = self._engine.read(key)
         if stored is None:
             return None
-        if key in self._deletions.dying:
+        if key in self._deletions.pending:
             return Found(seq, False, stored)
         # The engine is read in the same atomic step in which the asker becomes a holder, so
         # that no deletion can begin in between and miss it.
@@ -442,10 +442,10 @@ class GlobalState:
     def _on_stats(self, route: Route, message: Stats, now: float) -> None:
         session = self._session(route, message)
         if session is not None:
-            figures = self.figures(now)
-            self._out.send(route, StatsReply(self.epoch, session.id, message.request, figures))
+            metrics = self.metrics(now)
+            self._out.send(route, StatsReply(self.epoch, session.id, message.request, metrics))
 
-    def figures(self, now: float) -> dict[str, object]:
+    def metrics(self, now: float) -> dict[str, object]:
         """What there is to know about this Global, by name."""
         return {
             "epoch": f"{self.epoch:016x}",
@@ -456,7 +456,7 @@ class GlobalState:
             "large_from": self._large_from,
             "lease": self.lease,
             "seq": self._log.seq,
-            "dying": len(self._deletions.dying),
+            "pending": len(self._deletions.pending),
             "sessions": len(self._sessions),
             "held_keys": len(self._holders),
             "waiting": len(self._waits),
@@ -469,10 +469,10 @@ class GlobalState:
             "wait_bytes": self._sessions.waits.taken,
             "max_clients": self._max_clients,
             **self.counters,
-            **self._figures_of_locals(now),
+            **self._metrics_of_locals(now),
         }
 
-    def _figures_of_locals(self, now: float) -> dict[str, object]:
+    def _metrics_of_locals(self, now: float) -> dict[str, object]:
         """Those that take a look at each Local. No id is among them."""
         sessions = self._sessions
         if now >= self._shown_until or self._shown_of != sessions.state:

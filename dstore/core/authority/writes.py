@@ -1,12 +1,12 @@
 """How Global binds, replaces and deletes: each write once, each deletion in two phases.
 
-In the first phase the key is marked *dying*, the deletion gets its number and is published; the
+In the first phase the key is marked *pending*, the deletion gets its number and is published; the
 engine still has the value, and whoever asks gets it marked "do not cache". In the second, when
 every holder has acknowledged that number or its lease, as it stood in the first phase, has run
 out, the key is removed and the deleter is answered. Removing first would let one client read
 "missing" while another, later, still reads the old value from its cache.
 
-What a SET or a replacement of a dying key finds is decided by what comes after the removal: it
+What a SET or a replacement of a pending key finds is decided by what comes after the removal: it
 queues, and runs afresh then. A second DEL joins the wait and is then told that the key is missing.
 A replacement is a deletion whose removal and new value are one step: between the two there is no
 moment at which the key is missing, so that a DEL of a key that is being replaced queues too, and
@@ -23,9 +23,9 @@ from functools import partial
 from dstore.config import INLINE_BYTES_MAX, OUTCOMES_MAX
 from dstore.core.authority.budgets import text_bytes
 from dstore.core.authority.calls import CALL_BYTES, CALL_ITEM_BYTES, Call, recorded, repeated
-from dstore.core.authority.invalidations import Publications
+from dstore.core.authority.invalidations import Invalidations
 from dstore.core.authority.outbox import Outbox
-from dstore.core.authority.pending import Dying, TwoPhase
+from dstore.core.authority.pending import PendingDeletion, PendingDeletions
 from dstore.core.authority.sessions import Session, Sessions, outcome_bytes
 from dstore.core.authority.stages import Stages
 from dstore.core.engine import Bulk, Engine
@@ -58,8 +58,8 @@ class Writes:
         bulk: Bulk,
         stages: Stages,
         sessions: Sessions,
-        deletions: TwoPhase,
-        publications: Publications,
+        deletions: PendingDeletions,
+        invalidations: Invalidations,
         out: Outbox,
         value_limit: int,
     ) -> None:
@@ -72,7 +72,7 @@ class Writes:
         self._sessions = sessions
         self._holders = sessions.holders
         self._deletions = deletions
-        self._publications = publications
+        self._invalidations = invalidations
         self._out = out
         self._value_limit = value_limit
         self._replacing_bytes = 0
@@ -158,9 +158,9 @@ class Writes:
     # ---- binding --------------------------------------------------------------------------
 
     def _set(self, call: Call, index: int, item: SetItem, replace: bool, now: float) -> None:
-        dying = self._deletions.dying.get(item.key)
-        if dying is not None:
-            dying.queued.append(partial(self._set, call, index, item, replace))
+        pending = self._deletions.pending.get(item.key)
+        if pending is not None:
+            pending.queued.append(partial(self._set, call, index, item, replace))
             return
         old = self._engine.read(item.key)
         if old is not None and not replace:
@@ -170,8 +170,8 @@ class Writes:
         elif old is None:
             result = self._bind(call.session, item)
         else:
-            dying = self._deletions.begin(Dying(item.key, old, call, index), now)
-            dying.replacement = item.stored
+            pending = self._deletions.begin(PendingDeletion(item.key, old, call, index), now)
+            pending.replacement = item.stored
             self._replacing_bytes += item.stored.size
             self._growing_bytes += item.stored.size - old.size
             return
@@ -237,89 +237,91 @@ class Writes:
     # ---- deleting, phase 1 ----------------------------------------------------------------
 
     def _delete(self, call: Call, index: int, key: Key, wait: bool, now: float) -> None:
-        dying = self._deletions.dying.get(key)
-        if dying is None:
+        pending = self._deletions.pending.get(key)
+        if pending is None:
             self._begin_deletion(call, index, key, wait, now)
-        elif dying.replacement is not None:
-            dying.queued.append(partial(self._delete, call, index, key, wait))
+        elif pending.replacement is not None:
+            pending.queued.append(partial(self._delete, call, index, key, wait))
         elif wait:
-            dying.joined.append((call, index))
+            pending.joined.append((call, index))
         else:
-            self._finish(call, index, _pending(dying))
+            self._finish(call, index, _pending(pending))
 
     def _begin_deletion(self, call: Call, index: int, key: Key, wait: bool, now: float) -> None:
         stored = self._engine.read(key)
         if stored is None:
             self._finish(call, index, DelResult(DelStatus.MISSING, self._deletions.seq))
             return
-        dying = self._deletions.begin(Dying(key, stored, call, index), now)
+        pending = self._deletions.begin(PendingDeletion(key, stored, call, index), now)
         if not wait:
-            dying.call = None
-            self._finish(call, index, _pending(dying))
+            pending.call = None
+            self._finish(call, index, _pending(pending))
 
     def settle(self, now: float) -> None:
         """Have published what has begun, and commit what nobody needs to acknowledge."""
         while begun := self._deletions.take_begun():
-            self._publications.begun(begun, self._deletions.take_called(), now)
-            for dying in begun:
-                if not dying.awaiting:
-                    self._commit(dying, now)
+            self._invalidations.begun(begun, self._deletions.take_called(), now)
+            for pending in begun:
+                if not pending.awaiting:
+                    self._commit(pending, now)
 
     # ---- between the phases ---------------------------------------------------------------
 
     def confirm(self, session: Session, applied: int, now: float) -> None:
         """The session has applied all deletions up to ``applied``."""
-        for dying in self._deletions.confirm(session, applied, now):
-            self._commit(dying, now)
+        for pending in self._deletions.confirm(session, applied, now):
+            self._commit(pending, now)
 
     def expire(self, now: float) -> None:
         """Leases run out."""
-        for dying in self._deletions.expire(now):
-            self._commit(dying, now)
+        for pending in self._deletions.expire(now):
+            self._commit(pending, now)
 
     # ---- deleting, phase 2 ----------------------------------------------------------------
 
-    def _commit(self, dying: Dying, now: float) -> None:
-        self._deletions.end(dying)
-        self._holders.drop(dying.key)
-        result = self._replaced(dying) if dying.replacement else self._removed(dying)
-        if dying.call is not None:
-            self._finish(dying.call, dying.index, result)
+    def _commit(self, pending: PendingDeletion, now: float) -> None:
+        self._deletions.end(pending)
+        self._holders.drop(pending.key)
+        result = self._replaced(pending) if pending.replacement else self._removed(pending)
+        if pending.call is not None:
+            self._finish(pending.call, pending.index, result)
         failed = isinstance(result, DelResult) and result.status is DelStatus.FAILED
         status = DelStatus.FAILED if failed else DelStatus.MISSING
-        for call, index in dying.joined:
+        for call, index in pending.joined:
             self._finish(call, index, DelResult(status, self._deletions.seq))
-        for run in dying.queued:
+        for run in pending.queued:
             run(now)
 
-    def _removed(self, dying: Dying) -> DelResult:
+    def _removed(self, pending: PendingDeletion) -> DelResult:
         try:
-            removed = self._engine.remove(dying.key, dying.token)
+            removed = self._engine.remove(pending.key, pending.token)
         except DstoreError:
             removed = False
-        if removed and dying.large:
-            self._bulk.drop(dying.token)
+        if removed and pending.large:
+            self._bulk.drop(pending.token)
         status = DelStatus.DELETED if removed else DelStatus.FAILED
-        return DelResult(status, dying.seq, dying.confirmed, dying.expired)
+        return DelResult(status, pending.seq, pending.confirmed, pending.expired)
 
-    def _replaced(self, dying: Dying) -> SetResult:
-        assert dying.replacement is not None
-        assert dying.call is not None
+    def _replaced(self, pending: PendingDeletion) -> SetResult:
+        assert pending.replacement is not None
+        assert pending.call is not None
         seq = self._deletions.seq
-        self._replacing_bytes -= dying.replacement.size
-        self._growing_bytes -= dying.replacement.size - dying.size
+        self._replacing_bytes -= pending.replacement.size
+        self._growing_bytes -= pending.replacement.size - pending.size
         try:
-            replaced = self._engine.replace(dying.key, dying.token, dying.replacement)
+            replaced = self._engine.replace(pending.key, pending.token, pending.replacement)
         except DstoreError:
             replaced = False
         if not replaced:
-            self._give_up(dying.replacement)
+            self._give_up(pending.replacement)
             return SetResult(SetStatus.FAILED, seq)
-        if dying.large:
-            self._bulk.drop(dying.token)
-        cacheable = self._hold(dying.key, dying.call.session)
-        return SetResult(SetStatus.REPLACED, seq, cacheable, None, dying.confirmed, dying.expired)
+        if pending.large:
+            self._bulk.drop(pending.token)
+        cacheable = self._hold(pending.key, pending.call.session)
+        return SetResult(
+            SetStatus.REPLACED, seq, cacheable, None, pending.confirmed, pending.expired
+        )
 
 
-def _pending(dying: Dying) -> DelResult:
-    return DelResult(DelStatus.PENDING, dying.seq, pending=dying.awaiting)
+def _pending(pending: PendingDeletion) -> DelResult:
+    return DelResult(DelStatus.PENDING, pending.seq, pending=pending.awaiting)

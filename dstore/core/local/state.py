@@ -26,15 +26,15 @@ from dstore.core.local.watching import Watching
 from dstore.protocol.messages import (
     NO_SESSION,
     Ack,
+    Broadcast,
+    Committed,
     Farewell,
     Found,
     Goodbye,
     Hello,
     Key,
-    Publication,
     Refusal,
     Refused,
-    Settled,
     Sync,
     Synced,
     ToLocal,
@@ -52,11 +52,11 @@ RETRY_FIRST, RETRY_MAX = 0.05, 1.0
 """Pauses between HELLOs that are not answered; the first, too, before an unanswered SYNC is
 followed by another.
 """
-HELD_KEYS_MAX = 16_384
+REORDER_KEYS_MAX = 16_384
 """Deletions that wait for a repair; more are dropped, and the next repair brings them."""
 ACK_EVERY = 1_000
 """Deletions after which they are acknowledged though nobody waits: so that a push stays short."""
-AHEAD_MAX = 4_096
+NEWER_ENTRIES_MAX = 4_096
 """Entries that are known to be newer than deletions that are still to be applied."""
 SYNCS_MAX = 64
 """SYNCs whose moment of sending is remembered."""
@@ -64,7 +64,7 @@ NEVER = float("inf")
 LAPSED = float("-inf")
 
 
-class Ahead(NamedTuple):
+class NewerEntry(NamedTuple):
     """What is known of an entry that is newer than all deletions up to ``seq``, while these have
     not all been applied. ``held``: there was an entry before it, which they may concern.
     """
@@ -97,7 +97,7 @@ class LocalState:
     """The state of one Local.
 
     ``random16`` gives 16 fresh random bytes; ``label`` tells people who this is; ``cache_bytes``
-    bounds the cache, ``held_keys_max`` what waits for a repair.
+    bounds the cache, ``reorder_keys_max`` what waits for a repair.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class LocalState:
         random16: Callable[[], bytes],
         label: str,
         cache_bytes: int,
-        held_keys_max: int = HELD_KEYS_MAX,
+        reorder_keys_max: int = REORDER_KEYS_MAX,
     ) -> None:
         self.epoch = 0
         self.session = NO_SESSION
@@ -116,7 +116,7 @@ class LocalState:
         self.value_limit = VALUE_LIMIT_DEFAULT
         self.large_from = LARGE_FROM_DEFAULT
         self.closing = False
-        self.obstacle = ""  # why it may be that Global does not answer, if that is known
+        self.last_error = ""  # why it may be that Global does not answer, if that is known
         self.cache = Cache(cache_bytes)
         self.entries = self.cache.entries
         self.counters = dict.fromkeys(
@@ -126,13 +126,13 @@ class LocalState:
         self._random16 = random16
         self._label = label
         self._fills: dict[Key, list[Fill]] = {}
-        self._ahead: OrderedDict[Key, Ahead] = OrderedDict()  # in the order of their insertion
-        self._held: list[Publication] = []
-        self._held_keys = 0
-        self._held_keys_max = held_keys_max
+        self._newer: OrderedDict[Key, NewerEntry] = OrderedDict()  # in the order of their insertion
+        self._reorder_buffer: list[Broadcast] = []
+        self._reorder_keys = 0
+        self._reorder_keys_max = reorder_keys_max
         self._dropped: list[Key] = []
         self._unshared: list[bytes] = []
-        self._let_go: list[Entry] = []
+        self._to_release: list[Entry] = []
         self._withdrawn: list[Unstage | Unwait] = []
         self._ack_due = False
         self._acked = 0
@@ -157,7 +157,7 @@ class LocalState:
         return (
             f"<LocalState epoch={self.epoch:x} joined={bool(self.session)} applied={self.applied} "
             f"lease_end={self.lease_end:.3f} {self.cache!r} fills={list(self._fills.values())} "
-            f"held={self._held_keys}>"
+            f"held={self._reorder_keys}>"
         )
 
     # ---- events ---------------------------------------------------------------------------
@@ -165,13 +165,13 @@ class LocalState:
     def receive(self, message: ToLocal, now: float) -> list[LocalEffect]:
         """Take one message that came on the control channel or was published."""
         effects: list[LocalEffect] = []
-        if type(message) is Publication:
-            self._on_publication(message, now)
+        if type(message) is Broadcast:
+            self._on_broadcast(message, now)
         elif type(message) is Synced:
             self._on_synced(message, now)
-        elif type(message) is Settled:
+        elif type(message) is Committed:
             if self.session and message.epoch == self.epoch:
-                self.watching.settled(message.settled)
+                self.watching.committed(message.committed)
         elif type(message) is Welcome:
             effects += self._on_welcome(message, now)
         elif type(message) is Refused:
@@ -200,8 +200,8 @@ class LocalState:
                 effects += map(Tell, self._withdrawn)
                 self._withdrawn = []
         if self._dropped or self._unshared:
-            effects.append(Dropped(self._dropped, self._unshared, self._let_go))
-            self._dropped, self._unshared, self._let_go = [], [], []
+            effects.append(Dropped(self._dropped, self._unshared, self._to_release))
+            self._dropped, self._unshared, self._to_release = [], [], []
         if self.watching.due:
             effects.append(Announce(self.watching.take()))
         return effects
@@ -246,9 +246,9 @@ class LocalState:
             for fill in fills:
                 fill.done = True
         self._fills.clear()
-        self._ahead.clear()
+        self._newer.clear()
         self.watching.void()
-        self._held, self._held_keys = [], 0
+        self._reorder_buffer, self._reorder_keys = [], 0
         self._sent_at.clear()
         self._withdrawn = []
         self._writing.clear()
@@ -272,7 +272,7 @@ class LocalState:
         if self.session or self.closing or message.nonce != self._nonce:
             return []
         self.counters["joins"] += 1
-        self.obstacle = ""
+        self.last_error = ""
         self.epoch, self.session = message.epoch, message.session
         self.applied = self._acked = message.seq
         self.lease = message.lease
@@ -288,7 +288,7 @@ class LocalState:
     def refused(self, message: Refused, now: float) -> None:
         """Global does not know this session any more: join anew. Or it is not to be talked to."""
         if message.refusal in (Refusal.OTHER_VERSION, Refusal.BUSY):
-            self.obstacle = f"it says: {message.text}"
+            self.last_error = f"it says: {message.text}"
         lost = message.refusal in (Refusal.OTHER_EPOCH, Refusal.UNKNOWN_SESSION)
         current = (message.epoch, message.session) == (self.epoch, self.session)
         if lost and current and self.session:
@@ -334,7 +334,7 @@ class LocalState:
             self._apply(message.after + 1, message.keys)
         else:  # a push that builds on an acknowledgement from before we joined anew: not ours
             return
-        self.watching.settled(message.settled)
+        self.watching.committed(message.committed)
         sent_at = self._sent_at.get(message.serial)
         if sent_at is not None:
             self._trust(sent_at)
@@ -342,14 +342,14 @@ class LocalState:
         # Also if it brought nothing new: an earlier acknowledgement may have been lost.
         if message.acknowledge:
             self._ack_due = True
-        self._apply_held(now)
+        self._apply_reordered(now)
 
     def _trust(self, sent_at: float) -> None:
         self.lease_end = max(self.lease_end, sent_at + self.lease * (1 - MARGIN))
 
     # ---- deletions ------------------------------------------------------------------------
 
-    def _on_publication(self, message: Publication, now: float) -> None:
+    def _on_broadcast(self, message: Broadcast, now: float) -> None:
         if not self.session or self.closing or message.epoch != self.epoch:
             return
         # Others of this host may have left copies that no cache knows of. No order matters here:
@@ -357,31 +357,31 @@ class LocalState:
         self._unshared += message.tokens
         if message.first > self.applied + 1:
             self.counters["gaps"] += 1
-            self._hold(message)
+            self._buffer(message)
             self.renew(now)
             return
         self._apply(message.first, message.keys)
         if message.acknowledge:
             self._ack_due = True
-        self._apply_held(now)
+        self._apply_reordered(now)
 
-    def _hold(self, message: Publication) -> None:
-        if self._held_keys + len(message.keys) <= self._held_keys_max:
-            self._held.append(message)
-            self._held_keys += len(message.keys)
+    def _buffer(self, message: Broadcast) -> None:
+        if self._reorder_keys + len(message.keys) <= self._reorder_keys_max:
+            self._reorder_buffer.append(message)
+            self._reorder_keys += len(message.keys)
 
-    def _apply_held(self, now: float) -> None:
+    def _apply_reordered(self, now: float) -> None:
         """Apply what waited for a repair, as far as there is no further gap."""
-        if not self._held:
+        if not self._reorder_buffer:
             return
-        held, self._held, self._held_keys = self._held, [], 0
+        held, self._reorder_buffer, self._reorder_keys = self._reorder_buffer, [], 0
         for message in sorted(held, key=lambda each: each.first):
             if message.first > self.applied + 1:
-                self._hold(message)
+                self._buffer(message)
             else:
                 self._apply(message.first, message.keys)
         self._ack_due = True
-        if self._held:
+        if self._reorder_buffer:
             self.renew(now)
 
     def _apply(self, first: int, keys: list[Key]) -> None:
@@ -392,7 +392,7 @@ class LocalState:
             self.watching.applied(self.applied, key)
             for fill in self._fills.get(key, ()):
                 fill.deleted = self.applied
-            ahead = self._ahead.get(key)
+            ahead = self._newer.get(key)
             if ahead is not None and ahead.seq >= self.applied:
                 if ahead.held:
                     self._dropped.append(key)
@@ -403,9 +403,9 @@ class LocalState:
                 self._dropped.append(key)
                 if entry.shared is not None:
                     self._unshared.append(entry.shared)
-                    self._let_go.append(entry)
-        while self._ahead and next(iter(self._ahead.values())).seq <= self.applied:
-            self._ahead.popitem(last=False)
+                    self._to_release.append(entry)
+        while self._newer and next(iter(self._newer.values())).seq <= self.applied:
+            self._newer.popitem(last=False)
         if self.applied >= self._acked + ACK_EVERY:
             self._ack_due = True
 
@@ -415,7 +415,7 @@ class LocalState:
             return
         self.counters["flushes"] += 1
         self.cache.clear()
-        self._ahead.clear()
+        self._newer.clear()
         for fills in self._fills.values():
             for fill in fills:
                 fill.deleted = seq
@@ -485,23 +485,23 @@ class LocalState:
         ):
             return None
         self.counters["fills"] += 1
-        self._note_ahead(fill.key, found.seq)
+        self._note_newer(fill.key, found.seq)
         if held is None:
             return self.cache.insert(fill.key, found.stored)
         stored = found.stored._replace(body=held.view)
         return self.cache.insert(fill.key, stored, shared=held.shared)
 
-    def _note_ahead(self, key: Key, seq: int) -> None:
+    def _note_newer(self, key: Key, seq: int) -> None:
         """A value of ``key`` is about to be stored that is newer than all deletions up to ``seq``.
 
         It may also be older than what is stored now; then deletions before ``seq`` concern it.
         """
-        former = self._ahead.pop(key, None)
+        former = self._newer.pop(key, None)
         if seq > self.applied:
             held = key in self.entries if former is None else former.held
-            self._ahead[key] = Ahead(seq, held)
-            if len(self._ahead) > AHEAD_MAX:
-                self._ahead.popitem(last=False)  # its entry goes, without need, if it is deleted
+            self._newer[key] = NewerEntry(seq, held)
+            if len(self._newer) > NEWER_ENTRIES_MAX:
+                self._newer.popitem(last=False)  # its entry goes, without need, if it is deleted
 
     def end_fill(self, fill: Fill) -> None:
         """The request has ended, answered or given up: nothing that comes later is stored."""

@@ -6,7 +6,7 @@ what Global confirms as Global's last answer allows (its credit).
 
 Chunks of one transfer travel on one channel, in their order. When nothing comes for a while,
 because a connection was lost with what was on it, the transfer goes on from the last byte that
-arrived. It ends when nothing has come for the whole of its patience; a large value on a slow link
+arrived. It ends when nothing has come for the whole of its stall_timeout; a large value on a slow link
 may take as long as it moves.
 
 Like operations, these are generators: they yield what is to be sent and what is waited for. They
@@ -28,7 +28,7 @@ from dstore.protocol.messages import (
     Refusal,
     Refused,
     Reply,
-    Request,
+    RequestMessage,
     Stage,
     Staged,
     Stored,
@@ -51,7 +51,7 @@ Write: TypeAlias = Callable[[int, Buffer], None]
 class Send(NamedTuple):
     """Send a message on the channel, if Global can be reached until ``until``."""
 
-    message: Request
+    message: RequestMessage
     until: float
 
 
@@ -88,15 +88,15 @@ class Damaged(Exception):
 class _Pace:
     """When to try again, and when to give up."""
 
-    def __init__(self, now: float, patience: float) -> None:
-        self._patience = patience
+    def __init__(self, now: float, stall_timeout: float) -> None:
+        self._stall_timeout = stall_timeout
         self._quiet = QUIET_FIRST
         self.moved(now)
 
     def moved(self, now: float) -> None:
         """Something has arrived."""
-        self._quiet = min(QUIET_FIRST, self._patience / 4)
-        self.end = now + self._patience
+        self._quiet = min(QUIET_FIRST, self._stall_timeout / 4)
+        self.end = now + self._stall_timeout
         self._next = now + self._quiet
 
     def until(self, now: float) -> float:
@@ -104,7 +104,7 @@ class _Pace:
         return min(self.end, max(now, self._next))
 
     def silent(self, now: float) -> None:
-        """Nothing has come until then. Raises TransferFailed at the end of all patience."""
+        """Nothing has come until then. Raises TransferFailed at the end of all stall_timeout."""
         if now >= self.end:
             raise TransferFailed(None)
         self._quiet = min(2 * self._quiet, QUIET_MAX)
@@ -116,18 +116,18 @@ def download(
     stored: Stored,
     write: Write,
     now: float,
-    patience: float,
+    stall_timeout: float,
     chunk: int = CHUNK_BYTES,
 ) -> Transfer[None]:
     """Fetch a large value and ``write`` each part of it (offset, bytes), in their order.
 
-    ``envelope`` is epoch, session and the transfer's request number; ``patience`` is in seconds.
+    ``envelope`` is epoch, session and the transfer's request number; ``stall_timeout`` is in seconds.
     Raises TransferFailed, and Damaged.
     """
     assert isinstance(stored.body, Large)
     size = stored.body.size
     hasher = Hasher(stored.codec)
-    pace = _Pace(now, patience)
+    pace = _Pace(now, stall_timeout)
     asked = received = 0
     while received < size:
         while asked < min(size, received + CHUNKS_AHEAD * chunk):
@@ -158,7 +158,7 @@ def upload(
     stored: Stored,
     body: Body,
     now: float,
-    patience: float,
+    stall_timeout: float,
     chunk: int = CHUNK_BYTES,
 ) -> Transfer[None]:
     """Send the bytes of a large value to Global, which keeps them for a SET that names them.
@@ -167,7 +167,7 @@ def upload(
     """
     assert isinstance(stored.body, Large)
     size = stored.body.size
-    pace = _Pace(now, patience)
+    pace = _Pace(now, stall_timeout)
     sent = received = 0
     credit = chunk
     while received < size:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from dstore.protocol.messages import Key
 
-UNSETTLED_MAX = 65_536
+UNCOMMITTED_MAX = 65_536
 """Deletions that wait for their end; if there are more, everything has to be looked at anew."""
 ALL = 0
 """Stands for all watchers."""
@@ -36,10 +36,10 @@ class Watching:
     def __init__(self) -> None:
         self.watchers: set[int] = set()
         self._settled = 0
-        self._unsettled: deque[Removal] = deque()
+        self._uncommitted: deque[Removal] = deque()
 
     def __repr__(self) -> str:
-        return f"<Watching {len(self.watchers)} unsettled={len(self._unsettled)}>"
+        return f"<Watching {len(self.watchers)} unsettled={len(self._uncommitted)}>"
 
     def begin(self, watcher: int, applied: int | None) -> None:
         """From now on this one is told everything; what was before it has to look at itself.
@@ -48,7 +48,7 @@ class Watching:
         """
         self.watchers.add(watcher)
         if applied is not None:
-            self._unsettled.append(Removal(applied, None, watcher))
+            self._uncommitted.append(Removal(applied, None, watcher))
 
     def end(self, watcher: int) -> None:
         self.watchers.discard(watcher)
@@ -56,32 +56,32 @@ class Watching:
     def void(self) -> None:
         """The session has ended; the numbers begin anew."""
         self._settled = 0
-        self._unsettled.clear()
+        self._uncommitted.clear()
 
     def missed(self, seq: int) -> None:
         """Deletions up to ``seq``, whichever, are not known."""
         if self.watchers:
-            self._unsettled = deque([Removal(seq, None, ALL)])
+            self._uncommitted = deque([Removal(seq, None, ALL)])
 
     def applied(self, seq: int, key: Key) -> None:
         if not self.watchers:
             return
-        self._unsettled.append(Removal(seq, key, ALL))
-        if len(self._unsettled) > UNSETTLED_MAX:
+        self._uncommitted.append(Removal(seq, key, ALL))
+        if len(self._uncommitted) > UNCOMMITTED_MAX:
             self.missed(seq)
 
-    def settled(self, seq: int) -> None:
+    def committed(self, seq: int) -> None:
         """Global says that all deletions up to ``seq`` are complete."""
         self._settled = max(self._settled, seq)
 
     @property
     def due(self) -> bool:
         """Whether :meth:`take` has something."""
-        return bool(self._unsettled) and self._unsettled[0].seq <= self._settled
+        return bool(self._uncommitted) and self._uncommitted[0].seq <= self._settled
 
     def take(self) -> list[Removal]:
         """What has settled since the last call, in its order."""
         taken = []
         while self.due:
-            taken.append(self._unsettled.popleft())
+            taken.append(self._uncommitted.popleft())
         return taken

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 
-from dstore.core.local.state import ACK_EVERY, HELD_KEYS_MAX
-from dstore.protocol.messages import Ack, Publication, Refusal, Refused, Sync, Synced
+from dstore.core.local.state import ACK_EVERY, REORDER_KEYS_MAX
+from dstore.protocol.messages import Ack, Broadcast, Refusal, Refused, Sync, Synced
 from tests.unit.core.world import World
 
 
@@ -40,10 +40,10 @@ def test_one_repair_at_a_time() -> None:
     world = World()
     (a,) = world.joined("a")
     world.advance(0.1)
-    a.receive(Publication(world.epoch, 5, ["p"], True))
+    a.receive(Broadcast(world.epoch, 5, ["p"], True))
     assert len(a.tick()) == 1
-    a.receive(Publication(world.epoch, 6, ["q"], True))
-    a.receive(Publication(world.epoch, 7, ["r"], True))
+    a.receive(Broadcast(world.epoch, 6, ["q"], True))
+    a.receive(Broadcast(world.epoch, 7, ["r"], True))
     assert a.tick() == []
 
 
@@ -52,7 +52,7 @@ def test_what_comes_after_a_gap_waits_and_is_applied_after_the_repair() -> None:
     (a,) = world.joined("a")
     for key in ("one", "two", "three"):
         a.set(key, b"v")
-    a.receive(Publication(world.epoch, 3, ["three"], True))
+    a.receive(Broadcast(world.epoch, 3, ["three"], True))
     assert a.hit("three") == b"v"
     a.receive(Synced(world.epoch, a.state.session, 0, 0, 2, ["one", "two"]))
     assert a.state.applied == 3
@@ -62,8 +62,8 @@ def test_what_comes_after_a_gap_waits_and_is_applied_after_the_repair() -> None:
 def test_a_second_gap_behind_the_first_is_repaired_too() -> None:
     world = World()
     (a,) = world.joined("a")
-    a.receive(Publication(world.epoch, 3, ["c"], True))
-    a.receive(Publication(world.epoch, 6, ["f"], True))
+    a.receive(Broadcast(world.epoch, 3, ["c"], True))
+    a.receive(Broadcast(world.epoch, 6, ["f"], True))
     world.advance(0.1)
     a.tick()
     a.receive(Synced(world.epoch, a.state.session, 0, 0, 2, ["a", "b"]))
@@ -76,9 +76,9 @@ def test_the_buffer_of_what_waits_is_bounded() -> None:
     world = World()
     (a,) = world.joined("a")
     keys = ["k"] * 1000
-    for number in range(2 * HELD_KEYS_MAX // 1000):
-        a.receive(Publication(world.epoch, 2 + 1000 * number, keys, False))
-    assert a.state._held_keys <= HELD_KEYS_MAX
+    for number in range(2 * REORDER_KEYS_MAX // 1000):
+        a.receive(Broadcast(world.epoch, 2 + 1000 * number, keys, False))
+    assert a.state._reorder_keys <= REORDER_KEYS_MAX
 
 
 def test_many_deletions_one_acknowledgement() -> None:
@@ -232,9 +232,9 @@ def test_many_deletions_are_acknowledged_now_and_then_though_nobody_waits() -> N
     world = World()
     (a,) = world.joined("a")
     keys = [f"k{number}" for number in range(ACK_EVERY)]
-    a.receive(Publication(world.epoch, 1, keys[:-1], False))
+    a.receive(Broadcast(world.epoch, 1, keys[:-1], False))
     assert a.tick() == []
-    a.receive(Publication(world.epoch, ACK_EVERY, keys[-1:], False))
+    a.receive(Broadcast(world.epoch, ACK_EVERY, keys[-1:], False))
     assert [type(message) for message in a.tick()] == [Ack]
 
 

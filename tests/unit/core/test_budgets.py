@@ -144,7 +144,7 @@ def test_pending_deletions_take_no_more_than_what_is_counted(kind: str, wait: bo
     def act() -> None:
         for write in range(1, 11):
             arrived(world, Del(*own(b), 1, write, 0, wait, keys[write * 100 - 100 : write * 100]))
-        world.state._publications.publish(world.now + 1.0)
+        world.state._invalidations.publish(world.now + 1.0)
         world.state._out.take()
 
     taken, counted = hoarded(act, world.state._sessions.writes)
@@ -438,8 +438,8 @@ def test_sessions_take_what_the_limits_say() -> None:
 def test_the_figures_of_all_locals_are_not_gathered_for_each_who_asks() -> None:
     world = World()
     world.joined(*(f"m{number}" for number in range(100)))
-    first = world.state.figures(world.now)["locals"]
-    assert world.state.figures(world.now + 0.001)["locals"] is first
-    assert world.state.figures(world.now + 0.003)["locals"] is not first
+    first = world.state.metrics(world.now)["locals"]
+    assert world.state.metrics(world.now + 0.001)["locals"] is first
+    assert world.state.metrics(world.now + 0.003)["locals"] is not first
     world.joined("late")
-    assert len(world.state.figures(world.now)["locals"]) == 101  # type: ignore[arg-type]
+    assert len(world.state.metrics(world.now)["locals"]) == 101  # type: ignore[arg-type]

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dstore.core.local.state import RENEW
-from dstore.protocol.messages import DelStatus, Found, Publication, SetStatus
+from dstore.protocol.messages import Broadcast, DelStatus, Found, SetStatus
 from tests.unit.core.world import LEASE, Call, Member, World, body
 
 
-def dying(world: World, key: str = "k", holder: bool = True) -> tuple[Member, Member, Call]:
+def pending(world: World, key: str = "k", holder: bool = True) -> tuple[Member, Member, Call]:
     """A key in its first phase: b deletes it, a holds it and has not heard."""
     a, b = world.joined("a", "b")
     b.set(key, b"v")
@@ -21,7 +21,7 @@ def dying(world: World, key: str = "k", holder: bool = True) -> tuple[Member, Me
 
 def test_the_value_stays_until_every_holder_has_acknowledged() -> None:
     world = World()
-    a, _b, deletion = dying(world)
+    a, _b, deletion = pending(world)
     (c,) = world.joined_without("c", a)
     assert world.engine.read("k") is not None
     reading = c.begin_get("k")
@@ -32,7 +32,7 @@ def test_the_value_stays_until_every_holder_has_acknowledged() -> None:
     assert not found.cacheable
     reading.answer()
     assert body(reading.result["k"]) == b"v"
-    assert c.hit("k") is None, "the value of a dying key is not cached"
+    assert c.hit("k") is None, "the value of a pending key is not cached"
     assert not deletion.replies
     a.turn()
     assert deletion.replies
@@ -44,7 +44,7 @@ def test_the_value_stays_until_every_holder_has_acknowledged() -> None:
 
 def test_a_holder_of_a_dying_key_is_not_added() -> None:
     world = World()
-    a, _b, deletion = dying(world)
+    a, _b, deletion = pending(world)
     (c,) = world.joined_without("c", a)
     c.get("k")
     world.members.remove(c)
@@ -66,7 +66,7 @@ def test_the_deleter_is_a_holder_like_any_other() -> None:
 
 def test_a_dead_holder_delays_its_keys_until_its_lease_has_run_out() -> None:
     world = World()
-    a, _b, deletion = dying(world)
+    a, _b, deletion = pending(world)
     world.members.remove(a)
     world.live(LEASE - 0.01)
     assert not deletion.replies
@@ -78,7 +78,7 @@ def test_a_dead_holder_delays_its_keys_until_its_lease_has_run_out() -> None:
 
 def test_globals_wait_ends_not_before_the_locals_lease() -> None:
     world = World()
-    a, _b, deletion = dying(world)
+    a, _b, deletion = pending(world)
     world.members.remove(a)
     while not deletion.replies:
         world.advance(0.001)
@@ -90,7 +90,7 @@ def test_globals_wait_ends_not_before_the_locals_lease() -> None:
 def test_the_lease_counts_as_it_stood_in_the_first_phase() -> None:
     """A Local that renews but cannot hear deletions delays nobody for more than one lease."""
     world = World()
-    a, b, deletion = dying(world)
+    a, b, deletion = pending(world)
     began = world.now
     while not deletion.replies:
         world.advance(LEASE * RENEW)
@@ -108,7 +108,7 @@ def test_the_lease_counts_as_it_stood_in_the_first_phase() -> None:
 
 def test_a_set_on_a_dying_key_queues_and_runs_afresh() -> None:
     world = World()
-    a, b, _deletion = dying(world)
+    a, b, _deletion = pending(world)
     setting = b.begin_set(("k", b"new"))
     setting.send()
     assert not setting.replies
@@ -122,7 +122,7 @@ def test_a_set_on_a_dying_key_queues_and_runs_afresh() -> None:
 def test_a_replacement_of_a_dying_key_queues_and_runs_afresh() -> None:
     """It must not join the other's wait: by then there may be another value, and other holders."""
     world = World()
-    a, b, _deletion = dying(world)
+    a, b, _deletion = pending(world)
     first = b.begin_set(("k", b"first"))
     first.send()
     second = b.begin_set(("k", b"second"), replace=True)
@@ -140,7 +140,7 @@ def test_a_replacement_of_a_dying_key_queues_and_runs_afresh() -> None:
 
 def test_another_del_joins_the_wait_and_is_told_that_the_key_is_missing() -> None:
     world = World()
-    a, b, _deletion = dying(world)
+    a, b, _deletion = pending(world)
     joined = b.begin_delete("k")
     joined.send()
     assert not joined.replies
@@ -206,7 +206,7 @@ def test_without_wait_a_del_is_answered_after_the_first_phase() -> None:
 
 def test_a_del_without_wait_joins_one_that_waits() -> None:
     world = World()
-    a, b, deletion = dying(world)
+    a, b, deletion = pending(world)
     other = b.begin_delete("k", wait=False)
     other.send()
     other.answer()
@@ -223,7 +223,7 @@ def test_many_keys_are_one_publication_and_each_has_its_outcome() -> None:
     deletion = b.begin_delete("k", "missing", "l")
     deletion.send()
     (publication,) = a.published
-    assert isinstance(publication, Publication)
+    assert isinstance(publication, Broadcast)
     assert (publication.first, publication.keys) == (1, ["k", "l"])
     world.settle()
     deletion.answer()
@@ -238,7 +238,7 @@ def test_many_keys_are_one_publication_and_each_has_its_outcome() -> None:
 
 def test_a_commit_removes_the_token_that_was_found_and_no_newer_one() -> None:
     world = World()
-    a, _b, deletion = dying(world)
+    a, _b, deletion = pending(world)
     found = world.engine.read("k")
     assert found is not None
     newer = found._replace(token=b"n" * 16, body=b"newer")

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from dstore.core.authority import invalidations as publications
-from dstore.core.authority import pending as dying
+from dstore.core.authority import pending as pending
 from dstore.core.authority.pending import PUSH_AFTER, PUSH_AFTER_PER_HOLDER, PUSH_AFTER_PER_LOCAL
 from dstore.protocol.messages import Ack
 from tests.unit.core.world import Member, World
@@ -61,8 +61,8 @@ def test_an_acknowledgement_does_not_look_at_the_others_that_are_awaited() -> No
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """However many there are, all are pushed at the same moment, and nothing is published."""
-    monkeypatch.setattr(dying, "PUSH_AFTER_PER_LOCAL", 0.0)
-    monkeypatch.setattr(dying, "PUSH_AFTER_PER_HOLDER", 0.0)
+    monkeypatch.setattr(pending, "PUSH_AFTER_PER_LOCAL", 0.0)
+    monkeypatch.setattr(pending, "PUSH_AFTER_PER_HOLDER", 0.0)
     monkeypatch.setattr(publications, "PAUSE", 1.0)
 
 
@@ -99,7 +99,7 @@ def test_a_holder_is_pushed_and_expires_in_time_though_moments_are_looked_up() -
     world.deliver(member.route, Ack(world.epoch, member.state.session, 1))
     world.advance(world.lease)
     world.tick()
-    assert not world.state._deletions.dying
+    assert not world.state._deletions.pending
     assert world.state._deletions.expired == FEW - 1
 
 

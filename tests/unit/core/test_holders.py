@@ -6,7 +6,7 @@ import random
 import sys
 
 from dstore.core.authority.holders import PART_BITS, SWEEP_AT, Holders, bits_of
-from dstore.protocol.messages import Ack, Publication, Synced
+from dstore.protocol.messages import Ack, Broadcast, Synced
 from tests.unit.core.world import LEASE, Call, Member, World
 
 
@@ -100,7 +100,7 @@ def test_few_holders_are_pushed_what_they_missed_and_nobody_else_hears_of_it_yet
     assert deletion.replies
     world.publish()
     publication = c.hear()
-    assert isinstance(publication, Publication)
+    assert isinstance(publication, Broadcast)
     assert not publication.acknowledge
     assert c.tick() == []
     assert c.state.applied == 2
@@ -115,7 +115,7 @@ def test_many_holders_are_told_by_one_publication_and_all_acknowledge() -> None:
     deletion.send()
     assert not any(member.control for member in world.members)
     publication = c.hear()
-    assert isinstance(publication, Publication)
+    assert isinstance(publication, Broadcast)
     assert publication.acknowledge
     a.hear()
     assert [type(message) for message in (*a.tick(), *c.tick())] == [Ack, Ack]

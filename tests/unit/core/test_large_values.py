@@ -11,7 +11,7 @@ from dstore.core.engine import Lost
 from dstore.core.local import cache as caches
 from dstore.core.local import operations, transfer
 from dstore.core.local.cache import SHARED_OVERHEAD, Held
-from dstore.core.local.operations import Obtain, Resumed, Supply
+from dstore.core.local.operations import FetchBody, SendBody, StepResult
 from dstore.core.local.transfer import Damaged, Moved, Receive, Send, Transfer, TransferFailed
 from dstore.errors import GlobalUnavailable, RequestRefused, StoreFull
 from dstore.protocol import content
@@ -62,22 +62,22 @@ def staged(member: Member, stored: Stored, offset: int, data: bytes) -> Any:
 
 def supply(call: Call, body: bytes = BODY) -> None:
     """Upload what the operation wants to have uploaded."""
-    assert isinstance(call.step, Supply)
+    assert isinstance(call.step, SendBody)
     world, step = call.world, call.step
     carry(world, transfer.upload(step.envelope, step.stored, memoryview(body), 0, 5.0, CHUNK))
-    call.resume(Resumed(world.now))
+    call.resume(StepResult(world.now))
 
 
 def obtained(call: Call, body: bytes = BODY) -> None:
-    assert isinstance(call.step, Obtain)
-    call.resume(Resumed(call.world.now, held=Held(memoryview(body), shared=True)))
+    assert isinstance(call.step, FetchBody)
+    call.resume(StepResult(call.world.now, held=Held(memoryview(body), shared=True)))
 
 
 def failed(call: Call, refusal: Refusal | None) -> None:
     step = call.step
-    assert isinstance(step, (Obtain, Supply))
+    assert isinstance(step, (FetchBody, SendBody))
     refused = Refused(*step.envelope, refusal, "no") if refusal is not None else None
-    call.resume(Resumed(call.world.now, failed=TransferFailed(refused)))
+    call.resume(StepResult(call.world.now, failed=TransferFailed(refused)))
 
 
 def carry(world: World, moving: Transfer[None]) -> None:
@@ -114,19 +114,19 @@ def test_a_value_becomes_visible_at_once_and_whole() -> None:
     stored = large(world)
     call = begin_set(a, "k", stored)
     sent(call)
-    assert isinstance(call.step, Supply)
+    assert isinstance(call.step, SendBody)
     for offset in range(0, len(BODY), CHUNK):
         assert b.get("k") is None
         assert world.bulk.read(stored.token, 0, 100) is None
         answer = staged(a, stored, offset, BODY[offset : offset + CHUNK])
         assert answer.received == min(len(BODY), offset + CHUNK)
     assert b.get("k") is None
-    call.resume(Resumed(world.now))
+    call.resume(StepResult(world.now))
     sent(call)
     assert call.result["k"].status is SetStatus.STORED
     read = b.begin_get("k")
     sent(read)
-    assert isinstance(read.step, Obtain)
+    assert isinstance(read.step, FetchBody)
     assert read.step.stored == stored
     assert bytes(world.bulk.read(stored.token, 0, 100) or b"") == BODY
 
@@ -156,7 +156,7 @@ def test_an_upload_that_is_not_complete_cannot_be_bound() -> None:
     staged(a, stored, 0, BODY[:-1])
     call = begin_set(a, "k", stored)
     sent(call)
-    assert isinstance(call.step, Supply)
+    assert isinstance(call.step, SendBody)
     assert a.get("k") is None
 
 
@@ -298,8 +298,8 @@ def test_a_lost_upload_is_sent_again_and_not_for_ever() -> None:
     call = begin_set(a, "k", large(world))
     for _ in range(5):
         sent(call)
-        assert isinstance(call.step, Supply)
-        call.resume(Resumed(world.now))  # it says it has sent it, and Global has nothing
+        assert isinstance(call.step, SendBody)
+        call.resume(StepResult(world.now))  # it says it has sent it, and Global has nothing
     sent(call)
     assert isinstance(call.error, GlobalUnavailable)
 
@@ -430,7 +430,7 @@ def test_a_value_that_is_gone_is_asked_for_again() -> None:
     bound(a)
     read = b.begin_get("k")
     sent(read)
-    assert isinstance(read.step, Obtain)
+    assert isinstance(read.step, FetchBody)
     a.delete("k")
     failed(read, Refusal.GONE)
     sent(read)
@@ -525,8 +525,8 @@ def test_who_joins_a_get_whose_value_moves_gets_it_however_long_that_takes() -> 
     assert second.waits
     second.time_out()
     sent(second)  # it asks by itself, and will wait for the host's file
-    assert isinstance(second.step, Obtain)
-    assert second.step.patience > 0.1
+    assert isinstance(second.step, FetchBody)
+    assert second.step.stall_timeout > 0.1
     world.live(3.0)
     obtained(second)
     obtained(first)
@@ -544,7 +544,7 @@ def test_a_session_that_ends_while_the_value_travels_voids_the_fill() -> None:
     world.settle()
     read.look()
     sent(read)
-    assert isinstance(read.step, Obtain)
+    assert isinstance(read.step, FetchBody)
     assert read.step.envelope[:2] == (world.epoch, b.state.session)
     obtained(read)
     assert b.state.entries["k"] is read.result["k"].entry

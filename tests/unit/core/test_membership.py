@@ -11,11 +11,11 @@ from dstore.errors import GlobalUnavailable
 from dstore.protocol.messages import (
     NO_SESSION,
     Ack,
+    Broadcast,
     Farewell,
     Get,
     Goodbye,
     Hello,
-    Publication,
     Refusal,
     Refused,
     Sync,
@@ -176,7 +176,7 @@ def test_a_publication_of_another_epoch_is_not_applied() -> None:
     world = World()
     (a,) = world.joined("a")
     a.set("k", b"v")
-    a.receive(Publication(world.epoch + 1, 1, ["k"], True))
+    a.receive(Broadcast(world.epoch + 1, 1, ["k"], True))
     assert a.hit("k") == b"v"
     assert a.state.applied == 0
 

@@ -6,7 +6,7 @@ import pytest
 
 from dstore.core.authority.invalidations import KEYS_MAX, PAUSE, PAUSE_MAX, PAUSE_PER_LOCAL
 from dstore.core.local import state as local_state
-from dstore.protocol.messages import DelStatus, Large, Publication, Settled, Stored
+from dstore.protocol.messages import Broadcast, Committed, DelStatus, Large, Stored
 from tests.unit.core.world import Member, World
 
 
@@ -21,8 +21,8 @@ def unheld(*keys: str, log_length: int = 100) -> tuple[World, Member, Member]:
 
 def published(member: Member) -> list[tuple[int, list[str]]]:
     """What lies in its queue: first numbers and keys."""
-    assert all(isinstance(each, Publication) for each in member.published)
-    return [(each.first, each.keys) for each in member.published if isinstance(each, Publication)]
+    assert all(isinstance(each, Broadcast) for each in member.published)
+    return [(each.first, each.keys) for each in member.published if isinstance(each, Broadcast)]
 
 
 def delete(member: Member, *keys: str) -> None:
@@ -122,7 +122,7 @@ def test_after_a_publication_for_many_holders_there_is_a_pause_too() -> None:
     b.get("held")
     b.begin_delete("held").send()
     delete(b, "k")
-    assert world.state._publications.wake_at == world.now + PAUSE + 2 * PAUSE_PER_LOCAL
+    assert world.state._invalidations.wake_at == world.now + PAUSE + 2 * PAUSE_PER_LOCAL
 
 
 def test_the_pause_grows_with_the_locals_but_not_without_end() -> None:
@@ -135,7 +135,7 @@ def test_the_pause_grows_with_the_locals_but_not_without_end() -> None:
     world.joined(*(f"further {number}" for number in range(2000)))
     world.publish()
     delete(b, "k")
-    assert world.state._publications.wake_at == world.now + PAUSE_MAX
+    assert world.state._invalidations.wake_at == world.now + PAUSE_MAX
 
 
 def test_a_global_that_ends_publishes_all_at_once() -> None:
@@ -158,7 +158,7 @@ def test_watchers_hear_that_it_is_complete_when_they_have_heard_of_it() -> None:
     delete(b, "j")
     assert not a.published
     world.publish()
-    assert [type(each) for each in a.published] == [Publication, Settled]
+    assert [type(each) for each in a.published] == [Broadcast, Committed]
     a.turn()
     assert a.told == [(0, "i"), (0, "j")]
 
@@ -178,8 +178,8 @@ def test_what_was_bound_after_a_deletion_survives_its_late_publication() -> None
     assert (a.state.applied, b.state.applied) == (2, 2)
     assert (a.hit("k"), b.hit("k")) == (b"new", b"new")
     assert (a.dropped, b.dropped) == ([], [])
-    assert not a.state._ahead
-    assert not b.state._ahead
+    assert not a.state._newer
+    assert not b.state._newer
     assert a.delete("k").confirmed == 2
     assert (a.hit("k"), b.hit("k")) == (None, None)
 
@@ -228,16 +228,16 @@ def test_what_the_cache_held_before_is_told_to_the_host_when_its_deletion_comes(
 
 
 def test_what_is_ahead_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(local_state, "AHEAD_MAX", 2)
+    monkeypatch.setattr(local_state, "NEWER_ENTRIES_MAX", 2)
     world, a, b = unheld("gone", "h", "i", "j", "k")
     a.get("h")
-    assert not a.state._ahead
+    assert not a.state._newer
     delete(b, "gone")
     for key in ("i", "j", "k"):
         a.get(key)
-    assert list(a.state._ahead) == ["j", "k"]
+    assert list(a.state._newer) == ["j", "k"]
     a.state._void(world.now)
-    assert not a.state._ahead
+    assert not a.state._newer
 
 
 def test_a_publication_for_many_holders_names_large_values_too() -> None:
@@ -250,7 +250,7 @@ def test_a_publication_for_many_holders_names_large_values_too() -> None:
         call.send()
     c.begin_delete("k").send()
     publication = c.hear()
-    assert isinstance(publication, Publication)
+    assert isinstance(publication, Broadcast)
     assert (publication.acknowledge, publication.tokens) == (True, [stored.token])
 
 
@@ -281,7 +281,7 @@ def test_a_late_reply_that_is_older_than_the_entry_goes_with_its_deletion() -> N
     late = a.begin_set(("k", b"mine"))  # a second GET would wait for the first
     late.send()
     late.answer()
-    assert a.state._ahead["k"].seq == 1
+    assert a.state._newer["k"].seq == 1
     early.answer()
     assert "k" in a.state.entries  # the old value, and no lease with which to read it
     a.turn()

@@ -246,7 +246,7 @@ def test_no_id_is_among_the_figures_or_what_may_reach_a_log() -> None:
     ids = [member.state.session for member in (a, b)]
     world.advance(LEASE / 4)
     (reply,) = answers(world, Stats(*of(b), 5))
-    told = repr(reply.figures)
+    told = repr(reply.metrics)
     state = world.state
     sessions = [state._sessions.get(ident) for ident in ids]
     calls = [call for session in sessions if session for call in session.outcomes.values()]
@@ -255,12 +255,12 @@ def test_no_id_is_among_the_figures_or_what_may_reach_a_log() -> None:
         *map(repr, sessions),
         *map(repr, calls),
         repr(state._stages),
-        repr(state._publications),
+        repr(state._invalidations),
     ]
     shown += [repr(member.state) for member in (a, b)]
     for ident in ids:
         assert not any(str(ident) in text or f"{ident:x}" in text for text in shown)
-    assert set(reply.figures["locals"]) == {"1", "2"}
+    assert set(reply.metrics["locals"]) == {"1", "2"}
 
 
 @pytest.mark.parametrize("answered", [False, True])

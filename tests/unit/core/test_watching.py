@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from dstore.core.local import watching
-from dstore.protocol.messages import Settled
+from dstore.protocol.messages import Committed
 from tests.unit.core.world import LEASE, Member, World
 
 
@@ -85,7 +85,7 @@ def test_news_that_is_lost_comes_with_the_next_renewal() -> None:
     b.begin_delete("k").send()
     b.turn()
     world.publish()
-    assert any(isinstance(message, Settled) for message in a.published)
+    assert any(isinstance(message, Committed) for message in a.published)
     a.published.clear()
     world.live(LEASE / 2)
     assert a.told == [(watching.ALL, "k")]
@@ -100,7 +100,7 @@ def test_news_that_comes_before_the_deletion_waits_for_it() -> None:
     b.turn()
     world.publish()
     deletion, settled = a.published
-    assert isinstance(settled, Settled)
+    assert isinstance(settled, Committed)
     a.receive(settled)
     a.tick()
     assert a.told == []
@@ -141,7 +141,7 @@ def test_a_watch_that_begins_before_the_session_looks_once() -> None:
 
 
 def test_too_many_that_wait_become_one_look(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watching, "UNSETTLED_MAX", 3)
+    monkeypatch.setattr(watching, "UNCOMMITTED_MAX", 3)
     world = World()
     a, b, c = world.joined("a", "b", "c")
     b.set("held", b"v")
@@ -165,13 +165,13 @@ def test_global_forgets_those_who_watch_no_more_or_have_gone() -> None:
     a, b, c = world.joined("a", "b", "c")
     for member in (a, b):
         watcher(world, member)
-    assert world.state.figures(world.now)["watching"] == 2
+    assert world.state.metrics(world.now)["watching"] == 2
     a.state.unwatch(1)
     b.state.goodbye(world.now)
     world.live(LEASE)
-    assert world.state.figures(world.now)["watching"] == 0
+    assert world.state.metrics(world.now)["watching"] == 0
     c.set("k", b"v")
     c.delete("k")
     world.publish()
     assert a.published
-    assert not any(isinstance(message, Settled) for message in a.published)
+    assert not any(isinstance(message, Committed) for message in a.published)

@@ -6,7 +6,7 @@ import pytest
 
 from dstore.config import INLINE_BYTES_MAX, KEY_BYTES_MAX, OUTCOMES_MAX
 from dstore.core.authority import sessions
-from dstore.core.local.operations import Resumed, writing
+from dstore.core.local.operations import StepResult, writing
 from dstore.errors import GlobalUnavailable, OutcomeUnknown, RequestRefused
 from dstore.protocol import content, wire
 from dstore.protocol.messages import DelStatus, Refusal, Refused, Set, SetItem, SetStatus, Stored
@@ -141,7 +141,7 @@ def test_a_repeat_whose_record_may_be_gone_is_never_executed(kind: str) -> None:
         if kind == "delete"
         else a.begin_set(("k", b"v"), replace=kind == "replace")
     )
-    write.resume(Resumed(world.now + 0.3, None, True))  # sent, and never answered
+    write.resume(StepResult(world.now + 0.3, None, True))  # sent, and never answered
     world.start_global()
     write.send()
     write.answer()

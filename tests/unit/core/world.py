@@ -16,14 +16,22 @@ from dstore.core.authority.effects import GlobalEffect, Publish
 from dstore.core.authority.state import GlobalState
 from dstore.core.local import operations
 from dstore.core.local.effects import Dropped, LocalEffect, Subscribe, Tell
-from dstore.core.local.operations import Answer, Ask, Operation, Resumed, SetOutcome, Step, Until
+from dstore.core.local.operations import (
+    Answer,
+    Operation,
+    Request,
+    SetOutcome,
+    Step,
+    StepResult,
+    WaitUntil,
+)
 from dstore.core.local.state import LocalState
 from dstore.protocol.messages import (
+    Broadcast,
+    Committed,
     DelResult,
     Message,
-    Publication,
     SetItem,
-    Settled,
     Stored,
     ToGlobal,
 )
@@ -117,7 +125,7 @@ class World:
 
     def publish(self) -> None:
         """Time passes until what has been kept for a pause is published."""
-        due = self.state._publications.wake_at
+        due = self.state._invalidations.wake_at
         assert due < float("inf"), "nothing has been kept"
         self.advance(max(0.0, due - self.now))
         self.tick()
@@ -155,7 +163,7 @@ class Member:
         self.state = LocalState(random16=world.random16, label=name, cache_bytes=cache_bytes)
         self.route = name.encode()
         self.outgoing: deque[ToGlobal] = deque()  # on the control channel
-        self.published: deque[Publication | Settled] = deque()
+        self.published: deque[Broadcast | Committed] = deque()
         self.control: deque[Message] = world.inboxes.setdefault(self.route, deque())
         self.subscribed = False
         self.dropped: list[str] = []
@@ -175,7 +183,7 @@ class Member:
         """Deliver the oldest message of the control channel to Global."""
         self.world.deliver(self.route, self.outgoing.popleft())
 
-    def hear(self) -> Publication | Settled:
+    def hear(self) -> Broadcast | Committed:
         """Receive the oldest publication."""
         message = self.published.popleft()
         self.receive(message)
@@ -271,15 +279,15 @@ class Call:
     @property
     def message(self) -> Any:
         """The request it wants to send."""
-        assert isinstance(self.step, Ask), f"not asking but {self.step}"
+        assert isinstance(self.step, Request), f"not asking but {self.step}"
         return self.step.message
 
     @property
     def waits(self) -> bool:
         """Whether it waits for something other than a reply."""
-        return isinstance(self.step, Until)
+        return isinstance(self.step, WaitUntil)
 
-    def resume(self, resumed: Resumed | None) -> None:
+    def resume(self, resumed: StepResult | None) -> None:
         try:
             self.step = self.operation.send(resumed)  # type: ignore[arg-type]
         except StopIteration as stop:
@@ -296,20 +304,20 @@ class Call:
         """The caller receives the reply, or the given one."""
         message: Any = self.replies.popleft() if reply is None else reply
         assert message.request == self.message.request
-        self.resume(Resumed(self.world.now, message, True))
+        self.resume(StepResult(self.world.now, message, True))
 
     def time_out(self, *, sent: bool = True) -> None:
         """Time passes to the end of the step, and no reply has come."""
-        assert isinstance(self.step, (Ask, Until))
+        assert isinstance(self.step, (Request, WaitUntil))
         self.world.now = max(self.world.now, self.step.until)
-        self.resume(Resumed(self.world.now, None, sent and isinstance(self.step, Ask)))
+        self.resume(StepResult(self.world.now, None, sent and isinstance(self.step, Request)))
 
     def look(self) -> None:
         """Look whether what it waits for has come."""
         step = self.step
-        assert isinstance(step, Until)
+        assert isinstance(step, WaitUntil)
         if step.predicate(self.world.now):
-            self.resume(Resumed(self.world.now))
+            self.resume(StepResult(self.world.now))
 
     def give_up(self) -> None:
         self.operation.close()
@@ -318,7 +326,7 @@ class Call:
     def finish(self) -> Any:
         """Deliver everything at once until it is done."""
         while not self.done:
-            if isinstance(self.step, Ask):
+            if isinstance(self.step, Request):
                 self.send()
                 self.world.settle()
                 self.answer()

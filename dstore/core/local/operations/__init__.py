@@ -23,27 +23,27 @@ the SET is sent again as a new write. A deadline is put off by the time that a t
 from __future__ import annotations
 
 from dstore.core.local.operations.exchange import (
-    Ask,
-    Obtain,
+    FetchBody,
     Operation,
-    Resumed,
+    Request,
+    SendBody,
     Step,
-    Supply,
-    Until,
+    StepResult,
+    WaitUntil,
 )
 from dstore.core.local.operations.reading import Answer, get, join, scan, stats, wait
 from dstore.core.local.operations.writing import SetOutcome, delete, set_
 
 __all__ = [
     "Answer",
-    "Ask",
-    "Obtain",
+    "FetchBody",
     "Operation",
-    "Resumed",
+    "Request",
+    "SendBody",
     "SetOutcome",
     "Step",
-    "Supply",
-    "Until",
+    "StepResult",
+    "WaitUntil",
     "delete",
     "get",
     "join",

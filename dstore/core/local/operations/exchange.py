@@ -10,7 +10,15 @@ from dstore.core.local.cache import Held
 from dstore.core.local.state import Fill, LocalState
 from dstore.core.local.transfer import TransferFailed, Write
 from dstore.errors import GlobalUnavailable, RequestRefused
-from dstore.protocol.messages import DelReply, Refusal, Refused, Reply, Request, SetReply, Stored
+from dstore.protocol.messages import (
+    DelReply,
+    Refusal,
+    Refused,
+    Reply,
+    RequestMessage,
+    SetReply,
+    Stored,
+)
 
 RESEND_FIRST, RESEND_MAX = 1.0, 4.0
 """Seconds before a request that is not answered is sent again, with doubling pauses. The first
@@ -20,47 +28,47 @@ ROUNDS_MAX = 5
 """How often a large value is tried that is gone, or whose upload is lost, when it is needed."""
 
 
-class Ask(NamedTuple):
+class Request(NamedTuple):
     """Send a request and wait for the reply that bears its number, or until ``until``."""
 
-    message: Request
+    message: RequestMessage
     until: float
 
 
-class Until(NamedTuple):
+class WaitUntil(NamedTuple):
     """Wait until the predicate holds at some moment (its argument), or until ``until``."""
 
     predicate: Callable[[float], bool]
     until: float
 
 
-class Obtain(NamedTuple):
+class FetchBody(NamedTuple):
     """Get hold of the bytes of a large value: in the memory of the host, or from Global.
 
-    ``envelope`` is epoch, session and request number of the transfer; ``patience`` is for how many
+    ``envelope`` is epoch, session and request number of the transfer; ``stall_timeout`` is for how many
     seconds it may stand still. ``into`` takes the parts of what would else fill private memory.
     """
 
     envelope: tuple[int, int, int]
     stored: Stored
-    patience: float
+    stall_timeout: float
     into: Write | None
 
 
-class Supply(NamedTuple):
+class SendBody(NamedTuple):
     """Send Global the bytes of a large value that is to be written."""
 
     envelope: tuple[int, int, int]
     stored: Stored
-    patience: float
+    stall_timeout: float
 
 
 @dataclass(slots=True)
-class Resumed:
+class StepResult:
     """What came of a step. ``now`` was read under the lock. ``sent``: the request left us.
 
-    ``held`` came of Obtain, unless all has gone ``into`` somewhere; ``failed`` is why it, or
-    Supply, came to nothing.
+    ``held`` came of FetchBody, unless all has gone ``into`` somewhere; ``failed`` is why it, or
+    SendBody, came to nothing.
     """
 
     now: float
@@ -70,11 +78,11 @@ class Resumed:
     failed: TransferFailed | None = None
 
 
-Step: TypeAlias = Ask | Until | Obtain | Supply
+Step: TypeAlias = Request | WaitUntil | FetchBody | SendBody
 T = TypeVar("T")
 R = TypeVar("R", bound=Reply)
 W = TypeVar("W", SetReply, DelReply)
-Operation: TypeAlias = Generator[Step, Resumed, T]
+Operation: TypeAlias = Generator[Step, StepResult, T]
 
 
 class Unanswered(Exception):
@@ -116,7 +124,7 @@ def ensure_joined(state: LocalState, now: float, deadline: float) -> Operation[f
     """Wait for a session."""
     check_time(state, now, deadline)
     if not state.session:
-        now = (yield Until(lambda _: bool(state.session), deadline)).now
+        now = (yield WaitUntil(lambda _: bool(state.session), deadline)).now
     if not state.session:
         raise unavailable(state)
     return now
@@ -124,7 +132,7 @@ def ensure_joined(state: LocalState, now: float, deadline: float) -> Operation[f
 
 def exchange(
     state: LocalState,
-    message: Request,
+    message: RequestMessage,
     kind: type[R],
     now: float,
     deadline: float,
@@ -137,7 +145,7 @@ def exchange(
     unknown = 0
     pause = min(pause, (deadline - now) / 4)
     while True:
-        resumed = yield Ask(message, min(deadline, now + pause))
+        resumed = yield Request(message, min(deadline, now + pause))
         now, reply = resumed.now, resumed.reply
         unknown += resumed.sent
         if isinstance(reply, kind):
@@ -145,13 +153,13 @@ def exchange(
         if isinstance(reply, Refused):
             unknown -= 1
             if reply.refusal is Refusal.BUSY:
-                state.obstacle = f"it says: {reply.text}"
+                state.last_error = f"it says: {reply.text}"
             if reply.refusal in (Refusal.OTHER_EPOCH, Refusal.UNKNOWN_SESSION):
                 state.refused(reply, now)
                 raise SessionLost(now, unknown)
             if reply.refusal not in (Refusal.CLOSING, Refusal.BUSY):
                 raise Declined(now, unknown, reply.text)
-            now = (yield Until(lambda _: False, min(deadline, now + pause))).now
+            now = (yield WaitUntil(lambda _: False, min(deadline, now + pause))).now
         elif reply is not None:
             raise Declined(now, unknown, f"it answered with {type(reply).__name__}")
         if now >= deadline:
@@ -171,8 +179,8 @@ def check_time(state: LocalState, now: float, deadline: float) -> None:
 
 
 def unavailable(state: LocalState) -> GlobalUnavailable:
-    obstacle = state.obstacle or "is it running, and reachable?"
-    return GlobalUnavailable(f"Global did not answer in time; {obstacle}")
+    last_error = state.last_error or "is it running, and reachable?"
+    return GlobalUnavailable(f"Global did not answer in time; {last_error}")
 
 
 def note_refusal(state: LocalState, refused: Refused, now: float) -> None:

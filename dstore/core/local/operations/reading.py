@@ -1,4 +1,4 @@
-"""GET, scans and figures."""
+"""GET, scans and metrics."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from dstore.core.local.operations.exchange import (
     RESEND_FIRST,
     RESEND_MAX,
     ROUNDS_MAX,
-    Obtain,
+    FetchBody,
     Operation,
     R,
-    Resumed,
     SessionLost,
+    StepResult,
     Unanswered,
-    Until,
+    WaitUntil,
     check_time,
     end_fills,
     ensure_joined,
@@ -37,7 +37,7 @@ from dstore.protocol.messages import (
     Key,
     Large,
     Refusal,
-    Request,
+    RequestMessage,
     Scan,
     ScanReply,
     Stats,
@@ -127,7 +127,7 @@ def _get_one(
                 return {key: Answer(state.finish_fill(fills[0], found), found.stored, False)}
             if not how.bodies:
                 return {key: Answer(None, found.stored, False)}
-            resumed = yield Obtain(envelope(state), found.stored, span, how.into)
+            resumed = yield FetchBody(envelope(state), found.stored, span, how.into)
             now, deadline = resumed.now, resumed.now + span
             if resumed.failed is None:
                 return {key: _taken(state, fills[0], found, resumed.held)}
@@ -184,18 +184,18 @@ def _get_many(
                 deadline = now + span  # what is left is another message, with its own time
         elif joined:
             waited.update(fill.key for fill in joined)
-            patience = now + min((deadline - now) / 2, JOIN_MAX)
-            now = (yield Until(_ended(joined), patience)).now
+            stall_timeout = now + min((deadline - now) / 2, JOIN_MAX)
+            now = (yield WaitUntil(_ended(joined), stall_timeout)).now
             check_time(state, now, deadline)
     return answers
 
 
 def wait(
-    state: LocalState, key: Key, now: float, deadline: float, patience: float
+    state: LocalState, key: Key, now: float, deadline: float, stall_timeout: float
 ) -> Operation[Answer | None]:
     """The value of a key as soon as it has one; None if it has none until ``deadline``.
 
-    ``patience`` is how many seconds Global may take to answer beyond what it is to wait.
+    ``stall_timeout`` is how many seconds Global may take to answer beyond what it is to wait.
     """
     gone: dict[Key, int] = {}
     while True:
@@ -205,7 +205,9 @@ def wait(
         wanted: dict[Key, None] = {key: None}
         answers: dict[Key, Answer] = {}
         how = _How(wait=max(WAIT_MIN, min(WAIT_ROUND, deadline - now)))
-        _, now = yield from _fetch(state, [key], wanted, answers, gone, how, now, now + patience)
+        _, now = yield from _fetch(
+            state, [key], wanted, answers, gone, how, now, now + stall_timeout
+        )
         if key in answers:
             return answers[key]
         if now >= deadline and not wanted:
@@ -223,9 +225,9 @@ def scan(
 
 
 def stats(state: LocalState, now: float, deadline: float) -> Operation[dict[str, object]]:
-    """Global's figures."""
+    """Global's metrics."""
     _, reply = yield from _read(state, lambda: Stats(*envelope(state)), StatsReply, now, deadline)
-    return reply.figures
+    return reply.metrics
 
 
 def join(state: LocalState, now: float, deadline: float) -> Operation[None]:
@@ -244,7 +246,7 @@ def _fetch(
     now: float,
     deadline: float,
 ) -> Operation[tuple[bool, float]]:
-    """Ask Global for keys; strike off ``wanted`` those that it answered.
+    """Request Global for keys; strike off ``wanted`` those that it answered.
 
     Whether it answered at all, and the time after that.
     """
@@ -269,7 +271,7 @@ def _fetch(
         for fill, found in _large(state, zip(fills, reply.items), wanted, answers, how.bodies):
             if fill.done:
                 break  # the session ended; what is left is asked for anew
-            resumed = yield Obtain(envelope(state), found.stored, span, how.into)
+            resumed = yield FetchBody(envelope(state), found.stored, span, how.into)
             now = resumed.now
             if resumed.failed is not None:
                 _not_obtained(state, resumed, fill.key, gone)
@@ -319,7 +321,7 @@ def _taken(state: LocalState, fill: Fill, found: Found, held: Held | None) -> An
     return Answer(entry, found.stored._replace(body=held.view), False)
 
 
-def _not_obtained(state: LocalState, resumed: Resumed, key: Key, gone: dict[Key, int]) -> None:
+def _not_obtained(state: LocalState, resumed: StepResult, key: Key, gone: dict[Key, int]) -> None:
     """A large value did not come. Returns if it may be asked for again."""
     gone[key] = gone.get(key, 0) + 1
     refused = resumed.failed.refusal if resumed.failed else None
@@ -335,13 +337,19 @@ def _renewed(state: LocalState, now: float, deadline: float) -> Operation[float]
     """Wait for a valid lease, or for a change of session, which has emptied the cache."""
     session = state.session
     state.renew(now)
-    resumed = yield Until(lambda now: now < state.lease_end or state.session != session, deadline)
+    resumed = yield WaitUntil(
+        lambda now: now < state.lease_end or state.session != session, deadline
+    )
     check_time(state, resumed.now, deadline)
     return resumed.now
 
 
 def _read(
-    state: LocalState, message: Callable[[], Request], kind: type[R], now: float, deadline: float
+    state: LocalState,
+    message: Callable[[], RequestMessage],
+    kind: type[R],
+    now: float,
+    deadline: float,
 ) -> Operation[tuple[float, R]]:
     """Ask for something that may be asked any number of times."""
     while True:

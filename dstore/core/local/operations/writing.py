@@ -10,8 +10,8 @@ from dstore.core.local.cache import Held
 from dstore.core.local.operations.exchange import (
     ROUNDS_MAX,
     Operation,
+    SendBody,
     SessionLost,
-    Supply,
     Unanswered,
     W,
     end_fills,
@@ -33,7 +33,7 @@ from dstore.protocol.messages import (
     Key,
     Large,
     Refusal,
-    Request,
+    RequestMessage,
     Set,
     SetItem,
     SetReply,
@@ -131,7 +131,7 @@ def _supplied(
     now = yield from ensure_joined(state, now, deadline)
     supplied = False
     try:
-        resumed = yield Supply(envelope(state), item.stored, deadline - now)
+        resumed = yield SendBody(envelope(state), item.stored, deadline - now)
         supplied = resumed.failed is None
     finally:
         if not supplied:
@@ -170,7 +170,7 @@ def delete(
 def _write(
     state: LocalState,
     keys: list[Key],
-    message: Callable[[int], Request],
+    message: Callable[[int], RequestMessage],
     kind: type[W],
     now: float,
     deadline: float,
@@ -186,8 +186,8 @@ def _write(
                 for key in keys:
                     state.begin_fill(key, fills)
             # It may have to wait for the lease of a Local that died.
-            patience = deadline + state.lease
-            now, reply = yield from exchange(state, message(write), kind, now, patience)
+            stall_timeout = deadline + state.lease
+            now, reply = yield from exchange(state, message(write), kind, now, stall_timeout)
             if len(reply.items) != len(keys):
                 raise OutcomeUnknown(
                     _named(keys), "Global answered with a wrong number of outcomes"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from dstore.runtime import clock
-from dstore.runtime.limited_log import PAUSE, LimitedLog
 from dstore.runtime.logs import Log
+from dstore.runtime.rate_limited_log import PAUSE, RateLimitedLog
 
 
 def test_one_line_a_second(
@@ -14,7 +14,7 @@ def test_one_line_a_second(
 ) -> None:
     now = [100.0]
     monkeypatch.setattr(clock, "now", lambda: now[0])
-    limited = LimitedLog(Log("dstore.test"))
+    limited = RateLimitedLog(Log("dstore.test"))
     for number in range(5):
         limited.warning("line %d", number)
     now[0] += PAUSE

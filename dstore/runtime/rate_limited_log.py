@@ -10,7 +10,7 @@ PAUSE = 1.0
 """Least seconds between two lines, unless said otherwise."""
 
 
-class LimitedLog:
+class RateLimitedLog:
     """Warnings of one kind. For one thread at a time; two at once may count one too few."""
 
     def __init__(self, log: Log, pause: float = PAUSE) -> None:
