@@ -36,7 +36,7 @@ DONE, REFUSED, USAGE = 0, 1, 2
 LARGE = 3 * config.CHUNK_BYTES
 LISTENING = "Dstore server listening on "
 STAND_STILL = """
-from dstore.repl import bar
+from dstore.cli import progress as bar
 def tell(self, what, done, total):
     print(what, flush=True)
     sys.stdin.read()

@@ -25,7 +25,7 @@ from tests.integration.terminals import AT_ONCE, CURSOR_HIDDEN, CURSOR_SHOWN, At
 
 LARGE = 3 * config.CHUNK_BYTES
 LINE_MAX = SHOWN_MAX + 3 * BEGINNING
-REPL = "import sys; from dstore.repl import main; sys.exit(main(sys.argv[1], 30.0))"
+REPL = "import sys; from dstore.cli.repl import main; sys.exit(main(sys.argv[1], 30.0))"
 UPDATED, OCCUPIED = "Database updated", "Key occupied!"
 
 NodeMaker = Callable[..., dstore.Node]

@@ -28,7 +28,7 @@ from fractions import Fraction
 import dstore.codecs
 from dstore.codecs import Codec, Codecs
 from dstore.errors import UnknownCodec
-from dstore.messages import Stored
+from dstore.protocol.messages import Stored
 
 def through(codecs, value):
     encoded = codecs.encode(value)
