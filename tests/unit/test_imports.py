@@ -1,107 +1,92 @@
-"""Imports run one way. The tables say which room may know of which; the tests hold them."""
+"""Imports run one way. The tables say which room may import which; the tests hold them."""
 
 from __future__ import annotations
 
 import ast
 from collections.abc import Iterable, Iterator
-from graphlib import TopologicalSorter
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
+ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = "dstore"
-SOURCES = Path(__file__).resolve().parents[2] / PACKAGE
 
-GROUND = {"errors", "clock", "config", "native", "logs", "background", "checks", "quoting"}
-NOUNS = {"messages", "keys", "content"}
-INSIDE = GROUND | NOUNS | {"wire", "codecs", "core", "engines", "transport", "shm"}
-PUBLIC = {"", "errors", "config", "version", "node", "global_server"}
+GROUND = {"errors", "config", "checks", "quoting", "runtime"}
+PUBLIC = {"", "errors", "config", "version"}
 
-# A room is a module or a folder of dstore; it may import itself and the rooms on the right.
-# "" is dstore/__init__.py, the public names.
+# A room is a folder of dstore, or a file that has a row of its own; the longest name that fits
+# counts. It may import itself and the rooms on the right. "" is dstore/__init__.py.
 ROOMS: dict[str, set[str]] = {
     "errors": set(),
-    "clock": set(),
+    "config": set(),
     "checks": set(),
     "quoting": set(),
-    "native": {"clock"},
-    "logs": {"native"},
-    "background": {"native", "logs"},
-    "config": set(),
     "version": set(),
-    "reentrancy": {"native"},
-    "messages": {"errors", "config"},
-    "keys": {"messages"},
-    "content": {"errors", "config", "messages"},
-    "frames": {"errors", "messages"},
-    "wire": {"errors", "config", "messages", "frames"},
-    "codecs": {"errors", "config", "messages", "checks"},
-    "engines": {"errors", "config", "messages", "keys", "background"},
-    "core": {"errors", "config", "messages", "keys", "content", "engines.base"},
-    "transport": {"errors", "config", "messages", "wire", "native", "logs", "background"},
-    "rate_limited_log": {"clock", "logs", "quoting"},
-    "shm": GROUND - {"clock"} | {"messages", "rate_limited_log", "engines"},
-    "files": {"codecs", "content", "messages"},
-    "large": INSIDE | {"rate_limited_log", "files"},
-    "loops": {"native", "background"},
-    "green": {"errors", "native", "logs", "loops", "transport.waker"},
-    "watch": INSIDE | {"green"},
-    "local": INSIDE | {"green", "rate_limited_log", "files", "large", "reentrancy", "watch"},
-    "translate": INSIDE,
-    "commands": INSIDE | {"files", "large", "translate"},
-    "helpers": INSIDE,
-    "driver": INSIDE | {"files", "helpers", "large", "local", "reentrancy"},
-    "conduct": {"driver", "local", "loops", "commands"},
-    "node": INSIDE | {"conduct", "files", "green", "local", "translate", "commands", "watch"},
-    "async_node": INSIDE | {"conduct", "files", "loops", "node", "translate", "commands", "watch"},
-    "global_server": INSIDE | {"green", "rate_limited_log", "reentrancy"},
-    "": PUBLIC - {""} | {"async_node", "codecs", "translate", "commands", "watch"},
-    "testing": {"errors", "config", "messages", "keys", "content", "core", "engines"},
-    "console": {"quoting"},
-    "repl": PUBLIC | {"background", "console", "files", "quoting"},
-    "demo": PUBLIC | {"console", "quoting"},
-    "cli": PUBLIC | {"console", "quoting", "repl", "demo", "transport.addresses"},
+    "runtime": {"errors", "quoting"},
+    "protocol": {"errors", "config"},
+    "core": set(),
+    "core.engine": {"errors", "protocol"},
+    "core.local": {"errors", "config", "protocol"},
+    "core.authority": {"errors", "config", "protocol", "core.engine"},
+    "codecs": {"errors", "config", "checks", "protocol"},
+    "transport": GROUND | {"protocol"},
+    "shm": GROUND | {"protocol", "core.engine"},
+    "client": GROUND | {"protocol", "core.local", "codecs", "transport", "shm"},
+    "server": GROUND | {"protocol", "core.authority", "core.engine", "transport", "shm"},
+    "": {"errors", "config", "version", "client", "server", "codecs"},
+    "testing": PUBLIC | {"protocol", "core.engine"},
+    "cli": PUBLIC | {"checks", "quoting", "runtime", "transport.addresses", "client.files"},
+    "cli.demo": PUBLIC | {"cli", "quoting", "testing"},
+    "cli.repl": PUBLIC | {"cli", "quoting", "runtime", "client.files"},
     "__main__": {"cli"},
 }
 
 # What is not part of Python has few doors, and so has what gevent and eventlet replace: a thread,
-# a lock or a queue of these modules may be a greenlet's. (Nobody patches dstore's own programs.)
-NATIVE = {"native"}
-OWN_PROGRAMS = {"cli", "console", "demo", "repl", "testing"}
+# a lock or a queue of these modules may be a greenlet's. (dstore's own programs are not patched.)
+NATIVE = {"runtime.native"}
+PROGRAMS = {"cli", "testing"}
 DOORS: dict[str, set[str]] = {
     "_thread": NATIVE,
-    "threading": NATIVE | OWN_PROGRAMS,
-    "queue": OWN_PROGRAMS,
+    "threading": NATIVE | PROGRAMS,
+    "queue": PROGRAMS,
     "_queue": NATIVE,
     "socket": NATIVE,
     "_socket": NATIVE,
     "select": set(),
     "selectors": set(),
-    "time.sleep": OWN_PROGRAMS,
+    "time.sleep": PROGRAMS,
     "concurrent": set(),
-    "logging": {"logs"} | OWN_PROGRAMS,
-    "multiprocessing": OWN_PROGRAMS,
-    "subprocess": OWN_PROGRAMS,
-    "blake3": {"content", "demo"},
-    "cmd2": {"repl"},
-    "msgpack": {"frames", "wire", "codecs"},
+    "logging": {"runtime.logs"} | PROGRAMS,
+    "multiprocessing": PROGRAMS,
+    "subprocess": PROGRAMS,
+    "blake3": {"protocol.content", "cli.demo"},
+    "cmd2": {"cli.repl"},
+    "msgpack": {"protocol", "codecs"},
     "numpy": {"codecs"},
-    "rich": {"repl", "demo", "cli"},
-    "sortedcontainers": {"engines"},
+    "pytest": {"testing"},
+    "rich": {"cli"},
+    "sortedcontainers": {"server.engines"},
     "zmq": {"transport"},
 }
 
 # These rooms compute and do nothing else: no socket, thread, file, randomness, clock or log.
-PURE = {"errors", "messages", "keys", "core"}
+PURE = {"errors", "core", "protocol.messages", "protocol.keys"}
 PURE_MODULES = {
     "__future__", "abc", "bisect", "collections", "dataclasses", "enum", "functools", "heapq",
     "itertools", "math", "operator", "struct", "types", "typing",
 }  # fmt: skip
 
 
-def room_of(module: str) -> str:
-    """``dstore.core.local.cache`` is in the room ``core``; ``dstore`` itself is the room ``""``."""
-    return module.removeprefix(PACKAGE).removeprefix(".").split(".")[0]
+def inside(module: str) -> str:
+    """``dstore.core.engine`` is ``core.engine``, and ``dstore`` itself is the empty name."""
+    return module.removeprefix(PACKAGE).removeprefix(".")
+
+
+def within(name: str, rooms: Iterable[str]) -> str | None:
+    """The longest of ``rooms`` that ``name`` is or is a part of, or None if it is in none."""
+    found = [room for room in rooms if name == room or (room and name.startswith(f"{room}."))]
+    return max(found, key=len, default=None)
 
 
 def imported(tree: ast.Module, package: str, known: set[str]) -> Iterator[str]:
@@ -122,18 +107,19 @@ def imported(tree: ast.Module, package: str, known: set[str]) -> Iterator[str]:
 
 
 def refusal(module: str, target: str) -> str | None:
-    """Why ``module`` may not import ``target``; None if it may."""
-    room = room_of(module)
-    top = target.split(".")[0]
+    """Why ``module`` may not import ``target``, or None if it may."""
+    name, top = inside(module), target.split(".")[0]
     if top != PACKAGE:
-        if room in PURE and top not in PURE_MODULES:
-            return f"{module} imports {target}, but {room} is to stay pure"
-        for door in (target, top):
-            if room not in DOORS.get(door, {room}):
+        if within(name, PURE) is not None and top not in PURE_MODULES:
+            return f"{module} imports {target}, but {within(name, PURE)} is pure"
+        for door in dict.fromkeys((target, top)):
+            if door in DOORS and within(name, DOORS[door]) is None:
                 return f"{module} imports {target}, which is for {sorted(DOORS[door])} alone"
         return None
-    inside = target.removeprefix(PACKAGE).removeprefix(".")
-    if room_of(target) == room or {inside, room_of(target)} & ROOMS[room]:
+    room = within(name, ROOMS)
+    assert room is not None
+    aim = inside(target)
+    if within(aim, ROOMS) == room or within(aim, ROOMS[room]) is not None:
         return None
     return f"{module} imports {target}, and may import only {sorted(ROOMS[room])} of dstore"
 
@@ -142,20 +128,40 @@ def refusals(sources: dict[str, str], packages: Iterable[str] = ()) -> list[str]
     """Every forbidden import in ``sources``, which maps a module's full name to its text."""
     found = []
     for module, text in sources.items():
-        if room_of(module) not in ROOMS:
+        if within(inside(module), ROOMS) is None:
             found.append(f"{module} has no row in ROOMS")
             continue
-        package = module if module in packages else module.rpartition(".")[0]
-        targets = imported(ast.parse(text), package, set(sources))
+        targets = imported(ast.parse(text), package_of(module, packages), set(sources))
         found += [reason for target in targets if (reason := refusal(module, target))]
     return found
 
 
-def own_sources() -> tuple[dict[str, str], set[str]]:
-    """All modules of dstore with their text, and the names of those that are packages."""
+def circle(sources: dict[str, str], packages: Iterable[str] = ()) -> list[str]:
+    """Modules that import each other in a circle, or nothing if there is no circle.
+
+    Imports for a type checker count as well: whoever reads one of the files needs the others.
+    """
+    graph: dict[str, set[str]] = {}
+    for module, text in sources.items():
+        targets = imported(ast.parse(text), package_of(module, packages), set(sources))
+        graph[module] = {target for target in targets if target in sources} - {module}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        names: list[str] = error.args[1]
+        return names
+    return []
+
+
+def package_of(module: str, packages: Iterable[str]) -> str:
+    return module if module in packages else module.rpartition(".")[0]
+
+
+def sources_of(folder: str) -> tuple[dict[str, str], set[str]]:
+    """All modules below a folder of the project with their text; and which are packages."""
     sources, packages = {}, set()
-    for path in sorted(SOURCES.rglob("*.py")):
-        parts = path.relative_to(SOURCES.parent).with_suffix("").parts
+    for path in sorted((ROOT / folder).rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
         if parts[-1] == "__init__":
             parts = parts[:-1]
             packages.add(".".join(parts))
@@ -164,16 +170,25 @@ def own_sources() -> tuple[dict[str, str], set[str]]:
 
 
 def test_dstore_keeps_to_the_tables() -> None:
-    assert refusals(*own_sources()) == []
+    assert refusals(*sources_of(PACKAGE)) == []
+
+
+@pytest.mark.parametrize("folder", [PACKAGE, "tests", "benchmarks"])
+def test_no_files_import_each_other_in_a_circle(folder: str) -> None:
+    assert circle(*sources_of(folder)) == []
 
 
 def test_every_row_is_of_a_room_that_exists() -> None:
-    sources, _ = own_sources()
-    assert sorted(set(ROOMS) - {room_of(module) for module in sources}) == []
+    sources, _ = sources_of(PACKAGE)
+    names = {inside(module) for module in sources}
+    rows = set(ROOMS) | PURE | set().union(*ROOMS.values(), *DOORS.values())
+    assert sorted(rows - names) == []
 
 
 def test_the_table_has_no_circle() -> None:
-    graph = {room: {other.split(".")[0] for other in known} for room, known in ROOMS.items()}
+    graph = {
+        room: {within(other, ROOMS) for other in known} - {room} for room, known in ROOMS.items()
+    }
     assert list(TopologicalSorter(graph).static_order())
 
 
@@ -184,42 +199,78 @@ def test_the_table_has_no_circle() -> None:
         ("dstore.core.local.cache", "from threading import Lock"),
         ("dstore.core.local.cache", "import zmq"),
         ("dstore.core.local.cache", "def f():\n    from random import random"),
-        ("dstore.core.local.cache", "from dstore.server.engines.memory import MemoryEngine"),
-        ("dstore.core.local.cache", "from dstore import wire"),
-        ("dstore.core.local.cache", "from .. import wire"),
-        ("dstore.core.local.cache", "from ..wire import encode"),
+        ("dstore.core.local.cache", "from dstore.core.authority.state import GlobalState"),
+        ("dstore.core.local.cache", "from dstore.core.engine import Engine"),
+        ("dstore.core.local.cache", "from dstore.client import node"),
+        ("dstore.core.local.cache", "from ..authority import state"),
+        ("dstore.core.local.cache", "from ..authority.state import GlobalState"),
         ("dstore.core.local.cache", "import dstore"),
-        ("dstore.messages", "import msgpack"),
-        ("dstore.server.engines.memory", "from dstore.core import cache"),
-        ("dstore.transport.dealer", "from dstore.core.local.cache import Cache"),
-        ("dstore.node", "import zmq"),
-        ("dstore.node", "import zmq.utils.monitor"),
-        ("dstore.node", "from dstore.cli import main"),
-        ("dstore.repl", "from dstore.core.local.cache import Cache"),
-        ("dstore.newcomer", ""),
-        ("dstore.local", "import threading"),
-        ("dstore.watch", "from queue import SimpleQueue"),
-        ("dstore.runtime.waker", "import socket"),
-        ("dstore.large", "import time\ntime.sleep(1)"),
-        ("dstore.large", "from time import monotonic, sleep"),
+        ("dstore.core.authority.state", "from dstore.core.local.cache import Cache"),
+        ("dstore.core.authority.state", "from dstore.server.engines.memory import MemoryEngine"),
+        ("dstore.core.engine", "from dstore.core.authority.state import GlobalState"),
+        ("dstore.protocol.messages", "import msgpack"),
+        ("dstore.protocol.wire", "from dstore.core.local.cache import Cache"),
+        ("dstore.server.engines.memory", "from dstore.core.local import cache"),
+        ("dstore.server.server", "from dstore.client.node import Node"),
+        ("dstore.server.server", "from dstore.codecs import table"),
+        ("dstore.client.node", "from dstore.server.server import Global"),
+        ("dstore.client.node", "from dstore.core.authority.log import InvalidationLog"),
+        ("dstore.client.node", "import zmq"),
+        ("dstore.client.node", "import zmq.utils.monitor"),
+        ("dstore.client.node", "from dstore.cli import main"),
+        ("dstore.client.watch", "from queue import SimpleQueue"),
+        ("dstore.client.large", "import time\ntime.sleep(1)"),
+        ("dstore.client.large", "from time import monotonic, sleep"),
         ("dstore.client.hosts.loop", "import logging"),
+        ("dstore.client.hosts.loop", "import threading"),
         ("dstore.client.hosts.helpers", "from concurrent.futures import ThreadPoolExecutor"),
+        ("dstore.runtime.waker", "import socket"),
+        ("dstore.runtime.waker", "from dstore.transport.addresses import check"),
+        ("dstore.transport.channel", "from dstore.core.local.cache import Cache"),
+        ("dstore.cli.repl", "from dstore.core.local.cache import Cache"),
+        ("dstore.cli.console", "import cmd2"),
+        ("dstore.cli.console", "from dstore.cli.repl.session import Session"),
+        ("dstore.testing.engine_contract", "from dstore.cli import main"),
+        ("dstore.newcomer", ""),
     ],
 )
 def test_a_forbidden_import_is_refused(module: str, text: str) -> None:
-    others = {"dstore.protocol.wire": "", "dstore.core": "", "dstore.core.local.cache": ""}
-    assert len(refusals({**others, module: text}, packages=["dstore.core"])) == 1
+    others, packages = sources_of(PACKAGE)
+    others = dict.fromkeys(others, "")
+    assert len(refusals({**others, module: text}, packages)) == 1
 
 
 @pytest.mark.parametrize(
     ("module", "text"),
     [
-        ("dstore.core.state", "from .cache import Cache\nfrom collections import deque"),
-        ("dstore.core.state", "from dstore.core.engine import Engine"),
-        ("dstore.transport.dealer", "import zmq\nfrom dstore.protocol.wire import encode"),
+        ("dstore.core.local.state", "from .cache import Cache\nfrom collections import deque"),
+        ("dstore.core.authority.state", "from dstore.core.engine import Engine"),
+        ("dstore.transport.channel", "import zmq\nfrom dstore.protocol.wire import encode"),
         ("dstore.protocol.wire", "from msgpack import packb"),
-        ("dstore.repl", "import cmd2\nimport dstore\nfrom dstore import Node"),
+        ("dstore.runtime.native", "import threading"),
+        ("dstore.cli.repl.session", "import cmd2\nimport dstore\nfrom dstore import Node"),
     ],
 )
 def test_an_allowed_import_is_not_refused(module: str, text: str) -> None:
-    assert refusals({"dstore.core.local.cache": "", module: text}) == []
+    others, packages = sources_of(PACKAGE)
+    assert refusals({**dict.fromkeys(others, ""), module: text}, packages) == []
+
+
+@pytest.mark.parametrize(
+    "sources",
+    [
+        {"p.a": "from p import b", "p.b": "import p.a"},
+        {"p.a": "from p.b import x", "p.b": "def f():\n    from p.c import y", "p.c": "import p.a"},
+        {
+            "p.a": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from p.b import x",
+            "p.b": "from .a import y",
+        },
+    ],
+)
+def test_a_circle_is_found(sources: dict[str, str]) -> None:
+    assert set(circle({"p": "", **sources}, ["p"])) == set(sources)
+
+
+def test_a_diamond_is_no_circle() -> None:
+    sources = {"p.a": "import p.b, p.c", "p.b": "import p.d", "p.c": "import p.d", "p.d": ""}
+    assert circle(sources) == []
