@@ -1,4 +1,4 @@
-"""The places for Global's large values keep the contract, and share what can be shared."""
+"""SharedBulk and PrivateBulk keep the contract of Bulk, and share the values that can be shared."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ import pytest
 from dstore.core.engine import Bulk, Lost
 from dstore.errors import StoreFull
 from dstore.runtime.background import janitor
-from dstore.shm import SharedBulk, bulk_for, eviction, mapping, parts
+from dstore.shm import SharedBulk, bulk_for, eviction, mapping, private_bulk
 from dstore.shm import bulk as shm_bulk
-from dstore.shm import private_bulk as engines_bulk
+from dstore.shm import files as shm_files
 from dstore.shm.private_bulk import PrivateBulk
 from dstore.testing.bulk_contract import BulkContract, got, raises
 from tests.unit.shm.children import (
@@ -201,7 +201,7 @@ def test_private_memory_is_not_shared_with_a_child() -> None:
 
 
 def mappings(of: object = "") -> int:
-    """How many mappings this process has, of files with such a path."""
+    """How many mappings of files under this path the process has."""
     return sum(str(of) in line for line in Path("/proc/self/maps").read_text().splitlines())
 
 
@@ -301,7 +301,7 @@ def test_where_there_is_no_memory_a_small_private_value_is_refused(
 
 @pytest.fixture
 def steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Memory is reserved a page at a time. How much is reserved after each time."""
+    """Memory is reserved a page at a time. Returns how much was reserved after each time."""
     reserved: list[int] = []
     whole = os.posix_fallocate
 
@@ -310,7 +310,7 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         whole(descriptor, offset, count)
         reserved.append(offset + count)
 
-    monkeypatch.setattr(parts, "RESERVE_BYTES", PAGE)
+    monkeypatch.setattr("dstore.shm.writer.RESERVE_BYTES", PAGE)
     monkeypatch.setattr(os, "posix_fallocate", counted)
     return reserved
 
@@ -358,7 +358,7 @@ def test_room_is_not_promised_twice(
 
 @pytest.fixture
 def full_later(steps: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    """There is room when a value is begun, and then others take it."""
+    """There is room when a value is begun, and then other processes take it."""
     whole = os.posix_fallocate
 
     def full(descriptor: int, offset: int, count: int) -> None:
@@ -370,7 +370,7 @@ def full_later(steps: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("full_later")
-def test_when_others_take_the_room_the_value_becomes_private_and_begins_anew(
+def test_when_others_take_the_room_the_value_becomes_private_and_begins_again(
     bulk: SharedBulk, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     token = new_token()
@@ -441,8 +441,8 @@ def test_a_full_file_system_is_not_searched_again_and_again(
 def test_what_is_large_loses_its_name_at_once_and_its_memory_in_the_background(
     bulk: SharedBulk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str
 ) -> None:
-    for place in (parts, shm_bulk):
-        monkeypatch.setattr(place, "MUCH", SIZE)
+    for module in (shm_files, private_bulk):
+        monkeypatch.setattr(module, "MUCH", SIZE)
     token = new_token()
     if state == "adopted":
         with opened(tmp_path) as node:
@@ -464,7 +464,7 @@ def test_what_is_large_loses_its_name_at_once_and_its_memory_in_the_background(
 def test_a_piece_that_is_under_way_stays_good(
     bulk: SharedBulk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shm_bulk, "MUCH", SIZE)
+    monkeypatch.setattr(private_bulk, "MUCH", SIZE)
     token = new_token()
     written(bulk, token)
     view = bulk.read(token, 3, PAGE)
@@ -477,8 +477,8 @@ def test_a_piece_that_is_under_way_stays_good(
 
 @pytest.mark.parametrize("sealed", [False, True])
 def test_so_does_private_memory(monkeypatch: pytest.MonkeyPatch, sealed: bool) -> None:
-    for name in ("MUCH", "MAPPED_FROM"):
-        monkeypatch.setattr(engines_bulk, name, SIZE)
+    for name in ("MUCH", "MAPPED_MIN"):
+        monkeypatch.setattr(private_bulk, name, SIZE)
     bulk, token = PrivateBulk(), new_token()
     bulk.reserve(token, SIZE)
     memory = weakref.ref(bulk._unsealed[token].obj)

@@ -1,4 +1,4 @@
-"""Nobody else decides where shared memory is: not before it is opened, and not afterwards."""
+"""Other users cannot redirect shared memory, neither before it is opened nor afterwards."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 import dstore
-from dstore.shm import check_root, memory, open_memory, place
-from dstore.shm.place import Unsafe
+from dstore.shm import check_root, directory, open_memory
+from dstore.shm.directory import Unsafe
 from tests.unit.shm.children import (
     EPOCH,
     SIZE,
@@ -33,19 +33,19 @@ only_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give fil
 
 @pytest.fixture(autouse=True)
 def _say_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "_said", set())
+    monkeypatch.setattr("dstore.shm.root._logged", set())
 
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """A folder, two levels down."""
+    """A folder two levels below ``tmp_path``."""
     path = tmp_path / "above" / "root"
     path.mkdir(0o700, parents=True)
     return path
 
 
 def refused(root: Path, caplog: pytest.LogCaptureFixture) -> str:
-    """It is an error if it is asked for, and where it is not, a warning, once. What is said."""
+    """An unsafe root is an error if it was set, and logs one warning as the default."""
     with pytest.raises(ValueError, match="is not safe") as caught:
         check_root(str(root))
     for _ in range(2):
@@ -64,7 +64,7 @@ def taken(root: Path) -> None:
     assert files(root) == []
 
 
-# ---- the way ----------------------------------------------------------------------------------
+# ---- the path to the root ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("mode", [0o777, 0o775, 0o770, 0o722, 0o2777])
@@ -105,7 +105,7 @@ def test_links_of_this_user_are_followed(root: Path) -> None:
 
 @only_root
 def test_links_of_somebody_else_are_not(root: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """As one that was planted in /tmp."""
+    """As when another user has planted it in /tmp."""
     link = root.parent / "link"
     link.symlink_to(root)
     os.chown(link, SOMEBODY, SOMEBODY, follow_symlinks=False)
@@ -128,7 +128,7 @@ def test_links_without_end_come_to_one(root: Path) -> None:
     (root / "a").symlink_to("b")
     (root / "b").symlink_to("a")
     with pytest.raises(OSError, match="symbolic links"):
-        place.walk(str(root / "a"))
+        directory.walk(str(root / "a"))
     assert open_memory(EPOCH, root=str(root / "a")) is None
 
 
@@ -147,7 +147,7 @@ def test_what_becomes_a_link_between_two_looks_is_not_followed(
 
     monkeypatch.setattr(os, "stat", swapped)
     with pytest.raises(NotADirectoryError):
-        place.walk(str(root))
+        directory.walk(str(root))
 
 
 @pytest.mark.parametrize("given", ["argument", "variable"])
@@ -170,7 +170,7 @@ def test_a_default_that_is_not_safe_is_a_warning_and_private_memory(
 ) -> None:
     root.chmod(0o777)
     monkeypatch.delenv("DSTORE_SHM")
-    monkeypatch.setattr(memory, "ROOT_DEFAULT", str(root))
+    monkeypatch.setattr("dstore.shm.root.ROOT_DEFAULT", str(root))
     with dstore.Global("tcp://127.0.0.1:0") as one, dstore.Node(one.address) as node:
         node.set("k", bytes(1 << 20))
         assert node.get("k") == bytes(1 << 20)
@@ -180,15 +180,15 @@ def test_a_default_that_is_not_safe_is_a_warning_and_private_memory(
     assert files(root) == []
 
 
-# ---- once it is open --------------------------------------------------------------------------
+# ---- after it is open -------------------------------------------------------------------------
 
 
 def test_another_folder_in_the_place_of_ours_gets_nothing(root: Path) -> None:
-    """The user who put it there has not got what we write."""
+    """A user who has put another folder in place of ours cannot read what we write."""
     with opened(root) as here:
         root.rename(root.parent / "former")
         root.mkdir(0o700)
-        assert holds(here, stored(here)) and holds(here, stored(here, own=True))
+        assert holds(here, stored(here)) and holds(here, stored(here, for_global=True))
         assert files(root) == []
     assert files(root.parent / "former") == []
 
@@ -205,7 +205,7 @@ def test_nor_does_a_link(root: Path, what: str) -> None:
         ours.rename(root / "former")
         ours.symlink_to(aim)
         assert holds(here, token)
-        assert holds(here, stored(here)) and holds(here, stored(here, own=True))
+        assert holds(here, stored(here)) and holds(here, stored(here, for_global=True))
         here.drop(token)
         assert files(aim) == before
     cleaned(root)
@@ -277,7 +277,7 @@ def test_nor_what_has_the_name_of_the_lock(
     assert "no shared memory" in caplog.text
 
 
-# ---- what lies about there --------------------------------------------------------------------
+# ---- files that are there already -------------------------------------------------------------
 
 
 def test_what_has_another_name_is_neither_evicted_nor_swept(tmp_path: Path) -> None:
@@ -294,14 +294,14 @@ def test_what_has_another_name_is_neither_evicted_nor_swept(tmp_path: Path) -> N
 
 
 def test_an_empty_file_of_a_dead_writer_goes_when_it_is_old(tmp_path: Path) -> None:
-    """It takes no room, but there is no end to those that are killed."""
+    """Empty files take no room, but killed processes could leave any number of them."""
     with opened(tmp_path):
         copies = folder_of(tmp_path) / "copies"
         young, old = (copies / f"{new_token().hex()}.part" for _ in range(2))
         young.touch(0o600)
         old.touch(0o600)
         os.utime(old, (time.time() - 100, time.time() - 100))
-        with opened(tmp_path):  # which sweeps
+        with opened(tmp_path):  # this sweeps
             assert files(copies) == [young.name]
 
 
@@ -319,4 +319,4 @@ def test_one_that_is_being_claimed_stays_however_old(tmp_path: Path) -> None:
 def test_a_walk_says_what_is_wrong(root: Path) -> None:
     root.chmod(0o777)
     with pytest.raises(Unsafe, match=f"others may write in {root}"):
-        place.walk(str(root))
+        directory.walk(str(root))
