@@ -1,4 +1,4 @@
-"""Arrays go in and come out the same, and are not copied where that can be helped."""
+"""Arrays are decoded as they were encoded, and are not copied unless they have to be."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ ARRAYS: dict[str, Any] = {
 
 
 def assert_same(back: Any, original: Any) -> None:
-    """The same type, shape, order and bytes, and read-only for good."""
+    """Fail unless both have the same type, shape, order and bytes, and the decoded one is read-only."""
     assert type(back) is np.ndarray
     assert back.shape == original.shape
     assert back.dtype == original.dtype
@@ -253,7 +253,7 @@ def test_fields_that_a_reader_renames_keep_their_names_for_others() -> None:
         assert_same(back, value)
 
 
-def test_a_header_is_read_once() -> None:
+def test_a_header_is_parsed_once() -> None:
     value = np.zeros((5, 7, 3), "<u2")
     body = stored("ndarray", PLAIN.encode(value).joined())
     read = array._layout.cache_info()
@@ -261,7 +261,7 @@ def test_a_header_is_read_once() -> None:
         PLAIN.decode(body)
     now = array._layout.cache_info()
     assert (now.misses, now.hits) == (read.misses, read.hits + 3)
-    assert now.maxsize == array.LAYOUTS_MAX
+    assert now.maxsize == array.HEADERS_CACHED
 
 
 # ---- what is refused --------------------------------------------------------------------------
@@ -288,7 +288,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "record": (np.zeros(1, FIELDS)[0], r"convert it with .item\(\)"),
     "masked": (np.ma.masked_less(np.arange(3), 1), r"convert it with numpy.asarray\(\)"),
     "records": (np.zeros(2, FIELDS).view(np.recarray), r"convert it with numpy.asarray\(\)"),
-    "inside": ([np.arange(3)], "inside of another value only by a Node with pickle=True"),
+    "inside": ([np.arange(3)], "inside another value only by a Node with pickle=True"),
 }
 
 

@@ -1,4 +1,4 @@
-"""Codecs that a user brings."""
+"""Codecs of a user."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.unit.codecs.bodies import KINDS, checked, stored, through
 
 
 class Picture:
-    """A type of a user's own: some bytes behind a title."""
+    """A type of a user's own: bytes with a title."""
 
     def __init__(self, title: str, pixels: Any) -> None:
         self.title = title
@@ -98,7 +98,7 @@ def test_encode_gives_bytes_or_several(given: object, body: bytes) -> None:
         (1, "int"),
     ],
 )
-def test_encode_that_gives_something_else_is_told(given: object, named: str) -> None:
+def test_encode_that_returns_something_else_is_an_error(given: object, named: str) -> None:
     with pytest.raises(TypeError, match=f"codec 'picture' gave {named}; it is to return bytes"):
         encoding_to(given).encode(SUNSET)
 

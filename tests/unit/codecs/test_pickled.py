@@ -1,4 +1,4 @@
-"""Pickles: for who asks for them, and without copies of what is large."""
+"""Pickled values: only for a Node that asks for them, and without copies of large buffers."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tests.unit.codecs.bodies import (
 
 @dataclasses.dataclass
 class Model:
-    """Something that only pickle can take."""
+    """A value that only pickle can encode."""
 
     name: str
     weights: Any
@@ -39,7 +39,7 @@ sprung: list[str] = []
 
 
 class Trap:
-    """Runs when it is unpickled."""
+    """Its function runs when it is unpickled."""
 
     def __reduce__(self) -> Any:
         return spring, ("by hand",)
@@ -50,7 +50,7 @@ def spring(how: str) -> None:
 
 
 class Unwilling:
-    """Fails while it is pickled."""
+    """Raises while it is pickled."""
 
     def __init__(self, reason: type[Exception]) -> None:
         self.reason = reason
@@ -107,7 +107,7 @@ def test_a_value_is_unpickled_afresh_each_time() -> None:
 
 
 def layout(body: bytes) -> list[tuple[int, int]]:
-    """Where the buffers lie, by the table at the beginning of the body."""
+    """The offsets of the buffers, from the table at the beginning of the body."""
     (count,) = struct.unpack_from("<Q", body)
     lengths = struct.unpack_from(f"<{count + 1}Q", body, 8)
     end = 8 * (count + 2) + lengths[0]
@@ -199,7 +199,7 @@ def test_data_frames_share_their_columns(kind: Callable[[bytes], Buffer]) -> Non
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_nothing_is_unpickled_for_who_did_not_ask(kind: Callable[[bytes], Buffer]) -> None:
+def test_nothing_is_unpickled_without_pickle_true(kind: Callable[[bytes], Buffer]) -> None:
     body = kind(PICKLING.encode(Trap()).joined())
     with pytest.raises(UnknownCodec, match="create the Node with pickle=True"):
         PLAIN.decode(stored("pickle", body))

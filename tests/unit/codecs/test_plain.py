@@ -1,4 +1,4 @@
-"""Values of Python's own go in and come out the same, or are refused with a word of advice."""
+"""Values of built-in types are decoded as they were encoded, or refused with advice."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ values = st.recursive(
 
 
 def typed(value: Any) -> object:
-    """The value with the type of every part, so that 1, True and 1.0 differ."""
+    """The value along with the types of all its parts, so that 1, True and 1.0 differ."""
     if isinstance(value, (list, tuple)):
         return type(value), [typed(part) for part in value]
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""Which codecs a Node has, and which one takes a value."""
+"""The codecs of a Node, and the choice of one for a value."""
 
 from __future__ import annotations
 

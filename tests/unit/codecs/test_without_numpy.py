@@ -1,4 +1,4 @@
-"""Where NumPy is not installed everything but arrays works, and where it is it is not imported."""
+"""Without NumPy everything but arrays works, and an installed NumPy is not imported."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from fractions import Fraction
 import dstore.codecs
 from dstore.codecs import Codec, Codecs
 from dstore.errors import UnknownCodec
-from dstore.messages import Stored
+from dstore.protocol.messages import Stored
 
 def through(codecs, value):
     encoded = codecs.encode(value)
