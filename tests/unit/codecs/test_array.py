@@ -80,7 +80,7 @@ ARRAYS: dict[str, Any] = {
 
 
 def assert_same(back: Any, original: Any) -> None:
-    """Fail unless both have the same type, shape, order and bytes, and the decoded one is read-only."""
+    """Fail unless both have the same type, shape, order and bytes, and ``back`` is read-only."""
     assert type(back) is np.ndarray
     assert back.shape == original.shape
     assert back.dtype == original.dtype
