@@ -1,9 +1,9 @@
-"""Deliberately broken variants of the real core, each with one rule of the protocol taken out.
+"""Mutants: deliberately broken variants of the real core, each without one rule of the protocol.
 
-A mutant is a change of source text, so that it breaks the very code that runs. Each has to be
-caught: by the simulation, within a bounded number of seeds, or, where the simulation cannot come
-to it by its nature, by a named test. A text that no longer stands in the source is an error, so
-that the mutants keep up with the code.
+A mutant is a change of source text, so that it breaks the code that really runs. Each has to be
+caught by the simulation within a bounded number of seeds or, if the simulation cannot reach it, by
+a named test. A text that is no longer in the source is an error, so that the mutants keep up with
+the code.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ CORE = "tests/unit/core/"
 
 @dataclass(frozen=True)
 class Mutant:
-    """``edits``: (module below dstore, text, text that takes its place).
+    """One broken variant.
 
-    ``test``: what catches it, if the simulation does not; ``why``: why that is so.
+    ``edits`` are (module below dstore, text, replacement). ``test`` is the test that catches it if
+    the simulation cannot, and ``why`` says why it cannot.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Plays scenarios, judges them, and reduces one that fails to its smallest form."""
+"""Plays scenarios, checks their histories, and reduces one that fails to a small one."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from tests.simulation.scenario import Scenario
 from tests.simulation.world import World
 
 SLACK = 0.01
-"""Seconds by which a deletion that is not waited for may outlast its lease."""
+"""Seconds after its lease in which a deletion with ``wait=False`` may take effect."""
 SMALL_TRIES = 600
-"""Small scenarios that are tried first when a run is reduced."""
+"""Small scenarios that are tried first to reduce a failing run."""
 SHRINK_TRIES = 15
 """Seeds that are tried for each simpler scenario."""
 
 
 @dataclass
 class Outcome:
-    """What came of one run. ``faults`` is empty if all was well."""
+    """The outcome of one run. ``faults`` has what is wrong, one item each."""
 
     scenario: Scenario
     faults: list[str]
@@ -37,23 +37,23 @@ class Outcome:
 
 
 def run(scenario: Scenario) -> Outcome:
-    """Play one scenario to its end and judge it: invariants at each step, then the history."""
+    """Play one scenario and check the invariants at each step, then the history."""
     world = World(scenario)
     try:
         world.run()
-    except Exception as error:  # the core under test broke down, which is a finding like others
+    except Exception as error:  # in the core under test, which is a finding
         world.faults.append(f"{type(error).__name__}: {error}")
     history = world.history
     outcome = Outcome(scenario, world.faults, world.loop.steps, len(history))
     outcome.trace = world.loop.trace
     if outcome.ok:
-        _judge(world, outcome)
+        _check_history(world, outcome)
         if outcome.faults:
             outcome.trace = outcome.trace[: world.busy_lines]
     return outcome
 
 
-def _judge(world: World, outcome: Outcome) -> None:
+def _check_history(world: World, outcome: Outcome) -> None:
     scenario, history = world.scenario, world.history
     prompt = not (scenario.global_pauses or scenario.global_crashes)
     within = scenario.lease + SLACK if prompt else None
@@ -69,10 +69,10 @@ def _judge(world: World, outcome: Outcome) -> None:
 
 
 def shrink(outcome: Outcome) -> Outcome:
-    """A smaller run that fails too: fewer faults, Locals, threads, operations and keys.
+    """A smaller run that fails too: with fewer kinds of faults, Locals, threads and operations.
 
-    First small scenarios are tried, which often fail as well and in far fewer steps; then one
-    thing after the other is left out of what was found, as long as something shorter still fails.
+    Small scenarios are tried first, which often fail as well in far fewer steps. Then one thing
+    after the other is left out of the smallest one, while a shorter run still fails.
     """
     smallest = _shortest(outcome, (_small(seed) for seed in range(SMALL_TRIES)))
     improved = True
@@ -123,7 +123,7 @@ def _simpler(scenario: Scenario) -> Iterator[Scenario]:
         "evictions",
         "large",
         "slow",
-        "lost_publications",
+        "lost_broadcasts",
         "drift",
     ):
         if getattr(scenario, name):

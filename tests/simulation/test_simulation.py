@@ -1,4 +1,4 @@
-"""The real core holds its promise over many seeds, and broken variants of it are caught."""
+"""The real core passes over many seeds, and its broken variants are caught."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from tests.simulation.world import World
 SEEDS = 120
 """Seeds of the default run; ``scripts/simulate --seeds N`` plays more."""
 SEEDS_OF_A_MUTANT = 60
+"""Seeds within which the mutants below have to be caught."""
 QUICK = {
     "removal before acknowledgement",
     "confirmation without waiting",
@@ -27,7 +28,7 @@ QUICK = {
 """Mutants of the default run; ``scripts/simulate --mutants`` plays all."""
 
 
-def test_no_seed_breaks_the_promise() -> None:
+def test_no_seed_fails() -> None:
     first = int(os.environ.get("DSTORE_SEED", "0"))
     for seed in range(first, first + SEEDS):
         outcome = run(Scenario.draw(seed))
@@ -41,7 +42,7 @@ def test_the_same_seed_gives_the_same_trace() -> None:
         assert one.trace == other.trace
 
 
-def test_the_scenarios_meet_every_fault_and_every_operation() -> None:
+def test_the_scenarios_have_every_fault_and_every_operation() -> None:
     text = []
     for seed in range(40):
         world = World(Scenario.draw(seed))
@@ -67,11 +68,11 @@ def test_the_scenarios_meet_every_fault_and_every_operation() -> None:
         "set_many",
         "get_many",
     ):
-        assert event in trace, f"no scenario has shown {event!r}"
+        assert event in trace, f"no scenario has {event!r}"
 
 
 def test_a_history_of_the_simulation_is_not_trivially_linearizable() -> None:
-    """One read turned into one that came too late, and the checker refuses it."""
+    """The checker refuses the history with a read that comes after the deletion of its value."""
     world = World(Scenario(seed=1, locals=3, threads=2, operations=20, keys=1))
     world.run()
     history = world.history
@@ -87,7 +88,7 @@ def test_a_history_of_the_simulation_is_not_trivially_linearizable() -> None:
 
 @pytest.mark.parametrize("mutant", [pytest.param(each, id=each.name) for each in MUTANTS])
 def test_every_mutant_still_applies(mutant: Mutant) -> None:
-    """A text that has gone from the source would make the mutant no mutant."""
+    """A mutant whose text is no longer in the source would change nothing."""
     from pathlib import Path
 
     import dstore
