@@ -58,7 +58,7 @@ def _report(seed: int, outcome: Outcome) -> None:
     if len(shown) < len(outcome.trace):
         print(f"  ... {len(outcome.trace) - len(shown)} lines before these")
     print("\n".join(f"  {line}" for line in shown))
-    print("\n".join(outcome.faults))
+    print("\n".join(outcome.violations))
 
 
 if __name__ == "__main__":

@@ -87,7 +87,7 @@ class SimGlobal(Pausable):
 
     def crash(self) -> None:
         """Crash and restart: empty, or with its data when all leases have ended."""
-        self.loop.tell(self.name, f"crashes, durable={self.scenario.durable}")
+        self.loop.log(self.name, f"crashes, durable={self.scenario.durable}")
         if self.scenario.durable:
             self._serves_from = self.loop.now + self.scenario.lease
             for token in self.bulk.tokens() - self.bound():
@@ -107,7 +107,7 @@ class SimGlobal(Pausable):
             return
         if self.loop.now < self._serves_from:
             return
-        self.loop.tell(self.name, f"<- {route.decode()} {short(message)}")
+        self.loop.log(self.name, f"<- {route.decode()} {short(message)}")
         self._perform(self.state.receive(route, message, self.loop.now))
 
     def _tick(self, epoch: int) -> None:
@@ -133,7 +133,7 @@ class SimGlobal(Pausable):
             self.loop.at(self._timer, self._tick, self.epoch)
 
     def _publish(self, effect: Publish) -> None:
-        self.loop.tell(self.name, f"publishes {short(effect.message)}")
+        self.loop.log(self.name, f"publishes {short(effect.message)}")
         for connection in self.subscriptions.values():
             if self.loop.dice.random() >= self.scenario.lost_broadcasts:
                 connection.send_down(effect.message)
@@ -143,12 +143,12 @@ class SimLocal(Pausable):
     """A process with a Local and some threads. Its clock has a rate of its own."""
 
     def __init__(
-        self, loop: Loop, scenario: Scenario, place: SimGlobal, host: SimHost, name: str
+        self, loop: Loop, scenario: Scenario, authority: SimGlobal, host: SimHost, name: str
     ) -> None:
         super().__init__(loop, name)
         self.host = host
         self.scenario = scenario
-        self.place = place
+        self.authority = authority
         self.rate = 1 + loop.dice.uniform(-scenario.drift, scenario.drift)
         self.offset = loop.dice.uniform(0, 1000)
         self.alive = True
@@ -164,19 +164,21 @@ class SimLocal(Pausable):
         if loop.dice.random() < scenario.watchers:
             self.state.watch(1, self.clock())
         self.control = self.connect("control", self._on_control)
-        self.sub = Connection(loop, scenario, f"{name}.sub", place.receive, self._on_published)
-        place.subscriptions[self.sub.name] = self.sub
+        self.sub = Connection(loop, scenario, f"{name}.sub", authority.receive, self._on_published)
+        authority.subscriptions[self.sub.name] = self.sub
         self.touched()
 
     def connect(self, kind: str, down: Callable[[Any], None]) -> Connection:
         name = f"{self.name}.{kind}"
-        connection = Connection(self.loop, self.scenario, name, self.place.receive, down)
-        self.place.connections[name] = connection
+        connection = Connection(self.loop, self.scenario, name, self.authority.receive, down)
+        self.authority.connections[name] = connection
         return connection
 
     def of_global(self, token: bytes) -> bytes | None:
         """A value in Global's own files, if Global runs on the same host."""
-        body = self.place.bulk.read(token, 0, VALUE_BYTES) if self.host is self.place.host else None
+        if self.host is not self.authority.host:
+            return None
+        body = self.authority.bulk.read(token, 0, VALUE_BYTES)
         return None if body is None else bytes(body)
 
     # ---- clock ----------------------------------------------------------------------------
@@ -198,7 +200,7 @@ class SimLocal(Pausable):
             self._receive(message)
 
     def _receive(self, message: Any) -> None:
-        self.loop.tell(self.name, f"<- {short(message)}")
+        self.loop.log(self.name, f"<- {short(message)}")
         effects = self.state.receive(message, self.clock())
         self.perform([*effects, *self.state.tick(self.clock())])
 
@@ -216,10 +218,10 @@ class SimLocal(Pausable):
     def perform(self, effects: Iterable[LocalEffect]) -> None:
         for effect in effects:
             if isinstance(effect, Tell):
-                self.loop.tell(self.name, f"-> {short(effect.message)}")
+                self.loop.log(self.name, f"-> {short(effect.message)}")
                 self.control.send_up(effect.message)
             elif isinstance(effect, Dropped):
-                self.loop.tell(self.name, f"drops {effect.keys}")
+                self.loop.log(self.name, f"drops {effect.keys}")
                 for token in effect.tokens:
                     self.host.copies.pop(token, None)
             elif isinstance(effect, Announce):
@@ -230,12 +232,12 @@ class SimLocal(Pausable):
         """Check that announced deletions are committed, and that none is left out."""
         for removal in effect.removals:
             if removal.key is not None and removal.seq != self.announced + 1:
-                self.loop.fault(f"{self.name} announces {removal} after {self.announced}")
+                self.loop.violation(f"{self.name} announces {removal} after {self.announced}")
             self.announced = removal.seq
-        if self.state.epoch == self.place.epoch:
-            committed = self.place.state._deletions.committed
+        if self.state.epoch == self.authority.epoch:
+            committed = self.authority.state._deletions.committed
             if self.announced > committed:
-                self.loop.fault(
+                self.loop.violation(
                     f"{self.name} announces {effect} and only {committed} are committed"
                 )
 
@@ -253,7 +255,7 @@ class SimLocal(Pausable):
     def goodbye(self) -> None:
         """End the session and give up what its threads do."""
         if self.alive and not self.state.closing:
-            self.loop.tell(self.name, "goodbye")
+            self.loop.log(self.name, "goodbye")
             for client in self.clients:
                 client.give_up()
             self.state.goodbye(self.clock())
@@ -261,10 +263,10 @@ class SimLocal(Pausable):
 
     def crash(self) -> None:
         """End without a message."""
-        self.loop.tell(self.name, "dies")
+        self.loop.log(self.name, "dies")
         self.alive = False
         for client in self.clients:
             client.give_up()
         for connection in (self.control, self.sub, *(each.channel for each in self.clients)):
-            self.place.connections.pop(connection.name, None)
-            self.place.subscriptions.pop(connection.name, None)
+            self.authority.connections.pop(connection.name, None)
+            self.authority.subscriptions.pop(connection.name, None)

@@ -79,10 +79,10 @@ def _play(seeds: int, trace: bool) -> int:
     for seed in range(seeds):
         outcome = run(Scenario.draw(seed))
         if not outcome.ok:
-            print(f"{seed + 1} seeds: {outcome.faults[0].splitlines()[0]}")
+            print(f"{seed + 1} seeds: {outcome.violations[0].splitlines()[0]}")
             if trace:
                 smallest = shrink(outcome)
-                print(f"{smallest.scenario}\n" + "\n".join(smallest.trace + smallest.faults))
+                print(f"{smallest.scenario}\n" + "\n".join(smallest.trace + smallest.violations))
             return 1
     return UNCAUGHT
 

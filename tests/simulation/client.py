@@ -25,7 +25,7 @@ from tests.history.operations import Kind, Result
 from tests.history.operations import Operation as Recorded
 from tests.simulation.actors import SimLocal
 from tests.simulation.scenario import KINDS
-from tests.simulation.transfers import Mover
+from tests.simulation.transfers import LargeTransfer
 
 READS = ("get", "get_many", "wait")
 SETS = ("set", "set_many", "replace")
@@ -57,7 +57,7 @@ class Client:
         self.channel = local.connect(f"t{number}", self._on_reply)
         self._operation: Operation[Any] | None = None
         self._step: Step | None = None
-        self._mover: Mover | None = None
+        self._transfer: LargeTransfer | None = None
         self._bodies: dict[bytes, bytes] = {}
         self._turn = 0
         self._sent = False
@@ -91,7 +91,7 @@ class Client:
         self.values = dict.fromkeys(self.keys, f"{self.loop.steps:08}"[-8:])
         self.start = self.loop.stamp()
         self._epochs, self._request_epoch = set(), 0
-        self.loop.tell(self.name, f"{self.kind} {' '.join(self.keys)}")
+        self.loop.log(self.name, f"{self.kind} {' '.join(self.keys)}")
         self._operation = self._make()
         if dice.random() < scenario.give_up:
             self.loop.later(dice.random() * scenario.lease, self.give_up, self._operation)
@@ -134,9 +134,9 @@ class Client:
         except StopIteration as stop:
             self._ended(stop.value)
         except DstoreError as error:
-            self.loop.tell(self.name, f"{type(error).__name__}")
+            self.loop.log(self.name, f"{type(error).__name__}")
             if isinstance(error, RequestRefused) and MOVED not in str(error):
-                self.loop.fault(f"{self.name} was refused: {error}")
+                self.loop.violation(f"{self.name} was refused: {error}")
             self._unknown()
             self._over()
         else:
@@ -149,13 +149,13 @@ class Client:
             if self._sent:
                 self._request_epoch = step.message.epoch
         if isinstance(step, (FetchBody, SendBody)):
-            self._mover = Mover(self, step, self._bodies, self._moved)
+            self._transfer = LargeTransfer(self, step, self._bodies, self._moved)
             return
         self.loop.at(self.local.true_time(step.until) + 1e-6, self._expire, self._turn)
 
     def _moved(self, held: Held | None, failed: TransferFailed | None) -> None:
         """A transfer has ended."""
-        self._mover = None
+        self._transfer = None
         self._resume(StepResult(self.local.clock(), held=held, failed=failed))
 
     def _expire(self, turn: int) -> None:
@@ -182,8 +182,8 @@ class Client:
             return
         if isinstance(self._step, Request) and message.request == self._step.message.request:
             self._resume(StepResult(self.local.clock(), message, True))
-        elif self._mover is not None:
-            self._mover.receive(message)
+        elif self._transfer is not None:
+            self._transfer.receive(message)
 
     # ---- ending ---------------------------------------------------------------------------
 
@@ -191,18 +191,18 @@ class Client:
         """Cancel the operation, or any if none is given."""
         if self._operation is None or operation not in (None, self._operation):
             return
-        self.loop.tell(self.name, "gives up")
+        self.loop.log(self.name, "gives up")
         self._turn += 1
         self._operation.close()
         self._unknown()
         self._over()
 
     def _over(self) -> None:
-        if self._mover is not None:
-            self._mover.give_up()
+        if self._transfer is not None:
+            self._transfer.give_up()
         for token in self._bodies:
             self.local.host.copies.pop(token, None)  # unless cached, it is not needed
-        self._operation = self._step = self._mover = None
+        self._operation = self._step = self._transfer = None
         self._turn += 1
         self._rest()
 
@@ -212,7 +212,7 @@ class Client:
         end = self.loop.stamp()
         for key in self.keys:
             seen = self._seen(result.get(key))
-            self.loop.tell(self.name, f"{self.kind} {key} = {seen[0].value} {seen[1] or ''}")
+            self.loop.log(self.name, f"{self.kind} {key} = {seen[0].value} {seen[1] or ''}")
             epoch = self._epoch_of(result.get(key))
             if epoch is not None:
                 self._record(key, epoch, end, *seen)

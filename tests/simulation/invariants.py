@@ -14,13 +14,13 @@ TOLERANCE = 1e-6
 """Seconds by which two computations of the same time may differ."""
 
 
-def broken(place: SimGlobal, locals_: list[SimLocal]) -> Iterator[str]:
+def broken(authority: SimGlobal, locals_: list[SimLocal]) -> Iterator[str]:
     """The conditions that do not hold now, one line each."""
     for local in locals_:
-        if local.alive and local.state.session and local.state.epoch == place.epoch:
-            yield from _cache_is_current(place, local)
-            yield from _applied_is_applied(place, local)
-            yield from _lease_is_covered(place, local)
+        if local.alive and local.state.session and local.state.epoch == authority.epoch:
+            yield from _cache_is_current(authority, local)
+            yield from _applied_is_applied(authority, local)
+            yield from _lease_is_covered(authority, local)
             yield from _buffers_are_bounded(local)
 
 
@@ -30,20 +30,20 @@ def _tokens(local: SimLocal) -> Iterator[tuple[Entry, bytes]]:
         yield entry, entry.value.token
 
 
-def _cache_is_current(place: SimGlobal, local: SimLocal) -> Iterator[str]:
+def _cache_is_current(authority: SimGlobal, local: SimLocal) -> Iterator[str]:
     """While the lease lasts, each cached value is the bound one."""
     if local.clock() >= local.state.lease_end:
         return
     for entry, token in _tokens(local):
-        bound = place.engine.read(entry.key)
+        bound = authority.engine.read(entry.key)
         if bound is None or bound.token != token:
             yield f"{local.name} may answer {entry.key} with a value that is gone"
 
 
-def _applied_is_applied(place: SimGlobal, local: SimLocal) -> Iterator[str]:
+def _applied_is_applied(authority: SimGlobal, local: SimLocal) -> Iterator[str]:
     """A Local has applied all invalidations that it acknowledges."""
-    applied = place.deletions[: local.state.applied]
-    if local.state.applied > len(place.deletions):
+    applied = authority.deletions[: local.state.applied]
+    if local.state.applied > len(authority.deletions):
         yield f"{local.name} has applied {local.state.applied}, which has not happened"
     gone = set(applied)
     for entry, token in _tokens(local):
@@ -51,12 +51,12 @@ def _applied_is_applied(place: SimGlobal, local: SimLocal) -> Iterator[str]:
             yield f"{local.name} holds {entry.key} although it applied its deletion"
 
 
-def _lease_is_covered(place: SimGlobal, local: SimLocal) -> Iterator[str]:
+def _lease_is_covered(authority: SimGlobal, local: SimLocal) -> Iterator[str]:
     """A lease never ends at Global before it ends at the Local."""
     end = local.true_time(local.state.lease_end)
-    if end <= place.loop.now:
+    if end <= authority.loop.now:
         return
-    session = place.state._sessions.get(local.state.session)
+    session = authority.state._sessions.get(local.state.session)
     if session is None:
         if not local.state.closing:
             yield f"{local.name} has a lease, and Global does not know its session"
@@ -72,10 +72,12 @@ def _buffers_are_bounded(local: SimLocal) -> Iterator[str]:
         yield f"{local.name} caches more than its limit"
 
 
-def left_over(place: SimGlobal, locals_: list[SimLocal], clients: list[Client]) -> Iterator[str]:
+def left_over(
+    authority: SimGlobal, locals_: list[SimLocal], clients: list[Client]
+) -> Iterator[str]:
     """What has not been released at the end of a run, one line each."""
     alive = [local for local in locals_ if local.alive and not local.state.closing]
-    yield from _left_at_global(place, len(alive))
+    yield from _left_at_global(authority, len(alive))
     if any(host.writers for host in {id(local.host): local.host for local in locals_}.values()):
         yield "a host has a file that nobody goes on writing"
     for client in clients:
@@ -84,20 +86,21 @@ def left_over(place: SimGlobal, locals_: list[SimLocal], clients: list[Client]) 
     for local in alive:
         if local.state._fills or local.state._writing or local.state._reorder_buffer:
             yield f"{local.state!r} keeps fills, writes or broadcasts"
-        if local.state.applied != place.state._log.seq:
-            yield f"{local.name} has applied {local.state.applied} of {place.state._log.seq}"
+        if local.state.applied != authority.state._log.seq:
+            yield f"{local.name} has applied {local.state.applied} of {authority.state._log.seq}"
         if local.state.watching.watchers and local.announced != local.state.applied:
             yield f"{local.name} has announced {local.announced} of {local.state.applied}"
 
 
-def _left_at_global(place: SimGlobal, alive: int) -> Iterator[str]:
-    state = place.state
+def _left_at_global(authority: SimGlobal, alive: int) -> Iterator[str]:
+    state = authority.state
     if not state.idle:
         yield f"pending keys stay: {state._deletions!r}"
     if len(state._stages):
         yield f"uploads stay: {state._stages!r}"
-    if place.bulk.tokens() != place.bound():
-        yield f"{len(place.bulk.tokens())} large values are kept for {len(place.bound())} keys"
+    if authority.bulk.tokens() != authority.bound():
+        large, bound = len(authority.bulk.tokens()), len(authority.bound())
+        yield f"{large} large values are kept for {bound} keys"
     if state._writes._replacing_bytes or len(state._waits):
         yield "writes or waits stay"
     if state._sessions.writes.taken or state._sessions.waits.taken:

@@ -17,7 +17,7 @@ class Loop:
         self.now = 0.0
         self.dice = random.Random(f"run {seed}")
         self.trace: list[str] = []
-        self.faults: list[str] = []
+        self.violations: list[str] = []
         self.steps = 0
         self.after_step: Callable[[], None] = lambda: None
         self._queue: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
@@ -31,14 +31,14 @@ class Loop:
     def later(self, delay: float, what: Callable[..., None], *arguments: Any) -> None:
         self.at(self.now + delay, what, *arguments)
 
-    def tell(self, who: str, what: str) -> None:
+    def log(self, who: str, what: str) -> None:
         """Add a line to the trace."""
         self.trace.append(f"{self.now:9.4f} {who:>4} {what}")
 
-    def fault(self, what: str) -> None:
+    def violation(self, what: str) -> None:
         """Record that a condition was broken, or something happened that must not."""
-        self.tell("!", what)
-        self.faults.append(what)
+        self.log("!", what)
+        self.violations.append(what)
 
     def stamp(self) -> float:
         """A time for the history: now, or just after the last stamp if time has not advanced."""
@@ -79,7 +79,7 @@ class Pausable:
 
     def pause(self, seconds: float) -> None:
         if self.loop.now >= self._until:
-            self.loop.tell(self.name, f"stands still for {seconds:.3f}")
+            self.loop.log(self.name, f"stands still for {seconds:.3f}")
             self._until = self.loop.now + seconds
             self._wakes.clear()
 

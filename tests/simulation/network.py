@@ -52,14 +52,14 @@ class Connection:
         """Lose what is under way. ``back`` is called when the connection is restored."""
         if not self.open:
             return
-        self._loop.tell(self.name, "cut off")
+        self._loop.log(self.name, "cut off")
         self.open = False
         self._life += 1
         self._loop.later(self._loop.dice.random() * 0.2, self._restore, back)
 
     def _restore(self, back: Callable[[], None]) -> None:
         self.open = True
-        self._loop.tell(self.name, "connected")
+        self._loop.log(self.name, "connected")
         back()
 
     def _carry(self, way: str, arrive: Callable[..., None], *arguments: Any) -> None:

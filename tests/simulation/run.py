@@ -10,7 +10,7 @@ from tests.history.linearizability import check_linearizable
 from tests.history.sweep import Undecided
 from tests.history.weaker import check_pending
 from tests.simulation.scenario import Scenario
-from tests.simulation.world import World
+from tests.simulation.simulation import Simulation
 
 SLACK = 0.01
 """Seconds after its lease in which a deletion with ``wait=False`` may take effect."""
@@ -22,10 +22,10 @@ SHRINK_TRIES = 15
 
 @dataclass
 class Outcome:
-    """The outcome of one run. ``faults`` has what is wrong, one item each."""
+    """The outcome of one run. ``violations`` has what is wrong, one item each."""
 
     scenario: Scenario
-    faults: list[str]
+    violations: list[str]
     steps: int
     operations: int
     undecided: bool = False
@@ -33,28 +33,28 @@ class Outcome:
 
     @property
     def ok(self) -> bool:
-        return not self.faults
+        return not self.violations
 
 
 def run(scenario: Scenario) -> Outcome:
     """Play one scenario and check the invariants at each step, then the history."""
-    world = World(scenario)
+    simulation = Simulation(scenario)
     try:
-        world.run()
+        simulation.run()
     except Exception as error:  # in the core under test, which is a finding
-        world.faults.append(f"{type(error).__name__}: {error}")
-    history = world.history
-    outcome = Outcome(scenario, world.faults, world.loop.steps, len(history))
-    outcome.trace = world.loop.trace
+        simulation.violations.append(f"{type(error).__name__}: {error}")
+    history = simulation.history
+    outcome = Outcome(scenario, simulation.violations, simulation.loop.steps, len(history))
+    outcome.trace = simulation.loop.trace
     if outcome.ok:
-        _check_history(world, outcome)
-        if outcome.faults:
-            outcome.trace = outcome.trace[: world.busy_lines]
+        _check_history(simulation, outcome)
+        if outcome.violations:
+            outcome.trace = outcome.trace[: simulation.busy_lines]
     return outcome
 
 
-def _check_history(world: World, outcome: Outcome) -> None:
-    scenario, history = world.scenario, world.history
+def _check_history(simulation: Simulation, outcome: Outcome) -> None:
+    scenario, history = simulation.scenario, simulation.history
     prompt = not (scenario.global_pauses or scenario.global_crashes)
     within = scenario.lease + SLACK if prompt else None
     try:
@@ -65,7 +65,7 @@ def _check_history(world: World, outcome: Outcome) -> None:
     if within is not None:
         verdicts.append(check_pending(history, scenario.lease, SLACK))
     for verdict in verdicts:
-        outcome.faults += [str(violation) for violation in verdict.violations]
+        outcome.violations += [str(violation) for violation in verdict.violations]
 
 
 def shrink(outcome: Outcome) -> Outcome:

@@ -11,7 +11,7 @@ from tests.simulation.catch import run_simulation, run_test
 from tests.simulation.mutants import MUTANTS, Mutant
 from tests.simulation.run import run
 from tests.simulation.scenario import Scenario
-from tests.simulation.world import World
+from tests.simulation.simulation import Simulation
 
 SEEDS = 120
 """Seeds of the default run; ``scripts/simulate --seeds N`` plays more."""
@@ -32,7 +32,7 @@ def test_no_seed_fails() -> None:
     first = int(os.environ.get("DSTORE_SEED", "0"))
     for seed in range(first, first + SEEDS):
         outcome = run(Scenario.draw(seed))
-        assert outcome.ok, f"seed {seed}: {outcome.scenario}\n" + "\n".join(outcome.faults)
+        assert outcome.ok, f"seed {seed}: {outcome.scenario}\n" + "\n".join(outcome.violations)
 
 
 def test_the_same_seed_gives_the_same_trace() -> None:
@@ -45,9 +45,9 @@ def test_the_same_seed_gives_the_same_trace() -> None:
 def test_the_scenarios_have_every_fault_and_every_operation() -> None:
     text = []
     for seed in range(40):
-        world = World(Scenario.draw(seed))
-        world.run()
-        text += world.loop.trace
+        simulation = Simulation(Scenario.draw(seed))
+        simulation.run()
+        text += simulation.loop.trace
     trace = "\n".join(text)
     for event in (
         "cut off",
@@ -73,9 +73,9 @@ def test_the_scenarios_have_every_fault_and_every_operation() -> None:
 
 def test_a_history_of_the_simulation_is_not_trivially_linearizable() -> None:
     """The checker refuses the history with a read that comes after the deletion of its value."""
-    world = World(Scenario(seed=1, locals=3, threads=2, operations=20, keys=1))
-    world.run()
-    history = world.history
+    simulation = Simulation(Scenario(seed=1, locals=3, threads=2, operations=20, keys=1))
+    simulation.run()
+    history = simulation.history
     assert check_linearizable(history).ok
     reads = [each for each in history if each.seen is not None]
     stale, later = reads[0], history[-1].start + 100.0

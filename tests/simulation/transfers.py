@@ -32,7 +32,7 @@ class Caller(Protocol):
     channel: Connection
 
 
-class Mover:
+class LargeTransfer:
     """Fetches or sends one large value for a thread."""
 
     def __init__(

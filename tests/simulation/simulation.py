@@ -22,17 +22,17 @@ LOCALS_MAX = 12
 """Locals of one run, including those that have ended."""
 
 
-class World:
+class Simulation:
     """Plays a scenario to its end, or until an invariant is broken."""
 
     def __init__(self, scenario: Scenario) -> None:
         self.scenario = scenario
         self.loop = Loop(scenario.seed)
-        self.place = SimGlobal(self.loop, scenario)
-        self.hosts = [SimHost(), SimHost(), self.place.host][: scenario.hosts]
+        self.authority = SimGlobal(self.loop, scenario)
+        self.hosts = [SimHost(), SimHost(), self.authority.host][: scenario.hosts]
         self.locals: list[SimLocal] = []
         self.clients: list[Client] = []
-        self.faults = self.loop.faults
+        self.violations = self.loop.violations
         self.busy_lines: int | None = None  # lines of the trace before the faults ended
         for _ in range(scenario.locals):
             self._start_local()
@@ -51,7 +51,7 @@ class World:
     def run(self) -> None:
         self.loop.after_step = self._check
         self.loop.run(BUSY_MAX, self._busy_is_over)
-        if not self.faults:
+        if not self.violations:
             self._settle()
 
     @property
@@ -62,13 +62,13 @@ class World:
 
     def _start_local(self) -> None:
         host = self.hosts[len(self.locals) % len(self.hosts)]
-        local = SimLocal(self.loop, self.scenario, self.place, host, f"L{len(self.locals)}")
+        local = SimLocal(self.loop, self.scenario, self.authority, host, f"L{len(self.locals)}")
         self.locals.append(local)
         for number in range(self.scenario.threads):
             self.clients.append(Client(local, number))
 
     def _busy_is_over(self) -> bool:
-        return bool(self.faults) or all(
+        return bool(self.violations) or all(
             client.idle for client in self.clients if client.local.alive
         )
 
@@ -76,16 +76,16 @@ class World:
         """End the faults; after some leases nothing may be left over."""
         self._quiet = True
         self.busy_lines = len(self.loop.trace)
-        linger = self.place.state._sessions.linger
+        linger = self.authority.state._sessions.linger
         uploads = STAGE_IDLE if self.scenario.large else 0.0
         span = linger + 10 * self.scenario.lease + 5 + uploads
         self.loop.run(self.loop.now + span, lambda: False)
-        if not self.faults:
-            self.faults += left_over(self.place, self.locals, self.clients)
+        if not self.violations:
+            self.violations += left_over(self.authority, self.locals, self.clients)
 
     def _check(self) -> None:
-        for fault in broken(self.place, self.locals):
-            self.loop.fault(fault)
+        for problem in broken(self.authority, self.locals):
+            self.loop.violation(problem)
 
     # ---- faults ---------------------------------------------------------------------------
 
@@ -140,17 +140,17 @@ class World:
 
     def _forge(self) -> None:
         """Send a message for a Local, with all right but the session id, which is guessed."""
-        epoch, guess = self.place.epoch, self.loop.dice.randrange(1, GUESSES_MAX)
-        seq = self.place.state._log.seq
+        epoch, guess = self.authority.epoch, self.loop.dice.randrange(1, GUESSES_MAX)
+        seq = self.authority.state._log.seq
         forged = (
             Ack(epoch, guess, seq),
             Sync(epoch, guess, 1, seq, GUESSES_MAX),
             Goodbye(epoch, guess),
         )
-        self.place.receive(b"stranger/0", self.loop.dice.choice(forged))
+        self.authority.receive(b"stranger/0", self.loop.dice.choice(forged))
 
     def _pause_global(self) -> None:
-        self.place.pause(self.loop.dice.random() * self.scenario.pause)
+        self.authority.pause(self.loop.dice.random() * self.scenario.pause)
 
     def _crash_global(self) -> None:
-        self.place.crash()
+        self.authority.crash()
