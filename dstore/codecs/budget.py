@@ -38,7 +38,7 @@ TUPLE_MORE = 64
 SMALL_DICT, SMALL_DICT_MAX = 176, 5
 """Bytes of the table of a small dict, and how many items that may have."""
 PAIR, LARGE_PAIR, LARGE_DICT_MIN = 56, 160, 1000
-"""Bytes per item of a larger dict, and of a dict with so many items or more. The latter may be made
+"""Bytes per item of a larger dict, and of one with LARGE_DICT_MIN items or more, which may be made
 from a list of its items.
 """
 FIRST_KEY = 64

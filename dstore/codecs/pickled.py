@@ -24,7 +24,7 @@ from dstore.protocol.messages import Buffer
 
 PROTOCOL = 5
 ALIGNMENT = 64
-"""Each buffer begins at a multiple of so many bytes of the body, as vector instructions prefer."""
+"""Bytes. Each buffer begins at a multiple of this in the body, as vector instructions prefer."""
 _NUMBER = struct.Struct("<Q")
 
 

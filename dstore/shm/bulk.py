@@ -39,7 +39,7 @@ class SharedBulk:
     short, and to touch a missing page would end Global. (So each chunk is copied. It cannot be
     sent from the mapping, since ZeroMQ touches it later, in a thread of its own.)
 
-    A mapping keeps the bytes when somebody removes the files. Global does not touch it; when there
+    A mapping keeps the bytes when the files are removed. Global does not touch it; when there
     is no file any more, the system copies from it. A process may have some 65,000 mappings, and
     ends when it needs one more. So only the values that were written or read last are mapped.
     """
@@ -128,7 +128,7 @@ class SharedBulk:
         part = self._memory.read(token, size, offset, count, view, self._buffers.take)
         if part is None:
             self._damage_log.warning(
-                "a value of %s bytes is lost: somebody has removed its file in %s, or cut it short",
+                "a value of %s bytes is lost: its file in %s was removed or cut short",
                 f"{size:,}",
                 self._memory.path,
             )

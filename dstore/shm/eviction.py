@@ -22,8 +22,8 @@ from dstore.shm.directory import Directory
 from dstore.shm.folder import Folder
 from dstore.shm.layout import COPIES, PART_NAME, SEALED_NAME
 
-EXTRA = 16
-"""One part in so many is evicted beyond what is needed, if the files are small enough for that."""
+EXTRA_DIVISOR = 16
+"""1 / EXTRA_DIVISOR of the bytes is evicted beyond what is needed, if files are small enough."""
 
 
 class Copy(NamedTuple):
@@ -70,7 +70,7 @@ def keep_limit(folder: Folder, mine: str, size: int, limit: int) -> int | None:
     total = unfinished + size + sum(copy.size for copy in copies)
     if total > limit:
         total -= _evict(
-            folder.directory, copies, lambda freed: total - freed <= limit, limit // EXTRA
+            folder.directory, copies, lambda freed: total - freed <= limit, limit // EXTRA_DIVISOR
         )
     return limit - total
 
@@ -93,7 +93,7 @@ def make_room(folder: Folder, needed: int, now: int, timeout: float | None = Non
     total = sum(copy.size for copy in copies)
     if free(here) + total < needed:
         return False
-    return _evict(here, copies, lambda _: free(here) >= now, total // EXTRA) > 0
+    return _evict(here, copies, lambda _: free(here) >= now, total // EXTRA_DIVISOR) > 0
 
 
 def _evict(here: Directory, copies: list[Copy], enough: Callable[[int], bool], extra: int) -> int:

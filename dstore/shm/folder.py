@@ -11,8 +11,8 @@ would find the lock taken, and the folder would stay. What a killed process leav
 when the next process comes.
 
 A process that has entered holds the folder open and opens its files relative to it
-(``directory.py``). If somebody removes the folder all the same, as a system does when a user logs
-out, a process notices when it wants to write there, and enters a new folder of the same name.
+(``directory.py``). If the folder is removed all the same, as a system does when a user logs out, a
+process notices when it wants to write there, and enters a new folder of the same name.
 
 To remove gigabytes takes a while. So, with the lock, the folder only gets another name, which no
 process enters, and the janitor removes its contents. If the janitor does not finish, the next

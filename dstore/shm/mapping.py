@@ -82,7 +82,7 @@ else:
 def read_only(descriptor: int, size: int) -> memoryview:
     """Map the first ``size`` bytes of a file, as long as there is a view of them.
 
-    The caller knows that the file has so many bytes and keeps them. Raises OSError, as when the
+    The caller knows that the file has these bytes and keeps them. Raises OSError, as when the
     process has too many mappings.
     """
     if not size:

@@ -39,7 +39,7 @@ class HostMemory:
 
     When it is closed, and in a forked child, it is empty: :meth:`find` finds nothing and
     :meth:`begin` raises NoRoom, but views stay readable for ever. A forked child removes nothing
-    of its parent. When somebody has removed or replaced the folder, the next :meth:`begin` enters
+    of its parent. When the folder was removed or replaced, the next :meth:`begin` enters
     a new one.
 
     Files are trusted to keep their contents, but not their sizes: a file that was cut short is not
@@ -212,7 +212,7 @@ class HostMemory:
             lost.partial_files.abandon_all(self)
             folder.leave(lost)
         self._rate_limited_log.warning(
-            "%s was removed by somebody; a new one was created", self.path
+            "%s was removed by another program; a new one was created", self.path
         )
         return entered
 

@@ -9,10 +9,9 @@ from dstore.shm.folder import Folder
 from dstore.shm.partial_files import NoRoom
 from dstore.shm.writer import MakeRoom, Writer
 
-SPARE_PARTS = 16
-"""A process adds one part in so many of what the limit leaves before it lists the files again. If
-more processes than that do so at the same time, the limit may be exceeded by as much, until one of
-them looks.
+SPARE_DIVISOR = 16
+"""A process may add 1 / SPARE_DIVISOR of what the limit leaves before it lists the files again. If
+more processes than that do so at the same time, the limit may be exceeded, until one of them looks.
 """
 RELEASE_TIMEOUT = 0.1
 """Seconds for which Global waits for shared memory that is being released."""
@@ -40,7 +39,7 @@ class Room:
         """The function by which a Writer makes room in this folder."""
 
         def make_room(needed: int, now: int) -> bool:
-            return eviction.make_room(folder, needed, now) if folder.alive else False
+            return folder.alive and eviction.make_room(folder, needed, now)
 
         def make_room_for_global(needed: int, now: int) -> bool:
             if time.monotonic() < self._full_until:
@@ -58,20 +57,18 @@ class Room:
         The limit is checked after that: of two processes that do this at the same time, at least
         one sees the other's file.
         """
-        self._reserve(folder, copy, copy.size, for_global=False)
+        self._reserve(folder, copy, copy.size)
         copy.view()  # now, since this may fail as well, and sealing must not
         self._keep_limit(folder, name, copy.size)
 
     def reserve_first(self, folder: Folder, value: Writer) -> None:
         """Reserve the first part of a value of Global's. Raises NoRoom if the whole cannot fit."""
-        self._reserve(folder, value, min(value.size, writer.RESERVE_BYTES), for_global=True)
+        self._reserve(folder, value, min(value.size, writer.RESERVE_BYTES))
 
-    def _reserve(self, folder: Folder, value: Writer, count: int, *, for_global: bool) -> None:
+    def _reserve(self, folder: Folder, value: Writer, count: int) -> None:
         needed = folder.partial_files.unreserved()
-        if eviction.free(folder.directory) < needed:
-            make_room = self.maker(folder, for_global=for_global)
-            if not make_room(needed, count):
-                raise NoRoom(f"{value.size:,} bytes do not fit into the file system")
+        if eviction.free(folder.directory) < needed and not value.make_room(needed, count):
+            raise NoRoom(f"{value.size:,} bytes do not fit into the file system")
         value.reserve(count)
 
     def _keep_limit(self, folder: Folder, name: str, size: int) -> None:
@@ -82,4 +79,4 @@ class Room:
         left = eviction.keep_limit(folder, name, size, self.limit)
         if left is None:
             raise NoRoom(f"others are writing so much that {size:,} bytes exceed the limit")
-        self._spare = left // SPARE_PARTS
+        self._spare = left // SPARE_DIVISOR

@@ -19,7 +19,10 @@ FULL = {errno.ENOSPC, errno.EDQUOT, errno.ENOMEM}
 """Errors after which evicting something may help."""
 
 MakeRoom = Callable[[int, int], bool]
-"""Tries to free so many bytes, the second number of them at once. Returns whether it did."""
+"""Tries to free as many bytes as its first argument in the end, and as its second one at once.
+
+Returns whether it freed any.
+"""
 
 
 class Writer:
@@ -33,7 +36,7 @@ class Writer:
         self.size = size
         self._file = file
         self._final = final
-        self._make_room = make_room
+        self.make_room = make_room
         self._view = memoryview(b"")
         file.unreserved = size
         file.writer = weakref.ref(self)
@@ -63,7 +66,7 @@ class Writer:
                 os.posix_fallocate(descriptor, self.reserved, count)
                 return
             except OSError as error:
-                if error.errno not in FULL or not self._make_room(needed, needed):
+                if error.errno not in FULL or not self.make_room(needed, needed):
                     raise
 
     def view(self) -> memoryview:

@@ -79,7 +79,7 @@ def left_over(
     alive = [local for local in locals_ if local.alive and not local.state.closing]
     yield from _left_at_global(authority, len(alive))
     if any(host.writers for host in {id(local.host): local.host for local in locals_}.values()):
-        yield "a host has a file that nobody goes on writing"
+        yield "a host has a file that no thread goes on writing"
     for client in clients:
         if client.local in alive and not client.idle:
             yield f"{client.name} still waits"

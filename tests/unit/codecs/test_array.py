@@ -174,7 +174,7 @@ def test_the_user_s_array_may_be_read_only() -> None:
     assert_same(through(value)[0], value)
 
 
-def test_metadata_is_left_behind_as_by_numpy() -> None:
+def test_metadata_of_a_dtype_is_lost_as_in_numpy() -> None:
     value = np.zeros(3, np.dtype("<i4", metadata={"unit": "m"}))
     with pytest.warns(UserWarning, match="metadata"):
         back, _ = through(value)
@@ -229,7 +229,9 @@ def test_an_array_over_memory_that_can_be_written_is_read_only() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_a_reader_does_to_an_array_stays_with_it(kind: Callable[[bytes], Buffer]) -> None:
+def test_changes_to_a_decoded_array_do_not_reach_other_readers(
+    kind: Callable[[bytes], Buffer],
+) -> None:
     body = stored("ndarray", kind(PLAIN.encode(BASE).joined()))
     mine: Any = PLAIN.decode(body)[0]
     theirs: Any = PLAIN.decode(body)[0]
@@ -293,7 +295,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_a_file_cannot_hold_is_refused_with_advice_or_pickled(name: str) -> None:
+def test_an_array_that_a_file_cannot_hold_is_refused_or_pickled(name: str) -> None:
     value, reason = REFUSED[name]
     with pytest.raises(TypeError, match=reason):
         PLAIN.encode(value)

@@ -37,7 +37,7 @@ def entry(descr: object = "<f8", order: object = False, shape: object = (1,)) ->
     return f"{{'descr': {descr!r}, 'fortran_order': {order!r}, 'shape': {shape!r}}}"
 
 
-def test_a_file_of_a_stranger_is_read() -> None:
+def test_a_file_that_another_program_wrote_is_read() -> None:
     body = file(entry(), struct.pack("<d", 1.5))
     assert PLAIN.decode(stored("ndarray", body))[0] == [1.5]
 
@@ -218,7 +218,7 @@ def test_any_bytes_are_an_array_or_corrupt(data: bytes, beginning: bytes) -> Non
         ([("a", "<f8"), ("b", [("c", "<f8", (2**19, 0))], (3,))], (2,)),
     ],
 )
-def test_an_array_without_bytes_claims_no_items_without_end(descr: Any, shape: Any) -> None:
+def test_an_array_without_bytes_cannot_claim_any_number_of_items(descr: Any, shape: Any) -> None:
     said = corrupt(
         "ndarray", file(entry(descr, shape=shape), bytes(16 if "b" in str(descr) else 0))
     )
@@ -240,6 +240,6 @@ def test_a_field_without_bytes_may_be_in_as_many_items_as_have_bytes() -> None:
     assert back.shape == value.shape  # type: ignore[attr-defined]
 
 
-def test_what_could_not_be_read_is_not_written() -> None:
+def test_a_value_that_could_not_be_read_is_not_written() -> None:
     with pytest.raises(TypeError, match="no bytes for"):
         PLAIN.encode(np.zeros((array_header.EMPTY_ITEMS_MAX + 1, 0)))

@@ -71,7 +71,9 @@ BOMBS = {
 
 @pytest.mark.parametrize("name", BOMBS)
 @pytest.mark.parametrize("kind", [bytes, memoryview])
-def test_what_would_take_too_much_is_not_built(strict: None, name: str, kind: type) -> None:
+def test_a_value_that_would_take_too_much_memory_is_not_built(
+    strict: None, name: str, kind: type
+) -> None:
     body = kind(BOMBS[name])
     gc.collect()
     tracemalloc.start()
@@ -85,7 +87,7 @@ def test_what_would_take_too_much_is_not_built(strict: None, name: str, kind: ty
 
 
 @pytest.mark.parametrize("item", [[], {}, -7])
-def test_what_could_not_be_read_is_not_written(strict: None, item: Any) -> None:
+def test_a_value_that_could_not_be_read_is_not_written(strict: None, item: Any) -> None:
     with pytest.raises(ValueError, match="too many small items"):
         Codecs().encode([item] * SMALL)
 
@@ -111,7 +113,7 @@ for _ in range(99):
 
 
 @pytest.mark.parametrize("name", HONEST)
-def test_what_programs_store_passes_and_comes_back(name: str) -> None:
+def test_ordinary_values_pass(name: str) -> None:
     body = Codecs().encode(HONEST[name]).joined()
     assert len(body) > budget.CHECKED_MIN
     for sound in (False, True):
@@ -139,7 +141,7 @@ plain = st.recursive(
 
 
 @given(plain)
-def test_any_value_is_walked_through_as_it_is_decoded(value: Any) -> None:
+def test_any_value_is_scanned_to_its_end(value: Any) -> None:
     body = Codecs().encode(value).joined() if not isinstance(value, (str, bytes)) else b"\xc0"
     budget.check(body)
     with pytest.raises(ValueError, match="ends"):
@@ -149,7 +151,7 @@ def test_any_value_is_walked_through_as_it_is_decoded(value: Any) -> None:
 
 
 @given(st.binary(max_size=60))
-def test_any_bytes_are_walked_through_or_refused(body: bytes) -> None:
+def test_any_bytes_are_scanned_or_refused(body: bytes) -> None:
     try:
         budget.check(body)
     except ValueError:
@@ -220,7 +222,7 @@ def test_keys_with_one_hash_are_refused(inside: bool) -> None:
         decode(body)
 
 
-def test_a_few_keys_with_one_hash_are_none_of_it() -> None:
+def test_a_few_keys_with_one_hash_are_accepted() -> None:
     value = dict.fromkeys([*COLLIDING[: keys.SAME_HASH_MAX], *range(100)], 0)
     same = decode(Codecs().encode(value).joined()) == value
     assert same
@@ -236,7 +238,7 @@ def test_numbers_with_one_hash_are_refused() -> None:
         decode(body)
 
 
-def test_keys_that_are_looked_for_in_the_same_places_are_given_up(
+def test_keys_that_collide_in_the_table_are_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     value = dict.fromkeys(range(3 * keys.STEP_KEYS), 0)
@@ -250,7 +252,7 @@ def test_keys_that_are_looked_for_in_the_same_places_are_given_up(
 
 
 @pytest.mark.parametrize("key", [[], {}, [1], {1: 2}])
-def test_what_cannot_be_a_key_is_refused(key: Any) -> None:
+def test_a_key_without_a_hash_is_refused(key: Any) -> None:
     for many in (1, 100):
         body = b"\xde\x00" + bytes([many]) + (msgpack.packb(key) + b"\x01") * many
         with pytest.raises(ValueCorrupt, match="unhashable"):

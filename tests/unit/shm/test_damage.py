@@ -82,7 +82,7 @@ def test_a_process_that_touches_a_missing_page_is_ended(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("left", [0, 1, PAGE, SIZE - 1, SIZE + 1, 2 * SIZE])
-def test_global_reads_nothing_of_a_file_of_another_size(
+def test_global_does_not_read_a_file_of_another_size(
     tmp_path: Path, left: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     def body(pipe: Connection) -> None:
@@ -103,7 +103,7 @@ def test_global_reads_nothing_of_a_file_of_another_size(
         assert child.hear() is True
 
 
-def test_global_sends_no_bytes_from_where_they_lie(tmp_path: Path) -> None:
+def test_global_sends_copies_of_the_bytes(tmp_path: Path) -> None:
     """Chunks are copied, since ZeroMQ reads them later in a thread of its own."""
 
     def body(pipe: Connection) -> None:
@@ -134,7 +134,7 @@ def test_a_file_that_is_cut_short_while_it_is_read(
         assert read(bulk, token) is None
 
 
-def test_one_that_is_removed_after_it_was_cut_short(tmp_path: Path) -> None:
+def test_a_file_that_is_removed_after_it_was_cut_short(tmp_path: Path) -> None:
     """Then only the mapping is left, and pages of it are missing."""
 
     def body(pipe: Connection) -> None:
@@ -152,7 +152,7 @@ def test_one_that_is_removed_after_it_was_cut_short(tmp_path: Path) -> None:
         assert pieces == [beginning, None]
 
 
-def test_the_system_copies_what_is_there_and_says_what_is_not(tmp_path: Path) -> None:
+def test_the_system_copies_mapped_bytes_unless_they_are_missing(tmp_path: Path) -> None:
     size = 3 * mapping.PIPE_BYTES + 5
 
     def copied(view: memoryview) -> bytes | None:
@@ -196,7 +196,7 @@ def test_a_file_that_is_cut_short_while_it_is_written(
 
 
 @pytest.mark.parametrize("left", [0, 1, PAGE, SIZE - 6])
-def test_whether_all_pages_are_there(tmp_path: Path, left: int) -> None:
+def test_a_missing_page_is_noticed(tmp_path: Path, left: int) -> None:
     """Also when the file has no name any more, or another file has its name."""
 
     def body(pipe: Connection) -> None:
@@ -222,7 +222,7 @@ def test_whether_all_pages_are_there(tmp_path: Path, left: int) -> None:
         assert child.hear() == [True, False, False, True, False, True]
 
 
-def test_many_threads_may_ask_that_and_so_may_a_child(tmp_path: Path) -> None:
+def test_threads_and_forked_children_may_check_for_missing_pages(tmp_path: Path) -> None:
     with opened(tmp_path) as memory:
         view = memory.find(stored(memory), SIZE)
         assert view is not None
@@ -287,7 +287,7 @@ def test_a_removed_folder_is_created_again_with_one_warning(
         assert view is not None and bytes(view) == value_of(old)
         (record,) = caplog.records
         assert (
-            "removed by somebody" in record.getMessage()
+            "removed by another program" in record.getMessage()
             and "a new one was created" in record.getMessage()
         )
     assert files(tmp_path) == []
@@ -317,7 +317,7 @@ def test_all_memories_of_a_process_meet_in_the_new_folder(tmp_path: Path, remove
     assert files(tmp_path) == []
 
 
-def test_what_is_under_way_begins_afresh(tmp_path: Path) -> None:
+def test_an_unfinished_value_in_a_removed_folder_begins_again(tmp_path: Path) -> None:
     with opened(tmp_path) as memory:
         token = new_token()
         writer = begun(memory, token)
@@ -374,7 +374,7 @@ def open_in_place(path: Path) -> None:
 
 @pytest.mark.parametrize("put", [file_in_place, link_in_place, open_in_place])
 @pytest.mark.parametrize("which", ["user", "epoch", "copies"])
-def test_what_stands_in_the_way_stays_and_is_spoken_of_once(
+def test_a_file_in_place_of_the_folder_stays_with_one_warning(
     tmp_path: Path,
     put: Callable[[Path], None],
     which: str,
@@ -446,7 +446,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
         subprocess.run(["umount", str(disk)], check=True)
 
 
-def test_a_file_system_that_is_full_of_what_others_have_there(disk: Path) -> None:
+def test_a_file_system_that_others_have_filled(disk: Path) -> None:
     with opened(disk) as memory, shared_bulk(disk) as bulk:
         own = new_token()
         written(bulk, own)
@@ -468,7 +468,7 @@ def test_a_file_system_that_is_full_of_what_others_have_there(disk: Path) -> Non
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
-def test_a_folder_that_may_not_be_entered_any_more(tmp_path: Path) -> None:
+def test_a_folder_without_permission_to_enter_it_again(tmp_path: Path) -> None:
     tmp_path.chmod(0o1777)
     for part in tmp_path.parents:
         if part.owner() == "root" and part.name.startswith(("pytest-", "popen-")):

@@ -69,7 +69,7 @@ def taken(root: Path) -> None:
 
 @pytest.mark.parametrize("mode", [0o777, 0o775, 0o770, 0o722, 0o2777])
 @pytest.mark.parametrize("which", ["root", "above"])
-def test_where_others_may_write_there_is_none(
+def test_a_root_where_others_may_write_is_refused(
     root: Path, caplog: pytest.LogCaptureFixture, mode: int, which: str
 ) -> None:
     (root if which == "root" else root.parent).chmod(mode)
@@ -80,7 +80,9 @@ def test_where_others_may_write_there_is_none(
 
 @pytest.mark.parametrize("mode", [0o1777, 0o1770, 0o755, 0o711, 0o700])
 @pytest.mark.parametrize("which", ["root", "above"])
-def test_where_others_cannot_replace_ours_there_is(root: Path, mode: int, which: str) -> None:
+def test_a_root_where_others_cannot_replace_our_folder_is_used(
+    root: Path, mode: int, which: str
+) -> None:
     (root if which == "root" else root.parent).chmod(mode)
     taken(root)
 
@@ -88,7 +90,7 @@ def test_where_others_cannot_replace_ours_there_is(root: Path, mode: int, which:
 @only_root
 @pytest.mark.parametrize("mode", [0o1777, 0o700])
 @pytest.mark.parametrize("which", ["root", "above"])
-def test_what_belongs_to_somebody_else_is_no_place(
+def test_a_root_of_another_user_is_refused(
     root: Path, caplog: pytest.LogCaptureFixture, mode: int, which: str
 ) -> None:
     folder = root if which == "root" else root.parent
@@ -104,7 +106,7 @@ def test_links_of_this_user_are_followed(root: Path) -> None:
 
 
 @only_root
-def test_links_of_somebody_else_are_not(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_links_of_another_user_are_refused(root: Path, caplog: pytest.LogCaptureFixture) -> None:
     """As when another user has planted it in /tmp."""
     link = root.parent / "link"
     link.symlink_to(root)
@@ -116,7 +118,9 @@ def test_links_of_somebody_else_are_not(root: Path, caplog: pytest.LogCaptureFix
     assert files(root) == []
 
 
-def test_a_link_leads_nowhere_unsafe(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_link_to_an_unsafe_folder_is_refused(
+    root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     root.chmod(0o777)
     link = root.parent / "link"
     link.symlink_to(root)
@@ -124,7 +128,7 @@ def test_a_link_leads_nowhere_unsafe(root: Path, caplog: pytest.LogCaptureFixtur
         check_root(str(link))
 
 
-def test_links_without_end_come_to_one(root: Path) -> None:
+def test_a_cycle_of_links_is_refused(root: Path) -> None:
     (root / "a").symlink_to("b")
     (root / "b").symlink_to("a")
     with pytest.raises(OSError, match="symbolic links"):
@@ -132,7 +136,7 @@ def test_links_without_end_come_to_one(root: Path) -> None:
     assert open_memory(EPOCH, root=str(root / "a")) is None
 
 
-def test_what_becomes_a_link_between_two_looks_is_not_followed(
+def test_a_folder_that_is_replaced_by_a_link_is_not_followed(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = os.stat
@@ -151,7 +155,7 @@ def test_what_becomes_a_link_between_two_looks_is_not_followed(
 
 
 @pytest.mark.parametrize("given", ["argument", "variable"])
-def test_nodes_and_globals_do_not_start_in_such_a_place(
+def test_nodes_and_globals_do_not_start_with_an_unsafe_root(
     root: Path, monkeypatch: pytest.MonkeyPatch, given: str
 ) -> None:
     root.chmod(0o777)
@@ -165,7 +169,7 @@ def test_nodes_and_globals_do_not_start_in_such_a_place(
         dstore.Node("tcp://127.0.0.1:1", shm=shm)
 
 
-def test_a_default_that_is_not_safe_is_a_warning_and_private_memory(
+def test_an_unsafe_default_is_a_warning_and_private_memory(
     root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     root.chmod(0o777)
@@ -194,7 +198,7 @@ def test_another_folder_in_the_place_of_ours_gets_nothing(root: Path) -> None:
 
 
 @pytest.mark.parametrize("what", ["the user's", "the epoch's"])
-def test_nor_does_a_link(root: Path, what: str) -> None:
+def test_a_link_in_the_place_of_ours_gets_nothing(root: Path, what: str) -> None:
     ours = folder_of(root) if what == "the epoch's" else folder_of(root).parent
     aim = root / "aim"
     aim.mkdir(0o700)
@@ -242,7 +246,7 @@ if os.geteuid() == 0:
 
 @pytest.mark.parametrize("plant", KINDS)
 @pytest.mark.parametrize("where", ["copies", "global"])
-def test_what_is_none_of_our_files_is_not_opened(
+def test_a_sealed_name_that_is_not_our_file_is_not_opened(
     tmp_path: Path, plant: Callable[[Path], None], where: str
 ) -> None:
     with opened(tmp_path) as here:
@@ -254,7 +258,7 @@ def test_what_is_none_of_our_files_is_not_opened(
 
 
 @pytest.mark.parametrize("plant", KINDS)
-def test_nor_is_what_has_the_name_of_an_unfinished_one(
+def test_a_partial_name_that_is_not_our_file_is_not_opened(
     tmp_path: Path, plant: Callable[[Path], None]
 ) -> None:
     with opened(tmp_path) as here:
@@ -267,7 +271,7 @@ def test_nor_is_what_has_the_name_of_an_unfinished_one(
 
 
 @pytest.mark.parametrize("plant", KINDS)
-def test_nor_what_has_the_name_of_the_lock(
+def test_a_lock_that_is_not_our_file_is_not_opened(
     tmp_path: Path, plant: Callable[[Path], None], caplog: pytest.LogCaptureFixture
 ) -> None:
     folder_of(tmp_path).parent.mkdir(0o700)
@@ -280,7 +284,7 @@ def test_nor_what_has_the_name_of_the_lock(
 # ---- files that are there already -------------------------------------------------------------
 
 
-def test_what_has_another_name_is_neither_evicted_nor_swept(tmp_path: Path) -> None:
+def test_a_file_with_another_name_is_neither_evicted_nor_swept(tmp_path: Path) -> None:
     names = ["notes", "notes.part", "a" * 31, "g" * 32, "A" * 32 + ".part", "b" * 32 + ".part.old"]
     with opened(tmp_path, limit=2 * SIZE) as here:
         copies = folder_of(tmp_path) / "copies"
@@ -293,7 +297,7 @@ def test_what_has_another_name_is_neither_evicted_nor_swept(tmp_path: Path) -> N
         assert set(names) <= set(files(copies))
 
 
-def test_an_empty_file_of_a_dead_writer_goes_when_it_is_old(tmp_path: Path) -> None:
+def test_an_old_empty_file_of_a_dead_writer_is_swept(tmp_path: Path) -> None:
     """Empty files take no room, but killed processes could leave any number of them."""
     with opened(tmp_path):
         copies = folder_of(tmp_path) / "copies"
@@ -305,7 +309,7 @@ def test_an_empty_file_of_a_dead_writer_goes_when_it_is_old(tmp_path: Path) -> N
             assert files(copies) == [young.name]
 
 
-def test_one_that_is_being_claimed_stays_however_old(tmp_path: Path) -> None:
+def test_an_empty_file_that_is_being_claimed_is_not_swept(tmp_path: Path) -> None:
     with opened(tmp_path) as here:
         token = new_token()
         name = f"copies/{token.hex()}.part"
@@ -316,7 +320,7 @@ def test_one_that_is_being_claimed_stays_however_old(tmp_path: Path) -> None:
         assert holds(here, token)
 
 
-def test_a_walk_says_what_is_wrong(root: Path) -> None:
+def test_the_error_of_a_walk_names_the_folder_and_the_reason(root: Path) -> None:
     root.chmod(0o777)
     with pytest.raises(Unsafe, match=f"others may write in {root}"):
         directory.walk(str(root))

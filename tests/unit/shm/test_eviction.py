@@ -44,7 +44,7 @@ def exact(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
         monkeypatch.setattr(eviction, "used", lambda path: float("inf"))
     else:
         monkeypatch.setattr(eviction, "used", copies_and_a_bit)
-    monkeypatch.setattr("dstore.shm.room.SPARE_PARTS", 1 << 60)
+    monkeypatch.setattr("dstore.shm.room.SPARE_DIVISOR", 1 << 60)
 
 
 def copies_and_a_bit(here: Directory) -> float:
@@ -90,7 +90,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.usefixtures("exact")
-def test_the_least_recently_touched_goes_first(tmp_path: Path) -> None:
+def test_the_least_recently_touched_copy_is_evicted_first(tmp_path: Path) -> None:
     with opened(tmp_path, limit=5 * PAGE + 100) as memory:
         tokens = [stored(memory, PAGE) for _ in range(5)]
         assert present(memory, tokens) == [0, 1, 2, 3, 4]
@@ -126,7 +126,7 @@ def test_a_limit_of_nothing_takes_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("exact")
-def test_globals_own_do_not_count_and_are_not_evicted(tmp_path: Path) -> None:
+def test_global_s_values_do_not_count_and_are_not_evicted(tmp_path: Path) -> None:
     with opened(tmp_path, limit=2 * PAGE) as memory:
         own = [stored(memory, 10 * PAGE, for_global=True), stored(memory, PAGE)]
         assert memory.adopt(own[1], PAGE)
@@ -148,7 +148,7 @@ def test_an_evicted_value_stays_mapped(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("exact")
-def test_what_somebody_is_writing_is_not_evicted_and_counts(tmp_path: Path) -> None:
+def test_an_unfinished_copy_is_not_evicted_and_counts(tmp_path: Path) -> None:
     with opened(tmp_path, limit=4 * PAGE) as memory, User(tmp_path) as other:
         mine, theirs = new_token(), new_token()
         writer = begun(memory, mine, PAGE)
@@ -167,7 +167,7 @@ def test_what_somebody_is_writing_is_not_evicted_and_counts(tmp_path: Path) -> N
 
 
 @pytest.mark.usefixtures("exact")
-def test_after_no_room_nothing_is_left_and_one_may_try_again(tmp_path: Path) -> None:
+def test_no_room_leaves_nothing_and_may_be_tried_again(tmp_path: Path) -> None:
     with opened(tmp_path, limit=2 * PAGE) as memory:
         token = new_token()
         with begun(memory, new_token(), PAGE):
@@ -221,7 +221,7 @@ def test_two_processes_that_reserve_at_the_same_time_keep_the_limit(
             child.end()
 
 
-def test_of_many_small_ones_a_few_more_go_than_needed(
+def test_of_many_small_copies_a_few_more_are_evicted_than_needed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """So that not every later value needs a list of all files."""
@@ -237,7 +237,7 @@ def test_of_many_small_ones_a_few_more_go_than_needed(
         assert there == list(range(300 - len(there), 300))
 
 
-def test_where_the_file_system_tells_nothing_a_list_serves_for_a_while(
+def test_without_statistics_of_the_file_system_a_list_serves_for_a_while(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(eviction, "used", lambda path: float("inf"))
@@ -258,7 +258,7 @@ def test_the_limit_is_half_of_the_file_system_unless_given(small_disk: Path) -> 
     opened_there.close()
 
 
-def test_a_file_system_without_a_size_has_room_as_long_as_it_has(
+def test_a_file_system_without_a_size_is_never_full(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = os.statvfs
@@ -300,13 +300,13 @@ def test_copies_give_way_when_the_file_system_is_full(small_disk: Path, for_glob
         assert present(memory, tokens) == [0, 2, 3], "nothing is evicted in vain"
 
 
-def test_for_globals_own_they_give_way_step_by_step(
+def test_copies_are_evicted_step_by_step_for_global(
     small_disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Copies are evicted as room is needed, since to remove many at once takes long."""
     eighth = SMALL_DISK // 8 - 2 * PAGE
     monkeypatch.setattr("dstore.shm.writer.RESERVE_BYTES", eighth // 4)
-    monkeypatch.setattr(eviction, "EXTRA", 1 << 60)
+    monkeypatch.setattr(eviction, "EXTRA_DIVISOR", 1 << 60)
     with opened(small_disk) as memory:
         tokens = [stored(memory, eighth) for _ in range(8)]
         token, size = new_token(), 4 * eighth
@@ -326,7 +326,7 @@ def test_for_globals_own_they_give_way_step_by_step(
 
 
 @pytest.mark.parametrize("for_global", [False, True])
-def test_what_the_janitor_is_about_to_give_back_is_waited_for(
+def test_memory_that_the_janitor_is_releasing_is_waited_for(
     small_disk: Path, monkeypatch: pytest.MonkeyPatch, for_global: bool
 ) -> None:
     monkeypatch.setattr("dstore.shm.files.MUCH", PAGE)
@@ -340,7 +340,7 @@ def test_what_the_janitor_is_about_to_give_back_is_waited_for(
         assert memory.linked(copy), "nothing is evicted"
 
 
-def test_memory_that_is_still_read_cannot_be_had(small_disk: Path) -> None:
+def test_memory_of_a_mapped_copy_is_not_freed(small_disk: Path) -> None:
     half = SMALL_DISK // 2 - 2 * PAGE
     with opened(small_disk) as memory:
         tokens = [stored(memory, half), stored(memory, half)]
@@ -354,7 +354,7 @@ def test_memory_that_is_still_read_cannot_be_had(small_disk: Path) -> None:
         assert holds(memory, stored(memory, half, for_global=True), half)
 
 
-def test_a_file_system_that_fills_meanwhile(
+def test_a_file_system_that_fills_while_memory_is_reserved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """There was room at the check and then there is none, or a quota is reached."""
@@ -375,7 +375,7 @@ def test_a_file_system_that_fills_meanwhile(
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EOPNOTSUPP, errno.EIO])
-def test_what_cannot_be_reserved_at_all(
+def test_a_file_system_that_cannot_reserve_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
     def refuse(descriptor: int, offset: int, count: int) -> None:
@@ -404,7 +404,7 @@ def test_a_limit_on_the_size_of_files(tmp_path: Path) -> None:
     assert files(tmp_path) == []
 
 
-def test_all_of_a_large_value_is_reserved_piece_by_piece(
+def test_a_large_value_is_reserved_in_several_calls(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("dstore.shm.writer.RESERVE_BYTES", 2 * PAGE)
@@ -421,7 +421,7 @@ def test_all_of_a_large_value_is_reserved_piece_by_piece(
 
 
 @pytest.mark.parametrize("for_global", [False, True])
-def test_what_the_dead_were_writing_goes_when_somebody_comes(
+def test_files_of_dead_writers_are_removed_when_a_process_enters(
     tmp_path: Path, for_global: bool
 ) -> None:
     with User(tmp_path) as alive, User(tmp_path) as dead:
@@ -437,7 +437,7 @@ def test_what_the_dead_were_writing_goes_when_somebody_comes(
 
 
 @pytest.mark.usefixtures("exact")
-def test_what_the_dead_were_writing_goes_before_anything_else(tmp_path: Path) -> None:
+def test_files_of_dead_writers_are_removed_before_copies(tmp_path: Path) -> None:
     with opened(tmp_path, limit=3 * PAGE) as memory, User(tmp_path) as dead:
         token = stored(memory, PAGE)
         dead.call("begin", new_token(), 2 * PAGE)
@@ -447,7 +447,7 @@ def test_what_the_dead_were_writing_goes_before_anything_else(tmp_path: Path) ->
         assert memory.linked(token)
 
 
-def test_and_when_the_file_system_is_full(small_disk: Path) -> None:
+def test_files_of_dead_writers_are_removed_when_the_file_system_is_full(small_disk: Path) -> None:
     half = SMALL_DISK // 2
     with opened(small_disk) as memory, User(small_disk) as dead:
         token = stored(memory, PAGE)
@@ -458,7 +458,7 @@ def test_and_when_the_file_system_is_full(small_disk: Path) -> None:
         assert memory.linked(token)
 
 
-def test_a_file_that_was_claimed_just_now_is_not_swept_away(
+def test_a_file_that_is_being_claimed_is_not_swept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A file is created and then locked; a process that sweeps in between must not remove it."""

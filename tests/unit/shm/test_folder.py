@@ -56,7 +56,7 @@ def refused(root: Path, caplog: pytest.LogCaptureFixture) -> str:
     return opening[0]
 
 
-def test_a_folder_of_somebody_else_is_refused(
+def test_a_folder_of_another_user_is_refused(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     theirs = folder_of(tmp_path).parent
@@ -92,7 +92,7 @@ def test_a_file_in_its_place_is_refused(tmp_path: Path, caplog: pytest.LogCaptur
 
 
 @pytest.mark.parametrize("make", [Path.touch, lambda path: path.mkdir(0o750)])
-def test_so_is_an_epoch_folder_that_is_none_of_ours(
+def test_an_epoch_folder_of_another_user_is_refused(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, make: Callable[[Path], None]
 ) -> None:
     folder_of(tmp_path).parent.mkdir(0o700)
@@ -100,11 +100,13 @@ def test_so_is_an_epoch_folder_that_is_none_of_ours(
     refused(tmp_path, caplog)
 
 
-def test_a_root_that_is_not_there(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_missing_root(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert "is not a folder" in refused(tmp_path / "missing", caplog)
 
 
-def test_a_root_that_cannot_be_written(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_root_without_permission_to_write(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """/proc is such a folder, even for root."""
     assert open_memory(EPOCH, root="/proc") is None
     (record,) = caplog.records
@@ -112,7 +114,7 @@ def test_a_root_that_cannot_be_written(tmp_path: Path, caplog: pytest.LogCapture
 
 
 @pytest.mark.parametrize(("variable", "root"), [(None, ""), ("", None)])
-def test_switched_off_is_off_without_a_word(
+def test_an_empty_root_switches_shared_memory_off_without_a_warning(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
     variable: str | None,
@@ -127,7 +129,7 @@ def test_switched_off_is_off_without_a_word(
 
 
 @pytest.mark.parametrize("missing", ["locks", "the root"])
-def test_where_the_system_has_none_that_is_no_warning(
+def test_a_system_without_shared_memory_is_no_warning(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -175,7 +177,7 @@ def test_an_epoch_has_64_bits(tmp_path: Path, epoch: int) -> None:
 # ---- coming and going -------------------------------------------------------------------------
 
 
-def test_the_last_one_out_removes_everything(tmp_path: Path) -> None:
+def test_the_last_process_that_leaves_removes_everything(tmp_path: Path) -> None:
     with opened(tmp_path) as memory, User(tmp_path) as other:
         token = stored(memory)
         stored(memory, for_global=True)
@@ -186,7 +188,7 @@ def test_the_last_one_out_removes_everything(tmp_path: Path) -> None:
         assert files(tmp_path) == []
 
 
-def test_what_is_being_written_does_not_keep_the_folder(tmp_path: Path) -> None:
+def test_an_unfinished_value_does_not_keep_the_folder(tmp_path: Path) -> None:
     with opened(tmp_path) as memory:
         begun(memory, new_token())
         begun(memory, new_token(), for_global=True).write(0, b"x")
@@ -328,7 +330,7 @@ def test_cleaning_leaves_what_is_in_use(tmp_path: Path) -> None:
     assert files(tmp_path) == []
 
 
-def test_others_cannot_clean_what_we_use_while_we_clean(tmp_path: Path) -> None:
+def test_others_cannot_clean_our_folder_while_we_clean(tmp_path: Path) -> None:
     with opened(tmp_path, 1) as memory:
         token = stored(memory)
         clean(str(tmp_path))
@@ -345,7 +347,7 @@ def test_others_cannot_clean_what_we_use_while_we_clean(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "left", ["nothing", "no lock", "some files", "a stray folder", "all, by another name"]
 )
-def test_what_a_killed_cleaner_has_left_half_done_goes_too(tmp_path: Path, left: str) -> None:
+def test_a_folder_that_a_killed_cleaner_left_is_removed(tmp_path: Path, left: str) -> None:
     half = folder_of(tmp_path)
     half.mkdir(0o700, parents=True)
     half.parent.chmod(0o700)
@@ -405,7 +407,7 @@ def test_only_epoch_folders_are_cleaned(tmp_path: Path) -> None:
     assert files(tmp_path) == [name for name in before if name not in gone]
 
 
-def test_when_others_have_removed_the_folder_we_are_alone_and_harmless(tmp_path: Path) -> None:
+def test_a_process_whose_folder_was_removed_is_alone_and_harmless(tmp_path: Path) -> None:
     """As a system removes the files of a user who logs out."""
     with opened(tmp_path) as memory:
         token, open_token = stored(memory), new_token()
@@ -460,7 +462,7 @@ def joiner(root: Path, *, after: bool) -> Callable[[Connection], None]:
     return body
 
 
-def test_a_joiner_whose_lock_file_was_removed_starts_over(tmp_path: Path) -> None:
+def test_a_process_whose_lock_file_was_removed_starts_over(tmp_path: Path) -> None:
     with Child(joiner(tmp_path, after=False)) as child:
         assert child.hear() == "here"  # it has opened the lock file
         assert cleaned(tmp_path) == []
@@ -476,7 +478,7 @@ def test_a_joiner_whose_lock_file_was_removed_starts_over(tmp_path: Path) -> Non
     assert files(tmp_path) == []
 
 
-def test_a_joiner_that_has_the_lock_is_not_cleaned_away(tmp_path: Path) -> None:
+def test_the_folder_of_a_process_that_has_the_lock_is_not_cleaned(tmp_path: Path) -> None:
     with Child(joiner(tmp_path, after=True)) as child:
         assert child.hear() == "here"  # it has the lock, and nothing else yet
         clean(str(tmp_path))
@@ -487,7 +489,7 @@ def test_a_joiner_that_has_the_lock_is_not_cleaned_away(tmp_path: Path) -> None:
     assert files(tmp_path) == []
 
 
-def test_a_joiner_waits_for_a_cleaner_and_then_has_a_folder(
+def test_a_process_waits_for_a_cleaner_and_then_enters(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def cleaner(pipe: Connection) -> None:

@@ -56,7 +56,7 @@ def test_an_inherited_memory_is_empty_and_harmless(tmp_path: Path) -> None:
     assert files(tmp_path) == []
 
 
-def test_a_child_that_just_ends_does_no_harm(tmp_path: Path) -> None:
+def test_a_child_that_only_ends_does_no_harm(tmp_path: Path) -> None:
     with opened(tmp_path) as memory, begun(memory, new_token()) as writer:
         token = stored(memory)
         with Child(lambda pipe: None) as child:
@@ -78,7 +78,7 @@ def clean_in_a_child(root: Path) -> None:
         assert child.hear() is True
 
 
-def test_the_parents_lock_falls_with_the_parent_not_with_the_child(tmp_path: Path) -> None:
+def test_the_parents_lock_ends_with_the_parent_not_with_the_child(tmp_path: Path) -> None:
     """The child still runs, and yet the folder and the value are free."""
 
     def parent(pipe: Connection) -> None:
@@ -187,7 +187,7 @@ def test_the_child_opens_its_own_memory(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
-def test_a_fork_while_another_thread_is_inside(tmp_path: Path) -> None:
+def test_a_fork_while_another_thread_holds_the_process_lock(tmp_path: Path) -> None:
     """The thread holds the process lock and does not exist in the child."""
     with opened(tmp_path) as memory:
         token = stored(memory)
@@ -220,7 +220,7 @@ def test_a_fork_while_another_thread_is_inside(tmp_path: Path) -> None:
         assert holds(memory, token)
 
 
-def test_generations(tmp_path: Path) -> None:
+def test_a_child_of_a_child(tmp_path: Path) -> None:
     """A child of a child, each with its own memory; the oldest process leaves first."""
 
     def generation(pipe: Connection, left: int) -> None:

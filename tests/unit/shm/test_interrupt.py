@@ -165,7 +165,7 @@ def test_others_may_write_what_was_interrupted(tmp_path: Path, after: bool) -> N
 
 
 @pytest.mark.parametrize("after", [False, True])
-def test_while_one_comes_and_goes(tmp_path: Path, after: bool) -> None:
+def test_while_a_process_enters_and_leaves(tmp_path: Path, after: bool) -> None:
     def come_and_go() -> None:
         with opened(tmp_path) as memory:
             memory.find(new_token(), SIZE)

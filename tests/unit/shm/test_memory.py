@@ -41,7 +41,7 @@ def memory(tmp_path: Path) -> Iterator[HostMemory]:
 
 
 @pytest.mark.parametrize("for_global", [False, True])
-def test_what_was_sealed_is_found(memory: HostMemory, for_global: bool) -> None:
+def test_a_sealed_value_is_found(memory: HostMemory, for_global: bool) -> None:
     token = new_token()
     assert memory.find(token, SIZE) is None
     writer = begun(memory, token, for_global=for_global)
@@ -55,7 +55,7 @@ def test_what_was_sealed_is_found(memory: HostMemory, for_global: bool) -> None:
     assert holds(memory, token)
 
 
-def test_a_view_is_one_of_bytes_and_read_only(memory: HostMemory) -> None:
+def test_a_view_is_of_bytes_and_read_only(memory: HostMemory) -> None:
     token = new_token()
     writer = begun(memory, token)
     for view in (writer.seal(), memory.find(token, SIZE)):
@@ -66,9 +66,7 @@ def test_a_view_is_one_of_bytes_and_read_only(memory: HostMemory) -> None:
             view[0] = 1
 
 
-def test_a_sealed_file_is_read_only_and_where_it_belongs(
-    memory: HostMemory, tmp_path: Path
-) -> None:
+def test_a_sealed_file_is_read_only_and_in_its_folder(memory: HostMemory, tmp_path: Path) -> None:
     copy, own = stored(memory), stored(memory, for_global=True)
     folder = folder_of(tmp_path)
     for path in (folder / "copies" / copy.hex(), folder / "global" / own.hex()):
@@ -120,7 +118,7 @@ def test_a_token_has_16_bytes(memory: HostMemory, bad: bytes) -> None:
             use(bad, SIZE)
 
 
-def test_only_one_writes_a_value(memory: HostMemory) -> None:
+def test_a_value_has_one_writer(memory: HostMemory) -> None:
     token = new_token()
     writer = begun(memory, token)
     assert memory.begin(token, SIZE) is None
@@ -132,13 +130,13 @@ def test_only_one_writes_a_value(memory: HostMemory) -> None:
     begun(memory, token, for_global=True).abandon()  # but not yet among Global's own
 
 
-def test_a_node_does_not_write_what_global_has(memory: HostMemory) -> None:
+def test_a_node_does_not_write_a_value_that_global_has(memory: HostMemory) -> None:
     token = stored(memory, for_global=True)
     assert memory.begin(token, SIZE) is None
     assert memory.begin(token, SIZE, for_global=True) is None
 
 
-def test_what_is_not_sealed_leaves_nothing(memory: HostMemory, tmp_path: Path) -> None:
+def test_an_unsealed_value_leaves_no_file(memory: HostMemory, tmp_path: Path) -> None:
     before = files(tmp_path)
     token = new_token()
     with begun(memory, token) as writer:
@@ -172,7 +170,7 @@ def test_a_write_has_to_be_within_the_value(memory: HostMemory, offset: int, cou
         assert writer.size == SIZE
 
 
-def test_a_write_that_the_system_does_by_halves_is_completed(
+def test_a_partial_write_of_the_system_is_completed(
     memory: HostMemory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = os.pwrite
@@ -201,14 +199,14 @@ def test_global_adopts_what_a_node_has_written(memory: HostMemory, tmp_path: Pat
     assert not memory.linked(token)
 
 
-def test_what_is_not_there_or_not_sealed_is_not_adopted(memory: HostMemory) -> None:
+def test_a_missing_or_unsealed_value_is_not_adopted(memory: HostMemory) -> None:
     token = new_token()
     assert not memory.adopt(token, SIZE)
     with begun(memory, token):
         assert not memory.adopt(token, SIZE)
 
 
-def test_find_does_not_miss_what_global_adopts_meanwhile(
+def test_find_does_not_miss_a_copy_that_global_is_adopting(
     memory: HostMemory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     token = stored(memory)
@@ -224,7 +222,7 @@ def test_find_does_not_miss_what_global_adopts_meanwhile(
     assert holds(memory, token)
 
 
-def test_dropped_and_yet_readable(memory: HostMemory, tmp_path: Path) -> None:
+def test_a_dropped_value_stays_readable(memory: HostMemory, tmp_path: Path) -> None:
     copy, own = stored(memory), stored(memory, for_global=True)
     views = {token: memory.find(token, SIZE) for token in (copy, own)}
     memory.drop(own)
@@ -251,7 +249,7 @@ def test_a_view_outlives_everything(tmp_path: Path) -> None:
     assert part is not None and bytes(part) == value_of(token)[4096:]
 
 
-def test_progress_shows_that_somebody_writes(memory: HostMemory, tmp_path: Path) -> None:
+def test_progress_grows_while_a_value_is_written(memory: HostMemory, tmp_path: Path) -> None:
     token = new_token()
     assert memory.progress(token) is None
     writer = begun(memory, token)
@@ -266,7 +264,7 @@ def test_progress_shows_that_somebody_writes(memory: HostMemory, tmp_path: Path)
     assert memory.progress(token) is None
 
 
-def test_a_closed_memory_is_empty_and_takes_nothing(tmp_path: Path) -> None:
+def test_a_closed_memory_is_empty_and_accepts_nothing(tmp_path: Path) -> None:
     with opened(tmp_path) as other, opened(tmp_path) as memory:
         token = new_token()
         sealed, writer = begun(memory, token), begun(memory, new_token())
@@ -291,7 +289,7 @@ def test_a_closed_memory_is_empty_and_takes_nothing(tmp_path: Path) -> None:
         assert [name for name in files(tmp_path) if name.endswith(".part")] == []
 
 
-def test_memories_of_one_process_share_and_exclude_like_others(tmp_path: Path) -> None:
+def test_memories_of_one_process_share_and_exclude_like_those_of_several(tmp_path: Path) -> None:
     with opened(tmp_path) as one, opened(tmp_path) as two:
         token = new_token()
         writer = begun(one, token)
@@ -369,7 +367,7 @@ def test_a_mapping_needs_no_descriptor(tmp_path: Path) -> None:
         assert child.hear() == (count, True)
 
 
-def test_a_process_that_has_very_many_mapped_gets_no_more(
+def test_a_process_with_very_many_mappings_gets_no_more(
     memory: HostMemory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tokens = [stored(memory) for _ in range(3)]
@@ -385,7 +383,7 @@ def test_a_process_that_has_very_many_mapped_gets_no_more(
     assert memory.find(tokens[2], SIZE) is not None
 
 
-def test_memory_goes_with_the_last_view(memory: HostMemory) -> None:
+def test_memory_is_freed_with_the_last_view(memory: HostMemory) -> None:
     token = stored(memory)
     maps = Path("/proc/self/maps")
     view = memory.find(token, SIZE)
@@ -399,7 +397,7 @@ def test_memory_goes_with_the_last_view(memory: HostMemory) -> None:
     assert token.hex() not in maps.read_text()
 
 
-def test_what_cannot_be_mapped_is_no_reason_to_wait_for_ever(
+def test_a_value_that_cannot_be_mapped_is_not_waited_for(
     memory: HostMemory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As when a process has as many mappings as it may have."""

@@ -91,7 +91,7 @@ def test_another_process_has_to_wait(tmp_path: Path) -> None:
         assert not memory.linked(token)
 
 
-def test_what_is_sealed_while_one_asks_is_there_and_not_out_of_reach(
+def test_a_value_that_is_sealed_during_begin_is_not_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with opened(tmp_path) as memory, User(tmp_path) as other:
@@ -109,7 +109,7 @@ def test_what_is_sealed_while_one_asks_is_there_and_not_out_of_reach(
         assert memory.begin(token, SIZE) is None
 
 
-def test_what_one_gives_up_the_next_may_begin(tmp_path: Path) -> None:
+def test_an_abandoned_value_may_be_begun_again(tmp_path: Path) -> None:
     with opened(tmp_path) as memory, User(tmp_path) as other:
         token = new_token()
         assert other.call("begin", token, SIZE)
