@@ -29,8 +29,14 @@ NEVER = float("inf")
 
 
 class Caller(Protocol):
-    """A thread of a simulated process, which runs operations one after the other."""
+    """A thread of a simulated process, which runs operations one after the other.
 
+    ``line`` names it among the connections, timers and threads of its process.
+    """
+
+    local: SimLocal
+    loop: Loop
+    line: str
     channel: Connection
 
     def look(self) -> None:

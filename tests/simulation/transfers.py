@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
 
 from dstore.core.local.cache import Held
 from dstore.core.local.operations import FetchBody, SendBody
 from dstore.core.local.transfer import Moved, Receive, Send, TransferFailed, download, upload
 from dstore.protocol.messages import Reply
-from tests.simulation.actors import SimLocal
-from tests.simulation.loop import Loop
-from tests.simulation.network import Connection
+from tests.simulation.actors import Caller
 
 CHUNK = 3
 """Bytes of a chunk, so that a simulated value has several."""
@@ -21,15 +18,6 @@ POLL = 0.002
 
 Done = Callable[[Held | None, TransferFailed | None], None]
 """Called with the value that was fetched (None if one was sent), or with the failure."""
-
-
-class Caller(Protocol):
-    """The thread that waits for a transfer. ``line`` names it among those of its process."""
-
-    local: SimLocal
-    loop: Loop
-    line: str
-    channel: Connection
 
 
 class LargeTransfer:
