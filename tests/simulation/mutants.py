@@ -70,7 +70,7 @@ MUTANTS = (
         "the lock-free hit is outside of the simulated core",
     ),
     Mutant(
-        "hit that compares with the live lease end instead of the noted one",
+        "hit that compares with the current lease end instead of the noted one",
         (
             (
                 "client.node",
@@ -178,7 +178,7 @@ MUTANTS = (
         "acknowledgement and SYNC of a former epoch accepted",
         (("core.authority.state", "if message.epoch != self.epoch:", "if False:"),),
         CORE + "test_strangers.py::test_what_does_not_match_changes_nothing",
-        "sessions of two lives of a Global do not have the same id",
+        "sessions of two epochs of a Global do not have the same id",
     ),
     Mutant(
         "session ids that can be guessed",
@@ -188,7 +188,7 @@ MUTANTS = (
         "session ids that come twice",
         (("core.authority.sessions", "while ident == NO_SESSION or ident in self._by_id:", "while ident == NO_SESSION:"),),
         CORE + "test_membership.py::test_session_ids_are_what_the_host_draws_and_none_is_zero_or_in_use",
-        "of 63 random bits none comes twice in a simulated run",
+        "63 random bits do not repeat in a simulated run",
     ),
     Mutant(
         "GOODBYE of a former epoch accepted",
@@ -202,13 +202,13 @@ MUTANTS = (
             ),
         ),
         CORE + "test_strangers.py::test_what_does_not_match_changes_nothing",
-        "of 63 random bits none comes twice in a simulated run",
+        "63 random bits do not repeat in a simulated run",
     ),
     Mutant(
-        "deletions acknowledged that it has not heard of",
+        "acknowledgement of invalidations that were not sent",
         (("core.authority.state", "        if message.applied > heard:\n", "        if False:\n"),),
         CORE + "test_strangers.py::test_nobody_acknowledges_what_it_has_not_heard_of",
-        "no simulated Local says what is not so",
+        "no simulated Local sends a false acknowledgement",
     ),
     Mutant(
         "upload of another session bound",
@@ -217,7 +217,7 @@ MUTANTS = (
         "no simulated Local knows the tokens of others before their values are bound",
     ),
     Mutant(
-        "publication of a former epoch accepted",
+        "broadcast of a former epoch accepted",
         (
             (
                 "core.local.state",
@@ -241,7 +241,7 @@ MUTANTS = (
         "late reply of a given-up request filled",
         (("core.local.state", "            or fill.done\n", ""),),
         CORE + "test_fill.py::test_the_late_reply_to_a_request_given_up_is_not_stored",
-        "an operation that was given up is closed, and nobody hands it a reply",
+        "an operation that was given up is closed and gets no reply",
     ),
     Mutant(
         "Global's expiry too early",
@@ -254,7 +254,7 @@ MUTANTS = (
         ),
     ),
     Mutant(
-        "DEL that waits on renewed leases for ever",
+        "DEL that waits for renewed leases for ever",
         (
             (
                 "core.authority.pending",
@@ -263,7 +263,7 @@ MUTANTS = (
             ),
         ),
         CORE + "test_deletion.py::test_the_lease_counts_as_it_stood_in_the_first_phase",
-        "every simulated Local that renews also hears what is pushed to it",
+        "every simulated Local that renews its lease also gets the invalidations",
     ),
     Mutant(
         "cacheable answer to a repeated SET",
@@ -275,7 +275,7 @@ MUTANTS = (
             ),
         ),
         CORE + "test_writes.py::test_a_repeated_set_gets_the_recorded_outcome_marked_do_not_cache",
-        "the fill rule covers it: whoever stopped being a holder has applied a deletion since",
+        "the fill rule covers it: a session that is no longer a holder has applied an invalidation",
     ),
     Mutant(
         "repeated SET executed again after a DEL",
@@ -344,7 +344,7 @@ MUTANTS = (
             ),
         ),
         CORE + "test_deletion.py::test_a_commit_removes_the_token_that_was_found_and_no_newer_one",
-        "writes of a pending key queue, so that there is no newer token unless the engine has others",
+        "writes of a pending key wait, so that there is no newer token unless the engine has other writers",
     ),
     Mutant(
         "forked child that uses its parent's lease",
@@ -406,7 +406,7 @@ MUTANTS = (
             ),
         ),
         CORE + "test_large_values.py::test_a_late_chunk_of_a_value_that_is_bound_starts_no_upload",
-        "what is on a simulated connection that is cut is lost, and never late",
+        "messages on a simulated connection that is cut are lost, and never late",
     ),
     Mutant(
         "digest of an upload not compared",
@@ -418,13 +418,13 @@ MUTANTS = (
             ),
         ),
         CORE + "test_large_values.py::test_a_damaged_upload_is_refused_and_forgotten",
-        "the simulated network loses and delays, and damages nothing",
+        "the simulated network loses and delays messages, but does not damage them",
     ),
     Mutant(
         "digest of a download not compared",
         (("core.local.transfer", "    if hasher.digest() != stored.body.digest:\n", "    if False:\n"),),
         CORE + "test_large_values.py::test_a_download_that_does_not_have_its_digest_is_damaged",
-        "the simulated network loses and delays, and damages nothing",
+        "the simulated network loses and delays messages, but does not damage them",
     ),
     Mutant(
         "chunk written where another belongs",
@@ -448,10 +448,10 @@ MUTANTS = (
             ),
         ),
         CORE + "test_watching.py::test_it_is_announced_when_a_get_no_longer_finds_the_old_value",
-        "the simulation compares what is announced with the very number that is broken here",
+        "the simulation compares announcements with the number that is wrong here",
     ),
     Mutant(
-        "entry of before a deletion taken for one of after it",
+        "entry from before a deletion taken for one from after it",
         (
             (
                 "core.local.state",
@@ -471,7 +471,7 @@ MUTANTS = (
         ),
     ),
     Mutant(
-        "deletion that its key has outrun does not spoil fills in flight",
+        "deletion that an entry of its key has overtaken does not spoil fills in flight",
         (
             (
                 "core.local.state",
@@ -481,7 +481,7 @@ MUTANTS = (
         ),
     ),
     Mutant(
-        "deletions kept back are not published with the next",
+        "invalidations kept back are not broadcast with the next",
         (
             (
                 "core.authority.invalidations",
@@ -500,7 +500,7 @@ MUTANTS = (
             ),
         ),
         CORE + "test_watching.py::test_what_was_dying_when_the_watch_began_delays_the_first_look",
-        "simulated watchers read nothing; what they are told is compared with Global's number",
+        "simulated watchers read nothing; their announcements are compared with Global's number",
     ),
     Mutant(
         "flush not announced",
