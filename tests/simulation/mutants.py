@@ -205,10 +205,10 @@ MUTANTS = (
         "63 random bits do not repeat in a simulated run",
     ),
     Mutant(
-        "acknowledgement of invalidations that were not sent",
+        "deletions acknowledged that it has not heard of",
         (("core.authority.state", "        if message.applied > heard:\n", "        if False:\n"),),
         CORE + "test_strangers.py::test_nobody_acknowledges_what_it_has_not_heard_of",
-        "no simulated Local sends a false acknowledgement",
+        "no simulated Local says what is not so",
     ),
     Mutant(
         "upload of another session bound",
@@ -263,7 +263,7 @@ MUTANTS = (
             ),
         ),
         CORE + "test_deletion.py::test_the_lease_counts_as_it_stood_in_the_first_phase",
-        "every simulated Local that renews its lease also gets the invalidations",
+        "every simulated Local that renews also hears what is pushed to it",
     ),
     Mutant(
         "cacheable answer to a repeated SET",
@@ -275,7 +275,7 @@ MUTANTS = (
             ),
         ),
         CORE + "test_writes.py::test_a_repeated_set_gets_the_recorded_outcome_marked_do_not_cache",
-        "the fill rule covers it: a session that is no longer a holder has applied an invalidation",
+        "the fill rule covers it: whoever stopped being a holder has applied a deletion since",
     ),
     Mutant(
         "repeated SET executed again after a DEL",
@@ -481,7 +481,7 @@ MUTANTS = (
         ),
     ),
     Mutant(
-        "invalidations kept back are not broadcast with the next",
+        "deletions kept back are not published with the next",
         (
             (
                 "core.authority.invalidations",
