@@ -74,49 +74,29 @@ class Folder:
         self.partial_files.forked()
 
 
-class EnteredFolders:
-    """The folders that this process has entered. ``locks.process_lock`` guards it."""
-
-    def __init__(self) -> None:
-        self._folders: dict[Identity, Folder] = {}
-
-    def __len__(self) -> int:
-        return len(self._folders)
-
-    def __repr__(self) -> str:
-        return f"<EnteredFolders {list(self._folders.values())}>"
-
-    def add(self, folder: Folder) -> None:
-        self._folders[folder.key] = folder
-
-    def __contains__(self, folder: Folder) -> bool:
-        return folder.key in self._folders
-
-    def discard(self, folder: Folder) -> None:
-        self._folders.pop(folder.key, None)
-
-    def find(self, here: Directory) -> Folder | None:
-        """The folder ``here``, if this process has entered it."""
-        try:
-            status = os.stat(LOCK, dir_fd=here.fd, follow_symlinks=False)
-        except FileNotFoundError:
-            return None
-        return self._folders.get(_identity(status))
-
-    def forked(self) -> None:
-        """In a forked child: no lock is this process's.
-
-        To close the descriptors here does not touch the parent's locks.
-        """
-        folders, self._folders = self._folders, {}
-        for folder in folders.values():
-            folder.forked()
+entered: dict[Identity, Folder] = {}
+"""The folders that this process has entered, by lock file. ``locks.process_lock`` guards it."""
 
 
-entered = EnteredFolders()
+def _entered(here: Directory) -> Folder | None:
+    """The folder ``here``, if this process has entered it."""
+    try:
+        status = os.stat(LOCK, dir_fd=here.fd, follow_symlinks=False)
+    except FileNotFoundError:
+        return None
+    return entered.get(_identity(status))
+
+
+def _after_fork_in_child() -> None:
+    """No lock is this process's. To close the descriptors does not touch the parent's locks."""
+    folders = list(entered.values())
+    entered.clear()
+    for folder in folders:
+        folder.forked()
+
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=entered.forked)
+    os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 def enter(root: str, epoch: int, tries: int = ENTER_TRIES) -> Folder:
@@ -149,16 +129,16 @@ def _try_to_enter(base: Directory, name: str) -> Folder | None:
         parent = base.open_private(user)
         parent.make_folder(name)
         here = parent.open_private(name)
-        folder = entered.find(here) or _lock(parent, here, name)
+        folder = _entered(here) or _lock(parent, here, name)
         if folder is not None:
             for inner in (GLOBAL, COPIES):
                 here.make_folder(inner)
                 here.open_private(inner)
-            entered.add(folder)
+            entered[folder.key] = folder
     except FileNotFoundError:
         return None
     finally:
-        if folder is not None and folder not in entered:
+        if folder is not None and folder.key not in entered:
             folder.lock_file.close()
     return folder
 
@@ -190,7 +170,7 @@ def leave(folder: Folder) -> None:
         if folder.users:
             return
         folder.alive = False
-        entered.discard(folder)
+        entered.pop(folder.key, None)
         try:
             folder.partial_files.abandon_all()
             locks.release(folder.lock_file)
@@ -224,7 +204,7 @@ def clean(root: str) -> None:
 
 def _clean(parent: Directory, name: str) -> None:
     here = parent.open_private(name)
-    if entered.find(here) is not None:
+    if _entered(here) is not None:
         return  # to open and close the lock file here would drop our lock
     # A folder without a lock file is about to be used, or half removed: the lock decides which.
     with files.open_writable(here, LOCK, create=True) as file:
