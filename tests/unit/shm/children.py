@@ -17,7 +17,7 @@ from dstore.runtime.background import janitor
 from dstore.shm import HostMemory, Writer, clean, open_memory
 from dstore.shm.folder import Folder
 
-PATIENCE = 30.0
+TIMEOUT = 30.0
 """Seconds that a test waits for a child at most."""
 EPOCH = 0x1234
 SIZE = 3 * 4096 + 5
@@ -61,7 +61,7 @@ class Child:
 
     def hear(self) -> Any:
         """Receive its next message. An exception is raised."""
-        assert self._pipe.poll(PATIENCE), "the child says nothing"
+        assert self._pipe.poll(TIMEOUT), "the child says nothing"
         said = self._pipe.recv()
         if isinstance(said, BaseException):
             raise said
@@ -77,7 +77,7 @@ class Child:
 
     def ends_by(self, number: signal.Signals) -> None:
         """Wait until this signal has ended it."""
-        self.process.join(PATIENCE)
+        self.process.join(TIMEOUT)
         code = self.process.exitcode
         self.kill()
         self._pipes.discard(self._pipe)
@@ -91,7 +91,7 @@ class Child:
             return
         self._pipes.discard(self._pipe)
         self._pipe.close()
-        self.process.join(PATIENCE)
+        self.process.join(TIMEOUT)
         code = self.process.exitcode
         self.kill()
         self.process.close()
@@ -204,10 +204,10 @@ def janitor_held_up() -> Iterator[None]:
 
     def stand_still() -> None:
         here.set()
-        go_on.wait(PATIENCE)
+        go_on.wait(TIMEOUT)
 
     janitor.do(stand_still)
-    assert here.wait(PATIENCE)
+    assert here.wait(TIMEOUT)
     try:
         yield
     finally:

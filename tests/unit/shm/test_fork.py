@@ -14,8 +14,8 @@ import pytest
 from dstore.shm import NoRoom, clean, locks
 from tests.leaks import open_descriptors
 from tests.unit.shm.children import (
-    PATIENCE,
     SIZE,
+    TIMEOUT,
     Child,
     begun,
     cleaned,
@@ -196,11 +196,11 @@ def test_a_fork_while_another_thread_holds_the_process_lock(tmp_path: Path) -> N
         def sit() -> None:
             with locks.process_lock:
                 inside.set()
-                leave.wait(PATIENCE)
+                leave.wait(TIMEOUT)
 
         thread = threading.Thread(target=sit)
         thread.start()
-        assert inside.wait(PATIENCE)
+        assert inside.wait(TIMEOUT)
         reader, writer = os.pipe()
         pid = os.fork()
         if pid == 0:

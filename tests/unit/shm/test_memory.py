@@ -20,8 +20,8 @@ from dstore.shm.directory import Directory
 from tests.leaks import open_descriptors
 from tests.unit.shm.children import (
     EPOCH,
-    PATIENCE,
     SIZE,
+    TIMEOUT,
     Child,
     begun,
     files,
@@ -316,14 +316,14 @@ def test_closing_does_not_wait_and_does_not_close_the_descriptor_of_a_write(
 
     def slow(descriptor: int, data: memoryview, offset: int) -> int:
         at_work.set()
-        assert go_on.wait(PATIENCE)
+        assert go_on.wait(TIMEOUT)
         written.append(os.fstat(descriptor).st_nlink)
         return whole(descriptor, data, offset)
 
     monkeypatch.setattr(os, "pwrite", slow)
     thread = threading.Thread(target=writer.write, args=(0, b"late"))
     thread.start()
-    assert at_work.wait(PATIENCE)
+    assert at_work.wait(TIMEOUT)
     memory.close()
     assert files(tmp_path) == []
     go_on.set()
