@@ -25,7 +25,7 @@ from dstore.runtime import clock, native
 from dstore.runtime.background import MUCH, janitor
 from dstore.runtime.logs import Log
 from dstore.runtime.rate_limited_log import RateLimitedLog
-from dstore.shm import COMPLAINTS_EVERY, HostMemory, NoRoom, Writer, clean, is_whole, open_memory
+from dstore.shm import WARNING_SECONDS, HostMemory, NoRoom, Writer, clean, is_whole, open_memory
 from dstore.shm.private_bulk import fresh_memory
 
 log = Log("dstore.local")
@@ -55,7 +55,7 @@ class Source(NamedTuple):
     def drop(self) -> None:
         """It has not been bound: nobody will ask for it."""
         if self.laid is not None:
-            self.laid.withdraw()
+            self.laid.discard()
 
 
 class _Laid:
@@ -115,7 +115,7 @@ class LargeValues:
         self._over = {0}  # lives of Global that are over
         self._memory: HostMemory | None = None
         self._closed = False
-        self._rate_limited_log = RateLimitedLog(log, COMPLAINTS_EVERY)
+        self._rate_limited_log = RateLimitedLog(log, WARNING_SECONDS)
 
     def __repr__(self) -> str:
         return f"<LargeValues epoch={self._epoch:x} {self._memory!r}>"

@@ -1,4 +1,4 @@
-"""Python values to tagged bytes and back, without copies where there can be none.
+"""Python values as tagged bytes and back, with as few copies as possible.
 
 A value travels as the name of its codec and a body of bytes:
 
@@ -7,17 +7,16 @@ bytes     ``bytes``, ``bytearray`` and ``memoryview``
 text      ``str``, as UTF-8
 msgpack   ``None``, ``bool``, ``int`` (64 bits), ``float``, and lists, tuples and dicts of all these
 ndarray   NumPy arrays; the body is a ``.npy`` file
-pickle    whatever Python can pickle, if the user asks for it
-(a name)  values of a type that the user brings a :class:`Codec` for
+pickle    all that Python can pickle, if the user asks for it
+(a name)  values of a type for which the user has given a :class:`Codec`
 ========  ==================================================================================
 
-:class:`Codecs` knows which of them a Node has, and which one a value takes. The others are in
+:class:`Codecs` has the codecs of a Node and chooses the one for a value. The codecs are in
 :mod:`~dstore.codecs.plain`, :mod:`~dstore.codecs.array`, :mod:`~dstore.codecs.pickled` and
 :mod:`~dstore.codecs.custom`.
 
-A body that is decoded is ``bytes``, or a ``memoryview`` of memory that processes share. What is
-decoded from the latter reads that memory and keeps it alive; it can change it no more than the
-view itself can.
+A body that is decoded is ``bytes``, or a read-only ``memoryview`` of memory that processes share. A
+value that is decoded from such a view reads that memory, keeps it alive and cannot change it.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
-"""How much memory a packed value takes when it is decoded, found out without decoding it.
+"""The memory that a packed value takes when it is decoded, computed without decoding it.
 
-Anybody may have stored a value, and its readers build it. A byte of msgpack can be an empty list,
-of 64 bytes, in a slot of 8: so 8 MiB became 611 MiB, afresh for each reader. What a value may take
-is therefore bounded by its size. What would take more is refused by its readers, and by its writer,
-so that nobody stores what nobody can read. The bound is far from what programs store:
+Any client may have stored a value, and its readers build it. One byte of msgpack can be an empty
+list, which takes 64 bytes, and 8 in the list that it is in: so 8 MiB became 611 MiB, once for each
+reader. The memory of a value is therefore bounded by its packed size. A value that would take more
+is refused by its readers, and by its writer, so that a value which cannot be read is not stored.
+The bound is far above what programs store:
 
 ============================================  ==============================
 items                                         bytes in memory for one packed
@@ -13,8 +14,8 @@ short words, pairs of small numbers           12 to 30
 an empty list or dict; a dict with one item   72 to 100
 ============================================  ==============================
 
-The packed value is walked through item by item, with what each takes in Python (3.10 to 3.14, 64
-bits, as the allocator rounds it up). Numbers that follow one another are taken thousands at a time.
+The packed value is scanned item by item, and the memory of each in Python is added up (3.10 to
+3.14, 64 bits, as the allocator rounds it up). Runs of numbers are counted thousands at a time.
 """
 
 from __future__ import annotations
@@ -22,71 +23,80 @@ from __future__ import annotations
 from dstore.config import DECODED_FACTOR, DECODED_FREE
 from dstore.protocol.messages import Buffer
 
-CHECKED_FROM = 64 << 10
-"""A value of fewer bytes need not be walked through: it takes less than DECODED_FREE."""
+CHECKED_MIN = 64 << 10
+"""Bytes of a value that has to be checked; a smaller one takes less than DECODED_FREE."""
 DEPTH_MAX = 100
-"""Lists, tuples and dicts inside one another, at most."""
+"""Levels of lists, tuples and dicts inside one another."""
 TUPLE = 1
 """The msgpack extension type of a tuple: the packed list of its items."""
 
-# Bytes, beside the slot in the list or dict that an item is in.
+# Bytes of memory of an item, without its slot in the list or dict that contains it.
 SLOT = 8
 LIST, DICT, NUMBER, TEXT, BYTES = 64, 64, 32, 64, 48
 TUPLE_MORE = 64
-"""What a tuple takes, while it is made, beside a list of its items."""
+"""Bytes that a tuple takes while it is made, in addition to a list of its items."""
 SMALL_DICT, SMALL_DICT_MAX = 176, 5
-"""The table of a dict with so few items."""
+"""Bytes of the table of a small dict, and how many items that may have."""
 PAIR, LARGE_PAIR, LARGE_DICT_MIN = 56, 160, 1000
-"""An item of a larger dict; and of a large one, which may be made from a list of its items."""
-NAME = 64
-"""The first of equal keys, beside the text that it is. All others are the same object."""
-NAMES_MAX = 4096
-"""Different keys that are known again."""
+"""Bytes per item of a larger dict, and of one with LARGE_DICT_MIN items or more, which may be made
+from a list of its items.
+"""
+FIRST_KEY = 64
+"""Bytes that the first of equal text keys takes beside its text. The others are the same object."""
+KEYS_MAX = 4096
+"""Different text keys that are remembered, so that equal ones are counted once."""
 
-ROW_MAX, ROW_MIN = 4096, 32
-"""Numbers that are taken together. In a list of fewer items it is not worth trying."""
-NO_ROW = 1024
-"""Bytes after which it is tried again."""
-ROWS = (
-    (1, 0, (*range(0x80), 0xC0, 0xC2, 0xC3, *range(0xFB, 0x100))),  # Python has each only once
+RUN_MAX = 4096
+"""Numbers that are counted together."""
+RUN_MIN = 32
+"""Items of a list for which it is worth looking for runs."""
+RUN_RETRY_BYTES = 1024
+"""Bytes after a run that was cut short in which no other is looked for."""
+RUNS = (
+    (1, 0, (*range(0x80), 0xC0, 0xC2, 0xC3, *range(0xFB, 0x100))),  # Python has one object for each
     (1, NUMBER, range(0xE0, 0xFB)),
-    (1, LIST, (0x80, 0x90)),  # without items, and DICT is as much
+    (1, LIST, (0x80, 0x90)),  # without items; DICT has the same number
     (2, NUMBER, (0xCC, 0xD0)),
     (3, NUMBER, (0xCD, 0xD1)),
     (5, NUMBER, (0xCA, 0xCE, 0xD2)),
     (9, NUMBER, (0xCB, 0xCF, 0xD3)),
 )
-"""Items of the same length: this, what each takes, and how they begin."""
-_ROW: list[bytes] = [b""] * 256
-_WIDTH = [0] * 256  # 0: neither a number nor a short text
-_TAKES = [0] * 256
-for _width, _takes, _tags in ROWS:
+"""Kinds of items of one length: their packed bytes, the memory of each, and their first bytes."""
+_RUN: list[bytes] = [b""] * 256
+_WIDTH = [0] * 256  # packed bytes by first byte; 0 is neither a number nor a short text
+_MEMORY = [0] * 256
+for _width, _memory, _tags in RUNS:
     for _tag in _tags:
-        _WIDTH[_tag], _TAKES[_tag], _ROW[_tag] = _width, _takes, bytes(_tags)
+        _WIDTH[_tag], _MEMORY[_tag], _RUN[_tag] = _width, _memory, bytes(_tags)
 for _tag in range(0xA0, 0xC0):
-    _WIDTH[_tag], _TAKES[_tag] = 1 + (_tag & 31), TEXT + (_tag & 31)
+    _WIDTH[_tag], _MEMORY[_tag] = 1 + (_tag & 31), TEXT + (_tag & 31)
 _LENGTH_BYTES = {0xC4: 1, 0xC5: 2, 0xC6: 4, 0xC7: 1, 0xC8: 2, 0xC9: 4}
 _LENGTH_BYTES |= {0xD9: 1, 0xDA: 2, 0xDB: 4, 0xDC: 2, 0xDD: 4, 0xDE: 2, 0xDF: 4}
 _FIXED_EXTENSION = {0xD4: 1, 0xD5: 2, 0xD6: 4, 0xD7: 8, 0xD8: 16}
 
 
 def check(body: Buffer) -> None:
-    """Raise ValueError if a packed value would take too much memory, is nested too deeply, or has
-    in it what no value has.
+    """Raise ValueError if a packed value would take too much memory, is nested too deeply or is
+    malformed.
     """
     allowed = DECODED_FACTOR * len(body) + DECODED_FREE
     try:
-        takes(body, allowed)
+        decoded_size(body, allowed)
     except IndexError:
         raise ValueError("it ends too early") from None
 
 
-def takes(body: Buffer, allowed: int) -> int:
-    """How many bytes a value takes. Raises ValueError, and IndexError at the end of the body."""
+def decoded_size(body: Buffer, allowed: int) -> int:
+    """The bytes of memory that a value takes.
+
+    Raises ValueError if they are more than ``allowed`` or the value is malformed, and IndexError if
+    the body ends too early.
+    """
     at = total = retry_at = 0
-    left, is_dict, end = 1, False, len(body)  # of the list or dict, the latter counted twice
+    # Items left of the innermost list or dict (keys and values both count), and where it ends.
+    left, is_dict, end = 1, False, len(body)
     outer: list[tuple[int, bool, int]] = []
-    names: set[bytes] = set()
+    keys: set[bytes] = set()
     while True:
         if total > allowed:
             raise _too_much(len(body), allowed)
@@ -98,48 +108,48 @@ def takes(body: Buffer, allowed: int) -> int:
             left, is_dict, end = outer.pop()
         tag = body[at]
         width = _WIDTH[tag]
-        if left > ROW_MIN and at >= retry_at and _ROW[tag]:
-            count = min(left, ROW_MAX)
-            row = _row_length(body, at, count)
-            at += row * width
-            total += row * _TAKES[tag]
-            left -= row
-            if row < count:
-                retry_at = at + NO_ROW
+        if left > RUN_MIN and at >= retry_at and _RUN[tag]:
+            count = min(left, RUN_MAX)
+            run = _run_length(body, at, count)
+            at += run * width
+            total += run * _MEMORY[tag]
+            left -= run
+            if run < count:
+                retry_at = at + RUN_RETRY_BYTES
             continue
         left -= 1
         if not width:
             outer.append((left, is_dict, end))
-            at, more, left, is_dict, end = _opened(body, at, len(outer))
+            at, more, left, is_dict, end = _open(body, at, len(outer))
             total += more
             continue
-        more = _TAKES[tag]
+        more = _MEMORY[tag]
         if is_dict and left & 1 and 0xA0 <= tag < 0xC0:
-            more = _name(bytes(body[at : at + width]), names)
+            more = _key(bytes(body[at : at + width]), keys)
         total += more
         at += width
 
 
-def _row_length(body: Buffer, at: int, count: int) -> int:
-    """How many numbers follow one another there that have the same length."""
+def _run_length(body: Buffer, at: int, count: int) -> int:
+    """How many of the next ``count`` items are of the same kind as the first."""
     tags = bytes(body[at : at + _WIDTH[body[at]] * count : _WIDTH[body[at]]])
-    return len(tags) - len(tags.lstrip(_ROW[body[at]]))
+    return len(tags) - len(tags.lstrip(_RUN[body[at]]))
 
 
-def _name(name: bytes, names: set[bytes]) -> int:
-    """What a key takes that is a short text."""
-    if name in names:
+def _key(key: bytes, keys: set[bytes]) -> int:
+    """The memory of a short text key. ``keys`` are those that were met before."""
+    if key in keys:
         return 0
-    if len(names) < NAMES_MAX:
-        names.add(name)
-    return NAME + TEXT + len(name)
+    if len(keys) < KEYS_MAX:
+        keys.add(key)
+    return FIRST_KEY + TEXT + len(key)
 
 
-def _opened(body: Buffer, at: int, depth: int) -> tuple[int, int, int, bool, int]:
-    """Begin a long text, bytes, a list, a dict or a tuple.
+def _open(body: Buffer, at: int, depth: int) -> tuple[int, int, int, bool, int]:
+    """Read the beginning of a long text, bytes, a list, a dict or a tuple.
 
-    Where its items start, what it takes, how many there are, whether it is a dict, and where it
-    ends, or -1.
+    Returns where its items start, its memory, the number of items, whether it is a dict, and where
+    it ends (-1 if that is not given).
     """
     tag = body[at]
     length, start = _begin(body, at, tag)
@@ -164,7 +174,7 @@ def _opened(body: Buffer, at: int, depth: int) -> tuple[int, int, int, bool, int
 
 
 def _begin(body: Buffer, at: int, tag: int) -> tuple[int, int]:
-    """The length that the beginning of an item tells, and where what follows it starts."""
+    """The length in the beginning of an item, and the position after that beginning."""
     if 0x80 <= tag <= 0x9F:
         return tag & 15, at + 1
     if tag in _FIXED_EXTENSION:
@@ -176,6 +186,7 @@ def _begin(body: Buffer, at: int, tag: int) -> tuple[int, int]:
 
 
 def _table(pairs: int) -> int:
+    """The memory of the table of a dict."""
     if pairs <= SMALL_DICT_MAX:
         return SMALL_DICT if pairs else 0
     return pairs * (PAIR if pairs < LARGE_DICT_MIN else LARGE_PAIR)

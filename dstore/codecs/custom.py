@@ -1,4 +1,4 @@
-"""Codecs that a user brings for types of their own."""
+"""Codecs of a user, for types of their own."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ from dstore.codecs.encoded import Encoded, flat, joint
 from dstore.protocol.messages import Buffer
 
 NAME_MAX = 64
-"""Characters."""
+"""Characters of the name of a codec."""
 
 Bytes: TypeAlias = bytes | bytearray | memoryview
 
 
 class Codec(NamedTuple):
-    """How values of one type of yours become bytes, and come back.
+    """How values of one of your types become bytes, and values again.
 
     Attributes
     ----------
     name
-        Travels with each value: 1 to 64 printable ASCII characters, and none of dstore's own
-        names. Nodes that read the values need a codec of the same name.
+        Stored with each value: 1 to 64 printable ASCII characters, and none of dstore's own names.
+        Nodes that read the values need a codec of the same name.
     type
         The codec takes values of exactly this type, not of its subclasses, and not within lists
-        and dicts. Not a type that dstore stores anyway.
+        and dicts. It must not be a type that dstore stores itself.
     encode
-        Takes the value and returns its bytes, in one piece or as a list of several, which may be
-        views of the value's own memory: they are copied before the write returns. What it raises
-        comes out of ``set``.
+        Takes the value and returns its bytes, or a list of several bytes objects. They may be views
+        of the value's own memory: they are copied before the write returns. ``set`` raises what
+        this function raises.
     decode
         Takes a read-only memoryview of all the bytes and returns the value. It may keep the view
-        and parts of it, and so share the memory with other processes. Called afresh for each
-        read, and from any thread. If it raises, the read raises ``ValueCorrupt`` from that.
+        and parts of it, and so share the memory with other processes. It is called for each read,
+        from any thread. If it raises, the read raises ``ValueCorrupt`` from that.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Codec(NamedTuple):
 
 
 def check(codec: Any) -> None:
-    """Raise TypeError or ValueError if this is no codec."""
+    """Raise TypeError or ValueError unless this is a well-formed codec."""
     if not isinstance(codec, Codec):
         raise TypeError(f"codecs is a list of dstore.Codec, and has {checks.shown(codec)} in it")
     name = checks.text("the name of a codec", codec.name)
@@ -60,19 +60,19 @@ def check(codec: Any) -> None:
 
 
 def encode(codec: Codec, value: object) -> Encoded:
-    """The value by the user's codec. Raises what that raises, TypeError if it gives no bytes."""
+    """Encode a value. Raises what the codec raises, and TypeError if it does not return bytes."""
     given: Any = codec.encode(value)
-    pieces = [given] if isinstance(given, Bytes) else given
-    if isinstance(pieces, str) or not isinstance(pieces, Sequence):
-        raise _no_bytes(codec, given)
-    for piece in pieces:
-        if not isinstance(piece, Bytes):
-            raise _no_bytes(codec, piece)
-    return joint(codec.name, map(flat, pieces))
+    parts = [given] if isinstance(given, Bytes) else given
+    if isinstance(parts, str) or not isinstance(parts, Sequence):
+        raise _not_bytes(codec, given)
+    for part in parts:
+        if not isinstance(part, Bytes):
+            raise _not_bytes(codec, part)
+    return joint(codec.name, map(flat, parts))
 
 
 def decoder(codec: Codec) -> Callable[[Buffer], tuple[object, bool]]:
-    """What reads the bodies of a user's codec. The value is not known to be immutable."""
+    """The decoder of a user's codec. Its values are not known to be immutable."""
 
     def decode(body: Buffer) -> tuple[object, bool]:
         return codec.decode(memoryview(body)), False
@@ -80,7 +80,7 @@ def decoder(codec: Codec) -> Callable[[Buffer], tuple[object, bool]]:
     return decode
 
 
-def _no_bytes(codec: Codec, given: object) -> TypeError:
+def _not_bytes(codec: Codec, given: object) -> TypeError:
     return TypeError(
         f"encode of the codec {codec.name!r} gave {type(given).__name__}; it is to return bytes, "
         "bytearray or memoryview, or a list of these"

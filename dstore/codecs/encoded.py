@@ -1,4 +1,4 @@
-"""A value as bytes, on its way from a program to Global."""
+"""An encoded value: the name of its codec and its bytes in parts."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ BYTES, TEXT, MSGPACK, NDARRAY, PICKLE = "bytes", "text", "msgpack", "ndarray", "
 
 
 class Encoded(NamedTuple):
-    """One value as bytes: the name of its codec, and the parts of its body in order.
+    """An encoded value: the name of its codec, and the parts of its body in order.
 
-    A part is ``bytes``, or a ``memoryview`` of bytes (one dimension, format ``B``) that may be of
-    the user's own memory: whoever takes the parts copies them before the user goes on. ``size``
-    is their sum, in bytes.
+    A part is ``bytes``, or a ``memoryview`` of bytes (one dimension, format ``B``), perhaps of the
+    user's own memory: the receiver of the parts copies them before the user's call returns.
+    ``size`` is the bytes of all parts.
     """
 
     codec: str
@@ -26,28 +26,28 @@ class Encoded(NamedTuple):
         return f"<Encoded {self.codec} bytes={self.size} parts={len(self.parts)}>"
 
     def joined(self) -> bytes:
-        """The whole body. Copies it, unless it is one ``bytes`` object already."""
+        """The whole body. It is copied unless it is one ``bytes`` object already."""
         if len(self.parts) == 1 and type(self.parts[0]) is bytes:
             return self.parts[0]
         return b"".join(self.parts)
 
 
 def whole(codec: str, body: Buffer) -> Encoded:
-    """The Encoded of a body that is one piece."""
+    """An Encoded with a body of one part."""
     return Encoded(codec, (body,), len(body))
 
 
 def joint(codec: str, parts: Iterable[Buffer]) -> Encoded:
-    """The Encoded of a body in several pieces; those without bytes are left out."""
+    """An Encoded with a body of several parts; empty ones are left out."""
     kept = tuple(part for part in parts if len(part))
     return Encoded(codec, kept, sum(map(len, kept)))
 
 
 def flat(value: bytes | bytearray | memoryview) -> Buffer:
-    """The bytes of a value in a row: itself, or a view of it, or a copy if it does not lie so."""
+    """The value itself, or a view of its bytes, or a copy of them if they are not contiguous."""
     if type(value) is bytes:
         return value
     view = memoryview(value)
-    if view.c_contiguous and view.nbytes:  # Python casts no view that has a zero in its shape
+    if view.c_contiguous and view.nbytes:  # Python does not cast a view with a zero in its shape
         return view.cast("B")
     return view.tobytes()

@@ -1,15 +1,15 @@
-"""Whatever Python can pickle. Only for a Node that asks for it: to unpickle is to run a program.
+"""Pickled values, for a Node that asks for it: to unpickle a value can run any program.
 
-Protocol 5 hands out the large buffers of a value (those of arrays, data frames, tables) beside the
-pickle, and takes them back when it is read. So they are not copied: an array within a decoded
-value reads the body in place, and is read-only.
+Protocol 5 keeps the large buffers of a value (those of arrays, data frames, tables) apart from the
+pickle. So they are not copied: an array within a decoded value reads the body in place, and is
+read-only.
 
-The body, numbers little-endian with 8 bytes each:
+The body, with little-endian numbers of 8 bytes:
 
-- how many buffers there are,
+- the number of buffers,
 - the length of the pickle, then that of each buffer,
 - the pickle,
-- the buffers, each from the next multiple of 64 bytes on.
+- the buffers, each at the next multiple of 64 bytes.
 
 The same value may be pickled differently by two processes, and then has two content addresses.
 """
@@ -24,12 +24,12 @@ from dstore.protocol.messages import Buffer
 
 PROTOCOL = 5
 ALIGNMENT = 64
-"""Bytes, counted from the beginning of the body. What vector instructions like best."""
+"""Bytes. Each buffer begins at a multiple of this in the body, as vector instructions prefer."""
 _NUMBER = struct.Struct("<Q")
 
 
 def encode(value: object) -> Encoded:
-    """The value pickled, and its buffers. Raises TypeError or ValueError."""
+    """Pickle a value, with its buffers apart. Raises TypeError or ValueError."""
     buffers: list[pickle.PickleBuffer] = []
     try:
         data = pickle.dumps(value, protocol=PROTOCOL, buffer_callback=buffers.append)
@@ -47,9 +47,9 @@ def encode(value: object) -> Encoded:
 
 
 def decode(body: Buffer) -> tuple[object, bool]:
-    """A fresh value over the body, which the caller has made read-only.
+    """A new value over the body, which the caller has made read-only.
 
-    Raises whatever comes of it; it may run anything.
+    It may run any program, and raise any exception.
     """
     view = memoryview(body)
     (count,) = _NUMBER.unpack_from(view)
@@ -71,7 +71,7 @@ def _parts(data: bytes, buffers: list[memoryview]) -> list[Buffer]:
 
 
 def _slices(view: memoryview, lengths: tuple[int, ...]) -> list[memoryview]:
-    """The pickle and the buffers. Raises ValueError if they are not all that there is."""
+    """The pickle and the buffers. Raises ValueError unless they are exactly the whole view."""
     start = end = _NUMBER.size * (1 + len(lengths))
     slices = []
     for length in lengths:

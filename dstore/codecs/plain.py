@@ -1,9 +1,8 @@
-"""Values of Python's own: bytes, text, and what msgpack can say.
+"""Values of Python's built-in types: bytes, text, and what msgpack can express.
 
-Types are kept exactly: a tuple comes back as a tuple, and what would change on the way (a
-subclass, a named tuple, an enum) is refused. Buffers alone change: they come back as ``bytes``,
-inside of lists and dicts too, and by themselves as ``bytes`` if they are short, else as a
-read-only ``memoryview``.
+Types are kept exactly: a tuple is read as a tuple, and a value whose type would change (a subclass,
+a named tuple, an enum) is refused. Only buffers change: within lists and dicts they are read as
+``bytes``, and by themselves as ``bytes`` if they are short, else as a read-only ``memoryview``.
 """
 
 from __future__ import annotations
@@ -21,14 +20,14 @@ from dstore.codecs.refusal import refusal
 from dstore.protocol.messages import Buffer
 
 FEW_KEYS_BYTES = 256
-"""A body of so few bytes has too few keys to be slow, whatever they are."""
+"""Bytes of a body that has too few keys to be slow, even if they collide."""
 MakeDict: TypeAlias = Callable[[list[tuple[Any, Any]]], dict[Any, Any]]
 _IMMUTABLE = (int, float, bool, type(None))
-_TIMESTAMPS = (b"\xd6\xff", b"\xd7\xff", b"\xc7\x0c\xff")  # as msgpack packs them
+_TIMESTAMPS = (b"\xd6\xff", b"\xd7\xff", b"\xc7\x0c\xff")  # how they begin in msgpack
 
 
 def encode(value: object) -> Encoded:
-    """A value of Python's own as bytes. Raises TypeError or ValueError, with what to do."""
+    """Encode a value of a built-in type. Raises TypeError or ValueError, with what to do."""
     kind = type(value)
     if kind is bytes or kind is bytearray or kind is memoryview:
         return whole(BYTES, flat(value))  # type: ignore[arg-type]
@@ -38,36 +37,37 @@ def encode(value: object) -> Encoded:
 
 
 def decode_bytes(body: Buffer) -> tuple[object, bool]:
-    """The body itself, unless it is short and would keep memory of others for its own sake."""
+    """The body itself, unless that is short: then a copy, so as not to keep shared memory alive."""
     if type(body) is bytes:
         return body, True
     return (bytes(body) if len(body) <= config.BYTES_MAX else body), False
 
 
 def decode_text(body: Buffer) -> tuple[object, bool]:
-    """Raises UnicodeDecodeError."""
+    """Decode text. Raises UnicodeDecodeError."""
     return str(body, "utf-8"), type(body) is bytes
 
 
 def decode_msgpack(body: Buffer) -> tuple[object, bool]:
-    """Raises ValueError, before the value is built, if no Node would have stored it: since it would
-    take too much memory, or has in it what is not of Python's own. Raises also whatever msgpack
-    makes of bytes that anybody may have stored.
+    """Decode a body that is not trusted.
+
+    Raises ValueError, before the value is built, if no Node would have stored it: it would take too
+    much memory, or has other types in it. Raises also what msgpack raises for damaged bytes.
     """
-    if len(body) >= budget.CHECKED_FROM or _may_have_timestamps(bytes(body)):
+    if len(body) >= budget.CHECKED_MIN or _may_have_timestamps(bytes(body)):
         budget.check(body)
     value = _unpack(body, keys.safe_dict)
     return value, type(value) in _IMMUTABLE and type(body) is bytes
 
 
 def decode_msgpack_again(body: Buffer) -> tuple[object, bool]:
-    """The same of a body that has been decoded before: it is known to be harmless."""
+    """Decode a body that has been decoded before, and so is known to be harmless."""
     value = _unpack(body, dict)
     return value, type(value) in _IMMUTABLE and type(body) is bytes
 
 
 def _may_have_timestamps(body: bytes) -> bool:
-    """Which msgpack would make objects of its own of. Quicker than to look at each item."""
+    """Whether there may be timestamps, which are refused. Quicker than to look at each item."""
     return any(each in body for each in _TIMESTAMPS)
 
 
@@ -81,7 +81,7 @@ def _utf8(value: str) -> bytes:
 def _pack(value: object) -> bytes:
     try:
         packed: bytes = msgpack.packb(_packable(value, 0), default=_refuse, strict_types=True)
-        if len(packed) >= budget.CHECKED_FROM:
+        if len(packed) >= budget.CHECKED_MIN:
             budget.check(packed)
         return packed
     except OverflowError:
@@ -91,9 +91,10 @@ def _pack(value: object) -> bytes:
 
 
 def _packable(value: Any, depth: int) -> Any:
-    """The value with every tuple packed by itself.
+    """The value with every tuple in it packed to an ExtType.
 
-    Not by a callback of msgpack: packer in packer would need more stack than a thread may have.
+    A callback of msgpack could do that, but a packer within a packer for each level would need more
+    stack than a thread may have.
     """
     kind = type(value)
     if kind in (msgpack.ExtType, msgpack.Timestamp):
@@ -129,11 +130,11 @@ def _unpack(body: Buffer, make: MakeDict) -> Any:
         return msgpack.ExtType(code, data)
 
     value = _one_level(body, note, make)
-    return _untied(value, 0, make) if tuples else value
+    return _unpack_tuples(value, 0, make) if tuples else value
 
 
 def _one_level(body: Buffer, extension: Callable[[int, bytes], object], make: MakeDict) -> Any:
-    """The value with its tuples still packed."""
+    """Unpack a value, but not the tuples in it."""
     few = make is dict or len(body) <= FEW_KEYS_BYTES
     try:
         # Text and bytes as keys, which nearly all dicts have, cannot be made to collide.
@@ -144,8 +145,8 @@ def _one_level(body: Buffer, extension: Callable[[int, bytes], object], make: Ma
     return msgpack.unpackb(body, ext_hook=extension, strict_map_key=False, object_pairs_hook=make)
 
 
-def _untied(value: Any, depth: int, make: MakeDict) -> Any:
-    """The value with every tuple unpacked, one after the other; lists stay the same objects."""
+def _unpack_tuples(value: Any, depth: int, make: MakeDict) -> Any:
+    """Unpack every tuple in a value, one after the other. Lists are changed in place."""
     kind = type(value)
     if kind not in (list, dict, msgpack.ExtType):
         return value
@@ -153,14 +154,19 @@ def _untied(value: Any, depth: int, make: MakeDict) -> Any:
         raise ValueError(f"it is nested more than {DEPTH_MAX} deep")
     inner = depth + 1
     if kind is dict:
-        return make([(_untied(k, inner, make), _untied(v, inner, make)) for k, v in value.items()])
+        return make(
+            [
+                (_unpack_tuples(k, inner, make), _unpack_tuples(v, inner, make))
+                for k, v in value.items()
+            ]
+        )
     if kind is list:
-        for place, item in enumerate(value):
-            value[place] = _untied(item, inner, make)
+        for index, item in enumerate(value):
+            value[index] = _unpack_tuples(item, inner, make)
         return value
     if value.code != TUPLE:
         raise ValueError(f"unknown extension type {value.code}")
     items = _one_level(value.data, msgpack.ExtType, make)
     if type(items) is not list:
         raise ValueError("a tuple is packed as a list")
-    return tuple([_untied(item, inner, make) for item in items])
+    return tuple([_unpack_tuples(item, inner, make) for item in items])

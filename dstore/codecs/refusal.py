@@ -1,4 +1,4 @@
-"""What to tell the caller about a value that no codec takes."""
+"""The error for a value that no codec takes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ PLAIN = "bytes, str, None, bool, int, float, list, tuple or dict"
 
 
 def refusal(value: object) -> TypeError:
-    """The exception to raise: it names the type and says what to do."""
+    """The exception for this value. It names the type and says what to do."""
     kind = type(value)
     return TypeError(
         f"a value of type {kind.__module__}.{kind.__qualname__} cannot be stored; {_advice(value)}"
@@ -17,13 +17,13 @@ def refusal(value: object) -> TypeError:
 
 
 def _advice(value: object) -> str:
-    numpy = sys.modules.get("numpy")  # who has a value of numpy's has imported it
+    numpy = sys.modules.get("numpy")  # a value of NumPy's means that it was imported
     array: Any = getattr(numpy, "ndarray", ())
     if isinstance(value, getattr(numpy, "generic", ())):
         return "convert it with .item() first, or to an array with numpy.asarray()"
     if type(value) is array:
         return (
-            "an array can be stored by itself, but inside of another value only by a Node with "
+            "an array can be stored by itself, but inside another value only by a Node with "
             "pickle=True; convert it with .tolist() first"
         )
     if isinstance(value, array):

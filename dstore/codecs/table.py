@@ -1,4 +1,4 @@
-"""Which codecs a Node has, which one a value takes, and which one reads it."""
+"""The codecs of a Node: which one encodes a value, and which one decodes it."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from dstore.errors import UnknownCodec, ValueCorrupt
 from dstore.protocol.messages import Buffer, Stored
 
 RESERVED = frozenset({BYTES, TEXT, MSGPACK, NDARRAY, PICKLE})
-"""Names that no codec of a user may have, whether or not the Node has ours."""
+"""Names of dstore's own codecs, which no codec of a user may have."""
 BUILT_IN: frozenset[type] = frozenset(
     {bytes, bytearray, memoryview, str, type(None), bool, int, float, list, tuple, dict}
 )
-"""Types that no codec of a user may have; NumPy's arrays are the other one."""
+"""Types that no codec of a user may have, along with NumPy's arrays."""
 
 Decoder: TypeAlias = Callable[[Buffer], tuple[object, bool]]
-"""The value, and whether this one object may be handed to every reader."""
+"""Returns the value, and whether this one object may be given to every reader."""
 
 
 class Codecs:
-    """What one Node can encode and decode. Immutable, and safe from any thread.
+    """Encodes and decodes the values of one Node. Immutable, and safe from any thread.
 
     Parameters
     ----------
     codecs
-        For types of the user's own.
+        Codecs for types of the user's own.
     pickle
-        Whether to pickle what nothing else takes, and to unpickle what others have pickled.
-        Whoever can write to Global can then run any program in this process.
+        Whether to pickle values that no other codec takes, and to unpickle what others have
+        pickled. Then everybody who can write to Global can run any program in this process.
 
     Raises
     ------
@@ -60,7 +60,7 @@ class Codecs:
         return f"<Codecs {' '.join(self._decoders)}>"
 
     def encode(self, value: object) -> Encoded:
-        """The value as bytes, by the codec for its exact type, else by ours, else pickled.
+        """Encode a value: with the codec for its exact type, else with dstore's own, else pickled.
 
         Large values are not copied: the parts may be views of the value's own memory. Raises
         TypeError or ValueError, with what to do, and what a codec of the user raises.
@@ -80,20 +80,20 @@ class Codecs:
         return pickle(value)
 
     def decode(self, stored: Stored, *, sound: bool = False) -> tuple[object, bool]:
-        """The value, and whether this one object may be kept and handed to every reader.
+        """Decode a value. Returns it, and whether this one object may be given to every reader.
 
         It may if it is immutable and its body is ``bytes``. A body that is a memoryview stays
-        alive as long as anything that was decoded without a copy, and is not changed by it.
-        ``sound``: it has been decoded before, so that it need not be looked through again.
+        alive as long as anything that was decoded from it without a copy, and is never changed.
+        ``sound`` means that the body has been decoded before, and need not be checked again.
 
-        Raises ValueCorrupt, and UnknownCodec.
+        Raises ValueCorrupt and UnknownCodec.
         """
         decoder = self._decoders.get(stored.codec)
         if decoder is None:
             raise UnknownCodec(stored.codec)
         body = stored.body
         if type(body) is memoryview:
-            # A view of its own, which the caller may release, and cannot write through.
+            # Another view: the caller may release its own, and this one is read-only.
             body = body.toreadonly()
         elif type(body) is not bytes:
             raise TypeError("only the bytes themselves can be decoded; fetch them first")
@@ -103,9 +103,9 @@ class Codecs:
             return decoder(body)
         except UnknownCodec:
             raise
-        except Exception as error:  # whatever comes of bytes that anybody may have stored
+        except Exception as error:  # the bytes may be damaged or hostile
             raise ValueCorrupt(
-                f"the value does not decode as {stored.codec}: {_said(error)}"
+                f"the value does not decode as {stored.codec}: {_message(error)}"
             ) from error
 
     def _add(self, codec: Codec) -> None:
@@ -122,8 +122,8 @@ class Codecs:
         self._decoders[codec.name] = custom.decoder(codec)
 
 
-def _said(error: Exception) -> str:
-    said = str(error)
-    if isinstance(error, ValueError) and said:
-        return said
-    return f"{type(error).__name__}: {said}" if said else type(error).__name__
+def _message(error: Exception) -> str:
+    text = str(error)
+    if isinstance(error, ValueError) and text:
+        return text
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from dstore.core.engine import Bulk, Lost
 from dstore.protocol.messages import Buffer
-from dstore.runtime.background import MUCH, janitor
 from dstore.runtime.logs import Log
 from dstore.runtime.rate_limited_log import RateLimitedLog
-from dstore.shm.memory import COMPLAINTS_EVERY, HostMemory, open_memory
-from dstore.shm.parts import NoRoom, Writer
-from dstore.shm.pieces import Pieces
-from dstore.shm.private_bulk import PrivateBulk
+from dstore.shm.buffer_pool import BufferPool
+from dstore.shm.memory import WARNING_SECONDS, HostMemory, open_memory
+from dstore.shm.partial_files import NoRoom
+from dstore.shm.private_bulk import PrivateBulk, release_soon
+from dstore.shm.writer import Writer
 
 log = Log("dstore.shm")
 
 MAPS_MAX = 8_192
-"""So many values are mapped at a time; others are mapped when they are read."""
+"""Values that are mapped at a time; others are mapped when they are read."""
 
 
 def bulk_for(epoch: int, root: str | None = None) -> Bulk:
-    """The place for the large values of one life of a Global.
+    """The place for the large values of one epoch of a Global.
 
     In shared memory under ``root`` (see :func:`dstore.shm.open_memory`), else in its own memory.
     """
@@ -33,26 +35,25 @@ class SharedBulk:
     A value that finds no room there goes to the process's own memory; then Nodes of this host
     fetch it like others.
 
-    A value is read from its file, by a call to the system: another process of this user may cut
-    the file short, and to touch a page that is missing would end Global. (So a piece is copied. It
-    cannot be sent from where it lies, since ZeroMQ touches it later, in a thread of its own.)
+    A value is read from its file by a system call: another process of this user may cut the file
+    short, and to touch a missing page would end Global. (So each chunk is copied. It cannot be
+    sent from the mapping, since ZeroMQ touches it later, in a thread of its own.)
 
-    A mapping keeps the bytes if somebody removes the files. It is not touched; when there is no
-    file any more, the system copies from it. A process may have some 65,000 mappings, and ends when
-    it needs one more, so that values must not have one each: those that came or were read last
-    have.
+    A mapping keeps the bytes when the files are removed. Global does not touch it; when there
+    is no file any more, the system copies from it. A process may have some 65,000 mappings, and
+    ends when it needs one more. So only the values that were written or read last are mapped.
     """
 
     def __init__(self, memory: HostMemory) -> None:
         self._memory = memory
         self._private = PrivateBulk()
         self._writers: dict[bytes, Writer] = {}
-        self._sizes: dict[bytes, int] = {}
-        self._maps: dict[bytes, memoryview] = {}  # the one that was read last is the last
-        self._kept: dict[bytes, memoryview] = {}  # these have no files any more
-        self._rate_limited_log = RateLimitedLog(log, COMPLAINTS_EVERY)
-        self._damage = RateLimitedLog(log)
-        self._pieces = Pieces()
+        self._sizes: dict[bytes, int] = {}  # of the sealed values
+        self._maps: dict[bytes, memoryview] = {}  # least recently read first
+        self._without_file: dict[bytes, memoryview] = {}
+        self._full_log = RateLimitedLog(log, WARNING_SECONDS)
+        self._damage_log = RateLimitedLog(log)
+        self._buffers = BufferPool()
 
     def __repr__(self) -> str:
         return (
@@ -62,9 +63,9 @@ class SharedBulk:
 
     def reserve(self, token: bytes, size: int) -> None:
         try:
-            writer = self._memory.begin(token, size, own=True)
+            writer = self._memory.begin(token, size, for_global=True)
         except NoRoom as error:
-            self._complain(error)
+            self._warn(error)
             writer = None
         if writer is None:
             self._private.reserve(token, size)
@@ -79,33 +80,36 @@ class SharedBulk:
         try:
             writer.write(offset, data)
         except NoRoom as error:
-            self._move(token, writer, error)
+            self._make_private(token, writer, error)
             raise Lost from None
+
+    def _make_private(self, token: bytes, writer: Writer, error: NoRoom) -> None:
+        """Others have taken the room that there was: go on in private memory.
+
+        What was written is not copied: to copy a large value would stop Global for seconds.
+        """
+        self._warn(error)
+        self._private.reserve(token, writer.size)
+        del self._writers[token]
+        writer.abandon()
+
+    def _warn(self, error: NoRoom) -> None:
+        self._full_log.warning("a value is kept in Global's own memory: %s", str(error))
 
     def seal(self, token: bytes) -> None:
         writer = self._writers.pop(token, None)
         if writer is None:
             self._private.seal(token)
             return
-        view = writer.view_if_possible()
+        view = None
+        with contextlib.suppress(NoRoom):  # it cannot be mapped, and is read from the file
+            view = writer.view()
         self._sizes[token] = writer.size
-        if not writer.publish() and view is not None:
-            self._kept[token] = view
-        elif view is not None:
+        published = writer.publish()
+        if view is not None and published:
             self._map(token, view)
-
-    def _move(self, token: bytes, writer: Writer, error: NoRoom) -> None:
-        """Others have taken the room that there was: from now on the value is private.
-
-        It is not copied: a large one would hold up everybody for seconds.
-        """
-        self._complain(error)
-        self._private.reserve(token, writer.size)
-        del self._writers[token]
-        writer.abandon()
-
-    def _complain(self, error: NoRoom) -> None:
-        self._rate_limited_log.warning("a value is kept in Global's own memory: %s", str(error))
+        elif view is not None:
+            self._without_file[token] = view
 
     def adopt(self, token: bytes, size: int) -> bool:
         if token in self._writers or token in self._sizes or token in self._private:
@@ -121,17 +125,17 @@ class SharedBulk:
         if size is None:
             return self._private.read(token, offset, count)
         view = self._mapped(token, size)
-        piece = self._memory.read(token, size, offset, count, view, self._pieces.take)
-        if piece is None:
-            self._damage.warning(
-                "a value of %s bytes is lost: somebody has removed its file in %s, or cut it short",
+        part = self._memory.read(token, size, offset, count, view, self._buffers.take)
+        if part is None:
+            self._damage_log.warning(
+                "a value of %s bytes is lost: its file in %s was removed or cut short",
                 f"{size:,}",
                 self._memory.path,
             )
-        return piece
+        return part
 
     def _mapped(self, token: bytes, size: int) -> memoryview | None:
-        view = self._kept.get(token)
+        view = self._without_file.get(token)
         if view is None:
             view = self._maps.pop(token, None) or self._memory.find(token, size)
             if view is not None:
@@ -140,27 +144,22 @@ class SharedBulk:
 
     def _map(self, token: bytes, view: memoryview) -> None:
         if len(self._maps) >= MAPS_MAX:
-            self._unmap(next(iter(self._maps)))
+            release_soon(self._maps.pop(next(iter(self._maps))))
         self._maps[token] = view
-
-    def _unmap(self, token: bytes) -> None:
-        view = self._maps.pop(token, None) or self._kept.pop(token, None)
-        if view is not None and len(view) >= MUCH:
-            janitor.do(view.release)  # the pieces of it that are under way stay good
 
     def drop(self, token: bytes) -> None:
         writer = self._writers.pop(token, None)
         if writer is not None:
             writer.abandon()
         if self._sizes.pop(token, None) is not None:
-            self._memory.drop_own(token)
-            self._unmap(token)
+            self._memory.drop(token, for_global=True)
+            release_soon(self._maps.pop(token, None) or self._without_file.pop(token, None))
         self._private.drop(token)
 
     def close(self) -> None:
         self._writers.clear()
         self._sizes.clear()
         self._maps.clear()
-        self._kept.clear()
+        self._without_file.clear()
         self._private.close()
         self._memory.close()

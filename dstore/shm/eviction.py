@@ -1,36 +1,33 @@
-"""Making room: what was touched least recently goes first.
+"""Making room: the least recently touched copies are evicted first.
 
-Only sealed files in ``copies/`` are evicted, and to evict is to unlink: whoever has a file mapped
-keeps it unharmed. Several processes may do this at the same time, so that files that are listed
-may be gone; then they take no room either.
+Only sealed files in ``copies/`` are evicted, and to evict is to unlink: a process that has the file
+mapped keeps it unharmed. Several processes may do this at the same time, so listed files may be
+gone already; then they take no room either.
 
-To list a hundred thousand small files takes a while. So a little more than needed is evicted,
-and no list is made as long as the file system as a whole, or what this process has added since
-the last list, shows that there is room.
+To list a hundred thousand small files takes a while. So a little more than needed is evicted, and
+nothing is listed while the file system as a whole, or what this process has added since the last
+list, shows that there is room.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import re
 import stat
 from collections.abc import Callable
 from typing import NamedTuple
 
 from dstore.runtime.background import janitor
-from dstore.shm import parts
-from dstore.shm.folder import COPIES, Folder
-from dstore.shm.parts import PART_NAME
-from dstore.shm.place import Directory
+from dstore.shm.directory import Directory
+from dstore.shm.folder import Folder
+from dstore.shm.layout import COPIES, PART_NAME, SEALED_NAME
 
-SEALED_NAME = re.compile("[0-9a-f]{32}")
-EXTRA = 16
-"""Beyond what is needed, this fraction is evicted, if files are small enough for that."""
+EXTRA_DIVISOR = 16
+"""1 / EXTRA_DIVISOR of the bytes is evicted beyond what is needed, if files are small enough."""
 
 
 class Copy(NamedTuple):
-    """A sealed file that may be evicted. They compare by recency."""
+    """A sealed file that may be evicted. Copies compare by the time of their last use."""
 
     touched: int
     name: str
@@ -38,66 +35,72 @@ class Copy(NamedTuple):
 
 
 def limit_default(path: str) -> int:
-    """Half of the file system, in bytes; half of the machine's memory if that has no size."""
+    """Half of the file system, in bytes; half of the machine's memory if it has no size."""
     status = os.statvfs(path)
     total = status.f_frsize * status.f_blocks
     return (total or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")) // 2
 
 
-def used(place: Directory) -> float:
-    """How many bytes the file system holds, of whomever. A tmpfs without a size does not tell."""
-    status = os.statvfs(place.fd)
+def used(here: Directory) -> float:
+    """Bytes that are used in the file system, by anybody. Infinity for a tmpfs without a size."""
+    status = os.statvfs(here.fd)
     taken = status.f_frsize * (status.f_blocks - status.f_bfree)
     return taken if status.f_blocks else float("inf")
 
 
-def free(place: Directory) -> float:
-    """How many bytes the file system has left. A tmpfs without a size has no end."""
-    status = os.statvfs(place.fd)
+def free(here: Directory) -> float:
+    """Bytes that are free in the file system. Infinity for a tmpfs without a size."""
+    status = os.statvfs(here.fd)
     return status.f_frsize * status.f_bavail if status.f_blocks else float("inf")
 
 
 def keep_limit(folder: Folder, mine: str, size: int, limit: int) -> int | None:
-    """Evict until all copies are within ``limit``, ``mine`` being one that will have ``size``.
+    """Evict until all copies are within ``limit``, counting ``mine`` with ``size`` bytes.
 
-    How many bytes are at least left. None, and nothing is evicted, if it cannot be done, because
-    of what others are writing.
+    Returns how many bytes are left at least. Returns None and evicts nothing if other processes are
+    writing too much for that.
     """
-    taken = used(folder.here)
+    taken = used(folder.directory)
     if taken <= limit:
         return int(limit - taken)
-    parts.sweep(folder)
-    unfinished, copies = _listed(folder.here, mine)
+    folder.partial_files.sweep()
+    unfinished, copies = _list(folder.directory, mine)
     if unfinished + size > limit:
         return None
     total = unfinished + size + sum(copy.size for copy in copies)
     if total > limit:
-        total -= _evict(folder.here, copies, lambda freed: total - freed <= limit, limit // EXTRA)
+        total -= _evict(
+            folder.directory, copies, lambda freed: total - freed <= limit, limit // EXTRA_DIVISOR
+        )
     return limit - total
 
 
-def make_room(folder: Folder, needed: int, now: int, stall_timeout: float | None = None) -> bool:
-    """Evict until the file system has ``now`` bytes left. Whether anything was removed.
+def make_room(folder: Folder, needed: int, now: int, timeout: float | None = None) -> bool:
+    """Evict until the file system has ``now`` bytes free. Returns whether anything was removed.
 
-    What the janitor is about to give back comes first; ``stall_timeout`` is how many seconds that may
-    take, else nothing is removed. Nothing is evicted, either, if all copies together would not be
-    enough for all that is ``needed``. They may still not be
-    enough, if they are mapped: the system gives back their memory when the last reader has gone.
+    First it waits for what the janitor is about to release, at most ``timeout`` seconds; if the
+    janitor has not finished by then, nothing is evicted. Nothing is evicted, either, if all copies
+    together are less than ``needed``. Room may still be missing afterwards: the system frees the
+    memory of a mapped copy when its last reader has gone.
     """
-    swept = parts.sweep(folder)
-    if (janitor.wait(stall_timeout) or swept) and free(folder.here) >= needed:
+    here = folder.directory
+    swept = folder.partial_files.sweep()
+    if (janitor.wait(timeout) or swept) and free(here) >= needed:
         return True
-    if stall_timeout is not None and janitor.busy:
+    if timeout is not None and janitor.busy:
         return False
-    _, copies = _listed(folder.here, "")
+    _, copies = _list(here, "")
     total = sum(copy.size for copy in copies)
-    if free(folder.here) + total < needed:
+    if free(here) + total < needed:
         return False
-    return _evict(folder.here, copies, lambda _: free(folder.here) >= now, total // EXTRA) > 0
+    return _evict(here, copies, lambda _: free(here) >= now, total // EXTRA_DIVISOR) > 0
 
 
 def _evict(here: Directory, copies: list[Copy], enough: Callable[[int], bool], extra: int) -> int:
-    """Evict at least one, as many as it takes, and ``extra`` bytes at most. How many bytes."""
+    """Evict copies until it is ``enough``, at least one, then at most ``extra`` bytes more.
+
+    ``enough`` is called with the bytes that were evicted. Returns these.
+    """
     freed = 0
     for copy in copies:
         if freed and enough(freed):
@@ -110,10 +113,10 @@ def _evict(here: Directory, copies: list[Copy], enough: Callable[[int], bool], e
     return freed
 
 
-def _listed(here: Directory, mine: str) -> tuple[int, list[Copy]]:
-    """The bytes in unfinished files but for ``mine``; the others, least recently touched first.
+def _list(here: Directory, mine: str) -> tuple[int, list[Copy]]:
+    """The bytes in partial copies other than ``mine``, and the sealed ones, oldest use first.
 
-    What has not the name of a file of ours was left there by somebody, and stays.
+    Files with other names are not dstore's: they are not counted, and stay.
     """
     unfinished, copies = 0, []
     with here.listed(COPIES) as entries:

@@ -1,30 +1,22 @@
-"""The folder of one epoch: how it comes into being, and how it goes away with its last user.
+"""The folder of one epoch: how it is created, and how its last user removes it.
 
-::
+``layout.py`` shows what is in it. A process that wants to remove a folder takes its lock
+exclusively, without waiting, and so gets it only if no process uses the folder. A process that
+enters may have opened the lock file before that and get the lock after it. So, with the lock, it
+checks that the file is still the one in the folder, and starts over if not.
 
-    <root>/dstore-<uid>/        mode 0700
-        <epoch, 16 hex digits>/
-            lock                every process that uses the epoch holds a shared lock on it
-            global/             files that belong to Global, never evicted
-            copies/             files that Nodes have fetched, evictable
+The last process that leaves removes the folder. It gives up its shared lock *before* it tries for
+the exclusive one: of two that leave at the same time, each still holding its shared lock, both
+would find the lock taken, and the folder would stay. What a killed process leaves behind is removed
+when the next process comes.
 
-Whoever wants to remove a folder takes its lock exclusively, without waiting, and so gets it only
-if no process uses the folder. A joiner may have opened the lock file before that and get the lock
-after it: so, with the lock, it makes sure that the file is still the one in the folder, and else
-starts over.
+A process that has entered holds the folder open and opens its files relative to it
+(``directory.py``). If the folder is removed all the same, as a system does when a user logs out, a
+process notices when it wants to write there, and enters a new folder of the same name.
 
-The last one out removes the folder. It gives up its shared lock *before* it tries for the
-exclusive one: of two that leave at the same time, each holding on to its share, both would find
-the lock taken and both would leave the folder behind. What a killed process leaves behind goes
-when the next one comes.
-
-A process that has entered holds the folder open and opens its files relative to it (``place.py``).
-If somebody removes the folder all the same, as a system does when a user logs out, a process
-notices when it wants to write there, and enters again, into a folder of the same name.
-
-To remove gigabytes takes a while. So, with the lock, the folder only gets another name, which
-nobody enters, and the janitor removes what is in it; if it does not come to an end, the next one
-that cleans does.
+To remove gigabytes takes a while. So, with the lock, the folder only gets another name, which no
+process enters, and the janitor removes its contents. If the janitor does not finish, the next
+process that cleans does.
 """
 
 from __future__ import annotations
@@ -32,121 +24,131 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-import re
 from functools import partial
-from typing import TYPE_CHECKING
 
 from dstore.runtime import native
 from dstore.runtime.background import janitor
-from dstore.shm import locks, place
-from dstore.shm.locks import held
-from dstore.shm.place import Directory, Unusable
+from dstore.shm import directory, files, layout, locks
+from dstore.shm.directory import Directory, Unusable
+from dstore.shm.layout import COPIES, GLOBAL, LOCK
+from dstore.shm.partial_files import PartialFiles
 
-if TYPE_CHECKING:
-    from dstore.shm.parts import Part
+ENTER_TRIES = 1000
+"""Tries to enter a folder that another process is removing."""
+ENTER_PAUSE = 0.005
+"""Seconds between two tries to enter a folder."""
 
-
-LOCK, OWN, COPIES = "lock", "global", "copies"
-EPOCH_NAME = re.compile("[0-9a-f]{16}")
-GONE_NAME = re.compile("[0-9a-f]{16}[.][0-9a-f]{16}")
-"""A folder that nobody uses any more: its epoch, and a random number."""
-EPOCH_MAX = (1 << 64) - 1
-
-ENTER_TRIES, ENTER_PAUSE = 1000, 0.005
-"""How often, and at what distance in seconds, one tries to enter a folder that is being removed."""
+Identity = tuple[int, int]
+"""Device and inode: which file it is, whatever its path."""
 
 
 class Folder:
-    """The folder of an epoch that this process has entered; it holds the lock, shared.
+    """The folder of an epoch that this process has entered; it holds the shared lock.
 
-    ``here`` is the folder, ``above`` the one of all epochs. ``users`` counts the memories of this
-    process that are open on it, ``parts`` are the unfinished files that this process writes, by
-    name. ``held.lock`` guards them. ``alive`` ends when the process leaves, and in a forked child.
+    ``directory`` is the folder and ``parent`` the folder of all epochs. ``users`` counts the
+    memories of this process that are open on it. ``locks.process_lock`` guards all this. ``alive``
+    becomes false when the process leaves, and in a forked child.
     """
 
-    def __init__(self, above: Directory, here: Directory, lock_file: io.FileIO) -> None:
-        self.above = above
-        self.here = here
+    def __init__(self, parent: Directory, here: Directory, lock_file: io.FileIO) -> None:
+        self.parent = parent
+        self.directory = here
         self.path = here.path
         self.lock_file = lock_file
-        self.key = locks.identity(os.fstat(lock_file.fileno()))
+        self.key = _identity(os.fstat(lock_file.fileno()))
         self.users = 0
-        self.parts: dict[str, Part] = {}
+        self.partial_files = PartialFiles(here)
         self.alive = True
 
     def __repr__(self) -> str:
         state = "" if self.alive else " left"
-        return f"<Folder {self.path} users={self.users} parts={len(self.parts)}{state}>"
+        writing = len(self.partial_files)
+        return f"<Folder {self.path} users={self.users} writing={writing}{state}>"
 
     def forked(self) -> None:
-        """In the child: this is the parent's, and stays as it is."""
+        """In a forked child: the folder is the parent's, and stays as it is."""
         self.alive = False
         self.lock_file.close()
-        self.here.close()
-        self.above.close()
-        for part in self.parts.values():
-            part.forked()
-        self.parts.clear()
+        self.directory.close()
+        self.parent.close()
+        self.partial_files.forked()
 
 
-def enter(root: str, epoch: int, tries: int | None = None) -> Folder:
+entered: dict[Identity, Folder] = {}
+"""The folders that this process has entered, by lock file. ``locks.process_lock`` guards it."""
+
+
+def _entered(here: Directory) -> Folder | None:
+    """The folder ``here``, if this process has entered it."""
+    try:
+        status = os.stat(LOCK, dir_fd=here.fd, follow_symlinks=False)
+    except FileNotFoundError:
+        return None
+    return entered.get(_identity(status))
+
+
+def _after_fork_in_child() -> None:
+    """No lock is this process's. To close the descriptors does not touch the parent's locks."""
+    folders = list(entered.values())
+    entered.clear()
+    for folder in folders:
+        folder.forked()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+def enter(root: str, epoch: int, tries: int = ENTER_TRIES) -> Folder:
     """Join the users of an epoch on this host. Raises Unusable and OSError.
 
-    Each call wants a :func:`leave`. It waits for one who is removing the folder, unless there is
-    but one try.
+    Each call needs one :func:`leave`. While another process removes the folder, it waits and tries
+    again.
     """
-    base = place.walk(root)
-    left = ENTER_TRIES if tries is None else tries
+    base = directory.walk(root)
+    name = layout.epoch_folder(epoch)
     while True:
-        with held.lock:
-            folder = _try_to_enter(base, _name(epoch))
+        with locks.process_lock:
+            folder = _try_to_enter(base, name)
             if folder is not None:
                 folder.users += 1
                 return folder
-        left -= 1
-        if not left:
-            path = os.path.join(root, _user_name(), _name(epoch))
+        tries -= 1
+        if not tries:
+            path = os.path.join(root, layout.user_folder(), name)
             raise Unusable(f"{path} is being removed by a process that does not finish")
         native.sleep(ENTER_PAUSE)
 
 
-def _name(epoch: int) -> str:
-    return f"{epoch:016x}"
-
-
-def _user_name() -> str:
-    """Where the folders of this user are."""
-    return f"dstore-{os.geteuid()}"
-
-
 def _try_to_enter(base: Directory, name: str) -> Folder | None:
-    """None if somebody is removing the folder, or has removed it in between."""
-    base.make(_user_name())  # where even this finds nothing, it is the root that is missing
+    """None if another process is removing the folder, or has removed it in between."""
+    user = layout.user_folder()
+    base.make_folder(user)  # a FileNotFoundError here means that the root is missing
     folder = None
     try:
-        above = base.own(_user_name())
-        above.make(name)
-        here = above.own(name)
-        folder = held.find(here, LOCK) or _locked(above, here, name)
+        parent = base.open_private(user)
+        parent.make_folder(name)
+        here = parent.open_private(name)
+        folder = _entered(here) or _lock(parent, here, name)
         if folder is not None:
-            for inner in (OWN, COPIES):
-                here.make(inner)
-                here.own(inner)
-            held.folders[folder.key] = folder
+            for inner in (GLOBAL, COPIES):
+                here.make_folder(inner)
+                here.open_private(inner)
+            entered[folder.key] = folder
     except FileNotFoundError:
         return None
     finally:
-        if folder is not None and folder.key not in held.folders:
+        if folder is not None and folder.key not in entered:
             folder.lock_file.close()
     return folder
 
 
-def _locked(above: Directory, here: Directory, name: str) -> Folder | None:
-    file = locks.open_file(here, LOCK, create=True)
+def _lock(parent: Directory, here: Directory, name: str) -> Folder | None:
+    file = files.open_writable(here, LOCK, create=True)
     folder = None
     try:
-        if locks.try_shared(file) and _is_current(above, here, name, file):
-            folder = Folder(above, here, file)
+        if locks.try_shared(file) and _is_current(parent, here, name, file):
+            folder = Folder(parent, here, file)
             return folder
     finally:
         if folder is None:
@@ -154,75 +156,82 @@ def _locked(above: Directory, here: Directory, name: str) -> Folder | None:
     return None
 
 
-def _is_current(above: Directory, here: Directory, name: str, lock_file: io.FileIO) -> bool:
-    """Whether who enters by name would find this folder and this lock."""
-    return above.has(name, here) and locks.is_linked(lock_file, here, LOCK)
+def _is_current(parent: Directory, here: Directory, name: str, lock_file: io.FileIO) -> bool:
+    """Whether a process that enters by name would find this folder and this lock."""
+    return parent.has(name, here) and files.is_linked(lock_file, here, LOCK)
 
 
 def leave(folder: Folder) -> None:
-    """Undo one :func:`enter`. The last one out of this host has the folder removed."""
-    with held.lock:
+    """Undo one :func:`enter`. The last process of this host that leaves removes the folder."""
+    with locks.process_lock:
         if not folder.alive:
             return
         folder.users -= 1
         if folder.users:
             return
         folder.alive = False
-        held.folders.pop(folder.key, None)
+        entered.pop(folder.key, None)
         try:
-            for part in list(folder.parts.values()):
-                part.abandon()
+            folder.partial_files.abandon_all()
             locks.release(folder.lock_file)
-            _remove_if_unused(folder.above, folder.here, folder.lock_file)
+            _remove_if_unused(folder.parent, folder.directory, folder.lock_file)
         finally:
             folder.lock_file.close()
 
 
 def clean(root: str) -> None:
-    """Have every folder of this user removed that no live process uses.
+    """Remove every folder of this user that no live process uses.
 
     Raises Unusable and OSError.
     """
-    base = place.walk(root)
+    base = directory.walk(root)
+    user = layout.user_folder()
     try:
-        above = base.own(_user_name())
+        parent = base.open_private(user)
     except FileNotFoundError:
         return
-    with above.listed() as entries:
+    with parent.listed() as entries:
         names = [entry.name for entry in entries]
     for name in names:
-        if GONE_NAME.fullmatch(name):
-            janitor.do(partial(_remove, above, name))
-        elif EPOCH_NAME.fullmatch(name):
-            with held.lock, contextlib.suppress(OSError, Unusable):
-                _clean(above, name)
+        if layout.REMOVED_NAME.fullmatch(name):
+            janitor.do(partial(_remove, parent, name))
+        elif layout.EPOCH_NAME.fullmatch(name):
+            with locks.process_lock, contextlib.suppress(OSError, Unusable):
+                _clean(parent, name)
     with contextlib.suppress(OSError):
-        os.rmdir(_user_name(), dir_fd=base.fd)
+        os.rmdir(user, dir_fd=base.fd)
 
 
-def _clean(above: Directory, name: str) -> None:
-    here = above.own(name)
-    if held.find(here, LOCK) is not None:
-        return  # opening and closing it here would drop our lock
-    # One without a lock file is about to be used, or half removed: the lock decides that too.
-    with locks.open_file(here, LOCK, create=True) as file:
-        _remove_if_unused(above, here, file)
+def _clean(parent: Directory, name: str) -> None:
+    here = parent.open_private(name)
+    if _entered(here) is not None:
+        return  # to open and close the lock file here would drop our lock
+    # A folder without a lock file is about to be used, or half removed: the lock decides which.
+    with files.open_writable(here, LOCK, create=True) as file:
+        _remove_if_unused(parent, here, file)
 
 
-def _remove_if_unused(above: Directory, here: Directory, lock_file: io.FileIO) -> None:
+def _remove_if_unused(parent: Directory, here: Directory, lock_file: io.FileIO) -> None:
     name = os.path.basename(here.path)
-    if not (locks.try_exclusive(lock_file) and _is_current(above, here, name, lock_file)):
+    if not (locks.try_exclusive(lock_file) and _is_current(parent, here, name, lock_file)):
         return
-    gone = f"{name}.{os.urandom(8).hex()}"
+    removed = f"{name}.{os.urandom(8).hex()}"
     with contextlib.suppress(OSError):
-        os.rename(name, gone, src_dir_fd=above.fd, dst_dir_fd=above.fd)
-        janitor.do(partial(_remove, above, gone))
+        os.rename(name, removed, src_dir_fd=parent.fd, dst_dir_fd=parent.fd)
+        janitor.do(partial(_remove, parent, removed))
 
 
-def _remove(above: Directory, gone: str) -> None:
-    """Others may be about it at the same time."""
-    above.remove(gone)
+def _remove(parent: Directory, removed: str) -> None:
+    """Remove a renamed folder, and the user's folder if that was the last.
+
+    Other processes may be doing this at the same time.
+    """
+    parent.remove_tree(removed)
     with contextlib.suppress(OSError):
-        base, name = above.enter(".."), os.path.basename(above.path)
-        if base.has(name, above):
+        base, name = parent.open_folder(".."), os.path.basename(parent.path)
+        if base.has(name, parent):
             os.rmdir(name, dir_fd=base.fd)
+
+
+def _identity(status: os.stat_result) -> Identity:
+    return status.st_dev, status.st_ino

@@ -1,8 +1,8 @@
-"""Read-only mappings that need no descriptor.
+"""Read-only mappings that need no descriptor, and access to mapped bytes that may be missing.
 
-A mapping lives without the descriptor it was made from, and there may be more mapped values than
-a process may have descriptors. But ``mmap.mmap`` keeps a duplicate of it, unless told not to,
-which it can be from Python 3.13 on. Before that, the C library is asked directly.
+A mapping does not need the descriptor that it was made from, and a process may map more values than
+it may have descriptors. But ``mmap.mmap`` keeps a duplicate of the descriptor; only from Python
+3.13 on it has an argument against that. Before, the C library is called directly.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from dstore.runtime import native
 from dstore.runtime.native import system
 
 MAPS_MAX = 32_768
-"""So many mappings a process has at a time. The system allows some 65,000 in all, of whatever, and
-libzmq ends a process that can get no further one.
+"""Mappings of values that a process has at a time. The system allows some 65,000 mappings of any
+kind, and libzmq ends a process that cannot get one more.
 """
 PIPE_BYTES = 1 << 16
-"""So much is copied through a pipe at a time; it takes less if that is what it holds."""
-_live: set[int] = set()  # a number for each of them
+"""Bytes that are copied through a pipe at a time; fewer if the pipe holds less."""
+_live: set[int] = set()  # a number for each mapping
 
 if sys.version_info >= (3, 13):
     AVAILABLE = True
@@ -68,22 +68,22 @@ else:
             code = ctypes.get_errno()
             raise OSError(code, os.strerror(code))
         pages = (ctypes.c_ubyte * size).from_address(address)
-        # All views of the pages hold this object, so that it goes after the last of them.
+        # All views of the pages refer to this object, so that it ends after the last of them.
         end = weakref.finalize(pages, _unmap, address, size)
         end.atexit = False  # views may be in use until the very end of the process
         _live.add(address)
         return memoryview(pages).cast("B").toreadonly()
 
     def _unmap(address: int, size: int) -> None:
-        _live.discard(address)  # first, since another thread may be given the same
+        _live.discard(address)  # first: another thread may be given the same address
         _c_library().munmap(address, size)
 
 
 def read_only(descriptor: int, size: int) -> memoryview:
-    """The first ``size`` bytes of the file, mapped as long as anybody refers to the view.
+    """Map the first ``size`` bytes of a file, as long as there is a view of them.
 
-    The file has that many bytes, and keeps them. Raises OSError, as when a process has too many
-    mappings.
+    The caller knows that the file has these bytes and keeps them. Raises OSError, as when the
+    process has too many mappings.
     """
     if not size:
         return memoryview(b"")
@@ -93,10 +93,10 @@ def read_only(descriptor: int, size: int) -> memoryview:
 
 
 class Pipe:
-    """Where the system reads bytes that this process must not touch.
+    """Has the system read mapped bytes that this process must not touch.
 
-    Who touches a page that a file has lost is ended by SIGBUS; the system, in a call, gets an
-    error. A file that is cut short loses its last page in any case.
+    A process that touches a page which the file has lost is ended by SIGBUS. A system call that
+    reads it returns an error. A file that is cut short loses its last page in any case.
     """
 
     def __init__(self) -> None:
@@ -109,7 +109,7 @@ class Pipe:
         os.close(self._writer)
 
     def copy(self, view: memoryview) -> memoryview | None:
-        """A copy of mapped bytes; None if they are not there any more. For one thread."""
+        """Copy mapped bytes. None if they are not there any more. For one thread."""
         copy = bytearray()
         try:
             while len(copy) < len(view):
@@ -120,7 +120,7 @@ class Pipe:
         return memoryview(copy).toreadonly()
 
     def reaches(self, view: memoryview) -> bool:
-        """Whether the last of the bytes are there. For any thread."""
+        """Whether the last byte is there. For any thread."""
         try:
             system.write(self._writer, view[-1:])
             system.read(self._reader, PIPE_BYTES)
@@ -132,7 +132,7 @@ class Pipe:
 
 
 def copied(view: memoryview) -> memoryview | None:
-    """A copy of mapped bytes; None if they are not there any more, or no descriptors are left."""
+    """Copy mapped bytes. None if they are not there any more, or no descriptors are left."""
     try:
         pipe = Pipe()
     except OSError:
@@ -144,18 +144,18 @@ def copied(view: memoryview) -> memoryview | None:
 
 
 def is_whole(view: memoryview) -> bool:
-    """Whether no page of mapped bytes is missing now, because somebody has cut the file short.
+    """Whether all mapped bytes are there, since the file has not been cut short.
 
-    Takes half a microsecond, and the first time a pipe that stays open.
+    Takes half a microsecond. The first call opens a pipe, which stays open.
     """
-    pipe = _pipe or _made()
+    pipe = _pipe or _open_pipe()
     return pipe is None or pipe.reaches(view)
 
 
-def _made() -> Pipe | None:
-    """The pipe of this process. None if there are no descriptors left: then nothing is seen."""
+def _open_pipe() -> Pipe | None:
+    """The pipe of this process. None if no descriptors are left: then nothing can be checked."""
     global _pipe
-    with _making:
+    with _pipe_lock:
         if _pipe is None:
             with contextlib.suppress(OSError):
                 _pipe = Pipe()
@@ -163,16 +163,15 @@ def _made() -> Pipe | None:
 
 
 _pipe: Pipe | None = None
-_making = native.Lock()
+_pipe_lock = native.Lock()
 
 
-def _forked() -> None:
-    """In the child: the pipe is the parent's."""
-    global _pipe, _making
-    pipe, _pipe, _making = _pipe, None, native.Lock()
+def _after_fork_in_child() -> None:
+    global _pipe, _pipe_lock
+    pipe, _pipe, _pipe_lock = _pipe, None, native.Lock()  # the old pipe is the parent's
     if pipe is not None:
         pipe.close()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forked)
+    os.register_at_fork(after_in_child=_after_fork_in_child)

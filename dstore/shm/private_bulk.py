@@ -1,4 +1,4 @@
-"""The bytes of large values in the memory of Global's process. What that has to do: ``base``."""
+"""Large values in the memory of Global's process, for a host without shared memory."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from dstore.errors import StoreFull
 from dstore.protocol.messages import Buffer
 from dstore.runtime.background import MUCH, janitor
 
-MAPPED_FROM = 1 << 20
+MAPPED_MIN = 1 << 20
 """Bytes from which on a value has a mapping of its own."""
 
 
 class PrivateBulk:
-    """Large values in the memory of this process.
+    """A :class:`dstore.core.engine.Bulk` in the memory of this process.
 
-    From ``MAPPED_FROM`` on, each is an anonymous mapping: the system gives it the pages that are
-    written to, and takes all of them back when it has been dropped and nobody reads it any more.
-    But a process may have some 65,000 mappings in all. Smaller values are what Python's objects
-    are, of which the C library has very many in few mappings.
+    A value of ``MAPPED_MIN`` bytes or more is an anonymous mapping: the system gives it the pages
+    that are written to, and takes all of them back when it was dropped and no reader is left. But
+    a process may have some 65,000 mappings in all. So smaller values are ordinary Python objects,
+    very many of which the C library keeps in few mappings.
     """
 
     def __init__(self) -> None:
@@ -38,10 +38,10 @@ class PrivateBulk:
             raise StoreFull(f"Global has {error}") from None
 
     def write(self, token: bytes, offset: int, data: Buffer) -> None:
-        value, piece = self._unsealed[token], memoryview(data).cast("B")
-        if offset < 0 or offset + len(piece) > len(value):
-            raise ValueError(f"{len(piece)} bytes at {offset} are not within {len(value)}")
-        value[offset : offset + len(piece)] = piece
+        value, part = self._unsealed[token], memoryview(data).cast("B")
+        if offset < 0 or offset + len(part) > len(value):
+            raise ValueError(f"{len(part)} bytes at {offset} are not within {len(value)}")
+        value[offset : offset + len(part)] = part
 
     def seal(self, token: bytes) -> None:
         self._sealed[token] = self._unsealed.pop(token).toreadonly()
@@ -55,9 +55,7 @@ class PrivateBulk:
 
     def drop(self, token: bytes) -> None:
         for values in (self._unsealed, self._sealed):
-            value = values.pop(token, None)
-            if value is not None and len(value) >= MUCH:
-                janitor.do(value.release)  # the pieces of it that are under way stay good
+            release_soon(values.pop(token, None))
 
     def close(self) -> None:
         self._unsealed.clear()
@@ -67,7 +65,7 @@ class PrivateBulk:
 def fresh_memory(size: int) -> memoryview:
     """Memory of this process alone, which a forked child does not share. Raises MemoryError."""
     try:
-        if size < MAPPED_FROM:
+        if size < MAPPED_MIN:
             return memoryview(bytearray(size))
         if hasattr(mmap, "MAP_PRIVATE"):
             flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
@@ -75,3 +73,12 @@ def fresh_memory(size: int) -> memoryview:
         return memoryview(mmap.mmap(-1, size))  # Windows, where nothing forks
     except (OSError, OverflowError, MemoryError) as error:
         raise MemoryError(f"no memory for a value of {size:,} bytes: {error}") from None
+
+
+def release_soon(view: memoryview | None) -> None:
+    """Release the view of a dropped value; a large one in the background, since that takes long.
+
+    Parts of it that are being sent stay good.
+    """
+    if view is not None and len(view) >= MUCH:
+        janitor.do(view.release)

@@ -1,14 +1,14 @@
-"""Is a history linearizable? Decided for each key, with unknown outcomes, and explained if not.
+"""Decides whether a history is linearizable, with unknown outcomes, and explains why not.
 
 A history is linearizable if each operation can be given one moment between its start and its end,
-such that the operations, one at a time in the order of these moments, would have had just these
-results (M. Herlihy and J. Wing, "Linearizability", 1990). It is so if and only if it is so for
-each key alone (their locality theorem; the "P-compositionality" of A. Horn and D. Kroening,
-"Faster linearizability checking via P-compositionality", 2015). One key alone is either missing or
-has a value:
+such that the operations, one at a time in the order of these moments, would have had exactly these
+results (M. Herlihy and J. Wing, "Linearizability", 1990). A history is linearizable if and only if
+that of each key is (their locality theorem; the "P-compositionality" of A. Horn and D. Kroening,
+"Faster linearizability checking via P-compositionality", 2015). A key is either missing or has a
+value:
 
 ==========  =======================  ====================================================
-operation   result                   what that says
+operation   result                   meaning
 ==========  =======================  ====================================================
 GET         value, missing           the state
 SET         stored                   it was missing, and has the value now
@@ -18,12 +18,12 @@ REPLACE     written                  it has the new value now
 DELETE      deleted                  it had a value, and is missing now
 DELETE      missing                  it was missing
 DELETE      pending                  it had a value; it goes later, see ``pending_within``
-any write   unknown                  at any moment after its start it was executed, or never
+any write   unknown                  it takes effect at any moment after its start, or never
 ==========  =======================  ====================================================
 
-GETs without an answer say nothing, and GETs with ``stale_ok`` promise nothing that is judged here;
-:mod:`tests.history.weaker` judges those. Keys are missing at first. :mod:`tests.history.sweep`
-has the method::
+GETs without an answer mean nothing, and GETs with ``stale_ok`` are judged by
+:mod:`tests.history.weaker`. Keys are missing at first. The method is in
+:mod:`tests.history.sweep`::
 
     verdict = check_linearizable(history.operations())
     assert verdict.ok, verdict
@@ -51,7 +51,7 @@ from tests.history.sweep import (
 )
 
 EXPLAINED_MAX = 5
-"""Violations that are reduced to what matters; of others the account names one operation."""
+"""Violations that are reduced to the operations that matter. Of others one operation is named."""
 
 
 def check_linearizable(
@@ -59,8 +59,8 @@ def check_linearizable(
 ) -> Verdict:
     """Judge a history.
 
-    With ``pending_within`` a deletion that was answered with PENDING has to take effect at most so
-    many seconds after that answer (a lease, and some slack); otherwise at any time, or never.
+    ``pending_within`` is the seconds after a PENDING answer in which the deletion has to take
+    effect (a lease, and some slack). Without it, the deletion may take effect at any time or never.
 
     Raises ValueError if the history contradicts itself or two writes of one key have the same
     value, and Undecided if too much overlaps (some dozens of writes, all of whose values are read).
@@ -87,7 +87,7 @@ def check_linearizable(
 
 
 def _steps(history: Sequence[Operation], pending_within: float | None) -> Iterator[Step]:
-    """What the operations say about the state of their key."""
+    """The operations of a key as steps: the state that each needs and gives."""
     numbers: dict[Hashable, int] = {}
     for source, operation in enumerate(history):
         kind, result, start, end = operation.kind, operation.result, operation.start, operation.end
@@ -118,36 +118,36 @@ def _steps(history: Sequence[Operation], pending_within: float | None) -> Iterat
 
 
 def _explained(steps: Sequence[Step], stuck: Step) -> tuple[list[Step], Step]:
-    """Steps that contradict each other, none of them needless, and the last of them.
+    """A smallest set of steps that contradict each other, and the last of them.
 
-    First the shortest beginning of the history that cannot be explained (linearizability is a
-    safety property: what begins wrong stays wrong). Then, from its end backwards, the nearest steps
-    that are needed for the contradiction.
+    First the shortest prefix of the history that cannot be explained is found (linearizability is a
+    safety property: no continuation makes it right). Then, from its end backwards, the nearest
+    steps that are needed for the contradiction.
     """
-    beginning = _shortest_beginning(steps, stuck)
-    left = sorted(beginning, key=lambda step: (step.end < NEVER, step.end, step.start))[::-1]
+    prefix = _shortest_prefix(steps, stuck)
+    left = sorted(prefix, key=lambda step: (step.end < NEVER, step.end, step.start))[::-1]
     core: list[Step] = []
-    while left and not _contradicts_with(left, core, beginning, 0):
-        needed = _first(len(left), partial(_contradicts_with, left, core, beginning))
+    while left and not _contradicts_with(left, core, prefix, 0):
+        needed = _first(len(left), partial(_contradicts_with, left, core, prefix))
         core.append(left[needed - 1])
         left = left[: needed - 1]
     return core, max(core, key=lambda step: (step.end < NEVER, step.end))
 
 
-def _shortest_beginning(steps: Sequence[Step], stuck: Step) -> list[Step]:
-    """What is known at the first moment at which it has no order any more."""
+def _shortest_prefix(steps: Sequence[Step], stuck: Step) -> list[Step]:
+    """The steps that are known at the first moment at which no order explains them."""
     with suppress(Undecided):
         stuck = stuck_at(steps, foresight=False) or stuck
     times = sorted({step.end for step in steps if stuck.end <= step.end < NEVER})
 
     def has_no_order(count: int) -> bool:
-        return _contradicts(_beginning(steps, times[count - 1]))
+        return _contradicts(_prefix(steps, times[count - 1]))
 
-    return _beginning(steps, times[_first(len(times), has_no_order) - 1])
+    return _prefix(steps, times[_first(len(times), has_no_order) - 1])
 
 
-def _beginning(steps: Sequence[Step], time: float) -> list[Step]:
-    """What is known at a time: a write under way may yet take effect or not."""
+def _prefix(steps: Sequence[Step], time: float) -> list[Step]:
+    """The steps that are known at a time. A write under way may take effect or not."""
     known = []
     for step in steps:
         if step.end <= time:
@@ -160,10 +160,10 @@ def _beginning(steps: Sequence[Step], time: float) -> list[Step]:
 def _contradicts_with(
     left: Sequence[Step], core: Sequence[Step], steps: Sequence[Step], count: int
 ) -> bool:
-    """Whether the core and some of what is left cannot be explained, whatever else happened.
+    """Whether no order explains the core and the first ``count`` of ``left``, with any other steps.
 
-    Other writes are not taken to be absent. Those that ended before may have left any state; the
-    rest may go anywhere, or nowhere.
+    All other writes are still possible. Those that ended before may have left any state; the rest
+    may take effect at any moment, or never.
     """
     kept = {*core, *left[:count]}
     seen = {step.need for step in kept if step.need >= VALUES}
@@ -195,8 +195,8 @@ def _contradicts(
 def _first(count: int, holds: Callable[[int], bool]) -> int:
     """The smallest number in 1..count that ``holds``.
 
-    It holds for ``count``, and for all above one for which it holds. Small numbers are found with
-    few and small trials.
+    It holds for ``count``, and for every number above one for which it holds. Small numbers are
+    tried first, since they are cheap.
     """
     low, step = 0, 1
     while low + step < count and not holds(low + step):
@@ -208,7 +208,7 @@ def _first(count: int, holds: Callable[[int], bool]) -> int:
     return high
 
 
-# ---- the account ------------------------------------------------------------------------------
+# ---- the description --------------------------------------------------------------------------
 
 
 def _violation(
@@ -229,11 +229,11 @@ def _violation(
 
 
 def _reason(culprit: Operation, history: Sequence[Operation]) -> str:
-    """Why the last of the operations does not fit, as far as it can be said in a few words."""
+    """A short reason why this operation does not fit, where there is one."""
     if culprit.seen is not None:
         writes = [each for each in history if each.value == culprit.seen]
         if not writes:
-            return "nobody wrote this value"
+            return "no operation wrote this value"
         if writes[0].result is Result.OCCUPIED:
             return "the SET of this value was refused"
         if culprit.end is not None and culprit.end < writes[0].start:

@@ -1,27 +1,27 @@
-"""Is there an order of these steps on one key that explains them all? One pass through time.
+"""Decides whether an order of steps on one key explains them all, in one pass through time.
 
 The method is just-in-time linearization (G. Lowe, "Testing for linearizability", 2017), breadth
 first: the pass goes through all starts and ends in the order of time and keeps the set of
 *configurations* that the operations so far allow, each a state of the key and the set of open
 steps that have been given their place. A step is given its place only when it has to, at its end;
 there every way to get to it through other open steps is tried. No configuration left: no order
-exists. Equal configurations are one, which is the memo of Lowe's version of the search by Wing and
-Gong ("Testing and verifying concurrent objects", 1993). At a moment without open steps nothing is
-left but the possible states, so that histories split there by themselves.
+exists. Equal configurations are merged, which is the memo of Lowe's version of the search by Wing
+and Gong ("Testing and verifying concurrent objects", 1993). At a moment without open steps only the
+possible states are left, so that histories are split there.
 
-What keeps the set small, with why it loses nothing:
+The set is kept small without losing an order:
 
 - *Steps that only look* are placed at the first moment at which the state fits. A configuration
-  that has placed more of them can do all that the other can.
+  that has placed more of them can do all that another can.
 - *Values are unique*, as in P. Gibbons and E. Korach, "Testing shared memories" (1997): a value is
   current for one stretch of time, which has to reach into every step that saw it. So a state is
   not left before all that see it have started, and a write goes before the end of the first that
   sees its value, however late or unknown its own end.
-- *Values that nobody saw* are one and the same state. Writes with the same condition and effect
+- *Values that were not seen* are one and the same state. Writes with the same condition and effect
   are interchangeable, so the one that ends first goes first.
-- *Writes that may never take effect* and whose value nobody saw are only counted, by what they can
-  do. They need not be placed, so that having used fewer is never worse. Hundreds of them that stay
-  open for ever cost three numbers.
+- *Writes that may never take effect* and whose value was not seen are only counted, by what they
+  can do. They need not be placed, so that having used fewer is never worse. Hundreds of them that
+  stay open for ever cost three numbers.
 
 Times that are equal count as concurrent.
 """
@@ -38,27 +38,27 @@ from typing import NamedTuple
 NEVER = math.inf
 
 ABSENT, UNSEEN, VALUES = 0, 1, 2
-"""States: no value, a value that nobody saw, and from VALUES on one number for each value."""
+"""States: no value, a value that was not seen, and from VALUES on one number for each value."""
 BOUND, ANYTHING = -1, -2
-"""What a step may need beside a certain state: any value; nothing at all."""
+"""What a step may need instead of a certain state: any value, or nothing at all."""
 LOOKS = -1
-"""What a step gives that changes nothing."""
+"""What a step gives if it does not change the state."""
 
 SET, REPLACE, DELETE = range(3)
 SPARE_MOVES = ((SET, ABSENT, UNSEEN), (REPLACE, ANYTHING, UNSEEN), (DELETE, BOUND, ABSENT))
-"""What writes that may never take effect can do: which counter, what it needs, what it gives."""
+"""What writes that may never take effect can do: their counter, what they need and give."""
 Spent = tuple[int, int, int]
 
 CONFIGURATIONS_MAX = 200_000
-"""Configurations in one search between two states; more means that it would take for ever."""
+"""Configurations in one search between two states. A larger search would take too long."""
 
 
 class Undecided(Exception):
-    """Far too many operations overlap, in too many ways, to decide about their order."""
+    """Too many operations overlap to decide about their order."""
 
 
 class Step(NamedTuple):
-    """What may happen to the key at one moment between ``start`` and ``end``.
+    """An event of the key at one moment between ``start`` and ``end``.
 
     It needs a state (or BOUND, ANYTHING) and gives one, or LOOKS. A step that ends NEVER need not
     happen at all. ``source`` is for the caller.
@@ -72,9 +72,9 @@ class Step(NamedTuple):
 
 
 class Configuration(NamedTuple):
-    """What the operations so far allow: a state, the open steps that were placed (a bit each).
+    """A possible outcome of the operations so far: a state, and a bit for each placed open step.
 
-    ``spent`` counts the writes used that need not have happened.
+    ``spent`` counts the writes that were used although they need not have happened.
     """
 
     state: int
@@ -84,18 +84,19 @@ class Configuration(NamedTuple):
 
 
 def spare_of(step: Step) -> int:
-    """Which counter a write belongs to that need not happen, and whose value nobody saw."""
+    """The counter of a write that need not happen and whose value was not seen."""
     if step.gives == ABSENT:
         return DELETE
     return SET if step.need == ABSENT else REPLACE
 
 
 def fits(state: int, need: int) -> bool:
+    """Whether a step with this need can take place in a state."""
     return state == need or (need == BOUND and state != ABSENT) or need == ANYTHING
 
 
 def _placed(step: Step) -> Callable[[Configuration], int]:
-    """Where a configuration has the bit of this step."""
+    """The field of a configuration that has the bit of this step."""
     return _looks if step.gives == LOOKS else _writes
 
 
@@ -109,25 +110,25 @@ def stuck_at(
     *,
     foresight: bool = True,
 ) -> Step | None:
-    """The step at whose end no order is left that explains all; None if there is one.
+    """The step at whose end no order is left that explains all. None if there is an order.
 
     The key is in one of the ``initial`` states at first. ``spare`` writes of each sort may be used
-    at any time. With ``foresight`` the search knows which values will be seen later. Then it may
-    be stuck well before the shortest beginning that has no order; without, it is mostly not, but
-    has to try more. Raises Undecided.
+    at any time. With ``foresight`` the search knows which values will be seen later. Then it may be
+    stuck well before the end of the shortest prefix that has no order. Without it, it mostly is
+    not, but has to try more. Raises Undecided.
     """
     return _Sweep(steps, spare, initial, foresight).run()
 
 
 class _Front:
-    """Configurations of which none is as good as another."""
+    """Configurations of which none can do all that another can."""
 
     def __init__(self) -> None:
         self._best: dict[tuple[int, int], list[Configuration]] = {}
         self.size = 0
 
     def add(self, new: Configuration) -> bool:
-        """Whether it is better in some way than all that are here; it displaces the worse."""
+        """Add it and remove those that it covers. False, and not added, if one covers it."""
         key = new[:2]
         rivals = self._best.get(key)
         if rivals is None:
@@ -146,7 +147,7 @@ class _Front:
 def _covers(a: Configuration, b: Configuration) -> bool:
     """Whether ``a`` can do all that ``b`` can; state and placed writes are the same.
 
-    A spare replacement can do all that a spare SET can, so a SET more is made up for by a
+    A spare replacement can do all that a spare SET can. So one SET more is made up for by one
     replacement less.
     """
     if b.looks & ~a.looks:
@@ -160,7 +161,7 @@ def _covers(a: Configuration, b: Configuration) -> bool:
 
 
 class _Sweep:
-    """One pass. Open writes are *ready*, or *waiting*: someone who sees the value is to start."""
+    """One pass. Open writes wait until all that see their value have started, then are ready."""
 
     def __init__(
         self, steps: Sequence[Step], spare: Spent, initial: Iterable[int], foresight: bool
@@ -175,7 +176,7 @@ class _Sweep:
         self._spare = list(spare)
         self._configurations = [Configuration(state, 0, 0, (0, 0, 0)) for state in initial]
         self._bits: dict[int, int] = {}  # open step -> its bit
-        self._free = [1]  # bits to be given out again; the last resort is the first
+        self._free = [1]  # bits that can be used again; the first is the highest
         self._ready: dict[tuple[int, int], list[tuple[float, int]]] = {}  # by end
         self._waiting: dict[int, int] = {}  # value -> its write
         self._writer: dict[int, int] = {}  # value -> its write, while that is open
@@ -235,7 +236,7 @@ class _Sweep:
     # ---- ends -----------------------------------------------------------------------------
 
     def _end(self, index: int) -> bool:
-        """Keep what has placed the step, or can place it now. Whether anything is left."""
+        """Keep what has placed the step, or can place it now. Returns whether anything is left."""
         step, bit = self._steps[index], self._bits[index]
         placed = _placed(step)
         lacking = [each for each in self._configurations if not placed(each) & bit]
@@ -248,11 +249,11 @@ class _Sweep:
             self._configurations = front.configurations()
         self._close(index)
         if step.need >= VALUES and step.need in self._writer:
-            self._close(self._writer[step.need])  # it came before
+            self._close(self._writer[step.need])  # it took effect before
         return bool(self._configurations)
 
     def _reach(self, step: Step, index: int, lacking: list[Configuration], front: _Front) -> None:
-        """Add to ``front`` what can be reached from ``lacking`` and has just placed the step."""
+        """Add to ``front`` what moves from ``lacking`` reach, the last of which places the step."""
         placed, bit = _placed(step), self._bits[index]
         visited = _Front()
         left = [each for each in lacking if visited.add(each)]
@@ -260,7 +261,7 @@ class _Sweep:
         while left:
             here = left.pop()
             if self._to_start[here.state]:
-                continue  # who sees this state has not even started
+                continue  # a step that sees this state has not started yet
             for there in self._moves(here, last_moves):
                 if placed(there) & bit:
                     front.add(there)
@@ -270,7 +271,7 @@ class _Sweep:
                 raise Undecided(f"more than {CONFIGURATIONS_MAX} ways to order what overlaps")
 
     def _last_moves(self, step: Step, index: int) -> list[int]:
-        """Waiting writes that place the step. They can only come last: their state is to stay."""
+        """Waiting writes that place the step. They can only be last, as their state has to stay."""
         if step.gives != LOOKS:
             return [index] if index == self._waiting.get(step.gives) else []
         if step.need == BOUND:
@@ -278,7 +279,7 @@ class _Sweep:
         return [self._waiting[step.need]] if step.need in self._waiting else []
 
     def _moves(self, here: Configuration, last_moves: Iterable[int]) -> Iterator[Configuration]:
-        """The configurations one write away from here."""
+        """The configurations that are one write away."""
         state, writes, _, spent = here
         for (need, gives), ready in self._ready.items():
             if fits(state, need):
@@ -312,7 +313,7 @@ class _Sweep:
         return bit
 
     def _close(self, index: int) -> None:
-        """Every configuration has placed the step: forget it."""
+        """Forget a step that every configuration has placed."""
         step, bit = self._steps[index], self._bits.pop(index)
         self._free.append(bit)
         if step.gives == LOOKS:

@@ -1,18 +1,18 @@
-"""Judges what is promised beside linearizability: deletions not waited for, and stale reads.
+"""Checks the guarantees beside linearizability: deletions with ``wait=False``, and stale reads.
 
 - A deletion with ``wait=False`` takes effect at most one lease after its answer: a read that
   starts later than that does not return a value that was bound when the deletion began.
-- A read with ``stale_ok`` may be out of date by any amount, but returns only what once was
-  current: a value that some write had bound before the read ended.
+- A read with ``stale_ok`` may be outdated by any amount, but returns only a value that was current
+  once: some write had bound it before the read ended.
 
-Both need that values are unique: a value that is gone does not come back. Each check goes once
-through the history of a key, sorted::
+Both need unique values: a value that is gone does not come back. Each check is one pass over the
+history of a key::
 
     assert (verdict := check_pending(history.operations(), lease=2.0, slack=0.1)).ok, verdict
     assert (verdict := check_stale(history.operations())).ok, verdict
 
-``check_linearizable(..., pending_within=lease + slack)`` implies the first promise and asks for
-more: that all else, too, agrees with one moment at which the deletion took effect.
+``check_linearizable(..., pending_within=lease + slack)`` implies the first guarantee and requires
+more: that all other operations agree with one moment at which the deletion took effect.
 """
 
 from __future__ import annotations
@@ -25,19 +25,20 @@ from functools import partial
 from tests.history.operations import Operation, Result, Verdict, Violation, by_key
 
 BINDING = {Result.STORED, Result.REPLACED, Result.WRITTEN}
+"""Results of a write that has bound its value."""
 
 
 def check_pending(operations: Iterable[Operation], lease: float, slack: float = 0.0) -> Verdict:
-    """Judge deletions with ``wait=False``: they take effect within ``lease + slack`` seconds.
+    """Check deletions with ``wait=False``: they take effect within ``lease + slack`` seconds.
 
-    ``slack`` is for what delays Global itself, and for the margin between clocks. Raises
+    ``slack`` is for delays of Global itself, and for the margin between clocks. Raises
     ValueError if the history contradicts itself or two writes of one key have the same value.
     """
     return _checked(operations, partial(_undead, within=lease + slack))
 
 
 def check_stale(operations: Iterable[Operation]) -> Verdict:
-    """Judge reads with ``stale_ok``: what they return was bound at some time before their end.
+    """Check reads with ``stale_ok``: the value was bound at some time before their end.
 
     Raises ValueError as :func:`check_pending` does.
     """
@@ -53,11 +54,11 @@ def _checked(
     return Verdict(sum(map(len, keys.values())), len(keys), violations)
 
 
-# ---- deletions that are not waited for --------------------------------------------------------
+# ---- deletions with wait=False ----------------------------------------------------------------
 
 
 def _undead(history: list[Operation], within: float) -> Iterator[Violation]:
-    """Reads that return a value although a deletion of it must have taken effect."""
+    """Reads that return a value although its deletion must have taken effect."""
     deletions = _Deadlines(history, within)
     evidence = _evidence(history)
     for read in history:
@@ -72,7 +73,7 @@ def _undead(history: list[Operation], within: float) -> Iterator[Violation]:
 
 
 def _evidence(history: list[Operation]) -> dict[Hashable, Operation]:
-    """For each value, the operation with the first end of those that prove that it was bound."""
+    """For each value, the operation that proves first that it was bound."""
     proofs: dict[Hashable, Operation] = {}
     for operation in history:
         value = operation.value if operation.result in BINDING else operation.seen
@@ -82,7 +83,7 @@ def _evidence(history: list[Operation]) -> dict[Hashable, Operation]:
 
 
 class _Deadlines:
-    """The deletions of one key that nobody waited for."""
+    """The deletions of a key with ``wait=False``, by the time at which they must take effect."""
 
     def __init__(self, history: list[Operation], within: float) -> None:
         pending = [each for each in history if each.result is Result.PENDING]
@@ -90,7 +91,7 @@ class _Deadlines:
         self._starts = [deletion.start for deletion in pending]
         for index in reversed(range(len(pending) - 1)):
             pending[index] = min(pending[index], pending[index + 1], key=_end)
-        self._soonest = pending  # of those from here on, the one that ends first
+        self._soonest = pending  # the one that ends first of those from here on
 
     def first(self, after: float) -> Operation | None:
         """Of the deletions that start after a time, the one that has to take effect first."""
@@ -109,7 +110,7 @@ def _never_current(history: list[Operation]) -> Iterator[Violation]:
             continue
         write = writes.get(read.seen)
         if write is None:
-            yield _violation("was never current", [read], "nobody wrote this value")
+            yield _violation("was never current", [read], "no operation wrote this value")
         elif write.result is Result.OCCUPIED:
             yield _violation("was never current", [write, read], "the SET of it was refused")
         elif write.start > _end(read):

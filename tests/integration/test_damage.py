@@ -1,4 +1,4 @@
-"""Files of large values that another process of the same user cuts short or removes, in use.
+"""Files of large values that another process of the same user cuts short or removes during use.
 
 Global goes on in any case. Who reads gets the value or an error.
 """
@@ -25,15 +25,15 @@ GOOD = (SIZE, digest(content_of(SIZE)))
 
 
 @pytest.fixture
-def place() -> Iterator[GlobalProcess]:
-    """A Global in a process of its own, on the host of this test."""
-    with GlobalProcess() as place:
-        yield place
-        place.stop()
+def global_() -> Iterator[GlobalProcess]:
+    """A Global in its own process, on the host of this test."""
+    with GlobalProcess() as global_:
+        yield global_
+        global_.stop()
 
 
 def here() -> str:
-    """The host of this test and of ``place``."""
+    """The host of this test and of ``global_``."""
     return os.environ["DSTORE_SHM"]
 
 
@@ -54,13 +54,13 @@ def gone(reader: Reader) -> bool:
 
 
 @pytest.mark.parametrize("damage", [cut, a_little])
-def test_a_file_of_globals_that_is_damaged_is_an_error_and_nobody_is_ended(
-    place: GlobalProcess, host: Hosts, damage: Callable[[Path], None]
+def test_a_damaged_file_of_global_is_an_error_and_ends_no_process(
+    global_: GlobalProcess, host: Hosts, damage: Callable[[Path], None]
 ) -> None:
     with (
-        Reader(place.address) as near,
-        Reader(place.address, shm=host("far")) as far,
-        dstore.Node(place.address) as node,
+        Reader(global_.address) as near,
+        Reader(global_.address, shm=host("far")) as far,
+        dstore.Node(global_.address) as node,
     ):
         node.set("other", content_of(SIZE))
         others = set(files_of(here()))
@@ -79,13 +79,13 @@ def test_a_file_of_globals_that_is_damaged_is_an_error_and_nobody_is_ended(
 
 
 @pytest.mark.parametrize("damage", [cut, a_little])
-def test_what_is_damaged_on_another_host_is_fetched_by_each_for_itself(
-    place: GlobalProcess, host: Hosts, damage: Callable[[Path], None]
+def test_a_value_that_is_damaged_on_another_host_is_fetched_again(
+    global_: GlobalProcess, host: Hosts, damage: Callable[[Path], None]
 ) -> None:
     with (
-        dstore.Node(place.address) as node,
-        Reader(place.address, shm=host("far")) as one,
-        Reader(place.address, shm=host("far")) as two,
+        dstore.Node(global_.address) as node,
+        Reader(global_.address, shm=host("far")) as one,
+        Reader(global_.address, shm=host("far")) as two,
     ):
         node.set("k", content_of(SIZE))
         assert one.call("get", "k") == GOOD
@@ -100,14 +100,14 @@ def test_what_is_damaged_on_another_host_is_fetched_by_each_for_itself(
         soon(lambda: [each.stat().st_size for each in files_of(host("far"))] == [SIZE])
 
 
-def test_a_file_that_is_cut_short_while_it_is_sent_ends_nobody(
-    place: GlobalProcess, host: Hosts
+def test_a_file_that_is_cut_short_while_it_is_sent_ends_no_process(
+    global_: GlobalProcess, host: Hosts
 ) -> None:
-    """A few chunks are on their way when it happens; each is read again and again."""
-    with dstore.Node(place.address) as node:
+    """A few chunks are being sent when the file is cut short; the reader asks for each again."""
+    with dstore.Node(global_.address) as node:
         node.set("k", content_of(20 * CHUNK_BYTES))
         (path,) = files_of(here())
-        readers = [Reader(place.address, shm="") for _ in range(2)]
+        readers = [Reader(global_.address, shm="") for _ in range(2)]
         for reader in readers:
             reader.begin("get", "k")
         before = node.global_stats()["bytes_out"]
@@ -122,10 +122,10 @@ def test_a_file_that_is_cut_short_while_it_is_sent_ends_nobody(
 
 
 def test_a_value_that_is_cut_short_before_it_is_uploaded(
-    place: GlobalProcess, host: Hosts, monkeypatch: pytest.MonkeyPatch
+    global_: GlobalProcess, host: Hosts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It lies on another host than Global, and ZeroMQ would have ended the process."""
-    with dstore.Node(place.address, shm=host("far")) as node:
+    """The file is on another host than Global; sending it from a mapping would end the process."""
+    with dstore.Node(global_.address, shm=host("far")) as node:
         whole = node._local.large.keep  # type: ignore[union-attr]
 
         def damaged(epoch: int, encoded: object) -> object:
@@ -143,15 +143,15 @@ def test_a_value_that_is_cut_short_before_it_is_uploaded(
         assert node.get("k") == content_of(SIZE)
 
 
-def test_a_folder_that_is_removed_in_use_is_replaced_and_all_values_stay(
+def test_a_folder_that_is_removed_during_use_is_replaced_and_all_values_stay(
     host: Hosts, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = Path(host("a"))
     with (
-        dstore.Global("tcp://127.0.0.1:0", lease=1.0, shm=host("a")) as place,
-        dstore.Node(place.address, shm=host("a")) as node,
-        Reader(place.address, shm=host("a")) as near,
-        Reader(place.address, shm=host("b")) as far,
+        dstore.Global("tcp://127.0.0.1:0", lease=1.0, shm=host("a")) as global_,
+        dstore.Node(global_.address, shm=host("a")) as node,
+        Reader(global_.address, shm=host("a")) as near,
+        Reader(global_.address, shm=host("b")) as far,
     ):
         node.set("old", content_of(SIZE))
         view = node.get("old")
@@ -168,15 +168,15 @@ def test_a_folder_that_is_removed_in_use_is_replaced_and_all_values_stay(
         assert node.global_stats()["sessions"] == 3
         said = [record.getMessage() for record in caplog.records]
         assert len(said) <= 2, "one line of Global's, one of the Node's"
-        assert all("was removed by somebody; a new one was created" in line for line in said)
+        assert all("was removed by another program; a new one was created" in line for line in said)
         del view
 
 
-def test_a_long_lease_does_not_hide_what_was_removed(host: Hosts) -> None:
-    """Cached values whose files are gone are given up soon, however seldom a lease is renewed."""
+def test_a_long_lease_does_not_hide_a_removed_file(host: Hosts) -> None:
+    """Cached values whose files are gone are dropped soon, however rarely a lease is renewed."""
     with (
-        dstore.Global("tcp://127.0.0.1:0", lease=600.0, shm="") as place,
-        dstore.Node(place.address, shm=host("a")) as node,
+        dstore.Global("tcp://127.0.0.1:0", lease=600.0, shm="") as global_,
+        dstore.Node(global_.address, shm=host("a")) as node,
     ):
         node.set("k", content_of(SIZE))
         assert node.lookup("k").from_local

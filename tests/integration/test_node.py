@@ -627,7 +627,7 @@ here = dstore.Global("tcp://127.0.0.1:0")
 here.start()
 write = Writer.write
 def interrupted(self, offset, data):
-    with self._part.descriptor(), HELD.lock:
+    with self._file.descriptor(), locks.process_lock:
         os.kill(os.getpid(), signal.SIGTERM)
         write(self, offset, data)
 def handler(*_):
@@ -636,7 +636,7 @@ def handler(*_):
             each()
         except RuntimeError as error:
             print(type(error).__name__)
-from dstore.shm.locks import held as HELD
+from dstore.shm import locks
 signal.signal(signal.SIGTERM, handler)
 Writer.write = interrupted
 HANDLED = (lambda: node.set("l", bytes(100_000)), lambda: other.get("k"),

@@ -1,4 +1,4 @@
-"""Keys of odd objects: subclasses with methods of their own, surrogates, halves of characters."""
+"""Keys of unusual objects: subclasses with their own methods, surrogates, parts of characters."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class K(str, enum.Enum):
 
 
 class Path(str):
-    """As libraries have it: shown in another way than it is."""
+    """A str whose text as shown differs from its value, as some libraries have it."""
 
     def __str__(self) -> str:
         return f"<{str.__str__(self)}>"
@@ -67,7 +67,7 @@ ODD: list[tuple[Any, str | bytes]] = [
 
 @pytest.mark.parametrize("cached", [False, True], ids=["on a miss", "on a hit"])
 @pytest.mark.parametrize(("odd", "plain"), ODD, ids=lambda key: ascii(key))
-def test_a_key_is_what_the_object_is_cached_or_not(
+def test_a_key_is_the_value_of_the_object_on_a_miss_and_on_a_hit(
     node: MakeNode, odd: Any, plain: str | bytes, cached: bool
 ) -> None:
     writer, reader = node(), node()
@@ -111,7 +111,7 @@ def test_a_key_is_what_the_object_is_cached_or_not(
         reader.delete(odd)
 
 
-def test_what_is_set_under_an_odd_key_is_listed_as_it_is(node: MakeNode) -> None:
+def test_an_odd_key_is_listed_as_its_plain_value(node: MakeNode) -> None:
     one = node()
     for odd, _ in ODD:
         one.set(odd, 1, replace=True)
@@ -121,7 +121,7 @@ def test_what_is_set_under_an_odd_key_is_listed_as_it_is(node: MakeNode) -> None
     assert len(found) == len(set(found))
 
 
-def test_results_of_many_keys_bear_the_objects_that_were_given(node: MakeNode) -> None:
+def test_results_of_many_keys_have_the_objects_that_were_given(node: MakeNode) -> None:
     one, two = node(), node()
     assert one.set_many({K.CONFIG: 1, b"b": 2, "c": 3}) == []
     found = two.get_many([K.CONFIG, "config/a", b"b", "b", "\udcc3\udca9"])
@@ -144,7 +144,7 @@ def test_results_of_many_keys_bear_the_objects_that_were_given(node: MakeNode) -
         ([["k"]], "not list"),
     ],
 )
-def test_many_keys_that_no_result_can_be_named_by_are_refused(
+def test_keys_that_cannot_name_a_result_are_refused(
     node: MakeNode, given: list[Any], said: str
 ) -> None:
     one = node()
@@ -155,7 +155,7 @@ def test_many_keys_that_no_result_can_be_named_by_are_refused(
     assert one.get_many(["A", "a", "k"]) == {"A": 1, "a": 2, "k": 3}
 
 
-def test_one_key_given_by_two_objects_is_written_once_or_not_at_all(node: MakeNode) -> None:
+def test_a_key_given_by_two_objects_is_written_once_or_refused(node: MakeNode) -> None:
     one = node()
     for mapping in ({"é": 1, "\udcc3\udca9": 2}, {"a/b": 1, OddBytes(b"a/b"): 2}):
         with pytest.raises(dstore.InvalidKey, match="is there twice"):
@@ -179,12 +179,12 @@ def test_errors_name_the_key_that_was_given(node: MakeNode) -> None:
         assert occupied.value.key is key
 
 
-def test_a_write_in_doubt_names_its_keys_as_programs_see_them() -> None:
+def test_an_unknown_outcome_names_keys_as_programs_see_them() -> None:
     with (
         GlobalProcess(f"tcp://127.0.0.1:{free_port()}") as place,
         dstore.Node(place.address, timeout=0.2) as one,
     ):
-        assert one.get("k", None) is None  # so that there is a connection for requests
+        assert one.get("k", None) is None  # opens a connection for requests
         place.signal(signal.SIGSTOP)
         with pytest.raises(
             dstore.OutcomeUnknown, match=r"b'\\xff', 'é' may or may not"
@@ -204,7 +204,7 @@ def as_bytes(key: str | bytes) -> bytes:
     return key.encode() if isinstance(key, str) else key
 
 
-def test_keys_come_in_the_order_of_their_bytes_and_prefixes_are_bytes(node: MakeNode) -> None:
+def test_keys_are_in_the_order_of_their_bytes_and_prefixes_are_bytes(node: MakeNode) -> None:
     one = node()
     one.set_many(dict.fromkeys(TAGGED + OTHERS, 1))
     assert list(map(as_bytes, one.keys())) == sorted(TAGGED + OTHERS)
@@ -223,7 +223,7 @@ def test_keys_come_in_the_order_of_their_bytes_and_prefixes_are_bytes(node: Make
     assert asyncio.run(asynchronous()) == sorted(TAGGED)
 
 
-def test_pages_of_odd_keys_miss_nothing(node: MakeNode, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pages_of_odd_keys_are_complete(node: MakeNode, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dstore.config, "KEYS_PAGE_DEFAULT", 2)
     one = node()
     bound = [bytes((a, b)) for a in (0x61, 0xC3, 0xE6, 0xFF) for b in (0x28, 0x80, 0xA9, 0xFF)]
@@ -235,7 +235,7 @@ def test_pages_of_odd_keys_miss_nothing(node: MakeNode, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("prefix", [b"\xc3", "\udcc3", OddBytes(b"\xc3")], ids=ascii)
-def test_a_watch_is_told_of_all_keys_that_begin_with_its_bytes(node: MakeNode, prefix: Any) -> None:
+def test_a_watch_reports_all_keys_that_begin_with_its_bytes(node: MakeNode, prefix: Any) -> None:
     one, other = node(), node()
     one.set_many(dict.fromkeys(TAGGED + OTHERS, 1))
     with other.watch(prefix) as watch:

@@ -1,4 +1,4 @@
-"""Where values are written: not through or into what another user planted in a folder like /tmp.
+"""Files that values are written to: never what another user planted in a folder like /tmp.
 
 Giving files to another user takes root; without it these tests are skipped.
 """
@@ -53,7 +53,7 @@ def reader(node: NodeMaker) -> dstore.Node:
 @pytest.mark.parametrize(
     "way", ["out", "folder/out", "mine", "shared/../shared/out", "dangling", "pipe", "file"]
 )
-def test_what_a_stranger_planted_is_left_alone(
+def test_what_another_user_planted_is_left_alone(
     reader: dstore.Node, shared: Path, tmp_path: Path, write: Write, way: str
 ) -> None:
     target = tmp_path / "precious"
@@ -63,7 +63,7 @@ def test_what_a_stranger_planted_is_left_alone(
     for name, leads_to in (("out", target), ("folder", inside), ("dangling", tmp_path / "new")):
         (shared / name).symlink_to(leads_to)
         os.lchown(shared / name, STRANGER, STRANGER)
-    (tmp_path / "mine").symlink_to(shared / "out")  # ours leads to theirs
+    (tmp_path / "mine").symlink_to(shared / "out")  # our link to their file
     os.mkfifo(shared / "pipe")
     (shared / "file").write_bytes(b"theirs")
     for name in ("pipe", "file"):
@@ -80,7 +80,7 @@ def test_what_a_stranger_planted_is_left_alone(
 
 @as_root
 @both_ways
-def test_links_of_ones_own_of_the_folders_owner_and_elsewhere_are_followed(
+def test_links_of_this_user_and_of_the_folders_owner_are_followed(
     reader: dstore.Node, shared: Path, tmp_path: Path, write: Write
 ) -> None:
     elsewhere = tmp_path / "elsewhere"
@@ -145,7 +145,7 @@ def test_another_name_of_a_file_keeps_the_old_content(
         ("link to folder", IsADirectoryError),
     ],
 )
-def test_places_for_no_file(
+def test_paths_where_no_file_can_be_written(
     reader: dstore.Node, tmp_path: Path, write: Write, path: str, error: type[OSError]
 ) -> None:
     (tmp_path / "loop").symlink_to("loop")
@@ -165,14 +165,14 @@ def test_dots_and_links_to_folders_lead_where_the_system_leads(
     (tmp_path / "deep" / "er").mkdir(parents=True)
     (tmp_path / "link").symlink_to("deep/er")
     monkeypatch.chdir(tmp_path)
-    write(reader, "link/../one")  # not the one that the text suggests
+    write(reader, "link/../one")  # the parent of the link's target, not of the link
     write(reader, "./link//two")
     write(reader, "link/../../three")
     for name in ("deep/one", "deep/er/two", "three"):
         assert (tmp_path / name).read_bytes() == b"secret"
 
 
-def test_what_only_proc_leads_to_is_written_to(reader: dstore.Node) -> None:
+def test_a_descriptor_under_proc_is_written_to(reader: dstore.Node) -> None:
     out, into = os.pipe()
     try:
         assert get_to_file(reader, "k", f"/proc/self/fd/{into}", None) == 6
@@ -182,9 +182,7 @@ def test_what_only_proc_leads_to_is_written_to(reader: dstore.Node) -> None:
         os.close(into)
 
 
-def test_a_file_that_was_deleted_meanwhile_is_not_written_to(
-    reader: dstore.Node, tmp_path: Path
-) -> None:
+def test_a_deleted_file_is_not_written_to(reader: dstore.Node, tmp_path: Path) -> None:
     with (tmp_path / "file").open("wb") as file:
         (tmp_path / "file").unlink()
         with pytest.raises(FileNotFoundError):
@@ -192,7 +190,7 @@ def test_a_file_that_was_deleted_meanwhile_is_not_written_to(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_pipe_that_is_replaced_meanwhile_gets_nothing(
+def test_a_file_that_replaces_a_pipe_gets_nothing(
     reader: dstore.Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pipe = tmp_path / "pipe"
@@ -224,7 +222,7 @@ def test_a_file_that_is_too_large_is_refused_before_it_is_read(
     assert read == []
 
 
-# ---- the lines typed before -------------------------------------------------------------------
+# ---- the history of the prompt ----------------------------------------------------------------
 
 
 @pytest.fixture
@@ -239,7 +237,7 @@ def mode_of(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
 
 
-def test_a_history_that_others_could_read_is_narrowed(history: Path) -> None:
+def test_a_history_that_others_could_read_is_made_private(history: Path) -> None:
     history.chmod(0o666)
     history.parent.chmod(0o777)
     lines = LineHistory(history)
@@ -278,7 +276,7 @@ def test_a_history_of_another_user_is_not_used(history: Path, tmp_path: Path, wh
     assert whose not in ("file", "folder") or history.read_text() == "SET secret\n"
 
 
-def test_a_link_of_ones_own_stays_one(history: Path, tmp_path: Path) -> None:
+def test_a_history_that_is_a_link_of_this_user_stays_one(history: Path, tmp_path: Path) -> None:
     from dstore.cli.repl.history import HISTORY_LINES_MAX
 
     link = tmp_path / "state" / "history"
@@ -291,7 +289,7 @@ def test_a_link_of_ones_own_stays_one(history: Path, tmp_path: Path) -> None:
     assert [path.name for path in history.parent.iterdir()] == ["history"]
 
 
-def test_a_pipe_in_place_of_the_history_hangs_nothing(history: Path) -> None:
+def test_a_pipe_in_place_of_the_history_does_not_block(history: Path) -> None:
     history.unlink()
     os.mkfifo(history)
 

@@ -1,4 +1,4 @@
-"""``python -m tests.simulation --seeds N --seed S``: play seeds, report failures."""
+"""``python -m tests.simulation --seeds N --seed S``: play seeds and report failures."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def _play(seeds: range, shrinking: bool) -> int:
     seconds = time.perf_counter() - began
     print(
         f"{len(seeds)} seeds, {steps:,} steps, {operations:,} operations: no violation "
-        f"({undecided} too tangled to judge); {len(seeds) / seconds:.1f} seeds/s, "
+        f"({undecided} that could not be decided); {len(seeds) / seconds:.1f} seeds/s, "
         f"{steps / seconds:,.0f} steps/s"
     )
     return 0
@@ -58,7 +58,7 @@ def _report(seed: int, outcome: Outcome) -> None:
     if len(shown) < len(outcome.trace):
         print(f"  ... {len(outcome.trace) - len(shown)} lines before these")
     print("\n".join(f"  {line}" for line in shown))
-    print("\n".join(outcome.faults))
+    print("\n".join(outcome.violations))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""``python -m tests.simulation.catch``: how many seeds each mutant takes, as a table."""
+"""``python -m tests.simulation.catch [PARTS OF NAMES]``: how many seeds catch each mutant."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SEEDS_MAX = 1000
 """Seeds within which a mutant has to be caught."""
 UNCAUGHT = 3
+"""Exit code of a simulation that no seed made fail."""
 
 
 def main() -> int:
@@ -51,7 +52,7 @@ def _caught(mutant: Mutant, seeds: int, trace: bool) -> bool:
 
 
 def run_test(mutant: Mutant) -> subprocess.CompletedProcess[str]:
-    """Run the named test over the mutant. It fails with code 1, as it should."""
+    """Run the test of a mutant against it. Exit code 1 means that it is caught."""
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "tests.simulation.patched"]
     return _run([*command, "-p", "no:cacheprovider", mutant.test], mutant)
 
@@ -59,7 +60,7 @@ def run_test(mutant: Mutant) -> subprocess.CompletedProcess[str]:
 def run_simulation(
     mutant: Mutant, seeds: int, trace: bool = False
 ) -> subprocess.CompletedProcess[str]:
-    """Play seeds over the mutant until one fails: code 1."""
+    """Play seeds against a mutant until one fails. Exit code 1 means that it is caught."""
     command = [sys.executable, "-m", "tests.simulation.catch", "--seeds", str(seeds)]
     return _run([*command, *(["--trace"] if trace else [])], mutant)
 
@@ -78,10 +79,10 @@ def _play(seeds: int, trace: bool) -> int:
     for seed in range(seeds):
         outcome = run(Scenario.draw(seed))
         if not outcome.ok:
-            print(f"{seed + 1} seeds: {outcome.faults[0].splitlines()[0]}")
+            print(f"{seed + 1} seeds: {outcome.violations[0].splitlines()[0]}")
             if trace:
                 smallest = shrink(outcome)
-                print(f"{smallest.scenario}\n" + "\n".join(smallest.trace + smallest.faults))
+                print(f"{smallest.scenario}\n" + "\n".join(smallest.trace + smallest.violations))
             return 1
     return UNCAUGHT
 

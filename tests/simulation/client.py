@@ -1,9 +1,8 @@
-"""One thread of a simulated process: it carries out operations and notes what came of them."""
+"""A thread of a simulated process: it runs operations and records them for the history."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dstore.core.local import operations
 from dstore.core.local.cache import Held
@@ -23,32 +22,30 @@ from dstore.core.local.transfer import TransferFailed
 from dstore.errors import DstoreError, RequestRefused
 from dstore.protocol.messages import DelResult, DelStatus, Key, Large, SetItem, SetStatus, Stored
 from tests.history.operations import Kind, Result
-from tests.history.operations import Operation as Noted
-from tests.simulation.hosts import Mover, laid_down
+from tests.history.operations import Operation as Recorded
+from tests.simulation.actors import SimLocal
 from tests.simulation.scenario import KINDS
-
-if TYPE_CHECKING:
-    from tests.simulation.actors import SimLocal
+from tests.simulation.transfers import LargeTransfer
 
 READS = ("get", "get_many", "wait")
 SETS = ("set", "set_many", "replace")
-OF_SET = {
+SET_RESULTS = {
     SetStatus.STORED: Result.STORED,
     SetStatus.REPLACED: Result.REPLACED,
     SetStatus.OCCUPIED: Result.OCCUPIED,
 }
-OF_DEL = {
+DEL_RESULTS = {
     DelStatus.DELETED: Result.DELETED,
     DelStatus.MISSING: Result.MISSING,
     DelStatus.PENDING: Result.PENDING,
 }
 
-Told = tuple[Result, str | None]
-"""What is noted of one key: the result, and the value that was seen."""
+Seen = tuple[Result, str | None]
+"""What is recorded for one key: the result, and the value that was seen."""
 
 
 class Client:
-    """A thread. Its requests travel on a connection of their own."""
+    """A thread with a connection of its own."""
 
     def __init__(self, local: SimLocal, number: int) -> None:
         self.local = local
@@ -56,16 +53,16 @@ class Client:
         self.name = f"{local.name}.t{number}"
         self.line = f"thread {number}"
         self.left = local.scenario.operations
-        self.done: list[Noted] = []
+        self.done: list[Recorded] = []
         self.channel = local.connect(f"t{number}", self._on_reply)
         self._operation: Operation[Any] | None = None
         self._step: Step | None = None
-        self._mover: Mover | None = None
+        self._transfer: LargeTransfer | None = None
         self._bodies: dict[bytes, bytes] = {}
         self._turn = 0
         self._sent = False
-        self._lives: set[int] = set()
-        self._asked_life = 0
+        self._epochs: set[int] = set()
+        self._request_epoch = 0
         local.clients.append(self)
         self._rest()
 
@@ -93,8 +90,8 @@ class Client:
         self.keys = dice.sample(names, min(many, len(names)))
         self.values = dict.fromkeys(self.keys, f"{self.loop.steps:08}"[-8:])
         self.start = self.loop.stamp()
-        self._lives, self._asked_life = set(), 0
-        self.loop.tell(self.name, f"{self.kind} {' '.join(self.keys)}")
+        self._epochs, self._request_epoch = set(), 0
+        self.loop.log(self.name, f"{self.kind} {' '.join(self.keys)}")
         self._operation = self._make()
         if dice.random() < scenario.give_up:
             self.loop.later(dice.random() * scenario.lease, self.give_up, self._operation)
@@ -121,7 +118,7 @@ class Client:
         if self.loop.dice.random() >= self.local.scenario.large:
             return Stored(token, "bytes", body)
         self._bodies[token] = body
-        return laid_down(token, body, self.local.host)
+        return self.local.host.share(token, body)
 
     # ---- step by step ---------------------------------------------------------------------
 
@@ -129,17 +126,17 @@ class Client:
         operation = self._operation
         assert operation is not None
         self._turn += 1
-        self._lives.add(self.local.state.epoch)
+        self._epochs.add(self.local.state.epoch)
         if resumed and resumed.reply:
-            self._lives.add(resumed.reply.epoch)
+            self._epochs.add(resumed.reply.epoch)
         try:
             self._step = operation.send(resumed)  # type: ignore[arg-type]
         except StopIteration as stop:
             self._ended(stop.value)
         except DstoreError as error:
-            self.loop.tell(self.name, f"{type(error).__name__}")
+            self.loop.log(self.name, f"{type(error).__name__}")
             if isinstance(error, RequestRefused) and MOVED not in str(error):
-                self.loop.fault(f"{self.name} was refused: {error}")
+                self.loop.violation(f"{self.name} was refused: {error}")
             self._unknown()
             self._over()
         else:
@@ -150,15 +147,15 @@ class Client:
         if isinstance(step, Request):
             self._sent = self.channel.send_up(step.message)
             if self._sent:
-                self._asked_life = step.message.epoch
+                self._request_epoch = step.message.epoch
         if isinstance(step, (FetchBody, SendBody)):
-            self._mover = Mover(self, step, self._bodies, self._moved)
+            self._transfer = LargeTransfer(self, step, self._bodies, self._moved)
             return
         self.loop.at(self.local.true_time(step.until) + 1e-6, self._expire, self._turn)
 
     def _moved(self, held: Held | None, failed: TransferFailed | None) -> None:
-        """A large value is here, or there, or did not come."""
-        self._mover = None
+        """A transfer has ended."""
+        self._transfer = None
         self._resume(StepResult(self.local.clock(), held=held, failed=failed))
 
     def _expire(self, turn: int) -> None:
@@ -169,7 +166,7 @@ class Client:
         )
 
     def look(self) -> None:
-        """Something has changed: plan to go on if what it waits for has come."""
+        """The state has changed: plan to go on if the operation no longer has to wait."""
         if isinstance(self._step, WaitUntil) and self._step.predicate(self.local.clock()):
             self.loop.at(self.loop.now, self._look, self._turn)
 
@@ -185,27 +182,27 @@ class Client:
             return
         if isinstance(self._step, Request) and message.request == self._step.message.request:
             self._resume(StepResult(self.local.clock(), message, True))
-        elif self._mover is not None:
-            self._mover.receive(message)
+        elif self._transfer is not None:
+            self._transfer.receive(message)
 
     # ---- ending ---------------------------------------------------------------------------
 
     def give_up(self, operation: Operation[Any] | None = None) -> None:
-        """The caller goes away in the middle."""
+        """Cancel the operation, or any if none is given."""
         if self._operation is None or operation not in (None, self._operation):
             return
-        self.loop.tell(self.name, "gives up")
+        self.loop.log(self.name, "gives up")
         self._turn += 1
         self._operation.close()
         self._unknown()
         self._over()
 
     def _over(self) -> None:
-        if self._mover is not None:
-            self._mover.give_up()
+        if self._transfer is not None:
+            self._transfer.give_up()
         for token in self._bodies:
-            self.local.host.copies.pop(token, None)  # what nobody caches need not stay
-        self._operation = self._step = self._mover = None
+            self.local.host.copies.pop(token, None)  # unless cached, it is not needed
+        self._operation = self._step = self._transfer = None
         self._turn += 1
         self._rest()
 
@@ -214,57 +211,57 @@ class Client:
             result = {self.keys[0]: result}
         end = self.loop.stamp()
         for key in self.keys:
-            told = self._told(result.get(key))
-            self.loop.tell(self.name, f"{self.kind} {key} = {told[0].value} {told[1] or ''}")
-            life = self._life(result.get(key))
-            if life is not None:
-                self._note(key, life, end, *told)
+            seen = self._seen(result.get(key))
+            self.loop.log(self.name, f"{self.kind} {key} = {seen[0].value} {seen[1] or ''}")
+            epoch = self._epoch_of(result.get(key))
+            if epoch is not None:
+                self._record(key, epoch, end, *seen)
             elif self.kind not in READS:
                 self._doubt(key)
         self._over()
 
-    def _told(self, result: Any) -> Told:
+    def _seen(self, result: Any) -> Seen:
         if isinstance(result, SetOutcome):
-            return OF_SET[result.status], None
+            return SET_RESULTS[result.status], None
         if isinstance(result, DelResult):
-            return OF_DEL[result.status], None
+            return DEL_RESULTS[result.status], None
         value = _read(result)
         return (Result.MISSING, None) if value is None else (Result.VALUE, value)
 
-    def _life(self, result: Any) -> int | None:
-        """The life of Global that an outcome belongs to; None if that cannot be said."""
+    def _epoch_of(self, result: Any) -> int | None:
+        """The epoch of Global that an outcome belongs to. None if that is not known."""
         local = isinstance(result, SetOutcome) and result.local
         if self.kind not in READS and not local:
-            # With large values some of the items may have been bound in an earlier life.
-            several = len(self._lives) > 1 and len(self.keys) > 1 and self._bodies
-            return None if several else self._asked_life
-        if len(self._lives) == 1:
-            return next(iter(self._lives))
+            # With large values some of the items may have been bound in an earlier epoch.
+            several = len(self._epochs) > 1 and len(self.keys) > 1 and self._bodies
+            return None if several else self._request_epoch
+        if len(self._epochs) == 1:
+            return next(iter(self._epochs))
         if len(self.keys) > 1:
             return None
         local = local or (result is not None and result.from_local)
-        return self.local.state.epoch if local else self._asked_life
+        return self.local.state.epoch if local else self._request_epoch
 
     def _unknown(self) -> None:
-        """A write may have happened if any copy of it has left."""
-        if self.kind not in READS and self._asked_life:
+        """The outcome is not known: a write may have happened if its request was sent."""
+        if self.kind not in READS and self._request_epoch:
             for key in self.keys:
                 self._doubt(key)
 
     def _doubt(self, key: Key) -> None:
-        """What became of a write is not known; with large values it may be of an earlier life."""
+        """Record a write of unknown outcome; with large values it may be of an earlier epoch."""
         several = self._bodies and not self.local.scenario.durable
-        for life in sorted(self._lives) if several else [self._asked_life]:
-            self._note(key, life, None, Result.UNKNOWN, None)
+        for epoch in sorted(self._epochs) if several else [self._request_epoch]:
+            self._record(key, epoch, None, Result.UNKNOWN, None)
 
-    def _note(
-        self, key: Key, life: int, end: float | None, result: Result, seen: str | None
+    def _record(
+        self, key: Key, epoch: int, end: float | None, result: Result, seen: str | None
     ) -> None:
         kind = Kind.GET if self.kind in READS else Kind.SET if self.kind in SETS else Kind.DELETE
         kind = Kind.REPLACE if self.kind == "replace" else kind
         value = self.values[key] if self.kind in SETS else None
-        name = key if self.local.scenario.durable else f"{life}/{key}"
-        self.done.append(Noted(self.name, name, kind, self.start, end, result, value, seen))
+        name = key if self.local.scenario.durable else f"{epoch}/{key}"
+        self.done.append(Recorded(self.name, name, kind, self.start, end, result, value, seen))
 
 
 def _read(answer: Answer | None) -> str | None:
@@ -276,7 +273,7 @@ def _read(answer: Answer | None) -> str | None:
     return bytes(value.body).decode()
 
 
-def noted_by(locals_: list[SimLocal]) -> Iterator[Noted]:
-    """Everything that was noted, by the time of its beginning."""
-    noted = [each for local in locals_ for client in local.clients for each in client.done]
-    yield from sorted(noted, key=lambda each: each.start)
+def history_of(clients: list[Client]) -> list[Recorded]:
+    """All operations of these threads, in the order of their starts."""
+    recorded = [each for client in clients for each in client.done]
+    return sorted(recorded, key=lambda each: each.start)

@@ -1,27 +1,26 @@
-"""What must hold after every step of a simulated run, whatever the history says."""
+"""Conditions that must hold after every step of a simulated run, and at its end."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from dstore.core.local.cache import Entry
 from dstore.core.local.state import SYNCS_MAX
 from dstore.protocol.messages import Large, Stored
-
-if TYPE_CHECKING:
-    from tests.simulation.actors import SimGlobal, SimLocal
+from tests.simulation.actors import SimGlobal, SimLocal
+from tests.simulation.client import Client
 
 TOLERANCE = 1e-6
+"""Seconds by which two computations of the same time may differ."""
 
 
-def broken(place: SimGlobal, locals_: list[SimLocal]) -> Iterator[str]:
-    """What does not hold now, one line each."""
+def broken(authority: SimGlobal, locals_: list[SimLocal]) -> Iterator[str]:
+    """The conditions that do not hold now, one line each."""
     for local in locals_:
-        if local.alive and local.state.session and local.state.epoch == place.epoch:
-            yield from _cache_is_current(place, local)
-            yield from _applied_is_applied(place, local)
-            yield from _lease_is_covered(place, local)
+        if local.alive and local.state.session and local.state.epoch == authority.epoch:
+            yield from _cache_is_current(authority, local)
+            yield from _applied_is_applied(authority, local)
+            yield from _lease_is_covered(authority, local)
             yield from _buffers_are_bounded(local)
 
 
@@ -31,20 +30,20 @@ def _tokens(local: SimLocal) -> Iterator[tuple[Entry, bytes]]:
         yield entry, entry.value.token
 
 
-def _cache_is_current(place: SimGlobal, local: SimLocal) -> Iterator[str]:
-    """While the lease lives, what is cached is what is bound."""
+def _cache_is_current(authority: SimGlobal, local: SimLocal) -> Iterator[str]:
+    """While the lease lasts, each cached value is the bound one."""
     if local.clock() >= local.state.lease_end:
         return
     for entry, token in _tokens(local):
-        bound = place.engine.read(entry.key)
+        bound = authority.engine.read(entry.key)
         if bound is None or bound.token != token:
             yield f"{local.name} may answer {entry.key} with a value that is gone"
 
 
-def _applied_is_applied(place: SimGlobal, local: SimLocal) -> Iterator[str]:
-    """What a Local acknowledges it has applied."""
-    applied = place.deletions[: local.state.applied]
-    if local.state.applied > len(place.deletions):
+def _applied_is_applied(authority: SimGlobal, local: SimLocal) -> Iterator[str]:
+    """A Local has applied all invalidations that it acknowledges."""
+    applied = authority.deletions[: local.state.applied]
+    if local.state.applied > len(authority.deletions):
         yield f"{local.name} has applied {local.state.applied}, which has not happened"
     gone = set(applied)
     for entry, token in _tokens(local):
@@ -52,12 +51,12 @@ def _applied_is_applied(place: SimGlobal, local: SimLocal) -> Iterator[str]:
             yield f"{local.name} holds {entry.key} although it applied its deletion"
 
 
-def _lease_is_covered(place: SimGlobal, local: SimLocal) -> Iterator[str]:
-    """Global's view of a lease never ends before the Local's."""
+def _lease_is_covered(authority: SimGlobal, local: SimLocal) -> Iterator[str]:
+    """A lease never ends at Global before it ends at the Local."""
     end = local.true_time(local.state.lease_end)
-    if end <= place.loop.now:
+    if end <= authority.loop.now:
         return
-    session = place.state._sessions.get(local.state.session)
+    session = authority.state._sessions.get(local.state.session)
     if session is None:
         if not local.state.closing:
             yield f"{local.name} has a lease, and Global does not know its session"
@@ -67,38 +66,41 @@ def _lease_is_covered(place: SimGlobal, local: SimLocal) -> Iterator[str]:
 
 def _buffers_are_bounded(local: SimLocal) -> Iterator[str]:
     state = local.state
-    if state._reorder_keys > local.scenario.held_keys or len(state._sent_at) > SYNCS_MAX:
+    if state._reorder_keys > local.scenario.reorder_keys or len(state._sent_at) > SYNCS_MAX:
         yield f"{local.name} buffers without bound"
     if state.cache.size > state.cache.limit:
         yield f"{local.name} caches more than its limit"
 
 
-def left_over(place: SimGlobal, locals_: list[SimLocal]) -> Iterator[str]:
-    """What has not been given back although all is quiet."""
+def left_over(
+    authority: SimGlobal, locals_: list[SimLocal], clients: list[Client]
+) -> Iterator[str]:
+    """What has not been released at the end of a run, one line each."""
     alive = [local for local in locals_ if local.alive and not local.state.closing]
-    yield from _left_at_global(place, len(alive))
+    yield from _left_at_global(authority, len(alive))
     if any(host.writers for host in {id(local.host): local.host for local in locals_}.values()):
-        yield "a host has a file that nobody goes on writing"
+        yield "a host has a file that no thread goes on writing"
+    for client in clients:
+        if client.local in alive and not client.idle:
+            yield f"{client.name} still waits"
     for local in alive:
         if local.state._fills or local.state._writing or local.state._reorder_buffer:
-            yield f"{local.state!r} keeps fills, writes or publications"
-        if local.state.applied != place.state._log.seq:
-            yield f"{local.name} has applied {local.state.applied} of {place.state._log.seq}"
+            yield f"{local.state!r} keeps fills, writes or broadcasts"
+        if local.state.applied != authority.state._log.seq:
+            yield f"{local.name} has applied {local.state.applied} of {authority.state._log.seq}"
         if local.state.watching.watchers and local.announced != local.state.applied:
             yield f"{local.name} has announced {local.announced} of {local.state.applied}"
-        for client in local.clients:
-            if not client.idle:
-                yield f"{client.name} still waits"
 
 
-def _left_at_global(place: SimGlobal, alive: int) -> Iterator[str]:
-    state = place.state
+def _left_at_global(authority: SimGlobal, alive: int) -> Iterator[str]:
+    state = authority.state
     if not state.idle:
         yield f"pending keys stay: {state._deletions!r}"
     if len(state._stages):
         yield f"uploads stay: {state._stages!r}"
-    if place.bulk.tokens() != place.bound():
-        yield f"{len(place.bulk.tokens())} large values are kept for {len(place.bound())} keys"
+    if authority.bulk.tokens() != authority.bound():
+        large, bound = len(authority.bulk.tokens()), len(authority.bound())
+        yield f"{large} large values are kept for {bound} keys"
     if state._writes._replacing_bytes or len(state._waits):
         yield "writes or waits stay"
     if state._sessions.writes.taken or state._sessions.waits.taken:

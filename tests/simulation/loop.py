@@ -1,4 +1,4 @@
-"""True time and what happens in it: a queue of events, one source of chance, one trace."""
+"""Simulated time: a queue of events, one source of randomness, one trace."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import Any
 
 
 class Loop:
-    """Events in the order of their time, those of one time in the order they were planned."""
+    """Runs events in the order of their time, and at one time in the order they were planned."""
 
     def __init__(self, seed: int) -> None:
         self.now = 0.0
         self.dice = random.Random(f"run {seed}")
         self.trace: list[str] = []
-        self.faults: list[str] = []
+        self.violations: list[str] = []
         self.steps = 0
         self.after_step: Callable[[], None] = lambda: None
         self._queue: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
@@ -31,17 +31,17 @@ class Loop:
     def later(self, delay: float, what: Callable[..., None], *arguments: Any) -> None:
         self.at(self.now + delay, what, *arguments)
 
-    def tell(self, who: str, what: str) -> None:
+    def log(self, who: str, what: str) -> None:
         """Add a line to the trace."""
         self.trace.append(f"{self.now:9.4f} {who:>4} {what}")
 
-    def fault(self, what: str) -> None:
-        """Something that must not happen has happened."""
-        self.tell("!", what)
-        self.faults.append(what)
+    def violation(self, what: str) -> None:
+        """Record that a condition was broken, or something happened that must not."""
+        self.log("!", what)
+        self.violations.append(what)
 
     def stamp(self) -> float:
-        """Now, and later than every stamp before: the order of a history when time stands still."""
+        """A time for the history: now, or just after the last stamp if time has not advanced."""
         self._stamp = max(self.now, math.nextafter(self._stamp, math.inf))
         return self._stamp
 
@@ -52,7 +52,7 @@ class Loop:
         return self.dice.getrandbits(63)
 
     def run(self, until: float, done: Callable[[], bool]) -> None:
-        """Let events happen until the time has come or it is done."""
+        """Run events until this time, or until ``done`` returns True."""
         while self._queue and not done():
             when, _, what, arguments = self._queue[0]
             if when > until:
@@ -65,10 +65,10 @@ class Loop:
 
 
 class Pausable:
-    """Somebody who may stand still: what would happen to it then happens afterwards.
+    """A process that can be paused: its events are then delayed until after the pause.
 
-    Each line (a connection, a timer, a thread) goes on at a moment of its own, so that any may be
-    the first; what comes on one line stays in order.
+    Each of its lines (a connection, a timer, a thread) resumes at a random moment, so that any may
+    be the first. Events of one line stay in order.
     """
 
     def __init__(self, loop: Loop, name: str) -> None:
@@ -79,12 +79,12 @@ class Pausable:
 
     def pause(self, seconds: float) -> None:
         if self.loop.now >= self._until:
-            self.loop.tell(self.name, f"stands still for {seconds:.3f}")
+            self.loop.log(self.name, f"stands still for {seconds:.3f}")
             self._until = self.loop.now + seconds
             self._wakes.clear()
 
     def held_up(self, line: str, again: Callable[..., None], *arguments: Any) -> bool:
-        """Whether it stands still; then ``again`` is called when this line goes on."""
+        """Whether it is paused; then ``again`` is called when this line resumes."""
         if self.loop.now >= self._wakes.get(line, self._until):
             return False
         if line not in self._wakes:

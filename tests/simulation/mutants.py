@@ -1,9 +1,9 @@
-"""Deliberately broken variants of the real core, each with one rule of the protocol taken out.
+"""Mutants: deliberately broken variants of the real core, each without one rule of the protocol.
 
-A mutant is a change of source text, so that it breaks the very code that runs. Each has to be
-caught: by the simulation, within a bounded number of seeds, or, where the simulation cannot come
-to it by its nature, by a named test. A text that no longer stands in the source is an error, so
-that the mutants keep up with the code.
+A mutant is a change of source text, so that it breaks the code that really runs. Each has to be
+caught by the simulation within a bounded number of seeds or, if the simulation cannot reach it, by
+a named test. A text that is no longer in the source is an error, so that the mutants keep up with
+the code.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ CORE = "tests/unit/core/"
 
 @dataclass(frozen=True)
 class Mutant:
-    """``edits``: (module below dstore, text, text that takes its place).
+    """One broken variant.
 
-    ``test``: what catches it, if the simulation does not; ``why``: why that is so.
+    ``edits`` are (module below dstore, text, replacement). ``test`` is the test that catches it if
+    the simulation cannot, and ``why`` says why it cannot.
     """
 
     name: str
@@ -69,7 +70,7 @@ MUTANTS = (
         "the lock-free hit is outside of the simulated core",
     ),
     Mutant(
-        "hit that compares with the live lease end instead of the noted one",
+        "hit that compares with the current lease end instead of the noted one",
         (
             (
                 "client.node",
@@ -177,7 +178,7 @@ MUTANTS = (
         "acknowledgement and SYNC of a former epoch accepted",
         (("core.authority.state", "if message.epoch != self.epoch:", "if False:"),),
         CORE + "test_strangers.py::test_what_does_not_match_changes_nothing",
-        "sessions of two lives of a Global do not have the same id",
+        "sessions of two epochs of a Global do not have the same id",
     ),
     Mutant(
         "session ids that can be guessed",
@@ -187,7 +188,7 @@ MUTANTS = (
         "session ids that come twice",
         (("core.authority.sessions", "while ident == NO_SESSION or ident in self._by_id:", "while ident == NO_SESSION:"),),
         CORE + "test_membership.py::test_session_ids_are_what_the_host_draws_and_none_is_zero_or_in_use",
-        "of 63 random bits none comes twice in a simulated run",
+        "63 random bits do not repeat in a simulated run",
     ),
     Mutant(
         "GOODBYE of a former epoch accepted",
@@ -201,7 +202,7 @@ MUTANTS = (
             ),
         ),
         CORE + "test_strangers.py::test_what_does_not_match_changes_nothing",
-        "of 63 random bits none comes twice in a simulated run",
+        "63 random bits do not repeat in a simulated run",
     ),
     Mutant(
         "deletions acknowledged that it has not heard of",
@@ -216,7 +217,7 @@ MUTANTS = (
         "no simulated Local knows the tokens of others before their values are bound",
     ),
     Mutant(
-        "publication of a former epoch accepted",
+        "broadcast of a former epoch accepted",
         (
             (
                 "core.local.state",
@@ -240,7 +241,7 @@ MUTANTS = (
         "late reply of a given-up request filled",
         (("core.local.state", "            or fill.done\n", ""),),
         CORE + "test_fill.py::test_the_late_reply_to_a_request_given_up_is_not_stored",
-        "an operation that was given up is closed, and nobody hands it a reply",
+        "an operation that was given up is closed and gets no reply",
     ),
     Mutant(
         "Global's expiry too early",
@@ -253,7 +254,7 @@ MUTANTS = (
         ),
     ),
     Mutant(
-        "DEL that waits on renewed leases for ever",
+        "DEL that waits for renewed leases for ever",
         (
             (
                 "core.authority.pending",
@@ -343,7 +344,7 @@ MUTANTS = (
             ),
         ),
         CORE + "test_deletion.py::test_a_commit_removes_the_token_that_was_found_and_no_newer_one",
-        "writes of a pending key queue, so that there is no newer token unless the engine has others",
+        "writes of a pending key wait, so that there is no newer token unless the engine has other writers",
     ),
     Mutant(
         "forked child that uses its parent's lease",
@@ -405,7 +406,7 @@ MUTANTS = (
             ),
         ),
         CORE + "test_large_values.py::test_a_late_chunk_of_a_value_that_is_bound_starts_no_upload",
-        "what is on a simulated connection that is cut is lost, and never late",
+        "messages on a simulated connection that is cut are lost, and never late",
     ),
     Mutant(
         "digest of an upload not compared",
@@ -417,13 +418,13 @@ MUTANTS = (
             ),
         ),
         CORE + "test_large_values.py::test_a_damaged_upload_is_refused_and_forgotten",
-        "the simulated network loses and delays, and damages nothing",
+        "the simulated network loses and delays messages, but does not damage them",
     ),
     Mutant(
         "digest of a download not compared",
         (("core.local.transfer", "    if hasher.digest() != stored.body.digest:\n", "    if False:\n"),),
         CORE + "test_large_values.py::test_a_download_that_does_not_have_its_digest_is_damaged",
-        "the simulated network loses and delays, and damages nothing",
+        "the simulated network loses and delays messages, but does not damage them",
     ),
     Mutant(
         "chunk written where another belongs",
@@ -447,10 +448,10 @@ MUTANTS = (
             ),
         ),
         CORE + "test_watching.py::test_it_is_announced_when_a_get_no_longer_finds_the_old_value",
-        "the simulation compares what is announced with the very number that is broken here",
+        "the simulation compares announcements with the number that is wrong here",
     ),
     Mutant(
-        "entry of before a deletion taken for one of after it",
+        "entry from before a deletion taken for one from after it",
         (
             (
                 "core.local.state",
@@ -470,7 +471,7 @@ MUTANTS = (
         ),
     ),
     Mutant(
-        "deletion that its key has outrun does not spoil fills in flight",
+        "deletion that an entry of its key has overtaken does not spoil fills in flight",
         (
             (
                 "core.local.state",
@@ -499,7 +500,7 @@ MUTANTS = (
             ),
         ),
         CORE + "test_watching.py::test_what_was_dying_when_the_watch_began_delays_the_first_look",
-        "simulated watchers read nothing; what they are told is compared with Global's number",
+        "simulated watchers read nothing; their announcements are compared with Global's number",
     ),
     Mutant(
         "flush not announced",

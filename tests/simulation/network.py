@@ -1,4 +1,4 @@
-"""Connections between Locals and Global: in order each, lossy when cut, and never alike fast."""
+"""Connections between Locals and Global: ordered, with random delays, and lossy when cut."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from tests.simulation.scenario import Scenario
 
 
 class Connection:
-    """Two directions, each in order. A cut loses what is under way, and the route changes.
+    """A connection with two directions, each in order. A cut loses what is under way.
 
-    ``up`` and ``down`` are called with what arrives at Global and at the Local.
+    ``up`` is called with a message that arrives at Global, ``down`` with one that arrives at the
+    Local. After a cut the connection has another route.
     """
 
     def __init__(
@@ -34,7 +35,7 @@ class Connection:
 
     @property
     def route(self) -> bytes:
-        """What Global's ROUTER calls this connection, until it is cut."""
+        """The route by which Global's ROUTER addresses this connection, until it is cut."""
         return f"{self.name}/{self._life}".encode()
 
     def send_up(self, message: Any) -> bool:
@@ -48,17 +49,17 @@ class Connection:
             self._carry("down", self._arrive_down, self._life, message)
 
     def cut(self, back: Callable[[], None]) -> None:
-        """Lose what is under way; ``back`` is called when the connection stands again."""
+        """Lose what is under way. ``back`` is called when the connection is restored."""
         if not self.open:
             return
-        self._loop.tell(self.name, "cut off")
+        self._loop.log(self.name, "cut off")
         self.open = False
         self._life += 1
         self._loop.later(self._loop.dice.random() * 0.2, self._restore, back)
 
     def _restore(self, back: Callable[[], None]) -> None:
         self.open = True
-        self._loop.tell(self.name, "connected")
+        self._loop.log(self.name, "connected")
         back()
 
     def _carry(self, way: str, arrive: Callable[..., None], *arguments: Any) -> None:

@@ -1,4 +1,4 @@
-"""Loads dstore with one mutant's changes: ``$DSTORE_MUTANT`` names it. Also a pytest plugin."""
+"""Loads dstore with the changes of the mutant in ``$DSTORE_MUTANT``. Also a pytest plugin."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def source(mutant: Mutant, module: str, text: str) -> str:
         if f"dstore.{name}" == module:
             if text.count(old) != 1:
                 raise ValueError(
-                    f"{mutant.name}: this stands {text.count(old)} times in {module}:\n{old}"
+                    f"{mutant.name}: found {text.count(old)} times in {module}, not once:\n{old}"
                 )
             text = text.replace(old, new)
     return text
@@ -32,7 +32,7 @@ class _Loader(importlib.machinery.SourceFileLoader):
     def get_data(self, path: str) -> bytes:
         data = super().get_data(path)
         if not path.endswith(".py"):
-            raise OSError("compiled code is not used here")
+            raise OSError("compiled code does not have the changes")
         return source(self.mutant, self.name, data.decode()).encode()
 
 
@@ -54,7 +54,7 @@ class _Finder(importlib.abc.MetaPathFinder):
 
 
 def install(name: str) -> None:
-    """Change what is imported from now on."""
+    """Apply the mutant named so to all modules that are imported from now on."""
     (mutant,) = (each for each in MUTANTS if each.name == name)
     loaded = [module for module in sys.modules if module.startswith("dstore.core")]
     if loaded:

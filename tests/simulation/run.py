@@ -1,4 +1,4 @@
-"""Plays scenarios, judges them, and reduces one that fails to its smallest form."""
+"""Plays scenarios, checks their histories, and reduces one that fails to a small one."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from tests.history.linearizability import check_linearizable
 from tests.history.sweep import Undecided
 from tests.history.weaker import check_pending
 from tests.simulation.scenario import Scenario
-from tests.simulation.world import World
+from tests.simulation.simulation import Simulation
 
 SLACK = 0.01
-"""Seconds by which a deletion that is not waited for may outlast its lease."""
+"""Seconds after its lease in which a deletion with ``wait=False`` may take effect."""
 SMALL_TRIES = 600
-"""Small scenarios that are tried first when a run is reduced."""
+"""Small scenarios that are tried first to reduce a failing run."""
 SHRINK_TRIES = 15
 """Seeds that are tried for each simpler scenario."""
 
 
 @dataclass
 class Outcome:
-    """What came of one run. ``faults`` is empty if all was well."""
+    """The outcome of one run. ``violations`` has what is wrong, one item each."""
 
     scenario: Scenario
-    faults: list[str]
+    violations: list[str]
     steps: int
     operations: int
     undecided: bool = False
@@ -33,28 +33,28 @@ class Outcome:
 
     @property
     def ok(self) -> bool:
-        return not self.faults
+        return not self.violations
 
 
 def run(scenario: Scenario) -> Outcome:
-    """Play one scenario to its end and judge it: invariants at each step, then the history."""
-    world = World(scenario)
+    """Play one scenario and check the invariants at each step, then the history."""
+    simulation = Simulation(scenario)
     try:
-        world.run()
-    except Exception as error:  # the core under test broke down, which is a finding like others
-        world.faults.append(f"{type(error).__name__}: {error}")
-    history = world.history
-    outcome = Outcome(scenario, world.faults, world.loop.steps, len(history))
-    outcome.trace = world.loop.trace
+        simulation.run()
+    except Exception as error:  # in the core under test, which is a finding
+        simulation.violations.append(f"{type(error).__name__}: {error}")
+    history = simulation.history
+    outcome = Outcome(scenario, simulation.violations, simulation.loop.steps, len(history))
+    outcome.trace = simulation.loop.trace
     if outcome.ok:
-        _judge(world, outcome)
-        if outcome.faults:
-            outcome.trace = outcome.trace[: world.busy_lines]
+        _check_history(simulation, outcome)
+        if outcome.violations:
+            outcome.trace = outcome.trace[: simulation.busy_lines]
     return outcome
 
 
-def _judge(world: World, outcome: Outcome) -> None:
-    scenario, history = world.scenario, world.history
+def _check_history(simulation: Simulation, outcome: Outcome) -> None:
+    scenario, history = simulation.scenario, simulation.history
     prompt = not (scenario.global_pauses or scenario.global_crashes)
     within = scenario.lease + SLACK if prompt else None
     try:
@@ -65,14 +65,14 @@ def _judge(world: World, outcome: Outcome) -> None:
     if within is not None:
         verdicts.append(check_pending(history, scenario.lease, SLACK))
     for verdict in verdicts:
-        outcome.faults += [str(violation) for violation in verdict.violations]
+        outcome.violations += [str(violation) for violation in verdict.violations]
 
 
 def shrink(outcome: Outcome) -> Outcome:
-    """A smaller run that fails too: fewer faults, Locals, threads, operations and keys.
+    """A smaller run that fails too: with fewer kinds of faults, Locals, threads and operations.
 
-    First small scenarios are tried, which often fail as well and in far fewer steps; then one
-    thing after the other is left out of what was found, as long as something shorter still fails.
+    Small scenarios are tried first, which often fail as well in far fewer steps. Then one thing
+    after the other is left out of the smallest one, while a shorter run still fails.
     """
     smallest = _shortest(outcome, (_small(seed) for seed in range(SMALL_TRIES)))
     improved = True
@@ -123,7 +123,7 @@ def _simpler(scenario: Scenario) -> Iterator[Scenario]:
         "evictions",
         "large",
         "slow",
-        "lost_publications",
+        "lost_broadcasts",
         "drift",
     ):
         if getattr(scenario, name):

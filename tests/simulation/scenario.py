@@ -1,4 +1,4 @@
-"""What one simulated run consists of: sizes, speeds, and how often which fault strikes."""
+"""The parameters of a simulated run: sizes, speeds, and the rates of faults."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ KINDS = (
 
 @dataclass(frozen=True)
 class Scenario:
-    """Times are seconds of true time; rates are events per second of each Local."""
+    """The parameters. Times are in seconds of true time, rates in events per second and Local."""
 
     seed: int
     locals: int = 3
@@ -31,16 +31,16 @@ class Scenario:
     weights: tuple[int, ...] = (8, 1, 3, 1, 2, 3, 1, 1, 1)  # of KINDS
     think: float = 0.05  # mean pause between two operations of a thread
     timeout: float = 2.0
-    give_up: float = 0.0  # part of the operations that are cancelled in the middle
+    give_up: float = 0.0  # fraction of operations that are cancelled
     lease: float = 0.5
     log_length: int = 8
     cache_entries: int = 8
-    held_keys: int = 1000  # deletions that wait for a repair, at most
+    reorder_keys: int = 1000  # invalidations in the reorder buffer, at most
     sessions: int = 1000  # at most
     latency: float = 0.002
-    slow: float = 0.0  # part of the messages that take long
-    slowness: float = 0.3  # how long, at most
-    lost_publications: float = 0.0
+    slow: float = 0.0  # fraction of messages that are slow
+    slowness: float = 0.3  # their delay, at most
+    lost_broadcasts: float = 0.0  # fraction
     cuts: float = 0.0  # a connection is cut, and what was under way on it is lost
     pauses: float = 0.0
     pause: float = 1.0  # at most
@@ -49,17 +49,17 @@ class Scenario:
     global_pauses: float = 0.0
     global_crashes: float = 0.0
     durable: bool = False
-    large: float = 0.0  # part of the values that travel in chunks
+    large: float = 0.0  # fraction of values that are sent in chunks
     hosts: int = 3  # with shared memory; the third is Global's
     evictions: float = 0.0  # a file is dropped to make room
-    watchers: float = 0.0  # part of the Locals that watch deletions
-    strangers: float = 0.0  # messages of somebody who guesses at the sessions of others
-    scarce: bool = False  # Global has hardly memory for writes, waits and holders
-    drift: float = 0.0  # clocks of Locals run slower or faster by at most this part
+    watchers: float = 0.0  # fraction of Locals that watch deletions
+    strangers: float = 0.0  # messages with guessed session ids
+    scarce: bool = False  # Global has little memory for writes, waits and holders
+    drift: float = 0.0  # clocks of Locals are slower or faster by at most this fraction
 
     @classmethod
-    def draw(cls, seed: int, *, durable: bool | None = None) -> Scenario:
-        """A scenario of its own for each seed; most faults are absent from most of them."""
+    def draw(cls, seed: int) -> Scenario:
+        """The scenario of a seed. Most have few kinds of faults."""
         dice = random.Random(f"scenario {seed}")
 
         def sometimes(most: float, odds: float = 0.5) -> float:
@@ -79,12 +79,12 @@ class Scenario:
             lease=dice.choice((0.1, 0.3, 1.0)),
             log_length=dice.choice((1, 2, 4, 30)),
             cache_entries=dice.choice((1, 2, 8, 8)),
-            held_keys=dice.choice((1, 2, 1000)),
+            reorder_keys=dice.choice((1, 2, 1000)),
             sessions=dice.choice((4, 1000, 1000)),
             latency=dice.choice((0.0005, 0.005, 0.02)),
             slow=sometimes(0.4),
             slowness=dice.choice((0.05, 0.3, 1.0)),
-            lost_publications=dice.choice((0.0, 0.0, 0.1, 0.5, 1.0)),
+            lost_broadcasts=dice.choice((0.0, 0.0, 0.1, 0.5, 1.0)),
             cuts=sometimes(1.0, 0.4),
             pauses=sometimes(1.0, 0.5),
             pause=dice.choice((0.1, 0.5, 2.0)),
@@ -92,7 +92,7 @@ class Scenario:
             goodbyes=sometimes(0.3, 0.2),
             global_pauses=sometimes(0.5, 0.2),
             global_crashes=sometimes(1.0, 0.25),
-            durable=dice.random() < 0.5 if durable is None else durable,
+            durable=dice.random() < 0.5,
             drift=dice.choice((0.0, 0.02, 0.045)),
             large=dice.choice((0.0, 0.0, 0.5, 1.0)),
             hosts=dice.choice((1, 2, 3)),
@@ -103,10 +103,10 @@ class Scenario:
         )
 
     def __str__(self) -> str:
-        """Only what differs from the defaults."""
-        told = [
+        """The parameters that differ from the defaults."""
+        shown = [
             f"{field.name}={getattr(self, field.name)!r}"
             for field in fields(self)
             if getattr(self, field.name) != field.default
         ]
-        return f"Scenario({', '.join(told)})"
+        return f"Scenario({', '.join(shown)})"

@@ -1,4 +1,4 @@
-"""The real core holds its promise over many seeds, and broken variants of it are caught."""
+"""The real core passes over many seeds, and its broken variants are caught."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from tests.simulation.catch import run_simulation, run_test
 from tests.simulation.mutants import MUTANTS, Mutant
 from tests.simulation.run import run
 from tests.simulation.scenario import Scenario
-from tests.simulation.world import World
+from tests.simulation.simulation import Simulation
 
 SEEDS = 120
 """Seeds of the default run; ``scripts/simulate --seeds N`` plays more."""
 SEEDS_OF_A_MUTANT = 60
+"""Seeds within which the mutants below have to be caught."""
 QUICK = {
     "removal before acknowledgement",
     "confirmation without waiting",
@@ -27,11 +28,11 @@ QUICK = {
 """Mutants of the default run; ``scripts/simulate --mutants`` plays all."""
 
 
-def test_no_seed_breaks_the_promise() -> None:
+def test_no_seed_fails() -> None:
     first = int(os.environ.get("DSTORE_SEED", "0"))
     for seed in range(first, first + SEEDS):
         outcome = run(Scenario.draw(seed))
-        assert outcome.ok, f"seed {seed}: {outcome.scenario}\n" + "\n".join(outcome.faults)
+        assert outcome.ok, f"seed {seed}: {outcome.scenario}\n" + "\n".join(outcome.violations)
 
 
 def test_the_same_seed_gives_the_same_trace() -> None:
@@ -41,12 +42,12 @@ def test_the_same_seed_gives_the_same_trace() -> None:
         assert one.trace == other.trace
 
 
-def test_the_scenarios_meet_every_fault_and_every_operation() -> None:
+def test_the_scenarios_have_every_fault_and_every_operation() -> None:
     text = []
     for seed in range(40):
-        world = World(Scenario.draw(seed))
-        world.run()
-        text += world.loop.trace
+        simulation = Simulation(Scenario.draw(seed))
+        simulation.run()
+        text += simulation.loop.trace
     trace = "\n".join(text)
     for event in (
         "cut off",
@@ -67,14 +68,14 @@ def test_the_scenarios_meet_every_fault_and_every_operation() -> None:
         "set_many",
         "get_many",
     ):
-        assert event in trace, f"no scenario has shown {event!r}"
+        assert event in trace, f"no scenario has {event!r}"
 
 
 def test_a_history_of_the_simulation_is_not_trivially_linearizable() -> None:
-    """One read turned into one that came too late, and the checker refuses it."""
-    world = World(Scenario(seed=1, locals=3, threads=2, operations=20, keys=1))
-    world.run()
-    history = world.history
+    """The checker refuses the history with a read that comes after the deletion of its value."""
+    simulation = Simulation(Scenario(seed=1, locals=3, threads=2, operations=20, keys=1))
+    simulation.run()
+    history = simulation.history
     assert check_linearizable(history).ok
     reads = [each for each in history if each.seen is not None]
     stale, later = reads[0], history[-1].start + 100.0
@@ -87,7 +88,7 @@ def test_a_history_of_the_simulation_is_not_trivially_linearizable() -> None:
 
 @pytest.mark.parametrize("mutant", [pytest.param(each, id=each.name) for each in MUTANTS])
 def test_every_mutant_still_applies(mutant: Mutant) -> None:
-    """A text that has gone from the source would make the mutant no mutant."""
+    """A mutant whose text is no longer in the source would change nothing."""
     from pathlib import Path
 
     import dstore

@@ -1,4 +1,4 @@
-"""Values through the codecs, over both kinds of bodies."""
+"""Helpers of the codec tests: values encoded and decoded, from both kinds of bodies."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PICKLING = Codecs(pickle=True)
 
 
 def shared(body: bytes) -> memoryview:
-    """The body in memory that other processes might read too, and nobody can write."""
+    """The body as a read-only view, like one of memory that other processes read too."""
     memory = mmap.mmap(-1, max(1, len(body)))
     memory[: len(body)] = body
     return memoryview(memory)[: len(body)].toreadonly()
@@ -28,7 +28,7 @@ def private(body: bytes) -> bytes:
 
 
 KINDS = [pytest.param(private, id="bytes"), pytest.param(shared, id="memoryview")]
-"""For tests that take the body as bytes and as a memoryview."""
+"""For tests of a body that is bytes, and of one that is a memoryview."""
 
 
 def stored(codec: str, body: Buffer) -> Stored:
@@ -38,13 +38,13 @@ def stored(codec: str, body: Buffer) -> Stored:
 def through(
     value: object, codecs: Codecs = PLAIN, kind: Callable[[bytes], Buffer] = private
 ) -> tuple[Any, bool]:
-    """What comes back of a value, and whether that may be kept."""
+    """A value encoded and decoded again, and whether it may be kept."""
     encoded = checked(codecs.encode(value))
     return codecs.decode(stored(encoded.codec, kind(encoded.joined())))
 
 
 def checked(encoded: Encoded) -> Encoded:
-    """The same, after a look at what all codecs have to keep to."""
+    """A value encoded and decoded again. Checks also the rules of all codecs."""
     for part in encoded.parts:
         if type(part) is not bytes:
             assert type(part) is memoryview
@@ -54,7 +54,7 @@ def checked(encoded: Encoded) -> Encoded:
 
 
 def corrupt(codec: str, body: Buffer, codecs: Codecs = PLAIN) -> str:
-    """Why this body is corrupt. Fails if it is not."""
+    """The message of ValueCorrupt for this body. Fails if it is decoded."""
     with pytest.raises(ValueCorrupt) as caught:
         codecs.decode(stored(codec, body))
     return str(caught.value)

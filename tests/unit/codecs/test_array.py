@@ -1,4 +1,4 @@
-"""Arrays go in and come out the same, and are not copied where that can be helped."""
+"""Arrays are decoded as they were encoded, and are not copied unless they have to be."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ ARRAYS: dict[str, Any] = {
 
 
 def assert_same(back: Any, original: Any) -> None:
-    """The same type, shape, order and bytes, and read-only for good."""
+    """Fail unless both have the same type, shape, order and bytes, and ``back`` is read-only."""
     assert type(back) is np.ndarray
     assert back.shape == original.shape
     assert back.dtype == original.dtype
@@ -174,7 +174,7 @@ def test_the_user_s_array_may_be_read_only() -> None:
     assert_same(through(value)[0], value)
 
 
-def test_metadata_is_left_behind_as_by_numpy() -> None:
+def test_metadata_of_a_dtype_is_lost_as_in_numpy() -> None:
     value = np.zeros(3, np.dtype("<i4", metadata={"unit": "m"}))
     with pytest.warns(UserWarning, match="metadata"):
         back, _ = through(value)
@@ -229,7 +229,9 @@ def test_an_array_over_memory_that_can_be_written_is_read_only() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_a_reader_does_to_an_array_stays_with_it(kind: Callable[[bytes], Buffer]) -> None:
+def test_changes_to_a_decoded_array_do_not_reach_other_readers(
+    kind: Callable[[bytes], Buffer],
+) -> None:
     body = stored("ndarray", kind(PLAIN.encode(BASE).joined()))
     mine: Any = PLAIN.decode(body)[0]
     theirs: Any = PLAIN.decode(body)[0]
@@ -253,7 +255,7 @@ def test_fields_that_a_reader_renames_keep_their_names_for_others() -> None:
         assert_same(back, value)
 
 
-def test_a_header_is_read_once() -> None:
+def test_a_header_is_parsed_once() -> None:
     value = np.zeros((5, 7, 3), "<u2")
     body = stored("ndarray", PLAIN.encode(value).joined())
     read = array._layout.cache_info()
@@ -261,7 +263,7 @@ def test_a_header_is_read_once() -> None:
         PLAIN.decode(body)
     now = array._layout.cache_info()
     assert (now.misses, now.hits) == (read.misses, read.hits + 3)
-    assert now.maxsize == array.LAYOUTS_MAX
+    assert now.maxsize == array.HEADERS_CACHED
 
 
 # ---- what is refused --------------------------------------------------------------------------
@@ -288,12 +290,12 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "record": (np.zeros(1, FIELDS)[0], r"convert it with .item\(\)"),
     "masked": (np.ma.masked_less(np.arange(3), 1), r"convert it with numpy.asarray\(\)"),
     "records": (np.zeros(2, FIELDS).view(np.recarray), r"convert it with numpy.asarray\(\)"),
-    "inside": ([np.arange(3)], "inside of another value only by a Node with pickle=True"),
+    "inside": ([np.arange(3)], "inside another value only by a Node with pickle=True"),
 }
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_a_file_cannot_hold_is_refused_with_advice_or_pickled(name: str) -> None:
+def test_an_array_that_a_file_cannot_hold_is_refused_or_pickled(name: str) -> None:
     value, reason = REFUSED[name]
     with pytest.raises(TypeError, match=reason):
         PLAIN.encode(value)

@@ -1,4 +1,4 @@
-"""What strangers may have stored in place of an array is another array or corrupt, and no more."""
+"""Damaged and hostile arrays are decoded as other arrays, or raise ValueCorrupt."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dstore.codecs import Buffer, array
+from dstore.codecs import Buffer, array_header
 from dstore.errors import ValueCorrupt
 from tests.unit.codecs.bodies import PLAIN, corrupt, private, shared, stored
 
@@ -37,7 +37,7 @@ def entry(descr: object = "<f8", order: object = False, shape: object = (1,)) ->
     return f"{{'descr': {descr!r}, 'fortran_order': {order!r}, 'shape': {shape!r}}}"
 
 
-def test_a_file_of_a_stranger_is_read() -> None:
+def test_a_file_that_another_program_wrote_is_read() -> None:
     body = file(entry(), struct.pack("<d", 1.5))
     assert PLAIN.decode(stored("ndarray", body))[0] == [1.5]
 
@@ -145,7 +145,7 @@ def test_no_header_overflows_a_small_stack() -> None:
 
 
 def test_the_deepest_header_that_is_read_fits_in_a_small_stack() -> None:
-    levels = (array.DEPTH_MAX - 1) // 2
+    levels = (array_header.DEPTH_MAX - 1) // 2
     descr: Any = "<u1"
     for _ in range(levels):
         descr = [("a", descr)]
@@ -218,7 +218,7 @@ def test_any_bytes_are_an_array_or_corrupt(data: bytes, beginning: bytes) -> Non
         ([("a", "<f8"), ("b", [("c", "<f8", (2**19, 0))], (3,))], (2,)),
     ],
 )
-def test_an_array_without_bytes_claims_no_items_without_end(descr: Any, shape: Any) -> None:
+def test_an_array_without_bytes_cannot_claim_any_number_of_items(descr: Any, shape: Any) -> None:
     said = corrupt(
         "ndarray", file(entry(descr, shape=shape), bytes(16 if "b" in str(descr) else 0))
     )
@@ -226,7 +226,8 @@ def test_an_array_without_bytes_claims_no_items_without_end(descr: Any, shape: A
 
 
 @pytest.mark.parametrize(
-    ("descr", "shape"), [("<f8", (0, 768)), ("<f8", (array.EMPTY_ITEMS_MAX, 0)), ("|S0", (9, 9))]
+    ("descr", "shape"),
+    [("<f8", (0, 768)), ("<f8", (array_header.EMPTY_ITEMS_MAX, 0)), ("|S0", (9, 9))],
 )
 def test_an_array_without_bytes_may_have_a_shape(descr: str, shape: tuple[int, ...]) -> None:
     value, _ = PLAIN.decode(stored("ndarray", file(entry(descr, shape=shape))))
@@ -234,11 +235,11 @@ def test_an_array_without_bytes_may_have_a_shape(descr: str, shape: tuple[int, .
 
 
 def test_a_field_without_bytes_may_be_in_as_many_items_as_have_bytes() -> None:
-    value = np.zeros(2 * array.EMPTY_ITEMS_MAX, [("a", "u1"), ("b", "<f8", (0,))])
+    value = np.zeros(2 * array_header.EMPTY_ITEMS_MAX, [("a", "u1"), ("b", "<f8", (0,))])
     back, _ = PLAIN.decode(stored("ndarray", PLAIN.encode(value).joined()))
     assert back.shape == value.shape  # type: ignore[attr-defined]
 
 
-def test_what_nobody_could_read_is_not_written() -> None:
+def test_a_value_that_could_not_be_read_is_not_written() -> None:
     with pytest.raises(TypeError, match="no bytes for"):
-        PLAIN.encode(np.zeros((array.EMPTY_ITEMS_MAX + 1, 0)))
+        PLAIN.encode(np.zeros((array_header.EMPTY_ITEMS_MAX + 1, 0)))

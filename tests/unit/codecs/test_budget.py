@@ -1,4 +1,4 @@
-"""What decoding a value may take: found out beforehand, for readers and writers alike."""
+"""The memory that decoding takes is bounded beforehand, for readers and writers alike."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SMALL = 80 << 10
 
 @pytest.fixture
 def strict(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that the bombs of a test need not be large, either."""
+    """A small bound, so that the hostile values of a test need not be large."""
     monkeypatch.setattr(budget, "DECODED_FREE", 256 << 10)
 
 
@@ -36,7 +36,7 @@ def extension(data: bytes) -> bytes:
 
 
 def nested_tuples(depth: int, body: bytes) -> bytes:
-    """One tuple in the other: each has all that is in it packed once more."""
+    """Tuples inside one another, each of which has its contents packed once more."""
     for _ in range(depth):
         body = extension(b"\x91" + body)
     return body
@@ -71,7 +71,9 @@ BOMBS = {
 
 @pytest.mark.parametrize("name", BOMBS)
 @pytest.mark.parametrize("kind", [bytes, memoryview])
-def test_what_would_take_too_much_is_not_built(strict: None, name: str, kind: type) -> None:
+def test_a_value_that_would_take_too_much_memory_is_not_built(
+    strict: None, name: str, kind: type
+) -> None:
     body = kind(BOMBS[name])
     gc.collect()
     tracemalloc.start()
@@ -85,7 +87,7 @@ def test_what_would_take_too_much_is_not_built(strict: None, name: str, kind: ty
 
 
 @pytest.mark.parametrize("item", [[], {}, -7])
-def test_what_nobody_could_read_is_not_written(strict: None, item: Any) -> None:
+def test_a_value_that_could_not_be_read_is_not_written(strict: None, item: Any) -> None:
     with pytest.raises(ValueError, match="too many small items"):
         Codecs().encode([item] * SMALL)
 
@@ -111,9 +113,9 @@ for _ in range(99):
 
 
 @pytest.mark.parametrize("name", HONEST)
-def test_what_programs_store_passes_and_comes_back(name: str) -> None:
+def test_ordinary_values_pass(name: str) -> None:
     body = Codecs().encode(HONEST[name]).joined()
-    assert len(body) > budget.CHECKED_FROM
+    assert len(body) > budget.CHECKED_MIN
     for sound in (False, True):
         value, _ = Codecs().decode(Stored(bytes(16), MSGPACK, body), sound=sound)
         same = value == HONEST[name]
@@ -139,7 +141,7 @@ plain = st.recursive(
 
 
 @given(plain)
-def test_any_value_is_walked_through_as_it_is_decoded(value: Any) -> None:
+def test_any_value_is_scanned_to_its_end(value: Any) -> None:
     body = Codecs().encode(value).joined() if not isinstance(value, (str, bytes)) else b"\xc0"
     budget.check(body)
     with pytest.raises(ValueError, match="ends"):
@@ -149,7 +151,7 @@ def test_any_value_is_walked_through_as_it_is_decoded(value: Any) -> None:
 
 
 @given(st.binary(max_size=60))
-def test_any_bytes_are_walked_through_or_refused(body: bytes) -> None:
+def test_any_bytes_are_scanned_or_refused(body: bytes) -> None:
     try:
         budget.check(body)
     except ValueError:
@@ -171,17 +173,17 @@ def real_bytes(body: bytes) -> int:
 
 
 @pytest.mark.parametrize("name", HONEST)
-def test_what_is_foretold_is_what_it_takes(name: str) -> None:
+def test_the_computed_memory_is_what_decoding_takes(name: str) -> None:
     body = Codecs().encode(HONEST[name]).joined()
-    foretold = budget.takes(body, 1 << 60)
+    expected = budget.decoded_size(body, 1 << 60)
     taken = min(real_bytes(body) for _ in range(3))  # other threads may take some meanwhile
-    assert foretold > 0.8 * taken
+    assert expected > 0.8 * taken
 
 
 def test_the_bound_is_what_config_says(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (config.DECODED_FACTOR, config.DECODED_FREE) == (24, 64 << 20)
     body = flat(b"\x90")
-    free = budget.takes(body, 1 << 60) - config.DECODED_FACTOR * len(body)
+    free = budget.decoded_size(body, 1 << 60) - config.DECODED_FACTOR * len(body)
     monkeypatch.setattr(budget, "DECODED_FREE", free)
     decode(body)
     monkeypatch.setattr(budget, "DECODED_FREE", free - 1)
@@ -208,7 +210,7 @@ def test_a_timestamp_is_no_value(stamp: bytes) -> None:
 
 
 COLLIDING = list(itertools.product((-1, -2), repeat=9))
-"""512 tuples with one hash."""
+"""512 tuples with the same hash."""
 
 
 @pytest.mark.parametrize("inside", [False, True])
@@ -220,7 +222,7 @@ def test_keys_with_one_hash_are_refused(inside: bool) -> None:
         decode(body)
 
 
-def test_a_few_keys_with_one_hash_are_none_of_it() -> None:
+def test_a_few_keys_with_one_hash_are_accepted() -> None:
     value = dict.fromkeys([*COLLIDING[: keys.SAME_HASH_MAX], *range(100)], 0)
     same = decode(Codecs().encode(value).joined()) == value
     assert same
@@ -236,21 +238,21 @@ def test_numbers_with_one_hash_are_refused() -> None:
         decode(body)
 
 
-def test_keys_that_are_looked_for_in_the_same_places_are_given_up(
+def test_keys_that_collide_in_the_table_are_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    value = dict.fromkeys(range(3 * keys.PART), 0)
+    value = dict.fromkeys(range(3 * keys.STEP_KEYS), 0)
     body = Codecs().encode(value).joined()
     same = decode(body) == value
     assert same
-    clock = itertools.count(0.0, 2 * keys.PART * keys.SECONDS_PER_KEY + keys.SECONDS_FREE)
+    clock = itertools.count(0.0, 2 * keys.STEP_KEYS * keys.SECONDS_PER_KEY + keys.SECONDS_FREE)
     monkeypatch.setattr(keys, "thread_time", lambda: next(clock))
     with pytest.raises(ValueCorrupt, match="collide"):
         decode(body)
 
 
 @pytest.mark.parametrize("key", [[], {}, [1], {1: 2}])
-def test_what_cannot_be_a_key_is_refused(key: Any) -> None:
+def test_a_key_without_a_hash_is_refused(key: Any) -> None:
     for many in (1, 100):
         body = b"\xde\x00" + bytes([many]) + (msgpack.packb(key) + b"\x01") * many
         with pytest.raises(ValueCorrupt, match="unhashable"):

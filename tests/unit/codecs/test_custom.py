@@ -1,4 +1,4 @@
-"""Codecs that a user brings."""
+"""Codecs of a user."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.unit.codecs.bodies import KINDS, checked, stored, through
 
 
 class Picture:
-    """A type of a user's own: some bytes behind a title."""
+    """A type of a user's own: bytes with a title."""
 
     def __init__(self, title: str, pixels: Any) -> None:
         self.title = title
@@ -54,7 +54,7 @@ def test_a_value_of_a_user_s_type_comes_back(kind: Callable[[bytes], Buffer]) ->
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_decode_gets_a_view_that_it_cannot_write(kind: Callable[[bytes], Buffer]) -> None:
+def test_decode_gets_a_read_only_view(kind: Callable[[bytes], Buffer]) -> None:
     pixels = through(SUNSET, CODECS, kind)[0].pixels
     assert (pixels.readonly, pixels.format, pixels.ndim) == (True, "B", 1)
 
@@ -66,7 +66,7 @@ def test_the_parts_are_views_of_the_value() -> None:
     assert parts[2] == SUNSET.pixels
 
 
-def test_a_value_is_decoded_afresh_each_time() -> None:
+def test_a_value_is_decoded_for_each_read() -> None:
     body = stored("picture", CODECS.encode(SUNSET).joined())
     assert CODECS.decode(body)[0] is not CODECS.decode(body)[0]
 
@@ -83,7 +83,7 @@ def test_a_value_is_decoded_afresh_each_time() -> None:
         ((b"a", bytearray(b"b"), memoryview(b"c")), b"abc"),
     ],
 )
-def test_encode_gives_bytes_or_several(given: object, body: bytes) -> None:
+def test_encode_returns_bytes_or_a_list_of_them(given: object, body: bytes) -> None:
     assert checked(encoding_to(given).encode(SUNSET)).joined() == body
 
 
@@ -98,13 +98,13 @@ def test_encode_gives_bytes_or_several(given: object, body: bytes) -> None:
         (1, "int"),
     ],
 )
-def test_encode_that_gives_something_else_is_told(given: object, named: str) -> None:
+def test_encode_that_returns_something_else_is_an_error(given: object, named: str) -> None:
     with pytest.raises(TypeError, match=f"codec 'picture' gave {named}; it is to return bytes"):
         encoding_to(given).encode(SUNSET)
 
 
 @pytest.mark.parametrize("pickle", [False, True])
-def test_what_encode_raises_comes_out(pickle: bool) -> None:
+def test_an_exception_of_encode_is_raised(pickle: bool) -> None:
     def encode(_: Picture) -> bytes:
         raise ValueError("too dark")
 
@@ -112,7 +112,7 @@ def test_what_encode_raises_comes_out(pickle: bool) -> None:
         Codecs([PICTURES._replace(encode=encode)], pickle=pickle).encode(SUNSET)
 
 
-def test_what_decode_raises_is_a_corrupt_value() -> None:
+def test_an_exception_of_decode_is_a_corrupt_value() -> None:
     with pytest.raises(ValueCorrupt, match="does not decode as picture: subsection") as caught:
         CODECS.decode(stored("picture", b"no end of the title"))
     assert isinstance(caught.value.__cause__, ValueError)

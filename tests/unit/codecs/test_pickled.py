@@ -1,4 +1,4 @@
-"""Pickles: for who asks for them, and without copies of what is large."""
+"""Pickled values: only for a Node that asks for them, and without copies of large buffers."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tests.unit.codecs.bodies import (
 
 @dataclasses.dataclass
 class Model:
-    """Something that only pickle can take."""
+    """A value that only pickle can encode."""
 
     name: str
     weights: Any
@@ -39,7 +39,7 @@ sprung: list[str] = []
 
 
 class Trap:
-    """Runs when it is unpickled."""
+    """Its function runs when it is unpickled."""
 
     def __reduce__(self) -> Any:
         return spring, ("by hand",)
@@ -50,7 +50,7 @@ def spring(how: str) -> None:
 
 
 class Unwilling:
-    """Fails while it is pickled."""
+    """Raises while it is pickled."""
 
     def __init__(self, reason: type[Exception]) -> None:
         self.reason = reason
@@ -73,13 +73,13 @@ def cycle() -> list[Any]:
     [{1, 2}, 1j, Decimal("1.5"), Model("m", [1, 2]), [Model("m", {1})], 2**100, "\udcff", range(3)],
     ids=repr,
 )
-def test_what_nothing_else_takes_is_pickled(value: object) -> None:
+def test_a_value_that_no_other_codec_takes_is_pickled(value: object) -> None:
     assert PICKLING.encode(value).codec == "pickle"
     for kind in (private, shared):
         assert through(value, PICKLING, kind) == (value, False)
 
 
-def test_what_is_too_deep_for_msgpack_is_pickled() -> None:
+def test_a_value_too_deep_for_msgpack_is_pickled() -> None:
     value: list[Any] = []
     for _ in range(150):
         value = [value]
@@ -91,12 +91,12 @@ def test_a_cycle_is_pickled() -> None:
     assert back[0] is back
 
 
-def test_what_others_take_is_not_pickled() -> None:
+def test_a_value_that_another_codec_takes_is_not_pickled() -> None:
     for value in (b"a", "a", 1, None, [1, (2.5, "a")], {"a": [b"b"]}):
         assert PICKLING.encode(value) == PLAIN.encode(value)
 
 
-def test_a_value_is_unpickled_afresh_each_time() -> None:
+def test_a_value_is_unpickled_for_each_read() -> None:
     body = stored("pickle", PICKLING.encode({1, 2}).joined())
     one, other = (PICKLING.decode(body)[0] for _ in range(2))
     assert one == other
@@ -107,7 +107,7 @@ def test_a_value_is_unpickled_afresh_each_time() -> None:
 
 
 def layout(body: bytes) -> list[tuple[int, int]]:
-    """Where the buffers lie, by the table at the beginning of the body."""
+    """The offsets of the buffers, from the table at the beginning of the body."""
     (count,) = struct.unpack_from("<Q", body)
     lengths = struct.unpack_from(f"<{count + 1}Q", body, 8)
     end = 8 * (count + 2) + lengths[0]
@@ -165,7 +165,7 @@ def test_a_decoded_value_keeps_its_memory_mapped() -> None:
     memory.close()
 
 
-def test_arrays_in_no_order_are_pickled_too() -> None:
+def test_arrays_that_are_not_contiguous_are_pickled_too() -> None:
     np: Any = pytest.importorskip("numpy")
     value = [np.arange(24).reshape(2, 3, 4)[:, :, ::2], np.array([None, "a"])]
     back = through(value, PICKLING)[0]
@@ -199,7 +199,7 @@ def test_data_frames_share_their_columns(kind: Callable[[bytes], Buffer]) -> Non
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_nothing_is_unpickled_for_who_did_not_ask(kind: Callable[[bytes], Buffer]) -> None:
+def test_nothing_is_unpickled_without_pickle_true(kind: Callable[[bytes], Buffer]) -> None:
     body = kind(PICKLING.encode(Trap()).joined())
     with pytest.raises(UnknownCodec, match="create the Node with pickle=True"):
         PLAIN.decode(stored("pickle", body))
@@ -216,7 +216,7 @@ def test_nothing_is_unpickled_for_who_did_not_ask(kind: Callable[[bytes], Buffer
         (pickle.PickleBuffer(memoryview(b"abcd")[::2]), "non-contiguous"),
     ],
 )
-def test_what_cannot_be_pickled_is_refused(value: object, reason: str) -> None:
+def test_a_value_that_cannot_be_pickled_is_refused(value: object, reason: str) -> None:
     with pytest.raises(TypeError, match=reason) as caught:
         PICKLING.encode(value)
     assert caught.value.__cause__ is not None
@@ -227,7 +227,7 @@ def test_a_lack_of_memory_is_not_the_value_s_fault() -> None:
         PICKLING.encode([Unwilling(MemoryError)])
 
 
-def test_what_is_too_deep_even_for_pickle_is_refused() -> None:
+def test_a_value_too_deep_for_pickle_is_refused() -> None:
     value: list[Any] = []
     for _ in range(100_000):
         value = [value]
@@ -261,7 +261,7 @@ def test_lengths_that_were_damaged_are_corrupt_or_do_no_harm() -> None:
         assert len(body) == len(whole)
 
 
-def test_what_fails_while_it_is_unpickled_is_corrupt() -> None:
+def test_a_value_that_raises_while_it_is_unpickled_is_corrupt() -> None:
     data = b"cno_such_module\nName\n."
     body = struct.pack("<QQ", 0, len(data)) + data
     with pytest.raises(ValueCorrupt, match="ModuleNotFoundError: No module named") as caught:

@@ -1,4 +1,4 @@
-"""Values of Python's own go in and come out the same, or are refused with a word of advice."""
+"""Values of built-in types are decoded as they were encoded, or refused with advice."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ values = st.recursive(
 
 
 def typed(value: Any) -> object:
-    """The value with the type of every part, so that 1, True and 1.0 differ."""
+    """The value along with the types of all its parts, so that 1, True and 1.0 differ."""
     if isinstance(value, (list, tuple)):
         return type(value), [typed(part) for part in value]
     if isinstance(value, dict):
@@ -64,12 +64,12 @@ def test_a_value_comes_out_as_it_went_in(value: object, kind: Callable[[bytes], 
 
 
 @given(values)
-def test_only_what_cannot_be_changed_is_kept(value: object) -> None:
+def test_only_immutable_values_are_kept(value: object) -> None:
     assert through(value)[1] == isinstance(value, (type(None), bool, int, float, str, bytes))
 
 
 @given(values)
-def test_nothing_is_kept_that_came_from_shared_memory(value: object) -> None:
+def test_values_over_shared_memory_are_not_kept(value: object) -> None:
     assert not through(value, kind=shared)[1]
 
 
@@ -176,7 +176,7 @@ def test_a_released_memoryview_is_refused() -> None:
         PLAIN.encode(value)
 
 
-def test_what_is_encoded_is_shown_by_its_size() -> None:
+def test_the_repr_of_an_encoded_value_shows_its_size() -> None:
     assert repr(PLAIN.encode(bytearray(1000))) == "<Encoded bytes bytes=1000 parts=1>"
 
 
@@ -204,7 +204,7 @@ Point = collections.namedtuple("Point", "x y")
         (1, {1}),
     ],
 )
-def test_what_would_change_on_the_way_is_refused(value: object) -> None:
+def test_a_value_whose_type_would_change_is_refused(value: object) -> None:
     advice = "cannot be stored; convert it to bytes, str.*Codec.*pickle=True"
     with pytest.raises(TypeError, match=advice):
         PLAIN.encode(value)
@@ -217,7 +217,7 @@ def test_an_int_that_does_not_fit_is_refused(value: object) -> None:
 
 
 @pytest.mark.parametrize("value", ["\udcff", ["\udcff"]])
-def test_text_that_is_not_text_is_refused(value: object) -> None:
+def test_text_with_lone_surrogates_is_refused(value: object) -> None:
     with pytest.raises(ValueError, match="surrogates"):
         PLAIN.encode(value)
 
@@ -231,7 +231,7 @@ def test_a_value_nested_too_deeply_is_refused() -> None:
 
 
 @pytest.mark.parametrize("value", [msgpack.ExtType(1, b""), [msgpack.Timestamp(0, 0)]])
-def test_what_is_msgpack_s_own_is_refused(value: object) -> None:
+def test_types_of_msgpack_are_refused(value: object) -> None:
     with pytest.raises(TypeError, match="cannot be stored"):
         PLAIN.encode(value)
 
@@ -249,7 +249,7 @@ def test_a_body_of_any_bytes_decodes_or_is_corrupt(
         pass
 
 
-def test_a_corrupt_value_says_why_and_what_it_came_from() -> None:
+def test_a_corrupt_value_says_why_and_has_a_cause() -> None:
     with pytest.raises(ValueCorrupt, match=r"does not decode as text: .*0xff") as caught:
         PLAIN.decode(stored("text", b"\xff"))
     assert isinstance(caught.value.__cause__, UnicodeDecodeError)
@@ -263,7 +263,7 @@ def nested(kind: type, depth: int) -> Any:
 
 
 @pytest.mark.parametrize("kind", [list, tuple])
-def test_nesting_is_bounded_and_needs_no_great_stack(kind: type) -> None:
+def test_nesting_is_bounded_and_needs_little_stack(kind: type) -> None:
     results: list[object] = []
 
     def work() -> None:
@@ -284,7 +284,7 @@ def test_nesting_is_bounded_and_needs_no_great_stack(kind: type) -> None:
     assert results == [True, "the value cannot be stored: it is nested more than 100 deep"]
 
 
-def test_a_stranger_s_deep_tuples_are_corrupt() -> None:
+def test_tuples_nested_too_deeply_are_corrupt() -> None:
     body = msgpack.packb([])
     for _ in range(DEPTH_MAX + 5):
         body = msgpack.packb([msgpack.ExtType(1, body)])

@@ -1,4 +1,4 @@
-"""Which codecs a Node has, and which one takes a value."""
+"""The codecs of a Node, and the choice of one for a value."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_a_table_shows_what_it_has() -> None:
         ("\udcff", "pickle"),
     ],
 )
-def test_a_value_takes_the_first_codec_that_has_it(value: object, codec: str) -> None:
+def test_a_value_takes_the_first_codec_for_its_type(value: object, codec: str) -> None:
     assert BOTH.encode(value).codec == codec
     assert through(value, BOTH)[0] == value
 
@@ -69,7 +69,7 @@ def test_an_unknown_codec_is_named_with_advice(codec: str, advice: str) -> None:
     assert not isinstance(caught.value, ValueCorrupt)
 
 
-def test_what_stands_for_a_large_value_is_not_decoded() -> None:
+def test_the_description_of_a_large_value_is_not_decoded() -> None:
     with pytest.raises(TypeError, match="fetch them first"):
         PLAIN.decode(Stored(bytes(16), "bytes", Large(1, bytes(32))))
 
@@ -143,17 +143,17 @@ def test_two_codecs_do_not_share_a_name_or_a_type(second: Codec, reason: str) ->
         (FRACTIONS._replace(decode=b""), "decode of the codec 'fraction' is a function"),  # type: ignore[arg-type]
     ],
 )
-def test_what_is_no_codec_is_refused(codec: Any, reason: str) -> None:
+def test_a_malformed_codec_is_refused(codec: Any, reason: str) -> None:
     with pytest.raises(TypeError, match=reason):
         Codecs([codec])
 
 
-def test_one_codec_is_no_list_of_codecs() -> None:
+def test_a_single_codec_is_not_a_list_of_codecs() -> None:
     with pytest.raises(TypeError, match=r"a list of dstore.Codec, and has 'fraction' in it"):
         Codecs(FRACTIONS)  # type: ignore[arg-type]
 
 
-def test_the_refusal_of_a_type_that_can_be_pickled_is_forgotten() -> None:
+def test_the_refusal_of_a_value_that_can_be_pickled_is_forgotten() -> None:
     with pytest.raises(TypeError, match="cannot be pickled") as caught:
         PICKLING.encode(lambda: None)
     assert caught.value.__context__ is caught.value.__cause__

@@ -1,4 +1,4 @@
-"""Where NumPy is not installed everything but arrays works, and where it is it is not imported."""
+"""Without NumPy everything but arrays works, and an installed NumPy is not imported."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Histories to test the checkers with: written down, simulated, and judged by brute force."""
+"""Histories to test the checkers with: parsed from text, simulated, and judged by brute force."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ def history(text: str) -> list[Operation]:
     """One operation a line: ``process start end kind [value] -> result``.
 
     An unknown end is ``?``. The result of a GET is ``missing`` or a value; ``occupied`` may be
-    followed by the value that was in the way. ``stale`` is a GET with ``stale_ok``.
+    followed by the value that was bound. ``stale`` is a GET with ``stale_ok``.
     """
     return [_operation(*line.split("->")) for line in text.splitlines() if line.strip()]
 
 
-def _operation(asked: str, told: str) -> Operation:
-    process, start, end, kind, *value = asked.split()
-    result, *seen = told.split()
+def _operation(request: str, answer: str) -> Operation:
+    process, start, end, kind, *value = request.split()
+    result, *seen = answer.split()
     if result not in RESULTS:
         result, seen = "value", [result]
     return Operation(
@@ -176,7 +176,7 @@ def _explained(left: list[Operation], state: object) -> bool:
 
 
 def _after(operation: Operation, state: object) -> list[object]:
-    """The states after the operation, none if it cannot come here with this result."""
+    """The states after the operation; none if it cannot have this result here."""
     kind, result, seen, value = operation.kind, operation.result, operation.seen, operation.value
     bound = state is not None
     possible: dict[tuple[Kind, Result], tuple[bool, object]] = {

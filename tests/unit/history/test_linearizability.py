@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tests.history import sweep
 from tests.history.linearizability import EXPLAINED_MAX, check_linearizable
-from tests.history.operations import History, Kind, Operation, Result
+from tests.history.operations import Kind, Operation, Result
 from tests.history.sweep import (
     ABSENT,
     LOOKS,
@@ -48,7 +48,7 @@ def test_bad(name: str) -> None:
 
 @pytest.mark.parametrize("part", range(4))
 def test_simulated_histories_pass_and_corrupted_ones_as_brute_force_says(part: int) -> None:
-    """Agreement in both directions: what is refused has no order, what is accepted has one."""
+    """The checker refuses exactly the histories for which brute force finds no order."""
     refused = 0
     for seed in range(1000 * part, 1000 * (part + 1)):
         random = Random(seed)
@@ -83,7 +83,7 @@ RESULTS_OF = {
 
 @st.composite
 def histories(draw: st.DrawFn) -> list[Operation]:
-    """Any operations with any results."""
+    """A strategy for histories of any operations with any results."""
     operations = []
     values = st.sampled_from(["v0", "v1", "v2", "x"])
     for number in range(draw(st.integers(1, 6))):
@@ -106,7 +106,7 @@ def test_any_history_is_judged_as_by_brute_force(operations: list[Operation]) ->
 
 
 def with_a_stale_read(operations: list[Operation]) -> list[Operation]:
-    """One late read exchanged for one of a value that was read long ago."""
+    """Replace a late read by one of a value that was read long ago."""
     late = next(
         index
         for index in range(len(operations) * 3 // 4, len(operations))
@@ -138,7 +138,7 @@ def test_a_large_history(operations: int, keys: int, unknown: float, lateness: f
 
 
 def test_hundreds_of_writes_that_never_end_cost_little() -> None:
-    """Each of them might have happened at any moment of all that follows."""
+    """Each of them may take effect at any later moment."""
     lost = [
         Operation(f"lost {n}", "k", kind, 0.0, None, Result.UNKNOWN, f"lost {n}" if n % 3 else None)
         for n, kind in enumerate([Kind.DELETE, Kind.SET, Kind.REPLACE] * 200)
@@ -150,7 +150,7 @@ def test_hundreds_of_writes_that_never_end_cost_little() -> None:
     assert not check_linearizable(lost + with_a_stale_read(alive)).ok
 
 
-def test_what_overlaps_in_too_many_ways_is_not_decided(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_history_that_overlaps_too_much_is_undecided(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sweep, "CONFIGURATIONS_MAX", 1000)
     writes = [Operation(n, "k", Kind.REPLACE, 0.0, 9.0, Result.WRITTEN, f"v{n}") for n in range(20)]
     reads = [Operation(n, "k", Kind.GET, 0.0, 9.0, Result.VALUE, seen=f"v{n}") for n in range(20)]
@@ -161,7 +161,7 @@ def test_what_overlaps_in_too_many_ways_is_not_decided(monkeypatch: pytest.Monke
 # ---- the account ------------------------------------------------------------------------------
 
 
-def test_the_account_has_what_matters_and_nothing_else() -> None:
+def test_the_description_has_only_what_matters() -> None:
     operations = simulated(Random(1), 300, unknown=0.0)
     end = max(each.end for each in operations if each.end is not None)
     bad = """
@@ -186,19 +186,19 @@ def test_the_account_has_what_matters_and_nothing_else() -> None:
 @pytest.mark.parametrize(
     ("name", "lines", "reason"),
     [
-        ("read of a value never written", 1, "nobody wrote this value"),
+        ("read of a value never written", 1, "no operation wrote this value"),
         ("read of a value whose SET was refused", 2, "the SET of this value was refused"),
         ("read before the write started", 2, "this value was written only later"),
         ("stale read after a confirmed deletion", 3, "does not fit with the rest"),
     ],
 )
-def test_the_account_says_why(name: str, lines: int, reason: str) -> None:
+def test_the_description_gives_a_reason(name: str, lines: int, reason: str) -> None:
     (violation,) = check_linearizable(history(BAD[name])).violations
     assert len(violation.operations) == lines
     assert sum(line.endswith(f"<-- {reason}") for line in violation.lines) == 1
 
 
-def test_the_account_is_of_the_first_moment_that_cannot_be_explained() -> None:
+def test_the_description_is_of_the_first_moment_that_cannot_be_explained() -> None:
     text = BAD["stale read after a confirmed deletion"] + BAD["missing while bound"].replace(
         "v", "w"
     ).replace("A 0 1", "A 20 21").replace("B 2 3", "B 22 23")
@@ -245,7 +245,7 @@ def test_a_pending_deletion_may_be_given_a_deadline(within: float | None, ok: bo
         ("A 0 nan get -> missing", "ends before it starts"),
         ("A 0 1 set -> stored", "has a value"),
         ("A 0 1 get v -> missing", "has a value"),
-        ("A 0 1 delete -> deleted v", "where none can be"),
+        ("A 0 1 delete -> deleted v", "sees no value"),
     ],
 )
 def test_a_history_that_contradicts_itself_is_an_error(text: str, complaint: str) -> None:
@@ -255,7 +255,7 @@ def test_a_history_that_contradicts_itself_is_an_error(text: str, complaint: str
 
 def test_a_value_that_was_read_has_to_be_named() -> None:
     (read,) = history("A 0 1 get -> v")
-    with pytest.raises(ValueError, match="which is not said"):
+    with pytest.raises(ValueError, match="not which one"):
         check_linearizable([read._replace(seen=None)])
 
 
@@ -302,36 +302,9 @@ def test_what_was_used_may_not_compare() -> None:
         assert not _covers(a, b) and not _covers(b, a)
 
 
-# ---- recording --------------------------------------------------------------------------------
+# ---- text -------------------------------------------------------------------------------------
 
 
-def test_a_recorded_history_keeps_the_order_where_the_clock_stands_still() -> None:
-    recorded = History()
-    for kind, value, result, seen in [
-        (Kind.SET, "v", Result.STORED, None),
-        (Kind.DELETE, None, Result.DELETED, None),
-        (Kind.GET, None, Result.VALUE, "v"),
-    ]:
-        ticket = recorded.begin("A", kind, "k", 1.0, value)
-        recorded.end(ticket, 1.0, result, seen)
-    operations = recorded.operations()
-    times = [time for each in operations for time in (each.start, each.end) if time is not None]
-    assert len(set(times)) == 6 and times == sorted(times)
-    assert max(times) - min(times) < 1e-9
-    assert not check_linearizable(operations).ok
-
-
-def test_a_recorded_operation_that_is_not_ended_is_unknown_and_a_refused_one_left_out() -> None:
-    recorded = History()
-    recorded.begin("A", Kind.SET, "k", 1.0, "v")
-    refused = recorded.begin("B", Kind.SET, "k", 2.0, "w")
-    timed_out = recorded.begin("C", Kind.GET, "k", 3.0, stale_ok=True)
-    recorded.discard(refused)
-    recorded.end(timed_out, 4.0, Result.UNKNOWN)
-    assert [(each.process, each.end, each.result) for each in recorded.operations()] == [
-        ("A", None, Result.UNKNOWN),
-        ("C", None, Result.UNKNOWN),
-    ]
-    assert recorded.operations()[1].stale_ok
-    assert repr(recorded) == "<History of 2 operations>"
-    assert str(recorded.operations()[0]) == "[1.000000, ...]                 A: set 'v' -> unknown"
+def test_an_operation_without_an_end_as_text() -> None:
+    operation = Operation("A", "k", Kind.SET, 1.0, None, Result.UNKNOWN, "v")
+    assert str(operation) == "[1.000000, ...]                 A: set 'v' -> unknown"

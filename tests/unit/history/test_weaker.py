@@ -1,4 +1,4 @@
-"""The checker of weaker promises: deletions not waited for, and stale reads."""
+"""The checker of weaker guarantees: deletions with ``wait=False``, and stale reads."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ STALE_GOOD = {
 }
 
 STALE_BAD = {
-    "never written": ("A 0 1 set v -> stored\nB 2 3 stale -> x", "nobody wrote"),
+    "never written": ("A 0 1 set v -> stored\nB 2 3 stale -> x", "no operation wrote"),
     "refused": (
         "A 0 1 set v -> stored\nA 2 3 set w -> occupied\nB 4 5 stale -> w",
         "was refused",
@@ -116,13 +116,13 @@ STALE_BAD = {
 
 
 @pytest.mark.parametrize("name", PENDING_GOOD)
-def test_a_deletion_not_waited_for_good(name: str) -> None:
+def test_a_deletion_without_waiting_good(name: str) -> None:
     verdict = check_pending(history(PENDING_GOOD[name]), LEASE, SLACK)
     assert verdict.ok, verdict
 
 
 @pytest.mark.parametrize("name", PENDING_BAD)
-def test_a_deletion_not_waited_for_bad(name: str) -> None:
+def test_a_deletion_without_waiting_bad(name: str) -> None:
     (violation,) = check_pending(history(PENDING_BAD[name]), LEASE, SLACK).violations
     kinds = [each.result for each in violation.operations]
     assert Result.PENDING in kinds and len(kinds) == 3

@@ -1,4 +1,4 @@
-"""Processes for the tests of shared memory: each does what it is told, when it is told."""
+"""Child processes for the tests of shared memory, each controlled by the test step by step."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from dstore.runtime.background import janitor
 from dstore.shm import HostMemory, Writer, clean, open_memory
 from dstore.shm.folder import Folder
 
-PATIENCE = 30.0
-"""Seconds; only a test that fails takes them."""
+TIMEOUT = 30.0
+"""Seconds that a test waits for a child at most."""
 EPOCH = 0x1234
 SIZE = 3 * 4096 + 5
 ROOMY = 1 << 30
@@ -31,14 +31,14 @@ def new_token() -> bytes:
 
 
 def value_of(token: bytes, size: int = SIZE) -> bytes:
-    """Bytes that belong to this token and no other."""
+    """The value that the tests store for this token."""
     return (token * (size // 16 + 1))[:size]
 
 
 class Child:
-    """A forked process that runs ``body``, which talks to the test through a pipe.
+    """A forked process that runs ``body`` and exchanges messages with the test through a pipe.
 
-    Forked, since that takes a millisecond; to the memory it is a process like any other.
+    To fork takes a millisecond only, and shared memory treats the child like any other process.
     """
 
     _pipes: ClassVar[set[Connection]] = set()  # children inherit those that tests hold
@@ -60,8 +60,8 @@ class Child:
             pass
 
     def hear(self) -> Any:
-        """What it says next. An exception that it sends is raised."""
-        assert self._pipe.poll(PATIENCE), "the child says nothing"
+        """Receive its next message. An exception is raised."""
+        assert self._pipe.poll(TIMEOUT), "the child says nothing"
         said = self._pipe.recv()
         if isinstance(said, BaseException):
             raise said
@@ -71,13 +71,13 @@ class Child:
         self._pipe.send(what)
 
     def kill(self) -> None:
-        """kill -9, and wait until it is gone."""
+        """Kill it with SIGKILL and wait until it has ended."""
         self.process.kill()
         self.process.join()
 
     def ends_by(self, number: signal.Signals) -> None:
         """Wait until this signal has ended it."""
-        self.process.join(PATIENCE)
+        self.process.join(TIMEOUT)
         code = self.process.exitcode
         self.kill()
         self._pipes.discard(self._pipe)
@@ -86,12 +86,12 @@ class Child:
         assert code == -number, f"the child ended with {code}"
 
     def end(self) -> None:
-        """Wait until it has ended by itself, well. Idempotent."""
+        """Wait until it has ended by itself, with code 0. Idempotent."""
         if self._pipe.closed:
             return
         self._pipes.discard(self._pipe)
         self._pipe.close()
-        self.process.join(PATIENCE)
+        self.process.join(TIMEOUT)
         code = self.process.exitcode
         self.kill()
         self.process.close()
@@ -112,9 +112,9 @@ class Child:
 
 
 class User(Child):
-    """A process that has opened the memory, and calls what it is asked to call.
+    """A process that has opened the memory and calls the methods that the test names.
 
-    Of a view it sends the bytes. A Writer it keeps, and calls ``write`` and so on of it.
+    It sends the bytes of a view. It keeps a Writer and calls its methods, such as ``write``.
     """
 
     def __init__(self, root: Path, epoch: int = EPOCH, limit: int = ROOMY) -> None:
@@ -149,7 +149,7 @@ class User(Child):
 
 @contextlib.contextmanager
 def opened(root: Path, epoch: int = EPOCH, limit: int = ROOMY) -> Iterator[HostMemory]:
-    """The memory, in this process."""
+    """The memory opened in this process, and closed at the end of the block."""
     memory = open_memory(epoch, root=str(root), limit=limit)
     assert memory is not None
     try:
@@ -159,37 +159,39 @@ def opened(root: Path, epoch: int = EPOCH, limit: int = ROOMY) -> Iterator[HostM
 
 
 def entered(memory: HostMemory) -> Folder:
-    """The folder that it is in."""
+    """The folder that the memory has entered."""
     folder = memory._folder
     assert folder is not None
     return folder
 
 
-def begun(memory: HostMemory, token: bytes, size: int = SIZE, *, own: bool = False) -> Writer:
-    """A Writer that nobody else is in the way of."""
-    writer = memory.begin(token, size, own=own)
+def begun(
+    memory: HostMemory, token: bytes, size: int = SIZE, *, for_global: bool = False
+) -> Writer:
+    """A Writer of a value that no other process is writing."""
+    writer = memory.begin(token, size, for_global=for_global)
     assert writer is not None
     return writer
 
 
-def stored(memory: HostMemory, size: int = SIZE, *, own: bool = False) -> bytes:
-    """Write a value of its own. Its token."""
+def stored(memory: HostMemory, size: int = SIZE, *, for_global: bool = False) -> bytes:
+    """Store a new value. Returns its token."""
     token = new_token()
-    with begun(memory, token, size, own=own) as writer:
+    with begun(memory, token, size, for_global=for_global) as writer:
         writer.write(0, value_of(token, size))
         writer.seal()
     return token
 
 
 def holds(memory: HostMemory, token: bytes, size: int = SIZE) -> bool:
-    """Whether the value is found, and right."""
+    """Whether the value is found. Its bytes must be right."""
     view = memory.find(token, size)
     assert view is None or bytes(view) == value_of(token, size)
     return view is not None
 
 
 def cleaned(root: Path) -> list[str]:
-    """Clean. What is left when the janitor has done its work."""
+    """Clean the root. Returns the files that are left when the janitor has finished."""
     clean(str(root))
     janitor.wait()
     return files(root)
@@ -197,15 +199,15 @@ def cleaned(root: Path) -> list[str]:
 
 @contextlib.contextmanager
 def janitor_held_up() -> Iterator[None]:
-    """In this block the janitor gets no further."""
+    """The janitor does nothing in this block."""
     here, go_on = threading.Event(), threading.Event()
 
     def stand_still() -> None:
         here.set()
-        go_on.wait(PATIENCE)
+        go_on.wait(TIMEOUT)
 
     janitor.do(stand_still)
-    assert here.wait(PATIENCE)
+    assert here.wait(TIMEOUT)
     try:
         yield
     finally:
@@ -214,7 +216,7 @@ def janitor_held_up() -> Iterator[None]:
 
 
 def files(root: Path) -> list[str]:
-    """All that is left below the root: files and folders."""
+    """All files and folders below the root."""
     return sorted(str(path.relative_to(root)) for path in root.rglob("*"))
 
 

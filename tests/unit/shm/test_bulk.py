@@ -1,4 +1,4 @@
-"""The places for Global's large values keep the contract, and share what can be shared."""
+"""SharedBulk and PrivateBulk keep the contract of Bulk, and share the values that can be shared."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ import pytest
 from dstore.core.engine import Bulk, Lost
 from dstore.errors import StoreFull
 from dstore.runtime.background import janitor
-from dstore.shm import SharedBulk, bulk_for, eviction, mapping, parts
+from dstore.shm import SharedBulk, bulk_for, eviction, mapping, private_bulk
 from dstore.shm import bulk as shm_bulk
-from dstore.shm import private_bulk as engines_bulk
+from dstore.shm import files as shm_files
 from dstore.shm.private_bulk import PrivateBulk
 from dstore.testing.bulk_contract import BulkContract, got, raises
 from tests.unit.shm.children import (
@@ -85,13 +85,15 @@ def read(bulk: Bulk, token: bytes) -> bytes | None:
     return None if view is None else bytes(view)
 
 
-def test_without_shared_memory_it_is_private() -> None:
+def test_without_shared_memory_values_are_private() -> None:
     bulk = bulk_for(EPOCH, "")
     assert isinstance(bulk, PrivateBulk)
     bulk.close()
 
 
-def test_nodes_of_the_host_find_what_global_has_sealed(bulk: SharedBulk, tmp_path: Path) -> None:
+def test_nodes_of_the_host_find_a_value_that_global_has_sealed(
+    bulk: SharedBulk, tmp_path: Path
+) -> None:
     token = new_token()
     with opened(tmp_path) as node:
         bulk.reserve(token, SIZE)
@@ -106,7 +108,7 @@ def test_nodes_of_the_host_find_what_global_has_sealed(bulk: SharedBulk, tmp_pat
         assert node.find(token, SIZE) is None
 
 
-def test_global_takes_over_what_a_node_has_written(bulk: SharedBulk, tmp_path: Path) -> None:
+def test_global_adopts_a_copy_that_a_node_has_written(bulk: SharedBulk, tmp_path: Path) -> None:
     with User(tmp_path) as node, opened(tmp_path, limit=2 * SIZE) as other:
         token = new_token()
         node.call("begin", token, SIZE)
@@ -126,7 +128,7 @@ def test_global_takes_over_what_a_node_has_written(bulk: SharedBulk, tmp_path: P
         assert not other.linked(token)
 
 
-def test_what_it_writes_itself_it_does_not_adopt(bulk: SharedBulk, tmp_path: Path) -> None:
+def test_global_does_not_adopt_a_value_that_it_writes(bulk: SharedBulk, tmp_path: Path) -> None:
     with opened(tmp_path) as node:
         token = stored(node)
         bulk.reserve(token, SIZE)
@@ -135,7 +137,7 @@ def test_what_it_writes_itself_it_does_not_adopt(bulk: SharedBulk, tmp_path: Pat
         assert bulk.adopt(token, SIZE)
 
 
-def test_a_value_without_room_is_private_and_that_is_said(
+def test_a_value_without_room_is_private_and_that_is_logged(
     bulk: SharedBulk,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -169,7 +171,7 @@ def test_a_value_without_room_is_private_and_that_is_said(
         assert holds(node, private), "which is the Nodes' own affair"
 
 
-def test_what_is_being_written_goes_when_it_closes(tmp_path: Path) -> None:
+def test_closing_removes_unfinished_values(tmp_path: Path) -> None:
     bulk = bulk_for(EPOCH, str(tmp_path))
     with opened(tmp_path) as node:
         token = new_token()
@@ -201,11 +203,11 @@ def test_private_memory_is_not_shared_with_a_child() -> None:
 
 
 def mappings(of: object = "") -> int:
-    """How many mappings this process has, of files with such a path."""
+    """How many mappings of files under this path the process has."""
     return sum(str(of) in line for line in Path("/proc/self/maps").read_text().splitlines())
 
 
-def test_those_that_were_read_last_are_mapped(
+def test_the_values_that_were_read_last_are_mapped(
     bulk: SharedBulk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shm_bulk, "MAPS_MAX", 3)
@@ -227,7 +229,7 @@ def test_those_that_were_read_last_are_mapped(
     assert mappings(tmp_path) == 0
 
 
-def test_a_large_value_is_mapped_once_however_many_pieces_are_read(
+def test_a_large_value_is_mapped_once_however_many_chunks_are_read(
     bulk: SharedBulk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mapped, whole = [], mapping.read_only
@@ -244,7 +246,9 @@ def test_a_large_value_is_mapped_once_however_many_pieces_are_read(
     assert mapped == [SIZE]
 
 
-def test_what_cannot_be_mapped_is_read(bulk: SharedBulk, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_value_that_cannot_be_mapped_is_read(
+    bulk: SharedBulk, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refused(descriptor: int, size: int) -> memoryview:
         raise OSError(12, "no memory")
 
@@ -254,7 +258,7 @@ def test_what_cannot_be_mapped_is_read(bulk: SharedBulk, monkeypatch: pytest.Mon
     assert read(bulk, token) == value_of(token)
 
 
-def test_a_value_whose_file_was_taken_away_is_read_as_long_as_it_is_mapped(
+def test_a_value_without_a_file_is_read_while_it_is_mapped(
     bulk: SharedBulk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shm_bulk, "MAPS_MAX", 1)
@@ -268,7 +272,9 @@ def test_a_value_whose_file_was_taken_away_is_read_as_long_as_it_is_mapped(
     bulk.drop(second)
 
 
-def test_small_private_values_have_no_mapping_each(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_small_private_values_have_no_mappings_of_their_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     bulk, size, count = PrivateBulk(), 100_000, 400
     before = mappings()
     tokens = [new_token() for _ in range(count)]
@@ -283,7 +289,7 @@ def test_small_private_values_have_no_mapping_each(monkeypatch: pytest.MonkeyPat
     bulk.close()
 
 
-def test_where_there_is_no_memory_a_small_private_value_is_refused(
+def test_without_memory_a_small_private_value_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def refused(size: int) -> bytearray:
@@ -301,7 +307,7 @@ def test_where_there_is_no_memory_a_small_private_value_is_refused(
 
 @pytest.fixture
 def steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Memory is reserved a page at a time. How much is reserved after each time."""
+    """Memory is reserved a page at a time. Returns how much was reserved after each time."""
     reserved: list[int] = []
     whole = os.posix_fallocate
 
@@ -310,7 +316,7 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         whole(descriptor, offset, count)
         reserved.append(offset + count)
 
-    monkeypatch.setattr(parts, "RESERVE_BYTES", PAGE)
+    monkeypatch.setattr("dstore.shm.writer.RESERVE_BYTES", PAGE)
     monkeypatch.setattr(os, "posix_fallocate", counted)
     return reserved
 
@@ -336,7 +342,7 @@ def test_memory_is_reserved_step_by_step_before_it_is_written(
     assert read(bulk, token) == value_of(token)
 
 
-def test_a_node_reserves_everything_before_it_writes(tmp_path: Path, steps: list[int]) -> None:
+def test_a_node_reserves_the_whole_value_before_it_writes(tmp_path: Path, steps: list[int]) -> None:
     with opened(tmp_path) as node, begun(node, new_token()):
         assert steps == [PAGE, 2 * PAGE, 3 * PAGE, SIZE]
 
@@ -358,7 +364,7 @@ def test_room_is_not_promised_twice(
 
 @pytest.fixture
 def full_later(steps: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    """There is room when a value is begun, and then others take it."""
+    """There is room when a value is begun, and then other processes take it."""
     whole = os.posix_fallocate
 
     def full(descriptor: int, offset: int, count: int) -> None:
@@ -370,7 +376,7 @@ def full_later(steps: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("full_later")
-def test_when_others_take_the_room_the_value_becomes_private_and_begins_anew(
+def test_a_value_whose_room_is_taken_begins_again_in_private_memory(
     bulk: SharedBulk, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     token = new_token()
@@ -386,7 +392,7 @@ def test_when_others_take_the_room_the_value_becomes_private_and_begins_anew(
 
 
 @pytest.mark.usefixtures("full_later")
-def test_and_if_there_is_no_such_memory_either_the_piece_is_refused(
+def test_a_value_whose_room_is_taken_is_refused_without_private_memory(
     bulk: SharedBulk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refused(size: int) -> memoryview:
@@ -404,7 +410,7 @@ def test_and_if_there_is_no_such_memory_either_the_piece_is_refused(
     assert raises(KeyError, lambda: bulk.seal(token))
 
 
-def test_a_value_whose_file_is_taken_away_before_it_is_sealed_is_kept(
+def test_a_value_whose_file_is_removed_before_it_is_sealed_is_kept(
     bulk: SharedBulk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shm_bulk, "MAPS_MAX", 1)
@@ -421,7 +427,7 @@ def test_a_value_whose_file_is_taken_away_before_it_is_sealed_is_kept(
     assert mappings(token.hex()) == 0
 
 
-def test_a_full_file_system_is_not_searched_again_and_again(
+def test_a_full_file_system_is_not_searched_for_each_value(
     bulk: SharedBulk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     searched = []
@@ -438,11 +444,11 @@ def test_a_full_file_system_is_not_searched_again_and_again(
 
 
 @pytest.mark.parametrize("state", ["unsealed", "sealed", "adopted"])
-def test_what_is_large_loses_its_name_at_once_and_its_memory_in_the_background(
+def test_a_large_file_is_unlinked_at_once_and_freed_in_the_background(
     bulk: SharedBulk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str
 ) -> None:
-    for place in (parts, shm_bulk):
-        monkeypatch.setattr(place, "MUCH", SIZE)
+    for module in (shm_files, private_bulk):
+        monkeypatch.setattr(module, "MUCH", SIZE)
     token = new_token()
     if state == "adopted":
         with opened(tmp_path) as node:
@@ -461,10 +467,10 @@ def test_what_is_large_loses_its_name_at_once_and_its_memory_in_the_background(
     assert mappings(token.hex()) == 0
 
 
-def test_a_piece_that_is_under_way_stays_good(
+def test_a_chunk_that_is_being_sent_stays_good(
     bulk: SharedBulk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shm_bulk, "MUCH", SIZE)
+    monkeypatch.setattr(private_bulk, "MUCH", SIZE)
     token = new_token()
     written(bulk, token)
     view = bulk.read(token, 3, PAGE)
@@ -476,9 +482,11 @@ def test_a_piece_that_is_under_way_stays_good(
 
 
 @pytest.mark.parametrize("sealed", [False, True])
-def test_so_does_private_memory(monkeypatch: pytest.MonkeyPatch, sealed: bool) -> None:
-    for name in ("MUCH", "MAPPED_FROM"):
-        monkeypatch.setattr(engines_bulk, name, SIZE)
+def test_a_chunk_of_a_private_value_stays_good(
+    monkeypatch: pytest.MonkeyPatch, sealed: bool
+) -> None:
+    for name in ("MUCH", "MAPPED_MIN"):
+        monkeypatch.setattr(private_bulk, name, SIZE)
     bulk, token = PrivateBulk(), new_token()
     bulk.reserve(token, SIZE)
     memory = weakref.ref(bulk._unsealed[token].obj)

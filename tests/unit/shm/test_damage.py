@@ -1,4 +1,4 @@
-"""What other processes of the same user do to files and folders that are in use."""
+"""Damage that other processes of the same user do to files and folders in use."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import pytest
 
 from dstore.core.engine import Lost
 from dstore.runtime.background import janitor
-from dstore.shm import HostMemory, NoRoom, SharedBulk, bulk_for, folder, is_whole, mapping
+from dstore.shm import HostMemory, NoRoom, SharedBulk, bulk_for, clean, folder, is_whole, mapping
 from dstore.shm import memory as shm_memory
 from dstore.testing.bulk_contract import raises
 from tests.leaks import open_descriptors
@@ -63,8 +63,8 @@ def shared_bulk(root: Path) -> Iterator[SharedBulk]:
 # ---- files that are cut short -----------------------------------------------------------------
 
 
-def test_the_system_does_end_who_touches_what_a_file_has_lost(tmp_path: Path) -> None:
-    """Which is the reason for the rest."""
+def test_a_process_that_touches_a_missing_page_is_ended(tmp_path: Path) -> None:
+    """This is why mapped files are checked before they are read."""
 
     def body(pipe: Connection) -> None:
         with opened(tmp_path) as memory:
@@ -82,7 +82,7 @@ def test_the_system_does_end_who_touches_what_a_file_has_lost(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("left", [0, 1, PAGE, SIZE - 1, SIZE + 1, 2 * SIZE])
-def test_global_reads_nothing_of_a_file_of_another_size(
+def test_global_does_not_read_a_file_of_another_size(
     tmp_path: Path, left: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     def body(pipe: Connection) -> None:
@@ -103,8 +103,8 @@ def test_global_reads_nothing_of_a_file_of_another_size(
         assert child.hear() is True
 
 
-def test_global_sends_no_bytes_from_where_they_lie(tmp_path: Path) -> None:
-    """They are touched later, in a thread of ZeroMQ's."""
+def test_global_sends_copies_of_the_bytes(tmp_path: Path) -> None:
+    """Chunks are copied, since ZeroMQ reads them later in a thread of its own."""
 
     def body(pipe: Connection) -> None:
         with shared_bulk(tmp_path) as bulk:
@@ -134,8 +134,8 @@ def test_a_file_that_is_cut_short_while_it_is_read(
         assert read(bulk, token) is None
 
 
-def test_one_that_is_removed_after_it_was_cut_short(tmp_path: Path) -> None:
-    """Then only the mapping is left, with holes."""
+def test_a_file_that_is_removed_after_it_was_cut_short(tmp_path: Path) -> None:
+    """Then only the mapping is left, and pages of it are missing."""
 
     def body(pipe: Connection) -> None:
         with shared_bulk(tmp_path) as bulk:
@@ -152,7 +152,7 @@ def test_one_that_is_removed_after_it_was_cut_short(tmp_path: Path) -> None:
         assert pieces == [beginning, None]
 
 
-def test_the_system_copies_what_is_there_and_says_what_is_not(tmp_path: Path) -> None:
+def test_the_system_copies_mapped_bytes_unless_they_are_missing(tmp_path: Path) -> None:
     size = 3 * mapping.PIPE_BYTES + 5
 
     def copied(view: memoryview) -> bytes | None:
@@ -179,7 +179,7 @@ def test_the_system_copies_what_is_there_and_says_what_is_not(tmp_path: Path) ->
 def test_a_file_that_is_cut_short_while_it_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And others have taken the room: what cannot be written starts again, in private memory."""
+    """Others have taken the room of the lost part: the value starts again in private memory."""
 
     def full(descriptor: int, data: memoryview, offset: int) -> int:
         raise OSError(28, "full")
@@ -196,8 +196,8 @@ def test_a_file_that_is_cut_short_while_it_is_written(
 
 
 @pytest.mark.parametrize("left", [0, 1, PAGE, SIZE - 6])
-def test_whether_all_pages_are_there(tmp_path: Path, left: int) -> None:
-    """Also when the file has no name any more, or there is another one with its name."""
+def test_a_missing_page_is_noticed(tmp_path: Path, left: int) -> None:
+    """Also when the file has no name any more, or another file has its name."""
 
     def body(pipe: Connection) -> None:
         with opened(tmp_path) as memory:
@@ -222,7 +222,7 @@ def test_whether_all_pages_are_there(tmp_path: Path, left: int) -> None:
         assert child.hear() == [True, False, False, True, False, True]
 
 
-def test_many_threads_may_ask_that_and_so_may_a_child(tmp_path: Path) -> None:
+def test_threads_and_forked_children_may_check_for_missing_pages(tmp_path: Path) -> None:
     with opened(tmp_path) as memory:
         view = memory.find(stored(memory), SIZE)
         assert view is not None
@@ -267,27 +267,27 @@ removals = pytest.mark.parametrize("remove", [rm_all, rm_epoch, rm_places, rm_co
 
 
 @removals
-@pytest.mark.parametrize("own", [False, True])
-def test_a_folder_that_was_removed_is_made_anew_and_that_is_said_once(
-    tmp_path: Path, remove: Removal, own: bool, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("for_global", [False, True])
+def test_a_removed_folder_is_created_again_with_one_warning(
+    tmp_path: Path, remove: Removal, for_global: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     before = open_descriptors()
     with opened(tmp_path) as memory:
-        old = stored(memory, own=own)
+        old = stored(memory, for_global=for_global)
         view = memory.find(old, SIZE)
         for _ in range(3):
             remove(tmp_path)
             assert memory.find(old, SIZE) is None and not memory.linked(old)
-            tokens = [stored(memory, own=own) for _ in range(3)]
+            tokens = [stored(memory, for_global=for_global) for _ in range(3)]
             assert all(holds(memory, token) for token in tokens)
-            shm_memory.clean(str(tmp_path))
+            clean(str(tmp_path))
             with User(tmp_path) as other:
                 assert other.call("find", tokens[0], SIZE) == value_of(tokens[0])
                 other.call("close")
         assert view is not None and bytes(view) == value_of(old)
         (record,) = caplog.records
         assert (
-            "removed by somebody" in record.getMessage()
+            "removed by another program" in record.getMessage()
             and "a new one was created" in record.getMessage()
         )
     assert files(tmp_path) == []
@@ -317,7 +317,7 @@ def test_all_memories_of_a_process_meet_in_the_new_folder(tmp_path: Path, remove
     assert files(tmp_path) == []
 
 
-def test_what_is_under_way_begins_afresh(tmp_path: Path) -> None:
+def test_an_unfinished_value_in_a_removed_folder_begins_again(tmp_path: Path) -> None:
     with opened(tmp_path) as memory:
         token = new_token()
         writer = begun(memory, token)
@@ -374,7 +374,7 @@ def open_in_place(path: Path) -> None:
 
 @pytest.mark.parametrize("put", [file_in_place, link_in_place, open_in_place])
 @pytest.mark.parametrize("which", ["user", "epoch", "copies"])
-def test_what_stands_in_the_way_stays_and_is_spoken_of_once(
+def test_a_file_in_place_of_the_folder_stays_with_one_warning(
     tmp_path: Path,
     put: Callable[[Path], None],
     which: str,
@@ -383,7 +383,7 @@ def test_what_stands_in_the_way_stays_and_is_spoken_of_once(
 ) -> None:
     ours = folder_of(tmp_path)
     path = {"user": ours.parent, "epoch": ours, "copies": ours / "copies"}[which]
-    monkeypatch.setattr(shm_memory, "ENTER_EVERY", 0.0)
+    monkeypatch.setattr(shm_memory, "ENTER_RETRY_SECONDS", 0.0)
     with opened(tmp_path) as memory:
         shutil.rmtree(path)
         put(path)
@@ -405,14 +405,14 @@ def test_what_stands_in_the_way_stays_and_is_spoken_of_once(
     janitor.wait()
 
 
-def test_who_may_not_enter_again_at_once_waits_a_little(
+def test_a_folder_that_cannot_be_entered_is_tried_again_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is wrong with the folder is not looked into with each value."""
+    """A folder that cannot be entered is not tried again for each value."""
     tried = []
     whole = folder.enter
 
-    def counted(root: str, epoch: int, tries: int | None = None) -> object:
+    def counted(root: str, epoch: int, tries: int = folder.ENTER_TRIES) -> object:
         tried.append(tries)
         return whole(root, epoch, tries)
 
@@ -432,7 +432,7 @@ def test_who_may_not_enter_again_at_once_waits_a_little(
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 1 MiB, which needs root."""
+    """A file system of 1 MiB; to mount it needs root."""
     disk = tmp_path / "disk"
     disk.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=1m,mode=700", "none", str(disk)]
@@ -446,7 +446,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
         subprocess.run(["umount", str(disk)], check=True)
 
 
-def test_a_file_system_that_is_full_of_what_others_have_there(disk: Path) -> None:
+def test_a_file_system_that_others_have_filled(disk: Path) -> None:
     with opened(disk) as memory, shared_bulk(disk) as bulk:
         own = new_token()
         written(bulk, own)
@@ -468,7 +468,7 @@ def test_a_file_system_that_is_full_of_what_others_have_there(disk: Path) -> Non
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
-def test_a_folder_that_may_not_be_entered_any_more(tmp_path: Path) -> None:
+def test_a_folder_without_permission_to_enter_it_again(tmp_path: Path) -> None:
     tmp_path.chmod(0o1777)
     for part in tmp_path.parents:
         if part.owner() == "root" and part.name.startswith(("pytest-", "popen-")):

@@ -1,4 +1,4 @@
-"""Room for what comes: the limit, the order of eviction, a full file system, dead writers."""
+"""Making room: the limit, the order of eviction, a full file system, dead writers."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from pathlib import Path
 import pytest
 
 from dstore.runtime.background import janitor
-from dstore.shm import HostMemory, NoRoom, eviction, locks, memory, parts, place
+from dstore.shm import HostMemory, NoRoom, directory, eviction, open_memory
+from dstore.shm import files as shm_files
+from dstore.shm.directory import Directory
 from dstore.shm.folder import Folder
-from dstore.shm.place import Directory
 from tests.unit.shm.children import (
     EPOCH,
     Child,
@@ -38,40 +39,40 @@ SMALL_DISK = 1 << 20
 
 @pytest.fixture(params=["by the list", "by the file system"])
 def exact(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whether there is room may be seen at a glance, or else in a list of the files."""
+    """Run a test twice: the limit is seen from the file system, or from a list of the files."""
     if request.param == "by the list":
         monkeypatch.setattr(eviction, "used", lambda path: float("inf"))
     else:
         monkeypatch.setattr(eviction, "used", copies_and_a_bit)
-    monkeypatch.setattr(memory, "SHARES", 1 << 60)
+    monkeypatch.setattr("dstore.shm.room.SPARE_DIVISOR", 1 << 60)
 
 
-def copies_and_a_bit(place: Directory) -> float:
-    with place.listed("copies") as entries:
+def copies_and_a_bit(here: Directory) -> float:
+    with here.listed("copies") as entries:
         return 7 + sum(entry.stat().st_size for entry in entries)
 
 
 def counted_lists(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Grows by one with each list of files that is made."""
+    """A list that grows by one entry each time the files are listed."""
     made: list[str] = []
-    whole = eviction._listed
+    whole = eviction._list
 
     def listed(here: Directory, mine: str) -> tuple[int, list[eviction.Copy]]:
         made.append(here.path)
         return whole(here, mine)
 
-    monkeypatch.setattr(eviction, "_listed", listed)
+    monkeypatch.setattr(eviction, "_list", listed)
     return made
 
 
 def present(memory: HostMemory, tokens: list[bytes]) -> list[int]:
-    """The numbers of those that are there."""
+    """The indexes of the tokens whose values are present."""
     return [number for number, token in enumerate(tokens) if memory.linked(token)]
 
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 1 MiB, which needs root."""
+    """A file system of 1 MiB; to mount it needs root."""
     disk = tmp_path / "disk"
     disk.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", f"size={SMALL_DISK}", "none", str(disk)]
@@ -89,12 +90,12 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.usefixtures("exact")
-def test_the_least_recently_touched_goes_first(tmp_path: Path) -> None:
+def test_the_least_recently_touched_copy_is_evicted_first(tmp_path: Path) -> None:
     with opened(tmp_path, limit=5 * PAGE + 100) as memory:
         tokens = [stored(memory, PAGE) for _ in range(5)]
         assert present(memory, tokens) == [0, 1, 2, 3, 4]
         memory.touch(tokens[0])
-        assert holds(memory, tokens[2], PAGE)  # which touches it
+        assert holds(memory, tokens[2], PAGE)  # this touches it
         tokens.append(stored(memory, PAGE))
         assert present(memory, tokens) == [0, 2, 3, 4, 5]
         tokens.append(stored(memory, 3 * PAGE))
@@ -121,20 +122,20 @@ def test_a_limit_of_nothing_takes_nothing(tmp_path: Path) -> None:
     with opened(tmp_path, limit=0) as memory:
         with pytest.raises(NoRoom):
             memory.begin(new_token(), 1)
-        stored(memory, PAGE, own=True)
+        stored(memory, PAGE, for_global=True)
 
 
 @pytest.mark.usefixtures("exact")
-def test_globals_own_do_not_count_and_are_not_evicted(tmp_path: Path) -> None:
+def test_global_s_values_do_not_count_and_are_not_evicted(tmp_path: Path) -> None:
     with opened(tmp_path, limit=2 * PAGE) as memory:
-        own = [stored(memory, 10 * PAGE, own=True), stored(memory, PAGE)]
+        own = [stored(memory, 10 * PAGE, for_global=True), stored(memory, PAGE)]
         assert memory.adopt(own[1], PAGE)
         copies = [stored(memory, PAGE) for _ in range(3)]
         assert present(memory, own + copies) == [0, 1, 3, 4]
 
 
 @pytest.mark.usefixtures("exact")
-def test_what_was_evicted_stays_with_those_who_have_it(tmp_path: Path) -> None:
+def test_an_evicted_value_stays_mapped(tmp_path: Path) -> None:
     with opened(tmp_path, limit=PAGE) as memory, User(tmp_path) as other:
         token = stored(memory, PAGE)
         view = memory.find(token, PAGE)
@@ -147,7 +148,7 @@ def test_what_was_evicted_stays_with_those_who_have_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("exact")
-def test_what_somebody_is_writing_is_not_evicted_and_counts(tmp_path: Path) -> None:
+def test_an_unfinished_copy_is_not_evicted_and_counts(tmp_path: Path) -> None:
     with opened(tmp_path, limit=4 * PAGE) as memory, User(tmp_path) as other:
         mine, theirs = new_token(), new_token()
         writer = begun(memory, mine, PAGE)
@@ -166,7 +167,7 @@ def test_what_somebody_is_writing_is_not_evicted_and_counts(tmp_path: Path) -> N
 
 
 @pytest.mark.usefixtures("exact")
-def test_after_no_room_nothing_is_left_and_one_may_try_again(tmp_path: Path) -> None:
+def test_no_room_leaves_nothing_and_may_be_tried_again(tmp_path: Path) -> None:
     with opened(tmp_path, limit=2 * PAGE) as memory:
         token = new_token()
         with begun(memory, new_token(), PAGE):
@@ -178,23 +179,23 @@ def test_after_no_room_nothing_is_left_and_one_may_try_again(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("sees", ["the list", "the file system"])
-def test_two_who_reserve_at_the_same_time_keep_the_limit(
+def test_two_processes_that_reserve_at_the_same_time_keep_the_limit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sees: str
 ) -> None:
-    """Both have reserved before either looks at the limit: at most one goes on."""
+    """Both have reserved memory before either checks the limit: at most one goes on."""
     used = (lambda path: float("inf")) if sees == "the list" else copies_and_a_bit
     monkeypatch.setattr(eviction, "used", used)
 
     def body(pipe: Connection) -> None:
         with opened(tmp_path, limit=3 * PAGE) as memory:
-            whole = memory._keep_limit
+            whole = memory._room._keep_limit
 
-            def later(folder: Folder, mine: str, size: int) -> None:
+            def later(folder: Folder, name: str, size: int) -> None:
                 pipe.send("reserved")
                 pipe.recv()
-                whole(folder, mine, size)
+                whole(folder, name, size)
 
-            memory._keep_limit = later  # type: ignore[method-assign]
+            memory._room._keep_limit = later  # type: ignore[method-assign]
             try:
                 writer = memory.begin(new_token(), 2 * PAGE)
             except NoRoom:
@@ -220,10 +221,10 @@ def test_two_who_reserve_at_the_same_time_keep_the_limit(
             child.end()
 
 
-def test_of_many_small_ones_a_few_more_go_than_needed(
+def test_of_many_small_copies_a_few_more_are_evicted_than_needed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """So that not every value that comes afterwards needs a list of all."""
+    """So that not every later value needs a list of all files."""
     monkeypatch.setattr(eviction, "used", copies_and_a_bit)
     lists = counted_lists(monkeypatch)
     with opened(tmp_path, limit=100 * 16 + 16) as memory:
@@ -236,7 +237,7 @@ def test_of_many_small_ones_a_few_more_go_than_needed(
         assert there == list(range(300 - len(there), 300))
 
 
-def test_where_the_file_system_tells_nothing_a_list_serves_for_a_while(
+def test_without_statistics_of_the_file_system_a_list_serves_for_a_while(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(eviction, "used", lambda path: float("inf"))
@@ -251,18 +252,18 @@ def test_where_the_file_system_tells_nothing_a_list_serves_for_a_while(
 
 
 def test_the_limit_is_half_of_the_file_system_unless_given(small_disk: Path) -> None:
-    opened_there = memory.open_memory(EPOCH, root=str(small_disk))
+    opened_there = open_memory(EPOCH, root=str(small_disk))
     assert opened_there is not None
     assert opened_there.limit == SMALL_DISK // 2
     opened_there.close()
 
 
-def test_a_file_system_without_a_size_has_room_as_long_as_it_has(
+def test_a_file_system_without_a_size_is_never_full(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = os.statvfs
     monkeypatch.setattr(os, "statvfs", lambda path: os.statvfs_result([*whole(path)[:2], *[0] * 9]))
-    assert eviction.free(place.walk(str(tmp_path))) == float("inf")
+    assert eviction.free(directory.walk(str(tmp_path))) == float("inf")
     assert eviction.limit_default(str(tmp_path)) > 1 << 20
     with opened(tmp_path, limit=2 * PAGE) as memory:
         tokens = [stored(memory, PAGE) for _ in range(3)]
@@ -274,43 +275,43 @@ def test_a_file_system_without_a_size_has_room_as_long_as_it_has(
 
 def test_a_full_file_system_is_an_error_before_anything_is_written(small_disk: Path) -> None:
     with opened(small_disk) as memory:
-        own = stored(memory, SMALL_DISK // 2, own=True)
+        own = stored(memory, SMALL_DISK // 2, for_global=True)
         for _ in range(2):
             for flag in (False, True):
                 with pytest.raises(NoRoom):
-                    memory.begin(new_token(), SMALL_DISK * 3 // 4, own=flag)
+                    memory.begin(new_token(), SMALL_DISK * 3 // 4, for_global=flag)
         assert len(files(folder_of(small_disk))) == 4, "what was begun is gone"
         token = stored(memory, SMALL_DISK // 4)
         assert holds(memory, token, SMALL_DISK // 4)
         assert holds(memory, own, SMALL_DISK // 2)
 
 
-@pytest.mark.parametrize("own", [False, True])
-def test_copies_give_way_when_the_file_system_is_full(small_disk: Path, own: bool) -> None:
+@pytest.mark.parametrize("for_global", [False, True])
+def test_copies_give_way_when_the_file_system_is_full(small_disk: Path, for_global: bool) -> None:
     quarter = SMALL_DISK // 4 - 2 * PAGE
     with opened(small_disk) as memory:
         tokens = [stored(memory, quarter) for _ in range(4)]
         memory.touch(tokens[0])
-        new = stored(memory, quarter, own=own)
+        new = stored(memory, quarter, for_global=for_global)
         assert present(memory, tokens) == [0, 2, 3]
         assert holds(memory, new, quarter)
         with pytest.raises(NoRoom):
-            memory.begin(new_token(), SMALL_DISK + 1, own=own)
+            memory.begin(new_token(), SMALL_DISK + 1, for_global=for_global)
         assert present(memory, tokens) == [0, 2, 3], "nothing is evicted in vain"
 
 
-def test_for_globals_own_they_give_way_step_by_step(
+def test_copies_are_evicted_step_by_step_for_global(
     small_disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As they are needed: to remove many at once takes long."""
+    """Copies are evicted as room is needed, since to remove many at once takes long."""
     eighth = SMALL_DISK // 8 - 2 * PAGE
-    monkeypatch.setattr(parts, "RESERVE_BYTES", eighth // 4)
-    monkeypatch.setattr(eviction, "EXTRA", 1 << 60)
+    monkeypatch.setattr("dstore.shm.writer.RESERVE_BYTES", eighth // 4)
+    monkeypatch.setattr(eviction, "EXTRA_DIVISOR", 1 << 60)
     with opened(small_disk) as memory:
         tokens = [stored(memory, eighth) for _ in range(8)]
         token, size = new_token(), 4 * eighth
         left = []
-        with begun(memory, token, size, own=True) as writer:
+        with begun(memory, token, size, for_global=True) as writer:
             for start in range(0, size, PAGE):
                 writer.write(start, value_of(token, size)[start : start + PAGE])
                 left.append(len(present(memory, tokens)))
@@ -320,43 +321,43 @@ def test_for_globals_own_they_give_way_step_by_step(
         assert set(left) >= {6, 5, 4}
         assert holds(memory, token, size)
         with pytest.raises(NoRoom):
-            memory.begin(new_token(), SMALL_DISK, own=True)
+            memory.begin(new_token(), SMALL_DISK, for_global=True)
         assert len(present(memory, tokens)) == left[-1], "nothing is evicted in vain"
 
 
-@pytest.mark.parametrize("own", [False, True])
-def test_what_the_janitor_is_about_to_give_back_is_waited_for(
-    small_disk: Path, monkeypatch: pytest.MonkeyPatch, own: bool
+@pytest.mark.parametrize("for_global", [False, True])
+def test_memory_that_the_janitor_is_releasing_is_waited_for(
+    small_disk: Path, monkeypatch: pytest.MonkeyPatch, for_global: bool
 ) -> None:
-    monkeypatch.setattr(parts, "MUCH", PAGE)
-    monkeypatch.setattr("dstore.shm.memory.OWN_PATIENCE", 30.0)
+    monkeypatch.setattr("dstore.shm.files.MUCH", PAGE)
+    monkeypatch.setattr("dstore.shm.room.RELEASE_TIMEOUT", 30.0)
     half = SMALL_DISK // 2
     with opened(small_disk) as memory:
-        copy, dropped = stored(memory, PAGE), stored(memory, half, own=True)
+        copy, dropped = stored(memory, PAGE), stored(memory, half, for_global=True)
         janitor.do(partial(time.sleep, 0.1))
-        memory.drop_own(dropped)
-        stored(memory, half, own=own)
+        memory.drop(dropped, for_global=True)
+        stored(memory, half, for_global=for_global)
         assert memory.linked(copy), "nothing is evicted"
 
 
-def test_memory_that_is_still_read_cannot_be_had(small_disk: Path) -> None:
+def test_memory_of_a_mapped_copy_is_not_freed(small_disk: Path) -> None:
     half = SMALL_DISK // 2 - 2 * PAGE
     with opened(small_disk) as memory:
         tokens = [stored(memory, half), stored(memory, half)]
         views = [memory.find(token, half) for token in tokens]
         with pytest.raises(NoRoom):
-            memory.begin(new_token(), half, own=True)
+            memory.begin(new_token(), half, for_global=True)
         for token, view in zip(tokens, views):
             assert view is not None and bytes(view) == value_of(token, half)
         del view
         views.clear()
-        assert holds(memory, stored(memory, half, own=True), half)
+        assert holds(memory, stored(memory, half, for_global=True), half)
 
 
-def test_a_file_system_that_fills_meanwhile(
+def test_a_file_system_that_fills_while_memory_is_reserved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """There was room when it was looked for, and then there is none, or a quota is reached."""
+    """There was room at the check and then there is none, or a quota is reached."""
     whole = os.posix_fallocate
     for code in (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM):
         with opened(tmp_path) as memory:
@@ -374,7 +375,7 @@ def test_a_file_system_that_fills_meanwhile(
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EOPNOTSUPP, errno.EIO])
-def test_what_cannot_be_reserved_at_all(
+def test_a_file_system_that_cannot_reserve_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
     def refuse(descriptor: int, offset: int, count: int) -> None:
@@ -403,10 +404,10 @@ def test_a_limit_on_the_size_of_files(tmp_path: Path) -> None:
     assert files(tmp_path) == []
 
 
-def test_all_of_a_large_value_is_reserved_piece_by_piece(
+def test_a_large_value_is_reserved_in_several_calls(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(parts, "RESERVE_BYTES", 2 * PAGE)
+    monkeypatch.setattr("dstore.shm.writer.RESERVE_BYTES", 2 * PAGE)
     with opened(tmp_path) as memory:
         token = new_token()
         with begun(memory, token, 5 * PAGE + 3):
@@ -419,22 +420,24 @@ def test_all_of_a_large_value_is_reserved_piece_by_piece(
 # ---- dead writers -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("own", [False, True])
-def test_what_the_dead_were_writing_goes_when_somebody_comes(tmp_path: Path, own: bool) -> None:
+@pytest.mark.parametrize("for_global", [False, True])
+def test_files_of_dead_writers_are_removed_when_a_process_enters(
+    tmp_path: Path, for_global: bool
+) -> None:
     with User(tmp_path) as alive, User(tmp_path) as dead:
         unfinished = [new_token(), new_token()]
-        alive.call("begin", unfinished[0], PAGE, own=own)
-        dead.call("begin", unfinished[1], PAGE, own=own)
+        alive.call("begin", unfinished[0], PAGE, for_global=for_global)
+        dead.call("begin", unfinished[1], PAGE, for_global=for_global)
         dead.kill()
         dead.end()
-        place = folder_of(tmp_path) / ("global" if own else "copies")
+        place = folder_of(tmp_path) / ("global" if for_global else "copies")
         assert len(files(place)) == 2
         with opened(tmp_path):
             assert files(place) == [f"{unfinished[0].hex()}.part"]
 
 
 @pytest.mark.usefixtures("exact")
-def test_what_the_dead_were_writing_goes_before_anything_else(tmp_path: Path) -> None:
+def test_files_of_dead_writers_are_removed_before_copies(tmp_path: Path) -> None:
     with opened(tmp_path, limit=3 * PAGE) as memory, User(tmp_path) as dead:
         token = stored(memory, PAGE)
         dead.call("begin", new_token(), 2 * PAGE)
@@ -444,23 +447,23 @@ def test_what_the_dead_were_writing_goes_before_anything_else(tmp_path: Path) ->
         assert memory.linked(token)
 
 
-def test_and_when_the_file_system_is_full(small_disk: Path) -> None:
+def test_files_of_dead_writers_are_removed_when_the_file_system_is_full(small_disk: Path) -> None:
     half = SMALL_DISK // 2
     with opened(small_disk) as memory, User(small_disk) as dead:
         token = stored(memory, PAGE)
-        dead.call("begin", new_token(), half, own=True)
+        dead.call("begin", new_token(), half, for_global=True)
         dead.kill()
         dead.end()
-        stored(memory, half, own=True)
+        stored(memory, half, for_global=True)
         assert memory.linked(token)
 
 
-def test_a_file_that_was_claimed_just_now_is_not_swept_away(
+def test_a_file_that_is_being_claimed_is_not_swept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is made, and then locked; somebody who enters in between has to let it be."""
+    """A file is created and then locked; a process that sweeps in between must not remove it."""
     with opened(tmp_path) as memory:
-        whole = locks.open_file
+        whole = shm_files.open_writable
 
         def slow(here: Directory, name: str, *, create: bool) -> object:
             file = whole(here, name, create=create)
@@ -469,6 +472,6 @@ def test_a_file_that_was_claimed_just_now_is_not_swept_away(
                 newcomer.call("close")
             return file
 
-        monkeypatch.setattr(locks, "open_file", slow)
+        monkeypatch.setattr(shm_files, "open_writable", slow)
         with begun(memory, new_token()):
             pass

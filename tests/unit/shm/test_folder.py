@@ -1,4 +1,4 @@
-"""The life of an epoch's folder: who may have one, who removes it, and nobody removes another's."""
+"""The life of an epoch's folder: who may create it, and who removes it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 
 from dstore.runtime import native
 from dstore.runtime.background import janitor
-from dstore.shm import clean, folder, locks, memory, open_memory
+from dstore.shm import clean, folder, locks, open_memory
 from tests.leaks import open_descriptors
 from tests.unit.shm.children import (
     EPOCH,
@@ -35,14 +35,14 @@ from tests.unit.shm.children import (
 
 @pytest.fixture(autouse=True)
 def _say_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "_said", set())
+    monkeypatch.setattr("dstore.shm.root._logged", set())
 
 
-# ---- where there is none ----------------------------------------------------------------------
+# ---- no shared memory -------------------------------------------------------------------------
 
 
 def refused(root: Path, caplog: pytest.LogCaptureFixture) -> str:
-    """Opening gives None and changes nothing; what was logged about it, once."""
+    """Opening returns None and changes nothing. Returns the message, which is logged once."""
     before = files(root)
     caplog.clear()
     assert open_memory(EPOCH, root=str(root)) is None
@@ -56,14 +56,14 @@ def refused(root: Path, caplog: pytest.LogCaptureFixture) -> str:
     return opening[0]
 
 
-def test_a_folder_of_somebody_else_is_refused(
+def test_a_folder_of_another_user_is_refused(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     theirs = folder_of(tmp_path).parent
     theirs.mkdir(0o700)
     if os.geteuid() == 0:
         os.chown(theirs, 12345, 12345)
-    else:  # then we are somebody else
+    else:  # then the process has another user
         monkeypatch.setattr(os, "geteuid", lambda: 12345)
         theirs.rename(folder_of(tmp_path).parent)
     assert "belongs to user" in refused(tmp_path, caplog)
@@ -92,7 +92,7 @@ def test_a_file_in_its_place_is_refused(tmp_path: Path, caplog: pytest.LogCaptur
 
 
 @pytest.mark.parametrize("make", [Path.touch, lambda path: path.mkdir(0o750)])
-def test_so_is_an_epoch_folder_that_is_none_of_ours(
+def test_an_epoch_folder_of_another_user_is_refused(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, make: Callable[[Path], None]
 ) -> None:
     folder_of(tmp_path).parent.mkdir(0o700)
@@ -100,19 +100,21 @@ def test_so_is_an_epoch_folder_that_is_none_of_ours(
     refused(tmp_path, caplog)
 
 
-def test_a_root_that_is_not_there(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_missing_root(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert "is not a folder" in refused(tmp_path / "missing", caplog)
 
 
-def test_a_root_that_cannot_be_written(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """/proc is such a one, for root too."""
+def test_a_root_without_permission_to_write(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """/proc is such a folder, even for root."""
     assert open_memory(EPOCH, root="/proc") is None
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
 
 
 @pytest.mark.parametrize(("variable", "root"), [(None, ""), ("", None)])
-def test_switched_off_is_off_without_a_word(
+def test_an_empty_root_switches_shared_memory_off_without_a_warning(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
     variable: str | None,
@@ -127,7 +129,7 @@ def test_switched_off_is_off_without_a_word(
 
 
 @pytest.mark.parametrize("missing", ["locks", "the root"])
-def test_where_the_system_has_none_that_is_no_warning(
+def test_a_system_without_shared_memory_is_no_warning(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -135,9 +137,9 @@ def test_where_the_system_has_none_that_is_no_warning(
 ) -> None:
     caplog.set_level(logging.DEBUG)
     monkeypatch.delenv("DSTORE_SHM", raising=False)
-    monkeypatch.setattr(memory, "ROOT_DEFAULT", str(tmp_path / "shm"))
+    monkeypatch.setattr("dstore.shm.root.ROOT_DEFAULT", str(tmp_path / "shm"))
     if missing == "locks":
-        monkeypatch.setattr(memory, "AVAILABLE", False)
+        monkeypatch.setattr("dstore.shm.root.AVAILABLE", False)
     for _ in range(2):
         assert open_memory(EPOCH) is None
         clean()
@@ -150,7 +152,7 @@ def test_the_root_is_the_argument_else_the_variable_else_the_default(
 ) -> None:
     for name in ("argument", "variable", "default"):
         (tmp_path / name).mkdir()
-    monkeypatch.setattr(memory, "ROOT_DEFAULT", str(tmp_path / "default"))
+    monkeypatch.setattr("dstore.shm.root.ROOT_DEFAULT", str(tmp_path / "default"))
     monkeypatch.delenv("DSTORE_SHM", raising=False)
 
     def where(root: str | None = None) -> str:
@@ -175,10 +177,10 @@ def test_an_epoch_has_64_bits(tmp_path: Path, epoch: int) -> None:
 # ---- coming and going -------------------------------------------------------------------------
 
 
-def test_the_last_one_out_removes_everything(tmp_path: Path) -> None:
+def test_the_last_process_that_leaves_removes_everything(tmp_path: Path) -> None:
     with opened(tmp_path) as memory, User(tmp_path) as other:
         token = stored(memory)
-        stored(memory, own=True)
+        stored(memory, for_global=True)
         assert other.call("find", token, SIZE) == value_of(token)
         memory.close()
         assert other.call("find", token, SIZE) == value_of(token)
@@ -186,10 +188,10 @@ def test_the_last_one_out_removes_everything(tmp_path: Path) -> None:
         assert files(tmp_path) == []
 
 
-def test_what_is_being_written_does_not_keep_the_folder(tmp_path: Path) -> None:
+def test_an_unfinished_value_does_not_keep_the_folder(tmp_path: Path) -> None:
     with opened(tmp_path) as memory:
         begun(memory, new_token())
-        begun(memory, new_token(), own=True).write(0, b"x")
+        begun(memory, new_token(), for_global=True).write(0, b"x")
     assert files(tmp_path) == []
 
 
@@ -202,7 +204,7 @@ def test_a_memory_that_is_opened_twice_is_left_twice(tmp_path: Path) -> None:
         one.close()
         assert holds(two, token)
         clean(str(tmp_path))
-        with User(tmp_path) as other:  # which would clean, if the lock had fallen
+        with User(tmp_path) as other:  # this would clean if the lock were gone
             assert other.call("find", token, SIZE) == value_of(token)
             other.call("close")
         assert holds(two, token)
@@ -210,7 +212,7 @@ def test_a_memory_that_is_opened_twice_is_left_twice(tmp_path: Path) -> None:
 
 
 def test_the_same_folder_by_another_path_is_the_same_folder(tmp_path: Path) -> None:
-    """Closing it must not drop the lock of the first."""
+    """Closing the second memory must not drop the lock of the first."""
     (tmp_path / "root").mkdir()
     (tmp_path / "alias").symlink_to("root")
     with opened(tmp_path / "root") as memory:
@@ -276,7 +278,7 @@ def test_users_are_kept_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_many_come_and_go_at_once(tmp_path: Path) -> None:
-    """Whoever is in has a folder that stays, and after the last one nothing is left."""
+    """The folder stays while a process uses it, and nothing is left after the last one."""
 
     def body(pipe: Connection) -> None:
         pipe.recv()
@@ -294,7 +296,7 @@ def test_many_come_and_go_at_once(tmp_path: Path) -> None:
     assert files(tmp_path) == []
 
 
-# ---- what the killed leave behind -------------------------------------------------------------
+# ---- what killed processes leave behind -------------------------------------------------------
 
 
 def test_after_all_were_killed_the_next_one_cleans(tmp_path: Path) -> None:
@@ -328,7 +330,7 @@ def test_cleaning_leaves_what_is_in_use(tmp_path: Path) -> None:
     assert files(tmp_path) == []
 
 
-def test_others_cannot_clean_what_we_use_while_we_clean(tmp_path: Path) -> None:
+def test_others_cannot_clean_our_folder_while_we_clean(tmp_path: Path) -> None:
     with opened(tmp_path, 1) as memory:
         token = stored(memory)
         clean(str(tmp_path))
@@ -345,7 +347,7 @@ def test_others_cannot_clean_what_we_use_while_we_clean(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "left", ["nothing", "no lock", "some files", "a stray folder", "all, by another name"]
 )
-def test_what_a_killed_cleaner_has_left_half_done_goes_too(tmp_path: Path, left: str) -> None:
+def test_a_folder_that_a_killed_cleaner_left_is_removed(tmp_path: Path, left: str) -> None:
     half = folder_of(tmp_path)
     half.mkdir(0o700, parents=True)
     half.parent.chmod(0o700)
@@ -361,12 +363,12 @@ def test_what_a_killed_cleaner_has_left_half_done_goes_too(tmp_path: Path, left:
     assert cleaned(tmp_path) == []
 
 
-def test_nobody_waits_for_a_removal_but_who_leaves_last(tmp_path: Path) -> None:
+def test_only_the_last_close_waits_for_the_removal(tmp_path: Path) -> None:
     with User(tmp_path, 77) as dead:
         dead.kill()
     with opened(tmp_path, 78):
         with janitor_held_up():
-            with opened(tmp_path) as memory:  # which cleans
+            with opened(tmp_path) as memory:  # this cleans
                 token = stored(memory)
             for epoch in (77, EPOCH):
                 assert not folder_of(tmp_path, epoch).exists(), "nobody can enter it"
@@ -378,7 +380,7 @@ def test_nobody_waits_for_a_removal_but_who_leaves_last(tmp_path: Path) -> None:
     assert files(tmp_path) == []
 
 
-def test_nor_does_who_has_something_else_to_do(tmp_path: Path) -> None:
+def test_a_close_without_wait_does_not_wait_for_the_removal(tmp_path: Path) -> None:
     with opened(tmp_path) as memory, janitor_held_up():
         memory.close(wait=False)
         assert files(tmp_path) != []
@@ -405,8 +407,8 @@ def test_only_epoch_folders_are_cleaned(tmp_path: Path) -> None:
     assert files(tmp_path) == [name for name in before if name not in gone]
 
 
-def test_when_others_have_removed_the_folder_we_are_alone_and_harmless(tmp_path: Path) -> None:
-    """As a system does with what a user has left when she logs out."""
+def test_a_process_whose_folder_was_removed_is_alone_and_harmless(tmp_path: Path) -> None:
+    """As a system removes the files of a user who logs out."""
     with opened(tmp_path) as memory:
         token, open_token = stored(memory), new_token()
         view = memory.find(token, SIZE)
@@ -432,7 +434,7 @@ def test_when_others_have_removed_the_folder_we_are_alone_and_harmless(tmp_path:
 
 
 def paused(pipe: Connection, name: str, *, after: bool, times: int = 1) -> None:
-    """Let this process stop at ``locks.<name>``, before or after it, until it is told to go on."""
+    """Stop this process before or after ``locks.<name>``, until the test lets it go on."""
     whole = getattr(locks, name)
     left = times
 
@@ -449,7 +451,7 @@ def paused(pipe: Connection, name: str, *, after: bool, times: int = 1) -> None:
 
 
 def joiner(root: Path, *, after: bool) -> Callable[[Connection], None]:
-    """Opens the lock file, and stops before or after it has the lock."""
+    """A process that opens the lock file and stops before or after it has the lock."""
 
     def body(pipe: Connection) -> None:
         paused(pipe, "try_shared", after=after)
@@ -460,7 +462,7 @@ def joiner(root: Path, *, after: bool) -> Callable[[Connection], None]:
     return body
 
 
-def test_a_joiner_whose_lock_file_was_removed_starts_over(tmp_path: Path) -> None:
+def test_a_process_whose_lock_file_was_removed_starts_over(tmp_path: Path) -> None:
     with Child(joiner(tmp_path, after=False)) as child:
         assert child.hear() == "here"  # it has opened the lock file
         assert cleaned(tmp_path) == []
@@ -476,7 +478,7 @@ def test_a_joiner_whose_lock_file_was_removed_starts_over(tmp_path: Path) -> Non
     assert files(tmp_path) == []
 
 
-def test_a_joiner_that_has_the_lock_is_not_cleaned_away(tmp_path: Path) -> None:
+def test_the_folder_of_a_process_that_has_the_lock_is_not_cleaned(tmp_path: Path) -> None:
     with Child(joiner(tmp_path, after=True)) as child:
         assert child.hear() == "here"  # it has the lock, and nothing else yet
         clean(str(tmp_path))
@@ -487,7 +489,7 @@ def test_a_joiner_that_has_the_lock_is_not_cleaned_away(tmp_path: Path) -> None:
     assert files(tmp_path) == []
 
 
-def test_a_joiner_waits_for_a_cleaner_and_then_has_a_folder(
+def test_a_process_waits_for_a_cleaner_and_then_enters(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def cleaner(pipe: Connection) -> None:
@@ -536,7 +538,7 @@ def test_a_cleaner_that_does_not_finish_is_not_waited_for(
 def test_of_two_that_leave_at_the_same_time_one_removes_the_folder(
     tmp_path: Path, first: int
 ) -> None:
-    """Both are stopped with their shares in hand, then after they have given them up."""
+    """Both stop while they hold their shared locks, then after they have given them up."""
 
     def body(pipe: Connection) -> None:
         with opened(tmp_path) as memory:
@@ -565,7 +567,7 @@ def test_of_two_that_leave_at_the_same_time_one_removes_the_folder(
 def test_of_two_that_leave_one_after_the_other_the_second_removes_the_folder(
     tmp_path: Path,
 ) -> None:
-    """The first tries for the lock while the second still has its share."""
+    """The first tries for the exclusive lock while the second still holds its shared one."""
     with User(tmp_path) as second:
         with opened(tmp_path):
             pass

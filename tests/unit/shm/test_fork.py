@@ -1,10 +1,11 @@
-"""After a fork the child has no lock, and does no harm; it opens its own memory."""
+"""After a fork the child has no locks and does no harm; it can open memory of its own."""
 
 from __future__ import annotations
 
 import os
 import threading
 from collections.abc import Callable
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -13,8 +14,8 @@ import pytest
 from dstore.shm import NoRoom, clean, locks
 from tests.leaks import open_descriptors
 from tests.unit.shm.children import (
-    PATIENCE,
     SIZE,
+    TIMEOUT,
     Child,
     begun,
     cleaned,
@@ -30,18 +31,18 @@ from tests.unit.shm.children import (
 
 def test_an_inherited_memory_is_empty_and_harmless(tmp_path: Path) -> None:
     with opened(tmp_path) as memory:
-        token, own = stored(memory), stored(memory, own=True)
+        token, own = stored(memory), stored(memory, for_global=True)
 
         def body(pipe: Connection) -> None:
             assert memory.find(token, SIZE) is None
             assert not memory.adopt(token, SIZE)
             assert not memory.linked(own)
-            for call in (memory.drop, memory.drop_own, memory.touch):
+            for call in (memory.drop, partial(memory.drop, for_global=True), memory.touch):
                 call(token)
                 call(own)
             for flag in (False, True):
                 with pytest.raises(NoRoom):
-                    memory.begin(new_token(), SIZE, own=flag)
+                    memory.begin(new_token(), SIZE, for_global=flag)
             memory.close()
             memory.close()
             pipe.send("closed")
@@ -55,7 +56,7 @@ def test_an_inherited_memory_is_empty_and_harmless(tmp_path: Path) -> None:
     assert files(tmp_path) == []
 
 
-def test_a_child_that_just_ends_does_no_harm(tmp_path: Path) -> None:
+def test_a_child_that_only_ends_does_no_harm(tmp_path: Path) -> None:
     with opened(tmp_path) as memory, begun(memory, new_token()) as writer:
         token = stored(memory)
         with Child(lambda pipe: None) as child:
@@ -66,19 +67,19 @@ def test_a_child_that_just_ends_does_no_harm(tmp_path: Path) -> None:
 
 
 def clean_in_a_child(root: Path) -> None:
-    """Somebody else cleans: what is not locked goes."""
+    """Another process cleans, which removes what is not locked."""
 
     def body(pipe: Connection) -> None:
         clean(str(root))
-        with opened(root) as other:  # which sweeps
+        with opened(root) as other:  # this sweeps
             pipe.send(other is not None)
 
     with Child(body) as child:
         assert child.hear() is True
 
 
-def test_the_parents_lock_falls_with_the_parent_not_with_the_child(tmp_path: Path) -> None:
-    """The child is still there, and yet the folder and the value are free."""
+def test_the_parents_lock_ends_with_the_parent_not_with_the_child(tmp_path: Path) -> None:
+    """The child still runs, and yet the folder and the value are free."""
 
     def parent(pipe: Connection) -> None:
         with opened(tmp_path) as memory, begun(memory, new_token()) as writer:
@@ -186,20 +187,20 @@ def test_the_child_opens_its_own_memory(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
-def test_a_fork_while_another_thread_is_inside(tmp_path: Path) -> None:
-    """The thread has the lock of this process, and does not exist in the child."""
+def test_a_fork_while_another_thread_holds_the_process_lock(tmp_path: Path) -> None:
+    """The thread holds the process lock and does not exist in the child."""
     with opened(tmp_path) as memory:
         token = stored(memory)
         inside, leave = threading.Event(), threading.Event()
 
         def sit() -> None:
-            with locks.held.lock:
+            with locks.process_lock:
                 inside.set()
-                leave.wait(PATIENCE)
+                leave.wait(TIMEOUT)
 
         thread = threading.Thread(target=sit)
         thread.start()
-        assert inside.wait(PATIENCE)
+        assert inside.wait(TIMEOUT)
         reader, writer = os.pipe()
         pid = os.fork()
         if pid == 0:
@@ -219,8 +220,8 @@ def test_a_fork_while_another_thread_is_inside(tmp_path: Path) -> None:
         assert holds(memory, token)
 
 
-def test_generations(tmp_path: Path) -> None:
-    """A child of a child, each with its own memory; the oldest leaves first."""
+def test_a_child_of_a_child(tmp_path: Path) -> None:
+    """A child of a child, each with its own memory; the oldest process leaves first."""
 
     def generation(pipe: Connection, left: int) -> None:
         with opened(tmp_path) as memory:

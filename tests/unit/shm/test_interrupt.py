@@ -1,4 +1,4 @@
-"""Ctrl-C at any moment: before or after any call to the system, once at each."""
+"""A KeyboardInterrupt before or after each system call."""
 
 from __future__ import annotations
 
@@ -14,7 +14,22 @@ from typing import Any
 
 import pytest
 
-from dstore.shm import HostMemory, NoRoom, eviction, folder, locks, memory, parts, place
+from dstore.shm import (
+    HostMemory,
+    NoRoom,
+    directory,
+    eviction,
+    folder,
+    layout,
+    locks,
+    memory,
+    partial_files,
+    room,
+    root,
+    sealed_files,
+    writer,
+)
+from dstore.shm import files as shm_files
 from tests.leaks import open_descriptors
 from tests.unit.shm.children import (
     SIZE,
@@ -31,16 +46,30 @@ from tests.unit.shm.children import (
     value_of,
 )
 
-PLACES = [place, locks, folder, parts, eviction, memory]
+MODULES = [
+    directory,
+    layout,
+    shm_files,
+    sealed_files,
+    locks,
+    partial_files,
+    folder,
+    writer,
+    eviction,
+    room,
+    root,
+    sealed_files,
+    memory,
+]
 SYSTEM = [(os, "os"), (io, "io"), (fcntl, "fcntl")]
 
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")  # what was lost is closed
 
 
 class Interrupting:
-    """Stands for a module of the system. The call with the number ``at`` is interrupted.
+    """A substitute for a system module, in which call number ``at`` is interrupted.
 
-    Before it is made, or when it has been made and its result has not yet been stored.
+    The call is interrupted before it is made, or when it has returned and its result is not stored.
     """
 
     def __init__(self, at: int, *, after: bool) -> None:
@@ -75,13 +104,13 @@ class Interrupting:
     def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
         for whole, name in SYSTEM:
             stand_in = self.module(whole)
-            for module in PLACES:
+            for module in MODULES:
                 if hasattr(module, name):
                     monkeypatch.setattr(module, name, stand_in)
 
 
-def store(memory: HostMemory, token: bytes, own: bool = False) -> None:
-    with begun(memory, token, own=own) as writer:
+def store(memory: HostMemory, token: bytes, for_global: bool = False) -> None:
+    with begun(memory, token, for_global=for_global) as writer:
         writer.write(0, value_of(token))
         writer.seal()
 
@@ -96,18 +125,18 @@ def interrupted(use: Callable[[], object], at: int, after: bool) -> bool:
     return False
 
 
-@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize("for_global", [False, True])
 @pytest.mark.parametrize("after", [False, True])
-def test_while_a_value_is_written(tmp_path: Path, after: bool, own: bool) -> None:
+def test_while_a_value_is_written(tmp_path: Path, after: bool, for_global: bool) -> None:
     before = open_descriptors()
     at = 1
     while True:
         with opened(tmp_path) as memory:
             token = new_token()
-            if not interrupted(partial(store, memory, token, own), at, after):
+            if not interrupted(partial(store, memory, token, for_global), at, after):
                 break
             if not holds(memory, token):
-                store(memory, token, own)  # nobody is in the way
+                store(memory, token, for_global)  # no other writer blocks it
             assert holds(memory, token)
             left = [name for name in files(folder_of(tmp_path)) if name.endswith(".part")]
             assert left == []
@@ -119,14 +148,14 @@ def test_while_a_value_is_written(tmp_path: Path, after: bool, own: bool) -> Non
 
 @pytest.mark.parametrize("after", [False, True])
 def test_others_may_write_what_was_interrupted(tmp_path: Path, after: bool) -> None:
-    """As soon as the process that was interrupted does anything that makes room, or ends."""
+    """As soon as the interrupted process makes room for something, or ends."""
     at = 1
     while True:
         token = new_token()
         with opened(tmp_path) as memory, User(tmp_path) as other:
             if not interrupted(partial(store, memory, token), at, after):
                 break
-            parts.sweep(entered(memory))
+            entered(memory).partial_files.sweep()
             if not memory.linked(token):
                 assert other.call("begin", token, SIZE)
                 other.call("seal")
@@ -136,21 +165,21 @@ def test_others_may_write_what_was_interrupted(tmp_path: Path, after: bool) -> N
 
 
 @pytest.mark.parametrize("after", [False, True])
-def test_while_one_comes_and_goes(tmp_path: Path, after: bool) -> None:
+def test_while_a_process_enters_and_leaves(tmp_path: Path, after: bool) -> None:
     def come_and_go() -> None:
         with opened(tmp_path) as memory:
             memory.find(new_token(), SIZE)
 
     def body(pipe: Connection) -> None:
         while (at := pipe.recv()) and interrupted(come_and_go, at, after):
-            come_and_go()  # and it works as ever
+            come_and_go()  # it works as before
             pipe.send(True)
             os._exit(0)
         pipe.send(False)
 
     at, more = 1, True
     while more:
-        with User(tmp_path, 99) as dead:  # somebody to be cleaned away
+        with User(tmp_path, 99) as dead:  # its folder has to be cleaned
             dead.kill()
         with Child(body) as child:
             child.tell(at)
@@ -161,13 +190,13 @@ def test_while_one_comes_and_goes(tmp_path: Path, after: bool) -> None:
     assert at > 20
 
 
-def test_a_writer_that_is_lost_is_in_nobodys_way(tmp_path: Path) -> None:
+def test_a_lost_writer_does_not_block_others(tmp_path: Path) -> None:
     with opened(tmp_path) as memory, opened(tmp_path) as second:
         token = new_token()
         assert memory.begin(token, SIZE) is not None
         store(second, token)
         assert memory.begin(new_token(), SIZE) is not None
-        parts.sweep(entered(memory))
+        entered(memory).partial_files.sweep()
         assert files(folder_of(tmp_path) / "copies") == [token.hex()]
 
 
@@ -187,7 +216,7 @@ def test_an_interrupt_while_memory_is_reserved(
 
 
 def test_a_signal_handler_may_close_the_memory(tmp_path: Path) -> None:
-    """In the same thread, in the middle of a call: whatever was begun comes to an end."""
+    """In the same thread, in the middle of a call: all that was begun comes to an end."""
     before = open_descriptors()
     at, more = 1, True
     while more:
@@ -200,7 +229,7 @@ def test_a_signal_handler_may_close_the_memory(tmp_path: Path) -> None:
 
 
 def closed_within(memory: HostMemory, at: int, monkeypatch: pytest.MonkeyPatch) -> bool:
-    """Whether the memory was closed at the call with this number."""
+    """Whether the memory was closed during call number ``at``."""
 
     class Closing(Interrupting):
         def calls(self, whole: Callable[..., Any]) -> Callable[..., Any]:

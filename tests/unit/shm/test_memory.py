@@ -9,19 +9,19 @@ import resource
 import stat
 import threading
 from collections.abc import Iterator
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
 
-from dstore.shm import HostMemory, NoRoom, Writer, mapping
-from dstore.shm import memory as shm_memory
-from dstore.shm.folder import Folder
+from dstore.shm import HostMemory, NoRoom, Writer, mapping, sealed_files
+from dstore.shm.directory import Directory
 from tests.leaks import open_descriptors
 from tests.unit.shm.children import (
     EPOCH,
-    PATIENCE,
     SIZE,
+    TIMEOUT,
     Child,
     begun,
     files,
@@ -40,11 +40,11 @@ def memory(tmp_path: Path) -> Iterator[HostMemory]:
         yield memory
 
 
-@pytest.mark.parametrize("own", [False, True])
-def test_what_was_sealed_is_found(memory: HostMemory, own: bool) -> None:
+@pytest.mark.parametrize("for_global", [False, True])
+def test_a_sealed_value_is_found(memory: HostMemory, for_global: bool) -> None:
     token = new_token()
     assert memory.find(token, SIZE) is None
-    writer = begun(memory, token, own=own)
+    writer = begun(memory, token, for_global=for_global)
     writer.write(4096, value_of(token)[4096:])
     writer.write(0, value_of(token)[:4096])
     assert memory.find(token, SIZE) is None, "not before it is sealed"
@@ -55,7 +55,7 @@ def test_what_was_sealed_is_found(memory: HostMemory, own: bool) -> None:
     assert holds(memory, token)
 
 
-def test_a_view_is_one_of_bytes_and_read_only(memory: HostMemory) -> None:
+def test_a_view_is_of_bytes_and_read_only(memory: HostMemory) -> None:
     token = new_token()
     writer = begun(memory, token)
     for view in (writer.seal(), memory.find(token, SIZE)):
@@ -66,10 +66,8 @@ def test_a_view_is_one_of_bytes_and_read_only(memory: HostMemory) -> None:
             view[0] = 1
 
 
-def test_a_sealed_file_is_read_only_and_where_it_belongs(
-    memory: HostMemory, tmp_path: Path
-) -> None:
-    copy, own = stored(memory), stored(memory, own=True)
+def test_a_sealed_file_is_read_only_and_in_its_folder(memory: HostMemory, tmp_path: Path) -> None:
+    copy, own = stored(memory), stored(memory, for_global=True)
     folder = folder_of(tmp_path)
     for path in (folder / "copies" / copy.hex(), folder / "global" / own.hex()):
         assert stat.S_IMODE(path.stat().st_mode) == 0o400
@@ -81,14 +79,14 @@ def test_a_sealed_file_is_read_only_and_where_it_belongs(
     )
 
 
-@pytest.mark.parametrize("own", [False, True])
-def test_another_size_is_another_value(memory: HostMemory, own: bool) -> None:
-    token = stored(memory, own=own)
+@pytest.mark.parametrize("for_global", [False, True])
+def test_another_size_is_another_value(memory: HostMemory, for_global: bool) -> None:
+    token = stored(memory, for_global=for_global)
     for size in (SIZE - 1, SIZE + 1, 0):
         assert memory.find(token, size) is None
         assert not memory.linked(token, size)
         assert not memory.adopt(token, size)
-        with pytest.raises(NoRoom):  # and not None, for which one would wait for ever
+        with pytest.raises(NoRoom):  # not None, after which a reader would wait for ever
             memory.begin(token, size)
     assert memory.linked(token, SIZE) and holds(memory, token)
 
@@ -106,7 +104,13 @@ def test_an_empty_value_does_no_harm(memory: HostMemory) -> None:
 
 @pytest.mark.parametrize("bad", [b"", b"short", bytes(17)])
 def test_a_token_has_16_bytes(memory: HostMemory, bad: bytes) -> None:
-    for call in (memory.linked, memory.touch, memory.drop, memory.drop_own, memory.progress):
+    for call in (
+        memory.linked,
+        memory.touch,
+        memory.drop,
+        partial(memory.drop, for_global=True),
+        memory.progress,
+    ):
         with pytest.raises(ValueError, match="16 bytes"):
             call(bad)
     for use in (memory.find, memory.begin, memory.adopt):
@@ -114,25 +118,25 @@ def test_a_token_has_16_bytes(memory: HostMemory, bad: bytes) -> None:
             use(bad, SIZE)
 
 
-def test_only_one_writes_a_value(memory: HostMemory) -> None:
+def test_a_value_has_one_writer(memory: HostMemory) -> None:
     token = new_token()
     writer = begun(memory, token)
     assert memory.begin(token, SIZE) is None
-    other = begun(memory, token, own=True)  # Global's own is another file
+    other = begun(memory, token, for_global=True)  # Global's own is another file
     other.abandon()
     writer.abandon()
     begun(memory, token).seal()
     assert memory.begin(token, SIZE) is None, "it is there"
-    begun(memory, token, own=True).abandon()  # but not yet among Global's own
+    begun(memory, token, for_global=True).abandon()  # but not yet among Global's own
 
 
-def test_a_node_does_not_write_what_global_has(memory: HostMemory) -> None:
-    token = stored(memory, own=True)
+def test_a_node_does_not_write_a_value_that_global_has(memory: HostMemory) -> None:
+    token = stored(memory, for_global=True)
     assert memory.begin(token, SIZE) is None
-    assert memory.begin(token, SIZE, own=True) is None
+    assert memory.begin(token, SIZE, for_global=True) is None
 
 
-def test_what_is_not_sealed_leaves_nothing(memory: HostMemory, tmp_path: Path) -> None:
+def test_an_unsealed_value_leaves_no_file(memory: HostMemory, tmp_path: Path) -> None:
     before = files(tmp_path)
     token = new_token()
     with begun(memory, token) as writer:
@@ -166,7 +170,7 @@ def test_a_write_has_to_be_within_the_value(memory: HostMemory, offset: int, cou
         assert writer.size == SIZE
 
 
-def test_a_write_that_the_system_does_by_halves_is_completed(
+def test_a_partial_write_of_the_system_is_completed(
     memory: HostMemory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = os.pwrite
@@ -191,43 +195,43 @@ def test_global_adopts_what_a_node_has_written(memory: HostMemory, tmp_path: Pat
     assert not memory.adopt(token, SIZE), "it has been taken over already"
     memory.drop(token)
     assert holds(memory, token), "a Node cannot drop it any more"
-    memory.drop_own(token)
+    memory.drop(token, for_global=True)
     assert not memory.linked(token)
 
 
-def test_what_is_not_there_or_not_sealed_is_not_adopted(memory: HostMemory) -> None:
+def test_a_missing_or_unsealed_value_is_not_adopted(memory: HostMemory) -> None:
     token = new_token()
     assert not memory.adopt(token, SIZE)
     with begun(memory, token):
         assert not memory.adopt(token, SIZE)
 
 
-def test_find_does_not_miss_what_global_adopts_meanwhile(
+def test_find_does_not_miss_a_copy_that_global_is_adopting(
     memory: HostMemory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     token = stored(memory)
-    whole = shm_memory._mapped
+    whole = sealed_files._map
 
-    def adopted_first(entered: Folder, name: str, size: int) -> memoryview | None:
+    def adopted_first(here: Directory, name: str, size: int) -> memoryview | None:
         if "copies" in name:  # after the look at Global's own
             monkeypatch.undo()
             assert memory.adopt(token, SIZE)
-        return whole(entered, name, size)
+        return whole(here, name, size)
 
-    monkeypatch.setattr(shm_memory, "_mapped", adopted_first)
+    monkeypatch.setattr(sealed_files, "_map", adopted_first)
     assert holds(memory, token)
 
 
-def test_dropped_and_yet_readable(memory: HostMemory, tmp_path: Path) -> None:
-    copy, own = stored(memory), stored(memory, own=True)
+def test_a_dropped_value_stays_readable(memory: HostMemory, tmp_path: Path) -> None:
+    copy, own = stored(memory), stored(memory, for_global=True)
     views = {token: memory.find(token, SIZE) for token in (copy, own)}
     memory.drop(own)
-    memory.drop_own(copy)
+    memory.drop(copy, for_global=True)
     assert memory.linked(own) and memory.linked(copy), "each has its own place"
     memory.drop(copy)
-    memory.drop_own(own)
+    memory.drop(own, for_global=True)
     memory.drop(copy)
-    memory.drop_own(own)
+    memory.drop(own, for_global=True)
     assert files(folder_of(tmp_path)) == ["copies", "global", "lock"]
     for token, view in views.items():
         assert memory.find(token, SIZE) is None
@@ -245,7 +249,7 @@ def test_a_view_outlives_everything(tmp_path: Path) -> None:
     assert part is not None and bytes(part) == value_of(token)[4096:]
 
 
-def test_progress_shows_that_somebody_writes(memory: HostMemory, tmp_path: Path) -> None:
+def test_progress_grows_while_a_value_is_written(memory: HostMemory, tmp_path: Path) -> None:
     token = new_token()
     assert memory.progress(token) is None
     writer = begun(memory, token)
@@ -260,12 +264,12 @@ def test_progress_shows_that_somebody_writes(memory: HostMemory, tmp_path: Path)
     assert memory.progress(token) is None
 
 
-def test_a_closed_memory_is_empty_and_takes_nothing(tmp_path: Path) -> None:
+def test_a_closed_memory_is_empty_and_accepts_nothing(tmp_path: Path) -> None:
     with opened(tmp_path) as other, opened(tmp_path) as memory:
         token = new_token()
-        laid, writer = begun(memory, token), begun(memory, new_token())
-        laid.write(0, value_of(token))
-        laid.seal()
+        sealed, writer = begun(memory, token), begun(memory, new_token())
+        sealed.write(0, value_of(token))
+        sealed.seal()
         memory.close()
         memory.close()
         assert memory.find(token, SIZE) is None
@@ -279,18 +283,18 @@ def test_a_closed_memory_is_empty_and_takes_nothing(tmp_path: Path) -> None:
         with pytest.raises(NoRoom):
             writer.seal()
         assert holds(other, token), "it is there for others"
-        laid.withdraw()  # as of a value that is not bound, since the Node was closed
-        laid.withdraw()
+        sealed.discard()  # as of a value that is not bound, since the Node was closed
+        sealed.discard()
         assert other.find(token, SIZE) is None
         assert [name for name in files(tmp_path) if name.endswith(".part")] == []
 
 
-def test_memories_of_one_process_share_and_exclude_like_others(tmp_path: Path) -> None:
+def test_memories_of_one_process_share_and_exclude_like_those_of_several(tmp_path: Path) -> None:
     with opened(tmp_path) as one, opened(tmp_path) as two:
         token = new_token()
         writer = begun(one, token)
         assert two.begin(token, SIZE) is None
-        one.close()  # which gives up what was written through it
+        one.close()  # this abandons what was written through it
         with begun(two, token) as other:
             other.write(0, value_of(token))
             other.seal()
@@ -301,7 +305,7 @@ def test_memories_of_one_process_share_and_exclude_like_others(tmp_path: Path) -
     assert files(tmp_path) == []
 
 
-def test_closing_waits_for_nobody_and_takes_no_descriptor_from_a_write(
+def test_closing_does_not_wait_and_does_not_close_the_descriptor_of_a_write(
     memory: HostMemory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The number of a closed descriptor may be another file's the next moment."""
@@ -312,14 +316,14 @@ def test_closing_waits_for_nobody_and_takes_no_descriptor_from_a_write(
 
     def slow(descriptor: int, data: memoryview, offset: int) -> int:
         at_work.set()
-        assert go_on.wait(PATIENCE)
+        assert go_on.wait(TIMEOUT)
         written.append(os.fstat(descriptor).st_nlink)
         return whole(descriptor, data, offset)
 
     monkeypatch.setattr(os, "pwrite", slow)
     thread = threading.Thread(target=writer.write, args=(0, b"late"))
     thread.start()
-    assert at_work.wait(PATIENCE)
+    assert at_work.wait(TIMEOUT)
     memory.close()
     assert files(tmp_path) == []
     go_on.set()
@@ -363,7 +367,7 @@ def test_a_mapping_needs_no_descriptor(tmp_path: Path) -> None:
         assert child.hear() == (count, True)
 
 
-def test_a_process_that_has_very_many_mapped_gets_no_more(
+def test_a_process_with_very_many_mappings_gets_no_more(
     memory: HostMemory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tokens = [stored(memory) for _ in range(3)]
@@ -379,7 +383,7 @@ def test_a_process_that_has_very_many_mapped_gets_no_more(
     assert memory.find(tokens[2], SIZE) is not None
 
 
-def test_memory_goes_with_the_last_view(memory: HostMemory) -> None:
+def test_memory_is_freed_with_the_last_view(memory: HostMemory) -> None:
     token = stored(memory)
     maps = Path("/proc/self/maps")
     view = memory.find(token, SIZE)
@@ -393,10 +397,10 @@ def test_memory_goes_with_the_last_view(memory: HostMemory) -> None:
     assert token.hex() not in maps.read_text()
 
 
-def test_what_cannot_be_mapped_is_no_reason_to_wait_for_ever(
+def test_a_value_that_cannot_be_mapped_is_not_waited_for(
     memory: HostMemory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As when a process has reached its number of mappings."""
+    """As when a process has as many mappings as it may have."""
     token = stored(memory)
 
     def refused(descriptor: int, size: int) -> memoryview:

@@ -1,4 +1,4 @@
-"""Many processes and one value: exactly one writes it, whoever dies."""
+"""Many processes and one value: exactly one writes it, whichever of them dies."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from dstore.shm import NoRoom, Writer, locks, parts
+from dstore.shm import NoRoom, Writer, locks
 from tests.unit.shm.children import (
     SIZE,
     Child,
@@ -29,7 +29,7 @@ RACERS = 8
 
 
 def test_eight_processes_write_it_once_and_map_the_same_file(tmp_path: Path) -> None:
-    """Each does what a reader does: look, begin, or wait a little and look again."""
+    """Each process does what a reader does: look, begin, or wait a little and look again."""
     token = new_token()
 
     def body(pipe: Connection) -> None:
@@ -72,7 +72,7 @@ def mapped_inodes() -> tuple[int, ...]:
     return tuple({int(line.split()[4]) for line in lines if "/copies/" in line})
 
 
-def test_another_process_is_told_to_wait(tmp_path: Path) -> None:
+def test_another_process_has_to_wait(tmp_path: Path) -> None:
     with opened(tmp_path) as memory, User(tmp_path) as other:
         token = new_token()
         with begun(memory, token) as writer:
@@ -87,11 +87,11 @@ def test_another_process_is_told_to_wait(tmp_path: Path) -> None:
         assert holds(memory, token)
         memory.drop(token)
         assert other.call("linked", token)
-        other.call("drop_own", token)
+        other.call("drop", token, for_global=True)
         assert not memory.linked(token)
 
 
-def test_what_is_sealed_while_one_asks_is_there_and_not_out_of_reach(
+def test_a_value_that_is_sealed_during_begin_is_not_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with opened(tmp_path) as memory, User(tmp_path) as other:
@@ -109,7 +109,7 @@ def test_what_is_sealed_while_one_asks_is_there_and_not_out_of_reach(
         assert memory.begin(token, SIZE) is None
 
 
-def test_what_one_gives_up_the_next_may_begin(tmp_path: Path) -> None:
+def test_an_abandoned_value_may_be_begun_again(tmp_path: Path) -> None:
     with opened(tmp_path) as memory, User(tmp_path) as other:
         token = new_token()
         assert other.call("begin", token, SIZE)
@@ -120,25 +120,27 @@ def test_what_one_gives_up_the_next_may_begin(tmp_path: Path) -> None:
             assert bytes(writer.seal()) == bytes(SIZE), "nothing of the other's is in it"
 
 
-@pytest.mark.parametrize("own", [False, True])
-def test_when_the_writer_is_killed_another_takes_over(tmp_path: Path, own: bool) -> None:
+@pytest.mark.parametrize("for_global", [False, True])
+def test_when_the_writer_is_killed_another_takes_over(tmp_path: Path, for_global: bool) -> None:
     with opened(tmp_path) as memory:
         token = new_token()
         for _ in range(2):
             with User(tmp_path) as other:
-                assert other.call("begin", token, 2 * SIZE, own=own)
+                assert other.call("begin", token, 2 * SIZE, for_global=for_global)
                 other.call("write", 0, b"garbage")
-                assert memory.begin(token, SIZE, own=own) is None
+                assert memory.begin(token, SIZE, for_global=for_global) is None
                 other.kill()
-        with begun(memory, token, own=own) as writer:
+        with begun(memory, token, for_global=for_global) as writer:
             with User(tmp_path) as other:
-                assert other.call("begin", token, SIZE, own=own) is None, "it is taken already"
+                assert other.call("begin", token, SIZE, for_global=for_global) is None, (
+                    "it is taken already"
+                )
                 other.call("close")
             writer.write(7, value_of(token)[7:])
             assert bytes(writer.seal()) == bytes(7) + value_of(token)[7:]
 
 
-def test_of_those_who_wait_for_a_dead_writer_one_takes_over(tmp_path: Path) -> None:
+def test_one_of_the_processes_that_wait_for_a_dead_writer_takes_over(tmp_path: Path) -> None:
     with opened(tmp_path) as memory, User(tmp_path) as one, User(tmp_path) as two:
         token = new_token()
         with User(tmp_path) as dead:
@@ -156,8 +158,8 @@ def test_of_those_who_wait_for_a_dead_writer_one_takes_over(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("end", ["seal", "abandon"])
-def test_who_gets_the_lock_of_a_file_that_is_over_looks_again(tmp_path: Path, end: str) -> None:
-    """It has opened the unfinished file, and waits at the lock until its writer has ended."""
+def test_a_process_that_locks_a_sealed_file_looks_again(tmp_path: Path, end: str) -> None:
+    """A process has opened the partial file and waits at the lock until its writer has ended."""
     token = new_token()
 
     def body(pipe: Connection) -> None:
@@ -190,7 +192,7 @@ def test_who_gets_the_lock_of_a_file_that_is_over_looks_again(tmp_path: Path, en
 
 
 def test_a_sealed_file_is_never_replaced(tmp_path: Path) -> None:
-    """One looks and finds nothing; before it begins, another has written everything."""
+    """One process finds nothing; before it begins, another has written everything."""
     with opened(tmp_path) as memory, User(tmp_path) as other:
         token = new_token()
         assert memory.find(token, SIZE) is None
@@ -205,7 +207,7 @@ def test_a_sealed_file_is_never_replaced(tmp_path: Path) -> None:
 
 
 def test_closing_another_descriptor_does_not_drop_a_lock(tmp_path: Path) -> None:
-    """What this process does beside its writing must not open the file that it writes."""
+    """A process that writes a file must not open that file elsewhere, which would drop its lock."""
     with opened(tmp_path) as memory, opened(tmp_path) as second, User(tmp_path) as other:
         token = new_token()
         with begun(memory, token) as writer:
@@ -218,9 +220,9 @@ def test_closing_another_descriptor_does_not_drop_a_lock(tmp_path: Path) -> None
                 each.touch(token)
                 each.drop(token)
                 each.progress(token)
-            with opened(tmp_path) as third:  # which sweeps
+            with opened(tmp_path) as third:  # this sweeps
                 assert third.begin(token, SIZE) is None
-            parts.sweep(entered(memory))
+            entered(memory).partial_files.sweep()
             assert other.call("begin", token, SIZE) is None
             writer.seal()
         assert other.call("find", token, SIZE) == value_of(token)

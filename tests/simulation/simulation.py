@@ -1,4 +1,4 @@
-"""One run: a Global, its Locals, and a nemesis."""
+"""One run: a Global, its Locals, and the faults that strike them."""
 
 from __future__ import annotations
 
@@ -8,31 +8,32 @@ from dstore.core.authority.stages import STAGE_IDLE
 from dstore.protocol.messages import Ack, Goodbye, Sync
 from tests.history.operations import Operation
 from tests.simulation.actors import SimGlobal, SimLocal
-from tests.simulation.client import Client, noted_by
-from tests.simulation.hosts import SimHost
+from tests.simulation.client import Client, history_of
+from tests.simulation.host import SimHost
 from tests.simulation.invariants import broken, left_over
 from tests.simulation.loop import Loop
 from tests.simulation.scenario import Scenario
 
 BUSY_MAX = 180.0
-"""Seconds of true time in which all operations must have ended."""
+"""Seconds of true time after which a run is no longer disturbed, ended operations or not."""
 GUESSES_MAX = 10
-"""The session ids that a stranger tries are below this."""
+"""The session ids that a forger guesses are below this."""
 LOCALS_MAX = 12
-"""Locals of one run, those that died included."""
+"""Locals of one run, including those that have ended."""
 
 
-class World:
-    """Plays a scenario to its end, or to the first invariant that breaks."""
+class Simulation:
+    """Plays a scenario to its end, or until an invariant is broken."""
 
     def __init__(self, scenario: Scenario) -> None:
         self.scenario = scenario
         self.loop = Loop(scenario.seed)
-        self.place = SimGlobal(self.loop, scenario)
-        self.hosts = [SimHost(), SimHost(), self.place.host][: scenario.hosts]
+        self.authority = SimGlobal(self.loop, scenario)
+        self.hosts = [SimHost(), SimHost(), self.authority.host][: scenario.hosts]
         self.locals: list[SimLocal] = []
-        self.faults = self.loop.faults
-        self.busy_lines: int | None = None  # of the trace, before it became quiet
+        self.clients: list[Client] = []
+        self.violations = self.loop.violations
+        self.busy_lines: int | None = None  # lines of the trace before the faults ended
         for _ in range(scenario.locals):
             self._start_local()
         for rate, strike in (
@@ -50,43 +51,43 @@ class World:
     def run(self) -> None:
         self.loop.after_step = self._check
         self.loop.run(BUSY_MAX, self._busy_is_over)
-        if not self.faults:
-            self._let_it_become_quiet()
+        if not self.violations:
+            self._settle()
 
     @property
     def history(self) -> list[Operation]:
-        return list(noted_by(self.locals))
+        return history_of(self.clients)
 
-    # ---- the course of it -----------------------------------------------------------------
+    # ---- the course of a run --------------------------------------------------------------
 
     def _start_local(self) -> None:
         host = self.hosts[len(self.locals) % len(self.hosts)]
-        local = SimLocal(self.loop, self.scenario, self.place, host, f"L{len(self.locals)}")
+        local = SimLocal(self.loop, self.scenario, self.authority, host, f"L{len(self.locals)}")
         self.locals.append(local)
         for number in range(self.scenario.threads):
-            Client(local, number)
+            self.clients.append(Client(local, number))
 
     def _busy_is_over(self) -> bool:
-        return bool(self.faults) or all(
-            client.idle for local in self.locals if local.alive for client in local.clients
+        return bool(self.violations) or all(
+            client.idle for client in self.clients if client.local.alive
         )
 
-    def _let_it_become_quiet(self) -> None:
-        """No more faults; after some leases nothing may be left that anybody waits for."""
+    def _settle(self) -> None:
+        """End the faults; after some leases nothing may be left over."""
         self._quiet = True
         self.busy_lines = len(self.loop.trace)
-        linger = self.place.state._sessions.linger
+        linger = self.authority.state._sessions.linger
         uploads = STAGE_IDLE if self.scenario.large else 0.0
         span = linger + 10 * self.scenario.lease + 5 + uploads
         self.loop.run(self.loop.now + span, lambda: False)
-        if not self.faults:
-            self.faults += left_over(self.place, self.locals)
+        if not self.violations:
+            self.violations += left_over(self.authority, self.locals, self.clients)
 
     def _check(self) -> None:
-        for fault in broken(self.place, self.locals):
-            self.loop.fault(fault)
+        for problem in broken(self.authority, self.locals):
+            self.loop.violation(problem)
 
-    # ---- the nemesis ----------------------------------------------------------------------
+    # ---- faults ---------------------------------------------------------------------------
 
     _quiet = False
 
@@ -99,12 +100,12 @@ class World:
             strike()
             self._plan(rate, strike)
 
-    def _victim(self) -> SimLocal | None:
+    def _any_local(self) -> SimLocal | None:
         alive = [local for local in self.locals if local.alive and not local.state.closing]
         return self.loop.dice.choice(alive) if alive else None
 
     def _cut(self) -> None:
-        local = self._victim()
+        local = self._any_local()
         if local is not None:
             kind = self.loop.dice.choice(("control", "sub", "requests"))
             if kind == "control":
@@ -116,18 +117,18 @@ class World:
                     client.channel.cut(lambda: None)
 
     def _pause(self) -> None:
-        local = self._victim()
+        local = self._any_local()
         if local is not None:
             local.pause(self.loop.dice.random() * self.scenario.pause)
 
     def _crash(self) -> None:
-        local = self._victim()
+        local = self._any_local()
         if local is not None and len(self.locals) < LOCALS_MAX:
             local.crash()
             self._start_local()
 
     def _goodbye(self) -> None:
-        local = self._victim()
+        local = self._any_local()
         if local is not None and len(self.locals) < LOCALS_MAX:
             local.goodbye()
             self._start_local()
@@ -138,18 +139,18 @@ class World:
             host.copies.pop(self.loop.dice.choice(list(host.copies)))
 
     def _forge(self) -> None:
-        """Somebody speaks for a Local whose session it does not know, only all the rest."""
-        epoch, guess = self.place.epoch, self.loop.dice.randrange(1, GUESSES_MAX)
-        seq = self.place.state._log.seq
+        """Send a message for a Local, with all right but the session id, which is guessed."""
+        epoch, guess = self.authority.epoch, self.loop.dice.randrange(1, GUESSES_MAX)
+        seq = self.authority.state._log.seq
         forged = (
             Ack(epoch, guess, seq),
             Sync(epoch, guess, 1, seq, GUESSES_MAX),
             Goodbye(epoch, guess),
         )
-        self.place.receive(b"stranger/0", self.loop.dice.choice(forged))
+        self.authority.receive(b"stranger/0", self.loop.dice.choice(forged))
 
     def _pause_global(self) -> None:
-        self.place.pause(self.loop.dice.random() * self.scenario.pause)
+        self.authority.pause(self.loop.dice.random() * self.scenario.pause)
 
     def _crash_global(self) -> None:
-        self.place.crash()
+        self.authority.crash()

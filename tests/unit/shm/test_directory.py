@@ -1,4 +1,4 @@
-"""Nobody else decides where shared memory is: not before it is opened, and not afterwards."""
+"""Other users cannot redirect shared memory, neither before it is opened nor afterwards."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 import dstore
-from dstore.shm import check_root, memory, open_memory, place
-from dstore.shm.place import Unsafe
+from dstore.shm import check_root, directory, open_memory
+from dstore.shm.directory import Unsafe
 from tests.unit.shm.children import (
     EPOCH,
     SIZE,
@@ -33,19 +33,19 @@ only_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give fil
 
 @pytest.fixture(autouse=True)
 def _say_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "_said", set())
+    monkeypatch.setattr("dstore.shm.root._logged", set())
 
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """A folder, two levels down."""
+    """A folder two levels below ``tmp_path``."""
     path = tmp_path / "above" / "root"
     path.mkdir(0o700, parents=True)
     return path
 
 
 def refused(root: Path, caplog: pytest.LogCaptureFixture) -> str:
-    """It is an error if it is asked for, and where it is not, a warning, once. What is said."""
+    """An unsafe root is an error if it was set, and logs one warning as the default."""
     with pytest.raises(ValueError, match="is not safe") as caught:
         check_root(str(root))
     for _ in range(2):
@@ -64,12 +64,12 @@ def taken(root: Path) -> None:
     assert files(root) == []
 
 
-# ---- the way ----------------------------------------------------------------------------------
+# ---- the path to the root ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("mode", [0o777, 0o775, 0o770, 0o722, 0o2777])
 @pytest.mark.parametrize("which", ["root", "above"])
-def test_where_others_may_write_there_is_none(
+def test_a_root_where_others_may_write_is_refused(
     root: Path, caplog: pytest.LogCaptureFixture, mode: int, which: str
 ) -> None:
     (root if which == "root" else root.parent).chmod(mode)
@@ -80,7 +80,9 @@ def test_where_others_may_write_there_is_none(
 
 @pytest.mark.parametrize("mode", [0o1777, 0o1770, 0o755, 0o711, 0o700])
 @pytest.mark.parametrize("which", ["root", "above"])
-def test_where_others_cannot_replace_ours_there_is(root: Path, mode: int, which: str) -> None:
+def test_a_root_where_others_cannot_replace_our_folder_is_used(
+    root: Path, mode: int, which: str
+) -> None:
     (root if which == "root" else root.parent).chmod(mode)
     taken(root)
 
@@ -88,7 +90,7 @@ def test_where_others_cannot_replace_ours_there_is(root: Path, mode: int, which:
 @only_root
 @pytest.mark.parametrize("mode", [0o1777, 0o700])
 @pytest.mark.parametrize("which", ["root", "above"])
-def test_what_belongs_to_somebody_else_is_no_place(
+def test_a_root_of_another_user_is_refused(
     root: Path, caplog: pytest.LogCaptureFixture, mode: int, which: str
 ) -> None:
     folder = root if which == "root" else root.parent
@@ -104,8 +106,8 @@ def test_links_of_this_user_are_followed(root: Path) -> None:
 
 
 @only_root
-def test_links_of_somebody_else_are_not(root: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """As one that was planted in /tmp."""
+def test_links_of_another_user_are_refused(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """As when another user has planted it in /tmp."""
     link = root.parent / "link"
     link.symlink_to(root)
     os.chown(link, SOMEBODY, SOMEBODY, follow_symlinks=False)
@@ -116,7 +118,9 @@ def test_links_of_somebody_else_are_not(root: Path, caplog: pytest.LogCaptureFix
     assert files(root) == []
 
 
-def test_a_link_leads_nowhere_unsafe(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_link_to_an_unsafe_folder_is_refused(
+    root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     root.chmod(0o777)
     link = root.parent / "link"
     link.symlink_to(root)
@@ -124,15 +128,15 @@ def test_a_link_leads_nowhere_unsafe(root: Path, caplog: pytest.LogCaptureFixtur
         check_root(str(link))
 
 
-def test_links_without_end_come_to_one(root: Path) -> None:
+def test_a_cycle_of_links_is_refused(root: Path) -> None:
     (root / "a").symlink_to("b")
     (root / "b").symlink_to("a")
     with pytest.raises(OSError, match="symbolic links"):
-        place.walk(str(root / "a"))
+        directory.walk(str(root / "a"))
     assert open_memory(EPOCH, root=str(root / "a")) is None
 
 
-def test_what_becomes_a_link_between_two_looks_is_not_followed(
+def test_a_folder_that_is_replaced_by_a_link_is_not_followed(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = os.stat
@@ -147,11 +151,11 @@ def test_what_becomes_a_link_between_two_looks_is_not_followed(
 
     monkeypatch.setattr(os, "stat", swapped)
     with pytest.raises(NotADirectoryError):
-        place.walk(str(root))
+        directory.walk(str(root))
 
 
 @pytest.mark.parametrize("given", ["argument", "variable"])
-def test_nodes_and_globals_do_not_start_in_such_a_place(
+def test_nodes_and_globals_do_not_start_with_an_unsafe_root(
     root: Path, monkeypatch: pytest.MonkeyPatch, given: str
 ) -> None:
     root.chmod(0o777)
@@ -165,12 +169,12 @@ def test_nodes_and_globals_do_not_start_in_such_a_place(
         dstore.Node("tcp://127.0.0.1:1", shm=shm)
 
 
-def test_a_default_that_is_not_safe_is_a_warning_and_private_memory(
+def test_an_unsafe_default_is_a_warning_and_private_memory(
     root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     root.chmod(0o777)
     monkeypatch.delenv("DSTORE_SHM")
-    monkeypatch.setattr(memory, "ROOT_DEFAULT", str(root))
+    monkeypatch.setattr("dstore.shm.root.ROOT_DEFAULT", str(root))
     with dstore.Global("tcp://127.0.0.1:0") as one, dstore.Node(one.address) as node:
         node.set("k", bytes(1 << 20))
         assert node.get("k") == bytes(1 << 20)
@@ -180,21 +184,21 @@ def test_a_default_that_is_not_safe_is_a_warning_and_private_memory(
     assert files(root) == []
 
 
-# ---- once it is open --------------------------------------------------------------------------
+# ---- after it is open -------------------------------------------------------------------------
 
 
 def test_another_folder_in_the_place_of_ours_gets_nothing(root: Path) -> None:
-    """The user who put it there has not got what we write."""
+    """A user who has put another folder in place of ours cannot read what we write."""
     with opened(root) as here:
         root.rename(root.parent / "former")
         root.mkdir(0o700)
-        assert holds(here, stored(here)) and holds(here, stored(here, own=True))
+        assert holds(here, stored(here)) and holds(here, stored(here, for_global=True))
         assert files(root) == []
     assert files(root.parent / "former") == []
 
 
 @pytest.mark.parametrize("what", ["the user's", "the epoch's"])
-def test_nor_does_a_link(root: Path, what: str) -> None:
+def test_a_link_in_the_place_of_ours_gets_nothing(root: Path, what: str) -> None:
     ours = folder_of(root) if what == "the epoch's" else folder_of(root).parent
     aim = root / "aim"
     aim.mkdir(0o700)
@@ -205,7 +209,7 @@ def test_nor_does_a_link(root: Path, what: str) -> None:
         ours.rename(root / "former")
         ours.symlink_to(aim)
         assert holds(here, token)
-        assert holds(here, stored(here)) and holds(here, stored(here, own=True))
+        assert holds(here, stored(here)) and holds(here, stored(here, for_global=True))
         here.drop(token)
         assert files(aim) == before
     cleaned(root)
@@ -242,7 +246,7 @@ if os.geteuid() == 0:
 
 @pytest.mark.parametrize("plant", KINDS)
 @pytest.mark.parametrize("where", ["copies", "global"])
-def test_what_is_none_of_our_files_is_not_opened(
+def test_a_sealed_name_that_is_not_our_file_is_not_opened(
     tmp_path: Path, plant: Callable[[Path], None], where: str
 ) -> None:
     with opened(tmp_path) as here:
@@ -254,7 +258,7 @@ def test_what_is_none_of_our_files_is_not_opened(
 
 
 @pytest.mark.parametrize("plant", KINDS)
-def test_nor_is_what_has_the_name_of_an_unfinished_one(
+def test_a_partial_name_that_is_not_our_file_is_not_opened(
     tmp_path: Path, plant: Callable[[Path], None]
 ) -> None:
     with opened(tmp_path) as here:
@@ -267,7 +271,7 @@ def test_nor_is_what_has_the_name_of_an_unfinished_one(
 
 
 @pytest.mark.parametrize("plant", KINDS)
-def test_nor_what_has_the_name_of_the_lock(
+def test_a_lock_that_is_not_our_file_is_not_opened(
     tmp_path: Path, plant: Callable[[Path], None], caplog: pytest.LogCaptureFixture
 ) -> None:
     folder_of(tmp_path).parent.mkdir(0o700)
@@ -277,10 +281,10 @@ def test_nor_what_has_the_name_of_the_lock(
     assert "no shared memory" in caplog.text
 
 
-# ---- what lies about there --------------------------------------------------------------------
+# ---- files that are there already -------------------------------------------------------------
 
 
-def test_what_has_another_name_is_neither_evicted_nor_swept(tmp_path: Path) -> None:
+def test_a_file_with_another_name_is_neither_evicted_nor_swept(tmp_path: Path) -> None:
     names = ["notes", "notes.part", "a" * 31, "g" * 32, "A" * 32 + ".part", "b" * 32 + ".part.old"]
     with opened(tmp_path, limit=2 * SIZE) as here:
         copies = folder_of(tmp_path) / "copies"
@@ -293,19 +297,19 @@ def test_what_has_another_name_is_neither_evicted_nor_swept(tmp_path: Path) -> N
         assert set(names) <= set(files(copies))
 
 
-def test_an_empty_file_of_a_dead_writer_goes_when_it_is_old(tmp_path: Path) -> None:
-    """It takes no room, but there is no end to those that are killed."""
+def test_an_old_empty_file_of_a_dead_writer_is_swept(tmp_path: Path) -> None:
+    """Empty files take no room, but killed processes could leave any number of them."""
     with opened(tmp_path):
         copies = folder_of(tmp_path) / "copies"
         young, old = (copies / f"{new_token().hex()}.part" for _ in range(2))
         young.touch(0o600)
         old.touch(0o600)
         os.utime(old, (time.time() - 100, time.time() - 100))
-        with opened(tmp_path):  # which sweeps
+        with opened(tmp_path):  # this sweeps
             assert files(copies) == [young.name]
 
 
-def test_one_that_is_being_claimed_stays_however_old(tmp_path: Path) -> None:
+def test_an_empty_file_that_is_being_claimed_is_not_swept(tmp_path: Path) -> None:
     with opened(tmp_path) as here:
         token = new_token()
         name = f"copies/{token.hex()}.part"
@@ -316,7 +320,7 @@ def test_one_that_is_being_claimed_stays_however_old(tmp_path: Path) -> None:
         assert holds(here, token)
 
 
-def test_a_walk_says_what_is_wrong(root: Path) -> None:
+def test_the_error_of_a_walk_names_the_folder_and_the_reason(root: Path) -> None:
     root.chmod(0o777)
     with pytest.raises(Unsafe, match=f"others may write in {root}"):
-        place.walk(str(root))
+        directory.walk(str(root))

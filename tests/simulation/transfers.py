@@ -1,68 +1,30 @@
-"""Hosts, and how large values lie on them: the simulated counterpart of ``dstore.large``."""
+"""Fetching and sending large values: the simulated counterpart of ``dstore.client.large``."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from dstore.core.local.cache import Held
 from dstore.core.local.operations import FetchBody, SendBody
 from dstore.core.local.transfer import Moved, Receive, Send, TransferFailed, download, upload
-from dstore.protocol import content
-from dstore.protocol.messages import Large, Reply, Stored
-from dstore.shm.private_bulk import PrivateBulk
-
-if TYPE_CHECKING:
-    from tests.simulation.client import Client
+from dstore.protocol.messages import Reply
+from tests.simulation.actors import Caller
 
 CHUNK = 3
 """Bytes of a chunk, so that a simulated value has several."""
 POLL = 0.002
-"""Seconds between two looks at what another thread is writing."""
-
-
-class SimHost:
-    """The memory that the processes of one host share."""
-
-    def __init__(self) -> None:
-        self.copies: dict[bytes, bytes] = {}
-        self.writers: dict[bytes, Mover] = {}
-
-
-class SimBulk(PrivateBulk):
-    """Global's own, on the host where it runs."""
-
-    def __init__(self, host: SimHost) -> None:
-        super().__init__()
-        self._host = host
-
-    def adopt(self, token: bytes, size: int) -> bool:
-        body = self._host.copies.pop(token, None)
-        if body is None:
-            return False
-        self.reserve(token, size)
-        self.write(token, 0, body)
-        self.seal(token)
-        return True
-
-    def tokens(self) -> set[bytes]:
-        return {*self._unsealed, *self._sealed}
-
-
-def laid_down(token: bytes, body: bytes, host: SimHost) -> Stored:
-    """A large value of a writer, where the other processes of its host find it."""
-    host.copies[token] = body
-    return Stored(token, "bytes", Large(len(body), content.digest("bytes", body)))
+"""Seconds between two looks at a value that another thread is writing."""
 
 
 Done = Callable[[Held | None, TransferFailed | None], None]
+"""Called with the value that was fetched (None if one was sent), or with the failure."""
 
 
-class Mover:
-    """One thread that obtains or supplies a large value."""
+class LargeTransfer:
+    """Fetches or sends one large value for a thread."""
 
     def __init__(
-        self, client: Client, step: FetchBody | SendBody, bodies: dict[bytes, bytes], done: Done
+        self, client: Caller, step: FetchBody | SendBody, bodies: dict[bytes, bytes], done: Done
     ) -> None:
         self._client = client
         self._loop = client.loop
@@ -85,32 +47,32 @@ class Mover:
             self._transfer = download(
                 step.envelope, step.stored, self._write, self._now(), step.stall_timeout, CHUNK
             )
-            self._loop.at(self._loop.now, self._obtain)
+            self._loop.at(self._loop.now, self._fetch)
 
     def give_up(self) -> None:
-        """Its thread goes away; what it has written is of no use, and another may begin."""
+        """Stop. Another thread may begin to write the value."""
         self._over = True
         self._turn += 1
         if self._host.writers.get(self._token) is self:
             del self._host.writers[self._token]
 
     def receive(self, reply: Reply) -> None:
-        """A reply has come on the channel."""
+        """Take a reply from the channel."""
         ours = reply.request == self._step.envelope[2]
         if ours and not self._over and isinstance(self._waiting, Receive):
             self._go_on(Moved(self._now(), reply))
 
-    # ---- obtaining ------------------------------------------------------------------------
+    # ---- fetching -------------------------------------------------------------------------
 
-    def _obtain(self) -> None:
-        """As every process of the host does it: look, else write, else look again."""
+    def _fetch(self) -> None:
+        """Look for the value, else begin to write it, else look again later."""
         if self._over:
             return
         body = self._host.copies.get(self._token) or self._client.local.of_global(self._token)
         if body is not None:
             self._end(Held(memoryview(body), shared=True), None)
         elif self._token in self._host.writers:
-            self._loop.later(POLL, self._obtain)
+            self._loop.later(POLL, self._fetch)
         else:
             self._host.writers[self._token] = self
             self._go_on(None)
@@ -140,7 +102,7 @@ class Mover:
             self._try(self._turn)
 
     def _try(self, turn: int) -> None:
-        """Send, as soon as there is a connection; or wait for a reply."""
+        """Send when there is a connection, or wait for a reply."""
         if turn != self._turn or self._over:
             return
         step = self._waiting

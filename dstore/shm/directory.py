@@ -1,13 +1,13 @@
-"""Folders that are held open, and the way to them.
+"""Folders that are held open, and the safe way to open the first of them.
 
-Files are opened relative to a folder that is open, never by a path from the root: what was checked
-is what is used, whatever others rename meanwhile. The way to the first of these folders is walked
-one name at a time. Each folder on it must belong to this user or to root, and must not be writable
-by others, unless it is sticky, as /tmp and /dev/shm are: there others can make names and cannot
-replace ours. So nobody else can lead this process elsewhere. A symbolic link on the way must
-belong to this user or to root as well.
+Files are opened relative to an open folder, never by a path from the root. So the folder that was
+checked is the folder that is used, whatever other processes rename meanwhile. The path to the first
+folder is walked one name at a time. Each folder on it must belong to this user or to root, and must
+not be writable by others, unless it is sticky, as /tmp and /dev/shm are: there others can create
+names and cannot replace ours. A symbolic link on the path must belong to this user or to root as
+well. So no other user can lead this process elsewhere.
 
-What is trusted is this user, and root. Other processes of this user can do anything to the files.
+This user and root are trusted: other processes of this user can do anything to the files.
 """
 
 from __future__ import annotations
@@ -20,36 +20,35 @@ import weakref
 from collections.abc import Iterator
 
 LINKS_MAX = 40
-"""Symbolic links that may be on the way; the system has the same limit."""
+"""Symbolic links that may be on a path; Linux has the same limit."""
 _CHECKED = (os.open, os.mkdir, os.stat, os.rename, os.unlink, os.rmdir, os.readlink, os.utime)
 AVAILABLE = os.supports_dir_fd.issuperset(_CHECKED) and os.scandir in os.supports_fd
 """Whether this system can open files relative to a folder."""
 
 
-def _flags(*names: str) -> int:
+def open_flags(*names: str) -> int:
+    """Flags of ``os.open``; one that this system does not have is left out."""
     return sum(getattr(os, name, 0) for name in names)
 
 
-_FOLDER = _flags("O_DIRECTORY", "O_NOFOLLOW", "O_CLOEXEC")
-_WAY = _FOLDER | getattr(os, "O_PATH", os.O_RDONLY)
-"""To walk on and to look names up; a folder that may not be listed can be on the way."""
-FILE = _flags("O_NOFOLLOW", "O_CLOEXEC", "O_NONBLOCK")
-"""For files: a pipe in the place of one must not hold us up."""
+_FOLDER = open_flags("O_DIRECTORY", "O_NOFOLLOW", "O_CLOEXEC")
+# Enough to walk on and to look names up. A folder that may not be listed can be on a path.
+_WALK = _FOLDER | getattr(os, "O_PATH", os.O_RDONLY)
 
 
 class Unusable(Exception):
-    """There is no shared memory to be had in this place. The message says why."""
+    """This folder cannot be used for shared memory. The message says why."""
 
 
 class Unsafe(Unusable):
-    """Others than this user and root decide what is in this place."""
+    """Other users than this one and root decide what is in this folder."""
 
 
 class Directory:
-    """A folder that is held open. ``path`` is what it was called, for messages.
+    """A folder that is held open. ``path`` is the path it had then, for messages.
 
-    The descriptor is closed with the last reference, since the number of a closed one may be
-    another file's the next moment, and other threads may be using it; or by ``close``.
+    The descriptor is closed with the last reference to this object, or by ``close``. (The number
+    of a closed descriptor may be another file's the next moment, while threads still use it.)
     """
 
     def __init__(self, fd: int, path: str) -> None:
@@ -61,23 +60,23 @@ class Directory:
     def __repr__(self) -> str:
         return f"<Directory {self.path}>"
 
-    def enter(self, name: str) -> Directory:
-        """A folder in this one."""
+    def open_folder(self, name: str) -> Directory:
+        """Open a folder in this one. Raises OSError."""
         path = os.path.join(self.path, name)
-        return Directory(os.open(name, _WAY, dir_fd=self.fd), path)
+        return Directory(os.open(name, _WALK, dir_fd=self.fd), path)
 
-    def make(self, name: str) -> None:
-        """Make a folder in this one, for this user alone, unless there is something."""
+    def make_folder(self, name: str) -> None:
+        """Create a folder in this one, for this user alone, unless the name exists."""
         with contextlib.suppress(FileExistsError):
             os.mkdir(name, 0o700, dir_fd=self.fd)
 
-    def own(self, name: str) -> Directory:
-        """A folder in this one that belongs to this user alone.
+    def open_private(self, name: str) -> Directory:
+        """Open a folder in this one that belongs to this user alone.
 
-        Raises Unusable if it is something else, FileNotFoundError, OSError.
+        Raises Unusable if it is something else, FileNotFoundError and other OSErrors.
         """
         try:
-            found = self.enter(name)
+            found = self.open_folder(name)
         except OSError as error:
             if error.errno in (errno.ENOTDIR, errno.ELOOP):
                 raise Unusable(f"{os.path.join(self.path, name)} is not a folder") from None
@@ -91,7 +90,7 @@ class Directory:
         return found
 
     def has(self, name: str, other: Directory) -> bool:
-        """Whether the other one is what has this name here."""
+        """Whether ``name`` in this folder is the folder ``other``."""
         try:
             there = os.stat(name, dir_fd=self.fd, follow_symlinks=False)
         except FileNotFoundError:
@@ -100,7 +99,7 @@ class Directory:
 
     @contextlib.contextmanager
     def listed(self, name: str = ".") -> Iterator[Iterator[os.DirEntry[str]]]:
-        """What is in this folder, or in one in it. The entries have no paths, only names."""
+        """The entries of this folder, or of one in it. They have names and no paths."""
         listing = Directory(os.open(name, os.O_RDONLY | _FOLDER, dir_fd=self.fd), name)
         try:
             with os.scandir(listing.fd) as entries:
@@ -108,15 +107,15 @@ class Directory:
         finally:
             listing.close()
 
-    def remove(self, name: str) -> None:
-        """Remove a folder in this one with all that is in it, as far as that can be done."""
+    def remove_tree(self, name: str) -> None:
+        """Remove a folder in this one with all its contents. What cannot be removed stays."""
         with contextlib.suppress(OSError):
-            folder = self.enter(name)
+            folder = self.open_folder(name)
             with folder.listed() as entries:
                 found = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
             for inner, is_folder in found:
                 if is_folder:
-                    folder.remove(inner)
+                    folder.remove_tree(inner)
                     continue
                 with contextlib.suppress(OSError):
                     os.unlink(inner, dir_fd=folder.fd)
@@ -124,20 +123,20 @@ class Directory:
 
 
 def walk(path: str) -> Directory:
-    """The folder with this absolute path. Raises Unsafe, OSError."""
-    top = here = Directory(os.open("/", _WAY), "/")
-    # In a user namespace root has another number, the one that / belongs to.
+    """Open the folder with this absolute path. Raises Unsafe and OSError."""
+    top = here = Directory(os.open("/", _WALK), "/")
+    # In a user namespace root has another number: that of the owner of /.
     trusted = {0, os.geteuid(), os.fstat(top.fd).st_uid}
-    ahead = path.split("/")[::-1]
+    left = path.split("/")[::-1]
     links = 0
     _check(here, trusted)
-    while ahead:
-        name = ahead.pop()
+    while left:
+        name = left.pop()
         if name in ("", "."):
             continue
         status = os.stat(name, dir_fd=here.fd, follow_symlinks=False)
         if not stat.S_ISLNK(status.st_mode):
-            here = here.enter(name)
+            here = here.open_folder(name)
             _check(here, trusted)
             continue
         links += 1
@@ -147,7 +146,7 @@ def walk(path: str) -> Directory:
             link = os.path.join(here.path, name)
             raise Unsafe(f"{link} is a symbolic link of user {status.st_uid}")
         target = os.readlink(name, dir_fd=here.fd)
-        ahead += target.split("/")[::-1]
+        left += target.split("/")[::-1]
         here = top if target.startswith("/") else here
     return here
 
@@ -164,10 +163,3 @@ def _check(folder: Directory, trusted: set[int]) -> None:
             f"others may write in {folder.path} (mode {mode:o}) and replace what is in it; make it "
             f"yours alone (chmod go-w) or sticky, as /tmp is (chmod +t)"
         )
-
-
-def check_file(status: os.stat_result) -> None:
-    """Raise OSError unless an open file is a regular one that only this user can write."""
-    mode = status.st_mode
-    if not stat.S_ISREG(mode) or status.st_uid != os.geteuid() or mode & 0o022:
-        raise OSError(errno.EPERM, "this is no file of dstore's")

@@ -1,0 +1,76 @@
+"""The folder that has all shared memory: a setting, else ``$DSTORE_SHM``, else ``/dev/shm``."""
+
+from __future__ import annotations
+
+import os
+
+from dstore.runtime.logs import INFO, WARNING, Log
+from dstore.shm import directory, folder, locks, mapping
+from dstore.shm.directory import Unsafe, Unusable
+
+log = Log("dstore.shm")
+
+ROOT_VARIABLE = "DSTORE_SHM"
+ROOT_DEFAULT = "/dev/shm"
+LOGGED_MAX = 100
+"""Different messages that are remembered, so that each is logged once."""
+AVAILABLE = locks.AVAILABLE and mapping.AVAILABLE
+"""Whether this system has what shared memory needs."""
+
+
+def chosen(root: str | None) -> str | None:
+    """The root as an absolute path. None if shared memory is switched off or cannot be had."""
+    given = os.environ.get(ROOT_VARIABLE) if root is None else root
+    if given == "":
+        return None
+    if not AVAILABLE or (given is None and not os.path.isdir(ROOT_DEFAULT)):
+        log_once(INFO, "shared memory is not available on this system")
+        return None
+    path = os.path.abspath(given or ROOT_DEFAULT)
+    if not os.path.isdir(path):
+        log_once(WARNING, f"no shared memory: {path} is not a folder")
+        return None
+    return path
+
+
+def check_root(root: str | None = None) -> None:
+    """Raise ValueError if others may replace what is in ``root``, or else in $DSTORE_SHM.
+
+    The default folder is never an error: then there is a warning, and no shared memory.
+    """
+    given = os.environ.get(ROOT_VARIABLE) if root is None else root
+    if not given or not AVAILABLE:
+        return
+    try:
+        directory.walk(os.path.abspath(given))
+    except Unsafe as error:
+        setting = f"${ROOT_VARIABLE}" if root is None else "shm"
+        raise ValueError(f"{setting} is {given}, which is not safe: {error}") from None
+    except OSError:
+        return  # a missing folder is reported when it is needed
+
+
+def clean(root: str | None = None) -> None:
+    """Remove folders of this user that no process uses, as killed processes leave them.
+
+    When this returns, no process can enter them; their files are removed in the background.
+    """
+    path = chosen(root)
+    if path is None:
+        return
+    try:
+        folder.clean(path)
+    except (OSError, Unusable) as error:
+        log_once(WARNING, f"unused folders in shared memory cannot be removed: {error}")
+
+
+_logged: set[str] = set()
+
+
+def log_once(level: int, message: str) -> None:
+    """Log a message, unless it was logged before."""
+    if message not in _logged:
+        if len(_logged) >= LOGGED_MAX:
+            _logged.clear()
+        _logged.add(message)
+        log.log(level, "%s", message)
