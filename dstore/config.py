@@ -62,8 +62,10 @@ TIMEOUT_MIN, TIMEOUT_MAX = 0.001, 86_400.0
 WAIT_MAX = 31_536_000.0
 """The longest that one call may wait for a key or an event; without a limit it is None."""
 CACHE_BYTES_DEFAULT = 256 << 20
-WATCH_LIMIT_MAX = 1 << 31
-"""Events of one watch that may wait to be taken."""
+WATCH_LIMIT_DEFAULT, WATCH_LIMIT_MAX = 10_000, 1 << 31
+"""Events of one watch that are kept until they are taken: the default, and the most that can be
+set. Beyond it the oldest are dropped.
+"""
 
 LABEL_MAX = 256
 

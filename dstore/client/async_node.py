@@ -1,7 +1,7 @@
 """``dstore.AsyncNode``: a Node for asyncio and trio.
 
-Its commands are those of :mod:`dstore.client.commands`. A command runs in the thread of the event loop; what it
-has to wait for is for the :class:`dstore.client.hosts.loop.Driver` of the Local.
+Its commands are those of :mod:`dstore.client.commands`. A command runs in the thread of the event
+loop; what it has to wait for is done by the :class:`dstore.client.hosts.loop.Driver` of the Local.
 """
 
 from __future__ import annotations
@@ -10,14 +10,15 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from types import TracebackType
 from typing import Any, TypeVar
 
-from dstore import checks
+from dstore import checks, config
 from dstore.client import translate
 from dstore.client.commands import RAISE, Command, Lookup
 from dstore.client.files import Fetched, Path, Progress
 from dstore.client.hosts.conduct import conduct
 from dstore.client.node import Node
+from dstore.client.settings import Settings, initializer_with
 from dstore.client.translate import Deletion
-from dstore.client.watch import LIMIT_DEFAULT, Event, Watch
+from dstore.client.watch import Event, Watch
 from dstore.protocol.keys import public
 from dstore.protocol.messages import Key, Stored
 from dstore.runtime import event_loops as loops
@@ -93,8 +94,9 @@ class AsyncNode:
     been written, as after an OutcomeUnknown. Values are encoded and decoded in the loop.
     """
 
-    def __init__(self, address: str | None = None, **settings: Any) -> None:
-        self._take(Node(address, **settings), own=True)
+    @initializer_with(Settings)
+    def __init__(self, settings: Settings) -> None:
+        self._take(Node._made_with(settings), own=True)
 
     @classmethod
     def sharing(cls, node: Node) -> AsyncNode:
@@ -137,22 +139,20 @@ class AsyncNode:
 
     # ---- reading --------------------------------------------------------------------------
 
-    async def get(
-        self, key: str | bytes, default: Any = RAISE, stale_ok: bool | None = None
-    ) -> Any:
+    async def get(self, key: str | bytes, default: Any = RAISE) -> Any:
         """See :meth:`Node.get`."""
         entry = self._node._hit(key)
         if entry is not None:
             value = entry.value
             return value if type(value) is not Stored else self._commands.opened(entry)
-        return await self._do(self._commands.get(key, default, stale_ok))
+        return await self._do(self._commands.get(key, default))
 
-    async def lookup(self, key: str | bytes, *, stale_ok: bool | None = None) -> Lookup:
+    async def lookup(self, key: str | bytes) -> Lookup:
         """See :meth:`Node.lookup`."""
         entry = self._node._hit(key)
         if entry is not None:
             return Lookup(self._commands.opened(entry), from_local=True, cached=True)
-        return await self._do(self._commands.lookup(key, stale_ok))
+        return await self._do(self._commands.lookup(key))
 
     async def get_buffer(self, key: str | bytes) -> memoryview:
         """See :meth:`Node.get_buffer`."""
@@ -196,7 +196,7 @@ class AsyncNode:
         prefix: str | bytes = "",
         *,
         callback: Callable[[Event], None] | None = None,
-        limit: int = LIMIT_DEFAULT,
+        limit: int = config.WATCH_LIMIT_DEFAULT,
     ) -> AsyncWatch:
         """See :meth:`Node.watch`: ``async for event in node.watch()``."""
         return AsyncWatch(self._node.watch(prefix, callback=callback, limit=limit))

@@ -14,7 +14,7 @@ from dstore import codecs
 from dstore.protocol import content
 from dstore.protocol.messages import Buffer
 
-Path: TypeAlias = "str | os.PathLike[str]"
+Path: TypeAlias = str | os.PathLike[str]
 Progress: TypeAlias = Callable[[str, int, int], None]
 """Is told what is going on (``reading``, ``sending``, ``fetching`` or ``writing``), how many bytes
 are done, and of how many.

@@ -21,8 +21,6 @@ from dstore.transport.limits import no_threads
 
 log = Log("dstore.local")
 
-LIMIT_DEFAULT = 10_000
-"""Events that wait to be taken; if there are more, the oldest go."""
 WAIT_MAX = 0.5
 """Seconds of waiting in one go. A signal that comes in the instant before a wait begins is noticed
 by Python only after it.

@@ -71,7 +71,6 @@ def test_every_method(anode: MakeNode, tmp_path: Path) -> None:
         await one.set("k", [1, (2, "x")])
         assert await two.get("k") == [1, (2, "x")]
         assert await two.lookup("k") == dstore.Lookup([1, (2, "x")], True, True)
-        assert (await two.lookup("k", stale_ok=True)).cached
         await one.set("k", "new", replace=True)
         assert await two.get("k") == "new"
         assert bytes(await two.get_buffer("k")) == b"new"
