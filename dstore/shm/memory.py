@@ -417,20 +417,24 @@ def clean(root: str | None = None) -> None:
 
 
 def check_root(root: str | None = None) -> None:
-    """Raise ValueError if ``root``, or else $DSTORE_SHM, is a folder where others may replace ours.
+    """Raise ValueError if the folder that ``root``, or else $DSTORE_SHM, names cannot be used.
 
-    A folder that is the default is not an error: then there is a warning, and no shared memory.
+    It must exist, and other users must not be able to replace what is in it. For the default folder
+    there is only a warning, and no shared memory.
     """
     chosen = os.environ.get(ROOT_VARIABLE) if root is None else root
     if not chosen or not AVAILABLE:
         return
     try:
         place.walk(os.path.abspath(chosen))
-    except Unsafe as error:
+    except (Unsafe, OSError) as error:
         which = f"${ROOT_VARIABLE}" if root is None else "shm"
-        raise ValueError(f"{which} is {chosen}, which is not safe: {error}") from None
-    except OSError:
-        return  # it is not there, which is said when it is needed
+        if isinstance(error, Unsafe):
+            raise ValueError(f"{which} is {chosen}, which is not safe: {error}") from None
+        raise ValueError(
+            f"{which} is {chosen}, which is not a folder that can be used ({error.strerror}); "
+            'create it, name another, or give "" to share no memory'
+        ) from None
 
 
 def _chosen(root: str | None) -> str | None:

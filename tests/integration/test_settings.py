@@ -198,6 +198,24 @@ def test_node_async_node_and_connect_take_the_same_settings() -> None:
     assert inspect.signature(dstore.connect).return_annotation == "Node"
 
 
+@pytest.mark.parametrize("given", ["argument", "variable"])
+@pytest.mark.parametrize("make", [*MAKERS, dstore.Global])
+def test_a_folder_that_is_named_must_exist(
+    make: Callable[..., object], given: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    missing = tmp_path / "missing"
+    settings = {"shm": missing} if given == "argument" else {}
+    if given == "variable":
+        monkeypatch.setenv("DSTORE_SHM", str(missing))
+    name = "shm" if given == "argument" else r"\$DSTORE_SHM"
+    said = rf"^{name} is {missing}, which is not a folder that can be used \(No such .*create it"
+    with pytest.raises(ValueError, match=said):
+        make("tcp://127.0.0.1:0" if make is dstore.Global else AWAY, **settings)
+    missing.touch()
+    with pytest.raises(ValueError, match=r"\(Not a directory\)"):
+        make("tcp://127.0.0.1:0" if make is dstore.Global else AWAY, **settings)
+
+
 def test_equal_settings_are_one_node_however_written(free_global: dstore.Global) -> None:
     place = Path("/dev/shm")
     one = dstore.connect(free_global.address, timeout=5, shm=place, codecs=[CODEC])
@@ -329,7 +347,10 @@ def test_an_empty_key_is_not_told_to_be_hashed(node: MakeNode) -> None:
         ("global --memory-limit nan", "is not a size"),
         ("global --memory-limit 8388608T", "is not a size"),
         (f"global --value-limit {'9' * 5000}", "is not a size"),
-        ("global --large-from 1023", "is not between 1,024 and 1,048,576 bytes"),
+        ("global --large-from 1023", "is not a size between 1,024 and 1,048,576 bytes"),
+        ("global --large-from 0", "is not a size between 1,024 and 1,048,576 bytes"),
+        ("global --large-from much", "is not a size between 1,024 and 1,048,576 bytes"),
+        (f"global --large-from {'9' * 500}", "is not a size between 1,024 and 1,048,576 bytes"),
         ("global --shm /no/such/folder", "is not a folder"),
         ("demo --workers 0", "is not a whole number from 1 to 64"),
         ("set a b c", "unrecognized arguments: c (see dstore set --help)"),
