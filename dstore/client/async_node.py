@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from dstore import checks, config
 from dstore.client import translate
@@ -161,6 +161,12 @@ class AsyncNode:
     async def contains(self, key: str | bytes) -> bool:
         """What ``key in node`` is for a Node."""
         return self._node._hit(key) is not None or await self._do(self._commands.contains(key))
+
+    def __contains__(self, key: object) -> NoReturn:
+        """Raise TypeError: ``in`` cannot wait. See :meth:`contains`."""
+        raise TypeError(
+            f"`in` cannot wait for Global; use `await node.contains({checks.shown(key)})`"
+        )
 
     async def get_many(self, keys: Iterable[str | bytes]) -> dict[Any, Any]:
         """See :meth:`Node.get_many`."""

@@ -62,6 +62,12 @@ def test_its_methods_are_those_of_a_node() -> None:
         assert method.__doc__, name
 
 
+def test_in_says_what_to_use_instead(node: Callable[..., dstore.Node]) -> None:
+    shared = dstore.AsyncNode.sharing(node())
+    with pytest.raises(TypeError, match=r"use `await node\.contains\('k'\)`"):
+        assert "k" in shared
+
+
 def test_every_method(anode: MakeNode, tmp_path: Path) -> None:
     source, copy = tmp_path / "source", tmp_path / "copy"
     source.write_bytes(LARGE)

@@ -600,7 +600,7 @@ def test_a_signal_handler_may_close_a_node_that_is_about_to_begin(
     """As in a worker that has just been forked, and is stopped at its first request."""
     script = """
 import os, signal, dstore
-from dstore.local import Local
+from dstore.client.hosts.threads import Local
 node = dstore.Node()
 def start(self):
     begin(self)
@@ -682,7 +682,7 @@ def test_after_a_fork_nothing_of_the_parent_is_used(node: MakeNode) -> None:
 
 INTERRUPTED = """
 import os, random, signal, threading, time, dstore
-from dstore import reentrancy
+from dstore.runtime import reentrancy
 class Interrupted(KeyboardInterrupt):
     pass
 def handler(*_):
