@@ -337,7 +337,7 @@ class Commands:
             _check_free(key, outcomes[name])
 
     def _write_file(
-        self, key: Key, file: files.Source, replace: bool, progress: Progress | None
+        self, key: Key, file: files.FileToStore, replace: bool, progress: Progress | None
     ) -> Command[dict[Key, operations.SetOutcome]]:
         yield from self.join()
         if file.size < (yield LARGE_FROM):
