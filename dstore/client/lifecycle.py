@@ -15,7 +15,7 @@ import sys
 import warnings
 import weakref
 from collections.abc import Callable
-from types import FrameType
+from types import FrameType, TracebackType
 from typing import TypeVar
 
 from dstore.client.commands import Commands
@@ -136,6 +136,18 @@ class Lifecycle:
             self._dropped.detach()
             self._local = None  # last, so that a call that was interrupted above can be repeated
         _nodes.discard(self)
+
+    def __enter__(self: N) -> N:
+        self._check_open()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
 
     def _forked(self) -> None:
         """Forget, in a forked child, the Local that belongs to the parent."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from types import TracebackType
 from typing import Any, TypeVar
 
 from dstore import checks, config
@@ -338,18 +337,6 @@ class Node(Lifecycle):
 
     def __reduce__(self) -> tuple[Callable[[Settings], Node], tuple[Settings]]:
         return Node._unpickle, (self._settings,)
-
-    def __enter__(self) -> Node:
-        self._check_open()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def _public_name(session: int) -> int:
