@@ -34,6 +34,8 @@ ENTER_EVERY = 1.0
 """Seconds until the next try to enter a folder again that could not be entered."""
 LOST = {errno.ENOENT, errno.ENOTDIR, errno.ESTALE}
 """What the system says when the folder is not there any more, or is none."""
+NO_FOLDER = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EACCES, errno.ENAMETOOLONG}
+"""What the system says of a path at which there is no folder that this process may use."""
 SAID_MAX = 100
 """The number of different things that are said once."""
 FULL_SECONDS = 1.0
@@ -431,6 +433,8 @@ def check_root(root: str | None = None) -> None:
         which = f"${ROOT_VARIABLE}" if root is None else "shm"
         if isinstance(error, Unsafe):
             raise ValueError(f"{which} is {chosen}, which is not safe: {error}") from None
+        if error.errno not in NO_FOLDER:
+            return  # for example, there are no more descriptors: whatever needs the folder says so
         raise ValueError(
             f"{which} is {chosen}, which is not a folder that can be used ({error.strerror}); "
             'create it, name another, or give "" to share no memory'
