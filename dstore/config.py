@@ -84,8 +84,6 @@ LARGE_FROM_DEFAULT = 64 << 10
 LARGE_FROM_MIN = 1 << 10
 INLINE_BYTES_MAX = 1 << 20
 """The largest value that may travel within a message; also the largest ``large_from``."""
-CODEC_NAME_MAX = 64
-"""Characters of the name of a codec."""
 CONTENT_PREFIX = "b3:"
 BYTES_MAX = 1 << 20
 """A bytes value up to this size is returned as ``bytes``, a larger one as a read-only

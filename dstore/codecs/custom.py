@@ -6,9 +6,11 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 from dstore import checks
-from dstore.config import CODEC_NAME_MAX
 from dstore.codecs.encoded import Encoded, flat, joint
 from dstore.protocol.messages import Buffer
+
+NAME_MAX = 64
+"""Characters."""
 
 Bytes: TypeAlias = bytes | bytearray | memoryview
 
@@ -45,9 +47,9 @@ def check(codec: Any) -> None:
     if not isinstance(codec, Codec):
         raise TypeError(f"codecs is a list of dstore.Codec, and has {checks.shown(codec)} in it")
     name = checks.text("the name of a codec", codec.name)
-    if not (0 < len(name) <= CODEC_NAME_MAX and name.isascii() and name.isprintable()):
+    if not (0 < len(name) <= NAME_MAX and name.isascii() and name.isprintable()):
         raise ValueError(
-            f"the name of a codec is 1 to {CODEC_NAME_MAX} printable ASCII characters, not {name!r}"
+            f"the name of a codec is 1 to {NAME_MAX} printable ASCII characters, not {name!r}"
         )
     if not isinstance(codec.type, type):
         raise TypeError(

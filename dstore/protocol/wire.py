@@ -19,12 +19,10 @@ from msgpack import Packer, unpackb
 
 from dstore.config import (
     CHUNK_BYTES_MAX,
-    CODEC_NAME_MAX,
     KEY_BYTES_MAX,
     KEYS_PER_MESSAGE_MAX,
     LABEL_MAX,
     LOG_LENGTH_MAX,
-    SIZE_MAX,
 )
 from dstore.errors import BadMessage
 from dstore.protocol.messages import (
@@ -86,8 +84,7 @@ MAGIC = b"dS"
 VERSION = 5
 PREFIX = MAGIC + bytes([VERSION])
 
-SPAN_MAX = 1e9
-"""Seconds. Every time span in a message is shorter."""
+CODEC_NAME_MAX = 64
 COPIED_QUICKLY = 4096
 """A frame of fewer bytes is copied more quickly than it is viewed."""
 PACKED_USUALLY = 1024
@@ -157,7 +154,7 @@ def _bool(field: Any) -> bool:
 
 
 def _span(field: Any) -> float:
-    if type(field) not in (float, int) or not 0 < field < SPAN_MAX:
+    if type(field) not in (float, int) or not 0 < field < 1e9:
         raise BadMessage(f"expected a span of time in seconds, got {_shown(field)}")
     return float(field)
 
@@ -282,7 +279,7 @@ def _digest(field: Any) -> bytes:
 
 
 def _size(field: Any) -> int:
-    if not 1 <= _uint(field) <= SIZE_MAX:
+    if not 1 <= _uint(field) < 1 << 62:
         raise BadMessage(f"a large value has at least one byte, not {_shown(field)}")
     return int(field)
 

@@ -18,9 +18,9 @@ import zmq
 from dstore.errors import AddressError, NodeClosed
 from dstore.runtime.native import sockets
 
+PORT_MAX = 65_535
 ANY_HOST = "*"
 """Every address of this machine, of IPv6 and of IPv4."""
-PORT_MAX = 65_535
 PORT_TRIES = 20
 """How many free ports are tried until one is free on every address of a host name."""
 
