@@ -1,10 +1,10 @@
-"""Checks of what a program passes in: settings, times, flags, functions, collections.
+"""Checks of arguments: settings, times, flags, functions, collections.
 
-Every constructor, setter and method checks its arguments here, where they enter, so that a wrong
-one is not found later as something else. Each check returns the value as a plain Python object. It
-raises TypeError for a wrong type and ValueError for a wrong value; the message names the parameter,
-what was given and what is allowed. (Keys have checks of their own, in :mod:`dstore.client.translate`, and
-addresses in :mod:`dstore.transport.addresses`.)
+Every constructor, setter and method checks its arguments with these functions before it uses them.
+Each check returns the value as a plain Python object. It raises TypeError for a wrong type and
+ValueError for a wrong value; the message names the parameter, what was given and what is allowed.
+(Keys are checked in :mod:`dstore.client.translate`, addresses in
+:mod:`dstore.transport.addresses`.)
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 ONE = (str, bytes, bytearray, memoryview)
+"""Types that can be iterated over and are not collections of keys."""
 F = TypeVar("F", bound=Callable[..., Any])
 
 SHOWN_MAX = 100
@@ -28,9 +29,9 @@ _reprs.maxstring = _reprs.maxother = SHOWN_MAX
 
 
 def seconds(name: str, value: Any, least: float, most: float) -> float:
-    """A time in seconds, from ``least`` to ``most``, as a float.
+    """Check a time in seconds, from ``least`` to ``most``; return it as a float.
 
-    Any real number will do: an int, a Fraction, a number of NumPy. A bool is none.
+    Any real number is accepted, such as an int, a Fraction or a NumPy number, but not a bool.
     """
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} is a number of seconds, not {shown(value)}")
@@ -38,14 +39,15 @@ def seconds(name: str, value: Any, least: float, most: float) -> float:
         number = float(value)
     except OverflowError:
         number = math.inf
-    if not least <= number <= most:  # as nan is not
+    if not least <= number <= most:  # nor is nan
         raise ValueError(f"{name} is {least:,g} to {most:,g} seconds, not {shown(value)}")
     return number
 
 
 def count(name: str, value: Any, least: int, most: int) -> int:
-    """A whole number (of bytes, of entries) from ``least`` to ``most``, as an int. A bool or a
-    float is none.
+    """Check a whole number (of bytes, of entries) from ``least`` to ``most``; return it as an int.
+
+    A bool or a float is refused.
     """
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(f"{name} is a whole number (an int), not {shown(value)}")
@@ -56,24 +58,24 @@ def count(name: str, value: Any, least: int, most: int) -> int:
 
 
 def flag(name: str, value: Any) -> bool:
-    """True or False, and nothing that only counts as one of them."""
+    """Check that a value is True or False; return it. No other value is accepted for them."""
     if value is not True and value is not False:
         raise TypeError(f"{name} is True or False, not {shown(value)}")
     return value
 
 
 def text(name: str, value: Any, most: int | None = None) -> str:
-    """A text; with ``most`` one of at most ``most`` characters, all printable."""
+    """Check a str; with ``most``, one of at most ``most`` characters, all printable."""
     if not isinstance(value, str):
         raise TypeError(f"{name} is a str, not {shown(value)}")
-    plain = str.__str__(value)  # of a subclass, such as an Enum, the text that it is
+    plain = str.__str__(value)  # for a subclass, such as an Enum: the text that it is
     if most is not None and (len(plain) > most or not plain.isprintable()):
         raise ValueError(f"{name} is at most {most} printable characters, not {shown(plain)}")
     return plain
 
 
 def path(name: str, value: Any) -> str:
-    """The path of a file or folder: a str, bytes, or an object such as ``pathlib.Path``."""
+    """Check the path of a file or folder (a str, bytes or os.PathLike); return it as a str."""
     if not isinstance(value, (str, bytes, os.PathLike)):
         raise TypeError(f"{name} is a path (a str or an os.PathLike), not {shown(value)}")
     plain = os.fsdecode(value)
@@ -83,16 +85,16 @@ def path(name: str, value: Any) -> str:
 
 
 def function(name: str, value: F) -> F:
-    """Something that can be called."""
+    """Check that a value can be called; return it."""
     if not callable(value):
         raise TypeError(f"{name} is a function, not {shown(value)}")
     return value
 
 
 def several(name: str, value: Any, kind: str = "key") -> Iterable[Any]:
-    """An iterable of keys, and not one key, which would be taken for its parts.
+    """Check an iterable of keys, or of another ``kind``; return it.
 
-    With ``kind`` it is one of something else.
+    A single str or bytes is refused: it would be taken for a collection of its characters.
     """
     if not isinstance(value, Iterable) or isinstance(value, ONE):
         raise TypeError(f"{name} is a list, with each {kind} in it, not {shown(value)}")
@@ -100,17 +102,17 @@ def several(name: str, value: Any, kind: str = "key") -> Iterable[Any]:
 
 
 def mapping(name: str, value: Any) -> Mapping[Any, Any]:
-    """A mapping: as for ``dict``, whatever has ``keys`` and can be subscribed."""
+    """Check a mapping, or an object that ``dict`` takes as one; return it, or a dict of it."""
     if isinstance(value, Mapping):
         return value
-    kind = type(value)  # of a class itself, which has the methods as well, this is ``type``
+    kind = type(value)  # for a class, which has the methods too, this is ``type``
     if not (hasattr(kind, "keys") and hasattr(kind, "__getitem__")):
         raise TypeError(f"{name} is a dict or another mapping, not {shown(value)}")
     return dict(value)
 
 
 def member(name: str, value: Any, protocol: type) -> Any:
-    """An object that has all that a protocol names."""
+    """Check that an object has all attributes that a protocol names; return it."""
     wanted = [each for each in vars(protocol) if each == "__len__" or not each.startswith("_")]
     missing = [each for each in wanted if not hasattr(value, each)]
     if isinstance(value, type) or missing:
@@ -123,12 +125,12 @@ def member(name: str, value: Any, protocol: type) -> Any:
 
 
 def optional(check: Callable[..., Any], name: str, value: Any, *more: Any) -> Any:
-    """The same check for what may be None as well."""
+    """Apply a check unless the value is None."""
     return None if value is None else check(name, value, *more)
 
 
 def shown(value: Any) -> str:
-    """A value as an error message shows it: cut to size, and with its type if that is not clear."""
+    """Return a value as error messages show it: cut, and with its type if that is not obvious."""
     kind = type(value).__name__
     try:
         said = _reprs.repr(value)

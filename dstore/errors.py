@@ -1,8 +1,8 @@
-"""What can go wrong, and whose fault it was.
+"""The exceptions of dstore. Each docstring says whose fault it was and names the likely cause.
 
-Every exception that dstore raises on purpose is a :class:`DstoreError`. Where Python has a
-built-in that callers already catch (``KeyError``, ``ConnectionError``, ``ValueError``), the class
-derives from it too.
+All are derived from :class:`DstoreError`. Where Python has a built-in exception that callers
+already catch (``KeyError``, ``ConnectionError``, ``ValueError``), the class derives from it too.
+Wrong arguments raise the built-in TypeError and ValueError.
 """
 
 from __future__ import annotations
@@ -11,11 +11,14 @@ from collections.abc import Sequence
 
 
 class DstoreError(Exception):
-    """The common base of all errors of dstore."""
+    """The base of all errors of dstore."""
 
 
 class KeyMissing(DstoreError, KeyError):
-    """No value is bound to the key. Likely cause: never set, or deleted by some Node."""
+    """The key has no value. Likely cause: it was never set, or a Node has deleted it.
+
+    ``key`` is the object that the caller gave.
+    """
 
     def __init__(self, key: str | bytes) -> None:
         super().__init__(key)
@@ -26,10 +29,10 @@ class KeyMissing(DstoreError, KeyError):
 
 
 class KeyOccupied(DstoreError):
-    """The key is bound already; a key keeps its value until it is deleted.
+    """The key has a value already, and keeps it until it is deleted.
 
-    Delete it first, or pass ``replace=True``. ``local`` says that this Local knew it from its own
-    cache, ``updated`` that this Local holds the value since this very attempt.
+    Delete it first, or pass ``replace=True``. ``local``: this Local answered from its own cache.
+    ``updated``: this Local has cached the present value with this attempt.
     """
 
     def __init__(self, key: str | bytes, *, local: bool = False, updated: bool = False) -> None:
@@ -43,22 +46,22 @@ class KeyOccupied(DstoreError):
 
 
 class GlobalUnavailable(DstoreError, ConnectionError):
-    """Global did not answer in time, and what was asked of it was not done.
+    """Global did not answer in time, and the request was not carried out.
 
-    (Of the keys of ``set_many`` or ``delete_many`` that travel in several messages, those of the
-    earlier ones have been written.)
+    (When the keys of ``set_many`` or ``delete_many`` travel in several messages, those of earlier
+    messages have been written.)
 
-    Likely cause: it is not running, the address is wrong, or the network is cut. The Node goes on
-    trying by itself; the same call works again once Global is back.
+    Likely cause: Global is not running, the address is wrong, or the network is down. The Node
+    keeps trying to connect; the call works again once Global is back.
     """
 
 
 class OutcomeUnknown(DstoreError):
-    """A write was sent and its outcome is not known: it may have happened, now or a little later,
-    or not at all.
+    """A write was sent and its outcome is not known.
 
-    Likely cause: Global died or was cut off after the write had been sent. ``keys`` names what is
-    in doubt; read it to find out.
+    It may have happened, may still happen a little later, or may never happen. It never happens
+    twice. Likely cause: Global died or the connection was lost after the write had been sent. Read
+    ``keys``, the keys in doubt, to find out.
     """
 
     def __init__(self, keys: Sequence[str | bytes], reason: str) -> None:
@@ -73,23 +76,23 @@ class OutcomeUnknown(DstoreError):
 
 
 class NodeClosed(DstoreError, RuntimeError):
-    """The Node was closed, before or during the call. A write under way may have happened."""
+    """The Node was closed before or during the call. A write under way may have happened."""
 
 
 class GlobalClosed(DstoreError, RuntimeError):
-    """The Global was stopped or closed, or its service ended of an error; it lives only once.
+    """The Global was stopped or closed, or its service ended with an error. It cannot be reused.
 
     Likely cause: it is used after its ``with`` block, or in a child that was forked while it
-    served. Make a new one. (What a Node raises when Global does not answer is GlobalUnavailable.)
+    served. Make a new one. (A Node raises GlobalUnavailable when Global does not answer.)
     """
 
 
 class GlobalServing(DstoreError, RuntimeError):
-    """The Global serves already, in another thread, so that ``run`` cannot serve in this one."""
+    """The Global is serving in another thread, so that ``run`` cannot serve in this one."""
 
 
 class InvalidKey(DstoreError, ValueError):
-    """The caller's key is empty, too long, not text or bytes, or reserved."""
+    """The caller's key is empty, longer than 511 bytes, not text or bytes, or reserved."""
 
 
 class ValueTooLarge(DstoreError, ValueError):
@@ -110,15 +113,15 @@ class ValueTooLarge(DstoreError, ValueError):
 class ValueCorrupt(DstoreError):
     """A stored value does not decode, or does not hash to its content address.
 
-    Likely cause: it was written by a program that is not dstore, or damaged on the way; or a file
-    was changed while it was being stored.
+    Likely cause: a program other than dstore wrote it, it was damaged on its way, or a file was
+    changed while it was being stored.
     """
 
 
 class UnknownCodec(DstoreError):
     """The value needs a codec that this Node does not have. ``codec`` is its name.
 
-    Likely cause: it was written by a Node with other options, or of a machine with numpy.
+    Likely cause: the Node that wrote it has other settings, or runs where numpy is installed.
     """
 
     def __init__(self, codec: str) -> None:
@@ -136,7 +139,7 @@ class StoreFull(DstoreError):
 
 
 class WaitTimedOut(DstoreError, TimeoutError):
-    """The key was not bound within the time that was given to :meth:`dstore.Node.wait`."""
+    """The key got no value within the time that was given to :meth:`dstore.Node.wait`."""
 
 
 class AddressError(DstoreError, OSError):
@@ -144,8 +147,8 @@ class AddressError(DstoreError, OSError):
 
 
 class BadMessage(DstoreError):
-    """A frame is not a message of this protocol. Its sender is at fault, not its receiver."""
+    """A frame is not a message of this protocol. Its sender is at fault, not the receiver."""
 
 
 class RequestRefused(DstoreError):
-    """Global refuses the request, or its storage failed, or it answered nonsense."""
+    """Global refused the request, its storage failed, or its answer was malformed."""

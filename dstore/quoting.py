@@ -1,8 +1,9 @@
-"""Text that others wrote, made safe for a terminal and for a log.
+"""Make text from other programs safe to show on a terminal or in a log.
 
-Keys, values, labels, refusals and file names may hold anything. Escape sequences steer a terminal,
-line breaks forge lines, bidirectional controls reorder what is read, and invisible characters make
-two different names look alike. Here they become the escapes of a Python literal, such as ``\\x1b``.
+Keys, values, labels, refusals and file names may contain any characters. Escape sequences control
+a terminal, line breaks forge lines, bidirectional controls reorder what is read, and invisible
+characters make different names look alike. They are replaced by the escapes of a Python literal,
+such as ``\\x1b``.
 """
 
 from __future__ import annotations
@@ -14,22 +15,23 @@ _INVISIBLE = re.compile(
     "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0d\uffa0"
     "\U000e0100-\U000e01ef]"
 )
-"""Characters that Python calls printable, and that show nothing. (U+FE0E and U+FE0F are not among
-them: they choose how an emoji looks, so ordinary text has them.)
+"""Characters that Python calls printable but that are invisible. U+FE0E and U+FE0F are not among
+them: they select how an emoji looks, so ordinary text contains them.
 """
 
 
 def is_plain(text: str) -> bool:
-    """Whether a text can be shown on one line as it is: printable characters, blanks and tabs."""
+    """Return whether a text can be shown as it is: printable characters, blanks and tabs."""
     return text.replace("\t", "").isprintable() and not _INVISIBLE.search(text)
 
 
 def visible(text: str, *, lines: bool = False) -> str:
-    """The text, with each character that is not to be shown replaced by its escape.
+    """Return the text with each unsafe character replaced by its escape.
 
-    Those are all that Python calls not printable (control and format characters, line and other
-    separators, lone surrogates, unassigned ones) and a few that take no ink. Blanks and tabs stay,
-    and with ``lines`` so do newlines. Backslashes stay single: this is not for reading back.
+    Unsafe are all characters that Python calls not printable (control and format characters, line
+    and other separators, lone surrogates, unassigned ones) and a few invisible ones. Blanks and
+    tabs stay, and with ``lines`` so do newlines. Backslashes are not doubled: the result is for
+    people, not for parsing.
     """
     stays = "\t\n" if lines else "\t"
 
@@ -44,7 +46,7 @@ def visible(text: str, *, lines: bool = False) -> str:
 
 
 def quoted(text: str) -> str:
-    """The text as it is if that can be shown on one line, else as a Python literal."""
+    """Return the text as it is if it can be shown on one line, else as a Python literal."""
     return text if is_plain(text) else visible(repr(text))
 
 

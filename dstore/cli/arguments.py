@@ -24,7 +24,7 @@ store is full; {console.EXIT_USAGE} wrong usage or bad input; {console.EXIT_UNRE
 cannot be reached.
 """
 STDIN_CLOSED = "standard input is closed, so there is nothing to read"
-WORKERS_MAX = 64
+WORKERS_DEFAULT, WORKERS_MAX = 4, 64
 
 
 class Paragraphs(argparse.HelpFormatter):
@@ -191,7 +191,7 @@ def _add_programs(commands: _Commands[Parser]) -> None:
 
     demo = _add(commands, "demo", _demo, "watch several processes share the files of a folder")
     demo.add_argument("folder", nargs="?", help="default: the sources of Python's library")
-    demo.add_argument("--workers", type=count(WORKERS_MAX), default=4, metavar="N")
+    demo.add_argument("--workers", type=count(WORKERS_MAX), default=WORKERS_DEFAULT, metavar="N")
 
 
 def _add_writers(commands: _Commands[Parser]) -> None:

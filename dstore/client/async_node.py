@@ -1,23 +1,24 @@
 """``dstore.AsyncNode``: a Node for asyncio and trio.
 
-Its commands are those of :mod:`dstore.client.commands`. A command runs in the thread of the event loop; what it
-has to wait for is for the :class:`dstore.client.hosts.loop.Driver` of the Local.
+Its commands are those of :mod:`dstore.client.commands`. A command runs in the thread of the event
+loop; what it has to wait for is done by the :class:`dstore.client.hosts.loop.Driver` of the Local.
 """
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
-from dstore import checks
+from dstore import checks, config
 from dstore.client import translate
 from dstore.client.commands import RAISE, Command, Lookup
 from dstore.client.files import Fetched, Path, Progress
 from dstore.client.hosts.conduct import conduct
 from dstore.client.node import Node
+from dstore.client.settings import Settings, initializer_with
 from dstore.client.translate import Deletion
-from dstore.client.watch import LIMIT_DEFAULT, Event, Watch
+from dstore.client.watch import Event, Watch
 from dstore.protocol.keys import public
 from dstore.protocol.messages import Key, Stored
 from dstore.runtime import event_loops as loops
@@ -29,7 +30,8 @@ T = TypeVar("T")
 class AsyncWatch:
     """A :class:`dstore.Watch` for tasks: an asynchronous iterator and context manager.
 
-    Made by :meth:`AsyncNode.watch`. A task that is cancelled while it waits has taken no event.
+    Made by :meth:`AsyncNode.watch`. A task that is cancelled while it waits takes no event. Safe
+    from any thread and any event loop.
     """
 
     def __init__(self, watch: Watch) -> None:
@@ -40,7 +42,7 @@ class AsyncWatch:
 
     @property
     def missed(self) -> int:
-        """How many events were not taken quickly enough, and are lost."""
+        """Number of events that were dropped because they were not taken quickly enough."""
         return self._watch.missed
 
     def __aiter__(self) -> AsyncWatch:
@@ -49,14 +51,14 @@ class AsyncWatch:
     async def __anext__(self) -> Event:
         while True:
             ready = loops.signal()
-            tell = ready.set
+            wake = ready.set
             try:
-                event = self._watch.poll(tell)
+                event = self._watch.poll(wake)
             except Empty:
                 try:
                     await ready
                 finally:
-                    self._watch.forget(tell)
+                    self._watch.forget(wake)
                 continue
             if event is None:
                 raise StopAsyncIteration
@@ -81,26 +83,27 @@ class AsyncWatch:
 class AsyncNode:
     """A :class:`dstore.Node` whose methods are coroutines, for asyncio and trio.
 
-    It takes what a Node takes, and its methods are those of a Node; see there. A value that the
-    cache holds is returned at once: the event loop is not even asked.
+    It takes the settings of a Node, documented at ``__init__``, and has the methods of a Node. A
+    cached value is returned at once, without a switch to another task.
 
     Safe from any thread and any event loop, also from several at a time. After a fork the child
-    can use it in an event loop of its own, and joins anew. ``on_deletion`` is called from the
-    background thread, ``progress`` of large values from a helper thread: neither in the loop.
+    can use it in an event loop of its own; it joins there on first use. ``on_deletion`` is called
+    in the background thread and ``progress`` of large values in a helper thread, never in the loop.
 
-    A task that is cancelled, or whose time is up (``asyncio.timeout``), leaves nothing behind: its
-    request is given up, a transfer ends, no half of a file stays. What it was to write may yet have
-    been written, as after an OutcomeUnknown. Values are encoded and decoded in the loop.
+    A task that is cancelled, or times out (``asyncio.timeout``), leaves nothing behind: its
+    request is abandoned, a transfer ends, no partial file stays. What it was writing may still
+    have been written, as after an OutcomeUnknown. Values are encoded and decoded in the loop.
     """
 
-    def __init__(self, address: str | None = None, **settings: Any) -> None:
-        self._take(Node(address, **settings), own=True)
+    @initializer_with(Settings)
+    def __init__(self, settings: Settings) -> None:
+        self._take(Node._made_with(settings), own=True)
 
     @classmethod
     def sharing(cls, node: Node) -> AsyncNode:
-        """The same for a Node that threads use, too. Closing it leaves the Node open.
+        """Return an AsyncNode on top of a Node that threads use. Closing it leaves the Node open.
 
-        Raises NodeClosed if the Node is closed, and TypeError if it is none.
+        Raises NodeClosed if the Node is closed, and TypeError if ``node`` is not a Node.
         """
         if not isinstance(node, Node):
             raise TypeError(f"node is a dstore.Node, not {checks.shown(node)}")
@@ -116,12 +119,12 @@ class AsyncNode:
 
     @property
     def node(self) -> Node:
-        """The Node itself, for threads. Its cache is the same."""
+        """The Node itself, for threads. It has the same cache."""
         return self._node
 
     @property
     def timeout(self) -> float:
-        """Seconds until a call gives up. May be changed."""
+        """See :attr:`Node.timeout`."""
         return self._node.timeout
 
     @timeout.setter
@@ -129,7 +132,7 @@ class AsyncNode:
         self._node.timeout = seconds
 
     def __reduce__(self) -> tuple[Callable[[Node], AsyncNode], tuple[Node]]:
-        """Pickled is the Node; in another process this is that one, shared."""
+        # In another process it shares the Node that is unpickled there.
         return AsyncNode.sharing, (self._node,)
 
     def __repr__(self) -> str:
@@ -137,30 +140,34 @@ class AsyncNode:
 
     # ---- reading --------------------------------------------------------------------------
 
-    async def get(
-        self, key: str | bytes, default: Any = RAISE, stale_ok: bool | None = None
-    ) -> Any:
+    async def get(self, key: str | bytes, default: Any = RAISE) -> Any:
         """See :meth:`Node.get`."""
         entry = self._node._hit(key)
         if entry is not None:
             value = entry.value
             return value if type(value) is not Stored else self._commands.opened(entry)
-        return await self._do(self._commands.get(key, default, stale_ok))
+        return await self._do(self._commands.get(key, default))
 
-    async def lookup(self, key: str | bytes, *, stale_ok: bool | None = None) -> Lookup:
+    async def lookup(self, key: str | bytes) -> Lookup:
         """See :meth:`Node.lookup`."""
         entry = self._node._hit(key)
         if entry is not None:
             return Lookup(self._commands.opened(entry), from_local=True, cached=True)
-        return await self._do(self._commands.lookup(key, stale_ok))
+        return await self._do(self._commands.lookup(key))
 
     async def get_buffer(self, key: str | bytes) -> memoryview:
         """See :meth:`Node.get_buffer`."""
         return await self._do(self._commands.get_buffer(key))
 
     async def contains(self, key: str | bytes) -> bool:
-        """What ``key in node`` is for a Node."""
+        """Return whether the key has a value, as ``key in node`` does for a Node."""
         return self._node._hit(key) is not None or await self._do(self._commands.contains(key))
+
+    def __contains__(self, key: object) -> NoReturn:
+        """Raise TypeError: ``in`` cannot wait. See :meth:`contains`."""
+        raise TypeError(
+            f"`in` cannot wait for Global; use `await node.contains({checks.shown(key)})`"
+        )
 
     async def get_many(self, keys: Iterable[str | bytes]) -> dict[Any, Any]:
         """See :meth:`Node.get_many`."""
@@ -196,7 +203,7 @@ class AsyncNode:
         prefix: str | bytes = "",
         *,
         callback: Callable[[Event], None] | None = None,
-        limit: int = LIMIT_DEFAULT,
+        limit: int = config.WATCH_LIMIT_DEFAULT,
     ) -> AsyncWatch:
         """See :meth:`Node.watch`: ``async for event in node.watch()``."""
         return AsyncWatch(self._node.watch(prefix, callback=callback, limit=limit))
@@ -255,9 +262,9 @@ class AsyncNode:
         await self._do(self._commands.join(timeout))
 
     async def close(self) -> None:
-        """See :meth:`Node.close`. One that shares a Node leaves that open.
+        """Close the Node; do nothing if it is shared (:meth:`sharing`).
 
-        Whoever waits gets NodeClosed. When cancelled, the Node is closed all the same.
+        Tasks that wait get NodeClosed. If this is cancelled, the Node is closed all the same.
         """
         if self._own:
             await loops.in_thread(self._node.close)

@@ -106,16 +106,14 @@ class Commands:
     def read(
         self,
         keys: Iterable[Key],
-        stale_ok: bool | None = None,
         bodies: bool = True,
         into: Write | None = None,
         progress: Progress | None = None,
     ) -> Command[dict[Key, Answer]]:
-        stale = self.stale_ok if stale_ok is None else checks.flag("stale_ok", stale_ok)
         wanted = dict.fromkeys(keys)
         answers: dict[Key, Answer] = yield Run(
             lambda state, now: operations.get(
-                state, wanted, now, now + self.timeout, stale, bodies, into
+                state, wanted, now, now + self.timeout, self.stale_ok, bodies, into
             ),
             progress=progress,
         )
@@ -126,24 +124,24 @@ class Commands:
         self.misses += len(wanted) - hits
         return answers
 
-    def _read_one(self, key: str | bytes, stale_ok: bool | None = None) -> Command[Answer]:
+    def _read_one(self, key: str | bytes) -> Command[Answer]:
         name = translate.key_name(key)
-        answers = yield from self.read([name], stale_ok)
+        answers = yield from self.read([name])
         if name not in answers:
             raise KeyMissing(key)
         return answers[name]
 
-    def get(self, key: str | bytes, default: Any, stale_ok: bool | None) -> Command[Any]:
+    def get(self, key: str | bytes, default: Any) -> Command[Any]:
         name = translate.key_name(key)
-        answers = yield from self.read([name], stale_ok)
+        answers = yield from self.read([name])
         if name in answers:
             return self._answered(answers[name])
         if default is RAISE:
             raise KeyMissing(key)
         return default
 
-    def lookup(self, key: str | bytes, stale_ok: bool | None) -> Command[Lookup]:
-        answer = yield from self._read_one(key, stale_ok)
+    def lookup(self, key: str | bytes) -> Command[Lookup]:
+        answer = yield from self._read_one(key)
         return Lookup(self._answered(answer), answer.from_local, answer.entry is not None)
 
     def get_buffer(self, key: str | bytes) -> Command[memoryview]:
@@ -339,7 +337,7 @@ class Commands:
             _check_free(key, outcomes[name])
 
     def _write_file(
-        self, key: Key, file: files.Source, replace: bool, progress: Progress | None
+        self, key: Key, file: files.FileToStore, replace: bool, progress: Progress | None
     ) -> Command[dict[Key, operations.SetOutcome]]:
         yield from self.join()
         if file.size < (yield LARGE_FROM):

@@ -1,4 +1,4 @@
-"""Files in and out: read piece by piece, and written so that nobody sees half of one."""
+"""Files that are stored or fetched: read in pieces, and visible to others only when complete."""
 
 from __future__ import annotations
 
@@ -14,25 +14,26 @@ from dstore import codecs
 from dstore.protocol import content
 from dstore.protocol.messages import Buffer
 
-Path: TypeAlias = "str | os.PathLike[str]"
+Path: TypeAlias = str | os.PathLike[str]
 Progress: TypeAlias = Callable[[str, int, int], None]
-"""Is told what is going on (``reading``, ``sending``, ``fetching`` or ``writing``), how many bytes
-are done, and of how many.
+"""A function that is called with the present activity (``reading``, ``sending``, ``fetching`` or
+``writing``), the number of bytes done and the number of all bytes.
 """
 PIECE_BYTES = 1 << 20
+"""Bytes that are read or written at a time."""
 LINKS_MAX = 40
-"""Symbolic links that are followed in one path, as in Linux."""
+"""Symbolic links that are followed in one path, as many as in Linux."""
 
 
 class Fetched(NamedTuple):
-    """What was written to a file: ``size`` bytes, which the codec of this name can read."""
+    """The result of writing a value to a file: its codec's name and its size in bytes."""
 
     codec: str
     size: int
 
 
-class Source:
-    """A regular file that is to be stored, open."""
+class FileToStore:
+    """An open regular file whose bytes are to be stored. For one thread at a time."""
 
     def __init__(self, file: BinaryIO, progress: Progress | None) -> None:
         self.file = file
@@ -40,12 +41,13 @@ class Source:
         self._progress = progress
 
     def shorter(self) -> ValueError:
+        """Return the error that the file has become shorter."""
         return ValueError(f"{self.file.name} became shorter while it was read")
 
     def pieces(self) -> Iterator[Buffer]:
-        """Its bytes, from the beginning, as many as it had when it was opened.
+        """Read the bytes that the file had when it was opened, in pieces.
 
-        Raises ValueError if it has become shorter.
+        Raises OSError, and ValueError if the file has become shorter.
         """
         self.file.seek(0)
         done = 0
@@ -59,11 +61,11 @@ class Source:
                 self._progress("reading", done, self.size)
 
     def body(self) -> FileBody:
-        """Its bytes, of which each slice is read when it is asked for. Not after it is closed."""
+        """Return an object that reads each slice of the bytes on demand, while the file is open."""
         return FileBody(self)
 
     def digest(self) -> bytes:
-        """The hash of its bytes, as a value."""
+        """Read the file and return the content hash of its bytes. Raises what pieces() raises."""
         hasher = content.Hasher(codecs.BYTES)
         for piece in self.pieces():
             hasher.update(piece)
@@ -71,13 +73,16 @@ class Source:
 
 
 class FileBody:
-    """The bytes of a file, by slices. (A mapping would kill who reads it, if it became shorter.)"""
+    """The bytes of a file, by slices. It is read and not mapped.
 
-    def __init__(self, source: Source) -> None:
+    Access to a mapping beyond the end of a file that has become shorter would kill the process.
+    """
+
+    def __init__(self, source: FileToStore) -> None:
         self._source = source
 
     def __getitem__(self, where: slice) -> bytes:
-        """Raises OSError; ValueError if the file has become shorter."""
+        """Read a slice. Raises OSError, and ValueError if the file has become shorter."""
         start, stop, _ = where.indices(self._source.size)
         pieces = []
         while start < stop:
@@ -90,11 +95,11 @@ class FileBody:
 
 
 @contextlib.contextmanager
-def reading(path: Path, progress: Progress | None) -> Iterator[Source]:
+def reading(path: Path, progress: Progress | None) -> Iterator[FileToStore]:
     """Open a file that is to be stored.
 
-    Raises OSError; TypeError for what is no path, such as a descriptor, which is its owner's to
-    close; ValueError for what is not a regular file, whose size is known beforehand.
+    Raises OSError; TypeError for anything but a path, such as a descriptor, which its owner has to
+    close; ValueError for anything but a regular file, because its size must be known beforehand.
     """
     with open(os.fspath(path), "rb") as file:
         status = os.fstat(file.fileno())
@@ -102,16 +107,17 @@ def reading(path: Path, progress: Progress | None) -> Iterator[Source]:
             raise ValueError(
                 f"{os.fspath(path)} is not a regular file; read it, and store the bytes"
             )
-        yield Source(file, progress)
+        yield FileToStore(file, progress)
 
 
 def destination(path: str) -> tuple[str, os.stat_result | None]:
-    """Where a file is to be written, without symbolic links, and the status of what is there.
+    """Resolve where a file is to be written. Return the path without links, and the old status.
 
-    In a sticky folder that everyone may write to, such as /tmp, anybody may plant what others then
-    write to or through. What is found there must belong to this user or to the folder's owner.
-    (Linux has such a rule for links, fs.protected_symlinks, which is not set everywhere.)
-    Raises OSError, which names ``path``.
+    The status is that of the file that is there, or None. In a sticky folder that all users may
+    write to, such as /tmp, any user can plant files and links that others then write to or
+    through. A file or link found there must belong to this user or to the folder's owner. (Linux
+    has such a rule for links, fs.protected_symlinks, which is not set everywhere.) Raises OSError,
+    which names ``path``.
     """
     try:
         return _destination(path)
@@ -166,7 +172,10 @@ def _refuse_planted(folder: str, found: str, status: os.stat_result) -> None:
 
 
 def _without_path(path: str) -> tuple[str, os.stat_result]:
-    """Of what only a link in /proc leads to: a pipe, say, as /dev/stdout. Not a deleted file."""
+    """Resolve a path that exists only through a link in /proc, such as /dev/stdout to a pipe.
+
+    A regular file that has been deleted is refused.
+    """
     status = os.stat(path)
     if stat.S_ISREG(status.st_mode):
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
@@ -176,8 +185,8 @@ def _without_path(path: str) -> tuple[str, os.stat_result]:
 def keep_mode(new: str | int, before: os.stat_result) -> None:
     """Give a file (a path or a descriptor) the permissions of the one that it replaces.
 
-    That one may be meant for few eyes. If it is another user's, it can only take permissions away;
-    and what would let others run the new one as this user is never kept.
+    The old file may have been private. If it belongs to another user, its permissions can only
+    take some away. Bits that would let others run the new file as this user are never kept.
     """
     mode = before.st_mode & 0o777
     if before.st_uid != os.geteuid():
@@ -186,36 +195,36 @@ def keep_mode(new: str | int, before: os.stat_result) -> None:
 
 
 class Destination:
-    """A file that is being written, beside the place where it will be."""
+    """A file that is being written, under another name in the folder where it will appear."""
 
     def __init__(self, descriptor: int, progress: Progress | None) -> None:
         self._descriptor = descriptor
         self._progress = progress
 
     def write(self, offset: int, data: Buffer) -> None:
-        """Write a part. Raises OSError."""
+        """Write ``data`` at an offset in bytes. Raises OSError."""
         view = memoryview(data)
         while view:
             done = os.pwrite(self._descriptor, view, offset)
             view, offset = view[done:], offset + done
 
     def write_all(self, body: memoryview) -> None:
-        """Write the whole, and nothing else."""
+        """Write the whole value. Raises OSError."""
         for start in range(0, len(body), PIECE_BYTES):
             self.write(start, body[start : start + PIECE_BYTES])
             if self._progress is not None:
                 self._progress("writing", min(start + PIECE_BYTES, len(body)), len(body))
 
     def end_at(self, size: int) -> None:
-        """What is beyond was of an attempt that came to nothing."""
+        """Cut off bytes beyond ``size``, which a failed attempt has left."""
         os.ftruncate(self._descriptor, size)
 
 
 @contextlib.contextmanager
 def writing(path: Path, progress: Progress | None) -> Iterator[Destination]:
-    """A file that appears at ``path`` when the block ends well, whole, and else not at all.
+    """Write a file that appears at ``path`` when the block has ended without an exception.
 
-    It has the permissions of the one that it replaces, if that belongs to this user. Raises
+    It gets the permissions of the file that it replaces, if that belongs to this user. Raises
     OSError, which names ``path``; ValueError if something other than a regular file is there.
     """
     name = os.fspath(path)
@@ -241,7 +250,7 @@ def writing(path: Path, progress: Progress | None) -> Iterator[Destination]:
             os.close(descriptor)
         os.replace(unfinished, target)
     except BaseException:
-        if os.getpid() == process:  # a forked child drops what the parent goes on with
+        if os.getpid() == process:  # not in a forked child: the parent goes on writing it
             with contextlib.suppress(OSError):
                 os.unlink(unfinished)
         raise

@@ -176,7 +176,7 @@ class LargeValues:
         stored = Stored(random16(), encoded.codec, Large(encoded.size, digest))
         return Source(stored, body, Held(body, shared=False))
 
-    def keep_file(self, epoch: int, file: files.Source) -> Source:
+    def keep_file(self, epoch: int, file: files.FileToStore) -> Source:
         """The same for the bytes of a file, which need no private memory.
 
         Raises OSError; ValueError if the file gets shorter meanwhile.

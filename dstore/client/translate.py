@@ -1,4 +1,4 @@
-"""Between what a program says and what the protocol says: keys and outcomes."""
+"""Translation between a program's keys and results and those of the protocol."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from dstore.protocol.wire import key_bytes
 
 
 class Deletion(NamedTuple):
-    """A deletion: how many Locals that held the value confirmed, how many leases ran out instead.
+    """The result of a deletion, in numbers of Locals that held the value.
 
-    With ``wait=False`` nobody has been waited for: ``pending`` Locals were yet to confirm.
+    ``confirmed`` Locals have confirmed the invalidation; of ``expired`` ones the lease has ended
+    instead. ``pending`` Locals had yet to confirm when the call returned, with ``wait=False``.
     """
 
     confirmed: int
@@ -25,10 +26,10 @@ class Deletion(NamedTuple):
 
 
 def key_text(key: str | bytes) -> Key:
-    """The text that names a key, or a prefix of keys. Raises InvalidKey.
+    """Return the text that names a key, or a prefix of keys. Raises InvalidKey.
 
-    It is made of what the object *is*: a class that derives from ``str`` or ``bytes``, as
-    ``class K(str, Enum)`` does, may have methods of its own, and none of them is called.
+    It is made from the text or bytes that the object *is*. A class derived from ``str`` or
+    ``bytes``, such as ``class K(str, Enum)``, may have methods of its own; none of them is called.
     """
     kind: type = type(key)  # isinstance believes what an object says of its ``__class__``
     if issubclass(kind, str):
@@ -53,9 +54,9 @@ def _utf8(text: str) -> bytes:
 
 
 def key_name(key: str | bytes) -> Key:
-    """The text that names a key. Raises InvalidKey."""
+    """Return the text that names a key, of 1 to 511 bytes. Raises InvalidKey."""
     if type(key) is str and key.isascii() and 0 < len(key) <= config.KEY_BYTES_MAX:
-        return key  # as most keys are
+        return key  # the fast path, for most keys
     text = key_text(key)
     size = key_bytes(text)
     if not size:
@@ -74,10 +75,11 @@ Named = TypeVar("Named", bound="str | bytes")
 def key_names(
     keys: Iterable[Named], name_of: Callable[[str | bytes], Key] = key_name
 ) -> dict[Named, Key]:
-    """The names of many keys, by the caller's own objects, by which the results are named, too.
+    """Return the names of many keys, as a dict from the caller's objects to the names.
 
-    Raises InvalidKey, also for objects by which no result can be named: such as have no hash, or
-    are equal though they are different keys, since their class says so.
+    Results are keyed by the same objects. Raises InvalidKey, also for objects that cannot be keys
+    of a dict of results: those without a hash, and those that their class calls equal though they
+    are different keys.
     """
     names: dict[Named, Key] = {}
     for key in keys:
@@ -98,7 +100,7 @@ def key_names(
 
 
 def settable(key: str | bytes) -> Key:
-    """The name of a key that a program may bind a value of its choice to."""
+    """Return the name of a key that a program may set. Raises InvalidKey for content addresses."""
     name = key_name(key)
     if content.is_address(name):
         raise InvalidKey(
@@ -110,6 +112,7 @@ def settable(key: str | bytes) -> Key:
 
 
 def deletion(result: DelResult) -> Deletion | None:
+    """Translate the outcome of a DEL; None if the key was missing. Raises RequestRefused."""
     if result.status is DelStatus.MISSING:
         return None
     if result.status is DelStatus.FAILED:
@@ -118,6 +121,7 @@ def deletion(result: DelResult) -> Deletion | None:
 
 
 def check_written(item: SetItem, status: SetStatus) -> None:
+    """Raise StoreFull, ValueCorrupt or RequestRefused if a SET of this item failed."""
     key = public(item.key)
     if status is SetStatus.FULL:
         raise StoreFull(

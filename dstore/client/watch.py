@@ -1,4 +1,4 @@
-"""What a program hears of deletions: a bounded queue between the background thread and it."""
+"""Watches: bounded queues of deletions between the background thread and a program."""
 
 from __future__ import annotations
 
@@ -21,20 +21,14 @@ from dstore.transport.limits import no_threads
 
 log = Log("dstore.local")
 
-LIMIT_DEFAULT = 10_000
-"""Events that wait to be taken; if there are more, the oldest go."""
-WAIT_MAX = 0.5
-"""Seconds of waiting in one go. A signal that comes in the instant before a wait begins is noticed
-by Python only after it.
-"""
-
 
 class Event(NamedTuple):
-    """The value of ``key`` has been deleted or replaced.
+    """A deletion or replacement of the value of ``key`` that has taken effect.
 
-    It has taken effect: a ``get`` finds what is there now. Without a key (*resync*) any value may
-    have gone: at the beginning, after Global was away for long or has restarted, and when events
-    were not taken quickly enough; ``missed`` is how many were lost for that last reason.
+    A ``get`` returns the present value. An event without a key is a *resync*: any value may have
+    been deleted. It comes at the beginning, after Global was unreachable for long or has
+    restarted, and after events were not taken quickly enough; ``missed`` is the number of events
+    that were dropped for that last reason.
     """
 
     key: str | bytes | None
@@ -42,25 +36,25 @@ class Event(NamedTuple):
 
     @property
     def resync(self) -> bool:
-        """Whether everything has to be looked at anew."""
+        """Whether all keys have to be read again."""
         return self.key is None
 
 
 class Watch:
-    """The events of one Node whose keys begin with a prefix; an iterator, and a context manager.
+    """The events of one Node for keys with a prefix: an iterator and a context manager.
 
     Made by :meth:`dstore.Node.watch`. It ends when it or the Node is closed, and in a forked
-    child. Safe from any thread; each event goes to one of those who take them. What is not taken
-    costs nobody anything: the queue is bounded.
+    child. Safe from any thread and from signal handlers; each event goes to one of the threads
+    that take them. The queue is bounded, so that a slow program delays no deletion.
     """
 
     def __init__(self, prefix: Key, limit: int) -> None:
         self.missed = 0
         self._prefix = to_bytes(prefix)
         self._limit = limit
-        self._told = 0  # of those missed
+        self._missed_reported = 0
         self.over = False
-        # Unlike a lock, this can be met again in a signal handler.
+        # A signal handler may use it while the same thread does; with a lock it would hang.
         self._events: SimpleQueue[Event | None] = SimpleQueue()
         self._signals: deque[Callable[[], None]] = deque()
 
@@ -80,9 +74,10 @@ class Watch:
         return event
 
     def take(self, timeout: float | None = None) -> Event | None:
-        """The next event; None if none comes within ``timeout`` seconds, or the watch has ended.
+        """Take the next event; None if none comes within ``timeout`` seconds, or the watch ended.
 
-        Without ``timeout`` it waits for as long as it takes. Raises TypeError and ValueError.
+        ``timeout`` is 0 to 31,536,000 seconds; None waits for ever. Raises TypeError and
+        ValueError.
         """
         checks.optional(checks.seconds, "timeout", timeout, 0, config.WAIT_MAX)
         end = clock.now() + timeout if timeout is not None else float("inf")
@@ -91,43 +86,43 @@ class Watch:
             return self._take_green(inbox, end)
         while True:
             try:
-                return self._next(max(0.0, min(end - clock.now(), WAIT_MAX)))
+                return self._next(max(0.0, min(end - clock.now(), native.SLICE)))
             except Empty:
                 if clock.now() >= end:
                     return None
 
     def _take_green(self, inbox: green.Inbox, end: float) -> Event | None:
-        """The same for a greenlet: while it waits, others run."""
+        """Take the next event in a greenlet, while others run."""
         while True:
             ready = inbox.signal()
-            tell = ready.set
+            wake = ready.set
             try:
-                return self.poll(tell)
+                return self.poll(wake)
             except Empty:
                 left = end - clock.now()
             try:
                 if left <= 0 or not ready.wait(None if left == float("inf") else left):
                     return None
             finally:
-                self.forget(tell)
+                self.forget(wake)
 
     def poll(self, signal: Callable[[], None]) -> Event | None:
-        """The next event, or None if the watch has ended.
+        """Take the next event; None if the watch has ended. Never waits.
 
-        Raises Empty if there is none; then ``signal`` is called, once, when there may be one.
+        Raises Empty if there is none. Then ``signal`` is called once, when there may be one.
         """
         with contextlib.suppress(Empty):
             return self._next(0)
         self._signals.append(signal)
-        return self._next(0)  # what came in between has not signalled
+        return self._next(0)  # an event that came in between has not called ``signal``
 
     def forget(self, signal: Callable[[], None]) -> None:
-        """Nobody waits for this signal any more."""
+        """Do not call this signal any more."""
         with contextlib.suppress(ValueError):
             self._signals.remove(signal)
 
     def close(self) -> None:
-        """End it. What has not been taken is dropped. Idempotent."""
+        """End the watch. Events that were not taken are dropped. Idempotent."""
         self.over = True
         self._add(None)
 
@@ -143,22 +138,22 @@ class Watch:
         self.close()
 
     def _next(self, timeout: float) -> Event | None:
-        """The next event, or None at the end. Raises Empty."""
+        """Take the next event, or None at the end. Raises Empty after ``timeout`` seconds."""
         if self.over:
             return None
         missed = self.missed
-        if missed != self._told:
-            missed, self._told = missed - self._told, missed
+        if missed != self._missed_reported:
+            missed, self._missed_reported = missed - self._missed_reported, missed
             return Event(None, missed)
         event = self._events.get(timeout > 0, timeout)
         if event is None:
-            self._events.put(None)  # for others who wait
+            self._events.put(None)  # for other threads that wait
         return event
 
     # ---- for the Local --------------------------------------------------------------------
 
     def put(self, key: Key | None) -> None:
-        """The value of a key is gone; None: any may be. Never waits."""
+        """Add the deletion of a key, or a resync if it is None. Never waits."""
         if key is not None and not to_bytes(key).startswith(self._prefix):
             return
         while self._events.qsize() >= self._limit:
@@ -179,14 +174,14 @@ class Watch:
 def call_back(watch: Watch, callback: Callable[[Event], None]) -> None:
     """Call a function with each event, in a thread of its own, until the watch ends.
 
-    Raises GlobalUnavailable if the system gives no thread.
+    Raises GlobalUnavailable if the system has no more threads.
     """
 
     def serve() -> None:
         for event in watch:
             try:
                 callback(event)
-            except NodeClosed:  # as it may at any time: the watch is about to end
+            except NodeClosed:  # the Node may be closed at any time: the watch is about to end
                 log.debug("the callback of a watch found a Node closed")
             except Exception:
                 log.exception("the callback of a watch failed with %r", event)

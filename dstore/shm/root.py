@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 
 from dstore.runtime.logs import INFO, WARNING, Log
@@ -12,6 +13,8 @@ log = Log("dstore.shm")
 
 ROOT_VARIABLE = "DSTORE_SHM"
 ROOT_DEFAULT = "/dev/shm"
+NO_FOLDER = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EACCES, errno.ENAMETOOLONG}
+"""Errors of a path at which there is no folder that this process may use."""
 LOGGED_MAX = 100
 """Different messages that are remembered, so that each is logged once."""
 AVAILABLE = locks.AVAILABLE and mapping.AVAILABLE
@@ -34,20 +37,26 @@ def chosen(root: str | None) -> str | None:
 
 
 def check_root(root: str | None = None) -> None:
-    """Raise ValueError if others may replace what is in ``root``, or else in $DSTORE_SHM.
+    """Raise ValueError if the folder that ``root``, or else $DSTORE_SHM, names cannot be used.
 
-    The default folder is never an error: then there is a warning, and no shared memory.
+    It must exist, and other users must not be able to replace what is in it. For the default folder
+    there is only a warning, and no shared memory.
     """
     given = os.environ.get(ROOT_VARIABLE) if root is None else root
     if not given or not AVAILABLE:
         return
     try:
         directory.walk(os.path.abspath(given))
-    except Unsafe as error:
+    except (Unsafe, OSError) as error:
         setting = f"${ROOT_VARIABLE}" if root is None else "shm"
-        raise ValueError(f"{setting} is {given}, which is not safe: {error}") from None
-    except OSError:
-        return  # a missing folder is reported when it is needed
+        if isinstance(error, Unsafe):
+            raise ValueError(f"{setting} is {given}, which is not safe: {error}") from None
+        if error.errno not in NO_FOLDER:
+            return  # for example, no descriptor is left: what needs the folder reports that
+        raise ValueError(
+            f"{setting} is {given}, which is not a folder that can be used ({error.strerror}); "
+            'create it, name another, or give "" to share no memory'
+        ) from None
 
 
 def clean(root: str | None = None) -> None:

@@ -18,6 +18,7 @@ import zmq
 from dstore.errors import AddressError, NodeClosed
 from dstore.runtime.native import sockets
 
+PORT_MAX = 65_535
 ANY_HOST = "*"
 """Every address of this machine, of IPv6 and of IPv4."""
 PORT_TRIES = 20
@@ -43,8 +44,8 @@ def check(address: str, *, bind: bool = False) -> str:
         bare = address.startswith("tcp://") and address.count(":") > 2 and "[" not in address
         hint = "; an IPv6 address stands in brackets, tcp://[::1]:50051" if bare else ""
         raise AddressError(f"{address!r} is not an address; {_FORMS}{hint}")
-    if not (0 if bind else 1) <= int(match["port"]) <= 65535:
-        raise AddressError(f"{address!r}: the port must be between 1 and 65535")
+    if not (0 if bind else 1) <= int(match["port"]) <= PORT_MAX:
+        raise AddressError(f"{address!r}: the port must be between 1 and {PORT_MAX}")
     _check_host(address, match["host"])
     if not bind and _is_any(match["host"]):
         raise AddressError(f"{address!r}: name the host that Global runs on")
@@ -177,7 +178,7 @@ def publisher_default(address: str) -> str:
     if tcp is None:
         return address + ".pub"
     host, port = tcp
-    if port == 65535:
+    if port == PORT_MAX:
         raise AddressError(f"{address!r}: there is no next port to publish on; name a publisher")
     return f"tcp://{host}:{port + 1 if port else 0}"
 

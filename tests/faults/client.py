@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 import time
 from collections.abc import Callable, Iterable
@@ -64,6 +65,8 @@ class Client:
 
     def __init__(self, node: dstore.Node, recorder: Recorder, rng: random.Random, name: str):
         self.node = node
+        self._stale = copy.copy(node._commands)  # reads as a Node with stale_ok, of the same cache
+        self._stale.stale_ok = True
         self._recorder = recorder
         self._rng = rng
         self._name = name
@@ -107,7 +110,7 @@ class Client:
         key = self._key(keys)
         start = now()
         try:
-            found = self.node.lookup(key, stale_ok=True)
+            found = self.node._do(self._stale.lookup(key))
         except dstore.KeyMissing:
             self._recorder.read("stale", {key: None}, start, now(), False)
         except dstore.GlobalUnavailable:

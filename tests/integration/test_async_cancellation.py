@@ -241,7 +241,7 @@ def test_a_get_file_that_is_cancelled_at_its_very_end_leaves_no_file(
     asyncio.run(use(anode()))
 
 
-@pytest.mark.parametrize("at", [(FileBody, "__getitem__"), (files.Source, "digest")])
+@pytest.mark.parametrize("at", [(FileBody, "__getitem__"), (files.FileToStore, "digest")])
 @LONG_LEASE
 def test_a_cancelled_put_file_leaves_no_stage_and_reads_no_other_file(
     anode: MakeNode, gate: Gate, at: tuple[type, str], monkeypatch: Any, tmp_path: Path

@@ -62,6 +62,12 @@ def test_its_methods_are_those_of_a_node() -> None:
         assert method.__doc__, name
 
 
+def test_in_says_what_to_use_instead(node: Callable[..., dstore.Node]) -> None:
+    shared = dstore.AsyncNode.sharing(node())
+    with pytest.raises(TypeError, match=r"use `await node\.contains\('k'\)`"):
+        assert "k" in shared
+
+
 def test_every_method(anode: MakeNode, tmp_path: Path) -> None:
     source, copy = tmp_path / "source", tmp_path / "copy"
     source.write_bytes(LARGE)
@@ -71,7 +77,6 @@ def test_every_method(anode: MakeNode, tmp_path: Path) -> None:
         await one.set("k", [1, (2, "x")])
         assert await two.get("k") == [1, (2, "x")]
         assert await two.lookup("k") == dstore.Lookup([1, (2, "x")], True, True)
-        assert (await two.lookup("k", stale_ok=True)).cached
         await one.set("k", "new", replace=True)
         assert await two.get("k") == "new"
         assert bytes(await two.get_buffer("k")) == b"new"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import signal
 import threading
@@ -149,12 +150,20 @@ def _until(condition: Callable[[], bool], node: dstore.Node) -> None:
 def test_a_lapsed_get_raises_while_global_is_down_unless_stale_is_good_enough(
     over_tcp: GlobalProcess,
 ) -> None:
-    with dstore.Node(over_tcp.address, timeout=0.3) as node:
+    with (
+        dstore.Node(over_tcp.address, timeout=0.3) as node,
+        dstore.Node(over_tcp.address, timeout=0.3, stale_ok=True) as lax,
+    ):
         node.set("k", "v")
+        assert lax.get("k") == "v"
         over_tcp.signal(signal.SIGSTOP)
         with pytest.raises(dstore.GlobalUnavailable):
             _read_for_ever(node, "k", "v")
-        assert node.get("k", stale_ok=True) == "v"
+        while lax.stats()["lease_left"]:
+            pass
+        assert lax.get("k") == "v"
+        assert lax.lookup("k").from_local
+        assert asyncio.run(dstore.AsyncNode.sharing(lax).get("k")) == "v"
         over_tcp.signal(signal.SIGCONT)
         node.join(PATIENCE)
         assert node.get("k") == "v"

@@ -16,7 +16,7 @@ import pytest
 
 import dstore
 from dstore import config
-from dstore.client import node as node_module
+from dstore.client import lifecycle
 from dstore.client.hosts.threads import Local
 from dstore.codecs import Codecs, Encoded
 from dstore.protocol.messages import Get
@@ -477,15 +477,20 @@ def test_hits_and_misses_are_counted(node: MakeNode) -> None:
     assert (metrics["hits"], metrics["misses"]) == (2, 4)
 
 
+def _line() -> int:
+    return sys._getframe(1).f_lineno
+
+
 def test_a_node_that_is_dropped_says_so_and_leaves(
     free_global: dstore.Global, node: MakeNode
 ) -> None:
     keeper = node()
-    dropped = dstore.Node(free_global.address, on_deletion=print)
+    dropped, line = dstore.Node(free_global.address, on_deletion=print), _line()
     dropped.join()
     assert keeper.global_stats()["sessions"] == 2
-    with pytest.warns(ResourceWarning, match="was not closed"):
+    with pytest.warns(ResourceWarning, match="was not closed") as caught:
         del dropped
+    assert (caught[0].filename, caught[0].lineno) == (__file__, line), "where it was made"
     while keeper.global_stats()["sessions"] > 1:
         pass
 
@@ -666,7 +671,7 @@ def test_after_a_fork_nothing_of_the_parent_is_used(node: MakeNode) -> None:
     parents = one._local
     assert parents is not None
     try:
-        node_module._after_fork_in_child()
+        lifecycle._after_fork_in_child()
         assert one._hit("k") is None
         assert one.stats()["session"] == 0
         assert not one.lookup("k").from_local

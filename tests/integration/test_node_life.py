@@ -25,7 +25,6 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     "get": lambda node: node.get("k"),
     "get, with a default": lambda node: node.get("missing", None),
     "get, by bytes": lambda node: node.get(b"k"),
-    "get, stale": lambda node: node.get("k", stale_ok=True),
     "lookup": lambda node: node.lookup("k"),
     "get_buffer": lambda node: node.get_buffer("k"),
     "get_many": lambda node: node.get_many(["k"]),
@@ -74,8 +73,9 @@ def test_the_calls_are_all_that_there_are(kind: type) -> None:
     assert public - {"close", "sharing"} == tried - ({"contains"} if kind is dstore.Node else set())
 
 
-def test_a_closed_node_says_so_in_each_call(node: MakeNode) -> None:
-    one = node()
+@pytest.mark.parametrize("stale_ok", [False, True])
+def test_a_closed_node_says_so_in_each_call(node: MakeNode, stale_ok: bool) -> None:
+    one = node(stale_ok=stale_ok)
     one.set("k", "v")
     one.get("k")
     one.close()

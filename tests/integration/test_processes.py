@@ -45,7 +45,7 @@ def test_connect_gives_the_node_of_this_process(connected: str, node: MakeNode) 
     again.set("k", 1)
     assert one is not again
     with pytest.raises(TypeError):
-        dstore.connect(connected, colour="red")
+        dstore.connect(connected, colour="red")  # type: ignore[call-arg]
     with pytest.raises(dstore.AddressError):
         dstore.connect("nowhere")
 

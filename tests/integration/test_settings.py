@@ -9,17 +9,20 @@ from __future__ import annotations
 import asyncio
 import inspect
 import math
+import pydoc
+import re
 from collections.abc import Callable
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 
 import dstore
 from dstore import config
 from dstore.cli import main
+from dstore.client.settings import Settings
 from dstore.codecs import Codec
 from dstore.server.engines.memory import MemoryEngine
 from tests.integration.processes import PATIENCE
@@ -27,6 +30,7 @@ from tests.integration.processes import PATIENCE
 np = pytest.importorskip("numpy")
 
 MakeNode = Callable[..., dstore.Node]
+MAKERS: list[Callable[..., object]] = [dstore.Node, dstore.AsyncNode, dstore.connect]
 AWAY = "tcp://127.0.0.1:1"
 HUGE = 10**400
 NO_NUMBERS = ["5", b"5", True, np.True_, 2j, [5], Decimal(5)]
@@ -88,7 +92,7 @@ def refused(name: str, do: Callable[[], object]) -> None:
 
 
 @cases(NODE, 1)
-@pytest.mark.parametrize("make", [dstore.Node, dstore.AsyncNode, dstore.connect])
+@pytest.mark.parametrize("make", MAKERS)
 def test_a_wrong_setting_of_a_node(make: Callable[..., object], name: str, value: Any) -> None:
     refused("codecs" if name == "codecs" else f"^{name} is ", lambda: make(AWAY, **{name: value}))
 
@@ -122,9 +126,8 @@ def test_a_right_setting_of_a_global(name: str, value: Any) -> None:
         node.global_stats()
 
 
-def test_every_parameter_is_in_the_tables() -> None:
-    for kind, table in ((dstore.Node, NODE), (dstore.Global, GLOBAL)):
-        assert set(inspect.signature(kind).parameters) == {"address", *table}
+def test_every_parameter_of_a_global_is_in_the_table() -> None:
+    assert set(inspect.signature(dstore.Global).parameters) == {"address", *GLOBAL}
 
 
 @pytest.mark.parametrize("make", [dstore.Node, dstore.AsyncNode, dstore.connect, dstore.Global])
@@ -136,7 +139,7 @@ def test_a_wrong_address(make: Callable[..., object], address: Any) -> None:
     )
 
 
-@pytest.mark.parametrize("make", [dstore.Node, dstore.AsyncNode, dstore.connect])
+@pytest.mark.parametrize("make", MAKERS)
 def test_a_wrong_address_of_the_environment_is_named(
     make: Callable[..., object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -169,9 +172,48 @@ def test_a_wrong_timeout_is_not_set(node: MakeNode, value: Any) -> None:
     assert (shared.timeout, type(shared.timeout)) == (0.5, float)
 
 
-def test_settings_that_connect_does_not_know() -> None:
-    with pytest.raises(TypeError, match="no setting 'time_out'; there are timeout, cache_bytes"):
-        dstore.connect(AWAY, time_out=5)
+@pytest.mark.parametrize("make", MAKERS)
+def test_settings_that_there_are_not(make: Callable[..., object]) -> None:
+    name = make.__name__
+    with pytest.raises(TypeError, match=f"^{name}.* no setting 'time_out'; there are timeout, ca"):
+        make(AWAY, time_out=5)
+    with pytest.raises(TypeError, match=f"^{name}.* by name"):
+        make(AWAY, 5)
+
+
+def test_node_async_node_and_connect_take_the_same_settings() -> None:
+    """In one list, which ``inspect.signature``, type hints and ``help`` show for each of them."""
+    listed = inspect.signature(Settings).parameters
+    assert set(listed) == set(vars(Settings())) == {"address", *NODE}
+    types = get_type_hints(Settings.__init__)
+    functions = (dstore.Node.__init__, dstore.AsyncNode.__init__, dstore.connect)
+    for make, function in zip(MAKERS, functions):
+        assert inspect.signature(make).parameters == listed
+        hints = get_type_hints(function)
+        assert {name: hints[name] for name in listed} == {name: types[name] for name in listed}
+        helped = pydoc.plain(pydoc.render_doc(make))
+        assert [
+            name for name in listed if not re.search(rf"^[ |]*{name}$", helped, re.MULTILINE)
+        ] == []
+    assert inspect.signature(dstore.connect).return_annotation == "Node"
+
+
+@pytest.mark.parametrize("given", ["argument", "variable"])
+@pytest.mark.parametrize("make", [*MAKERS, dstore.Global])
+def test_a_folder_that_is_named_must_exist(
+    make: Callable[..., object], given: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    missing = tmp_path / "missing"
+    settings = {"shm": missing} if given == "argument" else {}
+    if given == "variable":
+        monkeypatch.setenv("DSTORE_SHM", str(missing))
+    name = "shm" if given == "argument" else r"\$DSTORE_SHM"
+    said = rf"^{name} is {missing}, which is not a folder that can be used \(No such .*create it"
+    with pytest.raises(ValueError, match=said):
+        make("tcp://127.0.0.1:0" if make is dstore.Global else AWAY, **settings)
+    missing.touch()
+    with pytest.raises(ValueError, match=r"\(Not a directory\)"):
+        make("tcp://127.0.0.1:0" if make is dstore.Global else AWAY, **settings)
 
 
 def test_equal_settings_are_one_node_however_written(free_global: dstore.Global) -> None:
@@ -192,8 +234,6 @@ def test_equal_settings_are_one_node_however_written(free_global: dstore.Global)
 FILE = Path(__file__)
 Call = Callable[[Any, Any], Any]
 CALLS: list[tuple[str, str, Call, list[Any]]] = [
-    ("get", "stale_ok", lambda node, it: node.get("missing", None, stale_ok=it), NO_FLAGS),
-    ("lookup", "stale_ok", lambda node, it: node.lookup("missing", stale_ok=it), NO_FLAGS),
     ("get_many", "keys", lambda node, it: node.get_many(it), ["abc", b"abc", 5, None]),
     ("get_file", "path", lambda node, it: node.get_file("k", it), [*NO_PATHS, None]),
     (
@@ -220,15 +260,10 @@ CALLS: list[tuple[str, str, Call, list[Any]]] = [
 ]  # fmt: skip
 
 
-def wrong(call: tuple[str, str, Call, list[Any]]) -> list[Any]:
-    # None stands for the Node's own setting there.
-    return [value for value in call[3] if value is not None or call[1] != "stale_ok"]
-
-
 @pytest.mark.parametrize("call", CALLS, ids=lambda call: f"{call[0]}-{call[1]}")
 def test_a_wrong_argument_of_a_call(node: MakeNode, call: tuple[str, str, Call, list[Any]]) -> None:
     one = node(timeout=PATIENCE)
-    for value in wrong(call):
+    for value in call[3]:
         refused(call[1], lambda value=value: call[2](one, value))  # type: ignore[misc]
     one.set("k", "v")
     assert one.get("k") == "v"
@@ -242,7 +277,7 @@ def test_a_wrong_argument_of_a_coroutine(
     shared = dstore.AsyncNode.sharing(node(timeout=PATIENCE))
 
     async def use() -> None:
-        for value in wrong(call):
+        for value in call[3]:
             with pytest.raises((TypeError, ValueError), match=call[1]):
                 await call[2](shared, value)
         await shared.set("k", "v")
@@ -312,7 +347,10 @@ def test_an_empty_key_is_not_told_to_be_hashed(node: MakeNode) -> None:
         ("global --memory-limit nan", "is not a size"),
         ("global --memory-limit 8388608T", "is not a size"),
         (f"global --value-limit {'9' * 5000}", "is not a size"),
-        ("global --large-from 1023", "is not between 1,024 and 1,048,576 bytes"),
+        ("global --large-from 1023", "is not a size between 1,024 and 1,048,576 bytes"),
+        ("global --large-from 0", "is not a size between 1,024 and 1,048,576 bytes"),
+        ("global --large-from much", "is not a size between 1,024 and 1,048,576 bytes"),
+        (f"global --large-from {'9' * 500}", "is not a size between 1,024 and 1,048,576 bytes"),
         ("global --shm /no/such/folder", "is not a folder"),
         ("demo --workers 0", "is not a whole number from 1 to 64"),
         ("set a b c", "unrecognized arguments: c (see dstore set --help)"),

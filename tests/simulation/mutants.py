@@ -348,7 +348,7 @@ MUTANTS = (
     ),
     Mutant(
         "forked child that uses its parent's lease",
-        (("client.node", "        node._forked()\n", "        pass\n"),),
+        (("client.lifecycle", "        node._forked()\n", "        pass\n"),),
         "tests/integration/test_node.py::test_after_a_fork_nothing_of_the_parent_is_used",
         "the simulated processes do not fork",
     ),

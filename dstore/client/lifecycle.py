@@ -1,0 +1,248 @@
+"""The life of a Node: its Local is made, survives or leaves a fork, and is closed.
+
+A Node has one Local at a time. It is made with the Node, and once more in each forked child on
+first use: the parent's lease, cache, sockets, threads and locks are not usable there. Nodes that
+are open when Python exits are closed, so that Global hears a goodbye and does not have to wait for
+their leases.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import sys
+import warnings
+import weakref
+from collections.abc import Callable
+from types import FrameType, TracebackType
+from typing import TypeVar
+
+from dstore.client.commands import Commands
+from dstore.client.hosts.threads import Local
+from dstore.client.settings import Settings
+from dstore.codecs import Codecs
+from dstore.core.local.state import LocalState
+from dstore.errors import GlobalUnavailable, NodeClosed
+from dstore.protocol.keys import public
+from dstore.protocol.messages import Key
+from dstore.runtime import greenlets as green
+from dstore.runtime import native
+from dstore.shm import check_root
+
+N = TypeVar("N", bound="Lifecycle")
+PACKAGE = __name__.partition(".")[0]
+
+
+class Lifecycle:
+    """The base of :class:`dstore.Node`: settings, state and life. Safe from any thread.
+
+    ``_state`` is the state of the Local of this process, or one without a lease or entries while
+    there is no Local.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        check_root(settings.shm)
+        self.address = settings.address
+        self._commands = Commands(
+            Codecs(settings.codecs, pickle=settings.pickle), settings.timeout, settings.stale_ok
+        )
+        self._place = _Place()
+        self._closed = False
+        self._local: Local | None = None
+        self._state = _absent()
+        self._birth = native.RLock()  # a signal handler may close a Node while it is being made
+        _nodes.add(self)
+        self._here()
+
+    @classmethod
+    def _made_with(cls: type[N], settings: Settings) -> N:
+        made = cls.__new__(cls)
+        Lifecycle.__init__(made, settings)
+        return made
+
+    @classmethod
+    def _connect(cls: type[N], settings: Settings) -> N:
+        """Return the connected Node of this process with these settings; make it if needed."""
+        with _connecting:
+            for node in _connected.copy():  # no dict, because settings may have no hash
+                if isinstance(node, cls) and node._settings == settings and not node._closed:
+                    return node
+            made = cls._made_with(settings)
+            _connected.append(made)
+            return made
+
+    @classmethod
+    def _unpickle(cls: type[N], settings: Settings) -> N:
+        """Return any Node of this process with these settings; connect one if there is none."""
+        for node in list(_nodes):
+            if isinstance(node, cls) and node._settings == settings and not node._closed:
+                return node
+        return cls._connect(settings)
+
+    def _here(self) -> Local:
+        """Return the Local of this process; it is made here, once, after a fork."""
+        local = self._local
+        if local is not None:
+            return local
+        green.here()  # for what a thread of this Node may have to log
+        with self._birth:
+            self._check_open()
+            if self._local is None:
+                _close_at_exit_of_child()
+                made = Local(
+                    self.address,
+                    label=self._label_here(),
+                    cache_bytes=self._settings.cache_bytes,
+                    on_deletion=_announcer(self._settings.on_deletion),
+                    shm=self._settings.shm,
+                    shm_limit=self._settings.shm_limit,
+                )
+                try:
+                    _start(made)
+                    self._dropped = weakref.finalize(
+                        self, _abandon, made, self.address, self._place
+                    )
+                    self._dropped.atexit = False
+                    self._state, self._local = made.state, made
+                    self._check_open()  # a signal handler may have closed it, in this thread
+                except BaseException:  # after Ctrl-C the program may never get this Node
+                    made.abandon()
+                    raise
+            return self._local
+
+    def _label_here(self) -> str:
+        return self._settings.label or f"{native.gethostname()}:{os.getpid()}"
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise NodeClosed("the Node is closed")
+
+    def close(self) -> None:
+        """Leave Global and release everything. Safe from any thread and from signal handlers.
+
+        Idempotent: it may be called again after Ctrl-C. Calls from several threads all wait until
+        the Node is closed.
+        """
+        with contextlib.suppress(ValueError):  # most Nodes are not in this list
+            _connected.remove(self)
+        with self._birth:
+            self._closed = True
+            local = self._local
+            self._state = _absent()
+        if local is not None:
+            local.close()
+            self._dropped.detach()
+            self._local = None  # last, so that a call that was interrupted above can be repeated
+        _nodes.discard(self)
+
+    def __enter__(self: N) -> N:
+        self._check_open()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _forked(self) -> None:
+        """Forget, in a forked child, the Local that belongs to the parent."""
+        if self._local is not None:
+            self._dropped.detach()
+            self._local.forked()
+        self._state = _absent()
+        self._local = None
+        self._commands.hits = self._commands.misses = 0
+        self._birth = native.RLock()
+
+
+class _Place:
+    """The line, outside of dstore, that is making a Node."""
+
+    __slots__ = ("file", "line")  # of others Python 3.11 does not find where they were allocated
+
+    def __init__(self) -> None:
+        frame: FrameType | None = sys._getframe()
+        while frame and frame.f_globals.get("__name__", "").partition(".")[0] == PACKAGE:
+            frame = frame.f_back
+        self.file = frame.f_code.co_filename if frame else "?"
+        self.line = frame.f_lineno if frame else 1
+
+
+def _start(local: Local) -> None:
+    try:
+        local.start()
+    except NodeClosed:
+        raise
+    except RuntimeError as error:  # the system has no more threads, or Python is about to exit
+        raise GlobalUnavailable(f"cannot start the background thread of a Node: {error}") from None
+
+
+def _announcer(callback: Callable[[str | bytes], None] | None) -> Callable[[Key], None] | None:
+    """Return the callback, given keys as a program knows them. It does not refer to the Node."""
+    return None if callback is None else lambda key: callback(public(key))
+
+
+def _abandon(local: Local, address: str, place: _Place) -> None:
+    """Warn that a Node was dropped and not closed; the warning names the line that made it.
+
+    With ``-X tracemalloc`` it also has the calls that led to that line.
+    """
+    local.abandon()
+    message = f"a dstore.Node of {address} was not closed"
+    warnings.warn_explicit(message, ResourceWarning, place.file, place.line, source=place)
+
+
+def _absent() -> LocalState:
+    """Return a state with no lease and an empty cache, in which no hit is found."""
+    return LocalState(random16=bytes, label="", cache_bytes=0)
+
+
+# ---- the Nodes of this process ----------------------------------------------------------------
+
+_nodes: weakref.WeakSet[Lifecycle] = weakref.WeakSet()
+_connected: list[Lifecycle] = []
+_connecting = native.RLock()
+
+
+def _after_fork_in_child() -> None:
+    global _connecting
+    _connecting = native.RLock()
+    for node in list(_nodes):
+        node._forked()
+
+
+def _at_exit() -> None:
+    for node in list(_nodes):
+        with contextlib.suppress(Exception):
+            node.close()
+
+
+def _close_at_exit_of_child() -> None:
+    """Register the closing of Nodes where a child of multiprocessing looks at its exit.
+
+    Such a child does not run what atexit has registered; multiprocessing has a list of its own. The
+    list is emptied when the child begins, which may be after a Node was unpickled in it.
+    """
+    global _listed_in
+    util = sys.modules.get("multiprocessing.util")
+    if util is not None and _listed_in != os.getpid():
+        _listed_in = os.getpid()
+        util.register_after_fork(_at_exit, _list)
+        if sys.modules["multiprocessing.process"].parent_process() is not None:
+            _list(_at_exit)
+
+
+def _list(at_exit: Callable[[], None]) -> None:
+    sys.modules["multiprocessing.util"].Finalize(None, at_exit, exitpriority=0)
+
+
+_listed_in = 0
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
+atexit.register(_at_exit)
