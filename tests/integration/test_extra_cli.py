@@ -1,4 +1,4 @@
-"""dstore without its extra "cli", that is without cmd2 and rich: what works and what asks for it."""
+"""dstore without its extra "cli" (cmd2 and rich): what works, and what asks for the extra."""
 
 from __future__ import annotations
 
