@@ -85,14 +85,14 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
     source, built, environment = folder / "source", folder / "dist", folder / "environment"
     shutil.copytree(ROOT, source, ignore=NOT_COPIED)
     run([sys.executable, "-m", "venv", environment], folder)
-    pip = [environment / "bin" / "python", "-m", "pip", "--quiet", "--no-input"]
+    pip = [str(environment / "bin" / "python"), "-m", "pip", "--quiet", "--no-input"]
     pip += ["--disable-pip-version-check"]
-    run([*pip, "install", "--target", folder / "builder", "setuptools >= 64"], folder)
+    run([*pip, "install", "--target", str(folder / "builder"), "setuptools >= 64"], folder)
     run([sys.executable, "-c", BUILD_SDIST, built], source, str(folder / "builder"))
     (sdist,) = built.iterdir()
-    run([*pip, "wheel", "--no-deps", "--wheel-dir", built, sdist], folder)
+    run([*pip, "wheel", "--no-deps", "--wheel-dir", str(built), str(sdist)], folder)
     (wheel,) = built.glob("*.whl")
-    run([*pip, "install", wheel], folder)
+    run([*pip, "install", str(wheel)], folder)
     return Installed(sdist, wheel, environment)
 
 
