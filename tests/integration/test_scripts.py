@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = ROOT / "scripts"
-TYPED = ["global", "repl", "demo", "test", "check", "simulate", "soak", "bench"]
+TYPED = ["global", "repl", "demo", "test", "check", "docs", "simulate", "soak", "bench"]
 SETTING_UP = "Setting up .venv (first use only) ...\n"
 
 # As "python": what it is asked with -c (its version, the lock) a real Python does.
