@@ -27,7 +27,7 @@ PATIENCE = 30.0
 
 
 def free_port() -> int:
-    """A port that is free, as is the next one, and stays so: the system gives it to nobody.
+    """Find a port that is free, and the next one too, and that the system gives to nothing else.
 
     It is below the range from which systems choose ports for outgoing connections.
     """
@@ -47,7 +47,7 @@ def send_signal(pid: int, number: signal.Signals) -> None:
 
 
 def sessions_left(node: dstore.Node, expected: int) -> int:
-    """How many Locals Global has, once the goodbyes that are on their way have arrived."""
+    """Wait until Global has ``expected`` sessions, or a timeout. Returns how many it has."""
     until = time.monotonic() + PATIENCE
     while (sessions := node.global_stats()["sessions"]) != expected and time.monotonic() < until:
         time.sleep(0.02)
@@ -55,7 +55,7 @@ def sessions_left(node: dstore.Node, expected: int) -> int:
 
 
 class GlobalProcess:
-    """``dstore global`` as a process. ``address`` is where it listens."""
+    """``dstore global`` as a process that can be killed and started again. Listens at ``address``."""
 
     def __init__(self, address: str = "", lease: float = 1.0) -> None:
         self._lease = str(lease)
@@ -63,7 +63,7 @@ class GlobalProcess:
         self.start()
 
     def start(self) -> None:
-        """Start it, again if it was killed, at the same address."""
+        """Start it; after it was killed, again at the same address."""
         self.address, self.process = start_global("--lease", self._lease, address=self.address)
 
     def signal(self, number: signal.Signals) -> None:
@@ -105,7 +105,7 @@ def _serve(pipe: Connection, address: str, options: dict[str, Any]) -> None:
 
 
 class Refusal(Exception):
-    """What a worker's Node raised."""
+    """An error that the Node of a worker raised."""
 
 
 class Worker:
@@ -157,7 +157,7 @@ class Worker:
 
 
 class RawClient:
-    """A bare DEALER that says what a test wants, and nothing by itself."""
+    """A bare DEALER that sends only what a test tells it to send."""
 
     def __init__(self, address: str) -> None:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()

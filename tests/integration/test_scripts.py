@@ -1,5 +1,5 @@
-"""The scripts that a person types and CI calls. None of these tests makes a virtual environment:
-a stand-in for Python plays ``venv`` and ``pip``, and writes down what it was asked.
+"""The scripts that people and CI run. No test here creates a virtual environment: a stand-in for
+Python replaces ``venv`` and ``pip`` and records how it was called.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ SCRIPTS = ROOT / "scripts"
 TYPED = ["global", "repl", "demo", "test", "check", "docs", "simulate", "soak", "bench"]
 SETTING_UP = "Setting up .venv (first use only) ...\n"
 
-# As "python": what it is asked with -c (its version, the lock) a real Python does.
+# Used as "python". A real Python runs what is passed with -c: the version check and the lock.
 STAND_IN = f"""#!/bin/sh
 case "$1 $2" in
 -c\\ *) exec '{sys.executable}' "$@" ;;
@@ -74,7 +74,7 @@ class Checkout:
         return process.returncode, out, err
 
     def calls(self) -> list[str]:
-        """What the stand-in was asked since the last look."""
+        """The calls of the stand-in since this was called last."""
         lines = self.calls_file.read_text().splitlines() if self.calls_file.exists() else []
         self.calls_file.unlink(missing_ok=True)
         return lines
