@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _flush_or_drop() -> None:
-    """Flush standard output, or drop it if it is broken: Python's exit must not fail on it again."""
+    """Flush standard output; drop it if it is broken, or Python's exit would fail on it again."""
     try:
         sys.stdout.flush()
     except OSError:

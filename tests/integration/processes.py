@@ -55,7 +55,7 @@ def sessions_left(node: dstore.Node, expected: int) -> int:
 
 
 class GlobalProcess:
-    """``dstore global`` as a process that can be killed and started again. Listens at ``address``."""
+    """``dstore global`` as a process that can be killed and started again, at ``address``."""
 
     def __init__(self, address: str = "", lease: float = 1.0) -> None:
         self._lease = str(lease)
