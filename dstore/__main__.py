@@ -1,4 +1,4 @@
-"""``python -m dstore``: the same as the ``dstore`` command."""
+"""``python -m dstore`` is the command ``dstore``."""
 
 import sys
 

@@ -1,7 +1,7 @@
-"""The ``dstore`` command. ``arguments`` reads the line, with ``kinds`` to check its parts;
-``oneshot`` and ``serve`` do the work.
+"""The ``dstore`` command: the command line, the prompt and the demo.
 
-What a command needs (ZeroMQ, the line editor) is imported by that command alone, so that
+``arguments`` parses the command line, with ``kinds`` for its values. ``oneshot`` and ``serve`` run
+the commands. Each command imports what it needs (ZeroMQ, the line editor) when it runs, so that
 ``dstore get`` in a shell loop starts quickly.
 """
 
@@ -15,9 +15,14 @@ from collections.abc import Sequence
 from dstore import errors
 from dstore.cli import console
 
+EXTRA_MODULES = {"cmd2", "rich"}
+"""What the extra ``dstore[cli]`` installs. The prompt, the demo and progress bars need it; servers
+and workers do not.
+"""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one ``dstore`` command line (default: this process's own); returns the exit code."""
+    """Run one command line, by default that of this process. Returns the exit code."""
     from dstore.cli.arguments import parse
 
     address = ""
@@ -29,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             options = parse(sys.argv[1:] if argv is None else argv)
             address = getattr(options, "address", "")
             code: int = options.run(options)
-        except SystemExit as leaving:  # argparse has said what there was to say
+        except SystemExit as leaving:  # argparse has printed the reason
             code = leaving.code if isinstance(leaving.code, int) else console.EXIT_USAGE
         sys.stdout.flush()
     except KeyboardInterrupt:
@@ -37,6 +42,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         console.drop_stdout()
         return console.EXIT_PIPE_CLOSED
+    except ModuleNotFoundError as missing:
+        module = (missing.name or "").partition(".")[0]
+        if module not in EXTRA_MODULES:
+            raise
+        console.complain(f"this command needs {module}: pip install 'dstore[cli]'")
+        return console.EXIT_USAGE
     except (errors.DstoreError, *console.BUILT_IN_ERRORS) as error:
         console.complain(_said(error, address))
         _flush_or_drop()
@@ -45,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _flush_or_drop() -> None:
-    """If standard output is what failed, it shall not fail again when Python ends."""
+    """Flush standard output; drop it if it is broken, or Python's exit would fail on it again."""
     try:
         sys.stdout.flush()
     except OSError:
@@ -53,9 +64,10 @@ def _flush_or_drop() -> None:
 
 
 def _open_closed_outputs() -> None:
-    """Stand in for what the shell closed, in which case Python has None there.
+    """Replace standard output or error if the shell closed it; Python then has None there.
 
-    What is printed to standard output is then an error, as of other programs: it would be lost.
+    Printing to a closed standard output must be an error, as in other programs, since the output
+    would be lost. So its replacement can only be read.
     """
     if sys.stdout is None:
         refuses = os.open(os.devnull, os.O_RDONLY)
@@ -65,9 +77,9 @@ def _open_closed_outputs() -> None:
 
 
 def _buffer_output() -> None:
-    """Put a buffer before standard output where PYTHONUNBUFFERED has taken it away.
+    """Buffer standard output even if PYTHONUNBUFFERED is set.
 
-    Without one, what a full disk takes only in part counts as written.
+    Without a buffer, a write that a full disk takes only in part counts as complete.
     """
     bare = getattr(sys.stdout, "buffer", None)
     if isinstance(bare, io.RawIOBase):

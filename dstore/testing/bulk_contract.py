@@ -1,4 +1,4 @@
-"""What every place for large values has to do, as tests.
+"""The contract tests of :class:`dstore.core.engine.Bulk`, the place for large values.
 
 Subclass :class:`BulkContract` in a pytest module and give it ``make``::
 
@@ -21,16 +21,18 @@ BEYOND_ALL_MEMORY = 1 << 60
 
 
 def token(number: int) -> bytes:
+    """The token of write ``number``."""
     return number.to_bytes(16, "big")
 
 
 def got(bulk: Bulk, value: bytes, offset: int, count: int) -> bytes | None:
-    """What :meth:`Bulk.read` gives, copied."""
+    """Call :meth:`Bulk.read`. Returns a copy of what it returns."""
     view = bulk.read(value, offset, count)
     return None if view is None else bytes(view)
 
 
 def raises(kind: type[Exception], call: Callable[[], object]) -> bool:
+    """Whether a call raises this kind of error."""
     try:
         call()
     except kind:
@@ -39,14 +41,14 @@ def raises(kind: type[Exception], call: Callable[[], object]) -> bool:
 
 
 class BulkContract(ABC):
-    """The contract of :class:`dstore.shm.private_bulk.Bulk`."""
+    """The contract of :class:`dstore.core.engine.Bulk`."""
 
     @abstractmethod
     def make(self) -> Bulk:
-        """An empty one, with room for a few megabytes."""
+        """Make an empty Bulk with room for a few megabytes."""
 
     def sealed(self, bulk: Bulk, number: int, value: bytes = VALUE) -> bytes:
-        """Write a value in pieces and seal it. Its token."""
+        """Write a value in pieces and seal it. Returns its token."""
         bulk.reserve(token(number), len(value))
         for start in range(0, len(value), PIECE):
             bulk.write(token(number), start, value[start : start + PIECE])

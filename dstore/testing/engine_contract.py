@@ -1,4 +1,4 @@
-"""What every engine has to do, as tests.
+"""The contract tests of :class:`dstore.core.engine.Engine`.
 
 Subclass :class:`EngineContract` in a pytest module and give it ``make``::
 
@@ -32,7 +32,7 @@ WIDE = (
 
 
 def stored(number: int, body: bytes = b"v") -> Stored:
-    """A value with a token of its own."""
+    """A value whose token is ``number``."""
     return Stored(number.to_bytes(16, "big"), "bytes", body)
 
 
@@ -41,7 +41,7 @@ class EngineContract(ABC):
 
     @abstractmethod
     def make(self, limit: int) -> Engine:
-        """An empty engine that holds about ``limit`` bytes."""
+        """Make an empty engine that holds about ``limit`` bytes."""
 
     def test_what_was_bound_is_read(self) -> None:
         engine = self.make(ROOMY)

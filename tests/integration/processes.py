@@ -8,8 +8,6 @@ import os
 import random
 import signal
 import socket
-import subprocess
-import sys
 import time
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -21,6 +19,7 @@ import zmq
 import dstore
 from dstore.protocol import wire
 from dstore.protocol.messages import NO_SESSION, Hello, ToGlobal, ToLocal, Welcome
+from dstore.testing import start_global
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 30.0
@@ -28,7 +27,7 @@ PATIENCE = 30.0
 
 
 def free_port() -> int:
-    """A port that is free, as is the next one, and stays so: the system gives it to nobody.
+    """Find a port that is free, and the next one too, and that the system gives to nothing else.
 
     It is below the range from which systems choose ports for outgoing connections.
     """
@@ -48,7 +47,7 @@ def send_signal(pid: int, number: signal.Signals) -> None:
 
 
 def sessions_left(node: dstore.Node, expected: int) -> int:
-    """How many Locals Global has, once the goodbyes that are on their way have arrived."""
+    """Wait until Global has ``expected`` sessions, or a timeout. Returns how many it has."""
     until = time.monotonic() + PATIENCE
     while (sessions := node.global_stats()["sessions"]) != expected and time.monotonic() < until:
         time.sleep(0.02)
@@ -56,44 +55,28 @@ def sessions_left(node: dstore.Node, expected: int) -> int:
 
 
 class GlobalProcess:
-    """``dstore global`` as a process. ``address`` is where it listens."""
+    """``dstore global`` as a process that can be killed and started again, at ``address``."""
 
     def __init__(self, address: str = "", lease: float = 1.0) -> None:
-        self._command = [sys.executable, "-m", "dstore", "global", "--lease", str(lease)]
+        self._lease = str(lease)
         self.address = address or f"tcp://127.0.0.1:{free_port()}"
         self.start()
 
     def start(self) -> None:
-        """Start it, again if it was killed, at the same address."""
-        self.process = subprocess.Popen(
-            [*self._command, "--address", self.address],
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-        )
-        assert self.process.stdout is not None
-        said = self.process.stdout.readline().strip()
-        assert said.startswith("Dstore server listening on "), said
-        where = said.rpartition(" ")[2]
-        self.address = where if where.startswith("ipc://") else f"tcp://{where}"
+        """Start it; after it was killed, again at the same address."""
+        self.address, self.process = start_global("--lease", self._lease, address=self.address)
 
     def signal(self, number: signal.Signals) -> None:
         send_signal(self.process.pid, number)
 
     def kill(self) -> None:
         self.process.kill()
-        self._reap()
+        self.process.wait(PATIENCE)
 
     def stop(self) -> int:
-        """Ask it to end. Its exit code."""
+        """Ask it to end. Returns its exit code."""
         self.process.terminate()
-        return self._reap()
-
-    def _reap(self) -> int:
-        code = self.process.wait(PATIENCE)
-        assert self.process.stdout is not None
-        self.process.stdout.close()
-        return code
+        return self.process.wait(PATIENCE)
 
     def __enter__(self) -> GlobalProcess:
         return self
@@ -122,7 +105,7 @@ def _serve(pipe: Connection, address: str, options: dict[str, Any]) -> None:
 
 
 class Refusal(Exception):
-    """What a worker's Node raised."""
+    """An error that the Node of a worker raised."""
 
 
 class Worker:
@@ -174,7 +157,7 @@ class Worker:
 
 
 class RawClient:
-    """A bare DEALER that says what a test wants, and nothing by itself."""
+    """A bare DEALER that sends only what a test tells it to send."""
 
     def __init__(self, address: str) -> None:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()

@@ -1,5 +1,5 @@
-"""The scripts that a person types and CI calls. None of these tests makes a virtual environment:
-a stand-in for Python plays ``venv`` and ``pip``, and writes down what it was asked.
+"""The scripts that people and CI run. No test here creates a virtual environment: a stand-in for
+Python replaces ``venv`` and ``pip`` and records how it was called.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = ROOT / "scripts"
-TYPED = ["global", "repl", "demo", "test", "check", "simulate", "soak", "bench"]
+TYPED = ["global", "repl", "demo", "test", "check", "docs", "simulate", "soak", "bench"]
 SETTING_UP = "Setting up .venv (first use only) ...\n"
 
-# As "python": what it is asked with -c (its version, the lock) a real Python does.
+# Used as "python". A real Python runs what is passed with -c: the version check and the lock.
 STAND_IN = f"""#!/bin/sh
 case "$1 $2" in
 -c\\ *) exec '{sys.executable}' "$@" ;;
@@ -74,7 +74,7 @@ class Checkout:
         return process.returncode, out, err
 
     def calls(self) -> list[str]:
-        """What the stand-in was asked since the last look."""
+        """The calls of the stand-in since this was called last."""
         lines = self.calls_file.read_text().splitlines() if self.calls_file.exists() else []
         self.calls_file.unlink(missing_ok=True)
         return lines
@@ -105,7 +105,7 @@ def test_a_script_is_posix_shell(name: str) -> None:
 def test_a_script_hands_its_arguments_to_the_command(checkout: Checkout, name: str) -> None:
     expected = f"<dstore><{name}><--label><two words><>"
     assert checkout.run(name, "--label", "two words", "") == (0, expected, SETTING_UP)
-    assert checkout.calls() == ["venv", "pip ."]
+    assert checkout.calls() == ["venv", "pip .[cli]"]
     assert checkout.run(name, "--label", "two words", "") == (0, expected, "")
     assert checkout.calls() == []
 
@@ -151,7 +151,7 @@ def test_a_changed_dependency_is_installed_once(checkout: Checkout) -> None:
     checkout.calls()
     assert checkout.run("demo")[2] == SETTING_UP
     assert checkout.run("demo")[2] == ""
-    assert checkout.calls() == ["pip ."]
+    assert checkout.calls() == ["pip .[cli]"]
 
 
 def test_a_moved_project_is_installed_again(checkout: Checkout) -> None:
@@ -159,7 +159,7 @@ def test_a_moved_project_is_installed_again(checkout: Checkout) -> None:
     checkout.calls()
     checkout.root = checkout.root.rename(checkout.root.with_name("moved"))
     assert checkout.run("demo") == (0, "<dstore><demo>", SETTING_UP)
-    assert checkout.calls() == ["pip ."]
+    assert checkout.calls() == ["pip .[cli]"]
 
 
 def test_a_failed_installation_tells_why_and_is_started_over(checkout: Checkout) -> None:
@@ -169,7 +169,7 @@ def test_a_failed_installation_tells_why_and_is_started_over(checkout: Checkout)
     assert checkout.run("global") == failure
     del checkout.environment["PIP_FAILS"]
     assert checkout.run("global") == (0, "<dstore><global>", SETTING_UP)
-    assert checkout.calls() == ["venv", "pip ."] * 3
+    assert checkout.calls() == ["venv", "pip .[cli]"] * 3
 
 
 def test_of_scripts_started_at_once_one_installs_and_the_others_wait(checkout: Checkout) -> None:
@@ -178,7 +178,7 @@ def test_of_scripts_started_at_once_one_installs_and_the_others_wait(checkout: C
         with process:
             out, _ = process.communicate(timeout=30)
         assert (process.returncode, out) == (0, f"<dstore><repl><{number}>")
-    assert checkout.calls() == ["venv", "pip ."]
+    assert checkout.calls() == ["venv", "pip .[cli]"]
 
 
 def test_a_python_that_is_too_old_is_refused_in_one_line(checkout: Checkout) -> None:
@@ -197,4 +197,4 @@ def test_the_first_usable_python_on_the_path_is_taken(checkout: Checkout) -> Non
     shutil.move(checkout.environment.pop("PYTHON"), checkout.elsewhere / "python3.14")
     checkout.environment["PATH"] = f"{checkout.elsewhere}:{os.environ['PATH']}"
     assert checkout.run("global") == (0, "<dstore><global>", SETTING_UP)
-    assert checkout.calls() == ["venv", "pip ."]
+    assert checkout.calls() == ["venv", "pip .[cli]"]
