@@ -30,6 +30,7 @@ EXIT_PIPE_CLOSED = 141
 
 BUILT_IN_ERRORS = (TypeError, ValueError, OSError, MemoryError, RecursionError)
 """What a command may raise besides the errors of dstore; each becomes one line."""
+STDIN_CLOSED = "standard input is closed, so there is nothing to read"
 MESSAGE_MAX = 2000
 """Characters of an error message that are shown. (A refusal of Global may have any number.)"""
 

@@ -12,11 +12,9 @@ from codecs import getincrementaldecoder
 from collections.abc import Iterator
 
 from dstore.cli import console, values
-from dstore.cli.arguments import STDIN_CLOSED
 from dstore.cli.kinds import as_passed
 from dstore.cli.progress import progress_bar
-from dstore.cli.repl import text
-from dstore.cli.show import array_repr, is_array, shown
+from dstore.cli.show import array_repr, is_array, shown, unreadable
 from dstore.client.node import Node
 from dstore.errors import UnknownCodec
 from dstore.quoting import visible
@@ -80,7 +78,7 @@ def _for_people(node: Node, key: str | bytes) -> Iterator[str]:
     try:
         value = node.get(key)
     except UnknownCodec as error:
-        raise ValueError(text.unreadable(error.codec, "-o FILE")) from None
+        raise ValueError(unreadable(error.codec, "-o FILE")) from None
     if is_array(value):
         yield f"{visible(array_repr(value), lines=True)}\n"
         return
@@ -144,5 +142,5 @@ def _value(options: Namespace) -> str | bytes | bytearray:
     if options.file is None and options.value not in (None, "-"):
         return as_passed(options.value)
     if sys.stdin is None:
-        raise ValueError(STDIN_CLOSED)
+        raise ValueError(console.STDIN_CLOSED)
     return values.read_all(sys.stdin.buffer, "standard input")

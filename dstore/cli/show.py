@@ -57,6 +57,14 @@ def array_repr(array: Any) -> str:
     return repr(array)
 
 
+def unreadable(codec: str, instead: str) -> str:
+    """Why a value is not shown, and what to do ``instead``."""
+    why = (
+        "an array, and numpy is not installed" if codec == "ndarray" else f"of the codec {codec!r}"
+    )
+    return f"the value cannot be shown, since it is {why}; {instead} writes its bytes to a file"
+
+
 def _shown_array(array: Any) -> str:
     line = _LINE_BREAK.sub(" ", array_repr(array))
     if line.startswith("<") or max(array.nbytes, len(line)) <= SHOWN_MAX:

@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from dstore.cli.console import said, text_or_bytes
-from dstore.cli.show import shown
+from dstore.cli.show import shown, unreadable
 from dstore.errors import KeyMissing, KeyOccupied, UnknownCodec
 from dstore.quoting import is_plain
 
@@ -301,14 +301,6 @@ def reply_refused(error: Exception) -> str:
     if isinstance(error, UnknownCodec):
         return f"Error: {unreadable(error.codec, 'GETFILE')}"
     return f"Error: {said(error)}"
-
-
-def unreadable(codec: str, instead: str) -> str:
-    """Why a value is not shown, and what to do ``instead``."""
-    why = (
-        "an array, and numpy is not installed" if codec == "ndarray" else f"of the codec {codec!r}"
-    )
-    return f"the value cannot be shown, since it is {why}; {instead} writes its bytes to a file"
 
 
 def reply_interrupted(command: str) -> str:
