@@ -36,11 +36,11 @@ DONE, REFUSED, USAGE = 0, 1, 2
 LARGE = 3 * config.CHUNK_BYTES
 LISTENING = "Dstore server listening on "
 STAND_STILL = """
-from dstore.repl import bar
+from dstore.cli import progress
 def tell(self, what, done, total):
     print(what, flush=True)
     sys.stdin.read()
-bar.Bar.tell = tell
+progress.Bar.tell = tell
 """
 """Makes a command with a terminal wait in the middle of a transfer until Ctrl-C comes."""
 

@@ -52,7 +52,7 @@ class Repl(cmd2.Cmd):
         self._lines = LineHistory(history_path() if at_terminal else None)
         self._editor = editor_of(self, self._complete) if at_terminal else None
         self._own = OwnDeletions()
-        self._answered = False
+        self._answered = self._failed = False
         self.node = Node(address, timeout=timeout, on_deletion=self._announce)
         self._keys = KeyFinder(self.node.keys, limit=COMPLETIONS_MAX, wait=COMPLETION_WAIT)
         self._paths = KeyFinder(find_paths, limit=COMPLETIONS_MAX, wait=COMPLETION_WAIT)
@@ -71,12 +71,16 @@ class Repl(cmd2.Cmd):
         return self.exit_code
 
     def obey(self, lines: Iterable[str]) -> int:
-        """Carry out the lines of a script; returns the exit code."""
+        """Carry out the lines of a script; returns the exit code.
+
+        A command that cannot be read or ends with an error makes that 1. A missing or an occupied
+        key does not: these are answers, and the script goes on with them.
+        """
         self.greet()
         for line in lines:
             if self.onecmd_plus_hooks(line.rstrip("\r\n"), raise_keyboard_interrupt=True):
                 break
-        return self.exit_code
+        return self.exit_code or (console.EXIT_REFUSED if self._failed else console.EXIT_OK)
 
     def greet(self) -> None:
         """Say who this is and how to leave."""
@@ -165,6 +169,7 @@ class Repl(cmd2.Cmd):
         return True
 
     def do_unknown(self, statement: Statement) -> None:
+        self._failed = True
         word, _ = text.split_word(statement.args)
         self.say(f"Unknown command {shown(word)}. HELP lists the commands, .exit leaves.")
 
@@ -186,6 +191,7 @@ class Repl(cmd2.Cmd):
         try:
             stop = super().onecmd(statement, add_to_history=add_to_history)
         except text.Misuse as misuse:
+            self._failed = True
             self.say(str(misuse))
         except KeyboardInterrupt:
             self.say(text.reply_interrupted(command))
@@ -205,10 +211,12 @@ class Repl(cmd2.Cmd):
             super().sigint_handler(signum, frame)
 
     def _note_answer(self, error: Exception | None) -> None:
-        """Keep the exit code: 3 as long as nothing but silence has come from Global."""
+        """Update the exit code after a command: 3 until Global has answered for the first time."""
         if error is None or isinstance(error, (KeyMissing, KeyOccupied)):
             self._answered, self.exit_code = True, console.EXIT_OK
-        elif isinstance(error, (GlobalUnavailable, OutcomeUnknown)) and not self._answered:
+            return
+        self._failed = True
+        if isinstance(error, (GlobalUnavailable, OutcomeUnknown)) and not self._answered:
             self.exit_code = console.EXIT_UNREACHED
 
     def say(self, line: str, *, flush: bool = True) -> None:
@@ -226,7 +234,8 @@ class Repl(cmd2.Cmd):
             raise SystemExit(console.EXIT_PIPE_CLOSED) from None
 
     def pexcept(self, exception: BaseException, **kwargs: Any) -> None:
-        """One line for an error that nobody foresaw."""
+        """Print one line for an unexpected error, where cmd2 would print a traceback."""
+        self._failed = True
         self.say(f"Error: {type(exception).__name__}: {console.one_line(exception)}")
 
     def _announce(self, key: str | bytes) -> None:
