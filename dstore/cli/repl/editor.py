@@ -7,7 +7,10 @@ rest of the REPL does not notice.
 
 from __future__ import annotations
 
+import contextlib
 import queue
+import sys
+import termios
 import threading
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Protocol
@@ -59,6 +62,28 @@ class Editor(Protocol):
 def editor_of(repl: cmd2.Cmd, complete: Complete) -> Editor:
     """The line editor of this cmd2, whichever it is, with completion attached to it."""
     return (PromptToolkitEditor if PROMPT_TOOLKIT else ReadlineEditor)(repl, complete)
+
+
+@contextlib.contextmanager
+def ctrl_d_kept() -> Iterator[None]:
+    """Let Ctrl-D be an ordinary character in this block, for the time in which a command runs.
+
+    The line editor reads it afterwards. Otherwise the terminal takes it for the end of the input,
+    and forgets it when the line editor changes the terminal's mode.
+    """
+    try:
+        usual = termios.tcgetattr(sys.stdin)
+    except (termios.error, OSError):  # the terminal has gone
+        yield
+        return
+    disabled = [*usual[:6], [*usual[6]]]
+    disabled[6][termios.VEOF] = b"\0"
+    termios.tcsetattr(sys.stdin, termios.TCSANOW, disabled)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(termios.error, OSError):
+            termios.tcsetattr(sys.stdin, termios.TCSANOW, usual)
 
 
 class PromptToolkitEditor:

@@ -21,6 +21,7 @@ from dstore.cli.repl.editor import (
     END_OF_INPUT,
     PROMPT_TOOLKIT,
     PlainParser,
+    ctrl_d_kept,
     editor_of,
 )
 from dstore.cli.repl.history import LineHistory, history_path
@@ -189,7 +190,8 @@ class Repl(cmd2.Cmd):
         """Run one command; whatever it raises becomes one line."""
         command = statement.command if isinstance(statement, Statement) else ""
         try:
-            stop = super().onecmd(statement, add_to_history=add_to_history)
+            with ctrl_d_kept() if self._editor is not None else contextlib.nullcontext():
+                stop = super().onecmd(statement, add_to_history=add_to_history)
         except text.Misuse as misuse:
             self._failed = True
             self.say(str(misuse))
