@@ -32,8 +32,7 @@ from dstore.errors import (
     WaitTimedOut,
 )
 from dstore.server.server import Global
-
-__version__: str
+from dstore.version import __version__
 
 __all__ = [
     "AddressError",
@@ -64,11 +63,3 @@ __all__ = [
     "__version__",
     "connect",
 ]
-
-
-def __getattr__(name: str) -> str:
-    if name == "__version__":
-        from dstore.version import version
-
-        return version()
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

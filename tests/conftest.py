@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 import dstore
+from dstore.testing import running_global
 from tests.leaks import Footprint, left_behind, private_shared_memory, start_what_stays
 
 LEASE = 1.0
@@ -48,8 +49,9 @@ def _no_leaks() -> Iterator[None]:
 @pytest.fixture
 def free_global(request: pytest.FixtureRequest) -> Iterator[dstore.Global]:
     """A Global on a free port, in a thread of this process. Parametrize it to set its lease."""
-    with dstore.Global("tcp://127.0.0.1:0", lease=getattr(request, "param", LEASE)) as running:
-        yield running
+    # Its shared memory is that of all tests, where leaks are looked for.
+    with running_global(lease=getattr(request, "param", LEASE), shm=None) as server:
+        yield server
 
 
 @pytest.fixture

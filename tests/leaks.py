@@ -11,7 +11,6 @@ import contextlib
 import gc
 import multiprocessing
 import os
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -20,13 +19,13 @@ from pathlib import Path
 
 import zmq
 
+from dstore import testing
 from dstore.shm import clean, is_whole
 
 GRACE = 5.0
 """Seconds within which a thread or child that was told to end must have ended."""
 PAUSE = 0.02
 
-SHARED_MEMORY = Path("/dev/shm")
 ROOT_VARIABLE = "DSTORE_SHM"
 DESCRIPTORS = Path("/proc/self/fd")
 TASKS = Path("/proc/self/task")
@@ -74,17 +73,10 @@ def shared_files() -> set[str]:
 @contextlib.contextmanager
 def private_shared_memory() -> Iterator[None]:
     """A folder in shared memory for these tests alone, so that other runs do not disturb them."""
-    base = SHARED_MEMORY if SHARED_MEMORY.is_dir() else None
     os.umask(0o022)  # a folder that a group may write is refused
-    with tempfile.TemporaryDirectory(prefix="tests-of-dstore-", dir=base) as folder:
+    with testing.private_shared_memory() as folder:
         os.chmod(folder, 0o711)  # other users of these tests have a folder of their own in it
-        former = os.environ.get(ROOT_VARIABLE)
-        os.environ[ROOT_VARIABLE] = folder
         yield
-        if former is None:
-            del os.environ[ROOT_VARIABLE]
-        else:
-            os.environ[ROOT_VARIABLE] = former
 
 
 def start_what_stays() -> None:

@@ -15,6 +15,11 @@ from collections.abc import Sequence
 from dstore import errors
 from dstore.cli import console
 
+EXTRA_MODULES = {"cmd2", "rich"}
+"""What the extra ``dstore[cli]`` installs. Only the prompt, the demo and progress bars need it, so
+that a server or a worker can do without.
+"""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one ``dstore`` command line (default: this process's own); returns the exit code."""
@@ -37,6 +42,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         console.drop_stdout()
         return console.EXIT_PIPE_CLOSED
+    except ModuleNotFoundError as missing:
+        module = (missing.name or "").partition(".")[0]
+        if module not in EXTRA_MODULES:
+            raise
+        console.complain(f"this command needs {module}: pip install 'dstore[cli]'")
+        return console.EXIT_USAGE
     except (errors.DstoreError, *console.BUILT_IN_ERRORS) as error:
         console.complain(_said(error, address))
         _flush_or_drop()

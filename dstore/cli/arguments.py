@@ -82,9 +82,9 @@ def _show_help(parser: Parser) -> int:
 
 class _Version(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        from dstore.version import version
+        from dstore.version import __version__
 
-        print(f"dstore {version()}")
+        print(f"dstore {__version__}")
         parser.exit()
 
 

@@ -10,6 +10,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def progress_bar(*, quiet: bool = False) -> Iterator[Progress | None]:
 
     The terminal is as it was when the block ends, however it ends.
     """
-    if quiet or not sys.stderr.isatty():
+    if quiet or not sys.stderr.isatty() or find_spec("rich") is None:  # rich: the extra "cli"
         yield None
         return
     bar = Bar()

@@ -12,6 +12,7 @@ import time
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
+from dstore.testing import start_global
 from tests.faults.workload import Settings
 from tests.integration.processes import PATIENCE, ROOT, send_signal
 
@@ -63,26 +64,19 @@ class GlobalLives:
     def __init__(self, port: int, lease: float, folder: Path, times: Times) -> None:
         self._port = port
         self._lease = lease
-        self._rate_limited_log = folder / "global.err"
+        self._stderr_file = folder / "global.err"
         self._times = times
         self._process: subprocess.Popen[str] | None = None
 
     def start(self, log_length: int) -> None:
         self._times.lives.append(Life(time.monotonic_ns()))
-        command = [sys.executable, "-m", "dstore", "global"]
-        command += ["--address", f"tcp://127.0.0.1:{self._port}", "--lease", str(self._lease)]
-        with self._rate_limited_log.open("ab") as complaints:
-            self._process = subprocess.Popen(
-                [*command, "--log-length", str(log_length)],
-                stdout=subprocess.PIPE,
-                stderr=complaints,
-                text=True,
-                env={**os.environ, "PYTHONPATH": str(ROOT)},
-            )
-        assert self._process.stdout is not None
-        said = self._process.stdout.readline()
-        if not said.startswith("Dstore server listening on "):
-            raise RuntimeError(f"Global did not start: {self._rate_limited_log.read_text()}")
+        options = ["--lease", str(self._lease), "--log-length", str(log_length)]
+        address = f"tcp://127.0.0.1:{self._port}"
+        with self._stderr_file.open("ab") as stderr:
+            try:
+                self._process = start_global(*options, address=address, stderr=stderr).process
+            except RuntimeError as error:
+                raise RuntimeError(f"{error}: {self._stderr_file.read_text()}") from None
 
     def kill(self) -> None:
         """SIGKILL, if it lives."""
@@ -92,8 +86,6 @@ class GlobalLives:
         process.kill()
         process.wait()
         self._times.lives[-1].end = time.monotonic_ns()
-        assert process.stdout is not None
-        process.stdout.close()
 
     def stop(self) -> int:
         """Ask it to end; its exit code."""
@@ -113,12 +105,12 @@ class ClientProcess:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self._rate_limited_log = Path(settings.folder) / f"{settings.name}.err"
-        with self._rate_limited_log.open("wb") as complaints:
+        self._stderr_file = Path(settings.folder) / f"{settings.name}.err"
+        with self._stderr_file.open("wb") as stderr:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "tests.faults.workload", settings.dump()],
                 stdin=subprocess.PIPE,
-                stderr=complaints,
+                stderr=stderr,
                 env={**os.environ, "PYTHONPATH": str(ROOT)},
             )
 
@@ -142,7 +134,7 @@ class ClientProcess:
 
     def complaints(self) -> str:
         """What it wrote to stderr, or that it did not end well."""
-        text = self._rate_limited_log.read_text(errors="replace").strip()
+        text = self._stderr_file.read_text(errors="replace").strip()
         if not text and self.process.returncode not in (0, STOPPED_BY_US):
             text = f"exit code {self.process.returncode}"
         return f"{self.settings.name}: {text}" if text else ""

@@ -58,6 +58,7 @@ from dstore.protocol.messages import (
     Wait,
     Welcome,
 )
+from dstore.testing import private_shared_memory, start_global
 from tests.faults.honest import NOTHING, Honest, Told
 from tests.faults.raw_peer import MORE, RawPeer, crowd, frame, frame_head
 from tests.integration.processes import ROOT, GlobalProcess, free_port
@@ -747,24 +748,9 @@ HEADING = (
 )
 
 
-def _end(server: subprocess.Popen[bytes]) -> None:
+def _end(server: subprocess.Popen[str]) -> None:
     server.kill()
     server.wait()
-
-
-@contextlib.contextmanager
-def _own_shared_memory() -> Iterator[None]:
-    """Have Global and all Nodes share a folder that is of this run alone."""
-    former = os.environ.get("DSTORE_SHM")
-    with tempfile.TemporaryDirectory(prefix="tests-of-dstore-", dir="/dev/shm") as folder:
-        os.environ["DSTORE_SHM"] = folder
-        try:
-            yield
-        finally:
-            if former is None:
-                del os.environ["DSTORE_SHM"]
-            else:
-                os.environ["DSTORE_SHM"] = former
 
 
 class Meter:
@@ -824,7 +810,7 @@ class Run:
         rows = []
         with ExitStack() as stack:
             folder = stack.enter_context(tempfile.TemporaryDirectory())
-            stack.enter_context(_own_shared_memory())
+            stack.enter_context(private_shared_memory())
             log = stack.enter_context(open(Path(folder) / "log", "w+b"))
             server = self._global(log)
             stack.callback(_end, server)
@@ -839,23 +825,13 @@ class Run:
                     break
         return rows
 
-    def _global(self, log: IO[bytes]) -> subprocess.Popen[bytes]:
+    def _global(self, log: IO[bytes]) -> subprocess.Popen[str]:
         self._address = f"tcp://127.0.0.1:{free_port()}"
-        command = [sys.executable, "-m", "dstore", "global", "--address", self._address]
-        command += ["--lease", str(LEASE), "--memory-limit", str(MEMORY_LIMIT)]
-        command += ["--max-clients", str(MAX_CLIENTS)]
-        server = subprocess.Popen(
-            command,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-        )
-        assert server.stdout is not None
-        assert server.stdout.readline().startswith(b"Dstore server listening on ")
-        server.stdout.close()
-        return server
+        options = ["--lease", str(LEASE), "--memory-limit", str(MEMORY_LIMIT)]
+        options += ["--max-clients", str(MAX_CLIENTS)]
+        return start_global(*options, address=self._address, stderr=log).process
 
-    def _attack(self, each: Attack, server: subprocess.Popen[bytes], honest: Honest) -> Row:
+    def _attack(self, each: Attack, server: subprocess.Popen[str], honest: Honest) -> Row:
         honest.ask()
         calm = _descriptors(server.pid)
         dice = random.Random(f"{self._seed} {each.name}")

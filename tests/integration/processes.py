@@ -8,8 +8,6 @@ import os
 import random
 import signal
 import socket
-import subprocess
-import sys
 import time
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -21,6 +19,7 @@ import zmq
 import dstore
 from dstore.protocol import wire
 from dstore.protocol.messages import NO_SESSION, Hello, ToGlobal, ToLocal, Welcome
+from dstore.testing import start_global
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 30.0
@@ -59,41 +58,25 @@ class GlobalProcess:
     """``dstore global`` as a process. ``address`` is where it listens."""
 
     def __init__(self, address: str = "", lease: float = 1.0) -> None:
-        self._command = [sys.executable, "-m", "dstore", "global", "--lease", str(lease)]
+        self._lease = str(lease)
         self.address = address or f"tcp://127.0.0.1:{free_port()}"
         self.start()
 
     def start(self) -> None:
         """Start it, again if it was killed, at the same address."""
-        self.process = subprocess.Popen(
-            [*self._command, "--address", self.address],
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-        )
-        assert self.process.stdout is not None
-        said = self.process.stdout.readline().strip()
-        assert said.startswith("Dstore server listening on "), said
-        where = said.rpartition(" ")[2]
-        self.address = where if where.startswith("ipc://") else f"tcp://{where}"
+        self.address, self.process = start_global("--lease", self._lease, address=self.address)
 
     def signal(self, number: signal.Signals) -> None:
         send_signal(self.process.pid, number)
 
     def kill(self) -> None:
         self.process.kill()
-        self._reap()
+        self.process.wait(PATIENCE)
 
     def stop(self) -> int:
-        """Ask it to end. Its exit code."""
+        """Ask it to end. Returns its exit code."""
         self.process.terminate()
-        return self._reap()
-
-    def _reap(self) -> int:
-        code = self.process.wait(PATIENCE)
-        assert self.process.stdout is not None
-        self.process.stdout.close()
-        return code
+        return self.process.wait(PATIENCE)
 
     def __enter__(self) -> GlobalProcess:
         return self

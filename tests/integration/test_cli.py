@@ -19,12 +19,12 @@ from blake3 import blake3
 
 import dstore
 from dstore import cli, config
+from dstore.testing.running import announced_address
 
 DONE, REFUSED, USAGE, UNREACHED, INTERRUPTED, PIPE_CLOSED = 0, 1, 2, 3, 130, 141
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 30.0
 """Seconds; only a test that fails takes them."""
-LISTENING = "Dstore server listening on "
 
 
 class Ran(NamedTuple):
@@ -311,11 +311,9 @@ def interrupt(process: subprocess.Popen[str]) -> None:
 
 
 def listening(server: subprocess.Popen[str]) -> str:
-    """The address that a server says in its first line."""
+    """The address that a server says in its first line, as people write it."""
     assert server.stdout
-    line = server.stdout.readline()
-    assert line.startswith(LISTENING), line
-    return line.removeprefix(LISTENING).strip()
+    return announced_address(server.stdout.readline()).removeprefix("tcp://")
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])

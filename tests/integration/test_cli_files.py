@@ -22,6 +22,7 @@ from blake3 import blake3
 
 import dstore
 from dstore import cli, config
+from dstore.testing import global_process
 from tests.integration.processes import PATIENCE, ROOT
 from tests.integration.terminals import (
     AT_ONCE,
@@ -34,7 +35,6 @@ from tests.integration.terminals import (
 
 DONE, REFUSED, USAGE = 0, 1, 2
 LARGE = 3 * config.CHUNK_BYTES
-LISTENING = "Dstore server listening on "
 STAND_STILL = """
 from dstore.cli import progress
 def tell(self, what, done, total):
@@ -442,20 +442,9 @@ def test_a_signal_in_the_middle_is_quiet_and_leaves_no_half_file(
 @contextmanager
 def serving(*options: str, **variables: str) -> Iterator[str]:
     """``dstore global`` as a process; gives its address."""
-    with subprocess.Popen(
-        [sys.executable, "-m", "dstore", "global", "--bind", "127.0.0.1:0", *options],
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-        env={**os.environ, **variables},
-    ) as server:
-        try:
-            assert server.stdout is not None
-            yield server.stdout.readline().removeprefix(LISTENING).strip()
-            server.terminate()
-            assert server.wait(PATIENCE) == 0
-        finally:
-            server.kill()
+    with global_process(*options, env={**os.environ, **variables}) as server:
+        yield server.address
+    assert server.process.returncode == 0
 
 
 def test_global_takes_the_sizes_and_the_folder(shell: Shell, tmp_path: Path) -> None:

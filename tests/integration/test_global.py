@@ -222,7 +222,7 @@ def test_what_is_outstanding_is_answered_before_global_ends() -> None:
 def test_a_signal_ends_global_with_code_0(number: signal.Signals) -> None:
     with GlobalProcess() as served:
         served.signal(number)
-        assert served._reap() == 0
+        assert served.process.wait(PATIENCE) == 0
         served.start()
         assert served.stop() == 0
 

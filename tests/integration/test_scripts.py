@@ -105,7 +105,7 @@ def test_a_script_is_posix_shell(name: str) -> None:
 def test_a_script_hands_its_arguments_to_the_command(checkout: Checkout, name: str) -> None:
     expected = f"<dstore><{name}><--label><two words><>"
     assert checkout.run(name, "--label", "two words", "") == (0, expected, SETTING_UP)
-    assert checkout.calls() == ["venv", "pip ."]
+    assert checkout.calls() == ["venv", "pip .[cli]"]
     assert checkout.run(name, "--label", "two words", "") == (0, expected, "")
     assert checkout.calls() == []
 
@@ -151,7 +151,7 @@ def test_a_changed_dependency_is_installed_once(checkout: Checkout) -> None:
     checkout.calls()
     assert checkout.run("demo")[2] == SETTING_UP
     assert checkout.run("demo")[2] == ""
-    assert checkout.calls() == ["pip ."]
+    assert checkout.calls() == ["pip .[cli]"]
 
 
 def test_a_moved_project_is_installed_again(checkout: Checkout) -> None:
@@ -159,7 +159,7 @@ def test_a_moved_project_is_installed_again(checkout: Checkout) -> None:
     checkout.calls()
     checkout.root = checkout.root.rename(checkout.root.with_name("moved"))
     assert checkout.run("demo") == (0, "<dstore><demo>", SETTING_UP)
-    assert checkout.calls() == ["pip ."]
+    assert checkout.calls() == ["pip .[cli]"]
 
 
 def test_a_failed_installation_tells_why_and_is_started_over(checkout: Checkout) -> None:
@@ -169,7 +169,7 @@ def test_a_failed_installation_tells_why_and_is_started_over(checkout: Checkout)
     assert checkout.run("global") == failure
     del checkout.environment["PIP_FAILS"]
     assert checkout.run("global") == (0, "<dstore><global>", SETTING_UP)
-    assert checkout.calls() == ["venv", "pip ."] * 3
+    assert checkout.calls() == ["venv", "pip .[cli]"] * 3
 
 
 def test_of_scripts_started_at_once_one_installs_and_the_others_wait(checkout: Checkout) -> None:
@@ -178,7 +178,7 @@ def test_of_scripts_started_at_once_one_installs_and_the_others_wait(checkout: C
         with process:
             out, _ = process.communicate(timeout=30)
         assert (process.returncode, out) == (0, f"<dstore><repl><{number}>")
-    assert checkout.calls() == ["venv", "pip ."]
+    assert checkout.calls() == ["venv", "pip .[cli]"]
 
 
 def test_a_python_that_is_too_old_is_refused_in_one_line(checkout: Checkout) -> None:
@@ -197,4 +197,4 @@ def test_the_first_usable_python_on_the_path_is_taken(checkout: Checkout) -> Non
     shutil.move(checkout.environment.pop("PYTHON"), checkout.elsewhere / "python3.14")
     checkout.environment["PATH"] = f"{checkout.elsewhere}:{os.environ['PATH']}"
     assert checkout.run("global") == (0, "<dstore><global>", SETTING_UP)
-    assert checkout.calls() == ["venv", "pip ."]
+    assert checkout.calls() == ["venv", "pip .[cli]"]

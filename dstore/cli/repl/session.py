@@ -31,7 +31,7 @@ from dstore.cli.show import shown
 from dstore.client.node import Node
 from dstore.errors import DstoreError, GlobalUnavailable, KeyMissing, KeyOccupied, OutcomeUnknown
 from dstore.quoting import visible
-from dstore.version import version
+from dstore.version import __version__
 
 COMPLETIONS_MAX = 200
 COMPLETION_WAIT = 0.7
@@ -85,7 +85,7 @@ class Repl(cmd2.Cmd):
 
     def greet(self) -> None:
         """Say who this is and how to leave."""
-        self.say(f"dstore v{version()} (addr: {console.plain(self.node.address)})")
+        self.say(f"dstore v{__version__} (addr: {console.plain(self.node.address)})")
         self.say("Type .exit (or Ctrl-D) to leave, HELP for the commands.")
 
     # Commands
