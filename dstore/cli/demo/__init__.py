@@ -21,7 +21,8 @@ def main(folder: str | None = None, workers: int = 4) -> int:
     used, 130 after an interrupt. Call it from the main thread, since it handles signals.
     """
     from dstore.cli.console import complain
-    from dstore.cli.demo.story import FolderError, run
+    from dstore.cli.demo.files import FolderError
+    from dstore.cli.demo.story import run
 
     with _signals_interrupt():
         try:

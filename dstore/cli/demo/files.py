@@ -47,7 +47,8 @@ def read_folder(folder: str | None) -> tuple[dict[str | bytes, bytes], Counter[s
             left -= len(content)
     if not contents:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(skipped.items()))
-        raise FolderError(f"{root} has no file that can be loaded ({reasons or 'it is empty'})")
+        why = f" ({reasons})" if reasons else ""
+        raise FolderError(f"{root} has no file that can be loaded{why}")
     return contents, skipped
 
 
