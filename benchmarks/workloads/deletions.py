@@ -111,7 +111,7 @@ def _stage(run: Run, here: list[Deleter], holders: int, bystanders: int = 0) -> 
     blocks = run.turns("delete", contenders, run.scale.window_rounds)
     for who, found in blocks.items():
         at = {"holders": holders, "bystanders": bystanders}
-        run.figure("delete", who, "s", flat(found), at, tail=True)
+        run.record("delete", who, "s", flat(found), at, tail=True)
     ours, theirs = blocks.get(OURS.name), blocks.get(ECHO.name)
     if ours and theirs and holders == GOAL_HOLDERS and not bystanders:
         run.goal("delete", paired(ours, theirs), ours, theirs)

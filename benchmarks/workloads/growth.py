@@ -20,10 +20,10 @@ from benchmarks.peers.ours import LOAD, OurClient
 from benchmarks.processes import Crew, Place, running_seconds
 from benchmarks.run import Run
 from benchmarks.settings import VALUE
-from benchmarks.wording import CPU, RESTED_DEL
 from benchmarks.workloads.deletions import client_of, look
 from benchmarks.workloads.reads import load, names
 
+CPU, RESTED_DEL = "DEL, CPU of Global", "DEL after a rest"
 SAMPLE = 10_000
 """Different keys in a block of hits."""
 LOCALS_KEYS = 10_000
@@ -135,7 +135,7 @@ def _record(
 ) -> None:  # fmt: skip
     for label, found in run.turns(workload, contenders, rounds).items():
         kind, _, count = label.rpartition("|")
-        run.figure(workload, kind, "s", flat(found), {axis: int(count)})
+        run.record(workload, kind, "s", flat(found), {axis: int(count)})
     for number, store in stores.items():
         if store.cpu:
-            run.figure(workload, CPU, "s", store.cpu, {axis: number})
+            run.record(workload, CPU, "s", store.cpu, {axis: number})

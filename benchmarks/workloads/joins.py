@@ -56,7 +56,7 @@ def joins(run: Run) -> None:
             ]
             blocks = run.turns("join", contenders, rounds)
             for who, found in blocks.items():
-                run.figure("join", who, "s", flat(found), {"newcomers": count})
+                run.record("join", who, "s", flat(found), {"newcomers": count})
 
 
 def _crowd(crew: Crew, count: int, name: str, place: Place, key: str, _: int) -> Block:

@@ -229,7 +229,7 @@ def large(run: Run) -> None:
         _loud(run, size, steps)
     for who, found in steps.items():
         for step, times in found.items():
-            run.figure("large", who, "s", times, {"bytes": size, "step": step})
+            run.record("large", who, "s", times, {"bytes": size, "step": step})
     ours, theirs = blocks.get(AWAY), blocks.get(FRAME)
     if ours and theirs:
         run.goal("large", paired(theirs, ours), ours, theirs)

@@ -97,7 +97,7 @@ def clients(run: Run) -> None:
 
     blocks = run.compete("clients", prepare, run.scale.window_rounds)
     for who, found in blocks.items():
-        run.figure("clients", who, RATE, flat(found), {"processes": count})
+        run.record("clients", who, RATE, flat(found), {"processes": count})
     ours, theirs = blocks.get(OURS.name), blocks.get(ECHO.name)
     if ours and theirs:
         run.goal("clients", paired(ours, theirs), ours, theirs, RATE)
@@ -174,7 +174,7 @@ def mixed(run: Run) -> None:
             for label, found in blocks.items():
                 name, _, share = label.rpartition("|")
                 at = {"processes": count, "deletions": float(share)}
-                run.figure("mixed", name, RATE, flat(found), at)
+                run.record("mixed", name, RATE, flat(found), at)
 
 
 def _window(run: Run, crew: Crew, count: int, share: float, _: int) -> Block:

@@ -65,8 +65,8 @@ def memory(run: Run) -> None:
             run.skip("memory", peer.name, describe(error))
             continue
         beyond = [traced - objects]
-        run.figure("memory", peer.name, "bytes", beyond, {"counted": "by Python"})
-        run.figure("memory", peer.name, "bytes", [grown - objects], {"counted": "by the system"})
+        run.record("memory", peer.name, "bytes", beyond, {"counted": "by Python"})
+        run.record("memory", peer.name, "bytes", [grown - objects], {"counted": "by the system"})
         if peer is OURS:
             run.goal("entry", beyond, [beyond], unit="bytes")
     raw = len(keys[0]) + len(VALUE)
@@ -76,7 +76,7 @@ def memory(run: Run) -> None:
         except Exception as error:
             run.skip("memory_server", peer.name, describe(error))
             continue
-        run.figure("memory_server", peer.name, "bytes", [grown - raw])
+        run.record("memory_server", peer.name, "bytes", [grown - raw])
 
 
 def _of_a_cache(peer: Peer, keys: list[str], count: int) -> tuple[float, float]:

@@ -77,7 +77,7 @@ def moving(run: Run) -> None:
         ]
         blocks = run.turns("moving", contenders, run.scale.moving_rounds)
     for who, found in blocks.items():
-        run.figure("moving", who, "s", flat(found), {"bytes": size}, tail=True)
+        run.record("moving", who, "s", flat(found), {"bytes": size}, tail=True)
     alone = blocks.get(ALONE)
     if alone and DOWN in blocks and UP in blocks:
         # The worse of the two directions, round by round.

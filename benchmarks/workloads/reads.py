@@ -56,7 +56,7 @@ def hits(run: Run) -> None:
 
     blocks = run.compete("hit", prepare, run.scale.rounds)
     for who, found in blocks.items():
-        run.figure("hit", who, "s", flat(found))
+        run.record("hit", who, "s", flat(found))
     ours = blocks.get(OURS.name, [])
     for goal, reference in (("hit", "dict"), ("hit-redis", "redis-py, client-side cache")):
         if ours and (theirs := blocks.get(reference)):
@@ -110,7 +110,7 @@ def misses(run: Run) -> None:
 
     blocks = run.compete("miss", prepare, run.scale.rounds)
     for who, found in blocks.items():
-        run.figure("miss", who, "s", flat(found), tail=True)
+        run.record("miss", who, "s", flat(found), tail=True)
     ours, theirs = blocks.get(OURS.name), blocks.get(ECHO.name)
     if ours and theirs:
         run.goal("miss", paired(ours, theirs), ours, theirs)
@@ -138,7 +138,7 @@ def batches(run: Run) -> None:
 
     blocks = run.compete("get_many", prepare, run.scale.rounds)
     for who, found in blocks.items():
-        run.figure("get_many", who, RATE, flat(found))
+        run.record("get_many", who, RATE, flat(found))
     ours, theirs = blocks.get(OURS.name), blocks.get("redis-py")
     if ours and theirs:
         run.goal("get_many", paired(ours, theirs), ours, theirs, RATE)

@@ -40,9 +40,9 @@ def sharing(run: Run) -> None:
     for who in left:
         for what, found in samples[who].items():
             at: At = {"bytes": run.scale.large, "processes": run.scale.clients, "what": what}
-            run.figure("sharing", who, UNITS[what], found, at)
+            run.record("sharing", who, UNITS[what], found, at)
     for who, grown in _peaks(run.scale.moving).items():
-        run.figure("peak", who, "bytes", [grown], {"bytes": run.scale.moving})
+        run.record("peak", who, "bytes", [grown], {"bytes": run.scale.moving})
 
 
 # Many readers -----------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The checks of the demo, on right answers and on wrong ones: a check that cannot fail is no use."""
+"""The checks of the demo, on right answers and on wrong ones: each of them can fail."""
 
 from __future__ import annotations
 
