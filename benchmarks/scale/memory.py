@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import gc
-import multiprocessing
 import os
 import secrets
 import tracemalloc
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import nullcontext
 from functools import partial
-from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
 import zmq
 
+from benchmarks.processes import Worker, resident
 from benchmarks.scale.cluster import EPOCH, LABEL
 from benchmarks.scale.socket_costs import with_peers
 from dstore.config import CLIENTS_MAX, LARGE_FROM_DEFAULT, LEASE_DEFAULT, LOG_LENGTH_DEFAULT
@@ -97,33 +95,18 @@ def log_entry(length: int) -> float:
     return weighed(make) / length
 
 
-def resident() -> int:
-    """Bytes of this process's memory, or 0 where that cannot be told."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-    except OSError:
-        return 0
-    return pages * os.sysconf("SC_PAGE_SIZE")
-
-
-def _connections(report: Connection, count: int) -> None:
-    with ExitStack() as stack:
-        before = resident()
-        stack.enter_context(with_peers(count))
-        report.send(resident() - before)
+def grown_by_peers(_: None, count: int) -> int:
+    """How much this process grows when it has that many DEALERs and as many subscribers."""
+    before = resident(os.getpid())
+    with with_peers(count):
+        return resident(os.getpid()) - before
 
 
 def connections(count: int) -> int:
-    """How much a process grows that has so many DEALERs and as many subscribers."""
-    spawn = multiprocessing.get_context("spawn")
-    near, far = spawn.Pipe()
-    child = spawn.Process(target=_connections, args=(far, count))
-    child.start()
-    far.close()
-    grown: int = near.recv()
-    near.close()
-    child.join()
-    return grown
+    """How much a new process grows with that many peers."""
+    with Worker(nullcontext) as worker:
+        grown: int = worker.call(grown_by_peers, count)
+        return grown
 
 
 def measure(sizes: Sequence[int], quick: bool) -> dict[str, Any]:

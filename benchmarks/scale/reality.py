@@ -8,17 +8,17 @@ that both threads of a real Global, when it has little to do, are woken more oft
 
 from __future__ import annotations
 
-import multiprocessing
 import secrets
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from multiprocessing.connection import Connection
 from typing import Any
 
 import zmq
 
 import dstore
+from benchmarks.peers.ours import address as address_of
+from benchmarks.peers.ours import serve
+from benchmarks.processes import running_seconds
 from benchmarks.scale.cluster import VALUE, Prices, without_collector
 from benchmarks.scale.experiments import Laboratory
 from benchmarks.scale.socket_costs import PATIENCE_MS
@@ -26,41 +26,16 @@ from dstore.protocol import wire
 from dstore.protocol.messages import Get, Goodbye, Hello, Welcome
 
 
-def global_process(commands: Connection) -> None:
-    """Says how much CPU time it has taken, whenever it is asked."""
-    with dstore.Global("tcp://127.0.0.1:0") as running:
-        commands.send(running.address)
-        while commands.recv():
-            commands.send(time.process_time())
-
-
-@contextmanager
-def a_global() -> Iterator[tuple[str, Callable[[], float]]]:
-    """Its address, and a function that asks for its CPU time."""
-    spawn = multiprocessing.get_context("spawn")
-    near, far = spawn.Pipe()
-    child = spawn.Process(target=global_process, args=(far,))
-    child.start()
-    far.close()
-
-    def taken() -> float:
-        near.send(True)
-        seconds: float = near.recv()
-        return seconds
-
-    try:
-        yield near.recv(), taken
-    finally:
-        near.send(False)
-        child.join()
-        near.close()
-
-
 def real(count: int, times: int) -> dict[str, float]:
     """CPU microseconds of Global for one miss, and for one DEL that so many Nodes hold."""
     keys = [f"config/{number:06}" for number in range(times)]
     with ExitStack() as stack:
-        address, taken = stack.enter_context(a_global())
+        place = stack.enter_context(serve())
+        address = address_of(place)
+
+        def taken() -> float:
+            return running_seconds(place.pid)
+
         nodes = [stack.enter_context(dstore.Node(address)) for _ in range(count)]
         nodes[0].set_many(dict.fromkeys(keys, VALUE))
         dealers = [stack.enter_context(connected(address)) for _ in range(count)]

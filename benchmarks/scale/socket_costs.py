@@ -6,16 +6,15 @@ process, which is ZeroMQ's I/O thread.
 
 from __future__ import annotations
 
-import multiprocessing
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from multiprocessing.connection import Connection
 from statistics import median
 from typing import Any, NamedTuple
 
 import zmq
 
+from benchmarks.processes import Worker
 from benchmarks.scale.cluster import Prices
 from dstore.transport.router import Router
 
@@ -55,14 +54,19 @@ def fitted(points: Sequence[tuple[float, float]]) -> Line:
 # ---- the other process ------------------------------------------------------------------------
 
 
-def peers(commands: Connection, address: str, publisher: str, count: int, ping_ms: int) -> None:
-    """So many Locals, as far as sockets go: a DEALER and a SUB each. Does what it is told.
+class Sockets(NamedTuple):
+    """The sockets of some Locals: a DEALER and a SUB each."""
 
-    With ``ping_ms`` each connection is pinged so often.
-    """
+    dealers: list[zmq.Socket[bytes]]
+    subs: list[zmq.Socket[bytes]]
+
+
+@contextmanager
+def sockets_of(address: str, publisher: str, count: int, ping_ms: int) -> Iterator[Sockets]:
+    """The sockets of ``count`` Locals. With ``ping_ms`` each connection is pinged that often."""
     with ExitStack() as stack:
         context = stack.enter_context(zmq.Context())
-        dealers, subs = [], []
+        sockets = Sockets([], [])
         for _ in range(count):
             dealer = stack.enter_context(context.socket(zmq.DEALER))
             sub = stack.enter_context(context.socket(zmq.SUB))
@@ -72,40 +76,44 @@ def peers(commands: Connection, address: str, publisher: str, count: int, ping_m
                 sock.setsockopt(zmq.HEARTBEAT_IVL, ping_ms)
                 sock.connect(where)
             sub.setsockopt(zmq.SUBSCRIBE, b"")
-            dealers.append(dealer)
-            subs.append(sub)
-        commands.send(None)
-        while (command := commands.recv()) is not None:
-            verb, times = command
-            for _ in range(times):
-                for sock in subs if verb == "hear" else dealers:
-                    sock.send(bytes(SMALL)) if verb == "send" else sock.recv()
-                if verb == "send":
-                    time.sleep(PAUSE)
-            commands.send(None)
+            sockets.dealers.append(dealer)
+            sockets.subs.append(sub)
+        yield sockets
+
+
+def send_all(sockets: Sockets, times: int) -> None:
+    """Send a message from each DEALER, this many times with a pause after each round."""
+    for _ in range(times):
+        for dealer in sockets.dealers:
+            dealer.send(bytes(SMALL))
+        time.sleep(PAUSE)
+
+
+def read_all(sockets: Sockets, times: int) -> None:
+    """Receive this many messages with each DEALER."""
+    for _ in range(times):
+        for dealer in sockets.dealers:
+            dealer.recv()
+
+
+def hear_all(sockets: Sockets, times: int) -> None:
+    """Receive this many messages with each SUB."""
+    for _ in range(times):
+        for sub in sockets.subs:
+            sub.recv()
 
 
 @contextmanager
-def with_peers(count: int, ping_ms: int = 0) -> Iterator[tuple[Router, Connection]]:
-    """A Router and that process. Their first messages, one of each, have arrived."""
-    spawn = multiprocessing.get_context("spawn")
-    near, far = spawn.Pipe()
+def with_peers(count: int, ping_ms: int = 0) -> Iterator[tuple[Router, Worker]]:
+    """A Router, and the process with its peers. One message of each peer has arrived."""
     router = Router("tcp://127.0.0.1:0", None)
-    child = spawn.Process(
-        target=peers, args=(far, router.address, router.publisher, count, ping_ms), daemon=True
-    )
-    child.start()
-    far.close()
     try:
-        near.recv()
-        near.send(("send", 1))
-        all_of(router, count)
-        near.recv()
-        yield router, near
-        near.send(None)
-        child.join()
+        with Worker(sockets_of, router.address, router.publisher, count, ping_ms) as peer:
+            peer.begin(send_all, 1)
+            all_of(router, count)
+            peer.result()
+            yield router, peer
     finally:
-        near.close()
         router.close()
 
 
@@ -139,8 +147,7 @@ def requests(count: int, times: int) -> dict[str, Spent]:
     with with_peers(count) as (router, peer):
 
         def arrive() -> None:
-            peer.send(("send", times))
-            peer.recv()
+            peer.call(send_all, times)
             time.sleep(20 * PAUSE)  # now all of them are in Global's queue
 
         io_receive = spent(arrive, total).io
@@ -149,14 +156,14 @@ def requests(count: int, times: int) -> dict[str, Spent]:
         sending = []
 
         def reply() -> None:
-            peer.send(("read", times))
+            peer.begin(read_all, times)
             for _ in range(times):
                 began = time.thread_time()
                 for route in routes:
                     router.send(route, bytes(SMALL))
                 sending.append((time.thread_time() - began) / count)
                 time.sleep(PAUSE)
-            peer.recv()
+            peer.result()
 
         io_send = spent(reply, total).io
         send = median(sending)
@@ -173,14 +180,14 @@ def publications(count: int, times: int, size: int, pause: float = PAUSE) -> Spe
         frame, own = bytes(size), []
 
         def publish() -> None:
-            peer.send(("hear", times))
+            peer.begin(hear_all, times)
             for _ in range(times):
                 began = time.thread_time()
                 router.publish(frame)
                 own.append(time.thread_time() - began)
                 if pause:
                     time.sleep(pause)
-            peer.recv()
+            peer.result()
 
         io = spent(publish, times).io
     return Spent(median(own), io)
