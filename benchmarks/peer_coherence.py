@@ -1,25 +1,25 @@
 """Stale reads under faults: dstore, and redis-py's client-side cache in the same workload.
 
-Readers, each a process with a cache of its own, read a few keys over and over. A writer deletes
-one key after the other, notes when each deletion was confirmed, and binds the key to a value that
-never was before. A read is *stale* if it began after the deletion of the value that it gave was
-confirmed. Meanwhile a relay holds up, cuts or stalls the connections of the readers. The writer's
-own connection is direct and undisturbed.
+Readers, each a process with a cache of its own, read a few keys over and over. A writer deletes one
+key after the other, notes when each deletion was confirmed, and binds the key to a value that never
+was before. A read is *stale* if it began after the deletion of its value had been confirmed.
+Meanwhile a relay delays, cuts or stalls the connections of the readers. The writer's own connection
+is direct and undisturbed.
 
 How redis-py (8.1) keeps its cache: no thread listens. The server sends invalidations on the
-connection that fetched the value, and before each command redis-py reads whatever has arrived
-there, without waiting; then it answers from the cache without asking. So an invalidation counts
-from the next read after it has *arrived*. A connection that is seen to be closed empties the
-cache. One that is merely silent does not: ``health_check_interval`` sends its PING along with
-commands, and a hit sends none. Redis promises no more: its reference of client-side caching warns
-of stale data when the connection is lost, and tells clients to empty the cache then, and to send
-PINGs. So it is measured twice: as its guides configure it (RESP3, ``CacheConfig()``, a health
-check), and in a program that also sends a PING each second and waits 1 s for the answer
-("redis-py + ping"). Each reader has one thread, and so redis-py has one connection.
+connection that fetched the value. Before each command redis-py reads what has arrived there,
+without waiting; then it answers from the cache without asking. So an invalidation counts from the
+next read after it has *arrived*. A connection that is found closed empties the cache. A silent one
+does not: ``health_check_interval`` sends its PING along with commands, and a hit sends none. Redis
+promises no more: its reference of client-side caching warns of stale data when the connection is
+lost, and advises clients to empty the cache then, and to send PINGs. So it is measured twice: as
+its guides configure it (RESP3, ``CacheConfig()``, a health check), and in a program that also sends
+a PING each second and waits 1 s for the answer ("redis-py + ping"). Each reader has one thread, and
+so redis-py has one connection.
 
-Run it as ``python -m benchmarks.peer_coherence`` at the project's root, on Linux. Redis' half
-needs the package ``redis`` (``pip install -e .[peers]``) and a ``redis-server``, and is left out
-where they are missing. It takes two to three minutes.
+Run it as ``python -m benchmarks.peer_coherence`` at the project's root, on Linux. Redis' half needs
+the package ``redis`` (``pip install -e .[peers]``) and a ``redis-server``, and is left out where
+they are missing. It takes two to three minutes.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ CACHE_SINCE = (7, 4)
 
 
 class Scenario(NamedTuple):
-    """What the relay does, for which part of the run, and how long the writer rests each time."""
+    """What the relay does, in which part of the run, and how long the writer rests each time."""
 
     name: str
     relay: bool = True
@@ -72,7 +72,7 @@ class Scenario(NamedTuple):
     pause: float = 0.1
 
     def paths(self, system: str) -> Sequence[Sequence[str]]:
-        """The sets of paths to disturb, one after the other. Redis has one path for all."""
+        """Return the sets of paths to disturb, one after the other. Redis has one path for all."""
         if not self.rule.kind:
             return [()]
         return [PATHS[:1], PATHS[1:], PATHS] if system == OURS else [PATHS[:1]]
@@ -81,7 +81,7 @@ class Scenario(NamedTuple):
 SCENARIOS = (
     Scenario("no fault, no relay", relay=False),
     Scenario("no fault"),
-    # The relay holds up 20 messages a second: a pause that leaves time to fetch what was deleted.
+    # The relay lets 20 messages a second pass: a pause that leaves time to fetch what was deleted.
     Scenario("50 ms late", rule=Rule("delay", 0.05, "to_local"), pause=0.25),
     Scenario("cut", rule=Rule("cut"), begin=0.3, end=0.5),
     Scenario("half-open", rule=Rule("stall"), begin=0.2, end=0.8),
@@ -109,7 +109,7 @@ class CaseResult:
 
 
 def connect(system: str, host: str, port: int, cached: bool = True) -> Any:
-    """A Node, or a client of Redis."""
+    """Return a Node, or a client of Redis."""
     if system == OURS:
         node = dstore.Node(f"tcp://{host}:{port}")
         node.join(PATIENCE)
@@ -129,7 +129,7 @@ def connect(system: str, host: str, port: int, cached: bool = True) -> Any:
 
 
 def failures(system: str) -> tuple[type[Exception], ...]:
-    """What a read may raise while the server is out of reach."""
+    """Return what a read may raise while the server cannot be reached."""
     if system == OURS:
         return (dstore.DstoreError,)
     return (importlib.import_module("redis").RedisError, OSError)
@@ -137,7 +137,7 @@ def failures(system: str) -> tuple[type[Exception], ...]:
 
 @contextmanager
 def serve(system: str, port: int) -> Iterator[None]:
-    """A Global, or a Redis that saves nothing."""
+    """Run a Global, or a Redis that saves nothing."""
     with ExitStack() as stack:
         if system == OURS:
             stack.enter_context(GlobalProcess(f"tcp://{GLOBAL_HOST}:{port}", config.LEASE_DEFAULT))
@@ -187,7 +187,7 @@ def read(client: Any, system: str, start: int, end: int) -> Seen:
             if now >= ping_at:
                 client.ping()
                 ping_at = clock() + int(PING_SECONDS * 1e9)
-                slowest = max(slowest, clock() - now)  # nobody reads meanwhile
+                slowest = max(slowest, clock() - now)  # no read happens meanwhile
             while now < rest_at:
                 for key in KEYS:
                     now = clock()
@@ -206,7 +206,7 @@ def read(client: Any, system: str, start: int, end: int) -> Seen:
 
 
 def write(client: Any, start: int, end: int, pause: float) -> Written:
-    """Delete each key in turn and bind it anew, from ``start`` to ``end``."""
+    """Delete each key in turn and bind it again, from ``start`` to ``end``."""
     number = slowest = 0
     confirmed = {}
     sleep_until(start)
@@ -226,7 +226,7 @@ def sleep_until(moment: float) -> None:
 
 
 def staleness(log: bytes, confirmed: dict[int, int]) -> list[int]:
-    """By how many nanoseconds each stale read was late."""
+    """Return by how many nanoseconds each stale read was late."""
     entries = array("q", log)
     pairs = zip(entries[::2], entries[1::2])
     ends = ((start, confirmed.get(value, start)) for start, value in pairs)

@@ -268,7 +268,7 @@ def spread(summary: Summary, unit: str) -> str:
 
 
 def better(one: Measurement, other: Measurement) -> bool:
-    """Return whether ``one`` is the faster or the smaller one."""
+    """Return whether ``one`` is faster or smaller than ``other``."""
     if one.unit == "1/s":
         return one.summary.median > other.summary.median
     return one.summary.median < other.summary.median

@@ -41,8 +41,8 @@ class Run:
         """Return whether a peer is wanted and installed, and report it if not."""
         if peer.name in self.without:
             self.skip(workload, peer.name, "was not wanted")
-        elif lacks := peer.lacks():
-            self.skip(workload, peer.name, f"needs {lacks}")
+        elif missing := peer.missing():
+            self.skip(workload, peer.name, f"needs {missing}")
         else:
             return True
         return False

@@ -1,7 +1,7 @@
 """The physical limit: a bare DEALER/ROUTER echo between two processes, in Python.
 
-Its messages are as long as those of dstore's GET of one key. Server and client are as plain as can
-be: blocking ``recv_multipart`` and ``send_multipart``, which copy, as is best for short messages.
+Its messages are as long as those of dstore's GET of one key. Server and client use plain blocking
+``recv_multipart`` and ``send_multipart``, which copy: that is best for short messages.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, contextmanager
 import zmq
 
 from benchmarks.peers.base import Client, Peer
-from benchmarks.processes import PATIENCE, Place, server
+from benchmarks.processes import CALL_TIMEOUT, Place, server
 from benchmarks.settings import VALUE
 from dstore.protocol import wire
 from dstore.protocol.messages import Found, Get, GetReply, Stored
@@ -23,7 +23,7 @@ KEY = "miss/000000"
 
 
 def request_and_reply(key: str = KEY, value: bytes = VALUE) -> tuple[bytes, bytes]:
-    """A GET of one key and its reply, as dstore sends them."""
+    """Return a GET of one key and its reply, as dstore sends them."""
     epoch = 1 << 62
     found = Found(10_000, True, Stored(bytes(16), "bytes", value))
     request = wire.encode(Get(epoch, 10, 10_000, [key]))
@@ -60,7 +60,7 @@ class EchoClient(Client):
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._dealer = self._context.socket(zmq.DEALER)
         self._dealer.linger = 0
-        self._dealer.rcvtimeo = int(PATIENCE * 1000)
+        self._dealer.rcvtimeo = int(CALL_TIMEOUT * 1000)
         self._dealer.connect(f"tcp://{place.host}:{place.port}")
         self.get = self._round_trip
 

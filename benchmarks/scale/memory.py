@@ -1,4 +1,4 @@
-"""What Global's objects weigh: sessions, holder bits, the deletion log, and a connection."""
+"""Memory of Global's objects: sessions, holder bits, the invalidation log, and connections."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from dstore.shm.private_bulk import PrivateBulk
 
 
 def weighed(make: Callable[[], Any]) -> int:
-    """Bytes of what ``make`` returns, with all that it alone refers to."""
+    """Return the bytes of what ``make`` returns, with all that only it refers to."""
     gc.collect()
     tracemalloc.start()
     try:
@@ -40,7 +40,7 @@ def weighed(make: Callable[[], Any]) -> int:
 
 
 def sessions(count: int) -> float:
-    """Bytes of one of so many sessions, bit and route included."""
+    """Return the bytes of one of ``count`` sessions, with its bit and its route."""
 
     def make() -> GlobalState:
         state = GlobalState(
@@ -66,9 +66,9 @@ def sessions(count: int) -> float:
 
 
 def holder_bits(locals_: int, holding: int, keys: int) -> float:
-    """Bytes of one key's bits, when the ``holding`` Locals that joined last have its value.
+    """Return the bytes of one key's bits, if the last ``holding`` Locals have its value.
 
-    The key itself is the engine's.
+    The key itself belongs to the engine.
     """
     names = [f"config/{number:06}" for number in range(keys)]
     bits = Holders()
@@ -84,7 +84,7 @@ def holder_bits(locals_: int, holding: int, keys: int) -> float:
 
 
 def log_entry(length: int) -> float:
-    """Bytes of one deletion in a log that is full; a key of 16 characters included."""
+    """Return the bytes of one deletion in a full log, with its key of 16 characters."""
 
     def make() -> DeletionLog:
         log = DeletionLog(length)
@@ -96,14 +96,14 @@ def log_entry(length: int) -> float:
 
 
 def grown_by_peers(_: None, count: int) -> int:
-    """How much this process grows when it has that many DEALERs and as many subscribers."""
+    """Return how much this process grows with ``count`` DEALERs and as many subscribers."""
     before = resident(os.getpid())
     with with_peers(count):
         return resident(os.getpid()) - before
 
 
 def connections(count: int) -> int:
-    """How much a new process grows with that many peers."""
+    """Return how much a new process grows with ``count`` peers."""
     with Worker(nullcontext) as worker:
         grown: int = worker.call(grown_by_peers, count)
         return grown

@@ -1,9 +1,9 @@
-"""The same on a small scale with real processes: is the CPU time of a real Global what is derived?
+"""The CPU time of a real Global, on a small scale, against the derived time.
 
-Global is a process, those that ask are in another one: bare sockets that send many GETs at a time,
-and Nodes that acknowledge deletions. Global's CPU time, of both threads, is compared with what the
-simulated cluster of as many Locals comes to. What real Nodes say does not arrive all at once, so
-that both threads of a real Global, when it has little to do, are woken more often.
+Global is a process. Its peers are in another one: bare sockets that send many GETs at a time, and
+Nodes that acknowledge invalidations. Global's CPU time, of both threads, is compared with that of
+the simulated cluster with as many Locals. The messages of real Nodes do not arrive all at once, so
+that both threads of a real Global are woken more often when it has little to do.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from benchmarks.peers.ours import serve
 from benchmarks.processes import running_seconds
 from benchmarks.scale.cluster import VALUE, Prices, without_collector
 from benchmarks.scale.experiments import Laboratory
-from benchmarks.scale.socket_costs import PATIENCE_MS
+from benchmarks.scale.socket_costs import TIMEOUT_MS
 from dstore.protocol import wire
 from dstore.protocol.messages import Get, Goodbye, Hello, Welcome
 
 
 def real(count: int, times: int) -> dict[str, float]:
-    """CPU microseconds of Global for one miss, and for one DEL that so many Nodes hold."""
+    """Return the CPU microseconds of Global for one miss, and for one DEL that all Nodes hold."""
     keys = [f"config/{number:06}" for number in range(times)]
     with ExitStack() as stack:
         place = stack.enter_context(serve())
@@ -56,13 +56,13 @@ def real(count: int, times: int) -> dict[str, float]:
 def connected(address: str) -> Iterator[zmq.Socket[bytes]]:
     with zmq.Context() as context, context.socket(zmq.DEALER) as dealer:
         dealer.linger = 0
-        dealer.rcvtimeo = PATIENCE_MS
+        dealer.rcvtimeo = TIMEOUT_MS
         dealer.connect(address)
         yield dealer
 
 
 def ask(dealers: Sequence[zmq.Socket[bytes]], keys: Sequence[str]) -> None:
-    """GETs from so many connections at a time: more than one Global can answer."""
+    """Send GETs from all connections at a time: more than one Global can answer."""
     dealers[0].send(wire.encode(Hello(secrets.token_bytes(16), 0, 0, "asker")))
     welcome = wire.decode_to_local(dealers[0].recv())
     assert isinstance(welcome, Welcome)

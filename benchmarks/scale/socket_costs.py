@@ -1,6 +1,6 @@
 """What the sockets of Global cost: its real Router, on loopback, with peers in another process.
 
-All figures are CPU time: that of the thread that Global works in, and that of the rest of the
+All times are CPU time: that of the thread in which Global works, and that of the rest of the
 process, which is ZeroMQ's I/O thread.
 """
 
@@ -19,8 +19,8 @@ from benchmarks.scale.cluster import Prices
 from dstore.transport.router import Router
 
 SMALL, BIG = 40, 30_000
-"""Bytes of a frame: as long as most, and as a publication that names 10,000 holders."""
-PATIENCE_MS = 30_000
+"""Bytes of a frame: as long as most, and as a broadcast that names 10,000 holders."""
+TIMEOUT_MS = 30_000
 PING_MS = 10
 PAUSE = 0.001
 """Seconds between two rounds. With many Locals a connection rarely has two messages under way, so
@@ -43,7 +43,7 @@ class Line(NamedTuple):
 
 
 def fitted(points: Sequence[tuple[float, float]]) -> Line:
-    """By least squares."""
+    """Fit a line by least squares."""
     n = len(points)
     mean_x, mean_y = sum(x for x, _ in points) / n, sum(y for _, y in points) / n
     spread = sum((x - mean_x) ** 2 for x, _ in points)
@@ -72,7 +72,7 @@ def sockets_of(address: str, publisher: str, count: int, ping_ms: int) -> Iterat
             sub = stack.enter_context(context.socket(zmq.SUB))
             for sock, where in ((dealer, address), (sub, publisher)):
                 sock.setsockopt(zmq.LINGER, 0)
-                sock.setsockopt(zmq.RCVTIMEO, PATIENCE_MS)
+                sock.setsockopt(zmq.RCVTIMEO, TIMEOUT_MS)
                 sock.setsockopt(zmq.HEARTBEAT_IVL, ping_ms)
                 sock.connect(where)
             sub.setsockopt(zmq.SUBSCRIBE, b"")
@@ -128,21 +128,24 @@ def spent(work: Callable[[], object], times: int) -> Spent:
 
 
 def all_of(router: Router, count: int) -> list[bytes]:
-    """Receive so many frames. The routes they came from."""
+    """Receive this number of frames. Returns the routes that they came from."""
     routes: list[bytes] = []
-    stall_timeout = PATIENCE_MS / 1000
-    end = time.monotonic() + stall_timeout
+    timeout = TIMEOUT_MS / 1000
+    end = time.monotonic() + timeout
     while len(routes) < count:
-        arrived = router.receive(stall_timeout)
+        arrived = router.receive(timeout)
         if arrived is not None:
             routes.append(arrived[0])
         elif time.monotonic() > end:
-            raise TimeoutError(f"of {count} messages {len(routes)} have arrived")
+            raise TimeoutError(f"only {len(routes)} of {count} messages have arrived")
     return routes
 
 
 def requests(count: int, times: int) -> dict[str, Spent]:
-    """One message received, and one sent; the I/O thread has one of each connection at a time."""
+    """Measure one message received, and one sent.
+
+    The I/O thread has at most one message of each connection at a time.
+    """
     total = count * times
     with with_peers(count) as (router, peer):
 
@@ -173,8 +176,8 @@ def requests(count: int, times: int) -> dict[str, Spent]:
     }
 
 
-def publications(count: int, times: int, size: int, pause: float = PAUSE) -> Spent:
-    """One publication to so many subscribers."""
+def broadcasts(count: int, times: int, size: int, pause: float = PAUSE) -> Spent:
+    """Measure one broadcast to this number of subscribers."""
     with with_peers(count) as (router, peer):
         time.sleep(0.3)  # subscriptions have no answer
         frame, own = bytes(size), []
@@ -194,20 +197,20 @@ def publications(count: int, times: int, size: int, pause: float = PAUSE) -> Spe
 
 
 def pings(count: int, seconds: float) -> Spent:
-    """One ping of a connection, and its answer. Nothing else happens."""
+    """Measure one ping of a connection and its answer, while nothing else happens."""
     with with_peers(count, PING_MS):
         times = int(2 * count * seconds / (PING_MS / 1000))  # DEALERs and SUBs
         return spent(lambda: time.sleep(seconds), times)
 
 
 def measure(quick: bool) -> dict[str, Any]:
-    """All of it, in microseconds, and what fits."""
+    """Measure everything, in microseconds, and fit the prices."""
     counts = (1, 4, 16) if quick else (1, 2, 4, 8, 16, 32, 64)
     times = 20 if quick else 200
     asked = requests(counts[-1], times)
-    small = {count: publications(count, times, SMALL) for count in counts}
-    big = publications(counts[-1], times, BIG)
-    burst = publications(counts[-1], times, SMALL, pause=0.0)
+    small = {count: broadcasts(count, times, SMALL) for count in counts}
+    big = broadcasts(counts[-1], times, BIG)
+    burst = broadcasts(counts[-1], times, SMALL, pause=0.0)
     own = fitted([(count, each.own) for count, each in small.items()])
     io = fitted([(count, each.io) for count, each in small.items()])
     byte = max(0.0, big.io - small[counts[-1]].io) / counts[-1] / (BIG - SMALL)

@@ -22,7 +22,7 @@ from benchmarks.measure import Block, Contender, paired
 from benchmarks.peers import BY_NAME, Client, connected
 from benchmarks.peers.ours import OurClient, serve
 from benchmarks.peers.over_ray import RayClient
-from benchmarks.processes import PATIENCE, Place, Worker, hosts, server
+from benchmarks.processes import CALL_TIMEOUT, Place, Worker, hosts, server
 from benchmarks.run import Run
 from benchmarks.settings import MIB
 
@@ -102,14 +102,14 @@ def _send_frames(router: zmq.Socket[bytes], body: bytes) -> None:
 
 @contextmanager
 def frames(size: int) -> Iterator[Callable[[], float]]:
-    """A function that has one frame sent without a copy, and says how long that took."""
+    """Yield a function that receives one frame without a copy, and returns the seconds."""
     with (
         server(_serve_frame, size) as place,
         zmq.Context() as context,
         context.socket(zmq.DEALER) as dealer,
     ):
         dealer.linger = 0
-        dealer.rcvtimeo = int(PATIENCE * 1000)
+        dealer.rcvtimeo = int(CALL_TIMEOUT * 1000)
         dealer.connect(f"tcp://{place.host}:{place.port}")
 
         def seconds() -> float:
@@ -214,7 +214,7 @@ def _keep(steps: Steps, number: int, found: dict[str, Any]) -> None:
 
 
 def large(run: Run) -> None:
-    """64 MiB: set, first read, read again, read by a second process."""
+    """Measure 64 MiB: set, first read, read again, read by a second process."""
     size = run.scale.large
     steps: dict[str, Steps] = {each: {} for each in (FRAME, AWAY, HERE, *OVER_REDIS, RAY)}
     makers = {FRAME: _frame, AWAY: _ours}

@@ -20,7 +20,7 @@ WARM = 100
 
 
 def fill(_: None, name: str, place: Place, count: int, traced: bool) -> float:
-    """Have ``count`` more keys in a cache, all of them read twice. Bytes for each."""
+    """Read ``count`` more keys into a cache, each twice. Returns bytes per key."""
 
     def taken() -> int:
         gc.collect()
@@ -51,9 +51,9 @@ _SERVED = {OURS.name, "redis-py, client-side cache"}
 
 
 def memory(run: Run) -> None:
-    """Bytes for each key, beyond the key and the value themselves.
+    """Measure bytes per key, beyond the key and the value themselves.
 
-    In a worker these are Python objects, of which a plain dict has the same.
+    In a worker these two are Python objects, which a plain dict holds as well.
     """
     count = run.scale.memory_keys
     keys = names("memory", count + WARM)
@@ -80,7 +80,7 @@ def memory(run: Run) -> None:
 
 
 def _of_a_cache(peer: Peer, keys: list[str], count: int) -> tuple[float, float]:
-    """As Python counts its memory, and as the system does."""
+    """Return the growth as Python counts its memory, and as the system does."""
     with peer.serve() as place:
         if peer.name in _SERVED:
             load(peer, place, keys)

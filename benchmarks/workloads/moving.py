@@ -33,10 +33,10 @@ def get(client: OurClient, name: str) -> None:
 
 
 def moving(run: Run) -> None:
-    """p99 of a small GET that Global answers."""
+    """Measure the 99th percentile of a small GET that Global answers."""
     size = run.scale.moving
-    if lacks := _too_small(size):
-        run.skip("moving", "dstore", lacks)
+    if why := _too_small(size):
+        run.skip("moving", "dstore", why)
         return
     with ExitStack() as stack:
         host = stack.enter_context(hosts())

@@ -12,11 +12,10 @@ from dstore.runtime.background import signals_left_to_this_thread
 
 
 class KeyFinder:
-    """Asks for keys without ever making the person who pressed Tab wait long. (And for paths.)
+    """Looks for keys, or for paths, so that a person who has pressed Tab never waits long.
 
-    The asking is done by a thread of its own, since the Node has the stall_timeout of its timeout, and
-    a file system of the network any. One question is under way at a time; while an old one is
-    unanswered, the answer is "no keys".
+    A thread asks, since a Node may take as long as its timeout, and a network file system any
+    time. One question is under way at a time; until it is answered, others find nothing.
     """
 
     def __init__(self, keys: Callable[[Any], Iterable[str | bytes]], limit: int, wait: float):
