@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import shutil
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -41,9 +42,9 @@ COMPLETION_WAIT = 0.7
 class Repl(cmd2.Cmd):
     """A prompt (``talk``) or a script (``obey``) in front of one Node, which it owns.
 
-    Replies go to standard output, one line for one command except for lists. So do error messages:
-    they are replies. What other Nodes delete is announced above the line that is being typed, or,
-    in a script, on standard error.
+    Replies go to standard output, one line for each command except for lists. Error messages are
+    replies, too. What other Nodes delete is announced above the line that is being typed, or, in a
+    script, on standard error.
     """
 
     def __init__(self, address: str | None, *, timeout: float, at_terminal: bool) -> None:
@@ -61,7 +62,7 @@ class Repl(cmd2.Cmd):
     # The two ways to run
 
     def talk(self) -> int:
-        """Prompt until the user leaves; returns the exit code."""
+        """Prompt until the user leaves. Returns the exit code."""
         assert self._editor is not None
         for line in self._lines.read():
             self._editor.remember(line)
@@ -72,10 +73,10 @@ class Repl(cmd2.Cmd):
         return self.exit_code
 
     def obey(self, lines: Iterable[str]) -> int:
-        """Carry out the lines of a script; returns the exit code.
+        """Carry out the lines of a script. Returns the exit code.
 
-        A command that cannot be read or ends with an error makes that 1. A missing or an occupied
-        key does not: these are answers, and the script goes on with them.
+        It is 1 if a command could not be read or ended with an error. A missing or an occupied key
+        is an answer, and no error.
         """
         self.greet()
         for line in lines:
@@ -118,21 +119,20 @@ class Repl(cmd2.Cmd):
 
     def do_setfile(self, statement: Statement) -> None:
         key, path = text.key_and_path(statement.args, "setfile")
-        if values.is_large_file(path):
-            with progress_bar() as progress:
-                self.node.set_file(key, path, progress=progress)
-        else:
-            self.node.set(key, values.read_file(path))
+        self._store_file(path, partial(self.node.set_file, key), partial(self.node.set, key))
         self.say(text.UPDATED)
 
     def do_putfile(self, statement: Statement) -> None:
         path = text.only_path(statement.args, "putfile")
-        if values.is_large_file(path):
-            with progress_bar() as progress:
-                address = self.node.put_file(path, progress=progress)
-        else:
-            address = self.node.put(values.read_file(path))
-        self.say(address)
+        self.say(self._store_file(path, self.node.put_file, self.node.put))
+
+    @staticmethod
+    def _store_file(path: str, store_file: Callable[..., Any], store: Callable[..., Any]) -> Any:
+        """Let the Node read a large file piece by piece; read a small one here."""
+        if not values.is_large_file(path):
+            return store(values.read_file(path))
+        with progress_bar() as progress:
+            return store_file(path, progress=progress)
 
     def do_getfile(self, statement: Statement) -> None:
         key, path = text.key_and_path(statement.args, "getfile")
@@ -180,14 +180,14 @@ class Repl(cmd2.Cmd):
     # What surrounds a command
 
     def precmd(self, statement: Statement | str) -> Statement:
-        """Keep the line for the next run."""
+        """Keep a line for the next run."""
         statement = super().precmd(statement)
         if statement.raw != END_OF_INPUT:
             self._lines.add(statement.raw)
         return statement
 
     def onecmd(self, statement: Statement | str, *, add_to_history: bool = True) -> bool:
-        """Run one command; whatever it raises becomes one line."""
+        """Run one command, and turn what it raises into one line."""
         command = statement.command if isinstance(statement, Statement) else ""
         try:
             with ctrl_d_kept() if self._editor is not None else contextlib.nullcontext():
@@ -202,13 +202,13 @@ class Repl(cmd2.Cmd):
             self._note_answer(error)
             self.say(text.reply_refused(error))
         else:
-            if command in text.ASKS_GLOBAL:
+            if command in text.USAGES and text.USAGES[command].asks:
                 self._note_answer(None)
             return stop
         return False
 
     def sigint_handler(self, signum: int, frame: FrameType | None) -> None:
-        """Ctrl-C while no line is being edited: interrupt the command, if one is running."""
+        """Interrupt the running command, if there is one, at Ctrl-C while no line is edited."""
         if self.current_command is not None or not PROMPT_TOOLKIT:
             super().sigint_handler(signum, frame)
 
@@ -224,7 +224,7 @@ class Repl(cmd2.Cmd):
     def say(self, line: str, *, flush: bool = True) -> None:
         """Print one line of a reply as it is; cmd2 would look for styles in it.
 
-        Whatever it is made of, it stays one line and steers no terminal.
+        Characters that would break the line or steer the terminal are escaped.
         """
         self._print(visible(line), flush=flush)
 
@@ -241,7 +241,7 @@ class Repl(cmd2.Cmd):
         self.say(f"Error: {type(exception).__name__}: {console.one_line(exception)}")
 
     def _announce(self, key: str | bytes) -> None:
-        """Called by the Node's thread when a deletion has taken a key from this Local."""
+        """Announce that a deletion has taken a key from this Local. The Node's thread calls it."""
         if self._own.take(key):
             return
         message = f"(deleted elsewhere) {text.shown_key(key)}"
