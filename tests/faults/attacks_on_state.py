@@ -53,7 +53,7 @@ from tests.integration.processes import ROOT, GlobalProcess
 
 @attack(bound=16 * MIB)
 def sessions_of_others(target: Target) -> str:
-    """Acknowledge, say goodbye and write for sessions that may be anybody's."""
+    """Acknowledge, say goodbye and write for sessions that may belong to other peers."""
     tried = answered = 0
     with target.joined() as peer:
         for number in target.turns(3_000):
@@ -114,7 +114,7 @@ def holders(target: Target) -> str:
 
 @attack(bound=144 * MIB)
 def waits(target: Target) -> str:
-    """Wait for many keys that nobody sets."""
+    """Wait for many keys that are never set."""
     asked = 0
     with crowd() as peers:
         peers += (target.joined() for _ in range(5))

@@ -29,8 +29,8 @@ PAUSE = 0.002
 PATIENCE = 60.0
 
 
-class Told(NamedTuple):
-    """What an honest process has seen since it was last asked."""
+class HonestCalls(NamedTuple):
+    """What honest processes have seen since they were last asked."""
 
     calls: int
     reads: int
@@ -39,9 +39,9 @@ class Told(NamedTuple):
     longest: float
     complaint: str
 
-    def __add__(self, other: tuple[Any, ...]) -> Told:
-        assert isinstance(other, Told)
-        return Told(
+    def __add__(self, other: tuple[Any, ...]) -> HonestCalls:
+        assert isinstance(other, HonestCalls)
+        return HonestCalls(
             self.calls + other.calls,
             self.reads + other.reads,
             self.stale + other.stale,
@@ -51,7 +51,7 @@ class Told(NamedTuple):
         )
 
 
-NOTHING = Told(0, 0, 0, 0, 0.0, "")
+NOTHING = HonestCalls(0, 0, 0, 0, 0.0, "")
 
 
 class Least:
@@ -78,7 +78,7 @@ class _Calls:
 
     def __init__(self, node: dstore.Node, least: Least, dice: random.Random) -> None:
         self.node = node
-        self.told = NOTHING
+        self.calls_seen = NOTHING
         self._least = least
         self._dice = dice
 
@@ -115,7 +115,7 @@ class _Calls:
 
     def _count(self, start: float, reads: int = 0, stale: int = 0, complaint: str = "") -> None:
         took = time.monotonic() - start
-        self.told += Told(1, reads, stale, bool(complaint), took, complaint)
+        self.calls_seen += HonestCalls(1, reads, stale, bool(complaint), took, complaint)
 
 
 def _work(
@@ -131,8 +131,8 @@ def _work(
             calls.write() if writes else calls.read()
             if asked.poll(0):
                 asked.recv()
-                answers.send(calls.told)
-                calls.told = NOTHING
+                answers.send(calls.calls_seen)
+                calls.calls_seen = NOTHING
             time.sleep(PAUSE * writes)
 
 
@@ -168,16 +168,16 @@ class Honest:
             self._processes.append(process)
         self.ask()
 
-    def ask(self) -> Told:
+    def ask(self) -> HonestCalls:
         """What all have seen since the last time. Each has ended a call that began after this."""
         for ask, _ in self._pipes:
             ask.send(None)
-        told = NOTHING
+        seen = NOTHING
         for _, answers in self._pipes:
             if not answers.poll(PATIENCE):
-                return told + Told(0, 0, 0, 1, PATIENCE, "an honest process hangs")
-            told += answers.recv()
-        return told
+                return seen + HonestCalls(0, 0, 0, 1, PATIENCE, "an honest process hangs")
+            seen += answers.recv()
+        return seen
 
     def __enter__(self) -> Honest:
         return self

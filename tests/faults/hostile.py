@@ -36,7 +36,7 @@ from tests.faults.attack import (
     Attack,
     Target,
 )
-from tests.faults.honest import NOTHING, Honest, Told
+from tests.faults.honest import NOTHING, Honest, HonestCalls
 from tests.faults.meter import Meter, descriptors
 from tests.integration.processes import free_port
 
@@ -57,27 +57,27 @@ class AttackResult:
     said: str
     grown: int
     seconds: float
-    told: Told
+    honest: HonestCalls
     left: list[str] = field(default_factory=list)
 
     @property
     def wrong(self) -> list[str]:
-        told, wrong = self.told, list(self.left)
-        if told.stale:
-            wrong.append(f"{told.stale} stale reads")
-        if told.refused:
-            wrong.append(f"{told.refused} honest calls refused ({told.complaint})")
-        if told.longest > DELAY_MAX:
-            wrong.append(f"an honest call took {told.longest:.1f} s")
+        seen, wrong = self.honest, list(self.left)
+        if seen.stale:
+            wrong.append(f"{seen.stale} stale reads")
+        if seen.refused:
+            wrong.append(f"{seen.refused} honest calls refused ({seen.complaint})")
+        if seen.longest > DELAY_MAX:
+            wrong.append(f"an honest call took {seen.longest:.1f} s")
         if self.grown > self.attack.bound:
             wrong.append(f"{self.grown / MIB:.0f} MiB of memory")
         return wrong
 
     def __str__(self) -> str:
-        told = self.told
+        seen = self.honest
         return (
             f"{self.attack.name:32} {self.attack.bound / MIB:5.0f} {self.grown / MIB:6.0f} "
-            f"{told.longest:6.2f} {told.calls:7,} {told.stale:3} {told.refused:3}  {self.said}"
+            f"{seen.longest:6.2f} {seen.calls:7,} {seen.stale:3} {seen.refused:3}  {self.said}"
             + "".join(f"\n    WRONG: {each}" for each in self.wrong)
         )
 
@@ -139,8 +139,8 @@ class Run:
                 left = []
             except Exception as error:
                 said, left = "", [f"{type(error).__name__}: {error}"]
-            told = honest.ask()
-        result = AttackResult(each, said, meter.grown, time.monotonic() - begun, told, left)
+            seen = honest.ask()
+        result = AttackResult(each, said, meter.grown, time.monotonic() - begun, seen, left)
         if server.poll() is not None:
             result.left.append(f"Global has ended with {server.returncode}")
         else:
@@ -154,7 +154,7 @@ class Run:
         while time.monotonic() < until:
             with dstore.Node(self._address, timeout=DELAY_MAX) as node:
                 sessions = int(node.global_stats()["sessions"]) - 1
-            result.told += honest.ask()
+            result.honest += honest.ask()
             if descriptors(pid) <= calm + 6 and sessions <= 4:
                 return []
             time.sleep(0.2)
@@ -184,7 +184,7 @@ def main() -> int:
         lambda result: print(result, flush=True)
     )
     wrong = [result for result in results if result.wrong]
-    total = sum((result.told for result in results), NOTHING)
+    total = sum((result.honest for result in results), NOTHING)
     print(
         f"{len(results)} attacks, {total.calls:,} honest calls, {total.reads:,} reads, "
         f"{total.stale} stale, {total.refused} refused; {len(wrong)} attacks beyond a bound"

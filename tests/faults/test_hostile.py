@@ -17,9 +17,9 @@ def test_honest_nodes_are_served_and_memory_is_bounded_while_others_attack() -> 
     results = hostile.Run(seed=1, scale=SHORT, names=[]).run(say=lambda _: None)
     assert [f"{result.attack.name}: {wrong}" for result in results for wrong in result.wrong] == []
     assert len(results) == len(ATTACKS)
-    told = sum((result.told for result in results), NOTHING)
-    assert told.reads > 0
-    assert told.calls > told.reads
+    seen = sum((result.honest for result in results), NOTHING)
+    assert seen.reads > 0
+    assert seen.calls > seen.reads
 
 
 @pytest.mark.timeout(120)

@@ -37,10 +37,10 @@ DONE, REFUSED, USAGE = 0, 1, 2
 LARGE = 3 * config.CHUNK_BYTES
 STAND_STILL = """
 from dstore.cli import progress
-def tell(self, what, done, total):
+def update(self, what, done, total):
     print(what, flush=True)
     sys.stdin.read()
-progress.Bar.tell = tell
+progress.Bar.update = update
 """
 """Makes a command with a terminal wait in the middle of a transfer until Ctrl-C comes."""
 

@@ -67,7 +67,7 @@ def _play(
     for reason, count in sorted(skipped.items()):
         say(f"skipped {count:,} {'file' if count == 1 else 'files'}: {reason}")
     workers.gather()
-    workers.tell(entries)
+    workers.send(entries)
     for number in range(1, PASSES + 1):
         with phase(f"reading, pass {number}") as result:
             workers.gather()
@@ -84,7 +84,7 @@ def _play(
     writes = _change("deleted", [e for e in entries if e.becomes == ""], delete, workers)
     say(f"  {sum(confirmed):,} times a Local that held the file confirmed that it had dropped it")
     writes += _change("replaced", [e for e in entries if e.becomes], replace, workers)
-    workers.tell("stop")
+    workers.send("stop")
     reports = [each for each in workers.gather() if isinstance(each, WorkerReport)]
     _show(reports)
     for report in reports:
@@ -186,7 +186,7 @@ class Workers:
     def pids(self) -> str:
         return ", ".join(str(process.pid) for process in self._processes.values())
 
-    def tell(self, message: object) -> None:
+    def send(self, message: object) -> None:
         """Send one message to each worker. Raises DemoFailed if one has ended."""
         for pipe in self._processes:
             try:
