@@ -7,28 +7,28 @@ from typing import Any, NamedTuple
 import pytest
 
 from dstore import KeyMissing
-from dstore.cli.demo.worker import CheckedNode, Entry, WorkerReport, address_of, fault_of
+from dstore.cli.demo.worker import CheckedNode, LoadedFile, WorkerReport, digest_of, fault_of
 
-OLD, NEW = address_of(b"old"), address_of(b"new")
-DELETED = Entry(0, "d", OLD, "")
-REPLACED = Entry(1, "r", OLD, NEW)
-UNCHANGED = Entry(2, "u", OLD, None)
+OLD, NEW = digest_of(b"old"), digest_of(b"new")
+DELETED = LoadedFile(0, "d", OLD, "")
+REPLACED = LoadedFile(1, "r", OLD, NEW)
+UNCHANGED = LoadedFile(2, "u", OLD, None)
 
 
-@pytest.mark.parametrize("entry", [DELETED, REPLACED, UNCHANGED])
-def test_old_content_is_right_until_the_change_is_confirmed(entry: Entry) -> None:
-    assert fault_of(entry, OLD, by_path=True, confirmed=False) == ""
-    assert "stale" in fault_of(entry, OLD, by_path=True, confirmed=True)
+@pytest.mark.parametrize("file", [DELETED, REPLACED, UNCHANGED])
+def test_old_content_is_right_until_the_change_is_confirmed(file: LoadedFile) -> None:
+    assert fault_of(file, OLD, confirmed=False) == ""
+    assert "stale" in fault_of(file, OLD, confirmed=True)
 
 
 @pytest.mark.parametrize("confirmed", [True, False])
 def test_the_result_of_a_change_is_right_before_and_after_it_is_confirmed(confirmed: bool) -> None:
-    assert fault_of(DELETED, "", by_path=True, confirmed=confirmed) == ""
-    assert fault_of(REPLACED, NEW, by_path=True, confirmed=confirmed) == ""
+    assert fault_of(DELETED, "", confirmed=confirmed) == ""
+    assert fault_of(REPLACED, NEW, confirmed=confirmed) == ""
 
 
 @pytest.mark.parametrize(
-    ("entry", "address", "wrong"),
+    ("file", "digest", "wrong"),
     [
         (UNCHANGED, "", "nothing"),
         (UNCHANGED, NEW, "never written"),
@@ -37,16 +37,9 @@ def test_the_result_of_a_change_is_right_before_and_after_it_is_confirmed(confir
         (DELETED, "no bytes", "never written"),
     ],
 )
-def test_what_was_never_written_is_wrong(entry: Entry, address: str, wrong: str) -> None:
+def test_what_was_never_written_is_wrong(file: LoadedFile, digest: str, wrong: str) -> None:
     for confirmed in (True, False):
-        assert wrong in fault_of(entry, address, by_path=True, confirmed=confirmed)
-
-
-def test_a_content_address_always_has_its_content() -> None:
-    for entry in (DELETED, REPLACED):
-        assert fault_of(entry, OLD, by_path=False, confirmed=False) == ""
-        assert "nothing" in fault_of(entry, "", by_path=False, confirmed=False)
-        assert "never written" in fault_of(entry, NEW, by_path=False, confirmed=False)
+        assert wrong in fault_of(file, digest, confirmed=confirmed)
 
 
 class Found(NamedTuple):
@@ -70,8 +63,8 @@ def test_a_stale_node_is_found() -> None:
     report, confirmed = WorkerReport(7), bytearray(3)
     store = FakeNode(d=b"old", r=b"old", u=b"old")
     node = CheckedNode(store, confirmed, report)  # type: ignore[arg-type]
-    for entry in (DELETED, REPLACED, UNCHANGED):
-        node.read(entry)
+    for file in (DELETED, REPLACED, UNCHANGED):
+        node.read(file)
     del store.content["d"]
     confirmed[0] = confirmed[1] = 1
     node.read(DELETED)

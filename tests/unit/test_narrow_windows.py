@@ -8,7 +8,7 @@ import pytest
 
 from dstore.cli import progress as bar
 from dstore.cli.arguments import parse
-from dstore.cli.demo import screen, story
+from dstore.cli.demo import story
 from dstore.cli.demo.worker import WorkerReport
 from dstore.cli.repl import text
 
@@ -43,7 +43,7 @@ def test_a_line_of_the_demo_is_broken_and_steers_no_terminal(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     terminal = at_terminal(monkeypatch, 60)
-    screen.say(f"verdict: BAD: worker 3 read {NAME!r} \x1b[2J\u202e")
+    story.say(f"verdict: BAD: worker 3 read {NAME!r} \x1b[2J\u202e")
     written = terminal.getvalue()
     assert max(map(len, written.splitlines())) <= 60
     assert NAME in written.replace("\n", "")

@@ -1,15 +1,10 @@
 """``dstore demo``: one Global and several worker processes that share the files of a folder.
 
 ``story`` is what the parent process does, phase by phase; ``worker`` is what each worker does and
-how it checks each answer; ``screen`` is what a person sees.
+how it checks each answer; ``files`` reads the folder.
 """
 
 from __future__ import annotations
-
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
-from types import FrameType
 
 GOOD, BAD, USAGE, INTERRUPTED = 0, 1, 2, 130
 
@@ -24,28 +19,11 @@ def main(folder: str | None = None, workers: int = 4) -> int:
     from dstore.cli.demo.files import FolderError
     from dstore.cli.demo.story import run
 
-    with _signals_interrupt():
-        try:
-            return GOOD if run(folder, workers) else BAD
-        except FolderError as error:
-            complain(str(error), "dstore demo")
-            return USAGE
-        except KeyboardInterrupt:
-            complain("interrupted", "dstore demo")
-            return INTERRUPTED
-
-
-@contextmanager
-def _signals_interrupt() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP end the demo as Ctrl-C does, so that no process is left behind."""
-
-    def interrupt(signum: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    handled = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {signum: signal.signal(signum, interrupt) for signum in handled}
     try:
-        yield
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler or signal.SIG_DFL)
+        return GOOD if run(folder, workers) else BAD
+    except FolderError as error:
+        complain(str(error), "dstore demo")
+        return USAGE
+    except KeyboardInterrupt:
+        complain("interrupted", "dstore demo")
+        return INTERRUPTED

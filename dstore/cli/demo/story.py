@@ -8,18 +8,22 @@ from __future__ import annotations
 
 import multiprocessing
 import random
+import shutil
 import signal
+import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from statistics import median
+from types import FrameType
 
 from dstore import DstoreError, Node
 from dstore.cli.demo.files import read_folder
-from dstore.cli.demo.screen import phase, say, table
-from dstore.cli.demo.worker import PASSES, Entry, Key, WorkerReport, address_of, work
+from dstore.cli.demo.worker import PASSES, Key, LoadedFile, WorkerReport, digest_of, work
+from dstore.quoting import visible
 from dstore.testing import global_process
 
 PART = 5
@@ -27,6 +31,7 @@ PART = 5
 CHANGE_SECONDS_MAX = 7.0
 """Deleting stops after this time, and so does replacing, so that a slow machine ends too."""
 END_SECONDS_MAX = 5.0
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 CACHE_BYTES = 1 << 20
 """The parent only writes, and has no use for a large cache."""
 REPLACEMENT_TITLE = b"# replaced by the dstore demo\n"
@@ -63,15 +68,15 @@ def _play(
     workers = stack.enter_context(Workers(size, len(contents), address))
     node = stack.enter_context(Node(address, label="demo", cache_bytes=CACHE_BYTES))
     say(f"Global listens on {address}; {size} workers: processes {workers.pids}")
-    entries = _load(node, contents)
+    files = _load(node, contents)
     for reason, count in sorted(skipped.items()):
         say(f"skipped {count:,} {'file' if count == 1 else 'files'}: {reason}")
     workers.gather()
-    workers.send(entries)
+    workers.send(files)
     for number in range(1, PASSES + 1):
         with phase(f"reading, pass {number}") as result:
             workers.gather()
-            result.append(f"pass {number}: each worker has read each file by path and by content")
+            result.append(f"pass {number}: each worker has read each file")
 
     confirmed: list[int] = []
 
@@ -81,9 +86,9 @@ def _play(
     def replace(key: Key) -> None:
         node.set(key, REPLACEMENT_TITLE + contents[key], replace=True)
 
-    writes = _change("deleted", [e for e in entries if e.becomes == ""], delete, workers)
+    writes = _change("deleted", [each for each in files if each.becomes == ""], delete, workers)
     say(f"  {sum(confirmed):,} times a Local that held the file confirmed that it had dropped it")
-    writes += _change("replaced", [e for e in entries if e.becomes], replace, workers)
+    writes += _change("replaced", [each for each in files if each.becomes], replace, workers)
     workers.send("stop")
     reports = [each for each in workers.gather() if isinstance(each, WorkerReport)]
     _show(reports)
@@ -93,40 +98,39 @@ def _play(
     return sum(report.hits + report.misses for report in reports), writes
 
 
-def _load(node: Node, contents: dict[Key, bytes]) -> list[Entry]:
-    """Store each file under its path and its content address, and decide what becomes of it."""
+def _load(node: Node, contents: dict[Key, bytes]) -> list[LoadedFile]:
+    """Store each file, and decide what becomes of it."""
     keys = list(contents)
     random.Random(1).shuffle(keys)
     part = max(1, len(keys) // PART)
-    entries = []
+    files = []
     with phase("loading") as result:
         for number, key in enumerate(keys):
             content = contents[key]
-            address = address_of(content)
             becomes = None if number >= part else ""
             if part <= number < 2 * part:
-                becomes = address_of(REPLACEMENT_TITLE + content)
+                becomes = digest_of(REPLACEMENT_TITLE + content)
             node.set(key, content)
-            if node.put(content) != address:
-                raise DemoFailed(f"the content address of {key!r} is not its BLAKE3 hash")
-            entries.append(Entry(number, key, address, becomes))
+            files.append(LoadedFile(number, key, digest_of(content), becomes))
         mib = sum(map(len, contents.values())) / 2**20
-        result.append(f"loaded {len(keys):,} files ({mib:,.1f} MiB) by path and by content")
-    return entries
+        result.append(f"loaded {len(keys):,} files ({mib:,.1f} MiB)")
+    return files
 
 
-def _change(what: str, entries: list[Entry], write: Callable[[Key], None], workers: Workers) -> int:
+def _change(
+    what: str, files: list[LoadedFile], write: Callable[[Key], None], workers: Workers
+) -> int:
     """Write each path while the workers read. Returns how many were written."""
     times: list[float] = []
     end = time.monotonic() + CHANGE_SECONDS_MAX
     with phase(f"{what[:-1]}ing") as result:
-        for entry in entries:
+        for file in files:
             workers.check()
             start = time.monotonic()
             if start > end:
                 break
-            write(entry.key)
-            workers.confirmed[entry.number] = 1
+            write(file.key)
+            workers.confirmed[file.number] = 1
             times.append((time.monotonic() - start) * 1e3)
         took = f"{median(times):.1f} ms each, at most {max(times):.1f} ms" if times else ""
         result.append(f"{what} {len(times):,} files while the workers kept reading: {took}")
@@ -145,18 +149,72 @@ def _show(reports: Sequence[WorkerReport]) -> None:
     )
 
 
+# What a person sees ------------------------------------------------------------------------
+
+
+@contextmanager
+def phase(title: str) -> Iterator[list[str]]:
+    """Show that a phase is going on, and then the line that the body puts into the list."""
+    result: list[str] = []
+    start = time.monotonic()
+    with _spinner(title):
+        yield result
+    say(f"{result[0]} ({time.monotonic() - start:.1f} s)")
+
+
+def _spinner(title: str) -> AbstractContextManager[object]:
+    """A moving sign on a terminal; nothing in a pipe, or where rich is not installed."""
+    if not sys.stdout.isatty():
+        return nullcontext()
+    try:
+        from rich.console import Console
+    except ImportError:
+        return nullcontext()
+    return Console(highlight=False).status(title)
+
+
+def say(line: str) -> None:
+    """Print a line; on a terminal it is broken between words."""
+    line = visible(line)
+    if sys.stdout.isatty():
+        line = textwrap.fill(line, shutil.get_terminal_size().columns, break_on_hyphens=False)
+    print(line, flush=True)
+
+
+def table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table whose cells are numbers, each column as wide as its widest cell."""
+    widths = [max(map(len, column)) for column in zip(headings, *rows)]
+    say("")
+    say(title)
+    for row in (headings, ["-" * width for width in widths], *rows):
+        print("  ".join(cell.rjust(width) for cell, width in zip(row, widths)))
+    say("")
+
+
 # The processes ------------------------------------------------------------------------------
 
 
 @contextmanager
 def _processes() -> Iterator[ExitStack]:
-    """A stack of processes that is unwound in order, which no second Ctrl-C disturbs."""
-    with ExitStack() as stack:
-        try:
-            yield stack
-        finally:
-            for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-                signal.signal(signum, signal.SIG_IGN)
+    """A stack of processes that is unwound in order.
+
+    SIGTERM and SIGHUP interrupt the block as Ctrl-C does. No second signal disturbs the unwinding.
+    """
+
+    def interrupt(signum: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = {signum: signal.signal(signum, interrupt) for signum in SIGNALS}
+    try:
+        with ExitStack() as stack:
+            try:
+                yield stack
+            finally:
+                for signum in SIGNALS:
+                    signal.signal(signum, signal.SIG_IGN)
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler or signal.SIG_DFL)
 
 
 class Workers:

@@ -12,7 +12,7 @@ from statistics import median
 
 from blake3 import blake3
 
-from dstore import DstoreError, KeyMissing, Node, config
+from dstore import DstoreError, KeyMissing, Node
 
 PASSES = 2
 READS_PER_LOOK = 64
@@ -23,17 +23,17 @@ Key = str | bytes
 
 
 @dataclass(frozen=True)
-class Entry:
-    """A loaded file.
+class LoadedFile:
+    """A file that the parent has stored: its key is its path in the folder.
 
-    ``address`` is the content address of its content. ``becomes`` says what the parent makes of
-    its path while the workers read: None for nothing, an empty text for a deletion, or the content
-    address of a replacement.
+    ``digest`` is the BLAKE3 hash of its content. ``becomes`` says what the parent does to it while
+    the workers read: None for nothing, an empty text for a deletion, or the digest of a
+    replacement.
     """
 
     number: int
     key: Key
-    address: str
+    digest: str
     becomes: str | None
 
 
@@ -47,7 +47,7 @@ class WorkerReport:
     hits: int = 0
     misses: int = 0
     proofs: int = 0
-    """Reads of a path that began after its deletion or replacement had been confirmed."""
+    """Reads of a file that began after its deletion or replacement had been confirmed."""
     fault: str = ""
 
     @property
@@ -56,21 +56,21 @@ class WorkerReport:
         return [median(times or [0]) / 1e3 for times in (self.hit_ns, self.miss_ns)]
 
 
-def address_of(content: bytes) -> str:
-    """The content address that ``Node.put`` must answer, computed without it."""
-    return config.CONTENT_PREFIX + blake3(content).hexdigest()
+def digest_of(content: object) -> str:
+    """Return the BLAKE3 hash of some bytes."""
+    return blake3(content).hexdigest() if isinstance(content, bytes) else "no bytes"
 
 
-def fault_of(entry: Entry, address: str, *, by_path: bool, confirmed: bool) -> str:
+def fault_of(file: LoadedFile, digest: str, *, confirmed: bool) -> str:
     """Return what is wrong with an answer, or an empty text.
 
-    ``address`` is the content address of the bytes that were read, or empty if the key was missing.
+    ``digest`` is that of the bytes that were read, or empty if the key was missing.
     """
-    if address == entry.address:
+    if digest == file.digest:
         return "the old content after its deletion had been confirmed (stale)" if confirmed else ""
-    if by_path and address == entry.becomes:
+    if digest == file.becomes:
         return ""
-    return "a value that was never written there" if address else "nothing"
+    return "a value that was never written there" if digest else "nothing"
 
 
 class CheckedNode:
@@ -86,36 +86,34 @@ class CheckedNode:
         self._report = report
         self._hashed: dict[Key, tuple[object, str]] = {}
 
-    def read(self, entry: Entry, *, by_path: bool = True) -> None:
-        """Read a file, by its path or by its content address, and check the answer."""
+    def read(self, file: LoadedFile) -> None:
+        """Read a file and check the answer."""
         report = self._report
-        key = entry.key if by_path else entry.address
-        confirmed = by_path and self._confirmed[entry.number] != 0
-        from_local, address = False, ""
+        confirmed = self._confirmed[file.number] != 0
+        from_local, digest = False, ""
         start = time.monotonic_ns()
         try:
-            found = self._node.lookup(key)
+            found = self._node.lookup(file.key)
         except KeyMissing:
             took = time.monotonic_ns() - start
         else:
             took = time.monotonic_ns() - start
-            from_local, address = found.from_local, self._address(key, found.value)
+            from_local, digest = found.from_local, self._digest(file.key, found.value)
         report.hits += from_local
         report.misses += not from_local
         report.proofs += confirmed
         times = report.hit_ns if from_local else report.miss_ns
         if len(times) < TIMES_MAX:
             times.append(took)
-        wrong = fault_of(entry, address, by_path=by_path, confirmed=confirmed)
+        wrong = fault_of(file, digest, confirmed=confirmed)
         if wrong and not report.fault:
-            report.fault = f"worker {report.number} read {key!r} and got {wrong}"
+            report.fault = f"worker {report.number} read {file.key!r} and got {wrong}"
 
-    def _address(self, key: Key, value: object) -> str:
+    def _digest(self, key: Key, value: object) -> str:
         """Hash every byte of a value; but only once if the Node returns the same object again."""
         known = self._hashed.get(key)
         if known is None or known[0] is not value:
-            address = address_of(value) if isinstance(value, bytes) else "no bytes"
-            known = self._hashed[key] = (value, address)
+            known = self._hashed[key] = (value, digest_of(value))
         return known[1]
 
 
@@ -123,7 +121,7 @@ def work(number: int, address: str, confirmed: Sequence[int], pipe: Connection) 
     """Run worker ``number``, as the target of its process.
 
     It sends a message when it has joined, after each pass over all files, and with its report. It
-    receives the entries, and when it is to stop. It ends at once when the parent has gone.
+    receives the list of files, and when it is to stop. It ends at once when the parent has gone.
     """
     report = WorkerReport(number)
     try:
@@ -140,17 +138,16 @@ def work(number: int, address: str, confirmed: Sequence[int], pipe: Connection) 
 
 def _read(node: CheckedNode, number: int, pipe: Connection) -> None:
     pipe.send("joined")
-    entries: list[Entry] = pipe.recv()
-    random.Random(number).shuffle(entries)
+    files: list[LoadedFile] = pipe.recv()
+    random.Random(number).shuffle(files)
     for _ in range(PASSES):
-        for entry in entries:
-            node.read(entry)
-            node.read(entry, by_path=False)
+        for file in files:
+            node.read(file)
         pipe.send("passed")
-    for count, entry in enumerate(itertools.cycle(entries)):
+    for count, file in enumerate(itertools.cycle(files)):
         if count % READS_PER_LOOK == 0 and pipe.poll():
             break
-        node.read(entry)
+        node.read(file)
     pipe.recv()  # to stop: every change has been confirmed
-    for entry in entries:
-        node.read(entry)
+    for file in files:
+        node.read(file)
