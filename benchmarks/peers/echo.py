@@ -31,12 +31,13 @@ def request_and_reply(key: str = KEY, value: bytes = VALUE) -> tuple[bytes, byte
 
 
 @contextmanager
-def _serve(reply: bytes) -> Iterator[Place]:
+def answering(reply: bytes, copy: bool = True) -> Iterator[Place]:
+    """Answer every message with the same reply, in a thread."""
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     router = context.socket(zmq.ROUTER)
     router.linger = 0
     port = router.bind_to_random_port("tcp://127.0.0.1")
-    thread = threading.Thread(target=_answer, args=(router, reply))
+    thread = threading.Thread(target=_answer, args=(router, reply, copy))
     thread.start()
     try:
         yield Place("127.0.0.1", port, os.getpid())
@@ -45,11 +46,11 @@ def _serve(reply: bytes) -> Iterator[Place]:
         thread.join()
 
 
-def _answer(router: zmq.Socket[bytes], reply: bytes) -> None:
+def _answer(router: zmq.Socket[bytes], reply: bytes, copy: bool) -> None:
     try:
         while True:
             route, _ = router.recv_multipart()
-            router.send_multipart((route, reply))
+            router.send_multipart((route, reply), copy=copy)
     except zmq.ContextTerminated:
         router.close()
 
@@ -84,7 +85,7 @@ class Echo(Peer):
     workloads = frozenset({"miss", "clients", "delete", "join"})
 
     def serve(self) -> AbstractContextManager[Place]:
-        return server(_serve, request_and_reply()[1])
+        return server(answering, request_and_reply()[1])
 
     def client(self, place: Place) -> EchoClient:
         return EchoClient(place)

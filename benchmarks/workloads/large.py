@@ -9,7 +9,6 @@ they are used.
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -20,6 +19,7 @@ import zmq
 
 from benchmarks.measure import Block, Contender, paired
 from benchmarks.peers import BY_NAME, Client, connected
+from benchmarks.peers.echo import answering
 from benchmarks.peers.ours import OurClient, serve
 from benchmarks.peers.over_ray import RayClient
 from benchmarks.processes import CALL_TIMEOUT, Place, Worker, hosts, server
@@ -78,26 +78,8 @@ def their_client(name: str, place: Place, *_: object) -> Iterator[Client]:
 
 @contextmanager
 def _serve_frame(size: int) -> Iterator[Place]:
-    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    router = context.socket(zmq.ROUTER)
-    router.linger = 0
-    port = router.bind_to_random_port("tcp://127.0.0.1")
-    thread = threading.Thread(target=_send_frames, args=(router, content(size)))
-    thread.start()
-    try:
-        yield Place("127.0.0.1", port, os.getpid())
-    finally:
-        context.term()
-        thread.join()
-
-
-def _send_frames(router: zmq.Socket[bytes], body: bytes) -> None:
-    try:
-        while True:
-            route, _ = router.recv_multipart()
-            router.send_multipart((route, body), copy=False)
-    except zmq.ContextTerminated:
-        router.close()
+    with answering(content(size), copy=False) as place:
+        yield place
 
 
 @contextmanager
