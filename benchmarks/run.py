@@ -8,8 +8,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from benchmarks import goals
-from benchmarks.measure import Block, Contender, describe, flat, summarise, take_turns
-from benchmarks.peers import PEERS, Peer
+from benchmarks.measure import Block, Contender, describe, flat, paired, summarise, take_turns
+from benchmarks.peers import OURS, PEERS, Peer
 from benchmarks.results import At, Measurement, Results, Skip
 from benchmarks.settings import Scale
 
@@ -69,6 +69,19 @@ class Run:
         verdict = "reached" if result.reached else "not reached"
         shown = goals.BY_NAME[name].shown.format(result.ratio.median)
         self.say(f"  {goals.BY_NAME[name].what}: {shown}, {verdict}")
+
+    def compare(
+        self, goal: str, blocks: Blocks, reference: str, unit: str = "s", who: str = OURS.name
+    ) -> None:
+        """Judge a goal by the ratio of dstore to a reference, if both were measured.
+
+        A goal that is a least ratio is about speed, so that times are compared the other way.
+        """
+        ours, theirs = blocks.get(who), blocks.get(reference)
+        if ours and theirs:
+            times = unit == "s" and not goals.BY_NAME[goal].at_most
+            ratios = paired(theirs, ours) if times else paired(ours, theirs)
+            self.goal(goal, ratios, ours, theirs, unit)
 
     def turns(self, workload: str, contenders: Sequence[Contender], rounds: int) -> Blocks:
         """Let contenders take turns, and report each one that fails."""

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from benchmarks.measure import Contender, describe, flat, paired, timed
+from benchmarks.measure import Contender, describe, flat, timed
 from benchmarks.peers import BY_NAME, ECHO, OURS, Client, Peer, connected
 from benchmarks.processes import Crew, Place
 from benchmarks.run import Run
@@ -113,6 +113,5 @@ def _stage(run: Run, here: list[Deleter], holders: int, bystanders: int = 0) -> 
     for who, found in blocks.items():
         at = {"holders": holders, "bystanders": bystanders}
         run.record("delete", who, "s", flat(found), at, tail=True)
-    ours, theirs = blocks.get(OURS.name), blocks.get(ECHO.name)
-    if ours and theirs and holders == GOAL_HOLDERS and not bystanders:
-        run.goal("delete", paired(ours, theirs), ours, theirs)
+    if holders == GOAL_HOLDERS and not bystanders:
+        run.compare("delete", blocks, ECHO.name)

@@ -17,7 +17,7 @@ from typing import Any
 
 import zmq
 
-from benchmarks.measure import Block, Contender, paired
+from benchmarks.measure import Block, Contender
 from benchmarks.peers import BY_NAME, Client, connected
 from benchmarks.peers.echo import answering
 from benchmarks.peers.ours import OurClient, serve
@@ -212,9 +212,8 @@ def large(run: Run) -> None:
     for who, found in steps.items():
         for step, times in found.items():
             run.record("large", who, "s", times, {"bytes": size, "step": step})
-    ours, theirs = blocks.get(AWAY), blocks.get(FRAME)
-    if ours and theirs:
-        run.goal("large", paired(theirs, ours), ours, theirs)
+    run.compare("large", blocks, FRAME, who=AWAY)
+    if AWAY in blocks:
         second = steps[AWAY]["second process"]
         run.goal("large-second", second, [second])
 

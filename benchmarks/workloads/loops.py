@@ -12,8 +12,8 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
-from benchmarks.measure import Block, Contender, flat, paired
-from benchmarks.peers import BY_NAME, ECHO, OURS, Client, Peer
+from benchmarks.measure import Block, Contender, flat
+from benchmarks.peers import BY_NAME, ECHO, Client, Peer
 from benchmarks.peers.base import connected
 from benchmarks.processes import ChildFailed, Crew, Place, wait_until
 from benchmarks.run import Run
@@ -98,9 +98,7 @@ def clients(run: Run) -> None:
     blocks = run.compete("clients", prepare, run.scale.window_rounds)
     for who, found in blocks.items():
         run.record("clients", who, RATE, flat(found), {"processes": count})
-    ours, theirs = blocks.get(OURS.name), blocks.get(ECHO.name)
-    if ours and theirs:
-        run.goal("clients", paired(ours, theirs), ours, theirs, RATE)
+    run.compare("clients", blocks, ECHO.name, RATE)
 
 
 # Mixed reads and deletions -----------------------------------------------------------------------

@@ -10,8 +10,8 @@ from itertools import cycle
 from statistics import median
 from typing import Any
 
-from benchmarks.measure import Block, Contender, flat, paired
-from benchmarks.peers import ECHO, OURS, Client, Peer, connected
+from benchmarks.measure import Block, Contender, flat
+from benchmarks.peers import ECHO, Client, Peer, connected
 from benchmarks.peers.ours import OurClient
 from benchmarks.processes import Place
 from benchmarks.run import Run
@@ -57,11 +57,8 @@ def hits(run: Run) -> None:
     blocks = run.compete("hit", prepare, run.scale.rounds)
     for who, found in blocks.items():
         run.record("hit", who, "s", flat(found))
-    ours = blocks.get(OURS.name, [])
-    for goal, reference in (("hit", "dict"), ("hit-redis", "redis-py, client-side cache")):
-        if ours and (theirs := blocks.get(reference)):
-            pairs = (ours, theirs) if goal == "hit" else (theirs, ours)
-            run.goal(goal, paired(*pairs), ours, theirs)
+    run.compare("hit", blocks, "dict")
+    run.compare("hit-redis", blocks, "redis-py, client-side cache")
 
 
 def _fitting(client: Client, keys: list[Any]) -> int:
@@ -111,9 +108,7 @@ def misses(run: Run) -> None:
     blocks = run.compete("miss", prepare, run.scale.rounds)
     for who, found in blocks.items():
         run.record("miss", who, "s", flat(found), tail=True)
-    ours, theirs = blocks.get(OURS.name), blocks.get(ECHO.name)
-    if ours and theirs:
-        run.goal("miss", paired(ours, theirs), ours, theirs)
+    run.compare("miss", blocks, ECHO.name)
 
 
 def batches(run: Run) -> None:
@@ -139,6 +134,4 @@ def batches(run: Run) -> None:
     blocks = run.compete("get_many", prepare, run.scale.rounds)
     for who, found in blocks.items():
         run.record("get_many", who, RATE, flat(found))
-    ours, theirs = blocks.get(OURS.name), blocks.get("redis-py")
-    if ours and theirs:
-        run.goal("get_many", paired(ours, theirs), ours, theirs, RATE)
+    run.compare("get_many", blocks, "redis-py", RATE)
