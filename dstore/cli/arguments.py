@@ -25,7 +25,7 @@ Exit codes: {console.EXIT_OK} done; {console.EXIT_REFUSED} the key is missing or
 store is full; {console.EXIT_USAGE} wrong usage or bad input; {console.EXIT_UNREACHED} Global \
 cannot be reached.
 """
-WORKERS_MAX = 64
+WORKERS_DEFAULT, WORKERS_MAX = 4, 64
 
 
 class Paragraphs(argparse.HelpFormatter):
@@ -201,7 +201,7 @@ def _add_programs(parsers: _Parsers) -> None:
     demo.add_argument(
         "--workers",
         type=count(WORKERS_MAX),
-        default=4,
+        default=WORKERS_DEFAULT,
         metavar="N",
         help="how many processes read the files (default: %(default)s)",
     )

@@ -29,8 +29,8 @@ PAUSE = 0.002
 PATIENCE = 60.0
 
 
-class HonestCalls(NamedTuple):
-    """What honest processes have seen since they were last asked."""
+class Told(NamedTuple):
+    """What an honest process has seen since it was last asked."""
 
     calls: int
     reads: int
@@ -39,9 +39,9 @@ class HonestCalls(NamedTuple):
     longest: float
     complaint: str
 
-    def __add__(self, other: tuple[Any, ...]) -> HonestCalls:
-        assert isinstance(other, HonestCalls)
-        return HonestCalls(
+    def __add__(self, other: tuple[Any, ...]) -> Told:
+        assert isinstance(other, Told)
+        return Told(
             self.calls + other.calls,
             self.reads + other.reads,
             self.stale + other.stale,
@@ -51,7 +51,7 @@ class HonestCalls(NamedTuple):
         )
 
 
-NOTHING = HonestCalls(0, 0, 0, 0, 0.0, "")
+NOTHING = Told(0, 0, 0, 0, 0.0, "")
 
 
 class Least:
@@ -78,7 +78,7 @@ class _Calls:
 
     def __init__(self, node: dstore.Node, least: Least, dice: random.Random) -> None:
         self.node = node
-        self.calls_seen = NOTHING
+        self.told = NOTHING
         self._least = least
         self._dice = dice
 
@@ -115,7 +115,7 @@ class _Calls:
 
     def _count(self, start: float, reads: int = 0, stale: int = 0, complaint: str = "") -> None:
         took = time.monotonic() - start
-        self.calls_seen += HonestCalls(1, reads, stale, bool(complaint), took, complaint)
+        self.told += Told(1, reads, stale, bool(complaint), took, complaint)
 
 
 def _work(
@@ -131,8 +131,8 @@ def _work(
             calls.write() if writes else calls.read()
             if asked.poll(0):
                 asked.recv()
-                answers.send(calls.calls_seen)
-                calls.calls_seen = NOTHING
+                answers.send(calls.told)
+                calls.told = NOTHING
             time.sleep(PAUSE * writes)
 
 
@@ -168,16 +168,16 @@ class Honest:
             self._processes.append(process)
         self.ask()
 
-    def ask(self) -> HonestCalls:
+    def ask(self) -> Told:
         """What all have seen since the last time. Each has ended a call that began after this."""
         for ask, _ in self._pipes:
             ask.send(None)
-        seen = NOTHING
+        told = NOTHING
         for _, answers in self._pipes:
             if not answers.poll(PATIENCE):
-                return seen + HonestCalls(0, 0, 0, 1, PATIENCE, "an honest process hangs")
-            seen += answers.recv()
-        return seen
+                return told + Told(0, 0, 0, 1, PATIENCE, "an honest process hangs")
+            told += answers.recv()
+        return told
 
     def __enter__(self) -> Honest:
         return self

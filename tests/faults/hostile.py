@@ -36,7 +36,7 @@ from tests.faults.attack import (
     Attack,
     Target,
 )
-from tests.faults.honest import NOTHING, Honest, HonestCalls
+from tests.faults.honest import NOTHING, Honest, Told
 from tests.faults.meter import Meter, descriptors
 from tests.integration.processes import free_port
 
@@ -57,7 +57,7 @@ class AttackResult:
     said: str
     grown: int
     seconds: float
-    honest: HonestCalls
+    honest: Told
     left: list[str] = field(default_factory=list)
 
     @property

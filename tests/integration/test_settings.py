@@ -312,7 +312,7 @@ def test_an_empty_key_is_not_told_to_be_hashed(node: MakeNode) -> None:
         ("global --memory-limit nan", "is not a size"),
         ("global --memory-limit 8388608T", "is not a size"),
         (f"global --value-limit {'9' * 5000}", "is not a size"),
-        ("global --large-from 1023", "is not between 1,024 and 1,048,576 bytes"),
+        ("global --large-from 1023", "is not a size between 1,024 and 1,048,576 bytes, such as 64K"),
         ("global --shm /no/such/folder", "is not a folder"),
         ("demo --workers 0", "is not a whole number from 1 to 64"),
         ("set a b c", "unrecognized arguments: c (see dstore set --help)"),
