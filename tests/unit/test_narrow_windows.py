@@ -1,4 +1,4 @@
-"""Tables, bars and help in windows of any width: no number and no name is cut."""
+"""Tables, bars and help fit windows of any width, and no number or name is truncated."""
 
 from __future__ import annotations
 
