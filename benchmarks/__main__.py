@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import interrupt, machine, plots, report
+from benchmarks import interrupt, machine, report
 from benchmarks.measure import describe
 from benchmarks.peers import BY_NAME
 from benchmarks.results import Results
@@ -53,27 +53,41 @@ def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
         description="Measure dstore against its goals and its peers, on Linux. A complete run "
         "writes to docs/benchmarks, any other to build/benchmarks.",
     )
-    parser.add_argument("--scale", choices=SCALES, default=FULL.name, help="(default: %(default)s)")
     parser.add_argument(
-        "--quick", dest="scale", action="store_const", const=QUICK.name, help="about two minutes"
+        "--scale",
+        choices=SCALES,
+        default=FULL.name,
+        help="how much is measured (default: %(default)s)",
     )
     parser.add_argument(
-        "--only", nargs="+", choices=NAMES, metavar="NAME", help="these workloads alone"
+        "--quick",
+        dest="scale",
+        action="store_const",
+        const=QUICK.name,
+        help="take about two minutes",
+    )
+    parser.add_argument(
+        "--only", nargs="+", choices=NAMES, metavar="NAME", help="run these workloads alone"
     )
     parser.add_argument(
         "--without", nargs="+", choices=sorted(BY_NAME), metavar="PEER", default=[],
-        help="leave out: " + ", ".join(sorted(BY_NAME)),
+        help="leave out these peers: " + ", ".join(sorted(BY_NAME)),
     )  # fmt: skip
-    parser.add_argument("--out", type=Path, metavar="DIR", help="write results and report there")
     parser.add_argument(
-        "--render", type=Path, metavar="DIR", help="measure nothing: write the report there anew"
+        "--out", type=Path, metavar="DIR", help="write results and report to this folder"
     )
-    parser.add_argument("--list", action="store_true", help="tell the names of the workloads")
+    parser.add_argument(
+        "--render",
+        type=Path,
+        metavar="DIR",
+        help="measure nothing, and write the report of the results in this folder again",
+    )
+    parser.add_argument("--list", action="store_true", help="list the workloads")
     return parser.parse_args(arguments)
 
 
 def _measure(run: Run, chosen: Sequence[Workload]) -> bool:
-    """Whether any workload failed as a whole."""
+    """Run the workloads. Returns whether any of them failed as a whole."""
     failed = False
     began = time.monotonic()
     for number, workload in enumerate(chosen, 1):
@@ -95,13 +109,8 @@ def _write(found: Results, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     text = found.to_json()
     (folder / JSON).write_text(text, encoding="utf-8")
-    results = Results.from_json(text)  # rounded, so that the same is written whenever it is
-    pictures: list[str] = []
-    if plots.available():
-        pictures = plots.draw(results, folder)
-    else:
-        _say("There are no pictures, for want of matplotlib (pip install matplotlib).")
-    (folder / "README.md").write_text(report.render(results, pictures), encoding="utf-8")
+    results = Results.from_json(text)  # rounded, as --render has them
+    (folder / "README.md").write_text(report.render(results), encoding="utf-8")
     _say(f"Written to {folder}, after {results.seconds:.0f} s.")
 
 

@@ -1,4 +1,4 @@
-"""The Speed table: what is measured against what, and how good it is to be."""
+"""The goals: what is measured against what, and the limit of the ratio."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from benchmarks.measure import summarise
-from benchmarks.results import Row
+from benchmarks.results import GoalResult
 
 
 class Goal(NamedTuple):
-    """``shown`` formats the measured ratio, or the figure itself where there is no reference."""
+    """A goal. ``shown`` formats the measured ratio, or the number itself without a reference."""
 
     name: str
     what: str
@@ -69,9 +69,11 @@ def judged(
     ours: Sequence[float],
     theirs: Sequence[float] = (),
     unit: str = "s",
-) -> Row:
-    """The row of a goal: its median ratio decides."""
+) -> GoalResult:
+    """Return how far a goal was reached: its median ratio decides."""
     goal = BY_NAME[name]
     ratio = summarise(ratios)
     reached = ratio.median <= goal.limit if goal.at_most else ratio.median >= goal.limit
-    return Row(name, ratio, summarise(ours), summarise(theirs) if theirs else None, unit, reached)
+    return GoalResult(
+        name, ratio, summarise(ours), summarise(theirs) if theirs else None, unit, reached
+    )

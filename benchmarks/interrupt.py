@@ -1,5 +1,7 @@
-"""Ctrl-C and SIGTERM end a run. An exception that a signal raises is lost if it comes while a
-finalizer runs, as those of peers do at any time; so it is noted, and looked for between blocks.
+"""Ctrl-C and SIGTERM end a run.
+
+An exception that a signal raises is lost if it comes while a finalizer runs, and those of peers run
+at any time. The signal is therefore noted, and the note is checked between blocks.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ _asked = False
 
 
 def install() -> None:
-    """For the main thread. A run that a shell has started with Ctrl-C ignored goes on to do so."""
+    """Handle the signals, except a Ctrl-C that the shell ignores. Call it in the main thread."""
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, _interrupt)
     signal.signal(signal.SIGTERM, _interrupt)

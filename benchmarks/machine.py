@@ -1,4 +1,4 @@
-"""What a result depends on: the machine, the versions, the revision. No names, no paths."""
+"""The machine, the versions and the revision of a run, without names of people or paths."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PROGRAMS = {"redis-server": r"v=([\d.]+)", "nats-server": r"v([\d.]+)"}
 
 
 def about() -> dict[str, Any]:
-    """The machine, the versions and the revision, as they are now."""
+    """Return the machine, the versions and the revision, as they are now."""
     return {
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         "revision": revision(),
@@ -38,7 +38,7 @@ def about() -> dict[str, Any]:
 
 
 def cores() -> int:
-    """That this process may use."""
+    """Return the number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -63,7 +63,7 @@ def versions() -> dict[str, str]:
 
 
 def revision() -> str:
-    """The commit, with a mark if files differ from it; empty outside of a repository."""
+    """Return the commit, marked if files differ from it; an empty text outside of a repository."""
     commit = _said("git", "-C", str(ROOT), "rev-parse", "--short=12", "HEAD").strip()
     changed = _said("git", "-C", str(ROOT), "status", "--porcelain", "--", "dstore", "benchmarks")
     return f"{commit}+changes" if commit and changed.strip() else commit

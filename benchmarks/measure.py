@@ -1,13 +1,13 @@
-"""How things are measured: in turns, in blocks, as medians with their spread, as paired ratios.
+"""How contenders are measured: in turns, in blocks, as medians with quartiles, as paired ratios.
 
 Contenders for one workload take turns: in each round every one of them does one block of work, and
 the order is rotated from round to round, so that a machine that drifts or is busy for a while
 disturbs all of them alike. The first round warms up and is not counted. A ratio is computed round
 by round, of what was measured a moment apart.
 
-Before each block the garbage collector runs, so that nobody pays for what another has left; during
-the block it is on, as in a user's program. What was there before the first round is frozen: it is
-looked at neither before a block nor within.
+Before each block the garbage collector runs, so that no contender pays for the garbage of another
+one; during the block it is on, as in a user's program. Objects from before the first round are
+frozen: the collector looks at them neither before a block nor within it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Block = list[float]
 
 
 class Summary(NamedTuple):
-    """What is kept of many samples. ``p99`` only where each operation was timed by itself."""
+    """The summary of many samples. ``p99`` is there only if each operation was timed by itself."""
 
     n: int
     median: float
@@ -39,26 +39,26 @@ class Summary(NamedTuple):
 
 
 class Contender(NamedTuple):
-    """Somebody who takes turns. ``block`` is given the number of the round."""
+    """A contender that takes turns. ``block`` is given the number of the round."""
 
     name: str
     block: Callable[[int], Block]
 
 
 class Turns(NamedTuple):
-    """What came of it: the blocks of each contender, and why others failed."""
+    """The blocks of each contender, and why others failed."""
 
     blocks: dict[str, list[Block]]
     failed: dict[str, str]
 
 
 def percentile(ordered: Sequence[float], share: float) -> float:
-    """Of samples in ascending order, the one below which ``share`` of them are."""
+    """Return the sample below which ``share`` of the samples are; they are in ascending order."""
     return ordered[min(len(ordered) - 1, int(len(ordered) * share))]
 
 
 def summarise(samples: Iterable[float], tail: bool = False) -> Summary:
-    """Raises ValueError if there are no samples."""
+    """Return the summary of some samples. Raises ValueError if there are none."""
     ordered = sorted(samples)
     if not ordered:
         raise ValueError("nothing was measured")
@@ -84,12 +84,12 @@ def paired(
     theirs: Sequence[Block],
     of: Callable[[Sequence[float]], float] = median,
 ) -> list[float]:
-    """For each round, ``of`` our block over ``of`` theirs."""
+    """Return for each round the ratio of our block to theirs, each reduced by ``of``."""
     return [of(one) / of(other) for one, other in zip(ours, theirs)]
 
 
 def take_turns(contenders: Sequence[Contender], rounds: int) -> Turns:
-    """One warm-up and ``rounds`` rounds. A contender that fails leaves, with all its samples."""
+    """Run a warm-up and ``rounds`` rounds. A contender that fails leaves, with all its samples."""
     found = Turns({each.name: [] for each in contenders}, {})
     here = list(contenders)
     gc.collect()
@@ -119,13 +119,13 @@ def _go_round(here: list[Contender], found: Turns, rounds: int) -> None:
 
 
 def describe(error: BaseException) -> str:
-    """An exception in one line."""
+    """Return an exception in one line."""
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def timed(operation: Callable[[Any], object], keys: Iterable[Any]) -> Block:
-    """The seconds that each operation takes."""
+    """Return the seconds that each operation takes."""
     times = []
     clock = time.perf_counter
     for key in keys:
@@ -136,9 +136,9 @@ def timed(operation: Callable[[Any], object], keys: Iterable[Any]) -> Block:
 
 
 def mean_time(operation: Callable[[Any], object], keys: Sequence[Any]) -> float:
-    """The mean seconds of one of many operations that are too short to be timed one by one.
+    """Return the mean seconds of operations that are too short to be timed one by one.
 
-    The time of the bare loop is taken off.
+    The time of the bare loop is subtracted.
     """
     start = time.perf_counter()
     for key in keys:

@@ -1,39 +1,33 @@
 """Stale reads under faults: dstore, and redis-py's client-side cache in the same workload.
 
-Readers, each a process with a cache of its own, read a few keys over and over. A writer deletes
-one key after the other, notes when each deletion was confirmed, and binds the key to a value that
-never was before. A read is *stale* if it began after the deletion of the value that it gave was
-confirmed. Meanwhile a relay holds up, cuts or stalls the connections of the readers. The writer's
-own connection is direct and undisturbed.
+Readers, each a process with a cache of its own, read a few keys over and over. A writer deletes one
+key after the other, notes when each deletion was confirmed, and binds the key to a value that never
+was before. A read is *stale* if it began after the deletion of its value had been confirmed.
+Meanwhile a relay delays, cuts or stalls the connections of the readers. The writer's own connection
+is direct and undisturbed.
 
 How redis-py (8.1) keeps its cache: no thread listens. The server sends invalidations on the
-connection that fetched the value, and before each command redis-py reads whatever has arrived
-there, without waiting; then it answers from the cache without asking. So an invalidation counts
-from the next read after it has *arrived*. A connection that is seen to be closed empties the
-cache. One that is merely silent does not: ``health_check_interval`` sends its PING along with
-commands, and a hit sends none. Redis promises no more: its reference of client-side caching warns
-of stale data when the connection is lost, and tells clients to empty the cache then, and to send
-PINGs. So it is measured twice: as its guides configure it (RESP3, ``CacheConfig()``, a health
-check), and in a program that also sends a PING each second and waits 1 s for the answer
-("redis-py + ping"). Each reader has one thread, and so redis-py has one connection.
+connection that fetched the value. Before each command redis-py reads what has arrived there,
+without waiting; then it answers from the cache without asking. So an invalidation counts from the
+next read after it has *arrived*. A connection that is found closed empties the cache. A silent one
+does not: ``health_check_interval`` sends its PING along with commands, and a hit sends none. Redis
+promises no more: its reference of client-side caching warns of stale data when the connection is
+lost, and advises clients to empty the cache then, and to send PINGs. So it is measured twice: as
+its guides configure it (RESP3, ``CacheConfig()``, a health check), and in a program that also sends
+a PING each second and waits 1 s for the answer ("redis-py + ping"). Each reader has one thread, and
+so redis-py has one connection.
 
-Run it as ``python -m benchmarks.peer_coherence`` at the project's root, on Linux. Redis' half
-needs the package ``redis`` (``pip install -e .[peers]``) and a ``redis-server``, and is left out
-where they are missing. It takes two to three minutes.
+Run it as ``python -m benchmarks.peer_coherence`` at the project's root, on Linux. Redis' half needs
+the package ``redis`` (``pip install -e .[peers]``) and a ``redis-server``, and is left out where
+they are missing. It takes two to three minutes.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
-import importlib.util
 import json
-import multiprocessing
-import os
-import platform
 import random
-import shutil
-import signal
 import time
 from array import array
 from collections.abc import Iterator, Sequence
@@ -41,15 +35,14 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import zmq
-
 import dstore
+from benchmarks import machine
+from benchmarks.peers.base import wanting
 from benchmarks.peers.over_redis import SERVER, TRACKING_SINCE
-from benchmarks.processes import program
+from benchmarks.processes import Worker, program
 from dstore import config
 from tests.faults.proxy import GLOBAL_HOST, PATHS, Proxy, Rule
 from tests.integration.processes import PATIENCE, GlobalProcess, free_port
@@ -69,7 +62,7 @@ CACHE_SINCE = (7, 4)
 
 
 class Scenario(NamedTuple):
-    """What the relay does, for which part of the run, and how long the writer rests each time."""
+    """What the relay does, in which part of the run, and how long the writer rests each time."""
 
     name: str
     relay: bool = True
@@ -79,7 +72,7 @@ class Scenario(NamedTuple):
     pause: float = 0.1
 
     def paths(self, system: str) -> Sequence[Sequence[str]]:
-        """The sets of paths to disturb, one after the other. Redis has one path for all."""
+        """Return the sets of paths to disturb, one after the other. Redis has one path for all."""
         if not self.rule.kind:
             return [()]
         return [PATHS[:1], PATHS[1:], PATHS] if system == OURS else [PATHS[:1]]
@@ -88,7 +81,7 @@ class Scenario(NamedTuple):
 SCENARIOS = (
     Scenario("no fault, no relay", relay=False),
     Scenario("no fault"),
-    # The relay holds up 20 messages a second: a pause that leaves time to fetch what was deleted.
+    # The relay lets 20 messages a second pass: a pause that leaves time to fetch what was deleted.
     Scenario("50 ms late", rule=Rule("delay", 0.05, "to_local"), pause=0.25),
     Scenario("cut", rule=Rule("cut"), begin=0.3, end=0.5),
     Scenario("half-open", rule=Rule("stall"), begin=0.2, end=0.8),
@@ -96,8 +89,8 @@ SCENARIOS = (
 
 
 @dataclass
-class Row:
-    """What one system did in one scenario. Times in milliseconds."""
+class CaseResult:
+    """What one system did in one scenario. Times are milliseconds."""
 
     scenario: str
     system: str
@@ -116,7 +109,7 @@ class Row:
 
 
 def connect(system: str, host: str, port: int, cached: bool = True) -> Any:
-    """A Node, or a client of Redis."""
+    """Return a Node, or a client of Redis."""
     if system == OURS:
         node = dstore.Node(f"tcp://{host}:{port}")
         node.join(PATIENCE)
@@ -136,7 +129,7 @@ def connect(system: str, host: str, port: int, cached: bool = True) -> Any:
 
 
 def failures(system: str) -> tuple[type[Exception], ...]:
-    """What a read may raise while the server is out of reach."""
+    """Return what a read may raise while the server cannot be reached."""
     if system == OURS:
         return (dstore.DstoreError,)
     return (importlib.import_module("redis").RedisError, OSError)
@@ -144,7 +137,7 @@ def failures(system: str) -> tuple[type[Exception], ...]:
 
 @contextmanager
 def serve(system: str, port: int) -> Iterator[None]:
-    """A Global, or a Redis that saves nothing."""
+    """Run a Global, or a Redis that saves nothing."""
     with ExitStack() as stack:
         if system == OURS:
             stack.enter_context(GlobalProcess(f"tcp://{GLOBAL_HOST}:{port}", config.LEASE_DEFAULT))
@@ -157,7 +150,7 @@ def serve(system: str, port: int) -> Iterator[None]:
 
 
 class Seen(NamedTuple):
-    """What a reader saw. ``log``: when a read began that gave a value, and the value, in turns."""
+    """What a reader saw. ``log`` has, in turns, when a read began and the value that it gave."""
 
     log: bytes
     reads: int
@@ -173,37 +166,11 @@ class Written(NamedTuple):
     slowest_ns: int
 
 
-def reader_process(connection: Connection, system: str, host: str, port: int) -> None:
-    """Ctrl-C is for the parent alone, which then ends its readers."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    with closing(connect(system, host, port)) as client:
-        connection.send("ready")
-        connection.send(read(client, system, *connection.recv()))
-
-
 @contextmanager
-def reader(*arguments: Any) -> Iterator[Connection]:
-    """A process that reads once it is told from when to when, and then sends what it saw."""
-    spawn = multiprocessing.get_context("spawn")
-    near, far = spawn.Pipe()
-    child = spawn.Process(target=reader_process, args=(far, *arguments))
-    child.start()
-    far.close()
-    try:
-        receive(near)
-        yield near
-        child.join(PATIENCE)
-    finally:
-        near.close()
-        child.kill()
-        child.join()
-        child.close()
-
-
-def receive(connection: Connection) -> Any:
-    if not connection.poll(PATIENCE):
-        raise TimeoutError("a reader does not answer")
-    return connection.recv()
+def connected(system: str, host: str, port: int) -> Iterator[Any]:
+    """A client, closed at the end."""
+    with closing(connect(system, host, port)) as client:
+        yield client
 
 
 def read(client: Any, system: str, start: int, end: int) -> Seen:
@@ -220,7 +187,7 @@ def read(client: Any, system: str, start: int, end: int) -> Seen:
             if now >= ping_at:
                 client.ping()
                 ping_at = clock() + int(PING_SECONDS * 1e9)
-                slowest = max(slowest, clock() - now)  # nobody reads meanwhile
+                slowest = max(slowest, clock() - now)  # no read happens meanwhile
             while now < rest_at:
                 for key in KEYS:
                     now = clock()
@@ -239,7 +206,7 @@ def read(client: Any, system: str, start: int, end: int) -> Seen:
 
 
 def write(client: Any, start: int, end: int, pause: float) -> Written:
-    """Delete each key in turn and bind it anew, from ``start`` to ``end``."""
+    """Delete each key in turn and bind it again, from ``start`` to ``end``."""
     number = slowest = 0
     confirmed = {}
     sleep_until(start)
@@ -259,14 +226,14 @@ def sleep_until(moment: float) -> None:
 
 
 def staleness(log: bytes, confirmed: dict[int, int]) -> list[int]:
-    """By how many nanoseconds each stale read was late."""
+    """Return by how many nanoseconds each stale read was late."""
     entries = array("q", log)
     pairs = zip(entries[::2], entries[1::2])
     ends = ((start, confirmed.get(value, start)) for start, value in pairs)
     return [start - end for start, end in ends if start > end]
 
 
-def run(system: str, scenario: Scenario, paths: Sequence[str], seconds: float) -> Row:
+def run(system: str, scenario: Scenario, paths: Sequence[str], seconds: float) -> CaseResult:
     port, host = free_port(), RELAY_HOST if scenario.relay else GLOBAL_HOST
     with ExitStack() as stack:
         stack.enter_context(serve(system, port))
@@ -274,26 +241,29 @@ def run(system: str, scenario: Scenario, paths: Sequence[str], seconds: float) -
         client = stack.enter_context(closing(connect(system, GLOBAL_HOST, port, cached=False)))
         for number, key in enumerate(KEYS):
             client.set(key, b"%d" % number)
-        pipes = [stack.enter_context(reader(system, host, port)) for _ in range(READERS)]
+        readers = [
+            stack.enter_context(Worker(connected, system, host, port)).ready()
+            for _ in range(READERS)
+        ]
         pool = stack.enter_context(ThreadPoolExecutor(1))
         start = time.monotonic_ns() + int(HEADSTART * 1e9)
         span = (start, start + int(seconds * 1e9))
         writing = pool.submit(write, client, *span, scenario.pause)
-        for pipe in pipes:
-            pipe.send(span)
+        for reader in readers:
+            reader.begin(read, system, *span)
         for share, rule in ((scenario.begin, scenario.rule), (scenario.end, Rule())):
             sleep_until(start + share * seconds * 1e9)
             for path in paths:
                 assert relay is not None
                 relay.disturb(RELAY_HOST, path, rule)
         written = writing.result()
-        seen: list[Seen] = [receive(pipe) for pipe in pipes]
+        seen: list[Seen] = [reader.result() for reader in readers]
         reads, hits = sum(each.reads for each in seen), sum(each.hits for each in seen)
         if system != OURS:  # a read was a hit if the server was not asked
             asked = client.info("commandstats").get("cmdstat_get", {"calls": 0})["calls"]
             hits = max(0, reads - asked)
     late = [each for one in seen for each in staleness(one.log, written.confirmed)]
-    return Row(
+    return CaseResult(
         scenario.name, system, " + ".join(paths) or "-",
         reads, hits, sum(each.failed for each in seen), max(one.slowest_ns for one in seen) / 1e6,
         len(written.confirmed), written.slowest_ns / 1e6, len(late), max(late, default=0) / 1e6,
@@ -309,49 +279,29 @@ HEADING = (
 LINE = "{:18} {:15} {:20} {:>9} {:>9} {:>6} {:>10} {:>9} {:>10} {:>11} {:>10}"
 
 
-def line(row: Row) -> str:
+def line(row: CaseResult) -> str:
     cells = asdict(row).values()
     return LINE.format(*(f"{cell:.1f}" if isinstance(cell, float) else cell for cell in cells))
-
-
-def versions(with_redis: bool) -> dict[str, Any]:
-    found = {
-        "dstore": dstore.__version__,
-        "python": platform.python_version(),
-        "libzmq": zmq.zmq_version(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "cpus": os.cpu_count(),
-    }
-    if with_redis:
-        port = free_port()
-        with serve(REDIS, port), closing(connect(REDIS, GLOBAL_HOST, port, False)) as client:
-            found["redis-server"] = client.info("server")["redis_version"]
-        found["redis-py"] = importlib.import_module("redis").__version__
-    return found
-
-
-def missing() -> str:
-    """What Redis' half lacks."""
-    found = {
-        "the package redis (pip install -e .[peers])": importlib.util.find_spec("redis"),
-        "the program redis-server": shutil.which("redis-server"),
-    }
-    return " and ".join(name for name, where in found.items() if not where)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Stale reads of dstore and of redis-py's cache.")
     parser.add_argument(
-        "--seconds", type=float, default=SECONDS_DEFAULT, help="of each run (default: %(default)g)"
+        "--seconds",
+        type=float,
+        default=SECONDS_DEFAULT,
+        help="the length of each run (default: %(default)g)",
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here too")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="write the numbers to this file, too"
+    )
     options = parser.parse_args()
     if not 1 <= options.seconds <= SECONDS_MAX:
         parser.error(f"--seconds is from 1 to {SECONDS_MAX:g}")
-    lacks = missing()
+    lacks = wanting(["redis"], ["redis-server"])
     if lacks:
-        print(f"Redis' half is left out, for want of {lacks}.")
-    about = versions(not lacks)
+        print(f"Redis' half is left out, which needs {lacks}.")
+    about = machine.versions()
     print(", ".join(f"{name} {value}" for name, value in about.items()))
     if not lacks and tuple(map(int, about["redis-server"].split(".")[:2])) < CACHE_SINCE:
         print("redis-py's cache asks for Redis 7.4; that check has been relaxed.")
@@ -366,8 +316,8 @@ def main() -> None:
     totals = {name: sum(row.stale for row in rows if row.system == name) for name in ran}
     print("Stale reads in all:", ", ".join(f"{name} {count}" for name, count in totals.items()))
     if options.json:
-        figures = {"versions": about, "rows": [asdict(row) for row in rows], "stale": totals}
-        options.json.write_text(json.dumps(figures, indent=2))
+        numbers = {"versions": about, "rows": [asdict(row) for row in rows], "stale": totals}
+        options.json.write_text(json.dumps(numbers, indent=2))
 
 
 if __name__ == "__main__":

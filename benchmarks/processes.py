@@ -1,10 +1,9 @@
-"""Processes of a benchmark: starting them, having them work, and surely ending them.
+"""Processes of a benchmark: start them, let them work, and end them in every case.
 
 A :class:`Worker` enters a context manager in a process of its own and then calls functions on
 what that yields. It ends when its pipe is closed, which the system does even if the harness is
-killed; so servers, too, are started by a Worker (:func:`program`), and end with it. Ctrl-C is for
-the harness alone. Workers are forked from a process that has imported what they need, and hold
-nothing else.
+killed. Servers, too, are started by a Worker (:func:`program`), and end with it. Ctrl-C is for the
+harness alone. Workers are forked from a process that has imported what they need, and nothing else.
 """
 
 from __future__ import annotations
@@ -28,19 +27,19 @@ from typing import Any, NamedTuple
 
 from benchmarks.measure import describe
 
-PATIENCE = 120.0
-"""Seconds within which a worker must have done what it was told."""
-END_PATIENCE = 10.0
-"""Seconds within which it must have ended; then it is killed."""
-LOOK = 0.01
+CALL_TIMEOUT = 120.0
+"""Seconds to wait for the result of a call in a worker."""
+END_TIMEOUT = 10.0
+"""Seconds to wait for a worker to end, before it is killed."""
+POLL_SECONDS = 0.01
 HEADSTART_NS = 30_000_000
-"""Until a crew starts together: long enough for all to have heard of it."""
+"""Until a crew starts together: long enough for all its workers to receive the call."""
 SHARED = Path(os.environ.get("DSTORE_SHM") or "/dev/shm")
-"""Where the hosts of a benchmark lie."""
+"""The folder in which the hosts of a benchmark have their shared memory."""
 
 
 class ChildFailed(Exception):
-    """What happened in a worker, in one line."""
+    """A call in a worker failed. The message is one line."""
 
 
 def _forks() -> ForkServerContext:
@@ -91,12 +90,13 @@ class Worker:
         self.pid = 0
 
     def ready(self) -> Worker:
-        """Wait until it has entered."""
+        """Wait until the context manager has been entered."""
         if not self.pid:
             self.pid = int(self.result())
         return self
 
     def begin(self, function: Callable[..., Any], *arguments: Any) -> None:
+        """Begin a call, without waiting for its result."""
         self.ready()
         try:
             self._connection.send((function, arguments))
@@ -104,13 +104,13 @@ class Worker:
             raise ChildFailed(f"a worker has ended: {error}") from None
 
     def busy(self) -> bool:
-        """Whether the call that was begun is still going on."""
+        """Return whether the call that was begun is still running."""
         return not self._connection.poll()
 
     def result(self) -> Any:
-        """Of the call that was begun."""
-        if not self._connection.poll(PATIENCE):
-            raise ChildFailed(f"a worker did not answer within {PATIENCE:g} seconds")
+        """Wait for the result of the call that was begun."""
+        if not self._connection.poll(CALL_TIMEOUT):
+            raise ChildFailed(f"a worker did not answer within {CALL_TIMEOUT:g} seconds")
         try:
             good, answer = self._connection.recv()
         except (EOFError, OSError):
@@ -120,11 +120,12 @@ class Worker:
         return answer
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Call a function and wait for its result."""
         self.begin(function, *arguments)
         return self.result()
 
     def leave(self) -> None:
-        """Let it end, without waiting."""
+        """Tell the worker to end, without waiting."""
         self._connection.close()
 
     def __enter__(self) -> Worker:
@@ -137,7 +138,7 @@ class Worker:
         traceback: TracebackType | None,
     ) -> None:
         self.leave()
-        self._process.join(END_PATIENCE)
+        self._process.join(END_TIMEOUT)
         if self._process.is_alive():
             self._process.kill()
             self._process.join()
@@ -145,14 +146,14 @@ class Worker:
 
 
 class Crew:
-    """Workers that are told the same and start together."""
+    """Workers that receive the same calls and start together."""
 
     def __init__(self) -> None:
         self._stack = ExitStack()
         self.workers: list[Worker] = []
 
     def grow(self, size: int, entered: Callable[..., Any], *arguments: Any) -> None:
-        """Have ``size`` of them; ``entered`` is given its number after the arguments."""
+        """Start workers until there are ``size``. ``entered`` gets the worker's number last."""
         for number in range(len(self.workers), size):
             self.workers.append(self._stack.enter_context(Worker(entered, *arguments, number)))
         for worker in self.workers:
@@ -164,6 +165,7 @@ class Crew:
         return self.each(size, function, start, *arguments)
 
     def each(self, size: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
+        """Call ``function(subject, *arguments)`` in the first ``size`` of them."""
         for worker in self.workers[:size]:
             worker.begin(function, *arguments)
         results, failures = [], []
@@ -191,7 +193,7 @@ class Crew:
 
 
 def wait_until(moment_ns: int) -> None:
-    """Sleep until shortly before, then spin."""
+    """Sleep until shortly before a moment, then spin."""
     time.sleep(max(0.0, (moment_ns - time.monotonic_ns()) / 1e9 - 0.002))
     while time.monotonic_ns() < moment_ns:
         pass
@@ -201,7 +203,7 @@ def wait_until(moment_ns: int) -> None:
 
 
 class Place(NamedTuple):
-    """Where a server is: what a client has to know, and the process whose memory is looked at."""
+    """Where a server is: what a client has to know, and the process whose memory is measured."""
 
     host: str
     port: int
@@ -215,7 +217,7 @@ def itself(subject: Any) -> Any:
 
 @contextmanager
 def server(entered: Callable[..., AbstractContextManager[Any]], *arguments: Any) -> Iterator[Any]:
-    """Enter a context manager in a process of its own; yields what it yields, a copy of it."""
+    """Enter a context manager in a process of its own. Yields a copy of what it yields."""
     with Worker(entered, *arguments) as worker:
         yield worker.call(itself)
 
@@ -237,28 +239,28 @@ def _program(command: Sequence[str], port: int) -> Iterator[Place]:
         finally:
             process.terminate()
             try:
-                process.wait(END_PATIENCE / 2)
+                process.wait(END_TIMEOUT / 2)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
 
 
 def program(command: Sequence[str], port: int = 0) -> AbstractContextManager[Place]:
-    """A program that listens on ``{port}`` (0: any free one) and has ``{folder}`` for its files."""
+    """Run a program that listens on ``{port}`` (0: any) and has ``{folder}`` for its files."""
     return server(_program, command, port or free_port())
 
 
 def _wait_for(process: subprocess.Popen[bytes], name: str, port: int) -> None:
-    deadline = time.monotonic() + PATIENCE / 4
+    deadline = time.monotonic() + CALL_TIMEOUT / 4
     while process.poll() is None and time.monotonic() < deadline:
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
             return
-        time.sleep(LOOK)
+        time.sleep(POLL_SECONDS)
     raise OSError(f"{name} did not start")
 
 
 def free_port() -> int:
-    """A port that is free, below the range from which systems choose ports by themselves."""
+    """Return a free port below the range from which systems choose ports by themselves."""
     while True:
         port = random.randrange(10_000, 30_000)
         with contextlib.suppress(OSError), socket.socket() as one:
@@ -268,7 +270,7 @@ def free_port() -> int:
 
 @contextmanager
 def hosts() -> Iterator[Callable[[str], str]]:
-    """Hosts, for one machine: a folder in shared memory for each name, removed at the end."""
+    """Play several hosts on one machine: a folder in shared memory for each name."""
     base = SHARED if SHARED.is_dir() else None
     with tempfile.TemporaryDirectory(prefix="dstore-bench-", dir=base) as folder:
 
@@ -281,7 +283,7 @@ def hosts() -> Iterator[Callable[[str], str]]:
 
 
 def running_seconds(pid: int) -> float:
-    """For which the threads that a process has now have run on a core."""
+    """Return how long the present threads of a process have run on a core."""
     total = 0
     for task in Path(f"/proc/{pid}/task").iterdir():
         total += int((task / "schedstat").read_text(encoding="ascii").split()[0])
@@ -289,8 +291,8 @@ def running_seconds(pid: int) -> float:
 
 
 def resident(pid: int) -> int:
-    """Bytes of private memory of a process."""
+    """Return the bytes of private memory of a process."""
     for line in Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines():
         if line.startswith("RssAnon:"):
             return int(line.split()[1]) * 1024
-    raise OSError("the system does not tell how much memory a process has")
+    raise OSError("/proc does not say how much private memory the process has")

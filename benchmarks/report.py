@@ -1,140 +1,286 @@
-"""The report: what a run has found, as Markdown. Pictures are :mod:`benchmarks.plots`."""
+"""The report of a run as Markdown: the goals, a table for each workload, and what was left out."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
-from benchmarks import sections
 from benchmarks.goals import GOALS, Goal
 from benchmarks.measure import Summary
-from benchmarks.results import At, Figure, Results, Row
-from benchmarks.settings import FULL
-from benchmarks.wording import LIMITS, OURS, against, better, digits, heading, quantity, table
+from benchmarks.results import At, GoalResult, Measurement, Results
+from benchmarks.settings import FULL, MIB
 
+OURS = "dstore"
+LIMITS = frozenset({"bare echo", "one bare frame", "dict.get"})
+"""Contenders that are no peers: they show what the machine can do."""
+UNITS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns"))
 HOW = """\
-All contenders of a workload take turns in one run, in an order that is rotated from round to
-round; the first round warms up. A ratio is computed round by round, and its median is what counts.
-For single reads all servers and clients are started anew a few times on the way.
-Given are medians, with the quarter points in brackets. Values have 100 bytes unless something else
-is said. Servers and clients are processes of one machine and talk over TCP on the loopback
-interface; `multiprocessing.Manager` alone has a Unix socket, as it has by default. The bare echo is
+All contenders of a workload take turns in one run, in an order that rotates from round to round;
+the first round warms up and is not counted. A ratio is computed for each round, and the median of
+these ratios counts. For single reads all servers and clients are started again a few times on the
+way. The tables have medians, with the quartiles in brackets. Values have 100 bytes unless something
+else is said. Servers and clients are processes of one machine and talk over TCP on the loopback
+interface; `multiprocessing.Manager` alone has a Unix socket, which is its default. The bare echo is
 a ROUTER and a DEALER in Python, with messages as long as those of dstore's GET: the least that an
 answer of another process costs with pyzmq."""
 
+SECTIONS = {
+    "hit": (
+        "A key that this process has read before",
+        "dict, lru_cache and cachetools know of no other process. redis-py without its cache, the "
+        "Manager and NATS ask their server each time. ProxyStore's cache learns of no deletion and "
+        "is made for a few large objects: it searches a list, of some thousand entries here.",
+    ),
+    "miss": (
+        "A key that this process has never read",
+        "One client, one request at a time. What ProxyStore and Ray read can never change.",
+    ),
+    "clients": ("Misses of several processes at once", "Of all processes together, per second."),
+    "get_many": ("A hundred cold keys in one call", "Keys per second."),
+    "mixed": (
+        "Zipf reads with deletions",
+        "Operations per second, of all processes together. Each process reads keys by Zipf's law; "
+        "the given share of its operations deletes a key and binds it again. ProxyStore takes part "
+        "without deletions only, since the caches of other processes do not learn of them. NATS' "
+        "client is for asyncio and enters its event loop for each operation here. redis-py's cache "
+        "searches all its entries for each key that is invalidated.",
+    ),
+    "delete": (
+        "DEL",
+        "dstore's DEL returns when no holder can answer with the value any more. Redis invalidates "
+        "the caches of its clients, but its DEL does not wait for them; the others have no caches. "
+        "All processes share the cores of one machine, so that holders and bystanders, which "
+        "receive each invalidation, compete with the process that deletes.",
+    ),
+    "large": (
+        "Large values",
+        "dstore and Ray hand out mapped memory, whose pages are entered as they are used; the "
+        "others hand out bytes of the process's own. Ray has them as a NumPy array, and its "
+        "readers are on the writer's host.",
+    ),
+    "sharing": (
+        "One copy per host",
+        "Several processes read one value at once. dstore's are on one host, and Global is on "
+        "another one.",
+    ),
+    "peak": (
+        "Private memory at its peak",
+        "While a file is uploaded and read.",
+    ),
+    "moving": (
+        "Small requests while a large value moves",
+        "A GET of 100 bytes that Global answers, while the value moves to or from another Node. "
+        "The goal counts the worse of the two directions.",
+    ),
+    "join": (
+        "Joining",
+        "From the creation of a client to its first answer; of many at once, until the last one "
+        "has its answer.",
+    ),
+    "memory": (
+        "Memory of a cached key",
+        "Beyond its key and value as Python objects, which a plain dict holds as well. By Python: "
+        "what it has allocated, exactly. By the system: how much the private memory of the process "
+        "has grown, with all that allocators keep in reserve.",
+    ),
+    "memory_server": (
+        "Memory of a key in the server",
+        "Beyond the bytes of key and value, by the system.",
+    ),
+    "growth_keys": (
+        "Growth over keys",
+        "Global has this number of keys, and the Node's cache has all of them. Operations follow "
+        "each other without a pause. A DEL after a rest comes when no message of the DEL before is "
+        "still on its way. The CPU of Global is its process's time for each DEL without a pause.",
+    ),
+    "growth_locals": (
+        "Growth over Locals",
+        "This number of Locals have joined, each in a process; all but one hold nothing. They "
+        "receive each invalidation, and share the cores with all that is measured.",
+    ),
+}
+"""Heading and remark of each workload."""
+NO_RANKING = ("growth", "moving", "peak")
+"""Workloads whose contenders are operations of dstore, and not peers."""
 
-def render(results: Results, pictures: Collection[str] = ()) -> str:
-    """The whole report. ``pictures`` are the names of those that lie beside it."""
-    parts = (
-        _head, _goals, _ahead, sections.rankings, sections.mixed, sections.deletions,
-        sections.large, sections.sharing, sections.moving, sections.joins, sections.memory,
-        sections.growth, _left_out,
-    )  # fmt: skip
-    lines = [line for part in parts for line in part(results)]
-    shown = [line for line in lines if not _is_missing(line, pictures)]
-    return "\n".join(shown).rstrip() + "\n"
 
-
-def _is_missing(line: str, pictures: Collection[str]) -> bool:
-    return line.startswith("![") and line.strip().rpartition("(")[2].rstrip(")") not in pictures
+def render(results: Results) -> str:
+    """Return the whole report."""
+    parts = [*_head(results), *_goals(results), *_ahead(results)]
+    for name, (title, remark) in SECTIONS.items():
+        if found := results.of(name):
+            parts += [f"## {title}", remark, _table_of(found)]
+    return "\n\n".join([*parts, *_left_out(results)]) + "\n"
 
 
 def _head(results: Results) -> Iterator[str]:
     about, machine = results.about, results.about["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
-    yield from heading(
-        "Measured speed",
+    yield "# Measured speed"
+    yield (
         f"Written by `scripts/bench` ({results.scale} run, {results.seconds:,.0f} s) on "
         f"{about['date']}, at revision {about['revision'] or 'unknown'}. "
-        "[results.json](results.json) has all figures.",
+        "[results.json](results.json) has all numbers."
+    )
+    yield (
         f"- **Machine:** {machine['cpu'] or machine['architecture']}, {machine['cores']} cores, "
         f"{machine['memory_gib']} GiB, {machine['kernel']}; load before the run: "
-        f"{machine['load_before']}\n- **Versions:** {versions}",
-        HOW,
-        level=1,
+        f"{machine['load_before']}\n- **Versions:** {versions}"
     )
-
-
-# Goals ------------------------------------------------------------------------------------------
+    yield HOW
 
 
 def _goals(results: Results) -> Iterator[str]:
-    hasty = f"This was a {results.scale} run, with fewer rounds and a smaller value that moves."
-    yield from heading("Goals", "" if results.scale == FULL.name else hasty)
-    rows = {row.name: row for row in results.rows}
+    yield "## Goals"
+    if results.scale != FULL.name:
+        yield f"A {results.scale} run has fewer rounds, and a smaller value that moves."
+    reached = {each.name: each for each in results.goals}
     titles = ("what", "reference in the same run", "goal", "measured", "dstore", "reference", "")
-    yield from table(titles, (_goal(goal, rows.get(goal.name)) for goal in GOALS))
+    yield table(titles, (_goal_line(goal, reached.get(goal.name)) for goal in GOALS))
 
 
-def _goal(goal: Goal, row: Row | None) -> tuple[str, ...]:
+def _goal_line(goal: Goal, result: GoalResult | None) -> tuple[str, ...]:
     start = (goal.what, goal.reference or "—", goal.words)
-    if row is None:
+    if result is None:
         return (*start, "not measured", "", "", "")
-    alone = row.theirs is None
-    measured = _ratio(row.ratio, row.unit if alone else "", goal.shown)
-    ours = "" if alone else quantity(row.ours.median, row.unit)
-    theirs = quantity(row.theirs.median, row.unit) if row.theirs else ""
-    return (*start, measured, ours, theirs, "reached" if row.reached else "**not reached**")
-
-
-def _ratio(ratio: Summary, unit: str, shown: str) -> str:
-    text = quantity(ratio.median, unit) if unit else shown.format(ratio.median)
-    if ratio.n == 1:
-        return text
-    low, high = (quantity(end, unit) if unit else digits(end) for end in (ratio.p25, ratio.p75))
-    return f"{text} ({low} … {high})"
-
-
-# Peers ------------------------------------------------------------------------------------------
+    verdict = "reached" if result.reached else "**not reached**"
+    if result.theirs is None:
+        return (*start, spread(result.ratio, result.unit), "", "", verdict)
+    measured = goal.shown.format(result.ratio.median)
+    if result.ratio.n > 1:
+        measured += f" ({digits(result.ratio.p25)} … {digits(result.ratio.p75)})"
+    pair = (quantity(each.median, result.unit) for each in (result.ours, result.theirs))
+    return (*start, measured, *pair, verdict)
 
 
 def _ahead(results: Results) -> Iterator[str]:
-    """Where somebody else is the better choice, for speed."""
+    """Where a peer is the better choice, as far as speed and memory go."""
     lines = []
-    for workload in dict.fromkeys(figure.workload for figure in results.figures):
-        if workload.startswith(("growth", "moving", "peak")):
+    for name in SECTIONS:
+        if name.startswith(NO_RANKING):
             continue
-        figures = results.of(workload)
-        for at in _places(figures):
-            said = _said_ahead([each for each in figures if each.at == at])
-            if said:
-                lines.append(f"- {_where(workload, at)}: {said}")
-    yield from heading("Where others are ahead of dstore")
-    yield from lines or ["Nowhere in this run."]
-    yield ""
+        for at, found in _by_place(results.of(name)).items():
+            mine = [each for each in found if each.who.startswith(OURS)]
+            ours = next((one for one in mine if not any(better(two, one) for two in mine)), None)
+            peers = [each for each in found if each not in mine and each.who not in LIMITS]
+            ahead = [each for each in peers if ours and better(each, ours)]
+            if ahead:
+                words = ", ".join(f"{each.who} ({against(each, ours)})" for each in ahead)
+                lines.append(f"- `{name}`{at and ', '}{at}: {words}")
+    yield "## Where others are ahead of dstore"
+    yield "\n".join(lines) or "Nowhere in this run."
 
 
-def _said_ahead(figures: list[Figure]) -> str:
-    mine = [each for each in figures if each.who.startswith(OURS)]
-    ours = next((each for each in mine if not any(better(other, each) for other in mine)), None)
-    others = [each for each in figures if not each.who.startswith(OURS) and each.who not in LIMITS]
-    ahead = [(each, against(each, ours)) for each in others if ours and better(each, ours)]
-    return ", ".join(f"{each.who} ({words})" if words else each.who for each, words in ahead)
+def _table_of(found: Sequence[Measurement]) -> str:
+    """Return a ranking of the contenders, or, with several places, a grid of medians."""
+    places = _by_place(found)
+    if len(places) == 1:
+        return "\n\n".join([*filter(None, places), ranking(found)])
+    names = list(dict.fromkeys(each.who for each in found))
+    lines = []
+    for at, here in places.items():
+        cells = {each.who: quantity(each.summary.median, each.unit) for each in here}
+        lines.append([at, *(cells.get(name, "") for name in names)])
+    return table(["", *names], lines)
 
 
-def _places(figures: Iterable[Figure]) -> list[At]:
-    found: list[At] = []
-    for figure in figures:
-        if figure.at not in found:
-            found.append(figure.at)
-    return found
+def ranking(found: Sequence[Measurement]) -> str:
+    """Return a table of the contenders, the best first."""
+    ours = next((each for each in found if each.who == OURS), None)
+    tails = any(each.summary.p99 is not None for each in found)
+    lines = []
+    for each in sorted(found, key=lambda each: each.summary.median, reverse=found[0].unit == "1/s"):
+        line = [f"**{each.who}**" if each is ours else each.who, spread(each.summary, each.unit)]
+        if tails:
+            line.append("" if each.summary.p99 is None else quantity(each.summary.p99, each.unit))
+        lines.append([*line, against(each, ours)] if ours else line)
+    return table(
+        ["", "median", *(["p99"] if tails else []), *(["against dstore"] if ours else [])], lines
+    )
 
 
-def _where(workload: str, at: At) -> str:
-    """``mixed, processes 8, deletions 0.1``."""
-    words = [
-        each if isinstance(each, str) else f"{name} {each:g}"
-        for name, each in at.items()
-        if name != "bytes"
-    ]
-    return ", ".join([f"`{workload}`", *words])
+def _by_place(found: Iterable[Measurement]) -> dict[str, list[Measurement]]:
+    places: dict[str, list[Measurement]] = {}
+    for each in found:
+        places.setdefault(_place(each.at), []).append(each)
+    return places
+
+
+def _place(at: At) -> str:
+    """``processes 8, deletions 0.1``."""
+    words = []
+    for name, each in at.items():
+        if isinstance(each, str):
+            words.append(each)
+        else:
+            words.append(f"{int(each) >> 20:,} MiB" if name == "bytes" else f"{name} {each:,}")
+    return ", ".join(words)
 
 
 def _left_out(results: Results) -> Iterator[str]:
-    yield from heading("Left out")
     reasons: dict[tuple[str, str], list[str]] = {}
     for skip in results.skips:
         reasons.setdefault((skip.who, skip.why), []).append(f"`{skip.workload}`")
-    for (who, why), workloads in reasons.items():
-        yield f"- {who}, in {', '.join(dict.fromkeys(workloads))}: {why}"
-    if not reasons:
-        yield "Nothing."
+    yield "## Left out"
+    yield (
+        "\n".join(
+            f"- {who}, in {', '.join(dict.fromkeys(workloads))}: {why}"
+            for (who, why), workloads in reasons.items()
+        )
+        or "Nothing."
+    )
+
+
+# Numbers as people read them ----------------------------------------------------------------
+
+
+def table(heading: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    """Return a table whose first column is text and whose other columns are numbers."""
+    rule = "|---" + "|---:" * (len(heading) - 1) + "|"
+    cells = [" | ".join(line) for line in (heading, *lines)]
+    return "\n".join([f"| {cells[0]} |", rule, *(f"| {line} |" for line in cells[1:])])
+
+
+def quantity(value: float, unit: str) -> str:
+    """``quantity(0.0000123, "s") == "12.3 µs"``."""
+    if unit == "s":
+        size = abs(value)
+        factor, name = next((pair for pair in UNITS if size >= pair[0]), UNITS[-1])
+        return f"{digits(value / factor)} {name}"
+    if unit == "1/s":
+        return f"{digits(value)} /s"
+    return f"{digits(value / MIB)} MiB" if abs(value) >= MIB else f"{digits(value)} {unit}"
+
+
+def digits(value: float) -> str:
+    """Return a number with three significant digits."""
+    if abs(value) < 100:
+        return f"{value:.3g}"
+    places = len(str(int(abs(value)))) - 3
+    return f"{round(value, -places):,.0f}"
+
+
+def spread(summary: Summary, unit: str) -> str:
+    """Return the median, and the quartiles if there is more than one sample."""
+    if summary.n == 1:
+        return quantity(summary.median, unit)
+    low, high = quantity(summary.p25, unit), quantity(summary.p75, unit)
+    return f"{quantity(summary.median, unit)} ({low} … {high})"
+
+
+def better(one: Measurement, other: Measurement) -> bool:
+    """Return whether ``one`` is faster or smaller than ``other``."""
+    if one.unit == "1/s":
+        return one.summary.median > other.summary.median
+    return one.summary.median < other.summary.median
+
+
+def against(measurement: Measurement, ours: Measurement | None) -> str:
+    """Return how a contender compares with dstore, or nothing if the two cannot be compared."""
+    if ours is None or measurement is ours:
+        return ""
+    values = measurement.summary.median, ours.summary.median
+    if min(values) <= 0:
+        return ""
+    ratio = values[0] / values[1] if measurement.unit != "1/s" else values[1] / values[0]
+    less, more = ("smaller", "larger") if measurement.unit == "bytes" else ("faster", "slower")
+    return f"{digits(ratio)} times {more}" if ratio > 1 else f"{digits(1 / ratio)} times {less}"

@@ -1,4 +1,4 @@
-"""What a run has found, and its form as JSON."""
+"""The results of a run, and their form as JSON."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any
 from benchmarks.measure import Summary
 
 At = Mapping[str, float | str]
-"""Where on its axes a figure was measured: ``{"processes": 8, "deletions": 0.1}``."""
+"""The settings of a measurement: ``{"processes": 8, "deletions": 0.1}``."""
 
 
 @dataclass(frozen=True)
-class Figure:
-    """One contender in one workload. ``unit`` is s, 1/s or bytes."""
+class Measurement:
+    """What one contender reached in one workload. ``unit`` is s, 1/s or bytes."""
 
     workload: str
     who: str
@@ -25,8 +25,8 @@ class Figure:
 
 
 @dataclass(frozen=True)
-class Row:
-    """One row of the Speed table. ``ratio`` is of what the goal speaks of."""
+class GoalResult:
+    """How far one goal was reached. ``ratio`` is the ratio, or the number, that the goal limits."""
 
     name: str
     ratio: Summary
@@ -38,7 +38,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Skip:
-    """Somebody or something that was not measured, and why, in one line."""
+    """A contender, or a workload, that was not measured, and why, in one line."""
 
     workload: str
     who: str
@@ -47,20 +47,20 @@ class Skip:
 
 @dataclass
 class Results:
-    """All of a run. ``about`` is what :mod:`benchmarks.machine` tells."""
+    """All results of a run. ``about`` comes from :mod:`benchmarks.machine`."""
 
     scale: str
     about: dict[str, Any]
-    figures: list[Figure] = field(default_factory=list)
-    rows: list[Row] = field(default_factory=list)
+    measurements: list[Measurement] = field(default_factory=list)
+    goals: list[GoalResult] = field(default_factory=list)
     skips: list[Skip] = field(default_factory=list)
     seconds: float = 0.0
 
-    def of(self, workload: str) -> list[Figure]:
-        return [figure for figure in self.figures if figure.workload == workload]
+    def of(self, workload: str) -> list[Measurement]:
+        return [each for each in self.measurements if each.workload == workload]
 
     def to_json(self) -> str:
-        """One line for each thing, so that changes are easy to see."""
+        """Return the results as JSON, one item on each line, so that changes are easy to see."""
         parts = []
         for name, part in _plain(asdict(self)).items():
             lines = part if isinstance(part, list) else [part]
@@ -70,14 +70,15 @@ class Results:
 
     @classmethod
     def from_json(cls, text: str) -> Results:
-        """What :meth:`to_json` has written."""
+        """Return the results that :meth:`to_json` has written."""
         found = json.loads(text)
-        figures = [
-            Figure(**{**each, "summary": Summary(**each["summary"])}) for each in found["figures"]
+        measurements = [
+            Measurement(**{**each, "summary": Summary(**each["summary"])})
+            for each in found["measurements"]
         ]
-        rows = [Row(**{**each, **_summaries(each)}) for each in found["rows"]]
+        goals = [GoalResult(**{**each, **_summaries(each)}) for each in found["goals"]]
         skips = [Skip(**each) for each in found["skips"]]
-        return cls(found["scale"], found["about"], figures, rows, skips, found["seconds"])
+        return cls(found["scale"], found["about"], measurements, goals, skips, found["seconds"])
 
 
 def _summaries(row: dict[str, Any]) -> dict[str, Summary | None]:
@@ -87,7 +88,7 @@ def _summaries(row: dict[str, Any]) -> dict[str, Summary | None]:
 
 
 def _plain(value: Any) -> Any:
-    """With Summaries as objects, and numbers rounded to what they are good for."""
+    """Return a value with Summaries as objects and numbers rounded to six digits."""
     if isinstance(value, Summary):
         return {name: _plain(each) for name, each in value._asdict().items() if each is not None}
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""One run: how much is measured, what has been found, and who takes part in what."""
+"""One run: how much is measured, the results so far, and which peers take part in what."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from benchmarks import goals
-from benchmarks.measure import Block, Contender, describe, flat, summarise, take_turns
-from benchmarks.peers import PEERS, Peer
-from benchmarks.results import At, Figure, Results, Skip
+from benchmarks.measure import Block, Contender, describe, flat, paired, summarise, take_turns
+from benchmarks.peers import OURS, PEERS, Peer
+from benchmarks.results import At, Measurement, Results, Skip
 from benchmarks.settings import Scale
 
 Blocks = dict[str, list[Block]]
@@ -19,16 +19,16 @@ Prepare = Callable[[ExitStack, Peer], Contender]
 
 @dataclass
 class Run:
-    """Handed to each workload. ``say`` shows a line to whoever is waiting."""
+    """The run that is handed to each workload. ``say`` prints a line of progress."""
 
     scale: Scale
     results: Results
     say: Callable[[str], None]
     without: frozenset[str] = frozenset()
-    """Names of peers that are not wanted."""
+    """The names of peers that are left out."""
 
     def peers(self, workload: str) -> list[Peer]:
-        """Those that take part and are there; a line for each that is not."""
+        """Return the peers of a workload that are installed, and report each one that is not."""
         found = []
         for peer in PEERS:
             if workload not in peer.workloads:
@@ -38,11 +38,11 @@ class Run:
         return found
 
     def allows(self, workload: str, peer: Peer) -> bool:
-        """Whether a peer is wanted and there; a line if not."""
+        """Return whether a peer is wanted and installed, and report it if not."""
         if peer.name in self.without:
             self.skip(workload, peer.name, "was not wanted")
-        elif lacks := peer.lacks():
-            self.skip(workload, peer.name, f"needs {lacks}")
+        elif missing := peer.missing():
+            self.skip(workload, peer.name, f"needs {missing}")
         else:
             return True
         return False
@@ -51,37 +51,50 @@ class Run:
         self.results.skips.append(Skip(workload, who, why))
         self.say(f"  {who} is left out of {workload}: {why}")
 
-    def figure(
+    def record(
         self, workload: str, who: str, unit: str, samples: Iterable[float], at: At | None = None,
         tail: bool = False,
     ) -> None:  # fmt: skip
-        self.results.figures.append(
-            Figure(workload, who, unit, summarise(samples, tail), dict(at or {}))
-        )
+        """Record what a contender has reached. With ``tail`` also the 99th percentile."""
+        summary = summarise(samples, tail)
+        self.results.measurements.append(Measurement(workload, who, unit, summary, dict(at or {})))
 
     def goal(
         self, name: str, ratios: Sequence[float], ours: Sequence[Block],
         theirs: Sequence[Block] = (), unit: str = "s",
     ) -> None:  # fmt: skip
-        """Judge a row of the Speed table."""
-        row = goals.judged(name, ratios, flat(ours), flat(theirs), unit)
-        self.results.rows.append(row)
-        verdict = "reached" if row.reached else "not reached"
-        shown = goals.BY_NAME[name].shown.format(row.ratio.median)
+        """Judge a goal, and record how far it was reached."""
+        result = goals.judged(name, ratios, flat(ours), flat(theirs), unit)
+        self.results.goals.append(result)
+        verdict = "reached" if result.reached else "not reached"
+        shown = goals.BY_NAME[name].shown.format(result.ratio.median)
         self.say(f"  {goals.BY_NAME[name].what}: {shown}, {verdict}")
 
+    def compare(
+        self, goal: str, blocks: Blocks, reference: str, unit: str = "s", who: str = OURS.name
+    ) -> None:
+        """Judge a goal by the ratio of dstore to a reference, if both were measured.
+
+        A goal that is a least ratio is about speed, so that times are compared the other way.
+        """
+        ours, theirs = blocks.get(who), blocks.get(reference)
+        if ours and theirs:
+            times = unit == "s" and not goals.BY_NAME[goal].at_most
+            ratios = paired(theirs, ours) if times else paired(ours, theirs)
+            self.goal(goal, ratios, ours, theirs, unit)
+
     def turns(self, workload: str, contenders: Sequence[Contender], rounds: int) -> Blocks:
-        """Have them take turns; a line for each that fails."""
+        """Let contenders take turns, and report each one that fails."""
         found = take_turns(contenders, rounds)
         for who, why in found.failed.items():
             self.skip(workload, who, why)
         return found.blocks
 
     def compete(self, workload: str, prepare: Prepare, rounds: int) -> Blocks:
-        """All peers of a workload take turns; those that disturb others, by themselves.
+        """Let all peers of a workload take turns; those that disturb others are measured alone.
 
-        They do so in several sittings, for which all servers and clients are started anew: where
-        the system has placed a process, it often leaves it, and that makes a difference.
+        There are several sittings, and all servers and clients are started again for each. The
+        system often leaves a process on the core where it has put it, which makes a difference.
         """
         here = self.peers(workload)
         quiet = [peer for peer in here if peer.quiet]
@@ -106,7 +119,7 @@ class Run:
     def prepared(
         self, workload: str, stack: ExitStack, peers: Iterable[Peer], prepare: Prepare
     ) -> list[Contender]:
-        """The contenders; a line for each peer that cannot be started."""
+        """Return the contenders, and report each peer that cannot be started."""
         found = []
         for peer in peers:
             try:

@@ -1,4 +1,4 @@
-"""How much is measured: in full, quickly, or just enough to see that all of it runs."""
+"""How much is measured: in full, quickly, or just enough to see that everything runs."""
 
 from __future__ import annotations
 
@@ -11,39 +11,39 @@ VALUE = bytes(range(100))
 
 @dataclass(frozen=True)
 class Scale:
-    """Counts, sizes in bytes, times in seconds. One field for each thing that can be scaled."""
+    """How much is measured: counts, sizes in bytes, times in seconds."""
 
     name: str
     rounds: int
-    """How often contenders take turns, after one warm-up."""
+    """The number of rounds after one warm-up."""
     sittings: int
-    """Over which the rounds of single reads are spread."""
+    """The number of times that servers and clients are started again for single reads."""
     hit_keys: int
     block: int
-    """Operations of one contender in one round, where each goes to a server."""
+    """Operations of one contender in one round, if each goes to a server."""
     batches: int
     """Calls of ``get_many`` in one round."""
     settle: float
-    """Between two workloads, for what has ended to come to rest."""
+    """Pause between two workloads, in which processes that have ended leave."""
     window: float
-    """For which a closed loop of several processes is measured."""
+    """How long a closed loop of several processes is measured."""
     window_rounds: int
     clients: int
     processes: tuple[int, ...]
     shares: tuple[float, ...]
-    """Of deletions among the operations of the mixed workload."""
+    """The shares of deletions among the operations of the mixed workload."""
     mixed_keys: int
     holders: tuple[int, ...]
     bystanders: int
     deletions: int
-    """In one round."""
+    """DELs in one round."""
     large: int
     large_rounds: int
     moving: int
     """Bytes of the value that moves while small requests are timed."""
     moving_rounds: int
     least_requests: int
-    """Small requests in one block of those, whatever moves."""
+    """Small requests in one block while nothing moves."""
     joins: int
     crowds: tuple[int, ...]
     memory_keys: int

@@ -1,4 +1,4 @@
-"""What a peer is to the harness: a server that it starts, and clients of it."""
+"""A peer, as the harness sees it: a server that it starts, and clients of that server."""
 
 from __future__ import annotations
 
@@ -16,21 +16,22 @@ NOWHERE = Place("", 0, 0)
 
 
 class Client:
-    """One process's access to a peer, with its cache if it has one.
+    """The access of one process to a peer, with its cache if it has one.
 
-    ``get`` is an attribute, so that a peer's own function can stand there and nothing comes on top.
-    It is given what ``key`` makes of a name.
+    ``get`` is an attribute, so that it can be the peer's own function without one more call. It
+    receives what ``key`` makes of a name.
     """
 
     get: Callable[[Any], object]
     kept: object = None
-    """What is to stay in memory for a while."""
+    """A value that is to stay in memory for a while."""
 
     def key(self, name: str) -> Any:
+        """Return the key that the peer has for a name."""
         return name
 
     def load(self, items: Mapping[str, bytes]) -> None:
-        """Bind many keys, as fast as the peer can."""
+        """Bind many keys as fast as the peer can."""
         raise NotImplementedError
 
     def hold(self, names: Sequence[str]) -> None:
@@ -47,42 +48,42 @@ class Client:
         raise NotImplementedError
 
     def rebind(self, key: Any, value: bytes) -> None:
-        """Delete a key and bind it anew; others may be doing the same."""
+        """Delete a key and bind it again, while others may do the same."""
         raise NotImplementedError
 
     def bytes_sent(self) -> int:
-        """By the server, since it began."""
+        """Return the bytes that the server has sent since it started."""
         raise NotImplementedError
 
     def close(self) -> None:
         return None
 
     def timed(self, keys: Sequence[Any]) -> list[float]:
-        """The seconds of each ``get``."""
+        """Return the seconds of each ``get``."""
         return measure.timed(self.get, keys)
 
     def mean_time(self, keys: Sequence[Any]) -> float:
-        """The mean seconds of a ``get``."""
+        """Return the mean seconds of a ``get``."""
         return measure.mean_time(self.get, keys)
 
 
 class Peer:
-    """Something that a user could take instead of dstore, or a physical limit.
+    """A system that a user could take instead of dstore, or a physical limit.
 
-    It may be sent to other processes. ``workloads`` are the names of those that make sense for it.
-    One that is not ``quiet`` disturbs others by merely being there, and is measured after them.
+    A peer can be pickled. ``workloads`` are the names of the workloads in which it takes part. A
+    peer that is not ``quiet`` disturbs others even when it is idle, and is measured after them.
     """
 
     name: str
     workloads: frozenset[str]
     quiet: bool = True
     caches: bool = False
-    """Whether a client holds what it has read."""
+    """Whether a client caches what it has read."""
     deletes: bool = True
-    """Whether its users can rely on a deletion: caches of other processes learn of it."""
+    """Whether a deletion reaches the caches of other processes."""
 
-    def lacks(self) -> str:
-        """What has to be installed before it can take part; empty if nothing."""
+    def missing(self) -> str:
+        """Return what has to be installed first, or an empty text."""
         return ""
 
     def serve(self) -> AbstractContextManager[Place]:
@@ -94,7 +95,7 @@ class Peer:
 
 @contextmanager
 def connected(peer: Peer, place: Place, *_: object) -> Iterator[Client]:
-    """A client, closed in the end."""
+    """Yield a client of a peer, and close it at the end."""
     client = peer.client(place)
     try:
         yield client
@@ -103,12 +104,12 @@ def connected(peer: Peer, place: Place, *_: object) -> Iterator[Client]:
 
 
 def module(name: str) -> Any:
-    """A module that may not be installed where types are checked."""
+    """Import a module that may not be installed where types are checked."""
     return importlib.import_module(name)
 
 
 def wanting(packages: Sequence[str] = (), programs: Sequence[str] = ()) -> str:
-    """What is missing, and how to get it."""
+    """Return which packages and programs are missing, and how to get them."""
     lines = [
         f"the package {name} (pip install {name.replace('nats', 'nats-py')})"
         for name in packages

@@ -1,4 +1,4 @@
-"""Caches of one process, which know of no other: the limit of what a hit can cost."""
+"""Caches of one process, which know of no other process: the least that a hit can cost."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Dict(Peer):
 
 
 class _LruClient(Client):
-    """A function whose results are remembered, as it is used in programs."""
+    """A function whose results are remembered, as programs use it."""
 
     def __init__(self) -> None:
         self.get = functools.lru_cache(maxsize=ROOM)(_computed)
@@ -67,7 +67,7 @@ class Cachetools(Peer):
     name = "cachetools.LRUCache"
     workloads = frozenset({"hit", "memory"})
 
-    def lacks(self) -> str:
+    def missing(self) -> str:
         return wanting(["cachetools"])
 
     def client(self, place: Place) -> Client:

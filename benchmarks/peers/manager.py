@@ -17,7 +17,7 @@ _values: dict[str, bytes] = {}
 
 
 class _Manager(BaseManager):
-    """What ``multiprocessing.Manager`` starts, at an address that other processes can be told."""
+    """What ``multiprocessing.Manager`` starts, at an address that other processes can get."""
 
 
 def _the_dict() -> dict[str, bytes]:

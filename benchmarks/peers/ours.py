@@ -13,7 +13,7 @@ from benchmarks.processes import Place, server
 LOAD = 5_000
 """Keys in one call, while loading."""
 CACHE_BYTES = 2 << 30
-"""More than any workload fills: what is measured is never an eviction."""
+"""More than any workload fills, so that no eviction is measured."""
 MEMORY_LIMIT = 8 << 30
 
 
@@ -25,7 +25,7 @@ def _serve(shm: str) -> Iterator[Place]:
 
 
 def serve(shm: str = "") -> AbstractContextManager[Place]:
-    """A Global in a process of its own. ``shm``: the shared memory of its host."""
+    """Run a Global in a process of its own. ``shm`` is the shared memory of its host."""
     return server(_serve, shm)
 
 

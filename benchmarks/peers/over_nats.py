@@ -1,5 +1,7 @@
-"""The key-value store of NATS JetStream, in memory. Its client is for asyncio: a block of
-operations runs within one coroutine, so that no time goes into entering the loop.
+"""The key-value store of NATS JetStream, in memory.
+
+Its client is for asyncio. A block of operations runs in one coroutine, so that entering the event
+loop takes no time.
 """
 
 from __future__ import annotations
@@ -106,7 +108,7 @@ class Nats(Peer):
         {"hit", "miss", "clients", "get_many", "mixed", "delete", "join", "memory_server"}
     )
 
-    def lacks(self) -> str:
+    def missing(self) -> str:
         return wanting(["nats"], ["nats-server"])
 
     def serve(self) -> AbstractContextManager[Place]:

@@ -1,7 +1,7 @@
 """Ray's object store. An object is named by its reference; another process, an actor, puts it.
 
-Ray starts some ten processes, which are busy even when nothing is asked of them, so it is measured
-after the others. It belongs to one process, the harness, and takes part in what one process does.
+Ray starts some ten processes, which are busy even when they are idle, so it is measured after the
+others. It belongs to one process, the harness, and takes part in the workloads of one process.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from benchmarks.settings import MIB
 STORE_BYTES = 1 << 30
 _references: dict[str, Any] = {}
 _holders: list[Any] = []
-"""Two actors: one has put all objects, which live as long as it does, and another one reads."""
+"""Two actors: one has put all objects, which live as long as it does, and the other one reads."""
 
 
 class _Holder:
-    """In a process of its own: puts values, and reads those of others."""
+    """An actor, in a process of its own: it puts values, and reads those of others."""
 
     def put(self, values: list[bytes]) -> list[Any]:
         ray = module("ray")
@@ -36,7 +36,7 @@ class _Holder:
 
 
 def _array(value: bytes) -> Any:
-    """Large bytes as an array, which Ray hands out without a copy, as it does not with bytes."""
+    """Return large bytes as an array, which Ray hands out without a copy; bytes it copies."""
     return value if len(value) < MIB else module("numpy").frombuffer(value, "uint8")
 
 
@@ -82,7 +82,7 @@ class RayClient(Client):
         del _references[name]
 
     def seconds_elsewhere(self, name: str) -> float:
-        """What another process takes to read an object that this one has read."""
+        """Return how long another process takes to read an object that this one has read."""
         seconds = _holders[1].seconds_to_read.remote([_references[name]])
         return float(self._ray.get(seconds))
 
@@ -92,7 +92,7 @@ class Ray(Peer):
     workloads = frozenset({"hit", "miss", "get_many"})
     quiet = False
 
-    def lacks(self) -> str:
+    def missing(self) -> str:
         return wanting(["ray"])
 
     def serve(self) -> AbstractContextManager[Place]:

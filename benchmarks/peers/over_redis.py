@@ -17,7 +17,7 @@ LOAD = 5_000
 ROOM = 1 << 21
 """Entries of a client's cache: more than any workload has."""
 TRACKING_SINCE = "6.0.0"
-"""The Redis from which on it tells of changes. redis-py's cache asks for 7.4, which is relaxed."""
+"""The first Redis that sends invalidations. redis-py's cache demands 7.4; that is relaxed."""
 
 
 class RedisClient(Client):
@@ -54,7 +54,7 @@ class RedisPlain(Peer):
         {"hit", "miss", "clients", "get_many", "mixed", "delete", "join", "memory_server"}
     )
 
-    def lacks(self) -> str:
+    def missing(self) -> str:
         return wanting(["redis"], ["redis-server"])
 
     def serve(self) -> AbstractContextManager[Place]:
@@ -81,7 +81,7 @@ class RedisPipelined(RedisPlain):
 
 
 def cached_client(place: Place) -> RedisClient:
-    """A client with redis-py's cache, which is told by the server what has changed."""
+    """Return a client with redis-py's cache, which the server sends invalidations."""
     connections = module("redis.connection")
     connections.CacheProxyConnection.MIN_ALLOWED_VERSION = TRACKING_SINCE
     config = module("redis.cache").CacheConfig(max_size=ROOM)
@@ -98,7 +98,7 @@ class RedisCached(RedisPlain):
 
 
 class _ProxyStoreClient(Client):
-    """A Store with its cache, over its connector to Redis. Keys are made beforehand."""
+    """A Store with its cache, over its connector to Redis. Keys are created in advance."""
 
     def __init__(self, place: Place) -> None:
         connectors = module("proxystore.connectors.redis")
@@ -130,12 +130,12 @@ class _ProxyStoreClient(Client):
 
 class ProxyStore(RedisPlain):
     name = "ProxyStore over Redis"
-    # Not "memory": its cache looks through a list, which takes minutes with so many entries.
+    # Not "memory": its cache searches a list, which takes minutes with this number of entries.
     workloads = frozenset({"hit", "miss", "mixed", "join"})
     caches = True
     deletes = False
 
-    def lacks(self) -> str:
+    def missing(self) -> str:
         return wanting(["proxystore", "redis"], ["redis-server"])
 
     def client(self, place: Place) -> Client:

@@ -5,8 +5,8 @@ to ``docs/scale.json``; ``docs/scale.md`` says what follows from them.
 
 No 10,000 processes are started. Three things are measured for themselves and then put together:
 what the core does with a message (``core_costs``), what the socket around it costs
-(``socket_costs``), and how many messages there are, when so many real ``LocalState`` objects talk
-to a real ``GlobalState`` in virtual time (``cluster``, ``experiments``). ``memory`` weighs
+(``socket_costs``), and how many messages there are, when that many real ``LocalState`` objects talk
+to a real ``GlobalState`` in virtual time (``cluster``, ``experiments``). ``memory`` measures
 Global's objects, ``conclusions`` derives where one Global is saturated, ``reality`` compares some
 of it with real processes. All times are CPU time, which other work on the machine disturbs least.
 """

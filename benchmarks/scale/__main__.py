@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 from pathlib import Path
 from typing import Any
 
-import zmq
-
-import dstore
+from benchmarks import machine
 from benchmarks.scale import (
     conclusions,
     core_costs,
@@ -28,34 +24,13 @@ REPEATS, REPEATS_QUICK = 5, 1
 OUT = "docs/scale"
 
 
-def machine() -> dict[str, Any]:
-    return {
-        "dstore": dstore.__version__,
-        "python": platform.python_version(),
-        "pyzmq": zmq.__version__,
-        "libzmq": zmq.zmq_version(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "processor": processor(),
-        "cpus": os.cpu_count(),
-    }
-
-
-def processor() -> str:
-    """What the system calls it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
-
-
 def measured(sizes: list[int], quick: bool) -> dict[str, Any]:
     repeats = REPEATS_QUICK if quick else REPEATS
     sockets = socket_costs.measure(quick)
     prices = sockets["prices"]
+    about = machine.about()
     results: dict[str, Any] = {
-        "machine": machine(),
+        "machine": {**about["machine"], **about["versions"]},
         "quick": quick,
         "sockets": {**sockets, "prices": prices._asdict()},
         "core": core_costs.measure(sizes, quick),
@@ -70,9 +45,15 @@ def measured(sizes: list[int], quick: bool) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="scale", description="How one Global scales.")
-    parser.add_argument("--quick", action="store_true", help="fewer Locals, less exact")
-    parser.add_argument("--locals", type=int, nargs="+", metavar="N", help="how many, each in turn")
-    parser.add_argument("--out", type=Path, default=Path(OUT), help="write the figures to OUT.json")
+    parser.add_argument("--quick", action="store_true", help="measure fewer Locals, less exactly")
+    parser.add_argument(
+        "--locals",
+        type=int,
+        nargs="+",
+        metavar="N",
+        help="the numbers of Locals to measure, one after the other",
+    )
+    parser.add_argument("--out", type=Path, default=Path(OUT), help="write the numbers to OUT.json")
     options = parser.parse_args()
     sizes = options.locals or (SIZES_QUICK if options.quick else SIZES)
     results = measured(sorted(set(sizes)), options.quick)

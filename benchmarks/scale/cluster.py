@@ -1,13 +1,13 @@
-"""Many Locals and one Global, real cores, in virtual time.
+"""Many Locals and one Global, with their real cores, in virtual time.
 
 Global works as :class:`dstore.Global` does: it takes a message, then does what is due. Virtual time
-goes on by what that work really took (CPU time of this thread), and by the price of the sockets
-around it. Without prices it takes no time at all, so that what is counted depends on the protocol
-alone and is the same in every run.
+advances by the CPU time that this work really took in this thread, and by the price of the sockets
+around it. Without prices the work takes no time, so that the counts depend on the protocol alone
+and are the same in every run.
 
-Locals are on machines of their own: what they do takes no time, and what they say arrives one
+Locals are on machines of their own: their work takes no time, and their messages arrive one
 ``LATENCY`` later. Global's I/O thread is one queue: each message on its way in or out, and each
-copy of a publication, takes its price there.
+copy of a broadcast, takes its price there.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from dstore.server.engines.memory import MemoryEngine
 from dstore.shm.private_bulk import PrivateBulk
 
 LATENCY = 50e-6
-"""Seconds that a message is on its way."""
+"""Seconds for which a message is on its way."""
 CACHE_BYTES = 1 << 20
 EPOCH = 0x1234_5678_9ABC_DEF0
 """As long on the wire as a real one."""
@@ -44,7 +44,7 @@ PROGRESS_MAX = 120.0
 
 
 class Prices(NamedTuple):
-    """What the sockets cost, in seconds: ``io_`` the I/O thread, the rest Global's own."""
+    """What the sockets cost, in seconds: ``io_`` in the I/O thread, the rest in Global's thread."""
 
     receive: float = 0.0
     send: float = 0.0
@@ -57,12 +57,12 @@ class Prices(NamedTuple):
 
 
 def framed(frame: bytes) -> int:
-    """Bytes on the wire, with the header that ZeroMQ puts before a frame."""
+    """Return the bytes on the wire, with the header that ZeroMQ puts before a frame."""
     return len(frame) + (2 if len(frame) < 256 else 9)
 
 
 class Traffic:
-    """What has been said, by kind: messages, bytes (a publication to each subscriber counts)."""
+    """Messages and bytes by kind; a broadcast counts once for each subscriber."""
 
     def __init__(self) -> None:
         self.messages: Counter[str] = Counter()
@@ -76,7 +76,7 @@ class Traffic:
         self.messages[kind] += 1
         self.bytes[kind] += size
 
-    def figures(self) -> dict[str, Any]:
+    def totals(self) -> dict[str, Any]:
         return {
             "messages": dict(self.messages),
             "bytes": dict(self.bytes),
@@ -87,8 +87,8 @@ class Traffic:
         }
 
 
-class Worker:
-    """One Local. Its control channel and its requests have routes of their own."""
+class SimulatedLocal:
+    """One Local. Its control channel and its requests have a route each."""
 
     def __init__(self, cluster: Cluster, index: int) -> None:
         self.cluster = cluster
@@ -101,7 +101,7 @@ class Worker:
         self.deleted: list[DelReply] = []
 
     def turn(self, now: float) -> None:
-        """Do what is due, as its background thread would."""
+        """Do what is due, as the background thread of a Local does."""
         self._perform(self.state.tick(now), now)
         due = self.state.wake_at
         if due < self.timer:
@@ -109,12 +109,12 @@ class Worker:
             self.cluster.set_timer(due, self)
 
     def hear(self, message: Any, now: float) -> None:
-        """A message on the control channel, or published."""
+        """Receive a message on the control channel, or a broadcast."""
         self._perform(self.state.receive(message, now), now)
         self.turn(now)
 
     def answered(self, message: Any, now: float) -> None:
-        """A reply to a request."""
+        """Receive the reply to a request."""
         if isinstance(message, DelReply):
             self.deleted.append(message)
             self.state.end_write(message.request)
@@ -145,9 +145,8 @@ class Worker:
 class Cluster:
     """A Global with ``size`` Locals, joined at equal distances over one period of renewal.
 
-    With ``at_once`` they all join, and from then on renew, at the same moments. ``prices`` may be
-    set at any time; None: Global takes no time. While ``renewing`` is off no timer of a Local goes
-    off.
+    With ``at_once`` they all join, and later renew, at the same moments. ``prices`` may be set at
+    any time; with None Global takes no time. While ``renewing`` is off, no timer of a Local fires.
     """
 
     def __init__(self, size: int, lease: float = LEASE_DEFAULT, *, at_once: bool = False) -> None:
@@ -159,7 +158,7 @@ class Cluster:
         self._draws = itertools.count(1)
         self._serial = itertools.count()
         self._events: list[tuple[float, int, Callable[[float], None]]] = []
-        self._timers: list[tuple[float, int, Worker]] = []
+        self._timers: list[tuple[float, int, SimulatedLocal]] = []
         self._inbox: deque[tuple[Route, bytes]] = deque()
         self._io_free = 0.0
         self.engine = MemoryEngine()
@@ -175,20 +174,20 @@ class Cluster:
             random63=partial(secrets.randbits, 63),
             max_clients=CLIENTS_MAX,
         )
-        self.workers = [Worker(self, index) for index in range(size)]
+        self.workers = [SimulatedLocal(self, index) for index in range(size)]
         self._by_route = {each.control: each.hear for each in self.workers}
         self._by_route |= {each.channel: each.answered for each in self.workers}
         self._join(0.0 if at_once else self.period)
 
     def _join(self, span: float) -> None:
-        """Ends in the middle between two renewals, if they are all at once."""
+        """Let all join. If they do so at once, it ends in the middle between two renewals."""
         start = self.now
         for worker in self.workers:
             self.at(start + span * worker.index / len(self.workers), worker.turn)
         self.run(span + self.period / 2)
 
     def renew_all(self) -> None:
-        """All renew now, at no price; none has to again for one period."""
+        """Let all renew now, at no price, so that none has to do so for one period."""
         self.prices = None
         for worker in self.workers:
             worker.state.renew(self.now)
@@ -204,7 +203,7 @@ class Cluster:
         return next(self._draws).to_bytes(16, "big")
 
     def bind(self, key: str) -> None:
-        """The key has a value, and nobody holds it."""
+        """Give a key a value that no Local holds."""
         self.engine.bind(key, Stored(self.random16(), "bytes", VALUE))
 
     # ---- time -----------------------------------------------------------------------------
@@ -212,7 +211,7 @@ class Cluster:
     def at(self, due: float, action: Callable[[float], None]) -> None:
         heapq.heappush(self._events, (due, next(self._serial), action))
 
-    def set_timer(self, due: float, worker: Worker) -> None:
+    def set_timer(self, due: float, worker: SimulatedLocal) -> None:
         heapq.heappush(self._timers, (max(due, self.now), next(self._serial), worker))
 
     def run(self, seconds: float) -> None:
@@ -220,27 +219,27 @@ class Cluster:
         self.run_until(lambda: self.now >= end, end)
 
     def run_until(self, done: Callable[[], bool], end: float | None = None) -> None:
-        """Go on until ``done``; time does not pass ``end`` while nobody works."""
-        stall_timeout = self.now + PROGRESS_MAX if end is None else end
+        """Go on until ``done``. While Global is idle, time does not pass ``end``."""
+        limit = self.now + PROGRESS_MAX if end is None else end
         while True:
             self._happen()
             if done():
                 return
             if self._inbox or self.now >= self.state.wake_at:
                 self._turn()
-            elif self.now >= stall_timeout:
+            elif self.now >= limit:
                 if end is None:
                     raise RuntimeError("the experiment does not end")
                 return
             else:
-                self.now = min(max(self.now, self._next()), stall_timeout)
+                self.now = min(max(self.now, self._next()), limit)
 
     def _next(self) -> float:
         timers = self._timers[:1] if self.renewing else []
         return min(self.state.wake_at, *(each[0] for each in (*self._events[:1], *timers)), 1e9)
 
     def _happen(self) -> None:
-        """What the Locals have done by now, while Global was at work."""
+        """Do what the Locals have done by now, while Global was at work."""
         while True:
             timers = self._timers if self.renewing else []
             event = self._events[0][0] if self._events else 1e9
@@ -271,13 +270,13 @@ class Cluster:
         self.at(ready, lambda now: self._inbox.append((route, frame)))
 
     def _io(self, now: float, price: float) -> float:
-        """When the I/O thread has done this, too."""
+        """Charge the I/O thread. Returns when it will have done this."""
         self.traffic.io += price
         self._io_free = max(self._io_free, now) + price
         return self._io_free
 
     def _turn(self) -> None:
-        """As Global's loop does it."""
+        """Take one turn, as Global's loop does."""
         if self._inbox:
             route, frame = self._inbox.popleft()
             if self.prices is not None:
@@ -290,7 +289,7 @@ class Cluster:
         return self.state.receive(route, wire.decode_to_global(frame), self.now)
 
     def _step(self, step: Callable[[], list[GlobalEffect]]) -> None:
-        """One event at Global, then its effects in their order."""
+        """Handle one event at Global, then its effects in their order."""
         began = time.thread_time()
         effects = [(each, wire.encode(each.message)) for each in step()]
         took = max(0.0, time.thread_time() - began - CLOCK_COST)
@@ -322,7 +321,7 @@ class Cluster:
 
 
 def clock_cost() -> float:
-    """What reading the clock twice adds to what is measured between."""
+    """Return what reading the clock twice adds to a measured time."""
     times = []
     for _ in range(2000):
         began = time.thread_time()
@@ -334,7 +333,10 @@ CLOCK_COST = clock_cost()
 
 
 def without_collector(experiment: Callable[[], Any]) -> Any:
-    """Python's collector would walk over all Locals, which are not in Global's process."""
+    """Run an experiment without Python's garbage collector.
+
+    It would look at all Locals, which are not in the process of a real Global.
+    """
     gc.collect()
     gc.disable()
     try:

@@ -1,4 +1,4 @@
-"""Where one Global is saturated: rates and shares, from what has been measured and counted."""
+"""Where one Global is saturated: rates and shares, derived from measurements and counts."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from dstore.core.local.state import RENEW
 
 LEASES = (0.5, 2.0, 5.0, 10.0, 30.0)
 CONNECTIONS = 3
-"""What a Local has with Global: control, deletions, and requests of one thread."""
+"""The connections of a Local: control, invalidations, and the requests of one thread."""
 PINGS = CONNECTIONS
-"""Each is pinged once a second."""
+"""Each connection is pinged once a second."""
 SHARE = 0.5
-"""Of its time Global should have left for requests."""
+"""The share of its time that Global should have left for requests."""
 KEYS = 1_000_000
 
 
 def requests(core_us: Mapping[str, float], prices: Prices) -> dict[str, Any]:
-    """How many of each kind Global answers in a second, if it does nothing else.
+    """Return how many requests of each kind Global answers in a second, if it does nothing else.
 
     ``io_per_second`` is what the I/O thread can do if no two come from one connection at a time.
     """
@@ -32,7 +32,7 @@ def requests(core_us: Mapping[str, float], prices: Prices) -> dict[str, Any]:
 
 
 def renewals(size: int, sync_us: float, ping_us: float, prices: Prices) -> list[dict[str, Any]]:
-    """What leases cost, for each length: shares of the time of Global's two threads."""
+    """Return what leases of each length cost: shares of the time of Global's two threads."""
     own = sync_us * 1e-6 + prices.receive + prices.send
     io = prices.io_receive + prices.io_send
     pings = size * PINGS * ping_us * 1e-6
@@ -54,10 +54,10 @@ def renewals(size: int, sync_us: float, ping_us: float, prices: Prices) -> list[
 
 
 def deletions(alone: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """How many DELs in a second, if Global does nothing else but to publish them with pauses.
+    """Return how many DELs per second there can be, if Global does nothing else.
 
-    The I/O thread does more than it can do of single ones: of publications that wait for it, it
-    writes many to a connection at a time. Global's thread has no such reserve.
+    It broadcasts them with pauses. The I/O thread can do more than that: of broadcasts that wait
+    for it, it writes many to a connection at a time. Global's thread has no such reserve.
     """
 
     def per_second(each: Mapping[str, Any], name: str) -> float:
@@ -79,7 +79,7 @@ def deletions(alone: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def memory(size: int, weighed: Mapping[str, Any]) -> dict[str, Any]:
-    """Bytes that so many Locals take at Global."""
+    """Return the bytes that this number of Locals take at Global."""
     widest = [each for each in weighed["holder_bits"] if each["locals"] == size]
     return {
         "locals": size,

@@ -1,6 +1,7 @@
 """What Global does with one message, without sockets: decode, ``GlobalState.receive``, encode.
 
-For each kind of message, and with so many sessions open: a cost that grows with them shows here.
+It is measured for each kind of message and for several numbers of open sessions, so that a cost
+that grows with them shows.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ Maker = Callable[[int], Message]
 
 
 class Bench:
-    """A Global with sessions, and one kind of message after the other."""
+    """A Global with sessions, which receives one kind of message after the other."""
 
     def __init__(self, size: int, batch: int, repeats: int) -> None:
         self.cluster = Cluster(size)
@@ -53,7 +54,7 @@ class Bench:
         prepare: Callable[[int], None] | None = None,
         route_of: Callable[[int], Route] | None = None,
     ) -> float:
-        """Microseconds for one message: the median of some batches."""
+        """Return the microseconds for one message: the median of some batches."""
         times = []
         for _ in range(self.repeats):
             frames = []

@@ -1,4 +1,4 @@
-"""What is counted, and how long Global is busy: one period of renewals, misses, one DEL."""
+"""Counts, and how long Global is busy: one period of renewals, misses, one DEL."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from benchmarks.scale.cluster import (
     LATENCY,
     Cluster,
     Prices,
+    SimulatedLocal,
     Traffic,
-    Worker,
     without_collector,
 )
 from dstore.protocol.messages import DelStatus
 
 
 def shares(size: int) -> list[int]:
-    """How many of so many Locals hold the key: none, one, a tenth, all."""
+    """Return how many Locals hold the key in the experiments: none, one, a tenth, all."""
     return sorted({0, 1, max(1, size // 10), size})
 
 
 class Laboratory:
-    """A cluster to experiment with."""
+    """A cluster for experiments."""
 
     def __init__(self, size: int, prices: Prices | None) -> None:
         self.cluster = Cluster(size, at_once=prices is None)
@@ -30,7 +30,7 @@ class Laboratory:
         self._keys = 0
 
     def begin(self) -> Traffic:
-        """From now on count afresh."""
+        """Start to count from zero."""
         self.cluster.prices = self.prices
         self.cluster.traffic = Traffic()
         return self.cluster.traffic
@@ -44,15 +44,15 @@ class Laboratory:
     # ---- leases ---------------------------------------------------------------------------
 
     def leases(self) -> dict[str, Any]:
-        """What is said in one period of renewals, when nothing else happens."""
+        """Return the traffic of one period of renewals, while nothing else happens."""
         traffic = self.begin()
         self.cluster.run(self.cluster.period)
-        return traffic.figures()
+        return traffic.totals()
 
     # ---- misses ---------------------------------------------------------------------------
 
     def misses(self, count: int) -> dict[str, Any]:
-        """So many GETs of keys that the asker does not hold, one after the other."""
+        """Return the traffic of ``count`` misses, one after the other."""
         keys = [self.key() for _ in range(count)]
         traffic = self.begin()
         self.cluster.renewing = False
@@ -62,16 +62,16 @@ class Laboratory:
             worker.get(key, self.cluster.now)
             self.cluster.run_until(lambda worker=worker: not worker.filling)  # type: ignore[misc]
         self.cluster.renewing = True
-        return traffic.figures()
+        return traffic.totals()
 
     # ---- deletions ------------------------------------------------------------------------
 
     def deletion(self, holding: int, *, alone: bool) -> dict[str, Any]:
-        """One DEL of a key that so many Locals hold; the last Local asks for it.
+        """Return the traffic of one DEL of a key that ``holding`` Locals hold; the last Local asks.
 
-        ``alone``: all have just renewed and none does meanwhile, so that only this is counted.
-        Else renewals go on, also for one period more, to count what is still in the queues then.
-        ``later``: the publication that nobody waits for, which comes after a ``pause``.
+        With ``alone`` all have just renewed and none does so meanwhile, so that only the DEL is
+        counted. Otherwise renewals go on, for one more period, to count what is still queued.
+        ``later`` is the broadcast that comes after a ``pause``; the DEL does not wait for it.
         """
         cluster = self.cluster
         key = self._held_by(cluster.workers[:holding])
@@ -81,7 +81,7 @@ class Laboratory:
             self.leases()
         traffic = self.begin()
         cluster.renewing = not alone
-        pushes, publications = cluster.state.counters["pushes"], cluster.state._invalidations
+        pushes, invalidations = cluster.state.counters["pushes"], cluster.state._invalidations
         deleter, began = cluster.workers[-1], cluster.now
         deleter.delete(key, began)
         cluster.run_until(lambda: len(deleter.deleted) > 0)
@@ -91,8 +91,8 @@ class Laboratory:
         cluster.renewing = True
         if not alone:
             cluster.run(cluster.period)
-        figures = traffic.figures()
-        later = self.publication()
+        totals = traffic.totals()
+        later = self.broadcast()
         return {
             "locals": len(cluster.workers),
             "holding": holding,
@@ -100,23 +100,23 @@ class Laboratory:
             "expired": result.expired,
             "seconds": took,
             "pushes": cluster.state.counters["pushes"] - pushes,
-            "pause": publications.pause,
+            "pause": invalidations.pause,
             "later": later,
-            **figures,
+            **totals,
         }
 
-    def publication(self) -> dict[str, Any]:
-        """What it says and costs to publish what has been kept, if there is anything."""
+    def broadcast(self) -> dict[str, Any]:
+        """Return the traffic of the broadcast that is still due, if there is one."""
         cluster, renewing = self.cluster, self.cluster.renewing
         traffic = self.begin()
         cluster.renewing = False
         cluster.run_until(lambda: cluster.state.idle)
         cluster.run(4 * LATENCY)
         cluster.renewing = renewing
-        return traffic.figures()
+        return traffic.totals()
 
-    def _held_by(self, holders: Sequence[Worker]) -> str:
-        """A key that these have read."""
+    def _held_by(self, holders: Sequence[SimulatedLocal]) -> str:
+        """Return a key that these Locals have read."""
         key = self.key()
         self.cluster.prices, self.cluster.renewing = None, False
         for holder in holders:
@@ -126,37 +126,37 @@ class Laboratory:
         return key
 
     def behind(self) -> int:
-        """How many Locals Global does not know to have applied every deletion."""
+        """Return how many Locals have not acknowledged every invalidation."""
         seq = self.cluster.state._log.seq
         return sum(each.acked < seq for each in self.cluster.state._sessions)
 
 
-def said(figures: dict[str, Any]) -> dict[str, Any]:
-    """The figures without times: Global took none."""
+def said(totals: dict[str, Any]) -> dict[str, Any]:
+    """Return the totals without times, since Global took none."""
     return {
         name: said(value) if name == "later" else value
-        for name, value in figures.items()
+        for name, value in totals.items()
         if not name.endswith(("_s", "seconds"))
     }
 
 
 def counts(size: int) -> dict[str, Any]:
-    """Messages alone: the same in every run."""
+    """Return the counts of messages alone, which are the same in every run."""
     laboratory = Laboratory(size, None)
     found: dict[str, Any] = {"leases": said(laboratory.leases()), "dels": []}
     misses = min(size, 100)
     found["misses"] = {"count": misses, **said(laboratory.misses(misses))}
     for holding in shares(size):
-        figures = said(laboratory.deletion(holding, alone=True))
-        figures["behind"] = laboratory.behind()
-        figures["renewals"] = laboratory.leases()["messages"]
-        figures["behind_after_renewal"] = laboratory.behind()
-        found["dels"].append(figures)
+        totals = said(laboratory.deletion(holding, alone=True))
+        totals["behind"] = laboratory.behind()
+        totals["renewals"] = laboratory.leases()["messages"]
+        totals["behind_after_renewal"] = laboratory.behind()
+        found["dels"].append(totals)
     return found
 
 
 def costs(size: int, prices: Prices, repeats: int) -> dict[str, Any]:
-    """The same with what it costs, and with renewals going on."""
+    """Return the same with costs, while renewals go on."""
 
     def run() -> dict[str, Any]:
         laboratory = Laboratory(size, prices)

@@ -1,21 +1,19 @@
-"""What Global's objects weigh: sessions, holder bits, the deletion log, and a connection."""
+"""Memory of Global's objects: sessions, holder bits, the invalidation log, and connections."""
 
 from __future__ import annotations
 
 import gc
-import multiprocessing
 import os
 import secrets
 import tracemalloc
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import nullcontext
 from functools import partial
-from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
 import zmq
 
+from benchmarks.processes import Worker, resident
 from benchmarks.scale.cluster import EPOCH, LABEL
 from benchmarks.scale.socket_costs import with_peers
 from dstore.config import CLIENTS_MAX, LARGE_FROM_DEFAULT, LEASE_DEFAULT, LOG_LENGTH_DEFAULT
@@ -28,7 +26,7 @@ from dstore.shm.private_bulk import PrivateBulk
 
 
 def weighed(make: Callable[[], Any]) -> int:
-    """Bytes of what ``make`` returns, with all that it alone refers to."""
+    """Return the bytes of what ``make`` returns, with all that only it refers to."""
     gc.collect()
     tracemalloc.start()
     try:
@@ -42,7 +40,7 @@ def weighed(make: Callable[[], Any]) -> int:
 
 
 def sessions(count: int) -> float:
-    """Bytes of one of so many sessions, bit and route included."""
+    """Return the bytes of one of ``count`` sessions, with its bit and its route."""
 
     def make() -> GlobalState:
         state = GlobalState(
@@ -68,9 +66,9 @@ def sessions(count: int) -> float:
 
 
 def holder_bits(locals_: int, holding: int, keys: int) -> float:
-    """Bytes of one key's bits, when the ``holding`` Locals that joined last have its value.
+    """Return the bytes of one key's bits, if the last ``holding`` Locals have its value.
 
-    The key itself is the engine's.
+    The key itself belongs to the engine.
     """
     names = [f"config/{number:06}" for number in range(keys)]
     bits = Holders()
@@ -86,7 +84,7 @@ def holder_bits(locals_: int, holding: int, keys: int) -> float:
 
 
 def log_entry(length: int) -> float:
-    """Bytes of one deletion in a log that is full; a key of 16 characters included."""
+    """Return the bytes of one deletion in a full log, with its key of 16 characters."""
 
     def make() -> DeletionLog:
         log = DeletionLog(length)
@@ -97,33 +95,18 @@ def log_entry(length: int) -> float:
     return weighed(make) / length
 
 
-def resident() -> int:
-    """Bytes of this process's memory, or 0 where that cannot be told."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-    except OSError:
-        return 0
-    return pages * os.sysconf("SC_PAGE_SIZE")
-
-
-def _connections(report: Connection, count: int) -> None:
-    with ExitStack() as stack:
-        before = resident()
-        stack.enter_context(with_peers(count))
-        report.send(resident() - before)
+def grown_by_peers(_: None, count: int) -> int:
+    """Return how much this process grows with ``count`` DEALERs and as many subscribers."""
+    before = resident(os.getpid())
+    with with_peers(count):
+        return resident(os.getpid()) - before
 
 
 def connections(count: int) -> int:
-    """How much a process grows that has so many DEALERs and as many subscribers."""
-    spawn = multiprocessing.get_context("spawn")
-    near, far = spawn.Pipe()
-    child = spawn.Process(target=_connections, args=(far, count))
-    child.start()
-    far.close()
-    grown: int = near.recv()
-    near.close()
-    child.join()
-    return grown
+    """Return how much a new process grows with ``count`` peers."""
+    with Worker(nullcontext) as worker:
+        grown: int = worker.call(grown_by_peers, count)
+        return grown
 
 
 def measure(sizes: Sequence[int], quick: bool) -> dict[str, Any]:

@@ -1,66 +1,41 @@
-"""The same on a small scale with real processes: is the CPU time of a real Global what is derived?
+"""The CPU time of a real Global, on a small scale, against the derived time.
 
-Global is a process, those that ask are in another one: bare sockets that send many GETs at a time,
-and Nodes that acknowledge deletions. Global's CPU time, of both threads, is compared with what the
-simulated cluster of as many Locals comes to. What real Nodes say does not arrive all at once, so
-that both threads of a real Global, when it has little to do, are woken more often.
+Global is a process. Its peers are in another one: bare sockets that send many GETs at a time, and
+Nodes that acknowledge invalidations. Global's CPU time, of both threads, is compared with that of
+the simulated cluster with as many Locals. The messages of real Nodes do not arrive all at once, so
+that both threads of a real Global are woken more often when it has little to do.
 """
 
 from __future__ import annotations
 
-import multiprocessing
 import secrets
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from multiprocessing.connection import Connection
 from typing import Any
 
 import zmq
 
 import dstore
+from benchmarks.peers.ours import address as address_of
+from benchmarks.peers.ours import serve
+from benchmarks.processes import running_seconds
 from benchmarks.scale.cluster import VALUE, Prices, without_collector
 from benchmarks.scale.experiments import Laboratory
-from benchmarks.scale.socket_costs import PATIENCE_MS
+from benchmarks.scale.socket_costs import TIMEOUT_MS
 from dstore.protocol import wire
 from dstore.protocol.messages import Get, Goodbye, Hello, Welcome
 
 
-def global_process(commands: Connection) -> None:
-    """Says how much CPU time it has taken, whenever it is asked."""
-    with dstore.Global("tcp://127.0.0.1:0") as running:
-        commands.send(running.address)
-        while commands.recv():
-            commands.send(time.process_time())
-
-
-@contextmanager
-def a_global() -> Iterator[tuple[str, Callable[[], float]]]:
-    """Its address, and a function that asks for its CPU time."""
-    spawn = multiprocessing.get_context("spawn")
-    near, far = spawn.Pipe()
-    child = spawn.Process(target=global_process, args=(far,))
-    child.start()
-    far.close()
-
-    def taken() -> float:
-        near.send(True)
-        seconds: float = near.recv()
-        return seconds
-
-    try:
-        yield near.recv(), taken
-    finally:
-        near.send(False)
-        child.join()
-        near.close()
-
-
 def real(count: int, times: int) -> dict[str, float]:
-    """CPU microseconds of Global for one miss, and for one DEL that so many Nodes hold."""
+    """Return the CPU microseconds of Global for one miss, and for one DEL that all Nodes hold."""
     keys = [f"config/{number:06}" for number in range(times)]
     with ExitStack() as stack:
-        address, taken = stack.enter_context(a_global())
+        place = stack.enter_context(serve())
+        address = address_of(place)
+
+        def taken() -> float:
+            return running_seconds(place.pid)
+
         nodes = [stack.enter_context(dstore.Node(address)) for _ in range(count)]
         nodes[0].set_many(dict.fromkeys(keys, VALUE))
         dealers = [stack.enter_context(connected(address)) for _ in range(count)]
@@ -81,13 +56,13 @@ def real(count: int, times: int) -> dict[str, float]:
 def connected(address: str) -> Iterator[zmq.Socket[bytes]]:
     with zmq.Context() as context, context.socket(zmq.DEALER) as dealer:
         dealer.linger = 0
-        dealer.rcvtimeo = PATIENCE_MS
+        dealer.rcvtimeo = TIMEOUT_MS
         dealer.connect(address)
         yield dealer
 
 
 def ask(dealers: Sequence[zmq.Socket[bytes]], keys: Sequence[str]) -> None:
-    """GETs from so many connections at a time: more than one Global can answer."""
+    """Send GETs from all connections at a time: more than one Global can answer."""
     dealers[0].send(wire.encode(Hello(secrets.token_bytes(16), 0, 0, "asker")))
     welcome = wire.decode_to_local(dealers[0].recv())
     assert isinstance(welcome, Welcome)

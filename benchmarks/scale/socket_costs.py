@@ -1,27 +1,26 @@
 """What the sockets of Global cost: its real Router, on loopback, with peers in another process.
 
-All figures are CPU time: that of the thread that Global works in, and that of the rest of the
+All times are CPU time: that of the thread in which Global works, and that of the rest of the
 process, which is ZeroMQ's I/O thread.
 """
 
 from __future__ import annotations
 
-import multiprocessing
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from multiprocessing.connection import Connection
 from statistics import median
 from typing import Any, NamedTuple
 
 import zmq
 
+from benchmarks.processes import Worker
 from benchmarks.scale.cluster import Prices
 from dstore.transport.router import Router
 
 SMALL, BIG = 40, 30_000
-"""Bytes of a frame: as long as most, and as a publication that names 10,000 holders."""
-PATIENCE_MS = 30_000
+"""Bytes of a frame: as long as most, and as a broadcast that names 10,000 holders."""
+TIMEOUT_MS = 30_000
 PING_MS = 10
 PAUSE = 0.001
 """Seconds between two rounds. With many Locals a connection rarely has two messages under way, so
@@ -44,7 +43,7 @@ class Line(NamedTuple):
 
 
 def fitted(points: Sequence[tuple[float, float]]) -> Line:
-    """By least squares."""
+    """Fit a line by least squares."""
     n = len(points)
     mean_x, mean_y = sum(x for x, _ in points) / n, sum(y for _, y in points) / n
     spread = sum((x - mean_x) ** 2 for x, _ in points)
@@ -55,57 +54,66 @@ def fitted(points: Sequence[tuple[float, float]]) -> Line:
 # ---- the other process ------------------------------------------------------------------------
 
 
-def peers(commands: Connection, address: str, publisher: str, count: int, ping_ms: int) -> None:
-    """So many Locals, as far as sockets go: a DEALER and a SUB each. Does what it is told.
+class Sockets(NamedTuple):
+    """The sockets of some Locals: a DEALER and a SUB each."""
 
-    With ``ping_ms`` each connection is pinged so often.
-    """
+    dealers: list[zmq.Socket[bytes]]
+    subs: list[zmq.Socket[bytes]]
+
+
+@contextmanager
+def sockets_of(address: str, publisher: str, count: int, ping_ms: int) -> Iterator[Sockets]:
+    """The sockets of ``count`` Locals. With ``ping_ms`` each connection is pinged that often."""
     with ExitStack() as stack:
         context = stack.enter_context(zmq.Context())
-        dealers, subs = [], []
+        sockets = Sockets([], [])
         for _ in range(count):
             dealer = stack.enter_context(context.socket(zmq.DEALER))
             sub = stack.enter_context(context.socket(zmq.SUB))
             for sock, where in ((dealer, address), (sub, publisher)):
                 sock.setsockopt(zmq.LINGER, 0)
-                sock.setsockopt(zmq.RCVTIMEO, PATIENCE_MS)
+                sock.setsockopt(zmq.RCVTIMEO, TIMEOUT_MS)
                 sock.setsockopt(zmq.HEARTBEAT_IVL, ping_ms)
                 sock.connect(where)
             sub.setsockopt(zmq.SUBSCRIBE, b"")
-            dealers.append(dealer)
-            subs.append(sub)
-        commands.send(None)
-        while (command := commands.recv()) is not None:
-            verb, times = command
-            for _ in range(times):
-                for sock in subs if verb == "hear" else dealers:
-                    sock.send(bytes(SMALL)) if verb == "send" else sock.recv()
-                if verb == "send":
-                    time.sleep(PAUSE)
-            commands.send(None)
+            sockets.dealers.append(dealer)
+            sockets.subs.append(sub)
+        yield sockets
+
+
+def send_all(sockets: Sockets, times: int) -> None:
+    """Send a message from each DEALER, this many times with a pause after each round."""
+    for _ in range(times):
+        for dealer in sockets.dealers:
+            dealer.send(bytes(SMALL))
+        time.sleep(PAUSE)
+
+
+def read_all(sockets: Sockets, times: int) -> None:
+    """Receive this many messages with each DEALER."""
+    for _ in range(times):
+        for dealer in sockets.dealers:
+            dealer.recv()
+
+
+def hear_all(sockets: Sockets, times: int) -> None:
+    """Receive this many messages with each SUB."""
+    for _ in range(times):
+        for sub in sockets.subs:
+            sub.recv()
 
 
 @contextmanager
-def with_peers(count: int, ping_ms: int = 0) -> Iterator[tuple[Router, Connection]]:
-    """A Router and that process. Their first messages, one of each, have arrived."""
-    spawn = multiprocessing.get_context("spawn")
-    near, far = spawn.Pipe()
+def with_peers(count: int, ping_ms: int = 0) -> Iterator[tuple[Router, Worker]]:
+    """A Router, and the process with its peers. One message of each peer has arrived."""
     router = Router("tcp://127.0.0.1:0", None)
-    child = spawn.Process(
-        target=peers, args=(far, router.address, router.publisher, count, ping_ms), daemon=True
-    )
-    child.start()
-    far.close()
     try:
-        near.recv()
-        near.send(("send", 1))
-        all_of(router, count)
-        near.recv()
-        yield router, near
-        near.send(None)
-        child.join()
+        with Worker(sockets_of, router.address, router.publisher, count, ping_ms) as peer:
+            peer.begin(send_all, 1)
+            all_of(router, count)
+            peer.result()
+            yield router, peer
     finally:
-        near.close()
         router.close()
 
 
@@ -120,27 +128,29 @@ def spent(work: Callable[[], object], times: int) -> Spent:
 
 
 def all_of(router: Router, count: int) -> list[bytes]:
-    """Receive so many frames. The routes they came from."""
+    """Receive this number of frames. Returns the routes that they came from."""
     routes: list[bytes] = []
-    stall_timeout = PATIENCE_MS / 1000
-    end = time.monotonic() + stall_timeout
+    timeout = TIMEOUT_MS / 1000
+    end = time.monotonic() + timeout
     while len(routes) < count:
-        arrived = router.receive(stall_timeout)
+        arrived = router.receive(timeout)
         if arrived is not None:
             routes.append(arrived[0])
         elif time.monotonic() > end:
-            raise TimeoutError(f"of {count} messages {len(routes)} have arrived")
+            raise TimeoutError(f"only {len(routes)} of {count} messages have arrived")
     return routes
 
 
 def requests(count: int, times: int) -> dict[str, Spent]:
-    """One message received, and one sent; the I/O thread has one of each connection at a time."""
+    """Measure one message received, and one sent.
+
+    The I/O thread has at most one message of each connection at a time.
+    """
     total = count * times
     with with_peers(count) as (router, peer):
 
         def arrive() -> None:
-            peer.send(("send", times))
-            peer.recv()
+            peer.call(send_all, times)
             time.sleep(20 * PAUSE)  # now all of them are in Global's queue
 
         io_receive = spent(arrive, total).io
@@ -149,14 +159,14 @@ def requests(count: int, times: int) -> dict[str, Spent]:
         sending = []
 
         def reply() -> None:
-            peer.send(("read", times))
+            peer.begin(read_all, times)
             for _ in range(times):
                 began = time.thread_time()
                 for route in routes:
                     router.send(route, bytes(SMALL))
                 sending.append((time.thread_time() - began) / count)
                 time.sleep(PAUSE)
-            peer.recv()
+            peer.result()
 
         io_send = spent(reply, total).io
         send = median(sending)
@@ -166,41 +176,41 @@ def requests(count: int, times: int) -> dict[str, Spent]:
     }
 
 
-def publications(count: int, times: int, size: int, pause: float = PAUSE) -> Spent:
-    """One publication to so many subscribers."""
+def broadcasts(count: int, times: int, size: int, pause: float = PAUSE) -> Spent:
+    """Measure one broadcast to this number of subscribers."""
     with with_peers(count) as (router, peer):
         time.sleep(0.3)  # subscriptions have no answer
         frame, own = bytes(size), []
 
         def publish() -> None:
-            peer.send(("hear", times))
+            peer.begin(hear_all, times)
             for _ in range(times):
                 began = time.thread_time()
                 router.publish(frame)
                 own.append(time.thread_time() - began)
                 if pause:
                     time.sleep(pause)
-            peer.recv()
+            peer.result()
 
         io = spent(publish, times).io
     return Spent(median(own), io)
 
 
 def pings(count: int, seconds: float) -> Spent:
-    """One ping of a connection, and its answer. Nothing else happens."""
+    """Measure one ping of a connection and its answer, while nothing else happens."""
     with with_peers(count, PING_MS):
         times = int(2 * count * seconds / (PING_MS / 1000))  # DEALERs and SUBs
         return spent(lambda: time.sleep(seconds), times)
 
 
 def measure(quick: bool) -> dict[str, Any]:
-    """All of it, in microseconds, and what fits."""
+    """Measure everything, in microseconds, and fit the prices."""
     counts = (1, 4, 16) if quick else (1, 2, 4, 8, 16, 32, 64)
     times = 20 if quick else 200
     asked = requests(counts[-1], times)
-    small = {count: publications(count, times, SMALL) for count in counts}
-    big = publications(counts[-1], times, BIG)
-    burst = publications(counts[-1], times, SMALL, pause=0.0)
+    small = {count: broadcasts(count, times, SMALL) for count in counts}
+    big = broadcasts(counts[-1], times, BIG)
+    burst = broadcasts(counts[-1], times, SMALL, pause=0.0)
     own = fitted([(count, each.own) for count, each in small.items()])
     io = fitted([(count, each.io) for count, each in small.items()])
     byte = max(0.0, big.io - small[counts[-1]].io) / counts[-1] / (BIG - SMALL)

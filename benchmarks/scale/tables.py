@@ -1,4 +1,4 @@
-"""The figures as tables that people read."""
+"""The results as tables for people."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ KINDS = ("Del", "Synced", "Broadcast", "Ack", "DelReply")
 
 
 def number(value: float | str) -> str:
-    """With three digits that count, and thousands apart."""
+    """Return a number with three significant digits, and commas between thousands."""
     if isinstance(value, str):
         return value
     if value == 0 or abs(value) >= 100:
@@ -45,15 +45,19 @@ def per_message(results: Mapping[str, Any]) -> Iterator[str]:
 
 
 def sockets(results: Mapping[str, Any]) -> Iterator[str]:
-    figures = results["sockets"]
+    found = results["sockets"]
     yield from table(
-        "Sockets, us (a publication: fixed and for each subscriber)",
+        "Sockets, us (a broadcast: a fixed part, and one for each subscriber)",
         ["what", "Global's thread", "I/O thread"],
-        [[name, own * 1e6, io * 1e6] for name, own, io in _priced(figures["prices"])]
+        [[name, own * 1e6, io * 1e6] for name, own, io in _priced(found["prices"])]
         + [
-            ["ping and answer", 0, figures["ping_io_us"]],
-            ["a publication in a burst, each subscriber", 0, _each(figures["burst"])],
-            ["1,000 bytes more of a publication, each", 0, figures["prices"]["io_byte"] * 1e9],
+            ["ping and answer", 0, found["ping_io_us"]],
+            ["a broadcast in a burst, each subscriber", 0, _each(found["burst"])],
+            [
+                "1,000 bytes more of a broadcast, each subscriber",
+                0,
+                found["prices"]["io_byte"] * 1e9,
+            ],
         ],
     )
 
@@ -62,13 +66,13 @@ def _priced(prices: Mapping[str, float]) -> list[tuple[str, float, float]]:
     return [
         ("receive", prices["receive"], prices["io_receive"]),
         ("send", prices["send"], prices["io_send"]),
-        ("publish, fixed", prices["publish"], 0.0),
-        ("publish, each subscriber", prices["publish_each"], prices["io_publish_each"]),
+        ("broadcast, fixed", prices["publish"], 0.0),
+        ("broadcast, each subscriber", prices["publish_each"], prices["io_publish_each"]),
     ]
 
 
-def _each(figures: Mapping[str, float]) -> float:
-    return figures["io_us"] / figures["subscribers"]
+def _each(found: Mapping[str, float]) -> float:
+    return found["io_us"] / found["subscribers"]
 
 
 def counted(results: Mapping[str, Any]) -> Iterator[str]:
@@ -100,7 +104,7 @@ def counted(results: Mapping[str, Any]) -> Iterator[str]:
     )
     yield from table(
         "What one DEL says (counted, the same in every run)",
-        ["Locals", "holders", "DEL", "pushes", "publications", "ACK", "reply", "bytes"],
+        ["Locals", "holders", "DEL", "targeted", "broadcast", "ACK", "reply", "bytes"],
         [
             [
                 each["locals"],
@@ -108,23 +112,23 @@ def counted(results: Mapping[str, Any]) -> Iterator[str]:
                 *(each["messages"].get(kind, 0) for kind in KINDS),
                 sum(each["bytes"].values()),
             ]
-            for figures in results["counts"].values()
-            for each in figures["dels"]
+            for found in results["counts"].values()
+            for each in found["dels"]
         ],
     )
 
 
 def deletions(results: Mapping[str, Any]) -> Iterator[str]:
     yield from table(
-        "The publication that follows, of any number of deletions",
+        "The broadcast that follows, of any number of deletions",
         ["Locals", "not more often than each ms", "bytes", "Global ms", "I/O thread ms"],
         [
             [
                 *(each["locals"], each["pause"] * 1e3, sum(each["later"]["bytes"].values())),
                 *(each["later"]["busy_s"] * 1e3, each["later"]["io_s"] * 1e3),
             ]
-            for figures in results["costs"].values()
-            for each in figures["dels_alone"][:1]
+            for found in results["costs"].values()
+            for each in found["dels_alone"][:1]
         ],
     )
     yield from table(
@@ -140,14 +144,14 @@ def deletions(results: Mapping[str, Any]) -> Iterator[str]:
     )
     yield from table(
         "One DEL while leases are renewed",
-        ["Locals", "holders", "answered after ms", "confirmed", "expired", "pushes"],
+        ["Locals", "holders", "answered after ms", "confirmed", "expired", "targeted"],
         [
             [
                 *(each["locals"], each["holding"], each["seconds"] * 1e3),
                 *(each["confirmed"], each["expired"], each["pushes"]),
             ]
-            for figures in results["costs"].values()
-            for each in figures["dels"]
+            for found in results["costs"].values()
+            for each in found["dels"]
         ],
     )
 
@@ -167,19 +171,19 @@ def leases(results: Mapping[str, Any]) -> Iterator[str]:
 
 
 def checked(results: Mapping[str, Any]) -> Iterator[str]:
-    figures = results["reality"]
+    found = results["reality"]
     yield from table(
-        f"CPU time of a real Global with {figures['nodes']} Nodes that all hold the key, us",
+        f"CPU time of a real Global with {found['nodes']} Nodes that all hold the key, us",
         ["", "real", "derived"],
         [
-            ["miss", figures["real"]["miss_us"], figures["derived"]["miss_us"]],
-            ["DEL", figures["real"]["del_us"], figures["derived"]["del_us"]],
+            ["miss", found["real"]["miss_us"], found["derived"]["miss_us"]],
+            ["DEL", found["real"]["del_us"], found["derived"]["del_us"]],
         ],
     )
 
 
 def memory(results: Mapping[str, Any]) -> Iterator[str]:
-    figures = results["memory"]
+    found = results["memory"]
     yield from table(
         "Memory at Global, MB",
         ["Locals", "sessions", "connections", "bits of a million keys", "full log"],
@@ -198,12 +202,12 @@ def memory(results: Mapping[str, Any]) -> Iterator[str]:
         "Bytes of each",
         ["what", "bytes"],
         [
-            *([f"session, of {size}", value] for size, value in figures["session_bytes"].items()),
-            ["connection", figures["connection_bytes"]],
-            ["deletion in the log", figures["log_entry_bytes"]],
+            *([f"session, of {size}", value] for size, value in found["session_bytes"].items()),
+            ["connection", found["connection_bytes"]],
+            ["deletion in the log", found["log_entry_bytes"]],
             *(
                 [f"bits of a key, {each['holding']:,} of {each['locals']:,}", each["bytes"]]
-                for each in figures["holder_bits"]
+                for each in found["holder_bits"]
             ),
         ],
     )

@@ -1,7 +1,8 @@
 """DEL: confirmed by 1 to 16 processes that hold the key, and with bystanders that do not.
 
-What peers do is not the same. Redis tells caches of a change, but its DEL waits for none of them;
-the others have no caches. dstore's DEL returns when no process can answer with the value any more.
+What peers do is not the same. Redis invalidates the caches of clients, but its DEL waits for none
+of them; the others have no caches. dstore's DEL returns when no process can answer with the value
+any more.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from benchmarks.measure import Contender, describe, flat, paired, timed
+from benchmarks.measure import Contender, describe, flat, timed
 from benchmarks.peers import BY_NAME, ECHO, OURS, Client, Peer, connected
 from benchmarks.processes import Crew, Place
 from benchmarks.run import Run
@@ -30,7 +31,7 @@ def hold(client: Client, keys: list[str]) -> None:
 
 
 def look(client: Client, key: str) -> None:
-    """Have a connection and hold nothing."""
+    """Open a connection, and hold nothing."""
     try:
         client.get(key)
     except KeyError:
@@ -49,7 +50,7 @@ class Deleter:
         self.crew = stack.enter_context(Crew())
 
     def contender(self, stage: str, holders: int) -> Contender:
-        """Deletes keys that have just been bound, and read by so many processes."""
+        """Return a contender that deletes keys which were just bound, and read by all holders."""
         keys = names(stage, (self.rounds + 1) * self.size)
         if self.peer is not ECHO:
             load(self.peer, self.place, keys)
@@ -70,7 +71,7 @@ class Deleter:
 
 
 def deletions(run: Run) -> None:
-    """The time of a DEL, over the number of holders."""
+    """Measure the time of a DEL over the number of holders."""
     with ExitStack() as stack:
         here: list[Deleter] = []
 
@@ -111,7 +112,6 @@ def _stage(run: Run, here: list[Deleter], holders: int, bystanders: int = 0) -> 
     blocks = run.turns("delete", contenders, run.scale.window_rounds)
     for who, found in blocks.items():
         at = {"holders": holders, "bystanders": bystanders}
-        run.figure("delete", who, "s", flat(found), at, tail=True)
-    ours, theirs = blocks.get(OURS.name), blocks.get(ECHO.name)
-    if ours and theirs and holders == GOAL_HOLDERS and not bystanders:
-        run.goal("delete", paired(ours, theirs), ours, theirs)
+        run.record("delete", who, "s", flat(found), at, tail=True)
+    if holders == GOAL_HOLDERS and not bystanders:
+        run.compare("delete", blocks, ECHO.name)

@@ -1,9 +1,9 @@
-"""What grows: a hit, a miss, a SET, and a DEL of what nobody holds, over keys and over Locals.
+"""Growth of a hit, a miss, a SET, and a DEL without holders, over keys and over Locals.
 
-Over keys: Global has so many, and the Node has all of them in its cache. Over Locals: so many
-processes with a Node each have joined, and hold nothing. All should cost the same everywhere. The
-``dict.get`` of as many keys and the bare echo show what the machine itself does: a dict that no
-longer fits into the processor's caches is slower, too.
+Over keys: Global has that number of keys, and the Node has all of them in its cache. Over Locals:
+that number of processes with a Node each have joined, and hold nothing. All should cost the same
+everywhere. The ``dict.get`` of as many keys and the bare echo show what the machine itself does: a
+dict that no longer fits into the processor's caches is slower, too.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from benchmarks.peers.ours import LOAD, OurClient
 from benchmarks.processes import Crew, Place, running_seconds
 from benchmarks.run import Run
 from benchmarks.settings import VALUE
-from benchmarks.wording import CPU, RESTED_DEL
 from benchmarks.workloads.deletions import client_of, look
 from benchmarks.workloads.reads import load, names
 
+CPU, RESTED_DEL = "DEL, CPU of Global", "DEL after a rest"
 SAMPLE = 10_000
 """Different keys in a block of hits."""
 LOCALS_KEYS = 10_000
 BLOCK = 100
 RESTED, REST = 20, 0.02
-"""DELs in a block of those that come after a rest of so many seconds."""
+"""DELs in a block that come after a rest, and the seconds of that rest."""
 ASKED = [""] * BLOCK
-"""Of the echo, which looks at no key."""
+"""The keys for the echo, which looks at none."""
 
 
 class Store:
-    """A Global with so many keys, all of them in the cache of one Node."""
+    """A Global with a number of keys, all of them in the cache of one Node."""
 
     def __init__(self, stack: ExitStack, keys: int) -> None:
         self.place: Place = stack.enter_context(OURS.serve())
@@ -54,7 +54,7 @@ class Store:
         self.asked = [f"kept/{number:06}" for number in numbers]
 
     def contenders(self, stage: str, rounds: int) -> Iterable[tuple[str, Callable[[int], Block]]]:
-        """Each operation by name, on keys of this stage alone."""
+        """Yield each operation by name, on keys of this stage alone."""
         kinds = ("miss", "SET", "DEL", RESTED_DEL)
         fresh = {kind: names(f"{stage}/{kind}", (rounds + 1) * BLOCK) for kind in kinds}
         load(OURS, self.place, [key for kind in kinds if kind != "SET" for key in fresh[kind]])
@@ -65,7 +65,7 @@ class Store:
 
         def delete(key: str) -> None:
             if (found := node.delete(key)) != (0, 0, 0):
-                raise RuntimeError(f"somebody held a key that nobody should hold: {found}")
+                raise RuntimeError(f"a key without holders was confirmed by {found}")
 
         def deletions(number: int) -> Block:
             before = running_seconds(self.place.pid)
@@ -90,7 +90,7 @@ class Store:
 
 
 def growth_of_keys(run: Run) -> None:
-    """All sizes take turns, so that a machine that drifts bends no curve."""
+    """Measure growth over keys. All sizes take turns, so that a drift of the machine hits all."""
     rounds = run.scale.growth_rounds
     contenders: list[Contender] = []
     stores: dict[int, Store] = {}
@@ -112,7 +112,7 @@ def _look_up(plain: dict[str, bytes], store: Store, _: int) -> Block:
 
 
 def growth_of_locals(run: Run) -> None:
-    """More and more Locals join, which hold nothing."""
+    """Measure growth over Locals that join and hold nothing."""
     rounds = run.scale.growth_rounds
     with ExitStack() as stack:
         store = Store(stack, min(LOCALS_KEYS, max(run.scale.growth_keys)))
@@ -135,7 +135,7 @@ def _record(
 ) -> None:  # fmt: skip
     for label, found in run.turns(workload, contenders, rounds).items():
         kind, _, count = label.rpartition("|")
-        run.figure(workload, kind, "s", flat(found), {axis: int(count)})
+        run.record(workload, kind, "s", flat(found), {axis: int(count)})
     for number, store in stores.items():
         if store.cpu:
-            run.figure(workload, CPU, "s", store.cpu, {axis: number})
+            run.record(workload, CPU, "s", store.cpu, {axis: number})

@@ -22,7 +22,7 @@ def idle(_: int) -> Iterator[None]:
 
 
 def join(_: None, start_ns: int, name: str, place: Place, key: str) -> float:
-    """Seconds until a new client has had its first answer."""
+    """Return the seconds until a new client has its first answer."""
     peer = BY_NAME[name]
     wait_until(start_ns)
     began = time.perf_counter()
@@ -35,7 +35,7 @@ def join(_: None, start_ns: int, name: str, place: Place, key: str) -> float:
 
 
 def joins(run: Run) -> None:
-    """Each newcomer is a process that has the library loaded, and nothing else of the peer."""
+    """Measure newcomers: processes that have the library loaded, and nothing else of the peer."""
     key = names("join", 1)[0]
     with ExitStack() as stack:
         places: dict[str, Place] = {}
@@ -56,9 +56,9 @@ def joins(run: Run) -> None:
             ]
             blocks = run.turns("join", contenders, rounds)
             for who, found in blocks.items():
-                run.figure("join", who, "s", flat(found), {"newcomers": count})
+                run.record("join", who, "s", flat(found), {"newcomers": count})
 
 
 def _crowd(crew: Crew, count: int, name: str, place: Place, key: str, _: int) -> Block:
-    """Until the last one has its answer."""
+    """Return the seconds until the last one has its answer."""
     return [max(crew.together(count, join, name, place, key))]

@@ -9,7 +9,6 @@ they are used.
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -18,11 +17,12 @@ from typing import Any
 
 import zmq
 
-from benchmarks.measure import Block, Contender, paired
+from benchmarks.measure import Block, Contender
 from benchmarks.peers import BY_NAME, Client, connected
+from benchmarks.peers.echo import answering
 from benchmarks.peers.ours import OurClient, serve
 from benchmarks.peers.over_ray import RayClient
-from benchmarks.processes import PATIENCE, Place, Worker, hosts, server
+from benchmarks.processes import CALL_TIMEOUT, Place, Worker, hosts, server
 from benchmarks.run import Run
 from benchmarks.settings import MIB
 
@@ -78,38 +78,20 @@ def their_client(name: str, place: Place, *_: object) -> Iterator[Client]:
 
 @contextmanager
 def _serve_frame(size: int) -> Iterator[Place]:
-    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    router = context.socket(zmq.ROUTER)
-    router.linger = 0
-    port = router.bind_to_random_port("tcp://127.0.0.1")
-    thread = threading.Thread(target=_send_frames, args=(router, content(size)))
-    thread.start()
-    try:
-        yield Place("127.0.0.1", port, os.getpid())
-    finally:
-        context.term()
-        thread.join()
-
-
-def _send_frames(router: zmq.Socket[bytes], body: bytes) -> None:
-    try:
-        while True:
-            route, _ = router.recv_multipart()
-            router.send_multipart((route, body), copy=False)
-    except zmq.ContextTerminated:
-        router.close()
+    with answering(content(size), copy=False) as place:
+        yield place
 
 
 @contextmanager
 def frames(size: int) -> Iterator[Callable[[], float]]:
-    """A function that has one frame sent without a copy, and says how long that took."""
+    """Yield a function that receives one frame without a copy, and returns the seconds."""
     with (
         server(_serve_frame, size) as place,
         zmq.Context() as context,
         context.socket(zmq.DEALER) as dealer,
     ):
         dealer.linger = 0
-        dealer.rcvtimeo = int(PATIENCE * 1000)
+        dealer.rcvtimeo = int(CALL_TIMEOUT * 1000)
         dealer.connect(f"tcp://{place.host}:{place.port}")
 
         def seconds() -> float:
@@ -214,7 +196,7 @@ def _keep(steps: Steps, number: int, found: dict[str, Any]) -> None:
 
 
 def large(run: Run) -> None:
-    """64 MiB: set, first read, read again, read by a second process."""
+    """Measure 64 MiB: set, first read, read again, read by a second process."""
     size = run.scale.large
     steps: dict[str, Steps] = {each: {} for each in (FRAME, AWAY, HERE, *OVER_REDIS, RAY)}
     makers = {FRAME: _frame, AWAY: _ours}
@@ -229,10 +211,9 @@ def large(run: Run) -> None:
         _loud(run, size, steps)
     for who, found in steps.items():
         for step, times in found.items():
-            run.figure("large", who, "s", times, {"bytes": size, "step": step})
-    ours, theirs = blocks.get(AWAY), blocks.get(FRAME)
-    if ours and theirs:
-        run.goal("large", paired(theirs, ours), ours, theirs)
+            run.record("large", who, "s", times, {"bytes": size, "step": step})
+    run.compare("large", blocks, FRAME, who=AWAY)
+    if AWAY in blocks:
         second = steps[AWAY]["second process"]
         run.goal("large-second", second, [second])
 

@@ -1,4 +1,4 @@
-"""Several processes in closed loops: each sends its next request when it has its answer.
+"""Several processes in closed loops: each sends its next request after the answer to the last.
 
 All of them start together and are measured over the same window; the rates are added up.
 """
@@ -12,8 +12,8 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
-from benchmarks.measure import Block, Contender, flat, paired
-from benchmarks.peers import BY_NAME, ECHO, OURS, Client, Peer
+from benchmarks.measure import Block, Contender, flat
+from benchmarks.peers import BY_NAME, ECHO, Client, Peer
 from benchmarks.peers.base import connected
 from benchmarks.processes import ChildFailed, Crew, Place, wait_until
 from benchmarks.run import Run
@@ -21,17 +21,17 @@ from benchmarks.settings import VALUE
 from benchmarks.workloads.reads import RATE, load, names
 
 COLD_RATE = 20_000
-"""Cold keys for one client and second: more than one can read."""
+"""Cold keys for one client and second: more than a client can read."""
 DRAWS = 20_000
 LOOKS = 0.0005
-"""Seconds between two looks at the clock, about."""
+"""About how many seconds pass between two looks at the clock."""
 PACE_MAX = 64
 RANK_EXPONENT = 1.0
-"""Of Zipf's law: the key of rank n is read in proportion to n to the power of minus this."""
+"""The exponent s of Zipf's law: the key of rank n is read in proportion to n ** -s."""
 
 
 class Loop:
-    """What one process does again and again."""
+    """The loop of one process."""
 
     def __init__(self, client: Client, keys: list[str], number: int) -> None:
         self.client = client
@@ -42,7 +42,7 @@ class Loop:
         """Operations between two looks at the clock."""
 
     def run(self, start_ns: int, seconds: float, some: Callable[[int], None]) -> float:
-        """Call ``some(pace)`` until the window is over. Operations a second."""
+        """Call ``some(pace)`` until the window is over. Returns operations per second."""
         wait_until(start_ns)
         clock = time.perf_counter
         began = now = clock()
@@ -66,7 +66,7 @@ def looping(name: str, place: Place, keys: list[str], number: int) -> Iterator[L
 
 
 def read_cold(loop: Loop, start_ns: int, seconds: float) -> float:
-    """Read keys in turn, none of them twice."""
+    """Read keys in turn, none of them twice. Returns reads per second."""
 
     def some(count: int) -> None:
         end = loop.at + count
@@ -81,7 +81,7 @@ def read_cold(loop: Loop, start_ns: int, seconds: float) -> float:
 
 
 def clients(run: Run) -> None:
-    """Misses of several processes at once."""
+    """Measure misses of several processes at once."""
     count = run.scale.clients
     windows = run.scale.window * (run.scale.window_rounds + 1)
     keys = names("cold", int(windows * COLD_RATE) + 1)
@@ -97,10 +97,8 @@ def clients(run: Run) -> None:
 
     blocks = run.compete("clients", prepare, run.scale.window_rounds)
     for who, found in blocks.items():
-        run.figure("clients", who, RATE, flat(found), {"processes": count})
-    ours, theirs = blocks.get(OURS.name), blocks.get(ECHO.name)
-    if ours and theirs:
-        run.goal("clients", paired(ours, theirs), ours, theirs, RATE)
+        run.record("clients", who, RATE, flat(found), {"processes": count})
+    run.compare("clients", blocks, ECHO.name, RATE)
 
 
 # Mixed reads and deletions -----------------------------------------------------------------------
@@ -108,7 +106,7 @@ def clients(run: Run) -> None:
 
 @contextmanager
 def mixing(name: str, place: Place, keys: list[str], number: int) -> Iterator[Loop]:
-    """Keys drawn by Zipf's law, the same ones for the same number."""
+    """Yield a loop over keys drawn by Zipf's law, the same ones for the same number."""
     weights = [1 / rank**RANK_EXPONENT for rank in range(1, len(keys) + 1)]
     drawn = random.Random(number).choices(keys, weights, k=DRAWS)
     with looping(name, place, drawn, number) as loop:
@@ -118,7 +116,7 @@ def mixing(name: str, place: Place, keys: list[str], number: int) -> Iterator[Lo
 
 
 def read_and_delete(loop: Loop, start_ns: int, seconds: float, share: float) -> float:
-    """Read keys; the given share of operations deletes a key and binds it anew."""
+    """Read keys; the given share of operations deletes a key and binds it again."""
     period = round(1 / share) if share else 0
     since = loop.number * 7 % period if period else 1
     get: Callable[[Any], object] = loop.client.get
@@ -144,7 +142,7 @@ def read_and_delete(loop: Loop, start_ns: int, seconds: float, share: float) -> 
 
 
 def mixed(run: Run) -> None:
-    """Zipf reads with deletions, in 1 to 8 processes."""
+    """Measure Zipf reads with deletions, in 1 to 8 processes."""
     keys = names("mixed", run.scale.mixed_keys)
     with ExitStack() as stack:
         crews: dict[str, tuple[Peer, Crew, Place]] = {}
@@ -174,7 +172,7 @@ def mixed(run: Run) -> None:
             for label, found in blocks.items():
                 name, _, share = label.rpartition("|")
                 at = {"processes": count, "deletions": float(share)}
-                run.figure("mixed", name, RATE, flat(found), at)
+                run.record("mixed", name, RATE, flat(found), at)
 
 
 def _window(run: Run, crew: Crew, count: int, share: float, _: int) -> Block:

@@ -20,7 +20,7 @@ WARM = 100
 
 
 def fill(_: None, name: str, place: Place, count: int, traced: bool) -> float:
-    """Have ``count`` more keys in a cache, all of them read twice. Bytes for each."""
+    """Read ``count`` more keys into a cache, each twice. Returns bytes per key."""
 
     def taken() -> int:
         gc.collect()
@@ -51,9 +51,9 @@ _SERVED = {OURS.name, "redis-py, client-side cache"}
 
 
 def memory(run: Run) -> None:
-    """Bytes for each key, beyond the key and the value themselves.
+    """Measure bytes per key, beyond the key and the value themselves.
 
-    In a worker these are Python objects, of which a plain dict has the same.
+    In a worker these two are Python objects, which a plain dict holds as well.
     """
     count = run.scale.memory_keys
     keys = names("memory", count + WARM)
@@ -65,8 +65,8 @@ def memory(run: Run) -> None:
             run.skip("memory", peer.name, describe(error))
             continue
         beyond = [traced - objects]
-        run.figure("memory", peer.name, "bytes", beyond, {"counted": "by Python"})
-        run.figure("memory", peer.name, "bytes", [grown - objects], {"counted": "by the system"})
+        run.record("memory", peer.name, "bytes", beyond, {"counted": "by Python"})
+        run.record("memory", peer.name, "bytes", [grown - objects], {"counted": "by the system"})
         if peer is OURS:
             run.goal("entry", beyond, [beyond], unit="bytes")
     raw = len(keys[0]) + len(VALUE)
@@ -76,11 +76,11 @@ def memory(run: Run) -> None:
         except Exception as error:
             run.skip("memory_server", peer.name, describe(error))
             continue
-        run.figure("memory_server", peer.name, "bytes", [grown - raw])
+        run.record("memory_server", peer.name, "bytes", [grown - raw])
 
 
 def _of_a_cache(peer: Peer, keys: list[str], count: int) -> tuple[float, float]:
-    """As Python counts its memory, and as the system does."""
+    """Return the growth as Python counts its memory, and as the system does."""
     with peer.serve() as place:
         if peer.name in _SERVED:
             load(peer, place, keys)

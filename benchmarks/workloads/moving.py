@@ -33,10 +33,10 @@ def get(client: OurClient, name: str) -> None:
 
 
 def moving(run: Run) -> None:
-    """p99 of a small GET that Global answers."""
+    """Measure the 99th percentile of a small GET that Global answers."""
     size = run.scale.moving
-    if lacks := _too_small(size):
-        run.skip("moving", "dstore", lacks)
+    if why := _too_small(size):
+        run.skip("moving", "dstore", why)
         return
     with ExitStack() as stack:
         host = stack.enter_context(hosts())
@@ -77,7 +77,7 @@ def moving(run: Run) -> None:
         ]
         blocks = run.turns("moving", contenders, run.scale.moving_rounds)
     for who, found in blocks.items():
-        run.figure("moving", who, "s", flat(found), {"bytes": size}, tail=True)
+        run.record("moving", who, "s", flat(found), {"bytes": size}, tail=True)
     alone = blocks.get(ALONE)
     if alone and DOWN in blocks and UP in blocks:
         # The worse of the two directions, round by round.

@@ -10,8 +10,8 @@ from itertools import cycle
 from statistics import median
 from typing import Any
 
-from benchmarks.measure import Block, Contender, flat, paired
-from benchmarks.peers import ECHO, OURS, Client, Peer, connected
+from benchmarks.measure import Block, Contender, flat
+from benchmarks.peers import ECHO, Client, Peer, connected
 from benchmarks.peers.ours import OurClient
 from benchmarks.processes import Place
 from benchmarks.run import Run
@@ -20,7 +20,7 @@ from benchmarks.settings import VALUE
 BATCH = 100
 """Keys in one ``get_many``."""
 BLOCK_SECONDS = 0.02
-"""What a block of hits is meant to take, of those that are slow."""
+"""How long a block of slow hits should take."""
 TRIAL = 20
 RATE = "1/s"
 
@@ -30,20 +30,20 @@ def names(kind: str, count: int) -> list[str]:
 
 
 def load(peer: Peer, place: Place, keys: list[str]) -> None:
-    """Bind keys by a client that then leaves, so that nobody holds them."""
+    """Bind keys with a client that then leaves, so that the keys have no holder."""
     with connected(peer, place) as loader:
         loader.load({key: bytes(bytearray(VALUE)) for key in keys})
 
 
 def reader(stack: ExitStack, peer: Peer, keys: list[str]) -> Client:
-    """A client that has read nothing yet, of a server that has the keys."""
+    """Return a client that has read nothing yet, of a server that has the keys."""
     place = stack.enter_context(peer.serve())
     load(peer, place, keys)
     return stack.enter_context(connected(peer, place))
 
 
 def hits(run: Run) -> None:
-    """A key that this process has read before, 100 bytes."""
+    """Measure reads of a key that this process has read before, 100 bytes."""
 
     def prepare(stack: ExitStack, peer: Peer) -> Contender:
         place = stack.enter_context(peer.serve())
@@ -56,21 +56,18 @@ def hits(run: Run) -> None:
 
     blocks = run.compete("hit", prepare, run.scale.rounds)
     for who, found in blocks.items():
-        run.figure("hit", who, "s", flat(found))
-    ours = blocks.get(OURS.name, [])
-    for goal, reference in (("hit", "dict"), ("hit-redis", "redis-py, client-side cache")):
-        if ours and (theirs := blocks.get(reference)):
-            pairs = (ours, theirs) if goal == "hit" else (theirs, ours)
-            run.goal(goal, paired(*pairs), ours, theirs)
+        run.record("hit", who, "s", flat(found))
+    run.compare("hit", blocks, "dict")
+    run.compare("hit-redis", blocks, "redis-py, client-side cache")
 
 
 def _fitting(client: Client, keys: list[Any]) -> int:
-    """How many hits fit into a block."""
+    """Return how many hits fit into a block."""
     return max(TRIAL, int(BLOCK_SECONDS / median(client.timed(keys))))
 
 
 def _checked(peer: Peer, client: Client, misses: int, block: Callable[[int], Block]) -> Contender:
-    """A contender that fails if dstore has not answered from where it should have."""
+    """Return a contender that fails if dstore has counted another number of misses."""
     if not isinstance(client, OurClient):
         return Contender(peer.name, block)
 
@@ -85,7 +82,7 @@ def _checked(peer: Peer, client: Client, misses: int, block: Callable[[int], Blo
 
 
 def _held(client: Client, kind: str, count: int) -> list[Any]:
-    """Keys that have been bound and read, in some order."""
+    """Bind and read keys. Returns them in another order."""
     client.load({key: bytes(bytearray(VALUE)) for key in names(kind, count)})
     # They are equal to those stored, but not the same objects.
     asked = [client.key(name) for name in names(kind, count)]
@@ -95,7 +92,7 @@ def _held(client: Client, kind: str, count: int) -> list[Any]:
 
 
 def misses(run: Run) -> None:
-    """A key that this process has never read, 100 bytes, bound by another client."""
+    """Measure reads of a key that this process has never read; another client has bound it."""
     size = run.scale.block
     keys = names("miss", (run.scale.rounds + 1) * size)
 
@@ -110,14 +107,12 @@ def misses(run: Run) -> None:
 
     blocks = run.compete("miss", prepare, run.scale.rounds)
     for who, found in blocks.items():
-        run.figure("miss", who, "s", flat(found), tail=True)
-    ours, theirs = blocks.get(OURS.name), blocks.get(ECHO.name)
-    if ours and theirs:
-        run.goal("miss", paired(ours, theirs), ours, theirs)
+        run.record("miss", who, "s", flat(found), tail=True)
+    run.compare("miss", blocks, ECHO.name)
 
 
 def batches(run: Run) -> None:
-    """A hundred keys in one call, none of them read before: keys a second."""
+    """Measure calls for a hundred keys that were never read before: keys per second."""
     size = BATCH * run.scale.batches
     keys = names("many", (run.scale.rounds + 1) * size)
 
@@ -138,7 +133,5 @@ def batches(run: Run) -> None:
 
     blocks = run.compete("get_many", prepare, run.scale.rounds)
     for who, found in blocks.items():
-        run.figure("get_many", who, RATE, flat(found))
-    ours, theirs = blocks.get(OURS.name), blocks.get("redis-py")
-    if ours and theirs:
-        run.goal("get_many", paired(ours, theirs), ours, theirs, RATE)
+        run.record("get_many", who, RATE, flat(found))
+    run.compare("get_many", blocks, "redis-py", RATE)

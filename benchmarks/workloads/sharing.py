@@ -1,8 +1,8 @@
-"""One copy per host: several processes that need one large value at once, and what it costs them.
+"""One copy per host: several processes need one large value at once.
 
-Measured are the time until all of them have it, how much private memory each has more, and how
-many bytes the server has sent; and for dstore the peak of private memory while a file is uploaded
-from one host and read on another.
+Measured are the time until all of them have it, how much their private memory grows, and how many
+bytes the server has sent; and for dstore the peak of private memory while a file is uploaded from
+one host and read on another one.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from benchmarks.run import Run
 from benchmarks.workloads.large import delete, our_client, seconds_of_set, their_client
 
 REDIS = "redis-py"
-LOOK = 0.01
+POLL_SECONDS = 0.01
 """Seconds between two looks at the memory of processes."""
 TIME, MEMORY, SENT = "until all have it", "private memory of each", "sent by the server"
 UNITS = {TIME: "s", MEMORY: "bytes", SENT: "bytes"}
@@ -30,7 +30,7 @@ Samples = dict[str, list[float]]
 
 
 def sharing(run: Run) -> None:
-    """Several processes of a host read one large value at once."""
+    """Measure several processes of a host that read one large value at once."""
     samples: dict[str, Samples] = {OURS.name: {}, REDIS: {}}
     with ExitStack() as stack:
         contenders = [_ours(stack, run, samples[OURS.name])]
@@ -40,9 +40,9 @@ def sharing(run: Run) -> None:
     for who in left:
         for what, found in samples[who].items():
             at: At = {"bytes": run.scale.large, "processes": run.scale.clients, "what": what}
-            run.figure("sharing", who, UNITS[what], found, at)
+            run.record("sharing", who, UNITS[what], found, at)
     for who, grown in _peaks(run.scale.moving).items():
-        run.figure("peak", who, "bytes", [grown], {"bytes": run.scale.moving})
+        run.record("peak", who, "bytes", [grown], {"bytes": run.scale.moving})
 
 
 # Many readers -----------------------------------------------------------------------------------
@@ -92,7 +92,7 @@ def _readers(who: str, size: int, writer: Worker, crew: Crew, samples: Samples) 
 
 
 def read_and_keep(client: Client, start_ns: int, name: str) -> float:
-    """Seconds until this process has the value."""
+    """Return the seconds until this process has the value."""
     wait_until(start_ns)
     began = time.perf_counter()
     client.kept = client.get(client.key(name))
@@ -104,7 +104,7 @@ def drop(client: Client) -> None:
 
 
 def bytes_sent(client: Client) -> int:
-    """By the server, since it began."""
+    """Return the bytes that the server has sent since it started."""
     return client.bytes_sent()
 
 
@@ -112,7 +112,7 @@ def bytes_sent(client: Client) -> int:
 
 
 def _peaks(size: int) -> dict[str, int]:
-    """Bytes of private memory, at most, beyond what each process had before."""
+    """Return by how many bytes the private memory of each process grew at most."""
     with ExitStack() as stack:
         host = stack.enter_context(hosts())
         place: Place = stack.enter_context(serve(host("one")))
@@ -130,13 +130,13 @@ def _peaks(size: int) -> dict[str, int]:
 
 @contextmanager
 def watched(pids: dict[str, int]) -> Iterator[dict[str, int]]:
-    """The growth of the private memory of processes, at its peak; complete when it is left."""
+    """Measure by how much the private memory of processes grows at most, until the block ends."""
     before = {name: resident(pid) for name, pid in pids.items()}
     most = dict.fromkeys(pids, 0)
     done = threading.Event()
 
     def watch() -> None:
-        while not done.wait(LOOK):
+        while not done.wait(POLL_SECONDS):
             for name, pid in pids.items():
                 most[name] = max(most[name], resident(pid) - before[name])
 

@@ -1,7 +1,7 @@
-"""What every command shares: exit codes, and how errors and counters are put into lines.
+"""What every command shares: exit codes, and the lines of errors and counters.
 
-All that a person reads and others may have written passes through ``quoting``: here for error
-lines and counters, in ``repl.show`` for keys and values.
+Text that others may have written passes through ``quoting`` before a person reads it: here for
+errors and counters, in ``show`` for keys and values.
 """
 
 from __future__ import annotations
@@ -19,28 +19,29 @@ from dstore.quoting import quoted, visible
 
 EXIT_OK = 0
 EXIT_REFUSED = 1
-"""A missing or an occupied key, a full store: Global has answered, and the answer is no."""
+"""A missing or an occupied key, or a full store: Global has answered, and the answer is no."""
 EXIT_USAGE = 2
 """The command line, a key, a value, an address or a file is wrong."""
 EXIT_UNREACHED = 3
-"""Global cannot be reached; or it was lost during a write, which may or may not have happened."""
+"""Global cannot be reached, or it was lost during a write, whose outcome is unknown."""
 EXIT_INTERRUPTED = 130
 EXIT_PIPE_CLOSED = 141
-"""What a shell reports of a program that SIGPIPE ended."""
+"""The exit code that a shell reports for a program that SIGPIPE has ended."""
 
 BUILT_IN_ERRORS = (TypeError, ValueError, OSError, MemoryError, RecursionError)
-"""What a command may raise besides the errors of dstore; each becomes one line."""
+"""The errors that a command may raise besides those of dstore; each becomes one line."""
+STDIN_CLOSED = "standard input is closed, so there is nothing to read"
 MESSAGE_MAX = 2000
-"""Characters of an error message that are shown. (A refusal of Global may have any number.)"""
+"""The number of characters of an error message that are shown."""
 
 
 def one_line(error: BaseException) -> str:
-    """What an error says, on one line, fit for a terminal."""
+    """Return the message of an error on one line that steers no terminal."""
     return _line_of(str(error)) or type(error).__name__
 
 
 def said(error: BaseException) -> str:
-    """The same, and for what the system refused: the file, and why."""
+    """Return the message of an error on one line; for an OSError the file and the reason."""
     if isinstance(error, OSError) and error.strerror:
         where = f"{visible(str(error.filename))}: " if error.filename else ""
         return where + _line_of(error.strerror)
@@ -58,13 +59,14 @@ def _line_of(message: str) -> str:
 
 @contextlib.contextmanager
 def leaving_on_signals() -> Iterator[None]:
-    """SIGTERM and SIGHUP end this block as Ctrl-C does: no half file stays, and a goodbye is said.
+    """Let SIGTERM and SIGHUP end this block as Ctrl-C does.
 
-    If this is the main thread; what is ignored stays ignored, as nohup wants it.
+    No half file is left, and the Node says goodbye to Global. It works in the main thread alone. A
+    signal that is ignored stays ignored, as nohup wants it.
     """
 
     def leave(signum: int, frame: FrameType | None) -> NoReturn:
-        raise SystemExit(128 + signum)  # what a shell says of one that died of it
+        raise SystemExit(128 + signum)  # as a shell reports a program that this signal has ended
 
     before = {}
     if threading.current_thread() is threading.main_thread():
@@ -80,33 +82,33 @@ def leaving_on_signals() -> Iterator[None]:
 
 
 def plain(address: str) -> str:
-    """An address as people write it: ``tcp://`` goes without saying."""
+    """Return an address as people write it, without ``tcp://``."""
     return address.removeprefix("tcp://")
 
 
 def complain(message: str, program: str = "dstore") -> None:
-    """One line on standard error; nobody may be listening."""
+    """Print one line on standard error, which may be closed."""
     with contextlib.suppress(OSError, ValueError):
         print(f"{program}: {visible(message)}", file=sys.stderr, flush=True)
 
 
 def be_lenient(stream: TextIO, errors: str) -> None:
-    """Let one character that a stream cannot encode spoil itself, and not the whole line or run."""
+    """Let a stream replace characters that it cannot encode, instead of raising an error."""
     if reconfigure := getattr(stream, "reconfigure", None):
         reconfigure(errors=errors)
 
 
 def counter_lines(counters: Mapping[str, Any], within: str = "") -> Iterator[str]:
-    """Counters, one on each line; a counter that is a table itself is unfolded."""
+    """Yield counters, one on each line, also those of tables within the table."""
     for key, value in counters.items():
         name = f"{within}{quoted(str(key))}"
         if isinstance(value, Mapping):
             yield from counter_lines(value, f"{name}.")
         else:
-            yield f"{name:<26} {_figure(value)}"
+            yield f"{name:<26} {_number(value)}"
 
 
-def _figure(value: Any) -> str:
+def _number(value: Any) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
     if isinstance(value, float):
@@ -115,17 +117,17 @@ def _figure(value: Any) -> str:
 
 
 def in_utf8(stream: Any, errors: str, newline: str | None = None) -> None:
-    """Have a standard stream read or write UTF-8, whatever the locale or PYTHONIOENCODING says.
+    """Let a standard stream read or write UTF-8, whatever the locale or PYTHONIOENCODING says.
 
-    Keys and values are bytes, and the same ones everywhere: a C locale must not hide half of them.
-    A stand-in for a stream, as tests have, stays as it is.
+    Keys and values are bytes, and the same bytes everywhere: a C locale must not hide half of them.
+    A replacement for a stream, as tests have, stays as it is.
     """
     if reconfigure := getattr(stream, "reconfigure", None):
         reconfigure(encoding="utf-8", errors=errors, newline=newline)
 
 
 def text_or_bytes(raw: bytes) -> str | bytes:
-    """What somebody typed or passed: text, or bytes where these are not UTF-8."""
+    """Return what was typed or passed: text, or bytes that are not UTF-8."""
     try:
         return raw.decode()
     except UnicodeDecodeError:
@@ -133,7 +135,7 @@ def text_or_bytes(raw: bytes) -> str | bytes:
 
 
 def drop_stdout() -> None:
-    """Send what is still to be printed nowhere: whoever read it has gone."""
+    """Discard what is still to be printed, since the reader of the pipe has gone."""
     with contextlib.suppress(OSError, ValueError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())

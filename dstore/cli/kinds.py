@@ -1,6 +1,6 @@
-"""Kinds of arguments of the command line, for argparse: each checks a text and converts it.
+"""Types of arguments of the command line: each checks a text and converts it.
 
-They raise ArgumentTypeError, with what to say.
+They raise ArgumentTypeError, whose message argparse prints.
 """
 
 from __future__ import annotations
@@ -15,29 +15,28 @@ from dstore.cli.console import text_or_bytes
 from dstore.config import SIZE_MAX
 
 DIGITS_MAX = 20
-"""Python refuses to read numbers of thousands of digits, in words of its own."""
+"""More digits are refused here, since Python has its own error for thousands of digits."""
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:I?B)?", re.IGNORECASE)
 
 
 def address(text: str) -> str:
-    """An address; ``tcp://`` may be left out, as it is where dstore prints one."""
+    """Return an address. ``tcp://`` may be left out, as it is where dstore prints an address."""
     return text if "://" in text else f"tcp://{text}"
 
 
 def as_passed(text: str) -> str | bytes:
-    """An argument as the shell passed it: text, or bytes where these are not UTF-8.
+    """Return an argument as the shell passed it: text, or bytes that are not UTF-8.
 
-    It is the bytes that count, and not what the locale takes them for: what ``dstore keys`` has
-    written is the same key again, in any locale.
+    The bytes count, whatever the locale: what ``dstore keys`` has written is the same key again.
     """
     try:
         return text_or_bytes(os.fsencode(text))
-    except UnicodeEncodeError:  # no shell has passed this
+    except UnicodeEncodeError:  # it did not come from a shell
         return text
 
 
 def between(low: float, high: float, unit: str) -> Callable[[str], float]:
-    """A number in a range."""
+    """Return a converter for a number in a range."""
 
     def convert(text: str) -> float:
         try:
@@ -52,7 +51,7 @@ def between(low: float, high: float, unit: str) -> Callable[[str], float]:
 
 
 def count(high: int) -> Callable[[str], int]:
-    """A whole number from 1 on."""
+    """Return a converter for a whole number from 1 to ``high``."""
 
     def convert(text: str) -> int:
         if not text.isdecimal() or len(text) > DIGITS_MAX or not 1 <= int(text) <= high:
@@ -63,14 +62,14 @@ def count(high: int) -> Callable[[str], int]:
 
 
 def folder(text: str) -> str:
-    """A folder that there is, or "" for none."""
+    """Return a folder that exists, or "" for none."""
     if text and not os.path.isdir(text):
         raise ArgumentTypeError(f"{text!r} is not a folder")
     return text
 
 
 def between_sizes(low: int, high: int) -> Callable[[str], int]:
-    """A number of bytes in a range."""
+    """Return a converter for a number of bytes in a range."""
 
     def convert(text: str) -> int:
         number = _bytes(text)
@@ -84,7 +83,7 @@ def between_sizes(low: int, high: int) -> Callable[[str], int]:
 
 
 def size(text: str) -> int:
-    """A number of bytes, with K, M, G or T for powers of 1024."""
+    """Return a number of bytes, written with K, M, G or T for powers of 1024."""
     number = _bytes(text)
     if not 1 <= number <= SIZE_MAX:
         raise ArgumentTypeError(f"{text!r} is not a size, such as 512M or 4G")

@@ -1,4 +1,4 @@
-"""Log records on standard error: one line for each, whatever the text in it."""
+"""Log records on standard error, one line for each record."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ CLIENT_LINE = "dstore: %(message)s"
 
 
 class OneLine(logging.Formatter):
-    """Escapes what would begin a line or steer a terminal.
+    """A formatter that escapes what would begin a line or steer a terminal.
 
-    The lines of a traceback are indented, so that none of them can pass for a record.
+    The lines of a traceback are indented, so that none of them looks like a record.
     """
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
@@ -27,7 +27,7 @@ class OneLine(logging.Formatter):
 
 
 def log_to_stderr(line: str, level: int = logging.WARNING) -> None:
-    """Write log records from ``level`` on to standard error, each in the form of ``line``."""
+    """Write log records of ``level`` and above to standard error, in the form of ``line``."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(OneLine(line))
     logging.basicConfig(handlers=[handler], level=level)

@@ -1,6 +1,6 @@
-"""The commands that ask Global once and leave: set, put, del, get, keys, stats.
+"""The commands that ask Global once and end: set, put, del, get, keys, stats.
 
-Each returns its exit code and raises what goes wrong; ``main`` turns that into a line.
+Each returns its exit code and raises what goes wrong; ``main`` turns that into one line.
 """
 
 from __future__ import annotations
@@ -12,11 +12,9 @@ from codecs import getincrementaldecoder
 from collections.abc import Iterator
 
 from dstore.cli import console, values
-from dstore.cli.arguments import STDIN_CLOSED
 from dstore.cli.kinds import as_passed
 from dstore.cli.progress import progress_bar
-from dstore.cli.repl import text
-from dstore.cli.show import array_repr, is_array, shown
+from dstore.cli.show import array_repr, is_array, shown, unreadable
 from dstore.client.node import Node
 from dstore.errors import UnknownCodec
 from dstore.quoting import visible
@@ -45,7 +43,7 @@ def put(options: Namespace) -> int:
 
 
 def delete(options: Namespace) -> int:
-    """Delete keys; every one is tried, whether or not another is missing."""
+    """Delete keys. Each one is tried, even if another one is missing."""
     with _node(options) as node:
         deleted = node.delete_many(options.keys, wait=not options.no_wait)
     missing = [key for key in options.keys if key not in deleted]
@@ -71,16 +69,15 @@ def get(options: Namespace) -> int:
 
 
 def _for_people(node: Node, key: str | bytes) -> Iterator[str]:
-    """A value as a terminal shows it, piece by piece.
+    """Yield a value as a terminal shows it, piece by piece.
 
-    Its newlines and tabs stay, since there is nothing but the value that they could forge. What
-    steers a terminal, is invisible, or is not UTF-8 is escaped. Raises ValueError if only a program
-    can read the value.
+    Newlines and tabs stay, since nothing but the value is shown. What would steer a terminal, is
+    invisible, or is not UTF-8 is escaped. Raises ValueError if only a program can read the value.
     """
     try:
         value = node.get(key)
     except UnknownCodec as error:
-        raise ValueError(text.unreadable(error.codec, "-o FILE")) from None
+        raise ValueError(unreadable(error.codec, "-o FILE")) from None
     if is_array(value):
         yield f"{visible(array_repr(value), lines=True)}\n"
         return
@@ -93,7 +90,7 @@ def _for_people(node: Node, key: str | bytes) -> Iterator[str]:
 
 
 def keys(options: Namespace) -> int:
-    """List keys: as the bytes that they are, or at a terminal so that each takes one line."""
+    """List keys: a pipe gets their bytes, and a terminal gets each key on one line."""
     end = "\0" if options.null else "\n"
     at_terminal = sys.stdout.isatty()
     with _node(options) as node:
@@ -108,7 +105,7 @@ def keys(options: Namespace) -> int:
 
 
 def stats(options: Namespace) -> int:
-    """Show what Global counts."""
+    """Show the counters of Global."""
     with _node(options) as node:
         counters = node.global_stats()
     if options.json:
@@ -127,7 +124,7 @@ def _node(options: Namespace) -> Node:
 
 
 def _large_file(options: Namespace) -> str | None:
-    """The file that the command line names, if the Node is to read it, piece by piece."""
+    """Return the file of the command line, if it is so large that the Node reads it itself."""
     file: str | None = options.file
     if file in (None, "-") or options.value is not None:
         return None
@@ -135,7 +132,7 @@ def _large_file(options: Namespace) -> str | None:
 
 
 def _value(options: Namespace) -> str | bytes | bytearray:
-    """The value that the command line names: its own text, or the bytes of a file or of stdin."""
+    """Return the value of the command line: its text, or the bytes of a file or of stdin."""
     if options.value is not None and options.file is not None:
         raise ValueError("give either a value or --file, not both")
     if options.file not in (None, "-"):
@@ -144,5 +141,5 @@ def _value(options: Namespace) -> str | bytes | bytearray:
     if options.file is None and options.value not in (None, "-"):
         return as_passed(options.value)
     if sys.stdin is None:
-        raise ValueError(STDIN_CLOSED)
+        raise ValueError(console.STDIN_CLOSED)
     return values.read_all(sys.stdin.buffer, "standard input")

@@ -1,7 +1,7 @@
-"""A bar that shows how far a large value has come: on a terminal, and only if it takes a while.
+"""A progress bar for a large value: on a terminal, and only if the transfer takes a while.
 
-It goes to standard error, so that what goes to standard output stays what it is, and disappears
-when all is done. It is drawn by the thread that moves the value; there is no other one.
+It goes to standard error, so that standard output has nothing but the value, and disappears at the
+end. The thread that moves the value draws it.
 """
 
 from __future__ import annotations
@@ -18,36 +18,37 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
 SHOW_AFTER = 0.5
-"""Seconds that something may take without a bar."""
+"""Seconds before a bar appears."""
 DRAW_EVERY = 0.1
-"""Seconds."""
+"""Seconds between two updates of the bar."""
 BAR_MAX, BAR_MIN = 30, 5
 """Columns of the bar itself."""
 WIDEST = {"done": 16, "what": 8, "speed": 11, "left": 9}
-"""Columns that the other parts may take, those first that a narrow window shows first."""
+"""Columns that the other parts may take; a narrow window shows the first ones."""
 
 Progress: TypeAlias = Callable[[str, int, int], None]
-"""What a Node tells how far it is: what it does, how many bytes are done, and of how many."""
+"""A function that a Node calls with what it does, the bytes that are done, and all bytes."""
 
 
 @contextlib.contextmanager
 def progress_bar(*, quiet: bool = False) -> Iterator[Progress | None]:
-    """What to give to a Node as ``progress``; None if nobody wants to see a bar.
+    """Yield the ``progress`` for a Node.
 
-    The terminal is as it was when the block ends, however it ends.
+    It is None without a terminal, without rich, and with ``quiet``. The bar is removed when the
+    block ends.
     """
     if quiet or not sys.stderr.isatty() or find_spec("rich") is None:  # rich: the extra "cli"
         yield None
         return
     bar = Bar()
     try:
-        yield bar.tell
+        yield bar.update
     finally:
         bar.stop()
 
 
 class Bar:
-    """One bar. It starts again when the Node goes on to something else, sending after reading."""
+    """One bar. It starts again when the Node does something else, such as sending after reading."""
 
     def __init__(self) -> None:
         self._draw_at = time.monotonic() + SHOW_AFTER
@@ -59,8 +60,8 @@ class Bar:
     def __repr__(self) -> str:
         return f"<Bar {self._what} {self._done:,}{' shown' if self._rich else ''}>"
 
-    def tell(self, what: str, done: int, total: int) -> None:
-        """Show this much, if it is time to."""
+    def update(self, what: str, done: int, total: int) -> None:
+        """Show how much is done, if the next update is due."""
         again = what != self._what or done < self._done
         self._what, self._done = what, done
         if again and self._rich is not None and self._task is not None:
@@ -89,9 +90,9 @@ class Bar:
 
 
 def parts_that_fit(columns: int) -> dict[str, int]:
-    """The parts of a bar that a window of this width has room for, and their own widths.
+    """Return the parts of a bar for which a window of this width has room, with their widths.
 
-    There is always the first one. The bar itself takes what is left.
+    The first part is always there. The bar itself takes what is left.
     """
     shown: dict[str, int] = {}
     for name, width in WIDEST.items():
@@ -105,7 +106,7 @@ def parts_that_fit(columns: int) -> dict[str, int]:
 
 
 def _new_bar() -> RichProgress:
-    """Imported here: whoever needs no bar does without rich, and starts more quickly."""
+    """Create a bar. rich is imported here, so that commands without a bar start quickly."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,

@@ -1,4 +1,4 @@
-"""``dstore global``: run Global until a signal says stop."""
+"""``dstore global``: run Global until a signal stops it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dstore.transport.addresses import is_private
 
 
 def serve(options: Namespace) -> int:
-    """Run Global in this thread until SIGINT or SIGTERM; returns the exit code."""
+    """Run Global in this thread until SIGINT or SIGTERM. Returns the exit code."""
     _log_to_stderr(options)
     take_all_descriptors()
     server = Global(
@@ -40,27 +40,27 @@ def serve(options: Namespace) -> int:
 
 
 def take_all_descriptors() -> None:
-    """Raise this process's limit of open files as far as it may.
+    """Raise this process's limit of open files as far as the system permits.
 
     Each Local has three connections here, or more. Without a descriptor for the next one ZeroMQ
-    takes in no more Locals, says nothing, and its I/O thread never rests again.
+    accepts no more Locals, reports nothing, and its I/O thread spins from then on.
     """
     try:
         import resource
     except ImportError:  # pragma: no cover - Windows
         return
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(OSError, ValueError):  # where "unlimited" cannot be had
+    with contextlib.suppress(OSError, ValueError):  # where "unlimited" is not accepted
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _greet(server: Global) -> None:
     try:
         print(f"Dstore server listening on {plain(server.address)}", flush=True)
-    except OSError as error:  # nobody reads it, which is no reason not to serve
+    except OSError as error:  # Global serves even if the line cannot be printed
         console.drop_stdout()
         if not isinstance(error, BrokenPipeError):
-            why = f"standard output does not take that: {console.said(error)}"
+            why = f"standard output cannot be written: {console.said(error)}"
             console.complain(f"listening on {plain(server.address)}; {why}")
 
 
@@ -70,16 +70,16 @@ def _warn_if_exposed(server: Global) -> None:
     if exposed:
         console.complain(
             f"warning: {' and '.join(exposed)} can be reached from other "
-            "machines; there is no authentication and no encryption, so whoever reaches it can "
-            "read and write everything"
+            "machines; there is no authentication and no encryption, so every program that "
+            "reaches it can read and write everything"
         )
 
 
 def _stop_on_signals(server: Global) -> None:
-    """Let a thread of its own wait for the signals.
+    """Start a thread that waits for the signals.
 
-    A handler would run in the thread that serves, and not before that wakes up: a signal that
-    comes when it is about to sleep would have to wait for the next message.
+    A handler would run in the thread that serves, and only when that wakes up: a signal that comes
+    just before it sleeps would have to wait for the next message.
     """
     signals = {signal.SIGINT, signal.SIGTERM}
     signal.pthread_sigmask(signal.SIG_BLOCK, signals)
@@ -87,7 +87,7 @@ def _stop_on_signals(server: Global) -> None:
     def watch() -> None:
         signal.sigwait(signals)
         server.stop()
-        os._exit(128 + signal.sigwait(signals))  # the second one ends a Global that is stuck
+        os._exit(128 + signal.sigwait(signals))  # a second signal ends a Global that hangs
 
     try:
         threading.Thread(target=watch, name="dstore-signals", daemon=True).start()

@@ -1,7 +1,7 @@
 """Values on one line, however large they are.
 
-What is small is written in full. Of what would take more than ``SHOWN_MAX`` characters there are
-its type, its size and its beginning; no more of it than that is turned into text.
+A small value is written in full. One that would take more than ``SHOWN_MAX`` characters is shown by
+its type, its size and its beginning, and only the beginning is turned into text.
 """
 
 from __future__ import annotations
@@ -14,25 +14,25 @@ from typing import Any
 from dstore.quoting import is_plain, visible
 
 SHOWN_MAX = 4096
-"""Characters that a value may take on a line in full."""
+"""The number of characters up to which a value is shown in full."""
 BEGINNING = 100
-"""Characters, or bytes, that are shown of one that would take more."""
+"""The number of characters or bytes that are shown of a larger value."""
 ARRAY_ITEMS_MAX, ARRAY_ITEM_BYTES_MAX = 2000, 256
-"""NumPy shows six items in each dimension of a large array, and so may show any number of them.
-Beyond this an array is only described.
+"""NumPy shows six items in each dimension of a large array, which may be any number in all. An
+array beyond these limits is only described.
 """
 NUMPY_SHOWS_ALL = 1000
-"""An array of so many items NumPy shows in full."""
+"""The number of items up to which NumPy shows an array in full."""
 NUMPY_SHOWS_EACH = 6
 
 _LINE_BREAK = re.compile(r"\n\s*")
 
 
 def shown(item: Any) -> str:
-    """A key or a value on one line: text as it is, everything else as Python would write it.
+    """Return a key or a value on one line: text as it is, everything else as Python writes it.
 
-    Text that would break the line, steer the terminal, or not be seen is written as Python would,
-    too. All of this holds in a pipe as well: a reply of the REPL is one line.
+    Text that would break the line, steer the terminal or stay invisible is written as Python does,
+    too. This holds in a pipe as well, since a reply of the REPL is one line.
     """
     if is_array(item):
         return visible(_shown_array(item))
@@ -43,18 +43,26 @@ def shown(item: Any) -> str:
 
 
 def is_array(value: object) -> bool:
-    """Whether a value that a Node without further codecs has read is an array of NumPy's."""
+    """Return whether a value that a Node with the default codecs has read is a NumPy array."""
     return hasattr(value, "dtype")
 
 
 def array_repr(array: Any) -> str:
-    """How NumPy shows an array, on several lines; a description if that would take too many."""
+    """Return an array as NumPy shows it, on several lines, or a description of a larger one."""
     items = array.size
     if items > NUMPY_SHOWS_ALL:
         items = math.prod(min(length, NUMPY_SHOWS_EACH) for length in array.shape)
     if items > ARRAY_ITEMS_MAX or array.dtype.itemsize > ARRAY_ITEM_BYTES_MAX:
         return f"<{_described(array)}>"
     return repr(array)
+
+
+def unreadable(codec: str, instead: str) -> str:
+    """Return why a value is not shown, and what to do ``instead``."""
+    why = (
+        "an array, and numpy is not installed" if codec == "ndarray" else f"of the codec {codec!r}"
+    )
+    return f"the value cannot be shown, since it is {why}; {instead} writes its bytes to a file"
 
 
 def _shown_array(array: Any) -> str:
@@ -67,7 +75,7 @@ def _shown_array(array: Any) -> str:
 
 
 def _described(value: Any) -> str:
-    """What kind of value this is, and how large."""
+    """Return the type and the size of a value."""
     if is_array(value):
         dtype = str(value.dtype)
         dtype = dtype if len(dtype) <= BEGINNING else f"{dtype[:BEGINNING]} ..."
@@ -88,7 +96,7 @@ def _beginning(value: Any) -> str:
 
 
 def _begun(value: Any, most: int) -> tuple[str, bool]:
-    """At most so many characters of what Python would write, and whether that is the whole."""
+    """Return at most ``most`` characters of what Python writes, and whether that is all."""
     pieces = []
     left = most
     for piece in _written(value):
@@ -100,7 +108,7 @@ def _begun(value: Any, most: int) -> tuple[str, bool]:
 
 
 def _written(value: Any) -> Iterator[str]:
-    """What Python would write, piece by piece; of long text and bytes only as much as is shown."""
+    """Yield what Python writes, piece by piece; of long text and bytes only what is shown."""
     if isinstance(value, (str, bytes)):
         yield repr(value[: SHOWN_MAX + 1])
     elif isinstance(value, memoryview):

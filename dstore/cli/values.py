@@ -1,8 +1,8 @@
-"""Values in and out of files, for people: what ``dstore get`` writes, and GETFILE.
+"""Values in and out of files, as ``dstore get`` and GETFILE write them.
 
 Bytes and text are written as they are, an array as a ``.npy`` file, a value that only some program
-can read as it is stored, and all others as JSON. No file holds half of a value: one that is
-written appears when it is whole.
+can read as it is stored, and all others as JSON. No file has half of a value: a file appears when
+it is complete.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from dstore.errors import DstoreError, UnknownCodec
 
 Bytes: TypeAlias = "bytes | bytearray | memoryview"
 PIECE_BYTES = 1 << 20
-"""What is read or written in one go."""
+"""The number of bytes that are read or written at a time."""
 UNFINISHED = ".dstore-"
-"""How the name of the folder begins in which a file is written that does not yet appear."""
+"""How the name of the folder begins in which a file is written until it is complete."""
 JSON_CODEC = "msgpack"
 """The codec of the values that are written as JSON."""
 
@@ -35,19 +35,19 @@ JSON_CODEC = "msgpack"
 
 
 def is_large_file(path: str) -> bool:
-    """Whether this is better read by the Node itself, piece by piece, than into memory.
+    """Return whether the Node itself should read a file, piece by piece, and not into memory.
 
-    Those are regular files of some size: others may have more bytes than the system says, or go on
-    for ever. Raises OSError.
+    These are regular files of some size; other files may have more bytes than the system says, or
+    never end. Raises OSError.
     """
     status = os.stat(path)
     return stat.S_ISREG(status.st_mode) and status.st_size >= config.LARGE_FROM_DEFAULT
 
 
 def read_all(file: BinaryIO, name: str) -> bytearray:
-    """What a file or a pipe has, to its end. Raises ValueError if that is too much for a value.
+    """Read a file or a pipe to its end. Raises ValueError if that is too much for a value.
 
-    Not ``file.read(limit)``, which asks the system for that much memory beforehand.
+    ``file.read(limit)`` would ask the system for that much memory in advance.
     """
     data = bytearray()
     ended = False
@@ -64,7 +64,7 @@ def read_all(file: BinaryIO, name: str) -> bytearray:
 
 
 def read_file(path: str) -> bytearray:
-    """The bytes of a file. Raises OSError; ValueError if it is a device, a pipe, or too large."""
+    """Read a file. Raises OSError, or ValueError if it is a device, a pipe, or too large."""
     if not stat.S_ISREG(os.stat(path).st_mode) and not os.path.isdir(path):
         raise ValueError(f"{path} is not a regular file")
     with open(path, "rb") as file:
@@ -75,22 +75,22 @@ def read_file(path: str) -> bytearray:
 
 
 def as_bytes(node: Node, key: str | bytes) -> Bytes:
-    """A value as it is written to a file. Raises what ``get`` does, except for UnknownCodec."""
+    """Return a value as it is written to a file. Raises what ``get`` does, but no UnknownCodec."""
     try:
         value = node.get(key)
     except UnknownCodec:
         return node.get_buffer(key)
     if is_array(value):
-        del value  # first, since it may have memory of its own
+        del value  # before the next read, since it may have memory of its own
         return node.get_buffer(key)
     return written(value)
 
 
 def written(value: object) -> Bytes:
-    """A value as bytes: bytes and text as they are, everything else as JSON.
+    """Return a value as bytes: bytes and text as they are, everything else as JSON.
 
-    JSON has no bytes, so bytes within a list or a dict become Base64 text; keys of a dict that
-    are neither text nor numbers become text too.
+    JSON has no bytes, so bytes in a list or a dict become Base64 text. Keys of a dict that are
+    neither text nor numbers become text, too.
     """
     if isinstance(value, (bytes, memoryview)):
         return value
@@ -115,12 +115,12 @@ def _plain_key(key: object) -> Any:
 
 
 def write_all(file: BinaryIO, data: Bytes) -> None:
-    """Write bytes piece by piece, so that Ctrl-C need not wait for the last of them."""
+    """Write bytes piece by piece, so that Ctrl-C works between two pieces."""
     file.writelines(pieces(data))
 
 
 def pieces(data: Bytes) -> Iterator[memoryview]:
-    """Bytes in parts of at most ``PIECE_BYTES``."""
+    """Yield bytes in parts of at most ``PIECE_BYTES``."""
     view = memoryview(data)
     for start in range(0, len(view), PIECE_BYTES):
         yield view[start : start + PIECE_BYTES]
@@ -130,9 +130,9 @@ def pieces(data: Bytes) -> Iterator[memoryview]:
 
 
 def get_to_file(node: Node, key: str | bytes, path: str, progress: Progress | None) -> int:
-    """Write a value to a file, in place of what that has; how many bytes that is.
+    """Write a value to a file and return its number of bytes.
 
-    A large value goes there piece by piece. A device or a pipe is written to, and not replaced.
+    The file is replaced; a device or a pipe is written to. A large value is written piece by piece.
     Raises what ``get`` does, except for UnknownCodec, and OSError, which names ``path``.
     """
     try:
@@ -154,7 +154,7 @@ def get_to_file(node: Node, key: str | bytes, path: str, progress: Progress | No
 
 
 def _as_it_was(before: os.stat_result) -> Callable[[str, int], int]:
-    """Opens a device or a pipe, unless something else has taken its place since."""
+    """Return an opener for a device or a pipe that fails if something else has taken its place."""
 
     def opener(path: str, _: int) -> int:
         descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOCTTY)
@@ -167,7 +167,7 @@ def _as_it_was(before: os.stat_result) -> Callable[[str, int], int]:
 
 
 def _identity(status: os.stat_result) -> tuple[int, ...]:
-    """Tells files apart. The inode alone does not: its number is given to the next file."""
+    """Return what identifies a file. The inode alone does not: the next file may get its number."""
     return (status.st_dev, status.st_ino, status.st_mode, status.st_uid)
 
 
@@ -178,7 +178,7 @@ def _replace(
     before: os.stat_result | None,
     progress: Progress | None,
 ) -> int:
-    import tempfile  # not for every command: it imports a lot
+    import tempfile  # here, since it imports a lot
 
     with tempfile.TemporaryDirectory(prefix=UNFINISHED, dir=os.path.dirname(target)) as place:
         unfinished = os.path.join(place, "value")

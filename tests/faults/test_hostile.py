@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.faults import growth, hostile
+from tests.faults.attack import ATTACKS
 from tests.faults.honest import NOTHING
 
 SHORT = 0.02
@@ -13,12 +14,12 @@ SHORT = 0.02
 
 @pytest.mark.timeout(300)
 def test_honest_nodes_are_served_and_memory_is_bounded_while_others_attack() -> None:
-    rows = hostile.Run(seed=1, scale=SHORT, names=[]).run(say=lambda _: None)
-    assert [f"{row.attack.name}: {wrong}" for row in rows for wrong in row.wrong] == []
-    assert len(rows) == len(hostile.ATTACKS)
-    told = sum((row.told for row in rows), NOTHING)
-    assert told.reads > 0
-    assert told.calls > told.reads
+    results = hostile.Run(seed=1, scale=SHORT, names=[]).run(say=lambda _: None)
+    assert [f"{result.attack.name}: {wrong}" for result in results for wrong in result.wrong] == []
+    assert len(results) == len(ATTACKS)
+    seen = sum((result.honest for result in results), NOTHING)
+    assert seen.reads > 0
+    assert seen.calls > seen.reads
 
 
 @pytest.mark.timeout(120)

@@ -87,8 +87,14 @@ class Terminal:
         self.expect(PROMPT)
 
     def wait_until_it_works(self) -> None:
-        """Wait until a command runs: the line editor has given the terminal its usual mode back."""
-        while not termios.tcgetattr(self._master)[3] & termios.ICANON:
+        """Wait until a command runs.
+
+        The line editor has restored the terminal's mode, and the REPL keeps Ctrl-D for the editor.
+        """
+        while True:
+            mode = termios.tcgetattr(self._master)
+            if mode[3] & termios.ICANON and mode[6][termios.VEOF] == b"\0":
+                return
             select.select([], [], [], 0.005)
 
     def close(self) -> None:

@@ -17,7 +17,7 @@ from types import TracebackType
 
 from tests.integration.repl_processes import PATIENCE, ROOT
 
-AT_ONCE = "from dstore.cli import progress as bar; bar.SHOW_AFTER = bar.DRAW_EVERY = 0.0; "
+AT_ONCE = "from dstore.cli import progress as p; p.SHOW_AFTER = p.DRAW_EVERY = 0.0; "
 """Makes a bar appear however quick the command is."""
 MAIN = "import sys; from dstore.cli import main; sys.exit(main(sys.argv[1:]))"
 ESCAPES = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")

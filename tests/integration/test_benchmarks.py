@@ -1,4 +1,4 @@
-"""The benchmarks run, and say what they promise to say. Figures are not judged here."""
+"""The benchmarks run, and write what they promise. The numbers are not judged here."""
 
 from __future__ import annotations
 
@@ -65,17 +65,15 @@ def test_all_workloads_run_and_are_reported(tmp_path: Path) -> None:
         out, err = process.communicate(timeout=55)
     assert (process.returncode, err) == (0, "")
     found = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
-    measured = {figure["workload"] for figure in found["figures"]}
+    measured = {each["workload"] for each in found["measurements"]}
     assert measured == {*NAMES, "memory_server", "peak"}
     # Redis is a reference of two, and the tiny setting has no eight holders.
-    reached = {row["name"] for row in found["rows"]}
+    reached = {goal["name"] for goal in found["goals"]}
     assert reached == {goal.name for goal in GOALS} - {"hit-redis", "get_many", "delete"}
-    assert all(figure["summary"]["n"] > 0 for figure in found["figures"])
+    assert all(each["summary"]["n"] > 0 for each in found["measurements"])
     assert {"date", "machine", "revision", "versions"} <= set(found["about"])
     report = (tmp_path / "README.md").read_text(encoding="utf-8")
-    assert set(re.findall(r"\]\((\w+\.svg)\)", report)) == {
-        path.name for path in tmp_path.glob("*.svg")
-    }
+    assert report.count("\n## ") > len(NAMES)
     for who in WITHOUT_SERVERS:
         assert re.search(rf"^- {who}, in .*: needs ", report, re.MULTILINE)
         assert re.search(rf"^  {who} is left out of \w+: needs ", out, re.MULTILINE)

@@ -36,11 +36,11 @@ from tests.integration.terminals import (
 DONE, REFUSED, USAGE = 0, 1, 2
 LARGE = 3 * config.CHUNK_BYTES
 STAND_STILL = """
-from dstore.cli import progress as bar
-def tell(self, what, done, total):
+from dstore.cli import progress
+def update(self, what, done, total):
     print(what, flush=True)
     sys.stdin.read()
-bar.Bar.tell = tell
+progress.Bar.update = update
 """
 """Makes a command with a terminal wait in the middle of a transfer until Ctrl-C comes."""
 

@@ -32,7 +32,7 @@ def run(*arguments: str) -> tuple[int, str, str]:
     return done.returncode, done.stdout, done.stderr
 
 
-@pytest.mark.parametrize(("command", "module"), [("repl", "cmd2"), ("demo", "rich")])
+@pytest.mark.parametrize(("command", "module"), [("repl", "cmd2")])
 def test_a_command_that_needs_the_extra_says_how_to_get_it(command: str, module: str) -> None:
     expected = f"dstore: this command needs {module}: pip install 'dstore[cli]'\n"
     assert run(command) == (2, "", expected)

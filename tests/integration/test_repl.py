@@ -30,9 +30,9 @@ def script(
 ) -> Script:
     """Obeys lines in this process; returns the replies without the two lines of greeting."""
 
-    def obey(*lines: str) -> list[str]:
+    def obey(*lines: str, code: int = 0) -> list[str]:
         monkeypatch.setattr(sys, "stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
-        assert repl.main(free_global.address, PATIENCE) == 0
+        assert repl.main(free_global.address, PATIENCE) == code
         out, err = capsys.readouterr()
         assert err == ""
         greeting = f"dstore v{dstore.__version__} (addr: {free_global.address[len('tcp://') :]})"
@@ -127,7 +127,7 @@ def test_a_line_is_taken_as_it_stands(
      "DEL", "DEL a b", "ADD", "KEYS a b", "STATS now", ".exit now"],
 )  # fmt: skip
 def test_wrong_usage_gets_one_line_of_help(script: Script, line: str) -> None:
-    (reply,) = script(line)
+    (reply,) = script(line, code=1)
     assert reply.startswith(f"Usage: {line.split()[0]}")
 
 
@@ -138,7 +138,7 @@ def test_wrong_usage_gets_one_line_of_help(script: Script, line: str) -> None:
 )  # fmt: skip
 def test_there_are_no_other_commands(script: Script, line: str) -> None:
     word = line.split()[0]
-    assert script(line) == [
+    assert script(line, code=1) == [
         f"Unknown command {word}. HELP lists the commands, .exit leaves.",
     ]
 
@@ -149,7 +149,7 @@ def test_nothing_runs_after_exit_and_blank_lines_are_skipped(script: Script) -> 
 
 def test_what_cannot_be_stored_is_one_line(script: Script) -> None:
     long = "k" * (config.KEY_BYTES_MAX + 1)
-    replies = script('GET ""', f"GET {long}", "SET b3:x y", 'SET "" v', "GET b''")
+    replies = script('GET ""', f"GET {long}", "SET b3:x y", 'SET "" v', "GET b''", code=1)
     assert len(replies) == 5
     assert all(reply.startswith("Error: ") for reply in replies)
     assert "has 1 to 511 bytes" in replies[0]
@@ -268,6 +268,11 @@ def test_help_shows_every_command_and_examples(script: Script) -> None:
     assert len(script("help set")) > 1
     assert script("help exit") == script("help .exit")
     assert len(script("help nix")) == 1
+
+
+def test_a_script_with_a_bad_command_runs_to_its_end_and_ends_with_code_1(script: Script) -> None:
+    assert script("SET k v", "nonsense", "GET k", code=1)[2] == "db: k -> v"
+    assert len(script("GET missing", "SET k w")) == 2  # answers, and no failures
 
 
 def test_a_global_that_is_down_is_one_line_and_code_3(

@@ -42,9 +42,9 @@ def script(
     """Obeys lines in this process, in a folder of their own; returns the replies."""
     monkeypatch.chdir(tmp_path)
 
-    def obey(*lines: str) -> list[str]:
+    def obey(*lines: str, code: int = 0) -> list[str]:
         monkeypatch.setattr(sys, "stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
-        assert repl.main(free_global.address, PATIENCE) == 0
+        assert repl.main(free_global.address, PATIENCE) == code
         out, err = capsys.readouterr()
         assert err == ""
         return out.splitlines()[2:]
@@ -98,7 +98,7 @@ def test_paths_are_quoted_like_keys_and_the_tilde_is_home(
      "PUTFILE", "PUTFILE a b", "PUTFILE 'a' b", "GETFILE", "GETFILE k", "GETFILE k a b"],
 )  # fmt: skip
 def test_wrong_usage_gets_one_line_of_help(script: Script, line: str) -> None:
-    (reply,) = script(line)
+    (reply,) = script(line, code=1)
     assert reply.startswith(f"Usage: {line.split()[0]}")
 
 
@@ -118,6 +118,7 @@ def test_what_goes_wrong_with_a_file_is_one_line(
         "GETFILE k /dev/full",
         "GETFILE missing file",
         "SETFILE b3:x /proc/self/status",
+        code=1,
     ) == [
         "Error: none: No such file or directory",
         "Error: folder: Is a directory",
@@ -136,7 +137,7 @@ def test_what_goes_wrong_with_a_file_is_one_line(
 @pytest.mark.skipif(os.geteuid() == 0, reason="nothing is forbidden to root")
 def test_a_file_that_may_not_be_read_is_one_line(script: Script, tmp_path: Path) -> None:
     (tmp_path / "secret").touch(0)
-    assert script("SETFILE k secret") == ["Error: secret: Permission denied"]
+    assert script("SETFILE k secret", code=1) == ["Error: secret: Permission denied"]
 
 
 def test_a_full_disk_is_one_line(script: Script, node: NodeMaker, tmp_path: Path) -> None:
@@ -144,7 +145,7 @@ def test_a_full_disk_is_one_line(script: Script, node: NodeMaker, tmp_path: Path
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (LARGE // 2, hard))
     try:
-        assert script("GETFILE k out") == ["Error: out: File too large"]
+        assert script("GETFILE k out", code=1) == ["Error: out: File too large"]
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert list(tmp_path.iterdir()) == []
@@ -195,7 +196,7 @@ def test_text_that_was_typed_is_kept_in_full(script: Script, node: NodeMaker) ->
 
 def test_what_only_a_program_can_read_is_one_line(script: Script, node: NodeMaker) -> None:
     node(pickle=True).set("k", {1, 2})
-    (reply,) = script("GET k")
+    (reply,) = script("GET k", code=1)
     assert reply.startswith("Error: ")
     assert "'pickle'" in reply
     assert "GETFILE" in reply

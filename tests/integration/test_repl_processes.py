@@ -143,6 +143,20 @@ def test_ctrl_c_interrupts_a_command_and_stays(terminal: Callable[..., Terminal]
         assert repl_.process.wait(PATIENCE) == 0
 
 
+def test_ctrl_d_typed_while_a_command_runs_leaves_after_it(
+    terminal: Callable[..., Terminal],
+) -> None:
+    with socket.socket() as reserved:
+        reserved.bind(("127.0.0.1", 0))
+        address = "tcp://{}:{}".format(*reserved.getsockname())
+        repl_ = terminal("--timeout", "2", address=address)
+        repl_.type("SET k v" + ENTER)
+        repl_.wait_until_it_works()
+        repl_.type(CTRL_D)
+        repl_.expect("Error: ")
+        assert repl_.process.wait(PATIENCE) == 3
+
+
 def test_typed_lines_come_back_in_the_next_run(
     terminal: Callable[..., Terminal], tmp_path: Path
 ) -> None:

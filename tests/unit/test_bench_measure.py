@@ -18,6 +18,9 @@ from benchmarks.measure import (
     take_turns,
     timed,
 )
+from benchmarks.results import Results
+from benchmarks.run import Run
+from benchmarks.settings import TINY
 
 
 def test_a_summary_has_the_median_and_the_quarter_points() -> None:
@@ -83,6 +86,19 @@ def test_a_goal_is_judged_by_the_median_ratio() -> None:
     assert not judged("miss", [1.0, 1.3, 1.4], [1.0]).reached
     assert judged("clients", [0.1, 0.9, 1.0], [1.0], [1.0], "1/s").reached
     assert not judged("clients", [0.1, 0.8, 1.0], [1.0], [1.0], "1/s").reached
+
+
+@pytest.mark.parametrize(
+    ("goal", "unit", "ratio"),
+    [("miss", "s", 0.5), ("hit-redis", "s", 2.0), ("large", "s", 2.0), ("clients", "1/s", 0.5)],
+)
+def test_a_ratio_is_the_one_that_the_goal_limits(goal: str, unit: str, ratio: float) -> None:
+    """dstore has half of the reference: times are inverted if the goal is a least speed."""
+    run = Run(TINY, Results("tiny", {}), say=lambda _: None)
+    run.compare(goal, {"dstore": [[1.0]], "other": [[2.0]]}, "other", unit)
+    run.compare(goal, {"dstore": [[1.0]]}, "other", unit)
+    (result,) = run.results.goals
+    assert (result.name, result.ratio.median) == (goal, ratio)
 
 
 def test_every_goal_has_a_name_of_its_own() -> None:

@@ -1,19 +1,18 @@
-"""The report of the benchmarks: numbers, tables, what is left out, pictures."""
+"""The report of the benchmarks: numbers, tables, what is left out."""
 
 from __future__ import annotations
 
 import json
-import multiprocessing
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmarks import plots, report
+from benchmarks import report
 from benchmarks.goals import judged
 from benchmarks.measure import summarise
-from benchmarks.results import Figure, Results, Skip
-from benchmarks.wording import against, digits, quantity, ranking
+from benchmarks.report import against, digits, quantity, ranking
+from benchmarks.results import Measurement, Results, Skip
+from benchmarks.workloads import NAMES
 
 ABOUT: dict[str, Any] = {
     "date": "2026-01-02 03:04 UTC",
@@ -30,39 +29,41 @@ ABOUT: dict[str, Any] = {
 }
 
 
-def figure(workload: str, who: str, value: float, unit: str = "s", **at: float | str) -> Figure:
-    return Figure(workload, who, unit, summarise([value]), at)
+def measured(
+    workload: str, who: str, value: float, unit: str = "s", **at: float | str
+) -> Measurement:
+    return Measurement(workload, who, unit, summarise([value]), at)
 
 
 def results() -> Results:
     found = Results("tiny", ABOUT, seconds=61.0)
-    found.figures = [
-        figure("hit", "dict", 5e-8),
-        figure("hit", "dstore", 2e-7),
-        figure("hit", "redis-py", 9e-5),
-        figure("get_many", "dstore", 40_000, "1/s"),
-        figure("get_many", "redis-py", 80_000, "1/s"),
+    found.measurements = [
+        measured("hit", "dict", 5e-8),
+        measured("hit", "dstore", 2e-7),
+        measured("hit", "redis-py", 9e-5),
+        measured("get_many", "dstore", 40_000, "1/s"),
+        measured("get_many", "redis-py", 80_000, "1/s"),
         *(
-            figure("mixed", who, rate * count, "1/s", processes=count, deletions=0.1)
+            measured("mixed", who, rate * count, "1/s", processes=count, deletions=0.1)
             for who, rate in (("dstore", 1000.0), ("redis-py", 500.0))
             for count in (1, 2)
         ),
-        figure("delete", "dstore", 2e-4, holders=1, bystanders=0),
-        figure("delete", "dstore", 3e-4, holders=1, bystanders=64),
-        figure("delete", "bare echo", 1e-4, holders=1, bystanders=0),
-        figure("large", "dstore, another host", 0.02, bytes=64 << 20, step="first"),
-        figure(
+        measured("delete", "dstore", 2e-4, holders=1, bystanders=0),
+        measured("delete", "dstore", 3e-4, holders=1, bystanders=64),
+        measured("delete", "bare echo", 1e-4, holders=1, bystanders=0),
+        measured("large", "dstore, another host", 0.02, bytes=64 << 20, step="first"),
+        measured(
             "sharing", "dstore", 7e5, "bytes", bytes=64 << 20, processes=8, what="private memory"
         ),
-        figure("peak", "Global", 3 << 20, "bytes", bytes=1 << 30),
-        figure("moving", "download", 1e-4, bytes=1 << 30),
-        figure("join", "dstore", 3e-3, newcomers=1),
-        figure("memory", "dstore", 180.0, "bytes", counted="by Python"),
-        figure("memory_server", "dstore", 400.0, "bytes"),
-        figure("growth_keys", "hit", 2e-7, keys=1000),
-        figure("growth_locals", "hit", 2e-7, locals=1),
+        measured("peak", "Global", 3 << 20, "bytes", bytes=1 << 30),
+        measured("moving", "download", 1e-4, bytes=1 << 30),
+        measured("join", "dstore", 3e-3, newcomers=1),
+        measured("memory", "dstore", 180.0, "bytes", counted="by Python"),
+        measured("memory_server", "dstore", 400.0, "bytes"),
+        measured("growth_keys", "hit", 2e-7, keys=1000),
+        measured("growth_locals", "hit", 2e-7, locals=1),
     ]
-    found.rows = [
+    found.goals = [
         judged("hit", [3.9, 4.0, 4.1], [2e-7], [5e-8]),
         judged("miss", [2.0], [1e-4], [5e-5]),
         judged("large-second", [0.001, 0.002], [0.001]),
@@ -95,16 +96,16 @@ def test_digits_of_large_numbers_are_rounded() -> None:
 
 
 def test_a_peer_is_faster_or_slower_smaller_or_larger() -> None:
-    ours, fast = figure("hit", "dstore", 2.0), figure("hit", "dict", 0.5)
+    ours, fast = measured("hit", "dstore", 2.0), measured("hit", "dict", 0.5)
     assert against(fast, ours) == "4 times faster"
-    assert against(figure("get_many", "x", 2.0, "1/s"), ours) == "1 times faster"
-    assert against(figure("memory", "x", 4.0, "bytes"), ours) == "2 times larger"
-    assert against(figure("memory", "x", -4.0, "bytes"), ours) == ""
+    assert against(measured("get_many", "x", 2.0, "1/s"), ours) == "1 times faster"
+    assert against(measured("memory", "x", 4.0, "bytes"), ours) == "2 times larger"
+    assert against(measured("memory", "x", -4.0, "bytes"), ours) == ""
     assert against(ours, ours) == against(fast, None) == ""
 
 
 def test_the_best_comes_first_also_where_more_is_better() -> None:
-    rows = list(ranking(results().of("get_many")))
+    rows = ranking(results().of("get_many")).splitlines()
     assert [row.split(" | ")[0] for row in rows[2:4]] == ["| redis-py", "| **dstore**"]
 
 
@@ -127,28 +128,23 @@ def test_the_report_says_where_others_are_ahead_and_who_was_left_out() -> None:
     assert "- Ray's object store, in `hit`, `miss`: needs the package ray\n" in text
 
 
-def test_every_part_of_the_report_has_its_heading() -> None:
+def test_every_workload_has_its_section() -> None:
     headings = [line for line in report.render(results()).splitlines() if line.startswith("## ")]
-    assert headings == [
+    assert headings[:3] == [
         "## Goals",
         "## Where others are ahead of dstore",
-        "## Peers side by side",
-        "## Zipf reads with deletions",
-        "## DEL",
-        "## Large values",
-        "## One copy per host",
-        "## Small requests while a large value moves",
-        "## Joining",
-        "## Memory",
-        "## Growth over keys",
-        "## Growth over Locals",
-        "## Left out",
+        "## A key that this process has read before",
     ]
+    assert headings[-1] == "## Left out"
+    measured_workloads = {each.workload for each in results().measurements}
+    assert len(headings) == 3 + len(measured_workloads)
+    assert set(report.SECTIONS) == {*NAMES, "memory_server", "peak"}
 
 
-def test_only_pictures_that_are_there_are_shown() -> None:
-    assert "![" not in report.render(results())
-    assert report.render(results(), ["mixed.svg"]).count("![") == 1
+def test_several_places_are_a_grid() -> None:
+    text = report.render(results())
+    assert "|  | dstore | redis-py |\n" in text
+    assert "\n| processes 2, deletions 0.1 | 2,000 /s | 1,000 /s |\n" in text
 
 
 def test_an_empty_run_has_a_report() -> None:
@@ -157,29 +153,10 @@ def test_an_empty_run_has_a_report() -> None:
     assert text.endswith("## Left out\n\nNothing.\n")
 
 
-def test_the_json_has_all_figures_as_plain_numbers() -> None:
+def test_the_json_has_all_numbers_as_plain_numbers() -> None:
     found = json.loads(results().to_json())
-    assert found["metrics"][0]["summary"] == {"n": 1, "median": 5e-8, "p25": 5e-8, "p75": 5e-8}
-    assert len(found["metrics"]) == len(results().figures)
-    assert found["rows"][0]["reached"] is True
+    assert found["measurements"][0]["summary"] == {"n": 1, "median": 5e-8, "p25": 5e-8, "p75": 5e-8}
+    assert len(found["measurements"]) == len(results().measurements)
+    assert found["goals"][0]["reached"] is True
     assert found["about"] == ABOUT
     assert Results.from_json(results().to_json()) == results()
-
-
-def test_equal_results_give_equal_pictures(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
-    folders = [tmp_path / name for name in ("one", "two")]
-    for folder in folders:
-        folder.mkdir()
-        # In a process of its own: matplotlib keeps the files of its fonts open.
-        process = multiprocessing.get_context("spawn").Process(
-            target=plots.draw, args=(results(), folder)
-        )
-        process.start()
-        process.join()
-        assert process.exitcode == 0
-        process.close()
-    for name in (f"{name}.svg" for name in plots.PICTURES):
-        one, two = ((folder / name).read_text(encoding="utf-8") for folder in folders)
-        assert one == two
-        assert "dc:date" not in one

@@ -1,18 +1,15 @@
-"""Tables, bars and help in windows of any width: no number and no name is cut."""
+"""Tables, bars and help fit windows of any width, and no number or name is truncated."""
 
 from __future__ import annotations
 
 import io
-from array import array
 
 import pytest
-from rich.console import Console
 
 from dstore.cli import progress as bar
 from dstore.cli.arguments import parse
-from dstore.cli.demo.screen import Screen
-from dstore.cli.demo.verdict import Change, Fault, Write
-from dstore.cli.demo.worker import Report
+from dstore.cli.demo import story
+from dstore.cli.demo.worker import WorkerReport
 from dstore.cli.repl import text
 
 WIDTHS = [60, 80, 100]
@@ -21,64 +18,37 @@ NAME = "lib/" + "long-name/" * 30 + "the-end"
 ELLIPSIS = "…"
 
 
-def report(worker: int) -> Report:
-    times = array("q", [123_456_789])
-    return Report(worker, READS, READS + 1, 654_321, times, times, 12_345, [])
-
-
-def written(terminal: bool) -> list[str]:
-    """All that the demo may show, of a long run with many workers."""
+def at_terminal(monkeypatch: pytest.MonkeyPatch, columns: int) -> io.StringIO:
+    """Make standard output a terminal of this width that keeps what is written."""
     file = io.StringIO()
-    console = Console(file=file, force_terminal=terminal, highlight=False)
-    screen = Screen(console)
-    writes = [
-        Write(f"k{number}", change, 0, 98_765_432_100, 1_234_567, 1_234)
-        for number, change in enumerate([Change.DELETED, Change.REPLACED])
-    ]
-    screen.tables([report(worker) for worker in range(1, 65)], writes)
-    screen.verdict([Fault(f"stale: worker 3 read {NAME!r} \x1b[2J\u202e")], [], [])
-    return file.getvalue().splitlines()
+    monkeypatch.setattr(file, "isatty", lambda: True)
+    monkeypatch.setattr("sys.stdout", file)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    return file
 
 
 @pytest.mark.parametrize("columns", WIDTHS)
-@pytest.mark.parametrize("terminal", [True, False], ids=["terminal", "pipe"])
-@pytest.mark.parametrize("term", ["xterm", "dumb"])
-def test_the_tables_of_the_demo_fit_and_cut_nothing(
-    monkeypatch: pytest.MonkeyPatch, columns: int, terminal: bool, term: str
-) -> None:
-    monkeypatch.setenv("COLUMNS", str(columns))
-    monkeypatch.setenv("TERM", term)
-    lines = written(terminal)
-    whole = "\n".join(lines)
-    assert ELLIPSIS not in whole
-    rows = [line for line in lines if line.split()[:1] and line.split()[0].isdecimal()]
-    assert max(map(len, rows)) <= columns
-    for worker in range(1, 65):
-        shown = [cell for row in rows if row.split()[0] == str(worker) for cell in row.split()]
-        for figure in ("2,469,135", "1,234,567", "1,234,568", "654,321", "123,456.8", "12,345"):
-            assert figure in shown
-    for figure in ("98,765.43", "1,234,567", "1,234"):
-        assert figure in whole.split()
-    assert "\x1b" not in whole
-    assert "\u202e" not in whole
-    if terminal:
-        assert max(map(len, lines)) <= columns
-    assert NAME in whole.replace("\n", "")
+def test_the_demo_fits_and_cuts_nothing(monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
+    terminal = at_terminal(monkeypatch, columns)
+    times = [123_456_789]
+    story._show([WorkerReport(number, times, times, READS, READS + 1) for number in (1, 64)])
+    lines = terminal.getvalue().splitlines()
+    assert max(map(len, lines)) <= columns
+    for number in ("1", "64"):
+        row = next(line.split() for line in lines if line.split()[:1] == [number])
+        assert row[1:] == ["1,234,567", "1,234,568", *["123,456.8", "µs"] * 2]
 
 
-def test_a_pipe_without_columns_gets_the_tables_in_one_piece(
+def test_a_line_of_the_demo_is_broken_and_steers_no_terminal(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.delenv("COLUMNS", raising=False)
-    monkeypatch.setattr("sys.__stdout__", io.StringIO())  # whatever runs the tests
-    assert [line.split()[:1] for line in written(terminal=False)].count(["worker"]) == 1
-
-
-def test_a_window_narrower_than_two_columns_of_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "9")
-    whole = "\n".join(written(terminal=True))
-    assert ELLIPSIS not in whole
-    assert "123,456.8" in whole.split()
+    terminal = at_terminal(monkeypatch, 60)
+    story.say(f"verdict: BAD: worker 3 read {NAME!r} \x1b[2J\u202e")
+    written = terminal.getvalue()
+    assert max(map(len, written.splitlines())) <= 60
+    assert NAME in written.replace("\n", "")
+    assert "\x1b" not in written
+    assert "\u202e" not in written
 
 
 @pytest.mark.parametrize("columns", [1, 20, 30, 40, 60, 80, 200])

@@ -175,8 +175,8 @@ def test_a_key_is_shown_as_it_is_typed_but_for_quotes(key: str | bytes) -> None:
         ("b'k\\'", "ends with the same quote"),
         ("b'k'x", "ends with the same quote"),
         ("b\"k'", 'begins with b" ends'),
-        ("b'\\q'", "there is no escape \\q, but \\xff, \\n, \\r, \\t, \\\\, \\', \\\""),
-        ("b'\\xf'", "there is no escape \\x, but"),
+        ("b'\\q'", "there is no escape \\q; use \\xff, \\n, \\r, \\t, \\\\, \\', \\\""),
+        ("b'\\xf'", "there is no escape \\x; use"),
     ],
 )
 def test_a_key_that_is_half_written_as_bytes_is_told_how(typed: str, said: str) -> None:

@@ -1,16 +1,10 @@
-"""``dstore demo``: a Global and some workers, as real processes, over the files of a real folder.
+"""``dstore demo``: one Global and several worker processes that share the files of a folder.
 
-Follow it in this order: ``story`` (what happens, phase by phase), ``worker`` (what one worker
-does), ``verdict`` (what is held against the records afterwards). ``corpus`` finds the files,
-``processes`` starts and ends the processes, ``screen`` is all that a person sees.
+``story`` is what the parent process does, phase by phase; ``worker`` is what each worker does and
+how it checks each answer; ``files`` reads the folder.
 """
 
 from __future__ import annotations
-
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
-from types import FrameType
 
 GOOD, BAD, USAGE, INTERRUPTED = 0, 1, 2, 130
 
@@ -19,37 +13,17 @@ def main(folder: str | None = None, workers: int = 4) -> int:
     """Run the demo over ``folder`` (default: the sources of Python's standard library).
 
     Returns the exit code: 0 for a good verdict, 1 for a bad one, 2 for a folder that cannot be
-    used, 130 when it was interrupted. Call it from the main thread: it handles signals.
+    used, 130 after an interrupt. Call it from the main thread, since it handles signals.
     """
     from dstore.cli.console import complain
-    from dstore.cli.demo.corpus import CorpusError
-    from dstore.cli.demo.screen import Screen
-    from dstore.cli.demo.story import tell
+    from dstore.cli.demo.files import FolderError
+    from dstore.cli.demo.story import run
 
-    screen = Screen()
-    with _termination_interrupts():
-        try:
-            faults = tell(folder, workers, screen)
-        except CorpusError as error:
-            complain(str(error), "dstore demo")
-            return USAGE
-        except KeyboardInterrupt:
-            complain("interrupted", "dstore demo")
-            return INTERRUPTED
-    return BAD if faults else GOOD
-
-
-@contextmanager
-def _termination_interrupts() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP end the demo as Ctrl-C does, so that they leave no process behind."""
-
-    def interrupt(signum: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    watched = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {signum: signal.signal(signum, interrupt) for signum in watched}
     try:
-        yield
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler or signal.SIG_DFL)
+        return GOOD if run(folder, workers) else BAD
+    except FolderError as error:
+        complain(str(error), "dstore demo")
+        return USAGE
+    except KeyboardInterrupt:
+        complain("interrupted", "dstore demo")
+        return INTERRUPTED

@@ -1,178 +1,296 @@
-"""What happens in the demo, phase by phase, told by the parent process.
+"""What happens in the demo, phase by phase, in the parent process.
 
-It loads the files, has the workers read them, deletes and replaces some under their eyes, and
-judges what they saw.
+It loads the files of a folder, has the workers read them, deletes and replaces some of them while
+the workers keep reading, and reports whether every answer was right.
 """
 
 from __future__ import annotations
 
+import multiprocessing
 import random
+import shutil
 import signal
+import sys
+import textwrap
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from statistics import median
+from types import FrameType
 
-from dstore import Deletion, DstoreError, Node, ValueTooLarge
-from dstore.cli.demo.corpus import Corpus, CorpusError, Key, address_of, find_files, replacement_of
-from dstore.cli.demo.processes import Crew, ProcessFailed, global_process
-from dstore.cli.demo.screen import Screen
-from dstore.cli.demo.verdict import Change, Fault, Write, judge
-from dstore.cli.demo.worker import Done, Entry, Joined, Order, Report
+from dstore import DstoreError, Node
+from dstore.cli.demo.files import read_folder
+from dstore.cli.demo.worker import PASSES, Key, LoadedFile, WorkerReport, digest_of, work
+from dstore.quoting import visible
+from dstore.testing import global_process
 
-PASSES = 2
 PART = 5
-"""One file in so many is deleted, and another one is replaced."""
+"""One file in five is deleted, and another one in five is replaced."""
 CHANGE_SECONDS_MAX = 7.0
-"""Deleting stops after this time, and so does replacing, so that a slow machine is done too."""
-OWN_CACHE_BYTES = 1 << 20
-"""The parent writes, and hardly reads: it has no use for a large cache."""
-SEED = 1
+"""Deleting stops after this time, and so does replacing, so that a slow machine ends too."""
+END_SECONDS_MAX = 5.0
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+CACHE_BYTES = 1 << 20
+"""The parent only writes, and has no use for a large cache."""
+REPLACEMENT_TITLE = b"# replaced by the dstore demo\n"
 
 
-@dataclass
-class Run:
-    """What the parent did to the store, and what the workers reported."""
-
-    entries: list[Entry] = field(default_factory=list)
-    writes: list[Write] = field(default_factory=list)
-    reports: list[Report] = field(default_factory=list)
-
-    def faults(self, workers: int) -> list[Fault]:
-        keys = [key for entry in self.entries for key in (entry.key, entry.address)]
-        sightings = [sighting for report in self.reports for sighting in report.sightings]
-        return judge(keys, self.writes, sightings, range(1, workers + 1))
+class DemoFailed(Exception):
+    """A process ended, or an answer was wrong. The message is one line for the user."""
 
 
-def tell(folder: str | None, workers: int, screen: Screen) -> list[Fault]:
-    """Run the whole demo; return the faults found, after having shown them.
+def run(folder: str | None, workers: int) -> bool:
+    """Run the demo and return whether its verdict is good. No process is left behind.
 
-    Raises CorpusError for arguments that cannot be used. Leaves no process behind.
+    Raises FolderError.
     """
-    if workers < 1:
-        raise CorpusError(f"there must be at least one worker, not {workers}")
-    corpus = find_files(folder)
-    run = Run()
+    contents, skipped = read_folder(folder)
     try:
-        _play(corpus, workers, run, screen)
-        faults = run.faults(workers)
-    except (DstoreError, ProcessFailed) as error:
-        faults = [Fault(str(error))]
-    if run.reports:
-        screen.tables(run.reports, run.writes)
-    screen.verdict(faults, run.reports, run.writes)
-    return faults
+        with _processes() as stack:
+            reads, writes = _play(stack, contents, skipped, workers)
+    except (DstoreError, RuntimeError, DemoFailed) as error:  # RuntimeError: Global did not start
+        say(f"verdict: BAD: {error}")
+        return False
+    say(
+        f"verdict: good: {reads:,} reads, every byte equal to the file; {writes:,} deletions and "
+        "replacements, no stale read after any was confirmed"
+    )
+    return True
 
 
-def _play(corpus: Corpus, workers: int, run: Run, screen: Screen) -> None:
-    with _house() as house:
-        address = house.enter_context(global_process())
-        crew = house.enter_context(Crew())
-        crew.start(workers, address)
-        node = house.enter_context(Node(address, label="demo", cache_bytes=OWN_CACHE_BYTES))
-        screen.say(f"Global listens on {address}; {workers} workers: processes {crew.pids}")
-        _load(node, corpus, run, screen)
-        crew.gather(Joined)
-        crew.tell(run.entries)
-        for number in range(1, PASSES + 1):
-            _read_all(crew, number, len(run.entries), screen)
-        _change_while_they_read(crew, node, run, screen)
-        crew.tell(Order.REPORT)
-        run.reports = crew.gather(Report)
+def _play(
+    stack: ExitStack, contents: dict[Key, bytes], skipped: dict[str, int], size: int
+) -> tuple[int, int]:
+    """Play all phases. Returns the number of reads and the number of writes."""
+    address = stack.enter_context(global_process(start_new_session=True)).address
+    workers = stack.enter_context(Workers(size, len(contents), address))
+    node = stack.enter_context(Node(address, label="demo", cache_bytes=CACHE_BYTES))
+    say(f"Global listens on {address}; {size} workers: processes {workers.pids}")
+    files = _load(node, contents)
+    for reason, count in sorted(skipped.items()):
+        say(f"skipped {count:,} {'file' if count == 1 else 'files'}: {reason}")
+    workers.gather()
+    workers.send(files)
+    for number in range(1, PASSES + 1):
+        with phase(f"reading, pass {number}") as result:
+            workers.gather()
+            result.append(f"pass {number}: each worker has read each file")
+
+    confirmed: list[int] = []
+
+    def delete(key: Key) -> None:
+        confirmed.append(node.delete(key).confirmed)
+
+    def replace(key: Key) -> None:
+        node.set(key, REPLACEMENT_TITLE + contents[key], replace=True)
+
+    writes = _change("deleted", [each for each in files if each.becomes == ""], delete, workers)
+    say(f"  {sum(confirmed):,} times a Local that held the file confirmed that it had dropped it")
+    writes += _change("replaced", [each for each in files if each.becomes], replace, workers)
+    workers.send("stop")
+    reports = [each for each in workers.gather() if isinstance(each, WorkerReport)]
+    _show(reports)
+    for report in reports:
+        if report.proofs < writes:
+            raise DemoFailed(f"worker {report.number} did not read every file after its change")
+    return sum(report.hits + report.misses for report in reports), writes
+
+
+def _load(node: Node, contents: dict[Key, bytes]) -> list[LoadedFile]:
+    """Store each file, and decide what becomes of it."""
+    keys = list(contents)
+    random.Random(1).shuffle(keys)
+    part = max(1, len(keys) // PART)
+    files = []
+    with phase("loading") as result:
+        for number, key in enumerate(keys):
+            content = contents[key]
+            becomes = None if number >= part else ""
+            if part <= number < 2 * part:
+                becomes = digest_of(REPLACEMENT_TITLE + content)
+            node.set(key, content)
+            files.append(LoadedFile(number, key, digest_of(content), becomes))
+        mib = sum(map(len, contents.values())) / 2**20
+        result.append(f"loaded {len(keys):,} files ({mib:,.1f} MiB)")
+    return files
+
+
+def _change(
+    what: str, files: list[LoadedFile], write: Callable[[Key], None], workers: Workers
+) -> int:
+    """Write each path while the workers read. Returns how many were written."""
+    times: list[float] = []
+    end = time.monotonic() + CHANGE_SECONDS_MAX
+    with phase(f"{what[:-1]}ing") as result:
+        for file in files:
+            workers.check()
+            start = time.monotonic()
+            if start > end:
+                break
+            write(file.key)
+            workers.confirmed[file.number] = 1
+            times.append((time.monotonic() - start) * 1e3)
+        took = f"{median(times):.1f} ms each, at most {max(times):.1f} ms" if times else ""
+        result.append(f"{what} {len(times):,} files while the workers kept reading: {took}")
+    return len(times)
+
+
+def _show(reports: Sequence[WorkerReport]) -> None:
+    rows = []
+    for report in reports:
+        rows.append([f"{count:,}" for count in (report.number, report.hits, report.misses)])
+        rows[-1] += [f"{microseconds:,.1f} µs" for microseconds in report.medians]
+    table(
+        "What each worker read (hit: answered by its own Local; miss: by Global)",
+        ("worker", "hits", "misses", "hit", "miss"),
+        rows,
+    )
+
+
+# What a person sees ------------------------------------------------------------------------
 
 
 @contextmanager
-def _house() -> Iterator[ExitStack]:
-    """What is entered here is left in order, and no second Ctrl-C disturbs that."""
-    with ExitStack() as stack:
-        try:
-            yield stack
-        finally:
-            for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-                signal.signal(signum, signal.SIG_IGN)
+def phase(title: str) -> Iterator[list[str]]:
+    """Show that a phase is going on, and then the line that the body puts into the list."""
+    result: list[str] = []
+    start = time.monotonic()
+    with _spinner(title):
+        yield result
+    say(f"{result[0]} ({time.monotonic() - start:.1f} s)")
 
 
-def _load(node: Node, corpus: Corpus, run: Run, screen: Screen) -> None:
-    """Store each file under its path and its content address, in an order for all that follows."""
-    size = 0
-    with screen.phase("loading", len(corpus.files)) as phase:
-        for key, content in corpus.contents():
-            phase.advance(1)
+def _spinner(title: str) -> AbstractContextManager[object]:
+    """A moving sign on a terminal; nothing in a pipe, or where rich is not installed."""
+    if not sys.stdout.isatty():
+        return nullcontext()
+    try:
+        from rich.console import Console
+    except ImportError:
+        return nullcontext()
+    return Console(highlight=False).status(title)
+
+
+def say(line: str) -> None:
+    """Print a line; on a terminal it is broken between words."""
+    line = visible(line)
+    if sys.stdout.isatty():
+        line = textwrap.fill(line, shutil.get_terminal_size().columns, break_on_hyphens=False)
+    print(line, flush=True)
+
+
+def table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table whose cells are numbers, each column as wide as its widest cell."""
+    widths = [max(map(len, column)) for column in zip(headings, *rows)]
+    say("")
+    say(title)
+    for row in (headings, ["-" * width for width in widths], *rows):
+        print("  ".join(cell.rjust(width) for cell, width in zip(row, widths)))
+    say("")
+
+
+# The processes ------------------------------------------------------------------------------
+
+
+@contextmanager
+def _processes() -> Iterator[ExitStack]:
+    """A stack of processes that is unwound in order.
+
+    SIGTERM and SIGHUP interrupt the block as Ctrl-C does. No second signal disturbs the unwinding.
+    """
+
+    def interrupt(signum: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = {signum: signal.signal(signum, interrupt) for signum in SIGNALS}
+    try:
+        with ExitStack() as stack:
             try:
-                node.set(key, content)
-            except ValueTooLarge:
-                corpus.skipped["too large"] += 1
-                continue
-            address = address_of(content)
-            if node.put(content) != address:
-                raise ProcessFailed(f"the content address of {key!r} is not its BLAKE3 hash")
-            run.entries.append(Entry(key, address, address_of(replacement_of(content))))
-            size += len(content)
-        mib = f"{size / 2**20:,.1f} MiB"
-        phase.result = f"loaded {len(run.entries):,} files ({mib}) by path and by content"
-    for reason, count in sorted(corpus.skipped.items()):
-        screen.say(f"skipped {count:,} {'file' if count == 1 else 'files'}: {reason}")
-    if not run.entries:
-        raise CorpusError(f"{corpus.folder} has no file that can be read")
-    random.Random(SEED).shuffle(run.entries)
+                yield stack
+            finally:
+                for signum in SIGNALS:
+                    signal.signal(signum, signal.SIG_IGN)
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler or signal.SIG_DFL)
 
 
-def _read_all(crew: Crew, number: int, files: int, screen: Screen) -> None:
-    with screen.phase(f"reading, pass {number}", files * len(crew.numbers)) as phase:
-        crew.tell(Order.READ_ALL)
-        crew.gather(Done, on_progress=phase.advance)
-        phase.result = f"pass {number}: each worker has read each file by path and by content"
+class Workers:
+    """The worker processes, and the pipes to them.
 
+    ``confirmed`` is memory that all processes share: the byte of a file becomes 1 when its deletion
+    or replacement has been confirmed.
+    """
 
-def _change_while_they_read(crew: Crew, node: Node, run: Run, screen: Screen) -> None:
-    part = max(1, len(run.entries) // PART)
-    deleted, replaced = run.entries[:part], run.entries[part : 2 * part]
-    crew.tell(Order.KEEP_READING)
-    crew.gather(Done)  # from here on, each worker reads each file over and over
-    with screen.phase("deleting", len(deleted)) as phase:
-        for entry in _for_a_while(deleted, crew):
-            run.writes.append(_delete(node, entry.key))
-            phase.advance(1)
-        phase.result = f"deleted {len(run.writes):,} files while the workers kept reading"
-    before = len(run.writes)
-    with screen.phase("replacing", len(replaced)) as phase:
-        for entry in _for_a_while(replaced, crew):
-            run.writes.append(_replace(node, entry.key))
-            phase.advance(1)
-        phase.result = f"replaced {len(run.writes) - before:,} files while the workers kept reading"
-    crew.tell(Order.ENOUGH)
-    crew.gather(Done)
+    def __init__(self, size: int, files: int, address: str) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.confirmed = context.RawArray("b", files)
+        self._processes: dict[Connection, BaseProcess] = {}
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # for the workers, which inherit it
+        try:
+            for number in range(1, size + 1):
+                ours, theirs = context.Pipe()
+                arguments = (number, address, self.confirmed, theirs)
+                process = context.Process(target=work, args=arguments, daemon=True)
+                process.start()
+                self._processes[ours] = process
+                theirs.close()  # so that the pipe ends when the worker does
+        finally:
+            signal.signal(signal.SIGINT, before)
 
+    @property
+    def pids(self) -> str:
+        return ", ".join(str(process.pid) for process in self._processes.values())
 
-def _for_a_while(entries: list[Entry], crew: Crew) -> Iterator[Entry]:
-    """Yield the entries until time is up; raise ProcessFailed if a worker has died."""
-    end = time.monotonic() + CHANGE_SECONDS_MAX
-    for entry in entries:
-        if time.monotonic() > end:
-            return
-        crew.check()
-        yield entry
-    crew.check()
+    def send(self, message: object) -> None:
+        """Send one message to each worker. Raises DemoFailed if one has ended."""
+        for pipe in self._processes:
+            try:
+                pipe.send(message)
+            except OSError:
+                raise self._death(pipe) from None
 
+    def gather(self) -> list[object]:
+        """Receive one message of each worker.
 
-def _delete(node: Node, key: Key) -> Write:
-    return _timed(Change.DELETED, key, lambda: node.delete(key))
+        Raises DemoFailed as soon as one has ended, or reports a fault.
+        """
+        answers: dict[Connection, object] = {}
+        while len(answers) < len(self._processes):
+            for pipe in wait([pipe for pipe in self._processes if pipe not in answers]):
+                assert isinstance(pipe, Connection)
+                try:
+                    answer = answers[pipe] = pipe.recv()
+                except (EOFError, OSError):
+                    raise self._death(pipe) from None
+                if isinstance(answer, WorkerReport) and answer.fault:
+                    raise DemoFailed(answer.fault)
+        return [answers[pipe] for pipe in self._processes]
 
+    def check(self) -> None:
+        """Raise DemoFailed if a worker has ended, or has given up."""
+        for pipe in self._processes:
+            if pipe.poll():
+                self.gather()
 
-def _replace(node: Node, key: Key) -> Write:
-    content = node.get(key)
-    if not isinstance(content, bytes):
-        raise ProcessFailed(f"{key!r} was stored as bytes and came back as {type(content)}")
-    new = replacement_of(content)
-    return _timed(Change.REPLACED, key, lambda: node.set(key, new, replace=True))
+    def _death(self, pipe: Connection) -> DemoFailed:
+        number = [*self._processes].index(pipe) + 1
+        process = self._processes[pipe]
+        process.join(END_SECONDS_MAX)
+        code = process.exitcode or 0
+        how = f"by signal {-code}" if code < 0 else f"with exit code {code}"
+        return DemoFailed(f"worker {number} (process {process.pid}) died {how}")
 
+    def __enter__(self) -> Workers:
+        return self
 
-def _timed(change: Change, key: Key, write: Callable[[], Deletion | None]) -> Write:
-    called = time.monotonic_ns()
-    answer = write()
-    returned = time.monotonic_ns()
-    if answer is None:
-        return Write(key, change, called, returned)
-    if answer.pending:
-        raise ProcessFailed(f"the deletion of {key!r} was answered before it was confirmed")
-    return Write(key, change, called, returned, answer.confirmed, answer.expired)
+    def __exit__(self, *unused: object) -> None:
+        """End all workers: each of them ends when its pipe closes."""
+        for pipe in self._processes:
+            pipe.close()
+        for process in self._processes.values():
+            process.join(END_SECONDS_MAX)
+            process.kill()
+            process.join()

@@ -1,212 +1,153 @@
-"""One worker process of the demo: it embeds a Node, reads, and notes what it saw.
-
-It does what the parent tells it over a pipe (:class:`Order`) and answers with the messages below.
-It ends when it has reported, or when the parent has gone.
-"""
+"""One worker process of the demo: it embeds a Node, reads keys, and checks every answer."""
 
 from __future__ import annotations
 
+import itertools
 import random
 import time
-from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass
-from enum import Enum
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
+from statistics import median
+
+from blake3 import blake3
 
 from dstore import DstoreError, KeyMissing, Node
-from dstore.cli.demo.corpus import Key, address_of
-from dstore.cli.demo.verdict import Seen, Sighting
 
+PASSES = 2
 READS_PER_LOOK = 64
-"""A worker that keeps reading looks for an order of its parent after so many reads."""
+"""A worker that keeps reading looks after this number of reads whether it is to stop."""
+TIMES_MAX = 100_000
+
+Key = str | bytes
 
 
 @dataclass(frozen=True)
-class Entry:
-    """A loaded file: its key, and the content addresses of its content and of its replacement."""
+class LoadedFile:
+    """A file that the parent has stored: its key is its path in the folder.
 
+    ``digest`` is the BLAKE3 hash of its content. ``becomes`` says what the parent does to it while
+    the workers read: None for nothing, an empty text for a deletion, or the digest of a
+    replacement.
+    """
+
+    number: int
     key: Key
-    address: str
-    address_new: str
+    digest: str
+    becomes: str | None
 
 
-class Order(Enum):
-    """What the parent tells a worker. Before the first one it sends the list of entries."""
+@dataclass
+class WorkerReport:
+    """What a worker has done. ``fault`` describes the first wrong answer, or is empty."""
 
-    READ_ALL = "read everything once, by path and by content address"
-    KEEP_READING = "read all paths, over and over"
-    ENOUGH = "read all paths a last time, then stop"
-    REPORT = "report and leave"
-
-
-@dataclass(frozen=True)
-class Progress:
-    """So many more files were read."""
-
-    files: int
-
-
-class Joined:
-    """Global knows this worker."""
-
-
-class Done:
-    """The order was carried out (KEEP_READING: each path was read once, and it goes on)."""
-
-
-@dataclass(frozen=True)
-class Failed:
-    """The worker cannot go on."""
-
-    reason: str
-
-
-@dataclass(frozen=True)
-class Report:
-    """All that a worker did and saw. Times are nanoseconds, of the reads told by READ_ALL."""
-
-    worker: int
-    hits: int
-    misses: int
-    missing: int
-    hit_ns: Sequence[int]
-    miss_ns: Sequence[int]
-    deletions_heard: int
-    sightings: list[Sighting]
+    number: int
+    hit_ns: list[int] = field(default_factory=list)
+    miss_ns: list[int] = field(default_factory=list)
+    hits: int = 0
+    misses: int = 0
+    proofs: int = 0
+    """Reads of a file that began after its deletion or replacement had been confirmed."""
+    fault: str = ""
 
     @property
-    def reads(self) -> int:
-        return self.hits + self.misses
+    def medians(self) -> list[float]:
+        """The median microseconds of a hit and of a miss."""
+        return [median(times or [0]) / 1e3 for times in (self.hit_ns, self.miss_ns)]
 
 
-class Reader:
-    """Reads keys through a Node, and remembers what each read gave and when."""
+def digest_of(content: object) -> str:
+    """Return the BLAKE3 hash of some bytes."""
+    return blake3(content).hexdigest() if isinstance(content, bytes) else "no bytes"
 
-    def __init__(self, node: Node, entries: list[Entry]) -> None:
+
+def fault_of(file: LoadedFile, digest: str, *, confirmed: bool) -> str:
+    """Return what is wrong with an answer, or an empty text.
+
+    ``digest`` is that of the bytes that were read, or empty if the key was missing.
+    """
+    if digest == file.digest:
+        return "the old content after its deletion had been confirmed (stale)" if confirmed else ""
+    if digest == file.becomes:
+        return ""
+    return "a value that was never written there" if digest else "nothing"
+
+
+class CheckedNode:
+    """A Node whose every answer is checked.
+
+    ``confirmed`` is shared memory: byte N is 1 once the deletion or the replacement of file N has
+    been confirmed. A read that begins afterwards must not return the old content.
+    """
+
+    def __init__(self, node: Node, confirmed: Sequence[int], report: WorkerReport) -> None:
         self._node = node
-        self._meanings: dict[Key, dict[str, Seen]] = {}
-        for entry in entries:
-            self._meanings[entry.address] = {entry.address: Seen.FILE}
-            self._meanings[entry.key] = {
-                entry.address: Seen.FILE,
-                entry.address_new: Seen.REPLACEMENT,
-            }
-        self._known: dict[Key, tuple[object, Seen]] = {}
-        self._sightings: dict[tuple[Key, Seen], list[int]] = {}
-        self.hits = self.misses = self.missing = 0
-        self.hit_ns, self.miss_ns = array("q"), array("q")
+        self._confirmed = confirmed
+        self._report = report
+        self._hashed: dict[Key, tuple[object, str]] = {}
 
-    def read(self, key: Key, *, timed: bool = False) -> object:
-        """Read one key and take note; return the value, or None if there is none."""
+    def read(self, file: LoadedFile) -> None:
+        """Read a file and check the answer."""
+        report = self._report
+        confirmed = self._confirmed[file.number] != 0
+        from_local, digest = False, ""
         start = time.monotonic_ns()
         try:
-            found = self._node.lookup(key)
+            found = self._node.lookup(file.key)
         except KeyMissing:
-            end = time.monotonic_ns()
-            self.misses += 1
-            self.missing += 1
-            self._note(key, Seen.NOTHING, start, end)
-            return None
-        end = time.monotonic_ns()
-        if found.from_local:
-            self.hits += 1
+            took = time.monotonic_ns() - start
         else:
-            self.misses += 1
-        if timed:
-            (self.hit_ns if found.from_local else self.miss_ns).append(end - start)
-        self._note(key, self._compare(key, found.value), start, end)
-        return found.value
+            took = time.monotonic_ns() - start
+            from_local, digest = found.from_local, self._digest(file.key, found.value)
+        report.hits += from_local
+        report.misses += not from_local
+        report.proofs += confirmed
+        times = report.hit_ns if from_local else report.miss_ns
+        if len(times) < TIMES_MAX:
+            times.append(took)
+        wrong = fault_of(file, digest, confirmed=confirmed)
+        if wrong and not report.fault:
+            report.fault = f"worker {report.number} read {file.key!r} and got {wrong}"
 
-    def sightings(self, worker: int) -> list[Sighting]:
-        return [
-            Sighting(worker, key, seen, count, end_first, start_last)
-            for (key, seen), (count, end_first, start_last) in self._sightings.items()
-        ]
-
-    def _compare(self, key: Key, value: object) -> Seen:
-        """Compare every byte, by its hash; but the same immutable object only once."""
-        known = self._known.get(key)
-        if known is not None and known[0] is value:
-            return known[1]
-        seen = Seen.OTHER
-        if isinstance(value, bytes):
-            seen = self._meanings[key].get(address_of(value), Seen.OTHER)
-        self._known[key] = (value, seen)
-        return seen
-
-    def _note(self, key: Key, seen: Seen, start: int, end: int) -> None:
-        sighting = self._sightings.get((key, seen))
-        if sighting is None:
-            self._sightings[key, seen] = [1, end, start]
-        else:  # one thread reads, one read after the other: the first end is the earliest
-            sighting[0] += 1
-            sighting[2] = start
+    def _digest(self, key: Key, value: object) -> str:
+        """Hash every byte of a value; but only once if the Node returns the same object again."""
+        known = self._hashed.get(key)
+        if known is None or known[0] is not value:
+            known = self._hashed[key] = (value, digest_of(value))
+        return known[1]
 
 
-def work(number: int, address: str, pipe: Connection) -> None:
-    """The whole life of worker ``number``: the target of its process."""
+def work(number: int, address: str, confirmed: Sequence[int], pipe: Connection) -> None:
+    """Run worker ``number``, as the target of its process.
+
+    It sends a message when it has joined, after each pass over all files, and with its report. It
+    receives the list of files, and when it is to stop. It ends at once when the parent has gone.
+    """
+    report = WorkerReport(number)
     try:
         try:
             with Node(address, label=f"demo worker {number}") as node:
                 node.join()
-                pipe.send(Joined())
-                _obey(number, node, pipe)
+                _read(CheckedNode(node, confirmed, report), number, pipe)
         except DstoreError as error:
-            pipe.send(Failed(str(error)))
+            report.fault = f"worker {number} gave up: {error}"
+        pipe.send(report)
     except (EOFError, BrokenPipeError, ConnectionResetError):
-        return  # the parent has gone, or wants no more
+        return
 
 
-def _obey(number: int, node: Node, pipe: Connection) -> None:
-    entries: list[Entry] = pipe.recv()
-    reader = Reader(node, entries)
-    random.Random(number).shuffle(entries)
-    while True:
-        order = pipe.recv()
-        if order is Order.READ_ALL:
-            _read_all(reader, entries, pipe)
-        elif order is Order.KEEP_READING:
-            _keep_reading(reader, [entry.key for entry in entries], pipe)
-        else:
+def _read(node: CheckedNode, number: int, pipe: Connection) -> None:
+    pipe.send("joined")
+    files: list[LoadedFile] = pipe.recv()
+    random.Random(number).shuffle(files)
+    for _ in range(PASSES):
+        for file in files:
+            node.read(file)
+        pipe.send("passed")
+    for count, file in enumerate(itertools.cycle(files)):
+        if count % READS_PER_LOOK == 0 and pipe.poll():
             break
-        pipe.send(Done())
-    pipe.send(_report(number, node, reader))
-
-
-def _read_all(reader: Reader, entries: list[Entry], pipe: Connection) -> None:
-    """Read each file by its path, and then by the address that its content hashes to."""
-    for count, entry in enumerate(entries, 1):
-        content = reader.read(entry.key, timed=True)
-        if isinstance(content, bytes) and address_of(content) == entry.address:
-            reader.read(entry.address, timed=True)
-        if count % READS_PER_LOOK == 0:
-            pipe.send(Progress(READS_PER_LOOK))
-    pipe.send(Progress(len(entries) % READS_PER_LOOK))
-
-
-def _keep_reading(reader: Reader, keys: list[Key], pipe: Connection) -> None:
-    for key in keys:
-        reader.read(key)
-    pipe.send(Done())
-    while True:
-        for count, key in enumerate(keys):
-            if count % READS_PER_LOOK == 0 and pipe.poll():
-                pipe.recv()
-                for last in keys:
-                    reader.read(last)
-                return
-            reader.read(key)
-
-
-def _report(number: int, node: Node, reader: Reader) -> Report:
-    return Report(
-        worker=number,
-        hits=reader.hits,
-        misses=reader.misses,
-        missing=reader.missing,
-        hit_ns=reader.hit_ns,
-        miss_ns=reader.miss_ns,
-        deletions_heard=node.stats()["deletions"],
-        sightings=reader.sightings(number),
-    )
+        node.read(file)
+    pipe.recv()  # to stop: every change has been confirmed
+    for file in files:
+        node.read(file)

@@ -1,4 +1,4 @@
-"""What Tab offers at the REPL: commands, keys, and the paths of files, as they have to be typed."""
+"""Completions for Tab at the REPL: commands, keys, and paths of files, as they are typed."""
 
 from __future__ import annotations
 
@@ -28,26 +28,26 @@ _WHOLE_KEY = re.compile(
     rf"""({BYTES.pattern}|"[^"]*"|'[^']*'|(?!b["'])[^{BLANKS}"'][^{BLANKS}]*)[{BLANKS}]+""",
     re.DOTALL,
 )
-"""A key with the blanks after it: what comes next is not of it."""
+"""A complete key with the blanks after it."""
 _BEGUN_BYTES = re.compile(
     r"""((?:\\[nrt\\'"]|\\x[0-9a-fA-F]{2}|[^\\])*)(?:\\|\\x|\\x[0-9a-fA-F])?""", re.DOTALL
 )
-"""What may follow ``b'``: whole characters and escapes, then perhaps the beginning of an escape."""
+"""What may follow ``b'``: complete characters and escapes, and perhaps a begun escape."""
 _ESCAPED_CHARACTER = re.compile(r"\\.", re.DOTALL)
 
 Find = Callable[[Any], Iterable["str | bytes"]]
-"""Finds what begins with a text: keys, or the paths of files, where folders end with a slash."""
+"""A function that finds what begins with a text: keys or paths; folders end with a slash."""
 
 
 class Completed(NamedTuple):
-    """What Tab offers: replacements for everything typed from ``start`` on."""
+    """Completions: replacements for everything that was typed from ``start`` on."""
 
     start: int
     texts: list[str]
 
 
 def complete(typed: str, keys: Find, paths: Find) -> Completed:
-    """What Tab offers after the typed part of a line; ``keys`` and ``paths`` find what there is."""
+    """Return the completions of the typed part of a line."""
     line = typed.lstrip()
     word, space, _ = line.partition(" ")
     if not space:
@@ -93,11 +93,11 @@ def _path_words(begun: str, paths: Find) -> Iterator[str]:
             text = _typeable(path, quote)
             if text is not None and _goes_on(text, begun, quote):
                 open_ended = text[-2:-1] == "/" and text[-1] in QUOTES
-                yield text[:-1] if open_ended else text  # in a folder one goes on
+                yield text[:-1] if open_ended else text  # a path goes on in a folder
 
 
 def _begun(word: str) -> tuple[str, str | bytes | None]:
-    """The quote that a word begins with, and the rest; None if the word has ended before."""
+    """Return the quote at the start of a word, and the rest, or None if the word is complete."""
     if word.startswith(BYTES_QUOTES):
         quote = word[:2]
         whole = _BEGUN_BYTES.fullmatch(word[2:])
@@ -111,12 +111,12 @@ def _begun(word: str) -> tuple[str, str | bytes | None]:
 
 
 def _goes_on(text: str, begun: str, quote: str) -> bool:
-    """Whether this is what was begun; in bytes half of an escape may have been typed."""
+    """Return whether a text goes on from what was typed, which may end in half an escape."""
     return quote not in BYTES_QUOTES or text.startswith(begun)
 
 
 def _typeable(key: str | bytes, quote: str) -> str | None:
-    """The key as it has to be typed after this quote, or none; None if it cannot be."""
+    """Return a key as it is typed after a quote (may be empty), or None if that is impossible."""
     if quote in BYTES_QUOTES:
         return escaped(key, quote)
     if isinstance(key, bytes) or not is_plain(key):

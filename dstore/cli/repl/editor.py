@@ -1,13 +1,16 @@
-"""The REPL's dealings with cmd2 and its line editor.
+"""Adapters to cmd2 and its line editor.
 
 cmd2 4 edits lines with prompt_toolkit. cmd2 3, the last one for Python 3.10, edits them with
-readline. What differs between the two is in ``PromptToolkitEditor`` and ``ReadlineEditor``; the
-rest of the REPL does not notice.
+readline. ``PromptToolkitEditor`` and ``ReadlineEditor`` hide the difference from the rest of the
+REPL.
 """
 
 from __future__ import annotations
 
+import contextlib
 import queue
+import sys
+import termios
 import threading
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Protocol
@@ -27,19 +30,19 @@ PROMPT_TOOLKIT = hasattr(cmd2.Cmd, "add_alert")
 
 CMD2_OPTIONS: dict[str, Any] = {"auto_suggest": False} if PROMPT_TOOLKIT else {}
 END_OF_INPUT = "_eof" if PROMPT_TOOLKIT else "eof"
-"""The line that cmd2 makes up when Ctrl-D ends the input."""
+"""The line that cmd2 inserts when Ctrl-D ends the input."""
 
 Complete = Callable[[str], Completed]
 
 
 class PlainParser(StatementParser):
-    """Takes a line as it stands: no redirection, pipes, shortcuts, comments, or macros."""
+    """A parser that takes a line as it is: no redirection, pipes, shortcuts, comments or macros."""
 
     def __init__(self) -> None:
         super().__init__(terminators=(), multiline_commands=(), shortcuts={})
 
     def parse(self, line: str) -> Statement:
-        """The command of a line, and all that follows it as one text."""
+        """Return the command of a line, and all that follows it as one text."""
         if line == END_OF_INPUT:
             return Statement("", raw=line, command="exit")
         command, rest = split_command(line)
@@ -47,18 +50,40 @@ class PlainParser(StatementParser):
 
 
 class Editor(Protocol):
-    """What the REPL asks of the line editor."""
+    """What the REPL needs from a line editor."""
 
     def remember(self, line: str) -> None:
-        """Make a line of an earlier run come back with the arrow keys."""
+        """Add a line of an earlier run to those that the arrow keys recall."""
 
     def alert(self, message: str) -> None:
-        """Show a message above the line that is being typed; later, if a command is running."""
+        """Show a message above the line that is typed, or after the command that is running."""
 
 
 def editor_of(repl: cmd2.Cmd, complete: Complete) -> Editor:
-    """The line editor of this cmd2, whichever it is, with completion attached to it."""
+    """Return the line editor of the installed cmd2, with completion."""
     return (PromptToolkitEditor if PROMPT_TOOLKIT else ReadlineEditor)(repl, complete)
+
+
+@contextlib.contextmanager
+def ctrl_d_kept() -> Iterator[None]:
+    """Let Ctrl-D be an ordinary character in this block, for the time in which a command runs.
+
+    The line editor reads it afterwards. Otherwise the terminal takes it for the end of the input,
+    and forgets it when the line editor changes the terminal's mode.
+    """
+    try:
+        usual = termios.tcgetattr(sys.stdin)
+    except (termios.error, OSError):  # the terminal has gone
+        yield
+        return
+    disabled = [*usual[:6], [*usual[6]]]
+    disabled[6][termios.VEOF] = b"\0"
+    termios.tcsetattr(sys.stdin, termios.TCSANOW, disabled)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(termios.error, OSError):
+            termios.tcsetattr(sys.stdin, termios.TCSANOW, usual)
 
 
 class PromptToolkitEditor:
@@ -93,7 +118,7 @@ def _prompt_toolkit_completer(complete: Complete) -> Completer:
 
 
 class ReadlineEditor:
-    """The line editor of cmd2 3. Its alerts wait, in a thread, for the prompt to be on screen."""
+    """The line editor of cmd2 3. A thread shows its alerts once the prompt is on screen."""
 
     def __init__(self, repl: Any, complete: Complete) -> None:
         self._repl = repl

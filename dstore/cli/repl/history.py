@@ -10,17 +10,17 @@ from pathlib import Path
 
 HISTORY_LINES_MAX = 1000
 ROOT = 0
-"""The user whose links may be followed: it could read everything anyway."""
+"""The user whose links are followed, since root can read everything in any case."""
 FILE_MODE, FOLDER_MODE = 0o600, 0o700
-"""What was typed may be secret: its owner alone reads it."""
+"""Only the owner may read what was typed, since it may be secret."""
 
 
 class LineHistory:
-    """A file with one typed line per line, which only its owner may read; its folder too.
+    """A file of typed lines, which only its owner may read, as well as its folder.
 
-    Each line is appended as it is typed, so that several REPLs may share the file. Whatever is
-    wrong with the file or its folder, the REPL works without it. ``refusal`` says why, if that is
-    to be told: they are another user's, who could read what is typed, or have it written elsewhere.
+    Each line is appended as it is typed, so that several REPLs may share the file. If something is
+    wrong with the file or its folder, the REPL works without it. ``refusal`` is not empty if they
+    belong to another user, who could read what is typed or redirect it to another file.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -28,7 +28,7 @@ class LineHistory:
         self.refusal = ""
 
     def read(self) -> list[str]:
-        """The lines of earlier runs, oldest first; shortens the file if it has grown long."""
+        """Return the lines of earlier runs, oldest first, and shorten a long file."""
         if self._path is None:
             return []
         try:
@@ -71,7 +71,7 @@ class LineHistory:
 
     @staticmethod
     def _open(path: Path, flags: int) -> int:
-        """Open the file, and narrow its permissions. Raises OSError; NotOurs is one."""
+        """Open the file and restrict its permissions. Raises OSError, of which NotOurs is one."""
         _refuse_links_of_others(path)
         descriptor = os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK, FILE_MODE)
         try:
@@ -88,7 +88,7 @@ class LineHistory:
 
     def _rewrite(self, lines: list[str]) -> None:
         assert self._path is not None
-        target = self._path.resolve()  # if this user has made it a link, it stays one
+        target = self._path.resolve()  # a link that this user has made stays a link
         fresh = target.with_name(f"{target.name}.{secrets.token_hex(8)}")
         try:
             descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, FILE_MODE)
@@ -115,7 +115,7 @@ def _refuse_file_of_others(path: Path, status: os.stat_result) -> None:
 
 
 def history_path() -> Path | None:
-    """``$XDG_STATE_HOME/dstore/history``, or the same under ``~/.local/state``."""
+    """Return ``$XDG_STATE_HOME/dstore/history``, or the same file under ``~/.local/state``."""
     try:
         state = Path(os.environ.get("XDG_STATE_HOME", ""))
         folder = state if state.is_absolute() else Path.home() / ".local" / "state"

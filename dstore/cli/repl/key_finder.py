@@ -1,4 +1,4 @@
-"""What Tab offers: keys, and the paths of files."""
+"""Finds keys and paths of files for Tab."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ from dstore.runtime.background import signals_left_to_this_thread
 
 
 class KeyFinder:
-    """Asks for keys without ever making the person who pressed Tab wait long. (And for paths.)
+    """Looks for keys, or for paths, so that a person who has pressed Tab never waits long.
 
-    The asking is done by a thread of its own, since the Node has the stall_timeout of its timeout, and
-    a file system of the network any. One question is under way at a time; while an old one is
-    unanswered, the answer is "no keys".
+    A thread asks, since a Node may take as long as its timeout, and a network file system any
+    time. One question is under way at a time; until it is answered, others find nothing.
     """
 
     def __init__(self, keys: Callable[[Any], Iterable[str | bytes]], limit: int, wait: float):
@@ -26,7 +25,7 @@ class KeyFinder:
         self._busy = threading.Lock()
 
     def find(self, prefix: str | bytes) -> list[str | bytes]:
-        """At most ``limit`` keys with this prefix; none if that takes longer than ``wait``."""
+        """Return at most ``limit`` keys with a prefix, or none after ``wait`` seconds."""
         if not self._busy.acquire(blocking=False):
             return []
         answer: queue.SimpleQueue[list[str | bytes]] = queue.SimpleQueue()
@@ -36,7 +35,7 @@ class KeyFinder:
         try:
             with signals_left_to_this_thread():
                 thread.start()
-        except RuntimeError:  # there can be no more threads
+        except RuntimeError:  # the system allows no more threads
             self._busy.release()
             return []
         try:
@@ -51,7 +50,7 @@ class KeyFinder:
                 found.append(key)
                 if len(found) >= self._limit:
                     break
-        except Exception:  # Tab is silent, whatever went wrong
+        except Exception:  # Tab reports no errors
             pass
         finally:
             answer.put(found)
@@ -59,9 +58,9 @@ class KeyFinder:
 
 
 def find_paths(begun: str | bytes) -> Iterator[str]:
-    """What there is in a folder that begins like this, in any order; folders end with a slash.
+    """Yield the paths that begin like this, in any order; folders end with a slash.
 
-    ``~`` stays as it was typed. Hidden files come if the dot was typed. Raises OSError.
+    ``~`` stays as it was typed. Hidden files are included if the dot was typed. Raises OSError.
     """
     begun = os.fsdecode(begun.encode() if isinstance(begun, str) else begun)
     if begun == "~":

@@ -9,14 +9,14 @@ import time
 from collections.abc import Iterator
 
 ECHO = 1.0
-"""Seconds after a DEL within which the Node may still tell of it."""
+"""Seconds after a DEL within which the Node may still report it."""
 
 
 class OwnDeletions:
-    """Tells the deletions that were asked for here from those of other Nodes.
+    """Distinguishes the deletions of this REPL from those of other Nodes.
 
-    The Node tells of a deletion of ours once, if this Local held the key: mostly while DEL runs,
-    and sometimes, since another thread tells, just after.
+    The Node reports a deletion of this REPL once, if its Local held the key: mostly while DEL runs,
+    and sometimes just after it, since another thread reports it.
     """
 
     def __init__(self, echo: float = ECHO) -> None:
@@ -26,7 +26,7 @@ class OwnDeletions:
 
     @contextlib.contextmanager
     def deleting(self, key: str | bytes) -> Iterator[None]:
-        """Around a DEL. If that fails, whoever deletes the key afterwards is somebody else."""
+        """Mark a deletion as own while the block runs DEL. If that fails, the mark is removed."""
         with self._lock:
             self._forget_old()
             self._until[key] = math.inf
@@ -40,7 +40,7 @@ class OwnDeletions:
                 self._until[key] = time.monotonic() + self._echo
 
     def take(self, key: str | bytes) -> bool:
-        """Whether the deletion that the Node tells of is ours; the next one is not."""
+        """Return whether a reported deletion is an own one, and remove its mark."""
         with self._lock:
             return self._until.pop(key, 0.0) > time.monotonic()
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import shutil
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -21,6 +22,7 @@ from dstore.cli.repl.editor import (
     END_OF_INPUT,
     PROMPT_TOOLKIT,
     PlainParser,
+    ctrl_d_kept,
     editor_of,
 )
 from dstore.cli.repl.history import LineHistory, history_path
@@ -40,9 +42,9 @@ COMPLETION_WAIT = 0.7
 class Repl(cmd2.Cmd):
     """A prompt (``talk``) or a script (``obey``) in front of one Node, which it owns.
 
-    Replies go to standard output, one line for one command except for lists. So do error messages:
-    they are replies. What other Nodes delete is announced above the line that is being typed, or,
-    in a script, on standard error.
+    Replies go to standard output, one line for each command except for lists. Error messages are
+    replies, too. What other Nodes delete is announced above the line that is being typed, or, in a
+    script, on standard error.
     """
 
     def __init__(self, address: str | None, *, timeout: float, at_terminal: bool) -> None:
@@ -52,7 +54,7 @@ class Repl(cmd2.Cmd):
         self._lines = LineHistory(history_path() if at_terminal else None)
         self._editor = editor_of(self, self._complete) if at_terminal else None
         self._own = OwnDeletions()
-        self._answered = False
+        self._answered = self._failed = False
         self.node = Node(address, timeout=timeout, on_deletion=self._announce)
         self._keys = KeyFinder(self.node.keys, limit=COMPLETIONS_MAX, wait=COMPLETION_WAIT)
         self._paths = KeyFinder(find_paths, limit=COMPLETIONS_MAX, wait=COMPLETION_WAIT)
@@ -60,7 +62,7 @@ class Repl(cmd2.Cmd):
     # The two ways to run
 
     def talk(self) -> int:
-        """Prompt until the user leaves; returns the exit code."""
+        """Prompt until the user leaves. Returns the exit code."""
         assert self._editor is not None
         for line in self._lines.read():
             self._editor.remember(line)
@@ -71,12 +73,16 @@ class Repl(cmd2.Cmd):
         return self.exit_code
 
     def obey(self, lines: Iterable[str]) -> int:
-        """Carry out the lines of a script; returns the exit code."""
+        """Carry out the lines of a script. Returns the exit code.
+
+        It is 1 if a command could not be read or ended with an error. A missing or an occupied key
+        is an answer, and no error.
+        """
         self.greet()
         for line in lines:
             if self.onecmd_plus_hooks(line.rstrip("\r\n"), raise_keyboard_interrupt=True):
                 break
-        return self.exit_code
+        return self.exit_code or (console.EXIT_REFUSED if self._failed else console.EXIT_OK)
 
     def greet(self) -> None:
         """Say who this is and how to leave."""
@@ -113,21 +119,20 @@ class Repl(cmd2.Cmd):
 
     def do_setfile(self, statement: Statement) -> None:
         key, path = text.key_and_path(statement.args, "setfile")
-        if values.is_large_file(path):
-            with progress_bar() as progress:
-                self.node.set_file(key, path, progress=progress)
-        else:
-            self.node.set(key, values.read_file(path))
+        self._store_file(path, partial(self.node.set_file, key), partial(self.node.set, key))
         self.say(text.UPDATED)
 
     def do_putfile(self, statement: Statement) -> None:
         path = text.only_path(statement.args, "putfile")
-        if values.is_large_file(path):
-            with progress_bar() as progress:
-                address = self.node.put_file(path, progress=progress)
-        else:
-            address = self.node.put(values.read_file(path))
-        self.say(address)
+        self.say(self._store_file(path, self.node.put_file, self.node.put))
+
+    @staticmethod
+    def _store_file(path: str, store_file: Callable[..., Any], store: Callable[..., Any]) -> Any:
+        """Let the Node read a large file piece by piece; read a small one here."""
+        if not values.is_large_file(path):
+            return store(values.read_file(path))
+        with progress_bar() as progress:
+            return store_file(path, progress=progress)
 
     def do_getfile(self, statement: Statement) -> None:
         key, path = text.key_and_path(statement.args, "getfile")
@@ -165,6 +170,7 @@ class Repl(cmd2.Cmd):
         return True
 
     def do_unknown(self, statement: Statement) -> None:
+        self._failed = True
         word, _ = text.split_word(statement.args)
         self.say(f"Unknown command {shown(word)}. HELP lists the commands, .exit leaves.")
 
@@ -174,18 +180,20 @@ class Repl(cmd2.Cmd):
     # What surrounds a command
 
     def precmd(self, statement: Statement | str) -> Statement:
-        """Keep the line for the next run."""
+        """Keep a line for the next run."""
         statement = super().precmd(statement)
         if statement.raw != END_OF_INPUT:
             self._lines.add(statement.raw)
         return statement
 
     def onecmd(self, statement: Statement | str, *, add_to_history: bool = True) -> bool:
-        """Run one command; whatever it raises becomes one line."""
+        """Run one command, and turn what it raises into one line."""
         command = statement.command if isinstance(statement, Statement) else ""
         try:
-            stop = super().onecmd(statement, add_to_history=add_to_history)
+            with ctrl_d_kept() if self._editor is not None else contextlib.nullcontext():
+                stop = super().onecmd(statement, add_to_history=add_to_history)
         except text.Misuse as misuse:
+            self._failed = True
             self.say(str(misuse))
         except KeyboardInterrupt:
             self.say(text.reply_interrupted(command))
@@ -194,27 +202,29 @@ class Repl(cmd2.Cmd):
             self._note_answer(error)
             self.say(text.reply_refused(error))
         else:
-            if command in text.ASKS_GLOBAL:
+            if command in text.USAGES and text.USAGES[command].asks:
                 self._note_answer(None)
             return stop
         return False
 
     def sigint_handler(self, signum: int, frame: FrameType | None) -> None:
-        """Ctrl-C while no line is being edited: interrupt the command, if one is running."""
+        """Interrupt the running command, if there is one, at Ctrl-C while no line is edited."""
         if self.current_command is not None or not PROMPT_TOOLKIT:
             super().sigint_handler(signum, frame)
 
     def _note_answer(self, error: Exception | None) -> None:
-        """Keep the exit code: 3 as long as nothing but silence has come from Global."""
+        """Update the exit code after a command: 3 until Global has answered for the first time."""
         if error is None or isinstance(error, (KeyMissing, KeyOccupied)):
             self._answered, self.exit_code = True, console.EXIT_OK
-        elif isinstance(error, (GlobalUnavailable, OutcomeUnknown)) and not self._answered:
+            return
+        self._failed = True
+        if isinstance(error, (GlobalUnavailable, OutcomeUnknown)) and not self._answered:
             self.exit_code = console.EXIT_UNREACHED
 
     def say(self, line: str, *, flush: bool = True) -> None:
         """Print one line of a reply as it is; cmd2 would look for styles in it.
 
-        Whatever it is made of, it stays one line and steers no terminal.
+        Characters that would break the line or steer the terminal are escaped.
         """
         self._print(visible(line), flush=flush)
 
@@ -226,11 +236,12 @@ class Repl(cmd2.Cmd):
             raise SystemExit(console.EXIT_PIPE_CLOSED) from None
 
     def pexcept(self, exception: BaseException, **kwargs: Any) -> None:
-        """One line for an error that nobody foresaw."""
+        """Print one line for an unexpected error, where cmd2 would print a traceback."""
+        self._failed = True
         self.say(f"Error: {type(exception).__name__}: {console.one_line(exception)}")
 
     def _announce(self, key: str | bytes) -> None:
-        """Called by the Node's thread when a deletion has taken a key from this Local."""
+        """Announce that a deletion has taken a key from this Local. The Node's thread calls it."""
         if self._own.take(key):
             return
         message = f"(deleted elsewhere) {text.shown_key(key)}"

@@ -1,6 +1,6 @@
-r"""What the REPL reads and writes, as plain functions: no terminal, no Node.
+r"""The text that the REPL reads and writes, as plain functions without a terminal or a Node.
 
-How a line is read. The first word is the command, in any case. What follows is the key, then the
+How a line is read: the first word is the command, in any case. What follows is the key, then the
 value, which is the rest of the line as it stands: ``>``, ``|``, ``;``, ``#``, ``?`` and the
 backslash mean themselves.
 
@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from dstore.cli.console import said, text_or_bytes
-from dstore.cli.show import shown
+from dstore.cli.show import shown, unreadable
 from dstore.errors import KeyMissing, KeyOccupied, UnknownCodec
 from dstore.quoting import is_plain
 
@@ -33,7 +33,7 @@ QUOTES = ("'", '"')
 BYTES_QUOTES = ("b'", 'b"')
 BLANKS = " \t"
 ABOUT_FROM = 18
-"""Columns, in the list of HELP, before what a command does."""
+"""The column of the list of HELP at which the explanations begin."""
 
 KEY_RULE = "A key with spaces goes in quotes; any bytes can be a key, written as b'\\xff\\n'."
 ESCAPED = {"\n": "\\n", "\r": "\\r", "\t": "\\t", "\\": "\\\\", "'": "\\'", '"': '\\"'}
@@ -48,12 +48,21 @@ _WORD = re.compile(rf"[{BLANKS}]*([^{BLANKS}]*)[{BLANKS}]*(.*?)[{BLANKS}]*", re.
 
 
 class Usage(NamedTuple):
-    """How one command is typed, what it does, lines that show it, and what else to know."""
+    """How one command is typed, and what HELP says about it."""
 
     line: str
     about: str
     examples: tuple[str, ...]
     rule: str = ""
+    also: str = ""
+    """Another word for the same command."""
+    writes: bool = False
+    asks: bool = True
+    """Whether the command asks Global."""
+
+    @property
+    def words(self) -> list[str]:
+        return [self.line.split()[0], *self.also.split()]
 
 
 USAGES = {
@@ -62,33 +71,41 @@ USAGES = {
         "bind a value to a new key (PUT is the same)",
         ("SET greeting good morning to all", 'SET "a key with spaces" 42', 'SET blank ""'),
         "The value is the rest of the line. Quotes around all of it keep spaces at its ends.",
+        writes=True,
+        also="PUT",
     ),
     "get": Usage(
         "GET key",
         "show a value, and who answered (OUT is the same)",
         ("GET greeting", 'GET "a key with spaces"', "GET b'\\xff\\x00'"),
         KEY_RULE,
+        also="OUT",
     ),
     "del": Usage(
         "DEL key",
         "delete a key, in every Local too (REM is the same)",
         ("DEL greeting", 'DEL "a key with spaces"'),
+        writes=True,
+        also="REM",
     ),
     "add": Usage(
         "ADD value",
         "bind a value to its own BLAKE3 hash, and print that key",
         ("ADD the same value always gets the same key",),
+        writes=True,
     ),
     "setfile": Usage(
         "SETFILE key path",
         "bind the bytes of a file to a new key",
         ("SETFILE logo ~/pictures/logo.png", 'SETFILE "the logo" "my pictures/logo.png"'),
         "A path with spaces goes in quotes, as a key does. ~ is your home folder.",
+        writes=True,
     ),
     "putfile": Usage(
         "PUTFILE path",
         "bind the bytes of a file to their BLAKE3 hash, and print that key",
         ("PUTFILE ~/pictures/logo.png",),
+        writes=True,
     ),
     "getfile": Usage(
         "GETFILE key path",
@@ -100,38 +117,24 @@ USAGES = {
         "KEYS [prefix]",
         "list the keys that begin with a prefix",
         ("KEYS", "KEYS gr", "KEYS b'\\xff'"),
-        "They come in the order of their bytes, each as it can be typed.",
+        "They are in the order of their bytes, each as it can be typed.",
     ),
     "stats": Usage("STATS", "show the counters of this Local and of Global", ("STATS",)),
-    "help": Usage("HELP [command]", "show this list, or more about one command", ("HELP SET",)),
-    "exit": Usage(".exit", "leave (Ctrl-D does the same)", (".exit",)),
+    "help": Usage(
+        "HELP [command]",
+        "show this list, or more about one command",
+        ("HELP SET",),
+        asks=False,
+    ),
+    "exit": Usage(".exit", "leave (Ctrl-D does the same)", (".exit",), asks=False),
 }
-
-COMMANDS = {
-    "SET": "set",
-    "PUT": "set",
-    "GET": "get",
-    "OUT": "get",
-    "DEL": "del",
-    "REM": "del",
-    "ADD": "add",
-    "SETFILE": "setfile",
-    "PUTFILE": "putfile",
-    "GETFILE": "getfile",
-    "KEYS": "keys",
-    "STATS": "stats",
-    "HELP": "help",
-    ".exit": "exit",
-}
+COMMANDS = {word: command for command, usage in USAGES.items() for word in usage.words}
 """Every word that a line may begin with, as it is shown, and the command that it means."""
-
 COMMAND_OF = {word.upper(): command for word, command in COMMANDS.items()}
-_WRITES = ("set", "del", "add", "setfile", "putfile")
-ASKS_GLOBAL = ("set", "get", "del", "add", "keys", "stats", "setfile", "putfile", "getfile")
 
 
 class Misuse(Exception):
-    """The line is not what its command expects. The message is the one line of help."""
+    """A line does not have the form that its command expects. The message is one line of help."""
 
     def __init__(self, command: str, why: str = "") -> None:
         usage = f"Usage: {USAGES[command].line}"
@@ -142,13 +145,13 @@ class Misuse(Exception):
 
 
 def split_word(text: str) -> tuple[str, str]:
-    """The first word, and what follows it without the blanks around it."""
+    """Return the first word, and what follows it without the blanks around it."""
     word, rest = _WORD.fullmatch(text).groups()  # type: ignore[union-attr]  # it always matches
     return word, rest
 
 
 def split_command(line: str) -> tuple[str, str]:
-    """The command that a line means ("" for a blank line, "unknown") and what follows it."""
+    """Return the command of a line ("" for a blank line, or "unknown") and what follows it."""
     word, rest = split_word(line)
     if not word:
         return "", ""
@@ -157,7 +160,7 @@ def split_command(line: str) -> tuple[str, str]:
 
 
 def split_key(text: str, command: str) -> tuple[str | bytes, str]:
-    """The key at the start of the arguments of a command, and what follows it."""
+    """Return the key at the start of the arguments of a command, and what follows it."""
     if text.startswith(BYTES_QUOTES):
         return _split_bytes(text, command)
     quote = text[:1]
@@ -185,9 +188,9 @@ def _split_bytes(text: str, command: str) -> tuple[str | bytes, str]:
 
 
 def unescaped(text: str) -> bytes:
-    """The bytes of what stands between ``b'`` and the closing quote.
+    """Return the bytes that are written between ``b'`` and the closing quote.
 
-    Raises ValueError for an escape that there is not.
+    Raises ValueError for an unknown escape.
     """
 
     def character(match: re.Match[str]) -> str:
@@ -196,7 +199,7 @@ def unescaped(text: str) -> bytes:
             return bytes.fromhex(code[1:]).decode("ascii", "surrogateescape")
         if code not in _UNESCAPED:
             raise ValueError(
-                f"there is no escape \\{code}, but \\xff, {', '.join(ESCAPED.values())}"
+                f"there is no escape \\{code}; use \\xff, {', '.join(ESCAPED.values())}"
             )
         return _UNESCAPED[code]
 
@@ -204,7 +207,7 @@ def unescaped(text: str) -> bytes:
 
 
 def escaped(key: str | bytes, quote: str = "b'") -> str:
-    """The key as :func:`unescaped` reads it, within ``quote`` and its end."""
+    """Return a key as :func:`unescaped` reads it, between ``quote`` and the closing quote."""
     text = key if isinstance(key, str) else key.decode("utf-8", "surrogateescape")
 
     def escape(character: str) -> str:
@@ -217,12 +220,12 @@ def escaped(key: str | bytes, quote: str = "b'") -> str:
 
 
 def as_typed(text: str) -> str | bytes:
-    """What was typed, or came through a pipe: text, or bytes where these are not UTF-8."""
+    """Return what was typed, or came through a pipe: text, or bytes that are not UTF-8."""
     return text_or_bytes(text.encode("utf-8", "surrogateescape"))
 
 
 def only_key(text: str, command: str) -> str | bytes:
-    """The key of a command that takes nothing else."""
+    """Return the key of a command that takes nothing else."""
     if not text:
         raise Misuse(command)
     key, rest = split_key(text, command)
@@ -232,27 +235,27 @@ def only_key(text: str, command: str) -> str | bytes:
 
 
 def key_and_path(text: str, command: str) -> tuple[str | bytes, str]:
-    """The key and the path of a command that takes both."""
+    """Return the key and the path of a command that takes both."""
     key, rest = split_key(text, command)
     return key, only_path(rest, command)
 
 
 def only_path(text: str, command: str) -> str:
-    """The path of a command that takes nothing after it."""
+    """Return the path of a command that takes nothing after it."""
     path = only_key(text, command)
     if not path:
         raise Misuse(command)
     raw = path.encode() if isinstance(path, str) else path
-    return os.path.expanduser(os.fsdecode(raw))  # what the locale takes the bytes for is no matter
+    return os.path.expanduser(os.fsdecode(raw))  # the bytes count, whatever the locale
 
 
 def value_of(text: str) -> str | bytes:
-    """The value that the rest of a line is."""
+    """Return the value that the rest of a line stands for."""
     return as_typed(unquoted(text))
 
 
 def unquoted(value: str) -> str:
-    """The value without its quotes, if one pair of them holds the whole of it."""
+    """Return a value without its quotes, if one pair of them encloses all of it."""
     quote = value[:1]
     if len(value) >= 2 and quote in QUOTES and value.find(quote, 1) == len(value) - 1:
         return value[1:-1]
@@ -263,14 +266,14 @@ def unquoted(value: str) -> str:
 
 
 def shown_key(key: str | bytes) -> str:
-    """A key on one line, so that it can be typed, but for quotes around spaces or quotes."""
+    """Return a key on one line, as it can be typed, but without quotes around spaces."""
     if isinstance(key, bytes) or not is_plain(key) or key.startswith(BYTES_QUOTES):
         return escaped(key)
     return key
 
 
 def reply_found(key: str | bytes, value: Any, *, from_local: bool, cached: bool) -> str:
-    """The reply to a GET that found a value."""
+    """Return the reply to a GET that found a value."""
     if from_local:
         return f"db: {shown_key(key)} -> {shown(value)}"
     updating = "     (Updating Local)" if cached else ""
@@ -278,7 +281,7 @@ def reply_found(key: str | bytes, value: Any, *, from_local: bool, cached: bool)
 
 
 def reply_deleted(confirmed: int, expired: int) -> str:
-    """The reply to a DEL: how many Locals said that they dropped the key, how many ran out."""
+    """Return the reply to a DEL: how many Locals confirmed it, and how many leases expired."""
     if not confirmed and not expired:
         return "Key deleted (no Local held it)"
     locals_ = "1 Local" if confirmed == 1 else f"{confirmed} Locals"
@@ -287,13 +290,13 @@ def reply_deleted(confirmed: int, expired: int) -> str:
 
 
 def reply_written(size: int, path: str) -> str:
-    """The reply to a GETFILE."""
+    """Return the reply to a GETFILE."""
     place = shown(text_or_bytes(os.fsencode(path)))
     return f"Wrote 1 byte to {place}" if size == 1 else f"Wrote {size:,} bytes to {place}"
 
 
 def reply_refused(error: Exception) -> str:
-    """The reply to a command that failed."""
+    """Return the reply to a command that failed."""
     if isinstance(error, KeyMissing):
         return MISSING
     if isinstance(error, KeyOccupied):
@@ -303,28 +306,24 @@ def reply_refused(error: Exception) -> str:
     return f"Error: {said(error)}"
 
 
-def unreadable(codec: str, instead: str) -> str:
-    """Why a value is not shown, and what to do ``instead``."""
-    why = (
-        "an array, and numpy is not installed" if codec == "ndarray" else f"of the codec {codec!r}"
-    )
-    return f"the value cannot be shown, since it is {why}; {instead} writes its bytes to a file"
-
-
 def reply_interrupted(command: str) -> str:
-    """The reply to a command that Ctrl-C cut short."""
-    in_doubt = ": the write may or may not have happened" if command in _WRITES else ""
+    """Return the reply to a command that Ctrl-C has interrupted."""
+    in_doubt = (
+        ": the write may or may not have happened"
+        if command in USAGES and USAGES[command].writes
+        else ""
+    )
     return f"Interrupted{in_doubt}"
 
 
 def wrapped(line: str, width: int) -> str:
-    """A line of HELP in a window of this many columns: what goes on is indented like the rest."""
+    """Return a line of HELP, wrapped to a number of columns and indented like the list."""
     indent = min(len(line) - len(line.lstrip()) + ABOUT_FROM, width // 3)
     return textwrap.fill(line, width, subsequent_indent=" " * indent, break_on_hyphens=False)
 
 
 def help_lines(topic: str) -> Iterator[str]:
-    """HELP: the whole list, or more about the one command whose name is given."""
+    """Yield the lines of HELP: the whole list, or more about one command."""
     command = COMMAND_OF.get(topic.upper(), COMMAND_OF.get(f".{topic.upper()}"))
     if topic and command is None:
         yield f"No command is called {shown(topic)}. HELP lists them all."
