@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dstore.server.server import Global
-from dstore.shm.memory import ROOT_VARIABLE
+from dstore.shm.root import ROOT_VARIABLE
 
 ANY_PORT = "tcp://127.0.0.1:0"
 BANNER = "Dstore server listening on "
