@@ -13,7 +13,8 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = "dstore"
 
 GROUND = {"errors", "config", "checks", "quoting", "runtime"}
-PUBLIC = {"", "errors", "config", "version"}
+PUBLIC = {"", "errors", "config", "version", "client.node", "server.server"}
+SHARED_BY_PROGRAMS = {"cli.console", "cli.progress", "cli.show", "cli.values"}
 
 # A room is a folder of dstore, or a file that has a row of its own; the longest name that fits
 # counts. It may import itself and the rooms on the right. "" is dstore/__init__.py.
@@ -35,10 +36,16 @@ ROOMS: dict[str, set[str]] = {
     "client": GROUND | {"protocol", "core.local", "codecs", "transport", "shm"},
     "server": GROUND | {"protocol", "core.authority", "core.engine", "transport", "shm"},
     "": {"errors", "config", "version", "client", "server", "codecs"},
-    "testing": PUBLIC | {"protocol", "core.engine"},
-    "cli": PUBLIC | {"checks", "quoting", "runtime", "transport.addresses", "client.files"},
-    "cli.demo": PUBLIC | {"cli", "quoting", "testing"},
-    "cli.repl": PUBLIC | {"cli", "quoting", "runtime", "client.files"},
+    "testing": PUBLIC | {"protocol", "core.engine", "shm.root"},
+    "cli.console": {"quoting"},
+    "cli.progress": {"cli.console", "client.files"},
+    "cli.show": PUBLIC | {"quoting"},
+    "cli.values": PUBLIC | {"cli.console", "cli.progress", "cli.show", "client.files", "quoting"},
+    "cli.repl": PUBLIC | SHARED_BY_PROGRAMS | {"quoting", "runtime", "client.files"},
+    "cli.demo": PUBLIC | {"cli.console", "quoting", "testing"},
+    "cli": PUBLIC
+    | SHARED_BY_PROGRAMS
+    | {"cli.demo", "cli.repl", "checks", "quoting", "runtime", "transport", "shm.root"},
     "__main__": {"cli"},
 }
 
