@@ -211,7 +211,7 @@ def test_what_is_outstanding_is_answered_before_global_ends() -> None:
         results: list[object] = []
         waiting = threading.Thread(target=lambda: results.append(node.delete("k")))
         waiting.start()
-        while node.global_stats()["dying"] < 1:
+        while node.global_stats()["pending"] < 1:
             pass
         assert served.stop() == 0
         waiting.join(PATIENCE)
@@ -267,7 +267,7 @@ def test_a_fault_of_ours_does_not_end_the_service(
     one = node()
     one.set("k", "v")
     raw.join()
-    free_global._state._readers[Get] = fail
+    free_global._state._of_sessions[Get] = fail
     raw.socket.send(wire.encode(Get(raw.epoch, raw.session, 1, ["k"])))
     assert failed.wait(PATIENCE)
     one.set("l", "v")  # answered by the same thread, after it has logged
@@ -290,9 +290,9 @@ def test_a_fault_of_a_timer_does_not_end_the_service(
 
     tick = free_global._state.tick
     free_global._state.tick = fail  # type: ignore[method-assign, assignment]
-    free_global._state.wake_at = 0.0
+    free_global._state._alarm.moment = 0.0
     while not failed.is_set():  # its thread may just have set another time
-        free_global._state.wake_at = 0.0
+        free_global._state._alarm.moment = 0.0
         one.global_stats()
     one.set("k", "v")  # answered by the same thread, after it has logged
     assert one.get("k") == "v"

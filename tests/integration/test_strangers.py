@@ -44,7 +44,7 @@ def test_a_stranger_acknowledges_and_says_goodbye_for_nobody(
         deleting = threading.Thread(target=lambda: deletions.append(writer.delete("k")))
         deleting.start()
         try:
-            while not looker.global_stats()["dying"]:
+            while not looker.global_stats()["pending"]:
                 pass
             own = joined(stranger)
             for guess in (*range(1, GUESSES), own - 1, own + 1, (1 << 63) - 1):

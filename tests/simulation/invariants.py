@@ -94,12 +94,12 @@ def left_over(place: SimGlobal, locals_: list[SimLocal]) -> Iterator[str]:
 def _left_at_global(place: SimGlobal, alive: int) -> Iterator[str]:
     state = place.state
     if not state.idle:
-        yield f"pending keys stay: {state._deletions!r}"
+        yield f"pending keys stay: {state._invalidations!r}"
     if len(state._stages):
         yield f"uploads stay: {state._stages!r}"
     if place.bulk.tokens() != place.bound():
         yield f"{len(place.bulk.tokens())} large values are kept for {len(place.bound())} keys"
-    if state._writes._replacing_bytes or len(state._waits):
+    if state._space.replacing or len(state._waits):
         yield "writes or waits stay"
     if state._sessions.writes.taken or state._sessions.waits.taken:
         yield f"budgets are not given back: {state._sessions.writes!r} {state._sessions.waits!r}"
@@ -108,5 +108,6 @@ def _left_at_global(place: SimGlobal, alive: int) -> Iterator[str]:
     if len(state._sessions) != alive:
         yield f"{len(state._sessions)} sessions for {alive} Locals"
     for session in state._sessions:
-        if session.awaited or session.outcomes:
-            yield f"{session!r} keeps waiters or outcomes"
+        recipient = state._invalidations.recipient(session)
+        if recipient.awaited or session.outcomes:
+            yield f"{session!r} {recipient!r} keeps waiters or outcomes"

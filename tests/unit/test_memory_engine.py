@@ -25,10 +25,10 @@ class TestMemoryEngine(EngineContract):
 
 FILL = """
 import sys
-from dstore import wire
+from dstore.protocol import wire
 from dstore.shm.private_bulk import PrivateBulk
 from dstore.server.engines.memory import MemoryEngine
-from dstore.messages import Large, Set, SetItem, Stored
+from dstore.protocol.messages import Large, Set, SetItem, Stored
 
 KEYS = {
     "short ASCII": "{}",

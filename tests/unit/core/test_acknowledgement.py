@@ -147,9 +147,10 @@ def test_who_holds_nothing_acknowledges_with_the_next_renewal() -> None:
     b.delete("k")
     session = world.state._sessions.get(a.state.session)
     assert session is not None
-    assert session.acked == 0
+    recipient = world.state._invalidations.recipient(session)
+    assert recipient.acknowledged == 0
     world.live(1.0)
-    assert session.acked == 1
+    assert recipient.acknowledged == 1
 
 
 def test_a_late_holder_is_sent_what_it_misses() -> None:
@@ -165,7 +166,7 @@ def test_a_late_holder_is_sent_what_it_misses() -> None:
     world.live(0.02, step=0.001)
     assert deletion.replies
     assert a.hit("k") is None
-    assert world.state.counters["pushes"] == 1
+    assert world.state.counters["reminders"] == 1
 
 
 def test_a_silent_holder_is_pushed_with_growing_pauses() -> None:

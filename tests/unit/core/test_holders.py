@@ -142,7 +142,7 @@ def test_there_is_one_push_in_flight_and_the_next_has_all_that_began_meanwhile()
     a.turn()
     assert all(deletion.replies for deletion in deletions)
     assert not a.control
-    assert world.state.counters["pushes"] == 0
+    assert world.state.counters["reminders"] == 0
 
 
 def with_a_lost_push() -> tuple[World, Member, list[Call]]:
@@ -162,7 +162,7 @@ def test_a_push_in_flight_that_is_lost_is_repeated_with_what_began_since() -> No
     world, _a, deletions = with_a_lost_push()
     world.live(0.05)
     assert all(deletion.replies for deletion in deletions)
-    assert world.state.counters["pushes"] == 1
+    assert world.state.counters["reminders"] == 1
 
 
 def test_the_answer_to_a_renewal_counts_as_a_push() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from dstore.core.authority import sessions, waits
+from dstore.core.authority.alarm import NEVER
 from dstore.core.local import operations
 from dstore.core.local.operations.reading import WAIT_ROUND
 from dstore.errors import GlobalUnavailable
@@ -73,7 +74,7 @@ def test_it_goes_on_in_rounds_and_ends_in_time() -> None:
         call.answer()
     assert call.done
     assert call.result is None
-    assert (len(world.state._waits), world.state._waits.wake_at) == (0, waits.NEVER)
+    assert (len(world.state._waits), world.state._waits.wake_at) == (0, NEVER)
 
 
 def test_a_repeat_is_one_request_and_is_answered_where_it_came_from_last() -> None:

@@ -125,7 +125,7 @@ class World:
 
     def publish(self) -> None:
         """Time passes until what has been kept for a pause is published."""
-        due = self.state._invalidations.wake_at
+        due = self.state._invalidations.broadcasts.wake_at
         assert due < float("inf"), "nothing has been kept"
         self.advance(max(0.0, due - self.now))
         self.tick()

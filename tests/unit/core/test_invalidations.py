@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dstore.core.authority.invalidations import KEYS_MAX, PAUSE, PAUSE_MAX, PAUSE_PER_LOCAL
+from dstore.core.authority.broadcasts import KEYS_MAX, PAUSE, PAUSE_MAX, PAUSE_PER_LOCAL
 from dstore.core.local import state as local_state
 from dstore.protocol.messages import Broadcast, Committed, DelStatus, Large, Stored
 from tests.unit.core.world import Member, World
@@ -122,7 +122,7 @@ def test_after_a_publication_for_many_holders_there_is_a_pause_too() -> None:
     b.get("held")
     b.begin_delete("held").send()
     delete(b, "k")
-    assert world.state._invalidations.wake_at == world.now + PAUSE + 2 * PAUSE_PER_LOCAL
+    assert world.state._invalidations.broadcasts.wake_at == world.now + PAUSE + 2 * PAUSE_PER_LOCAL
 
 
 def test_the_pause_grows_with_the_locals_but_not_without_end() -> None:
@@ -135,7 +135,7 @@ def test_the_pause_grows_with_the_locals_but_not_without_end() -> None:
     world.joined(*(f"further {number}" for number in range(2000)))
     world.publish()
     delete(b, "k")
-    assert world.state._invalidations.wake_at == world.now + PAUSE_MAX
+    assert world.state._invalidations.broadcasts.wake_at == world.now + PAUSE_MAX
 
 
 def test_a_global_that_ends_publishes_all_at_once() -> None:
