@@ -267,7 +267,9 @@ def test_a_fault_of_ours_does_not_end_the_service(
     one = node()
     one.set("k", "v")
     raw.join()
-    free_global._state._of_sessions[Get] = fail
+    loop = free_global._loop
+    assert loop is not None
+    loop.state._of_sessions[Get] = fail
     raw.socket.send(wire.encode(Get(raw.epoch, raw.session, 1, ["k"])))
     assert failed.wait(PATIENCE)
     one.set("l", "v")  # answered by the same thread, after it has logged
@@ -280,19 +282,20 @@ def test_a_fault_of_a_timer_does_not_end_the_service(
 ) -> None:
     one = node()
     one.join()
-
+    loop = free_global._loop
+    assert loop is not None
     failed = threading.Event()
 
     def fail(now: float) -> None:
-        free_global._state.tick = tick  # type: ignore[method-assign]
+        loop.state.tick = tick  # type: ignore[method-assign]
         failed.set()
         raise RuntimeError("a fault")
 
-    tick = free_global._state.tick
-    free_global._state.tick = fail  # type: ignore[method-assign, assignment]
-    free_global._state._alarm.moment = 0.0
+    tick = loop.state.tick
+    loop.state.tick = fail  # type: ignore[method-assign, assignment]
+    loop.state._alarm.moment = 0.0
     while not failed.is_set():  # its thread may just have set another time
-        free_global._state._alarm.moment = 0.0
+        loop.state._alarm.moment = 0.0
         one.global_stats()
     one.set("k", "v")  # answered by the same thread, after it has logged
     assert one.get("k") == "v"
@@ -302,13 +305,15 @@ def test_a_fault_of_a_timer_does_not_end_the_service(
 def test_close_in_the_serving_thread_returns() -> None:
     served = dstore.Global("tcp://127.0.0.1:0")
     served.bind()
-    take = served._take
+    loop = served._loop
+    assert loop is not None
+    take = loop._take
 
     def closing(router: Router, *arrived: Any) -> None:
         take(router, *arrived)
         served.close()
 
-    served._take = closing  # type: ignore[method-assign, assignment]
+    loop._take = closing  # type: ignore[method-assign, assignment]
     thread = threading.Thread(target=served.run)
     thread.start()
     with RawClient(served.address) as client:

@@ -159,8 +159,10 @@ MUTANTS = (
                 "core.authority.memberships",
                 "        session.route = route\n        assert",
                 "        session.route = route\n"
-                "        seq = self._invalidations.seq\n"
+                "        recipient = self._invalidations.recipient(session)\n"
+                "        acknowledged, seq = recipient.acknowledged, self._invalidations.seq\n"
                 "        completed = self._invalidations.acknowledge(session, seq, now)\n"
+                "        recipient.acknowledged = acknowledged\n"
                 "        self._writes.complete(completed, now)\n        assert",
             ),
         ),
