@@ -43,48 +43,50 @@ class Global:
     Parameters
     ----------
     address
-        Where requests are taken, ``tcp://HOST:PORT`` (port 0: any free one; host ``*``: all
-        addresses of this machine, of IPv6 and of IPv4) or ``ipc://PATH``. A file ``PATH.lock``
-        beside it says that the path is taken.
+        The address for requests, ``tcp://HOST:PORT`` (port 0: any free port; host ``*``: all
+        IPv6 and IPv4 addresses of this machine) or ``ipc://PATH``. A file ``PATH.lock`` beside the
+        socket shows that the path is taken.
     publisher
-        Where deletions are published. Default: the next port, or the path with ``.pub`` added.
+        The address for broadcasts of invalidations. Default: the next port, or the path with
+        ``.pub`` added.
     lease
-        Seconds for which a Local may answer from its cache without hearing from Global. A worker
+        Seconds for which a Node may answer from its cache without a message from Global. A worker
         that dies delays a deletion of what it had read by at most this much.
     log_length
-        How many recent deletions are kept for Locals that missed them; one that missed more
-        drops its whole cache.
+        Number of recent invalidations that are kept for Nodes that missed them. A Node that missed
+        more drops its whole cache.
     memory_limit
-        Bytes that keys and values may take, by default 4 GiB. An ``engine`` has a limit of its own.
+        Bytes that keys and values may take, by default 4 GiB. An ``engine`` has its own limit.
     value_limit
         Bytes that one value may have.
     large_from
-        Values of so many bytes travel in chunks, and the processes of a host share one copy.
+        Values of at least this many bytes travel in chunks, and the processes of a host share one
+        copy of each.
     max_clients
-        How many Nodes may be joined at one time; further ones are told so, and go on asking.
+        Number of Nodes that may be joined at one time. Further Nodes are refused and try again.
     shm
-        The folder for that copy, in memory. Default: ``$DSTORE_SHM``, else ``/dev/shm`` where there
-        is one. Empty: large values stay in the memory of this process. Nodes of this host find
-        what is in the same folder.
+        The folder for the shared copies, on a file system in memory. Default: ``$DSTORE_SHM``, else
+        ``/dev/shm`` if it exists. Empty: large values stay in the memory of this process. Nodes of
+        this host share the copies in the same folder.
     engine
-        Where they are kept. Default: in memory, within ``memory_limit``. It is closed with the
-        Global.
+        Where keys and values are kept. Default: in memory, within ``memory_limit``. The engine is
+        closed with the Global.
 
     Raises
     ------
     AddressError
         ``address`` or ``publisher`` is malformed.
     TypeError
-        A parameter is of a wrong type.
+        A parameter has a wrong type.
     ValueError
-        A parameter is out of its range, or both ``engine`` and ``memory_limit`` are given.
+        A parameter is out of range, or both ``engine`` and ``memory_limit`` are given.
 
     Notes
     -----
-    Use it as a context manager, which serves in a thread, or call :meth:`run`. All methods are safe
-    from any thread, and :meth:`stop` and :meth:`close` from signal handlers.
+    Use a Global as a context manager, which serves in a thread, or call :meth:`run`. All methods
+    may be called from any thread, :meth:`stop` and :meth:`close` from signal handlers too.
 
-    A Global lives once. It is *new*, then *bound*, *serving*, and *closed*; ``repr`` shows which.
+    A Global is used once. It is *new*, then *bound*, *serving*, and *closed*; ``repr`` shows which.
 
     ========  =============  ================  ==================  ======================
     call      new            bound             serving             stopped or closed
@@ -98,9 +100,9 @@ class Global:
     close     is closed      frees the ports   waits for the end   waits for the end
     ========  =============  ================  ==================  ======================
 
-    A ``bind`` or ``start`` that fails, with AddressError or since there is no thread to be had,
-    leaves it as it was, and may be tried again. In a child that is forked, one that was bound or
-    served is closed (the parent's is undisturbed), and a new one can be used.
+    A ``bind`` or ``start`` that fails, with AddressError or because no thread can be started,
+    leaves the Global as it was and may be tried again. In a forked child, a Global that was bound
+    or served is closed, which does not disturb the parent's; the child can use a new one.
     """
 
     def __init__(
@@ -125,7 +127,7 @@ class Global:
         self._loop: Loop | None = None
         self._phase = Phase.NEW
         self._end = ""  # how it was ended, or is about to end
-        self._lock = native.RLock()  # a signal handler may close what it finds in the making
+        self._lock = native.RLock()  # a signal handler may close in the middle of bind()
         self._changer: int | None = None  # the thread that binds, starts or closes it just now
         self._thread: native.Thread | None = None
         self._server: int | None = None  # the thread in run()
@@ -139,10 +141,10 @@ class Global:
     # ---- life -----------------------------------------------------------------------------
 
     def bind(self) -> None:
-        """Take the addresses; :attr:`address` and :attr:`publisher` then have the real ports.
+        """Bind the sockets; :attr:`address` and :attr:`publisher` then have the real ports.
 
-        Nothing is answered before :meth:`start` or :meth:`run`. Raises AddressError, after which it
-        may be tried again, and GlobalClosed.
+        Requests are answered only after :meth:`start` or :meth:`run`. Raises AddressError, after
+        which it may be tried again, and GlobalClosed.
         """
         with self._change():
             self._check_open()
@@ -152,10 +154,10 @@ class Global:
                 raise self._gone()
 
     def start(self) -> None:
-        """Bind, and serve in a thread. One that serves already goes on.
+        """Bind, and serve in a thread. Does nothing if the Global serves already.
 
-        Raises AddressError, also if the system gives too few descriptors or threads (it may be
-        tried again), and GlobalClosed.
+        Raises AddressError, also if the system has too few descriptors or threads, after which it
+        may be tried again, and GlobalClosed.
         """
         with self._change():
             self._check_open()
@@ -171,7 +173,7 @@ class Global:
                 self._thread, self._phase = thread, Phase.SERVING
                 with signals_left_to_this_thread():
                     thread.start()
-            except BaseException as error:  # or Ctrl-C, and the thread finds that it is not it
+            except BaseException as error:  # or Ctrl-C; the thread sees that it is not wanted
                 self._thread, self._phase = None, Phase.BOUND
                 if not was_bound:
                     self._unbind()
@@ -180,11 +182,11 @@ class Global:
                 raise
 
     def run(self) -> None:
-        """Bind, and serve in the calling thread until :meth:`stop`. (In a greenlet it serves in a
-        thread of the system, so that other greenlets run meanwhile.)
+        """Bind, and serve in the calling thread until :meth:`stop`.
 
-        Returns at once if :meth:`stop` was called before. Raises AddressError, after which it may
-        be tried again, GlobalServing, GlobalClosed, and what ends the service unexpectedly.
+        In a greenlet it serves in a system thread, so that other greenlets run meanwhile. Returns
+        at once if :meth:`stop` was called before. Raises AddressError, after which it may be tried
+        again, GlobalServing, GlobalClosed, and the exception that ends the service unexpectedly.
         """
         mine = False
         try:
@@ -214,7 +216,7 @@ class Global:
                 self._end_service()
 
     def _serve_beside(self) -> None:
-        """Serve in a thread of the system, while other greenlets run."""
+        """Serve in a system thread, while other greenlets run."""
 
         def serve() -> None:
             self._server = native.get_ident()
@@ -235,7 +237,7 @@ class Global:
     def stop(self) -> None:
         """Make :meth:`run` answer what is outstanding and return, or return when it is called.
 
-        Idempotent. It waits for nobody.
+        Idempotent. Returns at once.
         """
         self._end = self._end or STOPPED
         loop = self._loop
@@ -264,7 +266,10 @@ class Global:
 
     @contextlib.contextmanager
     def _change(self) -> Iterator[None]:
-        """Bind, start or close it, one thread at a time; not in the middle of just that."""
+        """Hold the lock of the life of this Global: one thread at a time binds, starts or closes.
+
+        Raises RuntimeError in a signal handler that interrupts this thread while it holds the lock.
+        """
         me = native.get_ident()
         if self._changer == me:
             raise RuntimeError(
@@ -307,7 +312,7 @@ class Global:
         self._loop = None
 
     def _end_service(self) -> None:
-        """Give everything back. Unless this is a forked child, where it is the parent's."""
+        """Release everything, unless a forked child finds what belongs to its parent."""
         if self._phase is Phase.CLOSED:
             return
         phase = Phase.CLOSED
@@ -328,7 +333,8 @@ class Global:
             self._server = None  # last: a signal handler in this thread must not wait for this
 
     def _wait(self) -> None:
-        """Return when nobody serves. Not by an Event: Ctrl-C within its wait may break its lock."""
+        """Return when no thread serves."""
+        # Not by an Event: Ctrl-C within its wait may break its lock.
         waiter = native.Lock()
         waiter.acquire()
         self._waiters.append(waiter)
@@ -336,11 +342,11 @@ class Global:
             waiter.acquire(timeout=WAIT_MAX)
 
     def _note(self, error: BaseException) -> None:
-        """Tell those who use it later what has ended it."""
+        """Record which exception has ended this Global, for later calls."""
         self._end = f"was ended by {checks.shown(error)}"
 
     def _forked(self) -> None:
-        """In the child: a Global that had begun is the parent's, sockets and all."""
+        """In a forked child: a Global that was bound belongs, with its sockets, to the parent."""
         changing, self._changer = self._changer is not None, None
         self._lock = native.RLock()
         if self._phase is Phase.NEW and not changing:
@@ -365,7 +371,7 @@ class Global:
         self.close()
 
     def _serve_here(self) -> None:
-        """What the thread does that :meth:`start` makes."""
+        """Serve in the thread that :meth:`start` makes."""
         with self._lock:  # start() has it
             if self._thread is None or not self._thread.is_this():
                 return
