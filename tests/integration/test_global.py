@@ -48,7 +48,7 @@ def refused(client: RawClient, *frames: bytes) -> Refused:
     return answer
 
 
-def test_frames_that_are_not_ours_are_refused_counted_and_harm_nobody(
+def test_foreign_frames_are_refused_counted_and_do_no_harm(
     raw: RawClient, node: MakeNode, caplog: pytest.LogCaptureFixture
 ) -> None:
     one = node()
@@ -74,7 +74,7 @@ def test_a_malformed_request_is_answered_under_its_number(raw: RawClient) -> Non
     assert "key" in answer.text
 
 
-def test_what_bears_another_epoch_or_session_is_refused(raw: RawClient) -> None:
+def test_a_message_of_another_epoch_or_session_is_refused(raw: RawClient) -> None:
     raw.join()
     answer = raw.ask(Get(raw.epoch + 1, raw.session, 1, ["k"]))
     assert isinstance(answer, Refused)
@@ -84,7 +84,7 @@ def test_what_bears_another_epoch_or_session_is_refused(raw: RawClient) -> None:
     assert answer.refusal is Refusal.UNKNOWN_SESSION
 
 
-def test_a_value_above_the_limit_is_refused_whoever_sends_it(raw: RawClient) -> None:
+def test_a_value_above_the_limit_is_refused_from_every_sender(raw: RawClient) -> None:
     raw.join()
     stored = Stored(bytes(16), "bytes", bytes(config.INLINE_BYTES_MAX + 1))
     items = [SetItem("k", stored)]
@@ -93,7 +93,7 @@ def test_a_value_above_the_limit_is_refused_whoever_sends_it(raw: RawClient) -> 
     assert answer.items[0].status is SetStatus.TOO_LARGE
 
 
-def test_a_frame_of_absurd_size_cuts_off_its_sender_and_nobody_else(
+def test_a_frame_of_absurd_size_cuts_off_its_sender_alone(
     free_global: dstore.Global, node: MakeNode
 ) -> None:
     one = node()
@@ -107,7 +107,7 @@ def test_a_frame_of_absurd_size_cuts_off_its_sender_and_nobody_else(
     assert one.get("k") == "v"
 
 
-def test_a_plain_tcp_connection_with_garbage_harms_nobody(
+def test_a_plain_tcp_connection_with_garbage_does_no_harm(
     free_global: dstore.Global, node: MakeNode
 ) -> None:
     one = node()
@@ -119,7 +119,7 @@ def test_a_plain_tcp_connection_with_garbage_harms_nobody(
     assert one.delete("k").confirmed == 1
 
 
-def test_a_reader_that_goes_away_in_the_middle_harms_nobody(
+def test_a_reader_that_goes_away_in_the_middle_does_no_harm(
     free_global: dstore.Global, node: MakeNode
 ) -> None:
     one = node()

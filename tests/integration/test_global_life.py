@@ -236,7 +236,7 @@ def test_it_may_be_tried_again_when_the_port_is_free() -> None:
         serves(second)
 
 
-def test_a_free_port_is_sought_anew_when_the_publisher_could_not_be_bound() -> None:
+def test_another_free_port_is_sought_when_the_publisher_could_not_be_bound() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -286,7 +286,7 @@ def test_a_node_without_a_thread_says_so(
         node.join()
 
 
-def test_an_engine_that_cannot_be_closed_keeps_no_port_and_nobody_waiting() -> None:
+def test_an_engine_that_cannot_be_closed_keeps_no_port_and_no_thread_waiting() -> None:
     class Stuck(MemoryEngine):
         def close(self) -> None:
             raise OSError("it does not close")
@@ -499,7 +499,7 @@ def test_a_child_has_no_part_in_what_its_parent_began(
     serves(served)
 
 
-def test_a_child_may_serve_what_its_parent_has_not_begun(make: Make) -> None:
+def test_a_child_may_serve_what_its_parent_has_not_started(make: Make) -> None:
     served = make()
 
     def child() -> None:

@@ -81,7 +81,7 @@ def left_over(place: SimGlobal, locals_: list[SimLocal]) -> Iterator[str]:
         yield "a host has a file that nobody goes on writing"
     for local in alive:
         if local.state._fills or local.state._writing or local.state._reorder_buffer:
-            yield f"{local.state!r} keeps fills, writes or publications"
+            yield f"{local.state!r} keeps fills, writes or broadcasts"
         if local.state.applied != place.state._log.seq:
             yield f"{local.name} has applied {local.state.applied} of {place.state._log.seq}"
         if local.state.watching.watchers and local.announced != local.state.applied:

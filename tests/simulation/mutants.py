@@ -210,7 +210,7 @@ MUTANTS = (
     Mutant(
         "deletions acknowledged that it has not heard of",
         (("core.authority.memberships", "        if message.applied > notified:\n", "        if False:\n"),),
-        CORE + "test_strangers.py::test_nobody_acknowledges_what_it_has_not_heard_of",
+        CORE + "test_strangers.py::test_an_acknowledgement_of_what_was_never_sent_is_refused",
         "no simulated Local says what is not so",
     ),
     Mutant(
@@ -220,7 +220,7 @@ MUTANTS = (
         "no simulated Local knows the tokens of others before their values are bound",
     ),
     Mutant(
-        "publication of a former epoch accepted",
+        "broadcast of a former epoch accepted",
         (
             (
                 "core.local.state",
@@ -266,7 +266,7 @@ MUTANTS = (
             ),
         ),
         CORE + "test_deletion.py::test_the_lease_counts_as_it_stood_in_the_first_phase",
-        "every simulated Local that renews also hears what is pushed to it",
+        "every simulated Local that renews also gets its targeted invalidations",
     ),
     Mutant(
         "cacheable answer to a repeated SET",
@@ -278,7 +278,7 @@ MUTANTS = (
             ),
         ),
         CORE + "test_writes.py::test_a_repeated_set_gets_the_recorded_outcome_marked_do_not_cache",
-        "the fill rule covers it: whoever stopped being a holder has applied a deletion since",
+        "the fill rule covers it: a session that is a holder no more has applied the invalidation",
     ),
     Mutant(
         "repeated SET executed again after a DEL",
@@ -484,7 +484,7 @@ MUTANTS = (
         ),
     ),
     Mutant(
-        "deletions kept back are not published with the next",
+        "invalidations kept for a pause are not broadcast with the next",
         (
             (
                 "core.authority.broadcasts",

@@ -288,7 +288,7 @@ def test_when_there_is_no_room_for_holders_values_are_not_cacheable() -> None:
     assert b.hit("k3") == b"v", "there is room again"
 
 
-def test_a_session_that_never_says_what_it_has_seen_keeps_nobody_else_from_writing(
+def test_a_session_that_never_says_what_it_has_seen_does_not_keep_others_from_writing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(sessions, "WRITES_BYTES_MAX", 100_000)
@@ -371,7 +371,9 @@ def test_an_upload_that_hardly_moves_is_dropped() -> None:
     assert set(world.state._stages._uploads) == {fast.token}
 
 
-def test_what_is_told_again_and_again_is_told_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalidations_that_are_asked_for_again_and_again_are_sent_no_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(invalidations, "RETOLD_MAX", 100)
     world = World()
     a, b = world.joined("a", "b")
@@ -393,7 +395,7 @@ def test_what_is_told_again_and_again_is_told_no_more(monkeypatch: pytest.Monkey
     assert a.state.applied == 40
 
 
-def test_many_who_wait_for_one_key_are_answered_a_few_at_a_time(
+def test_many_requests_that_wait_for_one_key_are_answered_a_few_at_a_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(reads, "ANSWERS_BYTES", 10 * (reads.ANSWER_BYTES + 5))
@@ -433,7 +435,7 @@ def test_sessions_take_what_the_limits_say() -> None:
     assert traced(act) <= 1000 * SESSION_BYTES
 
 
-def test_the_figures_of_all_locals_are_not_gathered_for_each_who_asks() -> None:
+def test_the_metrics_of_all_locals_are_not_gathered_for_each_request() -> None:
     world = World()
     world.joined(*(f"m{number}" for number in range(100)))
     first = world.state.metrics(world.now)["locals"]

@@ -143,7 +143,7 @@ def test_a_hello_ends_the_session_that_it_replaces() -> None:
 
 @pytest.mark.parametrize("kind", ["ack", "sync", "get"])
 @pytest.mark.parametrize("wrong", ["epoch", "session"])
-def test_what_bears_another_epoch_or_session_is_refused_and_changes_nothing(
+def test_a_message_of_another_epoch_or_session_is_refused_and_changes_nothing(
     kind: str, wrong: str
 ) -> None:
     world = World()
@@ -173,7 +173,7 @@ def test_what_bears_another_epoch_or_session_is_refused_and_changes_nothing(
     assert not deletion.replies
 
 
-def test_a_publication_of_another_epoch_is_not_applied() -> None:
+def test_a_broadcast_of_another_epoch_is_not_applied() -> None:
     world = World()
     (a,) = world.joined("a")
     a.set("k", b"v")
@@ -256,7 +256,7 @@ def test_a_goodbye_voids_the_lease_and_closes_fills_first_and_lingers_until_answ
     reading.give_up()
 
 
-def test_nobody_waits_for_a_local_that_has_said_goodbye() -> None:
+def test_no_deletion_waits_for_a_local_that_has_said_goodbye() -> None:
     world = World()
     a, b = world.joined("a", "b")
     b.set("k", b"v")
@@ -282,7 +282,7 @@ def test_no_fill_after_a_goodbye() -> None:
     assert len(a.state.cache) == 0
 
 
-def test_a_session_that_is_silent_for_long_is_dropped_and_its_local_joins_anew() -> None:
+def test_a_session_that_is_silent_for_long_is_dropped_and_its_local_joins_again() -> None:
     world = World()
     a, b = world.joined("a", "b")
     b.set("k", b"v")
@@ -369,7 +369,7 @@ def test_another_protocol_version_is_named_to_who_waits() -> None:
     assert "version 9" in str(call.error)
 
 
-def test_what_bears_no_session_is_not_taken_for_ones_own_before_joining() -> None:
+def test_a_message_without_a_session_is_not_taken_for_ones_own_before_joining() -> None:
     world = World()
     a = world.member("a")
     a.tick()

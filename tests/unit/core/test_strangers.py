@@ -209,7 +209,7 @@ def test_an_upload_belongs_to_the_session_that_began_it() -> None:
     assert bytes(world.bulk.read(token, 0, 100) or b"") == BODY
 
 
-def test_nobody_binds_a_large_value_that_has_a_key_to_another() -> None:
+def test_a_large_value_that_has_a_key_is_not_bound_to_another() -> None:
     world, a, b, token = lively()
     stored = Stored(token, "bytes", Large(len(BODY), content.digest("bytes", BODY)))
     answers(world, Stage(*of(a), 1, stored, 4, BODY[4:]))
@@ -224,13 +224,13 @@ def test_nobody_binds_a_large_value_that_has_a_key_to_another() -> None:
     assert bytes(world.bulk.read(token, 0, 100) or b"") == BODY
 
 
-def test_nobody_acknowledges_what_it_has_not_heard_of() -> None:
+def test_an_acknowledgement_of_what_was_never_sent_is_refused() -> None:
     world = World()
     a, b, c, d = world.joined("a", "b", "c", "d")
     world.renew(a, b, c, d)
     world.engine_holds("k", "l")
     a.get("l")
-    b.begin_delete("k").send()  # nobody holds it: the publication is kept for a pause
+    b.begin_delete("k").send()  # no Local holds it: the invalidation is kept for a pause
     session = world.state._sessions.get(a.state.session)
     assert session is not None
     before = picture(world.state)
@@ -242,12 +242,12 @@ def test_nobody_acknowledges_what_it_has_not_heard_of() -> None:
     world.deliver(b"x", Ack(*of(a), 1))
     assert world.state._invalidations.recipient(session).acknowledged == 1
     deletion = b.begin_delete("l")
-    deletion.send()  # it is pushed to ``a``
+    deletion.send()  # ``a`` gets a targeted invalidation
     world.deliver(b"x", Ack(*of(a), 2))
     assert deletion.replies
 
 
-def test_no_id_is_among_the_figures_or_what_may_reach_a_log() -> None:
+def test_no_id_is_among_the_metrics_or_what_may_reach_a_log() -> None:
     world, a, b, _token = lively()
     ids = [member.state.session for member in (a, b)]
     world.advance(LEASE / 4)
