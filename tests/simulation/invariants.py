@@ -17,12 +17,20 @@ TOLERANCE = 1e-6
 
 def broken(place: SimGlobal, locals_: list[SimLocal]) -> Iterator[str]:
     """What does not hold now, one line each."""
+    yield from _alarm_is_in_time(place)
     for local in locals_:
         if local.alive and local.state.session and local.state.epoch == place.epoch:
             yield from _cache_is_current(place, local)
             yield from _applied_is_applied(place, local)
             yield from _lease_is_covered(place, local)
             yield from _buffers_are_bounded(local)
+
+
+def _alarm_is_in_time(place: SimGlobal) -> Iterator[str]:
+    """Each part of Global that schedules something has brought the next tick forward."""
+    state = place.state
+    if state.wake_at > state._next_moment(place.loop.now):
+        yield f"Global wakes at {state.wake_at}, which is too late for {state!r}"
 
 
 def _tokens(local: SimLocal) -> Iterator[tuple[Entry, bytes]]:

@@ -516,6 +516,16 @@ MUTANTS = (
         ),
     ),
     Mutant(
+        "reminder scheduled without an earlier tick",
+        (
+            (
+                "core.authority.acknowledgements",
+                "        self._alarm.at(moment)\n",
+                "",
+            ),
+        ),
+    ),
+    Mutant(
         "WAIT of a former session answered",
         (("core.authority.memberships", "        self._waits.end(session)  # its bit", "        # its bit"),),
         CORE + "test_waits.py::test_a_session_that_has_ended_is_not_answered",

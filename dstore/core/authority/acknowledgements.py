@@ -30,7 +30,7 @@ REMIND_AFTER_PER_LOCAL, REMIND_AFTER_PER_HOLDER = 20e-6, 40e-6
 
 
 class Acknowledgements:
-    """The awaited sessions. ``recipients`` are all sessions, ``lease`` is in seconds."""
+    """The awaited sessions. ``recipients`` has all sessions, ``lease`` is in seconds."""
 
     def __init__(self, recipients: Sized, lease: float, alarm: Alarm) -> None:
         self.expired = 0  # leases that had run out, or did, over all deletions

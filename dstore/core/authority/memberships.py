@@ -141,7 +141,8 @@ class Memberships:
         notified = self._invalidations.notified(session)
         if message.applied > notified:
             text = (
-                f"deletion {message.applied} is one that you have not heard of, only of {notified}"
+                f"invalidation {message.applied} was not sent to this session, "
+                f"only those up to {notified}"
             )
             self._out.refuse(route, message, Refusal.BAD_MESSAGE, text)
             return False

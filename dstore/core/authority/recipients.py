@@ -10,9 +10,9 @@ from dstore.core.authority.sessions import Session
 
 
 class Recipient:
-    """The record of one session. Only the modules of :class:`Invalidations` change it.
+    """The record of one session.
 
-    All fields but the last five are numbers of invalidations.
+    Only :class:`~dstore.core.authority.invalidations.Invalidations` and its parts change it.
     """
 
     __slots__ = (

@@ -190,7 +190,9 @@ class GlobalState:
         requests over other connections than its HELLO, and all of them may have been replaced.
         """
         if message.epoch != self.epoch:
-            self._out.refuse(route, message, Refusal.OTHER_EPOCH, "this is another life of Global")
+            self._out.refuse(
+                route, message, Refusal.OTHER_EPOCH, "Global has restarted: its epoch is another"
+            )
             return None
         session = self._sessions.get(message.session)
         if session is None:
