@@ -126,9 +126,9 @@ class Global:
         self._engine = engine_of(engine, memory_limit)
         self._loop: Loop | None = None
         self._phase = Phase.NEW
-        self._end = ""  # how it was ended, or is about to end
+        self._end = ""  # what has ended it, or is about to end it
         self._lock = native.RLock()  # a signal handler may close in the middle of bind()
-        self._changer: int | None = None  # the thread that binds, starts or closes it just now
+        self._changer: int | None = None  # the thread that is in bind(), start() or close()
         self._thread: native.Thread | None = None
         self._server: int | None = None  # the thread in run()
         self._waiters: deque[native.Lock] = deque()  # each is held until the end
@@ -241,7 +241,7 @@ class Global:
         """
         self._end = self._end or STOPPED
         loop = self._loop
-        if loop is not None and self._phase is not Phase.CLOSED:  # as a child finds its parent's
+        if loop is not None and self._phase is not Phase.CLOSED:  # a forked child is CLOSED
             loop.wake()
 
     def close(self) -> None:
@@ -388,7 +388,7 @@ class Global:
         loop = self._loop
         assert loop is not None
         loop.serve(lambda: self._end)
-        if self._phase is not Phase.CLOSED:  # as it is in a child that an engine has forked
+        if self._phase is not Phase.CLOSED:  # a child that an engine has forked is CLOSED
             loop.finish()
 
 

@@ -7,8 +7,8 @@ is *committed*: the value is removed and the deleter is answered. If the value w
 one client could read "missing" while another, later, still reads the old value from its cache.
 
 A SET of a pending key, with or without replace, depends on what holds after the removal: it queues
-and is executed then. A second DEL joins the wait and is then told that the key is missing. A
-replacement is a deletion whose removal and new value are one step. There is no moment between the
+and is executed then. A second DEL joins the wait, and its outcome is then that the key is missing.
+A replacement is a deletion whose removal and new value are one step. There is no moment between the
 two at which the key is missing. So a DEL of a key that is being replaced queues too, and deletes
 the new value.
 
@@ -18,6 +18,8 @@ the Local uploads them and asks again; see :mod:`dstore.core.authority.stages`.
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Iterable
 from functools import partial
 
 from dstore.config import OUTCOMES_MAX
@@ -71,6 +73,7 @@ class Writes:
         out: Outbox,
     ) -> None:
         self.closing = False
+        self._completed: deque[PendingDeletion] = deque()  # to be committed
         self._epoch = epoch
         self._engine = engine
         self._bulk = bulk
@@ -89,9 +92,11 @@ class Writes:
         write = self._admit(session, route, message, len(message.items), size)
         if write is not None:
             self._out.counters["sets"] += len(message.items)
-            for index, item in enumerate(message.items):
-                self._set(write, index, item, message.replace, now)
-            self.complete(self._invalidations.notify(now), now)
+            try:
+                for index, item in enumerate(message.items):
+                    self._set(write, index, item, message.replace, now)
+            finally:  # the deletions that have started go on, even if the engine raises
+                self.complete(self._invalidations.notify(now), now)
 
     def delete(self, session: Session, route: Route, message: Del, now: float) -> None:
         """Execute a DEL. Its reply may come in a later event."""
@@ -99,9 +104,11 @@ class Writes:
         write = self._admit(session, route, message, len(message.keys), size)
         if write is not None:
             self._out.counters["dels"] += len(message.keys)
-            for index, key in enumerate(message.keys):
-                self._delete(write, index, key, message.wait, now)
-            self.complete(self._invalidations.notify(now), now)
+            try:
+                for index, key in enumerate(message.keys):
+                    self._delete(write, index, key, message.wait, now)
+            finally:
+                self.complete(self._invalidations.notify(now), now)
 
     def _admit(
         self, session: Session, route: Route, message: Set | Del, count: int, size: int
@@ -241,19 +248,19 @@ class Writes:
 
     def expire(self, now: float) -> None:
         """Commit the deletions that waited only for leases that have run out."""
-        completed = self._invalidations.expire(now)
-        if completed:
-            self.complete(completed, now)
+        self.complete(self._invalidations.expire(now), now)
 
-    def complete(self, completed: list[PendingDeletion], now: float) -> None:
+    def complete(self, completed: Iterable[PendingDeletion], now: float) -> None:
         """Commit deletions that wait for no holder, and those that this starts, and so on.
 
-        A commit executes the writes that were queued, and these may start deletions.
+        A commit executes the writes that were queued, and these may start deletions. If the engine
+        raises, the other deletions are committed by the next call, at the latest in the next tick.
         """
-        while completed:
-            for pending in completed:
-                self._commit(pending, now)
-            completed = self._invalidations.notify(now)
+        self._completed.extend(completed)
+        while self._completed:
+            self._commit(self._completed.popleft(), now)
+            if not self._completed:
+                self._completed.extend(self._invalidations.notify(now))
         self._invalidations.announce()
 
     def _commit(self, pending: PendingDeletion, now: float) -> None:

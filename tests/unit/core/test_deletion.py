@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
+
 from dstore.core.local.state import RENEW
-from dstore.protocol.messages import Broadcast, DelStatus, Found, SetStatus
+from dstore.protocol.messages import Ack, Broadcast, DelStatus, Found, SetStatus, Sync
 from tests.unit.core.world import LEASE, Call, Member, World, body
 
 
@@ -264,3 +266,32 @@ def test_the_host_gets_the_dropped_keys_once_and_only_if_cached() -> None:
     b.begin_delete("k", "l").finish()
     assert a.dropped == ["k"]
     assert b.dropped == ["k", "l"]
+
+
+def test_an_engine_that_raises_on_one_commit_does_not_keep_others_from_theirs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The exception is a bug of the engine, which the host of Global logs."""
+    world = World()
+    a, b, _c = world.joined("a", "b", "c")
+    world.engine_holds("i", "j", "k")
+    for key in ("i", "j", "k"):
+        a.get(key)
+    deletions = [b.begin_delete(key) for key in ("i", "j", "k")]
+    for deletion in deletions:
+        deletion.send()
+    remove = world.engine.remove
+
+    def failing(key: str, token: bytes) -> bool:
+        if key == "i":
+            raise RuntimeError("a bug")
+        return remove(key, token)
+
+    monkeypatch.setattr(world.engine, "remove", failing)
+    world.deliver(a.route, Sync(world.epoch, a.state.session, 9, 0, 0))  # brings all three
+    with pytest.raises(RuntimeError):
+        world.deliver(a.route, Ack(world.epoch, a.state.session, 3))
+    world.advance(world.lease)
+    world.tick()
+    assert [bool(deletion.replies) for deletion in deletions] == [False, True, True]
+    assert not world.state._invalidations.pending
