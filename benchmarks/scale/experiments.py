@@ -81,7 +81,7 @@ class Laboratory:
             self.leases()
         traffic = self.begin()
         cluster.renewing = not alone
-        pushes, invalidations = cluster.state.counters["pushes"], cluster.state._invalidations
+        reminders, invalidations = cluster.state.counters["reminders"], cluster.state._invalidations
         deleter, began = cluster.workers[-1], cluster.now
         deleter.delete(key, began)
         cluster.run_until(lambda: len(deleter.deleted) > 0)
@@ -99,8 +99,8 @@ class Laboratory:
             "confirmed": result.confirmed,
             "expired": result.expired,
             "seconds": took,
-            "pushes": cluster.state.counters["pushes"] - pushes,
-            "pause": invalidations.pause,
+            "reminders": cluster.state.counters["reminders"] - reminders,
+            "pause": invalidations.broadcasts.pause,
             "later": later,
             **totals,
         }
@@ -127,8 +127,9 @@ class Laboratory:
 
     def behind(self) -> int:
         """Return how many Locals have not acknowledged every invalidation."""
-        seq = self.cluster.state._log.seq
-        return sum(each.acked < seq for each in self.cluster.state._sessions)
+        state = self.cluster.state
+        recipients = map(state._invalidations.recipient, state._sessions)
+        return sum(each.acknowledged < state._log.seq for each in recipients)
 
 
 def said(totals: dict[str, Any]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from benchmarks.scale.cluster import EPOCH, LABEL
 from benchmarks.scale.socket_costs import with_peers
 from dstore.config import CLIENTS_MAX, LARGE_FROM_DEFAULT, LEASE_DEFAULT, LOG_LENGTH_DEFAULT
 from dstore.core.authority.holders import Holders
-from dstore.core.authority.log import DeletionLog
+from dstore.core.authority.log import InvalidationLog
 from dstore.core.authority.state import GlobalState
 from dstore.protocol.messages import Hello
 from dstore.server.engines.memory import MemoryEngine
@@ -86,8 +86,8 @@ def holder_bits(locals_: int, holding: int, keys: int) -> float:
 def log_entry(length: int) -> float:
     """Return the bytes of one deletion in a full log, with its key of 16 characters."""
 
-    def make() -> DeletionLog:
-        log = DeletionLog(length)
+    def make() -> InvalidationLog:
+        log = InvalidationLog(length)
         for number in range(length):
             log.append(f"config/{number:09}")
         return log

@@ -148,7 +148,7 @@ def deletions(results: Mapping[str, Any]) -> Iterator[str]:
         [
             [
                 *(each["locals"], each["holding"], each["seconds"] * 1e3),
-                *(each["confirmed"], each["expired"], each["pushes"]),
+                *(each["confirmed"], each["expired"], each["reminders"]),
             ]
             for found in results["costs"].values()
             for each in found["dels"]

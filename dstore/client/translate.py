@@ -8,9 +8,8 @@ from typing import NamedTuple, TypeVar, cast
 from dstore import config
 from dstore.errors import InvalidKey, RequestRefused, StoreFull, ValueCorrupt
 from dstore.protocol import content
-from dstore.protocol.keys import public
+from dstore.protocol.keys import key_bytes, public
 from dstore.protocol.messages import DelResult, DelStatus, Key, SetItem, SetStatus
-from dstore.protocol.wire import key_bytes
 
 
 class Deletion(NamedTuple):

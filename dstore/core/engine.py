@@ -1,7 +1,15 @@
-"""What an engine is: the place where Global keeps its keys and values.
+"""The two storage protocols of a Global: :class:`Engine` for keys and small values, :class:`Bulk`
+for the bytes of large values.
 
-One thread uses an engine, Global's. Every method is done when it returns: what it wrote is what
-the next call reads. ``dstore/testing`` holds a contract test that every engine passes.
+Read this to write an engine. Global calls all methods from one thread, and no other thread uses
+the object; only ``close`` may come from another thread, when that one is not running. Each method
+has taken effect when it returns: the next call reads what it wrote. Methods must be short,
+because no message is handled meanwhile. :mod:`dstore.testing` has a contract test that every engine
+must pass.
+
+If ``bind``, ``replace`` or ``remove`` raises a :class:`~dstore.errors.DstoreError`, the outcome for
+that key is FAILED, or FULL for StoreFull. Any other exception, and any in the other methods, counts
+as a bug: Global logs it and does not answer the message.
 """
 
 from __future__ import annotations
@@ -12,115 +20,145 @@ from dstore.protocol.messages import Buffer, Key, Stored
 
 
 class Lost(Exception):
-    """What was written of a value is lost. It is still reserved, to be written from its beginning.
+    """The bytes written so far of a large value are lost.
 
-    Internal: whoever uploads it is told to begin anew.
+    The value is still reserved and has to be written from its beginning. Internal: the Local that
+    uploads the value is asked to start again.
     """
 
 
 class Bulk(Protocol):
     """Where Global keeps the bytes of large values, each under the token of its write.
 
-    They come and go in pieces, so they have a place apart from the keys: reserved, written piece by
-    piece, sealed, then read. An engine has such a value as a :class:`~dstore.protocol.messages.Large`, which
-    stands for its bytes. Sizes and offsets are in bytes. One thread uses it, Global's.
+    These bytes come and go in pieces, so they have a place apart from the keys. A value is
+    reserved, written piece by piece, sealed, then read. The engine has such a value as a
+    :class:`~dstore.protocol.messages.Large`, which stands for its bytes. Tokens are 16 random
+    bytes; sizes and offsets are in bytes.
     """
 
     def reserve(self, token: bytes, size: int) -> None:
-        """Make room for a value that will be written.
+        """Make room for a value of ``size`` bytes that will be written.
 
-        No value has that token, now or in future: if it is used again after :meth:`drop`, it is
-        to start the same write afresh. Raises StoreFull, and changes nothing, if there is no
-        memory.
+        No other value has that token, now or later. The token may come again after :meth:`drop`:
+        then the same upload starts again.
 
-        This takes no longer than to write a piece, however large the value is. So the room may be
-        promised here, and be reserved while the value is written.
+        This must take no longer than writing a piece, however large the value is. So the room may
+        be promised here and be reserved while the value is written.
+
+        Raises
+        ------
+        StoreFull
+            There is no memory. Nothing has changed.
         """
 
     def write(self, token: bytes, offset: int, data: Buffer) -> None:
-        """Write a piece of a value that is reserved and not sealed, in any order.
+        """Write a piece of a value that is reserved and not sealed. Pieces come in any order.
 
-        Raises KeyError for another token, and ValueError if the piece is not within the value.
-        If others have taken the room that was promised, Lost says that there is other room, and
-        StoreFull, which changes nothing, that there is none.
+        Raises
+        ------
+        KeyError
+            No value with that token is reserved and not sealed.
+        ValueError
+            The piece is not within the value.
+        Lost
+            Others have taken the room that was promised, and there is other room: the value has to
+            be written from its beginning.
+        StoreFull
+            Others have taken the room that was promised. Nothing has changed.
         """
 
     def seal(self, token: bytes) -> None:
-        """The value is complete and may be read. It never changes again.
+        """Make a complete value readable. It never changes again.
 
         Raises KeyError unless the value is reserved and not sealed.
         """
 
     def adopt(self, token: bytes, size: int) -> bool:
-        """Take over a value of ``size`` bytes that a Node on this host has written, sealed.
+        """Take over a value of ``size`` bytes that a Node on this host has written and sealed.
 
-        False, and nothing changed, if there is none such, or if it has been taken over already.
+        Returns False, and changes nothing, if there is no such value or if it has been taken over
+        before.
         """
 
     def read(self, token: bytes, offset: int, count: int) -> memoryview | None:
-        """At most ``count`` bytes from ``offset`` on, fewer at the end; read-only.
+        """Return at most ``count`` bytes from ``offset`` on, fewer at the end of the value.
 
-        None if no such value is here and sealed. The view (of the value, or of a copy)
-        stays good after :meth:`drop` and :meth:`close`.
+        Returns None unless a value with that token is here and sealed. The view is read-only. It
+        stays valid after :meth:`drop` and :meth:`close`.
         """
 
     def drop(self, token: bytes) -> None:
-        """Give up a value, sealed or not. One that is not here is fine.
+        """Remove a value, sealed or not. Does nothing if there is none with that token.
 
-        Nor does this take long: what does is done in the background.
+        This must not take long either: what takes long is done in the background.
         """
 
     def close(self) -> None:
-        """Give up everything. Idempotent."""
+        """Remove all values. Idempotent."""
 
 
 class Engine(Protocol):
-    """Keys bound to values, each value with the token of the write that bound it."""
+    """Where Global keeps keys, each bound to a value.
+
+    A value is a :class:`~dstore.protocol.messages.Stored`: ``token`` (16 bytes that name the write
+    that bound it), ``codec`` (a name of ASCII characters) and ``body`` (read-only bytes, or a
+    :class:`~dstore.protocol.messages.Large`). An engine returns it as it was bound. Keys are texts;
+    see :mod:`dstore.protocol.keys` for those that are not UTF-8.
+    """
 
     def read(self, key: Key) -> Stored | None:
-        """The value bound to ``key``, or None."""
+        """Return the value bound to ``key``, or None."""
 
     def bind(self, key: Key, stored: Stored) -> None:
-        """Bind a value to a key that is free.
+        """Bind a value to a key that has none; the caller has made sure of that.
 
-        Raises StoreFull, and changes nothing, if it does not fit. The caller has made sure that
-        the key is free.
+        Raises
+        ------
+        StoreFull
+            The value does not fit. Nothing has changed.
         """
 
     def replace(self, key: Key, token: bytes, stored: Stored) -> bool:
         """Bind ``stored`` in place of the value with ``token``, in one step.
 
-        False, and nothing changed, if another value or none is bound. The memory limit was
-        checked with :meth:`fits` when the replacement began and is not checked again.
+        Returns False, and changes nothing, if another value or none is bound. The memory limit was
+        checked with :meth:`fits` when the replacement started and is not checked again.
         """
 
     def remove(self, key: Key, token: bytes) -> bool:
-        """Remove the value with ``token``. False, and nothing changed, if it is not bound."""
+        """Remove the value with ``token``.
+
+        Returns False, and changes nothing, if another value or none is bound.
+        """
 
     def fits(self, key: Key, stored: Stored) -> bool:
-        """Whether binding ``stored`` to ``key`` (in place of what it has) stays in the limits."""
+        """Whether :attr:`size` stays within :attr:`limit` if ``stored`` is bound to ``key``, in
+        place of the value that ``key`` may have.
+        """
 
     def scan(self, prefix: Key, after: Key, limit: int) -> list[Key]:
-        """At most ``limit`` keys that begin with ``prefix`` and come after ``after``.
+        """Return at most ``limit`` keys that begin with ``prefix`` and come after ``after``.
 
-        A key is bytes here: what it begins with are bytes, which may end within a character, and
-        the order is that of the bytes (see :mod:`dstore.keys`). The empty key comes before all,
-        and all begin with it. ``prefix`` and ``after`` need not be bound, nor be related. A key
-        that is bound during a whole scan is found in it, whatever comes and goes beside it.
+        Keys count as bytes here: a prefix may end within a character, and the order is that of the
+        bytes (:func:`dstore.protocol.keys.in_order`). The empty key comes before all others, and
+        all keys begin with it. ``prefix`` and ``after`` need be neither bound nor related. A key
+        that is bound during a whole scan is found in it, whatever is bound and removed meanwhile.
         """
 
     def __len__(self) -> int:
-        """How many keys are bound."""
+        """Return how many keys are bound."""
 
     @property
     def size(self) -> int:
-        """What the keys and values take, in bytes, with all that an engine has to keep for them:
-        an upper bound, wide characters, names of codecs, objects and the order included.
+        """The bytes that all keys and values take, an upper bound.
+
+        All that the engine has to keep for them counts: wide characters, the names of codecs,
+        objects, and the order of the keys.
         """
 
     @property
     def limit(self) -> int:
-        """What they may take, in bytes."""
+        """The bytes that they may take."""
 
     def close(self) -> None:
-        """Give back what the engine holds. Idempotent."""
+        """Release what the engine holds. Idempotent."""

@@ -1,8 +1,9 @@
 """Content addresses: keys that are the BLAKE3 hash of their value.
 
-The address of bytes is what ``b3sum`` prints for a file of them. Values of other codecs are
-hashed with the codec's name as BLAKE3's key-derivation context, so that ``b"1"``, ``"1"`` and
-``1`` have three addresses. The same hash is the digest that guards a large value on its way.
+The address of bytes is what ``b3sum`` prints for a file with these bytes. Values of other codecs
+are hashed with the codec's name as BLAKE3's key-derivation context, so that ``b"1"``, ``"1"`` and
+``1`` have three addresses. The same hash is the digest with which a large value is checked after
+each transfer.
 """
 
 from __future__ import annotations
@@ -10,13 +11,13 @@ from __future__ import annotations
 from blake3 import blake3
 
 from dstore.config import CONTENT_PREFIX
-from dstore.protocol.messages import Buffer, Key, Large, Stored
+from dstore.protocol.values import Buffer, Key, Large, Stored
 
 _PLAIN_CODEC = "bytes"
 
 
 class Hasher:
-    """Takes the bytes of a value piece by piece. One thread: a pool would not survive a fork."""
+    """Hashes a value piece by piece, in one thread: a pool of threads would not survive a fork."""
 
     def __init__(self, codec: str) -> None:
         plain = codec == _PLAIN_CODEC
@@ -26,31 +27,31 @@ class Hasher:
         self._hash.update(data)
 
     def digest(self) -> bytes:
-        """32 bytes: the hash of what came so far."""
+        """Return the hash of all pieces so far, 32 bytes."""
         return self._hash.digest()
 
 
 def digest(codec: str, body: Buffer) -> bytes:
-    """The hash of a whole value, 32 bytes."""
+    """Return the hash of a whole value, 32 bytes."""
     hasher = Hasher(codec)
     hasher.update(body)
     return hasher.digest()
 
 
 def address(digest: bytes) -> Key:
-    """The content address of the value with this digest."""
+    """Return the content address of the value with this digest."""
     return CONTENT_PREFIX + digest.hex()
 
 
 def is_address(key: Key) -> bool:
-    """Whether the key is one that only a value's content may be bound to."""
+    """Whether the key is a content address."""
     return key.startswith(CONTENT_PREFIX)
 
 
 def matches(key: Key, stored: Stored) -> bool:
-    """Whether ``stored`` may be bound to ``key``: always, unless the key is another's address.
+    """Whether ``stored`` may be bound to ``key``: not if the key is another value's address.
 
-    A large value is judged by its digest, with which its bytes are compared when they travel.
+    For a large value its digest counts, with which its bytes are compared after each transfer.
     """
     if not key.startswith(CONTENT_PREFIX):
         return True

@@ -1,134 +1,40 @@
-"""The nouns of the protocol: what Global and Locals say to each other.
+"""The messages of the protocol: what Global and Locals send to each other.
 
-Every message bears the ``epoch`` of the Global it belongs to and, where it concerns one Local,
-its ``session``. :mod:`dstore.protocol.wire` turns messages into frames and back; ``docs/protocol.md``
-tells what each is for.
-
-A key is a ``str`` throughout. Bytes that are not UTF-8 become lone surrogates (PEP 383), so that
-text and bytes share one name space: ``"a"`` and ``b"a"`` are the same key.
+Every message has the ``epoch`` of the Global it belongs to and, where it concerns one Local, its
+``session``. :mod:`dstore.protocol.wire` encodes and decodes messages; ``docs/protocol.md`` explains
+what each is for. The values that they carry are in :mod:`dstore.protocol.values`, and can be
+imported from here too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from enum import IntEnum
 from typing import NamedTuple, TypeAlias
 
-Key: TypeAlias = str
-Buffer: TypeAlias = bytes | memoryview
-Route: TypeAlias = bytes
-"""How Global reaches one DEALER: the identity that its ROUTER socket gave the connection."""
+from dstore.protocol.values import Body as Body
+from dstore.protocol.values import Buffer as Buffer
+from dstore.protocol.values import DelResult as DelResult
+from dstore.protocol.values import DelStatus as DelStatus
+from dstore.protocol.values import Found as Found
+from dstore.protocol.values import Key as Key
+from dstore.protocol.values import Large as Large
+from dstore.protocol.values import Refusal as Refusal
+from dstore.protocol.values import Route as Route
+from dstore.protocol.values import SetResult as SetResult
+from dstore.protocol.values import SetStatus as SetStatus
+from dstore.protocol.values import Stored as Stored
 
 NO_SESSION = 0
-
-
-class Large(NamedTuple):
-    """Stands for the bytes of a large value, which travel in chunks: how many, and their digest."""
-
-    size: int
-    digest: bytes
-
-
-Body: TypeAlias = bytes | memoryview | Large
-"""The bytes of a value (read-only), or what stands for them."""
-
-
-class Stored(NamedTuple):
-    """One value as Global keeps it: opaque bytes and the name of the codec that reads them."""
-
-    token: bytes
-    codec: str
-    body: Body
-
-    @property
-    def size(self) -> int:
-        """The length of the value in bytes."""
-        body = self.body
-        return body.size if type(body) is Large else len(body)
-
-    @property
-    def inline(self) -> int:
-        """How many bytes of it travel within a message."""
-        return 0 if type(self.body) is Large else len(self.body)
-
-
-class Found(NamedTuple):
-    """A value in a reply. ``seq`` was read before the engine was."""
-
-    seq: int
-    cacheable: bool
-    stored: Stored
-
-
-class SetStatus(IntEnum):
-    """What became of one item of a SET."""
-
-    STORED = 0
-    OCCUPIED = 1
-    REPLACED = 2
-    FULL = 3
-    MISMATCH = 4  # the value does not hash to the content address it was to be bound to
-    TOO_LARGE = 5
-    FAILED = 6  # the engine raised
-    ABSENT = 7  # its bytes are not here: upload them, and ask again
-
-
-class SetResult(NamedTuple):
-    """The outcome of one item of a SET.
-
-    ``cacheable`` speaks of the value that was written; the value that was in the way, if any,
-    comes along as ``found`` and has a word of its own. ``confirmed`` and ``expired`` count the
-    holders of a value that was replaced.
-    """
-
-    status: SetStatus
-    seq: int
-    cacheable: bool = False
-    found: Found | None = None
-    confirmed: int = 0
-    expired: int = 0
-
-
-class DelStatus(IntEnum):
-    """What became of one key of a DEL."""
-
-    DELETED = 0
-    MISSING = 1
-    PENDING = 2  # ``wait=False``: numbered, holders still to confirm
-    FAILED = 3  # the engine raised
-
-
-class DelResult(NamedTuple):
-    """The outcome of one key of a DEL: how many Locals confirmed, expired, or are awaited."""
-
-    status: DelStatus
-    seq: int
-    confirmed: int = 0
-    expired: int = 0
-    pending: int = 0
-
-
-class Refusal(IntEnum):
-    """Why Global did not execute a request."""
-
-    BAD_MESSAGE = 0
-    OTHER_VERSION = 1
-    OTHER_EPOCH = 2
-    UNKNOWN_SESSION = 3
-    STALE_WRITE = 4  # its sender has said that it no longer waits for it
-    CLOSING = 5
-    BUSY = 6
-    GONE = 7  # the large value that is asked for is not here, or not any more
-    DAMAGED = 8  # an upload does not have the digest that was announced
-    FULL = 9
-    TOO_LARGE = 10
-
+"""The id of no session."""
 
 # ---- from a Local to Global -------------------------------------------------------------------
 
 
 class Hello(NamedTuple):
-    """Open a session, in place of the one named (0, 0: none). ``nonce`` makes it repeatable."""
+    """Open a session, and end the one that it replaces (0, 0: none).
+
+    A HELLO with the same ``nonce`` is a repeat and gets the same answer.
+    """
 
     nonce: bytes
     replaces_epoch: int
@@ -139,8 +45,9 @@ class Hello(NamedTuple):
 class Sync(NamedTuple):
     """Renew the lease; ``serial`` ties the answer to the moment of sending.
 
-    ``seen``: the outcomes of this session's writes below this number need not be kept.
-    ``watching``: it wants to be told when deletions are complete.
+    All invalidations up to ``applied`` have been applied. The outcomes of this session's writes
+    below ``seen`` need not be kept. With ``watching`` the Local wants to know which deletions are
+    committed.
     """
 
     epoch: int
@@ -152,7 +59,7 @@ class Sync(NamedTuple):
 
 
 class Ack(NamedTuple):
-    """All deletions up to ``applied`` have been applied."""
+    """All invalidations up to ``applied`` have been applied."""
 
     epoch: int
     session: int
@@ -160,7 +67,7 @@ class Ack(NamedTuple):
 
 
 class Goodbye(NamedTuple):
-    """The Local holds nothing any more: end the session."""
+    """End the session: the Local's cache is empty."""
 
     epoch: int
     session: int
@@ -176,7 +83,7 @@ class Get(NamedTuple):
 
 
 class Wait(NamedTuple):
-    """Ask for the value of a key, and if it has none, wait ``timeout`` seconds until it has."""
+    """Ask for the value of a key. If it has none, wait for one, at most ``timeout`` seconds."""
 
     epoch: int
     session: int
@@ -186,7 +93,7 @@ class Wait(NamedTuple):
 
 
 class Unwait(NamedTuple):
-    """Nobody waits for the answer to this WAIT any more. Not answered."""
+    """Withdraw a WAIT. Not answered."""
 
     epoch: int
     session: int
@@ -202,7 +109,10 @@ class SetItem(NamedTuple):
 
 
 class Set(NamedTuple):
-    """Bind values to keys. ``write`` numbers the session's writes, so that repeats are known."""
+    """Bind values to keys. ``write`` numbers the session's writes, so that repeats are known.
+
+    The outcomes of the writes below ``seen`` need not be kept.
+    """
 
     epoch: int
     session: int
@@ -214,7 +124,7 @@ class Set(NamedTuple):
 
 
 class Del(NamedTuple):
-    """Delete keys. With ``wait`` the answer comes after the holders have confirmed."""
+    """Delete keys. With ``wait`` the answer comes when the deletions are committed."""
 
     epoch: int
     session: int
@@ -226,7 +136,7 @@ class Del(NamedTuple):
 
 
 class Fetch(NamedTuple):
-    """Ask for ``count`` bytes of a large value from ``offset``. One request number per transfer."""
+    """Ask for ``length`` bytes of a large value. A transfer has one request number."""
 
     epoch: int
     session: int
@@ -237,7 +147,7 @@ class Fetch(NamedTuple):
 
 
 class Stage(NamedTuple):
-    """Upload a part of a large value. ``stored`` is what a SET will name when all is there."""
+    """Upload a part of a large value. A SET of ``stored`` follows when all parts are there."""
 
     epoch: int
     session: int
@@ -248,7 +158,7 @@ class Stage(NamedTuple):
 
 
 class Unstage(NamedTuple):
-    """Give up an upload. Not answered."""
+    """Withdraw an upload. Not answered."""
 
     epoch: int
     session: int
@@ -267,7 +177,7 @@ class Scan(NamedTuple):
 
 
 class Stats(NamedTuple):
-    """Request Global for its metrics."""
+    """Ask Global for its metrics."""
 
     epoch: int
     session: int
@@ -291,11 +201,12 @@ class Welcome(NamedTuple):
 
 
 class Synced(NamedTuple):
-    """The deletions in (``after``, ``seq``], or None for ``keys``: drop the whole cache.
+    """The invalidations in (``after``, ``seq``]. If ``keys`` is None, drop the whole cache.
 
-    In answer to the SYNC with this ``serial`` it renews the lease. With serial 0 it is a push, sent
-    unasked to a holder, and renews nothing. With ``acknowledge``, as in every push, somebody waits
-    for this Local to acknowledge. All deletions up to ``settled`` are complete.
+    As the answer to the SYNC with this ``serial`` it renews the lease. With serial 0 it is a
+    targeted invalidation, sent to a holder, and renews nothing. With ``acknowledge``, as in every
+    targeted invalidation, a deletion waits for this Local to acknowledge. All deletions up to
+    ``committed`` are committed.
     """
 
     epoch: int
@@ -309,14 +220,14 @@ class Synced(NamedTuple):
 
 
 class Committed(NamedTuple):
-    """All deletions up to ``settled`` are complete. Published for those who watch."""
+    """All deletions up to ``committed`` are committed. Broadcast for watchers."""
 
     epoch: int
     committed: int
 
 
 class Farewell(NamedTuple):
-    """The session has ended; nobody waits for it any more."""
+    """The answer to GOODBYE: the session has ended."""
 
     epoch: int
     session: int
@@ -325,7 +236,7 @@ class Farewell(NamedTuple):
 class GetReply(NamedTuple):
     """Values for the first ``len(items)`` keys of the GET, None where missing.
 
-    A reply that would become too large stops early; the Local asks again for the rest.
+    A reply that would become too large ends early; the Local asks again for the rest.
     """
 
     epoch: int
@@ -364,7 +275,7 @@ class Chunk(NamedTuple):
 
 
 class Staged(NamedTuple):
-    """Of an upload the first ``received`` bytes are here; ``credit`` more may be under way."""
+    """The first ``received`` bytes of an upload are here; ``credit`` more may be under way."""
 
     epoch: int
     session: int
@@ -375,7 +286,7 @@ class Staged(NamedTuple):
 
 
 class ScanReply(NamedTuple):
-    """One page of keys. ``after`` continues the scan; empty when it has ended."""
+    """One page of keys. A SCAN with this ``after`` continues; it is empty after the last page."""
 
     epoch: int
     session: int
@@ -394,7 +305,7 @@ class StatsReply(NamedTuple):
 
 
 class Refused(NamedTuple):
-    """Nothing was executed. ``epoch`` and ``session`` are those of the message refused."""
+    """Nothing was executed. ``epoch`` and ``session`` are those of the refused message."""
 
     epoch: int
     session: int
@@ -404,9 +315,10 @@ class Refused(NamedTuple):
 
 
 class Broadcast(NamedTuple):
-    """Deletions ``first``, ``first + 1``, …; with ``acknowledge`` all are to do so at once.
+    """The invalidations ``first``, ``first + 1``, …, sent to all Locals.
 
-    ``tokens`` name the large values among what is deleted.
+    With ``acknowledge`` all Locals are to acknowledge at once. ``tokens`` name the large values
+    among those that are deleted.
     """
 
     epoch: int

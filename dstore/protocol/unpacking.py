@@ -1,14 +1,14 @@
-"""Packed messages, read so that nothing becomes many times its size before it is checked.
+"""Step-by-step unpacking: no frame becomes many times its size before it is checked.
 
-A list within a list takes one byte in a frame and 72 in Python: unpacked as a whole, 31 MiB that a
-stranger has sent become 2.4 GiB before anybody has looked at them. So only what is small is
-unpacked as a whole. Of anything else the shape comes first: msgpack makes one thing at a time, and
-refuses by itself each list, table and extension that is not empty. What has its place in a message
-is opened by its reader, who knows how long it may be; of a long list a few items are unpacked
+A list within a list takes one byte in a frame and 72 bytes in Python: unpacked as a whole, 31 MiB
+from a stranger become 2.4 GiB before anything is checked. So only small frames are unpacked as a
+whole. Of any other frame the shape comes first: msgpack unpacks one field at a time, and refuses by
+itself each list, table and extension that is not empty. A list that has its place in a message is
+opened by its reader, which knows how long it may be. A few items of a long list are unpacked
 together, and checked before the next ones are.
 
-That takes, beside the frame, at most two copies of it, what is in it (four bytes for one where that
-is text of wide characters), some hundred bytes for each item of a list, whose number has a bound,
+Beside the frame this takes at most two copies of it, its contents (four bytes for one where they
+are text of wide characters), some hundred bytes for each item of a list, whose number has a bound,
 and 4 MiB.
 """
 
@@ -25,25 +25,25 @@ from dstore.errors import BadMessage
 from dstore.protocol.messages import Buffer
 
 QUICK_BYTES_MAX, QUICK_ITEMS_MAX = 16 << 10, 256
-"""So few bytes, with so few items in each list, are unpacked as a whole and then checked. Whatever
-is in them takes at most 4 MiB then.
+"""A frame of at most this many bytes, with at most this many items in each list, is unpacked as a
+whole and then checked. Unpacked it takes at most 4 MiB.
 """
 TEXT_BYTES_MAX = QUICK_BYTES_MAX
 """Bytes of one text in a message. Keys, names and labels have fewer."""
 METRICS_MAX = 16_384
-"""Names and metrics in an answer to STATS: some of Global's, and six for each of 1,000 Locals."""
+"""Names and metrics in an answer to STATS: Global's own, and six for each of 1,000 Locals."""
 METRICS_DEPTH_MAX = 4
-"""Tables of metrics within one another."""
+"""Depth to which tables of metrics may be nested."""
 NIL = frozenset((0xC0,))
 LISTS = frozenset((*range(0x90, 0xA0), 0xDC, 0xDD))
 TABLES = frozenset((*range(0x80, 0x90), 0xDE, 0xDF))
-
+"""The first bytes of packed fields that are a table; those above, of None and of a list."""
 
 _LIST_OF = struct.Struct(">BH")  # the tag of a list, and how many items it has
 
 
 def unpacked(packed: Buffer) -> Any:
-    """What is packed in a few bytes. Raises what msgpack raises, also if a list in it is long."""
+    """Unpack a few bytes as a whole. Raises what msgpack raises, also if a list is long."""
     return msgpack.unpackb(
         packed,
         unicode_errors="surrogateescape",
@@ -53,9 +53,9 @@ def unpacked(packed: Buffer) -> Any:
 
 
 class Frame:
-    """A packed message that is being read. All methods raise BadMessage, and what msgpack raises.
+    """Reads a packed message. All methods raise BadMessage, and what msgpack raises.
 
-    ``one`` gives what comes next, if that is neither a list nor a table.
+    ``one()`` returns the next field, which must be neither a list nor a table.
     """
 
     def __init__(self, packed: Buffer) -> None:
@@ -76,26 +76,27 @@ class Frame:
 
     @property
     def ended(self) -> bool:
-        """Whether all has been read."""
+        """Whether the whole message has been read."""
         return bool(self._unpacker.tell() == len(self._packed))
 
     def begins(self, tags: frozenset[int]) -> bool:
-        """Whether what comes next is of this kind."""
+        """Whether the next field is of this kind: ``NIL``, ``LISTS`` or ``TABLES``."""
         at = self._unpacker.tell()
         return at < len(self._packed) and self._packed[at] in tags
 
     def some(self, count: int) -> list[Any]:
-        """The next things, of which none is a list or a table."""
+        """Return the next ``count`` fields, of which none may be a list or a table."""
         things = list(islice(self._unpacker, count))
         if len(things) < count:
             raise BadMessage("it ends within a list")
         return things
 
     def pieces(self, count: int) -> Iterator[list[Any] | Frame]:
-        """The next things, whatever they are: a few small ones together, or a large one by itself,
-        that is yet to be read.
+        """Yield the next ``count`` fields, which may be lists and tables.
+
+        Small ones come unpacked, a few together; a large one comes as a frame of its own.
         """
-        if count == 1:  # as nearly all have that are large
+        if count == 1:  # as in nearly all messages that are large
             yield self
             return
         skip, tell = self._unpacker.skip, self._unpacker.tell
@@ -120,17 +121,17 @@ class Frame:
         return things
 
     def length(self, least: int, most: int) -> int:
-        """Begin the list that comes next: how many items it has."""
+        """Open the list that comes next. Returns how many items it has."""
         length: int = self._unpacker.read_array_header()
         check_length(length, least, most)
         return length
 
     def metrics(self) -> Any:
-        """A table of metrics, in which there may be others."""
+        """Return the next field, which may be a table of metrics with tables in it."""
         return self._table(METRICS_MAX, METRICS_DEPTH_MAX)[0] if self.begins(TABLES) else self.one()
 
     def _table(self, room: int, depth: int) -> tuple[dict[str, Any], int]:
-        """A table, and how many more names and metrics there may be after it."""
+        """Return a table, and how many more names and metrics there may be after it."""
         pairs: int = self._unpacker.read_map_header()
         room -= 2 * pairs
         if room < 0 or not depth:
@@ -139,7 +140,7 @@ class Frame:
         for _ in range(pairs):
             name = self.one()
             if type(name) is not str:
-                raise BadMessage(f"the name of a figure is text, not a {type(name).__name__}")
+                raise BadMessage(f"the name of a metric is text, not a {type(name).__name__}")
             if self.begins(TABLES):
                 table[name], room = self._table(room, depth - 1)
             else:

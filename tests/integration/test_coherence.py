@@ -89,7 +89,7 @@ def test_lost_publications_are_repaired_before_a_deletion_is_confirmed(
     for number in range(5):
         assert writer.delete(f"k{number}") == dstore.Deletion(2, 0, 0)
         assert reader.get(f"k{number}", None) is None
-    assert writer.global_stats()["pushes"] >= 5
+    assert writer.global_stats()["reminders"] >= 5
     assert writer.global_stats()["expired"] == 0
 
 

@@ -48,7 +48,7 @@ def refused(client: RawClient, *frames: bytes) -> Refused:
     return answer
 
 
-def test_frames_that_are_not_ours_are_refused_counted_and_harm_nobody(
+def test_foreign_frames_are_refused_counted_and_do_no_harm(
     raw: RawClient, node: MakeNode, caplog: pytest.LogCaptureFixture
 ) -> None:
     one = node()
@@ -74,7 +74,7 @@ def test_a_malformed_request_is_answered_under_its_number(raw: RawClient) -> Non
     assert "key" in answer.text
 
 
-def test_what_bears_another_epoch_or_session_is_refused(raw: RawClient) -> None:
+def test_a_message_of_another_epoch_or_session_is_refused(raw: RawClient) -> None:
     raw.join()
     answer = raw.ask(Get(raw.epoch + 1, raw.session, 1, ["k"]))
     assert isinstance(answer, Refused)
@@ -84,7 +84,7 @@ def test_what_bears_another_epoch_or_session_is_refused(raw: RawClient) -> None:
     assert answer.refusal is Refusal.UNKNOWN_SESSION
 
 
-def test_a_value_above_the_limit_is_refused_whoever_sends_it(raw: RawClient) -> None:
+def test_a_value_above_the_limit_is_refused_from_every_sender(raw: RawClient) -> None:
     raw.join()
     stored = Stored(bytes(16), "bytes", bytes(config.INLINE_BYTES_MAX + 1))
     items = [SetItem("k", stored)]
@@ -93,7 +93,7 @@ def test_a_value_above_the_limit_is_refused_whoever_sends_it(raw: RawClient) -> 
     assert answer.items[0].status is SetStatus.TOO_LARGE
 
 
-def test_a_frame_of_absurd_size_cuts_off_its_sender_and_nobody_else(
+def test_a_frame_of_absurd_size_cuts_off_its_sender_alone(
     free_global: dstore.Global, node: MakeNode
 ) -> None:
     one = node()
@@ -107,7 +107,7 @@ def test_a_frame_of_absurd_size_cuts_off_its_sender_and_nobody_else(
     assert one.get("k") == "v"
 
 
-def test_a_plain_tcp_connection_with_garbage_harms_nobody(
+def test_a_plain_tcp_connection_with_garbage_does_no_harm(
     free_global: dstore.Global, node: MakeNode
 ) -> None:
     one = node()
@@ -119,7 +119,7 @@ def test_a_plain_tcp_connection_with_garbage_harms_nobody(
     assert one.delete("k").confirmed == 1
 
 
-def test_a_reader_that_goes_away_in_the_middle_harms_nobody(
+def test_a_reader_that_goes_away_in_the_middle_does_no_harm(
     free_global: dstore.Global, node: MakeNode
 ) -> None:
     one = node()
@@ -211,7 +211,7 @@ def test_what_is_outstanding_is_answered_before_global_ends() -> None:
         results: list[object] = []
         waiting = threading.Thread(target=lambda: results.append(node.delete("k")))
         waiting.start()
-        while node.global_stats()["dying"] < 1:
+        while node.global_stats()["pending"] < 1:
             pass
         assert served.stop() == 0
         waiting.join(PATIENCE)
@@ -267,7 +267,9 @@ def test_a_fault_of_ours_does_not_end_the_service(
     one = node()
     one.set("k", "v")
     raw.join()
-    free_global._state._readers[Get] = fail
+    loop = free_global._loop
+    assert loop is not None
+    loop.state._of_sessions[Get] = fail
     raw.socket.send(wire.encode(Get(raw.epoch, raw.session, 1, ["k"])))
     assert failed.wait(PATIENCE)
     one.set("l", "v")  # answered by the same thread, after it has logged
@@ -280,19 +282,20 @@ def test_a_fault_of_a_timer_does_not_end_the_service(
 ) -> None:
     one = node()
     one.join()
-
+    loop = free_global._loop
+    assert loop is not None
     failed = threading.Event()
 
     def fail(now: float) -> None:
-        free_global._state.tick = tick  # type: ignore[method-assign]
+        loop.state.tick = tick  # type: ignore[method-assign]
         failed.set()
         raise RuntimeError("a fault")
 
-    tick = free_global._state.tick
-    free_global._state.tick = fail  # type: ignore[method-assign, assignment]
-    free_global._state.wake_at = 0.0
+    tick = loop.state.tick
+    loop.state.tick = fail  # type: ignore[method-assign, assignment]
+    loop.state._alarm.moment = 0.0
     while not failed.is_set():  # its thread may just have set another time
-        free_global._state.wake_at = 0.0
+        loop.state._alarm.moment = 0.0
         one.global_stats()
     one.set("k", "v")  # answered by the same thread, after it has logged
     assert one.get("k") == "v"
@@ -302,13 +305,15 @@ def test_a_fault_of_a_timer_does_not_end_the_service(
 def test_close_in_the_serving_thread_returns() -> None:
     served = dstore.Global("tcp://127.0.0.1:0")
     served.bind()
-    take = served._take
+    loop = served._loop
+    assert loop is not None
+    take = loop._take
 
     def closing(router: Router, *arrived: Any) -> None:
         take(router, *arrived)
         served.close()
 
-    served._take = closing  # type: ignore[method-assign, assignment]
+    loop._take = closing  # type: ignore[method-assign, assignment]
     thread = threading.Thread(target=served.run)
     thread.start()
     with RawClient(served.address) as client:

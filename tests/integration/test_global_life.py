@@ -22,7 +22,7 @@ import dstore
 from dstore import shm
 from dstore.protocol import wire
 from dstore.protocol.messages import Key, Set, SetItem, Stored
-from dstore.server import server as global_server
+from dstore.server import loop as server_loop
 from dstore.server.engines.memory import MemoryEngine
 from dstore.server.server import Global
 from tests.integration.processes import PATIENCE, ROOT, RawClient, free_port
@@ -131,13 +131,15 @@ def in_state(wanted: str, make: Make, pool: ThreadPoolExecutor, gate: threading.
         pool.submit(served.run)
         reach("serving", served)
     if wanted == "finishing":
-        finish = served._finish
+        loop = served._loop
+        assert loop is not None
+        finish = loop.finish
 
         def held(*arguments: Any) -> None:
             assert gate.wait(PATIENCE)
             finish(*arguments)
 
-        served._finish = held  # type: ignore[method-assign, assignment]
+        loop.finish = held  # type: ignore[method-assign]
         served.stop()
     if wanted in ("closed", "closed, new"):
         served.close()
@@ -234,7 +236,7 @@ def test_it_may_be_tried_again_when_the_port_is_free() -> None:
         serves(second)
 
 
-def test_a_free_port_is_sought_anew_when_the_publisher_could_not_be_bound() -> None:
+def test_another_free_port_is_sought_when_the_publisher_could_not_be_bound() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -284,7 +286,7 @@ def test_a_node_without_a_thread_says_so(
         node.join()
 
 
-def test_an_engine_that_cannot_be_closed_keeps_no_port_and_nobody_waiting() -> None:
+def test_an_engine_that_cannot_be_closed_keeps_no_port_and_no_thread_waiting() -> None:
     class Stuck(MemoryEngine):
         def close(self) -> None:
             raise OSError("it does not close")
@@ -376,7 +378,7 @@ def test_what_a_signal_handler_does_in_the_middle_of_binding(
                 served.stop()
         return bulk_for(*arguments)
 
-    monkeypatch.setattr(global_server, "bulk_for", interrupted)
+    monkeypatch.setattr(server_loop, "bulk_for", interrupted)
     outcome = None
     try:
         CALLS[outer](served)
@@ -403,7 +405,10 @@ def test_what_the_serving_thread_does_with_its_own_global(call: str, make: Make)
     served = make()
     done = threading.Event()
     raised: list[BaseException] = []
-    take = served._take
+    served.bind()
+    loop = served._loop
+    assert loop is not None
+    take = loop._take
 
     def from_within(*arguments: Any) -> None:
         take(*arguments)
@@ -414,7 +419,7 @@ def test_what_the_serving_thread_does_with_its_own_global(call: str, make: Make)
                 raised.append(error)
             done.set()
 
-    served._take = from_within  # type: ignore[method-assign, assignment]
+    loop._take = from_within  # type: ignore[method-assign, assignment]
     with served:
         serves(served)
         assert done.wait(PATIENCE)
@@ -424,11 +429,13 @@ def test_what_the_serving_thread_does_with_its_own_global(call: str, make: Make)
 def test_ctrl_c_that_ends_run_gives_the_port_back(make: Make) -> None:
     served = make()
     served.bind()
+    loop = served._loop
+    assert loop is not None
 
     def interrupted(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    served._take = interrupted  # type: ignore[method-assign, assignment]
+    loop._take = interrupted  # type: ignore[method-assign, assignment]
     with RawClient(served.address) as client:
         client.socket.send(b"anything")
         with pytest.raises(KeyboardInterrupt):
@@ -492,7 +499,7 @@ def test_a_child_has_no_part_in_what_its_parent_began(
     serves(served)
 
 
-def test_a_child_may_serve_what_its_parent_has_not_begun(make: Make) -> None:
+def test_a_child_may_serve_what_its_parent_has_not_started(make: Make) -> None:
     served = make()
 
     def child() -> None:

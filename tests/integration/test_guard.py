@@ -501,7 +501,8 @@ def test_a_hello_of_a_peer_that_has_gone_takes_no_place() -> None:
     served = dstore.Global("tcp://127.0.0.1:0", max_clients=4)
     served.bind()
     try:
-        router = served._router
+        assert served._loop is not None
+        router = served._loop.router
         assert router is not None
         with crowd() as peers:
             for _ in range(4):
@@ -544,7 +545,8 @@ def test_the_publisher_of_an_idle_global_forgets_those_who_have_left(
     for _ in range(50):
         with RawPeer(free_global.publisher, "SUB") as peer:
             peer.send(b"\x01" + wire.PREFIX)
-    router = free_global._router
+    assert free_global._loop is not None
+    router = free_global._loop.router
     assert router is not None
     end = time.monotonic() + PATIENCE
     while len(router.guard) > 0 and time.monotonic() < end:

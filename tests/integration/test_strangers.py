@@ -32,7 +32,7 @@ def joined(client: RawClient) -> int:
     return client.session
 
 
-def test_a_stranger_acknowledges_and_says_goodbye_for_nobody(
+def test_a_stranger_cannot_acknowledge_or_say_goodbye_for_others(
     free_global: dstore.Global, node: Callable[..., dstore.Node]
 ) -> None:
     writer, looker = node(), node()
@@ -44,7 +44,7 @@ def test_a_stranger_acknowledges_and_says_goodbye_for_nobody(
         deleting = threading.Thread(target=lambda: deletions.append(writer.delete("k")))
         deleting.start()
         try:
-            while not looker.global_stats()["dying"]:
+            while not looker.global_stats()["pending"]:
                 pass
             own = joined(stranger)
             for guess in (*range(1, GUESSES), own - 1, own + 1, (1 << 63) - 1):
@@ -63,7 +63,7 @@ def test_a_stranger_acknowledges_and_says_goodbye_for_nobody(
     assert deletions == [dstore.Deletion(confirmed=1, expired=1, pending=0)]
 
 
-def test_session_ids_are_random_and_nobody_is_shown_those_of_others(
+def test_session_ids_are_random_and_those_of_others_are_not_shown(
     free_global: dstore.Global, node: Callable[..., dstore.Node]
 ) -> None:
     looker = node()

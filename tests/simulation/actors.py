@@ -83,13 +83,13 @@ class SimGlobal(Pausable):
             self.state._holders.limit = SCARCE_HOLDER_BYTES
             for budget in (self.state._sessions.writes, self.state._sessions.waits):
                 budget.total, budget.assured = SCARCE_BYTES, 0
-        deletions, begin = self.deletions, self.state._deletions.begin
+        deletions, start = self.deletions, self.state._invalidations.start
 
-        def noted(pending: PendingDeletion, now: float) -> PendingDeletion:
+        def noted(pending: PendingDeletion, now: float) -> None:
             deletions.append((pending.key, pending.token))
-            return begin(pending, now)
+            start(pending, now)
 
-        self.state._deletions.begin = noted  # type: ignore[method-assign]
+        self.state._invalidations.start = noted  # type: ignore[method-assign]
 
     def crash(self) -> None:
         """Crash and restart: empty, or with its data when all leases have ended."""
@@ -241,7 +241,7 @@ class SimLocal(Pausable):
                 self.loop.violation(f"{self.name} announces {removal} after {self.announced}")
             self.announced = removal.seq
         if self.state.epoch == self.authority.epoch:
-            committed = self.authority.state._deletions.committed
+            committed = self.authority.state._invalidations.committed
             if self.announced > committed:
                 self.loop.violation(
                     f"{self.name} announces {effect} and only {committed} are committed"

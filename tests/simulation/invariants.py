@@ -16,12 +16,20 @@ TOLERANCE = 1e-6
 
 def broken(authority: SimGlobal, locals_: list[SimLocal]) -> Iterator[str]:
     """The conditions that do not hold now, one line each."""
+    yield from _alarm_is_in_time(authority)
     for local in locals_:
         if local.alive and local.state.session and local.state.epoch == authority.epoch:
             yield from _cache_is_current(authority, local)
             yield from _applied_is_applied(authority, local)
             yield from _lease_is_covered(authority, local)
             yield from _buffers_are_bounded(local)
+
+
+def _alarm_is_in_time(place: SimGlobal) -> Iterator[str]:
+    """Each part of Global that schedules something has brought the next tick forward."""
+    state = place.state
+    if state.wake_at > state._next_moment(place.loop.now):
+        yield f"Global wakes at {state.wake_at}, which is too late for {state!r}"
 
 
 def _tokens(local: SimLocal) -> Iterator[tuple[Entry, bytes]]:
@@ -95,13 +103,13 @@ def left_over(
 def _left_at_global(authority: SimGlobal, alive: int) -> Iterator[str]:
     state = authority.state
     if not state.idle:
-        yield f"pending keys stay: {state._deletions!r}"
+        yield f"pending keys stay: {state._invalidations!r}"
     if len(state._stages):
         yield f"uploads stay: {state._stages!r}"
     if authority.bulk.tokens() != authority.bound():
         large, bound = len(authority.bulk.tokens()), len(authority.bound())
         yield f"{large} large values are kept for {bound} keys"
-    if state._writes._replacing_bytes or len(state._waits):
+    if state._space.replacing or len(state._waits):
         yield "writes or waits stay"
     if state._sessions.writes.taken or state._sessions.waits.taken:
         yield f"budgets are not given back: {state._sessions.writes!r} {state._sessions.waits!r}"
@@ -110,5 +118,6 @@ def _left_at_global(authority: SimGlobal, alive: int) -> Iterator[str]:
     if len(state._sessions) != alive:
         yield f"{len(state._sessions)} sessions for {alive} Locals"
     for session in state._sessions:
-        if session.awaited or session.outcomes:
-            yield f"{session!r} keeps waiters or outcomes"
+        recipient = state._invalidations.recipient(session)
+        if recipient.awaited or session.outcomes:
+            yield f"{session!r} {recipient!r} keeps waiters or outcomes"

@@ -32,7 +32,7 @@ MUTANTS = (
         "removal before acknowledgement",
         (
             (
-                "core.authority.state",
+                "core.authority.reads",
                 "            return Found(seq, False, stored)\n",
                 "            return None\n",
             ),
@@ -40,7 +40,7 @@ MUTANTS = (
     ),
     Mutant(
         "confirmation without waiting",
-        (("core.authority.pending", "            if session.lease_end > now:\n", "            if False:\n"),),
+        (("core.authority.acknowledgements", "        if session.lease_end <= now:\n", "        if True:\n"),),
     ),
     Mutant(
         "no lease check",
@@ -93,7 +93,7 @@ MUTANTS = (
         "value of a pending key cached",
         (
             (
-                "core.authority.state",
+                "core.authority.reads",
                 "            return Found(seq, False, stored)\n",
                 "            return Found(seq, True, stored)\n",
             ),
@@ -103,7 +103,7 @@ MUTANTS = (
         "reader not recorded as a holder",
         (
             (
-                "core.authority.state",
+                "core.authority.reads",
                 "        return Found(seq, self._holders.add(key, session.bit), stored)\n",
                 "        return Found(seq, True, stored)\n",
             ),
@@ -157,10 +157,14 @@ MUTANTS = (
         "repeated HELLO that acknowledges",
         (
             (
-                "core.authority.state",
+                "core.authority.memberships",
                 "        session.route = route\n        assert",
                 "        session.route = route\n"
-                "        self._writes.confirm(session, self._log.seq, now)\n        assert",
+                "        recipient = self._invalidations.recipient(session)\n"
+                "        acknowledged, seq = recipient.acknowledged, self._invalidations.seq\n"
+                "        completed = self._invalidations.acknowledge(session, seq, now)\n"
+                "        recipient.acknowledged = acknowledged\n"
+                "        self._writes.complete(completed, now)\n        assert",
             ),
         ),
     ),
@@ -194,8 +198,8 @@ MUTANTS = (
         "GOODBYE of a former epoch accepted",
         (
             (
-                "core.authority.state",
-                "        session = self._sessions.get(message.session) if message.epoch == self.epoch else None\n"
+                "core.authority.memberships",
+                "        session = self._sessions.get(message.session) if message.epoch == self._epoch else None\n"
                 "        if session is not None:\n            self._end",
                 "        session = self._sessions.get(message.session)\n"
                 "        if session is not None:\n            self._end",
@@ -206,8 +210,8 @@ MUTANTS = (
     ),
     Mutant(
         "deletions acknowledged that it has not heard of",
-        (("core.authority.state", "        if message.applied > heard:\n", "        if False:\n"),),
-        CORE + "test_strangers.py::test_nobody_acknowledges_what_it_has_not_heard_of",
+        (("core.authority.memberships", "        if message.applied > notified:\n", "        if False:\n"),),
+        CORE + "test_strangers.py::test_an_acknowledgement_of_what_was_never_sent_is_refused",
         "no simulated Local says what is not so",
     ),
     Mutant(
@@ -247,9 +251,9 @@ MUTANTS = (
         "Global's expiry too early",
         (
             (
-                "core.authority.state",
-                "        session.lease_end = now + self.lease\n        if message",
-                "        session.lease_end = now + 0.5 * self.lease\n        if message",
+                "core.authority.sessions",
+                "        session.renewed = True\n        session.lease_end = now + self.lease\n",
+                "        session.renewed = True\n        session.lease_end = now + 0.5 * self.lease\n",
             ),
         ),
     ),
@@ -257,25 +261,25 @@ MUTANTS = (
         "DEL that waits for renewed leases for ever",
         (
             (
-                "core.authority.pending",
-                "while session.awaited and session.awaited[0][1] <= now:",
-                "while session.awaited and session.lease_end <= now:",
+                "core.authority.acknowledgements",
+                "while awaited and awaited[0][1] <= now:",
+                "while awaited and recipient.session.lease_end <= now:",
             ),
         ),
         CORE + "test_deletion.py::test_the_lease_counts_as_it_stood_in_the_first_phase",
-        "every simulated Local that renews also hears what is pushed to it",
+        "every simulated Local that renews also gets its targeted invalidations",
     ),
     Mutant(
         "cacheable answer to a repeated SET",
         (
             (
-                "core.authority.calls",
+                "core.authority.active_writes",
                 "        SetResult(SetStatus(status), seq, False, None, confirmed, expired)\n",
                 "        SetResult(SetStatus(status), seq, True, None, confirmed, expired)\n",
             ),
         ),
         CORE + "test_writes.py::test_a_repeated_set_gets_the_recorded_outcome_marked_do_not_cache",
-        "the fill rule covers it: whoever stopped being a holder has applied a deletion since",
+        "the fill rule covers it: a session that is a holder no more has applied the invalidation",
     ),
     Mutant(
         "repeated SET executed again after a DEL",
@@ -321,15 +325,15 @@ MUTANTS = (
         (
             (
                 "core.authority.writes",
-                "            pending.queued.append(partial(self._set, call, index, item, replace))\n",
+                "            pending.queued.append(partial(self._set, write, index, item, replace))\n",
                 "            def run(now: float) -> None:\n"
                 "                old = self._engine.read(item.key)\n"
                 "                if replace and old is not None:\n"
                 "                    self._engine.replace(item.key, old.token, item.stored)\n"
-                "                    result = SetResult(SetStatus.REPLACED, self._deletions.seq)\n"
-                "                    self._finish(call, index, result)\n"
+                "                    result = SetResult(SetStatus.REPLACED, self._invalidations.seq)\n"
+                "                    self._finish(write, index, result)\n"
                 "                else:\n"
-                "                    self._set(call, index, item, replace, now)\n\n"
+                "                    self._set(write, index, item, replace, now)\n\n"
                 "            pending.queued.append(run)\n",
             ),
         ),
@@ -442,9 +446,9 @@ MUTANTS = (
         "deletion announced before it is complete",
         (
             (
-                "core.authority.pending",
-                "        return next(iter(self.pending.values())).seq - 1 if self.pending else self._log.seq\n",
-                "        return self._log.seq\n",
+                "core.authority.invalidations",
+                "        return next(iter(self.pending.values())).seq - 1 if self.pending else self.log.seq\n",
+                "        return self.log.seq\n",
             ),
         ),
         CORE + "test_watching.py::test_it_is_announced_when_a_get_no_longer_finds_the_old_value",
@@ -481,12 +485,12 @@ MUTANTS = (
         ),
     ),
     Mutant(
-        "deletions kept back are not published with the next",
+        "invalidations kept for a pause are not broadcast with the next",
         (
             (
-                "core.authority.invalidations",
-                "        first, keys, tokens = self.published + 1, self._keys, self._tokens\n",
-                "        first, keys, tokens = self.published + len(self._keys), self._keys[-1:], self._tokens\n",
+                "core.authority.broadcasts",
+                "        first, keys, tokens = self.seq + 1, self._keys, self._tokens\n",
+                "        first, keys, tokens = self.seq + len(self._keys), self._keys[-1:], self._tokens\n",
             ),
         ),
     ),
@@ -513,8 +517,18 @@ MUTANTS = (
         ),
     ),
     Mutant(
+        "reminder scheduled without an earlier tick",
+        (
+            (
+                "core.authority.acknowledgements",
+                "        self._alarm.at(moment)\n",
+                "",
+            ),
+        ),
+    ),
+    Mutant(
         "WAIT of a former session answered",
-        (("core.authority.state", "        self._waits.end(session)  # its bit", "        # its bit"),),
+        (("core.authority.memberships", "        self._waits.end(session)  # its bit", "        # its bit"),),
         CORE + "test_waits.py::test_a_session_that_has_ended_is_not_answered",
         "the bit of a session is used again only after a sweep of all keys",
     ),

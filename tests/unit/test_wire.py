@@ -20,8 +20,7 @@ from dstore.config import (
     LOG_LENGTH_MAX,
 )
 from dstore.errors import BadMessage
-from dstore.protocol import messages, wire
-from dstore.protocol import unpacking as frames
+from dstore.protocol import messages, unpacking, wire
 from dstore.protocol.messages import (
     Chunk,
     Get,
@@ -269,7 +268,7 @@ def step_by_step(request: pytest.FixtureRequest) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(wire, "QUICK_BYTES_MAX", -1)
         if request.param == "each item by itself":
-            patch.setattr(frames, "QUICK_BYTES_MAX", -1)
+            patch.setattr(unpacking, "QUICK_BYTES_MAX", -1)
         yield
 
 
@@ -308,7 +307,7 @@ def test_messages_with_as_much_as_there_may_be_are_read() -> None:
     ):
         decode = wire.decode_to_global if type(message) in TO_GLOBAL else wire.decode_to_local
         frame = wire.encode(message)
-        assert len(frame) > frames.QUICK_BYTES_MAX
+        assert len(frame) > unpacking.QUICK_BYTES_MAX
         assert decode(frame) == message
 
 
@@ -377,11 +376,11 @@ def test_a_damaged_frame_decodes_or_is_refused_with_bad_message(
         at = data.draw(st.integers(3, len(frame)))
         until = data.draw(st.integers(at, min(at + 8, len(frame))))
         frame[at:until] = data.draw(st.binary(max_size=6))
-    quick = data.draw(st.sampled_from([-1, frames.QUICK_BYTES_MAX]))
+    quick = data.draw(st.sampled_from([-1, unpacking.QUICK_BYTES_MAX]))
     for decode in (wire.decode_to_global, wire.decode_to_local):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(wire, "QUICK_BYTES_MAX", quick)
-            patch.setattr(frames, "QUICK_BYTES_MAX", quick)
+            patch.setattr(unpacking, "QUICK_BYTES_MAX", quick)
             try:
                 decoded = decode(bytes(frame), wire.data_of(message))
             except BadMessage:
@@ -389,7 +388,7 @@ def test_a_damaged_frame_decodes_or_is_refused_with_bad_message(
             assert decode(wire.encode(decoded), wire.data_of(decoded)) == decoded
 
 
-@pytest.mark.parametrize("quick", [-1, frames.QUICK_BYTES_MAX])
+@pytest.mark.parametrize("quick", [-1, unpacking.QUICK_BYTES_MAX])
 def test_a_message_is_a_list_and_nothing_else(quick: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wire, "QUICK_BYTES_MAX", quick)
     for packed in (b"\xc4\x03\x04\x01\x01", b"\xa3\x04\x01\x01", b"\x83\x04\x01\x01\x01\x02\x02"):

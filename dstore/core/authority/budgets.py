@@ -1,25 +1,28 @@
-"""What one Local can make Global hold, in bytes: a budget for all, and a share of it for each.
+"""Budgets: how many bytes of memory Locals can make Global hold, in total and each of them.
 
-Values have the memory limit. What else a peer makes Global keep (writes at work and their outcomes,
-requests that wait) has a budget each, counted as Python really takes it, rounded up. Nothing is
-counted again: each amount is noted when it begins and given back when it ends.
+For values there is the memory limit. Two other things that Locals make Global keep have a budget
+each: active writes with their outcomes, and requests that wait. The amounts are what the Python
+objects really take, rounded up. An amount is noted when it begins and given back when it ends.
 
-A session that has little of it is always served, even when others have taken all the rest: no
-crowd of greedy Locals can keep out one that follows the rules.
+A session that has taken little is always served, even when others have taken all the rest: greedy
+Locals, however many, cannot shut out one that follows the rules.
 """
 
 from __future__ import annotations
 
 TEXT_OVERHEAD = 56
-"""Bytes that a string of ASCII takes beyond its characters."""
+"""Bytes that an ASCII string takes beyond its characters."""
 WIDE_OVERHEAD, WIDE_CHARACTER = 600, 4
-"""The same of any other, with its UTF-8 form, which Python keeps once it has been asked for; and
-bytes for each character.
+"""Bytes that any other string takes, with its UTF-8 form, which Python keeps once it was asked for;
+and bytes for each character.
 """
 
 
 def text_bytes(text: str) -> int:
-    """What a key or label takes at most. The same at all times, unlike ``sys.getsizeof``."""
+    """Return the bytes that a key or label takes at most.
+
+    Unlike ``sys.getsizeof`` it returns the same number for the same text at all times.
+    """
     if text.isascii():
         return TEXT_OVERHEAD + len(text)
     return WIDE_OVERHEAD + WIDE_CHARACTER * len(text)
@@ -28,7 +31,7 @@ def text_bytes(text: str) -> int:
 class Budget:
     """At most ``total`` bytes, of which one session has at most ``share``.
 
-    The first ``assured`` bytes of each session are there in any case, on top of ``total``.
+    Each session can take ``assured`` bytes in any case, even if ``total`` is taken.
     """
 
     def __init__(self, total: int, share: int, assured: int) -> None:
@@ -42,7 +45,10 @@ class Budget:
 
 
 class Account:
-    """What one session has of a budget. What it has begun may outlive it, and counts until then."""
+    """The bytes that one session has taken of a budget.
+
+    An active write may outlive its session; its bytes count until it ends.
+    """
 
     __slots__ = ("_budget", "taken")
 
@@ -54,7 +60,7 @@ class Account:
         return f"<Account {self.taken:,} of {self._budget!r}>"
 
     def admits(self, size: int) -> bool:
-        """Whether this session may have ``size`` bytes more."""
+        """Whether this session may take ``size`` bytes more."""
         taken, budget = self.taken + size, self._budget
         if taken <= budget.assured:
             return True

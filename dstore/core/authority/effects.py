@@ -1,4 +1,4 @@
-"""What the host of a Global is to do, in the order given, after an event."""
+"""The effects of an event at Global: what the host of a Global carries out, in the order given."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from dstore.protocol.messages import Broadcast, Committed, Route, ToLocal
 
 
 class Send(NamedTuple):
-    """Send a message to one DEALER. One that has gone away is nobody's loss."""
+    """Send a message to one DEALER. If its connection has ended, the message is dropped."""
 
     route: Route
     message: ToLocal
 
 
 class Publish(NamedTuple):
-    """Send a message to everybody who listens."""
+    """Send a message to all Locals that subscribe to it."""
 
     message: Broadcast | Committed
 

@@ -1,15 +1,15 @@
-"""Who may hold which value: one bit per session and key.
+"""The holders of each key: one bit per session and key.
 
-A bit is named by its number, not by a mask with this one bit set: that would be as wide as all bits
-together, for each session.
+A bit is named by its number, not by a mask with this one bit set: for each session such a mask
+would be as wide as all bits together.
 
-A bit that a session leaves behind is not cleared at once, since that would mean a walk over all
-keys for each goodbye. It is retired: no new value gets it, and whoever asks for the holders of a
-key masks it away. Once enough bits are retired a sweep clears them, a few keys at a time, and
-then they are free for new sessions.
+When a session ends its bit is not cleared at once, since each GOODBYE would then need a walk over
+all keys. The bit is retired: it is added to no further key, and a reader of the holders of a key
+masks it out. Once enough bits are retired a sweep clears them, a few keys at a time; then they are
+free for new sessions.
 
-All this has a budget in bytes. When it is spent, nobody becomes a holder of a key that would need
-more; a reader of such a key is told not to cache it.
+The record of holders has a budget in bytes. When it is spent, no session becomes a holder of a key
+that would need more; the reply to a reader of such a key says "do not cache".
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ from dstore.core.authority.budgets import text_bytes
 from dstore.protocol.messages import Key
 
 SWEEP_AT = 32
-"""Retired bits that start a sweep."""
+"""Number of retired bits that starts a sweep."""
 PART_BITS = 256
-"""A mask is taken apart in parts of so many bits, since each step costs what its mask is wide."""
+"""Bits of the parts in which a mask is read: the time of each step grows with the mask's width."""
 _PART = (1 << PART_BITS) - 1
 KEY_OVERHEAD = 150
-"""Bytes for each key that is held, beyond the key and its bits: its place in the dictionary, also
-while that grows, and in a sweep; and what an integer takes without its digits.
+"""Bytes for each held key, beyond the key and its bits: its place in the dictionary, also while
+the dictionary grows, its place in a sweep, and what an integer takes without its digits.
 """
 DIGIT_BITS, DIGIT_BYTES = 30, 4
-"""Of the digits that Python's integers are made of."""
+"""Size of the digits that Python's integers are made of."""
 
 
 class Holders:
-    """Bit sets of the keys, and the bits themselves."""
+    """A bit set for each key, and the numbers of the bits."""
 
     def __init__(self, limit: int = HOLDER_BYTES_MAX) -> None:
         self.limit = limit  # of ``bytes``
-        self.bytes = 0  # what all this takes
+        self.bytes = 0  # the memory that is taken
         self._of: dict[Key, int] = {}
         self._free: list[int] = []
         self._width = 0
@@ -67,23 +67,24 @@ class Holders:
         return self._left is not None
 
     def claim(self) -> int:
-        """A bit for a new session."""
+        """Return a bit for a new session."""
         if self._free:
             return self._free.pop()
         self._width += 1
         return self._width - 1
 
     def retire(self, bit: int) -> None:
-        """The session of ``bit`` has ended."""
+        """Retire the bit of a session that has ended. This may start a sweep."""
         self._retired |= 1 << bit
         if self._left is None and self._retired.bit_count() >= SWEEP_AT:
             self._sweeping, self._retired = self._retired, 0
             self._left = list(self._of)
 
     def add(self, key: Key, bit: int) -> bool:
-        """The session of ``bit`` is handed the value of ``key``.
+        """Make the session of ``bit`` a holder of ``key``.
 
-        False, and nothing changed, if there is no room for that: it must not cache the value.
+        Returns False, and changes nothing, if there is no room: the session must not cache the
+        value.
         """
         bits = self._of.get(key, 0)
         width = bits.bit_length()
@@ -98,11 +99,11 @@ class Holders:
         return True
 
     def of(self, key: Key) -> int:
-        """A mask of the bits of ``key``, retired ones included."""
+        """Return a mask of the bits of ``key``, retired ones included."""
         return self._of.get(key, 0)
 
     def drop(self, key: Key) -> None:
-        """The value of ``key`` is gone."""
+        """Forget the holders of ``key``: its value has been removed."""
         bits = self._of.pop(key, 0)
         if bits:
             self._gone(key, bits)
@@ -111,7 +112,7 @@ class Holders:
         self.bytes -= _digits(bits.bit_length()) + KEY_OVERHEAD + text_bytes(key)
 
     def sweep(self, keys_max: int) -> None:
-        """Clear the retired bits of at most ``keys_max`` more keys."""
+        """Clear the retired bits of at most ``keys_max`` keys that the sweep has not visited."""
         if self._left is None:
             return
         for key in self._left[-keys_max:]:
@@ -139,12 +140,12 @@ class Holders:
 
 
 def _digits(width: int) -> int:
-    """Bytes of the digits of a number of ``width`` bits."""
+    """Return the bytes of the digits of an integer of ``width`` bits."""
     return (width + DIGIT_BITS - 1) // DIGIT_BITS * DIGIT_BYTES
 
 
 def bits_of(mask: int) -> Iterator[int]:
-    """The numbers of the bits of a mask, from the lowest."""
+    """Yield the numbers of the bits of a mask, from the lowest."""
     base = 0
     while mask:
         lowest = _lowest(mask)
@@ -158,5 +159,5 @@ def bits_of(mask: int) -> Iterator[int]:
 
 
 def _lowest(mask: int) -> int:
-    """The number of the lowest bit."""
+    """Return the number of the lowest bit."""
     return (mask & -mask).bit_length() - 1

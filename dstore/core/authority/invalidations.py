@@ -1,162 +1,238 @@
-"""How Locals are told of deletions: pushed to holders, published to all, or with a renewal.
+"""Invalidations, from the start of a deletion until all Locals are notified.
 
-A deletion waits for its holders, so they are told at once. If they are few, each is pushed what it
-has not yet acknowledged, on its control channel; nobody else wakes up. There is one push in flight
-to each; what begins meanwhile goes with the next one. If most Locals are holders, one publication
-tells them all, and all acknowledge.
+:class:`Invalidations` alone owns the log, the pending deletions and the record of what each
+session was sent and has acknowledged.
 
-Nobody waits for the others. To them publications only spare gaps and long renewals, and tell those
-who watch. So what nobody waits for is kept for a pause, which grows with the Locals, and goes into
-one publication. Without that, each deletion would cost what all Locals cost.
+A deletion waits for its holders, so these are notified at once. If they are few, each is sent a
+*targeted invalidation* over its control channel: all that it has not acknowledged. No other Local
+wakes up. Each holder has one targeted invalidation in flight; deletions that start meanwhile go
+with the next one. If most Locals are holders, one *broadcast* notifies all, and all acknowledge.
+All other Locals are notified by a later broadcast, or when they renew their leases.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from dstore.config import RETOLD_MAX
-from dstore.core.authority.log import DeletionLog
+from dstore.core.authority.acknowledgements import Acknowledgements
+from dstore.core.authority.alarm import Alarm
+from dstore.core.authority.broadcasts import Broadcasts
+from dstore.core.authority.log import InvalidationLog
 from dstore.core.authority.outbox import Outbox
-from dstore.core.authority.pending import PendingDeletion, PendingDeletions
+from dstore.core.authority.pending import PendingDeletion
+from dstore.core.authority.recipients import Recipient
 from dstore.core.authority.sessions import Session, Sessions
-from dstore.protocol.messages import Broadcast, Committed, Key, Synced
-
-PAUSE, PAUSE_PER_LOCAL, PAUSE_MAX = 0.005, 0.0005, 1.0
-"""Seconds between publications that nobody waits for, and more for each Local, but no more than the
-last: some ten times what it takes Locals to wake up for one if they share few cores.
-"""
-KEYS_MAX = 1_000
-"""So many keys are published together without a pause, so that a publication stays small; or fewer,
-if the log has fewer: a Local that renews its lease meanwhile must not have to drop its whole cache.
-"""
-NEVER = float("inf")
+from dstore.protocol.messages import Committed, Key, Synced
 
 
 class Invalidations:
-    """Deletions from when they begin until all Locals have been told.
+    """The invalidation log, the pending deletions by key, and the recipients by session.
 
-    All up to the number ``published`` have been published. When Global is ``closing`` nothing is
-    kept for a pause.
+    Methods that take an acknowledgement, or notice that a lease has run out, return the deletions
+    that wait for no holder any more. The caller commits these.
     """
 
     def __init__(
-        self,
-        epoch: int,
-        log: DeletionLog,
-        sessions: Sessions,
-        deletions: PendingDeletions,
-        out: Outbox,
+        self, epoch: int, log_length: int, sessions: Sessions, out: Outbox, alarm: Alarm
     ) -> None:
-        self.published = 0
-        self.closing = False
+        self.log = InvalidationLog(log_length)
+        self.pending: dict[Key, PendingDeletion] = {}  # in the order of their numbers
         self._epoch = epoch
-        self._log = log
         self._sessions = sessions
-        self._deletions = deletions
         self._out = out
-        self._asked = 0  # up to which number all have been asked to acknowledge
-        self._keys: list[Key] = []  # of the numbers from published + 1 on
-        self._tokens: list[bytes] = []
-        self._due = NEVER  # when they are to be published
-        self._next_at = 0.0  # not sooner than that
-        self._told = 0  # up to which number watchers know that deletions are complete
+        self._recipients: dict[int, Recipient] = {}
+        self._watchers = 0
+        self._started: list[PendingDeletion] = []  # their holders are to be notified
+        self._holders: dict[int, Recipient] = {}  # the holders that those wait for
+        self._committed = 0  # watchers know that all up to this number are committed
+        self.acknowledgements = Acknowledgements(self._recipients, sessions.lease, alarm)
+        self.broadcasts = Broadcasts(epoch, log_length, self._recipients, out, alarm)
 
     def __repr__(self) -> str:
-        return f"<Publications published={self.published} kept={len(self._keys)}>"
+        return (
+            f"<Invalidations {self.log!r} pending={list(self.pending.values())} "
+            f"{self.acknowledgements!r} {self.broadcasts!r}>"
+        )
+
+    @property
+    def seq(self) -> int:
+        """The number of the newest invalidation."""
+        return self.log.seq
+
+    @property
+    def committed(self) -> int:
+        """All deletions up to this number are committed."""
+        return next(iter(self.pending.values())).seq - 1 if self.pending else self.log.seq
+
+    @property
+    def expired(self) -> int:
+        """How many leases had run out, or did, over all deletions."""
+        return self.acknowledgements.expired
+
+    @property
+    def watching(self) -> int:
+        """How many sessions want to know which deletions are committed."""
+        return self._watchers
+
+    @property
+    def idle(self) -> bool:
+        """Whether no deletion is pending and nothing is kept for a broadcast."""
+        return not self.pending and not self.broadcasts.kept
 
     @property
     def wake_at(self) -> float:
-        """When :meth:`publish` is next due."""
-        return 0.0 if self._keys and self.closing else self._due
+        """When a tick is next due here."""
+        return min(self.acknowledgements.wake_at, self.broadcasts.wake_at)
 
-    @property
-    def pause(self) -> float:
-        """Seconds between publications that nobody waits for."""
-        return min(PAUSE + PAUSE_PER_LOCAL * len(self._sessions), PAUSE_MAX)
+    # ---- sessions -------------------------------------------------------------------------
 
-    def begun(
-        self, deletions: Sequence[PendingDeletion], holders: Sequence[Session], now: float
-    ) -> None:
-        """These have begun, in the order of their numbers; ``holders`` are to acknowledge them."""
-        for pending in deletions:
-            self._keys.append(pending.key)
-            if pending.large:
-                self._tokens.append(pending.token)
-        waiting = [each for each in holders if each.pushed <= each.acked]
-        if 2 * len(holders) > len(self._sessions) or any(map(self._is_behind, waiting)):
-            self._publish(True, now)
-            return
-        for session in waiting:
-            self.push(session, now)
-        if len(self._keys) >= min(KEYS_MAX, self._log.length):
-            self._publish(False, now)
-        elif self._due == NEVER:
-            self._due = max(self._next_at, now + PAUSE)
+    def open(self, session: Session, now: float) -> None:
+        """A session begins. Its cache is empty, so it has nothing older to apply."""
+        self._recipients[session.id] = Recipient(session, self.log.seq, now)
 
-    def _is_behind(self, session: Session) -> bool:
-        """Whether a push would make it drop its whole cache."""
-        return session.acked < self._log.reach
+    def close(self, session: Session, now: float) -> list[PendingDeletion]:
+        """A session has ended: no deletion waits for it any more."""
+        recipient = self._recipients.pop(session.id)
+        self._watchers -= recipient.watching
+        return self.acknowledgements.take(recipient, self.log.seq, now)
 
-    def push(self, session: Session, now: float) -> None:
-        """Tell it what it has not acknowledged. It will."""
-        self.tell(session, 0, session.acked, now)
+    def recipient(self, session: Session) -> Recipient:
+        """Return the record of a session."""
+        return self._recipients[session.id]
 
-    def heard(self, session: Session) -> int:
-        """Up to which number this session may have heard of deletions."""
-        return max(session.told, self.published)
+    def notified(self, session: Session) -> int:
+        """The highest number of an invalidation that may have reached this session."""
+        return max(self._recipients[session.id].notified, self.broadcasts.seq)
 
-    def tell(self, session: Session, serial: int, applied: int, now: float) -> None:
-        """Send it what it has missed that has applied all up to that number."""
-        keys = None if self._told_too_often(session, applied, now) else self._log.since(applied)
-        seq, awaited = self._log.seq, bool(session.awaited)
-        session.told = seq
+    def watch(self, session: Session, watching: bool) -> None:
+        """Note whether a session wants to know which deletions are committed."""
+        recipient = self._recipients[session.id]
+        if watching != recipient.watching:
+            recipient.watching = watching
+            self._watchers += 1 if watching else -1
+            self.announce()
+
+    # ---- pending deletions ----------------------------------------------------------------
+
+    def start(self, pending: PendingDeletion, now: float) -> None:
+        """Phase 1: number the deletion and note which holders it waits for.
+
+        :meth:`notify` is to follow.
+        """
+        pending.seq = self.log.append(pending.key)
+        self.pending[pending.key] = pending
+        self._started.append(pending)
+        for session in self._sessions.holding(pending.key):
+            recipient = self._recipients[session.id]
+            if self.acknowledgements.wait_for(recipient, pending, now):
+                self._holders[session.id] = recipient
+        pending.charge()
+
+    def notify(self, now: float) -> list[PendingDeletion]:
+        """Notify the holders of what has started since the last call.
+
+        Returns the deletions that have started and wait for no holder.
+        """
+        started, self._started = self._started, []
+        holders, self._holders = self._holders, {}
+        if not started:
+            return started
+        self.broadcasts.keep(started)
+        # The others have a targeted invalidation in flight; the next one follows its ACK.
+        free = [each for each in holders.values() if each.targeted <= each.acknowledged]
+        if 2 * len(holders) > len(self._recipients) or any(map(self._is_behind, free)):
+            self.broadcasts.send(True, now)
+        else:
+            for recipient in free:
+                self._target(recipient, now)
+            self.broadcasts.schedule(now)
+        return [pending for pending in started if not pending.awaited]
+
+    def _is_behind(self, recipient: Recipient) -> bool:
+        """Whether a targeted invalidation would make it drop its whole cache."""
+        return recipient.acknowledged < self.log.reach
+
+    def commit(self, pending: PendingDeletion) -> None:
+        """Phase 2: the deletion is pending no more. :meth:`announce` is to follow."""
+        del self.pending[pending.key]
+        pending.discharge()
+
+    def announce(self) -> None:
+        """Broadcast to watchers which of the broadcast deletions are committed."""
+        if self._watchers:
+            committed = min(self.committed, self.broadcasts.seq)
+            if committed > self._committed:
+                self._committed = committed
+                self._out.publish(Committed(self._epoch, committed))
+
+    # ---- acknowledgements and time --------------------------------------------------------
+
+    def acknowledge(self, session: Session, applied: int, now: float) -> list[PendingDeletion]:
+        """A session has applied all invalidations up to ``applied``."""
+        recipient = self._recipients[session.id]
+        if applied <= recipient.acknowledged:
+            return []
+        return self.acknowledgements.take(recipient, applied, now)
+
+    def notify_next(self, session: Session, now: float) -> None:
+        """After an ACK: send what started while a targeted invalidation was in flight."""
+        recipient = self._recipients[session.id]
+        if recipient.awaited and recipient.acknowledged >= recipient.targeted:
+            newest, _ = recipient.awaited[-1]
+            if newest.seq > max(recipient.targeted, self.broadcasts.awaited):
+                self._target(recipient, now)
+
+    def expire(self, now: float) -> list[PendingDeletion]:
+        """Leases, as they stood when the deletions started, run out."""
+        return self.acknowledgements.expire(now)
+
+    def remind(self, now: float) -> None:
+        """Send again what silent holders miss: a message or an acknowledgement may be lost."""
+        for recipient in self.acknowledgements.reminders(now):
+            self._out.counters["reminders"] += 1
+            self._target(recipient, now)
+
+    def broadcast_due(self, now: float) -> None:
+        """Broadcast what has been kept for long enough."""
+        if self.broadcasts.send_due(now):
+            self.announce()
+
+    # ---- messages to one session ----------------------------------------------------------
+
+    def answer(self, session: Session, serial: int, applied: int, now: float) -> None:
+        """Answer the SYNC with this serial of a session that has applied all up to ``applied``."""
+        self._send(self._recipients[session.id], serial, applied, now)
+
+    def _target(self, recipient: Recipient, now: float) -> None:
+        """Send a targeted invalidation: all that this session has not acknowledged."""
+        self._out.counters["targeted_invalidations"] += 1
+        self._send(recipient, 0, recipient.acknowledged, now)
+
+    def _send(self, recipient: Recipient, serial: int, applied: int, now: float) -> None:
+        """Send the invalidations after ``applied``. If a deletion waits, ask to acknowledge."""
+        seq, awaited = self.log.seq, bool(recipient.awaited)
+        keys = None if self._repeats(recipient, applied, now) else self.log.since(applied)
+        recipient.notified = seq
         if keys is None:
             self._out.counters["flushes"] += 1
         if awaited:
-            session.pushed = seq
-        settled = self._deletions.committed
-        message = Synced(self._epoch, session.id, serial, applied, seq, keys, awaited, settled)
+            recipient.targeted = seq
+        session = recipient.session
+        message = Synced(
+            self._epoch, session.id, serial, applied, seq, keys, awaited, self.committed
+        )
         self._out.send(session.route, message)
 
-    def _told_too_often(self, session: Session, applied: int, now: float) -> bool:
-        """Whether this is not to be listed for it once more.
+    def _repeats(self, recipient: Recipient, applied: int, now: float) -> bool:
+        """Whether the same invalidations have been sent to this session too often.
 
-        Answers may be lost. But one that asks for the same thousands of deletions again and again
-        would have Global do little else; it is told to drop its cache, which costs nothing.
+        Messages may be lost, so repeats are normal. But a Local that asks for the same thousands
+        of invalidations again and again would keep Global busy with little else. It is asked to
+        drop its cache instead, which costs Global nothing.
         """
-        again = session.told - applied
+        again = recipient.notified - applied
         if again <= 0:
             return False
-        if now >= session.retold_since + self._sessions.lease:
-            session.retold, session.retold_since = 0, now
-        session.retold += again
-        return session.retold > max(RETOLD_MAX, self._log.length)
-
-    def acknowledged(self, session: Session, now: float) -> None:
-        """It has acknowledged something: push it what has begun while a push was in flight."""
-        if session.awaited and session.acked >= session.pushed:
-            newest, _ = session.awaited[-1]
-            if newest.seq > max(session.pushed, self._asked):
-                self.push(session, now)
-
-    def publish(self, now: float) -> None:
-        """Publish what has been kept for long enough."""
-        if now >= self.wake_at:
-            self._publish(False, now)
-
-    def _publish(self, acknowledge: bool, now: float) -> None:
-        first, keys, tokens = self.published + 1, self._keys, self._tokens
-        self._out.publish(Broadcast(self._epoch, first, keys, acknowledge, tokens))
-        self.published += len(keys)
-        if acknowledge:
-            self._asked = self.published
-        self._keys, self._tokens = [], []
-        self._due = NEVER
-        self._next_at = now + self.pause
-
-    def settle(self) -> None:
-        """Tell those who watch which deletions are complete, of those that they have heard of."""
-        settled = min(self._deletions.committed, self.published)
-        if settled > self._told:
-            self._told = settled
-            self._out.publish(Committed(self._epoch, settled))
+        if now >= recipient.repeated_since + self._sessions.lease:
+            recipient.repeated, recipient.repeated_since = 0, now
+        recipient.repeated += again
+        return recipient.repeated > max(RETOLD_MAX, self.log.length)

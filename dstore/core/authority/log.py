@@ -1,8 +1,8 @@
-"""The numbering of deletions, and Global's bounded record of the recent ones.
+"""The invalidation log: the numbering of invalidations and a bounded record of the recent ones.
 
-Deletions are numbered 1, 2, 3 … over one life of a Global. Whoever has applied all up to some
-number asks for what came after; if the record no longer reaches back that far, it says so, and
-the asker has to drop everything it holds.
+Invalidations are numbered 1, 2, 3 … within one epoch. A Local that has applied all of them up to
+some number asks for the later ones. If the log no longer reaches back that far, the Local has to
+drop its whole cache.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ SLOT_BYTES = 10
 """Bytes of a place in the log, beside its key."""
 
 
-class DeletionLog:
-    """The last ``length`` deletions, or fewer if their keys are long.
+class InvalidationLog:
+    """The keys of the last ``length`` invalidations, or of fewer if the keys are long.
 
-    ``seq`` is the number of the newest, 0 before the first.
+    ``seq`` is the number of the newest invalidation, 0 before the first.
     """
 
     def __init__(self, length: int) -> None:
@@ -31,15 +31,15 @@ class DeletionLog:
         self._bytes = 0
 
     def __repr__(self) -> str:
-        return f"<DeletionLog seq={self.seq} reaches={self.reach}>"
+        return f"<InvalidationLog seq={self.seq} reaches={self.reach}>"
 
     @property
     def reach(self) -> int:
-        """The lowest number after which every deletion is still known."""
+        """The lowest number after which every invalidation is still in the log."""
         return self.seq - len(self._keys)
 
     def append(self, key: Key) -> int:
-        """Number the deletion of ``key``."""
+        """Add an invalidation of ``key``. Returns its number."""
         self.seq += 1
         self._keys.append(key)
         self._bytes += SLOT_BYTES + text_bytes(key)
@@ -48,7 +48,10 @@ class DeletionLog:
         return self.seq
 
     def since(self, applied: int) -> list[Key] | None:
-        """The keys deleted in (``applied``, ``seq``], or None if that is no longer known."""
+        """Return the keys of the invalidations in (``applied``, ``seq``].
+
+        Returns None if the log no longer has all of them.
+        """
         if applied < self.reach:
             return None
         missed = self.seq - applied

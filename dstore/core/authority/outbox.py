@@ -1,4 +1,4 @@
-"""What Global has decided to send, until the host takes it; and its counters."""
+"""The effects that Global has decided on, until the host takes them; and Global's counters."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ COUNTERS = (
     "chunks_out",
     "bytes_out",
     "syncs",
-    "pushes",
+    "targeted_invalidations",
+    "reminders",  # targeted invalidations that repeat what a silent holder was sent
     "flushes",
     "refused",
     "malformed",
@@ -33,10 +34,11 @@ COUNTERS = (
 
 
 class Outbox:
-    """Effects: what is sent to one Local, in its order, and then what is published, in its order.
+    """The effects of one event: first what is sent to single Locals, then what is broadcast.
 
-    Whoever is answered in the event that publishes a deletion waited for nobody who hears of it.
-    So it need not wait until ZeroMQ has written the publication to every Local.
+    A Local that is answered in the event that broadcasts an invalidation did not wait for any of
+    the Locals that the broadcast reaches. So its answer need not wait until ZeroMQ has written the
+    broadcast to every Local.
     """
 
     def __init__(self) -> None:
@@ -45,13 +47,15 @@ class Outbox:
         self._broadcasts: list[GlobalEffect] = []
 
     def send(self, route: Route, message: ToLocal) -> None:
+        """Send a message to one Local."""
         self._sends.append(Send(route, message))
 
     def publish(self, message: Broadcast | Committed) -> None:
+        """Send a message to all Locals that subscribe to it."""
         self._broadcasts.append(Publish(message))
 
     def refuse(self, route: Route, message: ToGlobal, refusal: Refusal, text: str) -> None:
-        """Answer that nothing was done, with what the message says of its sender."""
+        """Answer that nothing was done. The answer names the session and request of the message."""
         self.counters["refused"] += 1
         epoch, session, request = (
             getattr(message, name, 0) for name in ("epoch", "session", "request")
@@ -59,6 +63,7 @@ class Outbox:
         self.send(route, Refused(epoch, session, request, refusal, text))
 
     def take(self) -> list[GlobalEffect]:
+        """Return the effects since the last call."""
         effects, self._sends = self._sends, []
         if self._broadcasts:
             effects += self._broadcasts

@@ -1,21 +1,20 @@
-"""What Global knows about each Local: its session, its lease, what it has acknowledged.
+"""The sessions: what Global knows about each Local that has joined.
 
-A session lives from HELLO to goodbye. If its lease runs out it has *lapsed*: deletions no longer
+A session lives from HELLO to GOODBYE. If its lease runs out it has *lapsed*: deletions no longer
 wait for it, but it keeps its holder bits for a while, and its Local may come back with a SYNC and
 a full cache. Only when it has been silent for the whole linger is it dropped; its Local then has
-to say HELLO. One that has never renewed its lease has little to come back with, and is dropped soon
-after that ends: a flood of HELLOs holds no places for long.
+to say HELLO. A session that has never renewed its lease has little to come back with and is
+dropped soon after its lease ends: a flood of HELLOs does not hold places for long.
 
 The id of a session is a secret that Global shares with its Local: any peer that knows it can
-acknowledge, write and say goodbye in its name. So ids are random, and are shown to nobody else. To
+acknowledge, write and say GOODBYE in its name. So ids are random and are shown to no one else. For
 people a session has a running number.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from dstore.config import (
     SESSIONS_PER_ROUTE_MAX,
@@ -30,22 +29,29 @@ from dstore.core.authority.budgets import Account, Budget
 from dstore.core.authority.holders import Holders, bits_of
 from dstore.protocol.messages import NO_SESSION, Hello, Key, Route, Welcome
 
-if TYPE_CHECKING:
-    from dstore.core.authority.calls import Call
-    from dstore.core.authority.pending import PendingDeletion
-
 LINGER_LEASES = 10
-"""A lapsed session is dropped after so many leases without a word."""
-JOIN_PATIENCE = 5.0
-"""Seconds within which the first renewal must come, if a lease is shorter. If that were dropped at
-its end, no Local could ever join that is further away than one lease.
+"""A lapsed session is dropped after this many leases without a message."""
+JOIN_TIMEOUT = 5.0
+"""Seconds within which the first renewal must come, if a lease is shorter. If a new session were
+dropped at the end of its lease, a Local that is further away than one lease could never join.
 """
 OUTCOME_OVERHEAD = 250
 """Bytes that a recorded outcome takes beyond its own: its number, its place."""
 
 
+class Unanswered(Protocol):
+    """A write that is still active: where its reply is to be sent."""
+
+    route: Route
+    request: int
+
+
 class Session:
-    """One Local, seen from Global. Times are seconds on Global's clock."""
+    """One Local, seen from Global. Times are seconds on Global's clock.
+
+    What the session has acknowledged is in its
+    :class:`~dstore.core.authority.recipients.Recipient`.
+    """
 
     def __init__(
         self,
@@ -63,7 +69,7 @@ class Session:
         self.number = number
         self.bit = bit
         self.opened_by = route
-        self.peer = peer  # the address of the host that it is on, if that is known
+        self.peer = peer  # the address of its host, if that is known
         self.nonce = hello.nonce
         self.label = hello.label
         self.route = route
@@ -71,65 +77,56 @@ class Session:
         self.open = True
         self.renewed = False
         self.lease_end = now
-        self.acked = 0
-        self.seen = 0
+        self.seen = 0  # outcomes of writes below this number are not asked for any more
         self.welcome: Welcome | None = None
-        self.outcomes: dict[int, Call | bytes] = {}
-        self.writes = writes  # what its writes take
-        self.waits = waits  # what its requests take that wait for a key
-        self.told = 0  # up to which number it has been told at least once
-        self.retold = 0  # deletions that it has been told again, since a moment
-        self.retold_since = now
-        self.awaited: deque[tuple[PendingDeletion, float]] = deque()
-        self.pushed = 0  # up to which number it has been told by itself, and is to acknowledge
-        self.push_at = float("inf")
-        self.push_pause = 0.0
+        self.outcomes: dict[int, Unanswered | bytes] = {}  # by the number of the write
+        self.writes = writes  # the memory that its writes take
+        self.waits = waits  # the memory that its requests take that wait for a key
 
     def __repr__(self) -> str:
         return (
-            f"<Session no. {self.number} {self.label!r} acked={self.acked} "
-            f"lease_end={self.lease_end:.3f} awaited={len(self.awaited)} "
+            f"<Session no. {self.number} {self.label!r} lease_end={self.lease_end:.3f} "
             f"outcomes={len(self.outcomes)}>"
         )
 
     def forget_outcomes(self, seen: int) -> None:
-        """The Local no longer waits for writes below ``seen``."""
+        """Forget the outcomes of the writes below ``seen``: the Local has them."""
         if seen > self.seen:
             self.seen = seen
             for write in [write for write in self.outcomes if write < seen]:
                 self._forget(write)
 
     def forget_all_outcomes(self) -> None:
-        """Nobody will ask for them."""
+        """Forget all outcomes: the session has ended."""
         for write in list(self.outcomes):
             self._forget(write)
 
     def _forget(self, write: int) -> None:
         outcome = self.outcomes.pop(write)
-        if type(outcome) is bytes:  # what is still at work counts until it has ended
+        if isinstance(outcome, bytes):  # an active write counts until it has ended
             self.writes.take(-outcome_bytes(outcome))
 
 
 def outcome_bytes(recorded: bytes) -> int:
-    """What a recorded outcome takes."""
+    """Return the memory that a recorded outcome takes, in bytes."""
     return OUTCOME_OVERHEAD + len(recorded)
 
 
 class Sessions:
     """All open sessions, by id, by nonce and by holder bit.
 
-    ``random63`` gives 63 fresh random bits, which name a session.
+    ``lease`` is in seconds. ``random63`` returns 63 random bits, for the id of a session.
     """
 
     def __init__(self, lease: float, random63: Callable[[], int]) -> None:
         self.lease = lease
         self.linger = LINGER_LEASES * lease
-        self._linger_first = min(self.linger, max(0.0, JOIN_PATIENCE - lease))
+        self._linger_first = min(self.linger, max(0.0, JOIN_TIMEOUT - lease))
         self.holders = Holders()
         self._by_id: dict[int, Session] = {}
         self._by_nonce: dict[bytes, Session] = {}
         self._by_bit: dict[int, Session] = {}
-        self._by_route: dict[Route, int] = {}  # how many each has opened that are open
+        self._by_route: dict[Route, int] = {}  # how many open sessions each has opened
         self._by_peer: dict[str | None, int] = {}
         self._mask = 0
         self._number = 0
@@ -147,18 +144,20 @@ class Sessions:
         return iter(self._by_id.values())
 
     @property
-    def state(self) -> tuple[int, int]:
+    def generation(self) -> tuple[int, int]:
         """Changes whenever a session begins or ends."""
         return self._number, len(self._by_id)
 
     def get(self, ident: int) -> Session | None:
+        """Return the open session with this id, or None."""
         return self._by_id.get(ident)
 
     def by_nonce(self, nonce: bytes) -> Session | None:
+        """Return the open session that a HELLO with this nonce opened, or None."""
         return self._by_nonce.get(nonce)
 
     def open(self, hello: Hello, route: Route, now: float, peer: str | None = None) -> Session:
-        """A new session, with no lease yet."""
+        """Open a session, with a lease from now."""
         self._number += 1
         session = Session(
             self._fresh_id(),
@@ -171,6 +170,7 @@ class Sessions:
             Account(self.waits),
             peer,
         )
+        session.lease_end = now + self.lease
         self._by_route[route] = self._by_route.get(route, 0) + 1
         self._by_peer[peer] = self._by_peer.get(peer, 0) + 1
         self._by_id[session.id] = session
@@ -180,11 +180,16 @@ class Sessions:
         return session
 
     def _fresh_id(self) -> int:
-        """One that is nobody's. Of 63 random bits none comes twice in the life of a Global."""
+        """Draw an id that is not in use. Of 63 random bits none comes twice in one epoch."""
         ident = NO_SESSION
         while ident == NO_SESSION or ident in self._by_id:
             ident = self._random63()
         return ident
+
+    def renew(self, session: Session, now: float) -> None:
+        """Give a session a lease from now."""
+        session.renewed = True
+        session.lease_end = now + self.lease
 
     def crowded(self, route: Route) -> bool:
         """Whether this connection has opened as many sessions as it may have."""
@@ -209,13 +214,13 @@ class Sessions:
         self.holders.retire(session.bit)
 
     def holding(self, key: Key) -> list[Session]:
-        """The open sessions that have been handed the value of ``key``."""
+        """Return the open sessions that have been handed the value of ``key``."""
         return [self._by_bit[bit] for bit in bits_of(self.holders.of(key) & self._mask)]
 
     def silent(self, now: float) -> list[Session]:
-        """Sessions that lapsed so long ago that they are to be dropped."""
+        """Return the sessions that have lingered for their time and are to be dropped."""
         return [each for each in self if self.end(each) <= now]
 
     def end(self, session: Session) -> float:
-        """When it is dropped if it says nothing more."""
+        """When a session is dropped if no further message comes from it."""
         return session.lease_end + (self.linger if session.renewed else self._linger_first)

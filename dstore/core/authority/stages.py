@@ -1,16 +1,15 @@
 """Uploads of large values, until a SET names them.
 
-A value arrives in chunks, in their order; each is answered with how much is here and how much more
-may be under way (credit, shared out among all uploads). What came twice is not written twice. When
-all is there it is compared with the digest that was announced, and only then can a SET bind it: so
-a value becomes visible at once and whole. An upload is dropped when its session ends, when its
-sender gives it up, and when too little has come for a while. It belongs to the session that began
-it: no other can go on with it, bind it or give it up, even one that knows its token.
+A value arrives in chunks, in their order. The answer to a chunk says how many bytes have arrived
+and how many more may be under way (the credit, which all uploads share). A chunk that arrives twice
+is not written twice. The complete value is compared with the digest that was announced, and only
+then can a SET bind it: so a value becomes visible at once and whole. An upload is dropped when its
+session ends, when its sender gives it up, and when too little has arrived for a while. It belongs
+to the session that began it: no other session can continue, bind or give it up, even if it knows
+the token.
 """
 
 from __future__ import annotations
-
-from typing import TYPE_CHECKING
 
 from dstore.config import (
     CHUNK_BYTES,
@@ -20,22 +19,19 @@ from dstore.config import (
     UPLOADS_MAX,
     UPLOADS_SHARE,
 )
-from dstore.core.engine import Lost
+from dstore.core.authority.alarm import NEVER, Alarm
+from dstore.core.authority.sessions import Session
+from dstore.core.engine import Bulk, Lost
 from dstore.errors import StoreFull
 from dstore.protocol.content import Hasher
 from dstore.protocol.messages import Large, Refusal, Stage, Stored
 
-if TYPE_CHECKING:
-    from dstore.core.authority.sessions import Session
-    from dstore.core.engine import Bulk
-
 STAGE_IDLE = 10.0
-"""Seconds in which ``UPLOAD_STEP`` bytes of an upload have to come, or the rest if that is less, or
-a SET of what is complete. Otherwise it is dropped.
+"""Seconds within which ``UPLOAD_STEP`` bytes of an upload have to arrive, or the rest if that is
+less, or, of a complete upload, the SET. Otherwise the upload is dropped.
 """
 CREDIT_TOTAL = 128 << 20
-"""Bytes that all uploads together may have under way; each has at least one chunk."""
-NEVER = float("inf")
+"""Bytes that all uploads together may have under way; each may have at least one chunk."""
 
 
 class _Upload:
@@ -45,7 +41,7 @@ class _Upload:
         self.stored = stored
         self.session = session
         self.since = now
-        self.step = UPLOAD_STEP  # so much has to be here for a further span of time
+        self.step = UPLOAD_STEP  # when this many bytes are here, the time starts again
         self.received = 0
         self.hasher = Hasher(stored.codec)
 
@@ -54,14 +50,14 @@ class _Upload:
         return self.received == self.stored.size
 
     def moved(self, now: float) -> None:
-        """Something has come."""
+        """A chunk has arrived."""
         if self.complete or self.received >= self.step:
             self.since = now
             self.step = self.received + UPLOAD_STEP
 
 
 class StageRefused(Exception):
-    """A chunk that is not taken, and why."""
+    """A chunk is not taken. ``refusal`` and ``text`` say why."""
 
     def __init__(self, refusal: Refusal, text: str) -> None:
         super().__init__(text)
@@ -70,10 +66,11 @@ class StageRefused(Exception):
 
 
 class Stages:
-    """All uploads under way, by token. ``bulk`` has their bytes."""
+    """All uploads, by token. ``bulk`` has their bytes; ``reserved`` is how many they will have."""
 
-    def __init__(self, bulk: Bulk) -> None:
+    def __init__(self, bulk: Bulk, alarm: Alarm) -> None:
         self._bulk = bulk
+        self._alarm = alarm
         self._uploads: dict[bytes, _Upload] = {}
         self._of: dict[int, dict[bytes, int]] = {}  # by session: its tokens, with their sizes
         self.reserved = 0
@@ -93,15 +90,14 @@ class Stages:
     @property
     def wake_at(self) -> float:
         """When :meth:`expire` is next due."""
-        if not self._uploads:  # as nearly always, and it is asked after every write
+        if not self._uploads:
             return NEVER
         return min([upload.since for upload in self._uploads.values()]) + STAGE_IDLE
 
     def receive(self, session: Session, message: Stage, room: int, limit: int, now: float) -> int:
-        """Take a chunk; ``room`` is what may still be reserved, of a ``limit``. How many bytes are
-        here now.
+        """Take a chunk. Returns how many bytes of the value are here now.
 
-        Raises StageRefused.
+        ``room`` is how many bytes may still be reserved, out of ``limit``. Raises StageRefused.
         """
         token = message.stored.token
         upload = self._uploads.get(token)
@@ -109,7 +105,7 @@ class Stages:
             if self._bulk.read(token, 0, 1) is not None:
                 return message.stored.size  # a late duplicate: it has been bound meanwhile
             if message.offset:
-                return 0  # dropped here; its sender begins anew
+                return 0  # it was dropped here; its sender starts again
             upload = self._begin(session, message, room, limit, now)
         if upload.session != session.id:
             raise StageRefused(Refusal.BAD_MESSAGE, "another session uploads under this token")
@@ -144,6 +140,7 @@ class Stages:
         upload = self._uploads[stored.token] = _Upload(stored, session.id, now)
         self._of.setdefault(session.id, {})[stored.token] = stored.size
         self.reserved += stored.size
+        self._alarm.at(now + STAGE_IDLE)
         return upload
 
     def _append(self, upload: _Upload, message: Stage) -> None:
@@ -169,7 +166,7 @@ class Stages:
             self._bulk.seal(token)
 
     def has(self, stored: Stored, session: Session) -> bool:
-        """Whether this session uploads this, or has done so and not yet bound it."""
+        """Whether this session uploads this value, or has uploaded it and not yet bound it."""
         return self._upload(stored, session) is not None
 
     def _upload(self, stored: Stored, session: Session) -> _Upload | None:
@@ -179,9 +176,10 @@ class Stages:
         return upload
 
     def take(self, stored: Stored, session: Session, room: int) -> bool:
-        """Whether the bytes of a large value are all here. If so they are now the caller's.
+        """Hand the bytes of a large value to the caller. Returns False if some are missing.
 
-        ``room`` is for what a Node of this host has laid down.
+        Of ``room`` bytes a value may be taken that a Node of this host has written to shared
+        memory.
         """
         if stored.token not in self._uploads:
             return stored.size <= room and self._bulk.adopt(stored.token, stored.size)
@@ -192,18 +190,18 @@ class Stages:
         return True
 
     def drop(self, token: bytes, session: Session) -> None:
-        """Give up an upload of this session. One that has been taken is left alone."""
+        """Drop an upload of this session. A value that has been taken is no upload any more."""
         upload = self._uploads.get(token)
         if upload is not None and upload.session == session.id:
             self._drop(token)
 
     def end(self, session: Session) -> None:
-        """The session has ended."""
+        """Drop the uploads of a session that has ended."""
         for token in list(self._of.get(session.id, ())):
             self._drop(token)
 
     def expire(self, now: float) -> None:
-        """Drop what has not moved for long."""
+        """Drop the uploads of which too little has arrived for too long."""
         for token in [t for t, u in self._uploads.items() if u.since + STAGE_IDLE <= now]:
             self._drop(token)
 

@@ -1,11 +1,11 @@
-"""Requests that wait at Global until a key is bound, so that nobody has to ask again and again.
+"""Requests that wait at Global until a key is bound, so that Locals need not poll.
 
-A WAIT of a key that nobody has bound is kept here for the time that it names, and answered as a
-GET would be: when the key is bound, else "missing" in the end. A Local that wants to wait for
-longer asks again. What a session has here goes with it.
+A WAIT of a key that is not bound is kept here for the time that it names, and is answered as a GET
+would be: when the key is bound, or with "missing" when the time has passed. A Local that wants to
+wait for longer asks again. When a session ends, its requests are dropped.
 
-Many may wait for one key, whose value may be large. They are answered a few at a time, so that
-nobody else has to wait until all of them have been.
+Many requests may wait for one key, whose value may be large. They are answered a few at a time, so
+that other messages do not wait until all of them are answered.
 """
 
 from __future__ import annotations
@@ -13,24 +13,23 @@ from __future__ import annotations
 import heapq
 from collections import deque
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
+from dstore.core.authority.alarm import NEVER, Alarm
 from dstore.core.authority.budgets import text_bytes
+from dstore.core.authority.sessions import Session
 from dstore.protocol.messages import Key, Route, Unwait, Wait
 
-if TYPE_CHECKING:
-    from dstore.core.authority.sessions import Session
-
 WAIT_BYTES = 1_200
-"""What a request that waits takes at most, beside its key."""
+"""The memory that a waiting request takes at most, beside its key."""
 TIMEOUT_MAX = 60.0
-"""Seconds; whoever wants to wait longer asks again."""
+"""Seconds that a request waits at most."""
 ENDS_MIN = 1_000
-NEVER = float("inf")
+"""Entries of the heap of ends from which on it is searched for requests that were answered."""
 
 
 class Waiting(NamedTuple):
-    """One request, to be answered over ``route``."""
+    """One waiting request. Its answer goes to ``route``."""
 
     session: Session
     route: Route
@@ -38,9 +37,10 @@ class Waiting(NamedTuple):
 
 
 class Waits:
-    """The requests by key, and by when they end."""
+    """The waiting requests by key, by session, and by when they end."""
 
-    def __init__(self) -> None:
+    def __init__(self, alarm: Alarm) -> None:
+        self._alarm = alarm
         self._by_key: dict[Key, dict[tuple[int, int], Waiting]] = {}
         self._ends: list[tuple[float, int, Key, tuple[int, int]]] = []
         self._of: dict[int, set[tuple[Key, tuple[int, int]]]] = {}  # by session
@@ -55,20 +55,20 @@ class Waits:
         return self._count
 
     def full(self, session: Session, message: Wait) -> bool:
-        """Whether this one is not taken: there is no room for it."""
+        """Whether there is no room for this request."""
         if (session.id, message.request) in self._by_key.get(message.key, ()):
             return False
         return not session.waits.admits(_cost(message.key))
 
     @property
     def wake_at(self) -> float:
-        """When :meth:`expire` is next due."""
+        """When requests can next be answered or expire."""
         if self._answerable:
             return 0.0
         return self._ends[0][0] if self._ends else NEVER
 
     def add(self, session: Session, route: Route, message: Wait, now: float) -> None:
-        """Keep a request. When it comes again it is answered where it came from last."""
+        """Keep a request. The answer goes to where its latest repeat came from."""
         waiting = self._by_key.setdefault(message.key, {})
         name = (session.id, message.request)
         if name not in waiting:
@@ -78,15 +78,17 @@ class Waits:
             self._of.setdefault(session.id, set()).add((message.key, name))
             end = now + min(message.timeout, TIMEOUT_MAX)
             heapq.heappush(self._ends, (end, self._serial, message.key, name))
+            self._alarm.at(end)
         waiting[name] = Waiting(session, route, message)
 
     def bound(self, key: Key) -> None:
-        """The key has been bound: those who wait for it can be answered."""
+        """The key has been bound: the requests that wait for it can be answered."""
         if key in self._by_key:
             self._answerable.append(key)
+            self._alarm.at(0.0)
 
     def answerable(self) -> Key | None:
-        """A key that has been bound and that somebody waits for."""
+        """Return a key that has been bound and that requests wait for, or None."""
         while self._answerable:
             key = self._answerable[0]
             if key in self._by_key:
@@ -95,26 +97,26 @@ class Waits:
         return None
 
     def gone(self) -> None:
-        """That key has lost its value again: who still waits for it goes on waiting."""
+        """The key that :meth:`answerable` returned has been deleted: its requests wait on."""
         self._answerable.popleft()
 
     def take(self, key: Key) -> Waiting:
-        """One of those who wait for a key. It is to be answered."""
+        """Remove one of the requests that wait for a key, to answer it."""
         return self._take(key, next(iter(self._by_key[key])))
 
     def drop(self, session: Session, message: Unwait) -> None:
-        """A request is given up. One that is not here is fine."""
+        """Drop a request that its sender has given up. It need not be here."""
         name = (session.id, message.request)
         if name in self._by_key.get(message.key, ()):
             self._take(message.key, name)
 
     def end(self, session: Session) -> None:
-        """The session has ended: nobody is to be answered."""
+        """Drop the requests of a session that has ended."""
         for key, name in list(self._of.get(session.id, ())):
             self._take(key, name)
 
     def expire(self, now: float) -> Iterator[Waiting]:
-        """Those whose time is over."""
+        """Remove and yield the requests whose time has passed."""
         while self._ends and self._ends[0][0] <= now:
             _, _, key, name = heapq.heappop(self._ends)
             if name in self._by_key.get(key, ()):

@@ -1,36 +1,45 @@
 """How Global binds, replaces and deletes: each write once, each deletion in two phases.
 
-In the first phase the key is marked *pending*, the deletion gets its number and is published; the
-engine still has the value, and whoever asks gets it marked "do not cache". In the second, when
-every holder has acknowledged that number or its lease, as it stood in the first phase, has run
-out, the key is removed and the deleter is answered. Removing first would let one client read
-"missing" while another, later, still reads the old value from its cache.
+In phase 1 the key becomes *pending*: the deletion gets its number and the holders are notified. The
+engine still has the value, and the reply to a reader says "do not cache". In phase 2, when every
+holder has acknowledged that number or its lease, as it stood in phase 1, has run out, the deletion
+is *committed*: the value is removed and the deleter is answered. If the value were removed first,
+one client could read "missing" while another, later, still reads the old value from its cache.
 
-What a SET or a replacement of a pending key finds is decided by what comes after the removal: it
-queues, and runs afresh then. A second DEL joins the wait and is then told that the key is missing.
-A replacement is a deletion whose removal and new value are one step: between the two there is no
-moment at which the key is missing, so that a DEL of a key that is being replaced queues too, and
-deletes the new value.
+A SET of a pending key, with or without replace, depends on what holds after the removal: it queues
+and is executed then. A second DEL joins the wait, and its outcome is then that the key is missing.
+A replacement is a deletion whose removal and new value are one step. There is no moment between the
+two at which the key is missing. So a DEL of a key that is being replaced queues too, and deletes
+the new value.
 
-A SET names a large value by its token. If the bytes are not here yet it is told so (ABSENT),
-uploads them and asks again; see :mod:`dstore.core.authority.stages`.
+A SET names a large value by its token. If the bytes are not here yet the outcome says so (ABSENT);
+the Local uploads them and asks again; see :mod:`dstore.core.authority.stages`.
 """
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Iterable
 from functools import partial
 
-from dstore.config import INLINE_BYTES_MAX, OUTCOMES_MAX
+from dstore.config import OUTCOMES_MAX
+from dstore.core.authority.active_writes import (
+    WRITE_BYTES,
+    WRITE_ITEM_BYTES,
+    ActiveWrite,
+    recorded,
+    repeated,
+)
 from dstore.core.authority.budgets import text_bytes
-from dstore.core.authority.calls import CALL_BYTES, CALL_ITEM_BYTES, Call, recorded, repeated
 from dstore.core.authority.invalidations import Invalidations
 from dstore.core.authority.outbox import Outbox
-from dstore.core.authority.pending import PendingDeletion, PendingDeletions
+from dstore.core.authority.pending import PendingDeletion
 from dstore.core.authority.sessions import Session, Sessions, outcome_bytes
+from dstore.core.authority.space import Space
 from dstore.core.authority.stages import Stages
+from dstore.core.authority.waits import Waits
 from dstore.core.engine import Bulk, Engine
 from dstore.errors import DstoreError, StoreFull
-from dstore.protocol import content
 from dstore.protocol.messages import (
     Del,
     DelResult,
@@ -57,76 +66,76 @@ class Writes:
         engine: Engine,
         bulk: Bulk,
         stages: Stages,
+        space: Space,
         sessions: Sessions,
-        deletions: PendingDeletions,
         invalidations: Invalidations,
+        waits: Waits,
         out: Outbox,
-        value_limit: int,
     ) -> None:
         self.closing = False
-        self.bound: list[Key] = []  # keys that were free; GlobalState takes them
+        self._completed: deque[PendingDeletion] = deque()  # to be committed
         self._epoch = epoch
         self._engine = engine
         self._bulk = bulk
         self._stages = stages
-        self._sessions = sessions
+        self._space = space
         self._holders = sessions.holders
-        self._deletions = deletions
         self._invalidations = invalidations
+        self._waits = waits
         self._out = out
-        self._value_limit = value_limit
-        self._replacing_bytes = 0
-        self._growing_bytes = 0
 
-    @property
-    def room(self) -> int:
-        """Bytes that further uploads may take: both values of a replacement are here meanwhile."""
-        taken = self._engine.size + self._stages.reserved + self._replacing_bytes
-        return self._engine.limit - taken
+    # ---- one message ----------------------------------------------------------------------
 
-    # ---- a write, once --------------------------------------------------------------------
-
-    def set(self, route: Route, session: Session, message: Set, now: float) -> None:
-        held = sum([text_bytes(item.key) + item.stored.inline for item in message.items])
-        call = self._admit(route, session, message, len(message.items), held)
-        if call is not None:
+    def set(self, session: Session, route: Route, message: Set, now: float) -> None:
+        """Execute a SET. Its reply may come in a later event."""
+        size = sum([text_bytes(item.key) + item.stored.inline for item in message.items])
+        write = self._admit(session, route, message, len(message.items), size)
+        if write is not None:
             self._out.counters["sets"] += len(message.items)
-            for index, item in enumerate(message.items):
-                self._set(call, index, item, message.replace, now)
+            try:
+                for index, item in enumerate(message.items):
+                    self._set(write, index, item, message.replace, now)
+            finally:  # the deletions that have started go on, even if the engine raises
+                self.complete(self._invalidations.notify(now), now)
 
-    def delete(self, route: Route, session: Session, message: Del, now: float) -> None:
-        held = sum(map(text_bytes, message.keys))
-        call = self._admit(route, session, message, len(message.keys), held)
-        if call is not None:
+    def delete(self, session: Session, route: Route, message: Del, now: float) -> None:
+        """Execute a DEL. Its reply may come in a later event."""
+        size = sum(map(text_bytes, message.keys))
+        write = self._admit(session, route, message, len(message.keys), size)
+        if write is not None:
             self._out.counters["dels"] += len(message.keys)
-            for index, key in enumerate(message.keys):
-                self._delete(call, index, key, message.wait, now)
+            try:
+                for index, key in enumerate(message.keys):
+                    self._delete(write, index, key, message.wait, now)
+            finally:
+                self.complete(self._invalidations.notify(now), now)
 
     def _admit(
-        self, route: Route, session: Session, message: Set | Del, size: int, held: int
-    ) -> Call | None:
-        """A call to work on, or None if the write is a repeat or refused.
+        self, session: Session, route: Route, message: Set | Del, count: int, size: int
+    ) -> ActiveWrite | None:
+        """Return the write to execute, or None if it is a repeat or is refused.
 
-        It has ``size`` items, and ``held`` bytes of keys and values.
+        It has ``count`` items, with ``size`` bytes of keys and values.
         """
         session.forget_outcomes(message.seen)
         known = session.outcomes.get(message.write)
-        if isinstance(known, Call):  # still at work: answer where it was asked last
+        if known is not None and not isinstance(known, bytes):
+            # It is active: its reply goes to where its latest repeat came from.
             known.route, known.request = route, message.request
             return None
         if known is not None:
             envelope = (self._epoch, session.id, message.request)
             self._out.send(route, repeated(known, envelope))
             return None
-        cost = CALL_BYTES + size * CALL_ITEM_BYTES + held
+        cost = WRITE_BYTES + count * WRITE_ITEM_BYTES + size
         refusal = self._refusal(session, message, cost)
         if refusal is not None:
             self._out.refuse(route, message, *refusal)
             return None
-        call = Call(route, session, message, size, cost)
+        write = ActiveWrite(route, session, message, count, cost)
         session.writes.take(cost)
-        session.outcomes[message.write] = call
-        return call
+        session.outcomes[message.write] = write
+        return write
 
     def _refusal(
         self, session: Session, message: Set | Del, cost: int
@@ -142,155 +151,130 @@ class Writes:
             return Refusal.BUSY, f"too many writes wait, {taken:,} bytes of them of this session"
         return None
 
-    def _finish(self, call: Call, index: int, result: SetResult | DelResult) -> None:
-        """Note one outcome of a call, and answer when it was the last."""
-        if not call.note(index, result):
+    def _finish(self, write: ActiveWrite, index: int, result: SetResult | DelResult) -> None:
+        """Record the outcome of one item. When it was the last one, send the reply."""
+        if not write.note(index, result):
             return
-        session = call.session
-        reply = call.reply(self._epoch)
-        self._out.send(call.route, reply)
-        left = -call.cost
-        if session.open and call.write >= session.seen:
-            outcome = session.outcomes[call.write] = recorded(reply)
-            left += outcome_bytes(outcome)
-        session.writes.take(left)
+        session = write.session
+        reply = write.reply(self._epoch)
+        self._out.send(write.route, reply)
+        change = -write.cost
+        if session.open and write.number >= session.seen:
+            outcome = session.outcomes[write.number] = recorded(reply)
+            change += outcome_bytes(outcome)
+        session.writes.take(change)
 
     # ---- binding --------------------------------------------------------------------------
 
-    def _set(self, call: Call, index: int, item: SetItem, replace: bool, now: float) -> None:
-        pending = self._deletions.pending.get(item.key)
+    def _set(
+        self, write: ActiveWrite, index: int, item: SetItem, replace: bool, now: float
+    ) -> None:
+        pending = self._invalidations.pending.get(item.key)
         if pending is not None:
-            pending.queued.append(partial(self._set, call, index, item, replace))
+            pending.queued.append(partial(self._set, write, index, item, replace))
             return
         old = self._engine.read(item.key)
         if old is not None and not replace:
-            result = self._occupied(call, item.key, old)
-        elif (refusal := self._unfit(call, item, old)) is not None:
-            result = SetResult(refusal, self._deletions.seq)
+            result = self._occupied(write, item.key, old)
+        elif (refusal := self._space.claim(write.session, item, old)) is not None:
+            result = SetResult(refusal, self._invalidations.log.seq)
         elif old is None:
-            result = self._bind(call.session, item)
+            result = self._bind(write.session, item)
         else:
-            pending = self._deletions.begin(PendingDeletion(item.key, old, call, index), now)
-            pending.replacement = item.stored
-            self._replacing_bytes += item.stored.size
-            self._growing_bytes += item.stored.size - old.size
+            pending = PendingDeletion(item.key, old, write, index)
+            self._space.begin_replacement(pending, item.stored)
+            self._invalidations.start(pending, now)
             return
         refused = result.status not in (SetStatus.STORED, SetStatus.ABSENT)
         if refused and type(item.stored.body) is Large:
-            self._stages.drop(item.stored.token, call.session)
-        self._finish(call, index, result)
-
-    def _unfit(self, call: Call, item: SetItem, old: Stored | None) -> SetStatus | None:
-        """Why this value cannot be bound now. If nothing is, the bytes of a large one are taken."""
-        stored = item.stored
-        if stored.size > self._value_limit or stored.inline > INLINE_BYTES_MAX:
-            return SetStatus.TOO_LARGE
-        if not content.matches(item.key, stored):
-            return SetStatus.MISMATCH
-        if not self._engine.fits(item.key, stored) or not self._will_fit(call, stored, old):
-            return SetStatus.FULL
-        if type(stored.body) is Large and not self._stages.take(stored, call.session, self.room):
-            return SetStatus.ABSENT
-        return None
-
-    def _will_fit(self, call: Call, stored: Stored, old: Stored | None) -> bool:
-        """Whether it also fits once all that is under way has ended."""
-        coming = self._growing_bytes + self._stages.reserved
-        if self._stages.has(stored, call.session):  # it is part of that
-            return True
-        growth = stored.size - (old.size if old is not None else 0)
-        return self._engine.size + coming + growth <= self._engine.limit or growth <= 0
+            self._stages.drop(item.stored.token, write.session)
+        self._finish(write, index, result)
 
     def _bind(self, session: Session, item: SetItem) -> SetResult:
-        seq = self._deletions.seq
+        seq = self._invalidations.log.seq
         try:
             self._engine.bind(item.key, item.stored)
         except DstoreError as error:
-            self._give_up(item.stored)
+            self._space.release(item.stored)
             full = isinstance(error, StoreFull)
             return SetResult(SetStatus.FULL if full else SetStatus.FAILED, seq)
-        self.bound.append(item.key)
+        self._waits.bound(item.key)
         return SetResult(SetStatus.STORED, seq, self._hold(item.key, session))
 
-    def _occupied(self, call: Call, key: Key, old: Stored) -> SetResult:
-        seq = self._deletions.seq
+    def _occupied(self, write: ActiveWrite, key: Key, old: Stored) -> SetResult:
+        seq = self._invalidations.log.seq
         found = None
         if type(old.body) is Large:
-            return SetResult(SetStatus.OCCUPIED, seq)  # who wants its bytes can ask for them
-        if call.takes(old.inline) and self._hold(key, call.session):
+            return SetResult(SetStatus.OCCUPIED, seq)  # its bytes can be fetched
+        if write.reserve(old.inline) and self._hold(key, write.session):
             found = Found(seq, True, old)
         return SetResult(SetStatus.OCCUPIED, seq, found=found)
 
-    def _give_up(self, stored: Stored) -> None:
-        """A value that was taken could not be bound."""
-        if type(stored.body) is Large:
-            self._bulk.drop(stored.token)
-
     def _hold(self, key: Key, session: Session) -> bool:
-        """Make the writer a holder, so that its answer may be cached.
+        """Make the writer a holder. Returns whether it may cache the value of the reply.
 
-        Not if its session has ended while the write was queued: its bit may be another's by now.
-        Nor if the record of holders has no room.
+        It may not if the record of holders has no room, or if its session has ended while the
+        write was queued: its bit may belong to another session by now.
         """
         return session.open and self._holders.add(key, session.bit)
 
     # ---- deleting, phase 1 ----------------------------------------------------------------
 
-    def _delete(self, call: Call, index: int, key: Key, wait: bool, now: float) -> None:
-        pending = self._deletions.pending.get(key)
+    def _delete(self, write: ActiveWrite, index: int, key: Key, wait: bool, now: float) -> None:
+        pending = self._invalidations.pending.get(key)
         if pending is None:
-            self._begin_deletion(call, index, key, wait, now)
+            self._start_deletion(write, index, key, wait, now)
         elif pending.replacement is not None:
-            pending.queued.append(partial(self._delete, call, index, key, wait))
+            pending.queued.append(partial(self._delete, write, index, key, wait))
         elif wait:
-            pending.joined.append((call, index))
+            pending.joined.append((write, index))
         else:
-            self._finish(call, index, _pending(pending))
+            self._finish(write, index, _pending(pending))
 
-    def _begin_deletion(self, call: Call, index: int, key: Key, wait: bool, now: float) -> None:
+    def _start_deletion(
+        self, write: ActiveWrite, index: int, key: Key, wait: bool, now: float
+    ) -> None:
         stored = self._engine.read(key)
         if stored is None:
-            self._finish(call, index, DelResult(DelStatus.MISSING, self._deletions.seq))
+            self._finish(write, index, DelResult(DelStatus.MISSING, self._invalidations.log.seq))
             return
-        pending = self._deletions.begin(PendingDeletion(key, stored, call, index), now)
+        pending = PendingDeletion(key, stored, write, index)
+        self._invalidations.start(pending, now)
         if not wait:
-            pending.call = None
-            self._finish(call, index, _pending(pending))
-
-    def settle(self, now: float) -> None:
-        """Have published what has begun, and commit what nobody needs to acknowledge."""
-        while begun := self._deletions.take_begun():
-            self._invalidations.begun(begun, self._deletions.take_called(), now)
-            for pending in begun:
-                if not pending.awaiting:
-                    self._commit(pending, now)
-
-    # ---- between the phases ---------------------------------------------------------------
-
-    def confirm(self, session: Session, applied: int, now: float) -> None:
-        """The session has applied all deletions up to ``applied``."""
-        for pending in self._deletions.confirm(session, applied, now):
-            self._commit(pending, now)
-
-    def expire(self, now: float) -> None:
-        """Leases run out."""
-        for pending in self._deletions.expire(now):
-            self._commit(pending, now)
+            pending.write = None
+            self._finish(write, index, _pending(pending))
 
     # ---- deleting, phase 2 ----------------------------------------------------------------
 
+    def expire(self, now: float) -> None:
+        """Commit the deletions that waited only for leases that have run out."""
+        self.complete(self._invalidations.expire(now), now)
+
+    def complete(self, completed: Iterable[PendingDeletion], now: float) -> None:
+        """Commit deletions that wait for no holder, and those that this starts, and so on.
+
+        A commit executes the writes that were queued, and these may start deletions. If the engine
+        raises, the other deletions are committed by the next call, at the latest in the next tick.
+        """
+        self._completed.extend(completed)
+        while self._completed:
+            self._commit(self._completed.popleft(), now)
+            if not self._completed:
+                self._completed.extend(self._invalidations.notify(now))
+        self._invalidations.announce()
+
     def _commit(self, pending: PendingDeletion, now: float) -> None:
-        self._deletions.end(pending)
+        self._invalidations.commit(pending)
         self._holders.drop(pending.key)
         result = self._replaced(pending) if pending.replacement else self._removed(pending)
-        if pending.call is not None:
-            self._finish(pending.call, pending.index, result)
+        if pending.write is not None:
+            self._finish(pending.write, pending.index, result)
         failed = isinstance(result, DelResult) and result.status is DelStatus.FAILED
         status = DelStatus.FAILED if failed else DelStatus.MISSING
-        for call, index in pending.joined:
-            self._finish(call, index, DelResult(status, self._deletions.seq))
-        for run in pending.queued:
-            run(now)
+        for write, index in pending.joined:
+            self._finish(write, index, DelResult(status, self._invalidations.log.seq))
+        for execute in pending.queued:
+            execute(now)
 
     def _removed(self, pending: PendingDeletion) -> DelResult:
         try:
@@ -303,25 +287,25 @@ class Writes:
         return DelResult(status, pending.seq, pending.confirmed, pending.expired)
 
     def _replaced(self, pending: PendingDeletion) -> SetResult:
-        assert pending.replacement is not None
-        assert pending.call is not None
-        seq = self._deletions.seq
-        self._replacing_bytes -= pending.replacement.size
-        self._growing_bytes -= pending.replacement.size - pending.size
+        new = pending.replacement
+        assert new is not None
+        assert pending.write is not None
+        seq = self._invalidations.log.seq
+        self._space.end_replacement(pending, new)
         try:
-            replaced = self._engine.replace(pending.key, pending.token, pending.replacement)
+            replaced = self._engine.replace(pending.key, pending.token, new)
         except DstoreError:
             replaced = False
         if not replaced:
-            self._give_up(pending.replacement)
+            self._space.release(new)
             return SetResult(SetStatus.FAILED, seq)
         if pending.large:
             self._bulk.drop(pending.token)
-        cacheable = self._hold(pending.key, pending.call.session)
+        cacheable = self._hold(pending.key, pending.write.session)
         return SetResult(
             SetStatus.REPLACED, seq, cacheable, None, pending.confirmed, pending.expired
         )
 
 
 def _pending(pending: PendingDeletion) -> DelResult:
-    return DelResult(DelStatus.PENDING, pending.seq, pending=pending.awaiting)
+    return DelResult(DelStatus.PENDING, pending.seq, pending=pending.awaited)

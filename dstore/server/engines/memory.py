@@ -12,42 +12,46 @@ from dstore.protocol.keys import from_order, in_order
 from dstore.protocol.messages import Key, Large, Stored
 
 ENTRY_OVERHEAD = 400
-"""Bytes per entry beyond key, codec name and value: dictionary slot, objects, order. Measured."""
+"""Bytes per key beyond key, codec name and value: dictionary slot, objects, order (measured)."""
 WIDE_KEY_OVERHEAD = 160
-"""Bytes more for a key that is not ASCII, which stands in the order as a text of its own."""
+"""Bytes more for a key that is not ASCII: the order has a text of its own for it."""
 LARGE_OVERHEAD = 600
-"""Bytes more for a large value: what stands for it, and what keeps its bytes. Measured."""
+"""Bytes more for a large value: its Large, and what keeps its bytes (measured)."""
 AFTER_ALL = "\u0100"
-"""Sorts after whatever may come in a text of :func:`~dstore.protocol.keys.in_order`."""
+"""Sorts after each character that :func:`~dstore.protocol.keys.in_order` may return."""
 CHARACTER_BYTES = 4
-"""The most that a character of a text takes in memory: one wide character makes all so wide."""
+"""Bytes that a character of a text takes at most: one wide character makes all of them wide."""
 
 
 def key_size(key: Key, ordered: str) -> int:
-    """What a key takes, in bytes, beyond what each entry does: at most, and not much less.
+    """Return the bytes that a key takes beyond ``ENTRY_OVERHEAD``: an upper bound, and a close one.
 
-    It is made of the text alone, so that what a removal takes off the sum is what binding added.
+    ``ordered`` is what the order has for the key. The result depends on the text alone, so a
+    removal subtracts what binding has added.
     """
     if key.isascii():
-        return len(key)  # which is in the order as well
+        return len(key)  # the order has the same object
     # Making the text for the order leaves a hole of its size in the heap (measured).
     return CHARACTER_BYTES * len(key) + 2 * len(ordered) + WIDE_KEY_OVERHEAD
 
 
 def value_size(stored: Stored) -> int:
-    """What a value takes, in bytes, and what has to do with it."""
+    """Return the bytes that a value takes, with its overhead and its codec's name."""
     kept = LARGE_OVERHEAD if type(stored.body) is Large else 0
     return ENTRY_OVERHEAD + len(stored.codec) + stored.size + kept
 
 
 class MemoryEngine:
-    """A dictionary, and its keys in the order of their bytes. ``limit`` is in bytes."""
+    """The engine in memory: a dictionary, and its keys in the order of their bytes.
+
+    See :class:`dstore.core.engine.Engine` for the methods. ``limit`` is in bytes.
+    """
 
     def __init__(self, limit: int = MEMORY_LIMIT_DEFAULT) -> None:
         self.limit = limit
         self.size = 0
         self._values: dict[Key, Stored] = {}
-        self._order: SortedList[str] = SortedList()  # of what in_order() makes of keys
+        self._order: SortedList[str] = SortedList()  # of the texts that in_order() returns
 
     def __repr__(self) -> str:
         return f"<MemoryEngine keys={len(self)} bytes={self.size}/{self.limit}>"

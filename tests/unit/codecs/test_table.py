@@ -10,8 +10,8 @@ import pytest
 from dstore.codecs import Codec, Codecs
 from dstore.codecs.custom import NAME_MAX
 from dstore.errors import DstoreError, UnknownCodec, ValueCorrupt
+from dstore.protocol.fields import CODEC_NAME_MAX
 from dstore.protocol.messages import Large, Stored
-from dstore.protocol.wire import CODEC_NAME_MAX
 from tests.unit.codecs.bodies import PICKLING, PLAIN, stored, through
 
 

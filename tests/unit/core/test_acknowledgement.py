@@ -96,7 +96,7 @@ def test_many_deletions_one_acknowledgement() -> None:
     assert ack.applied == 3
 
 
-def test_a_publication_that_was_applied_already_is_acknowledged_again() -> None:
+def test_a_broadcast_that_was_applied_before_is_acknowledged_again() -> None:
     """The renewal brought it first; Global still waits for the word of this holder."""
     world = World()
     a, b = world.joined("a", "b")
@@ -140,16 +140,17 @@ def test_a_sync_beyond_globals_number_renews_nothing() -> None:
     assert isinstance(a.control.pop(), Refused)
 
 
-def test_who_holds_nothing_acknowledges_with_the_next_renewal() -> None:
+def test_a_local_without_the_value_acknowledges_with_its_next_renewal() -> None:
     world = World()
     a, b = world.joined("a", "b")
     b.set("k", b"v")
     b.delete("k")
     session = world.state._sessions.get(a.state.session)
     assert session is not None
-    assert session.acked == 0
+    recipient = world.state._invalidations.recipient(session)
+    assert recipient.acknowledged == 0
     world.live(1.0)
-    assert session.acked == 1
+    assert recipient.acknowledged == 1
 
 
 def test_a_late_holder_is_sent_what_it_misses() -> None:
@@ -165,29 +166,29 @@ def test_a_late_holder_is_sent_what_it_misses() -> None:
     world.live(0.02, step=0.001)
     assert deletion.replies
     assert a.hit("k") is None
-    assert world.state.counters["pushes"] == 1
+    assert world.state.counters["reminders"] == 1
 
 
-def test_a_silent_holder_is_pushed_with_growing_pauses() -> None:
+def test_a_silent_holder_is_reminded_with_growing_pauses() -> None:
     world = World(lease=2.0)
     a, b = world.joined("a", "b")
     b.set("k", b"v")
     a.get("k")
     world.members.remove(a)
     b.begin_delete("k").send()
-    pushes = []
+    reminders = []
     for _ in range(1000):
         world.advance(0.002)
         world.settle()
         while a.control:
             assert isinstance(a.control.popleft(), Synced)
-            pushes.append(world.now)
-    gaps = [late - early for early, late in itertools.pairwise(pushes)]
-    assert 4 <= len(pushes) <= 12
+            reminders.append(world.now)
+    gaps = [late - early for early, late in itertools.pairwise(reminders)]
+    assert 4 <= len(reminders) <= 12
     assert all(late >= early - 0.003 for early, late in itertools.pairwise(gaps))
 
 
-def test_a_push_renews_no_lease() -> None:
+def test_a_targeted_invalidation_renews_no_lease() -> None:
     world = World()
     (a,) = world.joined("a")
     a.tick()
@@ -207,7 +208,7 @@ def test_a_renewal_that_brings_nothing_is_not_acknowledged() -> None:
     assert a.tick() == []
 
 
-def test_a_push_that_brings_nothing_is_acknowledged_all_the_same() -> None:
+def test_a_targeted_invalidation_with_nothing_new_is_acknowledged() -> None:
     """The acknowledgement before it was lost, and Global still waits."""
     world = World()
     a, b = world.joined("a", "b")
@@ -227,8 +228,8 @@ def test_a_push_that_brings_nothing_is_acknowledged_all_the_same() -> None:
     assert deletion.replies
 
 
-def test_many_deletions_are_acknowledged_now_and_then_though_nobody_waits() -> None:
-    """Else a push to a late holder would bring them all again, or find the log too short."""
+def test_many_deletions_are_acknowledged_now_and_then_though_none_waits() -> None:
+    """Otherwise a late holder would be sent all of them again, or the log would be too short."""
     world = World()
     (a,) = world.joined("a")
     keys = [f"k{number}" for number in range(ACK_EVERY)]
@@ -238,7 +239,7 @@ def test_many_deletions_are_acknowledged_now_and_then_though_nobody_waits() -> N
     assert [type(message) for message in a.tick()] == [Ack]
 
 
-def test_after_a_partial_acknowledgement_the_rest_is_pushed_soon() -> None:
+def test_after_a_partial_acknowledgement_the_rest_is_sent_again_soon() -> None:
     world = World()
     a, b = world.joined("a", "b")
     b.begin_set(("k", b"v"), ("l", b"v")).finish()
@@ -247,7 +248,7 @@ def test_after_a_partial_acknowledgement_the_rest_is_pushed_soon() -> None:
     b.begin_delete("k").send()
     for _ in range(30):
         world.advance(0.01)
-        world.tick()  # pushes, with growing pauses
+        world.tick()  # reminds, with growing pauses
     b.begin_delete("l").send()
     world.deliver(a.route, Ack(world.epoch, a.state.session, 1))
     a.control.clear()

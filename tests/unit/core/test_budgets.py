@@ -12,13 +12,11 @@ from typing import Any
 import pytest
 
 from dstore.config import LABEL_MAX, SESSION_BYTES, WRITES_BYTES_ASSURED
-from dstore.core.authority import invalidations as publications
-from dstore.core.authority import log as deletions
-from dstore.core.authority import sessions, stages
-from dstore.core.authority import state as global_state
+from dstore.core.authority import invalidations, reads, sessions, stages
+from dstore.core.authority import log as log_module
 from dstore.core.authority.budgets import Account, Budget
 from dstore.core.authority.holders import Holders, bits_of
-from dstore.core.authority.log import DeletionLog
+from dstore.core.authority.log import InvalidationLog
 from dstore.protocol import wire
 from dstore.protocol.messages import (
     Del,
@@ -144,7 +142,7 @@ def test_pending_deletions_take_no_more_than_what_is_counted(kind: str, wait: bo
     def act() -> None:
         for write in range(1, 11):
             arrived(world, Del(*own(b), 1, write, 0, wait, keys[write * 100 - 100 : write * 100]))
-        world.state._invalidations.publish(world.now + 1.0)
+        world.state._invalidations.broadcast_due(world.now + 1.0)
         world.state._out.take()
 
     taken, counted = hoarded(act, world.state._sessions.writes)
@@ -212,8 +210,8 @@ def test_holders_take_no_more_than_what_is_counted(width: int, kind: str) -> Non
 def test_the_log_takes_no_more_than_what_is_counted(
     kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(deletions, "LOG_BYTES_MAX", 500_000)
-    log = DeletionLog(1 << 18)
+    monkeypatch.setattr(log_module, "LOG_BYTES_MAX", 500_000)
+    log = InvalidationLog(1 << 18)
     key = KEYS[kind]
 
     def act() -> None:
@@ -290,7 +288,7 @@ def test_when_there_is_no_room_for_holders_values_are_not_cacheable() -> None:
     assert b.hit("k3") == b"v", "there is room again"
 
 
-def test_a_session_that_never_says_what_it_has_seen_keeps_nobody_else_from_writing(
+def test_a_session_that_never_says_what_it_has_seen_does_not_keep_others_from_writing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(sessions, "WRITES_BYTES_MAX", 100_000)
@@ -373,8 +371,10 @@ def test_an_upload_that_hardly_moves_is_dropped() -> None:
     assert set(world.state._stages._uploads) == {fast.token}
 
 
-def test_what_is_told_again_and_again_is_told_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(publications, "RETOLD_MAX", 100)
+def test_invalidations_that_are_asked_for_again_and_again_are_sent_no_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(invalidations, "RETOLD_MAX", 100)
     world = World()
     a, b = world.joined("a", "b")
     keys = [f"k{number}" for number in range(40)]
@@ -395,10 +395,10 @@ def test_what_is_told_again_and_again_is_told_no_more(monkeypatch: pytest.Monkey
     assert a.state.applied == 40
 
 
-def test_many_who_wait_for_one_key_are_answered_a_few_at_a_time(
+def test_many_requests_that_wait_for_one_key_are_answered_a_few_at_a_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(global_state, "ANSWERS_BYTES", 10 * (global_state.ANSWER_BYTES + 5))
+    monkeypatch.setattr(reads, "ANSWERS_BYTES", 10 * (reads.ANSWER_BYTES + 5))
     world = World()
     a, b = world.joined("a", "b")
     for number in range(25):
@@ -422,7 +422,7 @@ def test_many_who_wait_for_one_key_are_answered_a_few_at_a_time(
 
 def test_sessions_take_what_the_limits_say() -> None:
     world = World()
-    world.state._max_clients = 1000
+    world.state._memberships.max_clients = 1000
 
     def act() -> None:
         for number in range(1000):
@@ -435,7 +435,7 @@ def test_sessions_take_what_the_limits_say() -> None:
     assert traced(act) <= 1000 * SESSION_BYTES
 
 
-def test_the_figures_of_all_locals_are_not_gathered_for_each_who_asks() -> None:
+def test_the_metrics_of_all_locals_are_not_gathered_for_each_request() -> None:
     world = World()
     world.joined(*(f"m{number}" for number in range(100)))
     first = world.state.metrics(world.now)["locals"]

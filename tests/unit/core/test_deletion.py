@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
+
 from dstore.core.local.state import RENEW
-from dstore.protocol.messages import Broadcast, DelStatus, Found, SetStatus
+from dstore.protocol.messages import Ack, Broadcast, DelStatus, Found, SetStatus, Sync
 from tests.unit.core.world import LEASE, Call, Member, World, body
 
 
@@ -42,7 +44,7 @@ def test_the_value_stays_until_every_holder_has_acknowledged() -> None:
     assert (result.status, result.confirmed, result.expired) == (DelStatus.DELETED, 2, 0)
 
 
-def test_a_holder_of_a_dying_key_is_not_added() -> None:
+def test_a_reader_of_a_pending_key_becomes_no_holder() -> None:
     world = World()
     a, _b, deletion = pending(world)
     (c,) = world.joined_without("c", a)
@@ -106,7 +108,7 @@ def test_the_lease_counts_as_it_stood_in_the_first_phase() -> None:
     assert world.now - began <= LEASE * (1 + RENEW)
 
 
-def test_a_set_on_a_dying_key_queues_and_runs_afresh() -> None:
+def test_a_set_of_a_pending_key_queues_until_the_commit() -> None:
     world = World()
     a, b, _deletion = pending(world)
     setting = b.begin_set(("k", b"new"))
@@ -119,7 +121,7 @@ def test_a_set_on_a_dying_key_queues_and_runs_afresh() -> None:
     assert a.get("k") == b"new"
 
 
-def test_a_replacement_of_a_dying_key_queues_and_runs_afresh() -> None:
+def test_a_replacement_of_a_pending_key_queues_until_the_commit() -> None:
     """It must not join the other's wait: by then there may be another value, and other holders."""
     world = World()
     a, b, _deletion = pending(world)
@@ -138,7 +140,7 @@ def test_a_replacement_of_a_dying_key_queues_and_runs_afresh() -> None:
     assert a.get("k") == b"second"
 
 
-def test_another_del_joins_the_wait_and_is_told_that_the_key_is_missing() -> None:
+def test_another_del_joins_the_wait_and_returns_missing() -> None:
     world = World()
     a, b, _deletion = pending(world)
     joined = b.begin_delete("k")
@@ -215,16 +217,16 @@ def test_a_del_without_wait_joins_one_that_waits() -> None:
     assert deletion.replies
 
 
-def test_many_keys_are_one_publication_and_each_has_its_outcome() -> None:
+def test_many_keys_are_one_broadcast_and_each_has_its_outcome() -> None:
     world = World()
     a, b = world.joined("a", "b")
     b.begin_set(("k", b"v"), ("l", b"v")).finish()
     a.get("l")
     deletion = b.begin_delete("k", "missing", "l")
     deletion.send()
-    (publication,) = a.published
-    assert isinstance(publication, Broadcast)
-    assert (publication.first, publication.keys) == (1, ["k", "l"])
+    (broadcast,) = a.published
+    assert isinstance(broadcast, Broadcast)
+    assert (broadcast.first, broadcast.keys) == (1, ["k", "l"])
     world.settle()
     deletion.answer()
     results = deletion.result
@@ -249,14 +251,14 @@ def test_a_commit_removes_the_token_that_was_found_and_no_newer_one() -> None:
     assert deletion.result["k"].status is DelStatus.FAILED
 
 
-def test_a_missing_key_is_told_at_once_and_numbers_nothing() -> None:
+def test_a_missing_key_is_answered_at_once_and_has_no_invalidation() -> None:
     world = World()
     a, b = world.joined("a", "b")
     assert b.delete("k").status is DelStatus.MISSING
     assert not a.published
 
 
-def test_the_dropped_keys_are_told_to_the_host_once_and_only_if_held() -> None:
+def test_the_host_gets_the_dropped_keys_once_and_only_if_cached() -> None:
     world = World()
     a, b = world.joined("a", "b")
     b.begin_set(("k", b"v"), ("l", b"v")).finish()
@@ -264,3 +266,32 @@ def test_the_dropped_keys_are_told_to_the_host_once_and_only_if_held() -> None:
     b.begin_delete("k", "l").finish()
     assert a.dropped == ["k"]
     assert b.dropped == ["k", "l"]
+
+
+def test_an_engine_that_raises_on_one_commit_does_not_keep_others_from_theirs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The exception is a bug of the engine, which the host of Global logs."""
+    world = World()
+    a, b, _c = world.joined("a", "b", "c")
+    world.engine_holds("i", "j", "k")
+    for key in ("i", "j", "k"):
+        a.get(key)
+    deletions = [b.begin_delete(key) for key in ("i", "j", "k")]
+    for deletion in deletions:
+        deletion.send()
+    remove = world.engine.remove
+
+    def failing(key: str, token: bytes) -> bool:
+        if key == "i":
+            raise RuntimeError("a bug")
+        return remove(key, token)
+
+    monkeypatch.setattr(world.engine, "remove", failing)
+    world.deliver(a.route, Sync(world.epoch, a.state.session, 9, 0, 0))  # brings all three
+    with pytest.raises(RuntimeError):
+        world.deliver(a.route, Ack(world.epoch, a.state.session, 3))
+    world.advance(world.lease)
+    world.tick()
+    assert [bool(deletion.replies) for deletion in deletions] == [False, True, True]
+    assert not world.state._invalidations.pending

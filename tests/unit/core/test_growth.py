@@ -9,9 +9,12 @@ from typing import Any
 
 import pytest
 
-from dstore.core.authority import invalidations as publications
-from dstore.core.authority import pending as pending
-from dstore.core.authority.pending import PUSH_AFTER, PUSH_AFTER_PER_HOLDER, PUSH_AFTER_PER_LOCAL
+from dstore.core.authority import acknowledgements, broadcasts
+from dstore.core.authority.acknowledgements import (
+    REMIND_AFTER,
+    REMIND_AFTER_PER_HOLDER,
+    REMIND_AFTER_PER_LOCAL,
+)
 from dstore.protocol.messages import Ack
 from tests.unit.core.world import Member, World
 
@@ -36,8 +39,8 @@ def steps(work: Callable[[], object]) -> int:
     return count
 
 
-def dying_key(holders: int) -> tuple[World, Member]:
-    """A deletion of a key that waits for so many; the oldest of them."""
+def pending_key(holders: int) -> tuple[World, Member]:
+    """A deletion that waits for this many holders, and the oldest of them."""
     world = World()
     members = world.joined(*(f"m{number}" for number in range(holders)))
     members[0].set("l", b"v")
@@ -49,7 +52,7 @@ def dying_key(holders: int) -> tuple[World, Member]:
 
 
 def steps_of_an_ack(holders: int) -> int:
-    world, member = dying_key(holders)
+    world, member = pending_key(holders)
     ack = Ack(world.epoch, member.state.session, 1)
     return steps(lambda: world.deliver(member.route, ack))
 
@@ -60,22 +63,22 @@ def test_an_acknowledgement_does_not_look_at_the_others_that_are_awaited() -> No
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many there are, all are pushed at the same moment, and nothing is published."""
-    monkeypatch.setattr(pending, "PUSH_AFTER_PER_LOCAL", 0.0)
-    monkeypatch.setattr(pending, "PUSH_AFTER_PER_HOLDER", 0.0)
-    monkeypatch.setattr(publications, "PAUSE", 1.0)
+    """All are reminded at the same moment, however many they are, and nothing is broadcast."""
+    monkeypatch.setattr(acknowledgements, "REMIND_AFTER_PER_LOCAL", 0.0)
+    monkeypatch.setattr(acknowledgements, "REMIND_AFTER_PER_HOLDER", 0.0)
+    monkeypatch.setattr(broadcasts, "PAUSE", 1.0)
 
 
 def steps_when_one_is_late(holders: int) -> int:
     """One has acknowledged another deletion a moment ago, and is late after all others."""
-    world, member = dying_key(holders)
-    world.advance(PUSH_AFTER / 2)
+    world, member = pending_key(holders)
+    world.advance(REMIND_AFTER / 2)
     member.begin_delete("l").send()
     world.deliver(member.route, Ack(world.epoch, member.state.session, 1))
-    world.advance(PUSH_AFTER / 2)
-    world.tick()  # the others are pushed; it is looked at too early
-    assert world.state.counters["pushes"] == holders - 1
-    world.advance(0.6 * PUSH_AFTER)
+    world.advance(REMIND_AFTER / 2)
+    world.tick()  # the others are reminded; this one is looked at too early
+    assert world.state.counters["reminders"] == holders - 1
+    world.advance(0.6 * REMIND_AFTER)
     assert world.now >= world.state.wake_at
     return steps(world.tick)
 
@@ -87,30 +90,30 @@ def test_a_late_holder_is_found_without_a_look_at_the_others() -> None:
 
 
 @pytest.mark.usefixtures("impatient")
-def test_a_holder_is_pushed_and_expires_in_time_though_moments_are_looked_up() -> None:
-    world, member = dying_key(FEW)
-    world.advance(PUSH_AFTER)
+def test_a_holder_is_reminded_and_expires_in_time_though_moments_are_looked_up() -> None:
+    world, member = pending_key(FEW)
+    world.advance(REMIND_AFTER)
     world.tick()
-    assert world.state.counters["pushes"] == FEW
-    assert world.state.wake_at == world.now + 2 * PUSH_AFTER
-    world.advance(2 * PUSH_AFTER)
+    assert world.state.counters["reminders"] == FEW
+    assert world.state.wake_at == world.now + 2 * REMIND_AFTER
+    world.advance(2 * REMIND_AFTER)
     world.tick()
-    assert world.state.counters["pushes"] == 2 * FEW
+    assert world.state.counters["reminders"] == 2 * FEW
     world.deliver(member.route, Ack(world.epoch, member.state.session, 1))
     world.advance(world.lease)
     world.tick()
-    assert not world.state._deletions.pending
-    assert world.state._deletions.expired == FEW - 1
+    assert not world.state._invalidations.pending
+    assert world.state._invalidations.expired == FEW - 1
 
 
-def test_the_more_have_to_acknowledge_the_later_they_are_pushed() -> None:
-    world, _ = dying_key(MANY)
-    world.advance(PUSH_AFTER + MANY * PUSH_AFTER_PER_LOCAL - 1e-6)
+def test_the_more_have_to_acknowledge_the_later_they_are_reminded() -> None:
+    world, _ = pending_key(MANY)
+    world.advance(REMIND_AFTER + MANY * REMIND_AFTER_PER_LOCAL - 1e-6)
     world.tick()
-    assert world.state.counters["pushes"] == 0
-    world.advance(PUSH_AFTER_PER_HOLDER * (MANY / 2 + 1))
+    assert world.state.counters["reminders"] == 0
+    world.advance(REMIND_AFTER_PER_HOLDER * (MANY / 2 + 1))
     world.tick()
-    assert abs(world.state.counters["pushes"] - MANY // 2) <= 2, "one after the other"
-    world.advance(PUSH_AFTER_PER_HOLDER * (MANY / 2 + 1))
+    assert abs(world.state.counters["reminders"] - MANY // 2) <= 2, "one after the other"
+    world.advance(REMIND_AFTER_PER_HOLDER * (MANY / 2 + 1))
     world.tick()
-    assert world.state.counters["pushes"] == MANY
+    assert world.state.counters["reminders"] == MANY

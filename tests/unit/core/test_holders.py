@@ -34,7 +34,7 @@ def test_a_writer_is_a_holder() -> None:
     assert deletion.replies
 
 
-def test_who_was_told_occupied_and_the_value_is_a_holder() -> None:
+def test_a_writer_that_got_the_occupying_value_is_a_holder() -> None:
     world = World()
     a, b, c = world.joined("a", "b", "c")
     c.set("k", b"v")
@@ -49,7 +49,7 @@ def test_who_was_told_occupied_and_the_value_is_a_holder() -> None:
     assert not deletion.replies
 
 
-def test_who_replaced_a_value_is_a_holder_of_the_new_one() -> None:
+def test_the_writer_of_a_replacement_is_a_holder_of_the_new_value() -> None:
     world = World()
     a, b = world.joined("a", "b")
     a.set("k", b"v")
@@ -72,7 +72,7 @@ def test_a_deletion_waits_for_the_holders_alone() -> None:
     assert deletion.replies
 
 
-def test_few_holders_are_pushed_what_they_missed_and_nobody_else_hears_of_it_yet() -> None:
+def test_few_holders_get_targeted_invalidations_and_other_locals_none_yet() -> None:
     world = World()
     a, b, c, _d, e = world.joined("a", "b", "c", "d", "e")
     for key in ("unheld", "k"):
@@ -86,10 +86,10 @@ def test_few_holders_are_pushed_what_they_missed_and_nobody_else_hears_of_it_yet
     deletion = c.begin_delete("k")
     deletion.send()
     for member in (a, b):
-        push = member.listen()
-        assert isinstance(push, Synced)
-        assert (push.serial, push.after, push.keys) == (0, 0, ["unheld", "k"])
-        assert push.acknowledge
+        targeted = member.listen()
+        assert isinstance(targeted, Synced)
+        assert (targeted.serial, targeted.after, targeted.keys) == (0, 0, ["unheld", "k"])
+        assert targeted.acknowledge
     assert not any(member.published or member.control for member in world.members)
     assert (a.hit("k"), b.hit("k")) == (None, None)
     for member in (a, b):
@@ -99,14 +99,14 @@ def test_few_holders_are_pushed_what_they_missed_and_nobody_else_hears_of_it_yet
         member.send()
     assert deletion.replies
     world.publish()
-    publication = c.hear()
-    assert isinstance(publication, Broadcast)
-    assert not publication.acknowledge
+    broadcast = c.hear()
+    assert isinstance(broadcast, Broadcast)
+    assert not broadcast.acknowledge
     assert c.tick() == []
     assert c.state.applied == 2
 
 
-def test_many_holders_are_told_by_one_publication_and_all_acknowledge() -> None:
+def test_many_holders_are_notified_by_one_broadcast_and_all_acknowledge() -> None:
     world = World()
     a, b, c = world.joined("a", "b", "c")
     b.set("k", b"v")
@@ -114,9 +114,9 @@ def test_many_holders_are_told_by_one_publication_and_all_acknowledge() -> None:
     deletion = b.begin_delete("k")
     deletion.send()
     assert not any(member.control for member in world.members)
-    publication = c.hear()
-    assert isinstance(publication, Broadcast)
-    assert publication.acknowledge
+    broadcast = c.hear()
+    assert isinstance(broadcast, Broadcast)
+    assert broadcast.acknowledge
     a.hear()
     assert [type(message) for message in (*a.tick(), *c.tick())] == [Ack, Ack]
     a.send()
@@ -125,7 +125,7 @@ def test_many_holders_are_told_by_one_publication_and_all_acknowledge() -> None:
     assert not any(member.control for member in world.members), "nobody is asked twice"
 
 
-def test_there_is_one_push_in_flight_and_the_next_has_all_that_began_meanwhile() -> None:
+def test_one_targeted_invalidation_is_in_flight_and_the_next_has_what_started_meanwhile() -> None:
     world = World()
     a, b, _c = world.joined("a", "b", "c")
     for key in "jkl":
@@ -136,17 +136,17 @@ def test_there_is_one_push_in_flight_and_the_next_has_all_that_began_meanwhile()
     assert len(a.control) == 1
     a.turn()
     assert [len(deletion.replies) for deletion in deletions] == [1, 0, 0]
-    (push,) = a.control
-    assert isinstance(push, Synced)
-    assert (push.serial, push.after, push.keys) == (0, 1, ["k", "l"])
+    (targeted,) = a.control
+    assert isinstance(targeted, Synced)
+    assert (targeted.serial, targeted.after, targeted.keys) == (0, 1, ["k", "l"])
     a.turn()
     assert all(deletion.replies for deletion in deletions)
     assert not a.control
-    assert world.state.counters["pushes"] == 0
+    assert world.state.counters["reminders"] == 0
 
 
 def with_a_lost_push() -> tuple[World, Member, list[Call]]:
-    """Two deletions wait for one Local, which was pushed the first of them in vain."""
+    """Two deletions wait for one Local, which did not receive the invalidation of the first."""
     world = World()
     a, b = world.joined("a", "b")
     for key in "kl":
@@ -158,14 +158,14 @@ def with_a_lost_push() -> tuple[World, Member, list[Call]]:
     return world, a, deletions
 
 
-def test_a_push_in_flight_that_is_lost_is_repeated_with_what_began_since() -> None:
+def test_a_lost_targeted_invalidation_is_repeated_with_what_started_since() -> None:
     world, _a, deletions = with_a_lost_push()
     world.live(0.05)
     assert all(deletion.replies for deletion in deletions)
-    assert world.state.counters["pushes"] == 1
+    assert world.state.counters["reminders"] == 1
 
 
-def test_the_answer_to_a_renewal_counts_as_a_push() -> None:
+def test_the_answer_to_a_renewal_counts_as_a_targeted_invalidation() -> None:
     world, a, deletions = with_a_lost_push()
     a.state.renew(world.now)
     a.tick()
@@ -177,7 +177,7 @@ def test_the_answer_to_a_renewal_counts_as_a_push() -> None:
     assert not a.control
 
 
-def test_a_holder_that_the_log_does_not_reach_is_told_by_a_publication() -> None:
+def test_a_holder_that_the_log_does_not_reach_is_notified_by_a_broadcast() -> None:
     keys = [f"k{number}" for number in range(11)]
     world = World(log_length=10)
     a, b, c = world.joined("a", "b", "c")

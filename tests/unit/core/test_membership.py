@@ -85,14 +85,15 @@ def test_a_hello_that_arrives_again_gets_the_same_answer_and_changes_nothing() -
     a.listen()
     holder = world.state._sessions.get(first.session)
     assert holder is not None
-    lease_end, acked = holder.lease_end, holder.acked
+    recipient = world.state._invalidations.recipient(holder)
+    lease_end, acknowledged = holder.lease_end, recipient.acknowledged
     (b,) = world.joined("b")
     b.set("k", b"v")
     b.delete("k")
     world.advance(1.0)
     world.deliver(a.route, hello)
     assert a.control.pop() == first
-    assert (holder.lease_end, holder.acked) == (lease_end, acked)
+    assert (holder.lease_end, recipient.acknowledged) == (lease_end, acknowledged)
     assert len(world.state._sessions) == 2
 
 
@@ -142,7 +143,7 @@ def test_a_hello_ends_the_session_that_it_replaces() -> None:
 
 @pytest.mark.parametrize("kind", ["ack", "sync", "get"])
 @pytest.mark.parametrize("wrong", ["epoch", "session"])
-def test_what_bears_another_epoch_or_session_is_refused_and_changes_nothing(
+def test_a_message_of_another_epoch_or_session_is_refused_and_changes_nothing(
     kind: str, wrong: str
 ) -> None:
     world = World()
@@ -172,7 +173,7 @@ def test_what_bears_another_epoch_or_session_is_refused_and_changes_nothing(
     assert not deletion.replies
 
 
-def test_a_publication_of_another_epoch_is_not_applied() -> None:
+def test_a_broadcast_of_another_epoch_is_not_applied() -> None:
     world = World()
     (a,) = world.joined("a")
     a.set("k", b"v")
@@ -255,7 +256,7 @@ def test_a_goodbye_voids_the_lease_and_closes_fills_first_and_lingers_until_answ
     reading.give_up()
 
 
-def test_nobody_waits_for_a_local_that_has_said_goodbye() -> None:
+def test_no_deletion_waits_for_a_local_that_has_said_goodbye() -> None:
     world = World()
     a, b = world.joined("a", "b")
     b.set("k", b"v")
@@ -281,7 +282,7 @@ def test_no_fill_after_a_goodbye() -> None:
     assert len(a.state.cache) == 0
 
 
-def test_a_session_that_is_silent_for_long_is_dropped_and_its_local_joins_anew() -> None:
+def test_a_session_that_is_silent_for_long_is_dropped_and_its_local_joins_again() -> None:
     world = World()
     a, b = world.joined("a", "b")
     b.set("k", b"v")
@@ -299,7 +300,7 @@ def test_a_session_that_is_silent_for_long_is_dropped_and_its_local_joins_anew()
 
 def test_no_more_locals_than_the_bound_are_taken_in(monkeypatch: pytest.MonkeyPatch) -> None:
     world = World()
-    monkeypatch.setattr(world.state, "_max_clients", 1)
+    monkeypatch.setattr(world.state._memberships, "max_clients", 1)
     (a,) = world.joined("a")
     b = world.member("b")
     call = b.begin_get("k", timeout=0.5)
@@ -316,8 +317,8 @@ def test_no_more_locals_than_the_bound_are_taken_in(monkeypatch: pytest.MonkeyPa
 
 def test_one_address_takes_its_share_of_the_places_and_leaves_the_rest_to_others() -> None:
     world = World()
-    world.state._max_clients = 4
-    world.state._peer_of = lambda route: "far" if route.startswith(b"far") else "near"
+    world.state._memberships.max_clients = 4
+    world.state._memberships._peer_of = lambda route: "far" if route.startswith(b"far") else "near"
     far = world.joined("far1", "far2", "far3")
     world.renew(*far)
     refused = world.member("far4")
@@ -337,7 +338,7 @@ def test_one_address_takes_its_share_of_the_places_and_leaves_the_rest_to_others
 def test_where_places_are_scarce_none_is_kept_for_a_local_whose_lease_is_over() -> None:
     world = World()
     a, b = world.joined("a", "b")
-    world.state._max_clients = 2
+    world.state._memberships.max_clients = 2
     world.renew(a, b)
     b.set("k", b"v")
     a.get("k")
@@ -368,7 +369,7 @@ def test_another_protocol_version_is_named_to_who_waits() -> None:
     assert "version 9" in str(call.error)
 
 
-def test_what_bears_no_session_is_not_taken_for_ones_own_before_joining() -> None:
+def test_a_message_without_a_session_is_not_taken_for_ones_own_before_joining() -> None:
     world = World()
     a = world.member("a")
     a.tick()

@@ -37,7 +37,7 @@ from dstore.protocol.messages import (
 from tests.unit.core.world import LEASE, Member, World
 
 BODY = b"0123456789"
-UNTOLD = {"counters", "hasher", "_shown", "_shown_of", "_shown_until"}
+UNTOLD = {"counters", "hasher", "_local_metrics"}
 """What changes when nothing does."""
 
 
@@ -168,12 +168,18 @@ def test_a_session_does_nothing_in_the_name_of_others() -> None:
     world, a, b, token = lively()
     a_session = world.state._sessions.get(a.state.session)
     assert a_session is not None
-    noted = (a_session.acked, a_session.lease_end, a_session.route, list(a_session.outcomes))
+    recipient = world.state._invalidations.recipient(a_session)
+    noted = (
+        recipient.acknowledged,
+        a_session.lease_end,
+        a_session.route,
+        list(a_session.outcomes),
+    )
     for message in everything(*of(b), world.state._log.seq, token):
         if not isinstance(message, (Goodbye, Stage, Set)):
             world.state.receive(b"b", message, world.now)
     assert noted == (
-        a_session.acked,
+        recipient.acknowledged,
         a_session.lease_end,
         a_session.route,
         list(a_session.outcomes),
@@ -203,7 +209,7 @@ def test_an_upload_belongs_to_the_session_that_began_it() -> None:
     assert bytes(world.bulk.read(token, 0, 100) or b"") == BODY
 
 
-def test_nobody_binds_a_large_value_that_has_a_key_to_another() -> None:
+def test_a_large_value_that_has_a_key_is_not_bound_to_another() -> None:
     world, a, b, token = lively()
     stored = Stored(token, "bytes", Large(len(BODY), content.digest("bytes", BODY)))
     answers(world, Stage(*of(a), 1, stored, 4, BODY[4:]))
@@ -218,13 +224,13 @@ def test_nobody_binds_a_large_value_that_has_a_key_to_another() -> None:
     assert bytes(world.bulk.read(token, 0, 100) or b"") == BODY
 
 
-def test_nobody_acknowledges_what_it_has_not_heard_of() -> None:
+def test_an_acknowledgement_of_what_was_never_sent_is_refused() -> None:
     world = World()
     a, b, c, d = world.joined("a", "b", "c", "d")
     world.renew(a, b, c, d)
     world.engine_holds("k", "l")
     a.get("l")
-    b.begin_delete("k").send()  # nobody holds it: the publication is kept for a pause
+    b.begin_delete("k").send()  # no Local holds it: the invalidation is kept for a pause
     session = world.state._sessions.get(a.state.session)
     assert session is not None
     before = picture(world.state)
@@ -234,14 +240,14 @@ def test_nobody_acknowledges_what_it_has_not_heard_of() -> None:
         assert picture(world.state) == before
     world.publish()
     world.deliver(b"x", Ack(*of(a), 1))
-    assert session.acked == 1
+    assert world.state._invalidations.recipient(session).acknowledged == 1
     deletion = b.begin_delete("l")
-    deletion.send()  # it is pushed to ``a``
+    deletion.send()  # ``a`` gets a targeted invalidation
     world.deliver(b"x", Ack(*of(a), 2))
     assert deletion.replies
 
 
-def test_no_id_is_among_the_figures_or_what_may_reach_a_log() -> None:
+def test_no_id_is_among_the_metrics_or_what_may_reach_a_log() -> None:
     world, a, b, _token = lively()
     ids = [member.state.session for member in (a, b)]
     world.advance(LEASE / 4)
@@ -250,9 +256,10 @@ def test_no_id_is_among_the_figures_or_what_may_reach_a_log() -> None:
     state = world.state
     sessions = [state._sessions.get(ident) for ident in ids]
     calls = [call for session in sessions if session for call in session.outcomes.values()]
-    shown = [told, repr(state), repr(state._sessions), repr(state._deletions), repr(state._waits)]
+    shown = [told, repr(state), repr(state._sessions), repr(state._waits)]
     shown += [
         *map(repr, sessions),
+        *[repr(state._invalidations.recipient(session)) for session in sessions if session],
         *map(repr, calls),
         repr(state._stages),
         repr(state._invalidations),
@@ -292,7 +299,7 @@ def test_one_connection_does_not_open_sessions_without_end(answered: bool) -> No
 def test_a_hello_finds_a_place_when_it_replaces_a_session() -> None:
     world = World()
     a, b = world.joined("a", "b")
-    world.state._max_clients = 2
+    world.state._memberships.max_clients = 2
     world.deliver(b"new", Hello(world.random16(), 0, 0, ""))
     assert isinstance(world.inboxes[b"new"].pop(), Refused)
     world.deliver(b"new", Hello(world.random16(), *of(a), ""))

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from dstore.core.authority import sessions, waits
+from dstore.core.authority.alarm import NEVER
 from dstore.core.local import operations
 from dstore.core.local.operations.reading import WAIT_ROUND
 from dstore.errors import GlobalUnavailable
@@ -73,7 +74,7 @@ def test_it_goes_on_in_rounds_and_ends_in_time() -> None:
         call.answer()
     assert call.done
     assert call.result is None
-    assert (len(world.state._waits), world.state._waits.wake_at) == (0, waits.NEVER)
+    assert (len(world.state._waits), world.state._waits.wake_at) == (0, NEVER)
 
 
 def test_a_repeat_is_one_request_and_is_answered_where_it_came_from_last() -> None:
@@ -141,7 +142,7 @@ def test_a_session_that_has_ended_is_not_answered() -> None:
     assert b.delete("k").confirmed == 1
 
 
-def test_who_waits_joins_the_next_life_of_global() -> None:
+def test_a_wait_joins_the_next_epoch_of_global() -> None:
     world = World()
     (a,) = world.joined("a")
     call = begin_wait(a, "k")
@@ -168,7 +169,7 @@ def test_a_global_that_is_away_is_noticed() -> None:
     assert not a.state._fills
 
 
-def test_nobody_else_waits_for_a_wait() -> None:
+def test_no_other_request_waits_for_a_wait() -> None:
     world = World()
     (a,) = world.joined("a")
     begin_wait(a, "k").send()
@@ -205,7 +206,7 @@ def test_there_is_a_bound(monkeypatch: pytest.MonkeyPatch, bound: str) -> None:
     assert more(world, a, 101, "else") is None, "what was answered before its time is forgotten"
 
 
-def test_nobody_waits_for_ever_and_what_a_session_had_goes_with_it() -> None:
+def test_no_wait_is_for_ever_and_those_of_a_session_end_with_it() -> None:
     world = World()
     a, b = world.joined("a", "b")
     for number in range(10):

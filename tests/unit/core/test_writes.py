@@ -211,7 +211,7 @@ def test_a_get_is_asked_again_in_the_new_session() -> None:
     assert reading.finish()["k"].stored.body == b"v"
 
 
-def test_set_of_a_key_that_this_local_holds_asks_nobody() -> None:
+def test_set_of_a_key_that_this_local_holds_sends_no_request() -> None:
     world = World()
     (a,) = world.joined("a")
     a.set("k", b"v")
@@ -310,7 +310,7 @@ def test_a_write_waits_one_lease_longer_than_its_timeout() -> None:
 
 
 @pytest.mark.parametrize("refusal", [Refusal.OTHER_VERSION, Refusal.BAD_MESSAGE])
-def test_a_refusal_for_good_is_told_unless_another_copy_may_be_executed(refusal: Refusal) -> None:
+def test_a_final_refusal_is_raised_unless_another_copy_may_be_executed(refusal: Refusal) -> None:
     world = World()
     (a,) = world.joined("a")
     for lost_copies, expected in ((0, RequestRefused), (1, OutcomeUnknown)):
@@ -383,7 +383,7 @@ def test_each_message_of_a_long_write_has_its_own_time(monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("where", ["begin_fill", "begin_write"])
 @pytest.mark.parametrize("kind", ["get", "set"])
-def test_an_interrupt_in_the_middle_leaves_nothing_that_nobody_ends(
+def test_an_interrupt_in_the_middle_leaves_nothing_behind(
     where: str, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world = World()
@@ -423,7 +423,7 @@ def test_replacements_that_wait_do_not_exceed_the_limit_together() -> None:
     assert told.count(SetStatus.FULL) >= 2
     assert told.count(SetStatus.REPLACED) >= 2
     assert size < world.engine.size <= 4_000
-    assert world.state._writes._growing_bytes == world.state._writes._replacing_bytes == 0
+    assert world.state._space.growing == world.state._space.replacing == 0
 
 
 def test_in_a_full_store_a_value_is_replaced_by_one_that_is_no_larger() -> None:

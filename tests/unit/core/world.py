@@ -124,8 +124,8 @@ class World:
         self.now += seconds
 
     def publish(self) -> None:
-        """Time passes until what has been kept for a pause is published."""
-        due = self.state._invalidations.wake_at
+        """Time passes until the invalidations that are kept for a pause are broadcast."""
+        due = self.state._invalidations.broadcasts.wake_at
         assert due < float("inf"), "nothing has been kept"
         self.advance(max(0.0, due - self.now))
         self.tick()
@@ -184,13 +184,13 @@ class Member:
         self.world.deliver(self.route, self.outgoing.popleft())
 
     def hear(self) -> Broadcast | Committed:
-        """Receive the oldest publication."""
+        """Receive the oldest broadcast."""
         message = self.published.popleft()
         self.receive(message)
         return message
 
     def receive(self, message: Any) -> None:
-        """Receive a message, whoever sent it."""
+        """Receive a message from any sender."""
         self._perform(self.state.receive(message, self.world.now))
 
     def listen(self) -> Any:

@@ -1,15 +1,16 @@
-"""One write of a Local that is at work at Global, until all its items have an outcome.
+"""A write of a Local from its arrival until all its items have an outcome.
 
-The outcomes are kept, for as long as its Local may ask for them again, as what a repeat is told,
-packed into few bytes: a reply of 10,000 items takes 2 MB as Python has it, and 210 KB so.
+The outcomes are kept for as long as the Local may repeat the write, packed into few bytes: a reply
+of 10,000 items takes 2 MB as Python objects and 210 KB packed.
 """
 
 from __future__ import annotations
 
 from struct import Struct
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 from dstore.config import BATCH_BYTES_MAX
+from dstore.core.authority.sessions import Session
 from dstore.protocol.messages import (
     Del,
     DelReply,
@@ -22,22 +23,20 @@ from dstore.protocol.messages import (
     SetStatus,
 )
 
-if TYPE_CHECKING:
-    from dstore.core.authority.sessions import Session
-
-CALL_BYTES, CALL_ITEM_BYTES = 600, 900
-"""What a write at work takes at most, and each of its items beside its key and its value: its
-outcome, its place in a queue, the names of its value.
+WRITE_BYTES, WRITE_ITEM_BYTES = 600, 900
+"""What an active write takes at most, and what each of its items takes beside its key and value:
+its outcome, its place in a queue, the names of its value.
 """
 _SET, _DEL = b"S", b"D"
 _OUTCOME = Struct(">BQIII")
 """Status, seq, confirmed, expired, pending."""
 
 
-class Call:
+class ActiveWrite:
     """Collects the outcomes of a SET or DEL and makes its reply.
 
-    ``route`` and ``request`` are those of the latest repeat; ``cost`` is in bytes.
+    ``number`` is that of the write within its session. ``route`` and ``request`` are those of its
+    latest repeat. ``cost`` is in bytes.
     """
 
     __slots__ = (
@@ -46,10 +45,10 @@ class Call:
         "_room",
         "cost",
         "is_set",
+        "number",
         "request",
         "route",
         "session",
-        "write",
     )
 
     def __init__(
@@ -59,27 +58,31 @@ class Call:
         self.route = route
         self.session = session
         self.request = message.request
-        self.write = message.write
+        self.number = message.write
         self.is_set = isinstance(message, Set)
         self._results: list[SetResult | DelResult | None] = [None] * size
         self._left = size
         self._room = BATCH_BYTES_MAX
 
     def __repr__(self) -> str:
-        return f"<Call write={self.write} session no. {self.session.number} left={self._left}>"
+        return f"<ActiveWrite {self.number} of session no. {self.session.number} left={self._left}>"
 
-    def takes(self, size: int) -> bool:
-        """Whether the reply has room for a value of ``size`` bytes beside those it has."""
+    def reserve(self, size: int) -> bool:
+        """Reserve room in the reply for a value of ``size`` bytes. Returns whether it fits.
+
+        A single value always fits.
+        """
         self._room -= size
         return self._room >= 0 or self._room + size == BATCH_BYTES_MAX
 
     def note(self, index: int, result: SetResult | DelResult) -> bool:
-        """Keep the outcome of one item. Whether it was the last."""
+        """Record the outcome of one item. Returns whether it was the last one to come."""
         self._results[index] = result
         self._left -= 1
         return not self._left
 
     def reply(self, epoch: int) -> SetReply | DelReply:
+        """Return the reply, when all items have outcomes."""
         if self.is_set:
             items = cast("list[SetResult]", self._results)
             return SetReply(epoch, self.session.id, self.request, items)
@@ -88,10 +91,10 @@ class Call:
 
 
 def recorded(reply: SetReply | DelReply) -> bytes:
-    """What is kept of a reply: how it was decided. Nothing that comes of it may be cached.
+    """Pack the outcomes of a reply, without values and without leave to cache anything.
 
-    By the time a repeat is answered the value may have been deleted, and its writer, long since
-    acknowledged, is no longer one of its holders.
+    By the time a repeat is answered the value may have been deleted, and its writer, which has
+    acknowledged that deletion, is no longer one of its holders.
     """
     pack = _OUTCOME.pack
     if type(reply) is DelReply:
@@ -102,10 +105,10 @@ def recorded(reply: SetReply | DelReply) -> bytes:
     return _SET + b"".join(packed)
 
 
-def repeated(kept: bytes, envelope: tuple[int, int, int]) -> SetReply | DelReply:
-    """The reply to a repeat of a write that is done. ``envelope`` is that of the repeat."""
-    rows = _OUTCOME.iter_unpack(kept[1:])
-    if kept[:1] == _DEL:
+def repeated(outcomes: bytes, envelope: tuple[int, int, int]) -> SetReply | DelReply:
+    """Return the reply to a repeat of a finished write. ``envelope`` is that of the repeat."""
+    rows = _OUTCOME.iter_unpack(outcomes[1:])
+    if outcomes[:1] == _DEL:
         return DelReply(*envelope, [DelResult(DelStatus(status), *rest) for status, *rest in rows])
     items = [
         SetResult(SetStatus(status), seq, False, None, confirmed, expired)

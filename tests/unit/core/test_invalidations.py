@@ -1,10 +1,10 @@
-"""When deletions are published that nobody waits for, and what their being late may not do."""
+"""When invalidations that no deletion waits for are broadcast, and what a late one must not do."""
 
 from __future__ import annotations
 
 import pytest
 
-from dstore.core.authority.invalidations import KEYS_MAX, PAUSE, PAUSE_MAX, PAUSE_PER_LOCAL
+from dstore.core.authority.broadcasts import KEYS_MAX, PAUSE, PAUSE_MAX, PAUSE_PER_LOCAL
 from dstore.core.local import state as local_state
 from dstore.protocol.messages import Broadcast, Committed, DelStatus, Large, Stored
 from tests.unit.core.world import Member, World
@@ -19,40 +19,40 @@ def unheld(*keys: str, log_length: int = 100) -> tuple[World, Member, Member]:
     return world, a, b
 
 
-def published(member: Member) -> list[tuple[int, list[str]]]:
+def broadcasts(member: Member) -> list[tuple[int, list[str]]]:
     """What lies in its queue: first numbers and keys."""
     assert all(isinstance(each, Broadcast) for each in member.published)
     return [(each.first, each.keys) for each in member.published if isinstance(each, Broadcast)]
 
 
 def delete(member: Member, *keys: str) -> None:
-    """Delete them while nobody hears or says anything else."""
+    """Delete these keys while no other message moves."""
     call = member.begin_delete(*keys)
     call.send()
     call.answer()
     assert {result.status for result in call.result.values()} == {DelStatus.DELETED}
 
 
-def test_what_nobody_holds_is_published_with_pauses() -> None:
+def test_invalidations_without_holders_are_broadcast_with_pauses() -> None:
     world, a, b = unheld("i", "j", "k", "l")
     delete(b, "i")
     assert world.state.wake_at == world.now + PAUSE
     delete(b, "j")
-    assert published(a) == []
+    assert broadcasts(a) == []
     world.advance(PAUSE)
     world.tick()
-    assert published(a) == [(1, ["i", "j"])]
+    assert broadcasts(a) == [(1, ["i", "j"])]
     delete(b, "k")
     assert world.state.wake_at == world.now + PAUSE + 2 * PAUSE_PER_LOCAL
     world.advance(PAUSE)
     delete(b, "l")
     assert world.state.wake_at == world.now + 2 * PAUSE_PER_LOCAL
     world.publish()
-    assert published(a)[1:] == [(3, ["k", "l"])]
+    assert broadcasts(a)[1:] == [(3, ["k", "l"])]
     assert world.state.wake_at > world.now + 1
 
 
-def test_what_is_published_for_many_holders_brings_all_before_it() -> None:
+def test_a_broadcast_for_many_holders_has_all_that_was_kept_before_it() -> None:
     _world, a, b = unheld("i", "j", "k", "held")
     a.get("held")
     b.get("held")
@@ -60,22 +60,22 @@ def test_what_is_published_for_many_holders_brings_all_before_it() -> None:
     delete(b, "j")
     deletion = b.begin_delete("held")
     deletion.send()
-    assert published(a) == [(1, ["i", "j", "held"])]
+    assert broadcasts(a) == [(1, ["i", "j", "held"])]
     a.turn()
     b.turn()
     assert a.state.applied == 3
     assert deletion.replies
     delete(b, "k")
-    assert published(a) == []
+    assert broadcasts(a) == []
 
 
 def test_many_are_not_kept_back() -> None:
     keys = [f"k{number}" for number in range(KEYS_MAX)]
     _world, a, b = unheld(*keys, log_length=2 * KEYS_MAX)
     delete(b, *keys[1:])
-    assert published(a) == []
+    assert broadcasts(a) == []
     delete(b, keys[0])
-    assert published(a) == [(1, [*keys[1:], keys[0]])]
+    assert broadcasts(a) == [(1, [*keys[1:], keys[0]])]
 
 
 def test_no_more_are_kept_than_the_log_has_so_that_no_cache_is_dropped() -> None:
@@ -87,13 +87,13 @@ def test_no_more_are_kept_than_the_log_has_so_that_no_cache_is_dropped() -> None
         a.state.renew(world.now)
         a.turn()
         a.turn()
-    assert published(b) == [(1, keys[:3])]
+    assert broadcasts(b) == [(1, keys[:3])]
     assert a.state.counters["flushes"] == 0
     assert a.state.applied == 4
     assert a.hit("held") == b"v"
 
 
-def test_a_renewal_that_brings_what_nobody_waits_for_needs_no_acknowledgement() -> None:
+def test_a_renewal_with_invalidations_that_no_deletion_waits_for_needs_no_acknowledgement() -> None:
     world, a, b = unheld("k")
     delete(b, "k")
     a.state.renew(world.now)
@@ -113,16 +113,16 @@ def test_an_early_one_is_not_put_off_by_what_comes_after_it() -> None:
     assert world.state.wake_at == due
     world.advance(PAUSE / 2)
     world.tick()
-    assert published(a) == [(1, ["i", "j"])]
+    assert broadcasts(a) == [(1, ["i", "j"])]
 
 
-def test_after_a_publication_for_many_holders_there_is_a_pause_too() -> None:
+def test_after_a_broadcast_for_many_holders_there_is_a_pause_too() -> None:
     world, a, b = unheld("held", "k")
     a.get("held")
     b.get("held")
     b.begin_delete("held").send()
     delete(b, "k")
-    assert world.state._invalidations.wake_at == world.now + PAUSE + 2 * PAUSE_PER_LOCAL
+    assert world.state._invalidations.broadcasts.wake_at == world.now + PAUSE + 2 * PAUSE_PER_LOCAL
 
 
 def test_the_pause_grows_with_the_locals_but_not_without_end() -> None:
@@ -135,21 +135,21 @@ def test_the_pause_grows_with_the_locals_but_not_without_end() -> None:
     world.joined(*(f"further {number}" for number in range(2000)))
     world.publish()
     delete(b, "k")
-    assert world.state._invalidations.wake_at == world.now + PAUSE_MAX
+    assert world.state._invalidations.broadcasts.wake_at == world.now + PAUSE_MAX
 
 
-def test_a_global_that_ends_publishes_all_at_once() -> None:
+def test_a_global_that_ends_broadcasts_all_at_once() -> None:
     world, a, b = unheld("i")
     assert world.state.idle
     delete(b, "i")
     assert not world.state.idle
     world.state.close()
     world.tick()
-    assert published(a) == [(1, ["i"])]
+    assert broadcasts(a) == [(1, ["i"])]
     assert world.state.idle
 
 
-def test_watchers_hear_that_it_is_complete_when_they_have_heard_of_it() -> None:
+def test_watchers_learn_of_a_commit_after_the_broadcast_of_the_deletion() -> None:
     world, a, b = unheld("i", "j")
     a.state.watch(1, world.now)
     world.settle()
@@ -163,7 +163,7 @@ def test_watchers_hear_that_it_is_complete_when_they_have_heard_of_it() -> None:
     assert a.told == [(0, "i"), (0, "j")]
 
 
-def test_what_was_bound_after_a_deletion_survives_its_late_publication() -> None:
+def test_a_value_bound_after_a_deletion_survives_its_late_broadcast() -> None:
     world, a, b = unheld("i", "k")
     delete(b, "i")
     delete(b, "k")
@@ -184,7 +184,7 @@ def test_what_was_bound_after_a_deletion_survives_its_late_publication() -> None
     assert (a.hit("k"), b.hit("k")) == (None, None)
 
 
-def test_late_deletions_spoil_fills_and_are_told_to_watchers_also_if_the_entry_stays() -> None:
+def test_late_invalidations_spoil_fills_and_reach_watchers_also_if_the_entry_stays() -> None:
     world, a, b = unheld("k")
     a.state.watch(1, world.now)
     world.settle()
@@ -209,7 +209,7 @@ def test_late_deletions_spoil_fills_and_are_told_to_watchers_also_if_the_entry_s
     assert a.hit("k") == b"new"
 
 
-def test_what_the_cache_held_before_is_told_to_the_host_when_its_deletion_comes() -> None:
+def test_the_host_learns_of_the_former_entry_when_its_invalidation_comes() -> None:
     world, a, b = unheld("k")
     a.get("k")
     world.members.remove(a)
@@ -240,7 +240,7 @@ def test_what_is_ahead_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not a.state._newer
 
 
-def test_a_publication_for_many_holders_names_large_values_too() -> None:
+def test_a_broadcast_for_many_holders_names_large_values_too() -> None:
     world = World()
     a, b, c = world.joined("a", "b", "c")
     stored = Stored(b"t" * 16, "bytes", Large(2000, b"d" * 32))
@@ -249,12 +249,12 @@ def test_a_publication_for_many_holders_names_large_values_too() -> None:
         call = member.begin_get("k")
         call.send()
     c.begin_delete("k").send()
-    publication = c.hear()
-    assert isinstance(publication, Broadcast)
-    assert (publication.acknowledge, publication.tokens) == (True, [stored.token])
+    broadcast = c.hear()
+    assert isinstance(broadcast, Broadcast)
+    assert (broadcast.acknowledge, broadcast.tokens) == (True, [stored.token])
 
 
-def test_who_replaces_a_value_keeps_the_new_one() -> None:
+def test_the_writer_of_a_replacement_keeps_its_new_value() -> None:
     world, a, b = unheld("k")
     replacing = b.begin_set(("k", b"new"), replace=True)
     replacing.send()

@@ -1,0 +1,159 @@
+"""Which sessions the pending deletions wait for, and for how long.
+
+A deletion waits for the sessions that have been handed the value, for each until it acknowledges
+the deletion's number or until its lease, *as it stood when the deletion started*, has run out. A
+lease granted later does not count: its Local trusts it only after applying this very deletion.
+
+No step looks at all awaited sessions: with 10,000 of them the acknowledgements of one deletion
+would then take longer than the leases. So there is a heap of the moments at which one of them may
+expire or need a reminder. A moment is never too late. If it is too early, the session is looked at
+in vain and gets a later moment.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator, Sized
+
+from dstore.core.authority.alarm import NEVER, Alarm
+from dstore.core.authority.pending import PendingDeletion
+from dstore.core.authority.recipients import Recipient
+
+REMIND_AFTER = 0.005
+"""Seconds after which a holder that has not acknowledged is sent again what it misses. To these are
+added the seconds below: a broadcast needs time to go out to all, and Global needs time to take the
+acknowledgements of the others. A holder that is reminded too early acknowledges twice, which
+delays all others.
+"""
+REMIND_AFTER_PER_LOCAL, REMIND_AFTER_PER_HOLDER = 20e-6, 40e-6
+"""Seconds more for each Local and for each awaited holder: twice what these take (measured)."""
+
+
+class Acknowledgements:
+    """The awaited sessions. ``recipients`` has all sessions, ``lease`` is in seconds."""
+
+    def __init__(self, recipients: Sized, lease: float, alarm: Alarm) -> None:
+        self.expired = 0  # leases that had run out, or did, over all deletions
+        self._recipients = recipients
+        self._remind_pause_max = lease / 3
+        self._alarm = alarm
+        self._awaited: dict[int, Recipient] = {}  # by session id
+        self._moments: list[tuple[float, int]] = []  # a heap: when to look at which session
+        self._due: dict[int, Recipient] = {}  # those whose moments have come
+
+    def __repr__(self) -> str:
+        awaited = [each.session.number for each in self._awaited.values()]
+        return f"<Acknowledgements of sessions no. {awaited}>"
+
+    @property
+    def wake_at(self) -> float:
+        """When the next awaited session expires or needs a reminder, or earlier."""
+        if self._due:
+            return 0.0
+        return self._moments[0][0] if self._moments else NEVER
+
+    def wait_for(self, recipient: Recipient, pending: PendingDeletion, now: float) -> bool:
+        """Let a deletion wait for a holder. Returns False if the holder's lease has run out."""
+        session = recipient.session
+        if session.lease_end <= now:
+            self._expire(pending)
+            return False
+        recipient.awaited.append((pending, session.lease_end))
+        pending.awaited += 1
+        if session.id not in self._awaited:
+            self._awaited[session.id] = recipient
+            recipient.remind_pause = self._first_pause()
+            recipient.remind_at = now + recipient.remind_pause
+            self._look_again(recipient)
+        return True
+
+    def _expire(self, pending: PendingDeletion) -> None:
+        pending.expired += 1
+        self.expired += 1
+
+    def _first_pause(self) -> float:
+        """Seconds within which the next acknowledgement of a holder is to be expected."""
+        locals_ = REMIND_AFTER_PER_LOCAL * len(self._recipients)
+        return REMIND_AFTER + locals_ + REMIND_AFTER_PER_HOLDER * len(self._awaited)
+
+    def _look_again(self, recipient: Recipient) -> None:
+        """Note when it next expires or needs a reminder.
+
+        To be called whenever that may have become earlier.
+        """
+        moment = min(recipient.remind_at, recipient.awaited[0][1])
+        heapq.heappush(self._moments, (moment, recipient.session.id))
+        self._alarm.at(moment)
+
+    def _gather(self, now: float) -> None:
+        """Find the sessions whose moments have come."""
+        while self._moments and self._moments[0][0] <= now:
+            _, ident = heapq.heappop(self._moments)
+            if ident in self._awaited:
+                self._due[ident] = self._awaited[ident]
+
+    def take(self, recipient: Recipient, applied: int, now: float) -> list[PendingDeletion]:
+        """Take an acknowledgement of all invalidations up to ``applied``.
+
+        Returns the deletions that wait for no holder any more.
+        """
+        recipient.acknowledged = applied
+        awaited = recipient.awaited
+        if not awaited:
+            return []
+        pause = self._first_pause()
+        earlier = recipient.remind_at > now + pause
+        recipient.remind_pause = pause
+        recipient.remind_at = now + pause
+        completed = []
+        while awaited and awaited[0][0].seq <= applied:
+            pending, _ = awaited.popleft()
+            pending.confirmed += 1
+            pending.awaited -= 1
+            if not pending.awaited:
+                completed.append(pending)
+        if not awaited:
+            del self._awaited[recipient.session.id]
+        elif earlier:
+            self._look_again(recipient)
+        return completed
+
+    def expire(self, now: float) -> list[PendingDeletion]:
+        """Stop waiting for sessions whose leases, as they were noted, have run out.
+
+        Returns the deletions that wait for no holder any more. :meth:`reminders` is to follow, in
+        this step or in the next tick.
+        """
+        self._gather(now)
+        completed = []
+        for recipient in self._due.values():
+            awaited = recipient.awaited
+            while awaited and awaited[0][1] <= now:
+                pending, _ = awaited.popleft()
+                self._expire(pending)
+                pending.awaited -= 1
+                if not pending.awaited:
+                    completed.append(pending)
+            if not awaited:
+                self._awaited.pop(recipient.session.id, None)
+        if self._due:
+            self._alarm.at(0.0)
+        return completed
+
+    def reminders(self, now: float) -> Iterator[Recipient]:
+        """Yield the holders that are to be sent again what they miss.
+
+        The pauses between the reminders to a holder that stays silent grow.
+        """
+        self._gather(now)
+        while self._due:
+            _, recipient = self._due.popitem()
+            if not recipient.awaited:
+                continue
+            late = recipient.remind_at <= now
+            if late:
+                recipient.remind_pause = min(2 * recipient.remind_pause, self._remind_pause_max)
+                recipient.remind_at = now + recipient.remind_pause
+            self._look_again(recipient)
+            if late:
+                yield recipient

@@ -1,0 +1,107 @@
+"""Broadcasts of invalidations to all Locals.
+
+Most Locals hold none of the keys that are deleted, and no deletion waits for them. To them
+broadcasts only spare gaps and long renewals, and notify watchers. So an invalidation that no
+deletion waits for is kept for a pause, which grows with the number of Locals, and is broadcast
+together with others. Otherwise each deletion would cost as much as all Locals together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sized
+
+from dstore.core.authority.alarm import NEVER, Alarm
+from dstore.core.authority.outbox import Outbox
+from dstore.core.authority.pending import PendingDeletion
+from dstore.protocol.messages import Broadcast, Key
+
+PAUSE, PAUSE_PER_LOCAL, PAUSE_MAX = 0.005, 0.0005, 1.0
+"""Seconds between broadcasts that no deletion waits for, seconds more for each Local, and the
+longest pause. This is about ten times as long as Locals that share few cores take to wake up for
+one broadcast.
+"""
+KEYS_MAX = 1_000
+"""A broadcast of this many keys is sent without a pause, so that no broadcast becomes large. If the
+log is shorter, its length counts: a Local that renews its lease meanwhile must not have to drop its
+whole cache.
+"""
+
+
+class Broadcasts:
+    """The invalidations that are kept for the next broadcast.
+
+    All up to the number ``seq`` have been broadcast. All Locals have been asked to acknowledge
+    those up to the number ``awaited``. While ``closing``, nothing is kept for a pause.
+    """
+
+    def __init__(
+        self, epoch: int, log_length: int, recipients: Sized, out: Outbox, alarm: Alarm
+    ) -> None:
+        self.seq = 0
+        self.awaited = 0
+        self.closing = False
+        self._epoch = epoch
+        self._keys_max = min(KEYS_MAX, log_length)
+        self._recipients = recipients
+        self._out = out
+        self._alarm = alarm
+        self._keys: list[Key] = []  # of the numbers from seq + 1 on
+        self._tokens: list[bytes] = []
+        self._due = NEVER  # when they are to be broadcast
+        self._next_at = 0.0  # the next broadcast without acknowledgements is not earlier
+
+    def __repr__(self) -> str:
+        return f"<Broadcasts seq={self.seq} kept={len(self._keys)}>"
+
+    @property
+    def kept(self) -> int:
+        """How many invalidations are kept for the next broadcast."""
+        return len(self._keys)
+
+    @property
+    def wake_at(self) -> float:
+        """When :meth:`send_due` is next due."""
+        return 0.0 if self._keys and self.closing else self._due
+
+    @property
+    def pause(self) -> float:
+        """Seconds between broadcasts that no deletion waits for."""
+        return min(PAUSE + PAUSE_PER_LOCAL * len(self._recipients), PAUSE_MAX)
+
+    def keep(self, started: Iterable[PendingDeletion]) -> None:
+        """Keep the invalidations of these deletions, which come in the order of their numbers."""
+        for pending in started:
+            self._keys.append(pending.key)
+            if pending.large:
+                self._tokens.append(pending.token)
+
+    def schedule(self, now: float) -> None:
+        """Have what is kept broadcast after a pause, or now if there is much of it."""
+        if len(self._keys) >= self._keys_max:
+            self.send(False, now)
+        elif self._due == NEVER:
+            self._due = max(self._next_at, now + PAUSE)
+            self._alarm.at(self.wake_at)
+
+    def send(self, acknowledge: bool, now: float) -> None:
+        """Broadcast what is kept; with ``acknowledge`` all Locals acknowledge it at once."""
+        first, keys, tokens = self.seq + 1, self._keys, self._tokens
+        self._out.publish(Broadcast(self._epoch, first, keys, acknowledge, tokens))
+        self.seq += len(keys)
+        if acknowledge:
+            self.awaited = self.seq
+        self._keys, self._tokens = [], []
+        self._due = NEVER
+        self._next_at = now + self.pause
+
+    def send_due(self, now: float) -> bool:
+        """Broadcast what has been kept for long enough. Returns whether there was anything."""
+        due = now >= self.wake_at
+        if due:
+            self.send(False, now)
+        return due
+
+    def close(self) -> None:
+        """Keep nothing for a pause from now on."""
+        self.closing = True
+        self._alarm.at(self.wake_at)

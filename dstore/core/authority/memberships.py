@@ -1,0 +1,180 @@
+"""How Locals join, renew their leases, acknowledge and leave: HELLO, SYNC, ACK and GOODBYE."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from dstore.config import share_of
+from dstore.core.authority.alarm import NEVER, Alarm
+from dstore.core.authority.invalidations import Invalidations
+from dstore.core.authority.outbox import Outbox
+from dstore.core.authority.sessions import Session, Sessions
+from dstore.core.authority.stages import Stages
+from dstore.core.authority.waits import Waits
+from dstore.core.authority.writes import Writes
+from dstore.protocol.messages import Ack, Farewell, Goodbye, Hello, Refusal, Route, Sync, Welcome
+
+MAKE_ROOM_PAUSE = 0.1
+"""Seconds between two searches for sessions whose places can be given to other Locals."""
+
+
+class Memberships:
+    """The part of :class:`~dstore.core.authority.state.GlobalState` for sessions and leases.
+
+    ``welcome`` makes the answer to the HELLO that opened a session, given the number of the newest
+    invalidation. At most ``max_clients`` sessions are admitted, and a share of these from one host;
+    ``peer_of`` returns the address of the host of a connection, or None if it is not known.
+    """
+
+    def __init__(
+        self,
+        epoch: int,
+        sessions: Sessions,
+        invalidations: Invalidations,
+        writes: Writes,
+        waits: Waits,
+        stages: Stages,
+        out: Outbox,
+        alarm: Alarm,
+        welcome: Callable[[Session, int], Welcome],
+        max_clients: int,
+        peer_of: Callable[[Route], str | None],
+    ) -> None:
+        self.max_clients = max_clients
+        self.closing = False
+        self._epoch = epoch
+        self._sessions = sessions
+        self._invalidations = invalidations
+        self._writes = writes
+        self._waits = waits
+        self._stages = stages
+        self._out = out
+        self._alarm = alarm
+        self._welcome = welcome
+        self._peer_of = peer_of
+        self._drop_at = NEVER
+        self._make_room_at = 0.0
+
+    def __repr__(self) -> str:
+        return f"<Memberships {len(self._sessions)} of {self.max_clients}>"
+
+    @property
+    def wake_at(self) -> float:
+        """When :meth:`drop_silent` is next due."""
+        return self._drop_at
+
+    # ---- HELLO ----------------------------------------------------------------------------
+
+    def hello(self, route: Route, message: Hello, now: float) -> None:
+        """Open a session, or answer a repeated HELLO again."""
+        session = self._sessions.by_nonce(message.nonce)
+        if session is None:
+            if message.replaces_epoch == self._epoch:
+                replaced = self._sessions.get(message.replaces_session)
+                if replaced is not None:
+                    self._end(replaced, now)
+            refusal = self._refusal(route, now)
+            if refusal is not None:
+                self._out.refuse(route, message, *refusal)
+                return
+            session = self._open(route, message, now)
+        # A repeated HELLO changes neither the lease nor what is acknowledged: its Local counts the
+        # lease from when it first sent it.
+        session.route = route
+        assert session.welcome is not None
+        self._out.send(route, session.welcome)
+
+    def _open(self, route: Route, message: Hello, now: float) -> Session:
+        session = self._sessions.open(message, route, now, self._peer_of(route))
+        self._invalidations.open(session, now)
+        self._drop_at = min(self._drop_at, self._sessions.end(session))
+        self._alarm.at(self._drop_at)
+        session.welcome = self._welcome(session, self._invalidations.seq)
+        return session
+
+    def _refusal(self, route: Route, now: float) -> tuple[Refusal, str] | None:
+        """Return why this connection may open no further session, or None if it may."""
+        sessions, most = self._sessions, self.max_clients
+        if self.closing:
+            return Refusal.CLOSING, "Global is shutting down"
+        if len(sessions) >= most:
+            self._make_room(now)
+        if len(sessions) >= most:
+            return Refusal.BUSY, f"{most:,} Locals are here, and --max-clients is that"
+        peer, share = self._peer_of(route), share_of(most)
+        if peer is not None and sessions.of_peer(peer) >= share:
+            self._make_room(now)
+        if peer is not None and sessions.of_peer(peer) >= share:
+            text = f"{share:,} Locals are here from {peer}, as many as one address may have; "
+            return Refusal.BUSY, text + f"--max-clients is {most:,}"
+        if sessions.crowded(route):
+            return Refusal.BUSY, "this connection has opened several sessions and ended none"
+        return None
+
+    def _make_room(self, now: float) -> None:
+        """End the lapsed sessions: where places are scarce, none is kept for them."""
+        if now >= self._make_room_at:
+            self._make_room_at = now + MAKE_ROOM_PAUSE
+            self._writes.expire(now)  # first, or these deletions would count as confirmed
+            for session in [each for each in self._sessions if each.lease_end <= now]:
+                self._end(session, now)
+
+    # ---- SYNC and ACK ---------------------------------------------------------------------
+
+    def sync(self, session: Session, route: Route, message: Sync, now: float) -> None:
+        """Renew a lease, and send the invalidations that the Local has missed."""
+        if not self._acknowledge(session, route, message, now):
+            return
+        self._out.counters["syncs"] += 1
+        session.forget_outcomes(message.seen)
+        self._sessions.renew(session, now)
+        self._invalidations.answer(session, message.serial, message.applied, now)
+        self._invalidations.watch(session, message.watching)
+
+    def ack(self, session: Session, route: Route, message: Ack, now: float) -> None:
+        """Take an acknowledgement."""
+        if self._acknowledge(session, route, message, now):
+            self._invalidations.notify_next(session, now)
+
+    def _acknowledge(self, session: Session, route: Route, message: Sync | Ack, now: float) -> bool:
+        """Take the acknowledgement in a message. Returns False after refusing the message."""
+        notified = self._invalidations.notified(session)
+        if message.applied > notified:
+            text = (
+                f"invalidation {message.applied} was not sent to this session, "
+                f"only those up to {notified}"
+            )
+            self._out.refuse(route, message, Refusal.BAD_MESSAGE, text)
+            return False
+        session.route = route
+        completed = self._invalidations.acknowledge(session, message.applied, now)
+        if completed:
+            self._writes.complete(completed, now)
+        return True
+
+    # ---- the end of a session -------------------------------------------------------------
+
+    def goodbye(self, route: Route, message: Goodbye, now: float) -> None:
+        """End a session. The answer is the same if it has ended before."""
+        session = self._sessions.get(message.session) if message.epoch == self._epoch else None
+        if session is not None:
+            self._end(session, now)
+        self._out.send(route, Farewell(message.epoch, message.session))
+
+    def drop_silent(self, now: float) -> None:
+        """End the sessions from which no message has come for too long."""
+        if now >= self._drop_at:
+            for session in self._sessions.silent(now):
+                self._end(session, now)
+            self._drop_at = now + self._sessions.lease if len(self._sessions) else NEVER
+
+    def _end(self, session: Session, now: float) -> None:
+        """End a session: its Local's cache is empty, or its lease has run out."""
+        self._sessions.close(session)
+        if self._sessions.holders.sweeping:
+            self._alarm.at(now)
+        self._waits.end(session)  # its bit may become another's
+        self._stages.end(session)
+        completed = self._invalidations.close(session, now)
+        if completed:
+            self._writes.complete(completed, now)

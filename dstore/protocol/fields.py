@@ -1,0 +1,270 @@
+"""The fields of messages: how each kind of field is checked and read.
+
+A *check* takes an unpacked field and returns it, or raises BadMessage. A field that may be a list
+or a table has a *read* as well, which reads it step by step from a :class:`~unpacking.Frame`, so
+that nothing large is made before it is checked. The names of the checks stand in the tables of
+:mod:`dstore.protocol.wire`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
+
+from dstore.config import CHUNK_BYTES_MAX, KEY_BYTES_MAX, KEYS_PER_MESSAGE_MAX, LABEL_MAX
+from dstore.errors import BadMessage
+from dstore.protocol.keys import key_bytes
+from dstore.protocol.unpacking import LISTS, NIL, TEXT_BYTES_MAX, Frame, check_length
+from dstore.protocol.values import (
+    Body,
+    Buffer,
+    DelResult,
+    DelStatus,
+    Found,
+    Key,
+    Large,
+    SetResult,
+    SetStatus,
+    Stored,
+)
+
+CODEC_NAME_MAX = 64
+"""Characters of a codec's name."""
+_ASCII_KEY_SAFE = KEY_BYTES_MAX // 4  # a text of so few characters is short enough in any case
+
+_CODECS = {name: name for name in ("bytes", "text", "msgpack", "ndarray", "pickle")}
+"""Names that most messages have: all share one text for each, which needs no check."""
+
+T = TypeVar("T")
+N = TypeVar("N", bound=NamedTuple)
+Check = Callable[[Any], Any]
+Read = Callable[[Frame], Any]
+
+_READS: dict[Check, Read] = {}
+"""The reads of the checks whose fields may be lists or tables."""
+
+
+def read(check: Check, frame: Frame) -> Any:
+    """Read and check the next field of a frame, step by step. Raises BadMessage."""
+    step_by_step = _READS.get(check)
+    return check(frame.one()) if step_by_step is None else step_by_step(frame)
+
+
+def shown(field: Any) -> str:
+    """Return a field for an error message. A stranger's field may be huge or deeply nested."""
+    if isinstance(field, (int, float)) or (isinstance(field, (str, bytes)) and len(field) < 40):
+        return repr(field)
+    return f"a {type(field).__name__}"
+
+
+# ---- numbers and texts ------------------------------------------------------------------------
+
+
+def uint(field: Any) -> int:
+    if type(field) is not int or field < 0:
+        raise BadMessage(f"expected a number of at least 0, got {shown(field)}")
+    return field
+
+
+def boolean(field: Any) -> bool:
+    if type(field) is not bool:
+        raise BadMessage(f"expected true or false, got {shown(field)}")
+    return field
+
+
+def span(field: Any) -> float:
+    if type(field) not in (float, int) or not 0 < field < 1e9:
+        raise BadMessage(f"expected a span of time in seconds, got {shown(field)}")
+    return float(field)
+
+
+def text(field: Any) -> str:
+    if type(field) is not str or len(field) > TEXT_BYTES_MAX:
+        raise BadMessage(f"expected text, got {shown(field)}")
+    return field
+
+
+def label(field: Any) -> str:
+    if len(text(field)) > LABEL_MAX:
+        raise BadMessage(f"a label has at most {LABEL_MAX} characters")
+    return str(field)
+
+
+def key(field: Any) -> Key:
+    if type(field) is not str or not field:
+        raise BadMessage(f"expected a key, got {shown(field)}")
+    if len(field) > _ASCII_KEY_SAFE and key_bytes(field) > KEY_BYTES_MAX:
+        raise BadMessage(f"a key has at most {KEY_BYTES_MAX} bytes, this one {key_bytes(field)}")
+    return field
+
+
+def id16(field: Any) -> bytes:
+    if type(field) is not bytes or len(field) != 16:
+        raise BadMessage(f"expected 16 bytes, got {shown(field)}")
+    return field
+
+
+def code(kind: Callable[[int], T]) -> Callable[[Any], T]:
+    """Make the check of a member of an enumeration."""
+
+    def checked(field: Any) -> T:
+        try:
+            return kind(uint(field))
+        except ValueError:
+            raise BadMessage(f"unknown code {shown(field)}") from None
+
+    return checked
+
+
+# ---- lists, records and tables ----------------------------------------------------------------
+
+
+def listed(check: Callable[[Any], T], most: int, least: int = 0) -> Callable[[Any], list[T]]:
+    """Make the check of a list of ``least`` to ``most`` items."""
+
+    def checked(field: Any) -> list[T]:
+        if type(field) is not list:
+            raise BadMessage(f"expected a list, got {shown(field)}")
+        check_length(len(field), least, most)
+        return [check(item) for item in field]
+
+    def step_by_step(frame: Frame) -> list[T]:
+        length = frame.length(least, most)
+        if check not in _READS:
+            return [check(item) for item in frame.some(length)]
+        items: list[T] = []
+        for piece in frame.pieces(length):
+            items += [read(check, piece)] if isinstance(piece, Frame) else map(check, piece)
+        return items
+
+    _READS[checked] = step_by_step
+    return checked
+
+
+def batch(check: Callable[[Any], T]) -> Callable[[Any], list[T]]:
+    """Make the check of a list of as many items as a message may have keys, and at least one."""
+    return listed(check, KEYS_PER_MESSAGE_MAX, 1)
+
+
+def optional(check: Callable[[Any], T]) -> Callable[[Any], T | None]:
+    """Make the check of a field that may be None."""
+
+    def checked(field: Any) -> T | None:
+        return None if field is None else check(field)
+
+    def step_by_step(frame: Frame) -> T | None:
+        return frame.one() if frame.begins(NIL) else read(check, frame)  # type: ignore[no-any-return]
+
+    _READS[checked] = step_by_step
+    return checked
+
+
+def record(kind: type[N], *checks: Check) -> Callable[[Any], N]:
+    """Make the check of a NamedTuple, given the checks of its fields."""
+    make = kind._make
+
+    def checked(field: Any) -> N:
+        if type(field) is not list or len(field) != len(checks):
+            raise BadMessage(f"expected a record of {len(checks)} fields, got {shown(field)}")
+        return make([check(item) for check, item in zip(checks, field)])
+
+    def step_by_step(frame: Frame) -> N:
+        frame.length(len(checks), len(checks))
+        return make([read(check, frame) for check in checks])
+
+    _READS[checked] = step_by_step
+    return checked
+
+
+def metrics(field: Any) -> dict[str, object]:
+    if type(field) is not dict or not all(type(name) is str for name in field):
+        raise BadMessage(f"expected a table of metrics, got {shown(field)}")
+    return field
+
+
+_READS[metrics] = lambda frame: metrics(frame.metrics())
+
+
+# ---- values -----------------------------------------------------------------------------------
+
+
+def codec_name(field: Any) -> str:
+    name = text(field)
+    if not (0 < len(name) <= CODEC_NAME_MAX and name.isascii() and name.isprintable()):
+        raise BadMessage(f"the name of a codec is 1 to {CODEC_NAME_MAX} printable ASCII characters")
+    return name
+
+
+def inline(field: Any) -> bytes:
+    if type(field) is not bytes:
+        raise BadMessage(f"expected bytes, got {shown(field)}")
+    return field
+
+
+def digest(field: Any) -> bytes:
+    if type(field) is not bytes or len(field) != 32:
+        raise BadMessage(f"expected a digest of 32 bytes, got {shown(field)}")
+    return field
+
+
+def size(field: Any) -> int:
+    if not 1 <= uint(field) < 1 << 62:
+        raise BadMessage(f"a large value has at least one byte, not {shown(field)}")
+    return int(field)
+
+
+def chunk_length(field: Any) -> int:
+    if not 1 <= uint(field) <= CHUNK_BYTES_MAX:
+        raise BadMessage(f"a chunk has 1 to {CHUNK_BYTES_MAX} bytes, not {shown(field)}")
+    return int(field)
+
+
+def data(field: Any) -> Buffer:
+    """The check of a second frame, which was not packed."""
+    if not 1 <= len(field) <= CHUNK_BYTES_MAX:
+        raise BadMessage(f"a chunk has 1 to {CHUNK_BYTES_MAX} bytes, not {len(field)}")
+    return field  # type: ignore[no-any-return]
+
+
+large = record(Large, size, digest)
+
+
+def body(field: Any) -> Body:
+    return field if type(field) is bytes else large(field)
+
+
+_READS[body] = lambda frame: read(large if frame.begins(LISTS) else inline, frame)
+_any_stored = record(Stored, id16, codec_name, body)
+
+
+def stored(field: Any) -> Stored:
+    """The check of a value, with a fast path for small ones, which most replies have."""
+    if type(field) is list and len(field) == 3:
+        token, codec, content = field
+        if type(content) is bytes and type(token) is bytes and len(token) == 16:
+            name = _CODECS.get(codec) if type(codec) is str else None
+            return Stored(token, name or codec_name(codec), content)
+    return _any_stored(field)
+
+
+_READS[stored] = _READS[_any_stored]
+upload = record(Stored, id16, codec_name, large)
+_any_found = optional(record(Found, uint, boolean, stored))
+
+
+def found(field: Any) -> Found | None:
+    """The check of a value in a reply, with a fast path for well-formed input."""
+    if type(field) is list and len(field) == 3:
+        seq, cacheable, value = field
+        if type(seq) is int and seq >= 0 and type(cacheable) is bool:
+            return Found._make((seq, cacheable, stored(value)))
+    return _any_found(field)
+
+
+_READS[found] = _READS[_any_found]
+
+keys = batch(key)
+set_result = record(SetResult, code(SetStatus), uint, boolean, found, uint, uint)
+del_result = record(DelResult, code(DelStatus), uint, uint, uint, uint)
+ENVELOPE = (uint, uint, uint)
+"""The checks of epoch, session and request."""

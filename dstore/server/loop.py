@@ -1,0 +1,192 @@
+"""The loop of a Global: its sockets, its state, and the messages between them."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from dstore.core.authority.effects import GlobalEffect, Send
+from dstore.core.authority.state import GlobalState
+from dstore.core.engine import Bulk, Engine
+from dstore.errors import BadMessage
+from dstore.protocol import wire
+from dstore.protocol.messages import Buffer, Hello, Refusal, Refused
+from dstore.runtime import clock
+from dstore.runtime.background import signals_left_to_this_thread
+from dstore.runtime.logs import Log
+from dstore.runtime.rate_limited_log import RateLimitedLog
+from dstore.server.settings import Settings
+from dstore.shm import bulk_for
+from dstore.transport.router import Router
+
+log = Log("dstore.global")
+
+FINISH_MAX = 1000
+"""Messages that have arrived before the end and are still handled."""
+LAST_WORDS = 0.1
+"""Seconds for which Global stays after its last answer. ZeroMQ drops what a Local has received and
+not yet read when the connection is lost.
+"""
+FINISH_SLACK = 0.5
+"""Seconds beyond one lease within which the last answers must have been given."""
+
+
+class Loop:
+    """What a bound Global has: a router, a place for large values, and a GlobalState.
+
+    One thread serves. :meth:`wake` may be called from any thread and from signal handlers.
+    """
+
+    def __init__(self, settings: Settings, engine: Engine) -> None:
+        self.settings = settings
+        self.router: Router | None = None
+        self._engine = engine
+        self._bulk: Bulk | None = None
+        self._serving = False
+        self._rate_limited_log = RateLimitedLog(log)
+
+    def __repr__(self) -> str:
+        return f"<Loop of {self.settings.address}>"
+
+    # ---- life -----------------------------------------------------------------------------
+
+    def open(self) -> tuple[str, str]:
+        """Bind the sockets. Returns the addresses for requests and for broadcasts.
+
+        Raises AddressError. After any exception :meth:`close` is to follow.
+        """
+        settings = self.settings
+        with signals_left_to_this_thread():
+            router = self.router = Router(
+                settings.address,
+                settings.publisher or None,
+                max_clients=settings.max_clients,
+                warn=self._warn_of_cut,
+            )
+        epoch = secrets.randbits(63) | 1
+        self._bulk = bulk_for(epoch, settings.shm)
+        self.state = GlobalState(
+            self._engine,
+            self._bulk,
+            epoch=epoch,
+            publisher=router.advertised,
+            lease=settings.lease,
+            log_length=settings.log_length,
+            value_limit=settings.value_limit,
+            large_from=settings.large_from,
+            random63=partial(secrets.randbits, 63),
+            max_clients=settings.max_clients,
+            peer_of=router.peer_of,
+        )
+        return router.address, router.publisher
+
+    def wake(self) -> None:
+        """Make the thread that serves look whether it should go on."""
+        if self.router is not None:
+            self.router.wake()
+
+    def close(self) -> None:
+        """Give back the sockets and the memory of large values. The engine stays open."""
+        router, bulk = self.router, self._bulk
+        try:
+            if router is not None:
+                router.close()
+        finally:
+            if bulk is not None:
+                bulk.close()
+
+    def forked(self) -> None:
+        """In a forked child: leave the sockets to the parent."""
+        if self.router is not None:
+            self.router.forked()
+
+    # ---- serving --------------------------------------------------------------------------
+
+    def serve(self, ended: Callable[[], object]) -> None:
+        """Serve until ``ended()``, which is called after each message and each wake-up."""
+        router = self.router
+        assert router is not None
+        self._serving = True
+        while not ended():
+            self._turn(router, self.state.wake_at)
+
+    def finish(self) -> None:
+        """Answer what has arrived and what waits for acknowledgements; take no new writes."""
+        router = self.router
+        assert router is not None
+        answered = False
+        for _ in range(FINISH_MAX):
+            if not self._turn(router, 0.0):
+                break
+            answered = True
+        self.state.close()
+        end = clock.now() + self.settings.lease + FINISH_SLACK
+        while not self.state.idle and clock.now() < end:
+            self._turn(router, min(self.state.wake_at, end))
+            answered = True
+        if answered:
+            end = clock.now() + LAST_WORDS
+            while clock.now() < end:
+                self._turn(router, end)
+
+    def _turn(self, router: Router, until: float) -> bool:
+        """Handle one message, if one arrives in time, and do what is due.
+
+        Returns whether a message arrived.
+        """
+        arrived = router.receive(until - clock.now())
+        if arrived is not None:
+            self._guarded(self._take, router, *arrived)
+        if clock.now() >= self.state.wake_at:
+            self._guarded(self._tick, router)
+        return arrived is not None
+
+    def _guarded(self, step: Callable[..., None], *arguments: Any) -> None:
+        """Log an exception: a bug that one message meets must not end the service of all others."""
+        try:
+            step(*arguments)
+        except Exception:
+            log.exception("%s failed; Global goes on", step.__name__)
+
+    def _tick(self, router: Router) -> None:
+        self._perform(router, self.state.tick(clock.now()))
+
+    def _take(self, router: Router, route: bytes, frame: bytes, data: Buffer | None) -> None:
+        try:
+            message = wire.decode_to_global(frame, data)
+        except BadMessage as error:
+            self._refuse(router, route, error)
+            return
+        if type(message) is Hello and not router.knows(route):
+            return  # its connection has ended: the answer would reach no Local
+        # The clock is read after the message has arrived: a lease counts from receipt.
+        self._perform(router, self.state.receive(route, message, clock.now()))
+
+    def _perform(self, router: Router, effects: list[GlobalEffect]) -> None:
+        for effect in effects:
+            if type(effect) is Send:
+                message = effect.message
+                router.send(effect.route, wire.encode(message), wire.data_of(message))
+            else:
+                router.publish(wire.encode(effect.message))
+
+    # ---- what strangers send --------------------------------------------------------------
+
+    def _warn_of_cut(self, message: str, *arguments: object) -> None:
+        """The router has cut off a connection."""
+        if self._serving:
+            self.state.counters["cut"] += 1
+        self._rate_limited_log.warning(message, *arguments)
+
+    def _refuse(self, router: Router, route: bytes, error: BadMessage) -> None:
+        """Answer a frame that cannot be decoded."""
+        self.state.counters["malformed"] += 1
+        self._rate_limited_log.warning("refused a frame that is not a message of ours: %s", error)
+        other = isinstance(error, wire.OtherVersion)
+        refusal = Refusal.OTHER_VERSION if other else Refusal.BAD_MESSAGE
+        envelope = (0, 0, 0)
+        if isinstance(error, wire.Malformed):
+            envelope = (error.epoch, error.session, error.request)
+        router.send(route, wire.encode(Refused(*envelope, refusal, str(error))))
