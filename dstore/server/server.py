@@ -22,9 +22,9 @@ from dstore.protocol import wire
 from dstore.protocol.messages import Buffer, Hello, Refusal, Refused
 from dstore.runtime import clock, native, reentrancy
 from dstore.runtime import greenlets as green
-from dstore.runtime.background import signals_left_to_this_thread
 from dstore.runtime.logs import Log
 from dstore.runtime.rate_limited_log import RateLimitedLog
+from dstore.runtime.signals import signals_blocked
 from dstore.server.engines.memory import MemoryEngine
 from dstore.shm import bulk_for, check_root
 from dstore.transport import addresses
@@ -204,8 +204,7 @@ class Global:
             thread = native.Thread(self._serve_here, "dstore-global")
             try:
                 self._thread, self._phase = thread, Phase.SERVING
-                with signals_left_to_this_thread():
-                    thread.start()
+                thread.start()
             except BaseException as error:  # or Ctrl-C, and the thread finds that it is not it
                 self._thread, self._phase = None, Phase.BOUND
                 if not was_bound:
@@ -323,7 +322,7 @@ class Global:
         if self._phase is not Phase.NEW:
             return
         try:
-            with signals_left_to_this_thread():
+            with signals_blocked():
                 router = self._router = Router(
                     self.address,
                     self.publisher or None,

@@ -21,6 +21,7 @@ from dstore import config
 from dstore.config import share_of
 from dstore.protocol import wire
 from dstore.protocol.messages import Hello, Welcome
+from dstore.transport import connection as connections
 from dstore.transport import guard
 from dstore.transport import router as routers
 from dstore.transport.router import Router, connections_max
@@ -53,7 +54,7 @@ class Driven:
 
     def turn(self, seconds: float = 0.0) -> tuple[bytes, bytes, object] | None:
         """What comes next; whatever is due is done."""
-        self.router.guard.due = 0.0
+        self.router.guard.check_at = 0.0
         return self.router.receive(seconds)
 
     def until(self, condition: Callable[[], object]) -> None:
@@ -125,7 +126,7 @@ def test_a_message_without_end_is_cut(driven: Driven) -> None:
         part, sent = memoryview(frame(bytes(1 << 16), MORE)), 0
         peer.socket.setblocking(False)
         while not driven.cuts:
-            assert sent < guard.UNREAD_MAX + (256 << 20)
+            assert sent < connections.UNREAD_MAX + (256 << 20)
             try:
                 sent += peer.socket.send(part[sent % len(part) :])
             except BlockingIOError:
@@ -179,11 +180,11 @@ def test_messages_earn_no_credit_for_what_is_unfinished(driven: Driven) -> None:
             for _ in range(100):
                 while driven.turn(0.1) is None:
                     pass
-        connection = driven.router.guard.of(_only_route(driven))
+        connection = driven.router.guard.connection_of(_only_route(driven))
         assert connection is not None
         driven.rest()
         assert connection.messages == 100_000
-        assert abs(connection.unread) <= guard.HANDSHAKE_BYTES
+        assert abs(connection.unread) <= connections.HANDSHAKE_BYTES
 
 
 def test_an_address_that_sent_many_frames_is_not_heard_for_a_while(driven: Driven) -> None:
@@ -192,10 +193,10 @@ def test_an_address_that_sent_many_frames_is_not_heard_for_a_while(driven: Drive
         driven.until(lambda: driven.cuts)
         with RawPeer(driven.router.address, shake=False) as again:
             driven.until(lambda: again.is_cut)
-        driven.router.guard._banned.clear()
+        driven.router.guard._banned_until.clear()
         with RawPeer(driven.router.address) as later:
             later.send(b"hello")
-            driven.until(lambda: driven.router.guard.of(_only_route(driven)))
+            driven.until(lambda: driven.router.guard.connection_of(_only_route(driven)))
 
 
 @pytest.mark.parametrize("frames", ["one large frame each", "frames without bytes"])
@@ -204,7 +205,7 @@ def test_unfinished_messages_of_many_peers_are_bounded_together(
 ) -> None:
     """Those that take much more memory than they have bytes have a smaller bound."""
     monkeypatch.setattr(guard, "INFLATED_TOTAL_MAX", 4 << 20)
-    monkeypatch.setattr(guard, "CALM_BYTES", 1 << 16)
+    monkeypatch.setattr(guard, "BASELINE_BYTES", 1 << 16)
     size = 1 << 20
     empty = frames == "frames without bytes"
     with crowd() as peers:
@@ -234,20 +235,20 @@ def test_what_an_honest_peer_has_under_way_is_not_cut_while_global_is_busy(drive
     count = config.CHUNKS_AHEAD
     with RawPeer(driven.router.address) as peer:
         peer.send(b"first")
-        driven.until(lambda: driven.router.guard.of(_only_route(driven)) is not None)
+        driven.until(lambda: driven.router.guard.connection_of(_only_route(driven)) is not None)
         driven.rest()
         for _ in range(count):
             peer.socket.sendall(frame(b"head", MORE) + frame_head(config.CHUNK_BYTES))
             peer.socket.sendall(bytes(config.CHUNK_BYTES))
         for _ in range(20):  # it looks, and nothing is taken
-            driven.router.guard.turn(time.monotonic())
+            driven.router.guard.check(time.monotonic())
         taken = 0
         while taken < count:
             taken += driven.turn(0.1) is not None
         driven.rest()
         assert driven.cuts == 0
         peer.send(b"last")
-        driven.until(lambda: driven.router.guard.of(_only_route(driven)))
+        driven.until(lambda: driven.router.guard.connection_of(_only_route(driven)))
 
 
 def _only_route(driven: Driven) -> bytes:
@@ -257,32 +258,32 @@ def _only_route(driven: Driven) -> bytes:
 
 def test_heartbeats_are_not_taken_for_messages_under_way() -> None:
     """Days of them are more than an unfinished message; but an old connection has no credit."""
-    connection = guard.Connection(0, None, 0.0)
+    connection = connections.Connection(0, None, 0, 0.0)
     now, ping = 0.0, len(frame(b"\x04PING\x00\x64", 4))
     for _ in range(2_000):
         now += 600.0  # they come late, all at once
         connection.received += 600 * ping
-        connection.forgive(now)
-    assert connection.received > guard.UNFINISHED_MAX
+        connection.discount_heartbeats(now)
+    assert connection.received > connections.UNFINISHED_MAX
     assert connection.unread <= 0
     now += 10 * 86_400.0
-    connection.forgive(now)
+    connection.discount_heartbeats(now)
     connection.received += 1 << 20
-    connection.forgive(now + 0.1)
-    assert connection.unread > (1 << 20) - guard.HEARTBEATS_SAVED_MAX - 1_000
+    connection.discount_heartbeats(now + 0.1)
+    assert connection.unread > (1 << 20) - connections.HEARTBEATS_SAVED_MAX - 1_000
 
 
 def test_what_waited_to_be_taken_is_not_forgiven_for_ever() -> None:
     """A look often finds messages that have arrived and are about to be taken."""
-    connection = guard.Connection(0, None, 0.0)
+    connection = connections.Connection(0, None, 0, 0.0)
     for second in range(100_000):
         connection.received += 1 << 20
-        connection.forgive(float(second))
+        connection.discount_heartbeats(float(second))
         connection.taken += 1 << 20
-        connection.forgive(second + 0.5)
+        connection.discount_heartbeats(second + 0.5)
     connection.received += 1 << 20
-    connection.forgive(100_000.0)
-    assert connection.unread > (1 << 20) - guard.HEARTBEATS_SAVED_MAX - 2_000
+    connection.discount_heartbeats(100_000.0)
+    assert connection.unread > (1 << 20) - connections.HEARTBEATS_SAVED_MAX - 2_000
 
 
 def test_replies_that_are_not_read_are_dropped_and_then_their_peer_is_cut(driven: Driven) -> None:
@@ -295,14 +296,14 @@ def test_replies_that_are_not_read_are_dropped_and_then_their_peer_is_cut(driven
             arrived = driven.turn(0.1)
             if arrived is not None:
                 routes[arrived[1]] = arrived[0]
-        connection = driven.router.guard.of(routes[b"deaf"])
+        connection = driven.router.guard.connection_of(routes[b"deaf"])
         assert connection is not None
-        for _ in range(2 * guard.REPLIES_MAX // (1 << 20)):
+        for _ in range(2 * connections.REPLIES_MAX // (1 << 20)):
             driven.router.send(routes[b"deaf"], bytes(1 << 20))
-        assert connection.replies <= guard.REPLIES_MAX + (8 << 20), "and a full socket"
+        assert connection.replies <= connections.REPLIES_MAX + (8 << 20), "and a full socket"
         driven.rest()
         assert driven.cuts == 0, "it may be slow, and go on"
-        connection.moved -= guard.DEAF_SECONDS
+        connection.progress_at -= connections.STALLED_SECONDS
         driven.rest()
         assert driven.cuts == 1
         assert "read" in driven.said[-1]
@@ -318,14 +319,13 @@ def test_a_peer_that_was_idle_for_long_has_time_to_read_its_next_reply(driven: D
         while arrived is None:
             arrived = driven.turn(0.1)
         driven.rest()
-        connection = driven.router.guard.of(arrived[0])
+        connection = driven.router.guard.connection_of(arrived[0])
         assert connection is not None
-        now = time.monotonic() + 10 * guard.DEAF_SECONDS
+        now = time.monotonic() + 10 * connections.STALLED_SECONDS
         assert driven.router.guard.may_reply(connection, 1 << 20, now)
-        driven.router.guard._judge_peer(connection, now)
-        assert driven.cuts == 0
-        driven.router.guard._judge_peer(connection, now + 2 * guard.DEAF_SECONDS)
-        assert driven.cuts == 1
+        assert connection.peer_violation(now) is None
+        later = now + 2 * connections.STALLED_SECONDS
+        assert "not read its replies" in str(connection.peer_violation(later))
 
 
 def test_replies_that_are_read_are_not_counted_for_ever(driven: Driven) -> None:
@@ -334,7 +334,7 @@ def test_replies_that_are_read_are_not_counted_for_ever(driven: Driven) -> None:
         arrived = None
         while arrived is None:
             arrived = driven.turn(0.1)
-        for _ in range(2 * guard.REPLIES_MAX // (4 << 20)):
+        for _ in range(2 * connections.REPLIES_MAX // (4 << 20)):
             driven.router.send(arrived[0], bytes(4 << 20))
             assert len(peer._frame()[1]) == 4 << 20
         assert driven.cuts == 0
@@ -345,7 +345,7 @@ def test_replies_that_are_read_are_not_counted_for_ever(driven: Driven) -> None:
 
 def test_a_subscriber_that_subscribes_to_too_much_is_cut(driven: Driven) -> None:
     with RawPeer(driven.router.publisher, "SUB") as peer:
-        for number in range(guard.SUBSCRIPTION_BYTES_MAX // 2):
+        for number in range(connections.SUBSCRIPTION_BYTES_MAX // 2):
             with contextlib.suppress(OSError):
                 peer.send(b"\x01" + struct.pack(">I", number))
         driven.until(lambda: driven.cuts)
@@ -378,7 +378,7 @@ def test_a_subscriber_that_does_not_read_is_cut_and_others_hear(driven: Driven) 
                 pass
             assert heard < 200
         assert "does not read" in driven.said[-1]
-        assert heard > guard.PUBLISHED_AHEAD_MAX >> 20
+        assert heard > connections.PUBLISHED_AHEAD_MAX >> 20
 
 
 # ---- how many -----------------------------------------------------------------------------------
@@ -472,8 +472,8 @@ def test_peers_that_come_and_go_leave_nothing(driven: Driven) -> None:
                 pass
     driven.until(lambda: not len(driven.router.guard))
     assert not driven.router.guard._by_route
-    for side in (driven.router.guard._requests, driven.router.guard._subscribers):
-        assert not side.of_group
+    for table in (driven.router.guard._requests, driven.router.guard._subscribers):
+        assert not table.count_by_source
     assert driven.cuts == 0
 
 
@@ -522,7 +522,7 @@ def _follow_until(router: Router, connections: int) -> None:
     end = time.monotonic() + PATIENCE
     while len(router.guard) != connections:
         assert time.monotonic() < end
-        router.guard._follow(time.monotonic())
+        router.guard.update(time.monotonic())
 
 
 def test_a_limit_of_descriptors_bounds_the_connections() -> None:
