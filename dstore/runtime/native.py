@@ -78,10 +78,10 @@ def patched() -> bool:
 
 def sleep(seconds: float) -> None:
     """Block this thread, with all its greenlets."""
-    Event().wait(seconds)
+    ThreadEvent().wait(seconds)
 
 
-class Event:
+class ThreadEvent:
     """Like ``threading.Event``; a signal handler may call :meth:`set` as well."""
 
     def __init__(self) -> None:
@@ -90,7 +90,7 @@ class Event:
         self._gate.acquire()
 
     def __repr__(self) -> str:
-        return f"<Event {'set' if self._set else 'not set'}>"
+        return f"<ThreadEvent {'set' if self._set else 'not set'}>"
 
     def is_set(self) -> bool:
         return self._set
@@ -126,7 +126,7 @@ class Thread:
         self._pid = os.getpid()
         self._target = target
         self._daemon = daemon
-        self._over = Event()
+        self._over = ThreadEvent()
         self._carrier: threading.Thread | None = None
 
     def __repr__(self) -> str:

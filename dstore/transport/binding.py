@@ -130,8 +130,13 @@ def connect(sock: zmq.Socket[bytes], literal: str) -> None:
         sock.connect(literal)
     except zmq.ZMQError as error:
         if error.errno == zmq.ETERM:
-            raise NodeClosed("the Node was closed during the call") from None
+            raise node_closed() from None
         raise AddressError(f"cannot connect to {literal}: {error.strerror}") from None
+
+
+def node_closed() -> NodeClosed:
+    """The error for a call that finds the sockets of its Node closed."""
+    return NodeClosed("the Node was closed during the call")
 
 
 def error_text(code: int) -> str:

@@ -8,13 +8,12 @@ from collections.abc import Callable
 
 import zmq
 
-from dstore.errors import GlobalUnavailable, NodeClosed
 from dstore.protocol import wire
 from dstore.protocol.messages import Buffer
 from dstore.runtime import native
 from dstore.runtime.signals import signals_blocked
-from dstore.transport import limits
-from dstore.transport.client_socket import REQUEST_SILENCE_MS, ClientSocket
+from dstore.transport.binding import node_closed
+from dstore.transport.client_socket import REQUEST_SILENCE_MS, ClientSocket, opening_channel
 from dstore.transport.resolver import Resolver
 
 CHANNELS_KEPT = 64
@@ -63,7 +62,7 @@ class Channel:
                 if left <= SEND_SLICE:
                     return False
             except zmq.ContextTerminated:
-                raise _closed() from None
+                raise node_closed() from None
             else:
                 return True
 
@@ -88,7 +87,7 @@ class Channel:
         except zmq.Again:
             return None
         except zmq.ContextTerminated:
-            raise _closed() from None
+            raise node_closed() from None
 
     @property
     def closed(self) -> bool:
@@ -128,15 +127,8 @@ class ChannelPool:
                 channel.user = native.get_ident()
                 if not channel.closed:
                     return channel
-        try:
-            limits.need_descriptors(limits.CHANNEL_DESCRIPTORS)
+        with opening_channel():
             return Channel(self._context, self._resolver, self._open)
-        except limits.Shortage as shortage:
-            raise GlobalUnavailable(str(shortage)) from None
-        except zmq.ZMQError as error:
-            if error.errno in (zmq.ETERM, zmq.EFAULT):
-                raise _closed() from None
-            raise no_socket(error) from None
 
     def give_back(self, channel: Channel) -> None:
         with self._lock:
@@ -163,12 +155,3 @@ class ChannelPool:
     def in_use(self) -> bool:
         """Whether a thread still has a channel after :meth:`close`."""
         return bool(self._open)
-
-
-def no_socket(error: zmq.ZMQError) -> GlobalUnavailable:
-    """The error for a socket that ZeroMQ could not open."""
-    return GlobalUnavailable(limits.no_socket(error))
-
-
-def _closed() -> NodeClosed:
-    return NodeClosed("the Node was closed during the call")

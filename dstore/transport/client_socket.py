@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Protocol
 
 import zmq
 
 from dstore.config import LOG_BYTES_MAX
-from dstore.transport import binding
+from dstore.errors import GlobalUnavailable
+from dstore.transport import binding, limits
 
 CONTROL_SILENCE_MS = 10_000
 """Milliseconds without a byte after which either side drops a control connection; the Local then
@@ -83,6 +86,24 @@ class ClientSocket:
         endpoint, self._connected_to = self._connected_to, None
         if endpoint is not None:
             self.socket.disconnect(endpoint)
+
+
+@contextlib.contextmanager
+def opening_channel() -> Iterator[None]:
+    """Check that there are descriptors for one more channel, and translate ZeroMQ's errors.
+
+    Raises GlobalUnavailable if the system gives no more sockets, NodeClosed if the context has been
+    terminated.
+    """
+    try:
+        limits.need_descriptors(limits.CHANNEL_DESCRIPTORS)
+        yield
+    except limits.Shortage as shortage:
+        raise GlobalUnavailable(str(shortage)) from None
+    except zmq.ZMQError as error:
+        if error.errno in (zmq.ETERM, zmq.EFAULT):
+            raise binding.node_closed() from None
+        raise GlobalUnavailable(limits.no_socket(error)) from None
 
 
 def drain(sock: zmq.Socket[bytes]) -> list[bytes]:

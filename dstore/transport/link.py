@@ -8,7 +8,8 @@ import zmq
 
 from dstore.errors import AddressError, GlobalUnavailable
 from dstore.transport import limits
-from dstore.transport.channel import ChannelPool, no_socket
+from dstore.transport.channel import ChannelPool
+from dstore.transport.client_socket import opening_channel
 from dstore.transport.context import Termination, new_context
 from dstore.transport.control import Control
 from dstore.transport.requests import Requests
@@ -32,7 +33,7 @@ class Link:
         except BaseException as error:
             self._context.destroy(linger=0)
             if isinstance(error, zmq.ZMQError):
-                raise no_socket(error) from None
+                raise GlobalUnavailable(limits.no_socket(error)) from None
             if isinstance(error, OSError) and not isinstance(
                 error, (AddressError, GlobalUnavailable)
             ):
@@ -45,13 +46,8 @@ class Link:
 
         That thread waits for both. Raises GlobalUnavailable if the system gives no more sockets.
         """
-        try:
-            limits.need_descriptors(limits.CHANNEL_DESCRIPTORS)
+        with opening_channel():
             return Requests(self._context, self.control.resolver, self.control.poller)
-        except limits.Shortage as shortage:
-            raise GlobalUnavailable(str(shortage)) from None
-        except zmq.ZMQError as error:
-            raise no_socket(error) from None
 
     def close(self, busy: Callable[[int], bool]) -> None:
         """Wake the requests that are under way with NodeClosed, and wait until they have ended.

@@ -34,7 +34,7 @@ class Resolver:
         self.last_error = ""
         self._wake = wake
         self._lock = native.Lock()
-        self._stopped: native.Event | None = None  # set when the search is over
+        self._stopped: native.ThreadEvent | None = None  # set when the search is over
         self._pause = 0.0  # before the next attempt; grows until a connection is up
 
     def __repr__(self) -> str:
@@ -48,7 +48,7 @@ class Resolver:
         """
         if self._stopped is not None and not self._stopped.is_set():
             return True
-        stopped = native.Event()
+        stopped = native.ThreadEvent()
         thread = native.Thread(partial(self._search, stopped), "dstore-resolver")
         with self._lock:
             before, self.endpoint = self.endpoint, self.address if self.literal else None
@@ -74,7 +74,7 @@ class Resolver:
             if self._stopped is not None:
                 self._stopped.set()
 
-    def _search(self, stopped: native.Event) -> None:
+    def _search(self, stopped: native.ThreadEvent) -> None:
         while not stopped.wait(self._pause):
             self._pause = min(max(2 * self._pause, PAUSE_FIRST), PAUSE_MAX)
             found, last_error = None, ""
