@@ -114,9 +114,8 @@ def no_socket(problem: zmq.ZMQError) -> str:
     if problem.errno != errno.EMFILE:
         return f"cannot open a socket: {problem.strerror}"
     return (
-        f"ZeroMQ permits {sockets_max():,} sockets for one Node, and has opened them; let fewer "
-        "threads call it at a time, or raise the limit of descriptors (ulimit -n) before the Node "
-        "is made: it decides"
+        f"ZeroMQ permits {sockets_max():,} sockets for one Node, and all are open; let fewer threads "
+        "call it at a time, or raise the limit of descriptors (ulimit -n) and create the Node again"
     )
 
 

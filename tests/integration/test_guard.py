@@ -1,4 +1,4 @@
-"""What connections may take of Global: raw peers against a Router that a test drives by hand."""
+"""Limits on connections to Global: raw peers against a Router whose loop the test drives."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ context.destroy(linger=0)
 
 
 class Driven:
-    """A Router whose loop is the test's."""
+    """A Router whose loop the test drives, and its warnings (``said``)."""
 
     def __init__(self, max_clients: int = 1_000, address: str = "tcp://127.0.0.1:0") -> None:
         self.said: list[str] = []
@@ -53,19 +53,19 @@ class Driven:
         )
 
     def turn(self, seconds: float = 0.0) -> tuple[bytes, bytes, object] | None:
-        """What comes next; whatever is due is done."""
+        """Run a check of the guard, and take the next message."""
         self.router.guard.check_at = 0.0
         return self.router.receive(seconds)
 
     def until(self, condition: Callable[[], object]) -> None:
-        """Drive the loop until something holds."""
+        """Drive the loop until a condition holds."""
         end = time.monotonic() + PATIENCE
         while not condition():
             assert time.monotonic() < end, f"{self.router.guard!r} {self.said}"
             self.turn(0.01)
 
     def rest(self, turns: int = 6) -> None:
-        """Let the guard look at everything several times, with nothing more to be taken."""
+        """Let the guard check all connections several times, while no message is left."""
         for _ in range(turns):
             while self.turn(0.01) is not None:
                 pass
@@ -203,7 +203,7 @@ def test_an_address_that_sent_many_frames_is_not_heard_for_a_while(driven: Drive
 def test_unfinished_messages_of_many_peers_are_bounded_together(
     driven: Driven, monkeypatch: pytest.MonkeyPatch, frames: str
 ) -> None:
-    """Those that take much more memory than they have bytes have a smaller bound."""
+    """The bound is smaller if they use much more memory than they have bytes."""
     monkeypatch.setattr(guard, "INFLATED_TOTAL_MAX", 4 << 20)
     monkeypatch.setattr(guard, "BASELINE_BYTES", 1 << 16)
     size = 1 << 20
@@ -231,7 +231,7 @@ def test_unfinished_messages_of_many_peers_are_bounded_together(
 
 
 def test_what_an_honest_peer_has_under_way_is_not_cut_while_global_is_busy(driven: Driven) -> None:
-    """All chunks of an upload have arrived, more than one frame may have, and wait to be taken."""
+    """All chunks of an upload have arrived, more bytes than one frame may have, and wait."""
     count = config.CHUNKS_AHEAD
     with RawPeer(driven.router.address) as peer:
         peer.send(b"first")
@@ -240,7 +240,7 @@ def test_what_an_honest_peer_has_under_way_is_not_cut_while_global_is_busy(drive
         for _ in range(count):
             peer.socket.sendall(frame(b"head", MORE) + frame_head(config.CHUNK_BYTES))
             peer.socket.sendall(bytes(config.CHUNK_BYTES))
-        for _ in range(20):  # it looks, and nothing is taken
+        for _ in range(20):  # checks, while nothing is taken
             driven.router.guard.check(time.monotonic())
         taken = 0
         while taken < count:
@@ -257,7 +257,7 @@ def _only_route(driven: Driven) -> bytes:
 
 
 def test_heartbeats_are_not_taken_for_messages_under_way() -> None:
-    """Days of them are more than an unfinished message; but an old connection has no credit."""
+    """Those of days have more bytes than an unfinished message may have; credit is bounded."""
     connection = connections.Connection(0, None, 0, 0.0)
     now, ping = 0.0, len(frame(b"\x04PING\x00\x64", 4))
     for _ in range(2_000):
@@ -274,7 +274,7 @@ def test_heartbeats_are_not_taken_for_messages_under_way() -> None:
 
 
 def test_what_waited_to_be_taken_is_not_forgiven_for_ever() -> None:
-    """A look often finds messages that have arrived and are about to be taken."""
+    """A check often finds messages that have arrived and are about to be taken."""
     connection = connections.Connection(0, None, 0, 0.0)
     for second in range(100_000):
         connection.received += 1 << 20
@@ -408,7 +408,7 @@ def test_one_address_gets_a_share_of_the_connections_and_others_the_rest(
 
 
 def _read_all(sock: socket.socket) -> None:
-    """Until the other end has closed the connection, which BlockingIOError says that it has not."""
+    """Read until the other end has closed the connection; BlockingIOError if it has not."""
     while sock.recv(1_000):
         pass
 
@@ -419,7 +419,7 @@ def _endpoint(address: str) -> tuple[str, int]:
 
 
 def test_a_global_that_has_no_descriptors_left_serves_those_it_has_and_rests() -> None:
-    """ZeroMQ would try to accept the next connection again and again, without a pause."""
+    """ZeroMQ would otherwise try to accept the next connection repeatedly, without a pause."""
     address = f"tcp://127.0.0.1:{free_port()}"
     script = (
         "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_NOFILE, (160, 160)); "
@@ -444,11 +444,11 @@ def test_a_global_that_has_no_descriptors_left_serves_those_it_has_and_rests() -
                     break
             node.set("k", "w", replace=True)
             assert node.global_stats()["cut"] > 100
-            time.sleep(1.0)  # it is to come to rest
+            time.sleep(1.0)  # until it is idle
             before, started = _seconds_of(process.pid), time.monotonic()
             time.sleep(1.0)
             busy = (_seconds_of(process.pid) - before) / (time.monotonic() - started)
-            assert busy < 0.5, "it never rests"
+            assert busy < 0.5, "it is never idle"
             assert node.get("k") == "w"
         with dstore.Node(address) as node:
             assert node.get("k") == "w"
@@ -458,7 +458,7 @@ def test_a_global_that_has_no_descriptors_left_serves_those_it_has_and_rests() -
 
 
 def _seconds_of(pid: int) -> float:
-    """Time that a process has spent on a processor."""
+    """Seconds of processor time that a process has used."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
@@ -497,7 +497,7 @@ def test_messages_of_a_peer_that_has_left_are_not_counted_for_the_next_one(drive
 
 
 def test_a_hello_of_a_peer_that_has_gone_takes_no_place() -> None:
-    """Nobody would hear the answer, and nobody knows to which address the place belongs."""
+    """The answer would reach no peer, and the address to count the session for is unknown."""
     served = dstore.Global("tcp://127.0.0.1:0", max_clients=4)
     served.bind()
     try:
@@ -518,7 +518,7 @@ def test_a_hello_of_a_peer_that_has_gone_takes_no_place() -> None:
 
 
 def _follow_until(router: Router, connections: int) -> None:
-    """Until there are this many; no message is taken meanwhile."""
+    """Wait for this number of connections, without taking a message."""
     end = time.monotonic() + PATIENCE
     while len(router.guard) != connections:
         assert time.monotonic() < end
@@ -540,7 +540,7 @@ def test_a_limit_of_descriptors_bounds_the_connections() -> None:
 def test_the_publisher_of_an_idle_global_forgets_those_who_have_left(
     free_global: dstore.Global, node: MakeNode
 ) -> None:
-    """ZeroMQ's PUB does so only when it is used, and nothing may be published for days."""
+    """ZeroMQ's PUB forgets them only when it is used, and days may pass without a broadcast."""
     for _ in range(50):
         with RawPeer(free_global.publisher, "SUB") as peer:
             peer.send(b"\x01" + wire.PREFIX)

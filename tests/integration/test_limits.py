@@ -1,4 +1,4 @@
-"""A system that gives no more descriptors, threads or sockets: what is told, and nothing aborts."""
+"""A system without free descriptors, threads or sockets: the error names it, nothing aborts."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ LIMITS = {"node": (8, 44), "connect": (8, 44), "async": (8, 48), "global": (8, 7
 
 
 def ended(*command: str) -> str:
-    """What a program prints, on a line, that ends as it should."""
+    """Run a program that must end without an error. Returns what it prints."""
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert (done.returncode, done.stderr) == (0, ""), done.stdout
     return done.stdout
@@ -284,7 +284,7 @@ def test_no_thread_can_be_started_later() -> None:
     not hasattr(os, "geteuid") or os.geteuid() != 0, reason="root can become a user with a limit"
 )
 def test_the_system_gives_no_threads() -> None:
-    """The real limit, of a user that has nothing else: ZeroMQ would end the process."""
+    """With the limit of a user that has no other process, where ZeroMQ would end the process."""
     script = """
 import os, resource, sys
 import dstore, threading

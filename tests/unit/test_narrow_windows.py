@@ -1,4 +1,4 @@
-"""Tables, bars and help in windows of any width: no number and no name is cut."""
+"""Tables, bars and help fit windows of any width, and no number or name is truncated."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def report(worker: int) -> Report:
 
 
 def written(terminal: bool) -> list[str]:
-    """All that the demo may show, of a long run with many workers."""
+    """The lines that the demo may show after a long run with many workers."""
     file = io.StringIO()
     console = Console(file=file, force_terminal=terminal, highlight=False)
     screen = Screen(console)
