@@ -8,11 +8,11 @@ counters show it (:mod:`dstore.transport.connection`).
 A connection that exceeds a limit is cut: its socket is shut down, and ZeroMQ then frees all that
 belongs to it. An honest Local connects again and repeats its request.
 
-The connections of the ipc transport are counted and otherwise left alone. The path of an ipc
-address belongs to its user, who can end this process by simpler means. One such means is
-known: libzmq 4.3.5 aborts when it accepts an ipc connection and no descriptor is left, and a flood
-can use them up between two checks. (Unbinding the path when few are left does not help: ZeroMQ
-then ends the connections that it has accepted there.)
+Connections over ipc are counted, and cut only if there are too many. The path of an ipc address
+belongs to its user, who can end this process by simpler means. One gap is known: libzmq 4.3.5 aborts
+the process when it accepts an ipc connection and no descriptor is left. The limit on connections
+leaves some, but a flood can use them up between two checks. (Unbinding the path when few are left
+does not help: ZeroMQ then ends the connections that it has accepted there.)
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ INFLATED_TOTAL_MAX = 32 << 20
 frames without bytes take ZeroMQ 32 times as much memory as they have on the wire.
 """
 INFLATION = 4
-"""Bytes of memory for one byte of an unfinished message that are usual."""
+"""Bytes of memory for each byte of unfinished messages, as long as their frames are not tiny."""
 BASELINE_BYTES = 1 << 20
 """With fewer bytes of unfinished messages than these, they do not explain how much memory the
 process has.

@@ -74,7 +74,7 @@ def peer_name_of(fd: int) -> PeerName | None:
 def byte_counts(fd: int, name: PeerName) -> tuple[int, int] | None:
     """The bytes of a TCP connection that its peer has acknowledged, and that ZeroMQ has received.
 
-    None if ``fd`` is not the connection of ``name`` any more, or if the system does not tell.
+    None if ``fd`` is not the connection of ``name`` any more, or if the system has no such counters.
     """
     if _TCP_INFO is None:
         return None
@@ -103,7 +103,7 @@ def descriptor_left() -> bool:
 
 
 class ProcessMemory:
-    """The memory of this process; always zero where the system does not tell."""
+    """The memory of this process; always zero on systems other than Linux."""
 
     def __init__(self) -> None:
         self._bytes = self._baseline = 0

@@ -114,8 +114,9 @@ def no_socket(problem: zmq.ZMQError) -> str:
     if problem.errno != errno.EMFILE:
         return f"cannot open a socket: {problem.strerror}"
     return (
-        f"ZeroMQ permits {sockets_max():,} sockets for one Node, and all are open; let fewer threads "
-        "call it at a time, or raise the limit of descriptors (ulimit -n) and create the Node again"
+        f"ZeroMQ permits {sockets_max():,} sockets for one Node, and all are open; let fewer "
+        "threads call it at a time, or raise the limit of descriptors (ulimit -n) and create the "
+        "Node again"
     )
 
 

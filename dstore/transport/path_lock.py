@@ -1,6 +1,6 @@
 """The lock that gives the path of an ipc socket to one Global at a time.
 
-ZeroMQ removes whatever is at the path before it binds there, a live socket or a plain file, and
+ZeroMQ removes any file at the path before it binds there, even the socket of a live program, and
 removes nothing when it closes. So a Global first locks a file beside the path. The kernel releases
 the lock when the process ends, so a lock file that a killed Global has left is taken over.
 """

@@ -253,7 +253,7 @@ def _size_with_head(size: int) -> int:
 
 
 def _use_own_routes(router: zmq.Socket[bytes]) -> None:
-    """Make ZeroMQ name every peer by a number of its own, whatever name the peer claims.
+    """Make ZeroMQ name every peer by a number of its own, not by the name that the peer claims.
 
     A peer could otherwise claim the number that ZeroMQ gives next, and end this process: the next
     honest peer would get the same name, which an assertion of ZeroMQ forbids. The two calls leave
