@@ -121,6 +121,7 @@ class ChannelPool:
         self._closed = False
 
     def take(self) -> Channel:
+        """A channel for the calling thread. Raises GlobalUnavailable, NodeClosed."""
         with self._lock:
             while self._idle:
                 channel = self._idle.pop()
@@ -131,6 +132,7 @@ class ChannelPool:
             return Channel(self._context, self._resolver, self._open)
 
     def give_back(self, channel: Channel) -> None:
+        """Keep a channel for a later operation, or close it if there are enough."""
         with self._lock:
             if not self._closed and len(self._idle) < CHANNELS_KEPT:
                 channel.user = None

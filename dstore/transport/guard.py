@@ -9,10 +9,10 @@ A connection that exceeds a limit is cut: its socket is shut down, and ZeroMQ th
 belongs to it. An honest Local connects again and repeats its request.
 
 Connections over ipc are counted, and cut only if there are too many. The path of an ipc address
-belongs to its user, who can end this process by simpler means. One gap is known: libzmq 4.3.5 aborts
-the process when it accepts an ipc connection and no descriptor is left. The limit on connections
-leaves some, but a flood can use them up between two checks. (Unbinding the path when few are left
-does not help: ZeroMQ then ends the connections that it has accepted there.)
+belongs to its user, who can end this process by simpler means. One gap is known: libzmq 4.3.5
+aborts the process when it accepts an ipc connection and no descriptor is left. The limit on
+connections leaves some, but a flood can use them up between two checks. (Unbinding the path when
+few are left does not help: ZeroMQ then ends the connections that it has accepted there.)
 """
 
 from __future__ import annotations

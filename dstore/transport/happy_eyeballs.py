@@ -171,7 +171,7 @@ class _Attempt:
                 self.failure = "what listens is not Global" if greeting else "connection closed"
         except BlockingIOError:
             self.silent = now >= self._until
-            self.failure = "no word from what listens" if self.silent else ""
+            self.failure = "what listens sends nothing" if self.silent else ""
         except OSError as error:
             self.failure = error_text(error.errno or errno.EIO)
 

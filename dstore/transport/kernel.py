@@ -74,7 +74,7 @@ def peer_name_of(fd: int) -> PeerName | None:
 def byte_counts(fd: int, name: PeerName) -> tuple[int, int] | None:
     """The bytes of a TCP connection that its peer has acknowledged, and that ZeroMQ has received.
 
-    None if ``fd`` is not the connection of ``name`` any more, or if the system has no such counters.
+    None if ``fd`` is not the connection of ``name`` any more, or the system has no such counters.
     """
     if _TCP_INFO is None:
         return None

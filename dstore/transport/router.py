@@ -15,6 +15,7 @@ from dstore.errors import AddressError
 from dstore.protocol.messages import Buffer
 from dstore.runtime import native
 from dstore.runtime.logs import Log
+from dstore.runtime.native import WAIT_SLICE
 from dstore.transport import addresses, binding, limits
 from dstore.transport.context import Termination, new_context
 from dstore.transport.guard import Guard
@@ -29,10 +30,6 @@ CLOSE_TIMEOUT = 3.0
 INTERRUPTED_CLOSE_TIMEOUT = 0.2
 """Seconds to wait on closing when Ctrl-C has interrupted binding, and may hold a socket that is
 half made.
-"""
-RECEIVE_SLICE = 0.5
-"""Seconds of waiting in one go. A signal that comes in the instant before a wait begins is noticed
-by Python only after it.
 """
 SUBSCRIPTION_FRAME_MAX = 128
 """Bytes of a frame that a subscriber may send."""
@@ -132,8 +129,8 @@ class Router:
         now = self._now = time.monotonic()
         if now >= guard.check_at:
             guard.check(now)
-        longest = max(0.0, guard.check_at - now) if len(guard) else RECEIVE_SLICE
-        milliseconds = math.ceil(max(0.0, min(timeout, longest, RECEIVE_SLICE)) * 1000)
+        longest = max(0.0, guard.check_at - now) if len(guard) else WAIT_SLICE
+        milliseconds = math.ceil(max(0.0, min(timeout, longest, WAIT_SLICE)) * 1000)
         if milliseconds != self._timeout_ms:
             self._timeout_ms = milliseconds
             self._router.setsockopt(zmq.RCVTIMEO, milliseconds)
@@ -212,7 +209,7 @@ class Router:
                 sock.setsockopt(zmq.LINGER, LINGER_MS)
                 sock.connect(_WAKE_UP)
                 sock.send(self._wake_up, _NOW)
-        except zmq.ZMQError:  # receive() returns after RECEIVE_SLICE anyway
+        except zmq.ZMQError:  # receive() returns after WAIT_SLICE anyway
             pass
         finally:
             self._waking.release()
@@ -231,7 +228,7 @@ class Router:
         """Let the last replies leave, then free the ports. Idempotent."""
         self._listening.clear()
         # Never released, so that wake() does nothing from now on. Ctrl-C may have left it taken.
-        self._waking.acquire(timeout=RECEIVE_SLICE)
+        self._waking.acquire(timeout=WAIT_SLICE)
         self.guard.close()
         self._router.close()
         self._pub.close()
