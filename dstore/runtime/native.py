@@ -134,9 +134,9 @@ class Thread:
 
     def start(self) -> None:
         """Start it, with signals blocked. Raises RuntimeError if there can be no more threads."""
-        self.started = True
-        try:
-            with signals_blocked():
+        with signals_blocked():  # Ctrl-C would leave one that counts as started and never runs
+            self.started = True
+            try:
                 if patched():
                     _own.start_new_thread(self._run, ())
                 else:
@@ -144,9 +144,9 @@ class Thread:
                         target=self._run, name=self.name, daemon=self._daemon
                     )
                     self._carrier.start()
-        except RuntimeError:
-            self.started = False
-            raise
+            except RuntimeError:
+                self.started = False
+                raise
 
     def is_this(self) -> bool:
         """Whether it is the calling thread."""
