@@ -18,15 +18,21 @@ makes a new one.
 """
 REQUEST_SILENCE_MS = 60_000
 """The same for a request channel, where one large value may be under way for long."""
+HEARTBEAT_MS = 1000
+"""Milliseconds between two heartbeats on an idle connection."""
+RECONNECT_MS = 50
+"""Milliseconds before ZeroMQ connects again; the pause doubles with each attempt."""
+RECONNECT_MS_MAX = 1000
+"""Milliseconds between two attempts to connect at most."""
 DRAIN_MAX = 1000
 """Frames that are taken from one socket before another gets its turn."""
 _OPTIONS = {
     zmq.MAXMSGSIZE: LOG_BYTES_MAX,  # the largest message of Global: the whole invalidation log
     zmq.LINGER: 0,
     zmq.IMMEDIATE: 1,  # nothing is queued for a Global that is not connected
-    zmq.RECONNECT_IVL: 50,
-    zmq.RECONNECT_IVL_MAX: 1000,
-    zmq.HEARTBEAT_IVL: 1000,
+    zmq.RECONNECT_IVL: RECONNECT_MS,
+    zmq.RECONNECT_IVL_MAX: RECONNECT_MS_MAX,
+    zmq.HEARTBEAT_IVL: HEARTBEAT_MS,
 }
 
 
