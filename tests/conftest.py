@@ -1,4 +1,4 @@
-"""Fixtures for all tests: the leak check, and a Global with Nodes that end with the test."""
+"""Fixtures for all tests: the leak check, and a Global with Nodes that are closed at the end."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dstore.testing import running_global
 from tests.leaks import Footprint, left_behind, private_shared_memory, start_what_stays
 
 LEASE = 1.0
-"""Seconds. Long enough for a busy machine, short enough to wait for."""
+"""Seconds of a lease in tests: enough for a busy machine, short enough to wait for."""
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -23,14 +23,14 @@ def _long_lived() -> Iterator[None]:
     with private_shared_memory():
         start_what_stays()
         gc.collect()
-        gc.freeze()  # the looks for leaks, one for each test, need not see what is here by now
-        _let_signals_through()
+        gc.freeze()  # the leak checks need not visit the objects that exist now
+        _restore_signals()
         yield
 
 
-def _let_signals_through() -> None:
-    # A shell starts what it puts in the background with Ctrl-C ignored, nohup ignores SIGHUP, and
-    # children inherit that.
+def _restore_signals() -> None:
+    # A shell starts background jobs with SIGINT ignored, and nohup ignores SIGHUP. Children inherit
+    # that.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:

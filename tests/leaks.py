@@ -1,8 +1,8 @@
-"""What a test may leave behind: nothing.
+"""Finds what a test leaves behind: threads, file descriptors, child processes, shared memory.
 
-:class:`Footprint` is what this process holds at one moment: threads, file descriptors, child
-processes, shared-memory files. What ends by itself a moment later is waited for, within a bound.
-An unclosed zmq socket shows as a descriptor, and also warns when it is collected.
+A :class:`Footprint` lists what this process holds at one moment. What ends by itself a moment later
+is waited for, within a bound. An unclosed zmq socket appears as a descriptor, and also causes a
+warning when it is collected.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ from dstore import testing
 from dstore.shm import clean, is_whole
 
 GRACE = 5.0
-"""Seconds within which a thread or child that was told to end must have ended."""
+"""Seconds for threads and children to end after the test."""
 PAUSE = 0.02
+"""Seconds between two looks."""
 
 ROOT_VARIABLE = "DSTORE_SHM"
 DESCRIPTORS = Path("/proc/self/fd")
@@ -32,7 +33,7 @@ TASKS = Path("/proc/self/task")
 
 
 class Footprint:
-    """What this process holds now. ``since(earlier)`` names what has come since then."""
+    """What this process holds now. ``since(earlier)`` lists what is new since then."""
 
     def __init__(self) -> None:
         self.threads = {thread for thread in threading.enumerate() if thread.is_alive()}
@@ -41,7 +42,7 @@ class Footprint:
         self.shared = shared_files()
 
     def since(self, earlier: Footprint) -> list[str]:
-        """One line for each thing that is here now and was not here at ``earlier``."""
+        """One line for each thing that exists now and did not exist at ``earlier``."""
         return sorted(
             [f"thread {thread.name}" for thread in self.threads - earlier.threads]
             + [f"child process {pid}: {_command(pid)}" for pid in self.children - earlier.children]
@@ -51,7 +52,7 @@ class Footprint:
 
 
 def left_behind(earlier: Footprint, grace: float = GRACE) -> list[str]:
-    """What has come since ``earlier`` and is still here after at most ``grace`` seconds."""
+    """What is new since ``earlier`` and still exists after at most ``grace`` seconds."""
     gc.collect()
     deadline = time.monotonic() + grace
     while (leaks := Footprint().since(earlier)) and time.monotonic() < deadline:
@@ -61,12 +62,12 @@ def left_behind(earlier: Footprint, grace: float = GRACE) -> list[str]:
 
 
 def shared_files() -> set[str]:
-    """What would stay in shared memory even after the next Node had tidied up."""
+    """What would remain in shared memory even after the next Node has cleaned up."""
     root = os.environ.get(ROOT_VARIABLE)
     if root is None:
         return set()
     clean(root)
-    # Unlike rglob, this does not mind what others remove meanwhile.
+    # Unlike rglob, this ignores files that other processes remove meanwhile.
     return {os.path.join(place, name) for place, _, names in os.walk(root) for name in names}
 
 
@@ -80,10 +81,10 @@ def private_shared_memory() -> Iterator[None]:
 
 
 def start_what_stays() -> None:
-    """Start what stays until the process ends, so that no test is blamed for it."""
+    """Start what stays until the process ends, so that no test is reported for it."""
     resource_tracker.ensure_running()
     forkserver.ensure_running()
-    # What pyzmq frees with what is sent without a copy: a thread and its sockets.
+    # The thread of pyzmq, and its sockets, that release what was sent without a copy.
     with zmq.Context() as context, context.socket(zmq.PAIR) as one, context.socket(zmq.PAIR) as two:
         one.bind("inproc://warm")
         two.connect("inproc://warm")
@@ -104,7 +105,7 @@ def child_processes() -> set[int]:
 
 
 def open_descriptors() -> set[tuple[int, str]]:
-    """Each open descriptor with what it is of; empty where the system does not tell."""
+    """Each open descriptor with its target; empty where the system has no list of them."""
     if not DESCRIPTORS.is_dir():
         return set()
     found = set()

@@ -50,7 +50,7 @@ class AsyncWatch:
 
     async def __anext__(self) -> Event:
         while True:
-            ready = loops.signal()
+            ready = loops.task_event()
             wake = ready.set
             try:
                 event = self._watch.poll(wake)
@@ -285,4 +285,4 @@ class AsyncNode:
 
     async def _do(self, command: Command[T]) -> T:
         """Carry out a command in this task."""
-        return await conduct(self._node._here(), command, loops.signal)
+        return await conduct(self._node._here(), command, loops.task_event)

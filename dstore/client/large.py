@@ -22,7 +22,7 @@ from dstore.errors import NodeClosed, ValueCorrupt
 from dstore.protocol import content
 from dstore.protocol.messages import Buffer, Large, Stored
 from dstore.runtime import clock, native
-from dstore.runtime.background import MUCH, janitor
+from dstore.runtime.background import BACKGROUND_BYTES, janitor
 from dstore.runtime.logs import Log
 from dstore.runtime.rate_limited_log import RateLimitedLog
 from dstore.shm import WARNING_SECONDS, HostMemory, NoRoom, Writer, clean, is_whole, open_memory
@@ -302,7 +302,7 @@ class LargeValues:
 def release(entries: list[Entry]) -> None:
     """Forget them, in the background if that may give back much memory."""
     values = (entry.value for entry in entries)
-    if sum(value.size for value in values if isinstance(value, Stored)) >= MUCH:
+    if sum(value.size for value in values if isinstance(value, Stored)) >= BACKGROUND_BYTES:
         janitor.do(entries.clear)
     else:
         entries.clear()

@@ -281,7 +281,7 @@ class Node(Lifecycle):
         local = self._here()
         inbox = green.here()
         if inbox is not None:
-            return green.finish(conduct(local, command, inbox.signal))
+            return green.finish(conduct(local, command, inbox.new_event))
         result: Any = None
         try:
             while True:

@@ -14,7 +14,7 @@ from dstore.protocol.keys import from_bytes, public, to_bytes
 from dstore.protocol.messages import Key
 from dstore.runtime import clock, native
 from dstore.runtime import greenlets as green
-from dstore.runtime.background import signals_left_to_this_thread
+from dstore.runtime.hub_inbox import HubInbox
 from dstore.runtime.logs import Log
 from dstore.runtime.native import Empty, SimpleQueue
 from dstore.transport.limits import no_threads
@@ -86,15 +86,15 @@ class Watch:
             return self._take_green(inbox, end)
         while True:
             try:
-                return self._next(max(0.0, min(end - clock.now(), native.SLICE)))
+                return self._next(max(0.0, min(end - clock.now(), native.WAIT_SLICE)))
             except Empty:
                 if clock.now() >= end:
                     return None
 
-    def _take_green(self, inbox: green.Inbox, end: float) -> Event | None:
+    def _take_green(self, inbox: HubInbox, end: float) -> Event | None:
         """Take the next event in a greenlet, while others run."""
         while True:
-            ready = inbox.signal()
+            ready = inbox.new_event()
             wake = ready.set
             try:
                 return self.poll(wake)
@@ -188,8 +188,7 @@ def call_back(watch: Watch, callback: Callable[[Event], None]) -> None:
 
     thread = native.Thread(serve, "dstore-watch")
     try:
-        with signals_left_to_this_thread():
-            thread.start()
+        thread.start()
     except RuntimeError as error:
         watch.close()
         raise GlobalUnavailable(no_threads(error)) from None

@@ -1,7 +1,7 @@
 """Tasks that wait for other threads: what asyncio and trio do differently.
 
-:func:`signal` gives what a task waits for and another thread sets. If the task is cancelled
-meanwhile, its ``await`` raises what the loop has for that.
+:func:`task_event` makes an event that a task awaits and another thread sets. If the task is
+cancelled meanwhile, its ``await`` raises the cancellation of its event loop.
 """
 
 from __future__ import annotations
@@ -13,30 +13,35 @@ from collections.abc import Callable, Generator
 from typing import Any, Protocol
 
 from dstore.runtime import native
-from dstore.runtime.background import signals_left_to_this_thread
 
 
-class Signal(Protocol):
-    """Set once, from any thread, and awaited by one task. A loop that is closed is never told."""
+class TaskEvent(Protocol):
+    """An event that any thread may set once, and one task awaits.
+
+    Setting it does nothing when the event loop of the task is closed.
+    """
 
     def set(self) -> None: ...
     def __await__(self) -> Generator[Any, Any, None]: ...
 
 
-def signal() -> Signal:
-    """A signal for the task that runs here. Raises RuntimeError where none does."""
+def task_event() -> TaskEvent:
+    """An event for the task that runs here. Raises RuntimeError outside a task."""
     trio = sys.modules.get("trio")
     if trio is not None and _runs(trio):
-        return _TrioSignal(trio)
-    return _AsyncioSignal()
+        return _TrioEvent(trio)
+    return _AsyncioEvent()
 
 
-async def in_thread(do: Callable[[], None], new_signal: Callable[[], Signal] = signal) -> None:
-    """Call a function in a thread of its own. If the task is cancelled, the thread goes on.
+async def in_thread(
+    do: Callable[[], None], new_event: Callable[[], TaskEvent] = task_event
+) -> None:
+    """Call a function in a thread of its own, or here if no thread can be started.
 
-    ``new_signal`` is for those who are no tasks. Raises RuntimeError if no thread can be started.
+    If the task is cancelled, the thread goes on. ``new_event`` makes the event that is awaited, for
+    callers that are not tasks.
     """
-    done = new_signal()
+    done = new_event()
     raised: list[BaseException] = []
 
     def run() -> None:
@@ -48,9 +53,8 @@ async def in_thread(do: Callable[[], None], new_signal: Callable[[], Signal] = s
 
     thread = native.Thread(run, "dstore-call")
     try:
-        with signals_left_to_this_thread():
-            thread.start()
-    except RuntimeError:  # there can be no more threads: better here than not at all
+        thread.start()
+    except RuntimeError:  # there can be no more threads, or Python is about to exit
         run()
     await done
     if thread.ident is not None:
@@ -62,29 +66,29 @@ async def in_thread(do: Callable[[], None], new_signal: Callable[[], Signal] = s
 # ---- asyncio ----------------------------------------------------------------------------------
 
 
-class _Inbox:
-    """The signals that are set for one event loop; it is woken once for all that are there."""
+class _LoopInbox:
+    """The futures that other threads have completed; one call of the loop resolves all of them."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
-        self._set: deque[asyncio.Future[None]] = deque()
-        self._told = False
+        self._completed: deque[asyncio.Future[None]] = deque()
+        self._scheduled = False
 
     def put(self, future: asyncio.Future[None]) -> None:
-        """In any thread."""
-        self._set.append(future)
-        if not self._told:
-            self._told = True
+        """Complete a future. From any thread."""
+        self._completed.append(future)
+        if not self._scheduled:
+            self._scheduled = True
             try:
-                self.loop.call_soon_threadsafe(self._empty)
-            except RuntimeError:  # it is closed: nobody waits any more
-                self._told = False
-                self._set.clear()
+                self.loop.call_soon_threadsafe(self._resolve)
+            except RuntimeError:  # the loop is closed: no task waits any more
+                self._scheduled = False
+                self._completed.clear()
 
-    def _empty(self) -> None:
-        self._told = False  # first: what comes from now on is taken below, or tells again
-        while self._set:
-            future = self._set.popleft()
+    def _resolve(self) -> None:
+        self._scheduled = False  # first: what is put from now on is resolved below, or scheduled
+        while self._completed:
+            future = self._completed.popleft()
             if not future.done():
                 future.set_result(None)
 
@@ -93,13 +97,13 @@ _here = native.local()
 """``inbox`` is that of the loop that runs, or last ran, in a thread."""
 
 
-class _AsyncioSignal:
+class _AsyncioEvent:
     def __init__(self) -> None:
         loop = asyncio.get_running_loop()
         inbox = getattr(_here, "inbox", None)
         if inbox is None or inbox.loop is not loop:
-            inbox = _here.inbox = _Inbox(loop)
-        self._inbox: _Inbox = inbox
+            inbox = _here.inbox = _LoopInbox(loop)
+        self._inbox: _LoopInbox = inbox
         self._future = loop.create_future()
 
     def set(self) -> None:
@@ -109,7 +113,7 @@ class _AsyncioSignal:
         return self._future.__await__()
 
 
-# ---- trio, which need not be there ------------------------------------------------------------
+# ---- trio, which need not be installed --------------------------------------------------------
 
 
 def _runs(trio: Any) -> bool:
@@ -120,16 +124,16 @@ def _runs(trio: Any) -> bool:
     return True
 
 
-class _TrioSignal:
+class _TrioEvent:
     def __init__(self, trio: Any) -> None:
-        self._over = trio.RunFinishedError
+        self._run_finished = trio.RunFinishedError
         self._token = trio.lowlevel.current_trio_token()
         self._event = trio.Event()
 
     def set(self) -> None:
         try:
             self._token.run_sync_soon(self._event.set)
-        except self._over:  # nobody waits any more
+        except self._run_finished:  # no task waits any more
             pass
 
     def __await__(self) -> Generator[Any, Any, None]:

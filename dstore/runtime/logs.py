@@ -1,9 +1,9 @@
-"""Logging, also from the threads of dstore.
+"""Logging that is safe in the threads of dstore, also under eventlet.
 
-Under eventlet the locks of :mod:`logging` are made for the greenlets of one thread. A thread of the
-system that finds one taken waits for ever, and one that holds it lets nobody go on. There the
-threads of dstore only note their lines, and a greenlet, which is woken for it, logs them. (gevent's
-locks work between threads.)
+Under eventlet the locks of :mod:`logging` work for the greenlets of one thread only. A native
+thread that finds one taken waits for ever, and one that holds it blocks all greenlets. So the
+threads of dstore defer their lines there, and wake a greenlet that logs them. (gevent's locks work
+between threads.)
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from collections.abc import Callable
 from dstore.runtime import native
 
 INFO, WARNING = logging.INFO, logging.WARNING
-NOTED_MAX = 1000
-"""Lines that wait for a greenlet; if there are more, the oldest go."""
+DEFERRED_MAX = 1000
+"""Lines that wait for a greenlet; if there are more, the oldest are dropped."""
 
 
 class Log:
-    """Logs as a ``logging.Logger`` of this name does."""
+    """Logs like the ``logging.Logger`` of this name."""
 
     def __init__(self, name: str) -> None:
         self._logger = logging.getLogger(name)
@@ -37,14 +37,14 @@ class Log:
         self.log(logging.WARNING, message, *arguments)
 
     def exception(self, message: str, *arguments: object) -> None:
-        """An error, with the exception that is being handled."""
+        """Log an error, with the exception that is being handled."""
         self.log(logging.ERROR, message, *arguments, error=sys.exc_info()[1])
 
     def log(
         self, level: int, message: str, *arguments: object, error: BaseException | None = None
     ) -> None:
         if native.is_own_thread() and _eventlet_has_patched():
-            _noted.append(lambda: self._log(level, message, arguments, error))
+            _deferred.append(lambda: self._log(level, message, arguments, error))
             for wake in tuple(_wakers):
                 wake()
         else:
@@ -60,24 +60,24 @@ class Log:
         self._logger.log(level, message, *arguments, exc_info=error, stacklevel=4)
 
 
-_noted: deque[Callable[[], None]] = deque(maxlen=NOTED_MAX)
+_deferred: deque[Callable[[], None]] = deque(maxlen=DEFERRED_MAX)
 _wakers: list[Callable[[], None]] = []
 
 
 def wake_with(wake: Callable[[], None]) -> None:
-    """Have this called, in any thread, when lines are noted; then a greenlet is to log them."""
+    """Register what to call, from any thread, when a greenlet is to call :func:`log_deferred`."""
     _wakers[:] = [wake]
 
 
-def anything_noted() -> bool:
-    """Whether there is something for :func:`log_noted`."""
-    return bool(_noted)
+def has_deferred() -> bool:
+    """Whether there is something to do for :func:`log_deferred`."""
+    return bool(_deferred)
 
 
-def log_noted() -> None:
-    """Log what has been noted. In a greenlet, or at the end of the program."""
-    while _noted:
-        _noted.popleft()()
+def log_deferred() -> None:
+    """Log the deferred lines. For a greenlet, or at the exit of the program."""
+    while _deferred:
+        _deferred.popleft()()
 
 
 def _eventlet_has_patched() -> bool:
@@ -85,4 +85,4 @@ def _eventlet_has_patched() -> bool:
     return patcher is not None and bool(patcher.is_monkey_patched("thread"))
 
 
-atexit.register(log_noted)
+atexit.register(log_deferred)

@@ -1,11 +1,11 @@
-"""Threads and locks of the system, whatever gevent or eventlet make of those of Python.
+"""Native threads and locks, which gevent and eventlet do not patch.
 
-These replace what is in Python's modules ``_thread``, ``threading``, ``queue``, ``time`` and
-``socket`` while a program runs, and eventlet also exchanges locks that exist by then, wherever it
-finds them. A thread that became a greenlet would never run beside what waits for it, and a lock
-that switches greenlets would let two of them into what it guards. So dstore takes all of this from
-here. It is built on a second copy of the built-in module ``_thread``, which nobody else knows, and
-which works the same whether Python's own was patched before dstore was imported, later, or never.
+These two replace what is in Python's modules ``_thread``, ``threading``, ``queue``, ``time`` and
+``socket`` while a program runs, and eventlet also exchanges existing locks wherever it finds them.
+A thread that became a greenlet would never run beside its waiter, and a lock that switches
+greenlets would let two of them into what it guards. So dstore takes all of this from here. It is
+built on a second copy of the built-in module ``_thread``, to which no other code has access. That
+works the same whether Python's own was patched before dstore was imported, later, or never.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from types import BuiltinFunctionType
 from typing import TYPE_CHECKING, Any
 
 from dstore.runtime import clock
+from dstore.runtime.signals import signals_blocked
 
 
 def _own_copy(module: Any) -> Any:
@@ -44,18 +45,18 @@ else:
     local = _own._local
 
 get_ident: Callable[[], int] = _own.get_ident
-"""The number of the thread; the same for all its greenlets."""
+"""The number of the calling thread; the same for all its greenlets."""
 Empty = _queue.Empty
 SimpleQueue = _queue.SimpleQueue
 
 sockets = _socket
-"""What Python's module ``socket`` is made of, with sockets that no patch makes green."""
+"""The C module behind Python's ``socket``, whose sockets no patch replaces."""
 if sys.platform == "win32":  # pragma: no cover
     import nt as _system
 else:
     import posix as _system
 system = _system
-"""What Python's module ``os`` is made of; eventlet replaces ``os.read`` and ``os.write``."""
+"""The C module behind Python's ``os``; eventlet replaces ``os.read`` and ``os.write``."""
 if hasattr(_socket, "socketpair"):
     socketpair = _socket.socketpair
 else:  # pragma: no cover - Windows
@@ -64,7 +65,7 @@ else:  # pragma: no cover - Windows
     socketpair = socket.socketpair
 gethostname: Callable[[], str] = _socket.gethostname
 
-SLICE = 0.5
+WAIT_SLICE = 0.5
 """Seconds of waiting in one go. A signal that comes in the instant before a wait begins is noticed
 by Python only after it.
 """
@@ -76,12 +77,12 @@ def patched() -> bool:
 
 
 def sleep(seconds: float) -> None:
-    """Let this thread rest, with all its greenlets."""
-    Event().wait(seconds)
+    """Block this thread, with all its greenlets."""
+    ThreadEvent().wait(seconds)
 
 
-class Event:
-    """What ``threading.Event`` is; :meth:`set` may also be called by a signal handler."""
+class ThreadEvent:
+    """Like ``threading.Event``; a signal handler may call :meth:`set` as well."""
 
     def __init__(self) -> None:
         self._set = False
@@ -89,7 +90,7 @@ class Event:
         self._gate.acquire()
 
     def __repr__(self) -> str:
-        return f"<Event {'set' if self._set else 'not set'}>"
+        return f"<ThreadEvent {'set' if self._set else 'not set'}>"
 
     def is_set(self) -> bool:
         return self._set
@@ -98,24 +99,24 @@ class Event:
         self._set = True
         try:
             self._gate.release()
-        except RuntimeError:  # it is open already
+        except RuntimeError:  # it is set already
             pass
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Return when it is set, or after ``timeout`` seconds. Whether it is set."""
+        """Return when it is set, or after ``timeout`` seconds. Returns whether it is set."""
         end = float("inf") if timeout is None else clock.now() + timeout
         while not self._set and (left := end - clock.now()) > 0:
-            if self._gate.acquire(timeout=min(left, SLICE)):
-                self._gate.release()  # for the others who wait
+            if self._gate.acquire(timeout=min(left, WAIT_SLICE)):
+                self._gate.release()  # for the other waiters
         return self._set
 
 
 class Thread:
-    """A thread of the system that calls ``target``.
+    """A native thread that calls ``target``.
 
-    Where threads are not patched it is carried by one of :mod:`threading`, so that debuggers and
-    ``threading.enumerate()`` show it by its name, and Python waits for it at its exit unless it is
-    a ``daemon``. In a patched process it is a daemon.
+    Where threads are not patched it runs inside one of :mod:`threading`, so that debuggers and
+    ``threading.enumerate()`` show its name, and Python waits for it at exit unless it is a
+    ``daemon``. In a patched process it is always a daemon.
     """
 
     def __init__(self, target: Callable[[], object], name: str, *, daemon: bool = True) -> None:
@@ -125,32 +126,34 @@ class Thread:
         self._pid = os.getpid()
         self._target = target
         self._daemon = daemon
-        self._over = Event()
+        self._over = ThreadEvent()
         self._carrier: threading.Thread | None = None
 
     def __repr__(self) -> str:
         return f"<Thread {self.name} {self.ident if self.is_alive() else 'not alive'}>"
 
     def start(self) -> None:
-        """Begin. Raises RuntimeError if there can be no more threads."""
-        self.started = True
-        try:
-            if patched():
-                _own.start_new_thread(self._run, ())
-            else:
-                carrier = threading.Thread(target=self._run, name=self.name, daemon=self._daemon)
-                self._carrier = carrier
-                carrier.start()
-        except RuntimeError:
-            self.started = False
-            raise
+        """Start it, with signals blocked. Raises RuntimeError if there can be no more threads."""
+        with signals_blocked():  # Ctrl-C would leave one that counts as started and never runs
+            self.started = True
+            try:
+                if patched():
+                    _own.start_new_thread(self._run, ())
+                else:
+                    self._carrier = threading.Thread(
+                        target=self._run, name=self.name, daemon=self._daemon
+                    )
+                    self._carrier.start()
+            except RuntimeError:
+                self.started = False
+                raise
 
     def is_this(self) -> bool:
-        """Whether it is the one that calls this."""
+        """Whether it is the calling thread."""
         return self.ident == get_ident() and self.is_alive()
 
     def is_alive(self) -> bool:
-        """Whether it is under way. In a forked child it is not."""
+        """Whether it is running. False in a forked child."""
         return self.started and not self._over.is_set() and self._pid == os.getpid()
 
     def join(self, timeout: float | None = None) -> None:
@@ -167,13 +170,17 @@ class Thread:
         try:
             self._target()
         finally:
-            self._target = _nothing  # it may hold much
+            self._target = _do_nothing  # the former one may hold much memory
             self._over.set()
             if self._carrier is not None and patched():
-                self._known_by_its_new_number(self._carrier)
+                self._register_again(self._carrier)
 
-    def _known_by_its_new_number(self, carrier: threading.Thread) -> None:
-        """It began before the patch: threading looks for another number now, and would complain."""
+    def _register_again(self, carrier: threading.Thread) -> None:
+        """Register a thread that began before the patch under its present number.
+
+        Since the patch :mod:`threading` looks for the thread under another number, and would report
+        an error at its end.
+        """
         known: dict[int, threading.Thread] = getattr(threading, "_active", {})
         known[threading.get_ident()] = carrier
         if self.ident is not None:
@@ -181,13 +188,13 @@ class Thread:
 
 
 _here = local()
-"""``own`` is there in the threads of dstore."""
+"""``own`` is set in the threads of dstore."""
 
 
 def is_own_thread() -> bool:
-    """Whether this is a thread that dstore has started."""
+    """Whether dstore has started the calling thread."""
     return hasattr(_here, "own")
 
 
-def _nothing() -> None:
+def _do_nothing() -> None:
     return

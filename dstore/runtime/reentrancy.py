@@ -1,8 +1,8 @@
-"""Which threads are in the middle of a call of this process's Nodes.
+"""Which threads are in the middle of a call of a Node.
 
-A signal handler or a destructor may run there, between any two steps of a thread that has locks
-or half of a change in its hands. It can neither begin another call nor wait for a thread that
-may need the same.
+A signal handler or a destructor may run between any two steps of a thread that holds locks and has
+made half of a change. It must not begin another call, or wait for a thread that may need the same
+locks.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ import os
 from dstore.runtime.native import get_ident
 
 inside: dict[int, object] = {}
-"""The Local by whose call each thread is occupied."""
+"""The Local whose call each thread is carrying out, by thread number."""
 
 
 def here() -> object | None:
-    """The Local by whose call this thread is occupied, if any."""
+    """The Local whose call this thread is carrying out, or None."""
     return inside.get(get_ident())
 
 
 def _after_fork_in_child() -> None:
-    """The other threads are not here, and new ones will have their numbers."""
+    """Forget the other threads: they are not in the child, and new ones may get their numbers."""
     mine = here()
     inside.clear()
     if mine is not None:

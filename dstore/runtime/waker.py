@@ -8,7 +8,7 @@ from dstore.runtime import native
 
 
 class Waker:
-    """A pair of connected sockets: poll :meth:`fileno`, call :meth:`wake` from anywhere."""
+    """A pair of connected sockets. Poll :meth:`fileno`; call :meth:`wake` from any thread."""
 
     def __init__(self) -> None:
         self._near, self._far = native.socketpair()
@@ -19,12 +19,12 @@ class Waker:
         return self._near.fileno()
 
     def wake(self) -> None:
-        """Make the poll return, now or when it is next called."""
-        with contextlib.suppress(OSError):  # full: it will wake anyway; closed: nobody waits
+        """Make the poll return, or the next one if none is under way."""
+        with contextlib.suppress(OSError):  # full: the poll returns anyway; closed: no thread polls
             self._far.send(b"\0")
 
     def drain(self) -> None:
-        """Forget the wake-ups so far."""
+        """Remove the wake-ups so far."""
         with contextlib.suppress(OSError):
             while self._near.recv(4096):
                 pass

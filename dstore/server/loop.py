@@ -14,9 +14,9 @@ from dstore.errors import BadMessage
 from dstore.protocol import wire
 from dstore.protocol.messages import Buffer, Hello, Refusal, Refused
 from dstore.runtime import clock
-from dstore.runtime.background import signals_left_to_this_thread
 from dstore.runtime.logs import Log
 from dstore.runtime.rate_limited_log import RateLimitedLog
+from dstore.runtime.signals import signals_blocked
 from dstore.server.settings import Settings
 from dstore.shm import bulk_for
 from dstore.transport.router import Router
@@ -58,7 +58,7 @@ class Loop:
         Raises AddressError. After any exception :meth:`close` is to follow.
         """
         settings = self.settings
-        with signals_left_to_this_thread():
+        with signals_blocked():
             router = self.router = Router(
                 settings.address,
                 settings.publisher or None,

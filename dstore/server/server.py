@@ -15,7 +15,6 @@ from dstore.core.engine import Engine
 from dstore.errors import AddressError, GlobalClosed, GlobalServing
 from dstore.runtime import greenlets as green
 from dstore.runtime import native, reentrancy
-from dstore.runtime.background import signals_left_to_this_thread
 from dstore.server.loop import Loop, log
 from dstore.server.settings import Settings, engine_of
 from dstore.transport.limits import no_threads
@@ -171,8 +170,7 @@ class Global:
             thread = native.Thread(self._serve_here, "dstore-global")
             try:
                 self._thread, self._phase = thread, Phase.SERVING
-                with signals_left_to_this_thread():
-                    thread.start()
+                thread.start()
             except BaseException as error:  # or Ctrl-C; the thread sees that it is not wanted
                 self._thread, self._phase = None, Phase.BOUND
                 if not was_bound:

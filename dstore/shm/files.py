@@ -13,7 +13,7 @@ import os
 import stat
 import time
 
-from dstore.runtime.background import MUCH, janitor
+from dstore.runtime.background import BACKGROUND_BYTES, janitor
 from dstore.shm import mapping
 from dstore.shm.directory import Directory, open_flags
 
@@ -79,7 +79,7 @@ def remove(here: Directory, name: str) -> None:
 def unlink(here: Directory, name: str, file: io.FileIO) -> None:
     """Remove the name of an open file. The memory of a large one is freed in the background."""
     kept = None
-    if os.fstat(file.fileno()).st_size >= MUCH:
+    if os.fstat(file.fileno()).st_size >= BACKGROUND_BYTES:
         # A mapping keeps the memory until the janitor releases it.
         with contextlib.suppress(OSError):
             kept = mapping.read_only(file.fileno(), 1)

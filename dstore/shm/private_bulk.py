@@ -6,7 +6,7 @@ import mmap
 
 from dstore.errors import StoreFull
 from dstore.protocol.messages import Buffer
-from dstore.runtime.background import MUCH, janitor
+from dstore.runtime.background import BACKGROUND_BYTES, janitor
 
 MAPPED_MIN = 1 << 20
 """Bytes from which on a value has a mapping of its own."""
@@ -80,5 +80,5 @@ def release_soon(view: memoryview | None) -> None:
 
     Parts of it that are being sent stay good.
     """
-    if view is not None and len(view) >= MUCH:
+    if view is not None and len(view) >= BACKGROUND_BYTES:
         janitor.do(view.release)

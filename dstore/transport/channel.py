@@ -1,4 +1,4 @@
-"""A Local's request channels: DEALER sockets that the calling threads use themselves."""
+"""A Local's request channels: DEALER sockets that the calling threads use directly."""
 
 from __future__ import annotations
 
@@ -8,53 +8,52 @@ from collections.abc import Callable
 
 import zmq
 
-from dstore.errors import GlobalUnavailable, NodeClosed
 from dstore.protocol import wire
 from dstore.protocol.messages import Buffer
 from dstore.runtime import native
-from dstore.runtime.background import signals_left_to_this_thread
-from dstore.transport import limits
-from dstore.transport.follower import REQUEST_SILENCE_MS, Follower
-from dstore.transport.route import Route
+from dstore.runtime.signals import signals_blocked
+from dstore.transport.binding import node_closed
+from dstore.transport.client_socket import REQUEST_SILENCE_MS, ClientSocket, opening_channel
+from dstore.transport.resolver import Resolver
 
 CHANNELS_KEPT = 64
-"""Idle channels that a pool keeps for the next request."""
-
+"""Idle channels that a pool keeps for later requests."""
 SEND_SLICE = 0.5
-"""Seconds of waiting for a connection in one go; after it Global may be found elsewhere."""
+"""Seconds of waiting for a connection in one go; then the endpoint is looked at again."""
 
 
 class Channel:
-    """One DEALER, for one thread at a time; ``user`` is its number.
+    """One DEALER, for one thread at a time; ``user`` is the number of that thread.
 
-    It is in ``open_ones`` from before it has a socket, and until it is closed.
+    The channel is in the set ``opened`` from before it has a socket until it is closed.
     """
 
     def __init__(
         self,
         context: zmq.Context[zmq.Socket[bytes]],
-        route: Route,
-        open_ones: set[Channel],
+        resolver: Resolver,
+        opened: set[Channel],
     ) -> None:
         self.user: int | None = native.get_ident()
-        self._first: bytes | None = None  # has come, and its second frame has not
+        self._first: bytes | None = None  # a first frame whose second one has not arrived
         self._timeout_ms = {zmq.RCVTIMEO: -1, zmq.SNDTIMEO: -1}
-        self._open_ones = open_ones
-        open_ones.add(self)
-        with signals_left_to_this_thread():  # Ctrl-C would lose a socket that has no name yet
-            self._follower = Follower(context, zmq.DEALER, REQUEST_SILENCE_MS, route)
-        self._socket = self._follower.socket
+        self._opened = opened
+        opened.add(self)
+        with signals_blocked():  # Ctrl-C would lose a socket that is not assigned yet
+            self._client = ClientSocket(context, zmq.DEALER, REQUEST_SILENCE_MS, resolver)
+        self._socket = self._client.socket
 
     def send(self, frame: bytes, timeout: float, data: Buffer | None = None) -> bool:
-        """Send a frame (and ``data`` as another), if Global can be reached within ``timeout``
-        seconds.
+        """Send a frame, and ``data`` as a second one.
+
+        Returns False if Global is not connected within ``timeout`` seconds.
         """
         until = time.monotonic() + timeout
         while True:
             left = until - time.monotonic()
             self._limit(zmq.SNDTIMEO, min(left, SEND_SLICE))
             try:
-                self._follower.follow()
+                self._client.follow_source()
                 if data is None:
                     self._socket.send(frame)
                 else:
@@ -63,13 +62,14 @@ class Channel:
                 if left <= SEND_SLICE:
                     return False
             except zmq.ContextTerminated:
-                raise _closed() from None
+                raise node_closed() from None
             else:
                 return True
 
     def receive(self, timeout: float) -> tuple[bytes, Buffer | None] | None:
-        """What comes within about ``timeout`` seconds, or None: a frame, and its second frame or
-        None. Each of the two is a message of ZeroMQ's.
+        """Receive a frame and its second frame (or None); each is a ZeroMQ message of its own.
+
+        Returns None if nothing arrives within about ``timeout`` seconds.
         """
         self._limit(zmq.RCVTIMEO, timeout)
         try:
@@ -78,7 +78,7 @@ class Channel:
                 if not wire.with_data(frame):
                     self._first = None
                     return frame, None
-                self._first = frame  # the second one may come later
+                self._first = frame  # the second one may arrive later
                 data = self._socket.recv(copy=False).buffer
                 if wire.belongs(data, frame):
                     self._first = None
@@ -87,16 +87,16 @@ class Channel:
         except zmq.Again:
             return None
         except zmq.ContextTerminated:
-            raise _closed() from None
+            raise node_closed() from None
 
     @property
     def closed(self) -> bool:
-        return self not in self._open_ones
+        return self not in self._opened
 
     def close(self) -> None:
-        if hasattr(self, "_follower"):
-            self._follower.socket.close()
-        self._open_ones.discard(self)
+        if hasattr(self, "_client"):
+            self._client.socket.close()
+        self._opened.discard(self)
 
     def _limit(self, option: zmq.SocketOption, timeout: float) -> None:
         milliseconds = max(0, math.ceil(timeout * 1000))
@@ -106,38 +106,33 @@ class Channel:
 
 
 class ChannelPool:
-    """Channels along one route. Safe from any thread.
+    """The channels of one Local. Safe from any thread.
 
-    A thread takes a channel for one operation and gives it back; one whose operation was cut
-    short is closed instead.
+    A thread takes a channel for one operation and gives it back. If the operation was interrupted,
+    the thread closes it instead.
     """
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], route: Route) -> None:
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], resolver: Resolver) -> None:
         self._context = context
-        self._route = route
+        self._resolver = resolver
         self._lock = native.Lock()
         self._idle: list[Channel] = []
         self._open: set[Channel] = set()
         self._closed = False
 
     def take(self) -> Channel:
+        """A channel for the calling thread. Raises GlobalUnavailable, NodeClosed."""
         with self._lock:
             while self._idle:
                 channel = self._idle.pop()
                 channel.user = native.get_ident()
                 if not channel.closed:
                     return channel
-        try:
-            limits.need_descriptors(limits.CHANNEL_DESCRIPTORS)
-            return Channel(self._context, self._route, self._open)
-        except limits.Shortage as shortage:
-            raise GlobalUnavailable(str(shortage)) from None
-        except zmq.ZMQError as error:
-            if error.errno in (zmq.ETERM, zmq.EFAULT):
-                raise _closed() from None
-            raise no_socket(error) from None
+        with opening_channel():
+            return Channel(self._context, self._resolver, self._open)
 
     def give_back(self, channel: Channel) -> None:
+        """Keep a channel for a later operation, or close it if there are enough."""
         with self._lock:
             if not self._closed and len(self._idle) < CHANNELS_KEPT:
                 channel.user = None
@@ -146,10 +141,10 @@ class ChannelPool:
         channel.close()
 
     def close(self, busy: Callable[[int], bool]) -> None:
-        """Close the idle channels, and from now on every one that is given back.
+        """Close the idle channels, and from now on every channel that is given back.
 
-        So are those whose threads are not ``busy`` with a call: Ctrl-C came when they were about to
-        be given back.
+        A channel whose thread is not ``busy`` with a call is closed as well: Ctrl-C came when it
+        was about to be given back.
         """
         with self._lock:
             self._closed = True
@@ -160,14 +155,5 @@ class ChannelPool:
 
     @property
     def in_use(self) -> bool:
-        """Whether, after :meth:`close`, a thread still has one."""
+        """Whether a thread still has a channel after :meth:`close`."""
         return bool(self._open)
-
-
-def no_socket(error: zmq.ZMQError) -> GlobalUnavailable:
-    """What a program is told when ZeroMQ gives no further socket."""
-    return GlobalUnavailable(limits.no_socket(error))
-
-
-def _closed() -> NodeClosed:
-    return NodeClosed("the Node was closed during the call")

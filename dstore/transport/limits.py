@@ -1,7 +1,7 @@
-"""What the system must have left before ZeroMQ is asked for anything.
+"""Descriptors, threads and sockets that must be left before ZeroMQ is asked for anything.
 
-A ZeroMQ context that finds no descriptor for its polls, or no thread for itself, ends the
-process; sockets that it opens later only fail. So the room is looked for beforehand.
+A ZeroMQ context that finds no descriptor for its polls, or no thread for itself, ends the process;
+sockets that it opens later only fail. So dstore checks beforehand that there is enough.
 """
 
 from __future__ import annotations
@@ -14,71 +14,44 @@ from typing import Any
 
 import zmq
 
-from dstore.errors import DstoreError
 from dstore.runtime import native
-from dstore.runtime.background import signals_left_to_this_thread
+from dstore.runtime.signals import signals_blocked
 
 resource: Any
 try:
-    import resource  # now: later there may be no descriptor for that
+    import resource  # at once, since later there may be no descriptor left for the import
 except ImportError:  # Windows
     resource = None
 
 SPARE_DESCRIPTORS = 8
-"""What others in the process may take in the meantime: a file, an import, a name look-up."""
+"""Descriptors to leave for the rest of the process: a file, an import, a name look-up."""
 LINK_DESCRIPTORS = 24
-"""What the context of a Local has open once it is connected, with one request channel. (A test
-compares it.)
-"""
+"""Descriptors of a Local that is connected and has one request channel. (A test compares it.)"""
 CHANNEL_DESCRIPTORS = 2
-"""The same of a further channel: its mailbox, and its connection."""
+"""Descriptors of a further channel: its mailbox and its connection."""
 GLOBAL_DESCRIPTORS = 30
-"""What a Global has open that listens, two locks of ipc paths and the memory of large values
-included.
+"""Descriptors of a Global that listens, with two locks of ipc paths and the memory of large values.
 """
 CONTEXT_THREADS = 3
-"""Two of a ZeroMQ context, for input and output and for closing sockets; and the one that uses it.
+"""Threads of a ZeroMQ context: one for input and output, one that closes sockets, and the thread
+of dstore that uses it.
 """
 ZERO_COPY_THREADS = 3
-"""Two of a further context, and one that uses it."""
-
-SOCKETS_DEFAULT, SOCKETS_MAX = 1023, 65_535
-"""How many sockets a context of ZeroMQ has if it is not told, and at most."""
+"""Threads of the further context that pyzmq needs to send without copying."""
+SOCKETS_DEFAULT = 1023
+"""Sockets that a ZeroMQ context permits by default."""
+SOCKETS_MAX = 65_535
+"""Sockets that a ZeroMQ context can permit at most."""
 
 
 class Shortage(Exception):
-    """The system does not give what is needed; the text says what, and what to do."""
-
-
-def context(
-    descriptors: int, error: type[DstoreError], *, zero_copy: bool = False
-) -> zmq.Context[zmq.Socket[bytes]]:
-    """A context that may have as many sockets as the limit of descriptors permits.
-
-    With ``zero_copy`` pyzmq starts now what it needs to send without a copy: a further context, for
-    the whole process, which would otherwise start with the first large message, wherever that finds
-    the process short of descriptors.
-
-    Raises ``error`` if there is no room for it with its sockets.
-    """
-    try:
-        need_descriptors(descriptors)
-        need_threads(CONTEXT_THREADS + (ZERO_COPY_THREADS if zero_copy else 0))
-        if zero_copy:
-            zmq.Frame(bytearray(1), copy=False, copy_threshold=0)
-    except Shortage as shortage:
-        raise error(str(shortage)) from None
-    except RuntimeError as problem:
-        raise error(no_threads(problem)) from None
-    made: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    made.set(zmq.MAX_SOCKETS, sockets_max())
-    return made
+    """The system does not have what is needed; the text says what is missing and what to do."""
 
 
 def need_descriptors(count: int) -> None:
-    """Raise Shortage unless ``count`` descriptors, and some to spare, can be had now."""
+    """Raise Shortage unless ``count`` descriptors, and some to spare, are left."""
     taken: list[int] = []
-    with signals_left_to_this_thread():  # Ctrl-C would lose one that is not in the list yet
+    with signals_blocked():  # Ctrl-C would lose a descriptor that is not in the list yet
         try:
             taken += os.pipe()
             while len(taken) < count + SPARE_DESCRIPTORS:
@@ -94,7 +67,7 @@ def _no_descriptors(problem: OSError, count: int, free: int) -> str:
     wanted = f"{count + SPARE_DESCRIPTORS} descriptors are needed"
     if problem.errno == errno.ENFILE:
         return f"{wanted}, and the whole system has no more than {free} left (fs.file-max)"
-    limit = _descriptor_limit()
+    limit = descriptor_limit()
     of = f" of {limit:,}" if limit is not None else ""
     return (
         f"{wanted}, and this process has no more than {free}{of} left; "
@@ -103,7 +76,7 @@ def _no_descriptors(problem: OSError, count: int, free: int) -> str:
 
 
 def need_threads(count: int) -> None:
-    """Raise Shortage unless ``count`` threads can be started now."""
+    """Raise Shortage unless ``count`` more threads can be started."""
     gate = native.Lock()
     started: list[native.Thread] = []
     try:
@@ -125,7 +98,7 @@ def _pass(gate: native.Lock) -> None:
 
 
 def no_threads(problem: RuntimeError) -> str:
-    """What to say when Python could not start a thread."""
+    """The message for a thread that Python could not start."""
     return (
         f"the system gives no more threads ({problem}); "
         "end some, or raise the limit (ulimit -u, or pids of the container)"
@@ -133,7 +106,7 @@ def no_threads(problem: RuntimeError) -> str:
 
 
 def no_socket(problem: zmq.ZMQError) -> str:
-    """Why ZeroMQ gave no further socket."""
+    """The message for a socket that ZeroMQ could not open."""
     try:
         need_descriptors(CHANNEL_DESCRIPTORS)
     except Shortage as shortage:
@@ -141,22 +114,22 @@ def no_socket(problem: zmq.ZMQError) -> str:
     if problem.errno != errno.EMFILE:
         return f"cannot open a socket: {problem.strerror}"
     return (
-        f"ZeroMQ permits {sockets_max():,} sockets for one Node, and has opened them; let fewer "
-        "threads call it at a time, or raise the limit of descriptors (ulimit -n) before the Node "
-        "is made: it decides"
+        f"ZeroMQ permits {sockets_max():,} sockets for one Node, and all are open; let fewer "
+        "threads call it at a time, or raise the limit of descriptors (ulimit -n) and create the "
+        "Node again"
     )
 
 
 def sockets_max() -> int:
-    """How many sockets a context may have: as many as there can be connections."""
-    limit = _descriptor_limit()
+    """The number of sockets that a context may have: one for each connection there can be."""
+    limit = descriptor_limit()
     if limit is None:
         return SOCKETS_DEFAULT
     return min(max(limit // CHANNEL_DESCRIPTORS, SOCKETS_DEFAULT), SOCKETS_MAX)
 
 
-def _descriptor_limit() -> int | None:
-    """The limit of this process; None where the system does not tell."""
+def descriptor_limit() -> int | None:
+    """The limit of this process; None where the system has no such limit."""
     if resource is None:
         return None
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)

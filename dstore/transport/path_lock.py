@@ -1,9 +1,8 @@
-"""Who owns the path of an ipc socket.
+"""The lock that gives the path of an ipc socket to one Global at a time.
 
-ZeroMQ removes whatever is at the path before it binds there, a live socket or a plain file, and
-removes nothing when it closes. So a Global first takes a lock on a file beside the path. The lock
-falls with the process, so that the file itself says nothing: what a killed Global has left is
-taken over.
+ZeroMQ removes any file at the path before it binds there, even the socket of a live program, and
+removes nothing when it closes. So a Global first locks a file beside the path. The kernel releases
+the lock when the process ends, so a lock file that a killed Global has left is taken over.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ from typing import Any
 from dstore.errors import AddressError
 from dstore.runtime.native import sockets
 from dstore.transport import addresses
+from dstore.transport.binding import error_text, in_use
 
 fcntl: Any
 try:
@@ -26,19 +26,20 @@ except ImportError:  # Windows
     fcntl = None
 
 SUFFIX = ".lock"
-NOTE_BYTES_MAX = 100
-"""Of a lock file, which says which socket its owner has bound."""
-PROBE_MAX = 1.0
-"""Seconds for a plain connection to whatever listens at the path."""
+"""What a lock file's name has after the path."""
+LOCK_FILE_BYTES_MAX = 100
+"""Bytes that are read of a lock file, which names the socket that its owner has bound."""
+PROBE_TIMEOUT = 1.0
+"""Seconds for a plain connection to what listens at the path."""
 
 
 class PathLock:
-    """Holds the path of an ipc address, until :meth:`release`. Other addresses need none.
+    """Holds the path of an ipc address until :meth:`release`. Does nothing for a tcp address.
 
-    Raises AddressError if somebody lives there, or it is not a socket that is there.
+    Raises AddressError if a program listens at the path, or if a file other than a socket is there.
 
-    An abstract name (``ipc://@NAME``) needs no lock: the system gives it to one only, and leaves
-    nothing behind.
+    An abstract name (``ipc://@NAME``) needs no lock: the kernel gives it to one process at a time,
+    and frees it when that ends.
     """
 
     def __init__(self, address: str) -> None:
@@ -49,7 +50,7 @@ class PathLock:
         if name is None or fcntl is None:
             return
         self._name = name
-        self._path = os.path.abspath(name)  # the process may change its folder
+        self._path = os.path.abspath(name)  # the process may change its working directory
         self._file = self._path + SUFFIX
         if name.startswith("@"):
             self._refuse_other_kinds()  # ZeroMQ removes a file of that name all the same
@@ -57,7 +58,7 @@ class PathLock:
         self._acquire()
         try:
             self._refuse_other_kinds()
-            self._refuse_the_living()
+            self._refuse_listener()
         except BaseException:
             self.release()
             raise
@@ -65,9 +66,11 @@ class PathLock:
     def __repr__(self) -> str:
         return f"<PathLock {self._address} {'free' if self._lock is None else 'held'}>"
 
-    def bound(self) -> None:
-        """Note which socket is ours. A child that was forked may keep it alive, where it is of no
-        use to anybody.
+    def note_bound(self) -> None:
+        """Write into the lock file which socket is ours.
+
+        A forked child may keep that socket open after the process has ended. The next Global
+        recognizes it by this, and does not take it for a live one.
         """
         if self._lock is not None:
             self._bound = _identity(self._path)
@@ -76,12 +79,12 @@ class PathLock:
                 os.pwrite(self._lock, self._bound.encode(), 0)
 
     def release(self) -> None:
-        """Remove the socket, which is closed, and give the path back. Idempotent."""
+        """Remove the closed socket and release the lock. Idempotent."""
         lock, self._lock = self._lock, None
         if lock is None:
             return
         _held.discard(self)
-        # While it is locked: afterwards the files might be the next one's.
+        # Before the lock is released: afterwards the files may belong to the next Global.
         with contextlib.suppress(OSError):
             if self._bound and _identity(self._path) == self._bound:
                 os.unlink(self._path)
@@ -90,7 +93,7 @@ class PathLock:
         os.close(lock)
 
     def forked(self) -> None:
-        """In the child: it is the parent's, and must not outlive that."""
+        """Close the lock file in a forked child: the lock must not outlive the parent."""
         lock, self._lock = self._lock, None
         if lock is not None:
             os.close(lock)
@@ -103,10 +106,10 @@ class PathLock:
                 raise self._cannot_lock(error) from None
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if _is_at(self._file, file):  # else its owner removed it just now: try again
+                if _is_at(self._file, file):  # else its owner has just removed it: try again
                     self._lock = file
             except BlockingIOError:
-                raise addresses.in_use(self._address) from None
+                raise in_use(self._address) from None
             except OSError as error:
                 raise self._cannot_lock(error) from None
             finally:
@@ -115,7 +118,7 @@ class PathLock:
         _held.add(self)
 
     def _cannot_lock(self, error: OSError) -> AddressError:
-        why = addresses.reason(error.errno or errno.EIO)
+        why = error_text(error.errno or errno.EIO)
         return AddressError(
             f"cannot listen on {self._address}: cannot lock {self._file} ({why}); choose a path in "
             "a folder where you may write"
@@ -129,34 +132,37 @@ class PathLock:
                     "would be lost; choose another path, or remove it"
                 )
 
-    def _refuse_the_living(self) -> None:
-        """Only a refused connection says that nobody is there. And what the lock is of, since it
-        is ours now.
+    def _refuse_listener(self) -> None:
+        """Raise AddressError if a program may listen at the path.
+
+        None does if the connection is refused, or if the socket is the one that the lock file
+        names: its owner has ended, since the lock is ours.
         """
-        note = os.pread(self._lock or 0, NOTE_BYTES_MAX, 0).decode(errors="replace")
+        note = os.pread(self._lock or 0, LOCK_FILE_BYTES_MAX, 0).decode(errors="replace")
         with contextlib.suppress(FileNotFoundError):
             if note == _identity(self._path):
                 return
         probe = sockets.socket(sockets.AF_UNIX)
         try:
-            probe.settimeout(PROBE_MAX)
-            probe.connect(self._name)  # which may be shorter, and has to be
+            probe.settimeout(PROBE_TIMEOUT)
+            probe.connect(self._name)  # the absolute path may be too long
         except (ConnectionRefusedError, FileNotFoundError):
             return
-        except OSError:  # its backlog may be full
+        except OSError:  # its backlog may be full: it is alive
             pass
         finally:
             probe.close()
-        raise addresses.in_use(self._address)
+        raise in_use(self._address)
 
 
 def _identity(path: str) -> str:
-    """Which file is at a path: its device, inode and time, in case the inode is used again."""
+    """The identity of the file at a path: device, inode, and time in case the inode is reused."""
     found = os.lstat(path)
     return f"{found.st_dev} {found.st_ino} {found.st_mtime_ns}"
 
 
 def _is_at(path: str, file: int) -> bool:
+    """Whether the open file is still the one at the path."""
     try:
         there, here = os.stat(path, follow_symlinks=False), os.fstat(file)
     except FileNotFoundError:

@@ -2,33 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
-
 import zmq
 
-from dstore.transport.follower import CONTROL_SILENCE_MS, Follower
-from dstore.transport.route import Route
-
-DRAIN_MAX = 1000
-"""Replies taken at a time."""
+from dstore.transport.client_socket import CONTROL_SILENCE_MS, ClientSocket, drain
+from dstore.transport.resolver import Resolver
 
 
 class Requests:
-    """For the one thread that owns it, and polls with ``poller``."""
+    """For the thread that owns it and polls with ``poller``."""
 
     def __init__(
-        self, context: zmq.Context[zmq.Socket[bytes]], route: Route, poller: zmq.Poller
+        self, context: zmq.Context[zmq.Socket[bytes]], resolver: Resolver, poller: zmq.Poller
     ) -> None:
-        # No large value travels here: a connection that is silent for so long is lost.
-        self._follower = Follower(context, zmq.DEALER, CONTROL_SILENCE_MS, route)
-        self._socket = self._follower.socket
+        # No large value travels here, so a connection that is silent for 10 seconds is lost.
+        self._client = ClientSocket(context, zmq.DEALER, CONTROL_SILENCE_MS, resolver)
+        self._socket = self._client.socket
         self._poller = poller
         self._poller.register(self._socket, zmq.POLLIN)
 
     def send(self, frame: bytes) -> bool:
-        """Send a frame, if that can be done now. If not, the poll returns when it can."""
-        self._follower.follow()
+        """Send a frame if that is possible now; otherwise the poll returns when it is."""
+        self._client.follow_source()
         try:
             self._socket.send(frame, zmq.NOBLOCK)
         except zmq.Again:
@@ -36,12 +30,10 @@ class Requests:
             return False
         return True
 
-    def receive(self) -> Iterator[bytes]:
-        """The frames that have arrived. No message with two is asked for here."""
+    def receive(self) -> list[bytes]:
+        """Take the frames that have arrived. No message with data is requested here."""
         self._poller.register(self._socket, zmq.POLLIN)
-        with contextlib.suppress(zmq.Again):
-            for _ in range(DRAIN_MAX):
-                yield self._socket.recv(zmq.NOBLOCK)
+        return drain(self._socket)
 
     def close(self) -> None:
         self._poller.unregister(self._socket)

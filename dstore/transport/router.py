@@ -1,4 +1,4 @@
-"""Global's side: ROUTER for requests, PUB for deletions."""
+"""Global's side: a ROUTER for requests, a PUB for broadcast invalidations."""
 
 from __future__ import annotations
 
@@ -15,42 +15,41 @@ from dstore.errors import AddressError
 from dstore.protocol.messages import Buffer
 from dstore.runtime import native
 from dstore.runtime.logs import Log
-from dstore.transport import addresses, limits
-from dstore.transport.ending import Ending
+from dstore.runtime.native import WAIT_SLICE
+from dstore.transport import addresses, binding, limits
+from dstore.transport.context import Termination, new_context
 from dstore.transport.guard import Guard
 from dstore.transport.path_lock import PathLock
 
 log = Log("dstore.global")
 
 LINGER_MS = 1000
-"""How long closing waits for the last replies to leave."""
-CLOSE_MAX = 3.0
-"""Seconds that closing waits until the ports are free."""
-INTERRUPTED_MAX = 0.2
-"""The same when Ctrl-C has interrupted binding, and may hold a socket that is half made."""
-RECEIVE_MAX = 0.5
-"""Seconds of waiting in one go. A signal that comes in the instant before a wait begins is noticed
-by Python only after it.
+"""Milliseconds for the last replies to leave when the sockets are closed."""
+CLOSE_TIMEOUT = 3.0
+"""Seconds to wait on closing until the ports are free."""
+INTERRUPTED_CLOSE_TIMEOUT = 0.2
+"""Seconds to wait on closing when Ctrl-C has interrupted binding, and may hold a socket that is
+half made.
 """
 SUBSCRIPTION_FRAME_MAX = 128
 """Bytes of a frame that a subscriber may send."""
-FRAMES_BETWEEN_TURNS = 5_000
-"""Frames of a message with too many of them that are taken before the guard has its turn again."""
+FRAMES_BETWEEN_CHECKS = 5_000
+"""Frames of a message with too many of them that are taken between two checks of the guard."""
 HANDSHAKE_MS = 10_000
-"""Within this time a connection must have said that it speaks ZeroMQ's protocol."""
+"""Milliseconds within which a connection must have spoken ZeroMQ's handshake."""
 CONNECTIONS_PER_CLIENT = 4
-"""Connections that a Local has, if it has few threads: control, subscription, requests."""
+"""Connections that a Local with few threads has: control, subscription, requests."""
 CONNECTIONS_SPARE = 512
 """Connections beyond these, for Locals with many threads."""
 DESCRIPTORS_SPARE = 64
-"""Descriptors that are left for everything else, at least; and an eighth of all."""
+"""Descriptors that connections leave for everything else, at least; and an eighth of all."""
 _NOW = int(zmq.NOBLOCK)
 _MORE = int(zmq.NOBLOCK | zmq.SNDMORE)
 _WAKE_UP = "inproc://wake-up"
 
 
 class Router:
-    """Both sockets of a Global, bound. For one thread, but for :meth:`wake`.
+    """Both sockets of a Global, bound. For one thread, except :meth:`wake`.
 
     ``max_clients`` is how many Locals are expected at most; it limits the connections. ``warn``
     is called, as a logger is, when a connection is cut. Raises AddressError if either address
@@ -67,15 +66,15 @@ class Router:
     ) -> None:
         addresses.check(address, bind=True)
         self._wake_up = os.urandom(16)
-        self._waking = native.Lock()  # held by a thread that uses the context beside its owner
+        self._waking = native.Lock()  # held by another thread than the owner that uses the context
         self._locks: list[PathLock] = []
-        # Where threads are patched there is no zero copy: see send().
-        self._context = limits.context(
+        # Where threads are patched nothing is sent without a copy: see send().
+        self._context = new_context(
             limits.GLOBAL_DESCRIPTORS, AddressError, zero_copy=not native.patched()
         )
-        self._ending = Ending(self._context)
+        self._termination = Termination(self._context)
         with contextlib.ExitStack() as unless_bound:
-            unless_bound.push(self._not_to_be)
+            unless_bound.push(self._terminate_after)
             self._router = unless_bound.enter_context(self._context.socket(zmq.ROUTER))
             self._pub = unless_bound.enter_context(self._context.socket(zmq.PUB))
             for sock in (self._router, self._pub):
@@ -95,7 +94,7 @@ class Router:
             self.address = self._bind(self._router, address)
             wanted = publisher or addresses.publisher_default(address)
             self.publisher = self._bind(self._pub, wanted)
-            _number_peers(self._router)
+            _use_own_routes(self._router)
             self._router.bind(_WAKE_UP)
             self._listening = self.guard.listening(time.monotonic())
             unless_bound.pop_all()
@@ -106,67 +105,70 @@ class Router:
     def _bind(self, sock: zmq.Socket[bytes], address: str) -> str:
         lock = PathLock(addresses.check(address, bind=True))
         self._locks.append(lock)
-        bound = addresses.bind(sock, address)
-        lock.bound()
+        bound = binding.bind(sock, address)
+        lock.note_bound()
         return bound
 
-    def _not_to_be(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        self._end(CLOSE_MAX if isinstance(error, Exception) else INTERRUPTED_MAX)
+    def _terminate_after(self, _: object, error: BaseException | None, __: object) -> None:
+        self._terminate(
+            CLOSE_TIMEOUT if isinstance(error, Exception) else INTERRUPTED_CLOSE_TIMEOUT
+        )
 
-    def _end(self, stall_timeout: float) -> None:
-        self._ending.wait(stall_timeout)
+    def _terminate(self, timeout: float) -> None:
+        if not self._termination.wait(timeout):
+            self._termination.run()
         for lock in self._locks:  # not before ZeroMQ has closed the sockets
             lock.release()
 
     def receive(self, timeout: float) -> tuple[bytes, bytes, Buffer | None] | None:
-        """The route, the frame and the second frame (or None) of what comes next.
+        """Take the next message: its route, its frame and its second frame (or None).
 
-        None if nothing comes within ``timeout`` seconds (of which it may take fewer).
+        Returns None if none comes within ``timeout`` seconds. It may return earlier than that.
         """
         guard = self.guard
         now = self._now = time.monotonic()
-        if now >= guard.due:
-            guard.turn(now)
-        longest = max(0.0, guard.due - now) if len(guard) else RECEIVE_MAX
-        milliseconds = math.ceil(max(0.0, min(timeout, longest, RECEIVE_MAX)) * 1000)
+        if now >= guard.check_at:
+            guard.check(now)
+        longest = max(0.0, guard.check_at - now) if len(guard) else WAIT_SLICE
+        milliseconds = math.ceil(max(0.0, min(timeout, longest, WAIT_SLICE)) * 1000)
         if milliseconds != self._timeout_ms:
             self._timeout_ms = milliseconds
             self._router.setsockopt(zmq.RCVTIMEO, milliseconds)
         try:
             route: bytes = self._router.recv()
         except zmq.Again:
-            guard.found_empty()
+            guard.round_ended()
             return None
-        connection = guard.of(route)
+        connection = guard.connection_of(route)
         if connection is None:
             first = self._router.recv(copy=False)
             frame = first.bytes
             if frame == self._wake_up:
                 return None
-            connection = guard.arrived(route, first, now)
+            connection = guard.first_message(route, first, now)
         else:
             frame = self._router.recv()
         data: Buffer | None = None
-        size, extra = _on_the_wire(len(frame)), 0
+        size, extra = _size_with_head(len(frame)), 0
         if self._router.getsockopt(zmq.RCVMORE):
             second = self._router.recv(copy=False)
             data = second.buffer
-            size += _on_the_wire(len(data))
+            size += _size_with_head(len(data))
             while second.more:
                 second = self._router.recv(copy=False)
-                if not extra % FRAMES_BETWEEN_TURNS:
-                    guard.many_frames(connection, time.monotonic())
+                if not extra % FRAMES_BETWEEN_CHECKS:
+                    guard.too_many_frames(connection, time.monotonic())
                 extra += 1
         if connection is not None:
-            guard.took(connection, size)
+            guard.message_taken(connection, size)
         return None if extra else (route, frame, data)
 
     def send(self, route: bytes, frame: bytes, data: Buffer | None = None) -> None:
-        """Send a frame, and ``data`` as a message of its own, from where it lies.
+        """Send a frame, and ``data`` as a message of its own, without copying ``data``.
 
-        It is dropped if the peer has gone away or does not keep up.
+        The reply is dropped if the peer has gone away or does not keep up.
         """
-        connection = self.guard.of(route)
+        connection = self.guard.connection_of(route)
         if connection is not None:
             size = len(frame) if data is None else len(frame) + len(data)
             if not self.guard.may_reply(connection, size, self._now):
@@ -175,30 +177,30 @@ class Router:
             self._router.send(route, _MORE)
             self._router.send(frame, _NOW)
             if data is not None:
-                # pyzmq frees what it does not copy in a thread, which has to be one.
+                # pyzmq releases what it does not copy in a thread, which must not be a greenlet.
                 self._router.send_multipart((route, data), _NOW, copy=native.patched())
         except (zmq.Again, OSError):
             return  # the requester sends again
 
     def knows(self, route: bytes) -> bool:
-        """Whether the connection that a message has come over has not ended."""
-        return self.guard.of(route) is not None
+        """Whether the connection of this route, over which a message came, is still there."""
+        return self.guard.connection_of(route) is not None
 
     def peer_of(self, route: bytes) -> str | None:
-        """The address that a route leads to; None if it is not TCP, or has ended."""
-        connection = self.guard.of(route)
-        return None if connection is None else connection.group
+        """The source address of a route; None if it is not TCP, or has ended."""
+        connection = self.guard.connection_of(route)
+        return None if connection is None else connection.source
 
     def publish(self, frame: bytes) -> None:
-        """Send a frame to all who listen. Those that do not keep up miss it."""
+        """Send a frame to all subscribers. Those that do not keep up miss it."""
         self.guard.published(len(frame))
         self._pub.send(frame, _NOW)
 
     def wake(self) -> None:
         """Make :meth:`receive` return soon. From any thread or signal handler.
 
-        Not if somebody else is about to do so; and never in a context that may be gone by now, in
-        which ZeroMQ would abort.
+        Does nothing if another thread is doing the same, or if the context may be terminated by
+        now, where ZeroMQ would abort.
         """
         if not self._waking.acquire(blocking=False):
             return
@@ -207,13 +209,16 @@ class Router:
                 sock.setsockopt(zmq.LINGER, LINGER_MS)
                 sock.connect(_WAKE_UP)
                 sock.send(self._wake_up, _NOW)
-        except zmq.ZMQError:  # it will return by itself
+        except zmq.ZMQError:  # receive() returns after WAIT_SLICE anyway
             pass
         finally:
             self._waking.release()
 
     def forked(self) -> None:
-        """In the child: keep the ports no longer than the parent does. Nothing else is touched."""
+        """Close the listening descriptors in a forked child, and touch nothing else.
+
+        Otherwise the child would keep the ports longer than the parent does.
+        """
         for descriptor in self._listening:
             with contextlib.suppress(OSError):
                 os.close(descriptor)
@@ -222,39 +227,36 @@ class Router:
     def close(self) -> None:
         """Let the last replies leave, then free the ports. Idempotent."""
         self._listening.clear()
-        self._waking.acquire(timeout=RECEIVE_MAX)  # for ever; Ctrl-C may have left it taken
+        # Never released, so that wake() does nothing from now on. Ctrl-C may have left it taken.
+        self._waking.acquire(timeout=WAIT_SLICE)
         self.guard.close()
         self._router.close()
         self._pub.close()
-        self._end(CLOSE_MAX)
+        self._terminate(CLOSE_TIMEOUT)
 
 
 def connections_max(max_clients: int) -> int:
-    """How many connections are accepted: those of ``max_clients`` Locals, if there is room."""
+    """How many connections are accepted: those of ``max_clients`` Locals, if descriptors permit."""
     wanted = CONNECTIONS_PER_CLIENT * max_clients + CONNECTIONS_SPARE
-    try:
-        import resource
-    except ImportError:  # pragma: no cover - Windows
-        return wanted
-    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if limit == resource.RLIM_INFINITY:
+    limit = limits.descriptor_limit()
+    if limit is None:  # pragma: no cover - Windows
         return wanted
     return max(1, min(wanted, limit - max(DESCRIPTORS_SPARE, limit // 8)))
 
 
-def _on_the_wire(size: int) -> int:
-    """The bytes of a frame with its head."""
+def _size_with_head(size: int) -> int:
+    """The bytes of a frame with its head, as ZeroMQ sends it."""
     return size + (2 if size < 256 else 9)
 
 
-def _number_peers(router: zmq.Socket[bytes]) -> None:
-    """Have ZeroMQ name every peer by a number of its own, whatever name the peer claims.
+def _use_own_routes(router: zmq.Socket[bytes]) -> None:
+    """Make ZeroMQ name every peer by a number of its own, not by the name that the peer claims.
 
-    A peer that claims the number that ZeroMQ would give next would otherwise end this process: the
-    next honest peer gets the same name, which an assertion of ZeroMQ forbids. The two calls
-    leave exactly this behind: the socket is not raw any more, but goes on to number its peers. What
-    was bound before speaks ZeroMQ's protocol as ever. The price: each frame after the route is sent
-    as a message of its own.
+    A peer could otherwise claim the number that ZeroMQ gives next, and end this process: the next
+    honest peer would get the same name, which an assertion of ZeroMQ forbids. The two calls leave
+    exactly this behind: the socket is not raw any more, but goes on to number its peers. Addresses
+    that were bound before speak ZeroMQ's protocol as usual. The price: each frame after the route
+    is sent as a message of its own.
     """
     router.setsockopt(zmq.ROUTER_RAW, 1)
     router.setsockopt(zmq.ROUTER_RAW, 0)

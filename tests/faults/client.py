@@ -1,4 +1,4 @@
-"""One recording client: a Node, seeded choices, and a record of every call."""
+"""A client that makes seeded random calls to a Node and records each."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from tests.faults.records import (
 
 T = TypeVar("T")
 PADDING_MAX = 600
-"""Bytes by which some values are made longer."""
+"""Bytes by which a value may be made longer."""
 FLOOD_PADDING = "-" * 150
-"""Makes the keys of a flood long, so that buffers between Global and a Local are soon full."""
+"""Makes the keys of a flood long, so that buffers between Global and a Local fill up soon."""
 FLOOD_READ = 60
 """Keys of a flood that are read."""
 MANY = 8
-"""Keys of a many-call."""
+"""Keys of one call with many keys."""
 BURST_NS = 1_000_000
-"""How long one key is read again and again."""
+"""Nanoseconds for which one key is read repeatedly."""
 now = time.monotonic_ns
 
 
@@ -39,7 +39,7 @@ now = time.monotonic_ns
 class Keys:
     """The keys of a round: few hot ones, many cold ones, those of a flood.
 
-    Only what is *loose* may be deleted without waiting, since such a deletion takes effect later.
+    Only *loose* keys are deleted without waiting, since such a deletion takes effect later.
     """
 
     number: int
@@ -48,7 +48,7 @@ class Keys:
     flood: int
 
     def any(self, rng: random.Random) -> str:
-        """A key that is written with every kind of call but a deletion without waiting."""
+        """A key that is never deleted without waiting."""
         if rng.random() < 0.6:
             return f"{self.number}.hot{rng.randrange(self.hot)}"
         return f"{self.number}.cold{rng.randrange(self.cold)}"
@@ -78,7 +78,7 @@ class Client:
         self.burst(self._key(keys), 0)
 
     def burst(self, key: str, length_ns: int = BURST_NS) -> None:
-        """Read one key again and again, until it is missing."""
+        """Read one key repeatedly, until the time is up or it is missing."""
         until = now() + length_ns
         start, end, seen = self._lookup(key)
         while seen is not None:
@@ -104,7 +104,7 @@ class Client:
             self._recorder.count({"reads unavailable": 1})
             return start, now(), None
         end = now()
-        return start, end, (_ident(found.value), found.from_local)
+        return start, end, (_value_of(found.value), found.from_local)
 
     def get_stale(self, keys: Keys) -> None:
         key = self._key(keys)
@@ -116,14 +116,14 @@ class Client:
         except dstore.GlobalUnavailable:
             self._recorder.count({"reads unavailable": 1})
         else:
-            value = _ident(found.value)
+            value = _value_of(found.value)
             self._recorder.read("stale", {key: value}, start, now(), found.from_local)
 
     def get_many(self, keys: Keys) -> None:
         self.read_many({self._key(keys) for _ in range(MANY)})
 
     def get_flooded(self, keys: Keys) -> None:
-        """Some of the few keys of a flood that are read again and again."""
+        """Read some of the few keys of a flood that are read repeatedly."""
         self.read_many(map(keys.flooded, self._rng.sample(range(FLOOD_READ), 2 * MANY)))
 
     def read_many(self, keys: Iterable[str]) -> None:
@@ -135,7 +135,7 @@ class Client:
             self._recorder.count({"reads unavailable": 1})
             return
         end = now()
-        values: Values = {key: _ident(found[key]) if key in found else None for key in wanted}
+        values: Values = {key: _value_of(found[key]) if key in found else None for key in wanted}
         self._recorder.read("get", values, start, end, None)
 
     def contains(self, keys: Keys) -> None:
@@ -155,14 +155,14 @@ class Client:
 
     def set(self, keys: Keys) -> None:
         key, value = self._key(keys), self._value()
-        self._write("set", {key: value}, lambda: self.node.set(key, self._dressed(value)))
+        self._write("set", {key: value}, lambda: self.node.set(key, self._stored_form(value)))
 
     def replace(self, keys: Keys) -> None:
         key, value = self._key(keys), self._value()
         self._write(
             "replace",
             {key: value},
-            lambda: self.node.set(key, self._dressed(value), replace=True),
+            lambda: self.node.set(key, self._stored_form(value), replace=True),
         )
 
     def set_many(self, keys: Keys) -> None:
@@ -172,9 +172,10 @@ class Client:
         values: Values = {key: self._value() for key in keys}
 
         def call() -> dict[str, str]:
-            dressed = {key: self._dressed(value or "") for key, value in values.items()}
-            refused = self.node.set_many(dressed, replace=replace)
-            # It does not say who knew of a key: perhaps the Local, in a former life of Global.
+            stored = {key: self._stored_form(value or "") for key, value in values.items()}
+            refused = self.node.set_many(stored, replace=replace)
+            # The result does not say whether Global or this Local's cache knew that the key exists.
+            # The cache may know it from a former life of Global.
             return {key: OCCUPIED_LOCAL if key in refused else DONE for key in values}
 
         self._write("replace" if replace else "set", values, call)
@@ -231,19 +232,19 @@ class Client:
         return keys.loose(self._rng) if self._rng.random() < 0.15 else keys.any(self._rng)
 
     def _value(self) -> str:
-        """A value that nobody has written before."""
+        """A value that no client has written before."""
         self._written += 1
         return f"{self._name}:{self._written}"
 
-    def _dressed(self, value: str) -> Any:
-        """The value as it is stored: text, or a list, which every read decodes afresh."""
+    def _stored_form(self, value: str) -> Any:
+        """The value as it is stored: text, or a list, which every read decodes again."""
         if self._rng.random() < 0.7:
             return value
         return [value, "." * self._rng.randrange(PADDING_MAX)]
 
 
-def _ident(stored: Any) -> str:
-    """What tells a stored value from all others."""
+def _value_of(stored: Any) -> str:
+    """The unique value in what was stored."""
     ident = stored[0] if isinstance(stored, list) else stored
     assert isinstance(ident, str)
     return ident
@@ -263,4 +264,4 @@ OPERATIONS: dict[Callable[[Client, Keys], None], int] = {
     Client.clear: 4,
     Client.clear_many: 2,
 }
-"""What a client does, and how often."""
+"""The operations of a client and their relative frequency."""

@@ -1,4 +1,4 @@
-"""The processes of a run: the lives of a Global, and clients that come, go and are killed."""
+"""The processes of a run: the lives of a Global, and clients that start, end and are killed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TIMES = "times.json"
 
 @dataclass
 class Life:
-    """One life of a Global: it can have done nothing before ``begin`` or after ``end``."""
+    """One life of a Global: it did nothing before ``begin`` or after ``end``."""
 
     begin: int
     end: int | None = None
@@ -32,7 +32,7 @@ class Life:
 class Times:
     """When a Global lived, when clients died and when they were (or may have been) stopped.
 
-    All in ``time.monotonic_ns``, the ``lease`` too. Clients go by their names.
+    All times are in nanoseconds of ``time.monotonic_ns``. Clients are identified by name.
     """
 
     lease: int
@@ -54,7 +54,7 @@ class Times:
         self.stops.setdefault(client, []).append((since, time.monotonic_ns()))
 
     def disturbed(self, client: str, start: int, end: int) -> bool:
-        """Whether a client was stopped for a part of this span."""
+        """Whether a client was stopped during a part of this time."""
         return any(since < end and start < until for since, until in self.stops.get(client, ()))
 
 
@@ -64,7 +64,7 @@ class GlobalLives:
     def __init__(self, port: int, lease: float, folder: Path, times: Times) -> None:
         self._port = port
         self._lease = lease
-        self._stderr_file = folder / "global.err"
+        self._stderr_path = folder / "global.err"
         self._times = times
         self._process: subprocess.Popen[str] | None = None
 
@@ -72,14 +72,14 @@ class GlobalLives:
         self._times.lives.append(Life(time.monotonic_ns()))
         options = ["--lease", str(self._lease), "--log-length", str(log_length)]
         address = f"tcp://127.0.0.1:{self._port}"
-        with self._stderr_file.open("ab") as stderr:
+        with self._stderr_path.open("ab") as stderr:
             try:
                 self._process = start_global(*options, address=address, stderr=stderr).process
             except RuntimeError as error:
-                raise RuntimeError(f"{error}: {self._stderr_file.read_text()}") from None
+                raise RuntimeError(f"{error}: {self._stderr_path.read_text()}") from None
 
     def kill(self) -> None:
-        """SIGKILL, if it lives."""
+        """Kill it with SIGKILL, if it is running."""
         process, self._process = self._process, None
         if process is None:
             return
@@ -88,7 +88,7 @@ class GlobalLives:
         self._times.lives[-1].end = time.monotonic_ns()
 
     def stop(self) -> int:
-        """Ask it to end; its exit code."""
+        """Ask it to end. Returns its exit code."""
         assert self._process is not None
         self._process.terminate()
         code = self._process.wait(PATIENCE)
@@ -105,8 +105,8 @@ class ClientProcess:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self._stderr_file = Path(settings.folder) / f"{settings.name}.err"
-        with self._stderr_file.open("wb") as stderr:
+        self._stderr_path = Path(settings.folder) / f"{settings.name}.err"
+        with self._stderr_path.open("wb") as stderr:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "tests.faults.workload", settings.dump()],
                 stdin=subprocess.PIPE,
@@ -122,7 +122,7 @@ class ClientProcess:
         send_signal(self.process.pid, number)
 
     def end(self) -> None:
-        """Tell it to end. Returns at once."""
+        """Ask it to end, without waiting."""
         assert self.process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             self.process.stdin.close()
@@ -132,20 +132,20 @@ class ClientProcess:
         self.process.wait()
         self.end()
 
-    def complaints(self) -> str:
-        """What it wrote to stderr, or that it did not end well."""
-        text = self._stderr_file.read_text(errors="replace").strip()
+    def problem(self) -> str:
+        """What it wrote to stderr, or its exit code if that is bad; empty if all was well."""
+        text = self._stderr_path.read_text(errors="replace").strip()
         if not text and self.process.returncode not in (0, STOPPED_BY_US):
             text = f"exit code {self.process.returncode}"
         return f"{self.settings.name}: {text}" if text else ""
 
 
 class Clients:
-    """All client processes. Those that have ended or were killed leave their complaints."""
+    """All client processes, and the problems of those that have ended or were killed."""
 
     def __init__(self, times: Times) -> None:
         self.living: list[ClientProcess] = []
-        self.complaints: list[str] = []
+        self.problems: list[str] = []
         self.started = 0
         self._times = times
 
@@ -156,20 +156,20 @@ class Clients:
         return client
 
     def kill(self, client: ClientProcess) -> None:
-        """SIGKILL, and note when it was dead for certain."""
+        """Kill a client with SIGKILL, and note a time at which it was certainly dead."""
         client.kill()
         self._times.deaths[client.settings.name] = time.monotonic_ns()
-        self._bury(client)
+        self._remove(client)
 
     def end(self, client: ClientProcess, stall_timeout: float = PATIENCE) -> None:
-        """Let a client end by itself; kill it if it does not."""
+        """Ask a client to end; kill it if it does not within ``stall_timeout`` seconds."""
         client.end()
         try:
             client.process.wait(stall_timeout)
         except subprocess.TimeoutExpired:
-            self.complaints.append(f"{client.settings.name} did not end")
+            self.problems.append(f"{client.settings.name} did not end")
             client.kill()
-        self._bury(client)
+        self._remove(client)
 
     def end_all(self) -> None:
         for client in self.living:
@@ -181,7 +181,7 @@ class Clients:
         for client in list(self.living):
             self.kill(client)
 
-    def _bury(self, client: ClientProcess) -> None:
+    def _remove(self, client: ClientProcess) -> None:
         self.living.remove(client)
-        if complaint := client.complaints():
-            self.complaints.append(complaint)
+        if problem := client.problem():
+            self.problems.append(problem)

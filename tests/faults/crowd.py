@@ -1,4 +1,4 @@
-"""Many threads on one Node read while another process deletes and binds; every answer is judged.
+"""Many threads read through one Node while another process deletes and sets; all is judged.
 
 python -m tests.faults.crowd --threads 64 --gets 1000000 --switch 1e-6
 """
@@ -26,10 +26,12 @@ MISSING = object()
 
 
 class Outcome(NamedTuple):
-    """What came of a run. ``requests`` is how many GETs Global had, and ``misses`` what the Local
-    counts of those. ``kept`` is how many values it could keep, ``distinct`` how many different
-    ones its threads have read. For the rest there was none, or it was about to go. A value is
-    kept twice if the deletion of the one before it is heard only after it has come.
+    """The outcome of a run.
+
+    ``requests`` counts the GETs at Global, ``misses`` those that the Local counts. ``kept`` counts
+    the values that filled the cache, ``distinct`` the different values that the threads have read.
+    The other requests found no value, or one that was about to be deleted. A value is kept twice if
+    the invalidation of the former one arrives only after it.
     """
 
     gets: int
@@ -49,10 +51,10 @@ def _delete(
     over: Event,
     results: multiprocessing.Queue,  # type: ignore[type-arg]
 ) -> None:
-    """Delete some keys and bind them again, then others, and tell of it.
+    """Delete some keys and set them again, then others, and record it.
 
-    The threads of the reader leave its background thread little time to confirm, so that many
-    deletions at once are needed for many in all.
+    The threads of the reader leave its background thread little time to acknowledge. So each call
+    deletes many keys.
     """
     done: list[Operation] = []
     dice = random.Random(1)
@@ -97,8 +99,9 @@ def _read(node: dstore.Node, name: int, keys: list[str], count: int, into: list[
 
 
 def run(threads: int, gets: int, keys: int, batch: int, switch: float | None) -> Outcome:
-    """``gets`` reads by so many threads, while ``batch`` of the keys are deleted at a time;
-    ``switch`` is how often Python switches, in seconds.
+    """Run ``gets`` reads in all by ``threads`` threads, while ``batch`` keys are deleted at a time.
+
+    ``switch`` is Python's switch interval in seconds.
     """
     names = [f"k{number}" for number in range(keys)]
     history: list[Operation] = []

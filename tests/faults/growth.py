@@ -1,8 +1,9 @@
-"""Does Global grow with Locals that come and go? ``python -m tests.faults.growth --joins 20000``.
+"""Measures whether Global grows as Locals join and leave.
 
-Honest Nodes join and leave, first while nothing is deleted, then while every one of them holds a
-key that is deleted. What Global has resident is measured after a warm-up and at the end. The exit
-code is 1 if it has grown by more than ``GROWTH_MAX`` in either part.
+``python -m tests.faults.growth --joins 20000``. Honest Nodes join and leave, first without
+deletions, then while each of them holds a key that is deleted. The resident memory of Global is
+measured after a warm-up and at the end. The exit code is 1 if it has grown by more than
+``GROWTH_MAX`` in either part.
 """
 
 from __future__ import annotations
@@ -18,21 +19,21 @@ import dstore
 from tests.integration.processes import GlobalProcess, sessions_left
 
 GROWTH_MAX = 2 << 20
-"""Bytes."""
+"""Bytes by which Global may grow."""
 THREADS = 4
-"""Nodes that are here at a time."""
+"""Nodes that exist at a time."""
 WARM_UP = 0.25
-"""The part of the joins before Global is measured: memory that it keeps and uses again."""
+"""The part of the joins before the first measurement, for memory that Global keeps and reuses."""
 
 
 def resident(pid: int) -> int:
-    """What a process has in memory, in bytes."""
+    """The resident memory of a process, in bytes."""
     pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def come_and_go(address: str, count: int, deletes: bool) -> None:
-    """``count`` Nodes, some at a time, that join, read something and leave."""
+    """Have ``count`` Nodes, some at a time, join, read something and leave."""
     failures: list[BaseException] = []
 
     def work(number: int) -> None:
@@ -56,7 +57,7 @@ def come_and_go(address: str, count: int, deletes: bool) -> None:
 
 
 def measure(joins: int, deletes: bool, say: Callable[[str], None] = print) -> int:
-    """By how many bytes a Global grows over ``joins`` joins, after a warm-up."""
+    """Return by how many bytes a Global grows over ``joins`` joins, after a warm-up."""
     with GlobalProcess() as place, dstore.Node(place.address, timeout=30.0) as node:
         node.set("there", "v")
         come_and_go(place.address, int(joins * WARM_UP), deletes)

@@ -1,8 +1,8 @@
-"""Honest processes that read, write and delete while others misbehave, and judge what they get.
+"""Honest processes that read, write and delete during an attack, and check what they read.
 
 A writer raises the version of each key, by replacing it or by deleting and setting it. Once a call
-is confirmed, it notes in shared memory which version is the least that may still be read. A reader
-notes that number before it reads: what it gets must not be older.
+is confirmed, it writes into shared memory the lowest version that may still be read. A reader looks
+at that number before it reads: the value that it gets must not be older.
 """
 
 from __future__ import annotations
@@ -26,11 +26,13 @@ READERS = 2
 TIMEOUT = 10.0
 """Seconds until an honest call gives up; then it counts as refused."""
 PAUSE = 0.002
-PATIENCE = 60.0
+"""Seconds between two calls of the writer."""
+ANSWER_TIMEOUT = 60.0
+"""Seconds for an honest process to answer or to end."""
 
 
 class Told(NamedTuple):
-    """What an honest process has seen since it was last asked."""
+    """What an honest process has counted since it was last asked; ``longest`` is in seconds."""
 
     calls: int
     reads: int
@@ -54,13 +56,15 @@ class Told(NamedTuple):
 NOTHING = Told(0, 0, 0, 0, 0.0, "")
 
 
-class Least:
-    """For each key the least version that may still be read, in a file that all processes map."""
+class LowestVersions:
+    """The lowest version of each key that may still be read, in a file that all processes map."""
 
     def __init__(self, path: str) -> None:
         with open(path, "r+b") as file:
             self._map = mmap.mmap(file.fileno(), 8 * KEYS)
-        self._view = memoryview(self._map).cast("q")  # whole words, which no reader sees half
+        self._view = memoryview(self._map).cast(
+            "q"
+        )  # aligned words, which are read and written atomically
 
     def __getitem__(self, key: int) -> int:
         return self._view[key]
@@ -74,9 +78,9 @@ class Least:
 
 
 class _Calls:
-    """Makes the calls of one process, and counts."""
+    """Makes the calls of one process and counts them."""
 
-    def __init__(self, node: dstore.Node, least: Least, dice: random.Random) -> None:
+    def __init__(self, node: dstore.Node, least: LowestVersions, dice: random.Random) -> None:
         self.node = node
         self.told = NOTHING
         self._least = least
@@ -123,7 +127,7 @@ def _work(
 ) -> None:
     with (
         dstore.Node(address, timeout=TIMEOUT) as node,
-        contextlib.closing(Least(path)) as least,
+        contextlib.closing(LowestVersions(path)) as least,
     ):
         calls = _Calls(node, least, random.Random(seed))
         node.join()
@@ -169,13 +173,16 @@ class Honest:
         self.ask()
 
     def ask(self) -> Told:
-        """What all have seen since the last time. Each has ended a call that began after this."""
+        """The counts of all processes since the last time.
+
+        Each process has finished a call that began after this one.
+        """
         for ask, _ in self._pipes:
             ask.send(None)
         told = NOTHING
         for _, answers in self._pipes:
-            if not answers.poll(PATIENCE):
-                return told + Told(0, 0, 0, 1, PATIENCE, "an honest process hangs")
+            if not answers.poll(ANSWER_TIMEOUT):
+                return told + Told(0, 0, 0, 1, ANSWER_TIMEOUT, "an honest process hangs")
             told += answers.recv()
         return told
 
@@ -190,7 +197,7 @@ class Honest:
     ) -> None:
         self._over.set()
         for process in self._processes:
-            process.join(PATIENCE)
+            process.join(ANSWER_TIMEOUT)
             process.kill()
             process.join()
             process.close()

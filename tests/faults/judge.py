@@ -1,9 +1,9 @@
 """Judges the recorded history of a round: ``python -m tests.faults.judge FOLDER ROUND``.
 
-Each life of Global by itself (:mod:`tests.faults.lives`), each key by itself: linearizability; that
-deletions without waiting take effect within a lease; that stale reads return what once was current.
-The process prints its verdict as one JSON object. Being a process of its own, it takes little from
-the run that it judges, and an old history can be judged again.
+For each life of Global (:mod:`tests.faults.lives`) and each key it checks that operations are
+linearizable, that deletions without waiting take effect within a lease, and that stale reads return
+a value that was current once. The process prints its verdict as one JSON object. As a process of
+its own it disturbs the run little, and it can judge an old history again.
 """
 
 from __future__ import annotations
@@ -42,23 +42,25 @@ RESULTS = {
     Kind.DELETE: Result.DELETED,
 }
 GLOBAL_LATE = 0.5
-"""Seconds by which Global may do late what is due, because other processes had the processor.
+"""Seconds by which Global may act late because other processes had the processor.
 
-It is allowed to what Global answers itself, and not to what a Local answers from its cache.
+This applies to answers of Global, and not to those of a Local from its cache.
 """
 NICE = 5
-PATIENCE = 300.0
-TOLD_MAX = 10
-"""Violations of a round that are told; the others are in the same files."""
+"""Added to the niceness of the judge."""
+JUDGE_TIMEOUT = 300.0
+"""Seconds for a judge to end."""
+REPORTED_MAX = 10
+"""Violations of a round that are reported; the others are in the same files."""
 
 
 @dataclass
 class Verdict:
-    """What was done and what was wrong.
+    """Counts of what was done, and the violations.
 
-    ``longest`` is how long the longest confirmed deletion took, in ns, of callers that were not
-    stopped meanwhile.
-    ``unclear`` are operations that overlap two lives of Global and so say nothing.
+    ``longest`` is the duration in ns of the longest confirmed deletion of a caller that was not
+    stopped meanwhile. ``unclear`` counts operations that overlap two lives of Global and so prove
+    nothing.
     """
 
     rounds: int = 0
@@ -103,7 +105,7 @@ def judge(records: Records, times: Times) -> Verdict:
 
 
 def _wrong(history: list[Operation], translation: _Translation) -> Iterator[str]:
-    """What is wrong with the history of one key in one life of Global."""
+    """The violations in the history of one key in one life of Global."""
     judged = [translation.judged(operation) for operation in history]
     try:
         verdicts = [check_linearizable(judged)]
@@ -125,7 +127,7 @@ def _wrong(history: list[Operation], translation: _Translation) -> Iterator[str]
 
 
 class _Translation:
-    """Recorded operations of one life in the terms of the checkers; times in seconds."""
+    """Translates recorded operations of one life for the checkers; times in seconds."""
 
     def __init__(self, times: Times, number: int) -> None:
         self.lease = times.lease / 1e9
@@ -137,7 +139,7 @@ class _Translation:
     def judged(self, operation: Operation) -> Judged:
         kind, result = self._meaning(operation)
         value = operation.value if not operation.reads else None
-        if operation.kind == "contains":  # as a SET sees it that finds the key occupied
+        if operation.kind == "contains":  # like a SET that finds the key occupied
             self._looks += 1
             value = f"look {self._looks}"
         return Judged(
@@ -171,7 +173,7 @@ class _Translation:
         return kind, RESULTS[kind]
 
     def _pending(self, operation: Operation) -> Result:
-        """A deletion that was begun; it need not have ended if Global was killed meanwhile."""
+        """A deletion that has begun; it need not have ended if Global was killed meanwhile."""
         assert operation.end is not None
         cut_off = self._life_end is not None and operation.end + self._lease_ns > self._life_end
         return Result.UNKNOWN if cut_off else Result.PENDING
@@ -221,9 +223,9 @@ class JudgeProcess:
         return self._process.poll() is not None
 
     def verdict(self) -> Verdict:
-        """Wait for it."""
+        """Wait for the judge and return its verdict."""
         try:
-            said, _ = self._process.communicate(timeout=PATIENCE)
+            said, _ = self._process.communicate(timeout=JUDGE_TIMEOUT)
         finally:
             self._process.kill()
             self._process.communicate()
@@ -234,7 +236,7 @@ class JudgeProcess:
         return verdict
 
     def remove_files(self) -> None:
-        """Remove the records that it has judged."""
+        """Remove the files of the judged records."""
         for path in self._files:
             path.unlink()
 
@@ -242,9 +244,9 @@ class JudgeProcess:
 def main(folder: str, number: str) -> None:
     os.nice(NICE)
     verdict = judge(load(files_of(Path(folder), int(number))), Times.load(Path(folder)))
-    left_out = len(verdict.violations) - TOLD_MAX
-    if left_out > 0:
-        verdict.violations[TOLD_MAX:] = [f"round {number}: {left_out} more violations"]
+    omitted = len(verdict.violations) - REPORTED_MAX
+    if omitted > 0:
+        verdict.violations[REPORTED_MAX:] = [f"round {number}: {omitted} more violations"]
     print(json.dumps(vars(verdict)))
 
 

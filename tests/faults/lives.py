@@ -1,13 +1,14 @@
-"""Which life of Global an operation belongs to. The history of each life is judged by itself.
+"""Assigns each operation to a life of Global. The history of each life is judged by itself.
 
-A volatile Global that was killed comes back empty, as another store. What is known is when each
-life was: it can have done nothing before it began or after it ended. So an operation belongs to a
-life that it overlaps. There is one exception, the documented one: a Local may answer a read from
-its cache for up to one lease after the life that gave it. Whatever a read returns was bound by one
-write, and that tells whose value it is.
+A volatile Global that was killed starts again empty, as another store. The times of each life are
+known: it did nothing before it began or after it ended. So an operation belongs to a life that it
+overlaps. There is one documented exception: a Local may answer a read from its cache for up to one
+lease after the life from which the value came. Every value was written once, which shows the life
+it belongs to.
 
-An operation that overlaps two lives belongs to one of them, nobody knows which. A write of this
-kind may have happened in either, or not; a read that gave no value says nothing about either.
+An operation that overlaps two lives belongs to one of them, and it is not known to which. Such a
+write may have happened in either, or not at all; a read that returned no value says nothing about
+either.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from tests.faults.records import (
 
 @dataclass
 class Sorted:
-    """Operations by life, and what cannot belong to any."""
+    """Operations by life, and errors about those that cannot belong to any."""
 
     by_life: dict[int, list[Operation]]
     wrong: list[str]
@@ -36,7 +37,7 @@ class Sorted:
 
 
 def by_life(operations: list[Operation], times: Times) -> Sorted:
-    """Give each operation to its life, with its times cut to what that life may have done."""
+    """Assign each operation to its life, and restrict its times to those of that life."""
     return _Sorting(operations, times).run()
 
 
@@ -71,7 +72,7 @@ class _Sorting:
         elif lives:
             self._result.unclear += 1
         else:
-            self._complain(f"{what} when there was no Global to do it", operation)
+            self._report(f"{what} when there was no Global to do it", operation)
 
     def _place_write(self, operation: Operation) -> None:
         lives = self._lives_of(operation)
@@ -85,13 +86,13 @@ class _Sorting:
         assert operation.value is not None
         write = self._writes.get((operation.key, operation.value))
         if write is None:
-            self._complain("returned what was never written", operation)
+            self._report("returned what was never written", operation)
         elif write.outcome not in (DONE, UNKNOWN):
-            self._complain("returned what was refused", operation, write)
+            self._report("returned what was refused", operation, write)
         elif operation.kind == "stale" and operation.local:
             written = self._lives_of(write)
             if not written or _end(operation) < write.start:
-                self._complain("returned what was not yet written", operation, write)
+                self._report("returned what was not yet written", operation, write)
             elif len(written) == 1:
                 self._put(operation, written[0])
         else:
@@ -100,7 +101,7 @@ class _Sorting:
             if lives:
                 self._place(operation, lives, "answered")
             else:
-                self._complain("returned a value of another life of Global", operation, write)
+                self._report("returned a value of another life of Global", operation, write)
 
     def _put(self, operation: Operation, number: int) -> None:
         life = self._times.lives[number]
@@ -108,16 +109,16 @@ class _Sorting:
         end = _end(operation)
         if operation.local is not True and operation.outcome != OCCUPIED_LOCAL:
             end = min(end, _last(life))
-        end = max(end, operation.start)  # a hit after that end: nothing has changed since then
+        end = max(end, operation.start)  # a hit after that life has ended: nothing changes any more
         operation.end = None if math.isinf(end) else int(end)
         self._result.by_life[number].append(operation)
 
-    def _complain(self, what: str, *operations: Operation) -> None:
-        told = [self._told(operation) for operation in operations]
-        self._result.wrong.append("\n  ".join([what, *told]))
+    def _report(self, what: str, *operations: Operation) -> None:
+        lines = [self._described(operation) for operation in operations]
+        self._result.wrong.append("\n  ".join([what, *lines]))
 
-    def _told(self, operation: Operation) -> str:
-        """In the words of the checkers, with their times."""
+    def _described(self, operation: Operation) -> str:
+        """The operation in the format of the checkers, with their times."""
         start, end = (
             "..." if time is None else f"{(time - self._times.lives[0].begin) / 1e9:.6f}"
             for time in (operation.start, operation.end)
@@ -131,7 +132,7 @@ class _Sorting:
     # ---- times ----------------------------------------------------------------------------
 
     def _lives_of(self, operation: Operation) -> list[int]:
-        """The lives that may have answered: by their Global, or by a cache that it filled."""
+        """The lives that may have answered: their Global, or a cache that it filled."""
         end = operation.end
         last = end if end is not None else self._times.deaths.get(client_of(operation), math.inf)
         grace = self._times.lease if _may_be_cached(operation) else 0
@@ -146,7 +147,7 @@ def _may_be_cached(operation: Operation) -> bool:
     if operation.outcome == OCCUPIED_LOCAL:
         return True
     if operation.kind == "get" and operation.value is None:
-        return False  # no Local says "missing" by itself
+        return False  # a Local never answers "missing" from its cache
     return operation.reads and operation.local is not False
 
 

@@ -1,7 +1,7 @@
-"""What goes wrong in a run, when and to whom: seeded choices, each kind once before any again.
+"""Injects faults into a run: seeded choices, every kind once before any is repeated.
 
-Faults overlap. Each has a target that no other fault has meanwhile: a worker, an address of the
-relay, Global. What is disturbed is mended after a while, at the latest by :meth:`Nemesis.calm`.
+Faults overlap. Each has a target that no other fault has at the same time: a worker, an address of
+the relay, Global. Each fault is repaired after a while, at the latest by :meth:`Nemesis.calm`.
 """
 
 from __future__ import annotations
@@ -20,16 +20,17 @@ from tests.faults.proxy import GLOBAL_HOST, KINDS, PATHS, WAYS, Proxy, Rule
 from tests.faults.workload import Settings
 
 DELAY_SECONDS = (0.005, 0.15)
-"""For each chunk."""
+"""Seconds by which each chunk is delayed: lowest, highest."""
 THROTTLE_BYTES = (4_000, 60_000)
-"""A second."""
+"""Bytes a second that pass: lowest, highest."""
 LOG_LENGTHS = (16_384, 1_000, 100)
-"""Deletions that a Global remembers: plenty, less than a flood, hardly any."""
+"""Lengths of the invalidation log: plenty, less than a flood, hardly any."""
 CACHE_BYTES_SMALL = 40_000
 """A cache that does not hold all the keys of a round; some clients have it."""
 PAUSE_LEASES = 0.6
-"""Between the beginnings of two faults, on average."""
+"""Leases between the beginnings of two faults, on average."""
 FLOOD_SECONDS_MAX = 20.0
+"""Seconds after which a flood is ended."""
 
 KILL_WORKER = "worker killed"
 STOP_SHORT = "worker stopped for less than a lease"
@@ -40,14 +41,14 @@ PATH_FAULTS = {f"{path}: {kind}": (path, kind) for path in PATHS for kind in KIN
 ISOLATE = "both paths cut or stalled for more than a lease"
 FAULTS = (KILL_WORKER, STOP_SHORT, STOP_LONG, KILL_GLOBAL, FLOOD, ISOLATE, *PATH_FAULTS)
 
-Mend: TypeAlias = Callable[[], bool]
-"""Ends a fault. False: it cannot be ended yet, try again."""
-Begun: TypeAlias = tuple[Hashable, float, Mend]
-"""What is disturbed, for how many leases, and how it is mended."""
+Repair: TypeAlias = Callable[[], bool]
+"""Ends a fault. Returns False if that is not possible yet, to be tried again."""
+Begun: TypeAlias = tuple[Hashable, float, Repair]
+"""The target of a fault, its length in leases, and its repair."""
 
 
 class Nemesis:
-    """Disturbs a run. Call :meth:`step` often.
+    """Injects faults into a run. Call :meth:`step` often.
 
     ``worker`` are the settings of a new worker, whose address and seed are chosen here; ``faults``
     are the kinds that happen.
@@ -76,13 +77,13 @@ class Nemesis:
         self._deck: list[str] = []
         self._flooding = False
         self._next = 0.0
-        self._busy: dict[Hashable, tuple[float, Mend]] = {}
+        self._busy: dict[Hashable, tuple[float, Repair]] = {}
 
     def step(self) -> None:
-        """Mend what is due, and perhaps begin the next fault."""
+        """Repair the faults that are due, and perhaps begin the next one."""
         now = time.monotonic()
-        for target, (due, mend) in list(self._busy.items()):
-            if now >= due and mend():
+        for target, (due, repair) in list(self._busy.items()):
+            if now >= due and repair():
                 del self._busy[target]
         if now >= self._next:
             self._next = now + self._rng.expovariate(1 / (PAUSE_LEASES * self._lease))
@@ -94,10 +95,10 @@ class Nemesis:
         return all(self.done[fault] for fault in self._faults)
 
     def calm(self) -> None:
-        """Mend everything."""
+        """Repair everything."""
         while self._busy:
-            for target, (_, mend) in list(self._busy.items()):
-                if mend():
+            for target, (_, repair) in list(self._busy.items()):
+                if repair():
                     del self._busy[target]
             time.sleep(0.02)
 
@@ -116,8 +117,8 @@ class Nemesis:
         for fault in self._deck:  # the first whose target is free
             begun = self._disturb(fault)
             if begun is not None:
-                target, leases, mend = begun
-                self._busy[target] = (now + leases * self._lease, mend)
+                target, leases, repair = begun
+                self._busy[target] = (now + leases * self._lease, repair)
                 self._deck.remove(fault)
                 self.done[fault] += 1
                 return
@@ -219,9 +220,9 @@ class Nemesis:
         for path in paths:
             self._proxy.disturb(host, path, Rule(kind, amount, way))
 
-        def mend() -> bool:
+        def repair() -> bool:
             for path in paths:
                 self._proxy.restore(host, path)
             return True
 
-        return host, leases, mend
+        return host, leases, repair

@@ -1,11 +1,11 @@
 """A small TCP relay between Locals and Global that cuts, stalls, delays or throttles.
 
 It gives Global further addresses of this machine: 127.0.0.2, 127.0.0.3, … with the same two ports
-as Global has on 127.0.0.1. A Local that reaches Global at one of these hears deletions there too,
-and the two paths, *requests* and *deletions*, can be disturbed apart from each other.
+that Global has on 127.0.0.1. A Local that reaches Global at one of these receives broadcasts there
+too. The two paths, *requests* and *deletions*, can be disturbed independently.
 
 It runs as a process (``python -m tests.faults.proxy PORT HOST ...``), takes rules as JSON lines on
-standard input, and ends when that is closed. :class:`Proxy` starts and steers one.
+standard input, and ends when that is closed. :class:`Proxy` starts and controls one.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ WAYS = ("both", "to_global", "to_local")
 CHUNK = 4096
 """Bytes that are relayed at a time."""
 SOCKET_BYTES = 16_384
-"""Size of the kernel's buffers, small, so that who does not read is soon noticed by who writes."""
+"""Bytes of the kernel's buffers: few, so that a writer soon notices a peer that reads nothing."""
 
 
 class Rule(NamedTuple):
-    """What happens on a path. ``way`` is one direction, or both.
+    """A disturbance of a path. ``way`` is one direction, or both.
 
-    cut: connections are closed, new ones too. stall: they stand, and nothing moves.
-    delay: each chunk comes ``amount`` seconds late. throttle: ``amount`` bytes a second pass.
+    cut: connections are closed, new ones too. stall: they stay open, and no byte passes.
+    delay: each chunk passes ``amount`` seconds late. throttle: ``amount`` bytes a second pass.
     """
 
     kind: str = ""
@@ -63,7 +63,7 @@ class Path:
         listener.bind((self._host, self._port))
         return await asyncio.start_server(self._relay, sock=listener, limit=CHUNK)
 
-    def obey(self, rule: Rule) -> None:
+    def apply(self, rule: Rule) -> None:
         self._rule = rule
         self._changed.set()
         self._changed = asyncio.Event()
@@ -110,7 +110,7 @@ class Path:
                 await writer.drain()
 
     async def _hold(self, way: str, size: int) -> None:
-        """Wait for as long as the rule demands, and no longer than it stands."""
+        """Wait as long as the rule demands, but not longer than the rule is in force."""
         while self._rule.way in ("both", way):
             rule, changed = self._rule, self._changed
             pause = None
@@ -127,7 +127,7 @@ class Path:
 
 
 def _socket() -> socket.socket:
-    sock = socket.socket(proto=socket.IPPROTO_TCP)  # by name, so that asyncio switches Nagle off
+    sock = socket.socket(proto=socket.IPPROTO_TCP)  # named, so that asyncio switches Nagle off
     for option in (socket.SO_RCVBUF, socket.SO_SNDBUF):
         sock.setsockopt(socket.SOL_SOCKET, option, SOCKET_BYTES)
     return sock
@@ -143,7 +143,7 @@ async def _serve(port: int, hosts: list[str]) -> None:
     print("ready", flush=True)
     while line := await orders.readline():
         host, name, *rule = json.loads(line)
-        paths[host, name].obey(Rule(*rule))
+        paths[host, name].apply(Rule(*rule))
         print("done", flush=True)
     for server in servers:
         server.close()
@@ -153,7 +153,7 @@ async def _serve(port: int, hosts: list[str]) -> None:
 
 
 class Proxy:
-    """The relay's process. ``hosts`` are the addresses it listens at, ``port`` is Global's."""
+    """The relay's process. It listens at the addresses ``hosts``; ``port`` is Global's port."""
 
     def __init__(self, port: int, hosts: list[str]) -> None:
         self.hosts = hosts
@@ -166,27 +166,27 @@ class Proxy:
             cwd=ROOT,
             env={**os.environ, "PYTHONPATH": str(ROOT)},
         )
-        if (said := self._hear()) != "ready":
+        if (said := self._read_line()) != "ready":
             self.close()
             raise OSError(f"the relay cannot listen at {', '.join(hosts)}, port {port}: {said}")
 
     def address(self, host: str) -> str:
-        """Global, as reached through ``host``."""
+        """The address of Global through ``host``."""
         return f"tcp://{host}:{self.port}"
 
     def disturb(self, host: str, path: str, rule: Rule) -> None:
-        """Lay a rule on a path, from now on; it replaces the one before."""
+        """Put a rule on a path, in place of the former one."""
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps([host, path, *rule]) + "\n")
         self._process.stdin.flush()
-        if self._hear() != "done":
+        if self._read_line() != "done":
             raise OSError("the relay has ended")
 
     def restore(self, host: str, path: str) -> None:
         """Let everything through again."""
         self.disturb(host, path, Rule())
 
-    def _hear(self) -> str:
+    def _read_line(self) -> str:
         assert self._process.stdout is not None
         return self._process.stdout.readline().strip()
 

@@ -1,6 +1,6 @@
-"""A peer that speaks ZeroMQ's wire protocol (ZMTP 3.1, RFC 37) by hand, and breaks it where asked.
+"""A peer that implements ZeroMQ's wire protocol (ZMTP 3.1, RFC 37), so that tests can break it.
 
-ZeroMQ's own sockets do not send half a frame, claim the name of another peer, or refuse to read.
+ZeroMQ's own sockets cannot send half a frame, claim the name of another peer, or refuse to read.
 """
 
 from __future__ import annotations
@@ -26,25 +26,25 @@ from dstore.protocol.messages import (
 )
 
 SOURCE = "127.0.0.2"
-"""The address that raw peers come from, so that they do not count with honest ones."""
+"""The source address of raw peers, so that they do not count with honest ones."""
 MORE, LONG, COMMAND = 1, 2, 4
 _GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x01" + b"NULL".ljust(20, b"\0") + bytes(32)
 
 
 def frame(body: Buffer, flags: int = 0) -> bytes:
-    """One frame as it goes over the wire."""
+    """One frame as it is sent."""
     return frame_head(len(body), flags) + bytes(body)
 
 
 def frame_head(size: int, flags: int = 0) -> bytes:
-    """What comes before the bytes of a frame of this size."""
+    """The head of a frame with a body of this size."""
     if size > 255:
         return struct.pack(">BQ", flags | LONG, size)
     return bytes([flags, size])
 
 
 class RawPeer:
-    """A TCP connection that has shaken hands. ``identity`` is the routing id that it claims."""
+    """A TCP connection after the handshake. ``identity`` is the routing id that it claims."""
 
     def __init__(
         self,
@@ -98,7 +98,7 @@ class RawPeer:
         self.send(wire.encode(message), *([] if data is None else [data]))
 
     def ask(self, message: ToGlobal) -> ToLocal:
-        """Send a message, and hear what comes but invalidations, which come by themselves."""
+        """Send a message and return the answer; skip invalidations, which are not answers."""
         self.say(message)
         answer = self.hear()
         while isinstance(answer, Synced) and not isinstance(message, Sync):
@@ -120,7 +120,7 @@ class RawPeer:
     # ---- receiving ------------------------------------------------------------------------
 
     def hear(self) -> ToLocal:
-        """The next message of one frame. Raises OSError when there is none."""
+        """Receive the next message of one frame. Raises OSError when there is none."""
         while True:
             flags, body = self._frame()
             if not flags & COMMAND:
@@ -154,10 +154,10 @@ class RawPeer:
             pass
         return True
 
-    # ---- the end --------------------------------------------------------------------------
+    # ---- end ------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Say goodbye, if it has joined, and close the connection."""
+        """Send GOODBYE, if it has joined, and close the connection."""
         if self.session:
             with contextlib.suppress(OSError):
                 self.socket.settimeout(0.1)
@@ -178,7 +178,7 @@ class RawPeer:
 
 @contextlib.contextmanager
 def crowd() -> Iterator[list[RawPeer]]:
-    """A list of peers; those that are put into it are closed at the end."""
+    """A list of peers, all of which are closed at the end."""
     peers: list[RawPeer] = []
     try:
         yield peers

@@ -1,12 +1,12 @@
-"""What a client did, written down while it does it, one JSON line for each call.
+"""Records of what a client does: one JSON line for each call, written during the call.
 
 A write has two lines: one before it begins, one when it has returned. So a client that is killed
-leaves a write of unknown outcome behind, and nothing that it may have done goes unrecorded. A read
-has one line. Times are ``time.monotonic_ns``, which all processes of a machine share.
+leaves a write of unknown outcome, and everything that it may have done is recorded. A read has one
+line. Times are ``time.monotonic_ns``, which all processes of a machine share.
 
-Reads of one thread that give the same value, one after the other, are written as their first and
-their last: every value is bound once, so that it is current from some moment to another without a
-break, and what lies between two reads of it needs no proof of its own.
+Consecutive reads of one thread that return the same value are recorded as the first and the last of
+them. Every value is written once, so that it is current without a break, and the reads between two
+reads of it need no check of their own.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from typing import Any, TypeAlias
 
 Values: TypeAlias = dict[str, "str | None"]
 
-# What became of one key of a call that has returned.
+# The outcome for one key of a call that has returned.
 DONE = "done"
 MISSING = "missing"
 OCCUPIED = "occupied"
-OCCUPIED_LOCAL = "occupied here"  # so said this Local's own cache, or may have
+OCCUPIED_LOCAL = "occupied here"  # this Local's own cache said so, or may have
 UNKNOWN = "unknown"
 NOT_DONE = "not done"
 
 WRITES = ("set", "replace", "delete", "clear")
-"""``clear`` is a deletion that is not waited for."""
+"""``clear`` is a deletion without waiting for its confirmation."""
 
 
 @dataclass
 class Operation:
-    """What one call did with one key.
+    """One call and one of its keys.
 
     ``value`` is what was written, or what was read (None: missing). ``end`` is None if the call
     has not returned. ``local`` says whether the Local's cache answered a read, if that is known.
@@ -58,7 +58,7 @@ class Operation:
 
 @dataclass
 class Records:
-    """All that the files of a round tell."""
+    """The contents of all files of a round."""
 
     operations: list[Operation] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
@@ -76,7 +76,7 @@ class Recorder:
         self._calls = 0
 
     def enter(self, number: int) -> None:
-        """What follows belongs to this round."""
+        """Write the following records into the file of this round."""
         if number != self._round:
             self.close()
             self._round = number
@@ -84,19 +84,19 @@ class Recorder:
             self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
 
     def begin(self, kind: str, values: Values, start: int) -> int:
-        """A write is about to begin. Its number, for :meth:`end`."""
+        """Record that a write is about to begin. Returns its number, for :meth:`end`."""
         self._calls += 1
         self._put("begin", self._calls, kind, values, start)
         return self._calls
 
     def end(self, call: int, start: int, end: int, outcomes: dict[str, str]) -> None:
-        """A write has returned. ``start`` is nearer to its beginning than that of :meth:`begin`."""
+        """Record that a write has returned. ``start`` is more exact than that of :meth:`begin`."""
         self._put("end", call, start, end, outcomes)
 
     def read(
         self, kind: str, values: Values, start: int, end: int, local: bool | None, more: int = 0
     ) -> None:
-        """A read has returned; ``more`` that gave the same are not written down."""
+        """Record a read, and that ``more`` reads before it returned the same."""
         self._put("read", kind, values, start, end, local, more)
 
     def count(self, counts: dict[str, int]) -> None:
@@ -104,7 +104,7 @@ class Recorder:
         self._put("count", counts)
 
     def surprise(self, what: str) -> None:
-        """Something happened that never should."""
+        """Record something that must never happen."""
         self._put("surprise", what)
 
     def close(self) -> None:
@@ -128,7 +128,7 @@ def files_of(folder: Path, number: int) -> list[Path]:
 
 
 def load(paths: Iterable[Path]) -> Records:
-    """Merge files. A last line that is cut short (its writer was killed) is left out."""
+    """Merge files. An incomplete last line (its writer was killed) is ignored."""
     records = Records()
     for path in paths:
         process = path.name.partition(".")[2].removesuffix(".jsonl")

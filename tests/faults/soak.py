@@ -1,7 +1,7 @@
 """Real processes under faults, for minutes: ``python -m tests.faults.soak --minutes N``.
 
-Keys are fresh in every round of some seconds; the history of a round is judged by a process of its
-own while the next rounds go on, and thrown away if nothing is wrong with it.
+Every round of some seconds has keys of its own. A separate process judges the history of a round
+while the next rounds go on, and removes it if it finds no violation.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ TIMEOUT = 1.2
 """Seconds until a call of a client gives up."""
 ROUND_SECONDS = 10.0
 SETTLE_SECONDS = 2 * TIMEOUT + 5 * LEASE
-"""After a round, until its last calls have returned, even those of a worker that was stopped."""
+"""Seconds after a round until its last calls have returned, even those of a stopped worker."""
 STEP_SECONDS = 0.02
 PROXY_HOSTS = ["127.0.0.2", "127.0.0.3"]
 CACHE_BYTES = 4 << 20
 WORKERS_MAX = 32
 EXTRA_SECONDS = 60.0
-"""By which a short run may last longer, until every kind of fault has happened."""
+"""Seconds by which a short run may be extended until every kind of fault has happened."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How long, how many, and the seed of all choices.
+    """The length of a run, the number of clients, and the seed of all choices.
 
-    ``keep``: also the histories with which nothing is wrong.
+    With ``keep`` histories without violations are kept as well.
     """
 
     seconds: float
@@ -60,7 +60,7 @@ class Plan:
 
 @dataclass
 class Report:
-    """What a run did, and what was wrong."""
+    """What a run did, and the violations."""
 
     verdict: Verdict
     faults: Counter[str]
@@ -77,18 +77,18 @@ class Report:
             f"{verdict.deletions:,} deletions confirmed, {verdict.cleared:,} not waited for; the "
             f"longest took {verdict.longest / 1e9:.3f} s (of a caller that was not stopped)",
             f"{counts['unknown']:,} writes with unknown outcome, {counts['not done']:,} writes and "
-            f"{counts['reads unavailable']:,} reads given up while Global was not to be reached",
+            f"{counts['reads unavailable']:,} reads given up while Global could not be reached",
             f"{counts['joins']:,} joins, {counts['gaps']:,} gaps in what was published, "
             f"{counts['flushes']:,} whole caches dropped, {counts['evictions']:,} evictions",
             f"{self.lives} lives of Global, {verdict.unclear} operations that overlap two of them "
-            f"and tell nothing, {self.processes} client processes",
+            f"and prove nothing, {self.processes} client processes",
             *(f"{count:5} x {fault}" for fault, count in sorted(self.faults.items())),
             f"{len(self.wrong)} violations",
         ]
 
 
 class Run:
-    """Global, clients, relay and nemesis, and the judges of the rounds that are over."""
+    """A run with a Global, clients, a relay and a nemesis, and judges of the finished rounds."""
 
     def __init__(self, plan: Plan, folder: Path, say: Callable[[str], None] = print) -> None:
         self.plan = plan
@@ -138,7 +138,7 @@ class Run:
             self._clients.end_all()
             code = served.stop()
             self._judge_rest()
-        wrong = [*self._verdict.violations, *self._clients.complaints]
+        wrong = [*self._verdict.violations, *self._clients.problems]
         wrong += [f"Global ended with exit code {code}"] if code else []
         return Report(
             self._verdict, nemesis.done, len(self._times.lives), self._clients.started, wrong
@@ -150,7 +150,7 @@ class Run:
     # ---- judging --------------------------------------------------------------------------
 
     def _judge_rounds(self) -> None:
-        """Begin to judge a round that is over, if no other is being judged."""
+        """Begin to judge a finished round, if no other is being judged."""
         if self._judge is not None and self._judge.ended:
             self._end_judge()
         committed = (self._judged + 1) * self.plan.round_seconds + SETTLE_SECONDS
@@ -180,7 +180,7 @@ class Run:
 
 def main() -> int:
     options = _parser().parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is ended
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the processes are ended
     seed = secrets.randbits(32) if options.seed is None else options.seed
     print(f"seed {seed}", flush=True)
     folder = Path(tempfile.mkdtemp(prefix="dstore-soak-"))
@@ -197,7 +197,7 @@ def main() -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="scripts/soak", description=__doc__)
     parser.add_argument("--minutes", type=float, default=10.0, help="default: %(default)g")
-    parser.add_argument("--seed", type=int, help="of the choices; not of their timing")
+    parser.add_argument("--seed", type=int, help="seed of the choices; their timing varies")
     parser.add_argument(
         "--workers", type=int, default=5, choices=range(1, WORKERS_MAX + 1), metavar="N"
     )

@@ -1,4 +1,4 @@
-"""A short run of the crowd; ``python -m tests.faults.crowd`` is the long one."""
+"""A short run of the crowd; ``python -m tests.faults.crowd`` is a long one."""
 
 from __future__ import annotations
 

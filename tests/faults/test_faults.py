@@ -1,4 +1,4 @@
-"""The promise, with real processes that are killed, stopped, cut off and flooded."""
+"""The coherence promise, with processes that are killed, stopped, disconnected and flooded."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ pytestmark = [
 
 @dataclass
 class Faulted:
-    """A run, and where its histories are."""
+    """A run and the folder of its histories."""
 
     seed: int
     folder: Path
@@ -39,7 +39,7 @@ class Faulted:
 
 @pytest.fixture(scope="module")
 def faulted(tmp_path_factory: pytest.TempPathFactory) -> Faulted:
-    """One run with every kind of fault. It leaves nothing behind but its histories."""
+    """One run with every kind of fault, which leaves nothing but its histories."""
     before = Footprint()
     seed = secrets.randbits(32)
     print(f"seed {seed}")
@@ -79,7 +79,7 @@ def test_one_stale_read_in_such_a_history_is_refused(faulted: Faulted) -> None:
 
 
 def _stale_reads(records: Records, times: Times) -> Iterator[tuple[Operation, str]]:
-    """Reads, and for each a value of its key that had been deleted before the read began."""
+    """Yield reads, each with a value of its key that had been deleted before the read began."""
     latest: dict[str, str] = {}  # the last value that was written and has not been deleted
     deleted: dict[str, tuple[str, int]] = {}  # what was deleted last, and by when
     done = (each for each in records.operations if each.outcome == DONE and each.end is not None)
@@ -100,5 +100,5 @@ def _stale_reads(records: Records, times: Times) -> Iterator[tuple[Operation, st
 
 
 def _life(time: int, times: Times) -> int:
-    """The life of Global that was the last to begin before a time."""
+    """The life of Global that had begun last at a time."""
     return sum(life.begin < time for life in times.lives)

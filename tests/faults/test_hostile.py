@@ -1,4 +1,4 @@
-"""Short forms of the attacks and of the growth test; ``python -m tests.faults.hostile`` is long."""
+"""Short runs of the attacks and of the growth test; ``python -m tests.faults.hostile`` is long."""
 
 from __future__ import annotations
 

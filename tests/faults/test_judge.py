@@ -1,4 +1,4 @@
-"""The judge: good histories pass, each kind of bad one is refused."""
+"""The judge accepts good histories and refuses each kind of bad one."""
 
 from __future__ import annotations
 
@@ -173,7 +173,7 @@ def test_a_recorded_history_passes_and_with_one_stale_read_it_is_refused(
     assert "key '0.again': no order explains these" in violation
 
 
-def test_a_line_that_is_cut_short_is_left_out(tmp_path: Path) -> None:
+def test_a_line_that_is_cut_short_is_ignored(tmp_path: Path) -> None:
     with Recorder(tmp_path, "worker.mixer") as recorder:
         recorder.enter(3)
         recorder.begin("set", {"k": "v"}, 1)

@@ -1,4 +1,4 @@
-"""The relay: what it lets through, and what it does not."""
+"""The relay passes bytes on, except where a rule disturbs a path."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.integration.processes import PATIENCE, free_port
 
 HOST = "127.0.0.2"
 WHILE = 0.1
-"""Seconds in which nothing is to come."""
+"""Seconds in which nothing must arrive."""
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux has all of 127.0.0.0/8")
 

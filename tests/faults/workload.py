@@ -1,10 +1,10 @@
 """A client process: ``python -m tests.faults.workload SETTINGS``. It ends when its stdin does.
 
 - A *worker* keeps one Node, for a thread that mixes all operations and one that reads in bursts.
-- A *guest* makes a Node, uses it for a moment, closes it, and comes again.
-- A *flooder* binds thousands of keys, lets them be read, stops another process (its *victim*),
-  deletes most of them in small calls, so that what is published for the victim overflows, lets it
-  go on, and deletes the rest.
+- A *guest* repeatedly makes a Node, uses it for a moment, and closes it.
+- A *flooder* sets thousands of keys, waits until they have been read, stops another process (its
+  *victim*), deletes most of the keys in small calls, so that the broadcasts to the victim overflow,
+  continues the victim, and deletes the rest.
 """
 
 from __future__ import annotations
@@ -29,26 +29,29 @@ from tests.faults.client import OPERATIONS, Client, Keys, now
 from tests.faults.records import Recorder
 
 PAUSE_MAX = 0.006
+"""Seconds between two operations of a thread."""
 READER_PAUSE_MAX = 0.02
-"""Seconds between two operations of a thread, or between two bursts of reads."""
+"""Seconds between two bursts of reads."""
 GUEST_OPERATIONS = 10
+"""Operations of one visit of a guest."""
 METRICS_EVERY = 10
-"""Turns after which the metrics of the Node are noted."""
+"""Turns after which the metrics of the Node are recorded."""
 FLOOD_CALL = 3
 """Keys that a flood deletes in one call."""
 FLOOD_DELETES = 0.03
-"""Ordinary deletions to each call of a flood."""
+"""Ordinary deletions for each call of a flood."""
 FLOOD_READ_SECONDS = 0.5
+"""Seconds in which other clients may read the keys of a flood."""
 FLOOD_AFTER = 1200
-"""Keys of a flood that are deleted when its victim goes on."""
+"""Keys of a flood that are deleted after its victim continues."""
 FLOOD_CONFIRMED = 300
-"""Those of them that are deleted in one call at the end, waited for."""
+"""Those of them that are deleted in one call at the end, with confirmation."""
 COUNTED = ("drops", "flushes", "gaps", "joins", "fills", "evictions", "hits", "misses")
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a client process is told. ``begin`` is when the first round began."""
+    """The settings of a client process. ``begin`` is when the first round began, in ns."""
 
     name: str
     role: str
@@ -69,14 +72,14 @@ class Settings:
 
 
 class Process:
-    """One client process at work."""
+    """What one client process does."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.stopping = threading.Event()
 
     def keys(self) -> Keys:
-        """Those of the present round."""
+        """The keys of the present round."""
         mine = self.settings
         return Keys((now() - mine.begin) // mine.round_ns, mine.hot, mine.cold, mine.flood)
 
@@ -150,13 +153,13 @@ class Process:
         turn: Callable[[Client, Keys, random.Random], None],
         turns: int = sys.maxsize,
     ) -> None:
-        """Take turns, until there were so many or the process is to end, and record them."""
+        """Take ``turns`` turns, or until the process is to end, and record them."""
         mine = self.settings
         process = f"{mine.name}.{name}"
         rng = random.Random(f"{mine.seed} {process}")
         with Recorder(Path(mine.folder), process) as recorder:
             client = Client(node, recorder, rng, process)
-            metrics = _Figures(node, recorder)
+            metrics = _Metrics(node, recorder)
             number = 0
             while number < turns and not self.stopping.is_set():
                 number += 1
@@ -172,8 +175,8 @@ class Process:
                 time.sleep(rng.random() * (READER_PAUSE_MAX if name == "reader" else PAUSE_MAX))
 
 
-class _Figures:
-    """What the Node has counted since the last time, for the record."""
+class _Metrics:
+    """Records what the Node has counted since the last time."""
 
     def __init__(self, node: dstore.Node, recorder: Recorder) -> None:
         self._node = node

@@ -176,7 +176,7 @@ def threads(green: Greenlets, address: str) -> None:
 
     main = native.get_ident()
     heard: list[tuple[str, int]] = []
-    told = native.Event()
+    told = native.ThreadEvent()
 
     def on_event(event: dstore.Event) -> None:
         heard.append(("watch", native.get_ident()))

@@ -1,4 +1,4 @@
-"""Names and addresses of both families: what Global listens on, and how Nodes find it."""
+"""Names and addresses of both families: where Global listens, and how Nodes find it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.integration.namespaces import run
 DUAL = ("127.0.0.1 localhost", "::1 dual.test", "127.0.0.1 dual.test")
 
 
-# ---- what is listened on ----------------------------------------------------------------------
+# ---- where Global listens ---------------------------------------------------------------------
 
 
 def test_any_host_is_both_families(tmp_path: Path) -> None:
@@ -217,7 +217,7 @@ for says in (b"", b"SSH-2.0-x\\r\\n"):
 
 
 def test_the_first_family_does_not_answer_at_all(tmp_path: Path) -> None:
-    """Its queue of connections is full, so that the system drops what asks for one."""
+    """Its backlog is full, so that the system drops requests for connections."""
     said = run(
         tmp_path,
         """
@@ -243,8 +243,8 @@ with ExitStack() as waiting:
 
 
 def test_the_address_of_a_living_global_vanishes(tmp_path: Path) -> None:
-    """Its packets are lost without a word. Heartbeats notice, and the other family serves the very
-    same session; so do channels and deletions.
+    """Packets to it are lost without an error. Heartbeats notice, and the same session continues
+    over the other family, with its channels and broadcasts.
     """
     said = run(
         tmp_path,
@@ -260,7 +260,7 @@ with dstore.Global("tcp://*:0") as server:
         assert other.get("later") == 1
         node.delete("later")
         assert "later" not in other
-        print(node._local._control.route.endpoint.rpartition(":")[0])
+        print(node._local._control.resolver.endpoint.rpartition(":")[0])
 """,
         *DUAL,
     )
@@ -269,7 +269,7 @@ with dstore.Global("tcp://*:0") as server:
 
 def test_global_moves_to_another_address(tmp_path: Path) -> None:
     """The Node reaches it at ::1; it starts again on 127.0.0.1 alone, on 127.0.0.2 with another
-    name, and on ::1 again. Channels of threads and of event loops follow, and so do deletions.
+    name, and on ::1 again. Channels of threads and of event loops follow, and broadcasts too.
     """
     said = run(
         tmp_path,
@@ -341,14 +341,14 @@ with dstore.Global("tcp://127.0.0.1:0", publisher="tcp://only6.test:0") as serve
             works(node); works(other); node.delete("k")
             assert next(heard).key == "k"
         sub = other._local._control._sub
-        print(sub.way.endpoint.startswith("tcp://[::1]:"))
+        print(sub.source.endpoint.startswith("tcp://[::1]:"))
 """,
         "::1 only6.test",
     )
     assert said == "True\n"
 
 
-# ---- what is said when it is not found --------------------------------------------------------
+# ---- error messages ---------------------------------------------------------------------------
 
 
 def _refusal(address: str) -> str:
@@ -384,7 +384,7 @@ def test_what_was_said_is_forgotten_when_it_is_there(tmp_path: Path) -> None:
 
 
 def test_making_a_node_waits_for_no_look_up() -> None:
-    """The look-up stands still until the Node has been made, used in vain, and closed."""
+    """The look-up blocks until the Node has been made, used without success, and closed."""
     script = """
 import threading
 import dstore

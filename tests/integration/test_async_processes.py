@@ -175,8 +175,8 @@ def test_the_same_under_trio(
 def test_a_trio_that_has_ended_is_not_told() -> None:
     trio = pytest.importorskip("trio")
 
-    async def main() -> loops.Signal:
-        return loops.signal()
+    async def main() -> loops.TaskEvent:
+        return loops.task_event()
 
-    signal: loops.Signal = trio.run(main)
+    signal: loops.TaskEvent = trio.run(main)
     signal.set()

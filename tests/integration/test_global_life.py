@@ -518,17 +518,20 @@ def test_a_child_that_lives_on_does_not_keep_the_ports(scheme: str, tmp_path: Pa
     served = Global(address)
     served.start()
     reading, writing = os.pipe()
+    here, there = os.pipe()
     child = os.fork()
     if not child:
         os.close(writing)
+        os.write(there, b"x")  # it has closed its copies of the listening sockets
         os.read(reading, 1)
         os._exit(0)
     try:
+        os.read(here, 1)
         served.close()
         ports_are_free(served)
     finally:
-        os.close(writing)
-        os.close(reading)
+        for each in (reading, writing, here, there):
+            os.close(each)
         os.waitpid(child, 0)
 
 

@@ -1,4 +1,4 @@
-"""Nodes in processes that gevent or eventlet has patched. No patch enters the process of pytest."""
+"""Nodes in processes that gevent or eventlet has patched. The process of pytest stays unpatched."""
 
 from __future__ import annotations
 

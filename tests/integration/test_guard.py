@@ -1,4 +1,4 @@
-"""What connections may take of Global: raw peers against a Router that a test drives by hand."""
+"""Limits on connections to Global: raw peers against a Router whose loop the test drives."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from dstore import config
 from dstore.config import share_of
 from dstore.protocol import wire
 from dstore.protocol.messages import Hello, Welcome
+from dstore.transport import connection as connections
 from dstore.transport import guard
 from dstore.transport import router as routers
 from dstore.transport.router import Router, connections_max
@@ -40,7 +41,7 @@ context.destroy(linger=0)
 
 
 class Driven:
-    """A Router whose loop is the test's."""
+    """A Router whose loop the test drives, and its warnings (``said``)."""
 
     def __init__(self, max_clients: int = 1_000, address: str = "tcp://127.0.0.1:0") -> None:
         self.said: list[str] = []
@@ -52,19 +53,19 @@ class Driven:
         )
 
     def turn(self, seconds: float = 0.0) -> tuple[bytes, bytes, object] | None:
-        """What comes next; whatever is due is done."""
-        self.router.guard.due = 0.0
+        """Run a check of the guard, and take the next message."""
+        self.router.guard.check_at = 0.0
         return self.router.receive(seconds)
 
     def until(self, condition: Callable[[], object]) -> None:
-        """Drive the loop until something holds."""
+        """Drive the loop until a condition holds."""
         end = time.monotonic() + PATIENCE
         while not condition():
             assert time.monotonic() < end, f"{self.router.guard!r} {self.said}"
             self.turn(0.01)
 
     def rest(self, turns: int = 6) -> None:
-        """Let the guard look at everything several times, with nothing more to be taken."""
+        """Let the guard check all connections several times, while no message is left."""
         for _ in range(turns):
             while self.turn(0.01) is not None:
                 pass
@@ -125,7 +126,7 @@ def test_a_message_without_end_is_cut(driven: Driven) -> None:
         part, sent = memoryview(frame(bytes(1 << 16), MORE)), 0
         peer.socket.setblocking(False)
         while not driven.cuts:
-            assert sent < guard.UNREAD_MAX + (256 << 20)
+            assert sent < connections.UNREAD_MAX + (256 << 20)
             try:
                 sent += peer.socket.send(part[sent % len(part) :])
             except BlockingIOError:
@@ -179,11 +180,11 @@ def test_messages_earn_no_credit_for_what_is_unfinished(driven: Driven) -> None:
             for _ in range(100):
                 while driven.turn(0.1) is None:
                     pass
-        connection = driven.router.guard.of(_only_route(driven))
+        connection = driven.router.guard.connection_of(_only_route(driven))
         assert connection is not None
         driven.rest()
         assert connection.messages == 100_000
-        assert abs(connection.unread) <= guard.HANDSHAKE_BYTES
+        assert abs(connection.unread) <= connections.HANDSHAKE_BYTES
 
 
 def test_an_address_that_sent_many_frames_is_not_heard_for_a_while(driven: Driven) -> None:
@@ -192,19 +193,19 @@ def test_an_address_that_sent_many_frames_is_not_heard_for_a_while(driven: Drive
         driven.until(lambda: driven.cuts)
         with RawPeer(driven.router.address, shake=False) as again:
             driven.until(lambda: again.is_cut)
-        driven.router.guard._banned.clear()
+        driven.router.guard._banned_until.clear()
         with RawPeer(driven.router.address) as later:
             later.send(b"hello")
-            driven.until(lambda: driven.router.guard.of(_only_route(driven)))
+            driven.until(lambda: driven.router.guard.connection_of(_only_route(driven)))
 
 
 @pytest.mark.parametrize("frames", ["one large frame each", "frames without bytes"])
 def test_unfinished_messages_of_many_peers_are_bounded_together(
     driven: Driven, monkeypatch: pytest.MonkeyPatch, frames: str
 ) -> None:
-    """Those that take much more memory than they have bytes have a smaller bound."""
+    """The bound is smaller if they use much more memory than they have bytes."""
     monkeypatch.setattr(guard, "INFLATED_TOTAL_MAX", 4 << 20)
-    monkeypatch.setattr(guard, "CALM_BYTES", 1 << 16)
+    monkeypatch.setattr(guard, "BASELINE_BYTES", 1 << 16)
     size = 1 << 20
     empty = frames == "frames without bytes"
     with crowd() as peers:
@@ -230,24 +231,24 @@ def test_unfinished_messages_of_many_peers_are_bounded_together(
 
 
 def test_what_an_honest_peer_has_under_way_is_not_cut_while_global_is_busy(driven: Driven) -> None:
-    """All chunks of an upload have arrived, more than one frame may have, and wait to be taken."""
+    """All chunks of an upload have arrived, more bytes than one frame may have, and wait."""
     count = config.CHUNKS_AHEAD
     with RawPeer(driven.router.address) as peer:
         peer.send(b"first")
-        driven.until(lambda: driven.router.guard.of(_only_route(driven)) is not None)
+        driven.until(lambda: driven.router.guard.connection_of(_only_route(driven)) is not None)
         driven.rest()
         for _ in range(count):
             peer.socket.sendall(frame(b"head", MORE) + frame_head(config.CHUNK_BYTES))
             peer.socket.sendall(bytes(config.CHUNK_BYTES))
-        for _ in range(20):  # it looks, and nothing is taken
-            driven.router.guard.turn(time.monotonic())
+        for _ in range(20):  # checks, while nothing is taken
+            driven.router.guard.check(time.monotonic())
         taken = 0
         while taken < count:
             taken += driven.turn(0.1) is not None
         driven.rest()
         assert driven.cuts == 0
         peer.send(b"last")
-        driven.until(lambda: driven.router.guard.of(_only_route(driven)))
+        driven.until(lambda: driven.router.guard.connection_of(_only_route(driven)))
 
 
 def _only_route(driven: Driven) -> bytes:
@@ -256,33 +257,33 @@ def _only_route(driven: Driven) -> bytes:
 
 
 def test_heartbeats_are_not_taken_for_messages_under_way() -> None:
-    """Days of them are more than an unfinished message; but an old connection has no credit."""
-    connection = guard.Connection(0, None, 0.0)
+    """Those of days have more bytes than an unfinished message may have; credit is bounded."""
+    connection = connections.Connection(0, None, 0, 0.0)
     now, ping = 0.0, len(frame(b"\x04PING\x00\x64", 4))
     for _ in range(2_000):
         now += 600.0  # they come late, all at once
         connection.received += 600 * ping
-        connection.forgive(now)
-    assert connection.received > guard.UNFINISHED_MAX
+        connection.discount_heartbeats(now)
+    assert connection.received > connections.UNFINISHED_MAX
     assert connection.unread <= 0
     now += 10 * 86_400.0
-    connection.forgive(now)
+    connection.discount_heartbeats(now)
     connection.received += 1 << 20
-    connection.forgive(now + 0.1)
-    assert connection.unread > (1 << 20) - guard.HEARTBEATS_SAVED_MAX - 1_000
+    connection.discount_heartbeats(now + 0.1)
+    assert connection.unread > (1 << 20) - connections.HEARTBEATS_SAVED_MAX - 1_000
 
 
 def test_what_waited_to_be_taken_is_not_forgiven_for_ever() -> None:
-    """A look often finds messages that have arrived and are about to be taken."""
-    connection = guard.Connection(0, None, 0.0)
+    """A check often finds messages that have arrived and are about to be taken."""
+    connection = connections.Connection(0, None, 0, 0.0)
     for second in range(100_000):
         connection.received += 1 << 20
-        connection.forgive(float(second))
+        connection.discount_heartbeats(float(second))
         connection.taken += 1 << 20
-        connection.forgive(second + 0.5)
+        connection.discount_heartbeats(second + 0.5)
     connection.received += 1 << 20
-    connection.forgive(100_000.0)
-    assert connection.unread > (1 << 20) - guard.HEARTBEATS_SAVED_MAX - 2_000
+    connection.discount_heartbeats(100_000.0)
+    assert connection.unread > (1 << 20) - connections.HEARTBEATS_SAVED_MAX - 2_000
 
 
 def test_replies_that_are_not_read_are_dropped_and_then_their_peer_is_cut(driven: Driven) -> None:
@@ -295,14 +296,14 @@ def test_replies_that_are_not_read_are_dropped_and_then_their_peer_is_cut(driven
             arrived = driven.turn(0.1)
             if arrived is not None:
                 routes[arrived[1]] = arrived[0]
-        connection = driven.router.guard.of(routes[b"deaf"])
+        connection = driven.router.guard.connection_of(routes[b"deaf"])
         assert connection is not None
-        for _ in range(2 * guard.REPLIES_MAX // (1 << 20)):
+        for _ in range(2 * connections.REPLIES_MAX // (1 << 20)):
             driven.router.send(routes[b"deaf"], bytes(1 << 20))
-        assert connection.replies <= guard.REPLIES_MAX + (8 << 20), "and a full socket"
+        assert connection.replies <= connections.REPLIES_MAX + (8 << 20), "and a full socket"
         driven.rest()
         assert driven.cuts == 0, "it may be slow, and go on"
-        connection.moved -= guard.DEAF_SECONDS
+        connection.progress_at -= connections.STALLED_SECONDS
         driven.rest()
         assert driven.cuts == 1
         assert "read" in driven.said[-1]
@@ -318,14 +319,13 @@ def test_a_peer_that_was_idle_for_long_has_time_to_read_its_next_reply(driven: D
         while arrived is None:
             arrived = driven.turn(0.1)
         driven.rest()
-        connection = driven.router.guard.of(arrived[0])
+        connection = driven.router.guard.connection_of(arrived[0])
         assert connection is not None
-        now = time.monotonic() + 10 * guard.DEAF_SECONDS
+        now = time.monotonic() + 10 * connections.STALLED_SECONDS
         assert driven.router.guard.may_reply(connection, 1 << 20, now)
-        driven.router.guard._judge_peer(connection, now)
-        assert driven.cuts == 0
-        driven.router.guard._judge_peer(connection, now + 2 * guard.DEAF_SECONDS)
-        assert driven.cuts == 1
+        assert connection.peer_violation(now) is None
+        later = now + 2 * connections.STALLED_SECONDS
+        assert "not read its replies" in str(connection.peer_violation(later))
 
 
 def test_replies_that_are_read_are_not_counted_for_ever(driven: Driven) -> None:
@@ -334,7 +334,7 @@ def test_replies_that_are_read_are_not_counted_for_ever(driven: Driven) -> None:
         arrived = None
         while arrived is None:
             arrived = driven.turn(0.1)
-        for _ in range(2 * guard.REPLIES_MAX // (4 << 20)):
+        for _ in range(2 * connections.REPLIES_MAX // (4 << 20)):
             driven.router.send(arrived[0], bytes(4 << 20))
             assert len(peer._frame()[1]) == 4 << 20
         assert driven.cuts == 0
@@ -345,7 +345,7 @@ def test_replies_that_are_read_are_not_counted_for_ever(driven: Driven) -> None:
 
 def test_a_subscriber_that_subscribes_to_too_much_is_cut(driven: Driven) -> None:
     with RawPeer(driven.router.publisher, "SUB") as peer:
-        for number in range(guard.SUBSCRIPTION_BYTES_MAX // 2):
+        for number in range(connections.SUBSCRIPTION_BYTES_MAX // 2):
             with contextlib.suppress(OSError):
                 peer.send(b"\x01" + struct.pack(">I", number))
         driven.until(lambda: driven.cuts)
@@ -378,7 +378,7 @@ def test_a_subscriber_that_does_not_read_is_cut_and_others_hear(driven: Driven) 
                 pass
             assert heard < 200
         assert "does not read" in driven.said[-1]
-        assert heard > guard.PUBLISHED_AHEAD_MAX >> 20
+        assert heard > connections.PUBLISHED_AHEAD_MAX >> 20
 
 
 # ---- how many -----------------------------------------------------------------------------------
@@ -408,7 +408,7 @@ def test_one_address_gets_a_share_of_the_connections_and_others_the_rest(
 
 
 def _read_all(sock: socket.socket) -> None:
-    """Until the other end has closed the connection, which BlockingIOError says that it has not."""
+    """Read until the other end has closed the connection; BlockingIOError if it has not."""
     while sock.recv(1_000):
         pass
 
@@ -419,7 +419,7 @@ def _endpoint(address: str) -> tuple[str, int]:
 
 
 def test_a_global_that_has_no_descriptors_left_serves_those_it_has_and_rests() -> None:
-    """ZeroMQ would try to accept the next connection again and again, without a pause."""
+    """ZeroMQ would otherwise try to accept the next connection repeatedly, without a pause."""
     address = f"tcp://127.0.0.1:{free_port()}"
     script = (
         "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_NOFILE, (160, 160)); "
@@ -444,11 +444,11 @@ def test_a_global_that_has_no_descriptors_left_serves_those_it_has_and_rests() -
                     break
             node.set("k", "w", replace=True)
             assert node.global_stats()["cut"] > 100
-            time.sleep(1.0)  # it is to come to rest
+            time.sleep(1.0)  # until it is idle
             before, started = _seconds_of(process.pid), time.monotonic()
             time.sleep(1.0)
             busy = (_seconds_of(process.pid) - before) / (time.monotonic() - started)
-            assert busy < 0.5, "it never rests"
+            assert busy < 0.5, "it is never idle"
             assert node.get("k") == "w"
         with dstore.Node(address) as node:
             assert node.get("k") == "w"
@@ -458,7 +458,7 @@ def test_a_global_that_has_no_descriptors_left_serves_those_it_has_and_rests() -
 
 
 def _seconds_of(pid: int) -> float:
-    """Time that a process has spent on a processor."""
+    """Seconds of processor time that a process has used."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
@@ -472,8 +472,8 @@ def test_peers_that_come_and_go_leave_nothing(driven: Driven) -> None:
                 pass
     driven.until(lambda: not len(driven.router.guard))
     assert not driven.router.guard._by_route
-    for side in (driven.router.guard._requests, driven.router.guard._subscribers):
-        assert not side.of_group
+    for table in (driven.router.guard._requests, driven.router.guard._subscribers):
+        assert not table.count_by_source
     assert driven.cuts == 0
 
 
@@ -497,7 +497,7 @@ def test_messages_of_a_peer_that_has_left_are_not_counted_for_the_next_one(drive
 
 
 def test_a_hello_of_a_peer_that_has_gone_takes_no_place() -> None:
-    """Nobody would hear the answer, and nobody knows to which address the place belongs."""
+    """The answer would reach no peer, and the address to count the session for is unknown."""
     served = dstore.Global("tcp://127.0.0.1:0", max_clients=4)
     served.bind()
     try:
@@ -519,11 +519,11 @@ def test_a_hello_of_a_peer_that_has_gone_takes_no_place() -> None:
 
 
 def _follow_until(router: Router, connections: int) -> None:
-    """Until there are this many; no message is taken meanwhile."""
+    """Wait for this number of connections, without taking a message."""
     end = time.monotonic() + PATIENCE
     while len(router.guard) != connections:
         assert time.monotonic() < end
-        router.guard._follow(time.monotonic())
+        router.guard.update(time.monotonic())
 
 
 def test_a_limit_of_descriptors_bounds_the_connections() -> None:
@@ -541,7 +541,7 @@ def test_a_limit_of_descriptors_bounds_the_connections() -> None:
 def test_the_publisher_of_an_idle_global_forgets_those_who_have_left(
     free_global: dstore.Global, node: MakeNode
 ) -> None:
-    """ZeroMQ's PUB does so only when it is used, and nothing may be published for days."""
+    """ZeroMQ's PUB forgets them only when it is used, and days may pass without a broadcast."""
     for _ in range(50):
         with RawPeer(free_global.publisher, "SUB") as peer:
             peer.send(b"\x01" + wire.PREFIX)

@@ -1,4 +1,4 @@
-"""Who has the path of an ipc socket: one living Global, and nobody loses anything else by it."""
+"""The path of an ipc socket belongs to one running Global, and no other file is removed."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ except dstore.AddressError as error:
 
 @contextlib.contextmanager
 def serving(address: str, script: str = SERVE) -> Iterator[subprocess.Popen[str]]:
-    """A Global in a process of its own, which has said its first line."""
+    """A Global in a process of its own, which has printed its first line."""
     server = subprocess.Popen(
         [sys.executable, "-c", script, address],
         stdin=subprocess.PIPE,
@@ -66,7 +66,7 @@ def works(address: str) -> bool:
 
 
 def fill_backlog(path: str, waiting: contextlib.ExitStack) -> None:
-    """Connect until no further connection is taken."""
+    """Connect until no further connection is accepted."""
     with contextlib.suppress(BlockingIOError):
         while True:
             sock = waiting.enter_context(socket.socket(socket.AF_UNIX))
@@ -183,7 +183,7 @@ os.read(0, 1)
 
 @pytest.mark.parametrize("how", ["killed", "closed"])
 def test_a_forked_child_does_not_keep_the_path(tmp_path: Path, how: str) -> None:
-    """It has inherited the listening socket, so that connections are still accepted."""
+    """The child has inherited the listening socket, so that connections are still accepted."""
     address = f"ipc://{tmp_path}/g"
     with serving(address, FORKS) as server:
         assert server.stdin is not None and server.stdout is not None
@@ -272,7 +272,7 @@ server.close()
 
 
 def test_a_path_passes_from_one_to_the_next(tmp_path: Path) -> None:
-    """Again and again, while others try: what is removed is always one's own."""
+    """Several processes try repeatedly; each removes only its own files."""
     script = """
 import sys
 import dstore
@@ -301,7 +301,7 @@ while won < 15:
 def test_the_lock_is_given_up_between_opening_and_locking_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Then it is the lock of a file that is not there any more, and worth nothing."""
+    """The lock is then on a file that is not at the path any more, and protects nothing."""
     address = f"ipc://{tmp_path}/g"
     first, lock = PathLock(address), path_lock.fcntl.flock
 

@@ -370,7 +370,7 @@ def test_much_memory_is_given_back_by_no_thread_that_renews_a_lease(
         writer.set("k", content_of(CHUNK))
         reader.get("k")
         (file,) = files_of(host("b"))
-        monkeypatch.setattr("dstore.client.large.MUCH", CHUNK)
+        monkeypatch.setattr("dstore.client.large.BACKGROUND_BYTES", CHUNK)
         with monkeypatch.context() as patched:
             patched.setattr(janitor, "do", work.append)
             if how == "deleted":

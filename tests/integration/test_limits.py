@@ -1,4 +1,4 @@
-"""A system that gives no more descriptors, threads or sockets: what is told, and nothing aborts."""
+"""A system without free descriptors, threads or sockets: the error names it, nothing aborts."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ LIMITS = {"node": (8, 44), "connect": (8, 44), "async": (8, 48), "global": (8, 7
 
 
 def ended(*command: str) -> str:
-    """What a program prints, on a line, that ends as it should."""
+    """Run a program that must end without an error. Returns what it prints."""
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert (done.returncode, done.stderr) == (0, ""), done.stdout
     return done.stdout
@@ -116,7 +116,7 @@ with dstore.Node({server.address!r}) as node:
 
 # Over TCP: libzmq 4.3.5 ends a process that accepts an ipc connection when no descriptor is left.
 LATER = """
-import faulthandler, logging, os, resource, sys, threading
+import faulthandler, logging, os, re, resource, sys, threading
 import dstore
 logging.disable()
 faulthandler.dump_traceback_later(100, exit=True)
@@ -155,7 +155,8 @@ server = dstore.Global(path)
 server.start()
 node.join(20)
 taken = take()
-print(set(in_threads(8)) - {"done"})
+# How many are free at a time depends on what the other threads take for a moment.
+print({re.sub("more than [0-9]+ of", "more than N of", each) for each in in_threads(8)} - {"done"})
 try:
     dstore.Node(path)
 except dstore.GlobalUnavailable as error:
@@ -283,7 +284,7 @@ def test_no_thread_can_be_started_later() -> None:
     not hasattr(os, "geteuid") or os.geteuid() != 0, reason="root can become a user with a limit"
 )
 def test_the_system_gives_no_threads() -> None:
-    """The real limit, of a user that has nothing else: ZeroMQ would end the process."""
+    """With the limit of a user that has no other process, where ZeroMQ would end the process."""
     script = """
 import os, resource, sys
 import dstore, threading

@@ -75,7 +75,7 @@ def check_counts(size: int, counts: Mapping[str, Any]) -> None:
         pushed = {"Synced": holding, "Ack": holding} if holding else {}
         assert each["messages"] == asked | (everybody | {"Ack": size} if many else pushed)
         assert each["later"]["messages"] == ({} if many else everybody)
-        assert (each["confirmed"], each["expired"], each["pushes"]) == (holding, 0, 0)
+        assert (each["confirmed"], each["expired"], each["reminders"]) == (holding, 0, 0)
         assert each["behind"] == (0 if many else size - holding)
         assert each["renewals"] == renewals
         assert each["behind_after_renewal"] == 0

@@ -1,4 +1,4 @@
-"""What an address is, and how one is seen from elsewhere."""
+"""Which addresses are well formed, and how another host sees them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The janitor does what it is given, in a thread that comes and goes."""
+"""The janitor runs functions in a thread that exists only while there is work."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 from dstore.runtime.background import Janitor, janitor
 
 PATIENCE = 30.0
-"""Seconds; only a test that fails takes them."""
+"""Seconds to wait; only a failing test waits that long."""
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ def test_what_fails_is_logged_and_the_rest_is_done(
 
 
 def test_it_takes_no_signals_and_is_no_daemon(someone: Janitor) -> None:
-    """Not even when a daemon starts it, from which it would inherit that."""
+    """Even if a daemon thread starts it, from which it would inherit that it is one."""
     seen = []
 
     def look() -> None:

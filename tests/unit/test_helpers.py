@@ -1,4 +1,4 @@
-"""The helper threads of a Local: few, daemons, and gone when there is nothing to do."""
+"""The helper threads of a Local: few, daemons, and ended when there is nothing to do."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ def main(address: str | None, timeout: float) -> int:
     """
     from dstore.cli import console
     from dstore.cli.repl.session import Repl
-    from dstore.runtime.background import signals_left_to_this_thread
+    from dstore.runtime.signals import signals_blocked
 
     at_terminal = sys.stdin.isatty() and sys.stdout.isatty()
     console.in_utf8(
@@ -30,7 +30,7 @@ def main(address: str | None, timeout: float) -> int:
     )  # "\r" within a line belongs to a key
     console.in_utf8(sys.stdout, "backslashreplace")
     console.in_utf8(sys.stderr, "backslashreplace")
-    with signals_left_to_this_thread():
+    with signals_blocked():
         repl = Repl(address, timeout=timeout, at_terminal=at_terminal)
     with repl.node:
         try:

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from dstore.runtime.background import signals_left_to_this_thread
+from dstore.runtime.signals import signals_blocked
 
 
 class KeyFinder:
@@ -33,7 +33,7 @@ class KeyFinder:
             target=self._ask, args=(prefix, answer), name="dstore-tab", daemon=True
         )
         try:
-            with signals_left_to_this_thread():
+            with signals_blocked():
                 thread.start()
         except RuntimeError:  # the system allows no more threads
             self._busy.release()

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from dstore.client.commands import Command, Run, Work
 from dstore.client.hosts.loop import Call, driver_of
 from dstore.client.hosts.threads import Local
-from dstore.runtime.event_loops import Signal
+from dstore.runtime.event_loops import TaskEvent
 
 T = TypeVar("T")
 
@@ -19,8 +19,8 @@ parent, such as to remove a file that is half written.
 """
 
 
-async def conduct(local: Local, command: Command[T], signal: Callable[[], Signal]) -> T:
-    """Carry out a command. The caller turns a signal into something that it can await."""
+async def conduct(local: Local, command: Command[T], new_event: Callable[[], TaskEvent]) -> T:
+    """Carry out a command. ``new_event`` makes an event that the caller can await."""
     driver = driver_of(local)
     call: Call | None = None
     result: Any = None
@@ -31,7 +31,7 @@ async def conduct(local: Local, command: Command[T], signal: Callable[[], Signal
             if isinstance(step, Work) and step.quick:
                 result = local.work(step.do)
                 continue
-            ready = signal()
+            ready = new_event()
             call = Call(ready.set)
             if isinstance(step, Run):
                 driver.run(call, *step)

@@ -12,7 +12,6 @@ from collections.abc import Callable
 
 from dstore.errors import GlobalUnavailable, NodeClosed
 from dstore.runtime import clock, native
-from dstore.runtime.background import signals_left_to_this_thread
 from dstore.runtime.logs import Log
 from dstore.transport.limits import no_threads
 
@@ -53,8 +52,7 @@ class Helpers:
     def _start(self, job: Callable[[], None]) -> None:
         thread = native.Thread(lambda: self._serve(thread), "dstore-helper")
         try:
-            with signals_left_to_this_thread():
-                thread.start()
+            thread.start()
         except RuntimeError as error:
             if not self._threads:
                 self._jobs.remove(job)

@@ -51,9 +51,9 @@ from dstore.protocol.messages import (
 from dstore.quoting import visible
 from dstore.runtime import clock, native, reentrancy
 from dstore.runtime import greenlets as green
-from dstore.runtime.background import signals_left_to_this_thread
 from dstore.runtime.logs import Log
 from dstore.runtime.rate_limited_log import RateLimitedLog
+from dstore.runtime.signals import signals_blocked
 from dstore.transport.channel import Channel
 from dstore.transport.limits import no_threads
 from dstore.transport.link import Link
@@ -160,10 +160,10 @@ class Local:
         threads, to be had.
         """
         try:
-            with signals_left_to_this_thread():
+            with signals_blocked():
                 self._link = Link(self._address)
                 self._control = self._link.control
-                self._control.hear({DELETIONS})
+                self._control.set_topics({DELETIONS})
                 try:
                     self._thread.start()
                 except RuntimeError as error:
@@ -421,7 +421,7 @@ class Local:
             effects = self.state.tick(clock.now()) if due else []
             wake_at = self._asleep_until = self._wake_at
             watched = bool(self.state.watching.watchers)
-        self._control.hear({DELETIONS, NEWS} if watched else {DELETIONS})
+        self._control.set_topics({DELETIONS, NEWS} if watched else {DELETIONS})
         self._perform(effects)
         if self._stopping and until is None:
             return
@@ -433,8 +433,8 @@ class Local:
             now = clock.now()
             if up:
                 self.state.reconnected(now)
-            if self._trouble != self._control.trouble:
-                self._trouble = self.state.last_error = self._control.trouble
+            if self._trouble != self._control.last_error:
+                self._trouble = self.state.last_error = self._control.last_error
             for message in messages:
                 effects += self.state.receive(message, now)
             effects += self.state.tick(now)

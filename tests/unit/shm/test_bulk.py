@@ -448,7 +448,7 @@ def test_a_large_file_is_unlinked_at_once_and_freed_in_the_background(
     bulk: SharedBulk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str
 ) -> None:
     for module in (shm_files, private_bulk):
-        monkeypatch.setattr(module, "MUCH", SIZE)
+        monkeypatch.setattr(module, "BACKGROUND_BYTES", SIZE)
     token = new_token()
     if state == "adopted":
         with opened(tmp_path) as node:
@@ -470,7 +470,7 @@ def test_a_large_file_is_unlinked_at_once_and_freed_in_the_background(
 def test_a_chunk_that_is_being_sent_stays_good(
     bulk: SharedBulk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(private_bulk, "MUCH", SIZE)
+    monkeypatch.setattr(private_bulk, "BACKGROUND_BYTES", SIZE)
     token = new_token()
     written(bulk, token)
     view = bulk.read(token, 3, PAGE)
@@ -485,7 +485,7 @@ def test_a_chunk_that_is_being_sent_stays_good(
 def test_a_chunk_of_a_private_value_stays_good(
     monkeypatch: pytest.MonkeyPatch, sealed: bool
 ) -> None:
-    for name in ("MUCH", "MAPPED_MIN"):
+    for name in ("BACKGROUND_BYTES", "MAPPED_MIN"):
         monkeypatch.setattr(private_bulk, name, SIZE)
     bulk, token = PrivateBulk(), new_token()
     bulk.reserve(token, SIZE)

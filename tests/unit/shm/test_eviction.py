@@ -329,7 +329,7 @@ def test_copies_are_evicted_step_by_step_for_global(
 def test_memory_that_the_janitor_is_releasing_is_waited_for(
     small_disk: Path, monkeypatch: pytest.MonkeyPatch, for_global: bool
 ) -> None:
-    monkeypatch.setattr("dstore.shm.files.MUCH", PAGE)
+    monkeypatch.setattr("dstore.shm.files.BACKGROUND_BYTES", PAGE)
     monkeypatch.setattr("dstore.shm.room.RELEASE_TIMEOUT", 30.0)
     half = SMALL_DISK // 2
     with opened(small_disk) as memory:

@@ -1,8 +1,8 @@
-"""Which of the addresses that a name has can be reached now.
+"""Finding which of the addresses of a host name can be reached now ("Happy Eyeballs", RFC 8305).
 
 A name may have addresses of both families, and Global may listen on one of them. ZeroMQ tries
-one address only. So these are tried here, with plain connections, as browsers do ("Happy
-Eyeballs", RFC 8305): one after the other, each for a moment before the next one joins in.
+one address only. So dstore tries them with plain connections, as browsers do: one after the other,
+each for a moment before the next one is tried as well.
 """
 
 from __future__ import annotations
@@ -19,31 +19,32 @@ import zmq
 from dstore.errors import AddressError
 from dstore.runtime.native import sockets
 from dstore.transport import addresses
+from dstore.transport.binding import error_text
 
 CANDIDATES_MAX = 16
 """Addresses of one name that are tried."""
 STAGGER = 0.25
-"""Seconds until the next candidate is tried as well, while the former ones are under way."""
-CONNECT_MAX = 3.0
-"""Seconds for which one candidate may be connecting."""
-GREETING_MAX = 1.0
+"""Seconds until the next candidate is tried as well, while earlier ones are connecting."""
+CONNECT_TIMEOUT = 3.0
+"""Seconds for one candidate to accept the connection."""
+GREETING_TIMEOUT = 1.0
 """Seconds for the first byte of what listens there."""
-LOOK_EVERY = 0.1
-"""Seconds between two looks at whether anybody still wants to know."""
+POLL_PAUSE = 0.1
+"""Seconds between two looks at whether the search was stopped."""
 GREETING = b"\xff"
-"""What ZeroMQ says first, without having been asked."""
-TOLD_MAX = 4
-"""Addresses that are named for one reason."""
+"""The first byte that ZeroMQ sends on a connection, without being asked."""
+NAMED_MAX = 4
+"""Addresses that an error message names for one reason."""
 
-_PENDING = (0, errno.EINPROGRESS, errno.EWOULDBLOCK)
+_CONNECTING = (0, errno.EINPROGRESS, errno.EWOULDBLOCK)
 
 
-class Unreached(Exception):
-    """None can be reached, and why."""
+class Unreachable(Exception):
+    """No candidate can be reached; the text says why."""
 
 
 class Candidate(NamedTuple):
-    """One literal address, and how a plain socket names it."""
+    """One literal address, and the socket address to which a plain socket connects."""
 
     endpoint: str
     family: int
@@ -51,8 +52,9 @@ class Candidate(NamedTuple):
 
 
 def candidates(address: str) -> list[Candidate]:
-    """What an address stands for, in the order in which to try. May block for many seconds if a
-    name is to be looked up. Raises Unreached.
+    """The literal addresses that an address stands for, in the order in which to try them.
+
+    May block for many seconds if a name has to be looked up. Raises Unreachable.
     """
     path = addresses.ipc_path(address)
     if path is not None:
@@ -62,7 +64,7 @@ def candidates(address: str) -> list[Candidate]:
     try:
         found = addresses.look_up(host, port, numeric=addresses.is_literal(address))
     except AddressError as error:
-        raise Unreached(str(error)) from None
+        raise Unreachable(str(error)) from None
     each: dict[str, Candidate] = {}
     for family, sockaddr in found:
         endpoint = addresses.endpoint(sockaddr)
@@ -71,17 +73,18 @@ def candidates(address: str) -> list[Candidate]:
 
 
 def _alternating(found: list[Candidate]) -> list[Candidate]:
-    """The families in turn, the first one first: neither is to delay the other for long."""
+    """Sort candidates so that the families take turns and neither delays the other for long."""
     first = [each for each in found if each.family == found[0].family]
     others = [each for each in found if each.family != found[0].family]
     return [each for each in chain(*zip_longest(first, others)) if each is not None]
 
 
-def race(found: Iterable[Candidate], given_up: Callable[[], bool]) -> tuple[str, str]:
-    """The endpoint of the candidate that answers first, and what is to be said against it.
+def first_reachable(found: Iterable[Candidate], stopped: Callable[[], bool]) -> tuple[str, str]:
+    """The endpoint of the candidate that answers first, and an error message if none answered well.
 
-    One that accepts connections and is silent is the last choice: it may be a Global that stands
-    still, or a proxy with nothing behind it. Raises Unreached, also if given up.
+    One that accepts connections and sends nothing is the last choice, with a message: it may be a
+    Global that is stopped, or a proxy with nothing behind it. Raises Unreachable, also if
+    ``stopped``.
     """
     to_try = deque(found)
     running: list[_Attempt] = []
@@ -89,14 +92,14 @@ def race(found: Iterable[Candidate], given_up: Callable[[], bool]) -> tuple[str,
     reasons: dict[str, list[str]] = {}
     next_at = float("-inf")
     try:
-        while (to_try or running) and not given_up():
+        while (to_try or running) and not stopped():
             now = time.monotonic()
             if to_try and (not running or now >= next_at):
                 running.append(_Attempt(to_try.popleft(), now))
                 next_at = now + STAGGER
-            _wait(running, LOOK_EVERY)
+            _wait(running, POLL_PAUSE)
             for attempt in running:
-                attempt.look(time.monotonic())
+                attempt.update(time.monotonic())
                 if attempt.greeted:
                     return attempt.candidate.endpoint, ""
                 if attempt.failure:
@@ -111,15 +114,15 @@ def race(found: Iterable[Candidate], given_up: Callable[[], bool]) -> tuple[str,
         for each in running:
             each.close()
     if silent:
-        return silent[0], _told(reasons)
-    raise Unreached(_told(reasons))
+        return silent[0], _message(reasons)
+    raise Unreachable(_message(reasons))
 
 
-def _told(reasons: dict[str, list[str]]) -> str:
+def _message(reasons: dict[str, list[str]]) -> str:
     parts = []
     for why, where in reasons.items():
-        named = [each.removeprefix("tcp://") for each in where[:TOLD_MAX]]
-        more = f" and {len(where) - TOLD_MAX} more" if len(where) > TOLD_MAX else ""
+        named = [each.removeprefix("tcp://") for each in where[:NAMED_MAX]]
+        more = f" and {len(where) - NAMED_MAX} more" if len(where) > NAMED_MAX else ""
         parts.append(f"{why} at {', '.join(named)}{more}")
     return ", ".join(parts)
 
@@ -128,7 +131,7 @@ def _wait(running: list[_Attempt], seconds: float) -> None:
     poller = zmq.Poller()
     for attempt in running:
         if attempt.sock is not None and not attempt.failure:
-            poller.register(attempt.sock.fileno(), zmq.POLLIN if attempt.up else zmq.POLLOUT)
+            poller.register(attempt.sock.fileno(), zmq.POLLIN if attempt.connected else zmq.POLLOUT)
     if poller.sockets:
         poller.poll(int(seconds * 1000))
 
@@ -139,11 +142,11 @@ class _Attempt:
     def __init__(self, candidate: Candidate, now: float) -> None:
         self.candidate = candidate
         self.sock: sockets.socket | None = None
-        self.up = False
+        self.connected = False
         self.greeted = False
         self.silent = False
         self.failure = ""
-        self._until = now + CONNECT_MAX
+        self._until = now + CONNECT_TIMEOUT
         try:
             self.sock = sockets.socket(candidate.family, sockets.SOCK_STREAM)
             self.sock.setblocking(False)
@@ -152,30 +155,30 @@ class _Attempt:
             code = error.errno or errno.EIO
         if code == errno.EAGAIN and candidate.family == sockets.AF_UNIX:  # its backlog is full
             self.failure, self.silent = "nothing accepts the connection", True
-        elif code not in _PENDING:
-            self.failure = addresses.reason(code)
+        elif code not in _CONNECTING:
+            self.failure = error_text(code)
 
-    def look(self, now: float) -> None:
-        """See what has come of it so far."""
+    def update(self, now: float) -> None:
+        """Update the state of the attempt, without blocking."""
         if self.sock is None or self.failure:
             return
         try:
-            if not self.up:
-                self._look_up(self.sock, now)
+            if not self.connected:
+                self._update_connecting(self.sock, now)
             elif (greeting := self.sock.recv(1)) == GREETING:
                 self.greeted = True
             else:
                 self.failure = "what listens is not Global" if greeting else "connection closed"
         except BlockingIOError:
             self.silent = now >= self._until
-            self.failure = "no word from what listens" if self.silent else ""
+            self.failure = "what listens sends nothing" if self.silent else ""
         except OSError as error:
-            self.failure = addresses.reason(error.errno or errno.EIO)
+            self.failure = error_text(error.errno or errno.EIO)
 
-    def _look_up(self, sock: sockets.socket, now: float) -> None:
+    def _update_connecting(self, sock: sockets.socket, now: float) -> None:
         code = sock.getsockopt(sockets.SOL_SOCKET, sockets.SO_ERROR)
         if code:
-            self.failure = addresses.reason(code)
+            self.failure = error_text(code)
             return
         try:
             peer = sock.getpeername()
@@ -183,9 +186,9 @@ class _Attempt:
             self.failure = "no answer" if now >= self._until else ""
             return
         if self.candidate.family != sockets.AF_UNIX and peer == sock.getsockname():
-            # The system gave this end the very port that it connects to: it has met itself.
-            self.failure = addresses.reason(errno.ECONNREFUSED)
-        self.up, self._until = True, now + GREETING_MAX
+            # The system gave this end the port that it connects to, so it is connected to itself.
+            self.failure = error_text(errno.ECONNREFUSED)
+        self.connected, self._until = True, now + GREETING_TIMEOUT
 
     def close(self) -> None:
         if self.sock is not None:

@@ -1,0 +1,200 @@
+"""One connection to Global: what it has sent and read, and the limits for a single connection.
+
+ZeroMQ does not say how many bytes of a connection it holds in memory. The kernel says how many
+bytes each TCP connection has received, and how many of the bytes sent on it have been acknowledged
+(``TCP_INFO``). The difference to what Global has taken out of the socket, and has put into it, is
+what ZeroMQ holds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+from typing import NamedTuple
+
+from dstore.config import FRAME_BYTES_MAX
+from dstore.runtime.native import sockets
+from dstore.transport import kernel
+from dstore.transport.kernel import PeerName
+
+UNREAD_MAX = 64 << 20
+"""Bytes of one connection that ZeroMQ may hold and Global has not taken. An honest Local has at
+most 8 MiB under way, and sends them again after a timeout.
+"""
+UNFINISHED_MAX = FRAME_BYTES_MAX + (64 << 10)
+"""Bytes of one message that has not arrived completely."""
+REPLIES_MAX = 64 << 20
+"""Bytes of replies that one peer has not acknowledged. Further replies are dropped; the peer asks
+again.
+"""
+STALLED_SECONDS = 10.0
+"""Seconds after which a peer is cut that has replies to read and acknowledges nothing."""
+PUBLISHED_AHEAD_MAX = 16 << 20
+"""Bytes that may be published while a subscriber acknowledges nothing."""
+SUBSCRIPTION_BYTES_MAX = 192
+"""Bytes that a subscriber may send, besides its handshake and its heartbeats. A Local has two
+topics of five bytes. ZeroMQ keeps up to 150 bytes for each byte of a topic, and visits all topics
+whenever a subscriber leaves.
+"""
+HEARTBEAT_BYTES = 16
+"""Bytes a second that are taken for heartbeats; a Local sends 9."""
+HEARTBEATS_SAVED_MAX = 16 << 10
+"""Bytes of heartbeats that may arrive at once."""
+HANDSHAKE_BYTES = 256
+"""Bytes that a connection may send before its first message."""
+
+
+class Connection:
+    """One connection to Global. Counters are bytes since it began, times are seconds."""
+
+    __slots__ = (
+        "acknowledged",
+        "checked_at",
+        "counters_unsure",
+        "cut",
+        "fd",
+        "heartbeat_bytes",
+        "heartbeat_credit",
+        "messages",
+        "peer",
+        "previous",
+        "progress_at",
+        "published_at_progress",
+        "received",
+        "replies",
+        "route",
+        "source",
+        "taken",
+        "unfinished",
+    )
+
+    def __init__(self, fd: int, peer: PeerName | None, published: int, now: float) -> None:
+        self.fd = fd
+        self.peer = peer  # None if it is not TCP
+        self.source = _source(peer)
+        self.route: bytes | None = None  # known once a message has come
+        self.cut = False
+        self.counters_unsure = False  # they may include bytes of an earlier connection
+        self.checked_at = now
+        self.heartbeat_credit = 0.0  # bytes that may still be taken for heartbeats
+        self.heartbeat_bytes = 0  # bytes that were taken for heartbeats
+        self.taken = 0  # by Global, out of ZeroMQ's socket, with the heads of frames
+        self.messages = 0
+        self.received = 0  # by ZeroMQ
+        self.replies = 0  # given to ZeroMQ
+        self.acknowledged = 0  # by the peer
+        self.progress_at = now  # when ``acknowledged`` last grew, or had no reason to
+        self.published_at_progress = published  # bytes published to all by that time
+        self.unfinished = 0  # of a message that has begun and not ended
+        self.previous = _Check(-1, 0, 0)
+
+    def __repr__(self) -> str:
+        return f"<Connection {self.source or 'ipc'} messages={self.messages} cut={self.cut}>"
+
+    @property
+    def unread(self) -> int:
+        """Bytes that ZeroMQ holds, at least."""
+        return self.received - self.taken - HANDSHAKE_BYTES - self.heartbeat_bytes
+
+    @property
+    def unacknowledged(self) -> int:
+        """Bytes of replies that the peer has not acknowledged, approximately."""
+        return max(0, self.replies - self.acknowledged)
+
+    def refresh(self, published: int, now: float) -> bool:
+        """Update the counters from the kernel; ``published`` is bytes published to all so far.
+
+        Returns False if the connection has ended, or is not TCP.
+        """
+        counts = None if self.peer is None else kernel.byte_counts(self.fd, self.peer)
+        if counts is None:
+            return False
+        acknowledged, self.received = counts
+        if acknowledged != self.acknowledged:
+            self.acknowledged, self.progress_at = acknowledged, now
+            self.published_at_progress = published
+        self.discount_heartbeats(now)
+        if self.counters_unsure:
+            self.counters_unsure = False
+            self.taken, self.replies = self.received, acknowledged
+        return True
+
+    def discount_heartbeats(self, now: float) -> None:
+        """Count a few unread bytes for each second as heartbeats.
+
+        They may arrive late, all at once. But credit that has not been used is bounded, or an old
+        connection could have much under way.
+        """
+        self.heartbeat_credit += HEARTBEAT_BYTES * (now - self.checked_at)
+        self.checked_at = now
+        used = max(0, min(self.unread, int(self.heartbeat_credit)))
+        self.heartbeat_bytes += used
+        self.heartbeat_credit = min(self.heartbeat_credit - used, HEARTBEATS_SAVED_MAX)
+        if (
+            self.unread < -HANDSHAKE_BYTES
+        ):  # an earlier check counted waiting messages as heartbeats
+            self.heartbeat_bytes += self.unread + HANDSHAKE_BYTES
+
+    def update_unfinished(self, rounds: int) -> None:
+        """Update how many bytes belong to a message that has not arrived completely.
+
+        ``rounds`` counts how often every connection with a complete message has given one. If this
+        connection gave no message between two checks, although it was asked for one, then what
+        ZeroMQ held of it at the first check belongs to one message that is not complete.
+        """
+        previous, gave_none = self.previous, self.messages == self.previous.messages
+        if gave_none and rounds <= previous.rounds + 1:
+            return  # not every connection has been asked yet
+        self.previous = _Check(self.messages, rounds, self.unread)
+        self.unfinished = previous.unread if gave_none else 0
+
+    def peer_violation(self, now: float) -> str | None:
+        """The limit that a connection to the ROUTER exceeds, as the reason to cut it, or None."""
+        if self.unread > UNREAD_MAX:
+            return f"more than {UNREAD_MAX:,} bytes of its messages are under way"
+        if self.unfinished > UNFINISHED_MAX:
+            return f"its message has more than {UNFINISHED_MAX:,} bytes"
+        if self.unacknowledged and now - self.progress_at > STALLED_SECONDS:
+            return f"it has not read its replies for {STALLED_SECONDS:g} s"
+        return None
+
+    def subscriber_violation(self, published: int) -> str | None:
+        """The limit that a connection to the PUB socket exceeds, or None."""
+        if self.unread > SUBSCRIPTION_BYTES_MAX:
+            return f"it subscribes with more than {SUBSCRIPTION_BYTES_MAX:,} bytes"
+        if published - self.published_at_progress > PUBLISHED_AHEAD_MAX:
+            return "it does not read what is published"
+        return None
+
+    def shut_down(self) -> None:
+        """Shut the socket down, if it is still this connection's. ZeroMQ notices and closes it."""
+        with kernel.opened(self.fd) as sock:
+            if sock is not None and kernel.peer_name(sock) == self.peer:
+                with contextlib.suppress(OSError):
+                    sock.shutdown(sockets.SHUT_RDWR)
+
+
+class _Check(NamedTuple):
+    """The state of a connection at an earlier check; see :meth:`Connection.update_unfinished`."""
+
+    messages: int
+    rounds: int
+    unread: int
+
+
+def _source(peer: PeerName | None) -> str | None:
+    """The address by which connections are counted together; None if it is not TCP.
+
+    For IPv6 this is the network of 64 bits, since one host may use all addresses of it.
+    """
+    if peer is None:
+        return None
+    try:
+        address = ipaddress.ip_address(str(peer[0]).partition("%")[0])
+    except ValueError:  # another kind of network
+        return None
+    if isinstance(address, ipaddress.IPv4Address):
+        return str(address)
+    if address.ipv4_mapped is not None:
+        return str(address.ipv4_mapped)
+    return str(ipaddress.ip_network((address, 64), strict=False))
