@@ -10,6 +10,7 @@ another file than the one before. ``--list`` also prints each call.
 from __future__ import annotations
 
 import argparse
+import itertools
 import subprocess
 import sys
 from collections.abc import Callable
@@ -48,7 +49,7 @@ def _name(file: str) -> str:
 
 def _report(title: str, calls: list[tuple[str, str]], full: bool) -> None:
     files = {file for file, _ in calls}
-    moves = sum(one[0] != other[0] for one, other in zip(calls, calls[1:]))
+    moves = sum(one[0] != other[0] for one, other in itertools.pairwise(calls))
     print(f"{title}: {len(calls)} calls, {len(files)} files, {moves} moves between files")
     if full:
         for file, name in calls:

@@ -14,10 +14,10 @@ from typing import Any, NamedTuple, TypeVar
 
 from dstore import checks, config
 from dstore.client import translate
-from dstore.client.commands import RAISE, Command, Commands, Lookup, Run
+from dstore.client.commands import RAISE, Command, Commands, Lookup
 from dstore.client.files import Fetched, Path, Progress
 from dstore.client.hosts.conduct import conduct
-from dstore.client.hosts.threads import Local
+from dstore.client.hosts.local import Local
 from dstore.client.translate import Deletion
 from dstore.client.watch import LIMIT_DEFAULT, Event, Watch, call_back
 from dstore.codecs import Codec, Codecs
@@ -417,23 +417,11 @@ class Node:
 
     def _do(self, command: Command[T]) -> T:
         """Carry out a command in this thread, or in this greenlet while others run."""
-        local = self._here()
+        local = self._local or self._here()
         inbox = green.here()
         if inbox is not None:
             return green.finish(conduct(local, command, inbox.signal))
-        result: Any = None
-        try:
-            while True:
-                step = command.send(result)
-                if isinstance(step, Run):
-                    result = local.run(step.start, step.bodies, step.progress)
-                else:
-                    result = local.work(step.do)
-        except StopIteration as stop:
-            done: T = stop.value
-            return done
-        finally:
-            command.close()
+        return local.run(command)
 
     # ---- metrics --------------------------------------------------------------------------
 

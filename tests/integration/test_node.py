@@ -17,7 +17,7 @@ import pytest
 import dstore
 from dstore import config
 from dstore.client import node as node_module
-from dstore.client.hosts.threads import Local
+from dstore.client.hosts.local import Local
 from dstore.codecs import Codecs, Encoded
 from dstore.protocol.messages import Get
 from tests.integration.processes import PATIENCE, ROOT, RawClient, sessions_left
@@ -283,7 +283,7 @@ def test_close_wakes_whoever_waits_and_may_be_called_again() -> None:
         address = gone.address
     node = dstore.Node(address, timeout=PATIENCE)
     raised = _raised_by(lambda: node.get("k"))
-    while not node._local or not node._local._waiters:
+    while not node._local or not node._local.host.waiters:
         pass
     node.close()
     assert isinstance(raised(), dstore.NodeClosed)
@@ -510,9 +510,9 @@ def test_a_destructor_in_the_middle_of_a_call_is_told_so(
 ) -> None:
     one = node()
     one.join()
-    local = one._local
-    assert local is not None
-    advance = local._advance
+    assert one._local is not None
+    host = one._local.host
+    notify = host.notify
     raised: list[BaseException] = []
 
     def interrupted(*arguments: Any) -> Any:
@@ -521,9 +521,9 @@ def test_a_destructor_in_the_middle_of_a_call_is_told_so(
                 one.get("from a destructor")
             except RuntimeError as error:
                 raised.append(error)
-        return advance(*arguments)
+        return notify(*arguments)
 
-    monkeypatch.setattr(local, "_advance", interrupted)
+    monkeypatch.setattr(host, "notify", interrupted)
     assert one.get("k", None) is None
     assert "destructor" in str(raised[0])
 
@@ -595,7 +595,7 @@ def test_a_signal_handler_may_close_a_node_that_is_about_to_begin(
     """As in a worker that has just been forked, and is stopped at its first request."""
     script = """
 import os, signal, dstore
-from dstore.local import Local
+from dstore.client.hosts.local import Local
 node = dstore.Node()
 def start(self):
     begin(self)
@@ -677,7 +677,7 @@ def test_after_a_fork_nothing_of_the_parent_is_used(node: MakeNode) -> None:
 
 INTERRUPTED = """
 import os, random, signal, threading, time, dstore
-from dstore import reentrancy
+from dstore.runtime import reentrancy
 class Interrupted(KeyboardInterrupt):
     pass
 def handler(*_):

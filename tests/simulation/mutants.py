@@ -289,12 +289,12 @@ MUTANTS = (
         (
             (
                 "core.local.operations.reading",
-                "                return {key: Answer(state.finish_fill(fills[0], found), found.stored, False)}\n",
-                '                state.__dict__.setdefault("handed", {})[key] = found.stored\n'
-                "                return {key: Answer(state.finish_fill(fills[0], found), found.stored, False)}\n",
+                "            entry = self._state.finish_fill(self._fills[0], found)\n",
+                "            entry = self._state.finish_fill(self._fills[0], found)\n"
+                '            self._state.__dict__.setdefault("handed", {})[self._key] = found.stored\n',
             ),
             (
-                "core.local.operations.reading",
+                "core.local.operations.fetching",
                 "                entry = state.finish_fill(fill, found)\n",
                 "                entry = state.finish_fill(fill, found)\n"
                 '                state.__dict__.setdefault("handed", {})[fill.key] = found.stored\n',
@@ -307,8 +307,8 @@ MUTANTS = (
             ),
             (
                 "core.local.operations.reading",
-                "            now = (yield WaitUntil(_ended(joined), stall_timeout)).now\n",
-                "            now = (yield WaitUntil(_ended(joined), stall_timeout)).now\n"
+                "            now = (yield WaitUntil(_all_ended(joined), until)).now\n",
+                "            now = (yield WaitUntil(_all_ended(joined), until)).now\n"
                 '            for key, stored in state.__dict__["handed"].items():\n'
                 "                if any(key == fill.key for fill in joined) and wanted.pop(key, 0) is None:\n"
                 "                    answers[key] = Answer(None, stored, False)\n",
@@ -379,9 +379,9 @@ MUTANTS = (
         "deletion not noticed while a large value travels",
         (
             (
-                "core.local.operations.reading",
-                "    entry = state.finish_fill(fill, found, held)\n",
-                "    fill.deleted = 0\n    entry = state.finish_fill(fill, found, held)\n",
+                "core.local.operations.fetching",
+                "    entry = state.finish_fill(fill, found, body)\n",
+                "    fill.deleted = 0\n    entry = state.finish_fill(fill, found, body)\n",
             ),
         ),
     ),
@@ -494,8 +494,8 @@ MUTANTS = (
         (
             (
                 "core.local.watching",
-                "            self._uncommitted.append(Removal(applied, None, watcher))\n",
-                "            self._uncommitted.append(Removal(0, None, watcher))\n",
+                "            self.uncommitted.append(Removal(applied, None, watcher))\n",
+                "            self.uncommitted.append(Removal(0, None, watcher))\n",
             ),
         ),
         CORE + "test_watching.py::test_what_was_dying_when_the_watch_began_delays_the_first_look",

@@ -31,10 +31,11 @@ SEEN = 2
 """A ``visited`` bit that is set, and that has been seen since."""
 
 
-class Held(NamedTuple):
-    """The bytes of a large value, read-only, as they lie in this process.
+class MappedBody(NamedTuple):
+    """The bytes of a large value in this process, read-only.
 
-    ``shared``: in a file that all processes of the host share, so that no memory of this one goes.
+    ``shared`` says that they are in a file that all processes of the host share, so that they take
+    no private memory.
     """
 
     view: memoryview
@@ -58,8 +59,12 @@ class Entry:
         self.key = key
         self.value: object = stored
         self.shared = stored.token if shared else None
-        value_bytes = SHARED_OVERHEAD if shared else _value_bytes(stored)
-        self.size = ENTRY_OVERHEAD + _key_bytes(key) + value_bytes
+        body = stored.body
+        if type(body) is bytes and stored.codec != TEXT:
+            value_bytes = len(body)  # as _value_bytes says, a call less
+        else:
+            value_bytes = SHARED_OVERHEAD if shared else _value_bytes(stored)
+        self.size = ENTRY_OVERHEAD + value_bytes + (len(key) if key.isascii() else _key_bytes(key))
         self.sound = False
         self.visited: bool | int = False
         self.newer: Entry | None = None
@@ -120,7 +125,8 @@ class Cache:
 
     def insert(self, key: Key, stored: Stored, *, shared: bool = False) -> Entry | None:
         """Hold a value, in place of an older one of the key. None if it is above the limit."""
-        self.discard(key)
+        if key in self.entries:
+            self.discard(key)
         entry = Entry(key, stored, shared)
         if entry.size > self.limit:
             return None

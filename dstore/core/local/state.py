@@ -20,7 +20,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from dstore.config import LARGE_FROM_DEFAULT, VALUE_LIMIT_DEFAULT
-from dstore.core.local.cache import Cache, Entry, Held
+from dstore.core.local.cache import Cache, Entry, MappedBody
 from dstore.core.local.effects import Announce, Dropped, LocalEffect, Subscribe, Tell
 from dstore.core.local.watching import Watching
 from dstore.protocol.messages import (
@@ -209,7 +209,9 @@ class LocalState:
     @property
     def wake_at(self) -> float:
         """When :meth:`tick` is next due."""
-        if self._ack_due or self._dropped or self._unshared or self.watching.due:
+        if self._ack_due or self._dropped or self._unshared:
+            return LAPSED
+        if self.watching.uncommitted and self.watching.due:
             return LAPSED
         if self._withdrawn and not self.closing:
             return LAPSED
@@ -463,19 +465,12 @@ class LocalState:
                 return fill
         return None
 
-    def finish_fill(self, fill: Fill, found: Found, held: Held | None = None) -> Entry | None:
-        """A reply has come: store its value, if it may be. The entry, or None.
+    def finish_fill(self, fill: Fill, found: Found, body: MappedBody | None = None) -> Entry | None:
+        """Store the value of a reply if the fill rule allows it. Returns the entry, or None.
 
-        ``held`` are the bytes of a large value. If it may not be stored here, the file with them
-        is not kept for others either.
+        ``body`` has the bytes of a large value. If they may not be stored here because the value
+        is deleted, their file is not kept for other processes either.
         """
-        entry = self._store(fill, found, held)
-        gone = not found.cacheable or fill.deleted > found.seq
-        if entry is None and gone and held is not None and held.shared:
-            self._unshared.append(found.stored.token)
-        return entry
-
-    def _store(self, fill: Fill, found: Found, held: Held | None) -> Entry | None:
         if (
             not found.cacheable
             or fill.done
@@ -483,13 +478,17 @@ class LocalState:
             or (fill.epoch, fill.session) != (self.epoch, self.session)
             or fill.deleted > found.seq
         ):
+            deleted = not found.cacheable or fill.deleted > found.seq
+            if deleted and body is not None and body.shared:
+                self._unshared.append(found.stored.token)
             return None
         self.counters["fills"] += 1
-        self._note_newer(fill.key, found.seq)
-        if held is None:
+        if found.seq > self.applied or self._newer:
+            self._note_newer(fill.key, found.seq)
+        if body is None:
             return self.cache.insert(fill.key, found.stored)
-        stored = found.stored._replace(body=held.view)
-        return self.cache.insert(fill.key, stored, shared=held.shared)
+        stored = found.stored._replace(body=body.view)
+        return self.cache.insert(fill.key, stored, shared=body.shared)
 
     def _note_newer(self, key: Key, seq: int) -> None:
         """A value of ``key`` is about to be stored that is newer than all deletions up to ``seq``.

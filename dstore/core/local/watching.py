@@ -36,10 +36,10 @@ class Watching:
     def __init__(self) -> None:
         self.watchers: set[int] = set()
         self._settled = 0
-        self._uncommitted: deque[Removal] = deque()
+        self.uncommitted: deque[Removal] = deque()
 
     def __repr__(self) -> str:
-        return f"<Watching {len(self.watchers)} unsettled={len(self._uncommitted)}>"
+        return f"<Watching {len(self.watchers)} unsettled={len(self.uncommitted)}>"
 
     def begin(self, watcher: int, applied: int | None) -> None:
         """From now on this one is told everything; what was before it has to look at itself.
@@ -48,7 +48,7 @@ class Watching:
         """
         self.watchers.add(watcher)
         if applied is not None:
-            self._uncommitted.append(Removal(applied, None, watcher))
+            self.uncommitted.append(Removal(applied, None, watcher))
 
     def end(self, watcher: int) -> None:
         self.watchers.discard(watcher)
@@ -56,18 +56,18 @@ class Watching:
     def void(self) -> None:
         """The session has ended; the numbers begin anew."""
         self._settled = 0
-        self._uncommitted.clear()
+        self.uncommitted.clear()
 
     def missed(self, seq: int) -> None:
         """Deletions up to ``seq``, whichever, are not known."""
         if self.watchers:
-            self._uncommitted = deque([Removal(seq, None, ALL)])
+            self.uncommitted = deque([Removal(seq, None, ALL)])
 
     def applied(self, seq: int, key: Key) -> None:
         if not self.watchers:
             return
-        self._uncommitted.append(Removal(seq, key, ALL))
-        if len(self._uncommitted) > UNCOMMITTED_MAX:
+        self.uncommitted.append(Removal(seq, key, ALL))
+        if len(self.uncommitted) > UNCOMMITTED_MAX:
             self.missed(seq)
 
     def committed(self, seq: int) -> None:
@@ -77,11 +77,11 @@ class Watching:
     @property
     def due(self) -> bool:
         """Whether :meth:`take` has something."""
-        return bool(self._uncommitted) and self._uncommitted[0].seq <= self._settled
+        return bool(self.uncommitted) and self.uncommitted[0].seq <= self._settled
 
     def take(self) -> list[Removal]:
         """What has settled since the last call, in its order."""
         taken = []
         while self.due:
-            taken.append(self._uncommitted.popleft())
+            taken.append(self.uncommitted.popleft())
         return taken
