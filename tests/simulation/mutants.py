@@ -45,7 +45,7 @@ MUTANTS = (
         "no lease check",
         (
             (
-                "core.local.state",
+                "core.local.entries",
                 "if entry is None or not (now < self.lease_end or stale_ok):",
                 "if entry is None:",
             ),
@@ -82,11 +82,11 @@ MUTANTS = (
     ),
     Mutant(
         "fill rule dropped",
-        (("core.local.state", "            or fill.deleted > found.seq\n", ""),),
+        (("core.local.entries", "            or fill.deleted > found.seq\n", ""),),
     ),
     Mutant(
         "whole-cache drop that does not spoil fills in flight",
-        (("core.local.state", "                fill.deleted = seq\n", "                pass\n"),),
+        (("core.local.entries", "                fill.deleted = seq\n", "                pass\n"),),
     ),
     Mutant(
         "value of a pending key cached",
@@ -132,18 +132,18 @@ MUTANTS = (
     ),
     Mutant(
         "session forgotten without a flush on return",
-        (("core.local.state", "        self.entries = self.cache.renew()\n", ""),),
+        (("core.local.entries", "        self.entries = self.cache.renew()\n", ""),),
     ),
     Mutant(
         "reply to a former session filled",
         (
             (
-                "core.local.state",
+                "core.local.entries",
                 "            or (fill.epoch, fill.session) != (self.epoch, self.session)\n",
                 "",
             ),
             (
-                "core.local.state",
+                "core.local.entries",
                 "        for fills in self._fills.values():\n"
                 "            for fill in fills:\n"
                 "                fill.done = True\n"
@@ -233,12 +233,12 @@ MUTANTS = (
                 "        self.lease_end = LAPSED  # first: a hit on another thread looks at it last\n",
                 "",
             ),
-            ("core.local.state", "        self.entries = self.cache.renew()\n", ""),
+            ("core.local.entries", "        self.entries = self.cache.renew()\n", ""),
         ),
     ),
     Mutant(
         "late reply of a given-up request filled",
-        (("core.local.state", "            or fill.done\n", ""),),
+        (("core.local.entries", "            or fill.done\n", ""),),
         CORE + "test_fill.py::test_the_late_reply_to_a_request_given_up_is_not_stored",
         "an operation that was given up is closed, and nobody hands it a reply",
     ),
@@ -453,7 +453,7 @@ MUTANTS = (
         "entry of before a deletion taken for one of after it",
         (
             (
-                "core.local.state",
+                "core.local.entries",
                 "            if ahead is not None and ahead.seq >= self.applied:\n",
                 "            if ahead is not None:\n",
             ),
@@ -463,7 +463,7 @@ MUTANTS = (
         "older reply takes the place of a newer entry and its number",
         (
             (
-                "core.local.state",
+                "core.local.entries",
                 "        former = self._newer.pop(key, None)\n",
                 "        former = self._newer.get(key)\n",
             ),
@@ -473,7 +473,7 @@ MUTANTS = (
         "deletion that its key has outrun does not spoil fills in flight",
         (
             (
-                "core.local.state",
+                "core.local.entries",
                 "            for fill in self._fills.get(key, ()):\n                fill.deleted",
                 "            for fill in () if key in self._newer else self._fills.get(key, ()):\n                fill.deleted",
             ),
@@ -505,7 +505,7 @@ MUTANTS = (
         "flush not announced",
         (
             (
-                "core.local.state",
+                "core.local.entries",
                 "        self.applied = seq\n        self.watching.missed(seq)\n",
                 "        self.applied = seq\n",
             ),

@@ -60,10 +60,12 @@ class Entry:
         self.value: object = stored
         self.shared = stored.token if shared else None
         body = stored.body
-        if type(body) is bytes and stored.codec != TEXT:
+        if shared:
+            value_bytes = SHARED_OVERHEAD
+        elif type(body) is bytes and stored.codec != TEXT:
             value_bytes = len(body)  # as _value_bytes says, a call less
         else:
-            value_bytes = SHARED_OVERHEAD if shared else _value_bytes(stored)
+            value_bytes = _value_bytes(stored)
         self.size = ENTRY_OVERHEAD + value_bytes + (len(key) if key.isascii() else _key_bytes(key))
         self.sound = False
         self.visited: bool | int = False

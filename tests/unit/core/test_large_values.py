@@ -474,7 +474,7 @@ def test_a_deletion_while_the_value_travels_is_waited_for_and_nothing_is_cached(
     assert answer.entry is None
     assert bytes(answer.stored.body) == BODY
     assert "k" not in b.state.entries
-    assert b.state._unshared == [stored.token]  # nobody else is to find the file
+    assert b.state._dropped_tokens == [stored.token]  # nobody else is to find the file
 
 
 def test_who_never_read_a_value_gives_up_what_others_of_the_host_left_of_it() -> None:
@@ -523,7 +523,7 @@ def test_a_value_that_the_cache_has_no_room_for_stays_with_the_host() -> None:
     sent(read)
     obtained(read)
     assert read.result["k"].entry is None
-    assert b.state._unshared == []
+    assert b.state._dropped_tokens == []
 
 
 def test_who_joins_a_get_whose_value_moves_gets_it_however_long_that_takes() -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TypeVar
 
-from dstore.core.local.state import Fill, LocalState
+from dstore.core.local.entries import Fill
+from dstore.core.local.state import LocalState
 from dstore.core.local.steps import Operation, Request, StepResult, WaitUntil
 from dstore.errors import GlobalUnavailable, RequestRefused
 from dstore.protocol.messages import DelReply, Refusal, Refused, Reply, RequestMessage, SetReply

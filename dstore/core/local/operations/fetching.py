@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from dstore.core.local.cache import Entry, MappedBody
+from dstore.core.local.entries import Fill
 from dstore.core.local.operations.exchange import (
     RESEND_FIRST,
     RESEND_MAX,
@@ -20,7 +21,7 @@ from dstore.core.local.operations.exchange import (
     note_refusal,
     unavailable,
 )
-from dstore.core.local.state import Fill, LocalState
+from dstore.core.local.state import LocalState
 from dstore.core.local.steps import FetchBody, Operation, Report, StepResult, Write
 from dstore.errors import RequestRefused
 from dstore.protocol.messages import Found, Get, GetReply, Key, Large, Refusal, Stored, Wait

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from dstore.config import KEYS_PER_MESSAGE_MAX
+from dstore.core.local.entries import Fill
 from dstore.core.local.operations.exchange import (
     RESEND_FIRST,
     SessionLost,
@@ -22,7 +23,7 @@ from dstore.core.local.operations.fetching import (
     note_failed_body,
     take_body,
 )
-from dstore.core.local.state import Fill, LocalState
+from dstore.core.local.state import LocalState
 from dstore.core.local.steps import FetchBody, Operation, Request, StepResult, WaitUntil
 from dstore.errors import RequestRefused
 from dstore.protocol.messages import Get, GetReply, Key, Large

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from dstore.config import BATCH_BYTES_MAX, ITEM_BYTES_MAX, KEYS_PER_MESSAGE_MAX
 from dstore.core.local.cache import MappedBody
+from dstore.core.local.entries import Fill
 from dstore.core.local.operations.exchange import (
     ROUNDS_MAX,
     SessionLost,
@@ -20,7 +21,7 @@ from dstore.core.local.operations.exchange import (
     note_refusal,
     unavailable,
 )
-from dstore.core.local.state import Fill, LocalState
+from dstore.core.local.state import LocalState
 from dstore.core.local.steps import Body, Operation, Report, SendBody
 from dstore.errors import GlobalUnavailable, OutcomeUnknown
 from dstore.protocol.keys import public
