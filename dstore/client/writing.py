@@ -1,4 +1,4 @@
-"""Writing large values and files: an operation that lays the bytes down, uploads and binds them.
+"""Writing large values and files: operations that store the bytes here, upload and bind them.
 
 Whatever blocks (hashing, copying, files) is a Work step, which the host does without its lock.
 """
@@ -48,7 +48,7 @@ class Writing:
         self._files = contextlib.ExitStack()
 
     def abort(self, error: BaseException) -> None:
-        """Give back what is laid down and not bound, and close the file."""
+        """Drop the values that are not bound from shared memory, and close the file."""
         # If the outcome of a write is unknown, Global has a copy of its own.
         self._drop_uploads()
         self._files.__exit__(type(error), error, error.__traceback__)
@@ -74,7 +74,7 @@ class Writing:
             hashed = yield Work(lambda: digest(encoded))
             key = content.address(hashed.value)
             bound, now = yield from self._is_bound(state, key, hashed.now)
-            if not bound:  # else its bytes need not be laid down again
+            if not bound:  # else its bytes need not be stored again
                 yield from self._write(state, large, now, {key: encoded})
             return key
 
@@ -89,7 +89,7 @@ class Writing:
         for value in values.values():
             check_size(state, value.size)
 
-        def lay_down() -> list[SetItem]:
+        def store() -> list[SetItem]:
             items = []
             for key, value in values.items():
                 if value.size < large_from:
@@ -101,14 +101,14 @@ class Writing:
             return items
 
         if max(value.size for value in values.values()) < large_from:
-            items = lay_down()
+            items = store()
         else:
-            result = yield Work(lay_down)
+            result = yield Work(store)
             items, now = result.value, result.now
         return (yield from self._bind(state, items, now))
 
     def _bind(self, state: LocalState, items: list[SetItem], now: float) -> Operation[Outcomes]:
-        """Bind what is laid down. What is not bound is dropped."""
+        """Bind items whose bytes are stored here. Those that are not bound are dropped."""
         bodies = {each.stored.token: LargeBody(each.body, each.mapped) for each in self._uploads}
         outcomes = yield from operations.set_(
             state, items, self._replace, now, now + self._timeout, bodies, self._progress
@@ -183,11 +183,11 @@ class Writing:
             return (yield from self._write(state, large, read.now, {key: value}))
         check_size(state, file.size)
 
-        def lay_down() -> list[SetItem]:
+        def store() -> list[SetItem]:
             self._uploads.append(large.keep_file(epoch, file))
             return [SetItem(key, self._uploads[-1].stored)]
 
-        result = yield Work(lay_down)
+        result = yield Work(store)
         return (yield from self._bind(state, result.value, result.now))
 
 

@@ -70,9 +70,9 @@ def left_over(node: dstore.AsyncNode) -> dict[str, object]:
             "bytes in flight": pipeline.bytes_in_flight,
             "unsent": list(pipeline.unsent),
             "untils": list(loop._untils),
-            "timers": list(loop._timers),
+            "timers": len(loop._timers),
             "ended": list(loop._ended),
-            "abandoned": list(loop._abandoned),
+            "to cancel": list(loop._to_cancel),
             "jobs": list(loop._helpers._jobs),
             "helpers at work": len(loop._helpers._threads) - len(loop._helpers._idle),
         }

@@ -129,7 +129,7 @@ def test_a_value_that_is_cut_short_before_it_is_uploaded(
         whole = node._local.large.keep  # type: ignore[union-attr]
 
         def damaged(epoch: int, encoded: object) -> object:
-            source = whole(epoch, encoded)
+            source = whole(epoch, encoded)  # type: ignore[arg-type]
             (path,) = files_of(host("far"))
             empty(path)
             return source

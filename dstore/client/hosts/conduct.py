@@ -33,7 +33,7 @@ async def conduct(local: Local, command: Command[T], signal: Callable[[], Signal
         if process != os.getpid():
             _of_the_parent.append(call)
         elif isinstance(error, GeneratorExit):  # dropped, maybe by the garbage collector
-            local.loop.abandon(call, error)
+            local.loop.cancel_later(call, error)
         else:
             local.loop.cancel(call, error)
         raise

@@ -160,8 +160,8 @@ class Host:
         if occupied is None:
             wait_closed()
 
-    def abandon(self) -> None:
-        """Let every call end with NodeClosed, without a lock: for the garbage collector."""
+    def stop_at_once(self) -> None:
+        """Let every call end with NodeClosed. Takes no lock, for the garbage collector."""
         self.stopping = True
         self.state.lease_end = LAPSED
 

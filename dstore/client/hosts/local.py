@@ -35,6 +35,7 @@ class Local:
         self._address = address
         self.host = Host(label=label, cache_bytes=cache_bytes, shm=shm, shm_limit=shm_limit)
         self.state = self.host.state
+        self.large = self.host.large
         self.loop = LoopHost(self.host)
         self._watches = Watches(self.host)
         self._background = Background(self.host, self.loop, self._watches, on_deletion)
@@ -74,7 +75,7 @@ class Local:
 
     def abandon(self) -> None:
         """Do what :meth:`close` does, for the garbage collector: take no lock, and do not wait."""
-        self.host.abandon()
+        self.host.stop_at_once()
         if self._background.thread.started:
             self.host.link.control.wake()
         elif (link := vars(self.host).pop("link", None)) is not None:  # the thread did not start

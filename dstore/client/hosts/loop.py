@@ -10,17 +10,16 @@ that ends a call wakes the task with ``done``.
 from __future__ import annotations
 
 import contextlib
-import heapq
-import itertools
 from collections import deque
 from collections.abc import Callable
 from typing import Any
 
 from dstore.client.commands import Command
-from dstore.client.hosts.core import LAPSED, NEVER, Host
+from dstore.client.hosts.core import LAPSED, Host
 from dstore.client.hosts.helpers import Helpers
 from dstore.client.hosts.pipeline import Pipeline, Sender
-from dstore.client.hosts.transfers import BodyTransfer
+from dstore.client.hosts.timers import Timers
+from dstore.client.hosts.transfers import move_body
 from dstore.core.local.steps import (
     FetchBody,
     Operation,
@@ -38,7 +37,6 @@ from dstore.runtime.logs import Log
 
 log = Log("dstore.local")
 
-TIMERS_MIN = 64
 JOIN_MAX = 0.5
 """Seconds that closing waits for helper threads."""
 
@@ -117,10 +115,9 @@ class LoopHost:
         self._helpers = Helpers()
         self._pipeline = Pipeline(host)
         self._untils: dict[LoopCall, None] = {}
-        self._timers: list[tuple[float, int, LoopCall]] = []
-        self._numbers = itertools.count(1)
+        self._timers: Timers[LoopCall] = Timers()
         self._ended: deque[LoopCall] = deque()
-        self._abandoned: deque[tuple[LoopCall, BaseException]] = deque()
+        self._to_cancel: deque[tuple[LoopCall, BaseException]] = deque()
         self._listens = False  # whether the host calls _note_change at the next change
         self._changed = False  # something has changed that calls may wait for
 
@@ -154,14 +151,14 @@ class LoopHost:
         if reentrancy.here() is None:
             self._host.call(lambda: self._cancel(call, error))
         else:
-            self.abandon(call, error)
+            self.cancel_later(call, error)
 
-    def abandon(self, call: LoopCall, error: BaseException) -> None:
+    def cancel_later(self, call: LoopCall, error: BaseException) -> None:
         """Have a call cancelled by the background thread.
 
         This takes no lock: the garbage collector may call it at any point of any thread.
         """
-        self._abandoned.append((call, error))
+        self._to_cancel.append((call, error))
         self._host.link.control.wake()
 
     def _cancel(self, call: LoopCall, error: BaseException) -> None:
@@ -178,13 +175,13 @@ class LoopHost:
     @property
     def wake_at(self) -> float:
         """When :meth:`turn` is next due. With the lock."""
-        if self._pipeline.fresh or self._changed or self._abandoned:
+        if self._pipeline.fresh or self._changed or self._to_cancel:
             return LAPSED
-        return self._timers[0][0] if self._timers else NEVER
+        return self._timers.wake_at
 
     def turn(self) -> None:
         """Take what has come, do what is due, send what can be sent."""
-        self._take_abandoned()
+        self._cancel_waiting()
         arrived = self._pipeline.receive()
         with self._host.lock:
             for each in arrived:
@@ -205,7 +202,7 @@ class LoopHost:
 
     def shut(self) -> None:
         """End all calls with NodeClosed; those that helper threads work for are ended by these."""
-        self._take_abandoned()
+        self._cancel_waiting()
         with self._host.lock:
             for call in (*self._pipeline.waiting.values(), *self._untils):
                 self._fail(call, NodeClosed("the Node is closed"))
@@ -217,9 +214,9 @@ class LoopHost:
         """Wait, but not for long, until the helper threads have ended. In any thread."""
         self._helpers.join(JOIN_MAX)
 
-    def _take_abandoned(self) -> None:
-        while self._abandoned:
-            self._cancel(*self._abandoned.popleft())
+    def _cancel_waiting(self) -> None:
+        while self._to_cancel:
+            self._cancel(*self._to_cancel.popleft())
 
     def _look_again(self) -> None:
         """Resume the calls whose predicates hold after a change."""
@@ -236,12 +233,10 @@ class LoopHost:
     def _expire(self) -> None:
         """Resume the calls whose time is up."""
         now = clock.now()
-        while self._timers and self._timers[0][0] <= now:
-            _, number, call = heapq.heappop(self._timers)
-            if call.timer == number:
-                sent = call.sent
-                self._pipeline.pause(call)
-                self._go_on(call, StepResult(now, sent=sent))
+        while (call := self._timers.pop(now)) is not None:
+            sent = call.sent
+            self._pipeline.pause(call)
+            self._go_on(call, StepResult(now, sent=sent))
 
     def _listen(self) -> None:
         if not self._listens:
@@ -284,9 +279,8 @@ class LoopHost:
             if isinstance(step, WaitUntil):
                 self._untils[call] = None
                 self._listen()
-            call.timer = next(self._numbers)
-            heapq.heappush(self._timers, (step.until, call.timer, call))
-            self._drop_old_timers()
+            self._timers.set(call, step.until)
+            self._timers.tidy(len(self._pipeline.waiting) + len(self._untils))
             if self.wake_at < self._host.asleep_until:
                 self._host.wake_background()
         else:
@@ -300,7 +294,7 @@ class LoopHost:
         call.step, call.timer = None, 0
         self._pipeline.remove(call)
         self._untils.pop(call, None)
-        self._drop_old_timers()
+        self._timers.tidy(len(self._pipeline.waiting) + len(self._untils))
 
     def _fail(self, call: Sender, error: BaseException) -> None:
         assert isinstance(call, LoopCall)
@@ -315,15 +309,6 @@ class LoopHost:
         call.over = True
         if call.begun:
             self._ended.append(call)
-
-    def _drop_old_timers(self) -> None:
-        """Now and then forget the timers of calls that are over, at the latest when all are."""
-        waiting = len(self._pipeline.waiting) + len(self._untils)
-        if not waiting:
-            self._timers.clear()
-        elif len(self._timers) > TIMERS_MIN + 2 * waiting:
-            self._timers = [each for each in self._timers if each[2].timer == each[1]]
-            heapq.heapify(self._timers)
 
     def _wake_tasks(self) -> None:
         """Wake the tasks of calls that are over. Without the lock."""
@@ -357,19 +342,7 @@ class LoopHost:
     def _carry_out(self, call: LoopCall, step: Work | FetchBody | SendBody) -> StepResult:
         if isinstance(step, Work):
             return StepResult(0, value=step.do())
-        channels = self._host.link.channels
-        channel = channels.take()
-        whole = False
-        try:
-            transfer = BodyTransfer(self._host, channel, step, lambda: call.cancelled is not None)
-            result = transfer.run()
-            whole = True
-            return result
-        finally:
-            if whole:
-                channels.give_back(channel)
-            else:
-                channel.close()
+        return move_body(self._host, step, lambda: call.cancelled is not None)
 
     def _clean_up(self, call: LoopCall) -> None:
         """Undo what a cancelled call has begun, unless a helper thread works for it."""

@@ -75,6 +75,18 @@ def receive_reply(
             return message
 
 
+def release_channel(host: Host, channel: Channel, done: bool) -> None:
+    """Give a channel back, or close it if a reply may still come on it."""
+    kept = False
+    try:
+        if done:
+            host.link.channels.give_back(channel)
+            kept = True
+    finally:
+        if not kept:
+            channel.close()
+
+
 def verify(request: RequestMessage, reply: Reply) -> None:
     """Raise ValueCorrupt if a value in a reply does not hash to its content address."""
     pairs: Iterable[tuple[Key, Found | None]]

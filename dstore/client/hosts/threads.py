@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from dstore.client.commands import Command, ReadOne
 from dstore.client.hosts.core import Host, closed, interrupted
-from dstore.client.hosts.replies import WAIT_MAX, ask
+from dstore.client.hosts.replies import WAIT_MAX, ask, release_channel
 from dstore.client.hosts.transfers import BodyTransfer
 from dstore.core.local.operations import Answer, SingleGet
 from dstore.core.local.steps import (
@@ -108,19 +108,7 @@ class ThreadHost:
                     single.end()
                     host.notify()
             if channel is not None:
-                _release(host, channel, done)
-
-
-def _release(host: Host, channel: Channel, done: bool) -> None:
-    """Give a channel back, or close it if a reply may still come on it."""
-    kept = False
-    try:
-        if done:
-            host.link.channels.give_back(channel)
-            kept = True
-    finally:
-        if not kept:
-            channel.close()
+                release_channel(host, channel, done)
 
 
 class _ThreadCall:
@@ -145,7 +133,7 @@ class _ThreadCall:
             if not done:
                 self._host.end(operation)
             if self._channel is not None:
-                _release(self._host, self._channel, done)
+                release_channel(self._host, self._channel, done)
 
     def perform(self, step: Step) -> StepResult:
         """Carry out a step in this thread, without the lock."""

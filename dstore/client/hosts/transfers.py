@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from dstore.client.hosts.core import Host
-from dstore.client.hosts.replies import receive_reply
+from dstore.client.hosts.replies import receive_reply, release_channel
 from dstore.core.local.steps import (
     FetchBody,
     Report,
@@ -92,3 +92,15 @@ def _report(report: Report, reply: Reply | None, size: int) -> None:
         report("sending", reply.received, size)
     elif isinstance(reply, Chunk):
         report("fetching", min(size, reply.offset + len(reply.data)), size)
+
+
+def move_body(host: Host, step: FetchBody | SendBody, cancelled: Callable[[], bool]) -> StepResult:
+    """Carry out a FetchBody or SendBody step on a channel that is taken for it."""
+    channel = host.link.channels.take()
+    done = False
+    try:
+        result = BodyTransfer(host, channel, step, cancelled).run()
+        done = True
+        return result
+    finally:
+        release_channel(host, channel, done)
