@@ -43,7 +43,7 @@ def script(body: str, address: str) -> subprocess.Popen[str]:
 
 FORK = """
 import asyncio, os, dstore
-from dstore import files
+from dstore.client import files
 node = dstore.AsyncNode()
 unfinished = files.writing(PATH, None)
 file = unfinished.__enter__()

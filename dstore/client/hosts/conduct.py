@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from dstore.client.commands import Command
 from dstore.client.hosts.local import Local
-from dstore.client.hosts.loop import LoopCall
+from dstore.client.hosts.loop_call import LoopCall
 from dstore.runtime.event_loops import Signal
 
 T = TypeVar("T")
@@ -23,9 +23,9 @@ async def conduct(local: Local, command: Command[T], signal: Callable[[], Signal
     """Carry out a command. ``signal`` makes something that the caller can await, and set."""
     process = os.getpid()
     ready = signal()
-    call = LoopCall(local.loop, command, ready.set)
+    call = LoopCall(command, ready.set)
     try:
-        call.begin()
+        local.loop.begin(call)
         if not call.over:
             await ready
         result = call.result()

@@ -11,18 +11,16 @@ from __future__ import annotations
 
 import contextlib
 from collections import deque
-from collections.abc import Callable
 from typing import Any
 
-from dstore.client.commands import Command
 from dstore.client.hosts.core import LAPSED, Host
 from dstore.client.hosts.helpers import Helpers
+from dstore.client.hosts.loop_call import LoopCall
 from dstore.client.hosts.pipeline import Pipeline, Sender
 from dstore.client.hosts.timers import Timers
 from dstore.client.hosts.transfers import move_body
 from dstore.core.local.steps import (
     FetchBody,
-    Operation,
     Request,
     SendBody,
     Step,
@@ -39,71 +37,6 @@ log = Log("dstore.local")
 
 JOIN_MAX = 0.5
 """Seconds that closing waits for helper threads."""
-
-
-class LoopCall(Sender):
-    """One command of a task, under way.
-
-    ``done`` is called when it is over, by any thread and without a lock; but not if it is over
-    when it has just begun, nor when it has been cancelled.
-    """
-
-    __slots__ = (
-        "_loop",
-        "abort",
-        "begun",
-        "busy",
-        "cancelled",
-        "command",
-        "done",
-        "error",
-        "operation",
-        "over",
-        "step",
-        "timer",
-        "value",
-    )
-
-    def __init__(self, loop: LoopHost, command: Command[Any], done: Callable[[], None]) -> None:
-        super().__init__()
-        self._loop = loop
-        self.command = command
-        self.done = done
-        self.abort = command.abort  # until it has been called
-        self.begun = False
-        self.over = False
-        self.cancelled: BaseException | None = None  # why nothing waits for it any more
-        self.value: Any = None
-        self.error: BaseException | None = None
-        self.operation: Operation[Any] | None = None
-        self.step: Step | None = None
-        self.timer = 0
-        self.busy = False  # a helper thread works for it, or will
-
-    def __repr__(self) -> str:
-        return f"<LoopCall over={self.over} busy={self.busy} step={self.step!r}>"
-
-    def begin(self) -> None:
-        """See :meth:`LoopHost.begin`."""
-        self._loop.begin(self)
-
-    def result(self) -> Any:
-        """Return the result of a call that is over, or raise its error."""
-        error, self.error = self.error, None
-        if error is None:
-            return self.value
-        try:
-            raise error
-        finally:
-            del error  # it refers to this frame: no circle is left
-
-    def advance(self, operation: Operation[object], result: StepResult | None) -> Any:
-        """Take one step; see :class:`dstore.core.local.steps.StepHost`."""
-        return self._loop.advance(operation, result)
-
-    def perform(self, step: Step) -> StepResult | None:
-        """Begin to wait for a step."""
-        return self._loop.perform(self, step)
 
 
 class LoopHost:
@@ -163,7 +96,7 @@ class LoopHost:
 
     def _cancel(self, call: LoopCall, error: BaseException) -> None:
         with self._host.lock:
-            call.cancelled = error
+            call.cancelled, call.reason = True, error
             if not call.over:
                 self._leave(call)
                 if call.operation is not None:  # at once, also while a helper thread works for it
@@ -257,14 +190,14 @@ class LoopHost:
         self._untils.pop(call, None)
         assert call.operation is not None
         try:
-            finished = drive(call.operation, call, result)
+            finished = drive(call.operation, _Steps(self, call), result)
         except BaseException as error:
             self._fail(call, error)
         else:
             if finished is not None:
                 self._end(call, finished.value)
 
-    def perform(self, call: LoopCall, step: Step) -> StepResult | None:
+    def wait_for(self, call: LoopCall, step: Step) -> StepResult | None:
         """Begin to wait for a step; return the result of one that needs no time."""
         if isinstance(step, WaitUntil):
             now = clock.now()
@@ -324,13 +257,13 @@ class LoopHost:
         failure: BaseException | None = None
         try:
             self._host.check_open()
-            if call.cancelled is None:
+            if not call.cancelled:
                 result = self._carry_out(call, step)
         except BaseException as error:
             failure = error
         with self._host.lock:
             call.busy = False
-            if call.cancelled is None:
+            if not call.cancelled:
                 if failure is not None:
                     self._fail(call, failure)
                 else:
@@ -342,17 +275,32 @@ class LoopHost:
     def _carry_out(self, call: LoopCall, step: Work | FetchBody | SendBody) -> StepResult:
         if isinstance(step, Work):
             return StepResult(0, value=step.do())
-        return move_body(self._host, step, lambda: call.cancelled is not None)
+        return move_body(self._host, step, lambda: call.cancelled)
 
     def _clean_up(self, call: LoopCall) -> None:
         """Undo what a cancelled call has begun, unless a helper thread works for it."""
         with self._host.lock:
-            error = call.cancelled
-            if call.busy or error is None:
+            if call.busy or not call.cancelled:
                 return
             abort, call.abort = call.abort, None
-        if abort is not None:
+            reason, call.reason = call.reason, None  # it refers to the call: no circle is left
+        if abort is not None and reason is not None:
             try:
-                abort(error)
+                abort(reason)
             except Exception:
                 log.exception("what a cancelled call had begun could not be undone")
+
+
+class _Steps:
+    """Drives the steps of one call; see :class:`dstore.core.local.steps.StepHost`."""
+
+    __slots__ = ("_call", "_loop", "advance")
+
+    def __init__(self, loop: LoopHost, call: LoopCall) -> None:
+        self._loop = loop
+        self._call = call
+        self.advance = loop.advance
+
+    def perform(self, step: Step) -> StepResult | None:
+        """Begin to wait for a step."""
+        return self._loop.wait_for(self._call, step)
