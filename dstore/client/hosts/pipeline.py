@@ -76,12 +76,16 @@ class Pipeline:
     # ---- with the lock --------------------------------------------------------------------
 
     def add(self, sender: Sender, request: Request) -> None:
-        """Have a request sent. A repeat that is still unsent keeps its place in line."""
-        if sender.number != request.message.request:
+        """Have a request sent. A repeat is first in line, or keeps its place if it is unsent."""
+        if sender.in_flight is not None and sender.number != request.message.request:
             self._uncount(sender)
+            self.unsent.pop(sender, None)
         sender.request = request
         self.waiting[request.message.request] = sender
-        self.unsent.setdefault(sender)
+        if sender not in self.unsent:
+            self.unsent[sender] = None
+            if sender.in_flight is not None:
+                self.unsent.move_to_end(sender, last=False)
         self.fresh = True
 
     def pause(self, sender: Sender) -> None:
@@ -171,7 +175,7 @@ class Pipeline:
             if room > 0:
                 senders = list(itertools.islice(self.unsent, min(BATCH, room)))
             else:
-                repeats = (each for each in self.unsent if each.in_flight is not None)
+                repeats = itertools.takewhile(lambda each: each.in_flight is not None, self.unsent)
                 senders = list(itertools.islice(repeats, BATCH))
             batch = [(sender, sender.request) for sender in senders]
         return [(sender, request) for sender, request in batch if request is not None]
