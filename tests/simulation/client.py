@@ -139,7 +139,7 @@ class Client:
         if resumed and resumed.reply:
             self._lives.add(resumed.reply.epoch)
         try:
-            finished = drive(operation, self, resumed)
+            finished = drive(operation, self, take_step(operation, resumed))
         except DstoreError as error:
             self.loop.tell(self.name, f"{type(error).__name__}")
             if isinstance(error, RequestRefused) and MOVED not in str(error):

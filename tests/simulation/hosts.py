@@ -138,7 +138,7 @@ class Mover:
     def _go_on(self, moved: StepResult | None) -> None:
         self._turn += 1
         try:
-            finished = drive(self._transfer, self, moved)
+            finished = drive(self._transfer, self, take_step(self._transfer, moved))
         except TransferFailed as failed:
             self._end(None, failed)
         else:

@@ -190,7 +190,9 @@ class LoopHost:
         self._untils.pop(call, None)
         assert call.operation is not None
         try:
-            finished = drive(call.operation, _Steps(self, call), result)
+            finished = drive(
+                call.operation, _Steps(self, call), self.advance(call.operation, result)
+            )
         except BaseException as error:
             self._fail(call, error)
         else:

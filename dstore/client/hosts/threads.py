@@ -59,7 +59,8 @@ class ThreadHost:
                 if host.stopping:
                     raise closed()
                 operation = command.start(host.state, host.large, clock.now())
-            return _ThreadCall(host, None).run(operation)
+                step = host.advance(operation, None)  # while the time that it was given is right
+            return _ThreadCall(host, None).run(operation, step)
         except BaseException as error:
             if command.abort is not None:
                 command.abort(error)
@@ -75,7 +76,6 @@ class ThreadHost:
         deadline = now + command.timeout
         single = SingleGet(host.state, command.key, deadline, command.options.stale_ok)
         channel: Channel | None = None
-        result: StepResult | None = None
         done = False
         try:
             with host.lock:
@@ -83,6 +83,9 @@ class ThreadHost:
                     raise closed()
                 now = clock.now()
                 begun = single.begin(now)
+                if begun is None:
+                    operation = single.rest(now, None, command.options)
+                    step = host.advance(operation, None)
             if isinstance(begun, dict):
                 done = True
                 return begun
@@ -98,8 +101,10 @@ class ThreadHost:
                         host.notify()
                         done = True
                         return answers
+                    operation = single.rest(now, result, command.options)
+                    step = host.advance(operation, None)
             call, channel = _ThreadCall(host, channel), None
-            answers = call.run(single.rest(now, result, command.options))
+            answers = call.run(operation, step)
             done = True
             return answers
         finally:
@@ -121,11 +126,11 @@ class _ThreadCall:
         self._channel = channel
         self.advance = host.advance  # see :class:`dstore.core.local.steps.StepHost`
 
-    def run(self, operation: Operation[T]) -> T:
-        """Carry out an operation. Returns its result."""
+    def run(self, operation: Operation[T], step: Any) -> T:
+        """Carry out an operation, of which the first step is taken. Returns its result."""
         done = False
         try:
-            finished = drive(operation, self)
+            finished = drive(operation, self, step)
             assert finished is not None, "a thread waits for each of its steps"
             done = True
             return finished.value

@@ -62,7 +62,7 @@ class BodyTransfer:
         return StepResult(0)
 
     def _move(self, transfer: Transfer) -> None:
-        drive(transfer, self)
+        drive(transfer, self, take_step(transfer, None))
 
     def _check(self) -> None:
         self._host.check_open()

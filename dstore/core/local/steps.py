@@ -154,15 +154,16 @@ def take_step(steps: Steps[T], result: StepResult | None) -> Any:
         return Finished(stop.value)
 
 
-def drive(steps: Steps[T], host: StepHost, result: StepResult | None = None) -> Finished[T] | None:
+def drive(steps: Steps[T], host: StepHost, step: Any) -> Finished[T] | None:
     """Carry on until the operation ends. Returns None when the host waits for a step's result.
 
-    The host then calls this again with that result.
+    ``step`` is what ``advance`` has just returned; with the result of a step that it waited for,
+    the host advances and calls this again.
     """
     while True:
-        step = host.advance(steps, result)
         if type(step) is Finished:
             return step
         result = host.perform(step)
         if result is None:
             return None
+        step = host.advance(steps, result)

@@ -293,7 +293,7 @@ class Call:
     def resume(self, resumed: StepResult | None) -> None:
         self.step = None
         try:
-            finished = drive(self.operation, self, resumed)
+            finished = drive(self.operation, self, take_step(self.operation, resumed))
         except Exception as error:
             self.done, self.error = True, error
         else:
