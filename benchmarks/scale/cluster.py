@@ -26,7 +26,8 @@ from dstore.config import CLIENTS_MAX, LARGE_FROM_DEFAULT, LEASE_DEFAULT, LOG_LE
 from dstore.core.authority.effects import GlobalEffect, Publish
 from dstore.core.authority.state import GlobalState
 from dstore.core.local.effects import LocalEffect, Tell
-from dstore.core.local.state import RENEW, Fill, LocalState
+from dstore.core.local.entries import Fill
+from dstore.core.local.state import RENEW, LocalState
 from dstore.protocol import wire
 from dstore.protocol.messages import Del, DelReply, Get, GetReply, Message, Route, Stored, ToGlobal
 from dstore.server.engines.memory import MemoryEngine

@@ -1,29 +1,31 @@
-"""What a Node does, command by command, whoever drives it: threads or an event loop.
+"""What a Node does, command by command, for any host: threads, event loops, greenlets.
 
-Each command is a generator. It yields operations of the core to be run, and work that takes its time
-(copying, hashing, files) to be done, and is resumed with their results; its return value is the
-result. Here a program's keys and values are turned into the protocol's and back; there is no
-socket, lock or thread.
+A command is a pair of functions. ``start`` begins an operation of the core, with the LocalState
+that the host has locked; ``finish`` turns the operation's result into what the caller gets. The
+arguments are checked and encoded before that, when the command is made. There is no socket, lock
+or thread here. Large values and files are written by :mod:`dstore.client.writing`.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Mapping
-from typing import Any, NamedTuple, TypeAlias, TypeVar
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
 
-from dstore import checks, codecs, config
+from dstore import checks, config
 from dstore.client import files, translate
 from dstore.client.files import Fetched, Progress
-from dstore.client.large import LargeValues, Source, check_whole, random16
+from dstore.client.large import LargeValues, check_whole, random16
 from dstore.client.translate import Deletion
+from dstore.client.writing import Writing, bind, check_size, digest
 from dstore.codecs import Codecs, Encoded
 from dstore.core.local import operations
 from dstore.core.local.cache import Entry
-from dstore.core.local.operations import Answer, Operation
+from dstore.core.local.operations import Answer, ReadOptions, SetOutcome
 from dstore.core.local.state import LocalState
-from dstore.core.local.transfer import Body, Write
-from dstore.errors import InvalidKey, KeyMissing, KeyOccupied, ValueTooLarge, WaitTimedOut
+from dstore.core.local.steps import Operation, Work
+from dstore.errors import InvalidKey, KeyMissing, KeyOccupied, WaitTimedOut
 from dstore.protocol import content
 from dstore.protocol.keys import public
 from dstore.protocol.messages import DelResult, Key, Large, SetItem, SetStatus, Stored
@@ -31,6 +33,8 @@ from dstore.protocol.messages import DelResult, Key, Large, SetItem, SetStatus, 
 RAISE: Any = object()
 """Stands for no default."""
 T = TypeVar("T")
+Start: TypeAlias = Callable[[LocalState, LargeValues, float], Operation[Any]]
+"""Begins an operation at a time, with the state that the host has locked."""
 
 
 class Lookup(NamedTuple):
@@ -41,56 +45,72 @@ class Lookup(NamedTuple):
     cached: bool
 
 
-class Run(NamedTuple):
-    """Carry out an operation.
+class Command(Generic[T]):
+    """What a host carries out: ``start`` begins the operation, ``finish`` takes its result.
 
-    ``bodies`` has the bytes, by token, of large values that it writes; ``progress`` is told how far
-    their transfers have come.
+    ``abort`` undoes what the command has begun outside of the core, such as a file that is half
+    written. The host calls it with the error after the command has failed or was cancelled, without
+    its lock, when nothing works for the command any more.
     """
 
-    start: Callable[[LocalState, float], Operation[Any]]
-    bodies: Mapping[bytes, Body] = {}
-    progress: Progress | None = None
+    __slots__ = ("abort", "finish", "start")
+
+    def __init__(
+        self,
+        start: Start,
+        finish: Callable[[Any], T],
+        abort: Callable[[BaseException], None] | None = None,
+    ) -> None:
+        self.start = start
+        self.finish = finish
+        self.abort = abort
 
 
-class Work(NamedTuple):
-    """Call a function with the Local's state and its large values.
+class ReadOne(Command[T]):
+    """Reads one key within ``timeout`` seconds.
 
-    It may take a while, unless it is ``quick``: then an event loop does not mind.
+    A host that blocks may use :class:`SingleGet` for it instead of ``start``.
     """
 
-    do: Callable[[LocalState, LargeValues], Any]
-    quick: bool = False
+    __slots__ = ("key", "options", "timeout")
 
+    def __init__(
+        self,
+        key: Key,
+        timeout: float,
+        finish: Callable[[dict[Key, Answer]], T],
+        options: ReadOptions = operations.PLAIN,
+    ) -> None:
+        self.key = key
+        self.timeout = timeout
+        self.options = options
+        self.start = self._start
+        self.finish = finish
+        self.abort = None
 
-LARGE_FROM = Work(lambda state, large: state.large_from, quick=True)
-"""Gives the size from which on Global takes values for large."""
-Command: TypeAlias = Generator[Run | Work, Any, T]
+    def _start(self, state: LocalState, _: LargeValues, now: float) -> Operation[dict[Key, Answer]]:
+        return operations.get(state, [self.key], now, now + self.timeout, self.options)
 
 
 class Commands:
     """The commands of one Node. ``timeout`` is in seconds; see :class:`dstore.Node`."""
 
-    def __init__(
-        self,
-        codecs: Codecs,
-        timeout: float,
-        stale_ok: bool,
-    ) -> None:
+    def __init__(self, codecs: Codecs, timeout: float, stale_ok: bool) -> None:
         self.codecs = codecs
         self.timeout = timeout
-        self.stale_ok = stale_ok
+        self.options = ReadOptions(stale_ok)
         self.hits = 0
         self.misses = 0
 
     # ---- reading --------------------------------------------------------------------------
 
     def opened(self, entry: Entry) -> Any:
-        """The value of an entry; a small immutable one is kept, so that it is decoded once."""
+        """Return the value of an entry. A small immutable one is kept, to be decoded only once."""
         value = entry.value
         if type(value) is not Stored:
             return value
-        check_whole(entry, value)
+        if entry.shared is not None:
+            check_whole(entry, value)
         value, keep = self.codecs.decode(value, sound=entry.sound)
         if keep:
             entry.value = value
@@ -98,59 +118,67 @@ class Commands:
         return value
 
     def _answered(self, answer: Answer) -> Any:
+        """Return the value of an answer."""
         if answer.entry is not None:
             return self.opened(answer.entry)
         assert answer.stored is not None
         return self.codecs.decode(answer.stored)[0]
 
-    def read(
-        self,
-        keys: Iterable[Key],
-        bodies: bool = True,
-        into: Write | None = None,
-        progress: Progress | None = None,
-    ) -> Command[dict[Key, Answer]]:
-        wanted = dict.fromkeys(keys)
-        answers: dict[Key, Answer] = yield Run(
-            lambda state, now: operations.get(
-                state, wanted, now, now + self.timeout, self.stale_ok, bodies, into
-            ),
-            progress=progress,
-        )
-        hits = 0
-        for answer in answers.values():
-            hits += answer.from_local
+    def _count(self, answers: Mapping[Key, Answer], asked: int) -> None:
+        hits = sum(answer.from_local for answer in answers.values())
         self.hits += hits
-        self.misses += len(wanted) - hits
-        return answers
+        self.misses += asked - hits
 
-    def _read_one(self, key: str | bytes) -> Command[Answer]:
-        name = translate.key_name(key)
-        answers = yield from self.read([name])
-        if name not in answers:
-            raise KeyMissing(key)
-        return answers[name]
+    def _only(self, key: str | bytes, answers: dict[Key, Answer]) -> Answer:
+        """Return the answer to a command that reads one key. Raises KeyMissing."""
+        self._count(answers, 1)
+        for answer in answers.values():
+            return answer
+        raise KeyMissing(key)
 
     def get(self, key: str | bytes, default: Any) -> Command[Any]:
-        name = translate.key_name(key)
-        answers = yield from self.read([name])
-        if name in answers:
-            return self._answered(answers[name])
-        if default is RAISE:
-            raise KeyMissing(key)
-        return default
+
+        def finish(answers: dict[Key, Answer]) -> Any:
+            for entry, stored, from_local in answers.values():
+                self.hits += from_local
+                self.misses += not from_local
+                if entry is not None:
+                    return self.opened(entry)
+                assert stored is not None
+                return self.codecs.decode(stored)[0]
+            self.misses += 1
+            if default is RAISE:
+                raise KeyMissing(key)
+            return default
+
+        return ReadOne(translate.key_name(key), self.timeout, finish, self.options)
 
     def lookup(self, key: str | bytes) -> Command[Lookup]:
-        answer = yield from self._read_one(key)
-        return Lookup(self._answered(answer), answer.from_local, answer.entry is not None)
+
+        def finish(answers: dict[Key, Answer]) -> Lookup:
+            answer = self._only(key, answers)
+            return Lookup(self._answered(answer), answer.from_local, answer.entry is not None)
+
+        return ReadOne(translate.key_name(key), self.timeout, finish, self.options)
 
     def get_buffer(self, key: str | bytes) -> Command[memoryview]:
-        stored = self._stored((yield from self._read_one(key)))
-        assert not isinstance(stored.body, Large)
-        return memoryview(stored.body)
+        def finish(answers: dict[Key, Answer]) -> memoryview:
+            stored = self._stored(self._only(key, answers))
+            assert not isinstance(stored.body, Large)
+            return memoryview(stored.body)
+
+        return ReadOne(translate.key_name(key), self.timeout, finish, self.options)
+
+    def contains(self, key: str | bytes) -> Command[bool]:
+        def finish(answers: dict[Key, Answer]) -> bool:
+            self._count(answers, 1)
+            return bool(answers)
+
+        options = self.options._replace(bodies=False)
+        return ReadOne(translate.key_name(key), self.timeout, finish, options)
 
     def _stored(self, answer: Answer) -> Stored:
-        """The value as it is stored."""
+        """Return the value of an answer as it is stored."""
         if answer.stored is not None:
             return answer.stored
         assert answer.entry is not None
@@ -158,50 +186,96 @@ class Commands:
         if type(value) is Stored:
             check_whole(answer.entry, value)
             return value
-        encoded = self.codecs.encode(value)  # a small one, which was kept as it was decoded
+        encoded = self.codecs.encode(value)  # a small value, which was kept as it was decoded
         return Stored(b"", encoded.codec, encoded.joined())
-
-    def contains(self, key: str | bytes) -> Command[bool]:
-        name = translate.key_name(key)
-        answers = yield from self.read([name], bodies=False)
-        return name in answers
 
     def get_many(self, keys: Iterable[str | bytes]) -> Command[dict[Any, Any]]:
         names = translate.key_names(checks.several("keys", keys))
-        answers = yield from self.read(names.values())
-        return {
-            key: self._answered(answers[name]) for key, name in names.items() if name in answers
-        }
+        wanted = set(names.values())
+        timeout, options = self.timeout, self.options
+
+        def start(state: LocalState, _: LargeValues, now: float) -> Operation[dict[Key, Answer]]:
+            return operations.get(state, names.values(), now, now + timeout, options)
+
+        def finish(answers: dict[Key, Answer]) -> dict[Any, Any]:
+            self._count(answers, len(wanted))
+            return {
+                key: self._answered(answers[name]) for key, name in names.items() if name in answers
+            }
+
+        return Command(start, finish)
+
+    def get_file(
+        self, key: str | bytes, path: files.Path, progress: Progress | None
+    ) -> Command[Fetched]:
+        path = checks.path("path", path)
+        checks.optional(checks.function, "progress", progress)
+        name = translate.key_name(key)
+        timeout = self.timeout
+        stack = contextlib.ExitStack()
+
+        def start(state: LocalState, _: LargeValues, now: float) -> Operation[Fetched]:
+            opened = yield Work(lambda: stack.enter_context(files.writing(path, progress)))
+            file: files.Destination = opened.value
+            options = self.options._replace(into=file.write, report=progress)
+            until = opened.now + timeout
+            answers = yield from operations.get(state, [name], opened.now, until, options)
+            self._count(answers, 1)
+            if name not in answers:
+                raise KeyMissing(key)
+            stored = self._stored(answers[name])
+
+            def complete() -> None:
+                if not isinstance(stored.body, Large):
+                    file.write_all(memoryview(stored.body))
+                file.end_at(stored.size)
+
+            yield Work(complete)
+            yield Work(stack.close)  # a step of its own: if it is cancelled before, no file appears
+            return Fetched(stored.codec, stored.size)
+
+        def abort(error: BaseException) -> None:
+            stack.__exit__(type(error), error, error.__traceback__)
+
+        return Command(start, _same, abort)
 
     def wait(self, key: str | bytes, timeout: float | None) -> Command[Any]:
         name = translate.key_name(key)
-        span = float("inf")
+        span, stall_timeout = float("inf"), self.timeout
         if timeout is not None:
             span = checks.seconds("timeout", timeout, 0, config.WAIT_MAX)
-        answer: Answer | None = yield Run(
-            lambda state, now: operations.wait(state, name, now, now + span, self.timeout)
-        )
-        if answer is None:
-            raise WaitTimedOut(f"{key!r} was not set within {span:g} seconds")
-        self.hits += answer.from_local
-        self.misses += not answer.from_local
-        return self._answered(answer)
+
+        def start(state: LocalState, _: LargeValues, now: float) -> Operation[Answer | None]:
+            return operations.wait(state, name, now, now + span, stall_timeout)
+
+        def finish(answer: Answer | None) -> Any:
+            if answer is None:
+                raise WaitTimedOut(f"{key!r} was not set within {span:g} seconds")
+            self.hits += answer.from_local
+            self.misses += not answer.from_local
+            return self._answered(answer)
+
+        return Command(start, finish)
 
     def page(self, prefix: str, after: str) -> Command[Any]:
-        page = yield Run(
-            lambda state, now: operations.scan(
-                state, prefix, after, config.KEYS_PAGE_DEFAULT, now, now + self.timeout
-            )
-        )
-        return page
+        timeout = self.timeout
+
+        def start(state: LocalState, _: LargeValues, now: float) -> Operation[Any]:
+            limit = config.KEYS_PAGE_DEFAULT
+            return operations.scan(state, prefix, after, limit, now, now + timeout)
+
+        return Command(start, _same)
 
     # ---- writing --------------------------------------------------------------------------
 
     def set(self, key: str | bytes, value: Any, replace: bool) -> Command[None]:
         checks.flag("replace", replace)
         name = translate.settable(key)
-        outcomes = yield from self._write({name: self.codecs.encode(value)}, replace)
-        _check_free(key, outcomes[name])
+
+        def finish(outcomes: dict[Key, SetOutcome]) -> None:
+            _check_free(key, outcomes[name])
+
+        return self._write({name: self.codecs.encode(value)}, replace, finish)
 
     def set_many(self, mapping: Mapping[Any, Any], replace: bool) -> Command[list[Any]]:
         checks.flag("replace", replace)
@@ -214,113 +288,87 @@ class Commands:
                 f"the key {public(twice)!r} is there twice, by objects that are not equal, such as "
                 "text and bytes; give it once"
             )
-        outcomes = yield from self._write(values, replace)
-        return [key for key in mapping if outcomes[names[key]].status is SetStatus.OCCUPIED]
+
+        def finish(outcomes: dict[Key, SetOutcome]) -> list[Any]:
+            return [key for key in mapping if outcomes[names[key]].status is SetStatus.OCCUPIED]
+
+        return self._write(values, replace, finish)
 
     def put(self, value: Any) -> Command[str]:
         encoded = self.codecs.encode(value)
-        small = encoded.size < config.LARGE_FROM_DEFAULT
-        key = content.address((yield Work(lambda state, large: _digest(encoded), quick=small)))
-        if small or not (yield from self.contains(key)):  # a large one need not be laid down again
-            yield from self._write({key: encoded}, False)
-        return key
+        if encoded.size >= config.LARGE_FROM_DEFAULT:
+            writing = self._writing(False, None)
+            return Command(writing.put(encoded), _same, writing.abort)
+        key = content.address(digest(encoded))
+        return self._write({key: encoded}, False, lambda _: key)
+
+    def _writing(self, replace: bool, progress: Progress | None) -> Writing:
+        return Writing(self.timeout, replace, progress, self._count)
+
+    def _write(
+        self,
+        values: Mapping[Key, Encoded],
+        replace: bool,
+        finish: Callable[[dict[Key, SetOutcome]], T],
+    ) -> Command[T]:
+        """Return the command that binds values to keys."""
+        if max((value.size for value in values.values()), default=0) >= config.LARGE_FROM_MIN:
+            writing = self._writing(replace, None)
+            return Command(writing.values(values), finish, writing.abort)
+        items = [
+            SetItem(key, Stored(random16(), value.codec, value.joined()))
+            for key, value in values.items()
+        ]
+        timeout = self.timeout
+
+        def start(
+            state: LocalState, _: LargeValues, now: float
+        ) -> Operation[dict[Key, SetOutcome]]:
+            for item in items:
+                check_size(state, item.stored.size)
+            return bind(state, items, replace, now, now + timeout)
+
+        return Command(start, finish)
 
     def delete(self, key: str | bytes, wait: bool) -> Command[Deletion]:
         checks.flag("wait", wait)
         name = translate.key_name(key)
-        results = yield from self._delete([name], wait)
-        deletion = translate.deletion(results[name])
-        if deletion is None:
-            raise KeyMissing(key)
-        return deletion
+
+        def finish(results: dict[Key, DelResult]) -> Deletion:
+            deletion = translate.deletion(results[name])
+            if deletion is None:
+                raise KeyMissing(key)
+            return deletion
+
+        return self._delete([name], wait, finish)
 
     def delete_many(self, keys: Iterable[str | bytes], wait: bool) -> Command[dict[Any, Deletion]]:
         checks.flag("wait", wait)
         names = translate.key_names(checks.several("keys", keys))
-        results = yield from self._delete(list(names.values()), wait)
-        deletions = {key: translate.deletion(results[name]) for key, name in names.items()}
-        return {key: deletion for key, deletion in deletions.items() if deletion is not None}
 
-    def _delete(self, keys: list[Key], wait: bool) -> Command[dict[Key, DelResult]]:
-        results: dict[Key, DelResult] = yield Run(
-            lambda state, now: operations.delete(state, keys, wait, now, now + self.timeout)
-        )
-        return results
+        def finish(results: dict[Key, DelResult]) -> dict[Any, Deletion]:
+            deletions = {key: translate.deletion(results[name]) for key, name in names.items()}
+            return {key: deletion for key, deletion in deletions.items() if deletion is not None}
 
-    def _write(
-        self, values: Mapping[Key, Encoded], replace: bool
-    ) -> Command[dict[Key, operations.SetOutcome]]:
-        """Write values; large ones are laid down first where they can be sent from."""
-        largest = max((value.size for value in values.values()), default=0)
-        if largest >= config.LARGE_FROM_MIN:
-            yield from self.join()  # the host's memory has a folder per life of Global
-        sources: list[Source] = []
+        return self._delete(list(names.values()), wait, finish)
 
-        def lay_down(state: LocalState, large: LargeValues) -> list[SetItem]:
-            items = []
-            for key, encoded in values.items():
-                if encoded.size > state.value_limit:
-                    raise ValueTooLarge(encoded.size, state.value_limit)
-                if encoded.size < state.large_from:
-                    stored = Stored(random16(), encoded.codec, encoded.joined())
-                else:
-                    sources.append(large.keep(state.epoch, encoded))
-                    stored = sources[-1].stored
-                items.append(SetItem(key, stored))
-            return items
+    def _delete(
+        self, keys: list[Key], wait: bool, finish: Callable[[dict[Key, DelResult]], T]
+    ) -> Command[T]:
+        timeout = self.timeout
 
-        work = Work(lay_down, quick=largest < (yield LARGE_FROM))
-        return (yield from self._bind(work, sources, replace, None))
+        def start(state: LocalState, _: LargeValues, now: float) -> Operation[dict[Key, DelResult]]:
+            return operations.delete(state, keys, wait, now, now + timeout)
 
-    def _bind(
-        self, lay_down: Work, sources: list[Source], replace: bool, progress: Progress | None
-    ) -> Command[dict[Key, operations.SetOutcome]]:
-        """Lay values down and bind them. What is not bound is dropped, whenever this is cut short.
-
-        ``lay_down`` gives the items of the SET, and adds each that is large to ``sources`` at once.
-        """
-        bound: set[bytes] = set()
-        try:
-            items: list[SetItem] = yield lay_down
-            bodies = {source.stored.token: source.body for source in sources}
-            held = {source.stored.token: source.held for source in sources if source.held}
-            outcomes: dict[Key, operations.SetOutcome] = yield Run(
-                lambda state, now: operations.set_(
-                    state, items, replace, now, now + self.timeout, held
-                ),
-                bodies,
-                progress,
-            )
-            for item in items:
-                if outcomes[item.key].status in (SetStatus.STORED, SetStatus.REPLACED):
-                    bound.add(item.stored.token)
-        finally:
-            for source in sources:
-                if source.stored.token not in bound:
-                    source.drop()  # if the outcome is unknown, Global has its own
-        for item in items:
-            status = outcomes[item.key].status
-            if status is SetStatus.TOO_LARGE:
-                limit = yield Work(lambda state, large: state.value_limit, quick=True)
-                raise ValueTooLarge(item.stored.size, limit)
-            translate.check_written(item, status)
-        return outcomes
+        return Command(start, finish)
 
     # ---- files ----------------------------------------------------------------------------
 
     def put_file(self, path: files.Path, progress: Progress | None) -> Command[str]:
         path = checks.path("path", path)
         checks.optional(checks.function, "progress", progress)
-        with files.reading(path, progress) as file:
-            if file.size >= config.LARGE_FROM_DEFAULT:  # before all of it is read for its hash
-                yield from self.join(self.timeout)
-                limit = yield Work(lambda state, large: state.value_limit, quick=True)
-                if file.size > limit:
-                    raise ValueTooLarge(file.size, limit)
-            key = content.address((yield Work(lambda state, large: file.digest())))
-            if not (yield from self.contains(key)):
-                yield from self._write_file(key, file, False, progress)
-            return key
+        writing = self._writing(False, progress)
+        return Command(writing.put_file(path), _same, writing.abort)
 
     def set_file(
         self, key: str | bytes, path: files.Path, replace: bool, progress: Progress | None
@@ -329,71 +377,38 @@ class Commands:
         checks.flag("replace", replace)
         checks.optional(checks.function, "progress", progress)
         name = translate.settable(key)
-        with files.reading(path, progress) as file:
-            large = file.size >= config.LARGE_FROM_DEFAULT
-            if large and not replace and (yield from self.contains(name)):
-                raise KeyOccupied(key)  # before all of it is read
-            outcomes = yield from self._write_file(name, file, replace, progress)
-            _check_free(key, outcomes[name])
+        writing = self._writing(replace, progress)
 
-    def _write_file(
-        self, key: Key, file: files.FileToStore, replace: bool, progress: Progress | None
-    ) -> Command[dict[Key, operations.SetOutcome]]:
-        yield from self.join()
-        if file.size < (yield LARGE_FROM):
-            pieces = yield Work(lambda state, large: tuple(file.pieces()))
-            return (
-                yield from self._write({key: Encoded(codecs.BYTES, pieces, file.size)}, replace)
-            )
-        sources: list[Source] = []
+        def finish(outcome: SetOutcome) -> None:
+            _check_free(key, outcome)
 
-        def lay_down(state: LocalState, large: LargeValues) -> list[SetItem]:
-            if file.size > state.value_limit:
-                raise ValueTooLarge(file.size, state.value_limit)
-            sources.append(large.keep_file(state.epoch, file))
-            return [SetItem(key, sources[0].stored)]
-
-        return (yield from self._bind(Work(lay_down), sources, replace, progress))
-
-    def get_file(
-        self, key: str | bytes, path: files.Path, progress: Progress | None
-    ) -> Command[Fetched]:
-        path = checks.path("path", path)
-        checks.optional(checks.function, "progress", progress)
-        name = translate.key_name(key)
-        with files.writing(path, progress) as file:
-            answers = yield from self.read([name], into=file.write, progress=progress)
-            if name not in answers:
-                raise KeyMissing(key)
-            stored = self._stored(answers[name])
-            if not isinstance(stored.body, Large):
-                body = memoryview(stored.body)
-                yield Work(lambda state, large: file.write_all(body))
-            file.end_at(stored.size)
-            return Fetched(stored.codec, stored.size)
+        return Command(writing.set_file(name, path, key), finish, writing.abort)
 
     # ---- the rest -------------------------------------------------------------------------
 
     def join(self, timeout: float | None = None) -> Command[None]:
-        stall_timeout = self.timeout
+        span = self.timeout
         if timeout is not None:
-            stall_timeout = checks.seconds("timeout", timeout, 0, config.TIMEOUT_MAX)
-        yield Run(lambda state, now: operations.join(state, now, now + stall_timeout))
+            span = checks.seconds("timeout", timeout, 0, config.TIMEOUT_MAX)
+
+        def start(state: LocalState, _: LargeValues, now: float) -> Operation[float]:
+            return operations.join(state, now, now + span)
+
+        return Command(start, lambda _: None)
 
     def global_stats(self) -> Command[dict[str, Any]]:
-        metrics: dict[str, Any] = yield Run(
-            lambda state, now: operations.stats(state, now, now + self.timeout)
-        )
-        return metrics
+        timeout = self.timeout
+
+        def start(state: LocalState, _: LargeValues, now: float) -> Operation[dict[str, object]]:
+            return operations.stats(state, now, now + timeout)
+
+        return Command(start, _same)
 
 
-def _check_free(key: str | bytes, outcome: operations.SetOutcome) -> None:
+def _same(result: T) -> T:
+    return result
+
+
+def _check_free(key: str | bytes, outcome: SetOutcome) -> None:
     if outcome.status is SetStatus.OCCUPIED:
         raise KeyOccupied(key, local=outcome.local, updated=outcome.updated)
-
-
-def _digest(encoded: Encoded) -> bytes:
-    hasher = content.Hasher(encoded.codec)
-    for part in encoded.parts:
-        hasher.update(part)
-    return hasher.digest()

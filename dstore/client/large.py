@@ -1,9 +1,9 @@
-"""Large values in a process: in the memory that the host shares, or else in its own.
+"""Large values in a process: in the shared memory of the host, or else in its own memory.
 
-A value's bytes lie in one file per host, named by the token. Whoever needs them first fetches them
-from Global into that file, the others wait and then map it; see :mod:`dstore.shm`. A Node never
-learns from a file that a key has a value: it looks for a token that Global has just named, or that
-its own valid cache names.
+The bytes of a value are in one file per host, named by the token. The first process that needs them
+fetches them from Global into that file; the others wait and then map it; see :mod:`dstore.shm`. A
+file never tells a Node that a key has a value: the Node looks for a token that Global has just
+named, or that its own valid cache names.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from typing import NamedTuple
 from dstore import codecs
 from dstore.client import files
 from dstore.codecs import Encoded
-from dstore.core.local.cache import SEEN, Entry, Held
-from dstore.core.local.operations import FetchBody
-from dstore.core.local.transfer import Body, Transfer, Write, download
+from dstore.core.local.cache import SEEN, Entry, MappedBody
+from dstore.core.local.steps import Body, FetchBody, Transfer, Write
+from dstore.core.local.transfer import download
 from dstore.errors import NodeClosed, ValueCorrupt
 from dstore.protocol import content
 from dstore.protocol.messages import Buffer, Large, Stored
@@ -31,37 +31,36 @@ from dstore.shm.private_bulk import fresh_memory
 log = Log("dstore.local")
 
 PIECE_BYTES = 1 << 20
-"""What is copied, or read from a file, in one go."""
+"""Bytes that are copied, or read from a file, in one go."""
 CUT_SHORT = "is damaged: another process has cut its file in shared memory short"
 PAUSE_FIRST, PAUSE_MAX = 0.0005, 0.02
 """Seconds between two looks at a file that another process is writing, with doubling pauses."""
 
-Move = Callable[[Transfer[None]], None]
-"""Carries out a transfer on a channel."""
+Move = Callable[[Transfer], None]
+"""A function that carries out a transfer on a channel."""
 
 
-class Source(NamedTuple):
-    """A large value that is to be written.
+class Upload(NamedTuple):
+    """A large value that is to be written: its bytes, to be sent, and what the cache may hold.
 
-    ``held`` is what the cache may hold of it, if anything, ``laid`` what has laid it down for
-    others.
+    ``writer`` has put the bytes into the shared memory of the host, if they are there.
     """
 
     stored: Stored
     body: Body
-    held: Held | None
-    laid: Writer | None = None
+    mapped: MappedBody | None
+    writer: Writer | None = None
 
     def drop(self) -> None:
-        """It has not been bound: nobody will ask for it."""
-        if self.laid is not None:
-            self.laid.discard()
+        """Remove the bytes from shared memory: the value has not been bound."""
+        if self.writer is not None:
+            self.writer.discard()
 
 
-class _Laid:
-    """The bytes of a value that has been laid down, by slices, for sending.
+class _SharedBody:
+    """The bytes of a value in shared memory, by slices, to be sent.
 
-    ZeroMQ would end the process if it found that a file has been cut short. So they are read.
+    ZeroMQ would end the process if it found that a file has been cut short, so they are read.
     """
 
     def __init__(self, memory: HostMemory, token: bytes, view: memoryview) -> None:
@@ -79,9 +78,9 @@ class _Laid:
 
 
 def check_whole(entry: Entry, stored: Stored) -> None:
-    """Raise ValueCorrupt rather than have this process touch what a file has lost.
+    """Raise ValueCorrupt for an entry whose file was cut short: to read it would end the process.
 
-    The Node gives such an entry up within two seconds, and then fetches the value for itself.
+    The Node drops such an entry within two seconds, and then fetches the value again.
     """
     if entry.shared is not None and not _is_whole(stored):
         raise ValueCorrupt(f"the value of {entry.key!r} {CUT_SHORT}")
@@ -96,15 +95,15 @@ def _is_whole(value: object) -> bool:
 
 
 def random16() -> bytes:
-    """16 bytes that nobody else will ever draw."""
+    """Return 16 random bytes, which are unique."""
     return os.urandom(16)
 
 
 class LargeValues:
     """The large values of one Local. Safe from any thread.
 
-    ``shm`` is the folder, as for :class:`dstore.Node`; ``limit`` what copies there may take on this
-    host, in bytes.
+    ``shm`` is the folder, as for :class:`dstore.Node`; ``limit`` is the number of bytes that copies
+    there may take on this host.
     """
 
     def __init__(self, shm: str | None, limit: int | None) -> None:
@@ -112,7 +111,7 @@ class LargeValues:
         self._limit = limit
         self._lock = native.Lock()
         self._epoch = 0
-        self._over = {0}  # lives of Global that are over
+        self._ended_epochs = {0}
         self._memory: HostMemory | None = None
         self._closed = False
         self._rate_limited_log = RateLimitedLog(log, WARNING_SECONDS)
@@ -123,37 +122,37 @@ class LargeValues:
     # ---- the folder -----------------------------------------------------------------------
 
     def joined(self, epoch: int) -> None:
-        """The Local belongs to this life of Global: leave the folder of another, and tidy up."""
+        """Note the epoch that the Local has joined: leave the folder of another, and tidy up."""
         with self._lock:
-            former = None if epoch == self._epoch else self._left()
+            former = None if epoch == self._epoch else self._leave()
         if former is not None:
             former.close(wait=False)
         clean(self._shm)
 
     def close(self) -> None:
-        """Leave the folder. What has been handed out stays readable. Idempotent."""
+        """Leave the folder. Values that were handed out stay readable. Idempotent."""
         with self._lock:
             self._closed = True
-            former = self._left()
+            former = self._leave()
         if former is not None:
             former.close()
 
-    def _left(self) -> HostMemory | None:
-        """Belong to no life of Global any more. What is to be closed, without the lock."""
-        self._over.add(self._epoch)
+    def _leave(self) -> HostMemory | None:
+        """Belong to no epoch any more. Returns the memory, to be closed without the lock."""
+        self._ended_epochs.add(self._epoch)
         former, self._memory, self._epoch = self._memory, None, 0
         return former
 
     def _memory_of(self, epoch: int) -> HostMemory | None:
-        """The memory for this life of Global. None if there is none, or that life is over."""
+        """Return the memory for an epoch. None if there is none, or the epoch has ended."""
         with self._lock:
             self._check_open()
-            if epoch == self._epoch or epoch in self._over:
+            if epoch == self._epoch or epoch in self._ended_epochs:
                 return self._memory if epoch == self._epoch else None
         surplus = opened = open_memory(epoch, root=self._shm, limit=self._limit)
         with self._lock:
-            if not self._closed and epoch != self._epoch and epoch not in self._over:
-                surplus = self._left()
+            if not self._closed and epoch != self._epoch and epoch not in self._ended_epochs:
+                surplus = self._leave()
                 self._memory, self._epoch = opened, epoch
             memory = self._memory if epoch == self._epoch else None
         if surplus is not None:
@@ -166,30 +165,30 @@ class LargeValues:
 
     # ---- writing --------------------------------------------------------------------------
 
-    def keep(self, epoch: int, encoded: Encoded) -> Source:
-        """Lay a value down where it can be uploaded from, and read by the Nodes of this host."""
+    def keep(self, epoch: int, encoded: Encoded) -> Upload:
+        """Put a value where it can be uploaded from, and be read by the Nodes of this host."""
         written = self._written(epoch, encoded.codec, encoded.size, encoded.parts)
         if written is not None:
             return written
         body = _own_copy(encoded)
         digest = content.digest(encoded.codec, body)
         stored = Stored(random16(), encoded.codec, Large(encoded.size, digest))
-        return Source(stored, body, Held(body, shared=False))
+        return Upload(stored, body, MappedBody(body, shared=False))
 
-    def keep_file(self, epoch: int, file: files.FileToStore) -> Source:
-        """The same for the bytes of a file, which need no private memory.
+    def keep_file(self, epoch: int, file: files.FileToStore) -> Upload:
+        """Do what :meth:`keep` does for the bytes of a file, without private memory.
 
-        Raises OSError; ValueError if the file gets shorter meanwhile.
+        Raises OSError, and ValueError if the file gets shorter meanwhile.
         """
         written = self._written(epoch, codecs.BYTES, file.size, file.pieces())
         if written is not None:
             return written
         stored = Stored(random16(), codecs.BYTES, Large(file.size, file.digest()))
-        # Not for the cache: whoever owns the file may change it.
-        return Source(stored, file.body(), None)
+        # Not for the cache, since the owner of the file may change it.
+        return Upload(stored, file.body(), None)
 
-    def _written(self, epoch: int, codec: str, size: int, parts: Iterable[Buffer]) -> Source | None:
-        """A value in the memory of the host; None if there is none, or no room."""
+    def _written(self, epoch: int, codec: str, size: int, parts: Iterable[Buffer]) -> Upload | None:
+        """Write a value to the shared memory. Returns None if there is none, or no room."""
         token = random16()
         memory = self._memory_of(epoch)
         writer = self._begin(memory, token, size)
@@ -207,8 +206,8 @@ class LargeValues:
         except NoRoom:  # the folder was left meanwhile, as when the Node is closed
             return None
         stored = Stored(token, codec, Large(size, hasher.digest()))
-        laid = _Laid(memory, token, body)
-        return Source(stored, laid, Held(body, shared=True), writer)
+        shared = _SharedBody(memory, token, body)
+        return Upload(stored, shared, MappedBody(body, shared=True), writer)
 
     def _begin(self, memory: HostMemory | None, token: bytes, size: int) -> Writer | None:
         if memory is None:
@@ -216,30 +215,27 @@ class LargeValues:
         try:
             return memory.begin(token, size)
         except NoRoom as error:
+            # As text: an exception that a log keeps would keep the folder open.
             self._rate_limited_log.warning(
                 "a value goes to the memory of this process alone: %s", str(error)
             )
             return None
 
-    def _complain(self, what: str, error: NoRoom) -> None:
-        # As text: an exception that a log keeps would keep the folder open.
-        self._rate_limited_log.warning("%s: %s", what, str(error))
-
     # ---- reading --------------------------------------------------------------------------
 
-    def obtain(self, step: FetchBody, move: Move, check: Callable[[], None]) -> Held | None:
-        """The bytes of a value, from the host's memory, else from Global by means of ``move``.
+    def obtain(self, step: FetchBody, move: Move, check: Callable[[], None]) -> MappedBody | None:
+        """Return the bytes of a value: from shared memory, or from Global by means of ``move``.
 
-        None if they went into ``step.into``, since there is no memory that the host shares.
-        Raises what ``move`` raises, what ``check`` raises now and then, and NodeClosed.
+        Returns None if they went to ``step.into``, since there is no shared memory. Raises what
+        ``move`` and ``check`` raise, and NodeClosed. ``check`` is called now and then.
         """
         token, size = step.stored.token, step.stored.size
-        waiting = _Patience(step.stall_timeout)
+        waiting = _StallTimer(step.stall_timeout)
         while (memory := self._memory_of(step.envelope[0])) is not None:
             check()
             view = memory.find(token, size)
             if view is not None:
-                return Held(view, shared=True)
+                return MappedBody(view, shared=True)
             try:
                 writer = memory.begin(token, size)
             except NoRoom as error:
@@ -251,11 +247,11 @@ class LargeValues:
                 try:
                     with writer:
                         self._fetch(step, writer.write, move)
-                        return Held(writer.seal(), shared=True)
+                        return MappedBody(writer.seal(), shared=True)
                 except NoRoom:  # the folder was left meanwhile, as when the Node is closed
                     continue
             if not waiting.pause(memory.progress(token)):
-                break  # who fetches it stands still
+                break  # the process that fetches it makes no progress
         if step.into is not None:
             self._fetch(step, step.into, move)
             return None
@@ -265,7 +261,7 @@ class LargeValues:
             buffer[offset : offset + len(data)] = data
 
         self._fetch(step, write, move)
-        return Held(buffer.toreadonly(), shared=False)
+        return MappedBody(buffer.toreadonly(), shared=False)
 
     @staticmethod
     def _fetch(step: FetchBody, write: Write, move: Move) -> None:
@@ -274,16 +270,16 @@ class LargeValues:
     # ---- upkeep ---------------------------------------------------------------------------
 
     def drop(self, tokens: Iterable[bytes]) -> None:
-        """Nobody is to find these any more; who has them mapped keeps them."""
+        """Remove the files of these tokens. Processes that have mapped one keep it."""
         memory = self._memory
         if memory is not None:
             for token in tokens:
                 memory.drop(token)
 
     def evicted(self, entries: Iterable[Entry]) -> list[bytes]:
-        """The tokens of those whose files have been evicted to make room, or cut short.
+        """Return the tokens of entries whose files were evicted to make room, or cut short.
 
-        Others that were read since the last time are touched.
+        Files of other entries that were read since the last time are touched.
         """
         memory, gone = self._memory, []
         if memory is not None:
@@ -300,7 +296,7 @@ class LargeValues:
 
 
 def release(entries: list[Entry]) -> None:
-    """Forget them, in the background if that may give back much memory."""
+    """Clear a list of entries, in the background if that may release much memory."""
     values = (entry.value for entry in entries)
     if sum(value.size for value in values if isinstance(value, Stored)) >= BACKGROUND_BYTES:
         janitor.do(entries.clear)
@@ -308,8 +304,8 @@ def release(entries: list[Entry]) -> None:
         entries.clear()
 
 
-class _Patience:
-    """Waits for a file that somebody else is writing, as long as that moves."""
+class _StallTimer:
+    """Waits for a file that another process is writing, while that makes progress."""
 
     def __init__(self, stall_timeout: float) -> None:
         self._stall_timeout = stall_timeout
@@ -318,7 +314,7 @@ class _Patience:
         self._end = clock.now() + stall_timeout
 
     def pause(self, progress: int | None) -> bool:
-        """Wait a little. False if there has been no progress for too long."""
+        """Wait a little. Returns False if there has been no progress for too long."""
         now = clock.now()
         if progress != self._seen:
             self._seen = progress
@@ -338,7 +334,7 @@ def _pieces(parts: Iterable[Buffer]) -> Iterator[memoryview]:
 
 
 def _unchanging(pieces: Iterable[memoryview]) -> Iterator[memoryview]:
-    """What can be read twice, though others may write to it. Each is good until the next."""
+    """Copy pieces that others may write to. Each piece is valid until the next."""
     buffer = memoryview(bytearray(PIECE_BYTES))
     for piece in pieces:
         if type(piece.obj) is bytes:
@@ -350,7 +346,7 @@ def _unchanging(pieces: Iterable[memoryview]) -> Iterator[memoryview]:
 
 
 def _own_copy(encoded: Encoded) -> memoryview:
-    """The whole body, which nobody can change any more."""
+    """Return the whole body, which cannot be changed any more."""
     if len(encoded.parts) == 1 and type(encoded.parts[0]) is bytes:
         return memoryview(encoded.parts[0])
     buffer = fresh_memory(encoded.size)

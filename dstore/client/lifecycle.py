@@ -19,7 +19,7 @@ from types import FrameType, TracebackType
 from typing import TypeVar
 
 from dstore.client.commands import Commands
-from dstore.client.hosts.threads import Local
+from dstore.client.hosts.local import Local
 from dstore.client.settings import Settings
 from dstore.codecs import Codecs
 from dstore.core.local.state import LocalState

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from dstore import checks, config
 from dstore.client import translate
-from dstore.client.commands import RAISE, Command, Lookup, Run
+from dstore.client.commands import RAISE, Command, Lookup
 from dstore.client.files import Fetched, Path, Progress
 from dstore.client.hosts.conduct import conduct
 from dstore.client.lifecycle import Lifecycle
@@ -278,23 +278,11 @@ class Node(Lifecycle):
 
     def _do(self, command: Command[T]) -> T:
         """Carry out a command in this thread, or in this greenlet while others run."""
-        local = self._here()
+        local = self._local or self._here()
         inbox = green.here()
         if inbox is not None:
             return green.finish(conduct(local, command, inbox.new_event))
-        result: Any = None
-        try:
-            while True:
-                step = command.send(result)
-                if isinstance(step, Run):
-                    result = local.run(step.start, step.bodies, step.progress)
-                else:
-                    result = local.work(step.do)
-        except StopIteration as stop:
-            done: T = stop.value
-            return done
-        finally:
-            command.close()
+        return local.run(command)
 
     # ---- metrics and life -----------------------------------------------------------------
 

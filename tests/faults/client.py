@@ -66,7 +66,7 @@ class Client:
     def __init__(self, node: dstore.Node, recorder: Recorder, rng: random.Random, name: str):
         self.node = node
         self._stale = copy.copy(node._commands)  # reads as a Node with stale_ok, of the same cache
-        self._stale.stale_ok = True
+        self._stale.options = self._stale.options._replace(stale_ok=True)
         self._recorder = recorder
         self._rng = rng
         self._name = name

@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 
 import dstore
-from dstore.client.hosts import loop as driver_module
-from dstore.client.hosts.loop import Driver
+from dstore.client.hosts.loop import LoopHost
 from dstore.runtime import clock
 from tests.integration.processes import PATIENCE
 
@@ -53,28 +52,29 @@ async def listed(keys: AsyncIterator[Any]) -> list[Any]:
     return [key async for key in keys]
 
 
-def driver_of(node: dstore.AsyncNode) -> Driver:
-    return driver_module.driver_of(node.node._here())
+def loop_of(node: dstore.AsyncNode) -> LoopHost:
+    return node.node._here().loop
 
 
 def left_over(node: dstore.AsyncNode) -> dict[str, object]:
     """Whatever calls have left behind."""
-    driver = driver_of(node)
-    state = driver._local.state
-    with driver._lock:
+    loop = loop_of(node)
+    pipeline, state = loop._pipeline, loop._host.state
+    with loop._host.lock:
         found: dict[str, object] = {
             "fills": dict(state._fills),
             "writes": set(state._writing),
-            "waiting threads": list(driver._local._waiters),
-            "asks": dict(driver._asks),
-            "reads": driver._reading,
-            "unsent": list(driver._unsent),
-            "untils": list(driver._untils),
-            "timers": list(driver._timers),
-            "ended": list(driver._ended),
-            "abandoned": list(driver._abandoned),
-            "jobs": list(driver._helpers._jobs),
-            "helpers at work": len(driver._helpers._threads) - len(driver._helpers._idle),
+            "waiters": list(loop._host.waiters),
+            "waiting": dict(pipeline.waiting),
+            "reads": pipeline.reads,
+            "bytes in flight": pipeline.bytes_in_flight,
+            "unsent": list(pipeline.unsent),
+            "untils": list(loop._untils),
+            "timers": len(loop._timers),
+            "ended": list(loop._ended),
+            "to cancel": list(loop._to_cancel),
+            "jobs": list(loop._helpers._jobs),
+            "helpers at work": len(loop._helpers._threads) - len(loop._helpers._idle),
         }
     return {name: what for name, what in found.items() if what}
 
@@ -109,7 +109,7 @@ def values_in(folder: Path) -> list[Path]:
 
 def steps(node: dstore.AsyncNode) -> list[type]:
     """What the calls under way wait for, but for helper threads."""
-    driver = driver_of(node)
-    with driver._lock:
-        calls = [*driver._asks.values(), *driver._untils]
-        return [type(call.step) for call in calls]
+    loop = loop_of(node)
+    with loop._host.lock:
+        requests = [type(sender.request) for sender in loop._pipeline.waiting.values()]
+        return [*requests, *(type(call.step) for call in loop._untils)]

@@ -260,7 +260,7 @@ with dstore.Global("tcp://*:0") as server:
         assert other.get("later") == 1
         node.delete("later")
         assert "later" not in other
-        print(node._local._control.resolver.endpoint.rpartition(":")[0])
+        print(node._local.host.link.control.resolver.endpoint.rpartition(":")[0])
 """,
         *DUAL,
     )
@@ -340,7 +340,7 @@ with dstore.Global("tcp://127.0.0.1:0", publisher="tcp://only6.test:0") as serve
         for _ in range(10):
             works(node); works(other); node.delete("k")
             assert next(heard).key == "k"
-        sub = other._local._control._sub
+        sub = other._local.host.link.control._sub
         print(sub.source.endpoint.startswith("tcp://[::1]:"))
 """,
         "::1 only6.test",

@@ -15,7 +15,7 @@ import dstore
 from dstore.client import files
 from dstore.client.files import Destination, FileBody
 from dstore.client.large import LargeValues
-from dstore.core.local.operations import Request, WaitUntil
+from dstore.core.local.steps import Request, WaitUntil
 from dstore.protocol.messages import Chunk, GetReply, SetReply, Staged
 from tests.integration.async_calls import (
     AWAY,
@@ -25,9 +25,9 @@ from tests.integration.async_calls import (
     MakeNode,
     begun,
     cancelled,
-    driver_of,
     left_over,
     listed,
+    loop_of,
     names_in,
     settled,
     steps,
@@ -40,7 +40,7 @@ from tests.integration.processes import PATIENCE
 def test_cancelled_while_it_waits_for_a_session(anode: MakeNode) -> None:
     async def use(node: dstore.AsyncNode) -> None:
         task = begun(node.get("k"))
-        await until(lambda: driver_of(node)._untils)
+        await until(lambda: loop_of(node)._untils)
         assert steps(node) == [WaitUntil]
         await cancelled(task)
         assert left_over(node) == {}
@@ -94,8 +94,7 @@ def test_the_late_reply_to_a_cancelled_get_is_not_cached(
 def test_a_request_that_is_cancelled_before_it_left_is_never_sent(anode: MakeNode) -> None:
     async def use(node: dstore.AsyncNode) -> None:
         await node.join()
-        driver = driver_of(node)
-        with driver._lock:  # the background thread sends nothing meanwhile
+        with loop_of(node)._host.lock:  # the background thread sends nothing meanwhile
             task = begun(node.set("k", "v"))
             await asyncio.sleep(0)
             assert steps(node) == [Request]
@@ -291,7 +290,7 @@ def test_cancelled_when_all_helper_threads_are_busy(
         await node.join()
         monkeypatch.setattr(LargeValues, "keep", held)
         tasks = [begun(node.set(f"k{number}", LARGE)) for number in range(40)]
-        helpers = driver_of(node)._helpers
+        helpers = loop_of(node)._helpers
         await until(lambda: len(helpers._jobs) == 40 - len(helpers._threads))
         assert len(helpers._threads) == 16
         for task in tasks[30:]:
@@ -334,7 +333,7 @@ def test_a_coroutine_that_is_dropped_is_given_up(
         dropped = node.get("k")
         dropped.send(None)
         await gate.reached()
-        with driver_of(node)._lock:  # the garbage collector may come while this is held
+        with loop_of(node)._host.lock:  # the garbage collector may come while this is held
             dropped.close()
             assert steps(node) == [Request]
         await settled(node)

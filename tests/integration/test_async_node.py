@@ -16,10 +16,11 @@ import pytest
 import dstore
 from dstore import config
 from dstore.client import files
-from dstore.client.hosts import loop as driver_module
-from dstore.client.hosts.loop import Driver
+from dstore.client.hosts import pipeline as pipeline_module
+from dstore.client.hosts.loop import LoopHost
 from dstore.client.large import LargeValues
-from dstore.core.local.operations import WaitUntil, reading
+from dstore.core.local.operations import reading
+from dstore.core.local.steps import WaitUntil
 from dstore.protocol.messages import Chunk, GetReply, ToLocal
 from dstore.transport.requests import Requests
 from dstore.transport.router import Router
@@ -30,8 +31,8 @@ from tests.integration.async_calls import (
     Gate,
     MakeNode,
     begun,
-    driver_of,
     listed,
+    loop_of,
     settled,
     steps,
     until,
@@ -141,9 +142,9 @@ def test_what_is_small_needs_no_helper_thread(anode: MakeNode) -> None:
         await node.set_many({f"k{number}": bytes(1000) for number in range(100)})
         await node.put(b"small")
         assert len(await node.get_many([f"k{number}" for number in range(100)])) == 100
-        assert not driver_of(node)._helpers._threads
+        assert not loop_of(node)._helpers._threads
         await node.set("large", LARGE)
-        assert driver_of(node)._helpers._threads
+        assert loop_of(node)._helpers._threads
 
     asyncio.run(use(anode()))
 
@@ -326,7 +327,7 @@ def test_more_replies_than_a_connection_takes_are_not_lost(
 ) -> None:
     """Global drops what it has to say to a connection that does not keep up."""
     count, value = 2_500, bytes(20_000)
-    under_way = min(count, driver_module.READS_MAX)
+    under_way = min(count, pipeline_module.READS_MAX)
     slow = Gate()
     receive = Requests.receive
 
@@ -339,7 +340,7 @@ def test_more_replies_than_a_connection_takes_are_not_lost(
         await reader.join()
         hold(GetReply)
         tasks = [begun(reader.get(f"k{number}")) for number in range(count)]
-        await until(lambda: driver_of(reader)._reading == under_way)
+        await until(lambda: loop_of(reader)._pipeline.reads == under_way)
         monkeypatch.setattr(Requests, "receive", held)
         gate.open()
         while writer.node.global_stats()["gets"] < under_way:
@@ -357,24 +358,24 @@ def test_no_more_bytes_than_global_takes_are_sent_in_flight_bytes(
     anode: MakeNode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Global cuts a connection on which too many bytes wait to be taken."""
-    monkeypatch.setattr(driver_module, "IN_FLIGHT_BYTES_MAX", 100_000)
+    monkeypatch.setattr(pipeline_module, "IN_FLIGHT_BYTES_MAX", 100_000)
     most = 0
-    drivers: list[Driver] = []
+    loops: list[LoopHost] = []
     send = Requests.send
 
     def watched(self: Requests, frame: bytes) -> bool:
         nonlocal most
-        most = max(most, drivers[0]._in_flight_bytes)
+        most = max(most, loops[0]._pipeline.bytes_in_flight)
         return send(self, frame)
 
     monkeypatch.setattr(Requests, "send", watched)
 
     async def use(node: dstore.AsyncNode) -> None:
         await node.join()
-        drivers.append(driver_of(node))
+        loops.append(loop_of(node))
         await asyncio.gather(*(node.set(f"k{number}", bytes(20_000)) for number in range(200)))
         await settled(node)
-        assert drivers[0]._in_flight_bytes == 0
+        assert loops[0]._pipeline.bytes_in_flight == 0
 
     asyncio.run(use(anode()))
     assert 80_000 < most < 100_000
@@ -489,7 +490,8 @@ def test_a_destructor_in_the_middle_of_a_step_is_told_so(
 ) -> None:
     node = anode()
     node.node.join()
-    advance: Callable[..., Any] = node.node._here()._advance
+    loop = node.node._here().loop
+    advance = loop.advance
     raised: list[BaseException] = []
 
     def interrupted(*arguments: Any) -> Any:
@@ -504,7 +506,7 @@ def test_a_destructor_in_the_middle_of_a_step_is_told_so(
                 raised.append(caught.value)
         return advance(*arguments)
 
-    monkeypatch.setattr(node.node._here(), "_advance", interrupted)
+    monkeypatch.setattr(loop, "advance", interrupted)
     assert asyncio.run(node.get("k", None)) is None
     assert len(raised) == 2
 
@@ -604,9 +606,9 @@ def test_a_value_that_comes_when_the_node_is_closed_is_not_taken(
         monkeypatch.setattr(LargeValues, "obtain", held)
         task = begun(reader.get("k"))
         await gate.reached()
-        driver = driver_of(reader)
+        loop = loop_of(reader)
         closing = begun(reader.close())
-        await until(lambda: driver._helpers._closed)
+        await until(lambda: loop._helpers._closed)
         gate.open()
         with pytest.raises(dstore.NodeClosed):
             await task

@@ -59,7 +59,7 @@ async def in_the_child():
 async def main():
     await node.set("k", "v")
     waiting = asyncio.create_task(node.wait("not yet"))
-    while not node.node._local.driver._asks:
+    while not node.node._local.loop._pipeline.waiting:
         await asyncio.sleep(0)
     child = os.fork()
     if not child:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import dstore
+from dstore.codecs import Encoded
 from dstore.config import CHUNK_BYTES
 from tests.integration.processes import GlobalProcess
 from tests.integration.test_large import Hosts, Reader, content_of, digest, files_of, host, soon
@@ -128,8 +129,8 @@ def test_a_value_that_is_cut_short_before_it_is_uploaded(
     with dstore.Node(global_.address, shm=host("far")) as node:
         whole = node._local.large.keep  # type: ignore[union-attr]
 
-        def damaged(epoch: int, encoded: object) -> object:
-            source = whole(epoch, encoded)  # type: ignore[arg-type]
+        def damaged(epoch: int, encoded: Encoded) -> object:
+            source = whole(epoch, encoded)
             (path,) = files_of(host("far"))
             empty(path)
             return source

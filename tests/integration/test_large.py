@@ -23,7 +23,8 @@ from typing import Any
 import pytest
 
 import dstore
-from dstore.client.large import LargeValues, Source
+from dstore.client.hosts.evicted import EvictedFiles
+from dstore.client.large import LargeValues, Upload
 from dstore.codecs import Codecs
 from dstore.config import BYTES_MAX, CHUNK_BYTES, LARGE_FROM_DEFAULT
 from dstore.protocol import content
@@ -49,6 +50,14 @@ SIZES = {
 Hosts = Callable[[str], str]
 FORKING = (sys.executable, "-W", "ignore::DeprecationWarning", "-c")
 """For a script that forks although it has threads, of which Python warns from 3.12 on."""
+
+
+def look_at_files(node: dstore.Node) -> None:
+    """Have a Node look now whether the files of its values are still there."""
+    assert node._local is not None
+    host = node._local.host
+    host.next_check = float("-inf")
+    EvictedFiles(host).check(0.0)
 
 
 def content_of(size: int, seed: int = 0) -> bytes:
@@ -350,10 +359,7 @@ def test_evicted_values_are_given_up_by_those_who_cached_them(
         reader.get("k")
         (file,) = files_of(host("b"))
         file.unlink()  # as it is done to make room
-        local = reader._local
-        assert local is not None
-        local._look_at = float("-inf")
-        local._look(0.0)
+        look_at_files(reader)
         assert not reader.lookup("k").from_local
         assert len(files_of(host("b"))) == 1
 
@@ -378,9 +384,7 @@ def test_much_memory_is_given_back_by_no_thread_that_renews_a_lease(
                 givers = 2  # the writer had cached it too
             else:
                 file.unlink()
-                assert reader._local is not None
-                reader._local._look_at = float("-inf")
-                reader._local._look(0.0)
+                look_at_files(reader)
                 givers = 1
             soon(lambda: len(work) == givers)
         assert not reader._state.entries
@@ -398,12 +402,9 @@ def test_values_that_are_read_are_touched_and_stay_in_the_cache(
         node.set("k", content_of(CHUNK))
         node.get("k")
         (file,) = files_of(host("b"))
-        local = node._local
-        assert local is not None
         for touched in (True, False):
             os.utime(file, (0, 0))
-            local._look_at = float("-inf")
-            local._look(0.0)
+            look_at_files(node)
             assert (file.stat().st_mtime > 0) is touched
             assert node._state.entries["k"].visited, "else it would be evicted first"
 
@@ -412,13 +413,13 @@ def test_a_life_of_global_that_is_over_gets_no_folder(host: Hosts) -> None:
     large = LargeValues(host("a"), None)
     encoded = Codecs().encode(content_of(LARGE))
     assert os.listdir(host("a")) == []
-    assert not large.keep(0, encoded).held.shared  # type: ignore[union-attr]
-    assert large.keep(1, encoded).held.shared  # type: ignore[union-attr]
+    assert not large.keep(0, encoded).mapped.shared  # type: ignore[union-attr]
+    assert large.keep(1, encoded).mapped.shared  # type: ignore[union-attr]
     large.joined(2)
     janitor.wait()
     assert files_of(host("a")) == []
     for epoch, shared in ((1, False), (2, True), (1, False), (2, True)):
-        assert large.keep(epoch, encoded).held.shared is shared  # type: ignore[union-attr]
+        assert large.keep(epoch, encoded).mapped.shared is shared  # type: ignore[union-attr]
     assert len(files_of(host("a"))) == 2
     large.close()
 
@@ -450,7 +451,7 @@ def test_a_node_that_is_closed_before_it_has_bound_a_value_leaves_no_file(
 ) -> None:
     keep = LargeValues.keep
 
-    def closed_then(self: LargeValues, *arguments: Any) -> Source:
+    def closed_then(self: LargeValues, *arguments: Any) -> Upload:
         source = keep(self, *arguments)
         assert len(files_of(host("a"))) == 2
         closing = threading.Thread(target=node.close)

@@ -328,7 +328,7 @@ with dstore.Global("tcp://127.0.0.1:0") as server, dstore.Node(server.address, t
             failed.append(error)
     threads = [threading.Thread(target=wait) for _ in range(COUNT)]
     for each in threads: each.start()
-    while len(node._local._link.channels._open) < COUNT and not failed:
+    while len(node._local.host.link.channels._open) < COUNT and not failed:
         threading.Event().wait(0.05)
     node.set("key", 1)
     for each in threads: each.join()
@@ -346,7 +346,7 @@ def test_the_true_limit_is_named(
     monkeypatch.setattr(limits, "sockets_max", lambda: 12)
     few = node()
     few.set("a", 1)
-    link = few._local._link  # type: ignore[union-attr]
+    link = few._local.host.link  # type: ignore[union-attr]
     taken = []
     told = ""
     while not told:

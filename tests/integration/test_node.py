@@ -17,7 +17,7 @@ import pytest
 import dstore
 from dstore import config
 from dstore.client import lifecycle
-from dstore.client.hosts.threads import Local
+from dstore.client.hosts.local import Local
 from dstore.codecs import Codecs, Encoded
 from dstore.protocol.messages import Get
 from tests.integration.processes import PATIENCE, ROOT, RawClient, sessions_left
@@ -283,7 +283,7 @@ def test_close_wakes_whoever_waits_and_may_be_called_again() -> None:
         address = gone.address
     node = dstore.Node(address, timeout=PATIENCE)
     raised = _raised_by(lambda: node.get("k"))
-    while not node._local or not node._local._waiters:
+    while not node._local or not node._local.host.waiters:
         pass
     node.close()
     assert isinstance(raised(), dstore.NodeClosed)
@@ -515,9 +515,9 @@ def test_a_destructor_in_the_middle_of_a_call_is_told_so(
 ) -> None:
     one = node()
     one.join()
-    local = one._local
-    assert local is not None
-    advance = local._advance
+    assert one._local is not None
+    host = one._local.host
+    notify = host.notify
     raised: list[BaseException] = []
 
     def interrupted(*arguments: Any) -> Any:
@@ -526,9 +526,9 @@ def test_a_destructor_in_the_middle_of_a_call_is_told_so(
                 one.get("from a destructor")
             except RuntimeError as error:
                 raised.append(error)
-        return advance(*arguments)
+        return notify(*arguments)
 
-    monkeypatch.setattr(local, "_advance", interrupted)
+    monkeypatch.setattr(host, "notify", interrupted)
     assert one.get("k", None) is None
     assert "destructor" in str(raised[0])
 
@@ -600,7 +600,7 @@ def test_a_signal_handler_may_close_a_node_that_is_about_to_begin(
     """As in a worker that has just been forked, and is stopped at its first request."""
     script = """
 import os, signal, dstore
-from dstore.client.hosts.threads import Local
+from dstore.client.hosts.local import Local
 node = dstore.Node()
 def start(self):
     begin(self)

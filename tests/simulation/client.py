@@ -5,20 +5,23 @@ from __future__ import annotations
 from typing import Any
 
 from dstore.core.local import operations
-from dstore.core.local.cache import Held
-from dstore.core.local.operations import (
-    Answer,
+from dstore.core.local.cache import MappedBody
+from dstore.core.local.operations import Answer, LargeBody, SetOutcome
+from dstore.core.local.operations.fetching import MOVED
+from dstore.core.local.steps import (
     FetchBody,
     Operation,
     Request,
     SendBody,
-    SetOutcome,
     Step,
     StepResult,
+    Steps,
+    TransferFailed,
     WaitUntil,
+    Work,
+    drive,
+    take_step,
 )
-from dstore.core.local.operations.reading import MOVED
-from dstore.core.local.transfer import TransferFailed
 from dstore.errors import DstoreError, RequestRefused
 from dstore.protocol.messages import DelResult, DelStatus, Key, Large, SetItem, SetStatus, Stored
 from tests.history.operations import Kind, Result
@@ -110,8 +113,11 @@ class Client:
             return operations.delete(state, self.keys, wait, now, deadline)
         self._bodies = {}
         items = [SetItem(key, self._stored(self.values[key].encode())) for key in self.keys]
-        held = {token: Held(memoryview(body), True) for token, body in self._bodies.items()}
-        return operations.set_(state, items, self.kind == "replace", now, deadline, held)
+        views = {token: memoryview(body) for token, body in self._bodies.items()}
+        bodies = {
+            token: LargeBody(view, MappedBody(view, shared=True)) for token, view in views.items()
+        }
+        return operations.set_(state, items, self.kind == "replace", now, deadline, bodies)
 
     def _stored(self, body: bytes) -> Stored:
         token = self.local.state.new_token()
@@ -130,9 +136,7 @@ class Client:
         if resumed and resumed.reply:
             self._epochs.add(resumed.reply.epoch)
         try:
-            self._step = operation.send(resumed)  # type: ignore[arg-type]
-        except StopIteration as stop:
-            self._ended(stop.value)
+            finished = drive(operation, self, take_step(operation, resumed))
         except DstoreError as error:
             self.loop.log(self.name, f"{type(error).__name__}")
             if isinstance(error, RequestRefused) and MOVED not in str(error):
@@ -140,23 +144,31 @@ class Client:
             self._unknown()
             self._over()
         else:
-            self._do(self._step)
+            if finished is not None:
+                self._ended(finished.value)
         self.local.touched()
 
-    def _do(self, step: Step) -> None:
+    def advance(self, operation: Steps[object], result: StepResult | None) -> Any:
+        """Take one step of the operation."""
+        return take_step(operation, result)
+
+    def perform(self, step: Step) -> None:
+        """Begin to wait for a step."""
+        self._step = step
+        assert not isinstance(step, Work), "the core has no work that blocks"
         if isinstance(step, Request):
             self._sent = self.channel.send_up(step.message)
             if self._sent:
                 self._request_epoch = step.message.epoch
         if isinstance(step, (FetchBody, SendBody)):
-            self._transfer = LargeTransfer(self, step, self._bodies, self._moved)
+            self._transfer = LargeTransfer(self, step, self._moved)
             return
         self.loop.at(self.local.true_time(step.until) + 1e-6, self._expire, self._turn)
 
-    def _moved(self, held: Held | None, failed: TransferFailed | None) -> None:
+    def _moved(self, body: MappedBody | None, failed: TransferFailed | None) -> None:
         """A transfer has ended."""
         self._transfer = None
-        self._resume(StepResult(self.local.clock(), held=held, failed=failed))
+        self._resume(StepResult(self.local.clock(), body=body, failed=failed))
 
     def _expire(self, turn: int) -> None:
         if turn != self._turn or self.local.held_up(self.line, self._expire, turn):

@@ -46,7 +46,7 @@ MUTANTS = (
         "no lease check",
         (
             (
-                "core.local.state",
+                "core.local.entries",
                 "if entry is None or not (now < self.lease_end or stale_ok):",
                 "if entry is None:",
             ),
@@ -83,11 +83,11 @@ MUTANTS = (
     ),
     Mutant(
         "fill rule dropped",
-        (("core.local.state", "            or fill.deleted > found.seq\n", ""),),
+        (("core.local.entries", "            or fill.deleted > found.seq\n", ""),),
     ),
     Mutant(
         "whole-cache drop that does not spoil fills in flight",
-        (("core.local.state", "                fill.deleted = seq\n", "                pass\n"),),
+        (("core.local.entries", "                fill.deleted = seq\n", "                pass\n"),),
     ),
     Mutant(
         "value of a pending key cached",
@@ -133,18 +133,18 @@ MUTANTS = (
     ),
     Mutant(
         "session forgotten without a flush on return",
-        (("core.local.state", "        self.entries = self.cache.renew()\n", ""),),
+        (("core.local.entries", "        self.entries = self.cache.renew()\n", ""),),
     ),
     Mutant(
         "reply to a former session filled",
         (
             (
-                "core.local.state",
+                "core.local.entries",
                 "            or (fill.epoch, fill.session) != (self.epoch, self.session)\n",
                 "",
             ),
             (
-                "core.local.state",
+                "core.local.entries",
                 "        for fills in self._fills.values():\n"
                 "            for fill in fills:\n"
                 "                fill.done = True\n"
@@ -238,12 +238,12 @@ MUTANTS = (
                 "        self.lease_end = LAPSED  # first: a hit on another thread looks at it last\n",
                 "",
             ),
-            ("core.local.state", "        self.entries = self.cache.renew()\n", ""),
+            ("core.local.entries", "        self.entries = self.cache.renew()\n", ""),
         ),
     ),
     Mutant(
         "late reply of a given-up request filled",
-        (("core.local.state", "            or fill.done\n", ""),),
+        (("core.local.entries", "            or fill.done\n", ""),),
         CORE + "test_fill.py::test_the_late_reply_to_a_request_given_up_is_not_stored",
         "an operation that was given up is closed and gets no reply",
     ),
@@ -294,12 +294,12 @@ MUTANTS = (
         (
             (
                 "core.local.operations.reading",
-                "                return {key: Answer(state.finish_fill(fills[0], found), found.stored, False)}\n",
-                '                state.__dict__.setdefault("handed", {})[key] = found.stored\n'
-                "                return {key: Answer(state.finish_fill(fills[0], found), found.stored, False)}\n",
+                "            entry = self._state.finish_fill(self._fills[0], found)\n",
+                "            entry = self._state.finish_fill(self._fills[0], found)\n"
+                '            self._state.__dict__.setdefault("handed", {})[self._key] = found.stored\n',
             ),
             (
-                "core.local.operations.reading",
+                "core.local.operations.fetching",
                 "                entry = state.finish_fill(fill, found)\n",
                 "                entry = state.finish_fill(fill, found)\n"
                 '                state.__dict__.setdefault("handed", {})[fill.key] = found.stored\n',
@@ -312,8 +312,8 @@ MUTANTS = (
             ),
             (
                 "core.local.operations.reading",
-                "            now = (yield WaitUntil(_ended(joined), stall_timeout)).now\n",
-                "            now = (yield WaitUntil(_ended(joined), stall_timeout)).now\n"
+                "            now = (yield WaitUntil(_all_ended(joined), until)).now\n",
+                "            now = (yield WaitUntil(_all_ended(joined), until)).now\n"
                 '            for key, stored in state.__dict__["handed"].items():\n'
                 "                if any(key == fill.key for fill in joined) and wanted.pop(key, 0) is None:\n"
                 "                    answers[key] = Answer(None, stored, False)\n",
@@ -384,9 +384,9 @@ MUTANTS = (
         "deletion not noticed while a large value travels",
         (
             (
-                "core.local.operations.reading",
-                "    entry = state.finish_fill(fill, found, held)\n",
-                "    fill.deleted = 0\n    entry = state.finish_fill(fill, found, held)\n",
+                "core.local.operations.fetching",
+                "    entry = state.finish_fill(fill, found, body)\n",
+                "    fill.deleted = 0\n    entry = state.finish_fill(fill, found, body)\n",
             ),
         ),
     ),
@@ -458,7 +458,7 @@ MUTANTS = (
         "entry from before a deletion taken for one from after it",
         (
             (
-                "core.local.state",
+                "core.local.entries",
                 "            if ahead is not None and ahead.seq >= self.applied:\n",
                 "            if ahead is not None:\n",
             ),
@@ -468,7 +468,7 @@ MUTANTS = (
         "older reply takes the place of a newer entry and its number",
         (
             (
-                "core.local.state",
+                "core.local.entries",
                 "        former = self._newer.pop(key, None)\n",
                 "        former = self._newer.get(key)\n",
             ),
@@ -478,7 +478,7 @@ MUTANTS = (
         "deletion that an entry of its key has overtaken does not spoil fills in flight",
         (
             (
-                "core.local.state",
+                "core.local.entries",
                 "            for fill in self._fills.get(key, ()):\n                fill.deleted",
                 "            for fill in () if key in self._newer else self._fills.get(key, ()):\n                fill.deleted",
             ),
@@ -499,8 +499,8 @@ MUTANTS = (
         (
             (
                 "core.local.watching",
-                "            self._uncommitted.append(Removal(applied, None, watcher))\n",
-                "            self._uncommitted.append(Removal(0, None, watcher))\n",
+                "            self.uncommitted.append(Removal(applied, None, watcher))\n",
+                "            self.uncommitted.append(Removal(0, None, watcher))\n",
             ),
         ),
         CORE + "test_watching.py::test_what_was_dying_when_the_watch_began_delays_the_first_look",
@@ -510,7 +510,7 @@ MUTANTS = (
         "flush not announced",
         (
             (
-                "core.local.state",
+                "core.local.entries",
                 "        self.applied = seq\n        self.watching.missed(seq)\n",
                 "        self.applied = seq\n",
             ),

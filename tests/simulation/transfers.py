@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
-from dstore.core.local.cache import Held
-from dstore.core.local.operations import FetchBody, SendBody
-from dstore.core.local.transfer import Moved, Receive, Send, TransferFailed, download, upload
+from dstore.core.local.cache import MappedBody
+from dstore.core.local.steps import (
+    FetchBody,
+    ReceiveReply,
+    SendBody,
+    SendChunk,
+    StepResult,
+    Steps,
+    TransferFailed,
+    TransferStep,
+    drive,
+    take_step,
+)
+from dstore.core.local.transfer import download, upload
 from dstore.protocol.messages import Reply
 from tests.simulation.actors import Caller
 
@@ -16,16 +28,14 @@ POLL = 0.002
 """Seconds between two looks at a value that another thread is writing."""
 
 
-Done = Callable[[Held | None, TransferFailed | None], None]
+Done = Callable[[MappedBody | None, TransferFailed | None], None]
 """Called with the value that was fetched (None if one was sent), or with the failure."""
 
 
 class LargeTransfer:
     """Fetches or sends one large value for a thread."""
 
-    def __init__(
-        self, client: Caller, step: FetchBody | SendBody, bodies: dict[bytes, bytes], done: Done
-    ) -> None:
+    def __init__(self, client: Caller, step: FetchBody | SendBody, done: Done) -> None:
         self._client = client
         self._loop = client.loop
         self._host = client.local.host
@@ -36,11 +46,10 @@ class LargeTransfer:
         self._turn = 0
         self._over = False
         self._until = 0.0
-        self._waiting: Send | Receive | None = None
+        self._waiting: TransferStep | None = None
         if isinstance(step, SendBody):
-            body = memoryview(bodies[self._token])
             self._transfer = upload(
-                step.envelope, step.stored, body, self._now(), step.stall_timeout, CHUNK
+                step.envelope, step.stored, step.body, self._now(), step.stall_timeout, CHUNK
             )
             self._loop.at(self._loop.now, self._first, self._turn)
         else:
@@ -59,8 +68,8 @@ class LargeTransfer:
     def receive(self, reply: Reply) -> None:
         """Take a reply from the channel."""
         ours = reply.request == self._step.envelope[2]
-        if ours and not self._over and isinstance(self._waiting, Receive):
-            self._go_on(Moved(self._now(), reply))
+        if ours and not self._over and isinstance(self._waiting, ReceiveReply):
+            self._go_on(StepResult(self._now(), reply))
 
     # ---- fetching -------------------------------------------------------------------------
 
@@ -70,7 +79,7 @@ class LargeTransfer:
             return
         body = self._host.copies.get(self._token) or self._client.local.of_global(self._token)
         if body is not None:
-            self._end(Held(memoryview(body), shared=True), None)
+            self._end(MappedBody(memoryview(body), shared=True), None)
         elif self._token in self._host.writers:
             self._loop.later(POLL, self._fetch)
         else:
@@ -89,24 +98,32 @@ class LargeTransfer:
         if turn == self._turn:
             self._go_on(None)
 
-    def _go_on(self, moved: Moved | None) -> None:
+    def _go_on(self, moved: StepResult | None) -> None:
         self._turn += 1
         try:
-            self._waiting = self._transfer.send(moved)  # type: ignore[arg-type]
-        except StopIteration:
-            self._arrived()
+            finished = drive(self._transfer, self, take_step(self._transfer, moved))
         except TransferFailed as failed:
             self._end(None, failed)
         else:
-            self._until = self._client.local.true_time(self._waiting.until) + 1e-6
-            self._try(self._turn)
+            if finished is not None:
+                self._arrived()
+
+    def advance(self, transfer: Steps[object], result: StepResult | None) -> Any:
+        """Take one step of the transfer."""
+        return take_step(transfer, result)
+
+    def perform(self, step: TransferStep) -> None:
+        """Begin to wait for a step."""
+        self._waiting = step
+        self._until = self._client.local.true_time(step.until) + 1e-6
+        self._try(self._turn)
 
     def _try(self, turn: int) -> None:
         """Send when there is a connection, or wait for a reply."""
         if turn != self._turn or self._over:
             return
         step = self._waiting
-        if not isinstance(step, Send):
+        if not isinstance(step, SendChunk):
             self._loop.at(self._until, self._expire, turn)
         elif self._client.channel.send_up(step.message):
             self._loop.at(self._loop.now, self._sent, turn, True)
@@ -117,14 +134,14 @@ class LargeTransfer:
 
     def _sent(self, turn: int, sent: bool) -> None:
         if turn == self._turn and not self._over:
-            self._go_on(Moved(self._now(), sent=sent))
+            self._go_on(StepResult(self._now(), sent=sent))
 
     def _expire(self, turn: int) -> None:
         if turn != self._turn or self._over:
             return
         if self._client.local.held_up(self._client.line, self._expire, turn):
             return
-        self._go_on(Moved(self._now()))
+        self._go_on(StepResult(self._now()))
 
     def _arrived(self) -> None:
         if isinstance(self._step, SendBody):
@@ -132,8 +149,8 @@ class LargeTransfer:
             return
         body = bytes(self._received)
         self._host.copies[self._token] = body
-        self._end(Held(memoryview(body), shared=True), None)
+        self._end(MappedBody(memoryview(body), shared=True), None)
 
-    def _end(self, held: Held | None, failed: TransferFailed | None) -> None:
+    def _end(self, body: MappedBody | None, failed: TransferFailed | None) -> None:
         self.give_up()
-        self._done(held, failed)
+        self._done(body, failed)

@@ -1,8 +1,8 @@
 """Threads for what would block an event loop: transfers of large values, files, hashing.
 
-They are daemon threads of our own, and not those of a ThreadPoolExecutor: Python waits for the
-latter at its exit before it calls any atexit handler, so that an exit could hang behind a transfer
-that only such a handler, which closes the Node, would end.
+They are daemon threads and not those of a ThreadPoolExecutor. Python waits for the latter at its
+exit before it calls any atexit handler, so an exit could hang behind a transfer that only the
+atexit handler which closes the Node would end.
 """
 
 from __future__ import annotations
@@ -37,8 +37,9 @@ class Helpers:
         return f"<Helpers {counts}>"
 
     def submit(self, job: Callable[[], None]) -> None:
-        """Have a function called, in its turn. Raises NodeClosed, and GlobalUnavailable if the
-        system gives no thread.
+        """Have a function called, in its turn.
+
+        Raises NodeClosed, and GlobalUnavailable if the system gives no thread.
         """
         with self._lock:
             if self._closed:
@@ -64,17 +65,17 @@ class Helpers:
         while (job := self._next(thread)) is not None:
             try:
                 job()
-            except Exception:  # a bug of ours
+            except Exception:  # a defect of dstore
                 log.exception("a helper thread of a Node failed and goes on")
-            del job  # it may have much in its hands
+            del job  # it may refer to much memory
 
     def _next(self, thread: native.Thread) -> Callable[[], None] | None:
-        """The next job; None when this thread is to end."""
+        """Return the next job; None when this thread is to end."""
         waiting: native.Lock | None = None
         while True:
             with self._lock:
                 if waiting in self._idle:
-                    self._idle.remove(waiting)  # nobody woke it: it has been idle for long enough
+                    self._idle.remove(waiting)  # it was not woken: it has been idle for long enough
                     over = True
                 else:
                     over = self._closed
@@ -89,16 +90,16 @@ class Helpers:
             waiting.acquire(timeout=IDLE_MAX)
 
     def close(self) -> None:
-        """Take no more. What has been taken is done, and then the threads end."""
+        """Take no more jobs. The threads end when those taken are done."""
         with self._lock:
             self._closed = True
             while self._idle:
                 self._idle.pop().release()
 
     def join(self, timeout: float) -> None:
-        """Wait for the threads, but for this one, at most ``timeout`` seconds.
+        """Wait at most ``timeout`` seconds for the threads, except this one.
 
-        What cannot be interrupted may take longer, and ends by itself.
+        A job that cannot be interrupted may take longer, and its thread ends by itself.
         """
         end = clock.now() + timeout
         with self._lock:

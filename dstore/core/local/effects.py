@@ -1,4 +1,4 @@
-"""What the host of a Local is to do, in the order given, after an event."""
+"""What the host of a Local has to do after an event, in the order given."""
 
 from __future__ import annotations
 
@@ -16,16 +16,18 @@ class Tell(NamedTuple):
 
 
 class Subscribe(NamedTuple):
-    """A session has begun: hear the deletions of this life of Global, at this endpoint alone."""
+    """A session has begun: receive the broadcasts of this epoch at this endpoint, and no others."""
 
     epoch: int
     publisher: str
 
 
 class Dropped(NamedTuple):
-    """These keys were held and have been deleted. ``tokens``: of values that the host shares and
-    that are not to be had any more, or not to be kept. ``entries`` have held such values: whoever
-    lets go of the last view of much memory has to wait until the system has taken it back.
+    """These keys were cached and have been invalidated.
+
+    ``tokens`` name values in shared memory that are deleted or not to be kept. ``entries`` have
+    held such values: the thread that drops the last view of much memory waits until the system has
+    taken it back.
     """
 
     keys: list[Key]
@@ -34,7 +36,7 @@ class Dropped(NamedTuple):
 
 
 class Announce(NamedTuple):
-    """Tell those who watch; one number of a watcher, or ALL, with each."""
+    """Pass removals to the watches; each has the number of a watcher, or ALL."""
 
     removals: list[Removal]
 

@@ -1,12 +1,11 @@
-"""What a Local does with each event: the cache's half of the coherence protocol.
+"""What a Local does with each event: the membership half of the coherence protocol.
 
-Pure: messages and the time go in, effects come out. The host calls everything here under one
-lock, but for the hits of :class:`dstore.Node`, which read ``entries`` and ``lease_end`` without.
+Pure: messages and the time go in, effects come out. The host calls everything here under one lock,
+except for the hits of :class:`dstore.Node`, which read ``entries`` and ``lease_end`` without it.
 
-Deletions reach a Local on two ways: published (fast, may be lost) and in the answer to a SYNC
-(reliable). They are applied in their order and without gaps, so that one number, ``applied``, says
-what has been dropped, and an acknowledgement of it is never too much. What arrives after a gap
-waits, in a bounded buffer, for one repair.
+Invalidations reach a Local in two ways: by broadcast (fast, may be lost) and in the answer to a
+SYNC (reliable). A broadcast that arrives after a gap waits in a bounded reorder buffer for one
+repair. What is done with the invalidations and the entries is in :mod:`dstore.core.local.entries`.
 
 The cache may be used until ``lease_end``. That is counted from the moment *before* the SYNC was
 sent, less a margin for clocks that run at different rates; Global counts from receipt. A change of
@@ -15,24 +14,19 @@ epoch or session voids lease, cache, fills in flight and ``applied`` together.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable
-from typing import NamedTuple
 
 from dstore.config import LARGE_FROM_DEFAULT, VALUE_LIMIT_DEFAULT
-from dstore.core.local.cache import Cache, Entry, Held
 from dstore.core.local.effects import Announce, Dropped, LocalEffect, Subscribe, Tell
-from dstore.core.local.watching import Watching
+from dstore.core.local.entries import LAPSED, Entries
 from dstore.protocol.messages import (
     NO_SESSION,
     Ack,
     Broadcast,
     Committed,
     Farewell,
-    Found,
     Goodbye,
     Hello,
-    Key,
     Refusal,
     Refused,
     Sync,
@@ -45,59 +39,25 @@ from dstore.protocol.messages import (
 )
 
 MARGIN = 0.05
-"""The part of a lease that a Local gives up, for clocks that run at different rates."""
+"""The part of a lease that a Local does not use, for clocks that run at different rates."""
 RENEW = 1 / 3
 """The part of a lease after which it is renewed."""
 RETRY_FIRST, RETRY_MAX = 0.05, 1.0
-"""Pauses between HELLOs that are not answered; the first, too, before an unanswered SYNC is
-followed by another.
+"""Seconds between unanswered HELLOs, doubling. The first is also the time after which another SYNC
+may follow one that is not answered.
 """
 REORDER_KEYS_MAX = 16_384
-"""Deletions that wait for a repair; more are dropped, and the next repair brings them."""
-ACK_EVERY = 1_000
-"""Deletions after which they are acknowledged though nobody waits: so that a push stays short."""
-NEWER_ENTRIES_MAX = 4_096
-"""Entries that are known to be newer than deletions that are still to be applied."""
+"""Keys of broadcasts in the reorder buffer; more are dropped, and the next repair brings them."""
 SYNCS_MAX = 64
 """SYNCs whose moment of sending is remembered."""
 NEVER = float("inf")
-LAPSED = float("-inf")
 
 
-class NewerEntry(NamedTuple):
-    """What is known of an entry that is newer than all deletions up to ``seq``, while these have
-    not all been applied. ``held``: there was an entry before it, which they may concern.
-    """
-
-    seq: int
-    held: bool
-
-
-class Fill:
-    """A request in flight whose reply may be stored in the cache.
-
-    ``deleted`` is the highest number of a deletion of the key that was applied meanwhile.
-    """
-
-    __slots__ = ("deleted", "done", "epoch", "key", "reading", "session")
-
-    def __init__(self, key: Key, epoch: int, session: int, reading: bool) -> None:
-        self.key = key
-        self.reading = reading
-        self.epoch = epoch
-        self.session = session
-        self.deleted = 0
-        self.done = False
-
-    def __repr__(self) -> str:
-        return f"<Fill {self.key!r} deleted={self.deleted} done={self.done}>"
-
-
-class LocalState:
+class LocalState(Entries):
     """The state of one Local.
 
-    ``random16`` gives 16 fresh random bytes; ``label`` tells people who this is; ``cache_bytes``
-    bounds the cache, ``reorder_keys_max`` what waits for a repair.
+    ``random16`` returns 16 fresh random bytes; ``label`` names this Local for people;
+    ``cache_bytes`` bounds the cache, ``reorder_keys_max`` the reorder buffer.
     """
 
     def __init__(
@@ -108,34 +68,17 @@ class LocalState:
         cache_bytes: int,
         reorder_keys_max: int = REORDER_KEYS_MAX,
     ) -> None:
-        self.epoch = 0
-        self.session = NO_SESSION
+        super().__init__(cache_bytes)
         self.lease = 0.0
-        self.lease_end = LAPSED
-        self.applied = 0
         self.value_limit = VALUE_LIMIT_DEFAULT
         self.large_from = LARGE_FROM_DEFAULT
-        self.closing = False
         self.last_error = ""  # why it may be that Global does not answer, if that is known
-        self.cache = Cache(cache_bytes)
-        self.entries = self.cache.entries
-        self.counters = dict.fromkeys(
-            ("fills", "deletions", "drops", "flushes", "gaps", "joins"), 0
-        )
-        self.watching = Watching()
         self._random16 = random16
         self._label = label
-        self._fills: dict[Key, list[Fill]] = {}
-        self._newer: OrderedDict[Key, NewerEntry] = OrderedDict()  # in the order of their insertion
         self._reorder_buffer: list[Broadcast] = []
         self._reorder_keys = 0
         self._reorder_keys_max = reorder_keys_max
-        self._dropped: list[Key] = []
-        self._unshared: list[bytes] = []
-        self._to_release: list[Entry] = []
         self._withdrawn: list[Unstage | Unwait] = []
-        self._ack_due = False
-        self._acked = 0
         # HELLO
         self._nonce = b""
         self._replaces = (0, NO_SESSION)
@@ -157,13 +100,13 @@ class LocalState:
         return (
             f"<LocalState epoch={self.epoch:x} joined={bool(self.session)} applied={self.applied} "
             f"lease_end={self.lease_end:.3f} {self.cache!r} fills={list(self._fills.values())} "
-            f"held={self._reorder_keys}>"
+            f"reordering={self._reorder_keys}>"
         )
 
     # ---- events ---------------------------------------------------------------------------
 
     def receive(self, message: ToLocal, now: float) -> list[LocalEffect]:
-        """Take one message that came on the control channel or was published."""
+        """Take one message from the control channel, or one that was broadcast."""
         effects: list[LocalEffect] = []
         if type(message) is Broadcast:
             self._on_broadcast(message, now)
@@ -181,8 +124,10 @@ class LocalState:
         return effects
 
     def tick(self, now: float) -> list[LocalEffect]:
-        """Do what is due: also to be called once a batch of messages has been received, since
-        one acknowledgement serves many deletions.
+        """Do what is due.
+
+        It is also to be called after each batch of messages, since one acknowledgement serves many
+        invalidations.
         """
         effects: list[LocalEffect] = []
         if self.closing:
@@ -199,9 +144,9 @@ class LocalState:
             if self._withdrawn:
                 effects += map(Tell, self._withdrawn)
                 self._withdrawn = []
-        if self._dropped or self._unshared:
-            effects.append(Dropped(self._dropped, self._unshared, self._to_release))
-            self._dropped, self._unshared, self._to_release = [], [], []
+        if self._dropped or self._dropped_tokens:
+            effects.append(Dropped(self._dropped, self._dropped_tokens, self._to_release))
+            self._dropped, self._dropped_tokens, self._to_release = [], [], []
         if self.watching.due:
             effects.append(Announce(self.watching.take()))
         return effects
@@ -209,7 +154,9 @@ class LocalState:
     @property
     def wake_at(self) -> float:
         """When :meth:`tick` is next due."""
-        if self._ack_due or self._dropped or self._unshared or self.watching.due:
+        if self._ack_due or self._dropped or self._dropped_tokens:
+            return LAPSED
+        if self.watching.uncommitted and self.watching.due:
             return LAPSED
         if self._withdrawn and not self.closing:
             return LAPSED
@@ -218,13 +165,13 @@ class LocalState:
         return self._sync_at if self.session else self._hello_at
 
     def reconnected(self, now: float) -> None:
-        """A connection to Global has come up: what was sent or published before may be lost."""
+        """Note a new connection to Global: what was sent or broadcast before may be lost."""
         self._hello_at = now
         if self.session:
             self._sync_at = now
 
     def goodbye(self, now: float) -> None:
-        """Give up everything. ``session`` becomes 0 once Global has answered."""
+        """Leave Global, with an empty cache. ``session`` becomes 0 when it has answered."""
         self.lease_end = LAPSED
         self.closing = True
         self._ack_due = False
@@ -234,25 +181,15 @@ class LocalState:
     # ---- joining --------------------------------------------------------------------------
 
     def _void(self, now: float) -> None:
-        """Neither epoch nor session, lease, cache, fills in flight nor applied number."""
+        """Forget epoch, session, lease, entries, fills and the applied number, and join again."""
         self.lease_end = LAPSED  # first: a hit on another thread looks at it last
         if self.session:
             self._replaces = (self.epoch, self.session)
-        self.epoch, self.session, self.applied = 0, NO_SESSION, 0
-        # A new dictionary for each session, and the old one is emptied: a hit that is under way
-        # on another thread and has noted an old lease must not find a new session's entry.
-        self.entries = self.cache.renew()
-        for fills in self._fills.values():
-            for fill in fills:
-                fill.done = True
-        self._fills.clear()
-        self._newer.clear()
-        self.watching.void()
+        self._void_entries()
         self._reorder_buffer, self._reorder_keys = [], 0
         self._sent_at.clear()
         self._withdrawn = []
         self._writing.clear()
-        self._ack_due = False
         self._sync_at = NEVER
         self._nonce = self._random16()
         self._hello_first, self._hello_at = NEVER, now
@@ -261,8 +198,8 @@ class LocalState:
     def _hello_if_due(self, now: float) -> list[LocalEffect]:
         if now < self._hello_at:
             return []
-        # Repeats bear the same nonce and get the same answer; the lease in it counts from the
-        # first one that may have arrived.
+        # Repeats have the same nonce and get the same answer; the lease in it counts from the first
+        # one that may have arrived.
         self._hello_first = min(self._hello_first, now)
         self._hello_at = now + self._hello_pause
         self._hello_pause = min(2 * self._hello_pause, RETRY_MAX)
@@ -286,7 +223,7 @@ class LocalState:
         return [Subscribe(message.epoch, message.publisher)]
 
     def refused(self, message: Refused, now: float) -> None:
-        """Global does not know this session any more: join anew. Or it is not to be talked to."""
+        """Join again if Global does not know this session; note why it does not answer else."""
         if message.refusal in (Refusal.OTHER_VERSION, Refusal.BUSY):
             self.last_error = f"it says: {message.text}"
         lost = message.refusal in (Refusal.OTHER_EPOCH, Refusal.UNKNOWN_SESSION)
@@ -306,8 +243,9 @@ class LocalState:
     # ---- lease ----------------------------------------------------------------------------
 
     def renew(self, now: float) -> None:
-        """Have a SYNC sent at once, or soon if one is under way: the lease has lapsed, or
-        deletions were missed.
+        """Have a SYNC sent at once, or soon if one is under way.
+
+        The lease has lapsed, or invalidations were missed.
         """
         if self.session:
             due = self._synced_at + RETRY_FIRST if self._sent_at else now
@@ -332,14 +270,14 @@ class LocalState:
             self._flush(message.seq)
         elif message.after <= self.applied:
             self._apply(message.after + 1, message.keys)
-        else:  # a push that builds on an acknowledgement from before we joined anew: not ours
+        else:  # it builds on an acknowledgement from before this Local joined again
             return
         self.watching.committed(message.committed)
         sent_at = self._sent_at.get(message.serial)
         if sent_at is not None:
             self._trust(sent_at)
             self._sent_at = {n: at for n, at in self._sent_at.items() if n > message.serial}
-        # Also if it brought nothing new: an earlier acknowledgement may have been lost.
+        # Also if it brings nothing new: an earlier acknowledgement may have been lost.
         if message.acknowledge:
             self._ack_due = True
         self._apply_reordered(now)
@@ -347,14 +285,14 @@ class LocalState:
     def _trust(self, sent_at: float) -> None:
         self.lease_end = max(self.lease_end, sent_at + self.lease * (1 - MARGIN))
 
-    # ---- deletions ------------------------------------------------------------------------
+    # ---- invalidations ------------------------------------------------------------------------
 
     def _on_broadcast(self, message: Broadcast, now: float) -> None:
         if not self.session or self.closing or message.epoch != self.epoch:
             return
-        # Others of this host may have left copies that no cache knows of. No order matters here:
-        # a token is never used again.
-        self._unshared += message.tokens
+        # Other processes of this host may have left files that no cache knows of. They may be
+        # dropped in any order, since a token is never used again.
+        self._dropped_tokens += message.tokens
         if message.first > self.applied + 1:
             self.counters["gaps"] += 1
             self._buffer(message)
@@ -371,11 +309,11 @@ class LocalState:
             self._reorder_keys += len(message.keys)
 
     def _apply_reordered(self, now: float) -> None:
-        """Apply what waited for a repair, as far as there is no further gap."""
+        """Apply broadcasts of the reorder buffer up to the next gap."""
         if not self._reorder_buffer:
             return
-        held, self._reorder_buffer, self._reorder_keys = self._reorder_buffer, [], 0
-        for message in sorted(held, key=lambda each: each.first):
+        waiting, self._reorder_buffer, self._reorder_keys = self._reorder_buffer, [], 0
+        for message in sorted(waiting, key=lambda each: each.first):
             if message.first > self.applied + 1:
                 self._buffer(message)
             else:
@@ -384,151 +322,36 @@ class LocalState:
         if self._reorder_buffer:
             self.renew(now)
 
-    def _apply(self, first: int, keys: list[Key]) -> None:
-        """Apply the deletions ``first``, ``first + 1``, … that have not been applied."""
-        for key in keys[max(0, self.applied + 1 - first) :]:
-            self.applied += 1
-            self.counters["deletions"] += 1
-            self.watching.applied(self.applied, key)
-            for fill in self._fills.get(key, ()):
-                fill.deleted = self.applied
-            ahead = self._newer.get(key)
-            if ahead is not None and ahead.seq >= self.applied:
-                if ahead.held:
-                    self._dropped.append(key)
-                continue
-            entry = self.cache.discard(key)
-            if entry is not None:
-                self.counters["drops"] += 1
-                self._dropped.append(key)
-                if entry.shared is not None:
-                    self._unshared.append(entry.shared)
-                    self._to_release.append(entry)
-        while self._newer and next(iter(self._newer.values())).seq <= self.applied:
-            self._newer.popitem(last=False)
-        if self.applied >= self._acked + ACK_EVERY:
-            self._ack_due = True
-
-    def _flush(self, seq: int) -> None:
-        """Drop the whole cache: a deletion numbered ``seq`` of every key."""
-        if seq <= self.applied:
-            return
-        self.counters["flushes"] += 1
-        self.cache.clear()
-        self._newer.clear()
-        for fills in self._fills.values():
-            for fill in fills:
-                fill.deleted = seq
-        self.applied = seq
-        self.watching.missed(seq)
-
-    # ---- those who watch ------------------------------------------------------------------
+    # ---- watchers, and requests that are withdrawn ----------------------------------------
 
     def watch(self, watcher: int, now: float) -> None:
-        """From now on tell this one which values are gone."""
+        """Begin to announce committed deletions to a watcher."""
         self.watching.begin(watcher, self.applied if self.session else None)
         self.renew(now)
 
     def unwatch(self, watcher: int) -> None:
+        """End that."""
         self.watching.end(watcher)
 
-    # ---- the cache ------------------------------------------------------------------------
-
-    def hit(self, key: Key, now: float, stale_ok: bool = False) -> Entry | None:
-        """The entry of ``key``, if the lease is valid at ``now``."""
-        entry = self.entries.get(key)
-        if entry is None or not (now < self.lease_end or stale_ok):
-            return None
-        entry.visited = True
-        return entry
-
-    def begin_fill(self, key: Key, into: list[Fill], reading: bool = False) -> None:
-        """A request for ``key`` (``reading``: a GET) is about to be sent in this session.
-
-        The fill is put ``into`` the list of the caller, who has to end it, before it is noted
-        here: an interrupt between the two leaves nothing that nobody ends.
-        """
-        fill = Fill(key, self.epoch, self.session, reading)
-        into.append(fill)
-        others = self._fills.get(key)
-        if others is None:
-            self._fills[key] = [fill]
-        else:
-            others.append(fill)
-
-    def reading(self, key: Key) -> Fill | None:
-        """A GET of ``key`` that is in flight. (A write may wait long for others.)"""
-        for fill in self._fills.get(key, ()):
-            if fill.reading:
-                return fill
-        return None
-
-    def finish_fill(self, fill: Fill, found: Found, held: Held | None = None) -> Entry | None:
-        """A reply has come: store its value, if it may be. The entry, or None.
-
-        ``held`` are the bytes of a large value. If it may not be stored here, the file with them
-        is not kept for others either.
-        """
-        entry = self._store(fill, found, held)
-        gone = not found.cacheable or fill.deleted > found.seq
-        if entry is None and gone and held is not None and held.shared:
-            self._unshared.append(found.stored.token)
-        return entry
-
-    def _store(self, fill: Fill, found: Found, held: Held | None) -> Entry | None:
-        if (
-            not found.cacheable
-            or fill.done
-            or self.closing
-            or (fill.epoch, fill.session) != (self.epoch, self.session)
-            or fill.deleted > found.seq
-        ):
-            return None
-        self.counters["fills"] += 1
-        self._note_newer(fill.key, found.seq)
-        if held is None:
-            return self.cache.insert(fill.key, found.stored)
-        stored = found.stored._replace(body=held.view)
-        return self.cache.insert(fill.key, stored, shared=held.shared)
-
-    def _note_newer(self, key: Key, seq: int) -> None:
-        """A value of ``key`` is about to be stored that is newer than all deletions up to ``seq``.
-
-        It may also be older than what is stored now; then deletions before ``seq`` concern it.
-        """
-        former = self._newer.pop(key, None)
-        if seq > self.applied:
-            held = key in self.entries if former is None else former.held
-            self._newer[key] = NewerEntry(seq, held)
-            if len(self._newer) > NEWER_ENTRIES_MAX:
-                self._newer.popitem(last=False)  # its entry goes, without need, if it is deleted
-
-    def end_fill(self, fill: Fill) -> None:
-        """The request has ended, answered or given up: nothing that comes later is stored."""
-        fills = self._fills.get(fill.key)
-        if fills is not None and fill in fills:
-            fills.remove(fill)
-            if not fills:
-                del self._fills[fill.key]
-        fill.done = True  # last: until then an interrupted call ends it once more
-
     def unstage(self, token: bytes) -> None:
-        """An upload is given up."""
+        """Tell Global that an upload is abandoned."""
         if self.session:
             self._withdrawn.append(Unstage(self.epoch, self.session, token))
 
     def unwait(self, message: Wait) -> None:
-        """Nobody waits for the answer any more."""
+        """Tell Global that the answer to a WAIT is not needed any more."""
         if (message.epoch, message.session) == (self.epoch, self.session):
             self._withdrawn.append(Unwait(*message[:4]))
 
-    # ---- numbers --------------------------------------------------------------------------
+    # ---- requests and writes --------------------------------------------------------------
 
     def next_request(self) -> int:
+        """Return the number for the next request."""
         self._request += 1
         return self._request
 
     def new_token(self) -> bytes:
+        """Return a new token."""
         return self._random16()
 
     @property
@@ -537,15 +360,15 @@ class LocalState:
         return self._write + 1
 
     def begin_write(self, write: int) -> None:
-        """The write with this number, the next one, begins in the present session."""
+        """Begin the write with this number, the next one, in the present session."""
         self._writing.add(write)
         self._write = write
 
     def end_write(self, write: int) -> None:
-        """Nobody waits for this write any more."""
+        """End a write, answered or abandoned."""
         self._writing.discard(write)
 
     @property
     def seen(self) -> int:
-        """Every write below this number has ended here."""
+        """A number below which every write has ended here."""
         return min(self._writing, default=self.next_write)

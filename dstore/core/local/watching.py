@@ -1,12 +1,12 @@
-"""Deletions that a Local has applied, until they have taken effect, for whoever watches them.
+"""Deletions that a Local has applied and that are not committed yet, for its watchers.
 
-A Local drops a value when the deletion begins; until all who hold the value have done so, Global
-still answers with it, so that whoever read it again on the spot would get the old value. So a
-watcher is told of a deletion when it is *settled*: complete at Global, which says up to which
-number all are.
+A Local drops a value when it applies the invalidation; until all holders have done so, Global still
+answers with the value, so a program that read it again at once would get the old value. So a
+deletion is announced to watchers when it is committed: complete at Global, which reports the number
+up to which all deletions are.
 
-Where something may have been missed there stands, in the place of the keys, one note to look at
-everything anew; and a new watcher begins with one.
+Where deletions may have been missed, one removal without a key takes their place: any value may
+have changed. A new watcher begins with one.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from typing import NamedTuple
 from dstore.protocol.messages import Key
 
 UNCOMMITTED_MAX = 65_536
-"""Deletions that wait for their end; if there are more, everything has to be looked at anew."""
+"""Deletions that may be uncommitted; beyond this they are replaced by one removal without a key."""
 ALL = 0
 """Stands for all watchers."""
 
 
 class Removal(NamedTuple):
-    """The value of a key is gone; without a key: any may be. For one watcher, or ALL."""
+    """The value of a key is gone; without a key, any value may be. For one watcher, or ALL."""
 
     seq: int
     key: Key | None
@@ -31,57 +31,59 @@ class Removal(NamedTuple):
 
 
 class Watching:
-    """What the watchers of one Local, by number, are still to be told."""
+    """The watchers of one Local, by number, and the removals that are to be announced to them."""
 
     def __init__(self) -> None:
         self.watchers: set[int] = set()
-        self._settled = 0
-        self._uncommitted: deque[Removal] = deque()
+        self._committed = 0
+        self.uncommitted: deque[Removal] = deque()
 
     def __repr__(self) -> str:
-        return f"<Watching {len(self.watchers)} unsettled={len(self._uncommitted)}>"
+        return f"<Watching {len(self.watchers)} uncommitted={len(self.uncommitted)}>"
 
     def begin(self, watcher: int, applied: int | None) -> None:
-        """From now on this one is told everything; what was before it has to look at itself.
+        """Add a watcher. It gets a removal without a key first, since it has heard of nothing.
 
-        ``applied`` is None without a session: when that comes everything is missed anyway.
+        ``applied`` is None without a session: when one begins, everything counts as missed.
         """
         self.watchers.add(watcher)
         if applied is not None:
-            self._uncommitted.append(Removal(applied, None, watcher))
+            self.uncommitted.append(Removal(applied, None, watcher))
 
     def end(self, watcher: int) -> None:
+        """Remove a watcher."""
         self.watchers.discard(watcher)
 
     def void(self) -> None:
-        """The session has ended; the numbers begin anew."""
-        self._settled = 0
-        self._uncommitted.clear()
+        """Forget all numbers: the session has ended."""
+        self._committed = 0
+        self.uncommitted.clear()
 
     def missed(self, seq: int) -> None:
-        """Deletions up to ``seq``, whichever, are not known."""
+        """Note that deletions up to ``seq`` were missed."""
         if self.watchers:
-            self._uncommitted = deque([Removal(seq, None, ALL)])
+            self.uncommitted = deque([Removal(seq, None, ALL)])
 
     def applied(self, seq: int, key: Key) -> None:
+        """Note an invalidation that was applied."""
         if not self.watchers:
             return
-        self._uncommitted.append(Removal(seq, key, ALL))
-        if len(self._uncommitted) > UNCOMMITTED_MAX:
+        self.uncommitted.append(Removal(seq, key, ALL))
+        if len(self.uncommitted) > UNCOMMITTED_MAX:
             self.missed(seq)
 
     def committed(self, seq: int) -> None:
-        """Global says that all deletions up to ``seq`` are complete."""
-        self._settled = max(self._settled, seq)
+        """Note that all deletions up to ``seq`` are committed."""
+        self._committed = max(self._committed, seq)
 
     @property
     def due(self) -> bool:
-        """Whether :meth:`take` has something."""
-        return bool(self._uncommitted) and self._uncommitted[0].seq <= self._settled
+        """Whether :meth:`take` would return something."""
+        return bool(self.uncommitted) and self.uncommitted[0].seq <= self._committed
 
     def take(self) -> list[Removal]:
-        """What has settled since the last call, in its order."""
+        """Return the removals that are committed, in order, and forget them."""
         taken = []
         while self.due:
-            taken.append(self._uncommitted.popleft())
+            taken.append(self.uncommitted.popleft())
         return taken

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 
-from dstore.core.local.state import ACK_EVERY, REORDER_KEYS_MAX
+from dstore.core.local.entries import ACK_EVERY
+from dstore.core.local.state import REORDER_KEYS_MAX
 from dstore.protocol.messages import Ack, Broadcast, Refusal, Refused, Sync, Synced
 from tests.unit.core.world import World
 

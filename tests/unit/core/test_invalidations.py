@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from dstore.core.authority.broadcasts import KEYS_MAX, PAUSE, PAUSE_MAX, PAUSE_PER_LOCAL
-from dstore.core.local import state as local_state
+from dstore.core.local import entries as local_entries
 from dstore.protocol.messages import Broadcast, Committed, DelStatus, Large, Stored
 from tests.unit.core.world import Member, World
 
@@ -228,7 +228,7 @@ def test_the_host_learns_of_the_former_entry_when_its_invalidation_comes() -> No
 
 
 def test_what_is_ahead_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(local_state, "NEWER_ENTRIES_MAX", 2)
+    monkeypatch.setattr(local_entries, "NEWER_ENTRIES_MAX", 2)
     world, a, b = unheld("gone", "h", "i", "j", "k")
     a.get("h")
     assert not a.state._newer

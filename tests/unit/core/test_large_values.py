@@ -10,9 +10,18 @@ from dstore.core.authority import stages
 from dstore.core.engine import Lost
 from dstore.core.local import cache as caches
 from dstore.core.local import operations, transfer
-from dstore.core.local.cache import SHARED_OVERHEAD, Held
-from dstore.core.local.operations import FetchBody, SendBody, StepResult
-from dstore.core.local.transfer import Damaged, Moved, Receive, Send, Transfer, TransferFailed
+from dstore.core.local.cache import SHARED_OVERHEAD, MappedBody
+from dstore.core.local.operations import LargeBody
+from dstore.core.local.steps import (
+    FetchBody,
+    ReceiveReply,
+    SendBody,
+    SendChunk,
+    StepResult,
+    Transfer,
+    TransferFailed,
+)
+from dstore.core.local.transfer import Damaged
 from dstore.errors import GlobalUnavailable, RequestRefused, StoreFull
 from dstore.protocol import content
 from dstore.protocol.messages import (
@@ -41,9 +50,10 @@ def large(world: World, body: bytes = BODY) -> Stored:
 
 def begin_set(member: Member, key: str, stored: Stored, *, replace: bool = False) -> Call:
     now = member.world.now
-    held = {stored.token: Held(memoryview(BODY), shared=True)}
+    view = memoryview(BODY)
+    bodies = {stored.token: LargeBody(view, MappedBody(view, shared=True))}
     items = [SetItem(key, stored)]
-    return member.begin(operations.set_(member.state, items, replace, now, now + 5.0, held))
+    return member.begin(operations.set_(member.state, items, replace, now, now + 5.0, bodies))
 
 
 def sent(call: Call) -> None:
@@ -70,7 +80,7 @@ def supply(call: Call, body: bytes = BODY) -> None:
 
 def obtained(call: Call, body: bytes = BODY) -> None:
     assert isinstance(call.step, FetchBody)
-    call.resume(StepResult(call.world.now, held=Held(memoryview(body), shared=True)))
+    call.resume(StepResult(call.world.now, body=MappedBody(memoryview(body), shared=True)))
 
 
 def failed(call: Call, refusal: Refusal | None) -> None:
@@ -80,16 +90,16 @@ def failed(call: Call, refusal: Refusal | None) -> None:
     call.resume(StepResult(call.world.now, failed=TransferFailed(refused)))
 
 
-def carry(world: World, moving: Transfer[None]) -> None:
+def carry(world: World, moving: Transfer) -> None:
     """Let a transfer run over a channel that loses nothing."""
     step = next(moving)
     try:
         while True:
-            if isinstance(step, Send):
+            if isinstance(step, SendChunk):
                 world.deliver(b"t", step.message)
-                step = moving.send(Moved(world.now, sent=True))
+                step = moving.send(StepResult(world.now, sent=True))
             else:
-                step = moving.send(Moved(world.now, world.inboxes[b"t"].popleft()))  # type: ignore[arg-type]
+                step = moving.send(StepResult(world.now, world.inboxes[b"t"].popleft()))  # type: ignore[arg-type]
     except StopIteration:
         return
 
@@ -312,7 +322,8 @@ def test_of_many_values_each_is_bound_as_soon_as_it_is_there(
     world = World()
     (a,) = world.joined("a")
     items = [SetItem(f"k{number}", large(world)) for number in range(4)]
-    call = a.begin(operations.set_(a.state, items, False, world.now, world.now + 20.0))
+    bodies = {item.stored.token: LargeBody(memoryview(BODY)) for item in items}
+    call = a.begin(operations.set_(a.state, items, False, world.now, world.now + 20.0, bodies))
     sent(call)
     for _ in items:
         world.live(seconds)  # what is complete would not wait for all of the others
@@ -340,9 +351,9 @@ def test_one_upload_too_many_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     assert refused.refusal is Refusal.BUSY
     moving = transfer.upload(envelope(), second, memoryview(BODY), 0.0, 4.0, CHUNK)
     sends(moving, next(moving), 0.0)
-    step = moving.send(Moved(0.1, refused))
-    assert isinstance(step, Receive)
-    parts, _ = sends(moving, moving.send(Moved(step.until, None)), step.until)
+    step = moving.send(StepResult(0.1, refused))
+    assert isinstance(step, ReceiveReply)
+    parts, _ = sends(moving, moving.send(StepResult(step.until, None)), step.until)
     assert [each.offset for each in parts] == [0]
 
 
@@ -463,7 +474,7 @@ def test_a_deletion_while_the_value_travels_is_waited_for_and_nothing_is_cached(
     assert answer.entry is None
     assert bytes(answer.stored.body) == BODY
     assert "k" not in b.state.entries
-    assert b.state._unshared == [stored.token]  # nobody else is to find the file
+    assert b.state._dropped_tokens == [stored.token]  # nobody else is to find the file
 
 
 def test_who_never_read_a_value_gives_up_what_others_of_the_host_left_of_it() -> None:
@@ -512,7 +523,7 @@ def test_a_value_that_the_cache_has_no_room_for_stays_with_the_host() -> None:
     sent(read)
     obtained(read)
     assert read.result["k"].entry is None
-    assert b.state._unshared == []
+    assert b.state._dropped_tokens == []
 
 
 def test_who_joins_a_get_whose_value_moves_gets_it_however_long_that_takes() -> None:
@@ -567,7 +578,7 @@ def envelope() -> tuple[int, int, int]:
     return (1, 1, 7)
 
 
-def download(stored: Stored, into: bytearray) -> Transfer[None]:
+def download(stored: Stored, into: bytearray) -> Transfer:
     def write(offset: int, data: Any) -> None:
         into[offset : offset + len(data)] = data
 
@@ -578,12 +589,12 @@ def chunk(stored: Stored, offset: int, data: bytes = b"") -> Chunk:
     return Chunk(*envelope(), stored.token, offset, data or BODY[offset : offset + CHUNK])
 
 
-def sends(moving: Transfer[None], step: Any, now: float) -> tuple[list[Any], Any]:
+def sends(moving: Transfer, step: Any, now: float) -> tuple[list[Any], Any]:
     """What it sends until it waits."""
     messages = []
-    while isinstance(step, Send):
+    while isinstance(step, SendChunk):
         messages.append(step.message)
-        step = moving.send(Moved(now, sent=True))
+        step = moving.send(StepResult(now, sent=True))
     return messages, step
 
 
@@ -594,13 +605,13 @@ def test_a_download_asks_for_a_few_chunks_ahead(monkeypatch: pytest.MonkeyPatch)
     moving = download(stored, got)
     asked, _ = sends(moving, next(moving), 0.0)
     assert [(each.offset, each.length) for each in asked] == [(0, 3), (3, 3)]
-    asked, _ = sends(moving, moving.send(Moved(0.1, chunk(stored, 0))), 0.1)
+    asked, _ = sends(moving, moving.send(StepResult(0.1, chunk(stored, 0))), 0.1)
     assert [(each.offset, each.length) for each in asked] == [(6, 3)]
-    asked, _ = sends(moving, moving.send(Moved(0.1, chunk(stored, 3))), 0.1)
+    asked, _ = sends(moving, moving.send(StepResult(0.1, chunk(stored, 3))), 0.1)
     assert [(each.offset, each.length) for each in asked] == [(9, 1)]
-    moving.send(Moved(0.1, chunk(stored, 6)))
+    moving.send(StepResult(0.1, chunk(stored, 6)))
     with pytest.raises(StopIteration):
-        moving.send(Moved(0.1, chunk(stored, 9)))
+        moving.send(StepResult(0.1, chunk(stored, 9)))
     assert bytes(got) == BODY
 
 
@@ -609,16 +620,16 @@ def test_a_download_goes_on_from_what_has_arrived() -> None:
     got = bytearray(len(BODY))
     moving = download(stored, got)
     _, step = sends(moving, next(moving), 0.0)
-    moving.send(Moved(0.1, chunk(stored, 0)))
-    step = moving.send(Moved(0.1, chunk(stored, 6)))  # 3 was lost: this one is of no use
-    assert isinstance(step, Receive)
-    asked, step = sends(moving, moving.send(Moved(step.until, None)), step.until)
+    moving.send(StepResult(0.1, chunk(stored, 0)))
+    step = moving.send(StepResult(0.1, chunk(stored, 6)))  # 3 was lost: this one is of no use
+    assert isinstance(step, ReceiveReply)
+    asked, step = sends(moving, moving.send(StepResult(step.until, None)), step.until)
     assert [each.offset for each in asked] == [3, 6, 9]
-    moving.send(Moved(1.0, chunk(stored, 0, b"XXX")))  # an old one that comes late
+    moving.send(StepResult(1.0, chunk(stored, 0, b"XXX")))  # an old one that comes late
     for offset in (3, 6):
-        moving.send(Moved(1.0, chunk(stored, offset)))
+        moving.send(StepResult(1.0, chunk(stored, offset)))
     with pytest.raises(StopIteration):
-        moving.send(Moved(1.0, chunk(stored, 9)))
+        moving.send(StepResult(1.0, chunk(stored, 9)))
     assert bytes(got) == BODY
 
 
@@ -629,13 +640,13 @@ def test_a_transfer_that_stands_still_gives_up_and_one_that_moves_does_not() -> 
     now = 0.0
     for offset in (0, 3, 6):
         now += 3.9
-        _, step = sends(moving, moving.send(Moved(now, chunk(stored, offset))), now)
+        _, step = sends(moving, moving.send(StepResult(now, chunk(stored, offset))), now)
     end = now + 4.0
     while step.until < end:
-        _, step = sends(moving, moving.send(Moved(step.until, None)), step.until)
+        _, step = sends(moving, moving.send(StepResult(step.until, None)), step.until)
     assert step.until == end
     with pytest.raises(TransferFailed) as raised:
-        moving.send(Moved(end, None))
+        moving.send(StepResult(end, None))
     assert raised.value.refusal is None
 
 
@@ -644,9 +655,9 @@ def test_a_download_that_does_not_have_its_digest_is_damaged() -> None:
     moving = download(stored, bytearray(len(BODY)))
     sends(moving, next(moving), 0.0)
     for offset in (0, 3, 6):
-        moving.send(Moved(0.1, chunk(stored, offset)))
+        moving.send(StepResult(0.1, chunk(stored, offset)))
     with pytest.raises(Damaged):
-        moving.send(Moved(0.1, chunk(stored, 9, b"X")))
+        moving.send(StepResult(0.1, chunk(stored, 9, b"X")))
 
 
 def test_an_upload_sends_no_more_than_its_credit() -> None:
@@ -655,7 +666,7 @@ def test_an_upload_sends_no_more_than_its_credit() -> None:
     parts, _ = sends(moving, next(moving), 0.0)
     assert [(each.offset, bytes(each.data)) for each in parts] == [(0, b"012")]
     confirmed = Staged(*envelope(), stored.token, 3, 6)
-    parts, _ = sends(moving, moving.send(Moved(0.1, confirmed)), 0.1)
+    parts, _ = sends(moving, moving.send(StepResult(0.1, confirmed)), 0.1)
     assert [each.offset for each in parts] == [3, 6]
 
 
@@ -663,11 +674,13 @@ def test_an_upload_begins_anew_when_global_has_dropped_it() -> None:
     stored = large(World())
     moving = transfer.upload(envelope(), stored, memoryview(BODY), 0.0, 4.0, CHUNK)
     sends(moving, next(moving), 0.0)
-    _, step = sends(moving, moving.send(Moved(0.1, Staged(*envelope(), stored.token, 3, 9))), 0.1)
+    _, step = sends(
+        moving, moving.send(StepResult(0.1, Staged(*envelope(), stored.token, 3, 9))), 0.1
+    )
     for _ in range(3):  # each of the chunks under way is answered so
-        step = moving.send(Moved(0.2, Staged(*envelope(), stored.token, 0, 9)))
-        assert isinstance(step, Receive)
-    parts, _ = sends(moving, moving.send(Moved(step.until, None)), step.until)
+        step = moving.send(StepResult(0.2, Staged(*envelope(), stored.token, 0, 9)))
+        assert isinstance(step, ReceiveReply)
+    parts, _ = sends(moving, moving.send(StepResult(step.until, None)), step.until)
     assert [each.offset for each in parts] == [0, 3, 6]
 
 
@@ -679,5 +692,5 @@ def test_a_refused_transfer_says_by_what() -> None:
     ):
         sends(moving, next(moving), 0.0)
         with pytest.raises(TransferFailed) as raised:
-            moving.send(Moved(0.1, Refused(*envelope(), Refusal.GONE, "gone")))
+            moving.send(StepResult(0.1, Refused(*envelope(), Refusal.GONE, "gone")))
         assert raised.value.refusal is not None

@@ -6,7 +6,8 @@ import pytest
 
 from dstore.config import INLINE_BYTES_MAX, KEY_BYTES_MAX, OUTCOMES_MAX
 from dstore.core.authority import sessions
-from dstore.core.local.operations import StepResult, writing
+from dstore.core.local.operations import writing
+from dstore.core.local.steps import StepResult
 from dstore.errors import GlobalUnavailable, OutcomeUnknown, RequestRefused
 from dstore.protocol import content, wire
 from dstore.protocol.messages import DelStatus, Refusal, Refused, Set, SetItem, SetStatus, Stored

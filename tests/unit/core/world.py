@@ -16,16 +16,18 @@ from dstore.core.authority.effects import GlobalEffect, Publish
 from dstore.core.authority.state import GlobalState
 from dstore.core.local import operations
 from dstore.core.local.effects import Dropped, LocalEffect, Subscribe, Tell
-from dstore.core.local.operations import (
-    Answer,
+from dstore.core.local.operations import Answer, ReadOptions, SetOutcome
+from dstore.core.local.state import LocalState
+from dstore.core.local.steps import (
     Operation,
     Request,
-    SetOutcome,
     Step,
     StepResult,
+    Steps,
     WaitUntil,
+    drive,
+    take_step,
 )
-from dstore.core.local.state import LocalState
 from dstore.protocol.messages import (
     Broadcast,
     Committed,
@@ -231,7 +233,8 @@ class Member:
 
     def begin_get(self, *keys: str, timeout: float = 5.0, stale_ok: bool = False) -> Call:
         now = self.world.now
-        return self.begin(operations.get(self.state, keys, now, now + timeout, stale_ok))
+        options = ReadOptions(stale_ok)
+        return self.begin(operations.get(self.state, keys, now, now + timeout, options))
 
     def begin_set(self, *pairs: Any, replace: bool = False, timeout: float = 5.0) -> Call:
         now = self.world.now
@@ -288,12 +291,22 @@ class Call:
         return isinstance(self.step, WaitUntil)
 
     def resume(self, resumed: StepResult | None) -> None:
+        self.step = None
         try:
-            self.step = self.operation.send(resumed)  # type: ignore[arg-type]
-        except StopIteration as stop:
-            self.done, self.result, self.step = True, stop.value, None
+            finished = drive(self.operation, self, take_step(self.operation, resumed))
         except Exception as error:
-            self.done, self.error, self.step = True, error, None
+            self.done, self.error = True, error
+        else:
+            if finished is not None:
+                self.done, self.result = True, finished.value
+
+    def advance(self, operation: Steps[object], result: StepResult | None) -> Any:
+        """Take one step of the operation."""
+        return take_step(operation, result)
+
+    def perform(self, step: Step) -> None:
+        """Stop at each step: the test says what comes of it."""
+        self.step = step
 
     def send(self) -> Any:
         """Deliver the request to Global; the reply that now lies in the channel, if any."""

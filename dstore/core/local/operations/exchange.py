@@ -1,92 +1,29 @@
-"""The steps of an operation, and how a request gets its answer."""
+"""Requests: how an operation sends one until it is answered, or gives up."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
-from dataclasses import dataclass
-from typing import NamedTuple, TypeAlias, TypeVar
+from collections.abc import Iterable
+from typing import TypeVar
 
-from dstore.core.local.cache import Held
-from dstore.core.local.state import Fill, LocalState
-from dstore.core.local.transfer import TransferFailed, Write
+from dstore.core.local.entries import Fill
+from dstore.core.local.state import LocalState
+from dstore.core.local.steps import Operation, Request, StepResult, WaitUntil
 from dstore.errors import GlobalUnavailable, RequestRefused
-from dstore.protocol.messages import (
-    DelReply,
-    Refusal,
-    Refused,
-    Reply,
-    RequestMessage,
-    SetReply,
-    Stored,
-)
+from dstore.protocol.messages import DelReply, Refusal, Refused, Reply, RequestMessage, SetReply
 
 RESEND_FIRST, RESEND_MAX = 1.0, 4.0
-"""Seconds before a request that is not answered is sent again, with doubling pauses. The first
-is a quarter of its time at most.
+"""Seconds after which an unanswered request is sent again; the pause doubles. The first pause is at
+most a quarter of the time that the request has.
 """
 ROUNDS_MAX = 5
-"""How often a large value is tried that is gone, or whose upload is lost, when it is needed."""
+"""Attempts to get a large value that is gone when it is fetched, or whose upload is lost."""
 
-
-class Request(NamedTuple):
-    """Send a request and wait for the reply that bears its number, or until ``until``."""
-
-    message: RequestMessage
-    until: float
-
-
-class WaitUntil(NamedTuple):
-    """Wait until the predicate holds at some moment (its argument), or until ``until``."""
-
-    predicate: Callable[[float], bool]
-    until: float
-
-
-class FetchBody(NamedTuple):
-    """Get hold of the bytes of a large value: in the memory of the host, or from Global.
-
-    ``envelope`` is epoch, session and request number of the transfer; ``stall_timeout`` is for how many
-    seconds it may stand still. ``into`` takes the parts of what would else fill private memory.
-    """
-
-    envelope: tuple[int, int, int]
-    stored: Stored
-    stall_timeout: float
-    into: Write | None
-
-
-class SendBody(NamedTuple):
-    """Send Global the bytes of a large value that is to be written."""
-
-    envelope: tuple[int, int, int]
-    stored: Stored
-    stall_timeout: float
-
-
-@dataclass(slots=True)
-class StepResult:
-    """What came of a step. ``now`` was read under the lock. ``sent``: the request left us.
-
-    ``held`` came of FetchBody, unless all has gone ``into`` somewhere; ``failed`` is why it, or
-    SendBody, came to nothing.
-    """
-
-    now: float
-    reply: Reply | None = None
-    sent: bool = False
-    held: Held | None = None
-    failed: TransferFailed | None = None
-
-
-Step: TypeAlias = Request | WaitUntil | FetchBody | SendBody
-T = TypeVar("T")
 R = TypeVar("R", bound=Reply)
 W = TypeVar("W", SetReply, DelReply)
-Operation: TypeAlias = Generator[Step, StepResult, T]
 
 
 class Unanswered(Exception):
-    """The exchange ended without an answer. ``unknown`` copies of it may yet be executed."""
+    """An exchange has ended without an answer. ``unknown`` copies of it may still be executed."""
 
     why = ""
 
@@ -108,7 +45,7 @@ class TimedOut(Unanswered):
 
 
 class Declined(Unanswered):
-    """Global refuses to do this at all, and ``why``."""
+    """Global refuses the request for good; ``why`` is its reason."""
 
     def __init__(self, now: float, unknown: int, why: str) -> None:
         super().__init__(now, unknown)
@@ -116,12 +53,12 @@ class Declined(Unanswered):
 
 
 def envelope(state: LocalState) -> tuple[int, int, int]:
-    """Epoch, session, and a number for the next request."""
+    """Return epoch, session, and the number of the next request."""
     return state.epoch, state.session, state.next_request()
 
 
 def ensure_joined(state: LocalState, now: float, deadline: float) -> Operation[float]:
-    """Wait for a session."""
+    """Wait for a session. Returns the time after that."""
     check_time(state, now, deadline)
     if not state.session:
         now = (yield WaitUntil(lambda _: bool(state.session), deadline)).now
@@ -137,17 +74,22 @@ def exchange(
     now: float,
     deadline: float,
     pause: float = RESEND_FIRST,
+    first: StepResult | None = None,
 ) -> Operation[tuple[float, R]]:
-    """Send one request until it is answered, in the session that it bears.
+    """Send one request, in the session that it names, until it is answered.
 
-    After ``pause`` seconds it is sent again.
+    It is sent again after ``pause`` seconds. If it was sent already, at ``now``, then ``first`` is
+    the result of that.
     """
     unknown = 0
     pause = min(pause, (deadline - now) / 4)
     while True:
-        resumed = yield Request(message, min(deadline, now + pause))
-        now, reply = resumed.now, resumed.reply
-        unknown += resumed.sent
+        if first is None:
+            result = yield Request(message, min(deadline, now + pause))
+        else:
+            result, first = first, None
+        now, reply = result.now, result.reply
+        unknown += result.sent
         if isinstance(reply, kind):
             return now, reply
         if isinstance(reply, Refused):
@@ -168,29 +110,33 @@ def exchange(
 
 
 def failure(state: LocalState, ended: Unanswered) -> Exception:
+    """Return the error that a program gets for an exchange without an answer."""
     if isinstance(ended, Declined):
         return RequestRefused(f"Global refused the request: {ended.why}")
     return unavailable(state)
 
 
 def check_time(state: LocalState, now: float, deadline: float) -> None:
+    """Raise GlobalUnavailable if the deadline has passed."""
     if now >= deadline:
         raise unavailable(state)
 
 
 def unavailable(state: LocalState) -> GlobalUnavailable:
+    """Return the error for a Global that does not answer, with the reason if it is known."""
     last_error = state.last_error or "is it running, and reachable?"
     return GlobalUnavailable(f"Global did not answer in time; {last_error}")
 
 
 def note_refusal(state: LocalState, refused: Refused, now: float) -> None:
-    """A transfer was refused: join anew, if it is for that reason."""
+    """Handle the refusal of a transfer: join again if the session is unknown, else raise."""
     if refused.refusal not in (Refusal.OTHER_EPOCH, Refusal.UNKNOWN_SESSION):
         raise RequestRefused(f"Global refused the transfer: {refused.text}")
     state.refused(refused, now)
 
 
-def end_fills(state: LocalState, fills: list[Fill]) -> None:
+def end_fills(state: LocalState, fills: Iterable[Fill]) -> None:
+    """End those fills that have not ended."""
     for fill in fills:
         if not fill.done:
             state.end_fill(fill)

@@ -6,11 +6,10 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 from dstore.config import BATCH_BYTES_MAX, ITEM_BYTES_MAX, KEYS_PER_MESSAGE_MAX
-from dstore.core.local.cache import Held
+from dstore.core.local.cache import MappedBody
+from dstore.core.local.entries import Fill
 from dstore.core.local.operations.exchange import (
     ROUNDS_MAX,
-    Operation,
-    SendBody,
     SessionLost,
     Unanswered,
     W,
@@ -22,7 +21,8 @@ from dstore.core.local.operations.exchange import (
     note_refusal,
     unavailable,
 )
-from dstore.core.local.state import Fill, LocalState
+from dstore.core.local.state import LocalState
+from dstore.core.local.steps import Body, Operation, Report, SendBody
 from dstore.errors import GlobalUnavailable, OutcomeUnknown
 from dstore.protocol.keys import public
 from dstore.protocol.messages import (
@@ -41,7 +41,6 @@ from dstore.protocol.messages import (
     SetStatus,
 )
 
-NOTHING_HELD: Mapping[bytes, Held] = {}
 _STATUS_OF = {
     Refusal.FULL: SetStatus.FULL,
     Refusal.TOO_LARGE: SetStatus.TOO_LARGE,
@@ -50,14 +49,24 @@ _STATUS_OF = {
 
 
 class SetOutcome(NamedTuple):
-    """What became of one item. ``local``: this Local knew the key to be occupied.
+    """The outcome of one item. ``local``: this Local knew by itself that the key is occupied.
 
-    ``updated``: this Local holds the value that was in the way, since now.
+    ``updated``: this Local now caches the value that occupies the key.
     """
 
     status: SetStatus
     local: bool = False
     updated: bool = False
+
+
+class LargeBody(NamedTuple):
+    """The bytes of a large value to be written: ``body`` to send, ``mapped`` for the cache."""
+
+    body: Body
+    mapped: MappedBody | None = None
+
+
+NO_BODIES: Mapping[bytes, LargeBody] = {}
 
 
 def set_(
@@ -66,11 +75,13 @@ def set_(
     replace: bool,
     now: float,
     deadline: float,
-    held: Mapping[bytes, Held] = NOTHING_HELD,
+    bodies: Mapping[bytes, LargeBody] = NO_BODIES,
+    report: Report | None = None,
 ) -> Operation[dict[Key, SetOutcome]]:
-    """Bind values to keys that are free, or in place of what they have.
+    """Bind values to keys that are free, or with ``replace`` in place of their present values.
 
-    ``held`` has the bytes of large values by token, for the cache.
+    ``bodies`` has the bytes of large values by token; ``report`` is called with the progress of
+    their transfers.
     """
     outcomes: dict[Key, SetOutcome] = {}
     span = deadline - now
@@ -81,7 +92,7 @@ def set_(
         else:
             asked.append(item)
     for batch in _batches(asked):
-        now = yield from _bind(state, batch, replace, outcomes, held, now, deadline)
+        now = yield from _bind(state, batch, replace, outcomes, bodies, now, deadline)
         deadline = now + span
         for item in batch:  # each is bound as soon as it is there: uploads do not wait for long
             rounds = 0
@@ -89,9 +100,11 @@ def set_(
                 if rounds == ROUNDS_MAX:
                     raise GlobalUnavailable("Global has lost an upload again and again; try later")
                 rounds += 1
-                now = yield from _supplied(state, item, outcomes, now, deadline)
+                now = yield from _upload(state, item, outcomes, bodies, report, now, deadline)
                 if outcomes[item.key].status is SetStatus.ABSENT:
-                    now = yield from _bind(state, [item], replace, outcomes, held, now, now + span)
+                    now = yield from _bind(
+                        state, [item], replace, outcomes, bodies, now, now + span
+                    )
                 deadline = now + span
     return outcomes
 
@@ -101,11 +114,11 @@ def _bind(
     batch: list[SetItem],
     replace: bool,
     outcomes: dict[Key, SetOutcome],
-    held: Mapping[bytes, Held],
+    bodies: Mapping[bytes, LargeBody],
     now: float,
     deadline: float,
 ) -> Operation[float]:
-    """One SET. The time after it."""
+    """Send one SET message and note the outcome of each key. Returns the time after that."""
 
     def message(write: int) -> Set:
         return Set(*envelope(state), write, state.seen, replace, batch)
@@ -114,43 +127,47 @@ def _bind(
     now, reply, fills = yield from _write(state, keys, message, SetReply, now, deadline)
     for item, fill, result in zip(batch, fills, reply.items):
         if result.found is not None and type(result.found.stored.body) is Large:
-            result = result._replace(found=None)  # that one is fetched when it is asked for
-        outcomes[item.key] = _filled(state, fill, item, result, held.get(item.stored.token))
+            result = result._replace(found=None)  # a large value is fetched when it is asked for
+        large = bodies.get(item.stored.token)
+        outcomes[item.key] = _fill(state, fill, item, result, large and large.mapped)
     end_fills(state, fills)
     return now
 
 
-def _supplied(
+def _upload(
     state: LocalState,
     item: SetItem,
     outcomes: dict[Key, SetOutcome],
+    bodies: Mapping[bytes, LargeBody],
+    report: Report | None,
     now: float,
     deadline: float,
 ) -> Operation[float]:
-    """Let Global have the bytes of one item. The time after that."""
+    """Send Global the bytes of one item. Returns the time after that."""
     now = yield from ensure_joined(state, now, deadline)
-    supplied = False
+    arrived = False
+    body = bodies[item.stored.token].body
     try:
-        resumed = yield SendBody(envelope(state), item.stored, deadline - now)
-        supplied = resumed.failed is None
+        result = yield SendBody(envelope(state), item.stored, deadline - now, body, report)
+        arrived = result.failed is None
     finally:
-        if not supplied:
+        if not arrived:
             state.unstage(item.stored.token)
-    if resumed.failed is not None:
-        refused = resumed.failed.refusal
+    if result.failed is not None:
+        refused = result.failed.refusal
         if refused is None:
             raise unavailable(state)
         if refused.refusal in _STATUS_OF:
             outcomes[item.key] = SetOutcome(_STATUS_OF[refused.refusal])
         else:
-            note_refusal(state, refused, resumed.now)
-    return resumed.now
+            note_refusal(state, refused, result.now)
+    return result.now
 
 
 def delete(
     state: LocalState, keys: Iterable[Key], wait: bool, now: float, deadline: float
 ) -> Operation[dict[Key, DelResult]]:
-    """Delete keys, and with ``wait`` return once no Local can answer with their values."""
+    """Delete keys. With ``wait`` it returns when no Local can answer with their values any more."""
     results: dict[Key, DelResult] = {}
     span = deadline - now
     left = list(dict.fromkeys(keys))
@@ -158,11 +175,11 @@ def delete(
         batch, left = left[:KEYS_PER_MESSAGE_MAX], left[KEYS_PER_MESSAGE_MAX:]
 
         def message(write: int, keys: list[Key] = batch) -> Del:
-            return Del(*envelope(state), write, state.seen, wait, keys)
+            request = state.next_request()
+            return Del(state.epoch, state.session, request, write, state.seen, wait, keys)
 
-        now, reply, fills = yield from _write(state, batch, message, DelReply, now, deadline)
+        now, reply, _ = yield from _write(state, batch, message, DelReply, now, deadline)
         results.update(zip(batch, reply.items))
-        end_fills(state, fills)
         deadline = now + span
     return results
 
@@ -175,19 +192,23 @@ def _write(
     now: float,
     deadline: float,
 ) -> Operation[tuple[float, W, list[Fill]]]:
-    """Have a write executed once. The time, the reply, and fills that the caller has to end."""
+    """Have a write executed once.
+
+    Returns the time, the reply, and the fills of a SET, which the caller ends.
+    """
     while True:
-        now = yield from ensure_joined(state, now, deadline)
+        if not state.session or now >= deadline:
+            now = yield from ensure_joined(state, now, deadline)
         write = state.next_write
         fills: list[Fill] = []
-        try:  # from here on whatever is begun is ended, also when Ctrl-C comes in between
+        try:  # everything that begins below is ended, also when Ctrl-C comes in between
             state.begin_write(write)
             if kind is SetReply:
                 for key in keys:
                     state.begin_fill(key, fills)
-            # It may have to wait for the lease of a Local that died.
-            stall_timeout = deadline + state.lease
-            now, reply = yield from exchange(state, message(write), kind, now, stall_timeout)
+            # A write may have to wait for the lease of a Local that died.
+            until = deadline + state.lease
+            now, reply = yield from exchange(state, message(write), kind, now, until)
             if len(reply.items) != len(keys):
                 raise OutcomeUnknown(
                     _named(keys), "Global answered with a wrong number of outcomes"
@@ -211,21 +232,21 @@ def _named(keys: Iterable[Key]) -> list[str | bytes]:
     return [public(key) for key in keys]
 
 
-def _filled(
-    state: LocalState, fill: Fill, item: SetItem, result: SetResult, held: Held | None
+def _fill(
+    state: LocalState, fill: Fill, item: SetItem, result: SetResult, mapped: MappedBody | None
 ) -> SetOutcome:
-    """Hold what was written, or what was in the way, if it may be held."""
+    """Cache the value that was written, or the value that occupies the key, if that is allowed."""
     if result.status is SetStatus.OCCUPIED:
         found = result.found
         updated = found is not None and state.finish_fill(fill, found) is not None
         return SetOutcome(result.status, updated=updated)
-    if result.cacheable and (held is not None or type(item.stored.body) is not Large):
-        state.finish_fill(fill, Found(result.seq, True, item.stored), held)
+    if result.cacheable and (mapped is not None or type(item.stored.body) is not Large):
+        state.finish_fill(fill, Found(result.seq, True, item.stored), mapped)
     return SetOutcome(result.status)
 
 
 def _batches(items: list[SetItem]) -> Iterable[list[SetItem]]:
-    """Items in batches that fit into one message each. A key that comes again starts a new one."""
+    """Split items into batches of one message each. A key that comes again starts a new batch."""
     batch: dict[Key, SetItem] = {}
     size = 0
     for item in items:

@@ -1,0 +1,91 @@
+"""One Local, of one process: LocalState with sockets, threads and a lock."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from dstore.client.hosts.background import Background
+from dstore.client.hosts.core import Host
+from dstore.client.hosts.loop import LoopHost
+from dstore.client.hosts.threads import ThreadHost
+from dstore.client.hosts.watches import Watches
+from dstore.protocol.messages import Key
+from dstore.runtime import greenlets as green
+from dstore.runtime import reentrancy
+from dstore.runtime.signals import signals_blocked
+
+
+class Local:
+    """The parts of one Local, alive from :meth:`start` on.
+
+    ``run`` carries out a command in the calling thread; ``loop`` does so for event loops and
+    greenlets; ``watch`` begins a watch.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        label: str,
+        cache_bytes: int,
+        on_deletion: Callable[[Key], None] | None,
+        shm: str | None,
+        shm_limit: int | None,
+    ) -> None:
+        self._address = address
+        self.host = Host(label=label, cache_bytes=cache_bytes, shm=shm, shm_limit=shm_limit)
+        self.state = self.host.state
+        self.large = self.host.large
+        self.loop = LoopHost(self.host)
+        self._watches = Watches(self.host)
+        self._background = Background(self.host, self.loop, self._watches, on_deletion)
+        self.run = ThreadHost(self.host).run
+        self.watch = self._watches.begin
+        self.forked = self._watches.forked
+
+    def __repr__(self) -> str:
+        return f"<Local {self.state!r}>"
+
+    @property
+    def malformed(self) -> int:
+        """The number of frames that were not well-formed."""
+        return self.host.malformed
+
+    def start(self) -> None:
+        """Begin to join.
+
+        Raises AddressError, and GlobalUnavailable if the system gives no sockets or no threads.
+        """
+        try:
+            with signals_blocked():
+                self.host.connect(self._address)
+                self._background.start()
+        except BaseException:  # Ctrl-C, perhaps: no Node will have this Local
+            self.abandon()
+            raise
+
+    def close(self) -> None:
+        """Say goodbye, wake all that wait, release everything. Safe from any thread; idempotent.
+
+        The background thread does all that, so that Ctrl-C meanwhile leaves nothing half done. This
+        waits for it, but neither in that thread (``on_deletion``) nor in a signal handler in the
+        middle of a call of any Node. If it is a call of this Node, the end of the call waits.
+        """
+        self.host.stop(self._wait_closed)
+
+    def abandon(self) -> None:
+        """Do what :meth:`close` does, for the garbage collector: take no lock, and do not wait."""
+        self.host.stop_at_once()
+        if self._background.thread.started:
+            self.host.link.control.wake()
+        elif (link := vars(self.host).pop("link", None)) is not None:  # the thread did not start
+            link.control.close()
+            link.close(reentrancy.inside.__contains__)
+
+    def _wait_closed(self) -> None:
+        if not self._background.thread.is_this():
+            green.blocking(self._join)
+
+    def _join(self) -> None:
+        self._background.thread.join()
+        self.loop.join()

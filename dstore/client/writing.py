@@ -1,0 +1,227 @@
+"""Writing large values and files: operations that store the bytes here, upload and bind them.
+
+Whatever blocks (hashing, copying, files) is a Work step, which the host does without its lock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping
+from typing import TypeAlias
+
+from dstore import codecs, config
+from dstore.client import files, translate
+from dstore.client.files import Progress
+from dstore.client.large import LargeValues, Upload, random16
+from dstore.codecs import Encoded
+from dstore.core.local import operations
+from dstore.core.local.operations import Answer, LargeBody, ReadOptions, SetOutcome
+from dstore.core.local.state import LocalState
+from dstore.core.local.steps import Operation, T, WaitUntil, Work
+from dstore.errors import KeyOccupied, ValueTooLarge
+from dstore.protocol import content
+from dstore.protocol.messages import Key, SetItem, SetStatus, Stored
+
+Outcomes: TypeAlias = dict[Key, SetOutcome]
+Start: TypeAlias = Callable[[LocalState, LargeValues, float], Operation[T]]
+
+
+class Writing:
+    """One write of large values or of a file.
+
+    Each of its methods returns the start of an operation, of which one is to be used, once.
+    ``count`` is called with what a look-up has found, and the number of keys it was for.
+    """
+
+    def __init__(
+        self,
+        timeout: float,
+        replace: bool,
+        progress: Progress | None,
+        count: Callable[[Mapping[Key, Answer], int], None],
+    ) -> None:
+        self._timeout = timeout
+        self._replace = replace
+        self._progress = progress
+        self._count = count
+        self._uploads: list[Upload] = []  # that are not bound
+        self._files = contextlib.ExitStack()
+
+    def abort(self, error: BaseException) -> None:
+        """Drop the values that are not bound from shared memory, and close the file."""
+        # If the outcome of a write is unknown, Global has a copy of its own.
+        self._drop_uploads()
+        self._files.__exit__(type(error), error, error.__traceback__)
+
+    def _drop_uploads(self) -> None:
+        while self._uploads:
+            self._uploads.pop().drop()
+
+    # ---- values ---------------------------------------------------------------------------
+
+    def values(self, values: Mapping[Key, Encoded]) -> Start[Outcomes]:
+        """Bind values."""
+
+        def start(state: LocalState, large: LargeValues, now: float) -> Operation[Outcomes]:
+            return self._write(state, large, now, values)
+
+        return start
+
+    def put(self, encoded: Encoded) -> Start[Key]:
+        """Bind a value to its content address, unless that is bound. Returns the address."""
+
+        def start(state: LocalState, large: LargeValues, now: float) -> Operation[Key]:
+            hashed = yield Work(lambda: digest(encoded))
+            key = content.address(hashed.value)
+            bound, now = yield from self._is_bound(state, key, hashed.now)
+            if not bound:  # else its bytes need not be stored again
+                yield from self._write(state, large, now, {key: encoded})
+            return key
+
+        return start
+
+    def _write(
+        self, state: LocalState, large: LargeValues, now: float, values: Mapping[Key, Encoded]
+    ) -> Operation[Outcomes]:
+        # The host's memory has a folder for each life of Global.
+        now = yield from operations.join(state, now, now + self._timeout)
+        epoch, large_from = state.epoch, state.large_from
+        for value in values.values():
+            check_size(state, value.size)
+
+        def store() -> list[SetItem]:
+            items = []
+            for key, value in values.items():
+                if value.size < large_from:
+                    stored = Stored(random16(), value.codec, value.joined())
+                else:
+                    self._uploads.append(large.keep(epoch, value))
+                    stored = self._uploads[-1].stored
+                items.append(SetItem(key, stored))
+            return items
+
+        if max(value.size for value in values.values()) < large_from:
+            items = store()
+        else:
+            result = yield Work(store)
+            items, now = result.value, result.now
+        return (yield from self._bind(state, items, now))
+
+    def _bind(self, state: LocalState, items: list[SetItem], now: float) -> Operation[Outcomes]:
+        """Bind items whose bytes are stored here. Those that are not bound are dropped."""
+        bodies = {each.stored.token: LargeBody(each.body, each.mapped) for each in self._uploads}
+        outcomes = yield from operations.set_(
+            state, items, self._replace, now, now + self._timeout, bodies, self._progress
+        )
+        bound = {
+            item.stored.token
+            for item in items
+            if outcomes[item.key].status in (SetStatus.STORED, SetStatus.REPLACED)
+        }
+        self._uploads = [each for each in self._uploads if each.stored.token not in bound]
+        if self._uploads:
+            yield Work(self._drop_uploads)
+        check_written(state, items, outcomes)
+        return outcomes
+
+    def _is_bound(self, state: LocalState, key: Key, now: float) -> Operation[tuple[bool, float]]:
+        """Return whether a key is bound, and the time after the look-up."""
+        options = ReadOptions(bodies=False)
+        answers = yield from operations.get(state, [key], now, now + self._timeout, options)
+        self._count(answers, 1)
+        result = yield WaitUntil(lambda _: True, now)  # takes no time, and tells it
+        return key in answers, result.now
+
+    # ---- files ----------------------------------------------------------------------------
+
+    def put_file(self, path: str) -> Start[Key]:
+        """Bind the bytes of a file to their content address. Returns the address."""
+
+        def start(state: LocalState, large: LargeValues, now: float) -> Operation[Key]:
+            opened = yield Work(lambda: self._open(path))
+            file: files.FileToStore = opened.value
+            if file.size >= config.LARGE_FROM_DEFAULT:  # before all of it is read for its hash
+                yield from operations.join(state, opened.now, opened.now + self._timeout)
+                check_size(state, file.size)
+            hashed = yield Work(file.digest)
+            key = content.address(hashed.value)
+            bound, now = yield from self._is_bound(state, key, hashed.now)
+            if not bound:
+                yield from self._write_file(state, large, now, key, file)
+            yield Work(self._files.close)
+            return key
+
+        return start
+
+    def set_file(self, key: Key, path: str, given: str | bytes) -> Start[SetOutcome]:
+        """Bind the bytes of a file to a key, which errors name as it was ``given``."""
+
+        def start(state: LocalState, large: LargeValues, now: float) -> Operation[SetOutcome]:
+            opened = yield Work(lambda: self._open(path))
+            file, now = opened.value, opened.now
+            if file.size >= config.LARGE_FROM_DEFAULT and not self._replace:
+                bound, now = yield from self._is_bound(state, key, now)
+                if bound:
+                    raise KeyOccupied(given)  # before all of it is read
+            outcomes = yield from self._write_file(state, large, now, key, file)
+            yield Work(self._files.close)
+            return outcomes[key]
+
+        return start
+
+    def _open(self, path: str) -> files.FileToStore:
+        return self._files.enter_context(files.reading(path, self._progress))
+
+    def _write_file(
+        self, state: LocalState, large: LargeValues, now: float, key: Key, file: files.FileToStore
+    ) -> Operation[Outcomes]:
+        now = yield from operations.join(state, now, now + self._timeout)
+        epoch = state.epoch
+        if file.size < state.large_from:
+            read = yield Work(lambda: tuple(file.pieces()))
+            value = Encoded(codecs.BYTES, read.value, file.size)
+            return (yield from self._write(state, large, read.now, {key: value}))
+        check_size(state, file.size)
+
+        def store() -> list[SetItem]:
+            self._uploads.append(large.keep_file(epoch, file))
+            return [SetItem(key, self._uploads[-1].stored)]
+
+        result = yield Work(store)
+        return (yield from self._bind(state, result.value, result.now))
+
+
+def bind(
+    state: LocalState,
+    items: list[SetItem],
+    replace: bool,
+    now: float,
+    deadline: float,
+) -> Operation[Outcomes]:
+    """Bind small values to keys, and raise what :func:`check_written` raises."""
+    outcomes = yield from operations.set_(state, items, replace, now, deadline)
+    check_written(state, items, outcomes)
+    return outcomes
+
+
+def check_size(state: LocalState, size: int) -> None:
+    """Raise ValueTooLarge for a value that Global does not take."""
+    if size > state.value_limit:
+        raise ValueTooLarge(size, state.value_limit)
+
+
+def check_written(state: LocalState, items: list[SetItem], outcomes: Outcomes) -> None:
+    """Raise the error of an item that Global has neither stored nor found to be occupied."""
+    for item in items:
+        status = outcomes[item.key].status
+        if status is SetStatus.TOO_LARGE:
+            raise ValueTooLarge(item.stored.size, state.value_limit)
+        translate.check_written(item, status)
+
+
+def digest(encoded: Encoded) -> bytes:
+    """Return the hash of a value."""
+    hasher = content.Hasher(encoded.codec)
+    for part in encoded.parts:
+        hasher.update(part)
+    return hasher.digest()
