@@ -1,0 +1,127 @@
+"""What the documents name exists: links, headings, files, tests, mutants; the glossary is in order."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.simulation.mutants import MUTANTS
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+PACKAGE = ROOT / "dstore"
+GENERATED = DOCS / "benchmarks" / "README.md"
+SOURCE_FOLDERS = ("dstore", "tests", "examples", "benchmarks")
+OLD_WORDS = (
+    *("anew", "bears", "dying", "obstacle", "patience", "publication", "publications"),
+    *("twophase", "verb", "verbs", "whoever", "whomever"),
+)
+"""Words that docs/glossary.md has a term of the field for, or that plain English has lost."""
+
+_FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
+_LINK = re.compile(r"\]\(([^)\s]+)\)")
+_HEADING = re.compile(r"^#+ (.*)$", re.MULTILINE)
+_FILE = re.compile(r"`([\w./-]+\.py)(?:::\w+)?`")
+_TEST = re.compile(r"`(?:[\w/.]+::)?(test_\w+)`")
+_TERM = re.compile(r"^\| \*\*(.+?)\*\* \| .+ \|$", re.MULTILINE)
+
+
+def pages() -> list[Path]:
+    found = [*ROOT.glob("*.md"), *DOCS.rglob("*.md"), *(ROOT / "examples").glob("*.md")]
+    return sorted(found)
+
+
+def prose(page: Path) -> str:
+    """The text of a page without its fenced blocks."""
+    return _FENCED.sub("", page.read_text("utf-8"))
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of the headings of a page, as GitHub makes them."""
+    headings = _HEADING.findall(_FENCED.sub("", page.read_text("utf-8")))
+    kept = (re.sub(r"[^\w\- ]", "", _LINK.sub("", each).lower()) for each in headings)
+    return {each.replace(" ", "-") for each in kept}
+
+
+def sources() -> list[Path]:
+    return [path for folder in SOURCE_FOLDERS for path in (ROOT / folder).rglob("*.py")]
+
+
+every_page = pytest.mark.parametrize(
+    "page", pages(), ids=lambda page: page.relative_to(ROOT).as_posix()
+)
+
+
+@every_page
+def test_relative_links_lead_to_files_and_headings(page: Path) -> None:
+    for link in _LINK.findall(prose(page)):
+        if "://" in link or link.startswith("mailto:"):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path) if path else page
+        assert target.exists(), f"{page.name} links to {link}"
+        assert not anchor or anchor in anchors(target), f"{page.name} links to {link}"
+
+
+@every_page
+def test_every_python_file_that_is_named_exists(page: Path) -> None:
+    paths = [f"/{path.relative_to(ROOT).as_posix()}" for path in sources()]
+    for name in _FILE.findall(page.read_text("utf-8")):
+        assert any(path.endswith(f"/{name}") for path in paths), f"{page.name} names {name}"
+
+
+@every_page
+def test_every_test_that_is_named_exists(page: Path) -> None:
+    defined = "\n".join(path.read_text("utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
+    files = {path.stem for path in (ROOT / "tests").rglob("test_*.py")}
+    for name in _TEST.findall(page.read_text("utf-8")):
+        assert f"def {name}(" in defined or name in files, f"{page.name} names {name}"
+
+
+def test_the_table_of_coherence_has_every_mutant_with_the_test_that_catches_it() -> None:
+    section = (DOCS / "coherence.md").read_text("utf-8").partition("## The mutants")[2]
+    rows = re.findall(r"^\| (.+?) \| (.+?) \|$", section.partition("\n## ")[0], re.MULTILINE)[1:]
+    documented = {name: noticed for name, noticed in rows}
+    assert list(documented) == [mutant.name for mutant in MUTANTS]
+    assert f"of {len(MUTANTS)} mutants" in section
+    for mutant in MUTANTS:
+        if mutant.test:
+            noticed = f"`{mutant.test.rpartition('::')[2]}`: {mutant.why}"
+            assert documented[mutant.name] == noticed
+        else:
+            assert documented[mutant.name].startswith("after ")
+
+
+def test_each_run_in_coherence_is_that_of_a_mutant() -> None:
+    section = (DOCS / "coherence.md").read_text("utf-8").partition("## The rules, each")[2]
+    headings = re.findall(r"^### (.*)$", section.partition("\n## ")[0], re.MULTILINE)
+    names = {mutant.name.lower() for mutant in MUTANTS}
+    assert headings
+    assert [each for each in headings if each.lower() not in names] == []
+
+
+def test_every_file_of_the_package_has_its_place_in_the_architecture() -> None:
+    text = (DOCS / "architecture.md").read_text("utf-8")
+    for path in PACKAGE.rglob("*.py"):
+        name = path.relative_to(PACKAGE).as_posix()
+        assert f"`{name}`" in text or path.name == "__init__.py", f"{name} is not described"
+
+
+def test_the_glossary_is_in_alphabetical_order_and_names_each_word_once() -> None:
+    terms = _TERM.findall((DOCS / "glossary.md").read_text("utf-8"))
+    assert len(terms) > 60
+    folded = [term.casefold() for term in terms]
+    assert folded == sorted(folded)
+    assert len(set(folded)) == len(folded)
+
+
+@pytest.mark.parametrize(
+    "page",
+    [page for page in pages() if page.name != "CHANGELOG.md" and page != GENERATED],
+    ids=lambda page: page.relative_to(ROOT).as_posix(),
+)
+def test_the_documents_use_the_words_of_the_glossary(page: Path) -> None:
+    words = re.findall(r"\b[a-z]+\b", re.sub(r"`[^`]*`", "", prose(page)).lower())
+    assert sorted({*words} & {*OLD_WORDS}) == []
