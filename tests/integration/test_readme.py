@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from doctest import DocTestParser, Example
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -43,7 +44,7 @@ def examples_of_guide() -> Iterator[tuple[str, str]]:
     """Each Python program of the guide, with the output that stands directly below it, if any."""
     for page in GUIDE:
         found = [*_BLOCK.findall(page.read_text("utf-8")), ("", "")]
-        for (language, code), (below, output) in zip(found, found[1:]):
+        for (language, code), (below, output) in pairwise(found):
             if language == "python":
                 yield code, output if below == "text" else ""
 

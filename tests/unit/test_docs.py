@@ -1,4 +1,4 @@
-"""What the documents name exists: links, headings, files, tests, mutants; the glossary is in order."""
+"""What the documents name exists: links, headings, files, tests, mutants, words."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_every_test_that_is_named_exists(page: Path) -> None:
 def test_the_table_of_coherence_has_every_mutant_with_the_test_that_catches_it() -> None:
     section = (DOCS / "coherence.md").read_text("utf-8").partition("## The mutants")[2]
     rows = re.findall(r"^\| (.+?) \| (.+?) \|$", section.partition("\n## ")[0], re.MULTILINE)[1:]
-    documented = {name: noticed for name, noticed in rows}
+    documented = dict(rows)
     assert list(documented) == [mutant.name for mutant in MUTANTS]
     assert f"of {len(MUTANTS)} mutants" in section
     for mutant in MUTANTS:
