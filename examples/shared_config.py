@@ -45,7 +45,7 @@ def work(address: str, key: str, pipe: Connection) -> None:
             jobs, hits = jobs + 1, hits + found.from_local
     pipe.send(last_read)
     line = (
-        f"{jobs:,} jobs, {hits:,} configurations from own memory, {len(deleted)} deletions seen\n"
+        f"{jobs:,} jobs, {hits:,} configurations from own memory, {len(deleted)} deletions\n"
     )
     print(line, end="")  # one write, so that lines of workers do not mix
 
