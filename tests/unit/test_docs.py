@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 
 import pytest
 
+from tests import file_table
 from tests.simulation.mutants import MUTANTS
 
 ROOT = Path(__file__).parents[2]
@@ -20,11 +22,16 @@ OLD_WORDS = (
 )
 """Words that docs/glossary.md has a term of the field for, or that plain English has lost."""
 
+FOREIGN: set[str] = set()
+"""Names in the architecture that look like classes and are none of the package."""
+
 _FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
 _HEADING = re.compile(r"^#+ (.*)$", re.MULTILINE)
 _FILE = re.compile(r"`([\w./-]+\.py)(?:::\w+)?`")
 _TEST = re.compile(r"`(?:[\w/.]+::)?(test_\w+)`")
+_MEMBER = re.compile(r"`([A-Z]\w*)\.(\w+)`")
+_CLASS = re.compile(r"`(_?[A-Z][a-z]\w+)(?:\.\w+)?`")
 _TERM = re.compile(r"^\| \*\*(.+?)\*\* \| .+ \|$", re.MULTILINE)
 
 
@@ -102,11 +109,39 @@ def test_each_run_in_coherence_is_that_of_a_mutant() -> None:
     assert [each for each in headings if each.lower() not in names] == []
 
 
-def test_every_file_of_the_package_has_its_place_in_the_architecture() -> None:
-    text = (DOCS / "architecture.md").read_text("utf-8")
+def test_the_architecture_describes_every_file_in_its_own_words() -> None:
+    text = file_table.PAGE.read_text("utf-8")
+    written = text.partition(file_table.BEGIN)[2].partition(file_table.END)[0]
+    assert written == file_table.tables(), "python -m tests.file_table writes it again"
     for path in PACKAGE.rglob("*.py"):
         name = path.relative_to(PACKAGE).as_posix()
-        assert f"`{name}`" in text or path.name == "__init__.py", f"{name} is not described"
+        assert f"`{name}`" in written or path.name == "__init__.py", f"{name} is not described"
+
+
+def test_the_architecture_names_classes_and_members_that_exist() -> None:
+    members = members_of_classes()
+    for owner, member in _MEMBER.findall(prose(file_table.PAGE)):
+        if owner in members:
+            assert member in members[owner], f"there is no {owner}.{member}"
+    for name in _CLASS.findall(prose(file_table.PAGE)):
+        assert name in members or name in FOREIGN, f"there is no {name}"
+
+
+def members_of_classes() -> dict[str, set[str]]:
+    """Return the names that each class of the package defines, by the name of the class."""
+    found: dict[str, set[str]] = {}
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                names = found.setdefault(node.name, set())
+                for each in ast.walk(node):
+                    if isinstance(each, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                        names.add(each.name)
+                    elif isinstance(each, ast.Attribute):
+                        names.add(each.attr)
+                    elif isinstance(each, ast.Name):
+                        names.add(each.id)
+    return found
 
 
 def test_the_glossary_is_in_alphabetical_order_and_names_each_word_once() -> None:
