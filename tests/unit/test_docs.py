@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from tests import file_table
+from tests import doc_tables
 from tests.simulation.mutants import MUTANTS
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PACKAGE = ROOT / "dstore"
+WRITE_AGAIN = "python -m tests.doc_tables writes it again"
 GENERATED = DOCS / "benchmarks" / "README.md"
 SOURCE_FOLDERS = ("dstore", "tests", "examples", "benchmarks")
 OLD_WORDS = (
@@ -87,18 +88,13 @@ def test_every_test_that_is_named_exists(page: Path) -> None:
         assert f"def {name}(" in defined or name in files, f"{page.name} names {name}"
 
 
-def test_the_table_of_coherence_has_every_mutant_with_the_test_that_catches_it() -> None:
-    section = (DOCS / "coherence.md").read_text("utf-8").partition("## The mutants")[2]
-    rows = re.findall(r"^\| (.+?) \| (.+?) \|$", section.partition("\n## ")[0], re.MULTILINE)[1:]
-    documented = dict(rows)
-    assert list(documented) == [mutant.name for mutant in MUTANTS]
-    assert f"of {len(MUTANTS)} mutants" in section
-    for mutant in MUTANTS:
-        if mutant.test:
-            noticed = f"`{mutant.test.rpartition('::')[2]}`: {mutant.why}"
-            assert documented[mutant.name] == noticed
-        else:
-            assert documented[mutant.name].startswith("after ")
+def test_the_table_of_coherence_has_every_mutant_with_what_catches_it() -> None:
+    rows = doc_tables.mutant_rows()
+    assert [name for name, _ in rows] == [mutant.name for mutant in MUTANTS], WRITE_AGAIN
+    for (name, noticed), mutant in zip(rows, MUTANTS):
+        assert f"| {name} | {noticed} |\n" == doc_tables.mutant_row(mutant, noticed), WRITE_AGAIN
+        assert mutant.test or noticed.startswith("after "), f"{name}: {noticed}"
+    assert f"of {len(MUTANTS)} mutants" in (DOCS / "coherence.md").read_text("utf-8")
 
 
 def test_each_run_in_coherence_is_that_of_a_mutant() -> None:
@@ -110,9 +106,9 @@ def test_each_run_in_coherence_is_that_of_a_mutant() -> None:
 
 
 def test_the_architecture_describes_every_file_in_its_own_words() -> None:
-    text = file_table.PAGE.read_text("utf-8")
-    written = text.partition(file_table.BEGIN)[2].partition(file_table.END)[0]
-    assert written == file_table.tables(), "python -m tests.file_table writes it again"
+    text = doc_tables.ARCHITECTURE.read_text("utf-8")
+    written = text.partition(doc_tables.BEGIN)[2].partition(doc_tables.END)[0]
+    assert written == doc_tables.tables(), WRITE_AGAIN
     for path in PACKAGE.rglob("*.py"):
         name = path.relative_to(PACKAGE).as_posix()
         assert f"`{name}`" in written or path.name == "__init__.py", f"{name} is not described"
@@ -120,10 +116,10 @@ def test_the_architecture_describes_every_file_in_its_own_words() -> None:
 
 def test_the_architecture_names_classes_and_members_that_exist() -> None:
     members = members_of_classes()
-    for owner, member in _MEMBER.findall(prose(file_table.PAGE)):
+    for owner, member in _MEMBER.findall(prose(doc_tables.ARCHITECTURE)):
         if owner in members:
             assert member in members[owner], f"there is no {owner}.{member}"
-    for name in _CLASS.findall(prose(file_table.PAGE)):
+    for name in _CLASS.findall(prose(doc_tables.ARCHITECTURE)):
         assert name in members or name in FOREIGN, f"there is no {name}"
 
 

@@ -1,6 +1,9 @@
-"""The tables of all files in docs/architecture.md, made from the first sentences of the modules.
+"""Tables of the documents that are made from the code.
 
-``python -m tests.file_table`` writes them again; ``tests/unit/test_docs.py`` compares.
+``python -m tests.doc_tables`` writes them again: the files in docs/architecture.md, from the first
+sentences of the modules, and the mutants in docs/coherence.md. ``tests/unit/test_docs.py`` compares
+both. The seeds after which a mutant was noticed are those of the last run of
+``scripts/simulate --mutants``; they are kept.
 """
 
 from __future__ import annotations
@@ -9,8 +12,11 @@ import ast
 import re
 from pathlib import Path
 
+from tests.simulation.mutants import MUTANTS, Mutant
+
 ROOT = Path(__file__).resolve().parents[1]
-PAGE = ROOT / "docs" / "architecture.md"
+ARCHITECTURE = ROOT / "docs" / "architecture.md"
+COHERENCE = ROOT / "docs" / "coherence.md"
 BEGIN, END = "<!-- files -->\n", "<!-- end of files -->\n"
 PACKAGE_FOLDERS = (
     ("dstore", "the public ground, and the small modules that all may use"),
@@ -41,6 +47,9 @@ OTHER_FOLDERS = (
     ("benchmarks/workloads", "what is measured"),
     ("benchmarks/scale", "how far one Global goes"),
 )
+MUTANTS_BEGIN = "| rule that is taken out | noticed |\n|---|---|\n"
+NOT_RUN = "not run yet"
+_ROW = re.compile(r"^\| (.+?) \| (.+) \|$", re.MULTILINE)
 _ROLE = re.compile(r":\w+:`~?(?:[\w.]*\.)?(\w+)`")
 
 
@@ -69,10 +78,29 @@ def tables() -> str:
     return "\n" + "".join(table(*each) for each in PACKAGE_FOLDERS + OTHER_FOLDERS)
 
 
+def mutant_rows() -> list[tuple[str, str]]:
+    """Return the rows of docs/coherence.md: the name of each mutant, and how it was noticed."""
+    rest = COHERENCE.read_text("utf-8").partition(MUTANTS_BEGIN)[2]
+    rows: list[tuple[str, str]] = _ROW.findall(rest.partition("\n\n")[0])
+    return rows
+
+
+def mutant_row(mutant: Mutant, noticed: str) -> str:
+    """Return the row of a mutant; ``noticed`` is for those that the simulation catches."""
+    if mutant.test:
+        noticed = f"`{mutant.test.rpartition('::')[2]}`: {mutant.why}"
+    return f"| {mutant.name} | {noticed} |\n"
+
+
 def main() -> None:
-    before, _, rest = PAGE.read_text("utf-8").partition(BEGIN)
-    _, _, after = rest.partition(END)
-    PAGE.write_text(before + BEGIN + tables() + END + after, "utf-8")
+    before, _, rest = ARCHITECTURE.read_text("utf-8").partition(BEGIN)
+    ARCHITECTURE.write_text(before + BEGIN + tables() + END + rest.partition(END)[2], "utf-8")
+
+    before, _, rest = COHERENCE.read_text("utf-8").partition(MUTANTS_BEGIN)
+    noticed = dict(mutant_rows())
+    rows = [mutant_row(each, noticed.get(each.name, NOT_RUN)) for each in MUTANTS]
+    after = rest.partition("\n\n")[2]
+    COHERENCE.write_text(f"{before}{MUTANTS_BEGIN}{''.join(rows)}\n{after}", "utf-8")
 
 
 if __name__ == "__main__":
