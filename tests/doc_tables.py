@@ -2,14 +2,15 @@
 
 ``python -m tests.doc_tables`` writes them again: the files in docs/architecture.md, from the first
 sentences of the modules, and the mutants in docs/coherence.md. ``tests/unit/test_docs.py`` compares
-both. The seeds after which a mutant was noticed are those of the last run of
-``scripts/simulate --mutants``; they are kept.
+both. What the simulation has noticed is kept, unless a file is named that has the output of
+``scripts/simulate --mutants``: then that is written.
 """
 
 from __future__ import annotations
 
 import ast
 import re
+import sys
 from pathlib import Path
 
 from tests.simulation.mutants import MUTANTS, Mutant
@@ -49,6 +50,8 @@ OTHER_FOLDERS = (
 )
 MUTANTS_BEGIN = "| rule that is taken out | noticed |\n|---|---|\n"
 NOT_RUN = "not run yet"
+NOTICED_MAX = 100
+"""Characters of what the simulation says of a mutant."""
 _ROW = re.compile(r"^\| (.+?) \| (.+) \|$", re.MULTILINE)
 _ROLE = re.compile(r":\w+:`~?(?:[\w.]*\.)?(\w+)`")
 
@@ -92,12 +95,20 @@ def mutant_row(mutant: Mutant, noticed: str) -> str:
     return f"| {mutant.name} | {noticed} |\n"
 
 
+def rows_of_run(path: Path) -> dict[str, str]:
+    """Return how each mutant was noticed in a run of ``scripts/simulate --mutants``."""
+    rows = _ROW.findall(path.read_text("utf-8"))
+    return {name: f"after {noticed[:NOTICED_MAX]}" for name, noticed in rows}
+
+
 def main() -> None:
     before, _, rest = ARCHITECTURE.read_text("utf-8").partition(BEGIN)
     ARCHITECTURE.write_text(before + BEGIN + tables() + END + rest.partition(END)[2], "utf-8")
 
     before, _, rest = COHERENCE.read_text("utf-8").partition(MUTANTS_BEGIN)
     noticed = dict(mutant_rows())
+    for path in sys.argv[1:]:
+        noticed.update(rows_of_run(Path(path)))
     rows = [mutant_row(each, noticed.get(each.name, NOT_RUN)) for each in MUTANTS]
     after = rest.partition("\n\n")[2]
     COHERENCE.write_text(f"{before}{MUTANTS_BEGIN}{''.join(rows)}\n{after}", "utf-8")

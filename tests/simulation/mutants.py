@@ -216,7 +216,7 @@ MUTANTS = (
         "no simulated Local knows the tokens of others before their values are bound",
     ),
     Mutant(
-        "broadcast of a former epoch accepted",
+        "publication of a former epoch accepted",
         (
             (
                 "core.local.state",
@@ -240,7 +240,7 @@ MUTANTS = (
         "late reply of a given-up request filled",
         (("core.local.state", "            or fill.done\n", ""),),
         CORE + "test_fill.py::test_the_late_reply_to_a_request_given_up_is_not_stored",
-        "an operation that was given up is closed, and gets no reply",
+        "an operation that was given up is closed, and nobody hands it a reply",
     ),
     Mutant(
         "Global's expiry too early",
@@ -274,7 +274,7 @@ MUTANTS = (
             ),
         ),
         CORE + "test_writes.py::test_a_repeated_set_gets_the_recorded_outcome_marked_do_not_cache",
-        "the fill rule covers it: a former holder has applied an invalidation since",
+        "the fill rule covers it: whoever stopped being a holder has applied a deletion since",
     ),
     Mutant(
         "repeated SET executed again after a DEL",
@@ -480,7 +480,7 @@ MUTANTS = (
         ),
     ),
     Mutant(
-        "invalidations kept back are left out of the next broadcast",
+        "deletions kept back are not published with the next",
         (
             (
                 "core.authority.invalidations",
