@@ -44,9 +44,7 @@ def work(address: str, key: str, pipe: Connection) -> None:
             last_read[config["version"]] = start
             jobs, hits = jobs + 1, hits + found.from_local
     pipe.send(last_read)
-    line = (
-        f"{jobs:,} jobs, {hits:,} configurations from own memory, {len(deleted)} deletions\n"
-    )
+    line = f"{jobs:,} jobs, {hits:,} configurations from own memory, {len(deleted)} deletions\n"
     print(line, end="")  # one write, so that lines of workers do not mix
 
 
