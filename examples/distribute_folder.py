@@ -1,14 +1,14 @@
-"""A folder of files distributed by content address: what is there already is not sent again.
+"""Distribute a folder of files by content address, without sending twice what Global has.
 
-Each file is bound to the hash of its bytes with ``put_file``; a *manifest*, under one key, has the
-address of every path. To publish a new state of the folder is to put its files, most of which are
-there already, and to replace the manifest. Another process restores the folder: it fetches the
-addresses that it has not got, each of which is checked, and both folders are compared. Neither of
-them ever holds a large file in its own memory.
+Each file is bound to the hash of its bytes with ``put_file``. A *manifest*, under one key, has the
+address of every path. A new state of the folder is published in two steps: its files are put, most
+of which Global has already, and the manifest is replaced. Another process restores the folder: it
+fetches the files that it does not have, checks each of them, and both folders are compared. Neither
+process ever holds a large file in its own memory.
 
     python examples/distribute_folder.py [FOLDER] [--address tcp://HOST:PORT] [--mebibytes 8]
 
-The folder is copied first, and the copy changed. File modes and empty folders are left out.
+The example works on a copy of the folder. File modes and empty folders are left out.
 """
 
 from __future__ import annotations
@@ -32,22 +32,22 @@ Manifest = dict[bytes, str]
 
 
 def files_of(folder: Path) -> dict[bytes, Path]:
-    """The files below a folder by their paths in it."""
+    """Return the files below a folder, by their paths relative to it."""
     paths = (path for path in sorted(folder.rglob("*")) if path.is_file() and not path.is_symlink())
     return {os.fsencode(path.relative_to(folder)): path for path in paths}
 
 
 def publish(node: dstore.Node, key: str, folder: Path) -> int:
-    """Make this state of the folder the one that others restore. How many bytes Global has more.
+    """Make this the state that others restore. Return by how many bytes Global grew.
 
-    What lies in memory that we share with Global is not sent; else large files travel in chunks.
+    A file in memory that is shared with Global is not sent. Others travel in chunks if large.
     """
     before, known = node.global_stats(), set(node.get(key, {}).values())
     manifest: Manifest = {name: node.put_file(path) for name, path in files_of(folder).items()}
     node.set(key, manifest, replace=True)
     after = node.global_stats()
     skipped = sum(address in known for address in manifest.values())
-    grown, in_chunks = (after[figure] - before[figure] for figure in ("bytes", "bytes_in"))
+    grown, in_chunks = (after[metric] - before[metric] for metric in ("bytes", "bytes_in"))
     print(
         f"published {len(manifest)} files, {skipped} of them skipped: Global has {grown:,} bytes "
         f"more, of which {in_chunks:,} were sent in chunks",
@@ -57,13 +57,13 @@ def publish(node: dstore.Node, key: str, folder: Path) -> int:
 
 
 def restore(node: dstore.Node, key: str, folder: Path, here: Manifest) -> Manifest:
-    """Bring a folder, in which ``here`` is, to the published state; what is there then."""
+    """Bring a folder that contains ``here`` to the published state. Return its new manifest."""
     manifest: Manifest = node.get(key)
     for name in here.keys() - manifest.keys():
         (folder / os.fsdecode(name)).unlink()
     for name, address in manifest.items():
         path = Path(os.fsdecode(name))
-        if path.is_absolute() or ".." in path.parts:  # whoever can write the manifest chose it
+        if path.is_absolute() or ".." in path.parts:  # any client can write the manifest
             raise SystemExit(f"{path} is not within the folder")
         if here.get(name) != address:
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
@@ -72,7 +72,7 @@ def restore(node: dstore.Node, key: str, folder: Path, here: Manifest) -> Manife
 
 
 def follow(address: str, key: str, folder: Path, pipe: Connection) -> None:
-    """The other process: restore the folder whenever it is told to, until the pipe ends."""
+    """The other process: restore the folder at each request, until the pipe ends."""
     here: Manifest = {}
     with dstore.Node(address, label="receiver") as node:
         while pipe.recv() == "restore":
@@ -93,14 +93,14 @@ def check(original: Path, restored: Path) -> None:
 
 
 def add_some(folder: Path, mebibytes: int) -> None:
-    """A large file, and some that will change."""
+    """Add a large file, and some files that will change."""
     (folder / "large").write_bytes(os.urandom(mebibytes << 20))
     for name in ("deleted", "changed", "renamed"):
         (folder / name).write_text(f"This file will be {name}.\n")
 
 
 def change(folder: Path) -> None:
-    """What happens to a folder between two states of it."""
+    """Make the changes that separate two states of the folder."""
     (folder / "deleted").unlink()
     (folder / "changed").write_text("It has other content now.\n")
     (folder / "renamed").rename(folder / "with another name")
@@ -110,7 +110,7 @@ def change(folder: Path) -> None:
 
 @contextmanager
 def some_global(address: str | None) -> Iterator[str]:
-    """The Global that was asked for, or one of our own for as long as this runs."""
+    """Yield the given address, or that of a Global that runs as long as the block."""
     if address:
         yield address
     else:

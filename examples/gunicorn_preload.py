@@ -1,9 +1,9 @@
-"""A web service with one Node that is made once, and at home in each of gunicorn's workers.
+"""A web service whose Node is made once, in gunicorn's master, and works in every worker.
 
 With ``--preload`` gunicorn imports this module in its master and forks the workers afterwards, so
-the Node that is made here is in all of them. A worker takes over its settings and nothing else: on
-first use it joins as a Local of its own, with an empty cache. However gunicorn stops a worker
-(unless it has to kill it), the exit handlers of Python run, and the Node says goodbye: no hook of
+that all of them have the Node that is made here. A worker inherits its settings and nothing else:
+on first use it joins as a Local of its own, with an empty cache. When gunicorn stops a worker
+(unless it has to kill it), Python's exit handlers run and the Node says goodbye. No hook of
 gunicorn is needed.
 
     dstore global &
@@ -12,11 +12,11 @@ gunicorn is needed.
     curl localhost:8000/greeting
     curl --request DELETE localhost:8000/greeting
 
-``$DSTORE_GLOBAL`` names another Global. It has to be up when this starts, since the master reads
-from it. If it is away later, a request waits for ``timeout`` of the Node, 5 seconds, before it is
-answered with 503; a write may take one lease more. ``--timeout`` and ``--graceful-timeout`` of
-gunicorn (30 seconds each) have to be above that. A worker that is killed says no goodbye, so that
-deletions of what it held wait for its lease.
+``$DSTORE_GLOBAL`` names another Global. It has to run when this starts, since the master reads from
+it. If it is away later, a request waits for the ``timeout`` of the Node, 5 seconds, before it is
+answered with 503; a write may take one lease more. gunicorn's ``--timeout`` and
+``--graceful-timeout`` (30 seconds each) have to be longer than that. A worker that is killed says
+no goodbye, so that deletions of what it held wait for its lease.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ import dstore
 Answer = tuple[HTTPStatus, str]
 
 LIMIT = "config/limit"
-"""The key of how many bytes a value may have. It may be bound anew at any time."""
+"""This key has the number of bytes that a value may have. It may be replaced at any time."""
 LIMIT_DEFAULT = 1 << 20
 
 
 def limit() -> int:
-    """Asked for each time: where it is bound, that is a look-up in the memory of this process."""
+    """Read the limit. If it is bound, this is a look-up in the memory of this process."""
     return int(node.get(LIMIT, LIMIT_DEFAULT))
 
 
 def index() -> Answer:
-    """Which worker this is, and how often its own memory had what was asked for."""
+    """Say which worker this is, and how often its own memory had the value."""
     node.join()
-    figures = node.stats()
-    told = {name: figures[name] for name in ("session", "hits", "misses")}
-    return HTTPStatus.OK, json.dumps({"pid": os.getpid(), **told})
+    metrics = node.stats()
+    shown = {name: metrics[name] for name in ("session", "hits", "misses")}
+    return HTTPStatus.OK, json.dumps({"pid": os.getpid(), **shown})
 
 
 def get(key: str) -> Answer:
@@ -68,10 +68,10 @@ def delete(key: str) -> Answer:
 
 
 def answer(environ: dict[str, Any]) -> Answer:
-    """Do what the request asks for. What may go wrong has a status of its own."""
+    """Carry out a request. Each error that may occur has a status of its own."""
     method = environ["REQUEST_METHOD"]
     try:
-        key = environ["PATH_INFO"][1:].encode("latin-1").decode()  # WSGI hands bytes over like this
+        key = environ["PATH_INFO"][1:].encode("latin-1").decode()  # WSGI passes bytes like this
         if method == "GET":
             return get(key) if key else index()
         if method == "PUT":
@@ -85,12 +85,12 @@ def answer(environ: dict[str, Any]) -> Answer:
         return HTTPStatus.CONFLICT, f"{error.key!r} is bound already; delete it first"
     except (dstore.GlobalUnavailable, dstore.OutcomeUnknown) as error:
         return HTTPStatus.SERVICE_UNAVAILABLE, str(error)
-    except ValueError as error:  # a key that dstore does not take, or text that is not UTF-8
+    except ValueError as error:  # a key that dstore refuses, or text that is not UTF-8
         return HTTPStatus.BAD_REQUEST, str(error)
 
 
 def application(environ: dict[str, Any], start_response: Callable[..., object]) -> list[bytes]:
-    """What gunicorn calls for each request."""
+    """Answer one request; gunicorn calls this."""
     status, text = answer(environ)
     body = f"{text}\n".encode()
     headers = [

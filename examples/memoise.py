@@ -1,9 +1,9 @@
 """Remember the results of an expensive function across processes, each computed exactly once.
 
-A result's key is made of the function's name and the content address of its input: the same
-content has the same address whoever asks, so that results never become outdated. To compute a
-result, a worker first sets a *claim*: SET is refused if the key is bound, so that one worker
-computes and the others wait. What wakes them is the deletion of the claim.
+A result's key is made of the function's name and the content address of its input: equal content
+has the same address in every process, so that results never become outdated. To compute a result, a
+worker first sets a *claim*: SET is refused if the key is bound, so that one worker computes and the
+others wait. The deletion of the claim wakes them.
 
     python examples/memoise.py [FOLDER] [--address tcp://HOST:PORT] [--workers 4] [--files 60]
 """
@@ -30,18 +30,18 @@ WAIT_SECONDS_MAX = 30.0
 
 
 def token_statistics(source: bytes) -> dict[str, int]:
-    """The expensive function: how many tokens of each kind some Python source has."""
+    """Count the tokens of each kind in some Python source: the expensive function."""
     counts: Counter[str] = Counter()
     try:
         for token in tokenize.tokenize(io.BytesIO(source).readline):
             counts[tokenize.tok_name[token.exact_type]] += 1
     except (SyntaxError, tokenize.TokenError):
-        pass  # what was counted before the error is a result, too
+        pass  # the count up to the error is a result, too
     return dict(counts)
 
 
 class Memo:
-    """Calls a function of stored content, unless some process has done so before."""
+    """Calls a function of stored content, unless another process has done so before."""
 
     def __init__(self, address: str, run: str) -> None:
         self.run = run
@@ -60,11 +60,11 @@ class Memo:
             try:
                 self.node.set(claim, os.getpid())
             except dstore.KeyOccupied as occupied:
-                if occupied.local or occupied.updated:  # so we shall hear of its deletion
+                if occupied.local or occupied.updated:  # then we see its deletion
                     self._wait_for_deletion(claim)
                 continue
             try:
-                if key not in self.node:  # else somebody was done just before we claimed it
+                if key not in self.node:  # else another worker finished just before our claim
                     self.node.set(key, function(self.node.get(source)))
                     self.computed += 1
             finally:
@@ -79,23 +79,23 @@ class Memo:
     def _wait_for_deletion(self, claim: str) -> None:
         with self._changed:
             if not self._changed.wait_for(lambda: claim in self._deleted, WAIT_SECONDS_MAX):
-                raise SystemExit(f"whoever holds {claim} has not finished")
+                raise SystemExit(f"the worker that holds {claim} has not finished")
 
 
 def work(address: str, run: str, number: int, sources: list[str]) -> None:
-    """One worker: it wants the statistics of all sources, in an order of its own."""
+    """One worker: get the statistics of all sources, in an order of its own."""
     memo = Memo(address, run)
     with memo.node as node:
         random.Random(number).shuffle(sources)
         results = {source: memo.call(token_statistics, source) for source in sources}
         line = f"worker {number}: {memo.computed} computed, {memo.calls - memo.computed} reused\n"
-        print(line, end="")  # in one piece, among those of others
+        print(line, end="")  # one write, so that lines of workers do not mix
         node.set(f"{run}/worker/{number}", {"computed": memo.computed, "results": results})
 
 
 @contextmanager
 def some_global(address: str | None) -> Iterator[str]:
-    """The Global that was asked for, or one of our own for as long as this runs."""
+    """Yield the given address, or that of a Global that runs as long as the block."""
     if address:
         yield address
     else:

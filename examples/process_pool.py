@@ -1,9 +1,9 @@
-"""A pool of processes that share one table, however its workers are started.
+"""A pool of processes that share one table, with any start method.
 
 The initializer of the pool makes one Node for each worker. The table has the smallest prime factor
-of each number up to four million, 16 MiB; a job looks it up and factorises one number. The first
+of each number up to four million and takes 16 MiB; a job uses it to factorise one number. The first
 ``get`` of a worker maps the one copy that this machine has, all others are look-ups in the worker's
-own memory. Each worker tells in which file its table lies: it is the same one for all.
+own memory. Each worker reports the file in which its table lies: it is the same one for all.
 
     python examples/process_pool.py [--address tcp://HOST:PORT] [--workers 4]
                                     [--start-method fork|spawn|forkserver]
@@ -44,7 +44,7 @@ together: Barrier
 
 
 class Report(NamedTuple):
-    """What a worker tells of itself."""
+    """What a worker reports of itself."""
 
     pid: int
     session: int
@@ -53,7 +53,7 @@ class Report(NamedTuple):
 
 
 def smallest_factors(length: int) -> Array:
-    """The smallest prime factor of each number; a smaller one is written over a larger one."""
+    """Return the smallest prime factor of each number. Smaller factors overwrite larger ones."""
     table = np.arange(length, dtype=np.int32)
     for factor in range(math.isqrt(length), 1, -1):
         table[factor * factor :: factor] = factor
@@ -64,13 +64,13 @@ def smallest_factors(length: int) -> Array:
 
 
 def begin(address: str, key: str, barrier: Barrier) -> None:
-    """Make the Node of this worker; whatever the start method, it says goodbye at the end."""
+    """Make the Node of this worker. With any start method, it says goodbye at the end."""
     global node, table_key, together
     node, table_key, together = dstore.Node(address, label="pool worker"), key, barrier
 
 
 def factorise(number: int) -> list[int]:
-    """The job."""
+    """Factorise one number: the job."""
     table = node.get(table_key)
     factors = []
     while number > 1:
@@ -80,7 +80,7 @@ def factorise(number: int) -> list[int]:
 
 
 def report() -> Report:
-    """Taken once by each worker, since none goes on before all are here."""
+    """Report on this worker. The barrier makes each worker take this job once."""
     together.wait(WAIT_SECONDS_MAX)
     hits = node.stats()["hits"]
     place = place_of(node.get(table_key))
@@ -88,7 +88,7 @@ def report() -> Report:
 
 
 def place_of(array: Array) -> str:
-    """The file that is mapped where the array lies, if the system tells."""
+    """Return the file that is mapped where the array lies, if the system reports it."""
     try:
         with open(MAPS) as file:
             for line in file:
@@ -110,7 +110,7 @@ def reports(pool: ProcessPoolExecutor, workers: int) -> list[Report]:
 
 @contextmanager
 def some_global(address: str | None) -> Iterator[str]:
-    """The Global that was asked for, or one of our own for as long as this runs."""
+    """Yield the given address, or that of a Global that runs as long as the block."""
     if address:
         yield address
     else:
@@ -133,7 +133,7 @@ def main() -> None:
         table = own.get(key)
         arguments = (address, key, context.Barrier(args.workers))
         with ProcessPoolExecutor(args.workers, context, begin, arguments) as pool:
-            before = reports(pool, args.workers)  # all have been started now
+            before = reports(pool, args.workers)  # all workers have started now
             results = list(pool.map(factorise, NUMBERS, chunksize=20))
             after = reports(pool, args.workers)
         own.delete(key)
@@ -145,12 +145,12 @@ def main() -> None:
         if math.prod(factors) != number or any(table[each] != each for each in factors):
             raise SystemExit(f"{number} was factorised wrongly: {factors}")
     if len({worker.session for worker in before + after}) != args.workers:
-        raise SystemExit("these are not as many Locals as workers")
+        raise SystemExit("the number of Locals is not the number of workers")
     copies = len({worker.place for worker in after})
     print(f"copies of the table, {table.nbytes >> 20} MiB, for {args.workers} workers: {copies}")
     if copies > 1:
         print("(is there shared memory, and room in it? df /dev/shm)")
-    print(f"{len(results):,} numbers factorised, and all of them rightly")
+    print(f"{len(results):,} numbers factorised, all of them correctly")
 
 
 if __name__ == "__main__":

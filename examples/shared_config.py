@@ -2,8 +2,8 @@
 
 Every job reads the configuration: after the first time that is a look-up in the worker's own
 memory. The parent replaces it a few times while the workers are busy, and deletes it in the end,
-which is how they learn that they are done. Once ``set(..., replace=True)`` or ``delete`` has
-returned, no worker can read the old configuration any more: the times noted here prove it.
+which tells the workers to stop. Once ``set(..., replace=True)`` or ``delete`` has returned, no
+worker can read the old configuration any more: the times noted here prove it.
 
     python examples/shared_config.py [--address tcp://HOST:PORT] [--workers 4]
 """
@@ -22,15 +22,15 @@ from multiprocessing.connection import Connection
 import dstore
 
 TAX_RATES = [0.19, 0.16, 0.21, 0.2]
-"""One configuration after the other: version 0, 1, 2, 3."""
+"""The tax rate of version 0, 1, 2, 3 of the configuration."""
 
 
 def work(address: str, key: str, pipe: Connection) -> None:
-    """Do jobs until there is no configuration any more; tell when each version was last read."""
+    """Do jobs until the configuration is deleted. Report when each version was last read."""
     last_read: dict[int, int] = {}
-    heard: list[str | bytes] = []
+    deleted: list[str | bytes] = []
     jobs = hits = 0
-    with dstore.Node(address, label="price worker", on_deletion=heard.append) as node:
+    with dstore.Node(address, label="price worker", on_deletion=deleted.append) as node:
         while True:
             start = time.monotonic_ns()  # one clock for all processes of a machine
             try:
@@ -44,17 +44,17 @@ def work(address: str, key: str, pipe: Connection) -> None:
             last_read[config["version"]] = start
             jobs, hits = jobs + 1, hits + found.from_local
     pipe.send(last_read)
-    line = f"{jobs:,} jobs, {hits:,} configurations from own memory, {len(heard)} deletions heard\n"
-    print(line, end="")  # in one piece, among those of others
+    line = f"{jobs:,} jobs, {hits:,} configurations from own memory, {len(deleted)} deletions\n"
+    print(line, end="")  # one write, so that lines of workers do not mix
 
 
 def price(job: int, tax_rate: float) -> float:
-    """The job: what article number ``job`` costs."""
+    """Return the price of article number ``job``: the job."""
     return round((job % 1000) * (1 + tax_rate), 2)
 
 
 def change_while_they_work(node: dstore.Node, key: str, pipes: list[Connection]) -> list[int]:
-    """Change the configuration whenever all workers use it; return when each change was over."""
+    """Change the configuration whenever all workers use it. Return when each change ended."""
     over = []
     for version, tax_rate in enumerate(TAX_RATES):
         if version > 0:
@@ -69,7 +69,7 @@ def change_while_they_work(node: dstore.Node, key: str, pipes: list[Connection])
 
 @contextmanager
 def some_global(address: str | None) -> Iterator[str]:
-    """The Global that was asked for, or one of our own for as long as this runs."""
+    """Yield the given address, or that of a Global that runs as long as the block."""
     if address:
         yield address
     else:

@@ -1,9 +1,9 @@
 """Several processes work on one large matrix, of which the whole machine has one copy.
 
-A worker's ``get`` gives it an array over memory that all processes of the machine share, so it
-takes no time and no memory worth mentioning, however large the matrix is. Each worker tells what
-it has, before and after: its *private* memory, the memory that it *shares*, and its *proportional*
-share, in which a page that is shared by four counts as a quarter. The last one can be added up.
+A worker's ``get`` returns an array over memory that all processes of the machine share, so that it
+takes hardly any time and memory, even for a large matrix. Each worker reports its memory before and
+after: its *private* memory, the memory that it *shares*, and its *proportional* share, in which a
+page that is shared by four processes counts as a quarter. The proportional shares can be added up.
 
     python examples/shared_matrix.py [--address tcp://HOST:PORT] [--workers 4] [--mebibytes 256]
 """
@@ -37,7 +37,7 @@ SMAPS_LINES = ("Private_Clean", "Private_Dirty", "Shared_Clean", "Shared_Dirty",
 
 
 class Memory(NamedTuple):
-    """What a process has, in MiB."""
+    """The memory of a process, in MiB."""
 
     private: float
     shared: float
@@ -51,7 +51,7 @@ class Memory(NamedTuple):
 
 
 def own_memory() -> Memory | None:
-    """The memory of this process; None if the system does not tell."""
+    """Return the memory of this process, or None if the system does not report it."""
     sizes = dict.fromkeys(SMAPS_LINES, 0.0)
     try:
         with open(SMAPS) as file:
@@ -66,7 +66,7 @@ def own_memory() -> Memory | None:
 
 
 def work(address: str, key: str, number: int, together: Barrier, pipe: Connection) -> None:
-    """One worker: look at all of the matrix, and tell the memory that this took."""
+    """One worker: read the whole matrix, and report the memory that this took."""
     with dstore.Node(address, label="matrix worker") as node:
         node.join()
         together.wait(WAIT_SECONDS_MAX)
@@ -76,9 +76,9 @@ def work(address: str, key: str, number: int, together: Barrier, pipe: Connectio
         matrix = node.get(key)
         seconds = time.perf_counter() - start
         column_sums = matrix.sum(axis=0)
-        together.wait(WAIT_SECONDS_MAX)  # until all have seen all of it
+        together.wait(WAIT_SECONDS_MAX)  # until all workers have read all of it
         after = own_memory()
-        together.wait(WAIT_SECONDS_MAX)  # nobody lets go of it before all have looked
+        together.wait(WAIT_SECONDS_MAX)  # no worker releases it before all have measured
         lines = [f"got {matrix.nbytes / MIB:g} MiB in {1000 * seconds:.1f} ms"]
         if before and after:
             lines += [f"before: {before}", f"after:  {after}"]
@@ -86,13 +86,13 @@ def work(address: str, key: str, number: int, together: Barrier, pipe: Connectio
         pipe.send((column_sums, matrix.flags.writeable, before, after))
 
 
-def judge(mebibytes: int, figures: list[tuple[Memory | None, Memory | None]]) -> str:
-    """What all workers together have more than before, compared with one copy."""
+def judge(mebibytes: int, measured: list[tuple[Memory | None, Memory | None]]) -> str:
+    """Compare the growth of all workers together with the size of one copy."""
     grown = [
-        after.proportional - before.proportional for before, after in figures if before and after
+        after.proportional - before.proportional for before, after in measured if before and after
     ]
     if not grown:
-        return f"there is no {SMAPS} here, so what that took is not known"
+        return f"there is no {SMAPS} here, so the memory that this took is not known"
     said = f"{len(grown)} workers together: {sum(grown):.1f} MiB more; one copy is {mebibytes} MiB"
     if sum(grown) > 1.5 * mebibytes:
         return f"{said} (each has its own: is there shared memory, and room in it? df /dev/shm)"
@@ -101,7 +101,7 @@ def judge(mebibytes: int, figures: list[tuple[Memory | None, Memory | None]]) ->
 
 @contextmanager
 def some_global(address: str | None) -> Iterator[str]:
-    """The Global that was asked for, or one of our own for as long as this runs."""
+    """Yield the given address, or that of a Global that runs as long as the block."""
     if address:
         yield address
     else:
@@ -123,7 +123,7 @@ def main() -> None:
         matrix = np.random.default_rng(0).random((args.mebibytes * ROWS_PER_MIB, COLUMNS))
         expected = matrix.sum(axis=0)
         node.set(key, matrix)
-        del matrix  # what dstore has is enough
+        del matrix  # the copy in dstore is enough
         for number in range(args.workers):
             ours, theirs = context.Pipe()
             arguments = (address, key, number, together, theirs)
@@ -137,10 +137,10 @@ def main() -> None:
 
     print(judge(args.mebibytes, [(before, after) for _, _, before, after in reports]))
     if not all(np.allclose(sums, expected) for sums, *_ in reports):
-        raise SystemExit("a worker has summed up something else")
+        raise SystemExit("a worker has computed other sums")
     if any(writeable for _, writeable, *_ in reports):
         raise SystemExit("a worker could change what the others read")
-    print(f"all {len(reports)} workers have seen the same matrix, and none can change it")
+    print(f"all {len(reports)} workers have read the same matrix, and none can change it")
 
 
 if __name__ == "__main__":

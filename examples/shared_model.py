@@ -1,12 +1,13 @@
 """A pool of workers predicts with one shared model, and never with one that has been replaced.
 
 The model is a classifier in plain NumPy: random cosine features and a ridge regression on them. It
-is stored as one key for each of its arrays, which all workers of a machine read from the same
-memory, and a key that names the current version. A better version, trained on more data, is
-published while the workers are busy: first its arrays, then, in one step for everybody, its name.
+is stored under one key for each of its arrays, which all workers of a machine read from the same
+memory, and a key that names the current version. Better versions, trained on more data, are
+released while the workers are busy: first the arrays, then the name, for all workers at once.
 Once ``set(..., replace=True)`` of the name has returned, no prediction that begins afterwards uses
-an older version: the times noted here prove it. So its arrays can be deleted at once. (A worker
-that had read the old name just before finds nothing under it, and reads the name again.)
+an older version: the times noted here prove it. The arrays of the older version can then be deleted
+at once. (A worker that had read the old name just before finds them missing, and reads the name
+again.)
 
     python examples/shared_model.py [--address tcp://HOST:PORT] [--workers 4]
 """
@@ -25,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 import dstore
 
-for library in ("OMP", "OPENBLAS", "MKL"):  # the processes share the cores as it is
+for library in ("OMP", "OPENBLAS", "MKL"):  # the processes already share the cores
     os.environ.setdefault(f"{library}_NUM_THREADS", "1")
 
 try:
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 
 INPUTS, FEATURES, CLASSES = 20, 600, 5
 TRAINED_ON = [100, 1000, 5000]
-"""Samples that each version is trained on, one after the other: version 0, 1, 2."""
+"""The number of samples that version 0, 1, 2 is trained on."""
 BATCH = 50
 PARTS = ("frequencies", "phases", "weights")
 
@@ -48,7 +49,7 @@ PARTS = ("frequencies", "phases", "weights")
 
 
 def samples(count: int, seed: int) -> tuple[Array, Array]:
-    """Inputs, and the class of each: which of some random waves is the highest there."""
+    """Return inputs, and the class of each: the random wave that is highest there."""
     inputs = np.random.default_rng(seed).standard_normal((count, INPUTS))
     waves = np.random.default_rng(1).standard_normal((INPUTS, CLASSES)) / INPUTS**0.5
     return inputs, np.sin(inputs @ waves).argmax(axis=1)
@@ -60,7 +61,7 @@ def features(model: Model, inputs: Array) -> Array:
 
 
 def train(count: int) -> Model:
-    """Fit the weights to so many samples: a ridge regression, solved exactly."""
+    """Fit the weights to ``count`` samples: a ridge regression, solved exactly."""
     random = np.random.default_rng(2)
     model: Model = {
         "frequencies": random.standard_normal((INPUTS, FEATURES)) / INPUTS**0.5,
@@ -74,7 +75,7 @@ def train(count: int) -> Model:
 
 
 def predict(model: Model, inputs: Array) -> Array:
-    """A score for each class; the highest is the answer."""
+    """Return a score for each class; the highest one is the prediction."""
     scores: Array = features(model, inputs) @ model["weights"]
     return scores
 
@@ -87,14 +88,14 @@ def accuracy(model: Model) -> float:
 # Sharing it ---------------------------------------------------------------------------------
 
 
-def publish(node: dstore.Node, run: str, version: int, model: Model) -> None:
-    """Let the workers use this version; from the return on they use no other one."""
+def release(node: dstore.Node, run: str, version: int, model: Model) -> None:
+    """Make the workers use this version. After the return they use no other one."""
     node.set_many({f"{run}/{version}/{part}": array for part, array in model.items()})
     node.set(f"{run}/current", version, replace=True)
 
 
 def current(node: dstore.Node, run: str) -> tuple[int, Model] | None:
-    """The version that is current, and the model; None if there is none any more."""
+    """Return the current version and its model, or None after the last one was deleted."""
     while (version := node.get(f"{run}/current", None)) is not None:
         keys = {f"{run}/{version}/{part}": part for part in PARTS}
         arrays = node.get_many(keys)
@@ -104,7 +105,7 @@ def current(node: dstore.Node, run: str) -> tuple[int, Model] | None:
 
 
 def work(address: str, run: str, number: int, pipe: Connection) -> None:
-    """Predict until there is no model any more; tell when each version was last chosen."""
+    """Predict until there is no model any more. Report when each version was last chosen."""
     inputs, _ = samples(BATCH, seed=100 + number)
     last_chosen: dict[int, int] = {}
     scores: dict[int, Array] = {}
@@ -122,19 +123,19 @@ def work(address: str, run: str, number: int, pipe: Connection) -> None:
             if version not in scores:
                 scores[version] = result
                 pipe.send(version)
-    print(f"worker {number}: {count * BATCH:,} predictions\n", end="", flush=True)  # in one piece
+    print(f"worker {number}: {count * BATCH:,} predictions\n", end="", flush=True)  # one write
     pipe.send((last_chosen, scores))
 
 
 def improve_while_they_work(
     node: dstore.Node, run: str, models: list[Model], pipes: list[Connection]
 ) -> list[int]:
-    """Publish a better version whenever all workers use the last; when each was replaced."""
+    """Release the next version when all workers use the last. Return when each was replaced."""
     replaced = []
     for version, count in enumerate(TRAINED_ON):
         if version > 0:
             models.append(train(count))
-            publish(node, run, version, models[version])
+            release(node, run, version, models[version])
             replaced.append(time.monotonic_ns())
             node.delete_many([f"{run}/{version - 1}/{part}" for part in PARTS])
         for pipe in pipes:
@@ -146,7 +147,7 @@ def improve_while_they_work(
 
 @contextmanager
 def some_global(address: str | None) -> Iterator[str]:
-    """The Global that was asked for, or one of our own for as long as this runs."""
+    """Yield the given address, or that of a Global that runs as long as the block."""
     if address:
         yield address
     else:
@@ -164,7 +165,7 @@ def main() -> None:
     pipes: list[Connection] = []
     with some_global(args.address) as address, dstore.Node(address, label="trainer") as node:
         models = [train(TRAINED_ON[0])]
-        publish(node, run, 0, models[0])
+        release(node, run, 0, models[0])
         for number in range(args.workers):
             ours, theirs = context.Pipe()
             context.Process(target=work, args=(address, run, number, theirs), daemon=True).start()
@@ -180,10 +181,10 @@ def main() -> None:
         inputs, _ = samples(BATCH, seed=100 + number)
         for version, model in enumerate(models):
             if not np.allclose(scores[version], predict(model, inputs)):
-                raise SystemExit(f"worker {number} has predicted something else")
+                raise SystemExit(f"worker {number} has made other predictions")
             if last_chosen[version] > replaced[version]:
                 raise SystemExit(f"version {version} was used after it had been replaced")
-    print(f"{len(models)} versions, and after it was replaced none was used for a prediction")
+    print(f"{len(models)} versions, and none was used for a prediction after it was replaced")
 
 
 if __name__ == "__main__":

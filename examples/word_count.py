@@ -1,8 +1,8 @@
 """Count the words of real files with several processes that share one dictionary.
 
-The parent stores each file once, and a list of words that are not to be counted. Each worker reads
-its share of the files and, for each of them, the list: only the first time does that ask Global.
-The partial counts come back through dstore as well. A plain count by one process checks the sum.
+The parent stores each file once, and a list of words to ignore. Each worker reads its share of the
+files and, for each of them, the list: only the first read of the list asks Global. The partial
+counts come back through dstore as well. A count by one process checks the sum.
 
     python examples/word_count.py [FOLDER] [--address tcp://HOST:PORT] [--workers 4]
 """
@@ -33,7 +33,7 @@ def words(content: bytes, ignored: list[str]) -> Counter[str]:
 
 
 def work(address: str, run: str, number: int, keys: list[str]) -> None:
-    """One worker: count the words of the files stored under ``keys``."""
+    """Count the words of the files stored under ``keys``: one worker."""
     counts: Counter[str] = Counter()
     with dstore.Node(address, label=f"word count {number}") as node:
         for key in keys:
@@ -41,13 +41,13 @@ def work(address: str, run: str, number: int, keys: list[str]) -> None:
         node.set(f"{run}/counts/{number}", dict(counts))
         stats = node.stats()
         line = f"worker {number}: {len(keys)} files, {stats['hits']} reads from its own memory\n"
-        print(line, end="")  # in one piece, among those of others
+        print(line, end="")  # one write, so that lines of workers do not mix
 
 
 def count_together(
     node: dstore.Node, files: dict[str, bytes], ignored: list[str], workers: int
 ) -> Counter[str]:
-    """Store the files, have the workers count, and merge what they found."""
+    """Store the files, let the workers count, and merge their counts."""
     run = f"word-count/{uuid.uuid4().hex}"  # so that two runs can use one Global
     contents = {f"{run}/files/{name}": content for name, content in files.items()}
     node.set(f"{run}/ignored", ignored)
@@ -70,7 +70,7 @@ def count_together(
 
 @contextmanager
 def some_global(address: str | None) -> Iterator[str]:
-    """The Global that was asked for, or one of our own for as long as this runs."""
+    """Yield the given address, or that of a Global that runs as long as the block."""
     if address:
         yield address
     else:
@@ -94,7 +94,7 @@ def main() -> None:
 
     plain = sum((words(content, ignored) for content in files.values()), Counter[str]())
     if counts != plain:
-        raise SystemExit("the workers' count differs from the plain one")
+        raise SystemExit("the count of the workers differs from that of one process")
     print(f"{counts.total():,} words in {len(files)} files: the same as counted by one process")
 
 

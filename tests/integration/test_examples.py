@@ -1,4 +1,4 @@
-"""Each example runs by itself, proves what it says, and ends with exit code 0."""
+"""Each example runs by itself, checks its own result, and ends with exit code 0."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ SERVED = {
     "gunicorn_preload.py": "gunicorn --preload",
     "starlette_cache.py": "uvicorn --workers",
 }
-"""What does not run by itself, and what runs it: test_gunicorn.py and test_starlette.py do."""
+"""Services, and how they are started; test_gunicorn.py and test_starlette.py do that."""
 
 
 @pytest.fixture
 def sources(tmp_path: Path) -> Path:
-    """A folder of five Python files, two of which are equal and one of which is broken."""
+    """A folder of five Python files, of which two are equal and one is broken."""
     for name, content in {
         "one.py": "def hello(word):\n    return word + word\n",
         "two.py": "def hello(word):\n    return word + word\n",
@@ -41,11 +41,11 @@ def sources(tmp_path: Path) -> Path:
 
 
 def start(name: str, *arguments: object, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Run one example as a process of its own."""
-    surroundings = {**os.environ, "PYTHONPATH": str(ROOT), config.ADDRESS_VARIABLE: "", **variables}
+    """Run one example in a process of its own."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), config.ADDRESS_VARIABLE: "", **variables}
     return subprocess.run(
         [sys.executable, str(EXAMPLES / name), *map(str, arguments)],
-        env=surroundings,
+        env=environment,
         capture_output=True,
         text=True,
         timeout=SECONDS_MAX,
@@ -54,7 +54,7 @@ def start(name: str, *arguments: object, **variables: str) -> subprocess.Complet
 
 
 def run(name: str, *arguments: object, address: str = "", **variables: str) -> str:
-    """Run one example; return what it printed."""
+    """Run one example. Return what it printed."""
     done = start(name, *arguments, **{config.ADDRESS_VARIABLE: address, **variables})
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stderr == ""
@@ -111,16 +111,16 @@ def test_shared_matrix_takes_the_memory_of_one_copy() -> None:
     assert len(re.findall(rf"^worker \d: (?:before|after): +{metrics}", output, re.MULTILINE)) == 6
     together = r"^3 workers together: [\d.]+ MiB more; one copy is 16 MiB, and copies for all would"
     assert re.search(together, output, re.MULTILINE)
-    assert output.endswith("all 3 workers have seen the same matrix, and none can change it\n")
+    assert output.endswith("all 3 workers have read the same matrix, and none can change it\n")
 
 
-def test_shared_matrix_says_so_where_nothing_is_shared() -> None:
+def test_shared_matrix_reports_that_nothing_is_shared() -> None:
     output = run("shared_matrix.py", "--workers", 2, "--mebibytes", 8, DSTORE_SHM="")
     assert "(each has its own: is there shared memory, and room in it? df /dev/shm)\n" in output
-    assert output.endswith("all 2 workers have seen the same matrix, and none can change it\n")
+    assert output.endswith("all 2 workers have read the same matrix, and none can change it\n")
 
 
-def test_shared_matrix_goes_on_where_the_system_does_not_tell_the_memory(
+def test_shared_matrix_works_where_the_system_does_not_report_memory(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     where = importlib.util.spec_from_file_location("shared_matrix", EXAMPLES / "shared_matrix.py")
@@ -131,7 +131,7 @@ def test_shared_matrix_goes_on_where_the_system_does_not_tell_the_memory(
     monkeypatch.setattr(example, "SMAPS", "/no/such/file")
     assert example.own_memory() is None
     said = example.judge(16, [(None, None)])
-    assert said == "there is no /no/such/file here, so what that took is not known"
+    assert said == "there is no /no/such/file here, so the memory that this took is not known"
 
 
 def test_shared_model_never_predicts_with_a_replaced_version() -> None:
@@ -140,10 +140,10 @@ def test_shared_model_never_predicts_with_a_replaced_version() -> None:
     assert len(right) == 3
     assert right == sorted(right)
     assert len(re.findall(r"^worker \d: [1-9][\d,]* predictions$", output, re.MULTILINE)) == 2
-    assert output.endswith("after it was replaced none was used for a prediction\n")
+    assert output.endswith("none was used for a prediction after it was replaced\n")
 
 
-@pytest.mark.parametrize("free_global", [2 * PATIENCE], indirect=True)  # nobody is dropped
+@pytest.mark.parametrize("free_global", [2 * PATIENCE], indirect=True)  # no session is dropped
 @pytest.mark.parametrize("method", multiprocessing.get_all_start_methods())
 def test_process_pool_has_one_table_and_leaves_no_session(
     method: str, free_global: dstore.Global
@@ -155,14 +155,14 @@ def test_process_pool_has_one_table_and_leaves_no_session(
     )
     assert len({session for session, _ in workers}) == 3
     hits = sum(int(count.replace(",", "")) for _, count in workers)
-    assert f"\n{hits:,} numbers factorised, and all of them rightly\n" in output
+    assert f"\n{hits:,} numbers factorised, all of them correctly\n" in output
     assert "copies of the table, 16 MiB, for 3 workers: 1\n" in output
     with dstore.Node(address) as node:
         assert sessions_left(node, 1) == 1
         assert list(node.keys()) == []
 
 
-def test_process_pool_says_so_where_nothing_is_shared() -> None:
+def test_process_pool_reports_that_nothing_is_shared() -> None:
     output = run("process_pool.py", "--workers", 2, DSTORE_SHM="")
     assert "for 2 workers: 2\n(is there shared memory, and room in it? df /dev/shm)\n" in output
 

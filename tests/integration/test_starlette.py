@@ -44,17 +44,17 @@ class Service:
             connection.close()
 
     def workers(self) -> dict[int, int]:
-        """The sessions of all workers, by process id."""
+        """Return the session of each worker, by process id."""
         found: dict[int, int] = {}
         until = time.monotonic() + PATIENCE
         while len(found) < WORKERS:
             assert time.monotonic() < until, f"only {sorted(found)} have answered"
             try:
-                told = json.loads(self.ask("GET", "/")[1])
-            except ConnectionRefusedError:  # it is starting
+                shown = json.loads(self.ask("GET", "/")[1])
+            except ConnectionRefusedError:  # uvicorn is starting
                 time.sleep(0.05)
                 continue
-            found[told["pid"]] = told["session"]
+            found[shown["pid"]] = shown["session"]
         return found
 
 
@@ -121,7 +121,7 @@ def test_no_worker_serves_a_page_whose_deletion_is_over(tmp_path: Path) -> None:
         assert sessions_left(node, 1) == 1
 
 
-def test_pages_are_rendered_once_events_are_heard_and_errors_are_said(tmp_path: Path) -> None:
+def test_pages_are_rendered_once_events_arrive_and_errors_have_a_status(tmp_path: Path) -> None:
     with (
         GlobalProcess(lease=1.0) as place,
         dstore.Node(place.address) as node,
@@ -137,7 +137,7 @@ def test_pages_are_rendered_once_events_are_heard_and_errors_are_said(tmp_path: 
         listening = http.client.HTTPConnection("127.0.0.1", served.port, timeout=PATIENCE)
         listening.request("GET", "/events")
         events = listening.getresponse()
-        assert events.readline() == b"(look at everything)\n"
+        assert events.readline() == b"(read everything again)\n"
         assert served.ask("DELETE", "/pages/hello")[0] == 200
         assert events.readline() == b"pages/hello\n"
         listening.close()
