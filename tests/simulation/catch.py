@@ -14,7 +14,8 @@ from tests.simulation.patched import VARIABLE
 ROOT = Path(__file__).resolve().parents[2]
 SEEDS_MAX = 1000
 """Seeds within which a mutant has to be caught."""
-UNCAUGHT = 3
+CAUGHT, UNCAUGHT = 4, 3
+"""Exit codes of a process that plays seeds. A crash has another one, so it never counts as caught."""
 """Exit code of a simulation that no seed made fail."""
 
 
@@ -39,11 +40,11 @@ def main() -> int:
 def _caught(mutant: Mutant, seeds: int, trace: bool) -> bool:
     if mutant.test:
         ended = run_test(mutant)
-        caught = ended.returncode == 1
+        caught = has_failed(ended)
         what = f"`{mutant.test.rpartition('::')[2]}`: {mutant.why}"
     else:
         ended = run_simulation(mutant, seeds, trace)
-        caught = ended.returncode == 1
+        caught = ended.returncode == CAUGHT
         what = ended.stdout.strip()
     print(
         f"| {mutant.name} | {what if caught else 'NOT CAUGHT ' + ended.stderr[-500:]} |", flush=True
@@ -52,15 +53,20 @@ def _caught(mutant: Mutant, seeds: int, trace: bool) -> bool:
 
 
 def run_test(mutant: Mutant) -> subprocess.CompletedProcess[str]:
-    """Run the test of a mutant against it. Exit code 1 means that it is caught."""
+    """Run the test of a mutant against it. It is caught if the test fails: see has_failed."""
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "tests.simulation.patched"]
     return _run([*command, "-p", "no:cacheprovider", mutant.test], mutant)
+
+
+def has_failed(ended: subprocess.CompletedProcess[str]) -> bool:
+    """Whether pytest ran a test and it failed; an error before that proves nothing."""
+    return ended.returncode == 1 and " failed" in ended.stdout
 
 
 def run_simulation(
     mutant: Mutant, seeds: int, trace: bool = False
 ) -> subprocess.CompletedProcess[str]:
-    """Play seeds against a mutant until one fails. Exit code 1 means that it is caught."""
+    """Play seeds against a mutant until one fails. Exit code CAUGHT means that one did."""
     command = [sys.executable, "-m", "tests.simulation.catch", "--seeds", str(seeds)]
     return _run([*command, *(["--trace"] if trace else [])], mutant)
 
@@ -83,7 +89,7 @@ def _play(seeds: int, trace: bool) -> int:
             if trace:
                 smallest = shrink(outcome)
                 print(f"{smallest.scenario}\n" + "\n".join(smallest.trace + smallest.violations))
-            return 1
+            return CAUGHT
     return UNCAUGHT
 
 

@@ -6,6 +6,7 @@ a named test. A text that is no longer in the source is an error, so that the mu
 the code.
 """
 
+# ruff: noqa: E501
 from __future__ import annotations
 
 from dataclasses import dataclass

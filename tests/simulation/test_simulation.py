@@ -7,7 +7,13 @@ import os
 import pytest
 
 from tests.history.linearizability import check_linearizable
-from tests.simulation.catch import run_simulation, run_test
+from tests.simulation.catch import (
+    CAUGHT,
+    UNCAUGHT,
+    has_failed,
+    run_simulation,
+    run_test,
+)
 from tests.simulation.mutants import MUTANTS, Mutant
 from tests.simulation.run import run
 from tests.simulation.scenario import Scenario
@@ -104,5 +110,16 @@ def test_every_mutant_still_applies(mutant: Mutant) -> None:
     "mutant", [pytest.param(each, id=each.name) for each in MUTANTS if each.name in QUICK]
 )
 def test_mutants_are_caught(mutant: Mutant) -> None:
-    ended = run_test(mutant) if mutant.test else run_simulation(mutant, SEEDS_OF_A_MUTANT)
-    assert ended.returncode == 1, ended.stdout + ended.stderr
+    if mutant.test:
+        ended = run_test(mutant)
+        caught = has_failed(ended)
+    else:
+        ended = run_simulation(mutant, SEEDS_OF_A_MUTANT)
+        caught = ended.returncode == CAUGHT
+    assert caught, ended.stdout + ended.stderr
+
+
+def test_a_crash_does_not_count_as_caught() -> None:
+    broken = Mutant("no such mutant", (), "tests/unit/test_keys.py")
+    assert run_simulation(broken, 1).returncode not in (0, CAUGHT, UNCAUGHT)
+    assert not has_failed(run_test(broken))
