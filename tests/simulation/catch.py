@@ -15,8 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SEEDS_MAX = 1000
 """Seeds within which a mutant has to be caught."""
 CAUGHT, UNCAUGHT = 4, 3
-"""Exit codes of a process that plays seeds. A crash has another one, so it never counts as caught."""
-"""Exit code of a simulation that no seed made fail."""
+"""Exit codes of a simulation: of a violation, and of none. A crash of it has another code."""
 
 
 def main() -> int:
