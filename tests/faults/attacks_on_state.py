@@ -211,11 +211,12 @@ def values_that_hurt_readers(target: Target) -> str:
         "text": ("text", b"\xff" * 100),
     }
     read = 0
-    with target.joined() as peer, dstore.Node(target.address, timeout=10) as node:
-        for write, (name, (codec, body)) in enumerate(bombs.items(), 1):
+    with dstore.Node(target.address, timeout=10) as node:
+        for name, (codec, body) in bombs.items():
             key = f"hostile/bomb/{name}"
             items = [SetItem(key, Stored(os.urandom(16), codec, body))]
-            reply = peer.ask(Set(*peer.envelope, write, write, True, items))
+            with target.joined() as peer:  # a session for each: it is not renewed, and so ends
+                reply = peer.ask(Set(*peer.envelope, 1, 1, True, items))
             assert isinstance(reply, SetReply), reply
             before = peak(os.getpid())
             for _ in range(3):
