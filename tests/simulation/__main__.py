@@ -15,12 +15,14 @@ TRACE_LINES = 60
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="simulate", description="Play seeds over the real core.")
+    parser = argparse.ArgumentParser(prog="scripts/simulate", description="Play seeds over the real core.")
     parser.add_argument("--seeds", type=int, default=200, help="how many (default: 200)")
     parser.add_argument("--seed", type=int, default=0, help="the first (default: 0)")
     parser.add_argument("--trace", action="store_true", help="print the whole trace of the first")
     parser.add_argument("--no-shrink", action="store_true", help="show a failing seed as it is")
     arguments = parser.parse_args(argv)
+    if arguments.seeds < 1:
+        parser.error("--seeds must be at least 1: no seed proves nothing")
     if arguments.trace:
         print("\n".join(run(Scenario.draw(arguments.seed)).trace))
         return 0

@@ -19,7 +19,7 @@ CAUGHT, UNCAUGHT = 4, 3
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="simulate --mutants", description=__doc__)
+    parser = argparse.ArgumentParser(prog="scripts/simulate --mutants", description=__doc__)
     parser.add_argument("names", nargs="*", help="parts of names (default: all mutants)")
     parser.add_argument("--seeds", type=int, default=SEEDS_MAX, help="at most (default: 1000)")
     parser.add_argument("--trace", action="store_true", help="show the smallest failing trace")
@@ -31,6 +31,8 @@ def main() -> int:
         for each in MUTANTS
         if not arguments.names or any(part in each.name for part in arguments.names)
     ]
+    if not chosen:
+        parser.error(f"no mutant has {' or '.join(arguments.names)} in its name")
     missed = [each.name for each in chosen if not _caught(each, arguments.seeds, arguments.trace)]
     print(f"{len(chosen) - len(missed)} of {len(chosen)} mutants caught")
     return 1 if missed else 0
