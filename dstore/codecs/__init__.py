@@ -13,7 +13,7 @@ pickle    all that Python can pickle, if the user asks for it
 
 :class:`Codecs` has the codecs of a Node and chooses the one for a value. The codecs are in
 :mod:`~dstore.codecs.plain`, :mod:`~dstore.codecs.array`, :mod:`~dstore.codecs.pickled` and
-:mod:`~dstore.codecs.custom`.
+:mod:`~dstore.codecs.table`.
 
 A body that is decoded is ``bytes``, or a read-only ``memoryview`` of memory that processes share. A
 value that is decoded from such a view reads that memory, keeps it alive and cannot change it.
@@ -21,9 +21,8 @@ value that is decoded from such a view reads that memory, keeps it alive and can
 
 from __future__ import annotations
 
-from dstore.codecs.custom import Codec
 from dstore.codecs.encoded import BYTES, MSGPACK, NDARRAY, PICKLE, TEXT, Encoded
-from dstore.codecs.table import Codecs
+from dstore.codecs.table import Codec, Codecs
 from dstore.protocol.messages import Buffer
 
 __all__ = [

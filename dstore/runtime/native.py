@@ -13,16 +13,37 @@ from __future__ import annotations
 import _queue
 import _socket
 import _thread
+import contextlib
 import importlib.util
 import os
+import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import BuiltinFunctionType
 from typing import TYPE_CHECKING, Any
 
 from dstore.runtime import clock
-from dstore.runtime.signals import signals_blocked
+
+
+@contextlib.contextmanager
+def signals_blocked() -> Iterator[None]:
+    """Block signals in this thread for a while; threads started meanwhile never take any.
+
+    That holds for the threads of ZeroMQ, too. A signal has to interrupt what the main thread waits
+    for; taken by another thread it would be noticed only when that wait has ended. Threads inherit
+    the mask of the one that starts them, so there is no moment at which they could take a signal.
+    Signals that arrive meanwhile are delivered afterwards.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # pragma: no cover - Windows
+        yield
+        return
+    former = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    try:  # from here on, since the handler of an earlier signal may run within the next call
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, former)
 
 
 def _own_copy(module: Any) -> Any:
@@ -198,3 +219,30 @@ def is_own_thread() -> bool:
 
 def _do_nothing() -> None:
     return
+
+
+class Waker:
+    """A pair of connected sockets. Poll :meth:`fileno`; call :meth:`wake` from any thread."""
+
+    def __init__(self) -> None:
+        self._near, self._far = socketpair()
+        self._near.setblocking(False)
+        self._far.setblocking(False)
+
+    def fileno(self) -> int:
+        return self._near.fileno()
+
+    def wake(self) -> None:
+        """Make the poll return, or the next one if none is under way."""
+        with contextlib.suppress(OSError):  # full: the poll returns anyway; closed: no thread polls
+            self._far.send(b"\0")
+
+    def drain(self) -> None:
+        """Remove the wake-ups so far."""
+        with contextlib.suppress(OSError):
+            while self._near.recv(4096):
+                pass
+
+    def close(self) -> None:
+        self._near.close()
+        self._far.close()

@@ -10,12 +10,64 @@ import contextlib
 import errno
 import io
 import os
+import re
 import stat
 import time
+from collections.abc import Callable
 
 from dstore.runtime.background import BACKGROUND_BYTES, janitor
 from dstore.shm import mapping
 from dstore.shm.directory import Directory, open_flags
+
+LOCK, GLOBAL, COPIES = "lock", "global", "copies"
+PART = ".part"
+TOKEN_BYTES = 16
+EPOCH_MAX = (1 << 64) - 1
+
+EPOCH_NAME = re.compile("[0-9a-f]{16}")
+REMOVED_NAME = re.compile("[0-9a-f]{16}[.][0-9a-f]{16}")
+"""The epoch and a random number."""
+SEALED_NAME = re.compile("[0-9a-f]{32}")
+PART_NAME = re.compile("[0-9a-f]{32}[.]part")
+
+
+def user_folder() -> str:
+    """The folder in the root that has all epochs of this user."""
+    return f"dstore-{os.geteuid()}"
+
+
+def epoch_folder(epoch: int) -> str:
+    return f"{epoch:016x}"
+
+
+def global_file(token: bytes) -> str:
+    """The sealed file of a value of Global's. Raises ValueError if this is no token."""
+    return f"{GLOBAL}/{_file(token)}"
+
+
+def copy_file(token: bytes) -> str:
+    """The sealed file of a copy. Raises ValueError if this is no token."""
+    return f"{COPIES}/{_file(token)}"
+
+
+def search_order(token: bytes) -> tuple[str, str, str]:
+    """Where to look for a sealed file.
+
+    Global may move a file from the copies to its own between the first two looks.
+    """
+    return global_file(token), copy_file(token), global_file(token)
+
+
+def check(token: bytes) -> None:
+    """Raise ValueError if this is no token."""
+    if len(token) != TOKEN_BYTES:
+        raise ValueError(f"a token has {TOKEN_BYTES} bytes, not {len(token)}")
+
+
+def _file(token: bytes) -> str:
+    check(token)
+    return token.hex()
+
 
 _FLAGS = open_flags("O_NOFOLLOW", "O_CLOEXEC", "O_NONBLOCK")  # a named pipe must not block us
 
@@ -92,3 +144,80 @@ def touch(file: int | str, here: Directory | None = None) -> None:
     """Record that a file was used now; evictions go by that. ``file``: a descriptor, or a name."""
     now = time.time_ns()  # without an explicit time the file system takes one that is too coarse
     os.utime(file, ns=(now, now), dir_fd=None if here is None else here.fd)
+
+
+def find(here: Directory, token: bytes, size: int) -> memoryview | None:
+    """Map a value and touch its file. None unless it is there in full and has ``size`` bytes."""
+    for name in search_order(token):
+        with contextlib.suppress(FileNotFoundError):
+            return _map(here, name, size)
+    return None
+
+
+def _map(here: Directory, name: str, size: int) -> memoryview | None:
+    """None if the file has another size or cannot be mapped. Raises FileNotFoundError."""
+    try:
+        with open_sealed(here, name) as file:
+            if os.fstat(file.fileno()).st_size != size:
+                return None
+            view = mapping.read_only(file.fileno(), size)
+            with contextlib.suppress(OSError):  # the file system may be read-only by now
+                touch(file.fileno())
+            return view
+    except FileNotFoundError:
+        raise
+    except OSError:
+        return None
+
+
+def exists(
+    here: Directory, token: bytes, *, for_global: bool = False, size: int | None = None
+) -> bool:
+    """Whether a value is there in full: among Global's own, or without ``for_global`` anywhere.
+
+    With ``size``, a file of another size does not count.
+    """
+    # The copies first, since a file moves from there to Global's own, and never back.
+    names = [] if for_global else [copy_file(token)]
+    names.append(global_file(token))
+    return any(
+        status is not None and size in (None, status.st_size)
+        for status in (status(here, name) for name in names)
+    )
+
+
+def read(
+    here: Directory,
+    token: bytes,
+    size: int,
+    offset: int,
+    count: int,
+    allocate: Callable[[int], bytearray | memoryview],
+) -> memoryview | None:
+    """Copy a part of a value of ``size`` bytes. None if the file has lost it.
+
+    Raises FileNotFoundError if there is no file, and OSError or OverflowError if it cannot be read,
+    as when no descriptors are left or the offset is out of range.
+    """
+    for name in search_order(token):
+        with contextlib.suppress(FileNotFoundError), open_sealed(here, name) as file:
+            if os.fstat(file.fileno()).st_size != size:
+                return None
+            part = allocate(count)
+            # Fewer bytes if the file was cut short just now.
+            whole = os.preadv(file.fileno(), [part], offset) == count
+            return memoryview(part).toreadonly() if whole else None
+    raise FileNotFoundError
+
+
+def adopt(here: Directory, token: bytes, size: int) -> bool:
+    """Move a copy of ``size`` bytes to Global's own files. False if there is none such."""
+    copy = copy_file(token)
+    try:
+        with open_sealed(here, copy) as file:
+            if os.fstat(file.fileno()).st_size != size:
+                return False
+        os.rename(copy, global_file(token), src_dir_fd=here.fd, dst_dir_fd=here.fd)
+        return True
+    except OSError:  # there is no such copy, or it was evicted just now
+        return False

@@ -28,9 +28,9 @@ from functools import partial
 
 from dstore.runtime import native
 from dstore.runtime.background import janitor
-from dstore.shm import directory, files, layout, locks
+from dstore.shm import directory, files, locks
 from dstore.shm.directory import Directory, Unusable
-from dstore.shm.layout import COPIES, GLOBAL, LOCK
+from dstore.shm.files import COPIES, GLOBAL, LOCK
 from dstore.shm.partial_files import PartialFiles
 
 ENTER_TRIES = 1000
@@ -106,7 +106,7 @@ def enter(root: str, epoch: int, tries: int = ENTER_TRIES) -> Folder:
     again.
     """
     base = directory.walk(root)
-    name = layout.epoch_folder(epoch)
+    name = files.epoch_folder(epoch)
     while True:
         with locks.process_lock:
             folder = _try_to_enter(base, name)
@@ -115,14 +115,14 @@ def enter(root: str, epoch: int, tries: int = ENTER_TRIES) -> Folder:
                 return folder
         tries -= 1
         if not tries:
-            path = os.path.join(root, layout.user_folder(), name)
+            path = os.path.join(root, files.user_folder(), name)
             raise Unusable(f"{path} is being removed by a process that does not finish")
         native.sleep(ENTER_PAUSE)
 
 
 def _try_to_enter(base: Directory, name: str) -> Folder | None:
     """None if another process is removing the folder, or has removed it in between."""
-    user = layout.user_folder()
+    user = files.user_folder()
     base.make_folder(user)  # a FileNotFoundError here means that the root is missing
     folder = None
     try:
@@ -185,7 +185,7 @@ def clean(root: str) -> None:
     Raises Unusable and OSError.
     """
     base = directory.walk(root)
-    user = layout.user_folder()
+    user = files.user_folder()
     try:
         parent = base.open_private(user)
     except FileNotFoundError:
@@ -193,9 +193,9 @@ def clean(root: str) -> None:
     with parent.listed() as entries:
         names = [entry.name for entry in entries]
     for name in names:
-        if layout.REMOVED_NAME.fullmatch(name):
+        if files.REMOVED_NAME.fullmatch(name):
             janitor.do(partial(_remove, parent, name))
-        elif layout.EPOCH_NAME.fullmatch(name):
+        elif files.EPOCH_NAME.fullmatch(name):
             with locks.process_lock, contextlib.suppress(OSError, Unusable):
                 _clean(parent, name)
     with contextlib.suppress(OSError):

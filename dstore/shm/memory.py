@@ -6,15 +6,15 @@ import contextlib
 import errno
 import time
 from collections.abc import Callable
+from functools import partial
 
 from dstore.runtime.background import janitor
-from dstore.runtime.logs import WARNING, Log
-from dstore.runtime.rate_limited_log import RateLimitedLog
-from dstore.shm import eviction, files, folder, layout, locks, mapping, sealed_files
+from dstore.runtime.logs import WARNING, Log, RateLimitedLog
+from dstore.shm import files, folder, locks, mapping, room
 from dstore.shm import root as roots
 from dstore.shm.directory import Unusable
+from dstore.shm.files import PART
 from dstore.shm.folder import Folder
-from dstore.shm.layout import PART
 from dstore.shm.partial_files import NoRoom
 from dstore.shm.room import Room
 from dstore.shm.writer import Writer
@@ -76,9 +76,9 @@ class HostMemory:
 
     def find(self, token: bytes, size: int) -> memoryview | None:
         """The value, read-only. None unless it is here in full and has ``size`` bytes."""
-        layout.check(token)
+        files.check(token)
         folder = self._folder
-        return None if folder is None else sealed_files.find(folder.directory, token, size)
+        return None if folder is None else files.find(folder.directory, token, size)
 
     def read(
         self,
@@ -94,12 +94,12 @@ class HostMemory:
         It is read from the file; without a file, from ``mapped``, a view of the whole value.
         ``allocate`` returns the memory that it is read into.
         """
-        layout.check(token)
+        files.check(token)
         folder = self._folder
         count = max(0, min(count, size - offset))
         if folder is not None:
             with contextlib.suppress(OSError, OverflowError):  # there is no file, for example
-                return sealed_files.read(folder.directory, token, size, offset, count, allocate)
+                return files.read(folder.directory, token, size, offset, count, allocate)
         return None if mapped is None else mapping.copied(mapped[offset : offset + count])
 
     def linked(self, token: bytes, size: int | None = None) -> bool:
@@ -108,20 +108,20 @@ class HostMemory:
         With ``size``, a file of another size does not count. Such a file stays: if a good one
         replaced it, processes that have the damaged one mapped could not tell.
         """
-        layout.check(token)
+        files.check(token)
         folder = self._folder
-        return folder is not None and sealed_files.exists(folder.directory, token, size=size)
+        return folder is not None and files.exists(folder.directory, token, size=size)
 
     def touch(self, token: bytes) -> None:
         """Record that the value was used, so that it is evicted later than others."""
-        name, folder = layout.copy_file(token), self._folder
+        name, folder = files.copy_file(token), self._folder
         if folder is not None:
             with contextlib.suppress(OSError):
                 files.touch(name, folder.directory)
 
     def progress(self, token: bytes) -> int | None:
         """A number that grows while a copy is being written. None if no process writes it."""
-        name, folder = layout.copy_file(token) + PART, self._folder
+        name, folder = files.copy_file(token) + PART, self._folder
         status = None if folder is None else files.status(folder.directory, name)
         return None if status is None else max(status.st_mtime_ns, status.st_ctime_ns)
 
@@ -137,7 +137,7 @@ class HostMemory:
         Their memory is reserved, and room made for it, step by step while they are written, since
         nothing that Global does may take long. NoRoom says that there is not enough for the whole.
         """
-        final = layout.global_file(token) if for_global else layout.copy_file(token)
+        final = files.global_file(token) if for_global else files.copy_file(token)
         if not for_global and size > self.limit:
             raise NoRoom(f"{size:,} bytes are more than the limit of {self.limit:,}")
         try:
@@ -181,10 +181,10 @@ class HostMemory:
             file = folder.partial_files.claim(final + PART, self)
             if file is None:
                 return None
-            make_room = self._room.maker(folder, for_global=for_global)
+            make_room = partial(self._room.make, folder, for_global)
             writer = Writer(file, final, size, make_room)
             # Another process may have sealed it just before the lock was ours.
-            if sealed_files.exists(folder.directory, token, for_global=for_global):
+            if files.exists(folder.directory, token, for_global=for_global):
                 writer.abandon()
                 return None
             return writer
@@ -220,7 +220,7 @@ class HostMemory:
         """Whether the value is here and yet :meth:`find` does not find it."""
 
         def is_here() -> bool:
-            return sealed_files.exists(folder.directory, token, for_global=for_global)
+            return files.exists(folder.directory, token, for_global=for_global)
 
         # It may be sealed or evicted at any moment. So this looks before and after.
         return is_here() and self.find(token, size) is None and is_here()
@@ -231,15 +231,15 @@ class HostMemory:
         False if there is no such copy, or it has another size. Of two Globals that adopt the same
         copy, one succeeds.
         """
-        layout.check(token)
+        files.check(token)
         folder = self._folder
-        return folder is not None and sealed_files.adopt(folder.directory, token, size)
+        return folder is not None and files.adopt(folder.directory, token, size)
 
     # ---- removing -------------------------------------------------------------------------
 
     def drop(self, token: bytes, *, for_global: bool = False) -> None:
         """Remove a copy, or Global's own file, if it is there. Mappings of it stay good."""
-        name = layout.global_file(token) if for_global else layout.copy_file(token)
+        name = files.global_file(token) if for_global else files.copy_file(token)
         folder = self._folder
         if folder is not None:
             files.remove(folder.directory, name)
@@ -275,13 +275,13 @@ def open_memory(
     Returns None if shared memory cannot be used; the reason is logged once. A process may open an
     epoch several times, and closes each. Folders of other epochs that no process uses are removed.
     """
-    if not 0 <= epoch <= layout.EPOCH_MAX:
+    if not 0 <= epoch <= files.EPOCH_MAX:
         raise ValueError(f"an epoch is not negative and has at most 64 bits: {epoch}")
     path = roots.chosen(root)
     if path is None:
         return None
     try:
-        most = eviction.limit_default(path) if limit is None else limit
+        most = room.limit_default(path) if limit is None else limit
         entered = folder.enter(path, epoch)
     except (OSError, Unusable) as error:
         roots.log_once(WARNING, f"no shared memory, each process keeps its own copies: {error}")

@@ -23,7 +23,7 @@ from collections.abc import Iterator
 
 from dstore.shm import files, locks
 from dstore.shm.directory import Directory
-from dstore.shm.layout import COPIES, GLOBAL, PART_NAME
+from dstore.shm.files import COPIES, GLOBAL, PART_NAME
 
 CLAIM_TRIES = 100
 """Tries to lock a file that other processes keep removing, before it is left to them."""

@@ -11,9 +11,15 @@ import zmq
 from dstore.protocol import wire
 from dstore.protocol.messages import Buffer
 from dstore.runtime import native
-from dstore.runtime.signals import signals_blocked
+from dstore.runtime.native import signals_blocked
 from dstore.transport.binding import node_closed
-from dstore.transport.client_socket import REQUEST_SILENCE_MS, ClientSocket, opening_channel
+from dstore.transport.client_socket import (
+    CONTROL_SILENCE_MS,
+    REQUEST_SILENCE_MS,
+    ClientSocket,
+    drain,
+    opening_channel,
+)
 from dstore.transport.resolver import Resolver
 
 CHANNELS_KEPT = 64
@@ -157,3 +163,35 @@ class ChannelPool:
     def in_use(self) -> bool:
         """Whether a thread still has a channel after :meth:`close`."""
         return bool(self._open)
+
+
+class Requests:
+    """For the thread that owns it and polls with ``poller``."""
+
+    def __init__(
+        self, context: zmq.Context[zmq.Socket[bytes]], resolver: Resolver, poller: zmq.Poller
+    ) -> None:
+        # No large value travels here, so a connection that is silent for 10 seconds is lost.
+        self._client = ClientSocket(context, zmq.DEALER, CONTROL_SILENCE_MS, resolver)
+        self._socket = self._client.socket
+        self._poller = poller
+        self._poller.register(self._socket, zmq.POLLIN)
+
+    def send(self, frame: bytes) -> bool:
+        """Send a frame if that is possible now; otherwise the poll returns when it is."""
+        self._client.follow_source()
+        try:
+            self._socket.send(frame, zmq.NOBLOCK)
+        except zmq.Again:
+            self._poller.register(self._socket, zmq.POLLIN | zmq.POLLOUT)
+            return False
+        return True
+
+    def receive(self) -> list[bytes]:
+        """Take the frames that have arrived. No message with data is requested here."""
+        self._poller.register(self._socket, zmq.POLLIN)
+        return drain(self._socket)
+
+    def close(self) -> None:
+        self._poller.unregister(self._socket)
+        self._socket.close()

@@ -23,8 +23,7 @@ from itertools import islice
 
 import zmq
 
-from dstore.transport.connection import REPLIES_MAX, Connection
-from dstore.transport.connection_table import ConnectionTable
+from dstore.transport.connection import REPLIES_MAX, Connection, ConnectionTable
 from dstore.transport.kernel import ProcessMemory, descriptor_left
 
 CHECK_PAUSE = 0.1

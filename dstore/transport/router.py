@@ -17,8 +17,8 @@ from dstore.runtime import native
 from dstore.runtime.logs import Log
 from dstore.runtime.native import WAIT_SLICE
 from dstore.transport import addresses, binding, limits
-from dstore.transport.context import Termination, new_context
 from dstore.transport.guard import Guard
+from dstore.transport.limits import Termination, new_context
 from dstore.transport.path_lock import PathLock
 
 log = Log("dstore.global")

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from dstore.shm import HostMemory, NoRoom, Writer, mapping, sealed_files
+from dstore.shm import HostMemory, NoRoom, Writer, mapping
+from dstore.shm import files as shm_files
 from dstore.shm.directory import Directory
 from tests.leaks import open_descriptors
 from tests.unit.shm.children import (
@@ -210,7 +211,7 @@ def test_find_does_not_miss_a_copy_that_global_is_adopting(
     memory: HostMemory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     token = stored(memory)
-    whole = sealed_files._map
+    whole = shm_files._map
 
     def adopted_first(here: Directory, name: str, size: int) -> memoryview | None:
         if "copies" in name:  # after the look at Global's own
@@ -218,7 +219,7 @@ def test_find_does_not_miss_a_copy_that_global_is_adopting(
             assert memory.adopt(token, SIZE)
         return whole(here, name, size)
 
-    monkeypatch.setattr(sealed_files, "_map", adopted_first)
+    monkeypatch.setattr(shm_files, "_map", adopted_first)
     assert holds(memory, token)
 
 
