@@ -57,9 +57,6 @@ class Directory:
         self.close = weakref.finalize(self, os.close, fd)
         self.close.atexit = False
 
-    def __repr__(self) -> str:
-        return f"<Directory {self.path}>"
-
     def open_folder(self, name: str) -> Directory:
         """Open a folder in this one. Raises OSError."""
         path = os.path.join(self.path, name)

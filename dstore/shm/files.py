@@ -1,4 +1,15 @@
-"""Opening, removing and touching files in a folder that is held open.
+"""Files in shared memory: their names, opening and removing them, and reading complete values.
+
+::
+
+    <root>/dstore-<uid>/            mode 0700
+        <epoch, 16 hex digits>/
+            lock                    every process that uses the epoch holds a shared lock on it
+            global/                 values that belong to Global, never evicted
+            copies/                 values that Nodes have written or fetched, evictable
+                <token, 32 hex digits>          sealed: the whole value, which never changes
+                <token, 32 hex digits>.part     partial: one process is writing it
+        <epoch>.<16 hex digits>/    a folder that no process uses any more, being removed
 
 Open files are file objects, not bare descriptors: one that is lost on the way, for example in a
 KeyboardInterrupt, is closed by the garbage collector.
@@ -22,7 +33,6 @@ from dstore.shm.directory import Directory, open_flags
 LOCK, GLOBAL, COPIES = "lock", "global", "copies"
 PART = ".part"
 TOKEN_BYTES = 16
-EPOCH_MAX = (1 << 64) - 1
 
 EPOCH_NAME = re.compile("[0-9a-f]{16}")
 REMOVED_NAME = re.compile("[0-9a-f]{16}[.][0-9a-f]{16}")
@@ -30,46 +40,31 @@ REMOVED_NAME = re.compile("[0-9a-f]{16}[.][0-9a-f]{16}")
 SEALED_NAME = re.compile("[0-9a-f]{32}")
 PART_NAME = re.compile("[0-9a-f]{32}[.]part")
 
+_FLAGS = open_flags("O_NOFOLLOW", "O_CLOEXEC", "O_NONBLOCK")  # a named pipe must not block us
+
 
 def user_folder() -> str:
     """The folder in the root that has all epochs of this user."""
     return f"dstore-{os.geteuid()}"
 
 
-def epoch_folder(epoch: int) -> str:
-    return f"{epoch:016x}"
+def sealed_name(token: bytes, *, for_global: bool) -> str:
+    """The sealed file of Global's value or of a copy. Raises ValueError if this is no token."""
+    if len(token) != TOKEN_BYTES:
+        raise ValueError(f"a token has {TOKEN_BYTES} bytes, not {len(token)}")
+    return f"{GLOBAL if for_global else COPIES}/{token.hex()}"
 
 
-def global_file(token: bytes) -> str:
-    """The sealed file of a value of Global's. Raises ValueError if this is no token."""
-    return f"{GLOBAL}/{_file(token)}"
-
-
-def copy_file(token: bytes) -> str:
-    """The sealed file of a copy. Raises ValueError if this is no token."""
-    return f"{COPIES}/{_file(token)}"
-
-
-def search_order(token: bytes) -> tuple[str, str, str]:
+def _search_order(token: bytes) -> tuple[str, str, str]:
     """Where to look for a sealed file.
 
     Global may move a file from the copies to its own between the first two looks.
     """
-    return global_file(token), copy_file(token), global_file(token)
+    own = sealed_name(token, for_global=True)
+    return own, sealed_name(token, for_global=False), own
 
 
-def check(token: bytes) -> None:
-    """Raise ValueError if this is no token."""
-    if len(token) != TOKEN_BYTES:
-        raise ValueError(f"a token has {TOKEN_BYTES} bytes, not {len(token)}")
-
-
-def _file(token: bytes) -> str:
-    check(token)
-    return token.hex()
-
-
-_FLAGS = open_flags("O_NOFOLLOW", "O_CLOEXEC", "O_NONBLOCK")  # a named pipe must not block us
+# ---- any file ---------------------------------------------------------------------------------
 
 
 def open_writable(here: Directory, name: str, *, create: bool) -> io.FileIO:
@@ -83,23 +78,16 @@ def open_sealed(here: Directory, name: str) -> io.FileIO:
 
 
 def _open(here: Directory, name: str, mode: str, more: int) -> io.FileIO:
+    """Open a regular file that only this user can write. Raises OSError if it is another."""
     more |= _FLAGS
     file = io.FileIO(
         name, mode, opener=lambda name, flags: os.open(name, flags | more, 0o600, dir_fd=here.fd)
     )
-    try:
-        _check(os.fstat(file.fileno()))
-    except BaseException:
+    found = os.fstat(file.fileno())
+    if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
         file.close()
-        raise
-    return file
-
-
-def _check(status: os.stat_result) -> None:
-    """Raise OSError unless this is a regular file that only this user can write."""
-    mode = status.st_mode
-    if not stat.S_ISREG(mode) or status.st_uid != os.geteuid() or mode & 0o022:
         raise OSError(errno.EPERM, "this is not a file of dstore")
+    return file
 
 
 def status(here: Directory, name: str) -> os.stat_result | None:
@@ -140,15 +128,21 @@ def unlink(here: Directory, name: str, file: io.FileIO) -> None:
         janitor.do(kept.release)
 
 
-def touch(file: int | str, here: Directory | None = None) -> None:
-    """Record that a file was used now; evictions go by that. ``file``: a descriptor, or a name."""
+def touch(file: int | str, folder: int | None = None) -> None:
+    """Record that a file was used now; evictions go by that.
+
+    ``file`` is a descriptor, or a name in the folder with the descriptor ``folder``.
+    """
     now = time.time_ns()  # without an explicit time the file system takes one that is too coarse
-    os.utime(file, ns=(now, now), dir_fd=None if here is None else here.fd)
+    os.utime(file, ns=(now, now), dir_fd=folder)
+
+
+# ---- complete values --------------------------------------------------------------------------
 
 
 def find(here: Directory, token: bytes, size: int) -> memoryview | None:
     """Map a value and touch its file. None unless it is there in full and has ``size`` bytes."""
-    for name in search_order(token):
+    for name in _search_order(token):
         with contextlib.suppress(FileNotFoundError):
             return _map(here, name, size)
     return None
@@ -178,12 +172,9 @@ def exists(
     With ``size``, a file of another size does not count.
     """
     # The copies first, since a file moves from there to Global's own, and never back.
-    names = [] if for_global else [copy_file(token)]
-    names.append(global_file(token))
-    return any(
-        status is not None and size in (None, status.st_size)
-        for status in (status(here, name) for name in names)
-    )
+    kinds = (True,) if for_global else (False, True)
+    found = [status(here, sealed_name(token, for_global=each)) for each in kinds]
+    return any(each is not None and size in (None, each.st_size) for each in found)
 
 
 def read(
@@ -199,7 +190,7 @@ def read(
     Raises FileNotFoundError if there is no file, and OSError or OverflowError if it cannot be read,
     as when no descriptors are left or the offset is out of range.
     """
-    for name in search_order(token):
+    for name in _search_order(token):
         with contextlib.suppress(FileNotFoundError), open_sealed(here, name) as file:
             if os.fstat(file.fileno()).st_size != size:
                 return None
@@ -212,12 +203,12 @@ def read(
 
 def adopt(here: Directory, token: bytes, size: int) -> bool:
     """Move a copy of ``size`` bytes to Global's own files. False if there is none such."""
-    copy = copy_file(token)
+    copy, own = (sealed_name(token, for_global=each) for each in (False, True))
     try:
         with open_sealed(here, copy) as file:
             if os.fstat(file.fileno()).st_size != size:
                 return False
-        os.rename(copy, global_file(token), src_dir_fd=here.fd, dst_dir_fd=here.fd)
+        os.rename(copy, own, src_dir_fd=here.fd, dst_dir_fd=here.fd)
         return True
     except OSError:  # there is no such copy, or it was evicted just now
         return False

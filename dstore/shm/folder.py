@@ -1,6 +1,6 @@
 """The folder of one epoch: how it is created, and how its last user removes it.
 
-``layout.py`` shows what is in it. A process that wants to remove a folder takes its lock
+``files.py`` shows what is in it. A process that wants to remove a folder takes its lock
 exclusively, without waiting, and so gets it only if no process uses the folder. A process that
 enters may have opened the lock file before that and get the lock after it. So, with the lock, it
 checks that the file is still the one in the folder, and starts over if not.
@@ -60,11 +60,6 @@ class Folder:
         self.partial_files = PartialFiles(here)
         self.alive = True
 
-    def __repr__(self) -> str:
-        state = "" if self.alive else " left"
-        writing = len(self.partial_files)
-        return f"<Folder {self.path} users={self.users} writing={writing}{state}>"
-
     def forked(self) -> None:
         """In a forked child: the folder is the parent's, and stays as it is."""
         self.alive = False
@@ -106,7 +101,7 @@ def enter(root: str, epoch: int, tries: int = ENTER_TRIES) -> Folder:
     again.
     """
     base = directory.walk(root)
-    name = files.epoch_folder(epoch)
+    name = f"{epoch:016x}"
     while True:
         with locks.process_lock:
             folder = _try_to_enter(base, name)

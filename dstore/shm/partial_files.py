@@ -57,9 +57,6 @@ class PartialFile:
         self._uses = 0
         self._process = os.getpid()
 
-    def __repr__(self) -> str:
-        return f"<PartialFile {self._here.path}/{self.name}{' over' if self.over else ''}>"
-
     @property
     def lost(self) -> bool:
         """Whether its Writer is gone, so that it will never be sealed."""
@@ -125,6 +122,7 @@ class PartialFile:
         self._file.close()
 
     def _check(self) -> None:
+        """Raise NoRoom if the file is over."""
         if self.over:
             raise NoRoom("the file was sealed or abandoned, or is a parent process's")
 
@@ -140,12 +138,6 @@ class PartialFiles:
     def __init__(self, directory: Directory) -> None:
         self.directory = directory
         self._by_name: dict[str, PartialFile] = {}
-
-    def __len__(self) -> int:
-        return len(self._by_name)
-
-    def __repr__(self) -> str:
-        return f"<PartialFiles {sorted(self._by_name)}>"
 
     def claim(self, name: str, owner: object) -> PartialFile | None:
         """Begin to write the file with this name. None if another process or thread writes it.
@@ -179,7 +171,6 @@ class PartialFiles:
         return None
 
     def forget(self, file: PartialFile) -> None:
-        """This file is over."""
         self._by_name.pop(file.name, None)
 
     def abandon_all(self, owner: object | None = None) -> None:

@@ -68,15 +68,15 @@ class Room:
         """Reserve the first part of a value of Global's. Raises NoRoom if the whole cannot fit."""
         self._reserve(folder, value, min(value.size, writer.RESERVE_BYTES))
 
-    def reserve_copy(self, folder: Folder, copy: Writer, name: str) -> None:
-        """Reserve the memory of a copy, whose partial file is ``name``. Raises NoRoom.
+    def reserve_copy(self, folder: Folder, copy: Writer) -> None:
+        """Reserve the memory of a copy. Raises NoRoom.
 
         The limit is checked after that: of two processes that do this at the same time, at least
         one sees the other's file.
         """
         self._reserve(folder, copy, copy.size)
         copy.view()  # now, since this may fail as well, and sealing must not
-        self._keep_limit(folder, name, copy.size)
+        self._keep_limit(folder, copy.name, copy.size)
 
     def _reserve(self, folder: Folder, value: Writer, count: int) -> None:
         needed = folder.partial_files.unreserved()

@@ -6,7 +6,6 @@ import errno
 import os
 import weakref
 from collections.abc import Callable
-from types import TracebackType
 
 from dstore.shm import mapping
 from dstore.shm.partial_files import NoRoom, PartialFile
@@ -34,6 +33,7 @@ class Writer:
 
     def __init__(self, file: PartialFile, final: str, size: int, make_room: MakeRoom) -> None:
         self.size = size
+        self.name = file.name
         self._file = file
         self._final = final
         self.make_room = make_room
@@ -42,7 +42,7 @@ class Writer:
         file.writer = weakref.ref(self)
 
     def __repr__(self) -> str:
-        return f"<Writer of {self.size} bytes, {self._file!r}>"
+        return f"<Writer of {self.size} bytes, {self.name}{' over' if self._file.over else ''}>"
 
     @property
     def reserved(self) -> int:
@@ -100,7 +100,7 @@ class Writer:
                 raise NoRoom(f"{self.size:,} bytes cannot be written: {error}") from error
 
     def seal(self) -> memoryview:
-        """Let the processes of this host find the value. Returns the value, read-only."""
+        """Let the processes of this host find the value, and return it, read-only."""
         view = self.view()
         self.publish()
         return view
@@ -123,10 +123,5 @@ class Writer:
     def __enter__(self) -> Writer:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.abandon()

@@ -254,7 +254,7 @@ def test_without_statistics_of_the_file_system_a_list_serves_for_a_while(
 def test_the_limit_is_half_of_the_file_system_unless_given(small_disk: Path) -> None:
     opened_there = open_memory(EPOCH, root=str(small_disk))
     assert opened_there is not None
-    assert opened_there.limit == SMALL_DISK // 2
+    assert opened_there._room.limit == SMALL_DISK // 2
     opened_there.close()
 
 
