@@ -73,15 +73,6 @@ def encode(codec: Codec, value: object) -> Encoded:
     return joint(codec.name, map(flat, parts))
 
 
-def decoder(codec: Codec) -> Callable[[Buffer], tuple[object, bool]]:
-    """The decoder of a user's codec. Its values are not known to be immutable."""
-
-    def decode(body: Buffer) -> tuple[object, bool]:
-        return codec.decode(memoryview(body)), False
-
-    return decode
-
-
 def _not_bytes(codec: Codec, given: object) -> TypeError:
     return TypeError(
         f"encode of the codec {codec.name!r} gave {type(given).__name__}; it is to return bytes, "
@@ -197,7 +188,8 @@ class Codecs:
         if codec.type in self._by_type:
             raise ValueError(f"there are two codecs for the type {codec.type.__name__}")
         self._by_type[codec.type] = codec
-        self._decoders[codec.name] = decoder(codec)
+        # Its values are not known to be immutable.
+        self._decoders[codec.name] = lambda body: (codec.decode(memoryview(body)), False)
 
 
 def _message(error: Exception) -> str:

@@ -278,12 +278,9 @@ def _inbox_of(hub: Any, kind: Callable[[Any], HubInbox]) -> HubInbox:
     return inbox
 
 
+@native.in_forked_child
 def _after_fork_in_child() -> None:
     inbox: HubInbox | None = getattr(_here, "inbox", None)
     if inbox is not None:
         del _here.inbox
         inbox.forked()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -13,6 +13,7 @@ import logging
 import sys
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 
 from dstore.quoting import visible
 from dstore.runtime import clock, native
@@ -28,9 +29,6 @@ class Log:
     def __init__(self, name: str) -> None:
         self._logger = logging.getLogger(name)
 
-    def __repr__(self) -> str:
-        return f"<Log {self._logger.name}>"
-
     def debug(self, message: str, *arguments: object) -> None:
         self.log(logging.DEBUG, message, *arguments)
 
@@ -44,21 +42,13 @@ class Log:
     def log(
         self, level: int, message: str, *arguments: object, error: BaseException | None = None
     ) -> None:
+        line = partial(self._logger.log, level, message, *arguments, exc_info=error, stacklevel=3)
         if native.is_own_thread() and _eventlet_has_patched():
-            _deferred.append(lambda: self._log(level, message, arguments, error))
+            _deferred.append(line)
             for wake in tuple(_wakers):
                 wake()
         else:
-            self._log(level, message, arguments, error)
-
-    def _log(
-        self,
-        level: int,
-        message: str,
-        arguments: tuple[object, ...],
-        error: BaseException | None,
-    ) -> None:
-        self._logger.log(level, message, *arguments, exc_info=error, stacklevel=4)
+            line()
 
 
 _deferred: deque[Callable[[], None]] = deque(maxlen=DEFERRED_MAX)

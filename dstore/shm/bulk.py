@@ -1,4 +1,4 @@
-"""Global's large values in shared memory, where the Nodes of its host read them without a copy."""
+"""Global's large values: in shared memory, where the Nodes of its host map them, or in its own."""
 
 from __future__ import annotations
 
@@ -15,6 +15,12 @@ from dstore.shm.memory import WARNING_SECONDS, HostMemory, open_memory
 from dstore.shm.partial_files import NoRoom
 from dstore.shm.writer import Writer
 
+log = Log("dstore.shm")
+
+MAPS_MAX = 8_192
+"""Values that are mapped at a time; others are mapped when they are read."""
+BUFFERS_MAX = 16
+"""Buffers of CHUNK_BYTES that are kept for reuse."""
 MAPPED_MIN = 1 << 20
 """Bytes from which on a value has a mapping of its own."""
 
@@ -74,10 +80,7 @@ def fresh_memory(size: int) -> memoryview:
     try:
         if size < MAPPED_MIN:
             return memoryview(bytearray(size))
-        if hasattr(mmap, "MAP_PRIVATE"):
-            flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-            return memoryview(mmap.mmap(-1, size, flags=flags))
-        return memoryview(mmap.mmap(-1, size))  # Windows, where nothing forks
+        return memoryview(mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
     except (OSError, OverflowError, MemoryError) as error:
         raise MemoryError(f"no memory for a value of {size:,} bytes: {error}") from None
 
@@ -91,24 +94,19 @@ def release_soon(view: memoryview | None) -> None:
         janitor.do(view.release)
 
 
-BUFFER_BYTES = CHUNK_BYTES
-"""Bytes of a buffer. Larger ones are not reused."""
-BUFFERS_MAX = 16
-"""Buffers that are kept."""
-
-
 class BufferPool:
-    """For one thread. Views of its buffers may be released by any."""
+    """Reusable buffers for the chunks of values that are being sent. For one thread.
+
+    Fresh memory of this size comes from the system page by page and soon goes back, which would
+    take longer than to copy a chunk into it. Views of the buffers may be released by any thread.
+    """
 
     def __init__(self) -> None:
         self._kept: list[bytearray] = []
 
-    def __repr__(self) -> str:
-        return f"<BufferPool kept={len(self._kept)}>"
-
     def take(self, size: int) -> memoryview:
         """Memory to write to. It is not given out again while the view, or one of it, exists."""
-        if size > BUFFER_BYTES:
+        if size > CHUNK_BYTES:
             return memoryview(bytearray(size))
         for buffer in self._kept:
             try:
@@ -118,16 +116,10 @@ class BufferPool:
             except BufferError:
                 continue
             return memoryview(buffer)[:size]
-        buffer = bytearray(BUFFER_BYTES)
+        buffer = bytearray(CHUNK_BYTES)
         if len(self._kept) < BUFFERS_MAX:
             self._kept.append(buffer)
         return memoryview(buffer)[:size]
-
-
-log = Log("dstore.shm")
-
-MAPS_MAX = 8_192
-"""Values that are mapped at a time; others are mapped when they are read."""
 
 
 def bulk_for(epoch: int, root: str | None = None) -> Bulk:
@@ -189,19 +181,13 @@ class SharedBulk:
             return
         try:
             writer.write(offset, data)
-        except NoRoom as error:
-            self._make_private(token, writer, error)
+        except NoRoom as error:  # others have taken the room that there was
+            # What was written is not copied: to copy a large value would stop Global for seconds.
+            self._warn(error)
+            self._private.reserve(token, writer.size)
+            del self._writers[token]
+            writer.abandon()
             raise Lost from None
-
-    def _make_private(self, token: bytes, writer: Writer, error: NoRoom) -> None:
-        """Others have taken the room that there was: go on in private memory.
-
-        What was written is not copied: to copy a large value would stop Global for seconds.
-        """
-        self._warn(error)
-        self._private.reserve(token, writer.size)
-        del self._writers[token]
-        writer.abandon()
 
     def _warn(self, error: NoRoom) -> None:
         self._full_log.warning("a value is kept in Global's own memory: %s", str(error))

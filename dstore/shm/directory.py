@@ -21,17 +21,7 @@ from collections.abc import Iterator
 
 LINKS_MAX = 40
 """Symbolic links that may be on a path; Linux has the same limit."""
-_CHECKED = (os.open, os.mkdir, os.stat, os.rename, os.unlink, os.rmdir, os.readlink, os.utime)
-AVAILABLE = os.supports_dir_fd.issuperset(_CHECKED) and os.scandir in os.supports_fd
-"""Whether this system can open files relative to a folder."""
-
-
-def open_flags(*names: str) -> int:
-    """Flags of ``os.open``; one that this system does not have is left out."""
-    return sum(getattr(os, name, 0) for name in names)
-
-
-_FOLDER = open_flags("O_DIRECTORY", "O_NOFOLLOW", "O_CLOEXEC")
+_FOLDER = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 # Enough to walk on and to look names up. A folder that may not be listed can be on a path.
 _WALK = _FOLDER | getattr(os, "O_PATH", os.O_RDONLY)
 

@@ -28,7 +28,7 @@ from collections.abc import Callable
 
 from dstore.runtime.background import BACKGROUND_BYTES, janitor
 from dstore.shm import mapping
-from dstore.shm.directory import Directory, open_flags
+from dstore.shm.directory import Directory
 
 LOCK, GLOBAL, COPIES = "lock", "global", "copies"
 PART = ".part"
@@ -40,7 +40,7 @@ REMOVED_NAME = re.compile("[0-9a-f]{16}[.][0-9a-f]{16}")
 SEALED_NAME = re.compile("[0-9a-f]{32}")
 PART_NAME = re.compile("[0-9a-f]{32}[.]part")
 
-_FLAGS = open_flags("O_NOFOLLOW", "O_CLOEXEC", "O_NONBLOCK")  # a named pipe must not block us
+_FLAGS = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK  # a named pipe must not block us
 
 
 def user_folder() -> str:

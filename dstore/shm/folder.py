@@ -82,16 +82,13 @@ def _entered(here: Directory) -> Folder | None:
     return entered.get(_identity(status))
 
 
+@native.in_forked_child
 def _after_fork_in_child() -> None:
     """No lock is this process's. To close the descriptors does not touch the parent's locks."""
     folders = list(entered.values())
     entered.clear()
     for folder in folders:
         folder.forked()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 def enter(root: str, epoch: int, tries: int = ENTER_TRIES) -> Folder:

@@ -166,12 +166,9 @@ _pipe: Pipe | None = None
 _pipe_lock = native.Lock()
 
 
+@native.in_forked_child
 def _after_fork_in_child() -> None:
     global _pipe, _pipe_lock
     pipe, _pipe, _pipe_lock = _pipe, None, native.Lock()  # the old pipe is the parent's
     if pipe is not None:
         pipe.close()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -6,7 +6,7 @@ import errno
 import os
 
 from dstore.runtime.logs import INFO, WARNING, Log
-from dstore.shm import directory, folder, locks, mapping
+from dstore.shm import directory, folder, mapping
 from dstore.shm.directory import Unsafe, Unusable
 
 log = Log("dstore.shm")
@@ -17,8 +17,8 @@ NO_FOLDER = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EACCES, errno.ENAME
 """Errors of a path at which there is no folder that this process may use."""
 LOGGED_MAX = 100
 """Different messages that are remembered, so that each is logged once."""
-AVAILABLE = locks.AVAILABLE and mapping.AVAILABLE
-"""Whether this system has what shared memory needs."""
+AVAILABLE = hasattr(os, "posix_fallocate") and mapping.AVAILABLE
+"""Whether this system has what shared memory needs. macOS cannot reserve a file in full."""
 
 
 def chosen(root: str | None) -> str | None:

@@ -12,6 +12,7 @@ import contextlib
 import ipaddress
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import zmq
@@ -49,52 +50,41 @@ HANDSHAKE_BYTES = 256
 """Bytes that a connection may send before its first message."""
 
 
+class _Check(NamedTuple):
+    """The state of a connection at an earlier check; see :meth:`Connection.update_unfinished`."""
+
+    messages: int
+    rounds: int
+    unread: int
+
+
+@dataclass(eq=False, slots=True)
 class Connection:
     """One connection to Global. Counters are bytes since it began, times are seconds."""
 
-    __slots__ = (
-        "acknowledged",
-        "checked_at",
-        "counters_unsure",
-        "cut",
-        "fd",
-        "heartbeat_bytes",
-        "heartbeat_credit",
-        "messages",
-        "peer",
-        "previous",
-        "progress_at",
-        "published_at_progress",
-        "received",
-        "replies",
-        "route",
-        "source",
-        "taken",
-        "unfinished",
-    )
+    fd: int
+    peer: PeerName | None  # None if it is not TCP
+    published_at_progress: int  # bytes published to all by ``progress_at``
+    checked_at: float
+    previous: _Check = field(init=False)
+    progress_at: float = field(init=False)  # when ``acknowledged`` last grew, or had no reason to
+    source: str | None = field(init=False)
+    route: bytes | None = None  # known once a message has come
+    cut: bool = False
+    counters_unsure: bool = False  # they may include bytes of an earlier connection
+    heartbeat_credit: float = 0.0  # bytes that may still be taken for heartbeats
+    heartbeat_bytes: int = 0  # bytes that were taken for heartbeats
+    taken: int = 0  # by Global, out of ZeroMQ's socket, with the heads of frames
+    messages: int = 0
+    received: int = 0  # by ZeroMQ
+    replies: int = 0  # given to ZeroMQ
+    acknowledged: int = 0  # by the peer
+    unfinished: int = 0  # of a message that has begun and not ended
 
-    def __init__(self, fd: int, peer: PeerName | None, published: int, now: float) -> None:
-        self.fd = fd
-        self.peer = peer  # None if it is not TCP
-        self.source = _source(peer)
-        self.route: bytes | None = None  # known once a message has come
-        self.cut = False
-        self.counters_unsure = False  # they may include bytes of an earlier connection
-        self.checked_at = now
-        self.heartbeat_credit = 0.0  # bytes that may still be taken for heartbeats
-        self.heartbeat_bytes = 0  # bytes that were taken for heartbeats
-        self.taken = 0  # by Global, out of ZeroMQ's socket, with the heads of frames
-        self.messages = 0
-        self.received = 0  # by ZeroMQ
-        self.replies = 0  # given to ZeroMQ
-        self.acknowledged = 0  # by the peer
-        self.progress_at = now  # when ``acknowledged`` last grew, or had no reason to
-        self.published_at_progress = published  # bytes published to all by that time
-        self.unfinished = 0  # of a message that has begun and not ended
+    def __post_init__(self) -> None:
+        self.source = _source(self.peer)
+        self.progress_at = self.checked_at
         self.previous = _Check(-1, 0, 0)
-
-    def __repr__(self) -> str:
-        return f"<Connection {self.source or 'ipc'} messages={self.messages} cut={self.cut}>"
 
     @property
     def unread(self) -> int:
@@ -135,9 +125,8 @@ class Connection:
         used = max(0, min(self.unread, int(self.heartbeat_credit)))
         self.heartbeat_bytes += used
         self.heartbeat_credit = min(self.heartbeat_credit - used, HEARTBEATS_SAVED_MAX)
-        if (
-            self.unread < -HANDSHAKE_BYTES
-        ):  # an earlier check counted waiting messages as heartbeats
+        if self.unread < -HANDSHAKE_BYTES:
+            # An earlier check counted waiting messages as heartbeats.
             self.heartbeat_bytes += self.unread + HANDSHAKE_BYTES
 
     def update_unfinished(self, rounds: int) -> None:
@@ -177,14 +166,6 @@ class Connection:
             if sock is not None and kernel.peer_name(sock) == self.peer:
                 with contextlib.suppress(OSError):
                     sock.shutdown(sockets.SHUT_RDWR)
-
-
-class _Check(NamedTuple):
-    """The state of a connection at an earlier check; see :meth:`Connection.update_unfinished`."""
-
-    messages: int
-    rounds: int
-    unread: int
 
 
 def _source(peer: PeerName | None) -> str | None:

@@ -95,9 +95,6 @@ class Guard:
         self._unchecked: list[tuple[ConnectionTable, Connection]] = []
         self._memory = ProcessMemory()
 
-    def __repr__(self) -> str:
-        return f"<Guard connections={len(self)} cuts={self.cuts}>"
-
     def __len__(self) -> int:
         return len(self._requests.connections) + len(self._subscribers.connections)
 

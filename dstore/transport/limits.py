@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import sys
 from functools import partial
 from typing import Any
@@ -17,12 +18,6 @@ import zmq
 from dstore.errors import DstoreError
 from dstore.runtime import native
 from dstore.runtime.native import signals_blocked
-
-resource: Any
-try:
-    import resource  # at once, since later there may be no descriptor left for the import
-except ImportError:  # Windows
-    resource = None
 
 SPARE_DESCRIPTORS = 8
 """Descriptors to leave for the rest of the process: a file, an import, a name look-up."""
@@ -68,10 +63,8 @@ def _no_descriptors(problem: OSError, count: int, free: int) -> str:
     wanted = f"{count + SPARE_DESCRIPTORS} descriptors are needed"
     if problem.errno == errno.ENFILE:
         return f"{wanted}, and the whole system has no more than {free} left (fs.file-max)"
-    limit = descriptor_limit()
-    of = f" of {limit:,}" if limit is not None else ""
     return (
-        f"{wanted}, and this process has no more than {free}{of} left; "
+        f"{wanted}, and this process has no more than {free} of {descriptor_limit():,} left; "
         "close files and connections, or raise its limit (ulimit -n)"
     )
 
@@ -123,16 +116,11 @@ def no_socket(problem: zmq.ZMQError) -> str:
 
 def sockets_max() -> int:
     """The number of sockets that a context may have: one for each connection there can be."""
-    limit = descriptor_limit()
-    if limit is None:
-        return SOCKETS_DEFAULT
-    return min(max(limit // CHANNEL_DESCRIPTORS, SOCKETS_DEFAULT), SOCKETS_MAX)
+    return min(max(descriptor_limit() // CHANNEL_DESCRIPTORS, SOCKETS_DEFAULT), SOCKETS_MAX)
 
 
-def descriptor_limit() -> int | None:
-    """The limit of this process; None where the system has no such limit."""
-    if resource is None:
-        return None
+def descriptor_limit() -> int:
+    """How many descriptors this process may have."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return sys.maxsize if soft == resource.RLIM_INFINITY else soft
 

@@ -12,8 +12,14 @@ import zmq
 from dstore.errors import AddressError, GlobalUnavailable
 from dstore.runtime.native import Waker
 from dstore.transport import addresses, limits
-from dstore.transport.channel import ChannelPool, Requests
-from dstore.transport.client_socket import CONTROL_SILENCE_MS, ClientSocket, drain, opening_channel
+from dstore.transport.channel import (
+    CONTROL_SILENCE_MS,
+    ChannelPool,
+    ClientSocket,
+    Requests,
+    drain,
+    opening_channel,
+)
 from dstore.transport.limits import Termination, new_context
 from dstore.transport.resolver import PublisherEndpoint, Resolver
 
@@ -21,7 +27,7 @@ _EVENTS = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_CONNECT_RETRIED
 
 
 class Control:
-    """The control sockets of a Local. For the one thread that owns it, except :meth:`wake`.
+    """The control sockets of a Local. For the one thread that owns it, except ``wake``.
 
     ``poller`` has all that the thread waits for; other sockets may be registered there.
     ``resolver`` finds Global for all sockets of the Local.
@@ -35,8 +41,9 @@ class Control:
         self._publisher: str | None = None
         self._topics: set[bytes] = set()
         self._waker = Waker()
+        self.wake = self._waker.wake  # makes wait() return; from any thread or signal handler
         try:
-            self.resolver = Resolver(address, self._waker.wake)
+            self.resolver = Resolver(address, self.wake)
             self._dealer = ClientSocket(context, zmq.DEALER, CONTROL_SILENCE_MS, self.resolver)
             self._sub = ClientSocket(context, zmq.SUB, CONTROL_SILENCE_MS)
             self._clients = (self._dealer, self._sub)
@@ -108,7 +115,7 @@ class Control:
         if addresses.is_literal(publisher) or addresses.on_same_host(publisher):
             self._sub.source = PublisherEndpoint(self.resolver, publisher)
         else:
-            self._sub.source = named = Resolver(publisher, self._waker.wake)
+            self._sub.source = named = Resolver(publisher, self.wake)
             if not named.search():
                 raise AddressError(f"cannot look for {publisher}: {named.last_error}")
         self._sub.follow_source()
@@ -121,10 +128,6 @@ class Control:
         for topic in self._topics - topics:
             self._sub.socket.setsockopt(zmq.UNSUBSCRIBE, topic)
         self._topics = topics
-
-    def wake(self) -> None:
-        """Make :meth:`wait` return. From any thread or signal handler."""
-        self._waker.wake()
 
     def close(self) -> None:
         for client, monitor in zip(self._clients, self._monitors):

@@ -221,9 +221,6 @@ class Resolver:
         self._stopped: native.ThreadEvent | None = None  # set when the search is over
         self._pause = 0.0  # before the next attempt; grows until a connection is up
 
-    def __repr__(self) -> str:
-        return f"<Resolver {self.address} endpoint={self.endpoint} error={self.last_error!r}>"
-
     def search(self) -> bool:
         """Find out what can be reached, unless a search is under way.
 
@@ -278,17 +275,13 @@ class Resolver:
             self._wake()
 
 
-class PublisherEndpoint:
+class PublisherEndpoint(NamedTuple):
     """The endpoint of an advertised publisher, on the host at which ``resolver`` found Global."""
 
-    def __init__(self, resolver: Resolver, publisher: str) -> None:
-        self._resolver = resolver
-        self._publisher = publisher
-
-    def __repr__(self) -> str:
-        return f"<PublisherEndpoint {self._publisher} endpoint={self.endpoint}>"
+    resolver: Resolver
+    publisher: str
 
     @property
     def endpoint(self) -> str | None:
-        at = self._resolver.endpoint
-        return None if at is None else addresses.resolved(self._publisher, at)
+        at = self.resolver.endpoint
+        return None if at is None else addresses.resolved(self.publisher, at)

@@ -239,8 +239,6 @@ def connections_max(max_clients: int) -> int:
     """How many connections are accepted: those of ``max_clients`` Locals, if descriptors permit."""
     wanted = CONNECTIONS_PER_CLIENT * max_clients + CONNECTIONS_SPARE
     limit = limits.descriptor_limit()
-    if limit is None:  # pragma: no cover - Windows
-        return wanted
     return max(1, min(wanted, limit - max(DESCRIPTORS_SPARE, limit // 8)))
 
 
