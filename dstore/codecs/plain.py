@@ -47,25 +47,18 @@ def decode_bytes(body: Buffer) -> tuple[object, bool]:
 
 
 def decode_text(body: Buffer) -> tuple[object, bool]:
-    """Decode text. Raises UnicodeDecodeError."""
     return str(body, "utf-8"), type(body) is bytes
 
 
-def decode_msgpack(body: Buffer) -> tuple[object, bool]:
-    """Decode a body that is not trusted.
+def decode_msgpack(body: Buffer, *, sound: bool = False) -> tuple[object, bool]:
+    """Decode a body. It is not trusted, unless it is ``sound``: it has been decoded before.
 
     Raises ValueError, before the value is built, if no Node would have stored it: it would take too
     much memory, or has other types in it. Raises also what msgpack raises for damaged bytes.
     """
-    if len(body) >= budget.CHECKED_MIN or _may_have_timestamps(bytes(body)):
+    if not sound and (len(body) >= budget.CHECKED_MIN or _may_have_timestamps(bytes(body))):
         budget.check(body)
-    value = _unpack(body, safe_dict)
-    return value, type(value) in _IMMUTABLE and type(body) is bytes
-
-
-def decode_msgpack_again(body: Buffer) -> tuple[object, bool]:
-    """Decode a body that has been decoded before, and so is known to be harmless."""
-    value = _unpack(body, dict)
+    value = _unpack(body, dict if sound else safe_dict)
     return value, type(value) in _IMMUTABLE and type(body) is bytes
 
 
@@ -179,7 +172,6 @@ PLAIN = "bytes, str, None, bool, int, float, list, tuple or dict"
 
 
 def refusal(value: object) -> TypeError:
-    """The exception for this value. It names the type and says what to do."""
     kind = type(value)
     return TypeError(
         f"a value of type {kind.__module__}.{kind.__qualname__} cannot be stored; {_advice(value)}"

@@ -168,7 +168,7 @@ class Codecs:
             raise TypeError("only the bytes themselves can be decoded; fetch them first")
         try:
             if sound and stored.codec == MSGPACK:
-                return plain.decode_msgpack_again(body)
+                return plain.decode_msgpack(body, sound=True)
             return decoder(body)
         except UnknownCodec:
             raise

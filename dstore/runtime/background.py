@@ -49,7 +49,6 @@ class Janitor:
 
     @property
     def busy(self) -> bool:
-        """Whether there is work, waiting or under way."""
         return bool(self._work) or self._at_work
 
     def wait(self, timeout: float | None = None) -> bool:

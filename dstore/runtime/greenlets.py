@@ -74,7 +74,6 @@ class HubInbox:
         self._waiting: set[GreenletEvent] = set()
 
     def new_event(self) -> GreenletEvent:
-        """An event for the greenlet that runs here."""
         return GreenletEvent(self)
 
     def put(self, event: GreenletEvent) -> None:
@@ -83,7 +82,6 @@ class HubInbox:
         self._wake()
 
     def wait(self, event: GreenletEvent, timeout: float | None) -> bool:
-        """See :meth:`GreenletEvent.wait`."""
         if not self._waiting:
             self._open()
         self._waiting.add(event)
@@ -91,7 +89,7 @@ class HubInbox:
         try:
             if timeout is not None:
                 cancel = self._after(timeout, event.expire)
-            event.greenlet = current_greenlet()
+            event.greenlet = _current_greenlet()
             if event.is_set:  # other greenlets run nevertheless
                 self._soon(event.resume)
             while True:
@@ -142,8 +140,7 @@ class HubInbox:
         raise NotImplementedError
 
 
-def current_greenlet() -> Any:
-    """The greenlet that runs in this thread."""
+def _current_greenlet() -> Any:
     return sys.modules["greenlet"].getcurrent()
 
 
@@ -159,12 +156,12 @@ def here() -> HubInbox | None:
     if gevent is not None:
         hub = gevent.get_hub_if_exists()
         if hub is not None:
-            return None if current_greenlet() is hub else _inbox_of(hub, _GeventInbox)
+            return None if _current_greenlet() is hub else _inbox_of(hub, _GeventInbox)
     eventlet = sys.modules.get("eventlet.hubs")
     if eventlet is not None:
         hub = getattr(eventlet._threadlocal, "hub", None)
         if hub is not None:
-            return None if current_greenlet() is hub.greenlet else _inbox_of(hub, _EventletInbox)
+            return None if _current_greenlet() is hub.greenlet else _inbox_of(hub, _EventletInbox)
     return None
 
 

@@ -20,7 +20,7 @@ from dstore.runtime import clock, native
 
 INFO, WARNING = logging.INFO, logging.WARNING
 DEFERRED_MAX = 1000
-"""Lines that wait for a greenlet; if there are more, the oldest are dropped."""
+"""Lines that wait for a greenlet; beyond that the oldest are dropped."""
 
 
 class Log:
@@ -61,7 +61,6 @@ def wake_with(wake: Callable[[], None]) -> None:
 
 
 def has_deferred() -> bool:
-    """Whether there is something to do for :func:`log_deferred`."""
     return bool(_deferred)
 
 

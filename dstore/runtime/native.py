@@ -155,7 +155,6 @@ class Thread:
                 raise
 
     def is_this(self) -> bool:
-        """Whether it is the calling thread."""
         return self.ident == get_ident() and self.is_alive()
 
     def is_alive(self) -> bool:

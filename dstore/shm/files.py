@@ -108,7 +108,6 @@ def is_linked(file: io.FileIO, here: Directory, name: str) -> bool:
 
 
 def remove(here: Directory, name: str) -> None:
-    """Remove a sealed file, if it is there."""
     with contextlib.suppress(OSError), open_sealed(here, name) as file:
         unlink(here, name, file)
         return

@@ -74,7 +74,6 @@ entered: dict[Identity, Folder] = {}
 
 
 def _entered(here: Directory) -> Folder | None:
-    """The folder ``here``, if this process has entered it."""
     try:
         status = os.stat(LOCK, dir_fd=here.fd, follow_symlinks=False)
     except FileNotFoundError:
@@ -121,7 +120,7 @@ def _try_to_enter(base: Directory, name: str) -> Folder | None:
         parent = base.open_private(user)
         parent.make_folder(name)
         here = parent.open_private(name)
-        folder = _entered(here) or _lock(parent, here, name)
+        folder = _entered(here) or _lock(parent, here)
         if folder is not None:
             for inner in (GLOBAL, COPIES):
                 here.make_folder(inner)
@@ -135,11 +134,11 @@ def _try_to_enter(base: Directory, name: str) -> Folder | None:
     return folder
 
 
-def _lock(parent: Directory, here: Directory, name: str) -> Folder | None:
+def _lock(parent: Directory, here: Directory) -> Folder | None:
     file = files.open_writable(here, LOCK, create=True)
     folder = None
     try:
-        if locks.try_shared(file) and _is_current(parent, here, name, file):
+        if locks.try_shared(file) and _is_current(parent, here, file):
             folder = Folder(parent, here, file)
             return folder
     finally:
@@ -148,8 +147,9 @@ def _lock(parent: Directory, here: Directory, name: str) -> Folder | None:
     return None
 
 
-def _is_current(parent: Directory, here: Directory, name: str, lock_file: io.FileIO) -> bool:
+def _is_current(parent: Directory, here: Directory, lock_file: io.FileIO) -> bool:
     """Whether a process that enters by name would find this folder and this lock."""
+    name = os.path.basename(here.path)
     return parent.has(name, here) and files.is_linked(lock_file, here, LOCK)
 
 
@@ -204,9 +204,9 @@ def _clean(parent: Directory, name: str) -> None:
 
 
 def _remove_if_unused(parent: Directory, here: Directory, lock_file: io.FileIO) -> None:
-    name = os.path.basename(here.path)
-    if not (locks.try_exclusive(lock_file) and _is_current(parent, here, name, lock_file)):
+    if not (locks.try_exclusive(lock_file) and _is_current(parent, here, lock_file)):
         return
+    name = os.path.basename(here.path)
     removed = f"{name}.{os.urandom(8).hex()}"
     with contextlib.suppress(OSError):
         os.rename(name, removed, src_dir_fd=parent.fd, dst_dir_fd=parent.fd)

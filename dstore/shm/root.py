@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from functools import lru_cache
 
 from dstore.runtime.logs import INFO, WARNING, Log
 from dstore.shm import directory, folder, mapping
@@ -73,13 +74,6 @@ def clean(root: str | None = None) -> None:
         log_once(WARNING, f"unused folders in shared memory cannot be removed: {error}")
 
 
-_logged: set[str] = set()
-
-
+@lru_cache(LOGGED_MAX)
 def log_once(level: int, message: str) -> None:
-    """Log a message, unless it was logged before."""
-    if message not in _logged:
-        if len(_logged) >= LOGGED_MAX:
-            _logged.clear()
-        _logged.add(message)
-        log.log(level, "%s", message)
+    log.log(level, "%s", message)

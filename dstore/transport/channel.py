@@ -50,8 +50,6 @@ _OPTIONS = {
 class ClientSocket:
     """A ZeroMQ socket that is connected to the endpoint of its source, and to nothing else: a
     DEALER with two connections would send to both in turn. For one thread at a time.
-
-    Raises AddressError if ZeroMQ cannot connect to the endpoint at all.
     """
 
     def __init__(
@@ -80,7 +78,7 @@ class ClientSocket:
         return self._connected_to is not None
 
     def follow_source(self) -> None:
-        """Connect to the present endpoint of the source, if that is known and has changed."""
+        """Connect to the present endpoint of the source. Raises AddressError if that is none."""
         endpoint = self.source.endpoint if self.source is not None else None
         if endpoint == self._connected_to or endpoint is None:
             return
@@ -89,7 +87,6 @@ class ClientSocket:
         self._connected_to = endpoint
 
     def disconnect(self) -> None:
-        """Give the connection up, if there is one."""
         endpoint, self._connected_to = self._connected_to, None
         if endpoint is not None:
             self.socket.disconnect(endpoint)
@@ -97,16 +94,12 @@ class ClientSocket:
 
 @contextlib.contextmanager
 def opening_channel() -> Iterator[None]:
-    """Check that there are descriptors for one more channel, and translate ZeroMQ's errors.
-
-    Raises GlobalUnavailable if the system gives no more sockets, NodeClosed if the context has been
-    terminated.
-    """
+    """Raises GlobalUnavailable if the system gives no more sockets, NodeClosed after the end."""
+    missing = limits.shortage(limits.CHANNEL_DESCRIPTORS)
+    if missing is not None:
+        raise GlobalUnavailable(missing)
     try:
-        limits.need_descriptors(limits.CHANNEL_DESCRIPTORS)
         yield
-    except limits.Shortage as shortage:
-        raise GlobalUnavailable(str(shortage)) from None
     except zmq.ZMQError as error:
         if error.errno in (zmq.ETERM, zmq.EFAULT):
             raise binding.node_closed() from None
@@ -232,7 +225,6 @@ class ChannelPool:
             return Channel(self._context, self._resolver, self._open)
 
     def give_back(self, channel: Channel) -> None:
-        """Keep a channel for a later operation, or close it if there are enough."""
         with self._lock:
             if not self._closed and len(self._idle) < CHANNELS_KEPT:
                 channel.user = None

@@ -190,7 +190,7 @@ _EVENTS = int(zmq.EVENT_LISTENING | zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED)
 
 
 class ConnectionTable:
-    """The connections of one socket, by descriptor. Create it before the socket is bound.
+    """The connections of one socket, kept up to date by its events. Create it before binding.
 
     At most ``connections_max`` are accepted, of which one source address may have a share.
     """
@@ -223,7 +223,9 @@ class ConnectionTable:
                     del self.count_by_source[ended.source]
             connection = None
             if begun:
-                connection = Connection(fd, kernel.peer_name_of(fd), self.published, now)
+                with kernel.opened(fd) as sock:
+                    peer = kernel.peer_name(sock)
+                connection = Connection(fd, peer, self.published, now)
                 self.connections[fd] = connection
                 if connection.source is not None:
                     self.count_by_source[connection.source] += 1

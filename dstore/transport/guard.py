@@ -68,8 +68,7 @@ microsecond each: for up to half a second, with as many as an unfinished message
 class Guard:
     """Counts and limits the connections of a ROUTER and a PUB. For the thread that owns these.
 
-    Create it before the sockets are bound. Each accepts at most the given number of connections, of
-    which one address may have a share. ``warn`` is called, as a logger is, for each cut connection.
+    Create it before the sockets are bound. ``warn`` is called, as a logger is, for each cut.
     """
 
     def __init__(
@@ -99,12 +98,7 @@ class Guard:
         return len(self._requests.connections) + len(self._subscribers.connections)
 
     def listening(self, now: float) -> list[int]:
-        """The descriptors on which both sockets listen, once they are bound.
-
-        A forked child inherits them. As long as it has them open the port stays taken, even after
-        the parent has closed its own, and connections there are never answered. So the child closes
-        its copies.
-        """
+        """The descriptors on which both sockets listen, once they are bound."""
         self.update(now)
         return [*self._requests.listening, *self._subscribers.listening]
 
@@ -169,7 +163,6 @@ class Guard:
         return not connection.cut
 
     def published(self, size: int) -> None:
-        """``size`` bytes have been published to all subscribers."""
         self._subscribers.published += size
 
     # ---- checks ---------------------------------------------------------------------------
@@ -196,7 +189,6 @@ class Guard:
         self.check_at = now + (end - begun) + max(pause, 4 * (end - begun))
 
     def update(self, now: float) -> None:
-        """Take in which connections have begun and ended."""
         for table in (self._requests, self._subscribers):
             for ended, begun in table.changes(now):
                 if ended is not None and ended.route is not None:
@@ -212,7 +204,6 @@ class Guard:
             self.cut(connection, reason)
 
     def _check_next(self, count: int, now: float) -> None:
-        """Look at the next ``count`` connections, in turn."""
         if not self._unchecked:
             for table in (self._requests, self._subscribers):
                 self._unchecked += ((table, each) for each in table.connections.values())

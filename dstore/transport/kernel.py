@@ -56,19 +56,13 @@ def opened(fd: int) -> Iterator[sockets.socket | None]:
             sock.close()
 
 
-def peer_name(sock: sockets.socket) -> PeerName | None:
+def peer_name(sock: sockets.socket | None) -> PeerName | None:
     """The name of the other end of a TCP connection; None for any other socket."""
     try:
-        name = sock.getpeername()
+        name = None if sock is None else sock.getpeername()
     except OSError:
         return None
     return name if isinstance(name, tuple) else None
-
-
-def peer_name_of(fd: int) -> PeerName | None:
-    """The same for the socket with this descriptor."""
-    with opened(fd) as sock:
-        return None if sock is None else peer_name(sock)
 
 
 def byte_counts(fd: int, name: PeerName) -> tuple[int, int] | None:
@@ -120,7 +114,6 @@ class ProcessMemory:
         return self._bytes - self._baseline
 
     def set_baseline(self) -> None:
-        """Make the last measurement the baseline."""
         self._baseline = self._bytes
 
     def has_grown(self, by: int) -> bool:

@@ -40,12 +40,8 @@ SOCKETS_MAX = 65_535
 """Sockets that a ZeroMQ context can permit at most."""
 
 
-class Shortage(Exception):
-    """The system does not have what is needed; the text says what is missing and what to do."""
-
-
-def need_descriptors(count: int) -> None:
-    """Raise Shortage unless ``count`` descriptors, and some to spare, are left."""
+def shortage(count: int) -> str | None:
+    """What is missing, and what to do, unless ``count`` descriptors and some to spare are left."""
     taken: list[int] = []
     with signals_blocked():  # Ctrl-C would lose a descriptor that is not in the list yet
         try:
@@ -53,10 +49,11 @@ def need_descriptors(count: int) -> None:
             while len(taken) < count + SPARE_DESCRIPTORS:
                 taken.append(os.dup(taken[0]))
         except OSError as problem:
-            raise Shortage(_no_descriptors(problem, count, len(taken))) from None
+            return _no_descriptors(problem, count, len(taken))
         finally:
             for each in taken:
                 os.close(each)
+    return None
 
 
 def _no_descriptors(problem: OSError, count: int, free: int) -> str:
@@ -69,8 +66,8 @@ def _no_descriptors(problem: OSError, count: int, free: int) -> str:
     )
 
 
-def need_threads(count: int) -> None:
-    """Raise Shortage unless ``count`` more threads can be started."""
+def _try_threads(count: int) -> None:
+    """Raise RuntimeError unless ``count`` more threads can be started."""
     gate = native.Lock()
     started: list[native.Thread] = []
     try:
@@ -79,8 +76,6 @@ def need_threads(count: int) -> None:
                 thread = native.Thread(partial(_pass, gate), "dstore-probe")
                 thread.start()
                 started.append(thread)
-    except RuntimeError as problem:
-        raise Shortage(no_threads(problem)) from None
     finally:
         for thread in started:
             thread.join()
@@ -92,7 +87,6 @@ def _pass(gate: native.Lock) -> None:
 
 
 def no_threads(problem: RuntimeError) -> str:
-    """The message for a thread that Python could not start."""
     return (
         f"the system gives no more threads ({problem}); "
         "end some, or raise the limit (ulimit -u, or pids of the container)"
@@ -100,13 +94,9 @@ def no_threads(problem: RuntimeError) -> str:
 
 
 def no_socket(problem: zmq.ZMQError) -> str:
-    """The message for a socket that ZeroMQ could not open."""
-    try:
-        need_descriptors(CHANNEL_DESCRIPTORS)
-    except Shortage as shortage:
-        return str(shortage)
-    if problem.errno != errno.EMFILE:
-        return f"cannot open a socket: {problem.strerror}"
+    missing = shortage(CHANNEL_DESCRIPTORS)
+    if missing is not None or problem.errno != errno.EMFILE:
+        return missing or f"cannot open a socket: {problem.strerror}"
     return (
         f"ZeroMQ permits {sockets_max():,} sockets for one Node, and all are open; let fewer "
         "threads call it at a time, or raise the limit of descriptors (ulimit -n) and create the "
@@ -115,12 +105,11 @@ def no_socket(problem: zmq.ZMQError) -> str:
 
 
 def sockets_max() -> int:
-    """The number of sockets that a context may have: one for each connection there can be."""
+    """How many sockets a context may have: one for each connection that there can be."""
     return min(max(descriptor_limit() // CHANNEL_DESCRIPTORS, SOCKETS_DEFAULT), SOCKETS_MAX)
 
 
 def descriptor_limit() -> int:
-    """How many descriptors this process may have."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return sys.maxsize if soft == resource.RLIM_INFINITY else soft
 
@@ -128,21 +117,19 @@ def descriptor_limit() -> int:
 def new_context(
     descriptors: int, error: type[DstoreError], *, zero_copy: bool = False
 ) -> zmq.Context[zmq.Socket[bytes]]:
-    """A context that may have as many sockets as the limit of descriptors permits.
+    """A context. Raises ``error`` if ``descriptors`` or the threads for it are not left.
 
     With ``zero_copy`` pyzmq starts now what it needs to send without copying: a further context for
     the whole process. Otherwise that would start with the first large message, when the process may
     be short of descriptors.
-
-    Raises ``error`` if the system does not have ``descriptors`` and the threads left.
     """
+    missing = shortage(descriptors)
+    if missing is not None:
+        raise error(missing)
     try:
-        need_descriptors(descriptors)
-        need_threads(CONTEXT_THREADS + (ZERO_COPY_THREADS if zero_copy else 0))
+        _try_threads(CONTEXT_THREADS + (ZERO_COPY_THREADS if zero_copy else 0))
         if zero_copy:
             zmq.Frame(bytearray(1), copy=False, copy_threshold=0)
-    except Shortage as shortage:
-        raise error(str(shortage)) from None
     except RuntimeError as problem:
         raise error(no_threads(problem)) from None
     made: zmq.Context[zmq.Socket[bytes]] = zmq.Context()

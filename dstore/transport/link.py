@@ -66,8 +66,7 @@ class Control:
     def wait(self, timeout: float) -> tuple[list[bytes], bool]:
         """Wait for at most ``timeout`` seconds (may be infinite).
 
-        Returns the frames that have arrived, invalidations first, and whether a connection has come
-        up.
+        Returns the frames that have arrived, invalidations first, and whether a connection is new.
         """
         milliseconds = None if timeout == math.inf else math.ceil(max(0.0, timeout) * 1000)
         frames: list[bytes] = []
@@ -169,7 +168,7 @@ class Link:
     def requests(self) -> Requests:
         """A channel for many requests at once, for the thread that owns ``control``.
 
-        That thread waits for both. Raises GlobalUnavailable if the system gives no more sockets.
+        Raises GlobalUnavailable if the system gives no more sockets.
         """
         with opening_channel():
             return Requests(self._context, self.control.resolver, self.control.poller)

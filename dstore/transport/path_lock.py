@@ -154,7 +154,6 @@ def _identity(path: str) -> str:
 
 
 def _is_at(path: str, file: int) -> bool:
-    """Whether the open file is still the one at the path."""
     try:
         there, here = os.stat(path, follow_symlinks=False), os.fstat(file)
     except FileNotFoundError:

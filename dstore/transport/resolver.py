@@ -160,7 +160,6 @@ class _Attempt:
             self.failure = error_text(code)
 
     def update(self, now: float) -> None:
-        """Update the state of the attempt, without blocking."""
         if self.sock is None or self.failure:
             return
         try:

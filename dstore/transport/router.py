@@ -217,7 +217,8 @@ class Router:
     def forked(self) -> None:
         """Close the listening descriptors in a forked child, and touch nothing else.
 
-        Otherwise the child would keep the ports longer than the parent does.
+        As long as the child had them open the ports would stay taken after the parent's end, and
+        connections there would never be answered.
         """
         for descriptor in self._listening:
             with contextlib.suppress(OSError):
