@@ -1,9 +1,12 @@
 """NumPy arrays: the body is a ``.npy`` file, and a decoded array reads it in place.
 
 The file has NumPy's own format: a header, padded so that the data begins at a multiple of 64 bytes,
-then the raw data, in C or in Fortran order. NumPy writes and reads the header, see
-``array_header.py``. Parsed headers are cached by their bytes, since the readers of a key meet the
-same header each time.
+then the raw data, in C or in Fortran order. NumPy writes and reads the header. Parsed headers are
+cached by their bytes, since the readers of a key meet the same header each time.
+
+NumPy's reader hands the header to Python's parser. That can be driven deep enough to overflow the
+stack of a thread that has a small one. So the header is scanned first: it may have nothing but
+strings, numbers and brackets, and these only to a limited depth.
 
 A header cannot describe Python objects, a dtype that another package has registered, or fields that
 overlap. Such arrays are refused when the value is stored: every header is read back at once.
@@ -37,6 +40,10 @@ EMPTY_ITEMS_MAX = 1 << 20
 that. A header can claim any number of them, and a loop over 2**62 items would have no end. Lengths
 of 0 do not count.
 """
+HEADERS_CACHED = 256
+"""Parsed headers that are kept, each of at most HEADER_MAX bytes."""
+Maker = Callable[[Buffer, Any], Any]
+"""Makes an array of a body and a dtype."""
 
 _MAGIC = b"\x93NUMPY"
 _PREFIX = struct.Struct("<6sBBHH")  # magic, version, and the length, of two bytes or of four
@@ -78,8 +85,7 @@ class _HeaderOnly:
 def write(array: Any) -> bytes:
     """The header that NumPy writes for an array. Raises ValueError.
 
-    The version is given, since NumPy warns when it chooses a later one. Version 2 is for headers
-    that are longer than HEADER_MAX.
+    The version is given, since NumPy warns when it chooses a later one.
     """
     from numpy.lib import format as npy
 
@@ -166,13 +172,6 @@ def _check_empty(shape: tuple[int, ...], dtype: Any, most: int) -> None:
         _check_empty((items, *field.shape), field.base, most)
 
 
-HEADERS_CACHED = 256
-"""Parsed headers that are kept, each of at most HEADER_MAX bytes."""
-
-Maker = Callable[[Buffer, Any], Any]
-"""Makes an array of a body and a dtype."""
-
-
 def is_array_type(kind: type) -> bool:
     """Whether this is NumPy's type of arrays, not a subclass. Does not import NumPy."""
     numpy = sys.modules.get("numpy")
@@ -180,10 +179,7 @@ def is_array_type(kind: type) -> bool:
 
 
 def encode(array: Any) -> Encoded:
-    """A header, and the array's own memory where that is contiguous.
-
-    Raises TypeError, with what to do, if a ``.npy`` file without pickles cannot hold it.
-    """
+    """A header, and the array's own memory where that is contiguous. Raises TypeError."""
     dtype = array.dtype
     if dtype.hasobject:
         raise TypeError(

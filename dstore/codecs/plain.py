@@ -24,6 +24,19 @@ from dstore.protocol.messages import Buffer
 
 FEW_KEYS_BYTES = 256
 """Bytes of a body that has too few keys to be slow, even if they collide."""
+UNCHECKED_MAX = 64
+"""Keys of a dict that is made without checks."""
+SAME_HASH_MAX = 32
+"""Keys of one dict that may have the same hash. Ordinary keys have a few, since -1 and -2 have the
+same one: 32 tuples of five coordinates do.
+"""
+STEP_KEYS = 4096
+"""Keys that are added to a dict before the clock is read again."""
+SECONDS_FREE = 0.05
+"""Seconds of processor time that any dict may take."""
+SECONDS_PER_KEY = 1e-5
+"""Seconds that each key may add to that. A key that does not collide takes some 1e-7 seconds."""
+PLAIN = "bytes, str, None, bool, int, float, list, tuple or dict"
 MakeDict: TypeAlias = Callable[[list[tuple[Any, Any]]], dict[Any, Any]]
 _IMMUTABLE = (int, float, bool, type(None))
 _TIMESTAMPS = (b"\xd6\xff", b"\xd7\xff", b"\xc7\x0c\xff")  # how they begin in msgpack
@@ -89,8 +102,7 @@ def _pack(value: object) -> bytes:
 def _packable(value: Any, depth: int) -> Any:
     """The value with every tuple in it packed to an ExtType.
 
-    A callback of msgpack could do that, but a packer within a packer for each level would need more
-    stack than a thread may have.
+    A callback of msgpack would need more stack than a thread may have: a packer for each level.
     """
     kind = type(value)
     if kind in (msgpack.ExtType, msgpack.Timestamp):
@@ -168,9 +180,6 @@ def _unpack_tuples(value: Any, depth: int, make: MakeDict) -> Any:
     return tuple([_unpack_tuples(item, inner, make) for item in items])
 
 
-PLAIN = "bytes, str, None, bool, int, float, list, tuple or dict"
-
-
 def refusal(value: object) -> TypeError:
     kind = type(value)
     return TypeError(
@@ -196,22 +205,15 @@ def _advice(value: object) -> str:
     )
 
 
-UNCHECKED_MAX = 64
-"""Keys of a dict that is made without checks."""
-SAME_HASH_MAX = 32
-"""Keys of one dict that may have the same hash. Ordinary keys have a few, since -1 and -2 have the
-same one: 32 tuples of five coordinates do.
-"""
-STEP_KEYS = 4096
-"""Keys that are added to a dict before the clock is read again."""
-SECONDS_FREE = 0.05
-"""Seconds of processor time that any dict may take."""
-SECONDS_PER_KEY = 1e-5
-"""Seconds that each key may add to that. A key that does not collide takes some 1e-7 seconds."""
-
-
 def safe_dict(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
-    """Make a dict. Raises ValueError if its keys collide, TypeError if one cannot be a key."""
+    """Make a dict, in a time that is linear in its size. Raises ValueError if its keys collide.
+
+    Python randomises the hashes of text and bytes, but not those of numbers and of tuples of them.
+    With 16,384 tuples of the same hash, which anybody can write down, one dict takes 7 seconds. So
+    do keys with different hashes that collide in its table. Equal hashes are counted beforehand.
+    Collisions in the table cannot be known without doing what the table does; so a large dict is
+    made in steps, and refused when a step takes the time that only colliding keys take.
+    """
     if len(pairs) <= UNCHECKED_MAX:
         return dict(pairs)
     hashes = sorted([hash(key) for key, _ in pairs if type(key) is not str])

@@ -13,6 +13,15 @@ from dstore.protocol.messages import Buffer, Stored
 
 NAME_MAX = 64
 """Characters of the name of a codec."""
+RESERVED = frozenset({BYTES, TEXT, MSGPACK, NDARRAY, PICKLE})
+"""Names of dstore's own codecs, which no codec of a user may have."""
+BUILT_IN: frozenset[type] = frozenset(
+    {bytes, bytearray, memoryview, str, type(None), bool, int, float, list, tuple, dict}
+)
+"""Types that no codec of a user may have, along with NumPy's arrays."""
+
+Decoder: TypeAlias = Callable[[Buffer], tuple[object, bool]]
+"""Returns the value, and whether this one object may be given to every reader."""
 
 Bytes: TypeAlias = bytes | bytearray | memoryview
 
@@ -78,17 +87,6 @@ def _not_bytes(codec: Codec, given: object) -> TypeError:
         f"encode of the codec {codec.name!r} gave {type(given).__name__}; it is to return bytes, "
         "bytearray or memoryview, or a list of these"
     )
-
-
-RESERVED = frozenset({BYTES, TEXT, MSGPACK, NDARRAY, PICKLE})
-"""Names of dstore's own codecs, which no codec of a user may have."""
-BUILT_IN: frozenset[type] = frozenset(
-    {bytes, bytearray, memoryview, str, type(None), bool, int, float, list, tuple, dict}
-)
-"""Types that no codec of a user may have, along with NumPy's arrays."""
-
-Decoder: TypeAlias = Callable[[Buffer], tuple[object, bool]]
-"""Returns the value, and whether this one object may be given to every reader."""
 
 
 class Codecs:

@@ -21,6 +21,8 @@ from dstore.runtime import clock, native
 INFO, WARNING = logging.INFO, logging.WARNING
 DEFERRED_MAX = 1000
 """Lines that wait for a greenlet; beyond that the oldest are dropped."""
+PAUSE = 1.0
+"""Seconds between two lines at least, by default."""
 
 
 class Log:
@@ -78,12 +80,11 @@ def _eventlet_has_patched() -> bool:
 atexit.register(log_deferred)
 
 
-PAUSE = 1.0
-"""Seconds between two lines at least, by default."""
-
-
 class RateLimitedLog:
-    """Warnings of one kind. If two threads log at once, it may count too few omitted lines."""
+    """Warnings of one kind about what others do, at most one in ``pause`` seconds.
+
+    If two threads log at once, it may count too few omitted lines.
+    """
 
     def __init__(self, log: Log, pause: float = PAUSE) -> None:
         self._log = log

@@ -58,10 +58,7 @@ class Directory:
             os.mkdir(name, 0o700, dir_fd=self.fd)
 
     def open_private(self, name: str) -> Directory:
-        """Open a folder in this one that belongs to this user alone.
-
-        Raises Unusable if it is something else, FileNotFoundError and other OSErrors.
-        """
+        """Open a folder in this one that is this user's alone. Raises Unusable and OSError."""
         try:
             found = self.open_folder(name)
         except OSError as error:

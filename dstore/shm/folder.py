@@ -91,10 +91,9 @@ def _after_fork_in_child() -> None:
 
 
 def enter(root: str, epoch: int, tries: int = ENTER_TRIES) -> Folder:
-    """Join the users of an epoch on this host. Raises Unusable and OSError.
+    """Join the users of an epoch on this host, until :func:`leave`. Raises Unusable and OSError.
 
-    Each call needs one :func:`leave`. While another process removes the folder, it waits and tries
-    again.
+    While another process removes the folder, it waits and tries again.
     """
     base = directory.walk(root)
     name = f"{epoch:016x}"
@@ -172,10 +171,7 @@ def leave(folder: Folder) -> None:
 
 
 def clean(root: str) -> None:
-    """Remove every folder of this user that no live process uses.
-
-    Raises Unusable and OSError.
-    """
+    """Remove every folder of this user that no live process uses. Raises Unusable and OSError."""
     base = directory.walk(root)
     user = files.user_folder()
     try:
@@ -214,10 +210,7 @@ def _remove_if_unused(parent: Directory, here: Directory, lock_file: io.FileIO) 
 
 
 def _remove(parent: Directory, removed: str) -> None:
-    """Remove a renamed folder, and the user's folder if that was the last.
-
-    Other processes may be doing this at the same time.
-    """
+    """Remove a renamed folder, and the user's folder if that was the last."""
     parent.remove_tree(removed)
     with contextlib.suppress(OSError):
         base, name = parent.open_folder(".."), os.path.basename(parent.path)

@@ -23,7 +23,7 @@ log = Log("dstore.shm")
 
 EPOCH_MAX = (1 << 64) - 1
 WARNING_SECONDS = 60.0
-"""Seconds between two warnings of one kind in the log: what is wrong with a folder stays so."""
+"""Seconds between two warnings of one kind: what is wrong with a folder stays so."""
 ENTER_RETRY_SECONDS = 1.0
 """Seconds until the next try to enter a folder again that could not be entered."""
 FOLDER_GONE = {errno.ENOENT, errno.ENOTDIR, errno.ESTALE}
@@ -39,9 +39,8 @@ class HostMemory:
     NoRoom, the reader fetches the value into memory of its own.
 
     When it is closed, and in a forked child, it is empty: :meth:`find` finds nothing and
-    :meth:`begin` raises NoRoom, but views stay readable for ever. A forked child removes nothing
-    of its parent. When the folder was removed or replaced, the next :meth:`begin` enters
-    a new one.
+    :meth:`begin` raises NoRoom, but views stay readable for ever. When the folder was removed or
+    replaced, the next :meth:`begin` enters a new one.
 
     Files are trusted to keep their contents, but not their sizes: a file that was cut short is not
     found and not read. But a process that touches the missing part of a file that it has mapped is
@@ -177,10 +176,7 @@ class HostMemory:
             return writer
 
     def _enter_again(self, lost: Folder) -> Folder | None:
-        """Enter a new folder in place of a removed one. None if that cannot be done now.
-
-        What is being written into the lost folder is abandoned; its writers begin again.
-        """
+        """Enter a new folder in place of a removed one. None if that cannot be done now."""
         with locks.process_lock:
             now = time.monotonic()
             if self._folder is not lost:
@@ -206,10 +202,9 @@ class HostMemory:
         return is_here() and self.find(token, size) is None and is_here()
 
     def adopt(self, token: bytes, size: int) -> bool:
-        """Make a copy that a Node has written Global's own.
+        """Make a copy that a Node has written Global's own. Of two Globals one succeeds.
 
-        False if there is no such copy, or it has another size. Of two Globals that adopt the same
-        copy, one succeeds.
+        False if there is no such copy, or it has another size.
         """
         folder = self._folder
         return folder is not None and files.adopt(folder.directory, token, size)

@@ -32,10 +32,7 @@ CLAIM_SECONDS = 60.0
 
 
 class NoRoom(Exception):
-    """The value does not fit into shared memory, or there is none any more.
-
-    Internal: the caller keeps the value in memory of its own.
-    """
+    """There is no room in shared memory: the caller keeps the value in memory of its own."""
 
 
 class PartialFile:
@@ -64,10 +61,7 @@ class PartialFile:
 
     @contextlib.contextmanager
     def descriptor(self) -> Iterator[int]:
-        """The descriptor, which stays open in this block without ``locks.process_lock``.
-
-        Raises NoRoom if the file is over.
-        """
+        """The descriptor, which stays open in this block. Raises NoRoom if the file is over."""
         with locks.process_lock:
             self._check()
             self._uses += 1
@@ -79,10 +73,9 @@ class PartialFile:
                 self._close_if_unused()
 
     def seal(self, final: str) -> bool:
-        """Give the file its final name.
+        """Give the file its final name. Raises NoRoom if the file is over.
 
-        False if that fails because the whole folder was removed: then views of the file stay good,
-        but no other process finds it. Raises NoRoom if the file is over.
+        False if the whole folder was removed: views stay good, but no other process finds it.
         """
         named = False
         with locks.process_lock:

@@ -158,9 +158,9 @@ def make_room(folder: Folder, needed: int, now: int, timeout: float | None = Non
 
 
 def _evict(here: Directory, copies: list[Copy], enough: Callable[[int], bool], extra: int) -> int:
-    """Evict copies until it is ``enough``, at least one, then at most ``extra`` bytes more.
+    """Evict copies until the bytes are ``enough``, at least one, then at most ``extra`` bytes more.
 
-    ``enough`` is called with the bytes that were evicted. Returns these.
+    Returns how many bytes were evicted.
     """
     freed = 0
     for copy in copies:
@@ -175,10 +175,7 @@ def _evict(here: Directory, copies: list[Copy], enough: Callable[[int], bool], e
 
 
 def _list(here: Directory, mine: str) -> tuple[int, list[Copy]]:
-    """The bytes in partial copies other than ``mine``, and the sealed ones, oldest use first.
-
-    Files with other names are not dstore's: they are not counted, and stay.
-    """
+    """The bytes in partial copies other than ``mine``, and the sealed ones, oldest use first."""
     unfinished, copies = 0, []
     with here.listed(COPIES) as entries:
         for entry in entries:

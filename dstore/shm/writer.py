@@ -80,10 +80,7 @@ class Writer:
         return self._view
 
     def write(self, offset: int, data: bytes | memoryview) -> None:
-        """Write ``data`` at ``offset``. Raises ValueError if it reaches beyond ``size``.
-
-        Memory that is not reserved yet is reserved first, at least RESERVE_BYTES of it.
-        """
+        """Write ``data`` at ``offset``. Raises ValueError if it reaches beyond ``size``."""
         left = memoryview(data).cast("B")
         end = offset + len(left)
         if offset < 0 or end > self.size:
@@ -106,10 +103,7 @@ class Writer:
         return view
 
     def publish(self) -> bool:
-        """Seal the value without a view of it, as Global does.
-
-        False if no process will find it: then only views of it have the bytes.
-        """
+        """Seal the value without a view of it. False if no process will find it, only views."""
         return self._file.seal(self._final)
 
     def abandon(self) -> None:

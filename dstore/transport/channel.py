@@ -20,9 +20,7 @@ from dstore.transport.binding import node_closed
 from dstore.transport.resolver import PublisherEndpoint, Resolver
 
 CONTROL_SILENCE_MS = 10_000
-"""Milliseconds without a byte after which either side drops a control connection; the Local then
-makes a new one.
-"""
+"""Milliseconds without a byte after which either side drops a control connection."""
 REQUEST_SILENCE_MS = 60_000
 """The same for a request channel, where one large value may be under way for long."""
 HEARTBEAT_MS = 1000
@@ -60,7 +58,7 @@ class ClientSocket:
         source: Resolver | PublisherEndpoint | None = None,
     ) -> None:
         self.source = source
-        self._connected_to: str | None = None
+        self.connected_to: str | None = None  # or what ZeroMQ is trying to connect to
         self.socket = context.socket(kind)
         try:
             for option, value in _OPTIONS.items():
@@ -72,22 +70,17 @@ class ClientSocket:
             self.socket.close()
             raise
 
-    @property
-    def connects(self) -> bool:
-        """Whether the socket is connected, or ZeroMQ is trying to connect it."""
-        return self._connected_to is not None
-
     def follow_source(self) -> None:
         """Connect to the present endpoint of the source. Raises AddressError if that is none."""
         endpoint = self.source.endpoint if self.source is not None else None
-        if endpoint == self._connected_to or endpoint is None:
+        if endpoint == self.connected_to or endpoint is None:
             return
         self.disconnect()
         binding.connect(self.socket, endpoint)
-        self._connected_to = endpoint
+        self.connected_to = endpoint
 
     def disconnect(self) -> None:
-        endpoint, self._connected_to = self._connected_to, None
+        endpoint, self.connected_to = self.connected_to, None
         if endpoint is not None:
             self.socket.disconnect(endpoint)
 
@@ -201,8 +194,7 @@ class Channel:
 class ChannelPool:
     """The channels of one Local. Safe from any thread.
 
-    A thread takes a channel for one operation and gives it back. If the operation was interrupted,
-    the thread closes it instead.
+    A thread takes one for an operation and gives it back, or closes it if it was interrupted.
     """
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], resolver: Resolver) -> None:
@@ -252,7 +244,10 @@ class ChannelPool:
 
 
 class Requests:
-    """For the thread that owns it and polls with ``poller``."""
+    """One DEALER for the requests of event loops: many at once, and nothing blocks.
+
+    For the thread that owns it and polls with ``poller``.
+    """
 
     def __init__(
         self, context: zmq.Context[zmq.Socket[bytes]], resolver: Resolver, poller: zmq.Poller

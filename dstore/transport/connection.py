@@ -24,15 +24,11 @@ from dstore.transport import kernel
 from dstore.transport.kernel import PeerName
 
 UNREAD_MAX = 64 << 20
-"""Bytes of one connection that ZeroMQ may hold and Global has not taken. An honest Local has at
-most 8 MiB under way, and sends them again after a timeout.
-"""
+"""Bytes of one connection that ZeroMQ may hold. An honest Local has at most 8 MiB under way."""
 UNFINISHED_MAX = FRAME_BYTES_MAX + (64 << 10)
 """Bytes of one message that has not arrived completely."""
 REPLIES_MAX = 64 << 20
-"""Bytes of replies that one peer has not acknowledged. Further replies are dropped; the peer asks
-again.
-"""
+"""Bytes of replies that one peer has not acknowledged. More are dropped; the peer asks again."""
 STALLED_SECONDS = 10.0
 """Seconds after which a peer is cut that has replies to read and acknowledges nothing."""
 PUBLISHED_AHEAD_MAX = 16 << 20
@@ -48,6 +44,7 @@ HEARTBEATS_SAVED_MAX = 16 << 10
 """Bytes of heartbeats that may arrive at once."""
 HANDSHAKE_BYTES = 256
 """Bytes that a connection may send before its first message."""
+_EVENTS = int(zmq.EVENT_LISTENING | zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED)
 
 
 class _Check(NamedTuple):
@@ -184,9 +181,6 @@ def _source(peer: PeerName | None) -> str | None:
     if address.ipv4_mapped is not None:
         return str(address.ipv4_mapped)
     return str(ipaddress.ip_network((address, 64), strict=False))
-
-
-_EVENTS = int(zmq.EVENT_LISTENING | zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED)
 
 
 class ConnectionTable:

@@ -39,9 +39,7 @@ GROWTH_MAX = 32 << 20
 UNREAD_TOTAL_MAX = 512 << 20
 """Bytes that ZeroMQ may hold of all connections together; the largest are cut first."""
 UNFINISHED_TOTAL_MAX = 320 << 20
-"""Bytes of all messages together that have not arrived completely; the largest are cut first.
-There is room for a chunk of each upload.
-"""
+"""The same of messages that have not arrived completely; there is room for the uploads' chunks."""
 INFLATED_TOTAL_MAX = 32 << 20
 """The same bytes when the memory of the process has grown by more than ``INFLATION`` times them:
 frames without bytes take ZeroMQ 32 times as much memory as they have on the wire.
@@ -49,13 +47,9 @@ frames without bytes take ZeroMQ 32 times as much memory as they have on the wir
 INFLATION = 4
 """Bytes of memory for each byte of unfinished messages, as long as their frames are not tiny."""
 BASELINE_BYTES = 1 << 20
-"""With fewer bytes of unfinished messages than these, they do not explain how much memory the
-process has.
-"""
+"""Bytes of unfinished messages that explain nothing of how much memory the process has."""
 REPLIES_TOTAL_MAX = 512 << 20
-"""Bytes of replies that all peers together have not acknowledged. Beyond that a peer gets no reply
-while it has more than ``REPLIES_SHARE`` to acknowledge.
-"""
+"""Bytes of replies that all peers together may have to acknowledge; then REPLIES_SHARE counts."""
 REPLIES_SHARE = 1 << 20
 """Bytes of unacknowledged replies that a peer may always have."""
 BAN_SECONDS = 30.0

@@ -1,4 +1,4 @@
-"""Descriptors, threads and sockets that must be left before ZeroMQ is asked for anything.
+"""ZeroMQ contexts, and the descriptors and threads that must be left before one is asked for.
 
 A ZeroMQ context that finds no descriptor for its polls, or no thread for itself, ends the process;
 sockets that it opens later only fail. So dstore checks beforehand that there is enough.
@@ -10,7 +10,6 @@ import errno
 import os
 import resource
 import sys
-from functools import partial
 from typing import Any
 
 import zmq
@@ -26,12 +25,9 @@ LINK_DESCRIPTORS = 24
 CHANNEL_DESCRIPTORS = 2
 """Descriptors of a further channel: its mailbox and its connection."""
 GLOBAL_DESCRIPTORS = 30
-"""Descriptors of a Global that listens, with two locks of ipc paths and the memory of large values.
-"""
+"""Descriptors of a Global that listens, with two ipc paths and the memory of large values."""
 CONTEXT_THREADS = 3
-"""Threads of a ZeroMQ context: one for input and output, one that closes sockets, and the thread
-of dstore that uses it.
-"""
+"""Threads of a ZeroMQ context: for input and output, for closing, and dstore's that uses it."""
 ZERO_COPY_THREADS = 3
 """Threads of the further context that pyzmq needs to send without copying."""
 SOCKETS_DEFAULT = 1023
@@ -68,22 +64,17 @@ def _no_descriptors(problem: OSError, count: int, free: int) -> str:
 
 def _try_threads(count: int) -> None:
     """Raise RuntimeError unless ``count`` more threads can be started."""
-    gate = native.Lock()
+    over = native.ThreadEvent()
     started: list[native.Thread] = []
     try:
-        with gate:
-            for _ in range(count):
-                thread = native.Thread(partial(_pass, gate), "dstore-probe")
-                thread.start()
-                started.append(thread)
+        for _ in range(count):
+            thread = native.Thread(over.wait, "dstore-probe")
+            thread.start()
+            started.append(thread)
     finally:
+        over.set()
         for thread in started:
             thread.join()
-
-
-def _pass(gate: native.Lock) -> None:
-    with gate:
-        pass
 
 
 def no_threads(problem: RuntimeError) -> str:

@@ -23,11 +23,15 @@ from dstore.transport.channel import (
 from dstore.transport.limits import Termination, new_context
 from dstore.transport.resolver import PublisherEndpoint, Resolver
 
+CLOSE_TIMEOUT = 2.0
+"""Seconds to wait on closing for sockets that other threads still use."""
 _EVENTS = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_CONNECT_RETRIED
 
 
 class Control:
-    """The control sockets of a Local. For the one thread that owns it, except ``wake``.
+    """A DEALER for the session, and a SUB for broadcast invalidations.
+
+    For the one thread that owns it, except ``wake``.
 
     ``poller`` has all that the thread waits for; other sockets may be registered there.
     ``resolver`` finds Global for all sockets of the Local.
@@ -90,7 +94,7 @@ class Control:
         # An event is two frames: its number (of 16 bits) with a value, and the endpoint.
         up = int.from_bytes(events[-2][:2], sys.byteorder) == zmq.EVENT_HANDSHAKE_SUCCEEDED
         resolver = client.source
-        if isinstance(resolver, Resolver) and client.connects:
+        if isinstance(resolver, Resolver) and client.connected_to is not None:
             if up:
                 resolver.connected()
             elif client is self._dealer or not resolver.literal:
@@ -136,10 +140,6 @@ class Control:
             monitor.close()
             client.socket.close()
         self._waker.close()
-
-
-CLOSE_TIMEOUT = 2.0
-"""Seconds to wait on closing for sockets that other threads still use."""
 
 
 class Link:

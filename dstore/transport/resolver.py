@@ -1,7 +1,9 @@
 """Finding the literal address that the sockets of a Local connect to at present.
 
-A host name is looked up, and what it stands for is tried (:mod:`.happy_eyeballs`). Both may take
-seconds, so a thread does that, which exists only during a search.
+A name may have addresses of both families, and Global may listen on one of them. ZeroMQ tries
+one address only. So dstore tries them with plain connections, as browsers do ("Happy Eyeballs",
+RFC 8305): one after the other, each for a moment before the next one is tried as well. That and
+the look-up may take seconds, so a thread does them, which exists only during a search.
 """
 
 from __future__ import annotations
@@ -36,6 +38,10 @@ GREETING = b"\xff"
 """The first byte that ZeroMQ sends on a connection, without being asked."""
 NAMED_MAX = 4
 """Addresses that an error message names for one reason."""
+PAUSE_FIRST = 0.05
+"""Seconds before the second attempt; the pause doubles with each further one."""
+PAUSE_MAX = 1.0
+"""Seconds between two attempts at most."""
 
 _CONNECTING = (0, errno.EINPROGRESS, errno.EWOULDBLOCK)
 
@@ -193,12 +199,6 @@ class _Attempt:
     def close(self) -> None:
         if self.sock is not None:
             self.sock.close()
-
-
-PAUSE_FIRST = 0.05
-"""Seconds before the second attempt; the pause doubles with each further one."""
-PAUSE_MAX = 1.0
-"""Seconds between two attempts at most."""
 
 
 class Resolver:

@@ -28,9 +28,7 @@ LINGER_MS = 1000
 CLOSE_TIMEOUT = 3.0
 """Seconds to wait on closing until the ports are free."""
 INTERRUPTED_CLOSE_TIMEOUT = 0.2
-"""Seconds to wait on closing when Ctrl-C has interrupted binding, and may hold a socket that is
-half made.
-"""
+"""The same when Ctrl-C has interrupted binding, and may hold a socket that is half made."""
 SUBSCRIPTION_FRAME_MAX = 128
 """Bytes of a frame that a subscriber may send."""
 FRAMES_BETWEEN_CHECKS = 5_000
@@ -49,11 +47,10 @@ _WAKE_UP = "inproc://wake-up"
 
 
 class Router:
-    """Both sockets of a Global, bound. For one thread, except :meth:`wake`.
+    """Both sockets of a Global, bound. For one thread, except :meth:`wake`. Raises AddressError.
 
     ``max_clients`` is how many Locals are expected at most; it limits the connections. ``warn``
-    is called, as a logger is, when a connection is cut. Raises AddressError if either address
-    cannot be bound.
+    is called, as a logger is, when a connection is cut.
     """
 
     def __init__(
@@ -164,9 +161,9 @@ class Router:
         return None if extra else (route, frame, data)
 
     def send(self, route: bytes, frame: bytes, data: Buffer | None = None) -> None:
-        """Send a frame, and ``data`` as a message of its own, without copying ``data``.
+        """Send a frame, and ``data`` as a message of its own, which is not copied.
 
-        The reply is dropped if the peer has gone away or does not keep up.
+        Dropped if the peer has gone away or does not keep up.
         """
         connection = self.guard.connection_of(route)
         if connection is not None:
