@@ -20,6 +20,7 @@ import sys
 import weakref
 from collections import deque
 from collections.abc import Callable, Coroutine, Generator
+from functools import partial
 from typing import Any, TypeVar
 
 from dstore.errors import NodeClosed
@@ -67,8 +68,9 @@ class GreenletEvent:
 class HubInbox:
     """The events of the greenlets of one hub. Setting one wakes the hub, from any thread."""
 
-    def __init__(self, hub: Any) -> None:
+    def __init__(self, hub: Any, soon: Callable[[Callable[[], None]], object]) -> None:
         self.hub = hub
+        self._soon = soon  # has the hub call a function; in its thread
         self._pid = os.getpid()
         self._set: deque[GreenletEvent] = deque()
         self._waiting: set[GreenletEvent] = set()
@@ -131,10 +133,6 @@ class HubInbox:
         """Have the hub call :meth:`_resume_set`. From any thread."""
         raise NotImplementedError
 
-    def _soon(self, do: Callable[[], None]) -> None:
-        """Have the hub call a function. In the hub's thread."""
-        raise NotImplementedError
-
     def _after(self, seconds: float, do: Callable[[], None]) -> Callable[[], object]:
         """Have the hub call a function later. Returns a function that cancels this."""
         raise NotImplementedError
@@ -191,7 +189,7 @@ class _GeventInbox(HubInbox):
     """The watcher is active only while a greenlet waits: the hub ends when it has none."""
 
     def __init__(self, hub: Any) -> None:
-        super().__init__(hub)
+        super().__init__(hub, hub.loop.run_callback)
         self._watcher = hub.loop.async_()
 
     def _open(self) -> None:
@@ -203,9 +201,6 @@ class _GeventInbox(HubInbox):
     def _wake(self) -> None:
         with contextlib.suppress(Exception):  # the hub was destroyed: no greenlet waits any more
             self._watcher.send()
-
-    def _soon(self, do: Callable[[], None]) -> None:
-        self.hub.loop.run_callback(do)
 
     def _after(self, seconds: float, do: Callable[[], None]) -> Callable[[], object]:
         timer = self.hub.loop.timer(seconds)
@@ -221,27 +216,22 @@ class _EventletInbox(HubInbox):
     """The hub listens to the waker at all times, since there may be lines to log."""
 
     def __init__(self, hub: Any) -> None:
-        super().__init__(hub)
+        super().__init__(hub, partial(hub.schedule_call_global, 0))
         self._waker = Waker()
-        weakref.finalize(self, self._waker.close).atexit = False
+        self.close = weakref.finalize(self, self._waker.close)
+        self.close.atexit = False
         _eventlet_inboxes.add(self)
         hub.add(hub.READ, self._waker.fileno(), self._woken, _ignore, _ignore)
         logs.wake_with(self._waker.wake)
 
-    def close(self) -> None:
-        self._waker.close()
-
     def _woken(self, _: int) -> None:
         self._waker.drain()
         self._resume_set()
-        if logs.has_deferred():
+        if logs.deferred:
             sys.modules["eventlet"].spawn_n(logs.log_deferred)
 
     def _wake(self) -> None:
         self._waker.wake()
-
-    def _soon(self, do: Callable[[], None]) -> None:
-        self.hub.schedule_call_global(0, do)
 
     def _after(self, seconds: float, do: Callable[[], None]) -> Callable[[], object]:
         cancel: Callable[[], object] = self.hub.schedule_call_global(seconds, do).cancel

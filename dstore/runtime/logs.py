@@ -46,14 +46,14 @@ class Log:
     ) -> None:
         line = partial(self._logger.log, level, message, *arguments, exc_info=error, stacklevel=3)
         if native.is_own_thread() and _eventlet_has_patched():
-            _deferred.append(line)
+            deferred.append(line)
             for wake in tuple(_wakers):
                 wake()
         else:
             line()
 
 
-_deferred: deque[Callable[[], None]] = deque(maxlen=DEFERRED_MAX)
+deferred: deque[Callable[[], None]] = deque(maxlen=DEFERRED_MAX)
 _wakers: list[Callable[[], None]] = []
 
 
@@ -62,14 +62,10 @@ def wake_with(wake: Callable[[], None]) -> None:
     _wakers[:] = [wake]
 
 
-def has_deferred() -> bool:
-    return bool(_deferred)
-
-
 def log_deferred() -> None:
     """Log the deferred lines. For a greenlet, or at the exit of the program."""
-    while _deferred:
-        _deferred.popleft()()
+    while deferred:
+        deferred.popleft()()
 
 
 def _eventlet_has_patched() -> bool:

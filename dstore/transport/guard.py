@@ -87,6 +87,7 @@ class Guard:
         self._replies_full = False
         self._unchecked: list[tuple[ConnectionTable, Connection]] = []
         self._memory = ProcessMemory()
+        self._memory_baseline = 0  # its bytes when there were hardly any unfinished messages
 
     def __len__(self) -> int:
         return len(self._requests.connections) + len(self._subscribers.connections)
@@ -219,8 +220,8 @@ class Guard:
         peers = list(self._requests.connections.values())
         unfinished = sum(each.unfinished for each in peers)
         if unfinished < BASELINE_BYTES:
-            self._memory.set_baseline()
-        inflated = self._memory.above_baseline > INFLATION * unfinished
+            self._memory_baseline = self._memory.bytes
+        inflated = self._memory.bytes - self._memory_baseline > INFLATION * unfinished
         most = INFLATED_TOTAL_MAX if inflated else UNFINISHED_TOTAL_MAX
         self._cut_largest(peers, most, lambda each: each.unfinished, "unfinished messages")
         self._cut_largest(peers, UNREAD_TOTAL_MAX, lambda each: each.unread, "untaken messages")
