@@ -55,15 +55,6 @@ def sealed_name(token: bytes, *, for_global: bool) -> str:
     return f"{GLOBAL if for_global else COPIES}/{token.hex()}"
 
 
-def _search_order(token: bytes) -> tuple[str, str, str]:
-    """Where to look for a sealed file.
-
-    Global may move a file from the copies to its own between the first two looks.
-    """
-    own = sealed_name(token, for_global=True)
-    return own, sealed_name(token, for_global=False), own
-
-
 # ---- any file ---------------------------------------------------------------------------------
 
 
@@ -139,28 +130,25 @@ def touch(file: int | str, folder: int | None = None) -> None:
 # ---- complete values --------------------------------------------------------------------------
 
 
+def _open_value(here: Directory, token: bytes) -> io.FileIO:
+    """Open the sealed file of a value. Raises OSError, and FileNotFoundError if there is none."""
+    own, copy = (sealed_name(token, for_global=each) for each in (True, False))
+    # Global may move the file from the copies to its own between the first two looks.
+    for name in (own, copy):
+        with contextlib.suppress(FileNotFoundError):
+            return open_sealed(here, name)
+    return open_sealed(here, own)
+
+
 def find(here: Directory, token: bytes, size: int) -> memoryview | None:
     """Map a value and touch its file. None unless it is there in full and has ``size`` bytes."""
-    for name in _search_order(token):
-        with contextlib.suppress(FileNotFoundError):
-            return _map(here, name, size)
-    return None
-
-
-def _map(here: Directory, name: str, size: int) -> memoryview | None:
-    """None if the file has another size or cannot be mapped. Raises FileNotFoundError."""
-    try:
-        with open_sealed(here, name) as file:
-            if os.fstat(file.fileno()).st_size != size:
-                return None
+    with contextlib.suppress(OSError), _open_value(here, token) as file:
+        if os.fstat(file.fileno()).st_size == size:
             view = mapping.read_only(file.fileno(), size)
             with contextlib.suppress(OSError):  # the file system may be read-only by now
                 touch(file.fileno())
             return view
-    except FileNotFoundError:
-        raise
-    except OSError:
-        return None
+    return None
 
 
 def exists(
@@ -189,15 +177,13 @@ def read(
     Raises FileNotFoundError if there is no file, and OSError or OverflowError if it cannot be read,
     as when no descriptors are left or the offset is out of range.
     """
-    for name in _search_order(token):
-        with contextlib.suppress(FileNotFoundError), open_sealed(here, name) as file:
-            if os.fstat(file.fileno()).st_size != size:
-                return None
-            part = allocate(count)
-            # Fewer bytes if the file was cut short just now.
-            whole = os.preadv(file.fileno(), [part], offset) == count
-            return memoryview(part).toreadonly() if whole else None
-    raise FileNotFoundError
+    with _open_value(here, token) as file:
+        if os.fstat(file.fileno()).st_size != size:
+            return None
+        part = allocate(count)
+        # Fewer bytes if the file was cut short just now.
+        whole = os.preadv(file.fileno(), [part], offset) == count
+        return memoryview(part).toreadonly() if whole else None
 
 
 def adopt(here: Directory, token: bytes, size: int) -> bool:
