@@ -38,9 +38,6 @@ ENTER_TRIES = 1000
 ENTER_PAUSE = 0.005
 """Seconds between two tries to enter a folder."""
 
-Identity = tuple[int, int]
-"""Device and inode: which file it is, whatever its path."""
-
 
 class Folder:
     """The folder of an epoch that this process has entered; it holds the shared lock.
@@ -55,7 +52,6 @@ class Folder:
         self.directory = here
         self.path = here.path
         self.lock_file = lock_file
-        self.key = _identity(os.fstat(lock_file.fileno()))
         self.users = 0
         self.partial_files = PartialFiles(here)
         self.alive = True
@@ -69,25 +65,21 @@ class Folder:
         self.partial_files.forked()
 
 
-entered: dict[Identity, Folder] = {}
-"""The folders that this process has entered, by lock file. ``locks.process_lock`` guards it."""
+entered: set[Folder] = set()
+"""The folders that this process has entered. ``locks.process_lock`` guards it."""
 
 
 def _entered(here: Directory) -> Folder | None:
-    try:
-        status = os.stat(LOCK, dir_fd=here.fd, follow_symlinks=False)
-    except FileNotFoundError:
-        return None
-    return entered.get(_identity(status))
+    mine = (each for each in entered if files.is_linked(each.lock_file, here, LOCK))
+    return next(mine, None)
 
 
 @native.in_forked_child
 def _after_fork_in_child() -> None:
     """No lock is this process's. To close the descriptors does not touch the parent's locks."""
-    folders = list(entered.values())
-    entered.clear()
-    for folder in folders:
+    for folder in entered:
         folder.forked()
+    entered.clear()
 
 
 def enter(root: str, epoch: int, tries: int = ENTER_TRIES) -> Folder:
@@ -124,11 +116,11 @@ def _try_to_enter(base: Directory, name: str) -> Folder | None:
             for inner in (GLOBAL, COPIES):
                 here.make_folder(inner)
                 here.open_private(inner)
-            entered[folder.key] = folder
+            entered.add(folder)
     except FileNotFoundError:
         return None
     finally:
-        if folder is not None and folder.key not in entered:
+        if folder is not None and folder not in entered:
             folder.lock_file.close()
     return folder
 
@@ -161,7 +153,7 @@ def leave(folder: Folder) -> None:
         if folder.users:
             return
         folder.alive = False
-        entered.pop(folder.key, None)
+        entered.discard(folder)
         try:
             folder.partial_files.abandon_all()
             locks.release(folder.lock_file)
@@ -216,7 +208,3 @@ def _remove(parent: Directory, removed: str) -> None:
         base, name = parent.open_folder(".."), os.path.basename(parent.path)
         if base.has(name, parent):
             os.rmdir(name, dir_fd=base.fd)
-
-
-def _identity(status: os.stat_result) -> Identity:
-    return status.st_dev, status.st_ino
