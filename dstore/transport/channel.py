@@ -71,7 +71,7 @@ class ClientSocket:
             raise
 
     def follow_source(self) -> None:
-        """Connect to the present endpoint of the source. Raises AddressError if that is none."""
+        """Connect to the source's endpoint, if it is known and has changed. Raises AddressError."""
         endpoint = self.source.endpoint if self.source is not None else None
         if endpoint == self.connected_to or endpoint is None:
             return
@@ -87,7 +87,7 @@ class ClientSocket:
 
 @contextlib.contextmanager
 def opening_channel() -> Iterator[None]:
-    """Raises GlobalUnavailable if the system gives no more sockets, NodeClosed after the end."""
+    """Check that descriptors are left; raise ZeroMQ's errors as GlobalUnavailable or NodeClosed."""
     missing = limits.shortage(limits.CHANNEL_DESCRIPTORS)
     if missing is not None:
         raise GlobalUnavailable(missing)

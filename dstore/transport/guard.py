@@ -39,7 +39,7 @@ GROWTH_MAX = 32 << 20
 UNREAD_TOTAL_MAX = 512 << 20
 """Bytes that ZeroMQ may hold of all connections together; the largest are cut first."""
 UNFINISHED_TOTAL_MAX = 320 << 20
-"""The same of messages that have not arrived completely; there is room for the uploads' chunks."""
+"""Bytes of all messages that have not arrived completely, with room for the uploads' chunks."""
 INFLATED_TOTAL_MAX = 32 << 20
 """The same bytes when the memory of the process has grown by more than ``INFLATION`` times them:
 frames without bytes take ZeroMQ 32 times as much memory as they have on the wire.
@@ -47,9 +47,9 @@ frames without bytes take ZeroMQ 32 times as much memory as they have on the wir
 INFLATION = 4
 """Bytes of memory for each byte of unfinished messages, as long as their frames are not tiny."""
 BASELINE_BYTES = 1 << 20
-"""Bytes of unfinished messages that explain nothing of how much memory the process has."""
+"""Bytes of unfinished messages that are too few to explain how much memory the process has."""
 REPLIES_TOTAL_MAX = 512 << 20
-"""Bytes of replies that all peers together may have to acknowledge; then REPLIES_SHARE counts."""
+"""Bytes of unacknowledged replies of all peers; beyond that, each has only REPLIES_SHARE."""
 REPLIES_SHARE = 1 << 20
 """Bytes of unacknowledged replies that a peer may always have."""
 BAN_SECONDS = 30.0

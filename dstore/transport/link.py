@@ -70,7 +70,7 @@ class Control:
     def wait(self, timeout: float) -> tuple[list[bytes], bool]:
         """Wait for at most ``timeout`` seconds (may be infinite).
 
-        Returns the frames that have arrived, invalidations first, and whether a connection is new.
+        Returns the frames, invalidations first, and whether a connection has come up.
         """
         milliseconds = None if timeout == math.inf else math.ceil(max(0.0, timeout) * 1000)
         frames: list[bytes] = []
