@@ -115,10 +115,7 @@ class Channel:
     """
 
     def __init__(
-        self,
-        context: zmq.Context[zmq.Socket[bytes]],
-        resolver: Resolver,
-        opened: set[Channel],
+        self, context: zmq.Context[zmq.Socket[bytes]], resolver: Resolver, opened: set[Channel]
     ) -> None:
         self.user: int | None = native.get_ident()
         self._first: bytes | None = None  # a first frame whose second one has not arrived

@@ -233,11 +233,7 @@ class Guard:
         self._replies_full = replies > REPLIES_TOTAL_MAX
 
     def _cut_largest(
-        self,
-        peers: list[Connection],
-        most: int,
-        size: Callable[[Connection], int],
-        what: str,
+        self, peers: list[Connection], most: int, size: Callable[[Connection], int], what: str
     ) -> None:
         if sum(max(0, size(each)) for each in peers) > most:
             total = 0
