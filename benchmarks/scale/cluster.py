@@ -31,7 +31,7 @@ from dstore.core.local.state import RENEW, LocalState
 from dstore.protocol import wire
 from dstore.protocol.messages import Del, DelReply, Get, GetReply, Message, Route, Stored, ToGlobal
 from dstore.server.engines.memory import MemoryEngine
-from dstore.shm.private_bulk import PrivateBulk
+from dstore.shm.bulk import PrivateBulk
 
 LATENCY = 50e-6
 """Seconds for which a message is on its way."""

@@ -22,7 +22,7 @@ from dstore.core.authority.log import InvalidationLog
 from dstore.core.authority.state import GlobalState
 from dstore.protocol.messages import Hello
 from dstore.server.engines.memory import MemoryEngine
-from dstore.shm.private_bulk import PrivateBulk
+from dstore.shm.bulk import PrivateBulk
 
 
 def weighed(make: Callable[[], Any]) -> int:

@@ -23,10 +23,9 @@ from dstore.protocol import content
 from dstore.protocol.messages import Buffer, Large, Stored
 from dstore.runtime import clock, native
 from dstore.runtime.background import BACKGROUND_BYTES, janitor
-from dstore.runtime.logs import Log
-from dstore.runtime.rate_limited_log import RateLimitedLog
+from dstore.runtime.logs import Log, RateLimitedLog
 from dstore.shm import WARNING_SECONDS, HostMemory, NoRoom, Writer, clean, is_whole, open_memory
-from dstore.shm.private_bulk import fresh_memory
+from dstore.shm.bulk import fresh_memory
 
 log = Log("dstore.local")
 

@@ -14,7 +14,7 @@ from dstore.protocol.keys import from_bytes, public, to_bytes
 from dstore.protocol.messages import Key
 from dstore.runtime import clock, native
 from dstore.runtime import greenlets as green
-from dstore.runtime.hub_inbox import HubInbox
+from dstore.runtime.greenlets import HubInbox
 from dstore.runtime.logs import Log
 from dstore.runtime.native import Empty, SimpleQueue
 from dstore.transport.limits import no_threads

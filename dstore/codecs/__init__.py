@@ -11,9 +11,7 @@ pickle    all that Python can pickle, if the user asks for it
 (a name)  values of a type for which the user has given a :class:`Codec`
 ========  ==================================================================================
 
-:class:`Codecs` has the codecs of a Node and chooses the one for a value. The codecs are in
-:mod:`~dstore.codecs.plain`, :mod:`~dstore.codecs.array`, :mod:`~dstore.codecs.pickled` and
-:mod:`~dstore.codecs.custom`.
+:class:`Codecs` has the codecs of a Node and chooses the one for a value.
 
 A body that is decoded is ``bytes``, or a read-only ``memoryview`` of memory that processes share. A
 value that is decoded from such a view reads that memory, keeps it alive and cannot change it.
@@ -21,19 +19,8 @@ value that is decoded from such a view reads that memory, keeps it alive and can
 
 from __future__ import annotations
 
-from dstore.codecs.custom import Codec
-from dstore.codecs.encoded import BYTES, MSGPACK, NDARRAY, PICKLE, TEXT, Encoded
-from dstore.codecs.table import Codecs
+from dstore.codecs.encoded import BYTES, MSGPACK, Encoded
+from dstore.codecs.table import Codec, Codecs
 from dstore.protocol.messages import Buffer
 
-__all__ = [
-    "BYTES",
-    "MSGPACK",
-    "NDARRAY",
-    "PICKLE",
-    "TEXT",
-    "Buffer",
-    "Codec",
-    "Codecs",
-    "Encoded",
-]
+__all__ = ["BYTES", "MSGPACK", "Buffer", "Codec", "Codecs", "Encoded"]

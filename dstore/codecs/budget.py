@@ -186,7 +186,6 @@ def _begin(body: Buffer, at: int, tag: int) -> tuple[int, int]:
 
 
 def _table(pairs: int) -> int:
-    """The memory of the table of a dict."""
     if pairs <= SMALL_DICT_MAX:
         return SMALL_DICT if pairs else 0
     return pairs * (PAIR if pairs < LARGE_DICT_MIN else LARGE_PAIR)

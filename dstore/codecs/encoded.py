@@ -33,7 +33,6 @@ class Encoded(NamedTuple):
 
 
 def whole(codec: str, body: Buffer) -> Encoded:
-    """An Encoded with a body of one part."""
     return Encoded(codec, (body,), len(body))
 
 

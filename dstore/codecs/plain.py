@@ -7,20 +7,36 @@ a named tuple, an enum) is refused. Only buffers change: within lists and dicts 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from itertools import islice
+from operator import eq
+from time import thread_time
 from typing import Any, NoReturn, TypeAlias
 
 import msgpack
 
 from dstore import config
-from dstore.codecs import budget, keys
+from dstore.codecs import budget
 from dstore.codecs.budget import DEPTH_MAX, TUPLE
 from dstore.codecs.encoded import BYTES, MSGPACK, TEXT, Encoded, flat, whole
-from dstore.codecs.refusal import refusal
 from dstore.protocol.messages import Buffer
 
 FEW_KEYS_BYTES = 256
 """Bytes of a body that has too few keys to be slow, even if they collide."""
+UNCHECKED_MAX = 64
+"""Keys of a dict that is made without checks."""
+SAME_HASH_MAX = 32
+"""Keys of one dict that may have the same hash. Ordinary keys have a few, since -1 and -2 have the
+same one: 32 tuples of five coordinates do.
+"""
+STEP_KEYS = 4096
+"""Keys that are added to a dict before the clock is read again."""
+SECONDS_FREE = 0.05
+"""Seconds of processor time that any dict may take."""
+SECONDS_PER_KEY = 1e-5
+"""Seconds that each key may add to that. A key that does not collide takes some 1e-7 seconds."""
+PLAIN = "bytes, str, None, bool, int, float, list, tuple or dict"
 MakeDict: TypeAlias = Callable[[list[tuple[Any, Any]]], dict[Any, Any]]
 _IMMUTABLE = (int, float, bool, type(None))
 _TIMESTAMPS = (b"\xd6\xff", b"\xd7\xff", b"\xc7\x0c\xff")  # how they begin in msgpack
@@ -44,25 +60,18 @@ def decode_bytes(body: Buffer) -> tuple[object, bool]:
 
 
 def decode_text(body: Buffer) -> tuple[object, bool]:
-    """Decode text. Raises UnicodeDecodeError."""
     return str(body, "utf-8"), type(body) is bytes
 
 
-def decode_msgpack(body: Buffer) -> tuple[object, bool]:
-    """Decode a body that is not trusted.
+def decode_msgpack(body: Buffer, *, sound: bool = False) -> tuple[object, bool]:
+    """Decode a body. It is not trusted, unless it is ``sound``: it has been decoded before.
 
     Raises ValueError, before the value is built, if no Node would have stored it: it would take too
     much memory, or has other types in it. Raises also what msgpack raises for damaged bytes.
     """
-    if len(body) >= budget.CHECKED_MIN or _may_have_timestamps(bytes(body)):
+    if not sound and (len(body) >= budget.CHECKED_MIN or _may_have_timestamps(bytes(body))):
         budget.check(body)
-    value = _unpack(body, keys.safe_dict)
-    return value, type(value) in _IMMUTABLE and type(body) is bytes
-
-
-def decode_msgpack_again(body: Buffer) -> tuple[object, bool]:
-    """Decode a body that has been decoded before, and so is known to be harmless."""
-    value = _unpack(body, dict)
+    value = _unpack(body, dict if sound else safe_dict)
     return value, type(value) in _IMMUTABLE and type(body) is bytes
 
 
@@ -93,8 +102,7 @@ def _pack(value: object) -> bytes:
 def _packable(value: Any, depth: int) -> Any:
     """The value with every tuple in it packed to an ExtType.
 
-    A callback of msgpack could do that, but a packer within a packer for each level would need more
-    stack than a thread may have.
+    A callback of msgpack would need more stack than a thread may have: a packer for each level.
     """
     kind = type(value)
     if kind in (msgpack.ExtType, msgpack.Timestamp):
@@ -170,3 +178,53 @@ def _unpack_tuples(value: Any, depth: int, make: MakeDict) -> Any:
     if type(items) is not list:
         raise ValueError("a tuple is packed as a list")
     return tuple([_unpack_tuples(item, inner, make) for item in items])
+
+
+def refusal(value: object) -> TypeError:
+    kind = type(value)
+    return TypeError(
+        f"a value of type {kind.__module__}.{kind.__qualname__} cannot be stored; {_advice(value)}"
+    )
+
+
+def _advice(value: object) -> str:
+    numpy = sys.modules.get("numpy")  # a value of NumPy's means that it was imported
+    array: Any = getattr(numpy, "ndarray", ())
+    if isinstance(value, getattr(numpy, "generic", ())):
+        return "convert it with .item() first, or to an array with numpy.asarray()"
+    if type(value) is array:
+        return (
+            "an array can be stored by itself, but inside another value only by a Node with "
+            "pickle=True; convert it with .tolist() first"
+        )
+    if isinstance(value, array):
+        return "convert it with numpy.asarray() first, or create the Node with pickle=True"
+    return (
+        f"convert it to {PLAIN} first, or give the Node a Codec for its type, or create the Node "
+        "with pickle=True"
+    )
+
+
+def safe_dict(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
+    """Make a dict, in a time that is linear in its size. Raises ValueError if its keys collide.
+
+    Python randomises the hashes of text and bytes, but not those of numbers and of tuples of them.
+    With 16,384 tuples of the same hash, which anybody can write down, one dict takes 7 seconds. So
+    do keys with different hashes that collide in its table. Equal hashes are counted beforehand.
+    Collisions in the table cannot be known without doing what the table does; so a large dict is
+    made in steps, and refused when a step takes the time that only colliding keys take.
+    """
+    if len(pairs) <= UNCHECKED_MAX:
+        return dict(pairs)
+    hashes = sorted([hash(key) for key, _ in pairs if type(key) is not str])
+    if any(map(eq, hashes, islice(hashes, SAME_HASH_MAX, None))):
+        raise ValueError(f"more than {SAME_HASH_MAX} keys of a dict have the same hash")
+    if len(hashes) <= STEP_KEYS:
+        return dict(pairs)
+    made: dict[Any, Any] = {}
+    limit = thread_time() + SECONDS_FREE
+    for start in range(0, len(pairs), STEP_KEYS):
+        made.update(pairs[start : start + STEP_KEYS])
+        if thread_time() > limit + SECONDS_PER_KEY * len(made):
+            raise ValueError("the keys of a dict collide")
+    return made

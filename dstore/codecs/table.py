@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import TypeAlias
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
-from dstore.codecs import array, custom, plain
-from dstore.codecs.custom import Codec
-from dstore.codecs.encoded import BYTES, MSGPACK, NDARRAY, PICKLE, TEXT, Encoded
+from dstore import checks
+from dstore.codecs import array, plain
+from dstore.codecs.encoded import BYTES, MSGPACK, NDARRAY, PICKLE, TEXT, Encoded, flat, joint
 from dstore.errors import UnknownCodec, ValueCorrupt
 from dstore.protocol.messages import Buffer, Stored
 
+NAME_MAX = 64
+"""Characters of the name of a codec."""
 RESERVED = frozenset({BYTES, TEXT, MSGPACK, NDARRAY, PICKLE})
 """Names of dstore's own codecs, which no codec of a user may have."""
 BUILT_IN: frozenset[type] = frozenset(
@@ -20,6 +22,71 @@ BUILT_IN: frozenset[type] = frozenset(
 
 Decoder: TypeAlias = Callable[[Buffer], tuple[object, bool]]
 """Returns the value, and whether this one object may be given to every reader."""
+
+Bytes: TypeAlias = bytes | bytearray | memoryview
+
+
+class Codec(NamedTuple):
+    """How values of one of your types become bytes, and values again.
+
+    Attributes
+    ----------
+    name
+        Stored with each value: 1 to 64 printable ASCII characters, and none of dstore's own names.
+        Nodes that read the values need a codec of the same name.
+    type
+        The codec takes values of exactly this type, not of its subclasses, and not within lists
+        and dicts. It must not be a type that dstore stores itself.
+    encode
+        Takes the value and returns its bytes, or a list of several bytes objects. They may be views
+        of the value's own memory: they are copied before the write returns. ``set`` raises what
+        this function raises.
+    decode
+        Takes a read-only memoryview of all the bytes and returns the value. It may keep the view
+        and parts of it, and so share the memory with other processes. It is called for each read,
+        from any thread. If it raises, the read raises ``ValueCorrupt`` from that.
+    """
+
+    name: str
+    type: type
+    encode: Callable[[Any], Bytes | Sequence[Bytes]]
+    decode: Callable[[memoryview], Any]
+
+
+def check(codec: Any) -> None:
+    """Raise TypeError or ValueError unless this is a well-formed codec."""
+    if not isinstance(codec, Codec):
+        raise TypeError(f"codecs is a list of dstore.Codec, and has {checks.shown(codec)} in it")
+    name = checks.text("the name of a codec", codec.name)
+    if not (0 < len(name) <= NAME_MAX and name.isascii() and name.isprintable()):
+        raise ValueError(
+            f"the name of a codec is 1 to {NAME_MAX} printable ASCII characters, not {name!r}"
+        )
+    if not isinstance(codec.type, type):
+        raise TypeError(
+            f"the type of the codec {name!r} is a class, not {checks.shown(codec.type)}"
+        )
+    checks.function(f"encode of the codec {name!r}", codec.encode)
+    checks.function(f"decode of the codec {name!r}", codec.decode)
+
+
+def encode(codec: Codec, value: object) -> Encoded:
+    """Encode a value. Raises what the codec raises, and TypeError if it does not return bytes."""
+    given: Any = codec.encode(value)
+    parts = [given] if isinstance(given, Bytes) else given
+    if isinstance(parts, str) or not isinstance(parts, Sequence):
+        raise _not_bytes(codec, given)
+    for part in parts:
+        if not isinstance(part, Bytes):
+            raise _not_bytes(codec, part)
+    return joint(codec.name, map(flat, parts))
+
+
+def _not_bytes(codec: Codec, given: object) -> TypeError:
+    return TypeError(
+        f"encode of the codec {codec.name!r} gave {type(given).__name__}; it is to return bytes, "
+        "bytearray or memoryview, or a list of these"
+    )
 
 
 class Codecs:
@@ -68,7 +135,7 @@ class Codecs:
         kind = type(value)
         codec = self._by_type.get(kind)
         if codec is not None:
-            return custom.encode(codec, value)
+            return encode(codec, value)
         try:
             if kind in BUILT_IN or not array.is_array_type(kind):
                 return plain.encode(value)
@@ -99,7 +166,7 @@ class Codecs:
             raise TypeError("only the bytes themselves can be decoded; fetch them first")
         try:
             if sound and stored.codec == MSGPACK:
-                return plain.decode_msgpack_again(body)
+                return plain.decode_msgpack(body, sound=True)
             return decoder(body)
         except UnknownCodec:
             raise
@@ -109,7 +176,7 @@ class Codecs:
             ) from error
 
     def _add(self, codec: Codec) -> None:
-        custom.check(codec)
+        check(codec)
         if codec.name in RESERVED:
             raise ValueError(f"{codec.name!r} is the name of a codec of dstore; choose another")
         if codec.name in self._decoders:
@@ -119,7 +186,8 @@ class Codecs:
         if codec.type in self._by_type:
             raise ValueError(f"there are two codecs for the type {codec.type.__name__}")
         self._by_type[codec.type] = codec
-        self._decoders[codec.name] = custom.decoder(codec)
+        # Its values are not known to be immutable.
+        self._decoders[codec.name] = lambda body: (codec.decode(memoryview(body)), False)
 
 
 def _message(error: Exception) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import os
 from collections import deque
 from collections.abc import Callable
 
@@ -33,9 +32,6 @@ class Janitor:
         self._thread: native.Thread | None = None
         self._at_work = False  # the thread will look once more for work, or is about to start
 
-    def __repr__(self) -> str:
-        return f"<Janitor {len(self._work)} to do>"
-
     def do(self, work: Callable[[], object]) -> None:
         """Call ``work`` soon: in the thread, or here if no thread can be started."""
         with self._lock:
@@ -53,7 +49,6 @@ class Janitor:
 
     @property
     def busy(self) -> bool:
-        """Whether there is work, waiting or under way."""
         return bool(self._work) or self._at_work
 
     def wait(self, timeout: float | None = None) -> bool:
@@ -88,6 +83,4 @@ janitor = Janitor()
 """The janitor of this process."""
 
 atexit.register(janitor.wait)  # in a patched process its thread is a daemon
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=janitor.forked)
+native.in_forked_child(janitor.forked)

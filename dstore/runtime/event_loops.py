@@ -7,6 +7,7 @@ cancelled meanwhile, its ``await`` raises the cancellation of its event loop.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sys
 from collections import deque
 from collections.abc import Callable, Generator
@@ -131,10 +132,8 @@ class _TrioEvent:
         self._event = trio.Event()
 
     def set(self) -> None:
-        try:
+        with contextlib.suppress(self._run_finished):  # no task waits any more
             self._token.run_sync_soon(self._event.set)
-        except self._run_finished:  # no task waits any more
-            pass
 
     def __await__(self) -> Generator[Any, Any, None]:
         wait: Generator[Any, Any, None] = self._event.wait().__await__()

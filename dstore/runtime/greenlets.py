@@ -18,13 +18,129 @@ import contextlib
 import os
 import sys
 import weakref
-from collections.abc import Callable, Coroutine
+from collections import deque
+from collections.abc import Callable, Coroutine, Generator
+from functools import partial
 from typing import Any, TypeVar
 
+from dstore.errors import NodeClosed
 from dstore.runtime import event_loops as loops
 from dstore.runtime import logs, native
-from dstore.runtime.hub_inbox import HubInbox, current_greenlet
-from dstore.runtime.waker import Waker
+from dstore.runtime.native import Waker
+
+
+class GreenletEvent:
+    """An event that any thread may set once, and one greenlet waits for."""
+
+    def __init__(self, inbox: HubInbox) -> None:
+        self.is_set = False
+        self.timed_out = False
+        self.greenlet: Any = None  # while it waits
+        self._inbox = inbox
+
+    def set(self) -> None:
+        self.is_set = True
+        self._inbox.put(self)
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Return when the event is set, or after ``timeout`` seconds. Returns whether it is set.
+
+        Other greenlets run meanwhile, even if the event is set already. Raises NodeClosed in a
+        child that was forked meanwhile.
+        """
+        return self._inbox.wait(self, timeout)
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        self.wait()
+        yield from ()
+
+    def expire(self) -> None:
+        """End the wait because its time is up. For the hub."""
+        self.timed_out = True
+        self.resume()
+
+    def resume(self) -> None:
+        """Switch to the greenlet, if it still waits. For the hub."""
+        if self.greenlet is not None:
+            self.greenlet.switch()
+
+
+class HubInbox:
+    """The events of the greenlets of one hub. Setting one wakes the hub, from any thread."""
+
+    def __init__(self, hub: Any, soon: Callable[[Callable[[], None]], object]) -> None:
+        self.hub = hub
+        self._soon = soon  # has the hub call a function; in its thread
+        self._pid = os.getpid()
+        self._set: deque[GreenletEvent] = deque()
+        self._waiting: set[GreenletEvent] = set()
+
+    def new_event(self) -> GreenletEvent:
+        return GreenletEvent(self)
+
+    def put(self, event: GreenletEvent) -> None:
+        """Have the hub resume the greenlet that waits for this event. From any thread."""
+        self._set.append(event)
+        self._wake()
+
+    def wait(self, event: GreenletEvent, timeout: float | None) -> bool:
+        if not self._waiting:
+            self._open()
+        self._waiting.add(event)
+        cancel = None
+        try:
+            if timeout is not None:
+                cancel = self._after(timeout, event.expire)
+            event.greenlet = _current_greenlet()
+            if event.is_set:  # other greenlets run nevertheless
+                self._soon(event.resume)
+            while True:
+                self.hub.switch()
+                if event.is_set or event.timed_out:
+                    return event.is_set
+                if self._pid != os.getpid():
+                    raise NodeClosed("the process was forked during the call, in this child")
+        finally:
+            event.greenlet = None
+            if cancel is not None:
+                cancel()
+            self._waiting.discard(event)
+            if not self._waiting and self._pid == os.getpid():
+                self._shut()
+                self._set.clear()  # events whose greenlets did not have to wait
+
+    def forked(self) -> None:
+        """Resume the waiting greenlets in a forked child, where the parent sets no event."""
+        if self._waiting:
+            self._shut()
+            for event in self._waiting:
+                self._soon(event.resume)
+
+    def _resume_set(self) -> None:
+        """Resume the greenlets whose events are set. For the hub."""
+        while self._set:
+            event = self._set.popleft()
+            if event in self._waiting:
+                self._soon(event.resume)
+
+    def _open(self) -> None:
+        """Called when the first greenlet begins to wait."""
+
+    def _shut(self) -> None:
+        """Called when no greenlet waits any more."""
+
+    def _wake(self) -> None:
+        """Have the hub call :meth:`_resume_set`. From any thread."""
+        raise NotImplementedError
+
+    def _after(self, seconds: float, do: Callable[[], None]) -> Callable[[], object]:
+        """Have the hub call a function later. Returns a function that cancels this."""
+        raise NotImplementedError
+
+
+def _current_greenlet() -> Any:
+    return sys.modules["greenlet"].getcurrent()
+
 
 T = TypeVar("T")
 
@@ -38,12 +154,12 @@ def here() -> HubInbox | None:
     if gevent is not None:
         hub = gevent.get_hub_if_exists()
         if hub is not None:
-            return None if current_greenlet() is hub else _inbox_of(hub, _GeventInbox)
+            return None if _current_greenlet() is hub else _inbox_of(hub, _GeventInbox)
     eventlet = sys.modules.get("eventlet.hubs")
     if eventlet is not None:
         hub = getattr(eventlet._threadlocal, "hub", None)
         if hub is not None:
-            return None if current_greenlet() is hub.greenlet else _inbox_of(hub, _EventletInbox)
+            return None if _current_greenlet() is hub.greenlet else _inbox_of(hub, _EventletInbox)
     return None
 
 
@@ -73,7 +189,7 @@ class _GeventInbox(HubInbox):
     """The watcher is active only while a greenlet waits: the hub ends when it has none."""
 
     def __init__(self, hub: Any) -> None:
-        super().__init__(hub)
+        super().__init__(hub, hub.loop.run_callback)
         self._watcher = hub.loop.async_()
 
     def _open(self) -> None:
@@ -85,9 +201,6 @@ class _GeventInbox(HubInbox):
     def _wake(self) -> None:
         with contextlib.suppress(Exception):  # the hub was destroyed: no greenlet waits any more
             self._watcher.send()
-
-    def _soon(self, do: Callable[[], None]) -> None:
-        self.hub.loop.run_callback(do)
 
     def _after(self, seconds: float, do: Callable[[], None]) -> Callable[[], object]:
         timer = self.hub.loop.timer(seconds)
@@ -103,27 +216,22 @@ class _EventletInbox(HubInbox):
     """The hub listens to the waker at all times, since there may be lines to log."""
 
     def __init__(self, hub: Any) -> None:
-        super().__init__(hub)
+        super().__init__(hub, partial(hub.schedule_call_global, 0))
         self._waker = Waker()
-        weakref.finalize(self, self._waker.close).atexit = False
+        self.close = weakref.finalize(self, self._waker.close)
+        self.close.atexit = False
         _eventlet_inboxes.add(self)
         hub.add(hub.READ, self._waker.fileno(), self._woken, _ignore, _ignore)
         logs.wake_with(self._waker.wake)
 
-    def close(self) -> None:
-        self._waker.close()
-
     def _woken(self, _: int) -> None:
         self._waker.drain()
         self._resume_set()
-        if logs.has_deferred():
+        if logs.deferred:
             sys.modules["eventlet"].spawn_n(logs.log_deferred)
 
     def _wake(self) -> None:
         self._waker.wake()
-
-    def _soon(self, do: Callable[[], None]) -> None:
-        self.hub.schedule_call_global(0, do)
 
     def _after(self, seconds: float, do: Callable[[], None]) -> Callable[[], object]:
         cancel: Callable[[], object] = self.hub.schedule_call_global(seconds, do).cancel
@@ -157,12 +265,9 @@ def _inbox_of(hub: Any, kind: Callable[[Any], HubInbox]) -> HubInbox:
     return inbox
 
 
+@native.in_forked_child
 def _after_fork_in_child() -> None:
     inbox: HubInbox | None = getattr(_here, "inbox", None)
     if inbox is not None:
         del _here.inbox
         inbox.forked()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)

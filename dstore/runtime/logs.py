@@ -13,12 +13,16 @@ import logging
 import sys
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 
-from dstore.runtime import native
+from dstore.quoting import visible
+from dstore.runtime import clock, native
 
 INFO, WARNING = logging.INFO, logging.WARNING
 DEFERRED_MAX = 1000
-"""Lines that wait for a greenlet; if there are more, the oldest are dropped."""
+"""Lines that wait for a greenlet; beyond that the oldest are dropped."""
+PAUSE = 1.0
+"""Seconds between two lines at least, by default."""
 
 
 class Log:
@@ -26,9 +30,6 @@ class Log:
 
     def __init__(self, name: str) -> None:
         self._logger = logging.getLogger(name)
-
-    def __repr__(self) -> str:
-        return f"<Log {self._logger.name}>"
 
     def debug(self, message: str, *arguments: object) -> None:
         self.log(logging.DEBUG, message, *arguments)
@@ -43,24 +44,16 @@ class Log:
     def log(
         self, level: int, message: str, *arguments: object, error: BaseException | None = None
     ) -> None:
+        line = partial(self._logger.log, level, message, *arguments, exc_info=error, stacklevel=3)
         if native.is_own_thread() and _eventlet_has_patched():
-            _deferred.append(lambda: self._log(level, message, arguments, error))
+            deferred.append(line)
             for wake in tuple(_wakers):
                 wake()
         else:
-            self._log(level, message, arguments, error)
-
-    def _log(
-        self,
-        level: int,
-        message: str,
-        arguments: tuple[object, ...],
-        error: BaseException | None,
-    ) -> None:
-        self._logger.log(level, message, *arguments, exc_info=error, stacklevel=4)
+            line()
 
 
-_deferred: deque[Callable[[], None]] = deque(maxlen=DEFERRED_MAX)
+deferred: deque[Callable[[], None]] = deque(maxlen=DEFERRED_MAX)
 _wakers: list[Callable[[], None]] = []
 
 
@@ -69,15 +62,10 @@ def wake_with(wake: Callable[[], None]) -> None:
     _wakers[:] = [wake]
 
 
-def has_deferred() -> bool:
-    """Whether there is something to do for :func:`log_deferred`."""
-    return bool(_deferred)
-
-
 def log_deferred() -> None:
     """Log the deferred lines. For a greenlet, or at the exit of the program."""
-    while _deferred:
-        _deferred.popleft()()
+    while deferred:
+        deferred.popleft()()
 
 
 def _eventlet_has_patched() -> bool:
@@ -86,3 +74,34 @@ def _eventlet_has_patched() -> bool:
 
 
 atexit.register(log_deferred)
+
+
+class RateLimitedLog:
+    """Warnings of one kind about what others do, at most one in ``pause`` seconds.
+
+    If two threads log at once, it may count too few omitted lines.
+    """
+
+    def __init__(self, log: Log, pause: float = PAUSE) -> None:
+        self._log = log
+        self._pause = pause
+        self._next_at = float("-inf")
+        self._omitted = 0
+
+    def warning(self, message: str, *arguments: object) -> None:
+        """Log a line, or count it for the next one that is logged.
+
+        Arguments may contain text of an unknown peer; it is quoted, so that it cannot add a line.
+        """
+        now = clock.now()
+        if now < self._next_at:
+            self._omitted += 1
+            return
+        if self._omitted:
+            message += f" ({self._omitted} more since the last such line)"
+        self._next_at, self._omitted = now + self._pause, 0
+        self._log.warning(message, *map(_quoted, arguments))
+
+
+def _quoted(argument: object) -> object:
+    return argument if isinstance(argument, (int, float)) else visible(str(argument))

@@ -13,16 +13,40 @@ from __future__ import annotations
 import _queue
 import _socket
 import _thread
+import contextlib
 import importlib.util
 import os
-import sys
+import posix
+import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import BuiltinFunctionType
 from typing import TYPE_CHECKING, Any
 
 from dstore.runtime import clock
-from dstore.runtime.signals import signals_blocked
+
+
+def in_forked_child(function: Callable[[], None]) -> Callable[[], None]:
+    """Decorator: have the function called in each forked child."""
+    os.register_at_fork(after_in_child=function)
+    return function
+
+
+@contextlib.contextmanager
+def signals_blocked() -> Iterator[None]:
+    """Block signals in this thread for a while; threads started meanwhile never take any.
+
+    That holds for the threads of ZeroMQ, too. A signal has to interrupt what the main thread waits
+    for; taken by another thread it would be noticed only when that wait has ended. Threads inherit
+    the mask of the one that starts them, so there is no moment at which they could take a signal.
+    Signals that arrive meanwhile are delivered afterwards.
+    """
+    former = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    try:  # from here on, since the handler of an earlier signal may run within the next call
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, former)
 
 
 def _own_copy(module: Any) -> Any:
@@ -51,18 +75,8 @@ SimpleQueue = _queue.SimpleQueue
 
 sockets = _socket
 """The C module behind Python's ``socket``, whose sockets no patch replaces."""
-if sys.platform == "win32":  # pragma: no cover
-    import nt as _system
-else:
-    import posix as _system
-system = _system
+system = posix
 """The C module behind Python's ``os``; eventlet replaces ``os.read`` and ``os.write``."""
-if hasattr(_socket, "socketpair"):
-    socketpair = _socket.socketpair
-else:  # pragma: no cover - Windows
-    import socket
-
-    socketpair = socket.socketpair
 gethostname: Callable[[], str] = _socket.gethostname
 
 WAIT_SLICE = 0.5
@@ -89,18 +103,13 @@ class ThreadEvent:
         self._gate = Lock()
         self._gate.acquire()
 
-    def __repr__(self) -> str:
-        return f"<ThreadEvent {'set' if self._set else 'not set'}>"
-
     def is_set(self) -> bool:
         return self._set
 
     def set(self) -> None:
         self._set = True
-        try:
+        with contextlib.suppress(RuntimeError):  # it is set already
             self._gate.release()
-        except RuntimeError:  # it is set already
-            pass
 
     def wait(self, timeout: float | None = None) -> bool:
         """Return when it is set, or after ``timeout`` seconds. Returns whether it is set."""
@@ -129,13 +138,10 @@ class Thread:
         self._over = ThreadEvent()
         self._carrier: threading.Thread | None = None
 
-    def __repr__(self) -> str:
-        return f"<Thread {self.name} {self.ident if self.is_alive() else 'not alive'}>"
-
     def start(self) -> None:
         """Start it, with signals blocked. Raises RuntimeError if there can be no more threads."""
         with signals_blocked():  # Ctrl-C would leave one that counts as started and never runs
-            self.started = True
+            self.started = True  # first, since the thread itself asks is_this()
             try:
                 if patched():
                     _own.start_new_thread(self._run, ())
@@ -149,7 +155,6 @@ class Thread:
                 raise
 
     def is_this(self) -> bool:
-        """Whether it is the calling thread."""
         return self.ident == get_ident() and self.is_alive()
 
     def is_alive(self) -> bool:
@@ -170,7 +175,7 @@ class Thread:
         try:
             self._target()
         finally:
-            self._target = _do_nothing  # the former one may hold much memory
+            del self._target  # it may hold much memory
             self._over.set()
             if self._carrier is not None and patched():
                 self._register_again(self._carrier)
@@ -196,5 +201,28 @@ def is_own_thread() -> bool:
     return hasattr(_here, "own")
 
 
-def _do_nothing() -> None:
-    return
+class Waker:
+    """A pair of connected sockets. Poll :meth:`fileno`; call :meth:`wake` from any thread."""
+
+    def __init__(self) -> None:
+        self._near, self._far = _socket.socketpair()
+        self._near.setblocking(False)
+        self._far.setblocking(False)
+
+    def fileno(self) -> int:
+        return self._near.fileno()
+
+    def wake(self) -> None:
+        """Make the poll return, or the next one if none is under way."""
+        with contextlib.suppress(OSError):  # full: the poll returns anyway; closed: no thread polls
+            self._far.send(b"\0")
+
+    def drain(self) -> None:
+        """Remove the wake-ups so far."""
+        with contextlib.suppress(OSError):
+            while self._near.recv(4096):
+                pass
+
+    def close(self) -> None:
+        self._near.close()
+        self._far.close()

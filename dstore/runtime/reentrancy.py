@@ -7,9 +7,7 @@ locks.
 
 from __future__ import annotations
 
-import os
-
-from dstore.runtime.native import get_ident
+from dstore.runtime import native
 
 inside: dict[int, object] = {}
 """The Local whose call each thread is carrying out, by thread number."""
@@ -17,16 +15,13 @@ inside: dict[int, object] = {}
 
 def here() -> object | None:
     """The Local whose call this thread is carrying out, or None."""
-    return inside.get(get_ident())
+    return inside.get(native.get_ident())
 
 
+@native.in_forked_child
 def _after_fork_in_child() -> None:
     """Forget the other threads: they are not in the child, and new ones may get their numbers."""
     mine = here()
     inside.clear()
     if mine is not None:
-        inside[get_ident()] = mine
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)
+        inside[native.get_ident()] = mine

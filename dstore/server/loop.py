@@ -14,9 +14,8 @@ from dstore.errors import BadMessage
 from dstore.protocol import wire
 from dstore.protocol.messages import Buffer, Hello, Refusal, Refused
 from dstore.runtime import clock
-from dstore.runtime.logs import Log
-from dstore.runtime.rate_limited_log import RateLimitedLog
-from dstore.runtime.signals import signals_blocked
+from dstore.runtime.logs import Log, RateLimitedLog
+from dstore.runtime.native import signals_blocked
 from dstore.server.settings import Settings
 from dstore.shm import bulk_for
 from dstore.transport.router import Router

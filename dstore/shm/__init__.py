@@ -8,23 +8,6 @@ a Node learns from Global.
 
 All memory is reserved before it is written, since a full file system would otherwise show as a
 SIGBUS in a process that touches the next page.
-
-==================  =========================================================
-``layout``          the names of folders and files
-``directory``       folders that are held open, and the safe way to them
-``files``           opening, removing and touching files
-``mapping``         read-only mappings
-``locks``           locks between processes, and between threads of one
-``partial_files``   the life of a partial file
-``folder``          the life of an epoch's folder
-``writer``          writing one value
-``sealed_files``    finding and reading complete values
-``eviction``        choosing and removing copies to make room
-``room``            reserving memory, and the limit on copies
-``root``            where shared memory lies
-``memory``          :class:`HostMemory`, which puts them together
-``bulk``            Global's large values; ``private_bulk`` without shared memory
-==================  =========================================================
 """
 
 from __future__ import annotations

@@ -1,23 +1,125 @@
-"""Global's large values in shared memory, where the Nodes of its host read them without a copy."""
+"""Global's large values: in shared memory, where the Nodes of its host map them, or in its own."""
 
 from __future__ import annotations
 
 import contextlib
+import mmap
 
+from dstore.config import CHUNK_BYTES
 from dstore.core.engine import Bulk, Lost
+from dstore.errors import StoreFull
 from dstore.protocol.messages import Buffer
-from dstore.runtime.logs import Log
-from dstore.runtime.rate_limited_log import RateLimitedLog
-from dstore.shm.buffer_pool import BufferPool
+from dstore.runtime.background import BACKGROUND_BYTES, janitor
+from dstore.runtime.logs import Log, RateLimitedLog
 from dstore.shm.memory import WARNING_SECONDS, HostMemory, open_memory
 from dstore.shm.partial_files import NoRoom
-from dstore.shm.private_bulk import PrivateBulk, release_soon
 from dstore.shm.writer import Writer
 
 log = Log("dstore.shm")
 
 MAPS_MAX = 8_192
 """Values that are mapped at a time; others are mapped when they are read."""
+BUFFERS_MAX = 16
+"""Buffers of CHUNK_BYTES that are kept for reuse."""
+MAPPED_MIN = 1 << 20
+"""Bytes from which on a value has a mapping of its own."""
+
+
+class PrivateBulk:
+    """A :class:`dstore.core.engine.Bulk` in the memory of this process.
+
+    A value of ``MAPPED_MIN`` bytes or more is an anonymous mapping: the system gives it the pages
+    that are written to, and takes all of them back when it was dropped and no reader is left. But
+    a process may have some 65,000 mappings in all. So smaller values are ordinary Python objects,
+    very many of which the C library keeps in few mappings.
+    """
+
+    def __init__(self) -> None:
+        self._unsealed: dict[bytes, memoryview] = {}
+        self._sealed: dict[bytes, memoryview] = {}
+
+    def __repr__(self) -> str:
+        return f"<PrivateBulk unsealed={len(self._unsealed)} sealed={len(self._sealed)}>"
+
+    def __contains__(self, token: bytes) -> bool:
+        return token in self._unsealed or token in self._sealed
+
+    def reserve(self, token: bytes, size: int) -> None:
+        try:
+            self._unsealed[token] = fresh_memory(size)
+        except MemoryError as error:
+            raise StoreFull(f"Global has {error}") from None
+
+    def write(self, token: bytes, offset: int, data: Buffer) -> None:
+        value, part = self._unsealed[token], memoryview(data).cast("B")
+        if offset < 0 or offset + len(part) > len(value):
+            raise ValueError(f"{len(part)} bytes at {offset} are not within {len(value)}")
+        value[offset : offset + len(part)] = part
+
+    def seal(self, token: bytes) -> None:
+        self._sealed[token] = self._unsealed.pop(token).toreadonly()
+
+    def adopt(self, token: bytes, size: int) -> bool:
+        return False
+
+    def read(self, token: bytes, offset: int, count: int) -> memoryview | None:
+        value = self._sealed.get(token)
+        return None if value is None else value[offset : offset + count]
+
+    def drop(self, token: bytes) -> None:
+        for values in (self._unsealed, self._sealed):
+            release_soon(values.pop(token, None))
+
+    def close(self) -> None:
+        self._unsealed.clear()
+        self._sealed.clear()
+
+
+def fresh_memory(size: int) -> memoryview:
+    """Memory of this process alone, which a forked child does not share. Raises MemoryError."""
+    try:
+        if size < MAPPED_MIN:
+            return memoryview(bytearray(size))
+        return memoryview(mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
+    except (OSError, OverflowError, MemoryError) as error:
+        raise MemoryError(f"no memory for a value of {size:,} bytes: {error}") from None
+
+
+def release_soon(view: memoryview | None) -> None:
+    """Release the view of a dropped value; a large one in the background, since that takes long.
+
+    Parts of it that are being sent stay good.
+    """
+    if view is not None and len(view) >= BACKGROUND_BYTES:
+        janitor.do(view.release)
+
+
+class BufferPool:
+    """Reusable buffers for the chunks of values that are being sent. For one thread.
+
+    Fresh memory of this size comes from the system page by page and soon goes back, which would
+    take longer than to copy a chunk into it. Views of the buffers may be released by any thread.
+    """
+
+    def __init__(self) -> None:
+        self._kept: list[bytearray] = []
+
+    def take(self, size: int) -> memoryview:
+        """Memory to write to. It is not given out again while the view, or one of it, exists."""
+        if size > CHUNK_BYTES:
+            return memoryview(bytearray(size))
+        for buffer in self._kept:
+            try:
+                # Python refuses to change the length of memory that a view refers to.
+                buffer.append(0)
+                buffer.pop()
+            except BufferError:
+                continue
+            return memoryview(buffer)[:size]
+        buffer = bytearray(CHUNK_BYTES)
+        if len(self._kept) < BUFFERS_MAX:
+            self._kept.append(buffer)
+        return memoryview(buffer)[:size]
 
 
 def bulk_for(epoch: int, root: str | None = None) -> Bulk:
@@ -79,19 +181,13 @@ class SharedBulk:
             return
         try:
             writer.write(offset, data)
-        except NoRoom as error:
-            self._make_private(token, writer, error)
+        except NoRoom as error:  # others have taken the room that there was
+            # What was written is not copied: to copy a large value would stop Global for seconds.
+            self._warn(error)
+            self._private.reserve(token, writer.size)
+            del self._writers[token]
+            writer.abandon()
             raise Lost from None
-
-    def _make_private(self, token: bytes, writer: Writer, error: NoRoom) -> None:
-        """Others have taken the room that there was: go on in private memory.
-
-        What was written is not copied: to copy a large value would stop Global for seconds.
-        """
-        self._warn(error)
-        self._private.reserve(token, writer.size)
-        del self._writers[token]
-        writer.abandon()
 
     def _warn(self, error: NoRoom) -> None:
         self._full_log.warning("a value is kept in Global's own memory: %s", str(error))

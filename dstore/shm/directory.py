@@ -21,17 +21,7 @@ from collections.abc import Iterator
 
 LINKS_MAX = 40
 """Symbolic links that may be on a path; Linux has the same limit."""
-_CHECKED = (os.open, os.mkdir, os.stat, os.rename, os.unlink, os.rmdir, os.readlink, os.utime)
-AVAILABLE = os.supports_dir_fd.issuperset(_CHECKED) and os.scandir in os.supports_fd
-"""Whether this system can open files relative to a folder."""
-
-
-def open_flags(*names: str) -> int:
-    """Flags of ``os.open``; one that this system does not have is left out."""
-    return sum(getattr(os, name, 0) for name in names)
-
-
-_FOLDER = open_flags("O_DIRECTORY", "O_NOFOLLOW", "O_CLOEXEC")
+_FOLDER = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 # Enough to walk on and to look names up. A folder that may not be listed can be on a path.
 _WALK = _FOLDER | getattr(os, "O_PATH", os.O_RDONLY)
 
@@ -57,9 +47,6 @@ class Directory:
         self.close = weakref.finalize(self, os.close, fd)
         self.close.atexit = False
 
-    def __repr__(self) -> str:
-        return f"<Directory {self.path}>"
-
     def open_folder(self, name: str) -> Directory:
         """Open a folder in this one. Raises OSError."""
         path = os.path.join(self.path, name)
@@ -71,10 +58,7 @@ class Directory:
             os.mkdir(name, 0o700, dir_fd=self.fd)
 
     def open_private(self, name: str) -> Directory:
-        """Open a folder in this one that belongs to this user alone.
-
-        Raises Unusable if it is something else, FileNotFoundError and other OSErrors.
-        """
+        """Open a folder in this one that is this user's alone. Raises Unusable and OSError."""
         try:
             found = self.open_folder(name)
         except OSError as error:

@@ -1,4 +1,15 @@
-"""Opening, removing and touching files in a folder that is held open.
+"""Files in shared memory: their names, opening and removing them, and reading complete values.
+
+::
+
+    <root>/dstore-<uid>/            mode 0700
+        <epoch, 16 hex digits>/
+            lock                    every process that uses the epoch holds a shared lock on it
+            global/                 values that belong to Global, never evicted
+            copies/                 values that Nodes have written or fetched, evictable
+                <token, 32 hex digits>          sealed: the whole value, which never changes
+                <token, 32 hex digits>.part     partial: one process is writing it
+        <epoch>.<16 hex digits>/    a folder that no process uses any more, being removed
 
 Open files are file objects, not bare descriptors: one that is lost on the way, for example in a
 KeyboardInterrupt, is closed by the garbage collector.
@@ -10,14 +21,41 @@ import contextlib
 import errno
 import io
 import os
+import re
 import stat
 import time
+from collections.abc import Callable
 
 from dstore.runtime.background import BACKGROUND_BYTES, janitor
 from dstore.shm import mapping
-from dstore.shm.directory import Directory, open_flags
+from dstore.shm.directory import Directory
 
-_FLAGS = open_flags("O_NOFOLLOW", "O_CLOEXEC", "O_NONBLOCK")  # a named pipe must not block us
+LOCK, GLOBAL, COPIES = "lock", "global", "copies"
+PART = ".part"
+TOKEN_BYTES = 16
+
+EPOCH_NAME = re.compile("[0-9a-f]{16}")
+REMOVED_NAME = re.compile("[0-9a-f]{16}[.][0-9a-f]{16}")
+"""The epoch and a random number."""
+SEALED_NAME = re.compile("[0-9a-f]{32}")
+PART_NAME = re.compile("[0-9a-f]{32}[.]part")
+
+_FLAGS = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK  # a named pipe must not block us
+
+
+def user_folder() -> str:
+    """The folder in the root that has all epochs of this user."""
+    return f"dstore-{os.geteuid()}"
+
+
+def sealed_name(token: bytes, *, for_global: bool) -> str:
+    """The sealed file of Global's value or of a copy. Raises ValueError if this is no token."""
+    if len(token) != TOKEN_BYTES:
+        raise ValueError(f"a token has {TOKEN_BYTES} bytes, not {len(token)}")
+    return f"{GLOBAL if for_global else COPIES}/{token.hex()}"
+
+
+# ---- any file ---------------------------------------------------------------------------------
 
 
 def open_writable(here: Directory, name: str, *, create: bool) -> io.FileIO:
@@ -31,23 +69,16 @@ def open_sealed(here: Directory, name: str) -> io.FileIO:
 
 
 def _open(here: Directory, name: str, mode: str, more: int) -> io.FileIO:
+    """Open a regular file that only this user can write. Raises OSError if it is another."""
     more |= _FLAGS
     file = io.FileIO(
         name, mode, opener=lambda name, flags: os.open(name, flags | more, 0o600, dir_fd=here.fd)
     )
-    try:
-        _check(os.fstat(file.fileno()))
-    except BaseException:
+    found = os.fstat(file.fileno())
+    if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
         file.close()
-        raise
-    return file
-
-
-def _check(status: os.stat_result) -> None:
-    """Raise OSError unless this is a regular file that only this user can write."""
-    mode = status.st_mode
-    if not stat.S_ISREG(mode) or status.st_uid != os.geteuid() or mode & 0o022:
         raise OSError(errno.EPERM, "this is not a file of dstore")
+    return file
 
 
 def status(here: Directory, name: str) -> os.stat_result | None:
@@ -68,7 +99,6 @@ def is_linked(file: io.FileIO, here: Directory, name: str) -> bool:
 
 
 def remove(here: Directory, name: str) -> None:
-    """Remove a sealed file, if it is there."""
     with contextlib.suppress(OSError), open_sealed(here, name) as file:
         unlink(here, name, file)
         return
@@ -88,7 +118,82 @@ def unlink(here: Directory, name: str, file: io.FileIO) -> None:
         janitor.do(kept.release)
 
 
-def touch(file: int | str, here: Directory | None = None) -> None:
-    """Record that a file was used now; evictions go by that. ``file``: a descriptor, or a name."""
+def touch(file: int | str, folder: int | None = None) -> None:
+    """Record that a file was used now; evictions go by that.
+
+    ``file`` is a descriptor, or a name in the folder with the descriptor ``folder``.
+    """
     now = time.time_ns()  # without an explicit time the file system takes one that is too coarse
-    os.utime(file, ns=(now, now), dir_fd=None if here is None else here.fd)
+    os.utime(file, ns=(now, now), dir_fd=folder)
+
+
+# ---- complete values --------------------------------------------------------------------------
+
+
+def _open_value(here: Directory, token: bytes) -> io.FileIO:
+    """Open the sealed file of a value. Raises OSError, and FileNotFoundError if there is none."""
+    own, copy = (sealed_name(token, for_global=each) for each in (True, False))
+    # Global may move the file from the copies to its own between the first two looks.
+    for name in (own, copy):
+        with contextlib.suppress(FileNotFoundError):
+            return open_sealed(here, name)
+    return open_sealed(here, own)
+
+
+def find(here: Directory, token: bytes, size: int) -> memoryview | None:
+    """Map a value and touch its file. None unless it is there in full and has ``size`` bytes."""
+    with contextlib.suppress(OSError), _open_value(here, token) as file:
+        if os.fstat(file.fileno()).st_size == size:
+            view = mapping.read_only(file.fileno(), size)
+            with contextlib.suppress(OSError):  # the file system may be read-only by now
+                touch(file.fileno())
+            return view
+    return None
+
+
+def exists(
+    here: Directory, token: bytes, *, for_global: bool = False, size: int | None = None
+) -> bool:
+    """Whether a value is there in full: among Global's own, or without ``for_global`` anywhere.
+
+    With ``size``, a file of another size does not count.
+    """
+    # The copies first, since a file moves from there to Global's own, and never back.
+    kinds = (True,) if for_global else (False, True)
+    found = [status(here, sealed_name(token, for_global=each)) for each in kinds]
+    return any(each is not None and size in (None, each.st_size) for each in found)
+
+
+def read(
+    here: Directory,
+    token: bytes,
+    size: int,
+    offset: int,
+    count: int,
+    allocate: Callable[[int], bytearray | memoryview],
+) -> memoryview | None:
+    """Copy a part of a value of ``size`` bytes. None if the file has lost it.
+
+    Raises FileNotFoundError if there is no file, and OSError or OverflowError if it cannot be read,
+    as when no descriptors are left or the offset is out of range.
+    """
+    with _open_value(here, token) as file:
+        if os.fstat(file.fileno()).st_size != size:
+            return None
+        part = allocate(count)
+        # Fewer bytes if the file was cut short just now.
+        whole = os.preadv(file.fileno(), [part], offset) == count
+        return memoryview(part).toreadonly() if whole else None
+
+
+def adopt(here: Directory, token: bytes, size: int) -> bool:
+    """Move a copy of ``size`` bytes to Global's own files. False if there is none such."""
+    copy, own = (sealed_name(token, for_global=each) for each in (False, True))
+    try:
+        with open_sealed(here, copy) as file:
+            if os.fstat(file.fileno()).st_size != size:
+                return False
+        os.rename(copy, own, src_dir_fd=here.fd, dst_dir_fd=here.fd)
+        return True
+    except OSError:  # there is no such copy, or it was evicted just now
+        return False

@@ -1,6 +1,6 @@
 """The folder of one epoch: how it is created, and how its last user removes it.
 
-``layout.py`` shows what is in it. A process that wants to remove a folder takes its lock
+``files.py`` shows what is in it. A process that wants to remove a folder takes its lock
 exclusively, without waiting, and so gets it only if no process uses the folder. A process that
 enters may have opened the lock file before that and get the lock after it. So, with the lock, it
 checks that the file is still the one in the folder, and starts over if not.
@@ -28,18 +28,15 @@ from functools import partial
 
 from dstore.runtime import native
 from dstore.runtime.background import janitor
-from dstore.shm import directory, files, layout, locks
+from dstore.shm import directory, files, locks
 from dstore.shm.directory import Directory, Unusable
-from dstore.shm.layout import COPIES, GLOBAL, LOCK
+from dstore.shm.files import COPIES, GLOBAL, LOCK
 from dstore.shm.partial_files import PartialFiles
 
 ENTER_TRIES = 1000
 """Tries to enter a folder that another process is removing."""
 ENTER_PAUSE = 0.005
 """Seconds between two tries to enter a folder."""
-
-Identity = tuple[int, int]
-"""Device and inode: which file it is, whatever its path."""
 
 
 class Folder:
@@ -55,15 +52,9 @@ class Folder:
         self.directory = here
         self.path = here.path
         self.lock_file = lock_file
-        self.key = _identity(os.fstat(lock_file.fileno()))
         self.users = 0
         self.partial_files = PartialFiles(here)
         self.alive = True
-
-    def __repr__(self) -> str:
-        state = "" if self.alive else " left"
-        writing = len(self.partial_files)
-        return f"<Folder {self.path} users={self.users} writing={writing}{state}>"
 
     def forked(self) -> None:
         """In a forked child: the folder is the parent's, and stays as it is."""
@@ -74,39 +65,30 @@ class Folder:
         self.partial_files.forked()
 
 
-entered: dict[Identity, Folder] = {}
-"""The folders that this process has entered, by lock file. ``locks.process_lock`` guards it."""
+entered: set[Folder] = set()
+"""The folders that this process has entered. ``locks.process_lock`` guards it."""
 
 
 def _entered(here: Directory) -> Folder | None:
-    """The folder ``here``, if this process has entered it."""
-    try:
-        status = os.stat(LOCK, dir_fd=here.fd, follow_symlinks=False)
-    except FileNotFoundError:
-        return None
-    return entered.get(_identity(status))
+    mine = (each for each in entered if files.is_linked(each.lock_file, here, LOCK))
+    return next(mine, None)
 
 
+@native.in_forked_child
 def _after_fork_in_child() -> None:
     """No lock is this process's. To close the descriptors does not touch the parent's locks."""
-    folders = list(entered.values())
-    entered.clear()
-    for folder in folders:
+    for folder in entered:
         folder.forked()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)
+    entered.clear()
 
 
 def enter(root: str, epoch: int, tries: int = ENTER_TRIES) -> Folder:
-    """Join the users of an epoch on this host. Raises Unusable and OSError.
+    """Join the users of an epoch on this host, until :func:`leave`. Raises Unusable and OSError.
 
-    Each call needs one :func:`leave`. While another process removes the folder, it waits and tries
-    again.
+    While another process removes the folder, it waits and tries again.
     """
     base = directory.walk(root)
-    name = layout.epoch_folder(epoch)
+    name = f"{epoch:016x}"
     while True:
         with locks.process_lock:
             folder = _try_to_enter(base, name)
@@ -115,39 +97,39 @@ def enter(root: str, epoch: int, tries: int = ENTER_TRIES) -> Folder:
                 return folder
         tries -= 1
         if not tries:
-            path = os.path.join(root, layout.user_folder(), name)
+            path = os.path.join(root, files.user_folder(), name)
             raise Unusable(f"{path} is being removed by a process that does not finish")
         native.sleep(ENTER_PAUSE)
 
 
 def _try_to_enter(base: Directory, name: str) -> Folder | None:
     """None if another process is removing the folder, or has removed it in between."""
-    user = layout.user_folder()
+    user = files.user_folder()
     base.make_folder(user)  # a FileNotFoundError here means that the root is missing
     folder = None
     try:
         parent = base.open_private(user)
         parent.make_folder(name)
         here = parent.open_private(name)
-        folder = _entered(here) or _lock(parent, here, name)
+        folder = _entered(here) or _lock(parent, here)
         if folder is not None:
             for inner in (GLOBAL, COPIES):
                 here.make_folder(inner)
                 here.open_private(inner)
-            entered[folder.key] = folder
+            entered.add(folder)
     except FileNotFoundError:
         return None
     finally:
-        if folder is not None and folder.key not in entered:
+        if folder is not None and folder not in entered:
             folder.lock_file.close()
     return folder
 
 
-def _lock(parent: Directory, here: Directory, name: str) -> Folder | None:
+def _lock(parent: Directory, here: Directory) -> Folder | None:
     file = files.open_writable(here, LOCK, create=True)
     folder = None
     try:
-        if locks.try_shared(file) and _is_current(parent, here, name, file):
+        if locks.try_shared(file) and _is_current(parent, here, file):
             folder = Folder(parent, here, file)
             return folder
     finally:
@@ -156,8 +138,9 @@ def _lock(parent: Directory, here: Directory, name: str) -> Folder | None:
     return None
 
 
-def _is_current(parent: Directory, here: Directory, name: str, lock_file: io.FileIO) -> bool:
+def _is_current(parent: Directory, here: Directory, lock_file: io.FileIO) -> bool:
     """Whether a process that enters by name would find this folder and this lock."""
+    name = os.path.basename(here.path)
     return parent.has(name, here) and files.is_linked(lock_file, here, LOCK)
 
 
@@ -170,7 +153,7 @@ def leave(folder: Folder) -> None:
         if folder.users:
             return
         folder.alive = False
-        entered.pop(folder.key, None)
+        entered.discard(folder)
         try:
             folder.partial_files.abandon_all()
             locks.release(folder.lock_file)
@@ -180,12 +163,9 @@ def leave(folder: Folder) -> None:
 
 
 def clean(root: str) -> None:
-    """Remove every folder of this user that no live process uses.
-
-    Raises Unusable and OSError.
-    """
+    """Remove every folder of this user that no live process uses. Raises Unusable and OSError."""
     base = directory.walk(root)
-    user = layout.user_folder()
+    user = files.user_folder()
     try:
         parent = base.open_private(user)
     except FileNotFoundError:
@@ -193,9 +173,9 @@ def clean(root: str) -> None:
     with parent.listed() as entries:
         names = [entry.name for entry in entries]
     for name in names:
-        if layout.REMOVED_NAME.fullmatch(name):
+        if files.REMOVED_NAME.fullmatch(name):
             janitor.do(partial(_remove, parent, name))
-        elif layout.EPOCH_NAME.fullmatch(name):
+        elif files.EPOCH_NAME.fullmatch(name):
             with locks.process_lock, contextlib.suppress(OSError, Unusable):
                 _clean(parent, name)
     with contextlib.suppress(OSError):
@@ -212,9 +192,9 @@ def _clean(parent: Directory, name: str) -> None:
 
 
 def _remove_if_unused(parent: Directory, here: Directory, lock_file: io.FileIO) -> None:
-    name = os.path.basename(here.path)
-    if not (locks.try_exclusive(lock_file) and _is_current(parent, here, name, lock_file)):
+    if not (locks.try_exclusive(lock_file) and _is_current(parent, here, lock_file)):
         return
+    name = os.path.basename(here.path)
     removed = f"{name}.{os.urandom(8).hex()}"
     with contextlib.suppress(OSError):
         os.rename(name, removed, src_dir_fd=parent.fd, dst_dir_fd=parent.fd)
@@ -222,16 +202,9 @@ def _remove_if_unused(parent: Directory, here: Directory, lock_file: io.FileIO) 
 
 
 def _remove(parent: Directory, removed: str) -> None:
-    """Remove a renamed folder, and the user's folder if that was the last.
-
-    Other processes may be doing this at the same time.
-    """
+    """Remove a renamed folder, and the user's folder if that was the last."""
     parent.remove_tree(removed)
     with contextlib.suppress(OSError):
         base, name = parent.open_folder(".."), os.path.basename(parent.path)
         if base.has(name, parent):
             os.rmdir(name, dir_fd=base.fd)
-
-
-def _identity(status: os.stat_result) -> Identity:
-    return status.st_dev, status.st_ino

@@ -13,20 +13,10 @@ lock of ``flock`` would live on in the child.) There are two traps:
 from __future__ import annotations
 
 import errno
+import fcntl
 import io
-import os
 
 from dstore.runtime import native
-from dstore.shm import directory
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    AVAILABLE = False
-    """Whether this system has what shared memory is built on."""
-else:
-    # macOS cannot reserve a file in full.
-    AVAILABLE = hasattr(os, "posix_fallocate") and directory.AVAILABLE
 
 process_lock = native.RLock()
 """Guards the folders that this process has entered and their partial files.
@@ -36,13 +26,10 @@ close things. Always use it as ``locks.process_lock``, since a forked child has 
 """
 
 
+@native.in_forked_child
 def _after_fork_in_child() -> None:
     global process_lock
     process_lock = native.RLock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 def try_shared(file: io.FileIO) -> bool:

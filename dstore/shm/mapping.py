@@ -108,15 +108,12 @@ class Pipe:
         os.close(self._reader)
         os.close(self._writer)
 
-    def copy(self, view: memoryview) -> memoryview | None:
-        """Copy mapped bytes. None if they are not there any more. For one thread."""
+    def copy(self, view: memoryview) -> memoryview:
+        """Copy mapped bytes. Raises OSError if they are not there any more. For one thread."""
         copy = bytearray()
-        try:
-            while len(copy) < len(view):
-                count = system.write(self._writer, view[len(copy) : len(copy) + PIPE_BYTES])
-                copy += system.read(self._reader, count)
-        except OSError:
-            return None
+        while len(copy) < len(view):
+            count = system.write(self._writer, view[len(copy) : len(copy) + PIPE_BYTES])
+            copy += system.read(self._reader, count)
         return memoryview(copy).toreadonly()
 
     def reaches(self, view: memoryview) -> bool:
@@ -133,14 +130,9 @@ class Pipe:
 
 def copied(view: memoryview) -> memoryview | None:
     """Copy mapped bytes. None if they are not there any more, or no descriptors are left."""
-    try:
-        pipe = Pipe()
-    except OSError:
-        return None
-    try:
+    with contextlib.suppress(OSError), contextlib.closing(Pipe()) as pipe:
         return pipe.copy(view)
-    finally:
-        pipe.close()
+    return None
 
 
 def is_whole(view: memoryview) -> bool:
@@ -166,12 +158,9 @@ _pipe: Pipe | None = None
 _pipe_lock = native.Lock()
 
 
+@native.in_forked_child
 def _after_fork_in_child() -> None:
     global _pipe, _pipe_lock
     pipe, _pipe, _pipe_lock = _pipe, None, native.Lock()  # the old pipe is the parent's
     if pipe is not None:
         pipe.close()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -6,23 +6,24 @@ import contextlib
 import errno
 import time
 from collections.abc import Callable
+from functools import partial
 
 from dstore.runtime.background import janitor
-from dstore.runtime.logs import WARNING, Log
-from dstore.runtime.rate_limited_log import RateLimitedLog
-from dstore.shm import eviction, files, folder, layout, locks, mapping, sealed_files
+from dstore.runtime.logs import WARNING, Log, RateLimitedLog
+from dstore.shm import files, folder, locks, mapping, room
 from dstore.shm import root as roots
 from dstore.shm.directory import Unusable
+from dstore.shm.files import PART
 from dstore.shm.folder import Folder
-from dstore.shm.layout import PART
 from dstore.shm.partial_files import NoRoom
 from dstore.shm.room import Room
 from dstore.shm.writer import Writer
 
 log = Log("dstore.shm")
 
+EPOCH_MAX = (1 << 64) - 1
 WARNING_SECONDS = 60.0
-"""Seconds between two warnings of one kind in the log: what is wrong with a folder stays so."""
+"""Seconds between two warnings of one kind: what is wrong with a folder stays so."""
 ENTER_RETRY_SECONDS = 1.0
 """Seconds until the next try to enter a folder again that could not be entered."""
 FOLDER_GONE = {errno.ENOENT, errno.ENOTDIR, errno.ESTALE}
@@ -38,9 +39,8 @@ class HostMemory:
     NoRoom, the reader fetches the value into memory of its own.
 
     When it is closed, and in a forked child, it is empty: :meth:`find` finds nothing and
-    :meth:`begin` raises NoRoom, but views stay readable for ever. A forked child removes nothing
-    of its parent. When the folder was removed or replaced, the next :meth:`begin` enters
-    a new one.
+    :meth:`begin` raises NoRoom, but views stay readable for ever. When the folder was removed or
+    replaced, the next :meth:`begin` enters a new one.
 
     Files are trusted to keep their contents, but not their sizes: a file that was cut short is not
     found and not read. But a process that touches the missing part of a file that it has mapped is
@@ -53,18 +53,12 @@ class HostMemory:
         self._epoch = epoch
         self._entered: Folder | None = entered
         self._enter_at = float("-inf")
-        self._rate_limited_log = RateLimitedLog(log, WARNING_SECONDS)
+        self._log = RateLimitedLog(log, WARNING_SECONDS)
         self._room = Room(limit)
 
     def __repr__(self) -> str:
-        folder = self._folder
-        state = f"open {folder!r}" if folder is not None else f"closed {self.path}"
-        return f"<HostMemory {state} limit={self.limit}>"
-
-    @property
-    def limit(self) -> int:
-        """How many bytes the copies on this host may take."""
-        return self._room.limit
+        state = "closed" if self._folder is None else "open"
+        return f"<HostMemory {state} {self.path} limit={self._room.limit}>"
 
     @property
     def _folder(self) -> Folder | None:
@@ -76,9 +70,8 @@ class HostMemory:
 
     def find(self, token: bytes, size: int) -> memoryview | None:
         """The value, read-only. None unless it is here in full and has ``size`` bytes."""
-        layout.check(token)
         folder = self._folder
-        return None if folder is None else sealed_files.find(folder.directory, token, size)
+        return None if folder is None else files.find(folder.directory, token, size)
 
     def read(
         self,
@@ -94,12 +87,11 @@ class HostMemory:
         It is read from the file; without a file, from ``mapped``, a view of the whole value.
         ``allocate`` returns the memory that it is read into.
         """
-        layout.check(token)
         folder = self._folder
         count = max(0, min(count, size - offset))
         if folder is not None:
             with contextlib.suppress(OSError, OverflowError):  # there is no file, for example
-                return sealed_files.read(folder.directory, token, size, offset, count, allocate)
+                return files.read(folder.directory, token, size, offset, count, allocate)
         return None if mapped is None else mapping.copied(mapped[offset : offset + count])
 
     def linked(self, token: bytes, size: int | None = None) -> bool:
@@ -108,20 +100,19 @@ class HostMemory:
         With ``size``, a file of another size does not count. Such a file stays: if a good one
         replaced it, processes that have the damaged one mapped could not tell.
         """
-        layout.check(token)
         folder = self._folder
-        return folder is not None and sealed_files.exists(folder.directory, token, size=size)
+        return folder is not None and files.exists(folder.directory, token, size=size)
 
     def touch(self, token: bytes) -> None:
         """Record that the value was used, so that it is evicted later than others."""
-        name, folder = layout.copy_file(token), self._folder
+        name, folder = files.sealed_name(token, for_global=False), self._folder
         if folder is not None:
             with contextlib.suppress(OSError):
-                files.touch(name, folder.directory)
+                files.touch(name, folder.directory.fd)
 
     def progress(self, token: bytes) -> int | None:
         """A number that grows while a copy is being written. None if no process writes it."""
-        name, folder = layout.copy_file(token) + PART, self._folder
+        name, folder = files.sealed_name(token, for_global=False) + PART, self._folder
         status = None if folder is None else files.status(folder.directory, name)
         return None if status is None else max(status.st_mtime_ns, status.st_ctime_ns)
 
@@ -137,11 +128,10 @@ class HostMemory:
         Their memory is reserved, and room made for it, step by step while they are written, since
         nothing that Global does may take long. NoRoom says that there is not enough for the whole.
         """
-        final = layout.global_file(token) if for_global else layout.copy_file(token)
-        if not for_global and size > self.limit:
-            raise NoRoom(f"{size:,} bytes are more than the limit of {self.limit:,}")
+        if not for_global and size > self._room.limit:
+            raise NoRoom(f"{size:,} bytes are more than the limit of {self._room.limit:,}")
         try:
-            folder, writer = self._claim(token, final, size, for_global)
+            folder, writer = self._claim(token, size, for_global)
             if writer is None:
                 if self._unreadable(folder, token, size, for_global):
                     raise NoRoom("it is there, but has another size or cannot be mapped")
@@ -150,7 +140,7 @@ class HostMemory:
                 if for_global:
                     self._room.reserve_first(folder, writer)
                 else:
-                    self._room.reserve_copy(folder, writer, final + PART)
+                    self._room.reserve_copy(folder, writer)
             except BaseException:
                 writer.abandon()
                 raise
@@ -158,42 +148,35 @@ class HostMemory:
         except OSError as error:
             raise NoRoom(f"{size:,} bytes find no room: {error}") from error
 
-    def _claim(
-        self, token: bytes, final: str, size: int, for_global: bool
-    ) -> tuple[Folder, Writer | None]:
+    def _claim(self, token: bytes, size: int, for_global: bool) -> tuple[Folder, Writer | None]:
         """Claim the file, in a new folder if the folder is gone. Returns the folder as well."""
         folder = self._folder
         if folder is None:
             raise NoRoom("the shared memory is closed")
         try:
-            return folder, self._claim_in(folder, token, final, size, for_global)
+            return folder, self._claim_in(folder, token, size, for_global)
         except OSError as error:
             if error.errno not in FOLDER_GONE or (again := self._enter_again(folder)) is None:
                 raise
-        return again, self._claim_in(again, token, final, size, for_global)
+        return again, self._claim_in(again, token, size, for_global)
 
-    def _claim_in(
-        self, folder: Folder, token: bytes, final: str, size: int, for_global: bool
-    ) -> Writer | None:
+    def _claim_in(self, folder: Folder, token: bytes, size: int, for_global: bool) -> Writer | None:
+        final = files.sealed_name(token, for_global=for_global)
         with locks.process_lock:
             if folder is not self._folder:
                 raise NoRoom("the shared memory is closed")
             file = folder.partial_files.claim(final + PART, self)
             if file is None:
                 return None
-            make_room = self._room.maker(folder, for_global=for_global)
-            writer = Writer(file, final, size, make_room)
+            writer = Writer(file, final, size, partial(self._room.make, folder, for_global))
             # Another process may have sealed it just before the lock was ours.
-            if sealed_files.exists(folder.directory, token, for_global=for_global):
+            if files.exists(folder.directory, token, for_global=for_global):
                 writer.abandon()
                 return None
             return writer
 
     def _enter_again(self, lost: Folder) -> Folder | None:
-        """Enter a new folder in place of a removed one. None if that cannot be done now.
-
-        What is being written into the lost folder is abandoned; its writers begin again.
-        """
+        """Enter a new folder in place of a removed one. None if that cannot be done now."""
         with locks.process_lock:
             now = time.monotonic()
             if self._folder is not lost:
@@ -204,43 +187,33 @@ class HostMemory:
                 entered = folder.enter(self._root, self._epoch, tries=1)
             except (OSError, Unusable) as error:
                 self._enter_at = now + ENTER_RETRY_SECONDS
-                self._rate_limited_log.warning(
-                    "%s cannot be used any more: %s", self.path, str(error)
-                )
+                self._log.warning("%s cannot be used any more: %s", self.path, str(error))
                 return None
             self._entered = entered
             lost.partial_files.abandon_all(self)
             folder.leave(lost)
-        self._rate_limited_log.warning(
-            "%s was removed by another program; a new one was created", self.path
-        )
+        self._log.warning("%s was removed by another program; a new one was created", self.path)
         return entered
 
     def _unreadable(self, folder: Folder, token: bytes, size: int, for_global: bool) -> bool:
         """Whether the value is here and yet :meth:`find` does not find it."""
-
-        def is_here() -> bool:
-            return sealed_files.exists(folder.directory, token, for_global=for_global)
-
+        is_here = partial(files.exists, folder.directory, token, for_global=for_global)
         # It may be sealed or evicted at any moment. So this looks before and after.
         return is_here() and self.find(token, size) is None and is_here()
 
     def adopt(self, token: bytes, size: int) -> bool:
-        """Make a copy that a Node has written Global's own.
+        """Make a copy that a Node has written Global's own. Of two Globals one succeeds.
 
-        False if there is no such copy, or it has another size. Of two Globals that adopt the same
-        copy, one succeeds.
+        False if there is no such copy, or it has another size.
         """
-        layout.check(token)
         folder = self._folder
-        return folder is not None and sealed_files.adopt(folder.directory, token, size)
+        return folder is not None and files.adopt(folder.directory, token, size)
 
     # ---- removing -------------------------------------------------------------------------
 
     def drop(self, token: bytes, *, for_global: bool = False) -> None:
         """Remove a copy, or Global's own file, if it is there. Mappings of it stay good."""
-        name = layout.global_file(token) if for_global else layout.copy_file(token)
-        folder = self._folder
+        name, folder = files.sealed_name(token, for_global=for_global), self._folder
         if folder is not None:
             files.remove(folder.directory, name)
 
@@ -275,13 +248,13 @@ def open_memory(
     Returns None if shared memory cannot be used; the reason is logged once. A process may open an
     epoch several times, and closes each. Folders of other epochs that no process uses are removed.
     """
-    if not 0 <= epoch <= layout.EPOCH_MAX:
+    if not 0 <= epoch <= EPOCH_MAX:
         raise ValueError(f"an epoch is not negative and has at most 64 bits: {epoch}")
     path = roots.chosen(root)
     if path is None:
         return None
     try:
-        most = eviction.limit_default(path) if limit is None else limit
+        most = room.limit_default(path) if limit is None else limit
         entered = folder.enter(path, epoch)
     except (OSError, Unusable) as error:
         roots.log_once(WARNING, f"no shared memory, each process keeps its own copies: {error}")

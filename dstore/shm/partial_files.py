@@ -23,7 +23,7 @@ from collections.abc import Iterator
 
 from dstore.shm import files, locks
 from dstore.shm.directory import Directory
-from dstore.shm.layout import COPIES, GLOBAL, PART_NAME
+from dstore.shm.files import COPIES, GLOBAL, PART_NAME
 
 CLAIM_TRIES = 100
 """Tries to lock a file that other processes keep removing, before it is left to them."""
@@ -32,10 +32,7 @@ CLAIM_SECONDS = 60.0
 
 
 class NoRoom(Exception):
-    """The value does not fit into shared memory, or there is none any more.
-
-    Internal: the caller keeps the value in memory of its own.
-    """
+    """There is no room in shared memory: the caller keeps the value in memory of its own."""
 
 
 class PartialFile:
@@ -57,9 +54,6 @@ class PartialFile:
         self._uses = 0
         self._process = os.getpid()
 
-    def __repr__(self) -> str:
-        return f"<PartialFile {self._here.path}/{self.name}{' over' if self.over else ''}>"
-
     @property
     def lost(self) -> bool:
         """Whether its Writer is gone, so that it will never be sealed."""
@@ -67,10 +61,7 @@ class PartialFile:
 
     @contextlib.contextmanager
     def descriptor(self) -> Iterator[int]:
-        """The descriptor, which stays open in this block without ``locks.process_lock``.
-
-        Raises NoRoom if the file is over.
-        """
+        """The descriptor, which stays open in this block. Raises NoRoom if the file is over."""
         with locks.process_lock:
             self._check()
             self._uses += 1
@@ -82,10 +73,9 @@ class PartialFile:
                 self._close_if_unused()
 
     def seal(self, final: str) -> bool:
-        """Give the file its final name.
+        """Give the file its final name. Raises NoRoom if the file is over.
 
-        False if that fails because the whole folder was removed: then views of the file stay good,
-        but no other process finds it. Raises NoRoom if the file is over.
+        False if the whole folder was removed: views stay good, but no other process finds it.
         """
         named = False
         with locks.process_lock:
@@ -125,6 +115,7 @@ class PartialFile:
         self._file.close()
 
     def _check(self) -> None:
+        """Raise NoRoom if the file is over."""
         if self.over:
             raise NoRoom("the file was sealed or abandoned, or is a parent process's")
 
@@ -140,12 +131,6 @@ class PartialFiles:
     def __init__(self, directory: Directory) -> None:
         self.directory = directory
         self._by_name: dict[str, PartialFile] = {}
-
-    def __len__(self) -> int:
-        return len(self._by_name)
-
-    def __repr__(self) -> str:
-        return f"<PartialFiles {sorted(self._by_name)}>"
 
     def claim(self, name: str, owner: object) -> PartialFile | None:
         """Begin to write the file with this name. None if another process or thread writes it.
@@ -179,7 +164,6 @@ class PartialFiles:
         return None
 
     def forget(self, file: PartialFile) -> None:
-        """This file is over."""
         self._by_name.pop(file.name, None)
 
     def abandon_all(self, owner: object | None = None) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+from functools import lru_cache
 
 from dstore.runtime.logs import INFO, WARNING, Log
-from dstore.shm import directory, folder, locks, mapping
+from dstore.shm import directory, folder, mapping
 from dstore.shm.directory import Unsafe, Unusable
 
 log = Log("dstore.shm")
@@ -17,8 +18,8 @@ NO_FOLDER = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EACCES, errno.ENAME
 """Errors of a path at which there is no folder that this process may use."""
 LOGGED_MAX = 100
 """Different messages that are remembered, so that each is logged once."""
-AVAILABLE = locks.AVAILABLE and mapping.AVAILABLE
-"""Whether this system has what shared memory needs."""
+AVAILABLE = hasattr(os, "posix_fallocate") and mapping.AVAILABLE
+"""Whether this system has what shared memory needs. macOS cannot reserve a file in full."""
 
 
 def chosen(root: str | None) -> str | None:
@@ -73,13 +74,6 @@ def clean(root: str | None = None) -> None:
         log_once(WARNING, f"unused folders in shared memory cannot be removed: {error}")
 
 
-_logged: set[str] = set()
-
-
+@lru_cache(LOGGED_MAX)
 def log_once(level: int, message: str) -> None:
-    """Log a message, unless it was logged before."""
-    if message not in _logged:
-        if len(_logged) >= LOGGED_MAX:
-            _logged.clear()
-        _logged.add(message)
-        log.log(level, "%s", message)
+    log.log(level, "%s", message)

@@ -6,7 +6,6 @@ import errno
 import os
 import weakref
 from collections.abc import Callable
-from types import TracebackType
 
 from dstore.shm import mapping
 from dstore.shm.partial_files import NoRoom, PartialFile
@@ -34,6 +33,7 @@ class Writer:
 
     def __init__(self, file: PartialFile, final: str, size: int, make_room: MakeRoom) -> None:
         self.size = size
+        self.name = file.name
         self._file = file
         self._final = final
         self.make_room = make_room
@@ -42,7 +42,7 @@ class Writer:
         file.writer = weakref.ref(self)
 
     def __repr__(self) -> str:
-        return f"<Writer of {self.size} bytes, {self._file!r}>"
+        return f"<Writer of {self.size} bytes, {self.name}{' over' if self._file.over else ''}>"
 
     @property
     def reserved(self) -> int:
@@ -80,10 +80,7 @@ class Writer:
         return self._view
 
     def write(self, offset: int, data: bytes | memoryview) -> None:
-        """Write ``data`` at ``offset``. Raises ValueError if it reaches beyond ``size``.
-
-        Memory that is not reserved yet is reserved first, at least RESERVE_BYTES of it.
-        """
+        """Write ``data`` at ``offset``. Raises ValueError if it reaches beyond ``size``."""
         left = memoryview(data).cast("B")
         end = offset + len(left)
         if offset < 0 or end > self.size:
@@ -100,16 +97,13 @@ class Writer:
                 raise NoRoom(f"{self.size:,} bytes cannot be written: {error}") from error
 
     def seal(self) -> memoryview:
-        """Let the processes of this host find the value. Returns the value, read-only."""
+        """Let the processes of this host find the value, and return it, read-only."""
         view = self.view()
         self.publish()
         return view
 
     def publish(self) -> bool:
-        """Seal the value without a view of it, as Global does.
-
-        False if no process will find it: then only views of it have the bytes.
-        """
+        """Seal the value without a view of it. False if no process will find it, only views."""
         return self._file.seal(self._final)
 
     def abandon(self) -> None:
@@ -123,10 +117,5 @@ class Writer:
     def __enter__(self) -> Writer:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.abandon()

@@ -71,8 +71,7 @@ def _check_host(address: str, host: str) -> None:
 def _encoded(host: str) -> bytes | None:
     """A host name encoded for the system's resolver; None if it cannot be a host name.
 
-    Python would encode it by itself, with a module that it has to load first. With no descriptor
-    left for that, the error message would not show the cause.
+    Python would have to load a module for that, and with no descriptor left say only so.
     """
     if host.isascii():
         labels = host.removesuffix(".").split(".")
@@ -178,9 +177,7 @@ def publisher_default(address: str) -> str:
 
 
 def advertised(publisher: str, address: str) -> str:
-    """The publisher address that Global sends to Locals: ``*`` as the host if they reach it at the
-    same host as Global.
-    """
+    """The publisher address that Global sends to Locals: with the host ``*`` if it is Global's."""
     here, there = split_tcp(address), split_tcp(publisher)
     if here and there and (here[0] == there[0] or _is_any(there[0])):
         return f"tcp://{ANY_HOST}:{there[1]}"

@@ -65,7 +65,6 @@ def _bind_any(sock: zmq.Socket[bytes], address: str) -> int:
 
 
 def _bind_name(sock: zmq.Socket[bytes], address: str, host: str, port: int) -> int:
-    """Bind a socket to all addresses of a name, on one port. Returns the port."""
     try:
         found = addresses.look_up(host, port)
     except AddressError as error:
@@ -81,7 +80,7 @@ def _bind_name(sock: zmq.Socket[bytes], address: str, host: str, port: int) -> i
 def _bind_all(sock: zmq.Socket[bytes], address: str, hosts: list[str], port: int) -> int:
     """Bind a socket to all hosts that belong to this machine. Returns the port.
 
-    Returns 0 if ``port`` is 0 and the port that the first host got is not free on all of them.
+    Returns 0 if ``port`` is 0 and the port that the first host got is taken at another one.
     """
     bound: list[str] = []
     failures: list[AddressError] = []
@@ -140,6 +139,5 @@ def node_closed() -> NodeClosed:
 
 
 def error_text(code: int) -> str:
-    """The system's text for an error number, to stand within a sentence."""
     text = os.strerror(code)
     return text[:1].lower() + text[1:]

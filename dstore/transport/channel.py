@@ -1,25 +1,111 @@
-"""A Local's request channels: DEALER sockets that the calling threads use directly."""
+"""The sockets of a Local: how all of them find Global, and those that carry requests."""
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import zmq
 
+from dstore.config import LOG_BYTES_MAX
+from dstore.errors import GlobalUnavailable
 from dstore.protocol import wire
 from dstore.protocol.messages import Buffer
 from dstore.runtime import native
-from dstore.runtime.signals import signals_blocked
+from dstore.runtime.native import signals_blocked
+from dstore.transport import binding, limits
 from dstore.transport.binding import node_closed
-from dstore.transport.client_socket import REQUEST_SILENCE_MS, ClientSocket, opening_channel
-from dstore.transport.resolver import Resolver
+from dstore.transport.resolver import PublisherEndpoint, Resolver
 
+CONTROL_SILENCE_MS = 10_000
+"""Milliseconds without a byte after which either side drops a control connection."""
+REQUEST_SILENCE_MS = 60_000
+"""The same for a request channel, where one large value may be under way for long."""
+HEARTBEAT_MS = 1000
+"""Milliseconds between two heartbeats on an idle connection."""
+RECONNECT_MS = 50
+"""Milliseconds before ZeroMQ connects again; the pause doubles with each attempt."""
+RECONNECT_MS_MAX = 1000
+"""Milliseconds between two attempts to connect at most."""
 CHANNELS_KEPT = 64
 """Idle channels that a pool keeps for later requests."""
 SEND_SLICE = 0.5
 """Seconds of waiting for a connection in one go; then the endpoint is looked at again."""
+DRAIN_MAX = 1000
+"""Frames that are taken from one socket before another gets its turn."""
+_OPTIONS = {
+    zmq.MAXMSGSIZE: LOG_BYTES_MAX,  # the largest message of Global: the whole invalidation log
+    zmq.LINGER: 0,
+    zmq.IMMEDIATE: 1,  # nothing is queued for a Global that is not connected
+    zmq.RECONNECT_IVL: RECONNECT_MS,
+    zmq.RECONNECT_IVL_MAX: RECONNECT_MS_MAX,
+    zmq.HEARTBEAT_IVL: HEARTBEAT_MS,
+}
+
+
+class ClientSocket:
+    """A ZeroMQ socket that is connected to the endpoint of its source, and to nothing else: a
+    DEALER with two connections would send to both in turn. For one thread at a time.
+    """
+
+    def __init__(
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        kind: int,
+        silence_ms: int,
+        source: Resolver | PublisherEndpoint | None = None,
+    ) -> None:
+        self.source = source
+        self.connected_to: str | None = None  # or what ZeroMQ is trying to connect to
+        self.socket = context.socket(kind)
+        try:
+            for option, value in _OPTIONS.items():
+                self.socket.setsockopt(option, value)
+            self.socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, silence_ms)
+            self.socket.setsockopt(zmq.HEARTBEAT_TTL, silence_ms)
+            self.follow_source()
+        except BaseException:
+            self.socket.close()
+            raise
+
+    def follow_source(self) -> None:
+        """Connect to the source's endpoint, if it is known and has changed. Raises AddressError."""
+        endpoint = self.source.endpoint if self.source is not None else None
+        if endpoint == self.connected_to or endpoint is None:
+            return
+        self.disconnect()
+        binding.connect(self.socket, endpoint)
+        self.connected_to = endpoint
+
+    def disconnect(self) -> None:
+        endpoint, self.connected_to = self.connected_to, None
+        if endpoint is not None:
+            self.socket.disconnect(endpoint)
+
+
+@contextlib.contextmanager
+def opening_channel() -> Iterator[None]:
+    """Check that descriptors are left; raise ZeroMQ's errors as GlobalUnavailable or NodeClosed."""
+    missing = limits.shortage(limits.CHANNEL_DESCRIPTORS)
+    if missing is not None:
+        raise GlobalUnavailable(missing)
+    try:
+        yield
+    except zmq.ZMQError as error:
+        if error.errno in (zmq.ETERM, zmq.EFAULT):
+            raise binding.node_closed() from None
+        raise GlobalUnavailable(limits.no_socket(error)) from None
+
+
+def drain(sock: zmq.Socket[bytes]) -> list[bytes]:
+    """Take the frames that have arrived, at most ``DRAIN_MAX``."""
+    frames: list[bytes] = []
+    with contextlib.suppress(zmq.Again):
+        while len(frames) < DRAIN_MAX:
+            frames.append(sock.recv(zmq.NOBLOCK))
+    return frames
 
 
 class Channel:
@@ -29,10 +115,7 @@ class Channel:
     """
 
     def __init__(
-        self,
-        context: zmq.Context[zmq.Socket[bytes]],
-        resolver: Resolver,
-        opened: set[Channel],
+        self, context: zmq.Context[zmq.Socket[bytes]], resolver: Resolver, opened: set[Channel]
     ) -> None:
         self.user: int | None = native.get_ident()
         self._first: bytes | None = None  # a first frame whose second one has not arrived
@@ -108,8 +191,7 @@ class Channel:
 class ChannelPool:
     """The channels of one Local. Safe from any thread.
 
-    A thread takes a channel for one operation and gives it back. If the operation was interrupted,
-    the thread closes it instead.
+    A thread takes one for an operation and gives it back, or closes it if it was interrupted.
     """
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], resolver: Resolver) -> None:
@@ -132,7 +214,6 @@ class ChannelPool:
             return Channel(self._context, self._resolver, self._open)
 
     def give_back(self, channel: Channel) -> None:
-        """Keep a channel for a later operation, or close it if there are enough."""
         with self._lock:
             if not self._closed and len(self._idle) < CHANNELS_KEPT:
                 channel.user = None
@@ -157,3 +238,38 @@ class ChannelPool:
     def in_use(self) -> bool:
         """Whether a thread still has a channel after :meth:`close`."""
         return bool(self._open)
+
+
+class Requests:
+    """One DEALER for the requests of event loops: many at once, and nothing blocks.
+
+    For the thread that owns it and polls with ``poller``.
+    """
+
+    def __init__(
+        self, context: zmq.Context[zmq.Socket[bytes]], resolver: Resolver, poller: zmq.Poller
+    ) -> None:
+        # No large value travels here, so a connection that is silent for 10 seconds is lost.
+        self._client = ClientSocket(context, zmq.DEALER, CONTROL_SILENCE_MS, resolver)
+        self._socket = self._client.socket
+        self._poller = poller
+        self._poller.register(self._socket, zmq.POLLIN)
+
+    def send(self, frame: bytes) -> bool:
+        """Send a frame if that is possible now; otherwise the poll returns when it is."""
+        self._client.follow_source()
+        try:
+            self._socket.send(frame, zmq.NOBLOCK)
+        except zmq.Again:
+            self._poller.register(self._socket, zmq.POLLIN | zmq.POLLOUT)
+            return False
+        return True
+
+    def receive(self) -> list[bytes]:
+        """Take the frames that have arrived. No message with data is requested here."""
+        self._poller.register(self._socket, zmq.POLLIN)
+        return drain(self._socket)
+
+    def close(self) -> None:
+        self._poller.unregister(self._socket)
+        self._socket.close()

@@ -10,23 +10,25 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from dstore.config import FRAME_BYTES_MAX
+import zmq
+from zmq.utils.monitor import parse_monitor_message
+
+from dstore.config import FRAME_BYTES_MAX, share_of
 from dstore.runtime.native import sockets
 from dstore.transport import kernel
 from dstore.transport.kernel import PeerName
 
 UNREAD_MAX = 64 << 20
-"""Bytes of one connection that ZeroMQ may hold and Global has not taken. An honest Local has at
-most 8 MiB under way, and sends them again after a timeout.
-"""
+"""Bytes of one connection that ZeroMQ may hold. An honest Local has at most 8 MiB under way."""
 UNFINISHED_MAX = FRAME_BYTES_MAX + (64 << 10)
 """Bytes of one message that has not arrived completely."""
 REPLIES_MAX = 64 << 20
-"""Bytes of replies that one peer has not acknowledged. Further replies are dropped; the peer asks
-again.
-"""
+"""Bytes of replies that one peer has not acknowledged. More are dropped; the peer asks again."""
 STALLED_SECONDS = 10.0
 """Seconds after which a peer is cut that has replies to read and acknowledges nothing."""
 PUBLISHED_AHEAD_MAX = 16 << 20
@@ -42,54 +44,44 @@ HEARTBEATS_SAVED_MAX = 16 << 10
 """Bytes of heartbeats that may arrive at once."""
 HANDSHAKE_BYTES = 256
 """Bytes that a connection may send before its first message."""
+_EVENTS = int(zmq.EVENT_LISTENING | zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED)
 
 
+class _Check(NamedTuple):
+    """The state of a connection at an earlier check; see :meth:`Connection.update_unfinished`."""
+
+    messages: int
+    rounds: int
+    unread: int
+
+
+@dataclass(eq=False, slots=True)
 class Connection:
     """One connection to Global. Counters are bytes since it began, times are seconds."""
 
-    __slots__ = (
-        "acknowledged",
-        "checked_at",
-        "counters_unsure",
-        "cut",
-        "fd",
-        "heartbeat_bytes",
-        "heartbeat_credit",
-        "messages",
-        "peer",
-        "previous",
-        "progress_at",
-        "published_at_progress",
-        "received",
-        "replies",
-        "route",
-        "source",
-        "taken",
-        "unfinished",
-    )
+    fd: int
+    peer: PeerName | None  # None if it is not TCP
+    published_at_progress: int  # bytes published to all by ``progress_at``
+    checked_at: float
+    previous: _Check = field(init=False)
+    progress_at: float = field(init=False)  # when ``acknowledged`` last grew, or had no reason to
+    source: str | None = field(init=False)
+    route: bytes | None = None  # known once a message has come
+    cut: bool = False
+    counters_unsure: bool = False  # they may include bytes of an earlier connection
+    heartbeat_credit: float = 0.0  # bytes that may still be taken for heartbeats
+    heartbeat_bytes: int = 0  # bytes that were taken for heartbeats
+    taken: int = 0  # by Global, out of ZeroMQ's socket, with the heads of frames
+    messages: int = 0
+    received: int = 0  # by ZeroMQ
+    replies: int = 0  # given to ZeroMQ
+    acknowledged: int = 0  # by the peer
+    unfinished: int = 0  # of a message that has begun and not ended
 
-    def __init__(self, fd: int, peer: PeerName | None, published: int, now: float) -> None:
-        self.fd = fd
-        self.peer = peer  # None if it is not TCP
-        self.source = _source(peer)
-        self.route: bytes | None = None  # known once a message has come
-        self.cut = False
-        self.counters_unsure = False  # they may include bytes of an earlier connection
-        self.checked_at = now
-        self.heartbeat_credit = 0.0  # bytes that may still be taken for heartbeats
-        self.heartbeat_bytes = 0  # bytes that were taken for heartbeats
-        self.taken = 0  # by Global, out of ZeroMQ's socket, with the heads of frames
-        self.messages = 0
-        self.received = 0  # by ZeroMQ
-        self.replies = 0  # given to ZeroMQ
-        self.acknowledged = 0  # by the peer
-        self.progress_at = now  # when ``acknowledged`` last grew, or had no reason to
-        self.published_at_progress = published  # bytes published to all by that time
-        self.unfinished = 0  # of a message that has begun and not ended
+    def __post_init__(self) -> None:
+        self.source = _source(self.peer)
+        self.progress_at = self.checked_at
         self.previous = _Check(-1, 0, 0)
-
-    def __repr__(self) -> str:
-        return f"<Connection {self.source or 'ipc'} messages={self.messages} cut={self.cut}>"
 
     @property
     def unread(self) -> int:
@@ -130,9 +122,8 @@ class Connection:
         used = max(0, min(self.unread, int(self.heartbeat_credit)))
         self.heartbeat_bytes += used
         self.heartbeat_credit = min(self.heartbeat_credit - used, HEARTBEATS_SAVED_MAX)
-        if (
-            self.unread < -HANDSHAKE_BYTES
-        ):  # an earlier check counted waiting messages as heartbeats
+        if self.unread < -HANDSHAKE_BYTES:
+            # An earlier check counted waiting messages as heartbeats.
             self.heartbeat_bytes += self.unread + HANDSHAKE_BYTES
 
     def update_unfinished(self, rounds: int) -> None:
@@ -174,14 +165,6 @@ class Connection:
                     sock.shutdown(sockets.SHUT_RDWR)
 
 
-class _Check(NamedTuple):
-    """The state of a connection at an earlier check; see :meth:`Connection.update_unfinished`."""
-
-    messages: int
-    rounds: int
-    unread: int
-
-
 def _source(peer: PeerName | None) -> str | None:
     """The address by which connections are counted together; None if it is not TCP.
 
@@ -198,3 +181,73 @@ def _source(peer: PeerName | None) -> str | None:
     if address.ipv4_mapped is not None:
         return str(address.ipv4_mapped)
     return str(ipaddress.ip_network((address, 64), strict=False))
+
+
+class ConnectionTable:
+    """The connections of one socket, kept up to date by its events. Create it before binding.
+
+    At most ``connections_max`` are accepted, of which one source address may have a share.
+    """
+
+    def __init__(self, sock: zmq.Socket[bytes], name: str, connections_max: int) -> None:
+        self.connections: dict[int, Connection] = {}
+        self.count_by_source: Counter[str] = Counter()
+        self.listening: list[int] = []  # descriptors on which the socket accepts connections
+        self.published = 0  # bytes published to all, if this is the PUB socket
+        self._connections_max = connections_max
+        self._sock = sock
+        endpoint = f"inproc://{name}"
+        sock.monitor(endpoint, _EVENTS)
+        self._monitor = sock.context.socket(zmq.PAIR)
+        # No limit: ZeroMQ's I/O thread would block until there is room for an event.
+        self._monitor.setsockopt(zmq.RCVHWM, 0)
+        self._monitor.setsockopt(zmq.LINGER, 0)
+        self._monitor.connect(endpoint)
+
+    def changes(self, now: float) -> Iterator[tuple[Connection | None, Connection | None]]:
+        """Update the table; yields the connection that has ended and the one that has begun.
+
+        Each may be None; both are given when a descriptor is used again.
+        """
+        for begun, fd in self._events():
+            ended = self.connections.pop(fd, None)
+            if ended is not None and ended.source is not None:
+                self.count_by_source[ended.source] -= 1
+                if not self.count_by_source[ended.source]:
+                    del self.count_by_source[ended.source]
+            connection = None
+            if begun:
+                with kernel.opened(fd) as sock:
+                    peer = kernel.peer_name(sock)
+                connection = Connection(fd, peer, self.published, now)
+                self.connections[fd] = connection
+                if connection.source is not None:
+                    self.count_by_source[connection.source] += 1
+            yield ended, connection
+
+    def violation(self, connection: Connection) -> str | None:
+        """Why the newest connection is one too many, or None."""
+        if len(self.connections) > self._connections_max:
+            return (
+                f"{self._connections_max} connections are here: raise --max-clients, or the limit "
+                "of open files (ulimit -n)"
+            )
+        source, share = connection.source, share_of(self._connections_max)
+        if source is not None and self.count_by_source[source] > share:
+            return f"{share} connections from there are here"
+        return None
+
+    def _events(self) -> Iterator[tuple[bool, int]]:
+        """Whether a connection has begun (or else ended), and its descriptor, for each event."""
+        with contextlib.suppress(zmq.Again):
+            while True:
+                event = parse_monitor_message(self._monitor.recv_multipart(zmq.NOBLOCK))
+                if event["event"] == zmq.EVENT_LISTENING:
+                    self.listening.append(int(event["value"]))
+                else:
+                    yield event["event"] == zmq.EVENT_ACCEPTED, int(event["value"])
+
+    def close(self) -> None:
+        if not self._monitor.closed:
+            self._sock.disable_monitor()
+            self._monitor.close()

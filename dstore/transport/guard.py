@@ -23,8 +23,7 @@ from itertools import islice
 
 import zmq
 
-from dstore.transport.connection import REPLIES_MAX, Connection
-from dstore.transport.connection_table import ConnectionTable
+from dstore.transport.connection import REPLIES_MAX, Connection, ConnectionTable
 from dstore.transport.kernel import ProcessMemory, descriptor_left
 
 CHECK_PAUSE = 0.1
@@ -40,9 +39,7 @@ GROWTH_MAX = 32 << 20
 UNREAD_TOTAL_MAX = 512 << 20
 """Bytes that ZeroMQ may hold of all connections together; the largest are cut first."""
 UNFINISHED_TOTAL_MAX = 320 << 20
-"""Bytes of all messages together that have not arrived completely; the largest are cut first.
-There is room for a chunk of each upload.
-"""
+"""Bytes of all messages that have not arrived completely, with room for the uploads' chunks."""
 INFLATED_TOTAL_MAX = 32 << 20
 """The same bytes when the memory of the process has grown by more than ``INFLATION`` times them:
 frames without bytes take ZeroMQ 32 times as much memory as they have on the wire.
@@ -50,13 +47,9 @@ frames without bytes take ZeroMQ 32 times as much memory as they have on the wir
 INFLATION = 4
 """Bytes of memory for each byte of unfinished messages, as long as their frames are not tiny."""
 BASELINE_BYTES = 1 << 20
-"""With fewer bytes of unfinished messages than these, they do not explain how much memory the
-process has.
-"""
+"""Bytes of unfinished messages that are too few to explain how much memory the process has."""
 REPLIES_TOTAL_MAX = 512 << 20
-"""Bytes of replies that all peers together have not acknowledged. Beyond that a peer gets no reply
-while it has more than ``REPLIES_SHARE`` to acknowledge.
-"""
+"""Bytes of unacknowledged replies of all peers; beyond that, each has only REPLIES_SHARE."""
 REPLIES_SHARE = 1 << 20
 """Bytes of unacknowledged replies that a peer may always have."""
 BAN_SECONDS = 30.0
@@ -69,8 +62,7 @@ microsecond each: for up to half a second, with as many as an unfinished message
 class Guard:
     """Counts and limits the connections of a ROUTER and a PUB. For the thread that owns these.
 
-    Create it before the sockets are bound. Each accepts at most the given number of connections, of
-    which one address may have a share. ``warn`` is called, as a logger is, for each cut connection.
+    Create it before the sockets are bound. ``warn`` is called, as a logger is, for each cut.
     """
 
     def __init__(
@@ -95,20 +87,13 @@ class Guard:
         self._replies_full = False
         self._unchecked: list[tuple[ConnectionTable, Connection]] = []
         self._memory = ProcessMemory()
-
-    def __repr__(self) -> str:
-        return f"<Guard connections={len(self)} cuts={self.cuts}>"
+        self._memory_baseline = 0  # its bytes when there were hardly any unfinished messages
 
     def __len__(self) -> int:
         return len(self._requests.connections) + len(self._subscribers.connections)
 
     def listening(self, now: float) -> list[int]:
-        """The descriptors on which both sockets listen, once they are bound.
-
-        A forked child inherits them. As long as it has them open the port stays taken, even after
-        the parent has closed its own, and connections there are never answered. So the child closes
-        its copies.
-        """
+        """The descriptors on which both sockets listen, once they are bound."""
         self.update(now)
         return [*self._requests.listening, *self._subscribers.listening]
 
@@ -173,7 +158,6 @@ class Guard:
         return not connection.cut
 
     def published(self, size: int) -> None:
-        """``size`` bytes have been published to all subscribers."""
         self._subscribers.published += size
 
     # ---- checks ---------------------------------------------------------------------------
@@ -200,7 +184,6 @@ class Guard:
         self.check_at = now + (end - begun) + max(pause, 4 * (end - begun))
 
     def update(self, now: float) -> None:
-        """Take in which connections have begun and ended."""
         for table in (self._requests, self._subscribers):
             for ended, begun in table.changes(now):
                 if ended is not None and ended.route is not None:
@@ -216,7 +199,6 @@ class Guard:
             self.cut(connection, reason)
 
     def _check_next(self, count: int, now: float) -> None:
-        """Look at the next ``count`` connections, in turn."""
         if not self._unchecked:
             for table in (self._requests, self._subscribers):
                 self._unchecked += ((table, each) for each in table.connections.values())
@@ -238,8 +220,8 @@ class Guard:
         peers = list(self._requests.connections.values())
         unfinished = sum(each.unfinished for each in peers)
         if unfinished < BASELINE_BYTES:
-            self._memory.set_baseline()
-        inflated = self._memory.above_baseline > INFLATION * unfinished
+            self._memory_baseline = self._memory.bytes
+        inflated = self._memory.bytes - self._memory_baseline > INFLATION * unfinished
         most = INFLATED_TOTAL_MAX if inflated else UNFINISHED_TOTAL_MAX
         self._cut_largest(peers, most, lambda each: each.unfinished, "unfinished messages")
         self._cut_largest(peers, UNREAD_TOTAL_MAX, lambda each: each.unread, "untaken messages")
@@ -251,11 +233,7 @@ class Guard:
         self._replies_full = replies > REPLIES_TOTAL_MAX
 
     def _cut_largest(
-        self,
-        peers: list[Connection],
-        most: int,
-        size: Callable[[Connection], int],
-        what: str,
+        self, peers: list[Connection], most: int, size: Callable[[Connection], int], what: str
     ) -> None:
         if sum(max(0, size(each)) for each in peers) > most:
             total = 0

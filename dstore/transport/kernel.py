@@ -56,19 +56,13 @@ def opened(fd: int) -> Iterator[sockets.socket | None]:
             sock.close()
 
 
-def peer_name(sock: sockets.socket) -> PeerName | None:
+def peer_name(sock: sockets.socket | None) -> PeerName | None:
     """The name of the other end of a TCP connection; None for any other socket."""
     try:
-        name = sock.getpeername()
+        name = None if sock is None else sock.getpeername()
     except OSError:
         return None
     return name if isinstance(name, tuple) else None
-
-
-def peer_name_of(fd: int) -> PeerName | None:
-    """The same for the socket with this descriptor."""
-    with opened(fd) as sock:
-        return None if sock is None else peer_name(sock)
 
 
 def byte_counts(fd: int, name: PeerName) -> tuple[int, int] | None:
@@ -103,10 +97,10 @@ def descriptor_left() -> bool:
 
 
 class ProcessMemory:
-    """The memory of this process; always zero on systems other than Linux."""
+    """The memory of this process in ``bytes``; always zero on systems other than Linux."""
 
     def __init__(self) -> None:
-        self._bytes = self._baseline = 0
+        self.bytes = 0
         self._page = os.sysconf("SC_PAGE_SIZE")
         self._file: FileIO | None = None
         try:
@@ -114,22 +108,13 @@ class ProcessMemory:
         except OSError:  # pragma: no cover - not Linux
             pass
 
-    @property
-    def above_baseline(self) -> int:
-        """Bytes by which the last measurement exceeds the baseline."""
-        return self._bytes - self._baseline
-
-    def set_baseline(self) -> None:
-        """Make the last measurement the baseline."""
-        self._baseline = self._bytes
-
     def has_grown(self, by: int) -> bool:
         """Measure. Returns whether memory has grown by more than ``by`` bytes since last time."""
         if self._file is None:  # pragma: no cover - not Linux
             return False
         self._file.seek(0)
-        former, self._bytes = self._bytes, int(self._file.read(256).split()[1]) * self._page
-        return self._bytes > former + by
+        former, self.bytes = self.bytes, int(self._file.read(256).split()[1]) * self._page
+        return self.bytes > former + by
 
     def close(self) -> None:
         if self._file is not None:

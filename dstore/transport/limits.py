@@ -1,4 +1,4 @@
-"""Descriptors, threads and sockets that must be left before ZeroMQ is asked for anything.
+"""ZeroMQ contexts, and the descriptors and threads that must be left before one is asked for.
 
 A ZeroMQ context that finds no descriptor for its polls, or no thread for itself, ends the process;
 sockets that it opens later only fail. So dstore checks beforehand that there is enough.
@@ -8,20 +8,15 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import sys
-from functools import partial
 from typing import Any
 
 import zmq
 
+from dstore.errors import DstoreError
 from dstore.runtime import native
-from dstore.runtime.signals import signals_blocked
-
-resource: Any
-try:
-    import resource  # at once, since later there may be no descriptor left for the import
-except ImportError:  # Windows
-    resource = None
+from dstore.runtime.native import signals_blocked
 
 SPARE_DESCRIPTORS = 8
 """Descriptors to leave for the rest of the process: a file, an import, a name look-up."""
@@ -30,12 +25,9 @@ LINK_DESCRIPTORS = 24
 CHANNEL_DESCRIPTORS = 2
 """Descriptors of a further channel: its mailbox and its connection."""
 GLOBAL_DESCRIPTORS = 30
-"""Descriptors of a Global that listens, with two locks of ipc paths and the memory of large values.
-"""
+"""Descriptors of a Global that listens, with two ipc paths and the memory of large values."""
 CONTEXT_THREADS = 3
-"""Threads of a ZeroMQ context: one for input and output, one that closes sockets, and the thread
-of dstore that uses it.
-"""
+"""Threads of a ZeroMQ context: for input and output, for closing, and dstore's that uses it."""
 ZERO_COPY_THREADS = 3
 """Threads of the further context that pyzmq needs to send without copying."""
 SOCKETS_DEFAULT = 1023
@@ -44,12 +36,8 @@ SOCKETS_MAX = 65_535
 """Sockets that a ZeroMQ context can permit at most."""
 
 
-class Shortage(Exception):
-    """The system does not have what is needed; the text says what is missing and what to do."""
-
-
-def need_descriptors(count: int) -> None:
-    """Raise Shortage unless ``count`` descriptors, and some to spare, are left."""
+def shortage(count: int) -> str | None:
+    """What is missing, and what to do, unless ``count`` descriptors and some to spare are left."""
     taken: list[int] = []
     with signals_blocked():  # Ctrl-C would lose a descriptor that is not in the list yet
         try:
@@ -57,48 +45,39 @@ def need_descriptors(count: int) -> None:
             while len(taken) < count + SPARE_DESCRIPTORS:
                 taken.append(os.dup(taken[0]))
         except OSError as problem:
-            raise Shortage(_no_descriptors(problem, count, len(taken))) from None
+            return _no_descriptors(problem, count, len(taken))
         finally:
             for each in taken:
                 os.close(each)
+    return None
 
 
 def _no_descriptors(problem: OSError, count: int, free: int) -> str:
     wanted = f"{count + SPARE_DESCRIPTORS} descriptors are needed"
     if problem.errno == errno.ENFILE:
         return f"{wanted}, and the whole system has no more than {free} left (fs.file-max)"
-    limit = descriptor_limit()
-    of = f" of {limit:,}" if limit is not None else ""
     return (
-        f"{wanted}, and this process has no more than {free}{of} left; "
+        f"{wanted}, and this process has no more than {free} of {descriptor_limit():,} left; "
         "close files and connections, or raise its limit (ulimit -n)"
     )
 
 
-def need_threads(count: int) -> None:
-    """Raise Shortage unless ``count`` more threads can be started."""
-    gate = native.Lock()
+def _try_threads(count: int) -> None:
+    """Raise RuntimeError unless ``count`` more threads can be started."""
+    over = native.ThreadEvent()
     started: list[native.Thread] = []
     try:
-        with gate:
-            for _ in range(count):
-                thread = native.Thread(partial(_pass, gate), "dstore-probe")
-                thread.start()
-                started.append(thread)
-    except RuntimeError as problem:
-        raise Shortage(no_threads(problem)) from None
+        for _ in range(count):
+            thread = native.Thread(over.wait, "dstore-probe")
+            thread.start()
+            started.append(thread)
     finally:
+        over.set()
         for thread in started:
             thread.join()
 
 
-def _pass(gate: native.Lock) -> None:
-    with gate:
-        pass
-
-
 def no_threads(problem: RuntimeError) -> str:
-    """The message for a thread that Python could not start."""
     return (
         f"the system gives no more threads ({problem}); "
         "end some, or raise the limit (ulimit -u, or pids of the container)"
@@ -106,13 +85,9 @@ def no_threads(problem: RuntimeError) -> str:
 
 
 def no_socket(problem: zmq.ZMQError) -> str:
-    """The message for a socket that ZeroMQ could not open."""
-    try:
-        need_descriptors(CHANNEL_DESCRIPTORS)
-    except Shortage as shortage:
-        return str(shortage)
-    if problem.errno != errno.EMFILE:
-        return f"cannot open a socket: {problem.strerror}"
+    missing = shortage(CHANNEL_DESCRIPTORS)
+    if missing is not None or problem.errno != errno.EMFILE:
+        return missing or f"cannot open a socket: {problem.strerror}"
     return (
         f"ZeroMQ permits {sockets_max():,} sockets for one Node, and all are open; let fewer "
         "threads call it at a time, or raise the limit of descriptors (ulimit -n) and create the "
@@ -121,16 +96,66 @@ def no_socket(problem: zmq.ZMQError) -> str:
 
 
 def sockets_max() -> int:
-    """The number of sockets that a context may have: one for each connection there can be."""
-    limit = descriptor_limit()
-    if limit is None:
-        return SOCKETS_DEFAULT
-    return min(max(limit // CHANNEL_DESCRIPTORS, SOCKETS_DEFAULT), SOCKETS_MAX)
+    """How many sockets a context may have: one for each connection that there can be."""
+    return min(max(descriptor_limit() // CHANNEL_DESCRIPTORS, SOCKETS_DEFAULT), SOCKETS_MAX)
 
 
-def descriptor_limit() -> int | None:
-    """The limit of this process; None where the system has no such limit."""
-    if resource is None:
-        return None
+def descriptor_limit() -> int:
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return sys.maxsize if soft == resource.RLIM_INFINITY else soft
+
+
+def new_context(
+    descriptors: int, error: type[DstoreError], *, zero_copy: bool = False
+) -> zmq.Context[zmq.Socket[bytes]]:
+    """A context. Raises ``error`` if ``descriptors`` or the threads for it are not left.
+
+    With ``zero_copy`` pyzmq starts now what it needs to send without copying: a further context for
+    the whole process. Otherwise that would start with the first large message, when the process may
+    be short of descriptors.
+    """
+    missing = shortage(descriptors)
+    if missing is not None:
+        raise error(missing)
+    try:
+        _try_threads(CONTEXT_THREADS + (ZERO_COPY_THREADS if zero_copy else 0))
+        if zero_copy:
+            zmq.Frame(bytearray(1), copy=False, copy_threshold=0)
+    except RuntimeError as problem:
+        raise error(no_threads(problem)) from None
+    made: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    made.set(zmq.MAX_SOCKETS, sockets_max())
+    return made
+
+
+class Termination:
+    """Terminates a context in a thread of its own, and one call at a time: two would abort.
+
+    A context terminates when all of its sockets are closed. One that Ctrl-C found half made is held
+    by the traceback, which may be that of the error during which this is called, as at the end of a
+    ``with`` block. So the wait has a timeout; the thread goes on, and the context terminates when
+    the traceback is gone.
+    """
+
+    def __init__(self, context: zmq.Context[Any]) -> None:
+        self._context = context
+        self._lock = native.Lock()  # only taken where no signal handler runs
+
+    def wait(self, timeout: float) -> bool:
+        """Terminate the context; return after at most ``timeout`` seconds.
+
+        May be called again, as after Ctrl-C. Returns False if no thread can be started: there can
+        be no more, or Python is about to exit.
+        """
+        thread = native.Thread(self.run, "dstore-close")
+        try:
+            thread.start()
+        except RuntimeError:
+            return False
+        thread.join(timeout)
+        return True
+
+    def run(self) -> None:
+        """Terminate the context in the calling thread, however long that takes."""
+        with self._lock:
+            self._context.term()  # does nothing if it is terminated

@@ -9,21 +9,16 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import stat
 import weakref
-from typing import Any
 
 from dstore.errors import AddressError
+from dstore.runtime import native
 from dstore.runtime.native import sockets
 from dstore.transport import addresses
 from dstore.transport.binding import error_text, in_use
-
-fcntl: Any
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
 
 SUFFIX = ".lock"
 """What a lock file's name has after the path."""
@@ -47,7 +42,7 @@ class PathLock:
         self._lock: int | None = None
         self._bound = ""
         name = addresses.ipc_path(address)
-        if name is None or fcntl is None:
+        if name is None:
             return
         self._name = name
         self._path = os.path.abspath(name)  # the process may change its working directory
@@ -62,9 +57,6 @@ class PathLock:
         except BaseException:
             self.release()
             raise
-
-    def __repr__(self) -> str:
-        return f"<PathLock {self._address} {'free' if self._lock is None else 'held'}>"
 
     def note_bound(self) -> None:
         """Write into the lock file which socket is ours.
@@ -162,22 +154,18 @@ def _identity(path: str) -> str:
 
 
 def _is_at(path: str, file: int) -> bool:
-    """Whether the open file is still the one at the path."""
     try:
         there, here = os.stat(path, follow_symlinks=False), os.fstat(file)
     except FileNotFoundError:
         return False
-    return (there.st_dev, there.st_ino) == (here.st_dev, here.st_ino)
+    return os.path.samestat(there, here)
 
 
 _held: weakref.WeakSet[PathLock] = weakref.WeakSet()
 
 
+@native.in_forked_child
 def _forked() -> None:
     for lock in list(_held):
         lock.forked()
     _held.clear()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forked)

@@ -1,21 +1,204 @@
 """Finding the literal address that the sockets of a Local connect to at present.
 
-A host name is looked up, and what it stands for is tried (:mod:`.happy_eyeballs`). Both may take
-seconds, so a thread does that, which exists only during a search.
+A name may have addresses of both families, and Global may listen on one of them. ZeroMQ tries
+one address only. So dstore tries them with plain connections, as browsers do ("Happy Eyeballs",
+RFC 8305): one after the other, each for a moment before the next one is tried as well. That and
+the look-up may take seconds, so a thread does them, which exists only during a search.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import errno
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
 from functools import partial
+from itertools import chain, zip_longest
+from typing import Any, NamedTuple
 
+import zmq
+
+from dstore.errors import AddressError
 from dstore.runtime import native
-from dstore.transport import addresses, happy_eyeballs
+from dstore.runtime.native import sockets
+from dstore.transport import addresses
+from dstore.transport.binding import error_text
 
+CANDIDATES_MAX = 16
+"""Addresses of one name that are tried."""
+STAGGER = 0.25
+"""Seconds until the next candidate is tried as well, while earlier ones are connecting."""
+CONNECT_TIMEOUT = 3.0
+"""Seconds for one candidate to accept the connection."""
+GREETING_TIMEOUT = 1.0
+"""Seconds for the first byte of what listens there."""
+POLL_PAUSE = 0.1
+"""Seconds between two looks at whether the search was stopped."""
+GREETING = b"\xff"
+"""The first byte that ZeroMQ sends on a connection, without being asked."""
+NAMED_MAX = 4
+"""Addresses that an error message names for one reason."""
 PAUSE_FIRST = 0.05
 """Seconds before the second attempt; the pause doubles with each further one."""
 PAUSE_MAX = 1.0
 """Seconds between two attempts at most."""
+
+_CONNECTING = (0, errno.EINPROGRESS, errno.EWOULDBLOCK)
+
+
+class Unreachable(Exception):
+    """No candidate can be reached; the text says why."""
+
+
+class Candidate(NamedTuple):
+    """One literal address, and the socket address to which a plain socket connects."""
+
+    endpoint: str
+    family: int
+    sockaddr: Any
+
+
+def candidates(address: str) -> list[Candidate]:
+    """The literal addresses that an address stands for, in the order in which to try them.
+
+    May block for many seconds if a name has to be looked up. Raises Unreachable.
+    """
+    path = addresses.ipc_path(address)
+    if path is not None:
+        abstract = path.startswith("@")
+        return [Candidate(address, sockets.AF_UNIX, "\0" + path[1:] if abstract else path)]
+    host, port = addresses.split_tcp(address) or ("", 0)
+    try:
+        found = addresses.look_up(host, port, numeric=addresses.is_literal(address))
+    except AddressError as error:
+        raise Unreachable(str(error)) from None
+    each: dict[str, Candidate] = {}
+    for family, sockaddr in found:
+        endpoint = addresses.endpoint(sockaddr)
+        each.setdefault(endpoint, Candidate(endpoint, family, sockaddr))
+    return _alternating(list(each.values()))[:CANDIDATES_MAX]
+
+
+def _alternating(found: list[Candidate]) -> list[Candidate]:
+    """Sort candidates so that the families take turns and neither delays the other for long."""
+    first = [each for each in found if each.family == found[0].family]
+    others = [each for each in found if each.family != found[0].family]
+    return [each for each in chain(*zip_longest(first, others)) if each is not None]
+
+
+def first_reachable(found: Iterable[Candidate], stopped: Callable[[], bool]) -> tuple[str, str]:
+    """The endpoint of the candidate that answers first, and an error message if none answered well.
+
+    One that accepts connections and sends nothing is the last choice, with a message: it may be a
+    Global that is stopped, or a proxy with nothing behind it. Raises Unreachable, also if
+    ``stopped``.
+    """
+    to_try = deque(found)
+    running: list[_Attempt] = []
+    silent: list[str] = []
+    reasons: dict[str, list[str]] = {}
+    next_at = float("-inf")
+    try:
+        while (to_try or running) and not stopped():
+            now = time.monotonic()
+            if to_try and (not running or now >= next_at):
+                running.append(_Attempt(to_try.popleft(), now))
+                next_at = now + STAGGER
+            _wait(running, POLL_PAUSE)
+            for attempt in running:
+                attempt.update(time.monotonic())
+                if attempt.greeted:
+                    return attempt.candidate.endpoint, ""
+                if attempt.failure:
+                    attempt.close()
+                    endpoint = attempt.candidate.endpoint
+                    reasons.setdefault(attempt.failure, []).append(endpoint)
+                    if attempt.silent:
+                        silent.append(endpoint)
+                    next_at = float("-inf")
+            running = [each for each in running if not each.failure]
+    finally:
+        for each in running:
+            each.close()
+    if silent:
+        return silent[0], _message(reasons)
+    raise Unreachable(_message(reasons))
+
+
+def _message(reasons: dict[str, list[str]]) -> str:
+    parts = []
+    for why, where in reasons.items():
+        named = [each.removeprefix("tcp://") for each in where[:NAMED_MAX]]
+        more = f" and {len(where) - NAMED_MAX} more" if len(where) > NAMED_MAX else ""
+        parts.append(f"{why} at {', '.join(named)}{more}")
+    return ", ".join(parts)
+
+
+def _wait(running: list[_Attempt], seconds: float) -> None:
+    poller = zmq.Poller()
+    for attempt in running:
+        if attempt.sock is not None and not attempt.failure:
+            poller.register(attempt.sock.fileno(), zmq.POLLIN if attempt.connected else zmq.POLLOUT)
+    if poller.sockets:
+        poller.poll(int(seconds * 1000))
+
+
+class _Attempt:
+    """One candidate: connecting, then waiting for a greeting, then ``greeted`` or a failure."""
+
+    def __init__(self, candidate: Candidate, now: float) -> None:
+        self.candidate = candidate
+        self.sock: sockets.socket | None = None
+        self.connected = False
+        self.greeted = False
+        self.silent = False
+        self.failure = ""
+        self._until = now + CONNECT_TIMEOUT
+        try:
+            self.sock = sockets.socket(candidate.family, sockets.SOCK_STREAM)
+            self.sock.setblocking(False)
+            code = self.sock.connect_ex(candidate.sockaddr)
+        except OSError as error:
+            code = error.errno or errno.EIO
+        if code == errno.EAGAIN and candidate.family == sockets.AF_UNIX:  # its backlog is full
+            self.failure, self.silent = "nothing accepts the connection", True
+        elif code not in _CONNECTING:
+            self.failure = error_text(code)
+
+    def update(self, now: float) -> None:
+        if self.sock is None or self.failure:
+            return
+        try:
+            if not self.connected:
+                self._update_connecting(self.sock, now)
+            elif (greeting := self.sock.recv(1)) == GREETING:
+                self.greeted = True
+            else:
+                self.failure = "what listens is not Global" if greeting else "connection closed"
+        except BlockingIOError:
+            self.silent = now >= self._until
+            self.failure = "what listens sends nothing" if self.silent else ""
+        except OSError as error:
+            self.failure = error_text(error.errno or errno.EIO)
+
+    def _update_connecting(self, sock: sockets.socket, now: float) -> None:
+        code = sock.getsockopt(sockets.SOL_SOCKET, sockets.SO_ERROR)
+        if code:
+            self.failure = error_text(code)
+            return
+        try:
+            peer = sock.getpeername()
+        except OSError:  # still connecting
+            self.failure = "no answer" if now >= self._until else ""
+            return
+        if self.candidate.family != sockets.AF_UNIX and peer == sock.getsockname():
+            # The system gave this end the port that it connects to, so it is connected to itself.
+            self.failure = error_text(errno.ECONNREFUSED)
+        self.connected, self._until = True, now + GREETING_TIMEOUT
+
+    def close(self) -> None:
+        if self.sock is not None:
+            self.sock.close()
 
 
 class Resolver:
@@ -36,9 +219,6 @@ class Resolver:
         self._lock = native.Lock()
         self._stopped: native.ThreadEvent | None = None  # set when the search is over
         self._pause = 0.0  # before the next attempt; grows until a connection is up
-
-    def __repr__(self) -> str:
-        return f"<Resolver {self.address} endpoint={self.endpoint} error={self.last_error!r}>"
 
     def search(self) -> bool:
         """Find out what can be reached, unless a search is under way.
@@ -79,9 +259,8 @@ class Resolver:
             self._pause = min(max(2 * self._pause, PAUSE_FIRST), PAUSE_MAX)
             found, last_error = None, ""
             try:
-                candidates = happy_eyeballs.candidates(self.address)
-                found, last_error = happy_eyeballs.first_reachable(candidates, stopped.is_set)
-            except happy_eyeballs.Unreachable as error:
+                found, last_error = first_reachable(candidates(self.address), stopped.is_set)
+            except Unreachable as error:
                 last_error = str(error)
             except Exception as error:  # the system is short of something else
                 last_error = f"cannot look for it: {error}"
@@ -95,17 +274,13 @@ class Resolver:
             self._wake()
 
 
-class PublisherEndpoint:
+class PublisherEndpoint(NamedTuple):
     """The endpoint of an advertised publisher, on the host at which ``resolver`` found Global."""
 
-    def __init__(self, resolver: Resolver, publisher: str) -> None:
-        self._resolver = resolver
-        self._publisher = publisher
-
-    def __repr__(self) -> str:
-        return f"<PublisherEndpoint {self._publisher} endpoint={self.endpoint}>"
+    resolver: Resolver
+    publisher: str
 
     @property
     def endpoint(self) -> str | None:
-        at = self._resolver.endpoint
-        return None if at is None else addresses.resolved(self._publisher, at)
+        at = self.resolver.endpoint
+        return None if at is None else addresses.resolved(self.publisher, at)

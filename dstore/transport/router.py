@@ -17,8 +17,8 @@ from dstore.runtime import native
 from dstore.runtime.logs import Log
 from dstore.runtime.native import WAIT_SLICE
 from dstore.transport import addresses, binding, limits
-from dstore.transport.context import Termination, new_context
 from dstore.transport.guard import Guard
+from dstore.transport.limits import Termination, new_context
 from dstore.transport.path_lock import PathLock
 
 log = Log("dstore.global")
@@ -28,9 +28,7 @@ LINGER_MS = 1000
 CLOSE_TIMEOUT = 3.0
 """Seconds to wait on closing until the ports are free."""
 INTERRUPTED_CLOSE_TIMEOUT = 0.2
-"""Seconds to wait on closing when Ctrl-C has interrupted binding, and may hold a socket that is
-half made.
-"""
+"""The same when Ctrl-C has interrupted binding, and may hold a socket that is half made."""
 SUBSCRIPTION_FRAME_MAX = 128
 """Bytes of a frame that a subscriber may send."""
 FRAMES_BETWEEN_CHECKS = 5_000
@@ -49,11 +47,10 @@ _WAKE_UP = "inproc://wake-up"
 
 
 class Router:
-    """Both sockets of a Global, bound. For one thread, except :meth:`wake`.
+    """Both sockets of a Global, bound. For one thread, except :meth:`wake`. Raises AddressError.
 
     ``max_clients`` is how many Locals are expected at most; it limits the connections. ``warn``
-    is called, as a logger is, when a connection is cut. Raises AddressError if either address
-    cannot be bound.
+    is called, as a logger is, when a connection is cut.
     """
 
     def __init__(
@@ -164,9 +161,9 @@ class Router:
         return None if extra else (route, frame, data)
 
     def send(self, route: bytes, frame: bytes, data: Buffer | None = None) -> None:
-        """Send a frame, and ``data`` as a message of its own, without copying ``data``.
+        """Send a frame, and ``data`` as a message of its own, which is not copied.
 
-        The reply is dropped if the peer has gone away or does not keep up.
+        Dropped if the peer has gone away or does not keep up.
         """
         connection = self.guard.connection_of(route)
         if connection is not None:
@@ -217,7 +214,8 @@ class Router:
     def forked(self) -> None:
         """Close the listening descriptors in a forked child, and touch nothing else.
 
-        Otherwise the child would keep the ports longer than the parent does.
+        As long as the child had them open the ports would stay taken after the parent's end, and
+        connections there would never be answered.
         """
         for descriptor in self._listening:
             with contextlib.suppress(OSError):
@@ -239,8 +237,6 @@ def connections_max(max_clients: int) -> int:
     """How many connections are accepted: those of ``max_clients`` Locals, if descriptors permit."""
     wanted = CONNECTIONS_PER_CLIENT * max_clients + CONNECTIONS_SPARE
     limit = limits.descriptor_limit()
-    if limit is None:  # pragma: no cover - Windows
-        return wanted
     return max(1, min(wanted, limit - max(DESCRIPTORS_SPARE, limit // 8)))
 
 

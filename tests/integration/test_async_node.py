@@ -22,7 +22,7 @@ from dstore.client.large import LargeValues
 from dstore.core.local.operations import reading
 from dstore.core.local.steps import WaitUntil
 from dstore.protocol.messages import Chunk, GetReply, ToLocal
-from dstore.transport.requests import Requests
+from dstore.transport.channel import Requests
 from dstore.transport.router import Router
 from tests.integration.async_calls import (
     AWAY,

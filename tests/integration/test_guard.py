@@ -61,7 +61,7 @@ class Driven:
         """Drive the loop until a condition holds."""
         end = time.monotonic() + PATIENCE
         while not condition():
-            assert time.monotonic() < end, f"{self.router.guard!r} {self.said}"
+            assert time.monotonic() < end, f"{len(self.router.guard)} connections, {self.said}"
             self.turn(0.01)
 
     def rest(self, turns: int = 6) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import signal
 import socket
@@ -16,7 +17,6 @@ import pytest
 
 import dstore
 from dstore.errors import AddressError
-from dstore.transport import path_lock
 from dstore.transport.path_lock import PathLock
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="ipc is for Unix")
@@ -303,14 +303,14 @@ def test_the_lock_is_given_up_between_opening_and_locking_it(
 ) -> None:
     """The lock is then on a file that is not at the path any more, and protects nothing."""
     address = f"ipc://{tmp_path}/g"
-    first, lock = PathLock(address), path_lock.fcntl.flock
+    first, lock = PathLock(address), fcntl.flock
 
     def give_up_and_lock(file: int, how: int) -> None:
         first.release()
         lock(file, how)
 
     with monkeypatch.context() as patched:
-        patched.setattr(path_lock.fcntl, "flock", give_up_and_lock)
+        patched.setattr(fcntl, "flock", give_up_and_lock)
         second = PathLock(address)
     with pytest.raises(AddressError, match="is in use already"):
         PathLock(address)

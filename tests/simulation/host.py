@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dstore.protocol import content
 from dstore.protocol.messages import Large, Stored
-from dstore.shm.private_bulk import PrivateBulk
+from dstore.shm.bulk import PrivateBulk
 
 
 class SimHost:

@@ -26,7 +26,7 @@ class TestMemoryEngine(EngineContract):
 FILL = """
 import sys
 from dstore.protocol import wire
-from dstore.shm.private_bulk import PrivateBulk
+from dstore.shm.bulk import PrivateBulk
 from dstore.server.engines.memory import MemoryEngine
 from dstore.protocol.messages import Large, Set, SetItem, Stored
 

@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from dstore.cli import console
 from dstore.cli.logs import SERVER_LINE, OneLine
 from dstore.quoting import is_plain, quoted, visible
-from dstore.runtime.logs import Log
-from dstore.runtime.rate_limited_log import RateLimitedLog
+from dstore.runtime.logs import Log, RateLimitedLog
 
 UNSAFE = {
     "escape": "\x1b[2J",

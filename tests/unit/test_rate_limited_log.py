@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 
 from dstore.runtime import clock
-from dstore.runtime.logs import Log
-from dstore.runtime.rate_limited_log import PAUSE, RateLimitedLog
+from dstore.runtime.logs import PAUSE, Log, RateLimitedLog
 
 
 def test_one_line_a_second(

@@ -22,7 +22,7 @@ def main(address: str | None, timeout: float) -> int:
     """
     from dstore.cli import console
     from dstore.cli.repl.session import Repl
-    from dstore.runtime.signals import signals_blocked
+    from dstore.runtime.native import signals_blocked
 
     at_terminal = sys.stdin.isatty() and sys.stdout.isatty()
     console.in_utf8(

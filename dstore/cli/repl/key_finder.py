@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from dstore.runtime.signals import signals_blocked
+from dstore.runtime.native import signals_blocked
 
 
 class KeyFinder:

@@ -16,8 +16,7 @@ from dstore.errors import BadMessage, NodeClosed
 from dstore.protocol import wire
 from dstore.protocol.messages import Buffer, ToLocal
 from dstore.runtime import clock, native, reentrancy
-from dstore.runtime.logs import Log
-from dstore.runtime.rate_limited_log import RateLimitedLog
+from dstore.runtime.logs import Log, RateLimitedLog
 from dstore.transport.link import Link
 
 log = Log("dstore.local")

@@ -12,7 +12,7 @@ from dstore.client.hosts.watches import Watches
 from dstore.protocol.messages import Key
 from dstore.runtime import greenlets as green
 from dstore.runtime import reentrancy
-from dstore.runtime.signals import signals_blocked
+from dstore.runtime.native import signals_blocked
 
 
 class Local:

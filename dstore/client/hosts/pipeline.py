@@ -13,7 +13,7 @@ from dstore.core.local.steps import Request
 from dstore.errors import GlobalUnavailable, ValueCorrupt
 from dstore.protocol import wire
 from dstore.protocol.messages import REPLIES, Get, Reply, RequestMessage, Scan, Stats
-from dstore.transport.requests import Requests
+from dstore.transport.channel import Requests
 
 READS = (Get, Scan, Stats)
 READS_MAX = 512

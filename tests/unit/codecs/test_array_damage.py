@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dstore.codecs import Buffer, array_header
+from dstore.codecs import Buffer, array
 from dstore.errors import ValueCorrupt
 from tests.unit.codecs.bodies import PLAIN, corrupt, private, shared, stored
 
@@ -145,7 +145,7 @@ def test_no_header_overflows_a_small_stack() -> None:
 
 
 def test_the_deepest_header_that_is_read_fits_in_a_small_stack() -> None:
-    levels = (array_header.DEPTH_MAX - 1) // 2
+    levels = (array.DEPTH_MAX - 1) // 2
     descr: Any = "<u1"
     for _ in range(levels):
         descr = [("a", descr)]
@@ -227,7 +227,7 @@ def test_an_array_without_bytes_cannot_claim_any_number_of_items(descr: Any, sha
 
 @pytest.mark.parametrize(
     ("descr", "shape"),
-    [("<f8", (0, 768)), ("<f8", (array_header.EMPTY_ITEMS_MAX, 0)), ("|S0", (9, 9))],
+    [("<f8", (0, 768)), ("<f8", (array.EMPTY_ITEMS_MAX, 0)), ("|S0", (9, 9))],
 )
 def test_an_array_without_bytes_may_have_a_shape(descr: str, shape: tuple[int, ...]) -> None:
     value, _ = PLAIN.decode(stored("ndarray", file(entry(descr, shape=shape))))
@@ -235,11 +235,11 @@ def test_an_array_without_bytes_may_have_a_shape(descr: str, shape: tuple[int, .
 
 
 def test_a_field_without_bytes_may_be_in_as_many_items_as_have_bytes() -> None:
-    value = np.zeros(2 * array_header.EMPTY_ITEMS_MAX, [("a", "u1"), ("b", "<f8", (0,))])
+    value = np.zeros(2 * array.EMPTY_ITEMS_MAX, [("a", "u1"), ("b", "<f8", (0,))])
     back, _ = PLAIN.decode(stored("ndarray", PLAIN.encode(value).joined()))
     assert back.shape == value.shape  # type: ignore[attr-defined]
 
 
 def test_a_value_that_could_not_be_read_is_not_written() -> None:
     with pytest.raises(TypeError, match="no bytes for"):
-        PLAIN.encode(np.zeros((array_header.EMPTY_ITEMS_MAX + 1, 0)))
+        PLAIN.encode(np.zeros((array.EMPTY_ITEMS_MAX + 1, 0)))

@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dstore import config
-from dstore.codecs import MSGPACK, Codecs, budget, keys
+from dstore.codecs import MSGPACK, Codecs, budget
+from dstore.codecs import plain as plain_codec
 from dstore.errors import ValueCorrupt
 from dstore.protocol.messages import Stored
 
@@ -223,7 +224,7 @@ def test_keys_with_one_hash_are_refused(inside: bool) -> None:
 
 
 def test_a_few_keys_with_one_hash_are_accepted() -> None:
-    value = dict.fromkeys([*COLLIDING[: keys.SAME_HASH_MAX], *range(100)], 0)
+    value = dict.fromkeys([*COLLIDING[: plain_codec.SAME_HASH_MAX], *range(100)], 0)
     same = decode(Codecs().encode(value).joined()) == value
     assert same
 
@@ -233,7 +234,7 @@ def test_numbers_with_one_hash_are_refused() -> None:
     assert len({hash(number) for number in floats}) == 1
     many: list[float] = [*range(2, 200), *floats]
     body = msgpack.packb(dict.fromkeys(many))
-    assert len(floats) > keys.SAME_HASH_MAX
+    assert len(floats) > plain_codec.SAME_HASH_MAX
     with pytest.raises(ValueCorrupt, match="the same hash"):
         decode(body)
 
@@ -241,12 +242,14 @@ def test_numbers_with_one_hash_are_refused() -> None:
 def test_keys_that_collide_in_the_table_are_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    value = dict.fromkeys(range(3 * keys.STEP_KEYS), 0)
+    value = dict.fromkeys(range(3 * plain_codec.STEP_KEYS), 0)
     body = Codecs().encode(value).joined()
     same = decode(body) == value
     assert same
-    clock = itertools.count(0.0, 2 * keys.STEP_KEYS * keys.SECONDS_PER_KEY + keys.SECONDS_FREE)
-    monkeypatch.setattr(keys, "thread_time", lambda: next(clock))
+    clock = itertools.count(
+        0.0, 2 * plain_codec.STEP_KEYS * plain_codec.SECONDS_PER_KEY + plain_codec.SECONDS_FREE
+    )
+    monkeypatch.setattr(plain_codec, "thread_time", lambda: next(clock))
     with pytest.raises(ValueCorrupt, match="collide"):
         decode(body)
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from dstore.codecs import Codec, Codecs
-from dstore.codecs.custom import NAME_MAX
+from dstore.codecs.table import NAME_MAX
 from dstore.errors import DstoreError, UnknownCodec, ValueCorrupt
 from dstore.protocol.fields import CODEC_NAME_MAX
 from dstore.protocol.messages import Large, Stored

@@ -38,7 +38,7 @@ from dstore.protocol.messages import (
     ToGlobal,
 )
 from dstore.server.engines.memory import MemoryEngine
-from dstore.shm.private_bulk import PrivateBulk
+from dstore.shm.bulk import PrivateBulk
 
 LEASE = 2.0
 

@@ -14,10 +14,10 @@ import pytest
 from dstore.core.engine import Bulk, Lost
 from dstore.errors import StoreFull
 from dstore.runtime.background import janitor
-from dstore.shm import SharedBulk, bulk_for, eviction, mapping, private_bulk
+from dstore.shm import SharedBulk, bulk_for, mapping, room
 from dstore.shm import bulk as shm_bulk
 from dstore.shm import files as shm_files
-from dstore.shm.private_bulk import PrivateBulk
+from dstore.shm.bulk import PrivateBulk
 from dstore.testing.bulk_contract import BulkContract, got, raises
 from tests.unit.shm.children import (
     EPOCH,
@@ -296,7 +296,7 @@ def test_without_memory_a_small_private_value_is_refused(
         raise MemoryError
 
     bulk = PrivateBulk()
-    monkeypatch.setattr("dstore.shm.private_bulk.bytearray", refused, raising=False)
+    monkeypatch.setattr("dstore.shm.bulk.bytearray", refused, raising=False)
     with pytest.raises(StoreFull):
         bulk.reserve(new_token(), SIZE)
     bulk.close()
@@ -350,8 +350,8 @@ def test_a_node_reserves_the_whole_value_before_it_writes(tmp_path: Path, steps:
 def test_room_is_not_promised_twice(
     bulk: SharedBulk, tmp_path: Path, steps: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    room = 2 * SIZE
-    monkeypatch.setattr(eviction, "free", lambda path: room - sum(steps[-1:]))
+    most = 2 * SIZE
+    monkeypatch.setattr(room, "free", lambda path: most - sum(steps[-1:]))
     first, second, third = new_token(), new_token(), new_token()
     bulk.reserve(first, SIZE)
     bulk.reserve(second, SIZE + PAGE)
@@ -402,7 +402,7 @@ def test_a_value_whose_room_is_taken_is_refused_without_private_memory(
     bulk.reserve(token, SIZE)
     bulk.write(token, 0, value_of(token)[: 2 * PAGE])
     with monkeypatch.context() as patched:
-        patched.setattr("dstore.shm.private_bulk.fresh_memory", refused)
+        patched.setattr("dstore.shm.bulk.fresh_memory", refused)
         assert raises(StoreFull, lambda: bulk.write(token, 2 * PAGE, b"x"))
         assert files(folder_of(tmp_path) / "global") == [f"{token.hex()}.part"]
     bulk.drop(token)
@@ -436,8 +436,8 @@ def test_a_full_file_system_is_not_searched_for_each_value(
         searched.append(arguments)
         return False
 
-    monkeypatch.setattr(eviction, "free", lambda path: 0)
-    monkeypatch.setattr(eviction, "make_room", none)
+    monkeypatch.setattr(room, "free", lambda path: 0)
+    monkeypatch.setattr(room, "make_room", none)
     for _ in range(10):
         bulk.reserve(new_token(), SIZE)
     assert len(searched) == 1
@@ -447,7 +447,7 @@ def test_a_full_file_system_is_not_searched_for_each_value(
 def test_a_large_file_is_unlinked_at_once_and_freed_in_the_background(
     bulk: SharedBulk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str
 ) -> None:
-    for module in (shm_files, private_bulk):
+    for module in (shm_files, shm_bulk):
         monkeypatch.setattr(module, "BACKGROUND_BYTES", SIZE)
     token = new_token()
     if state == "adopted":
@@ -470,7 +470,7 @@ def test_a_large_file_is_unlinked_at_once_and_freed_in_the_background(
 def test_a_chunk_that_is_being_sent_stays_good(
     bulk: SharedBulk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(private_bulk, "BACKGROUND_BYTES", SIZE)
+    monkeypatch.setattr(shm_bulk, "BACKGROUND_BYTES", SIZE)
     token = new_token()
     written(bulk, token)
     view = bulk.read(token, 3, PAGE)
@@ -486,7 +486,7 @@ def test_a_chunk_of_a_private_value_stays_good(
     monkeypatch: pytest.MonkeyPatch, sealed: bool
 ) -> None:
     for name in ("BACKGROUND_BYTES", "MAPPED_MIN"):
-        monkeypatch.setattr(private_bulk, name, SIZE)
+        monkeypatch.setattr(shm_bulk, name, SIZE)
     bulk, token = PrivateBulk(), new_token()
     bulk.reserve(token, SIZE)
     memory = weakref.ref(bulk._unsealed[token].obj)

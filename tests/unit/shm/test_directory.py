@@ -13,6 +13,7 @@ import pytest
 import dstore
 from dstore.shm import check_root, directory, open_memory
 from dstore.shm.directory import Unsafe
+from dstore.shm.root import log_once
 from tests.unit.shm.children import (
     EPOCH,
     SIZE,
@@ -32,8 +33,8 @@ only_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give fil
 
 
 @pytest.fixture(autouse=True)
-def _say_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dstore.shm.root._logged", set())
+def _say_again() -> None:
+    log_once.cache_clear()
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from dstore.runtime.background import janitor
-from dstore.shm import HostMemory, NoRoom, directory, eviction, open_memory
+from dstore.shm import HostMemory, NoRoom, directory, open_memory, room
 from dstore.shm import files as shm_files
 from dstore.shm.directory import Directory
 from dstore.shm.folder import Folder
@@ -41,9 +41,9 @@ SMALL_DISK = 1 << 20
 def exact(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Run a test twice: the limit is seen from the file system, or from a list of the files."""
     if request.param == "by the list":
-        monkeypatch.setattr(eviction, "used", lambda path: float("inf"))
+        monkeypatch.setattr(room, "used", lambda path: float("inf"))
     else:
-        monkeypatch.setattr(eviction, "used", copies_and_a_bit)
+        monkeypatch.setattr(room, "used", copies_and_a_bit)
     monkeypatch.setattr("dstore.shm.room.SPARE_DIVISOR", 1 << 60)
 
 
@@ -55,13 +55,13 @@ def copies_and_a_bit(here: Directory) -> float:
 def counted_lists(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """A list that grows by one entry each time the files are listed."""
     made: list[str] = []
-    whole = eviction._list
+    whole = room._list
 
-    def listed(here: Directory, mine: str) -> tuple[int, list[eviction.Copy]]:
+    def listed(here: Directory, mine: str) -> tuple[int, list[room.Copy]]:
         made.append(here.path)
         return whole(here, mine)
 
-    monkeypatch.setattr(eviction, "_list", listed)
+    monkeypatch.setattr(room, "_list", listed)
     return made
 
 
@@ -184,7 +184,7 @@ def test_two_processes_that_reserve_at_the_same_time_keep_the_limit(
 ) -> None:
     """Both have reserved memory before either checks the limit: at most one goes on."""
     used = (lambda path: float("inf")) if sees == "the list" else copies_and_a_bit
-    monkeypatch.setattr(eviction, "used", used)
+    monkeypatch.setattr(room, "used", used)
 
     def body(pipe: Connection) -> None:
         with opened(tmp_path, limit=3 * PAGE) as memory:
@@ -225,7 +225,7 @@ def test_of_many_small_copies_a_few_more_are_evicted_than_needed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """So that not every later value needs a list of all files."""
-    monkeypatch.setattr(eviction, "used", copies_and_a_bit)
+    monkeypatch.setattr(room, "used", copies_and_a_bit)
     lists = counted_lists(monkeypatch)
     with opened(tmp_path, limit=100 * 16 + 16) as memory:
         tokens = [stored(memory, 16) for _ in range(100)]
@@ -240,7 +240,7 @@ def test_of_many_small_copies_a_few_more_are_evicted_than_needed(
 def test_without_statistics_of_the_file_system_a_list_serves_for_a_while(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(eviction, "used", lambda path: float("inf"))
+    monkeypatch.setattr(room, "used", lambda path: float("inf"))
     lists = counted_lists(monkeypatch)
     with opened(tmp_path, limit=1600) as memory:
         tokens = [stored(memory, 10) for _ in range(140)]
@@ -254,7 +254,7 @@ def test_without_statistics_of_the_file_system_a_list_serves_for_a_while(
 def test_the_limit_is_half_of_the_file_system_unless_given(small_disk: Path) -> None:
     opened_there = open_memory(EPOCH, root=str(small_disk))
     assert opened_there is not None
-    assert opened_there.limit == SMALL_DISK // 2
+    assert opened_there._room.limit == SMALL_DISK // 2
     opened_there.close()
 
 
@@ -263,8 +263,8 @@ def test_a_file_system_without_a_size_is_never_full(
 ) -> None:
     whole = os.statvfs
     monkeypatch.setattr(os, "statvfs", lambda path: os.statvfs_result([*whole(path)[:2], *[0] * 9]))
-    assert eviction.free(directory.walk(str(tmp_path))) == float("inf")
-    assert eviction.limit_default(str(tmp_path)) > 1 << 20
+    assert room.free(directory.walk(str(tmp_path))) == float("inf")
+    assert room.limit_default(str(tmp_path)) > 1 << 20
     with opened(tmp_path, limit=2 * PAGE) as memory:
         tokens = [stored(memory, PAGE) for _ in range(3)]
         assert present(memory, tokens) == [1, 2]
@@ -306,7 +306,7 @@ def test_copies_are_evicted_step_by_step_for_global(
     """Copies are evicted as room is needed, since to remove many at once takes long."""
     eighth = SMALL_DISK // 8 - 2 * PAGE
     monkeypatch.setattr("dstore.shm.writer.RESERVE_BYTES", eighth // 4)
-    monkeypatch.setattr(eviction, "EXTRA_DIVISOR", 1 << 60)
+    monkeypatch.setattr(room, "EXTRA_DIVISOR", 1 << 60)
     with opened(small_disk) as memory:
         tokens = [stored(memory, eighth) for _ in range(8)]
         token, size = new_token(), 4 * eighth

@@ -14,6 +14,7 @@ import pytest
 from dstore.runtime import native
 from dstore.runtime.background import janitor
 from dstore.shm import clean, folder, locks, open_memory
+from dstore.shm.root import log_once
 from tests.leaks import open_descriptors
 from tests.unit.shm.children import (
     EPOCH,
@@ -34,8 +35,8 @@ from tests.unit.shm.children import (
 
 
 @pytest.fixture(autouse=True)
-def _say_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dstore.shm.root._logged", set())
+def _say_again() -> None:
+    log_once.cache_clear()
 
 
 # ---- no shared memory -------------------------------------------------------------------------

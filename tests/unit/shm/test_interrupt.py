@@ -18,15 +18,12 @@ from dstore.shm import (
     HostMemory,
     NoRoom,
     directory,
-    eviction,
     folder,
-    layout,
     locks,
     memory,
     partial_files,
     room,
     root,
-    sealed_files,
     writer,
 )
 from dstore.shm import files as shm_files
@@ -48,17 +45,13 @@ from tests.unit.shm.children import (
 
 MODULES = [
     directory,
-    layout,
     shm_files,
-    sealed_files,
     locks,
     partial_files,
     folder,
     writer,
-    eviction,
     room,
     root,
-    sealed_files,
     memory,
 ]
 SYSTEM = [(os, "os"), (io, "io"), (fcntl, "fcntl")]

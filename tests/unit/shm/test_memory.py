@@ -10,12 +10,14 @@ import stat
 import threading
 from collections.abc import Iterator
 from functools import partial
+from io import FileIO
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
 
-from dstore.shm import HostMemory, NoRoom, Writer, mapping, sealed_files
+from dstore.shm import HostMemory, NoRoom, Writer, mapping
+from dstore.shm import files as shm_files
 from dstore.shm.directory import Directory
 from tests.leaks import open_descriptors
 from tests.unit.shm.children import (
@@ -210,15 +212,15 @@ def test_find_does_not_miss_a_copy_that_global_is_adopting(
     memory: HostMemory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     token = stored(memory)
-    whole = sealed_files._map
+    whole = shm_files.open_sealed
 
-    def adopted_first(here: Directory, name: str, size: int) -> memoryview | None:
+    def adopted_first(here: Directory, name: str) -> FileIO:
         if "copies" in name:  # after the look at Global's own
             monkeypatch.undo()
             assert memory.adopt(token, SIZE)
-        return whole(here, name, size)
+        return whole(here, name)
 
-    monkeypatch.setattr(sealed_files, "_map", adopted_first)
+    monkeypatch.setattr(shm_files, "open_sealed", adopted_first)
     assert holds(memory, token)
 
 
