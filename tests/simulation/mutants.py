@@ -200,10 +200,8 @@ MUTANTS = (
         (
             (
                 "core.authority.memberships",
-                "        session = self._sessions.get(message.session) if message.epoch == self._epoch else None\n"
-                "        if session is not None:\n            self._end",
-                "        session = self._sessions.get(message.session)\n"
-                "        if session is not None:\n            self._end",
+                "if session is not None and message.epoch == self._welcome.epoch:\n",
+                "if session is not None:\n",
             ),
         ),
         CORE + "test_strangers.py::test_what_does_not_match_changes_nothing",
@@ -211,7 +209,7 @@ MUTANTS = (
     ),
     Mutant(
         "deletions acknowledged that it has not heard of",
-        (("core.authority.memberships", "        if message.applied > notified:\n", "        if False:\n"),),
+        (("core.authority.memberships", "        if applied > notified:\n", "        if False:\n"),),
         CORE + "test_strangers.py::test_an_acknowledgement_of_what_was_never_sent_is_refused",
         "no simulated Local says what is not so",
     ),

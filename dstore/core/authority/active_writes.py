@@ -6,18 +6,17 @@ of 10,000 items takes 2 MB as Python objects and 210 KB packed.
 
 from __future__ import annotations
 
+from dataclasses import InitVar, dataclass, field
 from struct import Struct
-from typing import cast
+from typing import Any, cast
 
 from dstore.config import BATCH_BYTES_MAX
 from dstore.core.authority.sessions import Session
 from dstore.protocol.messages import (
-    Del,
     DelReply,
     DelResult,
     DelStatus,
     Route,
-    Set,
     SetReply,
     SetResult,
     SetStatus,
@@ -32,37 +31,28 @@ _OUTCOME = Struct(">BQIII")
 """Status, seq, confirmed, expired, pending."""
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class ActiveWrite:
-    """Collects the outcomes of a SET or DEL and makes its reply.
+    """Collects the outcomes of a SET or DEL of ``size`` items and makes its reply.
 
     ``number`` is that of the write within its session. ``route`` and ``request`` are those of its
     latest repeat. ``cost`` is in bytes.
     """
 
-    __slots__ = (
-        "_left",
-        "_results",
-        "_room",
-        "cost",
-        "is_set",
-        "number",
-        "request",
-        "route",
-        "session",
-    )
+    route: Route
+    request: int
+    session: Session
+    number: int
+    is_set: bool
+    cost: int
+    size: InitVar[int]
+    _left: int = field(init=False)
+    _results: list[SetResult | DelResult | None] = field(init=False)
+    _room: int = BATCH_BYTES_MAX
 
-    def __init__(
-        self, route: Route, session: Session, message: Set | Del, size: int, cost: int
-    ) -> None:
-        self.cost = cost
-        self.route = route
-        self.session = session
-        self.request = message.request
-        self.number = message.write
-        self.is_set = isinstance(message, Set)
-        self._results: list[SetResult | DelResult | None] = [None] * size
+    def __post_init__(self, size: int) -> None:
         self._left = size
-        self._room = BATCH_BYTES_MAX
+        self._results = [None] * size
 
     def __repr__(self) -> str:
         return f"<ActiveWrite {self.number} of session no. {self.session.number} left={self._left}>"
@@ -83,11 +73,8 @@ class ActiveWrite:
 
     def reply(self, epoch: int) -> SetReply | DelReply:
         """Return the reply, when all items have outcomes."""
-        if self.is_set:
-            items = cast("list[SetResult]", self._results)
-            return SetReply(epoch, self.session.id, self.request, items)
-        results = cast("list[DelResult]", self._results)
-        return DelReply(epoch, self.session.id, self.request, results)
+        kind = SetReply if self.is_set else DelReply
+        return kind(epoch, self.session.id, self.request, cast("list[Any]", self._results))
 
 
 def recorded(reply: SetReply | DelReply) -> bytes:

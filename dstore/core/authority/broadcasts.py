@@ -10,9 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sized
 
-from dstore.core.authority.alarm import NEVER, Alarm
-from dstore.core.authority.outbox import Outbox
-from dstore.core.authority.pending import PendingDeletion
+from dstore.core.authority.acknowledgements import PendingDeletion
+from dstore.core.authority.effects import NEVER, Alarm, Outbox
 from dstore.protocol.messages import Broadcast, Key
 
 PAUSE, PAUSE_PER_LOCAL, PAUSE_MAX = 0.005, 0.0005, 1.0

@@ -13,7 +13,10 @@ people a session has a running number.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
 from typing import Protocol
 
 from dstore.config import (
@@ -37,6 +40,12 @@ dropped at the end of its lease, a Local that is further away than one lease cou
 """
 OUTCOME_OVERHEAD = 250
 """Bytes that a recorded outcome takes beyond its own: its number, its place."""
+LOCALS_SHOWN = 1_000
+"""The metrics name this many Locals, the oldest ones."""
+SHOWN_PER_LOCAL = 20e-6
+"""Seconds for each Local within which the metrics of all Locals are not gathered again. So a peer
+that asks for them all the time takes no more than a few percent of Global's time.
+"""
 
 
 class Unanswered(Protocol):
@@ -46,42 +55,30 @@ class Unanswered(Protocol):
     request: int
 
 
+@dataclass(eq=False, repr=False)
 class Session:
     """One Local, seen from Global. Times are seconds on Global's clock.
 
     What the session has acknowledged is in its
-    :class:`~dstore.core.authority.recipients.Recipient`.
+    :class:`~dstore.core.authority.acknowledgements.Recipient`.
     """
 
-    def __init__(
-        self,
-        ident: int,
-        number: int,
-        bit: int,
-        hello: Hello,
-        route: Route,
-        now: float,
-        writes: Account,
-        waits: Account,
-        peer: str | None = None,
-    ) -> None:
-        self.id = ident
-        self.number = number
-        self.bit = bit
-        self.opened_by = route
-        self.peer = peer  # the address of its host, if that is known
-        self.nonce = hello.nonce
-        self.label = hello.label
-        self.route = route
-        self.since = now
-        self.open = True
-        self.renewed = False
-        self.lease_end = now
-        self.seen = 0  # outcomes of writes below this number are not asked for any more
-        self.welcome: Welcome | None = None
-        self.outcomes: dict[int, Unanswered | bytes] = {}  # by the number of the write
-        self.writes = writes  # the memory that its writes take
-        self.waits = waits  # the memory that its requests take that wait for a key
+    id: int
+    number: int
+    bit: int
+    nonce: bytes
+    label: str
+    opened_by: Route
+    route: Route
+    peer: str | None  # the address of its host, if that is known
+    lease_end: float
+    writes: Account  # the memory that its writes take
+    waits: Account  # the memory that its requests take that wait for a key
+    open: bool = True
+    renewed: bool = False
+    seen: int = 0  # outcomes of writes below this number are not asked for any more
+    welcome: Welcome | None = None
+    outcomes: dict[int, Unanswered | bytes] = field(default_factory=dict)  # by number of the write
 
     def __repr__(self) -> str:
         return (
@@ -126,11 +123,12 @@ class Sessions:
         self._by_id: dict[int, Session] = {}
         self._by_nonce: dict[bytes, Session] = {}
         self._by_bit: dict[int, Session] = {}
-        self._by_route: dict[Route, int] = {}  # how many open sessions each has opened
-        self._by_peer: dict[str | None, int] = {}
+        self._by_route: Counter[Route] = Counter()  # how many open sessions each has opened
+        self._by_peer: Counter[str | None] = Counter()
         self._mask = 0
         self._number = 0
         self._random63 = random63
+        self._shown: tuple[float, tuple[int, int], dict[str, object]] = (0.0, (0, 0), {})
         self.writes = Budget(WRITES_BYTES_MAX, WRITES_BYTES_SHARE, WRITES_BYTES_ASSURED)
         self.waits = Budget(WAITS_BYTES_MAX, WAITS_BYTES_SHARE, WAITS_BYTES_ASSURED)
 
@@ -142,11 +140,6 @@ class Sessions:
 
     def __iter__(self) -> Iterator[Session]:
         return iter(self._by_id.values())
-
-    @property
-    def generation(self) -> tuple[int, int]:
-        """Changes whenever a session begins or ends."""
-        return self._number, len(self._by_id)
 
     def get(self, ident: int) -> Session | None:
         """Return the open session with this id, or None."""
@@ -160,19 +153,20 @@ class Sessions:
         """Open a session, with a lease from now."""
         self._number += 1
         session = Session(
-            self._fresh_id(),
-            self._number,
-            self.holders.claim(),
-            hello,
-            route,
-            now,
-            Account(self.writes),
-            Account(self.waits),
-            peer,
+            id=self._fresh_id(),
+            number=self._number,
+            bit=self.holders.claim(),
+            nonce=hello.nonce,
+            label=hello.label,
+            opened_by=route,
+            route=route,
+            peer=peer,
+            lease_end=now + self.lease,
+            writes=Account(self.writes),
+            waits=Account(self.waits),
         )
-        session.lease_end = now + self.lease
-        self._by_route[route] = self._by_route.get(route, 0) + 1
-        self._by_peer[peer] = self._by_peer.get(peer, 0) + 1
+        self._by_route[route] += 1
+        self._by_peer[peer] += 1
         self._by_id[session.id] = session
         self._by_nonce[session.nonce] = session
         self._by_bit[session.bit] = session
@@ -193,11 +187,11 @@ class Sessions:
 
     def crowded(self, route: Route) -> bool:
         """Whether this connection has opened as many sessions as it may have."""
-        return self._by_route.get(route, 0) >= SESSIONS_PER_ROUTE_MAX
+        return self._by_route[route] >= SESSIONS_PER_ROUTE_MAX
 
     def of_peer(self, peer: str | None) -> int:
         """How many sessions there are on one host."""
-        return self._by_peer.get(peer, 0)
+        return self._by_peer[peer]
 
     def close(self, session: Session) -> None:
         """End a session: its id is unknown from now on, its bit no longer counts."""
@@ -224,3 +218,24 @@ class Sessions:
     def end(self, session: Session) -> float:
         """When a session is dropped if no further message comes from it."""
         return session.lease_end + (self.linger if session.renewed else self._linger_first)
+
+    def metrics(self, now: float) -> dict[str, object]:
+        """Return how many leases have run out, and the labels and leases of the Locals.
+
+        They contain no session id.
+        """
+        until, generation, shown = self._shown
+        if now >= until or generation != (self._number, len(self)):
+            shown = {
+                "lapsed": sum(each.lease_end <= now for each in self),
+                "locals": {
+                    str(each.number): {
+                        "label": each.label,
+                        "lease_left": max(0.0, each.lease_end - now),
+                    }
+                    for each in islice(self, LOCALS_SHOWN)
+                },
+            }
+            until = now + SHOWN_PER_LOCAL * len(self)
+            self._shown = until, (self._number, len(self)), shown
+        return shown

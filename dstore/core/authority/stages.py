@@ -1,4 +1,4 @@
-"""Uploads of large values, until a SET names them.
+"""Uploads of large values, until a SET names them; and whether there is room for a value.
 
 A value arrives in chunks, in their order. The answer to a chunk says how many bytes have arrived
 and how many more may be under way (the credit, which all uploads share). A chunk that arrives twice
@@ -11,20 +11,24 @@ the token.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+
 from dstore.config import (
     CHUNK_BYTES,
     CHUNKS_AHEAD,
+    INLINE_BYTES_MAX,
     UPLOAD_BYTES_SHARE,
     UPLOAD_STEP,
     UPLOADS_MAX,
     UPLOADS_SHARE,
 )
-from dstore.core.authority.alarm import NEVER, Alarm
+from dstore.core.authority.acknowledgements import PendingDeletion
+from dstore.core.authority.effects import NEVER, Alarm, Refuse
 from dstore.core.authority.sessions import Session
-from dstore.core.engine import Bulk, Lost
+from dstore.core.engine import Bulk, Engine, Lost
 from dstore.errors import StoreFull
-from dstore.protocol.content import Hasher
-from dstore.protocol.messages import Large, Refusal, Stage, Stored
+from dstore.protocol import content
+from dstore.protocol.messages import Large, Refusal, SetItem, SetStatus, Stage, Stored
 
 STAGE_IDLE = 10.0
 """Seconds within which ``UPLOAD_STEP`` bytes of an upload have to arrive, or the rest if that is
@@ -34,16 +38,17 @@ CREDIT_TOTAL = 128 << 20
 """Bytes that all uploads together may have under way; each may have at least one chunk."""
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class _Upload:
-    __slots__ = ("hasher", "received", "session", "since", "step", "stored")
+    stored: Stored
+    session: int
+    since: float
+    step: int = UPLOAD_STEP  # when this many bytes are here, the time starts again
+    received: int = 0
+    hasher: content.Hasher = field(init=False)
 
-    def __init__(self, stored: Stored, session: int, now: float) -> None:
-        self.stored = stored
-        self.session = session
-        self.since = now
-        self.step = UPLOAD_STEP  # when this many bytes are here, the time starts again
-        self.received = 0
-        self.hasher = Hasher(stored.codec)
+    def __post_init__(self) -> None:
+        self.hasher = content.Hasher(self.stored.codec)
 
     @property
     def complete(self) -> bool:
@@ -54,15 +59,6 @@ class _Upload:
         if self.complete or self.received >= self.step:
             self.since = now
             self.step = self.received + UPLOAD_STEP
-
-
-class StageRefused(Exception):
-    """A chunk is not taken. ``refusal`` and ``text`` say why."""
-
-    def __init__(self, refusal: Refusal, text: str) -> None:
-        super().__init__(text)
-        self.refusal = refusal
-        self.text = text
 
 
 class Stages:
@@ -97,7 +93,7 @@ class Stages:
     def receive(self, session: Session, message: Stage, room: int, limit: int, now: float) -> int:
         """Take a chunk. Returns how many bytes of the value are here now.
 
-        ``room`` is how many bytes may still be reserved, out of ``limit``. Raises StageRefused.
+        ``room`` is how many bytes may still be reserved, out of ``limit``. Raises Refuse.
         """
         token = message.stored.token
         upload = self._uploads.get(token)
@@ -108,10 +104,10 @@ class Stages:
                 return 0  # it was dropped here; its sender starts again
             upload = self._begin(session, message, room, limit, now)
         if upload.session != session.id:
-            raise StageRefused(Refusal.BAD_MESSAGE, "another session uploads under this token")
+            raise Refuse(Refusal.BAD_MESSAGE, "another session uploads under this token")
         end = message.offset + len(message.data)
         if upload.stored != message.stored or end > upload.stored.size:
-            raise StageRefused(Refusal.BAD_MESSAGE, "the parts of the upload do not fit together")
+            raise Refuse(Refusal.BAD_MESSAGE, "the parts of the upload do not fit together")
         if message.offset <= upload.received:
             self._append(upload, message)
         upload.moved(now)
@@ -123,20 +119,18 @@ class Stages:
         stored = message.stored
         own = self._of.get(session.id, {})
         if len(self._uploads) >= UPLOADS_MAX:
-            raise StageRefused(Refusal.BUSY, f"{UPLOADS_MAX} uploads are under way")
+            raise Refuse(Refusal.BUSY, f"{UPLOADS_MAX} uploads are under way")
         if len(own) >= UPLOADS_SHARE:
-            raise StageRefused(
-                Refusal.BUSY, f"{UPLOADS_SHARE} uploads of this session are under way"
-            )
+            raise Refuse(Refusal.BUSY, f"{UPLOADS_SHARE} uploads of this session are under way")
         try:
             if stored.size > room:
                 raise StoreFull("the memory limit is reached")
             if own and sum(own.values()) + stored.size > UPLOAD_BYTES_SHARE * limit:
                 text = f"uploads of this session have reserved {sum(own.values()):,} bytes"
-                raise StageRefused(Refusal.BUSY, text)
+                raise Refuse(Refusal.BUSY, text)
             self._bulk.reserve(stored.token, stored.size)
         except StoreFull as error:
-            raise StageRefused(Refusal.FULL, str(error)) from None
+            raise Refuse(Refusal.FULL, str(error)) from None
         upload = self._uploads[stored.token] = _Upload(stored, session.id, now)
         self._of.setdefault(session.id, {})[stored.token] = stored.size
         self.reserved += stored.size
@@ -151,18 +145,18 @@ class Stages:
         try:
             self._bulk.write(token, upload.received, new)
         except Lost:
-            upload.received, upload.hasher = 0, Hasher(upload.stored.codec)
+            upload.received, upload.hasher = 0, content.Hasher(upload.stored.codec)
             return
         except StoreFull as error:
             self._drop(token)
-            raise StageRefused(Refusal.FULL, str(error)) from None
+            raise Refuse(Refusal.FULL, str(error)) from None
         upload.hasher.update(new)
         upload.received += len(new)
         if upload.complete:
             assert isinstance(upload.stored.body, Large)
             if upload.hasher.digest() != upload.stored.body.digest:
                 self._drop(token)
-                raise StageRefused(Refusal.DAMAGED, "the value was damaged on its way")
+                raise Refuse(Refusal.DAMAGED, "the value was damaged on its way")
             self._bulk.seal(token)
 
     def has(self, stored: Stored, session: Session) -> bool:
@@ -216,3 +210,70 @@ class Stages:
         del own[token]
         if not own:
             del self._of[upload.session]
+
+
+class Space:
+    """The memory of the engine, of uploads, and of the replacements that are pending.
+
+    While a replacement is pending both its values are here: ``replacing`` are the bytes of the new
+    values, ``growing`` those by which the values will grow. No value may have more than
+    ``value_limit`` bytes.
+    """
+
+    def __init__(self, engine: Engine, bulk: Bulk, stages: Stages, value_limit: int) -> None:
+        self.replacing = 0
+        self.growing = 0
+        self._engine = engine
+        self._bulk = bulk
+        self._stages = stages
+        self._value_limit = value_limit
+
+    def __repr__(self) -> str:
+        return f"<Space replacing={self.replacing} growing={self.growing} room={self.room}>"
+
+    @property
+    def room(self) -> int:
+        """Bytes that further uploads may take."""
+        taken = self._engine.size + self._stages.reserved + self.replacing
+        return self._engine.limit - taken
+
+    def claim(self, session: Session, item: SetItem, old: Stored | None) -> SetStatus | None:
+        """Claim what is needed to bind a value in place of ``old``.
+
+        Returns why the value cannot be bound, or None if it can. The bytes of a large value are
+        then taken from its upload.
+        """
+        stored = item.stored
+        if stored.size > self._value_limit or stored.inline > INLINE_BYTES_MAX:
+            return SetStatus.TOO_LARGE
+        if not content.matches(item.key, stored):
+            return SetStatus.MISMATCH
+        if not self._engine.fits(item.key, stored) or not self._will_fit(session, stored, old):
+            return SetStatus.FULL
+        if type(stored.body) is Large and not self._stages.take(stored, session, self.room):
+            return SetStatus.ABSENT
+        return None
+
+    def _will_fit(self, session: Session, stored: Stored, old: Stored | None) -> bool:
+        """Whether the value also fits when all uploads and replacements have ended."""
+        if self._stages.has(stored, session):  # it is one of these uploads
+            return True
+        coming = self.growing + self._stages.reserved
+        growth = stored.size - (old.size if old is not None else 0)
+        return self._engine.size + coming + growth <= self._engine.limit or growth <= 0
+
+    def release(self, stored: Stored) -> None:
+        """Drop the bytes of a claimed value that could not be bound."""
+        if type(stored.body) is Large:
+            self._bulk.drop(stored.token)
+
+    def begin_replacement(self, pending: PendingDeletion, new: Stored) -> None:
+        """A replacement becomes pending, with this new value."""
+        pending.replacement = new
+        self.replacing += new.size
+        self.growing += new.size - pending.size
+
+    def end_replacement(self, pending: PendingDeletion, new: Stored) -> None:
+        """A replacement is committed or has failed."""
+        self.replacing -= new.size
+        self.growing -= new.size - pending.size

@@ -20,9 +20,11 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from functools import partial
 
 from dstore.config import OUTCOMES_MAX
+from dstore.core.authority.acknowledgements import PendingDeletion
 from dstore.core.authority.active_writes import (
     WRITE_BYTES,
     WRITE_ITEM_BYTES,
@@ -31,13 +33,12 @@ from dstore.core.authority.active_writes import (
     repeated,
 )
 from dstore.core.authority.budgets import text_bytes
+from dstore.core.authority.effects import Outbox, Refuse
+from dstore.core.authority.holders import Holders
 from dstore.core.authority.invalidations import Invalidations
-from dstore.core.authority.outbox import Outbox
-from dstore.core.authority.pending import PendingDeletion
-from dstore.core.authority.sessions import Session, Sessions, outcome_bytes
-from dstore.core.authority.space import Space
-from dstore.core.authority.stages import Stages
-from dstore.core.authority.waits import Waits
+from dstore.core.authority.reads import Waits
+from dstore.core.authority.sessions import Session, outcome_bytes
+from dstore.core.authority.stages import Space, Stages
 from dstore.core.engine import Bulk, Engine
 from dstore.errors import DstoreError, StoreFull
 from dstore.protocol.messages import (
@@ -57,32 +58,21 @@ from dstore.protocol.messages import (
 )
 
 
+@dataclass(eq=False, repr=False)
 class Writes:
     """The writing half of :class:`~dstore.core.authority.state.GlobalState`."""
 
-    def __init__(
-        self,
-        epoch: int,
-        engine: Engine,
-        bulk: Bulk,
-        stages: Stages,
-        space: Space,
-        sessions: Sessions,
-        invalidations: Invalidations,
-        waits: Waits,
-        out: Outbox,
-    ) -> None:
-        self.closing = False
-        self._completed: deque[PendingDeletion] = deque()  # to be committed
-        self._epoch = epoch
-        self._engine = engine
-        self._bulk = bulk
-        self._stages = stages
-        self._space = space
-        self._holders = sessions.holders
-        self._invalidations = invalidations
-        self._waits = waits
-        self._out = out
+    _epoch: int
+    _engine: Engine
+    _bulk: Bulk
+    _stages: Stages
+    _space: Space
+    _holders: Holders
+    _invalidations: Invalidations
+    _waits: Waits
+    _out: Outbox
+    closing: bool = False
+    _completed: deque[PendingDeletion] = field(default_factory=deque)  # to be committed
 
     # ---- one message ----------------------------------------------------------------------
 
@@ -113,7 +103,7 @@ class Writes:
     def _admit(
         self, session: Session, route: Route, message: Set | Del, count: int, size: int
     ) -> ActiveWrite | None:
-        """Return the write to execute, or None if it is a repeat or is refused.
+        """Return the write to execute, or None if it is a repeat. Raises Refuse.
 
         It has ``count`` items, with ``size`` bytes of keys and values.
         """
@@ -128,28 +118,25 @@ class Writes:
             self._out.send(route, repeated(known, envelope))
             return None
         cost = WRITE_BYTES + count * WRITE_ITEM_BYTES + size
-        refusal = self._refusal(session, message, cost)
-        if refusal is not None:
-            self._out.refuse(route, message, *refusal)
-            return None
-        write = ActiveWrite(route, session, message, count, cost)
+        self._check_admission(session, message, cost)
+        write = ActiveWrite(
+            route, message.request, session, message.write, type(message) is Set, cost, count
+        )
         session.writes.take(cost)
         session.outcomes[message.write] = write
         return write
 
-    def _refusal(
-        self, session: Session, message: Set | Del, cost: int
-    ) -> tuple[Refusal, str] | None:
+    def _check_admission(self, session: Session, message: Set | Del, cost: int) -> None:
         if message.write < session.seen:
-            return Refusal.STALE_WRITE, "its sender has given it up"
+            raise Refuse(Refusal.STALE_WRITE, "its sender has given it up")
         if self.closing:
-            return Refusal.CLOSING, "Global is shutting down"
+            raise Refuse(Refusal.CLOSING, "Global is shutting down")
         if len(session.outcomes) >= OUTCOMES_MAX:
-            return Refusal.BUSY, f"{OUTCOMES_MAX:,} writes of this session wait to be seen"
+            text = f"{OUTCOMES_MAX:,} writes of this session wait to be seen"
+            raise Refuse(Refusal.BUSY, text)
         if not session.writes.admits(cost):
-            taken = session.writes.taken
-            return Refusal.BUSY, f"too many writes wait, {taken:,} bytes of them of this session"
-        return None
+            text = f"too many writes wait, {session.writes.taken:,} bytes of them of this session"
+            raise Refuse(Refusal.BUSY, text)
 
     def _finish(self, write: ActiveWrite, index: int, result: SetResult | DelResult) -> None:
         """Record the outcome of one item. When it was the last one, send the reply."""

@@ -13,10 +13,9 @@ import pytest
 
 from dstore.config import LABEL_MAX, SESSION_BYTES, WRITES_BYTES_ASSURED
 from dstore.core.authority import invalidations, reads, sessions, stages
-from dstore.core.authority import log as log_module
 from dstore.core.authority.budgets import Account, Budget
 from dstore.core.authority.holders import Holders, bits_of
-from dstore.core.authority.log import InvalidationLog
+from dstore.core.authority.invalidations import InvalidationLog
 from dstore.protocol import wire
 from dstore.protocol.messages import (
     Del,
@@ -210,7 +209,7 @@ def test_holders_take_no_more_than_what_is_counted(width: int, kind: str) -> Non
 def test_the_log_takes_no_more_than_what_is_counted(
     kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(log_module, "LOG_BYTES_MAX", 500_000)
+    monkeypatch.setattr(invalidations, "LOG_BYTES_MAX", 500_000)
     log = InvalidationLog(1 << 18)
     key = KEYS[kind]
 
