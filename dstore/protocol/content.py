@@ -11,7 +11,7 @@ from __future__ import annotations
 from blake3 import blake3
 
 from dstore.config import CONTENT_PREFIX
-from dstore.protocol.values import Buffer, Key, Large, Stored
+from dstore.protocol.messages import Buffer, Key, Large, Stored
 
 _PLAIN_CODEC = "bytes"
 

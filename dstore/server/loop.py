@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from dstore.core.authority.effects import GlobalEffect, Send
 from dstore.core.authority.state import GlobalState
@@ -17,7 +17,6 @@ from dstore.runtime import clock
 from dstore.runtime.logs import Log
 from dstore.runtime.rate_limited_log import RateLimitedLog
 from dstore.runtime.signals import signals_blocked
-from dstore.server.settings import Settings
 from dstore.shm import bulk_for
 from dstore.transport.router import Router
 
@@ -33,6 +32,22 @@ FINISH_SLACK = 0.5
 """Seconds beyond one lease within which the last answers must have been given."""
 
 
+class Settings(NamedTuple):
+    """The parameters of :class:`dstore.Global` that it needs when it binds.
+
+    ``publisher`` is empty if it follows from ``address``. ``shm`` is None for the default folder.
+    """
+
+    address: str
+    publisher: str
+    lease: float
+    log_length: int
+    value_limit: int
+    large_from: int
+    max_clients: int
+    shm: str | None
+
+
 class Loop:
     """What a bound Global has: a router, a place for large values, and a GlobalState.
 
@@ -46,9 +61,6 @@ class Loop:
         self._bulk: Bulk | None = None
         self._serving = False
         self._rate_limited_log = RateLimitedLog(log)
-
-    def __repr__(self) -> str:
-        return f"<Loop of {self.settings.address}>"
 
     # ---- life -----------------------------------------------------------------------------
 
