@@ -8,7 +8,6 @@ import os
 import weakref
 from collections import deque
 from collections.abc import Iterator
-from types import TracebackType
 
 from dstore import checks, config
 from dstore.core.engine import Engine
@@ -372,12 +371,7 @@ class Global:
         self.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def _serve_here(self) -> None:

@@ -162,7 +162,7 @@ MUTANTS = (
                 "        session.route = route\n        assert",
                 "        session.route = route\n"
                 "        recipient = self._invalidations.recipient(session)\n"
-                "        acknowledged, seq = recipient.acknowledged, self._invalidations.seq\n"
+                "        acknowledged, seq = recipient.acknowledged, self._invalidations.log.seq\n"
                 "        completed = self._invalidations.acknowledge(session, seq, now)\n"
                 "        recipient.acknowledged = acknowledged\n"
                 "        self._writes.complete(completed, now)\n        assert",
@@ -329,7 +329,7 @@ MUTANTS = (
                 "                old = self._engine.read(item.key)\n"
                 "                if replace and old is not None:\n"
                 "                    self._engine.replace(item.key, old.token, item.stored)\n"
-                "                    result = SetResult(SetStatus.REPLACED, self._invalidations.seq)\n"
+                "                    result = SetResult(SetStatus.REPLACED, self._invalidations.log.seq)\n"
                 "                    self._finish(write, index, result)\n"
                 "                else:\n"
                 "                    self._set(write, index, item, replace, now)\n\n"

@@ -103,19 +103,9 @@ class Invalidations:
         )
 
     @property
-    def seq(self) -> int:
-        """The number of the newest invalidation."""
-        return self.log.seq
-
-    @property
     def committed(self) -> int:
         """All deletions up to this number are committed."""
         return next(iter(self.pending.values())).seq - 1 if self.pending else self.log.seq
-
-    @property
-    def idle(self) -> bool:
-        """Whether no deletion is pending and nothing is kept for a broadcast."""
-        return not self.pending and not self.broadcasts.kept
 
     @property
     def wake_at(self) -> float:
@@ -220,10 +210,6 @@ class Invalidations:
             if newest.seq > max(recipient.targeted, self.broadcasts.awaited):
                 self._target(recipient, now)
 
-    def expire(self, now: float) -> list[PendingDeletion]:
-        """Leases, as they stood when the deletions started, run out."""
-        return self.acknowledgements.expire(now)
-
     def remind(self, now: float) -> None:
         """Send again what silent holders miss: a message or an acknowledgement may be lost."""
         for recipient in self.acknowledgements.reminders(now):
@@ -232,7 +218,8 @@ class Invalidations:
 
     def broadcast_due(self, now: float) -> None:
         """Broadcast what has been kept for long enough."""
-        if self.broadcasts.send_due(now):
+        if now >= self.broadcasts.wake_at:
+            self.broadcasts.send(False, now)
             self.announce()
 
     # ---- messages to one session ----------------------------------------------------------

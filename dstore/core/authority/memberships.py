@@ -64,7 +64,7 @@ class Memberships:
         session = self._sessions.open(message, route, now, self._peer_of(route))
         self._invalidations.open(session, now)
         session.welcome = self._welcome._replace(
-            session=session.id, nonce=session.nonce, seq=self._invalidations.seq
+            session=session.id, nonce=session.nonce, seq=self._invalidations.log.seq
         )
         self.wake_at = min(self.wake_at, self._sessions.end(session))
         self._alarm.at(self.wake_at)

@@ -245,5 +245,4 @@ class Reads:
             raise Refuse(Refusal.GONE, "the value is not here any more")
         self._out.counters["chunks_out"] += 1
         self._out.counters["bytes_out"] += len(data)
-        envelope = (self._epoch, session.id, message.request)
-        self._out.send(route, Chunk(*envelope, message.token, message.offset, data))
+        self._out.send(route, Chunk(*message[:3], message.token, message.offset, data))

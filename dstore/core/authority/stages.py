@@ -159,11 +159,8 @@ class Stages:
                 raise Refuse(Refusal.DAMAGED, "the value was damaged on its way")
             self._bulk.seal(token)
 
-    def has(self, stored: Stored, session: Session) -> bool:
-        """Whether this session uploads this value, or has uploaded it and not yet bound it."""
-        return self._upload(stored, session) is not None
-
-    def _upload(self, stored: Stored, session: Session) -> _Upload | None:
+    def find(self, stored: Stored, session: Session) -> _Upload | None:
+        """Return the upload of this value by this session, if it has begun and is not bound."""
         upload = self._uploads.get(stored.token)
         if upload is None or upload.session != session.id or upload.stored != stored:
             return None
@@ -177,7 +174,7 @@ class Stages:
         """
         if stored.token not in self._uploads:
             return stored.size <= room and self._bulk.adopt(stored.token, stored.size)
-        upload = self._upload(stored, session)
+        upload = self.find(stored, session)
         if upload is None or not upload.complete:
             return False
         self._forget(stored.token)
@@ -228,9 +225,6 @@ class Space:
         self._stages = stages
         self._value_limit = value_limit
 
-    def __repr__(self) -> str:
-        return f"<Space replacing={self.replacing} growing={self.growing} room={self.room}>"
-
     @property
     def room(self) -> int:
         """Bytes that further uploads may take."""
@@ -256,7 +250,7 @@ class Space:
 
     def _will_fit(self, session: Session, stored: Stored, old: Stored | None) -> bool:
         """Whether the value also fits when all uploads and replacements have ended."""
-        if self._stages.has(stored, session):  # it is one of these uploads
+        if self._stages.find(stored, session) is not None:  # it is one of these uploads
             return True
         coming = self.growing + self._stages.reserved
         growth = stored.size - (old.size if old is not None else 0)

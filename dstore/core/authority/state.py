@@ -24,29 +24,7 @@ from dstore.core.authority.sessions import Session, Sessions
 from dstore.core.authority.stages import Space, Stages
 from dstore.core.authority.writes import Writes
 from dstore.core.engine import Bulk, Engine
-from dstore.protocol.messages import (
-    Ack,
-    Del,
-    Fetch,
-    Get,
-    Goodbye,
-    Hello,
-    Refusal,
-    RequestMessage,
-    Route,
-    Scan,
-    Set,
-    Stage,
-    Staged,
-    Stats,
-    StatsReply,
-    Sync,
-    ToGlobal,
-    Unstage,
-    Unwait,
-    Wait,
-    Welcome,
-)
+from dstore.protocol import messages as m
 
 SWEEP_KEYS = 2_000
 """Keys whose retired holder bits are cleared in one step."""
@@ -76,12 +54,12 @@ class GlobalState:
         large_from: int,
         random63: Callable[[], int],
         max_clients: int = CLIENTS_MAX_DEFAULT,
-        peer_of: Callable[[Route], str | None] = lambda route: None,
+        peer_of: Callable[[m.Route], str | None] = lambda route: None,
     ) -> None:
         self.epoch = epoch
         self._engine = engine
         self._value_limit = value_limit
-        self._welcome = Welcome(epoch, 0, b"", 0, lease, publisher, value_limit, large_from)
+        self._welcome = m.Welcome(epoch, 0, b"", 0, lease, publisher, value_limit, large_from)
         alarm = self._alarm = Alarm()
         out = self._out = Outbox()
         sessions = self._sessions = Sessions(lease, random63)
@@ -109,22 +87,22 @@ class GlobalState:
         )
         # These messages are refused unless their session is open.
         self._of_sessions: dict[type, Callable[..., None]] = {
-            Get: self._reads.get,
-            Wait: self._reads.wait,
-            Scan: self._reads.scan,
-            Fetch: self._reads.fetch,
-            Stats: self._on_stats,
-            Sync: self._memberships.sync,
-            Ack: self._memberships.ack,
-            Set: self._on_set,
-            Del: self._writes.delete,
-            Stage: self._on_stage,
+            m.Get: self._reads.get,
+            m.Wait: self._reads.wait,
+            m.Scan: self._reads.scan,
+            m.Fetch: self._reads.fetch,
+            m.Stats: self._on_stats,
+            m.Sync: self._memberships.sync,
+            m.Ack: self._memberships.ack,
+            m.Set: self._on_set,
+            m.Del: self._writes.delete,
+            m.Stage: self._on_stage,
         }
         self._others: dict[type, Callable[..., None]] = {
-            Hello: self._memberships.hello,
-            Goodbye: self._memberships.goodbye,
-            Unstage: self._on_withdrawal,
-            Unwait: self._on_withdrawal,
+            m.Hello: self._memberships.hello,
+            m.Goodbye: self._memberships.goodbye,
+            m.Unstage: self._on_withdrawal,
+            m.Unwait: self._on_withdrawal,
         }
 
     def __repr__(self) -> str:
@@ -138,7 +116,8 @@ class GlobalState:
     @property
     def idle(self) -> bool:
         """Whether no Local waits for an answer, and all invalidations are broadcast."""
-        return self._invalidations.idle and self._waits.answerable() is None
+        to_notify = self._invalidations.pending or len(self._invalidations.broadcasts)
+        return not to_notify and self._waits.answerable() is None
 
     @property
     def counters(self) -> dict[str, int]:
@@ -147,7 +126,7 @@ class GlobalState:
 
     # ---- events ---------------------------------------------------------------------------
 
-    def receive(self, route: Route, message: ToGlobal, now: float) -> list[GlobalEffect]:
+    def receive(self, route: m.Route, message: m.ToGlobal, now: float) -> list[GlobalEffect]:
         """Handle one message.
 
         ``now`` must have been read after the message arrived: a lease that is counted from an
@@ -163,17 +142,17 @@ class GlobalState:
             self._out.refuse(route, message, *refuse.args)
         return self._out.take()
 
-    def _session(self, message: Sync | Ack | RequestMessage) -> Session:
+    def _session(self, message: m.Sync | m.Ack | m.RequestMessage) -> Session:
         """Return the session that a message names, or raise Refuse.
 
         A peer that knows the id of a session may speak for it on any connection: a Local sends
         requests over other connections than its HELLO, and all of them may have been replaced.
         """
         if message.epoch != self.epoch:
-            raise Refuse(Refusal.OTHER_EPOCH, "Global has restarted: its epoch is another")
+            raise Refuse(m.Refusal.OTHER_EPOCH, "Global has restarted: its epoch is another")
         session = self._sessions.get(message.session)
         if session is None:
-            raise Refuse(Refusal.UNKNOWN_SESSION, "the session has ended")
+            raise Refuse(m.Refusal.UNKNOWN_SESSION, "the session has ended")
         return session
 
     def tick(self, now: float) -> list[GlobalEffect]:
@@ -206,33 +185,31 @@ class GlobalState:
 
     # ---- handlers -------------------------------------------------------------------------
 
-    def _on_withdrawal(self, route: Route, message: Unwait | Unstage, now: float) -> None:
+    def _on_withdrawal(self, route: m.Route, message: m.Unwait | m.Unstage, now: float) -> None:
         session = self._sessions.get(message.session)
         if message.epoch != self.epoch or session is None:
             return  # these messages are not answered
-        if isinstance(message, Unwait):
+        if isinstance(message, m.Unwait):
             self._waits.drop(session, message)
         else:
             self._stages.drop(message.token, session)
 
-    def _on_set(self, session: Session, route: Route, message: Set, now: float) -> None:
+    def _on_set(self, session: Session, route: m.Route, message: m.Set, now: float) -> None:
         self._writes.set(session, route, message, now)
         self._reads.answer_bound()
 
-    def _on_stage(self, session: Session, route: Route, message: Stage, now: float) -> None:
+    def _on_stage(self, session: Session, route: m.Route, message: m.Stage, now: float) -> None:
         self.counters["chunks_in"] += 1
         self.counters["bytes_in"] += len(message.data)
         if message.stored.size > self._value_limit:
-            raise Refuse(Refusal.TOO_LARGE, "the value is too large")
+            raise Refuse(m.Refusal.TOO_LARGE, "the value is too large")
         room, limit = self._space.room, self._engine.limit
         received = self._stages.receive(session, message, room, limit, now)
-        envelope = (self.epoch, session.id, message.request)
-        staged = Staged(*envelope, message.stored.token, received, self._stages.credit)
-        self._out.send(route, staged)
+        token, credit = message.stored.token, self._stages.credit
+        self._out.send(route, m.Staged(*message[:3], token, received, credit))
 
-    def _on_stats(self, session: Session, route: Route, message: Stats, now: float) -> None:
-        metrics = self.metrics(now)
-        self._out.send(route, StatsReply(self.epoch, session.id, message.request, metrics))
+    def _on_stats(self, session: Session, route: m.Route, message: m.Stats, now: float) -> None:
+        self._out.send(route, m.StatsReply(*message[:3], self.metrics(now)))
 
     def metrics(self, now: float) -> dict[str, object]:
         """Return what is known about this Global, by name."""

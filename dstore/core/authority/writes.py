@@ -114,8 +114,7 @@ class Writes:
             known.route, known.request = route, message.request
             return None
         if known is not None:
-            envelope = (self._epoch, session.id, message.request)
-            self._out.send(route, repeated(known, envelope))
+            self._out.send(route, repeated(known, message[:3]))
             return None
         cost = WRITE_BYTES + count * WRITE_ITEM_BYTES + size
         self._check_admission(session, message, cost)
@@ -210,7 +209,16 @@ class Writes:
     def _delete(self, write: ActiveWrite, index: int, key: Key, wait: bool, now: float) -> None:
         pending = self._invalidations.pending.get(key)
         if pending is None:
-            self._start_deletion(write, index, key, wait, now)
+            stored = self._engine.read(key)
+            if stored is None:
+                result = DelResult(DelStatus.MISSING, self._invalidations.log.seq)
+                self._finish(write, index, result)
+                return
+            pending = PendingDeletion(key, stored, write, index)
+            self._invalidations.start(pending, now)
+            if not wait:
+                pending.write = None
+                self._finish(write, index, _pending(pending))
         elif pending.replacement is not None:
             pending.queued.append(partial(self._delete, write, index, key, wait))
         elif wait:
@@ -218,24 +226,11 @@ class Writes:
         else:
             self._finish(write, index, _pending(pending))
 
-    def _start_deletion(
-        self, write: ActiveWrite, index: int, key: Key, wait: bool, now: float
-    ) -> None:
-        stored = self._engine.read(key)
-        if stored is None:
-            self._finish(write, index, DelResult(DelStatus.MISSING, self._invalidations.log.seq))
-            return
-        pending = PendingDeletion(key, stored, write, index)
-        self._invalidations.start(pending, now)
-        if not wait:
-            pending.write = None
-            self._finish(write, index, _pending(pending))
-
     # ---- deleting, phase 2 ----------------------------------------------------------------
 
     def expire(self, now: float) -> None:
         """Commit the deletions that waited only for leases that have run out."""
-        self.complete(self._invalidations.expire(now), now)
+        self.complete(self._invalidations.acknowledgements.expire(now), now)
 
     def complete(self, completed: Iterable[PendingDeletion], now: float) -> None:
         """Commit deletions that wait for no holder, and those that this starts, and so on.
