@@ -44,7 +44,6 @@ def address(digest: bytes) -> Key:
 
 
 def is_address(key: Key) -> bool:
-    """Whether the key is a content address."""
     return key.startswith(CONTENT_PREFIX)
 
 

@@ -15,17 +15,14 @@ from dstore.protocol.messages import Key
 
 
 def from_bytes(raw: bytes) -> Key:
-    """Return the text of the key with these bytes."""
     return raw.decode("utf-8", "surrogateescape")
 
 
 def to_bytes(key: Key) -> bytes:
-    """Return the bytes of a key."""
     return key.encode("utf-8", "surrogateescape")
 
 
 def key_bytes(key: Key) -> int:
-    """Return the length of a key in bytes."""
     return len(key) if key.isascii() else len(to_bytes(key))
 
 

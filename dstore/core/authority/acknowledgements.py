@@ -75,7 +75,6 @@ class PendingDeletion:
         self._account.take(self._cost)
 
     def discharge(self) -> None:
-        """Take that memory off the account again."""
         self._account.take(-self._cost)
 
 
@@ -159,13 +158,6 @@ class Acknowledgements:
         heapq.heappush(self._moments, (moment, recipient.session.id))
         self._alarm.at(moment)
 
-    def _gather(self, now: float) -> None:
-        """Find the sessions whose moments have come."""
-        while self._moments and self._moments[0][0] <= now:
-            _, ident = heapq.heappop(self._moments)
-            if ident in self._awaited:
-                self._due[ident] = self._awaited[ident]
-
     def take(self, recipient: Recipient, applied: int, now: float) -> list[PendingDeletion]:
         """Take an acknowledgement of all invalidations up to ``applied``.
 
@@ -198,7 +190,10 @@ class Acknowledgements:
         Returns the deletions that wait for no holder any more. :meth:`reminders` is to follow, in
         this step or in the next tick.
         """
-        self._gather(now)
+        while self._moments and self._moments[0][0] <= now:
+            _, ident = heapq.heappop(self._moments)
+            if ident in self._awaited:
+                self._due[ident] = self._awaited[ident]
         completed = []
         for recipient in self._due.values():
             awaited = recipient.awaited
@@ -215,11 +210,10 @@ class Acknowledgements:
         return completed
 
     def reminders(self, now: float) -> Iterator[Recipient]:
-        """Yield the holders that are to be sent again what they miss.
+        """Yield the holders whose moments have come and that are to be sent again what they miss.
 
         The pauses between the reminders to a holder that stays silent grow.
         """
-        self._gather(now)
         while self._due:
             _, recipient = self._due.popitem()
             if not recipient.awaited:

@@ -19,23 +19,10 @@ from dstore.protocol.messages import (
 
 NEVER = float("inf")
 COUNTERS = (
-    "gets",
-    "waits",
-    "sets",
-    "dels",
-    "scans",
-    "chunks_in",
-    "bytes_in",
-    "chunks_out",
-    "bytes_out",
-    "syncs",
-    "targeted_invalidations",
-    "reminders",  # targeted invalidations that repeat what a silent holder was sent
-    "flushes",
-    "refused",
-    "malformed",
-    "cut",
-)
+    "gets", "waits", "sets", "dels", "scans", "chunks_in", "bytes_in", "chunks_out", "bytes_out",
+    "syncs", "targeted_invalidations", "reminders", "flushes", "refused", "malformed", "cut",
+)  # fmt: skip
+"""Reminders are targeted invalidations that repeat what a silent holder was sent."""
 
 
 class Send(NamedTuple):
@@ -75,11 +62,9 @@ class Outbox:
         self._broadcasts: list[GlobalEffect] = []
 
     def send(self, route: Route, message: ToLocal) -> None:
-        """Send a message to one Local."""
         self._sends.append(Send(route, message))
 
     def publish(self, message: Broadcast | Committed) -> None:
-        """Send a message to all Locals that subscribe to it."""
         self._broadcasts.append(Publish(message))
 
     def refuse(self, route: Route, message: ToGlobal, refusal: Refusal, text: str) -> None:

@@ -125,7 +125,6 @@ class Invalidations:
         return self.acknowledgements.take(recipient, self.log.seq, now)
 
     def recipient(self, session: Session) -> Recipient:
-        """Return the record of a session."""
         return self._recipients[session.id]
 
     def notified(self, session: Session) -> int:

@@ -109,7 +109,6 @@ class Memberships:
         self._invalidations.watch(session, message.watching)
 
     def ack(self, session: Session, route: Route, message: Ack, now: float) -> None:
-        """Take an acknowledgement."""
         self._acknowledge(session, route, message.applied, now)
         self._invalidations.notify_next(session, now)
 

@@ -135,7 +135,6 @@ class Waits:
             self._take(message.key, name)
 
     def end(self, session: Session) -> None:
-        """Drop the requests of a session that has ended."""
         for key, name in list(self._of.get(session.id, ())):
             self._take(key, name)
 
@@ -231,7 +230,6 @@ class Reads:
         self._out.send(route, GetReply(self._epoch, session.id, message.request, items))
 
     def scan(self, session: Session, route: Route, message: Scan, now: float) -> None:
-        """Answer a SCAN with one page of keys."""
         self._out.counters["scans"] += 1
         limit = max(1, min(message.limit, KEYS_PER_MESSAGE_MAX))
         keys = self._engine.scan(message.prefix, message.after, limit)
@@ -239,7 +237,6 @@ class Reads:
         self._out.send(route, ScanReply(self._epoch, session.id, message.request, keys, after))
 
     def fetch(self, session: Session, route: Route, message: Fetch, now: float) -> None:
-        """Answer a FETCH with a part of a large value."""
         data = self._bulk.read(message.token, message.offset, message.length)
         if not data:
             raise Refuse(Refusal.GONE, "the value is not here any more")

@@ -94,7 +94,6 @@ class Session:
                 self._forget(write)
 
     def forget_all_outcomes(self) -> None:
-        """Forget all outcomes: the session has ended."""
         for write in list(self.outcomes):
             self._forget(write)
 
@@ -142,11 +141,9 @@ class Sessions:
         return iter(self._by_id.values())
 
     def get(self, ident: int) -> Session | None:
-        """Return the open session with this id, or None."""
         return self._by_id.get(ident)
 
     def by_nonce(self, nonce: bytes) -> Session | None:
-        """Return the open session that a HELLO with this nonce opened, or None."""
         return self._by_nonce.get(nonce)
 
     def open(self, hello: Hello, route: Route, now: float, peer: str | None = None) -> Session:

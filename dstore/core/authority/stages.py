@@ -55,7 +55,6 @@ class _Upload:
         return self.received == self.stored.size
 
     def moved(self, now: float) -> None:
-        """A chunk has arrived."""
         if self.complete or self.received >= self.step:
             self.since = now
             self.step = self.received + UPLOAD_STEP
@@ -68,7 +67,6 @@ class Stages:
         self._bulk = bulk
         self._alarm = alarm
         self._uploads: dict[bytes, _Upload] = {}
-        self._of: dict[int, dict[bytes, int]] = {}  # by session: its tokens, with their sizes
         self.reserved = 0
 
     def __repr__(self) -> str:
@@ -117,7 +115,7 @@ class Stages:
         self, session: Session, message: Stage, room: int, limit: int, now: float
     ) -> _Upload:
         stored = message.stored
-        own = self._of.get(session.id, {})
+        own = [each.stored.size for each in self._of(session)]
         if len(self._uploads) >= UPLOADS_MAX:
             raise Refuse(Refusal.BUSY, f"{UPLOADS_MAX} uploads are under way")
         if len(own) >= UPLOADS_SHARE:
@@ -125,14 +123,13 @@ class Stages:
         try:
             if stored.size > room:
                 raise StoreFull("the memory limit is reached")
-            if own and sum(own.values()) + stored.size > UPLOAD_BYTES_SHARE * limit:
-                text = f"uploads of this session have reserved {sum(own.values()):,} bytes"
+            if own and sum(own) + stored.size > UPLOAD_BYTES_SHARE * limit:
+                text = f"uploads of this session have reserved {sum(own):,} bytes"
                 raise Refuse(Refusal.BUSY, text)
             self._bulk.reserve(stored.token, stored.size)
         except StoreFull as error:
             raise Refuse(Refusal.FULL, str(error)) from None
         upload = self._uploads[stored.token] = _Upload(stored, session.id, now)
-        self._of.setdefault(session.id, {})[stored.token] = stored.size
         self.reserved += stored.size
         self._alarm.at(now + STAGE_IDLE)
         return upload
@@ -187,9 +184,11 @@ class Stages:
             self._drop(token)
 
     def end(self, session: Session) -> None:
-        """Drop the uploads of a session that has ended."""
-        for token in list(self._of.get(session.id, ())):
-            self._drop(token)
+        for upload in self._of(session):
+            self._drop(upload.stored.token)
+
+    def _of(self, session: Session) -> list[_Upload]:
+        return [each for each in self._uploads.values() if each.session == session.id]
 
     def expire(self, now: float) -> None:
         """Drop the uploads of which too little has arrived for too long."""
@@ -201,12 +200,7 @@ class Stages:
         self._bulk.drop(token)
 
     def _forget(self, token: bytes) -> None:
-        upload = self._uploads.pop(token)
-        self.reserved -= upload.stored.size
-        own = self._of[upload.session]
-        del own[token]
-        if not own:
-            del self._of[upload.session]
+        self.reserved -= self._uploads.pop(token).stored.size
 
 
 class Space:
@@ -262,7 +256,6 @@ class Space:
             self._bulk.drop(stored.token)
 
     def begin_replacement(self, pending: PendingDeletion, new: Stored) -> None:
-        """A replacement becomes pending, with this new value."""
         pending.replacement = new
         self.replacing += new.size
         self.growing += new.size - pending.size

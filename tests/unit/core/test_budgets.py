@@ -352,7 +352,7 @@ def test_a_session_cannot_take_all_uploads(monkeypatch: pytest.MonkeyPatch) -> N
     assert staged(a, 60_000).refusal is Refusal.FULL
     b.state.goodbye(world.now)
     world.settle()
-    assert world.state._stages._of.keys() == {a.state.session}
+    assert {each.session for each in world.state._stages._uploads.values()} == {a.state.session}
 
 
 def test_an_upload_that_hardly_moves_is_dropped() -> None:
