@@ -23,12 +23,21 @@ from dstore.config import (
     UPLOADS_SHARE,
 )
 from dstore.core.authority.acknowledgements import PendingDeletion
-from dstore.core.authority.effects import NEVER, Alarm, Refuse
+from dstore.core.authority.effects import NEVER, Alarm, Outbox, Refuse
 from dstore.core.authority.sessions import Session
 from dstore.core.engine import Bulk, Engine, Lost
 from dstore.errors import StoreFull
 from dstore.protocol import content
-from dstore.protocol.messages import Large, Refusal, SetItem, SetStatus, Stage, Stored
+from dstore.protocol.messages import (
+    Large,
+    Refusal,
+    Route,
+    SetItem,
+    SetStatus,
+    Stage,
+    Staged,
+    Stored,
+)
 
 STAGE_IDLE = 10.0
 """Seconds within which ``UPLOAD_STEP`` bytes of an upload have to arrive, or the rest if that is
@@ -61,13 +70,26 @@ class _Upload:
 
 
 class Stages:
-    """All uploads, by token. ``bulk`` has their bytes; ``reserved`` is how many they will have."""
+    """All uploads, by token, and the room that they leave.
 
-    def __init__(self, bulk: Bulk, alarm: Alarm) -> None:
+    The memory is that of the engine, of uploads (``reserved``), and of the replacements that are
+    pending. Of such a replacement both values are here: ``replacing`` are the bytes of the new
+    values, ``growing`` those by which the values will grow. No value may have more than
+    ``value_limit`` bytes.
+    """
+
+    def __init__(
+        self, engine: Engine, bulk: Bulk, value_limit: int, out: Outbox, alarm: Alarm
+    ) -> None:
+        self.value_limit = value_limit
+        self.reserved = 0
+        self.replacing = 0
+        self.growing = 0
+        self._engine = engine
         self._bulk = bulk
+        self._out = out
         self._alarm = alarm
         self._uploads: dict[bytes, _Upload] = {}
-        self.reserved = 0
 
     def __repr__(self) -> str:
         return f"<Stages uploads={len(self)} reserved={self.reserved}>"
@@ -76,10 +98,9 @@ class Stages:
         return len(self._uploads)
 
     @property
-    def credit(self) -> int:
-        """Bytes that each upload may have under way."""
-        share = CREDIT_TOTAL // max(1, len(self._uploads))
-        return max(CHUNK_BYTES, min(share, CHUNKS_AHEAD * CHUNK_BYTES))
+    def room(self) -> int:
+        """Bytes that further uploads may take."""
+        return self._engine.limit - self._engine.size - self.reserved - self.replacing
 
     @property
     def wake_at(self) -> float:
@@ -88,11 +109,18 @@ class Stages:
             return NEVER
         return min([upload.since for upload in self._uploads.values()]) + STAGE_IDLE
 
-    def receive(self, session: Session, message: Stage, room: int, limit: int, now: float) -> int:
-        """Take a chunk. Returns how many bytes of the value are here now.
+    def stage(self, session: Session, route: Route, message: Stage, now: float) -> None:
+        """Take a chunk, and answer how many bytes of the value are here now."""
+        self._out.counters["chunks_in"] += 1
+        self._out.counters["bytes_in"] += len(message.data)
+        if message.stored.size > self.value_limit:
+            raise Refuse(Refusal.TOO_LARGE, "the value is too large")
+        received = self._receive(session, message, now)
+        share = CREDIT_TOTAL // max(1, len(self._uploads))
+        credit = max(CHUNK_BYTES, min(share, CHUNKS_AHEAD * CHUNK_BYTES))
+        self._out.send(route, Staged(*message[:3], message.stored.token, received, credit))
 
-        ``room`` is how many bytes may still be reserved, out of ``limit``. Raises Refuse.
-        """
+    def _receive(self, session: Session, message: Stage, now: float) -> int:
         token = message.stored.token
         upload = self._uploads.get(token)
         if upload is None:
@@ -100,7 +128,7 @@ class Stages:
                 return message.stored.size  # a late duplicate: it has been bound meanwhile
             if message.offset:
                 return 0  # it was dropped here; its sender starts again
-            upload = self._begin(session, message, room, limit, now)
+            upload = self._begin(session, message.stored, now)
         if upload.session != session.id:
             raise Refuse(Refusal.BAD_MESSAGE, "another session uploads under this token")
         end = message.offset + len(message.data)
@@ -111,19 +139,16 @@ class Stages:
         upload.moved(now)
         return upload.received
 
-    def _begin(
-        self, session: Session, message: Stage, room: int, limit: int, now: float
-    ) -> _Upload:
-        stored = message.stored
+    def _begin(self, session: Session, stored: Stored, now: float) -> _Upload:
         own = [each.stored.size for each in self._of(session)]
         if len(self._uploads) >= UPLOADS_MAX:
             raise Refuse(Refusal.BUSY, f"{UPLOADS_MAX} uploads are under way")
         if len(own) >= UPLOADS_SHARE:
             raise Refuse(Refusal.BUSY, f"{UPLOADS_SHARE} uploads of this session are under way")
         try:
-            if stored.size > room:
+            if stored.size > self.room:
                 raise StoreFull("the memory limit is reached")
-            if own and sum(own) + stored.size > UPLOAD_BYTES_SHARE * limit:
+            if own and sum(own) + stored.size > UPLOAD_BYTES_SHARE * self._engine.limit:
                 text = f"uploads of this session have reserved {sum(own):,} bytes"
                 raise Refuse(Refusal.BUSY, text)
             self._bulk.reserve(stored.token, stored.size)
@@ -156,27 +181,6 @@ class Stages:
                 raise Refuse(Refusal.DAMAGED, "the value was damaged on its way")
             self._bulk.seal(token)
 
-    def find(self, stored: Stored, session: Session) -> _Upload | None:
-        """Return the upload of this value by this session, if it has begun and is not bound."""
-        upload = self._uploads.get(stored.token)
-        if upload is None or upload.session != session.id or upload.stored != stored:
-            return None
-        return upload
-
-    def take(self, stored: Stored, session: Session, room: int) -> bool:
-        """Hand the bytes of a large value to the caller. Returns False if some are missing.
-
-        Of ``room`` bytes a value may be taken that a Node of this host has written to shared
-        memory.
-        """
-        if stored.token not in self._uploads:
-            return stored.size <= room and self._bulk.adopt(stored.token, stored.size)
-        upload = self.find(stored, session)
-        if upload is None or not upload.complete:
-            return False
-        self._forget(stored.token)
-        return True
-
     def drop(self, token: bytes, session: Session) -> None:
         """Drop an upload of this session. A value that has been taken is no upload any more."""
         upload = self._uploads.get(token)
@@ -202,28 +206,14 @@ class Stages:
     def _forget(self, token: bytes) -> None:
         self.reserved -= self._uploads.pop(token).stored.size
 
+    def _find(self, stored: Stored, session: Session) -> _Upload | None:
+        """Return the upload of this value by this session, if it has begun and is not bound."""
+        upload = self._uploads.get(stored.token)
+        if upload is None or upload.session != session.id or upload.stored != stored:
+            return None
+        return upload
 
-class Space:
-    """The memory of the engine, of uploads, and of the replacements that are pending.
-
-    While a replacement is pending both its values are here: ``replacing`` are the bytes of the new
-    values, ``growing`` those by which the values will grow. No value may have more than
-    ``value_limit`` bytes.
-    """
-
-    def __init__(self, engine: Engine, bulk: Bulk, stages: Stages, value_limit: int) -> None:
-        self.replacing = 0
-        self.growing = 0
-        self._engine = engine
-        self._bulk = bulk
-        self._stages = stages
-        self._value_limit = value_limit
-
-    @property
-    def room(self) -> int:
-        """Bytes that further uploads may take."""
-        taken = self._engine.size + self._stages.reserved + self.replacing
-        return self._engine.limit - taken
+    # ---- binding --------------------------------------------------------------------------
 
     def claim(self, session: Session, item: SetItem, old: Stored | None) -> SetStatus | None:
         """Claim what is needed to bind a value in place of ``old``.
@@ -232,21 +222,34 @@ class Space:
         then taken from its upload.
         """
         stored = item.stored
-        if stored.size > self._value_limit or stored.inline > INLINE_BYTES_MAX:
+        if stored.size > self.value_limit or stored.inline > INLINE_BYTES_MAX:
             return SetStatus.TOO_LARGE
         if not content.matches(item.key, stored):
             return SetStatus.MISMATCH
         if not self._engine.fits(item.key, stored) or not self._will_fit(session, stored, old):
             return SetStatus.FULL
-        if type(stored.body) is Large and not self._stages.take(stored, session, self.room):
+        if type(stored.body) is Large and not self._take(stored, session):
             return SetStatus.ABSENT
         return None
 
+    def _take(self, stored: Stored, session: Session) -> bool:
+        """Take the bytes of a large value from its upload, if they are all here.
+
+        Or take over a value that a Node of this host has written to shared memory.
+        """
+        if stored.token not in self._uploads:
+            return stored.size <= self.room and self._bulk.adopt(stored.token, stored.size)
+        upload = self._find(stored, session)
+        if upload is None or not upload.complete:
+            return False
+        self._forget(stored.token)
+        return True
+
     def _will_fit(self, session: Session, stored: Stored, old: Stored | None) -> bool:
         """Whether the value also fits when all uploads and replacements have ended."""
-        if self._stages.find(stored, session) is not None:  # it is one of these uploads
+        if self._find(stored, session) is not None:  # it is one of these uploads
             return True
-        coming = self.growing + self._stages.reserved
+        coming = self.growing + self.reserved
         growth = stored.size - (old.size if old is not None else 0)
         return self._engine.size + coming + growth <= self._engine.limit or growth <= 0
 

@@ -21,7 +21,7 @@ from dstore.core.authority.invalidations import Invalidations
 from dstore.core.authority.memberships import Memberships
 from dstore.core.authority.reads import Reads, Waits
 from dstore.core.authority.sessions import Session, Sessions
-from dstore.core.authority.stages import Space, Stages
+from dstore.core.authority.stages import Stages
 from dstore.core.authority.writes import Writes
 from dstore.core.engine import Bulk, Engine
 from dstore.protocol import messages as m
@@ -58,7 +58,6 @@ class GlobalState:
     ) -> None:
         self.epoch = epoch
         self._engine = engine
-        self._value_limit = value_limit
         self._welcome = m.Welcome(epoch, 0, b"", 0, lease, publisher, value_limit, large_from)
         alarm = self._alarm = Alarm()
         out = self._out = Outbox()
@@ -66,13 +65,10 @@ class GlobalState:
         holders = self._holders = sessions.holders
         invalidations = self._invalidations = Invalidations(epoch, log_length, sessions, out, alarm)
         log = self._log = invalidations.log
-        stages = self._stages = Stages(bulk, alarm)
-        space = self._space = Space(engine, bulk, stages, value_limit)
+        stages = self._stages = Stages(engine, bulk, value_limit, out, alarm)
         waits = self._waits = Waits(alarm)
         self._reads = Reads(epoch, engine, bulk, holders, log, invalidations.pending, waits, out)
-        self._writes = Writes(
-            epoch, engine, bulk, stages, space, holders, invalidations, waits, out
-        )
+        self._writes = Writes(epoch, engine, bulk, stages, holders, invalidations, waits, out)
         self._memberships = Memberships(
             self._welcome,
             sessions,
@@ -96,7 +92,7 @@ class GlobalState:
             m.Ack: self._memberships.ack,
             m.Set: self._on_set,
             m.Del: self._writes.delete,
-            m.Stage: self._on_stage,
+            m.Stage: stages.stage,
         }
         self._others: dict[type, Callable[..., None]] = {
             m.Hello: self._memberships.hello,
@@ -198,16 +194,6 @@ class GlobalState:
         self._writes.set(session, route, message, now)
         self._reads.answer_bound()
 
-    def _on_stage(self, session: Session, route: m.Route, message: m.Stage, now: float) -> None:
-        self.counters["chunks_in"] += 1
-        self.counters["bytes_in"] += len(message.data)
-        if message.stored.size > self._value_limit:
-            raise Refuse(m.Refusal.TOO_LARGE, "the value is too large")
-        room, limit = self._space.room, self._engine.limit
-        received = self._stages.receive(session, message, room, limit, now)
-        token, credit = message.stored.token, self._stages.credit
-        self._out.send(route, m.Staged(*message[:3], token, received, credit))
-
     def _on_stats(self, session: Session, route: m.Route, message: m.Stats, now: float) -> None:
         self._out.send(route, m.StatsReply(*message[:3], self.metrics(now)))
 
@@ -218,7 +204,7 @@ class GlobalState:
             "keys": len(self._engine),
             "bytes": self._engine.size,
             "bytes_limit": self._engine.limit,
-            "value_limit": self._value_limit,
+            "value_limit": self._stages.value_limit,
             "large_from": self._welcome.large_from,
             "lease": self._welcome.lease,
             "seq": self._log.seq,

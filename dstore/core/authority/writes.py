@@ -38,7 +38,7 @@ from dstore.core.authority.holders import Holders
 from dstore.core.authority.invalidations import Invalidations
 from dstore.core.authority.reads import Waits
 from dstore.core.authority.sessions import Session, outcome_bytes
-from dstore.core.authority.stages import Space, Stages
+from dstore.core.authority.stages import Stages
 from dstore.core.engine import Bulk, Engine
 from dstore.errors import DstoreError, StoreFull
 from dstore.protocol.messages import (
@@ -66,7 +66,6 @@ class Writes:
     _engine: Engine
     _bulk: Bulk
     _stages: Stages
-    _space: Space
     _holders: Holders
     _invalidations: Invalidations
     _waits: Waits
@@ -162,13 +161,13 @@ class Writes:
         old = self._engine.read(item.key)
         if old is not None and not replace:
             result = self._occupied(write, item.key, old)
-        elif (refusal := self._space.claim(write.session, item, old)) is not None:
+        elif (refusal := self._stages.claim(write.session, item, old)) is not None:
             result = SetResult(refusal, self._invalidations.log.seq)
         elif old is None:
             result = self._bind(write.session, item)
         else:
             pending = PendingDeletion(item.key, old, write, index)
-            self._space.begin_replacement(pending, item.stored)
+            self._stages.begin_replacement(pending, item.stored)
             self._invalidations.start(pending, now)
             return
         refused = result.status not in (SetStatus.STORED, SetStatus.ABSENT)
@@ -181,7 +180,7 @@ class Writes:
         try:
             self._engine.bind(item.key, item.stored)
         except DstoreError as error:
-            self._space.release(item.stored)
+            self._stages.release(item.stored)
             full = isinstance(error, StoreFull)
             return SetResult(SetStatus.FULL if full else SetStatus.FAILED, seq)
         self._waits.bound(item.key)
@@ -273,13 +272,13 @@ class Writes:
         assert new is not None
         assert pending.write is not None
         seq = self._invalidations.log.seq
-        self._space.end_replacement(pending, new)
+        self._stages.end_replacement(pending, new)
         try:
             replaced = self._engine.replace(pending.key, pending.token, new)
         except DstoreError:
             replaced = False
         if not replaced:
-            self._space.release(new)
+            self._stages.release(new)
             return SetResult(SetStatus.FAILED, seq)
         if pending.large:
             self._bulk.drop(pending.token)

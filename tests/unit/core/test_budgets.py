@@ -340,7 +340,7 @@ def test_a_session_cannot_take_all_uploads(monkeypatch: pytest.MonkeyPatch) -> N
         world.deliver(b"s", Stage(*own(member), 1, stored, 0, data))
         return world.inboxes[b"s"].pop()
 
-    monkeypatch.setattr(world.state, "_value_limit", 100_000)
+    monkeypatch.setattr(world.state._stages, "value_limit", 100_000)
     assert staged(a, 50_000).received == 1, "one may be as large as there is room"
     assert staged(a, 1_000).refusal is Refusal.BUSY, "then it has its share of the memory"
     assert staged(b, 20_000).received == 1
@@ -358,7 +358,7 @@ def test_a_session_cannot_take_all_uploads(monkeypatch: pytest.MonkeyPatch) -> N
 def test_an_upload_that_hardly_moves_is_dropped() -> None:
     world = World(limit=1 << 20)
     (a,) = world.joined("a")
-    world.state._value_limit = 1 << 20
+    world.state._stages.value_limit = 1 << 20
     slow = Stored(world.random16(), "bytes", Large(100_000, bytes(32)))
     fast = Stored(world.random16(), "bytes", Large(150_000, bytes(32)))
     for second in range(12):
