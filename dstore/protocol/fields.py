@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
-from dstore.config import CHUNK_BYTES_MAX, KEY_BYTES_MAX, KEYS_PER_MESSAGE_MAX, LABEL_MAX
+from dstore.config import CHUNK_BYTES_MAX, KEY_BYTES_MAX, KEYS_PER_MESSAGE_MAX, LABEL_MAX, SIZE_MAX
 from dstore.errors import BadMessage
 from dstore.protocol.keys import key_bytes
 from dstore.protocol.messages import (
@@ -198,16 +198,13 @@ def inline(field: Any) -> bytes:
     return field
 
 
-def size(field: Any) -> int:
-    if not 1 <= uint(field) < 1 << 62:
-        raise BadMessage(f"a large value has at least one byte, not {shown(field)}")
-    return int(field)
+def length(most: int, expected: str) -> Callable[[Any], int]:
+    def checked(field: Any) -> int:
+        if not 1 <= uint(field) <= most:
+            raise BadMessage(f"{expected}, not {shown(field)}")
+        return int(field)
 
-
-def chunk_length(field: Any) -> int:
-    if not 1 <= uint(field) <= CHUNK_BYTES_MAX:
-        raise BadMessage(f"a chunk has 1 to {CHUNK_BYTES_MAX} bytes, not {shown(field)}")
-    return int(field)
+    return checked
 
 
 def data(field: Any) -> Buffer:
@@ -217,8 +214,13 @@ def data(field: Any) -> Buffer:
     return field  # type: ignore[no-any-return]
 
 
+chunk_length = length(CHUNK_BYTES_MAX, f"a chunk has 1 to {CHUNK_BYTES_MAX} bytes")
 id16 = exactly(16, "16 bytes")
-large = record(Large, size, exactly(32, "a digest of 32 bytes"))
+large = record(
+    Large,
+    length(SIZE_MAX, "a large value has at least one byte"),
+    exactly(32, "a digest of 32 bytes"),
+)
 
 
 def body(field: Any) -> Body:

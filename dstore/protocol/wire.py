@@ -46,12 +46,10 @@ class OtherVersion(BadMessage):
 class Malformed(BadMessage):
     """The frame is of dstore but its fields are wrong.
 
-    ``epoch``, ``session`` and ``request`` say what the answer is to name; 0 is unknown.
+    ``envelope`` has the epoch, session and request that the answer is to name; 0 is unknown.
     """
 
-    epoch = 0
-    session = 0
-    request = 0
+    envelope = (0, 0, 0)
 
 
 # ---- the messages -----------------------------------------------------------------------------
@@ -238,8 +236,7 @@ def _lookup(table: _Table, number: Any) -> tuple[type[Any], tuple[f.Check, ...]]
 def _malformed(kind: Any, fields: list[Any], cause: BadMessage) -> Malformed:
     """Make the error, with the request that it answers if the frame's envelope can be read."""
     error = Malformed(f"{kind.__name__.upper()}: {cause}")
-    names = ("epoch", "session", "request")
-    if kind._fields[:3] == names:
-        for name, field in zip(names, fields):
-            setattr(error, name, field if type(field) is int and field >= 0 else 0)
+    if kind._fields[:3] == ("epoch", "session", "request"):
+        known = [field if type(field) is int and field >= 0 else 0 for field in (*fields, 0, 0, 0)]
+        error.envelope = (known[0], known[1], known[2])
     return error

@@ -198,7 +198,5 @@ class Loop:
         self._rate_limited_log.warning("refused a frame that is not a message of ours: %s", error)
         other = isinstance(error, wire.OtherVersion)
         refusal = Refusal.OTHER_VERSION if other else Refusal.BAD_MESSAGE
-        envelope = (0, 0, 0)
-        if isinstance(error, wire.Malformed):
-            envelope = (error.epoch, error.session, error.request)
+        envelope = error.envelope if isinstance(error, wire.Malformed) else (0, 0, 0)
         router.send(route, wire.encode(Refused(*envelope, refusal, str(error))))
