@@ -272,7 +272,7 @@ MUTANTS = (
         "cacheable answer to a repeated SET",
         (
             (
-                "core.authority.active_writes",
+                "core.authority.sessions",
                 "        SetResult(SetStatus(status), seq, False, None, confirmed, expired)\n",
                 "        SetResult(SetStatus(status), seq, True, None, confirmed, expired)\n",
             ),

@@ -17,10 +17,9 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sized
 from dataclasses import InitVar, dataclass, field
 
-from dstore.core.authority.active_writes import ActiveWrite
 from dstore.core.authority.budgets import Account, text_bytes
 from dstore.core.authority.effects import NEVER, Alarm
-from dstore.core.authority.sessions import Session
+from dstore.core.authority.sessions import ActiveWrite, Session
 from dstore.protocol.messages import Key, Large, Stored
 
 REMIND_AFTER = 0.005

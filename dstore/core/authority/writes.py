@@ -25,19 +25,18 @@ from functools import partial
 
 from dstore.config import OUTCOMES_MAX
 from dstore.core.authority.acknowledgements import PendingDeletion
-from dstore.core.authority.active_writes import (
-    WRITE_BYTES,
-    WRITE_ITEM_BYTES,
-    ActiveWrite,
-    recorded,
-    repeated,
-)
 from dstore.core.authority.budgets import text_bytes
 from dstore.core.authority.effects import Outbox, Refuse
 from dstore.core.authority.holders import Holders
 from dstore.core.authority.invalidations import Invalidations
 from dstore.core.authority.reads import Waits
-from dstore.core.authority.sessions import Session, outcome_bytes
+from dstore.core.authority.sessions import (
+    WRITE_BYTES,
+    WRITE_ITEM_BYTES,
+    ActiveWrite,
+    Session,
+    repeated,
+)
 from dstore.core.authority.stages import Stages
 from dstore.core.engine import Bulk, Engine
 from dstore.errors import DstoreError, StoreFull
@@ -138,16 +137,10 @@ class Writes:
 
     def _finish(self, write: ActiveWrite, index: int, result: SetResult | DelResult) -> None:
         """Record the outcome of one item. When it was the last one, send the reply."""
-        if not write.note(index, result):
-            return
-        session = write.session
-        reply = write.reply(self._epoch)
-        self._out.send(write.route, reply)
-        change = -write.cost
-        if session.open and write.number >= session.seen:
-            outcome = session.outcomes[write.number] = recorded(reply)
-            change += outcome_bytes(outcome)
-        session.writes.take(change)
+        if write.note(index, result):
+            reply = write.reply(self._epoch)
+            self._out.send(write.route, reply)
+            write.session.record(write, reply)
 
     # ---- binding --------------------------------------------------------------------------
 
