@@ -58,7 +58,9 @@ class GlobalState:
     ) -> None:
         self.epoch = epoch
         self._engine = engine
-        self._welcome = m.Welcome(epoch, 0, b"", 0, lease, publisher, value_limit, large_from)
+        welcome = self._welcome = m.Welcome(
+            epoch, 0, b"", 0, lease, publisher, value_limit, large_from
+        )
         alarm = self._alarm = Alarm()
         out = self._out = Outbox()
         sessions = self._sessions = Sessions(lease, random63)
@@ -68,12 +70,14 @@ class GlobalState:
         stages = self._stages = Stages(engine, bulk, value_limit, out, alarm)
         waits = self._waits = Waits(alarm)
         self._reads = Reads(epoch, engine, bulk, holders, log, invalidations.pending, waits, out)
-        self._writes = Writes(epoch, engine, bulk, stages, holders, invalidations, waits, out)
+        writes = self._writes = Writes(
+            epoch, engine, bulk, stages, holders, invalidations, waits, out
+        )
         self._memberships = Memberships(
-            self._welcome,
+            welcome,
             sessions,
             invalidations,
-            self._writes,
+            writes,
             waits,
             stages,
             out,
