@@ -133,9 +133,9 @@ class Memberships:
         self._out.send(route, Farewell(message.epoch, message.session))
 
     def drop_silent(self, now: float) -> None:
-        """End the sessions from which no message has come for too long."""
+        """End the sessions that have lingered for their time without a message."""
         if now >= self.wake_at:
-            for session in self._sessions.silent(now):
+            for session in [each for each in self._sessions if self._sessions.end(each) <= now]:
                 self._end(session, now)
             self.wake_at = now + self._sessions.lease if len(self._sessions) else NEVER
 

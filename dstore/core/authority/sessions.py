@@ -301,10 +301,6 @@ class Sessions:
         """Return the open sessions that have been handed the value of ``key``."""
         return [self._by_bit[bit] for bit in bits_of(self.holders.of(key) & self._mask)]
 
-    def silent(self, now: float) -> list[Session]:
-        """Return the sessions that have lingered for their time and are to be dropped."""
-        return [each for each in self if self.end(each) <= now]
-
     def end(self, session: Session) -> float:
         """When a session is dropped if no further message comes from it."""
         return session.lease_end + (self.linger if session.renewed else self._linger_first)
