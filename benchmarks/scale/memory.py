@@ -18,7 +18,7 @@ from benchmarks.scale.cluster import EPOCH, LABEL
 from benchmarks.scale.socket_costs import with_peers
 from dstore.config import CLIENTS_MAX, LARGE_FROM_DEFAULT, LEASE_DEFAULT, LOG_LENGTH_DEFAULT
 from dstore.core.authority.holders import Holders
-from dstore.core.authority.log import InvalidationLog
+from dstore.core.authority.invalidations import InvalidationLog
 from dstore.core.authority.state import GlobalState
 from dstore.protocol.messages import Hello
 from dstore.server.engines.memory import MemoryEngine

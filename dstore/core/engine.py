@@ -43,28 +43,17 @@ class Bulk(Protocol):
         then the same upload starts again.
 
         This must take no longer than writing a piece, however large the value is. So the room may
-        be promised here and be reserved while the value is written.
-
-        Raises
-        ------
-        StoreFull
-            There is no memory. Nothing has changed.
+        be promised here and be reserved while the value is written. Raises StoreFull, and changes
+        nothing, if there is no memory.
         """
 
     def write(self, token: bytes, offset: int, data: Buffer) -> None:
         """Write a piece of a value that is reserved and not sealed. Pieces come in any order.
 
-        Raises
-        ------
-        KeyError
-            No value with that token is reserved and not sealed.
-        ValueError
-            The piece is not within the value.
-        Lost
-            Others have taken the room that was promised, and there is other room: the value has to
-            be written from its beginning.
-        StoreFull
-            Others have taken the room that was promised. Nothing has changed.
+        Raises KeyError if no value with that token is reserved and not sealed, and ValueError if
+        the piece is not within the value. If others have taken the room that was promised, raises
+        Lost if there is other room and the value has to be written from its beginning, and
+        StoreFull, with nothing changed, if there is none.
         """
 
     def seal(self, token: bytes) -> None:
@@ -112,10 +101,7 @@ class Engine(Protocol):
     def bind(self, key: Key, stored: Stored) -> None:
         """Bind a value to a key that has none; the caller has made sure of that.
 
-        Raises
-        ------
-        StoreFull
-            The value does not fit. Nothing has changed.
+        Raises StoreFull, and changes nothing, if the value does not fit.
         """
 
     def replace(self, key: Key, token: bytes, stored: Stored) -> bool:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from blake3 import blake3
 
 from dstore.config import CONTENT_PREFIX
-from dstore.protocol.values import Buffer, Key, Large, Stored
+from dstore.protocol.messages import Buffer, Key, Large, Stored
 
 _PLAIN_CODEC = "bytes"
 
@@ -44,7 +44,6 @@ def address(digest: bytes) -> Key:
 
 
 def is_address(key: Key) -> bool:
-    """Whether the key is a content address."""
     return key.startswith(CONTENT_PREFIX)
 
 

@@ -1,9 +1,8 @@
-"""The fields of messages: how each kind of field is checked and read.
+"""The fields of messages: how each kind of field is checked and read, for the tables in wire.py.
 
 A *check* takes an unpacked field and returns it, or raises BadMessage. A field that may be a list
 or a table has a *read* as well, which reads it step by step from a :class:`~unpacking.Frame`, so
-that nothing large is made before it is checked. The names of the checks stand in the tables of
-:mod:`dstore.protocol.wire`.
+that nothing large is made before it is checked.
 """
 
 from __future__ import annotations
@@ -11,11 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
-from dstore.config import CHUNK_BYTES_MAX, KEY_BYTES_MAX, KEYS_PER_MESSAGE_MAX, LABEL_MAX
+from dstore.config import CHUNK_BYTES_MAX, KEY_BYTES_MAX, KEYS_PER_MESSAGE_MAX, LABEL_MAX, SIZE_MAX
 from dstore.errors import BadMessage
 from dstore.protocol.keys import key_bytes
-from dstore.protocol.unpacking import LISTS, NIL, TEXT_BYTES_MAX, Frame, check_length
-from dstore.protocol.values import (
+from dstore.protocol.messages import (
     Body,
     Buffer,
     DelResult,
@@ -27,6 +25,7 @@ from dstore.protocol.values import (
     SetStatus,
     Stored,
 )
+from dstore.protocol.unpacking import LISTS, NIL, TEXT_BYTES_MAX, Frame, check_length
 
 CODEC_NAME_MAX = 64
 """Characters of a codec's name."""
@@ -98,15 +97,16 @@ def key(field: Any) -> Key:
     return field
 
 
-def id16(field: Any) -> bytes:
-    if type(field) is not bytes or len(field) != 16:
-        raise BadMessage(f"expected 16 bytes, got {shown(field)}")
-    return field
+def exactly(length: int, expected: str) -> Callable[[Any], bytes]:
+    def checked(field: Any) -> bytes:
+        if type(field) is not bytes or len(field) != length:
+            raise BadMessage(f"expected {expected}, got {shown(field)}")
+        return field
+
+    return checked
 
 
 def code(kind: Callable[[int], T]) -> Callable[[Any], T]:
-    """Make the check of a member of an enumeration."""
-
     def checked(field: Any) -> T:
         try:
             return kind(uint(field))
@@ -119,7 +119,9 @@ def code(kind: Callable[[int], T]) -> Callable[[Any], T]:
 # ---- lists, records and tables ----------------------------------------------------------------
 
 
-def listed(check: Callable[[Any], T], most: int, least: int = 0) -> Callable[[Any], list[T]]:
+def listed(
+    check: Callable[[Any], T], least: int = 0, most: int = KEYS_PER_MESSAGE_MAX
+) -> Callable[[Any], list[T]]:
     """Make the check of a list of ``least`` to ``most`` items."""
 
     def checked(field: Any) -> list[T]:
@@ -139,11 +141,6 @@ def listed(check: Callable[[Any], T], most: int, least: int = 0) -> Callable[[An
 
     _READS[checked] = step_by_step
     return checked
-
-
-def batch(check: Callable[[Any], T]) -> Callable[[Any], list[T]]:
-    """Make the check of a list of as many items as a message may have keys, and at least one."""
-    return listed(check, KEYS_PER_MESSAGE_MAX, 1)
 
 
 def optional(check: Callable[[Any], T]) -> Callable[[Any], T | None]:
@@ -201,22 +198,13 @@ def inline(field: Any) -> bytes:
     return field
 
 
-def digest(field: Any) -> bytes:
-    if type(field) is not bytes or len(field) != 32:
-        raise BadMessage(f"expected a digest of 32 bytes, got {shown(field)}")
-    return field
+def length(most: int, expected: str) -> Callable[[Any], int]:
+    def checked(field: Any) -> int:
+        if not 1 <= uint(field) <= most:
+            raise BadMessage(f"{expected}, not {shown(field)}")
+        return int(field)
 
-
-def size(field: Any) -> int:
-    if not 1 <= uint(field) < 1 << 62:
-        raise BadMessage(f"a large value has at least one byte, not {shown(field)}")
-    return int(field)
-
-
-def chunk_length(field: Any) -> int:
-    if not 1 <= uint(field) <= CHUNK_BYTES_MAX:
-        raise BadMessage(f"a chunk has 1 to {CHUNK_BYTES_MAX} bytes, not {shown(field)}")
-    return int(field)
+    return checked
 
 
 def data(field: Any) -> Buffer:
@@ -226,7 +214,13 @@ def data(field: Any) -> Buffer:
     return field  # type: ignore[no-any-return]
 
 
-large = record(Large, size, digest)
+chunk_length = length(CHUNK_BYTES_MAX, f"a chunk has 1 to {CHUNK_BYTES_MAX} bytes")
+id16 = exactly(16, "16 bytes")
+large = record(
+    Large,
+    length(SIZE_MAX, "a large value has at least one byte"),
+    exactly(32, "a digest of 32 bytes"),
+)
 
 
 def body(field: Any) -> Body:
@@ -263,7 +257,7 @@ def found(field: Any) -> Found | None:
 
 _READS[found] = _READS[_any_found]
 
-keys = batch(key)
+keys = listed(key, 1)
 set_result = record(SetResult, code(SetStatus), uint, boolean, found, uint, uint)
 del_result = record(DelResult, code(DelStatus), uint, uint, uint, uint)
 ENVELOPE = (uint, uint, uint)

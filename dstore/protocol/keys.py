@@ -1,6 +1,6 @@
 """Keys: a key is bytes, and Python code represents it by a text.
 
-That text, a :data:`~dstore.protocol.values.Key`, is the bytes decoded as UTF-8, where each byte
+That text, a :data:`~dstore.protocol.messages.Key`, is the bytes decoded as UTF-8, where each byte
 that is not UTF-8 becomes a lone surrogate (``surrogateescape``, PEP 383). Each key has exactly one
 such text. So texts can be compared for equality, and be dictionary keys, in place of the bytes.
 
@@ -11,21 +11,18 @@ the bytes are, and it sorts after all of ``"漢"``. Code that orders keys or loo
 
 from __future__ import annotations
 
-from dstore.protocol.values import Key
+from dstore.protocol.messages import Key
 
 
 def from_bytes(raw: bytes) -> Key:
-    """Return the text of the key with these bytes."""
     return raw.decode("utf-8", "surrogateescape")
 
 
 def to_bytes(key: Key) -> bytes:
-    """Return the bytes of a key."""
     return key.encode("utf-8", "surrogateescape")
 
 
 def key_bytes(key: Key) -> int:
-    """Return the length of a key in bytes."""
     return len(key) if key.isascii() else len(to_bytes(key))
 
 

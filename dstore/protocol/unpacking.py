@@ -71,9 +71,6 @@ class Frame:
         self._unpacker.feed(packed)
         self.one: Callable[[], Any] = self._unpacker.unpack
 
-    def __repr__(self) -> str:
-        return f"<Frame {self._unpacker.tell()}/{len(self._packed)}>"
-
     @property
     def ended(self) -> bool:
         """Whether the whole message has been read."""

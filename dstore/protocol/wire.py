@@ -19,41 +19,8 @@ from msgpack import Packer, unpackb
 from dstore.config import KEYS_PER_MESSAGE_MAX, LOG_LENGTH_MAX
 from dstore.errors import BadMessage
 from dstore.protocol import fields as f
-from dstore.protocol.messages import (
-    Ack,
-    Broadcast,
-    Buffer,
-    Chunk,
-    Committed,
-    Del,
-    DelReply,
-    Farewell,
-    Fetch,
-    Get,
-    GetReply,
-    Goodbye,
-    Hello,
-    Message,
-    Refusal,
-    Refused,
-    Scan,
-    ScanReply,
-    Set,
-    SetItem,
-    SetReply,
-    Stage,
-    Staged,
-    Stats,
-    StatsReply,
-    Sync,
-    Synced,
-    ToGlobal,
-    ToLocal,
-    Unstage,
-    Unwait,
-    Wait,
-    Welcome,
-)
+from dstore.protocol import messages as m
+from dstore.protocol.messages import Buffer, Message, ToGlobal, ToLocal
 from dstore.protocol.unpacking import QUICK_BYTES_MAX, QUICK_ITEMS_MAX, Frame, unpacked
 
 MAGIC = b"dS"
@@ -79,51 +46,50 @@ class OtherVersion(BadMessage):
 class Malformed(BadMessage):
     """The frame is of dstore but its fields are wrong.
 
-    ``epoch``, ``session`` and ``request`` say what the answer is to name; 0 is unknown.
+    ``envelope`` has the epoch, session and request that the answer is to name; 0 is unknown.
     """
 
-    epoch = 0
-    session = 0
-    request = 0
+    envelope = (0, 0, 0)
 
 
 # ---- the messages -----------------------------------------------------------------------------
 
-_LOGGED_KEYS = f.optional(f.listed(f.key, LOG_LENGTH_MAX))
-_BROADCAST_KEYS = f.listed(f.key, BROADCAST_MAX)
-_BROADCAST_TOKENS = f.listed(f.id16, BROADCAST_MAX)
+_ITEMS = f.listed(f.record(m.SetItem, f.key, f.stored), 1)
+_LOGGED_KEYS = f.optional(f.listed(f.key, most=LOG_LENGTH_MAX))
+_BROADCAST_KEYS = f.listed(f.key, most=BROADCAST_MAX)
+_BROADCAST_TOKENS = f.listed(f.id16, most=BROADCAST_MAX)
 
 _TO_GLOBAL: dict[int, tuple[type[ToGlobal], tuple[f.Check, ...]]] = {
-    1: (Hello, (f.id16, f.uint, f.uint, f.label)),
-    2: (Sync, (f.uint, f.uint, f.uint, f.uint, f.uint, f.boolean)),
-    3: (Ack, (f.uint, f.uint, f.uint)),
-    4: (Goodbye, (f.uint, f.uint)),
-    5: (Get, (*f.ENVELOPE, f.keys)),
-    6: (Set, (*f.ENVELOPE, f.uint, f.uint, f.boolean, f.batch(f.record(SetItem, f.key, f.stored)))),
-    7: (Del, (*f.ENVELOPE, f.uint, f.uint, f.boolean, f.keys)),
-    8: (Scan, (*f.ENVELOPE, f.text, f.text, f.uint)),
-    9: (Stats, f.ENVELOPE),
-    10: (Fetch, (*f.ENVELOPE, f.id16, f.uint, f.chunk_length)),
-    11: (Stage, (*f.ENVELOPE, f.upload, f.uint, f.data)),
-    12: (Unstage, (f.uint, f.uint, f.id16)),
-    13: (Wait, (*f.ENVELOPE, f.key, f.span)),
-    14: (Unwait, (*f.ENVELOPE, f.key)),
+    1: (m.Hello, (f.id16, f.uint, f.uint, f.label)),
+    2: (m.Sync, (f.uint, f.uint, f.uint, f.uint, f.uint, f.boolean)),
+    3: (m.Ack, (f.uint, f.uint, f.uint)),
+    4: (m.Goodbye, (f.uint, f.uint)),
+    5: (m.Get, (*f.ENVELOPE, f.keys)),
+    6: (m.Set, (*f.ENVELOPE, f.uint, f.uint, f.boolean, _ITEMS)),
+    7: (m.Del, (*f.ENVELOPE, f.uint, f.uint, f.boolean, f.keys)),
+    8: (m.Scan, (*f.ENVELOPE, f.text, f.text, f.uint)),
+    9: (m.Stats, f.ENVELOPE),
+    10: (m.Fetch, (*f.ENVELOPE, f.id16, f.uint, f.chunk_length)),
+    11: (m.Stage, (*f.ENVELOPE, f.upload, f.uint, f.data)),
+    12: (m.Unstage, (f.uint, f.uint, f.id16)),
+    13: (m.Wait, (*f.ENVELOPE, f.key, f.span)),
+    14: (m.Unwait, (*f.ENVELOPE, f.key)),
 }
 
 _TO_LOCAL: dict[int, tuple[type[ToLocal], tuple[f.Check, ...]]] = {
-    65: (Welcome, (f.uint, f.uint, f.id16, f.uint, f.span, f.text, f.uint, f.uint)),
-    66: (Synced, (f.uint, f.uint, f.uint, f.uint, f.uint, _LOGGED_KEYS, f.boolean, f.uint)),
-    67: (Farewell, (f.uint, f.uint)),
-    68: (GetReply, (*f.ENVELOPE, f.listed(f.found, KEYS_PER_MESSAGE_MAX))),
-    69: (SetReply, (*f.ENVELOPE, f.listed(f.set_result, KEYS_PER_MESSAGE_MAX))),
-    70: (DelReply, (*f.ENVELOPE, f.listed(f.del_result, KEYS_PER_MESSAGE_MAX))),
-    71: (ScanReply, (*f.ENVELOPE, f.listed(f.key, KEYS_PER_MESSAGE_MAX), f.text)),
-    72: (StatsReply, (*f.ENVELOPE, f.metrics)),
-    73: (Refused, (*f.ENVELOPE, f.code(Refusal), f.text)),
-    74: (Broadcast, (f.uint, f.uint, _BROADCAST_KEYS, f.boolean, _BROADCAST_TOKENS)),
-    75: (Chunk, (*f.ENVELOPE, f.id16, f.uint, f.data)),
-    76: (Staged, (*f.ENVELOPE, f.id16, f.uint, f.uint)),
-    77: (Committed, (f.uint, f.uint)),
+    65: (m.Welcome, (f.uint, f.uint, f.id16, f.uint, f.span, f.text, f.uint, f.uint)),
+    66: (m.Synced, (f.uint, f.uint, f.uint, f.uint, f.uint, _LOGGED_KEYS, f.boolean, f.uint)),
+    67: (m.Farewell, (f.uint, f.uint)),
+    68: (m.GetReply, (*f.ENVELOPE, f.listed(f.found))),
+    69: (m.SetReply, (*f.ENVELOPE, f.listed(f.set_result))),
+    70: (m.DelReply, (*f.ENVELOPE, f.listed(f.del_result))),
+    71: (m.ScanReply, (*f.ENVELOPE, f.listed(f.key), f.text)),
+    72: (m.StatsReply, (*f.ENVELOPE, f.metrics)),
+    73: (m.Refused, (*f.ENVELOPE, f.code(m.Refusal), f.text)),
+    74: (m.Broadcast, (f.uint, f.uint, _BROADCAST_KEYS, f.boolean, _BROADCAST_TOKENS)),
+    75: (m.Chunk, (*f.ENVELOPE, f.id16, f.uint, f.data)),
+    76: (m.Staged, (*f.ENVELOPE, f.id16, f.uint, f.uint)),
+    77: (m.Committed, (f.uint, f.uint)),
 }
 
 _Table = dict[int, tuple[type[Any], tuple[f.Check, ...]]]
@@ -131,9 +97,7 @@ _Table = dict[int, tuple[type[Any], tuple[f.Check, ...]]]
 _NUMBER: dict[type[Message], int] = {
     kind: number for number, (kind, _) in (*_TO_GLOBAL.items(), *_TO_LOCAL.items())
 }
-
-
-_WITH_DATA = (Stage, Chunk)
+_WITH_DATA = (m.Stage, m.Chunk)
 _NUMBERS_WITH_DATA = [bytes([_NUMBER[kind]]) for kind in _WITH_DATA]
 
 
@@ -149,7 +113,7 @@ def encode(message: Message) -> bytes:
     return PREFIX + packed
 
 
-def topic(kind: type[Broadcast | Committed]) -> bytes:
+def topic(kind: type[m.Broadcast | m.Committed]) -> bytes:
     """Return the bytes with which the frames of this kind begin, and no others, to subscribe."""
     number, (_, checks) = _NUMBER[kind], _TO_LOCAL[_NUMBER[kind]]
     return PREFIX + bytes([0x90 | 1 + len(checks), number])
@@ -184,14 +148,12 @@ def data_of(message: Message) -> Buffer | None:
 
 def decode_to_global(frame: Buffer, data: Buffer | None = None) -> ToGlobal:
     """Decode a frame that a Local sent. Raises BadMessage."""
-    message: ToGlobal = _decode(frame, data, _TO_GLOBAL)
-    return message
+    return _decode(frame, data, _TO_GLOBAL)  # type: ignore[no-any-return]
 
 
 def decode_to_local(frame: Buffer, data: Buffer | None = None) -> ToLocal:
     """Decode a frame that Global sent. Raises BadMessage."""
-    message: ToLocal = _decode(frame, data, _TO_LOCAL)
-    return message
+    return _decode(frame, data, _TO_LOCAL)  # type: ignore[no-any-return]
 
 
 def _decode(frame: Buffer, data: Buffer | None, table: _Table) -> Any:
@@ -274,8 +236,7 @@ def _lookup(table: _Table, number: Any) -> tuple[type[Any], tuple[f.Check, ...]]
 def _malformed(kind: Any, fields: list[Any], cause: BadMessage) -> Malformed:
     """Make the error, with the request that it answers if the frame's envelope can be read."""
     error = Malformed(f"{kind.__name__.upper()}: {cause}")
-    names = ("epoch", "session", "request")
-    if kind._fields[:3] == names:
-        for name, field in zip(names, fields):
-            setattr(error, name, field if type(field) is int and field >= 0 else 0)
+    if kind._fields[:3] == ("epoch", "session", "request"):
+        known = [field if type(field) is int and field >= 0 else 0 for field in (*fields, 0, 0, 0)]
+        error.envelope = (known[0], known[1], known[2])
     return error

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from dstore.core.authority.effects import GlobalEffect, Send
 from dstore.core.authority.state import GlobalState
@@ -16,7 +16,6 @@ from dstore.protocol.messages import Buffer, Hello, Refusal, Refused
 from dstore.runtime import clock
 from dstore.runtime.logs import Log, RateLimitedLog
 from dstore.runtime.native import signals_blocked
-from dstore.server.settings import Settings
 from dstore.shm import bulk_for
 from dstore.transport.router import Router
 
@@ -32,6 +31,22 @@ FINISH_SLACK = 0.5
 """Seconds beyond one lease within which the last answers must have been given."""
 
 
+class Settings(NamedTuple):
+    """The parameters of :class:`dstore.Global` that it needs when it binds.
+
+    ``publisher`` is empty if it follows from ``address``. ``shm`` is None for the default folder.
+    """
+
+    address: str
+    publisher: str
+    lease: float
+    log_length: int
+    value_limit: int
+    large_from: int
+    max_clients: int
+    shm: str | None
+
+
 class Loop:
     """What a bound Global has: a router, a place for large values, and a GlobalState.
 
@@ -45,9 +60,6 @@ class Loop:
         self._bulk: Bulk | None = None
         self._serving = False
         self._rate_limited_log = RateLimitedLog(log)
-
-    def __repr__(self) -> str:
-        return f"<Loop of {self.settings.address}>"
 
     # ---- life -----------------------------------------------------------------------------
 
@@ -185,7 +197,5 @@ class Loop:
         self._rate_limited_log.warning("refused a frame that is not a message of ours: %s", error)
         other = isinstance(error, wire.OtherVersion)
         refusal = Refusal.OTHER_VERSION if other else Refusal.BAD_MESSAGE
-        envelope = (0, 0, 0)
-        if isinstance(error, wire.Malformed):
-            envelope = (error.epoch, error.session, error.request)
+        envelope = error.envelope if isinstance(error, wire.Malformed) else (0, 0, 0)
         router.send(route, wire.encode(Refused(*envelope, refusal, str(error))))

@@ -8,15 +8,16 @@ import os
 import weakref
 from collections import deque
 from collections.abc import Iterator
-from types import TracebackType
 
 from dstore import checks, config
 from dstore.core.engine import Engine
 from dstore.errors import AddressError, GlobalClosed, GlobalServing
 from dstore.runtime import greenlets as green
 from dstore.runtime import native, reentrancy
-from dstore.server.loop import Loop, log
-from dstore.server.settings import Settings, engine_of
+from dstore.server.engines.memory import MemoryEngine
+from dstore.server.loop import Loop, Settings, log
+from dstore.shm import check_root
+from dstore.transport import addresses
 from dstore.transport.limits import no_threads
 
 WAIT_MAX = 0.5
@@ -118,11 +119,22 @@ class Global:
         shm: str | os.PathLike[str] | None = None,
         engine: Engine | None = None,
     ) -> None:
-        self._settings = Settings.checked(
-            address, publisher, lease, log_length, value_limit, large_from, max_clients, shm
+        address = addresses.check(checks.text("address", address), bind=True)
+        if publisher is not None:
+            publisher = addresses.check(checks.text("publisher", publisher), bind=True)
+        self._settings = Settings(
+            address,
+            publisher or "",
+            checks.seconds("lease", lease, config.LEASE_MIN, config.LEASE_MAX),
+            checks.count("log_length", log_length, 1, config.LOG_LENGTH_MAX),
+            checks.count("value_limit", value_limit, 1, config.SIZE_MAX),
+            checks.count("large_from", large_from, config.LARGE_FROM_MIN, config.INLINE_BYTES_MAX),
+            checks.count("max_clients", max_clients, 1, config.CLIENTS_MAX),
+            checks.optional(checks.path, "shm", shm),
         )
+        check_root(self._settings.shm)
         self.address, self.publisher = self._settings[:2]
-        self._engine = engine_of(engine, memory_limit)
+        self._engine = _engine_of(engine, memory_limit)
         self._loop: Loop | None = None
         self._phase = Phase.NEW
         self._end = ""  # what has ended it, or is about to end it
@@ -215,22 +227,21 @@ class Global:
 
     def _serve_beside(self) -> None:
         """Serve in a system thread, while other greenlets run."""
-
-        def serve() -> None:
-            self._server = native.get_ident()
-            try:
-                self._serve()
-            except BaseException as error:
-                self._note(error)
-                raise
-            finally:
-                self._end_service()
-
         try:
-            green.blocking(serve)
+            green.blocking(self._serve_to_the_end)
         except BaseException:
             self.stop()  # a greenlet was killed: its thread ends, too
             raise
+
+    def _serve_to_the_end(self) -> None:
+        self._server = native.get_ident()
+        try:
+            self._serve()
+        except BaseException as error:
+            self._note(error)
+            raise
+        finally:
+            self._end_service()
 
     def stop(self) -> None:
         """Make :meth:`run` answer what is outstanding and return, or return when it is called.
@@ -360,12 +371,7 @@ class Global:
         self.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def _serve_here(self) -> None:
@@ -373,14 +379,10 @@ class Global:
         with self._lock:  # start() has it
             if self._thread is None or not self._thread.is_this():
                 return
-            self._server = native.get_ident()
         try:
-            self._serve()
-        except BaseException as error:
-            self._note(error)
+            self._serve_to_the_end()
+        except BaseException:
             log.exception("the Global of %s fails, and answers nobody any more", self.address)
-        finally:
-            self._end_service()
 
     def _serve(self) -> None:
         loop = self._loop
@@ -388,6 +390,19 @@ class Global:
         loop.serve(lambda: self._end)
         if self._phase is not Phase.CLOSED:  # a child that an engine has forked is CLOSED
             loop.finish()
+
+
+def _engine_of(given: Engine | None, memory_limit: int | None) -> Engine:
+    limit = checks.optional(checks.count, "memory_limit", memory_limit, 1, config.SIZE_MAX)
+    if given is None:
+        return MemoryEngine(config.MEMORY_LIMIT_DEFAULT if limit is None else limit)
+    if limit is not None:
+        raise ValueError(
+            "memory_limit is for the engine that is there without engine=; give one of them, and "
+            "your engine a limit of its own"
+        )
+    checks.member("engine", given, Engine)
+    return given
 
 
 # ---- the Globals of this process --------------------------------------------------------------

@@ -15,7 +15,9 @@ TRACE_LINES = 60
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="scripts/simulate", description="Play seeds over the real core.")
+    parser = argparse.ArgumentParser(
+        prog="scripts/simulate", description="Play seeds over the real core."
+    )
     parser.add_argument("--seeds", type=int, default=200, help="how many (default: 200)")
     parser.add_argument("--seed", type=int, default=0, help="the first (default: 0)")
     parser.add_argument("--trace", action="store_true", help="print the whole trace of the first")

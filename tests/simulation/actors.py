@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
+from dstore.core.authority.acknowledgements import PendingDeletion
 from dstore.core.authority.effects import GlobalEffect, Publish
-from dstore.core.authority.pending import PendingDeletion
 from dstore.core.authority.state import GlobalState
 from dstore.core.local.cache import ENTRY_OVERHEAD
 from dstore.core.local.effects import Announce, Dropped, LocalEffect, Tell

@@ -109,7 +109,7 @@ def _left_at_global(authority: SimGlobal, alive: int) -> Iterator[str]:
     if authority.bulk.tokens() != authority.bound():
         large, bound = len(authority.bulk.tokens()), len(authority.bound())
         yield f"{large} large values are kept for {bound} keys"
-    if state._space.replacing or len(state._waits):
+    if state._stages.replacing or len(state._waits):
         yield "writes or waits stay"
     if state._sessions.writes.taken or state._sessions.waits.taken:
         yield f"budgets are not given back: {state._sessions.writes!r} {state._sessions.waits!r}"

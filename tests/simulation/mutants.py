@@ -162,7 +162,7 @@ MUTANTS = (
                 "        session.route = route\n        assert",
                 "        session.route = route\n"
                 "        recipient = self._invalidations.recipient(session)\n"
-                "        acknowledged, seq = recipient.acknowledged, self._invalidations.seq\n"
+                "        acknowledged, seq = recipient.acknowledged, self._invalidations.log.seq\n"
                 "        completed = self._invalidations.acknowledge(session, seq, now)\n"
                 "        recipient.acknowledged = acknowledged\n"
                 "        self._writes.complete(completed, now)\n        assert",
@@ -200,10 +200,8 @@ MUTANTS = (
         (
             (
                 "core.authority.memberships",
-                "        session = self._sessions.get(message.session) if message.epoch == self._epoch else None\n"
-                "        if session is not None:\n            self._end",
-                "        session = self._sessions.get(message.session)\n"
-                "        if session is not None:\n            self._end",
+                "if session is not None and message.epoch == self._welcome.epoch:\n",
+                "if session is not None:\n",
             ),
         ),
         CORE + "test_strangers.py::test_what_does_not_match_changes_nothing",
@@ -211,7 +209,7 @@ MUTANTS = (
     ),
     Mutant(
         "deletions acknowledged that it has not heard of",
-        (("core.authority.memberships", "        if message.applied > notified:\n", "        if False:\n"),),
+        (("core.authority.memberships", "        if applied > notified:\n", "        if False:\n"),),
         CORE + "test_strangers.py::test_an_acknowledgement_of_what_was_never_sent_is_refused",
         "no simulated Local says what is not so",
     ),
@@ -274,7 +272,7 @@ MUTANTS = (
         "cacheable answer to a repeated SET",
         (
             (
-                "core.authority.active_writes",
+                "core.authority.sessions",
                 "        SetResult(SetStatus(status), seq, False, None, confirmed, expired)\n",
                 "        SetResult(SetStatus(status), seq, True, None, confirmed, expired)\n",
             ),
@@ -331,7 +329,7 @@ MUTANTS = (
                 "                old = self._engine.read(item.key)\n"
                 "                if replace and old is not None:\n"
                 "                    self._engine.replace(item.key, old.token, item.stored)\n"
-                "                    result = SetResult(SetStatus.REPLACED, self._invalidations.seq)\n"
+                "                    result = SetResult(SetStatus.REPLACED, self._invalidations.log.seq)\n"
                 "                    self._finish(write, index, result)\n"
                 "                else:\n"
                 "                    self._set(write, index, item, replace, now)\n\n"

@@ -221,7 +221,7 @@ def test_the_table_has_no_circle() -> None:
         ("dstore.server.server", "from dstore.client.node import Node"),
         ("dstore.server.server", "from dstore.codecs import table"),
         ("dstore.client.node", "from dstore.server.server import Global"),
-        ("dstore.client.node", "from dstore.core.authority.log import InvalidationLog"),
+        ("dstore.client.node", "from dstore.core.authority.invalidations import InvalidationLog"),
         ("dstore.client.node", "import zmq"),
         ("dstore.client.node", "import zmq.utils.monitor"),
         ("dstore.client.node", "from dstore.cli import main"),

@@ -1,4 +1,4 @@
-"""Which sessions the pending deletions wait for, and for how long.
+"""Pending deletions, the sessions that they wait for, and how long they wait.
 
 A deletion waits for the sessions that have been handed the value, for each until it acknowledges
 the deletion's number or until its lease, *as it stood when the deletion started*, has run out. A
@@ -13,11 +13,14 @@ in vain and gets a later moment.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator, Sized
+from collections import deque
+from collections.abc import Callable, Iterator, Sized
+from dataclasses import InitVar, dataclass, field
 
-from dstore.core.authority.alarm import NEVER, Alarm
-from dstore.core.authority.pending import PendingDeletion
-from dstore.core.authority.recipients import Recipient
+from dstore.core.authority.budgets import Account, text_bytes
+from dstore.core.authority.effects import NEVER, Alarm
+from dstore.core.authority.sessions import ActiveWrite, Session
+from dstore.protocol.messages import Key, Large, Stored
 
 REMIND_AFTER = 0.005
 """Seconds after which a holder that has not acknowledged is sent again what it misses. To these are
@@ -27,6 +30,78 @@ delays all others.
 """
 REMIND_AFTER_PER_LOCAL, REMIND_AFTER_PER_HOLDER = 20e-6, 40e-6
 """Seconds more for each Local and for each awaited holder: twice what these take (measured)."""
+PENDING_BYTES, AWAITED_BYTES = 700, 100
+"""What a pending deletion takes at most beside its key, and what each awaited holder takes."""
+
+
+@dataclass(slots=True, eq=False, repr=False)
+class PendingDeletion:
+    """A key that is being deleted or replaced. ``old`` is the value that is to be removed.
+
+    ``write`` gets the outcome as its item ``index``; it is None if it was answered before.
+    """
+
+    key: Key
+    old: InitVar[Stored]
+    write: ActiveWrite | None
+    index: int
+    token: bytes = field(init=False)
+    size: int = field(init=False)
+    large: bool = field(init=False)
+    replacement: Stored | None = None
+    seq: int = 0
+    awaited: int = 0  # holders that have neither acknowledged nor expired
+    confirmed: int = 0
+    expired: int = 0
+    joined: list[tuple[ActiveWrite, int]] = field(default_factory=list)  # other DELs of the key
+    queued: list[Callable[[float], None]] = field(default_factory=list)  # to run once committed
+    _account: Account = field(init=False)
+    _cost: int = 0
+
+    def __post_init__(self, old: Stored) -> None:
+        self.token = old.token
+        self.size = old.size
+        self.large = type(old.body) is Large
+        assert self.write is not None
+        self._account = self.write.session.writes
+
+    def __repr__(self) -> str:
+        return f"<PendingDeletion {self.key!r} seq={self.seq} awaited={self.awaited}>"
+
+    def charge(self) -> None:
+        """Put the memory that this takes on the account of the session that deletes."""
+        self._cost = PENDING_BYTES + text_bytes(self.key) + AWAITED_BYTES * self.awaited
+        self._account.take(self._cost)
+
+    def discharge(self) -> None:
+        self._account.take(-self._cost)
+
+
+@dataclass(slots=True, eq=False, repr=False)
+class Recipient:
+    """A session as a recipient of invalidations.
+
+    Only :class:`~dstore.core.authority.invalidations.Invalidations` and its parts change it.
+    """
+
+    session: Session
+    acknowledged: int  # it has applied all up to this one
+    notified: int  # all up to this one were sent to it, in answers and targeted
+    repeated_since: float
+    repeated: int = 0  # how many were sent to it once more since ``repeated_since``
+    targeted: int = 0  # it was asked, by itself, to acknowledge all up to this one
+    watching: bool = False  # it wants to know which deletions are committed
+    # The deletions that wait for it, each with the lease end noted when the deletion started.
+    # The order is that of their numbers, and of the lease ends as well.
+    awaited: deque[tuple[PendingDeletion, float]] = field(default_factory=deque)
+    remind_at: float = NEVER
+    remind_pause: float = 0.0
+
+    def __repr__(self) -> str:
+        return (
+            f"<Recipient session no. {self.session.number} acknowledged={self.acknowledged} "
+            f"notified={self.notified} awaited={len(self.awaited)}>"
+        )
 
 
 class Acknowledgements:
@@ -77,20 +152,10 @@ class Acknowledgements:
         return REMIND_AFTER + locals_ + REMIND_AFTER_PER_HOLDER * len(self._awaited)
 
     def _look_again(self, recipient: Recipient) -> None:
-        """Note when it next expires or needs a reminder.
-
-        To be called whenever that may have become earlier.
-        """
+        """Note when it next expires or needs a reminder, whenever that may have become earlier."""
         moment = min(recipient.remind_at, recipient.awaited[0][1])
         heapq.heappush(self._moments, (moment, recipient.session.id))
         self._alarm.at(moment)
-
-    def _gather(self, now: float) -> None:
-        """Find the sessions whose moments have come."""
-        while self._moments and self._moments[0][0] <= now:
-            _, ident = heapq.heappop(self._moments)
-            if ident in self._awaited:
-                self._due[ident] = self._awaited[ident]
 
     def take(self, recipient: Recipient, applied: int, now: float) -> list[PendingDeletion]:
         """Take an acknowledgement of all invalidations up to ``applied``.
@@ -124,7 +189,10 @@ class Acknowledgements:
         Returns the deletions that wait for no holder any more. :meth:`reminders` is to follow, in
         this step or in the next tick.
         """
-        self._gather(now)
+        while self._moments and self._moments[0][0] <= now:
+            _, ident = heapq.heappop(self._moments)
+            if ident in self._awaited:
+                self._due[ident] = self._awaited[ident]
         completed = []
         for recipient in self._due.values():
             awaited = recipient.awaited
@@ -141,11 +209,10 @@ class Acknowledgements:
         return completed
 
     def reminders(self, now: float) -> Iterator[Recipient]:
-        """Yield the holders that are to be sent again what they miss.
+        """Yield the holders whose moments have come and that are to be sent again what they miss.
 
         The pauses between the reminders to a holder that stays silent grow.
         """
-        self._gather(now)
         while self._due:
             _, recipient = self._due.popitem()
             if not recipient.awaited:

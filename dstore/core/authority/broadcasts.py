@@ -10,9 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sized
 
-from dstore.core.authority.alarm import NEVER, Alarm
-from dstore.core.authority.outbox import Outbox
-from dstore.core.authority.pending import PendingDeletion
+from dstore.core.authority.acknowledgements import PendingDeletion
+from dstore.core.authority.effects import NEVER, Alarm, Outbox
 from dstore.protocol.messages import Broadcast, Key
 
 PAUSE, PAUSE_PER_LOCAL, PAUSE_MAX = 0.005, 0.0005, 1.0
@@ -53,14 +52,12 @@ class Broadcasts:
     def __repr__(self) -> str:
         return f"<Broadcasts seq={self.seq} kept={len(self._keys)}>"
 
-    @property
-    def kept(self) -> int:
-        """How many invalidations are kept for the next broadcast."""
+    def __len__(self) -> int:
         return len(self._keys)
 
     @property
     def wake_at(self) -> float:
-        """When :meth:`send_due` is next due."""
+        """When what is kept is to be broadcast."""
         return 0.0 if self._keys and self.closing else self._due
 
     @property
@@ -93,13 +90,6 @@ class Broadcasts:
         self._keys, self._tokens = [], []
         self._due = NEVER
         self._next_at = now + self.pause
-
-    def send_due(self, now: float) -> bool:
-        """Broadcast what has been kept for long enough. Returns whether there was anything."""
-        due = now >= self.wake_at
-        if due:
-            self.send(False, now)
-        return due
 
     def close(self) -> None:
         """Keep nothing for a pause from now on."""

@@ -10,6 +10,8 @@ Locals, however many, cannot shut out one that follows the rules.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 TEXT_OVERHEAD = 56
 """Bytes that an ASCII string takes beyond its characters."""
 WIDE_OVERHEAD, WIDE_CHARACTER = 600, 4
@@ -28,36 +30,28 @@ def text_bytes(text: str) -> int:
     return WIDE_OVERHEAD + WIDE_CHARACTER * len(text)
 
 
+@dataclass(slots=True, eq=False)
 class Budget:
     """At most ``total`` bytes, of which one session has at most ``share``.
 
     Each session can take ``assured`` bytes in any case, even if ``total`` is taken.
     """
 
-    def __init__(self, total: int, share: int, assured: int) -> None:
-        self.total = total
-        self.share = share
-        self.assured = assured
-        self.taken = 0
-
-    def __repr__(self) -> str:
-        return f"<Budget {self.taken:,} of {self.total:,} bytes>"
+    total: int
+    share: int
+    assured: int
+    taken: int = 0
 
 
+@dataclass(slots=True, eq=False)
 class Account:
     """The bytes that one session has taken of a budget.
 
     An active write may outlive its session; its bytes count until it ends.
     """
 
-    __slots__ = ("_budget", "taken")
-
-    def __init__(self, budget: Budget) -> None:
-        self._budget = budget
-        self.taken = 0
-
-    def __repr__(self) -> str:
-        return f"<Account {self.taken:,} of {self._budget!r}>"
+    _budget: Budget
+    taken: int = 0
 
     def admits(self, size: int) -> bool:
         """Whether this session may take ``size`` bytes more."""

@@ -41,25 +41,16 @@ class Holders:
         self.bytes = 0  # the memory that is taken
         self._of: dict[Key, int] = {}
         self._free: list[int] = []
-        self._width = 0
+        self.width = 0  # how many bits exist, in use or not
         self._retired = 0
         self._sweeping = 0
         self._left: list[Key] | None = None  # keys that the sweep has yet to visit
 
     def __repr__(self) -> str:
-        retired = self._retired.bit_count()
-        return (
-            f"<Holders keys={len(self._of)} bytes={self.bytes:,} width={self._width} "
-            f"retired={retired}>"
-        )
+        return f"<Holders keys={len(self._of)} bytes={self.bytes:,} width={self.width}>"
 
     def __len__(self) -> int:
         return len(self._of)
-
-    @property
-    def width(self) -> int:
-        """How many bits exist, in use or not."""
-        return self._width
 
     @property
     def sweeping(self) -> bool:
@@ -70,8 +61,8 @@ class Holders:
         """Return a bit for a new session."""
         if self._free:
             return self._free.pop()
-        self._width += 1
-        return self._width - 1
+        self.width += 1
+        return self.width - 1
 
     def retire(self, bit: int) -> None:
         """Retire the bit of a session that has ended. This may start a sweep."""
@@ -119,7 +110,9 @@ class Holders:
             self._clear(key)
         del self._left[-keys_max:]
         if not self._left:
-            self._finish()
+            self._free.extend(bits_of(self._sweeping))
+            self._sweeping = 0
+            self._left = None
 
     def _clear(self, key: Key) -> None:
         bits = self._of.get(key)
@@ -132,11 +125,6 @@ class Holders:
         else:
             del self._of[key]
             self._gone(key, bits)
-
-    def _finish(self) -> None:
-        self._free.extend(bits_of(self._sweeping))
-        self._sweeping = 0
-        self._left = None
 
 
 def _digits(width: int) -> int:

@@ -8,20 +8,69 @@ A deletion waits for its holders, so these are notified at once. If they are few
 wakes up. Each holder has one targeted invalidation in flight; deletions that start meanwhile go
 with the next one. If most Locals are holders, one *broadcast* notifies all, and all acknowledge.
 All other Locals are notified by a later broadcast, or when they renew their leases.
+
+Invalidations are numbered 1, 2, 3 … within one epoch, and a bounded log has the recent ones. A
+Local that has applied all of them up to some number asks for the later ones. If the log no longer
+reaches back that far, the Local has to drop its whole cache.
 """
 
 from __future__ import annotations
 
-from dstore.config import RETOLD_MAX
-from dstore.core.authority.acknowledgements import Acknowledgements
-from dstore.core.authority.alarm import Alarm
+from collections import deque
+from itertools import islice
+
+from dstore.config import LOG_BYTES_MAX, RETOLD_MAX
+from dstore.core.authority.acknowledgements import Acknowledgements, PendingDeletion, Recipient
 from dstore.core.authority.broadcasts import Broadcasts
-from dstore.core.authority.log import InvalidationLog
-from dstore.core.authority.outbox import Outbox
-from dstore.core.authority.pending import PendingDeletion
-from dstore.core.authority.recipients import Recipient
+from dstore.core.authority.budgets import text_bytes
+from dstore.core.authority.effects import Alarm, Outbox
 from dstore.core.authority.sessions import Session, Sessions
 from dstore.protocol.messages import Committed, Key, Synced
+
+SLOT_BYTES = 10
+"""Bytes of a place in the log, beside its key."""
+
+
+class InvalidationLog:
+    """The keys of the last ``length`` invalidations, or of fewer if the keys are long.
+
+    ``seq`` is the number of the newest invalidation, 0 before the first.
+    """
+
+    def __init__(self, length: int) -> None:
+        self.seq = 0
+        self.length = length
+        self._keys: deque[Key] = deque()
+        self._bytes = 0
+
+    def __repr__(self) -> str:
+        return f"<InvalidationLog seq={self.seq} reaches={self.reach}>"
+
+    @property
+    def reach(self) -> int:
+        """The lowest number after which every invalidation is still in the log."""
+        return self.seq - len(self._keys)
+
+    def append(self, key: Key) -> int:
+        """Add an invalidation of ``key``. Returns its number."""
+        self.seq += 1
+        self._keys.append(key)
+        self._bytes += SLOT_BYTES + text_bytes(key)
+        while len(self._keys) > self.length or self._bytes > LOG_BYTES_MAX:
+            self._bytes -= SLOT_BYTES + text_bytes(self._keys.popleft())
+        return self.seq
+
+    def since(self, applied: int) -> list[Key] | None:
+        """Return the keys of the invalidations in (``applied``, ``seq``].
+
+        Returns None if the log no longer has all of them.
+        """
+        if applied < self.reach:
+            return None
+        missed = self.seq - applied
+        keys = list(islice(reversed(self._keys), missed))
+        keys.reverse()
+        return keys
 
 
 class Invalidations:
@@ -40,7 +89,7 @@ class Invalidations:
         self._sessions = sessions
         self._out = out
         self._recipients: dict[int, Recipient] = {}
-        self._watchers = 0
+        self.watchers = 0  # sessions that want to know which deletions are committed
         self._started: list[PendingDeletion] = []  # their holders are to be notified
         self._holders: dict[int, Recipient] = {}  # the holders that those wait for
         self._committed = 0  # watchers know that all up to this number are committed
@@ -54,29 +103,9 @@ class Invalidations:
         )
 
     @property
-    def seq(self) -> int:
-        """The number of the newest invalidation."""
-        return self.log.seq
-
-    @property
     def committed(self) -> int:
         """All deletions up to this number are committed."""
         return next(iter(self.pending.values())).seq - 1 if self.pending else self.log.seq
-
-    @property
-    def expired(self) -> int:
-        """How many leases had run out, or did, over all deletions."""
-        return self.acknowledgements.expired
-
-    @property
-    def watching(self) -> int:
-        """How many sessions want to know which deletions are committed."""
-        return self._watchers
-
-    @property
-    def idle(self) -> bool:
-        """Whether no deletion is pending and nothing is kept for a broadcast."""
-        return not self.pending and not self.broadcasts.kept
 
     @property
     def wake_at(self) -> float:
@@ -87,16 +116,15 @@ class Invalidations:
 
     def open(self, session: Session, now: float) -> None:
         """A session begins. Its cache is empty, so it has nothing older to apply."""
-        self._recipients[session.id] = Recipient(session, self.log.seq, now)
+        self._recipients[session.id] = Recipient(session, self.log.seq, self.log.seq, now)
 
     def close(self, session: Session, now: float) -> list[PendingDeletion]:
         """A session has ended: no deletion waits for it any more."""
         recipient = self._recipients.pop(session.id)
-        self._watchers -= recipient.watching
+        self.watchers -= recipient.watching
         return self.acknowledgements.take(recipient, self.log.seq, now)
 
     def recipient(self, session: Session) -> Recipient:
-        """Return the record of a session."""
         return self._recipients[session.id]
 
     def notified(self, session: Session) -> int:
@@ -108,7 +136,7 @@ class Invalidations:
         recipient = self._recipients[session.id]
         if watching != recipient.watching:
             recipient.watching = watching
-            self._watchers += 1 if watching else -1
+            self.watchers += 1 if watching else -1
             self.announce()
 
     # ---- pending deletions ----------------------------------------------------------------
@@ -158,7 +186,7 @@ class Invalidations:
 
     def announce(self) -> None:
         """Broadcast to watchers which of the broadcast deletions are committed."""
-        if self._watchers:
+        if self.watchers:
             committed = min(self.committed, self.broadcasts.seq)
             if committed > self._committed:
                 self._committed = committed
@@ -181,10 +209,6 @@ class Invalidations:
             if newest.seq > max(recipient.targeted, self.broadcasts.awaited):
                 self._target(recipient, now)
 
-    def expire(self, now: float) -> list[PendingDeletion]:
-        """Leases, as they stood when the deletions started, run out."""
-        return self.acknowledgements.expire(now)
-
     def remind(self, now: float) -> None:
         """Send again what silent holders miss: a message or an acknowledgement may be lost."""
         for recipient in self.acknowledgements.reminders(now):
@@ -193,7 +217,8 @@ class Invalidations:
 
     def broadcast_due(self, now: float) -> None:
         """Broadcast what has been kept for long enough."""
-        if self.broadcasts.send_due(now):
+        if now >= self.broadcasts.wake_at:
+            self.broadcasts.send(False, now)
             self.announce()
 
     # ---- messages to one session ----------------------------------------------------------

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from dstore.config import share_of
-from dstore.core.authority.alarm import NEVER, Alarm
+from dstore.core.authority.effects import NEVER, Alarm, Outbox, Refuse
 from dstore.core.authority.invalidations import Invalidations
-from dstore.core.authority.outbox import Outbox
+from dstore.core.authority.reads import Waits
 from dstore.core.authority.sessions import Session, Sessions
 from dstore.core.authority.stages import Stages
-from dstore.core.authority.waits import Waits
 from dstore.core.authority.writes import Writes
 from dstore.protocol.messages import Ack, Farewell, Goodbye, Hello, Refusal, Route, Sync, Welcome
 
@@ -18,50 +18,29 @@ MAKE_ROOM_PAUSE = 0.1
 """Seconds between two searches for sessions whose places can be given to other Locals."""
 
 
+@dataclass(eq=False, repr=False)
 class Memberships:
     """The part of :class:`~dstore.core.authority.state.GlobalState` for sessions and leases.
 
-    ``welcome`` makes the answer to the HELLO that opened a session, given the number of the newest
-    invalidation. At most ``max_clients`` sessions are admitted, and a share of these from one host;
-    ``peer_of`` returns the address of the host of a connection, or None if it is not known.
+    ``welcome`` is the answer to a HELLO, but for the session, its nonce and the number of the
+    newest invalidation. At most ``max_clients`` sessions are admitted, and a share of these from
+    one host; ``peer_of`` returns the address of the host of a connection, or None if it is not
+    known. At ``wake_at`` :meth:`drop_silent` is next due.
     """
 
-    def __init__(
-        self,
-        epoch: int,
-        sessions: Sessions,
-        invalidations: Invalidations,
-        writes: Writes,
-        waits: Waits,
-        stages: Stages,
-        out: Outbox,
-        alarm: Alarm,
-        welcome: Callable[[Session, int], Welcome],
-        max_clients: int,
-        peer_of: Callable[[Route], str | None],
-    ) -> None:
-        self.max_clients = max_clients
-        self.closing = False
-        self._epoch = epoch
-        self._sessions = sessions
-        self._invalidations = invalidations
-        self._writes = writes
-        self._waits = waits
-        self._stages = stages
-        self._out = out
-        self._alarm = alarm
-        self._welcome = welcome
-        self._peer_of = peer_of
-        self._drop_at = NEVER
-        self._make_room_at = 0.0
-
-    def __repr__(self) -> str:
-        return f"<Memberships {len(self._sessions)} of {self.max_clients}>"
-
-    @property
-    def wake_at(self) -> float:
-        """When :meth:`drop_silent` is next due."""
-        return self._drop_at
+    _welcome: Welcome
+    _sessions: Sessions
+    _invalidations: Invalidations
+    _writes: Writes
+    _waits: Waits
+    _stages: Stages
+    _out: Outbox
+    _alarm: Alarm
+    max_clients: int
+    _peer_of: Callable[[Route], str | None]
+    closing: bool = False
+    wake_at: float = NEVER
+    _make_room_at: float = 0.0
 
     # ---- HELLO ----------------------------------------------------------------------------
 
@@ -69,14 +48,11 @@ class Memberships:
         """Open a session, or answer a repeated HELLO again."""
         session = self._sessions.by_nonce(message.nonce)
         if session is None:
-            if message.replaces_epoch == self._epoch:
+            if message.replaces_epoch == self._welcome.epoch:
                 replaced = self._sessions.get(message.replaces_session)
                 if replaced is not None:
                     self._end(replaced, now)
-            refusal = self._refusal(route, now)
-            if refusal is not None:
-                self._out.refuse(route, message, *refusal)
-                return
+            self._check_admission(route, now)
             session = self._open(route, message, now)
         # A repeated HELLO changes neither the lease nor what is acknowledged: its Local counts the
         # lease from when it first sent it.
@@ -87,29 +63,31 @@ class Memberships:
     def _open(self, route: Route, message: Hello, now: float) -> Session:
         session = self._sessions.open(message, route, now, self._peer_of(route))
         self._invalidations.open(session, now)
-        self._drop_at = min(self._drop_at, self._sessions.end(session))
-        self._alarm.at(self._drop_at)
-        session.welcome = self._welcome(session, self._invalidations.seq)
+        session.welcome = self._welcome._replace(
+            session=session.id, nonce=session.nonce, seq=self._invalidations.log.seq
+        )
+        self.wake_at = min(self.wake_at, self._sessions.end(session))
+        self._alarm.at(self.wake_at)
         return session
 
-    def _refusal(self, route: Route, now: float) -> tuple[Refusal, str] | None:
-        """Return why this connection may open no further session, or None if it may."""
+    def _check_admission(self, route: Route, now: float) -> None:
+        """Raise Refuse if this connection may open no further session."""
         sessions, most = self._sessions, self.max_clients
         if self.closing:
-            return Refusal.CLOSING, "Global is shutting down"
+            raise Refuse(Refusal.CLOSING, "Global is shutting down")
         if len(sessions) >= most:
             self._make_room(now)
         if len(sessions) >= most:
-            return Refusal.BUSY, f"{most:,} Locals are here, and --max-clients is that"
+            raise Refuse(Refusal.BUSY, f"{most:,} Locals are here, and --max-clients is that")
         peer, share = self._peer_of(route), share_of(most)
         if peer is not None and sessions.of_peer(peer) >= share:
             self._make_room(now)
         if peer is not None and sessions.of_peer(peer) >= share:
             text = f"{share:,} Locals are here from {peer}, as many as one address may have; "
-            return Refusal.BUSY, text + f"--max-clients is {most:,}"
+            raise Refuse(Refusal.BUSY, text + f"--max-clients is {most:,}")
         if sessions.crowded(route):
-            return Refusal.BUSY, "this connection has opened several sessions and ended none"
-        return None
+            text = "this connection has opened several sessions and ended none"
+            raise Refuse(Refusal.BUSY, text)
 
     def _make_room(self, now: float) -> None:
         """End the lapsed sessions: where places are scarce, none is kept for them."""
@@ -123,8 +101,7 @@ class Memberships:
 
     def sync(self, session: Session, route: Route, message: Sync, now: float) -> None:
         """Renew a lease, and send the invalidations that the Local has missed."""
-        if not self._acknowledge(session, route, message, now):
-            return
+        self._acknowledge(session, route, message.applied, now)
         self._out.counters["syncs"] += 1
         session.forget_outcomes(message.seen)
         self._sessions.renew(session, now)
@@ -132,41 +109,35 @@ class Memberships:
         self._invalidations.watch(session, message.watching)
 
     def ack(self, session: Session, route: Route, message: Ack, now: float) -> None:
-        """Take an acknowledgement."""
-        if self._acknowledge(session, route, message, now):
-            self._invalidations.notify_next(session, now)
+        self._acknowledge(session, route, message.applied, now)
+        self._invalidations.notify_next(session, now)
 
-    def _acknowledge(self, session: Session, route: Route, message: Sync | Ack, now: float) -> bool:
-        """Take the acknowledgement in a message. Returns False after refusing the message."""
+    def _acknowledge(self, session: Session, route: Route, applied: int, now: float) -> None:
+        """Take the acknowledgement in a message, or raise Refuse."""
         notified = self._invalidations.notified(session)
-        if message.applied > notified:
-            text = (
-                f"invalidation {message.applied} was not sent to this session, "
-                f"only those up to {notified}"
-            )
-            self._out.refuse(route, message, Refusal.BAD_MESSAGE, text)
-            return False
+        if applied > notified:
+            text = f"invalidation {applied} was not sent to this session, "
+            raise Refuse(Refusal.BAD_MESSAGE, text + f"only those up to {notified}")
         session.route = route
-        completed = self._invalidations.acknowledge(session, message.applied, now)
+        completed = self._invalidations.acknowledge(session, applied, now)
         if completed:
             self._writes.complete(completed, now)
-        return True
 
     # ---- the end of a session -------------------------------------------------------------
 
     def goodbye(self, route: Route, message: Goodbye, now: float) -> None:
         """End a session. The answer is the same if it has ended before."""
-        session = self._sessions.get(message.session) if message.epoch == self._epoch else None
-        if session is not None:
+        session = self._sessions.get(message.session)
+        if session is not None and message.epoch == self._welcome.epoch:
             self._end(session, now)
         self._out.send(route, Farewell(message.epoch, message.session))
 
     def drop_silent(self, now: float) -> None:
-        """End the sessions from which no message has come for too long."""
-        if now >= self._drop_at:
-            for session in self._sessions.silent(now):
+        """End the sessions that have lingered for their time without a message."""
+        if now >= self.wake_at:
+            for session in [each for each in self._sessions if self._sessions.end(each) <= now]:
                 self._end(session, now)
-            self._drop_at = now + self._sessions.lease if len(self._sessions) else NEVER
+            self.wake_at = now + self._sessions.lease if len(self._sessions) else NEVER
 
     def _end(self, session: Session, now: float) -> None:
         """End a session: its Local's cache is empty, or its lease has run out."""

@@ -2,15 +2,29 @@
 
 A reader becomes a holder of the value in the same step in which the engine is read. So no deletion
 can start in between and miss the new holder.
+
+A WAIT of a key that is not bound is kept for the time that it names, so that Locals need not poll.
+It is answered as a GET would be: when the key is bound, or with "missing" when the time has passed.
+A Local that wants to wait for longer asks again. When a session ends, its requests are dropped.
+Many requests may wait for one key, whose value may be large. They are answered a few at a time, so
+that other messages do not wait until all of them are answered.
 """
 
 from __future__ import annotations
 
+import heapq
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
 from dstore.config import BATCH_BYTES_MAX, KEYS_PER_MESSAGE_MAX
-from dstore.core.authority.invalidations import Invalidations
-from dstore.core.authority.outbox import Outbox
-from dstore.core.authority.sessions import Session, Sessions
-from dstore.core.authority.waits import Waits
+from dstore.core.authority.acknowledgements import PendingDeletion
+from dstore.core.authority.budgets import text_bytes
+from dstore.core.authority.effects import NEVER, Alarm, Outbox, Refuse
+from dstore.core.authority.holders import Holders
+from dstore.core.authority.invalidations import InvalidationLog
+from dstore.core.authority.sessions import Session
 from dstore.core.engine import Bulk, Engine
 from dstore.protocol.messages import (
     Chunk,
@@ -23,35 +37,146 @@ from dstore.protocol.messages import (
     Route,
     Scan,
     ScanReply,
+    Unwait,
     Wait,
 )
 
 ANSWERS_BYTES = BATCH_BYTES_MAX
 """Bytes of answers to waiting requests in one step; each answer counts ``ANSWER_BYTES`` more."""
 ANSWER_BYTES = 1_000
+WAIT_BYTES = 1_200
+"""The memory that a waiting request takes at most, beside its key."""
+TIMEOUT_MAX = 60.0
+"""Seconds that a request waits at most."""
+ENDS_MIN = 1_000
+"""Entries of the heap of ends from which on it is searched for requests that were answered."""
 
 
+class Waiting(NamedTuple):
+    """One waiting request. Its answer goes to ``route``."""
+
+    session: Session
+    route: Route
+    message: Wait
+
+
+class Waits:
+    """The waiting requests by key, by session, and by when they end."""
+
+    def __init__(self, alarm: Alarm) -> None:
+        self._alarm = alarm
+        self._by_key: dict[Key, dict[tuple[int, int], Waiting]] = {}
+        self._ends: list[tuple[float, int, Key, tuple[int, int]]] = []
+        self._of: dict[int, set[tuple[Key, tuple[int, int]]]] = {}  # by session
+        self._answerable: deque[Key] = deque()  # keys that have been bound
+        self._count = 0
+        self._serial = 0
+
+    def __repr__(self) -> str:
+        return f"<Waits {self._count} for {len(self._by_key)} keys>"
+
+    def __len__(self) -> int:
+        return self._count
+
+    @property
+    def wake_at(self) -> float:
+        """When requests can next be answered or expire."""
+        if self._answerable:
+            return 0.0
+        return self._ends[0][0] if self._ends else NEVER
+
+    def add(self, session: Session, route: Route, message: Wait, now: float) -> None:
+        """Keep a request. The answer goes to where its latest repeat came from.
+
+        Raises Refuse if there is no room for it.
+        """
+        name = (session.id, message.request)
+        if name not in self._by_key.get(message.key, ()):
+            cost = _cost(message.key)
+            if not session.waits.admits(cost):
+                taken = f"{session.waits.taken:,} bytes of them of this session"
+                raise Refuse(Refusal.BUSY, f"too many requests wait, {taken}")
+            session.waits.take(cost)
+            self._count += 1
+            self._serial += 1
+            self._of.setdefault(session.id, set()).add((message.key, name))
+            end = now + min(message.timeout, TIMEOUT_MAX)
+            heapq.heappush(self._ends, (end, self._serial, message.key, name))
+            self._alarm.at(end)
+        self._by_key.setdefault(message.key, {})[name] = Waiting(session, route, message)
+
+    def bound(self, key: Key) -> None:
+        """The key has been bound: the requests that wait for it can be answered."""
+        if key in self._by_key:
+            self._answerable.append(key)
+            self._alarm.at(0.0)
+
+    def answerable(self) -> Key | None:
+        """Return a key that has been bound and that requests wait for, or None."""
+        while self._answerable:
+            key = self._answerable[0]
+            if key in self._by_key:
+                return key
+            self._answerable.popleft()
+        return None
+
+    def gone(self) -> None:
+        """The key that :meth:`answerable` returned has been deleted: its requests wait on."""
+        self._answerable.popleft()
+
+    def take(self, key: Key) -> Waiting:
+        """Remove one of the requests that wait for a key, to answer it."""
+        return self._take(key, next(iter(self._by_key[key])))
+
+    def drop(self, session: Session, message: Unwait) -> None:
+        """Drop a request that its sender has given up. It need not be here."""
+        name = (session.id, message.request)
+        if name in self._by_key.get(message.key, ()):
+            self._take(message.key, name)
+
+    def end(self, session: Session) -> None:
+        for key, name in list(self._of.get(session.id, ())):
+            self._take(key, name)
+
+    def expire(self, now: float) -> Iterator[Waiting]:
+        """Remove and yield the requests whose time has passed."""
+        while self._ends and self._ends[0][0] <= now:
+            _, _, key, name = heapq.heappop(self._ends)
+            if name in self._by_key.get(key, ()):
+                yield self._take(key, name)
+
+    def _take(self, key: Key, name: tuple[int, int]) -> Waiting:
+        waiting, of_one = self._by_key[key], self._of[name[0]]
+        taken = waiting.pop(name)
+        taken.session.waits.take(-_cost(key))
+        of_one.discard((key, name))
+        if not waiting:
+            del self._by_key[key]
+        if not of_one:
+            del self._of[name[0]]
+        self._count -= 1
+        if len(self._ends) > ENDS_MIN + 2 * self._count:  # most have ended before their time
+            self._ends = [each for each in self._ends if each[3] in self._by_key.get(each[2], ())]
+            heapq.heapify(self._ends)
+        return taken
+
+
+def _cost(key: Key) -> int:
+    return WAIT_BYTES + 2 * text_bytes(key)  # its place among the ends may outlive the request
+
+
+@dataclass(eq=False, repr=False)
 class Reads:
     """The reading half of :class:`~dstore.core.authority.state.GlobalState`."""
 
-    def __init__(
-        self,
-        epoch: int,
-        engine: Engine,
-        bulk: Bulk,
-        sessions: Sessions,
-        invalidations: Invalidations,
-        waits: Waits,
-        out: Outbox,
-    ) -> None:
-        self._epoch = epoch
-        self._engine = engine
-        self._bulk = bulk
-        self._holders = sessions.holders
-        self._log = invalidations.log
-        self._pending = invalidations.pending
-        self._waits = waits
-        self._out = out
+    _epoch: int
+    _engine: Engine
+    _bulk: Bulk
+    _holders: Holders
+    _log: InvalidationLog
+    _pending: dict[Key, PendingDeletion]
+    _waits: Waits
+    _out: Outbox
 
     def get(self, session: Session, route: Route, message: Get, now: float) -> None:
         """Answer a GET. A reply that would become too large ends early."""
@@ -81,9 +206,6 @@ class Reads:
         self._out.counters["waits"] += 1
         if self._engine.read(message.key) is not None:
             self._answer(session, route, message)
-        elif self._waits.full(session, message):
-            text = f"too many requests wait, {session.waits.taken:,} bytes of them of this session"
-            self._out.refuse(route, message, Refusal.BUSY, text)
         else:
             self._waits.add(session, route, message, now)
 
@@ -108,7 +230,6 @@ class Reads:
         self._out.send(route, GetReply(self._epoch, session.id, message.request, items))
 
     def scan(self, session: Session, route: Route, message: Scan, now: float) -> None:
-        """Answer a SCAN with one page of keys."""
         self._out.counters["scans"] += 1
         limit = max(1, min(message.limit, KEYS_PER_MESSAGE_MAX))
         keys = self._engine.scan(message.prefix, message.after, limit)
@@ -116,12 +237,9 @@ class Reads:
         self._out.send(route, ScanReply(self._epoch, session.id, message.request, keys, after))
 
     def fetch(self, session: Session, route: Route, message: Fetch, now: float) -> None:
-        """Answer a FETCH with a part of a large value."""
         data = self._bulk.read(message.token, message.offset, message.length)
         if not data:
-            self._out.refuse(route, message, Refusal.GONE, "the value is not here any more")
-            return
+            raise Refuse(Refusal.GONE, "the value is not here any more")
         self._out.counters["chunks_out"] += 1
         self._out.counters["bytes_out"] += len(data)
-        envelope = (self._epoch, session.id, message.request)
-        self._out.send(route, Chunk(*envelope, message.token, message.offset, data))
+        self._out.send(route, Chunk(*message[:3], message.token, message.offset, data))

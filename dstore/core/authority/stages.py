@@ -1,4 +1,4 @@
-"""Uploads of large values, until a SET names them.
+"""Uploads of large values, until a SET names them; and whether there is room for a value.
 
 A value arrives in chunks, in their order. The answer to a chunk says how many bytes have arrived
 and how many more may be under way (the credit, which all uploads share). A chunk that arrives twice
@@ -11,20 +11,33 @@ the token.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+
 from dstore.config import (
     CHUNK_BYTES,
     CHUNKS_AHEAD,
+    INLINE_BYTES_MAX,
     UPLOAD_BYTES_SHARE,
     UPLOAD_STEP,
     UPLOADS_MAX,
     UPLOADS_SHARE,
 )
-from dstore.core.authority.alarm import NEVER, Alarm
+from dstore.core.authority.acknowledgements import PendingDeletion
+from dstore.core.authority.effects import NEVER, Alarm, Outbox, Refuse
 from dstore.core.authority.sessions import Session
-from dstore.core.engine import Bulk, Lost
+from dstore.core.engine import Bulk, Engine, Lost
 from dstore.errors import StoreFull
-from dstore.protocol.content import Hasher
-from dstore.protocol.messages import Large, Refusal, Stage, Stored
+from dstore.protocol import content
+from dstore.protocol.messages import (
+    Large,
+    Refusal,
+    Route,
+    SetItem,
+    SetStatus,
+    Stage,
+    Staged,
+    Stored,
+)
 
 STAGE_IDLE = 10.0
 """Seconds within which ``UPLOAD_STEP`` bytes of an upload have to arrive, or the rest if that is
@@ -34,46 +47,49 @@ CREDIT_TOTAL = 128 << 20
 """Bytes that all uploads together may have under way; each may have at least one chunk."""
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class _Upload:
-    __slots__ = ("hasher", "received", "session", "since", "step", "stored")
+    stored: Stored
+    session: int
+    since: float
+    step: int = UPLOAD_STEP  # when this many bytes are here, the time starts again
+    received: int = 0
+    hasher: content.Hasher = field(init=False)
 
-    def __init__(self, stored: Stored, session: int, now: float) -> None:
-        self.stored = stored
-        self.session = session
-        self.since = now
-        self.step = UPLOAD_STEP  # when this many bytes are here, the time starts again
-        self.received = 0
-        self.hasher = Hasher(stored.codec)
+    def __post_init__(self) -> None:
+        self.hasher = content.Hasher(self.stored.codec)
 
     @property
     def complete(self) -> bool:
         return self.received == self.stored.size
 
     def moved(self, now: float) -> None:
-        """A chunk has arrived."""
         if self.complete or self.received >= self.step:
             self.since = now
             self.step = self.received + UPLOAD_STEP
 
 
-class StageRefused(Exception):
-    """A chunk is not taken. ``refusal`` and ``text`` say why."""
-
-    def __init__(self, refusal: Refusal, text: str) -> None:
-        super().__init__(text)
-        self.refusal = refusal
-        self.text = text
-
-
 class Stages:
-    """All uploads, by token. ``bulk`` has their bytes; ``reserved`` is how many they will have."""
+    """All uploads, by token, and the room that they leave.
 
-    def __init__(self, bulk: Bulk, alarm: Alarm) -> None:
+    The memory is that of the engine, of uploads (``reserved``), and of the replacements that are
+    pending. Of such a replacement both values are here: ``replacing`` are the bytes of the new
+    values, ``growing`` those by which the values will grow. No value may have more than
+    ``value_limit`` bytes.
+    """
+
+    def __init__(
+        self, engine: Engine, bulk: Bulk, value_limit: int, out: Outbox, alarm: Alarm
+    ) -> None:
+        self.value_limit = value_limit
+        self.reserved = 0
+        self.replacing = 0
+        self.growing = 0
+        self._engine = engine
         self._bulk = bulk
+        self._out = out
         self._alarm = alarm
         self._uploads: dict[bytes, _Upload] = {}
-        self._of: dict[int, dict[bytes, int]] = {}  # by session: its tokens, with their sizes
-        self.reserved = 0
 
     def __repr__(self) -> str:
         return f"<Stages uploads={len(self)} reserved={self.reserved}>"
@@ -82,10 +98,9 @@ class Stages:
         return len(self._uploads)
 
     @property
-    def credit(self) -> int:
-        """Bytes that each upload may have under way."""
-        share = CREDIT_TOTAL // max(1, len(self._uploads))
-        return max(CHUNK_BYTES, min(share, CHUNKS_AHEAD * CHUNK_BYTES))
+    def room(self) -> int:
+        """Bytes that further uploads may take."""
+        return self._engine.limit - self._engine.size - self.reserved - self.replacing
 
     @property
     def wake_at(self) -> float:
@@ -94,11 +109,18 @@ class Stages:
             return NEVER
         return min([upload.since for upload in self._uploads.values()]) + STAGE_IDLE
 
-    def receive(self, session: Session, message: Stage, room: int, limit: int, now: float) -> int:
-        """Take a chunk. Returns how many bytes of the value are here now.
+    def stage(self, session: Session, route: Route, message: Stage, now: float) -> None:
+        """Take a chunk, and answer how many bytes of the value are here now."""
+        self._out.counters["chunks_in"] += 1
+        self._out.counters["bytes_in"] += len(message.data)
+        if message.stored.size > self.value_limit:
+            raise Refuse(Refusal.TOO_LARGE, "the value is too large")
+        received = self._receive(session, message, now)
+        share = CREDIT_TOTAL // max(1, len(self._uploads))
+        credit = max(CHUNK_BYTES, min(share, CHUNKS_AHEAD * CHUNK_BYTES))
+        self._out.send(route, Staged(*message[:3], message.stored.token, received, credit))
 
-        ``room`` is how many bytes may still be reserved, out of ``limit``. Raises StageRefused.
-        """
+    def _receive(self, session: Session, message: Stage, now: float) -> int:
         token = message.stored.token
         upload = self._uploads.get(token)
         if upload is None:
@@ -106,39 +128,33 @@ class Stages:
                 return message.stored.size  # a late duplicate: it has been bound meanwhile
             if message.offset:
                 return 0  # it was dropped here; its sender starts again
-            upload = self._begin(session, message, room, limit, now)
+            upload = self._begin(session, message.stored, now)
         if upload.session != session.id:
-            raise StageRefused(Refusal.BAD_MESSAGE, "another session uploads under this token")
+            raise Refuse(Refusal.BAD_MESSAGE, "another session uploads under this token")
         end = message.offset + len(message.data)
         if upload.stored != message.stored or end > upload.stored.size:
-            raise StageRefused(Refusal.BAD_MESSAGE, "the parts of the upload do not fit together")
+            raise Refuse(Refusal.BAD_MESSAGE, "the parts of the upload do not fit together")
         if message.offset <= upload.received:
             self._append(upload, message)
         upload.moved(now)
         return upload.received
 
-    def _begin(
-        self, session: Session, message: Stage, room: int, limit: int, now: float
-    ) -> _Upload:
-        stored = message.stored
-        own = self._of.get(session.id, {})
+    def _begin(self, session: Session, stored: Stored, now: float) -> _Upload:
+        own = [each.stored.size for each in self._of(session)]
         if len(self._uploads) >= UPLOADS_MAX:
-            raise StageRefused(Refusal.BUSY, f"{UPLOADS_MAX} uploads are under way")
+            raise Refuse(Refusal.BUSY, f"{UPLOADS_MAX} uploads are under way")
         if len(own) >= UPLOADS_SHARE:
-            raise StageRefused(
-                Refusal.BUSY, f"{UPLOADS_SHARE} uploads of this session are under way"
-            )
+            raise Refuse(Refusal.BUSY, f"{UPLOADS_SHARE} uploads of this session are under way")
         try:
-            if stored.size > room:
+            if stored.size > self.room:
                 raise StoreFull("the memory limit is reached")
-            if own and sum(own.values()) + stored.size > UPLOAD_BYTES_SHARE * limit:
-                text = f"uploads of this session have reserved {sum(own.values()):,} bytes"
-                raise StageRefused(Refusal.BUSY, text)
+            if own and sum(own) + stored.size > UPLOAD_BYTES_SHARE * self._engine.limit:
+                text = f"uploads of this session have reserved {sum(own):,} bytes"
+                raise Refuse(Refusal.BUSY, text)
             self._bulk.reserve(stored.token, stored.size)
         except StoreFull as error:
-            raise StageRefused(Refusal.FULL, str(error)) from None
+            raise Refuse(Refusal.FULL, str(error)) from None
         upload = self._uploads[stored.token] = _Upload(stored, session.id, now)
-        self._of.setdefault(session.id, {})[stored.token] = stored.size
         self.reserved += stored.size
         self._alarm.at(now + STAGE_IDLE)
         return upload
@@ -151,43 +167,19 @@ class Stages:
         try:
             self._bulk.write(token, upload.received, new)
         except Lost:
-            upload.received, upload.hasher = 0, Hasher(upload.stored.codec)
+            upload.received, upload.hasher = 0, content.Hasher(upload.stored.codec)
             return
         except StoreFull as error:
             self._drop(token)
-            raise StageRefused(Refusal.FULL, str(error)) from None
+            raise Refuse(Refusal.FULL, str(error)) from None
         upload.hasher.update(new)
         upload.received += len(new)
         if upload.complete:
             assert isinstance(upload.stored.body, Large)
             if upload.hasher.digest() != upload.stored.body.digest:
                 self._drop(token)
-                raise StageRefused(Refusal.DAMAGED, "the value was damaged on its way")
+                raise Refuse(Refusal.DAMAGED, "the value was damaged on its way")
             self._bulk.seal(token)
-
-    def has(self, stored: Stored, session: Session) -> bool:
-        """Whether this session uploads this value, or has uploaded it and not yet bound it."""
-        return self._upload(stored, session) is not None
-
-    def _upload(self, stored: Stored, session: Session) -> _Upload | None:
-        upload = self._uploads.get(stored.token)
-        if upload is None or upload.session != session.id or upload.stored != stored:
-            return None
-        return upload
-
-    def take(self, stored: Stored, session: Session, room: int) -> bool:
-        """Hand the bytes of a large value to the caller. Returns False if some are missing.
-
-        Of ``room`` bytes a value may be taken that a Node of this host has written to shared
-        memory.
-        """
-        if stored.token not in self._uploads:
-            return stored.size <= room and self._bulk.adopt(stored.token, stored.size)
-        upload = self._upload(stored, session)
-        if upload is None or not upload.complete:
-            return False
-        self._forget(stored.token)
-        return True
 
     def drop(self, token: bytes, session: Session) -> None:
         """Drop an upload of this session. A value that has been taken is no upload any more."""
@@ -196,9 +188,11 @@ class Stages:
             self._drop(token)
 
     def end(self, session: Session) -> None:
-        """Drop the uploads of a session that has ended."""
-        for token in list(self._of.get(session.id, ())):
-            self._drop(token)
+        for upload in self._of(session):
+            self._drop(upload.stored.token)
+
+    def _of(self, session: Session) -> list[_Upload]:
+        return [each for each in self._uploads.values() if each.session == session.id]
 
     def expire(self, now: float) -> None:
         """Drop the uploads of which too little has arrived for too long."""
@@ -210,9 +204,66 @@ class Stages:
         self._bulk.drop(token)
 
     def _forget(self, token: bytes) -> None:
-        upload = self._uploads.pop(token)
-        self.reserved -= upload.stored.size
-        own = self._of[upload.session]
-        del own[token]
-        if not own:
-            del self._of[upload.session]
+        self.reserved -= self._uploads.pop(token).stored.size
+
+    def _find(self, stored: Stored, session: Session) -> _Upload | None:
+        """Return the upload of this value by this session, if it has begun and is not bound."""
+        upload = self._uploads.get(stored.token)
+        if upload is None or upload.session != session.id or upload.stored != stored:
+            return None
+        return upload
+
+    # ---- binding --------------------------------------------------------------------------
+
+    def claim(self, session: Session, item: SetItem, old: Stored | None) -> SetStatus | None:
+        """Claim what is needed to bind a value in place of ``old``.
+
+        Returns why the value cannot be bound, or None if it can. The bytes of a large value are
+        then taken from its upload.
+        """
+        stored = item.stored
+        if stored.size > self.value_limit or stored.inline > INLINE_BYTES_MAX:
+            return SetStatus.TOO_LARGE
+        if not content.matches(item.key, stored):
+            return SetStatus.MISMATCH
+        if not self._engine.fits(item.key, stored) or not self._will_fit(session, stored, old):
+            return SetStatus.FULL
+        if type(stored.body) is Large and not self._take(stored, session):
+            return SetStatus.ABSENT
+        return None
+
+    def _take(self, stored: Stored, session: Session) -> bool:
+        """Take the bytes of a large value from its upload, if they are all here.
+
+        Or take over a value that a Node of this host has written to shared memory.
+        """
+        if stored.token not in self._uploads:
+            return stored.size <= self.room and self._bulk.adopt(stored.token, stored.size)
+        upload = self._find(stored, session)
+        if upload is None or not upload.complete:
+            return False
+        self._forget(stored.token)
+        return True
+
+    def _will_fit(self, session: Session, stored: Stored, old: Stored | None) -> bool:
+        """Whether the value also fits when all uploads and replacements have ended."""
+        if self._find(stored, session) is not None:  # it is one of these uploads
+            return True
+        coming = self.growing + self.reserved
+        growth = stored.size - (old.size if old is not None else 0)
+        return self._engine.size + coming + growth <= self._engine.limit or growth <= 0
+
+    def release(self, stored: Stored) -> None:
+        """Drop the bytes of a claimed value that could not be bound."""
+        if type(stored.body) is Large:
+            self._bulk.drop(stored.token)
+
+    def begin_replacement(self, pending: PendingDeletion, new: Stored) -> None:
+        pending.replacement = new
+        self.replacing += new.size
+        self.growing += new.size - pending.size
+
+    def end_replacement(self, pending: PendingDeletion, new: Stored) -> None:
+        """A replacement is committed or has failed."""
+        self.replacing -= new.size
+        self.growing -= new.size - pending.size

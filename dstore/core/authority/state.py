@@ -16,42 +16,15 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from dstore.config import CLIENTS_MAX_DEFAULT
-from dstore.core.authority.alarm import Alarm
-from dstore.core.authority.effects import GlobalEffect
+from dstore.core.authority.effects import Alarm, GlobalEffect, Outbox, Refuse
 from dstore.core.authority.invalidations import Invalidations
 from dstore.core.authority.memberships import Memberships
-from dstore.core.authority.metrics import LocalMetrics
-from dstore.core.authority.outbox import Outbox
-from dstore.core.authority.reads import Reads
+from dstore.core.authority.reads import Reads, Waits
 from dstore.core.authority.sessions import Session, Sessions
-from dstore.core.authority.space import Space
-from dstore.core.authority.stages import StageRefused, Stages
-from dstore.core.authority.waits import Waits
+from dstore.core.authority.stages import Stages
 from dstore.core.authority.writes import Writes
 from dstore.core.engine import Bulk, Engine
-from dstore.protocol.messages import (
-    Ack,
-    Del,
-    Fetch,
-    Get,
-    Goodbye,
-    Hello,
-    Refusal,
-    RequestMessage,
-    Route,
-    Scan,
-    Set,
-    Stage,
-    Staged,
-    Stats,
-    StatsReply,
-    Sync,
-    ToGlobal,
-    Unstage,
-    Unwait,
-    Wait,
-    Welcome,
-)
+from dstore.protocol import messages as m
 
 SWEEP_KEYS = 2_000
 """Keys whose retired holder bits are cleared in one step."""
@@ -81,71 +54,55 @@ class GlobalState:
         large_from: int,
         random63: Callable[[], int],
         max_clients: int = CLIENTS_MAX_DEFAULT,
-        peer_of: Callable[[Route], str | None] = lambda route: None,
+        peer_of: Callable[[m.Route], str | None] = lambda route: None,
     ) -> None:
         self.epoch = epoch
-        self.lease = lease
         self._engine = engine
-        self._publisher = publisher
-        self._value_limit = value_limit
-        self._large_from = large_from
-        self._alarm = Alarm()
-        self._out = Outbox()
-        self._sessions = Sessions(lease, random63)
-        self._holders = self._sessions.holders
-        self._invalidations = Invalidations(
-            epoch, log_length, self._sessions, self._out, self._alarm
+        welcome = self._welcome = m.Welcome(
+            epoch, 0, b"", 0, lease, publisher, value_limit, large_from
         )
-        self._log = self._invalidations.log
-        self._stages = Stages(bulk, self._alarm)
-        self._space = Space(engine, bulk, self._stages, value_limit)
-        self._waits = Waits(self._alarm)
-        self._reads = Reads(
-            epoch, engine, bulk, self._sessions, self._invalidations, self._waits, self._out
-        )
-        self._writes = Writes(
-            epoch,
-            engine,
-            bulk,
-            self._stages,
-            self._space,
-            self._sessions,
-            self._invalidations,
-            self._waits,
-            self._out,
+        alarm = self._alarm = Alarm()
+        out = self._out = Outbox()
+        sessions = self._sessions = Sessions(lease, random63)
+        holders = self._holders = sessions.holders
+        invalidations = self._invalidations = Invalidations(epoch, log_length, sessions, out, alarm)
+        log = self._log = invalidations.log
+        stages = self._stages = Stages(engine, bulk, value_limit, out, alarm)
+        waits = self._waits = Waits(alarm)
+        self._reads = Reads(epoch, engine, bulk, holders, log, invalidations.pending, waits, out)
+        writes = self._writes = Writes(
+            epoch, engine, bulk, stages, holders, invalidations, waits, out
         )
         self._memberships = Memberships(
-            epoch,
-            self._sessions,
-            self._invalidations,
-            self._writes,
-            self._waits,
-            self._stages,
-            self._out,
-            self._alarm,
-            self._welcome,
+            welcome,
+            sessions,
+            invalidations,
+            writes,
+            waits,
+            stages,
+            out,
+            alarm,
             max_clients,
             peer_of,
         )
-        self._local_metrics = LocalMetrics(self._sessions)
         # These messages are refused unless their session is open.
         self._of_sessions: dict[type, Callable[..., None]] = {
-            Get: self._reads.get,
-            Wait: self._reads.wait,
-            Scan: self._reads.scan,
-            Fetch: self._reads.fetch,
-            Stats: self._on_stats,
-            Sync: self._memberships.sync,
-            Ack: self._memberships.ack,
-            Set: self._on_set,
-            Del: self._writes.delete,
-            Stage: self._on_stage,
+            m.Get: self._reads.get,
+            m.Wait: self._reads.wait,
+            m.Scan: self._reads.scan,
+            m.Fetch: self._reads.fetch,
+            m.Stats: self._on_stats,
+            m.Sync: self._memberships.sync,
+            m.Ack: self._memberships.ack,
+            m.Set: self._on_set,
+            m.Del: self._writes.delete,
+            m.Stage: stages.stage,
         }
         self._others: dict[type, Callable[..., None]] = {
-            Hello: self._memberships.hello,
-            Goodbye: self._memberships.goodbye,
-            Unstage: self._on_unstage,
-            Unwait: self._on_unwait,
+            m.Hello: self._memberships.hello,
+            m.Goodbye: self._memberships.goodbye,
+            m.Unstage: self._on_withdrawal,
+            m.Unwait: self._on_withdrawal,
         }
 
     def __repr__(self) -> str:
@@ -159,7 +116,8 @@ class GlobalState:
     @property
     def idle(self) -> bool:
         """Whether no Local waits for an answer, and all invalidations are broadcast."""
-        return self._invalidations.idle and self._waits.answerable() is None
+        to_notify = self._invalidations.pending or len(self._invalidations.broadcasts)
+        return not to_notify and self._waits.answerable() is None
 
     @property
     def counters(self) -> dict[str, int]:
@@ -168,35 +126,33 @@ class GlobalState:
 
     # ---- events ---------------------------------------------------------------------------
 
-    def receive(self, route: Route, message: ToGlobal, now: float) -> list[GlobalEffect]:
+    def receive(self, route: m.Route, message: m.ToGlobal, now: float) -> list[GlobalEffect]:
         """Handle one message.
 
         ``now`` must have been read after the message arrived: a lease that is counted from an
         earlier moment would end here before the Local stops using it.
         """
-        handler = self._of_sessions.get(type(message))
-        if handler is None:
-            self._others[type(message)](route, message, now)
-            return self._out.take()
-        session = self._session(route, message)  # type: ignore[arg-type]  # it is one of these
-        if session is not None:
-            handler(session, route, message, now)
+        try:
+            handler = self._of_sessions.get(type(message))
+            if handler is None:
+                self._others[type(message)](route, message, now)
+            else:
+                handler(self._session(message), route, message, now)  # type: ignore[arg-type]
+        except Refuse as refuse:
+            self._out.refuse(route, message, *refuse.args)
         return self._out.take()
 
-    def _session(self, route: Route, message: Sync | Ack | RequestMessage) -> Session | None:
-        """Return the session that a message names, or None after refusing the message.
+    def _session(self, message: m.Sync | m.Ack | m.RequestMessage) -> Session:
+        """Return the session that a message names, or raise Refuse.
 
         A peer that knows the id of a session may speak for it on any connection: a Local sends
         requests over other connections than its HELLO, and all of them may have been replaced.
         """
         if message.epoch != self.epoch:
-            self._out.refuse(
-                route, message, Refusal.OTHER_EPOCH, "Global has restarted: its epoch is another"
-            )
-            return None
+            raise Refuse(m.Refusal.OTHER_EPOCH, "Global has restarted: its epoch is another")
         session = self._sessions.get(message.session)
         if session is None:
-            self._out.refuse(route, message, Refusal.UNKNOWN_SESSION, "the session has ended")
+            raise Refuse(m.Refusal.UNKNOWN_SESSION, "the session has ended")
         return session
 
     def tick(self, now: float) -> list[GlobalEffect]:
@@ -229,52 +185,21 @@ class GlobalState:
 
     # ---- handlers -------------------------------------------------------------------------
 
-    def _welcome(self, session: Session, seq: int) -> Welcome:
-        return Welcome(
-            self.epoch,
-            session.id,
-            session.nonce,
-            seq,
-            self.lease,
-            self._publisher,
-            self._value_limit,
-            self._large_from,
-        )
-
-    def _on_unwait(self, route: Route, message: Unwait, now: float) -> None:
+    def _on_withdrawal(self, route: m.Route, message: m.Unwait | m.Unstage, now: float) -> None:
         session = self._sessions.get(message.session)
-        if message.epoch == self.epoch and session is not None:
+        if message.epoch != self.epoch or session is None:
+            return  # these messages are not answered
+        if isinstance(message, m.Unwait):
             self._waits.drop(session, message)
+        else:
+            self._stages.drop(message.token, session)
 
-    def _on_set(self, session: Session, route: Route, message: Set, now: float) -> None:
+    def _on_set(self, session: Session, route: m.Route, message: m.Set, now: float) -> None:
         self._writes.set(session, route, message, now)
         self._reads.answer_bound()
 
-    def _on_stage(self, session: Session, route: Route, message: Stage, now: float) -> None:
-        self.counters["chunks_in"] += 1
-        self.counters["bytes_in"] += len(message.data)
-        if message.stored.size > self._value_limit:
-            self._out.refuse(route, message, Refusal.TOO_LARGE, "the value is too large")
-            return
-        try:
-            received = self._stages.receive(
-                session, message, self._space.room, self._engine.limit, now
-            )
-        except StageRefused as refused:
-            self._out.refuse(route, message, refused.refusal, refused.text)
-            return
-        envelope = (self.epoch, session.id, message.request)
-        staged = Staged(*envelope, message.stored.token, received, self._stages.credit)
-        self._out.send(route, staged)
-
-    def _on_unstage(self, route: Route, message: Unstage, now: float) -> None:
-        session = self._sessions.get(message.session)
-        if message.epoch == self.epoch and session is not None:
-            self._stages.drop(message.token, session)
-
-    def _on_stats(self, session: Session, route: Route, message: Stats, now: float) -> None:
-        metrics = self.metrics(now)
-        self._out.send(route, StatsReply(self.epoch, session.id, message.request, metrics))
+    def _on_stats(self, session: Session, route: m.Route, message: m.Stats, now: float) -> None:
+        self._out.send(route, m.StatsReply(*message[:3], self.metrics(now)))
 
     def metrics(self, now: float) -> dict[str, object]:
         """Return what is known about this Global, by name."""
@@ -283,22 +208,22 @@ class GlobalState:
             "keys": len(self._engine),
             "bytes": self._engine.size,
             "bytes_limit": self._engine.limit,
-            "value_limit": self._value_limit,
-            "large_from": self._large_from,
-            "lease": self.lease,
+            "value_limit": self._stages.value_limit,
+            "large_from": self._welcome.large_from,
+            "lease": self._welcome.lease,
             "seq": self._log.seq,
             "pending": len(self._invalidations.pending),
             "sessions": len(self._sessions),
             "held_keys": len(self._holders),
             "waiting": len(self._waits),
-            "watching": self._invalidations.watching,
+            "watching": self._invalidations.watchers,
             "uploads": len(self._stages),
             "upload_bytes": self._stages.reserved,
-            "expired": self._invalidations.expired,
+            "expired": self._invalidations.acknowledgements.expired,
             "holder_bytes": self._holders.bytes,
             "write_bytes": self._sessions.writes.taken,
             "wait_bytes": self._sessions.waits.taken,
             "max_clients": self._memberships.max_clients,
             **self.counters,
-            **self._local_metrics.get(now),
+            **self._sessions.metrics(now),
         }

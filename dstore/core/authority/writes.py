@@ -20,24 +20,24 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from functools import partial
 
 from dstore.config import OUTCOMES_MAX
-from dstore.core.authority.active_writes import (
+from dstore.core.authority.acknowledgements import PendingDeletion
+from dstore.core.authority.budgets import text_bytes
+from dstore.core.authority.effects import Outbox, Refuse
+from dstore.core.authority.holders import Holders
+from dstore.core.authority.invalidations import Invalidations
+from dstore.core.authority.reads import Waits
+from dstore.core.authority.sessions import (
     WRITE_BYTES,
     WRITE_ITEM_BYTES,
     ActiveWrite,
-    recorded,
+    Session,
     repeated,
 )
-from dstore.core.authority.budgets import text_bytes
-from dstore.core.authority.invalidations import Invalidations
-from dstore.core.authority.outbox import Outbox
-from dstore.core.authority.pending import PendingDeletion
-from dstore.core.authority.sessions import Session, Sessions, outcome_bytes
-from dstore.core.authority.space import Space
 from dstore.core.authority.stages import Stages
-from dstore.core.authority.waits import Waits
 from dstore.core.engine import Bulk, Engine
 from dstore.errors import DstoreError, StoreFull
 from dstore.protocol.messages import (
@@ -57,32 +57,20 @@ from dstore.protocol.messages import (
 )
 
 
+@dataclass(eq=False, repr=False)
 class Writes:
     """The writing half of :class:`~dstore.core.authority.state.GlobalState`."""
 
-    def __init__(
-        self,
-        epoch: int,
-        engine: Engine,
-        bulk: Bulk,
-        stages: Stages,
-        space: Space,
-        sessions: Sessions,
-        invalidations: Invalidations,
-        waits: Waits,
-        out: Outbox,
-    ) -> None:
-        self.closing = False
-        self._completed: deque[PendingDeletion] = deque()  # to be committed
-        self._epoch = epoch
-        self._engine = engine
-        self._bulk = bulk
-        self._stages = stages
-        self._space = space
-        self._holders = sessions.holders
-        self._invalidations = invalidations
-        self._waits = waits
-        self._out = out
+    _epoch: int
+    _engine: Engine
+    _bulk: Bulk
+    _stages: Stages
+    _holders: Holders
+    _invalidations: Invalidations
+    _waits: Waits
+    _out: Outbox
+    closing: bool = False
+    _completed: deque[PendingDeletion] = field(default_factory=deque)  # to be committed
 
     # ---- one message ----------------------------------------------------------------------
 
@@ -113,7 +101,7 @@ class Writes:
     def _admit(
         self, session: Session, route: Route, message: Set | Del, count: int, size: int
     ) -> ActiveWrite | None:
-        """Return the write to execute, or None if it is a repeat or is refused.
+        """Return the write to execute, or None if it is a repeat. Raises Refuse.
 
         It has ``count`` items, with ``size`` bytes of keys and values.
         """
@@ -124,45 +112,35 @@ class Writes:
             known.route, known.request = route, message.request
             return None
         if known is not None:
-            envelope = (self._epoch, session.id, message.request)
-            self._out.send(route, repeated(known, envelope))
+            self._out.send(route, repeated(known, message[:3]))
             return None
         cost = WRITE_BYTES + count * WRITE_ITEM_BYTES + size
-        refusal = self._refusal(session, message, cost)
-        if refusal is not None:
-            self._out.refuse(route, message, *refusal)
-            return None
-        write = ActiveWrite(route, session, message, count, cost)
+        self._check_admission(session, message, cost)
+        write = ActiveWrite(
+            route, message.request, session, message.write, type(message) is Set, cost, count
+        )
         session.writes.take(cost)
         session.outcomes[message.write] = write
         return write
 
-    def _refusal(
-        self, session: Session, message: Set | Del, cost: int
-    ) -> tuple[Refusal, str] | None:
+    def _check_admission(self, session: Session, message: Set | Del, cost: int) -> None:
         if message.write < session.seen:
-            return Refusal.STALE_WRITE, "its sender has given it up"
+            raise Refuse(Refusal.STALE_WRITE, "its sender has given it up")
         if self.closing:
-            return Refusal.CLOSING, "Global is shutting down"
+            raise Refuse(Refusal.CLOSING, "Global is shutting down")
         if len(session.outcomes) >= OUTCOMES_MAX:
-            return Refusal.BUSY, f"{OUTCOMES_MAX:,} writes of this session wait to be seen"
+            text = f"{OUTCOMES_MAX:,} writes of this session wait to be seen"
+            raise Refuse(Refusal.BUSY, text)
         if not session.writes.admits(cost):
-            taken = session.writes.taken
-            return Refusal.BUSY, f"too many writes wait, {taken:,} bytes of them of this session"
-        return None
+            text = f"too many writes wait, {session.writes.taken:,} bytes of them of this session"
+            raise Refuse(Refusal.BUSY, text)
 
     def _finish(self, write: ActiveWrite, index: int, result: SetResult | DelResult) -> None:
         """Record the outcome of one item. When it was the last one, send the reply."""
-        if not write.note(index, result):
-            return
-        session = write.session
-        reply = write.reply(self._epoch)
-        self._out.send(write.route, reply)
-        change = -write.cost
-        if session.open and write.number >= session.seen:
-            outcome = session.outcomes[write.number] = recorded(reply)
-            change += outcome_bytes(outcome)
-        session.writes.take(change)
+        if write.note(index, result):
+            reply = write.reply(self._epoch)
+            self._out.send(write.route, reply)
+            write.session.record(write, reply)
 
     # ---- binding --------------------------------------------------------------------------
 
@@ -176,13 +154,13 @@ class Writes:
         old = self._engine.read(item.key)
         if old is not None and not replace:
             result = self._occupied(write, item.key, old)
-        elif (refusal := self._space.claim(write.session, item, old)) is not None:
+        elif (refusal := self._stages.claim(write.session, item, old)) is not None:
             result = SetResult(refusal, self._invalidations.log.seq)
         elif old is None:
             result = self._bind(write.session, item)
         else:
             pending = PendingDeletion(item.key, old, write, index)
-            self._space.begin_replacement(pending, item.stored)
+            self._stages.begin_replacement(pending, item.stored)
             self._invalidations.start(pending, now)
             return
         refused = result.status not in (SetStatus.STORED, SetStatus.ABSENT)
@@ -195,7 +173,7 @@ class Writes:
         try:
             self._engine.bind(item.key, item.stored)
         except DstoreError as error:
-            self._space.release(item.stored)
+            self._stages.release(item.stored)
             full = isinstance(error, StoreFull)
             return SetResult(SetStatus.FULL if full else SetStatus.FAILED, seq)
         self._waits.bound(item.key)
@@ -223,7 +201,16 @@ class Writes:
     def _delete(self, write: ActiveWrite, index: int, key: Key, wait: bool, now: float) -> None:
         pending = self._invalidations.pending.get(key)
         if pending is None:
-            self._start_deletion(write, index, key, wait, now)
+            stored = self._engine.read(key)
+            if stored is None:
+                result = DelResult(DelStatus.MISSING, self._invalidations.log.seq)
+                self._finish(write, index, result)
+                return
+            pending = PendingDeletion(key, stored, write, index)
+            self._invalidations.start(pending, now)
+            if not wait:
+                pending.write = None
+                self._finish(write, index, _pending(pending))
         elif pending.replacement is not None:
             pending.queued.append(partial(self._delete, write, index, key, wait))
         elif wait:
@@ -231,24 +218,11 @@ class Writes:
         else:
             self._finish(write, index, _pending(pending))
 
-    def _start_deletion(
-        self, write: ActiveWrite, index: int, key: Key, wait: bool, now: float
-    ) -> None:
-        stored = self._engine.read(key)
-        if stored is None:
-            self._finish(write, index, DelResult(DelStatus.MISSING, self._invalidations.log.seq))
-            return
-        pending = PendingDeletion(key, stored, write, index)
-        self._invalidations.start(pending, now)
-        if not wait:
-            pending.write = None
-            self._finish(write, index, _pending(pending))
-
     # ---- deleting, phase 2 ----------------------------------------------------------------
 
     def expire(self, now: float) -> None:
         """Commit the deletions that waited only for leases that have run out."""
-        self.complete(self._invalidations.expire(now), now)
+        self.complete(self._invalidations.acknowledgements.expire(now), now)
 
     def complete(self, completed: Iterable[PendingDeletion], now: float) -> None:
         """Commit deletions that wait for no holder, and those that this starts, and so on.
@@ -291,13 +265,13 @@ class Writes:
         assert new is not None
         assert pending.write is not None
         seq = self._invalidations.log.seq
-        self._space.end_replacement(pending, new)
+        self._stages.end_replacement(pending, new)
         try:
             replaced = self._engine.replace(pending.key, pending.token, new)
         except DstoreError:
             replaced = False
         if not replaced:
-            self._space.release(new)
+            self._stages.release(new)
             return SetResult(SetStatus.FAILED, seq)
         if pending.large:
             self._bulk.drop(pending.token)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 from dstore.core.authority.acknowledgements import Acknowledgements
-from dstore.core.authority.alarm import NEVER, Alarm
 from dstore.core.authority.broadcasts import PAUSE, Broadcasts
+from dstore.core.authority.effects import NEVER, Alarm
 from dstore.core.authority.holders import SWEEP_AT
+from dstore.core.authority.reads import Waits
 from dstore.core.authority.stages import STAGE_IDLE, Stages
-from dstore.core.authority.waits import Waits
 from dstore.protocol import content
 from dstore.protocol.messages import Ack, Del, Goodbye, Large, Set, Stage, Stored, Sync, Wait
 from tests.unit.core.world import Member, World, item

@@ -13,10 +13,9 @@ import pytest
 
 from dstore.config import LABEL_MAX, SESSION_BYTES, WRITES_BYTES_ASSURED
 from dstore.core.authority import invalidations, reads, sessions, stages
-from dstore.core.authority import log as log_module
 from dstore.core.authority.budgets import Account, Budget
 from dstore.core.authority.holders import Holders, bits_of
-from dstore.core.authority.log import InvalidationLog
+from dstore.core.authority.invalidations import InvalidationLog
 from dstore.protocol import wire
 from dstore.protocol.messages import (
     Del,
@@ -210,7 +209,7 @@ def test_holders_take_no_more_than_what_is_counted(width: int, kind: str) -> Non
 def test_the_log_takes_no_more_than_what_is_counted(
     kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(log_module, "LOG_BYTES_MAX", 500_000)
+    monkeypatch.setattr(invalidations, "LOG_BYTES_MAX", 500_000)
     log = InvalidationLog(1 << 18)
     key = KEYS[kind]
 
@@ -341,7 +340,7 @@ def test_a_session_cannot_take_all_uploads(monkeypatch: pytest.MonkeyPatch) -> N
         world.deliver(b"s", Stage(*own(member), 1, stored, 0, data))
         return world.inboxes[b"s"].pop()
 
-    monkeypatch.setattr(world.state, "_value_limit", 100_000)
+    monkeypatch.setattr(world.state._stages, "value_limit", 100_000)
     assert staged(a, 50_000).received == 1, "one may be as large as there is room"
     assert staged(a, 1_000).refusal is Refusal.BUSY, "then it has its share of the memory"
     assert staged(b, 20_000).received == 1
@@ -353,13 +352,13 @@ def test_a_session_cannot_take_all_uploads(monkeypatch: pytest.MonkeyPatch) -> N
     assert staged(a, 60_000).refusal is Refusal.FULL
     b.state.goodbye(world.now)
     world.settle()
-    assert world.state._stages._of.keys() == {a.state.session}
+    assert {each.session for each in world.state._stages._uploads.values()} == {a.state.session}
 
 
 def test_an_upload_that_hardly_moves_is_dropped() -> None:
     world = World(limit=1 << 20)
     (a,) = world.joined("a")
-    world.state._value_limit = 1 << 20
+    world.state._stages.value_limit = 1 << 20
     slow = Stored(world.random16(), "bytes", Large(100_000, bytes(32)))
     fast = Stored(world.random16(), "bytes", Large(150_000, bytes(32)))
     for second in range(12):

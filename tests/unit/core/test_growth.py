@@ -103,7 +103,7 @@ def test_a_holder_is_reminded_and_expires_in_time_though_moments_are_looked_up()
     world.advance(world.lease)
     world.tick()
     assert not world.state._invalidations.pending
-    assert world.state._invalidations.expired == FEW - 1
+    assert world.state._invalidations.acknowledgements.expired == FEW - 1
 
 
 def test_the_more_have_to_acknowledge_the_later_they_are_reminded() -> None:

@@ -37,7 +37,7 @@ from dstore.protocol.messages import (
 from tests.unit.core.world import LEASE, Member, World
 
 BODY = b"0123456789"
-UNTOLD = {"counters", "hasher", "_local_metrics"}
+UNTOLD = {"counters", "hasher", "_shown"}
 """What changes when nothing does."""
 
 

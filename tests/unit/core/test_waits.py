@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from dstore.core.authority import sessions, waits
-from dstore.core.authority.alarm import NEVER
+from dstore.core.authority import reads, sessions
+from dstore.core.authority.effects import NEVER
 from dstore.core.local import operations
 from dstore.core.local.operations.reading import WAIT_ROUND
 from dstore.errors import GlobalUnavailable
@@ -189,7 +189,7 @@ def more(world: World, member: Member, number: int, key: str = "more", timeout: 
 
 @pytest.mark.parametrize("bound", ["WAITS_BYTES_MAX", "WAITS_BYTES_SHARE"])
 def test_there_is_a_bound(monkeypatch: pytest.MonkeyPatch, bound: str) -> None:
-    monkeypatch.setattr(sessions, bound, 2 * waits._cost("more"))
+    monkeypatch.setattr(sessions, bound, 2 * reads._cost("more"))
     monkeypatch.setattr(sessions, "WAITS_BYTES_ASSURED", 0)
     world = World()
     a, b = world.joined("a", "b")
@@ -216,17 +216,17 @@ def test_no_wait_is_for_ever_and_those_of_a_session_end_with_it() -> None:
     a.state.goodbye(world.now)
     world.settle()
     assert len(world.state._waits) == 10
-    world.live(waits.TIMEOUT_MAX + 1, step=1.0)
+    world.live(reads.TIMEOUT_MAX + 1, step=1.0)
     assert (len(world.state._waits), world.state._waits._of) == (0, {})
 
 
 def test_answered_requests_do_not_pile_up() -> None:
     world = World()
     a, b = world.joined("a", "b")
-    for number in range(2 * waits.ENDS_MIN):
+    for number in range(2 * reads.ENDS_MIN):
         more(world, a, number, "k", 60.0)
         if number % 100 == 99:
             b.set("k", b"v")
             b.delete("k")
             world.inboxes[b"x"].clear()
-    assert len(world.state._waits._ends) <= waits.ENDS_MIN + 1
+    assert len(world.state._waits._ends) <= reads.ENDS_MIN + 1

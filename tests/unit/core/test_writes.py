@@ -424,7 +424,7 @@ def test_replacements_that_wait_do_not_exceed_the_limit_together() -> None:
     assert told.count(SetStatus.FULL) >= 2
     assert told.count(SetStatus.REPLACED) >= 2
     assert size < world.engine.size <= 4_000
-    assert world.state._space.growing == world.state._space.replacing == 0
+    assert world.state._stages.growing == world.state._stages.replacing == 0
 
 
 def test_in_a_full_store_a_value_is_replaced_by_one_that_is_no_larger() -> None:
