@@ -11,7 +11,7 @@ from types import ModuleType
 import pytest
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "docs"
-COMMAND = SCRIPT.read_text(encoding="utf-8").partition("exec ")[2]
+COMMAND = SCRIPT.read_text(encoding="utf-8").partition("-m pdoc")[2]
 MODULES = [word for word in COMMAND.split() if word.startswith("dstore")]
 """The modules that the reference is made of."""
 
