@@ -1,8 +1,6 @@
 """The ``dstore`` command: the command line, the prompt and the demo.
 
-``arguments`` parses the command line, with ``kinds`` for its values. ``oneshot`` and ``serve`` run
-the commands. Each command imports what it needs (ZeroMQ, the line editor) when it runs, so that
-``dstore get`` in a shell loop starts quickly.
+``arguments`` parses the command line, and ``commands`` carries it out.
 """
 
 from __future__ import annotations
@@ -33,7 +31,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             options = parse(sys.argv[1:] if argv is None else argv)
             address = getattr(options, "address", "")
-            code: int = options.run(options)
+            from dstore.cli.commands import run
+
+            code = run(options)
         except SystemExit as leaving:  # argparse has printed the reason
             code = leaving.code if isinstance(leaving.code, int) else console.EXIT_USAGE
         sys.stdout.flush()
@@ -50,17 +50,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return console.EXIT_USAGE
     except (errors.DstoreError, *console.BUILT_IN_ERRORS) as error:
         console.complain(_said(error, address))
-        _flush_or_drop()
+        try:
+            sys.stdout.flush()
+        except OSError:  # or Python's exit would fail on it again
+            console.drop_stdout()
         return _exit_code(error)
     return code
-
-
-def _flush_or_drop() -> None:
-    """Flush standard output; drop it if it is broken, or Python's exit would fail on it again."""
-    try:
-        sys.stdout.flush()
-    except OSError:
-        console.drop_stdout()
 
 
 def _open_closed_outputs() -> None:

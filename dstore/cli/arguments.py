@@ -1,15 +1,14 @@
-"""The grammar of the command line. ``commands`` has the functions that carry out the commands."""
+"""The grammar of the command line."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, TypeAlias
 
 from dstore import config
 from dstore.cli import console
-from dstore.cli.commands import COMMANDS
 from dstore.cli.kinds import address, as_passed, between, between_sizes, count, folder, size
 
 SHM_VARIABLE = "DSTORE_SHM"
@@ -25,7 +24,23 @@ Exit codes: {console.EXIT_OK} done; {console.EXIT_REFUSED} the key is missing or
 store is full; {console.EXIT_USAGE} wrong usage or bad input; {console.EXIT_UNREACHED} Global \
 cannot be reached.
 """
+NUMBERS = {
+    "--timeout": "how long to wait for an answer of Global (default: %(default)g)",
+    "--lease": "how long a Local may answer from its cache before it must renew its lease "
+    "(default: %(default)g)",
+    "--log-length": "how many recent invalidations to keep for Locals that catch up "
+    "(default: %(default)s)",
+    "--memory-limit": "how much memory all keys and values may take, for example 512M or 4G "
+    "(default: 4G)",
+    "--max-clients": "how many Locals may be connected at the same time (default: %(default)s)",
+    "--value-limit": "how large one value may be (default: 4G)",
+    "--large-from": "the size from which on a value travels in chunks, and the processes of a "
+    "host share one copy of it (default: 64K)",
+    "--workers": "how many processes read the files (default: %(default)s)",
+}
+"""The help of each option that takes a number."""
 WORKERS_DEFAULT, WORKERS_MAX = 4, 64
+Kind: TypeAlias = Callable[[str], float]
 
 
 class Paragraphs(argparse.HelpFormatter):
@@ -48,14 +63,17 @@ class Parser(argparse.ArgumentParser):
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """Return the options of a command line. ``run`` is the function that carries them out.
+    """Return the options of a command line, whose ``command`` is the name of the command.
 
     Raises SystemExit, as argparse does, for --help, --version and wrong usage.
     """
     options, left = _parser().parse_known_args(argv)
+    parser: Parser = options.parser
     if left:
-        parser: Parser = options.parser
         parser.error(f"unrecognized arguments: {' '.join(left)}")
+    if options.command is None:
+        parser.print_help(sys.stderr)
+        raise SystemExit(console.EXIT_USAGE)
     return options
 
 
@@ -68,16 +86,11 @@ def _parser() -> Parser:
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     parsers = parser.add_subparsers(metavar="COMMAND", parser_class=Parser)
-    parser.set_defaults(run=lambda _: _show_help(parser), parser=parser)
+    parser.set_defaults(command=None, parser=parser)
     _add_programs(parsers)
     _add_writers(parsers)
     _add_readers(parsers)
     return parser
-
-
-def _show_help(parser: Parser) -> int:
-    parser.print_help(sys.stderr)
-    return console.EXIT_USAGE
 
 
 class _Version(argparse.Action):
@@ -93,26 +106,25 @@ _Parsers: TypeAlias = "argparse._SubParsersAction[Parser]"  # argparse has no pu
 
 def _add(parsers: _Parsers, name: str, about: str) -> Parser:
     parser = parsers.add_parser(name, help=about, description=f"{about[0].upper()}{about[1:]}.")
-    parser.set_defaults(run=COMMANDS[name], parser=parser)
+    parser.set_defaults(command=name, parser=parser)
     return parser
 
 
 def _add_client(parsers: _Parsers, name: str, about: str) -> Parser:
     parser = _add(parsers, name, about)
-    parser.add_argument(
-        "--address",
-        type=address,
-        default=config.address_default(),
-        help="the address at which Global listens (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--timeout",
-        type=between(config.TIMEOUT_MIN, config.TIMEOUT_MAX, "seconds"),
-        default=config.TIMEOUT_DEFAULT,
-        metavar="SECONDS",
-        help="how long to wait for an answer of Global (default: %(default)g)",
-    )
+    _add_address(parser, "the address at which Global listens", "--address")
+    seconds = between(config.TIMEOUT_MIN, config.TIMEOUT_MAX, "seconds")
+    _add_number(parser, "--timeout", seconds, config.TIMEOUT_DEFAULT, "SECONDS")
     return parser
+
+
+def _add_address(parser: Parser, about: str, *names: str) -> None:
+    about = f"{about} (default: %(default)s)"
+    parser.add_argument(*names, type=address, default=config.address_default(), help=about)
+
+
+def _add_number(parser: Parser, name: str, kind: Kind, default: float, unit: str) -> None:
+    parser.add_argument(name, type=kind, default=default, metavar=unit, help=NUMBERS[name])
 
 
 # The commands -------------------------------------------------------------------------------
@@ -120,63 +132,21 @@ def _add_client(parsers: _Parsers, name: str, about: str) -> Parser:
 
 def _add_programs(parsers: _Parsers) -> None:
     serve = _add(parsers, "global", "run Global, the one authority")
-    serve.add_argument(
-        "--address",
-        "--bind",
-        type=address,
-        default=config.address_default(),
-        help="the address at which to take requests (default: %(default)s)",
-    )
+    _add_address(serve, "the address at which to take requests", "--address", "--bind")
     serve.add_argument(
         "--publisher",
         type=address,
         help="the address at which to broadcast invalidations (default: the next port)",
     )
-    serve.add_argument(
-        "--lease",
-        type=between(config.LEASE_MIN, config.LEASE_MAX, "seconds"),
-        default=config.LEASE_DEFAULT,
-        metavar="SECONDS",
-        help="how long a Local may answer from its cache before it must renew its lease "
-        "(default: %(default)g)",
-    )
-    serve.add_argument(
-        "--log-length",
-        type=count(config.LOG_LENGTH_MAX),
-        default=config.LOG_LENGTH_DEFAULT,
-        metavar="N",
-        help="how many recent invalidations to keep for Locals that catch up "
-        "(default: %(default)s)",
-    )
-    serve.add_argument(
-        "--memory-limit",
-        type=size,
-        default=config.MEMORY_LIMIT_DEFAULT,
-        metavar="SIZE",
-        help="how much memory all keys and values may take, for example 512M or 4G (default: 4G)",
-    )
-    serve.add_argument(
-        "--max-clients",
-        type=count(config.CLIENTS_MAX),
-        default=config.CLIENTS_MAX_DEFAULT,
-        metavar="N",
-        help="how many Locals may be connected at the same time (default: %(default)s)",
-    )
-    serve.add_argument(
-        "--value-limit",
-        type=size,
-        default=config.VALUE_LIMIT_DEFAULT,
-        metavar="SIZE",
-        help="how large one value may be (default: 4G)",
-    )
-    serve.add_argument(
-        "--large-from",
-        type=between_sizes(config.LARGE_FROM_MIN, config.INLINE_BYTES_MAX),
-        default=config.LARGE_FROM_DEFAULT,
-        metavar="SIZE",
-        help="the size from which on a value travels in chunks, and the processes of a host share "
-        "one copy of it (default: 64K)",
-    )
+    lease = between(config.LEASE_MIN, config.LEASE_MAX, "seconds")
+    large_from = between_sizes(config.LARGE_FROM_MIN, config.INLINE_BYTES_MAX)
+    length, clients = count(config.LOG_LENGTH_MAX), count(config.CLIENTS_MAX)
+    _add_number(serve, "--lease", lease, config.LEASE_DEFAULT, "SECONDS")
+    _add_number(serve, "--log-length", length, config.LOG_LENGTH_DEFAULT, "N")
+    _add_number(serve, "--memory-limit", size, config.MEMORY_LIMIT_DEFAULT, "SIZE")
+    _add_number(serve, "--max-clients", clients, config.CLIENTS_MAX_DEFAULT, "N")
+    _add_number(serve, "--value-limit", size, config.VALUE_LIMIT_DEFAULT, "SIZE")
+    _add_number(serve, "--large-from", large_from, config.LARGE_FROM_DEFAULT, "SIZE")
     serve.add_argument(
         "--shm",
         type=folder,
@@ -198,13 +168,7 @@ def _add_programs(parsers: _Parsers) -> None:
         nargs="?",
         help="the folder whose files are shared (default: the sources of Python's library)",
     )
-    demo.add_argument(
-        "--workers",
-        type=count(WORKERS_MAX),
-        default=WORKERS_DEFAULT,
-        metavar="N",
-        help="how many processes read the files (default: %(default)s)",
-    )
+    _add_number(demo, "--workers", count(WORKERS_MAX), WORKERS_DEFAULT, "N")
 
 
 def _add_writers(parsers: _Parsers) -> None:

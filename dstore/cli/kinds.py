@@ -68,30 +68,18 @@ def folder(text: str) -> str:
     return text
 
 
-def between_sizes(low: int, high: int) -> Callable[[str], int]:
-    """Return a converter for a number of bytes in a range."""
+def between_sizes(low: int, high: int, such: str = "64K") -> Callable[[str], int]:
+    """Return a converter for a number of bytes in a range, with K, M, G or T for powers of 1024."""
+    between = "" if high == SIZE_MAX else f" between {low:,} and {high:,} bytes"
 
     def convert(text: str) -> int:
-        number = _bytes(text)
-        if not low <= number <= high:
-            raise ArgumentTypeError(
-                f"{text!r} is not a size between {low:,} and {high:,} bytes, such as 64K"
-            )
-        return number
+        match = _SIZE.fullmatch(text.strip())
+        number = float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " ") if match else 0
+        if not low <= number <= high:  # it may be infinite
+            raise ArgumentTypeError(f"{text!r} is not a size{between}, such as {such}")
+        return int(number)
 
     return convert
 
 
-def size(text: str) -> int:
-    """Return a number of bytes, written with K, M, G or T for powers of 1024."""
-    number = _bytes(text)
-    if not 1 <= number <= SIZE_MAX:
-        raise ArgumentTypeError(f"{text!r} is not a size, such as 512M or 4G")
-    return number
-
-
-def _bytes(text: str) -> int:
-    """Return the number of bytes that a size stands for; 0 if it is none."""
-    match = _SIZE.fullmatch(text.strip())
-    number = float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " ") if match else 0
-    return int(number) if number <= SIZE_MAX else SIZE_MAX + 1  # it may be infinite
+size = between_sizes(1, SIZE_MAX, "512M or 4G")

@@ -143,3 +143,7 @@ def _value(options: Namespace) -> str | bytes | bytearray:
     if sys.stdin is None:
         raise ValueError(console.STDIN_CLOSED)
     return values.read_all(sys.stdin.buffer, "standard input")
+
+
+COMMANDS = {"set": set_, "put": put, "del": delete, "get": get, "keys": keys, "stats": stats}
+"""Every command here by the name under which it is typed."""

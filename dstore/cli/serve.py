@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import signal
 import threading
@@ -11,14 +10,12 @@ from argparse import Namespace
 
 from dstore.cli import console
 from dstore.cli.console import plain
-from dstore.cli.logs import SERVER_LINE, log_to_stderr
 from dstore.server.server import Global
 from dstore.transport.addresses import is_private
 
 
 def serve(options: Namespace) -> int:
     """Run Global in this thread until SIGINT or SIGTERM. Returns the exit code."""
-    _log_to_stderr(options)
     take_all_descriptors()
     server = Global(
         options.address,
@@ -94,10 +91,3 @@ def _stop_on_signals(server: Global) -> None:
     except RuntimeError as error:
         server.close()
         raise OSError(f"cannot wait for signals: {error}") from None
-
-
-def _log_to_stderr(options: Namespace) -> None:
-    level = logging.ERROR if options.quiet else logging.WARNING
-    if options.verbose:
-        level = logging.INFO if options.verbose == 1 else logging.DEBUG
-    log_to_stderr(SERVER_LINE, level)
