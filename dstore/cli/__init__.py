@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     address = ""
     _open_closed_outputs()
     _buffer_output()
-    console.be_lenient(sys.stdout, "backslashreplace")
+    console.reconfigure(sys.stdout, errors="backslashreplace")
     try:
         try:
             options = parse(sys.argv[1:] if argv is None else argv)

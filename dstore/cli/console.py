@@ -13,7 +13,7 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping
 from types import FrameType
-from typing import Any, NoReturn, TextIO
+from typing import Any, NoReturn
 
 from dstore.quoting import quoted, visible
 
@@ -70,9 +70,8 @@ def leaving_on_signals() -> Iterator[None]:
 
     before = {}
     if threading.current_thread() is threading.main_thread():
-        for name in ("SIGTERM", "SIGHUP"):
-            signum = getattr(signal, name, None)
-            if signum is not None and signal.getsignal(signum) is signal.SIG_DFL:
+        for signum in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(signum) is signal.SIG_DFL:
                 before[signum] = signal.signal(signum, leave)
     try:
         yield
@@ -90,12 +89,6 @@ def complain(message: str, program: str = "dstore") -> None:
     """Print one line on standard error, which may be closed."""
     with contextlib.suppress(OSError, ValueError):
         print(f"{program}: {visible(message)}", file=sys.stderr, flush=True)
-
-
-def be_lenient(stream: TextIO, errors: str) -> None:
-    """Let a stream replace characters that it cannot encode, instead of raising an error."""
-    if reconfigure := getattr(stream, "reconfigure", None):
-        reconfigure(errors=errors)
 
 
 def counter_lines(counters: Mapping[str, Any], within: str = "") -> Iterator[str]:
@@ -116,14 +109,18 @@ def _number(value: Any) -> str:
     return quoted(str(value))
 
 
-def in_utf8(stream: Any, errors: str, newline: str | None = None) -> None:
+def in_utf8(stream: Any, errors: str, **more: str) -> None:
     """Let a standard stream read or write UTF-8, whatever the locale or PYTHONIOENCODING says.
 
     Keys and values are bytes, and the same bytes everywhere: a C locale must not hide half of them.
-    A replacement for a stream, as tests have, stays as it is.
     """
-    if reconfigure := getattr(stream, "reconfigure", None):
-        reconfigure(encoding="utf-8", errors=errors, newline=newline)
+    reconfigure(stream, encoding="utf-8", errors=errors, **more)
+
+
+def reconfigure(stream: Any, **settings: str) -> None:
+    """Change a standard stream. A replacement for one, as tests have, stays as it is."""
+    if change := getattr(stream, "reconfigure", None):
+        change(**settings)
 
 
 def text_or_bytes(raw: bytes) -> str | bytes:

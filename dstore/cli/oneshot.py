@@ -22,8 +22,7 @@ from dstore.quoting import visible
 
 def set_(options: Namespace) -> int:
     """Bind a value to a key."""
-    large = _large_file(options)
-    value = None if large else _value(options)
+    large, value = _value(options)
     with _node(options) as node, progress_bar(quiet=options.quiet) as progress:
         if large:
             node.set_file(options.key, large, replace=options.replace, progress=progress)
@@ -34,8 +33,7 @@ def set_(options: Namespace) -> int:
 
 def put(options: Namespace) -> int:
     """Store a value under its content address and print that."""
-    large = _large_file(options)
-    value = None if large else _value(options)
+    large, value = _value(options)
     with _node(options) as node, progress_bar(quiet=options.quiet) as progress:
         address = node.put_file(large, progress=progress) if large else node.put(value)
     print(address)
@@ -63,7 +61,7 @@ def get(options: Namespace) -> int:
             sys.stdout.writelines(_for_people(node, options.key))
             return console.EXIT_OK
         data = values.as_bytes(node, options.key)
-    values.write_all(sys.stdout.buffer, data)
+    sys.stdout.buffer.writelines(values.pieces(data))
     sys.stdout.buffer.flush()
     return console.EXIT_OK
 
@@ -123,26 +121,23 @@ def _node(options: Namespace) -> Node:
     return Node(options.address, timeout=options.timeout)
 
 
-def _large_file(options: Namespace) -> str | None:
-    """Return the file of the command line, if it is so large that the Node reads it itself."""
-    file: str | None = options.file
-    if file in (None, "-") or options.value is not None:
-        return None
-    return file if values.is_large_file(file) else None
+def _value(options: Namespace) -> tuple[str | None, str | bytes | bytearray | None]:
+    """Return a file that is so large that the Node reads it itself, or else the value.
 
-
-def _value(options: Namespace) -> str | bytes | bytearray:
-    """Return the value of the command line: its text, or the bytes of a file or of stdin."""
+    The value is the text of the command line, or the bytes of a file or of standard input.
+    """
     if options.value is not None and options.file is not None:
         raise ValueError("give either a value or --file, not both")
     if options.file not in (None, "-"):
+        if values.is_large_file(options.file):
+            return options.file, None
         with open(options.file, "rb") as file:
-            return values.read_all(file, options.file)
+            return None, values.read_all(file, options.file)
     if options.file is None and options.value not in (None, "-"):
-        return as_passed(options.value)
+        return None, as_passed(options.value)
     if sys.stdin is None:
         raise ValueError(console.STDIN_CLOSED)
-    return values.read_all(sys.stdin.buffer, "standard input")
+    return None, values.read_all(sys.stdin.buffer, "standard input")
 
 
 COMMANDS = {"set": set_, "put": put, "del": delete, "get": get, "keys": keys, "stats": stats}
