@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NoReturn, TypeAlias
 
 from dstore import config
@@ -24,23 +24,41 @@ Exit codes: {console.EXIT_OK} done; {console.EXIT_REFUSED} the key is missing or
 store is full; {console.EXIT_USAGE} wrong usage or bad input; {console.EXIT_UNREACHED} Global \
 cannot be reached.
 """
-NUMBERS = {
-    "--timeout": "how long to wait for an answer of Global (default: %(default)g)",
+HELP = {
+    "--address": "the address at which Global listens (default: %(default)s)",
+    "--bind": "the address at which to take requests (default: %(default)s)",
+    "--file": "store the bytes of this file instead",
+    "--json": "print them as one JSON object",
+    "--large-from": "the size from which on a value travels in chunks, and the processes of a "
+    "host share one copy of it (default: 64K)",
     "--lease": "how long a Local may answer from its cache before it must renew its lease "
     "(default: %(default)g)",
     "--log-length": "how many recent invalidations to keep for Locals that catch up "
     "(default: %(default)s)",
+    "--max-clients": "how many Locals may be connected at the same time (default: %(default)s)",
     "--memory-limit": "how much memory all keys and values may take, for example 512M or 4G "
     "(default: 4G)",
-    "--max-clients": "how many Locals may be connected at the same time (default: %(default)s)",
+    "--no-wait": "return without waiting until no Local can read the values any more",
+    "--null": "end each key with NUL, for xargs -0",
+    "--output": "write to this file, which appears when it is complete",
+    "--publisher": "the address at which to broadcast invalidations (default: the next port)",
+    "--quiet": "show no progress bar for a large value",
+    "--replace": "replace the value of a key that is occupied",
+    "--shm": "the folder in memory (a tmpfs) where the processes of this host read large values; "
+    f'"" for none, so that each process has its own copy (default: ${SHM_VARIABLE}, or '
+    f"{SHM_DEFAULT} without it)",
+    "--timeout": "how long to wait for an answer of Global (default: %(default)g)",
     "--value-limit": "how large one value may be (default: 4G)",
-    "--large-from": "the size from which on a value travels in chunks, and the processes of a "
-    "host share one copy of it (default: 64K)",
+    "--verbose": "log more; give it twice to log all",
     "--workers": "how many processes read the files (default: %(default)s)",
+    "folder": "the folder whose files are shared (default: the sources of Python's library)",
+    "key": "the key of the value",
+    "keys": "the keys to be deleted",
+    "prefix": "list only the keys that begin with this (default: all keys)",
+    "value": "the value, stored as text; if it is missing or -, standard input is stored as bytes",
 }
-"""The help of each option that takes a number."""
+"""The help of each option, under its last name."""
 WORKERS_DEFAULT, WORKERS_MAX = 4, 64
-Kind: TypeAlias = Callable[[str], float]
 
 
 class Paragraphs(argparse.HelpFormatter):
@@ -112,19 +130,14 @@ def _add(parsers: _Parsers, name: str, about: str) -> Parser:
 
 def _add_client(parsers: _Parsers, name: str, about: str) -> Parser:
     parser = _add(parsers, name, about)
-    _add_address(parser, "the address at which Global listens", "--address")
     seconds = between(config.TIMEOUT_MIN, config.TIMEOUT_MAX, "seconds")
-    _add_number(parser, "--timeout", seconds, config.TIMEOUT_DEFAULT, "SECONDS")
+    _option(parser, "--address", type=address, default=config.address_default())
+    _option(parser, "--timeout", type=seconds, default=config.TIMEOUT_DEFAULT, metavar="SECONDS")
     return parser
 
 
-def _add_address(parser: Parser, about: str, *names: str) -> None:
-    about = f"{about} (default: %(default)s)"
-    parser.add_argument(*names, type=address, default=config.address_default(), help=about)
-
-
-def _add_number(parser: Parser, name: str, kind: Kind, default: float, unit: str) -> None:
-    parser.add_argument(name, type=kind, default=default, metavar=unit, help=NUMBERS[name])
+def _option(parser: Parser, *names: str, **how: Any) -> None:
+    parser.add_argument(*names, **{"help": HELP[names[-1]], **how})
 
 
 # The commands -------------------------------------------------------------------------------
@@ -132,85 +145,46 @@ def _add_number(parser: Parser, name: str, kind: Kind, default: float, unit: str
 
 def _add_programs(parsers: _Parsers) -> None:
     serve = _add(parsers, "global", "run Global, the one authority")
-    _add_address(serve, "the address at which to take requests", "--address", "--bind")
-    serve.add_argument(
-        "--publisher",
-        type=address,
-        help="the address at which to broadcast invalidations (default: the next port)",
-    )
     lease = between(config.LEASE_MIN, config.LEASE_MAX, "seconds")
-    large_from = between_sizes(config.LARGE_FROM_MIN, config.INLINE_BYTES_MAX)
     length, clients = count(config.LOG_LENGTH_MAX), count(config.CLIENTS_MAX)
-    _add_number(serve, "--lease", lease, config.LEASE_DEFAULT, "SECONDS")
-    _add_number(serve, "--log-length", length, config.LOG_LENGTH_DEFAULT, "N")
-    _add_number(serve, "--memory-limit", size, config.MEMORY_LIMIT_DEFAULT, "SIZE")
-    _add_number(serve, "--max-clients", clients, config.CLIENTS_MAX_DEFAULT, "N")
-    _add_number(serve, "--value-limit", size, config.VALUE_LIMIT_DEFAULT, "SIZE")
-    _add_number(serve, "--large-from", large_from, config.LARGE_FROM_DEFAULT, "SIZE")
-    serve.add_argument(
-        "--shm",
-        type=folder,
-        metavar="DIR",
-        help="the folder in memory (a tmpfs) where the processes of this host read large values; "
-        f'"" for none, so that each process has its own copy (default: ${SHM_VARIABLE}, or '
-        f"{SHM_DEFAULT} without it)",
-    )
-    serve.add_argument(
-        "-v", "--verbose", action="count", default=0, help="log more; give it twice to log all"
-    )
-    serve.add_argument("-q", "--quiet", action="store_true", help="log errors only")
+    large = between_sizes(config.LARGE_FROM_MIN, config.INLINE_BYTES_MAX)
+    _option(serve, "--address", "--bind", type=address, default=config.address_default())
+    _option(serve, "--publisher", type=address)
+    _option(serve, "--lease", type=lease, default=config.LEASE_DEFAULT, metavar="SECONDS")
+    _option(serve, "--log-length", type=length, default=config.LOG_LENGTH_DEFAULT, metavar="N")
+    _option(serve, "--memory-limit", type=size, default=config.MEMORY_LIMIT_DEFAULT, metavar="SIZE")
+    _option(serve, "--max-clients", type=clients, default=config.CLIENTS_MAX_DEFAULT, metavar="N")
+    _option(serve, "--value-limit", type=size, default=config.VALUE_LIMIT_DEFAULT, metavar="SIZE")
+    _option(serve, "--large-from", type=large, default=config.LARGE_FROM_DEFAULT, metavar="SIZE")
+    _option(serve, "--shm", type=folder, metavar="DIR")
+    _option(serve, "-v", "--verbose", action="count", default=0)
+    _option(serve, "-q", "--quiet", action="store_true", help="log errors only")
 
     _add_client(parsers, "repl", "talk to Global at a prompt, or from a script on standard input")
 
     demo = _add(parsers, "demo", "watch several processes share the files of a folder")
-    demo.add_argument(
-        "folder",
-        nargs="?",
-        help="the folder whose files are shared (default: the sources of Python's library)",
-    )
-    _add_number(demo, "--workers", count(WORKERS_MAX), WORKERS_DEFAULT, "N")
+    _option(demo, "folder", nargs="?")
+    _option(demo, "--workers", type=count(WORKERS_MAX), default=WORKERS_DEFAULT, metavar="N")
 
 
 def _add_writers(parsers: _Parsers) -> None:
     set_ = _add_client(parsers, "set", "bind a value to a new key")
-    _add_key(set_)
+    _option(set_, "key", type=as_passed)
     _add_value(set_)
-    set_.add_argument(
-        "--replace", action="store_true", help="replace the value of a key that is occupied"
-    )
+    _option(set_, "--replace", action="store_true")
 
     put = _add_client(parsers, "put", "store a value under its BLAKE3 hash, and print that key")
     _add_value(put)
 
     delete = _add_client(parsers, "del", "delete keys everywhere")
-    delete.add_argument(
-        "keys", type=as_passed, nargs="+", metavar="key", help="the keys to be deleted"
-    )
-    delete.add_argument(
-        "--no-wait",
-        action="store_true",
-        help="return without waiting until no Local can read the values any more",
-    )
-
-
-def _add_key(parser: Parser) -> None:
-    parser.add_argument("key", type=as_passed, help="the key of the value")
+    _option(delete, "keys", type=as_passed, nargs="+", metavar="key")
+    _option(delete, "--no-wait", action="store_true")
 
 
 def _add_value(parser: Parser) -> None:
-    parser.add_argument(
-        "value",
-        nargs="?",
-        help="the value, stored as text; if it is missing or -, standard input is stored as bytes",
-    )
-    parser.add_argument("--file", metavar="F", help="store the bytes of this file instead")
-    _add_quiet(parser)
-
-
-def _add_quiet(parser: Parser) -> None:
-    parser.add_argument(
-        "-q", "--quiet", action="store_true", help="show no progress bar for a large value"
-    )
+    _option(parser, "value", nargs="?")
+    _option(parser, "--file", metavar="F")
+    _option(parser, "-q", "--quiet", action="store_true")
 
 
 def _add_readers(parsers: _Parsers) -> None:
@@ -223,30 +197,17 @@ def _add_readers(parsers: _Parsers) -> None:
         "characters that would steer the terminal or stay invisible are written as escapes such "
         "as \\x1b."
     )
-    _add_key(get)
-    get.add_argument(
-        "-o",
-        "--output",
-        metavar="FILE",
-        help="write to this file, which appears when it is complete",
-    )
-    _add_quiet(get)
+    _option(get, "key", type=as_passed)
+    _option(get, "-o", "--output", metavar="FILE")
+    _option(get, "-q", "--quiet", action="store_true")
 
     keys = _add_client(parsers, "keys", "list keys, one on each line")
     keys.epilog = (
         "A pipe or a file gets the bytes of each key. A terminal gets a key that does not fit on "
         "one line, or would steer the terminal, as Python writes it."
     )
-    keys.add_argument(
-        "prefix",
-        type=as_passed,
-        nargs="?",
-        default="",
-        help="list only the keys that begin with this (default: all keys)",
-    )
-    keys.add_argument(
-        "-0", "--null", action="store_true", help="end each key with NUL, for xargs -0"
-    )
+    _option(keys, "prefix", type=as_passed, nargs="?", default="")
+    _option(keys, "-0", "--null", action="store_true")
 
     stats = _add_client(parsers, "stats", "show the counters of Global")
-    stats.add_argument("--json", action="store_true", help="print them as one JSON object")
+    _option(stats, "--json", action="store_true")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import signal
 import threading
 from argparse import Namespace
@@ -42,10 +43,6 @@ def take_all_descriptors() -> None:
     Each Local has three connections here, or more. Without a descriptor for the next one ZeroMQ
     accepts no more Locals, reports nothing, and its I/O thread spins from then on.
     """
-    try:
-        import resource
-    except ImportError:  # pragma: no cover - Windows
-        return
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(OSError, ValueError):  # where "unlimited" is not accepted
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

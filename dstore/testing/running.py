@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -59,12 +59,10 @@ def running_global(address: str = ANY_PORT, **settings: Any) -> Iterator[Global]
 
     Raises what :class:`dstore.Global` and its ``start`` raise.
     """
-    if "shm" in settings:
-        with Global(address, **settings) as server:
-            yield server
-    else:
-        with private_shared_memory() as folder, Global(address, shm=folder, **settings) as server:
-            yield server
+    with ExitStack() as stack:
+        if "shm" not in settings:
+            settings["shm"] = stack.enter_context(private_shared_memory())
+        yield stack.enter_context(Global(address, **settings))
 
 
 class StartedGlobal(NamedTuple):

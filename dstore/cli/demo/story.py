@@ -174,7 +174,6 @@ def phase(title: str) -> Iterator[list[str]]:
 
 
 def _spinner(title: str) -> AbstractContextManager[object]:
-    """A moving sign on a terminal; nothing in a pipe, or where rich is not installed."""
     if not sys.stdout.isatty() or find_spec("rich") is None:
         return nullcontext()
     from rich.console import Console

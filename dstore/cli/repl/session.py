@@ -126,7 +126,6 @@ class Repl(cmd2.Cmd):
         return self.exit_code or (console.EXIT_REFUSED if self._failed else console.EXIT_OK)
 
     def greet(self) -> None:
-        """Say who this is and how to leave."""
         self.say(f"dstore v{__version__} (addr: {console.plain(self.node.address)})")
         self.say("Type .exit (or Ctrl-D) to leave, HELP for the commands.")
 
