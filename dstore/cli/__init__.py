@@ -1,7 +1,4 @@
-"""The ``dstore`` command: the command line, the prompt and the demo.
-
-``arguments`` parses the command line, and ``commands`` carries it out.
-"""
+"""The ``dstore`` command: ``arguments`` parses a command line, and ``commands`` carries it out."""
 
 from __future__ import annotations
 
@@ -12,6 +9,8 @@ from collections.abc import Sequence
 
 from dstore import errors
 from dstore.cli import console
+from dstore.cli.arguments import parse
+from dstore.cli.commands import run
 
 EXTRA_MODULES = {"cmd2", "rich"}
 """What the extra ``dstore[cli]`` installs. The prompt, the demo and progress bars need it; servers
@@ -21,8 +20,6 @@ and workers do not.
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line, by default that of this process. Returns the exit code."""
-    from dstore.cli.arguments import parse
-
     address = ""
     _open_closed_outputs()
     _buffer_output()
@@ -31,8 +28,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             options = parse(sys.argv[1:] if argv is None else argv)
             address = getattr(options, "address", "")
-            from dstore.cli.commands import run
-
             code = run(options)
         except SystemExit as leaving:  # argparse has printed the reason
             code = leaving.code if isinstance(leaving.code, int) else console.EXIT_USAGE

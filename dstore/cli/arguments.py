@@ -10,15 +10,14 @@ from typing import Any, NoReturn, TypeAlias
 from dstore import config
 from dstore.cli import console
 from dstore.cli.kinds import address, as_passed, between, between_sizes, count, folder, size
-
-SHM_VARIABLE = "DSTORE_SHM"
-SHM_DEFAULT = "/dev/shm"
+from dstore.shm.root import ROOT_DEFAULT, ROOT_VARIABLE
+from dstore.version import __version__
 
 EPILOG = f"""\
 Every command takes --help. Without --address, the variable ${config.ADDRESS_VARIABLE} names \
 Global, and without that variable Global is at {config.ADDRESS_DEFAULT}. The variable \
-${SHM_VARIABLE} names the folder in memory where the processes of a host share one copy of each \
-large value (default: {SHM_DEFAULT}; an empty value turns sharing off).
+${ROOT_VARIABLE} names the folder in memory where the processes of a host share one copy of each \
+large value (default: {ROOT_DEFAULT}; an empty value turns sharing off).
 
 Exit codes: {console.EXIT_OK} done; {console.EXIT_REFUSED} the key is missing or occupied, or the \
 store is full; {console.EXIT_USAGE} wrong usage or bad input; {console.EXIT_UNREACHED} Global \
@@ -45,8 +44,8 @@ HELP = {
     "--quiet": "show no progress bar for a large value",
     "--replace": "replace the value of a key that is occupied",
     "--shm": "the folder in memory (a tmpfs) where the processes of this host read large values; "
-    f'"" for none, so that each process has its own copy (default: ${SHM_VARIABLE}, or '
-    f"{SHM_DEFAULT} without it)",
+    f'"" for none, so that each process has its own copy (default: ${ROOT_VARIABLE}, or '
+    f"{ROOT_DEFAULT} without it)",
     "--timeout": "how long to wait for an answer of Global (default: %(default)g)",
     "--value-limit": "how large one value may be (default: 4G)",
     "--verbose": "log more; give it twice to log all",
@@ -102,21 +101,18 @@ def _parser() -> Parser:
         epilog=EPILOG,
         formatter_class=Paragraphs,
     )
-    parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
+    parser.add_argument(
+        "--version",
+        action="version",
+        version=f"dstore {__version__}",
+        help="show the version and exit",
+    )
     parsers = parser.add_subparsers(metavar="COMMAND", parser_class=Parser)
     parser.set_defaults(command=None, parser=parser)
     _add_programs(parsers)
     _add_writers(parsers)
     _add_readers(parsers)
     return parser
-
-
-class _Version(argparse.Action):
-    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        from dstore.version import __version__
-
-        print(f"dstore {__version__}")
-        parser.exit()
 
 
 _Parsers: TypeAlias = "argparse._SubParsersAction[Parser]"  # argparse has no public name for it

@@ -1,4 +1,4 @@
-"""What every command shares: exit codes, and the lines of errors and counters.
+"""What every command shares: exit codes, standard streams, and lines of errors, logs and counters.
 
 Text that others may have written passes through ``quoting`` before a person reads it: here for
 errors and counters, in ``show`` for keys and values.
@@ -7,6 +7,7 @@ errors and counters, in ``show`` for keys and values.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 import sys
@@ -31,6 +32,8 @@ EXIT_PIPE_CLOSED = 141
 BUILT_IN_ERRORS = (TypeError, ValueError, OSError, MemoryError, RecursionError)
 """The errors that a command may raise besides those of dstore; each becomes one line."""
 STDIN_CLOSED = "standard input is closed, so there is nothing to read"
+SERVER_LINE = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+CLIENT_LINE = "dstore: %(message)s"
 MESSAGE_MAX = 2000
 """The number of characters of an error message that are shown."""
 
@@ -89,6 +92,27 @@ def complain(message: str, program: str = "dstore") -> None:
     """Print one line on standard error, which may be closed."""
     with contextlib.suppress(OSError, ValueError):
         print(f"{program}: {visible(message)}", file=sys.stderr, flush=True)
+
+
+class OneLine(logging.Formatter):
+    """A formatter that escapes what would begin a line or steer a terminal.
+
+    The lines of a traceback are indented, so that none of them looks like a record.
+    """
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
+        return visible(super().formatMessage(record))
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802 - logging's name
+        lines = super().formatException(ei).split("\n")
+        return "\n".join(f"    {visible(line)}" for line in lines)
+
+
+def log_to_stderr(line: str, level: int) -> None:
+    """Write log records of ``level`` and above to standard error, in the form of ``line``."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(OneLine(line))
+    logging.basicConfig(handlers=[handler], level=level)
 
 
 def counter_lines(counters: Mapping[str, Any], within: str = "") -> Iterator[str]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import resource
 import signal
+import sys
 import threading
 from argparse import Namespace
 
@@ -17,6 +19,11 @@ from dstore.transport.addresses import is_private
 
 def serve(options: Namespace) -> int:
     """Run Global in this thread until SIGINT or SIGTERM. Returns the exit code."""
+    level = logging.ERROR if options.quiet else logging.WARNING
+    if options.verbose:
+        level = logging.INFO if options.verbose == 1 else logging.DEBUG
+    console.log_to_stderr(console.SERVER_LINE, level)
+    console.in_utf8(sys.stdout, "surrogateescape")
     take_all_descriptors()
     server = Global(
         options.address,

@@ -136,10 +136,8 @@ def get_to_file(node: Node, key: str | bytes, path: str, progress: Progress | No
         with open(target, "wb", opener=_as_it_was(before)) as device:
             device.writelines(pieces(data))
         return len(data)
-    except DstoreError:  # some of which are OSErrors as well
-        raise
     except OSError as error:
-        if error.errno is None:
+        if isinstance(error, DstoreError) or error.errno is None:
             raise
         raise OSError(error.errno, error.strerror, path) from error
 

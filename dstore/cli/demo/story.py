@@ -19,7 +19,7 @@ from importlib.util import find_spec
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from statistics import median
-from types import FrameType
+from typing import Any
 
 from dstore import DstoreError, Node
 from dstore.cli import console
@@ -100,7 +100,7 @@ def _play(
     say(f"  {sum(confirmed):,} times a Local that held the file confirmed that it had dropped it")
     writes += _change("replaced", [each for each in files if each.becomes], replace, workers)
     workers.send("stop")
-    reports = [each for each in workers.gather() if isinstance(each, WorkerReport)]
+    reports = workers.gather()
     _show(reports)
     for report in reports:
         if report.proofs < writes:
@@ -135,7 +135,8 @@ def _change(
     end = time.monotonic() + CHANGE_SECONDS_MAX
     with phase(f"{what[:-1]}ing") as result:
         for file in files:
-            workers.check()
+            if wait(workers.processes, 0):  # one has ended, or has given up
+                workers.gather()
             start = time.monotonic()
             if start > end:
                 break
@@ -198,11 +199,7 @@ def _processes() -> Iterator[ExitStack]:
 
     SIGTERM and SIGHUP interrupt the block as Ctrl-C does. No second signal disturbs the unwinding.
     """
-
-    def interrupt(signum: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = {signum: signal.signal(signum, interrupt) for signum in SIGNALS}
+    before = {signum: signal.signal(signum, signal.default_int_handler) for signum in SIGNALS}
     try:
         with ExitStack() as stack:
             try:
@@ -246,12 +243,12 @@ class Workers:
             except OSError:
                 raise self._death(pipe) from None
 
-    def gather(self) -> list[object]:
+    def gather(self) -> list[Any]:
         """Receive one message of each worker.
 
         Raises DemoFailed as soon as one has ended, or reports a fault.
         """
-        answers: dict[Connection, object] = {}
+        answers: dict[Connection, Any] = {}
         while len(answers) < len(self.processes):
             for pipe in wait([pipe for pipe in self.processes if pipe not in answers]):
                 assert isinstance(pipe, Connection)
@@ -262,11 +259,6 @@ class Workers:
                 if isinstance(answer, WorkerReport) and answer.fault:
                     raise DemoFailed(answer.fault)
         return [answers[pipe] for pipe in self.processes]
-
-    def check(self) -> None:
-        """Raise DemoFailed if a worker has ended, or has given up."""
-        if wait(self.processes, 0):
-            self.gather()
 
     def _death(self, pipe: Connection) -> DemoFailed:
         number = [*self.processes].index(pipe) + 1
