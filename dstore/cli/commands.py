@@ -18,7 +18,7 @@ from dstore.cli.progress import progress_bar
 from dstore.cli.serve import serve
 from dstore.cli.show import array_repr, is_array, shown, unreadable
 from dstore.client.node import Node
-from dstore.errors import UnknownCodec
+from dstore.errors import KeyMissing, UnknownCodec
 from dstore.quoting import visible
 
 
@@ -35,8 +35,7 @@ def run(options: Namespace) -> int:
 
 
 def repl(options: Namespace) -> int:
-    """Run the prompt. It needs the extra ``dstore[cli]``."""
-    from dstore.cli.repl import main
+    from dstore.cli.repl import main  # here, since it needs the extra dstore[cli]
 
     if sys.stdin is None:
         raise ValueError(console.STDIN_CLOSED)
@@ -44,7 +43,6 @@ def repl(options: Namespace) -> int:
 
 
 def demo(options: Namespace) -> int:
-    """Run the demo."""
     from dstore.cli.demo.story import main  # here, since it imports a lot
 
     return main(options.folder, options.workers)
@@ -58,7 +56,6 @@ PROGRAMS = {"repl": repl, "demo": demo}
 
 
 def set_(options: Namespace) -> int:
-    """Bind a value to a key."""
     large, value = _value(options)
     with _node(options) as node, progress_bar(quiet=options.quiet) as progress:
         if large:
@@ -69,7 +66,6 @@ def set_(options: Namespace) -> int:
 
 
 def put(options: Namespace) -> int:
-    """Store a value under its content address and print that."""
     large, value = _value(options)
     with _node(options) as node, progress_bar(quiet=options.quiet) as progress:
         address = node.put_file(large, progress=progress) if large else node.put(value)
@@ -83,7 +79,7 @@ def delete(options: Namespace) -> int:
         deleted = node.delete_many(options.keys, wait=not options.no_wait)
     missing = [key for key in options.keys if key not in deleted]
     for key in missing:
-        console.complain(f"no value is bound to {key!r}")
+        console.complain(str(KeyMissing(key)))
     return console.EXIT_REFUSED if missing else console.EXIT_OK
 
 
@@ -140,7 +136,6 @@ def keys(options: Namespace) -> int:
 
 
 def stats(options: Namespace) -> int:
-    """Show the counters of Global."""
     with _node(options) as node:
         counters = node.global_stats()
     if options.json:

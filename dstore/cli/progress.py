@@ -9,9 +9,11 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
+
+from dstore.client.files import Progress
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
@@ -26,16 +28,12 @@ BAR_MAX, BAR_MIN = 30, 5
 WIDEST = {"done": 16, "what": 8, "speed": 11, "left": 9}
 """Columns that the other parts may take; a narrow window shows the first ones."""
 
-Progress: TypeAlias = Callable[[str, int, int], None]
-"""A function that a Node calls with what it does, the bytes that are done, and all bytes."""
-
 
 @contextlib.contextmanager
 def progress_bar(*, quiet: bool = False) -> Iterator[Progress | None]:
-    """Yield the ``progress`` for a Node.
+    """Yield the ``progress`` for a Node: None without a terminal, without rich, and with ``quiet``.
 
-    It is None without a terminal, without rich, and with ``quiet``. The bar is removed when the
-    block ends.
+    The bar is removed when the block ends.
     """
     if quiet or not sys.stderr.isatty() or find_spec("rich") is None:  # rich: the extra "cli"
         yield None

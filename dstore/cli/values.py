@@ -16,15 +16,13 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, BinaryIO, TypeAlias
 
 from dstore import config
-from dstore.cli.progress import Progress
 from dstore.cli.show import is_array
 from dstore.client import files
+from dstore.client.files import PIECE_BYTES, Progress
 from dstore.client.node import Node
 from dstore.errors import DstoreError, UnknownCodec
 
 Bytes: TypeAlias = "bytes | bytearray | memoryview"
-PIECE_BYTES = 1 << 20
-"""The number of bytes that are read or written at a time."""
 UNFINISHED = ".dstore-"
 """How the name of the folder begins in which a file is written until it is complete."""
 JSON_CODEC = "msgpack"

@@ -183,7 +183,6 @@ def _spinner(title: str) -> AbstractContextManager[object]:
 
 
 def say(line: str) -> None:
-    """Print a line; on a terminal it is broken between words."""
     line = visible(line)
     if sys.stdout.isatty():
         line = textwrap.fill(line, shutil.get_terminal_size().columns, break_on_hyphens=False)

@@ -58,7 +58,6 @@ class WorkerReport:
 
 
 def digest_of(content: object) -> str:
-    """Return the BLAKE3 hash of some bytes."""
     return blake3(content).hexdigest() if isinstance(content, bytes) else "no bytes"
 
 

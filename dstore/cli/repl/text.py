@@ -218,7 +218,6 @@ def as_typed(text: str) -> str | bytes:
 
 
 def only_key(text: str) -> str | bytes:
-    """Return the key of a command that takes nothing else."""
     key, rest = split_key(text)
     if not text or rest:
         raise Misuse
@@ -226,7 +225,6 @@ def only_key(text: str) -> str | bytes:
 
 
 def only_path(text: str) -> str:
-    """Return the path of a command that takes nothing after it."""
     path = only_key(text)
     if not path:
         raise Misuse
@@ -235,7 +233,6 @@ def only_path(text: str) -> str:
 
 
 def key_and_path(text: str) -> tuple[str | bytes, str]:
-    """Return the key and the path of a command that takes both."""
     key, rest = split_key(text)
     return key, only_path(rest)
 
@@ -259,7 +256,6 @@ def shown_key(key: str | bytes) -> str:
 
 
 def reply_found(key: str | bytes, value: Any, *, from_local: bool, cached: bool) -> str:
-    """Return the reply to a GET that found a value."""
     if from_local:
         return f"db: {shown_key(key)} -> {shown(value)}"
     updating = "     (Updating Local)" if cached else ""
@@ -276,13 +272,11 @@ def reply_deleted(confirmed: int, expired: int) -> str:
 
 
 def reply_written(size: int, path: str) -> str:
-    """Return the reply to a GETFILE."""
     place = shown(text_or_bytes(os.fsencode(path)))
     return f"Wrote 1 byte to {place}" if size == 1 else f"Wrote {size:,} bytes to {place}"
 
 
 def reply_refused(error: Exception) -> str:
-    """Return the reply to a command that failed."""
     if isinstance(error, KeyMissing):
         return MISSING
     if isinstance(error, KeyOccupied):
@@ -299,7 +293,6 @@ def reply_misused(command: str, misuse: Misuse) -> str:
 
 
 def reply_interrupted(command: str) -> str:
-    """Return the reply to a command that Ctrl-C has interrupted."""
     writes = command in USAGES and USAGES[command].writes
     return "Interrupted" + (": the write may or may not have happened" if writes else "")
 
