@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import math
+import os
+import re
 import sys
-from collections.abc import Sequence
+from argparse import ArgumentTypeError
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, TypeAlias
 
 from dstore import config
 from dstore.cli import console
-from dstore.cli.kinds import address, as_passed, between, between_sizes, count, folder, size
+from dstore.cli.console import text_or_bytes
 from dstore.shm.root import ROOT_DEFAULT, ROOT_VARIABLE
 from dstore.version import __version__
 
@@ -57,6 +61,9 @@ HELP = {
     "value": "the value, stored as text; if it is missing or -, standard input is stored as bytes",
 }
 """The help of each option, under its last name."""
+DIGITS_MAX = 20
+"""More digits are refused here, since Python has its own error for thousands of digits."""
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:I?B)?", re.IGNORECASE)
 WORKERS_DEFAULT, WORKERS_MAX = 4, 64
 
 
@@ -207,3 +214,72 @@ def _add_readers(parsers: _Parsers) -> None:
 
     stats = _add_client(parsers, "stats", "show the counters of Global")
     _option(stats, "--json", action="store_true")
+
+
+# Types of arguments: each checks a text and converts it --------------------------------------
+
+
+def address(text: str) -> str:
+    """Return an address. ``tcp://`` may be left out, as it is where dstore prints an address."""
+    return text if "://" in text else f"tcp://{text}"
+
+
+def as_passed(text: str) -> str | bytes:
+    """Return an argument as the shell passed it: text, or bytes that are not UTF-8.
+
+    The bytes count, whatever the locale: what ``dstore keys`` has written is the same key again.
+    """
+    try:
+        return text_or_bytes(os.fsencode(text))
+    except UnicodeEncodeError:  # it did not come from a shell
+        return text
+
+
+def between(low: float, high: float, unit: str) -> Callable[[str], float]:
+    """Return a converter for a number in a range."""
+
+    def convert(text: str) -> float:
+        try:
+            number = float(text)
+        except ValueError:
+            number = math.nan
+        if not low <= number <= high:
+            raise ArgumentTypeError(f"{text!r} is not between {low:g} and {high:g} {unit}")
+        return number
+
+    return convert
+
+
+def count(high: int) -> Callable[[str], int]:
+    """Return a converter for a whole number from 1 to ``high``."""
+
+    def convert(text: str) -> int:
+        if not text.isdecimal() or len(text) > DIGITS_MAX or not 1 <= int(text) <= high:
+            raise ArgumentTypeError(f"{text!r} is not a whole number from 1 to {high:,}")
+        return int(text)
+
+    return convert
+
+
+def folder(text: str) -> str:
+    """Return a folder that exists, or "" for none."""
+    if text and not os.path.isdir(text):
+        raise ArgumentTypeError(f"{text!r} is not a folder")
+    return text
+
+
+def between_sizes(low: int, high: int, such: str = "64K") -> Callable[[str], int]:
+    """Return a converter for a number of bytes in a range, with K, M, G or T for powers of 1024."""
+    between = "" if high == config.SIZE_MAX else f" between {low:,} and {high:,} bytes"
+
+    def convert(text: str) -> int:
+        match = _SIZE.fullmatch(text.strip())
+        number = float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " ") if match else 0
+        if not low <= number <= high:  # it may be infinite
+            raise ArgumentTypeError(f"{text!r} is not a size{between}, such as {such}")
+        return int(number)
+
+    return convert
+
+
+size = between_sizes(1, config.SIZE_MAX, "512M or 4G")

@@ -13,7 +13,7 @@ from codecs import getincrementaldecoder
 from collections.abc import Iterator
 
 from dstore.cli import console, values
-from dstore.cli.kinds import as_passed
+from dstore.cli.arguments import as_passed
 from dstore.cli.progress import progress_bar
 from dstore.cli.serve import serve
 from dstore.cli.show import array_repr, is_array, shown, unreadable
