@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +18,7 @@ from types import FrameType
 from typing import Any
 
 import dstore
+from dstore.testing import global_process
 
 PACKAGE = Path(dstore.__file__).parent
 ROUNDS = 5
@@ -72,14 +72,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, prog="python -m benchmarks.calls")
     parser.add_argument("--list", action="store_true", help="print each call")
     full = parser.parse_args().list
-    command = [sys.executable, "-m", "dstore", "global", "--address", "tcp://127.0.0.1:0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout is not None
-            address = process.stdout.readline().split()[-1]
-            _measure(f"tcp://{address}", full)
-        finally:
-            process.terminate()
+    with global_process() as server:
+        _measure(server.address, full)
 
 
 if __name__ == "__main__":

@@ -33,10 +33,6 @@ class Summary(NamedTuple):
     p75: float
     p99: float | None = None
 
-    def scaled(self, factor: float) -> Summary:
-        p99 = None if self.p99 is None else self.p99 * factor
-        return Summary(self.n, self.median * factor, self.p25 * factor, self.p75 * factor, p99)
-
 
 class Contender(NamedTuple):
     """A contender that takes turns. ``block`` is given the number of the round."""

@@ -25,14 +25,13 @@ they are missing. It takes two to three minutes.
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import random
 import time
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -40,7 +39,7 @@ from typing import Any, NamedTuple
 
 import dstore
 from benchmarks import machine
-from benchmarks.peers.base import wanting
+from benchmarks.peers.base import module, wanting
 from benchmarks.peers.over_redis import SERVER, TRACKING_SINCE
 from benchmarks.processes import Worker, program
 from dstore import config
@@ -114,12 +113,10 @@ def connect(system: str, host: str, port: int, cached: bool = True) -> Any:
         node = dstore.Node(f"tcp://{host}:{port}")
         node.join(PATIENCE)
         return node
-    redis, options = importlib.import_module("redis"), {}
+    redis, options = module("redis"), {}
     if cached:
-        importlib.import_module(
-            "redis.connection"
-        ).CacheProxyConnection.MIN_ALLOWED_VERSION = TRACKING_SINCE
-        options["cache_config"] = importlib.import_module("redis.cache").CacheConfig()
+        module("redis.connection").CacheProxyConnection.MIN_ALLOWED_VERSION = TRACKING_SINCE
+        options["cache_config"] = module("redis.cache").CacheConfig()
         options["health_check_interval"] = HEALTH_CHECK
     if system == REDIS_PING:
         options["socket_timeout"] = PING_SECONDS
@@ -132,18 +129,14 @@ def failures(system: str) -> tuple[type[Exception], ...]:
     """Return what a read may raise while the server cannot be reached."""
     if system == OURS:
         return (dstore.DstoreError,)
-    return (importlib.import_module("redis").RedisError, OSError)
+    return (module("redis").RedisError, OSError)
 
 
-@contextmanager
-def serve(system: str, port: int) -> Iterator[None]:
+def serve(system: str, port: int) -> AbstractContextManager[object]:
     """Run a Global, or a Redis that saves nothing."""
-    with ExitStack() as stack:
-        if system == OURS:
-            stack.enter_context(GlobalProcess(f"tcp://{GLOBAL_HOST}:{port}", config.LEASE_DEFAULT))
-        else:
-            stack.enter_context(program(SERVER, port))
-        yield
+    if system == OURS:
+        return GlobalProcess(f"tcp://{GLOBAL_HOST}:{port}", config.LEASE_DEFAULT)
+    return program(SERVER, port)
 
 
 # The workload ----------------------------------------------------------------------------------
@@ -166,11 +159,9 @@ class Written(NamedTuple):
     slowest_ns: int
 
 
-@contextmanager
-def connected(system: str, host: str, port: int) -> Iterator[Any]:
+def connected(system: str, host: str, port: int) -> AbstractContextManager[Any]:
     """A client, closed at the end."""
-    with closing(connect(system, host, port)) as client:
-        yield client
+    return closing(connect(system, host, port))
 
 
 def read(client: Any, system: str, start: int, end: int) -> Seen:

@@ -22,7 +22,6 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NamedTuple
 
 from benchmarks.measure import describe
@@ -125,18 +124,13 @@ class Worker:
         return self.result()
 
     def leave(self) -> None:
-        """Tell the worker to end, without waiting."""
+        """Let the worker end, without waiting."""
         self._connection.close()
 
     def __enter__(self) -> Worker:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.leave()
         self._process.join(END_TIMEOUT)
         if self._process.is_alive():
@@ -181,15 +175,10 @@ class Crew:
     def __enter__(self) -> Crew:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for worker in self.workers:
             worker.leave()  # all at once, and then wait for each
-        self._stack.__exit__(kind, error, traceback)
+        self._stack.close()
 
 
 def wait_until(moment_ns: int) -> None:

@@ -29,13 +29,9 @@ class Run:
 
     def peers(self, workload: str) -> list[Peer]:
         """Return the peers of a workload that are installed, and report each one that is not."""
-        found = []
-        for peer in PEERS:
-            if workload not in peer.workloads:
-                continue
-            if self.allows(workload, peer):
-                found.append(peer)
-        return found
+        return [
+            peer for peer in PEERS if workload in peer.workloads and self.allows(workload, peer)
+        ]
 
     def allows(self, workload: str, peer: Peer) -> bool:
         """Return whether a peer is wanted and installed, and report it if not."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-KIB, MIB = 1 << 10, 1 << 20
+MIB = 1 << 20
 VALUE = bytes(range(100))
 """The small value of all workloads, for all contenders."""
 
@@ -81,24 +81,21 @@ FULL = Scale(
     growth_locals=(1, 4, 16, 64),
     growth_rounds=7,
 )
-QUICK = Scale(
+QUICK = replace(
+    FULL,
     name="quick",
     rounds=5,
     sittings=2,
-    hit_keys=10_000,
     block=200,
     batches=5,
     settle=0.2,
     window=0.2,
     window_rounds=3,
-    clients=8,
     processes=(1, 4),
     shares=(0.0, 0.1),
-    mixed_keys=10_000,
     holders=(1, 8),
     bystanders=16,
     deletions=40,
-    large=64 * MIB,
     large_rounds=4,
     moving=256 * MIB,
     moving_rounds=2,

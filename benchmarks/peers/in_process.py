@@ -15,9 +15,9 @@ ROOM = 1 << 21
 
 
 class _DictClient(Client):
-    def __init__(self) -> None:
-        self._values: dict[str, bytes] = {}
-        self.get = self._values.get
+    def __init__(self, values: Any) -> None:
+        self.get = values.get
+        self._values = values
 
     def load(self, items: Mapping[str, bytes]) -> None:
         self._values.update(items)
@@ -28,7 +28,7 @@ class Dict(Peer):
     workloads = frozenset({"hit", "memory"})
 
     def client(self, place: Place) -> Client:
-        return _DictClient()
+        return _DictClient({})
 
 
 class _LruClient(Client):
@@ -54,15 +54,6 @@ class LruCache(Peer):
         return _LruClient()
 
 
-class _CachetoolsClient(Client):
-    def __init__(self) -> None:
-        self._cache: Any = module("cachetools").LRUCache(maxsize=ROOM)
-        self.get = self._cache.get
-
-    def load(self, items: Mapping[str, bytes]) -> None:
-        self._cache.update(items)
-
-
 class Cachetools(Peer):
     name = "cachetools.LRUCache"
     workloads = frozenset({"hit", "memory"})
@@ -71,4 +62,4 @@ class Cachetools(Peer):
         return wanting(["cachetools"])
 
     def client(self, place: Place) -> Client:
-        return _CachetoolsClient()
+        return _DictClient(module("cachetools").LRUCache(maxsize=ROOM))

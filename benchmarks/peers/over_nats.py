@@ -40,9 +40,6 @@ class _NatsClient(Client):
             self._bucket = await stream.create_key_value(bucket=BUCKET, storage=memory, direct=True)
         self._missing = module("nats.js.errors").KeyNotFoundError
 
-    def key(self, name: str) -> str:
-        return name
-
     def load(self, items: Mapping[str, bytes]) -> None:
         async def put() -> None:
             pairs = list(items.items())

@@ -80,21 +80,16 @@ class RedisPipelined(RedisPlain):
         return _PipelinedClient(place)
 
 
-def cached_client(place: Place) -> RedisClient:
-    """Return a client with redis-py's cache, which the server sends invalidations."""
-    connections = module("redis.connection")
-    connections.CacheProxyConnection.MIN_ALLOWED_VERSION = TRACKING_SINCE
-    config = module("redis.cache").CacheConfig(max_size=ROOM)
-    return RedisClient(place, protocol=3, cache_config=config)
-
-
 class RedisCached(RedisPlain):
     name = "redis-py, client-side cache"
     caches = True
     workloads = frozenset({"hit", "miss", "mixed", "delete", "join", "memory"})
 
     def client(self, place: Place) -> Client:
-        return cached_client(place)
+        connections = module("redis.connection")
+        connections.CacheProxyConnection.MIN_ALLOWED_VERSION = TRACKING_SINCE
+        config = module("redis.cache").CacheConfig(max_size=ROOM)
+        return RedisClient(place, protocol=3, cache_config=config)
 
 
 class _ProxyStoreClient(Client):

@@ -7,23 +7,16 @@ any more.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from typing import Any
 
 from benchmarks.measure import Contender, describe, flat, timed
-from benchmarks.peers import BY_NAME, ECHO, OURS, Client, Peer, connected
-from benchmarks.processes import Crew, Place
+from benchmarks.peers import ECHO, OURS, Client, Peer, connected
+from benchmarks.processes import Crew
 from benchmarks.run import Run
 from benchmarks.workloads.reads import load, names
 
 GOAL_HOLDERS = 8
-
-
-@contextmanager
-def client_of(name: str, place: Place, _: int) -> Iterator[Client]:
-    with connected(BY_NAME[name], place) as client:
-        yield client
 
 
 def hold(client: Client, keys: list[str]) -> None:
@@ -55,7 +48,7 @@ class Deleter:
         if self.peer is not ECHO:
             load(self.peer, self.place, keys)
         if self.peer.caches:
-            self.crew.grow(holders, client_of, self.peer.name, self.place)
+            self.crew.grow(holders, connected, self.peer, self.place)
             self.crew.each(holders, hold, keys)
         asked = [self.client.key(key) for key in keys]
 
@@ -94,7 +87,7 @@ def _with_bystanders(run: Run, here: list[Deleter], holders: int) -> None:
     for each in ours:
         if each.peer is OURS:
             with Crew() as crew:
-                crew.grow(count, client_of, OURS.name, each.place)
+                crew.grow(count, connected, OURS, each.place)
                 crew.each(count, look, "nothing")
                 _stage(run, ours, 0, count)
                 _stage(run, ours, holders, count)

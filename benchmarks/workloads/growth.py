@@ -20,7 +20,7 @@ from benchmarks.peers.ours import LOAD, OurClient
 from benchmarks.processes import Crew, Place, running_seconds
 from benchmarks.run import Run
 from benchmarks.settings import VALUE
-from benchmarks.workloads.deletions import client_of, look
+from benchmarks.workloads.deletions import look
 from benchmarks.workloads.reads import load, names
 
 CPU, RESTED_DEL = "DEL, CPU of Global", "DEL after a rest"
@@ -119,7 +119,7 @@ def growth_of_locals(run: Run) -> None:
         echo = stack.enter_context(connected(ECHO, stack.enter_context(ECHO.serve())))
         crew = stack.enter_context(Crew())
         for count in run.scale.growth_locals:
-            crew.grow(count - 1, client_of, OURS.name, store.place)  # and the one that measures
+            crew.grow(count - 1, connected, OURS, store.place)  # and the one that measures
             crew.each(count - 1, look, "nothing")
             contenders = [
                 Contender(f"{kind}|{count}", block)

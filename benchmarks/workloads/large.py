@@ -67,12 +67,6 @@ def our_client(place: Place, shm: str, *_: object) -> Iterator[OurClient]:
         client.close()
 
 
-@contextmanager
-def their_client(name: str, place: Place, *_: object) -> Iterator[Client]:
-    with connected(BY_NAME[name], place) as client:
-        yield client
-
-
 # One bare frame ----------------------------------------------------------------------------------
 
 
@@ -138,9 +132,10 @@ def _ours(stack: ExitStack, size: int, steps: dict[str, Steps]) -> Contender:
 
 
 def _theirs(name: str, stack: ExitStack, size: int, steps: dict[str, Steps]) -> Contender:
-    place = stack.enter_context(BY_NAME[name].serve())
+    peer = BY_NAME[name]
+    place = stack.enter_context(peer.serve())
     writer, first, second = (
-        stack.enter_context(Worker(their_client, name, place)).ready() for _ in range(3)
+        stack.enter_context(Worker(connected, peer, place)).ready() for _ in range(3)
     )
 
     def block(number: int) -> Block:
@@ -207,8 +202,12 @@ def large(run: Run) -> None:
     with ExitStack() as stack:
         contenders = [maker(stack, size, steps) for maker in makers.values()]
         blocks = run.turns("large", contenders, run.scale.large_rounds)
-    if run.allows("large", BY_NAME[RAY]):
-        _loud(run, size, steps)
+    if run.allows("large", BY_NAME[RAY]):  # alone, since it disturbs others
+        with ExitStack() as stack:
+            rays = run.prepared(
+                "large", stack, [BY_NAME[RAY]], lambda stack, _: _ray(stack, size, steps)
+            )
+            run.turns("large", rays, run.scale.large_rounds)
     for who, found in steps.items():
         for step, times in found.items():
             run.record("large", who, "s", times, {"bytes": size, "step": step})
@@ -216,11 +215,3 @@ def large(run: Run) -> None:
     if AWAY in blocks:
         second = steps[AWAY]["second process"]
         run.goal("large-second", second, [second])
-
-
-def _loud(run: Run, size: int, steps: dict[str, Steps]) -> None:
-    with ExitStack() as stack:
-        contenders = run.prepared(
-            "large", stack, [BY_NAME[RAY]], lambda stack, _: _ray(stack, size, steps)
-        )
-        run.turns("large", contenders, run.scale.large_rounds)

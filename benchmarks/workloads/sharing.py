@@ -14,12 +14,12 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from benchmarks.measure import Block, Contender
-from benchmarks.peers import BY_NAME, OURS, Client
+from benchmarks.peers import BY_NAME, OURS, Client, connected
 from benchmarks.peers.ours import OurClient, serve
 from benchmarks.processes import Crew, Place, Worker, hosts, resident, wait_until
 from benchmarks.results import At
 from benchmarks.run import Run
-from benchmarks.workloads.large import delete, our_client, seconds_of_set, their_client
+from benchmarks.workloads.large import delete, our_client, seconds_of_set
 
 REDIS = "redis-py"
 POLL_SECONDS = 0.01
@@ -58,10 +58,11 @@ def _ours(stack: ExitStack, run: Run, samples: Samples) -> Contender:
 
 
 def _redis(stack: ExitStack, run: Run, samples: Samples) -> Contender:
-    place = stack.enter_context(BY_NAME[REDIS].serve())
-    writer = stack.enter_context(Worker(their_client, REDIS, place))
+    peer = BY_NAME[REDIS]
+    place = stack.enter_context(peer.serve())
+    writer = stack.enter_context(Worker(connected, peer, place))
     crew = stack.enter_context(Crew())
-    crew.grow(run.scale.clients, their_client, REDIS, place)
+    crew.grow(run.scale.clients, connected, peer, place)
     return _readers(REDIS, run.scale.large, writer, crew, samples)
 
 

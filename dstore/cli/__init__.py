@@ -1,9 +1,4 @@
-"""The ``dstore`` command: the command line, the prompt and the demo.
-
-``arguments`` parses the command line, with ``kinds`` for its values. ``oneshot`` and ``serve`` run
-the commands. Each command imports what it needs (ZeroMQ, the line editor) when it runs, so that
-``dstore get`` in a shell loop starts quickly.
-"""
+"""The ``dstore`` command: ``arguments`` parses a command line, and ``commands`` carries it out."""
 
 from __future__ import annotations
 
@@ -14,6 +9,8 @@ from collections.abc import Sequence
 
 from dstore import errors
 from dstore.cli import console
+from dstore.cli.arguments import parse
+from dstore.cli.commands import run
 
 EXTRA_MODULES = {"cmd2", "rich"}
 """What the extra ``dstore[cli]`` installs. The prompt, the demo and progress bars need it; servers
@@ -23,17 +20,15 @@ and workers do not.
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line, by default that of this process. Returns the exit code."""
-    from dstore.cli.arguments import parse
-
     address = ""
     _open_closed_outputs()
     _buffer_output()
-    console.be_lenient(sys.stdout, "backslashreplace")
+    console.reconfigure(sys.stdout, errors="backslashreplace")
     try:
         try:
             options = parse(sys.argv[1:] if argv is None else argv)
             address = getattr(options, "address", "")
-            code: int = options.run(options)
+            code = run(options)
         except SystemExit as leaving:  # argparse has printed the reason
             code = leaving.code if isinstance(leaving.code, int) else console.EXIT_USAGE
         sys.stdout.flush()
@@ -50,17 +45,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return console.EXIT_USAGE
     except (errors.DstoreError, *console.BUILT_IN_ERRORS) as error:
         console.complain(_said(error, address))
-        _flush_or_drop()
+        try:
+            sys.stdout.flush()
+        except OSError:  # or Python's exit would fail on it again
+            console.drop_stdout()
         return _exit_code(error)
     return code
-
-
-def _flush_or_drop() -> None:
-    """Flush standard output; drop it if it is broken, or Python's exit would fail on it again."""
-    try:
-        sys.stdout.flush()
-    except OSError:
-        console.drop_stdout()
 
 
 def _open_closed_outputs() -> None:

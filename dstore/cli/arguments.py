@@ -1,30 +1,69 @@
-"""The grammar of the command line. ``commands`` has the functions that carry out the commands."""
+"""The grammar of the command line."""
 
 from __future__ import annotations
 
 import argparse
+import math
+import os
+import re
 import sys
-from collections.abc import Sequence
+from argparse import ArgumentTypeError
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, TypeAlias
 
 from dstore import config
 from dstore.cli import console
-from dstore.cli.commands import COMMANDS
-from dstore.cli.kinds import address, as_passed, between, between_sizes, count, folder, size
-
-SHM_VARIABLE = "DSTORE_SHM"
-SHM_DEFAULT = "/dev/shm"
+from dstore.cli.console import text_or_bytes
+from dstore.shm.root import ROOT_DEFAULT, ROOT_VARIABLE
+from dstore.version import __version__
 
 EPILOG = f"""\
 Every command takes --help. Without --address, the variable ${config.ADDRESS_VARIABLE} names \
 Global, and without that variable Global is at {config.ADDRESS_DEFAULT}. The variable \
-${SHM_VARIABLE} names the folder in memory where the processes of a host share one copy of each \
-large value (default: {SHM_DEFAULT}; an empty value turns sharing off).
+${ROOT_VARIABLE} names the folder in memory where the processes of a host share one copy of each \
+large value (default: {ROOT_DEFAULT}; an empty value turns sharing off).
 
 Exit codes: {console.EXIT_OK} done; {console.EXIT_REFUSED} the key is missing or occupied, or the \
 store is full; {console.EXIT_USAGE} wrong usage or bad input; {console.EXIT_UNREACHED} Global \
 cannot be reached.
 """
+HELP = {
+    "--address": "the address at which Global listens (default: %(default)s)",
+    "--bind": "the address at which to take requests (default: %(default)s)",
+    "--file": "store the bytes of this file instead",
+    "--json": "print them as one JSON object",
+    "--large-from": "the size from which on a value travels in chunks, and the processes of a "
+    "host share one copy of it (default: 64K)",
+    "--lease": "how long a Local may answer from its cache before it must renew its lease "
+    "(default: %(default)g)",
+    "--log-length": "how many recent invalidations to keep for Locals that catch up "
+    "(default: %(default)s)",
+    "--max-clients": "how many Locals may be connected at the same time (default: %(default)s)",
+    "--memory-limit": "how much memory all keys and values may take, for example 512M or 4G "
+    "(default: 4G)",
+    "--no-wait": "return without waiting until no Local can read the values any more",
+    "--null": "end each key with NUL, for xargs -0",
+    "--output": "write to this file, which appears when it is complete",
+    "--publisher": "the address at which to broadcast invalidations (default: the next port)",
+    "--quiet": "show no progress bar for a large value",
+    "--replace": "replace the value of a key that is occupied",
+    "--shm": "the folder in memory (a tmpfs) where the processes of this host read large values; "
+    f'"" for none, so that each process has its own copy (default: ${ROOT_VARIABLE}, or '
+    f"{ROOT_DEFAULT} without it)",
+    "--timeout": "how long to wait for an answer of Global (default: %(default)g)",
+    "--value-limit": "how large one value may be (default: 4G)",
+    "--verbose": "log more; give it twice to log all",
+    "--workers": "how many processes read the files (default: %(default)s)",
+    "folder": "the folder whose files are shared (default: the sources of Python's library)",
+    "key": "the key of the value",
+    "keys": "the keys to be deleted",
+    "prefix": "list only the keys that begin with this (default: all keys)",
+    "value": "the value, stored as text; if it is missing or -, standard input is stored as bytes",
+}
+"""The help of each option, under its last name."""
+DIGITS_MAX = 20
+"""More digits are refused here, since Python has its own error for thousands of digits."""
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:I?B)?", re.IGNORECASE)
 WORKERS_DEFAULT, WORKERS_MAX = 4, 64
 
 
@@ -48,14 +87,17 @@ class Parser(argparse.ArgumentParser):
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """Return the options of a command line. ``run`` is the function that carries them out.
+    """Return the options of a command line, whose ``command`` is the name of the command.
 
     Raises SystemExit, as argparse does, for --help, --version and wrong usage.
     """
     options, left = _parser().parse_known_args(argv)
+    parser: Parser = options.parser
     if left:
-        parser: Parser = options.parser
         parser.error(f"unrecognized arguments: {' '.join(left)}")
+    if options.command is None:
+        parser.print_help(sys.stderr)
+        raise SystemExit(console.EXIT_USAGE)
     return options
 
 
@@ -66,26 +108,18 @@ def _parser() -> Parser:
         epilog=EPILOG,
         formatter_class=Paragraphs,
     )
-    parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
+    parser.add_argument(
+        "--version",
+        action="version",
+        version=f"dstore {__version__}",
+        help="show the version and exit",
+    )
     parsers = parser.add_subparsers(metavar="COMMAND", parser_class=Parser)
-    parser.set_defaults(run=lambda _: _show_help(parser), parser=parser)
+    parser.set_defaults(command=None, parser=parser)
     _add_programs(parsers)
     _add_writers(parsers)
     _add_readers(parsers)
     return parser
-
-
-def _show_help(parser: Parser) -> int:
-    parser.print_help(sys.stderr)
-    return console.EXIT_USAGE
-
-
-class _Version(argparse.Action):
-    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        from dstore.version import __version__
-
-        print(f"dstore {__version__}")
-        parser.exit()
 
 
 _Parsers: TypeAlias = "argparse._SubParsersAction[Parser]"  # argparse has no public name for it
@@ -93,26 +127,20 @@ _Parsers: TypeAlias = "argparse._SubParsersAction[Parser]"  # argparse has no pu
 
 def _add(parsers: _Parsers, name: str, about: str) -> Parser:
     parser = parsers.add_parser(name, help=about, description=f"{about[0].upper()}{about[1:]}.")
-    parser.set_defaults(run=COMMANDS[name], parser=parser)
+    parser.set_defaults(command=name, parser=parser)
     return parser
 
 
 def _add_client(parsers: _Parsers, name: str, about: str) -> Parser:
     parser = _add(parsers, name, about)
-    parser.add_argument(
-        "--address",
-        type=address,
-        default=config.address_default(),
-        help="the address at which Global listens (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--timeout",
-        type=between(config.TIMEOUT_MIN, config.TIMEOUT_MAX, "seconds"),
-        default=config.TIMEOUT_DEFAULT,
-        metavar="SECONDS",
-        help="how long to wait for an answer of Global (default: %(default)g)",
-    )
+    seconds = between(config.TIMEOUT_MIN, config.TIMEOUT_MAX, "seconds")
+    _option(parser, "--address", type=address, default=config.address_default())
+    _option(parser, "--timeout", type=seconds, default=config.TIMEOUT_DEFAULT, metavar="SECONDS")
     return parser
+
+
+def _option(parser: Parser, *names: str, **how: Any) -> None:
+    parser.add_argument(*names, **{"help": HELP[names[-1]], **how})
 
 
 # The commands -------------------------------------------------------------------------------
@@ -120,133 +148,46 @@ def _add_client(parsers: _Parsers, name: str, about: str) -> Parser:
 
 def _add_programs(parsers: _Parsers) -> None:
     serve = _add(parsers, "global", "run Global, the one authority")
-    serve.add_argument(
-        "--address",
-        "--bind",
-        type=address,
-        default=config.address_default(),
-        help="the address at which to take requests (default: %(default)s)",
-    )
-    serve.add_argument(
-        "--publisher",
-        type=address,
-        help="the address at which to broadcast invalidations (default: the next port)",
-    )
-    serve.add_argument(
-        "--lease",
-        type=between(config.LEASE_MIN, config.LEASE_MAX, "seconds"),
-        default=config.LEASE_DEFAULT,
-        metavar="SECONDS",
-        help="how long a Local may answer from its cache before it must renew its lease "
-        "(default: %(default)g)",
-    )
-    serve.add_argument(
-        "--log-length",
-        type=count(config.LOG_LENGTH_MAX),
-        default=config.LOG_LENGTH_DEFAULT,
-        metavar="N",
-        help="how many recent invalidations to keep for Locals that catch up "
-        "(default: %(default)s)",
-    )
-    serve.add_argument(
-        "--memory-limit",
-        type=size,
-        default=config.MEMORY_LIMIT_DEFAULT,
-        metavar="SIZE",
-        help="how much memory all keys and values may take, for example 512M or 4G (default: 4G)",
-    )
-    serve.add_argument(
-        "--max-clients",
-        type=count(config.CLIENTS_MAX),
-        default=config.CLIENTS_MAX_DEFAULT,
-        metavar="N",
-        help="how many Locals may be connected at the same time (default: %(default)s)",
-    )
-    serve.add_argument(
-        "--value-limit",
-        type=size,
-        default=config.VALUE_LIMIT_DEFAULT,
-        metavar="SIZE",
-        help="how large one value may be (default: 4G)",
-    )
-    serve.add_argument(
-        "--large-from",
-        type=between_sizes(config.LARGE_FROM_MIN, config.INLINE_BYTES_MAX),
-        default=config.LARGE_FROM_DEFAULT,
-        metavar="SIZE",
-        help="the size from which on a value travels in chunks, and the processes of a host share "
-        "one copy of it (default: 64K)",
-    )
-    serve.add_argument(
-        "--shm",
-        type=folder,
-        metavar="DIR",
-        help="the folder in memory (a tmpfs) where the processes of this host read large values; "
-        f'"" for none, so that each process has its own copy (default: ${SHM_VARIABLE}, or '
-        f"{SHM_DEFAULT} without it)",
-    )
-    serve.add_argument(
-        "-v", "--verbose", action="count", default=0, help="log more; give it twice to log all"
-    )
-    serve.add_argument("-q", "--quiet", action="store_true", help="log errors only")
+    lease = between(config.LEASE_MIN, config.LEASE_MAX, "seconds")
+    length, clients = count(config.LOG_LENGTH_MAX), count(config.CLIENTS_MAX)
+    large = between_sizes(config.LARGE_FROM_MIN, config.INLINE_BYTES_MAX)
+    _option(serve, "--address", "--bind", type=address, default=config.address_default())
+    _option(serve, "--publisher", type=address)
+    _option(serve, "--lease", type=lease, default=config.LEASE_DEFAULT, metavar="SECONDS")
+    _option(serve, "--log-length", type=length, default=config.LOG_LENGTH_DEFAULT, metavar="N")
+    _option(serve, "--memory-limit", type=size, default=config.MEMORY_LIMIT_DEFAULT, metavar="SIZE")
+    _option(serve, "--max-clients", type=clients, default=config.CLIENTS_MAX_DEFAULT, metavar="N")
+    _option(serve, "--value-limit", type=size, default=config.VALUE_LIMIT_DEFAULT, metavar="SIZE")
+    _option(serve, "--large-from", type=large, default=config.LARGE_FROM_DEFAULT, metavar="SIZE")
+    _option(serve, "--shm", type=folder, metavar="DIR")
+    _option(serve, "-v", "--verbose", action="count", default=0)
+    _option(serve, "-q", "--quiet", action="store_true", help="log errors only")
 
     _add_client(parsers, "repl", "talk to Global at a prompt, or from a script on standard input")
 
     demo = _add(parsers, "demo", "watch several processes share the files of a folder")
-    demo.add_argument(
-        "folder",
-        nargs="?",
-        help="the folder whose files are shared (default: the sources of Python's library)",
-    )
-    demo.add_argument(
-        "--workers",
-        type=count(WORKERS_MAX),
-        default=WORKERS_DEFAULT,
-        metavar="N",
-        help="how many processes read the files (default: %(default)s)",
-    )
+    _option(demo, "folder", nargs="?")
+    _option(demo, "--workers", type=count(WORKERS_MAX), default=WORKERS_DEFAULT, metavar="N")
 
 
 def _add_writers(parsers: _Parsers) -> None:
     set_ = _add_client(parsers, "set", "bind a value to a new key")
-    _add_key(set_)
+    _option(set_, "key", type=as_passed)
     _add_value(set_)
-    set_.add_argument(
-        "--replace", action="store_true", help="replace the value of a key that is occupied"
-    )
+    _option(set_, "--replace", action="store_true")
 
     put = _add_client(parsers, "put", "store a value under its BLAKE3 hash, and print that key")
     _add_value(put)
 
     delete = _add_client(parsers, "del", "delete keys everywhere")
-    delete.add_argument(
-        "keys", type=as_passed, nargs="+", metavar="key", help="the keys to be deleted"
-    )
-    delete.add_argument(
-        "--no-wait",
-        action="store_true",
-        help="return without waiting until no Local can read the values any more",
-    )
-
-
-def _add_key(parser: Parser) -> None:
-    parser.add_argument("key", type=as_passed, help="the key of the value")
+    _option(delete, "keys", type=as_passed, nargs="+", metavar="key")
+    _option(delete, "--no-wait", action="store_true")
 
 
 def _add_value(parser: Parser) -> None:
-    parser.add_argument(
-        "value",
-        nargs="?",
-        help="the value, stored as text; if it is missing or -, standard input is stored as bytes",
-    )
-    parser.add_argument("--file", metavar="F", help="store the bytes of this file instead")
-    _add_quiet(parser)
-
-
-def _add_quiet(parser: Parser) -> None:
-    parser.add_argument(
-        "-q", "--quiet", action="store_true", help="show no progress bar for a large value"
-    )
+    _option(parser, "value", nargs="?")
+    _option(parser, "--file", metavar="F")
+    _option(parser, "-q", "--quiet", action="store_true")
 
 
 def _add_readers(parsers: _Parsers) -> None:
@@ -259,30 +200,86 @@ def _add_readers(parsers: _Parsers) -> None:
         "characters that would steer the terminal or stay invisible are written as escapes such "
         "as \\x1b."
     )
-    _add_key(get)
-    get.add_argument(
-        "-o",
-        "--output",
-        metavar="FILE",
-        help="write to this file, which appears when it is complete",
-    )
-    _add_quiet(get)
+    _option(get, "key", type=as_passed)
+    _option(get, "-o", "--output", metavar="FILE")
+    _option(get, "-q", "--quiet", action="store_true")
 
     keys = _add_client(parsers, "keys", "list keys, one on each line")
     keys.epilog = (
         "A pipe or a file gets the bytes of each key. A terminal gets a key that does not fit on "
         "one line, or would steer the terminal, as Python writes it."
     )
-    keys.add_argument(
-        "prefix",
-        type=as_passed,
-        nargs="?",
-        default="",
-        help="list only the keys that begin with this (default: all keys)",
-    )
-    keys.add_argument(
-        "-0", "--null", action="store_true", help="end each key with NUL, for xargs -0"
-    )
+    _option(keys, "prefix", type=as_passed, nargs="?", default="")
+    _option(keys, "-0", "--null", action="store_true")
 
     stats = _add_client(parsers, "stats", "show the counters of Global")
-    stats.add_argument("--json", action="store_true", help="print them as one JSON object")
+    _option(stats, "--json", action="store_true")
+
+
+# Types of arguments: each checks a text and converts it --------------------------------------
+
+
+def address(text: str) -> str:
+    """Return an address. ``tcp://`` may be left out, as it is where dstore prints an address."""
+    return text if "://" in text else f"tcp://{text}"
+
+
+def as_passed(text: str) -> str | bytes:
+    """Return an argument as the shell passed it: text, or bytes that are not UTF-8.
+
+    The bytes count, whatever the locale: what ``dstore keys`` has written is the same key again.
+    """
+    try:
+        return text_or_bytes(os.fsencode(text))
+    except UnicodeEncodeError:  # it did not come from a shell
+        return text
+
+
+def between(low: float, high: float, unit: str) -> Callable[[str], float]:
+    """Return a converter for a number in a range."""
+
+    def convert(text: str) -> float:
+        try:
+            number = float(text)
+        except ValueError:
+            number = math.nan
+        if not low <= number <= high:
+            raise ArgumentTypeError(f"{text!r} is not between {low:g} and {high:g} {unit}")
+        return number
+
+    return convert
+
+
+def count(high: int) -> Callable[[str], int]:
+    """Return a converter for a whole number from 1 to ``high``."""
+
+    def convert(text: str) -> int:
+        if not text.isdecimal() or len(text) > DIGITS_MAX or not 1 <= int(text) <= high:
+            raise ArgumentTypeError(f"{text!r} is not a whole number from 1 to {high:,}")
+        return int(text)
+
+    return convert
+
+
+def folder(text: str) -> str:
+    """Return a folder that exists, or "" for none."""
+    if text and not os.path.isdir(text):
+        raise ArgumentTypeError(f"{text!r} is not a folder")
+    return text
+
+
+def between_sizes(low: int, high: int, such: str = "64K") -> Callable[[str], int]:
+    """Return a converter for a number of bytes in a range, with K, M, G or T for powers of 1024."""
+    between = "" if high == config.SIZE_MAX else f" between {low:,} and {high:,} bytes"
+
+    def convert(text: str) -> int:
+        match = _SIZE.fullmatch(text.strip())
+        number = float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " ") if match else 0
+        if not low <= number <= high:  # it may be infinite
+            raise ArgumentTypeError(f"{text!r} is not a size{between}, such as {such}")
+        return int(number)
+
+    return convert
+
+
+size = between_sizes(1, config.SIZE_MAX, "512M or 4G")

@@ -1,4 +1,4 @@
-"""What every command shares: exit codes, and the lines of errors and counters.
+"""What every command shares: exit codes, standard streams, and lines of errors, logs and counters.
 
 Text that others may have written passes through ``quoting`` before a person reads it: here for
 errors and counters, in ``show`` for keys and values.
@@ -7,13 +7,14 @@ errors and counters, in ``show`` for keys and values.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 import sys
 import threading
 from collections.abc import Iterator, Mapping
 from types import FrameType
-from typing import Any, NoReturn, TextIO
+from typing import Any, NoReturn
 
 from dstore.quoting import quoted, visible
 
@@ -31,6 +32,8 @@ EXIT_PIPE_CLOSED = 141
 BUILT_IN_ERRORS = (TypeError, ValueError, OSError, MemoryError, RecursionError)
 """The errors that a command may raise besides those of dstore; each becomes one line."""
 STDIN_CLOSED = "standard input is closed, so there is nothing to read"
+SERVER_LINE = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+CLIENT_LINE = "dstore: %(message)s"
 MESSAGE_MAX = 2000
 """The number of characters of an error message that are shown."""
 
@@ -70,9 +73,8 @@ def leaving_on_signals() -> Iterator[None]:
 
     before = {}
     if threading.current_thread() is threading.main_thread():
-        for name in ("SIGTERM", "SIGHUP"):
-            signum = getattr(signal, name, None)
-            if signum is not None and signal.getsignal(signum) is signal.SIG_DFL:
+        for signum in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(signum) is signal.SIG_DFL:
                 before[signum] = signal.signal(signum, leave)
     try:
         yield
@@ -92,10 +94,25 @@ def complain(message: str, program: str = "dstore") -> None:
         print(f"{program}: {visible(message)}", file=sys.stderr, flush=True)
 
 
-def be_lenient(stream: TextIO, errors: str) -> None:
-    """Let a stream replace characters that it cannot encode, instead of raising an error."""
-    if reconfigure := getattr(stream, "reconfigure", None):
-        reconfigure(errors=errors)
+class OneLine(logging.Formatter):
+    """A formatter that escapes what would begin a line or steer a terminal.
+
+    The lines of a traceback are indented, so that none of them looks like a record.
+    """
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
+        return visible(super().formatMessage(record))
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802 - logging's name
+        lines = super().formatException(ei).split("\n")
+        return "\n".join(f"    {visible(line)}" for line in lines)
+
+
+def log_to_stderr(line: str, level: int) -> None:
+    """Write log records of ``level`` and above to standard error, in the form of ``line``."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(OneLine(line))
+    logging.basicConfig(handlers=[handler], level=level)
 
 
 def counter_lines(counters: Mapping[str, Any], within: str = "") -> Iterator[str]:
@@ -116,14 +133,18 @@ def _number(value: Any) -> str:
     return quoted(str(value))
 
 
-def in_utf8(stream: Any, errors: str, newline: str | None = None) -> None:
+def in_utf8(stream: Any, errors: str, **more: str) -> None:
     """Let a standard stream read or write UTF-8, whatever the locale or PYTHONIOENCODING says.
 
     Keys and values are bytes, and the same bytes everywhere: a C locale must not hide half of them.
-    A replacement for a stream, as tests have, stays as it is.
     """
-    if reconfigure := getattr(stream, "reconfigure", None):
-        reconfigure(encoding="utf-8", errors=errors, newline=newline)
+    reconfigure(stream, encoding="utf-8", errors=errors, **more)
+
+
+def reconfigure(stream: Any, **settings: str) -> None:
+    """Change a standard stream. A replacement for one, as tests have, stays as it is."""
+    if change := getattr(stream, "reconfigure", None):
+        change(**settings)
 
 
 def text_or_bytes(raw: bytes) -> str | bytes:

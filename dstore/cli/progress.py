@@ -9,13 +9,15 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
+
+from dstore.client.files import Progress
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
-    from rich.progress import TaskID
+    from rich.progress import ProgressColumn, TaskID
 
 SHOW_AFTER = 0.5
 """Seconds before a bar appears."""
@@ -26,16 +28,12 @@ BAR_MAX, BAR_MIN = 30, 5
 WIDEST = {"done": 16, "what": 8, "speed": 11, "left": 9}
 """Columns that the other parts may take; a narrow window shows the first ones."""
 
-Progress: TypeAlias = Callable[[str, int, int], None]
-"""A function that a Node calls with what it does, the bytes that are done, and all bytes."""
-
 
 @contextlib.contextmanager
 def progress_bar(*, quiet: bool = False) -> Iterator[Progress | None]:
-    """Yield the ``progress`` for a Node.
+    """Yield the ``progress`` for a Node: None without a terminal, without rich, and with ``quiet``.
 
-    It is None without a terminal, without rich, and with ``quiet``. The bar is removed when the
-    block ends.
+    The bar is removed when the block ends.
     """
     if quiet or not sys.stderr.isatty() or find_spec("rich") is None:  # rich: the extra "cli"
         yield None
@@ -57,9 +55,6 @@ class Bar:
         self._what = ""
         self._done = 0
 
-    def __repr__(self) -> str:
-        return f"<Bar {self._what} {self._done:,}{' shown' if self._rich else ''}>"
-
     def update(self, what: str, done: int, total: int) -> None:
         """Show how much is done, if the next update is due."""
         again = what != self._what or done < self._done
@@ -69,24 +64,20 @@ class Bar:
         elif time.monotonic() < self._draw_at:
             return
         with contextlib.suppress(OSError):  # a terminal that has gone must not end the transfer
-            self._draw(total)
+            if self._rich is None:
+                self._rich = _new_bar()
+                self._rich.start()
+            if self._task is None:
+                self._task = self._rich.add_task(what, total=total)
+            self._rich.update(self._task, completed=done)
+            self._rich.refresh()
         self._draw_at = time.monotonic() + DRAW_EVERY
 
     def stop(self) -> None:
-        """Remove the bar. Idempotent."""
-        rich, self._rich = self._rich, None
-        if rich is not None:
+        """Remove the bar."""
+        if self._rich is not None:
             with contextlib.suppress(OSError):
-                rich.stop()
-
-    def _draw(self, total: int) -> None:
-        if self._rich is None:
-            self._rich = _new_bar()
-            self._rich.start()
-        if self._task is None:
-            self._task = self._rich.add_task(self._what, total=total)
-        self._rich.update(self._task, completed=self._done)
-        self._rich.refresh()
+                self._rich.stop()
 
 
 def parts_that_fit(columns: int) -> dict[str, int]:
@@ -107,27 +98,19 @@ def parts_that_fit(columns: int) -> dict[str, int]:
 
 def _new_bar() -> RichProgress:
     """Create a bar. rich is imported here, so that commands without a bar start quickly."""
+    from rich import progress
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        Progress,
-        ProgressColumn,
-        TextColumn,
-        TimeRemainingColumn,
-        TransferSpeedColumn,
-    )
 
     console = Console(stderr=True)
     shown = parts_that_fit(console.width)
     parts: dict[str, ProgressColumn] = {
-        "what": TextColumn("{task.description}"),
-        "bar": BarColumn(shown.get("bar")),
-        "done": DownloadColumn(),
-        "speed": TransferSpeedColumn(),
-        "left": TimeRemainingColumn(),
+        "what": progress.TextColumn("{task.description}"),
+        "bar": progress.BarColumn(shown.get("bar")),
+        "done": progress.DownloadColumn(),
+        "speed": progress.TransferSpeedColumn(),
+        "left": progress.TimeRemainingColumn(),
     }
-    return Progress(
+    return progress.Progress(
         *(column for name, column in parts.items() if name in shown),
         console=console,
         auto_refresh=False,

@@ -5,20 +5,25 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import resource
 import signal
+import sys
 import threading
 from argparse import Namespace
 
 from dstore.cli import console
 from dstore.cli.console import plain
-from dstore.cli.logs import SERVER_LINE, log_to_stderr
 from dstore.server.server import Global
 from dstore.transport.addresses import is_private
 
 
 def serve(options: Namespace) -> int:
     """Run Global in this thread until SIGINT or SIGTERM. Returns the exit code."""
-    _log_to_stderr(options)
+    level = logging.ERROR if options.quiet else logging.WARNING
+    if options.verbose:
+        level = logging.INFO if options.verbose == 1 else logging.DEBUG
+    console.log_to_stderr(console.SERVER_LINE, level)
+    console.in_utf8(sys.stdout, "surrogateescape")
     take_all_descriptors()
     server = Global(
         options.address,
@@ -45,10 +50,6 @@ def take_all_descriptors() -> None:
     Each Local has three connections here, or more. Without a descriptor for the next one ZeroMQ
     accepts no more Locals, reports nothing, and its I/O thread spins from then on.
     """
-    try:
-        import resource
-    except ImportError:  # pragma: no cover - Windows
-        return
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(OSError, ValueError):  # where "unlimited" is not accepted
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -94,10 +95,3 @@ def _stop_on_signals(server: Global) -> None:
     except RuntimeError as error:
         server.close()
         raise OSError(f"cannot wait for signals: {error}") from None
-
-
-def _log_to_stderr(options: Namespace) -> None:
-    level = logging.ERROR if options.quiet else logging.WARNING
-    if options.verbose:
-        level = logging.INFO if options.verbose == 1 else logging.DEBUG
-    log_to_stderr(SERVER_LINE, level)

@@ -88,10 +88,8 @@ def _described(value: Any) -> str:
 
 
 def _beginning(value: Any) -> str:
-    if isinstance(value, str):
-        return repr(value[:BEGINNING])
-    if isinstance(value, (bytes, memoryview)):
-        return repr(bytes(value[:BEGINNING]))
+    if isinstance(value, (str, bytes, memoryview)):
+        return next(_written(value[:BEGINNING]))
     return _begun(value, BEGINNING)[0]
 
 

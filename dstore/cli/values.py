@@ -16,15 +16,13 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, BinaryIO, TypeAlias
 
 from dstore import config
-from dstore.cli.progress import Progress
 from dstore.cli.show import is_array
 from dstore.client import files
+from dstore.client.files import PIECE_BYTES, Progress
 from dstore.client.node import Node
 from dstore.errors import DstoreError, UnknownCodec
 
 Bytes: TypeAlias = "bytes | bytearray | memoryview"
-PIECE_BYTES = 1 << 20
-"""The number of bytes that are read or written at a time."""
 UNFINISHED = ".dstore-"
 """How the name of the folder begins in which a file is written until it is complete."""
 JSON_CODEC = "msgpack"
@@ -99,28 +97,19 @@ def written(value: object) -> Bytes:
     return json.dumps(_plain(value), ensure_ascii=False).encode()
 
 
-def _plain(value: object) -> Any:
+def _plain(value: object, *, as_key: bool = False) -> Any:
     if isinstance(value, bytes):
         return base64.b64encode(value).decode()
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        items = [_plain(item) for item in value]
+        return json.dumps(items) if as_key else items
     if isinstance(value, Mapping):
-        return {_plain_key(key): _plain(item) for key, item in value.items()}
+        return {_plain(key, as_key=True): _plain(item) for key, item in value.items()}
     return value
 
 
-def _plain_key(key: object) -> Any:
-    plain = _plain(key)
-    return json.dumps(plain) if isinstance(plain, (list, dict)) else plain
-
-
-def write_all(file: BinaryIO, data: Bytes) -> None:
-    """Write bytes piece by piece, so that Ctrl-C works between two pieces."""
-    file.writelines(pieces(data))
-
-
 def pieces(data: Bytes) -> Iterator[memoryview]:
-    """Yield bytes in parts of at most ``PIECE_BYTES``."""
+    """Yield bytes in parts of at most ``PIECE_BYTES``, so that Ctrl-C works between two of them."""
     view = memoryview(data)
     for start in range(0, len(view), PIECE_BYTES):
         yield view[start : start + PIECE_BYTES]
@@ -143,12 +132,10 @@ def get_to_file(node: Node, key: str | bytes, path: str, progress: Progress | No
             raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
         data = as_bytes(node, key)
         with open(target, "wb", opener=_as_it_was(before)) as device:
-            write_all(device, data)
+            device.writelines(pieces(data))
         return len(data)
-    except DstoreError:  # some of which are OSErrors as well
-        raise
     except OSError as error:
-        if error.errno is None:
+        if isinstance(error, DstoreError) or error.errno is None:
             raise
         raise OSError(error.errno, error.strerror, path) from error
 
@@ -188,7 +175,7 @@ def _replace(
             data = as_bytes(node, key)
             size = len(data)
             with open(unfinished, "wb") as file:
-                write_all(file, data)
+                file.writelines(pieces(data))
         if before is not None:
             files.keep_mode(unfinished, before)
         os.replace(unfinished, target)

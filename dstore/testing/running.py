@@ -7,13 +7,13 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from dstore.server.server import Global
-from dstore.shm.root import ROOT_VARIABLE
+from dstore.shm.root import ROOT_DEFAULT, ROOT_VARIABLE
 
 ANY_PORT = "tcp://127.0.0.1:0"
 BANNER = "Dstore server listening on "
@@ -23,7 +23,6 @@ START_TIMEOUT = 30.0
 STOP_TIMEOUT = 10.0
 """Seconds to wait for a process that was asked to end, before it is killed."""
 
-_SHARED_MEMORY = Path("/dev/shm")
 _PACKAGE_PARENT = Path(__file__).resolve().parents[2]
 
 
@@ -34,7 +33,7 @@ def private_shared_memory() -> Iterator[str]:
     Until then ``$DSTORE_SHM`` names it, for this process and for those that it starts: what they
     share there, they share with no other program.
     """
-    base = _SHARED_MEMORY if _SHARED_MEMORY.is_dir() else None
+    base = ROOT_DEFAULT if os.path.isdir(ROOT_DEFAULT) else None
     former = os.environ.get(ROOT_VARIABLE)
     # Nodes that are still open may remove files of theirs at the same time.
     with tempfile.TemporaryDirectory(
@@ -59,12 +58,10 @@ def running_global(address: str = ANY_PORT, **settings: Any) -> Iterator[Global]
 
     Raises what :class:`dstore.Global` and its ``start`` raise.
     """
-    if "shm" in settings:
-        with Global(address, **settings) as server:
-            yield server
-    else:
-        with private_shared_memory() as folder, Global(address, shm=folder, **settings) as server:
-            yield server
+    with ExitStack() as stack:
+        if "shm" not in settings:
+            settings["shm"] = stack.enter_context(private_shared_memory())
+        yield stack.enter_context(Global(address, **settings))
 
 
 class StartedGlobal(NamedTuple):

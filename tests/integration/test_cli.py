@@ -388,6 +388,6 @@ def test_what_global_cannot_do_is_one_line(dstore_: Shell, arguments: list[str])
     [("1", 1), ("512M", 512 << 20), ("4G", 4 << 30), ("1.5k", 1536), ("2GiB", 2 << 30)],
 )
 def test_sizes(text: str, expected: int) -> None:
-    from dstore.cli.kinds import size
+    from dstore.cli.arguments import size
 
     assert size(text) == expected

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dstore.cli import console
-from dstore.cli.logs import SERVER_LINE, OneLine
+from dstore.cli.console import SERVER_LINE, OneLine
 from dstore.quoting import is_plain, quoted, visible
 from dstore.runtime.logs import Log, RateLimitedLog
 

@@ -15,10 +15,9 @@ from hypothesis import strategies as st
 import dstore
 from dstore.cli.console import text_or_bytes
 from dstore.cli.repl import text
-from dstore.cli.repl.completion import complete
+from dstore.cli.repl.completion import KeyFinder, complete, find_paths
 from dstore.cli.repl.history import HISTORY_LINES_MAX, LineHistory
-from dstore.cli.repl.key_finder import KeyFinder, find_paths
-from dstore.cli.repl.own_deletions import OwnDeletions
+from dstore.cli.repl.session import OwnDeletions
 
 PATIENCE = 30.0
 """Seconds; only a test that fails takes them."""
@@ -139,8 +138,8 @@ def test_any_key_can_be_typed_as_bytes(key: str | bytes) -> None:
     for quote in text.BYTES_QUOTES:
         typed = text.escaped(key, quote)
         assert not any(character in typed for character in "\n\r\t\0\x1b")
-        assert text.split_key(typed, "get") == (key, "")
-        assert text.split_key(f"{typed}  a value", "set") == (key, "a value")
+        assert text.split_key(typed) == (key, "")
+        assert text.split_key(f"{typed}  a value") == (key, "a value")
 
 
 @given(ANY_KEY)
@@ -151,7 +150,7 @@ def test_what_tab_offers_for_a_key_is_that_key_however_much_of_it_was_typed(
         return [key] if os.fsencode(key).startswith(os.fsencode(prefix)) else []
 
     (offered,) = complete("get ", keys, keys).texts
-    assert text.only_key(offered, "get") == key
+    assert text.only_key(offered) == key
     for whole in (offered, *(text.escaped(key, quote) for quote in text.BYTES_QUOTES)):
         for end in range(3, len(whole)):
             begun = whole[:end]
@@ -165,7 +164,7 @@ def test_a_key_is_shown_as_it_is_typed_but_for_quotes(key: str | bytes) -> None:
     assert "\n" not in shown
     if isinstance(key, str) and shown == key:
         return
-    assert text.only_key(shown, "get") == key
+    assert text.only_key(shown) == key
 
 
 @pytest.mark.parametrize(
@@ -181,7 +180,7 @@ def test_a_key_is_shown_as_it_is_typed_but_for_quotes(key: str | bytes) -> None:
 )
 def test_a_key_that_is_half_written_as_bytes_is_told_how(typed: str, said: str) -> None:
     with pytest.raises(text.Misuse) as misuse:
-        text.only_key(typed, "get")
+        text.only_key(typed)
     assert said in str(misuse.value)
 
 
@@ -192,8 +191,8 @@ def test_paths_of_any_bytes_are_typed_in_any_locale(
     Path(os.fsdecode(b"\xff")).touch()
     assert complete("putfile b'", list, find_paths).texts == ["b'\\xff'"]
     assert complete("putfile ", list, find_paths).texts == ["b'\\xff'"]
-    assert text.only_path("b'\\xff'", "putfile") == os.fsdecode(b"\xff")
-    assert text.only_path("~/\u20ac", "putfile") == os.path.expanduser("~/\u20ac")
+    assert text.only_path("b'\\xff'") == os.fsdecode(b"\xff")
+    assert text.only_path("~/\u20ac") == os.path.expanduser("~/\u20ac")
 
 
 def test_paths_are_found_as_they_were_begun(

@@ -37,9 +37,8 @@ def read_folder(folder: str | None) -> tuple[dict[str | bytes, bytes], Counter[s
     left = BYTES_MAX
     for path in _walk(root, library=folder is None):
         key = os.fsencode(path.relative_to(root).as_posix())
-        content: bytes | str = "beyond what the demo takes"
-        if left > 0 and len(contents) < FILES_MAX:
-            content = _content(key, path)
+        full = left <= 0 or len(contents) >= FILES_MAX
+        content = "beyond what the demo takes" if full else _content(key, path)
         if isinstance(content, str):
             skipped[content] += 1
         else:

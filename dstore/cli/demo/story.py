@@ -15,13 +15,15 @@ import textwrap
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from importlib.util import find_spec
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from statistics import median
-from types import FrameType
+from typing import Any
 
 from dstore import DstoreError, Node
-from dstore.cli.demo.files import read_folder
+from dstore.cli import console
+from dstore.cli.demo.files import FolderError, read_folder
 from dstore.cli.demo.worker import PASSES, Key, LoadedFile, WorkerReport, digest_of, work
 from dstore.quoting import visible
 from dstore.testing import global_process
@@ -41,23 +43,30 @@ class DemoFailed(Exception):
     """A process ended, or an answer was wrong. The message is one line for the user."""
 
 
-def run(folder: str | None, workers: int) -> bool:
-    """Run the demo and return whether its verdict is good. No process is left behind.
+def main(folder: str | None, workers: int) -> int:
+    """Run the demo over ``folder`` (None: the sources of Python's standard library).
 
-    Raises FolderError.
+    Returns the exit code: 0 for a good verdict, 1 for a bad one, 2 for a folder that cannot be
+    used, 130 after an interrupt. Call it from the main thread, since it handles signals.
     """
-    contents, skipped = read_folder(folder)
     try:
+        contents, skipped = read_folder(folder)
         with _processes() as stack:
             reads, writes = _play(stack, contents, skipped, workers)
+    except FolderError as error:
+        console.complain(str(error), "dstore demo")
+        return console.EXIT_USAGE
+    except KeyboardInterrupt:
+        console.complain("interrupted", "dstore demo")
+        return console.EXIT_INTERRUPTED
     except (DstoreError, RuntimeError, DemoFailed) as error:  # RuntimeError: Global did not start
         say(f"verdict: BAD: {error}")
-        return False
+        return console.EXIT_REFUSED
     say(
         f"verdict: good: {reads:,} reads, every byte equal to the file; {writes:,} deletions and "
         "replacements, no stale read after any was confirmed"
     )
-    return True
+    return console.EXIT_OK
 
 
 def _play(
@@ -67,7 +76,8 @@ def _play(
     address = stack.enter_context(global_process(start_new_session=True)).address
     workers = stack.enter_context(Workers(size, len(contents), address))
     node = stack.enter_context(Node(address, label="demo", cache_bytes=CACHE_BYTES))
-    say(f"Global listens on {address}; {size} workers: processes {workers.pids}")
+    pids = ", ".join(str(process.pid) for process in workers.processes.values())
+    say(f"Global listens on {address}; {size} workers: processes {pids}")
     files = _load(node, contents)
     for reason, count in sorted(skipped.items()):
         say(f"skipped {count:,} {'file' if count == 1 else 'files'}: {reason}")
@@ -90,7 +100,7 @@ def _play(
     say(f"  {sum(confirmed):,} times a Local that held the file confirmed that it had dropped it")
     writes += _change("replaced", [each for each in files if each.becomes], replace, workers)
     workers.send("stop")
-    reports = [each for each in workers.gather() if isinstance(each, WorkerReport)]
+    reports = workers.gather()
     _show(reports)
     for report in reports:
         if report.proofs < writes:
@@ -107,7 +117,7 @@ def _load(node: Node, contents: dict[Key, bytes]) -> list[LoadedFile]:
     with phase("loading") as result:
         for number, key in enumerate(keys):
             content = contents[key]
-            becomes = None if number >= part else ""
+            becomes = "" if number < part else None
             if part <= number < 2 * part:
                 becomes = digest_of(REPLACEMENT_TITLE + content)
             node.set(key, content)
@@ -125,7 +135,8 @@ def _change(
     end = time.monotonic() + CHANGE_SECONDS_MAX
     with phase(f"{what[:-1]}ing") as result:
         for file in files:
-            workers.check()
+            if wait(workers.processes, 0):  # one has ended, or has given up
+                workers.gather()
             start = time.monotonic()
             if start > end:
                 break
@@ -138,15 +149,16 @@ def _change(
 
 
 def _show(reports: Sequence[WorkerReport]) -> None:
-    rows = []
-    for report in reports:
-        rows.append([f"{count:,}" for count in (report.number, report.hits, report.misses)])
-        rows[-1] += [f"{microseconds:,.1f} µs" for microseconds in report.medians]
-    table(
-        "What each worker read (hit: answered by its own Local; miss: by Global)",
-        ("worker", "hits", "misses", "hit", "miss"),
-        rows,
-    )
+    print()
+    say("What each worker read (hit: answered by its own Local; miss: by Global)")
+    rows = [("worker", "hits", "misses", "hit", "miss")]
+    for each in reports:
+        hit, miss = (f"{microseconds:,.1f} µs" for microseconds in each.medians)
+        rows.append((str(each.number), f"{each.hits:,}", f"{each.misses:,}", hit, miss))
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    for row in (rows[0], ["-" * width for width in widths], *rows[1:]):
+        print("  ".join(cell.rjust(width) for cell, width in zip(row, widths)))
+    print()
 
 
 # What a person sees ------------------------------------------------------------------------
@@ -163,32 +175,18 @@ def phase(title: str) -> Iterator[list[str]]:
 
 
 def _spinner(title: str) -> AbstractContextManager[object]:
-    """A moving sign on a terminal; nothing in a pipe, or where rich is not installed."""
-    if not sys.stdout.isatty():
+    if not sys.stdout.isatty() or find_spec("rich") is None:
         return nullcontext()
-    try:
-        from rich.console import Console
-    except ImportError:
-        return nullcontext()
+    from rich.console import Console
+
     return Console(highlight=False).status(title)
 
 
 def say(line: str) -> None:
-    """Print a line; on a terminal it is broken between words."""
     line = visible(line)
     if sys.stdout.isatty():
         line = textwrap.fill(line, shutil.get_terminal_size().columns, break_on_hyphens=False)
     print(line, flush=True)
-
-
-def table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table whose cells are numbers, each column as wide as its widest cell."""
-    widths = [max(map(len, column)) for column in zip(headings, *rows)]
-    say("")
-    say(title)
-    for row in (headings, ["-" * width for width in widths], *rows):
-        print("  ".join(cell.rjust(width) for cell, width in zip(row, widths)))
-    say("")
 
 
 # The processes ------------------------------------------------------------------------------
@@ -200,11 +198,7 @@ def _processes() -> Iterator[ExitStack]:
 
     SIGTERM and SIGHUP interrupt the block as Ctrl-C does. No second signal disturbs the unwinding.
     """
-
-    def interrupt(signum: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = {signum: signal.signal(signum, interrupt) for signum in SIGNALS}
+    before = {signum: signal.signal(signum, signal.default_int_handler) for signum in SIGNALS}
     try:
         with ExitStack() as stack:
             try:
@@ -227,7 +221,7 @@ class Workers:
     def __init__(self, size: int, files: int, address: str) -> None:
         context = multiprocessing.get_context("spawn")
         self.confirmed = context.RawArray("b", files)
-        self._processes: dict[Connection, BaseProcess] = {}
+        self.processes: dict[Connection, BaseProcess] = {}
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # for the workers, which inherit it
         try:
             for number in range(1, size + 1):
@@ -235,31 +229,27 @@ class Workers:
                 arguments = (number, address, self.confirmed, theirs)
                 process = context.Process(target=work, args=arguments, daemon=True)
                 process.start()
-                self._processes[ours] = process
+                self.processes[ours] = process
                 theirs.close()  # so that the pipe ends when the worker does
         finally:
             signal.signal(signal.SIGINT, before)
 
-    @property
-    def pids(self) -> str:
-        return ", ".join(str(process.pid) for process in self._processes.values())
-
     def send(self, message: object) -> None:
         """Send one message to each worker. Raises DemoFailed if one has ended."""
-        for pipe in self._processes:
+        for pipe in self.processes:
             try:
                 pipe.send(message)
             except OSError:
                 raise self._death(pipe) from None
 
-    def gather(self) -> list[object]:
+    def gather(self) -> list[Any]:
         """Receive one message of each worker.
 
         Raises DemoFailed as soon as one has ended, or reports a fault.
         """
-        answers: dict[Connection, object] = {}
-        while len(answers) < len(self._processes):
-            for pipe in wait([pipe for pipe in self._processes if pipe not in answers]):
+        answers: dict[Connection, Any] = {}
+        while len(answers) < len(self.processes):
+            for pipe in wait([pipe for pipe in self.processes if pipe not in answers]):
                 assert isinstance(pipe, Connection)
                 try:
                     answer = answers[pipe] = pipe.recv()
@@ -267,17 +257,11 @@ class Workers:
                     raise self._death(pipe) from None
                 if isinstance(answer, WorkerReport) and answer.fault:
                     raise DemoFailed(answer.fault)
-        return [answers[pipe] for pipe in self._processes]
-
-    def check(self) -> None:
-        """Raise DemoFailed if a worker has ended, or has given up."""
-        for pipe in self._processes:
-            if pipe.poll():
-                self.gather()
+        return [answers[pipe] for pipe in self.processes]
 
     def _death(self, pipe: Connection) -> DemoFailed:
-        number = [*self._processes].index(pipe) + 1
-        process = self._processes[pipe]
+        number = [*self.processes].index(pipe) + 1
+        process = self.processes[pipe]
         process.join(END_SECONDS_MAX)
         code = process.exitcode or 0
         how = f"by signal {-code}" if code < 0 else f"with exit code {code}"
@@ -288,9 +272,9 @@ class Workers:
 
     def __exit__(self, *unused: object) -> None:
         """End all workers: each of them ends when its pipe closes."""
-        for pipe in self._processes:
+        for pipe in self.processes:
             pipe.close()
-        for process in self._processes.values():
+        for process in self.processes.values():
             process.join(END_SECONDS_MAX)
             process.kill()
             process.join()

@@ -6,6 +6,7 @@ import itertools
 import random
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from statistics import median
@@ -57,7 +58,6 @@ class WorkerReport:
 
 
 def digest_of(content: object) -> str:
-    """Return the BLAKE3 hash of some bytes."""
     return blake3(content).hexdigest() if isinstance(content, bytes) else "no bytes"
 
 
@@ -90,15 +90,14 @@ class CheckedNode:
         """Read a file and check the answer."""
         report = self._report
         confirmed = self._confirmed[file.number] != 0
-        from_local, digest = False, ""
         start = time.monotonic_ns()
         try:
             found = self._node.lookup(file.key)
         except KeyMissing:
-            took = time.monotonic_ns() - start
-        else:
-            took = time.monotonic_ns() - start
-            from_local, digest = found.from_local, self._digest(file.key, found.value)
+            found = None
+        took = time.monotonic_ns() - start
+        from_local = found is not None and found.from_local
+        digest = "" if found is None else self._digest(file.key, found.value)
         report.hits += from_local
         report.misses += not from_local
         report.proofs += confirmed
@@ -124,7 +123,7 @@ def work(number: int, address: str, confirmed: Sequence[int], pipe: Connection) 
     receives the list of files, and when it is to stop. It ends at once when the parent has gone.
     """
     report = WorkerReport(number)
-    try:
+    with suppress(EOFError, BrokenPipeError, ConnectionResetError):
         try:
             with Node(address, label=f"demo worker {number}") as node:
                 node.join()
@@ -132,8 +131,6 @@ def work(number: int, address: str, confirmed: Sequence[int], pipe: Connection) 
         except DstoreError as error:
             report.fault = f"worker {number} gave up: {error}"
         pipe.send(report)
-    except (EOFError, BrokenPipeError, ConnectionResetError):
-        return
 
 
 def _read(node: CheckedNode, number: int, pipe: Connection) -> None:

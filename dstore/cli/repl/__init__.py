@@ -1,9 +1,6 @@
 """``dstore repl``: a prompt in front of one Node, or a script for it on standard input.
 
-``session`` is the REPL; ``text`` has what it reads and writes (start there); ``editor`` adapts cmd2
-and its line editor; ``completion`` and ``key_finder`` are for Tab; ``history`` keeps the lines that
-were typed; ``own_deletions`` says which deletions need no announcement. The command line uses
-``show``, ``values`` and ``progress`` as well.
+``session`` is the REPL; ``text`` has what it reads and writes (start there).
 """
 
 from __future__ import annotations
@@ -25,9 +22,8 @@ def main(address: str | None, timeout: float) -> int:
     from dstore.runtime.native import signals_blocked
 
     at_terminal = sys.stdin.isatty() and sys.stdout.isatty()
-    console.in_utf8(
-        sys.stdin, "surrogateescape", newline="\n"
-    )  # "\r" within a line belongs to a key
+    # "\r" within a line belongs to a key
+    console.in_utf8(sys.stdin, "surrogateescape", newline="\n")
     console.in_utf8(sys.stdout, "backslashreplace")
     console.in_utf8(sys.stderr, "backslashreplace")
     with signals_blocked():

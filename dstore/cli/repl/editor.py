@@ -2,7 +2,8 @@
 
 cmd2 4 edits lines with prompt_toolkit. cmd2 3, the last one for Python 3.10, edits them with
 readline. ``PromptToolkitEditor`` and ``ReadlineEditor`` hide the difference from the rest of the
-REPL.
+REPL: ``remember`` adds a line to those that the arrow keys recall, and ``alert`` shows a message
+above the line that is typed, or after the command that is running.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import sys
 import termios
 import threading
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import cmd2
 from cmd2.parsing import Statement, StatementParser
@@ -47,21 +48,6 @@ class PlainParser(StatementParser):
             return Statement("", raw=line, command="exit")
         command, rest = split_command(line)
         return Statement(rest, raw=line, command=command)
-
-
-class Editor(Protocol):
-    """What the REPL needs from a line editor."""
-
-    def remember(self, line: str) -> None:
-        """Add a line of an earlier run to those that the arrow keys recall."""
-
-    def alert(self, message: str) -> None:
-        """Show a message above the line that is typed, or after the command that is running."""
-
-
-def editor_of(repl: cmd2.Cmd, complete: Complete) -> Editor:
-    """Return the line editor of the installed cmd2, with completion."""
-    return (PromptToolkitEditor if PROMPT_TOOLKIT else ReadlineEditor)(repl, complete)
 
 
 @contextlib.contextmanager
@@ -152,3 +138,8 @@ class ReadlineEditor:
             kept = typed[start : len(typed) - len(text)]
             self._found = [each[len(kept) :] for each in found if each.startswith(kept)]
         return self._found[state] if state < len(self._found) else None
+
+
+def editor_of(repl: cmd2.Cmd, complete: Complete) -> PromptToolkitEditor | ReadlineEditor:
+    """Return the line editor of the installed cmd2, with completion."""
+    return (PromptToolkitEditor if PROMPT_TOOLKIT else ReadlineEditor)(repl, complete)

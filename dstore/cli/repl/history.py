@@ -33,11 +33,11 @@ class LineHistory:
             return []
         try:
             self._path.parent.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
-            self._narrow_folder(self._path.parent)
-            with open(self._open(self._path, os.O_RDONLY), "rb") as file:
+            _narrow_folder(self._path.parent)
+            with open(_open(self._path, os.O_RDONLY), "rb") as file:
                 lines = file.read().decode("utf-8", "replace").split("\n")[:-1]
             if len(lines) > 2 * HISTORY_LINES_MAX:
-                self._rewrite(lines[-HISTORY_LINES_MAX:])
+                self._rewrite(self._path, lines[-HISTORY_LINES_MAX:])
         except FileNotFoundError:
             return []
         except OSError as error:
@@ -51,7 +51,7 @@ class LineHistory:
             return
         try:
             flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
-            with open(self._open(self._path, flags), "ab") as file:
+            with open(_open(self._path, flags), "ab") as file:
                 file.write(line.encode("utf-8", "replace") + b"\n")
         except OSError as error:
             self._give_up(error)
@@ -62,33 +62,8 @@ class LineHistory:
         self._path = None
 
     @staticmethod
-    def _narrow_folder(folder: Path) -> None:
-        _refuse_links_of_others(folder)
-        status = folder.stat()
-        _refuse_file_of_others(folder, status)
-        if stat.S_IMODE(status.st_mode) & ~FOLDER_MODE:
-            folder.chmod(FOLDER_MODE)
-
-    @staticmethod
-    def _open(path: Path, flags: int) -> int:
-        """Open the file and restrict its permissions. Raises OSError, of which NotOurs is one."""
-        _refuse_links_of_others(path)
-        descriptor = os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK, FILE_MODE)
-        try:
-            status = os.fstat(descriptor)
-            _refuse_file_of_others(path, status)
-            if not stat.S_ISREG(status.st_mode):
-                raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), path)
-            if stat.S_IMODE(status.st_mode) & ~FILE_MODE:
-                os.fchmod(descriptor, FILE_MODE)
-        except BaseException:
-            os.close(descriptor)
-            raise
-        return descriptor
-
-    def _rewrite(self, lines: list[str]) -> None:
-        assert self._path is not None
-        target = self._path.resolve()  # a link that this user has made stays a link
+    def _rewrite(path: Path, lines: list[str]) -> None:
+        target = path.resolve()  # a link that this user has made stays a link
         fresh = target.with_name(f"{target.name}.{secrets.token_hex(8)}")
         try:
             descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, FILE_MODE)
@@ -104,12 +79,37 @@ class NotOurs(PermissionError):
     """A file or folder of the history, or a link to it, belongs to another user."""
 
 
+def _narrow_folder(folder: Path) -> None:
+    _refuse_links_of_others(folder)
+    status = folder.stat()
+    _refuse_others(folder, status)
+    if stat.S_IMODE(status.st_mode) & ~FOLDER_MODE:
+        folder.chmod(FOLDER_MODE)
+
+
+def _open(path: Path, flags: int) -> int:
+    """Open the file and restrict its permissions. Raises OSError, of which NotOurs is one."""
+    _refuse_links_of_others(path)
+    descriptor = os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK, FILE_MODE)
+    try:
+        status = os.fstat(descriptor)
+        _refuse_others(path, status)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), path)
+        if stat.S_IMODE(status.st_mode) & ~FILE_MODE:
+            os.fchmod(descriptor, FILE_MODE)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
 def _refuse_links_of_others(path: Path) -> None:
     if path.is_symlink() and path.lstat().st_uid != ROOT:
-        _refuse_file_of_others(path, path.lstat())
+        _refuse_others(path, path.lstat())
 
 
-def _refuse_file_of_others(path: Path, status: os.stat_result) -> None:
+def _refuse_others(path: Path, status: os.stat_result) -> None:
     if status.st_uid != os.geteuid():
         raise NotOurs(errno.EACCES, "belongs to another user", str(path))
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import shutil
 import sys
-from collections.abc import Callable, Iterable
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from types import FrameType
 from typing import Any
@@ -16,7 +19,7 @@ from cmd2.parsing import Statement
 from dstore.cli import console, values
 from dstore.cli.progress import progress_bar
 from dstore.cli.repl import text
-from dstore.cli.repl.completion import Completed, complete
+from dstore.cli.repl.completion import Completed, KeyFinder, complete, find_paths
 from dstore.cli.repl.editor import (
     CMD2_OPTIONS,
     END_OF_INPUT,
@@ -26,17 +29,55 @@ from dstore.cli.repl.editor import (
     editor_of,
 )
 from dstore.cli.repl.history import LineHistory, history_path
-from dstore.cli.repl.key_finder import KeyFinder, find_paths
-from dstore.cli.repl.own_deletions import OwnDeletions
 from dstore.cli.show import shown
 from dstore.client.node import Node
 from dstore.errors import DstoreError, GlobalUnavailable, KeyMissing, KeyOccupied, OutcomeUnknown
 from dstore.quoting import visible
 from dstore.version import __version__
 
+ECHO = 1.0
+"""Seconds after a DEL within which the Node may still report it."""
 COMPLETIONS_MAX = 200
 COMPLETION_WAIT = 0.7
 """Seconds that Tab waits for Global, or for a file system."""
+
+
+class OwnDeletions:
+    """Distinguishes the deletions of this REPL from those of other Nodes.
+
+    The Node reports a deletion of this REPL once, if its Local held the key: mostly while DEL runs,
+    and sometimes just after it, since another thread reports it.
+    """
+
+    def __init__(self, echo: float = ECHO) -> None:
+        self._echo = echo
+        self._until: dict[str | bytes, float] = {}  # the oldest first
+        self._lock = threading.Lock()
+
+    @contextlib.contextmanager
+    def deleting(self, key: str | bytes) -> Iterator[None]:
+        """Mark a deletion as own while the block runs DEL. If that fails, the mark is removed."""
+        with self._lock:
+            self._forget_old()
+            self._until[key] = math.inf
+        try:
+            yield
+        except BaseException:
+            self.take(key)
+            raise
+        with self._lock:
+            if self._until.pop(key, None):
+                self._until[key] = time.monotonic() + self._echo
+
+    def take(self, key: str | bytes) -> bool:
+        """Return whether a reported deletion is an own one, and remove its mark."""
+        with self._lock:
+            return self._until.pop(key, 0.0) > time.monotonic()
+
+    def _forget_old(self) -> None:
+        now = time.monotonic()
+        while self._until and self._until[oldest := next(iter(self._until))] < now:
+            del self._until[oldest]
 
 
 class Repl(cmd2.Cmd):
@@ -85,45 +126,42 @@ class Repl(cmd2.Cmd):
         return self.exit_code or (console.EXIT_REFUSED if self._failed else console.EXIT_OK)
 
     def greet(self) -> None:
-        """Say who this is and how to leave."""
         self.say(f"dstore v{__version__} (addr: {console.plain(self.node.address)})")
         self.say("Type .exit (or Ctrl-D) to leave, HELP for the commands.")
 
     # Commands
 
     def do_set(self, statement: Statement) -> None:  # type: ignore[override]
-        if not statement.args:
-            raise text.Misuse("set")
-        key, value = text.split_key(statement.args, "set")
+        key, value = text.split_key(statement.args)
         if not value:
-            raise text.Misuse("set")
+            raise text.Misuse
         self.node.set(key, text.value_of(value))
         self.say(text.UPDATED)
 
     def do_get(self, statement: Statement) -> None:
-        key = text.only_key(statement.args, "get")
+        key = text.only_key(statement.args)
         found = self.node.lookup(key)
         reply = text.reply_found(key, found.value, from_local=found.from_local, cached=found.cached)
         self.say(reply)
 
     def do_del(self, statement: Statement) -> None:
-        key = text.only_key(statement.args, "del")
+        key = text.only_key(statement.args)
         with self._own.deleting(key):
             deletion = self.node.delete(key)
         self.say(text.reply_deleted(deletion.confirmed, deletion.expired))
 
     def do_add(self, statement: Statement) -> None:
         if not statement.args:
-            raise text.Misuse("add")
+            raise text.Misuse
         self.say(self.node.put(text.value_of(statement.args)))
 
     def do_setfile(self, statement: Statement) -> None:
-        key, path = text.key_and_path(statement.args, "setfile")
+        key, path = text.key_and_path(statement.args)
         self._store_file(path, partial(self.node.set_file, key), partial(self.node.set, key))
         self.say(text.UPDATED)
 
     def do_putfile(self, statement: Statement) -> None:
-        path = text.only_path(statement.args, "putfile")
+        path = text.only_path(statement.args)
         self.say(self._store_file(path, self.node.put_file, self.node.put))
 
     @staticmethod
@@ -135,13 +173,13 @@ class Repl(cmd2.Cmd):
             return store_file(path, progress=progress)
 
     def do_getfile(self, statement: Statement) -> None:
-        key, path = text.key_and_path(statement.args, "getfile")
+        key, path = text.key_and_path(statement.args)
         with progress_bar() as progress:
             size = values.get_to_file(self.node, key, path, progress)
         self.say(text.reply_written(size, path))
 
     def do_keys(self, statement: Statement) -> None:
-        prefix = text.only_key(statement.args, "keys") if statement.args else ""
+        prefix = text.only_key(statement.args) if statement.args else ""
         count = 0
         for key in self.node.keys(prefix):
             self.say(text.shown_key(key), flush=False)
@@ -150,7 +188,7 @@ class Repl(cmd2.Cmd):
 
     def do_stats(self, statement: Statement) -> None:
         if statement.args:
-            raise text.Misuse("stats")
+            raise text.Misuse
         for title, ask in (("This Local", self.node.stats), ("Global", self.node.global_stats)):
             self.say(title)
             for line in console.counter_lines(ask()):
@@ -164,7 +202,7 @@ class Repl(cmd2.Cmd):
 
     def do_exit(self, statement: Statement) -> bool:
         if statement.args:
-            raise text.Misuse("exit")
+            raise text.Misuse
         if statement.raw == END_OF_INPUT and not PROMPT_TOOLKIT:
             self.say("")  # readline leaves the cursor behind the prompt
         return True
@@ -194,7 +232,7 @@ class Repl(cmd2.Cmd):
                 stop = super().onecmd(statement, add_to_history=add_to_history)
         except text.Misuse as misuse:
             self._failed = True
-            self.say(str(misuse))
+            self.say(text.reply_misused(command, misuse))
         except KeyboardInterrupt:
             self.say(text.reply_interrupted(command))
             raise

@@ -60,10 +60,6 @@ class Usage(NamedTuple):
     asks: bool = True
     """Whether the command asks Global."""
 
-    @property
-    def words(self) -> list[str]:
-        return [self.line.split()[0], *self.also.split()]
-
 
 USAGES = {
     "set": Usage(
@@ -128,17 +124,17 @@ USAGES = {
     ),
     "exit": Usage(".exit", "leave (Ctrl-D does the same)", (".exit",), asks=False),
 }
-COMMANDS = {word: command for command, usage in USAGES.items() for word in usage.words}
+COMMANDS = {
+    word: command
+    for command, usage in USAGES.items()
+    for word in (usage.line.split()[0], *usage.also.split())
+}
 """Every word that a line may begin with, as it is shown, and the command that it means."""
 COMMAND_OF = {word.upper(): command for word, command in COMMANDS.items()}
 
 
 class Misuse(Exception):
-    """A line does not have the form that its command expects. The message is one line of help."""
-
-    def __init__(self, command: str, why: str = "") -> None:
-        usage = f"Usage: {USAGES[command].line}"
-        super().__init__(f"{usage}   ({why or f'HELP {command.upper()} says more'})")
+    """A line does not have the form that its command expects. The message says why, or is empty."""
 
 
 # Reading ------------------------------------------------------------------------------------
@@ -153,38 +149,35 @@ def split_word(text: str) -> tuple[str, str]:
 def split_command(line: str) -> tuple[str, str]:
     """Return the command of a line ("" for a blank line, or "unknown") and what follows it."""
     word, rest = split_word(line)
-    if not word:
-        return "", ""
-    command = COMMAND_OF.get(word.upper())
-    return (command, rest) if command else ("unknown", line)
+    command = COMMAND_OF.get(word.upper(), "unknown") if word else ""
+    return command, line if command == "unknown" else rest
 
 
-def split_key(text: str, command: str) -> tuple[str | bytes, str]:
+def split_key(text: str) -> tuple[str | bytes, str]:
     """Return the key at the start of the arguments of a command, and what follows it."""
     if text.startswith(BYTES_QUOTES):
-        return _split_bytes(text, command)
+        return _split_bytes(text)
     quote = text[:1]
     if quote not in QUOTES:
         word, rest = split_word(text)
         return as_typed(word), rest
     key, closed, rest = text[1:].partition(quote)
     if not closed or rest[:1].strip(BLANKS):
-        raise Misuse(command, "a key that begins with a quote ends with the same quote")
+        raise Misuse("a key that begins with a quote ends with the same quote")
     return as_typed(key), rest.strip(BLANKS)
 
 
-def _split_bytes(text: str, command: str) -> tuple[str | bytes, str]:
+def _split_bytes(text: str) -> tuple[str | bytes, str]:
     match = BYTES.match(text)
     rest = text[match.end() :] if match else ""
     if match is None or rest[:1].strip(BLANKS):
         raise Misuse(
-            command,
-            f"a key that begins with {text[:2]} ends with the same quote; or quote all of it",
+            f"a key that begins with {text[:2]} ends with the same quote; or quote all of it"
         )
     try:
         return text_or_bytes(unescaped(match["written"])), rest.strip(BLANKS)
     except ValueError as error:
-        raise Misuse(command, str(error)) from None
+        raise Misuse(str(error)) from None
 
 
 def unescaped(text: str) -> bytes:
@@ -224,42 +217,32 @@ def as_typed(text: str) -> str | bytes:
     return text_or_bytes(text.encode("utf-8", "surrogateescape"))
 
 
-def only_key(text: str, command: str) -> str | bytes:
-    """Return the key of a command that takes nothing else."""
-    if not text:
-        raise Misuse(command)
-    key, rest = split_key(text, command)
-    if rest:
-        raise Misuse(command)
+def only_key(text: str) -> str | bytes:
+    key, rest = split_key(text)
+    if not text or rest:
+        raise Misuse
     return key
 
 
-def key_and_path(text: str, command: str) -> tuple[str | bytes, str]:
-    """Return the key and the path of a command that takes both."""
-    key, rest = split_key(text, command)
-    return key, only_path(rest, command)
-
-
-def only_path(text: str, command: str) -> str:
-    """Return the path of a command that takes nothing after it."""
-    path = only_key(text, command)
+def only_path(text: str) -> str:
+    path = only_key(text)
     if not path:
-        raise Misuse(command)
+        raise Misuse
     raw = path.encode() if isinstance(path, str) else path
     return os.path.expanduser(os.fsdecode(raw))  # the bytes count, whatever the locale
 
 
+def key_and_path(text: str) -> tuple[str | bytes, str]:
+    key, rest = split_key(text)
+    return key, only_path(rest)
+
+
 def value_of(text: str) -> str | bytes:
-    """Return the value that the rest of a line stands for."""
-    return as_typed(unquoted(text))
-
-
-def unquoted(value: str) -> str:
-    """Return a value without its quotes, if one pair of them encloses all of it."""
-    quote = value[:1]
-    if len(value) >= 2 and quote in QUOTES and value.find(quote, 1) == len(value) - 1:
-        return value[1:-1]
-    return value
+    """Return the value that the rest of a line stands for, without quotes around all of it."""
+    quote = text[:1]
+    if len(text) >= 2 and quote in QUOTES and text.find(quote, 1) == len(text) - 1:
+        text = text[1:-1]
+    return as_typed(text)
 
 
 # Writing ------------------------------------------------------------------------------------
@@ -273,7 +256,6 @@ def shown_key(key: str | bytes) -> str:
 
 
 def reply_found(key: str | bytes, value: Any, *, from_local: bool, cached: bool) -> str:
-    """Return the reply to a GET that found a value."""
     if from_local:
         return f"db: {shown_key(key)} -> {shown(value)}"
     updating = "     (Updating Local)" if cached else ""
@@ -290,13 +272,11 @@ def reply_deleted(confirmed: int, expired: int) -> str:
 
 
 def reply_written(size: int, path: str) -> str:
-    """Return the reply to a GETFILE."""
     place = shown(text_or_bytes(os.fsencode(path)))
     return f"Wrote 1 byte to {place}" if size == 1 else f"Wrote {size:,} bytes to {place}"
 
 
 def reply_refused(error: Exception) -> str:
-    """Return the reply to a command that failed."""
     if isinstance(error, KeyMissing):
         return MISSING
     if isinstance(error, KeyOccupied):
@@ -306,14 +286,15 @@ def reply_refused(error: Exception) -> str:
     return f"Error: {said(error)}"
 
 
+def reply_misused(command: str, misuse: Misuse) -> str:
+    """Return the reply to a line that does not have the form of its command."""
+    why = str(misuse) or f"HELP {command.upper()} says more"
+    return f"Usage: {USAGES[command].line}   ({why})"
+
+
 def reply_interrupted(command: str) -> str:
-    """Return the reply to a command that Ctrl-C has interrupted."""
-    in_doubt = (
-        ": the write may or may not have happened"
-        if command in USAGES and USAGES[command].writes
-        else ""
-    )
-    return f"Interrupted{in_doubt}"
+    writes = command in USAGES and USAGES[command].writes
+    return "Interrupted" + (": the write may or may not have happened" if writes else "")
 
 
 def wrapped(line: str, width: int) -> str:
