@@ -1,15 +1,30 @@
-"""Requests: how an operation sends one until it is answered, or gives up."""
+"""Requests: how an operation sends one until it is answered, or gives up.
+
+The simplest operations are here too: scans, Global's metrics, and waiting for a session.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 from dstore.core.local.entries import Fill
 from dstore.core.local.state import LocalState
 from dstore.core.local.steps import Operation, Request, StepResult, WaitUntil
 from dstore.errors import GlobalUnavailable, RequestRefused
-from dstore.protocol.messages import DelReply, Refusal, Refused, Reply, RequestMessage, SetReply
+from dstore.protocol.messages import (
+    DelReply,
+    Key,
+    Refusal,
+    Refused,
+    Reply,
+    RequestMessage,
+    Scan,
+    ScanReply,
+    SetReply,
+    Stats,
+    StatsReply,
+)
 
 RESEND_FIRST, RESEND_MAX = 1.0, 4.0
 """Seconds after which an unanswered request is sent again; the pause doubles. The first pause is at
@@ -140,3 +155,44 @@ def end_fills(state: LocalState, fills: Iterable[Fill]) -> None:
     for fill in fills:
         if not fill.done:
             state.end_fill(fill)
+
+
+def scan(
+    state: LocalState, prefix: str, after: Key, limit: int, now: float, deadline: float
+) -> Operation[ScanReply]:
+    """Read one page of the keys that begin with ``prefix``."""
+    return _read(
+        state, lambda: Scan(*envelope(state), prefix, after, limit), ScanReply, now, deadline
+    )
+
+
+def stats(state: LocalState, now: float, deadline: float) -> Operation[dict[str, object]]:
+    """Read Global's metrics."""
+    reply = yield from _read(state, lambda: Stats(*envelope(state)), StatsReply, now, deadline)
+    return reply.metrics
+
+
+def join(state: LocalState, now: float, deadline: float) -> Operation[float]:
+    """Wait for a session. If there is one, no time is needed. Returns the time after that."""
+    if state.session:
+        return now
+    return (yield from ensure_joined(state, now, deadline))
+
+
+def _read(
+    state: LocalState,
+    message: Callable[[], RequestMessage],
+    kind: type[R],
+    now: float,
+    deadline: float,
+) -> Operation[R]:
+    """Send a request that may be executed any number of times. Returns the reply."""
+    while True:
+        now = yield from ensure_joined(state, now, deadline)
+        try:
+            _, reply = yield from exchange(state, message(), kind, now, deadline)
+            return reply
+        except SessionLost as lost:
+            now = lost.now
+        except Unanswered as ended:
+            raise failure(state, ended) from None

@@ -201,6 +201,7 @@ def _write(
             now = yield from ensure_joined(state, now, deadline)
         write = state.next_write
         fills: list[Fill] = []
+        answered = False
         try:  # everything that begins below is ended, also when Ctrl-C comes in between
             state.begin_write(write)
             if kind is SetReply:
@@ -210,26 +211,20 @@ def _write(
             until = deadline + state.lease
             now, reply = yield from exchange(state, message(write), kind, now, until)
             if len(reply.items) != len(keys):
-                raise OutcomeUnknown(
-                    _named(keys), "Global answered with a wrong number of outcomes"
-                )
+                why = "Global answered with a wrong number of outcomes"
+                raise OutcomeUnknown([public(key) for key in keys], why)
+            answered = True
             return now, reply, fills
         except Unanswered as ended:
-            end_fills(state, fills)
             now = ended.now
             if ended.unknown:
-                raise OutcomeUnknown(_named(keys), ended.why) from None
+                raise OutcomeUnknown([public(key) for key in keys], ended.why) from None
             if not isinstance(ended, SessionLost):
                 raise failure(state, ended) from None
-        except BaseException:
-            end_fills(state, fills)
-            raise
         finally:
+            if not answered:
+                end_fills(state, fills)
             state.end_write(write)
-
-
-def _named(keys: Iterable[Key]) -> list[str | bytes]:
-    return [public(key) for key in keys]
 
 
 def _fill(
