@@ -1,7 +1,7 @@
 """``dstore.AsyncNode``: a Node for asyncio and trio.
 
 Its commands are those of :mod:`dstore.client.commands`. A command runs in the thread of the event
-loop; what it has to wait for is done by the :class:`dstore.client.hosts.loop.Driver` of the Local.
+loop; what it has to wait for is done by the Local's :class:`dstore.client.hosts.loop.LoopHost`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from dstore import checks, config
 from dstore.client import translate
 from dstore.client.commands import RAISE, Command, Lookup
 from dstore.client.files import Fetched, Path, Progress
-from dstore.client.hosts.conduct import conduct
 from dstore.client.node import Node
 from dstore.client.settings import Settings, initializer_with
 from dstore.client.translate import Deletion
@@ -285,4 +284,4 @@ class AsyncNode:
 
     async def _do(self, command: Command[T]) -> T:
         """Carry out a command in this task."""
-        return await conduct(self._node._here(), command, loops.task_event)
+        return await self._node._here().loop.conduct(command, loops.task_event)

@@ -91,14 +91,8 @@ class Lifecycle:
             self._check_open()
             if self._local is None:
                 _close_at_exit_of_child()
-                made = Local(
-                    self.address,
-                    label=self._label_here(),
-                    cache_bytes=self._settings.cache_bytes,
-                    on_deletion=_announcer(self._settings.on_deletion),
-                    shm=self._settings.shm,
-                    shm_limit=self._settings.shm_limit,
-                )
+                on_deletion = _announcer(self._settings.on_deletion)
+                made = Local(self._settings, self._label_here(), on_deletion)
                 try:
                     _start(made)
                     self._dropped = weakref.finalize(

@@ -9,7 +9,6 @@ from dstore import checks, config
 from dstore.client import translate
 from dstore.client.commands import RAISE, Command, Lookup
 from dstore.client.files import Fetched, Path, Progress
-from dstore.client.hosts.conduct import conduct
 from dstore.client.lifecycle import Lifecycle
 from dstore.client.settings import Settings, function_with, initializer_with, timeout_checked
 from dstore.client.translate import Deletion
@@ -281,7 +280,7 @@ class Node(Lifecycle):
         local = self._local or self._here()
         inbox = green.here()
         if inbox is not None:
-            return green.finish(conduct(local, command, inbox.new_event))
+            return green.finish(local.loop.conduct(command, inbox.new_event))
         return local.run(command)
 
     # ---- metrics and life -----------------------------------------------------------------
@@ -309,7 +308,7 @@ class Node(Lifecycle):
             "lease": state.lease,
             "lease_left": max(0.0, left),
             "applied": state.applied,
-            "malformed": local.malformed if local else 0,
+            "malformed": local.host.malformed if local else 0,
         }
 
     def global_stats(self) -> dict[str, Any]:

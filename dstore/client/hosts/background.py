@@ -7,26 +7,26 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from dstore.client.hosts.core import LAPSED, Host
-from dstore.client.hosts.evicted import EvictedFiles
+from dstore.client.hosts.core import LAPSED, Host, log
 from dstore.client.hosts.loop import LoopHost
-from dstore.client.hosts.watches import Watches
 from dstore.client.large import release
+from dstore.client.watch import Watches
 from dstore.core.local.effects import Announce, Dropped, LocalEffect, Subscribe, Tell
 from dstore.errors import AddressError, GlobalUnavailable
 from dstore.protocol import wire
 from dstore.protocol.messages import Broadcast, Committed, Key
 from dstore.quoting import visible
 from dstore.runtime import clock, native, reentrancy
-from dstore.runtime.logs import Log
 from dstore.transport.limits import no_threads
-
-log = Log("dstore.local")
 
 GOODBYE_MAX = 0.5
 """Seconds that closing waits for Global to answer the goodbye."""
 FAILURE_PAUSE = 0.1
 """Seconds that the background thread rests after it failed."""
+CHECK_EVERY = 2.0
+"""Seconds between two looks at whether the shared files of cached values are still there."""
+CHECK_MAX = 500
+"""Files looked at in one go."""
 DELETIONS, COMMITTED = wire.topic(Broadcast), wire.topic(Committed)
 
 
@@ -47,9 +47,6 @@ class Background:
         self._on_deletion = on_deletion
         self._trouble = ""  # why Global is not reached
         self.thread = native.Thread(self._serve, "dstore-local")
-
-    def __repr__(self) -> str:
-        return f"<Background {self._host!r}>"
 
     def start(self) -> None:
         """Start the thread. Raises GlobalUnavailable if the system gives none."""
@@ -147,3 +144,29 @@ class Background:
                 self._on_deletion(key)
             except BaseException:
                 log.exception("on_deletion(%r) failed", key)
+
+
+class EvictedFiles:
+    """Removes the entries of values whose shared files are gone, which keep their memory taken."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._unchecked: list[bytes] = []
+
+    def check(self, now: float) -> None:
+        """Look at the next files, if it is time, and set ``next_check`` of the host."""
+        host = self._host
+        if not self._unchecked:
+            if now < host.next_check:
+                return
+            with host.lock:
+                self._unchecked = list(host.state.cache.shared)
+        tokens, self._unchecked = self._unchecked[:CHECK_MAX], self._unchecked[CHECK_MAX:]
+        host.next_check = now if self._unchecked else now + CHECK_EVERY
+        shared = host.state.cache.shared
+        gone = host.large.evicted(entry for token in tokens if (entry := shared.get(token)))
+        with host.lock:
+            entries = [shared[token] for token in gone if token in shared]
+            for key in [entry.key for entry in entries]:  # no variable may keep an entry
+                host.state.cache.discard(key)
+        release(entries)

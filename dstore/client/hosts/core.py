@@ -23,7 +23,7 @@ from dstore.transport.link import Link
 log = Log("dstore.local")
 
 T = TypeVar("T")
-LAPSED, NEVER = float("-inf"), float("inf")
+LAPSED = float("-inf")
 
 
 class Host:
@@ -159,11 +159,6 @@ class Host:
         self.link.control.wake()
         if occupied is None:
             wait_closed()
-
-    def stop_at_once(self) -> None:
-        """Let every call end with NodeClosed. Takes no lock, for the garbage collector."""
-        self.stopping = True
-        self.state.lease_end = LAPSED
 
 
 def closed() -> NodeClosed:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from dstore.client.hosts.background import Background
-from dstore.client.hosts.core import Host
+from dstore.client.hosts.core import LAPSED, Host
 from dstore.client.hosts.loop import LoopHost
 from dstore.client.hosts.threads import ThreadHost
-from dstore.client.hosts.watches import Watches
+from dstore.client.settings import Settings
+from dstore.client.watch import Watches
 from dstore.protocol.messages import Key
 from dstore.runtime import greenlets as green
 from dstore.runtime import reentrancy
@@ -23,33 +24,26 @@ class Local:
     """
 
     def __init__(
-        self,
-        address: str,
-        *,
-        label: str,
-        cache_bytes: int,
-        on_deletion: Callable[[Key], None] | None,
-        shm: str | None,
-        shm_limit: int | None,
+        self, settings: Settings, label: str, on_deletion: Callable[[Key], None] | None
     ) -> None:
-        self._address = address
-        self.host = Host(label=label, cache_bytes=cache_bytes, shm=shm, shm_limit=shm_limit)
+        self._address = settings.address
+        self.host = Host(
+            label=label,
+            cache_bytes=settings.cache_bytes,
+            shm=settings.shm,
+            shm_limit=settings.shm_limit,
+        )
         self.state = self.host.state
         self.large = self.host.large
         self.loop = LoopHost(self.host)
-        self._watches = Watches(self.host)
-        self._background = Background(self.host, self.loop, self._watches, on_deletion)
+        watches = Watches(self.host)
+        self._background = Background(self.host, self.loop, watches, on_deletion)
         self.run = ThreadHost(self.host).run
-        self.watch = self._watches.begin
-        self.forked = self._watches.forked
+        self.watch = watches.begin
+        self.forked = watches.end
 
     def __repr__(self) -> str:
         return f"<Local {self.state!r}>"
-
-    @property
-    def malformed(self) -> int:
-        """The number of frames that were not well-formed."""
-        return self.host.malformed
 
     def start(self) -> None:
         """Begin to join.
@@ -75,7 +69,8 @@ class Local:
 
     def abandon(self) -> None:
         """Do what :meth:`close` does, for the garbage collector: take no lock, and do not wait."""
-        self.host.stop_at_once()
+        self.host.stopping = True
+        self.state.lease_end = LAPSED
         if self._background.thread.started:
             self.host.link.control.wake()
         elif (link := vars(self.host).pop("link", None)) is not None:  # the thread did not start

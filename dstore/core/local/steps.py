@@ -134,18 +134,6 @@ Steps: TypeAlias = Generator[Any, StepResult, T]
 """An operation or a transfer."""
 
 
-class StepHost(Protocol):
-    """Carries out steps, those of operations or those of transfers."""
-
-    def advance(self, steps: Steps[Any], result: StepResult | None, /) -> Any:
-        """Do what :func:`take_step` does, under the host's lock if it has one."""
-        ...
-
-    def perform(self, step: Any, /) -> StepResult | None:
-        """Carry out a step. Returns None if its result will come later."""
-        ...
-
-
 def take_step(steps: Steps[T], result: StepResult | None) -> Any:
     """Resume with the result of the last step (None to begin). Returns a step, or Finished."""
     try:
@@ -154,16 +142,22 @@ def take_step(steps: Steps[T], result: StepResult | None) -> Any:
         return Finished(stop.value)
 
 
-def drive(steps: Steps[T], host: StepHost, step: Any) -> Finished[T] | None:
-    """Carry on until the operation ends. Returns None when the host waits for a step's result.
+def drive(
+    steps: Steps[T],
+    step: Any,
+    perform: Callable[[Any], StepResult | None],
+    advance: Callable[[Steps[Any], StepResult | None], Any] = take_step,
+) -> Finished[T] | None:
+    """Carry on with a step that was just taken, until the operation ends.
 
-    ``step`` is what ``advance`` has just returned; with the result of a step that it waited for,
-    the host advances and calls this again.
+    ``perform`` carries out a step; if its result will come later it returns None, and so does this.
+    With that result the host advances and calls this again. ``advance`` does what
+    :func:`take_step` does, under the host's lock if it has one.
     """
     while True:
         if type(step) is Finished:
             return step
-        result = host.perform(step)
+        result = perform(step)
         if result is None:
             return None
-        step = host.advance(steps, result)
+        step = advance(steps, result)

@@ -23,7 +23,6 @@ from dstore.core.local.steps import (
     Request,
     Step,
     StepResult,
-    Steps,
     WaitUntil,
     drive,
     take_step,
@@ -293,16 +292,13 @@ class Call:
     def resume(self, resumed: StepResult | None) -> None:
         self.step = None
         try:
-            finished = drive(self.operation, self, take_step(self.operation, resumed))
+            step = take_step(self.operation, resumed)
+            finished = drive(self.operation, step, self.perform)
         except Exception as error:
             self.done, self.error = True, error
         else:
             if finished is not None:
                 self.done, self.result = True, finished.value
-
-    def advance(self, operation: Steps[object], result: StepResult | None) -> Any:
-        """Take one step of the operation."""
-        return take_step(operation, result)
 
     def perform(self, step: Step) -> None:
         """Stop at each step: the test says what comes of it."""
