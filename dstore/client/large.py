@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 from dstore import codecs
-from dstore.client import files
+from dstore.client.files import PIECE_BYTES, FileToStore
 from dstore.codecs import Encoded
 from dstore.core.local.cache import SEEN, Entry, MappedBody
 from dstore.core.local.steps import Body, FetchBody, Transfer, Write
@@ -30,8 +31,6 @@ from dstore.shm.private_bulk import fresh_memory
 
 log = Log("dstore.local")
 
-PIECE_BYTES = 1 << 20
-"""Bytes that are copied, or read from a file, in one go."""
 CUT_SHORT = "is damaged: another process has cut its file in shared memory short"
 PAUSE_FIRST, PAUSE_MAX = 0.0005, 0.02
 """Seconds between two looks at a file that another process is writing, with doubling pauses."""
@@ -94,9 +93,8 @@ def _is_whole(value: object) -> bool:
     )
 
 
-def random16() -> bytes:
-    """Return 16 random bytes, which are unique."""
-    return os.urandom(16)
+random16: Callable[[], bytes] = partial(os.urandom, 16)
+"""Returns 16 random bytes, which are unique."""
 
 
 class LargeValues:
@@ -115,9 +113,6 @@ class LargeValues:
         self._memory: HostMemory | None = None
         self._closed = False
         self._rate_limited_log = RateLimitedLog(log, WARNING_SECONDS)
-
-    def __repr__(self) -> str:
-        return f"<LargeValues epoch={self._epoch:x} {self._memory!r}>"
 
     # ---- the folder -----------------------------------------------------------------------
 
@@ -175,7 +170,7 @@ class LargeValues:
         stored = Stored(random16(), encoded.codec, Large(encoded.size, digest))
         return Upload(stored, body, MappedBody(body, shared=False))
 
-    def keep_file(self, epoch: int, file: files.FileToStore) -> Upload:
+    def keep_file(self, epoch: int, file: FileToStore) -> Upload:
         """Do what :meth:`keep` does for the bytes of a file, without private memory.
 
         Raises OSError, and ValueError if the file gets shorter meanwhile.
@@ -185,7 +180,7 @@ class LargeValues:
             return written
         stored = Stored(random16(), codecs.BYTES, Large(file.size, file.digest()))
         # Not for the cache, since the owner of the file may change it.
-        return Upload(stored, file.body(), None)
+        return Upload(stored, file, None)
 
     def _written(self, epoch: int, codec: str, size: int, parts: Iterable[Buffer]) -> Upload | None:
         """Write a value to the shared memory. Returns None if there is none, or no room."""

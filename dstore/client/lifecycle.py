@@ -15,7 +15,7 @@ import sys
 import warnings
 import weakref
 from collections.abc import Callable
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import TypeVar
 
 from dstore.client.commands import Commands
@@ -64,7 +64,6 @@ class Lifecycle:
 
     @classmethod
     def _connect(cls: type[N], settings: Settings) -> N:
-        """Return the connected Node of this process with these settings; make it if needed."""
         with _connecting:
             for node in _connected.copy():  # no dict, because settings may have no hash
                 if isinstance(node, cls) and node._settings == settings and not node._closed:
@@ -135,16 +134,10 @@ class Lifecycle:
         self._check_open()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
     def _forked(self) -> None:
-        """Forget, in a forked child, the Local that belongs to the parent."""
         if self._local is not None:
             self._dropped.detach()
             self._local.forked()
@@ -195,8 +188,6 @@ def _absent() -> LocalState:
     """Return a state with no lease and an empty cache, in which no hit is found."""
     return LocalState(random16=bytes, label="", cache_bytes=0)
 
-
-# ---- the Nodes of this process ----------------------------------------------------------------
 
 _nodes: weakref.WeakSet[Lifecycle] = weakref.WeakSet()
 _connected: list[Lifecycle] = []

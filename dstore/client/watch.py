@@ -7,7 +7,6 @@ import itertools
 import weakref
 from collections import deque
 from collections.abc import Callable
-from types import TracebackType
 from typing import NamedTuple
 
 from dstore import checks, config
@@ -66,8 +65,6 @@ class Watch:
         state = "ended" if self.over else f"{self._events.qsize()} waiting"
         return f"<dstore.Watch {public(from_bytes(self._prefix))!r} {state}, {self.missed} missed>"
 
-    # ---- for the program ------------------------------------------------------------------
-
     def __iter__(self) -> Watch:
         return self
 
@@ -96,7 +93,6 @@ class Watch:
                     return None
 
     def _take_green(self, inbox: HubInbox, end: float) -> Event | None:
-        """Take the next event in a greenlet, while others run."""
         while True:
             ready = inbox.new_event()
             wake = ready.set
@@ -133,12 +129,7 @@ class Watch:
     def __enter__(self) -> Watch:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
     def _next(self, timeout: float) -> Event | None:
@@ -153,8 +144,6 @@ class Watch:
         if event is None:
             self._events.put(None)  # for other threads that wait
         return event
-
-    # ---- for the Local --------------------------------------------------------------------
 
     def put(self, key: Key | None) -> None:
         """Add the deletion of a key, or a resync if it is None. Never waits."""
@@ -205,7 +194,7 @@ class Watches:
         with self._host.lock:
             watches = {n: watch for n, watch in self._watches.items() if not watch.over}
             for number in state.watching.watchers - set(watches):
-                state.unwatch(number)  # it was closed, or dropped
+                state.watching.end(number)  # it was closed, or dropped
         for removal in removals:
             for number, watch in watches.items():
                 if removal.watcher in (ALL, number):

@@ -119,7 +119,7 @@ class Client:
         return operations.set_(state, items, self.kind == "replace", now, deadline, bodies)
 
     def _stored(self, body: bytes) -> Stored:
-        token = self.local.state.new_token()
+        token = self.local.state._random16()
         if self.loop.dice.random() >= self.local.scenario.large:
             return Stored(token, "bytes", body)
         self._bodies[token] = body

@@ -11,6 +11,7 @@ from dstore.client.hosts import pipeline as pipeline_module
 from dstore.client.hosts.calls import LoopCall
 from dstore.client.hosts.core import Host
 from dstore.client.hosts.pipeline import Pipeline
+from dstore.core.local.operations import ReadOptions
 from dstore.core.local.steps import Request
 from dstore.errors import GlobalUnavailable
 from dstore.protocol.messages import Get
@@ -41,7 +42,7 @@ def unexpected(_: LoopCall, error: GlobalUnavailable) -> None:
 
 
 def call() -> LoopCall:
-    return LoopCall(ReadOne("k", 1.0, len), lambda: None)
+    return LoopCall(ReadOne("k", 1.0, len, ReadOptions()), lambda: None)
 
 
 def request(number: int) -> Request:

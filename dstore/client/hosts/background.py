@@ -82,7 +82,6 @@ class Background:
             native.sleep(FAILURE_PAUSE)
 
     def _turn(self, until: float | None) -> None:
-        """Do what is due, wait for messages or the next due time, and take the messages."""
         host = self._host
         state, control = host.state, host.link.control
         self._evicted_files.check(clock.now())

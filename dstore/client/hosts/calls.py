@@ -42,9 +42,6 @@ class LoopCall:
         self.number = 0  # of the request that is counted
         self.in_flight: tuple[int, int] | None = None  # bytes and reads that it is counted with
 
-    def __repr__(self) -> str:
-        return f"<LoopCall over={self.over} busy={self.busy} step={self.step!r} sent={self.sent}>"
-
     def result(self) -> Any:
         """Return the result of a call that is over, or raise its error."""
         error, self.error = self.error, None

@@ -168,7 +168,6 @@ class BodyTransfer:
             raise Cancelled
 
     def _perform(self, step: TransferStep) -> StepResult:
-        """Send or receive one message."""
         self._check()
         if isinstance(step, SendChunk):
             frame, data = wire.encode(step.message), wire.data_of(step.message)

@@ -50,14 +50,9 @@ class Host:
         self.closer: int | None = None  # the thread whose call calls ``wait_closed`` at its end
         self.wait_closed: Callable[[], None] = lambda: None
 
-    def __repr__(self) -> str:
-        return f"<Host {self.state!r}>"
-
     def connect(self, address: str) -> None:
         """Open the sockets. Raises AddressError and GlobalUnavailable."""
         self.link = Link(address)
-
-    # ---- operations -----------------------------------------------------------------------
 
     def advance(self, operation: Steps[object], result: StepResult | None) -> Any:
         """Take one step of an operation, under the lock, and wake those who wait for a change.
@@ -122,8 +117,6 @@ class Host:
         if isinstance(error, wire.OtherVersion):
             self.state.last_error = f"what answers there is of another kind: {error}"
         self._rate_limited_log.warning("dropped a frame that is not Global's: %s", error)
-
-    # ---- calls ----------------------------------------------------------------------------
 
     def call(self, do: Callable[[], T]) -> T:
         """Call a function as one call of a Node.

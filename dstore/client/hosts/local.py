@@ -42,9 +42,6 @@ class Local:
         self.watch = watches.begin
         self.forked = watches.end
 
-    def __repr__(self) -> str:
-        return f"<Local {self.state!r}>"
-
     def start(self) -> None:
         """Begin to join.
 

@@ -58,9 +58,6 @@ class LoopHost:
         self._listens = False  # whether the host calls _note_change at the next change
         self._changed = False  # something has changed that calls may wait for
 
-    def __repr__(self) -> str:
-        return f"<LoopHost {self._pipeline!r} untils={len(self._untils)}>"
-
     # ---- in the threads of event loops ----------------------------------------------------
 
     async def conduct(self, command: Command[T], new_event: Callable[[], TaskEvent]) -> T:
@@ -177,7 +174,6 @@ class LoopHost:
             self._cancel(*self._to_cancel.popleft())
 
     def _look_again(self) -> None:
-        """Resume the calls whose predicates hold after a change."""
         if not self._changed:
             return
         self._changed = False
@@ -189,7 +185,6 @@ class LoopHost:
                 self._go_on(call, StepResult(now))
 
     def _expire(self) -> None:
-        """Resume the calls whose time is up."""
         now = clock.now()
         while (call := self._timers.pop(now)) is not None:
             sent = call.sent
@@ -210,7 +205,6 @@ class LoopHost:
     # ---- in any thread, with the lock -----------------------------------------------------
 
     def _go_on(self, call: LoopCall, result: StepResult | None) -> None:
-        """Take steps until the call is over or waits."""
         call.step, call.timer = None, 0
         self._untils.pop(call, None)
         assert call.operation is not None
@@ -250,7 +244,6 @@ class LoopHost:
         return None
 
     def _leave(self, call: LoopCall) -> None:
-        """Stop waiting for the step of a call."""
         call.step, call.timer = None, 0
         self._pipeline.remove(call)
         self._untils.pop(call, None)
@@ -278,7 +271,6 @@ class LoopHost:
     # ---- helper threads -------------------------------------------------------------------
 
     def _help(self, call: LoopCall, step: Work | FetchBody | SendBody) -> None:
-        """Carry out a step that blocks."""
         result: StepResult | None = None
         failure: BaseException | None = None
         try:

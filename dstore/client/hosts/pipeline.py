@@ -55,11 +55,6 @@ class Pipeline:
         self.fresh = False
         self._requests: Requests | None = None
 
-    def __repr__(self) -> str:
-        return f"<Pipeline waiting={len(self.waiting)} unsent={len(self.unsent)}>"
-
-    # ---- with the lock --------------------------------------------------------------------
-
     def add(self, call: LoopCall, request: Request) -> None:
         """Have a request sent. A repeat is first in line, or keeps its place if it is unsent."""
         if call.in_flight is not None and call.number != request.message.request:
@@ -91,8 +86,6 @@ class Pipeline:
             self.bytes_in_flight -= size
             self.reads -= reads
             call.in_flight = None
-
-    # ---- in the background thread ---------------------------------------------------------
 
     def receive(self) -> list[Arrived]:
         """Return the replies that have arrived for calls that wait."""

@@ -51,7 +51,6 @@ class ThreadHost:
         return command.finish(result)
 
     def _run(self, command: Command[Any]) -> Any:
-        """Carry out the operation of a command. Returns its result."""
         host = self._host
         try:
             with host.lock:
@@ -137,7 +136,6 @@ class _ThreadCall:
                 release_channel(self._host, self._channel, done)
 
     def _perform(self, step: Step) -> StepResult:
-        """Carry out a step in this thread, without the lock."""
         if isinstance(step, WaitUntil):
             return self._wait(step)
         if isinstance(step, Work):

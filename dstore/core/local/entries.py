@@ -96,8 +96,6 @@ class Entries:
         self.watching.void()
         self._ack_due = False
 
-    # ---- reading --------------------------------------------------------------------------
-
     def hit(self, key: Key, now: float, stale_ok: bool = False) -> Entry | None:
         """Return the entry of ``key`` if the lease is valid at ``now``."""
         entry = self.entries.get(key)
@@ -105,8 +103,6 @@ class Entries:
             return None
         entry.visited = True
         return entry
-
-    # ---- fills ----------------------------------------------------------------------------
 
     def begin_fill(self, key: Key, into: list[Fill], reading: bool = False) -> None:
         """Note that a request for ``key`` (``reading``: a GET) is about to be sent.
@@ -177,10 +173,7 @@ class Entries:
                 del self._fills[fill.key]
         fill.done = True  # last: if this is interrupted before, the fill is ended once more
 
-    # ---- invalidations --------------------------------------------------------------------
-
     def _apply(self, first: int, keys: list[Key]) -> None:
-        """Apply the invalidations ``first``, ``first + 1``, … that have not been applied."""
         for key in keys[max(0, self.applied + 1 - first) :]:
             self.applied += 1
             self.counters["deletions"] += 1

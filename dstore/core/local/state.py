@@ -309,7 +309,6 @@ class LocalState(Entries):
             self._reorder_keys += len(message.keys)
 
     def _apply_reordered(self, now: float) -> None:
-        """Apply broadcasts of the reorder buffer up to the next gap."""
         if not self._reorder_buffer:
             return
         waiting, self._reorder_buffer, self._reorder_keys = self._reorder_buffer, [], 0
@@ -329,10 +328,6 @@ class LocalState(Entries):
         self.watching.begin(watcher, self.applied if self.session else None)
         self.renew(now)
 
-    def unwatch(self, watcher: int) -> None:
-        """End that."""
-        self.watching.end(watcher)
-
     def unstage(self, token: bytes) -> None:
         """Tell Global that an upload is abandoned."""
         if self.session:
@@ -349,10 +344,6 @@ class LocalState(Entries):
         """Return the number for the next request."""
         self._request += 1
         return self._request
-
-    def new_token(self) -> bytes:
-        """Return a new token."""
-        return self._random16()
 
     @property
     def next_write(self) -> int:

@@ -107,7 +107,6 @@ class SingleGet:
 
 
 def _get_one(single: SingleGet, now: float, options: ReadOptions) -> Operation[dict[Key, Answer]]:
-    """Read the value of one key."""
     result: StepResult | None = None
     try:
         begun = single.begin(now)
