@@ -109,7 +109,7 @@ class AsyncNode:
 
     @classmethod
     def sharing(cls, node: Node) -> AsyncNode:
-        """Return an AsyncNode on top of a Node that threads use. Closing it leaves the Node open.
+        """Return an AsyncNode on top of a Node that threads use; closing it leaves that open.
 
         Raises NodeClosed if the Node is closed, and TypeError if ``node`` is not a Node.
         """

@@ -65,10 +65,7 @@ class Command(Generic[T]):
 
 
 class ReadOne(Command[T]):
-    """Reads one key within ``timeout`` seconds.
-
-    A host that blocks may use :class:`SingleGet` for it instead of ``start``.
-    """
+    """Reads one key within ``timeout`` seconds. A host may use :class:`SingleGet` for it."""
 
     def __init__(
         self, key: Key, timeout: float, finish: Callable[[Answers], T], options: ReadOptions

@@ -7,18 +7,17 @@ import errno
 import os
 import secrets
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple, TypeAlias
 
 from dstore import codecs
+from dstore.core.local.steps import Report
 from dstore.protocol import content
 from dstore.protocol.messages import Buffer
 
 Path: TypeAlias = str | os.PathLike[str]
-Progress: TypeAlias = Callable[[str, int, int], None]
-"""A function that is called with the present activity (``reading``, ``sending``, ``fetching`` or
-``writing``), the number of bytes done and the number of all bytes.
-"""
+Progress: TypeAlias = Report
+"""Called with what is going on (also ``reading``, ``writing``), bytes done, and bytes in all."""
 PIECE_BYTES = 1 << 20
 """Bytes that are read, written or copied at a time."""
 LINKS_MAX = 40
@@ -48,7 +47,7 @@ class FileToStore:
         return ValueError(f"{self.file.name} became shorter while it was read")
 
     def pieces(self) -> Iterator[Buffer]:
-        """Read the bytes that the file had when it was opened, in pieces.
+        """Read the bytes that the file had when it was opened.
 
         Raises OSError, and ValueError if the file has become shorter.
         """
@@ -161,10 +160,7 @@ def _refuse_planted(folder: str, found: str, status: os.stat_result) -> None:
 
 
 def _without_path(path: str) -> tuple[str, os.stat_result]:
-    """Resolve a path that exists only through a link in /proc, such as /dev/stdout to a pipe.
-
-    A regular file that has been deleted is refused.
-    """
+    """Resolve a path that only /proc knows, such as /dev/stdout to a pipe; not a deleted file."""
     status = os.stat(path)
     if stat.S_ISREG(status.st_mode):
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))

@@ -40,7 +40,7 @@ Move = Callable[[Transfer], None]
 
 
 class Upload(NamedTuple):
-    """A large value that is to be written: its bytes, to be sent, and what the cache may hold.
+    """A large value to be written: its bytes, to be sent, and what the cache may hold.
 
     ``writer`` has put the bytes into the shared memory of the host, if they are there.
     """
@@ -77,10 +77,7 @@ class _SharedBody:
 
 
 def check_whole(entry: Entry, stored: Stored) -> None:
-    """Raise ValueCorrupt for an entry whose file was cut short: to read it would end the process.
-
-    The Node drops such an entry within two seconds, and then fetches the value again.
-    """
+    """Raise ValueCorrupt for an entry whose file was cut short, which must not be touched."""
     if entry.shared is not None and not _is_whole(stored):
         raise ValueCorrupt(f"the value of {entry.key!r} {CUT_SHORT}")
 
@@ -98,10 +95,9 @@ random16: Callable[[], bytes] = partial(os.urandom, 16)
 
 
 class LargeValues:
-    """The large values of one Local. Safe from any thread.
+    """The large values of one Local: at most ``limit`` bytes per host in the folder ``shm``.
 
-    ``shm`` is the folder, as for :class:`dstore.Node`; ``limit`` is the number of bytes that copies
-    there may take on this host.
+    Safe from any thread.
     """
 
     def __init__(self, shm: str | None, limit: int | None) -> None:
@@ -272,7 +268,7 @@ class LargeValues:
                 memory.drop(token)
 
     def evicted(self, entries: Iterable[Entry]) -> list[bytes]:
-        """Return the tokens of entries whose files were evicted to make room, or cut short.
+        """Return the tokens of entries whose files were evicted or cut short.
 
         Files of other entries that were read since the last time are touched.
         """

@@ -23,7 +23,7 @@ from dstore.client.hosts.local import Local
 from dstore.client.settings import Settings
 from dstore.codecs import Codecs
 from dstore.core.local.state import LocalState
-from dstore.errors import GlobalUnavailable, NodeClosed
+from dstore.errors import NodeClosed
 from dstore.protocol.keys import public
 from dstore.protocol.messages import Key
 from dstore.runtime import greenlets as green
@@ -37,8 +37,7 @@ PACKAGE = __name__.partition(".")[0]
 class Lifecycle:
     """The base of :class:`dstore.Node`: settings, state and life. Safe from any thread.
 
-    ``_state`` is the state of the Local of this process, or one without a lease or entries while
-    there is no Local.
+    ``_state`` has no lease and no entries while there is no Local.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -93,7 +92,7 @@ class Lifecycle:
                 on_deletion = _announcer(self._settings.on_deletion)
                 made = Local(self._settings, self._label_here(), on_deletion)
                 try:
-                    _start(made)
+                    made.start()
                     self._dropped = weakref.finalize(
                         self, _abandon, made, self.address, self._place
                     )
@@ -158,15 +157,6 @@ class _Place:
             frame = frame.f_back
         self.file = frame.f_code.co_filename if frame else "?"
         self.line = frame.f_lineno if frame else 1
-
-
-def _start(local: Local) -> None:
-    try:
-        local.start()
-    except NodeClosed:
-        raise
-    except RuntimeError as error:  # the system has no more threads, or Python is about to exit
-        raise GlobalUnavailable(f"cannot start the background thread of a Node: {error}") from None
 
 
 def _announcer(callback: Callable[[str | bytes], None] | None) -> Callable[[Key], None] | None:

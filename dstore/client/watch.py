@@ -207,7 +207,7 @@ class Watches:
 
 
 def call_back(watch: Watch, callback: Callable[[Event], None]) -> None:
-    """Call a function with each event, in a thread of its own, until the watch ends.
+    """Call a function with each event, in a thread of its own.
 
     Raises GlobalUnavailable if the system has no more threads.
     """

@@ -197,10 +197,7 @@ def check_size(state: LocalState, size: int) -> None:
 
 
 def check_written(state: LocalState, items: list[SetItem], outcomes: Outcomes) -> None:
-    """Raise the error of an item that Global has neither stored nor found to be occupied.
-
-    That is ValueTooLarge, StoreFull, ValueCorrupt or RequestRefused.
-    """
+    """Raise ValueTooLarge, StoreFull, ValueCorrupt or RequestRefused for an item that failed."""
     for item in items:
         status, size = outcomes[item.key].status, item.stored.size
         if status is SetStatus.TOO_LARGE:

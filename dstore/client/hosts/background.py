@@ -1,17 +1,15 @@
-"""The background thread of one Local: it joins, renews the lease, applies and confirms deletions.
-
-It owns the control channel, and it serves the loop host, whose operations wait there.
-"""
+"""The background thread of one Local: it joins, renews the lease and applies invalidations."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from dstore.client.hosts.core import LAPSED, Host, log
+from dstore.client.hosts.core import Host, log
 from dstore.client.hosts.loop import LoopHost
 from dstore.client.large import release
 from dstore.client.watch import Watches
-from dstore.core.local.effects import Announce, Dropped, LocalEffect, Subscribe, Tell
+from dstore.core.local.entries import LAPSED
+from dstore.core.local.state import Announce, Dropped, LocalEffect, Subscribe, Tell
 from dstore.errors import AddressError, GlobalUnavailable
 from dstore.protocol import wire
 from dstore.protocol.messages import Broadcast, Committed, Key

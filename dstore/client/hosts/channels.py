@@ -1,7 +1,4 @@
-"""Requests, replies and transfers of large values, on a channel that one thread has for itself.
-
-Nothing here uses the lock.
-"""
+"""Requests, replies and transfers of large values, on a channel of one thread, without the lock."""
 
 from __future__ import annotations
 
@@ -49,10 +46,7 @@ begins only after the wait.
 
 
 def ask(host: Host, channel: Channel, step: Request) -> StepResult:
-    """Send a request and wait for its reply.
-
-    Raises NodeClosed, and ValueCorrupt for a value that is not what its key names.
-    """
+    """Send a request and wait for its reply. Raises NodeClosed and ValueCorrupt."""
     request, until = step
     if not channel.send(wire.encode(request), until - clock.now()):
         return StepResult(0)

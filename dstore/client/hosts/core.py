@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from dstore.client.large import LargeValues, random16
+from dstore.core.local.entries import LAPSED
 from dstore.core.local.state import LocalState
 from dstore.core.local.steps import Finished, Operation, StepResult, Steps
 from dstore.errors import BadMessage, NodeClosed
@@ -23,14 +24,12 @@ from dstore.transport.link import Link
 log = Log("dstore.local")
 
 T = TypeVar("T")
-LAPSED = float("-inf")
 
 
 class Host:
     """The common part of a Local's hosts. Everything is safe from any thread unless it says else.
 
-    ``stopping`` is set when the Node is being closed. ``link`` has the sockets once
-    :meth:`connect` has been called.
+    ``stopping``: the Node is being closed. ``link`` has the sockets, after :meth:`connect`.
     """
 
     link: Link
@@ -55,10 +54,7 @@ class Host:
         self.link = Link(address)
 
     def advance(self, operation: Steps[object], result: StepResult | None) -> Any:
-        """Take one step of an operation, under the lock, and wake those who wait for a change.
-
-        Raises what the operation raises, and NodeClosed.
-        """
+        """Take one step, under the lock. Raises what the operation raises, and NodeClosed."""
         # No StopIteration may leave the block: Python 3.10 does not always release a lock when
         # Ctrl-C comes while an exception leaves its block.
         with self.lock:

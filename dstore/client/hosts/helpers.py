@@ -31,10 +31,7 @@ class Helpers:
         self._closed = False
 
     def submit(self, job: Callable[[], None]) -> None:
-        """Have a function called, in its turn.
-
-        Raises NodeClosed, and GlobalUnavailable if the system gives no thread.
-        """
+        """Have a function called. Raises NodeClosed, GlobalUnavailable if there is no thread."""
         with self._lock:
             if self._closed:
                 raise closed()
@@ -91,10 +88,7 @@ class Helpers:
                 self._idle.pop().release()
 
     def join(self, timeout: float) -> None:
-        """Wait at most ``timeout`` seconds for the threads, except this one.
-
-        A job that cannot be interrupted may take longer, and its thread ends by itself.
-        """
+        """Wait at most ``timeout`` seconds for the other threads; a job may take longer."""
         end = clock.now() + timeout
         with self._lock:
             threads = [each for each in self._threads if not each.is_this()]

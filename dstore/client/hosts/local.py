@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from dstore.client.hosts.background import Background
-from dstore.client.hosts.core import LAPSED, Host
+from dstore.client.hosts.core import Host
 from dstore.client.hosts.loop import LoopHost
 from dstore.client.hosts.threads import ThreadHost
 from dstore.client.settings import Settings
 from dstore.client.watch import Watches
+from dstore.core.local.entries import LAPSED
 from dstore.protocol.messages import Key
 from dstore.runtime import greenlets as green
 from dstore.runtime import reentrancy
@@ -19,8 +20,7 @@ from dstore.runtime.signals import signals_blocked
 class Local:
     """The parts of one Local, alive from :meth:`start` on.
 
-    ``run`` carries out a command in the calling thread; ``loop`` does so for event loops and
-    greenlets; ``watch`` begins a watch.
+    ``run`` is for calling threads, ``loop`` for tasks and greenlets; ``watch`` begins a watch.
     """
 
     def __init__(

@@ -19,9 +19,10 @@ from typing import Any
 from dstore.client.commands import Command
 from dstore.client.hosts.calls import LoopCall, Timers
 from dstore.client.hosts.channels import BodyTransfer, release_channel
-from dstore.client.hosts.core import LAPSED, Host, closed, log
+from dstore.client.hosts.core import Host, closed, log
 from dstore.client.hosts.helpers import Helpers
 from dstore.client.hosts.pipeline import Pipeline
+from dstore.core.local.entries import LAPSED
 from dstore.core.local.steps import (
     FetchBody,
     Request,
@@ -61,10 +62,7 @@ class LoopHost:
     # ---- in the threads of event loops ----------------------------------------------------
 
     async def conduct(self, command: Command[T], new_event: Callable[[], TaskEvent]) -> T:
-        """Carry out a command for a task or a greenlet, which waits without blocking its thread.
-
-        ``new_event`` makes an event that the caller can await.
-        """
+        """Carry out a command for a task or a greenlet, which awaits an event of ``new_event``."""
         process = os.getpid()
         ready = new_event()
         call = LoopCall(command, ready.set)
@@ -89,21 +87,20 @@ class LoopHost:
         Raises NodeClosed, RuntimeError as :meth:`Host.call`, and what the command's start raises.
         """
 
-        def begin() -> None:
-            host = self._host
-            with host.lock:
-                host.check_open()
-                call.operation = call.command.start(host.state, host.large, clock.now())
-                self._go_on(call, None)
-                call.begun = True
+        self._host.call(lambda: self._begin(call))
 
-        self._host.call(begin)
+    def _begin(self, call: LoopCall) -> None:
+        host = self._host
+        with host.lock:
+            host.check_open()
+            call.operation = call.command.start(host.state, host.large, clock.now())
+            self._go_on(call, None)
+            call.begun = True
 
     def cancel(self, call: LoopCall, error: BaseException) -> None:
         """End a call that nothing waits for any more. What comes later is stored nowhere.
 
-        What the command has begun is undone when no helper thread works for it: now, or by that
-        thread.
+        What it has begun is undone when no helper thread works for it: now, or by that thread.
         """
         if reentrancy.here() is None:
             self._host.call(lambda: self._cancel(call, error))
@@ -111,10 +108,7 @@ class LoopHost:
             self.cancel_later(call, error)
 
     def cancel_later(self, call: LoopCall, error: BaseException) -> None:
-        """Have a call cancelled by the background thread.
-
-        This takes no lock: the garbage collector may call it at any point of any thread.
-        """
+        """Have the background thread cancel a call. Takes no lock, for the garbage collector."""
         self._to_cancel.append((call, error))
         self._host.link.control.wake()
 

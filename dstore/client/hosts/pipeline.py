@@ -105,9 +105,9 @@ class Pipeline:
         return arrived
 
     def send(self, fail: Callable[[LoopCall, GlobalUnavailable], None]) -> None:
-        """Send the requests that can be sent now, in order.
+        """Send what can be sent now, in order.
 
-        If the system gives no socket, ``fail`` is called for each, with the lock.
+        If the system gives no socket, ``fail`` is called for each request, with the lock.
         """
         if self._requests is None and not self._open(fail):
             return

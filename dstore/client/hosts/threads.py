@@ -65,10 +65,7 @@ class ThreadHost:
             raise
 
     def _get(self, command: ReadOne[Any]) -> dict[Key, Answer]:
-        """Read one key: in the plain case without a generator, and with one if more is needed.
-
-        What is done, and all rules about it, is in :class:`SingleGet`.
-        """
+        """Read one key, without a generator if :class:`SingleGet` finds the plain case."""
         host = self._host
         now = clock.now()
         deadline = now + command.timeout

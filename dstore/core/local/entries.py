@@ -29,7 +29,7 @@ LAPSED = float("-inf")
 
 
 class NewerEntry(NamedTuple):
-    """An entry that is newer than all invalidations up to ``seq``, not all of which are applied.
+    """An entry newer than all invalidations up to ``seq``, not all of which are applied.
 
     ``replaced`` says that there was an entry before it, which they may concern.
     """
@@ -43,8 +43,6 @@ class Fill:
 
     ``deleted`` is the highest number of an invalidation of the key that was applied meanwhile.
     """
-
-    __slots__ = ("deleted", "done", "epoch", "key", "reading", "session")
 
     def __init__(self, key: Key, epoch: int, session: int, reading: bool) -> None:
         self.key = key
@@ -107,8 +105,8 @@ class Entries:
     def begin_fill(self, key: Key, into: list[Fill], reading: bool = False) -> None:
         """Note that a request for ``key`` (``reading``: a GET) is about to be sent.
 
-        The fill is put ``into`` the list of the caller, which has to end it, before it is noted
-        here: so an interrupt between the two leaves no fill that is never ended.
+        The fill is put ``into`` the list of the caller before it is noted here: an interrupt between
+        the two leaves no fill that is never ended.
         """
         fill = Fill(key, self.epoch, self.session, reading)
         into.append(fill)
@@ -153,8 +151,7 @@ class Entries:
     def _note_newer(self, key: Key, seq: int) -> None:
         """Note that an entry is newer than all invalidations up to ``seq``.
 
-        It may be older than the entry that it replaces; then invalidations before ``seq`` do
-        concern it.
+        If it is older than the entry that it replaces, invalidations before ``seq`` concern it.
         """
         former = self._newer.pop(key, None)
         if seq > self.applied:

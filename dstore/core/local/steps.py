@@ -1,13 +1,9 @@
 """Steps: what operations and transfers yield, and the one loop that drives them.
 
 An operation is a generator that works on the LocalState. It yields a step whenever something takes
-time: a request, a wait, work that blocks. A host carries the step out and resumes the generator
-with a StepResult; the generator's return value is the result of the operation.
-
-Hosts differ in how they wait, not in how they take steps. A host that blocks its thread performs
-each step and returns its result at once. A host that waits for events returns None, and calls
-:func:`drive` again when the result is there. Threads, event loops, the simulation and the unit
-tests all use :func:`drive`.
+time: a request, a wait, work that blocks. A host performs the step, in its own way of waiting, and
+resumes the generator with a StepResult. Threads, event loops, the simulation and the unit tests all
+use :func:`drive`.
 """
 
 from __future__ import annotations
@@ -104,9 +100,8 @@ class TransferFailed(Exception):
 class StepResult:
     """The result of a step, and the time at which the operation goes on.
 
-    ``sent`` says that a message has been sent. ``body`` is the result of FetchBody, None if all
-    bytes went to ``into``; ``failed`` says why FetchBody or SendBody failed; ``value`` is the
-    result of Work.
+    ``body`` is None if all bytes went to ``into``; ``failed`` is for FetchBody and SendBody,
+    ``value`` for Work.
     """
 
     now: float

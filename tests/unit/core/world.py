@@ -15,9 +15,8 @@ from typing import Any
 from dstore.core.authority.effects import GlobalEffect, Publish
 from dstore.core.authority.state import GlobalState
 from dstore.core.local import operations
-from dstore.core.local.effects import Dropped, LocalEffect, Subscribe, Tell
 from dstore.core.local.operations import Answer, ReadOptions, SetOutcome
-from dstore.core.local.state import LocalState
+from dstore.core.local.state import Dropped, LocalEffect, LocalState, Subscribe, Tell
 from dstore.core.local.steps import (
     Operation,
     Request,

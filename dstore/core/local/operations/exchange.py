@@ -91,10 +91,10 @@ def exchange(
     pause: float = RESEND_FIRST,
     first: StepResult | None = None,
 ) -> Operation[tuple[float, R]]:
-    """Send one request, in the session that it names, until it is answered.
+    """Send a request, in the session that it names, until it is answered.
 
-    It is sent again after ``pause`` seconds. If it was sent already, at ``now``, then ``first`` is
-    the result of that.
+    It is repeated after ``pause`` seconds. ``first`` is the result of sending it, if that was done
+    already, at ``now``.
     """
     unknown = 0
     pause = min(pause, (deadline - now) / 4)

@@ -59,8 +59,7 @@ class ReadOptions(NamedTuple):
 class Reading:
     """A read under way: the keys that are still ``wanted``, and the ``answers`` so far.
 
-    Each message has ``span`` seconds. ``gone`` counts how often a large value was gone before it
-    had arrived.
+    Each message has ``span`` seconds. ``gone`` counts large values that were gone when fetched.
     """
 
     def __init__(self, keys: Iterable[Key], options: ReadOptions, span: float) -> None:

@@ -43,10 +43,9 @@ def get(
 class SingleGet:
     """A GET of one key with the single request that is usually all it takes, in two halves.
 
-    :func:`get` uses it within an operation. A host that blocks may call :meth:`begin` and
-    :meth:`finish` itself, under its lock, which saves the generators; if either returns None,
-    :meth:`rest` is the operation that goes on from there. What gets in the way (no session, a
-    lapsed lease, another thread that asks for the key, a large value) is handled there.
+    A host that blocks calls :meth:`begin` and :meth:`finish` itself, under its lock, which saves
+    the generators. If either returns None (no session, a lapsed lease, another thread that asks for
+    the key, a large value), :meth:`rest` is the operation that goes on from there.
     """
 
     __slots__ = ("_begun_at", "_deadline", "_fills", "_key", "_message", "_stale_ok", "_state")
@@ -94,10 +93,7 @@ class SingleGet:
     def rest(
         self, now: float, result: StepResult | None, options: ReadOptions
     ) -> Operation[dict[Key, Answer]]:
-        """Go on after :meth:`begin` or :meth:`finish` has returned None.
-
-        ``result`` is that of the request, None if it was not sent.
-        """
+        """Go on after :meth:`begin` or :meth:`finish` has returned None, with the result so far."""
         begun = None
         if self._message is not None:
             now = self._begun_at
@@ -178,10 +174,7 @@ def _all_ended(fills: list[Fill]) -> Callable[[float], bool]:
 def wait(
     state: LocalState, key: Key, now: float, deadline: float, stall_timeout: float
 ) -> Operation[Answer | None]:
-    """Wait until a key has a value, and return it; None if it has none until ``deadline``.
-
-    ``stall_timeout`` is the number of seconds that Global may take to answer beyond its wait.
-    """
+    """Wait until a key has a value, and return it; None if it has none until ``deadline``."""
     reading = Reading([], ReadOptions(), stall_timeout)
     while True:
         entry = state.hit(key, now)

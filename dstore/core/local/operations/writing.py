@@ -192,10 +192,7 @@ def _write(
     now: float,
     deadline: float,
 ) -> Operation[tuple[float, W, list[Fill]]]:
-    """Have a write executed once.
-
-    Returns the time, the reply, and the fills of a SET, which the caller ends.
-    """
+    """Have a write executed once. Returns the time, the reply, and fills for the caller to end."""
     while True:
         if not state.session or now >= deadline:
             now = yield from ensure_joined(state, now, deadline)
