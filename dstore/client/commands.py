@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
 
@@ -45,6 +46,7 @@ class Lookup(NamedTuple):
     cached: bool
 
 
+@dataclass(eq=False)
 class Command(Generic[T]):
     """What a host carries out: ``start`` begins the operation, ``finish`` takes its result.
 
@@ -53,15 +55,9 @@ class Command(Generic[T]):
     its lock, when nothing works for the command any more.
     """
 
-    def __init__(
-        self,
-        start: Start[Any],
-        finish: Callable[[Any], T],
-        abort: Callable[[BaseException], None] | None = None,
-    ) -> None:
-        self.start = start
-        self.finish = finish
-        self.abort = abort
+    start: Start[Any]
+    finish: Callable[[Any], T]
+    abort: Callable[[BaseException], None] | None = None
 
 
 class ReadOne(Command[T]):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
@@ -56,21 +57,21 @@ class Upload(NamedTuple):
             self.writer.discard()
 
 
+@dataclass
 class _SharedBody:
     """The bytes of a value in shared memory, by slices, to be sent.
 
     ZeroMQ would end the process if it found that a file has been cut short, so they are read.
     """
 
-    def __init__(self, memory: HostMemory, token: bytes, view: memoryview) -> None:
-        self._memory = memory
-        self._token = token
-        self._view = view
+    memory: HostMemory
+    token: bytes
+    view: memoryview
 
     def __getitem__(self, where: slice) -> Buffer:
         """Raises ValueCorrupt if the bytes are lost."""
-        start, stop, _ = where.indices(len(self._view))
-        piece = self._memory.read(self._token, len(self._view), start, stop - start, self._view)
+        start, stop, _ = where.indices(len(self.view))
+        piece = self.memory.read(self.token, len(self.view), start, stop - start, self.view)
         if piece is None:
             raise ValueCorrupt(f"the value {CUT_SHORT}")
         return piece
@@ -182,8 +183,14 @@ class LargeValues:
         """Write a value to the shared memory. Returns None if there is none, or no room."""
         token = random16()
         memory = self._memory_of(epoch)
-        writer = self._begin(memory, token, size)
-        if memory is None or writer is None:
+        if memory is None:
+            return None
+        try:
+            writer = memory.begin(token, size)
+        except NoRoom as error:
+            self._warn("a value goes to the memory of this process alone", error)
+            return None
+        if writer is None:
             return None
         hasher = content.Hasher(codec)
         try:
@@ -199,18 +206,6 @@ class LargeValues:
         stored = Stored(token, codec, Large(size, hasher.digest()))
         shared = _SharedBody(memory, token, body)
         return Upload(stored, shared, MappedBody(body, shared=True), writer)
-
-    def _begin(self, memory: HostMemory | None, token: bytes, size: int) -> Writer | None:
-        if memory is None:
-            return None
-        try:
-            return memory.begin(token, size)
-        except NoRoom as error:
-            # As text: an exception that a log keeps would keep the folder open.
-            self._rate_limited_log.warning(
-                "a value goes to the memory of this process alone: %s", str(error)
-            )
-            return None
 
     # ---- reading --------------------------------------------------------------------------
 
@@ -230,9 +225,7 @@ class LargeValues:
             try:
                 writer = memory.begin(token, size)
             except NoRoom as error:
-                self._rate_limited_log.warning(
-                    "a value is fetched for this process alone: %s", str(error)
-                )
+                self._warn("a value is fetched for this process alone", error)
                 break
             if writer is not None:
                 try:
@@ -257,6 +250,10 @@ class LargeValues:
     @staticmethod
     def _fetch(step: FetchBody, write: Write, move: Move) -> None:
         move(download(step.envelope, step.stored, write, clock.now(), step.stall_timeout))
+
+    def _warn(self, what: str, error: NoRoom) -> None:
+        # As text: an exception that a log keeps would keep the folder open.
+        self._rate_limited_log.warning("%s: %s", what, str(error))
 
     # ---- upkeep ---------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from dstore import codecs, config
@@ -28,25 +29,19 @@ Start: TypeAlias = Callable[[LocalState, LargeValues, float], Operation[T]]
 """Begins an operation at a time, with the state that the host has locked."""
 
 
+@dataclass
 class Writing:
     """One write of large values or of a file: one of its operations is to be used, once.
 
     ``count`` is called with what a look-up has found, and the number of keys it was for.
     """
 
-    def __init__(
-        self,
-        timeout: float,
-        replace: bool,
-        progress: Progress | None,
-        count: Callable[[Mapping[Key, Answer], int], None],
-    ) -> None:
-        self._timeout = timeout
-        self._replace = replace
-        self._progress = progress
-        self._count = count
-        self._uploads: list[Upload] = []  # that are not bound
-        self._files = contextlib.ExitStack()
+    timeout: float
+    replace: bool
+    progress: Progress | None
+    count: Callable[[Mapping[Key, Answer], int], None]
+    _uploads: list[Upload] = field(default_factory=list)  # that are not bound
+    _files: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
     def abort(self, error: BaseException) -> None:
         """Drop the values that are not bound from shared memory, and close the file."""
@@ -74,7 +69,7 @@ class Writing:
     ) -> Operation[Outcomes]:
         """Bind values to keys."""
         # The host's memory has a folder for each life of Global.
-        now = yield from operations.join(state, now, now + self._timeout)
+        now = yield from operations.join(state, now, now + self.timeout)
         epoch, large_from = state.epoch, state.large_from
         for value in values.values():
             check_size(state, value.size)
@@ -101,7 +96,7 @@ class Writing:
         """Bind items whose bytes are stored here. Those that are not bound are dropped."""
         bodies = {each.stored.token: LargeBody(each.body, each.mapped) for each in self._uploads}
         outcomes = yield from operations.set_(
-            state, items, self._replace, now, now + self._timeout, bodies, self._progress
+            state, items, self.replace, now, now + self.timeout, bodies, self.progress
         )
         bound = {
             item.stored.token
@@ -117,8 +112,8 @@ class Writing:
     def _is_bound(self, state: LocalState, key: Key, now: float) -> Operation[tuple[bool, float]]:
         """Return whether a key is bound, and the time after the look-up."""
         options = ReadOptions(bodies=False)
-        answers = yield from operations.get(state, [key], now, now + self._timeout, options)
-        self._count(answers, 1)
+        answers = yield from operations.get(state, [key], now, now + self.timeout, options)
+        self.count(answers, 1)
         result = yield WaitUntil(lambda _: True, now)  # takes no time, and tells it
         return key in answers, result.now
 
@@ -129,7 +124,7 @@ class Writing:
         opened = yield Work(lambda: self._open(path))
         file: files.FileToStore = opened.value
         if file.size >= config.LARGE_FROM_DEFAULT:  # before all of it is read for its hash
-            yield from operations.join(state, opened.now, opened.now + self._timeout)
+            yield from operations.join(state, opened.now, opened.now + self.timeout)
             check_size(state, file.size)
         hashed = yield Work(file.digest)
         key = content.address(hashed.value)
@@ -151,7 +146,7 @@ class Writing:
         """Bind the bytes of a file to a key, which errors name as it was ``given``."""
         opened = yield Work(lambda: self._open(path))
         file, now = opened.value, opened.now
-        if file.size >= config.LARGE_FROM_DEFAULT and not self._replace:
+        if file.size >= config.LARGE_FROM_DEFAULT and not self.replace:
             bound, now = yield from self._is_bound(state, key, now)
             if bound:
                 raise KeyOccupied(given)  # before all of it is read
@@ -160,12 +155,12 @@ class Writing:
         return outcomes[key]
 
     def _open(self, path: str) -> files.FileToStore:
-        return self._files.enter_context(files.reading(path, self._progress))
+        return self._files.enter_context(files.reading(path, self.progress))
 
     def _write_file(
         self, key: Key, file: files.FileToStore, state: LocalState, large: LargeValues, now: float
     ) -> Operation[Outcomes]:
-        now = yield from operations.join(state, now, now + self._timeout)
+        now = yield from operations.join(state, now, now + self.timeout)
         epoch = state.epoch
         if file.size < state.large_from:
             read = yield Work(lambda: tuple(file.pieces()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 from dstore.client.hosts.core import Host, closed
 from dstore.config import CONTENT_PREFIX
@@ -123,27 +124,21 @@ class Cancelled(Exception):
     """Nothing waits for this transfer any more."""
 
 
+@dataclass
 class BodyTransfer:
     """Carries out one FetchBody or SendBody step. ``cancelled`` is asked now and then."""
 
-    def __init__(
-        self,
-        host: Host,
-        channel: Channel,
-        step: FetchBody | SendBody,
-        cancelled: Callable[[], bool] = lambda: False,
-    ) -> None:
-        self._host = host
-        self._channel = channel
-        self._step = step
-        self._cancelled = cancelled
+    host: Host
+    channel: Channel
+    step: FetchBody | SendBody
+    cancelled: Callable[[], bool] = lambda: False
 
     def run(self) -> StepResult:
         """Move the value. Raises NodeClosed, ValueCorrupt and Cancelled."""
-        step = self._step
+        step = self.step
         try:
             if isinstance(step, FetchBody):
-                return StepResult(0, body=self._host.large.obtain(step, self._move, self._check))
+                return StepResult(0, body=self.host.large.obtain(step, self._move, self._check))
             self._move(
                 upload(step.envelope, step.stored, step.body, clock.now(), step.stall_timeout)
             )
@@ -157,20 +152,20 @@ class BodyTransfer:
         drive(transfer, take_step(transfer, None), self._perform)
 
     def _check(self) -> None:
-        self._host.check_open()
-        if self._cancelled():
+        self.host.check_open()
+        if self.cancelled():
             raise Cancelled
 
     def _perform(self, step: TransferStep) -> StepResult:
         self._check()
         if isinstance(step, SendChunk):
             frame, data = wire.encode(step.message), wire.data_of(step.message)
-            sent = self._channel.send(frame, step.until - clock.now(), data)
+            sent = self.channel.send(frame, step.until - clock.now(), data)
             return StepResult(clock.now(), sent=sent)
-        request = self._step.envelope[2]
-        reply = receive_reply(self._host, self._channel, request, step.until, self._check)
-        if self._step.report is not None:
-            _report(self._step.report, reply, self._step.stored.size)
+        request = self.step.envelope[2]
+        reply = receive_reply(self.host, self.channel, request, step.until, self._check)
+        if self.step.report is not None:
+            _report(self.step.report, reply, self.step.stored.size)
         return StepResult(clock.now(), reply)
 
 

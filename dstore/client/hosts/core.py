@@ -29,7 +29,7 @@ T = TypeVar("T")
 class Host:
     """The common part of a Local's hosts. Everything is safe from any thread unless it says else.
 
-    ``stopping``: the Node is being closed. ``link`` has the sockets, after :meth:`connect`.
+    ``stopping``: the Node is being closed. ``link`` has the sockets, once the Local starts.
     """
 
     link: Link
@@ -48,10 +48,6 @@ class Host:
         self._rate_limited_log = RateLimitedLog(log)
         self.closer: int | None = None  # the thread whose call calls ``wait_closed`` at its end
         self.wait_closed: Callable[[], None] = lambda: None
-
-    def connect(self, address: str) -> None:
-        """Open the sockets. Raises AddressError and GlobalUnavailable."""
-        self.link = Link(address)
 
     def advance(self, operation: Steps[object], result: StepResult | None) -> Any:
         """Take one step, under the lock. Raises what the operation raises, and NodeClosed."""

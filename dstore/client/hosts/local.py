@@ -15,6 +15,7 @@ from dstore.protocol.messages import Key
 from dstore.runtime import greenlets as green
 from dstore.runtime import reentrancy
 from dstore.runtime.signals import signals_blocked
+from dstore.transport.link import Link
 
 
 class Local:
@@ -49,7 +50,7 @@ class Local:
         """
         try:
             with signals_blocked():
-                self.host.connect(self._address)
+                self.host.link = Link(self._address)
                 self._background.start()
         except BaseException:  # Ctrl-C, perhaps: no Node will have this Local
             self.abandon()

@@ -109,18 +109,23 @@ class Pipeline:
 
         If the system gives no socket, ``fail`` is called for each request, with the lock.
         """
-        if self._requests is None and not self._open(fail):
-            return
-        assert self._requests is not None
+        if self._requests is None and self.unsent:
+            try:
+                self._requests = self._host.link.requests()
+            except GlobalUnavailable as error:
+                with self._host.lock:
+                    for call in list(self.unsent):
+                        fail(call, GlobalUnavailable(*error.args))
+        requests = self._requests
         blocked = False
-        while not blocked and (batch := self._next()):
+        while requests is not None and not blocked and (batch := self._next()):
             tried, ahead = [], self.bytes_in_flight
             for call, request in batch:
                 size = 0
                 if call.request is request:
                     frame = wire.encode(request.message)
                     size = len(frame)
-                    blocked = not self._requests.send(frame)
+                    blocked = not requests.send(frame)
                 if blocked:
                     break
                 tried.append((call, request, size))
@@ -152,18 +157,6 @@ class Pipeline:
                 calls = list(itertools.islice(repeats, BATCH))
             batch = [(call, call.request) for call in calls]
         return [(call, request) for call, request in batch if request is not None]
-
-    def _open(self, fail: Callable[[LoopCall, GlobalUnavailable], None]) -> bool:
-        """Open the socket if there is something to send. Returns whether there is a socket."""
-        if not self.unsent:
-            return False
-        try:
-            self._requests = self._host.link.requests()
-        except GlobalUnavailable as error:
-            with self._host.lock:
-                for call in list(self.unsent):
-                    fail(call, GlobalUnavailable(*error.args))
-        return self._requests is not None
 
     def close(self) -> None:
         """Close the socket."""

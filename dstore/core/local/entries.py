@@ -13,6 +13,7 @@ concern its entry.
 from __future__ import annotations
 
 from collections import OrderedDict
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from dstore.core.local.cache import Cache, Entry, MappedBody
@@ -38,19 +39,19 @@ class NewerEntry(NamedTuple):
     replaced: bool
 
 
+@dataclass(eq=False, repr=False)
 class Fill:
     """A request in flight whose reply may be stored in the cache.
 
     ``deleted`` is the highest number of an invalidation of the key that was applied meanwhile.
     """
 
-    def __init__(self, key: Key, epoch: int, session: int, reading: bool) -> None:
-        self.key = key
-        self.reading = reading
-        self.epoch = epoch
-        self.session = session
-        self.deleted = 0
-        self.done = False
+    key: Key
+    epoch: int
+    session: int
+    reading: bool
+    deleted: int = 0
+    done: bool = False
 
     def __repr__(self) -> str:
         return f"<Fill {self.key!r} deleted={self.deleted} done={self.done}>"
@@ -105,8 +106,8 @@ class Entries:
     def begin_fill(self, key: Key, into: list[Fill], reading: bool = False) -> None:
         """Note that a request for ``key`` (``reading``: a GET) is about to be sent.
 
-        The fill is put ``into`` the list of the caller before it is noted here: an interrupt between
-        the two leaves no fill that is never ended.
+        The fill is put ``into`` the list of the caller before it is noted here: so an interrupt in
+        between leaves no fill that is never ended.
         """
         fill = Fill(key, self.epoch, self.session, reading)
         into.append(fill)

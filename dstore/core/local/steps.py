@@ -115,8 +115,6 @@ class StepResult:
 class Finished(Generic[T]):
     """The return value of an operation that has ended."""
 
-    __slots__ = ("value",)
-
     def __init__(self, value: T) -> None:
         self.value = value
 

@@ -38,33 +38,25 @@ W = TypeVar("W", SetReply, DelReply)
 
 
 class Unanswered(Exception):
-    """An exchange has ended without an answer. ``unknown`` copies of it may still be executed."""
+    """A request has no answer, for the reason ``why``; by itself, since the deadline has passed.
 
-    why = ""
+    ``unknown`` copies of the request may still be executed.
+    """
 
-    def __init__(self, now: float, unknown: int) -> None:
+    def __init__(
+        self, now: float, unknown: int, why: str = "Global did not answer in time"
+    ) -> None:
         self.now = now
         self.unknown = unknown
+        self.why = why
 
 
 class SessionLost(Unanswered):
     """Global does not know the session any more."""
 
-    why = "Global, or what it knew of this Local, was lost before it answered"
-
-
-class TimedOut(Unanswered):
-    """The deadline has passed."""
-
-    why = "Global did not answer in time"
-
 
 class Declined(Unanswered):
-    """Global refuses the request for good; ``why`` is its reason."""
-
-    def __init__(self, now: float, unknown: int, why: str) -> None:
-        super().__init__(now, unknown)
-        self.why = why
+    """Global refuses the request for good."""
 
 
 def envelope(state: LocalState) -> tuple[int, int, int]:
@@ -113,14 +105,15 @@ def exchange(
                 state.last_error = f"it says: {reply.text}"
             if reply.refusal in (Refusal.OTHER_EPOCH, Refusal.UNKNOWN_SESSION):
                 state.refused(reply, now)
-                raise SessionLost(now, unknown)
+                why = "Global, or what it knew of this Local, was lost before it answered"
+                raise SessionLost(now, unknown, why)
             if reply.refusal not in (Refusal.CLOSING, Refusal.BUSY):
                 raise Declined(now, unknown, reply.text)
             now = (yield WaitUntil(lambda _: False, min(deadline, now + pause))).now
         elif reply is not None:
             raise Declined(now, unknown, f"it answered with {type(reply).__name__}")
         if now >= deadline:
-            raise TimedOut(now, unknown)
+            raise Unanswered(now, unknown)
         pause = min(2 * pause, RESEND_MAX)
 
 
