@@ -56,7 +56,7 @@ class Command(Generic[T]):
     """
 
     start: Start[Any]
-    finish: Callable[[Any], T]
+    finish: Callable[[Any], T] = lambda result: result
     abort: Callable[[BaseException], None] | None = None
 
 
@@ -222,7 +222,7 @@ class Commands:
         def abort(error: BaseException) -> None:
             stack.__exit__(type(error), error, error.__traceback__)
 
-        return Command(start, _same, abort)
+        return Command(start, abort=abort)
 
     def wait(self, key: str | bytes, timeout: float | None = None) -> Command[Any]:
         name = translate.key_name(key)
@@ -246,7 +246,6 @@ class Commands:
         timeout, limit = self.timeout, config.KEYS_PAGE_DEFAULT
         return Command(
             lambda state, _, now: operations.scan(state, prefix, after, limit, now, now + timeout),
-            _same,
         )
 
     # ---- writing --------------------------------------------------------------------------
@@ -279,7 +278,7 @@ class Commands:
         encoded = self.codecs.encode(value)
         if encoded.size >= config.LARGE_FROM_DEFAULT:
             writing = self._writing(False, None)
-            return Command(partial(writing.put, encoded), _same, writing.abort)
+            return Command(partial(writing.put, encoded), abort=writing.abort)
         key = content.address(digest(encoded))
         return self._write({key: encoded}, False, lambda _: key)
 
@@ -346,7 +345,7 @@ class Commands:
         path = checks.path("path", path)
         checks.optional(checks.function, "progress", progress)
         writing = self._writing(False, progress)
-        return Command(partial(writing.put_file, path), _same, writing.abort)
+        return Command(partial(writing.put_file, path), abort=writing.abort)
 
     def set_file(
         self,
@@ -381,11 +380,7 @@ class Commands:
 
     def global_stats(self) -> Command[dict[str, Any]]:
         timeout = self.timeout
-        return Command(lambda state, _, now: operations.stats(state, now, now + timeout), _same)
-
-
-def _same(result: T) -> T:
-    return result
+        return Command(lambda state, _, now: operations.stats(state, now, now + timeout))
 
 
 def _check_free(key: str | bytes, outcome: SetOutcome) -> None:

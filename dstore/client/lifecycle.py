@@ -14,7 +14,7 @@ import os
 import sys
 import warnings
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import FrameType
 from typing import TypeVar
 
@@ -64,20 +64,23 @@ class Lifecycle:
     @classmethod
     def _connect(cls: type[N], settings: Settings) -> N:
         with _connecting:
-            for node in _connected.copy():  # no dict, because settings may have no hash
-                if isinstance(node, cls) and node._settings == settings and not node._closed:
-                    return node
-            made = cls._made_with(settings)
-            _connected.append(made)
+            made = cls._open_one_of(_connected, settings)
+            if made is None:
+                made = cls._made_with(settings)
+                _connected.append(made)
             return made
 
     @classmethod
     def _unpickle(cls: type[N], settings: Settings) -> N:
         """Return any Node of this process with these settings; connect one if there is none."""
-        for node in list(_nodes):
+        return cls._open_one_of(_nodes, settings) or cls._connect(settings)
+
+    @classmethod
+    def _open_one_of(cls: type[N], nodes: Iterable[Lifecycle], settings: Settings) -> N | None:
+        for node in list(nodes):  # no dict, because settings may have no hash
             if isinstance(node, cls) and node._settings == settings and not node._closed:
                 return node
-        return cls._connect(settings)
+        return None
 
     def _here(self) -> Local:
         """Return the Local of this process; it is made here, once, after a fork."""

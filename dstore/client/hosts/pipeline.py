@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import NamedTuple
 
 from dstore.client.hosts.calls import LoopCall
 from dstore.client.hosts.channels import verify
@@ -28,14 +27,6 @@ a connection on which too many bytes wait to be taken.
 """
 BATCH = 100
 """Requests that are sent before the lock is taken again."""
-
-
-class Arrived(NamedTuple):
-    """A reply, the call that waits for it, and what is wrong with a value in it."""
-
-    call: LoopCall
-    reply: Reply
-    damage: ValueCorrupt | None
 
 
 class Pipeline:
@@ -87,9 +78,9 @@ class Pipeline:
             self.reads -= reads
             call.in_flight = None
 
-    def receive(self) -> list[Arrived]:
-        """Return the replies that have arrived for calls that wait."""
-        arrived: list[Arrived] = []
+    def receive(self) -> list[tuple[LoopCall, Reply, ValueCorrupt | None]]:
+        """Return the calls whose replies have arrived, the replies, and what is wrong with them."""
+        arrived = []
         for frame in self._requests.receive() if self._requests is not None else ():
             reply = self._host.decode(frame)
             if isinstance(reply, REPLIES):
@@ -101,7 +92,7 @@ class Pipeline:
                         verify(request.message, reply)
                     except ValueCorrupt as error:
                         damage = error
-                    arrived.append(Arrived(call, reply, damage))
+                    arrived.append((call, reply, damage))
         return arrived
 
     def send(self, fail: Callable[[LoopCall, GlobalUnavailable], None]) -> None:

@@ -36,7 +36,7 @@ def get(
     wanted = dict.fromkeys(keys)
     if len(wanted) == 1:
         single = SingleGet(state, next(iter(wanted)), deadline, options.stale_ok)
-        return _get_one(single, now, options)
+        return single.run(now, options)
     return _get_many(state, Reading(wanted, options, deadline - now), now, deadline)
 
 
@@ -86,6 +86,22 @@ class SingleGet:
         self._state.end_fill(self._fills[0])
         return answers
 
+    def run(self, now: float, options: ReadOptions) -> Operation[dict[Key, Answer]]:
+        """Do all of it as one operation."""
+        result: StepResult | None = None
+        try:
+            begun = self.begin(now)
+            if isinstance(begun, dict):
+                return begun
+            if begun is not None:
+                result = yield begun
+                answers = self.finish(result)
+                if answers is not None:
+                    return answers
+            return (yield from self.rest(now, result, options))
+        finally:
+            self.end()
+
     def end(self) -> None:
         """End the fill, if it has not ended: a late reply is not stored."""
         end_fills(self._state, self._fills)
@@ -100,22 +116,6 @@ class SingleGet:
             begun = Begun(self._message, self._fills, result)
         reading = Reading([self._key], options, self._deadline - self._begun_at)
         return _get_many(self._state, reading, now, self._deadline, begun)
-
-
-def _get_one(single: SingleGet, now: float, options: ReadOptions) -> Operation[dict[Key, Answer]]:
-    result: StepResult | None = None
-    try:
-        begun = single.begin(now)
-        if isinstance(begun, dict):
-            return begun
-        if begun is not None:
-            result = yield begun
-            answers = single.finish(result)
-            if answers is not None:
-                return answers
-        return (yield from single.rest(now, result, options))
-    finally:
-        single.end()
 
 
 def _get_many(
