@@ -78,7 +78,10 @@ class _SharedBody:
 
 
 def check_whole(entry: Entry, stored: Stored) -> None:
-    """Raise ValueCorrupt for an entry whose file was cut short, which must not be touched."""
+    """Raise ValueCorrupt for an entry whose file was cut short: to read it would end the process.
+
+    The Node drops such an entry within two seconds, and then fetches the value again.
+    """
     if entry.shared is not None and not _is_whole(stored):
         raise ValueCorrupt(f"the value of {entry.key!r} {CUT_SHORT}")
 

@@ -93,7 +93,10 @@ LocalEffect: TypeAlias = Tell | Subscribe | Dropped | Announce
 
 
 class LocalState(Entries):
-    """The state of one Local. ``random16`` returns 16 random bytes; ``label`` is for people."""
+    """The state of one Local. ``random16`` returns 16 random bytes; ``label`` is for people.
+
+    ``cache_bytes`` bounds the cache, ``reorder_keys_max`` the reorder buffer.
+    """
 
     def __init__(
         self,

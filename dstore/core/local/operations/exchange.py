@@ -136,8 +136,10 @@ def unavailable(state: LocalState) -> GlobalUnavailable:
     return GlobalUnavailable(f"Global did not answer in time; {last_error}")
 
 
-def note_refusal(state: LocalState, refused: Refused, now: float) -> None:
-    """Handle the refusal of a transfer: join again if the session is unknown, else raise."""
+def note_failed(state: LocalState, refused: Refused | None, now: float) -> None:
+    """Handle the failure of a transfer: join again if the session is unknown, else raise."""
+    if refused is None:
+        raise unavailable(state)
     if refused.refusal not in (Refusal.OTHER_EPOCH, Refusal.UNKNOWN_SESSION):
         raise RequestRefused(f"Global refused the transfer: {refused.text}")
     state.refused(refused, now)

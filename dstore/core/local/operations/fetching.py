@@ -19,8 +19,7 @@ from dstore.core.local.operations.exchange import (
     envelope,
     exchange,
     failure,
-    note_refusal,
-    unavailable,
+    note_failed,
 )
 from dstore.core.local.state import LocalState
 from dstore.core.local.steps import FetchBody, Operation, Report, StepResult, TransferFailed, Write
@@ -59,7 +58,8 @@ class ReadOptions(NamedTuple):
 class Reading:
     """A read under way: the keys that are still ``wanted``, and the ``answers`` so far.
 
-    Each message has ``span`` seconds. ``gone`` counts large values that were gone when fetched.
+    Each message has ``span`` seconds. ``gone`` counts how often a large value was gone when it was
+    to be fetched.
     """
 
     def __init__(self, keys: Iterable[Key], options: ReadOptions, span: float) -> None:
@@ -178,9 +178,7 @@ def _note_failed_body(
 ) -> None:
     """Note that a large value did not arrive. Raises unless it may be asked for again."""
     reading.gone[key] += 1
-    if failed.refusal is None:
-        raise unavailable(state)
-    if failed.refusal.refusal is not Refusal.GONE:
-        note_refusal(state, failed.refusal, now)
+    if failed.refusal is None or failed.refusal.refusal is not Refusal.GONE:
+        note_failed(state, failed.refusal, now)
     if reading.gone[key] >= ROUNDS_MAX:
         raise RequestRefused(MOVED)

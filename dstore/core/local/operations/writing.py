@@ -19,8 +19,7 @@ from dstore.core.local.operations.exchange import (
     envelope,
     exchange,
     failure,
-    note_refusal,
-    unavailable,
+    note_failed,
 )
 from dstore.core.local.state import LocalState
 from dstore.core.local.steps import Body, Operation, Report, SendBody
@@ -150,12 +149,10 @@ class _Setting:
                 state.unstage(stored.token)
         if result.failed is not None:
             refused = result.failed.refusal
-            if refused is None:
-                raise unavailable(state)
-            if refused.refusal in _STATUS_OF:
+            if refused is not None and refused.refusal in _STATUS_OF:
                 self.outcomes[item.key] = SetOutcome(_STATUS_OF[refused.refusal])
             else:
-                note_refusal(state, refused, result.now)
+                note_failed(state, refused, result.now)
         return result.now
 
 
