@@ -1,29 +1,27 @@
 """``dstore.AsyncNode``: a Node for asyncio and trio.
 
 Its commands are those of :mod:`dstore.client.commands`. A command runs in the thread of the event
-loop; what it has to wait for is done by the :class:`dstore.client.hosts.loop.Driver` of the Local.
+loop; what it has to wait for is done by the Local's :class:`dstore.client.hosts.loop.LoopHost`.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from types import TracebackType
-from typing import Any, NoReturn, TypeVar
+import functools
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any, Concatenate, NoReturn, ParamSpec, TypeVar
 
 from dstore import checks, config
 from dstore.client import translate
 from dstore.client.commands import RAISE, Command, Lookup
-from dstore.client.files import Fetched, Path, Progress
-from dstore.client.hosts.conduct import conduct
 from dstore.client.node import Node
 from dstore.client.settings import Settings, initializer_with
-from dstore.client.translate import Deletion
 from dstore.client.watch import Event, Watch
 from dstore.protocol.keys import public
 from dstore.protocol.messages import Key, Stored
 from dstore.runtime import event_loops as loops
 from dstore.runtime.native import Empty
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 
@@ -71,13 +69,23 @@ class AsyncWatch:
     async def __aenter__(self) -> AsyncWatch:
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *exception: object) -> None:
         self.close()
+
+
+def _coroutine(
+    method: Callable[Concatenate[Node, P], T],
+) -> Callable[Concatenate[AsyncNode, P], Coroutine[Any, Any, T]]:
+    """Return a method of AsyncNode that carries out the command which a method of Node makes."""
+    name = method.__name__
+
+    async def call(self: AsyncNode, /, *given: P.args, **named: P.kwargs) -> T:
+        result: T = await self._do(getattr(self._commands, name)(*given, **named))
+        return result
+
+    functools.update_wrapper(call, method, ("__name__", "__doc__", "__annotations__"))
+    call.__qualname__ = f"AsyncNode.{name}"
+    return call
 
 
 class AsyncNode:
@@ -101,7 +109,7 @@ class AsyncNode:
 
     @classmethod
     def sharing(cls, node: Node) -> AsyncNode:
-        """Return an AsyncNode on top of a Node that threads use. Closing it leaves the Node open.
+        """Return an AsyncNode on top of a Node that threads use; closing it leaves that open.
 
         Raises NodeClosed if the Node is closed, and TypeError if ``node`` is not a Node.
         """
@@ -138,8 +146,6 @@ class AsyncNode:
     def __repr__(self) -> str:
         return f"<dstore.AsyncNode of {self._node!r}>"
 
-    # ---- reading --------------------------------------------------------------------------
-
     async def get(self, key: str | bytes, default: Any = RAISE) -> Any:
         """See :meth:`Node.get`."""
         entry = self._node._hit(key)
@@ -155,9 +161,7 @@ class AsyncNode:
             return Lookup(self._commands.opened(entry), from_local=True, cached=True)
         return await self._do(self._commands.lookup(key))
 
-    async def get_buffer(self, key: str | bytes) -> memoryview:
-        """See :meth:`Node.get_buffer`."""
-        return await self._do(self._commands.get_buffer(key))
+    get_buffer = _coroutine(Node.get_buffer)
 
     async def contains(self, key: str | bytes) -> bool:
         """Return whether the key has a value, as ``key in node`` does for a Node."""
@@ -169,15 +173,8 @@ class AsyncNode:
             f"`in` cannot wait for Global; use `await node.contains({checks.shown(key)})`"
         )
 
-    async def get_many(self, keys: Iterable[str | bytes]) -> dict[Any, Any]:
-        """See :meth:`Node.get_many`."""
-        return await self._do(self._commands.get_many(keys))
-
-    async def get_file(
-        self, key: str | bytes, path: Path, *, progress: Progress | None = None
-    ) -> Fetched:
-        """See :meth:`Node.get_file`."""
-        return await self._do(self._commands.get_file(key, path, progress))
+    get_many = _coroutine(Node.get_many)
+    get_file = _coroutine(Node.get_file)
 
     def keys(self, prefix: str | bytes = "") -> AsyncIterator[Any]:
         """See :meth:`Node.keys`: ``async for key in node.keys()``."""
@@ -194,9 +191,7 @@ class AsyncNode:
                 return
             after = page.after
 
-    async def wait(self, key: str | bytes, timeout: float | None = None) -> Any:
-        """See :meth:`Node.wait`."""
-        return await self._do(self._commands.wait(key, timeout))
+    wait = _coroutine(Node.wait)
 
     def watch(
         self,
@@ -208,58 +203,20 @@ class AsyncNode:
         """See :meth:`Node.watch`: ``async for event in node.watch()``."""
         return AsyncWatch(self._node.watch(prefix, callback=callback, limit=limit))
 
-    # ---- writing --------------------------------------------------------------------------
-
-    async def set(self, key: str | bytes, value: Any, *, replace: bool = False) -> None:
-        """See :meth:`Node.set`."""
-        await self._do(self._commands.set(key, value, replace))
-
-    async def set_many(self, mapping: Mapping[Any, Any], *, replace: bool = False) -> list[Any]:
-        """See :meth:`Node.set_many`."""
-        return await self._do(self._commands.set_many(mapping, replace))
-
-    async def set_file(
-        self,
-        key: str | bytes,
-        path: Path,
-        *,
-        replace: bool = False,
-        progress: Progress | None = None,
-    ) -> None:
-        """See :meth:`Node.set_file`."""
-        await self._do(self._commands.set_file(key, path, replace, progress))
-
-    async def put(self, value: Any) -> str:
-        """See :meth:`Node.put`."""
-        return await self._do(self._commands.put(value))
-
-    async def put_file(self, path: Path, *, progress: Progress | None = None) -> str:
-        """See :meth:`Node.put_file`."""
-        return await self._do(self._commands.put_file(path, progress))
-
-    async def delete(self, key: str | bytes, *, wait: bool = True) -> Deletion:
-        """See :meth:`Node.delete`."""
-        return await self._do(self._commands.delete(key, wait))
-
-    async def delete_many(
-        self, keys: Iterable[str | bytes], *, wait: bool = True
-    ) -> dict[Any, Deletion]:
-        """See :meth:`Node.delete_many`."""
-        return await self._do(self._commands.delete_many(keys, wait))
-
-    # ---- metrics and life -----------------------------------------------------------------
+    set = _coroutine(Node.set)
+    set_many = _coroutine(Node.set_many)
+    set_file = _coroutine(Node.set_file)
+    put = _coroutine(Node.put)
+    put_file = _coroutine(Node.put_file)
+    delete = _coroutine(Node.delete)
+    delete_many = _coroutine(Node.delete_many)
 
     async def stats(self) -> dict[str, Any]:
         """See :meth:`Node.stats`."""
         return self._node.stats()
 
-    async def global_stats(self) -> dict[str, Any]:
-        """See :meth:`Node.global_stats`."""
-        return await self._do(self._commands.global_stats())
-
-    async def join(self, timeout: float | None = None) -> None:
-        """See :meth:`Node.join`."""
-        await self._do(self._commands.join(timeout))
+    global_stats = _coroutine(Node.global_stats)
+    join = _coroutine(Node.join)
 
     async def close(self) -> None:
         """Close the Node; do nothing if it is shared (:meth:`sharing`).
@@ -273,16 +230,8 @@ class AsyncNode:
         self._node._check_open()
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *exception: object) -> None:
         await self.close()
 
-    # ---- how ------------------------------------------------------------------------------
-
     async def _do(self, command: Command[T]) -> T:
-        """Carry out a command in this task."""
-        return await conduct(self._node._here(), command, loops.task_event)
+        return await self._node._here().loop.conduct(command, loops.task_event)

@@ -11,6 +11,8 @@ from __future__ import annotations
 import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
 
 from dstore import checks, config
@@ -18,7 +20,7 @@ from dstore.client import files, translate
 from dstore.client.files import Fetched, Progress
 from dstore.client.large import LargeValues, check_whole, random16
 from dstore.client.translate import Deletion
-from dstore.client.writing import Writing, bind, check_size, digest
+from dstore.client.writing import Outcomes, Start, Writing, bind, check_size, digest
 from dstore.codecs import Codecs, Encoded
 from dstore.core.local import operations
 from dstore.core.local.cache import Entry
@@ -33,8 +35,7 @@ from dstore.protocol.messages import DelResult, Key, Large, SetItem, SetStatus, 
 RAISE: Any = object()
 """Stands for no default."""
 T = TypeVar("T")
-Start: TypeAlias = Callable[[LocalState, LargeValues, float], Operation[Any]]
-"""Begins an operation at a time, with the state that the host has locked."""
+Answers: TypeAlias = dict[Key, Answer]
 
 
 class Lookup(NamedTuple):
@@ -45,6 +46,7 @@ class Lookup(NamedTuple):
     cached: bool
 
 
+@dataclass(eq=False)
 class Command(Generic[T]):
     """What a host carries out: ``start`` begins the operation, ``finish`` takes its result.
 
@@ -53,33 +55,16 @@ class Command(Generic[T]):
     its lock, when nothing works for the command any more.
     """
 
-    __slots__ = ("abort", "finish", "start")
-
-    def __init__(
-        self,
-        start: Start,
-        finish: Callable[[Any], T],
-        abort: Callable[[BaseException], None] | None = None,
-    ) -> None:
-        self.start = start
-        self.finish = finish
-        self.abort = abort
+    start: Start[Any]
+    finish: Callable[[Any], T] = lambda result: result
+    abort: Callable[[BaseException], None] | None = None
 
 
 class ReadOne(Command[T]):
-    """Reads one key within ``timeout`` seconds.
-
-    A host that blocks may use :class:`SingleGet` for it instead of ``start``.
-    """
-
-    __slots__ = ("key", "options", "timeout")
+    """Reads one key within ``timeout`` seconds. A host may use :class:`SingleGet` for it."""
 
     def __init__(
-        self,
-        key: Key,
-        timeout: float,
-        finish: Callable[[dict[Key, Answer]], T],
-        options: ReadOptions = operations.PLAIN,
+        self, key: Key, timeout: float, finish: Callable[[Answers], T], options: ReadOptions
     ) -> None:
         self.key = key
         self.timeout = timeout
@@ -88,7 +73,7 @@ class ReadOne(Command[T]):
         self.finish = finish
         self.abort = None
 
-    def _start(self, state: LocalState, _: LargeValues, now: float) -> Operation[dict[Key, Answer]]:
+    def _start(self, state: LocalState, _: LargeValues, now: float) -> Operation[Answers]:
         return operations.get(state, [self.key], now, now + self.timeout, self.options)
 
 
@@ -118,7 +103,6 @@ class Commands:
         return value
 
     def _answered(self, answer: Answer) -> Any:
-        """Return the value of an answer."""
         if answer.entry is not None:
             return self.opened(answer.entry)
         assert answer.stored is not None
@@ -129,7 +113,7 @@ class Commands:
         self.hits += hits
         self.misses += asked - hits
 
-    def _only(self, key: str | bytes, answers: dict[Key, Answer]) -> Answer:
+    def _only(self, key: str | bytes, answers: Answers) -> Answer:
         """Return the answer to a command that reads one key. Raises KeyMissing."""
         self._count(answers, 1)
         for answer in answers.values():
@@ -137,8 +121,7 @@ class Commands:
         raise KeyMissing(key)
 
     def get(self, key: str | bytes, default: Any) -> Command[Any]:
-
-        def finish(answers: dict[Key, Answer]) -> Any:
+        def finish(answers: Answers) -> Any:
             for entry, stored, from_local in answers.values():
                 self.hits += from_local
                 self.misses += not from_local
@@ -153,32 +136,35 @@ class Commands:
 
         return ReadOne(translate.key_name(key), self.timeout, finish, self.options)
 
-    def lookup(self, key: str | bytes) -> Command[Lookup]:
+    def _read(
+        self, key: str | bytes, finish: Callable[[Answers], T], bodies: bool = True
+    ) -> Command[T]:
+        options = self.options._replace(bodies=bodies)
+        return ReadOne(translate.key_name(key), self.timeout, finish, options)
 
-        def finish(answers: dict[Key, Answer]) -> Lookup:
+    def lookup(self, key: str | bytes) -> Command[Lookup]:
+        def finish(answers: Answers) -> Lookup:
             answer = self._only(key, answers)
             return Lookup(self._answered(answer), answer.from_local, answer.entry is not None)
 
-        return ReadOne(translate.key_name(key), self.timeout, finish, self.options)
+        return self._read(key, finish)
 
     def get_buffer(self, key: str | bytes) -> Command[memoryview]:
-        def finish(answers: dict[Key, Answer]) -> memoryview:
+        def finish(answers: Answers) -> memoryview:
             stored = self._stored(self._only(key, answers))
             assert not isinstance(stored.body, Large)
             return memoryview(stored.body)
 
-        return ReadOne(translate.key_name(key), self.timeout, finish, self.options)
+        return self._read(key, finish)
 
     def contains(self, key: str | bytes) -> Command[bool]:
-        def finish(answers: dict[Key, Answer]) -> bool:
+        def finish(answers: Answers) -> bool:
             self._count(answers, 1)
             return bool(answers)
 
-        options = self.options._replace(bodies=False)
-        return ReadOne(translate.key_name(key), self.timeout, finish, options)
+        return self._read(key, finish, bodies=False)
 
     def _stored(self, answer: Answer) -> Stored:
-        """Return the value of an answer as it is stored."""
         if answer.stored is not None:
             return answer.stored
         assert answer.entry is not None
@@ -191,22 +177,21 @@ class Commands:
 
     def get_many(self, keys: Iterable[str | bytes]) -> Command[dict[Any, Any]]:
         names = translate.key_names(checks.several("keys", keys))
-        wanted = set(names.values())
+        wanted = dict.fromkeys(names.values())
         timeout, options = self.timeout, self.options
 
-        def start(state: LocalState, _: LargeValues, now: float) -> Operation[dict[Key, Answer]]:
-            return operations.get(state, names.values(), now, now + timeout, options)
-
-        def finish(answers: dict[Key, Answer]) -> dict[Any, Any]:
+        def finish(answers: Answers) -> dict[Any, Any]:
             self._count(answers, len(wanted))
             return {
                 key: self._answered(answers[name]) for key, name in names.items() if name in answers
             }
 
-        return Command(start, finish)
+        return Command(
+            lambda state, _, now: operations.get(state, wanted, now, now + timeout, options), finish
+        )
 
     def get_file(
-        self, key: str | bytes, path: files.Path, progress: Progress | None
+        self, key: str | bytes, path: files.Path, *, progress: Progress | None = None
     ) -> Command[Fetched]:
         path = checks.path("path", path)
         checks.optional(checks.function, "progress", progress)
@@ -237,16 +222,13 @@ class Commands:
         def abort(error: BaseException) -> None:
             stack.__exit__(type(error), error, error.__traceback__)
 
-        return Command(start, _same, abort)
+        return Command(start, abort=abort)
 
-    def wait(self, key: str | bytes, timeout: float | None) -> Command[Any]:
+    def wait(self, key: str | bytes, timeout: float | None = None) -> Command[Any]:
         name = translate.key_name(key)
         span, stall_timeout = float("inf"), self.timeout
         if timeout is not None:
             span = checks.seconds("timeout", timeout, 0, config.WAIT_MAX)
-
-        def start(state: LocalState, _: LargeValues, now: float) -> Operation[Answer | None]:
-            return operations.wait(state, name, now, now + span, stall_timeout)
 
         def finish(answer: Answer | None) -> Any:
             if answer is None:
@@ -255,29 +237,27 @@ class Commands:
             self.misses += not answer.from_local
             return self._answered(answer)
 
-        return Command(start, finish)
+        return Command(
+            lambda state, _, now: operations.wait(state, name, now, now + span, stall_timeout),
+            finish,
+        )
 
     def page(self, prefix: str, after: str) -> Command[Any]:
-        timeout = self.timeout
-
-        def start(state: LocalState, _: LargeValues, now: float) -> Operation[Any]:
-            limit = config.KEYS_PAGE_DEFAULT
-            return operations.scan(state, prefix, after, limit, now, now + timeout)
-
-        return Command(start, _same)
+        timeout, limit = self.timeout, config.KEYS_PAGE_DEFAULT
+        return Command(
+            lambda state, _, now: operations.scan(state, prefix, after, limit, now, now + timeout),
+        )
 
     # ---- writing --------------------------------------------------------------------------
 
-    def set(self, key: str | bytes, value: Any, replace: bool) -> Command[None]:
+    def set(self, key: str | bytes, value: Any, *, replace: bool = False) -> Command[None]:
         checks.flag("replace", replace)
         name = translate.settable(key)
 
-        def finish(outcomes: dict[Key, SetOutcome]) -> None:
-            _check_free(key, outcomes[name])
+        values = {name: self.codecs.encode(value)}
+        return self._write(values, replace, lambda outcomes: _check_free(key, outcomes[name]))
 
-        return self._write({name: self.codecs.encode(value)}, replace, finish)
-
-    def set_many(self, mapping: Mapping[Any, Any], replace: bool) -> Command[list[Any]]:
+    def set_many(self, mapping: Mapping[Any, Any], *, replace: bool = False) -> Command[list[Any]]:
         checks.flag("replace", replace)
         mapping = checks.mapping("mapping", mapping)
         names = translate.key_names(mapping, translate.settable)
@@ -289,7 +269,7 @@ class Commands:
                 "text and bytes; give it once"
             )
 
-        def finish(outcomes: dict[Key, SetOutcome]) -> list[Any]:
+        def finish(outcomes: Outcomes) -> list[Any]:
             return [key for key in mapping if outcomes[names[key]].status is SetStatus.OCCUPIED]
 
         return self._write(values, replace, finish)
@@ -298,7 +278,7 @@ class Commands:
         encoded = self.codecs.encode(value)
         if encoded.size >= config.LARGE_FROM_DEFAULT:
             writing = self._writing(False, None)
-            return Command(writing.put(encoded), _same, writing.abort)
+            return Command(partial(writing.put, encoded), abort=writing.abort)
         key = content.address(digest(encoded))
         return self._write({key: encoded}, False, lambda _: key)
 
@@ -309,28 +289,25 @@ class Commands:
         self,
         values: Mapping[Key, Encoded],
         replace: bool,
-        finish: Callable[[dict[Key, SetOutcome]], T],
+        finish: Callable[[Outcomes], T],
     ) -> Command[T]:
-        """Return the command that binds values to keys."""
         if max((value.size for value in values.values()), default=0) >= config.LARGE_FROM_MIN:
             writing = self._writing(replace, None)
-            return Command(writing.values(values), finish, writing.abort)
+            return Command(partial(writing.values, values), finish, writing.abort)
         items = [
             SetItem(key, Stored(random16(), value.codec, value.joined()))
             for key, value in values.items()
         ]
         timeout = self.timeout
 
-        def start(
-            state: LocalState, _: LargeValues, now: float
-        ) -> Operation[dict[Key, SetOutcome]]:
+        def start(state: LocalState, _: LargeValues, now: float) -> Operation[Outcomes]:
             for item in items:
                 check_size(state, item.stored.size)
             return bind(state, items, replace, now, now + timeout)
 
         return Command(start, finish)
 
-    def delete(self, key: str | bytes, wait: bool) -> Command[Deletion]:
+    def delete(self, key: str | bytes, *, wait: bool = True) -> Command[Deletion]:
         checks.flag("wait", wait)
         name = translate.key_name(key)
 
@@ -342,7 +319,9 @@ class Commands:
 
         return self._delete([name], wait, finish)
 
-    def delete_many(self, keys: Iterable[str | bytes], wait: bool) -> Command[dict[Any, Deletion]]:
+    def delete_many(
+        self, keys: Iterable[str | bytes], *, wait: bool = True
+    ) -> Command[dict[Any, Deletion]]:
         checks.flag("wait", wait)
         names = translate.key_names(checks.several("keys", keys))
 
@@ -356,22 +335,25 @@ class Commands:
         self, keys: list[Key], wait: bool, finish: Callable[[dict[Key, DelResult]], T]
     ) -> Command[T]:
         timeout = self.timeout
-
-        def start(state: LocalState, _: LargeValues, now: float) -> Operation[dict[Key, DelResult]]:
-            return operations.delete(state, keys, wait, now, now + timeout)
-
-        return Command(start, finish)
+        return Command(
+            lambda state, _, now: operations.delete(state, keys, wait, now, now + timeout), finish
+        )
 
     # ---- files ----------------------------------------------------------------------------
 
-    def put_file(self, path: files.Path, progress: Progress | None) -> Command[str]:
+    def put_file(self, path: files.Path, *, progress: Progress | None = None) -> Command[str]:
         path = checks.path("path", path)
         checks.optional(checks.function, "progress", progress)
         writing = self._writing(False, progress)
-        return Command(writing.put_file(path), _same, writing.abort)
+        return Command(partial(writing.put_file, path), abort=writing.abort)
 
     def set_file(
-        self, key: str | bytes, path: files.Path, replace: bool, progress: Progress | None
+        self,
+        key: str | bytes,
+        path: files.Path,
+        *,
+        replace: bool = False,
+        progress: Progress | None = None,
     ) -> Command[None]:
         path = checks.path("path", path)
         checks.flag("replace", replace)
@@ -379,10 +361,11 @@ class Commands:
         name = translate.settable(key)
         writing = self._writing(replace, progress)
 
-        def finish(outcome: SetOutcome) -> None:
-            _check_free(key, outcome)
-
-        return Command(writing.set_file(name, path, key), finish, writing.abort)
+        return Command(
+            partial(writing.set_file, name, path, key),
+            lambda outcome: _check_free(key, outcome),
+            writing.abort,
+        )
 
     # ---- the rest -------------------------------------------------------------------------
 
@@ -391,22 +374,13 @@ class Commands:
         if timeout is not None:
             span = checks.seconds("timeout", timeout, 0, config.TIMEOUT_MAX)
 
-        def start(state: LocalState, _: LargeValues, now: float) -> Operation[float]:
-            return operations.join(state, now, now + span)
-
-        return Command(start, lambda _: None)
+        return Command(
+            lambda state, _, now: operations.join(state, now, now + span), lambda _: None
+        )
 
     def global_stats(self) -> Command[dict[str, Any]]:
         timeout = self.timeout
-
-        def start(state: LocalState, _: LargeValues, now: float) -> Operation[dict[str, object]]:
-            return operations.stats(state, now, now + timeout)
-
-        return Command(start, _same)
-
-
-def _same(result: T) -> T:
-    return result
+        return Command(lambda state, _, now: operations.stats(state, now, now + timeout))
 
 
 def _check_free(key: str | bytes, outcome: SetOutcome) -> None:

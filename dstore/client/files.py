@@ -7,20 +7,19 @@ import errno
 import os
 import secrets
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple, TypeAlias
 
 from dstore import codecs
+from dstore.core.local.steps import Report
 from dstore.protocol import content
 from dstore.protocol.messages import Buffer
 
 Path: TypeAlias = str | os.PathLike[str]
-Progress: TypeAlias = Callable[[str, int, int], None]
-"""A function that is called with the present activity (``reading``, ``sending``, ``fetching`` or
-``writing``), the number of bytes done and the number of all bytes.
-"""
+Progress: TypeAlias = Report
+"""Called with what is going on (also ``reading``, ``writing``), bytes done, and bytes in all."""
 PIECE_BYTES = 1 << 20
-"""Bytes that are read or written at a time."""
+"""Bytes that are read, written or copied at a time."""
 LINKS_MAX = 40
 """Symbolic links that are followed in one path, as many as in Linux."""
 
@@ -33,19 +32,22 @@ class Fetched(NamedTuple):
 
 
 class FileToStore:
-    """An open regular file whose bytes are to be stored. For one thread at a time."""
+    """An open regular file whose bytes are to be stored. For one thread at a time.
+
+    It is read, piece by piece or by slices, and not mapped: access to a mapping beyond the end of a
+    file that has become shorter would kill the process.
+    """
 
     def __init__(self, file: BinaryIO, progress: Progress | None) -> None:
         self.file = file
         self.size = os.fstat(file.fileno()).st_size
         self._progress = progress
 
-    def shorter(self) -> ValueError:
-        """Return the error that the file has become shorter."""
+    def _shorter(self) -> ValueError:
         return ValueError(f"{self.file.name} became shorter while it was read")
 
     def pieces(self) -> Iterator[Buffer]:
-        """Read the bytes that the file had when it was opened, in pieces.
+        """Read the bytes that the file had when it was opened.
 
         Raises OSError, and ValueError if the file has become shorter.
         """
@@ -54,15 +56,11 @@ class FileToStore:
         while done < self.size:
             piece = self.file.read(min(PIECE_BYTES, self.size - done))
             if not piece:
-                raise self.shorter()
+                raise self._shorter()
             yield piece
             done += len(piece)
             if self._progress is not None:
                 self._progress("reading", done, self.size)
-
-    def body(self) -> FileBody:
-        """Return an object that reads each slice of the bytes on demand, while the file is open."""
-        return FileBody(self)
 
     def digest(self) -> bytes:
         """Read the file and return the content hash of its bytes. Raises what pieces() raises."""
@@ -71,24 +69,14 @@ class FileToStore:
             hasher.update(piece)
         return hasher.digest()
 
-
-class FileBody:
-    """The bytes of a file, by slices. It is read and not mapped.
-
-    Access to a mapping beyond the end of a file that has become shorter would kill the process.
-    """
-
-    def __init__(self, source: FileToStore) -> None:
-        self._source = source
-
     def __getitem__(self, where: slice) -> bytes:
         """Read a slice. Raises OSError, and ValueError if the file has become shorter."""
-        start, stop, _ = where.indices(self._source.size)
+        start, stop, _ = where.indices(self.size)
         pieces = []
         while start < stop:
-            piece = os.pread(self._source.file.fileno(), stop - start, start)
+            piece = os.pread(self.file.fileno(), stop - start, start)
             if not piece:
-                raise self._source.shorter()
+                raise self._shorter()
             pieces.append(piece)
             start += len(piece)
         return b"".join(pieces)
@@ -172,10 +160,7 @@ def _refuse_planted(folder: str, found: str, status: os.stat_result) -> None:
 
 
 def _without_path(path: str) -> tuple[str, os.stat_result]:
-    """Resolve a path that exists only through a link in /proc, such as /dev/stdout to a pipe.
-
-    A regular file that has been deleted is refused.
-    """
+    """Resolve a path that only /proc knows, such as /dev/stdout to a pipe; not a deleted file."""
     status = os.stat(path)
     if stat.S_ISREG(status.st_mode):
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))

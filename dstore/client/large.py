@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 from dstore import codecs
-from dstore.client import files
+from dstore.client.files import PIECE_BYTES, FileToStore
 from dstore.codecs import Encoded
 from dstore.core.local.cache import SEEN, Entry, MappedBody
 from dstore.core.local.steps import Body, FetchBody, Transfer, Write
@@ -29,8 +31,6 @@ from dstore.shm.bulk import fresh_memory
 
 log = Log("dstore.local")
 
-PIECE_BYTES = 1 << 20
-"""Bytes that are copied, or read from a file, in one go."""
 CUT_SHORT = "is damaged: another process has cut its file in shared memory short"
 PAUSE_FIRST, PAUSE_MAX = 0.0005, 0.02
 """Seconds between two looks at a file that another process is writing, with doubling pauses."""
@@ -40,7 +40,7 @@ Move = Callable[[Transfer], None]
 
 
 class Upload(NamedTuple):
-    """A large value that is to be written: its bytes, to be sent, and what the cache may hold.
+    """A large value to be written: its bytes, to be sent, and what the cache may hold.
 
     ``writer`` has put the bytes into the shared memory of the host, if they are there.
     """
@@ -56,21 +56,21 @@ class Upload(NamedTuple):
             self.writer.discard()
 
 
+@dataclass
 class _SharedBody:
     """The bytes of a value in shared memory, by slices, to be sent.
 
     ZeroMQ would end the process if it found that a file has been cut short, so they are read.
     """
 
-    def __init__(self, memory: HostMemory, token: bytes, view: memoryview) -> None:
-        self._memory = memory
-        self._token = token
-        self._view = view
+    memory: HostMemory
+    token: bytes
+    view: memoryview
 
     def __getitem__(self, where: slice) -> Buffer:
         """Raises ValueCorrupt if the bytes are lost."""
-        start, stop, _ = where.indices(len(self._view))
-        piece = self._memory.read(self._token, len(self._view), start, stop - start, self._view)
+        start, stop, _ = where.indices(len(self.view))
+        piece = self.memory.read(self.token, len(self.view), start, stop - start, self.view)
         if piece is None:
             raise ValueCorrupt(f"the value {CUT_SHORT}")
         return piece
@@ -93,16 +93,14 @@ def _is_whole(value: object) -> bool:
     )
 
 
-def random16() -> bytes:
-    """Return 16 random bytes, which are unique."""
-    return os.urandom(16)
+random16: Callable[[], bytes] = partial(os.urandom, 16)
+"""Returns 16 random bytes, which are unique."""
 
 
 class LargeValues:
-    """The large values of one Local. Safe from any thread.
+    """The large values of one Local: at most ``limit`` bytes per host in the folder ``shm``.
 
-    ``shm`` is the folder, as for :class:`dstore.Node`; ``limit`` is the number of bytes that copies
-    there may take on this host.
+    Safe from any thread.
     """
 
     def __init__(self, shm: str | None, limit: int | None) -> None:
@@ -114,9 +112,6 @@ class LargeValues:
         self._memory: HostMemory | None = None
         self._closed = False
         self._rate_limited_log = RateLimitedLog(log, WARNING_SECONDS)
-
-    def __repr__(self) -> str:
-        return f"<LargeValues epoch={self._epoch:x} {self._memory!r}>"
 
     # ---- the folder -----------------------------------------------------------------------
 
@@ -174,7 +169,7 @@ class LargeValues:
         stored = Stored(random16(), encoded.codec, Large(encoded.size, digest))
         return Upload(stored, body, MappedBody(body, shared=False))
 
-    def keep_file(self, epoch: int, file: files.FileToStore) -> Upload:
+    def keep_file(self, epoch: int, file: FileToStore) -> Upload:
         """Do what :meth:`keep` does for the bytes of a file, without private memory.
 
         Raises OSError, and ValueError if the file gets shorter meanwhile.
@@ -184,14 +179,20 @@ class LargeValues:
             return written
         stored = Stored(random16(), codecs.BYTES, Large(file.size, file.digest()))
         # Not for the cache, since the owner of the file may change it.
-        return Upload(stored, file.body(), None)
+        return Upload(stored, file, None)
 
     def _written(self, epoch: int, codec: str, size: int, parts: Iterable[Buffer]) -> Upload | None:
         """Write a value to the shared memory. Returns None if there is none, or no room."""
         token = random16()
         memory = self._memory_of(epoch)
-        writer = self._begin(memory, token, size)
-        if memory is None or writer is None:
+        if memory is None:
+            return None
+        try:
+            writer = memory.begin(token, size)
+        except NoRoom as error:
+            self._warn("a value goes to the memory of this process alone", error)
+            return None
+        if writer is None:
             return None
         hasher = content.Hasher(codec)
         try:
@@ -207,18 +208,6 @@ class LargeValues:
         stored = Stored(token, codec, Large(size, hasher.digest()))
         shared = _SharedBody(memory, token, body)
         return Upload(stored, shared, MappedBody(body, shared=True), writer)
-
-    def _begin(self, memory: HostMemory | None, token: bytes, size: int) -> Writer | None:
-        if memory is None:
-            return None
-        try:
-            return memory.begin(token, size)
-        except NoRoom as error:
-            # As text: an exception that a log keeps would keep the folder open.
-            self._rate_limited_log.warning(
-                "a value goes to the memory of this process alone: %s", str(error)
-            )
-            return None
 
     # ---- reading --------------------------------------------------------------------------
 
@@ -238,9 +227,7 @@ class LargeValues:
             try:
                 writer = memory.begin(token, size)
             except NoRoom as error:
-                self._rate_limited_log.warning(
-                    "a value is fetched for this process alone: %s", str(error)
-                )
+                self._warn("a value is fetched for this process alone", error)
                 break
             if writer is not None:
                 try:
@@ -266,6 +253,10 @@ class LargeValues:
     def _fetch(step: FetchBody, write: Write, move: Move) -> None:
         move(download(step.envelope, step.stored, write, clock.now(), step.stall_timeout))
 
+    def _warn(self, what: str, error: NoRoom) -> None:
+        # As text: an exception that a log keeps would keep the folder open.
+        self._rate_limited_log.warning("%s: %s", what, str(error))
+
     # ---- upkeep ---------------------------------------------------------------------------
 
     def drop(self, tokens: Iterable[bytes]) -> None:
@@ -276,7 +267,7 @@ class LargeValues:
                 memory.drop(token)
 
     def evicted(self, entries: Iterable[Entry]) -> list[bytes]:
-        """Return the tokens of entries whose files were evicted to make room, or cut short.
+        """Return the tokens of entries whose files were evicted or cut short.
 
         Files of other entries that were read since the last time are touched.
         """

@@ -14,8 +14,8 @@ import os
 import sys
 import warnings
 import weakref
-from collections.abc import Callable
-from types import FrameType, TracebackType
+from collections.abc import Callable, Iterable
+from types import FrameType
 from typing import TypeVar
 
 from dstore.client.commands import Commands
@@ -23,7 +23,7 @@ from dstore.client.hosts.local import Local
 from dstore.client.settings import Settings
 from dstore.codecs import Codecs
 from dstore.core.local.state import LocalState
-from dstore.errors import GlobalUnavailable, NodeClosed
+from dstore.errors import NodeClosed
 from dstore.protocol.keys import public
 from dstore.protocol.messages import Key
 from dstore.runtime import greenlets as green
@@ -37,8 +37,7 @@ PACKAGE = __name__.partition(".")[0]
 class Lifecycle:
     """The base of :class:`dstore.Node`: settings, state and life. Safe from any thread.
 
-    ``_state`` is the state of the Local of this process, or one without a lease or entries while
-    there is no Local.
+    ``_state`` has no lease and no entries while there is no Local.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -64,22 +63,24 @@ class Lifecycle:
 
     @classmethod
     def _connect(cls: type[N], settings: Settings) -> N:
-        """Return the connected Node of this process with these settings; make it if needed."""
         with _connecting:
-            for node in _connected.copy():  # no dict, because settings may have no hash
-                if isinstance(node, cls) and node._settings == settings and not node._closed:
-                    return node
-            made = cls._made_with(settings)
-            _connected.append(made)
+            made = cls._open_one_of(_connected, settings)
+            if made is None:
+                made = cls._made_with(settings)
+                _connected.append(made)
             return made
 
     @classmethod
     def _unpickle(cls: type[N], settings: Settings) -> N:
         """Return any Node of this process with these settings; connect one if there is none."""
-        for node in list(_nodes):
+        return cls._open_one_of(_nodes, settings) or cls._connect(settings)
+
+    @classmethod
+    def _open_one_of(cls: type[N], nodes: Iterable[Lifecycle], settings: Settings) -> N | None:
+        for node in list(nodes):  # no dict, because settings may have no hash
             if isinstance(node, cls) and node._settings == settings and not node._closed:
                 return node
-        return cls._connect(settings)
+        return None
 
     def _here(self) -> Local:
         """Return the Local of this process; it is made here, once, after a fork."""
@@ -91,16 +92,10 @@ class Lifecycle:
             self._check_open()
             if self._local is None:
                 _close_at_exit_of_child()
-                made = Local(
-                    self.address,
-                    label=self._label_here(),
-                    cache_bytes=self._settings.cache_bytes,
-                    on_deletion=_announcer(self._settings.on_deletion),
-                    shm=self._settings.shm,
-                    shm_limit=self._settings.shm_limit,
-                )
+                on_deletion = _announcer(self._settings.on_deletion)
+                made = Local(self._settings, self._label_here(), on_deletion)
                 try:
-                    _start(made)
+                    made.start()
                     self._dropped = weakref.finalize(
                         self, _abandon, made, self.address, self._place
                     )
@@ -141,16 +136,10 @@ class Lifecycle:
         self._check_open()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
     def _forked(self) -> None:
-        """Forget, in a forked child, the Local that belongs to the parent."""
         if self._local is not None:
             self._dropped.detach()
             self._local.forked()
@@ -173,15 +162,6 @@ class _Place:
         self.line = frame.f_lineno if frame else 1
 
 
-def _start(local: Local) -> None:
-    try:
-        local.start()
-    except NodeClosed:
-        raise
-    except RuntimeError as error:  # the system has no more threads, or Python is about to exit
-        raise GlobalUnavailable(f"cannot start the background thread of a Node: {error}") from None
-
-
 def _announcer(callback: Callable[[str | bytes], None] | None) -> Callable[[Key], None] | None:
     """Return the callback, given keys as a program knows them. It does not refer to the Node."""
     return None if callback is None else lambda key: callback(public(key))
@@ -201,8 +181,6 @@ def _absent() -> LocalState:
     """Return a state with no lease and an empty cache, in which no hit is found."""
     return LocalState(random16=bytes, label="", cache_bytes=0)
 
-
-# ---- the Nodes of this process ----------------------------------------------------------------
 
 _nodes: weakref.WeakSet[Lifecycle] = weakref.WeakSet()
 _connected: list[Lifecycle] = []

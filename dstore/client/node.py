@@ -9,7 +9,6 @@ from dstore import checks, config
 from dstore.client import translate
 from dstore.client.commands import RAISE, Command, Lookup
 from dstore.client.files import Fetched, Path, Progress
-from dstore.client.hosts.conduct import conduct
 from dstore.client.lifecycle import Lifecycle
 from dstore.client.settings import Settings, function_with, initializer_with, timeout_checked
 from dstore.client.translate import Deletion
@@ -136,7 +135,7 @@ class Node(Lifecycle):
         The file appears, or replaces an older one, when it is complete. Raises KeyMissing and
         OSError.
         """
-        return self._do(self._commands.get_file(key, path, progress))
+        return self._do(self._commands.get_file(key, path, progress=progress))
 
     def _hit(self, key: str | bytes) -> Entry | None:
         """Return the entry of a key that is cached under a valid lease. Takes no lock.
@@ -223,14 +222,14 @@ class Node(Lifecycle):
         old one. Raises KeyOccupied, ValueTooLarge, StoreFull, OutcomeUnknown, and TypeError or
         ValueError for a value that cannot be stored.
         """
-        self._do(self._commands.set(key, value, replace))
+        self._do(self._commands.set(key, value, replace=replace))
 
     def set_many(self, mapping: Mapping[Any, Any], *, replace: bool = False) -> list[Any]:
         """Bind many values, in few messages. Return the keys that were refused as occupied.
 
         Each key is bound on its own. After an exception some may have been bound.
         """
-        return self._do(self._commands.set_many(mapping, replace))
+        return self._do(self._commands.set_many(mapping, replace=replace))
 
     def set_file(
         self,
@@ -245,7 +244,7 @@ class Node(Lifecycle):
         ``progress`` is called with what is done, and how many bytes of how many. Raises what
         :meth:`set` raises, and OSError.
         """
-        self._do(self._commands.set_file(key, path, replace, progress))
+        self._do(self._commands.set_file(key, path, replace=replace, progress=progress))
 
     def put(self, value: Any) -> str:
         """Bind ``value`` to its content address, ``"b3:"`` and its BLAKE3 hash, and return that.
@@ -261,7 +260,7 @@ class Node(Lifecycle):
         A file whose content is stored already is read, for its hash, but not sent. Raises what
         :meth:`put` raises, and OSError.
         """
-        return self._do(self._commands.put_file(path, progress))
+        return self._do(self._commands.put_file(path, progress=progress))
 
     def delete(self, key: str | bytes, *, wait: bool = True) -> Deletion:
         """Delete ``key`` everywhere. After the return no Local answers with its value.
@@ -270,18 +269,18 @@ class Node(Lifecycle):
         that hold the value; the deletion takes effect at most one lease later. (A replacement of
         the key that is under way is waited for first.) Raises KeyMissing and OutcomeUnknown.
         """
-        return self._do(self._commands.delete(key, wait))
+        return self._do(self._commands.delete(key, wait=wait))
 
     def delete_many(self, keys: Iterable[str | bytes], *, wait: bool = True) -> dict[Any, Deletion]:
         """Delete many keys, in few messages. Missing keys are left out of the result."""
-        return self._do(self._commands.delete_many(keys, wait))
+        return self._do(self._commands.delete_many(keys, wait=wait))
 
     def _do(self, command: Command[T]) -> T:
         """Carry out a command in this thread, or in this greenlet while others run."""
         local = self._local or self._here()
         inbox = green.here()
         if inbox is not None:
-            return green.finish(conduct(local, command, inbox.new_event))
+            return green.finish(local.loop.conduct(command, inbox.new_event))
         return local.run(command)
 
     # ---- metrics and life -----------------------------------------------------------------
@@ -309,7 +308,7 @@ class Node(Lifecycle):
             "lease": state.lease,
             "lease_left": max(0.0, left),
             "applied": state.applied,
-            "malformed": local.malformed if local else 0,
+            "malformed": local.host.malformed if local else 0,
         }
 
     def global_stats(self) -> dict[str, Any]:

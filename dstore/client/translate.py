@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple, TypeVar, cast
 
 from dstore import config
-from dstore.errors import InvalidKey, RequestRefused, StoreFull, ValueCorrupt
+from dstore.errors import InvalidKey, RequestRefused
 from dstore.protocol import content
 from dstore.protocol.keys import key_bytes, public
-from dstore.protocol.messages import DelResult, DelStatus, Key, SetItem, SetStatus
+from dstore.protocol.messages import DelResult, DelStatus, Key
 
 
 class Deletion(NamedTuple):
@@ -117,20 +117,3 @@ def deletion(result: DelResult) -> Deletion | None:
     if result.status is DelStatus.FAILED:
         raise RequestRefused("Global's storage failed; the key is not deleted")
     return Deletion(result.confirmed, result.expired, result.pending)
-
-
-def check_written(item: SetItem, status: SetStatus) -> None:
-    """Raise StoreFull, ValueCorrupt or RequestRefused if a SET of this item failed."""
-    key = public(item.key)
-    if status is SetStatus.FULL:
-        raise StoreFull(
-            f"Global has no room for {key!r} ({item.stored.size:,} bytes); delete "
-            "something, or start it with a higher --memory-limit"
-        )
-    if status is SetStatus.MISMATCH:
-        raise ValueCorrupt(
-            f"{key!r} was not written: its value was damaged on its way, or its file was "
-            "changed while it was read"
-        )
-    if status is SetStatus.FAILED:
-        raise RequestRefused(f"Global's storage failed; {key!r} was not written")

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
+import weakref
 from collections import deque
 from collections.abc import Callable
-from types import TracebackType
 from typing import NamedTuple
 
 from dstore import checks, config
+from dstore.client.hosts.core import Host
+from dstore.core.local.watching import ALL, Removal
 from dstore.errors import GlobalUnavailable, NodeClosed
 from dstore.protocol.keys import from_bytes, public, to_bytes
 from dstore.protocol.messages import Key
@@ -62,8 +65,6 @@ class Watch:
         state = "ended" if self.over else f"{self._events.qsize()} waiting"
         return f"<dstore.Watch {public(from_bytes(self._prefix))!r} {state}, {self.missed} missed>"
 
-    # ---- for the program ------------------------------------------------------------------
-
     def __iter__(self) -> Watch:
         return self
 
@@ -92,7 +93,6 @@ class Watch:
                     return None
 
     def _take_green(self, inbox: HubInbox, end: float) -> Event | None:
-        """Take the next event in a greenlet, while others run."""
         while True:
             ready = inbox.new_event()
             wake = ready.set
@@ -129,12 +129,7 @@ class Watch:
     def __enter__(self) -> Watch:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
     def _next(self, timeout: float) -> Event | None:
@@ -149,8 +144,6 @@ class Watch:
         if event is None:
             self._events.put(None)  # for other threads that wait
         return event
-
-    # ---- for the Local --------------------------------------------------------------------
 
     def put(self, key: Key | None) -> None:
         """Add the deletion of a key, or a resync if it is None. Never waits."""
@@ -171,8 +164,50 @@ class Watch:
                 self._signals.popleft()()
 
 
+class Watches:
+    """The watches of one Local, by number. One that the program has dropped leaves by itself."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._numbers = itertools.count(1)
+        self._watches: weakref.WeakValueDictionary[int, Watch] = weakref.WeakValueDictionary()
+
+    def begin(self, prefix: Key, limit: int) -> Watch:
+        """Return a new watch of the keys that begin with ``prefix``. Raises NodeClosed."""
+        host = self._host
+        watch = Watch(prefix, limit)
+
+        def begin() -> None:
+            with host.lock:
+                host.check_open()
+                number = next(self._numbers)
+                self._watches[number] = watch
+                host.state.watch(number, clock.now())
+            host.link.control.wake()
+
+        host.call(begin)
+        return watch
+
+    def announce(self, removals: list[Removal]) -> None:
+        """Put removals into the watches that they concern. In the background thread."""
+        state = self._host.state
+        with self._host.lock:
+            watches = {n: watch for n, watch in self._watches.items() if not watch.over}
+            for number in state.watching.watchers - set(watches):
+                state.watching.end(number)  # it was closed, or dropped
+        for removal in removals:
+            for number, watch in watches.items():
+                if removal.watcher in (ALL, number):
+                    watch.put(removal.key)
+
+    def end(self) -> None:
+        """Close all watches: the Node is closed, or this is a forked child, where nothing comes."""
+        for watch in list(self._watches.values()):
+            watch.close()
+
+
 def call_back(watch: Watch, callback: Callable[[Event], None]) -> None:
-    """Call a function with each event, in a thread of its own, until the watch ends.
+    """Call a function with each event, in a thread of its own.
 
     Raises GlobalUnavailable if the system has no more threads.
     """

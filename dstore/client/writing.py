@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from dstore import codecs, config
-from dstore.client import files, translate
+from dstore.client import files
 from dstore.client.files import Progress
 from dstore.client.large import LargeValues, Upload, random16
 from dstore.codecs import Encoded
@@ -18,34 +19,29 @@ from dstore.core.local import operations
 from dstore.core.local.operations import Answer, LargeBody, ReadOptions, SetOutcome
 from dstore.core.local.state import LocalState
 from dstore.core.local.steps import Operation, T, WaitUntil, Work
-from dstore.errors import KeyOccupied, ValueTooLarge
+from dstore.errors import KeyOccupied, RequestRefused, StoreFull, ValueCorrupt, ValueTooLarge
 from dstore.protocol import content
+from dstore.protocol.keys import public
 from dstore.protocol.messages import Key, SetItem, SetStatus, Stored
 
 Outcomes: TypeAlias = dict[Key, SetOutcome]
 Start: TypeAlias = Callable[[LocalState, LargeValues, float], Operation[T]]
+"""Begins an operation at a time, with the state that the host has locked."""
 
 
+@dataclass
 class Writing:
-    """One write of large values or of a file.
+    """One write of large values or of a file: one of its operations is to be used, once.
 
-    Each of its methods returns the start of an operation, of which one is to be used, once.
     ``count`` is called with what a look-up has found, and the number of keys it was for.
     """
 
-    def __init__(
-        self,
-        timeout: float,
-        replace: bool,
-        progress: Progress | None,
-        count: Callable[[Mapping[Key, Answer], int], None],
-    ) -> None:
-        self._timeout = timeout
-        self._replace = replace
-        self._progress = progress
-        self._count = count
-        self._uploads: list[Upload] = []  # that are not bound
-        self._files = contextlib.ExitStack()
+    timeout: float
+    replace: bool
+    progress: Progress | None
+    count: Callable[[Mapping[Key, Answer], int], None]
+    _uploads: list[Upload] = field(default_factory=list)  # that are not bound
+    _files: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
     def abort(self, error: BaseException) -> None:
         """Drop the values that are not bound from shared memory, and close the file."""
@@ -57,34 +53,23 @@ class Writing:
         while self._uploads:
             self._uploads.pop().drop()
 
-    # ---- values ---------------------------------------------------------------------------
-
-    def values(self, values: Mapping[Key, Encoded]) -> Start[Outcomes]:
-        """Bind values."""
-
-        def start(state: LocalState, large: LargeValues, now: float) -> Operation[Outcomes]:
-            return self._write(state, large, now, values)
-
-        return start
-
-    def put(self, encoded: Encoded) -> Start[Key]:
+    def put(
+        self, encoded: Encoded, state: LocalState, large: LargeValues, now: float
+    ) -> Operation[Key]:
         """Bind a value to its content address, unless that is bound. Returns the address."""
+        hashed = yield Work(lambda: digest(encoded))
+        key = content.address(hashed.value)
+        bound, now = yield from self._is_bound(state, key, hashed.now)
+        if not bound:  # else its bytes need not be stored again
+            yield from self.values({key: encoded}, state, large, now)
+        return key
 
-        def start(state: LocalState, large: LargeValues, now: float) -> Operation[Key]:
-            hashed = yield Work(lambda: digest(encoded))
-            key = content.address(hashed.value)
-            bound, now = yield from self._is_bound(state, key, hashed.now)
-            if not bound:  # else its bytes need not be stored again
-                yield from self._write(state, large, now, {key: encoded})
-            return key
-
-        return start
-
-    def _write(
-        self, state: LocalState, large: LargeValues, now: float, values: Mapping[Key, Encoded]
+    def values(
+        self, values: Mapping[Key, Encoded], state: LocalState, large: LargeValues, now: float
     ) -> Operation[Outcomes]:
+        """Bind values to keys."""
         # The host's memory has a folder for each life of Global.
-        now = yield from operations.join(state, now, now + self._timeout)
+        now = yield from operations.join(state, now, now + self.timeout)
         epoch, large_from = state.epoch, state.large_from
         for value in values.values():
             check_size(state, value.size)
@@ -111,7 +96,7 @@ class Writing:
         """Bind items whose bytes are stored here. Those that are not bound are dropped."""
         bodies = {each.stored.token: LargeBody(each.body, each.mapped) for each in self._uploads}
         outcomes = yield from operations.set_(
-            state, items, self._replace, now, now + self._timeout, bodies, self._progress
+            state, items, self.replace, now, now + self.timeout, bodies, self.progress
         )
         bound = {
             item.stored.token
@@ -127,60 +112,60 @@ class Writing:
     def _is_bound(self, state: LocalState, key: Key, now: float) -> Operation[tuple[bool, float]]:
         """Return whether a key is bound, and the time after the look-up."""
         options = ReadOptions(bodies=False)
-        answers = yield from operations.get(state, [key], now, now + self._timeout, options)
-        self._count(answers, 1)
+        answers = yield from operations.get(state, [key], now, now + self.timeout, options)
+        self.count(answers, 1)
         result = yield WaitUntil(lambda _: True, now)  # takes no time, and tells it
         return key in answers, result.now
 
-    # ---- files ----------------------------------------------------------------------------
-
-    def put_file(self, path: str) -> Start[Key]:
+    def put_file(
+        self, path: str, state: LocalState, large: LargeValues, now: float
+    ) -> Operation[Key]:
         """Bind the bytes of a file to their content address. Returns the address."""
+        opened = yield Work(lambda: self._open(path))
+        file: files.FileToStore = opened.value
+        if file.size >= config.LARGE_FROM_DEFAULT:  # before all of it is read for its hash
+            yield from operations.join(state, opened.now, opened.now + self.timeout)
+            check_size(state, file.size)
+        hashed = yield Work(file.digest)
+        key = content.address(hashed.value)
+        bound, now = yield from self._is_bound(state, key, hashed.now)
+        if not bound:
+            yield from self._write_file(key, file, state, large, now)
+        yield Work(self._files.close)
+        return key
 
-        def start(state: LocalState, large: LargeValues, now: float) -> Operation[Key]:
-            opened = yield Work(lambda: self._open(path))
-            file: files.FileToStore = opened.value
-            if file.size >= config.LARGE_FROM_DEFAULT:  # before all of it is read for its hash
-                yield from operations.join(state, opened.now, opened.now + self._timeout)
-                check_size(state, file.size)
-            hashed = yield Work(file.digest)
-            key = content.address(hashed.value)
-            bound, now = yield from self._is_bound(state, key, hashed.now)
-            if not bound:
-                yield from self._write_file(state, large, now, key, file)
-            yield Work(self._files.close)
-            return key
-
-        return start
-
-    def set_file(self, key: Key, path: str, given: str | bytes) -> Start[SetOutcome]:
+    def set_file(
+        self,
+        key: Key,
+        path: str,
+        given: str | bytes,
+        state: LocalState,
+        large: LargeValues,
+        now: float,
+    ) -> Operation[SetOutcome]:
         """Bind the bytes of a file to a key, which errors name as it was ``given``."""
-
-        def start(state: LocalState, large: LargeValues, now: float) -> Operation[SetOutcome]:
-            opened = yield Work(lambda: self._open(path))
-            file, now = opened.value, opened.now
-            if file.size >= config.LARGE_FROM_DEFAULT and not self._replace:
-                bound, now = yield from self._is_bound(state, key, now)
-                if bound:
-                    raise KeyOccupied(given)  # before all of it is read
-            outcomes = yield from self._write_file(state, large, now, key, file)
-            yield Work(self._files.close)
-            return outcomes[key]
-
-        return start
+        opened = yield Work(lambda: self._open(path))
+        file, now = opened.value, opened.now
+        if file.size >= config.LARGE_FROM_DEFAULT and not self.replace:
+            bound, now = yield from self._is_bound(state, key, now)
+            if bound:
+                raise KeyOccupied(given)  # before all of it is read
+        outcomes = yield from self._write_file(key, file, state, large, now)
+        yield Work(self._files.close)
+        return outcomes[key]
 
     def _open(self, path: str) -> files.FileToStore:
-        return self._files.enter_context(files.reading(path, self._progress))
+        return self._files.enter_context(files.reading(path, self.progress))
 
     def _write_file(
-        self, state: LocalState, large: LargeValues, now: float, key: Key, file: files.FileToStore
+        self, key: Key, file: files.FileToStore, state: LocalState, large: LargeValues, now: float
     ) -> Operation[Outcomes]:
-        now = yield from operations.join(state, now, now + self._timeout)
+        now = yield from operations.join(state, now, now + self.timeout)
         epoch = state.epoch
         if file.size < state.large_from:
             read = yield Work(lambda: tuple(file.pieces()))
             value = Encoded(codecs.BYTES, read.value, file.size)
-            return (yield from self._write(state, large, read.now, {key: value}))
+            return (yield from self.values({key: value}, state, large, read.now))
         check_size(state, file.size)
 
         def store() -> list[SetItem]:
@@ -192,11 +177,7 @@ class Writing:
 
 
 def bind(
-    state: LocalState,
-    items: list[SetItem],
-    replace: bool,
-    now: float,
-    deadline: float,
+    state: LocalState, items: list[SetItem], replace: bool, now: float, deadline: float
 ) -> Operation[Outcomes]:
     """Bind small values to keys, and raise what :func:`check_written` raises."""
     outcomes = yield from operations.set_(state, items, replace, now, deadline)
@@ -211,12 +192,24 @@ def check_size(state: LocalState, size: int) -> None:
 
 
 def check_written(state: LocalState, items: list[SetItem], outcomes: Outcomes) -> None:
-    """Raise the error of an item that Global has neither stored nor found to be occupied."""
+    """Raise ValueTooLarge, StoreFull, ValueCorrupt or RequestRefused for an item that failed."""
     for item in items:
-        status = outcomes[item.key].status
+        status, size = outcomes[item.key].status, item.stored.size
         if status is SetStatus.TOO_LARGE:
-            raise ValueTooLarge(item.stored.size, state.value_limit)
-        translate.check_written(item, status)
+            raise ValueTooLarge(size, state.value_limit)
+        key = public(item.key)
+        if status is SetStatus.FULL:
+            raise StoreFull(
+                f"Global has no room for {key!r} ({size:,} bytes); delete something, or start it "
+                "with a higher --memory-limit"
+            )
+        if status is SetStatus.MISMATCH:
+            raise ValueCorrupt(
+                f"{key!r} was not written: its value was damaged on its way, or its file was "
+                "changed while it was read"
+            )
+        if status is SetStatus.FAILED:
+            raise RequestRefused(f"Global's storage failed; {key!r} was not written")
 
 
 def digest(encoded: Encoded) -> bytes:

@@ -1,7 +1,7 @@
 """Greenlets that wait for other threads: what gevent and eventlet do differently.
 
 A greenlet that has to wait for Global lets the other greenlets of its thread run. It carries out a
-command in a coroutine, as a task of an event loop does (see :mod:`dstore.client.hosts.conduct`).
+command in a coroutine, as a task of an event loop does (``LoopHost.conduct`` of the client).
 The coroutine awaits only events of :class:`HubInbox`, which wait by themselves in the hub of the
 thread, so that :func:`finish` runs it in one go. No thread is needed for each greenlet that waits:
 a thousand may wait for a key, and another one sets it.

@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 
 import dstore
-from dstore.client import files
-from dstore.client.files import Destination, FileBody
+from dstore.client.files import Destination, FileToStore
 from dstore.client.large import LargeValues
 from dstore.core.local.steps import Request, WaitUntil
 from dstore.protocol.messages import Chunk, GetReply, SetReply, Staged
@@ -240,7 +239,7 @@ def test_a_get_file_that_is_cancelled_at_its_very_end_leaves_no_file(
     asyncio.run(use(anode()))
 
 
-@pytest.mark.parametrize("at", [(FileBody, "__getitem__"), (files.FileToStore, "digest")])
+@pytest.mark.parametrize("at", [(FileToStore, "__getitem__"), (FileToStore, "digest")])
 @LONG_LEASE
 def test_a_cancelled_put_file_leaves_no_stage_and_reads_no_other_file(
     anode: MakeNode, gate: Gate, at: tuple[type, str], monkeypatch: Any, tmp_path: Path

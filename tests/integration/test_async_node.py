@@ -490,8 +490,8 @@ def test_a_destructor_in_the_middle_of_a_step_is_told_so(
 ) -> None:
     node = anode()
     node.node.join()
-    loop = node.node._here().loop
-    advance = loop.advance
+    host = node.node._here().host
+    advance = host.advance
     raised: list[BaseException] = []
 
     def interrupted(*arguments: Any) -> Any:
@@ -506,7 +506,7 @@ def test_a_destructor_in_the_middle_of_a_step_is_told_so(
                 raised.append(caught.value)
         return advance(*arguments)
 
-    monkeypatch.setattr(loop, "advance", interrupted)
+    monkeypatch.setattr(host, "advance", interrupted)
     assert asyncio.run(node.get("k", None)) is None
     assert len(raised) == 2
 

@@ -23,7 +23,7 @@ from typing import Any
 import pytest
 
 import dstore
-from dstore.client.hosts.evicted import EvictedFiles
+from dstore.client.hosts.local import EvictedFiles
 from dstore.client.large import LargeValues, Upload
 from dstore.codecs import Codecs
 from dstore.config import BYTES_MAX, CHUNK_BYTES, LARGE_FROM_DEFAULT

@@ -15,7 +15,6 @@ from dstore.core.local.steps import (
     SendBody,
     Step,
     StepResult,
-    Steps,
     TransferFailed,
     WaitUntil,
     Work,
@@ -120,7 +119,7 @@ class Client:
         return operations.set_(state, items, self.kind == "replace", now, deadline, bodies)
 
     def _stored(self, body: bytes) -> Stored:
-        token = self.local.state.new_token()
+        token = self.local.state._random16()
         if self.loop.dice.random() >= self.local.scenario.large:
             return Stored(token, "bytes", body)
         self._bodies[token] = body
@@ -136,7 +135,7 @@ class Client:
         if resumed and resumed.reply:
             self._epochs.add(resumed.reply.epoch)
         try:
-            finished = drive(operation, self, take_step(operation, resumed))
+            finished = drive(operation, take_step(operation, resumed), self.perform)
         except DstoreError as error:
             self.loop.log(self.name, f"{type(error).__name__}")
             if isinstance(error, RequestRefused) and MOVED not in str(error):
@@ -147,10 +146,6 @@ class Client:
             if finished is not None:
                 self._ended(finished.value)
         self.local.touched()
-
-    def advance(self, operation: Steps[object], result: StepResult | None) -> Any:
-        """Take one step of the operation."""
-        return take_step(operation, result)
 
     def perform(self, step: Step) -> None:
         """Begin to wait for a step."""

@@ -384,8 +384,8 @@ MUTANTS = (
         (
             (
                 "core.local.operations.fetching",
-                "    entry = state.finish_fill(fill, found, body)\n",
-                "    fill.deleted = 0\n    entry = state.finish_fill(fill, found, body)\n",
+                "        entry = state.finish_fill(fill, found, body)\n",
+                "        fill.deleted = 0\n        entry = state.finish_fill(fill, found, body)\n",
             ),
         ),
     ),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from dstore.core.local.cache import MappedBody
 from dstore.core.local.steps import (
@@ -12,7 +11,6 @@ from dstore.core.local.steps import (
     SendBody,
     SendChunk,
     StepResult,
-    Steps,
     TransferFailed,
     TransferStep,
     drive,
@@ -101,16 +99,12 @@ class LargeTransfer:
     def _go_on(self, moved: StepResult | None) -> None:
         self._turn += 1
         try:
-            finished = drive(self._transfer, self, take_step(self._transfer, moved))
+            finished = drive(self._transfer, take_step(self._transfer, moved), self.perform)
         except TransferFailed as failed:
             self._end(None, failed)
         else:
             if finished is not None:
                 self._arrived()
-
-    def advance(self, transfer: Steps[object], result: StepResult | None) -> Any:
-        """Take one step of the transfer."""
-        return take_step(transfer, result)
 
     def perform(self, step: TransferStep) -> None:
         """Begin to wait for a step."""

@@ -6,9 +6,12 @@ from collections.abc import Iterator
 
 import pytest
 
+from dstore.client.commands import ReadOne
 from dstore.client.hosts import pipeline as pipeline_module
+from dstore.client.hosts.calls import LoopCall
 from dstore.client.hosts.core import Host
-from dstore.client.hosts.pipeline import Pipeline, Sender
+from dstore.client.hosts.pipeline import Pipeline
+from dstore.core.local.operations import ReadOptions
 from dstore.core.local.steps import Request
 from dstore.errors import GlobalUnavailable
 from dstore.protocol.messages import Get
@@ -34,8 +37,12 @@ def pipeline(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Pipeline, Line]]
     host.large.close()
 
 
-def unexpected(_: Sender, error: GlobalUnavailable) -> None:
+def unexpected(_: LoopCall, error: GlobalUnavailable) -> None:
     raise error
+
+
+def call() -> LoopCall:
+    return LoopCall(ReadOne("k", 1.0, len, ReadOptions()), lambda: None)
 
 
 def request(number: int) -> Request:
@@ -46,7 +53,7 @@ def test_bytes_stay_in_flight_until_the_request_is_answered(
     pipeline: tuple[Pipeline, Line],
 ) -> None:
     pipe, line = pipeline
-    sender, message = Sender(), request(1)
+    sender, message = call(), request(1)
     pipe.add(sender, message)
     pipe.send(unexpected)
     size = len(line.sent[0])
@@ -65,7 +72,7 @@ def test_another_request_of_the_sender_ends_the_count_of_the_first(
     pipeline: tuple[Pipeline, Line],
 ) -> None:
     pipe, _ = pipeline
-    sender = Sender()
+    sender = call()
     pipe.add(sender, request(1))
     pipe.send(unexpected)
     pipe.pause(sender)
@@ -81,7 +88,7 @@ def test_repeats_are_sent_when_there_is_no_room_for_others(
     """Else requests that were lost with a connection would keep the line full for ever."""
     monkeypatch.setattr(pipeline_module, "IN_FLIGHT_BYTES_MAX", 1)
     pipe, line = pipeline
-    first, other = Sender(), Sender()
+    first, other = call(), call()
     pipe.add(first, request(1))
     pipe.add(other, request(2))
     pipe.send(unexpected)

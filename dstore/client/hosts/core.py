@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from dstore.client.large import LargeValues, random16
+from dstore.core.local.entries import LAPSED
 from dstore.core.local.state import LocalState
 from dstore.core.local.steps import Finished, Operation, StepResult, Steps
 from dstore.errors import BadMessage, NodeClosed
@@ -22,14 +23,12 @@ from dstore.transport.link import Link
 log = Log("dstore.local")
 
 T = TypeVar("T")
-LAPSED, NEVER = float("-inf"), float("inf")
 
 
 class Host:
     """The common part of a Local's hosts. Everything is safe from any thread unless it says else.
 
-    ``stopping`` is set when the Node is being closed. ``link`` has the sockets once
-    :meth:`connect` has been called.
+    ``stopping``: the Node is being closed. ``link`` has the sockets, once the Local starts.
     """
 
     link: Link
@@ -49,20 +48,8 @@ class Host:
         self.closer: int | None = None  # the thread whose call calls ``wait_closed`` at its end
         self.wait_closed: Callable[[], None] = lambda: None
 
-    def __repr__(self) -> str:
-        return f"<Host {self.state!r}>"
-
-    def connect(self, address: str) -> None:
-        """Open the sockets. Raises AddressError and GlobalUnavailable."""
-        self.link = Link(address)
-
-    # ---- operations -----------------------------------------------------------------------
-
     def advance(self, operation: Steps[object], result: StepResult | None) -> Any:
-        """Take one step of an operation, under the lock, and wake those who wait for a change.
-
-        Raises what the operation raises, and NodeClosed.
-        """
+        """Take one step, under the lock. Raises what the operation raises, and NodeClosed."""
         # No StopIteration may leave the block: Python 3.10 does not always release a lock when
         # Ctrl-C comes while an exception leaves its block.
         with self.lock:
@@ -122,8 +109,6 @@ class Host:
             self.state.last_error = f"what answers there is of another kind: {error}"
         self._rate_limited_log.warning("dropped a frame that is not Global's: %s", error)
 
-    # ---- calls ----------------------------------------------------------------------------
-
     def call(self, do: Callable[[], T]) -> T:
         """Call a function as one call of a Node.
 
@@ -158,11 +143,6 @@ class Host:
         self.link.control.wake()
         if occupied is None:
             wait_closed()
-
-    def stop_at_once(self) -> None:
-        """Let every call end with NodeClosed. Takes no lock, for the garbage collector."""
-        self.stopping = True
-        self.state.lease_end = LAPSED
 
 
 def closed() -> NodeClosed:

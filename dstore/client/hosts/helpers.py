@@ -10,12 +10,10 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 
-from dstore.errors import GlobalUnavailable, NodeClosed
+from dstore.client.hosts.core import closed, log
+from dstore.errors import GlobalUnavailable
 from dstore.runtime import clock, native
-from dstore.runtime.logs import Log
 from dstore.transport.limits import no_threads
-
-log = Log("dstore.local")
 
 THREADS_MAX = 16
 IDLE_MAX = 5.0
@@ -32,18 +30,11 @@ class Helpers:
         self._idle: list[native.Lock] = []  # of each that waits for a job: held, until it is woken
         self._closed = False
 
-    def __repr__(self) -> str:
-        counts = f"threads={len(self._threads)} idle={len(self._idle)} jobs={len(self._jobs)}"
-        return f"<Helpers {counts}>"
-
     def submit(self, job: Callable[[], None]) -> None:
-        """Have a function called, in its turn.
-
-        Raises NodeClosed, and GlobalUnavailable if the system gives no thread.
-        """
+        """Have a function called. Raises NodeClosed, GlobalUnavailable if there is no thread."""
         with self._lock:
             if self._closed:
-                raise NodeClosed("the Node is closed")
+                raise closed()
             self._jobs.append(job)
             if self._idle:
                 self._idle.pop().release()
@@ -97,10 +88,7 @@ class Helpers:
                 self._idle.pop().release()
 
     def join(self, timeout: float) -> None:
-        """Wait at most ``timeout`` seconds for the threads, except this one.
-
-        A job that cannot be interrupted may take longer, and its thread ends by itself.
-        """
+        """Wait at most ``timeout`` seconds for the other threads; a job may take longer."""
         end = clock.now() + timeout
         with self._lock:
             threads = [each for each in self._threads if not each.is_this()]

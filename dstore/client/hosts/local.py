@@ -1,55 +1,70 @@
-"""One Local, of one process: LocalState with sockets, threads and a lock."""
+"""One Local, of one process: LocalState with sockets, threads and a lock.
+
+Its background thread joins, renews the lease, and applies and confirms deletions. It owns the
+control channel, and it serves the loop host, whose operations wait there.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from dstore.client.hosts.background import Background
-from dstore.client.hosts.core import Host
+from dstore.client.hosts.core import Host, log
 from dstore.client.hosts.loop import LoopHost
 from dstore.client.hosts.threads import ThreadHost
-from dstore.client.hosts.watches import Watches
-from dstore.protocol.messages import Key
+from dstore.client.large import release
+from dstore.client.settings import Settings
+from dstore.client.watch import Watches
+from dstore.core.local.entries import LAPSED
+from dstore.core.local.state import Announce, Dropped, LocalEffect, Subscribe, Tell
+from dstore.errors import AddressError, GlobalUnavailable
+from dstore.protocol import wire
+from dstore.protocol.messages import Broadcast, Committed, Key
+from dstore.quoting import visible
+from dstore.runtime import clock, native, reentrancy
 from dstore.runtime import greenlets as green
-from dstore.runtime import reentrancy
 from dstore.runtime.native import signals_blocked
+from dstore.transport.limits import no_threads
+from dstore.transport.link import Link
+
+GOODBYE_MAX = 0.5
+"""Seconds that closing waits for Global to answer the goodbye."""
+FAILURE_PAUSE = 0.1
+"""Seconds that the background thread rests after it failed."""
+CHECK_EVERY = 2.0
+"""Seconds between two looks at whether the shared files of cached values are still there."""
+CHECK_MAX = 500
+"""Files looked at in one go."""
+DELETIONS, COMMITTED = wire.topic(Broadcast), wire.topic(Committed)
 
 
 class Local:
     """The parts of one Local, alive from :meth:`start` on.
 
-    ``run`` carries out a command in the calling thread; ``loop`` does so for event loops and
-    greenlets; ``watch`` begins a watch.
+    ``run`` is for calling threads, ``loop`` for tasks and greenlets; ``watch`` begins a watch.
+    ``on_deletion`` is called with each key that is invalidated.
     """
 
     def __init__(
-        self,
-        address: str,
-        *,
-        label: str,
-        cache_bytes: int,
-        on_deletion: Callable[[Key], None] | None,
-        shm: str | None,
-        shm_limit: int | None,
+        self, settings: Settings, label: str, on_deletion: Callable[[Key], None] | None
     ) -> None:
-        self._address = address
-        self.host = Host(label=label, cache_bytes=cache_bytes, shm=shm, shm_limit=shm_limit)
+        self._address = settings.address
+        self.host = Host(
+            label=label,
+            cache_bytes=settings.cache_bytes,
+            shm=settings.shm,
+            shm_limit=settings.shm_limit,
+        )
         self.state = self.host.state
         self.large = self.host.large
         self.loop = LoopHost(self.host)
-        self._watches = Watches(self.host)
-        self._background = Background(self.host, self.loop, self._watches, on_deletion)
         self.run = ThreadHost(self.host).run
+        self._watches = Watches(self.host)
         self.watch = self._watches.begin
-        self.forked = self._watches.forked
-
-    def __repr__(self) -> str:
-        return f"<Local {self.state!r}>"
-
-    @property
-    def malformed(self) -> int:
-        """The number of frames that were not well-formed."""
-        return self.host.malformed
+        self.forked = self._watches.end
+        self._evicted_files = EvictedFiles(self.host)
+        self._on_deletion = on_deletion
+        self._trouble = ""  # why Global is not reached
+        self._thread = native.Thread(self._serve, "dstore-local")
 
     def start(self) -> None:
         """Begin to join.
@@ -58,8 +73,12 @@ class Local:
         """
         try:
             with signals_blocked():
-                self.host.connect(self._address)
-                self._background.start()
+                self.host.link = Link(self._address)
+                self.host.link.control.set_topics({DELETIONS})
+                try:
+                    self._thread.start()
+                except RuntimeError as error:
+                    raise GlobalUnavailable(no_threads(error)) from None
         except BaseException:  # Ctrl-C, perhaps: no Node will have this Local
             self.abandon()
             raise
@@ -75,17 +94,134 @@ class Local:
 
     def abandon(self) -> None:
         """Do what :meth:`close` does, for the garbage collector: take no lock, and do not wait."""
-        self.host.stop_at_once()
-        if self._background.thread.started:
+        self.host.stopping = True
+        self.state.lease_end = LAPSED
+        if self._thread.started:
             self.host.link.control.wake()
         elif (link := vars(self.host).pop("link", None)) is not None:  # the thread did not start
             link.control.close()
             link.close(reentrancy.inside.__contains__)
 
     def _wait_closed(self) -> None:
-        if not self._background.thread.is_this():
+        if not self._thread.is_this():
             green.blocking(self._join)
 
     def _join(self) -> None:
-        self._background.thread.join()
+        self._thread.join()
         self.loop.join()
+
+    # ---- in the background thread ---------------------------------------------------------
+
+    def _serve(self) -> None:
+        host = self.host
+        host.background_thread = native.get_ident()
+        try:
+            goodbye_until = None
+            while goodbye_until is None or (host.state.session and clock.now() < goodbye_until):
+                self._guarded_turn(goodbye_until)
+                if host.stopping and goodbye_until is None:
+                    goodbye_until = clock.now() + GOODBYE_MAX
+                    self.loop.shut()
+                    with host.lock:
+                        host.state.goodbye(clock.now())
+        finally:
+            self._watches.end()
+            host.link.control.close()
+            host.large.close()
+            host.link.close(reentrancy.inside.__contains__)
+
+    def _guarded_turn(self, until: float | None) -> None:
+        try:
+            self._turn(until)
+        except Exception:  # a defect of dstore; without this thread the Node would be useless
+            log.exception("the background thread of a Node failed and goes on")
+            native.sleep(FAILURE_PAUSE)
+
+    def _turn(self, until: float | None) -> None:
+        host = self.host
+        state, control = host.state, host.link.control
+        self._evicted_files.check(clock.now())
+        with host.lock:
+            due = state.wake_at <= clock.now()
+            effects = state.tick(clock.now()) if due else []
+            wake_at = min(state.wake_at, self.loop.wake_at)
+            if state.cache.shared:
+                wake_at = min(wake_at, host.next_check)
+            host.asleep_until = wake_at
+            watched = bool(state.watching.watchers)
+        control.set_topics({DELETIONS, COMMITTED} if watched else {DELETIONS})
+        self._perform(effects)
+        if host.stopping and until is None:
+            return
+        frames, up = control.wait(min(wake_at, until or wake_at) - clock.now())
+        messages = [message for message in map(host.decode, frames) if message is not None]
+        effects = []
+        with host.lock:
+            host.asleep_until = LAPSED
+            now = clock.now()
+            if up:
+                state.reconnected(now)
+            if self._trouble != control.last_error:
+                self._trouble = state.last_error = control.last_error
+            for message in messages:
+                effects += state.receive(message, now)
+            effects += state.tick(now)
+            host.notify()
+        self._perform(effects)
+        self.loop.turn()
+
+    def _perform(self, effects: list[LocalEffect]) -> None:
+        for effect in effects:
+            if isinstance(effect, Tell):
+                self.host.link.control.send(wire.encode(effect.message))
+            elif isinstance(effect, Subscribe):
+                self._subscribe(effect.publisher)
+                self.host.large.joined(effect.epoch)
+            elif isinstance(effect, Announce):
+                self._watches.announce(effect.removals)
+            else:
+                self._drop(effect)
+
+    def _subscribe(self, publisher: str) -> None:
+        try:
+            self.host.link.control.subscribe(publisher)
+        except AddressError as error:
+            log.warning("cannot hear deletions, only renewals bring them: %s", visible(str(error)))
+
+    def _drop(self, effect: Dropped) -> None:
+        """Release what deleted values have taken, and call ``on_deletion``."""
+        self.host.large.drop(effect.tokens)
+        release(effect.entries)
+        if self._on_deletion is None:
+            return
+        for key in effect.keys:
+            try:
+                self._on_deletion(key)
+            except BaseException:
+                log.exception("on_deletion(%r) failed", key)
+
+
+class EvictedFiles:
+    """Removes the entries of values whose shared files are gone, which keep their memory taken."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._unchecked: list[bytes] = []
+
+    def check(self, now: float) -> None:
+        """Look at the next files, if it is time, and set ``next_check`` of the host."""
+        host = self._host
+        if not self._unchecked:
+            if now < host.next_check:
+                return
+            with host.lock:
+                self._unchecked = list(host.state.cache.shared)
+        tokens, self._unchecked = self._unchecked[:CHECK_MAX], self._unchecked[CHECK_MAX:]
+        host.next_check = now if self._unchecked else now + CHECK_EVERY
+        shared = host.state.cache.shared
+        gone = host.large.evicted(entry for token in tokens if (entry := shared.get(token)))
+        with host.lock:
+            entries = [shared[token] for token in gone if token in shared]
+            for key in [entry.key for entry in entries]:  # no variable may keep an entry
+                host.state.cache.discard(key)
+        release(entries)

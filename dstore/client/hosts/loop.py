@@ -10,33 +10,39 @@ that ends a call wakes the task with ``done``.
 from __future__ import annotations
 
 import contextlib
+import os
 from collections import deque
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-from dstore.client.hosts.core import LAPSED, Host
+from dstore.client.commands import Command
+from dstore.client.hosts.calls import LoopCall, Timers
+from dstore.client.hosts.channels import BodyTransfer, release_channel
+from dstore.client.hosts.core import Host, closed, log
 from dstore.client.hosts.helpers import Helpers
-from dstore.client.hosts.loop_call import LoopCall
-from dstore.client.hosts.pipeline import Pipeline, Sender
-from dstore.client.hosts.timers import Timers
-from dstore.client.hosts.transfers import move_body
+from dstore.client.hosts.pipeline import Pipeline
+from dstore.core.local.entries import LAPSED
 from dstore.core.local.steps import (
     FetchBody,
     Request,
     SendBody,
     Step,
     StepResult,
+    T,
     WaitUntil,
     Work,
     drive,
 )
-from dstore.errors import NodeClosed
 from dstore.runtime import clock, reentrancy
-from dstore.runtime.logs import Log
-
-log = Log("dstore.local")
+from dstore.runtime.event_loops import TaskEvent
 
 JOIN_MAX = 0.5
 """Seconds that closing waits for helper threads."""
+_of_the_parent: list[object] = []
+"""Calls that were under way when this process was forked. Their ends would undo what they do in the
+parent, such as to remove a file that is half written.
+"""
 
 
 class LoopHost:
@@ -44,20 +50,36 @@ class LoopHost:
 
     def __init__(self, host: Host) -> None:
         self._host = host
-        self.advance = host.advance
         self._helpers = Helpers()
         self._pipeline = Pipeline(host)
         self._untils: dict[LoopCall, None] = {}
-        self._timers: Timers[LoopCall] = Timers()
+        self._timers = Timers()
         self._ended: deque[LoopCall] = deque()
         self._to_cancel: deque[tuple[LoopCall, BaseException]] = deque()
         self._listens = False  # whether the host calls _note_change at the next change
         self._changed = False  # something has changed that calls may wait for
 
-    def __repr__(self) -> str:
-        return f"<LoopHost {self._pipeline!r} untils={len(self._untils)} {self._helpers!r}>"
-
     # ---- in the threads of event loops ----------------------------------------------------
+
+    async def conduct(self, command: Command[T], new_event: Callable[[], TaskEvent]) -> T:
+        """Carry out a command for a task or a greenlet, which awaits an event of ``new_event``."""
+        process = os.getpid()
+        ready = new_event()
+        call = LoopCall(command, ready.set)
+        try:
+            self.begin(call)
+            if not call.over:
+                await ready
+            result = call.result()
+        except BaseException as error:
+            if process != os.getpid():
+                _of_the_parent.append(call)
+            elif isinstance(error, GeneratorExit):  # dropped, maybe by the garbage collector
+                self.cancel_later(call, error)
+            else:
+                self.cancel(call, error)
+            raise
+        return command.finish(result)
 
     def begin(self, call: LoopCall) -> None:
         """Begin a call, which may be over at once.
@@ -65,21 +87,20 @@ class LoopHost:
         Raises NodeClosed, RuntimeError as :meth:`Host.call`, and what the command's start raises.
         """
 
-        def begin() -> None:
-            host = self._host
-            with host.lock:
-                host.check_open()
-                call.operation = call.command.start(host.state, host.large, clock.now())
-                self._go_on(call, None)
-                call.begun = True
+        self._host.call(lambda: self._begin(call))
 
-        self._host.call(begin)
+    def _begin(self, call: LoopCall) -> None:
+        host = self._host
+        with host.lock:
+            host.check_open()
+            call.operation = call.command.start(host.state, host.large, clock.now())
+            self._go_on(call, None)
+            call.begun = True
 
     def cancel(self, call: LoopCall, error: BaseException) -> None:
         """End a call that nothing waits for any more. What comes later is stored nowhere.
 
-        What the command has begun is undone when no helper thread works for it: now, or by that
-        thread.
+        What it has begun is undone when no helper thread works for it: now, or by that thread.
         """
         if reentrancy.here() is None:
             self._host.call(lambda: self._cancel(call, error))
@@ -87,10 +108,7 @@ class LoopHost:
             self.cancel_later(call, error)
 
     def cancel_later(self, call: LoopCall, error: BaseException) -> None:
-        """Have a call cancelled by the background thread.
-
-        This takes no lock: the garbage collector may call it at any point of any thread.
-        """
+        """Have the background thread cancel a call. Takes no lock, for the garbage collector."""
         self._to_cancel.append((call, error))
         self._host.link.control.wake()
 
@@ -117,16 +135,14 @@ class LoopHost:
         self._cancel_waiting()
         arrived = self._pipeline.receive()
         with self._host.lock:
-            for each in arrived:
-                call = each.sender
-                assert isinstance(call, LoopCall)
-                if not self._pipeline.waits(each):
+            for call, reply, damage in arrived:
+                if self._pipeline.waiting.get(reply.request) is not call:
                     continue  # cancelled meanwhile, or answered twice
                 self._pipeline.remove(call)
-                if each.damage is not None:
-                    self._fail(call, each.damage)
+                if damage is not None:
+                    self._fail(call, damage)
                 else:
-                    self._go_on(call, StepResult(0, each.reply, sent=True))
+                    self._go_on(call, StepResult(0, reply, sent=True))
             self._pipeline.fresh = False
             self._look_again()
             self._expire()
@@ -138,7 +154,7 @@ class LoopHost:
         self._cancel_waiting()
         with self._host.lock:
             for call in (*self._pipeline.waiting.values(), *self._untils):
-                self._fail(call, NodeClosed("the Node is closed"))
+                self._fail(call, closed())
         self._wake_tasks()
         self._helpers.close()
         self._pipeline.close()
@@ -152,7 +168,6 @@ class LoopHost:
             self._cancel(*self._to_cancel.popleft())
 
     def _look_again(self) -> None:
-        """Resume the calls whose predicates hold after a change."""
         if not self._changed:
             return
         self._changed = False
@@ -164,7 +179,6 @@ class LoopHost:
                 self._go_on(call, StepResult(now))
 
     def _expire(self) -> None:
-        """Resume the calls whose time is up."""
         now = clock.now()
         while (call := self._timers.pop(now)) is not None:
             sent = call.sent
@@ -185,21 +199,20 @@ class LoopHost:
     # ---- in any thread, with the lock -----------------------------------------------------
 
     def _go_on(self, call: LoopCall, result: StepResult | None) -> None:
-        """Take steps until the call is over or waits."""
         call.step, call.timer = None, 0
         self._untils.pop(call, None)
         assert call.operation is not None
         try:
-            finished = drive(
-                call.operation, _Steps(self, call), self.advance(call.operation, result)
-            )
+            advance, perform = self._host.advance, partial(self._wait_for, call)
+            step = advance(call.operation, result)
+            finished = drive(call.operation, step, perform, advance)
         except BaseException as error:
             self._fail(call, error)
         else:
             if finished is not None:
                 self._end(call, finished.value)
 
-    def wait_for(self, call: LoopCall, step: Step) -> StepResult | None:
+    def _wait_for(self, call: LoopCall, step: Step) -> StepResult | None:
         """Begin to wait for a step; return the result of one that needs no time."""
         if isinstance(step, WaitUntil):
             now = clock.now()
@@ -225,14 +238,12 @@ class LoopHost:
         return None
 
     def _leave(self, call: LoopCall) -> None:
-        """Stop waiting for the step of a call."""
         call.step, call.timer = None, 0
         self._pipeline.remove(call)
         self._untils.pop(call, None)
         self._timers.tidy(len(self._pipeline.waiting) + len(self._untils))
 
-    def _fail(self, call: Sender, error: BaseException) -> None:
-        assert isinstance(call, LoopCall)
+    def _fail(self, call: LoopCall, error: BaseException) -> None:
         if call.operation is not None:
             self._host.end(call.operation)
         call.error = error
@@ -254,7 +265,6 @@ class LoopHost:
     # ---- helper threads -------------------------------------------------------------------
 
     def _help(self, call: LoopCall, step: Work | FetchBody | SendBody) -> None:
-        """Carry out a step that blocks."""
         result: StepResult | None = None
         failure: BaseException | None = None
         try:
@@ -277,7 +287,14 @@ class LoopHost:
     def _carry_out(self, call: LoopCall, step: Work | FetchBody | SendBody) -> StepResult:
         if isinstance(step, Work):
             return StepResult(0, value=step.do())
-        return move_body(self._host, step, lambda: call.cancelled)
+        channel = self._host.link.channels.take()
+        done = False
+        try:
+            result = BodyTransfer(self._host, channel, step, lambda: call.cancelled).run()
+            done = True
+            return result
+        finally:
+            release_channel(self._host, channel, done)
 
     def _clean_up(self, call: LoopCall) -> None:
         """Undo what a cancelled call has begun, unless a helper thread works for it."""
@@ -291,18 +308,3 @@ class LoopHost:
                 abort(reason)
             except Exception:
                 log.exception("what a cancelled call had begun could not be undone")
-
-
-class _Steps:
-    """Drives the steps of one call; see :class:`dstore.core.local.steps.StepHost`."""
-
-    __slots__ = ("_call", "_loop", "advance")
-
-    def __init__(self, loop: LoopHost, call: LoopCall) -> None:
-        self._loop = loop
-        self._call = call
-        self.advance = loop.advance
-
-    def perform(self, step: Step) -> StepResult | None:
-        """Begin to wait for a step."""
-        return self._loop.wait_for(self._call, step)

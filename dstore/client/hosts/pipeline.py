@@ -5,14 +5,14 @@ from __future__ import annotations
 import itertools
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import NamedTuple
 
+from dstore.client.hosts.calls import LoopCall
+from dstore.client.hosts.channels import verify
 from dstore.client.hosts.core import Host
-from dstore.client.hosts.replies import verify
 from dstore.core.local.steps import Request
 from dstore.errors import GlobalUnavailable, ValueCorrupt
 from dstore.protocol import wire
-from dstore.protocol.messages import REPLIES, Get, Reply, RequestMessage, Scan, Stats
+from dstore.protocol.messages import REPLIES, Get, Reply, Scan, Stats
 from dstore.transport.channel import Requests
 
 READS = (Get, Scan, Stats)
@@ -29,179 +29,128 @@ BATCH = 100
 """Requests that are sent before the lock is taken again."""
 
 
-class Sender:
-    """The place of one call in the pipeline. It waits for the reply to one request at a time."""
-
-    __slots__ = ("in_flight", "number", "request", "sent")
-
-    def __init__(self) -> None:
-        self.request: Request | None = None  # that it waits for now
-        self.sent = False  # whether that has been sent
-        self.number = 0  # of the request that is counted
-        self.in_flight: tuple[int, int] | None = None  # bytes and reads that it is counted with
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} request={self.request!r} sent={self.sent}>"
-
-
-class Arrived(NamedTuple):
-    """A reply, the sender that waits for it, and what is wrong with a value in it."""
-
-    sender: Sender
-    request: Request
-    reply: Reply
-    damage: ValueCorrupt | None
-
-
 class Pipeline:
-    """Requests that wait to be sent, and senders that wait for replies.
+    """Requests that wait to be sent, and calls that wait for replies.
 
-    A request that is sent counts against the bounds until it is answered, or its sender waits for
+    A request that is sent counts against the bounds until it is answered, or its call waits for
     something else. A repeat of it does not count again: it takes the place of the first copy.
     ``fresh`` is set when a request has been added that was not tried yet.
     """
 
     def __init__(self, host: Host) -> None:
         self._host = host
-        self.waiting: dict[int, Sender] = {}  # by request number
-        self.unsent: OrderedDict[Sender, None] = OrderedDict()
+        self.waiting: dict[int, LoopCall] = {}  # by request number
+        self.unsent: OrderedDict[LoopCall, None] = OrderedDict()
         self.reads = 0
         self.bytes_in_flight = 0
         self.fresh = False
         self._requests: Requests | None = None
 
-    def __repr__(self) -> str:
-        return f"<Pipeline waiting={len(self.waiting)} unsent={len(self.unsent)}>"
-
-    # ---- with the lock --------------------------------------------------------------------
-
-    def add(self, sender: Sender, request: Request) -> None:
+    def add(self, call: LoopCall, request: Request) -> None:
         """Have a request sent. A repeat is first in line, or keeps its place if it is unsent."""
-        if sender.in_flight is not None and sender.number != request.message.request:
-            self._uncount(sender)
-            self.unsent.pop(sender, None)
-        sender.request = request
-        self.waiting[request.message.request] = sender
-        if sender not in self.unsent:
-            self.unsent[sender] = None
-            if sender.in_flight is not None:
-                self.unsent.move_to_end(sender, last=False)
+        if call.in_flight is not None and call.number != request.message.request:
+            self._uncount(call)
+            self.unsent.pop(call, None)
+        call.request = request
+        self.waiting[request.message.request] = call
+        if call not in self.unsent:
+            self.unsent[call] = None
+            if call.in_flight is not None:
+                self.unsent.move_to_end(call, last=False)
         self.fresh = True
 
-    def pause(self, sender: Sender) -> None:
+    def pause(self, call: LoopCall) -> None:
         """Note that the time of a request is up. It may be repeated, so it stays counted."""
-        request, sender.request, sender.sent = sender.request, None, False
+        request, call.request, call.sent = call.request, None, False
         if request is not None:
             self.waiting.pop(request.message.request, None)
 
-    def remove(self, sender: Sender) -> None:
-        """Note that a request is answered, or that its sender does not wait for it any more."""
-        self.pause(sender)
-        self._uncount(sender)
-        self.unsent.pop(sender, None)
+    def remove(self, call: LoopCall) -> None:
+        """Note that a request is answered, or that its call does not wait for it any more."""
+        self.pause(call)
+        self._uncount(call)
+        self.unsent.pop(call, None)
 
-    def _uncount(self, sender: Sender) -> None:
-        if sender.in_flight is not None:
-            size, reads = sender.in_flight
+    def _uncount(self, call: LoopCall) -> None:
+        if call.in_flight is not None:
+            size, reads = call.in_flight
             self.bytes_in_flight -= size
             self.reads -= reads
-            sender.in_flight = None
+            call.in_flight = None
 
-    # ---- in the background thread ---------------------------------------------------------
-
-    def receive(self) -> list[Arrived]:
-        """Return the replies that have arrived for senders that wait."""
-        arrived: list[Arrived] = []
-        if self._requests is None:
-            return arrived
-        for frame in self._requests.receive():
+    def receive(self) -> list[tuple[LoopCall, Reply, ValueCorrupt | None]]:
+        """Return the calls whose replies have arrived, the replies, and what is wrong with them."""
+        arrived = []
+        for frame in self._requests.receive() if self._requests is not None else ():
             reply = self._host.decode(frame)
             if isinstance(reply, REPLIES):
-                sender = self.waiting.get(reply.request)
-                request = sender.request if sender is not None else None
-                if sender is not None and request is not None:
-                    damage = _damage(request.message, reply)
-                    arrived.append(Arrived(sender, request, reply, damage))
+                call = self.waiting.get(reply.request)
+                request = call.request if call is not None else None
+                if call is not None and request is not None:
+                    damage = None
+                    try:
+                        verify(request.message, reply)
+                    except ValueCorrupt as error:
+                        damage = error
+                    arrived.append((call, reply, damage))
         return arrived
 
-    def waits(self, arrived: Arrived) -> bool:
-        """Return whether the sender still waits for this reply. With the lock."""
-        sender = arrived.sender
-        return (
-            self.waiting.get(arrived.reply.request) is sender and sender.request is arrived.request
-        )
+    def send(self, fail: Callable[[LoopCall, GlobalUnavailable], None]) -> None:
+        """Send what can be sent now, in order.
 
-    def send(self, fail: Callable[[Sender, GlobalUnavailable], None]) -> None:
-        """Send the requests that can be sent now, in order.
-
-        If the system gives no socket, ``fail`` is called for each, with the lock.
+        If the system gives no socket, ``fail`` is called for each request, with the lock.
         """
-        if self._requests is None and not self._open(fail):
-            return
-        assert self._requests is not None
+        if self._requests is None and self.unsent:
+            try:
+                self._requests = self._host.link.requests()
+            except GlobalUnavailable as error:
+                with self._host.lock:
+                    for call in list(self.unsent):
+                        fail(call, GlobalUnavailable(*error.args))
+        requests = self._requests
         blocked = False
-        while not blocked and (batch := self._next()):
+        while requests is not None and not blocked and (batch := self._next()):
             tried, ahead = [], self.bytes_in_flight
-            for sender, request in batch:
+            for call, request in batch:
                 size = 0
-                if sender.request is request:
+                if call.request is request:
                     frame = wire.encode(request.message)
                     size = len(frame)
-                    blocked = not self._requests.send(frame)
+                    blocked = not requests.send(frame)
                 if blocked:
                     break
-                tried.append((sender, request, size))
+                tried.append((call, request, size))
                 ahead += size
                 if ahead >= IN_FLIGHT_BYTES_MAX:
                     break
             with self._host.lock:
-                for sender, request, size in tried:
-                    if sender.request is request:
-                        self._count(sender, request, size)
+                for call, request, size in tried:
+                    if call.request is request:
+                        self._count(call, request, size)
 
-    def _count(self, sender: Sender, request: Request, size: int) -> None:
-        self._uncount(sender)
+    def _count(self, call: LoopCall, request: Request, size: int) -> None:
+        self._uncount(call)
         reads = int(isinstance(request.message, READS))
-        sender.sent = True
-        sender.number, sender.in_flight = request.message.request, (size, reads)
+        call.sent = True
+        call.number, call.in_flight = request.message.request, (size, reads)
         self.bytes_in_flight += size
         self.reads += reads
-        self.unsent.pop(sender, None)
+        self.unsent.pop(call, None)
 
-    def _next(self) -> list[tuple[Sender, Request]]:
+    def _next(self) -> list[tuple[LoopCall, Request]]:
         """Return the requests to be sent next: repeats at any time, others within the bounds."""
         with self._host.lock:
             room = READS_MAX - self.reads if self.bytes_in_flight < IN_FLIGHT_BYTES_MAX else 0
             if room > 0:
-                senders = list(itertools.islice(self.unsent, min(BATCH, room)))
+                calls = list(itertools.islice(self.unsent, min(BATCH, room)))
             else:
                 repeats = itertools.takewhile(lambda each: each.in_flight is not None, self.unsent)
-                senders = list(itertools.islice(repeats, BATCH))
-            batch = [(sender, sender.request) for sender in senders]
-        return [(sender, request) for sender, request in batch if request is not None]
-
-    def _open(self, fail: Callable[[Sender, GlobalUnavailable], None]) -> bool:
-        """Open the socket if there is something to send. Returns whether there is a socket."""
-        if not self.unsent:
-            return False
-        try:
-            self._requests = self._host.link.requests()
-        except GlobalUnavailable as error:
-            with self._host.lock:
-                for sender in list(self.unsent):
-                    fail(sender, GlobalUnavailable(*error.args))
-        return self._requests is not None
+                calls = list(itertools.islice(repeats, BATCH))
+            batch = [(call, call.request) for call in calls]
+        return [(call, request) for call, request in batch if request is not None]
 
     def close(self) -> None:
         """Close the socket."""
         if self._requests is not None:
             self._requests.close()
             self._requests = None
-
-
-def _damage(request: RequestMessage, reply: Reply) -> ValueCorrupt | None:
-    try:
-        verify(request, reply)
-    except ValueCorrupt as error:
-        return error
-    return None

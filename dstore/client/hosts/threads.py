@@ -8,9 +8,8 @@ from __future__ import annotations
 from typing import Any, TypeVar
 
 from dstore.client.commands import Command, ReadOne
+from dstore.client.hosts.channels import WAIT_MAX, BodyTransfer, ask, release_channel
 from dstore.client.hosts.core import Host, closed, interrupted
-from dstore.client.hosts.replies import WAIT_MAX, ask, release_channel
-from dstore.client.hosts.transfers import BodyTransfer
 from dstore.core.local.operations import Answer, SingleGet
 from dstore.core.local.steps import (
     FetchBody,
@@ -52,7 +51,6 @@ class ThreadHost:
         return command.finish(result)
 
     def _run(self, command: Command[Any]) -> Any:
-        """Carry out the operation of a command. Returns its result."""
         host = self._host
         try:
             with host.lock:
@@ -67,10 +65,7 @@ class ThreadHost:
             raise
 
     def _get(self, command: ReadOne[Any]) -> dict[Key, Answer]:
-        """Read one key: in the plain case without a generator, and with one if more is needed.
-
-        What is done, and all rules about it, is in :class:`SingleGet`.
-        """
+        """Read one key, without a generator if :class:`SingleGet` finds the plain case."""
         host = self._host
         now = clock.now()
         deadline = now + command.timeout
@@ -119,18 +114,15 @@ class ThreadHost:
 class _ThreadCall:
     """An operation in the hands of its thread, on a channel that is taken when it is needed."""
 
-    __slots__ = ("_channel", "_host", "advance")
-
     def __init__(self, host: Host, channel: Channel | None) -> None:
         self._host = host
         self._channel = channel
-        self.advance = host.advance  # see :class:`dstore.core.local.steps.StepHost`
 
     def run(self, operation: Operation[T], step: Any) -> T:
         """Carry out an operation, of which the first step is taken. Returns its result."""
         done = False
         try:
-            finished = drive(operation, self, step)
+            finished = drive(operation, step, self._perform, self._host.advance)
             assert finished is not None, "a thread waits for each of its steps"
             done = True
             return finished.value
@@ -140,8 +132,7 @@ class _ThreadCall:
             if self._channel is not None:
                 release_channel(self._host, self._channel, done)
 
-    def perform(self, step: Step) -> StepResult:
-        """Carry out a step in this thread, without the lock."""
+    def _perform(self, step: Step) -> StepResult:
         if isinstance(step, WaitUntil):
             return self._wait(step)
         if isinstance(step, Work):

@@ -22,7 +22,7 @@ SHARED_OVERHEAD = 1300
 """Bytes that an entry in shared memory takes more: the mapping and the views of it."""
 TEXT = "text"
 """The codec of values that may take more memory decoded than encoded."""
-_NARROW_KEY_BYTES = "".__sizeof__()
+_EMPTY_KEY_BYTES = "".__sizeof__()
 _CONTINUED = bytes(range(0x80, 0xC0))  # bytes of UTF-8 that do not begin a character
 _BELOW_WIDE, _BELOW_ASTRAL = bytes(range(0xC4)), bytes(range(0xF0))
 SHARED_MAX = 8_192
@@ -32,10 +32,9 @@ SEEN = 2
 
 
 class MappedBody(NamedTuple):
-    """The bytes of a large value in this process, read-only.
+    """The bytes of a large value, read-only.
 
-    ``shared`` says that they are in a file that all processes of the host share, so that they take
-    no private memory.
+    ``shared``: they are in a file that all processes of the host share, and take no private memory.
     """
 
     view: memoryview
@@ -66,7 +65,9 @@ class Entry:
             value_bytes = len(body)  # as _value_bytes says, a call less
         else:
             value_bytes = _value_bytes(stored)
-        self.size = ENTRY_OVERHEAD + value_bytes + (len(key) if key.isascii() else _key_bytes(key))
+        # The bytes of the key beyond those of an empty text:
+        key_bytes = len(key) if key.isascii() else key.__sizeof__() - _EMPTY_KEY_BYTES
+        self.size = ENTRY_OVERHEAD + value_bytes + key_bytes
         self.sound = False
         self.visited: bool | int = False
         self.newer: Entry | None = None
@@ -76,13 +77,8 @@ class Entry:
         return f"<Entry {self.key!r} visited={self.visited}>"
 
 
-def _key_bytes(key: Key) -> int:
-    """Return the bytes that a key takes in Python beyond an empty text."""
-    return len(key) if key.isascii() else key.__sizeof__() - _NARROW_KEY_BYTES
-
-
 def _value_bytes(stored: Stored) -> int:
-    """Return the bytes that a value takes: encoded, or as decoded text if that is more.
+    """Return the bytes of a value: encoded, or as decoded text if that is more.
 
     One wide character makes all of a text wide.
     """
@@ -96,10 +92,9 @@ def _value_bytes(stored: Stored) -> int:
 
 
 class Cache:
-    """Entries by key, at most ``limit`` bytes of them.
+    """Entries by key, at most ``limit`` bytes of them; ``shared`` has those in shared memory.
 
     ``entries`` may be read without a lock; everything else is for the owner of the state.
-    ``shared`` has the entries in shared memory by token.
     """
 
     def __init__(self, limit: int) -> None:
@@ -156,11 +151,7 @@ class Cache:
         return entry
 
     def clear(self) -> None:
-        """Remove all entries.
-
-        The dictionary stays the same object and is emptied, so that a reader without a lock that
-        has a reference to it finds nothing any more.
-        """
+        """Remove all entries. A reader without a lock sees the same dictionary, emptied."""
         for entry in self.entries.values():
             entry.older = entry.newer = None  # so that no ring waits for the garbage collector
         self.entries.clear()

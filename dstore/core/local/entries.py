@@ -13,6 +13,7 @@ concern its entry.
 from __future__ import annotations
 
 from collections import OrderedDict
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from dstore.core.local.cache import Cache, Entry, MappedBody
@@ -29,7 +30,7 @@ LAPSED = float("-inf")
 
 
 class NewerEntry(NamedTuple):
-    """An entry that is newer than all invalidations up to ``seq``, not all of which are applied.
+    """An entry newer than all invalidations up to ``seq``, not all of which are applied.
 
     ``replaced`` says that there was an entry before it, which they may concern.
     """
@@ -38,21 +39,19 @@ class NewerEntry(NamedTuple):
     replaced: bool
 
 
+@dataclass(eq=False, repr=False)
 class Fill:
     """A request in flight whose reply may be stored in the cache.
 
     ``deleted`` is the highest number of an invalidation of the key that was applied meanwhile.
     """
 
-    __slots__ = ("deleted", "done", "epoch", "key", "reading", "session")
-
-    def __init__(self, key: Key, epoch: int, session: int, reading: bool) -> None:
-        self.key = key
-        self.reading = reading
-        self.epoch = epoch
-        self.session = session
-        self.deleted = 0
-        self.done = False
+    key: Key
+    epoch: int
+    session: int
+    reading: bool
+    deleted: int = 0
+    done: bool = False
 
     def __repr__(self) -> str:
         return f"<Fill {self.key!r} deleted={self.deleted} done={self.done}>"
@@ -96,8 +95,6 @@ class Entries:
         self.watching.void()
         self._ack_due = False
 
-    # ---- reading --------------------------------------------------------------------------
-
     def hit(self, key: Key, now: float, stale_ok: bool = False) -> Entry | None:
         """Return the entry of ``key`` if the lease is valid at ``now``."""
         entry = self.entries.get(key)
@@ -106,13 +103,11 @@ class Entries:
         entry.visited = True
         return entry
 
-    # ---- fills ----------------------------------------------------------------------------
-
     def begin_fill(self, key: Key, into: list[Fill], reading: bool = False) -> None:
         """Note that a request for ``key`` (``reading``: a GET) is about to be sent.
 
-        The fill is put ``into`` the list of the caller, which has to end it, before it is noted
-        here: so an interrupt between the two leaves no fill that is never ended.
+        The fill is put ``into`` the list of the caller before it is noted here: so an interrupt in
+        between leaves no fill that is never ended.
         """
         fill = Fill(key, self.epoch, self.session, reading)
         into.append(fill)
@@ -157,8 +152,7 @@ class Entries:
     def _note_newer(self, key: Key, seq: int) -> None:
         """Note that an entry is newer than all invalidations up to ``seq``.
 
-        It may be older than the entry that it replaces; then invalidations before ``seq`` do
-        concern it.
+        If it is older than the entry that it replaces, invalidations before ``seq`` concern it.
         """
         former = self._newer.pop(key, None)
         if seq > self.applied:
@@ -177,10 +171,7 @@ class Entries:
                 del self._fills[fill.key]
         fill.done = True  # last: if this is interrupted before, the fill is ended once more
 
-    # ---- invalidations --------------------------------------------------------------------
-
     def _apply(self, first: int, keys: list[Key]) -> None:
-        """Apply the invalidations ``first``, ``first + 1``, … that have not been applied."""
         for key in keys[max(0, self.applied + 1 - first) :]:
             self.applied += 1
             self.counters["deletions"] += 1

@@ -15,10 +15,12 @@ epoch or session voids lease, cache, fills in flight and ``applied`` together.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple, TypeAlias
 
 from dstore.config import LARGE_FROM_DEFAULT, VALUE_LIMIT_DEFAULT
-from dstore.core.local.effects import Announce, Dropped, LocalEffect, Subscribe, Tell
+from dstore.core.local.cache import Entry
 from dstore.core.local.entries import LAPSED, Entries
+from dstore.core.local.watching import Removal
 from dstore.protocol.messages import (
     NO_SESSION,
     Ack,
@@ -27,10 +29,12 @@ from dstore.protocol.messages import (
     Farewell,
     Goodbye,
     Hello,
+    Key,
     Refusal,
     Refused,
     Sync,
     Synced,
+    ToGlobal,
     ToLocal,
     Unstage,
     Unwait,
@@ -53,10 +57,44 @@ SYNCS_MAX = 64
 NEVER = float("inf")
 
 
-class LocalState(Entries):
-    """The state of one Local.
+class Tell(NamedTuple):
+    """Send a message to Global on the control channel. If it cannot be sent, it is dropped."""
 
-    ``random16`` returns 16 fresh random bytes; ``label`` names this Local for people;
+    message: ToGlobal
+
+
+class Subscribe(NamedTuple):
+    """A session has begun: receive the broadcasts of this epoch at this endpoint, and no others."""
+
+    epoch: int
+    publisher: str
+
+
+class Dropped(NamedTuple):
+    """These keys were cached and have been invalidated.
+
+    ``tokens`` name values in shared memory that are not to be kept; ``entries`` have held such
+    values, whose memory may take long to release.
+    """
+
+    keys: list[Key]
+    tokens: list[bytes]
+    entries: list[Entry]
+
+
+class Announce(NamedTuple):
+    """Pass removals to the watches; each has the number of a watcher, or ALL."""
+
+    removals: list[Removal]
+
+
+LocalEffect: TypeAlias = Tell | Subscribe | Dropped | Announce
+"""What the host has to do after an event, in the order given."""
+
+
+class LocalState(Entries):
+    """The state of one Local. ``random16`` returns 16 random bytes; ``label`` is for people.
+
     ``cache_bytes`` bounds the cache, ``reorder_keys_max`` the reorder buffer.
     """
 
@@ -124,11 +162,7 @@ class LocalState(Entries):
         return effects
 
     def tick(self, now: float) -> list[LocalEffect]:
-        """Do what is due.
-
-        It is also to be called after each batch of messages, since one acknowledgement serves many
-        invalidations.
-        """
+        """Do what is due. Also to be called after each batch of messages: one ACK serves many."""
         effects: list[LocalEffect] = []
         if self.closing:
             effects += self._goodbye_if_due(now)
@@ -243,10 +277,7 @@ class LocalState(Entries):
     # ---- lease ----------------------------------------------------------------------------
 
     def renew(self, now: float) -> None:
-        """Have a SYNC sent at once, or soon if one is under way.
-
-        The lease has lapsed, or invalidations were missed.
-        """
+        """Have a SYNC sent at once, or soon if one is under way."""
         if self.session:
             due = self._synced_at + RETRY_FIRST if self._sent_at else now
             self._sync_at = min(self._sync_at, max(now, due))
@@ -309,7 +340,6 @@ class LocalState(Entries):
             self._reorder_keys += len(message.keys)
 
     def _apply_reordered(self, now: float) -> None:
-        """Apply broadcasts of the reorder buffer up to the next gap."""
         if not self._reorder_buffer:
             return
         waiting, self._reorder_buffer, self._reorder_keys = self._reorder_buffer, [], 0
@@ -329,10 +359,6 @@ class LocalState(Entries):
         self.watching.begin(watcher, self.applied if self.session else None)
         self.renew(now)
 
-    def unwatch(self, watcher: int) -> None:
-        """End that."""
-        self.watching.end(watcher)
-
     def unstage(self, token: bytes) -> None:
         """Tell Global that an upload is abandoned."""
         if self.session:
@@ -349,10 +375,6 @@ class LocalState(Entries):
         """Return the number for the next request."""
         self._request += 1
         return self._request
-
-    def new_token(self) -> bytes:
-        """Return a new token."""
-        return self._random16()
 
     @property
     def next_write(self) -> int:

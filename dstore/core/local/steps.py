@@ -1,13 +1,9 @@
 """Steps: what operations and transfers yield, and the one loop that drives them.
 
 An operation is a generator that works on the LocalState. It yields a step whenever something takes
-time: a request, a wait, work that blocks. A host carries the step out and resumes the generator
-with a StepResult; the generator's return value is the result of the operation.
-
-Hosts differ in how they wait, not in how they take steps. A host that blocks its thread performs
-each step and returns its result at once. A host that waits for events returns None, and calls
-:func:`drive` again when the result is there. Threads, event loops, the simulation and the unit
-tests all use :func:`drive`.
+time: a request, a wait, work that blocks. A host performs the step, in its own way of waiting, and
+resumes the generator with a StepResult. Threads, event loops, the simulation and the unit tests all
+use :func:`drive`.
 """
 
 from __future__ import annotations
@@ -104,9 +100,8 @@ class TransferFailed(Exception):
 class StepResult:
     """The result of a step, and the time at which the operation goes on.
 
-    ``sent`` says that a message has been sent. ``body`` is the result of FetchBody, None if all
-    bytes went to ``into``; ``failed`` says why FetchBody or SendBody failed; ``value`` is the
-    result of Work.
+    ``body`` is None if all bytes went to ``into``; ``failed`` is for FetchBody and SendBody,
+    ``value`` for Work.
     """
 
     now: float
@@ -120,8 +115,6 @@ class StepResult:
 class Finished(Generic[T]):
     """The return value of an operation that has ended."""
 
-    __slots__ = ("value",)
-
     def __init__(self, value: T) -> None:
         self.value = value
 
@@ -134,18 +127,6 @@ Steps: TypeAlias = Generator[Any, StepResult, T]
 """An operation or a transfer."""
 
 
-class StepHost(Protocol):
-    """Carries out steps, those of operations or those of transfers."""
-
-    def advance(self, steps: Steps[Any], result: StepResult | None, /) -> Any:
-        """Do what :func:`take_step` does, under the host's lock if it has one."""
-        ...
-
-    def perform(self, step: Any, /) -> StepResult | None:
-        """Carry out a step. Returns None if its result will come later."""
-        ...
-
-
 def take_step(steps: Steps[T], result: StepResult | None) -> Any:
     """Resume with the result of the last step (None to begin). Returns a step, or Finished."""
     try:
@@ -154,16 +135,22 @@ def take_step(steps: Steps[T], result: StepResult | None) -> Any:
         return Finished(stop.value)
 
 
-def drive(steps: Steps[T], host: StepHost, step: Any) -> Finished[T] | None:
-    """Carry on until the operation ends. Returns None when the host waits for a step's result.
+def drive(
+    steps: Steps[T],
+    step: Any,
+    perform: Callable[[Any], StepResult | None],
+    advance: Callable[[Steps[Any], StepResult | None], Any] = take_step,
+) -> Finished[T] | None:
+    """Carry on with a step that was just taken, until the operation ends.
 
-    ``step`` is what ``advance`` has just returned; with the result of a step that it waited for,
-    the host advances and calls this again.
+    ``perform`` carries out a step; if its result will come later it returns None, and so does this.
+    With that result the host advances and calls this again. ``advance`` does what
+    :func:`take_step` does, under the host's lock if it has one.
     """
     while True:
         if type(step) is Finished:
             return step
-        result = host.perform(step)
+        result = perform(step)
         if result is None:
             return None
-        step = host.advance(steps, result)
+        step = advance(steps, result)

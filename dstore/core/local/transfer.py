@@ -69,10 +69,9 @@ def download(
     stall_timeout: float,
     chunk: int = CHUNK_BYTES,
 ) -> Transfer:
-    """Fetch a large value and ``write`` its parts (offset, bytes) in order.
+    """Fetch a large value and ``write`` its parts (offset, bytes) in order; see FetchBody.
 
-    ``envelope`` holds epoch, session and the transfer's request number; ``stall_timeout`` is in
-    seconds. Raises TransferFailed and Damaged.
+    Raises TransferFailed and Damaged.
     """
     assert isinstance(stored.body, Large)
     size = stored.body.size
@@ -111,10 +110,7 @@ def upload(
     stall_timeout: float,
     chunk: int = CHUNK_BYTES,
 ) -> Transfer:
-    """Send the bytes of a large value to Global, which keeps them for the SET that names them.
-
-    Raises TransferFailed.
-    """
+    """Send Global the bytes of a large value, for a SET that names it. Raises TransferFailed."""
     assert isinstance(stored.body, Large)
     size = stored.body.size
     pace = _Pace(now, stall_timeout)

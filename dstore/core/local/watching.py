@@ -38,11 +38,8 @@ class Watching:
         self._committed = 0
         self.uncommitted: deque[Removal] = deque()
 
-    def __repr__(self) -> str:
-        return f"<Watching {len(self.watchers)} uncommitted={len(self.uncommitted)}>"
-
     def begin(self, watcher: int, applied: int | None) -> None:
-        """Add a watcher. It gets a removal without a key first, since it has heard of nothing.
+        """Add a watcher; its first removal has no key, since it has heard of nothing.
 
         ``applied`` is None without a session: when one begins, everything counts as missed.
         """

@@ -166,7 +166,7 @@ def test_global_forgets_those_who_watch_no_more_or_have_gone() -> None:
     for member in (a, b):
         watcher(world, member)
     assert world.state.metrics(world.now)["watching"] == 2
-    a.state.unwatch(1)
+    a.state.watching.end(1)
     b.state.goodbye(world.now)
     world.live(LEASE)
     assert world.state.metrics(world.now)["watching"] == 0

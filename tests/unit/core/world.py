@@ -15,15 +15,13 @@ from typing import Any
 from dstore.core.authority.effects import GlobalEffect, Publish
 from dstore.core.authority.state import GlobalState
 from dstore.core.local import operations
-from dstore.core.local.effects import Dropped, LocalEffect, Subscribe, Tell
 from dstore.core.local.operations import Answer, ReadOptions, SetOutcome
-from dstore.core.local.state import LocalState
+from dstore.core.local.state import Dropped, LocalEffect, LocalState, Subscribe, Tell
 from dstore.core.local.steps import (
     Operation,
     Request,
     Step,
     StepResult,
-    Steps,
     WaitUntil,
     drive,
     take_step,
@@ -293,16 +291,13 @@ class Call:
     def resume(self, resumed: StepResult | None) -> None:
         self.step = None
         try:
-            finished = drive(self.operation, self, take_step(self.operation, resumed))
+            step = take_step(self.operation, resumed)
+            finished = drive(self.operation, step, self.perform)
         except Exception as error:
             self.done, self.error = True, error
         else:
             if finished is not None:
                 self.done, self.result = True, finished.value
-
-    def advance(self, operation: Steps[object], result: StepResult | None) -> Any:
-        """Take one step of the operation."""
-        return take_step(operation, result)
 
     def perform(self, step: Step) -> None:
         """Stop at each step: the test says what comes of it."""

@@ -20,8 +20,8 @@ is sent again as a new write. A deadline moves by the time that a transfer takes
 
 from __future__ import annotations
 
+from dstore.core.local.operations.exchange import join, scan, stats
 from dstore.core.local.operations.fetching import Answer, ReadOptions
-from dstore.core.local.operations.queries import join, scan, stats
 from dstore.core.local.operations.reading import PLAIN, SingleGet, get, wait
 from dstore.core.local.operations.writing import LargeBody, SetOutcome, delete, set_
 

@@ -1,15 +1,30 @@
-"""Requests: how an operation sends one until it is answered, or gives up."""
+"""Requests: how an operation sends one until it is answered, or gives up.
+
+The simplest operations are here too: scans, Global's metrics, and waiting for a session.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 from dstore.core.local.entries import Fill
 from dstore.core.local.state import LocalState
 from dstore.core.local.steps import Operation, Request, StepResult, WaitUntil
 from dstore.errors import GlobalUnavailable, RequestRefused
-from dstore.protocol.messages import DelReply, Refusal, Refused, Reply, RequestMessage, SetReply
+from dstore.protocol.messages import (
+    DelReply,
+    Key,
+    Refusal,
+    Refused,
+    Reply,
+    RequestMessage,
+    Scan,
+    ScanReply,
+    SetReply,
+    Stats,
+    StatsReply,
+)
 
 RESEND_FIRST, RESEND_MAX = 1.0, 4.0
 """Seconds after which an unanswered request is sent again; the pause doubles. The first pause is at
@@ -23,33 +38,25 @@ W = TypeVar("W", SetReply, DelReply)
 
 
 class Unanswered(Exception):
-    """An exchange has ended without an answer. ``unknown`` copies of it may still be executed."""
+    """A request has no answer, for the reason ``why``; by itself, since the deadline has passed.
 
-    why = ""
+    ``unknown`` copies of the request may still be executed.
+    """
 
-    def __init__(self, now: float, unknown: int) -> None:
+    def __init__(
+        self, now: float, unknown: int, why: str = "Global did not answer in time"
+    ) -> None:
         self.now = now
         self.unknown = unknown
+        self.why = why
 
 
 class SessionLost(Unanswered):
     """Global does not know the session any more."""
 
-    why = "Global, or what it knew of this Local, was lost before it answered"
-
-
-class TimedOut(Unanswered):
-    """The deadline has passed."""
-
-    why = "Global did not answer in time"
-
 
 class Declined(Unanswered):
-    """Global refuses the request for good; ``why`` is its reason."""
-
-    def __init__(self, now: float, unknown: int, why: str) -> None:
-        super().__init__(now, unknown)
-        self.why = why
+    """Global refuses the request for good."""
 
 
 def envelope(state: LocalState) -> tuple[int, int, int]:
@@ -76,10 +83,10 @@ def exchange(
     pause: float = RESEND_FIRST,
     first: StepResult | None = None,
 ) -> Operation[tuple[float, R]]:
-    """Send one request, in the session that it names, until it is answered.
+    """Send a request, in the session that it names, until it is answered.
 
-    It is sent again after ``pause`` seconds. If it was sent already, at ``now``, then ``first`` is
-    the result of that.
+    It is repeated after ``pause`` seconds. ``first`` is the result of sending it, if that was done
+    already, at ``now``.
     """
     unknown = 0
     pause = min(pause, (deadline - now) / 4)
@@ -98,14 +105,15 @@ def exchange(
                 state.last_error = f"it says: {reply.text}"
             if reply.refusal in (Refusal.OTHER_EPOCH, Refusal.UNKNOWN_SESSION):
                 state.refused(reply, now)
-                raise SessionLost(now, unknown)
+                why = "Global, or what it knew of this Local, was lost before it answered"
+                raise SessionLost(now, unknown, why)
             if reply.refusal not in (Refusal.CLOSING, Refusal.BUSY):
                 raise Declined(now, unknown, reply.text)
             now = (yield WaitUntil(lambda _: False, min(deadline, now + pause))).now
         elif reply is not None:
             raise Declined(now, unknown, f"it answered with {type(reply).__name__}")
         if now >= deadline:
-            raise TimedOut(now, unknown)
+            raise Unanswered(now, unknown)
         pause = min(2 * pause, RESEND_MAX)
 
 
@@ -128,8 +136,10 @@ def unavailable(state: LocalState) -> GlobalUnavailable:
     return GlobalUnavailable(f"Global did not answer in time; {last_error}")
 
 
-def note_refusal(state: LocalState, refused: Refused, now: float) -> None:
-    """Handle the refusal of a transfer: join again if the session is unknown, else raise."""
+def note_failed(state: LocalState, refused: Refused | None, now: float) -> None:
+    """Handle the failure of a transfer: join again if the session is unknown, else raise."""
+    if refused is None:
+        raise unavailable(state)
     if refused.refusal not in (Refusal.OTHER_EPOCH, Refusal.UNKNOWN_SESSION):
         raise RequestRefused(f"Global refused the transfer: {refused.text}")
     state.refused(refused, now)
@@ -140,3 +150,44 @@ def end_fills(state: LocalState, fills: Iterable[Fill]) -> None:
     for fill in fills:
         if not fill.done:
             state.end_fill(fill)
+
+
+def scan(
+    state: LocalState, prefix: str, after: Key, limit: int, now: float, deadline: float
+) -> Operation[ScanReply]:
+    """Read one page of the keys that begin with ``prefix``."""
+    return _read(
+        state, lambda: Scan(*envelope(state), prefix, after, limit), ScanReply, now, deadline
+    )
+
+
+def stats(state: LocalState, now: float, deadline: float) -> Operation[dict[str, object]]:
+    """Read Global's metrics."""
+    reply = yield from _read(state, lambda: Stats(*envelope(state)), StatsReply, now, deadline)
+    return reply.metrics
+
+
+def join(state: LocalState, now: float, deadline: float) -> Operation[float]:
+    """Wait for a session. If there is one, no time is needed. Returns the time after that."""
+    if state.session:
+        return now
+    return (yield from ensure_joined(state, now, deadline))
+
+
+def _read(
+    state: LocalState,
+    message: Callable[[], RequestMessage],
+    kind: type[R],
+    now: float,
+    deadline: float,
+) -> Operation[R]:
+    """Send a request that may be executed any number of times. Returns the reply."""
+    while True:
+        now = yield from ensure_joined(state, now, deadline)
+        try:
+            _, reply = yield from exchange(state, message(), kind, now, deadline)
+            return reply
+        except SessionLost as lost:
+            now = lost.now
+        except Unanswered as ended:
+            raise failure(state, ended) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -18,11 +19,10 @@ from dstore.core.local.operations.exchange import (
     envelope,
     exchange,
     failure,
-    note_refusal,
-    unavailable,
+    note_failed,
 )
 from dstore.core.local.state import LocalState
-from dstore.core.local.steps import FetchBody, Operation, Report, StepResult, Write
+from dstore.core.local.steps import FetchBody, Operation, Report, StepResult, TransferFailed, Write
 from dstore.errors import RequestRefused
 from dstore.protocol.messages import Found, Get, GetReply, Key, Large, Refusal, Stored, Wait
 
@@ -55,54 +55,78 @@ class ReadOptions(NamedTuple):
     wait: float = 0.0
 
 
+class Reading:
+    """A read under way: the keys that are still ``wanted``, and the ``answers`` so far.
+
+    Each message has ``span`` seconds. ``gone`` counts how often a large value was gone when it was
+    to be fetched.
+    """
+
+    def __init__(self, keys: Iterable[Key], options: ReadOptions, span: float) -> None:
+        self.wanted = dict.fromkeys(keys)
+        self.answers: dict[Key, Answer] = {}
+        self.options = options
+        self.span = span
+        self.gone: Counter[Key] = Counter()
+
+
+class Begun(NamedTuple):
+    """A request that was sent already: its message, its fills, and the result of sending it."""
+
+    message: Get
+    fills: list[Fill]
+    result: StepResult | None
+
+
 def fetch(
     state: LocalState,
+    reading: Reading,
     keys: list[Key],
-    wanted: dict[Key, None],
-    answers: dict[Key, Answer],
-    gone: dict[Key, int],
-    options: ReadOptions,
     now: float,
     deadline: float,
-) -> Operation[tuple[bool, float]]:
-    """Ask Global for keys; remove the keys that it has answered from ``wanted``.
+    begun: Begun | None = None,
+) -> Operation[tuple[float, float]]:
+    """Ask Global for keys that are wanted, and take its answers; ``begun`` was sent at ``now``.
 
-    ``gone`` counts how often a large value was gone before it had arrived. Returns whether Global
-    answered, and the time after that.
+    Returns the time after that, and the deadline for what is still wanted: the rest is another
+    message, with its own time.
     """
-    span = deadline - now
-    now = yield from ensure_joined(state, now, deadline)
+    options = reading.options
     message: Get | Wait
-    if options.wait:
-        message = Wait(*envelope(state), keys[0], options.wait)
-        deadline, pause = deadline + options.wait, RESEND_MAX
+    until, pause = deadline, RESEND_FIRST
+    if begun is not None:
+        message, fills, first = begun
     else:
-        message = Get(*envelope(state), keys)
-        pause = RESEND_FIRST
+        now = yield from ensure_joined(state, now, deadline)
+        fills, first = [], None
+        if options.wait:
+            message = Wait(*envelope(state), keys[0], options.wait)
+            until, pause = deadline + options.wait, RESEND_MAX
+        else:
+            message = Get(*envelope(state), keys)
     answered = False
-    fills: list[Fill] = []
     try:
-        for key in keys:
-            # Other threads do not wait for the answer to a WAIT, which may take long.
-            state.begin_fill(key, fills, not options.wait)
-        now, reply = yield from exchange(state, message, GetReply, now, deadline, pause)
+        if begun is None:
+            for key in keys:
+                # Other threads do not wait for the answer to a WAIT, which may take long.
+                state.begin_fill(key, fills, not options.wait)
+        now, reply = yield from exchange(state, message, GetReply, now, until, pause, first)
         answered = True
-        if not reply.items:
-            raise RequestRefused("Global answered a GET with nothing at all")
-        items = zip(fills, reply.items)
-        for fill, found in _take_small(state, items, wanted, answers, options.bodies):
+        if not 0 < len(reply.items) <= len(keys):
+            raise RequestRefused(
+                f"Global answered a request for {len(keys)} keys with {len(reply.items)} values"
+            )
+        for fill, found in _take_small(state, reading, zip(fills, reply.items)):
             if fill.done:
                 break  # the session has ended; the rest is asked for again
             result = yield FetchBody(
-                envelope(state), found.stored, span, options.into, options.report
+                envelope(state), found.stored, reading.span, options.into, options.report
             )
             now = result.now
             if result.failed is not None:
-                note_failed_body(state, result, fill.key, gone)
+                _note_failed_body(state, reading, fill.key, result.failed, now)
                 continue
-            del wanted[fill.key]
-            answers[fill.key] = take_body(state, fill, found, result.body)
-            state.end_fill(fill)
+            _take_large(state, reading, fill, found, result.body)
     except SessionLost as lost:
         now = lost.now
     except Unanswered as ended:
@@ -111,47 +135,50 @@ def fetch(
         if type(message) is Wait and not answered:
             state.unwait(message)
         end_fills(state, fills)
-    return answered, now
+    return now, now + reading.span if answered else deadline
 
 
 def _take_small(
-    state: LocalState,
-    items: Iterable[tuple[Fill, Found | None]],
-    wanted: dict[Key, None],
-    answers: dict[Key, Answer],
-    bodies: bool,
+    state: LocalState, reading: Reading, items: Iterable[tuple[Fill, Found | None]]
 ) -> list[tuple[Fill, Found]]:
     """Take the small values of a reply. Returns the large ones whose bytes are to be fetched."""
     large = []
     for fill, found in items:
-        if found is not None:
+        if found is None:
+            _take(state, reading, fill, None)
+        elif type(found.stored.body) is Large and reading.options.bodies:
+            large.append((fill, found))
+        else:
             entry = None
             if type(found.stored.body) is not Large:
                 entry = state.finish_fill(fill, found)
-            elif bodies:
-                large.append((fill, found))
-                continue
-            answers[fill.key] = Answer(entry, found.stored, False)
-        del wanted[fill.key]
-        state.end_fill(fill)
+            _take(state, reading, fill, Answer(entry, found.stored, False))
     return large
 
 
-def take_body(state: LocalState, fill: Fill, found: Found, body: MappedBody | None) -> Answer:
-    """Take a large value whose bytes have arrived; ``body`` is None if they went elsewhere."""
-    if body is None:
-        return Answer(None, found.stored, False)
-    entry = state.finish_fill(fill, found, body)
-    return Answer(entry, found.stored._replace(body=body.view), False)
+def _take_large(
+    state: LocalState, reading: Reading, fill: Fill, found: Found, body: MappedBody | None
+) -> None:
+    entry, stored = None, found.stored
+    if body is not None:  # else it went to ``into``
+        entry = state.finish_fill(fill, found, body)
+        stored = stored._replace(body=body.view)
+    _take(state, reading, fill, Answer(entry, stored, False))
 
 
-def note_failed_body(state: LocalState, result: StepResult, key: Key, gone: dict[Key, int]) -> None:
+def _take(state: LocalState, reading: Reading, fill: Fill, answer: Answer | None) -> None:
+    if answer is not None:
+        reading.answers[fill.key] = answer
+    del reading.wanted[fill.key]
+    state.end_fill(fill)
+
+
+def _note_failed_body(
+    state: LocalState, reading: Reading, key: Key, failed: TransferFailed, now: float
+) -> None:
     """Note that a large value did not arrive. Raises unless it may be asked for again."""
-    gone[key] = gone.get(key, 0) + 1
-    refused = result.failed.refusal if result.failed else None
-    if refused is None:
-        raise unavailable(state)
-    if refused.refusal is not Refusal.GONE:
-        note_refusal(state, refused, result.now)
-    if gone[key] >= ROUNDS_MAX:
+    reading.gone[key] += 1
+    if failed.refusal is None or failed.refusal.refusal is not Refusal.GONE:
+        note_failed(state, failed.refusal, now)
+    if reading.gone[key] >= ROUNDS_MAX:
         raise RequestRefused(MOVED)

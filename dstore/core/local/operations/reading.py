@@ -6,26 +6,10 @@ from collections.abc import Callable, Iterable
 
 from dstore.config import KEYS_PER_MESSAGE_MAX
 from dstore.core.local.entries import Fill
-from dstore.core.local.operations.exchange import (
-    RESEND_FIRST,
-    SessionLost,
-    Unanswered,
-    check_time,
-    end_fills,
-    envelope,
-    exchange,
-    failure,
-)
-from dstore.core.local.operations.fetching import (
-    Answer,
-    ReadOptions,
-    fetch,
-    note_failed_body,
-    take_body,
-)
+from dstore.core.local.operations.exchange import RESEND_FIRST, check_time, end_fills
+from dstore.core.local.operations.fetching import Answer, Begun, Reading, ReadOptions, fetch
 from dstore.core.local.state import LocalState
-from dstore.core.local.steps import FetchBody, Operation, Request, StepResult, WaitUntil
-from dstore.errors import RequestRefused
+from dstore.core.local.steps import Operation, Request, StepResult, WaitUntil
 from dstore.protocol.messages import Get, GetReply, Key, Large
 
 JOIN_MAX = 1.0
@@ -52,17 +36,16 @@ def get(
     wanted = dict.fromkeys(keys)
     if len(wanted) == 1:
         single = SingleGet(state, next(iter(wanted)), deadline, options.stale_ok)
-        return _get_one(single, now, options)
-    return _get_many(state, wanted, {}, now, deadline, options)
+        return single.run(now, options)
+    return _get_many(state, Reading(wanted, options, deadline - now), now, deadline)
 
 
 class SingleGet:
     """A GET of one key with the single request that is usually all it takes, in two halves.
 
-    :func:`get` uses it within an operation. A host that blocks may call :meth:`begin` and
-    :meth:`finish` itself, under its lock, which saves the generators; if either returns None,
-    :meth:`rest` is the operation that goes on from there. What gets in the way (no session, a
-    lapsed lease, another thread that asks for the key, a large value) is handled there.
+    A host that blocks calls :meth:`begin` and :meth:`finish` itself, under its lock, which saves
+    the generators. If either returns None (no session, a lapsed lease, another thread that asks for
+    the key, a large value), :meth:`rest` is the operation that goes on from there.
     """
 
     __slots__ = ("_begun_at", "_deadline", "_fills", "_key", "_message", "_stale_ok", "_state")
@@ -103,6 +86,22 @@ class SingleGet:
         self._state.end_fill(self._fills[0])
         return answers
 
+    def run(self, now: float, options: ReadOptions) -> Operation[dict[Key, Answer]]:
+        """Do all of it as one operation."""
+        result: StepResult | None = None
+        try:
+            begun = self.begin(now)
+            if isinstance(begun, dict):
+                return begun
+            if begun is not None:
+                result = yield begun
+                answers = self.finish(result)
+                if answers is not None:
+                    return answers
+            return (yield from self.rest(now, result, options))
+        finally:
+            self.end()
+
     def end(self) -> None:
         """End the fill, if it has not ended: a late reply is not stored."""
         end_fills(self._state, self._fills)
@@ -110,74 +109,27 @@ class SingleGet:
     def rest(
         self, now: float, result: StepResult | None, options: ReadOptions
     ) -> Operation[dict[Key, Answer]]:
-        """Go on after :meth:`begin` or :meth:`finish` has returned None.
-
-        ``result`` is that of the request, None if it was not sent.
-        """
-        state, key = self._state, self._key
-        gone: dict[Key, int] = {}
-        span = self._deadline - self._begun_at
-        deadline = self._deadline
-        try:
-            if self._message is not None:
-                now, reply = yield from exchange(
-                    state, self._message, GetReply, self._begun_at, deadline, first=result
-                )
-                if len(reply.items) != 1:
-                    raise RequestRefused(
-                        f"Global answered a GET of one key with {len(reply.items)} values"
-                    )
-                answers = self.finish(StepResult(now, reply))
-                if answers is not None:
-                    return answers
-                found = reply.items[0]
-                assert found is not None
-                if not options.bodies:
-                    return {key: Answer(None, found.stored, False)}
-                step = FetchBody(envelope(state), found.stored, span, options.into, options.report)
-                result = yield step
-                now, deadline = result.now, result.now + span
-                if result.failed is None:
-                    return {key: take_body(state, self._fills[0], found, result.body)}
-                note_failed_body(state, result, key, gone)
-        except SessionLost as lost:
-            now = lost.now
-        except Unanswered as ended:
-            raise failure(state, ended) from None
-        finally:
-            self.end()
-        return (yield from _get_many(state, {key: None}, gone, now, deadline, options))
-
-
-def _get_one(single: SingleGet, now: float, options: ReadOptions) -> Operation[dict[Key, Answer]]:
-    """Read the value of one key."""
-    result: StepResult | None = None
-    try:
-        begun = single.begin(now)
-        if isinstance(begun, dict):
-            return begun
-        if begun is not None:
-            result = yield begun
-            answers = single.finish(result)
-            if answers is not None:
-                return answers
-        return (yield from single.rest(now, result, options))
-    finally:
-        single.end()
+        """Go on after :meth:`begin` or :meth:`finish` has returned None, with the result so far."""
+        begun = None
+        if self._message is not None:
+            now = self._begun_at
+            begun = Begun(self._message, self._fills, result)
+        reading = Reading([self._key], options, self._deadline - self._begun_at)
+        return _get_many(self._state, reading, now, self._deadline, begun)
 
 
 def _get_many(
     state: LocalState,
-    wanted: dict[Key, None],
-    gone: dict[Key, int],
+    reading: Reading,
     now: float,
     deadline: float,
-    options: ReadOptions,
+    begun: Begun | None = None,
 ) -> Operation[dict[Key, Answer]]:
-    """Read the values of keys. ``gone`` counts how often a large one had gone."""
-    answers: dict[Key, Answer] = {}
-    stale_ok = options.stale_ok
-    span = deadline - now
+    """Read the values of keys. If the GET of the only one has ``begun``, it is finished first."""
+    wanted, answers = reading.wanted, reading.answers
+    stale_ok = reading.options.stale_ok
+    if begun is not None:
+        now, deadline = yield from fetch(state, reading, list(wanted), now, deadline, begun)
     waited: set[Key] = set()
     while wanted:
         if now >= state.lease_end and not stale_ok and any(key in state.entries for key in wanted):
@@ -195,11 +147,7 @@ def _get_many(
                 joined.append(fill)
         if asked:
             del asked[KEYS_PER_MESSAGE_MAX:]
-            answered, now = yield from fetch(
-                state, asked, wanted, answers, gone, options, now, deadline
-            )
-            if answered:
-                deadline = now + span  # the rest is another message, with its own time
+            now, deadline = yield from fetch(state, reading, asked, now, deadline)
         elif joined:
             waited.update(fill.key for fill in joined)
             until = now + min((deadline - now) / 2, JOIN_MAX)
@@ -226,22 +174,16 @@ def _all_ended(fills: list[Fill]) -> Callable[[float], bool]:
 def wait(
     state: LocalState, key: Key, now: float, deadline: float, stall_timeout: float
 ) -> Operation[Answer | None]:
-    """Wait until a key has a value, and return it; None if it has none until ``deadline``.
-
-    ``stall_timeout`` is the number of seconds that Global may take to answer beyond its wait.
-    """
-    gone: dict[Key, int] = {}
+    """Wait until a key has a value, and return it; None if it has none until ``deadline``."""
+    reading = Reading([], ReadOptions(), stall_timeout)
     while True:
         entry = state.hit(key, now)
         if entry is not None:
             return Answer(entry, None, True)
-        wanted: dict[Key, None] = {key: None}
-        answers: dict[Key, Answer] = {}
-        options = ReadOptions(wait=max(WAIT_MIN, min(WAIT_ROUND, deadline - now)))
-        _, now = yield from fetch(
-            state, [key], wanted, answers, gone, options, now, now + stall_timeout
-        )
-        if key in answers:
-            return answers[key]
-        if now >= deadline and not wanted:
+        span = max(WAIT_MIN, min(WAIT_ROUND, deadline - now))
+        reading.wanted, reading.options = {key: None}, ReadOptions(wait=span)
+        now, _ = yield from fetch(state, reading, [key], now, now + stall_timeout)
+        if key in reading.answers:
+            return reading.answers[key]
+        if now >= deadline and not reading.wanted:
             return None

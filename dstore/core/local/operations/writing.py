@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from dstore.config import BATCH_BYTES_MAX, ITEM_BYTES_MAX, KEYS_PER_MESSAGE_MAX
@@ -18,8 +19,7 @@ from dstore.core.local.operations.exchange import (
     envelope,
     exchange,
     failure,
-    note_refusal,
-    unavailable,
+    note_failed,
 )
 from dstore.core.local.state import LocalState
 from dstore.core.local.steps import Body, Operation, Report, SendBody
@@ -83,7 +83,8 @@ def set_(
     ``bodies`` has the bytes of large values by token; ``report`` is called with the progress of
     their transfers.
     """
-    outcomes: dict[Key, SetOutcome] = {}
+    setting = _Setting(state, replace, bodies, report)
+    outcomes = setting.outcomes
     span = deadline - now
     asked: list[SetItem] = []
     for item in items:
@@ -92,7 +93,7 @@ def set_(
         else:
             asked.append(item)
     for batch in _batches(asked):
-        now = yield from _bind(state, batch, replace, outcomes, bodies, now, deadline)
+        now = yield from setting.bind(batch, now, deadline)
         deadline = now + span
         for item in batch:  # each is bound as soon as it is there: uploads do not wait for long
             rounds = 0
@@ -100,68 +101,59 @@ def set_(
                 if rounds == ROUNDS_MAX:
                     raise GlobalUnavailable("Global has lost an upload again and again; try later")
                 rounds += 1
-                now = yield from _upload(state, item, outcomes, bodies, report, now, deadline)
+                now = yield from setting.upload(item, now, deadline)
                 if outcomes[item.key].status is SetStatus.ABSENT:
-                    now = yield from _bind(
-                        state, [item], replace, outcomes, bodies, now, now + span
-                    )
+                    now = yield from setting.bind([item], now, now + span)
                 deadline = now + span
     return outcomes
 
 
-def _bind(
-    state: LocalState,
-    batch: list[SetItem],
-    replace: bool,
-    outcomes: dict[Key, SetOutcome],
-    bodies: Mapping[bytes, LargeBody],
-    now: float,
-    deadline: float,
-) -> Operation[float]:
-    """Send one SET message and note the outcome of each key. Returns the time after that."""
+@dataclass
+class _Setting:
+    """The parts of :func:`set_`. Its methods note the outcomes, and return the time after that."""
 
-    def message(write: int) -> Set:
-        return Set(*envelope(state), write, state.seen, replace, batch)
+    state: LocalState
+    replace: bool
+    bodies: Mapping[bytes, LargeBody]
+    report: Report | None
+    outcomes: dict[Key, SetOutcome] = field(default_factory=dict)
 
-    keys = [item.key for item in batch]
-    now, reply, fills = yield from _write(state, keys, message, SetReply, now, deadline)
-    for item, fill, result in zip(batch, fills, reply.items):
-        if result.found is not None and type(result.found.stored.body) is Large:
-            result = result._replace(found=None)  # a large value is fetched when it is asked for
-        large = bodies.get(item.stored.token)
-        outcomes[item.key] = _fill(state, fill, item, result, large and large.mapped)
-    end_fills(state, fills)
-    return now
+    def bind(self, batch: list[SetItem], now: float, deadline: float) -> Operation[float]:
+        """Send one SET message."""
+        state = self.state
 
+        def message(write: int) -> Set:
+            return Set(*envelope(state), write, state.seen, self.replace, batch)
 
-def _upload(
-    state: LocalState,
-    item: SetItem,
-    outcomes: dict[Key, SetOutcome],
-    bodies: Mapping[bytes, LargeBody],
-    report: Report | None,
-    now: float,
-    deadline: float,
-) -> Operation[float]:
-    """Send Global the bytes of one item. Returns the time after that."""
-    now = yield from ensure_joined(state, now, deadline)
-    arrived = False
-    body = bodies[item.stored.token].body
-    try:
-        result = yield SendBody(envelope(state), item.stored, deadline - now, body, report)
-        arrived = result.failed is None
-    finally:
-        if not arrived:
-            state.unstage(item.stored.token)
-    if result.failed is not None:
-        refused = result.failed.refusal
-        if refused is None:
-            raise unavailable(state)
-        if refused.refusal in _STATUS_OF:
-            outcomes[item.key] = SetOutcome(_STATUS_OF[refused.refusal])
-        else:
-            note_refusal(state, refused, result.now)
-    return result.now
+        keys = [item.key for item in batch]
+        now, reply, fills = yield from _write(state, keys, message, SetReply, now, deadline)
+        for item, fill, result in zip(batch, fills, reply.items):
+            if result.found is not None and type(result.found.stored.body) is Large:
+                result = result._replace(found=None)  # it is fetched when it is asked for
+            large = self.bodies.get(item.stored.token)
+            self.outcomes[item.key] = _fill(state, fill, item, result, large and large.mapped)
+        end_fills(state, fills)
+        return now
+
+    def upload(self, item: SetItem, now: float, deadline: float) -> Operation[float]:
+        """Send Global the bytes of one item."""
+        state, stored = self.state, item.stored
+        now = yield from ensure_joined(state, now, deadline)
+        body = self.bodies[stored.token].body
+        arrived = False
+        try:
+            result = yield SendBody(envelope(state), stored, deadline - now, body, self.report)
+            arrived = result.failed is None
+        finally:
+            if not arrived:
+                state.unstage(stored.token)
+        if result.failed is not None:
+            refused = result.failed.refusal
+            if refused is not None and refused.refusal in _STATUS_OF:
+                self.outcomes[item.key] = SetOutcome(_STATUS_OF[refused.refusal])
+            else:
+                note_failed(state, refused, result.now)
+        return result.now
 
 
 def delete(
@@ -192,15 +184,13 @@ def _write(
     now: float,
     deadline: float,
 ) -> Operation[tuple[float, W, list[Fill]]]:
-    """Have a write executed once.
-
-    Returns the time, the reply, and the fills of a SET, which the caller ends.
-    """
+    """Have a write executed once. Returns the time, the reply, and fills for the caller to end."""
     while True:
         if not state.session or now >= deadline:
             now = yield from ensure_joined(state, now, deadline)
         write = state.next_write
         fills: list[Fill] = []
+        answered = False
         try:  # everything that begins below is ended, also when Ctrl-C comes in between
             state.begin_write(write)
             if kind is SetReply:
@@ -210,26 +200,20 @@ def _write(
             until = deadline + state.lease
             now, reply = yield from exchange(state, message(write), kind, now, until)
             if len(reply.items) != len(keys):
-                raise OutcomeUnknown(
-                    _named(keys), "Global answered with a wrong number of outcomes"
-                )
+                why = "Global answered with a wrong number of outcomes"
+                raise OutcomeUnknown([public(key) for key in keys], why)
+            answered = True
             return now, reply, fills
         except Unanswered as ended:
-            end_fills(state, fills)
             now = ended.now
             if ended.unknown:
-                raise OutcomeUnknown(_named(keys), ended.why) from None
+                raise OutcomeUnknown([public(key) for key in keys], ended.why) from None
             if not isinstance(ended, SessionLost):
                 raise failure(state, ended) from None
-        except BaseException:
-            end_fills(state, fills)
-            raise
         finally:
+            if not answered:
+                end_fills(state, fills)
             state.end_write(write)
-
-
-def _named(keys: Iterable[Key]) -> list[str | bytes]:
-    return [public(key) for key in keys]
 
 
 def _fill(

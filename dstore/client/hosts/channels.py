@@ -1,16 +1,31 @@
-"""Replies on a channel of one thread, and whether their values are what their keys name."""
+"""Requests, replies and transfers of large values, on a channel of one thread, without the lock."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 from dstore.client.hosts.core import Host, closed
 from dstore.config import CONTENT_PREFIX
-from dstore.core.local.steps import Request, StepResult
+from dstore.core.local.steps import (
+    FetchBody,
+    Report,
+    Request,
+    SendBody,
+    SendChunk,
+    StepResult,
+    Transfer,
+    TransferFailed,
+    TransferStep,
+    drive,
+    take_step,
+)
+from dstore.core.local.transfer import Damaged, upload
 from dstore.errors import BadMessage, ValueCorrupt
 from dstore.protocol import content, wire
 from dstore.protocol.messages import (
     REPLIES,
+    Chunk,
     Found,
     Get,
     GetReply,
@@ -19,6 +34,7 @@ from dstore.protocol.messages import (
     RequestMessage,
     Set,
     SetReply,
+    Staged,
     Wait,
 )
 from dstore.runtime import clock
@@ -31,10 +47,7 @@ begins only after the wait.
 
 
 def ask(host: Host, channel: Channel, step: Request) -> StepResult:
-    """Send a request and wait for its reply, without the lock.
-
-    Raises NodeClosed, and ValueCorrupt for a value that is not what its key names.
-    """
+    """Send a request and wait for its reply. Raises NodeClosed and ValueCorrupt."""
     request, until = step
     if not channel.send(wire.encode(request), until - clock.now()):
         return StepResult(0)
@@ -105,3 +118,59 @@ def verify(request: RequestMessage, reply: Reply) -> None:
             and not content.matches(key, found.stored)
         ):
             raise ValueCorrupt(f"the value that Global sent for {key} is not what it names")
+
+
+class Cancelled(Exception):
+    """Nothing waits for this transfer any more."""
+
+
+@dataclass
+class BodyTransfer:
+    """Carries out one FetchBody or SendBody step. ``cancelled`` is asked now and then."""
+
+    host: Host
+    channel: Channel
+    step: FetchBody | SendBody
+    cancelled: Callable[[], bool] = lambda: False
+
+    def run(self) -> StepResult:
+        """Move the value. Raises NodeClosed, ValueCorrupt and Cancelled."""
+        step = self.step
+        try:
+            if isinstance(step, FetchBody):
+                return StepResult(0, body=self.host.large.obtain(step, self._move, self._check))
+            self._move(
+                upload(step.envelope, step.stored, step.body, clock.now(), step.stall_timeout)
+            )
+        except TransferFailed as failed:
+            return StepResult(0, failed=failed)
+        except Damaged:
+            raise ValueCorrupt("the value was damaged on its way, or at Global") from None
+        return StepResult(0)
+
+    def _move(self, transfer: Transfer) -> None:
+        drive(transfer, take_step(transfer, None), self._perform)
+
+    def _check(self) -> None:
+        self.host.check_open()
+        if self.cancelled():
+            raise Cancelled
+
+    def _perform(self, step: TransferStep) -> StepResult:
+        self._check()
+        if isinstance(step, SendChunk):
+            frame, data = wire.encode(step.message), wire.data_of(step.message)
+            sent = self.channel.send(frame, step.until - clock.now(), data)
+            return StepResult(clock.now(), sent=sent)
+        request = self.step.envelope[2]
+        reply = receive_reply(self.host, self.channel, request, step.until, self._check)
+        if self.step.report is not None:
+            _report(self.step.report, reply, self.step.stored.size)
+        return StepResult(clock.now(), reply)
+
+
+def _report(report: Report, reply: Reply | None, size: int) -> None:
+    if isinstance(reply, Staged):
+        report("sending", reply.received, size)
+    elif isinstance(reply, Chunk):
+        report("fetching", min(size, reply.offset + len(reply.data)), size)
