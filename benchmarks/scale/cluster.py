@@ -117,7 +117,7 @@ class SimulatedLocal:
         """Receive the reply to a request."""
         if isinstance(message, DelReply):
             self.deleted.append(message)
-            self.state.end_write(message.request)
+            self.state.writing.discard(message.request)
         elif isinstance(message, GetReply):
             for fill, found in zip(self.filling.pop(message.request), message.items):
                 if found is not None:

@@ -69,12 +69,10 @@ class ReadOne(Command[T]):
         self.key = key
         self.timeout = timeout
         self.options = options
-        self.start = self._start
+        # Not a method, which would make the command refer to itself.
+        self.start = lambda state, _, now: operations.get(state, [key], now, now + timeout, options)
         self.finish = finish
         self.abort = None
-
-    def _start(self, state: LocalState, _: LargeValues, now: float) -> Operation[Answers]:
-        return operations.get(state, [self.key], now, now + self.timeout, self.options)
 
 
 class Commands:

@@ -203,13 +203,20 @@ class ChannelPool:
         self._closed = False
 
     def take(self) -> Channel:
-        """A channel for the calling thread. Raises GlobalUnavailable, NodeClosed."""
+        """A channel for the calling thread. Raises GlobalUnavailable, NodeClosed.
+
+        A thread has one channel at a time. Another one of its channels is from a call that Ctrl-C
+        ended just before it was given back, or while it was opened, and is closed here.
+        """
+        me = native.get_ident()
         with self._lock:
             while self._idle:
                 channel = self._idle.pop()
-                channel.user = native.get_ident()
+                channel.user = me
                 if not channel.closed:
                     return channel
+        for left in [each for each in list(self._open) if each.user == me]:
+            left.close()
         with opening_channel():
             return Channel(self._context, self._resolver, self._open)
 

@@ -63,7 +63,7 @@ def left_over(node: dstore.AsyncNode) -> dict[str, object]:
     with loop._host.lock:
         found: dict[str, object] = {
             "fills": dict(state._fills),
-            "writes": set(state._writing),
+            "writes": set(state.writing),
             "waiters": list(loop._host.waiters),
             "waiting": dict(pipeline.waiting),
             "reads": pipeline.reads,

@@ -365,7 +365,7 @@ MUTANTS = (
     ),
     Mutant(
         "outcome forgotten before it was seen",
-        (("core.local.state", "return min(self._writing, default=self.next_write)", "return self.next_write"),),
+        (("core.local.state", "return min(self.writing, default=self.next_write)", "return self.next_write"),),
     ),
     Mutant(
         "large value bound before all of it is here",

@@ -6,7 +6,7 @@ step, and never while it waits, so that it does not matter which thread takes th
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from typing import Any, TypeVar
 
 from dstore.client.large import LargeValues, random16
@@ -42,6 +42,9 @@ class Host:
         self.background_thread: int | None = None
         # Called once each, with the lock, when something has changed that they may wait for.
         self.waiters: list[Callable[[], None]] = []
+        # The calls of event loops that wait for a change, and whether there was one.
+        self.loop_calls: Sized = ()
+        self.changed = False
         self.asleep_until = LAPSED  # until when the background thread sleeps
         self.next_check = LAPSED  # when it next looks at evicted files, if there are any
         self._rate_limited_log = RateLimitedLog(log)
@@ -72,6 +75,9 @@ class Host:
 
     def notify(self) -> None:
         """Wake all that may have something to do after a change. With the lock."""
+        if self.loop_calls:  # first, and not registered anew each time: a waiter below may raise
+            self.changed = True
+            self.wake_background()
         if self.waiters:
             waiters, self.waiters = self.waiters, []
             for wake in waiters:

@@ -56,8 +56,7 @@ class LoopHost:
         self._timers = Timers()
         self._ended: deque[LoopCall] = deque()
         self._to_cancel: deque[tuple[LoopCall, BaseException]] = deque()
-        self._listens = False  # whether the host calls _note_change at the next change
-        self._changed = False  # something has changed that calls may wait for
+        host.loop_calls = self._untils
 
     # ---- in the threads of event loops ----------------------------------------------------
 
@@ -126,7 +125,7 @@ class LoopHost:
     @property
     def wake_at(self) -> float:
         """When :meth:`turn` is next due. With the lock."""
-        if self._pipeline.fresh or self._changed or self._to_cancel:
+        if self._pipeline.fresh or self._host.changed or self._to_cancel:
             return LAPSED
         return self._timers.wake_at
 
@@ -168,10 +167,9 @@ class LoopHost:
             self._cancel(*self._to_cancel.popleft())
 
     def _look_again(self) -> None:
-        if not self._changed:
+        if not self._host.changed:
             return
-        self._changed = False
-        self._listen()  # a step that is taken below is a change, too
+        self._host.changed = False  # a step that is taken below is a change, too
         now = clock.now()
         for call in list(self._untils):
             assert isinstance(call.step, WaitUntil)
@@ -184,17 +182,6 @@ class LoopHost:
             sent = call.sent
             self._pipeline.pause(call)
             self._go_on(call, StepResult(now, sent=sent))
-
-    def _listen(self) -> None:
-        if not self._listens:
-            self._listens = True
-            self._host.waiters.append(self._note_change)
-
-    def _note_change(self) -> None:
-        self._listens = False
-        if self._untils:
-            self._changed = True
-            self._host.wake_background()
 
     # ---- in any thread, with the lock -----------------------------------------------------
 
@@ -226,7 +213,6 @@ class LoopHost:
         if isinstance(step, (Request, WaitUntil)):
             if isinstance(step, WaitUntil):
                 self._untils[call] = None
-                self._listen()
             self._timers.set(call, step.until)
             self._timers.tidy(len(self._pipeline.waiting) + len(self._untils))
             if self.wake_at < self._host.asleep_until:

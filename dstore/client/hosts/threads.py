@@ -52,17 +52,27 @@ class ThreadHost:
 
     def _run(self, command: Command[Any]) -> Any:
         host = self._host
+        call = _ThreadCall(host, None)
+        operation: Operation[Any] | None = None
+        done = False
         try:
             with host.lock:
                 if host.stopping:
                     raise closed()
                 operation = command.start(host.state, host.large, clock.now())
                 step = host.advance(operation, None)  # while the time that it was given is right
-            return _ThreadCall(host, None).run(operation, step)
+            result = call.run(operation, step)
+            done = True
+            return result
         except BaseException as error:
+            if operation is not None:
+                host.end(operation)
             if command.abort is not None:
                 command.abort(error)
             raise
+        finally:
+            if call.channel is not None:
+                release_channel(host, call.channel, done)
 
     def _get(self, command: ReadOne[Any]) -> dict[Key, Answer]:
         """Read one key, without a generator if :class:`SingleGet` finds the plain case."""
@@ -71,6 +81,8 @@ class ThreadHost:
         deadline = now + command.timeout
         single = SingleGet(host.state, command.key, deadline, command.options.stale_ok)
         channel: Channel | None = None
+        operation: Operation[dict[Key, Answer]] | None = None
+        call: _ThreadCall | None = None
         done = False
         try:
             with host.lock:
@@ -98,15 +110,20 @@ class ThreadHost:
                         return answers
                     operation = single.rest(now, result, command.options)
                     step = host.advance(operation, None)
-            call, channel = _ThreadCall(host, channel), None
+            assert operation is not None
+            call = _ThreadCall(host, channel)
             answers = call.run(operation, step)
             done = True
             return answers
         finally:
             if not done:
                 with host.lock:
+                    if operation is not None:
+                        operation.close()
                     single.end()
                     host.notify()
+            if call is not None:
+                channel = call.channel
             if channel is not None:
                 release_channel(host, channel, done)
 
@@ -116,33 +133,28 @@ class _ThreadCall:
 
     def __init__(self, host: Host, channel: Channel | None) -> None:
         self._host = host
-        self._channel = channel
+        self.channel = channel
 
     def run(self, operation: Operation[T], step: Any) -> T:
-        """Carry out an operation, of which the first step is taken. Returns its result."""
-        done = False
-        try:
-            finished = drive(operation, step, self._perform, self._host.advance)
-            assert finished is not None, "a thread waits for each of its steps"
-            done = True
-            return finished.value
-        finally:
-            if not done:
-                self._host.end(operation)
-            if self._channel is not None:
-                release_channel(self._host, self._channel, done)
+        """Carry out an operation, of which the first step is taken. Returns its result.
+
+        The caller ends the operation if this raises, and releases the channel.
+        """
+        finished = drive(operation, step, self._perform, self._host.advance)
+        assert finished is not None, "a thread waits for each of its steps"
+        return finished.value
 
     def _perform(self, step: Step) -> StepResult:
         if isinstance(step, WaitUntil):
             return self._wait(step)
         if isinstance(step, Work):
             return StepResult(0, value=step.do())
-        if self._channel is None:
-            self._channel = self._host.link.channels.take()
+        if self.channel is None:
+            self.channel = self._host.link.channels.take()
         if isinstance(step, Request):
-            return ask(self._host, self._channel, step)
+            return ask(self._host, self.channel, step)
         assert isinstance(step, (FetchBody, SendBody))
-        return BodyTransfer(self._host, self._channel, step).run()
+        return BodyTransfer(self._host, self.channel, step).run()
 
     def _wait(self, step: WaitUntil) -> StepResult:
         """Return when the predicate may hold, or the time is up."""

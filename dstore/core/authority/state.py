@@ -71,7 +71,7 @@ class GlobalState:
         waits = self._waits = Waits(alarm)
         self._reads = Reads(epoch, engine, bulk, holders, log, invalidations.pending, waits, out)
         writes = self._writes = Writes(
-            epoch, engine, bulk, stages, holders, invalidations, waits, out
+            epoch, engine, bulk, stages, holders, invalidations, waits, out, alarm
         )
         self._memberships = Memberships(
             welcome,

@@ -26,7 +26,7 @@ from functools import partial
 from dstore.config import OUTCOMES_MAX
 from dstore.core.authority.acknowledgements import PendingDeletion
 from dstore.core.authority.budgets import text_bytes
-from dstore.core.authority.effects import Outbox, Refuse
+from dstore.core.authority.effects import Alarm, Outbox, Refuse
 from dstore.core.authority.holders import Holders
 from dstore.core.authority.invalidations import Invalidations
 from dstore.core.authority.reads import Waits
@@ -69,6 +69,7 @@ class Writes:
     _invalidations: Invalidations
     _waits: Waits
     _out: Outbox
+    _alarm: Alarm
     closing: bool = False
     _completed: deque[PendingDeletion] = field(default_factory=deque)  # to be committed
 
@@ -231,10 +232,15 @@ class Writes:
         raises, the other deletions are committed by the next call, at the latest in the next tick.
         """
         self._completed.extend(completed)
-        while self._completed:
-            self._commit(self._completed.popleft(), now)
-            if not self._completed:
-                self._completed.extend(self._invalidations.notify(now))
+        self._completed.extend(self._invalidations.notify(now))  # what such a call has left
+        try:
+            while self._completed:
+                self._commit(self._completed.popleft(), now)
+                if not self._completed:
+                    self._completed.extend(self._invalidations.notify(now))
+        except BaseException:
+            self._alarm.at(now)
+            raise
         self._invalidations.announce()
 
     def _commit(self, pending: PendingDeletion, now: float) -> None:

@@ -131,7 +131,7 @@ class LocalState(Entries):
         # requests and writes
         self._request = 0
         self._write = 0
-        self._writing: set[int] = set()
+        self.writing: set[int] = set()
         self._void(LAPSED)
 
     def __repr__(self) -> str:
@@ -223,7 +223,7 @@ class LocalState(Entries):
         self._reorder_buffer, self._reorder_keys = [], 0
         self._sent_at.clear()
         self._withdrawn = []
-        self._writing.clear()
+        self.writing.clear()
         self._sync_at = NEVER
         self._nonce = self._random16()
         self._hello_first, self._hello_at = NEVER, now
@@ -382,15 +382,14 @@ class LocalState(Entries):
         return self._write + 1
 
     def begin_write(self, write: int) -> None:
-        """Begin the write with this number, the next one, in the present session."""
-        self._writing.add(write)
-        self._write = write
+        """Begin the write with this number, the next one, in the present session.
 
-    def end_write(self, write: int) -> None:
-        """End a write, answered or abandoned."""
-        self._writing.discard(write)
+        It ends when its number leaves ``writing``, answered or abandoned.
+        """
+        self.writing.add(write)
+        self._write = write
 
     @property
     def seen(self) -> int:
         """A number below which every write has ended here."""
-        return min(self._writing, default=self.next_write)
+        return min(self.writing, default=self.next_write)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from dstore.core.local.state import RENEW
-from dstore.protocol.messages import Ack, Broadcast, DelStatus, Found, SetStatus, Sync
+from dstore.protocol.messages import Ack, Broadcast, DelStatus, Found, Goodbye, SetStatus, Sync
 from tests.unit.core.world import LEASE, Call, Member, World, body
 
 
@@ -295,3 +295,33 @@ def test_an_engine_that_raises_on_one_commit_does_not_keep_others_from_theirs(
     world.tick()
     assert [bool(deletion.replies) for deletion in deletions] == [False, True, True]
     assert not world.state._invalidations.pending
+
+
+def test_what_a_commit_has_started_is_completed_though_the_engine_raises_on_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A replacement without holders starts in the first commit of an event; the second raises."""
+    world = World()
+    a, b, c = world.joined("a", "b", "c")
+    world.engine_holds("k", "z")
+    a.get("k")
+    a.get("z")
+    b.begin_delete("k", "z").send()
+    c.begin_set(("k", b"bound again")).send()  # waits for the deletion of k
+    world.deliver(c.route, Goodbye(world.epoch, c.state.session))  # so c will hold nothing
+    replacement = b.begin_set(("k", b"new"), replace=True)
+    replacement.send()  # waits as well
+    remove = world.engine.remove
+
+    def failing(key: str, token: bytes) -> bool:
+        if key == "z":
+            raise RuntimeError("a bug")
+        return remove(key, token)
+
+    monkeypatch.setattr(world.engine, "remove", failing)
+    with pytest.raises(RuntimeError):
+        world.deliver(a.route, Ack(world.epoch, a.state.session, 2))
+    assert not replacement.replies
+    assert world.state.wake_at <= world.now
+    world.tick()
+    assert replacement.replies

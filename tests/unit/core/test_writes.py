@@ -400,7 +400,7 @@ def test_an_interrupt_in_the_middle_leaves_nothing_behind(
         with pytest.raises(KeyboardInterrupt):
             _ = a.begin_get("k") if kind == "get" else a.begin_set(("k", b"v"))
     assert not a.state._fills
-    assert not a.state._writing
+    assert not a.state.writing
 
 
 def test_replacements_that_wait_do_not_exceed_the_limit_together() -> None:

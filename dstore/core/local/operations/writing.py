@@ -127,12 +127,14 @@ class _Setting:
 
         keys = [item.key for item in batch]
         now, reply, fills = yield from _write(state, keys, message, SetReply, now, deadline)
-        for item, fill, result in zip(batch, fills, reply.items):
-            if result.found is not None and type(result.found.stored.body) is Large:
-                result = result._replace(found=None)  # it is fetched when it is asked for
-            large = self.bodies.get(item.stored.token)
-            self.outcomes[item.key] = _fill(state, fill, item, result, large and large.mapped)
-        end_fills(state, fills)
+        try:
+            for item, fill, result in zip(batch, fills, reply.items):
+                if result.found is not None and type(result.found.stored.body) is Large:
+                    result = result._replace(found=None)  # it is fetched when it is asked for
+                large = self.bodies.get(item.stored.token)
+                self.outcomes[item.key] = _fill(state, fill, item, result, large and large.mapped)
+        finally:
+            end_fills(state, fills)
         return now
 
     def upload(self, item: SetItem, now: float, deadline: float) -> Operation[float]:
@@ -213,7 +215,9 @@ def _write(
         finally:
             if not answered:
                 end_fills(state, fills)
-            state.end_write(write)
+            # Not in a function of its own: Ctrl-C may come when that is called, and a write that
+            # does not end keeps all later ones from being seen.
+            state.writing.discard(write)
 
 
 def _fill(

@@ -1,0 +1,109 @@
+"""Ctrl-C at the worst moments of a call leaves nothing behind that later calls would notice."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+import dstore
+from dstore.client.hosts import channels, threads
+from dstore.client.hosts.core import Host
+from dstore.core.local.entries import LAPSED
+
+
+def host_of(node: dstore.Node) -> Host:
+    assert node._local is not None
+    return node._local.host
+
+
+CALLS: dict[str, Callable[[dstore.Node], object]] = {
+    "get_many": lambda node: node.get_many(["k", "l"]),
+    "set": lambda node: node.set("k", 1),
+    "delete": lambda node: node.delete("k", wait=False),
+}
+
+
+@pytest.mark.parametrize("what", CALLS)
+def test_an_interrupt_after_the_first_step_ends_the_operation_at_once(
+    what: str, node: Callable[..., dstore.Node], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = node()
+    one.join()
+    host = host_of(one)
+    advance = host.advance
+
+    def interrupted(*arguments: Any) -> None:
+        advance(*arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(host, "advance", interrupted)
+        with pytest.raises(KeyboardInterrupt) as caught:
+            CALLS[what](one)
+    assert caught.value is not None  # as a prompt keeps it, with the frames of the call
+    assert not host.state._fills
+    assert not host.state.writing
+    assert one.get_many(["k", "l"]) == {}
+
+
+def test_an_interrupt_within_notify_costs_event_loops_no_later_change(
+    node: Callable[..., dstore.Node],
+) -> None:
+    one = node(timeout=10)
+    one.set("k", 1)
+    assert one.get("k") == 1
+    host = host_of(one)
+
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    async def read() -> object:
+        reading = asyncio.create_task(dstore.AsyncNode.sharing(one).get("k"))
+        while not host.loop_calls:  # noqa: ASYNC110  # a moment of another thread
+            await asyncio.sleep(0)
+        with host.lock:
+            host.waiters.append(interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                host.notify()
+        return await asyncio.wait_for(reading, 5)
+
+    with host.lock:
+        host.state.lease_end = LAPSED  # now a read waits until the lease has been renewed
+    assert asyncio.run(read()) == 1
+
+
+def test_a_channel_that_an_interrupt_has_left_is_closed_when_its_thread_opens_another(
+    node: Callable[..., dstore.Node], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = node()
+    one.join()
+    pool = host_of(one).link.channels
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    for module in (threads, channels):
+        monkeypatch.setattr(module, "release_channel", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        one.get("k", None)
+    monkeypatch.undo()
+    (left,) = pool._open
+    assert one.get("k", None) is None
+    assert left.closed
+    assert len(pool._open) == 1
+
+
+def test_a_read_leaves_no_cycle_to_the_garbage_collector(node: Callable[..., dstore.Node]) -> None:
+    command = node()._commands.get("k", None)
+    gone = weakref.ref(command)
+    gc.disable()
+    try:
+        del command
+        assert gone() is None
+    finally:
+        gc.enable()
