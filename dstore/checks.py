@@ -39,7 +39,7 @@ def seconds(name: str, value: Any, least: float, most: float) -> float:
         number = float(value)
     except OverflowError:
         number = math.inf
-    if not least <= number <= most:  # nor is nan
+    if not least <= number <= most:  # nan is refused, too
         raise ValueError(f"{name} is {least:,g} to {most:,g} seconds, not {shown(value)}")
     return number
 
@@ -134,7 +134,7 @@ def shown(value: Any) -> str:
     kind = type(value).__name__
     try:
         said = _reprs.repr(value)
-    except Exception:  # an int of thousands of digits, for one
+    except Exception:  # for example, an int of thousands of digits
         return f"something of the type {kind}"
     if len(said) > SHOWN_MAX:
         said = f"{said[:SHOWN_MAX]}..."

@@ -28,7 +28,7 @@ def is_plain(text: str) -> bool:
 def visible(text: str, *, lines: bool = False) -> str:
     """Return the text with each unsafe character replaced by its escape.
 
-    Unsafe are all characters that Python calls not printable (control and format characters, line
+    All characters that Python calls not printable are unsafe (control and format characters, line
     and other separators, lone surrogates, unassigned ones) and a few invisible ones. Blanks and
     tabs stay, and with ``lines`` so do newlines. Backslashes are not doubled: the result is for
     people, not for parsing.

@@ -39,7 +39,7 @@ MESSAGE_MAX = 2000
 
 
 def one_line(error: BaseException) -> str:
-    """Return the message of an error on one line that steers no terminal."""
+    """Return the message of an error on one line, without terminal controls."""
     return _line_of(str(error)) or type(error).__name__
 
 
@@ -65,7 +65,7 @@ def leaving_on_signals() -> Iterator[None]:
     """Let SIGTERM and SIGHUP end this block as Ctrl-C does.
 
     No half file is left, and the Node says goodbye to Global. It works in the main thread alone. A
-    signal that is ignored stays ignored, as nohup wants it.
+    signal that is ignored stays ignored, as nohup requires.
     """
 
     def leave(signum: int, frame: FrameType | None) -> NoReturn:

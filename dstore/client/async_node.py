@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import AsyncIterator, Callable, Coroutine
-from typing import Any, Concatenate, NoReturn, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 from dstore import checks, config
 from dstore.client import translate
@@ -167,11 +167,13 @@ class AsyncNode:
         """Return whether the key has a value, as ``key in node`` does for a Node."""
         return self._node._hit(key) is not None or await self._do(self._commands.contains(key))
 
-    def __contains__(self, key: object) -> NoReturn:
-        """Raise TypeError: ``in`` cannot wait. See :meth:`contains`."""
-        raise TypeError(
-            f"`in` cannot wait for Global; use `await node.contains({checks.shown(key)})`"
-        )
+    if not TYPE_CHECKING:  # a type checker reports it by itself
+
+        def __contains__(self, key):
+            """Raise TypeError: ``in`` cannot wait. See :meth:`contains`."""
+            raise TypeError(
+                f"`in` cannot wait for Global; use `await node.contains({checks.shown(key)})`"
+            )
 
     get_many = _coroutine(Node.get_many)
     get_file = _coroutine(Node.get_file)

@@ -132,7 +132,7 @@ class LargeValues:
             former.close()
 
     def _leave(self) -> HostMemory | None:
-        """Belong to no epoch any more. Returns the memory, to be closed without the lock."""
+        """Leave the present epoch. Returns the memory, to be closed without the lock."""
         self._ended_epochs.add(self._epoch)
         former, self._memory, self._epoch = self._memory, None, 0
         return former
@@ -160,7 +160,7 @@ class LargeValues:
     # ---- writing --------------------------------------------------------------------------
 
     def keep(self, epoch: int, encoded: Encoded) -> Upload:
-        """Put a value where it can be uploaded from, and be read by the Nodes of this host."""
+        """Store a value so that it can be uploaded, and read by the Nodes of this host."""
         written = self._written(epoch, encoded.codec, encoded.size, encoded.parts)
         if written is not None:
             return written
@@ -237,7 +237,7 @@ class LargeValues:
                 except NoRoom:  # the folder was left meanwhile, as when the Node is closed
                     continue
             if not waiting.pause(memory.progress(token)):
-                break  # the process that fetches it makes no progress
+                break  # the process that fetches the value makes no progress
         if step.into is not None:
             self._fetch(step, step.into, move)
             return None

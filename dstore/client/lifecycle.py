@@ -1,9 +1,9 @@
-"""The life of a Node: its Local is made, survives or leaves a fork, and is closed.
+"""The life of a Node: its Local is made, made again in a forked child, and closed.
 
 A Node has one Local at a time. It is made with the Node, and once more in each forked child on
 first use: the parent's lease, cache, sockets, threads and locks are not usable there. Nodes that
-are open when Python exits are closed, so that Global hears a goodbye and does not have to wait for
-their leases.
+are open when Python exits are closed, so that Global receives a goodbye and does not have to
+wait for their leases.
 """
 
 from __future__ import annotations
@@ -152,11 +152,11 @@ class Lifecycle:
 class _Place:
     """The line, outside of dstore, that is making a Node."""
 
-    __slots__ = ("file", "line")  # of others Python 3.11 does not find where they were allocated
+    __slots__ = ("file", "line")  # without slots Python 3.11 does not find where it was allocated
 
     def __init__(self) -> None:
         frame: FrameType | None = sys._getframe()
-        while frame and frame.f_globals.get("__name__", "").partition(".")[0] == PACKAGE:
+        while frame and (frame.f_globals.get("__name__") or "").partition(".")[0] == PACKAGE:
             frame = frame.f_back
         self.file = frame.f_code.co_filename if frame else "?"
         self.line = frame.f_lineno if frame else 1

@@ -84,13 +84,13 @@ class Node(Lifecycle):
         of more than 1 MiB are returned as a read-only memoryview over such memory. Raises
         KeyMissing if the key has no value and no ``default`` is given.
         """
-        # A hit, step by step as in _hit: a call less, for what is done most often.
+        # The steps of _hit, inline: a hit is the most frequent call, and this saves a call.
         state = self._state
         entries = state.entries
         lease_end = state.lease_end
         try:
             entry = entries[key if type(key) is str else translate.key_name(key)]
-        except KeyError:  # not here, or a text that does not name its key as dstore does
+        except KeyError:  # not cached, or a text that is not the one text of its key
             return self._do(self._commands.get(key, default))
         if clock.now() >= lease_end:
             return self._do(self._commands.get(key, default))
@@ -146,7 +146,7 @@ class Node(Lifecycle):
         state = self._state
         entries = state.entries  # of one session; emptied when that ends
         lease_end = state.lease_end
-        # Only of text itself are hash and equality known to be those of the key.
+        # Only for the type str itself are hash and equality known to be those of the key.
         entry = entries.get(key if type(key) is str else translate.key_name(key))
         if entry is None or clock.now() >= lease_end:
             return None

@@ -117,7 +117,7 @@ class Watch:
         return self._next(0)  # an event that came in between has not called ``signal``
 
     def forget(self, signal: Callable[[], None]) -> None:
-        """Do not call this signal any more."""
+        """Remove a signal, so that it is not called any more."""
         with contextlib.suppress(ValueError):
             self._signals.remove(signal)
 

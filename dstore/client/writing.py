@@ -33,14 +33,14 @@ Start: TypeAlias = Callable[[LocalState, LargeValues, float], Operation[T]]
 class Writing:
     """One write of large values or of a file: one of its operations is to be used, once.
 
-    ``count`` is called with what a look-up has found, and the number of keys it was for.
+    ``count`` is called with the answers of a look-up and the number of its keys.
     """
 
     timeout: float
     replace: bool
     progress: Progress | None
     count: Callable[[Mapping[Key, Answer], int], None]
-    _uploads: list[Upload] = field(default_factory=list)  # that are not bound
+    _uploads: list[Upload] = field(default_factory=list)  # those that are not bound yet
     _files: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
     def abort(self, error: BaseException) -> None:
@@ -60,7 +60,7 @@ class Writing:
         hashed = yield Work(lambda: digest(encoded))
         key = content.address(hashed.value)
         bound, now = yield from self._is_bound(state, key, hashed.now)
-        if not bound:  # else its bytes need not be stored again
+        if not bound:  # if it is bound, its bytes are stored already
             yield from self.values({key: encoded}, state, large, now)
         return key
 
@@ -114,7 +114,7 @@ class Writing:
         options = ReadOptions(bodies=False)
         answers = yield from operations.get(state, [key], now, now + self.timeout, options)
         self.count(answers, 1)
-        result = yield WaitUntil(lambda _: True, now)  # takes no time, and tells it
+        result = yield WaitUntil(lambda _: True, now)  # returns at once, with the time
         return key in answers, result.now
 
     def put_file(

@@ -26,7 +26,7 @@ class Encoded(NamedTuple):
         return f"<Encoded {self.codec} bytes={self.size} parts={len(self.parts)}>"
 
     def joined(self) -> bytes:
-        """The whole body. It is copied unless it is one ``bytes`` object already."""
+        """Return the whole body. It is copied unless it is one ``bytes`` object already."""
         if len(self.parts) == 1 and type(self.parts[0]) is bytes:
             return self.parts[0]
         return b"".join(self.parts)
@@ -37,7 +37,7 @@ def whole(codec: str, body: Buffer) -> Encoded:
 
 
 def joint(codec: str, parts: Iterable[Buffer]) -> Encoded:
-    """An Encoded with a body of several parts; empty ones are left out."""
+    """Return an Encoded with a body of several parts; empty ones are left out."""
     kept = tuple(part for part in parts if len(part))
     return Encoded(codec, kept, sum(map(len, kept)))
 

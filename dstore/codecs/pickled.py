@@ -47,7 +47,7 @@ def encode(value: object) -> Encoded:
 
 
 def decode(body: Buffer) -> tuple[object, bool]:
-    """A new value over the body, which the caller has made read-only.
+    """Unpickle a value over the body, which the caller has made read-only.
 
     It may run any program, and raise any exception.
     """

@@ -98,7 +98,7 @@ class Codecs:
         Codecs for types of the user's own.
     pickle
         Whether to pickle values that no other codec takes, and to unpickle what others have
-        pickled. Then everybody who can write to Global can run any program in this process.
+        pickled. Then every program that can write to Global can run code in this process.
 
     Raises
     ------

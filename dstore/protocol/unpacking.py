@@ -2,13 +2,13 @@
 
 A list within a list takes one byte in a frame and 72 bytes in Python: unpacked as a whole, 31 MiB
 from a stranger become 2.4 GiB before anything is checked. So only small frames are unpacked as a
-whole. Of any other frame the shape comes first: msgpack unpacks one field at a time, and refuses by
-itself each list, table and extension that is not empty. A list that has its place in a message is
-opened by its reader, which knows how long it may be. A few items of a long list are unpacked
+whole. Any other frame is unpacked one field at a time, and msgpack itself refuses each list,
+table and extension that is not empty. A list that the message expects is opened by its reader,
+which knows how long it may be. A few items of a long list are unpacked
 together, and checked before the next ones are.
 
-Beside the frame this takes at most two copies of it, its contents (four bytes for one where they
-are text of wide characters), some hundred bytes for each item of a list, whose number has a bound,
+Beside the frame this takes at most two copies of it, its contents (four times as much where they
+are wide text), some hundred bytes for each item of a list, whose number has a bound,
 and 4 MiB.
 """
 

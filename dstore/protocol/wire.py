@@ -163,7 +163,7 @@ def _decode(frame: Buffer, data: Buffer | None, table: _Table) -> Any:
     if len(packed) > QUICK_BYTES_MAX:
         return _read_all(packed, data, table)
     try:
-        things = unpackb(  # as unpacking.unpacked does, with one call less
+        things = unpackb(  # as in unpacking.unpacked, without the call
             packed,
             unicode_errors="surrogateescape",
             max_array_len=QUICK_ITEMS_MAX,

@@ -27,7 +27,7 @@ class TaskEvent(Protocol):
 
 
 def task_event() -> TaskEvent:
-    """An event for the task that runs here. Raises RuntimeError outside a task."""
+    """Return an event for the task that runs here. Raises RuntimeError outside a task."""
     trio = sys.modules.get("trio")
     if trio is not None and _runs(trio):
         return _TrioEvent(trio)

@@ -146,9 +146,9 @@ T = TypeVar("T")
 
 
 def here() -> HubInbox | None:
-    """The inbox of the greenlets that would stop running if this one blocked.
+    """Return the inbox of the greenlets that would stop running if this one blocked.
 
-    None if there are none, so that blocking is right.
+    Returns None if there are none; then the caller may block.
     """
     gevent = sys.modules.get("gevent._hub_local")
     if gevent is not None:

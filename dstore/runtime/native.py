@@ -69,7 +69,7 @@ else:
     local = _own._local
 
 get_ident: Callable[[], int] = _own.get_ident
-"""The number of the calling thread; the same for all its greenlets."""
+"""Returns the number of the calling thread, which all its greenlets share."""
 Empty = _queue.Empty
 SimpleQueue = _queue.SimpleQueue
 

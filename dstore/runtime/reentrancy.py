@@ -14,7 +14,7 @@ inside: dict[int, object] = {}
 
 
 def here() -> object | None:
-    """The Local whose call this thread is carrying out, or None."""
+    """Return the Local whose call this thread is carrying out, or None."""
     return inside.get(native.get_ident())
 
 

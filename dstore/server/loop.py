@@ -31,7 +31,7 @@ FINISH_SLACK = 0.5
 """Seconds beyond one lease within which the last answers must have been given."""
 
 
-class Settings(NamedTuple):
+class GlobalSettings(NamedTuple):
     """The parameters of :class:`dstore.Global` that it needs when it binds.
 
     ``publisher`` is empty if it follows from ``address``. ``shm`` is None for the default folder.
@@ -53,7 +53,7 @@ class Loop:
     One thread serves. :meth:`wake` may be called from any thread and from signal handlers.
     """
 
-    def __init__(self, settings: Settings, engine: Engine) -> None:
+    def __init__(self, settings: GlobalSettings, engine: Engine) -> None:
         self.settings = settings
         self.router: Router | None = None
         self._engine = engine
@@ -94,7 +94,7 @@ class Loop:
         return router.address, router.publisher
 
     def wake(self) -> None:
-        """Make the thread that serves look whether it should go on."""
+        """Make the serving thread check whether it should go on."""
         if self.router is not None:
             self.router.wake()
 
@@ -155,7 +155,7 @@ class Loop:
         return arrived is not None
 
     def _guarded(self, step: Callable[..., None], *arguments: Any) -> None:
-        """Log an exception: a bug that one message meets must not end the service of all others."""
+        """Log an exception: a bug that one message triggers must not end the service for others."""
         try:
             step(*arguments)
         except Exception:
@@ -186,7 +186,7 @@ class Loop:
     # ---- what strangers send --------------------------------------------------------------
 
     def _warn_of_cut(self, message: str, *arguments: object) -> None:
-        """The router has cut off a connection."""
+        """Count and log a connection that the router has cut."""
         if self._serving:
             self.state.counters["cut"] += 1
         self._rate_limited_log.warning(message, *arguments)

@@ -15,7 +15,7 @@ from dstore.errors import AddressError, GlobalClosed, GlobalServing
 from dstore.runtime import greenlets as green
 from dstore.runtime import native, reentrancy
 from dstore.server.engines.memory import MemoryEngine
-from dstore.server.loop import Loop, Settings, log
+from dstore.server.loop import GlobalSettings, Loop, log
 from dstore.shm import check_root
 from dstore.transport import addresses
 from dstore.transport.limits import no_threads
@@ -25,11 +25,11 @@ WAIT_MAX = 0.5
 only after that wait.
 """
 STOPPED, CLOSED = "was stopped", "was closed"
-"""How the owner of a Global has ended it."""
+"""How the owner of a Global has ended it, for error messages."""
 
 
 class Phase(enum.Enum):
-    """How far the life of a Global has come."""
+    """The stage of a Global's life."""
 
     NEW = "new"
     BOUND = "bound"
@@ -122,7 +122,7 @@ class Global:
         address = addresses.check(checks.text("address", address), bind=True)
         if publisher is not None:
             publisher = addresses.check(checks.text("publisher", publisher), bind=True)
-        self._settings = Settings(
+        self._settings = GlobalSettings(
             address,
             publisher or "",
             checks.seconds("lease", lease, config.LEASE_MIN, config.LEASE_MAX),
@@ -376,7 +376,7 @@ class Global:
 
     def _serve_here(self) -> None:
         """Serve in the thread that :meth:`start` makes."""
-        with self._lock:  # start() has it
+        with self._lock:  # until start() releases it
             if self._thread is None or not self._thread.is_this():
                 return
         try:

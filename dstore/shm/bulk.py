@@ -123,7 +123,7 @@ class BufferPool:
 
 
 def bulk_for(epoch: int, root: str | None = None) -> Bulk:
-    """The place for the large values of one epoch of a Global.
+    """Return the place for the large values of one epoch of a Global.
 
     In shared memory under ``root`` (see :func:`dstore.shm.open_memory`), else in its own memory.
     """

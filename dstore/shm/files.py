@@ -82,7 +82,7 @@ def _open(here: Directory, name: str, mode: str, more: int) -> io.FileIO:
 
 
 def status(here: Directory, name: str) -> os.stat_result | None:
-    """The status of what has this name. None if there is nothing, or it cannot be known."""
+    """Return the status of a name, or None if there is no such file or it cannot be read."""
     try:
         return os.stat(name, dir_fd=here.fd, follow_symlinks=False)
     except OSError:
@@ -90,7 +90,7 @@ def status(here: Directory, name: str) -> os.stat_result | None:
 
 
 def is_linked(file: io.FileIO, here: Directory, name: str) -> bool:
-    """Whether an open file still has this name: it may have been removed or replaced."""
+    """Return whether an open file still has this name: it may have been removed or replaced."""
     try:
         there = os.stat(name, dir_fd=here.fd, follow_symlinks=False)
     except (FileNotFoundError, NotADirectoryError):

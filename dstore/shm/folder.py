@@ -76,7 +76,7 @@ def _entered(here: Directory) -> Folder | None:
 
 @native.in_forked_child
 def _after_fork_in_child() -> None:
-    """No lock is this process's. To close the descriptors does not touch the parent's locks."""
+    """Forget the folders: the locks are the parent's, and closing descriptors keeps them."""
     for folder in entered:
         folder.forked()
     entered.clear()
@@ -103,7 +103,7 @@ def enter(root: str, epoch: int, tries: int = ENTER_TRIES) -> Folder:
 
 
 def _try_to_enter(base: Directory, name: str) -> Folder | None:
-    """None if another process is removing the folder, or has removed it in between."""
+    """Enter the folder. Returns None if another process is removing it or has removed it."""
     user = files.user_folder()
     base.make_folder(user)  # a FileNotFoundError here means that the root is missing
     folder = None
@@ -139,7 +139,7 @@ def _lock(parent: Directory, here: Directory) -> Folder | None:
 
 
 def _is_current(parent: Directory, here: Directory, lock_file: io.FileIO) -> bool:
-    """Whether a process that enters by name would find this folder and this lock."""
+    """Return whether a process that enters by name would find this folder and this lock."""
     name = os.path.basename(here.path)
     return parent.has(name, here) and files.is_linked(lock_file, here, LOCK)
 

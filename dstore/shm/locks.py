@@ -33,12 +33,12 @@ def _after_fork_in_child() -> None:
 
 
 def try_shared(file: io.FileIO) -> bool:
-    """Take the lock along with others. False if another process has it exclusively."""
+    """Take the shared lock. Returns False if another process has it exclusively."""
     return _try(file, fcntl.LOCK_SH)
 
 
 def try_exclusive(file: io.FileIO) -> bool:
-    """Take the lock exclusively. False if another process has it."""
+    """Take the lock exclusively. Returns False if another process has it."""
     return _try(file, fcntl.LOCK_EX)
 
 

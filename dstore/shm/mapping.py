@@ -117,7 +117,7 @@ class Pipe:
         return memoryview(copy).toreadonly()
 
     def reaches(self, view: memoryview) -> bool:
-        """Whether the last byte is there. For any thread."""
+        """Return whether the last byte is there. Safe from any thread."""
         try:
             system.write(self._writer, view[-1:])
             system.read(self._reader, PIPE_BYTES)
@@ -129,7 +129,7 @@ class Pipe:
 
 
 def copied(view: memoryview) -> memoryview | None:
-    """Copy mapped bytes. None if they are not there any more, or no descriptors are left."""
+    """Copy mapped bytes. Returns None if they are gone, or no descriptors are left."""
     with contextlib.suppress(OSError), contextlib.closing(Pipe()) as pipe:
         return pipe.copy(view)
     return None
@@ -145,7 +145,7 @@ def is_whole(view: memoryview) -> bool:
 
 
 def _open_pipe() -> Pipe | None:
-    """The pipe of this process. None if no descriptors are left: then nothing can be checked."""
+    """Return the pipe of this process, or None if no descriptors are left: nothing is checked."""
     global _pipe
     with _pipe_lock:
         if _pipe is None:

@@ -69,7 +69,7 @@ class HostMemory:
     # ---- reading --------------------------------------------------------------------------
 
     def find(self, token: bytes, size: int) -> memoryview | None:
-        """The value, read-only. None unless it is here in full and has ``size`` bytes."""
+        """Return the value, read-only, or None unless it is complete and has ``size`` bytes."""
         folder = self._folder
         return None if folder is None else files.find(folder.directory, token, size)
 
@@ -82,7 +82,7 @@ class HostMemory:
         mapped: memoryview | None,
         allocate: Callable[[int], bytearray | memoryview] = bytearray,
     ) -> memoryview | None:
-        """A copy of a part of a value of ``size`` bytes. None if the bytes are lost.
+        """Return a copy of a part of a value of ``size`` bytes, or None if the bytes are lost.
 
         It is read from the file; without a file, from ``mapped``, a view of the whole value.
         ``allocate`` returns the memory that it is read into.
@@ -95,7 +95,7 @@ class HostMemory:
         return None if mapped is None else mapping.copied(mapped[offset : offset + count])
 
     def linked(self, token: bytes, size: int | None = None) -> bool:
-        """Whether the value is here in full, so that others can find it.
+        """Return whether the value is complete and has a name by which others can find it.
 
         With ``size``, a file of another size does not count. Such a file stays: if a good one
         replaced it, processes that have the damaged one mapped could not tell.
@@ -111,7 +111,7 @@ class HostMemory:
                 files.touch(name, folder.directory.fd)
 
     def progress(self, token: bytes) -> int | None:
-        """A number that grows while a copy is being written. None if no process writes it."""
+        """Return a number that grows while a copy is written, or None if no process writes it."""
         name, folder = files.sealed_name(token, for_global=False) + PART, self._folder
         status = None if folder is None else files.status(folder.directory, name)
         return None if status is None else max(status.st_mtime_ns, status.st_ctime_ns)
@@ -176,7 +176,7 @@ class HostMemory:
             return writer
 
     def _enter_again(self, lost: Folder) -> Folder | None:
-        """Enter a new folder in place of a removed one. None if that cannot be done now."""
+        """Enter a new folder in place of a removed one. Returns None if that is impossible now."""
         with locks.process_lock:
             now = time.monotonic()
             if self._folder is not lost:
@@ -196,7 +196,7 @@ class HostMemory:
         return entered
 
     def _unreadable(self, folder: Folder, token: bytes, size: int, for_global: bool) -> bool:
-        """Whether the value is here and yet :meth:`find` does not find it."""
+        """Return whether the value exists although :meth:`find` does not find it."""
         is_here = partial(files.exists, folder.directory, token, for_global=for_global)
         # It may be sealed or evicted at any moment. So this looks before and after.
         return is_here() and self.find(token, size) is None and is_here()
@@ -239,7 +239,7 @@ class HostMemory:
 def open_memory(
     epoch: int, *, root: str | None = None, limit: int | None = None
 ) -> HostMemory | None:
-    """The shared memory of this host and user for one epoch.
+    """Open the shared memory of this host and user for one epoch.
 
     ``root`` is the folder to use: by default ``$DSTORE_SHM``, else /dev/shm. An empty string means
     that shared memory is switched off. ``limit`` is how many bytes the copies may take on this

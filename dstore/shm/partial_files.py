@@ -133,7 +133,7 @@ class PartialFiles:
         self._by_name: dict[str, PartialFile] = {}
 
     def claim(self, name: str, owner: object) -> PartialFile | None:
-        """Begin to write the file with this name. None if another process or thread writes it.
+        """Begin to write the file with this name. Returns None if another thread or process does.
 
         A file that a dead writer has left is removed and created again. The caller holds
         ``locks.process_lock``.
@@ -173,7 +173,7 @@ class PartialFiles:
                 file.abandon()
 
     def unreserved(self) -> int:
-        """How many bytes of the values that are being written have no memory yet."""
+        """Return how many bytes of the values that are being written have no memory yet."""
         with locks.process_lock:
             return sum(file.unreserved for file in self._by_name.values() if not file.lost)
 

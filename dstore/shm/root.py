@@ -23,7 +23,7 @@ AVAILABLE = hasattr(os, "posix_fallocate") and mapping.AVAILABLE
 
 
 def chosen(root: str | None) -> str | None:
-    """The root as an absolute path. None if shared memory is switched off or cannot be had."""
+    """Return the root as an absolute path, or None if shared memory is off or unavailable."""
     given = os.environ.get(ROOT_VARIABLE) if root is None else root
     if given == "":
         return None

@@ -18,7 +18,7 @@ FULL = {errno.ENOSPC, errno.EDQUOT, errno.ENOMEM}
 """Errors after which evicting something may help."""
 
 MakeRoom = Callable[[int, int], bool]
-"""Tries to free as many bytes as its first argument in the end, and as its second one at once.
+"""Tries to free, in the end, as many bytes as the first argument, and now, as the second.
 
 Returns whether it freed any.
 """

@@ -110,7 +110,7 @@ def _bind_error(address: str, error: zmq.ZMQError) -> AddressError:
 
 
 def in_use(address: str) -> AddressError:
-    """The error for an address at which another program listens."""
+    """Return the error for an address at which another program listens."""
     return AddressError(
         f"{address} is in use already; stop what listens there, or choose another address"
     )
@@ -134,7 +134,7 @@ def connect(sock: zmq.Socket[bytes], literal: str) -> None:
 
 
 def node_closed() -> NodeClosed:
-    """The error for a call that finds the sockets of its Node closed."""
+    """Return the error for a call that finds the sockets of its Node closed."""
     return NodeClosed("the Node was closed during the call")
 
 

@@ -203,7 +203,7 @@ class ChannelPool:
         self._closed = False
 
     def take(self) -> Channel:
-        """A channel for the calling thread. Raises GlobalUnavailable, NodeClosed.
+        """Return a channel for the calling thread. Raises GlobalUnavailable, NodeClosed.
 
         A thread has one channel at a time. Another one of its channels is from a call that Ctrl-C
         ended just before it was given back, or while it was opened, and is closed here.

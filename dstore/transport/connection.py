@@ -85,7 +85,7 @@ class Connection:
 
     @property
     def unread(self) -> int:
-        """Bytes that ZeroMQ holds, at least."""
+        """A lower bound of the bytes that ZeroMQ holds."""
         return self.received - self.taken - HANDSHAKE_BYTES - self.heartbeat_bytes
 
     @property

@@ -123,7 +123,7 @@ class Guard:
         return connection
 
     def too_many_frames(self, connection: Connection | None, now: float) -> None:
-        """A message has more than two frames. To be called now and then until it ends."""
+        """Cut a connection whose message has more than two frames; call this until it ends."""
         if connection is not None:
             self.cut(connection, "its message has more than two frames")
             if connection.source is not None:
@@ -226,7 +226,7 @@ class Guard:
         self._cut_largest(peers, most, lambda each: each.unfinished, "unfinished messages")
         self._cut_largest(peers, UNREAD_TOTAL_MAX, lambda each: each.unread, "untaken messages")
         replies = sum(each.unacknowledged for each in peers)
-        if replies > REPLIES_TOTAL_MAX:  # or those that have been acknowledged meanwhile
+        if replies > REPLIES_TOTAL_MAX:  # unless some have been acknowledged meanwhile
             for each in peers:
                 each.refresh(self._subscribers.published, now)
             replies = sum(each.unacknowledged for each in peers)

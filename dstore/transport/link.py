@@ -166,7 +166,7 @@ class Link:
         self.channels = ChannelPool(self._context, self.control.resolver)
 
     def requests(self) -> Requests:
-        """A channel for many requests at once, for the thread that owns ``control``.
+        """Open a DEALER for many requests at once, for the thread that owns ``control``.
 
         Raises GlobalUnavailable if the system gives no more sockets.
         """

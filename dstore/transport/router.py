@@ -184,7 +184,7 @@ class Router:
         return self.guard.connection_of(route) is not None
 
     def peer_of(self, route: bytes) -> str | None:
-        """The source address of a route; None if it is not TCP, or has ended."""
+        """Return the source address of a route; None if it is not TCP, or has ended."""
         connection = self.guard.connection_of(route)
         return None if connection is None else connection.source
 

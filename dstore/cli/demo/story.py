@@ -47,7 +47,7 @@ def main(folder: str | None, workers: int) -> int:
     """Run the demo over ``folder`` (None: the sources of Python's standard library).
 
     Returns the exit code: 0 for a good verdict, 1 for a bad one, 2 for a folder that cannot be
-    used, 130 after an interrupt. Call it from the main thread, since it handles signals.
+    used or a Global that does not start, 130 after an interrupt. Call it from the main thread, since it handles signals.
     """
     try:
         contents, skipped = read_folder(folder)
@@ -59,9 +59,12 @@ def main(folder: str | None, workers: int) -> int:
     except KeyboardInterrupt:
         console.complain("interrupted", "dstore demo")
         return console.EXIT_INTERRUPTED
-    except (DstoreError, RuntimeError, DemoFailed) as error:  # RuntimeError: Global did not start
+    except (DstoreError, DemoFailed) as error:
         say(f"verdict: BAD: {error}")
         return console.EXIT_REFUSED
+    except RuntimeError as error:  # Global did not start
+        console.complain(str(error), "dstore demo")
+        return console.EXIT_USAGE
     say(
         f"verdict: good: {reads:,} reads, every byte equal to the file; {writes:,} deletions and "
         "replacements, no stale read after any was confirmed"
@@ -133,7 +136,7 @@ def _change(
     """Write each path while the workers read. Returns how many were written."""
     times: list[float] = []
     end = time.monotonic() + CHANGE_SECONDS_MAX
-    with phase(f"{what[:-1]}ing") as result:
+    with phase(f"{what[:-2]}ing") as result:
         for file in files:
             if wait(workers.processes, 0):  # one has ended, or has given up
                 workers.gather()

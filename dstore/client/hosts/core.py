@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 
 class Host:
-    """The common part of a Local's hosts. Everything is safe from any thread unless it says else.
+    """The common part of a Local's hosts. Everything is safe from any thread unless noted.
 
     ``stopping``: the Node is being closed. ``link`` has the sockets, once the Local starts.
     """
@@ -74,7 +74,7 @@ class Host:
             self.notify()
 
     def notify(self) -> None:
-        """Wake all that may have something to do after a change. With the lock."""
+        """Wake everything that may have to act after a change. The caller holds the lock."""
         if self.loop_calls:  # first, and not registered anew each time: a waiter below may raise
             self.changed = True
             self.wake_background()
@@ -90,7 +90,7 @@ class Host:
             self.wake_background()
 
     def wake_background(self) -> None:
-        """Wake the background thread, if it sleeps. With the lock."""
+        """Wake the background thread, if it sleeps. The caller holds the lock."""
         if self.asleep_until > LAPSED:
             self.asleep_until = LAPSED
             self.link.control.wake()

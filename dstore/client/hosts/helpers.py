@@ -27,7 +27,7 @@ class Helpers:
         self._lock = native.Lock()
         self._jobs: deque[Callable[[], None]] = deque()
         self._threads: set[native.Thread] = set()
-        self._idle: list[native.Lock] = []  # of each that waits for a job: held, until it is woken
+        self._idle: list[native.Lock] = []  # one of each idle thread, held until that is woken
         self._closed = False
 
     def submit(self, job: Callable[[], None]) -> None:

@@ -84,7 +84,7 @@ class Local:
             raise
 
     def close(self) -> None:
-        """Say goodbye, wake all that wait, release everything. Safe from any thread; idempotent.
+        """Say goodbye, end waiting calls, release everything. Safe from any thread; idempotent.
 
         The background thread does all that, so that Ctrl-C meanwhile leaves nothing half done. This
         waits for it, but neither in that thread (``on_deletion``) nor in a signal handler in the

@@ -2,8 +2,8 @@
 
 A task begins a :class:`LoopCall`. Its first step is taken at once, in the thread of the event loop;
 an operation that needs no answer ends there. The others wait here without a thread of their own:
-for replies, for a change of the state, and all of them for their time. The background thread
-serves these. Steps that block (a large value, files, hashing) are for helper threads. The thread
+for a reply or for a change of the state, each until its time is up. The background thread
+resumes them. Steps that block (a large value, files, hashing) are for helper threads. The thread
 that ends a call wakes the task with ``done``.
 """
 
@@ -97,7 +97,7 @@ class LoopHost:
             call.begun = True
 
     def cancel(self, call: LoopCall, error: BaseException) -> None:
-        """End a call that nothing waits for any more. What comes later is stored nowhere.
+        """End a call that nothing waits for any more. A reply that comes later is not stored.
 
         What it has begun is undone when no helper thread works for it: now, or by that thread.
         """
@@ -130,7 +130,7 @@ class LoopHost:
         return self._timers.wake_at
 
     def turn(self) -> None:
-        """Take what has come, do what is due, send what can be sent."""
+        """Receive replies, do what is due, and send requests that can be sent."""
         self._cancel_waiting()
         arrived = self._pipeline.receive()
         with self._host.lock:
@@ -266,7 +266,7 @@ class LoopHost:
                     self._fail(call, failure)
                 else:
                     self._go_on(call, result)
-        failure = None  # it refers to this frame: no circle is left
+        failure = None  # it refers to this frame, and would form a cycle
         self._clean_up(call)
         self._wake_tasks()
 
@@ -288,7 +288,7 @@ class LoopHost:
             if call.busy or not call.cancelled:
                 return
             abort, call.abort = call.abort, None
-            reason, call.reason = call.reason, None  # it refers to the call: no circle is left
+            reason, call.reason = call.reason, None  # it refers to the call, and would form a cycle
         if abort is not None and reason is not None:
             try:
                 abort(reason)

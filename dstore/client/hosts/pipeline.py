@@ -18,7 +18,7 @@ from dstore.transport.channel import Requests
 READS = (Get, Scan, Stats)
 READS_MAX = 512
 """Reads under way at a time; more wait in line. A Global drops replies for a connection on which
-too many stand (1,000, says ZeroMQ), and these would have to be asked for again. Other requests may
+too many are queued (ZeroMQ's default: 1,000); they would be requested again. Other requests may
 take their time, and their replies are small: they are not counted.
 """
 IN_FLIGHT_BYTES_MAX = 8 << 20
@@ -34,7 +34,7 @@ class Pipeline:
 
     A request that is sent counts against the bounds until it is answered, or its call waits for
     something else. A repeat of it does not count again: it takes the place of the first copy.
-    ``fresh`` is set when a request has been added that was not tried yet.
+    ``fresh`` is set when a request has been added and no attempt was made to send it.
     """
 
     def __init__(self, host: Host) -> None:

@@ -38,7 +38,7 @@ class ThreadHost:
     def run(self, command: Command[T]) -> T:
         """Carry out a command. Raises what it raises, NodeClosed, and RuntimeError as ``call``."""
         host = self._host
-        me = native.get_ident()  # from here on as in Host.call, a call less
+        me = native.get_ident()  # from here on as in Host.call, without the call
         if me in reentrancy.inside or me == host.background_thread:
             raise interrupted()
         try:
@@ -60,7 +60,7 @@ class ThreadHost:
                 if host.stopping:
                     raise closed()
                 operation = command.start(host.state, host.large, clock.now())
-                step = host.advance(operation, None)  # while the time that it was given is right
+                step = host.advance(operation, None)  # now, before its start time is out of date
             result = call.run(operation, step)
             done = True
             return result
@@ -129,7 +129,7 @@ class ThreadHost:
 
 
 class _ThreadCall:
-    """An operation in the hands of its thread, on a channel that is taken when it is needed."""
+    """Carries out one operation in its thread. Takes a channel when a step first needs one."""
 
     def __init__(self, host: Host, channel: Channel | None) -> None:
         self._host = host

@@ -6,8 +6,8 @@ lease granted later does not count: its Local trusts it only after applying this
 
 No step looks at all awaited sessions: with 10,000 of them the acknowledgements of one deletion
 would then take longer than the leases. So there is a heap of the moments at which one of them may
-expire or need a reminder. A moment is never too late. If it is too early, the session is looked at
-in vain and gets a later moment.
+expire or need a reminder. A moment is never too late. If it is too early, the look does
+nothing and sets a later moment.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from dstore.core.authority.sessions import ActiveWrite, Session
 from dstore.protocol.messages import Key, Large, Stored
 
 REMIND_AFTER = 0.005
-"""Seconds after which a holder that has not acknowledged is sent again what it misses. To these are
-added the seconds below: a broadcast needs time to go out to all, and Global needs time to take the
+"""Seconds after which a holder that has not acknowledged gets a reminder. The seconds below are
+added: a broadcast needs time to go out to all, and Global needs time to take the
 acknowledgements of the others. A holder that is reminded too early acknowledges twice, which
 delays all others.
 """
@@ -108,7 +108,7 @@ class Acknowledgements:
     """The awaited sessions. ``recipients`` has all sessions, ``lease`` is in seconds."""
 
     def __init__(self, recipients: Sized, lease: float, alarm: Alarm) -> None:
-        self.expired = 0  # leases that had run out, or did, over all deletions
+        self.expired = 0  # holders that counted as expired, over all deletions
         self._recipients = recipients
         self._remind_pause_max = lease / 3
         self._alarm = alarm
@@ -147,7 +147,7 @@ class Acknowledgements:
         self.expired += 1
 
     def _first_pause(self) -> float:
-        """Seconds within which the next acknowledgement of a holder is to be expected."""
+        """Return the seconds within which the next acknowledgement of a holder should arrive."""
         locals_ = REMIND_AFTER_PER_LOCAL * len(self._recipients)
         return REMIND_AFTER + locals_ + REMIND_AFTER_PER_HOLDER * len(self._awaited)
 
@@ -186,8 +186,8 @@ class Acknowledgements:
     def expire(self, now: float) -> list[PendingDeletion]:
         """Stop waiting for sessions whose leases, as they were noted, have run out.
 
-        Returns the deletions that wait for no holder any more. :meth:`reminders` is to follow, in
-        this step or in the next tick.
+        Returns the deletions that wait for no holder any more. The caller then calls
+        :meth:`reminders`, in this step or in the next tick.
         """
         while self._moments and self._moments[0][0] <= now:
             _, ident = heapq.heappop(self._moments)

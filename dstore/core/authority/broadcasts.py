@@ -1,9 +1,9 @@
 """Broadcasts of invalidations to all Locals.
 
-Most Locals hold none of the keys that are deleted, and no deletion waits for them. To them
-broadcasts only spare gaps and long renewals, and notify watchers. So an invalidation that no
+Most Locals hold none of the keys that are deleted, and no deletion waits for them. For
+them broadcasts only avoid gaps and long renewals, and notify watchers. So an invalidation that no
 deletion waits for is kept for a pause, which grows with the number of Locals, and is broadcast
-together with others. Otherwise each deletion would cost as much as all Locals together.
+together with others. Otherwise each deletion would cause work in every Local.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Broadcasts:
     """The invalidations that are kept for the next broadcast.
 
     All up to the number ``seq`` have been broadcast. All Locals have been asked to acknowledge
-    those up to the number ``awaited``. While ``closing``, nothing is kept for a pause.
+    those up to the number ``awaited``. While ``closing``, broadcasts are sent without a pause.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Broadcasts:
                 self._tokens.append(pending.token)
 
     def schedule(self, now: float) -> None:
-        """Have what is kept broadcast after a pause, or now if there is much of it."""
+        """Schedule a broadcast of what is kept; send it now if there are many keys."""
         if len(self._keys) >= self._keys_max:
             self.send(False, now)
         elif self._due == NEVER:
@@ -92,6 +92,6 @@ class Broadcasts:
         self._next_at = now + self.pause
 
     def close(self) -> None:
-        """Keep nothing for a pause from now on."""
+        """Broadcast without a pause from now on."""
         self.closing = True
         self._alarm.at(self.wake_at)

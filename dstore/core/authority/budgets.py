@@ -1,8 +1,8 @@
-"""Budgets: how many bytes of memory Locals can make Global hold, in total and each of them.
+"""Budgets: how many bytes of memory Locals can make Global hold, in total and for each.
 
 For values there is the memory limit. Two other things that Locals make Global keep have a budget
 each: active writes with their outcomes, and requests that wait. The amounts are what the Python
-objects really take, rounded up. An amount is noted when it begins and given back when it ends.
+objects really take, rounded up. It is charged when it begins and returned at its end.
 
 A session that has taken little is always served, even when others have taken all the rest: greedy
 Locals, however many, cannot shut out one that follows the rules.

@@ -115,11 +115,11 @@ class Invalidations:
     # ---- sessions -------------------------------------------------------------------------
 
     def open(self, session: Session, now: float) -> None:
-        """A session begins. Its cache is empty, so it has nothing older to apply."""
+        """Add the recipient of a new session, whose cache is empty: it misses nothing older."""
         self._recipients[session.id] = Recipient(session, self.log.seq, self.log.seq, now)
 
     def close(self, session: Session, now: float) -> list[PendingDeletion]:
-        """A session has ended: no deletion waits for it any more."""
+        """Remove a session's recipient. Returns the deletions that wait for no holder any more."""
         recipient = self._recipients.pop(session.id)
         self.watchers -= recipient.watching
         return self.acknowledgements.take(recipient, self.log.seq, now)
@@ -144,7 +144,7 @@ class Invalidations:
     def start(self, pending: PendingDeletion, now: float) -> None:
         """Phase 1: number the deletion and note which holders it waits for.
 
-        :meth:`notify` is to follow.
+        The caller then calls :meth:`notify`.
         """
         pending.seq = self.log.append(pending.key)
         self.pending[pending.key] = pending
@@ -156,7 +156,7 @@ class Invalidations:
         pending.charge()
 
     def notify(self, now: float) -> list[PendingDeletion]:
-        """Notify the holders of what has started since the last call.
+        """Notify the holders for the deletions that have started since the last call.
 
         Returns the deletions that have started and wait for no holder.
         """
@@ -180,7 +180,7 @@ class Invalidations:
         return recipient.acknowledged < self.log.reach
 
     def commit(self, pending: PendingDeletion) -> None:
-        """Phase 2: the deletion is pending no more. :meth:`announce` is to follow."""
+        """Phase 2: the deletion is no longer pending. The caller then calls :meth:`announce`."""
         del self.pending[pending.key]
         pending.discharge()
 
@@ -195,7 +195,7 @@ class Invalidations:
     # ---- acknowledgements and time --------------------------------------------------------
 
     def acknowledge(self, session: Session, applied: int, now: float) -> list[PendingDeletion]:
-        """A session has applied all invalidations up to ``applied``."""
+        """Record that a session has applied all invalidations up to ``applied``."""
         recipient = self._recipients[session.id]
         if applied <= recipient.acknowledged:
             return []
@@ -210,13 +210,13 @@ class Invalidations:
                 self._target(recipient, now)
 
     def remind(self, now: float) -> None:
-        """Send again what silent holders miss: a message or an acknowledgement may be lost."""
+        """Remind silent holders: the invalidation or its acknowledgement may be lost."""
         for recipient in self.acknowledgements.reminders(now):
             self._out.counters["reminders"] += 1
             self._target(recipient, now)
 
     def broadcast_due(self, now: float) -> None:
-        """Broadcast what has been kept for long enough."""
+        """Send the broadcast of kept invalidations if it is due."""
         if now >= self.broadcasts.wake_at:
             self.broadcasts.send(False, now)
             self.announce()

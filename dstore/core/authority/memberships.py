@@ -90,7 +90,7 @@ class Memberships:
             raise Refuse(Refusal.BUSY, text)
 
     def _make_room(self, now: float) -> None:
-        """End the lapsed sessions: where places are scarce, none is kept for them."""
+        """End the lapsed sessions, since other Locals need their places."""
         if now >= self._make_room_at:
             self._make_room_at = now + MAKE_ROOM_PAUSE
             self._writes.expire(now)  # first, or these deletions would count as confirmed

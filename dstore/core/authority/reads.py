@@ -221,7 +221,7 @@ class Reads:
                 room -= ANSWER_BYTES + stored.inline
 
     def expire(self, now: float) -> None:
-        """Answer the requests that have waited for as long as they wanted."""
+        """Answer the requests whose timeout has passed."""
         for waiting in self._waits.expire(now):
             self._answer(*waiting)
 

@@ -3,12 +3,12 @@
 A session lives from HELLO to GOODBYE. If its lease runs out it has *lapsed*: deletions no longer
 wait for it, but it keeps its holder bits for a while, and its Local may come back with a SYNC and
 a full cache. Only when it has been silent for the whole linger is it dropped; its Local then has
-to say HELLO. A session that has never renewed its lease has little to come back with and is
-dropped soon after its lease ends: a flood of HELLOs does not hold places for long.
+to say HELLO. A session that has never renewed its lease has hardly any cache to keep and
+is dropped soon after its lease ends, so that a flood of HELLOs does not occupy places for long.
 
 The id of a session is a secret that Global shares with its Local: any peer that knows it can
-acknowledge, write and say GOODBYE in its name. So ids are random and are shown to no one else. For
-people a session has a running number.
+acknowledge, write and say GOODBYE in its name. So ids are random, and no other peer sees
+them. Logs and metrics name a session by a running number.
 
 The outcomes of a write are kept for as long as its Local may repeat it, packed into few bytes: a
 reply of 10,000 items takes 2 MB as Python objects and 210 KB packed.
@@ -63,7 +63,7 @@ _SET, _DEL = b"S", b"D"
 _OUTCOME = Struct(">BQIII")
 """Status, seq, confirmed, expired, pending."""
 OUTCOME_OVERHEAD = 250
-"""Bytes that a recorded outcome takes beyond its own: its number, its place."""
+"""Bytes of a recorded outcome beside its packed form: its number and its dictionary slot."""
 LOCALS_SHOWN = 1_000
 """The metrics name this many Locals, the oldest ones."""
 SHOWN_PER_LOCAL = 20e-6
@@ -93,7 +93,7 @@ class Session:
     waits: Account  # the memory that its requests take that wait for a key
     open: bool = True
     renewed: bool = False
-    seen: int = 0  # outcomes of writes below this number are not asked for any more
+    seen: int = 0  # the Local waits for no outcome of a write below this number
     welcome: Welcome | None = None
     outcomes: dict[int, ActiveWrite | bytes] = field(default_factory=dict)  # by number of the write
 
@@ -264,7 +264,7 @@ class Sessions:
         return session
 
     def _fresh_id(self) -> int:
-        """Draw an id that is not in use. Of 63 random bits none comes twice in one epoch."""
+        """Draw an id that is not in use. 63 random bits do not repeat within one epoch."""
         ident = NO_SESSION
         while ident == NO_SESSION or ident in self._by_id:
             ident = self._random63()
@@ -302,7 +302,7 @@ class Sessions:
         return [self._by_bit[bit] for bit in bits_of(self.holders.of(key) & self._mask)]
 
     def end(self, session: Session) -> float:
-        """When a session is dropped if no further message comes from it."""
+        """Return when a session is dropped if no further message comes from it. Ends nothing."""
         return session.lease_end + (self.linger if session.renewed else self._linger_first)
 
     def metrics(self, now: float) -> dict[str, object]:

@@ -52,7 +52,7 @@ class _Upload:
     stored: Stored
     session: int
     since: float
-    step: int = UPLOAD_STEP  # when this many bytes are here, the time starts again
+    step: int = UPLOAD_STEP  # when this many bytes have arrived, STAGE_IDLE starts again
     received: int = 0
     hasher: content.Hasher = field(init=False)
 

@@ -33,7 +33,7 @@ SWEEP_KEYS = 2_000
 class GlobalState:
     """The state of a Global during one epoch.
 
-    ``epoch`` is random and names this incarnation; Locals subscribe to broadcasts at
+    ``epoch`` is random and names this life of Global; Locals subscribe to broadcasts at
     ``publisher``; ``lease`` is in seconds; the log has the last ``log_length`` invalidations.
     ``bulk`` has the bytes of large values, which are those of ``large_from`` bytes or more; no
     value may have more than ``value_limit``. ``random63`` returns 63 random bits that cannot be
@@ -121,7 +121,7 @@ class GlobalState:
 
     @property
     def counters(self) -> dict[str, int]:
-        """How often things have happened. The host counts malformed frames and cuts here."""
+        """The counters by name. The host counts malformed frames and cut connections here."""
         return self._out.counters
 
     # ---- events ---------------------------------------------------------------------------
@@ -202,7 +202,7 @@ class GlobalState:
         self._out.send(route, m.StatsReply(*message[:3], self.metrics(now)))
 
     def metrics(self, now: float) -> dict[str, object]:
-        """Return what is known about this Global, by name."""
+        """Return the metrics of this Global, by name."""
         return {
             "epoch": f"{self.epoch:016x}",
             "keys": len(self._engine),

@@ -6,7 +6,7 @@ holder has acknowledged that number or its lease, as it stood in phase 1, has ru
 is *committed*: the value is removed and the deleter is answered. If the value were removed first,
 one client could read "missing" while another, later, still reads the old value from its cache.
 
-A SET of a pending key, with or without replace, depends on what holds after the removal: it queues
+A SET of a pending key, with or without replace, depends on the state after the removal: it queues
 and is executed then. A second DEL joins the wait, and its outcome is then that the key is missing.
 A replacement is a deletion whose removal and new value are one step. There is no moment between the
 two at which the key is missing. So a DEL of a key that is being replaced queues too, and deletes
@@ -226,7 +226,7 @@ class Writes:
         self.complete(self._invalidations.acknowledgements.expire(now), now)
 
     def complete(self, completed: Iterable[PendingDeletion], now: float) -> None:
-        """Commit deletions that wait for no holder, and those that this starts, and so on.
+        """Commit deletions that wait for no holder, and further ones that these commits start.
 
         A commit executes the writes that were queued, and these may start deletions. If the engine
         raises, the other deletions are committed by the next call, at the latest in the next tick.

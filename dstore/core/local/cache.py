@@ -3,7 +3,7 @@
 SIEVE (Zhang et al., "SIEVE is Simpler than LRU", NSDI 2024): entries stand in the order of their
 insertion. A hit only sets the entry's ``visited`` bit, so it takes no lock and moves nothing.
 To evict, a hand walks from the oldest entry to the newest and on from the oldest again; it
-clears the bits it finds set, and the first entry without one goes.
+clears the bits it finds set, and evicts the first entry without one.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ size, its place in the dictionary, the Stored with its token, and the headers of
 Measured with 20,000 entries: 390, and 250 once the value is kept decoded.
 """
 SHARED_OVERHEAD = 1300
-"""Bytes that an entry in shared memory takes more: the mapping and the views of it."""
+"""Bytes of a value in shared memory, in place of its length: the mapping and the views of it."""
 TEXT = "text"
 """The codec of values that may take more memory decoded than encoded."""
 _EMPTY_KEY_BYTES = "".__sizeof__()
 _CONTINUED = bytes(range(0x80, 0xC0))  # bytes of UTF-8 that do not begin a character
 _BELOW_WIDE, _BELOW_ASTRAL = bytes(range(0xC4)), bytes(range(0xF0))
 SHARED_MAX = 8_192
-"""Entries in shared memory: each is a mapping, and a process can have only so many mappings."""
+"""Entries in shared memory: each is a mapping, and the mappings of a process are limited."""
 SEEN = 2
-"""A ``visited`` bit that is set and was seen by the look at shared files."""
+"""A ``visited`` bit that is set and that the check of shared files has seen already."""
 
 
 class MappedBody(NamedTuple):
@@ -62,7 +62,7 @@ class Entry:
         if shared:
             value_bytes = SHARED_OVERHEAD
         elif type(body) is bytes and stored.codec != TEXT:
-            value_bytes = len(body)  # as _value_bytes says, a call less
+            value_bytes = len(body)  # as in _value_bytes, without the call
         else:
             value_bytes = _value_bytes(stored)
         # The bytes of the key beyond those of an empty text:
@@ -153,14 +153,14 @@ class Cache:
     def clear(self) -> None:
         """Remove all entries. A reader without a lock sees the same dictionary, emptied."""
         for entry in self.entries.values():
-            entry.older = entry.newer = None  # so that no ring waits for the garbage collector
+            entry.older = entry.newer = None  # so that no cycle waits for the garbage collector
         self.entries.clear()
         self.shared.clear()
         self._newest = self._oldest = self._hand = None
         self.size = 0
 
     def renew(self) -> dict[Key, Entry]:
-        """Remove all entries, and go on with another dictionary, which is returned."""
+        """Remove all entries and start a new dictionary. Returns the new one."""
         self.clear()
         self.entries = {}
         return self.entries

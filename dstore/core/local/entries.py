@@ -21,7 +21,7 @@ from dstore.core.local.watching import Watching
 from dstore.protocol.messages import NO_SESSION, Found, Key
 
 ACK_EVERY = 1_000
-"""Invalidations after which they are acknowledged though no deletion waits: so that a targeted
+"""Invalidations after which an ACK is sent although no deletion waits, so that a targeted
 invalidation stays short.
 """
 NEWER_ENTRIES_MAX = 4_096
@@ -32,7 +32,7 @@ LAPSED = float("-inf")
 class NewerEntry(NamedTuple):
     """An entry newer than all invalidations up to ``seq``, not all of which are applied.
 
-    ``replaced`` says that there was an entry before it, which they may concern.
+    ``replaced`` says that it took the place of an entry to which they may apply.
     """
 
     seq: int
@@ -118,7 +118,7 @@ class Entries:
             others.append(fill)
 
     def reading(self, key: Key) -> Fill | None:
-        """Return the fill of a GET of ``key`` that is in flight; not of a write, which may wait."""
+        """Return the fill of a GET of ``key`` in flight, not of a write: that may take long."""
         for fill in self._fills.get(key, ()):
             if fill.reading:
                 return fill
@@ -159,7 +159,7 @@ class Entries:
             replaced = key in self.entries if former is None else former.replaced
             self._newer[key] = NewerEntry(seq, replaced)
             if len(self._newer) > NEWER_ENTRIES_MAX:
-                # Its entry is dropped without need if an invalidation of the key comes.
+                # Its entry is dropped, which costs a miss, if an invalidation of the key comes.
                 self._newer.popitem(last=False)
 
     def end_fill(self, fill: Fill) -> None:

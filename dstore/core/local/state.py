@@ -5,7 +5,7 @@ except for the hits of :class:`dstore.Node`, which read ``entries`` and ``lease_
 
 Invalidations reach a Local in two ways: by broadcast (fast, may be lost) and in the answer to a
 SYNC (reliable). A broadcast that arrives after a gap waits in a bounded reorder buffer for one
-repair. What is done with the invalidations and the entries is in :mod:`dstore.core.local.entries`.
+repair. Invalidations are applied to the entries in :mod:`dstore.core.local.entries`.
 
 The cache may be used until ``lease_end``. That is counted from the moment *before* the SYNC was
 sent, less a margin for clocks that run at different rates; Global counts from receipt. A change of
@@ -53,7 +53,7 @@ may follow one that is not answered.
 REORDER_KEYS_MAX = 16_384
 """Keys of broadcasts in the reorder buffer; more are dropped, and the next repair brings them."""
 SYNCS_MAX = 64
-"""SYNCs whose moment of sending is remembered."""
+"""SYNCs whose time of sending is remembered."""
 NEVER = float("inf")
 
 
@@ -110,7 +110,7 @@ class LocalState(Entries):
         self.lease = 0.0
         self.value_limit = VALUE_LIMIT_DEFAULT
         self.large_from = LARGE_FROM_DEFAULT
-        self.last_error = ""  # why it may be that Global does not answer, if that is known
+        self.last_error = ""  # the likely reason if Global does not answer; empty if unknown
         self._random16 = random16
         self._label = label
         self._reorder_buffer: list[Broadcast] = []
@@ -257,7 +257,7 @@ class LocalState(Entries):
         return [Subscribe(message.epoch, message.publisher)]
 
     def refused(self, message: Refused, now: float) -> None:
-        """Join again if Global does not know this session; note why it does not answer else."""
+        """Handle a refusal: join again if the session is lost; note other reasons for errors."""
         if message.refusal in (Refusal.OTHER_VERSION, Refusal.BUSY):
             self.last_error = f"it says: {message.text}"
         lost = message.refusal in (Refusal.OTHER_EPOCH, Refusal.UNKNOWN_SESSION)
@@ -308,7 +308,7 @@ class LocalState(Entries):
         if sent_at is not None:
             self._trust(sent_at)
             self._sent_at = {n: at for n, at in self._sent_at.items() if n > message.serial}
-        # Also if it brings nothing new: an earlier acknowledgement may have been lost.
+        # Even if nothing in it is new: an earlier acknowledgement may have been lost.
         if message.acknowledge:
             self._ack_due = True
         self._apply_reordered(now)

@@ -27,7 +27,7 @@ class Body(Protocol):
 Write: TypeAlias = Callable[[int, Buffer], None]
 """Takes one part of a value: its offset and its bytes, which are valid during the call only."""
 Report: TypeAlias = Callable[[str, int, int], None]
-"""Called with what is going on (``sending``, ``fetching``), bytes done, and bytes in all."""
+"""Called with the activity (``sending``, ``fetching``), the bytes done and the total bytes."""
 
 
 class Request(NamedTuple):

@@ -2,7 +2,7 @@
 
 Both sides bound what is under way. To download, a Local asks for a few chunks ahead of what it
 has; Global keeps no state for it and sends what it is asked for. To upload, a Local sends as far
-ahead of what Global has confirmed as Global's last answer allows (its credit).
+ahead of what Global has received as Global's last answer allows (its credit).
 
 The chunks of one transfer travel on one channel, in order. When nothing arrives for a while,
 because a connection was lost with everything on it, the transfer resumes from the last byte that

@@ -2,8 +2,8 @@
 
 A Local drops a value when it applies the invalidation; until all holders have done so, Global still
 answers with the value, so a program that read it again at once would get the old value. So a
-deletion is announced to watchers when it is committed: complete at Global, which reports the number
-up to which all deletions are.
+deletion is announced to watchers when it is committed. Global reports the number up to which
+all deletions are committed.
 
 Where deletions may have been missed, one removal without a key takes their place: any value may
 have changed. A new watcher begins with one.

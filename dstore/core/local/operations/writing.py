@@ -49,7 +49,7 @@ _STATUS_OF = {
 
 
 class SetOutcome(NamedTuple):
-    """The outcome of one item. ``local``: this Local knew by itself that the key is occupied.
+    """The outcome of one item. ``local``: this Local's cache showed that the key is occupied.
 
     ``updated``: this Local now caches the value that occupies the key.
     """
@@ -95,7 +95,7 @@ def set_(
     for batch in _batches(asked):
         now = yield from setting.bind(batch, now, deadline)
         deadline = now + span
-        for item in batch:  # each is bound as soon as it is there: uploads do not wait for long
+        for item in batch:  # each is bound right after its upload, which is dropped if it waits
             rounds = 0
             while outcomes[item.key].status is SetStatus.ABSENT:
                 if rounds == ROUNDS_MAX:
@@ -186,7 +186,10 @@ def _write(
     now: float,
     deadline: float,
 ) -> Operation[tuple[float, W, list[Fill]]]:
-    """Have a write executed once. Returns the time, the reply, and fills for the caller to end."""
+    """Send a write until it is answered; Global executes it at most once.
+
+    Returns the time, the reply, and fills for the caller to end.
+    """
     while True:
         if not state.session or now >= deadline:
             now = yield from ensure_joined(state, now, deadline)
