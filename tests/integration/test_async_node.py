@@ -66,7 +66,7 @@ def test_its_methods_are_those_of_a_node() -> None:
 def test_in_says_what_to_use_instead(node: Callable[..., dstore.Node]) -> None:
     shared = dstore.AsyncNode.sharing(node())
     with pytest.raises(TypeError, match=r"use `await node\.contains\('k'\)`"):
-        assert "k" in shared
+        assert "k" in shared  # type: ignore[operator]
 
 
 def test_every_method(anode: MakeNode, tmp_path: Path) -> None:
