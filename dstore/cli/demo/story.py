@@ -47,8 +47,8 @@ def main(folder: str | None, workers: int) -> int:
     """Run the demo over ``folder`` (None: the sources of Python's standard library).
 
     Returns the exit code: 0 for a good verdict, 1 for a bad one, 2 for a folder that cannot be
-    used or a Global that does not start, 130 after an interrupt. Call it from the main thread, since
-    it handles signals.
+    used or a Global that does not start, 130 after an interrupt. It handles signals: call it from
+    the main thread.
     """
     try:
         contents, skipped = read_folder(folder)
