@@ -50,7 +50,7 @@ HOLDER_BYTES_MAX = 512 << 20
 """Bytes of the record of which session may hold which key. Beyond it, values are not cacheable."""
 LOG_BYTES_MAX = 64 << 20
 """Bytes of the invalidation log, whatever its length."""
-RETOLD_MAX = LOG_LENGTH_DEFAULT
+REPEATED_MAX = LOG_LENGTH_DEFAULT
 """Invalidations that are sent to a session again within one lease. Beyond it, the session has to
 drop its cache.
 """

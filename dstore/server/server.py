@@ -382,7 +382,7 @@ class Global:
         try:
             self._serve_to_the_end()
         except BaseException:
-            log.exception("the Global of %s fails, and answers nobody any more", self.address)
+            log.exception("the Global of %s fails, and answers no more requests", self.address)
 
     def _serve(self) -> None:
         loop = self._loop

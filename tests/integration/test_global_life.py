@@ -448,7 +448,7 @@ def test_ctrl_c_that_ends_run_gives_the_port_back(make: Make) -> None:
 
 def test_the_end_by_an_error_is_logged(make: Make, caplog: pytest.LogCaptureFixture) -> None:
     served = failed(make(engine=Failing()))
-    assert "answers nobody any more" in caplog.text
+    assert "answers no more requests" in caplog.text
     assert "an engine has had enough" in caplog.text
     ports_are_free(served)
 

@@ -75,7 +75,7 @@ class Host:
 
     def notify(self) -> None:
         """Wake everything that may have to act after a change. The caller holds the lock."""
-        if self.loop_calls:  # first, and not registered anew each time: a waiter below may raise
+        if self.loop_calls:  # first, and not registered each time: a waiter below may raise
             self.changed = True
             self.wake_background()
         if self.waiters:

@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections import deque
 from itertools import islice
 
-from dstore.config import LOG_BYTES_MAX, RETOLD_MAX
+from dstore.config import LOG_BYTES_MAX, REPEATED_MAX
 from dstore.core.authority.acknowledgements import Acknowledgements, PendingDeletion, Recipient
 from dstore.core.authority.broadcasts import Broadcasts
 from dstore.core.authority.budgets import text_bytes
@@ -91,7 +91,7 @@ class Invalidations:
         self._recipients: dict[int, Recipient] = {}
         self.watchers = 0  # sessions that want to know which deletions are committed
         self._started: list[PendingDeletion] = []  # their holders are to be notified
-        self._holders: dict[int, Recipient] = {}  # the holders that those wait for
+        self._to_notify: dict[int, Recipient] = {}  # the holders that those wait for
         self._committed = 0  # watchers know that all up to this number are committed
         self.acknowledgements = Acknowledgements(self._recipients, sessions.lease, alarm)
         self.broadcasts = Broadcasts(epoch, log_length, self._recipients, out, alarm)
@@ -152,7 +152,7 @@ class Invalidations:
         for session in self._sessions.holding(pending.key):
             recipient = self._recipients[session.id]
             if self.acknowledgements.wait_for(recipient, pending, now):
-                self._holders[session.id] = recipient
+                self._to_notify[session.id] = recipient
         pending.charge()
 
     def notify(self, now: float) -> list[PendingDeletion]:
@@ -161,7 +161,7 @@ class Invalidations:
         Returns the deletions that have started and wait for no holder.
         """
         started, self._started = self._started, []
-        holders, self._holders = self._holders, {}
+        holders, self._to_notify = self._to_notify, {}
         if not started:
             return started
         self.broadcasts.keep(started)
@@ -260,4 +260,4 @@ class Invalidations:
         if now >= recipient.repeated_since + self._sessions.lease:
             recipient.repeated, recipient.repeated_since = 0, now
         recipient.repeated += again
-        return recipient.repeated > max(RETOLD_MAX, self.log.length)
+        return recipient.repeated > max(REPEATED_MAX, self.log.length)

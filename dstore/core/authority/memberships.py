@@ -66,7 +66,7 @@ class Memberships:
         session.welcome = self._welcome._replace(
             session=session.id, nonce=session.nonce, seq=self._invalidations.log.seq
         )
-        self.wake_at = min(self.wake_at, self._sessions.end(session))
+        self.wake_at = min(self.wake_at, self._sessions.lingers_until(session))
         self._alarm.at(self.wake_at)
         return session
 
@@ -135,7 +135,9 @@ class Memberships:
     def drop_silent(self, now: float) -> None:
         """End the sessions that have lingered for their time without a message."""
         if now >= self.wake_at:
-            for session in [each for each in self._sessions if self._sessions.end(each) <= now]:
+            for session in [
+                each for each in self._sessions if self._sessions.lingers_until(each) <= now
+            ]:
                 self._end(session, now)
             self.wake_at = now + self._sessions.lease if len(self._sessions) else NEVER
 

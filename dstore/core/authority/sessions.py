@@ -301,8 +301,8 @@ class Sessions:
         """Return the open sessions that have been handed the value of ``key``."""
         return [self._by_bit[bit] for bit in bits_of(self.holders.of(key) & self._mask)]
 
-    def end(self, session: Session) -> float:
-        """Return when a session is dropped if no further message comes from it. Ends nothing."""
+    def lingers_until(self, session: Session) -> float:
+        """Return when a session is dropped if no further message comes from it."""
         return session.lease_end + (self.linger if session.renewed else self._linger_first)
 
     def metrics(self, now: float) -> dict[str, object]:

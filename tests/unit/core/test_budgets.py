@@ -373,7 +373,7 @@ def test_an_upload_that_hardly_moves_is_dropped() -> None:
 def test_invalidations_that_are_asked_for_again_and_again_are_sent_no_more(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(invalidations, "RETOLD_MAX", 100)
+    monkeypatch.setattr(invalidations, "REPEATED_MAX", 100)
     world = World()
     a, b = world.joined("a", "b")
     keys = [f"k{number}" for number in range(40)]
