@@ -82,10 +82,13 @@ class Worker:
         context = _forks()
         self._connection, far = context.Pipe()
         self._process = context.Process(target=_work, args=(far, entered, arguments))
+        # Ctrl-C in the middle would leave a child that complains about what it was not sent.
+        former = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             self._process.start()
         finally:
             far.close()
+            signal.pthread_sigmask(signal.SIG_SETMASK, former)
         self.pid = 0
 
     def ready(self) -> Worker:
