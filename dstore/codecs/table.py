@@ -9,10 +9,9 @@ from dstore import checks
 from dstore.codecs import array, plain
 from dstore.codecs.encoded import BYTES, MSGPACK, NDARRAY, PICKLE, TEXT, Encoded, flat, joint
 from dstore.errors import UnknownCodec, ValueCorrupt
+from dstore.protocol.fields import CODEC_NAME_MAX
 from dstore.protocol.messages import Buffer, Stored
 
-NAME_MAX = 64
-"""Characters of the name of a codec."""
 RESERVED = frozenset({BYTES, TEXT, MSGPACK, NDARRAY, PICKLE})
 """Names of dstore's own codecs, which no codec of a user may have."""
 BUILT_IN: frozenset[type] = frozenset(
@@ -58,9 +57,9 @@ def check(codec: Any) -> None:
     if not isinstance(codec, Codec):
         raise TypeError(f"codecs is a list of dstore.Codec, and has {checks.shown(codec)} in it")
     name = checks.text("the name of a codec", codec.name)
-    if not (0 < len(name) <= NAME_MAX and name.isascii() and name.isprintable()):
+    if not (0 < len(name) <= CODEC_NAME_MAX and name.isascii() and name.isprintable()):
         raise ValueError(
-            f"the name of a codec is 1 to {NAME_MAX} printable ASCII characters, not {name!r}"
+            f"the name of a codec is 1 to {CODEC_NAME_MAX} printable ASCII characters, not {name!r}"
         )
     if not isinstance(codec.type, type):
         raise TypeError(

@@ -29,6 +29,8 @@ from dstore.protocol.unpacking import LISTS, NIL, TEXT_BYTES_MAX, Frame, check_l
 
 CODEC_NAME_MAX = 64
 """Characters of a codec's name."""
+SPAN_MAX = 1e9
+"""Seconds that a message may name, such as a lease or a timeout: some 30 years."""
 _ASCII_KEY_SAFE = KEY_BYTES_MAX // 4  # a text of so few characters is short enough in any case
 
 _CODECS = {name: name for name in ("bytes", "text", "msgpack", "ndarray", "pickle")}
@@ -72,7 +74,7 @@ def boolean(field: Any) -> bool:
 
 
 def span(field: Any) -> float:
-    if type(field) not in (float, int) or not 0 < field < 1e9:
+    if type(field) not in (float, int) or not 0 < field < SPAN_MAX:
         raise BadMessage(f"expected a span of time in seconds, got {shown(field)}")
     return float(field)
 

@@ -7,6 +7,7 @@ import os
 from functools import lru_cache
 
 from dstore.runtime.logs import INFO, WARNING, Log
+from dstore.runtime.native import signals_blocked
 from dstore.shm import directory, folder, mapping
 from dstore.shm.directory import Unsafe, Unusable
 
@@ -47,7 +48,9 @@ def check_root(root: str | None = None) -> None:
     if not given or not AVAILABLE:
         return
     try:
-        directory.walk(os.path.abspath(given))
+        # Ctrl-C must not come between the opening of a folder and the record that closes it.
+        with signals_blocked():
+            directory.walk(os.path.abspath(given))
     except (Unsafe, OSError) as error:
         setting = f"${ROOT_VARIABLE}" if root is None else "shm"
         if isinstance(error, Unsafe):

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
+import signal
 import weakref
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +17,7 @@ import dstore
 from dstore.client.hosts import channels, threads
 from dstore.client.hosts.core import Host
 from dstore.core.local.entries import LAPSED
+from tests.leaks import open_descriptors
 
 
 def host_of(node: dstore.Node) -> Host:
@@ -96,6 +100,24 @@ def test_a_channel_that_an_interrupt_has_left_is_closed_when_its_thread_opens_an
     assert one.get("k", None) is None
     assert left.closed
     assert len(pool._open) == 1
+
+
+def test_an_interrupt_while_the_folder_of_shared_memory_is_checked_loses_no_descriptor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opening = os.open
+
+    def interrupted(*arguments: Any, **named: Any) -> int:
+        descriptor = opening(*arguments, **named)
+        signal.raise_signal(signal.SIGINT)
+        return descriptor
+
+    before = open_descriptors()
+    monkeypatch.setattr("dstore.shm.directory.os.open", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        dstore.Node("tcp://127.0.0.1:9", shm=str(tmp_path))
+    monkeypatch.undo()
+    assert open_descriptors() == before
 
 
 def test_a_read_leaves_no_cycle_to_the_garbage_collector(node: Callable[..., dstore.Node]) -> None:

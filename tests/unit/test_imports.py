@@ -146,7 +146,7 @@ def refusals(sources: dict[str, str], packages: Iterable[str] = ()) -> list[str]
 def circle(sources: dict[str, str], packages: Iterable[str] = ()) -> list[str]:
     """Modules that import each other in a circle, or nothing if there is no circle.
 
-    Imports for a type checker count as well: whoever reads one of the files needs the others.
+    Imports for a type checker count as well: a reader of one file needs the others.
     """
     graph: dict[str, set[str]] = {}
     for module, text in sources.items():

@@ -8,9 +8,7 @@ from typing import Any
 import pytest
 
 from dstore.codecs import Codec, Codecs
-from dstore.codecs.table import NAME_MAX
 from dstore.errors import DstoreError, UnknownCodec, ValueCorrupt
-from dstore.protocol.fields import CODEC_NAME_MAX
 from dstore.protocol.messages import Large, Stored
 from tests.unit.codecs.bodies import PICKLING, PLAIN, stored, through
 
@@ -75,10 +73,6 @@ def test_the_description_of_a_large_value_is_not_decoded() -> None:
 
 
 # ---- what is no codec -------------------------------------------------------------------------
-
-
-def test_names_are_as_long_as_they_may_be_on_the_wire() -> None:
-    assert NAME_MAX == CODEC_NAME_MAX
 
 
 @pytest.mark.parametrize("name", ["bytes", "text", "msgpack", "ndarray", "pickle"])

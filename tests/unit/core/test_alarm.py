@@ -15,7 +15,7 @@ from dstore.protocol.messages import Ack, Del, Goodbye, Large, Set, Stage, Store
 from tests.unit.core.world import Member, World, item
 
 LEASE = 1_000.0
-"""A lease so long that no tick comes for another reason."""
+"""A long lease, so that no tick comes for another reason."""
 
 
 def joined(*names: str) -> tuple[World, list[Member]]:

@@ -474,7 +474,7 @@ def test_a_deletion_while_the_value_travels_is_waited_for_and_nothing_is_cached(
     assert answer.entry is None
     assert bytes(answer.stored.body) == BODY
     assert "k" not in b.state.entries
-    assert b.state._dropped_tokens == [stored.token]  # nobody else is to find the file
+    assert b.state._dropped_tokens == [stored.token]  # no other process may find the file
 
 
 def test_who_never_read_a_value_gives_up_what_others_of_the_host_left_of_it() -> None:
