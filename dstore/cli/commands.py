@@ -137,7 +137,7 @@ def keys(options: Namespace) -> int:
 
 def stats(options: Namespace) -> int:
     with _node(options) as node:
-        counters = node.global_stats()
+        counters = {**node.global_stats(), "compiled": node.stats()["compiled"]}
     if options.json:
         print(json.dumps(counters, default=str))
         return console.EXIT_OK

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 from dstore import checks, config
 from dstore.client import translate
-from dstore.client.commands import RAISE, Command, Lookup
+from dstore.client.commands import Command, Lookup
+from dstore.client.hits import RAISE
 from dstore.client.node import Node
 from dstore.client.settings import Settings, initializer_with
 from dstore.client.watch import Event, Watch
 from dstore.protocol.keys import public
-from dstore.protocol.messages import Key, Stored
+from dstore.protocol.messages import Key
 from dstore.runtime import event_loops as loops
 from dstore.runtime.native import Empty
 
@@ -148,15 +149,14 @@ class AsyncNode:
 
     async def get(self, key: str | bytes, default: Any = RAISE) -> Any:
         """See :meth:`Node.get`."""
-        entry = self._node._hit(key)
+        entry = self._node._cached(key)
         if entry is not None:
-            value = entry.value
-            return value if type(value) is not Stored else self._commands.opened(entry)
+            return self._commands.opened(entry)
         return await self._do(self._commands.get(key, default))
 
     async def lookup(self, key: str | bytes) -> Lookup:
         """See :meth:`Node.lookup`."""
-        entry = self._node._hit(key)
+        entry = self._node._cached(key)
         if entry is not None:
             return Lookup(self._commands.opened(entry), from_local=True, cached=True)
         return await self._do(self._commands.lookup(key))
@@ -165,7 +165,7 @@ class AsyncNode:
 
     async def contains(self, key: str | bytes) -> bool:
         """Return whether the key has a value, as ``key in node`` does for a Node."""
-        return self._node._hit(key) is not None or await self._do(self._commands.contains(key))
+        return self._node._cached(key) is not None or await self._do(self._commands.contains(key))
 
     if not TYPE_CHECKING:  # a type checker reports it by itself
 

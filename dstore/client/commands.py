@@ -13,18 +13,29 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from dstore import checks, config
 from dstore.client import files, translate
 from dstore.client.files import Fetched, Progress
+from dstore.client.hits import RAISE
 from dstore.client.large import LargeValues, check_whole, random16
 from dstore.client.translate import Deletion
 from dstore.client.writing import Outcomes, Start, Writing, bind, check_size, digest
 from dstore.codecs import Codecs, Encoded
 from dstore.core.local import operations
-from dstore.core.local.cache import Entry
-from dstore.core.local.operations import Answer, ReadOptions, SetOutcome
+from dstore.core.local.membership import Entry
+from dstore.core.local.operations import (
+    Answer,
+    Delete,
+    Direct,
+    GetMany,
+    GetOne,
+    One,
+    Reading,
+    ReadOptions,
+    SetOutcome,
+)
 from dstore.core.local.state import LocalState
 from dstore.core.local.steps import Operation, Work
 from dstore.errors import InvalidKey, KeyMissing, KeyOccupied, WaitTimedOut
@@ -32,10 +43,7 @@ from dstore.protocol import content
 from dstore.protocol.keys import public
 from dstore.protocol.messages import DelResult, Key, Large, SetItem, SetStatus, Stored
 
-RAISE: Any = object()
-"""Stands for no default."""
 T = TypeVar("T")
-Answers: TypeAlias = dict[Key, Answer]
 
 
 class Lookup(NamedTuple):
@@ -60,17 +68,22 @@ class Command(Generic[T]):
     abort: Callable[[BaseException], None] | None = None
 
 
-class ReadOne(Command[T]):
-    """Reads one key within ``timeout`` seconds. A host may use :class:`SingleGet` for it."""
+class DirectCommand(Command[T]):
+    """A command that begins on the direct path, within ``timeout`` seconds.
+
+    ``begin`` makes the operation, given its deadline.
+    """
 
     def __init__(
-        self, key: Key, timeout: float, finish: Callable[[Answers], T], options: ReadOptions
+        self,
+        begin: Callable[[LocalState, float], Direct[Any]],
+        timeout: float,
+        finish: Callable[[Any], T],
     ) -> None:
-        self.key = key
+        self.begin = begin
         self.timeout = timeout
-        self.options = options
         # Not a method, which would make the command refer to itself.
-        self.start = lambda state, _, now: operations.get(state, [key], now, now + timeout, options)
+        self.start = lambda state, _, now: begin(state, now + timeout).run(now)
         self.finish = finish
         self.abort = None
 
@@ -88,87 +101,83 @@ class Commands:
     # ---- reading --------------------------------------------------------------------------
 
     def opened(self, entry: Entry) -> Any:
-        """Return the value of an entry. A small immutable one is kept, to be decoded only once."""
+        """Return the value of an entry."""
         value = entry.value
         if type(value) is not Stored:
             return value
         if entry.shared is not None:
             check_whole(entry, value)
-        value, keep = self.codecs.decode(value, sound=entry.sound)
-        if keep:
-            entry.value = value
+        opened = self.codecs.decode(value, sound=entry.sound)
         entry.sound = True
-        return value
+        return opened
 
-    def _answered(self, answer: Answer) -> Any:
-        if answer.entry is not None:
-            return self.opened(answer.entry)
-        assert answer.stored is not None
-        return self.codecs.decode(answer.stored)[0]
+    def _opened(self, answer: Answer) -> Any:
+        return self.codecs.decode(answer) if isinstance(answer, Stored) else self.opened(answer)
 
-    def _count(self, answers: Mapping[Key, Answer], asked: int) -> None:
-        hits = sum(answer.from_local for answer in answers.values())
+    def _count(self, hits: int, asked: int) -> None:
         self.hits += hits
         self.misses += asked - hits
 
-    def _only(self, key: str | bytes, answers: Answers) -> Answer:
-        """Return the answer to a command that reads one key. Raises KeyMissing."""
-        self._count(answers, 1)
-        for answer in answers.values():
-            return answer
-        raise KeyMissing(key)
-
     def get(self, key: str | bytes, default: Any) -> Command[Any]:
-        def finish(answers: Answers) -> Any:
-            for entry, stored, from_local in answers.values():
-                self.hits += from_local
-                self.misses += not from_local
-                if entry is not None:
-                    return self.opened(entry)
-                assert stored is not None
-                return self.codecs.decode(stored)[0]
-            self.misses += 1
-            if default is RAISE:
-                raise KeyMissing(key)
-            return default
+        return self._one(key, lambda one: self.got(key, default, *one), self.options)
 
-        return ReadOne(translate.key_name(key), self.timeout, finish, self.options)
+    def got(self, key: str | bytes, default: Any, answer: Answer | None, local: bool) -> Any:
+        """Return what ``get`` returns, given the answer and whether it was cached here."""
+        self._count(local, 1)
+        if answer is not None:
+            return self._opened(answer)
+        if default is RAISE:
+            raise KeyMissing(key)
+        return default
 
-    def _read(
-        self, key: str | bytes, finish: Callable[[Answers], T], bodies: bool = True
+    def _one(
+        self, key: str | bytes, finish: Callable[[One], T], options: ReadOptions
     ) -> Command[T]:
-        options = self.options._replace(bodies=bodies)
-        return ReadOne(translate.key_name(key), self.timeout, finish, options)
+        name = translate.key_name(key)
+        return DirectCommand(
+            lambda state, deadline: GetOne(state, name, deadline, options), self.timeout, finish
+        )
+
+    def _read(self, key: str | bytes, finish: Callable[[Answer, bool], T]) -> Command[T]:
+        """Read a key, and call ``finish`` with the answer and whether it was cached here."""
+
+        def finish_found(one: One) -> T:
+            answer, local = one
+            self._count(local, 1)
+            if answer is None:
+                raise KeyMissing(key)
+            return finish(answer, local)
+
+        return self._one(key, finish_found, self.options)
 
     def lookup(self, key: str | bytes) -> Command[Lookup]:
-        def finish(answers: Answers) -> Lookup:
-            answer = self._only(key, answers)
-            return Lookup(self._answered(answer), answer.from_local, answer.entry is not None)
-
-        return self._read(key, finish)
+        return self._read(
+            key,
+            lambda answer, local: Lookup(self._opened(answer), local, type(answer) is not Stored),
+        )
 
     def get_buffer(self, key: str | bytes) -> Command[memoryview]:
-        def finish(answers: Answers) -> memoryview:
-            stored = self._stored(self._only(key, answers))
+        def finish(answer: Answer, _: bool) -> memoryview:
+            stored = self._stored(answer)
             assert not isinstance(stored.body, Large)
             return memoryview(stored.body)
 
         return self._read(key, finish)
 
     def contains(self, key: str | bytes) -> Command[bool]:
-        def finish(answers: Answers) -> bool:
-            self._count(answers, 1)
-            return bool(answers)
+        def finish(one: One) -> bool:
+            answer, local = one
+            self._count(local, 1)
+            return answer is not None
 
-        return self._read(key, finish, bodies=False)
+        return self._one(key, finish, self.options._replace(bodies=False))
 
     def _stored(self, answer: Answer) -> Stored:
-        if answer.stored is not None:
-            return answer.stored
-        assert answer.entry is not None
-        value = answer.entry.value
+        if isinstance(answer, Stored):
+            return answer
+        value = answer.value
         if type(value) is Stored:
-            check_whole(answer.entry, value)
+            check_whole(answer, value)
             return value
         encoded = self.codecs.encode(value)  # a small value, which was kept as it was decoded
         return Stored(b"", encoded.codec, encoded.joined())
@@ -176,16 +185,18 @@ class Commands:
     def get_many(self, keys: Iterable[str | bytes]) -> Command[dict[Any, Any]]:
         names = translate.key_names(checks.several("keys", keys))
         wanted = dict.fromkeys(names.values())
+
+        def finish(reading: Reading) -> dict[Any, Any]:
+            self._count(len(reading.local), len(wanted))
+            found = {**reading.local, **reading.fetched}
+            opened = self._opened
+            return {key: opened(found[name]) for key, name in names.items() if name in found}
+
         timeout, options = self.timeout, self.options
-
-        def finish(answers: Answers) -> dict[Any, Any]:
-            self._count(answers, len(wanted))
-            return {
-                key: self._answered(answers[name]) for key, name in names.items() if name in answers
-            }
-
-        return Command(
-            lambda state, _, now: operations.get(state, wanted, now, now + timeout, options), finish
+        return DirectCommand(
+            lambda state, deadline: GetMany(state, Reading(wanted, options, timeout), deadline),
+            timeout,
+            finish,
         )
 
     def get_file(
@@ -202,11 +213,11 @@ class Commands:
             file: files.Destination = opened.value
             options = self.options._replace(into=file.write, report=progress)
             until = opened.now + timeout
-            answers = yield from operations.get(state, [name], opened.now, until, options)
-            self._count(answers, 1)
-            if name not in answers:
+            answer, local = yield from operations.get_one(state, name, opened.now, until, options)
+            self._count(local, 1)
+            if answer is None:
                 raise KeyMissing(key)
-            stored = self._stored(answers[name])
+            stored = self._stored(answer)
 
             def complete() -> None:
                 if not isinstance(stored.body, Large):
@@ -228,12 +239,12 @@ class Commands:
         if timeout is not None:
             span = checks.seconds("timeout", timeout, 0, config.WAIT_MAX)
 
-        def finish(answer: Answer | None) -> Any:
+        def finish(one: One) -> Any:
+            answer, local = one
             if answer is None:
                 raise WaitTimedOut(f"{key!r} was not set within {span:g} seconds")
-            self.hits += answer.from_local
-            self.misses += not answer.from_local
-            return self._answered(answer)
+            self._count(local, 1)
+            return self._opened(answer)
 
         return Command(
             lambda state, _, now: operations.wait(state, name, now, now + span, stall_timeout),
@@ -332,9 +343,8 @@ class Commands:
     def _delete(
         self, keys: list[Key], wait: bool, finish: Callable[[dict[Key, DelResult]], T]
     ) -> Command[T]:
-        timeout = self.timeout
-        return Command(
-            lambda state, _, now: operations.delete(state, keys, wait, now, now + timeout), finish
+        return DirectCommand(
+            lambda state, deadline: Delete(state, keys, wait, deadline), self.timeout, finish
         )
 
     # ---- files ----------------------------------------------------------------------------

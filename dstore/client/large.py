@@ -17,7 +17,8 @@ from typing import NamedTuple
 from dstore import codecs
 from dstore.client.files import PIECE_BYTES, FileToStore
 from dstore.codecs import Encoded
-from dstore.core.local.cache import SEEN, Entry, MappedBody
+from dstore.core.local.cache import SEEN, MappedBody
+from dstore.core.local.membership import Entry
 from dstore.core.local.steps import Body, FetchBody, Transfer, Write
 from dstore.core.local.transfer import download
 from dstore.errors import NodeClosed, ValueCorrupt
@@ -279,7 +280,7 @@ class LargeValues:
                 size = value.size if isinstance(value, Stored) else None
                 if not memory.linked(entry.shared, size) or not _is_whole(value):
                     gone.append(entry.shared)
-                elif entry.visited is True:
+                elif entry.visited == 1:  # and not SEEN
                     entry.visited = SEEN
                     memory.touch(entry.shared)
         return gone

@@ -16,12 +16,14 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterable
 from types import FrameType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from dstore.client.commands import Commands
+from dstore.client.hits import Hits
 from dstore.client.hosts.local import Local
 from dstore.client.settings import Settings
 from dstore.codecs import Codecs
+from dstore.core.local.membership import Entry
 from dstore.core.local.state import LocalState
 from dstore.errors import NodeClosed
 from dstore.protocol.keys import public
@@ -34,11 +36,13 @@ N = TypeVar("N", bound="Lifecycle")
 PACKAGE = __name__.partition(".")[0]
 
 
-class Lifecycle:
+class Lifecycle(Hits):
     """The base of :class:`dstore.Node`: settings, state and life. Safe from any thread.
 
     ``_state`` has no lease and no entries while there is no Local.
     """
+
+    _state: LocalState
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -51,6 +55,7 @@ class Lifecycle:
         self._closed = False
         self._local: Local | None = None
         self._state = _absent()
+        self._hits = 0
         self._birth = native.RLock()  # a signal handler may close a Node while it is being made
         _nodes.add(self)
         self._here()
@@ -107,6 +112,9 @@ class Lifecycle:
                     raise
             return self._local
 
+    def _opened(self, entry: Entry) -> Any:
+        return self._commands.opened(entry)
+
     def _label_here(self) -> str:
         return self._settings.label or f"{native.gethostname()}:{os.getpid()}"
 
@@ -145,7 +153,7 @@ class Lifecycle:
             self._local.forked()
         self._state = _absent()
         self._local = None
-        self._commands.hits = self._commands.misses = 0
+        self._hits = self._commands.hits = self._commands.misses = 0
         self._birth = native.RLock()
 
 

@@ -5,22 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
-from dstore import checks, config
+from dstore import checks, compiled, config
 from dstore.client import translate
-from dstore.client.commands import RAISE, Command, Lookup
+from dstore.client.commands import Command, Lookup
 from dstore.client.files import Fetched, Path, Progress
 from dstore.client.lifecycle import Lifecycle
 from dstore.client.settings import Settings, function_with, initializer_with, timeout_checked
 from dstore.client.translate import Deletion
 from dstore.client.watch import Event, Watch, call_back
-from dstore.core.local.cache import Entry
+from dstore.core.local.membership import Entry
 from dstore.protocol import content
 from dstore.protocol.keys import public
 from dstore.protocol.messages import Key, Stored
 from dstore.runtime import clock
 from dstore.runtime import greenlets as green
+from dstore.transport.channel import EXCHANGE_MS
 
 T = TypeVar("T")
+PLAIN_TIMEOUT_MIN = 4 * EXCHANGE_MS / 1000
+"""Seconds of a timeout from which on the first wait for a reply is that of every channel."""
 
 
 class Node(Lifecycle):
@@ -77,33 +80,30 @@ class Node(Lifecycle):
 
     # ---- reading --------------------------------------------------------------------------
 
-    def get(self, key: str | bytes, default: Any = RAISE) -> Any:
-        """Return the value of ``key``, from the cache if it is there, else from Global.
+    def _get_missed(self, key: str, default: Any) -> Any:
+        local, commands = self._local, self._commands
+        if local is not None and commands.timeout >= PLAIN_TIMEOUT_MIN and green.here() is None:
+            name = translate.key_name(key)
+            if not name.startswith(config.CONTENT_PREFIX):  # what is fetched has to be hashed
+                one = local.get(name, commands.timeout, commands.options)
+                if one is not None:
+                    answer, cached = one
+                    value = answer.value if type(answer) is Entry else answer
+                    if value is None or type(value) is Stored or cached:
+                        return commands.got(key, default, answer, cached)
+                    commands.misses += 1
+                    return value
+        return self._do(commands.get(key, default))
 
-        An array is returned read-only, over memory that the processes of this host share. Bytes
-        of more than 1 MiB are returned as a read-only memoryview over such memory. Raises
-        KeyMissing if the key has no value and no ``default`` is given.
-        """
-        # The steps of _hit, inline: a hit is the most frequent call, and this saves a call.
-        state = self._state
-        entries = state.entries
-        lease_end = state.lease_end
-        try:
-            entry = entries[key if type(key) is str else translate.key_name(key)]
-        except KeyError:  # not cached, or a text that is not the one text of its key
-            return self._do(self._commands.get(key, default))
-        if clock.now() >= lease_end:
-            return self._do(self._commands.get(key, default))
-        entry.visited = True
-        self._commands.hits += 1
-        value = entry.value
-        return value if type(value) is not Stored else self._commands.opened(entry)
+    def _get_named(self, key: Any, default: Any) -> Any:
+        entry = self._hit(translate.key_name(key))
+        return self._get_missed(key, default) if entry is None else self._opened(entry)
 
     def lookup(self, key: str | bytes) -> Lookup:
         """Return the value of ``key`` as :meth:`get` does, and who answered. Raises KeyMissing."""
-        entry = self._hit(key)
+        entry = self._cached(key)
         if entry is not None:
-            return Lookup(self._commands.opened(entry), from_local=True, cached=True)
+            return Lookup(self._opened(entry), from_local=True, cached=True)
         return self._do(self._commands.lookup(key))
 
     def get_buffer(self, key: str | bytes) -> memoryview:
@@ -116,7 +116,7 @@ class Node(Lifecycle):
 
     def __contains__(self, key: str | bytes) -> bool:
         """Return whether the key has a value. A value that is not large is fetched and cached."""
-        return self._hit(key) is not None or self._do(self._commands.contains(key))
+        return self._cached(key) is not None or self._do(self._commands.contains(key))
 
     def get_many(self, keys: Iterable[str | bytes]) -> dict[Any, Any]:
         """Return the values of many keys, in few messages. Missing keys are left out.
@@ -137,22 +137,9 @@ class Node(Lifecycle):
         """
         return self._do(self._commands.get_file(key, path, progress=progress))
 
-    def _hit(self, key: str | bytes) -> Entry | None:
-        """Return the entry of a key that is cached under a valid lease. Takes no lock.
-
-        The dictionary and the lease are noted first and the clock is compared last: between any
-        two other steps the lease might lapse, the key be deleted, and a renewal come.
-        """
-        state = self._state
-        entries = state.entries  # of one session; emptied when that ends
-        lease_end = state.lease_end
-        # Only for the type str itself are hash and equality known to be those of the key.
-        entry = entries.get(key if type(key) is str else translate.key_name(key))
-        if entry is None or clock.now() >= lease_end:
-            return None
-        entry.visited = True
-        self._commands.hits += 1
-        return entry
+    def _cached(self, key: str | bytes) -> Entry | None:
+        """Return the entry of a key that is cached under a valid lease, and count a hit."""
+        return self._hit(key if type(key) is str else translate.key_name(key))
 
     def keys(self, prefix: str | bytes = "") -> Iterator[Any]:
         """Iterate over the keys that begin with ``prefix``; keys that are not UTF-8 are bytes.
@@ -298,7 +285,7 @@ class Node(Lifecycle):
             "label": self._label_here(),
             "session": _public_name(state.session),
             "epoch": f"{state.epoch:016x}",
-            "hits": self._commands.hits,
+            "hits": self._hits + self._commands.hits,
             "misses": self._commands.misses,
             **state.counters,
             "evictions": state.cache.evictions,
@@ -308,6 +295,7 @@ class Node(Lifecycle):
             "lease": state.lease,
             "lease_left": max(0.0, left),
             "applied": state.applied,
+            "compiled": compiled.native is not None,
             "malformed": local.host.malformed if local else 0,
         }
 

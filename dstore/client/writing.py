@@ -16,7 +16,7 @@ from dstore.client.files import Progress
 from dstore.client.large import LargeValues, Upload, random16
 from dstore.codecs import Encoded
 from dstore.core.local import operations
-from dstore.core.local.operations import Answer, LargeBody, ReadOptions, SetOutcome
+from dstore.core.local.operations import LargeBody, ReadOptions, SetOutcome
 from dstore.core.local.state import LocalState
 from dstore.core.local.steps import Operation, T, WaitUntil, Work
 from dstore.errors import KeyOccupied, RequestRefused, StoreFull, ValueCorrupt, ValueTooLarge
@@ -33,13 +33,13 @@ Start: TypeAlias = Callable[[LocalState, LargeValues, float], Operation[T]]
 class Writing:
     """One write of large values or of a file: one of its operations is to be used, once.
 
-    ``count`` is called with the answers of a look-up and the number of its keys.
+    ``count`` is called with the hits of a look-up and the number of its keys.
     """
 
     timeout: float
     replace: bool
     progress: Progress | None
-    count: Callable[[Mapping[Key, Answer], int], None]
+    count: Callable[[int, int], None]
     _uploads: list[Upload] = field(default_factory=list)  # those that are not bound yet
     _files: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
@@ -112,10 +112,10 @@ class Writing:
     def _is_bound(self, state: LocalState, key: Key, now: float) -> Operation[tuple[bool, float]]:
         """Return whether a key is bound, and the time after the look-up."""
         options = ReadOptions(bodies=False)
-        answers = yield from operations.get(state, [key], now, now + self.timeout, options)
-        self.count(answers, 1)
+        answer, local = yield from operations.get_one(state, key, now, now + self.timeout, options)
+        self.count(local, 1)
         result = yield WaitUntil(lambda _: True, now)  # returns at once, with the time
-        return key in answers, result.now
+        return answer is not None, result.now
 
     def put_file(
         self, path: str, state: LocalState, large: LargeValues, now: float

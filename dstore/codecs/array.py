@@ -213,7 +213,7 @@ def _refusal(dtype: Any) -> str:
     )
 
 
-def decode(body: Buffer) -> tuple[object, bool]:
+def decode(body: Buffer) -> object:
     """A new array over the body, which the caller has made read-only.
 
     Raises UnknownCodec without NumPy, and any exception if the body is damaged or hostile.
@@ -225,7 +225,7 @@ def decode(body: Buffer) -> tuple[object, bool]:
         # The user can rename the fields of a dtype, and would rename those of all other arrays.
         # This is how NumPy copies a dtype and all within it: dtype(..., copy=True) does not.
         dtype = dtype.newbyteorder("|")
-    return make(body, dtype), False
+    return make(body, dtype)
 
 
 @lru_cache(HEADERS_CACHED)

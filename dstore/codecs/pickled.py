@@ -46,7 +46,7 @@ def encode(value: object) -> Encoded:
     return joint(PICKLE, _parts(data, [buffer.raw() for buffer in buffers]))
 
 
-def decode(body: Buffer) -> tuple[object, bool]:
+def decode(body: Buffer) -> object:
     """Unpickle a value over the body, which the caller has made read-only.
 
     It may run any program, and raise any exception.
@@ -57,7 +57,7 @@ def decode(body: Buffer) -> tuple[object, bool]:
         raise ValueError(f"it has {len(view):,} bytes, too few for {count:,} buffers")
     lengths = struct.unpack_from(f"<{count + 1}Q", view, _NUMBER.size)
     data, *buffers = _slices(view, lengths)
-    return pickle.loads(data, buffers=buffers), False
+    return pickle.loads(data, buffers=buffers)
 
 
 def _parts(data: bytes, buffers: list[memoryview]) -> list[Buffer]:

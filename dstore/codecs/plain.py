@@ -8,7 +8,7 @@ a named tuple, an enum) is refused. Only buffers change: within lists and dicts 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import islice
 from operator import eq
 from time import thread_time
@@ -36,6 +36,8 @@ SECONDS_FREE = 0.05
 """Seconds of processor time that any dict may take."""
 SECONDS_PER_KEY = 1e-5
 """Seconds that each key may add to that. A key that does not collide takes some 1e-7 seconds."""
+NUMBER_BYTES_MAX = 9
+"""Bytes of a number in msgpack, at most."""
 PLAIN = "bytes, str, None, bool, int, float, list, tuple or dict"
 MakeDict: TypeAlias = Callable[[list[tuple[Any, Any]]], dict[Any, Any]]
 _IMMUTABLE = (int, float, bool, type(None))
@@ -52,18 +54,49 @@ def encode(value: object) -> Encoded:
     return whole(MSGPACK, _pack(value))
 
 
-def decode_bytes(body: Buffer) -> tuple[object, bool]:
+def decode_bytes(body: Buffer) -> object:
     """The body itself, unless that is short: then a copy, so as not to keep shared memory alive."""
     if type(body) is bytes:
-        return body, True
-    return (bytes(body) if len(body) <= config.BYTES_MAX else body), False
+        return body
+    return bytes(body) if len(body) <= config.BYTES_MAX else body
 
 
-def decode_text(body: Buffer) -> tuple[object, bool]:
-    return str(body, "utf-8"), type(body) is bytes
+def decode_text(body: Buffer) -> object:
+    return str(body, "utf-8")
 
 
-def decode_msgpack(body: Buffer, *, sound: bool = False) -> tuple[object, bool]:
+def kept_text(body: bytes) -> object:
+    """Decode a text, for all readers. Returns NotImplemented if it is damaged."""
+    try:
+        return str(body, "utf-8")
+    except UnicodeDecodeError:
+        return NotImplemented
+
+
+def kept_number(body: bytes) -> object:
+    """Decode a number, a bool or None, for all readers. Returns NotImplemented for all else.
+
+    That is also returned for a number that other programs have packed in another way: the bytes of
+    a value that is kept decoded are made from it again when they are asked for.
+    """
+    if len(body) > NUMBER_BYTES_MAX:
+        return NotImplemented
+    try:
+        value = decode_msgpack(body)
+    except Exception:  # damaged: msgpack raises exceptions of several kinds
+        return NotImplemented
+    return value if type(value) in _IMMUTABLE and msgpack.packb(value) == body else NotImplemented
+
+
+KEPT: Mapping[str, Callable[[bytes], object]] = {
+    BYTES: bytes,  # of bytes themselves, which are returned as they are
+    TEXT: kept_text,
+    MSGPACK: kept_number,
+}
+"""How a cache decodes the values of which one object may serve all readers, by codec."""
+
+
+def decode_msgpack(body: Buffer, *, sound: bool = False) -> object:
     """Decode a body. It is not trusted, unless it is ``sound``: it has been decoded before.
 
     Raises ValueError, before the value is built, if no Node would have stored it: it would take too
@@ -71,8 +104,7 @@ def decode_msgpack(body: Buffer, *, sound: bool = False) -> tuple[object, bool]:
     """
     if not sound and (len(body) >= budget.CHECKED_MIN or _may_have_timestamps(bytes(body))):
         budget.check(body)
-    value = _unpack(body, dict if sound else safe_dict)
-    return value, type(value) in _IMMUTABLE and type(body) is bytes
+    return _unpack(body, dict if sound else safe_dict)
 
 
 def _may_have_timestamps(body: bytes) -> bool:

@@ -19,8 +19,7 @@ BUILT_IN: frozenset[type] = frozenset(
 )
 """Types that no codec of a user may have, along with NumPy's arrays."""
 
-Decoder: TypeAlias = Callable[[Buffer], tuple[object, bool]]
-"""Returns the value, and whether this one object may be given to every reader."""
+Decoder: TypeAlias = Callable[[Buffer], object]
 
 Bytes: TypeAlias = bytes | bytearray | memoryview
 
@@ -145,12 +144,12 @@ class Codecs:
             pickle = self._pickle
         return pickle(value)
 
-    def decode(self, stored: Stored, *, sound: bool = False) -> tuple[object, bool]:
-        """Decode a value. Returns it, and whether this one object may be given to every reader.
+    def decode(self, stored: Stored, *, sound: bool = False) -> object:
+        """Decode a value.
 
-        It may if it is immutable and its body is ``bytes``. A body that is a memoryview stays
-        alive as long as anything that was decoded from it without a copy, and is never changed.
-        ``sound`` means that the body has been decoded before, and need not be checked again.
+        A body that is a memoryview stays alive as long as anything that was decoded from it without
+        a copy, and is never changed. ``sound`` means that the body has been decoded before, and
+        need not be checked again.
 
         Raises ValueCorrupt and UnknownCodec.
         """
@@ -185,8 +184,7 @@ class Codecs:
         if codec.type in self._by_type:
             raise ValueError(f"there are two codecs for the type {codec.type.__name__}")
         self._by_type[codec.type] = codec
-        # Its values are not known to be immutable.
-        self._decoders[codec.name] = lambda body: (codec.decode(memoryview(body)), False)
+        self._decoders[codec.name] = lambda body: codec.decode(memoryview(body))
 
 
 def _message(error: Exception) -> str:

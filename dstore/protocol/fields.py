@@ -14,11 +14,13 @@ from dstore.config import CHUNK_BYTES_MAX, KEY_BYTES_MAX, KEYS_PER_MESSAGE_MAX, 
 from dstore.errors import BadMessage
 from dstore.protocol.keys import key_bytes
 from dstore.protocol.messages import (
+    TOKEN_BYTES,
     Body,
     Buffer,
     DelResult,
     DelStatus,
     Found,
+    GetReply,
     Key,
     Large,
     SetResult,
@@ -31,9 +33,9 @@ CODEC_NAME_MAX = 64
 """Characters of a codec's name."""
 SPAN_MAX = 1e9
 """Seconds that a message may name, such as a lease or a timeout: some 30 years."""
-_ASCII_KEY_SAFE = KEY_BYTES_MAX // 4  # a text of so few characters is short enough in any case
+ASCII_KEY_SAFE = KEY_BYTES_MAX // 4  # a text of so few characters is short enough in any case
 
-_CODECS = {name: name for name in ("bytes", "text", "msgpack", "ndarray", "pickle")}
+CODECS = {name: name for name in ("bytes", "text", "msgpack", "ndarray", "pickle")}
 """Names that most messages have: all share one text for each, which needs no check."""
 
 T = TypeVar("T")
@@ -94,7 +96,7 @@ def label(field: Any) -> str:
 def key(field: Any) -> Key:
     if type(field) is not str or not field:
         raise BadMessage(f"expected a key, got {shown(field)}")
-    if len(field) > _ASCII_KEY_SAFE and key_bytes(field) > KEY_BYTES_MAX:
+    if len(field) > ASCII_KEY_SAFE and key_bytes(field) > KEY_BYTES_MAX:
         raise BadMessage(f"a key has at most {KEY_BYTES_MAX} bytes, this one {key_bytes(field)}")
     return field
 
@@ -238,7 +240,7 @@ def stored(field: Any) -> Stored:
     if type(field) is list and len(field) == 3:
         token, codec, content = field
         if type(content) is bytes and type(token) is bytes and len(token) == 16:
-            name = _CODECS.get(codec) if type(codec) is str else None
+            name = CODECS.get(codec) if type(codec) is str else None
             return Stored(token, name or codec_name(codec), content)
     return _any_stored(field)
 
@@ -258,6 +260,79 @@ def found(field: Any) -> Found | None:
 
 
 _READS[found] = _READS[_any_found]
+
+
+# ---- the columns of a reply to GET --------------------------------------------------------------
+
+
+def column(check: Callable[[list[Any]], list[T]]) -> Callable[[Any], list[T]]:
+    """Make the check of a list without lists in it, which ``check`` looks at as a whole."""
+
+    def checked(field: Any) -> list[T]:
+        if type(field) is not list:
+            raise BadMessage(f"expected a list, got {shown(field)}")
+        check_length(len(field), 0, KEYS_PER_MESSAGE_MAX)
+        return check(field)
+
+    _READS[checked] = lambda frame: check(frame.some(frame.length(0, KEYS_PER_MESSAGE_MAX)))
+    return checked
+
+
+def _codec_or_none(field: Any) -> str:
+    return "" if type(field) is str and not field else CODECS.get(field) or codec_name(field)
+
+
+def _codecs(names: list[Any]) -> list[str]:
+    first = names[0] if names else ""
+    if type(first) is str and names.count(first) == len(names):  # as in most replies
+        return [_codec_or_none(first)] * len(names)
+    try:
+        checked = {name: _codec_or_none(name) for name in set(names)}
+    except TypeError:  # a list cannot be in a set
+        raise BadMessage("the name of a codec is text") from None
+    return [checked[name] for name in names]
+
+
+def _indexes(numbers: list[Any]) -> list[int]:
+    if len({uint(number) for number in numbers}) != len(numbers):
+        raise BadMessage("an index comes twice")
+    return numbers
+
+
+codecs = column(_codecs)
+indexes = column(_indexes)
+_any_bodies = listed(optional(body))
+
+
+def bodies(field: Any) -> list[Body | None]:
+    """The check of bodies, with a fast path for small values alone."""
+    if type(field) is list and len(field) <= KEYS_PER_MESSAGE_MAX:
+        for content in field:
+            if type(content) is not bytes:
+                break
+        else:
+            return field
+    return _any_bodies(field)
+
+
+_READS[bodies] = _READS[_any_bodies]
+
+
+def check_columns(reply: GetReply) -> None:
+    """Raise BadMessage unless the columns of a reply fit together."""
+    codecs, bodies, uncacheable = reply.codecs, reply.bodies, reply.uncacheable
+    count = len(bodies)
+    if len(codecs) != count or len(reply.tokens) != TOKEN_BYTES * count:
+        raise BadMessage("the columns have different lengths")
+    if ("" in codecs or None in bodies) and [name == "" for name in codecs] != [
+        content is None for content in bodies
+    ]:
+        raise BadMessage("a value has no codec, or a codec no value")
+    if uncacheable and max(uncacheable) >= count:
+        raise BadMessage(f"there is no value {max(uncacheable):,} among {count:,}")
+
+
+# ---- further lists ------------------------------------------------------------------------------
 
 keys = listed(key, 1)
 set_result = record(SetResult, code(SetStatus), uint, boolean, found, uint, uint)

@@ -10,12 +10,16 @@ text and bytes share one name space: ``"a"`` and ``b"a"`` are the same key.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from enum import IntEnum
 from typing import NamedTuple, TypeAlias
 
 NO_SESSION = 0
 """The id of no session."""
+TOKEN_BYTES = 16
+"""Bytes of a token."""
+NO_TOKEN = bytes(TOKEN_BYTES)
+"""Stands for the token of a key that has no value."""
 
 # ---- values -----------------------------------------------------------------------------------
 
@@ -337,15 +341,51 @@ class Farewell(NamedTuple):
 
 
 class GetReply(NamedTuple):
-    """Values for the first ``len(items)`` keys of the GET, None where missing.
+    """Values for the first ``len(bodies)`` keys of the GET, one column for each part of a value.
 
-    A reply that would become too large ends early; the Local asks again for the rest.
+    A reply that would become too large ends early; the Local asks again for the rest. ``seq`` is
+    the number of the newest invalidation before any of the values was read. ``tokens`` has 16 bytes
+    for each key. A key without a value has the codec "", the body None and a token of zeros. The
+    values whose indexes are in ``uncacheable`` must not be cached.
     """
 
     epoch: int
     session: int
     request: int
-    items: list[Found | None]
+    seq: int
+    codecs: list[str]
+    tokens: bytes
+    bodies: list[Body | None]
+    uncacheable: list[int]
+
+    @classmethod
+    def of(
+        cls, envelope: tuple[int, int, int], seq: int, items: Iterable[Found | None]
+    ) -> GetReply:
+        """Make the reply that has these values. Their own ``seq`` is not used."""
+        found = list(items)
+        values = [each and each.stored for each in found]
+        return cls(
+            *envelope,
+            seq,
+            [each.codec if each else "" for each in values],
+            b"".join([each.token if each else NO_TOKEN for each in values]),
+            [each and each.body for each in values],
+            [index for index, each in enumerate(found) if each and not each.cacheable],
+        )
+
+    @property
+    def items(self) -> list[Found | None]:
+        """The values one by one, None where missing. Each use makes a new list."""
+        tokens, uncacheable = self.tokens, set(self.uncacheable)
+        items: list[Found | None] = []
+        for index, (codec, body) in enumerate(zip(self.codecs, self.bodies)):
+            found = None
+            if body is not None:
+                token = tokens[TOKEN_BYTES * index : TOKEN_BYTES * (index + 1)]
+                found = Found(self.seq, index not in uncacheable, Stored(token, codec, body))
+            items.append(found)
+        return items
 
 
 class SetReply(NamedTuple):

@@ -24,7 +24,7 @@ from dstore.protocol.messages import Buffer, Message, ToGlobal, ToLocal
 from dstore.protocol.unpacking import QUICK_BYTES_MAX, QUICK_ITEMS_MAX, Frame, unpacked
 
 MAGIC = b"dS"
-VERSION = 5
+VERSION = 6
 PREFIX = MAGIC + bytes([VERSION])
 
 COPIED_QUICKLY = 4096
@@ -80,7 +80,7 @@ _TO_LOCAL: dict[int, tuple[type[ToLocal], tuple[f.Check, ...]]] = {
     65: (m.Welcome, (f.uint, f.uint, f.id16, f.uint, f.span, f.text, f.uint, f.uint)),
     66: (m.Synced, (f.uint, f.uint, f.uint, f.uint, f.uint, _LOGGED_KEYS, f.boolean, f.uint)),
     67: (m.Farewell, (f.uint, f.uint)),
-    68: (m.GetReply, (*f.ENVELOPE, f.listed(f.found))),
+    68: (m.GetReply, (*f.ENVELOPE, f.uint, f.codecs, f.inline, f.bodies, f.indexes)),
     69: (m.SetReply, (*f.ENVELOPE, f.listed(f.set_result))),
     70: (m.DelReply, (*f.ENVELOPE, f.listed(f.del_result))),
     71: (m.ScanReply, (*f.ENVELOPE, f.listed(f.key), f.text)),
@@ -97,6 +97,7 @@ _Table = dict[int, tuple[type[Any], tuple[f.Check, ...]]]
 _NUMBER: dict[type[Message], int] = {
     kind: number for number, (kind, _) in (*_TO_GLOBAL.items(), *_TO_LOCAL.items())
 }
+_GET, _GET_REPLY = _NUMBER[m.Get], _NUMBER[m.GetReply]
 _WITH_DATA = (m.Stage, m.Chunk)
 _NUMBERS_WITH_DATA = [bytes([_NUMBER[kind]]) for kind in _WITH_DATA]
 
@@ -146,6 +147,73 @@ def data_of(message: Message) -> Buffer | None:
     return message.data if isinstance(message, _WITH_DATA) else None
 
 
+def get_of(frame: bytes) -> m.Get | None:
+    """Return the GET in a frame, as :func:`decode_to_global` does, in few steps.
+
+    Returns None for any other frame, and if anything about it is unusual.
+    """
+    if frame[:3] != PREFIX or len(frame) > QUICK_BYTES_MAX:
+        return None
+    try:
+        number, epoch, session, request, keys = unpackb(
+            frame[3:],
+            unicode_errors="surrogateescape",
+            max_array_len=QUICK_ITEMS_MAX,
+            max_map_len=QUICK_ITEMS_MAX,
+        )
+    except Exception:  # msgpack raises exceptions of several kinds
+        return None
+    if number != _GET or type(keys) is not list or not keys:
+        return None
+    if not type(epoch) is type(session) is type(request) is int or min(epoch, session, request) < 0:
+        return None
+    for key in keys:
+        if type(key) is not str or not 0 < len(key) <= f.ASCII_KEY_SAFE:
+            return None
+    return m.Get(epoch, session, request, keys)
+
+
+def get_frame(epoch: int, session: int, request: int, key: m.Key) -> bytes:
+    """Return the frame of a GET of one key, as :func:`encode` does."""
+    packer = Packer(unicode_errors="surrogateescape", buf_size=PACKED_USUALLY)
+    packed: bytes = packer.pack((_GET, epoch, session, request, [key]))
+    return PREFIX + packed
+
+
+def value_of(frame: bytes, request: int) -> tuple[int, bool, bytes, str, bytes] | None:
+    """Return what the reply to the GET of one key has: seq, cacheable, token, codec, and body.
+
+    Returns None for any other frame, and if the value is missing, or is not of the usual kind: then
+    the frame is to be decoded as all others are.
+    """
+    if frame[:3] != PREFIX or len(frame) > QUICK_BYTES_MAX:
+        return None
+    try:
+        number, _, _, answered, seq, codecs, token, bodies, uncacheable = unpackb(
+            frame[3:],
+            unicode_errors="surrogateescape",
+            max_array_len=QUICK_ITEMS_MAX,
+            max_map_len=QUICK_ITEMS_MAX,
+        )
+        (codec,), (body,) = codecs, bodies
+        name = f.CODECS.get(codec)
+    except Exception:  # msgpack raises exceptions of several kinds
+        return None
+    if (
+        number != _GET_REPLY
+        or answered != request
+        or type(seq) is not int
+        or seq < 0
+        or name is None
+        or type(token) is not bytes
+        or len(token) != m.TOKEN_BYTES
+        or type(body) is not bytes
+        or (uncacheable != [] and uncacheable != [0])
+    ):
+        return None
+    return seq, not uncacheable, token, name, body
+
+
 def decode_to_global(frame: Buffer, data: Buffer | None = None) -> ToGlobal:
     """Decode a frame that a Local sent. Raises BadMessage."""
     return _decode(frame, data, _TO_GLOBAL)  # type: ignore[no-any-return]
@@ -180,7 +248,7 @@ def _decode(frame: Buffer, data: Buffer | None, table: _Table) -> Any:
         if data is not None:
             _check_length(fields[-1], data)
             fields[-1] = data
-        return kind._make([check(field) for check, field in zip(checks, fields)])
+        return _made(kind, [check(field) for check, field in zip(checks, fields)])
     except BadMessage as error:
         raise _malformed(kind, fields, error) from None
 
@@ -201,10 +269,18 @@ def _read_all(packed: Buffer, data: Buffer | None, table: _Table) -> Any:
             fields.append(checks[-1](data))
         if not frame.ended:
             raise BadMessage("more comes behind it")
-        return kind._make(fields)
+        return _made(kind, fields)
     except Exception as error:  # msgpack raises exceptions of several kinds
         wrong = error if isinstance(error, BadMessage) else BadMessage(f"unreadable: {error!r}")
         raise wrong if kind is None else _malformed(kind, fields, wrong) from None
+
+
+def _made(kind: type[Any], fields: list[Any]) -> Any:
+    """Make the message of fields that have been checked one by one."""
+    message = kind._make(fields)
+    if kind is m.GetReply:
+        f.check_columns(message)
+    return message
 
 
 def _check_count(kind: type[Any], got: int, expected: int, data: Buffer | None) -> None:

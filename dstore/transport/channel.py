@@ -33,8 +33,14 @@ CHANNELS_KEPT = 64
 """Idle channels that a pool keeps for later requests."""
 SEND_SLICE = 0.5
 """Seconds of waiting for a connection in one go; then the endpoint is looked at again."""
+EXCHANGE_MS = 500
+"""Milliseconds of waiting for a connection, and for a reply, in one go. A signal that comes in the
+instant before a wait begins is noticed by Python only after it.
+"""
 DRAIN_MAX = 1000
 """Frames that are taken from one socket before another gets its turn."""
+_send = zmq.backend.Socket.send
+"""Sends a frame. The method of zmq.Socket looks at options first that are not used here."""
 _OPTIONS = {
     zmq.MAXMSGSIZE: LOG_BYTES_MAX,  # the largest message of Global: the whole invalidation log
     zmq.LINGER: 0,
@@ -43,6 +49,12 @@ _OPTIONS = {
     zmq.RECONNECT_IVL_MAX: RECONNECT_MS_MAX,
     zmq.HEARTBEAT_IVL: HEARTBEAT_MS,
 }
+
+
+class NoEndpoint:
+    """The source of a socket whose endpoint is not known yet."""
+
+    endpoint = None
 
 
 class ClientSocket:
@@ -55,9 +67,9 @@ class ClientSocket:
         context: zmq.Context[zmq.Socket[bytes]],
         kind: int,
         silence_ms: int,
-        source: Resolver | PublisherEndpoint | None = None,
+        source: Resolver | PublisherEndpoint | NoEndpoint | None = None,
     ) -> None:
-        self.source = source
+        self.source = source or NoEndpoint()
         self.connected_to: str | None = None  # or what ZeroMQ is trying to connect to
         self.socket = context.socket(kind)
         try:
@@ -72,7 +84,7 @@ class ClientSocket:
 
     def follow_source(self) -> None:
         """Connect to the source's endpoint, if it is known and has changed. Raises AddressError."""
-        endpoint = self.source.endpoint if self.source is not None else None
+        endpoint = self.source.endpoint
         if endpoint == self.connected_to or endpoint is None:
             return
         self.disconnect()
@@ -118,7 +130,8 @@ class Channel:
         self, context: zmq.Context[zmq.Socket[bytes]], resolver: Resolver, opened: set[Channel]
     ) -> None:
         self.user: int | None = native.get_ident()
-        self._first: bytes | None = None  # a first frame whose second one has not arrived
+        self._first: bytes | None = None  # a frame that receive() begins with
+        self.closed = False
         self._timeout_ms = {zmq.RCVTIMEO: -1, zmq.SNDTIMEO: -1}
         self._opened = opened
         opened.add(self)
@@ -149,6 +162,32 @@ class Channel:
             else:
                 return True
 
+    def exchange(self, frame: bytes) -> bytes | None:
+        """Send a frame and return the next one: what usually is all that a request takes.
+
+        Returns no bytes if none has come within ``EXCHANGE_MS``; then :meth:`receive` goes on.
+        Returns None if Global is not connected.
+        """
+        client, waits = self._client, self._timeout_ms
+        if client.connected_to != client.source.endpoint:
+            client.follow_source()
+        if waits[zmq.SNDTIMEO] != EXCHANGE_MS or waits[zmq.RCVTIMEO] != EXCHANGE_MS:
+            self._limit(zmq.SNDTIMEO, EXCHANGE_MS / 1000)
+            self._limit(zmq.RCVTIMEO, EXCHANGE_MS / 1000)
+        sent = False
+        try:
+            _send(self._socket, frame)
+            sent = True
+            return self._socket.recv()
+        except zmq.Again:
+            return b"" if sent else None
+        except zmq.ContextTerminated:
+            raise node_closed() from None
+
+    def put_back(self, frame: bytes) -> None:
+        """Have :meth:`receive` begin with a frame that :meth:`exchange` has returned."""
+        self._first = frame
+
     def receive(self, timeout: float) -> tuple[bytes, Buffer | None] | None:
         """Receive a frame and its second frame (or None); each is a ZeroMQ message of its own.
 
@@ -172,11 +211,8 @@ class Channel:
         except zmq.ContextTerminated:
             raise node_closed() from None
 
-    @property
-    def closed(self) -> bool:
-        return self not in self._opened
-
     def close(self) -> None:
+        self.closed = True
         if hasattr(self, "_client"):
             self._client.socket.close()
         self._opened.discard(self)

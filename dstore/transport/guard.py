@@ -82,7 +82,8 @@ class Guard:
         self._pub = pub
         self._requests = ConnectionTable(router, "monitor-requests", connections_max)
         self._subscribers = ConnectionTable(pub, "monitor-subscribers", subscribers_max)
-        self._by_route: dict[bytes, Connection] = {}
+        self.by_route: dict[bytes, Connection] = {}  # those from which a message has come
+        self.connected = False  # whether there is any connection
         self._banned_until: dict[str, float] = {}  # by source address
         self._replies_full = False
         self._unchecked: list[tuple[ConnectionTable, Connection]] = []
@@ -90,6 +91,7 @@ class Guard:
         self._memory_baseline = 0  # its bytes when there were hardly any unfinished messages
 
     def __len__(self) -> int:
+        """How many connections there are."""
         return len(self._requests.connections) + len(self._subscribers.connections)
 
     def listening(self, now: float) -> list[int]:
@@ -98,10 +100,6 @@ class Guard:
         return [*self._requests.listening, *self._subscribers.listening]
 
     # ---- messages -------------------------------------------------------------------------
-
-    def connection_of(self, route: bytes) -> Connection | None:
-        """The connection with this route, if a message has come from it."""
-        return self._by_route.get(route)
 
     def first_message(self, route: bytes, frame: zmq.Frame, now: float) -> Connection | None:
         """Note that a first message has come over ``route``. Returns its connection, if known."""
@@ -116,10 +114,10 @@ class Guard:
         if connection.route is not None:
             # An earlier connection had the same descriptor, and some of its messages were left.
             # One of the two routes belongs to that one, so the counters may mix both.
-            del self._by_route[connection.route]
+            del self.by_route[connection.route]
             connection.counters_unsure = True
         connection.route = route
-        self._by_route[route] = connection
+        self.by_route[route] = connection
         return connection
 
     def too_many_frames(self, connection: Connection | None, now: float) -> None:
@@ -146,7 +144,7 @@ class Guard:
 
     def may_reply(self, connection: Connection, size: int, now: float) -> bool:
         """Whether a reply of ``size`` bytes may be sent; if so, it is counted."""
-        if connection.unacknowledged + size > REPLIES_MAX:
+        if connection.replies - connection.acknowledged + size > REPLIES_MAX:
             connection.refresh(self._subscribers.published, now)
             if connection.unacknowledged + size > REPLIES_MAX:
                 return False
@@ -187,9 +185,10 @@ class Guard:
         for table in (self._requests, self._subscribers):
             for ended, begun in table.changes(now):
                 if ended is not None and ended.route is not None:
-                    self._by_route.pop(ended.route, None)
+                    self.by_route.pop(ended.route, None)
                 if begun is not None:
                     self._admit(table, begun, now)
+        self.connected = len(self) > 0
 
     def _admit(self, table: ConnectionTable, connection: Connection, now: float) -> None:
         reason = table.violation(connection)

@@ -17,6 +17,7 @@ from dstore.runtime import native
 from dstore.runtime.logs import Log
 from dstore.runtime.native import WAIT_SLICE
 from dstore.transport import addresses, binding, limits
+from dstore.transport.connection import Connection
 from dstore.transport.guard import Guard
 from dstore.transport.limits import Termination, new_context
 from dstore.transport.path_lock import PathLock
@@ -41,6 +42,8 @@ CONNECTIONS_SPARE = 512
 """Connections beyond these, for Locals with many threads."""
 DESCRIPTORS_SPARE = 64
 """Descriptors that connections leave for everything else, at least; and an eighth of all."""
+_send = zmq.backend.Socket.send
+"""Sends a frame. The method of zmq.Socket looks at options first that are not used here."""
 _NOW = int(zmq.NOBLOCK)
 _MORE = int(zmq.NOBLOCK | zmq.SNDMORE)
 _WAKE_UP = "inproc://wake-up"
@@ -126,7 +129,7 @@ class Router:
         now = self._now = time.monotonic()
         if now >= guard.check_at:
             guard.check(now)
-        longest = max(0.0, guard.check_at - now) if len(guard) else WAIT_SLICE
+        longest = guard.check_at - now if guard.connected else WAIT_SLICE
         milliseconds = math.ceil(max(0.0, min(timeout, longest, WAIT_SLICE)) * 1000)
         if milliseconds != self._timeout_ms:
             self._timeout_ms = milliseconds
@@ -136,28 +139,34 @@ class Router:
         except zmq.Again:
             guard.round_ended()
             return None
-        connection = guard.connection_of(route)
+        first = self._router.recv(copy=False)  # it knows whether another frame follows
+        frame = first.bytes
+        connection = guard.by_route.get(route)
         if connection is None:
-            first = self._router.recv(copy=False)
-            frame = first.bytes
             if frame == self._wake_up:
                 return None
             connection = guard.first_message(route, first, now)
-        else:
-            frame = self._router.recv()
-        data: Buffer | None = None
-        size, extra = _size_with_head(len(frame)), 0
-        if self._router.getsockopt(zmq.RCVMORE):
-            second = self._router.recv(copy=False)
-            data = second.buffer
-            size += _size_with_head(len(data))
-            while second.more:
-                second = self._router.recv(copy=False)
-                if not extra % FRAMES_BETWEEN_CHECKS:
-                    guard.too_many_frames(connection, time.monotonic())
-                extra += 1
+        if first.more:
+            return self._with_second(route, frame, connection)
         if connection is not None:
-            guard.message_taken(connection, size)
+            size = len(frame)
+            guard.message_taken(connection, size + 2 if size < 256 else size + 9)
+        return route, frame, None
+
+    def _with_second(
+        self, route: bytes, frame: bytes, connection: Connection | None
+    ) -> tuple[bytes, bytes, Buffer | None] | None:
+        """Take the second frame of a message. Returns None if there are more than two."""
+        second, extra = self._router.recv(copy=False), 0
+        data: Buffer = second.buffer
+        while second.more:
+            second = self._router.recv(copy=False)
+            if not extra % FRAMES_BETWEEN_CHECKS:
+                self.guard.too_many_frames(connection, time.monotonic())
+            extra += 1
+        if connection is not None:
+            size = _size_with_head(len(frame)) + _size_with_head(len(data))
+            self.guard.message_taken(connection, size)
         return None if extra else (route, frame, data)
 
     def send(self, route: bytes, frame: bytes, data: Buffer | None = None) -> None:
@@ -165,14 +174,14 @@ class Router:
 
         Dropped if the peer has gone away or does not keep up.
         """
-        connection = self.guard.connection_of(route)
+        connection = self.guard.by_route.get(route)
         if connection is not None:
             size = len(frame) if data is None else len(frame) + len(data)
             if not self.guard.may_reply(connection, size, self._now):
                 return
         try:
-            self._router.send(route, _MORE)
-            self._router.send(frame, _NOW)
+            _send(self._router, route, _MORE)
+            _send(self._router, frame, _NOW)
             if data is not None:
                 # pyzmq releases what it does not copy in a thread, which must not be a greenlet.
                 self._router.send_multipart((route, data), _NOW, copy=native.patched())
@@ -181,11 +190,11 @@ class Router:
 
     def knows(self, route: bytes) -> bool:
         """Whether the connection of this route, over which a message came, is still there."""
-        return self.guard.connection_of(route) is not None
+        return self.guard.by_route.get(route) is not None
 
     def peer_of(self, route: bytes) -> str | None:
         """Return the source address of a route; None if it is not TCP, or has ended."""
-        connection = self.guard.connection_of(route)
+        connection = self.guard.by_route.get(route)
         return None if connection is None else connection.source
 
     def publish(self, frame: bytes) -> None:

@@ -62,7 +62,7 @@ def left_over(node: dstore.AsyncNode) -> dict[str, object]:
     pipeline, state = loop._pipeline, loop._host.state
     with loop._host.lock:
         found: dict[str, object] = {
-            "fills": dict(state._fills),
+            "in flight": dict(state.in_flight),
             "writes": set(state.writing),
             "waiters": list(loop._host.waiters),
             "waiting": dict(pipeline.waiting),

@@ -97,7 +97,7 @@ def fake() -> Iterator[Callable[..., FakeGlobal]]:
 
 
 def one_value(message: Get) -> GetReply:
-    return GetReply(EPOCH, SESSION, message.request, [None] * len(message.keys))
+    return GetReply.of((EPOCH, SESSION, message.request), 0, [None] * len(message.keys))
 
 
 def test_garbage_from_global_is_dropped_and_counted(fake: Callable[..., FakeGlobal]) -> None:
@@ -120,7 +120,7 @@ def test_garbage_from_global_is_dropped_and_counted(fake: Callable[..., FakeGlob
 @pytest.mark.parametrize(
     "answer",
     [
-        lambda message: GetReply(EPOCH, SESSION, message.request, []),
+        lambda message: GetReply.of((EPOCH, SESSION, message.request), 0, []),
         lambda message: ScanReply(EPOCH, SESSION, message.request, [], ""),
         lambda message: SetReply(EPOCH, SESSION, message.request, []),
         lambda message: DelReply(EPOCH, SESSION, message.request, []),

@@ -13,7 +13,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from benchmarks.compare import measure
 from benchmarks.goals import GOALS
+from benchmarks.machine import compiled, why_pure
+from benchmarks.processes import PureWorker
+from benchmarks.results import Results
 from benchmarks.workloads import NAMES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -21,6 +25,8 @@ MARK = "DSTORE_BENCHMARK_OF_A_TEST"
 PATIENCE = 10.0
 WITHOUT_SERVERS = ("redis-py", "ProxyStore over Redis", "NATS KV")
 RAY = "Ray's object store"
+COMPILED = {"hot", "hot-lru", "hit", "hit-lru"}
+"""The goals of a compiled hit."""
 
 
 @contextmanager
@@ -67,9 +73,11 @@ def test_all_workloads_run_and_are_reported(tmp_path: Path) -> None:
     found = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
     measured = {each["workload"] for each in found["measurements"]}
     assert measured == {*NAMES, "memory_server", "peak"}
-    # Redis is a reference of two, and the tiny setting has no eight holders.
+    without = {"hot-redis", "hit-redis", "get_many"}  # Redis is their reference
+    if not compiled():
+        without |= COMPILED
     reached = {goal["name"] for goal in found["goals"]}
-    assert reached == {goal.name for goal in GOALS} - {"hit-redis", "get_many", "delete"}
+    assert reached == {goal.name for goal in GOALS} - without
     assert all(each["summary"]["n"] > 0 for each in found["measurements"])
     assert {"date", "machine", "revision", "versions"} <= set(found["about"])
     report = (tmp_path / "README.md").read_text(encoding="utf-8")
@@ -78,6 +86,40 @@ def test_all_workloads_run_and_are_reported(tmp_path: Path) -> None:
         assert re.search(rf"^- {who}, in .*: needs ", report, re.MULTILINE)
         assert re.search(rf"^  {who} is left out of \w+: needs ", out, re.MULTILINE)
     assert left_of(tmp_path) == []
+
+
+def test_a_run_in_pure_python_says_so_and_has_no_compiled_hit(tmp_path: Path) -> None:
+    """It is a run of ``benchmarks.compare``, whose dstore is a link to that of this tree."""
+    measure(ROOT, tmp_path, ["--scale", "tiny", "--only", "hit", "--without", RAY], pure=True)
+    found = Results.from_json((tmp_path / "results.json").read_text(encoding="utf-8"))
+    assert found.about["hit"].startswith("pure Python, since ")
+    names = {goal.name for goal in found.goals}
+    assert {"hot-pure", "hit-pure"} <= names and not names & COMPILED
+
+
+@contextmanager
+def why(*_: object) -> Iterator[str]:
+    yield why_pure()
+
+
+def test_a_process_of_pure_python_has_no_compiled_part() -> None:
+    before = dict(os.environ)
+    with PureWorker(why) as worker:
+        assert worker.call(str)
+    assert dict(os.environ) == before
+
+
+def test_costs_are_counted_on_both_sides() -> None:
+    command = [sys.executable, "-m", "benchmarks.costs"]
+    options = ["--requests", "40", "--clients", "2", "--window", "0.05"]
+    run = subprocess.run(
+        [*command, *options], cwd=ROOT, capture_output=True, text=True, timeout=50, check=True
+    )
+    lines = [line.strip("| ").split(" | ") for line in run.stdout.splitlines()[2:]]
+    spent = {name: [float(each) for each in numbers[:-1]] for name, *numbers in lines}
+    for name in ("bare echo, round trip", "dstore, GET", "dstore, DEL", "dstore, 2 clients"):
+        wall, asking, _, loop, _, total = spent[name]
+        assert 0 < asking < total and 0 < loop < total and wall > 0
 
 
 def test_ctrl_c_ends_it_and_all_that_it_has_started(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ import pytest
 from blake3 import blake3
 
 import dstore
-from dstore import cli, config
+from dstore import cli, compiled, config
 from dstore.testing.running import announced_address
 
 DONE, REFUSED, USAGE, UNREACHED, INTERRUPTED, PIPE_CLOSED = 0, 1, 2, 3, 130, 141
@@ -180,9 +180,12 @@ def test_del_tries_every_key_and_names_the_missing(shell: Shell, wait: list[str]
 
 def test_stats_are_those_of_global(shell: Shell) -> None:
     shell("set", "k", "x")
-    assert json.loads(shell("stats", "--json").out)["keys"] == 1
+    counters = json.loads(shell("stats", "--json").out)
+    assert counters["keys"] == 1
+    assert counters["compiled"] is (compiled.native is not None)
     lines = shell("stats").out.decode().splitlines()
     assert ["keys", "1"] in [line.split() for line in lines]
+    assert ["compiled", str(counters["compiled"])] in [line.split() for line in lines]
     assert any(line.startswith("locals.") and ".label" in line for line in lines)
 
 

@@ -27,6 +27,7 @@ from dstore.protocol.messages import (
     SetItem,
     SetReply,
     SetStatus,
+    Stats,
     Stored,
 )
 from dstore.transport.router import Router
@@ -253,8 +254,14 @@ def test_a_lease_of_a_whole_number_of_seconds() -> None:
         one.set("k", "v")
 
 
+@pytest.mark.parametrize("kind", [Get, Stats])
 def test_a_fault_of_ours_does_not_end_the_service(
-    caplog: pytest.LogCaptureFixture, raw: RawClient, free_global: dstore.Global, node: MakeNode
+    kind: type[Get | Stats],
+    caplog: pytest.LogCaptureFixture,
+    raw: RawClient,
+    free_global: dstore.Global,
+    node: MakeNode,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Whatever goes wrong over one message, the others are served."""
 
@@ -269,9 +276,14 @@ def test_a_fault_of_ours_does_not_end_the_service(
     raw.join()
     loop = free_global._loop
     assert loop is not None
-    loop.state._of_sessions[Get] = fail
-    raw.socket.send(wire.encode(Get(raw.epoch, raw.session, 1, ["k"])))
-    assert failed.wait(PATIENCE)
+    message = (
+        Get(raw.epoch, raw.session, 1, ["k"]) if kind is Get else Stats(raw.epoch, raw.session, 1)
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.state, "read", fail)
+        patch.setitem(loop.state._of_sessions, Stats, fail)
+        raw.socket.send(wire.encode(message))
+        assert failed.wait(PATIENCE)
     one.set("l", "v")  # answered by the same thread, after it has logged
     assert one.get("k") == "v"
     assert "Global goes on" in caplog.text

@@ -180,7 +180,7 @@ def test_messages_earn_no_credit_for_what_is_unfinished(driven: Driven) -> None:
             for _ in range(100):
                 while driven.turn(0.1) is None:
                     pass
-        connection = driven.router.guard.connection_of(_only_route(driven))
+        connection = driven.router.guard.by_route.get(_only_route(driven))
         assert connection is not None
         driven.rest()
         assert connection.messages == 100_000
@@ -196,7 +196,7 @@ def test_an_address_that_sent_many_frames_is_not_heard_for_a_while(driven: Drive
         driven.router.guard._banned_until.clear()
         with RawPeer(driven.router.address) as later:
             later.send(b"hello")
-            driven.until(lambda: driven.router.guard.connection_of(_only_route(driven)))
+            driven.until(lambda: driven.router.guard.by_route.get(_only_route(driven)))
 
 
 @pytest.mark.parametrize("frames", ["one large frame each", "frames without bytes"])
@@ -235,7 +235,7 @@ def test_what_an_honest_peer_has_under_way_is_not_cut_while_global_is_busy(drive
     count = config.CHUNKS_AHEAD
     with RawPeer(driven.router.address) as peer:
         peer.send(b"first")
-        driven.until(lambda: driven.router.guard.connection_of(_only_route(driven)) is not None)
+        driven.until(lambda: driven.router.guard.by_route.get(_only_route(driven)) is not None)
         driven.rest()
         for _ in range(count):
             peer.socket.sendall(frame(b"head", MORE) + frame_head(config.CHUNK_BYTES))
@@ -248,11 +248,11 @@ def test_what_an_honest_peer_has_under_way_is_not_cut_while_global_is_busy(drive
         driven.rest()
         assert driven.cuts == 0
         peer.send(b"last")
-        driven.until(lambda: driven.router.guard.connection_of(_only_route(driven)))
+        driven.until(lambda: driven.router.guard.by_route.get(_only_route(driven)))
 
 
 def _only_route(driven: Driven) -> bytes:
-    routes = list(driven.router.guard._by_route)
+    routes = list(driven.router.guard.by_route)
     return routes[0] if routes else b""
 
 
@@ -296,7 +296,7 @@ def test_replies_that_are_not_read_are_dropped_and_then_their_peer_is_cut(driven
             arrived = driven.turn(0.1)
             if arrived is not None:
                 routes[arrived[1]] = arrived[0]
-        connection = driven.router.guard.connection_of(routes[b"deaf"])
+        connection = driven.router.guard.by_route.get(routes[b"deaf"])
         assert connection is not None
         for _ in range(2 * connections.REPLIES_MAX // (1 << 20)):
             driven.router.send(routes[b"deaf"], bytes(1 << 20))
@@ -319,7 +319,7 @@ def test_a_peer_that_was_idle_for_long_has_time_to_read_its_next_reply(driven: D
         while arrived is None:
             arrived = driven.turn(0.1)
         driven.rest()
-        connection = driven.router.guard.connection_of(arrived[0])
+        connection = driven.router.guard.by_route.get(arrived[0])
         assert connection is not None
         now = time.monotonic() + 10 * connections.STALLED_SECONDS
         assert driven.router.guard.may_reply(connection, 1 << 20, now)
@@ -471,7 +471,7 @@ def test_peers_that_come_and_go_leave_nothing(driven: Driven) -> None:
             while driven.turn(0.1) is None:
                 pass
     driven.until(lambda: not len(driven.router.guard))
-    assert not driven.router.guard._by_route
+    assert not driven.router.guard.by_route
     for table in (driven.router.guard._requests, driven.router.guard._subscribers):
         assert not table.count_by_source
     assert driven.cuts == 0

@@ -16,7 +16,7 @@ import pytest
 import dstore
 from dstore.client.hosts import channels, threads
 from dstore.client.hosts.core import Host
-from dstore.core.local.entries import LAPSED
+from dstore.config import KEYS_PER_MESSAGE_MAX
 from tests.leaks import open_descriptors
 
 
@@ -25,10 +25,13 @@ def host_of(node: dstore.Node) -> Host:
     return node._local.host
 
 
+TOO_MANY = [f"k{number}" for number in range(KEYS_PER_MESSAGE_MAX + 1)]
+"""Keys that the direct path leaves to the steps; for itself see test_direct.py."""
 CALLS: dict[str, Callable[[dstore.Node], object]] = {
-    "get_many": lambda node: node.get_many(["k", "l"]),
+    "get_many": lambda node: node.get_many(TOO_MANY),
     "set": lambda node: node.set("k", 1),
-    "delete": lambda node: node.delete("k", wait=False),
+    "wait": lambda node: node.wait("k"),
+    "delete_many": lambda node: node.delete_many(TOO_MANY, wait=False),
 }
 
 
@@ -50,7 +53,7 @@ def test_an_interrupt_after_the_first_step_ends_the_operation_at_once(
         with pytest.raises(KeyboardInterrupt) as caught:
             CALLS[what](one)
     assert caught.value is not None  # as a prompt keeps it, with the frames of the call
-    assert not host.state._fills
+    assert not host.state.in_flight
     assert not host.state.writing
     assert one.get_many(["k", "l"]) == {}
 
@@ -77,7 +80,7 @@ def test_an_interrupt_within_notify_costs_event_loops_no_later_change(
         return await asyncio.wait_for(reading, 5)
 
     with host.lock:
-        host.state.lease_end = LAPSED  # now a read waits until the lease has been renewed
+        host.state.lapse()  # now a read waits until the lease has been renewed
     assert asyncio.run(read()) == 1
 
 
@@ -94,7 +97,7 @@ def test_a_channel_that_an_interrupt_has_left_is_closed_when_its_thread_opens_an
     for module in (threads, channels):
         monkeypatch.setattr(module, "release_channel", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        one.get("k", None)
+        one.get_many(["k"])
     monkeypatch.undo()
     (left,) = pool._open
     assert one.get("k", None) is None

@@ -148,7 +148,7 @@ def test_a_fork_while_a_thread_is_in_the_middle_of_a_miss() -> None:
             found: list[Any] = []
             thread = threading.Thread(target=lambda: found.append(reader.get("k")))
             thread.start()
-            while not reader._state._fills:  # the request is under way
+            while not reader._state.in_flight:  # the request is under way
                 pass
             child = os.fork()
             if not child:

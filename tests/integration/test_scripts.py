@@ -15,6 +15,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = ROOT / "scripts"
 TYPED = ["global", "repl", "demo", "test", "check", "docs", "simulate", "soak", "bench"]
+INSTALLED_FROM = ["setup.cfg", "setup.py", "pyproject.toml", "dstore/_native.pyx"]
 SETTING_UP = "Setting up .venv (first use only) ...\n"
 
 # Used as "python". A real Python runs what is passed with -c: the version check and the lock.
@@ -53,8 +54,9 @@ class Checkout:
         }
         self.elsewhere.mkdir()
         shutil.copytree(SCRIPTS, self.root / "scripts")
-        for name in ("setup.cfg", "pyproject.toml"):
-            shutil.copy(ROOT / name, self.root)
+        (self.root / "dstore").mkdir()
+        for name in INSTALLED_FROM:
+            shutil.copy(ROOT / name, self.root / name)
 
     def start(self, script: str | Path, *arguments: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
@@ -144,9 +146,10 @@ def test_an_installation_for_more_serves_what_needs_less(checkout: Checkout) -> 
     assert checkout.calls() == []
 
 
-def test_a_changed_dependency_is_installed_once(checkout: Checkout) -> None:
+@pytest.mark.parametrize("name", [*INSTALLED_FROM, "dstore/_native.cpython-310.so"])
+def test_what_has_changed_is_installed_once(checkout: Checkout, name: str) -> None:
     checkout.run("demo")
-    with (checkout.root / "setup.cfg").open("a") as file:
+    with (checkout.root / name).open("a") as file:
         file.write("# changed\n")
     checkout.calls()
     assert checkout.run("demo")[2] == SETTING_UP

@@ -144,7 +144,7 @@ def hostile() -> Iterator[FakeGlobal]:
     def answer(message: Any) -> Any:
         if isinstance(message, Get):
             if message.keys == ["missing"]:
-                return GetReply(EPOCH, SESSION, message.request, [None])
+                return GetReply.of((EPOCH, SESSION, message.request), 0, [None])
             return Refused(EPOCH, SESSION, message.request, Refusal.BAD_MESSAGE, EVIL)
         if isinstance(message, Scan):
             return ScanReply(EPOCH, SESSION, message.request, [EVIL], "")

@@ -10,7 +10,7 @@ from dstore.core.authority.effects import GlobalEffect, Publish
 from dstore.core.authority.state import GlobalState
 from dstore.core.local.cache import ENTRY_OVERHEAD
 from dstore.core.local.state import Announce, Dropped, LocalEffect, LocalState, Tell
-from dstore.protocol.messages import Large
+from dstore.protocol.messages import Key, Large
 from dstore.server.engines.memory import MemoryEngine
 from tests.simulation.host import SimBulk, SimHost
 from tests.simulation.loop import Loop, Pausable
@@ -25,6 +25,24 @@ SCARCE_BYTES = 6_000
 SCARCE_HOLDER_BYTES = 500
 """Bytes for the record of holders in such a scenario: enough for two keys."""
 NEVER = float("inf")
+
+
+class SimState(LocalState):
+    """A Local with a vector of its own size: where it is small, keys share buckets."""
+
+    def __init__(self, buckets: int, **settings: Any) -> None:
+        self.buckets = buckets
+        super().__init__(**settings)
+
+
+class WordState(SimState):
+    """A Local whose hits compare words, as those of a shared membership do. It drops no entry."""
+
+    def _words_of_hits(self) -> memoryview:
+        return self.vector.words
+
+    def _invalidate(self, key: Key, seq: int) -> None:
+        pass
 
 
 class Caller(Protocol):
@@ -158,7 +176,9 @@ class SimLocal(Pausable):
         self.offset = loop.dice.uniform(0, 1000)
         self.alive = True
         self.clients: list[Caller] = []
-        self.state = LocalState(
+        kind = WordState if loop.dice.random() < scenario.words else SimState
+        self.state = kind(
+            scenario.buckets,
             random16=loop.random16,
             label=name,
             cache_bytes=scenario.cache_entries * (ENTRY_OVERHEAD + VALUE_BYTES + 2),

@@ -73,7 +73,10 @@ def run_simulation(
 
 
 def _run(command: list[str], mutant: Mutant) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, VARIABLE: mutant.name, "PYTHONPATH": str(ROOT)}
+    # Compiled code does not have the changes.
+    changed = {VARIABLE: mutant.name, "PYTHONPATH": str(ROOT), "DSTORE_PURE": "1"}
+    environment = {**os.environ, **changed}
+    environment.pop("DSTORE_TEST_NATIVE", None)
     return subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
     )

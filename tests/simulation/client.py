@@ -6,6 +6,7 @@ from typing import Any
 
 from dstore.core.local import operations
 from dstore.core.local.cache import MappedBody
+from dstore.core.local.membership import Entry
 from dstore.core.local.operations import Answer, LargeBody, SetOutcome
 from dstore.core.local.operations.fetching import MOVED
 from dstore.core.local.steps import (
@@ -102,7 +103,9 @@ class Client:
     def _make(self) -> Operation[Any]:
         state, now = self.local.state, self.local.clock()
         deadline = now + self.local.scenario.timeout
-        if self.kind in ("get", "get_many"):
+        if self.kind == "get":
+            return operations.get_one(state, self.keys[0], now, deadline)
+        if self.kind == "get_many":
             return operations.get(state, self.keys, now, deadline)
         if self.kind == "wait":
             until = now + 2 * self.loop.dice.random() * self.local.scenario.lease
@@ -214,8 +217,10 @@ class Client:
         self._rest()
 
     def _ended(self, result: Any) -> None:
-        if self.kind == "wait":
+        if self.kind in ("get", "wait"):
             result = {self.keys[0]: result}
+        elif self.kind == "get_many":
+            result = {key: (result.answer(key), key in result.local) for key in self.keys}
         end = self.loop.stamp()
         for key in self.keys:
             seen = self._seen(result.get(key))
@@ -232,7 +237,7 @@ class Client:
             return SET_RESULTS[result.status], None
         if isinstance(result, DelResult):
             return DEL_RESULTS[result.status], None
-        value = _read(result)
+        value = _read(result[0])
         return (Result.MISSING, None) if value is None else (Result.VALUE, value)
 
     def _epoch_of(self, result: Any) -> int | None:
@@ -246,7 +251,7 @@ class Client:
             return next(iter(self._epochs))
         if len(self.keys) > 1:
             return None
-        local = local or (result is not None and result.from_local)
+        local = local or (self.kind in READS and result[1])
         return self.local.state.epoch if local else self._request_epoch
 
     def _unknown(self) -> None:
@@ -274,7 +279,7 @@ class Client:
 def _read(answer: Answer | None) -> str | None:
     if answer is None:
         return None
-    value = answer.entry.value if answer.entry is not None else answer.stored
+    value = answer.value if isinstance(answer, Entry) else answer
     assert isinstance(value, Stored)
     assert not isinstance(value.body, Large)
     return bytes(value.body).decode()

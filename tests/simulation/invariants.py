@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from dstore.core.local.cache import Entry
 from dstore.core.local.state import SYNCS_MAX
-from dstore.protocol.messages import Large, Stored
+from dstore.protocol.messages import Key, Large, Stored
 from tests.simulation.actors import SimGlobal, SimLocal
 from tests.simulation.client import Client
 
@@ -32,20 +31,22 @@ def _alarm_is_in_time(place: SimGlobal) -> Iterator[str]:
         yield f"Global wakes at {state.wake_at}, which is too late for {state!r}"
 
 
-def _tokens(local: SimLocal) -> Iterator[tuple[Entry, bytes]]:
+def _answers(local: SimLocal, stale_ok: bool = False) -> Iterator[tuple[Key, bytes]]:
+    """What hits could answer with now: each key, and the token of its value."""
     for entry in local.state.cache:
-        assert isinstance(entry.value, Stored) and not isinstance(entry.value.body, Large)
-        yield entry, entry.value.token
+        visited = entry.visited
+        if local.state.hit(entry.key, local.clock(), stale_ok) is not None:
+            entry.visited = visited
+            assert isinstance(entry.value, Stored) and not isinstance(entry.value.body, Large)
+            yield entry.key, entry.value.token
 
 
 def _cache_is_current(authority: SimGlobal, local: SimLocal) -> Iterator[str]:
-    """While the lease lasts, each cached value is the bound one."""
-    if local.clock() >= local.state.lease_end:
-        return
-    for entry, token in _tokens(local):
-        bound = authority.engine.read(entry.key)
+    """While the lease lasts, each value that a hit could answer with is the bound one."""
+    for key, token in _answers(local):
+        bound = authority.engine.read(key)
         if bound is None or bound.token != token:
-            yield f"{local.name} may answer {entry.key} with a value that is gone"
+            yield f"{local.name} may answer {key} with a value that is gone"
 
 
 def _applied_is_applied(authority: SimGlobal, local: SimLocal) -> Iterator[str]:
@@ -54,9 +55,9 @@ def _applied_is_applied(authority: SimGlobal, local: SimLocal) -> Iterator[str]:
     if local.state.applied > len(authority.deletions):
         yield f"{local.name} has applied {local.state.applied}, which has not happened"
     gone = set(applied)
-    for entry, token in _tokens(local):
-        if (entry.key, token) in gone:
-            yield f"{local.name} holds {entry.key} although it applied its deletion"
+    for key, token in _answers(local, stale_ok=True):
+        if (key, token) in gone:
+            yield f"{local.name} answers {key} although it applied its deletion"
 
 
 def _lease_is_covered(authority: SimGlobal, local: SimLocal) -> Iterator[str]:
@@ -92,8 +93,8 @@ def left_over(
         if client.local in alive and not client.idle:
             yield f"{client.name} still waits"
     for local in alive:
-        if local.state._fills or local.state.writing or local.state._reorder_buffer:
-            yield f"{local.state!r} keeps fills, writes or broadcasts"
+        if local.state.in_flight or local.state.writing or local.state._reorder_buffer:
+            yield f"{local.state!r} keeps requests, writes or broadcasts"
         if local.state.applied != authority.state._log.seq:
             yield f"{local.name} has applied {local.state.applied} of {authority.state._log.seq}"
         if local.state.watching.watchers and local.announced != local.state.applied:

@@ -124,6 +124,7 @@ def _simpler(scenario: Scenario) -> Iterator[Scenario]:
         "large",
         "slow",
         "lost_broadcasts",
+        "words",
         "drift",
     ):
         if getattr(scenario, name):

@@ -55,6 +55,8 @@ class Scenario:
     watchers: float = 0.0  # fraction of Locals that watch deletions
     strangers: float = 0.0  # messages with guessed session ids
     scarce: bool = False  # Global has little memory for writes, waits and holders
+    words: float = 0.0  # fraction of Locals whose hits compare words, and that drop no entry
+    buckets: int = 1024  # of the invalidation vector
     drift: float = 0.0  # clocks of Locals are slower or faster by at most this fraction
 
     @classmethod
@@ -100,6 +102,8 @@ class Scenario:
             watchers=dice.choice((0.0, 0.5, 1.0)),
             strangers=sometimes(3.0, 0.3),
             scarce=dice.random() < 0.2,
+            words=dice.choice((0.0, 0.5, 1.0)),
+            buckets=dice.choice((1, 3, 1024, 1024)),
         )
 
     def __str__(self) -> str:

@@ -26,7 +26,9 @@ SEEDS_OF_A_MUTANT = 60
 QUICK = {
     "removal before acknowledgement",
     "confirmation without waiting",
-    "fill rule dropped",
+    "fill that does not consult the vector",
+    "look-up of an operation that does not compare the word",
+    "hit that does not compare the word",
     "acknowledgement that skips a gap",
     "repeated DEL that removes a newer value",
     "forked child that uses its parent's lease",
@@ -117,6 +119,12 @@ def test_mutants_are_caught(mutant: Mutant) -> None:
         ended = run_simulation(mutant, SEEDS_OF_A_MUTANT)
         caught = ended.returncode == CAUGHT
     assert caught, ended.stdout + ended.stderr
+
+
+def test_the_mutants_of_the_default_run_exist() -> None:
+    names = [each.name for each in MUTANTS]
+    assert set(names) >= QUICK
+    assert len(set(names)) == len(names)
 
 
 def test_a_crash_does_not_count_as_caught() -> None:

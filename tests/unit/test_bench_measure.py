@@ -10,6 +10,7 @@ from benchmarks.goals import GOALS, judged
 from benchmarks.measure import (
     Contender,
     Summary,
+    fastest,
     mean_time,
     p99,
     paired,
@@ -18,9 +19,11 @@ from benchmarks.measure import (
     take_turns,
     timed,
 )
+from benchmarks.peers import BY_NAME
 from benchmarks.results import Results
 from benchmarks.run import Run
-from benchmarks.settings import TINY
+from benchmarks.settings import SCALES, TINY
+from benchmarks.workloads import NAMES
 
 
 def test_a_summary_has_the_median_and_the_quarter_points() -> None:
@@ -46,6 +49,13 @@ def test_a_ratio_is_of_the_same_round() -> None:
     ours, theirs = [[2.0, 3.0, 4.0], [30.0]], [[1.0, 1.0, 9.0], [10.0]]
     assert paired(ours, theirs) == [3.0, 3.0]
     assert paired(ours, theirs, max) == [4.0 / 9.0, 3.0]
+
+
+def test_the_fastest_blocks_are_the_tenth_with_the_least_times_or_the_highest_rates() -> None:
+    blocks = [[float(number), 100.0, 0.0] for number in range(1, 21)]
+    assert fastest(blocks) == 3.0
+    assert fastest(blocks, rates=True) == 18.0
+    assert fastest([[7.0]]) == 7.0
 
 
 def recorder(log: list[str], name: str, fail_at: int = -1) -> Contender:
@@ -83,9 +93,13 @@ def test_each_key_is_used_once(measure: Callable[..., float]) -> None:
 
 def test_a_goal_is_judged_by_the_median_ratio() -> None:
     assert judged("miss", [1.0, 1.1, 9.0], [1.0]).reached
-    assert not judged("miss", [1.0, 1.3, 1.4], [1.0]).reached
+    assert not judged("miss", [1.0, 1.4, 1.5], [1.0]).reached
     assert judged("clients", [0.1, 0.9, 1.0], [1.0], [1.0], "1/s").reached
-    assert not judged("clients", [0.1, 0.8, 1.0], [1.0], [1.0], "1/s").reached
+    assert not judged("clients", [0.1, 0.7, 1.0], [1.0], [1.0], "1/s").reached
+
+
+def test_a_goal_without_a_limit_is_shown_and_not_judged() -> None:
+    assert judged("delete", [9.0], [1.0], [1.0]).reached is None
 
 
 @pytest.mark.parametrize(
@@ -98,8 +112,14 @@ def test_a_ratio_is_the_one_that_the_goal_limits(goal: str, unit: str, ratio: fl
     run.compare(goal, {"dstore": [[1.0]], "other": [[2.0]]}, "other", unit)
     run.compare(goal, {"dstore": [[1.0]]}, "other", unit)
     (result,) = run.results.goals
-    assert (result.name, result.ratio.median) == (goal, ratio)
+    assert (result.name, result.ratio.median, result.fastest) == (goal, ratio, ratio)
 
 
 def test_every_goal_has_a_name_of_its_own() -> None:
-    assert len({goal.name for goal in GOALS}) == len(GOALS) == 10
+    assert len({goal.name for goal in GOALS}) == len(GOALS) == 16
+
+
+def test_every_scale_names_workloads_and_peers_that_exist() -> None:
+    for scale in SCALES.values():
+        assert set(scale.only) <= set(NAMES)
+        assert set(scale.without) <= set(BY_NAME)

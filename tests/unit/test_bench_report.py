@@ -17,6 +17,7 @@ from benchmarks.workloads import NAMES
 ABOUT: dict[str, Any] = {
     "date": "2026-01-02 03:04 UTC",
     "revision": "abcdef",
+    "hit": "pure Python, since $DSTORE_PURE is set",
     "machine": {
         "cpu": "a processor",
         "cores": 2,
@@ -64,8 +65,9 @@ def results() -> Results:
         measured("growth_locals", "hit", 2e-7, locals=1),
     ]
     found.goals = [
-        judged("hit", [3.9, 4.0, 4.1], [2e-7], [5e-8]),
+        judged("hit-pure", [3.9, 4.0, 4.1], [2e-7], [5e-8], fastest=3.8),
         judged("miss", [2.0], [1e-4], [5e-5]),
+        judged("delete", [1.5], [1.5e-4], [1e-4]),
         judged("large-second", [0.001, 0.002], [0.001]),
     ]
     found.skips = [
@@ -112,12 +114,19 @@ def test_the_best_comes_first_also_where_more_is_better() -> None:
 def test_the_report_says_what_was_reached_and_what_was_not() -> None:
     text = report.render(results())
     rows = {line.split(" | ")[0]: line for line in text.splitlines() if line.startswith("|")}
-    assert rows["| hit, 100 B, lease checked"].endswith(
-        "| 4.00 times (3.9 … 4.1) | 200 ns | 50 ns | reached |"
+    assert rows["| hit, pure, 10,000 keys"].endswith(
+        "| 4.00 times (3.9 … 4.1) | 3.8 | 200 ns | 50 ns | reached |"
+    )
+    assert rows["| DEL that nobody holds"].endswith(
+        "| shown | 1.50 times |  | 150 µs | 100 µs |  |"
     )
     assert rows["| miss, 100 B, one client"].endswith("| **not reached** |")
     assert "| 1.5 ms (1 ms … 2 ms) |" in rows["| 64 MiB value, second process on that host"]
     assert "not measured" in rows["| cache overhead per entry"]
+
+
+def test_the_report_says_whether_the_hit_is_compiled() -> None:
+    assert "- **Hit of `dstore`:** pure Python, since" in report.render(results())
 
 
 def test_the_report_says_where_others_are_ahead_and_who_was_left_out() -> None:

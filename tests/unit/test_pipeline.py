@@ -6,12 +6,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from dstore.client.commands import ReadOne
+from dstore.client.commands import DirectCommand
 from dstore.client.hosts import pipeline as pipeline_module
 from dstore.client.hosts.calls import LoopCall
 from dstore.client.hosts.core import Host
 from dstore.client.hosts.pipeline import Pipeline
-from dstore.core.local.operations import ReadOptions
+from dstore.core.local.operations import PLAIN, GetOne
 from dstore.core.local.steps import Request
 from dstore.errors import GlobalUnavailable
 from dstore.protocol.messages import Get
@@ -42,7 +42,8 @@ def unexpected(_: LoopCall, error: GlobalUnavailable) -> None:
 
 
 def call() -> LoopCall:
-    return LoopCall(ReadOne("k", 1.0, len, ReadOptions()), lambda: None)
+    command = DirectCommand(lambda state, until: GetOne(state, "k", until, PLAIN), 1.0, len)
+    return LoopCall(command, lambda: None)
 
 
 def request(number: int) -> Request:

@@ -69,7 +69,6 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
 }
 ITEMS: dict[type, st.SearchStrategy[Any]] = {
     messages.Set: st.builds(messages.SetItem, keys, stored),
-    messages.GetReply: st.none() | found,
     messages.SetReply: st.builds(
         messages.SetResult,
         st.sampled_from(messages.SetStatus),
@@ -85,7 +84,14 @@ ITEMS: dict[type, st.SearchStrategy[Any]] = {
 }
 
 
+replies = st.builds(
+    GetReply.of, st.tuples(uints, uints, uints), uints, st.lists(st.none() | found, max_size=5)
+)
+
+
 def fields_of(kind: type) -> st.SearchStrategy[Any]:
+    if kind is GetReply:
+        return replies
     strategies: dict[str, st.SearchStrategy[Any]] = {}
     for name in kind._fields:  # type: ignore[attr-defined]
         if name == "keys":
@@ -121,10 +127,12 @@ def test_a_message_to_a_local_comes_out_as_it_went_in(message: Any) -> None:
 
 
 def test_the_parts_of_a_message_have_their_types() -> None:
-    reply = GetReply(1, 1, 1, [messages.Found(1, True, Stored(bytes(16), "bytes", b""))])
+    large = Stored(bytes(16), "bytes", Large(1, bytes(32)))
+    reply = GetReply.of((1, 1, 1), 1, [messages.Found(1, True, large)])
     (item,) = wire.decode_to_local(wire.encode(reply)).items  # type: ignore[union-attr]
     assert isinstance(item, messages.Found)
     assert isinstance(item.stored, Stored)
+    assert isinstance(item.stored.body, Large)
     outcome = SetReply(1, 1, 1, [messages.SetResult(messages.SetStatus.FULL, 1)])
     (result,) = wire.decode_to_local(wire.encode(outcome)).items  # type: ignore[union-attr]
     assert result.status is messages.SetStatus.FULL  # type: ignore[union-attr]
@@ -285,7 +293,7 @@ def test_messages_with_as_much_as_there_may_be_are_read() -> None:
     key = "ä" * (KEY_BYTES_MAX // 2)
     body = bytes(70_000)
     items = [messages.SetItem(f"{key}", Stored(bytes(16), "bytes", body))] * 3
-    some = [messages.Found(1, True, Stored(bytes(16), "text", b"x"))] * 300 + [None]
+    some = [messages.Found(1, False, Stored(bytes(16), "text", b"x"))] * 300 + [None]
     large = messages.Found(1, True, Stored(bytes(16), "text", body))
     figure = {"label": "x" * LABEL_MAX, "lease_left": 1.5}
     for message in (
@@ -294,7 +302,8 @@ def test_messages_with_as_much_as_there_may_be_are_read() -> None:
         messages.Set(1, 1, 1, 1, 0, False, [messages.SetItem("k", items[0].stored)]),
         messages.Synced(1, 1, 1, 0, LOG_LENGTH_MAX, ["k"] * LOG_LENGTH_MAX),
         messages.Broadcast(1, 1, [key] * 11_000, True, [bytes(16)] * 11_000),
-        GetReply(1, 1, 1, [*some, large, *some, large, large] * 3),
+        GetReply.of((1, 1, 1), 1, [*some, large, *some, large, large] * 3),
+        GetReply.of((1, 1, 1), 1, some[:1] * KEYS_PER_MESSAGE_MAX),
         SetReply(1, 1, 1, [messages.SetResult(messages.SetStatus.OCCUPIED, 1, found=large)] * 300),
         messages.DelReply(
             1,
@@ -311,6 +320,129 @@ def test_messages_with_as_much_as_there_may_be_are_read() -> None:
         assert decode(frame) == message
 
 
+# ---- columns -----------------------------------------------------------------------------------
+
+
+@given(st.tuples(uints, uints, uints), uints, st.lists(st.none() | found, max_size=5))
+def test_the_values_of_a_reply_come_out_as_they_went_in(
+    envelope: tuple[int, int, int], seq: int, items: list[messages.Found | None]
+) -> None:
+    expected = [each and each._replace(seq=seq) for each in items]
+    reply = GetReply.of(envelope, seq, items)
+    assert reply.items == expected
+    assert GetReply.of(envelope, seq, reply.items) == reply
+    assert wire.decode_to_local(wire.encode(reply)).items == expected  # type: ignore[union-attr]
+
+
+LARGE = [5, bytes(32)]  # as it is packed
+GOOD: dict[str, tuple[Any, ...]] = {
+    "no keys": ([], b"", [], []),
+    "missing": ([""], bytes(16), [None], []),
+    "two codecs": (["text", "custom"], bytes(32), [b"", Large(5, bytes(32))], [1, 0]),
+    "all kinds": (["text", "", "text"], bytes(48), [b"a", None, Large(5, bytes(32))], [0]),
+}
+BAD: dict[str, tuple[Any, ...]] = {
+    "codecs: no list": ("text", bytes(16), [b""], []),
+    "codecs: nil": (None, bytes(16), [b""], []),
+    "codecs: bytes": ([b"text"], bytes(16), [b""], []),
+    "codecs: a number": ([0], bytes(16), [None], []),
+    "codecs: false": ([False], bytes(16), [None], []),
+    "codecs: nil within": ([None], bytes(16), [None], []),
+    "codecs: nil beside a name": (["text", None], bytes(32), [b"", None], []),
+    "codecs: a list": ([["text"]], bytes(16), [b""], []),
+    "codecs: a list beside a name": (["text", []], bytes(32), [b"", b""], []),
+    "codecs: a table beside a name": (["text", {}], bytes(32), [b"", b""], []),
+    "codecs: bytes beside a name": (["text", b"text"], bytes(32), [b"", b""], []),
+    "codecs: no name": (["a\nb"], bytes(16), [b""], []),
+    "codecs: a long name": (["x" * 65], bytes(16), [b""], []),
+    "codecs: no name beside one": (["text", "ä"], bytes(32), [b"", b""], []),
+    "codecs: too few": (["text"], bytes(32), [b"", b""], []),
+    "codecs: too many": (["text"] * 2, bytes(16), [b""], []),
+    "codecs: none for a value": ([""], bytes(16), [b""], []),
+    "codecs: one for no value": (["text"], bytes(16), [None], []),
+    "codecs: of another value": (["", "text"], bytes(32), [b"", None], []),
+    "codecs: more than in a message": (["text"] * 2001, bytes(16 * 2001), [b""] * 2001, []),
+    "tokens: text": (["text"], "x" * 16, [b""], []),
+    "tokens: a list": (["text"], [bytes(16)], [b""], []),
+    "tokens: nil": (["text"], None, [b""], []),
+    "tokens: too short": (["text"], bytes(15), [b""], []),
+    "tokens: too long": (["text"], bytes(17), [b""], []),
+    "tokens: one too many": (["text"], bytes(32), [b""], []),
+    "tokens: one too few": ([""], b"", [None], []),
+    "bodies: no list": (["text"], bytes(16), b"", []),
+    "bodies: text": (["text"], bytes(16), ["a"], []),
+    "bodies: a number": (["text"], bytes(16), [5], []),
+    "bodies: a table": (["text"], bytes(16), [{}], []),
+    "bodies: large of no size": (["text"], bytes(16), [[0, bytes(32)]], []),
+    "bodies: large of a short digest": (["text"], bytes(16), [[5, bytes(31)]], []),
+    "bodies: large of three parts": (["text"], bytes(16), [[*LARGE, 1]], []),
+    "bodies: too few": (["text"], bytes(16), [], []),
+    "bodies: too many": (["text"], bytes(16), [b"", b""], []),
+    "uncacheable: no list": (["text"], bytes(16), [b""], 0),
+    "uncacheable: nil": (["text"], bytes(16), [b""], None),
+    "uncacheable: negative": (["text"], bytes(16), [b""], [-1]),
+    "uncacheable: true": (["text"] * 2, bytes(32), [b"", b""], [True]),
+    "uncacheable: a float": (["text"] * 2, bytes(32), [b"", b""], [1.0]),
+    "uncacheable: a list": (["text"], bytes(16), [b""], [[]]),
+    "uncacheable: out of range": (["text"], bytes(16), [b""], [1]),
+    "uncacheable: of no keys": ([], b"", [], [0]),
+    "uncacheable: twice": (["text"] * 2, bytes(32), [b"", b""], [1, 1]),
+    "uncacheable: more than in a message": (["text"], bytes(16), [b""], list(range(2001))),
+    "seq": (-1, ["text"], bytes(16), [b""], []),
+}
+
+
+def reply_frame(columns: tuple[Any, ...]) -> bytes:
+    seq = () if type(columns[0]) is int else (1,)
+    packed: bytes = msgpack.packb([68, 11, 12, 13, *seq, *columns])
+    return wire.PREFIX + packed
+
+
+@pytest.mark.parametrize("columns", GOOD.values(), ids=GOOD)
+def test_columns_are_read_as_a_whole_and_step_by_step(
+    columns: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded = wire.decode_to_local(reply_frame(columns))
+    assert isinstance(decoded, GetReply)
+    assert [*decoded[4:]] == [*columns]
+    monkeypatch.setattr(wire, "QUICK_BYTES_MAX", -1)
+    assert wire.decode_to_local(reply_frame(columns)) == decoded
+
+
+@pytest.mark.parametrize("quick", [unpacking.QUICK_BYTES_MAX, -1])
+@pytest.mark.parametrize("columns", BAD.values(), ids=BAD)
+def test_columns_that_are_wrong_or_do_not_fit_together_are_refused(
+    columns: tuple[Any, ...], quick: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wire, "QUICK_BYTES_MAX", quick)
+    with pytest.raises(wire.Malformed, match="GETREPLY: ") as caught:
+        wire.decode_to_local(reply_frame(columns))
+    assert caught.value.envelope == (11, 12, 13)
+
+
+@pytest.mark.parametrize("quick", [unpacking.QUICK_BYTES_MAX, -1])
+@pytest.mark.parametrize("columns", [(["text"], bytes(16), [b""]), ([], b"", [], [], [])])
+def test_a_reply_has_all_columns_and_no_more(
+    columns: tuple[Any, ...], quick: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wire, "QUICK_BYTES_MAX", quick)
+    with pytest.raises(BadMessage, match="expected 8 fields"):
+        wire.decode_to_local(reply_frame(columns))
+
+
+def test_replies_share_the_names_of_codecs() -> None:
+    """Each cached value keeps the name of its codec: a text for each would take 54 bytes."""
+    for names in (["text"] * 3, ["text", "bytes", "text"]):
+        frame = reply_frame((names, bytes(48), [b""] * 3, []))
+        first, again = wire.decode_to_local(frame), wire.decode_to_local(frame)
+        assert isinstance(first, GetReply)
+        assert isinstance(again, GetReply)
+        assert [*map(id, first.codecs)] == [*map(id, again.codecs)]
+
+
+# ---- frames of strangers -------------------------------------------------------------------------
+
+
 def array(count: int) -> bytes:
     return b"\xdd" + count.to_bytes(4, "big")
 
@@ -321,6 +453,7 @@ def tree(depth: int) -> bytes:
 
 
 GET, SET, STATS_REPLY = b"\x95\x05\1\1\1", b"\x98\x06\1\1\1\1\1\xc2", b"\x95\x48\1\1\1"
+REPLY = b"\x99\x44\1\1\1\1"
 TOKEN, MANY = b"\xc4\x10" + bytes(16), 1 << 20
 WIDE = "\U0001f600".encode() + b"a" * (MANY - 4)
 BOMBS = {
@@ -343,7 +476,13 @@ BOMBS = {
     "metrics": STATS_REPLY + b"\xdf" + array(MANY)[1:] + b"\xa0\x80" * MANY,
     "deep metrics": STATS_REPLY + b"\x81\xa1k" * MANY,
     "metrics that are lists": STATS_REPLY + b"\x81\xa1k" + array(MANY) + b"\x90" * MANY,
-    "found trees": b"\x95\x44\1\1\1" + array(1000) + tree(9) * 1000,
+    "codecs that are trees": REPLY + array(1000) + tree(9) * 1000,
+    "codecs without end": REPLY + array(MANY) + b"\xa0" * MANY,
+    "wide codecs": REPLY + array(100) + (b"\xda\x3f\xf0" + WIDE[:0x3FF0]) * 100,
+    "tokens that are lists": REPLY + b"\x90" + array(MANY) + b"\x90" * MANY,
+    "body trees": REPLY + b"\x90\xc4\0" + array(1000) + tree(9) * 1000,
+    "indexes without end": REPLY + b"\x90\xc4\0\x90" + array(MANY) + b"\0" * MANY,
+    "indexes that are trees": REPLY + b"\x90\xc4\0\x90" + array(1000) + tree(9) * 1000,
     "results with trees": b"\x95\x45\1\1\1"
     + array(99)
     + (b"\x96\1\1\xc2" + tree(9) + b"\1\1") * 99,

@@ -10,7 +10,8 @@ from collections.abc import Callable, Sized
 from typing import Any, TypeVar
 
 from dstore.client.large import LargeValues, random16
-from dstore.core.local.entries import LAPSED
+from dstore.codecs import KEPT
+from dstore.core.local.membership import LAPSED
 from dstore.core.local.state import LocalState
 from dstore.core.local.steps import Finished, Operation, StepResult, Steps
 from dstore.errors import BadMessage, NodeClosed
@@ -34,7 +35,7 @@ class Host:
     link: Link
 
     def __init__(self, *, label: str, cache_bytes: int, shm: str | None, shm_limit: int | None):
-        self.state = LocalState(random16=random16, label=label, cache_bytes=cache_bytes)
+        self.state = LocalState(random16=random16, label=label, cache_bytes=cache_bytes, kept=KEPT)
         self.large = LargeValues(shm, shm_limit)
         self.lock = native.RLock()
         self.stopping = False
@@ -144,7 +145,7 @@ class Host:
             self.stopping = True
             if occupied is self:
                 self.closer, self.wait_closed = native.get_ident(), wait_closed
-            self.state.lease_end = LAPSED
+            self.state.lapse()
             self.notify()
         self.link.control.wake()
         if occupied is None:

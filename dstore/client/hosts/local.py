@@ -14,7 +14,7 @@ from dstore.client.hosts.threads import ThreadHost
 from dstore.client.large import release
 from dstore.client.settings import Settings
 from dstore.client.watch import Watches
-from dstore.core.local.entries import LAPSED
+from dstore.core.local.membership import LAPSED
 from dstore.core.local.state import Announce, Dropped, LocalEffect, Subscribe, Tell
 from dstore.errors import AddressError, GlobalUnavailable
 from dstore.protocol import wire
@@ -57,7 +57,8 @@ class Local:
         self.state = self.host.state
         self.large = self.host.large
         self.loop = LoopHost(self.host)
-        self.run = ThreadHost(self.host).run
+        threads = ThreadHost(self.host)
+        self.run, self.get = threads.run, threads.get
         self._watches = Watches(self.host)
         self.watch = self._watches.begin
         self.forked = self._watches.end
@@ -95,7 +96,7 @@ class Local:
     def abandon(self) -> None:
         """Do what :meth:`close` does, for the garbage collector: take no lock, and do not wait."""
         self.host.stopping = True
-        self.state.lease_end = LAPSED
+        self.state.lapse()
         if self._thread.started:
             self.host.link.control.wake()
         elif (link := vars(self.host).pop("link", None)) is not None:  # the thread did not start

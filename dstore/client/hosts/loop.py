@@ -22,7 +22,7 @@ from dstore.client.hosts.channels import BodyTransfer, release_channel
 from dstore.client.hosts.core import Host, closed, log
 from dstore.client.hosts.helpers import Helpers
 from dstore.client.hosts.pipeline import Pipeline
-from dstore.core.local.entries import LAPSED
+from dstore.core.local.membership import LAPSED
 from dstore.core.local.steps import (
     FetchBody,
     Request,

@@ -78,11 +78,18 @@ class Holders:
         value.
         """
         bits = self._of.get(key, 0)
+        if not bits:
+            size = self.bytes + _digits(bit + 1) + KEY_OVERHEAD + text_bytes(key)
+            if size > self.limit:
+                return False
+            self.bytes = size
+            self._of[key] = 1 << bit
+            return True
+        if bits >> bit & 1:
+            return True
         width = bits.bit_length()
         if bit >= width:  # only the highest bit makes a mask larger
             size = self.bytes + _digits(bit + 1) - _digits(width)
-            if not bits:
-                size += KEY_OVERHEAD + text_bytes(key)
             if size > self.limit:
                 return False
             self.bytes = size

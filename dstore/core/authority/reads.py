@@ -27,12 +27,14 @@ from dstore.core.authority.invalidations import InvalidationLog
 from dstore.core.authority.sessions import Session
 from dstore.core.engine import Bulk, Engine
 from dstore.protocol.messages import (
+    NO_TOKEN,
+    Body,
     Chunk,
     Fetch,
-    Found,
     Get,
     GetReply,
     Key,
+    Large,
     Refusal,
     Route,
     Scan,
@@ -179,27 +181,43 @@ class Reads:
     _out: Outbox
 
     def get(self, session: Session, route: Route, message: Get, now: float) -> None:
-        """Answer a GET. A reply that would become too large ends early."""
+        """Answer a GET."""
+        self._out.send(route, self.reply(session, message))
+
+    def reply(self, session: Session, message: Get) -> GetReply:
+        """Return the reply to a GET."""
         self._out.counters["gets"] += len(message.keys)
-        items: list[Found | None] = []
+        return self._read(session, message.request, message.keys)
+
+    def _read(self, session: Session, request: int, keys: list[Key]) -> GetReply:
+        """Read the values of keys. A reply that would become too large ends early."""
+        read, pending, hold, bit = self._engine.read, self._pending, self._holders.add, session.bit
+        codecs: list[str] = []
+        tokens: list[bytes] = []
+        bodies: list[Body | None] = []
+        uncacheable: list[int] = []
         room = BATCH_BYTES_MAX
-        for key in message.keys:
-            found = self._read(key, session)
-            items.append(found)
-            if found is not None:
-                room -= found.stored.inline
+        seq = self._log.seq  # before the engine is read
+        for key in keys:
+            stored = read(key)
+            if stored is None:
+                codecs.append("")
+                tokens.append(NO_TOKEN)
+                bodies.append(None)
+                continue
+            if key in pending or not hold(key, bit):
+                uncacheable.append(len(bodies))
+            token, codec, body = stored
+            codecs.append(codec)
+            tokens.append(token)
+            bodies.append(body)
+            if type(body) is not Large:
+                room -= len(body)
                 if room <= 0:
                     break
-        self._out.send(route, GetReply(self._epoch, session.id, message.request, items))
-
-    def _read(self, key: Key, session: Session) -> Found | None:
-        seq = self._log.seq  # before the engine is read
-        stored = self._engine.read(key)
-        if stored is None:
-            return None
-        if key in self._pending:
-            return Found(seq, False, stored)
-        return Found(seq, self._holders.add(key, session.bit), stored)
+        return GetReply(
+            self._epoch, session.id, request, seq, codecs, b"".join(tokens), bodies, uncacheable
+        )
 
     def wait(self, session: Session, route: Route, message: Wait, now: float) -> None:
         """Answer a WAIT, now or when its key has been bound."""
@@ -226,8 +244,7 @@ class Reads:
             self._answer(*waiting)
 
     def _answer(self, session: Session, route: Route, message: Wait) -> None:
-        items = [self._read(message.key, session)]
-        self._out.send(route, GetReply(self._epoch, session.id, message.request, items))
+        self._out.send(route, self._read(session, message.request, [message.key]))
 
     def scan(self, session: Session, route: Route, message: Scan, now: float) -> None:
         self._out.counters["scans"] += 1

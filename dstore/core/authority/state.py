@@ -142,6 +142,16 @@ class GlobalState:
             self._out.refuse(route, message, *refuse.args)
         return self._out.take()
 
+    def read(self, message: m.Get) -> m.GetReply | None:
+        """Return the reply to a GET, which is all that :meth:`receive` would do with it.
+
+        Returns None, and does nothing, if the session is not open: then the GET is refused there.
+        """
+        session = self._sessions.get(message.session)
+        if session is None or message.epoch != self.epoch:
+            return None
+        return self._reads.reply(session, message)
+
     def _session(self, message: m.Sync | m.Ack | m.RequestMessage) -> Session:
         """Return the session that a message names, or raise Refuse.
 

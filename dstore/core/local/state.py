@@ -1,15 +1,16 @@
 """What a Local does with each event: the membership half of the coherence protocol.
 
 Pure: messages and the time go in, effects come out. The host calls everything here under one lock,
-except for the hits of :class:`dstore.Node`, which read ``entries`` and ``lease_end`` without it.
+except for the hits of :class:`dstore.Node`, which read the present ``membership`` without it.
 
 Invalidations reach a Local in two ways: by broadcast (fast, may be lost) and in the answer to a
 SYNC (reliable). A broadcast that arrives after a gap waits in a bounded reorder buffer for one
 repair. Invalidations are applied to the entries in :mod:`dstore.core.local.entries`.
 
-The cache may be used until ``lease_end``. That is counted from the moment *before* the SYNC was
-sent, less a margin for clocks that run at different rates; Global counts from receipt. A change of
-epoch or session voids lease, cache, fills in flight and ``applied`` together.
+The cache may be used until the end of the membership's lease. That is counted from the moment
+*before* the SYNC was sent, less a margin for clocks that run at different rates; Global counts from
+receipt. A change of epoch or session is a new membership: lease, entries and ``applied`` end
+together, and a reply to a request of the former one is not stored.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
 
 from dstore.config import LARGE_FROM_DEFAULT, VALUE_LIMIT_DEFAULT
-from dstore.core.local.cache import Entry
-from dstore.core.local.entries import LAPSED, Entries
+from dstore.core.local.cache import NONE_KEPT, Kept
+from dstore.core.local.entries import Entries
+from dstore.core.local.membership import LAPSED, Entry
 from dstore.core.local.watching import Removal
 from dstore.protocol.messages import (
     NO_SESSION,
@@ -95,7 +97,8 @@ LocalEffect: TypeAlias = Tell | Subscribe | Dropped | Announce
 class LocalState(Entries):
     """The state of one Local. ``random16`` returns 16 random bytes; ``label`` is for people.
 
-    ``cache_bytes`` bounds the cache, ``reorder_keys_max`` the reorder buffer.
+    ``cache_bytes`` bounds the cache, ``reorder_keys_max`` the reorder buffer. ``kept`` says what an
+    entry has as its value.
     """
 
     def __init__(
@@ -105,8 +108,9 @@ class LocalState(Entries):
         label: str,
         cache_bytes: int,
         reorder_keys_max: int = REORDER_KEYS_MAX,
+        kept: Kept = NONE_KEPT,
     ) -> None:
-        super().__init__(cache_bytes)
+        super().__init__(cache_bytes, kept)
         self.lease = 0.0
         self.value_limit = VALUE_LIMIT_DEFAULT
         self.large_from = LARGE_FROM_DEFAULT
@@ -129,17 +133,30 @@ class LocalState(Entries):
         self._synced_at = LAPSED
         self._sync_at = NEVER
         # requests and writes
-        self._request = 0
         self._write = 0
         self.writing: set[int] = set()
         self._void(LAPSED)
 
     def __repr__(self) -> str:
         return (
-            f"<LocalState epoch={self.epoch:x} joined={bool(self.session)} applied={self.applied} "
-            f"lease_end={self.lease_end:.3f} {self.cache!r} fills={list(self._fills.values())} "
+            f"<LocalState {self.membership!r} {self.cache!r} asking={self.in_flight} "
             f"reordering={self._reorder_keys}>"
         )
+
+    @property
+    def epoch(self) -> int:
+        """The epoch of the present membership; 0 without a session."""
+        return self.membership.epoch
+
+    @property
+    def session(self) -> int:
+        """The session of the present membership; 0 if it has none."""
+        return self.membership.session
+
+    @property
+    def lease_end(self) -> float:
+        """Until when the cache may be used."""
+        return self.membership.lease_end
 
     # ---- events ---------------------------------------------------------------------------
 
@@ -158,7 +175,7 @@ class LocalState(Entries):
         elif type(message) is Refused:
             self.refused(message, now)
         elif type(message) is Farewell and self.closing:
-            self.session = NO_SESSION
+            self.membership.session = NO_SESSION
         return effects
 
     def tick(self, now: float) -> list[LocalEffect]:
@@ -206,7 +223,7 @@ class LocalState(Entries):
 
     def goodbye(self, now: float) -> None:
         """Leave Global, with an empty cache. ``session`` becomes 0 when it has answered."""
-        self.lease_end = LAPSED
+        self.lapse()
         self.closing = True
         self._ack_due = False
         self.cache.clear()
@@ -215,17 +232,16 @@ class LocalState(Entries):
     # ---- joining --------------------------------------------------------------------------
 
     def _void(self, now: float) -> None:
-        """Forget epoch, session, lease, entries, fills and the applied number, and join again."""
-        self.lease_end = LAPSED  # first: a hit on another thread looks at it last
+        """Give up the session, with all that belongs to it, and join again."""
         if self.session:
             self._replaces = (self.epoch, self.session)
-        self._void_entries()
+        self._nonce = self._random16()
+        self._new_membership(self._nonce)
         self._reorder_buffer, self._reorder_keys = [], 0
         self._sent_at.clear()
         self._withdrawn = []
         self.writing.clear()
         self._sync_at = NEVER
-        self._nonce = self._random16()
         self._hello_first, self._hello_at = NEVER, now
         self._hello_pause = RETRY_FIRST
 
@@ -244,15 +260,16 @@ class LocalState(Entries):
             return []
         self.counters["joins"] += 1
         self.last_error = ""
-        self.epoch, self.session = message.epoch, message.session
-        self.applied = self._acked = message.seq
+        membership = self.membership
+        membership.epoch, membership.session = message.epoch, message.session
+        membership.applied = self._acked = message.seq
         self.lease = message.lease
         self.value_limit, self.large_from = message.value_limit, message.large_from
         self._synced_at = self._hello_first
         self._sync_at = self._hello_first + RENEW * self.lease
         self._trust(self._hello_first)
         if self.watching.watchers:
-            self.watching.missed(self.applied)
+            self.watching.missed(message.seq)
             self.renew(now)
         return [Subscribe(message.epoch, message.publisher)]
 
@@ -264,7 +281,7 @@ class LocalState(Entries):
         current = (message.epoch, message.session) == (self.epoch, self.session)
         if lost and current and self.session:
             if self.closing:
-                self.session = NO_SESSION
+                self.membership.session = NO_SESSION
             else:
                 self._void(now)
 
@@ -305,7 +322,7 @@ class LocalState(Entries):
             return
         self.watching.committed(message.committed)
         sent_at = self._sent_at.get(message.serial)
-        if sent_at is not None:
+        if sent_at is not None:  # after the invalidations of this answer
             self._trust(sent_at)
             self._sent_at = {n: at for n, at in self._sent_at.items() if n > message.serial}
         # Even if nothing in it is new: an earlier acknowledgement may have been lost.
@@ -314,7 +331,8 @@ class LocalState(Entries):
         self._apply_reordered(now)
 
     def _trust(self, sent_at: float) -> None:
-        self.lease_end = max(self.lease_end, sent_at + self.lease * (1 - MARGIN))
+        membership, end = self.membership, sent_at + self.lease * (1 - MARGIN)
+        membership.lease_end = max(membership.lease_end, end)
 
     # ---- invalidations ------------------------------------------------------------------------
 
@@ -373,8 +391,8 @@ class LocalState(Entries):
 
     def next_request(self) -> int:
         """Return the number for the next request."""
-        self._request += 1
-        return self._request
+        self.request += 1
+        return self.request
 
     @property
     def next_write(self) -> int:
@@ -388,6 +406,11 @@ class LocalState(Entries):
         """
         self.writing.add(write)
         self._write = write
+
+    def reserve_write(self) -> int:
+        """Return the number for a write that is added to ``writing`` next."""
+        self._write += 1
+        return self._write
 
     @property
     def seen(self) -> int:

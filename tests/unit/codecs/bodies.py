@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from dstore.codecs import Buffer, Codecs, Encoded
+from dstore.codecs import KEPT, Buffer, Codecs, Encoded
 from dstore.errors import ValueCorrupt
 from dstore.protocol.messages import Stored
 
@@ -37,14 +37,20 @@ def stored(codec: str, body: Buffer) -> Stored:
 
 def through(
     value: object, codecs: Codecs = PLAIN, kind: Callable[[bytes], Buffer] = private
-) -> tuple[Any, bool]:
-    """A value encoded and decoded again, and whether it may be kept."""
+) -> Any:
+    """A value encoded and decoded again."""
     encoded = checked(codecs.encode(value))
     return codecs.decode(stored(encoded.codec, kind(encoded.joined())))
 
 
+def kept(codec: str, body: bytes) -> object:
+    """Return what the entry of a cache has as its value: decoded, or NotImplemented."""
+    decode = KEPT.get(codec)
+    return NotImplemented if decode is None else decode(body)
+
+
 def checked(encoded: Encoded) -> Encoded:
-    """A value encoded and decoded again. Checks also the rules of all codecs."""
+    """Return an encoded value after a check of the rules of all codecs."""
     for part in encoded.parts:
         if type(part) is not bytes:
             assert type(part) is memoryview

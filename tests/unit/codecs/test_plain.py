@@ -6,6 +6,7 @@ import array
 import collections
 import ctypes
 import enum
+import math
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dstore import config
-from dstore.codecs import Buffer
+from dstore.codecs import KEPT, Buffer, plain
 from dstore.codecs.budget import DEPTH_MAX
 from dstore.errors import ValueCorrupt
 from dstore.protocol import content
@@ -24,6 +25,7 @@ from tests.unit.codecs.bodies import (
     PLAIN,
     checked,
     corrupt,
+    kept,
     private,
     shared,
     stored,
@@ -60,17 +62,92 @@ def typed(value: Any) -> object:
 
 @given(values, st.sampled_from([private, shared]))
 def test_a_value_comes_out_as_it_went_in(value: object, kind: Callable[[bytes], Buffer]) -> None:
-    assert typed(through(value, kind=kind)[0]) == typed(value)
+    assert typed(through(value, kind=kind)) == typed(value)
+
+
+# ---- kept decoded -----------------------------------------------------------------------------
+
+IMMUTABLE = (type(None), bool, int, float, str, bytes)
+NUMBERS = [
+    None, False, True, 0, -1, -32, -33, 127, 128, 255, 256, 65_535, 65_536, 2**31, 2**32 - 1, 2**32,
+    2**63 - 1, 2**63, 2**64 - 1, -(2**7), -(2**15), -(2**31), -(2**63), 0.0, -0.0, 1.5, 5e-324,
+    1.7976931348623157e308, float("inf"), float("-inf"),
+]  # fmt: skip
+
+
+def kept_of(value: object) -> object:
+    encoded = PLAIN.encode(value)
+    return kept(encoded.codec, encoded.joined())
 
 
 @given(values)
-def test_only_immutable_values_are_kept(value: object) -> None:
-    assert through(value)[1] == isinstance(value, (type(None), bool, int, float, str, bytes))
+def test_immutable_values_and_no_others_are_kept_decoded(value: object) -> None:
+    found = kept_of(value)
+    if isinstance(value, IMMUTABLE):
+        assert typed(found) == typed(value)
+    else:
+        assert found is NotImplemented
 
 
-@given(values)
-def test_values_over_shared_memory_are_not_kept(value: object) -> None:
-    assert not through(value, kind=shared)[1]
+@pytest.mark.parametrize("value", NUMBERS)
+def test_every_number_is_kept_decoded(value: object) -> None:
+    assert repr(kept_of(value)) == repr(value)
+    assert len(PLAIN.encode(value).joined()) <= plain.NUMBER_BYTES_MAX
+
+
+def test_what_is_no_number_is_kept_encoded() -> None:
+    assert math.isnan(kept_of(math.nan))  # type: ignore[arg-type]
+    others: list[object] = [[], {}, (), [1], {"a": 1}, (1,), [[]], list(range(8)), "x", b"x"]
+    for value in others:
+        assert kept("msgpack", msgpack.packb(value)) is NotImplemented
+
+
+@pytest.mark.parametrize(
+    ("codec", "body"),
+    [
+        ("text", b"\xff"),
+        ("text", "ü".encode()[:1]),
+        ("text", "\ud800".encode("utf-8", "surrogatepass")),
+        ("msgpack", b""),
+        ("msgpack", b"\xc1"),
+        ("msgpack", msgpack.packb(2**64 - 1)[:-1]),
+        ("msgpack", msgpack.packb(1) + b"\x01"),
+        ("msgpack", b"\x81"),  # a dict without its item
+        ("msgpack", msgpack.packb(msgpack.Timestamp(1))),
+        ("msgpack", msgpack.packb(msgpack.ExtType(5, b"x"))),
+        ("msgpack", b"\x91" * plain.NUMBER_BYTES_MAX),
+    ],
+)
+def test_damaged_values_are_kept_encoded_and_their_readers_told(codec: str, body: bytes) -> None:
+    assert kept(codec, body) is NotImplemented
+    assert corrupt(codec, body)
+
+
+@given(st.sampled_from(sorted(KEPT)), st.binary(max_size=20))
+def test_a_kept_value_is_the_one_that_is_decoded(codec: str, body: bytes) -> None:
+    """Nothing raises, and nothing is kept that a read would refuse or decode to something else."""
+    found = kept(codec, body)
+    if found is not NotImplemented:
+        assert repr(found) == repr(PLAIN.decode(stored(codec, body)))
+
+
+@pytest.mark.parametrize("body", [b"\xcc\x01", b"\xd3" + bytes(8), b"\xca" + bytes(4), b"\xd0\xff"])
+def test_a_number_in_bytes_of_another_form_is_kept_encoded(body: bytes) -> None:
+    """Else ``get_buffer`` and ``get_file`` would not return the bytes that were stored."""
+    assert isinstance(PLAIN.decode(stored("msgpack", body)), (int, float))
+    assert kept("msgpack", body) is NotImplemented
+
+
+@given(st.sampled_from(sorted(KEPT)), st.binary(max_size=20))
+def test_the_bytes_of_a_kept_value_can_be_made_again(codec: str, body: bytes) -> None:
+    found = kept(codec, body)
+    if found is not NotImplemented:
+        encoded = PLAIN.encode(found)
+        assert (encoded.codec, encoded.joined()) == (codec, body)
+
+
+def test_values_of_other_codecs_are_kept_encoded() -> None:
+    assert set(KEPT) == {"bytes", "text", "msgpack"}
 
 
 # ---- bytes ------------------------------------------------------------------------------------
@@ -99,22 +176,21 @@ def test_short_buffers_come_back_as_bytes(name: str) -> None:
     value: Any = BUFFERS[name]
     assert PLAIN.encode(value).codec == "bytes"
     for kind in (private, shared):
-        back = through(value, kind=kind)[0]
+        back = through(value, kind=kind)
         assert (type(back), back) == (bytes, bytes(value))
 
 
 @pytest.mark.parametrize("size", [config.BYTES_MAX, config.BYTES_MAX + 1])
 def test_long_bytes_in_shared_memory_stay_there(size: int) -> None:
     body = shared(bytes(size))
-    value, keep = PLAIN.decode(stored("bytes", body))
+    value = PLAIN.decode(stored("bytes", body))
     assert value == body
     assert type(value) is (bytes if size <= config.BYTES_MAX else memoryview)
-    assert not keep
 
 
 def test_each_reader_of_long_bytes_may_release_them() -> None:
     body = shared(bytes(config.BYTES_MAX + 1))
-    one, other = (PLAIN.decode(stored("bytes", body))[0] for _ in range(2))
+    one, other = (PLAIN.decode(stored("bytes", body)) for _ in range(2))
     assert isinstance(one, memoryview)
     assert isinstance(other, memoryview)
     one.release()
@@ -125,7 +201,7 @@ def test_each_reader_of_long_bytes_may_release_them() -> None:
 def test_long_bytes_keep_their_memory_mapped() -> None:
     body = shared(bytes(config.BYTES_MAX + 1))
     memory: Any = body.obj
-    value = PLAIN.decode(stored("bytes", body))[0]
+    value = PLAIN.decode(stored("bytes", body))
     body.release()
     with pytest.raises(BufferError):
         memory.close()
@@ -135,7 +211,7 @@ def test_long_bytes_keep_their_memory_mapped() -> None:
 
 def test_a_view_that_can_be_written_is_decoded_to_one_that_cannot() -> None:
     body = memoryview(bytearray(config.BYTES_MAX + 1))
-    value = PLAIN.decode(stored("bytes", body))[0]
+    value = PLAIN.decode(stored("bytes", body))
     assert isinstance(value, memoryview)
     assert value.readonly
 
@@ -144,7 +220,7 @@ def test_bytes_are_the_same_object_on_both_ways() -> None:
     value = b"abc"
     encoded = PLAIN.encode(value)
     assert encoded.joined() is value
-    assert PLAIN.decode(stored("bytes", value))[0] is value
+    assert PLAIN.decode(stored("bytes", value)) is value
 
 
 @pytest.mark.parametrize(
@@ -268,7 +344,7 @@ def test_nesting_is_bounded_and_needs_little_stack(kind: type) -> None:
 
     def work() -> None:
         deepest = nested(kind, DEPTH_MAX)
-        results.append(through(deepest)[0] == deepest)
+        results.append(through(deepest) == deepest)
         try:
             PLAIN.encode(nested(kind, DEPTH_MAX + 1))
         except ValueError as error:
@@ -292,7 +368,7 @@ def test_tuples_nested_too_deeply_are_corrupt() -> None:
 
 
 def test_tuples_may_be_keys() -> None:
-    assert through({(1, ("a", 2)): [(3,)]})[0] == {(1, ("a", 2)): [(3,)]}
+    assert through({(1, ("a", 2)): [(3,)]}) == {(1, ("a", 2)): [(3,)]}
 
 
 # ---- content addresses ------------------------------------------------------------------------

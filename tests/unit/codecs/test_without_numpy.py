@@ -32,7 +32,7 @@ from dstore.protocol.messages import Stored
 
 def through(codecs, value):
     encoded = codecs.encode(value)
-    return codecs.decode(Stored(bytes(16), encoded.codec, encoded.joined()))[0]
+    return codecs.decode(Stored(bytes(16), encoded.codec, encoded.joined()))
 
 mine = Codec("fraction", Fraction, lambda f: str(f).encode(), lambda b: Fraction(str(b, "ascii")))
 plain = Codecs([mine])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dstore.errors import GlobalUnavailable
-from dstore.protocol.messages import Refusal, Refused
+from dstore.protocol.messages import GetReply, Refusal, Refused
 from tests.unit.core.world import World, body
 
 
@@ -44,7 +44,7 @@ def test_a_deletion_numbered_before_the_read_does_not_spoil_the_fill() -> None:
     b.set("k", b"new")
     reading = a.begin_get("k")
     reading.send()
-    a.state._fills["k"][0].deleted = 1  # as if it were applied only now
+    assert a.state.vector.after("k", 0) and not a.state.vector.after("k", 1)
     reading.answer()
     assert a.hit("k") == b"new"
 
@@ -81,13 +81,11 @@ def test_the_late_reply_to_a_request_given_up_is_not_stored() -> None:
     b.set("k", b"v")
     reading = a.begin_get("k")
     reading.send()
-    fill = a.state.reading("k")
-    assert fill is not None
+    assert a.state.asking("k") == reading.message.request
     reading.give_up()
-    (reply,) = reading.replies
-    assert a.state.finish_fill(fill, reply.items[0]) is None
+    assert reading.replies
     assert "k" not in a.state.entries
-    assert a.state.reading("k") is None
+    assert a.state.asking("k") is None
 
 
 def test_a_write_is_stored_under_the_same_rule() -> None:
@@ -178,7 +176,7 @@ def test_a_reply_cut_short_is_asked_for_again() -> None:
     reading = a.begin_get("k", "l")
     reading.send()
     reply = reading.replies.popleft()
-    reading.answer(reply._replace(items=reply.items[:1]))
+    reading.answer(GetReply.of(reply[:3], reply.seq, reply.items[:1]))
     assert reading.message.keys == ["l"]
     reading.send()
     reading.answer()

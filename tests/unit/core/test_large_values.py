@@ -458,7 +458,7 @@ def test_a_value_that_is_always_gone_ends_in_an_error() -> None:
         sent(read)
         failed(read, Refusal.GONE)
     assert isinstance(read.error, RequestRefused)
-    assert not b.state._fills
+    assert not b.state.in_flight
 
 
 def test_a_deletion_while_the_value_travels_is_waited_for_and_nothing_is_cached() -> None:
@@ -508,7 +508,9 @@ def test_a_value_is_cached_with_the_bytes_that_were_obtained() -> None:
     entry = b.state.entries["k"]
     assert entry.shared == stored.token
     # The bytes are shared: they take no memory of this process.
-    assert entry.size == caches.ENTRY_OVERHEAD + SHARED_OVERHEAD + len(entry.key)
+    assert entry.size == caches.ENTRY_OVERHEAD + caches.STORED_OVERHEAD + SHARED_OVERHEAD + len(
+        entry.key
+    )
     assert bytes(entry.value.body) == BODY  # type: ignore[attr-defined]
     a.delete("k")
     assert b.state.cache.shared == {}

@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import pytest
-
-import dstore
-from dstore.core.local.state import MARGIN, RENEW, LocalState
+from dstore.core.local.state import MARGIN, RENEW
 from dstore.errors import GlobalUnavailable
-from dstore.protocol.messages import Stored, Sync, Synced
-from dstore.runtime import clock
+from dstore.protocol.messages import Sync, Synced
 from tests.unit.core.world import LEASE, World, body
 
 
@@ -128,7 +122,7 @@ def test_a_late_whole_cache_drop_does_not_undo_what_was_applied_since() -> None:
     a.set("k", b"v")
     world.advance(1.0)
     a.tick()
-    a.state.applied = 9
+    a.state.membership.applied = 9
     a.receive(Synced(world.epoch, a.state.session, 1, 0, 5, None))
     assert a.state.applied == 9
     assert a.hit("k") == b"v"
@@ -206,49 +200,3 @@ def test_stale_ok_answers_from_a_lapsed_cache() -> None:
     world.advance(100.0)
     call = a.begin_get("k", stale_ok=True)
     assert body(call.result["k"]) == b"v"
-
-
-def test_a_hit_compares_the_clock_with_the_end_it_noted_before_the_look_up(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Between look-up and comparison: the lease lapses, the key is deleted, a renewal comes."""
-    state = LocalState(random16=lambda: bytes(16), label="", cache_bytes=1000)
-    state.cache.insert("k", Stored(bytes(16), "bytes", b"old"))
-    state.lease_end = 100.0
-    readings: list[Any] = []
-
-    def interrupted() -> float:
-        state.cache.discard("k")
-        state.lease_end = 200.0
-        readings.append(1)
-        return 150.0
-
-    with dstore.Node("tcp://127.0.0.1:1", timeout=0.01) as node:
-        node._state = state
-        monkeypatch.setattr(clock, "now", interrupted)
-        assert node._hit("k") is None
-        assert readings == [1]
-        monkeypatch.undo()
-
-
-def test_a_hit_looks_at_the_lease_before_and_the_clock_after_the_look_up(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Between noting the lease and the look-up: lapse, deletion, and time goes on."""
-
-    class Entries(dict[str, Any]):
-        def get(self, key: str, default: Any = None) -> Any:
-            found = super().get(key, default)
-            now[0] = 150.0  # the lease has ended by the time the entry is in our hands
-            return found
-
-    now = [50.0]
-    state = LocalState(random16=lambda: bytes(16), label="", cache_bytes=1000)
-    entry = state.cache.insert("k", Stored(bytes(16), "bytes", b"old"))
-    state.entries = Entries(k=entry)
-    state.lease_end = 100.0
-    with dstore.Node("tcp://127.0.0.1:1", timeout=0.01) as node:
-        node._state = state
-        monkeypatch.setattr(clock, "now", lambda: now[0])
-        assert node._hit("k") is None
-        monkeypatch.undo()

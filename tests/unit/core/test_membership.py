@@ -97,6 +97,24 @@ def test_a_hello_that_arrives_again_gets_the_same_answer_and_changes_nothing() -
     assert len(world.state._sessions) == 2
 
 
+def test_a_hello_that_arrives_again_does_not_count_as_an_acknowledgement() -> None:
+    world = World()
+    a = world.member("a")
+    (hello,) = a.tick()
+    world.settle()
+    (b,) = world.joined("b")
+    b.set("k", b"v")
+    assert a.get("k") == b"v"
+    deletion = b.begin_delete("k")
+    deletion.send()
+    b.turn()  # so that only ``a`` is awaited
+    world.deliver(a.route, hello)
+    world.tick()
+    assert world.engine.read("k") is not None
+    assert a.hit("k") == b"v"
+    assert not deletion.replies
+
+
 def test_the_lease_of_a_repeated_hello_counts_from_the_first() -> None:
     world = World()
     a = world.member("a")
@@ -196,7 +214,7 @@ def test_a_sync_answer_of_another_epoch_or_session_is_ignored(wrong: str) -> Non
     assert a.state.applied == 0
 
 
-def test_a_change_of_session_voids_lease_cache_fills_and_applied_number_together() -> None:
+def test_a_change_of_session_voids_lease_cache_requests_and_applied_number_together() -> None:
     world = World()
     a, b = world.joined("a", "b")
     b.set("k", b"v")
@@ -212,7 +230,7 @@ def test_a_change_of_session_voids_lease_cache_fills_and_applied_number_together
     assert a.state.lease_end < world.now
     assert len(a.state.cache) == 0
     assert (a.state.epoch, a.state.session, a.state.applied) == (0, 0, 0)
-    assert a.state.reading("other") is None
+    assert a.state.asking("other") is None
     reading.give_up()
 
 

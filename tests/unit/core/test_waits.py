@@ -8,7 +8,6 @@ import pytest
 
 from dstore.core.authority import reads, sessions
 from dstore.core.authority.effects import NEVER
-from dstore.core.local import operations
 from dstore.core.local.operations.reading import WAIT_ROUND
 from dstore.errors import GlobalUnavailable
 from dstore.protocol.messages import Refusal, Unwait, Wait
@@ -17,7 +16,7 @@ from tests.unit.core.world import Call, Member, World, body
 
 def begin_wait(member: Member, key: str, timeout: float = 100.0) -> Call:
     now = member.world.now
-    return member.begin(operations.wait(member.state, key, now, now + timeout, 5.0))
+    return member.begin_wait(key, now + timeout)
 
 
 def test_the_answer_comes_when_the_key_is_bound_and_is_cached() -> None:
@@ -166,7 +165,7 @@ def test_a_global_that_is_away_is_noticed() -> None:
     while not call.done:
         call.time_out(sent=False)
     assert isinstance(call.error, GlobalUnavailable)
-    assert not a.state._fills
+    assert not a.state.in_flight
 
 
 def test_no_other_request_waits_for_a_wait() -> None:

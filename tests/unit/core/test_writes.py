@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from dstore.config import INLINE_BYTES_MAX, KEY_BYTES_MAX, OUTCOMES_MAX
 from dstore.core.authority import sessions
-from dstore.core.local.operations import writing
+from dstore.core.local.operations import direct, writing
 from dstore.core.local.steps import StepResult
 from dstore.errors import GlobalUnavailable, OutcomeUnknown, RequestRefused
 from dstore.protocol import content, wire
 from dstore.protocol.messages import DelStatus, Refusal, Refused, Set, SetItem, SetStatus, Stored
-from tests.unit.core.world import LEASE, World
+from tests.unit.core.world import LEASE, Call, World
 
 
 def test_a_repeated_set_gets_the_recorded_outcome_marked_do_not_cache() -> None:
@@ -367,6 +369,7 @@ def test_a_busy_global_is_asked_again() -> None:
 
 def test_each_message_of_a_long_write_has_its_own_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(writing, "KEYS_PER_MESSAGE_MAX", 1)
+    monkeypatch.setattr(direct, "KEYS_PER_MESSAGE_MAX", 1)
     world = World()
     (a,) = world.joined("a")
     a.begin_set(("k", b"v"), ("l", b"v")).finish()
@@ -382,8 +385,15 @@ def test_each_message_of_a_long_write_has_its_own_time(monkeypatch: pytest.Monke
     assert set(deletion.result) == {"k", "l"}
 
 
-@pytest.mark.parametrize("where", ["begin_fill", "begin_write"])
-@pytest.mark.parametrize("kind", ["get", "set"])
+@pytest.mark.parametrize(
+    ("where", "kind"),
+    [
+        ("ask_one", "get"),
+        ("begin_asking", "get_many"),
+        ("begin_write", "set"),
+        ("reserve_write", "delete"),
+    ],
+)
 def test_an_interrupt_in_the_middle_leaves_nothing_behind(
     where: str, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -396,11 +406,17 @@ def test_an_interrupt_in_the_middle_leaves_nothing_behind(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(a.state, where, interrupted)
-    if (where, kind) != ("begin_write", "get"):
-        with pytest.raises(KeyboardInterrupt):
-            _ = a.begin_get("k") if kind == "get" else a.begin_set(("k", b"v"))
-    assert not a.state._fills
+    calls: dict[str, Callable[[], Call]] = {
+        "get": lambda: a.begin_get("k"),
+        "get_many": lambda: a.begin_get("k", "l"),
+        "set": lambda: a.begin_set(("k", b"v")),
+        "delete": lambda: a.begin_delete("k"),
+    }
+    with pytest.raises(KeyboardInterrupt):
+        calls[kind]()
+    assert not a.state.in_flight
     assert not a.state.writing
+    assert a.state.seen == a.state.next_write
 
 
 def test_replacements_that_wait_do_not_exceed_the_limit_together() -> None:

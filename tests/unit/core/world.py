@@ -10,12 +10,13 @@ import itertools
 import random
 from collections import deque
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 from dstore.core.authority.effects import GlobalEffect, Publish
 from dstore.core.authority.state import GlobalState
 from dstore.core.local import operations
-from dstore.core.local.operations import Answer, ReadOptions, SetOutcome
+from dstore.core.local.membership import Entry
+from dstore.core.local.operations import ReadOptions, SetOutcome
 from dstore.core.local.state import Dropped, LocalEffect, LocalState, Subscribe, Tell
 from dstore.core.local.steps import (
     Operation,
@@ -232,7 +233,15 @@ class Member:
     def begin_get(self, *keys: str, timeout: float = 5.0, stale_ok: bool = False) -> Call:
         now = self.world.now
         options = ReadOptions(stale_ok)
-        return self.begin(operations.get(self.state, keys, now, now + timeout, options))
+        if len(keys) == 1:
+            one = operations.get_one(self.state, keys[0], now, now + timeout, options)
+            return self.begin(_answer_of_one(keys[0], one))
+        return self.begin(_answers(operations.get(self.state, keys, now, now + timeout, options)))
+
+    def begin_wait(self, key: str, until: float, stall_timeout: float = 5.0) -> Call:
+        """Wait for a key; the result is an Answer, or None."""
+        now = self.world.now
+        return self.begin(_only_answer(operations.wait(self.state, key, now, until, stall_timeout)))
 
     def begin_set(self, *pairs: Any, replace: bool = False, timeout: float = 5.0) -> Call:
         now = self.world.now
@@ -260,6 +269,37 @@ class Member:
         """What the cache answers now, by itself."""
         entry = self.state.hit(key, self.world.now)
         return raw(entry.value) if entry and isinstance(entry.value, Stored) else None
+
+
+class Answer(NamedTuple):
+    """The answer to one key: its entry, if it is cached, and the value as it came."""
+
+    entry: Entry | None
+    stored: Stored
+    from_local: bool
+
+
+def _answer(answer: operations.Answer, from_local: bool) -> Answer:
+    if isinstance(answer, Stored):
+        return Answer(None, answer, from_local)
+    assert isinstance(answer.value, Stored)
+    return Answer(answer, answer.value, from_local)
+
+
+def _only_answer(operation: Operation[operations.One]) -> Operation[Answer | None]:
+    answer, from_local = yield from operation
+    return None if answer is None else _answer(answer, from_local)
+
+
+def _answer_of_one(key: str, operation: Operation[operations.One]) -> Operation[dict[str, Answer]]:
+    answer = yield from _only_answer(operation)
+    return {} if answer is None else {key: answer}
+
+
+def _answers(operation: Operation[operations.Reading]) -> Operation[dict[str, Answer]]:
+    reading = yield from operation
+    local = {key: _answer(each, True) for key, each in reading.local.items()}
+    return local | {key: _answer(each, False) for key, each in reading.fetched.items()}
 
 
 class Call:
@@ -354,11 +394,7 @@ def item(world: World, key: str, value: bytes) -> SetItem:
 
 def body(answer: Answer | None) -> bytes | None:
     """The bytes of an answer."""
-    if answer is None:
-        return None
-    value = answer.entry.value if answer.entry else answer.stored
-    assert isinstance(value, Stored)
-    return raw(value)
+    return None if answer is None else raw(answer.stored)
 
 
 def raw(stored: Stored) -> bytes:

@@ -12,28 +12,46 @@ executed at most once: Global recognizes a repeat by its number, and a copy that
 executed. If the session ends while a copy of a write is unanswered, the outcome cannot be known,
 and the operation raises OutcomeUnknown; a write of which every copy was refused is done again.
 
-Large values: a reply names one by its token, and the host fetches the bytes while the fill stays
-open, so that a deletion that comes meanwhile is noticed. A SET names one as well; if Global does
+Large values: a reply names one by its token, and the host fetches the bytes. A deletion that comes
+meanwhile shows in the invalidation vector. A SET names one as well; if Global does
 not have the bytes (it looks in the shared memory of its own host), the host sends them, and the SET
 is sent again as a new write. A deadline moves by the time that a transfer takes.
 """
 
 from __future__ import annotations
 
+from dstore.core.local.operations.direct import (
+    UNUSUAL,
+    Delete,
+    Direct,
+    GetMany,
+    GetOne,
+    One,
+    delete,
+    get,
+    get_one,
+)
 from dstore.core.local.operations.exchange import join, scan, stats
-from dstore.core.local.operations.fetching import Answer, ReadOptions
-from dstore.core.local.operations.reading import PLAIN, SingleGet, get, wait
-from dstore.core.local.operations.writing import LargeBody, SetOutcome, delete, set_
+from dstore.core.local.operations.fetching import PLAIN, Answer, Reading, ReadOptions
+from dstore.core.local.operations.reading import wait
+from dstore.core.local.operations.writing import LargeBody, SetOutcome, set_
 
 __all__ = [
     "PLAIN",
+    "UNUSUAL",
     "Answer",
+    "Delete",
+    "Direct",
+    "GetMany",
+    "GetOne",
     "LargeBody",
+    "One",
     "ReadOptions",
+    "Reading",
     "SetOutcome",
-    "SingleGet",
     "delete",
     "get",
+    "get_one",
     "join",
     "scan",
     "set_",

@@ -5,10 +5,9 @@ The simplest operations are here too: scans, Global's metrics, and waiting for a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import TypeVar
 
-from dstore.core.local.entries import Fill
 from dstore.core.local.state import LocalState
 from dstore.core.local.steps import Operation, Request, StepResult, WaitUntil
 from dstore.errors import GlobalUnavailable, RequestRefused
@@ -143,13 +142,6 @@ def note_failed(state: LocalState, refused: Refused | None, now: float) -> None:
     if refused.refusal not in (Refusal.OTHER_EPOCH, Refusal.UNKNOWN_SESSION):
         raise RequestRefused(f"Global refused the transfer: {refused.text}")
     state.refused(refused, now)
-
-
-def end_fills(state: LocalState, fills: Iterable[Fill]) -> None:
-    """End those fills that have not ended."""
-    for fill in fills:
-        if not fill.done:
-            state.end_fill(fill)
 
 
 def scan(

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
-from dstore.core.local.cache import Entry, MappedBody
-from dstore.core.local.entries import Fill
+from dstore.core.local.cache import MappedBody
+from dstore.core.local.membership import Entry, Membership
 from dstore.core.local.operations.exchange import (
     RESEND_FIRST,
     RESEND_MAX,
     ROUNDS_MAX,
     SessionLost,
     Unanswered,
-    end_fills,
     ensure_joined,
     envelope,
     exchange,
@@ -31,13 +30,8 @@ MOVED = (
     "which Global's log tells; then delete or replace it"
 )
 
-
-class Answer(NamedTuple):
-    """The value of one key: in an ``entry`` of the cache, or as it came (``stored``)."""
-
-    entry: Entry | None
-    stored: Stored | None
-    from_local: bool
+Answer: TypeAlias = Entry | Stored
+"""The value of a key: the entry that has it, or the value as it came if it is not cached."""
 
 
 class ReadOptions(NamedTuple):
@@ -55,27 +49,43 @@ class ReadOptions(NamedTuple):
     wait: float = 0.0
 
 
-class Reading:
-    """A read under way: the keys that are still ``wanted``, and the ``answers`` so far.
+PLAIN = ReadOptions()
 
-    Each message has ``span`` seconds. ``gone`` counts how often a large value was gone when it was
-    to be fetched.
+
+class Reading:
+    """A read under way: the keys that are still ``wanted``, and the answers so far.
+
+    ``local`` has the answers of the cache, ``fetched`` those of Global. Each message has ``span``
+    seconds. ``gone`` counts how often a large value was gone when it was to be fetched.
     """
+
+    __slots__ = ("fetched", "gone", "local", "options", "span", "wanted")
 
     def __init__(self, keys: Iterable[Key], options: ReadOptions, span: float) -> None:
         self.wanted = dict.fromkeys(keys)
-        self.answers: dict[Key, Answer] = {}
+        self.local: dict[Key, Entry] = {}
+        self.fetched: dict[Key, Answer] = {}
         self.options = options
         self.span = span
-        self.gone: Counter[Key] = Counter()
+        self.gone: Counter[Key] | None = None
+
+    def answer(self, key: Key) -> Answer | None:
+        """Return the value of a key, or None if it has none."""
+        return self.local.get(key) or self.fetched.get(key)
+
+    def take(self, key: Key, answer: Answer | None) -> None:
+        """Note Global's answer to a key; None if it has no value."""
+        if answer is not None:
+            self.fetched[key] = answer
+        del self.wanted[key]
 
 
 class Begun(NamedTuple):
-    """A request that was sent already: its message, its fills, and the result of sending it."""
+    """A GET that was sent already: its message, its membership, and the result of sending it."""
 
     message: Get
-    fills: list[Fill]
-    result: StepResult | None
+    membership: Membership
+    result: StepResult
 
 
 def fetch(
@@ -94,39 +104,43 @@ def fetch(
     options = reading.options
     message: Get | Wait
     until, pause = deadline, RESEND_FIRST
+    first: StepResult | None = None
     if begun is not None:
-        message, fills, first = begun
+        message, membership, first = begun
     else:
         now = yield from ensure_joined(state, now, deadline)
-        fills, first = [], None
+        membership = state.membership
         if options.wait:
             message = Wait(*envelope(state), keys[0], options.wait)
             until, pause = deadline + options.wait, RESEND_MAX
         else:
             message = Get(*envelope(state), keys)
+    request = message.request
     answered = False
     try:
-        if begun is None:
-            for key in keys:
-                # Other threads do not wait for the answer to a WAIT, which may take long.
-                state.begin_fill(key, fills, not options.wait)
+        if begun is None and not options.wait:  # other threads do not wait for a WAIT: it is long
+            state.begin_asking(keys, request)
         now, reply = yield from exchange(state, message, GetReply, now, until, pause, first)
         answered = True
-        if not 0 < len(reply.items) <= len(keys):
+        items = reply.items
+        if not 0 < len(items) <= len(keys):
             raise RequestRefused(
-                f"Global answered a request for {len(keys)} keys with {len(reply.items)} values"
+                f"Global answered a request for {len(keys)} keys with {len(items)} values"
             )
-        for fill, found in _take_small(state, reading, zip(fills, reply.items)):
-            if fill.done:
+        large = take_small(state, reading, membership, zip(keys, items))
+        state.end_asking(set(keys).difference(key for key, _ in large), request)
+        for key, found in large:
+            if state.membership is not membership:
                 break  # the session has ended; the rest is asked for again
             result = yield FetchBody(
                 envelope(state), found.stored, reading.span, options.into, options.report
             )
             now = result.now
             if result.failed is not None:
-                _note_failed_body(state, reading, fill.key, result.failed, now)
-                continue
-            _take_large(state, reading, fill, found, result.body)
+                _note_failed_body(state, reading, key, result.failed, now)
+            else:
+                reading.take(key, _filled_large(state, membership, key, found, result.body))
+                state.end_asking([key], request)
     except SessionLost as lost:
         now = lost.now
     except Unanswered as ended:
@@ -134,49 +148,44 @@ def fetch(
     finally:
         if type(message) is Wait and not answered:
             state.unwait(message)
-        end_fills(state, fills)
+        state.end_asking(keys, request)
     return now, now + reading.span if answered else deadline
 
 
-def _take_small(
-    state: LocalState, reading: Reading, items: Iterable[tuple[Fill, Found | None]]
-) -> list[tuple[Fill, Found]]:
+def take_small(
+    state: LocalState,
+    reading: Reading,
+    membership: Membership,
+    items: Iterable[tuple[Key, Found | None]],
+) -> list[tuple[Key, Found]]:
     """Take the small values of a reply. Returns the large ones whose bytes are to be fetched."""
     large = []
-    for fill, found in items:
+    for key, found in items:
         if found is None:
-            _take(state, reading, fill, None)
-        elif type(found.stored.body) is Large and reading.options.bodies:
-            large.append((fill, found))
+            reading.take(key, None)
+        elif type(found.stored.body) is not Large:
+            reading.take(key, state.fill(membership, key, found) or found.stored)
+        elif reading.options.bodies:
+            large.append((key, found))
         else:
-            entry = None
-            if type(found.stored.body) is not Large:
-                entry = state.finish_fill(fill, found)
-            _take(state, reading, fill, Answer(entry, found.stored, False))
+            reading.take(key, found.stored)
     return large
 
 
-def _take_large(
-    state: LocalState, reading: Reading, fill: Fill, found: Found, body: MappedBody | None
-) -> None:
-    entry, stored = None, found.stored
-    if body is not None:  # else it went to ``into``
-        entry = state.finish_fill(fill, found, body)
-        stored = stored._replace(body=body.view)
-    _take(state, reading, fill, Answer(entry, stored, False))
-
-
-def _take(state: LocalState, reading: Reading, fill: Fill, answer: Answer | None) -> None:
-    if answer is not None:
-        reading.answers[fill.key] = answer
-    del reading.wanted[fill.key]
-    state.end_fill(fill)
+def _filled_large(
+    state: LocalState, membership: Membership, key: Key, found: Found, body: MappedBody | None
+) -> Answer:
+    if body is None:  # it went to ``into``
+        return found.stored
+    return state.fill(membership, key, found, body) or found.stored._replace(body=body.view)
 
 
 def _note_failed_body(
     state: LocalState, reading: Reading, key: Key, failed: TransferFailed, now: float
 ) -> None:
     """Note that a large value did not arrive. Raises unless it may be asked for again."""
+    if reading.gone is None:
+        reading.gone = Counter()
     reading.gone[key] += 1
     if failed.refusal is None or failed.refusal.refusal is not Refusal.GONE:
         note_failed(state, failed.refusal, now)

@@ -8,13 +8,12 @@ from typing import NamedTuple
 
 from dstore.config import BATCH_BYTES_MAX, ITEM_BYTES_MAX, KEYS_PER_MESSAGE_MAX
 from dstore.core.local.cache import MappedBody
-from dstore.core.local.entries import Fill
+from dstore.core.local.membership import Membership
 from dstore.core.local.operations.exchange import (
     ROUNDS_MAX,
     SessionLost,
     Unanswered,
     W,
-    end_fills,
     ensure_joined,
     envelope,
     exchange,
@@ -22,7 +21,7 @@ from dstore.core.local.operations.exchange import (
     note_failed,
 )
 from dstore.core.local.state import LocalState
-from dstore.core.local.steps import Body, Operation, Report, SendBody
+from dstore.core.local.steps import Body, Operation, Report, SendBody, StepResult
 from dstore.errors import GlobalUnavailable, OutcomeUnknown
 from dstore.protocol.keys import public
 from dstore.protocol.messages import (
@@ -57,6 +56,14 @@ class SetOutcome(NamedTuple):
     status: SetStatus
     local: bool = False
     updated: bool = False
+
+
+class BegunWrite(NamedTuple):
+    """A write that was sent already: its message, its membership, and the result of sending it."""
+
+    message: Del
+    membership: Membership
+    result: StepResult
 
 
 class LargeBody(NamedTuple):
@@ -126,15 +133,13 @@ class _Setting:
             return Set(*envelope(state), write, state.seen, self.replace, batch)
 
         keys = [item.key for item in batch]
-        now, reply, fills = yield from _write(state, keys, message, SetReply, now, deadline)
-        try:
-            for item, fill, result in zip(batch, fills, reply.items):
-                if result.found is not None and type(result.found.stored.body) is Large:
-                    result = result._replace(found=None)  # it is fetched when it is asked for
-                large = self.bodies.get(item.stored.token)
-                self.outcomes[item.key] = _fill(state, fill, item, result, large and large.mapped)
-        finally:
-            end_fills(state, fills)
+        now, reply, membership = yield from _write(state, keys, message, SetReply, now, deadline)
+        for item, result in zip(batch, reply.items):
+            if result.found is not None and type(result.found.stored.body) is Large:
+                result = result._replace(found=None)  # it is fetched when it is asked for
+            large = self.bodies.get(item.stored.token)
+            outcome = _fill(state, membership, item, result, large and large.mapped)
+            self.outcomes[item.key] = outcome
         return now
 
     def upload(self, item: SetItem, now: float, deadline: float) -> Operation[float]:
@@ -158,13 +163,18 @@ class _Setting:
         return result.now
 
 
-def delete(
-    state: LocalState, keys: Iterable[Key], wait: bool, now: float, deadline: float
+def delete_keys(
+    state: LocalState,
+    keys: list[Key],
+    wait: bool,
+    now: float,
+    deadline: float,
+    begun: BegunWrite | None = None,
 ) -> Operation[dict[Key, DelResult]]:
-    """Delete keys. With ``wait`` it returns when no Local can answer with their values any more."""
+    """Delete keys, in as many messages as it takes; the first may have ``begun``, at ``now``."""
     results: dict[Key, DelResult] = {}
     span = deadline - now
-    left = list(dict.fromkeys(keys))
+    left = keys
     while left:
         batch, left = left[:KEYS_PER_MESSAGE_MAX], left[KEYS_PER_MESSAGE_MAX:]
 
@@ -172,7 +182,8 @@ def delete(
             request = state.next_request()
             return Del(state.epoch, state.session, request, write, state.seen, wait, keys)
 
-        now, reply, _ = yield from _write(state, batch, message, DelReply, now, deadline)
+        now, reply, _ = yield from _write(state, batch, message, DelReply, now, deadline, begun)
+        begun = None
         results.update(zip(batch, reply.items))
         deadline = now + span
     return results
@@ -185,30 +196,33 @@ def _write(
     kind: type[W],
     now: float,
     deadline: float,
-) -> Operation[tuple[float, W, list[Fill]]]:
-    """Send a write until it is answered; Global executes it at most once.
+    begun: BegunWrite | None = None,
+) -> Operation[tuple[float, W, Membership]]:
+    """Send a write until it is answered; Global executes it at most once. It may have ``begun``.
 
-    Returns the time, the reply, and fills for the caller to end.
+    Returns the time, the reply, and the membership under which the request was sent.
     """
     while True:
-        if not state.session or now >= deadline:
-            now = yield from ensure_joined(state, now, deadline)
-        write = state.next_write
-        fills: list[Fill] = []
-        answered = False
-        try:  # everything that begins below is ended, also when Ctrl-C comes in between
-            state.begin_write(write)
-            if kind is SetReply:
-                for key in keys:
-                    state.begin_fill(key, fills)
+        first: StepResult | None = None
+        if begun is None:
+            if not state.session or now >= deadline:
+                now = yield from ensure_joined(state, now, deadline)
+            write, membership = state.next_write, state.membership
+        else:
+            write, membership, first = begun.message.write, begun.membership, begun.result
+        try:  # the write is ended, also when Ctrl-C comes in between
+            if begun is None:
+                state.begin_write(write)
+                request = message(write)
+            else:
+                request, begun = begun.message, None
             # A write may have to wait for the lease of a Local that died.
             until = deadline + state.lease
-            now, reply = yield from exchange(state, message(write), kind, now, until)
+            now, reply = yield from exchange(state, request, kind, now, until, first=first)
             if len(reply.items) != len(keys):
                 why = "Global answered with a wrong number of outcomes"
                 raise OutcomeUnknown([public(key) for key in keys], why)
-            answered = True
-            return now, reply, fills
+            return now, reply, membership
         except Unanswered as ended:
             now = ended.now
             if ended.unknown:
@@ -216,23 +230,25 @@ def _write(
             if not isinstance(ended, SessionLost):
                 raise failure(state, ended) from None
         finally:
-            if not answered:
-                end_fills(state, fills)
             # Not in a function of its own: Ctrl-C may come when that is called, and a write that
             # does not end keeps all later ones from being seen.
             state.writing.discard(write)
 
 
 def _fill(
-    state: LocalState, fill: Fill, item: SetItem, result: SetResult, mapped: MappedBody | None
+    state: LocalState,
+    membership: Membership,
+    item: SetItem,
+    result: SetResult,
+    mapped: MappedBody | None,
 ) -> SetOutcome:
     """Cache the value that was written, or the value that occupies the key, if that is allowed."""
     if result.status is SetStatus.OCCUPIED:
         found = result.found
-        updated = found is not None and state.finish_fill(fill, found) is not None
+        updated = found is not None and state.fill(membership, item.key, found) is not None
         return SetOutcome(result.status, updated=updated)
     if result.cacheable and (mapped is not None or type(item.stored.body) is not Large):
-        state.finish_fill(fill, Found(result.seq, True, item.stored), mapped)
+        state.fill(membership, item.key, Found(result.seq, True, item.stored), mapped)
     return SetOutcome(result.status)
 
 

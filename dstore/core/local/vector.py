@@ -1,0 +1,49 @@
+"""The invalidation vector: which invalidation was the last to be applied in each bucket of keys.
+
+It stands in for the invalidations themselves: a value that Global read at ``seq`` is out of date if
+the word of its key's bucket is above ``seq``. Keys that share a bucket cost each other a fill, and
+never cause a stale read. Words only grow.
+"""
+
+from __future__ import annotations
+
+from hashlib import blake2b
+
+from dstore.protocol.keys import to_bytes
+from dstore.protocol.messages import Key
+
+BUCKETS = 1024
+"""Words of the vector of one process. It decides about replies in flight only, so few will do."""
+WORD_BYTES = 8
+
+
+class Vector:
+    """The words, as a memoryview of the format ``Q``, and the place of each key among them.
+
+    ``hash_key`` is the key of the hash, 16 bytes: which keys share a bucket cannot be foreseen.
+    """
+
+    __slots__ = ("_buckets", "_hash_key", "words")
+
+    def __init__(self, hash_key: bytes, buckets: int) -> None:
+        self._hash_key = hash_key
+        self._buckets = buckets
+        self.words = memoryview(bytearray(WORD_BYTES * buckets)).cast("Q")
+
+    def bucket(self, key: Key) -> int:
+        """Return the bucket of a key: a keyed BLAKE2b hash of its bytes."""
+        digest = blake2b(to_bytes(key), digest_size=8, key=self._hash_key).digest()
+        return int.from_bytes(digest, "little") % self._buckets
+
+    def note(self, key: Key, seq: int) -> None:
+        """Note that invalidation ``seq``, the newest so far, is that of ``key``."""
+        self.words[self.bucket(key)] = seq
+
+    def flush(self, seq: int) -> None:
+        """Note an invalidation ``seq`` of every key."""
+        for bucket in range(self._buckets):
+            self.words[bucket] = seq
+
+    def after(self, key: Key, seq: int) -> bool:
+        """Whether an invalidation after ``seq`` may have been one of ``key``."""
+        return self.words[self.bucket(key)] > seq
