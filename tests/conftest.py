@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -11,11 +12,26 @@ from typing import Any
 import pytest
 
 import dstore
+from dstore import compiled
 from dstore.testing import running_global
 from tests.leaks import Footprint, left_behind, private_shared_memory, start_what_stays
 
+NATIVE = "DSTORE_TEST_NATIVE"
+"""The environment variable without which tests may use the pure classes where none are compiled."""
+
 LEASE = 1.0
 """Seconds of a lease in tests: enough for a busy machine, short enough to wait for."""
+
+
+def pytest_report_header() -> str:
+    if compiled.native is None:
+        return f"dstore: in Python alone, since {compiled.missing}"
+    return f"dstore: hits are compiled, in {compiled.native.__file__}"
+
+
+def pytest_configure() -> None:
+    if os.environ.get(NATIVE) and compiled.native is None:
+        raise pytest.UsageError(f"${NATIVE} asks for compiled hits, but {compiled.missing}")
 
 
 @pytest.fixture(autouse=True, scope="session")

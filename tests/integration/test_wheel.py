@@ -1,40 +1,53 @@
 """``pip install dstore``: what the distributions contain, and that the wheel works by itself.
 
 The source distribution is built from a copy of this project, the wheel from that, and the wheel is
-installed with its dependencies into an empty virtual environment. pip takes what it needs from
-where it is configured to; without a package index these tests fail.
+installed with its dependencies into an empty virtual environment. All this is done twice, the
+second time with a compiler for C that fails. pip takes what it needs from where it is configured
+to; without a package index these tests fail.
 """
 
 from __future__ import annotations
 
+import ast
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tarfile
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import pytest
 
 import dstore
+from dstore.compiled import PURE
+from tests.conftest import NATIVE
 from tests.integration.processes import ROOT
 
 pytestmark = pytest.mark.timeout(300)  # pip may download, and the machine may be busy
 
 BUILD_SDIST = "import sys; from setuptools import build_meta; build_meta.build_sdist(sys.argv[1])"
-NOT_COPIED = shutil.ignore_patterns(".*", "build", "dist", "*.egg-info", "__pycache__")
+NOT_COPIED = shutil.ignore_patterns(
+    ".*", "build", "dist", "*.egg-info", "__pycache__", "*.so", "_native.c"
+)
 WORKER = """
 import sys
 import dstore
 with dstore.Global("tcp://127.0.0.1:0") as server, dstore.Node(server.address) as node:
     node.set("key", {"a": 1})
-    assert node.get("key") == {"a": 1}
+    assert node.get("key") == node.get("key") == {"a": 1}
     assert node.delete("key").confirmed
     assert dstore.AsyncNode
 print(dstore.__version__, dstore.__file__)
+"""
+NATIVE_FILE = """
+from dstore.compiled import missing, native
+print("" if native is None else native.__file__, end="")
+assert (native is None) == missing.startswith("it is not built: ")
 """
 USE_A_GLOBAL = """
 from dstore.cli import main
@@ -52,18 +65,28 @@ class Installed(NamedTuple):
     wheel: Path
     folder: Path
 
+    @property
+    def compiled(self) -> list[str]:
+        """The names of the compiled modules in the wheel."""
+        names = zipfile.ZipFile(self.wheel).namelist()
+        return [name for name in names if name.endswith(".so")]
+
     def run(self, program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run a program of the environment, away from this project."""
         return run([self.folder / "bin" / program, *arguments], self.folder, check=False)
 
 
 def run(
-    command: Sequence[str | Path], cwd: Path, path: str | None = None, *, check: bool = True
+    command: Sequence[str | Path],
+    cwd: Path,
+    variables: Mapping[str, str] = MappingProxyType({}),
+    *,
+    check: bool = True,
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command in ``cwd``, with ``path`` as its PYTHONPATH."""
-    environment = {name: text for name, text in os.environ.items() if name != "PYTHONPATH"}
-    if path is not None:
-        environment["PYTHONPATH"] = path
+    """Run a command in ``cwd``, with ``variables`` in its environment."""
+    environment = {**os.environ, **variables}
+    for name in {"PYTHONPATH", PURE} - set(variables):
+        environment.pop(name, None)
     done = subprocess.run(
         command,
         cwd=cwd,
@@ -79,21 +102,40 @@ def run(
 
 
 @pytest.fixture(scope="module")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
-    """Build both distributions and install the wheel."""
-    folder = tmp_path_factory.mktemp("wheel")
-    source, built, environment = folder / "source", folder / "dist", folder / "environment"
+def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build the source distribution."""
+    folder = tmp_path_factory.mktemp("sdist")
+    source, built, builder = folder / "source", folder / "dist", folder / "builder"
     shutil.copytree(ROOT, source, ignore=NOT_COPIED)
+    required = re.search(r"^requires = (.+)$", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    assert required is not None
+    pip = [sys.executable, "-m", "pip", "--quiet", "--no-input", "--disable-pip-version-check"]
+    run([*pip, "install", "--target", builder, *ast.literal_eval(required[1])], folder)
+    run([sys.executable, "-c", BUILD_SDIST, built], source, {"PYTHONPATH": str(builder)})
+    (path,) = built.iterdir()
+    return path
+
+
+@pytest.fixture(scope="module", params=["compiled", "without a compiler"])
+def installed(
+    request: pytest.FixtureRequest, sdist: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Installed:
+    """Build the wheel and install it."""
+    folder = tmp_path_factory.mktemp("wheel")
+    built, environment = folder / "dist", folder / "environment"
     run([sys.executable, "-m", "venv", environment], folder)
     pip = [str(environment / "bin" / "python"), "-m", "pip", "--quiet", "--no-input"]
     pip += ["--disable-pip-version-check"]
-    run([*pip, "install", "--target", str(folder / "builder"), "setuptools >= 64"], folder)
-    run([sys.executable, "-c", BUILD_SDIST, built], source, str(folder / "builder"))
-    (sdist,) = built.iterdir()
-    run([*pip, "wheel", "--no-deps", "--wheel-dir", str(built), str(sdist)], folder)
+    compiler = {} if request.param == "compiled" else {"CC": "/bin/false"}
+    run([*pip, "wheel", "--no-deps", "--wheel-dir", built, sdist], folder, compiler)
     (wheel,) = built.glob("*.whl")
-    run([*pip, "install", str(wheel)], folder)
-    return Installed(sdist, wheel, environment)
+    run([*pip, "install", wheel], folder)
+    made = Installed(sdist, wheel, environment)
+    if request.param != "compiled":
+        assert made.compiled == []
+    elif os.environ.get(NATIVE):  # else there may be no compiler
+        assert len(made.compiled) == 1
+    return made
 
 
 def test_the_wheel_contains_the_package_and_nothing_else(installed: Installed) -> None:
@@ -101,7 +143,14 @@ def test_the_wheel_contains_the_package_and_nothing_else(installed: Installed) -
     metadata = f"dstore-{dstore.__version__}.dist-info/"
     package = {name for name in names if not name.startswith(metadata)}
     modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "dstore").rglob("*.py")}
-    assert package == {*modules, "dstore/py.typed"}
+    assert package == {*modules, "dstore/py.typed", *installed.compiled}
+
+
+def test_hits_are_compiled_where_the_compiled_part_is(installed: Installed) -> None:
+    done = installed.run("python", "-c", NATIVE_FILE)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [name for name in installed.compiled if done.stdout.endswith(name)] == installed.compiled
+    assert bool(done.stdout) == bool(installed.compiled)
 
 
 def test_the_source_distribution_contains_what_the_scripts_need(installed: Installed) -> None:
@@ -109,6 +158,8 @@ def test_the_source_distribution_contains_what_the_scripts_need(installed: Insta
         names = {member.name.partition("/")[2] for member in archive if member.isfile()}
     for name in ("dstore/py.typed", "tests/conftest.py", "scripts/_venv", "LICENSE", "README.md"):
         assert name in names
+    assert {"setup.py", "dstore/_native.pyx"} < names
+    assert "dstore/_native.c" not in names
     assert not [name for name in names if "__pycache__" in name or name.startswith("build/")]
 
 

@@ -1,0 +1,344 @@
+# cython: language_level=3, auto_pickle=False, annotation_typing=False
+# cython: freethreading_compatible=True
+"""What a hit needs, compiled.
+
+These are the classes of :mod:`dstore.core.local.membership` and :mod:`dstore.client.hits`, with the
+same attributes. :mod:`dstore.compiled` says when they take the place of the pure ones.
+
+With the GIL nothing else runs between the loads of a hit, except within the look-up if a key has
+methods in Python. So plain loads do, and what is used after the look-up is held by a reference.
+Without the GIL (``Py_GIL_DISABLED``) another thread may replace an object between the load of a
+pointer to it and the count of the reference. ``PyMember_GetOne`` and ``PyDict_GetItemRef`` do both
+in one step, and take a lock only if they meet such a writer. What is set once, by ``__cinit__``,
+needs no such care.
+
+The words and the end of a lease are loaded with acquire, and the end is stored with release, since
+other processors write them, and other processes write words: nothing that a hit reads after a word
+is older than the word. On x86-64 these are plain instructions.
+"""
+
+cimport cython
+from cpython.memoryview cimport PyMemoryView_GET_BUFFER
+from libc.stdint cimport uint64_t
+
+from dstore.protocol.messages import NO_SESSION, Stored
+from dstore.runtime import clock
+
+cdef extern from *:
+    """
+    #include <math.h>
+    #include <stddef.h>
+    #include <stdint.h>
+    #include <time.h>
+    #ifdef Py_GIL_DISABLED
+    #include <structmember.h>
+    #endif
+
+    /* The clock of dstore.runtime.clock, with the same rounding. One that cannot be read is after
+       the end of every lease. */
+    static inline double dstore_now(void) {
+        struct timespec time;
+    #if defined(CLOCK_BOOTTIME)
+        int failed = clock_gettime(CLOCK_BOOTTIME, &time);
+    #elif defined(__APPLE__)
+        int failed = clock_gettime(CLOCK_UPTIME_RAW, &time);
+    #else
+        int failed = clock_gettime(CLOCK_MONOTONIC, &time);
+    #endif
+        if (failed)
+            return INFINITY;
+        return (double)((int64_t)time.tv_sec * 1000000000 + time.tv_nsec) / 1e9;
+    }
+
+    static inline uint64_t dstore_load_word(const uint64_t *word) {
+        return __atomic_load_n(word, __ATOMIC_ACQUIRE);
+    }
+
+    static inline double dstore_load_time(const double *place) {
+        double time;
+        __atomic_load(place, &time, __ATOMIC_ACQUIRE);
+        return time;
+    }
+
+    static inline void dstore_store_time(double *place, double time) {
+        __atomic_store(place, &time, __ATOMIC_RELEASE);
+    }
+
+    /* These two may lose to another thread; what they write only guides the eviction and counts. */
+    static inline void dstore_visit(unsigned char *visited) {
+        __atomic_store_n(visited, 1, __ATOMIC_RELAXED);
+    }
+
+    static inline void dstore_count(uint64_t *counter) {
+        uint64_t count = __atomic_load_n(counter, __ATOMIC_RELAXED);
+        __atomic_store_n(counter, count + 1, __ATOMIC_RELAXED);
+    }
+
+    /* A new reference to what a field of an object names, and the other way round. */
+    #ifdef Py_GIL_DISABLED
+    static inline PyMemberDef dstore_member(PyObject *owner, PyObject **field) {
+        PyMemberDef member = {"", Py_T_OBJECT_EX, (char *)field - (char *)owner, 0, NULL};
+        return member;
+    }
+    static inline PyObject *dstore_load(PyObject *owner, PyObject **field) {
+        PyMemberDef member = dstore_member(owner, field);
+        return PyMember_GetOne((const char *)owner, &member);
+    }
+    static inline int dstore_store(PyObject *owner, PyObject **field, PyObject *value) {
+        PyMemberDef member = dstore_member(owner, field);
+        return PyMember_SetOne((char *)owner, &member, value);
+    }
+    #else
+    static inline PyObject *dstore_load(PyObject *owner, PyObject **field) {
+        (void)owner;
+        Py_INCREF(*field);
+        return *field;
+    }
+    static inline int dstore_store(PyObject *owner, PyObject **field, PyObject *value) {
+        PyObject *old = *field;
+        (void)owner;
+        Py_INCREF(value);
+        *field = value;
+        Py_DECREF(old);
+        return 0;
+    }
+    #endif
+    #define DSTORE_LOAD(owner, field) \\
+        dstore_load((PyObject *)(owner), (PyObject **)&(owner)->field)
+    #define DSTORE_STORE(owner, field, value) \\
+        dstore_store((PyObject *)(owner), (PyObject **)&(owner)->field, (PyObject *)(value))
+    #define DSTORE_MEMBERSHIP(state) DSTORE_LOAD(state, _membership)
+    #define DSTORE_SET_MEMBERSHIP(state, value) DSTORE_STORE(state, _membership, value)
+    #define DSTORE_STATE(node) DSTORE_LOAD(node, _present)
+    #define DSTORE_SET_STATE(node, value) DSTORE_STORE(node, _present, value)
+
+    /* A new reference to the value of a key of a dictionary, or to None. */
+    static inline PyObject *dstore_look_up(PyObject *entries, PyObject *key) {
+        PyObject *found;
+    #if PY_VERSION_HEX >= 0x030D0000
+        int state = PyDict_GetItemRef(entries, key, &found);
+        if (state > 0)
+            return found;
+        if (state < 0)
+            return NULL;
+        found = Py_None;
+    #else
+        found = PyDict_GetItemWithError(entries, key);
+        if (found == NULL) {
+            if (PyErr_Occurred())
+                return NULL;
+            found = Py_None;
+        }
+    #endif
+        Py_INCREF(found);
+        return found;
+    }
+    """
+    double now "dstore_now" ()
+    uint64_t load_word "dstore_load_word" (const uint64_t *)
+    double load_time "dstore_load_time" (const double *)
+    void store_time "dstore_store_time" (double *, double)
+    void visit "dstore_visit" (unsigned char *)
+    void count "dstore_count" (uint64_t *)
+    Membership load_membership "DSTORE_MEMBERSHIP" (Present)
+    int store_membership "DSTORE_SET_MEMBERSHIP" (Present, Membership) except -1
+    Present load_state "DSTORE_STATE" (Hits)
+    int store_state "DSTORE_SET_STATE" (Hits, Present) except -1
+    object look_up "dstore_look_up" (dict, object)
+    void prefetch "__builtin_prefetch" (void *)
+
+RAISE = object()
+cdef object _Stored = Stored
+cdef double LAPSED = float("-inf")
+
+
+@cython.trashcan(True)
+cdef class Entry:
+    """One cached value: :class:`dstore.core.local.membership.Entry`, compiled."""
+
+    # What a hit reads is first: with luck, it is in one line of the processor's cache.
+    cdef readonly object value
+    cdef public unsigned int bucket
+    cdef public unsigned char visited
+    cdef public uint64_t seq
+    cdef public bint sound
+    cdef readonly object key
+    cdef public bytes shared
+    cdef public Entry newer
+    cdef public Entry older
+    cdef public uint64_t since
+    cdef public Py_ssize_t size
+
+    def __cinit__(
+        self,
+        key,
+        value,
+        uint64_t seq,
+        Py_ssize_t size,
+        bytes shared=None,
+        unsigned int bucket=0,
+    ):
+        self.key = key
+        self.value = value
+        self.seq = self.since = seq
+        self.size = size
+        self.shared = shared
+        self.bucket = bucket
+
+    def __repr__(self):
+        return f"<Entry {self.key!r} seq={self.seq} visited={self.visited}>"
+
+
+@cython.no_gc_clear  # what is set once is never taken away; the dictionary can break a cycle
+cdef class Membership:
+    """The Local's side of one session: :class:`dstore.core.local.membership.Membership`, compiled.
+
+    ``entries`` and ``words`` are given to the constructor and stay.
+    """
+
+    cdef readonly dict entries
+    cdef readonly object words
+    cdef public uint64_t epoch
+    cdef public uint64_t session
+    cdef public uint64_t applied
+    cdef double _lease_end
+    cdef object _view  # of our own, so that nobody else releases it: the words stay where they are
+    cdef const uint64_t *_words
+    cdef Py_ssize_t _length
+
+    def __cinit__(self, dict entries not None, words=None):
+        self.entries = entries
+        self.words = words
+        self.session = NO_SESSION
+        self._lease_end = LAPSED
+        if words is not None:
+            view = memoryview(words)
+            if view.format != "Q" or view.ndim != 1 or not view.c_contiguous or not len(view):
+                raise ValueError("the words must be a memoryview of the format Q, and not empty")
+            self._view = view
+            self._words = <const uint64_t *> PyMemoryView_GET_BUFFER(view).buf
+            self._length = len(view)
+            if <size_t> self._words % sizeof(uint64_t):
+                raise ValueError("the words must be aligned")
+
+    @property
+    def lease_end(self):
+        return load_time(&self._lease_end)
+
+    @lease_end.setter
+    def lease_end(self, double seconds):
+        store_time(&self._lease_end, seconds)
+
+    def __repr__(self):
+        return (
+            f"<Membership epoch={self.epoch:x} joined={self.session != 0} applied={self.applied} "
+            f"lease_end={self.lease_end:.3f} entries={len(self.entries)}>"
+        )
+
+
+cdef class Present:
+    """The base of a state: :class:`dstore.core.local.membership.Present`, compiled."""
+
+    cdef Membership _membership
+
+    def __init__(self, Membership membership not None):
+        store_membership(self, membership)
+
+    @property
+    def membership(self):
+        return load_membership(self)
+
+    @membership.setter
+    def membership(self, Membership membership not None):
+        store_membership(self, membership)
+
+
+cdef class Hits:
+    """The base of a Node: :class:`dstore.client.hits.Hits`, compiled."""
+
+    cdef Present _present
+    cdef public uint64_t _hits
+
+    @property
+    def _state(self):
+        return load_state(self)
+
+    @_state.setter
+    def _state(self, Present state not None):
+        store_state(self, state)
+
+    def get(self, key: str | bytes, default: Any = RAISE) -> Any:
+        """Return the value of ``key``, from the cache if it is there, else from Global.
+
+        An array is returned read-only, over memory that the processes of this host share. Bytes
+        of more than 1 MiB are returned as a read-only memoryview over such memory. Raises
+        KeyMissing if the key has no value and no ``default`` is given.
+        """
+        cdef Entry entry
+        if type(key) is not str:  # only for str itself are hash and equality those of the key
+            return self._get_named(key, default)
+        entry = _find(load_state(self), key)
+        if entry is None:  # not cached, or a text that is not the one text of its key
+            return self._get_missed(key, default)
+        count(&self._hits)
+        value = entry.value
+        return value if type(value) is not _Stored else self._opened(entry)
+
+    def _hit(self, name):
+        """Return the entry of a key's text that is cached under a valid lease, and count a hit."""
+        entry = _find(load_state(self), name)
+        if entry is not None:
+            count(&self._hits)
+        return entry
+
+    def _get_named(self, key, default):
+        """Return what ``get`` returns, for a key that is not of the type ``str`` itself."""
+        raise NotImplementedError
+
+    def _get_missed(self, key, default):
+        """Return what ``get`` returns, for a key that is no hit."""
+        raise NotImplementedError
+
+    def _opened(self, entry):
+        """Return the value of an entry that has the encoded one."""
+        raise NotImplementedError
+
+
+def find(Present state not None, name):
+    """Return the entry of a key's text that is cached under a valid lease. Takes no lock."""
+    return _find(state, name)
+
+
+# The order matters: see dstore.client.hits.find.
+cdef inline Entry _find(Present state, object name):
+    cdef Membership membership
+    cdef Entry entry
+    cdef double lease_end
+    if state is None:
+        raise AttributeError("the state is not set")
+    membership = load_membership(state)
+    if membership is None:
+        raise AttributeError("the membership is not set")
+    lease_end = load_time(&membership._lease_end)
+    entry = look_up(membership.entries, name)
+    if entry is None:
+        return None
+    prefetch(<void *> entry.value)  # it arrives while the clock is read, which waits for loads
+    if membership._words is not NULL:
+        if entry.bucket >= membership._length:
+            raise IndexError("the bucket of the entry is beyond the words")
+        if load_word(membership._words + entry.bucket) > entry.seq:
+            return None
+    if now() >= lease_end:
+        return None
+    visit(&entry.visited)
+    return entry
+
+
+def _check_clock():
+    before, here, after = clock.now(), now(), clock.now()
+    if not before <= here <= after:  # leases end on the clock of Python
+        raise ImportError(f"its clock reads {here}, that of Python {before} to {after}")
+
+
+_check_clock()
