@@ -13,7 +13,7 @@ from benchmarks.measure import describe
 from benchmarks.peers import BY_NAME
 from benchmarks.results import Results
 from benchmarks.run import Run
-from benchmarks.settings import FULL, QUICK, SCALES
+from benchmarks.settings import FULL, GOALS, QUICK, SCALES
 from benchmarks.workloads import NAMES, WORKLOADS, Workload
 
 DOCS = machine.ROOT / "docs" / "benchmarks"
@@ -32,13 +32,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         found = (options.render / JSON).read_text(encoding="utf-8")
         _write(Results.from_json(found), options.render)
         return 0
-    chosen = [each for each in WORKLOADS if not options.only or each.name in options.only]
+    scale = SCALES[options.scale]
+    only = options.only or scale.only or NAMES
+    chosen = [each for each in WORKLOADS if each.name in only]
     complete = options.scale == FULL.name and not options.only and not options.without
     folder = options.out or (DOCS if complete else BUILD)
     interrupt.install()
     results = Results(options.scale, machine.about())
     try:
-        run = Run(SCALES[options.scale], results, _say, frozenset(options.without))
+        run = Run(scale, results, _say, frozenset([*options.without, *scale.without]))
         failed = _measure(run, chosen)
         _write(results, folder)
     except KeyboardInterrupt:
@@ -65,6 +67,14 @@ def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
         action="store_const",
         const=QUICK.name,
         help="take about two minutes",
+    )
+    parser.add_argument(
+        "--goals",
+        dest="scale",
+        action="store_const",
+        const=GOALS.name,
+        help="measure the goals of small values alone, against their references, in many short "
+        "rounds: about two minutes",
     )
     parser.add_argument(
         "--only", nargs="+", choices=NAMES, metavar="NAME", help="run these workloads alone"

@@ -10,35 +10,51 @@ from benchmarks.results import GoalResult
 
 
 class Goal(NamedTuple):
-    """A goal. ``shown`` formats the measured ratio, or the number itself without a reference."""
+    """A goal. ``shown`` formats the measured ratio, or the number itself without a reference.
+
+    Without a ``limit`` the ratio is shown, and not judged.
+    """
 
     name: str
     what: str
     reference: str
     words: str
-    limit: float
+    limit: float | None
     at_most: bool = True
     shown: str = "{:.2f} times"
 
 
 GOALS = (
-    Goal("hit", "hit, 100 B, lease checked", "`dict.get`", "at most 5 times", 5.0),
-    Goal(
-        "hit-redis", "hit", "redis-py with its client-side cache", "at least 200 times faster",
-        200.0, at_most=False, shown="{:.0f} times faster",
+    *(
+        goal
+        for prefix, keys in (("hot", "500 keys"), ("hit", "10,000 keys"))
+        for goal in (
+            Goal(prefix, f"hit, compiled, {keys}", "`dict.get`", "at most 2.2 times", 2.2),
+            Goal(
+                f"{prefix}-lru", f"hit, compiled, {keys}", "`functools.lru_cache`",
+                "at most 1.5 times", 1.5,
+            ),
+            Goal(f"{prefix}-pure", f"hit, pure, {keys}", "`dict.get`", "at most 5 times", 5.0),
+            Goal(
+                f"{prefix}-redis", f"hit, {keys}", "redis-py with its client-side cache",
+                "at least 300 times faster", 300.0, at_most=False, shown="{:.0f} times faster",
+            ),
+        )
     ),
     Goal(
         "miss", "miss, 100 B, one client", "bare echo between two processes",
-        "at most 1.2 times", 1.2,
+        "at most 1.3 times", 1.3,
     ),
     Goal(
-        "clients", "Global, 8 clients in a closed loop", "the same bare echo with 8 clients",
-        "at least 0.85 times its rate", 0.85, at_most=False, shown="{:.2f} times its rate",
+        "clients", "8 clients that miss, in a closed loop", "the same bare echo with 8 clients",
+        "at least 0.8 times its rate", 0.8, at_most=False, shown="{:.2f} times its rate",
     ),
     Goal(
         "get_many", "`get_many` of 100 cold keys", "redis-py `mget` of 100",
-        "at least as many keys a second", 1.0, at_most=False, shown="{:.2f} times its rate",
+        "at least 0.8 times as many keys a second", 0.8, at_most=False,
+        shown="{:.2f} times its rate",
     ),
+    Goal("delete", "DEL that nobody holds", "bare echo round trip", "shown", None),
     Goal(
         "large", "64 MiB value, first read on a host", "the same bytes as one bare pyzmq frame",
         "at least 0.8 times its rate", 0.8, at_most=False, shown="{:.2f} times its rate",
@@ -46,10 +62,6 @@ GOALS = (
     Goal(
         "large-second", "64 MiB value, second process on that host", "",
         "under 3 ms", 0.003, shown="{:.4f} s",
-    ),
-    Goal(
-        "delete", "DEL confirmed by 8 Locals", "bare echo round trip",
-        "at most 4 times its median", 4.0,
     ),
     Goal(
         "moving", "small requests while a 1 GiB value is moving, p99", "the same without it",
@@ -69,11 +81,14 @@ def judged(
     ours: Sequence[float],
     theirs: Sequence[float] = (),
     unit: str = "s",
+    fastest: float | None = None,
 ) -> GoalResult:
     """Return how far a goal was reached: its median ratio decides."""
     goal = BY_NAME[name]
     ratio = summarise(ratios)
-    reached = ratio.median <= goal.limit if goal.at_most else ratio.median >= goal.limit
+    reached = None
+    if goal.limit is not None:
+        reached = ratio.median <= goal.limit if goal.at_most else ratio.median >= goal.limit
     return GoalResult(
-        name, ratio, summarise(ours), summarise(theirs) if theirs else None, unit, reached
+        name, ratio, summarise(ours), summarise(theirs) if theirs else None, unit, reached, fastest
     )

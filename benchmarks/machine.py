@@ -25,6 +25,7 @@ def about() -> dict[str, Any]:
     return {
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         "revision": revision(),
+        "hit": "compiled" if compiled() else f"pure Python, since {why_pure()}",
         "machine": {
             "cpu": _cpu(),
             "cores": cores(),
@@ -35,6 +36,20 @@ def about() -> dict[str, Any]:
         },
         "versions": versions(),
     }
+
+
+def compiled() -> bool:
+    """Return whether this process runs the compiled part of dstore."""
+    return not why_pure()
+
+
+def why_pure() -> str:
+    """Return why this process runs without the compiled part, or an empty text."""
+    try:
+        from dstore.compiled import missing
+    except ImportError:  # an older source tree, for a comparison
+        return "this version has no compiled part"
+    return missing
 
 
 def cores() -> int:
@@ -63,9 +78,10 @@ def versions() -> dict[str, str]:
 
 
 def revision() -> str:
-    """Return the commit, marked if files differ from it; an empty text outside of a repository."""
-    commit = _said("git", "-C", str(ROOT), "rev-parse", "--short=12", "HEAD").strip()
-    changed = _said("git", "-C", str(ROOT), "status", "--porcelain", "--", "dstore", "benchmarks")
+    """Return the commit of dstore, marked if files differ; an empty text outside a repository."""
+    git = ("git", "-C", str(Path(dstore.__file__).resolve().parents[1]))
+    commit = _said(*git, "rev-parse", "--short=12", "HEAD").strip()
+    changed = _said(*git, "status", "--porcelain", "--", "dstore", "benchmarks")
     return f"{commit}+changes" if commit and changed.strip() else commit
 
 

@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from multiprocessing.connection import Connection
-from multiprocessing.context import ForkServerContext
+from multiprocessing.context import BaseContext, ForkServerContext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,6 +31,8 @@ CALL_TIMEOUT = 120.0
 END_TIMEOUT = 10.0
 """Seconds to wait for a worker to end, before it is killed."""
 POLL_SECONDS = 0.01
+PURE = "DSTORE_PURE"
+"""The variable of the environment that leaves out the compiled part of dstore."""
 HEADSTART_NS = 30_000_000
 """Until a crew starts together: long enough for all its workers to receive the call."""
 SHARED = Path(os.environ.get("DSTORE_SHM") or "/dev/shm")
@@ -79,17 +81,25 @@ class Worker:
     """
 
     def __init__(self, entered: Callable[..., AbstractContextManager[Any]], *arguments: Any):
-        context = _forks()
+        context = self._context()
         self._connection, far = context.Pipe()
-        self._process = context.Process(target=_work, args=(far, entered, arguments))
+        self._process = context.Process(  # type: ignore[attr-defined]  # of each real context
+            target=_work, args=(far, entered, arguments)
+        )
         # Ctrl-C in the middle would leave a child that complains about what it was not sent.
         former = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
-            self._process.start()
+            self._start()
         finally:
             far.close()
             signal.pthread_sigmask(signal.SIG_SETMASK, former)
         self.pid = 0
+
+    def _context(self) -> BaseContext:
+        return _forks()
+
+    def _start(self) -> None:
+        self._process.start()
 
     def ready(self) -> Worker:
         """Wait until the context manager has been entered."""
@@ -140,6 +150,27 @@ class Worker:
             self._process.kill()
             self._process.join()
         self._process.close()
+
+
+class PureWorker(Worker):
+    """A Worker whose process runs dstore without its compiled part.
+
+    It is a new interpreter: in a fork of another process dstore would be imported already.
+    """
+
+    def _context(self) -> BaseContext:
+        return multiprocessing.get_context("spawn")
+
+    def _start(self) -> None:
+        former = os.environ.get(PURE)
+        os.environ[PURE] = "1"  # inherited by the new process
+        try:
+            super()._start()
+        finally:
+            if former is None:
+                del os.environ[PURE]
+            else:
+                os.environ[PURE] = former
 
 
 class Crew:

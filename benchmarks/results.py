@@ -26,14 +26,19 @@ class Measurement:
 
 @dataclass(frozen=True)
 class GoalResult:
-    """How far one goal was reached. ``ratio`` is the ratio, or the number, that the goal limits."""
+    """How far one goal was reached. ``ratio`` is the ratio, or the number, that the goal limits.
+
+    ``reached`` is None if the goal has no limit. ``fastest`` is the ratio of the fastest tenth of
+    the blocks, see :func:`benchmarks.measure.fastest`.
+    """
 
     name: str
     ratio: Summary
     ours: Summary
     theirs: Summary | None
     unit: str
-    reached: bool
+    reached: bool | None
+    fastest: float | None = None
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,16 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from benchmarks import goals
-from benchmarks.measure import Block, Contender, describe, flat, paired, summarise, take_turns
+from benchmarks.measure import (
+    Block,
+    Contender,
+    describe,
+    fastest,
+    flat,
+    paired,
+    summarise,
+    take_turns,
+)
 from benchmarks.peers import OURS, PEERS, Peer
 from benchmarks.results import At, Measurement, Results, Skip
 from benchmarks.settings import Scale
@@ -57,12 +66,12 @@ class Run:
 
     def goal(
         self, name: str, ratios: Sequence[float], ours: Sequence[Block],
-        theirs: Sequence[Block] = (), unit: str = "s",
+        theirs: Sequence[Block] = (), unit: str = "s", fastest: float | None = None,
     ) -> None:  # fmt: skip
         """Judge a goal, and record how far it was reached."""
-        result = goals.judged(name, ratios, flat(ours), flat(theirs), unit)
+        result = goals.judged(name, ratios, flat(ours), flat(theirs), unit, fastest)
         self.results.goals.append(result)
-        verdict = "reached" if result.reached else "not reached"
+        verdict = {True: "reached", False: "not reached", None: "shown"}[result.reached]
         shown = goals.BY_NAME[name].shown.format(result.ratio.median)
         self.say(f"  {goals.BY_NAME[name].what}: {shown}, {verdict}")
 
@@ -76,8 +85,9 @@ class Run:
         ours, theirs = blocks.get(who), blocks.get(reference)
         if ours and theirs:
             times = unit == "s" and not goals.BY_NAME[goal].at_most
-            ratios = paired(theirs, ours) if times else paired(ours, theirs)
-            self.goal(goal, ratios, ours, theirs, unit)
+            one, other = (theirs, ours) if times else (ours, theirs)
+            best = [fastest(blocks, unit == "1/s") for blocks in (one, other)]
+            self.goal(goal, paired(one, other), ours, theirs, unit, best[0] / best[1])
 
     def turns(self, workload: str, contenders: Sequence[Contender], rounds: int) -> Blocks:
         """Let contenders take turns, and report each one that fails."""
@@ -86,15 +96,17 @@ class Run:
             self.skip(workload, who, why)
         return found.blocks
 
-    def compete(self, workload: str, prepare: Prepare, rounds: int) -> Blocks:
+    def compete(
+        self, workload: str, prepare: Prepare, rounds: int, peers: Sequence[Peer] | None = None
+    ) -> Blocks:
         """Let all peers of a workload take turns; those that disturb others are measured alone.
 
         There are several sittings, and all servers and clients are started again for each. The
         system often leaves a process on the core where it has put it, which makes a difference.
         """
-        here = self.peers(workload)
+        here = self.peers(workload) if peers is None else peers
         quiet = [peer for peer in here if peer.quiet]
-        each = math.ceil(rounds / self.scale.sittings)
+        each = self.each_sitting(rounds)
         found = self._sitting(workload, quiet, prepare, each)
         for _ in range(1, self.scale.sittings):
             again = [peer for peer in quiet if peer.name in found]
@@ -104,6 +116,10 @@ class Run:
             if not peer.quiet:
                 found.update(self._sitting(workload, [peer], prepare, rounds))
         return found
+
+    def each_sitting(self, rounds: int) -> int:
+        """Return the rounds of one sitting, without its warm-up."""
+        return math.ceil(rounds / self.scale.sittings)
 
     def _sitting(
         self, workload: str, peers: Sequence[Peer], prepare: Prepare, rounds: int

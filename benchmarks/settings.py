@@ -1,10 +1,11 @@
-"""How much is measured: in full, quickly, or just enough to see that everything runs."""
+"""How much is measured: in full, quickly, the goals of small values, or just enough to run."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
 MIB = 1 << 20
+HOT_KEYS = 500
 VALUE = bytes(range(100))
 """The small value of all workloads, for all contenders."""
 
@@ -18,7 +19,11 @@ class Scale:
     """The number of rounds after one warm-up."""
     sittings: int
     """The number of times that servers and clients are started again for single reads."""
-    hit_keys: int
+    hits: int
+    """Hits in one round."""
+    hit_keys: tuple[int, ...]
+    """The numbers of different keys that are hit: some that stay in the processor's caches, and
+    some that do not. Goals are judged for both."""
     block: int
     """Operations of one contender in one round, if each goes to a server."""
     batches: int
@@ -50,13 +55,18 @@ class Scale:
     growth_keys: tuple[int, ...]
     growth_locals: tuple[int, ...]
     growth_rounds: int
+    only: tuple[str, ...] = ()
+    """The workloads of this scale; none: all."""
+    without: tuple[str, ...] = ()
+    """The peers that it leaves out."""
 
 
 FULL = Scale(
     name="full",
     rounds=25,
     sittings=3,
-    hit_keys=10_000,
+    hits=10_000,
+    hit_keys=(HOT_KEYS, 10_000),
     block=400,
     batches=10,
     settle=2.0,
@@ -107,11 +117,33 @@ QUICK = replace(
     growth_locals=(1, 16),
     growth_rounds=3,
 )
+GOALS = replace(
+    FULL,
+    name="goals",
+    only=("hit", "miss", "clients", "get_many", "delete", "memory"),
+    without=(
+        "redis-py, pipelined", "ProxyStore over Redis", "multiprocessing.Manager", "NATS KV",
+        "Ray's object store",
+    ),
+    rounds=54,
+    sittings=9,
+    block=100,
+    batches=5,
+    settle=0.2,
+    window=0.3,
+    window_rounds=18,
+    holders=(),
+    bystanders=0,
+    deletions=50,
+    memory_keys=20_000,
+)  # fmt: skip
+"""Small values against their references, in many short rounds."""
 TINY = Scale(
     name="tiny",
     rounds=1,
     sittings=1,
-    hit_keys=100,
+    hits=100,
+    hit_keys=(HOT_KEYS, 1_000),
     block=10,
     batches=1,
     settle=0.0,
@@ -136,4 +168,4 @@ TINY = Scale(
     growth_locals=(1, 2),
     growth_rounds=1,
 )
-SCALES = {scale.name: scale for scale in (FULL, QUICK, TINY)}
+SCALES = {scale.name: scale for scale in (FULL, QUICK, GOALS, TINY)}

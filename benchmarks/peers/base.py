@@ -79,6 +79,8 @@ class Peer:
     quiet: bool = True
     caches: bool = False
     """Whether a client caches what it has read."""
+    pure: bool = False
+    """Whether its client runs in a process in which dstore has no compiled part."""
     deletes: bool = True
     """Whether a deletion reaches the caches of other processes."""
 

@@ -27,7 +27,7 @@ def request_and_reply(key: str = KEY, value: bytes = VALUE) -> tuple[bytes, byte
     epoch = 1 << 62
     found = Found(10_000, True, Stored(bytes(16), "bytes", value))
     request = wire.encode(Get(epoch, 10, 10_000, [key]))
-    return request, wire.encode(GetReply(epoch, 10, 10_000, [found]))
+    return request, wire.encode(GetReply.of((epoch, 10, 10_000), 10_000, [found]))
 
 
 @contextmanager

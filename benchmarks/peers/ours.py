@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 
 import dstore
+from benchmarks.machine import compiled, why_pure
 from benchmarks.peers.base import Client, Peer
 from benchmarks.processes import Place, server
 
@@ -83,3 +84,14 @@ class Ours(Peer):
 
     def client(self, place: Place) -> OurClient:
         return OurClient(place)
+
+
+class OursPure(Ours):
+    """dstore in pure Python, beside a compiled one."""
+
+    name = "dstore, pure"
+    workloads = frozenset({"hit", "memory"})
+    pure = True
+
+    def missing(self) -> str:
+        return "" if compiled() else f"a compiled dstore beside it, and {why_pure()}"

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 from dstore.config import CLIENTS_MAX, LARGE_FROM_DEFAULT, LEASE_DEFAULT, LOG_LENGTH_DEFAULT
 from dstore.core.authority.effects import GlobalEffect, Publish
 from dstore.core.authority.state import GlobalState
-from dstore.core.local.entries import Fill
+from dstore.core.local.membership import Membership
 from dstore.core.local.state import RENEW, LocalEffect, LocalState, Tell
 from dstore.protocol import wire
 from dstore.protocol.messages import Del, DelReply, Get, GetReply, Message, Route, Stored, ToGlobal
@@ -97,7 +97,7 @@ class SimulatedLocal:
         self.control: Route = b"c" + index.to_bytes(4, "big")
         self.channel: Route = b"r" + index.to_bytes(4, "big")
         self.timer = float("inf")
-        self.filling: dict[int, list[Fill]] = {}
+        self.asked: dict[int, tuple[Membership, list[str]]] = {}
         self.deleted: list[DelReply] = []
 
     def turn(self, now: float) -> None:
@@ -119,16 +119,15 @@ class SimulatedLocal:
             self.deleted.append(message)
             self.state.writing.discard(message.request)
         elif isinstance(message, GetReply):
-            for fill, found in zip(self.filling.pop(message.request), message.items):
-                if found is not None:
-                    self.state.finish_fill(fill, found)
-                self.state.end_fill(fill)
+            membership, keys = self.asked.pop(message.request)
+            self.state.fill_many(membership, keys, message, {})
+            self.state.end_asking(keys, message.request)
 
     def get(self, key: str, now: float) -> None:
-        request = self.state.next_request()
-        self.state.begin_fill(key, self.filling.setdefault(request, []), reading=True)
-        asked = Get(self.state.epoch, self.state.session, request, [key])
-        self.cluster.send(self.channel, asked, now)
+        state, request = self.state, self.state.next_request()
+        state.begin_asking([key], request)
+        self.asked[request] = state.membership, [key]
+        self.cluster.send(self.channel, Get(state.epoch, state.session, request, [key]), now)
 
     def delete(self, key: str, now: float) -> None:
         state, write = self.state, self.state.next_write

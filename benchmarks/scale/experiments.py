@@ -60,7 +60,7 @@ class Laboratory:
         for number, key in enumerate(keys):
             worker = workers[number * len(workers) // count]
             worker.get(key, self.cluster.now)
-            self.cluster.run_until(lambda worker=worker: not worker.filling)  # type: ignore[misc]
+            self.cluster.run_until(lambda worker=worker: not worker.asked)  # type: ignore[misc]
         self.cluster.renewing = True
         return traffic.totals()
 
@@ -121,7 +121,7 @@ class Laboratory:
         self.cluster.prices, self.cluster.renewing = None, False
         for holder in holders:
             holder.get(key, self.cluster.now)
-        self.cluster.run_until(lambda: not any(each.filling for each in holders))
+        self.cluster.run_until(lambda: not any(each.asked for each in holders))
         self.cluster.renewing = True
         return key
 

@@ -29,7 +29,7 @@ WORKLOADS = (
     Workload("clients", "misses of 8 processes in a closed loop", clients),
     Workload("get_many", "100 cold keys in one call", batches),
     Workload("mixed", "Zipf reads with 0, 1 and 10 % deletions in 1 to 8 processes", mixed),
-    Workload("delete", "DEL confirmed by 1 to 16 holders, and with bystanders", deletions),
+    Workload("delete", "DEL confirmed by 0 to 16 holders, and with bystanders", deletions),
     Workload("large", "64 MiB: first read, again, second process", large),
     Workload("sharing", "64 MiB in 8 processes of a host: time, memory, bytes sent", sharing),
     Workload("moving", "small requests while a large value moves", moving),

@@ -1,4 +1,4 @@
-"""DEL: confirmed by 1 to 16 processes that hold the key, and with bystanders that do not.
+"""DEL: confirmed by 0 to 16 processes that hold the key, and with bystanders that do not.
 
 What peers do is not the same. Redis invalidates the caches of clients, but its DEL waits for none
 of them; the others have no caches. dstore's DEL returns when no process can answer with the value
@@ -7,16 +7,18 @@ any more.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
 from benchmarks.measure import Contender, describe, flat, timed
 from benchmarks.peers import ECHO, OURS, Client, Peer, connected
 from benchmarks.processes import Crew
-from benchmarks.run import Run
+from benchmarks.run import Blocks, Run
 from benchmarks.workloads.reads import load, names
 
-GOAL_HOLDERS = 8
+CROWDED = 8
+"""Holders of the stage that is measured with bystanders, too."""
 
 
 def hold(client: Client, keys: list[str]) -> None:
@@ -65,6 +67,10 @@ class Deleter:
 
 def deletions(run: Run) -> None:
     """Measure the time of a DEL over the number of holders."""
+    peers = run.peers("delete")
+    _nobody_holds(run, peers)
+    if not run.scale.holders:
+        return
     with ExitStack() as stack:
         here: list[Deleter] = []
 
@@ -72,13 +78,21 @@ def deletions(run: Run) -> None:
             here.append(Deleter(stack, peer, run))
             return Contender(peer.name, lambda _: [])
 
-        run.prepared("delete", stack, run.peers("delete"), prepare)
-        _stage(run, here, 0)
-        holding = [each for each in here if each.peer is ECHO or each.peer.caches]
+        holding = [each for each in peers if each is ECHO or each.caches]
+        run.prepared("delete", stack, holding, prepare)
         for count in sorted(run.scale.holders):
-            _stage(run, holding, count)
-            if count == min(GOAL_HOLDERS, max(run.scale.holders)):
-                _with_bystanders(run, holding, count)
+            _stage(run, here, count)
+            if count == min(CROWDED, max(run.scale.holders)):
+                _with_bystanders(run, here, count)
+
+
+def _nobody_holds(run: Run, peers: Sequence[Peer]) -> None:
+    def prepare(stack: ExitStack, peer: Peer) -> Contender:
+        return Deleter(stack, peer, run).contender("delete/0/0", 0)
+
+    blocks = run.compete("delete", prepare, run.scale.window_rounds, peers)
+    _record(run, blocks, 0, 0)
+    run.compare("delete", blocks, ECHO.name)
 
 
 def _with_bystanders(run: Run, here: list[Deleter], holders: int) -> None:
@@ -102,9 +116,10 @@ def _stage(run: Run, here: list[Deleter], holders: int, bystanders: int = 0) -> 
         except Exception as error:
             run.skip("delete", each.peer.name, describe(error))
             here.remove(each)
-    blocks = run.turns("delete", contenders, run.scale.window_rounds)
+    _record(run, run.turns("delete", contenders, run.scale.window_rounds), holders, bystanders)
+
+
+def _record(run: Run, blocks: Blocks, holders: int, bystanders: int) -> None:
     for who, found in blocks.items():
         at = {"holders": holders, "bystanders": bystanders}
         run.record("delete", who, "s", flat(found), at, tail=True)
-    if holders == GOAL_HOLDERS and not bystanders:
-        run.compare("delete", blocks, ECHO.name)

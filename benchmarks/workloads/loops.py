@@ -83,7 +83,7 @@ def read_cold(loop: Loop, start_ns: int, seconds: float) -> float:
 def clients(run: Run) -> None:
     """Measure misses of several processes at once."""
     count = run.scale.clients
-    windows = run.scale.window * (run.scale.window_rounds + 1)
+    windows = run.scale.window * (run.each_sitting(run.scale.window_rounds) + 1)
     keys = names("cold", int(windows * COLD_RATE) + 1)
 
     def prepare(stack: ExitStack, peer: Peer) -> Contender:

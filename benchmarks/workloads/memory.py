@@ -8,8 +8,8 @@ import sys
 import tracemalloc
 
 from benchmarks.measure import describe
-from benchmarks.peers import BY_NAME, OURS, Client, Peer, connected
-from benchmarks.processes import Place, Worker, resident
+from benchmarks.peers import BY_NAME, OURS, PURE, Client, Peer, connected
+from benchmarks.processes import Place, PureWorker, Worker, resident
 from benchmarks.run import Run
 from benchmarks.settings import VALUE
 from benchmarks.workloads.joins import idle
@@ -47,7 +47,7 @@ def _read(client: Client, name: str, start: int, end: int) -> None:
         client.get(client.key(key))
 
 
-_SERVED = {OURS.name, "redis-py, client-side cache"}
+_SERVED = {OURS.name, PURE.name, "redis-py, client-side cache"}
 
 
 def memory(run: Run) -> None:
@@ -86,7 +86,7 @@ def _of_a_cache(peer: Peer, keys: list[str], count: int) -> tuple[float, float]:
             load(peer, place, keys)
         found = []
         for traced in (True, False):
-            with Worker(idle, 0) as worker:
+            with (PureWorker if peer.pure else Worker)(idle, 0) as worker:
                 found.append(float(worker.call(fill, peer.name, place, count, traced)))
         return found[0], found[1]
 

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import math
 import random
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from itertools import cycle
 from statistics import median
 from typing import Any
 
+from benchmarks.machine import compiled
 from benchmarks.measure import Block, Contender, flat
-from benchmarks.peers import ECHO, Client, Peer, connected
+from benchmarks.peers import BY_NAME, ECHO, OURS, PURE, Client, Peer, connected
 from benchmarks.peers.ours import OurClient
-from benchmarks.processes import Place
+from benchmarks.processes import Place, PureWorker
 from benchmarks.run import Run
-from benchmarks.settings import VALUE
+from benchmarks.settings import HOT_KEYS, VALUE
 
 BATCH = 100
 """Keys in one ``get_many``."""
@@ -44,21 +46,51 @@ def reader(stack: ExitStack, peer: Peer, keys: list[str]) -> Client:
 
 def hits(run: Run) -> None:
     """Measure reads of a key that this process has read before, 100 bytes."""
+    peers = run.peers("hit")
+    for keys in run.scale.hit_keys:
+        _hits_of(run, peers, keys)
 
+
+def _hits_of(run: Run, peers: Sequence[Peer], keys: int) -> None:
     def prepare(stack: ExitStack, peer: Peer) -> Contender:
         place = stack.enter_context(peer.serve())
-        client = stack.enter_context(connected(peer, place))
-        count = min(run.scale.hit_keys, _fitting(client, _held(client, "trial", TRIAL)))
-        asked = _held(client, "hit", count)
-        size = min(count, _fitting(client, asked[:TRIAL]))  # of many it may be slower than of few
-        parts = cycle(asked[start : start + size] for start in range(0, count - size + 1, size))
-        return _checked(peer, client, 0, lambda _: [client.mean_time(next(parts))])
+        settings = peer.name, place, keys, run.scale.hits
+        if not peer.pure:
+            return stack.enter_context(hitting(*settings))
+        worker = stack.enter_context(PureWorker(hitting, *settings)).ready()
+        return Contender(peer.name, lambda number: list(worker.call(_block, number)))
 
-    blocks = run.compete("hit", prepare, run.scale.rounds)
+    blocks = run.compete("hit", prepare, run.scale.rounds, peers)
     for who, found in blocks.items():
-        run.record("hit", who, "s", flat(found))
-    run.compare("hit", blocks, "dict")
-    run.compare("hit-redis", blocks, "redis-py, client-side cache")
+        run.record("hit", who, "s", flat(found), {"keys": keys})
+    goal = "hot" if keys == HOT_KEYS else "hit"
+    if compiled():
+        run.compare(goal, blocks, "dict")
+        run.compare(f"{goal}-lru", blocks, "functools.lru_cache")
+    run.compare(f"{goal}-pure", blocks, "dict", who=PURE.name if compiled() else OURS.name)
+    run.compare(f"{goal}-redis", blocks, "redis-py, client-side cache")
+
+
+@contextmanager
+def hitting(name: str, place: Place, keys: int, hits: int) -> Iterator[Contender]:
+    """Yield a contender that reads keys which its client has read, over and over.
+
+    There are as many hits in a block as given, or fewer if they are slow.
+    """
+    peer = BY_NAME[name]
+    with connected(peer, place) as client:
+        count = min(keys, _fitting(client, _held(client, "trial", TRIAL)))
+        asked = _held(client, "hit", count)
+        size = min(hits, _fitting(client, asked[:TRIAL]))  # of many it may be slower than of few
+        asked *= math.ceil(hits / count)
+        parts = cycle(asked[start : start + size] for start in range(0, hits - size + 1, size))
+        yield _checked(peer, client, 0, lambda _: [client.mean_time(next(parts))])
+
+
+def _block(contender: Contender, number: int) -> Block:
+    if compiled():
+        raise RuntimeError("the process of pure Python runs the compiled part")
+    return contender.block(number)
 
 
 def _fitting(client: Client, keys: list[Any]) -> int:
