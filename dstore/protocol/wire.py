@@ -97,7 +97,9 @@ _Table = dict[int, tuple[type[Any], tuple[f.Check, ...]]]
 _NUMBER: dict[type[Message], int] = {
     kind: number for number, (kind, _) in (*_TO_GLOBAL.items(), *_TO_LOCAL.items())
 }
-_GET, _GET_REPLY = _NUMBER[m.Get], _NUMBER[m.GetReply]
+_GET = _NUMBER[m.Get]
+_new = tuple.__new__
+"""Makes a message in half the time that a call of its class takes."""
 _WITH_DATA = (m.Stage, m.Chunk)
 _NUMBERS_WITH_DATA = [bytes([_NUMBER[kind]]) for kind in _WITH_DATA]
 
@@ -116,8 +118,17 @@ def encode(message: Message) -> bytes:
 
 def topic(kind: type[m.Broadcast | m.Committed]) -> bytes:
     """Return the bytes with which the frames of this kind begin, and no others, to subscribe."""
-    number, (_, checks) = _NUMBER[kind], _TO_LOCAL[_NUMBER[kind]]
+    return _head(kind)
+
+
+def _head(kind: type[Message]) -> bytes:
+    """Return the bytes with which :func:`encode` begins each frame of this kind, and no other."""
+    number = _NUMBER[kind]
+    _, checks = _TO_GLOBAL.get(number) or _TO_LOCAL[number]
     return PREFIX + bytes([0x90 | 1 + len(checks), number])
+
+
+_GET_HEAD, _GET_REPLY_HEAD = _head(m.Get), _head(m.GetReply)
 
 
 def with_data(frame: bytes) -> bool:
@@ -152,10 +163,10 @@ def get_of(frame: bytes) -> m.Get | None:
 
     Returns None for any other frame, and if anything about it is unusual.
     """
-    if frame[:3] != PREFIX or len(frame) > QUICK_BYTES_MAX:
+    if frame[:5] != _GET_HEAD or len(frame) > QUICK_BYTES_MAX:
         return None
     try:
-        number, epoch, session, request, keys = unpackb(
+        _, epoch, session, request, keys = unpackb(
             frame[3:],
             unicode_errors="surrogateescape",
             max_array_len=QUICK_ITEMS_MAX,
@@ -163,14 +174,16 @@ def get_of(frame: bytes) -> m.Get | None:
         )
     except Exception:  # msgpack raises exceptions of several kinds
         return None
-    if number != _GET or type(keys) is not list or not keys:
+    if type(keys) is not list or not keys:
         return None
-    if not type(epoch) is type(session) is type(request) is int or min(epoch, session, request) < 0:
+    if not type(epoch) is type(session) is type(request) is int:
+        return None
+    if epoch < 0 or session < 0 or request < 0:
         return None
     for key in keys:
         if type(key) is not str or not 0 < len(key) <= f.ASCII_KEY_SAFE:
             return None
-    return m.Get(epoch, session, request, keys)
+    return _new(m.Get, (epoch, session, request, keys))
 
 
 def get_frame(epoch: int, session: int, request: int, key: m.Key) -> bytes:
@@ -186,10 +199,10 @@ def value_of(frame: bytes, request: int) -> tuple[int, bool, bytes, str, bytes] 
     Returns None for any other frame, and if the value is missing, or is not of the usual kind: then
     the frame is to be decoded as all others are.
     """
-    if frame[:3] != PREFIX or len(frame) > QUICK_BYTES_MAX:
+    if frame[:5] != _GET_REPLY_HEAD or len(frame) > QUICK_BYTES_MAX:
         return None
     try:
-        number, _, _, answered, seq, codecs, token, bodies, uncacheable = unpackb(
+        _, epoch, session, answered, seq, codecs, token, bodies, uncacheable = unpackb(
             frame[3:],
             unicode_errors="surrogateescape",
             max_array_len=QUICK_ITEMS_MAX,
@@ -200,15 +213,17 @@ def value_of(frame: bytes, request: int) -> tuple[int, bool, bytes, str, bytes] 
     except Exception:  # msgpack raises exceptions of several kinds
         return None
     if (
-        number != _GET_REPLY
+        not type(epoch) is type(session) is type(answered) is type(seq) is int
+        or epoch < 0
+        or session < 0
         or answered != request
-        or type(seq) is not int
         or seq < 0
         or name is None
+        or not type(codecs) is type(bodies) is type(uncacheable) is list
         or type(token) is not bytes
         or len(token) != m.TOKEN_BYTES
         or type(body) is not bytes
-        or (uncacheable != [] and uncacheable != [0])
+        or (uncacheable and (uncacheable != [0] or type(uncacheable[0]) is not int))
     ):
         return None
     return seq, not uncacheable, token, name, body

@@ -120,8 +120,9 @@ class Loop:
         router = self.router
         assert router is not None
         self._serving = True
+        alarm = self.state.alarm
         while not ended():
-            self._turn(router, self.state.wake_at)
+            self._turn(router, alarm.moment)
 
     def finish(self) -> None:
         """Answer what has arrived and what waits for acknowledgements; take no new writes."""
@@ -155,7 +156,7 @@ class Loop:
             except Exception:
                 log.exception("_take failed; Global goes on")
         now = clock.now()
-        if now >= self.state.wake_at:
+        if now >= self.state.alarm.moment:
             try:
                 self._perform(router, self.state.tick(now))
             except Exception:

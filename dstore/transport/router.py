@@ -129,8 +129,11 @@ class Router:
         now = self._now = time.monotonic()
         if now >= guard.check_at:
             guard.check(now)
-        longest = guard.check_at - now if guard.connected else WAIT_SLICE
-        milliseconds = math.ceil(max(0.0, min(timeout, longest, WAIT_SLICE)) * 1000)
+        if guard.connected and timeout > guard.check_at - now:
+            timeout = guard.check_at - now
+        if timeout > WAIT_SLICE:
+            timeout = WAIT_SLICE
+        milliseconds = math.ceil(timeout * 1000) if timeout > 0 else 0
         if milliseconds != self._timeout_ms:
             self._timeout_ms = milliseconds
             self._router.setsockopt(zmq.RCVTIMEO, milliseconds)

@@ -305,9 +305,9 @@ def test_a_fault_of_a_timer_does_not_end_the_service(
 
     tick = loop.state.tick
     loop.state.tick = fail  # type: ignore[method-assign, assignment]
-    loop.state._alarm.moment = 0.0
+    loop.state.alarm.moment = 0.0
     while not failed.is_set():  # its thread may just have set another time
-        loop.state._alarm.moment = 0.0
+        loop.state.alarm.moment = 0.0
         one.global_stats()
     one.set("k", "v")  # answered by the same thread, after it has logged
     assert one.get("k") == "v"

@@ -430,6 +430,84 @@ def test_a_reply_has_all_columns_and_no_more(
         wire.decode_to_local(reply_frame(columns))
 
 
+@pytest.mark.parametrize("name", ["text", "bytes", "msgpack"])
+@pytest.mark.parametrize("uncacheable", [[], [0]])
+def test_a_usual_value_is_read_in_few_steps_as_by_the_decoder(
+    name: str, uncacheable: list[int]
+) -> None:
+    frame = reply_frame(([name], b"t" * 16, [b"v"], uncacheable))
+    assert wire.value_of(frame, 13) == (1, not uncacheable, b"t" * 16, name, b"v")
+    assert wire.value_of(frame, 14) is None
+    (found,) = wire.decode_to_local(frame).items  # type: ignore[union-attr]
+    assert found == (1, not uncacheable, (b"t" * 16, name, b"v"))
+
+
+@pytest.mark.parametrize("columns", [*BAD.values(), *GOOD.values()], ids=[*BAD, *GOOD])
+def test_an_unusual_reply_is_left_to_the_decoder(columns: tuple[Any, ...]) -> None:
+    assert wire.value_of(reply_frame(columns), 13) is None
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        ({"text": 1}, bytes(16), [b""], []),
+        (["text"], bytes(16), {b"": 1}, []),
+        (["text"], bytes(16), [b""], {}),
+        (["text"], bytes(16), [b""], [False]),
+        (["text"], bytes(16), [b""], [0.0]),
+    ],
+)
+def test_what_resembles_a_reply_is_no_value(columns: tuple[Any, ...]) -> None:
+    assert wire.value_of(reply_frame(columns), 13) is None
+    with pytest.raises(BadMessage):
+        wire.decode_to_local(reply_frame(columns))
+
+
+@pytest.mark.parametrize("head", [[68.0, 1, 2, 13, 1], [68, -1, 2, 13, 1], [68, 1, -2, 13, 1]])
+def test_a_value_of_a_bad_envelope_is_none(head: list[Any]) -> None:
+    frame = wire.PREFIX + msgpack.packb([*head, ["text"], bytes(16), [b""], []])
+    assert wire.value_of(frame, 13) is None
+    with pytest.raises(BadMessage):
+        wire.decode_to_local(frame)
+
+
+def short_ways_agree(frame: bytes) -> None:
+    """What is read in few steps is what the decoder reads; what it refuses is not read."""
+    get, value = wire.get_of(frame), wire.value_of(frame, 1)
+    if get is not None:
+        assert wire.decode_to_global(frame) == get
+    if value is not None:
+        seq, cacheable, *of_value = value
+        reply = wire.decode_to_local(frame)
+        assert isinstance(reply, GetReply)
+        assert reply.items == [(seq, cacheable, tuple(of_value))]
+
+
+def damaged(frame: bytes, data: st.DataObject) -> bytes:
+    changed = bytearray(frame)
+    for _ in range(data.draw(st.integers(1, 3))):
+        at = data.draw(st.integers(3, len(changed)))
+        until = data.draw(st.integers(at, min(at + 8, len(changed))))
+        changed[at:until] = data.draw(st.binary(max_size=6))
+    return bytes(changed)
+
+
+usual = st.builds(
+    lambda value, cacheable: GetReply.of((1, 1, 1), 1, [messages.Found(1, cacheable, value)]),
+    st.builds(Stored, id16, codecs, st.binary(max_size=9)),
+    st.booleans(),
+)
+
+
+@given(fields_of(Get) | usual | replies, st.data())
+def test_a_damaged_frame_is_read_in_few_steps_as_by_the_decoder(
+    message: Any, data: st.DataObject
+) -> None:
+    frame = wire.encode(message)
+    short_ways_agree(frame)
+    short_ways_agree(damaged(frame, data))
+
+
 def test_replies_share_the_names_of_codecs() -> None:
     """Each cached value keeps the name of its codec: a text for each would take 54 bytes."""
     for names in (["text"] * 3, ["text", "bytes", "text"]):
@@ -510,18 +588,14 @@ def test_what_a_stranger_sends_does_not_become_many_times_its_size(bomb: bytes) 
 def test_a_damaged_frame_decodes_or_is_refused_with_bad_message(
     message: Any, data: st.DataObject
 ) -> None:
-    frame = bytearray(wire.encode(message))
-    for _ in range(data.draw(st.integers(1, 3))):
-        at = data.draw(st.integers(3, len(frame)))
-        until = data.draw(st.integers(at, min(at + 8, len(frame))))
-        frame[at:until] = data.draw(st.binary(max_size=6))
+    frame = damaged(wire.encode(message), data)
     quick = data.draw(st.sampled_from([-1, unpacking.QUICK_BYTES_MAX]))
     for decode in (wire.decode_to_global, wire.decode_to_local):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(wire, "QUICK_BYTES_MAX", quick)
             patch.setattr(unpacking, "QUICK_BYTES_MAX", quick)
             try:
-                decoded = decode(bytes(frame), wire.data_of(message))
+                decoded = decode(frame, wire.data_of(message))
             except BadMessage:
                 continue
             assert decode(wire.encode(decoded), wire.data_of(decoded)) == decoded

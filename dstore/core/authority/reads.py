@@ -182,15 +182,11 @@ class Reads:
 
     def get(self, session: Session, route: Route, message: Get, now: float) -> None:
         """Answer a GET."""
-        self._out.send(route, self.reply(session, message))
-
-    def reply(self, session: Session, message: Get) -> GetReply:
-        """Return the reply to a GET."""
         self._out.counters["gets"] += len(message.keys)
-        return self._read(session, message.request, message.keys)
+        self._out.send(route, self.reply(session, message.request, message.keys))
 
-    def _read(self, session: Session, request: int, keys: list[Key]) -> GetReply:
-        """Read the values of keys. A reply that would become too large ends early."""
+    def reply(self, session: Session, request: int, keys: list[Key]) -> GetReply:
+        """Return the reply to a GET of ``keys``. One that would become too large ends early."""
         read, pending, hold, bit = self._engine.read, self._pending, self._holders.add, session.bit
         codecs: list[str] = []
         tokens: list[bytes] = []
@@ -244,7 +240,7 @@ class Reads:
             self._answer(*waiting)
 
     def _answer(self, session: Session, route: Route, message: Wait) -> None:
-        self._out.send(route, self._read(session, message.request, [message.key]))
+        self._out.send(route, self.reply(session, message.request, [message.key]))
 
     def scan(self, session: Session, route: Route, message: Scan, now: float) -> None:
         self._out.counters["scans"] += 1

@@ -213,6 +213,8 @@ class Sessions:
         self._linger_first = min(self.linger, max(0.0, JOIN_TIMEOUT - lease))
         self.holders = Holders()
         self._by_id: dict[int, Session] = {}
+        self.get: Callable[[int], Session | None] = self._by_id.get
+        """Returns the open session with this id, or None. Each request looks its session up."""
         self._by_nonce: dict[bytes, Session] = {}
         self._by_bit: dict[int, Session] = {}
         self._by_route: Counter[Route] = Counter()  # how many open sessions each has opened
@@ -232,9 +234,6 @@ class Sessions:
 
     def __iter__(self) -> Iterator[Session]:
         return iter(self._by_id.values())
-
-    def get(self, ident: int) -> Session | None:
-        return self._by_id.get(ident)
 
     def by_nonce(self, nonce: bytes) -> Session | None:
         return self._by_nonce.get(nonce)

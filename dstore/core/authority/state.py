@@ -35,6 +35,7 @@ class GlobalState:
 
     ``epoch`` is random and names this life of Global; Locals subscribe to broadcasts at
     ``publisher``; ``lease`` is in seconds; the log has the last ``log_length`` invalidations.
+    ``alarm`` has the moment at which :meth:`tick` is next due.
     ``bulk`` has the bytes of large values, which are those of ``large_from`` bytes or more; no
     value may have more than ``value_limit``. ``random63`` returns 63 random bits that cannot be
     guessed. ``max_clients`` sessions are admitted, and a share of these from one host, whose
@@ -61,7 +62,7 @@ class GlobalState:
         welcome = self._welcome = m.Welcome(
             epoch, 0, b"", 0, lease, publisher, value_limit, large_from
         )
-        alarm = self._alarm = Alarm()
+        alarm = self.alarm = Alarm()
         out = self._out = Outbox()
         sessions = self._sessions = Sessions(lease, random63)
         holders = self._holders = sessions.holders
@@ -111,7 +112,7 @@ class GlobalState:
     @property
     def wake_at(self) -> float:
         """When :meth:`tick` is next due."""
-        return self._alarm.moment
+        return self.alarm.moment
 
     @property
     def idle(self) -> bool:
@@ -150,7 +151,8 @@ class GlobalState:
         session = self._sessions.get(message.session)
         if session is None or message.epoch != self.epoch:
             return None
-        return self._reads.reply(session, message)
+        self._out.counters["gets"] += len(message.keys)
+        return self._reads.reply(session, message.request, message.keys)
 
     def _session(self, message: m.Sync | m.Ack | m.RequestMessage) -> Session:
         """Return the session that a message names, or raise Refuse.
@@ -175,7 +177,7 @@ class GlobalState:
         self._holders.sweep(SWEEP_KEYS)
         self._reads.expire(now)
         self._reads.answer_bound()
-        self._alarm.moment = self._next_moment(now)
+        self.alarm.moment = self._next_moment(now)
         return self._out.take()
 
     def _next_moment(self, now: float) -> float:

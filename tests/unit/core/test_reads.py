@@ -61,7 +61,12 @@ def test_a_get_is_read_in_few_steps_as_it_is_step_by_step(keys: list[str]) -> No
         wire.encode(Get(1, 2, 3, ["k" * 512])),
         wire.encode(Get(1, 2, 3, ["k"] * 10_001)),
         wire.encode(Get(-1, 2, 3, ["k"])),
+        wire.encode(Get(1, -2, 3, ["k"])),
+        wire.encode(Get(1, 2, -3, ["k"])),
         wire.encode(Get(True, 2, 3, ["k"])),
+        wire.encode(Get(1, 2.0, 3, ["k"])),  # type: ignore[arg-type]
+        wire.encode(Get(1, 2, 3, {"k": 1})),  # type: ignore[arg-type]
+        wire.PREFIX + b"\x95\xcb\x40\x14\0\0\0\0\0\0\1\2\3\x91\xa1k",  # 5.0 in place of 5
         wire.encode(Get(1, 2, 3, [b"k"])),  # type: ignore[list-item]
         wire.encode(Get(1, 2, 3, "k")),  # type: ignore[arg-type]
         wire.encode(Get(1, 2, 3, ["k"])) + b"\0",
