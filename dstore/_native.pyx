@@ -202,7 +202,7 @@ cdef class Membership:
     cdef public uint64_t session
     cdef public uint64_t applied
     cdef double _lease_end
-    cdef object _view  # of our own, so that nobody else releases it: the words stay where they are
+    cdef object _view  # of our own, so that no other code releases it: the words stay where they are
     cdef const uint64_t *_words
     cdef Py_ssize_t _length
 

@@ -148,11 +148,14 @@ def in_state(wanted: str, make: Make, pool: ThreadPoolExecutor, gate: threading.
 
 def failed(served: Global) -> Global:
     served.start()
+    thread = served._thread
+    assert thread is not None
     with RawClient(served.address) as client:
         client.join()
         items = [SetItem("k", Stored(bytes(16), "bytes", b"v"))]
         client.socket.send(wire.encode(Set(client.epoch, client.session, 1, 1, 0, False, items)))
         reach("closed", served)
+    thread.join()  # it logs after that
     return served
 
 
