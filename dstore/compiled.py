@@ -18,10 +18,10 @@ def _load() -> tuple[ModuleType | None, str]:
     if os.environ.get(PURE, "0") not in ("", "0"):
         return None, f"${PURE} is set"
     try:
-        from dstore import _native  # type: ignore[attr-defined]
+        import dstore._native as found  # type: ignore[import-not-found]
     except ImportError as error:
         return None, f"it is not built: {error}"
-    return _native, ""
+    return found, ""
 
 
 native, missing = _load()
