@@ -309,7 +309,7 @@ def find(Present state not None, name):
     return _find(state, name)
 
 
-# The order matters: see dstore.client.hits.find.
+# The order matters: see dstore.client.hits.pure_find.
 cdef inline Entry _find(Present state, object name):
     cdef Membership membership
     cdef Entry entry

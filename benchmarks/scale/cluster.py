@@ -25,8 +25,9 @@ from typing import Any, NamedTuple
 from dstore.config import CLIENTS_MAX, LARGE_FROM_DEFAULT, LEASE_DEFAULT, LOG_LENGTH_DEFAULT
 from dstore.core.authority.effects import GlobalEffect, Publish
 from dstore.core.authority.state import GlobalState
+from dstore.core.local.effects import LocalEffect, Tell
 from dstore.core.local.membership import Membership
-from dstore.core.local.state import RENEW, LocalEffect, LocalState, Tell
+from dstore.core.local.state import RENEW, LocalState
 from dstore.protocol import wire
 from dstore.protocol.messages import Del, DelReply, Get, GetReply, Message, Route, Stored, ToGlobal
 from dstore.server.engines.memory import MemoryEngine

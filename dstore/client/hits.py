@@ -32,7 +32,7 @@ class Hits:
         of more than 1 MiB are returned as a read-only memoryview over such memory. Raises
         KeyMissing if the key has no value and no ``default`` is given.
         """
-        # The steps of find(), inline: a hit is the most frequent call, and this saves a call.
+        # The steps of pure_find(), inline: a hit is the most frequent call, and this saves a call.
         if type(key) is not str:  # only for str itself are hash and equality those of the key
             return self._get_named(key, default)
         membership = self._state.membership

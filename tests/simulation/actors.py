@@ -9,7 +9,8 @@ from dstore.core.authority.acknowledgements import PendingDeletion
 from dstore.core.authority.effects import GlobalEffect, Publish
 from dstore.core.authority.state import GlobalState
 from dstore.core.local.cache import ENTRY_OVERHEAD
-from dstore.core.local.state import Announce, Dropped, LocalEffect, LocalState, Tell
+from dstore.core.local.effects import Announce, Dropped, LocalEffect, Tell
+from dstore.core.local.state import LocalState
 from dstore.protocol.messages import Key, Large
 from dstore.server.engines.memory import MemoryEngine
 from tests.simulation.host import SimBulk, SimHost

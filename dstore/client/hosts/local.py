@@ -14,8 +14,8 @@ from dstore.client.hosts.threads import ThreadHost
 from dstore.client.large import release
 from dstore.client.settings import Settings
 from dstore.client.watch import Watches
+from dstore.core.local.effects import Announce, Dropped, LocalEffect, Subscribe, Tell
 from dstore.core.local.membership import LAPSED
-from dstore.core.local.state import Announce, Dropped, LocalEffect, Subscribe, Tell
 from dstore.errors import AddressError, GlobalUnavailable
 from dstore.protocol import wire
 from dstore.protocol.messages import Broadcast, Committed, Key

@@ -16,13 +16,12 @@ together, and a reply to a request of the former one is not stored.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple, TypeAlias
 
 from dstore.config import LARGE_FROM_DEFAULT, VALUE_LIMIT_DEFAULT
 from dstore.core.local.cache import NONE_KEPT, Kept
+from dstore.core.local.effects import Announce, Dropped, LocalEffect, Subscribe, Tell
 from dstore.core.local.entries import Entries
-from dstore.core.local.membership import LAPSED, Entry
-from dstore.core.local.watching import Removal
+from dstore.core.local.membership import LAPSED
 from dstore.protocol.messages import (
     NO_SESSION,
     Ack,
@@ -31,12 +30,10 @@ from dstore.protocol.messages import (
     Farewell,
     Goodbye,
     Hello,
-    Key,
     Refusal,
     Refused,
     Sync,
     Synced,
-    ToGlobal,
     ToLocal,
     Unstage,
     Unwait,
@@ -57,41 +54,6 @@ REORDER_KEYS_MAX = 16_384
 SYNCS_MAX = 64
 """SYNCs whose time of sending is remembered."""
 NEVER = float("inf")
-
-
-class Tell(NamedTuple):
-    """Send a message to Global on the control channel. If it cannot be sent, it is dropped."""
-
-    message: ToGlobal
-
-
-class Subscribe(NamedTuple):
-    """A session has begun: receive the broadcasts of this epoch at this endpoint, and no others."""
-
-    epoch: int
-    publisher: str
-
-
-class Dropped(NamedTuple):
-    """These keys were cached and have been invalidated.
-
-    ``tokens`` name values in shared memory that are not to be kept; ``entries`` have held such
-    values, whose memory may take long to release.
-    """
-
-    keys: list[Key]
-    tokens: list[bytes]
-    entries: list[Entry]
-
-
-class Announce(NamedTuple):
-    """Pass removals to the watches; each has the number of a watcher, or ALL."""
-
-    removals: list[Removal]
-
-
-LocalEffect: TypeAlias = Tell | Subscribe | Dropped | Announce
-"""What the host has to do after an event, in the order given."""
 
 
 class LocalState(Entries):

@@ -15,9 +15,10 @@ from typing import Any, NamedTuple
 from dstore.core.authority.effects import GlobalEffect, Publish
 from dstore.core.authority.state import GlobalState
 from dstore.core.local import operations
+from dstore.core.local.effects import Dropped, LocalEffect, Subscribe, Tell
 from dstore.core.local.membership import Entry
 from dstore.core.local.operations import ReadOptions, SetOutcome
-from dstore.core.local.state import Dropped, LocalEffect, LocalState, Subscribe, Tell
+from dstore.core.local.state import LocalState
 from dstore.core.local.steps import (
     Operation,
     Request,

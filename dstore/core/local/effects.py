@@ -1,0 +1,44 @@
+"""The effects of the events at a Local. Its host carries them out in the order given."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, TypeAlias
+
+from dstore.core.local.membership import Entry
+from dstore.core.local.watching import Removal
+from dstore.protocol.messages import Key, ToGlobal
+
+
+class Tell(NamedTuple):
+    """Send a message to Global on the control channel. If it cannot be sent, it is dropped."""
+
+    message: ToGlobal
+
+
+class Subscribe(NamedTuple):
+    """A session has begun: receive the broadcasts of this epoch at this endpoint, and no others."""
+
+    epoch: int
+    publisher: str
+
+
+class Dropped(NamedTuple):
+    """These keys were cached and have been invalidated.
+
+    ``tokens`` name values in shared memory that are not to be kept; ``entries`` have held such
+    values, whose memory may take long to release.
+    """
+
+    keys: list[Key]
+    tokens: list[bytes]
+    entries: list[Entry]
+
+
+class Announce(NamedTuple):
+    """Pass removals to the watches; each has the number of a watcher, or ALL."""
+
+    removals: list[Removal]
+
+
+LocalEffect: TypeAlias = Tell | Subscribe | Dropped | Announce
+"""What the host has to do after an event, in the order given."""
