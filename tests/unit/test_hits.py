@@ -40,10 +40,10 @@ def pure_classes() -> SimpleNamespace:
 
 def native_classes() -> SimpleNamespace:
     try:
-        from dstore import _native  # type: ignore[attr-defined]
+        import dstore._native as found  # type: ignore[import-not-found]
     except ImportError:
         pytest.skip("the compiled part is not built")
-    return SimpleNamespace(**vars(_native))
+    return SimpleNamespace(**vars(found))
 
 
 @pytest.fixture(params=[pure_classes, native_classes], ids=["pure", "native"])
