@@ -53,13 +53,14 @@ class Ownership:
             raise Unusable("this Python has no module ctypes, which an owner of a page needs")
         names = {hosts.name_of(each): each for each in addresses}
         here = hosts.enter(path)
-        page.check_file_system(here, os.fstat(here.fd))
         taken: list[NameLock] = []
         made: Ownership | None = None
         try:
+            page.check_file_system(here, os.fstat(here.fd))
             # Sorted: of two owners with names in common one gets the first of these.
             for name in sorted(names):
-                taken.append(_lock(here, name, names[name], owner))
+                one = _lock(here, name, names[name], owner)
+                taken.append(one)  # noqa: PERF401  # if the next is refused, this is released
             hosts.clean(here)
             _remove_files(here, taken)
             made = cls(here, taken)
