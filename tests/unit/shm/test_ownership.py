@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -181,17 +182,18 @@ def test_what_fails_in_the_middle_leaves_nothing(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with owned(root, TCP, TCP6) as own:
-        for step in ("link", "unlink"):
-            plain, calls = getattr(os, step), []
+        for step, count in (("link", 1), ("link", 2), ("unlink", 1)):
+            calls: list[str] = []
+            plain: Callable[..., None] = getattr(os, step)
 
             def fails(
-                name: str, *more: object, plain: Callable[..., None] = plain, **keys: object
+                name: str, *more: Any, call: Callable[..., None] = plain, **keys: Any
             ) -> None:
-                calls.append(name)
-                if name.endswith(".new") and len(calls) > 1 - (plain is os.unlink):
+                calls.append(name)  # noqa: B023  # it is called in this turn only
+                if name.endswith(".new") and len(calls) == count:  # noqa: B023
                     monkeypatch.undo()
                     raise OSError(28, "no space")
-                plain(name, *more, **keys)
+                call(name, *more, **keys)
 
             monkeypatch.setattr(os, step, fails)
             with pytest.raises(Unusable, match="no page can be made"):
