@@ -51,7 +51,7 @@ class Ownership:
         if path is None:
             raise Unusable("shared memory is switched off or not available")
         page.check_machine()
-        if not writable.AVAILABLE:
+        if not writable.available():
             raise Unusable("this Python has no module ctypes, which an owner of a page needs")
         names = {hosts.name_of(each): each for each in addresses}
         return cls(*_take(path, names, owner))
@@ -191,7 +191,7 @@ def _lock_all(here: Directory, names: dict[str, str], owner: str) -> list[NameLo
     try:
         for name in sorted(names):  # of two owners with names in common one gets the first of these
             one = _lock(here, name, names[name], owner)
-            taken.append(one)  # noqa: PERF401  # if the next is refused, this is released
+            taken.append(one)  # if the next is refused, this is released
         hosts.clean(here)
         _remove_files(here, taken)
         whole = True

@@ -16,20 +16,13 @@ that touches a hole is ended by SIGSEGV. Three things follow:
 from __future__ import annotations
 
 import contextlib
+import functools
 import mmap
 import os
 import weakref
 from typing import Any
 
 from dstore.runtime import native
-
-try:
-    import ctypes
-except ImportError:  # a Python that was built without it
-    AVAILABLE = False
-else:
-    AVAILABLE = hasattr(mmap, "MADV_DONTFORK")
-    """Whether this system and this Python have what a writable mapping needs."""
 
 MAP_FIXED_NOREPLACE = 0x100000
 """Linux: map at exactly this address, or fail if something is there."""
@@ -55,7 +48,7 @@ def map_writable(descriptor: int, size: int) -> memoryview:
             error = _error()
             _library().munmap(address, size)
             raise error
-        pages = (ctypes.c_ubyte * size).from_address(address)
+        pages = (_library().ubyte * size).from_address(address)
         end = weakref.finalize(pages, _unmap, address, size)
         end.atexit = False  # views may be in use until the very end of the process
         _mapped[address] = size, end
@@ -67,33 +60,49 @@ def _unmap(address: int, size: int) -> None:
     _library().munmap(address, size)
 
 
+def available() -> bool:
+    """Whether this system and this Python have what a writable mapping needs."""
+    try:
+        _library()
+    except ImportError:  # a Python that was built without ctypes
+        return False
+    return hasattr(mmap, "MADV_DONTFORK")
+
+
+class _Library:
+    """The C library. The module ctypes is loaded with it: readers of pages do without."""
+
+    def __init__(self) -> None:
+        import ctypes
+
+        pointer, size, number = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
+        library = ctypes.CDLL(None, use_errno=True)
+        library.mmap.restype = pointer
+        library.mmap.argtypes = (pointer, size, number, number, number, ctypes.c_long)
+        library.munmap.argtypes = (pointer, size)
+        library.madvise.argtypes = (pointer, size, number)
+        self.mmap, self.munmap, self.madvise = library.mmap, library.munmap, library.madvise
+        self.ubyte = ctypes.c_ubyte
+        self.failed = pointer(-1).value
+        self.errno = ctypes.get_errno
+
+
+@functools.cache
+def _library() -> _Library:
+    return _Library()
+
+
 def _call(address: int | None, size: int, flags: int, descriptor: int) -> int:
     protection = mmap.PROT_READ | mmap.PROT_WRITE
     found: int | None = _library().mmap(address, size, protection, flags, descriptor, 0)
-    if found is None or found == ctypes.c_void_p(-1).value:
+    if found is None or found == _library().failed:
         raise _error()
     return found
 
 
 def _error() -> OSError:
-    code = ctypes.get_errno()
+    code = _library().errno()
     return OSError(code, os.strerror(code))
-
-
-_c: Any = None
-
-
-def _library() -> Any:
-    global _c
-    if _c is None:
-        library = ctypes.CDLL(None, use_errno=True)
-        pointer, size, number = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
-        library.mmap.restype = pointer
-        library.mmap.argtypes = (pointer, size, number, number, number, ctypes.c_long)
-        library.munmap.argtypes = (pointer, size)
-        library.madvise.argtypes = (pointer, size, number)
-        _c = library
-    return _c
 
 
 def _before_fork() -> None:

@@ -17,7 +17,9 @@ from typing import Any
 import pytest
 
 from dstore import compiled
-from dstore.shm import namespaces, ownership, page, writable
+from dstore.protocol.unpacking import packed
+from dstore.protocol.wire import VERSION
+from dstore.shm import namespaces, page, writable
 from dstore.shm.directory import Unusable
 from dstore.shm.finding import attach, attach_epoch, find, find_epoch
 from dstore.shm.namespaces import Surroundings
@@ -120,7 +122,7 @@ def forge_header(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> None:
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"protocol": page.VERSION + 1}, "version"),
+        ({"protocol": VERSION + 1}, "version"),
         ({"user": os.geteuid() + 1}, "user"),
         ({"inode": 1}, "copy"),
         ({"device": 1}, "copy"),
@@ -152,7 +154,7 @@ def refused(root: Path, reason: str) -> None:
 def test_buckets_are_a_power_of_two(
     root: Path, monkeypatch: pytest.MonkeyPatch, buckets: int
 ) -> None:
-    plain = page.packed
+    plain = packed
     monkeypatch.setattr(page, "packed", lambda things: plain([*things[:-1], buckets]))
     with published(root):
         refused(root, "power of two")
@@ -166,7 +168,7 @@ def test_a_hash_key_of_another_length(
 ) -> None:
     with owned(root) as own, pytest.raises(ValueError, match="hash key"):
         own.publish(identity(hash_key=hash_key))
-    plain = page.packed
+    plain = packed
     monkeypatch.setattr(page, "packed", lambda things: plain([*things[:-2], hash_key, BUCKETS]))
     with published(root):
         refused(root, "hashes keys")
@@ -409,7 +411,7 @@ def test_a_32_bit_python_shares_no_words(root: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_an_owner_needs_ctypes(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ownership.writable, "AVAILABLE", False)
+    monkeypatch.setattr(writable, "available", lambda: False)
     with pytest.raises(Unusable, match="ctypes"), owned(root):
         pass
 
