@@ -8,13 +8,14 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from io import FileIO
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from dstore.shm import clean, hosts, ownership, page, writable
+from dstore.shm import clean, hosts, locks, ownership, page, writable
 from dstore.shm.directory import Directory, Unusable
 from dstore.shm.finding import attach, find, find_epoch
 from dstore.shm.hosts import Owned
@@ -126,6 +127,24 @@ def test_of_many_processes_one_is_the_owner(root: Path) -> None:
             pass
         child.end()
     assert files(root) == []
+
+
+def test_a_lock_file_that_its_owner_removes_at_that_moment(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lock of a removed file excludes no process that comes later."""
+    plain = locks.try_exclusive
+    with Owner(root, IPC, TCP) as other:
+
+        def after_the_other(file: FileIO) -> bool:
+            monkeypatch.undo()
+            other.tell()
+            other.end()
+            return plain(file)
+
+        monkeypatch.setattr(locks, "try_exclusive", after_the_other)
+        with owned(root, TCP):
+            refused_elsewhere(root, TCP)
 
 
 # ---- pages ------------------------------------------------------------------------------------
@@ -419,31 +438,34 @@ def test_hooks_that_run_before_ours(root: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
-def test_no_child_inherits_a_writable_mapping(root: Path) -> None:
-    """One thread makes pages, and another forks at every moment of it."""
-    over = threading.Event()
-    made = []
+def test_no_child_is_forked_while_a_page_is_being_mapped(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the mapping and its mark another thread forks."""
+    forked = threading.Event()
+    statuses = []
 
-    def publish() -> None:
-        with owned(root) as own:
-            while not over.is_set():
-                own.publish(identity()).close()
-                made.append(1)
+    def fork() -> None:
+        pid = os.fork()
+        if not pid:
+            maps = Path("/proc/self/maps").read_text("utf-8")
+            os._exit(str(root) in maps)
+        forked.set()
+        statuses.append(os.waitpid(pid, 0)[1])
 
-    thread = threading.Thread(target=publish)
-    thread.start()
-    try:
-        for _ in range(100):
-            pid = os.fork()
-            if not pid:
-                maps = Path("/proc/self/maps").read_text("utf-8").splitlines()
-                os._exit(any(str(root) in line and "rw" in line for line in maps))
-            assert os.waitpid(pid, 0)[1] == 0
-    finally:
-        over.set()
+    thread = threading.Thread(target=fork)
+    library = writable._library()
+    plain = library.madvise
+
+    def slow(*given: int) -> int:
+        thread.start()
+        assert not forked.wait(0.1), "it has to wait"
+        return int(plain(*given))
+
+    monkeypatch.setattr(library, "madvise", slow)
+    with published(root):
         thread.join()
-    assert made
-    assert writable._mapped == {}
+    assert statuses == [0]
 
 
 def test_nothing_is_left_open_or_mapped(root: Path) -> None:
