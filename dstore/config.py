@@ -32,8 +32,9 @@ PEER_SHARE = 3 / 4
 """The part of all Locals, and of all connections, that one address may have."""
 SESSION_BYTES = 4 << 10
 """Bytes that Global keeps for one Local at most, beside all that follows."""
-SESSIONS_PER_ROUTE_MAX = 4
-"""Sessions that one connection may have opened. A Local has one, or two for a moment."""
+SESSIONS_PER_ROUTE_MAX = 6
+"""Sessions that one connection may have opened. A process has at most three: a membership, a writer
+and an observer; each may be replaced by a new one."""
 WRITES_BYTES_MAX = 256 << 20
 WRITES_BYTES_SHARE = 64 << 20
 WRITES_BYTES_ASSURED = 16 << 10

@@ -33,14 +33,17 @@ from dstore.core.authority.reads import Waits
 from dstore.core.authority.sessions import (
     WRITE_BYTES,
     WRITE_ITEM_BYTES,
+    NO_BIT,
     ActiveWrite,
     Session,
+    Sessions,
     repeated,
 )
 from dstore.core.authority.stages import Stages
 from dstore.core.engine import Bulk, Engine
 from dstore.errors import DstoreError, StoreFull
 from dstore.protocol.messages import (
+    NO_SESSION,
     Del,
     DelResult,
     DelStatus,
@@ -65,6 +68,7 @@ class Writes:
     _engine: Engine
     _bulk: Bulk
     _stages: Stages
+    _sessions: Sessions
     _holders: Holders
     _invalidations: Invalidations
     _waits: Waits
@@ -78,7 +82,7 @@ class Writes:
     def set(self, session: Session, route: Route, message: Set, now: float) -> None:
         """Execute a SET. Its reply may come in a later event."""
         size = sum([text_bytes(item.key) + item.stored.inline for item in message.items])
-        write = self._admit(session, route, message, len(message.items), size)
+        write = self._admit(session, route, message, len(message.items), size, now)
         if write is not None:
             self._out.counters["sets"] += len(message.items)
             try:
@@ -90,7 +94,7 @@ class Writes:
     def delete(self, session: Session, route: Route, message: Del, now: float) -> None:
         """Execute a DEL. Its reply may come in a later event."""
         size = sum(map(text_bytes, message.keys))
-        write = self._admit(session, route, message, len(message.keys), size)
+        write = self._admit(session, route, message, len(message.keys), size, now)
         if write is not None:
             self._out.counters["dels"] += len(message.keys)
             try:
@@ -100,7 +104,7 @@ class Writes:
                 self.complete(self._invalidations.notify(now), now)
 
     def _admit(
-        self, session: Session, route: Route, message: Set | Del, count: int, size: int
+        self, session: Session, route: Route, message: Set | Del, count: int, size: int, now: float
     ) -> ActiveWrite | None:
         """Return the write to execute, or None if it is a repeat. Raises Refuse.
 
@@ -118,11 +122,25 @@ class Writes:
         cost = WRITE_BYTES + count * WRITE_ITEM_BYTES + size
         self._check_admission(session, message, cost)
         write = ActiveWrite(
-            route, message.request, session, message.write, type(message) is Set, cost, count
+            route,
+            message.request,
+            session,
+            self._holder(session, message),
+            message.write,
+            type(message) is Set,
+            cost,
+            count,
         )
+        self._sessions.heard(session, now)
         session.writes.take(cost)
         session.outcomes[message.write] = write
         return write
+
+    def _holder(self, session: Session, message: Set | Del) -> Session | None:
+        """Return the session that may cache the values of a SET."""
+        if type(message) is not Set or message.holder == NO_SESSION:
+            return None
+        return session if message.holder == session.id else self._sessions.get(message.holder)
 
     def _check_admission(self, session: Session, message: Set | Del, cost: int) -> None:
         if message.write < session.seen:
@@ -158,7 +176,7 @@ class Writes:
         elif (refusal := self._stages.claim(write.session, item, old)) is not None:
             result = SetResult(refusal, self._invalidations.log.seq)
         elif old is None:
-            result = self._bind(write.session, item)
+            result = self._bind(write.holder, item)
         else:
             pending = PendingDeletion(item.key, old, write, index)
             self._stages.begin_replacement(pending, item.stored)
@@ -169,7 +187,7 @@ class Writes:
             self._stages.drop(item.stored.token, write.session)
         self._finish(write, index, result)
 
-    def _bind(self, session: Session, item: SetItem) -> SetResult:
+    def _bind(self, holder: Session | None, item: SetItem) -> SetResult:
         seq = self._invalidations.log.seq
         try:
             self._engine.bind(item.key, item.stored)
@@ -178,24 +196,26 @@ class Writes:
             full = isinstance(error, StoreFull)
             return SetResult(SetStatus.FULL if full else SetStatus.FAILED, seq)
         self._waits.bound(item.key)
-        return SetResult(SetStatus.STORED, seq, self._hold(item.key, session))
+        return SetResult(SetStatus.STORED, seq, self._hold(item.key, holder))
 
     def _occupied(self, write: ActiveWrite, key: Key, old: Stored) -> SetResult:
         seq = self._invalidations.log.seq
         found = None
         if type(old.body) is Large:
             return SetResult(SetStatus.OCCUPIED, seq)  # its bytes can be fetched
-        if write.reserve(old.inline) and self._hold(key, write.session):
+        if write.reserve(old.inline) and self._hold(key, write.holder):
             found = Found(seq, True, old)
         return SetResult(SetStatus.OCCUPIED, seq, found=found)
 
-    def _hold(self, key: Key, session: Session) -> bool:
-        """Make the writer a holder. Returns whether it may cache the value of the reply.
+    def _hold(self, key: Key, session: Session | None) -> bool:
+        """Make the session of the writer a holder. Returns whether the value may be cached there.
 
-        It may not if the record of holders has no room, or if its session has ended while the
+        It may not if the record of holders has no room, or if the session has ended while the
         write was queued: its bit may belong to another session by now.
         """
-        return session.open and self._holders.add(key, session.bit)
+        if session is None or not session.open or session.bit == NO_BIT:
+            return False
+        return self._holders.add(key, session.bit)
 
     # ---- deleting, phase 1 ----------------------------------------------------------------
 
@@ -235,7 +255,11 @@ class Writes:
         self._completed.extend(self._invalidations.notify(now))  # what such a call has left
         try:
             while self._completed:
-                self._commit(self._completed.popleft(), now)
+                pending = self._completed[0]
+                if not self._invalidations.own.invalidated(pending.key, pending.seq, now):
+                    return
+                self._completed.popleft()
+                self._commit(pending, now)
                 if not self._completed:
                     self._completed.extend(self._invalidations.notify(now))
         except BaseException:
@@ -281,7 +305,7 @@ class Writes:
             return SetResult(SetStatus.FAILED, seq)
         if pending.large:
             self._bulk.drop(pending.token)
-        cacheable = self._hold(pending.key, pending.write.session)
+        cacheable = self._hold(pending.key, pending.write.holder)
         return SetResult(
             SetStatus.REPLACED, seq, cacheable, None, pending.confirmed, pending.expired
         )

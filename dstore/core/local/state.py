@@ -85,6 +85,7 @@ class LocalState(Entries):
         self._withdrawn: list[Unstage | Unwait] = []
         # HELLO
         self._nonce = b""
+        self._secret = NO_SESSION
         self._replaces = (0, NO_SESSION)
         self._hello_first = LAPSED
         self._hello_at = LAPSED
@@ -151,7 +152,7 @@ class LocalState(Entries):
             if self._ack_due:
                 self._ack_due = False
                 self._acked = self.applied
-                effects.append(Tell(Ack(self.epoch, self.session, self.applied)))
+                effects.append(Tell(Ack(self.epoch, self._secret, self.applied)))
             if now >= self._sync_at:
                 effects.append(self._sync(now))
             if self._withdrawn:
@@ -196,7 +197,7 @@ class LocalState(Entries):
     def _void(self, now: float) -> None:
         """Give up the session, with all that belongs to it, and join again."""
         if self.session:
-            self._replaces = (self.epoch, self.session)
+            self._replaces = (self.epoch, self._secret)
         self._nonce = self._random16()
         self._new_membership(self._nonce)
         self._reorder_buffer, self._reorder_keys = [], 0
@@ -224,6 +225,7 @@ class LocalState(Entries):
         self.last_error = ""
         membership = self.membership
         membership.epoch, membership.session = message.epoch, message.session
+        self._secret = message.secret
         membership.applied = self._acked = message.seq
         self.lease = message.lease
         self.value_limit, self.large_from = message.value_limit, message.large_from
@@ -240,7 +242,7 @@ class LocalState(Entries):
         if message.refusal in (Refusal.OTHER_VERSION, Refusal.BUSY):
             self.last_error = f"it says: {message.text}"
         lost = message.refusal in (Refusal.OTHER_EPOCH, Refusal.UNKNOWN_SESSION)
-        current = (message.epoch, message.session) == (self.epoch, self.session)
+        current = message.epoch == self.epoch and message.session in (self.session, self._secret)
         if lost and current and self.session:
             if self.closing:
                 self.membership.session = NO_SESSION
@@ -251,7 +253,7 @@ class LocalState(Entries):
         if not self.session or now < self._hello_at:
             return []
         self._hello_at = now + 2 * RETRY_FIRST
-        return [Tell(Goodbye(self.epoch, self.session))]
+        return [Tell(Goodbye(self.epoch, self._secret))]
 
     # ---- lease ----------------------------------------------------------------------------
 
@@ -270,7 +272,7 @@ class LocalState(Entries):
         self._acked = self.applied
         self._sync_at = now + RENEW * self.lease
         watching = bool(self.watching.watchers)
-        return Tell(Sync(self.epoch, self.session, self._serial, self.applied, self.seen, watching))
+        return Tell(Sync(self.epoch, self._secret, self._serial, self.applied, self.seen, watching))
 
     def _on_synced(self, message: Synced, now: float) -> None:
         ours = (message.epoch, message.session) == (self.epoch, self.session)

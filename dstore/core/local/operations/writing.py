@@ -130,7 +130,7 @@ class _Setting:
         state = self.state
 
         def message(write: int) -> Set:
-            return Set(*envelope(state), write, state.seen, self.replace, batch)
+            return Set(*envelope(state), write, state.seen, self.replace, batch, state.session)
 
         keys = [item.key for item in batch]
         now, reply, membership = yield from _write(state, keys, message, SetReply, now, deadline)
