@@ -31,9 +31,9 @@ from dstore.core.authority.holders import Holders
 from dstore.core.authority.invalidations import Invalidations
 from dstore.core.authority.reads import Waits
 from dstore.core.authority.sessions import (
+    NO_BIT,
     WRITE_BYTES,
     WRITE_ITEM_BYTES,
-    NO_BIT,
     ActiveWrite,
     Session,
     Sessions,
