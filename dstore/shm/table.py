@@ -197,6 +197,12 @@ class Table:
             if self._storage is None:  # closed by another thread just now
                 self._find = _nothing
 
+    @property
+    def size(self) -> int:
+        """Bytes that it may take; 0 after :meth:`close`."""
+        storage = self._storage
+        return 0 if storage is None else storage.layout.total
+
     def stats(self) -> dict[str, int]:
         """Return counts: records and bytes that are there now, and what has happened so far.
 
