@@ -298,7 +298,8 @@ class Node(Lifecycle):
         inbox = green.here()
         if inbox is not None:
             return green.finish(local.loop.conduct(command, inbox.new_event))
-        return local.run(command)
+        result: T = local.run(command)
+        return result
 
     # ---- metrics and life -----------------------------------------------------------------
 

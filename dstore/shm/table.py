@@ -22,6 +22,7 @@ from functools import partial
 from typing import TypeAlias
 
 from dstore.compiled import native as compiled
+from dstore.core.local.shared import Record
 from dstore.runtime import native
 from dstore.shm import files, locks, ring, writable
 from dstore.shm.directory import Directory, Unusable
@@ -46,7 +47,7 @@ from dstore.shm.layout import (
     WORD_SIZE,
     Layout,
 )
-from dstore.shm.records import Reader, Record, is_dead
+from dstore.shm.records import Reader, is_dead
 from dstore.shm.ring import Writer
 
 RESERVE_STEP = 1 << 20

@@ -26,7 +26,7 @@ except ImportError:  # a Python that was built without it
 else:
     AVAILABLE = hasattr(mmap, "MADV_DONTFORK")
 
-MAP_FIXED, MAP_NORESERVE = 0x10, 0x4000
+PROT_NONE, MAP_FIXED, MAP_NORESERVE = 0, 0x10, 0x4000
 _READ_WRITE = mmap.PROT_READ | mmap.PROT_WRITE
 
 
@@ -56,7 +56,7 @@ class Mapping:
     def become_empty(self) -> None:
         """Put private zeros in the place of the file, in this process."""
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE
-        for protection in (_READ_WRITE, mmap.PROT_NONE):  # the latter if memory is short
+        for protection in (_READ_WRITE, PROT_NONE):  # the latter if memory is short
             with contextlib.suppress(OSError):
                 _map(self._library, self._address, self.size, flags, -1, protection)
                 return
@@ -97,7 +97,7 @@ def _c_library() -> Any:
 
 # ---- mappings that look after themselves ------------------------------------------------------
 
-_managed: dict[int, Mapping] = {}
+_mapped: dict[int, Mapping] = {}
 """The mappings of :func:`map_writable`, by the id of their memory."""
 _gate = native.RLock()
 """Held while one is made, and during a fork.
@@ -116,19 +116,19 @@ def map_writable(descriptor: int, size: int) -> memoryview:
         mapping = Mapping(descriptor, size)
         view, pages = mapping.view, mapping.view.obj
         del mapping.view
-        _managed[id(pages)] = mapping
-        weakref.finalize(pages, _managed.pop, id(pages), None).atexit = False
+        _mapped[id(pages)] = mapping
+        weakref.finalize(pages, _mapped.pop, id(pages), None).atexit = False
     return view
 
 
 def _before_fork() -> None:
     _gate.acquire()
-    for mapping in list(_managed.values()):
+    for mapping in list(_mapped.values()):
         mapping.let_through()
 
 
 def _after_fork_in_parent() -> None:
-    for mapping in list(_managed.values()):
+    for mapping in list(_mapped.values()):
         mapping.keep_from_children()
     _gate.release()
 
@@ -136,7 +136,7 @@ def _after_fork_in_parent() -> None:
 def _after_fork_in_child() -> None:
     global _gate
     _gate = native.RLock()
-    for mapping in list(_managed.values()):
+    for mapping in list(_mapped.values()):
         mapping.become_empty()
 
 
