@@ -13,12 +13,13 @@ in one step, and take a lock only if they meet such a writer. What is set once, 
 needs no such care.
 
 The words and the end of a lease are loaded with acquire, and the end is stored with release, since
-other processors write them, and other processes write words: nothing that a hit reads after a word
-is older than the word. On x86-64 these are plain instructions.
+other processors, and other processes, write them: nothing that a hit reads after a word is older
+than the word. On x86-64 these are plain instructions.
 """
 
 cimport cython
 from cpython.memoryview cimport PyMemoryView_GET_BUFFER
+from libc.math cimport round
 from libc.stdint cimport uint64_t
 
 from dstore.protocol.messages import NO_SESSION, Stored
@@ -26,7 +27,6 @@ from dstore.runtime import clock
 
 cdef extern from *:
     """
-    #include <math.h>
     #include <stddef.h>
     #include <stdint.h>
     #include <time.h>
@@ -34,9 +34,9 @@ cdef extern from *:
     #include <structmember.h>
     #endif
 
-    /* The clock of dstore.runtime.clock, with the same rounding. One that cannot be read is after
-       the end of every lease. */
-    static inline double dstore_now(void) {
+    /* The clock of dstore.runtime.clock in nanoseconds. One that cannot be read is after the end of
+       every lease. */
+    static inline uint64_t dstore_now(void) {
         struct timespec time;
     #if defined(CLOCK_BOOTTIME)
         int failed = clock_gettime(CLOCK_BOOTTIME, &time);
@@ -46,22 +46,16 @@ cdef extern from *:
         int failed = clock_gettime(CLOCK_MONOTONIC, &time);
     #endif
         if (failed)
-            return INFINITY;
-        return (double)((int64_t)time.tv_sec * 1000000000 + time.tv_nsec) / 1e9;
+            return UINT64_MAX;
+        return (uint64_t)time.tv_sec * 1000000000 + (uint64_t)time.tv_nsec;
     }
 
     static inline uint64_t dstore_load_word(const uint64_t *word) {
         return __atomic_load_n(word, __ATOMIC_ACQUIRE);
     }
 
-    static inline double dstore_load_time(const double *place) {
-        double time;
-        __atomic_load(place, &time, __ATOMIC_ACQUIRE);
-        return time;
-    }
-
-    static inline void dstore_store_time(double *place, double time) {
-        __atomic_store(place, &time, __ATOMIC_RELEASE);
+    static inline void dstore_store_word(uint64_t *word, uint64_t value) {
+        __atomic_store_n(word, value, __ATOMIC_RELEASE);
     }
 
     /* These two may lose to another thread; what they write only guides the eviction and counts. */
@@ -134,10 +128,9 @@ cdef extern from *:
         return found;
     }
     """
-    double now "dstore_now" ()
+    uint64_t now "dstore_now" ()
     uint64_t load_word "dstore_load_word" (const uint64_t *)
-    double load_time "dstore_load_time" (const double *)
-    void store_time "dstore_store_time" (double *, double)
+    void store_word "dstore_store_word" (uint64_t *, uint64_t)
     void visit "dstore_visit" (unsigned char *)
     void count "dstore_count" (uint64_t *)
     Membership load_membership "DSTORE_MEMBERSHIP" (Present)
@@ -149,7 +142,16 @@ cdef extern from *:
 
 RAISE = object()
 cdef object _Stored = Stored
-cdef double LAPSED = float("-inf")
+cdef double NS = 1e9
+cdef uint64_t LEASE_MAX = <uint64_t> -1
+
+
+cdef uint64_t lease_word(double end):
+    """The end of a lease, given in seconds, in nanoseconds; 0 stands for a lapsed one."""
+    if not end > 0:
+        return 0
+    return LEASE_MAX if end * NS >= <double> LEASE_MAX else <uint64_t> round(end * NS)
+
 
 
 @cython.trashcan(True)
@@ -189,11 +191,23 @@ cdef class Entry:
         return f"<Entry {self.key!r} seq={self.seq} visited={self.visited}>"
 
 
+cdef _checked(words):
+    """Return a view of words that hits may read without a lock; None if there are none."""
+    if words is None:
+        return None
+    view = memoryview(words)
+    if view.format != "Q" or view.ndim != 1 or not view.c_contiguous or not len(view):
+        raise ValueError("the words must be a memoryview of the format Q, and not empty")
+    if <size_t> PyMemoryView_GET_BUFFER(view).buf % sizeof(uint64_t):
+        raise ValueError("the words must be aligned")
+    return view
+
+
 @cython.no_gc_clear  # what is set once is never taken away; the dictionary can break a cycle
 cdef class Membership:
     """The Local's side of one session: :class:`dstore.core.local.membership.Membership`, compiled.
 
-    ``entries`` and ``words`` are given to the constructor and stay.
+    ``entries``, ``words`` and ``lease`` are given to the constructor and stay.
     """
 
     cdef readonly dict entries
@@ -201,33 +215,37 @@ cdef class Membership:
     cdef public uint64_t epoch
     cdef public uint64_t session
     cdef public uint64_t applied
-    cdef double _lease_end
-    cdef object _view  # of our own, so that no other code releases it: the words stay where they are
+    cdef object _views  # of our own, so that no other code releases them: the words stay in place
+    cdef uint64_t _own_lease
+    cdef uint64_t *_lease
+    cdef bint _is_owner
     cdef const uint64_t *_words
     cdef Py_ssize_t _length
 
-    def __cinit__(self, dict entries not None, words=None):
+    def __cinit__(self, dict entries not None, words=None, lease=None):
         self.entries = entries
         self.words = words
         self.session = NO_SESSION
-        self._lease_end = LAPSED
+        self._lease = &self._own_lease
+        self._is_owner = True
+        self._views = (_checked(words), _checked(lease))
         if words is not None:
-            view = memoryview(words)
-            if view.format != "Q" or view.ndim != 1 or not view.c_contiguous or not len(view):
-                raise ValueError("the words must be a memoryview of the format Q, and not empty")
-            self._view = view
-            self._words = <const uint64_t *> PyMemoryView_GET_BUFFER(view).buf
-            self._length = len(view)
-            if <size_t> self._words % sizeof(uint64_t):
-                raise ValueError("the words must be aligned")
+            self._words = <const uint64_t *> PyMemoryView_GET_BUFFER(self._views[0]).buf
+            self._length = len(words)
+        if lease is not None:
+            self._lease = <uint64_t *> PyMemoryView_GET_BUFFER(self._views[1]).buf
+            self._is_owner = not lease.readonly
 
     @property
     def lease_end(self):
-        return load_time(&self._lease_end)
+        """The end of the lease in seconds of the clock; 0 if there is none."""
+        return load_word(self._lease) / NS
 
     @lease_end.setter
     def lease_end(self, double seconds):
-        store_time(&self._lease_end, seconds)
+        if not self._is_owner:
+            raise TypeError("only the owner of a membership changes its lease")
+        store_word(self._lease, lease_word(seconds))
 
     def __repr__(self):
         return (
@@ -313,13 +331,13 @@ def find(Present state not None, name):
 cdef inline Entry _find(Present state, object name):
     cdef Membership membership
     cdef Entry entry
-    cdef double lease_end
+    cdef uint64_t lease_end
     if state is None:
         raise AttributeError("the state is not set")
     membership = load_membership(state)
     if membership is None:
         raise AttributeError("the membership is not set")
-    lease_end = load_time(&membership._lease_end)
+    lease_end = load_word(membership._lease)
     entry = look_up(membership.entries, name)
     if entry is None:
         return None
@@ -336,7 +354,7 @@ cdef inline Entry _find(Present state, object name):
 
 
 def _check_clock():
-    before, here, after = clock.now(), now(), clock.now()
+    before, here, after = clock.now_ns(), now(), clock.now_ns()
     if not before <= here <= after:  # leases end on the clock of Python
         raise ImportError(f"its clock reads {here}, that of Python {before} to {after}")
 

@@ -32,8 +32,9 @@ PEER_SHARE = 3 / 4
 """The part of all Locals, and of all connections, that one address may have."""
 SESSION_BYTES = 4 << 10
 """Bytes that Global keeps for one Local at most, beside all that follows."""
-SESSIONS_PER_ROUTE_MAX = 4
-"""Sessions that one connection may have opened. A Local has one, or two for a moment."""
+SESSIONS_PER_ROUTE_MAX = 6
+"""Sessions that one connection may have opened. A process has at most three: a membership, a writer
+and an observer; each may be replaced by a new one."""
 WRITES_BYTES_MAX = 256 << 20
 WRITES_BYTES_SHARE = 64 << 20
 WRITES_BYTES_ASSURED = 16 << 10
@@ -67,7 +68,12 @@ TIMEOUT_DEFAULT = 5.0
 TIMEOUT_MIN, TIMEOUT_MAX = 0.001, 86_400.0
 WAIT_MAX = 31_536_000.0
 """The longest time that a call may wait for a key or an event; None waits without a limit."""
+HOST_VARIABLE = "DSTORE_HOST"
+HOST_CHOICES = ("auto", "off", "require")
 CACHE_BYTES_DEFAULT = 256 << 20
+"""Bytes of the cache of a process that shares no host cache; else a tenth of the host cache counts,
+if that is less.
+"""
 WATCH_LIMIT_DEFAULT, WATCH_LIMIT_MAX = 10_000, 1 << 31
 """Events of one watch that are kept until they are taken: the default, and the most that can be
 set. Beyond it the oldest are dropped.
@@ -122,6 +128,11 @@ not a Local.
 def share_of(whole: int) -> int:
     """Return how many of ``whole`` (Locals, connections) one address may have."""
     return math.ceil(PEER_SHARE * whole)
+
+
+def host_default() -> str:
+    """Return whether a Node uses the membership of its host, if it is not told."""
+    return os.environ.get(HOST_VARIABLE) or HOST_CHOICES[0]
 
 
 def address_default() -> str:

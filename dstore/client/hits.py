@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from dstore.compiled import native
+from dstore.core.local.entries import Entries
 from dstore.core.local.membership import Entry, Present
-from dstore.protocol.messages import Stored
+from dstore.core.local.shared import Record
+from dstore.protocol.messages import Key, Stored
 from dstore.runtime import clock
 
 RAISE: Any = object()
@@ -36,7 +38,7 @@ class Hits:
         if type(key) is not str:  # only for str itself are hash and equality those of the key
             return self._get_named(key, default)
         membership = self._state.membership
-        lease_end = membership.lease_end
+        lease_end = membership.lease[0]
         try:
             entry = membership.entries[key]
         except KeyError:  # not cached, or a text that is not the one text of its key
@@ -46,7 +48,7 @@ class Hits:
         words = membership.words
         if words is not None and words[entry.bucket] > entry.seq:
             return self._get_missed(key, default)
-        if clock.now() >= lease_end:
+        if clock.now_ns() >= lease_end:
             return self._get_missed(key, default)
         entry.visited = 1
         self._hits += 1
@@ -81,20 +83,39 @@ def pure_find(state: Present, name: str) -> Entry | None:
     the lease might lapse, the key be deleted, and a renewal come between two of these steps.
     """
     membership = state.membership
-    lease_end = membership.lease_end
+    lease_end = membership.lease[0]
     entry = membership.entries.get(name)
     if entry is None:
         return None
     words = membership.words
     if words is not None and words[entry.bucket] > entry.seq:
         return None
-    if clock.now() >= lease_end:
+    if clock.now_ns() >= lease_end:
         return None
     entry.visited = 1
     return entry
 
 
+def pure_find_on_host(state: Entries, name: Key) -> tuple[int, Record] | None:
+    """Return the hash of a key and what the host cache has for it under a valid lease.
+
+    Takes no lock. The order is that of :func:`pure_find`.
+    """
+    membership, page = state.membership, state.page
+    if page is None or membership.words is not page.vector.words:
+        return None  # the membership was replaced between the two
+    lease_end = membership.lease_end
+    hashed = page.vector.hashed(name)
+    record = page.find(name, hashed)
+    if record is None or page.vector.words[hashed % page.vector.buckets] > record.seq:
+        return None
+    if clock.now() >= lease_end:
+        return None
+    return hashed, record
+
+
 PureHits = Hits
 find = pure_find
+find_on_host = pure_find_on_host
 if not TYPE_CHECKING and native is not None:
     RAISE, Hits, find = native.RAISE, native.Hits, native.find

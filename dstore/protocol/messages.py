@@ -137,16 +137,25 @@ class Refusal(IntEnum):
 # ---- from a Local to Global -------------------------------------------------------------------
 
 
+class Kind(IntEnum):
+    """What a session is for."""
+
+    MEMBER = 0  # a membership: it has a lease, is a holder of keys, and may write
+    WRITER = 1  # the writes of one process: it has neither lease nor keys
+    OBSERVER = 2  # it is notified of invalidations and holds no key, so that no deletion waits
+
+
 class Hello(NamedTuple):
-    """Open a session, and end the one that it replaces (0, 0: none).
+    """Open a session, and end the one that it replaces, named by its secret (0, 0: none).
 
     A HELLO with the same ``nonce`` is a repeat and gets the same answer.
     """
 
     nonce: bytes
     replaces_epoch: int
-    replaces_session: int
+    replaces_secret: int
     label: str
+    kind: Kind = Kind.MEMBER
 
 
 class Sync(NamedTuple):
@@ -154,11 +163,11 @@ class Sync(NamedTuple):
 
     All invalidations up to ``applied`` have been applied. The outcomes of this session's writes
     below ``seen`` need not be kept. With ``watching`` the Local wants to know which deletions are
-    committed.
+    committed. The session is named by its secret, which only its owner has.
     """
 
     epoch: int
-    session: int
+    secret: int
     serial: int
     applied: int
     seen: int
@@ -169,7 +178,7 @@ class Ack(NamedTuple):
     """All invalidations up to ``applied`` have been applied."""
 
     epoch: int
-    session: int
+    secret: int
     applied: int
 
 
@@ -177,11 +186,15 @@ class Goodbye(NamedTuple):
     """End the session: the Local's cache is empty."""
 
     epoch: int
-    session: int
+    secret: int
 
 
 class Get(NamedTuple):
-    """Ask for the values of keys."""
+    """Ask for the values of keys.
+
+    With the session 0, of any epoch, the reply says that no value may be cached. That holds for a
+    WAIT too. A SCAN, STATS or FETCH may come without a session as well.
+    """
 
     epoch: int
     session: int
@@ -218,7 +231,9 @@ class SetItem(NamedTuple):
 class Set(NamedTuple):
     """Bind values to keys. ``write`` numbers the session's writes, so that repeats are known.
 
-    The outcomes of the writes below ``seen`` need not be kept.
+    The outcomes of the writes below ``seen`` need not be kept. ``holder`` is the session that
+    caches the values, of which the writer may be one process of several; 0: the reply says that
+    none may be cached.
     """
 
     epoch: int
@@ -228,6 +243,7 @@ class Set(NamedTuple):
     seen: int
     replace: bool
     items: list[SetItem]
+    holder: int = NO_SESSION
 
 
 class Del(NamedTuple):
@@ -295,7 +311,11 @@ class Stats(NamedTuple):
 
 
 class Welcome(NamedTuple):
-    """The answer to HELLO. It counts as the answer to a first SYNC at ``seq``."""
+    """The answer to HELLO. It counts as the answer to a first SYNC at ``seq``.
+
+    Requests name the session by its id, ``session``, which may be known to several processes.
+    ``secret`` is for the one that renews the lease, acknowledges and ends the session.
+    """
 
     epoch: int
     session: int
@@ -305,6 +325,7 @@ class Welcome(NamedTuple):
     publisher: str
     value_limit: int
     large_from: int
+    secret: int
 
 
 class Synced(NamedTuple):
@@ -337,7 +358,7 @@ class Farewell(NamedTuple):
     """The answer to GOODBYE: the session has ended."""
 
     epoch: int
-    session: int
+    secret: int
 
 
 class GetReply(NamedTuple):
@@ -448,7 +469,7 @@ class StatsReply(NamedTuple):
 
 
 class Refused(NamedTuple):
-    """Nothing was executed. ``epoch`` and ``session`` are those of the refused message."""
+    """Nothing was executed. ``epoch`` and ``session`` (or secret) are those of the message."""
 
     epoch: int
     session: int

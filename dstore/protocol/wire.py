@@ -24,7 +24,7 @@ from dstore.protocol.messages import Buffer, Message, ToGlobal, ToLocal
 from dstore.protocol.unpacking import QUICK_BYTES_MAX, QUICK_ITEMS_MAX, Frame, unpacked
 
 MAGIC = b"dS"
-VERSION = 6
+VERSION = 7
 PREFIX = MAGIC + bytes([VERSION])
 
 COPIED_QUICKLY = 4096
@@ -60,12 +60,12 @@ _BROADCAST_KEYS = f.listed(f.key, most=BROADCAST_MAX)
 _BROADCAST_TOKENS = f.listed(f.id16, most=BROADCAST_MAX)
 
 _TO_GLOBAL: dict[int, tuple[type[ToGlobal], tuple[f.Check, ...]]] = {
-    1: (m.Hello, (f.id16, f.uint, f.uint, f.label)),
+    1: (m.Hello, (f.id16, f.uint, f.uint, f.label, f.code(m.Kind))),
     2: (m.Sync, (f.uint, f.uint, f.uint, f.uint, f.uint, f.boolean)),
     3: (m.Ack, (f.uint, f.uint, f.uint)),
     4: (m.Goodbye, (f.uint, f.uint)),
     5: (m.Get, (*f.ENVELOPE, f.keys)),
-    6: (m.Set, (*f.ENVELOPE, f.uint, f.uint, f.boolean, _ITEMS)),
+    6: (m.Set, (*f.ENVELOPE, f.uint, f.uint, f.boolean, _ITEMS, f.uint)),
     7: (m.Del, (*f.ENVELOPE, f.uint, f.uint, f.boolean, f.keys)),
     8: (m.Scan, (*f.ENVELOPE, f.text, f.text, f.uint)),
     9: (m.Stats, f.ENVELOPE),
@@ -77,7 +77,7 @@ _TO_GLOBAL: dict[int, tuple[type[ToGlobal], tuple[f.Check, ...]]] = {
 }
 
 _TO_LOCAL: dict[int, tuple[type[ToLocal], tuple[f.Check, ...]]] = {
-    65: (m.Welcome, (f.uint, f.uint, f.id16, f.uint, f.span, f.text, f.uint, f.uint)),
+    65: (m.Welcome, (f.uint, f.uint, f.id16, f.uint, f.span, f.text, f.uint, f.uint, f.uint)),
     66: (m.Synced, (f.uint, f.uint, f.uint, f.uint, f.uint, _LOGGED_KEYS, f.boolean, f.uint)),
     67: (m.Farewell, (f.uint, f.uint)),
     68: (m.GetReply, (*f.ENVELOPE, f.uint, f.codecs, f.inline, f.bodies, f.indexes)),

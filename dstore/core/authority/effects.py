@@ -68,11 +68,11 @@ class Outbox:
         self._broadcasts.append(Publish(message))
 
     def refuse(self, route: Route, message: ToGlobal, refusal: Refusal, text: str) -> None:
-        """Answer that nothing was done. The answer names the session and request of the message."""
+        """Answer that nothing was done. The answer names the session, or the secret, and
+        the request of the message."""
         self.counters["refused"] += 1
-        epoch, session, request = (
-            getattr(message, name, 0) for name in ("epoch", "session", "request")
-        )
+        epoch, request = getattr(message, "epoch", 0), getattr(message, "request", 0)
+        session = getattr(message, "session", 0) or getattr(message, "secret", 0)
         self.send(route, Refused(epoch, session, request, refusal, text))
 
     def take(self) -> list[GlobalEffect]:

@@ -24,6 +24,7 @@ from dstore.core.authority.acknowledgements import Acknowledgements, PendingDele
 from dstore.core.authority.broadcasts import Broadcasts
 from dstore.core.authority.budgets import text_bytes
 from dstore.core.authority.effects import Alarm, Outbox
+from dstore.core.authority.host import OwnMembership
 from dstore.core.authority.sessions import Session, Sessions
 from dstore.protocol.messages import Committed, Key, Synced
 
@@ -81,8 +82,15 @@ class Invalidations:
     """
 
     def __init__(
-        self, epoch: int, log_length: int, sessions: Sessions, out: Outbox, alarm: Alarm
+        self,
+        epoch: int,
+        log_length: int,
+        sessions: Sessions,
+        own: OwnMembership,
+        out: Outbox,
+        alarm: Alarm,
     ) -> None:
+        self.own = own
         self.log = InvalidationLog(log_length)
         self.pending: dict[Key, PendingDeletion] = {}  # in the order of their numbers
         self._epoch = epoch
@@ -150,6 +158,9 @@ class Invalidations:
         self.pending[pending.key] = pending
         self._started.append(pending)
         for session in self._sessions.holding(pending.key):
+            if session is self.own.session:
+                pending.confirmed += 1  # see OwnMembership.invalidated, before the commit
+                continue
             recipient = self._recipients[session.id]
             if self.acknowledgements.wait_for(recipient, pending, now):
                 self._to_notify[session.id] = recipient

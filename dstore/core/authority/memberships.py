@@ -12,7 +12,17 @@ from dstore.core.authority.reads import Waits
 from dstore.core.authority.sessions import Session, Sessions
 from dstore.core.authority.stages import Stages
 from dstore.core.authority.writes import Writes
-from dstore.protocol.messages import Ack, Farewell, Goodbye, Hello, Refusal, Route, Sync, Welcome
+from dstore.protocol.messages import (
+    Ack,
+    Farewell,
+    Goodbye,
+    Hello,
+    Kind,
+    Refusal,
+    Route,
+    Sync,
+    Welcome,
+)
 
 MAKE_ROOM_PAUSE = 0.1
 """Seconds between two searches for sessions whose places can be given to other Locals."""
@@ -49,7 +59,7 @@ class Memberships:
         session = self._sessions.by_nonce(message.nonce)
         if session is None:
             if message.replaces_epoch == self._welcome.epoch:
-                replaced = self._sessions.get(message.replaces_session)
+                replaced = self._sessions.by_secret(message.replaces_secret)
                 if replaced is not None:
                     self._end(replaced, now)
             self._check_admission(route, now)
@@ -62,22 +72,37 @@ class Memberships:
 
     def _open(self, route: Route, message: Hello, now: float) -> Session:
         session = self._sessions.open(message, route, now, self._peer_of(route))
-        self._invalidations.open(session, now)
+        if session.kind is not Kind.WRITER:
+            self._invalidations.open(session, now)
         session.welcome = self._welcome._replace(
-            session=session.id, nonce=session.nonce, seq=self._invalidations.log.seq
+            session=session.id,
+            nonce=session.nonce,
+            seq=self._invalidations.log.seq,
+            secret=session.secret,
         )
         self.wake_at = min(self.wake_at, self._sessions.lingers_until(session))
         self._alarm.at(self.wake_at)
         return session
+
+    def open_own(self, label: str) -> Session:
+        """Open the session of Global's own host: it never lapses, and nothing is sent to it."""
+        return self._sessions.open_own(label)
+
+    def end_own(self, session: Session, now: float) -> None:
+        """End the session of Global's own host, whose page is void or expires."""
+        self._sessions.close(session)
+        if self._sessions.holders.sweeping:
+            self._alarm.at(now)
+        self._waits.end(session)
 
     def _check_admission(self, route: Route, now: float) -> None:
         """Raise Refuse if this connection may open no further session."""
         sessions, most = self._sessions, self.max_clients
         if self.closing:
             raise Refuse(Refusal.CLOSING, "Global is shutting down")
-        if len(sessions) >= most:
+        if self._places_taken >= most:
             self._make_room(now)
-        if len(sessions) >= most:
+        if self._places_taken >= most:
             raise Refuse(Refusal.BUSY, f"{most:,} Locals are here, and --max-clients is that")
         peer, share = self._peer_of(route), share_of(most)
         if peer is not None and sessions.of_peer(peer) >= share:
@@ -89,8 +114,13 @@ class Memberships:
             text = "this connection has opened several sessions and ended none"
             raise Refuse(Refusal.BUSY, text)
 
+    @property
+    def _places_taken(self) -> int:
+        """How many sessions are open, that of Global's own host aside."""
+        return len(self._sessions) - (self._invalidations.own.session is not None)
+
     def _make_room(self, now: float) -> None:
-        """End the lapsed sessions, since other Locals need their places."""
+        """End the lapsed sessions and idle writers, since other Locals need their places."""
         if now >= self._make_room_at:
             self._make_room_at = now + MAKE_ROOM_PAUSE
             self._writes.expire(now)  # first, or these deletions would count as confirmed
@@ -101,6 +131,8 @@ class Memberships:
 
     def sync(self, session: Session, route: Route, message: Sync, now: float) -> None:
         """Renew a lease, and send the invalidations that the Local has missed."""
+        if session.kind is Kind.WRITER:
+            raise Refuse(Refusal.BAD_MESSAGE, "a session of the kind WRITER has no lease")
         self._acknowledge(session, route, message.applied, now)
         self._out.counters["syncs"] += 1
         session.forget_outcomes(message.seen)
@@ -109,6 +141,8 @@ class Memberships:
         self._invalidations.watch(session, message.watching)
 
     def ack(self, session: Session, route: Route, message: Ack, now: float) -> None:
+        if session.kind is Kind.WRITER:
+            raise Refuse(Refusal.BAD_MESSAGE, "a session of the kind WRITER is not notified")
         self._acknowledge(session, route, message.applied, now)
         self._invalidations.notify_next(session, now)
 
@@ -127,10 +161,10 @@ class Memberships:
 
     def goodbye(self, route: Route, message: Goodbye, now: float) -> None:
         """End a session. The answer is the same if it has ended before."""
-        session = self._sessions.get(message.session)
+        session = self._sessions.by_secret(message.secret)
         if session is not None and message.epoch == self._welcome.epoch:
             self._end(session, now)
-        self._out.send(route, Farewell(message.epoch, message.session))
+        self._out.send(route, Farewell(message.epoch, message.secret))
 
     def drop_silent(self, now: float) -> None:
         """End the sessions that have lingered for their time without a message."""
@@ -148,6 +182,8 @@ class Memberships:
             self._alarm.at(now)
         self._waits.end(session)  # its bit may become another's
         self._stages.end(session)
+        if session.kind is Kind.WRITER:
+            return
         completed = self._invalidations.close(session, now)
         if completed:
             self._writes.complete(completed, now)

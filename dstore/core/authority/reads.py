@@ -5,7 +5,9 @@ can start in between and miss the new holder.
 
 A WAIT of a key that is not bound is kept for the time that it names, so that Locals need not poll.
 It is answered as a GET would be: when the key is bound, or with "missing" when the time has passed.
-A Local that wants to wait for longer asks again. When a session ends, its requests are dropped.
+A Local that wants to wait for longer asks again. When a session ends, its requests are dropped. A
+request is named by its session and its number; the numbers of two processes that share a session
+differ, since each begins at a random one.
 Many requests may wait for one key, whose value may be large. They are answered a few at a time, so
 that other messages do not wait until all of them are answered.
 """
@@ -20,13 +22,14 @@ from typing import NamedTuple
 
 from dstore.config import BATCH_BYTES_MAX, KEYS_PER_MESSAGE_MAX
 from dstore.core.authority.acknowledgements import PendingDeletion
-from dstore.core.authority.budgets import text_bytes
+from dstore.core.authority.budgets import Account, text_bytes
 from dstore.core.authority.effects import NEVER, Alarm, Outbox, Refuse
 from dstore.core.authority.holders import Holders
 from dstore.core.authority.invalidations import InvalidationLog
-from dstore.core.authority.sessions import Session
+from dstore.core.authority.sessions import NO_BIT, Session
 from dstore.core.engine import Bulk, Engine
 from dstore.protocol.messages import (
+    NO_SESSION,
     NO_TOKEN,
     Body,
     Chunk,
@@ -55,9 +58,9 @@ ENDS_MIN = 1_000
 
 
 class Waiting(NamedTuple):
-    """One waiting request. Its answer goes to ``route``."""
+    """One waiting request, perhaps without a session. Its answer goes to ``route``."""
 
-    session: Session
+    session: Session | None
     route: Route
     message: Wait
 
@@ -65,8 +68,9 @@ class Waiting(NamedTuple):
 class Waits:
     """The waiting requests by key, by session, and by when they end."""
 
-    def __init__(self, alarm: Alarm) -> None:
+    def __init__(self, alarm: Alarm, account_of_none: Account) -> None:
         self._alarm = alarm
+        self._account_of_none = account_of_none
         self._by_key: dict[Key, dict[tuple[int, int], Waiting]] = {}
         self._ends: list[tuple[float, int, Key, tuple[int, int]]] = []
         self._of: dict[int, set[tuple[Key, tuple[int, int]]]] = {}  # by session
@@ -87,21 +91,24 @@ class Waits:
             return 0.0
         return self._ends[0][0] if self._ends else NEVER
 
-    def add(self, session: Session, route: Route, message: Wait, now: float) -> None:
+    def _account(self, session: Session | None) -> Account:
+        return self._account_of_none if session is None else session.waits
+
+    def add(self, session: Session | None, route: Route, message: Wait, now: float) -> None:
         """Keep a request. The answer goes to where its latest repeat came from.
 
         Raises Refuse if there is no room for it.
         """
-        name = (session.id, message.request)
+        name = (message.session, message.request)
         if name not in self._by_key.get(message.key, ()):
-            cost = _cost(message.key)
-            if not session.waits.admits(cost):
-                taken = f"{session.waits.taken:,} bytes of them of this session"
+            cost, account = _cost(message.key), self._account(session)
+            if not account.admits(cost):
+                taken = f"{account.taken:,} bytes of them of this session"
                 raise Refuse(Refusal.BUSY, f"too many requests wait, {taken}")
-            session.waits.take(cost)
+            account.take(cost)
             self._count += 1
             self._serial += 1
-            self._of.setdefault(session.id, set()).add((message.key, name))
+            self._of.setdefault(message.session, set()).add((message.key, name))
             end = now + min(message.timeout, TIMEOUT_MAX)
             heapq.heappush(self._ends, (end, self._serial, message.key, name))
             self._alarm.at(end)
@@ -130,9 +137,9 @@ class Waits:
         """Remove one of the requests that wait for a key, to answer it."""
         return self._take(key, next(iter(self._by_key[key])))
 
-    def drop(self, session: Session, message: Unwait) -> None:
+    def drop(self, message: Unwait) -> None:
         """Drop a request that its sender has given up. It need not be here."""
-        name = (session.id, message.request)
+        name = (message.session, message.request)
         if name in self._by_key.get(message.key, ()):
             self._take(message.key, name)
 
@@ -150,7 +157,7 @@ class Waits:
     def _take(self, key: Key, name: tuple[int, int]) -> Waiting:
         waiting, of_one = self._by_key[key], self._of[name[0]]
         taken = waiting.pop(name)
-        taken.session.waits.take(-_cost(key))
+        self._account(taken.session).take(-_cost(key))
         of_one.discard((key, name))
         if not waiting:
             del self._by_key[key]
@@ -180,14 +187,18 @@ class Reads:
     _waits: Waits
     _out: Outbox
 
-    def get(self, session: Session, route: Route, message: Get, now: float) -> None:
+    def get(self, session: Session | None, route: Route, message: Get, now: float) -> None:
         """Answer a GET."""
         self._out.counters["gets"] += len(message.keys)
         self._out.send(route, self.reply(session, message.request, message.keys))
 
-    def reply(self, session: Session, request: int, keys: list[Key]) -> GetReply:
-        """Return the reply to a GET of ``keys``. One that would become too large ends early."""
-        read, pending, hold, bit = self._engine.read, self._pending, self._holders.add, session.bit
+    def reply(self, session: Session | None, request: int, keys: list[Key]) -> GetReply:
+        """Return the reply to a GET of ``keys``. One that would become too large ends early.
+
+        Without a session, or for one that is no holder, no value is cacheable.
+        """
+        read, pending, hold = self._engine.read, self._pending, self._holders.add
+        bit = NO_BIT if session is None else session.bit
         codecs: list[str] = []
         tokens: list[bytes] = []
         bodies: list[Body | None] = []
@@ -201,7 +212,7 @@ class Reads:
                 tokens.append(NO_TOKEN)
                 bodies.append(None)
                 continue
-            if key in pending or not hold(key, bit):
+            if key in pending or bit == NO_BIT or not hold(key, bit):
                 uncacheable.append(len(bodies))
             token, codec, body = stored
             codecs.append(codec)
@@ -211,11 +222,12 @@ class Reads:
                 room -= len(body)
                 if room <= 0:
                     break
+        name = NO_SESSION if session is None else session.id
         return GetReply(
-            self._epoch, session.id, request, seq, codecs, b"".join(tokens), bodies, uncacheable
+            self._epoch, name, request, seq, codecs, b"".join(tokens), bodies, uncacheable
         )
 
-    def wait(self, session: Session, route: Route, message: Wait, now: float) -> None:
+    def wait(self, session: Session | None, route: Route, message: Wait, now: float) -> None:
         """Answer a WAIT, now or when its key has been bound."""
         self._out.counters["waits"] += 1
         if self._engine.read(message.key) is not None:
@@ -239,20 +251,22 @@ class Reads:
         for waiting in self._waits.expire(now):
             self._answer(*waiting)
 
-    def _answer(self, session: Session, route: Route, message: Wait) -> None:
+    def _answer(self, session: Session | None, route: Route, message: Wait) -> None:
         self._out.send(route, self.reply(session, message.request, [message.key]))
 
-    def scan(self, session: Session, route: Route, message: Scan, now: float) -> None:
+    def scan(self, session: Session | None, route: Route, message: Scan, now: float) -> None:
         self._out.counters["scans"] += 1
         limit = max(1, min(message.limit, KEYS_PER_MESSAGE_MAX))
         keys = self._engine.scan(message.prefix, message.after, limit)
         after = keys[-1] if len(keys) == limit else ""
-        self._out.send(route, ScanReply(self._epoch, session.id, message.request, keys, after))
+        reply = ScanReply(self._epoch, message.session, message.request, keys, after)
+        self._out.send(route, reply)
 
-    def fetch(self, session: Session, route: Route, message: Fetch, now: float) -> None:
+    def fetch(self, session: Session | None, route: Route, message: Fetch, now: float) -> None:
         data = self._bulk.read(message.token, message.offset, message.length)
         if not data:
             raise Refuse(Refusal.GONE, "the value is not here any more")
         self._out.counters["chunks_out"] += 1
         self._out.counters["bytes_out"] += len(data)
-        self._out.send(route, Chunk(*message[:3], message.token, message.offset, data))
+        envelope = (self._epoch, *message[1:3])
+        self._out.send(route, Chunk(*envelope, message.token, message.offset, data))

@@ -14,9 +14,11 @@ the rules, and what goes wrong without each of them.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from dstore.config import CLIENTS_MAX_DEFAULT
 from dstore.core.authority.effects import Alarm, GlobalEffect, Outbox, Refuse
+from dstore.core.authority.host import OwnMembership, Page
 from dstore.core.authority.invalidations import Invalidations
 from dstore.core.authority.memberships import Memberships
 from dstore.core.authority.reads import Reads, Waits
@@ -60,20 +62,24 @@ class GlobalState:
         self.epoch = epoch
         self._engine = engine
         welcome = self._welcome = m.Welcome(
-            epoch, 0, b"", 0, lease, publisher, value_limit, large_from
+            epoch, 0, b"", 0, lease, publisher, value_limit, large_from, 0
         )
         alarm = self.alarm = Alarm()
         out = self._out = Outbox()
         sessions = self._sessions = Sessions(lease, random63)
         holders = self._holders = sessions.holders
-        invalidations = self._invalidations = Invalidations(epoch, log_length, sessions, out, alarm)
+        own = self._own = OwnMembership(lease, alarm)
+        invalidations = self._invalidations = Invalidations(
+            epoch, log_length, sessions, own, out, alarm
+        )
         log = self._log = invalidations.log
         stages = self._stages = Stages(engine, bulk, value_limit, out, alarm)
-        waits = self._waits = Waits(alarm)
+        waits = self._waits = Waits(alarm, sessions.waits_of_none)
         self._reads = Reads(epoch, engine, bulk, holders, log, invalidations.pending, waits, out)
         writes = self._writes = Writes(
-            epoch, engine, bulk, stages, holders, invalidations, waits, out, alarm
+            epoch, engine, bulk, stages, sessions, holders, invalidations, waits, out, alarm
         )
+        self._host: Session | None = None
         self._memberships = Memberships(
             welcome,
             sessions,
@@ -86,18 +92,24 @@ class GlobalState:
             max_clients,
             peer_of,
         )
-        # These messages are refused unless their session is open.
-        self._of_sessions: dict[type, Callable[..., None]] = {
+        # These messages are refused unless their session is open; it may be none.
+        self._of_readers: dict[type, Callable[..., None]] = {
             m.Get: self._reads.get,
             m.Wait: self._reads.wait,
             m.Scan: self._reads.scan,
             m.Fetch: self._reads.fetch,
             m.Stats: self._on_stats,
-            m.Sync: self._memberships.sync,
-            m.Ack: self._memberships.ack,
+        }
+        # These are refused unless their session is open.
+        self._of_writers: dict[type, Callable[..., None]] = {
             m.Set: self._on_set,
             m.Del: self._writes.delete,
             m.Stage: stages.stage,
+        }
+        # These are refused unless they have the secret of an open session.
+        self._of_owners: dict[type, Callable[..., None]] = {
+            m.Sync: self._memberships.sync,
+            m.Ack: self._memberships.ack,
         }
         self._others: dict[type, Callable[..., None]] = {
             m.Hello: self._memberships.hello,
@@ -134,11 +146,15 @@ class GlobalState:
         earlier moment would end here before the Local stops using it.
         """
         try:
-            handler = self._of_sessions.get(type(message))
-            if handler is None:
-                self._others[type(message)](route, message, now)
+            kind = type(message)
+            if kind in self._of_readers:
+                self._of_readers[kind](self._reader(message), route, message, now)
+            elif kind in self._of_writers:
+                self._of_writers[kind](self._writer(message, now), route, message, now)
+            elif kind in self._of_owners:
+                self._of_owners[kind](self._owner(message), route, message, now)
             else:
-                handler(self._session(message), route, message, now)  # type: ignore[arg-type]
+                self._others[kind](route, message, now)
         except Refuse as refuse:
             self._out.refuse(route, message, *refuse.args)
         return self._out.take()
@@ -146,7 +162,7 @@ class GlobalState:
     def read(self, message: m.Get) -> m.GetReply | None:
         """Return the reply to a GET, which is all that :meth:`receive` would do with it.
 
-        Returns None, and does nothing, if the session is not open: then the GET is refused there.
+        Returns None, and does nothing, if it names no open session: that is for ``receive``.
         """
         session = self._sessions.get(message.session)
         if session is None or message.epoch != self.epoch:
@@ -154,21 +170,77 @@ class GlobalState:
         self._out.counters["gets"] += len(message.keys)
         return self._reads.reply(session, message.request, message.keys)
 
-    def _session(self, message: m.Sync | m.Ack | m.RequestMessage) -> Session:
-        """Return the session that a message names, or raise Refuse.
+    def _session(self, message: Any) -> Session:
+        """Return the session that a request names by its id, or raise Refuse.
 
-        A peer that knows the id of a session may speak for it on any connection: a Local sends
+        A peer that knows the id of a session may ask for it on any connection: a Local sends
         requests over other connections than its HELLO, and all of them may have been replaced.
         """
-        if message.epoch != self.epoch:
+        return self._open(message.epoch, self._sessions.get(message.session))
+
+    def _reader(self, message: Any) -> Session | None:
+        """Return the session that a request names by its id, None if it names none, or raise."""
+        return None if message.session == m.NO_SESSION else self._session(message)
+
+    def _writer(self, message: Any, now: float) -> Session:
+        """Return the session in whose name a message writes or uploads, or raise Refuse.
+
+        It is not that of Global's own host, which belongs to all processes there: two of them would
+        use the same number for different writes, and one would end the outcomes of another.
+        """
+        session = self._session(message)
+        if session is self._host:
+            raise Refuse(m.Refusal.BAD_MESSAGE, "to write, a process needs a session of its own")
+        self._sessions.heard(session, now)
+        return session
+
+    def _owner(self, message: Any) -> Session:
+        """Return the session that a message names by its secret, or raise Refuse."""
+        return self._open(message.epoch, self._sessions.by_secret(message.secret))
+
+    def _open(self, epoch: int, session: Session | None) -> Session:
+        if epoch != self.epoch:
             raise Refuse(m.Refusal.OTHER_EPOCH, "Global has restarted: its epoch is another")
-        session = self._sessions.get(message.session)
         if session is None:
             raise Refuse(m.Refusal.UNKNOWN_SESSION, "the session has ended")
         return session
 
+    # ---- Global's own host ----------------------------------------------------------------
+
+    def open_host(self, now: float, label: str) -> int:
+        """Open the session of Global's own host. Returns its id; :meth:`share` follows.
+
+        The former one ends: its page is void.
+        """
+        self.close_host(now)
+        host = self._host = self._own.session = self._memberships.open_own(label)
+        return host.id
+
+    def share(self, page: Page, now: float) -> None:
+        """Let the processes of this host use a page, in the session that was opened last."""
+        assert self._host is not None
+        self._own.begin(page, now)
+
+    def close_host(self, now: float) -> None:
+        """Void the page and end the session of this host. Idempotent."""
+        self._own.end(now)
+        host, self._host = self._host, None
+        if host is not None:
+            self._own.session = None
+            self._memberships.end_own(host, now)
+
+    @property
+    def host_lost(self) -> bool:
+        """Whether the session of this host has no page that can be written.
+
+        After a failure a new page of a new session is needed.
+        """
+        return self._host is not None and self._own.lost
+
     def tick(self, now: float) -> list[GlobalEffect]:
         """Do what is due at this moment."""
+        if now >= self._own.wake_at:
+            self._own.tick(now)
         self._writes.expire(now)
         self._stages.expire(now)
         self._invalidations.remind(now)
@@ -184,6 +256,7 @@ class GlobalState:
         if self._holders.sweeping:
             return now
         return min(
+            self._own.wake_at,
             self._memberships.wake_at,
             self._invalidations.wake_at,
             self._stages.wake_at,
@@ -198,20 +271,22 @@ class GlobalState:
     # ---- handlers -------------------------------------------------------------------------
 
     def _on_withdrawal(self, route: m.Route, message: m.Unwait | m.Unstage, now: float) -> None:
-        session = self._sessions.get(message.session)
-        if message.epoch != self.epoch or session is None:
-            return  # these messages are not answered
+        # These messages are not answered.
+        if message.epoch != self.epoch and message.session != m.NO_SESSION:
+            return
         if isinstance(message, m.Unwait):
-            self._waits.drop(session, message)
-        else:
+            self._waits.drop(message)
+        elif (session := self._sessions.get(message.session)) is not None:
             self._stages.drop(message.token, session)
 
     def _on_set(self, session: Session, route: m.Route, message: m.Set, now: float) -> None:
         self._writes.set(session, route, message, now)
         self._reads.answer_bound()
 
-    def _on_stats(self, session: Session, route: m.Route, message: m.Stats, now: float) -> None:
-        self._out.send(route, m.StatsReply(*message[:3], self.metrics(now)))
+    def _on_stats(
+        self, session: Session | None, route: m.Route, message: m.Stats, now: float
+    ) -> None:
+        self._out.send(route, m.StatsReply(self.epoch, *message[1:3], self.metrics(now)))
 
     def metrics(self, now: float) -> dict[str, object]:
         """Return the metrics of this Global, by name."""
@@ -225,7 +300,6 @@ class GlobalState:
             "lease": self._welcome.lease,
             "seq": self._log.seq,
             "pending": len(self._invalidations.pending),
-            "sessions": len(self._sessions),
             "held_keys": len(self._holders),
             "waiting": len(self._waits),
             "watching": self._invalidations.watchers,

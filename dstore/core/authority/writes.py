@@ -31,16 +31,19 @@ from dstore.core.authority.holders import Holders
 from dstore.core.authority.invalidations import Invalidations
 from dstore.core.authority.reads import Waits
 from dstore.core.authority.sessions import (
+    NO_BIT,
     WRITE_BYTES,
     WRITE_ITEM_BYTES,
     ActiveWrite,
     Session,
+    Sessions,
     repeated,
 )
 from dstore.core.authority.stages import Stages
 from dstore.core.engine import Bulk, Engine
 from dstore.errors import DstoreError, StoreFull
 from dstore.protocol.messages import (
+    NO_SESSION,
     Del,
     DelResult,
     DelStatus,
@@ -65,6 +68,7 @@ class Writes:
     _engine: Engine
     _bulk: Bulk
     _stages: Stages
+    _sessions: Sessions
     _holders: Holders
     _invalidations: Invalidations
     _waits: Waits
@@ -118,11 +122,24 @@ class Writes:
         cost = WRITE_BYTES + count * WRITE_ITEM_BYTES + size
         self._check_admission(session, message, cost)
         write = ActiveWrite(
-            route, message.request, session, message.write, type(message) is Set, cost, count
+            route,
+            message.request,
+            session,
+            self._holder(session, message),
+            message.write,
+            type(message) is Set,
+            cost,
+            count,
         )
         session.writes.take(cost)
         session.outcomes[message.write] = write
         return write
+
+    def _holder(self, session: Session, message: Set | Del) -> Session | None:
+        """Return the session that may cache the values of a SET."""
+        if type(message) is not Set or message.holder == NO_SESSION:
+            return None
+        return session if message.holder == session.id else self._sessions.get(message.holder)
 
     def _check_admission(self, session: Session, message: Set | Del, cost: int) -> None:
         if message.write < session.seen:
@@ -158,7 +175,7 @@ class Writes:
         elif (refusal := self._stages.claim(write.session, item, old)) is not None:
             result = SetResult(refusal, self._invalidations.log.seq)
         elif old is None:
-            result = self._bind(write.session, item)
+            result = self._bind(write.holder, item)
         else:
             pending = PendingDeletion(item.key, old, write, index)
             self._stages.begin_replacement(pending, item.stored)
@@ -169,7 +186,7 @@ class Writes:
             self._stages.drop(item.stored.token, write.session)
         self._finish(write, index, result)
 
-    def _bind(self, session: Session, item: SetItem) -> SetResult:
+    def _bind(self, holder: Session | None, item: SetItem) -> SetResult:
         seq = self._invalidations.log.seq
         try:
             self._engine.bind(item.key, item.stored)
@@ -178,24 +195,26 @@ class Writes:
             full = isinstance(error, StoreFull)
             return SetResult(SetStatus.FULL if full else SetStatus.FAILED, seq)
         self._waits.bound(item.key)
-        return SetResult(SetStatus.STORED, seq, self._hold(item.key, session))
+        return SetResult(SetStatus.STORED, seq, self._hold(item.key, holder))
 
     def _occupied(self, write: ActiveWrite, key: Key, old: Stored) -> SetResult:
         seq = self._invalidations.log.seq
         found = None
         if type(old.body) is Large:
             return SetResult(SetStatus.OCCUPIED, seq)  # its bytes can be fetched
-        if write.reserve(old.inline) and self._hold(key, write.session):
+        if write.reserve(old.inline) and self._hold(key, write.holder):
             found = Found(seq, True, old)
         return SetResult(SetStatus.OCCUPIED, seq, found=found)
 
-    def _hold(self, key: Key, session: Session) -> bool:
-        """Make the writer a holder. Returns whether it may cache the value of the reply.
+    def _hold(self, key: Key, session: Session | None) -> bool:
+        """Make the session of the writer a holder. Returns whether the value may be cached there.
 
-        It may not if the record of holders has no room, or if its session has ended while the
+        It may not if the record of holders has no room, or if the session has ended while the
         write was queued: its bit may belong to another session by now.
         """
-        return session.open and self._holders.add(key, session.bit)
+        if session is None or not session.open or session.bit == NO_BIT:
+            return False
+        return self._holders.add(key, session.bit)
 
     # ---- deleting, phase 1 ----------------------------------------------------------------
 
@@ -230,12 +249,18 @@ class Writes:
 
         A commit executes the writes that were queued, and these may start deletions. If the engine
         raises, the other deletions are committed by the next call, at the latest in the next tick.
+        They are also left to a later call while the page of Global's host can be neither written
+        nor voided.
         """
         self._completed.extend(completed)
         self._completed.extend(self._invalidations.notify(now))  # what such a call has left
         try:
             while self._completed:
-                self._commit(self._completed.popleft(), now)
+                pending = self._completed[0]
+                if not self._invalidations.own.invalidated(pending.key, pending.seq, now):
+                    break  # processes of Global's host may use the value for a while
+                self._completed.popleft()
+                self._commit(pending, now)
                 if not self._completed:
                     self._completed.extend(self._invalidations.notify(now))
         except BaseException:
@@ -281,7 +306,7 @@ class Writes:
             return SetResult(SetStatus.FAILED, seq)
         if pending.large:
             self._bulk.drop(pending.token)
-        cacheable = self._hold(pending.key, pending.write.session)
+        cacheable = self._hold(pending.key, pending.write.holder)
         return SetResult(
             SetStatus.REPLACED, seq, cacheable, None, pending.confirmed, pending.expired
         )
