@@ -123,6 +123,7 @@ class Writer:
             units > words[SMALL + SIZE] // RECORD_SHARE
             or len(raw_key) > KEY_BYTES_MAX
             or len(raw_codec) > CODEC_BYTES_MAX
+            or not codec.isascii()
             or len(token) != TOKEN_BYTES
             or not 0 <= seq <= SEQ_MAX
         ):
@@ -295,9 +296,13 @@ class Writer:
         words = self._words
         tail, head, size = words[ring + TAIL], words[ring + HEAD], words[ring + SIZE]
         start = tail % (size or 1)  # 0 in a child that was forked by a signal handler, here
+        if start >= words[ring + RESERVED]:
+            self._reset(ring)
+            return
         top = words[self._bases[ring] + start]
         units = top & UNITS_MASK & ~FILLER
-        if not (0 < units <= size - start and tail + units <= head <= tail + size):
+        least = 1 if top & FILLER else RECORD_UNITS_MIN
+        if not (least <= units <= size - start and tail + units <= head <= tail + size):
             self._reset(ring)
             return
         if top & FILLER:
