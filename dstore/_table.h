@@ -31,6 +31,8 @@ enum {
     DSTORE_RESETS,
     DSTORE_RECORD_MIN = 6, /* in units */
     DSTORE_MOVES_MAX = 32,
+    DSTORE_GHOST_STEPS = 64,
+    DSTORE_STAMP_MASK = 0xfff,
     DSTORE_TOKEN = 16,
     DSTORE_ON_STACK = 2048, /* bytes of a record that is copied without asking for memory */
 };
@@ -287,8 +289,10 @@ static uint64_t dstore_place_for(dstore_table *t, uint64_t hash64) {
 }
 
 static inline uint32_t dstore_mark(const dstore_table *t, uint64_t hash64, uint64_t *slot) {
+    uint64_t step = dstore_get(t->words + DSTORE_MAIN + DSTORE_SIZE) / DSTORE_GHOST_STEPS + 1;
+    uint64_t stamp = dstore_get(t->words + DSTORE_SMALL + DSTORE_TAIL) / step;
     *slot = (hash64 >> 17 & DSTORE_LOW) * t->slots >> 32;
-    return (uint32_t)hash64 | 1;
+    return (uint32_t)((hash64 & 0xfffff) << 12 | (stamp & DSTORE_STAMP_MASK));
 }
 
 static int dstore_ring_for(dstore_table *t, uint64_t hash64, uint64_t units, uint64_t former) {
@@ -298,8 +302,8 @@ static int dstore_ring_for(dstore_table *t, uint64_t hash64, uint64_t units, uin
         return DSTORE_MAIN;
     if (former)
         return dstore_ring(former);
-    uint32_t mark = dstore_mark(t, hash64, &slot);
-    if (t->ghost[slot] != mark)
+    uint32_t mark = dstore_mark(t, hash64, &slot), noted = t->ghost[slot];
+    if (noted >> 12 != mark >> 12 || ((mark - noted) & DSTORE_STAMP_MASK) > DSTORE_GHOST_STEPS)
         return DSTORE_SMALL;
     t->ghost[slot] = 0;
     dstore_add(t, DSTORE_READMITTED);

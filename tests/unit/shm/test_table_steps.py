@@ -31,7 +31,7 @@ from dstore.shm.ring import PureWriter, begin
 from tests.unit.shm.replay import WORD, History, Replayed, Store, Traced, outcomes
 from tests.unit.shm.tables import body_of, hash_of, is_right, token_of
 
-KEYS = "abcdefghijk"
+KEYS = "abcdefghij"
 LAYOUT = Layout.build(8, 36, 47)
 TAILS = frozenset(WORD * (ring + TAIL) for ring in (SMALL, MAIN))
 HEADS = frozenset(WORD * (ring + HEAD) for ring in (SMALL, MAIN))
