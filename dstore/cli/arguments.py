@@ -31,6 +31,8 @@ HELP = {
     "--address": "the address at which Global listens (default: %(default)s)",
     "--bind": "the address at which to take requests (default: %(default)s)",
     "--file": "store the bytes of this file instead",
+    "--host-cache": "how much memory the processes of this host may take for small values that they "
+    "share, 0 for none (default: 256M, and at most a quarter of the file system in memory)",
     "--json": "print them as one JSON object",
     "--large-from": "the size from which on a value travels in chunks, and the processes of a "
     "host share one copy of it (default: 64K)",
@@ -160,6 +162,7 @@ def _add_programs(parsers: _Parsers) -> None:
     _option(serve, "--value-limit", type=size, default=config.VALUE_LIMIT_DEFAULT, metavar="SIZE")
     _option(serve, "--large-from", type=large, default=config.LARGE_FROM_DEFAULT, metavar="SIZE")
     _option(serve, "--shm", type=folder, metavar="DIR")
+    _option(serve, "--host-cache", type=host_cache, metavar="SIZE")
     _option(serve, "-v", "--verbose", action="count", default=0)
     _option(serve, "-q", "--quiet", action="store_true", help="log errors only")
 
@@ -280,6 +283,12 @@ def between_sizes(low: int, high: int, such: str = "64K") -> Callable[[str], int
         return int(number)
 
     return convert
+
+
+def host_cache(text: str) -> int:
+    """Return the size of a host cache; 0 stands for none."""
+    low, high = config.HOST_CACHE_MIN, config.HOST_CACHE_MAX
+    return 0 if text.strip() == "0" else between_sizes(low, high, "256M, or 0")(text)
 
 
 size = between_sizes(1, config.SIZE_MAX, "512M or 4G")

@@ -35,6 +35,7 @@ def serve(options: Namespace) -> int:
         large_from=options.large_from,
         max_clients=options.max_clients,
         shm=options.shm,
+        host_cache=options.host_cache,
     )
     server.bind()
     _stop_on_signals(server)

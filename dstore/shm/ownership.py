@@ -38,11 +38,17 @@ class Ownership:
         return f"<Ownership {'open' if self._alive else 'closed'} {self._locks} {self._page}>"
 
     @classmethod
-    def take(cls, root: str | None, addresses: Iterable[str], owner: str = "") -> Ownership:
+    def take(
+        cls,
+        root: str | None,
+        addresses: Iterable[str],
+        owner: str = "",
+        tries: int = hosts.LOCK_TRIES,
+    ) -> Ownership:
         """Take the names of these canonical addresses, of which there is at least one.
 
         Pages that a former owner has left are voided and removed, with its other files. ``owner``
-        says to people who this is. Raises Owned, which says which process has one of the names,
+        says to people who this is; with one of the ``tries`` it does not wait. Raises Owned, which says which process has one of the names,
         Unusable and OSError.
         """
         path = roots.chosen(root)
@@ -59,7 +65,7 @@ class Ownership:
         try:
             # Sorted: of two owners with names in common one gets the first of these.
             for name in sorted(names):
-                taken.append(_lock(here, name, names[name], owner))
+                taken.append(_lock(here, name, names[name], owner, tries))
             hosts.clean(here)
             _remove_files(here, taken)
             made = cls(here, taken)
@@ -185,9 +191,9 @@ def _after_fork_in_child() -> None:
     _owners.clear()
 
 
-def _lock(here: Directory, name: str, address: str, owner: str) -> NameLock:
+def _lock(here: Directory, name: str, address: str, owner: str, tries: int) -> NameLock:
     try:
-        return hosts.lock(here, name, owner)
+        return hosts.lock(here, name, owner, tries)
     except Owned as error:
         raise Owned(f"{error} has the shared cache of {address}; stop it first") from None
 

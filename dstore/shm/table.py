@@ -222,6 +222,20 @@ class Table:
             "resets": words[RESETS],
         }
 
+    def counts(self) -> dict[str, int]:
+        """Return those of :meth:`stats` that are at hand, without a look at the whole index."""
+        storage = self._storage
+        if storage is None or storage.suspended:
+            return {}
+        words = storage.words
+        used = sum(words[each + HEAD] - words[each + TAIL] for each in (SMALL, MAIN))
+        return {
+            "bytes": UNIT * used,
+            "size": storage.layout.total,
+            "puts": words[PUTS],
+            "evictions": words[EVICTIONS],
+        }
+
 
 # ---- files ------------------------------------------------------------------------------------
 

@@ -16,7 +16,6 @@ that touches a hole is ended by SIGSEGV. Three things follow:
 from __future__ import annotations
 
 import contextlib
-import errno
 import mmap
 import os
 import weakref
