@@ -70,7 +70,7 @@ HOST_CACHE_DEFAULT = 256 << 20
 HOST_CACHE_PART = 1 / 4
 """The part of the file system in memory that a host cache takes at most, unless a size is given."""
 HOST_CACHE_MIN, HOST_CACHE_MAX = 1 << 20, 1 << 40
-"""The smallest and the largest host cache. Without one (0) the processes share a membership only."""
+"""The smallest and the largest host cache. 0: the processes share a membership only."""
 
 # Node
 TIMEOUT_DEFAULT = 5.0

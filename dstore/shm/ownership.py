@@ -48,8 +48,8 @@ class Ownership:
         """Take the names of these canonical addresses, of which there is at least one.
 
         Pages that a former owner has left are voided and removed, with its other files. ``owner``
-        says to people who this is; with one of the ``tries`` it does not wait. Raises Owned, which says which process has one of the names,
-        Unusable and OSError.
+        says to people who this is; with one of the ``tries`` it does not wait. Raises Owned, which
+        says which process has one of the names, Unusable and OSError.
         """
         path = roots.chosen(root)
         if path is None:

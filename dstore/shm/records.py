@@ -27,6 +27,7 @@ from dstore.shm.layout import (
     HEAD_BYTES,
     HEAD_OF_RECORD,
     HEADER_BYTES,
+    LOW_MASK,
     MAIN,
     POSITION_MASK,
     POSITION_SHIFT,

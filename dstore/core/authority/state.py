@@ -37,8 +37,8 @@ class GlobalState:
 
     ``epoch`` is random and names this life of Global; Locals subscribe to broadcasts at
     ``publisher``; ``lease`` is in seconds; the log has the last ``log_length`` invalidations.
-    ``alarm`` has the moment at which :meth:`tick` is next due. ``figures_of_host`` returns metrics of
-    what the processes of Global's host share.
+    ``alarm`` has the moment at which :meth:`tick` is next due. ``figures_of_host`` returns metrics
+    of what the processes of Global's host share.
     ``bulk`` has the bytes of large values, which are those of ``large_from`` bytes or more; no
     value may have more than ``value_limit``. ``random63`` returns 63 random bits that cannot be
     guessed. ``max_clients`` sessions are admitted, and a share of these from one host, whose
