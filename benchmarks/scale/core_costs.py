@@ -85,6 +85,9 @@ class Bench:
         def who(number: int) -> int:
             return cluster.workers[number % size].state.session
 
+        def secret(number: int) -> int:
+            return cluster.workers[number % size].state._secret
+
         def key(number: int) -> str:
             return f"config/{number % 1000:06}"
 
@@ -101,8 +104,8 @@ class Bench:
             return (*asked(number), number, number)  # the writes before are seen
 
         found = {
-            "SYNC": self.time(lambda n: Sync(epoch, who(n), n, 0, 1)),
-            "ACK": self.time(lambda n: Ack(epoch, who(n), 0)),
+            "SYNC": self.time(lambda n: Sync(epoch, secret(n), n, 0, 1)),
+            "ACK": self.time(lambda n: Ack(epoch, secret(n), 0)),
             "GET, 100 B": self.time(lambda n: Get(*asked(n), [key(n)])),
             "GET, missing": self.time(lambda n: Get(*asked(n), ["none"])),
             "GET of 100 keys": self.time(
@@ -110,7 +113,7 @@ class Bench:
             ),
             "WAIT, bound": self.time(lambda n: Wait(*asked(n), key(n), 5.0)),
             "SCAN of 100 keys": self.time(lambda n: Scan(*asked(n), "config/", "", 100)),
-            "SET, 100 B": self.time(lambda n: Set(*written(n), False, [item(n)])),
+            "SET, 100 B": self.time(lambda n: Set(*written(n), False, [item(n)], who(n))),
             "DEL, no holder": self.time(
                 lambda n: Del(*written(n), True, [doomed(n)]), lambda n: bind(doomed(n))
             ),
@@ -127,7 +130,7 @@ class Bench:
         found["HELLO"] = self.time(hello, route_of=newcomer)
         state = cluster.state
         joined = iter([state._sessions.by_nonce(n.to_bytes(16, "little")) for n in nonces])
-        sessions = iter([each.id for each in joined if each is not None])
+        sessions = iter([each.secret for each in joined if each is not None])
         found["GOODBYE"] = self.time(lambda _: Goodbye(epoch, next(sessions)))
         return found
 

@@ -72,7 +72,7 @@ def ask(dealers: Sequence[zmq.Socket[bytes]], keys: Sequence[str]) -> None:
             dealer.send(frame)
         for dealer in dealers:
             dealer.recv()
-    dealers[0].send(wire.encode(Goodbye(welcome.epoch, welcome.session)))
+    dealers[0].send(wire.encode(Goodbye(welcome.epoch, welcome.secret)))
     dealers[0].recv()
 
 

@@ -100,7 +100,7 @@ def joins_and_leaves(target: Target) -> str:
         with until_cut(), target.peer() as peer, target.peer("SUB") as listener:
             listener.send(b"\x01" + wire.PREFIX)
             peer.join()
-            peer.say(Goodbye(peer.epoch, peer.session))
+            peer.say(Goodbye(peer.epoch, peer.secret))
     return f"{count} joins and leaves"
 
 
@@ -308,6 +308,6 @@ def a_subscriber_that_does_not_read(target: Target) -> str:
                 with until_cut():
                     writer.ask(message)
             write += 2
-            writer.say(Sync(writer.epoch, writer.session, turn + 1, 0, write + 1, False))
+            writer.say(Sync(writer.epoch, writer.secret, turn + 1, 0, write + 1, False))
             writer.hear()
     return f"{write // 2} times 1,000 deletions"

@@ -58,7 +58,7 @@ def sessions_of_others(target: Target) -> str:
     with target.joined() as peer:
         for number in target.turns(3_000):
             ident = number if number % 2 else target.dice.getrandbits(63)
-            if ident == peer.session:
+            if ident in (peer.session, peer.secret):
                 continue
             for message in (
                 Ack(peer.epoch, ident, 1 << 40),
@@ -151,7 +151,7 @@ def lying_syncs(target: Target) -> str:
         for number in target.turns(4_000):
             peer = peers[number % len(peers)]
             with until_cut():
-                peer.say(Sync(peer.epoch, peer.session, number + 1, 0, 0, False))
+                peer.say(Sync(peer.epoch, peer.secret, number + 1, 0, 0, False))
                 peer.hear()
                 peer.ask(Stats(*peer.envelope))
                 peer.ask(Scan(*peer.envelope, "", "", config.KEYS_PER_MESSAGE_MAX))

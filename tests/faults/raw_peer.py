@@ -60,7 +60,7 @@ class RawPeer:
         host = host.strip("[]")
         self.socket = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
         self.epoch = 0
-        self.session = NO_SESSION
+        self.session = self.secret = NO_SESSION
         self._request = 0
         try:
             self.socket.settimeout(timeout)
@@ -108,7 +108,7 @@ class RawPeer:
     def join(self) -> Welcome:
         welcome = self.ask(Hello(os.urandom(16), 0, 0, "raw"))
         assert isinstance(welcome, Welcome), welcome
-        self.epoch, self.session = welcome.epoch, welcome.session
+        self.epoch, self.session, self.secret = welcome.epoch, welcome.session, welcome.secret
         return welcome
 
     @property
@@ -161,7 +161,7 @@ class RawPeer:
         if self.session:
             with contextlib.suppress(OSError):
                 self.socket.settimeout(0.1)
-                self.say(Goodbye(self.epoch, self.session))
+                self.say(Goodbye(self.epoch, self.secret))
         self.socket.close()
 
     def __enter__(self) -> RawPeer:

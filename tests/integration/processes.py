@@ -166,7 +166,7 @@ class RawClient:
         self.socket.setsockopt(zmq.RCVTIMEO, int(1000 * PATIENCE))
         self.socket.connect(address)
         self.epoch = 0
-        self.session = NO_SESSION
+        self.session = self.secret = NO_SESSION
 
     def ask(self, message: ToGlobal) -> ToLocal:
         self.socket.send(wire.encode(message))
@@ -178,7 +178,7 @@ class RawClient:
     def join(self) -> None:
         welcome = self.ask(Hello(os.urandom(16), 0, 0, "raw"))
         assert isinstance(welcome, Welcome)
-        self.epoch, self.session = welcome.epoch, welcome.session
+        self.epoch, self.session, self.secret = welcome.epoch, welcome.session, welcome.secret
 
     def close(self) -> None:
         self.socket.close()

@@ -35,7 +35,7 @@ from dstore.server.engines.memory import MemoryEngine
 from dstore.transport.router import Router
 from tests.integration.processes import PATIENCE
 
-EPOCH, SESSION = 11, 1
+EPOCH, SESSION, SECRET = 11, 1, 2
 
 
 class FakeGlobal:
@@ -67,13 +67,13 @@ class FakeGlobal:
     def _reply(self, message: ToGlobal) -> ToLocal | bytes | None:
         if isinstance(message, Hello):
             publisher = self._router.advertised
-            return Welcome(EPOCH, SESSION, message.nonce, 0, 1.0, publisher, 1000, 1000)
+            return Welcome(EPOCH, SESSION, message.nonce, 0, 1.0, publisher, 1000, 1000, SECRET)
         if isinstance(message, Sync):
             return Synced(EPOCH, SESSION, message.serial, message.applied, 0, [])
         if isinstance(message, Ack):
             return None
         if isinstance(message, Goodbye):
-            return Farewell(EPOCH, SESSION)
+            return Farewell(EPOCH, SECRET)
         return self._answer(message)
 
     def close(self) -> None:

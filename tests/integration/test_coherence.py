@@ -109,7 +109,7 @@ def test_a_local_that_renews_but_never_acknowledges_delays_a_deletion_by_one_lea
             serial = 0
             while not done.wait(0.2):
                 serial += 1
-                answers.append(deaf.ask(Sync(deaf.epoch, deaf.session, serial, 0, 0)))
+                answers.append(deaf.ask(Sync(deaf.epoch, deaf.secret, serial, 0, 0)))
 
         renewing = threading.Thread(target=renew)
         renewing.start()
@@ -208,7 +208,7 @@ def test_joins_and_goodbyes_leave_no_session_behind(
     with RawClient(free_global.address) as raw:
         for _ in range(1000):
             raw.join()
-            raw.ask(Goodbye(raw.epoch, raw.session))
+            raw.ask(Goodbye(raw.epoch, raw.secret))
     assert keeper.global_stats()["sessions"] == 1
     assert keeper.delete("k") == dstore.Deletion(1, 0, 0)
 

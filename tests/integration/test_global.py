@@ -58,7 +58,7 @@ def test_foreign_frames_are_refused_counted_and_do_no_harm(
         assert refused(raw, b"GET / HTTP/1.1").refusal is Refusal.BAD_MESSAGE
         assert refused(raw, b"").refusal is Refusal.BAD_MESSAGE
         assert refused(raw, b"", b"as REQ would").refusal is Refusal.BAD_MESSAGE
-        assert refused(raw, b"dS\x07whatever").refusal is Refusal.OTHER_VERSION
+        assert refused(raw, b"dS\x09whatever").refusal is Refusal.OTHER_VERSION
         assert refused(raw, wire.PREFIX + b"\x91\x63").refusal is Refusal.BAD_MESSAGE
         assert refused(raw, wire.encode(Get(1, 1, 1, ["k"]))[:-1]).refusal is Refusal.BAD_MESSAGE
         for _ in range(200):
@@ -281,7 +281,7 @@ def test_a_fault_of_ours_does_not_end_the_service(
     )
     with monkeypatch.context() as patch:
         patch.setattr(loop.state, "read", fail)
-        patch.setitem(loop.state._of_sessions, Stats, fail)
+        patch.setitem(loop.state._of_readers, Stats, fail)
         raw.socket.send(wire.encode(message))
         assert failed.wait(PATIENCE)
     one.set("l", "v")  # answered by the same thread, after it has logged

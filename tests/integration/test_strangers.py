@@ -63,7 +63,7 @@ def test_a_stranger_cannot_acknowledge_or_say_goodbye_for_others(
     assert deletions == [dstore.Deletion(confirmed=1, expired=1, pending=0)]
 
 
-def test_session_ids_are_random_and_those_of_others_are_not_shown(
+def test_ids_and_secrets_are_random_and_those_of_others_are_not_shown(
     free_global: dstore.Global, node: Callable[..., dstore.Node]
 ) -> None:
     looker = node()
@@ -71,10 +71,10 @@ def test_session_ids_are_random_and_those_of_others_are_not_shown(
     ids = []
     for _ in range(20):
         with RawClient(free_global.address) as client:
-            ids.append(joined(client))
+            ids += [joined(client), client.secret]
             metrics = looker.global_stats()
-            assert str(client.session) not in repr(metrics)
-    assert len(set(ids)) == 20
+            assert not any(str(each) in repr(metrics) for each in ids)
+    assert len(set(ids)) == 40
     assert max(ids) - min(ids) > 1 << 50
     assert all(1 <= each < 1 << 63 for each in ids)
     assert {"max_clients", "holder_bytes", "write_bytes", "wait_bytes"} < set(metrics)
@@ -105,7 +105,7 @@ def test_one_connection_opens_few_sessions(free_global: dstore.Global) -> None:
     with RawClient(free_global.address) as greedy:
         answers = [greedy.ask(Hello(os.urandom(16), 0, 0, "")) for _ in range(20)]
         told = [type(answer) for answer in answers]
-        assert told == [Welcome] * 4 + [Refused] * 16
-        greedy.socket.send(wire.encode(Goodbye(answers[0].epoch, answers[0].session)))  # type: ignore[union-attr]
+        assert told == [Welcome] * 6 + [Refused] * 14
+        greedy.socket.send(wire.encode(Goodbye(answers[0].epoch, answers[0].secret)))  # type: ignore[union-attr]
         assert isinstance(greedy.receive(), Farewell)
         assert isinstance(greedy.ask(Hello(os.urandom(16), 0, 0, "")), Welcome)

@@ -61,6 +61,7 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "replace": st.booleans(),
     "wait": st.booleans(),
     "refusal": st.sampled_from(messages.Refusal),
+    "kind": st.sampled_from(messages.Kind),
     "metrics": metrics,
     "acknowledge": st.booleans(),
     "watching": st.booleans(),
@@ -185,13 +186,13 @@ def test_a_frame_with_more_behind_it_is_refused(message: Any, more: bytes) -> No
 
 def test_another_version_is_named() -> None:
     frame = bytearray(wire.encode(Hello(bytes(16), 0, 0, "")))
-    frame[2] = 7
-    with pytest.raises(wire.OtherVersion, match="version 7"):
+    frame[2] = wire.VERSION + 1
+    with pytest.raises(wire.OtherVersion, match=f"version {wire.VERSION + 1}"):
         wire.decode_to_global(bytes(frame))
 
 
 def test_neither_side_takes_the_others_messages() -> None:
-    welcome = Welcome(1, 1, bytes(16), 0, 1.0, "", 1, 1)
+    welcome = Welcome(1, 1, bytes(16), 0, 1.0, "", 1, 1, 1)
     with pytest.raises(BadMessage, match="unknown operation"):
         wire.decode_to_global(wire.encode(welcome))
     with pytest.raises(BadMessage, match="unknown operation"):
@@ -238,7 +239,7 @@ def test_an_error_shows_nothing_huge_and_needs_no_great_stack() -> None:
 
 
 def test_a_lease_may_be_a_whole_number() -> None:
-    welcome = Welcome(1, 1, bytes(16), 0, 2, "", 1, 1)
+    welcome = Welcome(1, 1, bytes(16), 0, 2, "", 1, 1, 1)
     decoded = wire.decode_to_local(wire.encode(welcome))
     assert isinstance(decoded, Welcome)
     assert isinstance(decoded.lease, float)
@@ -262,7 +263,7 @@ def test_data_come_with_the_messages_that_have_some_and_with_no_others() -> None
 )
 def test_what_stands_for_a_large_value_is_checked(body: object) -> None:
     item = ["k", [bytes(16), "bytes", body]]
-    frame = wire.PREFIX + msgpack.packb([6, 1, 1, 1, 1, 1, False, [item]])
+    frame = wire.PREFIX + msgpack.packb([6, 1, 1, 1, 1, 1, False, [item], 1])
     with pytest.raises(BadMessage):
         wire.decode_to_global(frame)
 

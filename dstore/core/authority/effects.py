@@ -68,7 +68,8 @@ class Outbox:
         self._broadcasts.append(Publish(message))
 
     def refuse(self, route: Route, message: ToGlobal, refusal: Refusal, text: str) -> None:
-        """Answer that nothing was done. The answer names the session and request of the message."""
+        """Answer that nothing was done. The answer names the session, or the secret, and
+        the request of the message."""
         self.counters["refused"] += 1
         epoch, request = getattr(message, "epoch", 0), getattr(message, "request", 0)
         session = getattr(message, "session", 0) or getattr(message, "secret", 0)

@@ -5,8 +5,12 @@ before the engine changes, it writes the invalidation into the page that those p
 From that moment on none of them answers with the value. So a deletion never waits for this
 membership, is never sent to it, and counts it as confirmed.
 
+The word is written for every deletion, whether or not the membership is a holder of the key: that
+costs less than to find out, and nothing depends on the record of holders.
+
 A page that cannot be written is voided, and the session ends. If even that fails, the processes may
-trust the page until the end of its lease, and deletions wait for that moment.
+trust the page until the end of its lease. So until then no deletion is committed, though the page
+of a new session may be in use.
 """
 
 from __future__ import annotations
@@ -37,67 +41,72 @@ class Page(Protocol):
 class OwnMembership:
     """The session of Global's own host and its page, if there is one. ``lease`` is in seconds.
 
-    ``session`` is None without a page. At ``wake_at`` :meth:`renew` is next due.
+    The owner of this object sets ``session``, which is None if there is none. At ``wake_at``
+    :meth:`tick` is next due.
     """
 
     def __init__(self, lease: float, alarm: Alarm) -> None:
         self.session: Session | None = None
         self.wake_at = NEVER
         self._lease = lease
-        self._lease_end = 0.0
+        self._lease_end = 0.0  # of the page
+        self._trusted_until = 0.0  # the end of the leases of pages that could not be voided
         self._page: Page | None = None
         self._alarm = alarm
 
     def __repr__(self) -> str:
-        return f"<OwnMembership {self.session!r} lease_end={self._lease_end:.3f}>"
+        return (
+            f"<OwnMembership {self.session!r} lost={self.lost} lease_end={self._lease_end:.3f} "
+            f"trusted_until={self._trusted_until:.3f}>"
+        )
 
     @property
     def lost(self) -> bool:
         """Whether there is no page that can be written."""
         return self._page is None
 
-    def begin(self, session: Session, page: Page, now: float) -> None:
-        """Let the processes of this host use a page, in the name of a session."""
-        self.session, self._page = session, page
-        self.renew(now)
+    def begin(self, page: Page, now: float) -> None:
+        """Let the processes of this host use a page, in the name of the session."""
+        self.end(now)
+        self._page = page
+        self.tick(now)
 
-    def renew(self, now: float) -> None:
-        """Give the page a lease from now."""
-        if self._page is None:
-            return
-        try:
-            self._page.renew(now + self._lease)
-        except Exception:
-            self.end()
-            return
-        self._lease_end = now + self._lease
-        self.wake_at = now + RENEW * self._lease
-        self._alarm.at(self.wake_at)
+    def tick(self, now: float) -> None:
+        """Give the page a lease from now. Without a page, set when deletions can be committed."""
+        if self._page is not None:
+            # First, since a call that raises may have written the new end.
+            self._lease_end = now + self._lease
+            try:
+                self._page.renew(self._lease_end)
+            except Exception:
+                self.end(now)
+        self._schedule(now)
 
     def invalidated(self, key: Key, seq: int, now: float) -> bool:
         """Write an invalidation. Returns whether no process of the host can use the value now.
 
-        If not, it is to be called again at the end of the lease.
+        If not, it is to be called again at ``wake_at``.
         """
         if self._page is not None:
             try:
                 self._page.note(key, seq)
-                return True
             except Exception:
-                self.end()
-        if now >= self._lease_end:
-            return True
-        self._alarm.at(self._lease_end)
-        return False
+                self.end(now)
+        return now >= self._trusted_until
 
-    def end(self) -> None:
+    def end(self, now: float) -> None:
         """Void the page and give it up. The caller ends the session."""
         page, self._page = self._page, None
-        self.wake_at = NEVER
         if page is None:
             return
         try:
             page.void()
-            self._lease_end = 0.0
-        except Exception:
-            pass  # the lease ends by itself
+        except Exception:  # the lease ends by itself
+            self._trusted_until = max(self._trusted_until, self._lease_end)
+        self._schedule(now)
+
+    def _schedule(self, now: float) -> None:
+        """Set ``wake_at``: when the page needs a new lease, or a voidless page has lost its own."""
+        renewal = now + RENEW * self._lease if self._page is not None else NEVER
+        self.wake_at = min(renewal, self._trusted_until) if now < self._trusted_until else renewal
+        self._alarm.at(self.wake_at)

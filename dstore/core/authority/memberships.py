@@ -13,7 +13,6 @@ from dstore.core.authority.sessions import Session, Sessions
 from dstore.core.authority.stages import Stages
 from dstore.core.authority.writes import Writes
 from dstore.protocol.messages import (
-    NO_SESSION,
     Ack,
     Farewell,
     Goodbye,
@@ -85,14 +84,12 @@ class Memberships:
         self._alarm.at(self.wake_at)
         return session
 
-    def open_own(self, label: str, now: float) -> Session:
+    def open_own(self, label: str) -> Session:
         """Open the session of Global's own host: it never lapses, and nothing is sent to it."""
-        session = self._sessions.open(Hello(b"", 0, NO_SESSION, label), b"", now)
-        session.lease_end = NEVER
-        return session
+        return self._sessions.open_own(label)
 
     def end_own(self, session: Session, now: float) -> None:
-        """End the session of Global's own host, whose page is void."""
+        """End the session of Global's own host, whose page is void or expires."""
         self._sessions.close(session)
         if self._sessions.holders.sweeping:
             self._alarm.at(now)
@@ -103,9 +100,9 @@ class Memberships:
         sessions, most = self._sessions, self.max_clients
         if self.closing:
             raise Refuse(Refusal.CLOSING, "Global is shutting down")
-        if len(sessions) >= most:
+        if self._places_taken >= most:
             self._make_room(now)
-        if len(sessions) >= most:
+        if self._places_taken >= most:
             raise Refuse(Refusal.BUSY, f"{most:,} Locals are here, and --max-clients is that")
         peer, share = self._peer_of(route), share_of(most)
         if peer is not None and sessions.of_peer(peer) >= share:
@@ -117,8 +114,13 @@ class Memberships:
             text = "this connection has opened several sessions and ended none"
             raise Refuse(Refusal.BUSY, text)
 
+    @property
+    def _places_taken(self) -> int:
+        """How many sessions are open, that of Global's own host aside."""
+        return len(self._sessions) - (self._invalidations.own.session is not None)
+
     def _make_room(self, now: float) -> None:
-        """End the lapsed sessions, since other Locals need their places."""
+        """End the lapsed sessions and idle writers, since other Locals need their places."""
         if now >= self._make_room_at:
             self._make_room_at = now + MAKE_ROOM_PAUSE
             self._writes.expire(now)  # first, or these deletions would count as confirmed

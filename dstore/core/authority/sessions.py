@@ -7,12 +7,14 @@ to say HELLO. A session that has never renewed its lease has hardly any cache to
 is dropped soon after its lease ends, so that a flood of HELLOs does not occupy places for long.
 
 A session has two names, both random. Requests name it by its *id*, which several processes of a host
-may know. Its *secret* is known to the owner alone: it is needed to renew the lease, to
-acknowledge and to say GOODBYE. Logs and metrics name a session by a running number.
+may know. Its *secret* is known to the owner alone: it is needed to renew the lease, to acknowledge,
+to say GOODBYE and to put another session in its place. Logs and metrics name a session by a
+running number.
 
 Only a session of the kind MEMBER has a holder bit. A WRITER has the outcomes of the writes of one
 process, and ends when that is silent for longer than it would repeat a write. An OBSERVER is
-notified of invalidations, and no deletion waits for it.
+notified of invalidations, and no deletion waits for it. The membership of Global's own host has no
+secret: no message renews or ends it.
 
 The outcomes of a write are kept for as long as its Local may repeat it, packed into few bytes: a
 reply of 10,000 items takes 2 MB as Python objects and 210 KB packed.
@@ -64,9 +66,10 @@ WRITE_BYTES, WRITE_ITEM_BYTES = 600, 900
 """What an active write takes at most, and what each of its items takes beside its key and value:
 its outcome, its place in a queue, the names of its value.
 """
-WRITER_SILENCE = 60.0
-"""Seconds of silence, or ten leases if that is more, after which a WRITER is dropped. A Local
-repeats a write that is not answered every few seconds.
+WRITER_IDLE, WRITER_SILENCE = 10.0, 60.0
+"""Seconds without a write or an upload after which the place of a WRITER may be given to another
+Local, and seconds more, or ten leases if that is longer, after which it is dropped. A Local repeats
+a write that is not answered at least every 4 seconds.
 """
 NO_BIT = -1
 """Stands for the holder bit of a session that is no holder."""
@@ -88,7 +91,8 @@ class Session:
     """One Local, seen from Global. Times are seconds on Global's clock.
 
     What the session has acknowledged is in its
-    :class:`~dstore.core.authority.acknowledgements.Recipient`.
+    :class:`~dstore.core.authority.acknowledgements.Recipient`. A WRITER has no lease: when its
+    ``lease_end`` has passed, it has been silent for a while.
     """
 
     id: int
@@ -146,8 +150,7 @@ class ActiveWrite:
     """A SET or DEL from its arrival until all its ``size`` items have outcomes.
 
     ``number`` is that of the write within its session. ``holder`` is the session that may cache the
-    values, or None. ``route`` and ``request`` are those of its
-    latest repeat. ``cost`` is in bytes.
+    values, or None. ``route`` and ``request`` are those of its latest repeat. ``cost`` is in bytes.
     """
 
     route: Route
@@ -217,9 +220,9 @@ def repeated(outcomes: bytes, envelope: tuple[int, int, int]) -> SetReply | DelR
 
 
 class Sessions:
-    """All open sessions, by id, by nonce and by holder bit.
+    """All open sessions, by id, by secret, by nonce and by holder bit.
 
-    ``lease`` is in seconds. ``random63`` returns 63 random bits, for the id of a session.
+    ``lease`` is in seconds. ``random63`` returns 63 random bits, for ids and secrets.
     """
 
     def __init__(self, lease: float, random63: Callable[[], int]) -> None:
@@ -235,6 +238,7 @@ class Sessions:
         self._by_bit: dict[int, Session] = {}
         self._by_route: Counter[Route] = Counter()  # how many open sessions each has opened
         self._by_peer: Counter[str | None] = Counter()
+        self._by_kind: Counter[Kind] = Counter()
         self._mask = 0
         self._number = 0
         self._random63 = random63
@@ -262,10 +266,21 @@ class Sessions:
 
     def open(self, hello: Hello, route: Route, now: float, peer: str | None = None) -> Session:
         """Open a session, with a lease from now."""
+        session = self._add(hello, route, now + self.lease, peer)
+        session.secret = self._fresh(self._by_secret)
+        self._by_secret[session.secret] = session
+        self._by_nonce[session.nonce] = session
+        return session
+
+    def open_own(self, label: str) -> Session:
+        """Open the session of Global's own host, whose lease Global itself renews."""
+        return self._add(Hello(b"", 0, NO_SESSION, label), b"", float("inf"), None)
+
+    def _add(self, hello: Hello, route: Route, lease_end: float, peer: str | None) -> Session:
         self._number += 1
         session = Session(
             id=self._fresh(self._by_id),
-            secret=self._fresh(self._by_secret),
+            secret=NO_SESSION,
             kind=hello.kind,
             number=self._number,
             bit=self.holders.claim() if hello.kind is Kind.MEMBER else NO_BIT,
@@ -274,15 +289,14 @@ class Sessions:
             opened_by=route,
             route=route,
             peer=peer,
-            lease_end=now + self.lease,
+            lease_end=lease_end,
             writes=Account(self.writes),
             waits=Account(self.waits),
         )
         self._by_route[route] += 1
         self._by_peer[peer] += 1
+        self._by_kind[session.kind] += 1
         self._by_id[session.id] = session
-        self._by_secret[session.secret] = session
-        self._by_nonce[session.nonce] = session
         if session.bit != NO_BIT:
             self._by_bit[session.bit] = session
             self._mask |= 1 << session.bit
@@ -301,9 +315,10 @@ class Sessions:
         session.lease_end = now + self.lease
 
     def heard(self, session: Session, now: float) -> None:
-        """Note a write: a WRITER is dropped after a silence."""
+        """Note a write, its repeat or a part of an upload: a WRITER is dropped after a silence."""
         if session.kind is Kind.WRITER:
-            session.lease_end = now
+            session.renewed = True
+            session.lease_end = now + WRITER_IDLE
 
     def crowded(self, route: Route) -> bool:
         """Whether this connection has opened as many sessions as it may have."""
@@ -323,8 +338,10 @@ class Sessions:
         self._by_peer[session.peer] -= 1
         if not self._by_peer[session.peer]:
             del self._by_peer[session.peer]
-        del self._by_id[session.id], self._by_secret[session.secret]
-        del self._by_nonce[session.nonce]
+        self._by_kind[session.kind] -= 1
+        del self._by_id[session.id]
+        self._by_secret.pop(session.secret, None)
+        self._by_nonce.pop(session.nonce, None)
         if session.bit != NO_BIT:
             del self._by_bit[session.bit]
             self._mask ^= 1 << session.bit
@@ -336,23 +353,34 @@ class Sessions:
 
     def lingers_until(self, session: Session) -> float:
         """Return when a session is dropped if no further message comes from it."""
-        if session.kind is Kind.WRITER:
-            return session.lease_end + max(WRITER_SILENCE, self.linger)
-        return session.lease_end + (self.linger if session.renewed else self._linger_first)
+        if not session.renewed:
+            return session.lease_end + self._linger_first
+        writer = session.kind is Kind.WRITER
+        return session.lease_end + (max(WRITER_SILENCE, self.linger) if writer else self.linger)
 
     def metrics(self, now: float) -> dict[str, object]:
-        """Return how many leases have run out, and the labels and leases of the Locals.
+        """Return the number of sessions of each kind, and what is known of each Local.
 
-        They contain no session id.
+        Only memberships count as lapsed. The metrics contain neither ids nor secrets.
         """
+        return {
+            "sessions": self._by_kind[Kind.MEMBER],
+            "writers": self._by_kind[Kind.WRITER],
+            "observers": self._by_kind[Kind.OBSERVER],
+            **self._leases(now),
+        }
+
+    def _leases(self, now: float) -> dict[str, object]:
+        """Return how many leases have run out, and the labels, kinds and leases of the Locals."""
         until, generation, shown = self._shown
         if now >= until or generation != (self._number, len(self)):
             shown = {
-                "lapsed": sum(each.lease_end <= now for each in self),
+                "lapsed": sum(each.lease_end <= now for each in self if each.kind is Kind.MEMBER),
                 "locals": {
                     str(each.number): {
                         "label": each.label,
-                        "lease_left": max(0.0, each.lease_end - now),
+                        "kind": each.kind.name.lower(),
+                        "lease_left": self._lease_left(each, now),
                     }
                     for each in islice(self, LOCALS_SHOWN)
                 },
@@ -360,3 +388,8 @@ class Sessions:
             until = now + SHOWN_PER_LOCAL * len(self)
             self._shown = until, (self._number, len(self)), shown
         return shown
+
+    def _lease_left(self, session: Session, now: float) -> float:
+        if session.kind is Kind.WRITER:
+            return 0.0
+        return min(self.lease, max(0.0, session.lease_end - now))

@@ -152,7 +152,7 @@ class GlobalState:
             if kind in self._of_readers:
                 self._of_readers[kind](self._reader(message), route, message, now)
             elif kind in self._of_writers:
-                self._of_writers[kind](self._session(message), route, message, now)
+                self._of_writers[kind](self._writer(message, now), route, message, now)
             elif kind in self._of_owners:
                 self._of_owners[kind](self._owner(message), route, message, now)
             else:
@@ -184,6 +184,18 @@ class GlobalState:
         """Return the session that a request names by its id, None if it names none, or raise."""
         return None if message.session == m.NO_SESSION else self._session(message)
 
+    def _writer(self, message: Any, now: float) -> Session:
+        """Return the session in whose name a message writes or uploads, or raise Refuse.
+
+        It is not that of Global's own host, which belongs to all processes there: two of them would
+        use the same number for different writes, and one would end the outcomes of another.
+        """
+        session = self._session(message)
+        if session is self._host:
+            raise Refuse(m.Refusal.BAD_MESSAGE, "to write, a process needs a session of its own")
+        self._sessions.heard(session, now)
+        return session
+
     def _owner(self, message: Any) -> Session:
         """Return the session that a message names by its secret, or raise Refuse."""
         return self._open(message.epoch, self._sessions.by_secret(message.secret))
@@ -203,17 +215,17 @@ class GlobalState:
         The former one ends: its page is void.
         """
         self.close_host(now)
-        self._host = self._memberships.open_own(label, now)
-        return self._host.id
+        host = self._host = self._own.session = self._memberships.open_own(label)
+        return host.id
 
     def share(self, page: Page, now: float) -> None:
         """Let the processes of this host use a page, in the session that was opened last."""
         assert self._host is not None
-        self._own.begin(self._host, page, now)
+        self._own.begin(page, now)
 
     def close_host(self, now: float) -> None:
         """Void the page and end the session of this host. Idempotent."""
-        self._own.end()
+        self._own.end(now)
         host, self._host = self._host, None
         if host is not None:
             self._own.session = None
@@ -221,13 +233,16 @@ class GlobalState:
 
     @property
     def host_lost(self) -> bool:
-        """Whether the page could not be written: a new one, of a new session, is needed."""
+        """Whether the session of this host has no page that can be written.
+
+        After a failure a new page of a new session is needed.
+        """
         return self._host is not None and self._own.lost
 
     def tick(self, now: float) -> list[GlobalEffect]:
         """Do what is due at this moment."""
         if now >= self._own.wake_at:
-            self._own.renew(now)
+            self._own.tick(now)
         self._writes.expire(now)
         self._stages.expire(now)
         self._invalidations.remind(now)
@@ -259,11 +274,11 @@ class GlobalState:
 
     def _on_withdrawal(self, route: m.Route, message: m.Unwait | m.Unstage, now: float) -> None:
         # These messages are not answered.
+        if message.epoch != self.epoch and message.session != m.NO_SESSION:
+            return
         if isinstance(message, m.Unwait):
             self._waits.drop(message)
-            return
-        session = self._sessions.get(message.session)
-        if message.epoch == self.epoch and session is not None:
+        elif (session := self._sessions.get(message.session)) is not None:
             self._stages.drop(message.token, session)
 
     def _on_set(self, session: Session, route: m.Route, message: m.Set, now: float) -> None:
@@ -287,7 +302,6 @@ class GlobalState:
             "lease": self._welcome.lease,
             "seq": self._log.seq,
             "pending": len(self._invalidations.pending),
-            "sessions": len(self._sessions),
             "held_keys": len(self._holders),
             "waiting": len(self._waits),
             "watching": self._invalidations.watchers,

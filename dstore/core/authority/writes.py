@@ -82,7 +82,7 @@ class Writes:
     def set(self, session: Session, route: Route, message: Set, now: float) -> None:
         """Execute a SET. Its reply may come in a later event."""
         size = sum([text_bytes(item.key) + item.stored.inline for item in message.items])
-        write = self._admit(session, route, message, len(message.items), size, now)
+        write = self._admit(session, route, message, len(message.items), size)
         if write is not None:
             self._out.counters["sets"] += len(message.items)
             try:
@@ -94,7 +94,7 @@ class Writes:
     def delete(self, session: Session, route: Route, message: Del, now: float) -> None:
         """Execute a DEL. Its reply may come in a later event."""
         size = sum(map(text_bytes, message.keys))
-        write = self._admit(session, route, message, len(message.keys), size, now)
+        write = self._admit(session, route, message, len(message.keys), size)
         if write is not None:
             self._out.counters["dels"] += len(message.keys)
             try:
@@ -104,7 +104,7 @@ class Writes:
                 self.complete(self._invalidations.notify(now), now)
 
     def _admit(
-        self, session: Session, route: Route, message: Set | Del, count: int, size: int, now: float
+        self, session: Session, route: Route, message: Set | Del, count: int, size: int
     ) -> ActiveWrite | None:
         """Return the write to execute, or None if it is a repeat. Raises Refuse.
 
@@ -131,7 +131,6 @@ class Writes:
             cost,
             count,
         )
-        self._sessions.heard(session, now)
         session.writes.take(cost)
         session.outcomes[message.write] = write
         return write
@@ -250,6 +249,8 @@ class Writes:
 
         A commit executes the writes that were queued, and these may start deletions. If the engine
         raises, the other deletions are committed by the next call, at the latest in the next tick.
+        They are also left to a later call while the page of Global's host can be neither written
+        nor voided.
         """
         self._completed.extend(completed)
         self._completed.extend(self._invalidations.notify(now))  # what such a call has left
@@ -257,7 +258,7 @@ class Writes:
             while self._completed:
                 pending = self._completed[0]
                 if not self._invalidations.own.invalidated(pending.key, pending.seq, now):
-                    return
+                    break  # processes of Global's host may use the value for a while
                 self._completed.popleft()
                 self._commit(pending, now)
                 if not self._completed:

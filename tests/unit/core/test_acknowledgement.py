@@ -119,7 +119,7 @@ def test_an_acknowledgement_beyond_globals_number_is_refused() -> None:
     a, b = world.joined("a", "b")
     b.set("k", b"v")
     a.get("k")
-    world.deliver(a.route, Ack(world.epoch, a.state.session, 1))
+    world.deliver(a.route, Ack(world.epoch, a.state._secret, 1))
     refused = a.control.pop()
     assert isinstance(refused, Refused)
     assert refused.refusal is Refusal.BAD_MESSAGE
@@ -136,7 +136,7 @@ def test_a_sync_beyond_globals_number_renews_nothing() -> None:
     assert session is not None
     lease_end = session.lease_end
     world.advance(1.0)
-    world.deliver(a.route, Sync(world.epoch, a.state.session, 1, 5, 0))
+    world.deliver(a.route, Sync(world.epoch, a.state._secret, 1, 5, 0))
     assert session.lease_end == lease_end
     assert isinstance(a.control.pop(), Refused)
 
@@ -251,7 +251,7 @@ def test_after_a_partial_acknowledgement_the_rest_is_sent_again_soon() -> None:
         world.advance(0.01)
         world.tick()  # reminds, with growing pauses
     b.begin_delete("l").send()
-    world.deliver(a.route, Ack(world.epoch, a.state.session, 1))
+    world.deliver(a.route, Ack(world.epoch, a.state._secret, 1))
     a.control.clear()
     world.advance(0.006)
     world.tick()

@@ -29,6 +29,10 @@ def own(member: Member) -> tuple[int, int]:
     return member.state.epoch, member.state.session
 
 
+def owner(member: Member) -> tuple[int, int]:
+    return member.state.epoch, member.state._secret
+
+
 def test_an_alarm_is_only_brought_forward() -> None:
     alarm = Alarm()
     assert alarm.moment == NEVER
@@ -81,7 +85,7 @@ def test_a_key_that_a_queued_set_binds_is_answered_at_once() -> None:
         world.now,
     )
     assert session is not None
-    world.deliver(a.route, Ack(*own(a), 1))
+    world.deliver(a.route, Ack(*owner(a), 1))
     assert world.state.wake_at <= world.now
     world.tick()
     (reply,) = world.inboxes[b"waiting"]
@@ -94,7 +98,7 @@ def test_a_sweep_of_holder_bits_goes_on_at_once() -> None:
     members[0].get("k")
     for member in members[1:]:
         assert world.state.wake_at > world.now
-        world.deliver(b"x", Goodbye(*own(member)))
+        world.deliver(b"x", Goodbye(*owner(member)))
     assert world.state.wake_at <= world.now
     world.tick()
     assert world.state.wake_at > world.now
@@ -110,10 +114,10 @@ def test_a_message_asks_no_part_when_it_is_next_due(monkeypatch: pytest.MonkeyPa
 
     for part in (Acknowledgements, Stages, Waits):
         monkeypatch.setattr(part, "wake_at", property(asked))
-    world.deliver(b"x", Sync(*own(a), 1, 0, 0))
-    world.deliver(b"x", Ack(*own(a), 0))
+    world.deliver(b"x", Sync(*owner(a), 1, 0, 0))
+    world.deliver(b"x", Ack(*owner(a), 0))
     world.deliver(b"x", Del(*own(b), 1, 1, 0, True, ["k", "l"]))
-    world.deliver(b"x", Ack(*own(a), 2))
+    world.deliver(b"x", Ack(*owner(a), 2))
     assert world.state.idle is False
     monkeypatch.setattr(Broadcasts, "wake_at", property(asked))
     world.deliver(b"x", Set(*own(b), 2, 2, 0, False, [item(world, "m", b"v")]))

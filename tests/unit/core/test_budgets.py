@@ -69,6 +69,10 @@ def own(member: Member) -> tuple[int, int]:
     return member.state.epoch, member.state.session
 
 
+def owner(member: Member) -> tuple[int, int]:
+    return member.state.epoch, member.state._secret
+
+
 def pending_key(world: World, holder: Member, deleter: Member, *keys: str) -> None:
     """The deletions of these keys wait for a holder that says nothing."""
     for key in keys:
@@ -382,7 +386,7 @@ def test_invalidations_that_are_asked_for_again_and_again_are_sent_no_more(
         arrived(world, Del(*own(b), 1, int(key[1:]) + 1, 0, True, [key]))
 
     def told() -> list[str] | None:
-        (answer,) = arrived(world, Sync(*own(a), 1, 0, 0))
+        (answer,) = arrived(world, Sync(*owner(a), 1, 0, 0))
         found: list[str] | None = answer.keys
         return found
 
@@ -429,7 +433,7 @@ def test_sessions_take_what_the_limits_say() -> None:
             arrived(world, hello, b"%05d" % number)
             session = world.state._sessions.by_nonce(hello.nonce)
             assert session is not None
-            arrived(world, Sync(world.epoch, session.id, 1, 0, 0, True), b"%05d" % number)
+            arrived(world, Sync(world.epoch, session.secret, 1, 0, 0, True), b"%05d" % number)
 
     assert traced(act) <= 1000 * SESSION_BYTES
 

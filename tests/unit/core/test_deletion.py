@@ -288,9 +288,9 @@ def test_an_engine_that_raises_on_one_commit_does_not_keep_others_from_theirs(
         return remove(key, token)
 
     monkeypatch.setattr(world.engine, "remove", failing)
-    world.deliver(a.route, Sync(world.epoch, a.state.session, 9, 0, 0))  # brings all three
+    world.deliver(a.route, Sync(world.epoch, a.state._secret, 9, 0, 0))  # brings all three
     with pytest.raises(RuntimeError):
-        world.deliver(a.route, Ack(world.epoch, a.state.session, 3))
+        world.deliver(a.route, Ack(world.epoch, a.state._secret, 3))
     world.advance(world.lease)
     world.tick()
     assert [bool(deletion.replies) for deletion in deletions] == [False, True, True]
@@ -308,7 +308,7 @@ def test_what_a_commit_has_started_is_completed_though_the_engine_raises_on_anot
     a.get("z")
     b.begin_delete("k", "z").send()
     c.begin_set(("k", b"bound again")).send()  # waits for the deletion of k
-    world.deliver(c.route, Goodbye(world.epoch, c.state.session))  # so c will hold nothing
+    world.deliver(c.route, Goodbye(world.epoch, c.state._secret))  # so c will hold nothing
     replacement = b.begin_set(("k", b"new"), replace=True)
     replacement.send()  # waits as well
     remove = world.engine.remove
@@ -320,7 +320,7 @@ def test_what_a_commit_has_started_is_completed_though_the_engine_raises_on_anot
 
     monkeypatch.setattr(world.engine, "remove", failing)
     with pytest.raises(RuntimeError):
-        world.deliver(a.route, Ack(world.epoch, a.state.session, 2))
+        world.deliver(a.route, Ack(world.epoch, a.state._secret, 2))
     assert not replacement.replies
     assert world.state.wake_at <= world.now
     world.tick()

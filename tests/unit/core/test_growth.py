@@ -53,7 +53,7 @@ def pending_key(holders: int) -> tuple[World, Member]:
 
 def steps_of_an_ack(holders: int) -> int:
     world, member = pending_key(holders)
-    ack = Ack(world.epoch, member.state.session, 1)
+    ack = Ack(world.epoch, member.state._secret, 1)
     return steps(lambda: world.deliver(member.route, ack))
 
 
@@ -74,7 +74,7 @@ def steps_when_one_is_late(holders: int) -> int:
     world, member = pending_key(holders)
     world.advance(REMIND_AFTER / 2)
     member.begin_delete("l").send()
-    world.deliver(member.route, Ack(world.epoch, member.state.session, 1))
+    world.deliver(member.route, Ack(world.epoch, member.state._secret, 1))
     world.advance(REMIND_AFTER / 2)
     world.tick()  # the others are reminded; this one is looked at too early
     assert world.state.counters["reminders"] == holders - 1
@@ -99,7 +99,7 @@ def test_a_holder_is_reminded_and_expires_in_time_though_moments_are_looked_up()
     world.advance(2 * REMIND_AFTER)
     world.tick()
     assert world.state.counters["reminders"] == 2 * FEW
-    world.deliver(member.route, Ack(world.epoch, member.state.session, 1))
+    world.deliver(member.route, Ack(world.epoch, member.state._secret, 1))
     world.advance(world.lease)
     world.tick()
     assert not world.state._invalidations.pending

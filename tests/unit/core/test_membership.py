@@ -56,23 +56,25 @@ def welcomed(world: World, route: bytes = b"r", nonce: bytes = b"") -> Welcome:
     return welcome
 
 
-def test_session_ids_are_what_the_host_draws_and_none_is_zero_or_in_use() -> None:
+def test_session_ids_and_secrets_are_what_the_host_draws_and_none_is_zero_or_in_use() -> None:
     world = World()
-    drawn = iter([NO_SESSION, 1 << 62, 1 << 62, NO_SESSION, 5, 7])
+    drawn = iter([NO_SESSION, 1 << 62, NO_SESSION, 8, 1 << 62, NO_SESSION, 5, 8, 0, 9])
     world.state._sessions._random63 = drawn.__next__
-    assert [welcomed(world).session for _ in range(3)] == [1 << 62, 5, 7]
+    answers = [welcomed(world) for _ in range(2)]
+    assert [(each.session, each.secret) for each in answers] == [(1 << 62, 8), (5, 9)]
 
 
-def test_session_ids_do_not_follow_from_each_other() -> None:
+def test_session_ids_and_secrets_do_not_follow_from_each_other() -> None:
     world = World()
     ids = []
     for _ in range(100):
-        ids.append(welcomed(world).session)
-        world.deliver(b"r", Goodbye(world.epoch, ids[-1]))
+        welcome = welcomed(world)
+        ids += [welcome.session, welcome.secret]
+        world.deliver(b"r", Goodbye(world.epoch, welcome.secret))
         world.inboxes[b"r"].clear()
-    assert len(set(ids)) == 100
-    assert len({late - early for early, late in itertools.pairwise(ids)}) == 99
-    assert sum(each > 1 << 60 for each in ids) > 50, "all 63 bits are used"
+    assert len(set(ids)) == 200
+    assert len({late - early for early, late in itertools.pairwise(ids)}) == 199
+    assert sum(each > 1 << 60 for each in ids) > 100, "all 63 bits are used"
 
 
 def test_a_hello_that_arrives_again_gets_the_same_answer_and_changes_nothing() -> None:
@@ -133,14 +135,14 @@ def test_a_local_takes_only_the_answer_to_its_latest_hello() -> None:
     a = world.member("a")
     a.tick()
     a.outgoing.clear()
-    a.receive(Welcome(world.epoch, 7, b"x" * 16, 0, LEASE, "tcp://*:2", 1000, 1000))
+    a.receive(Welcome(world.epoch, 7, b"x" * 16, 0, LEASE, "tcp://*:2", 1000, 1000, 8))
     assert a.state.session == 0
     world.settle()
     a.tick()
     world.live(0.1)
     session = a.state.session
     assert session
-    a.receive(Welcome(world.epoch, 9, a.state._nonce, 0, LEASE, "tcp://*:2", 1000, 1000))
+    a.receive(Welcome(world.epoch, 9, a.state._nonce, 0, LEASE, "tcp://*:2", 1000, 1000, 8))
     assert a.state.session == session
 
 
@@ -153,9 +155,9 @@ def test_a_hello_ends_the_session_that_it_replaces() -> None:
     deletion.send()
     b.turn()
     assert not deletion.replies
-    world.deliver(b"new", Hello(world.random16(), world.epoch, a.state.session, "a"))
+    world.deliver(b"new", Hello(world.random16(), world.epoch, a.state._secret, "a"))
     assert deletion.replies, "nobody waits for a session that was given up"
-    world.deliver(b"old", Ack(world.epoch, a.state.session, 1))
+    world.deliver(b"old", Ack(world.epoch, a.state._secret, 1))
     assert isinstance(only(world, b"old"), Refused)
 
 
@@ -177,16 +179,17 @@ def test_a_message_of_another_epoch_or_session_is_refused_and_changes_nothing(
     world.advance(0.1)
     epoch = world.epoch + (wrong == "epoch")
     session = a.state.session + 100 * (wrong == "session")
+    secret = a.state._secret + 100 * (wrong == "session")
     messages: dict[str, ToGlobal] = {
-        "ack": Ack(epoch, session, 1),
-        "sync": Sync(epoch, session, 1, 1, 0),
+        "ack": Ack(epoch, secret, 1),
+        "sync": Sync(epoch, secret, 1, 1, 0),
         "get": Get(epoch, session, 1, ["k"]),
     }
     world.deliver(b"r", messages[kind])
     refused = only(world, b"r")
     assert isinstance(refused, Refused)
     assert refused.refusal == (Refusal.OTHER_EPOCH if wrong == "epoch" else Refusal.UNKNOWN_SESSION)
-    assert (refused.epoch, refused.session) == (epoch, session)
+    assert (refused.epoch, refused.session) == (epoch, session if kind == "get" else secret)
     assert holder.lease_end == lease_end
     assert not deletion.replies
 

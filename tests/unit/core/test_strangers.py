@@ -64,6 +64,11 @@ def of(member: Member) -> tuple[int, int]:
     return member.state.epoch, member.state.session
 
 
+def owner(member: Member) -> tuple[int, int]:
+    """What only the owner of the session knows."""
+    return member.state.epoch, member.state._secret
+
+
 def answers(world: World, message: ToGlobal, route: bytes = b"stranger") -> list[Any]:
     """What is sent because of a message; all of it must go to its sender."""
     effects = world.state.receive(route, message, world.now)
@@ -95,15 +100,26 @@ def picture(state: GlobalState) -> str:
     return repr(told(state))
 
 
-def everything(epoch: int, session: int, seq: int, token: bytes) -> list[ToGlobal]:
+def everything(epoch: int, session: int, secret: int, seq: int, token: bytes) -> list[ToGlobal]:
     """One message of each kind that has a session, made to do harm."""
+    return [*of_owners(epoch, secret, seq), *of_others(epoch, session, token)]
+
+
+def of_owners(epoch: int, secret: int, seq: int) -> list[ToGlobal]:
+    """One message of each kind that needs the secret, but for HELLO."""
+    return [
+        Ack(epoch, secret, seq),
+        Sync(epoch, secret, 1, seq, 99, False),
+        Goodbye(epoch, secret),
+    ]
+
+
+def of_others(epoch: int, session: int, token: bytes) -> list[ToGlobal]:
+    """One message of each kind that needs the id."""
     asked = (epoch, session, 77)
     stored = Stored(token, "bytes", Large(len(BODY), content.digest("bytes", BODY)))
     small = Stored(token, "bytes", b"other")
     return [
-        Ack(epoch, session, seq),
-        Sync(epoch, session, 1, seq, 99, False),
-        Goodbye(epoch, session),
         Get(*asked, ["k", "held"]),
         Wait(*asked, "waited for", 1.0),
         Unwait(epoch, session, 2, "waited for"),
@@ -121,12 +137,15 @@ def everything(epoch: int, session: int, seq: int, token: bytes) -> list[ToGloba
 def test_what_does_not_match_changes_nothing() -> None:
     world, a, b, token = lively()
     former = world.epoch - 1
-    wrong = [(world.epoch, session) for session in (NO_SESSION, 1, 2, 3, (1 << 64) - 1)]
-    wrong += [(world.epoch, member.state.session ^ 1) for member in (a, b)]
-    wrong += [(epoch, a.state.session) for epoch in (former, 0, world.epoch + 1)]
+    wrong = [(world.epoch, session, session) for session in (1, 2, 3, (1 << 64) - 1)]
+    for member in (a, b):
+        session, secret = member.state.session, member.state._secret
+        wrong += [(world.epoch, session ^ 1, secret ^ 1), (world.epoch, secret, session)]
+    ours = a.state.session, a.state._secret
+    wrong += [(epoch, *ours) for epoch in (former, 0, world.epoch + 1)]
     before = picture(world.state)
-    for epoch, session in wrong:
-        for message in everything(epoch, session, world.state._log.seq, token):
+    for epoch, session, secret in wrong:
+        for message in everything(epoch, session, secret, world.state._log.seq, token):
             said = answers(world, message)
             if isinstance(message, Goodbye):
                 continue  # it is always answered: there is nothing left to end
@@ -138,6 +157,7 @@ def test_what_does_not_match_changes_nothing() -> None:
             assert refused.refusal in (Refusal.UNKNOWN_SESSION, Refusal.OTHER_EPOCH)
             assert "locals" not in refused.text
             assert str(a.state.session) not in refused.text
+            assert str(a.state._secret) not in refused.text
         assert picture(world.state) == before
 
 
@@ -146,25 +166,66 @@ def test_the_same_messages_in_ones_own_name_do_change_something() -> None:
     for number in range(14):
         world, a, _b, token = lively()
         before = picture(world.state)
-        message = everything(*of(a), world.state._log.seq, token)[number]
+        message = everything(*of(a), a.state._secret, world.state._log.seq, token)[number]
         world.state.receive(b"stranger", message, world.now)
         idle = isinstance(message, (Get, Scan, Stats, Fetch))
         assert (picture(world.state) == before) is idle, message
 
 
-def test_a_hello_replaces_only_a_session_whose_id_it_knows() -> None:
+def test_a_hello_replaces_only_a_session_whose_secret_it_knows() -> None:
     world, a, _b, _token = lively()
-    for epoch, session in (
+    for epoch, secret in (
         (world.epoch, 1),
-        (world.epoch, a.state.session ^ 1),
-        (world.epoch + 1, a.state.session),
+        (world.epoch, NO_SESSION),
+        (world.epoch, a.state.session),
+        (world.epoch, a.state._secret ^ 1),
+        (world.epoch + 1, a.state._secret),
     ):
-        world.deliver(b"s", Hello(world.random16(), epoch, session, ""))
+        world.deliver(b"s", Hello(world.random16(), epoch, secret, ""))
         assert world.state._sessions.get(a.state.session) is not None
 
 
+def test_who_knows_only_the_id_asks_and_writes_but_neither_renews_nor_acknowledges_nor_ends() -> (
+    None
+):
+    """The id of a shared session is known to all processes of its host."""
+    world, a, b, _token = lively()
+    session = world.state._sessions.get(a.state.session)
+    assert session is not None
+    recipient = world.state._invalidations.recipient(session)
+    world.advance(LEASE / 4)
+
+    def noted() -> tuple[Any, ...]:
+        seen = recipient.acknowledged, recipient.watching, session.seen, list(session.outcomes)
+        return *seen, session.lease_end, session.renewed, session.route, session.open
+
+    before = noted()
+    for message in of_owners(*of(a), world.state._log.seq):
+        (said,) = answers(world, message)
+        if not isinstance(message, Goodbye):
+            assert said.refusal is Refusal.UNKNOWN_SESSION
+        assert noted() == before
+    (_welcome,) = answers(world, Hello(world.random16(), *of(a), "stranger"))
+    assert noted() == before
+    (reply,) = answers(world, Get(*of(a), 78, ["held"]))
+    assert reply.items[0].cacheable
+    small = Stored(world.random16(), "bytes", b"other")
+    (reply,) = answers(
+        world, Set(*of(a), 79, 9, 0, False, [SetItem("fresh", small)], a.state.session)
+    )
+    assert (reply.items[0].status, reply.items[0].cacheable) == (SetStatus.STORED, True)
+    assert b.hit("held") == b"v"
+
+
+def test_the_id_of_one_session_is_not_the_secret_of_another() -> None:
+    world, a, b, _token = lively()
+    assert len({a.state.session, a.state._secret, b.state.session, b.state._secret}) == 4
+    assert world.state._sessions.get(a.state._secret) is None
+    assert world.state._sessions.by_secret(a.state.session) is None
+
+
 def test_a_session_does_nothing_in_the_name_of_others() -> None:
-    """What it says with its own id touches its own writes, waits and uploads alone."""
+    """What it says with its own names touches its own writes, waits and uploads alone."""
     world, a, b, token = lively()
     a_session = world.state._sessions.get(a.state.session)
     assert a_session is not None
@@ -175,7 +236,7 @@ def test_a_session_does_nothing_in_the_name_of_others() -> None:
         a_session.route,
         list(a_session.outcomes),
     )
-    for message in everything(*of(b), world.state._log.seq, token):
+    for message in everything(*of(b), b.state._secret, world.state._log.seq, token):
         if not isinstance(message, (Goodbye, Stage, Set)):
             world.state.receive(b"b", message, world.now)
     assert noted == (
@@ -234,20 +295,20 @@ def test_an_acknowledgement_of_what_was_never_sent_is_refused() -> None:
     session = world.state._sessions.get(a.state.session)
     assert session is not None
     before = picture(world.state)
-    for message in (Ack(*of(a), 1), Sync(*of(a), 9, 1, 0), Ack(*of(a), 1 << 63)):
+    for message in (Ack(*owner(a), 1), Sync(*owner(a), 9, 1, 0), Ack(*owner(a), 1 << 63)):
         (refused,) = answers(world, message)
         assert refused.refusal is Refusal.BAD_MESSAGE
         assert picture(world.state) == before
     world.publish()
-    world.deliver(b"x", Ack(*of(a), 1))
+    world.deliver(b"x", Ack(*owner(a), 1))
     assert world.state._invalidations.recipient(session).acknowledged == 1
     deletion = b.begin_delete("l")
     deletion.send()  # ``a`` gets a targeted invalidation
-    world.deliver(b"x", Ack(*of(a), 2))
+    world.deliver(b"x", Ack(*owner(a), 2))
     assert deletion.replies
 
 
-def test_no_id_is_among_the_metrics_or_what_may_reach_a_log() -> None:
+def test_no_id_or_secret_is_among_the_metrics_or_what_may_reach_a_log() -> None:
     world, a, b, _token = lively()
     ids = [member.state.session for member in (a, b)]
     world.advance(LEASE / 4)
@@ -265,7 +326,7 @@ def test_no_id_is_among_the_metrics_or_what_may_reach_a_log() -> None:
         repr(state._invalidations),
     ]
     shown += [repr(member.state) for member in (a, b)]
-    for ident in ids:
+    for ident in (*ids, a.state._secret, b.state._secret):
         assert not any(str(ident) in text or f"{ident:x}" in text for text in shown)
     assert set(reply.metrics["locals"]) == {"1", "2"}
 
@@ -278,18 +339,18 @@ def test_one_connection_does_not_open_sessions_without_end(answered: bool) -> No
         (answer,) = answers(world, Hello(nonce, 0, 0, ""), b"greedy")
         return answer
 
-    nonces = [world.random16() for _ in range(4)]
+    nonces = [world.random16() for _ in range(6)]
     welcomes = [hello(nonce) for nonce in nonces]
     refused = hello(world.random16())
-    assert (refused.refusal, len(world.state._sessions)) == (Refusal.BUSY, 4)
+    assert (refused.refusal, len(world.state._sessions)) == (Refusal.BUSY, 6)
     assert hello(nonces[0]) == welcomes[0]
     (c,) = world.joined("c")
     assert c.state.session
-    answers(world, Goodbye(world.epoch, welcomes[1].session), b"greedy")
+    answers(world, Goodbye(world.epoch, welcomes[1].secret), b"greedy")
     assert hello(world.random16()).epoch == world.epoch
     if answered:
-        answers(world, Hello(world.random16(), world.epoch, welcomes[2].session, ""), b"greedy")
-        assert len(world.state._sessions) == 5, "one in place of another"
+        answers(world, Hello(world.random16(), world.epoch, welcomes[2].secret, ""), b"greedy")
+        assert len(world.state._sessions) == 7, "one in place of another"
     for _ in range(60):
         world.live(0.1)
     assert len(world.state._sessions) == 1, "none of them was ever renewed"
@@ -302,6 +363,6 @@ def test_a_hello_finds_a_place_when_it_replaces_a_session() -> None:
     world.state._memberships.max_clients = 2
     world.deliver(b"new", Hello(world.random16(), 0, 0, ""))
     assert isinstance(world.inboxes[b"new"].pop(), Refused)
-    world.deliver(b"new", Hello(world.random16(), *of(a), ""))
+    world.deliver(b"new", Hello(world.random16(), *owner(a), ""))
     assert not isinstance(world.inboxes[b"new"].pop(), Refused)
     assert world.state._sessions.get(b.state.session) is not None
