@@ -35,6 +35,8 @@ LOCK, PAGE, TABLE, NEW = ".lock", ".page", ".table", ".new"
 NAME_BYTES = 16
 NAME = re.compile("([0-9a-f]{32}|e[0-9a-f]{16})(?=[.-])")
 LOCK_TEXT_BYTES = 200
+ENTER_TRIES = 100
+"""Tries to enter the folder while other processes remove it when it is empty."""
 LOCK_TRIES = 20
 """Tries to lock a name: a process that removes leftovers has the lock for a moment."""
 LOCK_PAUSE = 0.005
@@ -62,7 +64,7 @@ def enter(root: str) -> Directory:
     """Open the folder, and create it if it is missing. Raises Unusable and OSError."""
     base = directory.walk(root)
     user = files.user_folder()
-    for tries_left in reversed(range(LOCK_TRIES)):
+    for tries_left in reversed(range(ENTER_TRIES)):
         try:
             base.make_folder(user)
             parent = base.open_private(user)

@@ -60,7 +60,7 @@ def file_system(device: int) -> str:
     try:
         with open(MOUNTS, encoding="utf-8", errors="surrogateescape") as file:
             for line in file:
-                # "36 35 98:0 /root /point options [tag:value]... - kind source options"
+                # The third field is the device; the kind comes after a dash.
                 mount, _, rest = line.partition(" - ")
                 if mount.split()[2] == number:
                     return rest.split()[0]

@@ -33,6 +33,8 @@ class Ownership:
         self._epoch_lock: NameLock | None = None
         self._page: OwnedPage | None = None
         self._alive = True
+        with locks.process_lock:
+            _owners.add(self)
 
     def __repr__(self) -> str:
         return f"<Ownership {'open' if self._alive else 'closed'} {self._locks} {self._page}>"
@@ -55,28 +57,10 @@ class Ownership:
         if path is None:
             raise Unusable("shared memory is switched off or not available")
         page.check_machine()
-        if not writable.AVAILABLE:
+        if not writable.available():
             raise Unusable("this Python has no module ctypes, which an owner of a page needs")
         names = {hosts.name_of(each): each for each in addresses}
-        here = hosts.enter(path)
-        page.check_file_system(here, os.fstat(here.fd))
-        taken: list[NameLock] = []
-        made: Ownership | None = None
-        try:
-            # Sorted: of two owners with names in common one gets the first of these.
-            for name in sorted(names):
-                taken.append(_lock(here, name, names[name], owner, tries))
-            hosts.clean(here)
-            _remove_files(here, taken)
-            made = cls(here, taken)
-            with locks.process_lock:
-                _owners.add(made)
-            return made
-        finally:
-            if made is None:
-                for each in taken:
-                    each.release()
-                hosts.remove_if_empty(here)
+        return cls(*_take(path, names, owner, tries))
 
     def publish(self, identity: Identity, make_table: MakeTable | None = None) -> OwnedPage:
         """Create the page of a session and let readers find it. The former page must be closed.
@@ -189,6 +173,43 @@ def _after_fork_in_child() -> None:
     for each in _owners:
         each.forked()
     _owners.clear()
+
+
+def _take(
+    path: str, names: dict[str, str], owner: str, tries: int
+) -> tuple[Directory, list[NameLock]]:
+    """Take the locks of the names, and remove what is there. Returns the folder and the locks."""
+    for tries_left in reversed(range(hosts.ENTER_TRIES)):
+        here = hosts.enter(path)
+        try:
+            page.check_file_system(here, os.fstat(here.fd))
+            return here, _lock_all(here, names, owner, tries)
+        except FileNotFoundError:  # another process has removed the empty folder just now
+            if not tries_left:
+                raise
+        except BaseException:
+            hosts.remove_if_empty(here)
+            raise
+    raise AssertionError
+
+
+def _lock_all(
+    here: Directory, names: dict[str, str], owner: str, tries: int
+) -> list[NameLock]:
+    taken: list[NameLock] = []
+    whole = False
+    try:
+        for name in sorted(names):  # of two owners with names in common one gets the first of these
+            one = _lock(here, name, names[name], owner, tries)
+            taken.append(one)  # if the next is refused, this is released
+        hosts.clean(here)
+        _remove_files(here, taken)
+        whole = True
+    finally:
+        if not whole:
+            for each in taken:
+                each.release()
+    return taken
 
 
 def _lock(here: Directory, name: str, address: str, owner: str, tries: int) -> NameLock:

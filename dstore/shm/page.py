@@ -88,9 +88,9 @@ class Header(NamedTuple):
     hashes: list[int]
 
 
-_KINDS: tuple[type, ...] = (int, int, int, int, str, str, str, str, list) + (
-    (int, int, float, int, int, str, str, str, str, bytes, int)
-)
+_HEADER_KINDS = [int, int, int, int, str, str, str, str, list]
+_IDENTITY_KINDS = [int, int, float, int, int, str, str, str, str, bytes, int]
+_KINDS = [*_HEADER_KINDS, *_IDENTITY_KINDS]
 
 
 def hash64(hash_key: bytes, key: str) -> int:
@@ -353,7 +353,7 @@ def _fields(fields: Any) -> tuple[Header, Identity]:
             f"its owner speaks version {fields[0]} of the protocol, and this process {VERSION}; "
             "let all processes use the same version of dstore"
         )
-    if type(fields) is not list or [type(each) for each in fields] != list(_KINDS):
+    if type(fields) is not list or [type(each) for each in fields] != _KINDS:
         raise Unusable("its header is damaged")
     count = len(Header._fields)
     return Header._make(fields[:count]), Identity._make(fields[count:])
