@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable
 
 from dstore.core.local.shared import Put, Record
+from dstore.core.local.state import LocalState
 from dstore.core.local.vector import Vector
 from dstore.protocol.messages import Key
 from dstore.runtime import clock
+from dstore.shm import hosts
+from dstore.shm import root as roots
+from dstore.shm.directory import Unusable
 from dstore.shm.finding import find, find_epoch
 from dstore.shm.page import SharedPage
 from dstore.shm.table import Table
@@ -33,6 +38,10 @@ class HostPage:
         self.now = clock.now
         self.capacity = 0 if table is None else table.size
 
+    def same_as(self, other: HostPage) -> bool:
+        """Whether this is the page of the same session, and may still be used."""
+        return (self.epoch, self.session) == (other.epoch, other.session) and self.page.usable()
+
     def find(self, key: Key, hashed: int) -> Record | None:
         table = self.table
         return None if table is None else table.find(key, hashed)
@@ -55,9 +64,19 @@ class HostPage:
 def look(root: str | None, address: str, epoch: int) -> HostPage | None:
     """Return the page of an epoch or, if it is 0, of an address, if there is one to be used."""
     page = find_epoch(root, epoch) if epoch else find(root, address)
-    return None if page is None else opened(root, page)
+    return None if page is None else _opened(root, page)
 
 
-def opened(root: str | None, page: SharedPage) -> HostPage:
+def can_be_inherited(state: LocalState) -> bool:
+    """Whether what a state has cached is good in a forked child as well."""
+    page = state.page
+    return isinstance(page, HostPage) and state.membership.words is not None and page.page.usable()
+
+
+def _opened(root: str | None, page: SharedPage) -> HostPage:
     """Return a page with its host cache, if that can be opened."""
-    raise NotImplementedError
+    table, path, name = None, roots.chosen(root), page.identity.table
+    if name and path is not None:
+        with contextlib.suppress(OSError, Unusable):
+            table = Table.open(hosts.look(path), name)
+    return HostPage(page, table)

@@ -9,6 +9,9 @@ from dstore import checks, compiled, config
 from dstore.client import translate
 from dstore.client.commands import Command, Lookup
 from dstore.client.files import Fetched, Path, Progress
+from dstore.client.hits import find_on_host
+from dstore.client.host_page import HostPage
+from dstore.client.hosts.local import Local
 from dstore.client.lifecycle import Lifecycle
 from dstore.client.settings import Settings, function_with, initializer_with, timeout_checked
 from dstore.client.translate import Deletion
@@ -81,8 +84,12 @@ class Node(Lifecycle):
     # ---- reading --------------------------------------------------------------------------
 
     def _get_missed(self, key: str, default: Any) -> Any:
-        local, commands = self._local, self._commands
-        if local is not None and commands.timeout >= PLAIN_TIMEOUT_MIN and green.here() is None:
+        local, commands = self._local or self._here(), self._commands
+        entry = self._find_on_host(local, key)
+        if entry is not None:
+            value = entry.value
+            return value if type(value) is not Stored else self._opened(entry)
+        if commands.timeout >= PLAIN_TIMEOUT_MIN and green.here() is None:
             name = translate.key_name(key)
             if not name.startswith(config.CONTENT_PREFIX):  # what is fetched has to be hashed
                 one = local.get(name, commands.timeout, commands.options)
@@ -94,6 +101,29 @@ class Node(Lifecycle):
                     commands.misses += 1
                     return value
         return self._do(commands.get(key, default))
+
+    def _find_on_host(self, local: Local, key: str) -> Entry | None:
+        """Return an entry for a value of the host cache, and count a hit.
+
+        From the second read on the entry is stored in the cache of this process.
+        """
+        state = local.state
+        page = state.page
+        if page is None:
+            return None
+        try:
+            found = find_on_host(state, key)
+        except UnicodeEncodeError:  # it is no key
+            return None
+        if found is None:
+            return None
+        hashed, record = found
+        state.counters["host_hits"] += 1
+        entry = None
+        if state.seen_again(hashed):
+            with local.host.lock:
+                entry = state.promote(page, key, hashed, record)
+        return entry or state.cache.made(key, *record, hashed % page.vector.buckets)
 
     def _get_named(self, key: Any, default: Any) -> Any:
         entry = self._hit(translate.key_name(key))
@@ -268,7 +298,8 @@ class Node(Lifecycle):
         inbox = green.here()
         if inbox is not None:
             return green.finish(local.loop.conduct(command, inbox.new_event))
-        return local.run(command)
+        result: T = local.run(command)
+        return result
 
     # ---- metrics and life -----------------------------------------------------------------
 
@@ -280,18 +311,22 @@ class Node(Lifecycle):
         self._check_open()
         local, state = self._local, self._state
         left = state.lease_end - clock.now()
+        page, hits = state.page, self._hits + self._commands.hits
         return {
             "address": self.address,
             "label": self._label_here(),
             "session": _public_name(state.session),
+            "membership": "private" if page is None else "shared",
+            "owner": page.owner if isinstance(page, HostPage) else "",
             "epoch": f"{state.epoch:016x}",
-            "hits": self._hits + self._commands.hits,
+            "hits": hits,
             "misses": self._commands.misses,
             **state.counters,
             "evictions": state.cache.evictions,
             "keys": len(state.entries),
             "bytes": state.cache.size,
-            "bytes_limit": self._settings.cache_bytes,
+            "bytes_limit": state.cache.limit,
+            "host_bytes_limit": 0 if page is None else page.capacity,
             "lease": state.lease,
             "lease_left": max(0.0, left),
             "applied": state.applied,

@@ -57,7 +57,7 @@ class Ownership:
         if path is None:
             raise Unusable("shared memory is switched off or not available")
         page.check_machine()
-        if not writable.available():
+        if not writable.AVAILABLE:
             raise Unusable("this Python has no module ctypes, which an owner of a page needs")
         names = {hosts.name_of(each): each for each in addresses}
         return cls(*_take(path, names, owner, tries))

@@ -15,10 +15,11 @@ processors the compiled reader is needed.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 from zlib import crc32
 
 from dstore.compiled import native
+from dstore.core.local.shared import Record
 from dstore.protocol.keys import to_bytes
 from dstore.shm.layout import (
     CRC_MASK,
@@ -27,7 +28,6 @@ from dstore.shm.layout import (
     HEAD_BYTES,
     HEAD_OF_RECORD,
     HEADER_BYTES,
-    LOW_MASK,
     MAIN,
     POSITION_MASK,
     POSITION_SHIFT,
@@ -46,15 +46,6 @@ from dstore.shm.layout import (
     WAYS,
     Layout,
 )
-
-
-class Record(NamedTuple):
-    """A value as a reply of Global brought it: it read ``seq``, then the value."""
-
-    seq: int
-    token: bytes
-    codec: str
-    body: bytes
 
 
 class Reader:

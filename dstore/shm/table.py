@@ -22,6 +22,7 @@ from functools import partial
 from typing import TypeAlias
 
 from dstore.compiled import native as compiled
+from dstore.core.local.shared import Record
 from dstore.runtime import native
 from dstore.shm import files, locks, ring, table_mapping
 from dstore.shm.directory import Directory, Unusable
@@ -46,7 +47,7 @@ from dstore.shm.layout import (
     WORD_SIZE,
     Layout,
 )
-from dstore.shm.records import Reader, Record, is_dead
+from dstore.shm.records import Reader, is_dead
 from dstore.shm.ring import Writer
 
 RESERVE_STEP = 1 << 20
@@ -196,6 +197,12 @@ class Table:
             self._find = storage.reader.find
             if self._storage is None:  # closed by another thread just now
                 self._find = _nothing
+
+    @property
+    def size(self) -> int:
+        """Bytes that it may take; 0 after :meth:`close`."""
+        storage = self._storage
+        return 0 if storage is None else storage.layout.total
 
     def stats(self) -> dict[str, int]:
         """Return counts: records and bytes that are there now, and what has happened so far.

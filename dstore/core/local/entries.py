@@ -323,13 +323,13 @@ class Entries(Present):
             if found.cacheable:
                 values.append((key, page.vector.hashed(key), reply.seq, *stored[:2], body))
         there = page.put_many(values)
-        for number, (key, hashed, seq, token, codec, body) in enumerate(values):
+        for key, hashed, seq, token, codec, body in values:
             bucket = hashed % buckets
             if words[bucket] > seq:
                 continue
             self.counters["fills"] += 1
             entry = None
-            if number >= there or self.observing or key in membership.entries:
+            if there < len(values) or self.observing or key in membership.entries:
                 entry = self.cache.insert(key, seq, token, codec, body, bucket)
             else:
                 self._seen.again(hashed)

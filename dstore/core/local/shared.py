@@ -57,7 +57,7 @@ class SharedPage(Protocol):
         """Put a value into the host cache. Returns whether it is there."""
 
     def put_many(self, values: Iterable[Put]) -> int:
-        """Put several values, as :meth:`put` does. Returns how many of the first are there."""
+        """Put several values, as :meth:`put` does. Returns how many were put."""
 
 
 class Seen:

@@ -105,7 +105,7 @@ class LocalState(Entries):
         self._reorder_keys_max = reorder_keys_max
         self._withdrawn: list[Unstage | Unwait] = []
         # Sharing the membership of the host
-        self._looking = looking
+        self.looking = looking
         self._joining = joining
         self._look_at = NEVER
         self._lapsed_at = NEVER  # since when the page cannot be used
@@ -386,7 +386,7 @@ class LocalState(Entries):
         self._withdrawn = []
         self._lapsed_at = NEVER
         self.bridging = False
-        self._look_at = now if self._looking else NEVER
+        self._look_at = now if self.looking else NEVER
 
     def _hello_if_due(self, now: float) -> list[LocalEffect]:
         if now < self._hello_at:
@@ -422,7 +422,7 @@ class LocalState(Entries):
             if not self.writer.session:
                 self.writer = Writer(message.epoch, message.session)
                 self._writer_at = NEVER
-            if self._looking:
+            if self.looking:
                 self._look_at = now
         self._trust(self._hello_first)
         if self.watching.watchers:
