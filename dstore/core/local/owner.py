@@ -34,7 +34,7 @@ from dstore.core.local.vector import Vector
 from dstore.protocol.messages import Key, Refusal, Refused, Synced, ToLocal, Welcome
 
 PAGE_PAUSE = 1.0
-"""Seconds before the owner joins again after it had no page for its session."""
+"""Seconds before the owner joins again after it could not make a page for its session."""
 
 
 class Page(Protocol):
@@ -74,6 +74,7 @@ class OwnerState(LocalState):
         self.trouble = ""
         self.refusal = ""
         self._open_page = open_page
+        self._usable = False  # whether the newest page has had a lease
         self._lease_in_page = LAPSED
         self._silent_until = LAPSED
         super().__init__(random16=random16, label=label, cache_bytes=0)
@@ -94,7 +95,8 @@ class OwnerState(LocalState):
             return []
         if self._pageless:
             self.abandon(now)
-            self._hello_at = now + PAGE_PAUSE
+            if not self._usable:  # no process has seen the page; else deletions wait for this HELLO
+                self._hello_at = now + PAGE_PAUSE
         return super().tick(now)
 
     @property
@@ -121,6 +123,7 @@ class OwnerState(LocalState):
 
     def _publish(self, message: Welcome) -> None:
         """Create the page of a session that has just begun."""
+        self._usable = False
         try:
             self.published = self._open_page(message)
         except Exception as error:
@@ -129,6 +132,7 @@ class OwnerState(LocalState):
         self.trouble = ""
         self.vector = _Words(self._note)
         self._renew_page()
+        self._usable = self.published is not None
 
     def _renew_page(self) -> None:
         if self.published is None:
