@@ -63,6 +63,15 @@ UPLOAD_BYTES_SHARE = 1 / 4
 UPLOAD_STEP = 64 << 10
 """Bytes of an upload that have to arrive within ``stages.STAGE_IDLE`` seconds, or it is dropped."""
 
+# What the processes of a host share
+HOST_BUCKETS = 1 << 17
+"""Words of the invalidation vector in the page of a host: 1 MiB."""
+HOST_CACHE_DEFAULT = 256 << 20
+HOST_CACHE_PART = 1 / 4
+"""The part of the file system in memory that a host cache takes at most, unless a size is given."""
+HOST_CACHE_MIN, HOST_CACHE_MAX = 1 << 20, 1 << 40
+"""The smallest and the largest host cache. 0: the processes share a membership only."""
+
 # Node
 TIMEOUT_DEFAULT = 5.0
 TIMEOUT_MIN, TIMEOUT_MAX = 0.001, 86_400.0

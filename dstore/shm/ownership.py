@@ -40,12 +40,18 @@ class Ownership:
         return f"<Ownership {'open' if self._alive else 'closed'} {self._locks} {self._page}>"
 
     @classmethod
-    def take(cls, root: str | None, addresses: Iterable[str], owner: str = "") -> Ownership:
+    def take(
+        cls,
+        root: str | None,
+        addresses: Iterable[str],
+        owner: str = "",
+        tries: int = hosts.LOCK_TRIES,
+    ) -> Ownership:
         """Take the names of these canonical addresses, of which there is at least one.
 
         Pages that a former owner has left are voided and removed, with its other files. ``owner``
-        says to people who this is. Raises Owned, which says which process has one of the names,
-        Unusable and OSError.
+        says to people who this is; with one of the ``tries`` it does not wait. Raises Owned, which
+        says which process has one of the names, Unusable and OSError.
         """
         path = roots.chosen(root)
         if path is None:
@@ -54,7 +60,7 @@ class Ownership:
         if not writable.AVAILABLE:
             raise Unusable("this Python has no module ctypes, which an owner of a page needs")
         names = {hosts.name_of(each): each for each in addresses}
-        return cls(*_take(path, names, owner))
+        return cls(*_take(path, names, owner, tries))
 
     def publish(self, identity: Identity, make_table: MakeTable | None = None) -> OwnedPage:
         """Create the page of a session and let readers find it. The former page must be closed.
@@ -169,13 +175,15 @@ def _after_fork_in_child() -> None:
     _owners.clear()
 
 
-def _take(path: str, names: dict[str, str], owner: str) -> tuple[Directory, list[NameLock]]:
+def _take(
+    path: str, names: dict[str, str], owner: str, tries: int
+) -> tuple[Directory, list[NameLock]]:
     """Take the locks of the names, and remove what is there. Returns the folder and the locks."""
     for tries_left in reversed(range(hosts.ENTER_TRIES)):
         here = hosts.enter(path)
         try:
             page.check_file_system(here, os.fstat(here.fd))
-            return here, _lock_all(here, names, owner)
+            return here, _lock_all(here, names, owner, tries)
         except FileNotFoundError:  # another process has removed the empty folder just now
             if not tries_left:
                 raise
@@ -185,12 +193,14 @@ def _take(path: str, names: dict[str, str], owner: str) -> tuple[Directory, list
     raise AssertionError
 
 
-def _lock_all(here: Directory, names: dict[str, str], owner: str) -> list[NameLock]:
+def _lock_all(
+    here: Directory, names: dict[str, str], owner: str, tries: int
+) -> list[NameLock]:
     taken: list[NameLock] = []
     whole = False
     try:
         for name in sorted(names):  # of two owners with names in common one gets the first of these
-            one = _lock(here, name, names[name], owner)
+            one = _lock(here, name, names[name], owner, tries)
             taken.append(one)  # if the next is refused, this is released
         hosts.clean(here)
         _remove_files(here, taken)
@@ -202,9 +212,9 @@ def _lock_all(here: Directory, names: dict[str, str], owner: str) -> list[NameLo
     return taken
 
 
-def _lock(here: Directory, name: str, address: str, owner: str) -> NameLock:
+def _lock(here: Directory, name: str, address: str, owner: str, tries: int) -> NameLock:
     try:
-        return hosts.lock(here, name, owner)
+        return hosts.lock(here, name, owner, tries)
     except Owned as error:
         raise Owned(f"{error} has the shared cache of {address}; stop it first") from None
 

@@ -48,7 +48,8 @@ ROOMS: dict[str, set[str]] = {
     "cli.demo": PUBLIC | {"cli.console", "quoting", "testing"},
     "cli": PUBLIC
     | SHARED_BY_PROGRAMS
-    | {"cli.demo", "cli.repl", "checks", "quoting", "runtime", "transport", "shm.root"},
+    | {"cli.demo", "cli.repl", "checks", "quoting", "runtime", "transport", "shm.root"}
+    | {"client.owner"},
     "__main__": {"cli"},
 }
 
