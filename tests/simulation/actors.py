@@ -170,9 +170,8 @@ class SimLocal(Process):
             and inherited.page is found
             and found.lease_word[0]
         ):
-            self.state.inherit(page, _copied(parent.state.membership), now)
-            self._noted(f"inherits from {parent.name}")
-            self.loop.counts["inheritances"] += 1
+            self.state.inherit(page, _copied(parent.state.membership, inherited), now)
+            self._noted("inheritances")
         else:
             self.state.attach(page, now)
 
@@ -256,7 +255,7 @@ class SimLocal(Process):
         self.disconnect(*(each.channel for each in self.clients))
 
 
-def _copied(membership: Membership) -> Membership:
+def _copied(membership: Membership, page: ReadPage) -> Membership:
     """Return the copy of a membership that a forked child has."""
     entries: dict[Key, Entry] = {}
     for key, entry in membership.entries.items():
@@ -264,7 +263,7 @@ def _copied(membership: Membership) -> Membership:
             key, entry.value, entry.seq, entry.size, entry.shared, entry.bucket
         )
         copy.since, copy.sound, copy.visited = entry.since, entry.sound, entry.visited
-    child = Membership(entries, membership.words, membership.lease)
+    child = Membership(entries, page._vector.words, page._lease_word)
     child.epoch, child.session = membership.epoch, membership.session
     child.applied = membership.applied
     return child

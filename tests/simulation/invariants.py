@@ -12,6 +12,8 @@ from tests.simulation.client import Client
 from tests.simulation.owners import SimOwner
 from tests.simulation.pages import VOID, ReadPage, SimPage, WrittenPage
 
+STEADY = 10
+"""A lease that lasts as many latencies does not lapse."""
 TOLERANCE = 1e-6
 """Seconds by which two computations of the same time may differ."""
 
@@ -181,6 +183,8 @@ def _left_at_local(authority: SimGlobal, local: SimLocal) -> Iterator[str]:
     if state.watching.watchers and local.announced != state.applied:
         yield f"{local.name} has announced {local.announced} of {state.applied}"
     page = state.page
+    if local.scenario.latency * STEADY > local.scenario.lease:
+        return  # leases lapse again and again
     if state.looking and local.host.page is not None:
         if not isinstance(page, ReadPage) or page.page is not local.host.page:
             yield f"{local.name} does not use the page of its host, but {page}"

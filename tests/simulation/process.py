@@ -14,6 +14,8 @@ from tests.simulation.scenario import Scenario
 from tests.simulation.trace import short
 
 NEVER = float("inf")
+STILL = 0.005
+"""Seconds between two looks at a process that is in the middle of a call."""
 
 
 class Mortal(Pausable):
@@ -28,6 +30,12 @@ class Mortal(Pausable):
     def crash(self) -> None:
         """End without a message."""
         raise NotImplementedError
+
+    def held_up(self, line: str, again: Callable[..., None], *arguments: Any) -> bool:
+        """Whether it is paused or in the middle of a call; see :meth:`Pausable.held_up`."""
+        if self.frozen and self.loop.now >= self._wakes.get(line, self._until):
+            self._wakes[line] = self.loop.now + STILL  # another call, within which it is, goes on
+        return super().held_up(line, again, *arguments)
 
     def between(self) -> None:
         """Perhaps stand still in the middle of a call. Raises Died if the process has died."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 KINDS = (
@@ -82,7 +82,7 @@ class Scenario:
         def sometimes(most: float, odds: float = 0.5) -> float:
             return most * dice.random() if dice.random() < odds else 0.0
 
-        return cls(
+        private = cls(
             seed=seed,
             locals=dice.choice((2, 2, 3, 4)),
             threads=dice.choice((1, 2, 3)),
@@ -119,8 +119,8 @@ class Scenario:
             scarce=dice.random() < 0.2,
             words=dice.choice((0.0, 0.5, 1.0)),
             buckets=dice.choice((1, 3, 1024, 1024)),
-            **(cls._shared(dice) if dice.random() < SHARED else {}),
         )
+        return replace(private, **cls._shared(dice)) if dice.random() < SHARED else private
 
     @classmethod
     def _shared(cls, dice: random.Random) -> dict[str, Any]:
@@ -130,6 +130,7 @@ class Scenario:
             return most * dice.random() if dice.random() < odds else 0.0
 
         return {
+            "sessions": dice.choice((30, 1000)),  # a process may have three
             "sharing": dice.choice((0.5, 1.0, 1.0)),
             "global_page": dice.random() < 0.8,
             "owners": dice.random() < 0.8,
