@@ -96,6 +96,8 @@ class Client:
         if not self.local.alive or self.local.state.closing or not self.left:
             self.left = 0
             return
+        if self.local.frozen and not self.local.paused and not self._inside:
+            self._peek()
         if self.local.held_up(self.line, self._begin):
             return
         self.left -= 1
@@ -116,6 +118,19 @@ class Client:
             self.loop.later(dice.random() * scenario.lease, self.give_up, self._operation)
         self._resume(None)
 
+    def _peek(self) -> None:
+        """Read without the lock while another thread has it."""
+        key = f"k{self.loop.dice.randrange(self.local.scenario.keys)}"
+        self.kind, self.keys, self.values, self.start = "get", [key], {}, self.loop.stamp()
+        self._inside = True
+        try:
+            found = hit(self.local, key)
+        finally:
+            self._inside = False
+        if found is not None:
+            self.loop.counts["hits without the lock"] += 1
+            self._hits(found)
+
     def _hit(self) -> bool:
         """Look without a lock. Returns whether that was all, or the Local has been closed."""
         self._inside = True
@@ -124,16 +139,16 @@ class Client:
         finally:
             self._inside = False
         if found is not None:
-            self._found(found)
+            self._hits(found)
+            self._rest()
         elif self.local.state.closing:
             self._rest()
         return found is not None or self.local.state.closing
 
-    def _found(self, found: Hit) -> None:
+    def _hits(self, found: Hit) -> None:
         value = _read(found.entry)
         self.loop.log(self.name, f"hits {self.keys[0]} = {value}")
         self._record(self.keys[0], found.epoch, self.loop.stamp(), Result.VALUE, value)
-        self._rest()
 
     def _make(self) -> Operation[Any]:
         state, now = self.local.state, self.local.clock()

@@ -156,7 +156,7 @@ def _hit_on_host(local: SimLocal, key: Key, stepped: Any) -> Hit | None:
     local.loop.counts["host hits"] += 1
     hashed, record = found
     entry = None
-    if state.seen_again(hashed):
+    if not local.frozen and state.seen_again(hashed):
         _between(local)
         entry = state.promote(page, key, hashed, record)
         local.loop.counts["promotions"] += entry is not None

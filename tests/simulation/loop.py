@@ -111,6 +111,10 @@ class Pausable:
             self._until = self.loop.now + seconds
             self._wakes.clear()
 
+    @property
+    def paused(self) -> bool:
+        return self.loop.now < self._until
+
     def held_up(self, line: str, again: Callable[..., None], *arguments: Any) -> bool:
         """Whether it is paused; then ``again`` is called when this line resumes."""
         if self.loop.now >= self._wakes.get(line, self._until):

@@ -325,7 +325,10 @@ class LocalState(Entries):
         self.attach(page, now)
         if self.page is page:
             self.cache.adopt(membership.entries)
-            self.membership = membership
+            # With the words of this process's page: by these a hit knows that the two belong together.
+            inherited = Membership(membership.entries, page.vector.words, page.lease_word)
+            inherited.epoch, inherited.session = page.epoch, page.session
+            self.membership = inherited
 
     def detach(self, now: float) -> None:
         """Give up a page that has ended, and look for another one."""
@@ -455,6 +458,7 @@ class LocalState(Entries):
             else:
                 self._replaces = (joined.epoch, self._secret)
                 self.joined = Membership({})
+                self.watching.void()  # the numbers of the next epoch are others
                 self._reset_control(now)
 
     # ---- the session for writes -----------------------------------------------------------
