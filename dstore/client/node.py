@@ -9,7 +9,6 @@ from dstore import checks, compiled, config
 from dstore.client import translate
 from dstore.client.commands import Command, Lookup
 from dstore.client.files import Fetched, Path, Progress
-from dstore.client.hits import find_on_host
 from dstore.client.host_page import HostPage
 from dstore.client.hosts.local import Local
 from dstore.client.lifecycle import Lifecycle
@@ -108,11 +107,13 @@ class Node(Lifecycle):
         From the second read on the entry is stored in the cache of this process.
         """
         state = local.state
-        page = state.page
-        if page is None:
+        page, membership = state.page, state.membership
+        if type(page) is not HostPage or page.reader is None:
             return None
+        if membership.words is not page.vector.words:
+            return None  # the membership has been replaced between the two
         try:
-            found = find_on_host(state, key)
+            found = page.reader.read(membership, key)
         except UnicodeEncodeError:  # it is no key
             return None
         if found is None:
@@ -155,7 +156,36 @@ class Node(Lifecycle):
         are equal though they are different keys, raise InvalidKey. Each key is read on its own; the
         result is no snapshot.
         """
-        return self._do(self._commands.get_many(keys))
+        local = self._local or self._here()
+        if local.state.page is None:
+            return self._do(self._commands.get_many(keys))
+        asked = list(checks.several("keys", keys))
+        found, rest = self._find_many_on_host(local, asked)
+        if not found:
+            return self._do(self._commands.get_many(asked))
+        if not rest:
+            return found
+        others: dict[Any, Any] = self._do(self._commands.get_many(rest))
+        both = {**found, **others}
+        return {key: both[key] for key in asked if key in both}
+
+    def _find_many_on_host(self, local: Local, keys: list[Any]) -> tuple[dict[Any, Any], list[Any]]:
+        """Return values that the processes of this host have cached, and the other keys."""
+        state = local.state
+        page, membership = state.page, state.membership
+        found: dict[Any, Any] = {}
+        if type(page) is not HostPage or page.reader is None:
+            return found, []
+        if membership.words is not page.vector.words or not set(map(type, keys)) <= {str}:
+            return found, []
+        rest, again, read = page.reader.collect(membership, keys, found, state.seen.tags)
+        state.counters["host_hits"] += read
+        self._hits += len(found) - read
+        if again:
+            with local.host.lock:
+                for key, hashed, record in again:
+                    state.promote(page, key, hashed, record)
+        return found, rest
 
     def get_file(
         self, key: str | bytes, path: Path, *, progress: Progress | None = None
