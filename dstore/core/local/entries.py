@@ -91,15 +91,16 @@ class Entries(Present):
         """Begin to use the membership of a page, in place of the present one."""
         self._end_membership()
         self.page, self.vector = page, page.vector
-        membership = Membership(self.cache.renew(), page.vector.words, page.lease_word)
-        membership.epoch, membership.session = page.epoch, page.session
-        self.membership = membership
+        self.cache.renew()
+        self._begin_shared(page)
         self.joined = Membership({})
-        self._limit_shared(page)
-
-    def _limit_shared(self, page: SharedPage) -> None:
         if page.capacity:
             self.cache.limit = min(self._private_limit, int(page.capacity * SHARED_PART))
+
+    def _begin_shared(self, page: SharedPage) -> None:
+        membership = Membership(self.cache.entries, page.vector.words, page.lease_word)
+        membership.epoch, membership.session = page.epoch, page.session
+        self.membership = membership
 
     def _end_membership(self) -> None:
         if self.page is None:
