@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     interrupt.install()
     results = Results(options.scale, machine.about())
     try:
-        run = Run(scale, results, _say, frozenset([*options.without, *scale.without]))
+        run = Run(scale, results, _say, frozenset(options.without))
         failed = _measure(run, chosen)
         _write(results, folder)
     except KeyboardInterrupt:
