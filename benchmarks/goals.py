@@ -89,8 +89,8 @@ GOALS = (
     ),
     Goal(
         "answer", "first answer of a new Node, key in the host cache",
-        "redis-py, connect and `GET`",
-        "at least 5 times faster", 5.0, at_most=False, shown="{:.2f} times faster",
+        "redis-py, connect and `GET`", "at least 5 times faster", 5.0, at_most=False,
+        shown="{:.2f} times faster",
     ),
     Goal(
         "answer-asked", "first answer of a new Node, Global asked", "redis-py, connect and `GET`",

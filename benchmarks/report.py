@@ -56,11 +56,11 @@ SECTIONS = {
     ),
     "mixed": (
         "Zipf reads with deletions",
-        "Operations per second, of all processes of one host together. Each process reads keys by Zipf's law; "
-        "the given share of its operations deletes a key and binds it again. ProxyStore takes part "
-        "without deletions only, since the caches of other processes do not learn of them. NATS' "
-        "client is for asyncio and enters its event loop for each operation here. redis-py's cache "
-        "searches all its entries for each key that is invalidated.",
+        "Operations per second, of all processes of one host together. Each reads keys by Zipf's "
+        "law; the given share of its operations deletes a key and binds it again. ProxyStore takes "
+        "part without deletions only, since the caches of other processes do not learn of them. "
+        "NATS' client is for asyncio and enters its event loop for each operation here. redis-py's "
+        "cache searches all its entries for each key that is invalidated.",
     ),
     "delete": (
         "DEL",
@@ -71,8 +71,8 @@ SECTIONS = {
     ),
     "host_delete": (
         "DEL of what the Nodes of one host hold",
-        "Global and the program that deletes are on the same host. Each process has as many Nodes, "
-        "and there are not more processes than have clients elsewhere here: 64 Nodes are in 8.",
+        "Global and the program that deletes are on the same host. Each process has equally many "
+        "Nodes, and there are at most as many processes as in other workloads: 64 Nodes are in 8.",
     ),
     "host_sessions": (
         "Sessions and confirmations on one host",

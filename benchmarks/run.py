@@ -73,9 +73,11 @@ class Run:
         result = goals.judged(name, ratios, flat(ours), flat(theirs), unit, fastest)
         self.results.goals.append(replace(result, where=where))
         verdict = {True: "reached", False: "not reached", None: "shown"}[result.reached]
-        shown = goals.BY_NAME[name].shown.format(result.ratio.median)
+        goal = goals.BY_NAME[name]
+        against = f" (against {goal.reference})" if goal.reference else ""
         place = f" at {where}" if where else ""
-        self.say(f"  {goals.BY_NAME[name].what}: {shown}{place}, {verdict}")
+        shown = goal.shown.format(result.ratio.median)
+        self.say(f"  {goal.what}{against}: {shown}{place}, {verdict}")
 
     def compare(
         self, goal: str, blocks: Blocks, reference: str, unit: str = "s", who: str = OURS.name,

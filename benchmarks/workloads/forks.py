@@ -31,7 +31,7 @@ def forks(run: Run) -> None:
             found = run.turns("fork", [Contender(OURS.name, block)], run.scale.host_rounds)
         for blocks in found.values():
             run.record("fork", OURS.name, "s", flat(blocks), {"keys": count}, tail=True)
-            run.record(REQUESTS, OURS.name, "keys", missed, {"workload": "fork", "keys": count})
+            run.record(REQUESTS, OURS.name, "keys", missed, {"what": "fork", "keys": count})
             samples = flat(blocks)
             run.goal("fork" if count == HOT_KEYS else "fork-many", samples, blocks)
 

@@ -89,7 +89,7 @@ def _measured(run: Run, workload: str, unit: str, size: int, read: Read) -> dict
     for who, found in blocks.items():
         run.record(workload, who, unit, flat(found))
         if who in asked:
-            run.record(REQUESTS, who, "keys", asked[who], {"workload": workload})
+            run.record(REQUESTS, who, "keys", asked[who], {"what": workload})
     return blocks
 
 

@@ -182,14 +182,14 @@ def mixed(run: Run) -> None:
                 run.record("mixed", name, RATE, flat(found), at)
                 cells.setdefault(f"processes {count}, deletions {share}", {})[name] = found
     for goal, reference in REFERENCES.items():
-        _compare_worst(run, goal, cells, reference)
+        compare_worst(run, goal, cells, reference)
 
 
 def _window(run: Run, crew: Crew, count: int, share: float, _: int) -> Block:
     return [sum(crew.together(count, read_and_delete, run.scale.mixed_window, share))]
 
 
-def _compare_worst(run: Run, goal: str, cells: Mapping[str, Blocks], reference: str) -> None:
+def compare_worst(run: Run, goal: str, cells: Mapping[str, Blocks], reference: str) -> None:
     """Judge a goal for all cells by the one in which dstore is furthest behind."""
     ratios = {
         where: median(paired(blocks[OURS.name], blocks[reference]))
