@@ -72,7 +72,7 @@ GOALS = (
     ),
     *(
         Goal(
-            f"host-delete{suffix}", f"DEL held by {held} of one host", "DEL that nobody holds",
+            f"host-delete{suffix}", f"DEL held by {held} of one host", "DEL of a key not held",
             "at most 1.3 times", 1.3,
         )
         for suffix, held in (("", "8 processes"), ("-many", "64 Nodes in 8 processes"))

@@ -1,4 +1,4 @@
-"""DEL of keys that many Nodes of one host hold, against a DEL that nobody holds.
+"""DEL of keys that many Nodes of one host hold, against one of keys that none holds.
 
 The program that deletes is on the same host, as is Global. The keys were bound from another host;
 each Node has read each of them twice. Also reported is how many sessions Global has then, and by
