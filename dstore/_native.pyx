@@ -2,8 +2,9 @@
 # cython: freethreading_compatible=True
 """What a hit needs, compiled.
 
-These are the classes of :mod:`dstore.core.local.membership` and :mod:`dstore.client.hits`, with the
-same attributes. :mod:`dstore.compiled` says when they take the place of the pure ones.
+These are the classes of :mod:`dstore.core.local.membership` and :mod:`dstore.client.hits`, and at
+the end those of :mod:`dstore.shm.key_hash`, :mod:`dstore.shm.records` and :mod:`dstore.shm.ring`,
+with the same attributes. :mod:`dstore.compiled` says when they take the place of the pure ones.
 
 With the GIL nothing else runs between the loads of a hit, except within the look-up if a key has
 methods in Python. So plain loads do, and what is used after the look-up is held by a reference.
@@ -17,10 +18,16 @@ other processors, and other processes, write them: nothing that a hit reads afte
 than the word. On x86-64 these are plain instructions.
 """
 
+from hashlib import blake2b
+from zlib import crc32
+
 cimport cython
+from cpython.object cimport PyObject
+from cpython.ref cimport Py_XDECREF
 from cpython.memoryview cimport PyMemoryView_GET_BUFFER
 from libc.math cimport round
-from libc.stdint cimport uint64_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.string cimport memcpy
 
 from dstore.protocol.messages import NO_SESSION, Stored
 from dstore.runtime import clock
@@ -353,6 +360,153 @@ cdef inline Entry _find(Present state, object name):
     return entry
 
 
+# ---- the host cache ---------------------------------------------------------------------------
+
+cdef extern from "_hash.h":
+    ctypedef struct dstore_hash:
+        pass
+    void dstore_hash_begin(dstore_hash *, const uint8_t *)
+    uint64_t dstore_hash_of(const dstore_hash *, const uint8_t *, size_t)
+    void dstore_crc_begin()
+    uint32_t dstore_crc(const uint8_t *, size_t, uint32_t)
+
+cdef extern from "_table.h":
+    ctypedef struct dstore_head:
+        uint64_t hash64
+        uint64_t seq
+        uint8_t token[16]
+        uint32_t body
+        unsigned short key
+        uint8_t codec
+        uint8_t zero
+    ctypedef struct dstore_table:
+        uint8_t *raw
+        uint64_t *words
+        uint8_t *visited
+        uint32_t *ghost
+        uint64_t sets
+        uint64_t slots
+        uint64_t base[2]
+    int dstore_key_bytes(object, const uint8_t **, Py_ssize_t *, PyObject **) except -1
+    object dstore_find(dstore_table *, object, uint64_t, object)
+    int dstore_put(
+        dstore_table *, object, dstore_head *, const uint8_t *, const uint8_t *, const uint8_t *
+    ) except -1
+
+
+cdef class KeyHash:
+    """Hashes keys: :class:`dstore.shm.key_hash.KeyHash`, compiled."""
+
+    cdef dstore_hash _hash
+
+    def __cinit__(self, bytes hash_key not None):
+        if len(hash_key) != 16:
+            raise ValueError(f"the key of the hash has 16 bytes, not {len(hash_key)}")
+        dstore_hash_begin(&self._hash, <const uint8_t *> <char *> hash_key)
+
+    def __call__(self, str key not None):
+        cdef const uint8_t *data
+        cdef Py_ssize_t length
+        cdef PyObject *owner
+        dstore_key_bytes(key, &data, &length, &owner)
+        cdef uint64_t found = dstore_hash_of(&self._hash, data, length)
+        Py_XDECREF(owner)
+        return found
+
+
+cdef class _Memory:
+    """The memory of a table, as long as this object lives."""
+
+    cdef dstore_table _table
+    cdef object _view  # of our own, so that no other code releases it
+
+    def __cinit__(self, memory, layout, _):
+        view = memoryview(memory)
+        if view.ndim != 1 or view.itemsize != 1 or view.readonly or len(view) < layout.total:
+            raise ValueError(f"a table needs {layout.total} writable bytes")
+        self._view = view
+        cdef dstore_table *table = &self._table
+        table.raw = <uint8_t *> PyMemoryView_GET_BUFFER(view).buf
+        if <size_t> table.raw % sizeof(uint64_t):
+            raise ValueError("the memory of a table must be aligned")
+        table.words = <uint64_t *> table.raw
+        table.visited = table.raw + <size_t> layout.visited - 512
+        table.ghost = <uint32_t *> (table.raw + <size_t> layout.ghost)
+        table.sets = layout.index_words // 8
+        table.slots = layout.index_words
+        table.base[0] = layout.small // 8
+        table.base[1] = layout.main // 8
+
+
+cdef class Reader(_Memory):
+    """Looks keys up: :class:`dstore.shm.records.Reader`, compiled."""
+
+    cdef object _record
+
+    def __init__(self, memory, layout, record):
+        if not issubclass(record, tuple) or record.__itemsize__ != tuple.__itemsize__:
+            raise TypeError("records are named tuples")
+        self._record = record
+
+    def find(self, str key not None, uint64_t hash64):
+        """Return the record of a key, whose hash is ``hash64``, and mark it visited."""
+        return dstore_find(&self._table, key, hash64, self._record)
+
+
+cdef class Writer(_Memory):
+    """Puts records: :class:`dstore.shm.ring.Writer`, compiled."""
+
+    cdef object _reserve
+
+    def __init__(self, memory, layout, reserve):
+        self._reserve = reserve
+
+    def put(
+        self, str key not None, uint64_t hash64, seq, bytes token not None, str codec not None,
+        bytes body not None,
+    ):
+        """Write a record. False if there is a newer one of its key, or it is too large."""
+        cdef dstore_head head
+        cdef const uint8_t *data
+        cdef const uint8_t *name
+        cdef Py_ssize_t length
+        cdef Py_ssize_t name_length
+        cdef PyObject *owner
+        cdef PyObject *name_owner
+        if len(token) != 16 or not 0 <= seq <= 0xFFFFFFFFFFFFFFFF or len(body) > 0xFFFFFFFF:
+            return False
+        dstore_key_bytes(codec, &name, &name_length, &name_owner)
+        try:
+            dstore_key_bytes(key, &data, &length, &owner)
+            try:
+                if name_owner is not NULL or name_length > 255 or length > 65535:
+                    return False
+                head.hash64, head.seq, head.zero = hash64, seq, 0
+                head.body, head.key, head.codec = len(body), length, name_length
+                memcpy(head.token, <char *> token, 16)
+                return dstore_put(
+                    &self._table, self._reserve, &head, name, data, <const uint8_t *> <char *> body
+                ) != 0
+            finally:
+                Py_XDECREF(owner)
+        finally:
+            Py_XDECREF(name_owner)
+
+
+def _check_hashes():
+    """Compare the hash and the CRC with those of Python, for each length of a block and beyond."""
+    key = bytes(range(16))
+    hashed = KeyHash(key)
+    for length in (0, 1, 8, 127, 128, 129, 255, 256, 257, 511):
+        text = "".join([chr(97 + each % 26) for each in range(length)])
+        raw = text.encode()
+        expected = int.from_bytes(blake2b(raw, digest_size=8, key=key).digest(), "little")
+        if hashed(text) != expected:
+            raise ImportError(f"its hash of {length} bytes is not that of hashlib")
+        if dstore_crc(<const uint8_t *> <char *> raw, length, length) != crc32(raw, length):
+            raise ImportError(f"its CRC of {length} bytes is not that of zlib")
+
+
 def _check_clock():
     before, here, after = clock.now_ns(), now(), clock.now_ns()
     if not before <= here <= after:  # leases end on the clock of Python
@@ -360,3 +514,5 @@ def _check_clock():
 
 
 _check_clock()
+dstore_crc_begin()
+_check_hashes()

@@ -5,7 +5,7 @@
     header   4,096 bytes of words: what the table is, tails and heads of the rings, counters
     index    words, in sets of WAYS; the set of a key is given by its hash
     visited  one byte for each index word
-    ghost    one 32-bit fingerprint for each index word
+    ghost    for each index word 32 bits: a fingerprint of 20, a time stamp of 12
     small    the ring of new records, SMALL_SHARE of the rest
     main     the ring of records that were read again
 
@@ -79,7 +79,13 @@ LOW_MASK = (1 << POSITION_SHIFT) - 1
 TAG_SHIFT = 49
 SET_SHIFT = 17
 SET_BITS = 32
-FINGERPRINT_MASK = (1 << 32) - 1
+FINGERPRINT_MASK = (1 << 20) - 1
+STAMP_BITS = 12
+STAMP_MASK = (1 << STAMP_BITS) - 1
+GHOST_STEPS = 64
+"""The ghost remembers a key until this many stamps later. A stamp is a step of the small ring's
+tail, of one part in this many of the main ring: so it remembers what would fill the main ring.
+"""
 CRC_SHIFT = 32
 CRC_MASK = UNITS_MASK = FRACTION_MASK = (1 << 32) - 1
 FILLER = 1 << 31

@@ -193,9 +193,7 @@ def _take(
     raise AssertionError
 
 
-def _lock_all(
-    here: Directory, names: dict[str, str], owner: str, tries: int
-) -> list[NameLock]:
+def _lock_all(here: Directory, names: dict[str, str], owner: str, tries: int) -> list[NameLock]:
     taken: list[NameLock] = []
     whole = False
     try:

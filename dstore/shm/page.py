@@ -1,12 +1,4 @@
-"""The page of a host membership: its layout, the owner's side and the readers' side.
-
-::
-
-    word 0            LAYOUT: what is at which place; another byte order shows as another number
-    word 1            how many bytes the packed header has
-    byte 64           the lease word
-    byte 128          the packed header: a Header, then an Identity
-    byte 4096         the invalidation words, one for each bucket
+"""The page of a host membership: the owner's side and the readers' side.
 
 A page is of one session and is never rewritten for another. It is created whole, with all of its
 memory reserved: to read a missing part of it would allocate memory, and on a full file system end
@@ -26,84 +18,28 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable
-from hashlib import blake2b
-from typing import Any, NamedTuple
 
 from dstore import compiled
-from dstore.protocol import keys
-from dstore.protocol.unpacking import packed, unpacked
-from dstore.protocol.wire import VERSION
 from dstore.runtime import clock, native
-from dstore.shm import files, mapping, namespaces, writable
+from dstore.shm import files, header, mapping, namespaces, writable
 from dstore.shm.directory import Directory, Unusable
-from dstore.shm.namespaces import Surroundings, surroundings
+from dstore.shm.header import (
+    HEADER_AT,
+    LEASE_AT,
+    LENGTH_AT,
+    WORD_BYTES,
+    WORDS_AT,
+    Header,
+    Identity,
+    size_of,
+)
 
-LAYOUT = int.from_bytes(b"dSpage\0\1", "big")
-LENGTH_AT = 8
-LEASE_AT = 64
-"""The place of the lease word. It is the same in every layout, so that a new owner can void the
-page of an older version.
-"""
-HEADER_AT = 128
-WORDS_AT = 4096
-WORD_BYTES = 8
-HASH_BYTES = 8
-BUCKETS_MAX = 1 << 24
+__all__ = ["LAPSED", "VOID", "Identity", "OwnedPage", "SharedPage", "open_shared", "size_of"]
 
 VOID, LAPSED = 0, 1
 NANOSECONDS = 1_000_000_000
-TEST_KEYS = ("dstore", "ключ/🔑", keys.from_bytes(b"\x80 is not UTF-8"), "k" * 200)
-"""Owner and reader must agree on the hash of these, and so of all keys."""
 STRONG_ORDER = ("x86_64", "AMD64")
 """Processors on which plain loads and stores of words are enough."""
-
-
-class Identity(NamedTuple):
-    """What a page says about its session, fixed from its creation."""
-
-    epoch: int
-    session: int  # the public session id; the secret is never in the page
-    lease: float  # seconds
-    value_limit: int
-    large_from: int
-    publisher: str  # where Global publishes, for observers
-    endpoint: str  # "", or an ipc address at which Global takes requests of this host
-    owner: str  # for people: "global" or "host", the process id, a label
-    table: str  # the file name of the host cache; "" if there is none
-    hash_key: bytes
-    buckets: int
-
-
-class Header(NamedTuple):
-    """What must be as a reader finds it, so that it may use the page."""
-
-    protocol: int
-    user: int
-    device: int  # with the inode: this file is no copy
-    inode: int
-    boot: str
-    time: str
-    network: str
-    mount: str
-    hashes: list[int]
-
-
-_HEADER_KINDS = [int, int, int, int, str, str, str, str, list]
-_IDENTITY_KINDS = [int, int, float, int, int, str, str, str, str, bytes, int]
-_KINDS = [*_HEADER_KINDS, *_IDENTITY_KINDS]
-
-
-def hash64(hash_key: bytes, key: str) -> int:
-    """Return the keyed hash of a key by which its bucket is found."""
-    made = blake2b(keys.to_bytes(key), digest_size=HASH_BYTES, key=hash_key)
-    return int.from_bytes(made.digest(), "little")
-
-
-def size_of(buckets: int) -> int:
-    """Bytes of a page. Raises ValueError if this is no number of buckets."""
-    if not 0 < buckets <= BUCKETS_MAX or buckets & (buckets - 1):
-        raise ValueError(f"buckets are a power of two up to {BUCKETS_MAX:,}, not {buckets:,}")
-    return WORDS_AT + buckets * WORD_BYTES
 
 
 def check_machine() -> None:
@@ -187,8 +123,6 @@ class OwnedPage:
 def create(here: Directory, name: str, identity: Identity) -> OwnedPage:
     """Create the file of a page, for a name that no process looks for. Raises Unusable, OSError."""
     size = size_of(identity.buckets)
-    if not 0 < len(identity.hash_key) <= blake2b.MAX_KEY_SIZE:
-        raise ValueError(f"a hash key has 1 to {blake2b.MAX_KEY_SIZE} bytes")
     file = files.open_writable(here, name, create=True)
     try:
         with file:
@@ -196,7 +130,7 @@ def create(here: Directory, name: str, identity: Identity) -> OwnedPage:
             check_file_system(here, status)
             _reserve(file.fileno(), size)
             pages = writable.map_writable(file.fileno(), size)
-            _write_header(pages, _header(identity, status, surroundings()), identity)
+            _write_header(pages, header.header_for(identity, status), identity)
             return OwnedPage(identity, status, pages)
     except BaseException:
         with contextlib.suppress(OSError):
@@ -221,19 +155,12 @@ def _reserve(descriptor: int, size: int) -> None:
         raise Unusable(f"{size:,} bytes of shared memory are not to be had: {error}") from None
 
 
-def _header(identity: Identity, status: os.stat_result, around: Surroundings) -> Header:
-    hashes = [hash64(identity.hash_key, key) for key in TEST_KEYS]
-    return Header(VERSION, os.geteuid(), status.st_dev, status.st_ino, *around, hashes)
-
-
-def _write_header(pages: memoryview, header: Header, identity: Identity) -> None:
-    body = packed([*header, *identity._replace(lease=float(identity.lease))])
-    if HEADER_AT + len(body) > WORDS_AT:
-        raise Unusable(f"its header has {len(body):,} bytes, which is too much; shorten the label")
+def _write_header(pages: memoryview, written: Header, identity: Identity) -> None:
+    body = header.pack(written, identity)
     pages[HEADER_AT : HEADER_AT + len(body)] = body
     pages[LEASE_AT : LEASE_AT + WORD_BYTES].cast("Q")[0] = LAPSED
     first = pages[: LENGTH_AT + WORD_BYTES].cast("Q")
-    first[0], first[1] = LAYOUT, len(body)
+    first[0], first[1] = header.LAYOUT, len(body)
 
 
 def void_file(here: Directory, name: str) -> None:
@@ -265,11 +192,11 @@ class SharedPage:
     ``words`` and ``lease`` are views of 64-bit words; when the page is closed they are empty.
     """
 
-    def __init__(self, identity: Identity, header: Header, pages: memoryview) -> None:
+    def __init__(self, identity: Identity, said: Header, pages: memoryview) -> None:
         self.identity = identity
         self.words = pages[WORDS_AT:].cast("Q")
         self.lease = pages[LEASE_AT : LEASE_AT + WORD_BYTES].cast("Q")
-        self._header = header
+        self._header = said
         self._forks = _forks
         self._over = False
 
@@ -323,77 +250,11 @@ def open_shared(here: Directory, name: str, address: str | None) -> SharedPage:
     check_machine()
     with files.open_sealed(here, name) as file:
         status = os.fstat(file.fileno())
-        header, identity = _read_header(os.pread(file.fileno(), WORDS_AT, 0))
-        _check(header, identity, status, address)
+        said, identity = header.read(os.pread(file.fileno(), WORDS_AT, 0))
+        header.check(said, identity, status, address)
         pages = mapping.read_only(file.fileno(), size_of(identity.buckets))
-    found = SharedPage(identity, header, pages)
+    found = SharedPage(identity, said, pages)
     problem = lease_problem(found.lease[0], identity)
     if problem is not None:
         raise Unusable(problem)
     return found
-
-
-def _read_header(raw: bytes) -> tuple[Header, Identity]:
-    if len(raw) < WORDS_AT:
-        raise Unusable("the file is cut short")
-    first = memoryview(raw)[: LENGTH_AT + WORD_BYTES].cast("Q")
-    layout, length = first
-    if layout != LAYOUT or length > WORDS_AT - HEADER_AT:
-        raise Unusable("it is of another version of dstore; let all processes use the same one")
-    try:
-        fields = unpacked(raw[HEADER_AT : HEADER_AT + length])
-    except Exception as error:  # msgpack raises exceptions of several kinds
-        raise Unusable(f"its header is damaged: {error}") from None
-    return _fields(fields)
-
-
-def _fields(fields: Any) -> tuple[Header, Identity]:
-    if type(fields) is list and fields and fields[0] != VERSION:
-        raise Unusable(
-            f"its owner speaks version {fields[0]} of the protocol, and this process {VERSION}; "
-            "let all processes use the same version of dstore"
-        )
-    if type(fields) is not list or [type(each) for each in fields] != _KINDS:
-        raise Unusable("its header is damaged")
-    count = len(Header._fields)
-    return Header._make(fields[:count]), Identity._make(fields[count:])
-
-
-def _check(header: Header, identity: Identity, status: os.stat_result, address: str | None) -> None:
-    """Raise Unusable unless this process may use a page with this header."""
-    try:
-        size = size_of(identity.buckets)
-    except ValueError as error:
-        raise Unusable(str(error)) from None
-    if (header.device, header.inode) != (status.st_dev, status.st_ino):
-        raise Unusable("the file is a copy of another one")
-    if status.st_size != size or status.st_blocks * 512 < size:
-        raise Unusable("the file is cut short or has holes")
-    if header.user != os.geteuid():
-        raise Unusable(f"it belongs to user {header.user}")
-    own = surroundings()
-    if header.boot != own.boot:
-        raise Unusable("it is from before this machine was started")
-    if header.time != own.time:
-        raise Unusable("its owner is in another time namespace, where the clock differs")
-    if address is not None:
-        _check_place(header, own, address)
-    _check_hashes(header, identity)
-
-
-def _check_place(header: Header, own: Surroundings, address: str) -> None:
-    """Raise Unusable unless the address is the same peer for the owner and for this process."""
-    if address.startswith("ipc://") and not address.startswith("ipc://@"):
-        if header.mount != own.mount:
-            raise Unusable("its owner is in another mount namespace, where the path is another")
-    elif header.network != own.network:
-        raise Unusable("its owner is in another network namespace, where the address is another")
-
-
-def _check_hashes(header: Header, identity: Identity) -> None:
-    try:
-        agreed = header.hashes == [hash64(identity.hash_key, key) for key in TEST_KEYS]
-    except ValueError:  # the key is too long
-        agreed = False
-    if not agreed:
-        raise Unusable("its owner hashes keys in another way")

@@ -111,7 +111,9 @@ class Reader:
             visited = place + self._visited
             if not self._raw[visited]:  # else the line would move from processor to processor
                 self._raw[visited] = 1
-            return Record(seq, token, data[HEAD_BYTES:begin].decode(), data[end : end + length])
+            return Record(
+                seq, token, data[HEAD_BYTES:begin].decode("ascii"), data[end : end + length]
+            )
         return None
 
 

@@ -3,8 +3,8 @@
 This is S3-FIFO (Yang et al., "FIFO queues are all you need for cache eviction", SOSP 2023) for
 records of any length. New records go to the small ring. When a ring is full its oldest record
 leaves. From the small ring it moves to the main one if it was read meanwhile; else only a
-fingerprint of its key is kept, in the *ghost*. A key whose fingerprint is there goes to the main
-ring at once. From the main ring a record that was read is appended again, and any other dropped.
+fingerprint of its key is kept for a while, in the *ghost*. A key whose fingerprint is there goes to
+the main ring at once. From the main ring a record that was read is appended again, and any other dropped.
 Until the main ring has been filled for the first time, all new records go there: a tenth of the
 memory would not hold what the first process puts until the second one reads it.
 
@@ -38,6 +38,7 @@ from dstore.shm.layout import (
     FINGERPRINT_MASK,
     FIRST,
     FRACTION_MASK,
+    GHOST_STEPS,
     HEAD,
     HEAD_BYTES,
     HEAD_OF_RECORD,
@@ -58,6 +59,8 @@ from dstore.shm.layout import (
     SET_SHIFT,
     SIZE,
     SMALL,
+    STAMP_BITS,
+    STAMP_MASK,
     TAG_MASK,
     TAG_SHIFT,
     TAIL,
@@ -123,6 +126,7 @@ class Writer:
             units > words[SMALL + SIZE] // RECORD_SHARE
             or len(raw_key) > KEY_BYTES_MAX
             or len(raw_codec) > CODEC_BYTES_MAX
+            or not codec.isascii()
             or len(token) != TOKEN_BYTES
             or not 0 <= seq <= SEQ_MAX
         ):
@@ -218,16 +222,21 @@ class Writer:
         if former:
             return MAIN if former & RING_BIT else SMALL
         slot, mark = self._slot(hash64)
-        if self._ghost[slot] == mark:
-            self._ghost[slot] = 0
-            words[READMITTED] += 1
-            return MAIN
-        return SMALL
+        noted = self._ghost[slot]
+        age = mark - noted & STAMP_MASK
+        if noted >> STAMP_BITS != mark >> STAMP_BITS or age > GHOST_STEPS:
+            return SMALL
+        self._ghost[slot] = 0
+        words[READMITTED] += 1
+        return MAIN
 
     def _slot(self, hash64: int) -> tuple[int, int]:
-        """Return the place of a key in the ghost, and its fingerprint, which is not 0."""
+        """Return the place of a key in the ghost, and what is noted there if it leaves now."""
+        words = self._words
         fraction = hash64 >> SET_SHIFT & FRACTION_MASK
-        return fraction * self._slots >> SET_BITS, hash64 & FINGERPRINT_MASK | 1
+        stamp = words[SMALL + TAIL] // (words[MAIN + SIZE] // GHOST_STEPS + 1) & STAMP_MASK
+        mark = (hash64 & FINGERPRINT_MASK) << STAMP_BITS | stamp
+        return fraction * self._slots >> SET_BITS, mark
 
     # ---- the rings ----------------------------------------------------------------------------
 
@@ -295,9 +304,13 @@ class Writer:
         words = self._words
         tail, head, size = words[ring + TAIL], words[ring + HEAD], words[ring + SIZE]
         start = tail % (size or 1)  # 0 in a child that was forked by a signal handler, here
+        if start >= words[ring + RESERVED]:
+            self._reset(ring)
+            return
         top = words[self._bases[ring] + start]
         units = top & UNITS_MASK & ~FILLER
-        if not (0 < units <= size - start and tail + units <= head <= tail + size):
+        least = 1 if top & FILLER else RECORD_UNITS_MIN
+        if not (least <= units <= size - start and tail + units <= head <= tail + size):
             self._reset(ring)
             return
         if top & FILLER:

@@ -24,7 +24,7 @@ from typing import TypeAlias
 from dstore.compiled import native as compiled
 from dstore.core.local.shared import Record
 from dstore.runtime import native
-from dstore.shm import files, locks, ring, table_mapping
+from dstore.shm import files, locks, ring, writable
 from dstore.shm.directory import Directory, Unusable
 from dstore.shm.layout import (
     EVICTIONS,
@@ -81,7 +81,7 @@ class Storage:
         self.writer = Writer(memory, layout, reserve)
         self.lock_file = lock_file
         self.suspended = False
-        self.mapping: table_mapping.Mapping | None = None
+        self.mapping: writable.Mapping | None = None
         self._lock = native.Lock()
 
     def put_all(self, items: Iterable[Item]) -> int:
@@ -248,7 +248,7 @@ class Table:
 
 
 def _check_machine() -> None:
-    if not table_mapping.AVAILABLE or not hasattr(os, "posix_fallocate"):
+    if not writable.AVAILABLE or not hasattr(os, "posix_fallocate"):
         raise Unusable("a host cache needs Linux, and a Python with ctypes")
     if compiled is None and platform.machine().lower() not in ORDERED:
         raise Unusable(f"on {platform.machine()} a host cache needs the compiled part of dstore")
@@ -284,7 +284,7 @@ def _layout_of(file: io.FileIO, path: str) -> Layout:
 
 def _mapped(file: io.FileIO, layout: Layout) -> Storage:
     """Map a file of a layout, and keep a descriptor of it to lock it and to reserve its memory."""
-    mapping = table_mapping.Mapping(file.fileno(), layout.total)
+    mapping = writable.Mapping(file.fileno(), layout.total)
     descriptor = os.dup(file.fileno())  # this process holds no lock on the file yet
     storage = Storage(mapping.view, layout, partial(_reserve, descriptor, layout), descriptor)
     weakref.finalize(storage, os.close, descriptor).atexit = False

@@ -41,7 +41,8 @@ class Mapping:
         self.size = size
         self._address = _map(library, None, size, mmap.MAP_SHARED, descriptor)
         pages = (ctypes.c_ubyte * size).from_address(self._address)
-        weakref.finalize(pages, library.munmap, self._address, size).atexit = False
+        self._end = weakref.finalize(pages, library.munmap, self._address, size)
+        self._end.atexit = False
         self.view = memoryview(pages).cast("B")
         self.keep_from_children()
 
@@ -55,6 +56,9 @@ class Mapping:
 
     def become_empty(self) -> None:
         """Put private zeros in the place of the file, in this process."""
+        alive = self._end.peek()
+        if alive is None:
+            return
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE
         for protection in (_READ_WRITE, PROT_NONE):  # the latter if memory is short
             with contextlib.suppress(OSError):
@@ -62,7 +66,10 @@ class Mapping:
                 return
 
     def _advise(self, advice: int) -> None:
-        if self._library.madvise(self._address, self.size, advice):
+        # While this is held, another thread cannot end the mapping: then something else could be at
+        # its address, which would be missing in each later child.
+        alive = self._end.peek()
+        if alive is not None and self._library.madvise(self._address, self.size, advice):
             raise _error()
 
 

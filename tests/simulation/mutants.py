@@ -12,6 +12,7 @@ from __future__ import annotations
 from tests.simulation.mutant import CORE, Mutant
 from tests.simulation.mutants_of_hits import OF_HITS
 from tests.simulation.mutants_of_operations import OF_OPERATIONS
+from tests.simulation.mutants_of_sessions import OF_SESSIONS
 from tests.simulation.mutants_of_validity import OF_VALIDITY
 
 __all__ = ["MUTANTS", "Mutant"]
@@ -50,8 +51,8 @@ MUTANTS = (
         (
             (
                 "core.authority.reads",
-                "            if key in pending or not hold(key, bit):\n",
-                "            if not hold(key, bit):\n",
+                "            if key in pending or bit == NO_BIT or not hold(key, bit):\n",
+                "            if bit == NO_BIT or not hold(key, bit):\n",
             ),
         ),
     ),
@@ -60,8 +61,8 @@ MUTANTS = (
         (
             (
                 "core.authority.reads",
-                "            if key in pending or not hold(key, bit):\n",
-                "            if key in pending:\n",
+                "            if key in pending or bit == NO_BIT or not hold(key, bit):\n",
+                "            if key in pending or bit == NO_BIT:\n",
             ),
         ),
     ),
@@ -70,8 +71,8 @@ MUTANTS = (
         (
             (
                 "core.authority.writes",
-                "        return session.open and self._holders.add(key, session.bit)\n",
-                "        return session.open\n",
+                "        return self._holders.add(key, session.bit)\n",
+                "        return True\n",
             ),
         ),
     ),
@@ -116,18 +117,18 @@ MUTANTS = (
     ),
     Mutant(
         "acknowledgement and SYNC of a former epoch accepted",
-        (("core.authority.state", "if message.epoch != self.epoch:", "if False:"),),
+        (("core.authority.state", "        if epoch != self.epoch:\n", "        if False:\n"),),
         CORE + "test_strangers.py::test_what_does_not_match_changes_nothing",
         "sessions of two epochs of a Global do not have the same id",
     ),
     Mutant(
         "session ids that can be guessed",
-        (("core.authority.sessions", "            ident = self._random63()\n", "            ident = self._number\n"),),
+        (("core.authority.sessions", "            number = self._random63()\n", "            number = self._number\n"),),
     ),
     Mutant(
         "session ids that come twice",
-        (("core.authority.sessions", "while ident == NO_SESSION or ident in self._by_id:", "while ident == NO_SESSION:"),),
-        CORE + "test_membership.py::test_session_ids_are_what_the_host_draws_and_none_is_zero_or_in_use",
+        (("core.authority.sessions", "while number == NO_SESSION or number in used:", "while number == NO_SESSION:"),),
+        CORE + "test_membership.py::test_session_ids_and_secrets_are_what_the_host_draws_and_none_is_zero_or_in_use",
         "63 random bits do not repeat in a simulated run",
     ),
     Mutant(
@@ -381,4 +382,5 @@ MUTANTS = (
     *OF_HITS,
     *OF_VALIDITY,
     *OF_OPERATIONS,
+    *OF_SESSIONS,
 )  # fmt: skip

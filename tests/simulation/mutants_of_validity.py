@@ -195,10 +195,10 @@ OF_VALIDITY = (
         (
             (
                 STATE,
-                "                effects.append(Tell(Ack(self.epoch, self.session, self.applied)))\n",
+                "                effects.append(Tell(Ack(self.epoch, self._secret, self.applied)))\n",
                 "                last = [each.first + len(each.keys) - 1 for each in self._reorder_buffer]\n"
                 "                last.append(self.applied)\n"
-                "                effects.append(Tell(Ack(self.epoch, self.session, max(last))))\n",
+                "                effects.append(Tell(Ack(self.epoch, self._secret, max(last))))\n",
             ),
             (
                 STATE,

@@ -202,22 +202,19 @@ def test_a_writer_is_kept_for_ten_leases_if_these_are_longer() -> None:
 
 
 def test_a_writer_that_repeats_what_is_pending_is_not_silent() -> None:
-    world = World(lease=200.0)
+    world = World(lease=30.0)
     a, b = world.joined("a", "b")
     b.set("k", b"v")
     a.get("k")
-    world.members.clear()
-    world.state._sessions.linger = 0.0
     (w,) = peers(world, Kind.WRITER, "w")
-    assert w.delete(1, "k") is None
-    for _ in range(45):
+    for ended in (False, True):
         world.advance(4.0)
-        world.tick()
-        w.delete(1, "k")
-    assert w.session is not None
-    world.advance(25.0)
-    world.tick()
-    assert w.inbox.pop().items[0].expired == 2
+        reply = w.delete(1, "k")
+        assert (reply is None) is not ended
+        assert w.session is not None
+        span = WRITER_IDLE + world.state._sessions.linger
+        assert world.state._sessions.lingers_until(w.session) == world.now + span
+        world.settle()
 
 
 def test_a_writer_that_uploads_is_not_silent() -> None:
@@ -275,13 +272,10 @@ def test_a_writer_that_ends_drops_its_uploads_and_finishes_what_has_started() ->
 
 def test_a_flood_of_writers_that_write_nothing_does_not_keep_its_places() -> None:
     world = World()
-    world.state._memberships.max_clients = 50
     flood = peers(world, Kind.WRITER, *(f"f{number}" for number in range(50)))
-    late = world.member("late")
-    late.turn()
-    assert not late.state.session
-    world.live(max(LEASE, JOIN_TIMEOUT) + 1.5)
-    assert late.state.session
+    world.live(max(LEASE, JOIN_TIMEOUT) - 0.1)
+    assert all(each.session for each in flood)
+    world.live(LEASE)
     assert not any(each.session for each in flood)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from dstore.shm import clean, hosts, locks, ownership, page, writable
+from dstore.shm import clean, header, hosts, locks, ownership, writable
 from dstore.shm.directory import Directory, Unusable
 from dstore.shm.finding import attach, find, find_epoch
 from dstore.shm.hosts import Owned
@@ -330,12 +330,12 @@ def test_an_owner_killed_before_its_page_was_complete(root: Path) -> None:
     assert files(root) == []
 
 
-@pytest.mark.parametrize("size", [0, 10, page.LEASE_AT + 4, page.WORDS_AT])
+@pytest.mark.parametrize("size", [0, 10, header.LEASE_AT + 4, header.WORDS_AT])
 def test_what_is_left_may_be_of_any_form(root: Path, size: int) -> None:
     hosts.enter(str(root))
     page_path(root).write_bytes(b"\xff" * size)
     with page_path(root).open("rb") as left, published(root):
-        assert left.read()[page.LEASE_AT :][:8] == bytes(8)
+        assert left.read()[header.LEASE_AT :][:8] == bytes(8)
         assert find(str(root), TCP) is not None
     assert files(root) == []
 
@@ -454,18 +454,33 @@ def test_no_child_is_forked_while_a_page_is_being_mapped(
         statuses.append(os.waitpid(pid, 0)[1])
 
     thread = threading.Thread(target=fork)
-    library = writable._library()
-    plain = library.madvise
+    plain = writable.Mapping.keep_from_children
 
-    def slow(*given: int) -> int:
+    def slow(mapping: writable.Mapping) -> None:
+        monkeypatch.undo()
         thread.start()
         assert not forked.wait(0.1), "it has to wait"
-        return int(plain(*given))
+        plain(mapping)
 
-    monkeypatch.setattr(library, "madvise", slow)
+    monkeypatch.setattr(writable.Mapping, "keep_from_children", slow)
     with published(root):
         thread.join()
     assert statuses == [0]
+
+
+def test_a_mapping_that_ends_while_another_thread_forks(root: Path) -> None:
+    """Something else may be at its address by then, which stays as it is."""
+    path = root / "file"
+    path.write_bytes(bytes(4096))
+    with path.open("r+b") as file:
+        mapping = writable.Mapping(file.fileno(), 4096)
+    assert str(path) in Path("/proc/self/maps").read_text("utf-8")
+    mapping.view = memoryview(b"")
+    assert str(path) not in Path("/proc/self/maps").read_text("utf-8")
+    mapping.let_through()
+    mapping.become_empty()
+    mapping.keep_from_children()
+    path.unlink()
 
 
 def test_nothing_is_left_open_or_mapped(root: Path) -> None:

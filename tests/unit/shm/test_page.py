@@ -19,7 +19,7 @@ import pytest
 from dstore import compiled
 from dstore.protocol.unpacking import packed
 from dstore.protocol.wire import VERSION
-from dstore.shm import namespaces, page, writable
+from dstore.shm import header, namespaces, page, writable
 from dstore.shm.directory import Unusable
 from dstore.shm.finding import attach, attach_epoch, find, find_epoch
 from dstore.shm.namespaces import Surroundings
@@ -115,8 +115,8 @@ Forge = Callable[[pytest.MonkeyPatch, dict[str, Any]], None]
 
 def forge_header(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> None:
     """Pages that are published from now on have other headers."""
-    plain = page._header
-    monkeypatch.setattr(page, "_header", lambda *given: plain(*given)._replace(**changes))
+    plain = header.header_for
+    monkeypatch.setattr(header, "header_for", lambda *given: plain(*given)._replace(**changes))
 
 
 @pytest.mark.parametrize(
@@ -155,29 +155,23 @@ def test_buckets_are_a_power_of_two(
     root: Path, monkeypatch: pytest.MonkeyPatch, buckets: int
 ) -> None:
     plain = packed
-    monkeypatch.setattr(page, "packed", lambda things: plain([*things[:-1], buckets]))
+    monkeypatch.setattr(header, "packed", lambda things: plain([*things[:-1], buckets]))
     with published(root):
         refused(root, "power of two")
     with owned(root) as own, pytest.raises(ValueError, match="power of two"):
         own.publish(identity(buckets=buckets))
 
 
-@pytest.mark.parametrize("hash_key", [b"", bytes(65)])
+@pytest.mark.parametrize("hash_key", [b"", bytes(15), bytes(65)])
 def test_a_hash_key_of_another_length(
     root: Path, monkeypatch: pytest.MonkeyPatch, hash_key: bytes
 ) -> None:
-    with owned(root) as own, pytest.raises(ValueError, match="hash key"):
+    with owned(root) as own, pytest.raises(ValueError, match="16 bytes"):
         own.publish(identity(hash_key=hash_key))
     plain = packed
-    monkeypatch.setattr(page, "packed", lambda things: plain([*things[:-2], hash_key, BUCKETS]))
+    monkeypatch.setattr(header, "packed", lambda things: plain([*things[:-2], hash_key, BUCKETS]))
     with published(root):
         refused(root, "hashes keys")
-
-
-def test_the_hash_is_of_the_bytes_of_the_key() -> None:
-    # The vector of "abc" from another implementation: b2sum has no key, so this has none.
-    assert page.hash64(b"", "abc").to_bytes(8, "little").hex() == "d8bb14d833d59559"
-    assert len({page.hash64(b"k" * 16, key) for key in page.TEST_KEYS}) == len(page.TEST_KEYS)
 
 
 def test_a_copied_page_is_refused(root: Path) -> None:
@@ -196,17 +190,17 @@ def test_a_copied_page_is_refused(root: Path) -> None:
     ("damage", "reason"),
     [
         (lambda path: os.truncate(path, 0), "cut short"),
-        (lambda path: os.truncate(path, page.WORDS_AT - 1), "cut short"),
+        (lambda path: os.truncate(path, header.WORDS_AT - 1), "cut short"),
         (lambda path: os.truncate(path, SIZE - 1), "cut short"),
         (lambda path: os.truncate(path, SIZE + 1), "cut short"),
         (lambda path: with_holes(path), "holes"),
         (lambda path: overwrite(path, 0, b"\0"), "another version"),
-        (lambda path: overwrite(path, page.LENGTH_AT, b"\xff" * 8), "another version"),
-        (lambda path: overwrite(path, page.LENGTH_AT, bytes([3])), "damaged"),
-        (lambda path: overwrite(path, page.HEADER_AT, b"\xc1"), "damaged"),
-        (lambda path: overwrite(path, page.HEADER_AT, b"\xc0"), "damaged"),
-        (lambda path: overwrite(path, page.LEASE_AT, b"\xff" * 8), "clocks differ"),
-        (lambda path: overwrite(path, page.LEASE_AT, bytes(8)), "ended its session"),
+        (lambda path: overwrite(path, header.LENGTH_AT, b"\xff" * 8), "another version"),
+        (lambda path: overwrite(path, header.LENGTH_AT, bytes([3])), "damaged"),
+        (lambda path: overwrite(path, header.HEADER_AT, b"\xc1"), "damaged"),
+        (lambda path: overwrite(path, header.HEADER_AT, b"\xc0"), "damaged"),
+        (lambda path: overwrite(path, header.LEASE_AT, b"\xff" * 8), "clocks differ"),
+        (lambda path: overwrite(path, header.LEASE_AT, bytes(8)), "ended its session"),
         (lambda path: path.chmod(0o666), "cannot be opened"),
     ],
 )
@@ -227,7 +221,7 @@ def overwrite(path: Path, at: int, what: bytes) -> None:
 
 
 def with_holes(path: Path) -> None:
-    os.truncate(path, page.WORDS_AT)
+    os.truncate(path, header.WORDS_AT)
     os.truncate(path, SIZE)
 
 
@@ -411,7 +405,7 @@ def test_a_32_bit_python_shares_no_words(root: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_an_owner_needs_ctypes(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writable, "available", lambda: False)
+    monkeypatch.setattr(writable, "AVAILABLE", False)
     with pytest.raises(Unusable, match="ctypes"), owned(root):
         pass
 
