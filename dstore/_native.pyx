@@ -3,7 +3,7 @@
 """What a hit needs, compiled.
 
 These are the classes of :mod:`dstore.core.local.membership` and :mod:`dstore.client.hits`, and at
-the end those of :mod:`dstore.shm.key_hash`, :mod:`dstore.shm.records` and :mod:`dstore.shm.ring`,
+the end those of :mod:`dstore.core.local.key_hash`, :mod:`dstore.shm.records` and :mod:`dstore.shm.ring`,
 with the same attributes. :mod:`dstore.compiled` says when they take the place of the pure ones.
 
 With the GIL nothing else runs between the loads of a hit, except within the look-up if a key has
@@ -26,7 +26,7 @@ from cpython.object cimport PyObject
 from cpython.ref cimport Py_XDECREF
 from cpython.memoryview cimport PyMemoryView_GET_BUFFER
 from libc.math cimport round
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from dstore.protocol.messages import NO_SESSION, Stored
@@ -395,7 +395,7 @@ cdef extern from "_table.h":
 
 
 cdef class KeyHash:
-    """Hashes keys: :class:`dstore.shm.key_hash.KeyHash`, compiled."""
+    """Hashes keys: :class:`dstore.core.local.key_hash.KeyHash`, compiled."""
 
     cdef dstore_hash _hash
 
@@ -451,6 +451,87 @@ cdef class Reader(_Memory):
     def find(self, str key not None, uint64_t hash64):
         """Return the record of a key, whose hash is ``hash64``, and mark it visited."""
         return dstore_find(&self._table, key, hash64, self._record)
+
+
+cdef class HostReader:
+    """Reads the host cache: :class:`dstore.client.host_reader.HostReader`, compiled."""
+
+    cdef dstore_hash _hash
+    cdef Reader _reader
+
+    def __cinit__(self, bytes hash_key not None, Reader reader not None):
+        dstore_hash_begin(&self._hash, <const uint8_t *> <char *> hash_key)
+        self._reader = reader
+
+    cdef object _valid(self, Membership membership, str key, uint64_t *hashed):
+        """Return the record of a key that no word shows to be out of date, or None."""
+        cdef const uint8_t *data
+        cdef Py_ssize_t length
+        cdef PyObject *owner
+        dstore_key_bytes(key, &data, &length, &owner)
+        hashed[0] = dstore_hash_of(&self._hash, data, length)
+        Py_XDECREF(owner)
+        record = dstore_find(&self._reader._table, key, hashed[0], self._reader._record)
+        if record is None:
+            return None
+        cdef uint64_t seq = record[0]
+        if load_word(membership._words + hashed[0] % membership._length) > seq:
+            return None
+        return record
+
+    def read(self, Membership membership not None, str key not None):
+        """Return the hash of a key and its record, or None."""
+        cdef uint64_t hashed
+        cdef uint64_t lease_end = load_word(membership._lease)
+        if membership._words is NULL:
+            return None
+        record = self._valid(membership, key, &hashed)
+        if record is None or now() >= lease_end:
+            return None
+        return hashed, record
+
+    def collect(self, Membership membership not None, keys, dict found not None, seen not None):
+        """Put into ``found`` what is in the cache or the host cache. Returns rest and again."""
+        cdef uint64_t hashed
+        cdef uint64_t lease_end = load_word(membership._lease)
+        cdef Entry entry
+        cdef uint16_t[::1] tags = seen
+        cdef uint16_t tag
+        cdef Py_ssize_t slot
+        cdef Py_ssize_t read = 0
+        cdef list rest = [], again = []
+        if membership._words is NULL:
+            return list(keys), again, 0
+        for key in keys:
+            entry = look_up(membership.entries, key)
+            if entry is not None and entry.bucket < membership._length and (
+                load_word(membership._words + entry.bucket) <= entry.seq
+            ):
+                value = entry.value
+                if type(value) is not _Stored:
+                    visit(&entry.visited)
+                    found[key] = value
+                else:
+                    rest.append(key)
+                continue
+            try:
+                record = self._valid(membership, key, &hashed)
+            except UnicodeEncodeError:  # it is no key
+                record = None
+            if record is None or record[2] != "bytes":
+                rest.append(key)
+                continue
+            found[key] = record[3]
+            read += 1
+            slot = (hashed >> 16) % tags.shape[0]
+            tag = <uint16_t> (hashed >> 48 | 1)
+            if tags[slot] == tag:
+                again.append((key, hashed, record))
+            tags[slot] = tag
+        if now() >= lease_end:
+            found.clear()
+            return list(keys), [], 0
+        return rest, again, read
 
 
 cdef class Writer(_Memory):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable
 
+from dstore.client.host_reader import HostReader
 from dstore.core.local.shared import Put, Record
 from dstore.core.local.state import LocalState
 from dstore.core.local.vector import Vector
@@ -37,6 +38,8 @@ class HostPage:
         self.lease_word = page.lease
         self.now = clock.now
         self.capacity = 0 if table is None else table.size
+        reader = None if table is None else table.reader
+        self.reader = None if reader is None else HostReader(identity.hash_key, reader)
 
     def same_as(self, other: HostPage) -> bool:
         """Whether this is the page of the same session, and may still be used."""

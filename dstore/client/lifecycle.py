@@ -196,7 +196,7 @@ def _abandon(local: Local, address: str, place: _Place) -> None:
 
 def _absent() -> LocalState:
     """Return a state with no lease and an empty cache, in which no hit is found."""
-    return LocalState(random16=bytes, label="", cache_bytes=0)
+    return LocalState(random16=lambda: bytes(16), label="", cache_bytes=0)
 
 
 _nodes: weakref.WeakSet[Lifecycle] = weakref.WeakSet()

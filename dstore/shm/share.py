@@ -13,11 +13,11 @@ import weakref
 from collections.abc import Callable, Iterable
 
 from dstore.config import HOST_BUCKETS, HOST_CACHE_DEFAULT, HOST_CACHE_MIN, HOST_CACHE_PART
+from dstore.core.local.key_hash import HASH_KEY_BYTES, KeyHash
 from dstore.protocol.messages import Key
 from dstore.shm import root as roots
 from dstore.shm.directory import Directory, Unusable
 from dstore.shm.hosts import LOCK_TRIES
-from dstore.shm.key_hash import HASH_KEY_BYTES, KeyHash
 from dstore.shm.ownership import Ownership
 from dstore.shm.page import LAPSED, NANOSECONDS, VOID, Identity, OwnedPage
 from dstore.shm.table import Table

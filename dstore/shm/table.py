@@ -199,6 +199,12 @@ class Table:
                 self._find = _nothing
 
     @property
+    def reader(self) -> Reader | None:
+        """What reads the table, also after a close and in a forked child, which find nothing."""
+        storage = self._storage
+        return None if storage is None else storage.reader
+
+    @property
     def size(self) -> int:
         """Bytes that it may take; 0 after :meth:`close`."""
         storage = self._storage

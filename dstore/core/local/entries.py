@@ -59,7 +59,7 @@ class Entries(Present):
         self.joined = self.membership
         self.request = 0  # the number of the newest request
         self.in_flight: dict[Key, int] = {}
-        self._seen = Seen()
+        self.seen = Seen()
         self._private_limit = cache_bytes
         self._ack_due = False
         self._acked = 0
@@ -91,15 +91,16 @@ class Entries(Present):
         """Begin to use the membership of a page, in place of the present one."""
         self._end_membership()
         self.page, self.vector = page, page.vector
-        membership = Membership(self.cache.renew(), page.vector.words, page.lease_word)
-        membership.epoch, membership.session = page.epoch, page.session
-        self.membership = membership
+        self.cache.renew()
+        self._begin_shared(page)
         self.joined = Membership({})
-        self._limit_shared(page)
-
-    def _limit_shared(self, page: SharedPage) -> None:
         if page.capacity:
             self.cache.limit = min(self._private_limit, int(page.capacity * SHARED_PART))
+
+    def _begin_shared(self, page: SharedPage) -> None:
+        membership = Membership(self.cache.entries, page.vector.words, page.lease_word)
+        membership.epoch, membership.session = page.epoch, page.session
+        self.membership = membership
 
     def _end_membership(self) -> None:
         if self.page is None:
@@ -168,7 +169,7 @@ class Entries(Present):
 
     def seen_again(self, hashed: int) -> bool:
         """Note a read from the host cache. Returns whether the key is to be stored here now."""
-        return self.observing or self._seen.again(hashed)
+        return self.observing or self.seen.again(hashed)
 
     def _read_host(self, page: SharedPage, key: Key) -> Entry | None:
         """Return an entry for what the host cache has; from the second read on it is stored."""
@@ -332,7 +333,7 @@ class Entries(Present):
             if there < len(values) or self.observing or key in membership.entries:
                 entry = self.cache.insert(key, seq, token, codec, body, bucket)
             else:
-                self._seen.again(hashed)
+                self.seen.again(hashed)
             answers[key] = entry or self.cache.made(key, seq, token, codec, body, bucket)
 
     def _fill_shared(
@@ -347,7 +348,7 @@ class Entries(Present):
         self.counters["fills"] += 1
         is_there = page.put((key, hashed, seq, token, codec, body))
         if is_there and not self.observing and key not in self.membership.entries:
-            self._seen.again(hashed)
+            self.seen.again(hashed)
             return self.cache.made(key, seq, token, codec, body, bucket)
         return self.cache.insert(key, seq, token, codec, body, bucket)
 

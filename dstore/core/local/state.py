@@ -325,7 +325,7 @@ class LocalState(Entries):
         self.attach(page, now)
         if self.page is page:
             self.cache.adopt(membership.entries)
-            self.membership = membership
+            self._begin_shared(page)
 
     def detach(self, now: float) -> None:
         """Give up a page that has ended, and look for another one."""
