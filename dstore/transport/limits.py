@@ -24,8 +24,10 @@ LINK_DESCRIPTORS = 24
 """Descriptors of a Local that is connected and has one request channel. (A test compares it.)"""
 CHANNEL_DESCRIPTORS = 2
 """Descriptors of a further channel: its mailbox and its connection."""
-GLOBAL_DESCRIPTORS = 30
-"""Descriptors of a Global that listens, with two ipc paths and the memory of large values."""
+GLOBAL_DESCRIPTORS = 36
+"""Descriptors of a Global that listens, with two ipc paths, the memory of large values, and the
+page and the host cache of its host.
+"""
 CONTEXT_THREADS = 3
 """Threads of a ZeroMQ context: for input and output, for closing, and dstore's that uses it."""
 ZERO_COPY_THREADS = 3

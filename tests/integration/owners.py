@@ -117,5 +117,10 @@ class HostProcess:
     ) -> None:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGCONT)
+            self.process.terminate()
+        try:
+            self.process.communicate(timeout=PATIENCE)
+        except subprocess.TimeoutExpired:
             self.process.kill()
-        self.process.communicate()
+            self.process.communicate()
+            raise

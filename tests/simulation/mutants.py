@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from tests.simulation.mutant import CORE, Mutant
 from tests.simulation.mutants_of_hits import OF_HITS
+from tests.simulation.mutants_of_hosts import OF_HOSTS
 from tests.simulation.mutants_of_operations import OF_OPERATIONS
 from tests.simulation.mutants_of_sessions import OF_SESSIONS
 from tests.simulation.mutants_of_validity import OF_VALIDITY
@@ -383,4 +384,5 @@ MUTANTS = (
     *OF_VALIDITY,
     *OF_OPERATIONS,
     *OF_SESSIONS,
+    *OF_HOSTS,
 )  # fmt: skip

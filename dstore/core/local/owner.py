@@ -23,7 +23,6 @@ nothing; the session of the former one lapses.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from typing import Protocol
 
@@ -164,8 +163,10 @@ class OwnerState(LocalState):
             self._silent_until = self._lease_in_page
             raise
         finally:
-            with contextlib.suppress(Exception):  # the next owner removes what is left
+            try:
                 page.close()
+            except Exception:
+                pass  # the next owner removes what is left
 
     # ---- the life of a session, in which the page comes first -------------------------------
 
