@@ -209,12 +209,15 @@ class Table:
         begin = HEADER_BYTES // UNIT
         index = words[begin : begin + layout.index_words].tolist()
         used = sum(words[each + HEAD] - words[each + TAIL] for each in (SMALL, MAIN))
-        spare = sum(words[each + SIZE] - words[each + RESERVED] for each in (SMALL, MAIN))
+        size, reserved = (
+            layout.small + UNIT * sum(words[each + which] for each in (SMALL, MAIN))
+            for which in (SIZE, RESERVED)
+        )
         return {
             "records": sum(not is_dead(word, words) for word in index if word),
             "bytes": UNIT * used,
-            "reserved": layout.total - UNIT * spare,
-            "size": layout.total,
+            "reserved": reserved,
+            "size": size,
             "puts": words[PUTS],
             "evictions": words[EVICTIONS],
             "moves": words[MOVES],

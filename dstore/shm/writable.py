@@ -26,6 +26,7 @@ else:
 
 MAP_FIXED, MAP_NORESERVE = 0x10, 0x4000
 _READ_WRITE = mmap.PROT_READ | mmap.PROT_WRITE
+_NONE = 0
 
 
 class Mapping:
@@ -54,7 +55,7 @@ class Mapping:
     def become_empty(self) -> None:
         """Put private zeros in the place of the file, in this process."""
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE
-        for protection in (_READ_WRITE, mmap.PROT_NONE):  # the latter if memory is short
+        for protection in (_READ_WRITE, _NONE):  # the latter if memory is short
             with contextlib.suppress(OSError):
                 _map(self._library, self._address, self.size, flags, -1, protection)
                 return
