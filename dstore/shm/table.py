@@ -169,7 +169,7 @@ class Table:
         return self._find(key, hash64)
 
     def put(self, key: str, hash64: int, seq: int, token: bytes, codec: str, body: bytes) -> bool:
-        """Write a record. False if that was not possible at once, or one with a higher seq is there.
+        """Write a record. False if it is not possible at once, or one with a higher seq is there.
 
         A put may be lost at any time, and evicts others. A record is at most a quarter of the small
         ring, which is a tenth of the table.
