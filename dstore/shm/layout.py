@@ -44,8 +44,8 @@ WAYS = 8
 """Index words of a set, which is one line of the processor's cache. A record is in one of them."""
 BYTES_PER_WORD = 128
 """Bytes of a table for each index word, about. A value of 100 bytes takes some 170 in its ring.
-With one word for 192 bytes the sets overflow: 2 % fewer hits among such values. Of values of 4,000 bytes
-the larger index costs 0.3 %.
+With one word for 192 bytes the sets overflow, and such values have 2 % fewer hits; values of 4,000
+bytes have 0.3 % more.
 """
 SMALL_SHARE = 10
 """The small ring is one part in this many of the memory of both."""

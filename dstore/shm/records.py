@@ -45,7 +45,6 @@ from dstore.shm.layout import (
     Layout,
 )
 
-
 _unpack = HEAD_OF_RECORD.unpack_from
 _record = tuple.__new__  # what the constructor of a named tuple calls; this saves a call
 
