@@ -170,7 +170,7 @@ class Table:
         return self._find(key, hash64)
 
     def put(self, key: str, hash64: int, seq: int, token: bytes, codec: str, body: bytes) -> bool:
-        """Write a record. False if that was not possible at once, or one with a higher seq is there.
+        """Write a record. False if it is not possible at once, or one with a higher seq is there.
 
         A put may be lost at any time, and evicts others. A record is at most a quarter of the small
         ring, which is a tenth of the table.
@@ -222,12 +222,15 @@ class Table:
         begin = HEADER_BYTES // UNIT
         index = words[begin : begin + layout.index_words].tolist()
         used = sum(words[each + HEAD] - words[each + TAIL] for each in (SMALL, MAIN))
-        spare = sum(words[each + SIZE] - words[each + RESERVED] for each in (SMALL, MAIN))
+        size, reserved = (
+            layout.small + UNIT * sum(words[each + which] for each in (SMALL, MAIN))
+            for which in (SIZE, RESERVED)
+        )
         return {
             "records": sum(not is_dead(word, words) for word in index if word),
             "bytes": UNIT * used,
-            "reserved": layout.total - UNIT * spare,
-            "size": layout.total,
+            "reserved": reserved,
+            "size": size,
             "puts": words[PUTS],
             "evictions": words[EVICTIONS],
             "moves": words[MOVES],
