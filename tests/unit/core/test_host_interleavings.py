@@ -116,9 +116,9 @@ class Course:
         self.world.deliver(b"w", Set(*envelope, self.writes, 0, replace, items, process.session))
         inbox = self.world.inboxes.get(b"w")
         for reply in inbox or ():
-            if isinstance(reply, SetReply) and reply.request == self.writes:
-                if reply.items[0].cacheable:
-                    process.keep(key, reply.items[0].seq, value)
+            ours = isinstance(reply, SetReply) and reply.request == self.writes
+            if ours and reply.items[0].cacheable:  # type: ignore[union-attr]
+                process.keep(key, reply.items[0].seq, value)  # type: ignore[union-attr]
         if inbox:
             inbox.clear()
 
