@@ -2,4 +2,10 @@
 
 from setuptools import Extension, setup
 
-setup(ext_modules=[Extension("dstore._native", ["dstore/_native.pyx"], optional=True)])
+HEADERS = ["dstore/_hash.h", "dstore/_table.h"]
+
+setup(
+    ext_modules=[
+        Extension("dstore._native", ["dstore/_native.pyx"], depends=HEADERS, optional=True)
+    ]
+)

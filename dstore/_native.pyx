@@ -2,8 +2,9 @@
 # cython: freethreading_compatible=True
 """What a hit needs, compiled.
 
-These are the classes of :mod:`dstore.core.local.membership` and :mod:`dstore.client.hits`, with the
-same attributes. :mod:`dstore.compiled` says when they take the place of the pure ones.
+These are the classes of :mod:`dstore.core.local.membership` and :mod:`dstore.client.hits`, and at
+the end those of :mod:`dstore.core.local.key_hash`, :mod:`dstore.shm.records` and :mod:`dstore.shm.ring`,
+with the same attributes. :mod:`dstore.compiled` says when they take the place of the pure ones.
 
 With the GIL nothing else runs between the loads of a hit, except within the look-up if a key has
 methods in Python. So plain loads do, and what is used after the look-up is held by a reference.
@@ -13,20 +14,26 @@ in one step, and take a lock only if they meet such a writer. What is set once, 
 needs no such care.
 
 The words and the end of a lease are loaded with acquire, and the end is stored with release, since
-other processors write them, and other processes write words: nothing that a hit reads after a word
-is older than the word. On x86-64 these are plain instructions.
+other processors, and other processes, write them: nothing that a hit reads after a word is older
+than the word. On x86-64 these are plain instructions.
 """
 
+from hashlib import blake2b
+from zlib import crc32
+
 cimport cython
+from cpython.object cimport PyObject
+from cpython.ref cimport Py_XDECREF
 from cpython.memoryview cimport PyMemoryView_GET_BUFFER
-from libc.stdint cimport uint64_t
+from libc.math cimport round
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memcpy
 
 from dstore.protocol.messages import NO_SESSION, Stored
 from dstore.runtime import clock
 
 cdef extern from *:
     """
-    #include <math.h>
     #include <stddef.h>
     #include <stdint.h>
     #include <time.h>
@@ -34,9 +41,9 @@ cdef extern from *:
     #include <structmember.h>
     #endif
 
-    /* The clock of dstore.runtime.clock, with the same rounding. One that cannot be read is after
-       the end of every lease. */
-    static inline double dstore_now(void) {
+    /* The clock of dstore.runtime.clock in nanoseconds. One that cannot be read is after the end of
+       every lease. */
+    static inline uint64_t dstore_now(void) {
         struct timespec time;
     #if defined(CLOCK_BOOTTIME)
         int failed = clock_gettime(CLOCK_BOOTTIME, &time);
@@ -46,22 +53,16 @@ cdef extern from *:
         int failed = clock_gettime(CLOCK_MONOTONIC, &time);
     #endif
         if (failed)
-            return INFINITY;
-        return (double)((int64_t)time.tv_sec * 1000000000 + time.tv_nsec) / 1e9;
+            return UINT64_MAX;
+        return (uint64_t)time.tv_sec * 1000000000 + (uint64_t)time.tv_nsec;
     }
 
     static inline uint64_t dstore_load_word(const uint64_t *word) {
         return __atomic_load_n(word, __ATOMIC_ACQUIRE);
     }
 
-    static inline double dstore_load_time(const double *place) {
-        double time;
-        __atomic_load(place, &time, __ATOMIC_ACQUIRE);
-        return time;
-    }
-
-    static inline void dstore_store_time(double *place, double time) {
-        __atomic_store(place, &time, __ATOMIC_RELEASE);
+    static inline void dstore_store_word(uint64_t *word, uint64_t value) {
+        __atomic_store_n(word, value, __ATOMIC_RELEASE);
     }
 
     /* These two may lose to another thread; what they write only guides the eviction and counts. */
@@ -134,10 +135,9 @@ cdef extern from *:
         return found;
     }
     """
-    double now "dstore_now" ()
+    uint64_t now "dstore_now" ()
     uint64_t load_word "dstore_load_word" (const uint64_t *)
-    double load_time "dstore_load_time" (const double *)
-    void store_time "dstore_store_time" (double *, double)
+    void store_word "dstore_store_word" (uint64_t *, uint64_t)
     void visit "dstore_visit" (unsigned char *)
     void count "dstore_count" (uint64_t *)
     Membership load_membership "DSTORE_MEMBERSHIP" (Present)
@@ -149,7 +149,16 @@ cdef extern from *:
 
 RAISE = object()
 cdef object _Stored = Stored
-cdef double LAPSED = float("-inf")
+cdef double NS = 1e9
+cdef uint64_t LEASE_MAX = <uint64_t> -1
+
+
+cdef uint64_t lease_word(double end):
+    """The end of a lease, given in seconds, in nanoseconds; 0 stands for a lapsed one."""
+    if not end > 0:
+        return 0
+    return LEASE_MAX if end * NS >= <double> LEASE_MAX else <uint64_t> round(end * NS)
+
 
 
 @cython.trashcan(True)
@@ -189,11 +198,23 @@ cdef class Entry:
         return f"<Entry {self.key!r} seq={self.seq} visited={self.visited}>"
 
 
+cdef _checked(words):
+    """Return a view of words that hits may read without a lock; None if there are none."""
+    if words is None:
+        return None
+    view = memoryview(words)
+    if view.format != "Q" or view.ndim != 1 or not view.c_contiguous or not len(view):
+        raise ValueError("the words must be a memoryview of the format Q, and not empty")
+    if <size_t> PyMemoryView_GET_BUFFER(view).buf % sizeof(uint64_t):
+        raise ValueError("the words must be aligned")
+    return view
+
+
 @cython.no_gc_clear  # what is set once is never taken away; the dictionary can break a cycle
 cdef class Membership:
     """The Local's side of one session: :class:`dstore.core.local.membership.Membership`, compiled.
 
-    ``entries`` and ``words`` are given to the constructor and stay.
+    ``entries``, ``words`` and ``lease`` are given to the constructor and stay.
     """
 
     cdef readonly dict entries
@@ -201,33 +222,37 @@ cdef class Membership:
     cdef public uint64_t epoch
     cdef public uint64_t session
     cdef public uint64_t applied
-    cdef double _lease_end
-    cdef object _view  # of our own, so that no other code releases it: the words stay where they are
+    cdef object _views  # of our own, so that no other code releases them: the words stay in place
+    cdef uint64_t _own_lease
+    cdef uint64_t *_lease
+    cdef bint _is_owner
     cdef const uint64_t *_words
     cdef Py_ssize_t _length
 
-    def __cinit__(self, dict entries not None, words=None):
+    def __cinit__(self, dict entries not None, words=None, lease=None):
         self.entries = entries
         self.words = words
         self.session = NO_SESSION
-        self._lease_end = LAPSED
+        self._lease = &self._own_lease
+        self._is_owner = True
+        self._views = (_checked(words), _checked(lease))
         if words is not None:
-            view = memoryview(words)
-            if view.format != "Q" or view.ndim != 1 or not view.c_contiguous or not len(view):
-                raise ValueError("the words must be a memoryview of the format Q, and not empty")
-            self._view = view
-            self._words = <const uint64_t *> PyMemoryView_GET_BUFFER(view).buf
-            self._length = len(view)
-            if <size_t> self._words % sizeof(uint64_t):
-                raise ValueError("the words must be aligned")
+            self._words = <const uint64_t *> PyMemoryView_GET_BUFFER(self._views[0]).buf
+            self._length = len(words)
+        if lease is not None:
+            self._lease = <uint64_t *> PyMemoryView_GET_BUFFER(self._views[1]).buf
+            self._is_owner = not lease.readonly
 
     @property
     def lease_end(self):
-        return load_time(&self._lease_end)
+        """The end of the lease in seconds of the clock; 0 if there is none."""
+        return load_word(self._lease) / NS
 
     @lease_end.setter
     def lease_end(self, double seconds):
-        store_time(&self._lease_end, seconds)
+        if not self._is_owner:
+            raise TypeError("only the owner of a membership changes its lease")
+        store_word(self._lease, lease_word(seconds))
 
     def __repr__(self):
         return (
@@ -313,13 +338,13 @@ def find(Present state not None, name):
 cdef inline Entry _find(Present state, object name):
     cdef Membership membership
     cdef Entry entry
-    cdef double lease_end
+    cdef uint64_t lease_end
     if state is None:
         raise AttributeError("the state is not set")
     membership = load_membership(state)
     if membership is None:
         raise AttributeError("the membership is not set")
-    lease_end = load_time(&membership._lease_end)
+    lease_end = load_word(membership._lease)
     entry = look_up(membership.entries, name)
     if entry is None:
         return None
@@ -335,10 +360,240 @@ cdef inline Entry _find(Present state, object name):
     return entry
 
 
+# ---- the host cache ---------------------------------------------------------------------------
+
+cdef extern from "_hash.h":
+    ctypedef struct dstore_hash:
+        pass
+    void dstore_hash_begin(dstore_hash *, const uint8_t *)
+    uint64_t dstore_hash_of(const dstore_hash *, const uint8_t *, size_t)
+    void dstore_crc_begin()
+    uint32_t dstore_crc(const uint8_t *, size_t, uint32_t)
+
+cdef extern from "_table.h":
+    ctypedef struct dstore_head:
+        uint64_t hash64
+        uint64_t seq
+        uint8_t token[16]
+        uint32_t body
+        unsigned short key
+        uint8_t codec
+        uint8_t zero
+    ctypedef struct dstore_table:
+        uint8_t *raw
+        uint64_t *words
+        uint8_t *visited
+        uint32_t *ghost
+        uint64_t sets
+        uint64_t slots
+        uint64_t base[2]
+    int dstore_key_bytes(object, const uint8_t **, Py_ssize_t *, PyObject **) except -1
+    object dstore_find(dstore_table *, object, uint64_t, object)
+    int dstore_put(
+        dstore_table *, object, dstore_head *, const uint8_t *, const uint8_t *, const uint8_t *
+    ) except -1
+
+
+cdef class KeyHash:
+    """Hashes keys: :class:`dstore.core.local.key_hash.KeyHash`, compiled."""
+
+    cdef dstore_hash _hash
+
+    def __cinit__(self, bytes hash_key not None):
+        if len(hash_key) != 16:
+            raise ValueError(f"the key of the hash has 16 bytes, not {len(hash_key)}")
+        dstore_hash_begin(&self._hash, <const uint8_t *> <char *> hash_key)
+
+    def __call__(self, str key not None):
+        cdef const uint8_t *data
+        cdef Py_ssize_t length
+        cdef PyObject *owner
+        dstore_key_bytes(key, &data, &length, &owner)
+        cdef uint64_t found = dstore_hash_of(&self._hash, data, length)
+        Py_XDECREF(owner)
+        return found
+
+
+cdef class _Memory:
+    """The memory of a table, as long as this object lives."""
+
+    cdef dstore_table _table
+    cdef object _view  # of our own, so that no other code releases it
+
+    def __cinit__(self, memory, layout, _):
+        view = memoryview(memory)
+        if view.ndim != 1 or view.itemsize != 1 or view.readonly or len(view) < layout.total:
+            raise ValueError(f"a table needs {layout.total} writable bytes")
+        self._view = view
+        cdef dstore_table *table = &self._table
+        table.raw = <uint8_t *> PyMemoryView_GET_BUFFER(view).buf
+        if <size_t> table.raw % sizeof(uint64_t):
+            raise ValueError("the memory of a table must be aligned")
+        table.words = <uint64_t *> table.raw
+        table.visited = table.raw + <size_t> layout.visited - 512
+        table.ghost = <uint32_t *> (table.raw + <size_t> layout.ghost)
+        table.sets = layout.index_words // 8
+        table.slots = layout.index_words
+        table.base[0] = layout.small // 8
+        table.base[1] = layout.main // 8
+
+
+cdef class Reader(_Memory):
+    """Looks keys up: :class:`dstore.shm.records.Reader`, compiled."""
+
+    cdef object _record
+
+    def __init__(self, memory, layout, record):
+        if not issubclass(record, tuple) or record.__itemsize__ != tuple.__itemsize__:
+            raise TypeError("records are named tuples")
+        self._record = record
+
+    def find(self, str key not None, uint64_t hash64):
+        """Return the record of a key, whose hash is ``hash64``, and mark it visited."""
+        return dstore_find(&self._table, key, hash64, self._record)
+
+
+cdef class HostReader:
+    """Reads the host cache: :class:`dstore.client.host_reader.HostReader`, compiled."""
+
+    cdef dstore_hash _hash
+    cdef Reader _reader
+
+    def __cinit__(self, bytes hash_key not None, Reader reader not None):
+        dstore_hash_begin(&self._hash, <const uint8_t *> <char *> hash_key)
+        self._reader = reader
+
+    cdef object _valid(self, Membership membership, str key, uint64_t *hashed):
+        """Return the record of a key that no word shows to be out of date, or None."""
+        cdef const uint8_t *data
+        cdef Py_ssize_t length
+        cdef PyObject *owner
+        dstore_key_bytes(key, &data, &length, &owner)
+        hashed[0] = dstore_hash_of(&self._hash, data, length)
+        Py_XDECREF(owner)
+        record = dstore_find(&self._reader._table, key, hashed[0], self._reader._record)
+        if record is None:
+            return None
+        cdef uint64_t seq = record[0]
+        if load_word(membership._words + hashed[0] % membership._length) > seq:
+            return None
+        return record
+
+    def read(self, Membership membership not None, str key not None):
+        """Return the hash of a key and its record, or None."""
+        cdef uint64_t hashed
+        cdef uint64_t lease_end = load_word(membership._lease)
+        if membership._words is NULL:
+            return None
+        record = self._valid(membership, key, &hashed)
+        if record is None or now() >= lease_end:
+            return None
+        return hashed, record
+
+    def collect(self, Membership membership not None, keys, dict found not None, seen not None):
+        """Put into ``found`` what is in the cache or the host cache. Returns rest and again."""
+        cdef uint64_t hashed
+        cdef uint64_t lease_end = load_word(membership._lease)
+        cdef Entry entry
+        cdef uint16_t[::1] tags = seen
+        cdef uint16_t tag
+        cdef Py_ssize_t slot
+        cdef Py_ssize_t read = 0
+        cdef list rest = [], again = []
+        if membership._words is NULL:
+            return list(keys), again, 0
+        for key in keys:
+            entry = look_up(membership.entries, key)
+            if entry is not None and entry.bucket < membership._length and (
+                load_word(membership._words + entry.bucket) <= entry.seq
+            ):
+                value = entry.value
+                if type(value) is not _Stored:
+                    visit(&entry.visited)
+                    found[key] = value
+                else:
+                    rest.append(key)
+                continue
+            try:
+                record = self._valid(membership, key, &hashed)
+            except UnicodeEncodeError:  # it is no key
+                record = None
+            if record is None or record[2] != "bytes":
+                rest.append(key)
+                continue
+            found[key] = record[3]
+            read += 1
+            slot = (hashed >> 16) % tags.shape[0]
+            tag = <uint16_t> (hashed >> 48 | 1)
+            if tags[slot] == tag:
+                again.append((key, hashed, record))
+            tags[slot] = tag
+        if now() >= lease_end:
+            found.clear()
+            return list(keys), [], 0
+        return rest, again, read
+
+
+cdef class Writer(_Memory):
+    """Puts records: :class:`dstore.shm.ring.Writer`, compiled."""
+
+    cdef object _reserve
+
+    def __init__(self, memory, layout, reserve):
+        self._reserve = reserve
+
+    def put(
+        self, str key not None, uint64_t hash64, seq, bytes token not None, str codec not None,
+        bytes body not None,
+    ):
+        """Write a record. False if there is a newer one of its key, or it is too large."""
+        cdef dstore_head head
+        cdef const uint8_t *data
+        cdef const uint8_t *name
+        cdef Py_ssize_t length
+        cdef Py_ssize_t name_length
+        cdef PyObject *owner
+        cdef PyObject *name_owner
+        if len(token) != 16 or not 0 <= seq <= 0xFFFFFFFFFFFFFFFF or len(body) > 0xFFFFFFFF:
+            return False
+        dstore_key_bytes(codec, &name, &name_length, &name_owner)
+        try:
+            dstore_key_bytes(key, &data, &length, &owner)
+            try:
+                if name_owner is not NULL or name_length > 255 or length > 65535:
+                    return False
+                head.hash64, head.seq, head.zero = hash64, seq, 0
+                head.body, head.key, head.codec = len(body), length, name_length
+                memcpy(head.token, <char *> token, 16)
+                return dstore_put(
+                    &self._table, self._reserve, &head, name, data, <const uint8_t *> <char *> body
+                ) != 0
+            finally:
+                Py_XDECREF(owner)
+        finally:
+            Py_XDECREF(name_owner)
+
+
+def _check_hashes():
+    """Compare the hash and the CRC with those of Python, for each length of a block and beyond."""
+    key = bytes(range(16))
+    hashed = KeyHash(key)
+    for length in (0, 1, 8, 127, 128, 129, 255, 256, 257, 511):
+        text = "".join([chr(97 + each % 26) for each in range(length)])
+        raw = text.encode()
+        expected = int.from_bytes(blake2b(raw, digest_size=8, key=key).digest(), "little")
+        if hashed(text) != expected:
+            raise ImportError(f"its hash of {length} bytes is not that of hashlib")
+        if dstore_crc(<const uint8_t *> <char *> raw, length, length) != crc32(raw, length):
+            raise ImportError(f"its CRC of {length} bytes is not that of zlib")
+
+
 def _check_clock():
-    before, here, after = clock.now(), now(), clock.now()
+    before, here, after = clock.now_ns(), now(), clock.now_ns()
     if not before <= here <= after:  # leases end on the clock of Python
         raise ImportError(f"its clock reads {here}, that of Python {before} to {after}")
 
 
 _check_clock()
+dstore_crc_begin()
+_check_hashes()

@@ -63,12 +63,26 @@ UPLOAD_BYTES_SHARE = 1 / 4
 UPLOAD_STEP = 64 << 10
 """Bytes of an upload that have to arrive within ``stages.STAGE_IDLE`` seconds, or it is dropped."""
 
+# What the processes of a host share
+HOST_BUCKETS = 1 << 17
+"""Words of the invalidation vector in the page of a host: 1 MiB."""
+HOST_CACHE_DEFAULT = 256 << 20
+HOST_CACHE_PART = 1 / 4
+"""The part of the file system in memory that a host cache takes at most, unless a size is given."""
+HOST_CACHE_MIN, HOST_CACHE_MAX = 1 << 20, 1 << 40
+"""The smallest and the largest host cache. 0: the processes share a membership only."""
+
 # Node
 TIMEOUT_DEFAULT = 5.0
 TIMEOUT_MIN, TIMEOUT_MAX = 0.001, 86_400.0
 WAIT_MAX = 31_536_000.0
 """The longest time that a call may wait for a key or an event; None waits without a limit."""
+HOST_VARIABLE = "DSTORE_HOST"
+HOST_CHOICES = ("auto", "off", "require")
 CACHE_BYTES_DEFAULT = 256 << 20
+"""Bytes of the cache of a process that shares no host cache; else a tenth of the host cache counts,
+if that is less.
+"""
 WATCH_LIMIT_DEFAULT, WATCH_LIMIT_MAX = 10_000, 1 << 31
 """Events of one watch that are kept until they are taken: the default, and the most that can be
 set. Beyond it the oldest are dropped.
@@ -123,6 +137,11 @@ not a Local.
 def share_of(whole: int) -> int:
     """Return how many of ``whole`` (Locals, connections) one address may have."""
     return math.ceil(PEER_SHARE * whole)
+
+
+def host_default() -> str:
+    """Return whether a Node uses the membership of its host, if it is not told."""
+    return os.environ.get(HOST_VARIABLE) or HOST_CHOICES[0]
 
 
 def address_default() -> str:

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dstore.cli import console, values
 from dstore.cli.arguments import as_passed
 from dstore.cli.progress import progress_bar
-from dstore.cli.serve import serve
+from dstore.cli.serve import own, serve
 from dstore.cli.show import array_repr, is_array, shown, unreadable
 from dstore.client.node import Node
 from dstore.errors import KeyMissing, UnknownCodec
@@ -24,8 +24,8 @@ from dstore.quoting import visible
 
 def run(options: Namespace) -> int:
     """Carry out a parsed command line. Returns the exit code."""
-    if options.command == "global":
-        return serve(options)
+    if options.command in SERVICES:
+        return SERVICES[options.command](options)
     console.log_to_stderr(console.CLIENT_LINE, logging.WARNING)
     if options.command in PROGRAMS:
         return PROGRAMS[options.command](options)
@@ -48,6 +48,8 @@ def demo(options: Namespace) -> int:
     return main(options.folder, options.workers)
 
 
+SERVICES = {"global": serve, "host": own}
+"""Commands that run until they are stopped, and log as servers do."""
 PROGRAMS = {"repl": repl, "demo": demo}
 """Commands that handle signals themselves."""
 

@@ -1,4 +1,4 @@
-"""``dstore global``: run Global until a signal stops it."""
+"""``dstore global`` and ``dstore host``: run until a signal stops them."""
 
 from __future__ import annotations
 
@@ -10,20 +10,19 @@ import signal
 import sys
 import threading
 from argparse import Namespace
+from collections.abc import Callable
 
 from dstore.cli import console
 from dstore.cli.console import plain
+from dstore.cli.notify import notify
+from dstore.client.owner import HostOwner
 from dstore.server.server import Global
 from dstore.transport.addresses import is_private
 
 
 def serve(options: Namespace) -> int:
     """Run Global in this thread until SIGINT or SIGTERM. Returns the exit code."""
-    level = logging.ERROR if options.quiet else logging.WARNING
-    if options.verbose:
-        level = logging.INFO if options.verbose == 1 else logging.DEBUG
-    console.log_to_stderr(console.SERVER_LINE, level)
-    console.in_utf8(sys.stdout, "surrogateescape")
+    _log(options)
     take_all_descriptors()
     server = Global(
         options.address,
@@ -35,13 +34,45 @@ def serve(options: Namespace) -> int:
         large_from=options.large_from,
         max_clients=options.max_clients,
         shm=options.shm,
+        host_cache=options.host_cache,
     )
     server.bind()
-    _stop_on_signals(server)
+    _stop_on_signals(server.stop, server.close)
     _warn_if_exposed(server)
-    _greet(server)
+    address = plain(server.address)
+    _greet(f"Dstore server listening on {address}", f"listening on {address}")
+    notify("READY=1")
     server.run()
     return console.EXIT_OK
+
+
+def own(options: Namespace) -> int:
+    """Own the membership of this host until SIGINT or SIGTERM. Returns the exit code."""
+    _log(options)
+    address, greeted = plain(options.address), False
+
+    def changed(there: bool) -> None:
+        nonlocal greeted
+        if there and not greeted:
+            greeted = True
+            line = f"the processes of this host share one cache of {address}"
+            _greet(f"Dstore host: {line}", line)
+            notify("READY=1")
+
+    owner = HostOwner(
+        options.address, shm=options.shm, host_cache=options.host_cache, changed=changed
+    )
+    _stop_on_signals(owner.stop, owner.stop)
+    owner.run()
+    return console.EXIT_OK
+
+
+def _log(options: Namespace) -> None:
+    level = logging.ERROR if options.quiet else logging.WARNING
+    if options.verbose:
+        level = logging.INFO if options.verbose == 1 else logging.DEBUG
+    console.log_to_stderr(console.SERVER_LINE, level)
+    console.in_utf8(sys.stdout, "surrogateescape")
 
 
 def take_all_descriptors() -> None:
@@ -55,14 +86,15 @@ def take_all_descriptors() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def _greet(server: Global) -> None:
+def _greet(line: str, otherwise: str) -> None:
+    """Print a line, or complain with another one. The service goes on without it."""
     try:
-        print(f"Dstore server listening on {plain(server.address)}", flush=True)
-    except OSError as error:  # Global serves even if the line cannot be printed
+        print(line, flush=True)
+    except OSError as error:
         console.drop_stdout()
         if not isinstance(error, BrokenPipeError):
             why = f"standard output cannot be written: {console.said(error)}"
-            console.complain(f"listening on {plain(server.address)}; {why}")
+            console.complain(f"{otherwise}; {why}")
 
 
 def _warn_if_exposed(server: Global) -> None:
@@ -76,8 +108,8 @@ def _warn_if_exposed(server: Global) -> None:
         )
 
 
-def _stop_on_signals(server: Global) -> None:
-    """Start a thread that waits for the signals.
+def _stop_on_signals(stop: Callable[[], None], give_up: Callable[[], None]) -> None:
+    """Start a thread that waits for the signals and calls ``stop``; if that fails, ``give_up``.
 
     A handler would run in the thread that serves, and only when that wakes up: a signal that comes
     just before it sleeps would have to wait for the next message.
@@ -87,11 +119,12 @@ def _stop_on_signals(server: Global) -> None:
 
     def watch() -> None:
         signal.sigwait(signals)
-        server.stop()
-        os._exit(128 + signal.sigwait(signals))  # a second signal ends a Global that hangs
+        notify("STOPPING=1")
+        stop()
+        os._exit(128 + signal.sigwait(signals))  # a second signal ends what hangs
 
     try:
         threading.Thread(target=watch, name="dstore-signals", daemon=True).start()
     except RuntimeError as error:
-        server.close()
+        give_up()
         raise OSError(f"cannot wait for signals: {error}") from None

@@ -36,7 +36,7 @@ class Hits:
         if type(key) is not str:  # only for str itself are hash and equality those of the key
             return self._get_named(key, default)
         membership = self._state.membership
-        lease_end = membership.lease_end
+        lease_end = membership.lease[0]
         try:
             entry = membership.entries[key]
         except KeyError:  # not cached, or a text that is not the one text of its key
@@ -46,7 +46,7 @@ class Hits:
         words = membership.words
         if words is not None and words[entry.bucket] > entry.seq:
             return self._get_missed(key, default)
-        if clock.now() >= lease_end:
+        if clock.now_ns() >= lease_end:
             return self._get_missed(key, default)
         entry.visited = 1
         self._hits += 1
@@ -81,14 +81,14 @@ def pure_find(state: Present, name: str) -> Entry | None:
     the lease might lapse, the key be deleted, and a renewal come between two of these steps.
     """
     membership = state.membership
-    lease_end = membership.lease_end
+    lease_end = membership.lease[0]
     entry = membership.entries.get(name)
     if entry is None:
         return None
     words = membership.words
     if words is not None and words[entry.bucket] > entry.seq:
         return None
-    if clock.now() >= lease_end:
+    if clock.now_ns() >= lease_end:
         return None
     entry.visited = 1
     return entry

@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 
 from dstore.client.commands import Commands
 from dstore.client.hits import Hits
+from dstore.client.host_page import can_be_inherited
 from dstore.client.hosts.local import Local
 from dstore.client.settings import Settings
 from dstore.codecs import Codecs
@@ -54,6 +55,7 @@ class Lifecycle(Hits):
         self._place = _Place()
         self._closed = False
         self._local: Local | None = None
+        self._parent: LocalState | None = None  # in a forked child: the state of the parent's Local
         self._state = _absent()
         self._hits = 0
         self._birth = native.RLock()  # a signal handler may close a Node while it is being made
@@ -100,7 +102,8 @@ class Lifecycle(Hits):
                 on_deletion = _announcer(self._settings.on_deletion)
                 made = Local(self._settings, self._label_here(), on_deletion)
                 try:
-                    made.start()
+                    made.start(self._parent)
+                    self._parent = None
                     self._dropped = weakref.finalize(
                         self, _abandon, made, self.address, self._place
                     )
@@ -150,8 +153,14 @@ class Lifecycle(Hits):
     def _forked(self) -> None:
         if self._local is not None:
             self._dropped.detach()
-            self._local.forked()
-        self._state = _absent()
+            self._parent = self._local.forked()
+        parent, self._state = self._parent, _absent()
+        if parent is not None and not self._closed and can_be_inherited(parent):
+            # What the parent has cached is good here, too, and is there before this process has
+            # looked for anything: the page says what is still valid.
+            self._state.membership = parent.membership
+        else:
+            self._parent = None
         self._local = None
         self._hits = self._commands.hits = self._commands.misses = 0
         self._birth = native.RLock()
@@ -187,7 +196,7 @@ def _abandon(local: Local, address: str, place: _Place) -> None:
 
 def _absent() -> LocalState:
     """Return a state with no lease and an empty cache, in which no hit is found."""
-    return LocalState(random16=bytes, label="", cache_bytes=0)
+    return LocalState(random16=lambda: bytes(16), label="", cache_bytes=0)
 
 
 _nodes: weakref.WeakSet[Lifecycle] = weakref.WeakSet()

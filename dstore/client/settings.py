@@ -38,9 +38,14 @@ class Settings:
         messages, and each has this time. A transfer of a large value gives up when it has made no
         progress for this time. A write may take one lease longer, because it may have to wait for
         the lease of a Local that died.
+    host
+        Whether the processes of this host and user share one membership and one cache, which
+        Global has on its own host, and ``dstore host`` elsewhere. ``"auto"``: if there is one, and
+        a cache of this process alone while there is none. ``"require"``: calls fail while there is
+        none. ``"off"``: never. Default: ``$DSTORE_HOST``, else ``"auto"``.
     cache_bytes
         Bytes of memory that the cache of this process may take. Beyond it, entries that have not
-        been read recently are evicted (SIEVE).
+        been read recently are evicted (SIEVE). Beside a host cache it is at most a tenth of that.
     stale_ok
         Whether reads may be answered from the cache after the lease has ended, that is, while
         Global cannot be reached. The value of such an answer may have been deleted meanwhile.
@@ -83,6 +88,7 @@ class Settings:
         address: str | None = None,
         *,
         timeout: float = config.TIMEOUT_DEFAULT,
+        host: str | None = None,
         cache_bytes: int = config.CACHE_BYTES_DEFAULT,
         stale_ok: bool = False,
         label: str = "",
@@ -94,6 +100,7 @@ class Settings:
     ) -> None:
         self.address = _address(address)
         self.timeout = timeout_checked(timeout)
+        self.host = _host(host)
         self.cache_bytes = checks.count("cache_bytes", cache_bytes, 0, config.SIZE_MAX)
         self.stale_ok = checks.flag("stale_ok", stale_ok)
         self.label = checks.text("label", label, config.LABEL_MAX)
@@ -130,6 +137,14 @@ def _address(given: str | None) -> str:
         return addresses.check(config.address_default())
     except AddressError as error:
         raise AddressError(f"${config.ADDRESS_VARIABLE}: {error}") from None
+
+
+def _host(given: str | None) -> str:
+    chosen = config.host_default() if given is None else checks.text("host", given)
+    if chosen not in config.HOST_CHOICES:
+        name = "host" if given is not None else f"${config.HOST_VARIABLE}"
+        raise ValueError(f"{name} is {' or '.join(map(repr, config.HOST_CHOICES))}, not {chosen!r}")
+    return chosen
 
 
 def initializer_with(

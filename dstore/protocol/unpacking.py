@@ -52,6 +52,12 @@ def unpacked(packed: Buffer) -> Any:
     )
 
 
+def packed(things: list[object]) -> bytes:
+    """Pack a few things, so that :func:`unpacked` returns them."""
+    whole: bytes = msgpack.packb(things, unicode_errors="surrogateescape")
+    return whole
+
+
 class Frame:
     """Reads a packed message. All methods raise BadMessage, and what msgpack raises.
 

@@ -14,5 +14,8 @@ from functools import partial
 if hasattr(time, "CLOCK_BOOTTIME"):
     now = partial(time.clock_gettime, time.CLOCK_BOOTTIME)
     """Seconds since a fixed moment, which is the same for all processes of this host."""
+    now_ns = partial(time.clock_gettime_ns, time.CLOCK_BOOTTIME)
+    """The same in nanoseconds: leases are kept and compared in these."""
 else:  # pragma: no cover - not Linux
     now = time.monotonic  # type: ignore[assignment]
+    now_ns = time.monotonic_ns  # type: ignore[assignment]

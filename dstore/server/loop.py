@@ -16,6 +16,7 @@ from dstore.protocol.messages import Buffer, Hello, Refusal, Refused
 from dstore.runtime import clock
 from dstore.runtime.logs import Log, RateLimitedLog
 from dstore.runtime.native import signals_blocked
+from dstore.server.host import HostMembership
 from dstore.shm import bulk_for
 from dstore.transport.router import Router
 
@@ -34,7 +35,8 @@ FINISH_SLACK = 0.5
 class GlobalSettings(NamedTuple):
     """The parameters of :class:`dstore.Global` that it needs when it binds.
 
-    ``publisher`` is empty if it follows from ``address``. ``shm`` is None for the default folder.
+    ``publisher`` is empty if it follows from ``address``. ``shm`` is None for the default folder,
+    and ``host_cache`` for the default size.
     """
 
     address: str
@@ -45,6 +47,7 @@ class GlobalSettings(NamedTuple):
     large_from: int
     max_clients: int
     shm: str | None
+    host_cache: int | None
 
 
 class Loop:
@@ -58,6 +61,7 @@ class Loop:
         self.router: Router | None = None
         self._engine = engine
         self._bulk: Bulk | None = None
+        self._host: HostMembership | None = None
         self._serving = False
         self._rate_limited_log = RateLimitedLog(log)
 
@@ -91,6 +95,20 @@ class Loop:
             max_clients=settings.max_clients,
             peer_of=router.peer_of,
         )
+        # The names follow from the port. Nothing has been answered yet: what a former Global on
+        # this address has left is void before this one says anything.
+        with signals_blocked():
+            self._host = HostMembership(
+                self.state,
+                root=settings.shm,
+                address=router.address,
+                cache_bytes=settings.host_cache,
+                publisher=router.advertised,
+                lease=settings.lease,
+                value_limit=settings.value_limit,
+                large_from=settings.large_from,
+            )
+            self._host.begin(clock.now())
         return router.address, router.publisher
 
     def wake(self) -> None:
@@ -100,13 +118,17 @@ class Loop:
 
     def close(self) -> None:
         """Give back the sockets and the memory of large values. The engine stays open."""
-        router, bulk = self.router, self._bulk
+        router, bulk, host = self.router, self._bulk, self._host
         try:
-            if router is not None:
-                router.close()
+            if host is not None:  # first: from now on another Global may have the address
+                host.close(clock.now())
         finally:
-            if bulk is not None:
-                bulk.close()
+            try:
+                if router is not None:
+                    router.close()
+            finally:
+                if bulk is not None:
+                    bulk.close()
 
     def forked(self) -> None:
         """In a forked child: leave the sockets to the parent."""
@@ -161,6 +183,12 @@ class Loop:
                 self._perform(router, self.state.tick(now))
             except Exception:
                 log.exception("_tick failed; Global goes on")
+        host = self._host
+        if host is not None and now >= host.check_at:
+            try:
+                host.check(now)
+            except Exception:
+                log.exception("host.check failed; Global goes on")
         return arrived is not None
 
     def _take(self, router: Router, route: bytes, frame: bytes, data: Buffer | None) -> None:

@@ -68,6 +68,10 @@ class Global:
         The folder for the shared copies, on a file system in memory. Default: ``$DSTORE_SHM``, else
         ``/dev/shm`` if it exists. Empty: large values stay in the memory of this process. Nodes of
         this host share the copies in the same folder.
+    host_cache
+        Bytes of the host cache: small values that the processes of this host share in the same
+        folder. Default: 256 MiB, and at most a quarter of its file system. 0: there is none, and
+        each process has its own copies; deletions are still acknowledged once for all of them.
     engine
         Where keys and values are kept. Default: in memory, within ``memory_limit``. The engine is
         closed with the Global.
@@ -117,6 +121,7 @@ class Global:
         large_from: int = config.LARGE_FROM_DEFAULT,
         max_clients: int = config.CLIENTS_MAX_DEFAULT,
         shm: str | os.PathLike[str] | None = None,
+        host_cache: int | None = None,
         engine: Engine | None = None,
     ) -> None:
         address = addresses.check(checks.text("address", address), bind=True)
@@ -131,6 +136,7 @@ class Global:
             checks.count("large_from", large_from, config.LARGE_FROM_MIN, config.INLINE_BYTES_MAX),
             checks.count("max_clients", max_clients, 1, config.CLIENTS_MAX),
             checks.optional(checks.path, "shm", shm),
+            checks.optional(host_cache_size, "host_cache", host_cache),
         )
         check_root(self._settings.shm)
         self.address, self.publisher = self._settings[:2]
@@ -390,6 +396,17 @@ class Global:
         loop.serve(lambda: self._end)
         if self._phase is not Phase.CLOSED:  # a child that an engine has forked is CLOSED
             loop.finish()
+
+
+def host_cache_size(name: str, value: int) -> int:
+    """Check the size of a host cache; 0 stands for none. Raises TypeError and ValueError."""
+    size = checks.count(name, value, 0, config.HOST_CACHE_MAX)
+    if 0 < size < config.HOST_CACHE_MIN:
+        raise ValueError(
+            f"{name} is {size:,}; a host cache has at least {config.HOST_CACHE_MIN:,} bytes, or 0 "
+            "for none"
+        )
+    return size
 
 
 def _engine_of(given: Engine | None, memory_limit: int | None) -> Engine:

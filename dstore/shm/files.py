@@ -63,6 +63,11 @@ def open_writable(here: Directory, name: str, *, create: bool) -> io.FileIO:
     return _open(here, name, "r+", os.O_CREAT if create else 0)
 
 
+def create(here: Directory, name: str) -> io.FileIO:
+    """Create a file with mode 0600 and open it for reading and writing. Raises FileExistsError."""
+    return _open(here, name, "r+", os.O_CREAT | os.O_EXCL)
+
+
 def open_sealed(here: Directory, name: str) -> io.FileIO:
     """Open a sealed file for reading; sealed files are not locked."""
     return _open(here, name, "r", 0)

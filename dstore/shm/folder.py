@@ -28,7 +28,7 @@ from functools import partial
 
 from dstore.runtime import native
 from dstore.runtime.background import janitor
-from dstore.shm import directory, files, locks
+from dstore.shm import directory, files, hosts, locks
 from dstore.shm.directory import Directory, Unusable
 from dstore.shm.files import COPIES, GLOBAL, LOCK
 from dstore.shm.partial_files import PartialFiles
@@ -163,7 +163,10 @@ def leave(folder: Folder) -> None:
 
 
 def clean(root: str) -> None:
-    """Remove every folder of this user that no live process uses. Raises Unusable and OSError."""
+    """Remove every folder of this user that no live process uses. Raises Unusable and OSError.
+
+    So it does with what ended owners of host memberships have left.
+    """
     base = directory.walk(root)
     user = files.user_folder()
     try:
@@ -178,6 +181,7 @@ def clean(root: str) -> None:
         elif files.EPOCH_NAME.fullmatch(name):
             with locks.process_lock, contextlib.suppress(OSError, Unusable):
                 _clean(parent, name)
+    hosts.clean_user(parent)
     with contextlib.suppress(OSError):
         os.rmdir(user, dir_fd=base.fd)
 

@@ -37,16 +37,16 @@ def try_shared(file: io.FileIO) -> bool:
     return _try(file, fcntl.LOCK_SH)
 
 
-def try_exclusive(file: io.FileIO) -> bool:
+def try_exclusive(file: io.FileIO | int) -> bool:
     """Take the lock exclusively. Returns False if another process has it."""
     return _try(file, fcntl.LOCK_EX)
 
 
-def release(file: io.FileIO) -> None:
+def release(file: io.FileIO | int) -> None:
     fcntl.lockf(file, fcntl.LOCK_UN)
 
 
-def _try(file: io.FileIO, kind: int) -> bool:
+def _try(file: io.FileIO | int, kind: int) -> bool:
     try:
         fcntl.lockf(file, kind | fcntl.LOCK_NB)
     except OSError as error:

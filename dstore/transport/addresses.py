@@ -7,6 +7,7 @@ connect to literal addresses only; :mod:`dstore.transport.resolver` finds the on
 from __future__ import annotations
 
 import ipaddress
+import os
 import re
 from typing import Any
 
@@ -160,6 +161,46 @@ def _is_loopback(ip: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
 def _is_any(host: str) -> bool:
     ip = ip_of(host)
     return host == ANY_HOST or (ip is not None and ip.is_unspecified)
+
+
+def canonical(address: str) -> str:
+    """Return the one form of an address by which processes of a host find what they share.
+
+    An address is written in one way: ``localhost`` is 127.0.0.1, and a path is absolute, without
+    symbolic links in its folders. A host name stays a name, since to look it up takes time.
+    """
+    tcp = split_tcp(address)
+    if tcp is not None:
+        return f"tcp://{_canonical_host(tcp[0])}:{tcp[1]}"
+    path = ipc_path(address) or ""
+    if path.startswith("@"):
+        return address
+    folder, name = os.path.split(path)
+    return f"{_IPC}{os.path.join(os.path.realpath(folder), name)}"
+
+
+def _canonical_host(host: str) -> str:
+    ip = ip_of(host)
+    if isinstance(ip, ipaddress.IPv6Address):
+        return str(ip.ipv4_mapped or f"[{ip}]")
+    if ip is not None:
+        return str(ip)
+    name = host.lower().removesuffix(".")
+    return "127.0.0.1" if name == "localhost" else name
+
+
+def canonical_bound(address: str) -> list[str]:
+    """Return the canonical addresses of a Global that is bound to ``address``, on its own host.
+
+    Those that no other Global can be bound to at the same time: ``*`` and ``[::]`` listen on
+    127.0.0.1 and on [::1], but ``0.0.0.0`` leaves [::1] to others. A machine's other addresses are
+    not listed; who uses one has to ask Global for its epoch.
+    """
+    tcp = split_tcp(address)
+    if tcp is None or not _is_any(tcp[0]):
+        return [canonical(address)]
+    hosts = ["127.0.0.1"] if "." in tcp[0] else ["127.0.0.1", "[::1]"]
+    return [f"tcp://{host}:{tcp[1]}" for host in hosts]
 
 
 # ---- the publisher ----------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import random
 import signal
 import socket
 import time
+from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import TracebackType
@@ -57,14 +58,16 @@ def sessions_left(node: dstore.Node, expected: int) -> int:
 class GlobalProcess:
     """``dstore global`` as a process that can be killed and started again, at ``address``."""
 
-    def __init__(self, address: str = "", lease: float = 1.0) -> None:
-        self._lease = str(lease)
+    def __init__(
+        self, address: str = "", lease: float = 1.0, options: Sequence[str] = ()
+    ) -> None:
+        self._options = ("--lease", str(lease), *options)
         self.address = address or f"tcp://127.0.0.1:{free_port()}"
         self.start()
 
     def start(self) -> None:
         """Start it; after it was killed, again at the same address."""
-        self.address, self.process = start_global("--lease", self._lease, address=self.address)
+        self.address, self.process = start_global(*self._options, address=self.address)
 
     def signal(self, number: signal.Signals) -> None:
         send_signal(self.process.pid, number)

@@ -602,8 +602,8 @@ def test_a_signal_handler_may_close_a_node_that_is_about_to_begin(
 import os, signal, dstore
 from dstore.client.hosts.local import Local
 node = dstore.Node()
-def start(self):
-    begin(self)
+def start(self, *given):
+    begin(self, *given)
     os.kill(os.getpid(), signal.SIGTERM)
 begin, Local.start = Local.start, start
 signal.signal(signal.SIGTERM, lambda *_: node.close())

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import pytest
+import zmq
 
 from dstore.errors import AddressError
-from dstore.transport import addresses
+from dstore.transport import addresses, binding
 
 
 @pytest.mark.parametrize(
@@ -113,3 +117,56 @@ def test_what_a_look_up_finds_is_literal(sockaddr: tuple[str, int], literal: str
     assert addresses.endpoint(sockaddr) == literal
     assert addresses.is_literal(literal)
     assert addresses.check(literal) == literal
+
+
+@pytest.mark.parametrize(
+    ("address", "canonical"),
+    [
+        ("tcp://127.0.0.1:50051", "tcp://127.0.0.1:50051"),
+        ("tcp://localhost:050051", "tcp://127.0.0.1:50051"),
+        ("tcp://LocalHost.:1", "tcp://127.0.0.1:1"),
+        ("tcp://[::ffff:127.0.0.1]:1", "tcp://127.0.0.1:1"),
+        ("tcp://[0:0::0:1]:1", "tcp://[::1]:1"),
+        ("tcp://[FE80::1%eth0]:1", "tcp://[fe80::1%eth0]:1"),
+        ("tcp://DB.example.:1", "tcp://db.example:1"),
+        ("ipc://@Name", "ipc://@Name"),
+        ("ipc:///run/x.sock", "ipc:///run/x.sock"),
+    ],
+)
+def test_an_address_has_one_canonical_form(address: str, canonical: str) -> None:
+    assert addresses.canonical(address) == canonical
+    assert addresses.canonical(canonical) == canonical
+    assert addresses.canonical_bound(address) == [canonical]
+
+
+def test_a_canonical_path_is_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "real" / "inner").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("real/inner")
+    monkeypatch.chdir(tmp_path)
+    here = f"ipc://{os.path.realpath(tmp_path)}"
+    assert addresses.canonical("ipc://x.sock") == f"{here}/x.sock"
+    assert addresses.canonical("ipc://link/x.sock") == f"{here}/real/inner/x.sock"
+    assert addresses.canonical("ipc://link/../x.sock") == f"{here}/real/x.sock", "as the system"
+    (tmp_path / "x.sock").symlink_to("real/y.sock")
+    assert addresses.canonical("ipc://x.sock") == f"{here}/x.sock", "Global replaces that name"
+
+
+@pytest.mark.parametrize(
+    ("bound", "hosts"),
+    [
+        ("*", ["127.0.0.1", "[::1]"]),
+        ("[::]", ["127.0.0.1", "[::1]"]),
+        ("0.0.0.0", ["127.0.0.1"]),
+        ("127.0.0.1", ["127.0.0.1"]),
+    ],
+)
+def test_the_addresses_of_a_global_are_its_alone(bound: str, hosts: list[str]) -> None:
+    """No other socket can be bound to one of them, so that it is this Global who answers there."""
+    with zmq.Context() as context, context.socket(zmq.ROUTER) as first:
+        address = binding.bind(first, f"tcp://{bound}:0")
+        names = addresses.canonical_bound(address)
+        split = [addresses.split_tcp(each) for each in names]
+        assert [each[0] for each in split if each] == hosts
+        for name in names:
+            with context.socket(zmq.ROUTER) as second, pytest.raises(AddressError):
+                binding.bind(second, name)

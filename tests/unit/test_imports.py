@@ -35,7 +35,7 @@ ROOMS: dict[str, set[str]] = {
     "core.authority": {"errors", "config", "protocol", "core.engine"},
     "codecs": {"errors", "config", "checks", "protocol"},
     "transport": GROUND | {"protocol"},
-    "shm": GROUND | {"protocol", "core.engine"},
+    "shm": GROUND | {"protocol", "core.engine", "core.local"},
     "client": GROUND | {"protocol", "core.local", "codecs", "transport", "shm"},
     "server": GROUND | {"protocol", "core.authority", "core.engine", "transport", "shm"},
     "": {"errors", "config", "version", "client", "server", "codecs"},
@@ -48,7 +48,8 @@ ROOMS: dict[str, set[str]] = {
     "cli.demo": PUBLIC | {"cli.console", "quoting", "testing"},
     "cli": PUBLIC
     | SHARED_BY_PROGRAMS
-    | {"cli.demo", "cli.repl", "checks", "quoting", "runtime", "transport", "shm.root"},
+    | {"cli.demo", "cli.repl", "checks", "quoting", "runtime", "transport", "shm.root"}
+    | {"client.owner"},
     "__main__": {"cli"},
 }
 

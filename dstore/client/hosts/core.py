@@ -10,6 +10,7 @@ from collections.abc import Callable, Sized
 from typing import Any, TypeVar
 
 from dstore.client.large import LargeValues, random16
+from dstore.client.settings import Settings
 from dstore.codecs import KEPT
 from dstore.core.local.membership import LAPSED
 from dstore.core.local.state import LocalState
@@ -29,14 +30,22 @@ T = TypeVar("T")
 class Host:
     """The common part of a Local's hosts. Everything is safe from any thread unless noted.
 
-    ``stopping``: the Node is being closed. ``link`` has the sockets, once the Local starts.
+    ``stopping``: the Node is being closed. ``link`` has the sockets, once the Local needs Global.
     """
 
     link: Link
 
-    def __init__(self, *, label: str, cache_bytes: int, shm: str | None, shm_limit: int | None):
-        self.state = LocalState(random16=random16, label=label, cache_bytes=cache_bytes, kept=KEPT)
-        self.large = LargeValues(shm, shm_limit)
+    def __init__(self, settings: Settings, label: str, observing: bool) -> None:
+        self.state = LocalState(
+            random16=random16,
+            label=label,
+            cache_bytes=settings.cache_bytes,
+            kept=KEPT,
+            observing=observing,
+            looking=settings.host != "off",
+            joining=settings.host != "require",
+        )
+        self.large = LargeValues(settings.shm, settings.shm_limit)
         self.lock = native.RLock()
         self.stopping = False
         self.malformed = 0
@@ -147,7 +156,8 @@ class Host:
                 self.closer, self.wait_closed = native.get_ident(), wait_closed
             self.state.lapse()
             self.notify()
-        self.link.control.wake()
+        if "link" in vars(self):
+            self.link.control.wake()
         if occupied is None:
             wait_closed()
 

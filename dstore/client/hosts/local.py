@@ -7,15 +7,20 @@ control channel, and it serves the loop host, whose operations wait there.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
+from dstore.client.commands import Command
+from dstore.client.host_page import HostPage, look
 from dstore.client.hosts.core import Host, log
 from dstore.client.hosts.loop import LoopHost
 from dstore.client.hosts.threads import ThreadHost
 from dstore.client.large import release
 from dstore.client.settings import Settings
-from dstore.client.watch import Watches
-from dstore.core.local.effects import Announce, Dropped, LocalEffect, Subscribe, Tell
+from dstore.client.watch import Watch, Watches
+from dstore.core.local.effects import Announce, Dropped, LocalEffect, Look, Subscribe, Tell
 from dstore.core.local.membership import LAPSED
+from dstore.core.local.operations import One, ReadOptions
+from dstore.core.local.state import LocalState
 from dstore.errors import AddressError, GlobalUnavailable
 from dstore.protocol import wire
 from dstore.protocol.messages import Broadcast, Committed, Key
@@ -47,35 +52,48 @@ class Local:
     def __init__(
         self, settings: Settings, label: str, on_deletion: Callable[[Key], None] | None
     ) -> None:
-        self._address = settings.address
-        self.host = Host(
-            label=label,
-            cache_bytes=settings.cache_bytes,
-            shm=settings.shm,
-            shm_limit=settings.shm_limit,
-        )
+        self._settings = settings
+        self.host = Host(settings, label, on_deletion is not None)
         self.state = self.host.state
         self.large = self.host.large
-        self.loop = LoopHost(self.host)
-        threads = ThreadHost(self.host)
-        self.run, self.get = threads.run, threads.get
+        self._loop = LoopHost(self.host)
+        self._threads = ThreadHost(self.host)
         self._watches = Watches(self.host)
-        self.watch = self._watches.begin
-        self.forked = self._watches.end
+        self._going = native.RLock()  # held while the sockets and the thread are being made
         self._evicted_files = EvictedFiles(self.host)
         self._on_deletion = on_deletion
         self._trouble = ""  # why Global is not reached
         self._thread = native.Thread(self._serve, "dstore-local")
 
-    def start(self) -> None:
-        """Begin to join.
+    def start(self, parent: LocalState | None = None) -> None:
+        """Use the membership of this host or, if there is none, begin to join.
 
-        Raises AddressError, and GlobalUnavailable if the system gives no sockets or no threads.
+        In a forked child ``parent`` is the state that the parent had, whose entries stay good if
+        its membership was that of the host. Raises AddressError, and GlobalUnavailable if the
+        system gives no sockets or no threads.
         """
+        if self.state.looking:
+            page = look(self._settings.shm, self._settings.address, 0)
+            if page is not None:
+                self._attach(page, parent)
+        if self.state.page is None or self.state.observing:
+            self.go()
+
+    def go(self) -> None:
+        """Open the sockets and start the background thread, once: Global is needed.
+
+        Raises as :meth:`start`, and NodeClosed.
+        """
+        if not self._thread.started:
+            with self._going:
+                self.host.check_open()
+                if not self._thread.started:
+                    self._go()
+
+    def _go(self) -> None:
         try:
             with signals_blocked():
-                self.host.link = Link(self._address)
-                self.host.link.control.set_topics({DELETIONS})
+                self.host.link = Link(self._settings.address)
                 try:
                     self._thread.start()
                 except RuntimeError as error:
@@ -91,7 +109,10 @@ class Local:
         waits for it, but neither in that thread (``on_deletion``) nor in a signal handler in the
         middle of a call of any Node. If it is a call of this Node, the end of the call waits.
         """
-        self.host.stop(self._wait_closed)
+        with self._going:
+            self.host.stop(self._wait_closed)
+            if not self._thread.started:
+                self._release()
 
     def abandon(self) -> None:
         """Do what :meth:`close` does, for the garbage collector: take no lock, and do not wait."""
@@ -103,13 +124,50 @@ class Local:
             link.control.close()
             link.close(reentrancy.inside.__contains__)
 
+    def _release(self) -> None:
+        """Give back what this Local has without its thread."""
+        self.host.large.close()
+        page = self.state.page
+        if isinstance(page, HostPage):
+            page.close()
+
+    def forked(self) -> LocalState:
+        """In a forked child: end what belongs to the parent. Returns what it may inherit."""
+        self._watches.end()
+        return self.state
+
     def _wait_closed(self) -> None:
-        if not self._thread.is_this():
+        if self._thread.started and not self._thread.is_this():
             green.blocking(self._join)
 
     def _join(self) -> None:
         self._thread.join()
-        self.loop.join()
+        self._loop.join()
+
+    # ---- calls ----------------------------------------------------------------------------
+
+    @property
+    def run(self) -> Callable[[Command[Any]], Any]:
+        """Carries out a command in the thread that calls it."""
+        self.go()
+        return self._threads.run
+
+    @property
+    def get(self) -> Callable[[Key, float, ReadOptions], One | None]:
+        """Reads one key; see :meth:`ThreadHost.get`."""
+        self.go()
+        return self._threads.get
+
+    @property
+    def loop(self) -> LoopHost:
+        """Carries out commands for tasks and greenlets."""
+        self.go()
+        return self._loop
+
+    def watch(self, prefix: Key, limit: int) -> Watch:
+        """Begin a watch; see :meth:`Watches.begin`."""
+        self.go()
+        return self._watches.begin(prefix, limit)
 
     # ---- in the background thread ---------------------------------------------------------
 
@@ -118,17 +176,17 @@ class Local:
         host.background_thread = native.get_ident()
         try:
             goodbye_until = None
-            while goodbye_until is None or (host.state.session and clock.now() < goodbye_until):
+            while goodbye_until is None or (host.state.leaving and clock.now() < goodbye_until):
                 self._guarded_turn(goodbye_until)
                 if host.stopping and goodbye_until is None:
                     goodbye_until = clock.now() + GOODBYE_MAX
-                    self.loop.shut()
+                    self._loop.shut()
                     with host.lock:
                         host.state.goodbye(clock.now())
         finally:
             self._watches.end()
             host.link.control.close()
-            host.large.close()
+            self._release()
             host.link.close(reentrancy.inside.__contains__)
 
     def _guarded_turn(self, until: float | None) -> None:
@@ -145,12 +203,14 @@ class Local:
         with host.lock:
             due = state.wake_at <= clock.now()
             effects = state.tick(clock.now()) if due else []
-            wake_at = min(state.wake_at, self.loop.wake_at)
+            wake_at = min(state.wake_at, self._loop.wake_at)
             if state.cache.shared:
                 wake_at = min(wake_at, host.next_check)
             host.asleep_until = wake_at
-            watched = bool(state.watching.watchers)
-        control.set_topics({DELETIONS, COMMITTED} if watched else {DELETIONS})
+            topics = {DELETIONS} if state.joined.session or state.page is None else set()
+            if topics and state.watching.watchers:
+                topics.add(COMMITTED)
+        control.set_topics(topics)
         self._perform(effects)
         if host.stopping and until is None:
             return
@@ -169,7 +229,7 @@ class Local:
             effects += state.tick(now)
             host.notify()
         self._perform(effects)
-        self.loop.turn()
+        self._loop.turn()
 
     def _perform(self, effects: list[LocalEffect]) -> None:
         for effect in effects:
@@ -178,10 +238,33 @@ class Local:
             elif isinstance(effect, Subscribe):
                 self._subscribe(effect.publisher)
                 self.host.large.joined(effect.epoch)
+            elif isinstance(effect, Look):
+                self._look(effect.epoch)
             elif isinstance(effect, Announce):
                 self._watches.announce(effect.removals)
             else:
                 self._drop(effect)
+
+    def _look(self, epoch: int) -> None:
+        """Look for the page of this host, and use it."""
+        page = look(self._settings.shm, self._settings.address, epoch)
+        if page is not None:
+            with self.host.lock:
+                self._attach(page)
+                self.host.notify()
+            if self.state.page is page:
+                self.host.large.joined(page.epoch)
+
+    def _attach(self, page: HostPage, parent: LocalState | None = None) -> None:
+        former, now = self.state.page, clock.now()
+        inherited = parent.page if parent is not None else None
+        if parent is not None and isinstance(inherited, HostPage) and inherited.same_as(page):
+            self.state.inherit(page, parent.membership, now)
+        else:
+            self.state.attach(page, now)
+        unused = former if self.state.page is page else page
+        if isinstance(unused, HostPage):
+            unused.close()
 
     def _subscribe(self, publisher: str) -> None:
         try:
@@ -203,7 +286,10 @@ class Local:
 
 
 class EvictedFiles:
-    """Removes the entries of values whose shared files are gone, which keep their memory taken."""
+    """Removes the entries of values whose shared files are gone, which keep their memory taken.
+
+    So does it with those that a shared invalidation vector shows to be out of date.
+    """
 
     def __init__(self, host: Host) -> None:
         self._host = host
@@ -225,4 +311,7 @@ class EvictedFiles:
             entries = [shared[token] for token in gone if token in shared]
             for key in [entry.key for entry in entries]:  # no variable may keep an entry
                 host.state.cache.discard(key)
+            present = [shared[token] for token in tokens if token in shared]
+            entries += filter(host.state.drop_dead, present)
+            del present
         release(entries)

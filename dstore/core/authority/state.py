@@ -37,7 +37,8 @@ class GlobalState:
 
     ``epoch`` is random and names this life of Global; Locals subscribe to broadcasts at
     ``publisher``; ``lease`` is in seconds; the log has the last ``log_length`` invalidations.
-    ``alarm`` has the moment at which :meth:`tick` is next due.
+    ``alarm`` has the moment at which :meth:`tick` is next due. ``figures_of_host`` returns metrics
+    of what the processes of Global's host share.
     ``bulk`` has the bytes of large values, which are those of ``large_from`` bytes or more; no
     value may have more than ``value_limit``. ``random63`` returns 63 random bits that cannot be
     guessed. ``max_clients`` sessions are admitted, and a share of these from one host, whose
@@ -80,6 +81,7 @@ class GlobalState:
             epoch, engine, bulk, stages, sessions, holders, invalidations, waits, out, alarm
         )
         self._host: Session | None = None
+        self.figures_of_host: Callable[[], dict[str, object]] = dict
         self._memberships = Memberships(
             welcome,
             sessions,
@@ -310,6 +312,7 @@ class GlobalState:
             "write_bytes": self._sessions.writes.taken,
             "wait_bytes": self._sessions.waits.taken,
             "max_clients": self._memberships.max_clients,
+            **self.figures_of_host(),
             **self.counters,
             **self._sessions.metrics(now),
         }

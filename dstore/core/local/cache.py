@@ -95,6 +95,10 @@ class Cache:
 
         Returns None if it is above the limit, or if the entry is newer.
         """
+        return self._insert(key, self.made(key, seq, token, codec, body, bucket))
+
+    def made(self, key: Key, seq: int, token: bytes, codec: str, body: bytes, bucket: int) -> Entry:
+        """Make an entry that is not stored."""
         decode = self._kept.get(codec)
         value = NotImplemented if decode is None else decode(body)
         size = ENTRY_OVERHEAD + _text_bytes(key)
@@ -103,7 +107,7 @@ class Cache:
             size += STORED_OVERHEAD + len(body)
         else:
             size += _text_bytes(value) if type(value) is str else len(body)
-        return self._insert(key, Entry(key, value, seq, size, None, bucket))
+        return Entry(key, value, seq, size, None, bucket)
 
     def insert_many(
         self, keys: list[Key], reply: GetReply, answers: dict[Key, Entry | Stored]
@@ -184,6 +188,28 @@ class Cache:
         self.clear()
         self.entries = {}
         return self.entries
+
+    def adopt(self, entries: dict[Key, Entry]) -> None:
+        """Take over the entries of another cache, in the order in which they were stored.
+
+        That cache may have been in the middle of an insertion.
+        """
+        self.clear()
+        self.entries = entries
+        older = None
+        for entry in entries.values():
+            entry.older, entry.newer = older, None
+            if older is None:
+                self._oldest = entry
+            else:
+                older.newer = entry
+            older = entry
+            self.size += entry.size
+            if entry.shared is not None:
+                self.shared[entry.shared] = entry
+        self._newest = older
+        while self.size > self.limit:
+            self._evict()
 
     def _unlink(self, entry: Entry) -> None:
         if entry.shared is not None and self.shared.get(entry.shared) is entry:

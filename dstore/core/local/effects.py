@@ -22,6 +22,15 @@ class Subscribe(NamedTuple):
     publisher: str
 
 
+class Look(NamedTuple):
+    """Look for a page of this host: of this epoch or, if it is 0, of Global's address.
+
+    If there is one, it is given to ``attach``.
+    """
+
+    epoch: int
+
+
 class Dropped(NamedTuple):
     """These keys were cached and have been invalidated.
 
@@ -40,5 +49,5 @@ class Announce(NamedTuple):
     removals: list[Removal]
 
 
-LocalEffect: TypeAlias = Tell | Subscribe | Dropped | Announce
+LocalEffect: TypeAlias = Tell | Subscribe | Look | Dropped | Announce
 """What the host has to do after an event, in the order given."""

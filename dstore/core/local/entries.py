@@ -18,6 +18,7 @@ from collections.abc import Iterable
 from dstore.config import KEYS_PER_MESSAGE_MAX
 from dstore.core.local.cache import Cache, Kept, MappedBody
 from dstore.core.local.membership import LAPSED, Entry, Membership, Present
+from dstore.core.local.shared import Put, Record, Seen, SharedPage
 from dstore.core.local.vector import BUCKETS, Vector
 from dstore.core.local.watching import Watching
 from dstore.protocol.messages import Found, GetReply, Key, Stored
@@ -27,23 +28,39 @@ ACK_EVERY = 1_000
 invalidation stays short.
 """
 
+SHARED_PART = 1 / 10
+"""The part of the host cache that the entries of one process may take besides, if it is less than
+the limit of the process.
+"""
+
 
 class Entries(Present):
-    """The cache of the present membership, and the invalidations that are applied to it."""
+    """The cache of the present membership, and the invalidations that are applied to it.
+
+    ``page`` is that of the host, if the processes of the host share the membership. ``joined`` is
+    the membership that this Local itself keeps up with Global: the present one, unless that is
+    shared, and then one without entries, of an observer. ``observing``: it is to be reported which
+    cached keys are invalidated.
+    """
 
     buckets = BUCKETS
 
-    def __init__(self, cache_bytes: int, kept: Kept) -> None:
+    def __init__(self, cache_bytes: int, kept: Kept, observing: bool = False) -> None:
         self.cache = Cache(cache_bytes, kept)
         super().__init__(Membership(self.cache.entries))
         self.closing = False
         self.counters = dict.fromkeys(
-            ("fills", "deletions", "drops", "flushes", "gaps", "joins"), 0
+            ("fills", "deletions", "drops", "flushes", "gaps", "joins", "host_hits"), 0
         )
         self.watching = Watching()
+        self.observing = observing
         self.vector: Vector
+        self.page: SharedPage | None = None
+        self.joined = self.membership
         self.request = 0  # the number of the newest request
         self.in_flight: dict[Key, int] = {}
+        self.seen = Seen()
+        self._private_limit = cache_bytes
         self._ack_due = False
         self._acked = 0
         # What the next tick reports as dropped:
@@ -58,17 +75,38 @@ class Entries(Present):
 
     @property
     def applied(self) -> int:
-        """The number up to which all invalidations have been applied."""
-        return self.membership.applied
+        """The number up to which all invalidations have been applied here."""
+        return self.joined.applied
 
     def _new_membership(self, hash_key: bytes) -> None:
         """Forget all that was stored or asked for; there is no session any more."""
-        # First: a hit on another thread looks at it last.
-        self.membership.lease_end = LAPSED
+        self._end_membership()
         self.vector = Vector(hash_key, self.buckets)
         # The old dictionary is emptied, and a new membership has a new one: a hit that is under way
         # on another thread must not find an entry of another session than its lease.
-        self.membership = Membership(self.cache.renew(), self._words_of_hits())
+        self.membership = self.joined = Membership(self.cache.renew(), self._words_of_hits())
+        self.cache.limit = self._private_limit
+
+    def _share(self, page: SharedPage) -> None:
+        """Begin to use the membership of a page, in place of the present one."""
+        self._end_membership()
+        self.page, self.vector = page, page.vector
+        self.cache.renew()
+        self._begin_shared(page)
+        self.joined = Membership({})
+        if page.capacity:
+            self.cache.limit = min(self._private_limit, int(page.capacity * SHARED_PART))
+
+    def _begin_shared(self, page: SharedPage) -> None:
+        membership = Membership(self.cache.entries, page.vector.words, page.lease_word)
+        membership.epoch, membership.session = page.epoch, page.session
+        self.membership = membership
+
+    def _end_membership(self) -> None:
+        if self.page is None:
+            # First: a hit on another thread looks at it last. A shared one is not ours to end.
+            self.membership.lease_end = LAPSED
+        self.page = None
         self.in_flight.clear()
         self.watching.void()
         self._ack_due = False
@@ -79,11 +117,19 @@ class Entries(Present):
 
     def lapse(self) -> None:
         """Do not answer from the cache any more, until the next renewal."""
-        self.membership.lease_end = LAPSED
+        if self.page is None:
+            self.membership.lease_end = LAPSED
+        else:
+            self._new_membership(bytes(16))
 
     def hit(self, key: Key, now: float, stale_ok: bool = False) -> Entry | None:
-        """Return the entry of ``key`` if the lease is valid at ``now``."""
+        """Return the entry of ``key`` if the lease is valid at ``now``.
+
+        In a shared membership a value of the host cache is as good; its entry may not be stored.
+        """
         membership = self.membership
+        if self.page is not None:
+            return self._hit_shared(membership, self.page, key, stale_ok)
         entry = membership.entries.get(key)
         if entry is None or not (now < membership.lease_end or stale_ok):
             return None
@@ -92,6 +138,51 @@ class Entries(Present):
             return None
         entry.visited = 1
         return entry
+
+    def _hit_shared(
+        self, membership: Membership, page: SharedPage, key: Key, stale_ok: bool
+    ) -> Entry | None:
+        lease_end = membership.lease_end
+        entry = membership.entries.get(key)
+        if entry is None or page.vector.words[entry.bucket] > entry.seq:
+            entry = self._read_host(page, key)
+        # The clock is read last: another process changes the page.
+        if entry is None or not (page.now() < lease_end or stale_ok):
+            return None
+        entry.visited = 1
+        return entry
+
+    def drop_dead(self, entry: Entry) -> bool:
+        """Drop an entry that a word shows to be out of date. Returns whether it was."""
+        page = self.page
+        if page is None or page.vector.words[entry.bucket] <= entry.seq:
+            return False
+        if self.membership.entries.get(entry.key) is entry and not self.observing:
+            self.cache.discard(entry.key)
+        return True
+
+    def promote(self, page: SharedPage, key: Key, hashed: int, record: Record) -> Entry | None:
+        """Store an entry for a value of the host cache. Returns None if that is not possible."""
+        if page is not self.page or self.closing:
+            return None
+        return self.cache.insert(key, *record, hashed % page.vector.buckets)
+
+    def seen_again(self, hashed: int) -> bool:
+        """Note a read from the host cache. Returns whether the key is to be stored here now."""
+        return self.observing or self.seen.again(hashed)
+
+    def _read_host(self, page: SharedPage, key: Key) -> Entry | None:
+        """Return an entry for what the host cache has; from the second read on it is stored."""
+        hashed = page.vector.hashed(key)
+        record = page.find(key, hashed)
+        bucket = hashed % page.vector.buckets
+        if record is None or page.vector.words[bucket] > record.seq:
+            return None
+        self.counters["host_hits"] += 1
+        entry = None
+        if self.seen_again(hashed):
+            entry = self.cache.insert(key, *record, bucket)
+        return entry or self.cache.made(key, *record, bucket)
 
     # ---- reads in flight ------------------------------------------------------------------
 
@@ -102,10 +193,15 @@ class Entries(Present):
     def ask_one(self, key: Key) -> int:
         """Begin a GET of one key: other threads wait for it from now on. Returns its number.
 
-        Returns 0, and changes nothing, unless there is a session, no entry, and no other GET.
+        Returns 0, and changes nothing, unless there is a session, no entry, and no other GET. An
+        entry of a shared membership may be out of date: then it is asked for.
         """
         membership, in_flight = self.membership, self.in_flight
-        if not membership.session or key in membership.entries or key in in_flight:
+        if not membership.session or key in in_flight:
+            return 0
+        if self.page is not None:
+            self._note_lapse(self.page)
+        elif key in membership.entries:
             return 0
         self.request = in_flight[key] = self.request + 1
         return self.request
@@ -153,7 +249,8 @@ class Entries(Present):
                 return None
             return self.fill_small(membership, key, seq, token, codec, content)
         present = membership is self.membership and not self.closing
-        stale = present and seq < membership.applied and self.vector.after(key, seq)
+        shared = self.page is not None
+        stale = present and (shared or seq < membership.applied) and self.vector.after(key, seq)
         if not found.cacheable or stale:
             if body.shared:
                 self._dropped_tokens.append(token)
@@ -171,6 +268,8 @@ class Entries(Present):
         """Store a value that Global says is cacheable, by the same rule; see :meth:`fill`."""
         if membership is not self.membership or self.closing:
             return None
+        if self.page is not None:
+            return self._fill_shared(self.page, (key, seq, token, codec, body))
         applied = membership.applied
         if seq == applied:
             seq = applied  # one object for all entries of this number: 32 bytes less for each
@@ -188,9 +287,12 @@ class Entries(Present):
         answers: dict[Key, Entry | Stored],
     ) -> None:
         """Store the values of a reply, none of which is large, and note them in ``answers``."""
+        present = membership is self.membership and not self.closing
+        if present and self.page is not None:
+            self._fill_many_shared(self.page, membership, keys, reply, answers)
+            return
         if (
-            membership is self.membership
-            and not self.closing
+            present
             and reply.seq >= membership.applied
             and membership.words is None
             and not reply.uncacheable
@@ -202,19 +304,72 @@ class Entries(Present):
             if found is not None:
                 answers[key] = self.fill(membership, key, found) or found.stored
 
+    def _fill_many_shared(
+        self,
+        page: SharedPage,
+        membership: Membership,
+        keys: list[Key],
+        reply: GetReply,
+        answers: dict[Key, Entry | Stored],
+    ) -> None:
+        """Store the values of a reply, with one call of the host cache."""
+        values: list[Put] = []
+        words, buckets = page.vector.words, page.vector.buckets
+        for key, found in zip(keys, reply.items):
+            if found is None:
+                continue
+            answers[key] = stored = found.stored
+            body = stored.body
+            assert type(body) is bytes
+            if found.cacheable:
+                values.append((key, page.vector.hashed(key), reply.seq, *stored[:2], body))
+        there = page.put_many(values)
+        for key, hashed, seq, token, codec, body in values:
+            bucket = hashed % buckets
+            if words[bucket] > seq:
+                continue
+            self.counters["fills"] += 1
+            entry = None
+            if there < len(values) or self.observing or key in membership.entries:
+                entry = self.cache.insert(key, seq, token, codec, body, bucket)
+            else:
+                self.seen.again(hashed)
+            answers[key] = entry or self.cache.made(key, seq, token, codec, body, bucket)
+
+    def _fill_shared(
+        self, page: SharedPage, value: tuple[Key, int, bytes, str, bytes]
+    ) -> Entry | None:
+        """Store a value in the host cache, or here if that is not possible or not enough."""
+        key, seq, token, codec, body = value
+        hashed = page.vector.hashed(key)
+        bucket = hashed % page.vector.buckets
+        if page.vector.words[bucket] > seq:
+            return None  # it would be of no use
+        self.counters["fills"] += 1
+        is_there = page.put((key, hashed, seq, token, codec, body))
+        if is_there and not self.observing and key not in self.membership.entries:
+            self.seen.again(hashed)
+            return self.cache.made(key, seq, token, codec, body, bucket)
+        return self.cache.insert(key, seq, token, codec, body, bucket)
+
+    def _note_lapse(self, page: SharedPage) -> None:
+        """Note whether the lease of a page has lapsed: its owner may have ended."""
+        raise NotImplementedError
+
     # ---- applying invalidations -----------------------------------------------------------
 
     def _apply(self, first: int, keys: list[Key]) -> None:
-        membership = self.membership
-        for key in keys[max(0, membership.applied + 1 - first) :]:
-            seq = membership.applied + 1
+        joined = self.joined
+        for key in keys[max(0, joined.applied + 1 - first) :]:
+            seq = joined.applied + 1
             self.counters["deletions"] += 1
-            self.vector.note(key, seq)
+            if self.page is None:  # else its owner has noted it
+                self.vector.note(key, seq)
             self._invalidate(key, seq)
             # After word and entry: from now on it may be acknowledged.
-            membership.applied = seq
+            joined.applied = seq
             self.watching.applied(seq, key)
-        if membership.applied >= self._acked + ACK_EVERY:
+        if joined.applied >= self._acked + ACK_EVERY:
             self._ack_due = True
 
     def _invalidate(self, key: Key, seq: int) -> None:
@@ -235,10 +390,11 @@ class Entries(Present):
 
     def _flush(self, seq: int) -> None:
         """Drop the whole cache: an invalidation numbered ``seq`` of every key."""
-        if seq <= self.membership.applied:
+        if seq <= self.joined.applied:
             return
         self.counters["flushes"] += 1
-        self.vector.flush(seq)
-        self.cache.clear()
-        self.membership.applied = seq
+        if self.page is None:
+            self.vector.flush(seq)
+            self.cache.clear()
+        self.joined.applied = seq
         self.watching.missed(seq)

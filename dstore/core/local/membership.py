@@ -11,8 +11,22 @@ from typing import TYPE_CHECKING
 from dstore.compiled import native
 from dstore.protocol.messages import NO_SESSION, Key
 
-LAPSED = float("-inf")
-"""The end of a lease that no clock is before."""
+LAPSED = 0.0
+"""The end of a lease that has lapsed: no clock is before it."""
+NS = 1e9
+"""Nanoseconds of a second."""
+LEASE_MAX = (1 << 64) - 1
+"""The latest end of a lease, in nanoseconds."""
+
+
+def lease_word(end: float) -> int:
+    """Return the end of a lease, given in seconds, in nanoseconds; 0 stands for a lapsed one."""
+    return LEASE_MAX if end * NS >= LEASE_MAX else round(end * NS) if end > 0 else 0
+
+
+def private_lease() -> memoryview:
+    """Return the word for the end of a lease that no other process looks at."""
+    return memoryview(bytearray(8)).cast("Q")
 
 
 class Entry:
@@ -64,18 +78,33 @@ class Membership:
     the lease of another would be stale. ``session`` is 0 before it has begun and after it has
     ended. All invalidations up to ``applied`` have been applied. ``words`` is the invalidation
     vector that each hit looks at (a memoryview of the format ``Q``), or None where invalidations
-    are applied to the entries themselves.
+    are applied to the entries themselves. ``lease`` is one word, with the end of the lease in
+    nanoseconds; where several processes share the membership its owner alone writes it.
     """
 
-    __slots__ = ("applied", "entries", "epoch", "lease_end", "session", "words")
+    __slots__ = ("applied", "entries", "epoch", "lease", "session", "words")
 
-    def __init__(self, entries: dict[Key, Entry], words: memoryview | None = None) -> None:
+    def __init__(
+        self,
+        entries: dict[Key, Entry],
+        words: memoryview | None = None,
+        lease: memoryview | None = None,
+    ) -> None:
         self.epoch = 0
         self.session = NO_SESSION
-        self.lease_end = LAPSED
         self.applied = 0
         self.entries = entries
         self.words = words
+        self.lease = private_lease() if lease is None else lease
+
+    @property
+    def lease_end(self) -> float:
+        """The end of the lease in seconds of the clock; 0 if there is none."""
+        return float(self.lease[0]) / NS
+
+    @lease_end.setter
+    def lease_end(self, seconds: float) -> None:
+        self.lease[0] = lease_word(seconds)
 
     def __repr__(self) -> str:
         return (

@@ -11,17 +11,26 @@ The cache may be used until the end of the membership's lease. That is counted f
 *before* the SYNC was sent, less a margin for clocks that run at different rates; Global counts from
 receipt. A change of epoch or session is a new membership: lease, entries and ``applied`` end
 together, and a reply to a request of the former one is not stored.
+
+Where the processes of a host share a membership (:mod:`~dstore.core.local.shared`), its owner does
+all that. A Local that uses it sends requests in its name, and has a session of its own only to
+write, and to observe invalidations while something here wants to know them. If the page ends, reads
+go to Global without a session, and cache nothing, until there is another page; after
+``PRIVATE_AFTER`` seconds the Local joins by itself, and goes on looking for a page.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 
 from dstore.config import LARGE_FROM_DEFAULT, VALUE_LIMIT_DEFAULT
 from dstore.core.local.cache import NONE_KEPT, Kept
-from dstore.core.local.effects import Announce, Dropped, LocalEffect, Subscribe, Tell
+from dstore.core.local.effects import Announce, Dropped, LocalEffect, Look, Subscribe, Tell
 from dstore.core.local.entries import Entries
-from dstore.core.local.membership import LAPSED
+from dstore.core.local.membership import LAPSED, Membership, lease_word
+from dstore.core.local.shared import SharedPage
+from dstore.core.local.writer import Writer
 from dstore.protocol.messages import (
     NO_SESSION,
     Ack,
@@ -30,6 +39,7 @@ from dstore.protocol.messages import (
     Farewell,
     Goodbye,
     Hello,
+    Kind,
     Refusal,
     Refused,
     Sync,
@@ -53,6 +63,12 @@ REORDER_KEYS_MAX = 16_384
 """Keys of broadcasts in the reorder buffer; more are dropped, and the next repair brings them."""
 SYNCS_MAX = 64
 """SYNCs whose time of sending is remembered."""
+PRIVATE_AFTER = 3.0
+"""Seconds without a page that can be used after which a Local that had one joins by itself."""
+LOOK_SOON, LOOK_LATER = 0.05, 1.0
+"""Seconds between two looks for a page: while there is no session, and while there is one."""
+REFUSED_MAX = 64
+"""Pages that Global has refused and that are remembered, so that none of them is used again."""
 NEVER = float("inf")
 
 
@@ -60,7 +76,9 @@ class LocalState(Entries):
     """The state of one Local. ``random16`` returns 16 random bytes; ``label`` is for people.
 
     ``cache_bytes`` bounds the cache, ``reorder_keys_max`` the reorder buffer. ``kept`` says what an
-    entry has as its value.
+    entry has as its value. ``observing``: effects report which cached keys are invalidated.
+    ``looking``: it uses the membership of its host if there is one. ``joining``: it joins by itself
+    if there is none.
     """
 
     def __init__(
@@ -71,8 +89,11 @@ class LocalState(Entries):
         cache_bytes: int,
         reorder_keys_max: int = REORDER_KEYS_MAX,
         kept: Kept = NONE_KEPT,
+        observing: bool = False,
+        looking: bool = False,
+        joining: bool = True,
     ) -> None:
-        super().__init__(cache_bytes, kept)
+        super().__init__(cache_bytes, kept, observing)
         self.lease = 0.0
         self.value_limit = VALUE_LIMIT_DEFAULT
         self.large_from = LARGE_FROM_DEFAULT
@@ -83,6 +104,20 @@ class LocalState(Entries):
         self._reorder_keys = 0
         self._reorder_keys_max = reorder_keys_max
         self._withdrawn: list[Unstage | Unwait] = []
+        # Sharing the membership of the host
+        self.looking = looking
+        self._joining = joining
+        self._look_at = NEVER
+        self._lapsed_at = NEVER  # since when the page cannot be used
+        self._checked_at = LAPSED
+        self._refused: deque[tuple[int, int]] = deque(maxlen=REFUSED_MAX)
+        self.bridging = False
+        # Writing
+        self.writer = Writer()
+        self._writer_nonce = b""
+        self._writer_at = NEVER
+        self._writer_pause = RETRY_FIRST
+        self._leaving: list[tuple[int, int, Writer | None]] = []
         # HELLO
         self._nonce = b""
         self._secret = NO_SESSION
@@ -95,9 +130,8 @@ class LocalState(Entries):
         self._sent_at: dict[int, float] = {}
         self._synced_at = LAPSED
         self._sync_at = NEVER
-        # requests and writes
-        self._write = 0
-        self.writing: set[int] = set()
+        # Two processes that share a session must not have the same number under way.
+        self.request = int.from_bytes(random16()[:6], "big") << 8
         self._void(LAPSED)
 
     def __repr__(self) -> str:
@@ -131,14 +165,14 @@ class LocalState(Entries):
         elif type(message) is Synced:
             self._on_synced(message, now)
         elif type(message) is Committed:
-            if self.session and message.epoch == self.epoch:
+            if self.joined.session and message.epoch == self.joined.epoch:
                 self.watching.committed(message.committed)
         elif type(message) is Welcome:
             effects += self._on_welcome(message, now)
         elif type(message) is Refused:
             self.refused(message, now)
-        elif type(message) is Farewell and self.closing:
-            self.membership.session = NO_SESSION
+        elif type(message) is Farewell:
+            self._on_farewell(message.secret)
         return effects
 
     def tick(self, now: float) -> list[LocalEffect]:
@@ -146,15 +180,19 @@ class LocalState(Entries):
         effects: list[LocalEffect] = []
         if self.closing:
             effects += self._goodbye_if_due(now)
-        elif not self.session:
-            effects += self._hello_if_due(now)
         else:
-            if self._ack_due:
-                self._ack_due = False
-                self._acked = self.applied
-                effects.append(Tell(Ack(self.epoch, self._secret, self.applied)))
-            if now >= self._sync_at:
-                effects.append(self._sync(now))
+            if self.page is not None:
+                self._check_page(self.page, now)
+            if now >= self._look_at:
+                soon = self.bridging or not self._joining
+                self._look_at = now + (LOOK_SOON if soon else LOOK_LATER)
+                effects.append(Look(self.joined.epoch))
+            if self.joined.session:
+                effects += self._keep_up(now)
+            elif self._wants_session:
+                effects += self._hello_if_due(now)
+            effects += self._writer_if_due(now)
+            effects += self._leave_if_idle()
             if self._withdrawn:
                 effects += map(Tell, self._withdrawn)
                 self._withdrawn = []
@@ -165,6 +203,19 @@ class LocalState(Entries):
             effects.append(Announce(self.watching.take()))
         return effects
 
+    def _keep_up(self, now: float) -> Iterator[LocalEffect]:
+        """Acknowledge, renew the lease, and end an observer that is not needed any more."""
+        joined = self.joined
+        if self._ack_due:
+            self._ack_due = False
+            self._acked = joined.applied
+            if self._kind is Kind.MEMBER:  # no deletion waits for an observer
+                yield Tell(Ack(joined.epoch, self._secret, joined.applied))
+        if self._kind is Kind.OBSERVER and not self._wants_session:
+            self._leave_joined(now)
+        elif now >= self._sync_at:
+            yield self._sync(now)
+
     @property
     def wake_at(self) -> float:
         """When :meth:`tick` is next due."""
@@ -172,41 +223,170 @@ class LocalState(Entries):
             return LAPSED
         if self.watching.uncommitted and self.watching.due:
             return LAPSED
-        if self._withdrawn and not self.closing:
-            return LAPSED
         if self.closing:
-            return self._hello_at if self.session else NEVER
-        return self._sync_at if self.session else self._hello_at
+            return self._hello_at if self.leaving else NEVER
+        if self._withdrawn or any(not each or not each.writing for _, _, each in self._leaving):
+            return LAPSED
+        at = min(self._look_at, self._writer_at)
+        if self.page is not None and self._lapsed_at < NEVER:
+            at = min(at, self._lapsed_at + PRIVATE_AFTER, self._checked_at + LOOK_SOON)
+        if self.joined.session:
+            return min(at, self._sync_at)
+        return min(at, self._hello_at) if self._wants_session else at
 
     def reconnected(self, now: float) -> None:
         """Note a new connection to Global: what was sent or broadcast before may be lost."""
         self._hello_at = now
-        if self.session:
+        if self._writer_at < NEVER:
+            self._writer_at = now
+        if self.joined.session:
             self._sync_at = now
 
+    # ---- leaving --------------------------------------------------------------------------
+
     def goodbye(self, now: float) -> None:
-        """Leave Global, with an empty cache. ``session`` becomes 0 when it has answered."""
+        """End the sessions of this Local, with an empty cache; ``leaving`` until all have ended.
+
+        The session of a membership that is shared with other processes is left as it is.
+        """
+        self._leave_joined(now)
+        if self.writer.secret:
+            self._leaving.append((self.writer.epoch, self.writer.secret, None))
         self.lapse()
         self.closing = True
         self._ack_due = False
+        self._look_at = NEVER
         self.cache.clear()
         self._hello_at = now
 
+    @property
+    def leaving(self) -> bool:
+        """Whether Global has yet to confirm that sessions of this Local have ended."""
+        return bool(self._leaving)
+
+    def _leave_joined(self, now: float) -> None:
+        """Give up the session that this Local keeps up: say goodbye once its writes have ended."""
+        joined = self.joined
+        if joined.session:
+            writer = self.writer
+            if writer.session == joined.session:
+                self.writer = Writer()
+            else:
+                writer = Writer()
+            self._leaving.append((joined.epoch, self._secret, writer))
+        if joined is not self.membership:
+            self.joined = Membership({})
+        self._reset_control(now)
+
+    def _leave_if_idle(self) -> Iterator[LocalEffect]:
+        """Say goodbye, once, for sessions that were given up and have no write under way."""
+        for leaving in list(self._leaving):
+            epoch, secret, writer = leaving
+            if writer is None or not writer.writing:
+                self._leaving.remove(leaving)
+                yield Tell(Goodbye(epoch, secret))
+
+    def _goodbye_if_due(self, now: float) -> list[LocalEffect]:
+        if not self._leaving or now < self._hello_at:
+            return []
+        self._hello_at = now + 2 * RETRY_FIRST
+        return [Tell(Goodbye(epoch, secret)) for epoch, secret, _ in self._leaving]
+
+    def _on_farewell(self, secret: int) -> None:
+        if self.closing:
+            self._leaving = [each for each in self._leaving if each[1] != secret]
+            if secret == self._secret:
+                self.membership.session = NO_SESSION
+
+    # ---- sharing the membership of the host -----------------------------------------------
+
+    def attach(self, page: SharedPage, now: float) -> None:
+        """Use the membership of the host, in place of the present one.
+
+        Does nothing if it belongs to another epoch than the present session, if Global has refused
+        it before, or if its lease has lapsed.
+        """
+        joined = self.joined
+        other = joined.session and joined.epoch != page.epoch
+        refused = (page.epoch, page.session) in self._refused
+        if self.closing or other or refused or lease_word(page.now()) >= page.lease_word[0]:
+            return
+        self._leave_joined(now)
+        self._share(page)
+        self._reset_control(now)
+        self.lease = page.lease
+        self.value_limit, self.large_from = page.value_limit, page.large_from
+        self.last_error = ""
+        self.bridging = False
+        self._look_at = self._lapsed_at = NEVER
+
+    def inherit(self, page: SharedPage, membership: Membership, now: float) -> None:
+        """In a forked child: go on with the membership of the host, and the parent's entries."""
+        self.attach(page, now)
+        if self.page is page:
+            self.cache.adopt(membership.entries)
+            self._begin_shared(page)
+
+    def detach(self, now: float) -> None:
+        """Give up a page that has ended, and look for another one."""
+        self._leave_joined(now)
+        self._void(now)
+        self.bridging = True
+        self._hello_at = now + PRIVATE_AFTER
+
+    def _note_lapse(self, page: SharedPage) -> None:
+        if page.now() >= self.membership.lease_end and self._lapsed_at == NEVER:
+            self._lapsed_at = page.now()
+            self._checked_at = LAPSED
+
+    def _check_page(self, page: SharedPage, now: float) -> None:
+        """See whether a page that had lapsed can be used again."""
+        if self._lapsed_at == NEVER:
+            return
+        self._checked_at = now
+        if not page.lease_word[0]:
+            self.detach(now)  # its owner has given it up
+        elif page.now() < self.membership.lease_end:
+            self._lapsed_at = NEVER
+        elif now >= self._lapsed_at + PRIVATE_AFTER:
+            self.detach(now)
+            self._hello_at = now
+
     # ---- joining --------------------------------------------------------------------------
 
-    def _void(self, now: float) -> None:
-        """Give up the session, with all that belongs to it, and join again."""
-        if self.session:
-            self._replaces = (self.epoch, self._secret)
+    @property
+    def _kind(self) -> Kind:
+        """What the session that this Local keeps up is for."""
+        return Kind.MEMBER if self.page is None else Kind.OBSERVER
+
+    @property
+    def _wants_session(self) -> bool:
+        if self.page is None:
+            return self._joining
+        return self.observing or bool(self.watching.watchers)
+
+    def _reset_control(self, now: float) -> None:
+        """Forget what belongs to the session that this Local has kept up."""
         self._nonce = self._random16()
-        self._new_membership(self._nonce)
         self._reorder_buffer, self._reorder_keys = [], 0
         self._sent_at.clear()
-        self._withdrawn = []
-        self.writing.clear()
         self._sync_at = NEVER
         self._hello_first, self._hello_at = NEVER, now
         self._hello_pause = RETRY_FIRST
+        self._ack_due = False
+
+    def _void(self, now: float) -> None:
+        """Give up the session, with all that belongs to it, and join again."""
+        if self.joined.session:
+            self._replaces = (self.joined.epoch, self._secret)
+        if self.writer.session == self.joined.session:
+            self.writer = Writer()
+        self._reset_control(now)
+        self._new_membership(self._nonce)
+        self._withdrawn = []
+        self._lapsed_at = NEVER
+        self.bridging = False
+        self._look_at = now if self.looking else NEVER
 
     def _hello_if_due(self, now: float) -> list[LocalEffect]:
         if now < self._hello_at:
@@ -216,21 +396,34 @@ class LocalState(Entries):
         self._hello_first = min(self._hello_first, now)
         self._hello_at = now + self._hello_pause
         self._hello_pause = min(2 * self._hello_pause, RETRY_MAX)
-        return [Tell(Hello(self._nonce, *self._replaces, self._label))]
+        return [Tell(Hello(self._nonce, *self._replaces, self._label, self._kind))]
 
     def _on_welcome(self, message: Welcome, now: float) -> list[LocalEffect]:
-        if self.session or self.closing or message.nonce != self._nonce:
+        if self.closing:
+            return []
+        if message.nonce == self._writer_nonce and not self.writer.session:
+            self.writer = Writer(message.epoch, message.session, message.secret)
+            self._writer_at = NEVER
+            return []
+        joined = self.joined
+        if joined.session or message.nonce != self._nonce:
             return []
         self.counters["joins"] += 1
         self.last_error = ""
-        membership = self.membership
-        membership.epoch, membership.session = message.epoch, message.session
+        joined.epoch, joined.session = message.epoch, message.session
+        joined.applied = self._acked = message.seq
         self._secret = message.secret
-        membership.applied = self._acked = message.seq
-        self.lease = message.lease
-        self.value_limit, self.large_from = message.value_limit, message.large_from
         self._synced_at = self._hello_first
-        self._sync_at = self._hello_first + RENEW * self.lease
+        self._sync_at = self._hello_first + RENEW * message.lease
+        if self.page is None:
+            self.lease = message.lease
+            self.value_limit, self.large_from = message.value_limit, message.large_from
+            self.bridging = False
+            if not self.writer.session:
+                self.writer = Writer(message.epoch, message.session)
+                self._writer_at = NEVER
+            if self.looking:
+                self._look_at = now
         self._trust(self._hello_first)
         if self.watching.watchers:
             self.watching.missed(message.seq)
@@ -241,25 +434,50 @@ class LocalState(Entries):
         """Handle a refusal: join again if the session is lost; note other reasons for errors."""
         if message.refusal in (Refusal.OTHER_VERSION, Refusal.BUSY):
             self.last_error = f"it says: {message.text}"
-        lost = message.refusal in (Refusal.OTHER_EPOCH, Refusal.UNKNOWN_SESSION)
-        current = message.epoch == self.epoch and message.session in (self.session, self._secret)
-        if lost and current and self.session:
-            if self.closing:
-                self.membership.session = NO_SESSION
-            else:
+        if message.refusal not in (Refusal.OTHER_EPOCH, Refusal.UNKNOWN_SESSION):
+            return
+        if self.closing:
+            self._on_farewell(message.session)
+            return
+        writer, joined = self.writer, self.joined
+        if writer.secret and (message.epoch, message.session) == (writer.epoch, writer.session):
+            self.writer = Writer()
+            if joined.session and joined is self.membership:
+                self.writer = Writer(joined.epoch, joined.session)
+        if message.session == NO_SESSION:
+            return
+        if self.page is not None and message[:2] == (self.epoch, self.session):
+            self._refused.append(message[:2])  # it is never used again, whatever its lease says
+            self.detach(now)
+        elif message.epoch == joined.epoch and message.session in (joined.session, self._secret):
+            if joined is self.membership:
                 self._void(now)
+            else:
+                self._replaces = (joined.epoch, self._secret)
+                self.joined = Membership({})
+                self._reset_control(now)
 
-    def _goodbye_if_due(self, now: float) -> list[LocalEffect]:
-        if not self.session or now < self._hello_at:
+    # ---- the session for writes -----------------------------------------------------------
+
+    def want_writer(self, now: float) -> None:
+        """Have a session opened for the writes of this Local, unless there is one."""
+        own = self.page is None and not self.bridging  # then its membership serves for writes
+        if not own and not self.writer.session and self._writer_at == NEVER:
+            self._writer_nonce = self._random16()
+            self._writer_at, self._writer_pause = now, RETRY_FIRST
+
+    def _writer_if_due(self, now: float) -> list[LocalEffect]:
+        if now < self._writer_at:
             return []
-        self._hello_at = now + 2 * RETRY_FIRST
-        return [Tell(Goodbye(self.epoch, self._secret))]
+        self._writer_at = now + self._writer_pause
+        self._writer_pause = min(2 * self._writer_pause, RETRY_MAX)
+        return [Tell(Hello(self._writer_nonce, 0, NO_SESSION, self._label, Kind.WRITER))]
 
     # ---- lease ----------------------------------------------------------------------------
 
     def renew(self, now: float) -> None:
         """Have a SYNC sent at once, or soon if one is under way."""
-        if self.session:
+        if self.joined.session:
             due = self._synced_at + RETRY_FIRST if self._sent_at else now
             self._sync_at = min(self._sync_at, max(now, due))
 
@@ -269,14 +487,17 @@ class LocalState(Entries):
         while len(self._sent_at) > SYNCS_MAX:
             del self._sent_at[next(iter(self._sent_at))]
         self._synced_at = now
-        self._acked = self.applied
+        joined, writer = self.joined, self.writer
+        self._acked = joined.applied
         self._sync_at = now + RENEW * self.lease
         watching = bool(self.watching.watchers)
-        return Tell(Sync(self.epoch, self._secret, self._serial, self.applied, self.seen, watching))
+        seen = writer.seen if writer.session == joined.session else 0
+        return Tell(Sync(joined.epoch, self._secret, self._serial, joined.applied, seen, watching))
 
     def _on_synced(self, message: Synced, now: float) -> None:
-        ours = (message.epoch, message.session) == (self.epoch, self.session)
-        if not ours or not self.session or self.closing:
+        joined = self.joined
+        ours = (message.epoch, message.session) == (joined.epoch, joined.session)
+        if not ours or not joined.session or self.closing:
             return
         if message.keys is None:
             self._flush(message.seq)
@@ -295,13 +516,14 @@ class LocalState(Entries):
         self._apply_reordered(now)
 
     def _trust(self, sent_at: float) -> None:
-        membership, end = self.membership, sent_at + self.lease * (1 - MARGIN)
-        membership.lease_end = max(membership.lease_end, end)
+        joined, end = self.joined, sent_at + self.lease * (1 - MARGIN)
+        joined.lease_end = max(joined.lease_end, end)
 
     # ---- invalidations ------------------------------------------------------------------------
 
     def _on_broadcast(self, message: Broadcast, now: float) -> None:
-        if not self.session or self.closing or message.epoch != self.epoch:
+        joined = self.joined
+        if not joined.session or self.closing or message.epoch != joined.epoch:
             return
         # Other processes of this host may have left files that no cache knows of. They may be
         # dropped in any order, since a token is never used again.
@@ -338,45 +560,22 @@ class LocalState(Entries):
 
     def watch(self, watcher: int, now: float) -> None:
         """Begin to announce committed deletions to a watcher."""
-        self.watching.begin(watcher, self.applied if self.session else None)
+        self.watching.begin(watcher, self.applied if self.joined.session else None)
         self.renew(now)
 
     def unstage(self, token: bytes) -> None:
         """Tell Global that an upload is abandoned."""
-        if self.session:
-            self._withdrawn.append(Unstage(self.epoch, self.session, token))
+        if self.writer.session:
+            self._withdrawn.append(Unstage(self.writer.epoch, self.writer.session, token))
 
     def unwait(self, message: Wait) -> None:
         """Tell Global that the answer to a WAIT is not needed any more."""
         if (message.epoch, message.session) == (self.epoch, self.session):
             self._withdrawn.append(Unwait(*message[:4]))
 
-    # ---- requests and writes --------------------------------------------------------------
+    # ---- requests -----------------------------------------------------------------------
 
     def next_request(self) -> int:
         """Return the number for the next request."""
         self.request += 1
         return self.request
-
-    @property
-    def next_write(self) -> int:
-        """The number for the next write."""
-        return self._write + 1
-
-    def begin_write(self, write: int) -> None:
-        """Begin the write with this number, the next one, in the present session.
-
-        It ends when its number leaves ``writing``, answered or abandoned.
-        """
-        self.writing.add(write)
-        self._write = write
-
-    def reserve_write(self) -> int:
-        """Return the number for a write that is added to ``writing`` next."""
-        self._write += 1
-        return self._write
-
-    @property
-    def seen(self) -> int:
-        """A number below which every write has ended here."""
-        return min(self.writing, default=self.next_write)

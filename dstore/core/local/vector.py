@@ -7,9 +7,7 @@ never cause a stale read. Words only grow.
 
 from __future__ import annotations
 
-from hashlib import blake2b
-
-from dstore.protocol.keys import to_bytes
+from dstore.core.local.key_hash import KeyHash
 from dstore.protocol.messages import Key
 
 BUCKETS = 1024
@@ -21,27 +19,32 @@ class Vector:
     """The words, as a memoryview of the format ``Q``, and the place of each key among them.
 
     ``hash_key`` is the key of the hash, 16 bytes: which keys share a bucket cannot be foreseen.
+    ``words`` are in the memory of this process unless they are given.
     """
 
-    __slots__ = ("_buckets", "_hash_key", "words")
+    __slots__ = ("buckets", "hashed", "words")
 
-    def __init__(self, hash_key: bytes, buckets: int) -> None:
-        self._hash_key = hash_key
-        self._buckets = buckets
-        self.words = memoryview(bytearray(WORD_BYTES * buckets)).cast("Q")
+    def __init__(self, hash_key: bytes, buckets: int, words: memoryview | None = None) -> None:
+        self.hashed = KeyHash(hash_key)
+        """Returns the hash of a key, 64 bits."""
+        self.buckets = buckets
+        if words is None:
+            words = memoryview(bytearray(WORD_BYTES * buckets)).cast("Q")
+        self.words = words
 
     def bucket(self, key: Key) -> int:
-        """Return the bucket of a key: a keyed BLAKE2b hash of its bytes."""
-        digest = blake2b(to_bytes(key), digest_size=8, key=self._hash_key).digest()
-        return int.from_bytes(digest, "little") % self._buckets
+        """Return the bucket of a key."""
+        return self.hashed(key) % self.buckets
 
     def note(self, key: Key, seq: int) -> None:
-        """Note that invalidation ``seq``, the newest so far, is that of ``key``."""
-        self.words[self.bucket(key)] = seq
+        """Note that invalidation ``seq`` is one of ``key``. A word never becomes smaller."""
+        bucket = self.bucket(key)
+        if self.words[bucket] < seq:
+            self.words[bucket] = seq
 
     def flush(self, seq: int) -> None:
         """Note an invalidation ``seq`` of every key."""
-        for bucket in range(self._buckets):
+        for bucket in range(self.buckets):
             self.words[bucket] = seq
 
     def after(self, key: Key, seq: int) -> bool:

@@ -116,6 +116,10 @@ class GetOne(Direct[One]):
 
     def begin(self, now: float) -> Any:
         state, key = self.state, self.key
+        if state.page is not None:  # the host cache may have what the cache has not
+            entry = state.hit(key, now, self.options.stale_ok)
+            if entry is not None:
+                return entry, True
         self.begun_at, self.former = now, state.request
         request = state.ask_one(key) if now < self.deadline else 0
         self.former = NEVER
@@ -162,14 +166,15 @@ class GetMany(Direct[Reading]):
         membership = self.membership = state.membership
         self.begun_at = now
         stale_ok = reading.options.stale_ok
-        valid = now < membership.lease_end or stale_ok
+        shared = state.page is not None
+        valid = shared or now < membership.lease_end or stale_ok
         entries = membership.entries
         local: dict[Key, Entry] = {}
         asked: list[Key] = []
-        if entries.keys().isdisjoint(reading.wanted):
+        if not shared and entries.keys().isdisjoint(reading.wanted):
             asked = list(reading.wanted)
         for key in () if asked else reading.wanted:
-            if key not in entries:
+            if not shared and key not in entries:
                 asked.append(key)
             elif not valid:  # the lease has to be renewed first
                 return UNUSUAL
@@ -223,25 +228,26 @@ def _rest_of_get(
 class Delete(Direct[dict[Key, DelResult]]):
     """Delete keys. With ``wait`` it ends when no Local can answer with their values any more."""
 
-    __slots__ = ("keys", "wait")
+    __slots__ = ("keys", "wait", "writer")
 
     def __init__(self, state: LocalState, keys: Iterable[Key], wait: bool, deadline: float) -> None:
         super().__init__(state, deadline)
         self.keys = list(dict.fromkeys(keys))
         self.wait = wait
+        self.writer = state.writer
 
     def begin(self, now: float) -> Any:
         state, keys = self.state, self.keys
-        membership = self.membership = state.membership
+        self.membership = state.membership
+        writer = self.writer = state.writer
         self.begun_at = now
-        if not membership.session or now >= self.deadline or len(keys) > KEYS_PER_MESSAGE_MAX:
+        if not writer.session or now >= self.deadline or len(keys) > KEYS_PER_MESSAGE_MAX:
             return UNUSUAL
         if not keys:
             return {}
-        seen, request, write = state.seen, state.next_request(), state.reserve_write()
-        epoch, session = membership.epoch, membership.session
-        self.message = Del(epoch, session, request, write, seen, self.wait, keys)
-        state.writing.add(write)
+        seen, request, write = writer.seen, state.next_request(), writer.reserve()
+        self.message = Del(writer.epoch, writer.session, request, write, seen, self.wait, keys)
+        writer.writing.add(write)
         return self.message
 
     def take(self, reply: object) -> dict[Key, DelResult]:
@@ -253,12 +259,12 @@ class Delete(Direct[dict[Key, DelResult]]):
         begun = None
         if isinstance(self.message, Del) and result is not None:
             now = self.begun_at
-            begun = BegunWrite(self.message, self.membership, result)
+            begun = BegunWrite(self.message, self.writer, self.membership, result)
         return delete_keys(self.state, self.keys, self.wait, now, self.deadline, begun)
 
     def end(self) -> None:
         if isinstance(self.message, Del):
-            self.state.writing.discard(self.message.write)
+            self.writer.writing.discard(self.message.write)
 
 
 def get_one(

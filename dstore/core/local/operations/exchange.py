@@ -64,13 +64,38 @@ def envelope(state: LocalState) -> tuple[int, int, int]:
 
 
 def ensure_joined(state: LocalState, now: float, deadline: float) -> Operation[float]:
-    """Wait for a session. Returns the time after that."""
+    """Wait for a session, or for leave to ask without one. Returns the time after that."""
     check_time(state, now, deadline)
-    if not state.session:
-        now = (yield WaitUntil(lambda _: bool(state.session), deadline)).now
-    if not state.session:
+
+    def ready(_: float) -> bool:
+        return bool(state.session) or state.bridging
+
+    if not ready(now):
+        now = (yield WaitUntil(ready, deadline)).now
+    if not ready(now):
         raise unavailable(state)
     return now
+
+
+def ensure_writer(state: LocalState, now: float, deadline: float) -> Operation[float]:
+    """Wait for a session for writes. Returns the time after that."""
+    check_time(state, now, deadline)
+    if not state.writer.session:
+        state.want_writer(now)
+
+        def ready(now: float) -> bool:
+            state.want_writer(now)  # the membership may have ended, and with it the need for none
+            return bool(state.writer.session)
+
+        now = (yield WaitUntil(ready, deadline)).now
+    if not state.writer.session:
+        raise unavailable(state)
+    return now
+
+
+def writer_envelope(state: LocalState) -> tuple[int, int, int]:
+    """Return epoch and session of the writer, and the number of the next request."""
+    return state.writer.epoch, state.writer.session, state.next_request()
 
 
 def exchange(

@@ -30,7 +30,10 @@ def rest(
         now, deadline = yield from fetch(state, reading, list(wanted), now, deadline, begun)
     waited: set[Key] = set()
     while wanted:
-        if now >= state.lease_end and not stale_ok and any(key in state.entries for key in wanted):
+        lapsed = (
+            state.page is None and now >= state.lease_end
+        )  # a shared lease is not ours to renew
+        if lapsed and not stale_ok and any(key in state.entries for key in wanted):
             now = yield from _renewed(state, now, deadline)
         asked: list[Key] = []
         joined: dict[Key, int] = {}

@@ -14,17 +14,19 @@ from dstore.core.local.operations.exchange import (
     SessionLost,
     Unanswered,
     W,
-    ensure_joined,
-    envelope,
+    ensure_writer,
     exchange,
     failure,
     note_failed,
+    writer_envelope,
 )
 from dstore.core.local.state import LocalState
 from dstore.core.local.steps import Body, Operation, Report, SendBody, StepResult
+from dstore.core.local.writer import Writer
 from dstore.errors import GlobalUnavailable, OutcomeUnknown
 from dstore.protocol.keys import public
 from dstore.protocol.messages import (
+    NO_SESSION,
     Del,
     DelReply,
     DelResult,
@@ -59,9 +61,10 @@ class SetOutcome(NamedTuple):
 
 
 class BegunWrite(NamedTuple):
-    """A write that was sent already: its message, its membership, and the result of sending it."""
+    """A write that was sent already: its message, by which writer, and the result of sending it."""
 
     message: Del
+    writer: Writer
     membership: Membership
     result: StepResult
 
@@ -129,8 +132,10 @@ class _Setting:
         """Send one SET message."""
         state = self.state
 
-        def message(write: int) -> Set:
-            return Set(*envelope(state), write, state.seen, self.replace, batch, state.session)
+        def message(writer: Writer, write: int) -> Set:
+            envelope = writer.epoch, writer.session, state.next_request()
+            holder = state.session if state.epoch == writer.epoch else NO_SESSION
+            return Set(*envelope, write, writer.seen, self.replace, batch, holder)
 
         keys = [item.key for item in batch]
         now, reply, membership = yield from _write(state, keys, message, SetReply, now, deadline)
@@ -145,11 +150,13 @@ class _Setting:
     def upload(self, item: SetItem, now: float, deadline: float) -> Operation[float]:
         """Send Global the bytes of one item."""
         state, stored = self.state, item.stored
-        now = yield from ensure_joined(state, now, deadline)
+        now = yield from ensure_writer(state, now, deadline)
         body = self.bodies[stored.token].body
         arrived = False
         try:
-            result = yield SendBody(envelope(state), stored, deadline - now, body, self.report)
+            result = yield SendBody(
+                writer_envelope(state), stored, deadline - now, body, self.report
+            )
             arrived = result.failed is None
         finally:
             if not arrived:
@@ -178,9 +185,9 @@ def delete_keys(
     while left:
         batch, left = left[:KEYS_PER_MESSAGE_MAX], left[KEYS_PER_MESSAGE_MAX:]
 
-        def message(write: int, keys: list[Key] = batch) -> Del:
-            request = state.next_request()
-            return Del(state.epoch, state.session, request, write, state.seen, wait, keys)
+        def message(writer: Writer, write: int, keys: list[Key] = batch) -> Del:
+            envelope = writer.epoch, writer.session, state.next_request()
+            return Del(*envelope, write, writer.seen, wait, keys)
 
         now, reply, _ = yield from _write(state, batch, message, DelReply, now, deadline, begun)
         begun = None
@@ -192,7 +199,7 @@ def delete_keys(
 def _write(
     state: LocalState,
     keys: list[Key],
-    message: Callable[[int], RequestMessage],
+    message: Callable[[Writer, int], RequestMessage],
     kind: type[W],
     now: float,
     deadline: float,
@@ -205,15 +212,17 @@ def _write(
     while True:
         first: StepResult | None = None
         if begun is None:
-            if not state.session or now >= deadline:
-                now = yield from ensure_joined(state, now, deadline)
-            write, membership = state.next_write, state.membership
+            if not state.writer.session or now >= deadline:
+                now = yield from ensure_writer(state, now, deadline)
+            writer, membership = state.writer, state.membership
+            write = writer.next
         else:
             write, membership, first = begun.message.write, begun.membership, begun.result
+            writer = begun.writer
         try:  # the write is ended, also when Ctrl-C comes in between
             if begun is None:
-                state.begin_write(write)
-                request = message(write)
+                writer.begin(write)
+                request = message(writer, write)
             else:
                 request, begun = begun.message, None
             # A write may have to wait for the lease of a Local that died.
@@ -232,7 +241,7 @@ def _write(
         finally:
             # Not in a function of its own: Ctrl-C may come when that is called, and a write that
             # does not end keeps all later ones from being seen.
-            state.writing.discard(write)
+            writer.writing.discard(write)
 
 
 def _fill(

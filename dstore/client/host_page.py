@@ -1,0 +1,85 @@
+"""The page and the host cache of this host, as the core uses them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable
+
+from dstore.client.host_reader import HostReader
+from dstore.core.local.shared import Put, Record
+from dstore.core.local.state import LocalState
+from dstore.core.local.vector import Vector
+from dstore.protocol.messages import Key
+from dstore.runtime import clock
+from dstore.shm import hosts
+from dstore.shm import root as roots
+from dstore.shm.directory import Unusable
+from dstore.shm.finding import find, find_epoch
+from dstore.shm.page import SharedPage
+from dstore.shm.table import Table
+
+
+class HostPage:
+    """A :class:`dstore.core.local.shared.SharedPage`: a page in shared memory, and its table.
+
+    Safe from any thread. ``owner`` names the owner, for people.
+    """
+
+    def __init__(self, page: SharedPage, table: Table | None) -> None:
+        identity = page.identity
+        self.page = page
+        self.table = table
+        self.owner = identity.owner
+        self.epoch, self.session = identity.epoch, identity.session
+        self.lease = identity.lease
+        self.value_limit, self.large_from = identity.value_limit, identity.large_from
+        self.endpoint = identity.endpoint
+        self.vector = Vector(identity.hash_key, identity.buckets, page.words)
+        self.lease_word = page.lease
+        self.now = clock.now
+        self.capacity = 0 if table is None else table.size
+        reader = None if table is None else table.reader
+        self.reader = None if reader is None else HostReader(identity.hash_key, reader)
+
+    def same_as(self, other: HostPage) -> bool:
+        """Whether this is the page of the same session, and may still be used."""
+        return (self.epoch, self.session) == (other.epoch, other.session) and self.page.usable()
+
+    def find(self, key: Key, hashed: int) -> Record | None:
+        table = self.table
+        return None if table is None else table.find(key, hashed)
+
+    def put(self, value: Put) -> bool:
+        table = self.table
+        return table is not None and table.put(*value)
+
+    def put_many(self, values: Iterable[Put]) -> int:
+        table = self.table
+        return 0 if table is None else table.put_many(values)
+
+    def close(self) -> None:
+        """Give the host cache back. Idempotent."""
+        table, self.table = self.table, None
+        if table is not None:
+            table.close()
+
+
+def look(root: str | None, address: str, epoch: int) -> HostPage | None:
+    """Return the page of an epoch or, if it is 0, of an address, if there is one to be used."""
+    page = find_epoch(root, epoch) if epoch else find(root, address)
+    return None if page is None else _opened(root, page)
+
+
+def can_be_inherited(state: LocalState) -> bool:
+    """Whether what a state has cached is good in a forked child as well."""
+    page = state.page
+    return isinstance(page, HostPage) and state.membership.words is not None and page.page.usable()
+
+
+def _opened(root: str | None, page: SharedPage) -> HostPage:
+    """Return a page with its host cache, if that can be opened."""
+    table, path, name = None, roots.chosen(root), page.identity.table
+    if name and path is not None:
+        with contextlib.suppress(OSError, Unusable):
+            table = Table.open(hosts.look(path), name)
+    return HostPage(page, table)

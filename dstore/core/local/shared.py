@@ -1,0 +1,81 @@
+"""What the processes of a host share: the page of its membership, and the host cache.
+
+The owner of the membership (Global on its own host, ``dstore host`` elsewhere) writes the page: the
+end of the lease, and the invalidation vector. Every process of the host validates its own entries
+by it, and the values of the host cache as well, which all of them fill.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple, Protocol, TypeAlias
+
+from dstore.core.local.vector import Vector
+from dstore.protocol.messages import Key
+
+SEEN_SLOTS = 1 << 15
+"""Keys of which a process remembers that it has read them once from the host cache."""
+
+
+class Record(NamedTuple):
+    """One value of the host cache; ``seq`` is that of the reply which brought it."""
+
+    seq: int
+    token: bytes
+    codec: str
+    body: bytes
+
+
+Put: TypeAlias = tuple[Key, int, int, bytes, str, bytes]
+"""A value to be put into the host cache: key, its hash, seq, token, codec, body."""
+
+
+class SharedPage(Protocol):
+    """A page that its owner keeps up to date, and the host cache of the same session.
+
+    ``lease_word`` is one word, as in :class:`~dstore.core.local.membership.Membership`; the words
+    of ``vector`` are those that hits look at. ``lease`` is in seconds.
+    """
+
+    epoch: int
+    session: int
+    lease: float
+    value_limit: int
+    large_from: int
+    vector: Vector
+    lease_word: memoryview
+    capacity: int
+    """Bytes of the host cache; 0 if there is none."""
+
+    def now(self) -> float:
+        """Return the present time. A hit asks for it last."""
+
+    def find(self, key: Key, hashed: int) -> Record | None:
+        """Return what the host cache has for a key. It may be out of date."""
+
+    def put(self, value: Put) -> bool:
+        """Put a value into the host cache. Returns whether it is there."""
+
+    def put_many(self, values: Iterable[Put]) -> int:
+        """Put several values, as :meth:`put` does. Returns how many were put."""
+
+
+class Seen:
+    """Which keys of the host cache were read once, by their hashes; it forgets, and may err.
+
+    A value is kept in the process from its second read on, so that values that are read once take
+    no memory in each process.
+    """
+
+    __slots__ = ("tags",)
+
+    def __init__(self) -> None:
+        self.tags = memoryview(bytearray(2 * SEEN_SLOTS)).cast("H")
+
+    def again(self, hashed: int) -> bool:
+        """Note a read. Returns whether the key was read before."""
+        slot, tag = hashed >> 16 & SEEN_SLOTS - 1, hashed >> 48 | 1
+        if self.tags[slot] == tag:
+            return True
+        self.tags[slot] = tag
+        return False
