@@ -11,12 +11,11 @@ from dstore.core.local.state import LocalState
 from dstore.core.local.vector import Vector
 from dstore.protocol.messages import Key
 from dstore.runtime import clock
-from dstore.shm import hosts
-from dstore.shm import root as roots
 from dstore.shm.directory import Unusable
 from dstore.shm.finding import find, find_epoch
 from dstore.shm.page import SharedPage
 from dstore.shm.table import Table
+from dstore.transport import addresses
 
 
 class HostPage:
@@ -66,8 +65,8 @@ class HostPage:
 
 def look(root: str | None, address: str, epoch: int) -> HostPage | None:
     """Return the page of an epoch or, if it is 0, of an address, if there is one to be used."""
-    page = find_epoch(root, epoch) if epoch else find(root, address)
-    return None if page is None else _opened(root, page)
+    page = find_epoch(root, epoch) if epoch else find(root, addresses.canonical(address))
+    return None if page is None else _opened(page)
 
 
 def can_be_inherited(state: LocalState) -> bool:
@@ -76,10 +75,10 @@ def can_be_inherited(state: LocalState) -> bool:
     return isinstance(page, HostPage) and state.membership.words is not None and page.page.usable()
 
 
-def _opened(root: str | None, page: SharedPage) -> HostPage:
+def _opened(page: SharedPage) -> HostPage:
     """Return a page with its host cache, if that can be opened."""
-    table, path, name = None, roots.chosen(root), page.identity.table
-    if name and path is not None:
+    table, name = None, page.identity.table
+    if name:
         with contextlib.suppress(OSError, Unusable):
-            table = Table.open(hosts.look(path), name)
+            table = Table.open(page.directory, name)
     return HostPage(page, table)

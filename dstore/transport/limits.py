@@ -66,17 +66,20 @@ def _no_descriptors(problem: OSError, count: int, free: int) -> str:
 
 def _try_threads(count: int) -> None:
     """Raise RuntimeError unless ``count`` more threads can be started."""
-    over = native.ThreadEvent()
-    started: list[native.Thread] = []
-    try:
+    gate, ended = native.Lock(), []
+    with gate, signals_blocked():
         for _ in range(count):
-            thread = native.Thread(over.wait, "dstore-probe")
-            thread.start()
-            started.append(thread)
-    finally:
-        over.set()
-        for thread in started:
-            thread.join()
+            end = native.Lock()
+            end.acquire()
+            native.start_thread(_pass_through, gate, end)
+            ended.append(end)
+    for end in ended:
+        end.acquire()
+
+
+def _pass_through(gate: native.Lock, end: native.Lock) -> None:
+    with gate:
+        end.release()
 
 
 def no_threads(problem: RuntimeError) -> str:

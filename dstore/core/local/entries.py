@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from dstore.config import KEYS_PER_MESSAGE_MAX
 from dstore.core.local.cache import Cache, Kept, MappedBody
 from dstore.core.local.membership import LAPSED, Entry, Membership, Present
-from dstore.core.local.shared import Put, Record, Seen, SharedPage
+from dstore.core.local.shared import NO_KEYS_SEEN, Put, Record, Seen, SharedPage
 from dstore.core.local.vector import BUCKETS, Vector
 from dstore.core.local.watching import Watching
 from dstore.protocol.messages import Found, GetReply, Key, Stored
@@ -59,7 +59,7 @@ class Entries(Present):
         self.joined = self.membership
         self.request = 0  # the number of the newest request
         self.in_flight: dict[Key, int] = {}
-        self.seen = Seen()
+        self.seen = NO_KEYS_SEEN
         self._private_limit = cache_bytes
         self._ack_due = False
         self._acked = 0
@@ -90,7 +90,7 @@ class Entries(Present):
     def _share(self, page: SharedPage) -> None:
         """Begin to use the membership of a page, in place of the present one."""
         self._end_membership()
-        self.page, self.vector = page, page.vector
+        self.page, self.vector, self.seen = page, page.vector, Seen()
         self.cache.renew()
         self._begin_shared(page)
         self.joined = Membership({})

@@ -79,3 +79,7 @@ class Seen:
             return True
         self.tags[slot] = tag
         return False
+
+
+NO_KEYS_SEEN = Seen()
+"""For a Local without a host cache, which does not use it."""

@@ -6,13 +6,13 @@ import os
 from pathlib import Path
 
 import pytest
+from dstore.shm.key_hash import KeyHash
 
 from dstore.config import HOST_BUCKETS
 from dstore.runtime import clock
 from dstore.shm.directory import Unusable
 from dstore.shm.finding import find
 from dstore.shm.hosts import Owned
-from dstore.shm.key_hash import KeyHash
 from dstore.shm.share import Share, WrittenPage
 from tests.unit.shm.pages import _root as _root
 
