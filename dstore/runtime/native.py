@@ -32,10 +32,8 @@ def in_forked_child(function: Callable[[], None]) -> Callable[[], None]:
     return function
 
 
-_sigmask: Callable[..., set[int]] = getattr(
-    signal.pthread_sigmask, "__wrapped__", signal.pthread_sigmask
-)
-"""The function of the C module: the other one makes an enumeration member of each signal."""
+_sigmask: Callable[..., object] = importlib.import_module("_signal").pthread_sigmask
+"""The function of the C module: that of ``signal`` makes an enumeration member of each signal."""
 _SIGNALS = [int(each) for each in signal.valid_signals()]
 
 
