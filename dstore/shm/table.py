@@ -91,17 +91,16 @@ class Storage:
         # (To try the lock itself would leave it taken if Ctrl-C came before the next step.)
         if self.suspended or self._lock.locked():
             return 0
+        lock_file, put, count = self.lock_file, self.writer.put, 0
         with self._lock:
-            if self.lock_file is None:
-                return self._put_all(items)
             try:
-                return self._put_all(items) if locks.try_exclusive(self.lock_file) else 0
+                if lock_file is None or locks.try_exclusive(lock_file):
+                    for item in items:
+                        count += put(*item)
             finally:
-                locks.release(self.lock_file)
-
-    def _put_all(self, items: Iterable[Item]) -> int:
-        put = self.writer.put
-        return sum([put(*item) for item in items])
+                if lock_file is not None:
+                    locks.release(lock_file)
+        return count
 
 
 class Table:

@@ -27,6 +27,8 @@ KEYS = [f"key{number}" for number in range(4000)]
 HASHES = [hash_of(key) for key in KEYS]
 KILLS = 25
 READS = 60_000
+OVERWRITTEN = 60_000
+"""Reads of records that do not last."""
 
 
 @pytest.fixture(params=kinds(), autouse=True)
@@ -111,6 +113,38 @@ def test_readers_while_two_processes_write(here: Directory) -> None:
     for each in (*readers, *writers):
         each.kill()
         each.end()
+    assert some.stats()["resets"] == 0
+    some.close()
+
+
+def overwrite_for_ever(here: Directory, pipe: Connection) -> None:
+    """Put large records of few keys, so that each is overwritten a moment later."""
+    mine = Table.open(here, NAME)
+    for seq in itertools.count(1):
+        number = seq % 200
+        key = KEYS[number]
+        body = body_of(key, seq, 20_000)
+        mine.put(key, HASHES[number], seq, token_of(key, seq), "bytes", body)
+        if seq == 200:
+            pipe.send("at work")
+
+
+def test_records_that_are_overwritten_while_they_are_read(here: Directory) -> None:
+    some = Table.create(here, NAME, SIZE_MIN)
+    with Child(partial(overwrite_for_ever, here)) as writer:
+        assert writer.hear() == "at work"
+        found = 0
+        number = 0
+        for _ in range(OVERWRITTEN):
+            record = some.find(KEYS[number], HASHES[number])
+            if record is None:
+                number = (number + 1) % 200
+                continue
+            # It is read again and again until it is overwritten.
+            assert is_right(KEYS[number], record), f"{KEYS[number]}: {record.seq}"
+            found += 1
+        writer.kill()
+    assert found > OVERWRITTEN // 50
     assert some.stats()["resets"] == 0
     some.close()
 
