@@ -12,9 +12,9 @@ from multiprocessing.connection import wait
 from types import TracebackType
 
 from dstore.config import HOST_BUCKETS
+from dstore.core.local.key_hash import KeyHash
 from dstore.runtime import clock
 from dstore.shm.finding import find
-from dstore.core.local.key_hash import KeyHash
 from dstore.shm.page import SharedPage
 from dstore.transport.addresses import canonical
 from tests.integration.processes import PATIENCE, ROOT
