@@ -44,6 +44,10 @@ class HostPage:
         """Whether this is the page of the same session, and may still be used."""
         return (self.epoch, self.session) == (other.epoch, other.session) and self.page.usable()
 
+    def used(self) -> int:
+        table = self.table
+        return 0 if table is None else table.used
+
     def find(self, key: Key, hashed: int) -> Record | None:
         table = self.table
         return None if table is None else table.find(key, hashed)

@@ -209,6 +209,15 @@ class Table:
         storage = self._storage
         return 0 if storage is None else storage.layout.total
 
+    @property
+    def used(self) -> int:
+        """Bytes of its records; 0 after :meth:`close`."""
+        storage = self._storage
+        if storage is None or storage.suspended:
+            return 0
+        words = storage.words
+        return UNIT * sum([words[each + HEAD] - words[each + TAIL] for each in (SMALL, MAIN)])
+
     def stats(self) -> dict[str, int]:
         """Return counts: records and bytes that are there now, and what has happened so far.
 

@@ -28,10 +28,13 @@ ACK_EVERY = 1_000
 invalidation stays short.
 """
 
-SHARED_PART = 1 / 10
-"""The part of the host cache that the entries of one process may take besides, if it is less than
-the limit of the process.
+SHARED_PART, SHARED_MIN = 1 / 10, 1 << 20
+"""What the entries of one process may take beside a host cache, unless a limit was set: this part
+of what the host cache holds, or so many bytes. Eight processes that read the same 100,000 values
+took three times the memory of one when the bound was a part of what the host cache may hold.
 """
+LIMIT_EVERY = 64
+"""Entries that are stored before that is looked at again."""
 
 
 class Entries(Present):
@@ -45,7 +48,13 @@ class Entries(Present):
 
     buckets = BUCKETS
 
-    def __init__(self, cache_bytes: int, kept: Kept, observing: bool = False) -> None:
+    def __init__(
+        self,
+        cache_bytes: int,
+        kept: Kept,
+        observing: bool = False,
+        shared_bytes: int | None = None,
+    ) -> None:
         self.cache = Cache(cache_bytes, kept)
         super().__init__(Membership(self.cache.entries))
         self.closing = False
@@ -61,6 +70,8 @@ class Entries(Present):
         self.in_flight: dict[Key, int] = {}
         self.seen = NO_KEYS_SEEN
         self._private_limit = cache_bytes
+        self._shared_limit = shared_bytes
+        self._inserts = 0
         self._ack_due = False
         self._acked = 0
         # What the next tick reports as dropped:
@@ -94,8 +105,25 @@ class Entries(Present):
         self.cache.renew()
         self._begin_shared(page)
         self.joined = Membership({})
-        if page.capacity:
-            self.cache.limit = min(self._private_limit, int(page.capacity * SHARED_PART))
+        self._inserts = 0
+        self._set_shared_limit(page)
+
+    def _set_shared_limit(self, page: SharedPage) -> None:
+        """Bound the entries beside the host cache, which grows."""
+        if self._shared_limit is not None:
+            self.cache.limit = self._shared_limit
+        elif page.capacity:
+            part = max(SHARED_MIN, int(page.used() * SHARED_PART))
+            self.cache.limit = min(self._private_limit, part)
+
+    def _insert_shared(
+        self, page: SharedPage, key: Key, hashed: int, record: tuple[int, bytes, str, bytes]
+    ) -> Entry | None:
+        """Store an entry beside the host cache."""
+        self._inserts += 1
+        if not self._inserts % LIMIT_EVERY:
+            self._set_shared_limit(page)
+        return self.cache.insert(key, *record, hashed % page.vector.buckets)
 
     def _begin_shared(self, page: SharedPage) -> None:
         membership = Membership(self.cache.entries, page.vector.words, page.lease_word)
@@ -165,7 +193,7 @@ class Entries(Present):
         """Store an entry for a value of the host cache. Returns None if that is not possible."""
         if page is not self.page or self.closing:
             return None
-        return self.cache.insert(key, *record, hashed % page.vector.buckets)
+        return self._insert_shared(page, key, hashed, record)
 
     def seen_again(self, hashed: int) -> bool:
         """Note a read from the host cache. Returns whether the key is to be stored here now."""
@@ -181,7 +209,7 @@ class Entries(Present):
         self.counters["host_hits"] += 1
         entry = None
         if self.seen_again(hashed):
-            entry = self.cache.insert(key, *record, bucket)
+            entry = self._insert_shared(page, key, hashed, record)
         return entry or self.cache.made(key, *record, bucket)
 
     # ---- reads in flight ------------------------------------------------------------------
@@ -331,7 +359,7 @@ class Entries(Present):
             self.counters["fills"] += 1
             entry = None
             if there < len(values) or self.observing or key in membership.entries:
-                entry = self.cache.insert(key, seq, token, codec, body, bucket)
+                entry = self._insert_shared(page, key, hashed, (seq, token, codec, body))
             else:
                 self.seen.again(hashed)
             answers[key] = entry or self.cache.made(key, seq, token, codec, body, bucket)
@@ -350,7 +378,7 @@ class Entries(Present):
         if is_there and not self.observing and key not in self.membership.entries:
             self.seen.again(hashed)
             return self.cache.made(key, seq, token, codec, body, bucket)
-        return self.cache.insert(key, seq, token, codec, body, bucket)
+        return self._insert_shared(page, key, hashed, (seq, token, codec, body))
 
     def _note_lapse(self, page: SharedPage) -> None:
         """Note whether the lease of a page has lapsed: its owner may have ended."""

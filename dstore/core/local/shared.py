@@ -50,6 +50,9 @@ class SharedPage(Protocol):
     def now(self) -> float:
         """Return the present time. A hit asks for it last."""
 
+    def used(self) -> int:
+        """Return how many bytes the host cache holds."""
+
     def find(self, key: Key, hashed: int) -> Record | None:
         """Return what the host cache has for a key. It may be out of date."""
 

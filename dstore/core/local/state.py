@@ -77,6 +77,7 @@ class LocalState(Entries):
 
     ``cache_bytes`` bounds the cache, ``reorder_keys_max`` the reorder buffer. ``kept`` says what an
     entry has as its value. ``observing``: effects report which cached keys are invalidated.
+    ``shared_bytes`` bounds the cache beside a host cache; None: by what that holds.
     ``looking``: it uses the membership of its host if there is one. ``joining``: it joins by itself
     if there is none.
     """
@@ -90,10 +91,11 @@ class LocalState(Entries):
         reorder_keys_max: int = REORDER_KEYS_MAX,
         kept: Kept = NONE_KEPT,
         observing: bool = False,
+        shared_bytes: int | None = None,
         looking: bool = False,
         joining: bool = True,
     ) -> None:
-        super().__init__(cache_bytes, kept, observing)
+        super().__init__(cache_bytes, kept, observing, shared_bytes)
         self.lease = 0.0
         self.value_limit = VALUE_LIMIT_DEFAULT
         self.large_from = LARGE_FROM_DEFAULT
