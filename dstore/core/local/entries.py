@@ -354,13 +354,12 @@ class Entries(Present):
             answers[key] = stored = found.stored
             body = stored.body
             assert type(body) is bytes
-            if found.cacheable:
-                values.append((key, page.vector.hashed(key), reply.seq, *stored[:2], body))
+            hashed = page.vector.hashed(key)
+            if found.cacheable and words[hashed % buckets] <= reply.seq:  # else it is of no use
+                values.append((key, hashed, reply.seq, *stored[:2], body))
         there = page.put_many(values)
         for key, hashed, seq, token, codec, body in values:
             bucket = hashed % buckets
-            if words[bucket] > seq:
-                continue
             self.counters["fills"] += 1
             entry = None
             if there < len(values) or self.observing or key in membership.entries:

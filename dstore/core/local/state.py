@@ -184,13 +184,14 @@ class LocalState(Entries):
         else:
             if self.page is not None:
                 self._check_page(self.page, now)
-            if now >= self._look_at:
+            looking = now >= self._look_at
+            if looking:
                 soon = self.bridging or not self._joining
                 self._look_at = now + (LOOK_SOON if soon else LOOK_LATER)
                 effects.append(Look(self.joined.epoch))
             if self.joined.session:
                 effects += self._keep_up(now)
-            elif self._wants_session:
+            elif self._wants_session and not looking:  # there may be a page
                 effects += self._hello_if_due(now)
             effects += self._writer_if_due(now)
             effects += self._leave_if_idle()
