@@ -93,7 +93,7 @@ def left_over(
         if client.local in alive and not client.idle:
             yield f"{client.name} still waits"
     for local in alive:
-        if local.state.in_flight or local.state.writing or local.state._reorder_buffer:
+        if local.state.in_flight or local.state.writer.writing or local.state._reorder_buffer:
             yield f"{local.state!r} keeps requests, writes or broadcasts"
         if local.state.applied != authority.state._log.seq:
             yield f"{local.name} has applied {local.state.applied} of {authority.state._log.seq}"
