@@ -102,7 +102,7 @@ def _c_library() -> Any:
     return library
 
 
-_library = _c_library() if AVAILABLE else None
+_library: Any = _c_library() if AVAILABLE else None
 """Opened when this is imported: that takes a tenth of the time of a Node's first answer."""
 
 
