@@ -16,6 +16,7 @@ from dstore.shm.directory import Unusable
 from dstore.shm.finding import find, find_epoch
 from dstore.shm.page import SharedPage
 from dstore.shm.table import Table
+from dstore.transport import addresses
 
 
 class HostPage:
@@ -63,7 +64,7 @@ class HostPage:
 
 def look(root: str | None, address: str, epoch: int) -> HostPage | None:
     """Return the page of an epoch or, if it is 0, of an address, if there is one to be used."""
-    page = find_epoch(root, epoch) if epoch else find(root, address)
+    page = find_epoch(root, epoch) if epoch else find(root, addresses.canonical(address))
     return None if page is None else _opened(root, page)
 
 

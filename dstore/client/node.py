@@ -111,10 +111,8 @@ class Node(Lifecycle):
         page = state.page
         if page is None:
             return None
-        try:
-            found = find_on_host(state, key)
-        except UnicodeEncodeError:  # it is no key
-            return None
+        key = translate.key_name(key)  # it may be bytes, or not the one text of its key
+        found = find_on_host(state, key)
         if found is None:
             return None
         hashed, record = found

@@ -230,9 +230,9 @@ class LocalState(Entries):
         at = min(self._look_at, self._writer_at)
         if self.page is not None and self._lapsed_at < NEVER:
             at = min(at, self._lapsed_at + PRIVATE_AFTER, self._checked_at + LOOK_SOON)
-        if self.joined.session:
-            return min(at, self._sync_at)
-        return min(at, self._hello_at) if self._wants_session else at
+        if not self._wants_session:
+            return LAPSED if self.joined.session else at  # an observer leaves
+        return min(at, self._sync_at if self.joined.session else self._hello_at)
 
     def reconnected(self, now: float) -> None:
         """Note a new connection to Global: what was sent or broadcast before may be lost."""
