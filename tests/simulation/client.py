@@ -27,11 +27,13 @@ from dstore.protocol.messages import DelResult, DelStatus, Key, Large, SetItem, 
 from tests.history.operations import Kind, Result
 from tests.history.operations import Operation as Recorded
 from tests.simulation.actors import SimLocal
-from tests.simulation.hits import Hit, hit
+from tests.simulation.hits import Hit, hit, hit_many
 from tests.simulation.scenario import KINDS
 from tests.simulation.transfers import LargeTransfer
 
 READS = ("get", "get_many", "wait")
+LOOKING = ("get", "get_many")
+"""Reads that a Node begins without a lock."""
 SETS = ("set", "set_many", "replace")
 SET_RESULTS = {
     SetStatus.STORED: Result.STORED,
@@ -45,7 +47,7 @@ DEL_RESULTS = {
 }
 
 LOCK_FREE = 0.6
-"""The part of the reads of one key that look without a lock first, as a Node does."""
+"""The part of these that do so here."""
 STILL = 0.01
 """Seconds between two looks at a call that stands still."""
 Seen = tuple[Result, str | None]
@@ -106,11 +108,11 @@ class Client:
         many = dice.randint(1, scenario.many) if self.kind.endswith("many") else 1
         names = [f"k{number}" for number in range(scenario.keys)]
         self.keys = dice.sample(names, min(many, len(names)))
-        self.values = dict.fromkeys(self.keys, f"{self.loop.steps:08}"[-8:])
+        self.values = dict.fromkeys(self.keys, f"{self.loop.number():08}"[-8:])
         self.start = self.loop.stamp()
         self._epochs, self._request_epoch, self._reply_epoch = set(), 0, 0
         self.loop.log(self.name, f"{self.kind} {' '.join(self.keys)}")
-        if self.kind == "get" and dice.random() < LOCK_FREE and self._hit():
+        if self.kind in LOOKING and dice.random() < LOCK_FREE and self._hit():
             return
         self.local.go()
         self._operation = self._make()
@@ -135,15 +137,30 @@ class Client:
         """Look without a lock. Returns whether that was all, or the Local has been closed."""
         self._inside = True
         try:
-            found = hit(self.local, self.keys[0])
+            if self.kind == "get":
+                self._hit_one()
+            else:
+                self._hit_many()
         finally:
             self._inside = False
+        over = not self.keys or self.local.state.closing
+        if over:
+            self._rest()
+        return over
+
+    def _hit_one(self) -> None:
+        found = hit(self.local, self.keys[0])
         if found is not None:
             self._hits(found)
-            self._rest()
-        elif self.local.state.closing:
-            self._rest()
-        return found is not None or self.local.state.closing
+            self.keys = []
+
+    def _hit_many(self) -> None:
+        found, epoch = hit_many(self.local, self.keys)
+        end = self.loop.stamp()
+        for key, body in found.items():
+            self.loop.log(self.name, f"hits {key} = {body.decode()}")
+            self._record(key, epoch, end, Result.VALUE, body.decode())
+        self.keys = [key for key in self.keys if key not in found]
 
     def _hits(self, found: Hit) -> None:
         value = _read(found.entry)
