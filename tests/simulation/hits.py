@@ -10,7 +10,7 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-from dstore.client import hits
+from dstore.client import hits, host_reader
 from dstore.core.local.membership import Entry, Membership, lease_word
 from dstore.protocol.messages import Key
 from tests.simulation.actors import SimLocal
@@ -44,6 +44,9 @@ class Stepped:
 
     def __getitem__(self, index: Any) -> Any:
         return self._steps.read(lambda: self._real[index])
+
+    def __len__(self) -> int:
+        return len(self._real)
 
     def __call__(self, *arguments: Any) -> Any:
         return self._steps.read(lambda: self._real(*arguments))
@@ -124,10 +127,10 @@ def hit(local: SimLocal, key: Key) -> Hit | None:
     former = hits.clock
     clock = _Clock(local, steps)
     try:
-        hits.clock = clock  # type: ignore[assignment]
+        hits.clock = host_reader.clock = clock  # type: ignore[assignment]
         return _hit(local, key, steps, clock)
     finally:
-        hits.clock = former
+        hits.clock = host_reader.clock = former
 
 
 def _hit(local: SimLocal, key: Key, steps: Steps, clock: Any) -> Hit | None:
@@ -150,7 +153,12 @@ def _hit_on_host(local: SimLocal, key: Key, stepped: Any) -> Hit | None:
     if page is None:
         return None
     _between(local)
-    found = hits.pure_find_on_host(stepped, key)
+    membership, bare = stepped.membership, stepped.page
+    if membership.words is not bare.vector.words:
+        return None
+    reader = object.__new__(host_reader.PureHostReader)
+    reader._hashed, reader._find = bare.vector.hashed, bare.find
+    found = reader.read(membership, key)
     if found is None:
         return None
     local.loop.counts["host hits"] += 1
