@@ -42,16 +42,19 @@ def _growth(keys: list[str], count: int) -> int:
         load(OURS, elsewhere(place), keys)
         crew = stack.enter_context(Crew())
         crew.grow(count, connected, OURS, place)
-        crew.each(count, read_all, keys[:1])  # they have joined
+        crew.each(count, read_all, 1)  # they have joined
         before = sum(proportional(worker.pid) for worker in crew.workers)
-        crew.each(count, read_all, keys)
+        crew.each(count, read_all, len(keys))
         return sum(proportional(worker.pid) for worker in crew.workers) - before
 
 
-def read_all(client: Client, keys: list[str]) -> None:
-    """Read keys twice: what is read again may be kept closer."""
-    for start in range(0, len(keys), STEP):
-        client.hold(keys[start : start + STEP])
-    for key in keys:
-        client.get(key)
+def read_all(client: Client, count: int) -> None:
+    """Read keys twice: what is read again may be kept closer.
+
+    The keys are made here, and not kept, so that their memory is not counted.
+    """
+    for start in range(0, count, STEP):
+        client.hold(names("shared", min(STEP, count), start))
+    for number in range(count):
+        client.get(*names("shared", 1, number))
     gc.collect()

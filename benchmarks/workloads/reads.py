@@ -27,8 +27,8 @@ TRIAL = 20
 RATE = "1/s"
 
 
-def names(kind: str, count: int) -> list[str]:
-    return [f"{kind}/{number:06}" for number in range(count)]
+def names(kind: str, count: int, start: int = 0) -> list[str]:
+    return [f"{kind}/{number:06}" for number in range(start, start + count)]
 
 
 def load(peer: Peer, place: Place, keys: list[str]) -> None:

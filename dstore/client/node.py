@@ -115,10 +115,8 @@ class Node(Lifecycle):
             return NOTHING
         if membership.words is not page.vector.words:
             return NOTHING  # the membership has been replaced between the two
-        try:
-            found = page.reader.read(membership, key)
-        except UnicodeEncodeError:  # it is no key
-            return NOTHING
+        key = translate.key_name(key)  # it may be bytes, or not the one text of its key
+        found = page.reader.read(membership, key)
         if found is None:
             return NOTHING
         hashed, record = found
@@ -192,7 +190,7 @@ class Node(Lifecycle):
         if again:
             with local.host.lock:
                 for key, hashed, record in again:
-                    state.promote(page, key, hashed, record)
+                    state.promote(page, translate.key_name(key), hashed, record)
         return found, rest
 
     def get_file(

@@ -22,11 +22,6 @@ HOST_MODES = {"private": "off", "shared": "auto"}
 """Whether the Nodes of a test share the membership of the host, and the setting that says so."""
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "private: its Nodes have memberships of their own")
-    config.addinivalue_line("markers", "shared: its Nodes share the membership of the host")
-
-
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run tests that use ``host_mode`` once in each mode, or in the one that they are marked with.
 

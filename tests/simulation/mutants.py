@@ -161,8 +161,8 @@ MUTANTS = (
         (
             (
                 "core.local.state",
-                "if not self.session or self.closing or message.epoch != self.epoch:",
-                "if not self.session or self.closing:",
+                "if not joined.session or self.closing or message.epoch != joined.epoch:",
+                "if not joined.session or self.closing:",
             ),
         ),
     ),
@@ -254,7 +254,7 @@ MUTANTS = (
     ),
     Mutant(
         "outcome forgotten before it was seen",
-        (("core.local.state", "return min(self.writing, default=self.next_write)", "return self.next_write"),),
+        (("core.local.writer", "return min(self.writing, default=self.next)", "return self.next"),),
     ),
     Mutant(
         "large value bound before all of it is here",

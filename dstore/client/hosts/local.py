@@ -219,6 +219,7 @@ class Local:
         effects = []
         with host.lock:
             host.asleep_until = LAPSED
+            self._watches.leave()
             now = clock.now()
             if up:
                 state.reconnected(now)

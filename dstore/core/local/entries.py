@@ -69,6 +69,8 @@ class Entries(Present):
         self.request = 0  # the number of the newest request
         self.in_flight: dict[Key, int] = {}
         self.seen = NO_KEYS_SEEN
+        # What an observer has applied: the owner of the page may be behind it.
+        self._heard = Vector(bytes(16), self.buckets) if observing else None
         self._private_limit = cache_bytes
         self._shared_limit = shared_bytes
         self._inserts = 0
@@ -102,9 +104,8 @@ class Entries(Present):
         """Begin to use the membership of a page, in place of the present one."""
         self._end_membership()
         self.page, self.vector, self.seen = page, page.vector, Seen()
-        self.cache.renew()
-        self._begin_shared(page)
-        self.joined = Membership({})
+        self._share_entries(page, self.cache.renew())
+        self._end_observer()
         self._inserts = 0
         self._set_shared_limit(page)
 
@@ -116,19 +117,18 @@ class Entries(Present):
             part = max(SHARED_MIN, int(page.used() * SHARED_PART))
             self.cache.limit = min(self._private_limit, part)
 
-    def _insert_shared(
-        self, page: SharedPage, key: Key, hashed: int, record: tuple[int, bytes, str, bytes]
-    ) -> Entry | None:
-        """Store an entry beside the host cache."""
-        self._inserts += 1
-        if not self._inserts % LIMIT_EVERY:
-            self._set_shared_limit(page)
-        return self.cache.insert(key, *record, hashed % page.vector.buckets)
-
-    def _begin_shared(self, page: SharedPage) -> None:
-        membership = Membership(self.cache.entries, page.vector.words, page.lease_word)
+    def _share_entries(self, page: SharedPage, entries: dict[Key, Entry]) -> None:
+        membership = Membership(entries, page.vector.words, page.lease_word)
         membership.epoch, membership.session = page.epoch, page.session
         self.membership = membership
+
+    def _end_observer(self) -> None:
+        """Forget the session that observes. What was announced counts as missed in the next one."""
+        self.joined = Membership({})
+        self.watching.void()
+        if self._heard is not None:  # nothing would report that these are invalidated meanwhile
+            self._heard = Vector(bytes(16), self.buckets)
+            self.cache.clear()
 
     def _end_membership(self) -> None:
         if self.page is None:
@@ -147,8 +147,8 @@ class Entries(Present):
         """Do not answer from the cache any more, until the next renewal."""
         if self.page is None:
             self.membership.lease_end = LAPSED
-        else:
-            self._new_membership(bytes(16))
+        else:  # the page is not ours to change
+            self.membership = Membership(self.cache.renew())
 
     def hit(self, key: Key, now: float, stale_ok: bool = False) -> Entry | None:
         """Return the entry of ``key`` if the lease is valid at ``now``.
@@ -175,7 +175,10 @@ class Entries(Present):
         if entry is None or page.vector.words[entry.bucket] > entry.seq:
             entry = self._read_host(page, key)
         # The clock is read last: another process changes the page.
-        if entry is None or not (page.now() < lease_end or stale_ok):
+        now = page.now()
+        if now >= lease_end:
+            self._note_lapse(page)
+        if entry is None or not (now < lease_end or stale_ok):
             return None
         entry.visited = 1
         return entry
@@ -193,7 +196,7 @@ class Entries(Present):
         """Store an entry for a value of the host cache. Returns None if that is not possible."""
         if page is not self.page or self.closing:
             return None
-        return self._insert_shared(page, key, hashed, record)
+        return self._store(page, key, *record, hashed % page.vector.buckets)
 
     def seen_again(self, hashed: int) -> bool:
         """Note a read from the host cache. Returns whether the key is to be stored here now."""
@@ -209,8 +212,34 @@ class Entries(Present):
         self.counters["host_hits"] += 1
         entry = None
         if self.seen_again(hashed):
-            entry = self._insert_shared(page, key, hashed, record)
+            entry = self._store(page, key, *record, bucket)
         return entry or self.cache.made(key, *record, bucket)
+
+    def _store(
+        self,
+        page: SharedPage,
+        key: Key,
+        seq: int,
+        token: bytes,
+        codec: str,
+        body: bytes,
+        bucket: int,
+    ) -> Entry | None:
+        """Store an entry in a shared membership. Returns None if that is not possible."""
+        if not self._would_be_reported(key, seq):
+            return None
+        self._inserts += 1
+        if not self._inserts % LIMIT_EVERY:
+            self._set_shared_limit(page)
+        return self.cache.insert(key, seq, token, codec, body, bucket)
+
+    def _would_be_reported(self, key: Key, seq: int) -> bool:
+        """Whether the invalidation of an entry will be reported, or need not be.
+
+        The page may be behind what an observer has applied.
+        """
+        heard = self._heard
+        return heard is None or (bool(self.joined.session) and not heard.after(key, seq))
 
     # ---- reads in flight ------------------------------------------------------------------
 
@@ -227,8 +256,10 @@ class Entries(Present):
         membership, in_flight = self.membership, self.in_flight
         if not membership.session or key in in_flight:
             return 0
-        if self.page is not None:
-            self._note_lapse(self.page)
+        page = self.page
+        if page is not None:
+            if page.now() >= membership.lease_end:
+                self._note_lapse(page)
         elif key in membership.entries:
             return 0
         self.request = in_flight[key] = self.request + 1
@@ -287,6 +318,8 @@ class Entries(Present):
             return None
         self.counters["fills"] += 1
         stored = found.stored._replace(body=body.view)
+        if shared and not self._would_be_reported(key, seq):
+            return None
         bucket = 0 if membership.words is None else self.vector.bucket(key)
         return self.cache.insert_mapped(key, seq, stored, body.shared, bucket)
 
@@ -349,17 +382,16 @@ class Entries(Present):
             answers[key] = stored = found.stored
             body = stored.body
             assert type(body) is bytes
-            if found.cacheable:
-                values.append((key, page.vector.hashed(key), reply.seq, *stored[:2], body))
+            hashed = page.vector.hashed(key)
+            if found.cacheable and words[hashed % buckets] <= reply.seq:  # else it is of no use
+                values.append((key, hashed, reply.seq, *stored[:2], body))
         there = page.put_many(values)
         for key, hashed, seq, token, codec, body in values:
             bucket = hashed % buckets
-            if words[bucket] > seq:
-                continue
             self.counters["fills"] += 1
             entry = None
             if there < len(values) or self.observing or key in membership.entries:
-                entry = self._insert_shared(page, key, hashed, (seq, token, codec, body))
+                entry = self._store(page, key, seq, token, codec, body, bucket)
             else:
                 self.seen.again(hashed)
             answers[key] = entry or self.cache.made(key, seq, token, codec, body, bucket)
@@ -378,10 +410,10 @@ class Entries(Present):
         if is_there and not self.observing and key not in self.membership.entries:
             self.seen.again(hashed)
             return self.cache.made(key, seq, token, codec, body, bucket)
-        return self._insert_shared(page, key, hashed, (seq, token, codec, body))
+        return self._store(page, key, seq, token, codec, body, bucket)
 
     def _note_lapse(self, page: SharedPage) -> None:
-        """Note whether the lease of a page has lapsed: its owner may have ended."""
+        """Note that the lease of a page has lapsed: its owner may have ended."""
         raise NotImplementedError
 
     # ---- applying invalidations -----------------------------------------------------------
@@ -391,8 +423,10 @@ class Entries(Present):
         for key in keys[max(0, joined.applied + 1 - first) :]:
             seq = joined.applied + 1
             self.counters["deletions"] += 1
-            if self.page is None:  # else its owner has noted it
+            if self.page is None:  # else its owner notes it
                 self.vector.note(key, seq)
+            elif self._heard is not None:
+                self._heard.note(key, seq)
             self._invalidate(key, seq)
             # After word and entry: from now on it may be acknowledged.
             joined.applied = seq
@@ -423,6 +457,9 @@ class Entries(Present):
         self.counters["flushes"] += 1
         if self.page is None:
             self.vector.flush(seq)
+            self.cache.clear()
+        elif self._heard is not None:
+            self._heard.flush(seq)
             self.cache.clear()
         self.joined.applied = seq
         self.watching.missed(seq)

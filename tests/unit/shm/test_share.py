@@ -6,7 +6,6 @@ import os
 from pathlib import Path
 
 import pytest
-from dstore.shm.key_hash import KeyHash
 
 from dstore.config import HOST_BUCKETS
 from dstore.core.local.key_hash import KeyHash
