@@ -188,13 +188,21 @@ class Watches:
         host.call(begin)
         return watch
 
+    def end_closed(self) -> dict[int, Watch]:
+        """End the watches that were closed or dropped. Returns the others, by number.
+
+        The caller holds the lock.
+        """
+        watching = self._host.state.watching
+        watches = {n: watch for n, watch in self._watches.items() if not watch.over}
+        for number in watching.watchers - set(watches):
+            watching.end(number)
+        return watches
+
     def announce(self, removals: list[Removal]) -> None:
         """Put removals into the watches that they concern. In the background thread."""
-        state = self._host.state
         with self._host.lock:
-            watches = {n: watch for n, watch in self._watches.items() if not watch.over}
-            for number in state.watching.watchers - set(watches):
-                state.watching.end(number)  # it was closed, or dropped
+            watches = self.end_closed()
         for removal in removals:
             for number, watch in watches.items():
                 if removal.watcher in (ALL, number):

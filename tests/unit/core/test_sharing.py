@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from dstore.client import hits
 from dstore.core.local.cache import MappedBody
-from dstore.core.local.membership import LAPSED
+from dstore.core.local.membership import LAPSED, PureMembership
 from dstore.core.local.shared import Record
 from dstore.core.local.state import LOOK_LATER, LOOK_SOON, PRIVATE_AFTER, RETRY_MAX
 from dstore.errors import GlobalUnavailable
@@ -23,6 +25,7 @@ from dstore.protocol.messages import (
     SetStatus,
     Stored,
 )
+from dstore.runtime import clock
 from tests.unit.core.sharing import HostPage, host, kinds, open_page, process
 from tests.unit.core.world import LEASE, Member, World, body
 
@@ -320,10 +323,16 @@ def test_a_local_that_must_share_never_joins_by_itself() -> None:
     a.begin_get("k")
     world.live(PRIVATE_AFTER + RETRY_MAX)
     assert not a.state.session
+    waiting = a.begin_get("k")
+    assert waiting.waits, "calls fail while there is no page"
     b = process(world, "b", joining=False)
     reading = b.begin_get("k", timeout=1.0)
     reading.time_out()
     assert isinstance(reading.error, GlobalUnavailable)
+    open_page(world)
+    world.live(2 * LOOK_LATER)
+    waiting.look()
+    assert waiting.finish() == {}
     assert [each for each in sent(b) if isinstance(each, Hello)] == []
 
 
@@ -926,3 +935,84 @@ def test_requests_of_two_processes_of_a_session_have_different_numbers(
     numbers = [member.begin_get(key).message.request for member in (a, b) for key in ("k", "l")]
     assert len(set(numbers)) == 4
     assert abs(numbers[0] - numbers[2]) > 1000
+
+
+# ---- the look at the host cache that takes no lock --------------------------------------------
+
+
+def look(state: Any, world: World, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setattr(clock, "now", lambda: world.now)
+    return hits.pure_find_on_host(state, "k")
+
+
+@pytest.mark.parametrize(("word", "valid"), [(4, True), (5, True), (6, False)])
+def test_a_look_at_the_host_cache_compares_the_word(
+    word: int, valid: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World()
+    page, (a,) = host(world, "a")
+    stored(page, "k", 5)
+    page.note("k", word)
+    found = look(a.state, world, monkeypatch)
+    assert (found == (page.vector.hashed("k"), page.table["k"])) is valid
+
+
+@pytest.mark.parametrize("where", ["table", "word"])
+@pytest.mark.parametrize("renewed", [False, True])
+def test_a_look_at_the_host_cache_notes_the_lease_first_and_reads_the_clock_last(
+    where: str, renewed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In between the lease ends; the key may be deleted then, and the page may be renewed."""
+    world = World()
+    page, (a,) = host(world, "a")
+    stored(page, "k")
+
+    def interrupted() -> None:
+        page.lapse()
+        if renewed:
+            page.silent = False
+            page.renew(world.now + LEASE)
+
+    if where == "table":
+        page.found = interrupted
+    else:
+        page.slow(interrupted)
+    state = SimpleNamespace(membership=with_words(a.state.membership, page), page=page)
+    assert look(state, world, monkeypatch) is None
+
+
+def with_words(membership: Any, page: HostPage) -> PureMembership:
+    """The same membership, whose words are those of the page, in Python."""
+    changed = PureMembership(membership.entries, page.vector.words, page.lease_word)
+    changed.epoch, changed.session = membership.epoch, membership.session
+    return changed
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_look_at_the_host_cache_in_the_middle_of_a_switch_finds_nothing(
+    which: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The page of one session with the lease of another."""
+    world = World()
+    former, (a,) = host(world, "a")
+    old = a.state.membership
+    page = open_page(world)
+    a.state.attach(page, world.now)
+    former.lease_word[0] = page.lease_word[0]
+    for each in (former, page):
+        stored(each, "k")
+    mixed = [(old, page), (a.state.membership, former)][which]
+    assert look(SimpleNamespace(membership=mixed[0], page=mixed[1]), world, monkeypatch) is None
+    assert look(a.state, world, monkeypatch) is not None
+
+
+def test_a_child_looks_at_the_host_cache_like_its_parent(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World()
+    page, a = parent_with_entries(world)
+    stored(page, "k")
+    child = world.member("child", looking=True)
+    again = HostPage(world, page.session, page.vector.buckets)
+    again.vector.words = page.vector.words[:]  # the same words, by another view
+    again.lease_word, again.table = page.lease_word, page.table
+    child.state.inherit(again, a.state.membership, world.now)
+    assert look(child.state, world, monkeypatch) is not None
