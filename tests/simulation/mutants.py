@@ -13,6 +13,7 @@ from tests.simulation.mutant import CORE, Mutant
 from tests.simulation.mutants_of_hits import OF_HITS
 from tests.simulation.mutants_of_operations import OF_OPERATIONS
 from tests.simulation.mutants_of_sessions import OF_SESSIONS
+from tests.simulation.mutants_of_sharing import OF_SHARING
 from tests.simulation.mutants_of_validity import OF_VALIDITY
 
 __all__ = ["MUTANTS", "Mutant"]
@@ -383,4 +384,5 @@ MUTANTS = (
     *OF_VALIDITY,
     *OF_OPERATIONS,
     *OF_SESSIONS,
+    *OF_SHARING,
 )  # fmt: skip

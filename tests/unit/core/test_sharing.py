@@ -16,10 +16,12 @@ from dstore.core.local.state import LOOK_LATER, LOOK_SOON, PRIVATE_AFTER, RETRY_
 from dstore.errors import GlobalUnavailable
 from dstore.protocol.messages import (
     NO_SESSION,
+    Broadcast,
     Found,
     Get,
     Goodbye,
     Hello,
+    Kind,
     Refusal,
     Refused,
     SetStatus,
@@ -100,6 +102,15 @@ def test_a_local_that_looks_says_hello_only_if_there_is_no_page() -> None:
     assert kinds(world) == {"member": 1}
 
 
+def test_what_is_asked_for_first_is_a_page() -> None:
+    world = World()
+    a = world.member("a", looking=True)
+    assert a.tick() == []
+    assert a.state.wake_at <= world.now
+    (hello,) = a.tick()
+    assert isinstance(hello, Hello) and hello.kind is Kind.MEMBER
+
+
 def test_an_answer_to_a_hello_that_is_not_needed_any_more_is_answered_with_goodbye() -> None:
     world = World()
     a = process(world, "a")
@@ -149,6 +160,7 @@ def test_a_page_that_global_has_refused_is_never_used_again() -> None:
     world.live(PRIVATE_AFTER + 5)
     assert a.state.page is None
     assert a.state.session not in (NO_SESSION, page.session)
+    assert page.lease_word[0] == 2**63, "it is not ours to change"
 
 
 def test_a_refusal_of_the_epoch_ends_the_page_whatever_was_refused() -> None:
@@ -255,9 +267,15 @@ def test_it_looks_often_while_bridging_and_never_spins() -> None:
     _page, a = detached(world)
     a.tick()
     assert a.state.wake_at == pytest.approx(world.now + LOOK_SOON)
-    world.live(PRIVATE_AFTER + 1)
+    world.advance(PRIVATE_AFTER)
     a.tick()
-    assert world.now < a.state.wake_at <= world.now + max(LOOK_LATER, LEASE)
+    a.tick()
+    assert a.state._look_at == world.now + LOOK_LATER, "Global does not answer"
+    assert a.state.wake_at > world.now
+    world.live(1)
+    assert a.state.session
+    a.tick()
+    assert world.now < a.state.wake_at <= world.now + LOOK_LATER
 
 
 def test_it_shares_again_when_there_is_a_new_page() -> None:
@@ -636,6 +654,17 @@ def test_an_observer_announces_and_repairs_and_acknowledges_nothing() -> None:
     world.live(LEASE)
     assert [key for _, key in a.told] == ["k", "l"]
     assert a.state._acked <= a.state.applied
+
+
+def test_an_observer_acknowledges_nothing_at_once() -> None:
+    world = World()
+    _page, (a,) = host(world, "a")
+    a.state.watch(1, world.now)
+    world.settle()
+    a.receive(Broadcast(world.epoch, 1, ["k"], True))
+    assert a.state.applied == 1
+    assert sent(a) == []
+    assert a.state.wake_at > world.now
 
 
 def test_a_deletion_does_not_wait_for_an_observer() -> None:
