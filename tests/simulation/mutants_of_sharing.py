@@ -195,12 +195,10 @@ OF_SHARING = (
         "test_a_child_inherits_nothing_of_another_membership",
     ),
     _mutant(
-        "entries inherited with a half linked list",
-        CACHE,
-        "            entry.older, entry.newer = older, None\n",
-        "            entry.older, entry.newer = entry.older or older, None\n"
-        "            if entry.older is not None:\n"
-        "                entry.older.newer = entry.older.newer or None\n",
+        "entries inherited without a list of their own",
+        STATE,
+        "            self.cache.adopt(membership.entries)\n",
+        "            self.cache.entries = membership.entries\n",
         "test_a_child_of_a_thread_in_the_middle_of_an_insertion_has_a_whole_cache",
     ),
     _mutant(

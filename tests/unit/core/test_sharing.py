@@ -31,7 +31,8 @@ from dstore.runtime import clock
 from tests.unit.core.sharing import HostPage, host, kinds, open_page, process
 from tests.unit.core.world import LEASE, Member, World, body
 
-OLD = Stored(bytes(16), "bytes", b"old")
+VALUE = (bytes(16), "bytes", b"old")
+OLD = Stored(*VALUE)
 
 
 def sent(member: Member) -> list[Any]:
@@ -186,14 +187,17 @@ def test_a_refusal_of_the_epoch_ends_the_page_whatever_was_refused() -> None:
 
 def test_a_session_of_another_epoch_ends_the_page() -> None:
     """An observer, or a writer, hears first of the restart."""
-    for begin in (lambda a: a.state.watch(1, a.world.now), lambda a: a.begin_set(("k", b"v"))):
+    for observes in (True, False):
         world = World()
         page, (a,) = host(world, "a")
         page.silent = True
         page.lease_word[0] = 2**63
         world.start_global()
         world.page = None
-        begin(a)
+        if observes:
+            a.state.watch(1, world.now)
+        else:
+            a.begin_set(("k", b"v"))
         world.settle()
         assert a.state.page is None and a.state.bridging
 
@@ -312,6 +316,7 @@ def test_a_short_lapse_is_no_reason_to_leave() -> None:
     asked = a.begin_get("k", "l")
     assert asked.message.session == page.session
     world.live(PRIVATE_AFTER - 0.2)
+    assert a.state.page is page
     page.silent = False
     world.tick()
     page.renew(world.now + LEASE)
@@ -360,7 +365,7 @@ def test_a_local_that_must_share_never_joins_by_itself() -> None:
 def parent_with_entries(world: World, **settings: Any) -> tuple[HostPage, Member]:
     page, (a,) = host(world, "a", **settings)
     for key in ("k", "l", "m"):
-        a.state.cache.insert(key, 0, *OLD, page.vector.bucket(key))
+        a.state.cache.insert(key, 0, *VALUE, page.vector.bucket(key))
     return page, a
 
 
@@ -383,7 +388,7 @@ def test_a_child_of_a_thread_in_the_middle_of_an_insertion_has_a_whole_cache() -
     world = World()
     page, a = parent_with_entries(world)
     cache = a.state.cache
-    half = cache.made("n", 0, *OLD, page.vector.bucket("n"))
+    half = cache.made("n", 0, *VALUE, page.vector.bucket("n"))
     half.older = cache._newest  # the dictionary has it, the list does not
     cache.entries["n"] = half
     child = world.member("child", cache_bytes=half.size * 3, looking=True)
@@ -425,7 +430,7 @@ def test_a_child_that_has_to_report_deletions_inherits_no_entries() -> None:
 
 def stored(page: HostPage, key: str, seq: int = 0) -> None:
     """Another process puts a value into the host cache."""
-    page.table[key] = Record(seq, *OLD)
+    page.table[key] = Record(seq, *VALUE)
 
 
 def test_a_value_is_kept_by_the_process_from_the_second_read_on() -> None:
@@ -446,7 +451,7 @@ def test_a_value_is_valid_if_no_word_is_above_its_number(kept: bool) -> None:
     page, (a,) = host(world, "a")
     stored(page, "k", 5)
     if kept:
-        a.state.cache.insert("k", 5, *OLD, page.vector.bucket("k"))
+        a.state.cache.insert("k", 5, *VALUE, page.vector.bucket("k"))
         page.table.clear()
     page.note("k", 5)
     assert a.hit("k") == b"old"
@@ -458,7 +463,7 @@ def test_a_value_is_valid_if_no_word_is_above_its_number(kept: bool) -> None:
 def test_the_host_cache_serves_where_the_entry_is_out_of_date() -> None:
     world = World()
     page, (a,) = host(world, "a")
-    a.state.cache.insert("k", 0, *OLD, page.vector.bucket("k"))
+    a.state.cache.insert("k", 0, *VALUE, page.vector.bucket("k"))
     page.note("k", 1)
     page.table["k"] = Record(1, bytes(16), "bytes", b"new")
     assert a.hit("k") == b"new"
@@ -471,7 +476,7 @@ def test_the_words_are_read_before_the_clock(kept: bool) -> None:
     page, (a,) = host(world, "a")
     stored(page, "k")
     if kept:
-        a.state.cache.insert("k", 0, *OLD, page.vector.bucket("k"))
+        a.state.cache.insert("k", 0, *VALUE, page.vector.bucket("k"))
         page.table.clear()
     page.slow(page.lapse)
     assert a.hit("k") is None
@@ -484,7 +489,7 @@ def test_the_lease_is_noted_before_the_words_are_read(kept: bool) -> None:
     page, (a,) = host(world, "a")
     stored(page, "k")
     if kept:
-        a.state.cache.insert("k", 0, *OLD, page.vector.bucket("k"))
+        a.state.cache.insert("k", 0, *VALUE, page.vector.bucket("k"))
         page.table.clear()
 
     def renewed() -> None:
@@ -514,7 +519,7 @@ def test_many_keys_are_read_from_entries_host_cache_and_global() -> None:
     page, (a, b) = host(world, "a", "b")
     world.engine_holds("k")
     stored(page, "l")
-    a.state.cache.insert("m", 0, *OLD, page.vector.bucket("m"))
+    a.state.cache.insert("m", 0, *VALUE, page.vector.bucket("m"))
     reading = a.begin_get("k", "l", "m", "n")
     assert reading.message.keys == ["k", "n"]
     result = reading.finish()
@@ -801,8 +806,7 @@ def test_a_write_whose_reply_is_lost_is_done_once(kind: str) -> None:
     _page, (a, b) = host(world, "a", "b")
     a.set("k", b"v")
     b.set("l", b"v")
-    begin = {"set": lambda: a.begin_set(("m", b"1")), "delete": lambda: a.begin_delete("k")}[kind]
-    writing = begin()
+    writing = a.begin_set(("m", b"1")) if kind == "set" else a.begin_delete("k")
     writing.send()
     writing.replies.clear()
     if kind == "set":
