@@ -13,7 +13,7 @@ from dstore.runtime import clock
 from dstore.shm import hosts
 from dstore.shm import root as roots
 from dstore.shm.directory import Unusable
-from dstore.shm.finding import find, find_epoch
+from dstore.shm.finding import attach, attach_epoch
 from dstore.shm.page import SharedPage
 from dstore.shm.table import Table
 from dstore.transport import addresses
@@ -62,10 +62,14 @@ class HostPage:
             table.close()
 
 
-def look(root: str | None, address: str, epoch: int) -> HostPage | None:
-    """Return the page of an epoch or, if it is 0, of an address, if there is one to be used."""
-    page = find_epoch(root, epoch) if epoch else find(root, addresses.canonical(address))
-    return None if page is None else _opened(root, page)
+def look(root: str | None, address: str, epoch: int) -> HostPage:
+    """Return the page of an epoch or, if it is 0, of an address.
+
+    Raises Unusable, which says why there is none to be used.
+    """
+    if epoch:
+        return _opened(root, attach_epoch(root, epoch))
+    return _opened(root, attach(root, addresses.canonical(address)))
 
 
 def can_be_inherited(state: LocalState) -> bool:

@@ -106,7 +106,8 @@ class LocalState(Entries):
         self._withdrawn: list[Unstage | Unwait] = []
         # Sharing the membership of the host
         self.looking = looking
-        self._joining = joining
+        self.joining = joining
+        self.no_page = ""  # why there is no page, if that is known
         self._look_at = NEVER
         self._lapsed_at = NEVER  # since when the page cannot be used
         self._checked_at = LAPSED
@@ -183,8 +184,10 @@ class LocalState(Entries):
         else:
             if self.page is not None:
                 self._check_page(self.page, now)
+            elif self.bridging and not self.joining and now >= self._hello_at:
+                self.bridging = False  # it may not go on without a page for ever
             if now >= self._look_at:
-                soon = self.bridging or not self._joining
+                soon = self.bridging or not self.joining
                 self._look_at = now + (LOOK_SOON if soon else LOOK_LATER)
                 effects.append(Look(self.joined.epoch))
             if self.joined.session:
@@ -231,7 +234,9 @@ class LocalState(Entries):
         if self.page is not None and self._lapsed_at < NEVER:
             at = min(at, self._lapsed_at + PRIVATE_AFTER, self._checked_at + LOOK_SOON)
         if not self._wants_session:
-            return LAPSED if self.joined.session else at  # an observer leaves
+            if self.joined.session:  # an observer leaves
+                return LAPSED
+            return min(at, self._hello_at) if self.bridging else at
         return min(at, self._sync_at if self.joined.session else self._hello_at)
 
     def reconnected(self, now: float) -> None:
@@ -362,7 +367,7 @@ class LocalState(Entries):
     @property
     def _wants_session(self) -> bool:
         if self.page is None:
-            return self._joining
+            return self.joining
         return self.observing or bool(self.watching.watchers)
 
     def _reset_control(self, now: float) -> None:
