@@ -9,8 +9,8 @@ from dstore import checks, compiled, config
 from dstore.client import translate
 from dstore.client.commands import Command, Lookup
 from dstore.client.files import Fetched, Path, Progress
-from dstore.client.hits import find_on_host
 from dstore.client.host_page import HostPage
+from dstore.client.host_reader import BYTES
 from dstore.client.hosts.local import Local
 from dstore.client.lifecycle import Lifecycle
 from dstore.client.settings import Settings, function_with, initializer_with, timeout_checked
@@ -26,6 +26,8 @@ from dstore.runtime import greenlets as green
 from dstore.transport.channel import EXCHANGE_MS
 
 T = TypeVar("T")
+NOTHING: Any = object()
+"""Stands for a value that is not there."""
 PLAIN_TIMEOUT_MIN = 4 * EXCHANGE_MS / 1000
 """Seconds of a timeout from which on the first wait for a reply is that of every channel."""
 
@@ -86,10 +88,10 @@ class Node(Lifecycle):
 
     def _get_missed(self, key: str, default: Any) -> Any:
         local, commands = self._local or self._here(), self._commands
-        entry = self._find_on_host(local, key)
-        if entry is not None:
-            value = entry.value
-            return value if type(value) is not Stored else self._opened(entry)
+        if local.state.page is not None:
+            value = self._find_on_host(local, key)
+            if value is not NOTHING:
+                return value
         if commands.timeout >= PLAIN_TIMEOUT_MIN and green.here() is None:
             name = translate.key_name(key)
             if not name.startswith(config.CONTENT_PREFIX):  # what is fetched has to be hashed
@@ -103,26 +105,33 @@ class Node(Lifecycle):
                     return value
         return self._do(commands.get(key, default))
 
-    def _find_on_host(self, local: Local, key: str) -> Entry | None:
-        """Return an entry for a value of the host cache, and count a hit.
+    def _find_on_host(self, local: Local, key: str) -> Any:
+        """Return the value that the host cache has for a key, and count a hit, or NOTHING.
 
-        From the second read on the entry is stored in the cache of this process.
+        From the second read on it is stored in the cache of this process.
         """
         state = local.state
-        page = state.page
-        if page is None:
-            return None
+        page, membership = state.page, state.membership
+        if type(page) is not HostPage or page.reader is None:
+            return NOTHING
+        if membership.words is not page.vector.words:
+            return NOTHING  # the membership has been replaced between the two
         key = translate.key_name(key)  # it may be bytes, or not the one text of its key
-        found = find_on_host(state, key)
+        found = page.reader.read(membership, key)
         if found is None:
-            return None
+            return NOTHING
         hashed, record = found
         state.counters["host_hits"] += 1
         entry = None
         if state.seen_again(hashed):
             with local.host.lock:
                 entry = state.promote(page, key, hashed, record)
-        return entry or state.cache.made(key, *record, hashed % page.vector.buckets)
+        if entry is None:
+            if record.codec == BYTES:
+                return record.body
+            entry = state.cache.made(key, *record, hashed % page.vector.buckets)
+        value = entry.value
+        return value if type(value) is not Stored else self._opened(entry)
 
     def _get_named(self, key: Any, default: Any) -> Any:
         entry = self._hit(translate.key_name(key))
@@ -154,7 +163,36 @@ class Node(Lifecycle):
         are equal though they are different keys, raise InvalidKey. Each key is read on its own; the
         result is no snapshot.
         """
-        return self._do(self._commands.get_many(keys))
+        local = self._local or self._here()
+        if local.state.page is None:
+            return self._do(self._commands.get_many(keys))
+        asked = list(checks.several("keys", keys))
+        found, rest = self._find_many_on_host(local, asked)
+        if not found:
+            return self._do(self._commands.get_many(asked))
+        if not rest:
+            return found
+        others: dict[Any, Any] = self._do(self._commands.get_many(rest))
+        both = {**found, **others}
+        return {key: both[key] for key in asked if key in both}
+
+    def _find_many_on_host(self, local: Local, keys: list[Any]) -> tuple[dict[Any, Any], list[Any]]:
+        """Return values that the processes of this host have cached, and the other keys."""
+        state = local.state
+        page, membership = state.page, state.membership
+        found: dict[Any, Any] = {}
+        if type(page) is not HostPage or page.reader is None:
+            return found, []
+        if membership.words is not page.vector.words or not set(map(type, keys)) <= {str}:
+            return found, []
+        rest, again, read = page.reader.collect(membership, keys, found, state.seen.tags)
+        state.counters["host_hits"] += read
+        self._hits += len(found) - read
+        if again:
+            with local.host.lock:
+                for key, hashed, record in again:
+                    state.promote(page, translate.key_name(key), hashed, record)
+        return found, rest
 
     def get_file(
         self, key: str | bytes, path: Path, *, progress: Progress | None = None

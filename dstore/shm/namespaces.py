@@ -8,6 +8,7 @@ outlive the machine's boot, after which the clock starts again at zero.
 
 from __future__ import annotations
 
+import functools
 import os
 from typing import NamedTuple
 
@@ -31,13 +32,18 @@ class Surroundings(NamedTuple):
 def surroundings() -> Surroundings:
     """Return those of this process. Raises Unusable if the system does not tell."""
     try:
-        with open(BOOT_ID, encoding="ascii") as file:
-            boot = file.read().strip()
+        boot = _boot_id()
         root = os.stat("/")  # after a chroot a path is another file, in the same namespace
         mount = f"{_namespace('mnt')} {root.st_dev}:{root.st_ino}"
         return Surroundings(boot, time_namespace(), _namespace("net"), mount)
     except OSError as error:
         raise Unusable(f"{error.filename} cannot be read: {error.strerror}; mount /proc") from None
+
+
+@functools.cache
+def _boot_id() -> str:
+    with open(BOOT_ID, "rb", buffering=0) as file:
+        return str(file.read(), "latin-1").strip()
 
 
 def time_namespace() -> str:

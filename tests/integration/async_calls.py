@@ -63,7 +63,7 @@ def left_over(node: dstore.AsyncNode) -> dict[str, object]:
     with loop._host.lock:
         found: dict[str, object] = {
             "in flight": dict(state.in_flight),
-            "writes": set(state.writing),
+            "writes": set(state.writer.writing),
             "waiters": list(loop._host.waiters),
             "waiting": dict(pipeline.waiting),
             "reads": pipeline.reads,

@@ -36,7 +36,7 @@ def host_of(node: dstore.Node) -> Host:
 
 
 def left_by_calls(host: Host) -> list[object]:
-    return [*host.state.in_flight, *host.state.writing]
+    return [*host.state.in_flight, *host.state.writer.writing]
 
 
 @pytest.fixture(params=CALLS)
@@ -128,7 +128,7 @@ def test_a_request_that_is_repeated_is_not_over(
         message: Any = step.message
         asked.append(message)
         left.append(left_by_calls(host))
-        assert host.state.seen <= getattr(message, "write", host.state.seen)
+        assert host.state.writer.seen <= getattr(message, "write", host.state.writer.seen)
         return StepResult(0, None, True) if len(asked) == 1 else ASK(host, channel, step)
 
     monkeypatch.setattr(threads, "ask", asking)

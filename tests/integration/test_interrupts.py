@@ -54,7 +54,7 @@ def test_an_interrupt_after_the_first_step_ends_the_operation_at_once(
             CALLS[what](one)
     assert caught.value is not None  # as a prompt keeps it, with the frames of the call
     assert not host.state.in_flight
-    assert not host.state.writing
+    assert not host.state.writer.writing
     assert one.get_many(["k", "l"]) == {}
 
 

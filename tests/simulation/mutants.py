@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from tests.simulation.mutant import CORE, Mutant
 from tests.simulation.mutants_of_hits import OF_HITS
+from tests.simulation.mutants_of_hosts import OF_HOSTS
 from tests.simulation.mutants_of_operations import OF_OPERATIONS
 from tests.simulation.mutants_of_sessions import OF_SESSIONS
 from tests.simulation.mutants_of_validity import OF_VALIDITY
@@ -160,8 +161,8 @@ MUTANTS = (
         (
             (
                 "core.local.state",
-                "if not self.session or self.closing or message.epoch != self.epoch:",
-                "if not self.session or self.closing:",
+                "if not joined.session or self.closing or message.epoch != joined.epoch:",
+                "if not joined.session or self.closing:",
             ),
         ),
     ),
@@ -253,7 +254,7 @@ MUTANTS = (
     ),
     Mutant(
         "outcome forgotten before it was seen",
-        (("core.local.state", "return min(self.writing, default=self.next_write)", "return self.next_write"),),
+        (("core.local.writer", "return min(self.writing, default=self.next)", "return self.next"),),
     ),
     Mutant(
         "large value bound before all of it is here",
@@ -383,4 +384,5 @@ MUTANTS = (
     *OF_VALIDITY,
     *OF_OPERATIONS,
     *OF_SESSIONS,
+    *OF_HOSTS,
 )  # fmt: skip

@@ -62,11 +62,11 @@ OF_HITS = (
         (
             (
                 HITS,
-                "        if clock.now() >= lease_end:\n"
+                "        if clock.now_ns() >= lease_end:\n"
                 "            return self._get_missed(key, default)\n",
                 "",
             ),
-            (HITS, "    if clock.now() >= lease_end:\n        return None\n", ""),
+            (HITS, "    if clock.now_ns() >= lease_end:\n        return None\n", ""),
         ),
         VALIDITY + "test_a_hit_ends_with_the_lease",
         LOCK_FREE,
@@ -76,16 +76,16 @@ OF_HITS = (
         (
             (
                 HITS,
-                "        if clock.now() >= lease_end:\n"
+                "        if clock.now_ns() >= lease_end:\n"
                 "            return self._get_missed(key, default)\n",
-                "        if clock.now() >= membership.lease_end:\n"
+                "        if clock.now_ns() >= membership.lease[0]:\n"
                 "            return self._get_missed(key, default)\n",
             ),
             (
                 HITS,
-                "    if clock.now() >= lease_end:\n"
+                "    if clock.now_ns() >= lease_end:\n"
                 "        return None\n",
-                "    if clock.now() >= membership.lease_end:\n"
+                "    if clock.now_ns() >= membership.lease[0]:\n"
                 "        return None\n",
             ),
         ),
@@ -98,7 +98,7 @@ OF_HITS = (
             (
                 HITS,
                 "        membership = self._state.membership\n"
-                "        lease_end = membership.lease_end\n",
+                "        lease_end = membership.lease[0]\n",
                 "        membership = self._state.membership\n",
             ),
             (
@@ -106,7 +106,7 @@ OF_HITS = (
                 "        words = membership.words\n"
                 "        if words is not None and words[entry.bucket] > entry.seq:\n"
                 "            return self._get_missed(key, default)\n",
-                "        lease_end = membership.lease_end\n"
+                "        lease_end = membership.lease[0]\n"
                 "        words = membership.words\n"
                 "        if words is not None and words[entry.bucket] > entry.seq:\n"
                 "            return self._get_missed(key, default)\n",
@@ -114,11 +114,11 @@ OF_HITS = (
             (
                 HITS,
                 "    membership = state.membership\n"
-                "    lease_end = membership.lease_end\n"
+                "    lease_end = membership.lease[0]\n"
                 "    entry = membership.entries.get(name)\n",
                 "    membership = state.membership\n"
                 "    entry = membership.entries.get(name)\n"
-                "    lease_end = membership.lease_end\n",
+                "    lease_end = membership.lease[0]\n",
             ),
         ),
         VALIDITY + "test_a_hit_notes_the_lease_end_before_the_look_up",
@@ -135,14 +135,14 @@ OF_HITS = (
                 "        words = membership.words\n"
                 "        if words is not None and words[entry.bucket] > entry.seq:\n"
                 "            return self._get_missed(key, default)\n"
-                "        lease_end = membership.lease_end\n",
+                "        lease_end = membership.lease[0]\n",
             ),
             (
                 HITS,
-                "    if clock.now() >= lease_end:\n"
+                "    if clock.now_ns() >= lease_end:\n"
                 "        return None\n",
-                "    lease_end = membership.lease_end\n"
-                "    if clock.now() >= lease_end:\n"
+                "    lease_end = membership.lease[0]\n"
+                "    if clock.now_ns() >= lease_end:\n"
                 "        return None\n",
             ),
         ),
@@ -155,14 +155,14 @@ OF_HITS = (
             (
                 HITS,
                 "        membership = self._state.membership\n"
-                "        lease_end = membership.lease_end\n",
+                "        lease_end = membership.lease[0]\n",
                 "        membership = self._state.membership\n"
-                "        lease_end = membership.lease_end\n"
-                "        now = clock.now()\n",
+                "        lease_end = membership.lease[0]\n"
+                "        now = clock.now_ns()\n",
             ),
             (
                 HITS,
-                "        if clock.now() >= lease_end:\n"
+                "        if clock.now_ns() >= lease_end:\n"
                 "            return self._get_missed(key, default)\n",
                 "        if now >= lease_end:\n"
                 "            return self._get_missed(key, default)\n",
@@ -170,16 +170,16 @@ OF_HITS = (
             (
                 HITS,
                 "    membership = state.membership\n"
-                "    lease_end = membership.lease_end\n"
+                "    lease_end = membership.lease[0]\n"
                 "    entry = membership.entries.get(name)\n",
-                "    now = clock.now()\n"
+                "    now = clock.now_ns()\n"
                 "    membership = state.membership\n"
-                "    lease_end = membership.lease_end\n"
+                "    lease_end = membership.lease[0]\n"
                 "    entry = membership.entries.get(name)\n",
             ),
             (
                 HITS,
-                "    if clock.now() >= lease_end:\n"
+                "    if clock.now_ns() >= lease_end:\n"
                 "        return None\n",
                 "    if now >= lease_end:\n"
                 "        return None\n",
@@ -196,14 +196,14 @@ OF_HITS = (
                 "        words = membership.words\n"
                 "        if words is not None and words[entry.bucket] > entry.seq:\n"
                 "            return self._get_missed(key, default)\n",
-                "        now = clock.now()\n"
+                "        now = clock.now_ns()\n"
                 "        words = membership.words\n"
                 "        if words is not None and words[entry.bucket] > entry.seq:\n"
                 "            return self._get_missed(key, default)\n",
             ),
             (
                 HITS,
-                "        if clock.now() >= lease_end:\n"
+                "        if clock.now_ns() >= lease_end:\n"
                 "            return self._get_missed(key, default)\n",
                 "        if now >= lease_end:\n"
                 "            return self._get_missed(key, default)\n",
@@ -215,14 +215,14 @@ OF_HITS = (
                 "    if words is not None and words[entry.bucket] > entry.seq:\n"
                 "        return None\n",
                 "\n"
-                "    now = clock.now()\n"
+                "    now = clock.now_ns()\n"
                 "    words = membership.words\n"
                 "    if words is not None and words[entry.bucket] > entry.seq:\n"
                 "        return None\n",
             ),
             (
                 HITS,
-                "    if clock.now() >= lease_end:\n"
+                "    if clock.now_ns() >= lease_end:\n"
                 "        return None\n",
                 "    if now >= lease_end:\n"
                 "        return None\n",
@@ -237,17 +237,17 @@ OF_HITS = (
             (
                 HITS,
                 "        membership = self._state.membership\n"
-                "        lease_end = membership.lease_end\n",
+                "        lease_end = membership.lease[0]\n",
                 "        membership = self._state.membership\n"
-                "        lease_end = self._state.membership.lease_end\n",
+                "        lease_end = self._state.membership.lease[0]\n",
             ),
             (
                 HITS,
                 "    membership = state.membership\n"
-                "    lease_end = membership.lease_end\n"
+                "    lease_end = membership.lease[0]\n"
                 "    entry = membership.entries.get(name)\n",
                 "    membership = state.membership\n"
-                "    lease_end = state.membership.lease_end\n"
+                "    lease_end = state.membership.lease[0]\n"
                 "    entry = membership.entries.get(name)\n",
             ),
         ),
@@ -265,10 +265,10 @@ OF_HITS = (
             (
                 HITS,
                 "    membership = state.membership\n"
-                "    lease_end = membership.lease_end\n"
+                "    lease_end = membership.lease[0]\n"
                 "    entry = membership.entries.get(name)\n",
                 "    membership = state.membership\n"
-                "    lease_end = membership.lease_end\n"
+                "    lease_end = membership.lease[0]\n"
                 "    entry = state.membership.entries.get(name)\n",
             ),
         ),

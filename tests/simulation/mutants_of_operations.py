@@ -193,7 +193,7 @@ OF_OPERATIONS = (
         (
             (
                 DIRECT_PATH,
-                "            self.state.writing.discard(self.message.write)\n",
+                "            self.writer.writing.discard(self.message.write)\n",
                 "            pass\n",
             ),
         ),
@@ -201,7 +201,7 @@ OF_OPERATIONS = (
     Mutant(
         "write, step by step, that does not end",
         (
-            (WRITING, "            state.writing.discard(write)\n", "            pass\n"),
+            (WRITING, "            writer.writing.discard(write)\n", "            pass\n"),
         ),
     ),
     Mutant(
@@ -209,8 +209,8 @@ OF_OPERATIONS = (
         (
             (
                 DIRECT_PATH,
-                "BegunWrite(self.message, self.membership, result)",
-                "BegunWrite(self.message._replace(write=self.state.reserve_write()), self.membership, result)",
+                "BegunWrite(self.message, self.writer, self.membership, result)",
+                "BegunWrite(self.message._replace(write=self.writer.reserve()), self.writer, self.membership, result)",
             ),
         ),
     ),
@@ -221,7 +221,7 @@ OF_OPERATIONS = (
                 "core.local.operations.exchange",
                 "        pause = min(2 * pause, RESEND_MAX)\n",
                 '        if hasattr(message, "items"):\n'
-                "            message = message._replace(write=state.reserve_write())\n"
+                "            message = message._replace(write=state.writer.reserve())\n"
                 "        pause = min(2 * pause, RESEND_MAX)\n",
             ),
         ),

@@ -84,8 +84,8 @@ DOORS: dict[str, set[str]] = {
 # These rooms compute and do nothing else: no socket, thread, file, randomness, clock or log.
 PURE = {"errors", "core", "protocol.messages", "protocol.keys"}
 PURE_MODULES = {
-    "__future__", "abc", "bisect", "collections", "dataclasses", "enum", "functools", "hashlib",
-    "heapq", "itertools", "math", "operator", "struct", "types", "typing",
+    "__future__", "abc", "bisect", "collections", "contextlib", "dataclasses", "enum", "functools",
+    "hashlib", "heapq", "itertools", "math", "operator", "struct", "types", "typing",
 }  # fmt: skip
 
 

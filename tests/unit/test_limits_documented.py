@@ -20,7 +20,7 @@ from dstore.cli import arguments
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "limits.md"
 ROW = re.compile(r"\| `([a-z_.]+)\.([A-Z_]+)` \| ([^|]+) \| ([^|]+) \| ([^|]+) \|")
 UNITS = {"": 1, "s": 1, "ms": 1, "bytes": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
-NOT_A_LIMIT = {"ADDRESS_VARIABLE"}
+NOT_A_LIMIT = {"ADDRESS_VARIABLE", "HOST_VARIABLE", "HOST_CHOICES"}
 Default = tuple[str, Any]
 
 
@@ -109,7 +109,8 @@ def test_what_can_be_set_is_there_with_its_default(name: str, value: Any) -> Non
 def test_what_sets_a_limit_exists() -> None:
     known = {f"`Node({name}=)`" for name in inspect.signature(dstore.Node).parameters}
     known |= {f"`Global({name}=)`" for name in inspect.signature(dstore.Global).parameters}
-    known |= {name for name, _ in defaults()} | {"`--address`", "`--shm`", "`$DSTORE_SHM`", "-"}
+    known |= {name for name, _ in defaults()} | {"`--address`", "`--shm`", "`--host-cache`"}
+    known |= {"`$DSTORE_SHM`", "-"}
     named = {name for row in ROWS for name in row.set_with.split(", ")}
     assert named - known == set()
 

@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from dstore.config import KEYS_PER_MESSAGE_MAX
 from dstore.core.local.cache import Cache, Kept, MappedBody
 from dstore.core.local.membership import LAPSED, Entry, Membership, Present
-from dstore.core.local.shared import Put, Record, Seen, SharedPage
+from dstore.core.local.shared import NO_KEYS_SEEN, Put, Record, Seen, SharedPage
 from dstore.core.local.vector import BUCKETS, Vector
 from dstore.core.local.watching import Watching
 from dstore.protocol.messages import Found, GetReply, Key, Stored
@@ -28,10 +28,13 @@ ACK_EVERY = 1_000
 invalidation stays short.
 """
 
-SHARED_PART = 1 / 10
-"""The part of the host cache that the entries of one process may take besides, if it is less than
-the limit of the process.
+SHARED_PART, SHARED_MIN = 1 / 10, 1 << 20
+"""What the entries of one process may take beside a host cache, unless a limit was set: this part
+of what the host cache holds, or so many bytes. Eight processes that read the same 100,000 values
+took three times the memory of one when the bound was a part of what the host cache may hold.
 """
+LIMIT_EVERY = 64
+"""Entries that are stored before that is looked at again."""
 
 
 class Entries(Present):
@@ -45,7 +48,13 @@ class Entries(Present):
 
     buckets = BUCKETS
 
-    def __init__(self, cache_bytes: int, kept: Kept, observing: bool = False) -> None:
+    def __init__(
+        self,
+        cache_bytes: int,
+        kept: Kept,
+        observing: bool = False,
+        shared_bytes: int | None = None,
+    ) -> None:
         self.cache = Cache(cache_bytes, kept)
         super().__init__(Membership(self.cache.entries))
         self.closing = False
@@ -59,8 +68,12 @@ class Entries(Present):
         self.joined = self.membership
         self.request = 0  # the number of the newest request
         self.in_flight: dict[Key, int] = {}
-        self._seen = Seen()
+        self.seen = NO_KEYS_SEEN
+        # What an observer has applied: the owner of the page may be behind it.
+        self._heard = Vector(bytes(16), self.buckets) if observing else None
         self._private_limit = cache_bytes
+        self._shared_limit = shared_bytes
+        self._inserts = 0
         self._ack_due = False
         self._acked = 0
         # What the next tick reports as dropped:
@@ -90,16 +103,32 @@ class Entries(Present):
     def _share(self, page: SharedPage) -> None:
         """Begin to use the membership of a page, in place of the present one."""
         self._end_membership()
-        self.page, self.vector = page, page.vector
-        membership = Membership(self.cache.renew(), page.vector.words, page.lease_word)
+        self.page, self.vector, self.seen = page, page.vector, Seen()
+        self._share_entries(page, self.cache.renew())
+        self._end_observer()
+        self._inserts = 0
+        self._set_shared_limit(page)
+
+    def _set_shared_limit(self, page: SharedPage) -> None:
+        """Bound the entries beside the host cache, which grows."""
+        if self._shared_limit is not None:
+            self.cache.limit = self._shared_limit
+        elif page.capacity:
+            part = max(SHARED_MIN, int(page.used() * SHARED_PART))
+            self.cache.limit = min(self._private_limit, part)
+
+    def _share_entries(self, page: SharedPage, entries: dict[Key, Entry]) -> None:
+        membership = Membership(entries, page.vector.words, page.lease_word)
         membership.epoch, membership.session = page.epoch, page.session
         self.membership = membership
-        self.joined = Membership({})
-        self._limit_shared(page)
 
-    def _limit_shared(self, page: SharedPage) -> None:
-        if page.capacity:
-            self.cache.limit = min(self._private_limit, int(page.capacity * SHARED_PART))
+    def _end_observer(self) -> None:
+        """Forget the session that observes. What was announced counts as missed in the next one."""
+        self.joined = Membership({})
+        self.watching.void()
+        if self._heard is not None:  # nothing would report that these are invalidated meanwhile
+            self._heard = Vector(bytes(16), self.buckets)
+            self.cache.clear()
 
     def _end_membership(self) -> None:
         if self.page is None:
@@ -118,8 +147,8 @@ class Entries(Present):
         """Do not answer from the cache any more, until the next renewal."""
         if self.page is None:
             self.membership.lease_end = LAPSED
-        else:
-            self._new_membership(bytes(16))
+        else:  # the page is not ours to change
+            self.membership = Membership(self.cache.renew())
 
     def hit(self, key: Key, now: float, stale_ok: bool = False) -> Entry | None:
         """Return the entry of ``key`` if the lease is valid at ``now``.
@@ -146,7 +175,10 @@ class Entries(Present):
         if entry is None or page.vector.words[entry.bucket] > entry.seq:
             entry = self._read_host(page, key)
         # The clock is read last: another process changes the page.
-        if entry is None or not (page.now() < lease_end or stale_ok):
+        now = page.now()
+        if now >= lease_end:
+            self._note_lapse(page)
+        if entry is None or not (now < lease_end or stale_ok):
             return None
         entry.visited = 1
         return entry
@@ -164,11 +196,11 @@ class Entries(Present):
         """Store an entry for a value of the host cache. Returns None if that is not possible."""
         if page is not self.page or self.closing:
             return None
-        return self.cache.insert(key, *record, hashed % page.vector.buckets)
+        return self._store(page, key, *record, hashed % page.vector.buckets)
 
     def seen_again(self, hashed: int) -> bool:
         """Note a read from the host cache. Returns whether the key is to be stored here now."""
-        return self.observing or self._seen.again(hashed)
+        return self.observing or self.seen.again(hashed)
 
     def _read_host(self, page: SharedPage, key: Key) -> Entry | None:
         """Return an entry for what the host cache has; from the second read on it is stored."""
@@ -180,8 +212,34 @@ class Entries(Present):
         self.counters["host_hits"] += 1
         entry = None
         if self.seen_again(hashed):
-            entry = self.cache.insert(key, *record, bucket)
+            entry = self._store(page, key, *record, bucket)
         return entry or self.cache.made(key, *record, bucket)
+
+    def _store(
+        self,
+        page: SharedPage,
+        key: Key,
+        seq: int,
+        token: bytes,
+        codec: str,
+        body: bytes,
+        bucket: int,
+    ) -> Entry | None:
+        """Store an entry in a shared membership. Returns None if that is not possible."""
+        if not self._would_be_reported(key, seq):
+            return None
+        self._inserts += 1
+        if not self._inserts % LIMIT_EVERY:
+            self._set_shared_limit(page)
+        return self.cache.insert(key, seq, token, codec, body, bucket)
+
+    def _would_be_reported(self, key: Key, seq: int) -> bool:
+        """Whether the invalidation of an entry will be reported, or need not be.
+
+        The page may be behind what an observer has applied.
+        """
+        heard = self._heard
+        return heard is None or (bool(self.joined.session) and not heard.after(key, seq))
 
     # ---- reads in flight ------------------------------------------------------------------
 
@@ -198,8 +256,10 @@ class Entries(Present):
         membership, in_flight = self.membership, self.in_flight
         if not membership.session or key in in_flight:
             return 0
-        if self.page is not None:
-            self._note_lapse(self.page)
+        page = self.page
+        if page is not None:
+            if page.now() >= membership.lease_end:
+                self._note_lapse(page)
         elif key in membership.entries:
             return 0
         self.request = in_flight[key] = self.request + 1
@@ -258,6 +318,8 @@ class Entries(Present):
             return None
         self.counters["fills"] += 1
         stored = found.stored._replace(body=body.view)
+        if shared and not self._would_be_reported(key, seq):
+            return None
         bucket = 0 if membership.words is None else self.vector.bucket(key)
         return self.cache.insert_mapped(key, seq, stored, body.shared, bucket)
 
@@ -320,19 +382,18 @@ class Entries(Present):
             answers[key] = stored = found.stored
             body = stored.body
             assert type(body) is bytes
-            if found.cacheable:
-                values.append((key, page.vector.hashed(key), reply.seq, *stored[:2], body))
+            hashed = page.vector.hashed(key)
+            if found.cacheable and words[hashed % buckets] <= reply.seq:  # else it is of no use
+                values.append((key, hashed, reply.seq, *stored[:2], body))
         there = page.put_many(values)
         for key, hashed, seq, token, codec, body in values:
             bucket = hashed % buckets
-            if words[bucket] > seq:
-                continue
             self.counters["fills"] += 1
             entry = None
             if there < len(values) or self.observing or key in membership.entries:
-                entry = self.cache.insert(key, seq, token, codec, body, bucket)
+                entry = self._store(page, key, seq, token, codec, body, bucket)
             else:
-                self._seen.again(hashed)
+                self.seen.again(hashed)
             answers[key] = entry or self.cache.made(key, seq, token, codec, body, bucket)
 
     def _fill_shared(
@@ -347,12 +408,12 @@ class Entries(Present):
         self.counters["fills"] += 1
         is_there = page.put((key, hashed, seq, token, codec, body))
         if is_there and not self.observing and key not in self.membership.entries:
-            self._seen.again(hashed)
+            self.seen.again(hashed)
             return self.cache.made(key, seq, token, codec, body, bucket)
-        return self.cache.insert(key, seq, token, codec, body, bucket)
+        return self._store(page, key, seq, token, codec, body, bucket)
 
     def _note_lapse(self, page: SharedPage) -> None:
-        """Note whether the lease of a page has lapsed: its owner may have ended."""
+        """Note that the lease of a page has lapsed: its owner may have ended."""
         raise NotImplementedError
 
     # ---- applying invalidations -----------------------------------------------------------
@@ -362,8 +423,10 @@ class Entries(Present):
         for key in keys[max(0, joined.applied + 1 - first) :]:
             seq = joined.applied + 1
             self.counters["deletions"] += 1
-            if self.page is None:  # else its owner has noted it
+            if self.page is None:  # else its owner notes it
                 self.vector.note(key, seq)
+            elif self._heard is not None:
+                self._heard.note(key, seq)
             self._invalidate(key, seq)
             # After word and entry: from now on it may be acknowledged.
             joined.applied = seq
@@ -394,6 +457,9 @@ class Entries(Present):
         self.counters["flushes"] += 1
         if self.page is None:
             self.vector.flush(seq)
+            self.cache.clear()
+        elif self._heard is not None:
+            self._heard.flush(seq)
             self.cache.clear()
         self.joined.applied = seq
         self.watching.missed(seq)

@@ -77,6 +77,7 @@ class LocalState(Entries):
 
     ``cache_bytes`` bounds the cache, ``reorder_keys_max`` the reorder buffer. ``kept`` says what an
     entry has as its value. ``observing``: effects report which cached keys are invalidated.
+    ``shared_bytes`` bounds the cache beside a host cache; None: by what that holds.
     ``looking``: it uses the membership of its host if there is one. ``joining``: it joins by itself
     if there is none.
     """
@@ -90,10 +91,11 @@ class LocalState(Entries):
         reorder_keys_max: int = REORDER_KEYS_MAX,
         kept: Kept = NONE_KEPT,
         observing: bool = False,
+        shared_bytes: int | None = None,
         looking: bool = False,
         joining: bool = True,
     ) -> None:
-        super().__init__(cache_bytes, kept, observing)
+        super().__init__(cache_bytes, kept, observing, shared_bytes)
         self.lease = 0.0
         self.value_limit = VALUE_LIMIT_DEFAULT
         self.large_from = LARGE_FROM_DEFAULT
@@ -121,6 +123,7 @@ class LocalState(Entries):
         self._leaving: list[tuple[int, int, Writer | None]] = []
         # HELLO
         self._nonce = b""
+        self._abandoned = b""  # that of a HELLO which may still be answered, and is not needed
         self._secret = NO_SESSION
         self._replaces = (0, NO_SESSION)
         self._hello_first = LAPSED
@@ -186,13 +189,14 @@ class LocalState(Entries):
                 self._check_page(self.page, now)
             elif self.bridging and not self.joining and now >= self._hello_at:
                 self.bridging = False  # it may not go on without a page for ever
-            if now >= self._look_at:
+            looking = now >= self._look_at
+            if looking:
                 soon = self.bridging or not self.joining
                 self._look_at = now + (LOOK_SOON if soon else LOOK_LATER)
                 effects.append(Look(self.joined.epoch))
             if self.joined.session:
                 effects += self._keep_up(now)
-            elif self._wants_session:
+            elif self._wants_session and not looking:  # there may be a page
                 effects += self._hello_if_due(now)
             effects += self._writer_if_due(now)
             effects += self._leave_if_idle()
@@ -241,7 +245,8 @@ class LocalState(Entries):
 
     def reconnected(self, now: float) -> None:
         """Note a new connection to Global: what was sent or broadcast before may be lost."""
-        self._hello_at = now
+        if not self.bridging or self._hello_first < NEVER:  # else it is not yet time to join
+            self._hello_at = now
         if self._writer_at < NEVER:
             self._writer_at = now
         if self.joined.session:
@@ -280,7 +285,7 @@ class LocalState(Entries):
                 writer = Writer()
             self._leaving.append((joined.epoch, self._secret, writer))
         if joined is not self.membership:
-            self.joined = Membership({})
+            self._end_observer()
         self._reset_control(now)
 
     def _leave_if_idle(self) -> Iterator[LocalEffect]:
@@ -326,11 +331,16 @@ class LocalState(Entries):
         self._look_at = self._lapsed_at = NEVER
 
     def inherit(self, page: SharedPage, membership: Membership, now: float) -> None:
-        """In a forked child: go on with the membership of the host, and the parent's entries."""
+        """In a forked child: go on with the membership of the host, and the parent's entries.
+
+        ``membership`` is that of the parent. A thread of it may have been in the middle of a change
+        of memberships: then it is of another session than the page, and of no use.
+        """
         self.attach(page, now)
-        if self.page is page:
+        same = (membership.epoch, membership.session) == (page.epoch, page.session)
+        if self.page is page and same and not self.observing:
             self.cache.adopt(membership.entries)
-            self.membership = membership
+            self._share_entries(page, membership.entries)
 
     def detach(self, now: float) -> None:
         """Give up a page that has ended, and look for another one."""
@@ -340,7 +350,7 @@ class LocalState(Entries):
         self._hello_at = now + PRIVATE_AFTER
 
     def _note_lapse(self, page: SharedPage) -> None:
-        if page.now() >= self.membership.lease_end and self._lapsed_at == NEVER:
+        if self._lapsed_at == NEVER:
             self._lapsed_at = page.now()
             self._checked_at = LAPSED
 
@@ -372,6 +382,8 @@ class LocalState(Entries):
 
     def _reset_control(self, now: float) -> None:
         """Forget what belongs to the session that this Local has kept up."""
+        if self._hello_first < NEVER and not self.joined.session:
+            self._abandoned = self._nonce
         self._nonce = self._random16()
         self._reorder_buffer, self._reorder_keys = [], 0
         self._sent_at.clear()
@@ -409,9 +421,16 @@ class LocalState(Entries):
         if message.nonce == self._writer_nonce and not self.writer.session:
             self.writer = Writer(message.epoch, message.session, message.secret)
             self._writer_at = NEVER
+            self._see_epoch(message.epoch, now)
             return []
+        if message.nonce == self._abandoned:
+            self._abandoned = b""
+            self._leaving.append((message.epoch, message.secret, None))
         joined = self.joined
         if joined.session or message.nonce != self._nonce:
+            return []
+        if self._see_epoch(message.epoch, now):
+            self._leaving.append((message.epoch, message.secret, None))
             return []
         self.counters["joins"] += 1
         self.last_error = ""
@@ -435,6 +454,13 @@ class LocalState(Entries):
             self.renew(now)
         return [Subscribe(message.epoch, message.publisher)]
 
+    def _see_epoch(self, epoch: int, now: float) -> bool:
+        """Give up a page of another epoch than Global's. Returns whether that was so."""
+        if self.page is None or self.page.epoch == epoch:
+            return False
+        self.detach(now)
+        return True
+
     def refused(self, message: Refused, now: float) -> None:
         """Handle a refusal: join again if the session is lost; note other reasons for errors."""
         if message.refusal in (Refusal.OTHER_VERSION, Refusal.BUSY):
@@ -445,21 +471,26 @@ class LocalState(Entries):
             self._on_farewell(message.session)
             return
         writer, joined = self.writer, self.joined
+        other_epoch = message.refusal is Refusal.OTHER_EPOCH
         if writer.secret and (message.epoch, message.session) == (writer.epoch, writer.session):
             self.writer = Writer()
             if joined.session and joined is self.membership:
                 self.writer = Writer(joined.epoch, joined.session)
         if message.session == NO_SESSION:
             return
-        if self.page is not None and message[:2] == (self.epoch, self.session):
-            self._refused.append(message[:2])  # it is never used again, whatever its lease says
+        # If Global has another epoch, no session of the former one is left.
+        ended = {message.session, *(other_epoch * [self.session, joined.session])}
+        if self.page is not None and message.epoch == self.epoch and self.session in ended:
+            self._refused.append((self.epoch, self.session))  # whatever its lease says
             self.detach(now)
-        elif message.epoch == joined.epoch and message.session in (joined.session, self._secret):
+        elif joined.session and message.epoch == joined.epoch:
+            if ended.isdisjoint((joined.session, self._secret)):
+                return
             if joined is self.membership:
                 self._void(now)
             else:
                 self._replaces = (joined.epoch, self._secret)
-                self.joined = Membership({})
+                self._end_observer()
                 self._reset_control(now)
 
     # ---- the session for writes -----------------------------------------------------------

@@ -79,7 +79,7 @@ def test_a_key_that_a_queued_set_binds_is_answered_at_once() -> None:
     world.deliver(b"x", Del(*own(b), 1, 1, 0, True, ["k"]))
     world.deliver(b"x", Set(*own(b), 2, 2, 0, False, [item(world, "k", b"new")]))
     world.state._waits.add(  # as if the key had been missing
-        session := world.state._sessions.get(c.state.session),  # type: ignore[arg-type]
+        session := world.state._sessions.get(c.state.session),
         b"waiting",
         Wait(*own(c), 3, "k", 50.0),
         world.now,

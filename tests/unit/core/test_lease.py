@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dstore.core.local.membership import lease_word
 from dstore.core.local.state import MARGIN, RENEW
 from dstore.errors import GlobalUnavailable
 from dstore.protocol.messages import Sync, Synced
@@ -19,7 +20,7 @@ def test_a_local_counts_from_before_sending_and_global_from_receipt() -> None:
     received_at = world.now
     world.advance(0.3)
     a.listen()
-    assert a.state.lease_end == sent_at + LEASE * (1 - MARGIN)
+    assert lease_word(a.state.lease_end) == lease_word(sent_at + LEASE * (1 - MARGIN))
     session = world.state._sessions.get(a.state.session)
     assert session is not None
     assert session.lease_end == received_at + LEASE
@@ -45,7 +46,7 @@ def test_an_answer_renews_only_from_the_moment_its_own_sync_was_sent() -> None:
     a.tick()
     a.outgoing.clear()
     a.listen()
-    assert a.state.lease_end == first_sent + LEASE * (1 - MARGIN)
+    assert lease_word(a.state.lease_end) == lease_word(first_sent + LEASE * (1 - MARGIN))
 
 
 def test_an_answer_to_a_sync_that_was_never_sent_renews_nothing() -> None:

@@ -75,6 +75,11 @@ def held(words: Words | None = None, lease_end: float = 100.0) -> memberships.Pu
     return membership
 
 
+def reads(monkeypatch: pytest.MonkeyPatch, now: Callable[[], float]) -> None:
+    """Let a hit read this time, in seconds, from the clock."""
+    monkeypatch.setattr(clock, "now_ns", lambda: round(now() * memberships.NS))
+
+
 # ---- the hit --------------------------------------------------------------------------------
 
 
@@ -83,14 +88,14 @@ def test_a_hit_compares_the_word_and_an_equal_one_is_not_newer(
     word: int, valid: bool, found: Find, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The writer of a replacement gets the number of its own invalidation, and keeps its value."""
-    monkeypatch.setattr(clock, "now", lambda: 50.0)
+    reads(monkeypatch, lambda: 50.0)
     assert found(Holding(held(Words(word)))) is valid
 
 
 def test_a_hit_ends_with_the_lease(found: Find, monkeypatch: pytest.MonkeyPatch) -> None:
     node = Holding(held())
     now = [99.9]
-    monkeypatch.setattr(clock, "now", lambda: now[0])
+    reads(monkeypatch, lambda: now[0])
     assert found(node)
     now[0] = 100.0
     assert not found(node)
@@ -107,7 +112,7 @@ def test_a_hit_compares_the_clock_with_the_end_it_noted_before_the_look_up(
         membership.lease_end = 200.0
         return 150.0
 
-    monkeypatch.setattr(clock, "now", interrupted)
+    reads(monkeypatch, interrupted)
     assert not found(Holding(membership))
 
 
@@ -128,7 +133,7 @@ def test_a_hit_reads_the_clock_after_the_look_up(
 
     now = [50.0]
     membership.entries = Slow(membership.entries)
-    monkeypatch.setattr(clock, "now", lambda: now[0])
+    reads(monkeypatch, lambda: now[0])
     assert not found(Holding(membership))
 
 
@@ -148,7 +153,7 @@ def test_a_hit_notes_the_lease_end_before_the_look_up(
             return super().__getitem__(key)
 
     membership.entries = Interrupted(membership.entries)
-    monkeypatch.setattr(clock, "now", lambda: 150.0)
+    reads(monkeypatch, lambda: 150.0)
     assert not found(Holding(membership))
 
 
@@ -161,7 +166,7 @@ def test_a_hit_notes_the_lease_end_before_it_reads_the_word(
         membership.lease_end = 200.0
 
     membership = held(Words(5, interrupted))
-    monkeypatch.setattr(clock, "now", lambda: 150.0)
+    reads(monkeypatch, lambda: 150.0)
     assert not found(Holding(membership))
 
 
@@ -173,7 +178,7 @@ def test_a_hit_reads_the_clock_after_the_word(found: Find, monkeypatch: pytest.M
 
     now = [50.0]
     membership = held(Words(5, interrupted))
-    monkeypatch.setattr(clock, "now", lambda: now[0])
+    reads(monkeypatch, lambda: now[0])
     assert not found(Holding(membership))
 
 
@@ -186,7 +191,7 @@ def test_a_hit_takes_entries_lease_and_word_of_one_membership(
 
     The state names one at the first look of the hit, and the other from then on.
     """
-    monkeypatch.setattr(clock, "now", lambda: 150.0)
+    reads(monkeypatch, lambda: 150.0)
     lapsed, dead, empty = held(Words(0), 100.0), held(Words(9), 200.0), held(Words(0), 200.0)
     empty.entries = {}
     pair = (dead if part == "words" else lapsed, empty)
@@ -493,7 +498,7 @@ def test_a_new_session_is_a_new_membership_and_the_old_one_is_empty_and_lapsed()
     a.get("k")
     former, vector = a.state.membership, a.state.vector
     a.receive(Refused(a.state.epoch, a.state.session, 0, Refusal.UNKNOWN_SESSION, ""))
-    assert former.lease_end < 0
+    assert former.lease_end == memberships.LAPSED
     assert not former.entries
     assert a.state.membership is not former
     assert a.state.membership.entries is not former.entries

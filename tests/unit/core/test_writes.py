@@ -9,7 +9,9 @@ import pytest
 from dstore.config import INLINE_BYTES_MAX, KEY_BYTES_MAX, OUTCOMES_MAX
 from dstore.core.authority import sessions
 from dstore.core.local.operations import direct, writing
+from dstore.core.local.state import LocalState
 from dstore.core.local.steps import StepResult
+from dstore.core.local.writer import Writer
 from dstore.errors import GlobalUnavailable, OutcomeUnknown, RequestRefused
 from dstore.protocol import content, wire
 from dstore.protocol.messages import DelStatus, Refusal, Refused, Set, SetItem, SetStatus, Stored
@@ -390,8 +392,8 @@ def test_each_message_of_a_long_write_has_its_own_time(monkeypatch: pytest.Monke
     [
         ("ask_one", "get"),
         ("begin_asking", "get_many"),
-        ("begin_write", "set"),
-        ("reserve_write", "delete"),
+        ("begin", "set"),
+        ("reserve", "delete"),
     ],
 )
 def test_an_interrupt_in_the_middle_leaves_nothing_behind(
@@ -399,13 +401,14 @@ def test_an_interrupt_in_the_middle_leaves_nothing_behind(
 ) -> None:
     world = World()
     (a,) = world.joined("a")
-    begin = getattr(a.state, where)
+    kind_of_state = Writer if hasattr(Writer, where) else LocalState
+    begin = getattr(kind_of_state, where)
 
     def interrupted(*arguments: object, **keywords: object) -> None:
         begin(*arguments, **keywords)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(a.state, where, interrupted)
+    monkeypatch.setattr(kind_of_state, where, interrupted)
     calls: dict[str, Callable[[], Call]] = {
         "get": lambda: a.begin_get("k"),
         "get_many": lambda: a.begin_get("k", "l"),
@@ -415,8 +418,8 @@ def test_an_interrupt_in_the_middle_leaves_nothing_behind(
     with pytest.raises(KeyboardInterrupt):
         calls[kind]()
     assert not a.state.in_flight
-    assert not a.state.writing
-    assert a.state.seen == a.state.next_write
+    assert not a.state.writer.writing
+    assert a.state.writer.seen == a.state.writer.next
 
 
 def test_replacements_that_wait_do_not_exceed_the_limit_together() -> None:

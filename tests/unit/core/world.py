@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from dstore.core.authority.effects import GlobalEffect, Publish
 from dstore.core.authority.state import GlobalState
 from dstore.core.local import operations
-from dstore.core.local.effects import Dropped, LocalEffect, Subscribe, Tell
+from dstore.core.local.effects import Dropped, LocalEffect, Look, Subscribe, Tell
 from dstore.core.local.membership import Entry
 from dstore.core.local.operations import ReadOptions, SetOutcome
 from dstore.core.local.state import LocalState
@@ -57,6 +57,7 @@ class World:
         self._draws = itertools.count(1)
         self._dice = random.Random("sessions")
         self.epoch = 0
+        self.page: Any = None  # what a Local of this host finds
         self.start_global()
 
     def start_global(self) -> None:
@@ -86,9 +87,9 @@ class World:
     def random16(self) -> bytes:
         return next(self._draws).to_bytes(16, "big")
 
-    def member(self, name: str, cache_bytes: int = 1 << 20) -> Member:
+    def member(self, name: str, cache_bytes: int = 1 << 20, **settings: Any) -> Member:
         """A Local that has said nothing yet."""
-        member = Member(self, name, cache_bytes)
+        member = Member(self, name, cache_bytes, **settings)
         self.members.append(member)
         return member
 
@@ -159,10 +160,12 @@ class World:
 class Member:
     """One Local and its channels."""
 
-    def __init__(self, world: World, name: str, cache_bytes: int) -> None:
+    def __init__(self, world: World, name: str, cache_bytes: int, **settings: Any) -> None:
         self.world = world
         self.name = name
-        self.state = LocalState(random16=world.random16, label=name, cache_bytes=cache_bytes)
+        self.state = LocalState(
+            random16=world.random16, label=name, cache_bytes=cache_bytes, **settings
+        )
         self.route = name.encode()
         self.outgoing: deque[ToGlobal] = deque()  # on the control channel
         self.published: deque[Broadcast | Committed] = deque()
@@ -209,6 +212,8 @@ class Member:
         while self.control:
             self.listen()
         self.tick()
+        if self.state.wake_at <= self.world.now:  # it has looked for a page first
+            self.tick()
         moved = moved or bool(self.outgoing)
         while self.outgoing:
             self.send()
@@ -220,6 +225,10 @@ class Member:
                 self.outgoing.append(effect.message)
             elif isinstance(effect, Subscribe):
                 self.subscribed = True
+            elif isinstance(effect, Look):
+                page = self.world.page
+                if page is not None and effect.epoch in (0, page.epoch):
+                    self.state.attach(page, self.world.now)
             elif isinstance(effect, Dropped):
                 self.dropped += effect.keys
                 self.given_up += effect.tokens

@@ -116,6 +116,10 @@ class GetOne(Direct[One]):
 
     def begin(self, now: float) -> Any:
         state, key = self.state, self.key
+        if state.page is not None:  # the host cache may have what the cache has not
+            entry = state.hit(key, now, self.options.stale_ok)
+            if entry is not None:
+                return entry, True
         self.begun_at, self.former = now, state.request
         request = state.ask_one(key) if now < self.deadline else 0
         self.former = NEVER
