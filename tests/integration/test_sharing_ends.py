@@ -25,6 +25,7 @@ from tests.integration.owners import HostProcess, page_of, until
 from tests.integration.processes import PATIENCE, GlobalProcess, free_port, other_sessions
 from tests.integration.sharing import LEASE, host_folder, host_hits, membership, wait_until
 
+pytestmark = [pytest.mark.shared, pytest.mark.usefixtures("host_mode")]
 SMALL = b"x" * 100
 MakeNode = Callable[..., dstore.Node]
 

@@ -17,6 +17,7 @@ from tests.integration.sharing import LONG_LEASE, gets, host_folder
 
 pytest.importorskip("gunicorn", minversion="25.1", reason="needs gunicorn 25.1 or newer")
 
+pytestmark = [pytest.mark.shared, pytest.mark.usefixtures("host_mode")]
 WORKERS = 8
 KINDS = ["sync", "gthread", "gevent"]
 
@@ -136,6 +137,7 @@ def test_workers_on_another_host(here: str, tmp_path: Path) -> None:
         outside.set("k", "one")
         with HostProcess(served.address, here) as owner:
             with Gunicorn(served.address, tmp_path, "sync", workers=WORKERS) as service:
+                service.ask_all("POST", "/")
                 before = gets(outside)
                 assert {each.text for each in service.ask_all("GET", "/k")} == {"one"}
                 assert gets(outside) == before + 1
