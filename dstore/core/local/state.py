@@ -108,7 +108,8 @@ class LocalState(Entries):
         self._withdrawn: list[Unstage | Unwait] = []
         # Sharing the membership of the host
         self.looking = looking
-        self._joining = joining
+        self.joining = joining
+        self.no_page = ""  # why there is no page, if that is known
         self._look_at = NEVER
         self._lapsed_at = NEVER  # since when the page cannot be used
         self._checked_at = LAPSED
@@ -186,6 +187,8 @@ class LocalState(Entries):
         else:
             if self.page is not None:
                 self._check_page(self.page, now)
+            elif self.bridging and not self.joining and now >= self._hello_at:
+                self.bridging = False  # it may not go on without a page for ever
             looking = now >= self._look_at
             if looking:
                 soon = now < self._hello_at and self._hello_first == NEVER  # a page has just ended
@@ -234,10 +237,11 @@ class LocalState(Entries):
         at = min(self._look_at, self._writer_at)
         if self.page is not None and self._lapsed_at < NEVER:
             at = min(at, self._lapsed_at + PRIVATE_AFTER, self._checked_at + LOOK_SOON)
-        if self.joined.session:
-            idle = self._kind is Kind.OBSERVER and not self._wants_session
-            return LAPSED if idle else min(at, self._sync_at)
-        return min(at, self._hello_at) if self._wants_session else at
+        if not self._wants_session:
+            if self.joined.session:  # an observer leaves
+                return LAPSED
+            return min(at, self._hello_at) if self.bridging else at
+        return min(at, self._sync_at if self.joined.session else self._hello_at)
 
     def reconnected(self, now: float) -> None:
         """Note a new connection to Global: what was sent or broadcast before may be lost."""
@@ -373,7 +377,7 @@ class LocalState(Entries):
     @property
     def _wants_session(self) -> bool:
         if self.page is None:
-            return self._joining
+            return self.joining
         return self.observing or bool(self.watching.watchers)
 
     def _reset_control(self, now: float) -> None:
