@@ -14,6 +14,7 @@ from tests.simulation.mutants_of_hits import OF_HITS
 from tests.simulation.mutants_of_hosts import OF_HOSTS
 from tests.simulation.mutants_of_operations import OF_OPERATIONS
 from tests.simulation.mutants_of_sessions import OF_SESSIONS
+from tests.simulation.mutants_of_sharing import OF_SHARING
 from tests.simulation.mutants_of_validity import OF_VALIDITY
 
 __all__ = ["MUTANTS", "Mutant"]
@@ -385,4 +386,5 @@ MUTANTS = (
     *OF_OPERATIONS,
     *OF_SESSIONS,
     *OF_HOSTS,
+    *OF_SHARING,
 )  # fmt: skip

@@ -208,6 +208,9 @@ class ReadPage:
         self._process.between()
         return self._process.clock()
 
+    def used(self) -> int:
+        return self.capacity // 2
+
     def find(self, key: Key, hashed: int) -> Record | None:
         self._process.between()
         table = self.page.table

@@ -202,6 +202,8 @@ class Local:
         state, control = host.state, host.link.control
         self._evicted_files.check(clock.now())
         with host.lock:
+            if state.watching.watchers:
+                self._watches.end_closed()
             due = state.wake_at <= clock.now()
             effects = state.tick(clock.now()) if due else []
             wake_at = min(state.wake_at, self._loop.wake_at)
@@ -220,7 +222,6 @@ class Local:
         effects = []
         with host.lock:
             host.asleep_until = LAPSED
-            self._watches.leave()
             now = clock.now()
             if up:
                 state.reconnected(now)

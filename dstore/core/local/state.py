@@ -66,7 +66,7 @@ SYNCS_MAX = 64
 PRIVATE_AFTER = 3.0
 """Seconds without a page that can be used after which a Local that had one joins by itself."""
 LOOK_SOON, LOOK_LATER = 0.05, 1.0
-"""Seconds between two looks for a page: while there is no session, and while there is one."""
+"""Seconds between two looks for a page: in the ``PRIVATE_AFTER`` after one has ended, and later."""
 REFUSED_MAX = 64
 """Pages that Global has refused and that are remembered, so that none of them is used again."""
 NEVER = float("inf")
@@ -191,7 +191,7 @@ class LocalState(Entries):
                 self.bridging = False  # it may not go on without a page for ever
             looking = now >= self._look_at
             if looking:
-                soon = self.bridging or not self.joining
+                soon = now < self._hello_at and self._hello_first == NEVER  # a page has just ended
                 self._look_at = now + (LOOK_SOON if soon else LOOK_LATER)
                 effects.append(Look(self.joined.epoch))
             if self.joined.session:
@@ -346,7 +346,7 @@ class LocalState(Entries):
         """Give up a page that has ended, and look for another one."""
         self._leave_joined(now)
         self._void(now)
-        self.bridging = True
+        self.bridging = self._joining
         self._hello_at = now + PRIVATE_AFTER
 
     def _note_lapse(self, page: SharedPage) -> None:

@@ -66,6 +66,9 @@ class HostPage:
     def now(self) -> float:
         return self.world.now
 
+    def used(self) -> int:
+        return self.capacity
+
     def find(self, key: Key, hashed: int) -> Record | None:
         assert hashed == self.vector.hashed(key)
         record = self.table.get(key)
