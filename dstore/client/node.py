@@ -111,10 +111,9 @@ class Node(Lifecycle):
         page = state.page
         if page is None:
             return None
-        try:
-            found = find_on_host(state, key)
-        except UnicodeEncodeError:  # it is no key
-            return None
+        if type(key) is not str or not key.isascii():  # an entry has the one text of its key
+            key = translate.key_name(key)
+        found = find_on_host(state, key)
         if found is None:
             return None
         hashed, record = found
