@@ -187,8 +187,6 @@ class LocalState(Entries):
         else:
             if self.page is not None:
                 self._check_page(self.page, now)
-            elif self.bridging and not self.joining and now >= self._hello_at:
-                self.bridging = False  # it may not go on without a page for ever
             looking = now >= self._look_at
             if looking:
                 soon = now < self._hello_at and self._hello_first == NEVER  # a page has just ended
@@ -240,7 +238,7 @@ class LocalState(Entries):
         if not self._wants_session:
             if self.joined.session:  # an observer leaves
                 return LAPSED
-            return min(at, self._hello_at) if self.bridging else at
+            return at
         return min(at, self._sync_at if self.joined.session else self._hello_at)
 
     def reconnected(self, now: float) -> None:
@@ -346,7 +344,7 @@ class LocalState(Entries):
         """Give up a page that has ended, and look for another one."""
         self._leave_joined(now)
         self._void(now)
-        self.bridging = self._joining
+        self.bridging = self.joining
         self._hello_at = now + PRIVATE_AFTER
 
     def _note_lapse(self, page: SharedPage) -> None:
