@@ -50,7 +50,9 @@ def examples_of_guide() -> Iterator[tuple[str, str]]:
 
 
 def surroundings(address: str) -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(ROOT), config.ADDRESS_VARIABLE: address}
+    """The environment of a reader, who has set no more than the address."""
+    default = {name: text for name, text in os.environ.items() if name != config.HOST_VARIABLE}
+    return {**default, "PYTHONPATH": str(ROOT), config.ADDRESS_VARIABLE: address}
 
 
 class Terminal:
@@ -137,7 +139,8 @@ def test_the_examples_of_the_guide_print_what_they_say_each_time(
 
 def test_the_commands_of_the_guide_succeed(free_global: dstore.Global, tmp_path: Path) -> None:
     lines = blocks(COMMANDS, "sh")[0].splitlines()
-    assert lines.pop(0).startswith("dstore global ")  # this one does not end
+    assert lines.pop(0).startswith("dstore global ")  # these two do not end
+    assert lines.pop(0).startswith("dstore host ")
     assert all(line.startswith("dstore ") for line in lines)
     (tmp_path / "logo.png").write_bytes(bytes(range(256)))
     done = subprocess.run(
