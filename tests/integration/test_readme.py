@@ -18,6 +18,9 @@ import dstore
 from dstore import config
 from dstore.protocol import wire
 
+pytestmark = [pytest.mark.usefixtures("host_mode"), pytest.mark.shared]
+"""The processes of a reader share the membership of their host."""
+
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 GUIDE = sorted((ROOT / "docs" / "guide").glob("*.md"))
@@ -50,9 +53,7 @@ def examples_of_guide() -> Iterator[tuple[str, str]]:
 
 
 def surroundings(address: str) -> dict[str, str]:
-    """The environment of a reader, who has set no more than the address."""
-    default = {name: text for name, text in os.environ.items() if name != config.HOST_VARIABLE}
-    return {**default, "PYTHONPATH": str(ROOT), config.ADDRESS_VARIABLE: address}
+    return {**os.environ, "PYTHONPATH": str(ROOT), config.ADDRESS_VARIABLE: address}
 
 
 class Terminal:
