@@ -139,7 +139,8 @@ def keys(options: Namespace) -> int:
 
 def stats(options: Namespace) -> int:
     with _node(options) as node:
-        counters = {**node.global_stats(), "compiled": node.stats()["compiled"]}
+        counters, here = node.global_stats(), node.stats()
+    counters.update((name, here[name]) for name in ("compiled", "membership", "owner"))
     if options.json:
         print(json.dumps(counters, default=str))
         return console.EXIT_OK
