@@ -371,6 +371,14 @@ class Node(Lifecycle):
             "malformed": local.host.malformed if local else 0,
         }
 
+    def host_processes(self) -> int:
+        """Return how many processes of this host have the page of its membership, owner included.
+
+        0 if this Node does not use one. Looks at all processes, which takes some milliseconds.
+        """
+        page = self._here().state.page
+        return page.page.users() if isinstance(page, HostPage) else 0
+
     def global_stats(self) -> dict[str, Any]:
         """Ask Global for its metrics, and return them; ``locals`` has a row for each session."""
         return self._do(self._commands.global_stats())
