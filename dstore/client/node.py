@@ -17,6 +17,7 @@ from dstore.client.settings import Settings, function_with, initializer_with, ti
 from dstore.client.translate import Deletion
 from dstore.client.watch import Event, Watch, call_back
 from dstore.core.local.membership import Entry
+from dstore.core.local.state import LocalState
 from dstore.protocol import content
 from dstore.protocol.keys import public
 from dstore.protocol.messages import Key, Stored
@@ -352,7 +353,7 @@ class Node(Lifecycle):
             "address": self.address,
             "label": self._label_here(),
             "session": _public_name(state.session),
-            "membership": "private" if page is None else "shared",
+            "membership": _kind(state),
             "owner": page.owner if isinstance(page, HostPage) else "",
             "epoch": f"{state.epoch:016x}",
             "hits": hits,
@@ -370,6 +371,14 @@ class Node(Lifecycle):
             "malformed": local.host.malformed if local else 0,
         }
 
+    def host_processes(self) -> int:
+        """Return how many processes of this host have the page of its membership, owner included.
+
+        0 if this Node does not use one. Looks at all processes, which takes some milliseconds.
+        """
+        page = self._here().state.page
+        return page.page.users() if isinstance(page, HostPage) else 0
+
     def global_stats(self) -> dict[str, Any]:
         """Ask Global for its metrics, and return them; ``locals`` has a row for each session."""
         return self._do(self._commands.global_stats())
@@ -383,6 +392,12 @@ class Node(Lifecycle):
 
     def __reduce__(self) -> tuple[Callable[[Settings], Node], tuple[Settings]]:
         return Node._unpickle, (self._settings,)
+
+
+def _kind(state: LocalState) -> str:
+    if state.page is not None:
+        return "shared"
+    return "private" if state.session else "none"
 
 
 def _public_name(session: int) -> int:

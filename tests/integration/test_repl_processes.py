@@ -23,6 +23,7 @@ from tests.integration.repl_processes import (
     Terminal,
 )
 
+pytestmark = pytest.mark.usefixtures("host_mode")  # the others may share, it does not
 MISSING = "Key-Value mapping doesn't exist"
 
 NodeMaker = Callable[..., dstore.Node]

@@ -29,6 +29,7 @@ from tests.integration.sharing import (
     is_idle,
 )
 
+pytestmark = [pytest.mark.shared, pytest.mark.usefixtures("host_mode")]
 SMALL, LARGE = b"x" * 100, bytes(range(256)) * 1000
 MakeNode = Callable[..., dstore.Node]
 

@@ -209,7 +209,7 @@ class ReadPage:
         return self._process.clock()
 
     def used(self) -> int:
-        return self.capacity
+        return self.capacity // 2
 
     def find(self, key: Key, hashed: int) -> Record | None:
         self._process.between()
