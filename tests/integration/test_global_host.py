@@ -32,7 +32,7 @@ ANY = "tcp://127.0.0.1:0"
 
 @pytest.fixture(autouse=True)
 def _shared(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Global shares what it has on its own host. The Nodes here ask for a membership of their own."""
+    """Global shares a membership with the processes of its host."""
     monkeypatch.setenv(HOST_VARIABLE, "auto")
 
 
