@@ -42,6 +42,7 @@ from tests.integration.processes import (
 )
 from tests.integration.test_global_host import here as here
 
+pytestmark = [pytest.mark.shared, pytest.mark.usefixtures("host_mode")]
 LEASE = 1.0
 
 
