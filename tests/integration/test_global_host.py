@@ -27,6 +27,7 @@ from tests.integration.owners import (
 )
 from tests.integration.processes import GlobalProcess, free_port
 
+pytestmark = [pytest.mark.shared, pytest.mark.usefixtures("host_mode")]
 ANY = "tcp://127.0.0.1:0"
 
 

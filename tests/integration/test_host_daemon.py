@@ -43,6 +43,7 @@ from tests.integration.processes import (
 from tests.integration.test_global_host import _shared as _shared
 from tests.integration.test_global_host import here as here
 
+pytestmark = [pytest.mark.shared, pytest.mark.usefixtures("host_mode")]
 LEASE = 1.0
 
 
