@@ -1,10 +1,12 @@
 """How fast dstore is: against the physical limit, and against what one would otherwise take.
 
 ``scripts/bench`` runs it all; ``python -m benchmarks --help`` says how to run less. While dstore is
-made faster, three commands answer in a minute or two:
+made faster, three commands answer in a few minutes:
 
 - ``scripts/bench --goals`` measures the goals of small values: hits (compiled, and in the same run
-  in pure Python), misses, eight clients, ``get_many``, DEL, the memory of a cache entry.
+  in pure Python), misses, eight clients, ``get_many``, DEL, the memory of a cache entry; and what
+  the processes of one host share: first reads, DEL, Zipf reads with deletions, first answers, the
+  first hit of a forked child, memory. ``--only host_first mixed`` measures some of them.
 - ``python -m benchmarks.compare BEFORE AFTER`` runs that in turns for two source trees.
 - ``python -m benchmarks.costs`` counts the CPU time of a request in each process.
 

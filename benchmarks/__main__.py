@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     interrupt.install()
     results = Results(options.scale, machine.about())
     try:
-        run = Run(scale, results, _say, frozenset([*options.without, *scale.without]))
+        run = Run(scale, results, _say, frozenset(options.without))
         failed = _measure(run, chosen)
         _write(results, folder)
     except KeyboardInterrupt:
@@ -73,8 +73,8 @@ def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
         dest="scale",
         action="store_const",
         const=GOALS.name,
-        help="measure the goals of small values alone, against their references, in many short "
-        "rounds: about two minutes",
+        help="measure the goals of small values and of the processes of one host alone, against "
+        "their references, in many short rounds: about four minutes",
     )
     parser.add_argument(
         "--only", nargs="+", choices=NAMES, metavar="NAME", help="run these workloads alone"

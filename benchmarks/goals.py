@@ -54,6 +54,59 @@ GOALS = (
         "at least 0.8 times as many keys a second", 0.8, at_most=False,
         shown="{:.2f} times its rate",
     ),
+    *(
+        Goal(
+            f"host-first{suffix}", f"first read of what another process has read, {hit}",
+            "redis-py `GET`", f"at least {least:g} times faster", least, at_most=False,
+            shown="{:.2f} times faster",
+        )
+        for suffix, hit, least in (("", "compiled", 20.0), ("-pure", "pure", 8.0))
+    ),
+    *(
+        Goal(
+            f"host-many{suffix}", f"`get_many` of 100 keys that the host has, {hit}",
+            "redis-py `mget` of 100", f"at least {least:g} times as many keys a second", least,
+            at_most=False, shown="{:.2f} times its rate",
+        )
+        for suffix, hit, least in (("", "compiled", 3.0), ("-pure", "pure", 1.2))
+    ),
+    *(
+        Goal(
+            f"host-delete{suffix}", f"DEL held by {held} of one host", "DEL of a key not held",
+            "at most 1.3 times", 1.3,
+        )
+        for suffix, held in (("", "8 processes"), ("-many", "64 Nodes in 8 processes"))
+    ),
+    *(
+        Goal(
+            f"mixed-{suffix}", "Zipf reads and deletions, worst of all cells", reference,
+            "at least its rate", 1.0, at_most=False, shown="{:.2f} times its rate",
+        )
+        for suffix, reference in (
+            ("redis", "redis-py"), ("cache", "redis-py with its client-side cache"),
+            ("manager", "`multiprocessing.Manager`"),
+        )
+    ),
+    Goal(
+        "answer", "first answer of a new Node, key in the host cache",
+        "redis-py, connect and `GET`", "at least 5 times faster", 5.0, at_most=False,
+        shown="{:.2f} times faster",
+    ),
+    Goal(
+        "answer-asked", "first answer of a new Node, Global asked", "redis-py, connect and `GET`",
+        "not slower", 1.0, at_most=False, shown="{:.2f} times faster",
+    ),
+    *(
+        Goal(
+            name, f"first hit of a forked child, {keys} keys cached", "", "under 50 µs", 50e-6,
+            shown="{:.6f} s",
+        )
+        for name, keys in (("fork", "500"), ("fork-many", "10,000"))
+    ),
+    Goal(
+        "host-memory", "memory of 8 processes that read the same 100,000 values", "one process",
+        "at most 2 times", 2.0,
+    ),
     Goal("delete", "DEL that nobody holds", "bare echo round trip", "shown", None),
     Goal(
         "large", "64 MiB value, first read on a host", "the same bytes as one bare pyzmq frame",

@@ -313,6 +313,15 @@ def running_seconds(pid: int) -> float:
     return total / 1e9
 
 
+def proportional(pid: int) -> int:
+    """Return the bytes of memory of a process. What it shares with others counts in part."""
+    path = Path(f"/proc/{pid}/smaps_rollup")
+    for line in path.read_text(encoding="ascii").splitlines():
+        if line.startswith("Pss:"):
+            return int(line.split()[1]) * 1024
+    raise OSError("/proc does not say how much memory the process has")
+
+
 def resident(pid: int) -> int:
     """Return the bytes of private memory of a process."""
     for line in Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines():

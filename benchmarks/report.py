@@ -42,13 +42,25 @@ SECTIONS = {
     ),
     "clients": ("Misses of several processes at once", "Of all processes together, per second."),
     "get_many": ("A hundred cold keys in one call", "Keys per second."),
+    "host_first": (
+        "First read in a process of what another process of the host has read",
+        "The other process stays, and has read each key twice. The mean of a block is one sample.",
+    ),
+    "host_many": (
+        "A hundred keys in one call, on a host that has them",
+        "Keys per second. They are new to the process that asks.",
+    ),
+    "host_requests": (
+        "How many keys Global was asked for",
+        "For each key that was read in the workload, or for each fork.",
+    ),
     "mixed": (
         "Zipf reads with deletions",
-        "Operations per second, of all processes together. Each process reads keys by Zipf's law; "
-        "the given share of its operations deletes a key and binds it again. ProxyStore takes part "
-        "without deletions only, since the caches of other processes do not learn of them. NATS' "
-        "client is for asyncio and enters its event loop for each operation here. redis-py's cache "
-        "searches all its entries for each key that is invalidated.",
+        "Operations per second, of all processes of one host together. Each reads keys by Zipf's "
+        "law; the given share of its operations deletes a key and binds it again. ProxyStore takes "
+        "part without deletions only, since the caches of other processes do not learn of them. "
+        "NATS' client is for asyncio and enters its event loop for each operation here. redis-py's "
+        "cache searches all its entries for each key that is invalidated.",
     ),
     "delete": (
         "DEL",
@@ -56,6 +68,15 @@ SECTIONS = {
         "the caches of its clients, but its DEL does not wait for them; the others have no caches. "
         "All processes share the cores of one machine, so that holders and bystanders, which "
         "receive each invalidation, compete with the process that deletes.",
+    ),
+    "host_delete": (
+        "DEL of what the Nodes of one host hold",
+        "Global and the program that deletes are on the same host. Each process has equally many "
+        "Nodes, and there are at most as many processes as in other workloads: 64 Nodes are in 8.",
+    ),
+    "host_sessions": (
+        "Sessions and confirmations on one host",
+        "With the Nodes of the workload before. The program that deletes is a Node, too.",
     ),
     "large": (
         "Large values",
@@ -82,6 +103,20 @@ SECTIONS = {
         "From the creation of a client to its first answer; of many at once, until the last one "
         "has its answer.",
     ),
+    "answer": (
+        "The first answer of a new process",
+        "From the creation of a client, on Global's host, in a process that has imported the "
+        "library and has made no client before.",
+    ),
+    "fork": (
+        "The first hit of a forked child",
+        "The parent has this number of keys in its cache.",
+    ),
+    "host_memory": (
+        "Memory of the processes of one host",
+        "By how much the proportional set size of all of them together grows while each reads the "
+        "same 100,000 values twice; in a short run, fewer.",
+    ),
     "memory": (
         "Memory of a cached key",
         "Beyond its key and value as Python objects, which a plain dict holds as well. By Python: "
@@ -105,7 +140,7 @@ SECTIONS = {
     ),
 }
 """Heading and remark of each workload."""
-NO_RANKING = ("growth", "moving", "peak")
+NO_RANKING = ("growth", "moving", "peak", "fork", "host_requests", "host_sessions")
 """Workloads whose contenders are operations of dstore, and not peers."""
 
 
@@ -157,6 +192,8 @@ def _goal_line(goal: Goal, result: GoalResult | None) -> tuple[str, ...]:
     if result.ratio.n > 1:
         measured += f" ({digits(result.ratio.p25)} … {digits(result.ratio.p75)})"
     pair = (quantity(each.median, result.unit) for each in (result.ours, result.theirs))
+    if result.where:
+        measured += f" at {result.where}"
     fastest = "" if result.fastest is None else digits(result.fastest)
     return (*start, measured, fastest, *pair, verdict)
 

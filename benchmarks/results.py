@@ -29,7 +29,8 @@ class GoalResult:
     """How far one goal was reached. ``ratio`` is the ratio, or the number, that the goal limits.
 
     ``reached`` is None if the goal has no limit. ``fastest`` is the ratio of the fastest tenth of
-    the blocks, see :func:`benchmarks.measure.fastest`.
+    the blocks, see :func:`benchmarks.measure.fastest`. ``where`` names the settings, if a goal for
+    several was judged by the worst of them.
     """
 
     name: str
@@ -39,6 +40,7 @@ class GoalResult:
     unit: str
     reached: bool | None
     fastest: float | None = None
+    where: str = ""
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from benchmarks import goals
 from benchmarks.measure import (
@@ -44,7 +44,7 @@ class Run:
 
     def allows(self, workload: str, peer: Peer) -> bool:
         """Return whether a peer is wanted and installed, and report it if not."""
-        if peer.name in self.without:
+        if peer.name in self.without or self.scale.leaves_out(workload, peer.name):
             self.skip(workload, peer.name, "was not wanted")
         elif missing := peer.missing():
             self.skip(workload, peer.name, f"needs {missing}")
@@ -67,17 +67,22 @@ class Run:
     def goal(
         self, name: str, ratios: Sequence[float], ours: Sequence[Block],
         theirs: Sequence[Block] = (), unit: str = "s", fastest: float | None = None,
+        where: str = "",
     ) -> None:  # fmt: skip
-        """Judge a goal, and record how far it was reached."""
+        """Judge a goal, and record how far it was reached, and ``where`` if that is not clear."""
         result = goals.judged(name, ratios, flat(ours), flat(theirs), unit, fastest)
-        self.results.goals.append(result)
+        self.results.goals.append(replace(result, where=where))
         verdict = {True: "reached", False: "not reached", None: "shown"}[result.reached]
-        shown = goals.BY_NAME[name].shown.format(result.ratio.median)
-        self.say(f"  {goals.BY_NAME[name].what}: {shown}, {verdict}")
+        goal = goals.BY_NAME[name]
+        against = f" (against {goal.reference})" if goal.reference else ""
+        place = f" at {where}" if where else ""
+        shown = goal.shown.format(result.ratio.median)
+        self.say(f"  {goal.what}{against}: {shown}{place}, {verdict}")
 
     def compare(
-        self, goal: str, blocks: Blocks, reference: str, unit: str = "s", who: str = OURS.name
-    ) -> None:
+        self, goal: str, blocks: Blocks, reference: str, unit: str = "s", who: str = OURS.name,
+        where: str = "",
+    ) -> None:  # fmt: skip
         """Judge a goal by the ratio of dstore to a reference, if both were measured.
 
         A goal that is a least ratio is about speed, so that times are compared the other way.
@@ -87,7 +92,7 @@ class Run:
             times = unit == "s" and not goals.BY_NAME[goal].at_most
             one, other = (theirs, ours) if times else (ours, theirs)
             best = [fastest(blocks, unit == "1/s") for blocks in (one, other)]
-            self.goal(goal, paired(one, other), ours, theirs, unit, best[0] / best[1])
+            self.goal(goal, paired(one, other), ours, theirs, unit, best[0] / best[1], where)
 
     def turns(self, workload: str, contenders: Sequence[Contender], rounds: int) -> Blocks:
         """Let contenders take turns, and report each one that fails."""

@@ -38,6 +38,20 @@ class Scale:
     shares: tuple[float, ...]
     """The shares of deletions among the operations of the mixed workload."""
     mixed_keys: int
+    mixed_window: float
+    mixed_rounds: int
+    first_reads: int
+    """Keys in one round that another process of the host has read."""
+    host_nodes: tuple[int, int]
+    """Nodes of one host that hold a key which is deleted: few, and many."""
+    host_rounds: int
+    """Rounds of deletions on one host, and of forks."""
+    answers: int
+    """Rounds of newcomers that wait for their first answer."""
+    forks: int
+    """Forks in one round."""
+    shared_keys: int
+    """Values that all processes of a host read while their memory is measured."""
     holders: tuple[int, ...]
     bystanders: int
     deletions: int
@@ -59,6 +73,11 @@ class Scale:
     """The workloads of this scale; none: all."""
     without: tuple[str, ...] = ()
     """The peers that it leaves out."""
+    besides: tuple[tuple[str, str], ...] = ()
+    """Workloads and peers that it does not leave out: those in which a goal refers to them."""
+
+    def leaves_out(self, workload: str, peer: str) -> bool:
+        return peer in self.without and (workload, peer) not in self.besides
 
 
 FULL = Scale(
@@ -76,6 +95,14 @@ FULL = Scale(
     processes=(1, 2, 4, 8),
     shares=(0.0, 0.01, 0.1),
     mixed_keys=10_000,
+    mixed_window=0.5,
+    mixed_rounds=9,
+    first_reads=200,
+    host_nodes=(8, 64),
+    host_rounds=15,
+    answers=40,
+    forks=10,
+    shared_keys=100_000,
     holders=(1, 2, 4, 8, 16),
     bystanders=64,
     deletions=100,
@@ -103,6 +130,10 @@ QUICK = replace(
     window_rounds=3,
     processes=(1, 4),
     shares=(0.0, 0.1),
+    mixed_window=0.2,
+    mixed_rounds=3,
+    host_rounds=5,
+    answers=10,
     holders=(1, 8),
     bystanders=16,
     deletions=40,
@@ -120,11 +151,15 @@ QUICK = replace(
 GOALS = replace(
     FULL,
     name="goals",
-    only=("hit", "miss", "clients", "get_many", "delete", "memory"),
+    only=(
+        "hit", "miss", "clients", "get_many", "delete", "memory",
+        "host_first", "host_many", "host_delete", "mixed", "answer", "fork", "host_memory",
+    ),
     without=(
         "redis-py, pipelined", "ProxyStore over Redis", "multiprocessing.Manager", "NATS KV",
         "Ray's object store",
     ),
+    besides=(("mixed", "multiprocessing.Manager"),),
     rounds=54,
     sittings=9,
     block=100,
@@ -132,12 +167,15 @@ GOALS = replace(
     settle=0.2,
     window=0.3,
     window_rounds=18,
+    mixed_window=0.2,
+    mixed_rounds=4,
+    answers=24,
     holders=(),
     bystanders=0,
     deletions=50,
     memory_keys=20_000,
 )  # fmt: skip
-"""Small values against their references, in many short rounds."""
+"""Small values, and the processes of one host, against their references, in short rounds."""
 TINY = Scale(
     name="tiny",
     rounds=1,
@@ -153,6 +191,14 @@ TINY = Scale(
     processes=(1,),
     shares=(0.0, 0.1),
     mixed_keys=100,
+    mixed_window=0.05,
+    mixed_rounds=1,
+    first_reads=10,
+    host_nodes=(2, 4),
+    host_rounds=1,
+    answers=1,
+    forks=2,
+    shared_keys=1_000,
     holders=(1, 2),
     bystanders=1,
     deletions=3,

@@ -3,7 +3,7 @@
 """What a hit needs, compiled.
 
 These are the classes of :mod:`dstore.core.local.membership` and :mod:`dstore.client.hits`, and at
-the end those of :mod:`dstore.shm.key_hash`, :mod:`dstore.shm.records` and :mod:`dstore.shm.ring`,
+the end those of :mod:`dstore.core.local.key_hash`, :mod:`dstore.shm.records` and :mod:`dstore.shm.ring`,
 with the same attributes. :mod:`dstore.compiled` says when they take the place of the pure ones.
 
 With the GIL nothing else runs between the loads of a hit, except within the look-up if a key has
@@ -22,11 +22,12 @@ from hashlib import blake2b
 from zlib import crc32
 
 cimport cython
-from cpython.object cimport PyObject
+from cpython.mem cimport PyMem_Free, PyMem_Malloc
+from cpython.object cimport PyObject, PyTypeObject
 from cpython.ref cimport Py_XDECREF
 from cpython.memoryview cimport PyMemoryView_GET_BUFFER
 from libc.math cimport round
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from dstore.protocol.messages import NO_SESSION, Stored
@@ -388,14 +389,16 @@ cdef extern from "_table.h":
         uint64_t slots
         uint64_t base[2]
     int dstore_key_bytes(object, const uint8_t **, Py_ssize_t *, PyObject **) except -1
-    object dstore_find(dstore_table *, object, uint64_t, object)
+    object dstore_find(dstore_table *, object, uint64_t, PyTypeObject *, uint64_t *)
+    void dstore_expect_index(const dstore_table *, uint64_t)
+    void dstore_expect_record(const dstore_table *, uint64_t)
     int dstore_put(
         dstore_table *, object, dstore_head *, const uint8_t *, const uint8_t *, const uint8_t *
     ) except -1
 
 
 cdef class KeyHash:
-    """Hashes keys: :class:`dstore.shm.key_hash.KeyHash`, compiled."""
+    """Hashes keys: :class:`dstore.core.local.key_hash.KeyHash`, compiled."""
 
     cdef dstore_hash _hash
 
@@ -450,7 +453,115 @@ cdef class Reader(_Memory):
 
     def find(self, str key not None, uint64_t hash64):
         """Return the record of a key, whose hash is ``hash64``, and mark it visited."""
-        return dstore_find(&self._table, key, hash64, self._record)
+        cdef uint64_t seq
+        return dstore_find(&self._table, key, hash64, <PyTypeObject *> self._record, &seq)
+
+
+cdef class HostReader:
+    """Reads the host cache: :class:`dstore.client.host_reader.HostReader`, compiled."""
+
+    cdef dstore_hash _hash
+    cdef Reader _reader
+
+    def __cinit__(self, bytes hash_key not None, Reader reader not None):
+        dstore_hash_begin(&self._hash, <const uint8_t *> <char *> hash_key)
+        self._reader = reader
+
+    cdef int _hashed(self, str key, uint64_t *hashed) except -1:
+        cdef const uint8_t *data
+        cdef Py_ssize_t length
+        cdef PyObject *owner
+        dstore_key_bytes(key, &data, &length, &owner)
+        hashed[0] = dstore_hash_of(&self._hash, data, length)
+        Py_XDECREF(owner)
+        return 0
+
+    cdef inline object _find(self, str key, uint64_t hashed, PyTypeObject *kind, uint64_t *seq):
+        return dstore_find(&self._reader._table, key, hashed, kind, seq)
+
+    def read(self, Membership membership not None, str key not None):
+        """Return the hash of a key and its record, or None. Raises UnicodeEncodeError."""
+        cdef uint64_t hashed
+        cdef uint64_t seq
+        cdef uint64_t lease_end = load_word(membership._lease)
+        if membership._words is NULL:
+            return None
+        self._hashed(key, &hashed)
+        record = self._find(key, hashed, <PyTypeObject *> self._reader._record, &seq)
+        if record is None or load_word(membership._words + hashed % membership._length) > seq:
+            return None
+        return None if now() >= lease_end else (hashed, record)
+
+    def collect(
+        self, Membership membership not None, list keys not None, dict found not None, seen not None
+    ):
+        """Put into ``found`` what is in the cache or the host cache. Returns rest, again, read."""
+        cdef uint64_t lease_end = load_word(membership._lease)
+        cdef list rest = []
+        cdef list again = []
+        cdef list asked = []
+        cdef Entry entry
+        cdef uint64_t *hashes
+        cdef uint64_t seq
+        cdef uint64_t hashed
+        cdef Py_ssize_t count = 0
+        cdef Py_ssize_t index
+        cdef Py_ssize_t read = 0
+        cdef uint16_t[::1] tags = seen
+        cdef uint16_t tag
+        cdef Py_ssize_t slot
+        if membership._words is NULL:
+            return list(keys), again, 0
+        hashes = <uint64_t *> PyMem_Malloc((len(keys) + 1) * sizeof(uint64_t))
+        if hashes is NULL:
+            raise MemoryError
+        try:
+            for key in keys:
+                entry = look_up(membership.entries, key)
+                if entry is not None and entry.bucket < membership._length and (
+                    load_word(membership._words + entry.bucket) <= entry.seq
+                ):
+                    value = entry.value
+                    if type(value) is not _Stored:
+                        visit(&entry.visited)
+                        found[key] = value
+                    else:
+                        rest.append(key)
+                    continue
+                try:
+                    self._hashed(key, hashes + count)
+                except UnicodeEncodeError:  # it is no key
+                    rest.append(key)
+                    continue
+                dstore_expect_index(&self._reader._table, hashes[count])
+                prefetch(<void *> (membership._words + hashes[count] % membership._length))
+                asked.append(key)
+                count += 1
+            for index in range(count):
+                dstore_expect_record(&self._reader._table, hashes[index])
+            for index in range(count):
+                key, hashed = asked[index], hashes[index]
+                value = self._find(key, hashed, NULL, &seq)
+                if value is None or load_word(
+                    membership._words + hashed % membership._length
+                ) > seq:
+                    rest.append(key)
+                    continue
+                found[key] = value
+                read += 1
+                slot = (hashed >> 16) % tags.shape[0]
+                tag = <uint16_t> (hashed >> 48 | 1)
+                if tags[slot] == tag:
+                    record = self._find(key, hashed, <PyTypeObject *> self._reader._record, &seq)
+                    if record is not None:
+                        again.append((key, hashed, record))
+                tags[slot] = tag
+        finally:
+            PyMem_Free(hashes)
+        if now() >= lease_end:
+            found.clear()
+            return list(keys), [], 0
+        return rest, again, read
 
 
 cdef class Writer(_Memory):

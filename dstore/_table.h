@@ -131,9 +131,16 @@ static inline int dstore_key_bytes(PyObject *key, const uint8_t **data, Py_ssize
 
 /* ---- reading ----------------------------------------------------------------------------- */
 
-/* A named tuple of the type ``type``. This is what tuple.__new__ does for a type derived from it. */
+/* A named tuple of the type ``type``. This is what tuple.__new__ does for a type derived from it.
+   Without a type: the body alone if its codec is "bytes", which needs no decoding, else None. */
 static PyObject *dstore_record(PyTypeObject *type, const dstore_head *head, const uint8_t *text) {
     PyObject *items[4], *record = NULL;
+    if (type == NULL) {
+        if (head->codec == 5 && memcmp(text, "bytes", 5) == 0)
+            return PyBytes_FromStringAndSize((const char *)text + 5 + head->key, head->body);
+        Py_INCREF(Py_None);
+        return Py_None;
+    }
     items[0] = PyLong_FromUnsignedLongLong(head->seq);
     items[1] = PyBytes_FromStringAndSize((const char *)head->token, DSTORE_TOKEN);
     items[2] = PyUnicode_DecodeASCII((const char *)text, head->codec, "strict");
@@ -153,9 +160,11 @@ static PyObject *dstore_record(PyTypeObject *type, const dstore_head *head, cons
     return record;
 }
 
-/* The record that an index word names, if it is that of the key; else NULL, without an error. */
+/* The record that an index word names, if it is that of the key; else NULL, without an error.
+   ``seq`` gets its number. */
 static PyObject *dstore_open(dstore_table *t, uint64_t place, uint64_t word, const uint8_t *key,
-                             Py_ssize_t key_length, uint64_t hash64, PyTypeObject *type) {
+                             Py_ssize_t key_length, uint64_t hash64, PyTypeObject *type,
+                             uint64_t *seq) {
     int ring = dstore_ring(word);
     uint64_t tail = dstore_get(t->words + ring + DSTORE_TAIL);
     uint64_t size = dstore_get(t->words + ring + DSTORE_SIZE);
@@ -188,6 +197,7 @@ static PyObject *dstore_open(dstore_table *t, uint64_t place, uint64_t word, con
             uint8_t *visited = t->visited + place;
             if (!__atomic_load_n(visited, __ATOMIC_RELAXED))
                 __atomic_store_n(visited, 1, __ATOMIC_RELAXED);
+            *seq = head->seq;
             record = dstore_record(type, head, text);
         }
     }
@@ -196,7 +206,8 @@ static PyObject *dstore_open(dstore_table *t, uint64_t place, uint64_t word, con
     return record;
 }
 
-static PyObject *dstore_find(dstore_table *t, PyObject *key, uint64_t hash64, PyObject *type) {
+static PyObject *dstore_find(dstore_table *t, PyObject *key, uint64_t hash64, PyTypeObject *type,
+                             uint64_t *seq) {
     uint64_t first = dstore_first(t, hash64), tag = hash64 >> 49;
     const uint8_t *data = NULL;
     Py_ssize_t length = 0;
@@ -207,7 +218,7 @@ static PyObject *dstore_find(dstore_table *t, PyObject *key, uint64_t hash64, Py
             continue;
         if (data == NULL && dstore_key_bytes(key, &data, &length, &owner) < 0)
             return NULL;
-        record = dstore_open(t, place, word, data, length, hash64, (PyTypeObject *)type);
+        record = dstore_open(t, place, word, data, length, hash64, type, seq);
         if (record == NULL && PyErr_Occurred())
             break;
     }
@@ -217,6 +228,32 @@ static PyObject *dstore_find(dstore_table *t, PyObject *key, uint64_t hash64, Py
         return Py_None;
     }
     return record;
+}
+
+/* Two steps before a find of many keys, so that the memory is on its way: the index, the record. */
+static inline void dstore_expect_index(const dstore_table *t, uint64_t hash64) {
+    __builtin_prefetch(t->words + dstore_first(t, hash64));
+}
+
+static inline void dstore_expect_record(const dstore_table *t, uint64_t hash64) {
+    uint64_t first = dstore_first(t, hash64), tag = hash64 >> 49;
+    for (uint64_t place = first; place < first + DSTORE_WAYS; place++) {
+        uint64_t word = dstore_get(t->words + place);
+        if (!word || (word & DSTORE_TAG_MASK) != tag)
+            continue;
+        int ring = dstore_ring(word);
+        uint64_t size = dstore_get(t->words + ring + DSTORE_SIZE);
+        uint64_t tail = dstore_get(t->words + ring + DSTORE_TAIL);
+        uint64_t start = size ? (tail + dstore_distance(word, tail)) % size : 0;
+        if (start < dstore_get(t->words + ring + DSTORE_RESERVED)) {
+            const uint64_t *at = t->words + dstore_base(t, ring) + start;
+            __builtin_prefetch(at);
+            __builtin_prefetch(at + 8);
+            __builtin_prefetch(at + 16);
+        }
+        __builtin_prefetch(t->visited + place);
+        return;
+    }
 }
 
 /* ---- writing ----------------------------------------------------------------------------- */

@@ -80,9 +80,7 @@ WAIT_MAX = 31_536_000.0
 HOST_VARIABLE = "DSTORE_HOST"
 HOST_CHOICES = ("auto", "off", "require")
 CACHE_BYTES_DEFAULT = 256 << 20
-"""Bytes of the cache of a process that shares no host cache; else a tenth of the host cache counts,
-if that is less.
-"""
+"""Bytes of the cache of a process that shares no host cache."""
 WATCH_LIMIT_DEFAULT, WATCH_LIMIT_MAX = 10_000, 1 << 31
 """Events of one watch that are kept until they are taken: the default, and the most that can be
 set. Beyond it the oldest are dropped.

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import dstore
-from dstore import compiled
+from dstore import compiled, config
 from dstore.testing import running_global
 from tests.leaks import Footprint, left_behind, private_shared_memory, start_what_stays
 
@@ -30,6 +30,8 @@ def pytest_report_header() -> str:
 
 
 def pytest_configure() -> None:
+    # Most tests are about one Node and what it has cached. Those about sharing ask for it.
+    os.environ.setdefault(config.HOST_VARIABLE, "off")
     if os.environ.get(NATIVE) and compiled.native is None:
         raise pytest.UsageError(f"${NATIVE} asks for compiled hits, but {compiled.missing}")
 

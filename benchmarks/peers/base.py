@@ -91,6 +91,13 @@ class Peer:
     def serve(self) -> AbstractContextManager[Place]:
         return nullcontext(NOWHERE)
 
+    def serve_on_host(self) -> AbstractContextManager[Place]:
+        """Serve clients on the server's own host, with all that processes of a host can share."""
+        return self.serve()
+
+    def preload(self) -> None:
+        """Import what a client needs."""
+
     def client(self, place: Place) -> Client:
         raise NotImplementedError
 

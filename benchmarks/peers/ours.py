@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 import dstore
 from benchmarks.machine import compiled, why_pure
 from benchmarks.peers.base import Client, Peer
-from benchmarks.processes import Place, server
+from benchmarks.processes import Place, hosts, server
 
 LOAD = 5_000
 """Keys in one call, while loading."""
 CACHE_BYTES = 2 << 30
 """More than any workload fills, so that no eviction is measured."""
 MEMORY_LIMIT = 8 << 30
+SHARES_MEMBERSHIP = "host" in inspect.signature(dstore.Node).parameters
+"""Whether this version of dstore has a membership of the host; one that has none has no setting."""
 
 
 @contextmanager
@@ -34,11 +38,27 @@ def address(place: Place) -> str:
     return f"tcp://{place.host}:{place.port}"
 
 
+@contextmanager
+def _on_one_host() -> Iterator[Place]:
+    with hosts() as host, serve(host("one")) as place:
+        yield place
+
+
 class OurClient(Client):
+    """A Node. By default it is on the host of the Place, and has the settings that users have.
+
+    On a Place without shared memory it is a host by itself, with a cache that evicts nothing.
+    ``shm`` names the shared memory of another host.
+    """
+
     def __init__(self, place: Place, shm: str | None = None) -> None:
-        self.node = dstore.Node(
-            address(place), shm=place.folder if shm is None else shm, cache_bytes=CACHE_BYTES
-        )
+        settings: dict[str, Any] = {"shm": place.folder if shm is None else shm}
+        on_host = shm is None and bool(place.folder)
+        if not on_host:
+            settings["cache_bytes"] = CACHE_BYTES
+        if SHARES_MEMBERSHIP:
+            settings["host"] = "require" if on_host else "auto" if shm else "off"
+        self.node = dstore.Node(address(place), **settings)
         self.get = self.node.get
 
     def load(self, items: Mapping[str, bytes]) -> None:
@@ -76,11 +96,17 @@ class Ours(Peer):
     name = "dstore"
     caches = True
     workloads = frozenset(
-        {"hit", "miss", "clients", "get_many", "mixed", "delete", "join", "memory"}
-    )
+        {
+            "hit", "miss", "clients", "get_many", "host_first", "host_many", "mixed", "delete",
+            "join", "answer", "memory",
+        }
+    )  # fmt: skip
 
     def serve(self) -> AbstractContextManager[Place]:
         return serve()
+
+    def serve_on_host(self) -> AbstractContextManager[Place]:
+        return _on_one_host()
 
     def client(self, place: Place) -> OurClient:
         return OurClient(place)
@@ -90,7 +116,7 @@ class OursPure(Ours):
     """dstore in pure Python, beside a compiled one."""
 
     name = "dstore, pure"
-    workloads = frozenset({"hit", "memory"})
+    workloads = frozenset({"hit", "host_first", "host_many", "memory"})
     pure = True
 
     def missing(self) -> str:

@@ -51,14 +51,20 @@ class RedisClient(Client):
 class RedisPlain(Peer):
     name = "redis-py"
     workloads = frozenset(
-        {"hit", "miss", "clients", "get_many", "mixed", "delete", "join", "memory_server"}
-    )
+        {
+            "hit", "miss", "clients", "get_many", "host_first", "host_many", "mixed", "delete",
+            "join", "answer", "memory_server",
+        }
+    )  # fmt: skip
 
     def missing(self) -> str:
         return wanting(["redis"], ["redis-server"])
 
     def serve(self) -> AbstractContextManager[Place]:
         return program(SERVER)
+
+    def preload(self) -> None:
+        module("redis")
 
     def client(self, place: Place) -> Client:
         return RedisClient(place)

@@ -41,7 +41,7 @@ def joins(run: Run) -> None:
         places: dict[str, Place] = {}
 
         def prepare(stack: ExitStack, peer: Peer) -> Contender:
-            places[peer.name] = stack.enter_context(peer.serve())
+            places[peer.name] = stack.enter_context(peer.serve_on_host())
             load(peer, places[peer.name], [key])
             return Contender(peer.name, lambda _: [])
 

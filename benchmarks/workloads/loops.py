@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from statistics import median
 from typing import Any
 
-from benchmarks.measure import Block, Contender, flat
-from benchmarks.peers import BY_NAME, ECHO, Client, Peer
+from benchmarks.measure import Block, Contender, flat, paired
+from benchmarks.peers import BY_NAME, ECHO, OURS, Client, Peer
 from benchmarks.peers.base import connected
 from benchmarks.processes import ChildFailed, Crew, Place, wait_until
-from benchmarks.run import Run
+from benchmarks.run import Blocks, Run
 from benchmarks.settings import VALUE
 from benchmarks.workloads.reads import RATE, load, names
 
@@ -26,6 +27,11 @@ DRAWS = 20_000
 LOOKS = 0.0005
 """About how many seconds pass between two looks at the clock."""
 PACE_MAX = 64
+REFERENCES = {
+    "mixed-redis": "redis-py",
+    "mixed-cache": "redis-py, client-side cache",
+    "mixed-manager": "multiprocessing.Manager",
+}
 RANK_EXPONENT = 1.0
 """The exponent s of Zipf's law: the key of rank n is read in proportion to n ** -s."""
 
@@ -142,13 +148,14 @@ def read_and_delete(loop: Loop, start_ns: int, seconds: float, share: float) -> 
 
 
 def mixed(run: Run) -> None:
-    """Measure Zipf reads with deletions, in 1 to 8 processes."""
+    """Measure Zipf reads with deletions, in 1 to 8 processes of one host."""
     keys = names("mixed", run.scale.mixed_keys)
+    cells: dict[str, Blocks] = {}
     with ExitStack() as stack:
         crews: dict[str, tuple[Peer, Crew, Place]] = {}
 
         def prepare(stack: ExitStack, peer: Peer) -> Contender:
-            place = stack.enter_context(peer.serve())
+            place = stack.enter_context(peer.serve_on_host())
             load(peer, place, keys)
             crews[peer.name] = peer, stack.enter_context(Crew()), place
             return Contender(peer.name, lambda _: [])
@@ -168,12 +175,27 @@ def mixed(run: Run) -> None:
                     for share in run.scale.shares
                     if peer.deletes or not share
                 ]
-            blocks = run.turns("mixed", contenders, run.scale.window_rounds)
+            blocks = run.turns("mixed", contenders, run.scale.mixed_rounds)
             for label, found in blocks.items():
                 name, _, share = label.rpartition("|")
                 at = {"processes": count, "deletions": float(share)}
                 run.record("mixed", name, RATE, flat(found), at)
+                cells.setdefault(f"processes {count}, deletions {share}", {})[name] = found
+    for goal, reference in REFERENCES.items():
+        compare_worst(run, goal, cells, reference)
 
 
 def _window(run: Run, crew: Crew, count: int, share: float, _: int) -> Block:
-    return [sum(crew.together(count, read_and_delete, run.scale.window, share))]
+    return [sum(crew.together(count, read_and_delete, run.scale.mixed_window, share))]
+
+
+def compare_worst(run: Run, goal: str, cells: Mapping[str, Blocks], reference: str) -> None:
+    """Judge a goal for all cells by the one in which dstore is furthest behind."""
+    ratios = {
+        where: median(paired(blocks[OURS.name], blocks[reference]))
+        for where, blocks in cells.items()
+        if OURS.name in blocks and reference in blocks
+    }
+    if ratios:
+        where = min(ratios, key=ratios.__getitem__)
+        run.compare(goal, cells[where], reference, RATE, where=where)

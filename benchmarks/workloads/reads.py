@@ -27,8 +27,8 @@ TRIAL = 20
 RATE = "1/s"
 
 
-def names(kind: str, count: int) -> list[str]:
-    return [f"{kind}/{number:06}" for number in range(count)]
+def names(kind: str, count: int, start: int = 0) -> list[str]:
+    return [f"{kind}/{number:06}" for number in range(start, start + count)]
 
 
 def load(peer: Peer, place: Place, keys: list[str]) -> None:
@@ -58,7 +58,7 @@ def _hits_of(run: Run, peers: Sequence[Peer], keys: int) -> None:
         if not peer.pure:
             return stack.enter_context(hitting(*settings))
         worker = stack.enter_context(PureWorker(hitting, *settings)).ready()
-        return Contender(peer.name, lambda number: list(worker.call(_block, number)))
+        return Contender(peer.name, lambda number: list(worker.call(pure_block, number)))
 
     blocks = run.compete("hit", prepare, run.scale.rounds, peers)
     for who, found in blocks.items():
@@ -87,7 +87,8 @@ def hitting(name: str, place: Place, keys: int, hits: int) -> Iterator[Contender
         yield _checked(peer, client, 0, lambda _: [client.mean_time(next(parts))])
 
 
-def _block(contender: Contender, number: int) -> Block:
+def pure_block(contender: Contender, number: int) -> Block:
+    """Run a block in a process that must not have the compiled part."""
     if compiled():
         raise RuntimeError("the process of pure Python runs the compiled part")
     return contender.block(number)

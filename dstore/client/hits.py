@@ -5,10 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from dstore.compiled import native
-from dstore.core.local.entries import Entries
 from dstore.core.local.membership import Entry, Present
-from dstore.core.local.shared import Record
-from dstore.protocol.messages import Key, Stored
+from dstore.protocol.messages import Stored
 from dstore.runtime import clock
 
 RAISE: Any = object()
@@ -96,26 +94,7 @@ def pure_find(state: Present, name: str) -> Entry | None:
     return entry
 
 
-def pure_find_on_host(state: Entries, name: Key) -> tuple[int, Record] | None:
-    """Return the hash of a key and what the host cache has for it under a valid lease.
-
-    Takes no lock. The order is that of :func:`pure_find`.
-    """
-    membership, page = state.membership, state.page
-    if page is None or membership.words is not page.vector.words:
-        return None  # the membership was replaced between the two
-    lease_end = membership.lease_end
-    hashed = page.vector.hashed(name)
-    record = page.find(name, hashed)
-    if record is None or page.vector.words[hashed % page.vector.buckets] > record.seq:
-        return None
-    if clock.now() >= lease_end:
-        return None
-    return hashed, record
-
-
 PureHits = Hits
 find = pure_find
-find_on_host = pure_find_on_host
 if not TYPE_CHECKING and native is not None:
     RAISE, Hits, find = native.RAISE, native.Hits, native.find

@@ -5,17 +5,17 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable
 
+from dstore.client.host_reader import HostReader
 from dstore.core.local.shared import Put, Record
 from dstore.core.local.state import LocalState
 from dstore.core.local.vector import Vector
 from dstore.protocol.messages import Key
 from dstore.runtime import clock
-from dstore.shm import hosts
-from dstore.shm import root as roots
 from dstore.shm.directory import Unusable
-from dstore.shm.finding import find, find_epoch
+from dstore.shm.finding import attach, attach_epoch
 from dstore.shm.page import SharedPage
 from dstore.shm.table import Table
+from dstore.transport import addresses
 
 
 class HostPage:
@@ -37,10 +37,16 @@ class HostPage:
         self.lease_word = page.lease
         self.now = clock.now
         self.capacity = 0 if table is None else table.size
+        reader = None if table is None else table.reader
+        self.reader = None if reader is None else HostReader(identity.hash_key, reader)
 
     def same_as(self, other: HostPage) -> bool:
         """Whether this is the page of the same session, and may still be used."""
         return (self.epoch, self.session) == (other.epoch, other.session) and self.page.usable()
+
+    def used(self) -> int:
+        table = self.table
+        return 0 if table is None else table.used
 
     def find(self, key: Key, hashed: int) -> Record | None:
         table = self.table
@@ -61,10 +67,14 @@ class HostPage:
             table.close()
 
 
-def look(root: str | None, address: str, epoch: int) -> HostPage | None:
-    """Return the page of an epoch or, if it is 0, of an address, if there is one to be used."""
-    page = find_epoch(root, epoch) if epoch else find(root, address)
-    return None if page is None else _opened(root, page)
+def look(root: str | None, address: str, epoch: int) -> HostPage:
+    """Return the page of an epoch or, if it is 0, of an address.
+
+    Raises Unusable, which says why there is none to be used.
+    """
+    if epoch:
+        return _opened(attach_epoch(root, epoch))
+    return _opened(attach(root, addresses.canonical(address)))
 
 
 def can_be_inherited(state: LocalState) -> bool:
@@ -73,10 +83,10 @@ def can_be_inherited(state: LocalState) -> bool:
     return isinstance(page, HostPage) and state.membership.words is not None and page.page.usable()
 
 
-def _opened(root: str | None, page: SharedPage) -> HostPage:
+def _opened(page: SharedPage) -> HostPage:
     """Return a page with its host cache, if that can be opened."""
-    table, path, name = None, roots.chosen(root), page.identity.table
-    if name and path is not None:
+    table, name = None, page.identity.table
+    if name:
         with contextlib.suppress(OSError, Unusable):
-            table = Table.open(hosts.look(path), name)
+            table = Table.open(page.directory, name)
     return HostPage(page, table)

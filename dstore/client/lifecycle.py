@@ -56,7 +56,7 @@ class Lifecycle(Hits):
         self._closed = False
         self._local: Local | None = None
         self._parent: LocalState | None = None  # in a forked child: the state of the parent's Local
-        self._state = _absent()
+        self._state = _ABSENT
         self._hits = 0
         self._birth = native.RLock()  # a signal handler may close a Node while it is being made
         _nodes.add(self)
@@ -136,7 +136,7 @@ class Lifecycle(Hits):
         with self._birth:
             self._closed = True
             local = self._local
-            self._state = _absent()
+            self._state = _ABSENT
         if local is not None:
             local.close()
             self._dropped.detach()
@@ -154,10 +154,11 @@ class Lifecycle(Hits):
         if self._local is not None:
             self._dropped.detach()
             self._parent = self._local.forked()
-        parent, self._state = self._parent, _absent()
+        parent, self._state = self._parent, _ABSENT
         if parent is not None and not self._closed and can_be_inherited(parent):
             # What the parent has cached is good here, too, and is there before this process has
             # looked for anything: the page says what is still valid.
+            self._state = _absent()
             self._state.membership = parent.membership
         else:
             self._parent = None
@@ -196,7 +197,11 @@ def _abandon(local: Local, address: str, place: _Place) -> None:
 
 def _absent() -> LocalState:
     """Return a state with no lease and an empty cache, in which no hit is found."""
-    return LocalState(random16=bytes, label="", cache_bytes=0)
+    return LocalState(random16=lambda: bytes(16), label="", cache_bytes=0)
+
+
+_ABSENT = _absent()
+"""For Nodes that have no Local yet, or none any more. Nothing changes it."""
 
 
 _nodes: weakref.WeakSet[Lifecycle] = weakref.WeakSet()

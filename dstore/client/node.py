@@ -9,14 +9,15 @@ from dstore import checks, compiled, config
 from dstore.client import translate
 from dstore.client.commands import Command, Lookup
 from dstore.client.files import Fetched, Path, Progress
-from dstore.client.hits import find_on_host
 from dstore.client.host_page import HostPage
+from dstore.client.host_reader import BYTES
 from dstore.client.hosts.local import Local
 from dstore.client.lifecycle import Lifecycle
 from dstore.client.settings import Settings, function_with, initializer_with, timeout_checked
 from dstore.client.translate import Deletion
 from dstore.client.watch import Event, Watch, call_back
 from dstore.core.local.membership import Entry
+from dstore.core.local.state import LocalState
 from dstore.protocol import content
 from dstore.protocol.keys import public
 from dstore.protocol.messages import Key, Stored
@@ -25,6 +26,8 @@ from dstore.runtime import greenlets as green
 from dstore.transport.channel import EXCHANGE_MS
 
 T = TypeVar("T")
+NOTHING: Any = object()
+"""Stands for a value that is not there."""
 PLAIN_TIMEOUT_MIN = 4 * EXCHANGE_MS / 1000
 """Seconds of a timeout from which on the first wait for a reply is that of every channel."""
 
@@ -85,10 +88,10 @@ class Node(Lifecycle):
 
     def _get_missed(self, key: str, default: Any) -> Any:
         local, commands = self._local or self._here(), self._commands
-        entry = self._find_on_host(local, key)
-        if entry is not None:
-            value = entry.value
-            return value if type(value) is not Stored else self._opened(entry)
+        if local.state.page is not None:
+            value = self._find_on_host(local, key)
+            if value is not NOTHING:
+                return value
         if commands.timeout >= PLAIN_TIMEOUT_MIN and green.here() is None:
             name = translate.key_name(key)
             if not name.startswith(config.CONTENT_PREFIX):  # what is fetched has to be hashed
@@ -102,27 +105,33 @@ class Node(Lifecycle):
                     return value
         return self._do(commands.get(key, default))
 
-    def _find_on_host(self, local: Local, key: str) -> Entry | None:
-        """Return an entry for a value of the host cache, and count a hit.
+    def _find_on_host(self, local: Local, key: str) -> Any:
+        """Return the value that the host cache has for a key, and count a hit, or NOTHING.
 
-        From the second read on the entry is stored in the cache of this process.
+        From the second read on it is stored in the cache of this process.
         """
         state = local.state
-        page = state.page
-        if page is None:
-            return None
-        if type(key) is not str or not key.isascii():  # an entry has the one text of its key
-            key = translate.key_name(key)
-        found = find_on_host(state, key)
+        page, membership = state.page, state.membership
+        if type(page) is not HostPage or page.reader is None:
+            return NOTHING
+        if membership.words is not page.vector.words:
+            return NOTHING  # the membership has been replaced between the two
+        key = translate.key_name(key)  # it may be bytes, or not the one text of its key
+        found = page.reader.read(membership, key)
         if found is None:
-            return None
+            return NOTHING
         hashed, record = found
         state.counters["host_hits"] += 1
         entry = None
         if state.seen_again(hashed):
             with local.host.lock:
                 entry = state.promote(page, key, hashed, record)
-        return entry or state.cache.made(key, *record, hashed % page.vector.buckets)
+        if entry is None:
+            if record.codec == BYTES:
+                return record.body
+            entry = state.cache.made(key, *record, hashed % page.vector.buckets)
+        value = entry.value
+        return value if type(value) is not Stored else self._opened(entry)
 
     def _get_named(self, key: Any, default: Any) -> Any:
         entry = self._hit(translate.key_name(key))
@@ -154,7 +163,36 @@ class Node(Lifecycle):
         are equal though they are different keys, raise InvalidKey. Each key is read on its own; the
         result is no snapshot.
         """
-        return self._do(self._commands.get_many(keys))
+        local = self._local or self._here()
+        if local.state.page is None:
+            return self._do(self._commands.get_many(keys))
+        asked = list(checks.several("keys", keys))
+        found, rest = self._find_many_on_host(local, asked)
+        if not found:
+            return self._do(self._commands.get_many(asked))
+        if not rest:
+            return found
+        others: dict[Any, Any] = self._do(self._commands.get_many(rest))
+        both = {**found, **others}
+        return {key: both[key] for key in asked if key in both}
+
+    def _find_many_on_host(self, local: Local, keys: list[Any]) -> tuple[dict[Any, Any], list[Any]]:
+        """Return values that the processes of this host have cached, and the other keys."""
+        state = local.state
+        page, membership = state.page, state.membership
+        found: dict[Any, Any] = {}
+        if type(page) is not HostPage or page.reader is None:
+            return found, []
+        if membership.words is not page.vector.words or not set(map(type, keys)) <= {str}:
+            return found, []
+        rest, again, read = page.reader.collect(membership, keys, found, state.seen.tags)
+        state.counters["host_hits"] += read
+        self._hits += len(found) - read
+        if again:
+            with local.host.lock:
+                for key, hashed, record in again:
+                    state.promote(page, translate.key_name(key), hashed, record)
+        return found, rest
 
     def get_file(
         self, key: str | bytes, path: Path, *, progress: Progress | None = None
@@ -315,7 +353,7 @@ class Node(Lifecycle):
             "address": self.address,
             "label": self._label_here(),
             "session": _public_name(state.session),
-            "membership": "private" if page is None else "shared",
+            "membership": _kind(state),
             "owner": page.owner if isinstance(page, HostPage) else "",
             "epoch": f"{state.epoch:016x}",
             "hits": hits,
@@ -333,6 +371,14 @@ class Node(Lifecycle):
             "malformed": local.host.malformed if local else 0,
         }
 
+    def host_processes(self) -> int:
+        """Return how many processes of this host have the page of its membership, owner included.
+
+        0 if this Node does not use one. Looks at all processes, which takes some milliseconds.
+        """
+        page = self._here().state.page
+        return page.page.users() if isinstance(page, HostPage) else 0
+
     def global_stats(self) -> dict[str, Any]:
         """Ask Global for its metrics, and return them; ``locals`` has a row for each session."""
         return self._do(self._commands.global_stats())
@@ -346,6 +392,12 @@ class Node(Lifecycle):
 
     def __reduce__(self) -> tuple[Callable[[Settings], Node], tuple[Settings]]:
         return Node._unpickle, (self._settings,)
+
+
+def _kind(state: LocalState) -> str:
+    if state.page is not None:
+        return "shared"
+    return "private" if state.session else "none"
 
 
 def _public_name(session: int) -> int:

@@ -45,7 +45,8 @@ class Settings:
         none. ``"off"``: never. Default: ``$DSTORE_HOST``, else ``"auto"``.
     cache_bytes
         Bytes of memory that the cache of this process may take. Beyond it, entries that have not
-        been read recently are evicted (SIEVE). Beside a host cache it is at most a tenth of that.
+        been read recently are evicted (SIEVE). Default: 256 MiB, or beside a host cache a tenth of
+        what that holds, from 1 MiB on.
     stale_ok
         Whether reads may be answered from the cache after the lease has ended, that is, while
         Global cannot be reached. The value of such an answer may have been deleted meanwhile.
@@ -89,7 +90,7 @@ class Settings:
         *,
         timeout: float = config.TIMEOUT_DEFAULT,
         host: str | None = None,
-        cache_bytes: int = config.CACHE_BYTES_DEFAULT,
+        cache_bytes: int | None = None,
         stale_ok: bool = False,
         label: str = "",
         on_deletion: Callable[[str | bytes], None] | None = None,
@@ -101,7 +102,9 @@ class Settings:
         self.address = _address(address)
         self.timeout = timeout_checked(timeout)
         self.host = _host(host)
-        self.cache_bytes = checks.count("cache_bytes", cache_bytes, 0, config.SIZE_MAX)
+        self.cache_bytes: int | None = checks.optional(
+            checks.count, "cache_bytes", cache_bytes, 0, config.SIZE_MAX
+        )
         self.stale_ok = checks.flag("stale_ok", stale_ok)
         self.label = checks.text("label", label, config.LABEL_MAX)
         self.on_deletion = on_deletion

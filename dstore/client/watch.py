@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import weakref
 from collections import deque
 from collections.abc import Callable
@@ -51,7 +52,9 @@ class Watch:
     that take them. The queue is bounded, so that a slow program delays no deletion.
     """
 
-    def __init__(self, prefix: Key, limit: int) -> None:
+    def __init__(self, prefix: Key, limit: int, left: Callable[[], None] = lambda: None) -> None:
+        self._left = left  # called when it is closed or dropped
+        weakref.finalize(self, left).atexit = False
         self.missed = 0
         self._prefix = to_bytes(prefix)
         self._limit = limit
@@ -125,6 +128,7 @@ class Watch:
         """End the watch. Events that were not taken are dropped. Idempotent."""
         self.over = True
         self._add(None)
+        self._left()
 
     def __enter__(self) -> Watch:
         return self
@@ -175,7 +179,13 @@ class Watches:
     def begin(self, prefix: Key, limit: int) -> Watch:
         """Return a new watch of the keys that begin with ``prefix``. Raises NodeClosed."""
         host = self._host
-        watch = Watch(prefix, limit)
+        wake, here = host.link.control.wake, os.getpid()
+
+        def left() -> None:
+            if os.getpid() == here:  # the descriptors of a forked child may be others
+                wake()
+
+        watch = Watch(prefix, limit, left)
 
         def begin() -> None:
             with host.lock:

@@ -32,6 +32,11 @@ def in_forked_child(function: Callable[[], None]) -> Callable[[], None]:
     return function
 
 
+_sigmask: Callable[..., object] = importlib.import_module("_signal").pthread_sigmask
+"""The function of the C module: that of ``signal`` makes an enumeration member of each signal."""
+_SIGNALS = [int(each) for each in signal.valid_signals()]
+
+
 @contextlib.contextmanager
 def signals_blocked() -> Iterator[None]:
     """Block signals in this thread for a while; threads started meanwhile never take any.
@@ -41,12 +46,12 @@ def signals_blocked() -> Iterator[None]:
     the mask of the one that starts them, so there is no moment at which they could take a signal.
     Signals that arrive meanwhile are delivered afterwards.
     """
-    former = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    former = _sigmask(signal.SIG_BLOCK, [])
     try:  # from here on, since the handler of an earlier signal may run within the next call
-        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        _sigmask(signal.SIG_BLOCK, _SIGNALS)
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, former)
+        _sigmask(signal.SIG_SETMASK, former)
 
 
 def _own_copy(module: Any) -> Any:
@@ -118,6 +123,14 @@ class ThreadEvent:
             if self._gate.acquire(timeout=min(left, WAIT_SLICE)):
                 self._gate.release()  # for the other waiters
         return self._set
+
+
+def start_thread(target: Callable[..., object], *arguments: object) -> None:
+    """Start a native thread for a moment, without the records that :class:`Thread` keeps.
+
+    Raises RuntimeError if there can be no more threads.
+    """
+    _own.start_new_thread(target, arguments)
 
 
 class Thread:

@@ -3,13 +3,21 @@
 The core decides what is written (:mod:`dstore.core.authority.host`), :mod:`dstore.shm.share` has
 the files. If they cannot be had, Global works without them: one line in the log says why, and it
 tries again now and then, since another owner may have ended or memory may be free again.
+
+The page names no endpoint for requests of this host, so that they use the address of Global. An ipc
+endpoint would be a sixth faster, but libzmq 4.3.5 aborts the process when it accepts an ipc
+connection and no descriptor is left; see :mod:`dstore.transport.guard`. A flood of other
+connections can use up those that are left between two checks, and the next process of this host
+that connects would then end Global.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 from functools import partial
 
+from dstore import config
 from dstore.core.authority.state import GlobalState
 from dstore.runtime.logs import INFO, WARNING, Log
 from dstore.shm.directory import Unusable
@@ -23,6 +31,8 @@ CHECK_EVERY = 2.0
 RETRY_EVERY = 10.0
 """Seconds between two tries to have a page."""
 NEVER = float("inf")
+OFF = "off"
+"""The value of $DSTORE_HOST with which Global shares no membership."""
 
 
 class HostMembership:
@@ -61,9 +71,16 @@ class HostMembership:
         state.figures_of_host = self._share.figures
 
     def begin(self, now: float) -> None:
-        """Let the processes of this host share a membership, if that is possible."""
-        if self._share.available:
+        """Let the processes of this host share a membership, if that is possible and wanted."""
+        if not self._share.available:
+            return
+        if config.host_default() != OFF:
             self._try(now, waiting=True)
+            return
+        # What a former Global on this address has left must not be used any more all the same.
+        with contextlib.suppress(Unusable, OSError):
+            self._share.take()
+        self._share.close()
 
     def check(self, now: float) -> None:
         """Replace a page that was lost or removed, or try again to have one."""

@@ -14,11 +14,11 @@ from __future__ import annotations
 import os
 from typing import Any, NamedTuple
 
+from dstore.core.local.key_hash import KeyHash
 from dstore.protocol import keys
 from dstore.protocol.unpacking import packed, unpacked
 from dstore.protocol.wire import VERSION
 from dstore.shm.directory import Unusable
-from dstore.shm.key_hash import KeyHash
 from dstore.shm.namespaces import Surroundings, surroundings
 
 LAYOUT = int.from_bytes(b"dSpage\0\1", "big")

@@ -42,8 +42,11 @@ HEADER_BYTES = 4096
 PAGE_BYTES = 4096
 WAYS = 8
 """Index words of a set, which is one line of the processor's cache. A record is in one of them."""
-BYTES_PER_WORD = 192
-"""Bytes of a table for each index word, about. A value of 100 bytes takes nearly as much."""
+BYTES_PER_WORD = 128
+"""Bytes of a table for each index word, about. A value of 100 bytes takes some 170 in its ring.
+With one word for 192 bytes the sets overflow, and such values have 2 % fewer hits; values of 4,000
+bytes have 0.3 % more.
+"""
 SMALL_SHARE = 10
 """The small ring is one part in this many of the memory of both."""
 RECORD_SHARE = 4
@@ -72,10 +75,9 @@ POSITION_SHIFT = 16
 POSITION_MASK = (1 << 48) - 1
 RING_BIT = 1 << 15
 TAG_MASK = RING_BIT - 1
-LOW_MASK = (1 << POSITION_SHIFT) - 1
-# Different bits of a hash. The middle ones, as a fraction of 1 with 32 bits, choose one of any number
-# of sets, and the place in the ghost; the others are tag and fingerprint. The lowest ones choose the
-# bucket of an invalidation, too.
+# Different bits of a hash. The middle ones, as a fraction of 1 with 32 bits, choose one of any
+# number of sets, and the place in the ghost; the others are tag and fingerprint. The lowest ones
+# choose the bucket of an invalidation, too.
 TAG_SHIFT = 49
 SET_SHIFT = 17
 SET_BITS = 32

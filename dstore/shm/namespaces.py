@@ -8,6 +8,8 @@ outlive the machine's boot, after which the clock starts again at zero.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
 from typing import NamedTuple
 
@@ -31,13 +33,18 @@ class Surroundings(NamedTuple):
 def surroundings() -> Surroundings:
     """Return those of this process. Raises Unusable if the system does not tell."""
     try:
-        with open(BOOT_ID, encoding="ascii") as file:
-            boot = file.read().strip()
+        boot = _boot_id()
         root = os.stat("/")  # after a chroot a path is another file, in the same namespace
         mount = f"{_namespace('mnt')} {root.st_dev}:{root.st_ino}"
         return Surroundings(boot, time_namespace(), _namespace("net"), mount)
     except OSError as error:
         raise Unusable(f"{error.filename} cannot be read: {error.strerror}; mount /proc") from None
+
+
+@functools.cache
+def _boot_id() -> str:
+    with open(BOOT_ID, "rb", buffering=0) as file:
+        return str(file.read(), "latin-1").strip()
 
 
 def time_namespace() -> str:
@@ -52,6 +59,19 @@ def _namespace(kind: str) -> str:
     except FileNotFoundError:
         os.stat(NAMESPACES)  # it is there, or there is no /proc at all
         return ""
+
+
+def users_of(device: int, inode: int) -> int:
+    """Return how many processes of this user have mapped a file. Looks at each process."""
+    place = f" {os.major(device):02x}:{os.minor(device):02x} {inode} "
+    count = 0
+    for process in os.scandir("/proc"):
+        if process.name.isdecimal():
+            with contextlib.suppress(OSError):  # it has ended, or is another user's
+                if process.stat().st_uid == os.geteuid():
+                    with open(f"/proc/{process.name}/maps", errors="replace") as maps:
+                        count += any(place in line for line in maps)
+    return count
 
 
 def file_system(device: int) -> str:

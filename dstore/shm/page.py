@@ -190,19 +190,27 @@ class SharedPage:
     """A page as its readers see it: mapped read-only, and inherited by forked children.
 
     ``words`` and ``lease`` are views of 64-bit words; when the page is closed they are empty.
+    ``directory`` is the folder of the page and its table.
     """
 
-    def __init__(self, identity: Identity, said: Header, pages: memoryview) -> None:
+    def __init__(
+        self, identity: Identity, header: Header, pages: memoryview, here: Directory
+    ) -> None:
+        self.directory = here
         self.identity = identity
         self.words = pages[WORDS_AT:].cast("Q")
         self.lease = pages[LEASE_AT : LEASE_AT + WORD_BYTES].cast("Q")
-        self._header = said
+        self._header = header
         self._forks = _forks
         self._over = False
 
     def __repr__(self) -> str:
         state = "over" if self._over else "open"
         return f"<SharedPage {state} epoch={self.identity.epoch:x} {self.identity.owner}>"
+
+    def users(self) -> int:
+        """Return how many processes of this user have it mapped, its owner included."""
+        return namespaces.users_of(self._header.device, self._header.inode)
 
     def usable(self) -> bool:
         """Whether this process may use the page. Once it is False it stays so.
@@ -253,7 +261,7 @@ def open_shared(here: Directory, name: str, address: str | None) -> SharedPage:
         said, identity = header.read(os.pread(file.fileno(), WORDS_AT, 0))
         header.check(said, identity, status, address)
         pages = mapping.read_only(file.fileno(), size_of(identity.buckets))
-    found = SharedPage(identity, said, pages)
+    found = SharedPage(identity, said, pages, here)
     problem = lease_problem(found.lease[0], identity)
     if problem is not None:
         raise Unusable(problem)

@@ -20,7 +20,6 @@ from zlib import crc32
 
 from dstore.compiled import native
 from dstore.core.local.shared import Record
-from dstore.protocol.keys import to_bytes
 from dstore.shm.layout import (
     CRC_MASK,
     CRC_SHIFT,
@@ -47,6 +46,9 @@ from dstore.shm.layout import (
     Layout,
 )
 
+_unpack = HEAD_OF_RECORD.unpack_from
+_record = tuple.__new__  # what the constructor of a named tuple calls; this saves a call
+
 
 class Reader:
     """Looks keys up in the memory of a table. Safe from any thread.
@@ -67,7 +69,7 @@ class Reader:
 
     def find(self, key: str, hash64: int) -> Record | None:
         """Return the record of a key, whose hash is ``hash64``, and mark it visited."""
-        words = self._words
+        words, raw = self._words, self._raw
         fraction = hash64 >> SET_SHIFT & FRACTION_MASK
         first = self._index + (fraction * self._sets >> SET_BITS) * WAYS
         tag = hash64 >> TAG_SHIFT
@@ -95,25 +97,23 @@ class Reader:
             units = top & UNITS_MASK
             if not RECORD_UNITS_MIN <= units <= left:
                 continue
-            data = self._raw[UNIT * at + UNIT : UNIT * (at + units)].tobytes()
+            data = raw[UNIT * at + UNIT : UNIT * (at + units)].tobytes()
             if words[ring + TAIL] > position:  # after the copy
                 continue
             if crc32(data, position & CRC_MASK) != top >> CRC_SHIFT:
                 continue
-            hashed, seq, token, length, key_length, codec_length, _ = HEAD_OF_RECORD.unpack_from(
-                data
-            )
-            raw = to_bytes(key)
+            hashed, seq, token, length, key_length, codec_length, _ = _unpack(data)
             begin = HEAD_BYTES + codec_length
             end = begin + key_length
-            if hashed != hash64 or data[begin:end] != raw or end + length > len(data):
+            if hashed != hash64 or end + length > len(data):
+                continue
+            if data[begin:end] != key.encode("utf-8", "surrogateescape"):
                 continue
             visited = place + self._visited
-            if not self._raw[visited]:  # else the line would move from processor to processor
-                self._raw[visited] = 1
-            return Record(
-                seq, token, data[HEAD_BYTES:begin].decode("ascii"), data[end : end + length]
-            )
+            if not raw[visited]:  # else the line would move from processor to processor
+                raw[visited] = 1
+            codec = data[HEAD_BYTES:begin].decode("ascii")
+            return _record(Record, (seq, token, codec, data[end : end + length]))
         return None
 
 

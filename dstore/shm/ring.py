@@ -4,9 +4,9 @@ This is S3-FIFO (Yang et al., "FIFO queues are all you need for cache eviction",
 records of any length. New records go to the small ring. When a ring is full its oldest record
 leaves. From the small ring it moves to the main one if it was read meanwhile; else only a
 fingerprint of its key is kept for a while, in the *ghost*. A key whose fingerprint is there goes to
-the main ring at once. From the main ring a record that was read is appended again, and any other dropped.
-Until the main ring has been filled for the first time, all new records go there: a tenth of the
-memory would not hold what the first process puts until the second one reads it.
+the main ring at once. From the main ring a record that was read is appended again, and any other
+dropped. Until the main ring has been filled for the first time, all new records go there: a tenth
+of the memory would not hold what the first process puts until the second one reads it.
 
 One writer works at a time. It may be killed between any two stores, so their order is
 

@@ -12,12 +12,13 @@ import os
 import weakref
 from collections.abc import Callable, Iterable
 
+from dstore.compiled import native
 from dstore.config import HOST_BUCKETS, HOST_CACHE_DEFAULT, HOST_CACHE_MIN, HOST_CACHE_PART
+from dstore.core.local.key_hash import HASH_KEY_BYTES, KeyHash
 from dstore.protocol.messages import Key
 from dstore.shm import root as roots
 from dstore.shm.directory import Directory, Unusable
 from dstore.shm.hosts import LOCK_TRIES
-from dstore.shm.key_hash import HASH_KEY_BYTES, KeyHash
 from dstore.shm.ownership import Ownership
 from dstore.shm.page import LAPSED, NANOSECONDS, VOID, Identity, OwnedPage
 from dstore.shm.table import Table
@@ -34,6 +35,8 @@ class WrittenPage:
         self._hash = KeyHash(page.identity.hash_key)
         self._mask = page.identity.buckets - 1
         self._after_close = closed
+        # Its setter stores the word with release: what was written before it is seen before it.
+        self._ordered = native.Membership({}, None, page.lease) if native is not None else None
 
     def __repr__(self) -> str:
         return f"<WrittenPage {self._page!r}>"
@@ -49,7 +52,12 @@ class WrittenPage:
         lease = self._page.lease
         if lease[0] == VOID:  # by another owner, perhaps
             raise Unusable("the page is void")
-        lease[0] = max(LAPSED, int(end * NANOSECONDS))
+        if end * NANOSECONDS <= LAPSED:
+            raise ValueError(f"a lease does not end at {end}")
+        if self._ordered is not None:
+            self._ordered.lease_end = end
+        else:
+            lease[0] = round(end * NANOSECONDS)
 
     def void(self) -> None:
         """End the lease at once, for ever."""

@@ -91,17 +91,16 @@ class Storage:
         # (To try the lock itself would leave it taken if Ctrl-C came before the next step.)
         if self.suspended or self._lock.locked():
             return 0
+        lock_file, put, count = self.lock_file, self.writer.put, 0
         with self._lock:
-            if self.lock_file is None:
-                return self._put_all(items)
             try:
-                return self._put_all(items) if locks.try_exclusive(self.lock_file) else 0
+                if lock_file is None or locks.try_exclusive(lock_file):
+                    for item in items:
+                        count += put(*item)
             finally:
-                locks.release(self.lock_file)
-
-    def _put_all(self, items: Iterable[Item]) -> int:
-        put = self.writer.put
-        return sum([put(*item) for item in items])
+                if lock_file is not None:
+                    locks.release(lock_file)
+        return count
 
 
 class Table:
@@ -170,7 +169,7 @@ class Table:
         return self._find(key, hash64)
 
     def put(self, key: str, hash64: int, seq: int, token: bytes, codec: str, body: bytes) -> bool:
-        """Write a record. False if that was not possible at once, or one with a higher seq is there.
+        """Write a record. False if it is not possible at once, or one with a higher seq is there.
 
         A put may be lost at any time, and evicts others. A record is at most a quarter of the small
         ring, which is a tenth of the table.
@@ -199,10 +198,25 @@ class Table:
                 self._find = _nothing
 
     @property
+    def reader(self) -> Reader | None:
+        """What reads the table, also after a close and in a forked child, which find nothing."""
+        storage = self._storage
+        return None if storage is None else storage.reader
+
+    @property
     def size(self) -> int:
         """Bytes that it may take; 0 after :meth:`close`."""
         storage = self._storage
         return 0 if storage is None else storage.layout.total
+
+    @property
+    def used(self) -> int:
+        """Bytes of its records; 0 after :meth:`close`."""
+        storage = self._storage
+        if storage is None or storage.suspended:
+            return 0
+        words = storage.words
+        return UNIT * sum([words[each + HEAD] - words[each + TAIL] for each in (SMALL, MAIN)])
 
     def stats(self) -> dict[str, int]:
         """Return counts: records and bytes that are there now, and what has happened so far.
@@ -216,12 +230,15 @@ class Table:
         begin = HEADER_BYTES // UNIT
         index = words[begin : begin + layout.index_words].tolist()
         used = sum(words[each + HEAD] - words[each + TAIL] for each in (SMALL, MAIN))
-        spare = sum(words[each + SIZE] - words[each + RESERVED] for each in (SMALL, MAIN))
+        size, reserved = (
+            layout.small + UNIT * sum(words[each + which] for each in (SMALL, MAIN))
+            for which in (SIZE, RESERVED)
+        )
         return {
             "records": sum(not is_dead(word, words) for word in index if word),
             "bytes": UNIT * used,
-            "reserved": layout.total - UNIT * spare,
-            "size": layout.total,
+            "reserved": reserved,
+            "size": size,
             "puts": words[PUTS],
             "evictions": words[EVICTIONS],
             "moves": words[MOVES],

@@ -24,8 +24,10 @@ LINK_DESCRIPTORS = 24
 """Descriptors of a Local that is connected and has one request channel. (A test compares it.)"""
 CHANNEL_DESCRIPTORS = 2
 """Descriptors of a further channel: its mailbox and its connection."""
-GLOBAL_DESCRIPTORS = 30
-"""Descriptors of a Global that listens, with two ipc paths and the memory of large values."""
+GLOBAL_DESCRIPTORS = 36
+"""Descriptors of a Global that listens, with two ipc paths, the memory of large values, and the
+page and the host cache of its host.
+"""
 CONTEXT_THREADS = 3
 """Threads of a ZeroMQ context: for input and output, for closing, and dstore's that uses it."""
 ZERO_COPY_THREADS = 3
@@ -64,17 +66,20 @@ def _no_descriptors(problem: OSError, count: int, free: int) -> str:
 
 def _try_threads(count: int) -> None:
     """Raise RuntimeError unless ``count`` more threads can be started."""
-    over = native.ThreadEvent()
-    started: list[native.Thread] = []
-    try:
+    gate, ended = native.Lock(), []
+    with gate, signals_blocked():
         for _ in range(count):
-            thread = native.Thread(over.wait, "dstore-probe")
-            thread.start()
-            started.append(thread)
-    finally:
-        over.set()
-        for thread in started:
-            thread.join()
+            end = native.Lock()
+            end.acquire()
+            native.start_thread(_pass_through, gate, end)
+            ended.append(end)
+    for end in ended:
+        end.acquire()
+
+
+def _pass_through(gate: native.Lock, end: native.Lock) -> None:
+    with gate:
+        end.release()
 
 
 def no_threads(problem: RuntimeError) -> str:

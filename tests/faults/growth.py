@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import dstore
-from tests.integration.processes import GlobalProcess, sessions_left
+from tests.integration.processes import GlobalProcess, others_left
 
 GROWTH_MAX = 2 << 20
 """Bytes by which Global may grow."""
@@ -61,10 +61,10 @@ def measure(joins: int, deletes: bool, say: Callable[[str], None] = print) -> in
     with GlobalProcess() as place, dstore.Node(place.address, timeout=30.0) as node:
         node.set("there", "v")
         come_and_go(place.address, int(joins * WARM_UP), deletes)
-        sessions_left(node, 1)
+        others_left(node)
         before = resident(place.process.pid)
         come_and_go(place.address, joins, deletes)
-        sessions_left(node, 1)
+        others_left(node)
         grown = resident(place.process.pid) - before
         what = "with deletions" if deletes else "without deletions"
         say(f"{joins:,} joins and leaves {what}: {before >> 10:,} KiB, {grown >> 10:+,} KiB")

@@ -38,7 +38,7 @@ from tests.faults.attack import (
 )
 from tests.faults.honest import NOTHING, Honest, Told
 from tests.faults.meter import Meter, descriptors
-from tests.integration.processes import free_port
+from tests.integration.processes import free_port, other_sessions
 
 ATTACK_MODULES = (attacks_on_sockets, attacks_on_state)
 """Importing them registers their attacks."""
@@ -153,7 +153,7 @@ class Run:
         sessions = 0
         while time.monotonic() < until:
             with dstore.Node(self._address, timeout=DELAY_MAX) as node:
-                sessions = int(node.global_stats()["sessions"]) - 1
+                sessions = other_sessions(node)
             result.honest += honest.ask()
             if descriptors(pid) <= calm + 6 and sessions <= 4:
                 return []

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import dstore
+from dstore import config
 from dstore.protocol import wire
 from dstore.protocol.messages import ToLocal
 from dstore.transport.router import Router
@@ -16,6 +17,27 @@ from tests.integration.async_calls import (
     Gate,
     MakeNode,
 )
+
+HOST_MODES = {"private": "off", "shared": "auto"}
+"""Whether the Nodes of a test share the membership of the host, and the setting that says so."""
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run tests that use ``host_mode`` once in each mode, or in the one that they are marked with.
+
+    So a whole file has it by ``pytestmark = pytest.mark.usefixtures("host_mode")``.
+    """
+    if "host_mode" in metafunc.fixturenames:
+        marked = [mode for mode in HOST_MODES if metafunc.definition.get_closest_marker(mode)]
+        metafunc.parametrize("host_mode", marked or list(HOST_MODES), indirect=True)
+
+
+@pytest.fixture
+def host_mode(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """How the Nodes of this test, and of the processes that it starts, use their host."""
+    mode: str = request.param
+    monkeypatch.setenv(config.HOST_VARIABLE, HOST_MODES[mode])
+    return mode
 
 
 @pytest.fixture

@@ -12,9 +12,9 @@ from multiprocessing.connection import wait
 from types import TracebackType
 
 from dstore.config import HOST_BUCKETS
+from dstore.core.local.key_hash import KeyHash
 from dstore.runtime import clock
 from dstore.shm.finding import find
-from dstore.shm.key_hash import KeyHash
 from dstore.shm.page import SharedPage
 from dstore.transport.addresses import canonical
 from tests.integration.processes import PATIENCE, ROOT
@@ -117,5 +117,10 @@ class HostProcess:
     ) -> None:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGCONT)
+            self.process.terminate()
+        try:
+            self.process.communicate(timeout=PATIENCE)
+        except subprocess.TimeoutExpired:
             self.process.kill()
-        self.process.communicate()
+            self.process.communicate()
+            raise

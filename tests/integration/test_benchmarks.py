@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -16,15 +18,24 @@ from pathlib import Path
 from benchmarks.compare import measure
 from benchmarks.goals import GOALS
 from benchmarks.machine import compiled, why_pure
-from benchmarks.processes import PureWorker
+from benchmarks.processes import PureWorker, Worker, proportional
 from benchmarks.results import Results
+from benchmarks.run import Run
+from benchmarks.settings import TINY
 from benchmarks.workloads import NAMES
+from benchmarks.workloads.host_deletions import host_deletions
+from benchmarks.workloads.host_reads import first_reads
 
 ROOT = Path(__file__).resolve().parents[2]
 MARK = "DSTORE_BENCHMARK_OF_A_TEST"
 PATIENCE = 10.0
 WITHOUT_SERVERS = ("redis-py", "ProxyStore over Redis", "NATS KV")
+PAGE = 4096
 RAY = "Ray's object store"
+AGAINST_REDIS = {
+    "hot-redis", "hit-redis", "get_many", "host-first", "host-first-pure", "host-many",
+    "host-many-pure", "mixed-redis", "mixed-cache", "answer", "answer-asked",
+}  # fmt: skip
 COMPILED = {"hot", "hot-lru", "hit", "hit-lru"}
 """The goals of a compiled hit."""
 
@@ -72,8 +83,8 @@ def test_all_workloads_run_and_are_reported(tmp_path: Path) -> None:
     assert (process.returncode, err) == (0, "")
     found = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
     measured = {each["workload"] for each in found["measurements"]}
-    assert measured == {*NAMES, "memory_server", "peak"}
-    without = {"hot-redis", "hit-redis", "get_many"}  # Redis is their reference
+    assert measured == {*NAMES, "host_requests", "host_sessions", "memory_server", "peak"}
+    without = set(AGAINST_REDIS)
     if not compiled():
         without |= COMPILED
     reached = {goal["name"] for goal in found["goals"]}
@@ -95,6 +106,61 @@ def test_a_run_in_pure_python_says_so_and_has_no_compiled_hit(tmp_path: Path) ->
     assert found.about["hit"].startswith("pure Python, since ")
     names = {goal.name for goal in found.goals}
     assert {"hot-pure", "hit-pure"} <= names and not names & COMPILED
+
+
+def test_keys_asked_of_global_are_counted_on_one_host() -> None:
+    results = Results(TINY.name, {})
+    run = Run(TINY, results, say=lambda _: None, without=frozenset({*WITHOUT_SERVERS, RAY}))
+    first_reads(run)
+    host_deletions(run)
+    asked = [each.summary for each in results.of("host_requests")]
+    assert asked and all(0 <= each.median <= 1 for each in asked)
+    sessions = {
+        int(each.at["Nodes that hold the key"]): each.summary.median
+        for each in results.of("host_sessions")
+        if each.who == "sessions at Global"
+    }
+    few, many = TINY.host_nodes
+    assert set(sessions) == {0, few, many}
+    assert all(1 <= found <= nodes + 1 for nodes, found in sessions.items())
+
+
+SIZE = 64 << 20
+
+
+@contextmanager
+def mapping(*_: object) -> Iterator[mmap.mmap]:
+    with mmap.mmap(-1, SIZE) as shared:
+        yield shared
+
+
+def touched_alone_and_by_two(shared: mmap.mmap) -> tuple[int, int]:
+    """Return how much memory counts for this process, and then for a child that has the same."""
+    before = proportional(os.getpid())
+    shared.write(b"x" * SIZE)
+    alone = proportional(os.getpid()) - before
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        child = os.fork()
+        if not child:
+            shared.seek(0)
+            while shared.read(PAGE):
+                pass
+            theirs.send(b"it has read all")
+            theirs.recv(1)
+            os._exit(0)
+        ours.recv(20)
+        shared_by_two = proportional(child)
+        ours.send(b"x")
+        os.waitpid(child, 0)
+    return alone, shared_by_two
+
+
+def test_memory_that_several_processes_map_counts_in_part_for_each() -> None:
+    with Worker(mapping) as worker:
+        alone, by_two = worker.call(touched_alone_and_by_two)
+    assert alone > 0.9 * SIZE
+    assert 0.4 * SIZE < by_two < 0.9 * SIZE
 
 
 @contextmanager

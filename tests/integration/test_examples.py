@@ -14,7 +14,7 @@ import pytest
 
 import dstore
 from dstore import config
-from tests.integration.processes import PATIENCE, sessions_left
+from tests.integration.processes import PATIENCE, others_left
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
@@ -158,7 +158,7 @@ def test_process_pool_has_one_table_and_leaves_no_session(
     assert f"\n{hits:,} numbers factorised, all of them correctly\n" in output
     assert "copies of the table, 16 MiB, for 3 workers: 1\n" in output
     with dstore.Node(address) as node:
-        assert sessions_left(node, 1) == 1
+        assert others_left(node) == 0
         assert list(node.keys()) == []
 
 

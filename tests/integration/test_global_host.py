@@ -95,7 +95,12 @@ def test_it_is_void_before_the_address_is_free(here: str, monkeypatch: pytest.Mo
     router = server._loop.router  # type: ignore[union-attr]
     lease: list[int] = []
     close = router.close  # type: ignore[union-attr]
-    monkeypatch.setattr(router, "close", lambda: (lease.append(page.lease[0]), close()))
+
+    def noted() -> None:
+        lease.append(page.lease[0])
+        close()
+
+    monkeypatch.setattr(router, "close", noted)
     server.close()
     assert lease == [0]
 

@@ -2,217 +2,38 @@
 
 from __future__ import annotations
 
-import http.client
 import importlib.util
-import json
 import os
 import re
 import signal
-import socket
-import subprocess
-import sys
-import threading
 import time
 from pathlib import Path
-from types import TracebackType
-from typing import NamedTuple
 
 import pytest
 
 import dstore
-from dstore import config
-from tests.integration.processes import PATIENCE, ROOT, GlobalProcess, sessions_left
+from tests.integration.gunicorn_service import (
+    LIMIT,
+    MISSING,
+    OK,
+    WORKERS,
+    Gunicorn,
+    Readers,
+    alive,
+    own_figures,
+    wait_for_the_end,
+)
+from tests.integration.processes import PATIENCE, GlobalProcess, other_sessions, others_left
 
 pytest.importorskip("gunicorn", minversion="25.1", reason="needs gunicorn 25.1 or newer")
 if not hasattr(os, "fork"):
     pytest.skip("gunicorn needs a system that forks", allow_module_level=True)
 
-WORKERS = 4
 REQUESTS = int(os.environ.get("DSTORE_TEST_REQUESTS", "2000"))
 """How many at least; 10000 for a closer look."""
 LONG_LEASE = 2 * PATIENCE
 """Seconds. While a test runs no lease lapses, and nobody is dropped who says no goodbye."""
 SHORT_LEASE = 1.0
-LIMIT = "config/limit"
-OK, MISSING = 200, 404
-
-
-class Answer(NamedTuple):
-    """What a worker has answered; ``begun`` is when the request was, in nanoseconds."""
-
-    begun: int
-    pid: int
-    status: int
-    text: str
-
-
-class Gunicorn:
-    """The example in gunicorn, with ``--preload`` or without. It listens from the beginning."""
-
-    def __init__(self, address: str, folder: Path, kind: str, *, preload: bool = True) -> None:
-        self._said = folder / "gunicorn.log"
-        with socket.create_server(("127.0.0.1", 0)) as listener, self._said.open("wb") as said:
-            self.port: int = listener.getsockname()[1]
-            command = [sys.executable, "-m", "gunicorn", "--no-control-socket"]
-            command += ["--preload"] if preload else []
-            command += ["--workers", str(WORKERS), "--worker-class", kind]
-            command += ["--threads", "2"] if kind == "gthread" else []
-            command += ["--bind", f"fd://{listener.fileno()}", "--chdir", str(ROOT / "examples")]
-            self.process = subprocess.Popen(
-                [*command, "gunicorn_preload:application"],
-                env={**os.environ, "PYTHONPATH": str(ROOT), config.ADDRESS_VARIABLE: address},
-                pass_fds=[listener.fileno()],
-                stdout=said,
-                stderr=said,
-                start_new_session=True,
-            )
-
-    def client(self) -> Client:
-        return Client(self.port)
-
-    def ask(self, method: str, path: str, body: str | None = None) -> Answer:
-        """A request on a connection of its own, which any worker may take."""
-        with self.client() as client:
-            return client.ask(method, path, body)
-
-    def ask_all(self, method: str, path: str, but: int = 0) -> list[Answer]:
-        """Ask until all workers have answered; the first answer of each, ``but`` this one's."""
-        first: dict[int, Answer] = {}
-        until = time.monotonic() + PATIENCE
-        while len(first.keys() - {but}) < WORKERS:
-            assert time.monotonic() < until, f"only {sorted(first)} have answered"
-            answer = self.ask(method, path)
-            first.setdefault(answer.pid, answer)
-        first.pop(but, None)
-        return list(first.values())
-
-    def said(self) -> str:
-        return self._said.read_text()
-
-    def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
-        """Its exit code."""
-        self.process.send_signal(number)
-        return self.process.wait(PATIENCE)
-
-    def __enter__(self) -> Gunicorn:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if self.process.poll() is None:
-            os.killpg(self.process.pid, signal.SIGKILL)  # its workers, too
-            self.process.wait()
-        if error is not None:
-            print(self.said())
-
-
-class Client:
-    """One connection, for one thread; a new one whenever the worker has closed it."""
-
-    def __init__(self, port: int) -> None:
-        self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
-
-    def ask(self, method: str, path: str, body: str | None = None) -> Answer:
-        begun = time.monotonic_ns()
-        self._connection.request(method, path, body)
-        response = self._connection.getresponse()
-        text = response.read().decode().removesuffix("\n")
-        return Answer(begun, int(response.headers["X-Worker"]), response.status, text)
-
-    def close(self) -> None:
-        self._connection.close()
-
-    def __enter__(self) -> Client:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
-
-class Readers:
-    """Threads that ask for one key all the time, and note every answer."""
-
-    KEEP = 10
-    """Requests on one connection: it stays with one worker, where workers keep connections."""
-
-    def __init__(self, service: Gunicorn, key: str, count: int) -> None:
-        self._service = service
-        self._path = f"/{key}"
-        self._changed = threading.Condition()
-        self._stopping = False
-        self.answers: list[Answer] = []
-        self._threads = [threading.Thread(target=self._read) for _ in range(count)]
-        for thread in self._threads:
-            thread.start()
-
-    def _read(self) -> None:
-        while not self._stopping:
-            with self._service.client() as client:
-                for _ in range(self.KEEP):
-                    answer = client.ask("GET", self._path)
-                    with self._changed:
-                        self.answers.append(answer)
-                        self._changed.notify_all()
-
-    def wait_for_all(self, status: int, text: str | None = None) -> None:
-        """Until each worker has answered like this to a request that begins from now on."""
-        now = time.monotonic_ns()
-        done: set[int] = set()
-        looked = len(self.answers)
-
-        def all_have() -> bool:
-            nonlocal looked
-            for answer in self.answers[looked:]:
-                fits = answer.status == status and text in (None, answer.text)
-                if fits and answer.begun >= now:
-                    done.add(answer.pid)
-            looked = len(self.answers)
-            return len(done) >= WORKERS
-
-        with self._changed:
-            assert self._changed.wait_for(all_have, PATIENCE), f"only {done} answer {status}"
-
-    def __enter__(self) -> Readers:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._stopping = True
-        for thread in self._threads:
-            thread.join()
-
-
-def own_figures(service: Gunicorn) -> dict[int, dict[str, int]]:
-    """What each worker tells of itself, by process id."""
-    return {answer.pid: json.loads(answer.text) for answer in service.ask_all("GET", "/")}
-
-
-def alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
-
-
-def wait_for_the_end(pid: int) -> None:
-    until = time.monotonic() + PATIENCE
-    while alive(pid):
-        assert time.monotonic() < until, f"process {pid} is still there"
-        time.sleep(0.01)
 
 
 def bind_and_delete(node: dstore.Node, key: str, readers: Readers) -> dict[str, int]:
@@ -248,8 +69,7 @@ def test_no_worker_answers_with_a_value_whose_deletion_is_over(
             sessions = {each["session"] for each in before.values()}
             assert len(sessions) == WORKERS
             assert not sessions & {0, node.stats()["session"]}
-            others = 1 + preload  # this one, and the master
-            assert node.global_stats()["sessions"] == WORKERS + others
+            assert other_sessions(node) == WORKERS + preload  # the master has one, too
 
             with Readers(service, "k", count=6) as readers:
                 over = bind_and_delete(node, "k", readers)
@@ -265,7 +85,7 @@ def test_no_worker_answers_with_a_value_whose_deletion_is_over(
             }
             assert all(after[pid]["hits"] > before[pid]["hits"] for pid in before)
             assert service.stop() == 0
-        assert sessions_left(node, 1) == 1
+        assert others_left(node) == 0
         assert not any(alive(pid) for pid in before)
         assert "Traceback" not in service.said()
 
@@ -277,16 +97,16 @@ def test_what_the_master_has_read_is_not_in_the_workers(tmp_path: Path) -> None:
             there = service.ask_all("POST", "/")  # refused without a look into the Node
             assert {each.status for each in there} == {405}
             assert "a value may have 1,000 bytes" in service.said()
-            assert node.global_stats()["sessions"] == 2  # a worker joins when it has to
+            assert other_sessions(node) == 1  # a worker joins when it has to
 
             assert node.delete(LIMIT).confirmed == 2  # here, and in the master
             found = service.ask_all("GET", f"/{LIMIT}")
             assert {(each.status, each.text) for each in found} == {
                 (MISSING, f"no value is bound to '{LIMIT}'")
             }
-            assert node.global_stats()["sessions"] == WORKERS + 2
+            assert other_sessions(node) == WORKERS + 1
             assert service.stop(signal.SIGQUIT) == 0
-        assert sessions_left(node, 1) == 1
+        assert others_left(node) == 0
         assert "Traceback" not in service.said()
 
 

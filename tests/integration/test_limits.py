@@ -63,7 +63,7 @@ else:
     print("done")
 """
 
-LIMITS = {"node": (8, 44), "connect": (8, 44), "async": (8, 48), "global": (8, 72)}
+LIMITS = {"node": (8, 44), "connect": (8, 44), "async": (8, 48), "global": (8, 84)}
 
 
 def ended(*command: str) -> str:

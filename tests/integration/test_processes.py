@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 import dstore
-from tests.integration.processes import PATIENCE, GlobalProcess, free_port, sessions_left
+from tests.integration.processes import PATIENCE, GlobalProcess, free_port, others_left
 
 METHODS = multiprocessing.get_all_start_methods()
 MakeNode = Callable[..., dstore.Node]
@@ -107,7 +107,7 @@ def test_a_node_can_be_handed_to_the_workers_of_a_pool(node: MakeNode, method: s
     assert [value for _, _, value in told] == list(range(8))
     assert os.getpid() not in {pid for pid, _, _ in told}
     assert all(joins <= 1 for _, joins, _ in told), "a worker has one Node, for all its jobs"
-    assert sessions_left(mine, 1) == 1
+    assert others_left(mine) == 0
 
 
 def _child(node: dstore.Node, pipe: Any) -> None:
@@ -131,7 +131,7 @@ def test_a_node_can_be_handed_to_a_process(connected: str, method: str) -> None:
     assert same
     child.join(PATIENCE)
     assert child.exitcode == 0
-    assert sessions_left(mine, 1) == 1
+    assert others_left(mine) == 0
     near.close()
     far.close()
 
@@ -196,4 +196,4 @@ def test_forks_among_busy_threads(node: MakeNode) -> None:
         over.set()
         for thread in threads:
             thread.join(PATIENCE)
-    assert sessions_left(mine, 1) == 1
+    assert others_left(mine) == 0

@@ -58,6 +58,14 @@ def test_a_stranger_cannot_acknowledge_or_say_goodbye_for_others(
                     assert refused.refusal is Refusal.UNKNOWN_SESSION
                 farewell = stranger.ask(Goodbye(stranger.epoch, guess))
                 assert isinstance(farewell, Farewell)
+            known = deaf.session  # with the id alone it asks, and ends nothing
+            for message in (Ack(deaf.epoch, known, 1), Sync(deaf.epoch, known, 1, 1, 99)):
+                refused = stranger.ask(message)
+                assert isinstance(refused, Refused)
+                assert refused.refusal is Refusal.UNKNOWN_SESSION
+            stranger.ask(Goodbye(deaf.epoch, known))
+            stranger.ask(Hello(os.urandom(16), deaf.epoch, known, ""))
+            assert isinstance(stranger.ask(Get(deaf.epoch, known, 1, ["k"])), GetReply)
         finally:
             deleting.join()
     assert deletions == [dstore.Deletion(confirmed=1, expired=1, pending=0)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 
 from tests.simulation.run import Outcome, run, shrink
@@ -34,11 +35,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _play(seeds: range, shrinking: bool) -> int:
     began = time.perf_counter()
     steps = operations = undecided = 0
+    counts: Counter[str] = Counter()
     for count, seed in enumerate(seeds, 1):
         outcome = run(Scenario.draw(seed))
         steps += outcome.steps
         operations += outcome.operations
         undecided += outcome.undecided
+        counts += outcome.counts
         if not outcome.ok:
             _report(seed, outcome)
             if shrinking:
@@ -53,6 +56,7 @@ def _play(seeds: range, shrinking: bool) -> int:
         f"({undecided} that could not be decided); {len(seeds) / seconds:.1f} seeds/s, "
         f"{steps / seconds:,.0f} steps/s"
     )
+    print(", ".join(f"{counts[name]:,} {name}" for name in sorted(counts)))
     return 0
 
 

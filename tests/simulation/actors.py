@@ -1,39 +1,55 @@
-"""Simulated processes of Global and of Locals, around the real core."""
+"""The simulated process of a Local, around the real core."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
-from dstore.core.authority.acknowledgements import PendingDeletion
-from dstore.core.authority.effects import GlobalEffect, Publish
-from dstore.core.authority.state import GlobalState
 from dstore.core.local.cache import ENTRY_OVERHEAD
-from dstore.core.local.effects import Announce, Dropped, LocalEffect, Tell
+from dstore.core.local.effects import Announce, Dropped, LocalEffect, Look, Tell
+from dstore.core.local.membership import Entry, Membership
+from dstore.core.local.shared import SharedPage
 from dstore.core.local.state import LocalState
-from dstore.protocol.messages import Key, Large
-from dstore.server.engines.memory import MemoryEngine
-from tests.simulation.host import SimBulk, SimHost
-from tests.simulation.loop import Loop, Pausable
+from dstore.protocol.messages import Key, Welcome
+from tests.simulation.authority import SimGlobal
+from tests.simulation.host import SimHost
+from tests.simulation.loop import Loop
 from tests.simulation.network import Connection
+from tests.simulation.pages import ReadPage
+from tests.simulation.process import Process
 from tests.simulation.scenario import Scenario
 from tests.simulation.trace import short
 
 VALUE_BYTES = 8
 """Bytes of each value."""
-SCARCE_BYTES = 6_000
-"""Bytes for writes and for waits in a scenario with scarce memory: enough for one message each."""
-SCARCE_HOLDER_BYTES = 500
-"""Bytes for the record of holders in such a scenario: enough for two keys."""
-NEVER = float("inf")
 
 
 class SimState(LocalState):
-    """A Local with a vector of its own size: where it is small, keys share buckets."""
+    """A Local with a vector of its own size: where it is small, keys share buckets.
 
-    def __init__(self, buckets: int, **settings: Any) -> None:
+    It counts in ``noted`` what happens with pages.
+    """
+
+    def __init__(self, buckets: int, noted: Callable[[str], None], **settings: Any) -> None:
         self.buckets = buckets
+        self.noted = noted
         super().__init__(**settings)
+
+    def attach(self, page: SharedPage, now: float) -> None:
+        super().attach(page, now)
+        if self.page is page:
+            self.noted("attaches")
+
+    def detach(self, now: float) -> None:
+        self.noted("detaches")
+        super().detach(now)
+
+    def _on_welcome(self, message: Welcome, now: float) -> list[LocalEffect]:
+        bridging, session = self.bridging, self.session
+        effects = super()._on_welcome(message, now)
+        if bridging and self.session != session:
+            self.noted("private fallbacks")
+        return effects
 
 
 class WordState(SimState):
@@ -64,141 +80,73 @@ class Caller(Protocol):
         """Stop what it does."""
 
 
-class SimGlobal(Pausable):
-    """One Global, and after each crash its next epoch."""
+class SimLocal(Process):
+    """A process with a Local and some threads. A private one has a clock with a rate of its own.
 
-    def __init__(self, loop: Loop, scenario: Scenario) -> None:
-        super().__init__(loop, "G")
-        self.scenario = scenario
-        self.host = SimHost()
-        self.engine = MemoryEngine()
-        self.bulk = SimBulk(self.host)
-        self.connections: dict[str, Connection] = {}
-        self.subscriptions: dict[str, Connection] = {}
-        self.deletions: list[tuple[str, bytes]] = []  # of this epoch, by seq
-        self.epoch = 0
-        self._serves_from = 0.0
-        self._timer = NEVER
-        self._begin()
-
-    def _begin(self) -> None:
-        self.epoch += 1
-        self.deletions = []
-        self._timer = NEVER
-        self.state = GlobalState(
-            self.engine,
-            self.bulk,
-            epoch=self.epoch,
-            publisher="tcp://*:2",
-            lease=self.scenario.lease,
-            log_length=self.scenario.log_length,
-            value_limit=1 << 20,
-            large_from=1 << 10,
-            random63=self.loop.random63,
-            max_clients=self.scenario.sessions,
-        )
-        if self.scenario.scarce:
-            self.state._holders.limit = SCARCE_HOLDER_BYTES
-            for budget in (self.state._sessions.writes, self.state._sessions.waits):
-                budget.total, budget.assured = SCARCE_BYTES, 0
-        deletions, start = self.deletions, self.state._invalidations.start
-
-        def noted(pending: PendingDeletion, now: float) -> None:
-            deletions.append((pending.key, pending.token))
-            start(pending, now)
-
-        self.state._invalidations.start = noted  # type: ignore[method-assign]
-
-    def crash(self) -> None:
-        """Crash and restart: empty, or with its data when all leases have ended."""
-        self.loop.log(self.name, f"crashes, durable={self.scenario.durable}")
-        if self.scenario.durable:
-            self._serves_from = self.loop.now + self.scenario.lease
-            for token in self.bulk.tokens() - self.bound():
-                self.bulk.drop(token)
-        else:
-            self.engine = MemoryEngine()
-            self.bulk = SimBulk(self.host)
-        self._begin()
-
-    def bound(self) -> set[bytes]:
-        """The tokens of the large values that are bound to keys."""
-        values = (self.engine.read(key) for key in self.engine.scan("", "", 1000))
-        return {each.token for each in values if each and isinstance(each.body, Large)}
-
-    def receive(self, route: bytes, message: Any) -> None:
-        if self.held_up("requests", self.receive, route, message):
-            return
-        if self.loop.now < self._serves_from:
-            return
-        self.loop.log(self.name, f"<- {route.decode()} {short(message)}")
-        self._perform(self.state.receive(route, message, self.loop.now))
-
-    def _tick(self, epoch: int) -> None:
-        if epoch != self.epoch or self.held_up("timer", self._tick, epoch):
-            return
-        self._timer = NEVER
-        self._perform(self.state.tick(self.loop.now) if self.due else [])
-
-    @property
-    def due(self) -> bool:
-        return self.loop.now >= self.state.wake_at
-
-    def _perform(self, effects: Iterable[GlobalEffect]) -> None:
-        for effect in effects:
-            if isinstance(effect, Publish):
-                self._publish(effect)
-            else:
-                connection = self.connections.get(effect.route.decode().rpartition("/")[0])
-                if connection is not None and connection.route == effect.route:
-                    connection.send_down(effect.message)
-        if self.state.wake_at < self._timer:
-            self._timer = self.state.wake_at
-            self.loop.at(self._timer, self._tick, self.epoch)
-
-    def _publish(self, effect: Publish) -> None:
-        self.loop.log(self.name, f"publishes {short(effect.message)}")
-        for connection in self.subscriptions.values():
-            if self.loop.dice.random() >= self.scenario.lost_broadcasts:
-                connection.send_down(effect.message)
-
-
-class SimLocal(Pausable):
-    """A process with a Local and some threads. Its clock has a rate of its own."""
+    ``parent`` is the process of which it is a forked child.
+    """
 
     def __init__(
-        self, loop: Loop, scenario: Scenario, authority: SimGlobal, host: SimHost, name: str
+        self,
+        loop: Loop,
+        scenario: Scenario,
+        authority: SimGlobal,
+        host: SimHost,
+        name: str,
+        parent: SimLocal | None = None,
     ) -> None:
-        super().__init__(loop, name)
-        self.host = host
-        self.scenario = scenario
+        super().__init__(loop, scenario, authority, host, name)
         self.authority = authority
-        self.rate = 1 + loop.dice.uniform(-scenario.drift, scenario.drift)
-        self.offset = loop.dice.uniform(0, 1000)
-        self.alive = True
         self.clients: list[Caller] = []
-        kind = WordState if loop.dice.random() < scenario.words else SimState
-        self.state = kind(
+        self.going = False  # whether its background thread has begun
+        self.announced = 0  # seq of the last deletion that watchers know of
+        self._attaching: list[tuple[Callable[..., None], tuple[Any, ...]]] | None = None
+        sharing = parent is not None or loop.dice.random() < scenario.sharing
+        self.state = self._sharing() if sharing else self._private()
+        if loop.dice.random() < scenario.watchers:
+            self.go()
+            self.state.watch(1, self.clock())
+        if sharing:
+            self._start(parent)
+        if self.state.page is None or self.state.observing:
+            self.go()
+
+    def _private(self) -> SimState:
+        dice, scenario = self.loop.dice, self.scenario
+        self.rate = 1 + dice.uniform(-scenario.drift, scenario.drift)
+        self.offset = dice.uniform(0, 1000)
+        return self._made(WordState if dice.random() < scenario.words else SimState)
+
+    def _sharing(self) -> SimState:
+        dice = self.loop.dice
+        return self._made(
+            SimState,
+            looking=True,
+            joining=dice.random() < 0.9,
+            observing=dice.random() < 0.2,
+        )
+
+    def _made(self, kind: type[SimState], **settings: bool) -> SimState:
+        scenario = self.scenario
+        return kind(
             scenario.buckets,
-            random16=loop.random16,
-            label=name,
+            self._noted,
+            random16=self.loop.random16,
+            label=self.name,
             cache_bytes=scenario.cache_entries * (ENTRY_OVERHEAD + VALUE_BYTES + 2),
             reorder_keys_max=scenario.reorder_keys,
+            **settings,
         )
-        self.announced = 0  # seq of the last deletion that watchers know of
-        self._timer = NEVER
-        if loop.dice.random() < scenario.watchers:
-            self.state.watch(1, self.clock())
-        self.control = self.connect("control", self._on_control)
-        self.sub = Connection(loop, scenario, f"{name}.sub", authority.receive, self._on_published)
-        authority.subscriptions[self.sub.name] = self.sub
-        self.touched()
 
-    def connect(self, kind: str, down: Callable[[Any], None]) -> Connection:
-        name = f"{self.name}.{kind}"
-        connection = Connection(self.loop, self.scenario, name, self.authority.receive, down)
-        self.authority.connections[name] = connection
-        return connection
+    def _noted(self, what: str) -> None:
+        self.loop.counts[what] += 1
+        self.loop.log(self.name, what)
+
+    def go(self) -> None:
+        """Begin to talk to Global, unless it has begun."""
+        if not self.going:
+            self.going = True
+            self.touched()
 
     def of_global(self, token: bytes) -> bytes | None:
         """A value in Global's own files, if Global runs on the same host."""
@@ -207,45 +155,58 @@ class SimLocal(Pausable):
         body = self.authority.bulk.read(token, 0, VALUE_BYTES)
         return None if body is None else bytes(body)
 
-    # ---- clock ----------------------------------------------------------------------------
+    # ---- the page of its host -------------------------------------------------------------
 
-    def clock(self) -> float:
-        return self.offset + self.rate * self.loop.now
+    def _start(self, parent: SimLocal | None) -> None:
+        """Use the page of the host, if there is one, and in a forked child the parent's entries."""
+        found, now = self.host.find(0), self.clock()
+        if found is None:
+            return
+        page = ReadPage(found, self)
+        inherited = parent.state.page if parent is not None else None
+        if (
+            parent is not None
+            and isinstance(inherited, ReadPage)
+            and inherited.page is found
+            and found.lease_word[0]
+        ):
+            self.state.inherit(page.shared, _copied(parent.state.membership, inherited), now)
+            self._noted("inheritances")
+        else:
+            self.state.attach(page.shared, now)
 
-    def true_time(self, local: float) -> float:
-        return (local - self.offset) / self.rate
+    def _look(self, epoch: int) -> None:
+        """Look for a page. The background thread does nothing else until it has attached."""
+        found = self.host.find(epoch)
+        if found is not None and self._attaching is None:
+            self._attaching = []
+            self.loop.later(self.loop.dice.random() * 0.002, self._attach, ReadPage(found, self))
 
-    # ---- its background thread ------------------------------------------------------------
+    def _attach(self, page: ReadPage) -> None:
+        if not self.alive or self.held_up("attach", self._attach, page):
+            return
+        delayed, self._attaching = self._attaching or [], None
+        if not self.state.closing:
+            self.state.attach(page.shared, self.clock())
+        for what, arguments in delayed:
+            self.loop.at(self.loop.now, what, *arguments)
+        self.touched()
 
-    def _on_control(self, message: Any) -> None:
-        if self.alive and not self.held_up("control", self._on_control, message):
-            self._receive(message)
+    def busy(self, line: str, again: Callable[..., None], *arguments: Any) -> bool:
+        if self.alive and self._attaching is not None:
+            self._attaching.append((again, arguments))
+            return True
+        return super().busy(line, again, *arguments) or not self.going
 
-    def _on_published(self, message: Any) -> None:
-        if self.alive and not self.held_up("sub", self._on_published, message):
-            self._receive(message)
-
-    def _receive(self, message: Any) -> None:
-        self.loop.log(self.name, f"<- {short(message)}")
-        effects = self.state.receive(message, self.clock())
-        self.perform([*effects, *self.state.tick(self.clock())])
-
-    def reconnected(self) -> None:
-        if self.alive and not self.held_up("control", self.reconnected):
-            self.state.reconnected(self.clock())
-            self.touched()
-
-    def _tick(self) -> None:
-        if self.alive and not self.held_up("timer", self._tick):
-            self._timer = NEVER
-            due = self.state.wake_at <= self.clock()
-            self.perform(self.state.tick(self.clock()) if due else [])
+    # ---- effects --------------------------------------------------------------------------
 
     def perform(self, effects: Iterable[LocalEffect]) -> None:
         for effect in effects:
             if isinstance(effect, Tell):
                 self.loop.log(self.name, f"-> {short(effect.message)}")
                 self.control.send_up(effect.message)
+            elif isinstance(effect, Look):
+                self._look(effect.epoch)
             elif isinstance(effect, Dropped):
                 self.loop.log(self.name, f"drops {effect.keys}")
                 for token in effect.tokens:
@@ -260,7 +221,7 @@ class SimLocal(Pausable):
             if removal.key is not None and removal.seq != self.announced + 1:
                 self.loop.violation(f"{self.name} announces {removal} after {self.announced}")
             self.announced = removal.seq
-        if self.state.epoch == self.authority.epoch:
+        if self.state.joined.epoch == self.authority.epoch:
             committed = self.authority.state._invalidations.committed
             if self.announced > committed:
                 self.loop.violation(
@@ -271,10 +232,8 @@ class SimLocal(Pausable):
         """The state may have changed: let the threads look, and set the timer."""
         for client in list(self.clients):
             client.look()
-        due = max(self.true_time(self.state.wake_at), self.loop.now)
-        if due < self._timer and due < NEVER:
-            self._timer = due
-            self.loop.at(due + 1e-6, self._tick)
+        if self.going:
+            super().touched()
 
     # ---- end ------------------------------------------------------------------------------
 
@@ -293,6 +252,18 @@ class SimLocal(Pausable):
         self.alive = False
         for client in self.clients:
             client.give_up()
-        for connection in (self.control, self.sub, *(each.channel for each in self.clients)):
-            self.authority.connections.pop(connection.name, None)
-            self.authority.subscriptions.pop(connection.name, None)
+        self.disconnect(*(each.channel for each in self.clients))
+
+
+def _copied(membership: Membership, page: ReadPage) -> Membership:
+    """Return the copy of a membership that a forked child has."""
+    entries: dict[Key, Entry] = {}
+    for key, entry in membership.entries.items():
+        copy = entries[key] = Entry(
+            key, entry.value, entry.seq, entry.size, entry.shared, entry.bucket
+        )
+        copy.since, copy.sound, copy.visited = entry.since, entry.sound, entry.visited
+    child = Membership(entries, page._vector.words, page._lease_word)
+    child.epoch, child.session = membership.epoch, membership.session
+    child.applied = membership.applied
+    return child

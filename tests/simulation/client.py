@@ -27,10 +27,13 @@ from dstore.protocol.messages import DelResult, DelStatus, Key, Large, SetItem, 
 from tests.history.operations import Kind, Result
 from tests.history.operations import Operation as Recorded
 from tests.simulation.actors import SimLocal
+from tests.simulation.hits import Hit, hit, hit_many
 from tests.simulation.scenario import KINDS
 from tests.simulation.transfers import LargeTransfer
 
 READS = ("get", "get_many", "wait")
+LOOKING = ("get", "get_many")
+"""Reads that a Node begins without a lock."""
 SETS = ("set", "set_many", "replace")
 SET_RESULTS = {
     SetStatus.STORED: Result.STORED,
@@ -43,6 +46,10 @@ DEL_RESULTS = {
     DelStatus.PENDING: Result.PENDING,
 }
 
+LOCK_FREE = 0.6
+"""The part of these that do so here."""
+STILL = 0.01
+"""Seconds between two looks at a call that stands still."""
 Seen = tuple[Result, str | None]
 """What is recorded for one key: the result, and the value that was seen."""
 
@@ -65,16 +72,24 @@ class Client:
         self._turn = 0
         self._sent = False
         self._epochs: set[int] = set()
-        self._request_epoch = 0
+        self._request_epoch = 0  # of the request that was sent last
+        self._reply_epoch = 0  # of the last reply, or of the membership of a hit
+        self._inside = False  # in the middle of a call, which stands still
+        self._probing = ""
         local.clients.append(self)
         self._rest()
 
     @property
     def idle(self) -> bool:
         """Whether it has nothing more to do."""
-        return self._operation is None and not self.left
+        return self._operation is None and not self.left and not self._inside
 
     # ---- beginning ------------------------------------------------------------------------
+
+    def probe(self) -> None:
+        """Read a key now."""
+        self.left, self._probing = 1, "get"
+        self._begin()
 
     def _rest(self) -> None:
         self.loop.later(self.loop.dice.expovariate(1 / self.local.scenario.think), self._begin)
@@ -83,22 +98,74 @@ class Client:
         if not self.local.alive or self.local.state.closing or not self.left:
             self.left = 0
             return
+        if self.local.frozen and not self.local.paused and not self._inside:
+            self._peek()
         if self.local.held_up(self.line, self._begin):
             return
         self.left -= 1
         dice, scenario = self.loop.dice, self.local.scenario
-        self.kind = dice.choices(KINDS, scenario.weights)[0]
+        self.kind = self._probing or dice.choices(KINDS, scenario.weights)[0]
         many = dice.randint(1, scenario.many) if self.kind.endswith("many") else 1
         names = [f"k{number}" for number in range(scenario.keys)]
         self.keys = dice.sample(names, min(many, len(names)))
-        self.values = dict.fromkeys(self.keys, f"{self.loop.steps:08}"[-8:])
+        self.values = dict.fromkeys(self.keys, f"{self.loop.number():08}"[-8:])
         self.start = self.loop.stamp()
-        self._epochs, self._request_epoch = set(), 0
+        self._epochs, self._request_epoch, self._reply_epoch = set(), 0, 0
         self.loop.log(self.name, f"{self.kind} {' '.join(self.keys)}")
+        if self.kind in LOOKING and dice.random() < LOCK_FREE and self._hit():
+            return
+        self.local.go()
         self._operation = self._make()
         if dice.random() < scenario.give_up:
             self.loop.later(dice.random() * scenario.lease, self.give_up, self._operation)
         self._resume(None)
+
+    def _peek(self) -> None:
+        """Read without the lock while another thread has it."""
+        key = f"k{self.loop.dice.randrange(self.local.scenario.keys)}"
+        self.kind, self.keys, self.values, self.start = "get", [key], {}, self.loop.stamp()
+        self._inside = True
+        try:
+            found = hit(self.local, key)
+        finally:
+            self._inside = False
+        if found is not None:
+            self.loop.counts["hits without the lock"] += 1
+            self._hits(found)
+
+    def _hit(self) -> bool:
+        """Look without a lock. Returns whether that was all, or the Local has been closed."""
+        self._inside = True
+        try:
+            if self.kind == "get":
+                self._hit_one()
+            else:
+                self._hit_many()
+        finally:
+            self._inside = False
+        over = not self.keys or self.local.state.closing
+        if over:
+            self._rest()
+        return over
+
+    def _hit_one(self) -> None:
+        found = hit(self.local, self.keys[0])
+        if found is not None:
+            self._hits(found)
+            self.keys = []
+
+    def _hit_many(self) -> None:
+        found, epoch = hit_many(self.local, self.keys)
+        end = self.loop.stamp()
+        for key, body in found.items():
+            self.loop.log(self.name, f"hits {key} = {body.decode()}")
+            self._record(key, epoch, end, Result.VALUE, body.decode())
+        self.keys = [key for key in self.keys if key not in found]
+
+    def _hits(self, found: Hit) -> None:
+        value = _read(found.entry)
+        self.loop.log(self.name, f"hits {self.keys[0]} = {value}")
+        self._record(self.keys[0], found.epoch, self.loop.stamp(), Result.VALUE, value)
 
     def _make(self) -> Operation[Any]:
         state, now = self.local.state, self.local.clock()
@@ -134,9 +201,11 @@ class Client:
         operation = self._operation
         assert operation is not None
         self._turn += 1
-        self._epochs.add(self.local.state.epoch)
+        self._note_epoch(self.local.state.epoch)
         if resumed and resumed.reply:
-            self._epochs.add(resumed.reply.epoch)
+            self._note_epoch(resumed.reply.epoch)
+            self._reply_epoch = resumed.reply.epoch
+        self._inside = True
         try:
             finished = drive(operation, take_step(operation, resumed), self.perform)
         except DstoreError as error:
@@ -148,7 +217,13 @@ class Client:
         else:
             if finished is not None:
                 self._ended(finished.value)
+        finally:
+            self._inside = False
         self.local.touched()
+
+    def _note_epoch(self, epoch: int) -> None:
+        if epoch:
+            self._epochs.add(epoch)
 
     def perform(self, step: Step) -> None:
         """Begin to wait for a step."""
@@ -156,8 +231,10 @@ class Client:
         assert not isinstance(step, Work), "the core has no work that blocks"
         if isinstance(step, Request):
             self._sent = self.channel.send_up(step.message)
-            if self._sent:
+            if self._sent and step.message.epoch:
                 self._request_epoch = step.message.epoch
+            if not step.message.session:
+                self.loop.counts["bridged reads"] += 1
         if isinstance(step, (FetchBody, SendBody)):
             self._transfer = LargeTransfer(self, step, self._moved)
             return
@@ -201,9 +278,13 @@ class Client:
         """Cancel the operation, or any if none is given."""
         if self._operation is None or operation not in (None, self._operation):
             return
+        if self._inside and self.local.alive:
+            self.loop.later(STILL, self.give_up, self._operation)
+            return
         self.loop.log(self.name, "gives up")
         self._turn += 1
-        self._operation.close()
+        if not self._inside:  # else it ends when it goes on
+            self._operation.close()
         self._unknown()
         self._over()
 
@@ -252,7 +333,7 @@ class Client:
         if len(self.keys) > 1:
             return None
         local = local or (self.kind in READS and result[1])
-        return self.local.state.epoch if local else self._request_epoch
+        return self.local.state.epoch if local else self._reply_epoch
 
     def _unknown(self) -> None:
         """The outcome is not known: a write may have happened if its request was sent."""
@@ -263,7 +344,8 @@ class Client:
     def _doubt(self, key: Key) -> None:
         """Record a write of unknown outcome; with large values it may be of an earlier epoch."""
         several = self._bodies and not self.local.scenario.durable
-        for epoch in sorted(self._epochs) if several else [self._request_epoch]:
+        epochs = {*self._epochs, self._request_epoch} if several else {self._request_epoch}
+        for epoch in sorted(epochs):
             self._record(key, epoch, None, Result.UNKNOWN, None)
 
     def _record(

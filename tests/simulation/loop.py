@@ -6,8 +6,16 @@ import heapq
 import itertools
 import math
 import random
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
+
+DEPTH_MAX = 3
+"""Events that may stand still within one another."""
+
+
+class Died(BaseException):
+    """A process has died in the middle of an event, which ends here."""
 
 
 class Loop:
@@ -18,11 +26,15 @@ class Loop:
         self.dice = random.Random(f"run {seed}")
         self.trace: list[str] = []
         self.violations: list[str] = []
+        self.counts: Counter[str] = Counter()
         self.steps = 0
+        self.quiet = False  # no more faults
         self.after_step: Callable[[], None] = lambda: None
         self._queue: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
         self._count = itertools.count()
+        self._numbers = itertools.count(1)
         self._stamp = 0.0
+        self._depth = 0
 
     def at(self, when: float, what: Callable[..., None], *arguments: Any) -> None:
         """Plan an event; one in the past happens now."""
@@ -45,6 +57,10 @@ class Loop:
         self._stamp = max(self.now, math.nextafter(self._stamp, math.inf))
         return self._stamp
 
+    def number(self) -> int:
+        """A number that does not come again."""
+        return next(self._numbers)
+
     def random16(self) -> bytes:
         return self.dice.randbytes(16)
 
@@ -59,9 +75,26 @@ class Loop:
                 break
             heapq.heappop(self._queue)
             self.now = when
-            what(*arguments)
+            try:
+                what(*arguments)
+            except Died:
+                pass
             self.steps += 1
             self.after_step()
+
+    def stand_still(self, seconds: float) -> None:
+        """In the middle of an event: run what others do meanwhile, then go on with it."""
+        if self._depth == DEPTH_MAX:
+            return
+        self._depth += 1
+        until = self.now + seconds
+        try:
+            self.run(until, lambda: bool(self.violations))
+        except Exception as error:  # not for the caller, who handles failures of its own
+            self.violation(f"{type(error).__name__}: {error}")
+        finally:
+            self._depth -= 1
+        self.now = max(self.now, until)
 
 
 class Pausable:
@@ -82,6 +115,10 @@ class Pausable:
             self.loop.log(self.name, f"stands still for {seconds:.3f}")
             self._until = self.loop.now + seconds
             self._wakes.clear()
+
+    @property
+    def paused(self) -> bool:
+        return self.loop.now < self._until
 
     def held_up(self, line: str, again: Callable[..., None], *arguments: Any) -> bool:
         """Whether it is paused; then ``again`` is called when this line resumes."""

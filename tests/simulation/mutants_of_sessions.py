@@ -18,7 +18,10 @@ STRANGERS = CORE + "test_strangers.py::"
 NO_PAGE = "the simulated Global has no page that fails"
 NO_WRITER = "simulated Locals write in the name of their memberships"
 NO_FORGER = "no simulated peer says what only the owner of a session may say"
-KNOWS_ID = STRANGERS + "test_who_knows_only_the_id_asks_and_writes_but_neither_renews_nor_acknowledges_nor_ends"
+KNOWS_ID = (
+    STRANGERS
+    + "test_who_knows_only_the_id_asks_and_writes_but_neither_renews_nor_acknowledges_nor_ends"
+)
 
 OF_SESSIONS = (
     Mutant(

@@ -133,22 +133,22 @@ OF_SHARING = (
     _mutant(
         "reads that wait for a session when the page has ended",
         STATE,
-        "        self.bridging = self._joining\n",
+        "        self.bridging = self.joining\n",
         "        self.bridging = False\n",
         "test_a_void_page_is_given_up_at_once_and_reads_go_on_without_a_session",
     ),
     _mutant(
         "reads without a session where the page is required",
         STATE,
-        "        self.bridging = self._joining\n",
+        "        self.bridging = self.joining\n",
         "        self.bridging = True\n",
         "test_a_local_that_must_share_never_joins_by_itself",
     ),
     _mutant(
         "private session at once when the page has ended",
         STATE,
-        "        self.bridging = self._joining\n        self._hello_at = now + PRIVATE_AFTER\n",
-        "        self.bridging = self._joining\n",
+        "        self.bridging = self.joining\n        self._hello_at = now + PRIVATE_AFTER\n",
+        "        self.bridging = self.joining\n",
         "test_it_joins_by_itself_after_a_while_without_a_page",
     ),
     _mutant(

@@ -65,7 +65,7 @@ class Connection:
     def _carry(self, way: str, arrive: Callable[..., None], *arguments: Any) -> None:
         dice = self._loop.dice
         delay = dice.random() * 2 * self._scenario.latency
-        if dice.random() < self._scenario.slow:
+        if dice.random() < self._scenario.slow and not self._loop.quiet:
             delay += dice.random() * self._scenario.slowness
         self._last[way] = max(self._last[way], self._loop.now + delay)
         self._loop.at(self._last[way], arrive, *arguments)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
@@ -29,6 +30,7 @@ class Outcome:
     steps: int
     operations: int
     undecided: bool = False
+    counts: Counter[str] = field(default_factory=Counter)
     trace: list[str] = field(default_factory=list, repr=False)
 
     @property
@@ -46,6 +48,7 @@ def run(scenario: Scenario) -> Outcome:
     history = simulation.history
     outcome = Outcome(scenario, simulation.violations, simulation.loop.steps, len(history))
     outcome.trace = simulation.loop.trace
+    outcome.counts = simulation.loop.counts
     if outcome.ok:
         _check_history(simulation, outcome)
         if outcome.violations:
@@ -55,7 +58,9 @@ def run(scenario: Scenario) -> Outcome:
 
 def _check_history(simulation: Simulation, outcome: Outcome) -> None:
     scenario, history = simulation.scenario, simulation.history
+    faults = (scenario.page_faults, scenario.deaths, scenario.freezes)
     prompt = not (scenario.global_pauses or scenario.global_crashes)
+    prompt = prompt and not (scenario.global_page and any(faults))
     within = scenario.lease + SLACK if prompt else None
     try:
         verdicts = [check_linearizable(history, pending_within=within)]
@@ -126,6 +131,12 @@ def _simpler(scenario: Scenario) -> Iterator[Scenario]:
         "lost_broadcasts",
         "words",
         "drift",
+        "forks",
+        "owner_faults",
+        "page_faults",
+        "deaths",
+        "freezes",
+        "sharing",
     ):
         if getattr(scenario, name):
             yield replace(scenario, **{name: 0.0})  # type: ignore[arg-type]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 KINDS = (
     "get",
@@ -16,6 +17,10 @@ KINDS = (
     "delete_soon",
     "wait",
 )
+
+
+SHARED = 0.6
+"""The part of the scenarios in which processes may share the membership of their host."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,16 @@ class Scenario:
     words: float = 0.0  # fraction of Locals whose hits compare words, and that drop no entry
     buckets: int = 1024  # of the invalidation vector
     drift: float = 0.0  # clocks of Locals are slower or faster by at most this fraction
+    sharing: float = 0.0  # fraction of Locals that use the membership of their host
+    global_page: bool = False  # Global owns that of its own host
+    owners: bool = False  # other hosts have an owner
+    table: str = "none"  # the kind of host cache
+    owner_faults: float = 0.0  # an owner is stopped, killed, paused or cut, or its page removed
+    page_faults: float = 0.0  # fraction of the calls of a page that raise
+    deaths: float = 0.0  # fraction of the calls of a page in which its owner dies
+    freezes: float = 0.0  # fraction of the steps within a call before which its process is paused
+    forks: float = 0.0
+    private_after: float = 0.2  # seconds without a page; also between two looks for one, nearly
 
     @classmethod
     def draw(cls, seed: int) -> Scenario:
@@ -67,7 +82,7 @@ class Scenario:
         def sometimes(most: float, odds: float = 0.5) -> float:
             return most * dice.random() if dice.random() < odds else 0.0
 
-        return cls(
+        private = cls(
             seed=seed,
             locals=dice.choice((2, 2, 3, 4)),
             threads=dice.choice((1, 2, 3)),
@@ -105,6 +120,32 @@ class Scenario:
             words=dice.choice((0.0, 0.5, 1.0)),
             buckets=dice.choice((1, 3, 1024, 1024)),
         )
+        if dice.random() >= SHARED:
+            return private
+        reading = dice.choice((0, 8))
+        weights = (private.weights[0] + reading, private.weights[1] + reading // 2)
+        return replace(private, weights=(*weights, *private.weights[2:]), **cls._shared(dice))
+
+    @classmethod
+    def _shared(cls, dice: random.Random) -> dict[str, Any]:
+        """Draw what hosts with shared memberships are like."""
+
+        def sometimes(most: float, odds: float) -> float:
+            return most * dice.random() if dice.random() < odds else 0.0
+
+        return {
+            "sessions": dice.choice((30, 1000)),  # a process may have three
+            "sharing": dice.choice((0.5, 1.0, 1.0)),
+            "global_page": dice.random() < 0.8,
+            "owners": dice.random() < 0.8,
+            "table": dice.choice(("none", "real", "twin", "twin")),
+            "owner_faults": sometimes(1.0, 0.5),
+            "page_faults": dice.choice((0.0, 0.0, 0.02, 0.3)),
+            "deaths": sometimes(0.02, 0.3),
+            "freezes": sometimes(0.1, 0.6),
+            "forks": sometimes(0.5, 0.3),
+            "private_after": dice.choice((0.05, 0.2, 1.0)),
+        }
 
     def __str__(self) -> str:
         """The parameters that differ from the defaults."""

@@ -24,6 +24,8 @@ from benchmarks.results import Results
 from benchmarks.run import Run
 from benchmarks.settings import SCALES, TINY
 from benchmarks.workloads import NAMES
+from benchmarks.workloads.host_deletions import shares
+from benchmarks.workloads.loops import compare_worst
 
 
 def test_a_summary_has_the_median_and_the_quarter_points() -> None:
@@ -116,10 +118,45 @@ def test_a_ratio_is_the_one_that_the_goal_limits(goal: str, unit: str, ratio: fl
 
 
 def test_every_goal_has_a_name_of_its_own() -> None:
-    assert len({goal.name for goal in GOALS}) == len(GOALS) == 16
+    assert len({goal.name for goal in GOALS}) == len(GOALS) == 30
 
 
 def test_every_scale_names_workloads_and_peers_that_exist() -> None:
     for scale in SCALES.values():
         assert set(scale.only) <= set(NAMES)
         assert set(scale.without) <= set(BY_NAME)
+        for workload, peer in scale.besides:
+            assert workload in BY_NAME[peer].workloads and peer in scale.without
+
+
+def test_a_scale_leaves_a_peer_out_except_where_a_goal_refers_to_it() -> None:
+    run = Run(SCALES["goals"], Results("goals", {}), say=lambda _: None)
+    manager = BY_NAME["multiprocessing.Manager"]
+    assert manager in run.peers("mixed")
+    assert manager not in run.peers("miss")
+    unwanted = Run(run.scale, run.results, run.say, without=frozenset({manager.name}))
+    assert manager not in unwanted.peers("mixed")
+
+
+def test_a_goal_for_all_cells_is_judged_by_the_worst_of_those_that_both_have() -> None:
+    run = Run(TINY, Results("tiny", {}), say=lambda _: None)
+    cells = {
+        "one": {"dstore": [[3.0]], "redis-py": [[1.0]]},
+        "two": {"dstore": [[1.0], [4.0]], "redis-py": [[2.0], [5.0]]},
+        "three": {"redis-py": [[9.0]]},
+    }
+    compare_worst(run, "mixed-redis", cells, "redis-py")
+    compare_worst(run, "mixed-manager", cells, "multiprocessing.Manager")
+    (result,) = run.results.goals
+    assert (result.name, result.where, result.reached) == ("mixed-redis", "two", False)
+    assert result.ratio.median == pytest.approx(0.65)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "processes", "counts"),
+    [(8, 8, [1] * 8), (64, 8, [8] * 8), (5, 2, [2, 3]), (2, 8, [1, 1])],
+)
+def test_the_nodes_of_a_host_are_spread_over_its_processes(
+    nodes: int, processes: int, counts: list[int]
+) -> None:
+    assert shares(nodes, processes) == counts

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,6 +14,9 @@ from benchmarks.measure import summarise
 from benchmarks.report import against, digits, quantity, ranking
 from benchmarks.results import Measurement, Results, Skip
 from benchmarks.workloads import NAMES
+
+ASIDE = ("host_requests", "host_sessions", "memory_server", "peak")
+"""What workloads record under names of their own."""
 
 ABOUT: dict[str, Any] = {
     "date": "2026-01-02 03:04 UTC",
@@ -52,6 +56,14 @@ def results() -> Results:
         measured("delete", "dstore", 2e-4, holders=1, bystanders=0),
         measured("delete", "dstore", 3e-4, holders=1, bystanders=64),
         measured("delete", "bare echo", 1e-4, holders=1, bystanders=0),
+        measured("host_first", "dstore", 1e-6),
+        measured("host_many", "dstore", 1e6, "1/s"),
+        measured("host_requests", "dstore", 0.0, "keys", what="host_first"),
+        measured("host_delete", "dstore", 1e-4, nodes=8),
+        measured("host_sessions", "sessions at Global", 2.0, "sessions", nodes=64),
+        measured("answer", "dstore, key in the host cache", 1e-3),
+        measured("fork", "dstore", 1e-5, keys=500),
+        measured("host_memory", "dstore", 9e7, "bytes", processes=8),
         measured("large", "dstore, another host", 0.02, bytes=64 << 20, step="first"),
         measured(
             "sharing", "dstore", 7e5, "bytes", bytes=64 << 20, processes=8, what="private memory"
@@ -68,6 +80,7 @@ def results() -> Results:
         judged("hit-pure", [3.9, 4.0, 4.1], [2e-7], [5e-8], fastest=3.8),
         judged("miss", [2.0], [1e-4], [5e-5]),
         judged("delete", [1.5], [1.5e-4], [1e-4]),
+        replace(judged("mixed-redis", [0.5], [1e4], [2e4], "1/s"), where="processes 8"),
         judged("large-second", [0.001, 0.002], [0.001]),
     ]
     found.skips = [
@@ -122,6 +135,7 @@ def test_the_report_says_what_was_reached_and_what_was_not() -> None:
     )
     assert rows["| miss, 100 B, one client"].endswith("| **not reached** |")
     assert "| 1.5 ms (1 ms … 2 ms) |" in rows["| 64 MiB value, second process on that host"]
+    assert " | redis-py | at least its rate | 0.50 times its rate at processes 8 | " in text
     assert "not measured" in rows["| cache overhead per entry"]
 
 
@@ -147,7 +161,7 @@ def test_every_workload_has_its_section() -> None:
     assert headings[-1] == "## Left out"
     measured_workloads = {each.workload for each in results().measurements}
     assert len(headings) == 3 + len(measured_workloads)
-    assert set(report.SECTIONS) == {*NAMES, "memory_server", "peak"}
+    assert set(report.SECTIONS) == {*NAMES, *ASIDE}
 
 
 def test_several_places_are_a_grid() -> None:

@@ -109,8 +109,8 @@ def test_what_can_be_set_is_there_with_its_default(name: str, value: Any) -> Non
 def test_what_sets_a_limit_exists() -> None:
     known = {f"`Node({name}=)`" for name in inspect.signature(dstore.Node).parameters}
     known |= {f"`Global({name}=)`" for name in inspect.signature(dstore.Global).parameters}
-    known |= {name for name, _ in defaults()} | {"`--address`", "`--shm`", "`--host-cache`", "-"}
-    known.add("`$DSTORE_SHM`")
+    known |= {name for name, _ in defaults()} | {"`--address`", "`--shm`", "`--host-cache`"}
+    known |= {"`$DSTORE_SHM`", "-"}
     named = {name for row in ROWS for name in row.set_with.split(", ")}
     assert named - known == set()
 

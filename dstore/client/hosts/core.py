@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sized
 from typing import Any, TypeVar
 
+from dstore import config
 from dstore.client.large import LargeValues, random16
 from dstore.client.settings import Settings
 from dstore.codecs import KEPT
@@ -36,10 +37,12 @@ class Host:
     link: Link
 
     def __init__(self, settings: Settings, label: str, observing: bool) -> None:
+        given = settings.cache_bytes
         self.state = LocalState(
             random16=random16,
             label=label,
-            cache_bytes=settings.cache_bytes,
+            cache_bytes=given if given is not None else config.CACHE_BYTES_DEFAULT,
+            shared_bytes=given,
             kept=KEPT,
             observing=observing,
             looking=settings.host != "off",

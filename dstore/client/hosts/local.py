@@ -28,6 +28,7 @@ from dstore.quoting import visible
 from dstore.runtime import clock, native, reentrancy
 from dstore.runtime import greenlets as green
 from dstore.runtime.native import signals_blocked
+from dstore.shm.directory import Unusable
 from dstore.transport.limits import no_threads
 from dstore.transport.link import Link
 
@@ -73,7 +74,7 @@ class Local:
         system gives no sockets or no threads.
         """
         if self.state.looking:
-            page = look(self._settings.shm, self._settings.address, 0)
+            page = self._find_page(0)
             if page is not None:
                 self._attach(page, parent)
         if self.state.page is None or self.state.observing:
@@ -249,13 +250,22 @@ class Local:
 
     def _look(self, epoch: int) -> None:
         """Look for the page of this host, and use it."""
-        page = look(self._settings.shm, self._settings.address, epoch)
+        page = self._find_page(epoch)
         if page is not None:
             with self.host.lock:
                 self._attach(page)
                 self.host.notify()
             if self.state.page is page:
                 self.host.large.joined(page.epoch)
+
+    def _find_page(self, epoch: int) -> HostPage | None:
+        try:
+            page = look(self._settings.shm, self._settings.address, epoch)
+        except Unusable as error:
+            self.state.no_page = str(error)
+            return None
+        self.state.no_page = ""
+        return page
 
     def _attach(self, page: HostPage, parent: LocalState | None = None) -> None:
         former, now = self.state.page, clock.now()

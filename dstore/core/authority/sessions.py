@@ -6,10 +6,10 @@ a full cache. Only when it has been silent for the whole linger is it dropped; i
 to say HELLO. A session that has never renewed its lease has hardly any cache to keep and
 is dropped soon after its lease ends, so that a flood of HELLOs does not occupy places for long.
 
-A session has two names, both random. Requests name it by its *id*, which several processes of a host
-may know. Its *secret* is known to the owner alone: it is needed to renew the lease, to acknowledge,
-to say GOODBYE and to put another session in its place. Logs and metrics name a session by a
-running number.
+A session has two names, both random. Requests name it by its *id*, which several processes of a
+host may know. Its *secret* is known to the owner alone: it is needed to renew the lease, to
+acknowledge, to say GOODBYE and to put another session in its place. Logs and metrics name a session
+by a running number.
 
 Only a session of the kind MEMBER has a holder bit. A WRITER has the outcomes of the writes of one
 process, and ends when that is silent for longer than it would repeat a write. An OBSERVER is

@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from dstore.config import KEYS_PER_MESSAGE_MAX
 from dstore.core.local.cache import Cache, Kept, MappedBody
 from dstore.core.local.membership import LAPSED, Entry, Membership, Present
-from dstore.core.local.shared import Put, Record, Seen, SharedPage
+from dstore.core.local.shared import NO_KEYS_SEEN, Put, Record, Seen, SharedPage
 from dstore.core.local.vector import BUCKETS, Vector
 from dstore.core.local.watching import Watching
 from dstore.protocol.messages import Found, GetReply, Key, Stored
@@ -28,10 +28,13 @@ ACK_EVERY = 1_000
 invalidation stays short.
 """
 
-SHARED_PART = 1 / 10
-"""The part of the host cache that the entries of one process may take besides, if it is less than
-the limit of the process.
+SHARED_PART, SHARED_MIN = 1 / 10, 1 << 20
+"""What the entries of one process may take beside a host cache, unless a limit was set: this part
+of what the host cache holds, or so many bytes. Eight processes that read the same 100,000 values
+took three times the memory of one when the bound was a part of what the host cache may hold.
 """
+LIMIT_EVERY = 64
+"""Entries that are stored before that is looked at again."""
 
 
 class Entries(Present):
@@ -45,7 +48,13 @@ class Entries(Present):
 
     buckets = BUCKETS
 
-    def __init__(self, cache_bytes: int, kept: Kept, observing: bool = False) -> None:
+    def __init__(
+        self,
+        cache_bytes: int,
+        kept: Kept,
+        observing: bool = False,
+        shared_bytes: int | None = None,
+    ) -> None:
         self.cache = Cache(cache_bytes, kept)
         super().__init__(Membership(self.cache.entries))
         self.closing = False
@@ -59,10 +68,12 @@ class Entries(Present):
         self.joined = self.membership
         self.request = 0  # the number of the newest request
         self.in_flight: dict[Key, int] = {}
-        self._seen = Seen()
+        self.seen = NO_KEYS_SEEN
         # What an observer has applied: the owner of the page may be behind it.
         self._heard = Vector(bytes(16), self.buckets) if observing else None
         self._private_limit = cache_bytes
+        self._shared_limit = shared_bytes
+        self._inserts = 0
         self._ack_due = False
         self._acked = 0
         # What the next tick reports as dropped:
@@ -92,12 +103,19 @@ class Entries(Present):
     def _share(self, page: SharedPage) -> None:
         """Begin to use the membership of a page, in place of the present one."""
         self._end_membership()
-        self.page, self.vector = page, page.vector
+        self.page, self.vector, self.seen = page, page.vector, Seen()
         self._share_entries(page, self.cache.renew())
         self._end_observer()
-        self.cache.limit = self._private_limit
-        if page.capacity:
-            self.cache.limit = min(self._private_limit, int(page.capacity * SHARED_PART))
+        self._inserts = 0
+        self._set_shared_limit(page)
+
+    def _set_shared_limit(self, page: SharedPage) -> None:
+        """Bound the entries beside the host cache, which grows."""
+        if self._shared_limit is not None:
+            self.cache.limit = self._shared_limit
+        elif page.capacity:
+            part = max(SHARED_MIN, int(page.used() * SHARED_PART))
+            self.cache.limit = min(self._private_limit, part)
 
     def _share_entries(self, page: SharedPage, entries: dict[Key, Entry]) -> None:
         membership = Membership(entries, page.vector.words, page.lease_word)
@@ -178,11 +196,11 @@ class Entries(Present):
         """Store an entry for a value of the host cache. Returns None if that is not possible."""
         if page is not self.page or self.closing:
             return None
-        return self._store(key, *record, hashed % page.vector.buckets)
+        return self._store(page, key, *record, hashed % page.vector.buckets)
 
     def seen_again(self, hashed: int) -> bool:
         """Note a read from the host cache. Returns whether the key is to be stored here now."""
-        return self.observing or self._seen.again(hashed)
+        return self.observing or self.seen.again(hashed)
 
     def _read_host(self, page: SharedPage, key: Key) -> Entry | None:
         """Return an entry for what the host cache has; from the second read on it is stored."""
@@ -194,15 +212,25 @@ class Entries(Present):
         self.counters["host_hits"] += 1
         entry = None
         if self.seen_again(hashed):
-            entry = self._store(key, *record, bucket)
+            entry = self._store(page, key, *record, bucket)
         return entry or self.cache.made(key, *record, bucket)
 
     def _store(
-        self, key: Key, seq: int, token: bytes, codec: str, body: bytes, bucket: int
+        self,
+        page: SharedPage,
+        key: Key,
+        seq: int,
+        token: bytes,
+        codec: str,
+        body: bytes,
+        bucket: int,
     ) -> Entry | None:
         """Store an entry in a shared membership. Returns None if that is not possible."""
         if not self._would_be_reported(key, seq):
             return None
+        self._inserts += 1
+        if not self._inserts % LIMIT_EVERY:
+            self._set_shared_limit(page)
         return self.cache.insert(key, seq, token, codec, body, bucket)
 
     def _would_be_reported(self, key: Key, seq: int) -> bool:
@@ -363,9 +391,9 @@ class Entries(Present):
             self.counters["fills"] += 1
             entry = None
             if there < len(values) or self.observing or key in membership.entries:
-                entry = self._store(key, seq, token, codec, body, bucket)
+                entry = self._store(page, key, seq, token, codec, body, bucket)
             else:
-                self._seen.again(hashed)
+                self.seen.again(hashed)
             answers[key] = entry or self.cache.made(key, seq, token, codec, body, bucket)
 
     def _fill_shared(
@@ -380,9 +408,9 @@ class Entries(Present):
         self.counters["fills"] += 1
         is_there = page.put((key, hashed, seq, token, codec, body))
         if is_there and not self.observing and key not in self.membership.entries:
-            self._seen.again(hashed)
+            self.seen.again(hashed)
             return self.cache.made(key, seq, token, codec, body, bucket)
-        return self._store(key, seq, token, codec, body, bucket)
+        return self._store(page, key, seq, token, codec, body, bucket)
 
     def _note_lapse(self, page: SharedPage) -> None:
         """Note that the lease of a page has lapsed: its owner may have ended."""

@@ -23,11 +23,11 @@ nothing; the session of the former one lapses.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from typing import Protocol
 
 from dstore.core.local.effects import LocalEffect
+from dstore.core.local.key_hash import HASH_KEY_BYTES
 from dstore.core.local.membership import LAPSED
 from dstore.core.local.state import LocalState
 from dstore.core.local.vector import Vector
@@ -124,13 +124,13 @@ class OwnerState(LocalState):
     def _publish(self, message: Welcome) -> None:
         """Create the page of a session that has just begun."""
         self._usable = False
+        self.vector = _Words(self._note)  # first: a page with a lease and without words is stale
         try:
             self.published = self._open_page(message)
         except Exception as error:
             self.trouble = str(error)
             return
         self.trouble = ""
-        self.vector = _Words(self._note)
         self._renew_page()
         self._usable = self.published is not None
 
@@ -164,8 +164,10 @@ class OwnerState(LocalState):
             self._silent_until = self._lease_in_page
             raise
         finally:
-            with contextlib.suppress(Exception):  # the next owner removes what is left
+            try:
                 page.close()
+            except Exception:
+                pass  # the next owner removes what is left
 
     # ---- the life of a session, in which the page comes first -------------------------------
 
@@ -214,7 +216,7 @@ class _Words(Vector):
     __slots__ = ("_note_in_page",)
 
     def __init__(self, note: Callable[[Key, int], None]) -> None:
-        super().__init__(b"", 1)
+        super().__init__(bytes(HASH_KEY_BYTES), 1)
         self._note_in_page = note
 
     def note(self, key: Key, seq: int) -> None:

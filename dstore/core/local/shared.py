@@ -50,6 +50,9 @@ class SharedPage(Protocol):
     def now(self) -> float:
         """Return the present time. A hit asks for it last."""
 
+    def used(self) -> int:
+        """Return how many bytes the host cache holds."""
+
     def find(self, key: Key, hashed: int) -> Record | None:
         """Return what the host cache has for a key. It may be out of date."""
 
@@ -67,15 +70,19 @@ class Seen:
     no memory in each process.
     """
 
-    __slots__ = ("_tags",)
+    __slots__ = ("tags",)
 
     def __init__(self) -> None:
-        self._tags = memoryview(bytearray(2 * SEEN_SLOTS)).cast("H")
+        self.tags = memoryview(bytearray(2 * SEEN_SLOTS)).cast("H")
 
     def again(self, hashed: int) -> bool:
         """Note a read. Returns whether the key was read before."""
         slot, tag = hashed >> 16 & SEEN_SLOTS - 1, hashed >> 48 | 1
-        if self._tags[slot] == tag:
+        if self.tags[slot] == tag:
             return True
-        self._tags[slot] = tag
+        self.tags[slot] = tag
         return False
+
+
+NO_KEYS_SEEN = Seen()
+"""For a Local without a host cache, which does not use it."""

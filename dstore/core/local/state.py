@@ -77,6 +77,7 @@ class LocalState(Entries):
 
     ``cache_bytes`` bounds the cache, ``reorder_keys_max`` the reorder buffer. ``kept`` says what an
     entry has as its value. ``observing``: effects report which cached keys are invalidated.
+    ``shared_bytes`` bounds the cache beside a host cache; None: by what that holds.
     ``looking``: it uses the membership of its host if there is one. ``joining``: it joins by itself
     if there is none.
     """
@@ -90,10 +91,11 @@ class LocalState(Entries):
         reorder_keys_max: int = REORDER_KEYS_MAX,
         kept: Kept = NONE_KEPT,
         observing: bool = False,
+        shared_bytes: int | None = None,
         looking: bool = False,
         joining: bool = True,
     ) -> None:
-        super().__init__(cache_bytes, kept, observing)
+        super().__init__(cache_bytes, kept, observing, shared_bytes)
         self.lease = 0.0
         self.value_limit = VALUE_LIMIT_DEFAULT
         self.large_from = LARGE_FROM_DEFAULT
@@ -106,7 +108,8 @@ class LocalState(Entries):
         self._withdrawn: list[Unstage | Unwait] = []
         # Sharing the membership of the host
         self.looking = looking
-        self._joining = joining
+        self.joining = joining
+        self.no_page = ""  # why there is no page, if that is known
         self._look_at = NEVER
         self._lapsed_at = NEVER  # since when the page cannot be used
         self._checked_at = LAPSED
@@ -232,10 +235,11 @@ class LocalState(Entries):
         at = min(self._look_at, self._writer_at)
         if self.page is not None and self._lapsed_at < NEVER:
             at = min(at, self._lapsed_at + PRIVATE_AFTER, self._checked_at + LOOK_SOON)
-        if self.joined.session:
-            idle = self._kind is Kind.OBSERVER and not self._wants_session
-            return LAPSED if idle else min(at, self._sync_at)
-        return min(at, self._hello_at) if self._wants_session else at
+        if not self._wants_session:
+            if self.joined.session:  # an observer leaves
+                return LAPSED
+            return at
+        return min(at, self._sync_at if self.joined.session else self._hello_at)
 
     def reconnected(self, now: float) -> None:
         """Note a new connection to Global: what was sent or broadcast before may be lost."""
@@ -340,7 +344,7 @@ class LocalState(Entries):
         """Give up a page that has ended, and look for another one."""
         self._leave_joined(now)
         self._void(now)
-        self.bridging = self._joining
+        self.bridging = self.joining
         self._hello_at = now + PRIVATE_AFTER
 
     def _note_lapse(self, page: SharedPage) -> None:
@@ -371,7 +375,7 @@ class LocalState(Entries):
     @property
     def _wants_session(self) -> bool:
         if self.page is None:
-            return self._joining
+            return self.joining
         return self.observing or bool(self.watching.watchers)
 
     def _reset_control(self, now: float) -> None:

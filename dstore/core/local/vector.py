@@ -7,9 +7,7 @@ never cause a stale read. Words only grow.
 
 from __future__ import annotations
 
-from hashlib import blake2b
-
-from dstore.protocol.keys import to_bytes
+from dstore.core.local.key_hash import KeyHash
 from dstore.protocol.messages import Key
 
 BUCKETS = 1024
@@ -24,19 +22,15 @@ class Vector:
     ``words`` are in the memory of this process unless they are given.
     """
 
-    __slots__ = ("_hash_key", "buckets", "words")
+    __slots__ = ("buckets", "hashed", "words")
 
     def __init__(self, hash_key: bytes, buckets: int, words: memoryview | None = None) -> None:
-        self._hash_key = hash_key
+        self.hashed = KeyHash(hash_key)
+        """Returns the hash of a key, 64 bits."""
         self.buckets = buckets
         if words is None:
             words = memoryview(bytearray(WORD_BYTES * buckets)).cast("Q")
         self.words = words
-
-    def hashed(self, key: Key) -> int:
-        """Return the hash of a key, 64 bits: the keyed BLAKE2b hash of its bytes."""
-        digest = blake2b(to_bytes(key), digest_size=8, key=self._hash_key).digest()
-        return int.from_bytes(digest, "little")
 
     def bucket(self, key: Key) -> int:
         """Return the bucket of a key."""

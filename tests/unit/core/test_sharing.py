@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from dstore.client import hits
+from dstore.client.host_reader import PureHostReader
 from dstore.core.local.cache import MappedBody
-from dstore.core.local.membership import LAPSED, PureMembership
+from dstore.core.local.membership import LAPSED, PureMembership, lease_word
 from dstore.core.local.shared import Record
 from dstore.core.local.state import LOOK_LATER, LOOK_SOON, PRIVATE_AFTER, RETRY_MAX
 from dstore.errors import GlobalUnavailable
@@ -974,8 +974,14 @@ def test_requests_of_two_processes_of_a_session_have_different_numbers(
 
 
 def look(state: Any, world: World, monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setattr(clock, "now", lambda: world.now)
-    return hits.pure_find_on_host(state, "k")
+    """Do what ``Node._find_on_host`` does, with the reader in Python."""
+    monkeypatch.setattr(clock, "now_ns", lambda: lease_word(world.now))
+    membership, page = state.membership, state.page
+    if membership.words is not page.vector.words:
+        return None
+    reader = object.__new__(PureHostReader)
+    reader._hashed, reader._find = page.vector.hashed, page.find
+    return reader.read(with_words(membership, page), "k")
 
 
 @pytest.mark.parametrize(("word", "valid"), [(4, True), (5, True), (6, False)])

@@ -294,6 +294,20 @@ def test_where_places_are_scarce_an_idle_writer_gives_way_and_a_busy_one_does_no
     assert (busy.session is None, idle.session is None) == (False, True)
 
 
+def test_one_address_has_its_share_of_the_places_whatever_the_kinds() -> None:
+    world = World()
+    world.state._memberships.max_clients = 4
+    world.state._memberships._peer_of = lambda route: "far"
+    for kind in Kind:
+        (each,) = peers(world, kind, kind.name)
+        each.ask(Sync(world.epoch, each.secret, 1, 0, 0))
+    for kind in Kind:
+        world.deliver(b"x", Hello(world.random16(), 0, NO_SESSION, "x", kind))
+        refused = world.inboxes[b"x"].pop()
+        assert isinstance(refused, Refused)
+        assert "from far" in refused.text
+
+
 # ---- observers --------------------------------------------------------------------------------
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import islice
 from typing import Any
 
 import pytest
@@ -37,7 +39,8 @@ TAILS = frozenset(WORD * (ring + TAIL) for ring in (SMALL, MAIN))
 HEADS = frozenset(WORD * (ring + HEAD) for ring in (SMALL, MAIN))
 INDEX = range(HEADER_BYTES, LAYOUT.visited)
 DATA = range(LAYOUT.small, LAYOUT.total)
-SEEDS = 10
+SEEDS = (1, 6, 7, 8, 27, 41)
+"""Together they do all that writers do, and the moments can all be tried in a few seconds."""
 Reorder = Callable[[list[Store]], list[Store]]
 
 
@@ -92,11 +95,15 @@ def as_written(stores: list[Store]) -> list[Store]:
 
 
 def violations(
-    memory: bytes, stores: list[Store], frozen: frozenset[int] = frozenset()
+    memory: bytes,
+    stores: list[Store],
+    frozen: frozenset[int] = frozenset(),
+    most: int | None = None,
 ) -> Iterator[str]:
+    """What readers find that is wrong, in all outcomes, or in ``most`` of each key."""
     history = History(memory, stores)
     for key in KEYS:
-        for found in outcomes(history, lambda view: find(view, key), frozen):
+        for found in islice(outcomes(history, partial(find, key=key), frozen), most):
             if is_wrong(key, found):
                 yield f"{key}: {found}"
 
@@ -135,13 +142,13 @@ def against_killed_writers(seed: int, reorder: Reorder) -> Iterator[str]:
 
 
 @pytest.mark.usefixtures("without_crc")
-@pytest.mark.parametrize("seed", range(SEEDS))
+@pytest.mark.parametrize("seed", SEEDS)
 def test_readers_against_writers(seed: int) -> None:
     assert list(against_writers(seed, as_written, frozenset())) == []
 
 
 @pytest.mark.usefixtures("without_crc")
-@pytest.mark.parametrize("seed", range(SEEDS))
+@pytest.mark.parametrize("seed", SEEDS)
 def test_readers_against_killed_writers(seed: int) -> None:
     assert list(against_killed_writers(seed, as_written)) == []
 
@@ -149,7 +156,7 @@ def test_readers_against_killed_writers(seed: int) -> None:
 def test_the_seeds_evict_move_wrap_and_readmit() -> None:
     changed: set[int] = set()
     fillers = 0
-    for seed in range(SEEDS):
+    for seed in SEEDS:
         rng = random.Random(seed)
         memory = filled(rng)
         for seq in (100, 101):
@@ -196,19 +203,19 @@ def index_before_bytes(stores: list[Store]) -> list[Store]:
 @pytest.mark.usefixtures("without_crc")
 @pytest.mark.parametrize("broken", [tail_after_bytes, index_before_bytes])
 def test_a_wrong_order_of_stores_is_caught(broken: Reorder) -> None:
-    assert any(list(against_writers(seed, broken, frozenset())) for seed in range(SEEDS))
+    assert any(list(against_writers(seed, broken, frozenset())) for seed in SEEDS)
 
 
 @pytest.mark.usefixtures("without_crc")
 def test_a_head_that_follows_the_index_word_is_caught() -> None:
     """A killed writer leaves a record that is found, where the next one writes."""
-    assert not any(list(against_writers(seed, head_after_index, frozenset())) for seed in range(3))
-    assert any(list(against_killed_writers(seed, head_after_index)) for seed in range(SEEDS))
+    assert not any(list(against_writers(seed, head_after_index, frozenset())) for seed in SEEDS)
+    assert any(list(against_killed_writers(seed, head_after_index)) for seed in SEEDS)
 
 
 @pytest.mark.usefixtures("without_crc")
 def test_a_reader_that_does_not_look_at_the_tail_again_is_caught() -> None:
-    assert any(list(against_writers(seed, as_written, TAILS)) for seed in range(SEEDS))
+    assert any(list(against_writers(seed, as_written, TAILS)) for seed in SEEDS)
 
 
 # ---- a writer that has lost its lock ----------------------------------------------------------
@@ -222,7 +229,7 @@ def against_two_writers(seed: int) -> Iterator[str]:
     stores = []
     while any(both):
         stores.append(rng.choice([each for each in both if each]).pop(0))
-    yield from violations(memory, stores)
+    yield from violations(memory, stores, most=500)
 
 
 def test_the_crc_is_enough_against_a_writer_that_has_lost_its_lock() -> None:

@@ -116,7 +116,7 @@ class GetOne(Direct[One]):
 
     def begin(self, now: float) -> Any:
         state, key = self.state, self.key
-        if state.page is not None:  # another process may have read it
+        if state.page is not None:  # the host cache may have what the cache has not
             entry = state.hit(key, now, self.options.stale_ok)
             if entry is not None:
                 return entry, True

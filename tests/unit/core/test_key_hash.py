@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from dstore.config import KEY_BYTES_MAX
+from dstore.core.local import key_hash
 from dstore.core.local.vector import Vector
-from dstore.shm import key_hash
 
 HASH_KEY = bytes(range(16))
 

@@ -1,0 +1,152 @@
+"""The simulated process of Global, around the real core."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from dstore.core.authority.acknowledgements import PendingDeletion
+from dstore.core.authority.effects import GlobalEffect, Publish
+from dstore.core.authority.state import GlobalState
+from dstore.protocol.messages import Large
+from dstore.server.engines.memory import MemoryEngine
+from tests.simulation.host import SimBulk, SimHost
+from tests.simulation.loop import Loop
+from tests.simulation.network import Connection
+from tests.simulation.owners import CHECK_EVERY, GlobalsPage, Owner
+from tests.simulation.pages import SimPage
+from tests.simulation.scenario import Scenario
+from tests.simulation.trace import short
+
+SCARCE_BYTES = 6_000
+"""Bytes for writes and for waits in a scenario with scarce memory: enough for one message each."""
+SCARCE_HOLDER_BYTES = 500
+"""Bytes for the record of holders in such a scenario: enough for two keys."""
+NEVER = float("inf")
+
+
+class SimGlobal(Owner):
+    """One Global, and after each crash its next epoch."""
+
+    def __init__(self, loop: Loop, scenario: Scenario) -> None:
+        super().__init__(loop, scenario, "G")
+        self.host = SimHost(loop)
+        self.engine = MemoryEngine()
+        self.bulk = SimBulk(self.host)
+        self.connections: dict[str, Connection] = {}
+        self.subscriptions: dict[str, Connection] = {}
+        self.deletions: list[tuple[str, bytes]] = []  # of this epoch, by seq
+        self.epoch = 0
+        self._serves_from = 0.0
+        self._timer = NEVER
+        self._begin()
+
+    @property
+    def life(self) -> object:
+        return self.epoch
+
+    def _begin(self) -> None:
+        self.epoch += 1
+        self.deletions = []
+        self._timer = NEVER
+        self.state = GlobalState(
+            self.engine,
+            self.bulk,
+            epoch=self.epoch,
+            publisher="tcp://*:2",
+            lease=self.scenario.lease,
+            log_length=self.scenario.log_length,
+            value_limit=1 << 20,
+            large_from=1 << 10,
+            random63=self.loop.random63,
+            max_clients=self.scenario.sessions,
+        )
+        if self.scenario.scarce:
+            self.state._holders.limit = SCARCE_HOLDER_BYTES
+            for budget in (self.state._sessions.writes, self.state._sessions.waits):
+                budget.total, budget.assured = SCARCE_BYTES, 0
+        deletions, start = self.deletions, self.state._invalidations.start
+
+        def noted(pending: PendingDeletion, now: float) -> None:
+            deletions.append((pending.key, pending.token))
+            start(pending, now)
+
+        self.state._invalidations.start = noted  # type: ignore[method-assign]
+        self.own = GlobalsPage(self, self.host)
+        if self.scenario.global_page:
+            # A restarted one may not reach the shared memory at once.
+            late = self.epoch > 1 and self.loop.dice.random() < 0.2
+            self.loop.at(self.loop.now + late * CHECK_EVERY, self._first_page, self.epoch)
+
+    # ---- the page of its host -------------------------------------------------------------
+
+    def withdraw(self, page: SimPage) -> None:
+        if self.host.page is page:
+            self.host.page = None
+
+    def _first_page(self, epoch: int) -> None:
+        if epoch == self.epoch and not self.held_up("timer", self._first_page, epoch):
+            self.loop.later(CHECK_EVERY, self._check_page, epoch)
+            self.own.begin()
+            self._perform([])
+
+    def _check_page(self, epoch: int) -> None:
+        if epoch == self.epoch and not self.held_up("timer", self._check_page, epoch):
+            self.loop.later(CHECK_EVERY, self._check_page, epoch)
+            self.own.check()
+            self._perform([])
+
+    # ---- life -----------------------------------------------------------------------------
+
+    def crash(self) -> None:
+        """Crash and restart: empty, or with its data when all leases have ended."""
+        self.loop.log(self.name, f"crashes, durable={self.scenario.durable}")
+        if self.scenario.durable:
+            self._serves_from = self.loop.now + self.scenario.lease
+            for token in self.bulk.tokens() - self.bound():
+                self.bulk.drop(token)
+        else:
+            self.engine = MemoryEngine()
+            self.bulk = SimBulk(self.host)
+        self._begin()
+
+    def bound(self) -> set[bytes]:
+        """The tokens of the large values that are bound to keys."""
+        values = (self.engine.read(key) for key in self.engine.scan("", "", 1000))
+        return {each.token for each in values if each and isinstance(each.body, Large)}
+
+    def receive(self, route: bytes, message: Any) -> None:
+        if self.held_up("requests", self.receive, route, message):
+            return
+        if self.loop.now < self._serves_from:
+            return
+        self.loop.log(self.name, f"<- {route.decode()} {short(message)}")
+        self._perform(self.state.receive(route, message, self.loop.now))
+
+    def _tick(self, epoch: int) -> None:
+        if epoch != self.epoch or self.held_up("timer", self._tick, epoch):
+            return
+        self._timer = NEVER
+        self._perform(self.state.tick(self.loop.now) if self.due else [])
+
+    @property
+    def due(self) -> bool:
+        return self.loop.now >= self.state.wake_at
+
+    def _perform(self, effects: Iterable[GlobalEffect]) -> None:
+        for effect in effects:
+            if isinstance(effect, Publish):
+                self._publish(effect)
+            else:
+                connection = self.connections.get(effect.route.decode().rpartition("/")[0])
+                if connection is not None and connection.route == effect.route:
+                    connection.send_down(effect.message)
+        if self.state.wake_at < self._timer:
+            self._timer = self.state.wake_at
+            self.loop.at(self._timer, self._tick, self.epoch)
+
+    def _publish(self, effect: Publish) -> None:
+        self.loop.log(self.name, f"publishes {short(effect.message)}")
+        for connection in self.subscriptions.values():
+            if self.loop.dice.random() >= self.scenario.lost_broadcasts:
+                connection.send_down(effect.message)
