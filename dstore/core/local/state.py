@@ -154,6 +154,11 @@ class LocalState(Entries):
         return self.membership.session
 
     @property
+    def lacks_page(self) -> bool:
+        """Whether there is no page, and this Local does not join without one."""
+        return self.page is None and not self._joining
+
+    @property
     def lease_end(self) -> float:
         """Until when the cache may be used."""
         return self.membership.lease_end
@@ -342,7 +347,7 @@ class LocalState(Entries):
         """Give up a page that has ended, and look for another one."""
         self._leave_joined(now)
         self._void(now)
-        self.bridging = True
+        self.bridging = self._joining  # else calls wait for the next page, and fail without one
         self._hello_at = now + PRIVATE_AFTER
 
     def _note_lapse(self, page: SharedPage) -> None:
