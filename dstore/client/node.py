@@ -353,7 +353,7 @@ class Node(Lifecycle):
             "address": self.address,
             "label": self._label_here(),
             "session": _public_name(state.session),
-            "membership": "private" if page is None else "shared",
+            "membership": _kind(state),
             "owner": page.owner if isinstance(page, HostPage) else "",
             "epoch": f"{state.epoch:016x}",
             "hits": hits,
@@ -370,6 +370,14 @@ class Node(Lifecycle):
             "compiled": compiled.native is not None,
             "malformed": local.host.malformed if local else 0,
         }
+
+    def host_processes(self) -> int:
+        """Return how many processes of this host have the page of its membership, owner included.
+
+        0 if this Node does not use one. Looks at all processes, which takes some milliseconds.
+        """
+        page = self._here().state.page
+        return page.page.users() if isinstance(page, HostPage) else 0
 
     def global_stats(self) -> dict[str, Any]:
         """Ask Global for its metrics, and return them; ``locals`` has a row for each session."""
@@ -389,6 +397,12 @@ class Node(Lifecycle):
 def _promote_all(state: LocalState, page: HostPage, records: Again) -> None:
     for key, hashed, record in records:
         state.promote(page, translate.key_name(key), hashed, record)
+
+
+def _kind(state: LocalState) -> str:
+    if state.page is not None:
+        return "shared"
+    return "private" if state.session else "none"
 
 
 def _public_name(session: int) -> int:

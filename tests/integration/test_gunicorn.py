@@ -13,6 +13,7 @@ import pytest
 
 import dstore
 from tests.integration.gunicorn_service import (
+    LIMIT,
     MISSING,
     OK,
     WORKERS,
@@ -33,7 +34,6 @@ REQUESTS = int(os.environ.get("DSTORE_TEST_REQUESTS", "2000"))
 LONG_LEASE = 2 * PATIENCE
 """Seconds. While a test runs no lease lapses, and nobody is dropped who says no goodbye."""
 SHORT_LEASE = 1.0
-LIMIT = "config/limit"
 
 
 def bind_and_delete(node: dstore.Node, key: str, readers: Readers) -> dict[str, int]:

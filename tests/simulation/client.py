@@ -27,11 +27,13 @@ from dstore.protocol.messages import DelResult, DelStatus, Key, Large, SetItem, 
 from tests.history.operations import Kind, Result
 from tests.history.operations import Operation as Recorded
 from tests.simulation.actors import SimLocal
-from tests.simulation.hits import Hit, hit
+from tests.simulation.hits import Hit, hit, hit_many
 from tests.simulation.scenario import KINDS
 from tests.simulation.transfers import LargeTransfer
 
 READS = ("get", "get_many", "wait")
+LOOKING = ("get", "get_many")
+"""Reads that a Node begins without a lock."""
 SETS = ("set", "set_many", "replace")
 SET_RESULTS = {
     SetStatus.STORED: Result.STORED,
@@ -45,7 +47,7 @@ DEL_RESULTS = {
 }
 
 LOCK_FREE = 0.6
-"""The part of the reads of one key that look without a lock first, as a Node does."""
+"""The part of these that do so here."""
 STILL = 0.01
 """Seconds between two looks at a call that stands still."""
 Seen = tuple[Result, str | None]
@@ -96,6 +98,8 @@ class Client:
         if not self.local.alive or self.local.state.closing or not self.left:
             self.left = 0
             return
+        if self.local.frozen and not self.local.paused and not self._inside:
+            self._peek()
         if self.local.held_up(self.line, self._begin):
             return
         self.left -= 1
@@ -104,11 +108,11 @@ class Client:
         many = dice.randint(1, scenario.many) if self.kind.endswith("many") else 1
         names = [f"k{number}" for number in range(scenario.keys)]
         self.keys = dice.sample(names, min(many, len(names)))
-        self.values = dict.fromkeys(self.keys, f"{self.loop.steps:08}"[-8:])
+        self.values = dict.fromkeys(self.keys, f"{self.loop.number():08}"[-8:])
         self.start = self.loop.stamp()
         self._epochs, self._request_epoch, self._reply_epoch = set(), 0, 0
         self.loop.log(self.name, f"{self.kind} {' '.join(self.keys)}")
-        if self.kind == "get" and dice.random() < LOCK_FREE and self._hit():
+        if self.kind in LOOKING and dice.random() < LOCK_FREE and self._hit():
             return
         self.local.go()
         self._operation = self._make()
@@ -116,24 +120,52 @@ class Client:
             self.loop.later(dice.random() * scenario.lease, self.give_up, self._operation)
         self._resume(None)
 
+    def _peek(self) -> None:
+        """Read without the lock while another thread has it."""
+        key = f"k{self.loop.dice.randrange(self.local.scenario.keys)}"
+        self.kind, self.keys, self.values, self.start = "get", [key], {}, self.loop.stamp()
+        self._inside = True
+        try:
+            found = hit(self.local, key)
+        finally:
+            self._inside = False
+        if found is not None:
+            self.loop.counts["hits without the lock"] += 1
+            self._hits(found)
+
     def _hit(self) -> bool:
         """Look without a lock. Returns whether that was all, or the Local has been closed."""
         self._inside = True
         try:
-            found = hit(self.local, self.keys[0])
+            if self.kind == "get":
+                self._hit_one()
+            else:
+                self._hit_many()
         finally:
             self._inside = False
-        if found is not None:
-            self._found(found)
-        elif self.local.state.closing:
+        over = not self.keys or self.local.state.closing
+        if over:
             self._rest()
-        return found is not None or self.local.state.closing
+        return over
 
-    def _found(self, found: Hit) -> None:
+    def _hit_one(self) -> None:
+        found = hit(self.local, self.keys[0])
+        if found is not None:
+            self._hits(found)
+            self.keys = []
+
+    def _hit_many(self) -> None:
+        found, epoch = hit_many(self.local, self.keys)
+        end = self.loop.stamp()
+        for key, body in found.items():
+            self.loop.log(self.name, f"hits {key} = {body.decode()}")
+            self._record(key, epoch, end, Result.VALUE, body.decode())
+        self.keys = [key for key in self.keys if key not in found]
+
+    def _hits(self, found: Hit) -> None:
         value = _read(found.entry)
         self.loop.log(self.name, f"hits {self.keys[0]} = {value}")
         self._record(self.keys[0], found.epoch, self.loop.stamp(), Result.VALUE, value)
-        self._rest()
 
     def _make(self) -> Operation[Any]:
         state, now = self.local.state, self.local.clock()

@@ -6,20 +6,24 @@ with its whole process, while others go on.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 from dstore.client import hits, host_reader
-from dstore.core.local.membership import Entry, Membership, lease_word
+from dstore.client.host_reader import PureHostReader
+from dstore.core.local.membership import Entry
+from dstore.core.local.shared import Record
 from dstore.protocol.messages import Key
 from tests.simulation.actors import SimLocal
 from tests.simulation.loop import Died
 from tests.simulation.pages import NS, ReadPage
+from tests.simulation.stepping import Steps
 
-PLAIN = (int, float, str, bytes, bool, type(None), tuple, Entry)
-"""What is not wrapped: it does not change, or it is what a hit returns."""
 MISSED: Any = object()
+READING: tuple[Any, ...] = (hits, host_reader)
+"""The modules that read the clock."""
 
 
 class Hit(NamedTuple):
@@ -27,82 +31,6 @@ class Hit(NamedTuple):
 
     entry: Entry
     epoch: int
-
-
-class Stepped:
-    """An object whose attributes and items are read in steps."""
-
-    def __init__(self, real: Any, steps: Steps) -> None:
-        self._real = real
-        self._steps = steps
-
-    def __getattr__(self, name: str) -> Any:
-        real = self._real
-        if name == "lease" and not hasattr(real, name):
-            real = _Lease(real)
-        return self._steps.read(lambda: getattr(real, name))
-
-    def __getitem__(self, index: Any) -> Any:
-        return self._steps.read(lambda: self._real[index])
-
-    def __len__(self) -> int:
-        return len(self._real)
-
-    def __call__(self, *arguments: Any) -> Any:
-        return self._steps.read(lambda: self._real(*arguments))
-
-
-class _Lease:
-    """The lease word of a compiled membership, which names only its value."""
-
-    def __init__(self, membership: Membership) -> None:
-        self._membership = membership
-
-    @property
-    def lease(self) -> _Lease:
-        return self
-
-    def __getitem__(self, index: int) -> int:
-        return lease_word(self._membership.lease_end)
-
-
-class Steps:
-    """The steps of one hit. ``between`` is called before each; the same object looks the same."""
-
-    def __init__(self, between: Callable[[], None]) -> None:
-        self._between = between
-        self._wrapped: dict[int, Stepped] = {}
-        self.membership: Membership | None = None
-
-    def read(self, what: Callable[[], Any]) -> Any:
-        self._between()
-        return self.wrap(what())
-
-    def wrap(self, value: Any) -> Any:
-        if isinstance(value, PLAIN):
-            return value
-        if isinstance(value, Membership):
-            self.membership = value
-        if isinstance(value, ReadPage):  # what it has, without the steps of calls under the lock
-            value = _Bare.of(value)
-        return self._wrapped.setdefault(id(value), Stepped(value, self))
-
-
-class _Bare:
-    """A page without steps of its own, always the same object for the same page."""
-
-    def __init__(self, page: ReadPage) -> None:
-        self.vector = page._vector
-        self.lease_word = page._lease_word
-        table = page.page.table
-        self.find = (lambda key, hashed: None) if table is None else table.find
-
-    @classmethod
-    def of(cls, page: ReadPage) -> _Bare:
-        bare: _Bare | None = vars(page).get("bare")
-        if bare is None:
-            bare = vars(page)["bare"] = cls(page)
-        return bare
 
 
 class _Node(hits.PureHits):
@@ -124,16 +52,11 @@ class _Node(hits.PureHits):
 def hit(local: SimLocal, key: Key) -> Hit | None:
     """Return what a thread of a Local finds without a lock, as a Node looks for it."""
     steps = Steps(lambda: _between(local))
-    former = hits.clock
-    clock = _Clock(local, steps)
-    try:
-        hits.clock = host_reader.clock = clock  # type: ignore[assignment]
-        return _hit(local, key, steps, clock)
-    finally:
-        hits.clock = host_reader.clock = former
+    with _clock(local, steps):
+        return _hit(local, key, steps)
 
 
-def _hit(local: SimLocal, key: Key, steps: Steps, clock: Any) -> Hit | None:
+def _hit(local: SimLocal, key: Key, steps: Steps) -> Hit | None:
     state: Any = steps.wrap(local.state)
     if local.loop.dice.random() < 0.5:
         entry = _Node(state).get(key)
@@ -144,32 +67,74 @@ def _hit(local: SimLocal, key: Key, steps: Steps, clock: Any) -> Hit | None:
         if steps.membership.words is not None:
             local.loop.counts["hits of shared entries"] += 1
         return Hit(entry, steps.membership.epoch)
-    return _hit_on_host(local, key, state)
+    return _hit_on_host(local, key, steps)
 
 
-def _hit_on_host(local: SimLocal, key: Key, stepped: Any) -> Hit | None:
+def _hit_on_host(local: SimLocal, key: Key, steps: Steps) -> Hit | None:
     """Do what ``Node._find_on_host`` does."""
-    state, page = local.state, local.state.page
-    if page is None:
+    state = local.state
+    page, membership = state.page, state.membership
+    if not isinstance(page, ReadPage) or membership.words is not page._vector.words:
         return None
-    _between(local)
-    membership, bare = stepped.membership, stepped.page
-    if membership.words is not bare.vector.words:
-        return None
-    reader = object.__new__(host_reader.PureHostReader)
-    reader._hashed, reader._find = bare.vector.hashed, bare.find
-    found = reader.read(membership, key)
+    found = _reader(page, steps).read(steps.wrap(membership), key)
     if found is None:
         return None
     local.loop.counts["host hits"] += 1
     hashed, record = found
     entry = None
     if state.seen_again(hashed):
-        _between(local)
-        entry = state.promote(page, key, hashed, record)
-        local.loop.counts["promotions"] += entry is not None
+        entry = _promote(local, page, key, hashed, record)
     bucket = hashed % local.scenario.buckets
     return Hit(entry or state.cache.made(key, *record, bucket), page.epoch)
+
+
+def _reader(page: ReadPage, steps: Steps) -> PureHostReader:
+    table = page.page.table
+    find = (lambda key, hashed: None) if table is None else table.find
+    stepped: Any = SimpleNamespace(find=steps.wrap(find))
+    return PureHostReader(page.page.hash_key, stepped)
+
+
+def _promote(
+    local: SimLocal, page: ReadPage, key: Key, hashed: int, record: Record
+) -> Entry | None:
+    if not local.frozen:
+        _between(local)
+    # Frozen: another thread has the lock.
+    entry = None if local.frozen else local.state.promote(page.shared, key, hashed, record)
+    local.loop.counts["promotions"] += entry is not None
+    return entry
+
+
+def hit_many(local: SimLocal, keys: list[Key]) -> tuple[dict[Key, bytes], int]:
+    """Return what a thread finds in the host cache, as a Node looks for many keys; the epoch."""
+    state = local.state
+    page, membership = state.page, state.membership
+    found: dict[Key, bytes] = {}
+    if not isinstance(page, ReadPage) or membership.words is not page._vector.words:
+        return found, 0
+    steps = Steps(lambda: _between(local))
+    with _clock(local, steps):
+        reader = _reader(page, steps)
+        _, again, read = reader.collect(steps.wrap(membership), keys, found, state.seen.tags)
+    local.loop.counts["host hits of many"] += read
+    for each in again:
+        _promote(local, page, *each)
+    return found, page.epoch
+
+
+@contextmanager
+def _clock(local: SimLocal, steps: Steps) -> Iterator[None]:
+    """Let hits read the clock of a Local, as a step."""
+    former = [(module, module.clock) for module in READING]
+    clock = _Clock(local, steps)
+    try:
+        for module in READING:
+            module.clock = clock
+        yield
+    finally:
+        for module, its in former:
+            module.clock = its
 
 
 class _Clock(SimpleNamespace):
@@ -191,9 +156,7 @@ def _between(local: SimLocal) -> None:
     if dice.random() < 0.5:
         local.stand_still(seconds)
         return
-    former = hits.clock
     local.loop.counts["threads that stood still"] += 1
     local.loop.stand_still(seconds)
-    assert hits.clock is former
     if not local.alive:
         raise Died

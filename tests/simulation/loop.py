@@ -32,6 +32,7 @@ class Loop:
         self.after_step: Callable[[], None] = lambda: None
         self._queue: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
         self._count = itertools.count()
+        self._numbers = itertools.count(1)
         self._stamp = 0.0
         self._depth = 0
 
@@ -55,6 +56,10 @@ class Loop:
         """A time for the history: now, or just after the last stamp if time has not advanced."""
         self._stamp = max(self.now, math.nextafter(self._stamp, math.inf))
         return self._stamp
+
+    def number(self) -> int:
+        """A number that does not come again."""
+        return next(self._numbers)
 
     def random16(self) -> bytes:
         return self.dice.randbytes(16)
@@ -110,6 +115,10 @@ class Pausable:
             self.loop.log(self.name, f"stands still for {seconds:.3f}")
             self._until = self.loop.now + seconds
             self._wakes.clear()
+
+    @property
+    def paused(self) -> bool:
+        return self.loop.now < self._until
 
     def held_up(self, line: str, again: Callable[..., None], *arguments: Any) -> bool:
         """Whether it is paused; then ``again`` is called when this line resumes."""

@@ -250,7 +250,7 @@ OF_VALIDITY = (
                 ENTRIES,
                 "        for key in keys[max(0, joined.applied + 1 - first) :]:\n",
                 "        for seq, key in enumerate(keys, first):\n"
-                "            self.vector.note(key, seq)\n"
+                "            self.vector.words[self.vector.bucket(key)] = seq\n"
                 "        for key in keys[max(0, joined.applied + 1 - first) :]:\n",
             ),
         ),

@@ -7,10 +7,10 @@ process may stand still there while others go on, or die.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Protocol
+from typing import Protocol, cast
 
 from dstore.core.local.membership import lease_word
-from dstore.core.local.shared import Put, Record
+from dstore.core.local.shared import Put, Record, SharedPage
 from dstore.core.local.vector import Vector
 from dstore.protocol.messages import Key
 from dstore.shm.table import Table
@@ -195,6 +195,11 @@ class ReadPage:
         self._vector, self._lease_word = page.mapped()
 
     @property
+    def shared(self) -> SharedPage:
+        """Itself, as the core has it."""
+        return cast(SharedPage, self)
+
+    @property
     def vector(self) -> Vector:
         self._process.between()
         return self._vector
@@ -209,7 +214,7 @@ class ReadPage:
         return self._process.clock()
 
     def used(self) -> int:
-        return self.capacity
+        return self.capacity // 2
 
     def find(self, key: Key, hashed: int) -> Record | None:
         self._process.between()

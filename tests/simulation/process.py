@@ -41,13 +41,14 @@ class Mortal(Pausable):
         """Perhaps stand still in the middle of a call. Raises Died if the process has died."""
         dice, scenario = self.loop.dice, self.scenario
         if scenario.freezes and not self.loop.quiet and dice.random() < scenario.freezes:
-            self.stand_still(dice.random() * scenario.pause * dice.random())
+            self.stand_still(dice.random() * scenario.pause * dice.random(), dice.random() < 0.6)
 
-    def stand_still(self, seconds: float) -> None:
-        """Stand still in the middle of a call, all of the process."""
+    def stand_still(self, seconds: float, whole: bool = True) -> None:
+        """Stand still in the middle of a call: the process, or only what needs its lock."""
         life = self.life
         self.loop.counts["calls that stood still"] += 1
-        self.pause(seconds)
+        if whole:
+            self.pause(seconds)
         self.frozen += 1
         try:
             self.loop.stand_still(seconds)

@@ -120,7 +120,11 @@ class Scenario:
             words=dice.choice((0.0, 0.5, 1.0)),
             buckets=dice.choice((1, 3, 1024, 1024)),
         )
-        return replace(private, **cls._shared(dice)) if dice.random() < SHARED else private
+        if dice.random() >= SHARED:
+            return private
+        reading = dice.choice((0, 8))
+        weights = (private.weights[0] + reading, private.weights[1] + reading // 2)
+        return replace(private, weights=(*weights, *private.weights[2:]), **cls._shared(dice))
 
     @classmethod
     def _shared(cls, dice: random.Random) -> dict[str, Any]:
@@ -136,7 +140,7 @@ class Scenario:
             "owners": dice.random() < 0.8,
             "table": dice.choice(("none", "real", "twin", "twin")),
             "owner_faults": sometimes(1.0, 0.5),
-            "page_faults": sometimes(0.05, 0.3),
+            "page_faults": dice.choice((0.0, 0.0, 0.02, 0.3)),
             "deaths": sometimes(0.02, 0.3),
             "freezes": sometimes(0.1, 0.6),
             "forks": sometimes(0.5, 0.3),

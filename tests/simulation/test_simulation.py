@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 
 import pytest
 
+from dstore.core.authority import sessions
+from dstore.core.local import state
 from tests.history.linearizability import check_linearizable
 from tests.simulation.catch import (
     CAUGHT,
@@ -14,6 +17,7 @@ from tests.simulation.catch import (
     run_simulation,
     run_test,
 )
+from tests.simulation.hits import READING
 from tests.simulation.mutants import MUTANTS, Mutant
 from tests.simulation.run import run
 from tests.simulation.scenario import Scenario
@@ -32,6 +36,10 @@ QUICK = {
     "acknowledgement that skips a gap",
     "repeated DEL that removes a newer value",
     "forked child that uses its parent's lease",
+    "word in Global's page after the engine has changed",
+    "lease of a page that is renewed before the words of the same answer",
+    "hit of a shared entry that does not compare the word",
+    "page that is valid after the goodbye of its owner",
 }
 """Mutants of the default run; ``scripts/simulate --mutants`` plays all."""
 
@@ -77,6 +85,43 @@ def test_the_scenarios_have_every_fault_and_every_operation() -> None:
         "get_many",
     ):
         assert event in trace, f"no scenario has {event!r}"
+
+
+REACHED = {
+    "attaches",
+    "bridged reads",
+    "calls that stood still",
+    "detaches",
+    "hits of shared entries",
+    "hits without the lock",
+    "host hits",
+    "host hits of many",
+    "inheritances",
+    "owner restarts",
+    "owners that died in a call",
+    "pages",
+    "pages of Global",
+    "private fallbacks",
+    "promotions",
+    "threads that stood still",
+}
+"""What happens in some of the first scenarios."""
+
+
+def test_the_scenarios_reach_what_hosts_with_shared_memberships_do() -> None:
+    counts: Counter[str] = Counter()
+    for seed in range(60):
+        simulation = Simulation(Scenario.draw(seed))
+        simulation.run()
+        counts += simulation.loop.counts
+    assert not REACHED - set(counts)
+
+
+def test_what_a_run_changes_in_the_core_is_restored() -> None:
+    before = state.PRIVATE_AFTER, sessions.WRITER_IDLE, [each.clock for each in READING]
+    Simulation(Scenario(seed=1, sharing=1.0, global_page=True, private_after=0.1)).run()
+    after = state.PRIVATE_AFTER, sessions.WRITER_IDLE, [each.clock for each in READING]
+    assert after == before
 
 
 def test_a_history_of_the_simulation_is_not_trivially_linearizable() -> None:

@@ -28,6 +28,7 @@ from dstore.quoting import visible
 from dstore.runtime import clock, native, reentrancy
 from dstore.runtime import greenlets as green
 from dstore.runtime.native import signals_blocked
+from dstore.shm.directory import Unusable
 from dstore.transport.limits import no_threads
 from dstore.transport.link import Link
 
@@ -73,7 +74,7 @@ class Local:
         system gives no sockets or no threads.
         """
         if self.state.looking:
-            page = look(self._settings.shm, self._settings.address, 0)
+            page = self._find_page(0)
             if page is not None:
                 self._attach(page, parent)
         # Inherited files of large values have to be released when they are deleted.
@@ -215,6 +216,8 @@ class Local:
         state, control = host.state, host.link.control
         self._evicted_files.check(clock.now())
         with host.lock:
+            if state.watching.watchers:
+                self._watches.end_closed()
             due = state.wake_at <= clock.now()
             effects = state.tick(clock.now()) if due else []
             wake_at = min(state.wake_at, self._loop.wake_at)
@@ -233,7 +236,6 @@ class Local:
         effects = []
         with host.lock:
             host.asleep_until = LAPSED
-            self._watches.leave()
             now = clock.now()
             if up:
                 state.reconnected(now)
@@ -262,13 +264,22 @@ class Local:
 
     def _look(self, epoch: int) -> None:
         """Look for the page of this host, and use it."""
-        page = look(self._settings.shm, self._settings.address, epoch)
+        page = self._find_page(epoch)
         if page is not None:
             with self.host.lock:
                 self._attach(page)
                 self.host.notify()
             if self.state.page is page:
                 self.host.large.joined(page.epoch)
+
+    def _find_page(self, epoch: int) -> HostPage | None:
+        try:
+            page = look(self._settings.shm, self._settings.address, epoch)
+        except Unusable as error:
+            self.state.no_page = str(error)
+            return None
+        self.state.no_page = ""
+        return page
 
     def _attach(self, page: HostPage, parent: LocalState | None = None) -> None:
         former, now = self.state.page, clock.now()

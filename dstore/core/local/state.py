@@ -66,7 +66,7 @@ SYNCS_MAX = 64
 PRIVATE_AFTER = 3.0
 """Seconds without a page that can be used after which a Local that had one joins by itself."""
 LOOK_SOON, LOOK_LATER = 0.05, 1.0
-"""Seconds between two looks for a page: while there is no session, and while there is one."""
+"""Seconds between two looks for a page: in the ``PRIVATE_AFTER`` after one has ended, and later."""
 REFUSED_MAX = 64
 """Pages that Global has refused and that are remembered, so that none of them is used again."""
 NEVER = float("inf")
@@ -108,7 +108,8 @@ class LocalState(Entries):
         self._withdrawn: list[Unstage | Unwait] = []
         # Sharing the membership of the host
         self.looking = looking
-        self._joining = joining
+        self.joining = joining
+        self.no_page = ""  # why there is no page, if that is known
         self._look_at = NEVER
         self._lapsed_at = NEVER  # since when the page cannot be used
         self._checked_at = LAPSED
@@ -154,11 +155,6 @@ class LocalState(Entries):
         return self.membership.session
 
     @property
-    def lacks_page(self) -> bool:
-        """Whether there is no page, and this Local does not join without one."""
-        return self.page is None and not self._joining
-
-    @property
     def lease_end(self) -> float:
         """Until when the cache may be used."""
         return self.membership.lease_end
@@ -193,7 +189,7 @@ class LocalState(Entries):
                 self._check_page(self.page, now)
             looking = now >= self._look_at
             if looking:
-                soon = self.bridging or not self._joining
+                soon = now < self._hello_at and self._hello_first == NEVER  # a page has just ended
                 self._look_at = now + (LOOK_SOON if soon else LOOK_LATER)
                 effects.append(Look(self.joined.epoch))
             if self.joined.session:
@@ -239,10 +235,11 @@ class LocalState(Entries):
         at = min(self._look_at, self._writer_at)
         if self.page is not None and self._lapsed_at < NEVER:
             at = min(at, self._lapsed_at + PRIVATE_AFTER, self._checked_at + LOOK_SOON)
-        if self.joined.session:
-            idle = self._kind is Kind.OBSERVER and not self._wants_session
-            return LAPSED if idle else min(at, self._sync_at)
-        return min(at, self._hello_at) if self._wants_session else at
+        if not self._wants_session:
+            if self.joined.session:  # an observer leaves
+                return LAPSED
+            return at
+        return min(at, self._sync_at if self.joined.session else self._hello_at)
 
     def reconnected(self, now: float) -> None:
         """Note a new connection to Global: what was sent or broadcast before may be lost."""
@@ -347,7 +344,7 @@ class LocalState(Entries):
         """Give up a page that has ended, and look for another one."""
         self._leave_joined(now)
         self._void(now)
-        self.bridging = self._joining  # else calls wait for the next page, and fail without one
+        self.bridging = self.joining
         self._hello_at = now + PRIVATE_AFTER
 
     def _note_lapse(self, page: SharedPage) -> None:
@@ -378,7 +375,7 @@ class LocalState(Entries):
     @property
     def _wants_session(self) -> bool:
         if self.page is None:
-            return self._joining
+            return self.joining
         return self.observing or bool(self.watching.watchers)
 
     def _reset_control(self, now: float) -> None:

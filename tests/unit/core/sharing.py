@@ -19,6 +19,9 @@ class Words:
         self._words = words
         self._read = read
 
+    def __len__(self) -> int:
+        return len(self._words)
+
     def __getitem__(self, bucket: int) -> int:
         word: int = self._words[bucket]
         self._read()

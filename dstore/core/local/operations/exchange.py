@@ -156,11 +156,9 @@ def check_time(state: LocalState, now: float, deadline: float) -> None:
 
 def unavailable(state: LocalState) -> GlobalUnavailable:
     """Return the error for a Global that does not answer, with the reason if it is known."""
-    if state.lacks_page and not state.last_error:
-        return GlobalUnavailable(
-            "no process shares a cache of Global with this one, as host='require' asks for; start "
-            "Global or dstore host on this host, as this user and with the same $DSTORE_SHM"
-        )
+    if state.page is None and not state.joining:
+        why = state.no_page or "none has a valid lease"
+        return GlobalUnavailable(f"host='require' asks for a cache that this host shares; {why}")
     last_error = state.last_error or "is it running, and reachable?"
     return GlobalUnavailable(f"Global did not answer in time; {last_error}")
 
