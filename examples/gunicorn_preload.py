@@ -46,7 +46,9 @@ def index() -> Answer:
     """Say which worker this is, and how often its own memory or the host cache had the value."""
     node.join()
     metrics = node.stats()
-    shown = {name: metrics[name] for name in ("session", "membership", "hits", "host_hits", "misses")}
+    shown = {
+        name: metrics[name] for name in ("session", "membership", "hits", "host_hits", "misses")
+    }
     return HTTPStatus.OK, json.dumps({"pid": os.getpid(), **shown})
 
 
@@ -65,7 +67,7 @@ def put(key: str, body: Any) -> Answer:
 
 def delete(key: str) -> Answer:
     deletion = node.delete(key)
-    return HTTPStatus.OK, f"{key!r} is deleted; Locals that confirmed it: {deletion.confirmed}"
+    return HTTPStatus.OK, f"{key!r} is deleted; memberships that confirmed it: {deletion.confirmed}"
 
 
 def answer(environ: dict[str, Any]) -> Answer:
