@@ -3,8 +3,8 @@
 The initializer of the pool makes one Node for each worker. The table has the smallest prime factor
 of each number up to four million and takes 16 MiB; a job uses it to factorise one number. The first
 ``get`` of a worker maps the one copy that this machine has, all others are look-ups in the worker's
-own memory. Each worker reports the file in which its table lies: it is the same one for all. Where the
-host shares one cache, as that of Global does, the workers have one session at Global, else one each.
+own memory. Each worker reports the file in which its table lies: it is the same one for all. Where
+the host shares one cache, as that of Global does, the workers have one session at Global.
 
     python examples/process_pool.py [--address tcp://HOST:PORT] [--workers 4]
                                     [--start-method fork|spawn|forkserver]
