@@ -16,8 +16,8 @@ kill it), Python's exit handlers run and the Node says goodbye. No hook of gunic
 ``$DSTORE_GLOBAL`` names another Global. It has to run when this starts, since the master reads from
 it. If it is away later, a request waits for the ``timeout`` of the Node, 5 seconds, before it is
 answered with 503; a write may take one lease more. gunicorn's ``--timeout`` and
-``--graceful-timeout`` (30 seconds each) have to be longer than that. Where nothing is shared, a worker
-that is killed says no goodbye, so that deletions of what it held wait for its lease.
+``--graceful-timeout`` (30 seconds each) have to be longer than that. Where nothing is shared, a
+worker that is killed says no goodbye, so that deletions of what it held wait for its lease.
 """
 
 from __future__ import annotations

@@ -141,7 +141,9 @@ class OwnerLives:
         self._process.terminate()
         code = self._process.wait(PATIENCE)
         self.kill()
-        return f"dstore host ended with {code}: {self._said.read_text()}" if code else ""
+        if code in (0, -signal.SIGTERM):  # it may have begun a moment ago
+            return ""
+        return f"dstore host ended with {code}: {self._said.read_text()}"
 
 
 class ClientProcess:

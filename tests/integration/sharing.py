@@ -37,14 +37,14 @@ def host_folder() -> Iterator[str]:
 
 
 def membership(node: dstore.Node) -> str:
-    """Which membership the Node has: "shared", "private" or "none". It looks only when it needs Global."""
+    """Which membership the Node has: "shared", "private" or "none", once it has needed Global."""
     with contextlib.suppress(dstore.GlobalUnavailable):
         node.get(f"nothing {os.urandom(4).hex()}", None)
     return str(node.stats()["membership"])
 
 
 def wait_until(node: dstore.Node, wanted: str, owner: str = "") -> None:
-    """Wait until the Node's membership is "private", "none", or "shared" by an owner with this name."""
+    """Wait until the Node's membership is "private", "none", or "shared" by this owner."""
 
     def is_so() -> bool:
         return membership(node) == wanted and owner in str(node.stats()["owner"])

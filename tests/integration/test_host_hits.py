@@ -14,6 +14,7 @@ import dstore
 from dstore.client.host_page import HostPage
 from dstore.testing import running_global
 
+pytestmark = [pytest.mark.shared, pytest.mark.usefixtures("host_mode")]
 VALUES: dict[str | bytes, Any] = {"k": b"bytes", "ä": "text", b"\xff": {"a": [1, 2]}, "n": None}
 
 

@@ -246,7 +246,12 @@ def test_what_stats_say(share: MakeNode) -> None:
 def test_on_deletion_reports_what_this_node_has_cached(share: MakeNode) -> None:
     heard: list[str | bytes] = []
     come = threading.Event()
-    one, two = share(), share(on_deletion=lambda key: (heard.append(key), come.set()))
+
+    def hear(key: str | bytes) -> None:
+        heard.append(key)
+        come.set()
+
+    one, two = share(), share(on_deletion=hear)
     one.set_many({"k": 1, "other": 2})
     assert two.get("k") == 1
     one.delete_many(["other", "k"])
@@ -301,7 +306,7 @@ def test_callers_in_different_processes(served: GlobalProcess, here: str) -> Non
 # ---- threads, tasks and greenlets ---------------------------------------------------------------
 
 
-def test_threads_and_tasks_of_one_node(share: MakeNode) -> None:
+def test_threads_and_tasks_of_one_node(share: MakeNode) -> None:  # noqa: C901
     node, writer = share(), share()
     names = [f"k{number}" for number in range(40)]
     deleted: dict[str, int] = {}

@@ -135,27 +135,28 @@ def test_workers_on_another_host(here: str, tmp_path: Path) -> None:
         dstore.Node(served.address, host="off", shm="") as outside,
     ):
         outside.set("k", "one")
-        with HostProcess(served.address, here) as owner:
-            with Gunicorn(served.address, tmp_path, "sync", workers=WORKERS) as service:
-                service.ask_all("POST", "/")
-                before = gets(outside)
-                assert {each.text for each in service.ask_all("GET", "/k")} == {"one"}
-                assert gets(outside) == before + 1
-                assert outside.delete("k").confirmed == 2
-                assert {each.status for each in service.ask_all("GET", "/k")} == {MISSING}
-                owner.process.kill()
-                outside.set("k", "two")
-                with HostProcess(served.address, here) as next_owner:
-                    assert {each.text for each in service.ask_all("GET", "/k")} == {"two"}
-                    outside.set("k", "three", replace=True)
-                    assert {each.text for each in service.ask_all("GET", "/k")} == {"three"}
-                    name = f"process {next_owner.process.pid}"
-                    until(
-                        lambda: (
-                            {each["membership"] for each in own_figures(service).values()}
-                            == {"shared"}
-                        ),
-                        name,
-                    )
-                assert service.stop() == 0
-                assert "Traceback" not in service.said()
+        with (
+            HostProcess(served.address, here) as owner,
+            Gunicorn(served.address, tmp_path, "sync", workers=WORKERS) as service,
+        ):
+            service.ask_all("POST", "/")
+            before = gets(outside)
+            assert {each.text for each in service.ask_all("GET", "/k")} == {"one"}
+            assert gets(outside) == before + 1
+            assert outside.delete("k").confirmed == 2
+            assert {each.status for each in service.ask_all("GET", "/k")} == {MISSING}
+            owner.process.kill()
+            outside.set("k", "two")
+            with HostProcess(served.address, here) as next_owner:
+                assert {each.text for each in service.ask_all("GET", "/k")} == {"two"}
+                outside.set("k", "three", replace=True)
+                assert {each.text for each in service.ask_all("GET", "/k")} == {"three"}
+                name = f"process {next_owner.process.pid}"
+                until(
+                    lambda: (
+                        {each["membership"] for each in own_figures(service).values()} == {"shared"}
+                    ),
+                    name,
+                )
+            assert service.stop() == 0
+            assert "Traceback" not in service.said()

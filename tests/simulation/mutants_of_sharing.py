@@ -360,8 +360,7 @@ OF_SHARING = (
     _mutant(
         "replies of many keys filled under the present page",
         ENTRIES,
-        "        present = membership is self.membership and not self.closing\n"
-        "        if present",
+        "        present = membership is self.membership and not self.closing\n        if present",
         "        present = not self.closing\n        if present",
         "test_a_value_is_kept_under_the_membership_that_asked_only",
     ),
