@@ -1,10 +1,11 @@
 """A web service whose Node is made once, in gunicorn's master, and works in every worker.
 
 With ``--preload`` gunicorn imports this module in its master and forks the workers afterwards, so
-that all of them have the Node that is made here. A worker inherits its settings and nothing else:
-on first use it joins as a Local of its own, with an empty cache. When gunicorn stops a worker
-(unless it has to kill it), Python's exit handlers run and the Node says goodbye. No hook of
-gunicorn is needed.
+that all of them have the Node that is made here. If the processes of this host share one cache,
+as on the host of Global, a worker goes on with what the master has read, and what one worker has
+read the others have, too. Else a worker inherits the settings and nothing more: on first use it
+joins as a Local of its own, with an empty cache. When gunicorn stops a worker (unless it has to
+kill it), Python's exit handlers run and the Node says goodbye. No hook of gunicorn is needed.
 
     dstore global &
     gunicorn --preload --workers 4 --chdir examples gunicorn_preload:application &
@@ -15,8 +16,8 @@ gunicorn is needed.
 ``$DSTORE_GLOBAL`` names another Global. It has to run when this starts, since the master reads from
 it. If it is away later, a request waits for the ``timeout`` of the Node, 5 seconds, before it is
 answered with 503; a write may take one lease more. gunicorn's ``--timeout`` and
-``--graceful-timeout`` (30 seconds each) have to be longer than that. A worker that is killed says
-no goodbye, so that deletions of what it held wait for its lease.
+``--graceful-timeout`` (30 seconds each) have to be longer than that. Where nothing is shared, a
+worker that is killed says no goodbye, so that deletions of what it held wait for its lease.
 """
 
 from __future__ import annotations
@@ -42,10 +43,12 @@ def limit() -> int:
 
 
 def index() -> Answer:
-    """Say which worker this is, and how often its own memory had the value."""
+    """Say which worker this is, and how often its own memory or the host cache had the value."""
     node.join()
     metrics = node.stats()
-    shown = {name: metrics[name] for name in ("session", "hits", "misses")}
+    shown = {
+        name: metrics[name] for name in ("session", "membership", "hits", "host_hits", "misses")
+    }
     return HTTPStatus.OK, json.dumps({"pid": os.getpid(), **shown})
 
 
@@ -64,7 +67,7 @@ def put(key: str, body: Any) -> Answer:
 
 def delete(key: str) -> Answer:
     deletion = node.delete(key)
-    return HTTPStatus.OK, f"{key!r} is deleted; Locals that confirmed it: {deletion.confirmed}"
+    return HTTPStatus.OK, f"{key!r} is deleted; memberships that confirmed it: {deletion.confirmed}"
 
 
 def answer(environ: dict[str, Any]) -> Answer:

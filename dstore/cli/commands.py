@@ -139,7 +139,10 @@ def keys(options: Namespace) -> int:
 
 def stats(options: Namespace) -> int:
     with _node(options) as node:
-        counters = {**node.global_stats(), "compiled": node.stats()["compiled"]}
+        counters, here = node.global_stats(), node.stats()
+        others = max(0, node.host_processes() - 1)
+    counters["host_processes"] = others  # without this one
+    counters.update((name, here[name]) for name in ("compiled", "membership", "owner"))
     if options.json:
         print(json.dumps(counters, default=str))
         return console.EXIT_OK

@@ -12,7 +12,7 @@ from dstore.core.local.vector import Vector
 from dstore.protocol.messages import Key
 from dstore.runtime import clock
 from dstore.shm.directory import Unusable
-from dstore.shm.finding import find, find_epoch
+from dstore.shm.finding import attach, attach_epoch
 from dstore.shm.page import SharedPage
 from dstore.shm.table import Table
 from dstore.transport import addresses
@@ -67,10 +67,14 @@ class HostPage:
             table.close()
 
 
-def look(root: str | None, address: str, epoch: int) -> HostPage | None:
-    """Return the page of an epoch or, if it is 0, of an address, if there is one to be used."""
-    page = find_epoch(root, epoch) if epoch else find(root, addresses.canonical(address))
-    return None if page is None else _opened(page)
+def look(root: str | None, address: str, epoch: int) -> HostPage:
+    """Return the page of an epoch or, if it is 0, of an address.
+
+    Raises Unusable, which says why there is none to be used.
+    """
+    if epoch:
+        return _opened(attach_epoch(root, epoch))
+    return _opened(attach(root, addresses.canonical(address)))
 
 
 def can_be_inherited(state: LocalState) -> bool:
@@ -85,4 +89,5 @@ def _opened(page: SharedPage) -> HostPage:
     if name:
         with contextlib.suppress(OSError, Unusable):
             table = Table.open(page.directory, name)
+    page.directory.close()  # nothing else is opened there
     return HostPage(page, table)

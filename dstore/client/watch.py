@@ -198,19 +198,21 @@ class Watches:
         host.call(begin)
         return watch
 
-    def leave(self) -> None:
-        """End the watchers whose watches were closed or dropped. The caller holds the lock."""
-        watching = self._host.state.watching
-        if watching.watchers:
-            for number in watching.watchers - set(self._open()):
-                watching.end(number)
+    def end_closed(self) -> dict[int, Watch]:
+        """End the watches that were closed or dropped. Returns the others, by number.
 
-    def _open(self) -> dict[int, Watch]:
-        return {number: watch for number, watch in self._watches.items() if not watch.over}
+        The caller holds the lock.
+        """
+        watching = self._host.state.watching
+        watches = {n: watch for n, watch in self._watches.items() if not watch.over}
+        for number in watching.watchers - set(watches):
+            watching.end(number)
+        return watches
 
     def announce(self, removals: list[Removal]) -> None:
         """Put removals into the watches that they concern. In the background thread."""
-        watches = self._open()
+        with self._host.lock:
+            watches = self.end_closed()
         for removal in removals:
             for number, watch in watches.items():
                 if removal.watcher in (ALL, number):

@@ -3,6 +3,12 @@
 The core decides what is written (:mod:`dstore.core.authority.host`), :mod:`dstore.shm.share` has
 the files. If they cannot be had, Global works without them: one line in the log says why, and it
 tries again now and then, since another owner may have ended or memory may be free again.
+
+The page names no endpoint for requests of this host, so that they use the address of Global. An ipc
+endpoint would be a sixth faster, but libzmq 4.3.5 aborts the process when it accepts an ipc
+connection and no descriptor is left; see :mod:`dstore.transport.guard`. A flood of other
+connections can use up those that are left between two checks, and the next process of this host
+that connects would then end Global.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ import time
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
+from dstore.config import HOST_VARIABLE
 from dstore.testing import start_global
 from tests.faults.workload import Settings
 from tests.integration.processes import PATIENCE, ROOT, send_signal
@@ -61,8 +62,9 @@ class Times:
 class GlobalLives:
     """``python -m dstore global``, killed and started again at the same port."""
 
-    def __init__(self, port: int, lease: float, folder: Path, times: Times) -> None:
+    def __init__(self, port: int, lease: float, folder: Path, times: Times, shm: str) -> None:
         self._port = port
+        self._shm = shm
         self._lease = lease
         self._stderr_path = folder / "global.err"
         self._times = times
@@ -71,10 +73,14 @@ class GlobalLives:
     def start(self, log_length: int) -> None:
         self._times.lives.append(Life(time.monotonic_ns()))
         options = ["--lease", str(self._lease), "--log-length", str(log_length)]
+        options += ["--shm", self._shm]
         address = f"tcp://127.0.0.1:{self._port}"
+        env = {**os.environ, HOST_VARIABLE: "auto"}
         with self._stderr_path.open("ab") as stderr:
             try:
-                self._process = start_global(*options, address=address, stderr=stderr).process
+                self._process = start_global(
+                    *options, address=address, stderr=stderr, env=env
+                ).process
             except RuntimeError as error:
                 raise RuntimeError(f"{error}: {self._stderr_path.read_text()}") from None
 
@@ -98,6 +104,50 @@ class GlobalLives:
     @property
     def alive(self) -> bool:
         return self._process is not None
+
+
+class OwnerLives:
+    """``dstore host`` of one "host", killed and started again with the same folder."""
+
+    def __init__(self, address: str, shm: str, folder: Path) -> None:
+        self._command = [sys.executable, "-m", "dstore", "host", "--quiet"]
+        self._command += ["--address", address, "--shm", shm]
+        self._said = folder / f"owner-{Path(shm).name}.out"
+        self.started = 0
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it, without waiting until it can be used: Global may be away."""
+        self.started += 1
+        with self._said.open("ab") as said:
+            self._process = subprocess.Popen(
+                self._command,
+                stdin=subprocess.DEVNULL,
+                stdout=said,
+                stderr=said,
+                env={**os.environ, "PYTHONPATH": str(ROOT)},
+            )
+
+    def signal(self, number: signal.Signals) -> None:
+        assert self._process is not None
+        send_signal(self._process.pid, number)
+
+    def kill(self) -> None:
+        """Kill it with SIGKILL, if it is running."""
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            process.wait()
+
+    def stop(self) -> str:
+        """Ask it to end. Returns what is wrong with that; empty if all was well."""
+        assert self._process is not None
+        self._process.terminate()
+        code = self._process.wait(PATIENCE)
+        self.kill()
+        if code in (0, -signal.SIGTERM):  # it may have begun a moment ago
+            return ""
+        return f"dstore host ended with {code}: {self._said.read_text()}"
 
 
 class ClientProcess:

@@ -13,7 +13,7 @@ import os
 import subprocess
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -59,8 +59,8 @@ class Verdict:
     """Counts of what was done, and the violations.
 
     ``longest`` is the duration in ns of the longest confirmed deletion of a caller that was not
-    stopped meanwhile. ``unclear`` counts operations that overlap two lives of Global and so prove
-    nothing.
+    stopped meanwhile, ``longest_read`` that of the longest read. ``unclear`` counts operations that
+    overlap two lives of Global and so prove nothing.
     """
 
     rounds: int = 0
@@ -68,6 +68,7 @@ class Verdict:
     deletions: int = 0
     cleared: int = 0
     longest: int = 0
+    longest_read: int = 0
     unclear: int = 0
     counts: Counter[str] = field(default_factory=Counter)
     violations: list[str] = field(default_factory=list)
@@ -78,6 +79,7 @@ class Verdict:
         self.deletions += other.deletions
         self.cleared += other.cleared
         self.longest = max(self.longest, other.longest)
+        self.longest_read = max(self.longest_read, other.longest_read)
         self.unclear += other.unclear
         self.counts.update(other.counts)
         self.violations += other.violations
@@ -186,23 +188,28 @@ def _summary(records: Records, times: Times, unclear: int, violations: list[str]
         if operation.kind == "delete" and operation.outcome == DONE
     ]
     cleared = (op.kind == "clear" and op.outcome == DONE for op in records.operations)
-    longest = max(
-        (
-            op.end - op.start
-            for op in deletions
-            if op.end and not times.disturbed(client_of(op), op.start, op.end)
-        ),
-        default=0,
-    )
+    reads = (op for op in records.operations if op.reads and op.outcome == DONE)
     return Verdict(
         1,
         len(records.operations),
         len(deletions),
         sum(cleared),
-        longest,
+        _longest(deletions, times),
+        _longest(reads, times),
         unclear,
         records.counts,
         violations,
+    )
+
+
+def _longest(operations: Iterable[Operation], times: Times) -> int:
+    return max(
+        (
+            op.end - op.start
+            for op in operations
+            if op.end and not times.disturbed(client_of(op), op.start, op.end)
+        ),
+        default=0,
     )
 
 

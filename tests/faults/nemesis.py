@@ -10,12 +10,13 @@ import random
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from types import MappingProxyType
 from typing import TypeAlias
 
-from tests.faults.cluster import ClientProcess, Clients, GlobalLives, Times
+from tests.faults.cluster import ClientProcess, Clients, GlobalLives, OwnerLives, Times
 from tests.faults.proxy import GLOBAL_HOST, KINDS, PATHS, WAYS, Proxy, Rule
 from tests.faults.workload import Settings
 
@@ -38,8 +39,24 @@ STOP_LONG = "worker stopped for more than a lease"
 KILL_GLOBAL = "Global killed"
 FLOOD = "flood of deletions past a stopped worker"
 PATH_FAULTS = {f"{path}: {kind}": (path, kind) for path in PATHS for kind in KINDS}
+KILL_OWNER = "owner of a host killed"
+STOP_OWNER = "owner of a host stopped"
 ISOLATE = "both paths cut or stalled for more than a lease"
-FAULTS = (KILL_WORKER, STOP_SHORT, STOP_LONG, KILL_GLOBAL, FLOOD, ISOLATE, *PATH_FAULTS)
+FAULTS = (
+    KILL_WORKER,
+    STOP_SHORT,
+    STOP_LONG,
+    KILL_GLOBAL,
+    FLOOD,
+    KILL_OWNER,
+    STOP_OWNER,
+    ISOLATE,
+    *PATH_FAULTS,
+)
+SHARING = 3 / 4
+"""The part of the clients that share the membership of their host if there is one."""
+OWNERLESS_LEASES = (0.0, 0.3, 1.3, 5.0)
+"""Leases for which a host has no owner, or one that is stopped: also until clients go on alone."""
 
 Repair: TypeAlias = Callable[[], bool]
 """Ends a fault. Returns False if that is not possible yet, to be tried again."""
@@ -51,7 +68,8 @@ class Nemesis:
     """Injects faults into a run. Call :meth:`step` often.
 
     ``worker`` are the settings of a new worker, whose address and seed are chosen here; ``faults``
-    are the kinds that happen.
+    are the kinds that happen. ``folders`` has the shared memory of each "host" by its address, and
+    ``owners`` the ``dstore host`` of those that Global is not on.
     """
 
     def __init__(
@@ -63,6 +81,8 @@ class Nemesis:
         proxy: Proxy,
         worker: Settings,
         faults: Sequence[str] = FAULTS,
+        folders: Mapping[str, str] = MappingProxyType({}),
+        owners: Mapping[str, OwnerLives] = MappingProxyType({}),
     ) -> None:
         self.done: Counter[str] = Counter()
         self._rng = rng
@@ -74,6 +94,8 @@ class Nemesis:
         self._hosts = [GLOBAL_HOST, *proxy.hosts]
         self._worker = worker
         self._faults = faults
+        self._folders = folders
+        self._owners = owners
         self._deck: list[str] = []
         self._flooding = False
         self._next = 0.0
@@ -132,6 +154,8 @@ class Nemesis:
             return self._disturb_paths(PATHS, kind, self._rng.uniform(1.2, 2.5))
         if fault == KILL_GLOBAL:
             return self._kill_global()
+        if fault in (KILL_OWNER, STOP_OWNER):
+            return self._disturb_owner(fault)
         return self._disturb_worker(fault)
 
     def _disturb_worker(self, fault: str) -> Begun | None:
@@ -172,15 +196,40 @@ class Nemesis:
         self._served.start(self._rng.choice(LOG_LENGTHS))
         return True
 
+    # ---- owners of hosts ------------------------------------------------------------------
+
+    def _disturb_owner(self, fault: str) -> Begun | None:
+        free = [owner for owner in self._owners.values() if owner not in self._busy]
+        if not free:
+            return None
+        owner = self._rng.choice(free)
+        leases = self._rng.choice(OWNERLESS_LEASES)
+        if fault == KILL_OWNER:
+            owner.kill()
+            return owner, leases, partial(self._start_owner, owner)
+        owner.signal(signal.SIGSTOP)
+        return owner, leases, partial(self._continue_owner, owner)
+
+    def _start_owner(self, owner: OwnerLives) -> bool:
+        owner.start()
+        return True
+
+    def _continue_owner(self, owner: OwnerLives) -> bool:
+        owner.signal(signal.SIGCONT)
+        return True
+
     # ---- clients --------------------------------------------------------------------------
 
     def _start(self, role: str, victim: int = 0) -> ClientProcess:
+        host = self._hosts[self._clients.started % len(self._hosts)]
         return self._clients.start(
             replace(
                 self._worker,
                 role=role,
                 victim=victim,
-                address=self._proxy.address(self._hosts[self._clients.started % len(self._hosts)]),
+                address=self._proxy.address(host),
+                shm=self._folders.get(host),
+                host="auto" if self._rng.random() < SHARING else "off",
                 seed=self._rng.getrandbits(32),
                 cache_bytes=self._rng.choice((self._worker.cache_bytes, CACHE_BYTES_SMALL)),
             )

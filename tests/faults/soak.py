@@ -7,6 +7,8 @@ while the next rounds go on, and removes it if it finds no violation.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
 import random
 import secrets
 import shutil
@@ -15,15 +17,16 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.faults.cluster import Clients, GlobalLives, Times
+from dstore.shm.root import ROOT_DEFAULT, ROOT_VARIABLE
+from tests.faults.cluster import Clients, GlobalLives, OwnerLives, Times
 from tests.faults.judge import JudgeProcess, Verdict
-from tests.faults.nemesis import FAULTS, LOG_LENGTHS, Nemesis
-from tests.faults.proxy import Proxy
+from tests.faults.nemesis import FAULTS, KILL_OWNER, LOG_LENGTHS, Nemesis
+from tests.faults.proxy import GLOBAL_HOST, Proxy
 from tests.faults.records import files_of
 from tests.faults.workload import Settings
 from tests.integration.processes import free_port
@@ -73,18 +76,31 @@ class Report:
         counts = verdict.counts
         return [
             f"{counts['calls']:,} calls, {verdict.operations:,} operations judged in "
-            f"{verdict.rounds} rounds, {counts['hits']:,} cache hits",
+            f"{verdict.rounds} rounds, {counts['hits']:,} cache hits, {counts['host_hits']:,} hits "
+            "of host caches",
             f"{verdict.deletions:,} deletions confirmed, {verdict.cleared:,} not waited for; the "
             f"longest took {verdict.longest / 1e9:.3f} s (of a caller that was not stopped)",
             f"{counts['unknown']:,} writes with unknown outcome, {counts['not done']:,} writes and "
             f"{counts['reads unavailable']:,} reads given up while Global could not be reached",
             f"{counts['joins']:,} joins, {counts['gaps']:,} gaps in what was published, "
             f"{counts['flushes']:,} whole caches dropped, {counts['evictions']:,} evictions",
+            f"the longest read that was answered took {verdict.longest_read / 1e9:.3f} s",
             f"{self.lives} lives of Global, {verdict.unclear} operations that overlap two of them "
             f"and prove nothing, {self.processes} client processes",
             *(f"{count:5} x {fault}" for fault, count in sorted(self.faults.items())),
             f"{len(self.wrong)} violations",
         ]
+
+
+@contextlib.contextmanager
+def shared_memory(hosts: Sequence[str]) -> Iterator[dict[str, str]]:
+    """Make a folder of shared memory for each "host", and remove them at the end."""
+    base = os.environ.get(ROOT_VARIABLE) or ROOT_DEFAULT
+    with tempfile.TemporaryDirectory(prefix="dstore-soak-", dir=base) as folder:
+        folders = {host: os.path.join(folder, host) for host in hosts}
+        for each in folders.values():
+            os.mkdir(each, 0o700)
+        yield folders
 
 
 class Run:
@@ -118,12 +134,31 @@ class Run:
         )
         with ExitStack() as stack:
             proxy = stack.enter_context(Proxy(port, PROXY_HOSTS))
-            served = GlobalLives(port, LEASE, self._folder, self._times)
+            folders = stack.enter_context(shared_memory([GLOBAL_HOST, *PROXY_HOSTS]))
+            served = GlobalLives(port, LEASE, self._folder, self._times, folders[GLOBAL_HOST])
+            owners = {
+                host: OwnerLives(proxy.address(host), folders[host], self._folder)
+                for host in PROXY_HOSTS
+            }
+            for owner in owners.values():
+                stack.callback(owner.kill)
             stack.callback(self._end_judge)
             stack.callback(served.kill)
             stack.callback(self._clients.kill_all)
             served.start(rng.choice(LOG_LENGTHS))
-            nemesis = Nemesis(rng, self._times, served, self._clients, proxy, worker, plan.faults)
+            for owner in owners.values():
+                owner.start()
+            nemesis = Nemesis(
+                rng,
+                self._times,
+                served,
+                self._clients,
+                proxy,
+                worker,
+                plan.faults,
+                folders,
+                owners,
+            )
             for _ in range(plan.workers):
                 nemesis.add_worker()
             for _ in range(plan.guests):
@@ -136,10 +171,12 @@ class Run:
                 time.sleep(STEP_SECONDS)
             nemesis.calm()
             self._clients.end_all()
+            left = [owner.stop() for owner in owners.values()]
             code = served.stop()
             self._judge_rest()
         wrong = [*self._verdict.violations, *self._clients.problems]
         wrong += [f"Global ended with exit code {code}"] if code else []
+        wrong += filter(None, left)
         return Report(
             self._verdict, nemesis.done, len(self._times.lives), self._clients.started, wrong
         )
@@ -184,7 +221,8 @@ def main() -> int:
     seed = secrets.randbits(32) if options.seed is None else options.seed
     print(f"seed {seed}", flush=True)
     folder = Path(tempfile.mkdtemp(prefix="dstore-soak-"))
-    plan = Plan(60 * options.minutes, options.workers, seed=seed)
+    faults = (KILL_OWNER,) if options.hosts_only else FAULTS
+    plan = Plan(60 * options.minutes, options.workers, seed=seed, faults=faults)
     report = Run(plan, folder, lambda line: print(line, flush=True)).run()
     print(*report.lines(), sep="\n")
     if report.wrong:
@@ -200,6 +238,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, help="seed of the choices; their timing varies")
     parser.add_argument(
         "--workers", type=int, default=5, choices=range(1, WORKERS_MAX + 1), metavar="N"
+    )
+    parser.add_argument(
+        "--hosts-only",
+        action="store_true",
+        help="kill `dstore host` of the hosts again and again, and let all else be",
     )
     return parser
 

@@ -46,12 +46,15 @@ FLOOD_AFTER = 1200
 """Keys of a flood that are deleted after its victim continues."""
 FLOOD_CONFIRMED = 300
 """Those of them that are deleted in one call at the end, with confirmation."""
-COUNTED = ("drops", "flushes", "gaps", "joins", "fills", "evictions", "hits", "misses")
+COUNTED = ("drops", "flushes", "gaps", "joins", "fills", "evictions", "hits", "host_hits", "misses")
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The settings of a client process. ``begin`` is when the first round began, in ns."""
+    """The settings of a client process. ``begin`` is when the first round began, in ns.
+
+    ``shm`` is the folder of its "host", and ``host`` whether it shares the membership of that.
+    """
 
     name: str
     role: str
@@ -66,6 +69,8 @@ class Settings:
     cold: int = 150
     flood: int = 6000
     victim: int = 0
+    shm: str | None = None
+    host: str = "off"
 
     def dump(self) -> str:
         return json.dumps(asdict(self))
@@ -86,7 +91,12 @@ class Process:
     def node(self) -> dstore.Node:
         mine = self.settings
         return dstore.Node(
-            mine.address, timeout=mine.timeout, cache_bytes=mine.cache_bytes, label=mine.name
+            mine.address,
+            timeout=mine.timeout,
+            cache_bytes=mine.cache_bytes,
+            label=mine.name,
+            shm=mine.shm,
+            host=mine.host,
         )
 
     def run(self) -> None:

@@ -13,13 +13,14 @@ import threading
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from dstore import config
 from tests.integration.processes import PATIENCE, ROOT
 
 WORKERS = 4
 OK, MISSING = 200, 404
+LIMIT = "config/limit"
 
 
 class Answer(NamedTuple):
@@ -189,7 +190,7 @@ class Readers:
             thread.join()
 
 
-def own_figures(service: Gunicorn) -> dict[int, dict[str, int]]:
+def own_figures(service: Gunicorn) -> dict[int, dict[str, Any]]:
     """What each worker tells of itself, by process id."""
     return {answer.pid: json.loads(answer.text) for answer in service.ask_all("GET", "/")}
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import dstore
+from dstore.shm import clean
 from tests.integration.owners import files, until
 
 LEASE = 0.5
@@ -26,6 +27,7 @@ def host_folder() -> Iterator[str]:
     folder.mkdir(mode=0o700)
     try:
         yield str(folder)
+        clean(str(folder))  # what killed processes have left
         assert files(folder) == []
     finally:
         for place, _, names in os.walk(folder, topdown=False):
@@ -35,14 +37,17 @@ def host_folder() -> Iterator[str]:
 
 
 def membership(node: dstore.Node) -> str:
-    """Whether the Node shares the membership of its host. It looks only when it needs Global."""
+    """Which membership the Node has: "shared", "private" or "none".
+
+    It asks Global for something, since an idle Node looks for nothing.
+    """
     with contextlib.suppress(dstore.GlobalUnavailable):
         node.get(f"nothing {os.urandom(4).hex()}", None)
     return str(node.stats()["membership"])
 
 
 def wait_until(node: dstore.Node, wanted: str, owner: str = "") -> None:
-    """Wait until the Node's membership is "private", or "shared" by an owner with this name."""
+    """Wait until the Node's membership is ``wanted``, and that of an owner with this name."""
 
     def is_so() -> bool:
         return membership(node) == wanted and owner in str(node.stats()["owner"])

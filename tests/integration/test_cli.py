@@ -183,6 +183,7 @@ def test_stats_are_those_of_global(shell: Shell) -> None:
     counters = json.loads(shell("stats", "--json").out)
     assert counters["keys"] == 1
     assert counters["compiled"] is (compiled.native is not None)
+    assert (counters["membership"], counters["owner"]) == ("private", "")
     lines = shell("stats").out.decode().splitlines()
     assert ["keys", "1"] in [line.split() for line in lines]
     assert ["compiled", str(counters["compiled"])] in [line.split() for line in lines]

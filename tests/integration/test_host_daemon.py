@@ -37,10 +37,13 @@ from tests.integration.processes import (
     GlobalProcess,
     RawClient,
     free_port,
-    sessions_left,
+    other_sessions,
+    others_left,
 )
+from tests.integration.test_global_host import _shared as _shared
 from tests.integration.test_global_host import here as here
 
+pytestmark = [pytest.mark.shared, pytest.mark.usefixtures("host_mode")]
 LEASE = 1.0
 
 
@@ -66,16 +69,16 @@ def fetch(address: str, session: int, epoch: int, key: str) -> bool:
 def test_it_has_a_page_until_it_is_stopped(
     free_global: dstore.Global, node: dstore.Node, here: str
 ) -> None:
-    before = node.global_stats()["sessions"]
+    before = other_sessions(node)
     with HostProcess(free_global.address, here) as host:
         page = valid_page(here, free_global.address)
         assert page.identity.owner.startswith("dstore host")
         assert page.identity.table in files(here)
-        assert sessions_left(node, before + 1) == before + 1
+        assert others_left(node, before + 1) == before + 1
         assert host.stop() == (0, "")
         assert page.lease[0] == 0
         assert files(here) == []
-    assert node.global_stats()["sessions"] == before, "it has said goodbye"
+    assert other_sessions(node) == before, "it has said goodbye"
 
 
 def test_ctrl_c_ends_it_as_well(free_global: dstore.Global, here: str) -> None:

@@ -186,7 +186,7 @@ def _left_at_local(authority: SimGlobal, local: SimLocal) -> Iterator[str]:
             yield f"{local.name} does not use the page of its host, but {page}"
     elif page is not None:
         yield f"{local.name} uses a page of which the owner has ended"
-    elif state._joining and not state.session:
+    elif state.joining and not state.session:
         yield f"{local.name} has not joined by itself"
 
 

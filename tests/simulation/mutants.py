@@ -15,6 +15,7 @@ from tests.simulation.mutants_of_hosts import OF_HOSTS
 from tests.simulation.mutants_of_hosts_simulated import OF_HOSTS_SIMULATED
 from tests.simulation.mutants_of_operations import OF_OPERATIONS
 from tests.simulation.mutants_of_sessions import OF_SESSIONS
+from tests.simulation.mutants_of_sharing import OF_SHARING
 from tests.simulation.mutants_of_validity import OF_VALIDITY
 
 __all__ = ["MUTANTS", "Mutant"]
@@ -386,5 +387,6 @@ MUTANTS = (
     *OF_OPERATIONS,
     *OF_SESSIONS,
     *OF_HOSTS,
+    *OF_SHARING,
     *OF_HOSTS_SIMULATED,
 )  # fmt: skip

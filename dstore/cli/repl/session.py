@@ -96,7 +96,8 @@ class Repl(cmd2.Cmd):
         self._editor = editor_of(self, self._complete) if at_terminal else None
         self._own = OwnDeletions()
         self._answered = self._failed = False
-        self.node = Node(address, timeout=timeout, on_deletion=self._announce)
+        # Its replies say what this Local has, so it has a membership of its own.
+        self.node = Node(address, timeout=timeout, host="off", on_deletion=self._announce)
         self._keys = KeyFinder(self.node.keys, limit=COMPLETIONS_MAX, wait=COMPLETION_WAIT)
         self._paths = KeyFinder(find_paths, limit=COMPLETIONS_MAX, wait=COMPLETION_WAIT)
 

@@ -66,7 +66,7 @@ SYNCS_MAX = 64
 PRIVATE_AFTER = 3.0
 """Seconds without a page that can be used after which a Local that had one joins by itself."""
 LOOK_SOON, LOOK_LATER = 0.05, 1.0
-"""Seconds between two looks for a page: while there is no session, and while there is one."""
+"""Seconds between two looks for a page: in the ``PRIVATE_AFTER`` after one has ended, and later."""
 REFUSED_MAX = 64
 """Pages that Global has refused and that are remembered, so that none of them is used again."""
 NEVER = float("inf")
@@ -78,6 +78,7 @@ class LocalState(Entries):
     ``cache_bytes`` bounds the cache, ``reorder_keys_max`` the reorder buffer. ``kept`` says what an
     entry has as its value. ``observing``: effects report which cached keys are invalidated.
     ``shared_bytes`` bounds the cache beside a host cache; None: by what that holds.
+    ``stale_ok``: what is cached may be read after the lease has ended.
     ``looking``: it uses the membership of its host if there is one. ``joining``: it joins by itself
     if there is none.
     """
@@ -92,6 +93,7 @@ class LocalState(Entries):
         kept: Kept = NONE_KEPT,
         observing: bool = False,
         shared_bytes: int | None = None,
+        stale_ok: bool = False,
         looking: bool = False,
         joining: bool = True,
     ) -> None:
@@ -107,8 +109,10 @@ class LocalState(Entries):
         self._reorder_keys_max = reorder_keys_max
         self._withdrawn: list[Unstage | Unwait] = []
         # Sharing the membership of the host
+        self._stale_ok = stale_ok
         self.looking = looking
-        self._joining = joining
+        self.joining = joining
+        self.no_page = ""  # why there is no page, if that is known
         self._look_at = NEVER
         self._lapsed_at = NEVER  # since when the page cannot be used
         self._checked_at = LAPSED
@@ -188,7 +192,7 @@ class LocalState(Entries):
                 self._check_page(self.page, now)
             looking = now >= self._look_at
             if looking:
-                soon = self.bridging or not self._joining
+                soon = now < self._hello_at and self._hello_first == NEVER  # a page has just ended
                 self._look_at = now + (LOOK_SOON if soon else LOOK_LATER)
                 effects.append(Look(self.joined.epoch))
             if self.joined.session:
@@ -233,11 +237,12 @@ class LocalState(Entries):
             return LAPSED
         at = min(self._look_at, self._writer_at)
         if self.page is not None and self._lapsed_at < NEVER:
-            at = min(at, self._lapsed_at + PRIVATE_AFTER, self._checked_at + LOOK_SOON)
-        if self.joined.session:
-            idle = self._kind is Kind.OBSERVER and not self._wants_session
-            return LAPSED if idle else min(at, self._sync_at)
-        return min(at, self._hello_at) if self._wants_session else at
+            at = min(at, self._checked_at + LOOK_SOON)
+        if not self._wants_session:
+            if self.joined.session:  # an observer leaves
+                return LAPSED
+            return at
+        return min(at, self._sync_at if self.joined.session else self._hello_at)
 
     def reconnected(self, now: float) -> None:
         """Note a new connection to Global: what was sent or broadcast before may be lost."""
@@ -342,7 +347,7 @@ class LocalState(Entries):
         """Give up a page that has ended, and look for another one."""
         self._leave_joined(now)
         self._void(now)
-        self.bridging = True
+        self.bridging = self.joining
         self._hello_at = now + PRIVATE_AFTER
 
     def _note_lapse(self, page: SharedPage) -> None:
@@ -359,7 +364,9 @@ class LocalState(Entries):
             self.detach(now)  # its owner has given it up
         elif page.now() < self.membership.lease_end:
             self._lapsed_at = NEVER
-        elif now >= self._lapsed_at + PRIVATE_AFTER:
+        elif now >= self._lapsed_at + PRIVATE_AFTER and not self._stale_ok:
+            # With ``stale_ok`` its values may be read while Global is away; if Global is there, it
+            # refuses the session before long.
             self.detach(now)
             self._hello_at = now
 
@@ -373,7 +380,7 @@ class LocalState(Entries):
     @property
     def _wants_session(self) -> bool:
         if self.page is None:
-            return self._joining
+            return self.joining
         return self.observing or bool(self.watching.watchers)
 
     def _reset_control(self, now: float) -> None:

@@ -19,6 +19,9 @@ class Words:
         self._words = words
         self._read = read
 
+    def __len__(self) -> int:
+        return len(self._words)
+
     def __getitem__(self, bucket: int) -> int:
         word: int = self._words[bucket]
         self._read()
@@ -65,6 +68,9 @@ class HostPage:
 
     def now(self) -> float:
         return self.world.now
+
+    def used(self) -> int:
+        return self.capacity
 
     def find(self, key: Key, hashed: int) -> Record | None:
         assert hashed == self.vector.hashed(key)

@@ -3,30 +3,36 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from dstore.client.host_reader import PureHostReader
 from dstore.core.local.cache import MappedBody
-from dstore.core.local.membership import LAPSED
+from dstore.core.local.membership import LAPSED, PureMembership, lease_word
 from dstore.core.local.shared import Record
 from dstore.core.local.state import LOOK_LATER, LOOK_SOON, PRIVATE_AFTER, RETRY_MAX
 from dstore.errors import GlobalUnavailable
 from dstore.protocol.messages import (
     NO_SESSION,
+    Broadcast,
     Found,
     Get,
     Goodbye,
     Hello,
+    Kind,
     Refusal,
     Refused,
     SetStatus,
     Stored,
 )
+from dstore.runtime import clock
 from tests.unit.core.sharing import HostPage, host, kinds, open_page, process
 from tests.unit.core.world import LEASE, Member, World, body
 
-OLD = Stored(bytes(16), "bytes", b"old")
+VALUE = (bytes(16), "bytes", b"old")
+OLD = Stored(*VALUE)
 
 
 def sent(member: Member) -> list[Any]:
@@ -97,6 +103,15 @@ def test_a_local_that_looks_says_hello_only_if_there_is_no_page() -> None:
     assert kinds(world) == {"member": 1}
 
 
+def test_what_is_asked_for_first_is_a_page() -> None:
+    world = World()
+    a = world.member("a", looking=True)
+    assert a.tick() == []
+    assert a.state.wake_at <= world.now
+    (hello,) = a.tick()
+    assert isinstance(hello, Hello) and hello.kind is Kind.MEMBER
+
+
 def test_an_answer_to_a_hello_that_is_not_needed_any_more_is_answered_with_goodbye() -> None:
     world = World()
     a = process(world, "a")
@@ -146,6 +161,7 @@ def test_a_page_that_global_has_refused_is_never_used_again() -> None:
     world.live(PRIVATE_AFTER + 5)
     assert a.state.page is None
     assert a.state.session not in (NO_SESSION, page.session)
+    assert page.lease_word[0] == 2**63, "it is not ours to change"
 
 
 def test_a_refusal_of_the_epoch_ends_the_page_whatever_was_refused() -> None:
@@ -171,14 +187,17 @@ def test_a_refusal_of_the_epoch_ends_the_page_whatever_was_refused() -> None:
 
 def test_a_session_of_another_epoch_ends_the_page() -> None:
     """An observer, or a writer, hears first of the restart."""
-    for begin in (lambda a: a.state.watch(1, a.world.now), lambda a: a.begin_set(("k", b"v"))):
+    for observes in (True, False):
         world = World()
         page, (a,) = host(world, "a")
         page.silent = True
         page.lease_word[0] = 2**63
         world.start_global()
         world.page = None
-        begin(a)
+        if observes:
+            a.state.watch(1, world.now)
+        else:
+            a.begin_set(("k", b"v"))
         world.settle()
         assert a.state.page is None and a.state.bridging
 
@@ -252,9 +271,15 @@ def test_it_looks_often_while_bridging_and_never_spins() -> None:
     _page, a = detached(world)
     a.tick()
     assert a.state.wake_at == pytest.approx(world.now + LOOK_SOON)
-    world.live(PRIVATE_AFTER + 1)
+    world.advance(PRIVATE_AFTER)
     a.tick()
-    assert world.now < a.state.wake_at <= world.now + max(LOOK_LATER, LEASE)
+    a.tick()
+    assert a.state._look_at == world.now + LOOK_LATER, "Global does not answer"
+    assert a.state.wake_at > world.now
+    world.live(1)
+    assert a.state.session
+    a.tick()
+    assert world.now < a.state.wake_at <= world.now + LOOK_LATER
 
 
 def test_it_shares_again_when_there_is_a_new_page() -> None:
@@ -291,6 +316,7 @@ def test_a_short_lapse_is_no_reason_to_leave() -> None:
     asked = a.begin_get("k", "l")
     assert asked.message.session == page.session
     world.live(PRIVATE_AFTER - 0.2)
+    assert a.state.page is page
     page.silent = False
     world.tick()
     page.renew(world.now + LEASE)
@@ -320,10 +346,16 @@ def test_a_local_that_must_share_never_joins_by_itself() -> None:
     a.begin_get("k")
     world.live(PRIVATE_AFTER + RETRY_MAX)
     assert not a.state.session
+    waiting = a.begin_get("k")
+    assert waiting.waits, "calls fail while there is no page"
     b = process(world, "b", joining=False)
     reading = b.begin_get("k", timeout=1.0)
     reading.time_out()
     assert isinstance(reading.error, GlobalUnavailable)
+    open_page(world)
+    world.live(2 * LOOK_LATER)
+    waiting.look()
+    assert waiting.finish() == {}
     assert [each for each in sent(b) if isinstance(each, Hello)] == []
 
 
@@ -333,7 +365,7 @@ def test_a_local_that_must_share_never_joins_by_itself() -> None:
 def parent_with_entries(world: World, **settings: Any) -> tuple[HostPage, Member]:
     page, (a,) = host(world, "a", **settings)
     for key in ("k", "l", "m"):
-        a.state.cache.insert(key, 0, *OLD, page.vector.bucket(key))
+        a.state.cache.insert(key, 0, *VALUE, page.vector.bucket(key))
     return page, a
 
 
@@ -356,7 +388,7 @@ def test_a_child_of_a_thread_in_the_middle_of_an_insertion_has_a_whole_cache() -
     world = World()
     page, a = parent_with_entries(world)
     cache = a.state.cache
-    half = cache.made("n", 0, *OLD, page.vector.bucket("n"))
+    half = cache.made("n", 0, *VALUE, page.vector.bucket("n"))
     half.older = cache._newest  # the dictionary has it, the list does not
     cache.entries["n"] = half
     child = world.member("child", cache_bytes=half.size * 3, looking=True)
@@ -398,7 +430,7 @@ def test_a_child_that_has_to_report_deletions_inherits_no_entries() -> None:
 
 def stored(page: HostPage, key: str, seq: int = 0) -> None:
     """Another process puts a value into the host cache."""
-    page.table[key] = Record(seq, *OLD)
+    page.table[key] = Record(seq, *VALUE)
 
 
 def test_a_value_is_kept_by_the_process_from_the_second_read_on() -> None:
@@ -419,7 +451,7 @@ def test_a_value_is_valid_if_no_word_is_above_its_number(kept: bool) -> None:
     page, (a,) = host(world, "a")
     stored(page, "k", 5)
     if kept:
-        a.state.cache.insert("k", 5, *OLD, page.vector.bucket("k"))
+        a.state.cache.insert("k", 5, *VALUE, page.vector.bucket("k"))
         page.table.clear()
     page.note("k", 5)
     assert a.hit("k") == b"old"
@@ -431,7 +463,7 @@ def test_a_value_is_valid_if_no_word_is_above_its_number(kept: bool) -> None:
 def test_the_host_cache_serves_where_the_entry_is_out_of_date() -> None:
     world = World()
     page, (a,) = host(world, "a")
-    a.state.cache.insert("k", 0, *OLD, page.vector.bucket("k"))
+    a.state.cache.insert("k", 0, *VALUE, page.vector.bucket("k"))
     page.note("k", 1)
     page.table["k"] = Record(1, bytes(16), "bytes", b"new")
     assert a.hit("k") == b"new"
@@ -444,7 +476,7 @@ def test_the_words_are_read_before_the_clock(kept: bool) -> None:
     page, (a,) = host(world, "a")
     stored(page, "k")
     if kept:
-        a.state.cache.insert("k", 0, *OLD, page.vector.bucket("k"))
+        a.state.cache.insert("k", 0, *VALUE, page.vector.bucket("k"))
         page.table.clear()
     page.slow(page.lapse)
     assert a.hit("k") is None
@@ -457,7 +489,7 @@ def test_the_lease_is_noted_before_the_words_are_read(kept: bool) -> None:
     page, (a,) = host(world, "a")
     stored(page, "k")
     if kept:
-        a.state.cache.insert("k", 0, *OLD, page.vector.bucket("k"))
+        a.state.cache.insert("k", 0, *VALUE, page.vector.bucket("k"))
         page.table.clear()
 
     def renewed() -> None:
@@ -487,7 +519,7 @@ def test_many_keys_are_read_from_entries_host_cache_and_global() -> None:
     page, (a, b) = host(world, "a", "b")
     world.engine_holds("k")
     stored(page, "l")
-    a.state.cache.insert("m", 0, *OLD, page.vector.bucket("m"))
+    a.state.cache.insert("m", 0, *VALUE, page.vector.bucket("m"))
     reading = a.begin_get("k", "l", "m", "n")
     assert reading.message.keys == ["k", "n"]
     result = reading.finish()
@@ -629,6 +661,17 @@ def test_an_observer_announces_and_repairs_and_acknowledges_nothing() -> None:
     assert a.state._acked <= a.state.applied
 
 
+def test_an_observer_acknowledges_nothing_at_once() -> None:
+    world = World()
+    _page, (a,) = host(world, "a")
+    a.state.watch(1, world.now)
+    world.settle()
+    a.receive(Broadcast(world.epoch, 1, ["k"], True))
+    assert a.state.applied == 1
+    assert sent(a) == []
+    assert a.state.wake_at > world.now
+
+
 def test_a_deletion_does_not_wait_for_an_observer() -> None:
     world = World()
     _page, (a, b) = host(world, "a", "b")
@@ -763,8 +806,7 @@ def test_a_write_whose_reply_is_lost_is_done_once(kind: str) -> None:
     _page, (a, b) = host(world, "a", "b")
     a.set("k", b"v")
     b.set("l", b"v")
-    begin = {"set": lambda: a.begin_set(("m", b"1")), "delete": lambda: a.begin_delete("k")}[kind]
-    writing = begin()
+    writing = a.begin_set(("m", b"1")) if kind == "set" else a.begin_delete("k")
     writing.send()
     writing.replies.clear()
     if kind == "set":
@@ -914,6 +956,30 @@ def test_what_was_looked_up_is_not_kept_for_a_page_that_has_ended() -> None:
     assert a.state.promote(page, "k", hashed, former.table["k"]) is not None
 
 
+# ---- stale reads that were asked for ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("stale_ok", [False, True])
+def test_what_may_be_read_stale_outlives_a_page_that_lapses(stale_ok: bool) -> None:
+    world = World()
+    page, (a,) = host(world, "a", stale_ok=stale_ok)
+    stored(page, "k")
+    assert a.begin_get("k", stale_ok=stale_ok).done  # from the host cache
+    assert a.begin_get("k", stale_ok=stale_ok).done  # stored in the process
+    page.lapse()
+    a.begin_get("other")  # it notices
+    for _ in range(50):
+        world.advance(PRIVATE_AFTER / 10)
+        a.tick()
+    assert (a.state.page is page) is stale_ok
+    assert a.begin_get("k", stale_ok=stale_ok).done is stale_ok
+    page.lease_word[0] = 0  # another owner has voided it
+    a.tick()
+    world.advance(1)
+    a.tick()
+    assert a.state.page is None
+
+
 # ---- numbers --------------------------------------------------------------------------------
 
 
@@ -926,3 +992,90 @@ def test_requests_of_two_processes_of_a_session_have_different_numbers(
     numbers = [member.begin_get(key).message.request for member in (a, b) for key in ("k", "l")]
     assert len(set(numbers)) == 4
     assert abs(numbers[0] - numbers[2]) > 1000
+
+
+# ---- the look at the host cache that takes no lock --------------------------------------------
+
+
+def look(state: Any, world: World, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Do what ``Node._find_on_host`` does, with the reader in Python."""
+    monkeypatch.setattr(clock, "now_ns", lambda: lease_word(world.now))
+    membership, page = state.membership, state.page
+    if membership.words is not page.vector.words:
+        return None
+    reader = object.__new__(PureHostReader)
+    reader._hashed, reader._find = page.vector.hashed, page.find
+    return reader.read(with_words(membership, page), "k")
+
+
+@pytest.mark.parametrize(("word", "valid"), [(4, True), (5, True), (6, False)])
+def test_a_look_at_the_host_cache_compares_the_word(
+    word: int, valid: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World()
+    page, (a,) = host(world, "a")
+    stored(page, "k", 5)
+    page.note("k", word)
+    found = look(a.state, world, monkeypatch)
+    assert (found == (page.vector.hashed("k"), page.table["k"])) is valid
+
+
+@pytest.mark.parametrize("where", ["table", "word"])
+@pytest.mark.parametrize("renewed", [False, True])
+def test_a_look_at_the_host_cache_notes_the_lease_first_and_reads_the_clock_last(
+    where: str, renewed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In between the lease ends; the key may be deleted then, and the page may be renewed."""
+    world = World()
+    page, (a,) = host(world, "a")
+    stored(page, "k")
+
+    def interrupted() -> None:
+        page.lapse()
+        if renewed:
+            page.silent = False
+            page.renew(world.now + LEASE)
+
+    if where == "table":
+        page.found = interrupted
+    else:
+        page.slow(interrupted)
+    state = SimpleNamespace(membership=with_words(a.state.membership, page), page=page)
+    assert look(state, world, monkeypatch) is None
+
+
+def with_words(membership: Any, page: HostPage) -> PureMembership:
+    """The same membership, whose words are those of the page, in Python."""
+    changed = PureMembership(membership.entries, page.vector.words, page.lease_word)
+    changed.epoch, changed.session = membership.epoch, membership.session
+    return changed
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_look_at_the_host_cache_in_the_middle_of_a_switch_finds_nothing(
+    which: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The page of one session with the lease of another."""
+    world = World()
+    former, (a,) = host(world, "a")
+    old = a.state.membership
+    page = open_page(world)
+    a.state.attach(page, world.now)
+    former.lease_word[0] = page.lease_word[0]
+    for each in (former, page):
+        stored(each, "k")
+    mixed = [(old, page), (a.state.membership, former)][which]
+    assert look(SimpleNamespace(membership=mixed[0], page=mixed[1]), world, monkeypatch) is None
+    assert look(a.state, world, monkeypatch) is not None
+
+
+def test_a_child_looks_at_the_host_cache_like_its_parent(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World()
+    page, a = parent_with_entries(world)
+    stored(page, "k")
+    child = world.member("child", looking=True)
+    again = HostPage(world, page.session, page.vector.buckets)
+    again.vector.words = page.vector.words[:]  # the same words, by another view
+    again.lease_word, again.table = page.lease_word, page.table
+    child.state.inherit(again, a.state.membership, world.now)
+    assert look(child.state, world, monkeypatch) is not None

@@ -156,6 +156,9 @@ def check_time(state: LocalState, now: float, deadline: float) -> None:
 
 def unavailable(state: LocalState) -> GlobalUnavailable:
     """Return the error for a Global that does not answer, with the reason if it is known."""
+    if state.page is None and not state.joining:
+        why = state.no_page or "none has a valid lease"
+        return GlobalUnavailable(f"host='require' asks for a cache that this host shares; {why}")
     last_error = state.last_error or "is it running, and reachable?"
     return GlobalUnavailable(f"Global did not answer in time; {last_error}")
 
