@@ -50,10 +50,6 @@ OF_HOSTS_SIMULATED = (
         ),
     ),
     Mutant(
-        "page of Global that cannot be voided and is not waited for",
-        ((HOST, "        return now >= self._trusted_until\n", "        return True\n"),),
-    ),
-    Mutant(
         "word of an owner after its number counts as applied",
         (
             (
@@ -135,16 +131,6 @@ OF_HOSTS_SIMULATED = (
         ),
     ),
     Mutant(
-        "read of the host cache that compares with the present lease",
-        (
-            (
-                READER,
-                "return None if clock.now_ns() >= lease_end else",
-                "return None if clock.now_ns() >= membership.lease[0] else",
-            ),
-        ),
-    ),
-    Mutant(
         "reads of many values of the host cache that do not compare the words",
         (
             (
@@ -174,16 +160,6 @@ OF_HOSTS_SIMULATED = (
             ),
         ),
     ),
-    Mutant(
-        "operation that compares with the present lease of a page",
-        (
-            (
-                ENTRIES,
-                "        now = page.now()\n        if now >= lease_end:\n",
-                "        now, lease_end = page.now(), membership.lease_end\n        if now >= lease_end:\n",
-            ),
-        ),
-    ),
     # ---- fills ----------------------------------------------------------------------------
     Mutant(
         "value of a former membership put into the host cache of the present one",
@@ -196,33 +172,12 @@ OF_HOSTS_SIMULATED = (
         ),
     ),
     Mutant(
-        "value of the host cache with the number of the word that it met",
-        (
-            (
-                ENTRIES,
-                "        is_there = page.put((key, hashed, seq, token, codec, body))\n",
-                "        is_there = page.put((key, hashed, max(seq, page.vector.words[bucket]), token, codec, body))\n",
-            ),
-        ),
-    ),
-    Mutant(
         "read without a session that may be cached",
         (
             (
                 "core.authority.reads",
                 "            if key in pending or bit == NO_BIT or not hold(key, bit):\n",
                 "            if key in pending or (bit != NO_BIT and not hold(key, bit)):\n",
-            ),
-        ),
-    ),
-    # ---- the end of a page ----------------------------------------------------------------
-    Mutant(
-        "observer that joins again and keeps what was committed before",
-        (
-            (
-                ENTRIES,
-                "        self.joined = Membership({})\n        self.watching.void()\n",
-                "        self.joined = Membership({})\n",
             ),
         ),
     ),
