@@ -1,9 +1,9 @@
-"""The owners of pages: ``dstore host``, and Global on its own host."""
+"""The owners of pages; ``dstore host`` is here, Global in :mod:`tests.simulation.authority`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dstore.core.local.effects import Dropped, LocalEffect, Tell
 from dstore.core.local.owner import OwnerState
@@ -14,9 +14,6 @@ from tests.simulation.pages import SimPage, WrittenPage, table_of
 from tests.simulation.process import Authority, Mortal, Process
 from tests.simulation.scenario import Scenario
 from tests.simulation.trace import short
-
-if TYPE_CHECKING:
-    from tests.simulation.authority import SimGlobal
 
 CHECK_EVERY = 0.5
 """Seconds between two looks at whether the page is there."""
@@ -135,63 +132,3 @@ class SimOwner(Owner, Process):
             self.loop.log(self.name, "dies")
             self.alive = False
             self.disconnect()
-
-
-class GlobalsPage:
-    """Global's own host: its page in one epoch, and the next one when it is lost.
-
-    The counterpart of ``dstore.server.host``.
-    """
-
-    def __init__(self, authority: SimGlobal, host: SimHost) -> None:
-        self._authority = authority
-        self._host = host
-        self._state = authority.state
-        self.page: SimPage | None = None
-
-    def begin(self) -> None:
-        """Void what a former life has left, and open a page."""
-        self._host.take_names()
-        self._open()
-
-    def check(self) -> None:
-        """Replace a page that was lost or removed."""
-        if self.page is not None:
-            if not self._state.host_lost and self._host.page is self.page:
-                return
-            self._authority.loop.log("G", "replaces its page")
-            self._give_up()
-        self._open()
-
-    def close(self) -> None:
-        self._give_up()
-
-    def _give_up(self) -> None:
-        page, self.page = self.page, None
-        self._state.close_host(self._authority.loop.now)
-        if page is not None and self._host.page is page:
-            self._host.page = None
-
-    def _open(self) -> None:
-        authority, scenario = self._authority, self._authority.scenario
-        loop = authority.loop
-        session = self._state.open_host(loop.now, "host")
-        authority.between()
-        if authority.fails():
-            self._give_up()
-            return
-        page = self.page = SimPage(
-            epoch=authority.epoch,
-            session=session,
-            lease=scenario.lease,
-            value_limit=1 << 20,
-            large_from=1 << 10,
-            hash_key=loop.random16(),
-            buckets=scenario.buckets,
-            began=self._state._log.seq,
-            table=table_of(scenario.table, loop),
-        )
-        loop.counts["pages of Global"] += 1
-        loop.log("G", f"opens {page!r}")
-        self._host.publish(page)
-        self._state.share(WrittenPage(page, authority), loop.now)
