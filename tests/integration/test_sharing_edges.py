@@ -18,7 +18,7 @@ from dstore.core.local.cache import Cache
 from dstore.core.local.membership import Entry
 from dstore.runtime import native
 from dstore.transport.link import Link
-from tests.integration.owners import HostProcess
+from tests.integration.owners import HostProcess, until
 from tests.integration.processes import PATIENCE, GlobalProcess
 from tests.integration.sharing import LONG_LEASE, host_folder, wait_until
 
@@ -267,6 +267,11 @@ def test_stale_reads_go_on_without_global(here: str) -> None:
         node.set("k", 1)
         assert node.get("k") == 1
         assert server.stop() == 0
+
+        def goes_on() -> bool:
+            return bool(node.get("k") == 1 and node.stats()["membership"] != "shared")
+
+        until(goes_on, "the end of the page")
         assert node.get("k") == 1
 
 
