@@ -67,7 +67,7 @@ def put(key: str, body: Any) -> Answer:
 
 def delete(key: str) -> Answer:
     deletion = node.delete(key)
-    return HTTPStatus.OK, f"{key!r} is deleted; Locals that confirmed it: {deletion.confirmed}"
+    return HTTPStatus.OK, f"{key!r} is deleted; memberships that confirmed it: {deletion.confirmed}"
 
 
 def answer(environ: dict[str, Any]) -> Answer:

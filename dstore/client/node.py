@@ -180,8 +180,8 @@ class Node(Lifecycle):
         state = local.state
         page, membership = state.page, state.membership
         found: dict[Any, Any] = {}
-        if type(page) is not HostPage or page.reader is None:
-            return found, []
+        if type(page) is not HostPage or page.reader is None or state.observing:
+            return found, []  # an observer keeps what it reads, to report its deletion
         if membership.words is not page.vector.words or not set(map(type, keys)) <= {str}:
             return found, []
         keys = list(dict.fromkeys(keys))  # each counts once
