@@ -12,6 +12,7 @@ import time
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
+from dstore.config import HOST_VARIABLE
 from dstore.testing import start_global
 from tests.faults.workload import Settings
 from tests.integration.processes import PATIENCE, ROOT, send_signal
@@ -74,9 +75,12 @@ class GlobalLives:
         options = ["--lease", str(self._lease), "--log-length", str(log_length)]
         options += ["--shm", self._shm]
         address = f"tcp://127.0.0.1:{self._port}"
+        env = {**os.environ, HOST_VARIABLE: "auto"}
         with self._stderr_path.open("ab") as stderr:
             try:
-                self._process = start_global(*options, address=address, stderr=stderr).process
+                self._process = start_global(
+                    *options, address=address, stderr=stderr, env=env
+                ).process
             except RuntimeError as error:
                 raise RuntimeError(f"{error}: {self._stderr_path.read_text()}") from None
 

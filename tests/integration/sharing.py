@@ -37,14 +37,17 @@ def host_folder() -> Iterator[str]:
 
 
 def membership(node: dstore.Node) -> str:
-    """Which membership the Node has: "shared", "private" or "none", once it has needed Global."""
+    """Which membership the Node has: "shared", "private" or "none".
+
+    It asks Global for something, since an idle Node looks for nothing.
+    """
     with contextlib.suppress(dstore.GlobalUnavailable):
         node.get(f"nothing {os.urandom(4).hex()}", None)
     return str(node.stats()["membership"])
 
 
 def wait_until(node: dstore.Node, wanted: str, owner: str = "") -> None:
-    """Wait until the Node's membership is "private", "none", or "shared" by this owner."""
+    """Wait until the Node's membership is ``wanted``, and that of an owner with this name."""
 
     def is_so() -> bool:
         return membership(node) == wanted and owner in str(node.stats()["owner"])

@@ -39,6 +39,8 @@ from tests.integration.async_calls import (
 )
 from tests.integration.processes import PATIENCE, GlobalProcess, free_port, other_sessions
 
+pytestmark = pytest.mark.usefixtures("host_mode")
+
 # ---- the methods ------------------------------------------------------------------------------
 
 

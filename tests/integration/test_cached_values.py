@@ -10,6 +10,7 @@ import dstore
 from dstore import compiled
 from dstore.codecs import Codecs, Encoded
 
+pytestmark = pytest.mark.usefixtures("host_mode")
 MakeNode = Callable[..., dstore.Node]
 
 

@@ -25,6 +25,7 @@ from tests.integration.processes import (
     other_sessions,
 )
 
+pytestmark = pytest.mark.usefixtures("host_mode")
 LEASE = 1.0
 
 

@@ -22,6 +22,7 @@ from dstore.codecs import Codecs, Encoded
 from dstore.protocol.messages import Get
 from tests.integration.processes import PATIENCE, ROOT, RawClient, other_sessions, others_left
 
+pytestmark = pytest.mark.usefixtures("host_mode")
 MakeNode = Callable[..., dstore.Node]
 
 

@@ -13,6 +13,7 @@ import pytest
 import dstore
 from tests.integration.processes import PATIENCE, GlobalProcess, free_port
 
+pytestmark = pytest.mark.usefixtures("host_mode")
 MakeNode = Callable[..., dstore.Node]
 
 

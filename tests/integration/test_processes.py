@@ -17,6 +17,7 @@ import pytest
 import dstore
 from tests.integration.processes import PATIENCE, GlobalProcess, free_port, others_left
 
+pytestmark = pytest.mark.usefixtures("host_mode")
 METHODS = multiprocessing.get_all_start_methods()
 MakeNode = Callable[..., dstore.Node]
 

@@ -247,11 +247,11 @@ def test_on_deletion_reports_what_this_node_has_cached(share: MakeNode) -> None:
     heard: list[str | bytes] = []
     come = threading.Event()
 
-    def hear(key: str | bytes) -> None:
+    def note(key: str | bytes) -> None:
         heard.append(key)
         come.set()
 
-    one, two = share(), share(on_deletion=hear)
+    one, two = share(), share(on_deletion=note)
     one.set_many({"k": 1, "other": 2})
     assert two.get("k") == 1
     one.delete_many(["other", "k"])
@@ -306,49 +306,56 @@ def test_callers_in_different_processes(served: GlobalProcess, here: str) -> Non
 # ---- threads, tasks and greenlets ---------------------------------------------------------------
 
 
-def test_threads_and_tasks_of_one_node(share: MakeNode) -> None:  # noqa: C901
-    node, writer = share(), share()
-    names = [f"k{number}" for number in range(40)]
-    deleted: dict[str, int] = {}
-    stale: list[str] = []
-    over = threading.Event()
+class Turns:
+    """A writer that replaces values by larger ones, and readers that check what they read."""
 
-    def write() -> None:
-        for turn in range(1, 26):
-            for name in names:
-                writer.set(name, turn, replace=True)
-                deleted[name] = turn
-        over.set()
+    def __init__(self, writer: dstore.Node) -> None:
+        self._writer = writer
+        self._replaced: dict[str, int] = dict.fromkeys((f"k{number}" for number in range(40)), 0)
+        self.stale: list[str] = []
+        self.over = threading.Event()
 
-    def check(name: str, floor: int, value: int | None) -> None:
-        if value is not None and value < floor:
-            stale.append(f"{name}: {value} after {floor}")
+    def write(self) -> None:
+        for turn in range(1, 16):
+            for name in self._replaced:
+                self._writer.set(name, turn, replace=True)
+                self._replaced[name] = turn
+        self.over.set()
 
-    def read() -> None:
-        while not over.is_set():
-            for name in names:
-                floor = deleted.get(name, 0)
-                check(name, floor, node.get(name, None))
+    def _check(self, name: str, least: int, value: int | None) -> None:
+        if (value or 0) < least:
+            self.stale.append(f"{name} is {value}, and was {least} before")
 
-    async def read_in_task(tasks: dstore.AsyncNode) -> None:
-        while not over.is_set():
-            for name in names:
-                floor = deleted.get(name, 0)
-                check(name, floor, await tasks.get(name, None))
+    def read(self, node: dstore.Node) -> None:
+        while not self.over.is_set():
+            for name in list(self._replaced):
+                least = self._replaced[name]
+                self._check(name, least, node.get(name, None))
+
+    async def read_in_task(self, node: dstore.AsyncNode) -> None:
+        while not self.over.is_set():
+            for name in list(self._replaced):
+                least = self._replaced[name]
+                self._check(name, least, await node.get(name, None))
             await asyncio.sleep(0)
 
-    async def read_in_tasks() -> None:
-        async with dstore.AsyncNode(node.address, shm=node._settings.shm, host="require") as tasks:
-            await asyncio.gather(*(read_in_task(tasks) for _ in range(3)))
 
-    threads = [threading.Thread(target=each) for each in (write, read, read)]
+def test_threads_and_tasks_of_one_host(share: MakeNode, served: GlobalProcess, here: str) -> None:
+    node, turns = share(), Turns(share())
+
+    async def read_in_tasks() -> None:
+        async with dstore.AsyncNode(served.address, shm=here, host="require") as tasks:
+            await asyncio.gather(*(turns.read_in_task(tasks) for _ in range(3)))
+
+    threads = [threading.Thread(target=turns.write)]
+    threads += [threading.Thread(target=turns.read, args=(node,)) for _ in range(2)]
     for thread in threads:
         thread.start()
     asyncio.run(asyncio.wait_for(read_in_tasks(), PATIENCE))
     for thread in threads:
         thread.join(PATIENCE)
-    assert over.is_set()
-    assert stale == []
+    assert turns.over.is_set()
+    assert turns.stale == []
 
 
 # ---- a Global in this process -------------------------------------------------------------------

@@ -18,6 +18,7 @@ from dstore.client.watch import Event
 from dstore.config import BYTES_MAX
 from tests.integration.processes import PATIENCE, GlobalProcess, free_port, other_sessions
 
+pytestmark = pytest.mark.usefixtures("host_mode")
 MakeNode = Callable[..., dstore.Node]
 
 

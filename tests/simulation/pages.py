@@ -154,7 +154,7 @@ class WrittenPage:
         self._step()
         if self.page.lease_word[0] == VOID:
             raise OSError("the page is void")
-        self.page.lease_word[0] = max(LAPSED, lease_word(end))
+        self.page.lease_word[0] = max(LAPSED, int(end * NS))
         self._step()
 
     def void(self) -> None:

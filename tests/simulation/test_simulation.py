@@ -23,7 +23,7 @@ from tests.simulation.run import run
 from tests.simulation.scenario import Scenario
 from tests.simulation.simulation import Simulation
 
-SEEDS = 120
+SEEDS = 60
 """Seeds of the default run; ``scripts/simulate --seeds N`` plays more."""
 SEEDS_OF_A_MUTANT = 60
 """Seeds within which the mutants below have to be caught."""
