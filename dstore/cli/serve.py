@@ -38,6 +38,8 @@ def serve(options: Namespace) -> int:
         shm=options.shm,
         host_cache=options.host_cache,
     )
+    # Before there is anything in shared memory that a signal would leave behind.
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     server.bind()
     _stop_on_signals(server.stop, server.close)
     _warn_if_exposed(server)
@@ -61,7 +63,7 @@ def own(options: Namespace) -> int:
             _greet(f"Dstore host: {line}", line)
             notify("READY=1")
 
-    # Before there is anything that a signal would leave behind.
+    # As in serve().
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     owner = HostOwner(
         options.address, shm=options.shm, host_cache=options.host_cache, changed=changed
