@@ -1,9 +1,9 @@
 """A pool of workers that share one configuration, and never work with an outdated one.
 
 Every job reads the configuration: after the first time that is a look-up in the memory of the host
-or of the worker. The parent replaces it a few times while the workers are busy, and deletes it in the end,
-which tells the workers to stop. Once ``set(..., replace=True)`` or ``delete`` has returned, no
-worker can read the old configuration any more: the times noted here prove it.
+or of the worker. The parent replaces it a few times while the workers are busy, and deletes it in
+the end, which tells the workers to stop. Once ``set(..., replace=True)`` or ``delete`` has
+returned, no worker can read the old configuration any more: the times noted here prove it.
 
     python examples/shared_config.py [--address tcp://HOST:PORT] [--workers 4]
 """
