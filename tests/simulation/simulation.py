@@ -61,6 +61,7 @@ class Simulation:
         self.scenario = scenario
         self.loop = Loop(scenario.seed)
         self.locals: list[SimLocal] = []
+        self._started = 0
         self.clients: list[Client] = []
         self.owners: dict[int, SimOwner] = {}  # by the place of the host among the hosts
         self.violations = self.loop.violations
@@ -113,8 +114,9 @@ class Simulation:
     # ---- the course of a run --------------------------------------------------------------
 
     def _start_local(self, parent: SimLocal | None = None) -> None:
-        host = self.hosts[len(self.locals) % len(self.hosts)] if parent is None else parent.host
-        name = f"L{len(self.locals)}"
+        number, self._started = self._started, self._started + 1  # it may stand still in its start
+        host = self.hosts[number % len(self.hosts)] if parent is None else parent.host
+        name = f"L{number}"
         local = SimLocal(self.loop, self.scenario, self.authority, host, name, parent)
         self.locals.append(local)
         for number in range(self.scenario.threads):
@@ -206,20 +208,20 @@ class Simulation:
 
     def _crash(self) -> None:
         local = self._any_local()
-        if local is not None and len(self.locals) < LOCALS_MAX:
+        if local is not None and self._started < LOCALS_MAX:
             local.crash()
             self._start_local()
 
     def _goodbye(self) -> None:
         local = self._any_local()
-        if local is not None and not local.frozen and len(self.locals) < LOCALS_MAX:
+        if local is not None and not local.frozen and self._started < LOCALS_MAX:
             local.goodbye()
             self._start_local()
 
     def _fork(self) -> None:
         local = self._any_local()
         alive = sum(each.alive and not each.state.closing for each in self.locals)
-        room = len(self.locals) < LOCALS_MAX and alive < ALIVE_MAX
+        room = self._started < LOCALS_MAX and alive < ALIVE_MAX
         if local is not None and local.state.looking and room:
             self.loop.log(local.name, "forks")
             self._start_local(local)
