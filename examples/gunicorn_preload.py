@@ -16,8 +16,8 @@ kill it), Python's exit handlers run and the Node says goodbye. No hook of gunic
 ``$DSTORE_GLOBAL`` names another Global. It has to run when this starts, since the master reads from
 it. If it is away later, a request waits for the ``timeout`` of the Node, 5 seconds, before it is
 answered with 503; a write may take one lease more. gunicorn's ``--timeout`` and
-``--graceful-timeout`` (30 seconds each) have to be longer than that. Where nothing is shared, a worker
-that is killed says no goodbye, so that deletions of what it held wait for its lease.
+``--graceful-timeout`` (30 seconds each) have to be longer than that. Where nothing is shared, a
+worker that is killed says no goodbye, so that deletions of what it held wait for its lease.
 """
 
 from __future__ import annotations
@@ -46,7 +46,9 @@ def index() -> Answer:
     """Say which worker this is, and how often its own memory or the host cache had the value."""
     node.join()
     metrics = node.stats()
-    shown = {name: metrics[name] for name in ("session", "membership", "hits", "host_hits", "misses")}
+    shown = {
+        name: metrics[name] for name in ("session", "membership", "hits", "host_hits", "misses")
+    }
     return HTTPStatus.OK, json.dumps({"pid": os.getpid(), **shown})
 
 
@@ -65,7 +67,7 @@ def put(key: str, body: Any) -> Answer:
 
 def delete(key: str) -> Answer:
     deletion = node.delete(key)
-    return HTTPStatus.OK, f"{key!r} is deleted; Locals that confirmed it: {deletion.confirmed}"
+    return HTTPStatus.OK, f"{key!r} is deleted; memberships that confirmed it: {deletion.confirmed}"
 
 
 def answer(environ: dict[str, Any]) -> Answer:

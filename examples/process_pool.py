@@ -3,7 +3,8 @@
 The initializer of the pool makes one Node for each worker. The table has the smallest prime factor
 of each number up to four million and takes 16 MiB; a job uses it to factorise one number. The first
 ``get`` of a worker maps the one copy that this machine has, all others are look-ups in the worker's
-own memory. Each worker reports the file in which its table lies: it is the same one for all.
+own memory. Each worker reports the file in which its table lies: it is the same one for all. Where
+the host shares one cache, as that of Global does, the workers have one session at Global.
 
     python examples/process_pool.py [--address tcp://HOST:PORT] [--workers 4]
                                     [--start-method fork|spawn|forkserver]
@@ -139,13 +140,12 @@ def main() -> None:
         own.delete(key)
 
     for worker in after:
-        hits = f"{worker.hits:,} tables from own memory"
-        print(f"worker {worker.pid}: session {worker.session}, {hits}")
+        print(f"worker {worker.pid}: {worker.hits:,} tables from own memory")
     for number, factors in zip(NUMBERS, results):
         if math.prod(factors) != number or any(table[each] != each for each in factors):
             raise SystemExit(f"{number} was factorised wrongly: {factors}")
-    if len({worker.session for worker in before + after}) != args.workers:
-        raise SystemExit("the number of Locals is not the number of workers")
+    sessions = len({worker.session for worker in before + after})
+    print(f"sessions at Global for {args.workers} workers: {sessions}")
     copies = len({worker.place for worker in after})
     print(f"copies of the table, {table.nbytes >> 20} MiB, for {args.workers} workers: {copies}")
     if copies > 1:

@@ -1,8 +1,8 @@
 """An asynchronous web service whose workers cache expensive pages and never serve a deleted one.
 
 uvicorn starts several workers, each a process with an event loop and an AsyncNode of its own. All
-workers find a page that one of them has rendered; from then on each answers from its own memory,
-without a switch to another task. A DELETE of a page is answered when no worker can serve it any
+workers find a page that one of them has rendered, in the memory of their host or their own, without
+a switch to another task. A DELETE of a page is answered when no worker can serve it any
 more.
 
     dstore global &
@@ -64,7 +64,7 @@ async def page(request: Request) -> Response:
 async def delete(request: Request) -> Response:
     """Delete a page. The answer comes when no worker serves it any more."""
     deletion = await node.delete(f"pages/{request.path_params['name']}")
-    return plain(f"deleted; Locals that confirmed it: {deletion.confirmed}")
+    return plain(f"deleted; memberships that confirmed it: {deletion.confirmed}")
 
 
 async def events(request: Request) -> Response:
@@ -79,10 +79,10 @@ async def events(request: Request) -> Response:
 
 
 async def index(request: Request) -> Response:
-    """Say which worker this is, and how often its own memory had the value."""
+    """Say which worker this is, and how often its own memory or the host cache had the value."""
     await node.join()
     metrics = await node.stats()
-    shown = {name: metrics[name] for name in ("session", "hits", "misses")}
+    shown = {name: metrics[name] for name in ("session", "hits", "host_hits", "misses")}
     return JSONResponse({"pid": os.getpid(), **shown})
 
 

@@ -118,7 +118,7 @@ class SimulatedLocal:
         """Receive the reply to a request."""
         if isinstance(message, DelReply):
             self.deleted.append(message)
-            self.state.writing.discard(message.request)
+            self.state.writer.writing.discard(message.request)
         elif isinstance(message, GetReply):
             membership, keys = self.asked.pop(message.request)
             self.state.fill_many(membership, keys, message, {})
@@ -131,9 +131,9 @@ class SimulatedLocal:
         self.cluster.send(self.channel, Get(state.epoch, state.session, request, [key]), now)
 
     def delete(self, key: str, now: float) -> None:
-        state, write = self.state, self.state.next_write
-        state.begin_write(write)
-        asked = Del(state.epoch, state.session, write, write, state.seen, True, [key])
+        state, write = self.state, self.state.writer.next
+        state.writer.begin(write)
+        asked = Del(state.epoch, state.session, write, write, state.writer.seen, True, [key])
         self.cluster.send(self.channel, asked, now)
 
     def _perform(self, effects: Iterable[LocalEffect], now: float) -> None:

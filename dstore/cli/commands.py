@@ -140,6 +140,8 @@ def keys(options: Namespace) -> int:
 def stats(options: Namespace) -> int:
     with _node(options) as node:
         counters, here = node.global_stats(), node.stats()
+        others = max(0, node.host_processes() - 1)
+    counters["host_processes"] = others  # without this one
     counters.update((name, here[name]) for name in ("compiled", "membership", "owner"))
     if options.json:
         print(json.dumps(counters, default=str))

@@ -19,6 +19,8 @@ from dstore.client.owner import HostOwner
 from dstore.server.server import Global
 from dstore.transport.addresses import is_private
 
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
 
 def serve(options: Namespace) -> int:
     """Run Global in this thread until SIGINT or SIGTERM. Returns the exit code."""
@@ -59,6 +61,8 @@ def own(options: Namespace) -> int:
             _greet(f"Dstore host: {line}", line)
             notify("READY=1")
 
+    # Before there is anything that a signal would leave behind.
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     owner = HostOwner(
         options.address, shm=options.shm, host_cache=options.host_cache, changed=changed
     )
@@ -114,14 +118,13 @@ def _stop_on_signals(stop: Callable[[], None], give_up: Callable[[], None]) -> N
     A handler would run in the thread that serves, and only when that wakes up: a signal that comes
     just before it sleeps would have to wait for the next message.
     """
-    signals = {signal.SIGINT, signal.SIGTERM}
-    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
 
     def watch() -> None:
-        signal.sigwait(signals)
+        signal.sigwait(STOP_SIGNALS)
         notify("STOPPING=1")
         stop()
-        os._exit(128 + signal.sigwait(signals))  # a second signal ends what hangs
+        os._exit(128 + signal.sigwait(STOP_SIGNALS))  # a second signal ends what hangs
 
     try:
         threading.Thread(target=watch, name="dstore-signals", daemon=True).start()

@@ -217,6 +217,10 @@ class AsyncNode:
         """See :meth:`Node.stats`."""
         return self._node.stats()
 
+    async def host_processes(self) -> int:
+        """See :meth:`Node.host_processes`."""
+        return self._node.host_processes()
+
     global_stats = _coroutine(Node.global_stats)
     join = _coroutine(Node.join)
 

@@ -89,4 +89,5 @@ def _opened(page: SharedPage) -> HostPage:
     if name:
         with contextlib.suppress(OSError, Unusable):
             table = Table.open(page.directory, name)
+    page.directory.close()  # nothing else is opened there
     return HostPage(page, table)

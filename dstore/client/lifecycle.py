@@ -136,7 +136,7 @@ class Lifecycle(Hits):
         with self._birth:
             self._closed = True
             local = self._local
-            self._state = _ABSENT
+            self._state, self._parent = _ABSENT, None
         if local is not None:
             local.close()
             self._dropped.detach()
@@ -159,7 +159,8 @@ class Lifecycle(Hits):
             # What the parent has cached is good here, too, and is there before this process has
             # looked for anything: the page says what is still valid.
             self._state = _absent()
-            self._state.membership = parent.membership
+            self._state.membership, self._state.page = parent.membership, parent.page
+            self._state.lease = parent.lease
         else:
             self._parent = None
         self._local = None

@@ -10,7 +10,7 @@ from dstore.client import translate
 from dstore.client.commands import Command, Lookup
 from dstore.client.files import Fetched, Path, Progress
 from dstore.client.host_page import HostPage
-from dstore.client.host_reader import BYTES
+from dstore.client.host_reader import BYTES, Again
 from dstore.client.hosts.local import Local
 from dstore.client.lifecycle import Lifecycle
 from dstore.client.settings import Settings, function_with, initializer_with, timeout_checked
@@ -124,8 +124,7 @@ class Node(Lifecycle):
         state.counters["host_hits"] += 1
         entry = None
         if state.seen_again(hashed):
-            with local.host.lock:
-                entry = state.promote(page, key, hashed, record)
+            entry = local.host.aside(lambda: state.promote(page, key, hashed, record))
         if entry is None:
             if record.codec == BYTES:
                 return record.body
@@ -181,17 +180,18 @@ class Node(Lifecycle):
         state = local.state
         page, membership = state.page, state.membership
         found: dict[Any, Any] = {}
-        if type(page) is not HostPage or page.reader is None:
-            return found, []
+        if type(page) is not HostPage or page.reader is None or state.observing:
+            return found, []  # an observer keeps what it reads, to report its deletion
         if membership.words is not page.vector.words or not set(map(type, keys)) <= {str}:
             return found, []
+        keys = list(dict.fromkeys(keys))  # each counts once
         rest, again, read = page.reader.collect(membership, keys, found, state.seen.tags)
         state.counters["host_hits"] += read
         self._hits += len(found) - read
         if again:
-            with local.host.lock:
-                for key, hashed, record in again:
-                    state.promote(page, translate.key_name(key), hashed, record)
+            local.host.aside(lambda: _promote_all(state, page, again))
+        if not rest and 0 < read < len(found):  # both caches: they may have been read in turn
+            found = {key: found[key] for key in keys}
         return found, rest
 
     def get_file(
@@ -371,6 +371,14 @@ class Node(Lifecycle):
             "malformed": local.host.malformed if local else 0,
         }
 
+    def host_processes(self) -> int:
+        """Return how many processes of this host have the page of its membership, owner included.
+
+        0 if this Node does not use one. Looks at all processes, which takes some milliseconds.
+        """
+        page = self._here().state.page
+        return page.page.users() if isinstance(page, HostPage) else 0
+
     def global_stats(self) -> dict[str, Any]:
         """Ask Global for its metrics, and return them; ``locals`` has a row for each session."""
         return self._do(self._commands.global_stats())
@@ -384,6 +392,11 @@ class Node(Lifecycle):
 
     def __reduce__(self) -> tuple[Callable[[Settings], Node], tuple[Settings]]:
         return Node._unpickle, (self._settings,)
+
+
+def _promote_all(state: LocalState, page: HostPage, records: Again) -> None:
+    for key, hashed, record in records:
+        state.promote(page, translate.key_name(key), hashed, record)
 
 
 def _kind(state: LocalState) -> str:

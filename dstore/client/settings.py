@@ -49,7 +49,9 @@ class Settings:
         what that holds, from 1 MiB on.
     stale_ok
         Whether reads may be answered from the cache after the lease has ended, that is, while
-        Global cannot be reached. The value of such an answer may have been deleted meanwhile.
+        Global cannot be reached. The value of such an answer may have been deleted meanwhile. What
+        the processes of a host share ends with its owner; so with ``host="auto"`` such a Node has a
+        cache of its own.
     label
         Name of this Node in Global's statistics, at most 256 printable characters. Default: host
         name and process id.
@@ -115,6 +117,11 @@ class Settings:
         self.shm_limit: int | None = checks.optional(
             checks.count, "shm_limit", shm_limit, 0, config.SIZE_MAX
         )
+
+    @property
+    def looking(self) -> bool:
+        """Whether the Node uses the membership of its host if there is one."""
+        return self.host == "require" or (self.host == "auto" and not self.stale_ok)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Settings) and vars(self) == vars(other)

@@ -167,6 +167,10 @@ class Thread:
                 self.started = False
                 raise
 
+    def forget(self) -> None:
+        """Let go of the target, which may refer to this: it was not started, and will not be."""
+        self._target = int
+
     def is_this(self) -> bool:
         return self.ident == get_ident() and self.is_alive()
 

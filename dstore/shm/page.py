@@ -208,6 +208,10 @@ class SharedPage:
         state = "over" if self._over else "open"
         return f"<SharedPage {state} epoch={self.identity.epoch:x} {self.identity.owner}>"
 
+    def users(self) -> int:
+        """Return how many processes of this user have it mapped, its owner included."""
+        return namespaces.users_of(self._header.device, self._header.inode)
+
     def usable(self) -> bool:
         """Whether this process may use the page. Once it is False it stays so.
 

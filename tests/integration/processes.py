@@ -54,8 +54,8 @@ def other_sessions(node: dstore.Node) -> int:
     """
     figures = node.global_stats()
     own = bool(node._state.joined.session) + bool(node._state.writer.secret)
-    there = int(figures["sessions"] + figures["writers"] + figures["observers"])
-    return there - own - (figures["host_membership"] != "none")
+    there: int = figures["sessions"] + figures["writers"] + figures["observers"]
+    return there - own - int(figures["host_membership"] != "none")
 
 
 def others_left(node: dstore.Node, expected: int = 0) -> int:

@@ -18,6 +18,8 @@ from tests.integration.processes import PATIENCE, others_left
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
+pytestmark = [pytest.mark.usefixtures("host_mode"), pytest.mark.shared]
+"""As a reader runs them: the processes share the membership of their host."""
 SECONDS_MAX = 40
 SERVED = {
     "gunicorn_preload.py": "gunicorn --preload",
@@ -143,18 +145,20 @@ def test_shared_model_never_predicts_with_a_replaced_version() -> None:
     assert output.endswith("none was used for a prediction after it was replaced\n")
 
 
+@pytest.mark.private
+@pytest.mark.shared
 @pytest.mark.parametrize("free_global", [2 * PATIENCE], indirect=True)  # no session is dropped
 @pytest.mark.parametrize("method", multiprocessing.get_all_start_methods())
 def test_process_pool_has_one_table_and_leaves_no_session(
-    method: str, free_global: dstore.Global
+    method: str, free_global: dstore.Global, host_mode: str
 ) -> None:
     address = free_global.address
     output = run("process_pool.py", "--workers", 3, "--start-method", method, "--address", address)
-    workers = re.findall(
-        r"^worker \d+: session (\d+), ([\d,]+) tables from own", output, re.MULTILINE
-    )
-    assert len({session for session, _ in workers}) == 3
-    hits = sum(int(count.replace(",", "")) for _, count in workers)
+    workers = re.findall(r"^worker \d+: ([\d,]+) tables from own memory$", output, re.MULTILINE)
+    assert len(workers) == 3
+    sessions = {"shared": 1, "private": 3}[host_mode]
+    assert f"\nsessions at Global for 3 workers: {sessions}\n" in output
+    hits = sum(int(count.replace(",", "")) for count in workers)
     assert f"\n{hits:,} numbers factorised, all of them correctly\n" in output
     assert "copies of the table, 16 MiB, for 3 workers: 1\n" in output
     with dstore.Node(address) as node:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import dstore
-from dstore.config import HOST_CACHE_MIN
+from dstore.config import HOST_CACHE_MIN, HOST_VARIABLE
 from dstore.server import host as server_host
 from dstore.shm.share import WrittenPage
 from dstore.testing import running_global
@@ -29,6 +29,12 @@ from tests.integration.processes import GlobalProcess, free_port
 
 pytestmark = [pytest.mark.shared, pytest.mark.usefixtures("host_mode")]
 ANY = "tcp://127.0.0.1:0"
+
+
+@pytest.fixture(autouse=True)
+def _shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Global shares a membership with the processes of its host."""
+    monkeypatch.setenv(HOST_VARIABLE, "auto")
 
 
 @pytest.fixture

@@ -146,7 +146,7 @@ def test_what_it_answers_also_when_global_is_away(tmp_path: Path) -> None:
         )
         status, text = said("DELETE", "/gr%C3%BC%C3%9Fe")
         assert status == 200
-        assert re.fullmatch(r"'grüße' is deleted; Locals that confirmed it: [1-4]", text)
+        assert re.fullmatch(r"'grüße' is deleted; memberships that confirmed it: [1-4]", text)
         assert said("GET", "/gr%C3%BC%C3%9Fe") == (404, "no value is bound to 'grüße'")
         assert said("DELETE", "/gr%C3%BC%C3%9Fe")[0] == 404
         assert said("GET", "/%FF")[0] == 400

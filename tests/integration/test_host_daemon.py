@@ -40,6 +40,7 @@ from tests.integration.processes import (
     other_sessions,
     others_left,
 )
+from tests.integration.test_global_host import _shared as _shared
 from tests.integration.test_global_host import here as here
 
 pytestmark = [pytest.mark.shared, pytest.mark.usefixtures("host_mode")]

@@ -6,20 +6,25 @@ import asyncio
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from queue import Queue
 from typing import Any
 
 import pytest
 
 import dstore
 from dstore.client.host_page import HostPage
+from dstore.client.node import NOTHING
+from dstore.config import HOST_BUCKETS
+from dstore.core.local.membership import Membership
 from dstore.testing import running_global
 
+pytestmark = [pytest.mark.shared, pytest.mark.usefixtures("host_mode")]
 pytestmark = [pytest.mark.shared, pytest.mark.usefixtures("host_mode")]
 VALUES: dict[str | bytes, Any] = {"k": b"bytes", "ä": "text", b"\xff": {"a": [1, 2]}, "n": None}
 
 
 @pytest.fixture
-def address() -> Iterator[str]:
+def address(host_mode: str) -> Iterator[str]:
     """A Global whose host cache has the values."""
     folder = Path(os.environ["DSTORE_SHM"]) / f"hits-{os.urandom(4).hex()}"
     folder.mkdir(mode=0o700)
@@ -74,6 +79,36 @@ def test_many_keys_are_read_from_the_host_cache(address: str) -> None:
             node.set("k", b"other")
         assert caught.value.local
         assert node.global_stats()["gets"] == gets
+
+
+def test_the_deletion_of_many_keys_that_were_read_here_is_reported(address: str) -> None:
+    reported: Queue[str | bytes] = Queue()
+    shm = folder_of(address)
+    with (
+        dstore.Node(address, host="require", shm=shm, on_deletion=reported.put) as node,
+        dstore.Node(address, host="require", shm=shm) as other,
+    ):
+        assert node._local is not None
+        while not node._local.state.joined.session:
+            node._local.host.link.control.wake()
+        assert node.get_many(["k", "ä"]) == {"k": b"bytes", "ä": "text"}
+        other.delete_many(["k", "ä"])
+        assert {reported.get(timeout=10), reported.get(timeout=10)} == {"k", "ä"}
+
+
+def test_a_read_in_the_middle_of_a_switch_does_not_use_the_host_cache(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another thread has changed the membership, and not yet the page."""
+    with dstore.Node(address, host="require", shm=folder_of(address)) as node:
+        assert node._local is not None
+        state = node._local.state
+        other = Membership({}, memoryview(bytearray(8 * HOST_BUCKETS)).cast("Q"))
+        other.lease_end = 1e18
+        with monkeypatch.context() as switching:
+            switching.setattr(state, "membership", other)
+            assert node._find_on_host(node._local, "k") is NOTHING
+        assert node._find_on_host(node._local, "k") == b"bytes"
 
 
 @pytest.mark.parametrize("used", [False, True], ids=["hits only", "with a thread"])

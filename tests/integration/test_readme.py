@@ -18,6 +18,9 @@ import dstore
 from dstore import config
 from dstore.protocol import wire
 
+pytestmark = [pytest.mark.usefixtures("host_mode"), pytest.mark.shared]
+"""The processes of a reader share the membership of their host."""
+
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 GUIDE = sorted((ROOT / "docs" / "guide").glob("*.md"))
@@ -137,7 +140,8 @@ def test_the_examples_of_the_guide_print_what_they_say_each_time(
 
 def test_the_commands_of_the_guide_succeed(free_global: dstore.Global, tmp_path: Path) -> None:
     lines = blocks(COMMANDS, "sh")[0].splitlines()
-    assert lines.pop(0).startswith("dstore global ")  # this one does not end
+    assert lines.pop(0).startswith("dstore global ")  # these two do not end
+    assert lines.pop(0).startswith("dstore host ")
     assert all(line.startswith("dstore ") for line in lines)
     (tmp_path / "logo.png").write_bytes(bytes(range(256)))
     done = subprocess.run(

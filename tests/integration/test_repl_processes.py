@@ -42,6 +42,7 @@ def piped(free_global: dstore.Global) -> Iterator[Callable[[], Piped]]:
         yield start
 
 
+@pytest.mark.usefixtures("host_mode")
 def test_the_transcript_of_two_repls(piped: Callable[[], Piped]) -> None:
     one, two = piped(), piped()
     assert one.greeting == two.greeting

@@ -48,7 +48,8 @@ NODE: dict[str, tuple[list[Any], list[Any]]] = {
         [0.001, 5, 5.0, Fraction(5), np.float32(5), 86_400],
         [*NO_SECONDS, None, 0, 86_401],
     ),
-    "cache_bytes": ([0, 1 << 20, np.int64(5)], [*NO_COUNTS, None, "1M"]),
+    "host": ([None, "auto", "off"], [5, b"auto", True, "on", ""]),
+    "cache_bytes": ([None, 0, 1 << 20, np.int64(5)], [*NO_COUNTS, "1M"]),
     "stale_ok": ([True, False], NO_FLAGS),
     "label": (["", "a worker", "ü"], [*NO_TEXTS, "x" * 257, "two\nlines", "\udcff"]),
     "on_deletion": ([None, print], NO_FUNCTIONS),
@@ -68,6 +69,7 @@ GLOBAL: dict[str, tuple[list[Any], list[Any]]] = {
     "value_limit": ([1, 1 << 40, (1 << 62) - 1, np.int64(1 << 40)], [*NO_COUNTS, None, 0]),
     "large_from": ([1 << 10, 1 << 20, np.int64(2000)], [*NO_COUNTS, None, 0, 1023, (1 << 20) + 1]),
     "max_clients": ([1, 100_000, np.int64(5)], [*NO_COUNTS, None, 0, 100_001]),
+    "host_cache": ([None, 0, 1 << 20, np.int64(2 << 20)], [*NO_COUNTS, 1, (1 << 20) - 1]),
     "shm": ([None, ""], NO_PATHS),
     "engine": ([None, MemoryEngine()], [5, "memory", MemoryEngine, {}]),
 }
@@ -175,7 +177,7 @@ def test_a_wrong_timeout_is_not_set(node: MakeNode, value: Any) -> None:
 @pytest.mark.parametrize("make", MAKERS)
 def test_settings_that_there_are_not(make: Callable[..., object]) -> None:
     name = make.__name__
-    with pytest.raises(TypeError, match=f"^{name}.* no setting 'time_out'; there are timeout, ca"):
+    with pytest.raises(TypeError, match=f"^{name}.* no setting 'time_out'; there are timeout, ho"):
         make(AWAY, time_out=5)
     with pytest.raises(TypeError, match=f"^{name}.* by name"):
         make(AWAY, 5)

@@ -170,10 +170,10 @@ class SimLocal(Process):
             and inherited.page is found
             and found.lease_word[0]
         ):
-            self.state.inherit(page, _copied(parent.state.membership, inherited), now)
+            self.state.inherit(page.shared, _copied(parent.state.membership, inherited), now)
             self._noted("inheritances")
         else:
-            self.state.attach(page, now)
+            self.state.attach(page.shared, now)
 
     def _look(self, epoch: int) -> None:
         """Look for a page. The background thread does nothing else until it has attached."""
@@ -187,7 +187,7 @@ class SimLocal(Process):
             return
         delayed, self._attaching = self._attaching or [], None
         if not self.state.closing:
-            self.state.attach(page, self.clock())
+            self.state.attach(page.shared, self.clock())
         for what, arguments in delayed:
             self.loop.at(self.loop.now, what, *arguments)
         self.touched()

@@ -22,6 +22,8 @@ from tests.simulation.pages import NS, ReadPage
 from tests.simulation.stepping import Steps
 
 MISSED: Any = object()
+READING: tuple[Any, ...] = (hits, host_reader)
+"""The modules that read the clock."""
 
 
 class Hit(NamedTuple):
@@ -96,10 +98,10 @@ def _reader(page: ReadPage, steps: Steps) -> PureHostReader:
 def _promote(
     local: SimLocal, page: ReadPage, key: Key, hashed: int, record: Record
 ) -> Entry | None:
-    if local.frozen:  # another thread has the lock
-        return None
-    _between(local)
-    entry = None if local.frozen else local.state.promote(page, key, hashed, record)
+    if not local.frozen:
+        _between(local)
+    # Frozen: another thread has the lock.
+    entry = None if local.frozen else local.state.promote(page.shared, key, hashed, record)
     local.loop.counts["promotions"] += entry is not None
     return entry
 
@@ -124,13 +126,15 @@ def hit_many(local: SimLocal, keys: list[Key]) -> tuple[dict[Key, bytes], int]:
 @contextmanager
 def _clock(local: SimLocal, steps: Steps) -> Iterator[None]:
     """Let hits read the clock of a Local, as a step."""
-    former = hits.clock
-    clock: Any = _Clock(local, steps)
+    former = [(module, module.clock) for module in READING]
+    clock = _Clock(local, steps)
     try:
-        hits.clock = host_reader.clock = clock
+        for module in READING:
+            module.clock = clock
         yield
     finally:
-        hits.clock = host_reader.clock = former
+        for module, its in former:
+            module.clock = its
 
 
 class _Clock(SimpleNamespace):
@@ -152,9 +156,7 @@ def _between(local: SimLocal) -> None:
     if dice.random() < 0.5:
         local.stand_still(seconds)
         return
-    former = hits.clock
     local.loop.counts["threads that stood still"] += 1
     local.loop.stand_still(seconds)
-    assert hits.clock is former
     if not local.alive:
         raise Died

@@ -18,9 +18,7 @@ TOLERANCE = 1e-6
 """Seconds by which two computations of the same time may differ."""
 
 
-def broken(
-    authority: SimGlobal, locals_: list[SimLocal], owners: list[SimOwner]
-) -> Iterator[str]:
+def broken(authority: SimGlobal, locals_: list[SimLocal], owners: list[SimOwner]) -> Iterator[str]:
     """The conditions that do not hold now, one line each."""
     if not authority.frozen:
         yield from _alarm_is_in_time(authority)
@@ -75,9 +73,7 @@ def _is_bound(authority: SimGlobal, local: SimLocal, key: Key, token: bytes) -> 
         yield f"{local.name} may answer {key} with a value that is gone"
 
 
-def _shared_cache_is_current(
-    authority: SimGlobal, local: SimLocal, page: SimPage
-) -> Iterator[str]:
+def _shared_cache_is_current(authority: SimGlobal, local: SimLocal, page: SimPage) -> Iterator[str]:
     """The same of the entries and the host cache, by the words and the lease of the page."""
     if local.clock() >= page.lease_end:
         return

@@ -9,7 +9,7 @@ CACHE = "core.local.cache"
 DIRECT_PATH = "core.local.operations.direct"
 ENTRIES = "core.local.entries"
 EXCHANGE = "core.local.operations.exchange"
-HITS = "client.hits"
+READER = "client.host_reader"
 STATE = "core.local.state"
 WRITER = "core.local.writer"
 WRITING = "core.local.operations.writing"
@@ -105,16 +105,23 @@ OF_SHARING = (
     _mutant(
         "page left at its first lapse",
         STATE,
-        "        elif now >= self._lapsed_at + PRIVATE_AFTER:\n",
+        "        elif now >= self._lapsed_at + PRIVATE_AFTER and not self._stale_ok:\n",
         "        elif True:\n",
         "test_a_short_lapse_is_no_reason_to_leave",
     ),
     _mutant(
         "page kept however long it has lapsed",
         STATE,
-        "        elif now >= self._lapsed_at + PRIVATE_AFTER:\n",
+        "        elif now >= self._lapsed_at + PRIVATE_AFTER and not self._stale_ok:\n",
         "        elif False:\n",
         "test_a_long_lapse_ends_in_a_private_membership",
+    ),
+    _mutant(
+        "values that may be read stale dropped when the page lapses",
+        STATE,
+        "PRIVATE_AFTER and not self._stale_ok:",
+        "PRIVATE_AFTER:",
+        "test_what_may_be_read_stale_outlives_a_page_that_lapses",
     ),
     _mutant(
         "lapse noticed by reads of one key only",
@@ -270,21 +277,21 @@ OF_SHARING = (
     _mutant(
         "value kept by the process at its first read",
         ENTRIES,
-        "        return self.observing or self._seen.again(hashed)\n",
+        "        return self.observing or self.seen.again(hashed)\n",
         "        return True\n",
         "test_a_value_is_kept_by_the_process_from_the_second_read_on",
     ),
     _mutant(
         "value never kept by the process",
         ENTRIES,
-        "        return self.observing or self._seen.again(hashed)\n",
+        "        return self.observing or self.seen.again(hashed)\n",
         "        return self.observing\n",
         "test_a_value_is_kept_by_the_process_from_the_second_read_on",
     ),
     _mutant(
         "host cache not looked at by an operation",
         DIRECT_PATH,
-        "        if state.page is not None:  # another process may have read it\n",
+        "        if state.page is not None:  # the host cache may have what the cache has not\n",
         "        if False:\n",
         "test_what_one_process_has_read_the_others_have",
     ),
@@ -297,38 +304,43 @@ OF_SHARING = (
     ),
     _mutant(
         "look at the host cache without the word",
-        HITS,
-        "    if record is None or page.vector.words[hashed % page.vector.buckets] > record.seq:\n",
-        "    if record is None:\n",
+        READER,
+        "        if words is None or record is None or words[hashed % len(words)] > record.seq:\n",
+        "        if words is None or record is None:\n",
         "test_a_look_at_the_host_cache_compares_the_word",
     ),
     _mutant(
         "look at the host cache that reads the clock first",
-        HITS,
-        "    lease_end = membership.lease_end\n"
-        "    hashed = page.vector.hashed(name)\n"
-        "    record = page.find(name, hashed)\n",
-        "    lease_end = membership.lease_end\n"
-        "    if clock.now() >= lease_end:\n"
-        "        return None\n"
-        "    lease_end = NEVER\n"
-        "    hashed = page.vector.hashed(name)\n"
-        "    record = page.find(name, hashed)\n".replace("NEVER", 'float("inf")'),
+        READER,
+        "        hashed = self._hashed(key)\n",
+        '        lease_end = float("inf") if clock.now_ns() < lease_end else 0\n'
+        "        hashed = self._hashed(key)\n",
         "test_a_look_at_the_host_cache_notes_the_lease_first_and_reads_the_clock_last",
     ),
     _mutant(
         "look at the host cache that notes the lease last",
-        HITS,
-        "    if clock.now() >= lease_end:\n        return None\n    return hashed, record\n",
-        "    if clock.now() >= membership.lease_end:\n        return None\n    return hashed, record\n",
+        READER,
+        "        return None if clock.now_ns() >= lease_end else (hashed, record)\n",
+        "        return None if clock.now_ns() >= membership.lease[0] else (hashed, record)\n",
         "test_a_look_at_the_host_cache_notes_the_lease_first_and_reads_the_clock_last",
     ),
-    _mutant(
+    Mutant(
         "host cache of one session with the lease of another",
-        HITS,
-        "    if page is None or membership.words is not page.vector.words:\n",
-        "    if page is None:\n",
-        "test_a_look_at_the_host_cache_in_the_middle_of_a_switch_finds_nothing",
+        (
+            (
+                "client.node",
+                "        page, membership = state.page, state.membership\n"
+                "        if type(page) is not HostPage or page.reader is None:\n"
+                "            return NOTHING\n"
+                "        if membership.words is not page.vector.words:\n",
+                "        page, membership = state.page, state.membership\n"
+                "        if type(page) is not HostPage or page.reader is None:\n"
+                "            return NOTHING\n"
+                "        if False:\n",
+            ),
+        ),
+        "tests/integration/test_host_hits.py::test_a_read_in_the_middle_of_a_switch_does_not_use_the_host_cache",
+        NAMED,
     ),
     # ---- filling ------------------------------------------------------------------------------
     _mutant(
@@ -360,8 +372,7 @@ OF_SHARING = (
     _mutant(
         "replies of many keys filled under the present page",
         ENTRIES,
-        "        present = membership is self.membership and not self.closing\n"
-        "        if present",
+        "        present = membership is self.membership and not self.closing\n        if present",
         "        present = not self.closing\n        if present",
         "test_a_value_is_kept_under_the_membership_that_asked_only",
     ),
@@ -404,8 +415,8 @@ OF_SHARING = (
     _mutant(
         "observer whose end is not due",
         STATE,
-        "            return LAPSED if idle else min(at, self._sync_at)\n",
-        "            return min(at, self._sync_at)\n",
+        "            if self.joined.session:  # an observer leaves\n                return LAPSED\n            return at\n",
+        "            return min(at, self._sync_at) if self.joined.session else at\n",
         "test_a_watch_has_a_session_that_observes_while_it_lasts",
     ),
     _mutant(
@@ -432,8 +443,8 @@ OF_SHARING = (
     _mutant(
         "deletion of a value of the host cache not reported",
         ENTRIES,
-        "        return self.observing or self._seen.again(hashed)\n",
-        "        return self._seen.again(hashed)\n",
+        "        return self.observing or self.seen.again(hashed)\n",
+        "        return self.seen.again(hashed)\n",
         "test_what_was_cached_and_is_deleted_is_reported",
     ),
     _mutant(

@@ -302,7 +302,7 @@ OF_VALIDITY = (
     Mutant(
         "bucket by a hash without a key",
         (
-            (VECTOR, ", key=self._hash_key", ""),
+            ("core.local.key_hash", "blake2b(digest_size=HASH_BYTES, key=hash_key)", "blake2b(digest_size=HASH_BYTES)"),
         ),
         VALIDITY + "test_the_bucket_of_a_key_is_a_keyed_hash_of_its_bytes",
         "simulated programs choose no keys that share a bucket",

@@ -7,10 +7,10 @@ process may stand still there while others go on, or die.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Protocol
+from typing import Protocol, cast
 
 from dstore.core.local.membership import lease_word
-from dstore.core.local.shared import Put, Record
+from dstore.core.local.shared import Put, Record, SharedPage
 from dstore.core.local.vector import Vector
 from dstore.protocol.messages import Key
 from dstore.shm.table import Table
@@ -154,7 +154,7 @@ class WrittenPage:
         self._step()
         if self.page.lease_word[0] == VOID:
             raise OSError("the page is void")
-        self.page.lease_word[0] = max(LAPSED, lease_word(end))
+        self.page.lease_word[0] = max(LAPSED, int(end * NS))
         self._step()
 
     def void(self) -> None:
@@ -193,6 +193,11 @@ class ReadPage:
         self.capacity = 0 if page.table is None else page.table.size
         self._process = process
         self._vector, self._lease_word = page.mapped()
+
+    @property
+    def shared(self) -> SharedPage:
+        """Itself, as the core has it."""
+        return cast(SharedPage, self)
 
     @property
     def vector(self) -> Vector:

@@ -11,6 +11,7 @@ from dstore.client.hosts import pipeline as pipeline_module
 from dstore.client.hosts.calls import LoopCall
 from dstore.client.hosts.core import Host
 from dstore.client.hosts.pipeline import Pipeline
+from dstore.client.settings import Settings
 from dstore.core.local.operations import PLAIN, GetOne
 from dstore.core.local.steps import Request
 from dstore.errors import GlobalUnavailable
@@ -30,7 +31,7 @@ class Line:
 
 @pytest.fixture
 def pipeline(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Pipeline, Line]]:
-    host = Host(label="", cache_bytes=0, shm="", shm_limit=None)
+    host = Host(Settings(host="off", cache_bytes=0, shm=""), "", False)
     made, line = Pipeline(host), Line()
     monkeypatch.setattr(made, "_requests", line)
     yield made, line

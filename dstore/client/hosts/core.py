@@ -43,9 +43,10 @@ class Host:
             label=label,
             cache_bytes=given if given is not None else config.CACHE_BYTES_DEFAULT,
             shared_bytes=given,
+            stale_ok=settings.stale_ok,
             kept=KEPT,
             observing=observing,
-            looking=settings.host != "off",
+            looking=settings.looking,
             joining=settings.host != "require",
         )
         self.large = LargeValues(settings.shm, settings.shm_limit)
@@ -142,6 +143,24 @@ class Host:
             return do()
         finally:
             # Not in a function of its own: Ctrl-C may come when that is called.
+            reentrancy.inside.pop(me, None)
+            if self.closer == me:
+                self.wait_closed()
+
+    def aside(self, do: Callable[[], T]) -> T | None:
+        """Call a function with the lock, so that signal handlers cannot make calls meanwhile.
+
+        Does nothing, and returns None, where :meth:`call` raises RuntimeError: what the thread was
+        interrupted in may have been half of a change.
+        """
+        me = native.get_ident()
+        if me in reentrancy.inside or me == self.background_thread:
+            return None
+        try:
+            reentrancy.inside[me] = self
+            with self.lock:
+                return do()
+        finally:
             reentrancy.inside.pop(me, None)
             if self.closer == me:
                 self.wait_closed()

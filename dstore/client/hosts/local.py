@@ -77,7 +77,8 @@ class Local:
             page = self._find_page(0)
             if page is not None:
                 self._attach(page, parent)
-        if self.state.page is None or self.state.observing:
+        # Inherited files of large values have to be released when they are deleted.
+        if self.state.page is None or self.state.observing or self.state.cache.shared:
             self.go()
 
     def go(self) -> None:
@@ -92,16 +93,23 @@ class Local:
                     self._go()
 
     def _go(self) -> None:
-        try:
-            with signals_blocked():
-                self.host.link = Link(self._settings.address)
-                try:
-                    self._thread.start()
-                except RuntimeError as error:
+        with signals_blocked():
+            self.host.check_open()
+            if self._thread.started:  # a signal handler has done all this just now
+                return
+            link = self.host.link = Link(self._settings.address)
+            try:
+                self._thread.start()
+            except BaseException as error:
+                if self._thread.started:
+                    raise
+                # The next call may try again.
+                del self.host.link
+                link.control.close()
+                link.close(reentrancy.inside.__contains__)
+                if isinstance(error, RuntimeError):
                     raise GlobalUnavailable(no_threads(error)) from None
-        except BaseException:  # Ctrl-C, perhaps: no Node will have this Local
-            self.abandon()
-            raise
+                raise
 
     def close(self) -> None:
         """Say goodbye, end waiting calls, release everything. Safe from any thread; idempotent.
@@ -110,10 +118,13 @@ class Local:
         waits for it, but neither in that thread (``on_deletion``) nor in a signal handler in the
         middle of a call of any Node. If it is a call of this Node, the end of the call waits.
         """
-        with self._going:
-            self.host.stop(self._wait_closed)
-            if not self._thread.started:
-                self._release()
+        with self._going:  # from here on the thread does not start any more
+            self.host.stopping = True
+        # Not within: the background thread, or one that it needs, may be about to close this, too.
+        self.host.stop(self._wait_closed)
+        if not self._thread.started:
+            self._thread.forget()
+            self._release()
 
     def abandon(self) -> None:
         """Do what :meth:`close` does, for the garbage collector: take no lock, and do not wait."""
@@ -121,13 +132,16 @@ class Local:
         self.state.lapse()
         if self._thread.started:
             self.host.link.control.wake()
-        elif (link := vars(self.host).pop("link", None)) is not None:  # the thread did not start
-            link.control.close()
-            link.close(reentrancy.inside.__contains__)
+        else:
+            self._thread.forget()
+            self._close_page()
 
     def _release(self) -> None:
         """Give back what this Local has without its thread."""
         self.host.large.close()
+        self._close_page()
+
+    def _close_page(self) -> None:
         page = self.state.page
         if isinstance(page, HostPage):
             page.close()

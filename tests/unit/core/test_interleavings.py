@@ -123,8 +123,8 @@ SCRIPTS = {
     "another page": ("void+delete", "another_page", "attach", "bind", "fill"),
     "another page after a lapse": ("lapse+delete", "another_page", "attach", "bind", "fill"),
 }
-"""What a writer does, by name: in each script no rule of the owner or of Global is broken. Steps that
-are joined happen together.
+"""What a writer does, by name; in each script no rule of the owner or of Global is broken. Steps
+that are joined happen together.
 """
 BROKEN_SCRIPTS = {
     "engine changed before the word": ("delete", "write_word"),

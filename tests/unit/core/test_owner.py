@@ -1,4 +1,4 @@
-"""The owner of a shared membership where Global is elsewhere: what is written, and in which order."""
+"""The owner of a membership where Global is elsewhere: what is written, and in which order."""
 
 from __future__ import annotations
 

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from dstore.core.local.shared import Record
 from dstore.shm import records, ring
 from dstore.shm.layout import Layout
-from dstore.shm.records import Record
 
 HASH_KEY = b"sixteen bytes...".ljust(16)
 

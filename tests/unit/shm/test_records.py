@@ -7,6 +7,7 @@ from zlib import crc32
 
 import pytest
 
+from dstore.core.local.shared import Record
 from dstore.shm.layout import (
     EVICTIONS,
     HEAD,
@@ -24,7 +25,7 @@ from dstore.shm.layout import (
     UNIT,
     Layout,
 )
-from dstore.shm.records import Record, index_word
+from dstore.shm.records import index_word
 from tests.unit.shm.tables import Small, Twin, body_of, hash_of, kinds, token_of, twin
 
 HEAD_UNITS = 6

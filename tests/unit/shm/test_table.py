@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from dstore.core.local.shared import Record
 from dstore.shm import directory, locks, table, writable
 from dstore.shm.directory import Directory, Unusable
 from dstore.shm.layout import (
@@ -30,7 +31,6 @@ from dstore.shm.layout import (
     WORD_SIZE,
     Layout,
 )
-from dstore.shm.records import Record
 from dstore.shm.table import Table
 from tests.leaks import open_descriptors
 from tests.unit.shm.children import Child

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from dstore.core.local.shared import Record
 from dstore.shm import records
 from dstore.shm.layout import (
     EVICTIONS,
@@ -28,7 +29,7 @@ from dstore.shm.layout import (
     TAIL,
     Layout,
 )
-from dstore.shm.records import PureReader, Record
+from dstore.shm.records import PureReader
 from dstore.shm.ring import PureWriter, begin
 from tests.unit.shm.replay import WORD, History, Replayed, Store, Traced, outcomes
 from tests.unit.shm.tables import body_of, hash_of, is_right, token_of
