@@ -185,7 +185,7 @@ class Node(Lifecycle):
         if membership.words is not page.vector.words or not set(map(type, keys)) <= {str}:
             return found, []
         keys = list(dict.fromkeys(keys))  # each counts once
-        rest, again, read = page.reader.collect(membership, keys, found, state.seen.tags)
+        rest, again, read = page.reader.collect(membership, keys, found, state.seen.slots)
         state.counters["host_hits"] += read
         self._hits += len(found) - read
         if again:
