@@ -64,18 +64,6 @@ OF_HOSTS_SIMULATED = (
         ),
     ),
     Mutant(
-        "lease of a page that is renewed before the words of the same answer",
-        (
-            (
-                OWNER,
-                "        super()._on_synced(message, now)\n",
-                "        if ours and message.serial in self._sent_at:\n"
-                "            self._trust(self._sent_at[message.serial])\n"
-                "        super()._on_synced(message, now)\n",
-            ),
-        ),
-    ),
-    Mutant(
         "page that cannot be written and that its owner keeps",
         (
             (
@@ -133,16 +121,6 @@ OF_HOSTS_SIMULATED = (
                 HITS,
                 "\n    words = membership.words\n    if words is not None and words[entry.bucket] > entry.seq:\n        return None\n",
                 "\n",
-            ),
-        ),
-    ),
-    Mutant(
-        "hit of a shared entry that compares with the present lease",
-        (
-            (
-                HITS,
-                "    if clock.now_ns() >= lease_end:\n        return None\n    entry.visited",
-                "    if clock.now_ns() >= membership.lease[0]:\n        return None\n    entry.visited",
             ),
         ),
     ),

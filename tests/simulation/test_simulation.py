@@ -37,7 +37,6 @@ QUICK = {
     "repeated DEL that removes a newer value",
     "forked child that uses its parent's lease",
     "word in Global's page after the engine has changed",
-    "lease of a page that is renewed before the words of the same answer",
     "hit of a shared entry that does not compare the word",
     "page that is valid after the goodbye of its owner",
 }
