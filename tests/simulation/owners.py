@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dstore.core.local.effects import Dropped, LocalEffect, Tell
 from dstore.core.local.owner import OwnerState
@@ -14,9 +14,6 @@ from tests.simulation.pages import SimPage, WrittenPage, table_of
 from tests.simulation.process import Authority, Mortal, Process
 from tests.simulation.scenario import Scenario
 from tests.simulation.trace import short
-
-if TYPE_CHECKING:
-    from tests.simulation.authority import SimGlobal
 
 CHECK_EVERY = 0.5
 """Seconds between two looks at whether the page is there."""
@@ -143,7 +140,7 @@ class GlobalsPage:
     The counterpart of ``dstore.server.host``.
     """
 
-    def __init__(self, authority: SimGlobal, host: SimHost) -> None:
+    def __init__(self, authority: Any, host: SimHost) -> None:  # a SimGlobal, which imports this
         self._authority = authority
         self._host = host
         self._state = authority.state
