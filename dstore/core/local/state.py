@@ -352,6 +352,11 @@ class LocalState(Entries):
             self._lapsed_at = page.now()
             self._checked_at = LAPSED
 
+    @property
+    def has_lapsed(self) -> bool:
+        """Whether the lease of the page has lapsed, so that :meth:`tick` has to look after it."""
+        return self._lapsed_at < NEVER
+
     def _check_page(self, page: SharedPage, now: float) -> None:
         """See whether a page that had lapsed can be used again."""
         if self._lapsed_at == NEVER:
