@@ -148,6 +148,14 @@ cdef extern from *:
     object look_up "dstore_look_up" (dict, object)
     void prefetch "__builtin_prefetch" (void *)
 
+# As in dstore.core.local.shared; a test compares them.
+cdef enum:
+    SEEN_HEAD = 2
+    SEEN_FIRST = 2
+    SEEN_LAST = 65535
+    SEEN_SLOTS = 65536
+    SEEN_AGE = 12288
+
 RAISE = object()
 cdef object _Stored = Stored
 cdef double NS = 1e9
@@ -457,6 +465,29 @@ cdef class Reader(_Memory):
         return dstore_find(&self._table, key, hash64, <PyTypeObject *> self._record, &seq)
 
 
+cdef int _seen_again(uint16_t[::1] slots, uint64_t hashed) except -1:
+    """Do what :func:`dstore.core.local.shared.seen_again` does."""
+    cdef Py_ssize_t place
+    cdef uint16_t age = slots[0]
+    cdef uint16_t found
+    place = SEEN_HEAD + <Py_ssize_t> ((hashed >> 16) % SEEN_SLOTS)
+    if slots.shape[0] != SEEN_HEAD + SEEN_SLOTS:
+        raise ValueError("these are not the slots of Seen")
+    found = slots[place]
+    if found == age:
+        return True
+    slots[place] = age
+    if found == age - 1:
+        return True
+    slots[1] += 1
+    if slots[1] == SEEN_AGE:
+        if age == SEEN_LAST:
+            age = SEEN_FIRST
+            slots[SEEN_HEAD:] = 0
+        slots[0], slots[1] = age + 1, 0
+    return False
+
+
 cdef class HostReader:
     """Reads the host cache: :class:`dstore.client.host_reader.HostReader`, compiled."""
 
@@ -507,9 +538,7 @@ cdef class HostReader:
         cdef Py_ssize_t count = 0
         cdef Py_ssize_t index
         cdef Py_ssize_t read = 0
-        cdef uint16_t[::1] tags = seen
-        cdef uint16_t tag
-        cdef Py_ssize_t slot
+        cdef uint16_t[::1] slots = seen
         if membership._words is NULL:
             return list(keys), again, 0
         hashes = <uint64_t *> PyMem_Malloc((len(keys) + 1) * sizeof(uint64_t))
@@ -549,13 +578,10 @@ cdef class HostReader:
                     continue
                 found[key] = value
                 read += 1
-                slot = (hashed >> 16) % tags.shape[0]
-                tag = <uint16_t> (hashed >> 48 | 1)
-                if tags[slot] == tag:
+                if _seen_again(slots, hashed):
                     record = self._find(key, hashed, <PyTypeObject *> self._reader._record, &seq)
                     if record is not None:
                         again.append((key, hashed, record))
-                tags[slot] = tag
         finally:
             PyMem_Free(hashes)
         if now() >= lease_end:

@@ -1,9 +1,9 @@
 """A pool of workers that share one configuration, and never work with an outdated one.
 
-Every job reads the configuration: after the first time that is a look-up in the worker's own
-memory. The parent replaces it a few times while the workers are busy, and deletes it in the end,
-which tells the workers to stop. Once ``set(..., replace=True)`` or ``delete`` has returned, no
-worker can read the old configuration any more: the times noted here prove it.
+Every job reads the configuration: after the first time that is a look-up in the memory of the host
+or of the worker. The parent replaces it a few times while the workers are busy, and deletes it in
+the end, which tells the workers to stop. Once ``set(..., replace=True)`` or ``delete`` has
+returned, no worker can read the old configuration any more: the times noted here prove it.
 
     python examples/shared_config.py [--address tcp://HOST:PORT] [--workers 4]
 """
@@ -44,7 +44,7 @@ def work(address: str, key: str, pipe: Connection) -> None:
             last_read[config["version"]] = start
             jobs, hits = jobs + 1, hits + found.from_local
     pipe.send(last_read)
-    line = f"{jobs:,} jobs, {hits:,} configurations from own memory, {len(deleted)} deletions\n"
+    line = f"{jobs:,} jobs, {hits:,} configurations from memory, {len(deleted)} deletions\n"
     print(line, end="")  # one write, so that lines of workers do not mix
 
 

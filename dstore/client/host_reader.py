@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from dstore.compiled import native
 from dstore.core.local.key_hash import KeyHash
 from dstore.core.local.membership import Membership
-from dstore.core.local.shared import Record
+from dstore.core.local.shared import Record, seen_again
 from dstore.protocol.messages import Key, Stored
 from dstore.runtime import clock
 from dstore.shm.records import Reader
@@ -44,7 +44,7 @@ class HostReader:
     ) -> tuple[list[Key], Again, int]:
         """Put into ``found`` the values of keys that are in the cache or the host cache.
 
-        Values that need decoding are left to others. ``seen`` is :attr:`Seen.tags`. Returns the
+        Values that need decoding are left to others. ``seen`` is :attr:`Seen.slots`. Returns the
         keys that were not found, those that were read from the host cache before, and how many were
         read from there.
         """
@@ -54,7 +54,7 @@ class HostReader:
         if words is None:
             return list(keys), again, 0
         hash_of, find, entries, buckets = self._hashed, self._find, membership.entries, len(words)
-        read, slots = 0, len(seen)
+        read = 0
         for key in keys:
             entry = entries.get(key)
             if entry is not None and words[entry.bucket] <= entry.seq:
@@ -75,10 +75,8 @@ class HostReader:
                 continue
             found[key] = record[3]
             read += 1
-            slot, tag = (hashed >> 16) % slots, hashed >> 48 | 1
-            if seen[slot] == tag:
+            if seen_again(seen, hashed):
                 again.append((key, hashed, record))
-            seen[slot] = tag
         if clock.now_ns() >= lease_end:
             found.clear()
             return list(keys), [], 0

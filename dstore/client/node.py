@@ -36,8 +36,9 @@ class Node(Lifecycle):
     """A cache, in this process and for all its threads, of the Global at an address.
 
     Making a Node neither blocks nor fails when Global is down: it joins in the background. After a
-    fork the child joins on first use, with an empty cache; the parent's Node is undisturbed. A Node
-    is pickled as its settings. Unpickling gives the Node with these settings that the process has,
+    fork the child goes on with what the parent has cached if the processes of the host share a
+    membership; else it joins on first use, with an empty cache. The parent's Node is undisturbed. A
+    Node is pickled as its settings. Unpickling gives the Node with these settings that the process has,
     or else the one that :func:`connect` gives.
 
     The settings are keyword arguments, documented at ``__init__``.
@@ -121,6 +122,7 @@ class Node(Lifecycle):
         if found is None:
             return NOTHING
         hashed, record = found
+        self._hits += 1
         state.counters["host_hits"] += 1
         entry = None
         if state.seen_again(hashed):
@@ -185,9 +187,9 @@ class Node(Lifecycle):
         if membership.words is not page.vector.words or not set(map(type, keys)) <= {str}:
             return found, []
         keys = list(dict.fromkeys(keys))  # each counts once
-        rest, again, read = page.reader.collect(membership, keys, found, state.seen.tags)
+        rest, again, read = page.reader.collect(membership, keys, found, state.seen.slots)
         state.counters["host_hits"] += read
-        self._hits += len(found) - read
+        self._hits += len(found)
         if again:
             local.host.aside(lambda: _promote_all(state, page, again))
         if not rest and 0 < read < len(found):  # both caches: they may have been read in turn
@@ -343,12 +345,15 @@ class Node(Lifecycle):
     def stats(self) -> dict[str, Any]:
         """Return metrics of this Local: sizes in bytes, times in seconds, counts since it began.
 
-        ``hits`` and ``misses`` may be a few too low when many threads count at once.
+        ``hits`` are reads that the cache of this process has answered, ``host_hits`` those that the
+        host cache has answered instead. These and ``misses`` may be a few too low when many threads
+        count at once.
         """
         self._check_open()
         local, state = self._local, self._state
         left = state.lease_end - clock.now()
-        page, hits = state.page, self._hits + self._commands.hits
+        page, host_hits = state.page, state.counters["host_hits"]
+        hits = max(0, self._hits + self._commands.hits - host_hits)
         return {
             "address": self.address,
             "label": self._label_here(),

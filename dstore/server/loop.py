@@ -142,9 +142,9 @@ class Loop:
         router = self.router
         assert router is not None
         self._serving = True
-        alarm = self.state.alarm
+        alarm, host = self.state.alarm, self._host
         while not ended():
-            self._turn(router, alarm.moment)
+            self._turn(router, alarm.moment if host is None else min(alarm.moment, host.check_at))
 
     def finish(self) -> None:
         """Answer what has arrived and what waits for acknowledgements; take no new writes."""

@@ -120,18 +120,6 @@ class Run:
         plan = self.plan
         rng = random.Random(plan.seed)
         port = free_port()
-        self._begin = time.monotonic_ns()
-        worker = Settings(
-            name="",
-            role="worker",
-            address="",
-            folder=str(self._folder),
-            seed=0,
-            begin=self._begin,
-            round_ns=int(plan.round_seconds * 1e9),
-            timeout=TIMEOUT,
-            cache_bytes=CACHE_BYTES,
-        )
         with ExitStack() as stack:
             proxy = stack.enter_context(Proxy(port, PROXY_HOSTS))
             folders = stack.enter_context(shared_memory([GLOBAL_HOST, *PROXY_HOSTS]))
@@ -148,6 +136,18 @@ class Run:
             served.start(rng.choice(LOG_LENGTHS))
             for owner in owners.values():
                 owner.start()
+            self._begin = time.monotonic_ns()
+            worker = Settings(
+                name="",
+                role="worker",
+                address="",
+                folder=str(self._folder),
+                seed=0,
+                begin=self._begin,
+                round_ns=int(plan.round_seconds * 1e9),
+                timeout=TIMEOUT,
+                cache_bytes=CACHE_BYTES,
+            )
             nemesis = Nemesis(
                 rng,
                 self._times,
@@ -210,7 +210,8 @@ class Run:
 
     def _judge_rest(self) -> None:
         self._end_judge()
-        while files_of(self._folder, self._judged):
+        last = int(self._elapsed() // self.plan.round_seconds)
+        while self._judged <= last or files_of(self._folder, self._judged):
             self._begin_judge()
             self._end_judge()
 

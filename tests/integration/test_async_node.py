@@ -129,6 +129,7 @@ def test_every_method(anode: MakeNode, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
+@pytest.mark.private
 def test_a_hit_does_not_touch_the_loop(anode: MakeNode) -> None:
     node = anode()
     node.node.set("k", "v")
@@ -139,6 +140,7 @@ def test_a_hit_does_not_touch_the_loop(anode: MakeNode) -> None:
         assert stop.value.value == result
 
 
+@pytest.mark.private
 def test_what_is_small_needs_no_helper_thread(anode: MakeNode) -> None:
     async def use(node: dstore.AsyncNode) -> None:
         await node.set_many({f"k{number}": bytes(1000) for number in range(100)})
@@ -320,6 +322,7 @@ def test_many_tasks_that_miss_the_same_keys_ask_once_for_each(anode: MakeNode, s
     asyncio.run(use(anode(), anode(shm="")))
 
 
+@pytest.mark.private
 @LONG_LEASE
 def test_more_replies_than_a_connection_takes_are_not_lost(
     anode: MakeNode,
@@ -400,6 +403,7 @@ def test_replies_that_come_twice(anode: MakeNode, monkeypatch: pytest.MonkeyPatc
     asyncio.run(use(anode()))
 
 
+@pytest.mark.private
 @pytest.mark.parametrize("free_global", [config.LEASE_MAX], indirect=True)
 def test_a_task_that_waits_for_the_fill_of_a_thread_is_woken(
     anode: MakeNode, gate: Gate, hold: Callable[..., None], monkeypatch: pytest.MonkeyPatch

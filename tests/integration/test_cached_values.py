@@ -18,6 +18,7 @@ class Text(str):
     """A text of another type, whose hash and equality might be its own."""
 
 
+@pytest.mark.private
 def test_hits_of_keys_of_every_kind_and_of_every_method_are_counted(node: MakeNode) -> None:
     one, two = node(), node()
     two.set_many({"k": 1, b"\xff": [2]})
@@ -43,6 +44,7 @@ def test_a_node_says_whether_it_is_compiled(node: MakeNode) -> None:
     assert node().stats()["compiled"] is (compiled.native is not None)
 
 
+@pytest.mark.private
 @pytest.mark.parametrize(
     "value", [b"x" * 1000, "x" * 1000, "\N{SNOWMAN}" * 9, 2**64 - 1, -(2**63), 1.5e300, None, True]
 )
@@ -68,6 +70,7 @@ def test_each_hit_of_a_value_that_can_be_changed_has_its_own(node: MakeNode, val
     assert len(set(map(id, found))) == 4
 
 
+@pytest.mark.private
 @pytest.mark.parametrize(
     ("codec", "body"),
     [("text", b"\xff"), ("msgpack", b"\xc1"), ("msgpack", b"\xcf\xff"), ("msgpack", b"\x91" * 500)],

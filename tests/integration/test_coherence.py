@@ -42,6 +42,7 @@ def over_tcp() -> Iterator[GlobalProcess]:
         yield running
 
 
+@pytest.mark.private
 def test_three_locals_a_deletion_in_one_is_read_as_missing_in_all(served: GlobalProcess) -> None:
     with ExitStack() as stack:
         workers = [stack.enter_context(Worker(served.address)) for _ in range(3)]
@@ -62,6 +63,7 @@ def test_three_locals_a_deletion_in_one_is_read_as_missing_in_all(served: Global
         assert served.stop() == 0
 
 
+@pytest.mark.private
 def test_a_killed_worker_delays_only_what_it_held(over_tcp: GlobalProcess) -> None:
     with dstore.Node(over_tcp.address) as node, Worker(over_tcp.address) as worker:
         node.set_many({"held": 1, "never read": 2})
@@ -73,6 +75,7 @@ def test_a_killed_worker_delays_only_what_it_held(over_tcp: GlobalProcess) -> No
         assert node.get("held", None) is None
 
 
+@pytest.mark.private
 def test_a_stopped_worker_reads_nothing_stale_when_it_goes_on(over_tcp: GlobalProcess) -> None:
     with dstore.Node(over_tcp.address) as node, Worker(over_tcp.address) as worker:
         node.set_many({"k": "old", "kept": "value"})
@@ -85,6 +88,7 @@ def test_a_stopped_worker_reads_nothing_stale_when_it_goes_on(over_tcp: GlobalPr
         assert worker.call("lookup", "kept").from_local, "the cache survived"
 
 
+@pytest.mark.private
 def test_lost_publications_are_repaired_before_a_deletion_is_confirmed(
     free_global: dstore.Global,
     node: Callable[..., dstore.Node],
@@ -194,6 +198,7 @@ def test_a_write_that_global_may_have_seen_has_an_unknown_outcome(
         over_tcp.signal(signal.SIGCONT)
 
 
+@pytest.mark.private
 def test_nodes_may_be_started_before_global(over_tcp: GlobalProcess) -> None:
     over_tcp.kill()
     with dstore.Node(over_tcp.address, timeout=0.2) as node:

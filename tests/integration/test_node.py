@@ -73,6 +73,7 @@ def test_a_bad_key_is_refused(node: MakeNode, key: Any) -> None:
             call(key)
 
 
+@pytest.mark.private
 def test_content_addresses(node: MakeNode) -> None:
     one, two = node(), node()
     uid = one.put(b"content")
@@ -86,6 +87,7 @@ def test_content_addresses(node: MakeNode) -> None:
     assert one.get(uid, None) is None
 
 
+@pytest.mark.private
 def test_occupied(node: MakeNode) -> None:
     one, two = node(), node()
     one.set("k", "v")
@@ -124,6 +126,7 @@ def test_keys_come_page_by_page(node: MakeNode) -> None:
     assert list(one.keys("none")) == []
 
 
+@pytest.mark.private
 def test_many_at_once(node: MakeNode) -> None:
     one, two = node(), node()
     values = {f"k{number}": bytes(1000) for number in range(12_000)}
@@ -172,6 +175,7 @@ def test_a_full_store_says_so_and_goes_on(request: pytest.FixtureRequest) -> Non
         one.set("l", bytes(100))
 
 
+@pytest.mark.private
 def test_the_cache_is_bounded(node: MakeNode) -> None:
     writer, reader = node(), node(cache_bytes=10_000)
     writer.set_many({f"k{number}": bytes(500) for number in range(50)})
@@ -183,6 +187,7 @@ def test_the_cache_is_bounded(node: MakeNode) -> None:
     assert writer.delete("k0").confirmed == 2
 
 
+@pytest.mark.private
 def test_wait_false(node: MakeNode) -> None:
     one, two = node(), node()
     one.set("k", "v")
@@ -193,6 +198,7 @@ def test_wait_false(node: MakeNode) -> None:
         one.delete("k")
 
 
+@pytest.mark.private
 def test_deletions_are_heard(node: MakeNode) -> None:
     heard: list[Any] = []
     one, two = node(on_deletion=heard.append), node()
@@ -203,6 +209,7 @@ def test_deletions_are_heard(node: MakeNode) -> None:
     assert heard == ["held", b"\xff"]
 
 
+@pytest.mark.private
 def test_a_failing_callback_harms_nobody(node: MakeNode, caplog: pytest.LogCaptureFixture) -> None:
     def fail(key: Any) -> None:
         raise RuntimeError("callback")
@@ -216,6 +223,7 @@ def test_a_failing_callback_harms_nobody(node: MakeNode, caplog: pytest.LogCaptu
     assert "on_deletion" in caplog.text
 
 
+@pytest.mark.private
 def test_many_threads_that_miss_one_key_ask_once(node: MakeNode) -> None:
     writer, reader = node(), node()
     writer.set("k", "v")
@@ -327,6 +335,7 @@ def _script(body: str, address: str) -> subprocess.Popen[str]:
     )
 
 
+@pytest.mark.private
 def test_a_forked_child_joins_anew_and_the_parent_is_undisturbed(
     free_global: dstore.Global,
 ) -> None:
@@ -467,6 +476,7 @@ def test_the_same_key_as_text_and_as_bytes_at_once_is_refused(node: MakeNode) ->
         node().set_many({"a": 1, b"a": 2})
 
 
+@pytest.mark.private
 def test_hits_and_misses_are_counted(node: MakeNode) -> None:
     one, two = node(), node()
     two.set_many({"k": 1, "l": 2})
@@ -496,6 +506,7 @@ def test_a_node_that_is_dropped_says_so_and_leaves(
         pass
 
 
+@pytest.mark.private
 def test_a_callback_that_uses_its_own_node_is_told_so(
     node: MakeNode, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -665,6 +676,7 @@ def test_a_signal_handler_in_the_middle_of_laying_a_value_down_does_not_hang(
     assert (process.returncode, out.split(), err) == (0, said, "")
 
 
+@pytest.mark.private
 def test_after_a_fork_nothing_of_the_parent_is_used(node: MakeNode) -> None:
     """What runs in the child after a fork, run here, so that it can be looked at."""
     one = node()

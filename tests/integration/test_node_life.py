@@ -43,6 +43,7 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     "delete": lambda node: node.delete("k"),
     "delete_many": lambda node: node.delete_many(["k"]),
     "stats": lambda node: node.stats(),
+    "host_processes": lambda node: node.host_processes(),
     "global_stats": lambda node: node.global_stats(),
     "join": lambda node: node.join(),
     "join, for no time": lambda node: node.join(0),

@@ -180,6 +180,7 @@ def test_errors_name_the_key_that_was_given(node: MakeNode) -> None:
         assert occupied.value.key is key
 
 
+@pytest.mark.private
 def test_an_unknown_outcome_names_keys_as_programs_see_them() -> None:
     with (
         GlobalProcess(f"tcp://127.0.0.1:{free_port()}") as place,

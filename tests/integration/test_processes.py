@@ -115,6 +115,7 @@ def _child(node: dstore.Node, pipe: Any) -> None:
     pipe.send((node.get("k"), node.stats()["session"], dstore.connect(node.address) is node))
 
 
+@pytest.mark.private
 @pytest.mark.parametrize("method", METHODS)
 def test_a_node_can_be_handed_to_a_process(connected: str, method: str) -> None:
     mine = dstore.connect(connected)
@@ -137,6 +138,7 @@ def test_a_node_can_be_handed_to_a_process(connected: str, method: str) -> None:
     far.close()
 
 
+@pytest.mark.private
 def test_a_fork_while_a_thread_is_in_the_middle_of_a_miss() -> None:
     with (
         GlobalProcess(f"tcp://127.0.0.1:{free_port()}") as place,

@@ -16,7 +16,6 @@ from dstore.cli.repl import text
 
 PATIENCE = 30.0
 """Seconds; only a test that fails takes them."""
-pytestmark = pytest.mark.usefixtures("host_mode")  # the others may share, it does not
 MISSING = "Key-Value mapping doesn't exist"
 
 NodeMaker = Callable[..., dstore.Node]

@@ -116,7 +116,7 @@ def hit_many(local: SimLocal, keys: list[Key]) -> tuple[dict[Key, bytes], int]:
     steps = Steps(lambda: _between(local))
     with _clock(local, steps):
         reader = _reader(page, steps)
-        _, again, read = reader.collect(steps.wrap(membership), keys, found, state.seen.tags)
+        _, again, read = reader.collect(steps.wrap(membership), keys, found, state.seen.slots)
     local.loop.counts["host hits of many"] += read
     for each in again:
         _promote(local, page, *each)

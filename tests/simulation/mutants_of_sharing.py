@@ -105,23 +105,16 @@ OF_SHARING = (
     _mutant(
         "page left at its first lapse",
         STATE,
-        "        elif now >= self._lapsed_at + PRIVATE_AFTER and not self._stale_ok:\n",
+        "        elif now >= self._lapsed_at + PRIVATE_AFTER:\n",
         "        elif True:\n",
         "test_a_short_lapse_is_no_reason_to_leave",
     ),
     _mutant(
         "page kept however long it has lapsed",
         STATE,
-        "        elif now >= self._lapsed_at + PRIVATE_AFTER and not self._stale_ok:\n",
+        "        elif now >= self._lapsed_at + PRIVATE_AFTER:\n",
         "        elif False:\n",
         "test_a_long_lapse_ends_in_a_private_membership",
-    ),
-    _mutant(
-        "values that may be read stale dropped when the page lapses",
-        STATE,
-        "PRIVATE_AFTER and not self._stale_ok:",
-        "PRIVATE_AFTER:",
-        "test_what_may_be_read_stale_outlives_a_page_that_lapses",
     ),
     _mutant(
         "lapse noticed by reads of one key only",

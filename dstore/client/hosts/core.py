@@ -43,7 +43,6 @@ class Host:
             label=label,
             cache_bytes=given if given is not None else config.CACHE_BYTES_DEFAULT,
             shared_bytes=given,
-            stale_ok=settings.stale_ok,
             kept=KEPT,
             observing=observing,
             looking=settings.looking,

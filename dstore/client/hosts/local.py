@@ -65,6 +65,7 @@ class Local:
         self._on_deletion = on_deletion
         self._trouble = ""  # why Global is not reached
         self._thread = native.Thread(self._serve, "dstore-local")
+        self._is_up = False  # whether sockets and thread are there: one is made after the other
 
     def start(self, parent: LocalState | None = None) -> None:
         """Use the membership of this host or, if there is none, begin to join.
@@ -86,11 +87,12 @@ class Local:
 
         Raises as :meth:`start`, and NodeClosed.
         """
-        if not self._thread.started:
+        if not self._is_up:
             with self._going:
                 self.host.check_open()
-                if not self._thread.started:
+                if not self._is_up:
                     self._go()
+                    self._is_up = True
 
     def _go(self) -> None:
         with signals_blocked():

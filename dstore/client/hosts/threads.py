@@ -187,7 +187,7 @@ class ThreadHost:
                         answer = state.fill_small(membership, key, seq, token, codec, body)
                     if state.in_flight.get(key) == request:
                         del state.in_flight[key]
-                    if host.waiters or host.loop_calls:
+                    if host.waiters or host.loop_calls or state.has_lapsed:
                         host.notify()
                 host.link.channels.give_back(channel)
                 one = answer or Stored(token, codec, body), False

@@ -13,8 +13,12 @@ from typing import NamedTuple, Protocol, TypeAlias
 from dstore.core.local.vector import Vector
 from dstore.protocol.messages import Key
 
-SEEN_SLOTS = 1 << 15
-"""Keys of which a process remembers that it has read them once from the host cache."""
+SEEN_SLOTS, SEEN_AGE = 1 << 16, 12_288
+"""Slots by which a process remembers which keys it has read from the host cache, and keys after
+which it begins to forget the older ones. So at most three of eight keys are taken for one that was
+read.
+"""
+SEEN_HEAD, SEEN_FIRST, SEEN_LAST = 2, 2, (1 << 16) - 1
 
 
 class Record(NamedTuple):
@@ -64,24 +68,44 @@ class SharedPage(Protocol):
 
 
 class Seen:
-    """Which keys of the host cache were read once, by their hashes; it forgets, and may err.
+    """Which keys of the host cache were read lately, by their hashes; it forgets, and may err.
 
     A value is kept in the process from its second read on, so that values that are read once take
-    no memory in each process.
+    no memory in each process. This is the doorkeeper of TinyLFU (Einziger et al., "TinyLFU", ACM
+    TOS 2017), with ages in the place of a reset: a slot has the age in which a key with its hash
+    was last read; an age ends after ``SEEN_AGE`` such keys, and the one before it still counts.
+
+    ``slots`` begins with the present age, and how many keys it has. The compiled reader changes it
+    in the same way.
     """
 
-    __slots__ = ("tags",)
+    __slots__ = ("slots",)
 
     def __init__(self) -> None:
-        self.tags = memoryview(bytearray(2 * SEEN_SLOTS)).cast("H")
+        self.slots = memoryview(bytearray(2 * (SEEN_HEAD + SEEN_SLOTS))).cast("H")
+        self.slots[0] = SEEN_FIRST
 
     def again(self, hashed: int) -> bool:
         """Note a read. Returns whether the key was read before."""
-        slot, tag = hashed >> 16 & SEEN_SLOTS - 1, hashed >> 48 | 1
-        if self.tags[slot] == tag:
-            return True
-        self.tags[slot] = tag
-        return False
+        return seen_again(self.slots, hashed)
+
+
+def seen_again(slots: memoryview, hashed: int) -> bool:
+    """Note the read of a key in the slots of :class:`Seen`. Returns whether it was read before."""
+    place = SEEN_HEAD + (hashed >> 16) % SEEN_SLOTS
+    age, found = slots[0], slots[place]
+    if found == age:
+        return True
+    slots[place] = age
+    if found == age - 1:
+        return True
+    slots[1] += 1
+    if slots[1] == SEEN_AGE:
+        if age == SEEN_LAST:
+            age = SEEN_FIRST
+            slots[SEEN_HEAD:] = memoryview(bytearray(2 * SEEN_SLOTS)).cast("H")
+        slots[0], slots[1] = age + 1, 0
+    return False
 
 
 NO_KEYS_SEEN = Seen()

@@ -78,7 +78,6 @@ class LocalState(Entries):
     ``cache_bytes`` bounds the cache, ``reorder_keys_max`` the reorder buffer. ``kept`` says what an
     entry has as its value. ``observing``: effects report which cached keys are invalidated.
     ``shared_bytes`` bounds the cache beside a host cache; None: by what that holds.
-    ``stale_ok``: what is cached may be read after the lease has ended.
     ``looking``: it uses the membership of its host if there is one. ``joining``: it joins by itself
     if there is none.
     """
@@ -93,7 +92,6 @@ class LocalState(Entries):
         kept: Kept = NONE_KEPT,
         observing: bool = False,
         shared_bytes: int | None = None,
-        stale_ok: bool = False,
         looking: bool = False,
         joining: bool = True,
     ) -> None:
@@ -109,7 +107,6 @@ class LocalState(Entries):
         self._reorder_keys_max = reorder_keys_max
         self._withdrawn: list[Unstage | Unwait] = []
         # Sharing the membership of the host
-        self._stale_ok = stale_ok
         self.looking = looking
         self.joining = joining
         self.no_page = ""  # why there is no page, if that is known
@@ -355,6 +352,11 @@ class LocalState(Entries):
             self._lapsed_at = page.now()
             self._checked_at = LAPSED
 
+    @property
+    def has_lapsed(self) -> bool:
+        """Whether the lease of the page has lapsed, so that :meth:`tick` has to look after it."""
+        return self._lapsed_at < NEVER
+
     def _check_page(self, page: SharedPage, now: float) -> None:
         """See whether a page that had lapsed can be used again."""
         if self._lapsed_at == NEVER:
@@ -364,9 +366,7 @@ class LocalState(Entries):
             self.detach(now)  # its owner has given it up
         elif page.now() < self.membership.lease_end:
             self._lapsed_at = NEVER
-        elif now >= self._lapsed_at + PRIVATE_AFTER and not self._stale_ok:
-            # With ``stale_ok`` its values may be read while Global is away; if Global is there, it
-            # refuses the session before long.
+        elif now >= self._lapsed_at + PRIVATE_AFTER:
             self.detach(now)
             self._hello_at = now
 

@@ -956,30 +956,6 @@ def test_what_was_looked_up_is_not_kept_for_a_page_that_has_ended() -> None:
     assert a.state.promote(page, "k", hashed, former.table["k"]) is not None
 
 
-# ---- stale reads that were asked for ----------------------------------------------------------
-
-
-@pytest.mark.parametrize("stale_ok", [False, True])
-def test_what_may_be_read_stale_outlives_a_page_that_lapses(stale_ok: bool) -> None:
-    world = World()
-    page, (a,) = host(world, "a", stale_ok=stale_ok)
-    stored(page, "k")
-    assert a.begin_get("k", stale_ok=stale_ok).done  # from the host cache
-    assert a.begin_get("k", stale_ok=stale_ok).done  # stored in the process
-    page.lapse()
-    a.begin_get("other")  # it notices
-    for _ in range(50):
-        world.advance(PRIVATE_AFTER / 10)
-        a.tick()
-    assert (a.state.page is page) is stale_ok
-    assert a.begin_get("k", stale_ok=stale_ok).done is stale_ok
-    page.lease_word[0] = 0  # another owner has voided it
-    a.tick()
-    world.advance(1)
-    a.tick()
-    assert a.state.page is None
-
-
 # ---- numbers --------------------------------------------------------------------------------
 
 
