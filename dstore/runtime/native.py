@@ -125,14 +125,6 @@ class ThreadEvent:
         return self._set
 
 
-def start_thread(target: Callable[..., object], *arguments: object) -> None:
-    """Start a native thread for a moment, without the records that :class:`Thread` keeps.
-
-    Raises RuntimeError if there can be no more threads.
-    """
-    _own.start_new_thread(target, arguments)
-
-
 class Thread:
     """A native thread that calls ``target``.
 

@@ -66,20 +66,17 @@ def _no_descriptors(problem: OSError, count: int, free: int) -> str:
 
 def _try_threads(count: int) -> None:
     """Raise RuntimeError unless ``count`` more threads can be started."""
-    gate, ended = native.Lock(), []
-    with gate, signals_blocked():
+    over = native.ThreadEvent()
+    started: list[native.Thread] = []
+    try:
         for _ in range(count):
-            end = native.Lock()
-            end.acquire()
-            native.start_thread(_pass_through, gate, end)
-            ended.append(end)
-    for end in ended:
-        end.acquire()
-
-
-def _pass_through(gate: native.Lock, end: native.Lock) -> None:
-    with gate:
-        end.release()
+            thread = native.Thread(over.wait, "dstore-probe")
+            thread.start()
+            started.append(thread)
+    finally:
+        over.set()
+        for thread in started:
+            thread.join()
 
 
 def no_threads(problem: RuntimeError) -> str:

@@ -15,7 +15,14 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = ROOT / "scripts"
 TYPED = ["global", "repl", "demo", "test", "check", "docs", "simulate", "soak", "bench"]
-INSTALLED_FROM = ["setup.cfg", "setup.py", "pyproject.toml", "dstore/_native.pyx"]
+INSTALLED_FROM = [
+    "setup.cfg",
+    "setup.py",
+    "pyproject.toml",
+    "dstore/_native.pyx",
+    "dstore/_hash.h",
+    "dstore/_table.h",
+]
 SETTING_UP = "Setting up .venv (first use only) ...\n"
 
 # Used as "python". A real Python runs what is passed with -c: the version check and the lock.
