@@ -52,6 +52,7 @@ class OurClient(Client):
     """
 
     def __init__(self, place: Place, shm: str | None = None) -> None:
+    os.environ["DSTORE_HOST"] = "auto"  # whatever the process that began all this was told
         settings: dict[str, Any] = {"shm": place.folder if shm is None else shm}
         on_host = shm is None and bool(place.folder)
         if not on_host:
