@@ -24,6 +24,7 @@ SHARES_MEMBERSHIP = "host" in inspect.signature(dstore.Node).parameters
 
 @contextmanager
 def _serve(shm: str) -> Iterator[Place]:
+    os.environ["DSTORE_HOST"] = "auto"  # whatever the process that began all this was told
     with dstore.Global("tcp://127.0.0.1:0", shm=shm, memory_limit=MEMORY_LIMIT) as running:
         port = int(running.address.rpartition(":")[2])
         yield Place("127.0.0.1", port, os.getpid(), shm)
@@ -52,7 +53,6 @@ class OurClient(Client):
     """
 
     def __init__(self, place: Place, shm: str | None = None) -> None:
-    os.environ["DSTORE_HOST"] = "auto"  # whatever the process that began all this was told
         settings: dict[str, Any] = {"shm": place.folder if shm is None else shm}
         on_host = shm is None and bool(place.folder)
         if not on_host:
