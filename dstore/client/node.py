@@ -38,8 +38,8 @@ class Node(Lifecycle):
     Making a Node neither blocks nor fails when Global is down: it joins in the background. After a
     fork the child goes on with what the parent has cached if the processes of the host share a
     membership; else it joins on first use, with an empty cache. The parent's Node is undisturbed. A
-    Node is pickled as its settings. Unpickling gives the Node with these settings that the process has,
-    or else the one that :func:`connect` gives.
+    Node is pickled as its settings. Unpickling gives the Node with these settings that the process
+    has, or else the one that :func:`connect` gives.
 
     The settings are keyword arguments, documented at ``__init__``.
 
