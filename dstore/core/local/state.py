@@ -230,7 +230,7 @@ class LocalState(Entries):
             return LAPSED
         if self.closing:
             return self._hello_at if self.leaving else NEVER
-        if self._withdrawn or any(not each or not each.writing for _, _, each in self._leaving):
+        if self._withdrawn or any(not each or each.idle for _, _, each in self._leaving):
             return LAPSED
         at = min(self._look_at, self._writer_at)
         if self.page is not None and self._lapsed_at < NEVER:
@@ -290,7 +290,7 @@ class LocalState(Entries):
         """Say goodbye, once, for sessions that were given up and have no write under way."""
         for leaving in list(self._leaving):
             epoch, secret, writer = leaving
-            if writer is None or not writer.writing:
+            if writer is None or writer.idle:
                 self._leaving.remove(leaving)
                 yield Tell(Goodbye(epoch, secret))
 
@@ -602,10 +602,9 @@ class LocalState(Entries):
         self.watching.begin(watcher, self.applied if self.joined.session else None)
         self.renew(now)
 
-    def unstage(self, token: bytes) -> None:
-        """Tell Global that an upload is abandoned."""
-        if self.writer.session:
-            self._withdrawn.append(Unstage(self.writer.epoch, self.writer.session, token))
+    def unstage(self, writer: Writer, token: bytes) -> None:
+        """Tell Global that an upload in the session of a writer is abandoned."""
+        self._withdrawn.append(Unstage(writer.epoch, writer.session, token))
 
     def unwait(self, message: Wait) -> None:
         """Tell Global that the answer to a WAIT is not needed any more."""

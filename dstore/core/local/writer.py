@@ -16,7 +16,7 @@ class Writer:
     ``secret`` is 0 if the session is that of a membership.
     """
 
-    __slots__ = ("epoch", "newest", "secret", "session", "writing")
+    __slots__ = ("epoch", "newest", "secret", "session", "uploads", "writing")
 
     def __init__(self, epoch: int = 0, session: int = NO_SESSION, secret: int = NO_SESSION) -> None:
         self.epoch = epoch
@@ -24,9 +24,15 @@ class Writer:
         self.secret = secret
         self.newest = 0
         self.writing: set[int] = set()
+        self.uploads = 0  # large values that are being sent, and are to be bound in this session
 
     def __repr__(self) -> str:
         return f"<Writer open={bool(self.session)} newest={self.newest} writing={self.writing}>"
+
+    @property
+    def idle(self) -> bool:
+        """Whether the session may end: no write is under way, and no upload waits to be bound."""
+        return not self.writing and not self.uploads
 
     @property
     def next(self) -> int:

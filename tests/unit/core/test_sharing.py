@@ -9,10 +9,13 @@ from typing import Any
 import pytest
 
 from dstore.client.host_reader import PureHostReader
+from dstore.core.local import operations
 from dstore.core.local.cache import MappedBody
 from dstore.core.local.membership import LAPSED, PureMembership, lease_word
+from dstore.core.local.operations import LargeBody
 from dstore.core.local.shared import Record
 from dstore.core.local.state import LOOK_LATER, LOOK_SOON, PRIVATE_AFTER, RETRY_MAX
+from dstore.core.local.steps import SendBody, StepResult
 from dstore.errors import GlobalUnavailable
 from dstore.protocol.messages import (
     NO_SESSION,
@@ -22,8 +25,10 @@ from dstore.protocol.messages import (
     Goodbye,
     Hello,
     Kind,
+    Large,
     Refusal,
     Refused,
+    SetItem,
     SetStatus,
     Stored,
 )
@@ -954,6 +959,29 @@ def test_what_was_looked_up_is_not_kept_for_a_page_that_has_ended() -> None:
     a.state.attach(page, world.now)
     assert a.state.promote(former, "k", hashed, former.table["k"]) is None
     assert a.state.promote(page, "k", hashed, former.table["k"]) is not None
+
+
+def test_a_large_value_is_bound_in_the_session_that_has_uploaded_it() -> None:
+    """Another session may not bind it, nor upload under the same token."""
+    world = World()
+    a = process(world, "a")
+    world.settle()
+    own = a.state.session
+    stored = Stored(world.random16(), "bytes", Large(4, bytes(32)))
+    bodies = {stored.token: LargeBody(b"body")}
+    items = [SetItem("k", stored)]
+    now = world.now
+    call = a.begin(operations.set_(a.state, items, False, now, now + 5.0, bodies))
+    call.send()
+    call.answer()
+    assert isinstance(call.step, SendBody) and call.step.envelope[1] == own
+    page = open_page(world)
+    a.state.attach(page, world.now)
+    assert not any(isinstance(each, Goodbye) for each in sent(a)), "the upload would be dropped"
+    call.resume(StepResult(world.now))
+    assert call.message.session == own and call.message.holder in (page.session, own)
+    call.give_up()
+    assert any(isinstance(each, Goodbye) for each in sent(a))
 
 
 # ---- numbers --------------------------------------------------------------------------------

@@ -93,11 +93,6 @@ def ensure_writer(state: LocalState, now: float, deadline: float) -> Operation[f
     return now
 
 
-def writer_envelope(state: LocalState) -> tuple[int, int, int]:
-    """Return epoch and session of the writer, and the number of the next request."""
-    return state.writer.epoch, state.writer.session, state.next_request()
-
-
 def exchange(
     state: LocalState,
     message: RequestMessage,

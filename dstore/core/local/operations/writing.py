@@ -18,7 +18,6 @@ from dstore.core.local.operations.exchange import (
     exchange,
     failure,
     note_failed,
-    writer_envelope,
 )
 from dstore.core.local.state import LocalState
 from dstore.core.local.steps import Body, Operation, Report, SendBody, StepResult
@@ -112,8 +111,6 @@ def set_(
                     raise GlobalUnavailable("Global has lost an upload again and again; try later")
                 rounds += 1
                 now = yield from setting.upload(item, now, deadline)
-                if outcomes[item.key].status is SetStatus.ABSENT:
-                    now = yield from setting.bind([item], now, now + span)
                 deadline = now + span
     return outcomes
 
@@ -128,8 +125,10 @@ class _Setting:
     report: Report | None
     outcomes: dict[Key, SetOutcome] = field(default_factory=dict)
 
-    def bind(self, batch: list[SetItem], now: float, deadline: float) -> Operation[float]:
-        """Send one SET message."""
+    def bind(
+        self, batch: list[SetItem], now: float, deadline: float, uploader: Writer | None = None
+    ) -> Operation[float]:
+        """Send one SET message, in the session that has uploaded its value, if there is one."""
         state = self.state
 
         def message(writer: Writer, write: int) -> Set:
@@ -138,7 +137,9 @@ class _Setting:
             return Set(*envelope, write, writer.seen, self.replace, batch, holder)
 
         keys = [item.key for item in batch]
-        now, reply, membership = yield from _write(state, keys, message, SetReply, now, deadline)
+        now, reply, membership = yield from _write(
+            state, keys, message, SetReply, now, deadline, uploader=uploader
+        )
         for item, result in zip(batch, reply.items):
             if result.found is not None and type(result.found.stored.body) is Large:
                 result = result._replace(found=None)  # it is fetched when it is asked for
@@ -148,26 +149,29 @@ class _Setting:
         return now
 
     def upload(self, item: SetItem, now: float, deadline: float) -> Operation[float]:
-        """Send Global the bytes of one item."""
-        state, stored = self.state, item.stored
+        """Send Global the bytes of one item, and bind it in the session that has sent them."""
+        state, stored, span = self.state, item.stored, deadline - now
         now = yield from ensure_writer(state, now, deadline)
-        body = self.bodies[stored.token].body
+        body, writer = self.bodies[stored.token].body, state.writer
+        envelope = writer.epoch, writer.session, state.next_request()
         arrived = False
         try:
-            result = yield SendBody(
-                writer_envelope(state), stored, deadline - now, body, self.report
-            )
-            arrived = result.failed is None
+            writer.uploads += 1  # the session does not end meanwhile, and its uploads with it
+            result = yield SendBody(envelope, stored, deadline - now, body, self.report)
+            arrived, now = result.failed is None, result.now
+            if arrived:
+                return (yield from self.bind([item], now, now + span, writer))
         finally:
+            writer.uploads -= 1
             if not arrived:
-                state.unstage(stored.token)
-        if result.failed is not None:
-            refused = result.failed.refusal
-            if refused is not None and refused.refusal in _STATUS_OF:
-                self.outcomes[item.key] = SetOutcome(_STATUS_OF[refused.refusal])
-            else:
-                note_failed(state, refused, result.now)
-        return result.now
+                state.unstage(writer, stored.token)
+        assert result.failed is not None
+        refused = result.failed.refusal
+        if refused is not None and refused.refusal in _STATUS_OF:
+            self.outcomes[item.key] = SetOutcome(_STATUS_OF[refused.refusal])
+        else:
+            note_failed(state, refused, now)
+        return now
 
 
 def delete_keys(
@@ -204,17 +208,21 @@ def _write(
     now: float,
     deadline: float,
     begun: BegunWrite | None = None,
+    uploader: Writer | None = None,
 ) -> Operation[tuple[float, W, Membership]]:
     """Send a write until it is answered; Global executes it at most once. It may have ``begun``.
+
+    It is sent in the session of ``uploader``, if that is there, as long as Global knows it.
 
     Returns the time, the reply, and the membership under which the request was sent.
     """
     while True:
         first: StepResult | None = None
         if begun is None:
-            if not state.writer.session or now >= deadline:
+            if uploader is None and (not state.writer.session or now >= deadline):
                 now = yield from ensure_writer(state, now, deadline)
-            writer, membership = state.writer, state.membership
+            writer, membership = uploader or state.writer, state.membership
+            uploader = None  # if it is lost, another one is needed
             write = writer.next
         else:
             write, membership, first = begun.message.write, begun.membership, begun.result
