@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import dstore
-from dstore import config
+from dstore import compiled, config
 from dstore.protocol import wire
 from dstore.protocol.messages import ToLocal
 from dstore.transport.router import Router
@@ -29,7 +29,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """
     if "host_mode" in metafunc.fixturenames:
         marked = [mode for mode in HOST_MODES if metafunc.definition.get_closest_marker(mode)]
-        metafunc.parametrize("host_mode", marked or list(HOST_MODES), indirect=True)
+        # Without the compiled part, which is a run beside one with it, the shared mode has to do.
+        unmarked = list(HOST_MODES) if compiled.native is not None else ["shared"]
+        metafunc.parametrize("host_mode", marked or unmarked, indirect=True)
 
 
 @pytest.fixture
