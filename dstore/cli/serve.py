@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from dstore.cli import console
 from dstore.cli.console import plain
@@ -38,10 +38,9 @@ def serve(options: Namespace) -> int:
         shm=options.shm,
         host_cache=options.host_cache,
     )
-    # Before there is anything in shared memory that a signal would leave behind.
-    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-    server.bind()
-    _stop_on_signals(server.stop, server.close)
+    with _signals_held():
+        server.bind()
+        _stop_on_signals(server.stop, server.close)
     _warn_if_exposed(server)
     address = plain(server.address)
     _greet(f"Dstore server listening on {address}", f"listening on {address}")
@@ -63,14 +62,27 @@ def own(options: Namespace) -> int:
             _greet(f"Dstore host: {line}", line)
             notify("READY=1")
 
-    # As in serve().
-    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-    owner = HostOwner(
-        options.address, shm=options.shm, host_cache=options.host_cache, changed=changed
-    )
-    _stop_on_signals(owner.stop, owner.stop)
-    owner.run()
+    with _signals_held():
+        owner = HostOwner(
+            options.address, shm=options.shm, host_cache=options.host_cache, changed=changed
+        )
+        _stop_on_signals(owner.stop, owner.stop)
+        owner.run()
     return console.EXIT_OK
+
+
+@contextlib.contextmanager
+def _signals_held() -> Iterator[None]:
+    """Let the signals wait, from before there is anything that they would leave behind.
+
+    If the block fails they come as before, to this process and to its children.
+    """
+    former = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        yield
+    except BaseException:
+        signal.pthread_sigmask(signal.SIG_SETMASK, former)
+        raise
 
 
 def _log(options: Namespace) -> None:

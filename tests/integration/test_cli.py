@@ -395,3 +395,14 @@ def test_sizes(text: str, expected: int) -> None:
     from dstore.cli.arguments import size
 
     assert size(text) == expected
+
+
+@pytest.mark.parametrize("command", ["global", "host"])
+def test_a_service_that_cannot_begin_leaves_the_signals_as_they_were(
+    command: str, free_global: dstore.Global, tmp_path: Path
+) -> None:
+    """It was called by a program, whose children would be deaf to SIGTERM."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    missing = str(tmp_path / "missing")
+    assert cli.main([command, "--address", free_global.address, "--shm", missing]) != 0
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before
