@@ -402,7 +402,12 @@ def test_a_service_that_cannot_begin_leaves_the_signals_as_they_were(
     command: str, free_global: dstore.Global, tmp_path: Path
 ) -> None:
     """It was called by a program, whose children would be deaf to SIGTERM."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
-    missing = str(tmp_path / "missing")
-    assert cli.main([command, "--address", free_global.address, "--shm", missing]) != 0
-    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before
+    script = """
+import signal, sys
+from dstore import cli
+before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+assert cli.main(sys.argv[1:]) != 0
+assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before
+"""
+    options = ["--address", free_global.address, "--shm", str(tmp_path / "missing")]
+    subprocess.run([sys.executable, "-c", script, command, *options], check=True, timeout=PATIENCE)
