@@ -1,4 +1,4 @@
-"""Fixtures for tests of AsyncNodes."""
+"""Fixtures for tests of AsyncNodes, and of Nodes that share the membership of their host."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from tests.integration.async_calls import (
     Gate,
     MakeNode,
 )
+from tests.integration.processes import GlobalProcess
+from tests.integration.sharing import LONG_LEASE, host_folder
 
 HOST_MODES = {"private": "off", "shared": "auto"}
 """Whether the Nodes of a test share the membership of the host, and the setting that says so."""
@@ -93,3 +95,29 @@ def at_gate(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> Callable[[type, str]
         monkeypatch.setattr(owner, name, guarded)
 
     return guard
+
+
+@pytest.fixture
+def here() -> Iterator[str]:
+    with host_folder() as folder:
+        yield folder
+
+
+@pytest.fixture
+def served(here: str) -> Iterator[GlobalProcess]:
+    """A Global on this host, in a process of its own."""
+    with GlobalProcess(lease=LONG_LEASE, options=("--shm", here)) as server:
+        yield server
+        assert server.stop() == 0
+
+
+@pytest.fixture
+def share(served: GlobalProcess, here: str) -> Iterator[Callable[..., dstore.Node]]:
+    """A function that makes Nodes which share the membership of Global's host."""
+    with ExitStack() as nodes:
+
+        def make(**settings: Any) -> dstore.Node:
+            settings = {"shm": here, "host": "require", **settings}
+            return nodes.enter_context(dstore.Node(served.address, **settings))
+
+        yield make

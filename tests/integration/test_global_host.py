@@ -16,6 +16,7 @@ from dstore.config import HOST_CACHE_MIN, HOST_VARIABLE
 from dstore.server import host as server_host
 from dstore.shm.share import WrittenPage
 from dstore.testing import running_global
+from tests.disks import mounted_disk
 from tests.integration.owners import (
     HostProcess,
     files,
@@ -63,17 +64,8 @@ def membership(server: dstore.Global) -> object:
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 512 KiB, which has no room for a page; to mount it needs root."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=512k,mode=700", "none", str(disk)]
-    try:
-        subprocess.run(mount, check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError):
-        pytest.skip("no file system can be mounted here")
-    try:
+    with mounted_disk(tmp_path, "512k") as disk:
         yield disk
-    finally:
-        subprocess.run(["umount", str(disk)], check=True)
 
 
 # ---- from the beginning to the end --------------------------------------------------------------

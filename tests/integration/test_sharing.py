@@ -6,8 +6,7 @@ import asyncio
 import os
 import pwd
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,6 @@ from tests.integration.processes import (
 from tests.integration.sharing import (
     LONG_LEASE,
     gets,
-    host_folder,
     host_hits,
     is_idle,
 )
@@ -32,32 +30,6 @@ from tests.integration.sharing import (
 pytestmark = [pytest.mark.shared, pytest.mark.usefixtures("host_mode")]
 SMALL, LARGE = b"x" * 100, bytes(range(256)) * 1000
 MakeNode = Callable[..., dstore.Node]
-
-
-@pytest.fixture
-def here() -> Iterator[str]:
-    with host_folder() as folder:
-        yield folder
-
-
-@pytest.fixture
-def served(here: str) -> Iterator[GlobalProcess]:
-    """A Global on this host, in a process of its own."""
-    with GlobalProcess(lease=LONG_LEASE, options=("--shm", here)) as server:
-        yield server
-        assert server.stop() == 0
-
-
-@pytest.fixture
-def share(served: GlobalProcess, here: str) -> Iterator[MakeNode]:
-    """A function that makes Nodes which share the membership of Global's host."""
-    with ExitStack() as nodes:
-
-        def make(**settings: Any) -> dstore.Node:
-            settings = {"shm": here, "host": "require", **settings}
-            return nodes.enter_context(dstore.Node(served.address, **settings))
-
-        yield make
 
 
 # ---- one copy -----------------------------------------------------------------------------------

@@ -6,8 +6,7 @@ import gc
 import os
 import threading
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -24,32 +23,6 @@ from tests.integration.sharing import LONG_LEASE, host_folder, wait_until
 
 MakeNode = Callable[..., dstore.Node]
 pytestmark = [pytest.mark.usefixtures("host_mode"), pytest.mark.shared]
-
-
-@pytest.fixture
-def here() -> Iterator[str]:
-    with host_folder() as folder:
-        yield folder
-
-
-@pytest.fixture
-def served(here: str) -> Iterator[GlobalProcess]:
-    """A Global on this host, in a process of its own."""
-    with GlobalProcess(lease=LONG_LEASE, options=("--shm", here)) as server:
-        yield server
-        assert server.stop() == 0
-
-
-@pytest.fixture
-def share(served: GlobalProcess, here: str) -> Iterator[MakeNode]:
-    """A function that makes Nodes which share the membership of Global's host."""
-    with ExitStack() as nodes:
-
-        def make(**settings: Any) -> dstore.Node:
-            settings = {"shm": here, "host": "require", **settings}
-            return nodes.enter_context(dstore.Node(served.address, **settings))
-
-        yield make
 
 
 def in_host_cache(node: dstore.Node, *keys: str) -> None:

@@ -21,6 +21,7 @@ from dstore.protocol import wire
 from dstore.server import host as server_host
 from dstore.shm import header
 from dstore.testing import running_global
+from tests.disks import mounted_disk
 from tests.integration.owners import HostProcess, page_of, until
 from tests.integration.processes import PATIENCE, GlobalProcess, free_port, other_sessions
 from tests.integration.sharing import LEASE, host_folder, host_hits, membership, wait_until
@@ -328,17 +329,8 @@ def test_nodes_of_another_version(here: str, monkeypatch: pytest.MonkeyPatch) ->
 @pytest.fixture
 def full(tmp_path: Path) -> Iterator[Path]:
     """Shared memory without room for a page. To mount it needs root."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=512k,mode=700", "none", str(disk)]
-    try:
-        subprocess.run(mount, check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError):
-        pytest.skip("no file system can be mounted here")
-    try:
+    with mounted_disk(tmp_path, "512k") as disk:
         yield disk
-    finally:
-        subprocess.run(["umount", str(disk)], check=True)
 
 
 def test_a_full_file_system_until_there_is_room(

@@ -30,7 +30,7 @@ OF_HOSTS_SIMULATED = (
         ),
     ),
     Mutant(
-        "replacement that Global's page is not told of",
+        "replacement that is missing in Global's page",
         (
             (
                 WRITES,

@@ -7,7 +7,6 @@ import faulthandler
 import os
 import shutil
 import signal
-import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
@@ -20,6 +19,7 @@ from dstore.runtime.background import janitor
 from dstore.shm import HostMemory, NoRoom, SharedBulk, bulk_for, clean, folder, is_whole, mapping
 from dstore.shm import memory as shm_memory
 from dstore.testing.bulk_contract import raises
+from tests.disks import mounted_disk
 from tests.leaks import open_descriptors
 from tests.unit.shm.children import (
     EPOCH,
@@ -433,17 +433,8 @@ def test_a_folder_that_cannot_be_entered_is_tried_again_later(
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 1 MiB; to mount it needs root."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m,mode=700", "none", str(disk)]
-    try:
-        subprocess.run(mount, check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError):
-        pytest.skip("no file system can be mounted here")
-    try:
+    with mounted_disk(tmp_path, "1m") as disk:
         yield disk
-    finally:
-        subprocess.run(["umount", str(disk)], check=True)
 
 
 def test_a_file_system_that_others_have_filled(disk: Path) -> None:

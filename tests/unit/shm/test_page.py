@@ -24,6 +24,7 @@ from dstore.shm.directory import Unusable
 from dstore.shm.finding import attach, attach_epoch, find, find_epoch
 from dstore.shm.namespaces import Surroundings
 from dstore.shm.page import OwnedPage
+from tests.disks import mounted_disk
 from tests.unit.shm.children import TIMEOUT, Child, files
 from tests.unit.shm.pages import (
     BUCKETS,
@@ -343,17 +344,8 @@ def test_no_page_on_a_disk(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 1 MiB; to mount it needs root."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m,mode=700", "none", str(disk)]
-    try:
-        subprocess.run(mount, check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError):
-        pytest.skip("no file system can be mounted here")
-    try:
+    with mounted_disk(tmp_path, "1m") as disk:
         yield disk
-    finally:
-        subprocess.run(["umount", str(disk)], check=True)
 
 
 def test_on_a_full_file_system_there_is_no_page(disk: Path) -> None:
