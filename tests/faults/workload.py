@@ -36,6 +36,8 @@ GUEST_OPERATIONS = 10
 """Operations of one visit of a guest."""
 METRICS_EVERY = 10
 """Turns after which the metrics of the Node are recorded."""
+FLOOD_SET = 500
+"""Keys that a flood sets in one call: one message, so that none is bound if the call is refused."""
 FLOOD_CALL = 3
 """Keys that a flood deletes in one call."""
 FLOOD_DELETES = 0.03
@@ -137,7 +139,10 @@ class Process:
 
     def _flood(self, client: Client, keys: Keys, rng: random.Random) -> None:
         names = list(map(keys.flooded, range(keys.flood)))
-        client.bind_many(names)
+        for at in range(0, len(names), FLOOD_SET):
+            if self.stopping.is_set():
+                return
+            client.bind_many(names[at : at + FLOOD_SET])
         rng.shuffle(names)
         self.stopping.wait(FLOOD_READ_SECONDS)
         os.kill(self.settings.victim, signal.SIGSTOP)

@@ -22,7 +22,7 @@ from tests.integration.processes import (
     RawClient,
     Refusal,
     Worker,
-    other_sessions,
+    others_left,
 )
 
 pytestmark = pytest.mark.usefixtures("host_mode")
@@ -222,7 +222,7 @@ def test_joins_and_goodbyes_leave_no_session_behind(
         for _ in range(1000):
             raw.join()
             raw.ask(Goodbye(raw.epoch, raw.secret))
-    assert other_sessions(keeper) == 0
+    assert others_left(keeper) == 0
     assert keeper.delete("k") == dstore.Deletion(1, 0, 0)
 
 

@@ -16,7 +16,7 @@ import pytest
 import dstore
 from dstore.codecs import Encoded
 from dstore.config import CHUNK_BYTES
-from tests.integration.processes import GlobalProcess, other_sessions
+from tests.integration.processes import GlobalProcess, others_left
 from tests.integration.test_large import Hosts, Reader, content_of, digest, files_of, host, soon
 
 __all__ = ["host"]
@@ -166,7 +166,7 @@ def test_a_folder_that_is_removed_during_use_is_replaced_and_all_values_stay(
             node.set(key, content_of(SIZE))
             assert near.call("get", key) == far.call("get", key) == GOOD
             assert files_of(host("a")), "they are shared again"
-        assert other_sessions(node) == 2
+        assert others_left(node, 2) == 2
         said = [record.getMessage() for record in caplog.records]
         assert len(said) <= 2, "one line of Global's, one of the Node's"
         assert all("was removed by another program; a new one was created" in line for line in said)

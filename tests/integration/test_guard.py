@@ -26,7 +26,7 @@ from dstore.transport import guard
 from dstore.transport import router as routers
 from dstore.transport.router import Router, connections_max
 from tests.faults.raw_peer import MORE, RawPeer, crowd, frame, frame_head
-from tests.integration.processes import PATIENCE, ROOT, GlobalProcess, free_port, other_sessions
+from tests.integration.processes import PATIENCE, ROOT, GlobalProcess, free_port, others_left
 
 MakeNode = Callable[..., dstore.Node]
 FIRST_NAME = """
@@ -514,7 +514,7 @@ def test_a_hello_of_a_peer_that_has_gone_takes_no_place() -> None:
         with dstore.Node(served.address) as node:
             metrics = node.global_stats()
             assert metrics["refused"] == 0
-            assert other_sessions(node) == 0
+            assert others_left(node) == 0
     finally:
         served.close()
 

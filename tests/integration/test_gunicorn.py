@@ -23,7 +23,7 @@ from tests.integration.gunicorn_service import (
     own_figures,
     wait_for_the_end,
 )
-from tests.integration.processes import PATIENCE, GlobalProcess, other_sessions, others_left
+from tests.integration.processes import PATIENCE, GlobalProcess, others_left
 
 pytest.importorskip("gunicorn", minversion="25.1", reason="needs gunicorn 25.1 or newer")
 if not hasattr(os, "fork"):
@@ -69,7 +69,9 @@ def test_no_worker_answers_with_a_value_whose_deletion_is_over(
             sessions = {each["session"] for each in before.values()}
             assert len(sessions) == WORKERS
             assert not sessions & {0, node.stats()["session"]}
-            assert other_sessions(node) == WORKERS + preload  # the master has one, too
+            assert (
+                others_left(node, WORKERS + preload) == WORKERS + preload
+            )  # the master has one, too
 
             with Readers(service, "k", count=6) as readers:
                 over = bind_and_delete(node, "k", readers)
@@ -97,14 +99,14 @@ def test_what_the_master_has_read_is_not_in_the_workers(tmp_path: Path) -> None:
             there = service.ask_all("POST", "/")  # refused without a look into the Node
             assert {each.status for each in there} == {405}
             assert "a value may have 1,000 bytes" in service.said()
-            assert other_sessions(node) == 1  # a worker joins when it has to
+            assert others_left(node, 1) == 1  # a worker joins when it has to
 
             assert node.delete(LIMIT).confirmed == 2  # here, and in the master
             found = service.ask_all("GET", f"/{LIMIT}")
             assert {(each.status, each.text) for each in found} == {
                 (MISSING, f"no value is bound to '{LIMIT}'")
             }
-            assert other_sessions(node) == WORKERS + 1
+            assert others_left(node, WORKERS + 1) == WORKERS + 1
             assert service.stop(signal.SIGQUIT) == 0
         assert others_left(node) == 0
         assert "Traceback" not in service.said()

@@ -78,7 +78,7 @@ def test_it_has_a_page_until_it_is_stopped(
         assert host.stop() == (0, "")
         assert page.lease[0] == 0
         assert files(here) == []
-    assert other_sessions(node) == before, "it has said goodbye"
+    assert others_left(node, before) == before, "it has said goodbye"
 
 
 def test_ctrl_c_ends_it_as_well(free_global: dstore.Global, here: str) -> None:

@@ -372,7 +372,7 @@ waiting = dstore.Node("tcp://127.0.0.1:1")
     process = _script(script, free_global.address)
     out, err = process.communicate(timeout=PATIENCE)
     assert (process.returncode, out, err) == (0, "", "")
-    assert other_sessions(node()) == 0
+    assert others_left(node()) == 0
 
 
 @pytest.mark.parametrize("busy", [False, True])
@@ -400,7 +400,7 @@ atexit.register(setattr, threading.Thread, "start", refuse)
     process = _script(f"BUSY = {busy}\n{script}", free_global.address)
     out, err = process.communicate(timeout=PATIENCE)
     assert (process.returncode, out, err) == (0, "", "")
-    assert other_sessions(node()) == 0
+    assert others_left(node()) == 0
 
 
 def test_ctrl_c_interrupts_a_waiting_get_and_leaves_the_node_usable(
@@ -600,7 +600,7 @@ def test_a_close_that_ctrl_c_cuts_short_may_be_called_again(
     with pytest.raises(dstore.NodeClosed):
         one.get("k")
     assert list(watch) == []
-    assert other_sessions(node()) == 0
+    assert others_left(node()) == 0
 
 
 def interrupted(_: object) -> None:

@@ -14,12 +14,7 @@ import pytest
 
 import dstore
 from tests.integration.owners import files, page_of, until
-from tests.integration.processes import (
-    PATIENCE,
-    GlobalProcess,
-    Worker,
-    other_sessions,
-)
+from tests.integration.processes import PATIENCE, GlobalProcess, Worker, other_sessions, others_left
 from tests.integration.sharing import (
     LONG_LEASE,
     gets,
@@ -138,7 +133,7 @@ def test_a_node_that_only_reads_what_is_there_does_not_ask_global(share: MakeNod
     assert local is not None
     assert not local._thread.started
     assert "link" not in vars(local.host), "it has no connection"
-    assert other_sessions(one) == 0
+    assert others_left(one) == 0
 
 
 def test_an_idle_node_has_no_session_and_nothing_that_wakes_up(share: MakeNode) -> None:
@@ -146,7 +141,7 @@ def test_an_idle_node_has_no_session_and_nothing_that_wakes_up(share: MakeNode) 
     assert two.get("k", None) is None
     with two.watch() as watch:
         one.set("k", 1)
-        assert other_sessions(one) == 1, "an observer"
+        assert others_left(one, 1) == 1, "an observer"
         next(watch)
         one.delete("k")
         assert next(watch).key == "k"
@@ -451,7 +446,7 @@ def test_forks_in_the_middle_of_insertions(share: MakeNode) -> None:
         for thread in threads:
             thread.join(PATIENCE)
     assert codes == [0] * 15
-    assert other_sessions(writer) == 1
+    assert others_left(writer, 1) == 1
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")

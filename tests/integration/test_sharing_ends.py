@@ -23,7 +23,13 @@ from dstore.shm import header
 from dstore.testing import running_global
 from tests.disks import mounted_disk
 from tests.integration.owners import HostProcess, page_of, until
-from tests.integration.processes import PATIENCE, GlobalProcess, free_port, other_sessions
+from tests.integration.processes import (
+    PATIENCE,
+    GlobalProcess,
+    free_port,
+    other_sessions,
+    others_left,
+)
 from tests.integration.sharing import LEASE, host_folder, host_hits, membership, wait_until
 
 pytestmark = [pytest.mark.shared, pytest.mark.usefixtures("host_mode")]
@@ -187,7 +193,7 @@ def test_an_owner_that_comes_later_is_found(
     assert node.get("k") == SMALL
     with HostProcess(far.address, here):
         wait_until(node, "shared")
-        assert other_sessions(outside) == 1, "that of dstore host; the Node has left"
+        assert others_left(outside, 1) == 1, "that of dstore host; the Node has left"
         outside.delete("k")
         assert node.get("k", None) is None
 

@@ -12,7 +12,7 @@ import dstore
 from dstore import config
 from tests.integration.gunicorn_service import LIMIT, MISSING, OK, Gunicorn, own_figures
 from tests.integration.owners import HostProcess, until
-from tests.integration.processes import GlobalProcess, other_sessions
+from tests.integration.processes import GlobalProcess, other_sessions, others_left
 from tests.integration.sharing import LONG_LEASE, gets, host_folder
 
 pytest.importorskip("gunicorn", minversion="25.1", reason="needs gunicorn 25.1 or newer")
@@ -115,7 +115,7 @@ def test_the_first_reads_of_workers_with_preload(
         found = service.ask_all("GET", f"/{LIMIT}")
         assert {(each.status, each.text) for each in found} == {(OK, "1000")}
         assert gets(node) == before, "neither the master nor a worker has asked Global"
-        assert other_sessions(node) == 0
+        assert others_left(node) == 0
         mine = own_figures(service)
         assert all(each["misses"] == 0 for each in mine.values())
         assert node.delete(LIMIT).confirmed == 1

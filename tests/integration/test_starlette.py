@@ -18,14 +18,7 @@ import pytest
 
 import dstore
 from dstore import config
-from tests.integration.processes import (
-    PATIENCE,
-    ROOT,
-    GlobalProcess,
-    free_port,
-    other_sessions,
-    others_left,
-)
+from tests.integration.processes import PATIENCE, ROOT, GlobalProcess, free_port, others_left
 
 pytest.importorskip("starlette", reason="needs Starlette")
 pytest.importorskip("uvicorn", reason="needs uvicorn")
@@ -94,7 +87,7 @@ def test_no_worker_serves_a_page_whose_deletion_is_over(tmp_path: Path) -> None:
         with service(place.address, tmp_path) as served:
             sessions = served.workers()
             assert len(set(sessions.values())) == WORKERS
-            assert other_sessions(node) == WORKERS
+            assert others_left(node, WORKERS) == WORKERS
 
             over, stale = threading.Event(), []
             oldest = 0  # pages of earlier rounds are deleted

@@ -16,7 +16,7 @@ import pytest
 import dstore
 from dstore.client.watch import Event
 from dstore.config import BYTES_MAX
-from tests.integration.processes import PATIENCE, GlobalProcess, free_port, other_sessions
+from tests.integration.processes import PATIENCE, GlobalProcess, free_port, others_left
 
 pytestmark = pytest.mark.usefixtures("host_mode")
 MakeNode = Callable[..., dstore.Node]
@@ -89,7 +89,7 @@ def test_other_calls_go_on_beside_a_wait_and_close_ends_it(node: MakeNode) -> No
     one.close()
     with pytest.raises(dstore.NodeClosed):
         wait.result()
-    assert other_sessions(other) == 0
+    assert others_left(other) == 0
     other.set("k", 1)
     waiting(other, 0)
 
