@@ -21,7 +21,7 @@ from dstore.client.files import Fetched, Progress
 from dstore.client.hits import RAISE
 from dstore.client.large import LargeValues, check_whole, random16
 from dstore.client.translate import Deletion
-from dstore.client.writing import Outcomes, Start, Writing, bind, check_size, digest
+from dstore.client.writing import Outcomes, Start, Writing, check_size, check_written, digest
 from dstore.codecs import Codecs, Encoded
 from dstore.core.local import operations
 from dstore.core.local.membership import Entry
@@ -35,6 +35,7 @@ from dstore.core.local.operations import (
     Reading,
     ReadOptions,
     SetOutcome,
+    Store,
 )
 from dstore.core.local.state import LocalState
 from dstore.core.local.steps import Operation, Work
@@ -307,14 +308,20 @@ class Commands:
             SetItem(key, Stored(random16(), value.codec, value.joined()))
             for key, value in values.items()
         ]
-        timeout = self.timeout
+        limit = config.VALUE_LIMIT_DEFAULT
 
-        def start(state: LocalState, _: LargeValues, now: float) -> Operation[Outcomes]:
+        def begin(state: LocalState, deadline: float) -> Store:
+            nonlocal limit
+            limit = state.value_limit
             for item in items:
-                check_size(state, item.stored.size)
-            return bind(state, items, replace, now, now + timeout)
+                check_size(limit, item.stored.size)
+            return Store(state, items, replace, deadline)
 
-        return Command(start, finish)
+        def finish_written(outcomes: Outcomes) -> T:
+            check_written(limit, items, outcomes)
+            return finish(outcomes)
+
+        return DirectCommand(begin, self.timeout, finish_written)
 
     def delete(self, key: str | bytes, *, wait: bool = True) -> Command[Deletion]:
         checks.flag("wait", wait)

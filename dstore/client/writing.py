@@ -25,6 +25,8 @@ from dstore.protocol.keys import public
 from dstore.protocol.messages import Key, SetItem, SetStatus, Stored
 
 Outcomes: TypeAlias = dict[Key, SetOutcome]
+WRITTEN = (SetStatus.STORED, SetStatus.REPLACED)
+WRITTEN_OR_OCCUPIED = (*WRITTEN, SetStatus.OCCUPIED)
 Start: TypeAlias = Callable[[LocalState, LargeValues, float], Operation[T]]
 """Begins an operation at a time, with the state that the host has locked."""
 
@@ -72,7 +74,7 @@ class Writing:
         now = yield from operations.join(state, now, now + self.timeout)
         epoch, large_from = state.epoch, state.large_from
         for value in values.values():
-            check_size(state, value.size)
+            check_size(state.value_limit, value.size)
 
         def store() -> list[SetItem]:
             items = []
@@ -98,15 +100,11 @@ class Writing:
         outcomes = yield from operations.set_(
             state, items, self.replace, now, now + self.timeout, bodies, self.progress
         )
-        bound = {
-            item.stored.token
-            for item in items
-            if outcomes[item.key].status in (SetStatus.STORED, SetStatus.REPLACED)
-        }
+        bound = {item.stored.token for item in items if outcomes[item.key].status in WRITTEN}
         self._uploads = [each for each in self._uploads if each.stored.token not in bound]
         if self._uploads:
             yield Work(self._drop_uploads)
-        check_written(state, items, outcomes)
+        check_written(state.value_limit, items, outcomes)
         return outcomes
 
     def _is_bound(self, state: LocalState, key: Key, now: float) -> Operation[tuple[bool, float]]:
@@ -125,7 +123,7 @@ class Writing:
         file: files.FileToStore = opened.value
         if file.size >= config.LARGE_FROM_DEFAULT:  # before all of it is read for its hash
             yield from operations.join(state, opened.now, opened.now + self.timeout)
-            check_size(state, file.size)
+            check_size(state.value_limit, file.size)
         hashed = yield Work(file.digest)
         key = content.address(hashed.value)
         bound, now = yield from self._is_bound(state, key, hashed.now)
@@ -166,7 +164,7 @@ class Writing:
             read = yield Work(lambda: tuple(file.pieces()))
             value = Encoded(codecs.BYTES, read.value, file.size)
             return (yield from self.values({key: value}, state, large, read.now))
-        check_size(state, file.size)
+        check_size(state.value_limit, file.size)
 
         def store() -> list[SetItem]:
             self._uploads.append(large.keep_file(epoch, file))
@@ -176,27 +174,20 @@ class Writing:
         return (yield from self._bind(state, result.value, result.now))
 
 
-def bind(
-    state: LocalState, items: list[SetItem], replace: bool, now: float, deadline: float
-) -> Operation[Outcomes]:
-    """Bind small values to keys, and raise what :func:`check_written` raises."""
-    outcomes = yield from operations.set_(state, items, replace, now, deadline)
-    check_written(state, items, outcomes)
-    return outcomes
-
-
-def check_size(state: LocalState, size: int) -> None:
+def check_size(value_limit: int, size: int) -> None:
     """Raise ValueTooLarge for a value that Global does not take."""
-    if size > state.value_limit:
-        raise ValueTooLarge(size, state.value_limit)
+    if size > value_limit:
+        raise ValueTooLarge(size, value_limit)
 
 
-def check_written(state: LocalState, items: list[SetItem], outcomes: Outcomes) -> None:
+def check_written(value_limit: int, items: list[SetItem], outcomes: Outcomes) -> None:
     """Raise ValueTooLarge, StoreFull, ValueCorrupt or RequestRefused for an item that failed."""
     for item in items:
         status, size = outcomes[item.key].status, item.stored.size
+        if status in WRITTEN_OR_OCCUPIED:
+            continue
         if status is SetStatus.TOO_LARGE:
-            raise ValueTooLarge(size, state.value_limit)
+            raise ValueTooLarge(size, value_limit)
         key = public(item.key)
         if status is SetStatus.FULL:
             raise StoreFull(
@@ -210,6 +201,7 @@ def check_written(state: LocalState, items: list[SetItem], outcomes: Outcomes) -
             )
         if status is SetStatus.FAILED:
             raise RequestRefused(f"Global's storage failed; {key!r} was not written")
+        raise RequestRefused(f"Global asks for bytes that it has had; {key!r} was not written")
 
 
 def digest(encoded: Encoded) -> bytes:

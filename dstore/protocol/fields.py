@@ -8,6 +8,7 @@ that nothing large is made before it is checked.
 from __future__ import annotations
 
 from collections.abc import Callable
+from enum import IntEnum
 from typing import Any, NamedTuple, TypeVar
 
 from dstore.config import CHUNK_BYTES_MAX, KEY_BYTES_MAX, KEYS_PER_MESSAGE_MAX, LABEL_MAX, SIZE_MAX
@@ -23,6 +24,7 @@ from dstore.protocol.messages import (
     GetReply,
     Key,
     Large,
+    SetItem,
     SetResult,
     SetStatus,
     Stored,
@@ -39,6 +41,7 @@ CODECS = {name: name for name in ("bytes", "text", "msgpack", "ndarray", "pickle
 """Names that most messages have: all share one text for each, which needs no check."""
 
 T = TypeVar("T")
+E = TypeVar("E", bound=IntEnum)
 N = TypeVar("N", bound=NamedTuple)
 Check = Callable[[Any], Any]
 Read = Callable[[Frame], Any]
@@ -110,12 +113,14 @@ def exactly(length: int, expected: str) -> Callable[[Any], bytes]:
     return checked
 
 
-def code(kind: Callable[[int], T]) -> Callable[[Any], T]:
-    def checked(field: Any) -> T:
-        try:
-            return kind(uint(field))
-        except ValueError:
-            raise BadMessage(f"unknown code {shown(field)}") from None
+def code(kind: type[E]) -> Callable[[Any], E]:
+    members = {int(member): member for member in kind}
+
+    def checked(field: Any) -> E:
+        member = members.get(uint(field))
+        if member is None:
+            raise BadMessage(f"unknown code {shown(field)}")
+        return member
 
     return checked
 
@@ -262,6 +267,20 @@ def found(field: Any) -> Found | None:
 _READS[found] = _READS[_any_found]
 
 
+_any_set_item = record(SetItem, key, stored)
+
+
+def set_item(field: Any) -> SetItem:
+    """The check of an item of a SET, with a fast path for well-formed input."""
+    if type(field) is list and len(field) == 2:
+        name, value = field
+        return SetItem(key(name), stored(value))
+    return _any_set_item(field)
+
+
+_READS[set_item] = _READS[_any_set_item]
+
+
 # ---- the columns of a reply to GET --------------------------------------------------------------
 
 
@@ -335,7 +354,27 @@ def check_columns(reply: GetReply) -> None:
 # ---- further lists ------------------------------------------------------------------------------
 
 keys = listed(key, 1)
-set_result = record(SetResult, code(SetStatus), uint, boolean, found, uint, uint)
+_set_status = code(SetStatus)
+_any_set_result = record(SetResult, _set_status, uint, boolean, found, uint, uint)
+
+
+def set_result(field: Any) -> SetResult:
+    """The check of an outcome of a SET, with a fast path for well-formed input."""
+    if type(field) is list and len(field) == 6:
+        status, seq, cacheable, value, confirmed, expired = field
+        if (
+            type(seq) is type(confirmed) is type(expired) is int
+            and seq >= 0
+            and confirmed >= 0
+            and expired >= 0
+            and type(cacheable) is bool
+        ):
+            held = None if value is None else found(value)
+            return SetResult(_set_status(status), seq, cacheable, held, confirmed, expired)
+    return _any_set_result(field)
+
+
+_READS[set_result] = _READS[_any_set_result]
 del_result = record(DelResult, code(DelStatus), uint, uint, uint, uint)
 ENVELOPE = (uint, uint, uint)
 """The checks of epoch, session and request."""

@@ -54,7 +54,7 @@ class Malformed(BadMessage):
 
 # ---- the messages -----------------------------------------------------------------------------
 
-_ITEMS = f.listed(f.record(m.SetItem, f.key, f.stored), 1)
+_ITEMS = f.listed(f.set_item, 1)
 _LOGGED_KEYS = f.optional(f.listed(f.key, most=LOG_LENGTH_MAX))
 _BROADCAST_KEYS = f.listed(f.key, most=BROADCAST_MAX)
 _BROADCAST_TOKENS = f.listed(f.id16, most=BROADCAST_MAX)

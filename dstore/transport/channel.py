@@ -193,14 +193,17 @@ class Channel:
 
         Returns None if nothing arrives within about ``timeout`` seconds.
         """
-        self._limit(zmq.RCVTIMEO, timeout)
         try:
             while True:
-                frame = self._first or self._socket.recv()
+                frame = self._first
+                if frame is None:
+                    self._limit(zmq.RCVTIMEO, timeout)
+                    frame = self._socket.recv()
                 if not wire.with_data(frame):
                     self._first = None
                     return frame, None
                 self._first = frame  # the second one may arrive later
+                self._limit(zmq.RCVTIMEO, timeout)
                 data = self._socket.recv(copy=False).buffer
                 if wire.belongs(data, frame):
                     self._first = None

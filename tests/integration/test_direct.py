@@ -11,10 +11,10 @@ import pytest
 import dstore
 from dstore.client.hosts import channels, threads
 from dstore.client.hosts.core import Host
-from dstore.core.local.operations import Delete, Direct, GetMany, GetOne
+from dstore.core.local.operations import Delete, Direct, GetMany, GetOne, Store
 from dstore.core.local.steps import Request, StepResult
 from dstore.protocol import wire
-from dstore.protocol.messages import GetReply
+from dstore.protocol.messages import GetReply, SetItem, Stored
 from dstore.runtime import clock
 from dstore.transport.channel import Channel
 
@@ -24,15 +24,23 @@ Ask = Callable[[Host, Channel, Request], StepResult]
 CALLS: dict[str, Callable[[dstore.Node], Any]] = {
     "get": lambda node: node.lookup("k").value,
     "get_many": lambda node: node.get_many(["k", "l"]),
+    "set": lambda node: node.set_many({"m": 1, "n": 2}, replace=True),
     "delete": lambda node: node.delete_many(["k", "l"]),
 }
-KINDS = {"get": GetOne, "get_many": GetMany, "delete": Delete}
+RESULTS = {"get": {1}, "get_many": {"k", "l"}, "set": set(), "delete": {"k", "l"}}
+KINDS = {"get": GetOne, "get_many": GetMany, "set": Store, "delete": Delete}
 ASK: Ask = channels.ask
 
 
 def host_of(node: dstore.Node) -> Host:
     assert node._local is not None
     return node._local.host
+
+
+def called(what: str, node: dstore.Node) -> set[Any]:
+    """Make a call, and return the keys of its result, or the value of the one key."""
+    result = CALLS[what](node)
+    return {result} if what == "get" else set(result)
 
 
 def left_by_calls(host: Host) -> list[object]:
@@ -56,7 +64,7 @@ def one(node: MakeNode) -> Iterator[dstore.Node]:
 
 
 def test_a_call_that_was_answered_leaves_nothing(what: str, one: dstore.Node) -> None:
-    assert CALLS[what](one)
+    assert called(what, one) == RESULTS[what]
     assert left_by_calls(host_of(one)) == []
 
 
@@ -102,6 +110,8 @@ def arguments_of(what: str) -> tuple[Any, ...]:
         return "unknown", deadline, PLAIN
     if what == "get_many":
         return Reading(["unknown", "other"], PLAIN, 5), deadline
+    if what == "set":
+        return [SetItem("unknown", Stored(bytes(16), "bytes", b""))], False, deadline
     return ["unknown"], True, deadline
 
 
@@ -132,7 +142,7 @@ def test_a_request_that_is_repeated_is_not_over(
         return StepResult(0, None, True) if len(asked) == 1 else ASK(host, channel, step)
 
     monkeypatch.setattr(threads, "ask", asking)
-    assert CALLS[what](one)
+    assert called(what, one) == RESULTS[what]
     assert asked[0] == asked[1], "a repeat is the same message"
     assert left[0] == left[1] != []
     assert left_by_calls(host_of(one)) == []
@@ -186,8 +196,7 @@ def test_a_reply_that_comes_after_the_session_is_returned_and_not_stored(
         monkeypatch.setattr(threads, "ask", ASK)
 
     monkeypatch.setattr(threads, "ask", after(rejoin, late=False))
-    result = CALLS[what](one)
-    assert result == 1 if what == "get" else set(result) == {"k", "l"}
+    assert called(what, one) == RESULTS[what]
     assert left_by_calls(host) == []
     assert not host.state.entries
 
@@ -356,11 +365,11 @@ def test_a_plain_get_whose_reply_is_lost_is_sent_again_with_its_number(
     other = node()
     other.set("k", 2)
     numbers: list[int] = []
-    ask = ASK
 
     def asking(host: Host, channel: Channel, step: Request) -> StepResult:
         numbers.append(step.message.request)
-        return ask(host, channel, step)
+        monkeypatch.setattr(Channel, "exchange", EXCHANGE)
+        return ASK(host, channel, step)
 
     monkeypatch.setattr(threads, "ask", asking)
     monkeypatch.setattr(Channel, "exchange", exchanging(nothing, b""))

@@ -186,7 +186,10 @@ class Client:
         bodies = {
             token: LargeBody(view, MappedBody(view, shared=True)) for token, view in views.items()
         }
-        return operations.set_(state, items, self.kind == "replace", now, deadline, bodies)
+        replace = self.kind == "replace"
+        if not bodies:
+            return operations.store(state, items, replace, now, deadline)
+        return operations.set_(state, items, replace, now, deadline, bodies)
 
     def _stored(self, body: bytes) -> Stored:
         token = self.local.state._random16()

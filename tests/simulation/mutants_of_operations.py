@@ -152,8 +152,18 @@ OF_OPERATIONS = (
         (
             (
                 WRITING,
-                "            outcome = _fill(state, membership, item",
-                "            outcome = _fill(state, state.membership, item",
+                "            outcome = fill(state, membership, item",
+                "            outcome = fill(state, state.membership, item",
+            ),
+        ),
+    ),
+    Mutant(
+        "direct SET that fills the present membership",
+        (
+            (
+                DIRECT_PATH,
+                "fill(self.state, self.membership, item",
+                "fill(self.state, self.state.membership, item",
             ),
         ),
     ),
@@ -189,7 +199,7 @@ OF_OPERATIONS = (
         ),
     ),
     Mutant(
-        "direct DEL that does not end its write",
+        "direct write that does not end",
         (
             (
                 DIRECT_PATH,
@@ -205,7 +215,7 @@ OF_OPERATIONS = (
         ),
     ),
     Mutant(
-        "DEL that is repeated as another write",
+        "direct write that is repeated as another",
         (
             (
                 DIRECT_PATH,

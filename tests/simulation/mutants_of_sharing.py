@@ -488,8 +488,8 @@ OF_SHARING = (
     _mutant(
         "written value held by the writer's session",
         WRITING,
-        "            holder = state.session if state.epoch == writer.epoch else NO_SESSION\n",
-        "            holder = writer.session\n",
+        "    holder = state.session if state.epoch == writer.epoch else NO_SESSION\n",
+        "    holder = writer.session\n",
         "test_a_session_to_write_is_opened_by_the_first_write",
     ),
     _mutant(

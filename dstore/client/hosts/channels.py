@@ -38,7 +38,7 @@ from dstore.protocol.messages import (
     Wait,
 )
 from dstore.runtime import clock
-from dstore.transport.channel import Channel
+from dstore.transport.channel import EXCHANGE_MS, Channel
 
 WAIT_MAX = 0.5
 """Seconds of waiting in one go. Python notices a signal that comes in the instant before a wait
@@ -49,8 +49,13 @@ begins only after the wait.
 def ask(host: Host, channel: Channel, step: Request) -> StepResult:
     """Send a request and wait for its reply. Raises NodeClosed and ValueCorrupt."""
     request, until = step
-    if not channel.send(wire.encode(request), until - clock.now()):
+    frame = wire.encode(request)
+    left = until - clock.now()
+    arrived = channel.exchange(frame) if left * 1000 > EXCHANGE_MS else None
+    if arrived is None and not channel.send(frame, until - clock.now()):
         return StepResult(0)
+    if arrived:
+        channel.put_back(arrived)
     reply = receive_reply(host, channel, request.request, until)
     if reply is not None:
         verify(request, reply)

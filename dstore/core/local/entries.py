@@ -28,7 +28,7 @@ ACK_EVERY = 1_000
 invalidation stays short.
 """
 
-SHARED_PART, SHARED_MIN = 1 / 10, 4 << 20
+SHARED_PART, SHARED_MIN = 1 / 10, 3 << 20
 """What the entries of one process may take beside a host cache, unless a limit was set: this part
 of what the host cache holds, or this number of bytes. Eight processes that read the same 100,000
 values took three times the memory of one when the bound was a part of what the host cache may hold.

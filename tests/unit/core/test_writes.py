@@ -8,6 +8,7 @@ import pytest
 
 from dstore.config import INLINE_BYTES_MAX, KEY_BYTES_MAX, OUTCOMES_MAX
 from dstore.core.authority import sessions
+from dstore.core.local import operations
 from dstore.core.local.operations import direct, writing
 from dstore.core.local.state import LocalState
 from dstore.core.local.steps import StepResult
@@ -15,7 +16,7 @@ from dstore.core.local.writer import Writer
 from dstore.errors import GlobalUnavailable, OutcomeUnknown, RequestRefused
 from dstore.protocol import content, wire
 from dstore.protocol.messages import DelStatus, Refusal, Refused, Set, SetItem, SetStatus, Stored
-from tests.unit.core.world import LEASE, Call, World
+from tests.unit.core.world import LEASE, Call, World, item
 
 
 def test_a_repeated_set_gets_the_recorded_outcome_marked_do_not_cache() -> None:
@@ -289,7 +290,8 @@ def test_a_content_address_is_bound_to_its_content_alone() -> None:
 def test_many_items_travel_in_messages_of_bounded_size() -> None:
     world = World()
     (a,) = world.joined("a")
-    key_twice = a.begin_set(("k", b"1"), ("k", b"2"))
+    items = [item(world, "k", value) for value in (b"1", b"2")]
+    key_twice = a.begin(operations.set_(a.state, items, False, world.now, world.now + 5.0))
     assert [item.key for item in key_twice.message.items] == ["k"]
     assert isinstance(key_twice.message.items[0], SetItem)
     outcome = key_twice.finish()
@@ -392,7 +394,8 @@ def test_each_message_of_a_long_write_has_its_own_time(monkeypatch: pytest.Monke
     [
         ("ask_one", "get"),
         ("begin_asking", "get_many"),
-        ("begin", "set"),
+        ("begin", "set, step by step"),
+        ("reserve", "set"),
         ("reserve", "delete"),
     ],
 )
@@ -413,6 +416,9 @@ def test_an_interrupt_in_the_middle_leaves_nothing_behind(
         "get": lambda: a.begin_get("k"),
         "get_many": lambda: a.begin_get("k", "l"),
         "set": lambda: a.begin_set(("k", b"v")),
+        "set, step by step": lambda: a.begin(
+            operations.set_(a.state, [item(world, "k", b"v")], False, world.now, world.now + 5.0)
+        ),
         "delete": lambda: a.begin_delete("k"),
     }
     with pytest.raises(KeyboardInterrupt):

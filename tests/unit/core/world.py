@@ -256,7 +256,7 @@ class Member:
     def begin_set(self, *pairs: Any, replace: bool = False, timeout: float = 5.0) -> Call:
         now = self.world.now
         items = [item(self.world, key, value) for key, value in pairs]
-        return self.begin(operations.set_(self.state, items, replace, now, now + timeout))
+        return self.begin(operations.store(self.state, items, replace, now, now + timeout))
 
     def begin_delete(self, *keys: str, wait: bool = True, timeout: float = 5.0) -> Call:
         now = self.world.now

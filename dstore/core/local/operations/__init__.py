@@ -27,9 +27,11 @@ from dstore.core.local.operations.direct import (
     GetMany,
     GetOne,
     One,
+    Store,
     delete,
     get,
     get_one,
+    store,
 )
 from dstore.core.local.operations.exchange import join, scan, stats
 from dstore.core.local.operations.fetching import PLAIN, Answer, Reading, ReadOptions
@@ -49,6 +51,7 @@ __all__ = [
     "ReadOptions",
     "Reading",
     "SetOutcome",
+    "Store",
     "delete",
     "get",
     "get_one",
@@ -56,5 +59,6 @@ __all__ = [
     "scan",
     "set_",
     "stats",
+    "store",
     "wait",
 ]

@@ -18,7 +18,16 @@ from dstore.core.local.membership import Entry, Membership
 from dstore.core.local.operations.exchange import RESEND_FIRST
 from dstore.core.local.operations.fetching import PLAIN, Answer, Begun, Reading, ReadOptions
 from dstore.core.local.operations.reading import rest
-from dstore.core.local.operations.writing import BegunWrite, delete_keys
+from dstore.core.local.operations.writing import (
+    BegunWrite,
+    SetOutcome,
+    delete_keys,
+    fill,
+    free,
+    one_message,
+    set_,
+    set_message,
+)
 from dstore.core.local.state import NEVER, LocalState
 from dstore.core.local.steps import Operation, Request, StepResult
 from dstore.protocol.messages import (
@@ -29,6 +38,9 @@ from dstore.protocol.messages import (
     GetReply,
     Key,
     Large,
+    Set,
+    SetItem,
+    SetReply,
 )
 
 T = TypeVar("T")
@@ -46,7 +58,7 @@ class Direct(ABC, Generic[T]):
 
     __slots__ = ("begun_at", "deadline", "membership", "message", "state")
 
-    message: Get | Del | None
+    message: Get | Set | Del | None
 
     def __init__(self, state: LocalState, deadline: float) -> None:
         self.state = state
@@ -225,30 +237,98 @@ def _rest_of_get(
     return rest(direct.state, reading, now, direct.deadline, begun)
 
 
-class Delete(Direct[dict[Key, DelResult]]):
+class DirectWrite(Direct[T]):
+    """A write, by ``writer``; it is under way from :meth:`begin` to :meth:`end`."""
+
+    __slots__ = ("writer",)
+
+    def __init__(self, state: LocalState, deadline: float) -> None:
+        super().__init__(state, deadline)
+        self.writer = state.writer
+
+    def ready(self, now: float) -> bool:
+        """Note by whom, when, and under which membership this writes. Whether it can at once."""
+        self.membership, self.writer, self.begun_at = self.state.membership, self.state.writer, now
+        return bool(self.writer.session) and now < self.deadline
+
+    def begin_write(self, message: Set | Del) -> Set | Del:
+        """The message is about to be sent, with the number that ``reserve`` has returned."""
+        self.message = message
+        self.writer.writing.add(message.write)
+        return message
+
+    def begun(self, result: StepResult | None) -> BegunWrite | None:
+        """Return the write if it was sent, which then goes on."""
+        if result is None or not isinstance(self.message, (Set, Del)):
+            return None
+        return BegunWrite(self.message, self.writer, self.membership, result)
+
+    def end(self) -> None:
+        if isinstance(self.message, (Set, Del)):
+            self.writer.writing.discard(self.message.write)
+
+
+class Store(DirectWrite[dict[Key, SetOutcome]]):
+    """Bind small values to different keys; see :func:`~.writing.set_`."""
+
+    __slots__ = ("asked", "outcomes", "replace")
+
+    def __init__(
+        self, state: LocalState, items: list[SetItem], replace: bool, deadline: float
+    ) -> None:
+        super().__init__(state, deadline)
+        self.asked = items
+        self.replace = replace
+        self.outcomes: dict[Key, SetOutcome] = {}
+
+    def begin(self, now: float) -> Any:
+        state, ready = self.state, self.ready(now)
+        asked = self.asked = free(state, self.asked, self.replace, now, self.outcomes)
+        if not asked:
+            return self.outcomes
+        if not ready or not one_message(asked):
+            return UNUSUAL
+        writer = self.writer
+        seen, write = writer.seen, writer.reserve()
+        return self.begin_write(set_message(state, writer, write, seen, self.replace, asked))
+
+    def take(self, reply: object) -> dict[Key, SetOutcome]:
+        if type(reply) is not SetReply or len(reply.items) != len(self.asked):
+            return UNUSUAL  # type: ignore[no-any-return]
+        for item, result in zip(self.asked, reply.items):
+            self.outcomes[item.key] = fill(self.state, self.membership, item, result)
+        return self.outcomes
+
+    def rest(self, now: float, result: StepResult | None) -> Operation[dict[Key, SetOutcome]]:
+        begun = self.begun(result)
+        start = self.begun_at if begun else now
+        written = yield from set_(
+            self.state, self.asked, self.replace, start, self.deadline, begun=begun
+        )
+        return {**self.outcomes, **written}
+
+
+class Delete(DirectWrite[dict[Key, DelResult]]):
     """Delete keys. With ``wait`` it ends when no Local can answer with their values any more."""
 
-    __slots__ = ("keys", "wait", "writer")
+    __slots__ = ("keys", "wait")
 
     def __init__(self, state: LocalState, keys: Iterable[Key], wait: bool, deadline: float) -> None:
         super().__init__(state, deadline)
         self.keys = list(dict.fromkeys(keys))
         self.wait = wait
-        self.writer = state.writer
 
     def begin(self, now: float) -> Any:
-        state, keys = self.state, self.keys
-        self.membership = state.membership
-        writer = self.writer = state.writer
-        self.begun_at = now
-        if not writer.session or now >= self.deadline or len(keys) > KEYS_PER_MESSAGE_MAX:
+        keys = self.keys
+        if not self.ready(now) or len(keys) > KEYS_PER_MESSAGE_MAX:
             return UNUSUAL
         if not keys:
             return {}
-        seen, request, write = writer.seen, state.next_request(), writer.reserve()
-        self.message = Del(writer.epoch, writer.session, request, write, seen, self.wait, keys)
-        writer.writing.add(write)
-        return self.message
+        writer, request = self.writer, self.state.next_request()
+        seen, write = writer.seen, writer.reserve()
+        return self.begin_write(
+            Del(writer.epoch, writer.session, request, write, seen, self.wait, keys)
+        )
 
     def take(self, reply: object) -> dict[Key, DelResult]:
         if type(reply) is not DelReply or len(reply.items) != len(self.keys):
@@ -256,15 +336,9 @@ class Delete(Direct[dict[Key, DelResult]]):
         return dict(zip(self.keys, reply.items))
 
     def rest(self, now: float, result: StepResult | None) -> Operation[dict[Key, DelResult]]:
-        begun = None
-        if isinstance(self.message, Del) and result is not None:
-            now = self.begun_at
-            begun = BegunWrite(self.message, self.writer, self.membership, result)
-        return delete_keys(self.state, self.keys, self.wait, now, self.deadline, begun)
-
-    def end(self) -> None:
-        if isinstance(self.message, Del):
-            self.writer.writing.discard(self.message.write)
+        begun = self.begun(result)
+        start = self.begun_at if begun else now
+        return delete_keys(self.state, self.keys, self.wait, start, self.deadline, begun)
 
 
 def get_one(
@@ -283,6 +357,13 @@ def get(
 ) -> Operation[Reading]:
     """Read the values of many keys; see :class:`GetMany`."""
     return GetMany(state, Reading(keys, options, deadline - now), deadline).run(now)
+
+
+def store(
+    state: LocalState, items: list[SetItem], replace: bool, now: float, deadline: float
+) -> Operation[dict[Key, SetOutcome]]:
+    """Bind small values to different keys; see :class:`Store`."""
+    return Store(state, items, replace, deadline).run(now)
 
 
 def delete(

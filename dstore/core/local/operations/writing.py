@@ -62,7 +62,7 @@ class SetOutcome(NamedTuple):
 class BegunWrite(NamedTuple):
     """A write that was sent already: its message, by which writer, and the result of sending it."""
 
-    message: Del
+    message: Del | Set
     writer: Writer
     membership: Membership
     result: StepResult
@@ -86,27 +86,24 @@ def set_(
     deadline: float,
     bodies: Mapping[bytes, LargeBody] = NO_BODIES,
     report: Report | None = None,
+    begun: BegunWrite | None = None,
 ) -> Operation[dict[Key, SetOutcome]]:
     """Bind values to keys that are free, or with ``replace`` in place of their present values.
 
     ``bodies`` has the bytes of large values by token; ``report`` is called with the progress of
-    their transfers.
+    their transfers. The one message that all items fit into may have ``begun``, at ``now``.
     """
     setting = _Setting(state, replace, bodies, report)
     outcomes = setting.outcomes
     span = deadline - now
-    asked: list[SetItem] = []
-    for item in items:
-        if not replace and state.hit(item.key, now) is not None:
-            outcomes[item.key] = SetOutcome(SetStatus.OCCUPIED, local=True)
-        else:
-            asked.append(item)
+    asked = list(items) if begun else free(state, items, replace, now, outcomes)
     for batch in _batches(asked):
-        now = yield from setting.bind(batch, now, deadline)
+        now = yield from setting.bind(batch, now, deadline, begun=begun)
+        begun = None
         deadline = now + span
         for item in batch:  # each is bound right after its upload, which is dropped if it waits
             rounds = 0
-            while outcomes[item.key].status is SetStatus.ABSENT:
+            while outcomes[item.key].status is SetStatus.ABSENT and item.stored.token in bodies:
                 if rounds == ROUNDS_MAX:
                     raise GlobalUnavailable("Global has lost an upload again and again; try later")
                 rounds += 1
@@ -126,25 +123,26 @@ class _Setting:
     outcomes: dict[Key, SetOutcome] = field(default_factory=dict)
 
     def bind(
-        self, batch: list[SetItem], now: float, deadline: float, uploader: Writer | None = None
+        self,
+        batch: list[SetItem],
+        now: float,
+        deadline: float,
+        uploader: Writer | None = None,
+        begun: BegunWrite | None = None,
     ) -> Operation[float]:
         """Send one SET message, in the session that has uploaded its value, if there is one."""
         state = self.state
 
         def message(writer: Writer, write: int) -> Set:
-            envelope = writer.epoch, writer.session, state.next_request()
-            holder = state.session if state.epoch == writer.epoch else NO_SESSION
-            return Set(*envelope, write, writer.seen, self.replace, batch, holder)
+            return set_message(state, writer, write, writer.seen, self.replace, batch)
 
         keys = [item.key for item in batch]
         now, reply, membership = yield from _write(
-            state, keys, message, SetReply, now, deadline, uploader=uploader
+            state, keys, message, SetReply, now, deadline, begun, uploader
         )
         for item, result in zip(batch, reply.items):
-            if result.found is not None and type(result.found.stored.body) is Large:
-                result = result._replace(found=None)  # it is fetched when it is asked for
             large = self.bodies.get(item.stored.token)
-            outcome = _fill(state, membership, item, result, large and large.mapped)
+            outcome = fill(state, membership, item, result, large and large.mapped)
             self.outcomes[item.key] = outcome
         return now
 
@@ -172,6 +170,34 @@ class _Setting:
         else:
             note_failed(state, refused, now)
         return now
+
+
+def free(
+    state: LocalState,
+    items: Iterable[SetItem],
+    replace: bool,
+    now: float,
+    outcomes: dict[Key, SetOutcome],
+) -> list[SetItem]:
+    """Return the items whose keys are not known here as occupied; note the outcomes of others."""
+    if replace:
+        return list(items)
+    asked: list[SetItem] = []
+    for item in items:
+        if state.hit(item.key, now) is not None:
+            outcomes[item.key] = SetOutcome(SetStatus.OCCUPIED, local=True)
+        else:
+            asked.append(item)
+    return asked
+
+
+def set_message(
+    state: LocalState, writer: Writer, write: int, seen: int, replace: bool, items: list[SetItem]
+) -> Set:
+    """Return the message that binds ``items``; this process may then cache them."""
+    holder = state.session if state.epoch == writer.epoch else NO_SESSION
+    request = state.next_request()
+    return Set(writer.epoch, writer.session, request, write, seen, replace, items, holder)
 
 
 def delete_keys(
@@ -252,16 +278,18 @@ def _write(
             writer.writing.discard(write)
 
 
-def _fill(
+def fill(
     state: LocalState,
     membership: Membership,
     item: SetItem,
     result: SetResult,
-    mapped: MappedBody | None,
+    mapped: MappedBody | None = None,
 ) -> SetOutcome:
     """Cache the value that was written, or the value that occupies the key, if that is allowed."""
     if result.status is SetStatus.OCCUPIED:
         found = result.found
+        if found is not None and type(found.stored.body) is Large:
+            found = None  # it is fetched when it is asked for
         updated = found is not None and state.fill(membership, item.key, found) is not None
         return SetOutcome(result.status, updated=updated)
     if result.cacheable and (mapped is not None or type(item.stored.body) is not Large):
@@ -269,8 +297,19 @@ def _fill(
     return SetOutcome(result.status)
 
 
+def one_message(items: list[SetItem]) -> bool:
+    """Whether items, of different keys, fit into one message."""
+    if len(items) == 1:
+        return True
+    size = sum(item.stored.inline for item in items) + ITEM_BYTES_MAX * len(items)
+    return len(items) <= KEYS_PER_MESSAGE_MAX and size <= BATCH_BYTES_MAX
+
+
 def _batches(items: list[SetItem]) -> Iterable[list[SetItem]]:
     """Split items into batches of one message each. A key that comes again starts a new batch."""
+    if len(items) == 1:
+        yield items
+        return
     batch: dict[Key, SetItem] = {}
     size = 0
     for item in items:
