@@ -1,5 +1,5 @@
-"""The two storage protocols of a Global: :class:`Engine` for keys and small values, :class:`Bulk`
-for the bytes of large values.
+"""The storage protocols of a Global: :class:`Engine` for keys and small values, :class:`Bulk`
+for the bytes of large values, and :class:`Journal`, which makes changes durable.
 
 Read this to write an engine. Global calls all methods from one thread, and no other thread uses
 the object; only ``close`` may come from another thread, when that one is not running. Each method
@@ -14,7 +14,8 @@ as a bug: Global logs it and does not answer the message.
 
 from __future__ import annotations
 
-from typing import Protocol
+from enum import IntEnum
+from typing import NamedTuple, Protocol
 
 from dstore.protocol.messages import Buffer, Key, Stored
 
@@ -148,3 +149,59 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Release what the engine holds. Idempotent."""
+
+
+class Change(NamedTuple):
+    """One change of one key.
+
+    ``token`` names the value that is removed, and is empty if the key has none. ``stored`` is the
+    value that is bound, None if none is. A key that is ``doomed`` keeps its value for now, with
+    that ``token``, and loses it in any case, also after a crash: nobody waits for the deletion.
+    """
+
+    key: Key
+    token: bytes
+    stored: Stored | None
+    doomed: bool = False
+
+
+class Outcome(IntEnum):
+    """How a change has ended. Whatever is not DONE has changed nothing."""
+
+    DONE = 0
+    FULL = 1  # there is no room for it
+    FAILED = 2
+
+
+class Kept(NamedTuple):
+    """What a journal knows of one key when Global starts; see :class:`Change` for ``doomed``.
+
+    ``stored`` is None if the value is damaged: the key is not free, but its value is lost.
+    """
+
+    key: Key
+    stored: Stored | None
+    doomed: bool
+
+
+class Journal(Protocol):
+    """Makes changes durable, beside an engine that answers from memory.
+
+    Global applies a change to its engine only when it is durable. So no answer of any kind shows
+    what a crash takes back. No two changes of one key are under way at one time, except that the
+    removal of a doomed key may follow the change that has doomed it.
+    """
+
+    def commit(self, number: int, changes: list[Change]) -> None:
+        """Take a batch of changes, and return at once. They are made durable in their order.
+
+        Called from Global's thread only.
+        """
+
+    def committed(self) -> list[tuple[int, list[Outcome]]]:
+        """Return the batches that have ended since the last call: number, and an outcome each.
+
+        Each change of a batch ends by itself. Raises :class:`~dstore.errors.DstoreError` if no
+        further change can be made durable, and it is not known what has become of those that are
+        under way; then Global ends.
+        """
