@@ -151,18 +151,29 @@ class Engine(Protocol):
         """Release what the engine holds. Idempotent."""
 
 
+NO_DEADLINE = float("inf")
+"""The deadline of a key that does not expire."""
+
+
+class ChangeKind(IntEnum):
+    BIND = 0  # the key has no value; it gets ``stored``
+    REPLACE = 1  # ``stored`` takes the place of the value with ``token``
+    REMOVE = 2  # the value with ``token`` goes, and the key is free
+    DEADLINE = 3  # the value with ``token`` stays, and gets another ``deadline``
+
+
 class Change(NamedTuple):
     """One change of one key.
 
-    ``token`` names the value that is removed, and is empty if the key has none. ``stored`` is the
-    value that is bound, None if none is. A key that is ``doomed`` keeps its value for now, with
-    that ``token``, and loses it in any case, also after a crash: nobody waits for the deletion.
+    ``deadline`` is a time of the wall clock, in seconds since 1970: from then on the key is to be
+    removed. A deadline that has passed is how a deletion that is not waited for survives a crash.
     """
 
+    kind: ChangeKind
     key: Key
-    token: bytes
-    stored: Stored | None
-    doomed: bool = False
+    token: bytes = b""
+    stored: Stored | None = None
+    deadline: float = NO_DEADLINE
 
 
 class Outcome(IntEnum):
@@ -174,22 +185,24 @@ class Outcome(IntEnum):
 
 
 class Kept(NamedTuple):
-    """What a journal knows of one key when Global starts; see :class:`Change` for ``doomed``.
+    """What a journal has of one key when Global starts.
 
-    ``stored`` is None if the value is damaged: the key is not free, but its value is lost.
+    ``stored`` is None if the value is damaged: the key is not free, but its value is lost. Its
+    ``token`` is then known if that part of the row is sound, and empty otherwise.
     """
 
     key: Key
+    token: bytes
     stored: Stored | None
-    doomed: bool
+    deadline: float
 
 
 class Journal(Protocol):
     """Makes changes durable, beside an engine that answers from memory.
 
     Global applies a change to its engine only when it is durable. So no answer of any kind shows
-    what a crash takes back. No two changes of one key are under way at one time, except that the
-    removal of a doomed key may follow the change that has doomed it.
+    what a crash takes back. No two changes of one key are under way at one time, except that a
+    removal may follow a change of the deadline.
     """
 
     def commit(self, number: int, changes: list[Change]) -> None:
@@ -203,5 +216,5 @@ class Journal(Protocol):
 
         Each change of a batch ends by itself. Raises :class:`~dstore.errors.DstoreError` if no
         further change can be made durable, and it is not known what has become of those that are
-        under way; then Global ends.
+        under way; then Global ends. Called from Global's thread only.
         """
