@@ -49,6 +49,8 @@ class PendingDeletion:
     size: int = field(init=False)
     large: bool = field(init=False)
     replacement: Stored | None = None
+    doomed: bool = False  # its first writer does not wait
+    submitted: bool = False  # it waits for no holder any more, and is made durable
     seq: int = 0
     awaited: int = 0  # holders that have neither acknowledged nor expired
     confirmed: int = 0

@@ -13,10 +13,11 @@ the rules, and what goes wrong without each of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from dstore.config import CLIENTS_MAX_DEFAULT
+from dstore.core.authority.changes import Changes
 from dstore.core.authority.effects import Alarm, GlobalEffect, Outbox, Refuse
 from dstore.core.authority.host import OwnMembership, Page
 from dstore.core.authority.invalidations import Invalidations
@@ -25,7 +26,7 @@ from dstore.core.authority.reads import Reads, Waits
 from dstore.core.authority.sessions import Session, Sessions
 from dstore.core.authority.stages import Stages
 from dstore.core.authority.writes import Writes
-from dstore.core.engine import Bulk, Engine
+from dstore.core.engine import Bulk, Engine, Outcome
 from dstore.protocol import messages as m
 
 SWEEP_KEYS = 2_000
@@ -43,6 +44,9 @@ class GlobalState:
     value may have more than ``value_limit``. ``random63`` returns 63 random bits that cannot be
     guessed. ``max_clients`` sessions are admitted, and a share of these from one host, whose
     address ``peer_of`` returns for a connection.
+    Where Global is ``durable``, changes leave as :class:`~.effects.Commit` effects, and take place
+    when the host reports to :meth:`committed`. Nothing is removed or replaced before
+    ``quiet_until``.
     """
 
     def __init__(
@@ -59,6 +63,8 @@ class GlobalState:
         random63: Callable[[], int],
         max_clients: int = CLIENTS_MAX_DEFAULT,
         peer_of: Callable[[m.Route], str | None] = lambda route: None,
+        durable: bool = False,
+        quiet_until: float = 0.0,
     ) -> None:
         self.epoch = epoch
         self._engine = engine
@@ -74,11 +80,23 @@ class GlobalState:
             epoch, log_length, sessions, own, out, alarm
         )
         log = self._log = invalidations.log
-        stages = self._stages = Stages(engine, bulk, value_limit, out, alarm)
+        changes = self._changes = Changes(out, durable)
+        stages = self._stages = Stages(engine, bulk, changes, value_limit, out, alarm)
         waits = self._waits = Waits(alarm, sessions.waits_of_none)
         self._reads = Reads(epoch, engine, bulk, holders, log, invalidations.pending, waits, out)
         writes = self._writes = Writes(
-            epoch, engine, bulk, stages, sessions, holders, invalidations, waits, out, alarm
+            epoch,
+            engine,
+            bulk,
+            stages,
+            sessions,
+            holders,
+            invalidations,
+            waits,
+            changes,
+            out,
+            alarm,
+            quiet_until,
         )
         self._host: Session | None = None
         self.figures_of_host: Callable[[], dict[str, object]] = dict
@@ -132,7 +150,7 @@ class GlobalState:
     def idle(self) -> bool:
         """Whether no Local waits for an answer, and all invalidations are broadcast."""
         to_notify = self._invalidations.pending or len(self._invalidations.broadcasts)
-        return not to_notify and self._waits.answerable() is None
+        return not to_notify and not self._changes and self._waits.answerable() is None
 
     @property
     def counters(self) -> dict[str, int]:
@@ -159,6 +177,17 @@ class GlobalState:
                 self._others[kind](route, message, now)
         except Refuse as refuse:
             self._out.refuse(route, message, *refuse.args)
+        return self._effects()
+
+    def committed(self, number: int, outcomes: Iterable[Outcome], now: float) -> list[GlobalEffect]:
+        """Apply the changes of a batch that has become durable, and answer their writers."""
+        self._changes.committed(number, outcomes, now)
+        self._writes.complete(self._invalidations.notify(now), now)
+        self._reads.answer_bound()
+        return self._effects()
+
+    def _effects(self) -> list[GlobalEffect]:
+        self._changes.emit()
         return self._out.take()
 
     def read(self, message: m.Get) -> m.GetReply | None:
@@ -252,12 +281,13 @@ class GlobalState:
         self._reads.expire(now)
         self._reads.answer_bound()
         self.alarm.moment = self._next_moment(now)
-        return self._out.take()
+        return self._effects()
 
     def _next_moment(self, now: float) -> float:
         if self._holders.sweeping:
             return now
         return min(
+            self._writes.wake_at(now),
             self._own.wake_at,
             self._memberships.wake_at,
             self._invalidations.wake_at,
@@ -302,6 +332,7 @@ class GlobalState:
             "lease": self._welcome.lease,
             "seq": self._log.seq,
             "pending": len(self._invalidations.pending),
+            "uncommitted": len(self._changes),
             "held_keys": len(self._holders),
             "waiting": len(self._waits),
             "watching": self._invalidations.watchers,
