@@ -9,6 +9,7 @@ from typing import Any
 from dstore.core.authority.acknowledgements import PendingDeletion
 from dstore.core.authority.effects import Commit, GlobalEffect, Publish
 from dstore.core.authority.state import GlobalState
+from dstore.core.authority.writes import PASSED
 from dstore.core.engine import Outcome
 from dstore.protocol.messages import Large
 from dstore.server.engines.memory import MemoryEngine
@@ -91,6 +92,8 @@ class SimGlobal(Owner):
             commit(pending, outcome, now)
 
         self.state._writes._commit = ended  # type: ignore[method-assign]
+        self.state.recover([row.key for row in kept if row.deadline <= PASSED], now)
+        self._perform([])
         self.own = GlobalsPage(self, self.host)
         if self.scenario.global_page:
             # A restarted one may not reach the shared memory at once.

@@ -179,6 +179,15 @@ class GlobalState:
             self._out.refuse(route, message, *refuse.args)
         return self._effects()
 
+    def recover(self, doomed: Iterable[m.Key], now: float) -> None:
+        """Go on with the deletions that a former life has begun and that were not waited for.
+
+        The first tick sends what follows from it.
+        """
+        for key in doomed:
+            self._writes.remove(key, now)
+        self.alarm.at(now)
+
     def committed(self, number: int, outcomes: Iterable[Outcome], now: float) -> list[GlobalEffect]:
         """Apply the changes of a batch that has become durable, and answer their writers."""
         self._changes.committed(number, outcomes, now)

@@ -191,7 +191,7 @@ class Writes:
             self._changes.submit(change, partial(self._bind, write, index, item), now)
             return
         else:
-            pending = PendingDeletion(item.key, old, write, index)
+            pending = PendingDeletion(item.key, old, write, index, write.session.writes)
             self._stages.begin_replacement(pending, item.stored)
             self._invalidations.start(pending, now)
             return
@@ -259,7 +259,7 @@ class Writes:
                 result = DelResult(DelStatus.MISSING, self._invalidations.log.seq)
                 self._finish(write, index, result)
                 return
-            pending = PendingDeletion(key, stored, write, index)
+            pending = PendingDeletion(key, stored, write, index, write.session.writes)
             self._invalidations.start(pending, now)
             if not wait:
                 pending.write = None
@@ -292,6 +292,14 @@ class Writes:
             self._finish(write, index, result)
 
         self._changes.submit(change, doomed, now)
+
+    def remove(self, key: Key, now: float) -> None:
+        """Delete a key on behalf of no session; the caller then calls :meth:`complete`."""
+        stored = self._engine.read(key)
+        if stored is not None and key not in self._invalidations.pending:
+            account = self._sessions.writes_of_global
+            pending = PendingDeletion(key, stored, None, 0, account, doomed=True)
+            self._invalidations.start(pending, now)
 
     # ---- deleting, phase 2 ----------------------------------------------------------------
 
