@@ -1,0 +1,1 @@
+"""The data folder of a durable Global."""
