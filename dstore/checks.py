@@ -33,15 +33,29 @@ def seconds(name: str, value: Any, least: float, most: float) -> float:
 
     Any real number is accepted, such as an int, a Fraction or a NumPy number, but not a bool.
     """
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{name} is a number of seconds, not {shown(value)}")
-    try:
-        number = float(value)
-    except OverflowError:
-        number = math.inf
+    number = _real(name, value)
     if not least <= number <= most:  # nan is refused, too
         raise ValueError(f"{name} is {least:,g} to {most:,g} seconds, not {shown(value)}")
     return number
+
+
+def lifetime(name: str, value: Any, most: float) -> float:
+    """Check a time in seconds, more than 0 and at most ``most``; return it as a float."""
+    number = _real(name, value)
+    if not 0 < number <= most:
+        raise ValueError(
+            f"{name} is more than 0 and at most {most:,.0f} seconds, not {shown(value)}"
+        )
+    return number
+
+
+def _real(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} is a number of seconds, not {shown(value)}")
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
 
 
 def count(name: str, value: Any, least: int, most: int) -> int:

@@ -107,6 +107,9 @@ DECODED_FACTOR, DECODED_FREE = 24, 64 << 20
 Nodes neither store nor decode a value that would take more.
 """
 
+TTL_MAX = 3_153_600_000.0
+"""Seconds after which a key may expire at the latest, 100 years; None: it does not expire."""
+
 # Messages
 KEYS_PER_MESSAGE_MAX = 2_000
 """Keys or items in one message: with the longest keys it is no larger than one with values."""

@@ -172,6 +172,7 @@ class Cluster:
             value_limit=1 << 30,
             large_from=LARGE_FROM_DEFAULT,
             random63=partial(secrets.randbits, 63),
+            wall=time.time,
             max_clients=CLIENTS_MAX,
         )
         self.workers = [SimulatedLocal(self, index) for index in range(size)]

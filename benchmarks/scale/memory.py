@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import secrets
+import time
 import tracemalloc
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -53,6 +54,7 @@ def sessions(count: int) -> float:
             value_limit=1 << 30,
             large_from=LARGE_FROM_DEFAULT,
             random63=partial(secrets.randbits, 63),
+            wall=time.time,
             max_clients=CLIENTS_MAX,
         )
         for number in range(count):

@@ -212,6 +212,9 @@ class AsyncNode:
     put_file = _coroutine(Node.put_file)
     delete = _coroutine(Node.delete)
     delete_many = _coroutine(Node.delete_many)
+    expire = _coroutine(Node.expire)
+    persist = _coroutine(Node.persist)
+    ttl = _coroutine(Node.ttl)
 
     async def stats(self) -> dict[str, Any]:
         """See :meth:`Node.stats`."""

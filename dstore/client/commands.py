@@ -39,10 +39,26 @@ from dstore.core.local.operations import (
 )
 from dstore.core.local.state import LocalState
 from dstore.core.local.steps import Operation, Work
-from dstore.errors import InvalidKey, KeyMissing, KeyOccupied, WaitTimedOut
+from dstore.errors import (
+    InvalidKey,
+    KeyMissing,
+    KeyOccupied,
+    RequestRefused,
+    StoreFull,
+    WaitTimedOut,
+)
 from dstore.protocol import content
 from dstore.protocol.keys import public
-from dstore.protocol.messages import DelResult, Key, Large, SetItem, SetStatus, Stored
+from dstore.protocol.messages import (
+    DelResult,
+    ExpireStatus,
+    Key,
+    Large,
+    SetItem,
+    SetStatus,
+    Stored,
+    TtlReply,
+)
 
 T = TypeVar("T")
 
@@ -260,15 +276,20 @@ class Commands:
 
     # ---- writing --------------------------------------------------------------------------
 
-    def set(self, key: str | bytes, value: Any, *, replace: bool = False) -> Command[None]:
+    def set(
+        self, key: str | bytes, value: Any, *, replace: bool = False, ttl: float | None = None
+    ) -> Command[None]:
         checks.flag("replace", replace)
+        ttl = _checked_ttl(ttl)
         name = translate.settable(key)
-
         values = {name: self.codecs.encode(value)}
-        return self._write(values, replace, lambda outcomes: _check_free(key, outcomes[name]))
+        return self._write(values, replace, ttl, lambda outcomes: _check_free(key, outcomes[name]))
 
-    def set_many(self, mapping: Mapping[Any, Any], *, replace: bool = False) -> Command[list[Any]]:
+    def set_many(
+        self, mapping: Mapping[Any, Any], *, replace: bool = False, ttl: float | None = None
+    ) -> Command[list[Any]]:
         checks.flag("replace", replace)
+        ttl = _checked_ttl(ttl)
         mapping = checks.mapping("mapping", mapping)
         names = translate.key_names(mapping, translate.settable)
         values = {names[key]: self.codecs.encode(value) for key, value in mapping.items()}
@@ -282,27 +303,29 @@ class Commands:
         def finish(outcomes: Outcomes) -> list[Any]:
             return [key for key in mapping if outcomes[names[key]].status is SetStatus.OCCUPIED]
 
-        return self._write(values, replace, finish)
+        return self._write(values, replace, ttl, finish)
 
-    def put(self, value: Any) -> Command[str]:
+    def put(self, value: Any, *, ttl: float | None = None) -> Command[str]:
+        ttl = _checked_ttl(ttl)
         encoded = self.codecs.encode(value)
         if encoded.size >= config.LARGE_FROM_DEFAULT:
-            writing = self._writing(False, None)
+            writing = self._writing(False, ttl, None)
             return Command(partial(writing.put, encoded), abort=writing.abort)
         key = content.address(digest(encoded))
-        return self._write({key: encoded}, False, lambda _: key)
+        return self._write({key: encoded}, False, ttl, lambda _: key)
 
-    def _writing(self, replace: bool, progress: Progress | None) -> Writing:
-        return Writing(self.timeout, replace, progress, self._count)
+    def _writing(self, replace: bool, ttl: float | None, progress: Progress | None) -> Writing:
+        return Writing(self.timeout, replace, ttl, progress, self._count)
 
     def _write(
         self,
         values: Mapping[Key, Encoded],
         replace: bool,
+        ttl: float | None,
         finish: Callable[[Outcomes], T],
     ) -> Command[T]:
         if max((value.size for value in values.values()), default=0) >= config.LARGE_FROM_MIN:
-            writing = self._writing(replace, None)
+            writing = self._writing(replace, ttl, None)
             return Command(partial(writing.values, values), finish, writing.abort)
         items = [
             SetItem(key, Stored(random16(), value.codec, value.joined()))
@@ -315,7 +338,7 @@ class Commands:
             limit = state.value_limit
             for item in items:
                 check_size(limit, item.stored.size)
-            return Store(state, items, replace, deadline)
+            return Store(state, items, replace, deadline, ttl)
 
         def finish_written(outcomes: Outcomes) -> T:
             check_written(limit, items, outcomes)
@@ -354,12 +377,55 @@ class Commands:
             lambda state, deadline: Delete(state, keys, wait, deadline), self.timeout, finish
         )
 
+    # ---- expiring -------------------------------------------------------------------------
+
+    def expire(self, key: str | bytes, seconds: float) -> Command[None]:
+        return self._expire(key, checks.lifetime("seconds", seconds, config.TTL_MAX))
+
+    def persist(self, key: str | bytes) -> Command[None]:
+        return self._expire(key, None)
+
+    def _expire(self, key: str | bytes, ttl: float | None) -> Command[None]:
+        name = translate.key_name(key)
+        timeout = self.timeout
+
+        def finish(status: ExpireStatus) -> None:
+            if status is ExpireStatus.MISSING:
+                raise KeyMissing(key)
+            if status is ExpireStatus.FULL:
+                raise StoreFull(
+                    f"Global has no room for the deadline of {key!r}; delete something, or start "
+                    "it with a higher --memory-limit"
+                )
+            if status is ExpireStatus.FAILED:
+                raise RequestRefused(f"Global's storage failed; {key!r} expires as it did before")
+
+        return Command(
+            lambda state, _, now: operations.expire(state, name, ttl, now, now + timeout), finish
+        )
+
+    def ttl(self, key: str | bytes) -> Command[float | None]:
+        name = translate.key_name(key)
+        timeout = self.timeout
+
+        def finish(reply: TtlReply) -> float | None:
+            if not reply.bound:
+                raise KeyMissing(key)
+            return reply.left
+
+        return Command(
+            lambda state, _, now: operations.ttl(state, name, now, now + timeout), finish
+        )
+
     # ---- files ----------------------------------------------------------------------------
 
-    def put_file(self, path: files.Path, *, progress: Progress | None = None) -> Command[str]:
+    def put_file(
+        self, path: files.Path, *, ttl: float | None = None, progress: Progress | None = None
+    ) -> Command[str]:
         path = checks.path("path", path)
+        ttl = _checked_ttl(ttl)
         checks.optional(checks.function, "progress", progress)
-        writing = self._writing(False, progress)
+        writing = self._writing(False, ttl, progress)
         return Command(partial(writing.put_file, path), abort=writing.abort)
 
     def set_file(
@@ -368,13 +434,15 @@ class Commands:
         path: files.Path,
         *,
         replace: bool = False,
+        ttl: float | None = None,
         progress: Progress | None = None,
     ) -> Command[None]:
         path = checks.path("path", path)
         checks.flag("replace", replace)
+        ttl = _checked_ttl(ttl)
         checks.optional(checks.function, "progress", progress)
         name = translate.settable(key)
-        writing = self._writing(replace, progress)
+        writing = self._writing(replace, ttl, progress)
 
         return Command(
             partial(writing.set_file, name, path, key),
@@ -396,6 +464,11 @@ class Commands:
     def global_stats(self) -> Command[dict[str, Any]]:
         timeout = self.timeout
         return Command(lambda state, _, now: operations.stats(state, now, now + timeout))
+
+
+def _checked_ttl(ttl: Any) -> float | None:
+    checked: float | None = checks.optional(checks.lifetime, "ttl", ttl, config.TTL_MAX)
+    return checked
 
 
 def _check_free(key: str | bytes, outcome: SetOutcome) -> None:

@@ -271,21 +271,27 @@ class Node(Lifecycle):
 
     # ---- writing --------------------------------------------------------------------------
 
-    def set(self, key: str | bytes, value: Any, *, replace: bool = False) -> None:
+    def set(
+        self, key: str | bytes, value: Any, *, replace: bool = False, ttl: float | None = None
+    ) -> None:
         """Bind ``value`` to ``key``.
 
         With ``replace`` a present value is replaced: after the return no Local answers with the
-        old one. Raises KeyOccupied, ValueTooLarge, StoreFull, OutcomeUnknown, and TypeError or
-        ValueError for a value that cannot be stored.
+        old one. The key expires ``ttl`` seconds after it is bound, more than 0 and at most 100
+        years; None: it does not. Raises KeyOccupied, ValueTooLarge, StoreFull, OutcomeUnknown, and
+        TypeError or ValueError for a value that cannot be stored.
         """
-        self._do(self._commands.set(key, value, replace=replace))
+        self._do(self._commands.set(key, value, replace=replace, ttl=ttl))
 
-    def set_many(self, mapping: Mapping[Any, Any], *, replace: bool = False) -> list[Any]:
+    def set_many(
+        self, mapping: Mapping[Any, Any], *, replace: bool = False, ttl: float | None = None
+    ) -> list[Any]:
         """Bind many values, in few messages. Return the keys that were refused as occupied.
 
-        Each key is bound on its own. After an exception some may have been bound.
+        Each key is bound on its own, and expires as with :meth:`set`. After an exception some may
+        have been bound.
         """
-        return self._do(self._commands.set_many(mapping, replace=replace))
+        return self._do(self._commands.set_many(mapping, replace=replace, ttl=ttl))
 
     def set_file(
         self,
@@ -293,30 +299,36 @@ class Node(Lifecycle):
         path: Path,
         *,
         replace: bool = False,
+        ttl: float | None = None,
         progress: Progress | None = None,
     ) -> None:
         """Bind the bytes of a file to ``key``; the file is read piece by piece.
 
-        ``progress`` is called with what is done, and how many bytes of how many. Raises what
-        :meth:`set` raises, and OSError.
+        ``ttl`` is as with :meth:`set`. ``progress`` is called with what is done, and how many bytes
+        of how many. Raises what :meth:`set` raises, and OSError.
         """
-        self._do(self._commands.set_file(key, path, replace=replace, progress=progress))
+        self._do(self._commands.set_file(key, path, replace=replace, ttl=ttl, progress=progress))
 
-    def put(self, value: Any) -> str:
+    def put(self, value: Any, *, ttl: float | None = None) -> str:
         """Bind ``value`` to its content address, ``"b3:"`` and its BLAKE3 hash, and return that.
 
-        The same content always has the same key; putting it again changes nothing. For bytes the
-        hash is what ``b3sum`` prints. Raises what :meth:`set` raises, but never KeyOccupied.
+        The same content always has the same key; putting it again changes nothing, except that it
+        lives until the later of both deadlines: a ``put`` with a ``ttl`` never shortens the life of
+        a value, and one without it makes the value stay. Global is always asked. For bytes the hash
+        is what ``b3sum`` prints. Raises what :meth:`set` raises, but never KeyOccupied.
         """
-        return self._do(self._commands.put(value))
+        return self._do(self._commands.put(value, ttl=ttl))
 
-    def put_file(self, path: Path, *, progress: Progress | None = None) -> str:
+    def put_file(
+        self, path: Path, *, ttl: float | None = None, progress: Progress | None = None
+    ) -> str:
         """Bind the bytes of a file to their content address, and return that.
 
-        A file whose content is stored already is read, for its hash, but not sent. Raises what
-        :meth:`put` raises, and OSError.
+        A file whose content is stored already is read, for its hash, but not sent; it lives until
+        the later of both deadlines, as with :meth:`put`. Raises what :meth:`put` raises, and
+        OSError.
         """
-        return self._do(self._commands.put_file(path, progress=progress))
+        return self._do(self._commands.put_file(path, ttl=ttl, progress=progress))
 
     def delete(self, key: str | bytes, *, wait: bool = True) -> Deletion:
         """Delete ``key`` everywhere. After the return no Local answers with its value.
@@ -330,6 +342,30 @@ class Node(Lifecycle):
     def delete_many(self, keys: Iterable[str | bytes], *, wait: bool = True) -> dict[Any, Deletion]:
         """Delete many keys, in few messages. Missing keys are left out of the result."""
         return self._do(self._commands.delete_many(keys, wait=wait))
+
+    # ---- expiring -------------------------------------------------------------------------
+
+    def expire(self, key: str | bytes, seconds: float) -> None:
+        """Let ``key`` expire ``seconds`` from now, whatever was said before.
+
+        Expiry is a deletion that Global begins by itself when that time has passed: watches report
+        it, and no Local answers with the value afterwards. It takes effect some milliseconds late,
+        and a lease later if a Local that holds the value has died. ``seconds`` are more than 0 and
+        at most 100 years, by Global's wall clock: if that is set forward, keys expire earlier, and
+        if it is set back, later. Raises KeyMissing, StoreFull and OutcomeUnknown.
+        """
+        self._do(self._commands.expire(key, seconds))
+
+    def persist(self, key: str | bytes) -> None:
+        """Let ``key`` stay until it is deleted. Raises KeyMissing and OutcomeUnknown."""
+        self._do(self._commands.persist(key))
+
+    def ttl(self, key: str | bytes) -> float | None:
+        """Return in how many seconds ``key`` expires, from 0 on; None if it does not.
+
+        Global is always asked. Raises KeyMissing.
+        """
+        return self._do(self._commands.ttl(key))
 
     def _do(self, command: Command[T]) -> T:
         """Carry out a command in this thread, or in this greenlet while others run."""

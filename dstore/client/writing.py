@@ -19,10 +19,17 @@ from dstore.core.local import operations
 from dstore.core.local.operations import LargeBody, ReadOptions, SetOutcome
 from dstore.core.local.state import LocalState
 from dstore.core.local.steps import Operation, T, WaitUntil, Work
-from dstore.errors import KeyOccupied, RequestRefused, StoreFull, ValueCorrupt, ValueTooLarge
+from dstore.errors import (
+    KeyOccupied,
+    OutcomeUnknown,
+    RequestRefused,
+    StoreFull,
+    ValueCorrupt,
+    ValueTooLarge,
+)
 from dstore.protocol import content
 from dstore.protocol.keys import public
-from dstore.protocol.messages import Key, SetItem, SetStatus, Stored
+from dstore.protocol.messages import Key, Large, SetItem, SetStatus, Stored
 
 Outcomes: TypeAlias = dict[Key, SetOutcome]
 WRITTEN = (SetStatus.STORED, SetStatus.REPLACED)
@@ -40,6 +47,7 @@ class Writing:
 
     timeout: float
     replace: bool
+    ttl: float | None
     progress: Progress | None
     count: Callable[[int, int], None]
     _uploads: list[Upload] = field(default_factory=list)  # those that are not bound yet
@@ -61,7 +69,8 @@ class Writing:
         """Bind a value to its content address, unless that is bound. Returns the address."""
         hashed = yield Work(lambda: digest(encoded))
         key = content.address(hashed.value)
-        bound, now = yield from self._is_bound(state, key, hashed.now)
+        stored = Stored(random16(), encoded.codec, Large(encoded.size, hashed.value))
+        bound, now = yield from self._prolonged(state, SetItem(key, stored), hashed.now)
         if not bound:  # if it is bound, its bytes are stored already
             yield from self.values({key: encoded}, state, large, now)
         return key
@@ -98,7 +107,14 @@ class Writing:
         """Bind items whose bytes are stored here. Those that are not bound are dropped."""
         bodies = {each.stored.token: LargeBody(each.body, each.mapped) for each in self._uploads}
         outcomes = yield from operations.set_(
-            state, items, self.replace, now, now + self.timeout, bodies, self.progress
+            state,
+            items,
+            self.replace,
+            now,
+            now + self.timeout,
+            bodies,
+            self.progress,
+            ttl=self.ttl,
         )
         bound = {item.stored.token for item in items if outcomes[item.key].status in WRITTEN}
         self._uploads = [each for each in self._uploads if each.stored.token not in bound]
@@ -115,6 +131,23 @@ class Writing:
         result = yield WaitUntil(lambda _: True, now)  # returns at once, with the time
         return answer is not None, result.now
 
+    def _prolonged(
+        self, state: LocalState, item: SetItem, now: float
+    ) -> Operation[tuple[bool, float]]:
+        """Make a content address live for as long as is asked for, if it is bound.
+
+        ``item`` names bytes that are nowhere, so that nothing is bound. Returns whether the address
+        is bound, and the time after that.
+        """
+        bound = False
+        with contextlib.suppress(OutcomeUnknown):
+            outcomes = yield from operations.set_(
+                state, [item], False, now, now + self.timeout, ttl=self.ttl
+            )
+            bound = outcomes[item.key].status is SetStatus.OCCUPIED
+        result = yield WaitUntil(lambda _: True, now)  # returns at once, with the time
+        return bound, result.now
+
     def put_file(
         self, path: str, state: LocalState, large: LargeValues, now: float
     ) -> Operation[Key]:
@@ -125,8 +158,10 @@ class Writing:
             yield from operations.join(state, opened.now, opened.now + self.timeout)
             check_size(state.value_limit, file.size)
         hashed = yield Work(file.digest)
-        key = content.address(hashed.value)
-        bound, now = yield from self._is_bound(state, key, hashed.now)
+        key, bound, now = content.address(hashed.value), False, hashed.now
+        if file.size >= config.LARGE_FROM_DEFAULT:
+            stored = Stored(random16(), codecs.BYTES, Large(file.size, hashed.value))
+            bound, now = yield from self._prolonged(state, SetItem(key, stored), now)
         if not bound:
             yield from self._write_file(key, file, state, large, now)
         yield Work(self._files.close)

@@ -9,9 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from enum import IntEnum
+from math import inf
 from typing import Any, NamedTuple, TypeVar
 
-from dstore.config import CHUNK_BYTES_MAX, KEY_BYTES_MAX, KEYS_PER_MESSAGE_MAX, LABEL_MAX, SIZE_MAX
+from dstore.config import (
+    CHUNK_BYTES_MAX,
+    KEY_BYTES_MAX,
+    KEYS_PER_MESSAGE_MAX,
+    LABEL_MAX,
+    SIZE_MAX,
+    TTL_MAX,
+)
 from dstore.errors import BadMessage
 from dstore.protocol.keys import key_bytes
 from dstore.protocol.messages import (
@@ -20,6 +28,7 @@ from dstore.protocol.messages import (
     Buffer,
     DelResult,
     DelStatus,
+    ExpireStatus,
     Found,
     GetReply,
     Key,
@@ -81,6 +90,18 @@ def boolean(field: Any) -> bool:
 def span(field: Any) -> float:
     if type(field) not in (float, int) or not 0 < field < SPAN_MAX:
         raise BadMessage(f"expected a span of time in seconds, got {shown(field)}")
+    return float(field)
+
+
+def lifetime(field: Any) -> float:
+    if type(field) not in (float, int) or not 0 < field <= TTL_MAX:
+        raise BadMessage(f"expected a time to live in seconds, got {shown(field)}")
+    return float(field)
+
+
+def remainder(field: Any) -> float:
+    if type(field) not in (float, int) or not 0 <= field < inf:
+        raise BadMessage(f"expected seconds from 0 on, got {shown(field)}")
     return float(field)
 
 
@@ -376,5 +397,8 @@ def set_result(field: Any) -> SetResult:
 
 _READS[set_result] = _READS[_any_set_result]
 del_result = record(DelResult, code(DelStatus), uint, uint, uint, uint)
+expire_result = code(ExpireStatus)
+ttl = optional(lifetime)
+ttl_left = optional(remainder)
 ENVELOPE = (uint, uint, uint)
 """The checks of epoch, session and request."""

@@ -118,6 +118,15 @@ class DelResult(NamedTuple):
     pending: int = 0
 
 
+class ExpireStatus(IntEnum):
+    """How one key of an EXPIRE ended."""
+
+    DONE = 0
+    MISSING = 1
+    FULL = 2  # there is no room for a deadline
+    FAILED = 3  # the disk has refused it
+
+
 class Refusal(IntEnum):
     """Why Global did not execute a request."""
 
@@ -233,7 +242,8 @@ class Set(NamedTuple):
 
     The outcomes of the writes below ``seen`` need not be kept. ``holder`` is the session that
     caches the values, of which the writer may be one process of several; 0: the reply says that
-    none may be cached.
+    none may be cached. The keys expire ``ttl`` seconds after they are bound; None: never. A SET of
+    a content address that is bound makes it live for at least as long.
     """
 
     epoch: int
@@ -244,6 +254,7 @@ class Set(NamedTuple):
     replace: bool
     items: list[SetItem]
     holder: int = NO_SESSION
+    ttl: float | None = None
 
 
 class Del(NamedTuple):
@@ -256,6 +267,27 @@ class Del(NamedTuple):
     seen: int
     wait: bool
     keys: list[Key]
+
+
+class Expire(NamedTuple):
+    """Let keys expire ``ttl`` seconds from now, whatever was said before; None: never."""
+
+    epoch: int
+    session: int
+    request: int
+    write: int
+    seen: int
+    ttl: float | None
+    keys: list[Key]
+
+
+class Ttl(NamedTuple):
+    """Ask in how many seconds a key expires."""
+
+    epoch: int
+    session: int
+    request: int
+    key: Key
 
 
 class Fetch(NamedTuple):
@@ -427,6 +459,25 @@ class DelReply(NamedTuple):
     items: list[DelResult]
 
 
+class ExpireReply(NamedTuple):
+    """One outcome for each key of the EXPIRE."""
+
+    epoch: int
+    session: int
+    request: int
+    items: list[ExpireStatus]
+
+
+class TtlReply(NamedTuple):
+    """Whether a key has a value, and the seconds until it expires; None: it does not."""
+
+    epoch: int
+    session: int
+    request: int
+    bound: bool
+    left: float | None
+
+
 class Chunk(NamedTuple):
     """Bytes of a large value from ``offset``."""
 
@@ -492,10 +543,24 @@ class Broadcast(NamedTuple):
     tokens: Sequence[bytes] = ()
 
 
-RequestMessage: TypeAlias = Get | Wait | Set | Del | Scan | Stats | Fetch | Stage
+WriteMessage: TypeAlias = Set | Del | Expire
+WriteReply: TypeAlias = SetReply | DelReply | ExpireReply
+WriteResult: TypeAlias = SetResult | DelResult | ExpireStatus
+RequestMessage: TypeAlias = Get | Wait | WriteMessage | Ttl | Scan | Stats | Fetch | Stage
 ToGlobal: TypeAlias = Hello | Sync | Ack | Goodbye | Unstage | Unwait | RequestMessage
-Answered: TypeAlias = GetReply | SetReply | DelReply | ScanReply | StatsReply
+Answered: TypeAlias = GetReply | WriteReply | TtlReply | ScanReply | StatsReply
 Reply: TypeAlias = Answered | Chunk | Staged | Refused
-REPLIES = (GetReply, SetReply, DelReply, ScanReply, StatsReply, Chunk, Staged, Refused)
+REPLIES = (
+    GetReply,
+    SetReply,
+    DelReply,
+    ExpireReply,
+    TtlReply,
+    ScanReply,
+    StatsReply,
+    Chunk,
+    Staged,
+    Refused,
+)
 ToLocal: TypeAlias = Welcome | Synced | Committed | Farewell | Reply | Broadcast
 Message: TypeAlias = ToGlobal | ToLocal

@@ -24,7 +24,7 @@ from dstore.protocol.messages import Buffer, Message, ToGlobal, ToLocal
 from dstore.protocol.unpacking import QUICK_BYTES_MAX, QUICK_ITEMS_MAX, Frame, unpacked
 
 MAGIC = b"dS"
-VERSION = 7
+VERSION = 8
 PREFIX = MAGIC + bytes([VERSION])
 
 COPIED_QUICKLY = 4096
@@ -65,7 +65,7 @@ _TO_GLOBAL: dict[int, tuple[type[ToGlobal], tuple[f.Check, ...]]] = {
     3: (m.Ack, (f.uint, f.uint, f.uint)),
     4: (m.Goodbye, (f.uint, f.uint)),
     5: (m.Get, (*f.ENVELOPE, f.keys)),
-    6: (m.Set, (*f.ENVELOPE, f.uint, f.uint, f.boolean, _ITEMS, f.uint)),
+    6: (m.Set, (*f.ENVELOPE, f.uint, f.uint, f.boolean, _ITEMS, f.uint, f.ttl)),
     7: (m.Del, (*f.ENVELOPE, f.uint, f.uint, f.boolean, f.keys)),
     8: (m.Scan, (*f.ENVELOPE, f.text, f.text, f.uint)),
     9: (m.Stats, f.ENVELOPE),
@@ -74,6 +74,8 @@ _TO_GLOBAL: dict[int, tuple[type[ToGlobal], tuple[f.Check, ...]]] = {
     12: (m.Unstage, (f.uint, f.uint, f.id16)),
     13: (m.Wait, (*f.ENVELOPE, f.key, f.span)),
     14: (m.Unwait, (*f.ENVELOPE, f.key)),
+    15: (m.Expire, (*f.ENVELOPE, f.uint, f.uint, f.ttl, f.keys)),
+    16: (m.Ttl, (*f.ENVELOPE, f.key)),
 }
 
 _TO_LOCAL: dict[int, tuple[type[ToLocal], tuple[f.Check, ...]]] = {
@@ -90,6 +92,8 @@ _TO_LOCAL: dict[int, tuple[type[ToLocal], tuple[f.Check, ...]]] = {
     75: (m.Chunk, (*f.ENVELOPE, f.id16, f.uint, f.data)),
     76: (m.Staged, (*f.ENVELOPE, f.id16, f.uint, f.uint)),
     77: (m.Committed, (f.uint, f.uint)),
+    78: (m.ExpireReply, (*f.ENVELOPE, f.listed(f.expire_result))),
+    79: (m.TtlReply, (*f.ENVELOPE, f.boolean, f.ttl_left)),
 }
 
 _Table = dict[int, tuple[type[Any], tuple[f.Check, ...]]]

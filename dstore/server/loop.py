@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -92,6 +93,7 @@ class Loop:
             value_limit=settings.value_limit,
             large_from=settings.large_from,
             random63=partial(secrets.randbits, 63),
+            wall=time.time,
             max_clients=settings.max_clients,
             peer_of=router.peer_of,
         )

@@ -9,7 +9,6 @@ from typing import Any
 from dstore.core.authority.acknowledgements import PendingDeletion
 from dstore.core.authority.effects import Commit, GlobalEffect, Publish
 from dstore.core.authority.state import GlobalState
-from dstore.core.authority.writes import PASSED
 from dstore.core.engine import Outcome
 from dstore.protocol.messages import Large
 from dstore.server.engines.memory import MemoryEngine
@@ -27,6 +26,8 @@ SCARCE_BYTES = 6_000
 SCARCE_HOLDER_BYTES = 500
 """Bytes for the record of holders in such a scenario: enough for two keys."""
 NEVER = float("inf")
+WALL = 1.8e9
+"""The time of the wall clock at the beginning of a run."""
 
 
 class SimGlobal(Owner):
@@ -69,6 +70,7 @@ class SimGlobal(Owner):
             value_limit=1 << 20,
             large_from=1 << 10,
             random63=self.loop.random63,
+            wall=lambda: WALL + self.loop.now,
             max_clients=self.scenario.sessions,
             durable=self.scenario.durable,
             quiet_until=now + quiet,
@@ -92,7 +94,7 @@ class SimGlobal(Owner):
             commit(pending, outcome, now)
 
         self.state._writes._commit = ended  # type: ignore[method-assign]
-        self.state.recover([row.key for row in kept if row.deadline <= PASSED], now)
+        self.state.recover([(row.key, row.token, row.deadline) for row in kept], now)
         self._perform([])
         self.own = GlobalsPage(self, self.host)
         if self.scenario.global_page:

@@ -77,7 +77,7 @@ DOORS: dict[str, set[str]] = {
     "numpy": {"codecs"},
     "pytest": {"testing"},
     "rich": {"cli"},
-    "sortedcontainers": {"server.engines"},
+    "sortedcontainers": {"server.engines", "core.authority.deadlines"},
     "zmq": {"transport"},
 }
 
@@ -85,7 +85,8 @@ DOORS: dict[str, set[str]] = {
 PURE = {"errors", "core", "protocol.messages", "protocol.keys"}
 PURE_MODULES = {
     "__future__", "abc", "bisect", "collections", "contextlib", "dataclasses", "enum", "functools",
-    "hashlib", "heapq", "itertools", "math", "operator", "struct", "types", "typing",
+    "hashlib", "heapq", "itertools", "math", "operator", "sortedcontainers", "struct", "types",
+    "typing",
 }  # fmt: skip
 
 

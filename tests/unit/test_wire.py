@@ -18,6 +18,7 @@ from dstore.config import (
     KEYS_PER_MESSAGE_MAX,
     LABEL_MAX,
     LOG_LENGTH_MAX,
+    TTL_MAX,
 )
 from dstore.errors import BadMessage
 from dstore.protocol import messages, unpacking, wire
@@ -67,6 +68,9 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "watching": st.booleans(),
     "key": keys,
     "timeout": st.floats(0, 1e8, exclude_min=True),
+    "ttl": st.none() | st.floats(0, TTL_MAX, exclude_min=True),
+    "bound": st.booleans(),
+    "left": st.none() | st.floats(0, 1e10),
 }
 ITEMS: dict[type, st.SearchStrategy[Any]] = {
     messages.Set: st.builds(messages.SetItem, keys, stored),
@@ -82,6 +86,7 @@ ITEMS: dict[type, st.SearchStrategy[Any]] = {
     messages.DelReply: st.builds(
         messages.DelResult, st.sampled_from(messages.DelStatus), uints, uints, uints, uints
     ),
+    messages.ExpireReply: st.sampled_from(messages.ExpireStatus),
 }
 
 
@@ -312,6 +317,7 @@ def test_messages_with_as_much_as_there_may_be_are_read() -> None:
             1,
             [messages.DelResult(messages.DelStatus.DELETED, 1 << 40)] * KEYS_PER_MESSAGE_MAX,
         ),
+        messages.Expire(1, 1, 1, 1, 0, 1.5, [key] * KEYS_PER_MESSAGE_MAX),
         messages.ScanReply(1, 1, 1, [key] * KEYS_PER_MESSAGE_MAX, key),
         messages.StatsReply(1, 1, 1, {"locals": {f"{2**64 - n}": figure for n in range(1000)}}),
     ):
@@ -608,6 +614,23 @@ def test_a_message_is_a_list_and_nothing_else(quick: int, monkeypatch: pytest.Mo
     for packed in (b"\xc4\x03\x04\x01\x01", b"\xa3\x04\x01\x01", b"\x83\x04\x01\x01\x01\x02\x02"):
         with pytest.raises(BadMessage):
             wire.decode_to_global(wire.PREFIX + packed)
+
+
+@pytest.mark.parametrize("ttl", [float("nan"), float("inf"), 0.0, -1, TTL_MAX * 1.001, True, "1"])
+def test_a_time_to_live_is_one(ttl: Any) -> None:
+    item = messages.SetItem("k", Stored(bytes(16), "bytes", b"v"))
+    for message in (
+        messages.Set(1, 1, 1, 1, 0, False, [item], 1, ttl),
+        messages.Expire(1, 1, 1, 1, 0, ttl, ["k"]),
+    ):
+        with pytest.raises(BadMessage):
+            wire.decode_to_global(wire.encode(message))
+
+
+@pytest.mark.parametrize("left", [float("nan"), float("inf"), -1, True, "1"])
+def test_the_rest_of_a_time_to_live_is_one(left: Any) -> None:
+    with pytest.raises(BadMessage):
+        wire.decode_to_local(wire.encode(messages.TtlReply(1, 1, 1, True, left)))
 
 
 @pytest.mark.parametrize("span", [float("nan"), float("inf"), -float("inf"), 0.0, -1, 1e9])

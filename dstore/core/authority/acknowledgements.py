@@ -20,6 +20,7 @@ from dataclasses import InitVar, dataclass, field
 from dstore.core.authority.budgets import Account, text_bytes
 from dstore.core.authority.effects import NEVER, Alarm
 from dstore.core.authority.sessions import ActiveWrite, Session
+from dstore.core.engine import NO_DEADLINE
 from dstore.protocol.messages import Key, Large, Stored
 
 REMIND_AFTER = 0.005
@@ -51,6 +52,7 @@ class PendingDeletion:
     size: int = field(init=False)
     large: bool = field(init=False)
     replacement: Stored | None = None
+    deadline: float = NO_DEADLINE  # of the replacement
     doomed: bool = False  # its first writer does not wait
     submitted: bool = False  # it waits for no holder any more, and is made durable
     seq: int = 0

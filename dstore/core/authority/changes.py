@@ -7,8 +7,9 @@ numbers, holders and answers change only then. So no answer of any kind (bound, 
 a scan, a wait, a repeat) can show what a crash takes back, no read waits for a disk, and a change
 that fails leaves nothing to undo.
 
-Meanwhile a key that is being bound is *busy*: further writes of it queue, as they do behind a
-pending deletion. A removal or a replacement is still a pending deletion.
+Meanwhile a key that is being bound, or whose deadline is being changed, is *busy*: further writes
+of it queue, as they do behind a pending deletion. A removal or a replacement is still a pending
+deletion.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TypeAlias
 
+from dstore.core.authority.deadlines import deadline_bytes
 from dstore.core.authority.effects import Commit, Outbox
-from dstore.core.engine import Change, ChangeKind, Outcome
+from dstore.core.engine import NO_DEADLINE, Change, ChangeKind, Outcome
 from dstore.protocol.messages import Key
 
 Then: TypeAlias = Callable[[Outcome, float], None]
@@ -34,12 +36,12 @@ class Changes:
 
     def __init__(self, out: Outbox, durable: bool) -> None:
         self.durable = durable
-        self.bytes = 0  # what the values that are being bound will take in the engine
-        self.busy: dict[Key, list[Execute]] = {}  # the keys being bound, and the writes that queue
+        self.bytes = 0  # what will be taken by the values that are being bound, and by deadlines
+        self.busy: dict[Key, list[Execute]] = {}  # the busy keys, and the writes that queue
         self._out = out
         self._number = 0
-        self._gathered: list[tuple[Change, Then]] = []  # in this event
-        self._under_way: dict[int, list[tuple[Change, Then]]] = {}  # by number of the batch
+        self._gathered: list[tuple[Change, Then, bool]] = []  # in this event
+        self._under_way: dict[int, list[tuple[Change, Then, bool]]] = {}  # by number of the batch
 
     def __repr__(self) -> str:
         return f"<Changes durable={self.durable} under_way={len(self)} busy={len(self.busy)}>"
@@ -48,15 +50,18 @@ class Changes:
         """Return how many changes are not durable yet."""
         return len(self._gathered) + sum(map(len, self._under_way.values()))
 
-    def submit(self, change: Change, then: Then, now: float) -> None:
-        """Make a change durable, then call ``then``; at once if there is no journal."""
+    def submit(self, change: Change, then: Then, now: float, *, busy: bool = False) -> None:
+        """Make a change durable, then call ``then``; at once if there is no journal.
+
+        With ``busy`` its key is busy meanwhile: it is not, and no deletion of it is pending.
+        """
         if not self.durable:
             then(Outcome.DONE, now)
             return
-        if change.kind is ChangeKind.BIND:
+        if busy:
             self.busy[change.key] = []
-            self.bytes += _cost(change)
-        self._gathered.append((change, then))
+        self.bytes += _cost(change)
+        self._gathered.append((change, then, busy))
 
     def emit(self) -> None:
         """Hand the changes of this event to the host, as one batch."""
@@ -64,23 +69,25 @@ class Changes:
             self._number += 1
             batch, self._gathered = self._gathered, []
             self._under_way[self._number] = batch
-            self._out.commit(Commit(self._number, [change for change, _ in batch]))
+            self._out.commit(Commit(self._number, [change for change, _, _ in batch]))
 
     def committed(self, number: int, outcomes: Iterable[Outcome], now: float) -> None:
         """Take the outcomes of a batch: what follows from each change happens now.
 
-        The writes that queued behind a key that was being bound are executed after that.
+        The writes that queued behind a key that was busy are executed after that.
         """
-        for (change, then), outcome in zip(self._under_way.pop(number), outcomes):
-            queued: list[Execute] = []
-            if change.kind is ChangeKind.BIND:
-                queued = self.busy.pop(change.key)
-                self.bytes -= _cost(change)
+        for (change, then, busy), outcome in zip(self._under_way.pop(number), outcomes):
+            queued: list[Execute] = self.busy.pop(change.key) if busy else []
+            self.bytes -= _cost(change)
             then(outcome, now)
             for execute in queued:
                 execute(now)
 
 
 def _cost(change: Change) -> int:
-    assert change.stored is not None
-    return BIND_BYTES + change.stored.size
+    """Return the bytes by which memory may grow when a change is applied, replacements aside."""
+    cost = 0 if change.deadline == NO_DEADLINE else deadline_bytes(change.key)
+    if change.kind is ChangeKind.BIND:
+        assert change.stored is not None
+        cost += BIND_BYTES + change.stored.size
+    return cost

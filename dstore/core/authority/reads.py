@@ -1,4 +1,4 @@
-"""How Global answers the requests that change no key: GET, WAIT, SCAN and FETCH.
+"""How Global answers the requests that change no key: GET, WAIT, TTL, SCAN and FETCH.
 
 A reader becomes a holder of the value in the same step in which the engine is read. So no deletion
 can start in between and miss the new holder.
@@ -23,6 +23,7 @@ from typing import NamedTuple
 from dstore.config import BATCH_BYTES_MAX, KEYS_PER_MESSAGE_MAX
 from dstore.core.authority.acknowledgements import PendingDeletion
 from dstore.core.authority.budgets import Account, text_bytes
+from dstore.core.authority.deadlines import Deadlines
 from dstore.core.authority.effects import NEVER, Alarm, Outbox, Refuse
 from dstore.core.authority.holders import Holders
 from dstore.core.authority.invalidations import InvalidationLog
@@ -42,6 +43,8 @@ from dstore.protocol.messages import (
     Route,
     Scan,
     ScanReply,
+    Ttl,
+    TtlReply,
     Unwait,
     Wait,
 )
@@ -185,6 +188,7 @@ class Reads:
     _log: InvalidationLog
     _pending: dict[Key, PendingDeletion]
     _waits: Waits
+    _deadlines: Deadlines
     _out: Outbox
 
     def get(self, session: Session | None, route: Route, message: Get, now: float) -> None:
@@ -253,6 +257,13 @@ class Reads:
 
     def _answer(self, session: Session | None, route: Route, message: Wait) -> None:
         self._out.send(route, self.reply(session, message.request, [message.key]))
+
+    def ttl(self, session: Session | None, route: Route, message: Ttl, now: float) -> None:
+        """Answer when a key expires. If its deadline has passed and it is bound still: now."""
+        self._out.counters["ttls"] += 1
+        bound = self._engine.read(message.key) is not None
+        left = self._deadlines.left(message.key) if bound else None
+        self._out.send(route, TtlReply(self._epoch, *message[1:3], bound, left))
 
     def scan(self, session: Session | None, route: Route, message: Scan, now: float) -> None:
         self._out.counters["scans"] += 1

@@ -46,6 +46,8 @@ from dstore.protocol.messages import (
     DelReply,
     DelResult,
     DelStatus,
+    ExpireReply,
+    ExpireStatus,
     Hello,
     Key,
     Kind,
@@ -54,6 +56,8 @@ from dstore.protocol.messages import (
     SetResult,
     SetStatus,
     Welcome,
+    WriteReply,
+    WriteResult,
 )
 
 LINGER_LEASES = 10
@@ -73,7 +77,7 @@ a write that is not answered at least every 4 seconds.
 """
 NO_BIT = -1
 """Stands for the holder bit of a session that is no holder."""
-_SET, _DEL = b"S", b"D"
+_SET, _DEL, _EXPIRE = b"S", b"D", b"E"
 _OUTCOME = Struct(">BQIII")
 """Status, seq, confirmed, expired, pending."""
 OUTCOME_OVERHEAD = 250
@@ -120,7 +124,7 @@ class Session:
             f"outcomes={len(self.outcomes)}>"
         )
 
-    def record(self, write: ActiveWrite, reply: SetReply | DelReply) -> None:
+    def record(self, write: ActiveWrite, reply: WriteReply) -> None:
         """Keep the outcomes of a write that has ended, if they may be asked for again."""
         change = -write.cost
         if self.open and write.number >= self.seen:
@@ -147,10 +151,11 @@ class Session:
 
 @dataclass(slots=True, eq=False, repr=False)
 class ActiveWrite:
-    """A SET or DEL from its arrival until all its ``size`` items have outcomes.
+    """A SET, DEL or EXPIRE from its arrival until all its ``size`` items have outcomes.
 
     ``number`` is that of the write within its session. ``holder`` is the session that may cache the
     values, or None. ``route`` and ``request`` are those of its latest repeat. ``cost`` is in bytes.
+    ``ttl`` is that of the message: seconds, or None.
     """
 
     route: Route
@@ -158,11 +163,12 @@ class ActiveWrite:
     session: Session
     holder: Session | None
     number: int
-    is_set: bool
+    kind: type[WriteReply]
     cost: int
     size: InitVar[int]
+    ttl: float | None = None
     _left: int = field(init=False)
-    _results: list[SetResult | DelResult | None] = field(init=False)
+    _results: list[WriteResult | None] = field(init=False)
     _room: int = BATCH_BYTES_MAX
 
     def __post_init__(self, size: int) -> None:
@@ -180,19 +186,18 @@ class ActiveWrite:
         self._room -= size
         return self._room >= 0 or self._room + size == BATCH_BYTES_MAX
 
-    def note(self, index: int, result: SetResult | DelResult) -> bool:
+    def note(self, index: int, result: WriteResult) -> bool:
         """Record the outcome of one item. Returns whether it was the last one to come."""
         self._results[index] = result
         self._left -= 1
         return not self._left
 
-    def reply(self, epoch: int) -> SetReply | DelReply:
+    def reply(self, epoch: int) -> WriteReply:
         """Return the reply, when all items have outcomes."""
-        kind = SetReply if self.is_set else DelReply
-        return kind(epoch, self.session.id, self.request, cast("list[Any]", self._results))
+        return self.kind(epoch, self.session.id, self.request, cast("list[Any]", self._results))
 
 
-def recorded(reply: SetReply | DelReply) -> bytes:
+def recorded(reply: WriteReply) -> bytes:
     """Pack the outcomes of a reply, without values and without leave to cache anything.
 
     By the time a repeat is answered the value may have been deleted, and its writer, which has
@@ -203,12 +208,17 @@ def recorded(reply: SetReply | DelReply) -> bytes:
         if len(reply.items) == 1:
             return _DEL + pack(*reply.items[0])
         return _DEL + b"".join([pack(*each) for each in reply.items])
+    if type(reply) is ExpireReply:
+        return _EXPIRE + bytes(reply.items)
+    assert type(reply) is SetReply
     packed = [pack(each.status, each.seq, each.confirmed, each.expired, 0) for each in reply.items]
     return _SET + b"".join(packed)
 
 
-def repeated(outcomes: bytes, envelope: tuple[int, int, int]) -> SetReply | DelReply:
+def repeated(outcomes: bytes, envelope: tuple[int, int, int]) -> WriteReply:
     """Return the reply to a repeat of a finished write. ``envelope`` is that of the repeat."""
+    if outcomes[:1] == _EXPIRE:
+        return ExpireReply(*envelope, [ExpireStatus(status) for status in outcomes[1:]])
     rows = _OUTCOME.iter_unpack(outcomes[1:])
     if outcomes[:1] == _DEL:
         return DelReply(*envelope, [DelResult(DelStatus(status), *rest) for status, *rest in rows])

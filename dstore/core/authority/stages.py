@@ -24,12 +24,14 @@ from dstore.config import (
 )
 from dstore.core.authority.acknowledgements import PendingDeletion
 from dstore.core.authority.changes import BIND_BYTES, Changes
+from dstore.core.authority.deadlines import Deadlines, deadline_bytes
 from dstore.core.authority.effects import NEVER, Alarm, Outbox, Refuse
 from dstore.core.authority.sessions import Session
-from dstore.core.engine import Bulk, Engine, Lost
+from dstore.core.engine import NO_DEADLINE, Bulk, Engine, Lost
 from dstore.errors import StoreFull
 from dstore.protocol import content
 from dstore.protocol.messages import (
+    Key,
     Large,
     Refusal,
     Route,
@@ -73,10 +75,10 @@ class _Upload:
 class Stages:
     """All uploads, by token, and the room that they leave.
 
-    The memory is that of the engine, of uploads (``reserved``), and of the replacements that are
-    pending. Of such a replacement both values are here: ``replacing`` are the bytes of the new
-    values, ``growing`` those by which the values will grow. No value may have more than
-    ``value_limit`` bytes.
+    The memory is that of the engine, of deadlines, of uploads (``reserved``), and of the
+    replacements that are pending. Of such a replacement both values are here: ``replacing`` are the
+    bytes of the new values, ``growing`` those by which the values will grow. No value may have more
+    than ``value_limit`` bytes.
     """
 
     def __init__(
@@ -84,6 +86,7 @@ class Stages:
         engine: Engine,
         bulk: Bulk,
         changes: Changes,
+        deadlines: Deadlines,
         value_limit: int,
         out: Outbox,
         alarm: Alarm,
@@ -95,6 +98,7 @@ class Stages:
         self._engine = engine
         self._bulk = bulk
         self._changes = changes
+        self._deadlines = deadlines
         self._out = out
         self._alarm = alarm
         self._uploads: dict[bytes, _Upload] = {}
@@ -108,8 +112,13 @@ class Stages:
     @property
     def room(self) -> int:
         """Bytes that further uploads may take."""
-        taken = self._engine.size + self.reserved + self.replacing + self._changes.bytes
-        return self._engine.limit - taken
+        return self._engine.limit - self._taken - self.replacing
+
+    @property
+    def _taken(self) -> int:
+        """What is taken now, and what uploads and changes on their way to the disk will take."""
+        size = self._engine.size + self._deadlines.bytes
+        return size + self.reserved + self._changes.bytes
 
     @property
     def wake_at(self) -> float:
@@ -224,8 +233,10 @@ class Stages:
 
     # ---- binding --------------------------------------------------------------------------
 
-    def claim(self, session: Session, item: SetItem, old: Stored | None) -> SetStatus | None:
-        """Claim what is needed to bind a value in place of ``old``.
+    def claim(
+        self, session: Session, item: SetItem, old: Stored | None, deadline: bool
+    ) -> SetStatus | None:
+        """Claim what is needed to bind a value in place of ``old``, perhaps with a ``deadline``.
 
         Returns why the value cannot be bound, or None if it can. The bytes of a large value are
         then taken from its upload.
@@ -235,7 +246,10 @@ class Stages:
             return SetStatus.TOO_LARGE
         if not content.matches(item.key, stored):
             return SetStatus.MISMATCH
-        if not self._engine.fits(item.key, stored) or not self._will_fit(session, stored, old):
+        further = deadline_bytes(item.key) if deadline else 0
+        if not self._engine.fits(item.key, stored):
+            return SetStatus.FULL
+        if not self._will_fit(session, stored, old, further):
             return SetStatus.FULL
         if type(stored.body) is Large and not self._take(stored, session):
             return SetStatus.ABSENT
@@ -254,15 +268,23 @@ class Stages:
         self._forget(stored.token)
         return True
 
-    def _will_fit(self, session: Session, stored: Stored, old: Stored | None) -> bool:
-        """Whether the value also fits when all uploads and replacements have ended."""
+    def may_expire(self, key: Key) -> bool:
+        """Whether there is room for the deadline of a key that has a value."""
+        if self._deadlines.of(key) != NO_DEADLINE:
+            return True
+        return self._taken + self.growing + deadline_bytes(key) <= self._engine.limit
+
+    def _will_fit(self, session: Session, stored: Stored, old: Stored | None, further: int) -> bool:
+        """Whether the value also fits when all uploads and replacements have ended.
+
+        ``further`` are bytes that it takes beside the engine.
+        """
         if self._find(stored, session) is not None:  # it is one of these uploads
             return True
-        coming = self.growing + self.reserved + self._changes.bytes
-        growth = stored.size - (old.size if old is not None else 0)
+        growth = stored.size + further - (old.size if old is not None else 0)
         if self._changes.durable and old is None:  # it must fit when it is applied, later
             growth += BIND_BYTES
-        return self._engine.size + coming + growth <= self._engine.limit or growth <= 0
+        return self._taken + self.growing + growth <= self._engine.limit or growth <= 0
 
     def release(self, stored: Stored) -> None:
         """Drop the bytes of a claimed value that could not be bound."""

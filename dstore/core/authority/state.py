@@ -18,6 +18,7 @@ from typing import Any
 
 from dstore.config import CLIENTS_MAX_DEFAULT
 from dstore.core.authority.changes import Changes
+from dstore.core.authority.deadlines import Deadlines
 from dstore.core.authority.effects import Alarm, GlobalEffect, Outbox, Refuse
 from dstore.core.authority.host import OwnMembership, Page
 from dstore.core.authority.invalidations import Invalidations
@@ -43,7 +44,8 @@ class GlobalState:
     ``bulk`` has the bytes of large values, which are those of ``large_from`` bytes or more; no
     value may have more than ``value_limit``. ``random63`` returns 63 random bits that cannot be
     guessed. ``max_clients`` sessions are admitted, and a share of these from one host, whose
-    address ``peer_of`` returns for a connection.
+    address ``peer_of`` returns for a connection. ``wall`` returns the time of the wall clock, by
+    which keys expire, in seconds since 1970.
     Where Global is ``durable``, changes leave as :class:`~.effects.Commit` effects, and take place
     when the host reports to :meth:`committed`. Nothing is removed or replaced before
     ``quiet_until``.
@@ -61,6 +63,7 @@ class GlobalState:
         value_limit: int,
         large_from: int,
         random63: Callable[[], int],
+        wall: Callable[[], float],
         max_clients: int = CLIENTS_MAX_DEFAULT,
         peer_of: Callable[[m.Route], str | None] = lambda route: None,
         durable: bool = False,
@@ -81,9 +84,11 @@ class GlobalState:
         )
         log = self._log = invalidations.log
         changes = self._changes = Changes(out, durable)
-        stages = self._stages = Stages(engine, bulk, changes, value_limit, out, alarm)
+        deadlines = self._deadlines = Deadlines(wall, log_length, lease, alarm)
+        stages = self._stages = Stages(engine, bulk, changes, deadlines, value_limit, out, alarm)
         waits = self._waits = Waits(alarm, sessions.waits_of_none)
-        self._reads = Reads(epoch, engine, bulk, holders, log, invalidations.pending, waits, out)
+        pending = invalidations.pending
+        self._reads = Reads(epoch, engine, bulk, holders, log, pending, waits, deadlines, out)
         writes = self._writes = Writes(
             epoch,
             engine,
@@ -94,6 +99,7 @@ class GlobalState:
             invalidations,
             waits,
             changes,
+            deadlines,
             out,
             alarm,
             quiet_until,
@@ -116,6 +122,7 @@ class GlobalState:
         self._of_readers: dict[type, Callable[..., None]] = {
             m.Get: self._reads.get,
             m.Wait: self._reads.wait,
+            m.Ttl: self._reads.ttl,
             m.Scan: self._reads.scan,
             m.Fetch: self._reads.fetch,
             m.Stats: self._on_stats,
@@ -124,6 +131,7 @@ class GlobalState:
         self._of_writers: dict[type, Callable[..., None]] = {
             m.Set: self._on_set,
             m.Del: self._writes.delete,
+            m.Expire: self._writes.expire_keys,
             m.Stage: stages.stage,
         }
         # These are refused unless they have the secret of an open session.
@@ -179,14 +187,13 @@ class GlobalState:
             self._out.refuse(route, message, *refuse.args)
         return self._effects()
 
-    def recover(self, doomed: Iterable[m.Key], now: float) -> None:
-        """Go on with the deletions that a former life has begun and that were not waited for.
+    def recover(self, deadlines: Iterable[tuple[m.Key, bytes, float]], now: float) -> None:
+        """Take the deadlines that a former life has left: keys, tokens of their values, and times.
 
-        The first tick sends what follows from it.
+        Those that have passed are deleted in the next ticks, a few at a time, among them the
+        deletions that were not waited for. The removals follow after ``quiet_until``.
         """
-        for key in doomed:
-            self._writes.remove(key, now)
-        self.alarm.at(now)
+        self._deadlines.load(deadlines, now)
 
     def committed(self, number: int, outcomes: Iterable[Outcome], now: float) -> list[GlobalEffect]:
         """Apply the changes of a batch that has become durable, and answer their writers."""
@@ -282,6 +289,7 @@ class GlobalState:
         if now >= self._own.wake_at:
             self._own.tick(now)
         self._writes.expire(now)
+        self._writes.expire_due(now)
         self._stages.expire(now)
         self._invalidations.remind(now)
         self._memberships.drop_silent(now)
@@ -297,6 +305,7 @@ class GlobalState:
             return now
         return min(
             self._writes.wake_at(now),
+            self._deadlines.wake_at,
             self._own.wake_at,
             self._memberships.wake_at,
             self._invalidations.wake_at,
@@ -334,7 +343,7 @@ class GlobalState:
         return {
             "epoch": f"{self.epoch:016x}",
             "keys": len(self._engine),
-            "bytes": self._engine.size,
+            "bytes": self._engine.size + self._deadlines.bytes,
             "bytes_limit": self._engine.limit,
             "value_limit": self._stages.value_limit,
             "large_from": self._welcome.large_from,
@@ -342,6 +351,7 @@ class GlobalState:
             "seq": self._log.seq,
             "pending": len(self._invalidations.pending),
             "uncommitted": len(self._changes),
+            "deadlines": len(self._deadlines),
             "held_keys": len(self._holders),
             "waiting": len(self._waits),
             "watching": self._invalidations.watchers,

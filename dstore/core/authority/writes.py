@@ -15,6 +15,12 @@ the new value.
 A SET names a large value by its token. If the bytes are not here yet the outcome says so (ABSENT);
 the Local uploads them and asks again; see :mod:`dstore.core.authority.stages`.
 
+A key with a deadline that has passed *expires*: Global deletes it by itself, as if a DEL had come
+that nobody waits for. If something is under way on the key, the expiry queues behind it, and takes
+place only if the key has the same value and the same deadline then. A SET or an EXPIRE that meets a
+passed deadline begins the expiry and queues behind it, and a deletion that is not waited for is a
+deadline that has passed. See :mod:`dstore.core.authority.deadlines`.
+
 Where a journal makes changes durable, each change goes through it before the engine changes and
 before anything is answered; see :mod:`dstore.core.authority.changes`. After a restart nothing is
 removed or replaced before the leases that a former life has granted are over (``quiet_until``):
@@ -28,10 +34,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import partial
 
-from dstore.config import OUTCOMES_MAX
+from dstore.config import CONTENT_PREFIX, OUTCOMES_MAX, WRITES_BYTES_SHARE
 from dstore.core.authority.acknowledgements import PendingDeletion
 from dstore.core.authority.budgets import text_bytes
 from dstore.core.authority.changes import Changes, Execute
+from dstore.core.authority.deadlines import Deadline, Deadlines
 from dstore.core.authority.effects import NEVER, Alarm, Outbox, Refuse
 from dstore.core.authority.holders import Holders
 from dstore.core.authority.invalidations import Invalidations
@@ -46,13 +53,17 @@ from dstore.core.authority.sessions import (
     repeated,
 )
 from dstore.core.authority.stages import Stages
-from dstore.core.engine import Bulk, Change, ChangeKind, Engine, Outcome
+from dstore.core.engine import NO_DEADLINE, Bulk, Change, ChangeKind, Engine, Outcome
 from dstore.errors import DstoreError, StoreFull
 from dstore.protocol.messages import (
     NO_SESSION,
     Del,
+    DelReply,
     DelResult,
     DelStatus,
+    Expire,
+    ExpireReply,
+    ExpireStatus,
     Found,
     Key,
     Large,
@@ -60,14 +71,24 @@ from dstore.protocol.messages import (
     Route,
     Set,
     SetItem,
+    SetReply,
     SetResult,
     SetStatus,
     Stored,
+    WriteMessage,
+    WriteReply,
+    WriteResult,
 )
 
 PASSED = 0.0
 """A deadline that has passed: the value is to be removed in any case."""
 _REFUSED = {Outcome.FULL: SetStatus.FULL, Outcome.FAILED: SetStatus.FAILED}
+_EXPIRE_REFUSED = {Outcome.FULL: ExpireStatus.FULL, Outcome.FAILED: ExpireStatus.FAILED}
+_REPLY: dict[type[WriteMessage], type[WriteReply]] = {
+    Set: SetReply,
+    Del: DelReply,
+    Expire: ExpireReply,
+}
 
 
 @dataclass(eq=False, repr=False)
@@ -83,6 +104,7 @@ class Writes:
     _invalidations: Invalidations
     _waits: Waits
     _changes: Changes
+    _deadlines: Deadlines
     _out: Outbox
     _alarm: Alarm
     quiet_until: float = 0.0
@@ -115,8 +137,20 @@ class Writes:
             finally:
                 self.complete(self._invalidations.notify(now), now)
 
+    def expire_keys(self, session: Session, route: Route, message: Expire, now: float) -> None:
+        """Execute an EXPIRE. Its reply may come in a later event."""
+        size = sum(map(text_bytes, message.keys))
+        write = self._admit(session, route, message, len(message.keys), size)
+        if write is not None:
+            self._out.counters["expires"] += len(message.keys)
+            try:
+                for index, key in enumerate(message.keys):
+                    self._set_deadline(write, index, key, now)
+            finally:
+                self.complete(self._invalidations.notify(now), now)
+
     def _admit(
-        self, session: Session, route: Route, message: Set | Del, count: int, size: int
+        self, session: Session, route: Route, message: WriteMessage, count: int, size: int
     ) -> ActiveWrite | None:
         """Return the write to execute, or None if it is a repeat. Raises Refuse.
 
@@ -139,21 +173,22 @@ class Writes:
             session,
             self._holder(session, message),
             message.write,
-            type(message) is Set,
+            _REPLY[type(message)],
             cost,
             count,
+            None if isinstance(message, Del) else message.ttl,
         )
         session.writes.take(cost)
         session.outcomes[message.write] = write
         return write
 
-    def _holder(self, session: Session, message: Set | Del) -> Session | None:
+    def _holder(self, session: Session, message: WriteMessage) -> Session | None:
         """Return the session that may cache the values of a SET."""
         if type(message) is not Set or message.holder == NO_SESSION:
             return None
         return session if message.holder == session.id else self._sessions.get(message.holder)
 
-    def _check_admission(self, session: Session, message: Set | Del, cost: int) -> None:
+    def _check_admission(self, session: Session, message: WriteMessage, cost: int) -> None:
         if message.write < session.seen:
             raise Refuse(Refusal.STALE_WRITE, "its sender has given it up")
         if self.closing:
@@ -165,7 +200,7 @@ class Writes:
             text = f"too many writes wait, {session.writes.taken:,} bytes of them of this session"
             raise Refuse(Refusal.BUSY, text)
 
-    def _finish(self, write: ActiveWrite, index: int, result: SetResult | DelResult) -> None:
+    def _finish(self, write: ActiveWrite, index: int, result: WriteResult) -> None:
         """Record the outcome of one item. When it was the last one, send the reply."""
         if write.note(index, result):
             reply = write.reply(self._epoch)
@@ -177,26 +212,35 @@ class Writes:
     def _set(
         self, write: ActiveWrite, index: int, item: SetItem, replace: bool, now: float
     ) -> None:
-        queue = self._queue(item.key)
+        queue = self._queue(item.key) if replace else self._queue_of_living(item.key, now)
         if queue is not None:
             queue.append(partial(self._set, write, index, item, replace))
             return
         old = self._engine.read(item.key)
+        limited = write.ttl is not None
         if old is not None and not replace:
+            if self._prolongs(write, item.key):
+                self._prolong(write, index, item, old, now)
+                return
             result = self._occupied(write, item.key, old)
-        elif (refusal := self._stages.claim(write.session, item, old)) is not None:
+        elif (refusal := self._stages.claim(write.session, item, old, limited)) is not None:
             result = SetResult(refusal, self._invalidations.log.seq)
         elif old is None:
-            change = Change(ChangeKind.BIND, item.key, b"", item.stored)
-            self._changes.submit(change, partial(self._bind, write, index, item), now)
+            deadline = self._deadlines.after(write.ttl)
+            change = Change(ChangeKind.BIND, item.key, b"", item.stored, deadline)
+            then = partial(self._bind, write, index, item, deadline)
+            self._changes.submit(change, then, now, busy=True)
             return
         else:
             pending = PendingDeletion(item.key, old, write, index, write.session.writes)
             self._stages.begin_replacement(pending, item.stored)
             self._invalidations.start(pending, now)
             return
-        refused = result.status not in (SetStatus.STORED, SetStatus.ABSENT)
-        if refused and type(item.stored.body) is Large:
+        self._end_set(write, index, item, result)
+
+    def _end_set(self, write: ActiveWrite, index: int, item: SetItem, result: SetResult) -> None:
+        """End the SET of an item that is not bound."""
+        if result.status is not SetStatus.ABSENT and type(item.stored.body) is Large:
             self._stages.drop(item.stored.token, write.session)
         self._finish(write, index, result)
 
@@ -205,8 +249,22 @@ class Writes:
         pending = self._invalidations.pending.get(key)
         return self._changes.busy.get(key) if pending is None else pending.queued
 
+    def _queue_of_living(self, key: Key, now: float) -> list[Execute] | None:
+        """Do what :meth:`_queue` does, and begin the expiry of a key whose deadline has passed."""
+        queue = self._queue(key)
+        if queue is None and (record := self._deadlines.passed(key)) is not None:
+            self._expire(record, now)
+            queue = self._queue(key)
+        return queue
+
     def _bind(
-        self, write: ActiveWrite, index: int, item: SetItem, outcome: Outcome, now: float
+        self,
+        write: ActiveWrite,
+        index: int,
+        item: SetItem,
+        deadline: float,
+        outcome: Outcome,
+        now: float,
     ) -> None:
         """Bind a value, once that is durable."""
         seq = self._invalidations.log.seq
@@ -219,6 +277,7 @@ class Writes:
                     raise
                 status = SetStatus.FULL if isinstance(error, StoreFull) else SetStatus.FAILED
         if status is None:
+            self._deadlines.set(item.key, item.stored.token, deadline, now)
             self._waits.bound(item.key)
             cacheable = self._hold(item.key, write.holder)
             self._finish(write, index, SetResult(SetStatus.STORED, seq, cacheable))
@@ -234,6 +293,30 @@ class Writes:
         if write.reserve(old.inline) and self._hold(key, write.holder):
             found = Found(seq, True, old)
         return SetResult(SetStatus.OCCUPIED, seq, found=found)
+
+    def _prolongs(self, write: ActiveWrite, key: Key) -> bool:
+        """Whether a SET of a key that is bound makes it live longer: a PUT does."""
+        if not key.startswith(CONTENT_PREFIX):
+            return False
+        old = self._deadlines.of(key)
+        return old != NO_DEADLINE and old < self._deadlines.after(write.ttl)
+
+    def _prolong(
+        self, write: ActiveWrite, index: int, item: SetItem, old: Stored, now: float
+    ) -> None:
+        """Answer a PUT of an address that is bound when it lives as long as was asked for."""
+
+        def prolonged(outcome: Outcome, now: float) -> None:
+            if outcome:
+                result = SetResult(_REFUSED[outcome], self._invalidations.log.seq)
+            else:
+                self._deadlines.set(item.key, old.token, deadline, now)
+                result = self._occupied(write, item.key, old)
+            self._end_set(write, index, item, result)
+
+        deadline = self._deadlines.after(write.ttl)
+        change = Change(ChangeKind.DEADLINE, item.key, old.token, deadline=deadline)
+        self._changes.submit(change, prolonged, now, busy=True)
 
     def _hold(self, key: Key, session: Session | None) -> bool:
         """Make the session of the writer a holder. Returns whether the value may be cached there.
@@ -289,17 +372,74 @@ class Writes:
                 bound = self._engine.read(pending.key)
                 if bound is not None and bound.token == pending.token:
                     result = DelResult(DelStatus.FAILED, pending.seq)
+            else:  # its removal follows; should that fail, it is tried again
+                self._deadlines.set(pending.key, pending.token, PASSED, now, begun=True)
             self._finish(write, index, result)
 
         self._changes.submit(change, doomed, now)
 
-    def remove(self, key: Key, now: float) -> None:
-        """Delete a key on behalf of no session; the caller then calls :meth:`complete`."""
+    # ---- expiring -------------------------------------------------------------------------
+
+    def _set_deadline(self, write: ActiveWrite, index: int, key: Key, now: float) -> None:
+        """Give a key another deadline, or none."""
+        queue = self._queue_of_living(key, now)
+        if queue is not None:
+            queue.append(partial(self._set_deadline, write, index, key))
+            return
         stored = self._engine.read(key)
-        if stored is not None and key not in self._invalidations.pending:
-            account = self._sessions.writes_of_global
-            pending = PendingDeletion(key, stored, None, 0, account, doomed=True)
-            self._invalidations.start(pending, now)
+        if stored is None:
+            self._finish(write, index, ExpireStatus.MISSING)
+            return
+        if write.ttl is not None and not self._stages.may_expire(key):
+            self._finish(write, index, ExpireStatus.FULL)
+            return
+        token, deadline = stored.token, self._deadlines.after(write.ttl)
+
+        def changed(outcome: Outcome, now: float) -> None:
+            if not outcome:
+                self._deadlines.set(key, token, deadline, now)
+            self._finish(write, index, _EXPIRE_REFUSED.get(outcome, ExpireStatus.DONE))
+
+        change = Change(ChangeKind.DEADLINE, key, token, deadline=deadline)
+        self._changes.submit(change, changed, now, busy=True)
+
+    def expire_due(self, now: float) -> None:
+        """Begin the expiry of keys whose deadlines have passed; of some, if there are many."""
+        if self.closing:
+            self._deadlines.wake_at = NEVER
+        if now < self._deadlines.wake_at:
+            return
+        due = self._deadlines.due(now)
+        account = self._sessions.writes_of_global
+        try:
+            while due and account.taken < WRITES_BYTES_SHARE:
+                self._expire(due[0], now)
+                due.popleft()
+        finally:  # what is left, for lack of memory or since the engine raises, is tried again
+            for _, key, _ in due:
+                self._deadlines.failed(key, now)
+            self.complete(self._invalidations.notify(now), now)
+
+    def _expire(self, record: Deadline, now: float) -> None:
+        """Delete a key whose deadline has passed, when nothing is under way on it any more.
+
+        The caller then calls :meth:`complete`.
+        """
+        if not self._deadlines.holds(record):
+            return  # while this was queued, its value or its deadline has become another
+        _, key, token = record
+        queue = self._queue(key)
+        if queue is not None:
+            queue.append(partial(self._expire, record))
+            return
+        stored = self._engine.read(key)
+        if stored is None or stored.token != token:
+            self._deadlines.drop(key)
+            return
+        account = self._sessions.writes_of_global
+        pending = PendingDeletion(key, stored, None, 0, account, doomed=True)
+        self._deadlines.pending += 1
+        self._invalidations.start(pending, now)
 
     # ---- deleting, phase 2 ----------------------------------------------------------------
 
@@ -331,7 +471,7 @@ class Writes:
                     break  # processes of Global's host may use the value for a while
                 self._completed.popleft()
                 pending.submitted = True
-                self._changes.submit(_change(pending), partial(self._commit, pending), now)
+                self._changes.submit(self._change(pending), partial(self._commit, pending), now)
                 if not self._completed:
                     self._completed.extend(self._invalidations.notify(now))
         except BaseException:
@@ -339,15 +479,26 @@ class Writes:
             raise
         self._invalidations.announce()
 
+    def _change(self, pending: PendingDeletion) -> Change:
+        """Return the change with which a deletion or a replacement ends."""
+        new = pending.replacement
+        if new is None:
+            return Change(ChangeKind.REMOVE, pending.key, pending.token)
+        assert pending.write is not None
+        pending.deadline = self._deadlines.after(pending.write.ttl)
+        return Change(ChangeKind.REPLACE, pending.key, pending.token, new, pending.deadline)
+
     def _commit(self, pending: PendingDeletion, outcome: Outcome, now: float) -> None:
         """End a deletion, once that is durable."""
         self._invalidations.commit(pending)
         self._holders.drop(pending.key)
+        if pending.account is self._sessions.writes_of_global:
+            self._deadlines.pending -= 1
         result: DelResult | SetResult
         if pending.replacement:
-            result = self._replaced(pending, outcome)
+            result = self._replaced(pending, outcome, now)
         else:
-            result = self._removed(pending, outcome)
+            result = self._removed(pending, outcome, now)
         if pending.write is not None:
             self._finish(pending.write, pending.index, result)
         failed = isinstance(result, DelResult) and result.status is DelStatus.FAILED
@@ -357,17 +508,21 @@ class Writes:
         for execute in pending.queued:
             execute(now)
 
-    def _removed(self, pending: PendingDeletion, outcome: Outcome) -> DelResult:
+    def _removed(self, pending: PendingDeletion, outcome: Outcome, now: float) -> DelResult:
         try:
             removed = not outcome and self._engine.remove(pending.key, pending.token)
         except DstoreError:
             removed = False
         if removed and pending.large:
             self._bulk.drop(pending.token)
+        if removed:
+            self._deadlines.drop(pending.key)
+        else:
+            self._deadlines.failed(pending.key, now)
         status = DelStatus.DELETED if removed else DelStatus.FAILED
         return DelResult(status, pending.seq, pending.confirmed, pending.expired)
 
-    def _replaced(self, pending: PendingDeletion, outcome: Outcome) -> SetResult:
+    def _replaced(self, pending: PendingDeletion, outcome: Outcome, now: float) -> SetResult:
         new = pending.replacement
         assert new is not None
         assert pending.write is not None
@@ -379,20 +534,15 @@ class Writes:
             replaced = False
         if not replaced:
             self._stages.release(new)
+            self._deadlines.failed(pending.key, now)
             return SetResult(_REFUSED.get(outcome, SetStatus.FAILED), seq)
         if pending.large:
             self._bulk.drop(pending.token)
+        self._deadlines.set(pending.key, new.token, pending.deadline, now)
         cacheable = self._hold(pending.key, pending.write.holder)
         return SetResult(
             SetStatus.REPLACED, seq, cacheable, None, pending.confirmed, pending.expired
         )
-
-
-def _change(pending: PendingDeletion) -> Change:
-    """Return the change with which a deletion or a replacement ends."""
-    new = pending.replacement
-    kind = ChangeKind.REMOVE if new is None else ChangeKind.REPLACE
-    return Change(kind, pending.key, pending.token, new)
 
 
 def _pending(pending: PendingDeletion) -> DelResult:

@@ -12,8 +12,9 @@ from collections import deque
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from dstore.core.authority.effects import GlobalEffect, Publish
+from dstore.core.authority.effects import Commit, GlobalEffect, Publish
 from dstore.core.authority.state import GlobalState
+from dstore.core.engine import Change, Outcome
 from dstore.core.local import operations
 from dstore.core.local.effects import Dropped, LocalEffect, Look, Subscribe, Tell
 from dstore.core.local.membership import Entry
@@ -32,6 +33,7 @@ from dstore.protocol.messages import (
     Broadcast,
     Committed,
     DelResult,
+    ExpireStatus,
     Message,
     SetItem,
     Stored,
@@ -41,16 +43,28 @@ from dstore.server.engines.memory import MemoryEngine
 from dstore.shm.bulk import PrivateBulk
 
 LEASE = 2.0
+WALL = 1.8e9
+"""The time of the wall clock when that of the leases is 0."""
 
 
 class World:
     """One Global and its Locals on one clock."""
 
-    def __init__(self, *, lease: float = LEASE, log_length: int = 100, limit: int = 1 << 20):
+    def __init__(
+        self,
+        *,
+        lease: float = LEASE,
+        log_length: int = 100,
+        limit: int = 1 << 20,
+        durable: bool = False,
+    ):
         self.now = 1000.0
+        self.set_back = 0.0  # seconds by which the wall clock has been set back
         self.lease = lease
         self.log_length = log_length
-        self.engine = MemoryEngine(limit)
+        self.engine = MemoryEngine(limit, journal=durable)
+        self.durable = durable
+        self.batches: deque[Commit] = deque()  # that are not on the disk yet
         self.bulk = PrivateBulk()
         self.members: list[Member] = []
         self.inboxes: dict[bytes, deque[Message]] = {}
@@ -73,7 +87,14 @@ class World:
             value_limit=1000,
             large_from=1 << 10,
             random63=self.random63,
+            wall=lambda: self.wall,
+            durable=self.durable,
         )
+
+    @property
+    def wall(self) -> float:
+        """The time of the wall clock."""
+        return WALL + self.now - self.set_back
 
     def random63(self) -> int:
         """63 random bits, the same in each run."""
@@ -117,6 +138,12 @@ class World:
         """Global receives a message."""
         self._perform(self.state.receive(route, message, self.now))
 
+    def commit(self, outcome: Outcome = Outcome.DONE) -> list[Change]:
+        """The oldest batch is on the disk, or all of its changes end with this outcome."""
+        number, changes = self.batches.popleft()
+        self._perform(self.state.committed(number, [outcome] * len(changes), self.now))
+        return changes
+
     def tick(self) -> None:
         """Global does what is due."""
         if self.now >= self.state.wake_at:
@@ -149,7 +176,9 @@ class World:
 
     def _perform(self, effects: Iterable[GlobalEffect]) -> None:
         for effect in effects:
-            if isinstance(effect, Publish):
+            if isinstance(effect, Commit):
+                self.batches.append(effect)
+            elif isinstance(effect, Publish):
                 for member in self.members:
                     if member.subscribed:
                         member.published.append(effect.message)
@@ -253,22 +282,45 @@ class Member:
         now = self.world.now
         return self.begin(_only_answer(operations.wait(self.state, key, now, until, stall_timeout)))
 
-    def begin_set(self, *pairs: Any, replace: bool = False, timeout: float = 5.0) -> Call:
+    def begin_set(
+        self,
+        *pairs: Any,
+        replace: bool = False,
+        ttl: float | None = None,
+        timeout: float = 5.0,
+    ) -> Call:
         now = self.world.now
         items = [item(self.world, key, value) for key, value in pairs]
-        return self.begin(operations.store(self.state, items, replace, now, now + timeout))
+        return self.begin(operations.store(self.state, items, replace, now, now + timeout, ttl))
 
     def begin_delete(self, *keys: str, wait: bool = True, timeout: float = 5.0) -> Call:
         now = self.world.now
         return self.begin(operations.delete(self.state, keys, wait, now, now + timeout))
+
+    def begin_expire(self, key: str, ttl: float | None, timeout: float = 5.0) -> Call:
+        now = self.world.now
+        return self.begin(operations.expire(self.state, key, ttl, now, now + timeout))
+
+    def expire(self, key: str, ttl: float | None) -> ExpireStatus:
+        status: ExpireStatus = self.begin_expire(key, ttl).finish()
+        return status
+
+    def ttl(self, key: str) -> tuple[bool, float | None]:
+        """Whether the key has a value, and the seconds that it has left."""
+        now = self.world.now
+        reply = self.begin(operations.ttl(self.state, key, now, now + 5.0)).finish()
+        return reply.bound, reply.left
 
     def get(self, key: str) -> bytes | None:
         """The value, with everything delivered at once."""
         answer: Answer | None = self.begin_get(key).finish().get(key)
         return body(answer)
 
-    def set(self, key: str, value: bytes, *, replace: bool = False) -> SetOutcome:
-        outcome: SetOutcome = self.begin_set((key, value), replace=replace).finish()[key]
+    def set(
+        self, key: str, value: bytes, *, replace: bool = False, ttl: float | None = None
+    ) -> SetOutcome:
+        call = self.begin_set((key, value), replace=replace, ttl=ttl)
+        outcome: SetOutcome = call.finish()[key]
         return outcome
 
     def delete(self, key: str) -> DelResult:

@@ -33,10 +33,10 @@ from dstore.core.local.operations.direct import (
     get_one,
     store,
 )
-from dstore.core.local.operations.exchange import join, scan, stats
+from dstore.core.local.operations.exchange import join, scan, stats, ttl
 from dstore.core.local.operations.fetching import PLAIN, Answer, Reading, ReadOptions
 from dstore.core.local.operations.reading import wait
-from dstore.core.local.operations.writing import LargeBody, SetOutcome, set_
+from dstore.core.local.operations.writing import LargeBody, SetOutcome, expire, set_
 
 __all__ = [
     "PLAIN",
@@ -53,6 +53,7 @@ __all__ = [
     "SetOutcome",
     "Store",
     "delete",
+    "expire",
     "get",
     "get_one",
     "join",
@@ -60,5 +61,6 @@ __all__ = [
     "set_",
     "stats",
     "store",
+    "ttl",
     "wait",
 ]

@@ -271,14 +271,20 @@ class DirectWrite(Direct[T]):
 class Store(DirectWrite[dict[Key, SetOutcome]]):
     """Bind small values to different keys; see :func:`~.writing.set_`."""
 
-    __slots__ = ("asked", "outcomes", "replace")
+    __slots__ = ("asked", "outcomes", "replace", "ttl")
 
     def __init__(
-        self, state: LocalState, items: list[SetItem], replace: bool, deadline: float
+        self,
+        state: LocalState,
+        items: list[SetItem],
+        replace: bool,
+        deadline: float,
+        ttl: float | None = None,
     ) -> None:
         super().__init__(state, deadline)
         self.asked = items
         self.replace = replace
+        self.ttl = ttl
         self.outcomes: dict[Key, SetOutcome] = {}
 
     def begin(self, now: float) -> Any:
@@ -290,7 +296,9 @@ class Store(DirectWrite[dict[Key, SetOutcome]]):
             return UNUSUAL
         writer = self.writer
         seen, write = writer.seen, writer.reserve()
-        return self.begin_write(set_message(state, writer, write, seen, self.replace, asked))
+        return self.begin_write(
+            set_message(state, writer, write, seen, self.replace, asked, self.ttl)
+        )
 
     def take(self, reply: object) -> dict[Key, SetOutcome]:
         if type(reply) is not SetReply or len(reply.items) != len(self.asked):
@@ -303,7 +311,7 @@ class Store(DirectWrite[dict[Key, SetOutcome]]):
         begun = self.begun(result)
         start = self.begun_at if begun else now
         written = yield from set_(
-            self.state, self.asked, self.replace, start, self.deadline, begun=begun
+            self.state, self.asked, self.replace, start, self.deadline, begun=begun, ttl=self.ttl
         )
         return {**self.outcomes, **written}
 
@@ -360,10 +368,15 @@ def get(
 
 
 def store(
-    state: LocalState, items: list[SetItem], replace: bool, now: float, deadline: float
+    state: LocalState,
+    items: list[SetItem],
+    replace: bool,
+    now: float,
+    deadline: float,
+    ttl: float | None = None,
 ) -> Operation[dict[Key, SetOutcome]]:
     """Bind small values to different keys; see :class:`Store`."""
-    return Store(state, items, replace, deadline).run(now)
+    return Store(state, items, replace, deadline, ttl).run(now)
 
 
 def delete(

@@ -1,6 +1,7 @@
 """Requests: how an operation sends one until it is answered, or gives up.
 
-The simplest operations are here too: scans, Global's metrics, and waiting for a session.
+The simplest operations are here too: scans, times to live, Global's metrics, and waiting for a
+session.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dstore.core.local.steps import Operation, Request, StepResult, WaitUntil
 from dstore.errors import GlobalUnavailable, RequestRefused
 from dstore.protocol.messages import (
     DelReply,
+    ExpireReply,
     Key,
     Refusal,
     Refused,
@@ -23,6 +25,8 @@ from dstore.protocol.messages import (
     SetReply,
     Stats,
     StatsReply,
+    Ttl,
+    TtlReply,
 )
 
 RESEND_FIRST, RESEND_MAX = 1.0, 4.0
@@ -33,7 +37,7 @@ ROUNDS_MAX = 5
 """Attempts to get a large value that is gone when it is fetched, or whose upload is lost."""
 
 R = TypeVar("R", bound=Reply)
-W = TypeVar("W", SetReply, DelReply)
+W = TypeVar("W", SetReply, DelReply, ExpireReply)
 
 
 class Unanswered(Exception):
@@ -180,6 +184,11 @@ def stats(state: LocalState, now: float, deadline: float) -> Operation[dict[str,
     """Read Global's metrics."""
     reply = yield from _read(state, lambda: Stats(*envelope(state)), StatsReply, now, deadline)
     return reply.metrics
+
+
+def ttl(state: LocalState, key: Key, now: float, deadline: float) -> Operation[TtlReply]:
+    """Ask Global in how many seconds a key expires."""
+    return _read(state, lambda: Ttl(*envelope(state), key), TtlReply, now, deadline)
 
 
 def join(state: LocalState, now: float, deadline: float) -> Operation[float]:

@@ -1,4 +1,4 @@
-"""SET and DEL."""
+"""SET, DEL and EXPIRE."""
 
 from __future__ import annotations
 
@@ -23,12 +23,16 @@ from dstore.core.local.state import LocalState
 from dstore.core.local.steps import Body, Operation, Report, SendBody, StepResult
 from dstore.core.local.writer import Writer
 from dstore.errors import GlobalUnavailable, OutcomeUnknown
+from dstore.protocol.content import is_address
 from dstore.protocol.keys import public
 from dstore.protocol.messages import (
     NO_SESSION,
     Del,
     DelReply,
     DelResult,
+    Expire,
+    ExpireReply,
+    ExpireStatus,
     Found,
     Key,
     Large,
@@ -87,13 +91,15 @@ def set_(
     bodies: Mapping[bytes, LargeBody] = NO_BODIES,
     report: Report | None = None,
     begun: BegunWrite | None = None,
+    ttl: float | None = None,
 ) -> Operation[dict[Key, SetOutcome]]:
     """Bind values to keys that are free, or with ``replace`` in place of their present values.
 
+    They expire ``ttl`` seconds after that; None: never.
     ``bodies`` has the bytes of large values by token; ``report`` is called with the progress of
     their transfers. The one message that all items fit into may have ``begun``, at ``now``.
     """
-    setting = _Setting(state, replace, bodies, report)
+    setting = _Setting(state, replace, ttl, bodies, report)
     outcomes = setting.outcomes
     span = deadline - now
     asked = list(items) if begun else free(state, items, replace, now, outcomes)
@@ -118,6 +124,7 @@ class _Setting:
 
     state: LocalState
     replace: bool
+    ttl: float | None
     bodies: Mapping[bytes, LargeBody]
     report: Report | None
     outcomes: dict[Key, SetOutcome] = field(default_factory=dict)
@@ -134,7 +141,7 @@ class _Setting:
         state = self.state
 
         def message(writer: Writer, write: int) -> Set:
-            return set_message(state, writer, write, writer.seen, self.replace, batch)
+            return set_message(state, writer, write, writer.seen, self.replace, batch, self.ttl)
 
         keys = [item.key for item in batch]
         now, reply, membership = yield from _write(
@@ -179,12 +186,16 @@ def free(
     now: float,
     outcomes: dict[Key, SetOutcome],
 ) -> list[SetItem]:
-    """Return the items whose keys are not known here as occupied; note the outcomes of others."""
+    """Return the items whose keys are not known here as occupied; note the outcomes of others.
+
+    Global is asked about a content address in any case: it may have to live longer, and no cache
+    knows for how long it does.
+    """
     if replace:
         return list(items)
     asked: list[SetItem] = []
     for item in items:
-        if state.hit(item.key, now) is not None:
+        if not is_address(item.key) and state.hit(item.key, now) is not None:
             outcomes[item.key] = SetOutcome(SetStatus.OCCUPIED, local=True)
         else:
             asked.append(item)
@@ -192,12 +203,18 @@ def free(
 
 
 def set_message(
-    state: LocalState, writer: Writer, write: int, seen: int, replace: bool, items: list[SetItem]
+    state: LocalState,
+    writer: Writer,
+    write: int,
+    seen: int,
+    replace: bool,
+    items: list[SetItem],
+    ttl: float | None,
 ) -> Set:
     """Return the message that binds ``items``; this process may then cache them."""
     holder = state.session if state.epoch == writer.epoch else NO_SESSION
     request = state.next_request()
-    return Set(writer.epoch, writer.session, request, write, seen, replace, items, holder)
+    return Set(writer.epoch, writer.session, request, write, seen, replace, items, holder, ttl)
 
 
 def delete_keys(
@@ -224,6 +241,19 @@ def delete_keys(
         results.update(zip(batch, reply.items))
         deadline = now + span
     return results
+
+
+def expire(
+    state: LocalState, key: Key, ttl: float | None, now: float, deadline: float
+) -> Operation[ExpireStatus]:
+    """Let a key expire in ``ttl`` seconds, or never."""
+
+    def message(writer: Writer, write: int) -> Expire:
+        envelope = writer.epoch, writer.session, state.next_request()
+        return Expire(*envelope, write, writer.seen, ttl, [key])
+
+    _, reply, _ = yield from _write(state, [key], message, ExpireReply, now, deadline)
+    return reply.items[0]
 
 
 def _write(

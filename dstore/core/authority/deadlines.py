@@ -1,0 +1,213 @@
+"""Deadlines: when keys expire, and which of them are due.
+
+A deadline is a time of the wall clock, since it has to outlive this process. The clock that decides
+is the highest time that the wall clock has shown here: it never goes back. So if the wall clock is
+set back, keys live longer by that much, and no key that has expired comes back to life. If it is
+set forward, keys expire earlier. That is noticed within :data:`LOOK_EVERY`.
+
+The record of a key has its deadline and the token of its value. A record that is no longer that of
+its key says nothing: the value or its deadline is another by now, and an expiry that had to wait
+until then does not take place. The records that wait are kept in order; each operation on one takes
+a few microseconds, however many there are, and none takes longer to tidy up. Nothing happens until
+the first of them is due.
+
+Mass expiry is paced, so that other messages have their turn and no Local has to drop its cache
+because the invalidation log has moved on. A step takes :data:`STEP_KEYS` records, and the next one
+comes after :data:`STEP_PAUSE`. At most :data:`PENDING_MAX` expiries are pending at a time. In the
+time in which Locals renew their leases, half of the log is used, unless keys are late by a lease:
+then memory matters more.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from itertools import islice
+from typing import TypeAlias
+
+from sortedcontainers import SortedList
+
+from dstore.core.authority.budgets import text_bytes
+from dstore.core.authority.effects import NEVER, Alarm
+from dstore.core.engine import NO_DEADLINE
+from dstore.protocol.messages import Key
+
+Deadline: TypeAlias = tuple[float, Key, bytes]
+"""A record: the deadline in seconds since 1970, the key, and the token of the value that goes then.
+
+A plain tuple: Python's garbage collector does not have to look at a million of them each time.
+"""
+DEADLINE_BYTES = 350
+"""What a record takes at most, beside its key: the tuple, its places in order and by key."""
+STEP_KEYS = 100
+"""Keys whose expiry begins in one step of Global."""
+STEP_PAUSE = 0.001
+"""Seconds between two such steps."""
+PENDING_MAX = 500
+"""Expiries that have begun and not ended; when a lease ends, all of them may go on in one step."""
+RETRY_PAUSE = 1.0
+"""Seconds after which an expiry is tried again whose removal the engine or the disk has refused."""
+LOOK_EVERY = 1.0
+"""Seconds between two looks at the wall clock while a key has a deadline: the clock may be set."""
+WINDOW_LEASES = 1 / 3
+"""The part of a lease in which expiries use at most half of the log: Locals renew as often."""
+
+
+def deadline_bytes(key: Key) -> int:
+    """Return the bytes that the record of a key takes at most."""
+    return DEADLINE_BYTES + text_bytes(key)
+
+
+class Deadlines:
+    """The deadlines by key, and in order. ``wall`` returns the time of the wall clock.
+
+    ``lease`` is in seconds. ``bytes`` is what all records take. ``pending`` is the number of
+    expiries that have begun and not ended. At ``wake_at``, in seconds of Global's clock,
+    :meth:`due` is to be called.
+    """
+
+    def __init__(
+        self, wall: Callable[[], float], log_length: int, lease: float, alarm: Alarm
+    ) -> None:
+        self.bytes = 0
+        self.pending = 0
+        self.wake_at = NEVER
+        self._wall = wall
+        self._clock = 0.0  # the highest time that the wall clock has shown
+        self._records: dict[Key, Deadline] = {}
+        self._waiting: SortedList[Deadline] = SortedList()
+        self._failed: dict[Key, tuple[float, Deadline]] = {}  # with the time of the next try
+        self._lease = lease
+        self._per_window = max(STEP_KEYS, log_length // 2)
+        self._window_end = 0.0
+        self._left = 0  # how many expiries may begin in this window
+        self._alarm = alarm
+
+    def __repr__(self) -> str:
+        return f"<Deadlines {len(self)} waiting={len(self._waiting)} pending={self.pending}>"
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    # ---- the record of a key --------------------------------------------------------------
+
+    def clock(self) -> float:
+        """Return the time, in seconds since 1970, on a clock that never goes back."""
+        self._clock = max(self._clock, self._wall())
+        return self._clock
+
+    def after(self, ttl: float | None) -> float:
+        """Return the deadline of a value that is to live for ``ttl`` seconds; None: for ever."""
+        return NO_DEADLINE if ttl is None else self.clock() + ttl
+
+    def of(self, key: Key) -> float:
+        """Return the deadline of a key, which is NO_DEADLINE if it does not expire."""
+        record = self._records.get(key)
+        return NO_DEADLINE if record is None else record[0]
+
+    def left(self, key: Key) -> float | None:
+        """Return the seconds until a key expires, from 0 on; None if it does not expire."""
+        deadline = self.of(key)
+        return None if deadline == NO_DEADLINE else max(0.0, deadline - self.clock())
+
+    def passed(self, key: Key) -> Deadline | None:
+        """Return the record of a key whose deadline has passed; None for any other key."""
+        record = self._records.get(key)
+        return record if record is not None and record[0] <= self.clock() else None
+
+    def holds(self, record: Deadline) -> bool:
+        """Whether this is still the record of its key."""
+        return self._records.get(record[1]) is record
+
+    def set(
+        self, key: Key, token: bytes, deadline: float, now: float, *, begun: bool = False
+    ) -> None:
+        """Note the deadline of the value that a key has now; NO_DEADLINE: it has none.
+
+        If its deletion has ``begun``, the record is due only if that fails.
+        """
+        self.drop(key)
+        if deadline == NO_DEADLINE:
+            return
+        record = self._records[key] = (deadline, key, token)
+        self.bytes += deadline_bytes(key)
+        if not begun:
+            self._waiting.add(record)
+            self._look_at(now + min(LOOK_EVERY, max(0.0, deadline - self.clock())))
+
+    def load(self, deadlines: Iterable[tuple[Key, bytes, float]], now: float) -> None:
+        """Note the deadlines of many keys, which have none yet, with the tokens of their values."""
+        records = [(at, key, token) for key, token, at in deadlines if at != NO_DEADLINE]
+        self._records.update((record[1], record) for record in records)
+        self._waiting.update(records)
+        self.bytes += sum(deadline_bytes(key) for _, key, _ in records)
+        self._look_at(now)
+
+    def drop(self, key: Key) -> None:
+        """Forget the deadline of a key, if it has one: its value is gone, or stays for ever."""
+        record = self._records.pop(key, None)
+        if record is not None:
+            self._waiting.discard(record)
+            self._failed.pop(key, None)
+            self.bytes -= deadline_bytes(key)
+
+    def failed(self, key: Key, now: float) -> None:
+        """The value of a key could not be removed. If its deadline has passed, try again later."""
+        record = self.passed(key)
+        if record is not None:
+            self._waiting.discard(record)
+            self._failed.pop(key, None)  # what fails last is tried again last
+            self._failed[key] = (now + RETRY_PAUSE, record)
+            self._look_at(now + RETRY_PAUSE)
+
+    def _look_at(self, moment: float) -> None:
+        self.wake_at = min(self.wake_at, moment)
+        self._alarm.at(self.wake_at)
+
+    # ---- what is due ----------------------------------------------------------------------
+
+    def due(self, now: float) -> deque[Deadline]:
+        """Return some of the records whose deadlines have passed; each comes once.
+
+        The caller begins their expiry. At its end :meth:`drop` or :meth:`failed` is called.
+        """
+        for key, (moment, record) in list(islice(self._failed.items(), STEP_KEYS)):
+            if moment > now:
+                break
+            del self._failed[key]
+            self._waiting.add(record)
+        clock, waiting = self.clock(), self._waiting
+        room = self._room(now, clock)
+        due: deque[Deadline] = deque()
+        while waiting and waiting[0][0] <= clock and len(due) < room:
+            due.append(waiting.pop(0))
+        self._left -= len(due)
+        self.wake_at = self._next(now, clock)
+        return due
+
+    def _room(self, now: float, clock: float) -> int:
+        """Return how many expiries may begin in this step."""
+        if now >= self._window_end:
+            self._window_end = now + WINDOW_LEASES * self._lease
+            self._left = self._per_window
+        left = STEP_KEYS if self._late(clock) else max(0, self._left)
+        return min(STEP_KEYS, left, max(0, PENDING_MAX - self.pending))
+
+    def _late(self, clock: float) -> bool:
+        """Whether a key should have begun to expire more than one lease ago."""
+        return bool(self._waiting) and self._waiting[0][0] <= clock - self._lease
+
+    def _next(self, now: float, clock: float) -> float:
+        """Return when the next look is due."""
+        moment = NEVER
+        if self._waiting:
+            left = self._waiting[0][0] - clock
+            if left > 0:
+                moment = now + min(left, LOOK_EVERY)
+            elif self._left > 0 or self._late(clock):
+                moment = now + STEP_PAUSE
+            else:
+                moment = self._window_end
+        if self._failed:
+            moment = min(moment, next(iter(self._failed.values()))[0])
+        return moment
