@@ -18,11 +18,14 @@ REPLACE     written                  it has the new value now
 DELETE      deleted                  it had a value, and is missing now
 DELETE      missing                  it was missing
 DELETE      pending                  it had a value; it goes later, see ``pending_within``
+EXPIRE      changed                  it had a value, which may go after its time to live
+EXPIRE      missing                  it was missing
 any write   unknown                  it takes effect at any moment after its start, or never
 ==========  =======================  ====================================================
 
-GETs without an answer mean nothing, and GETs with ``stale_ok`` are judged by
-:mod:`tests.history.weaker`. Keys are missing at first. The method is in
+A value that expires goes at any moment from its deadline on, or never (by when it has to go is
+judged by :mod:`tests.history.expiry`). GETs without an answer mean nothing, and GETs with
+``stale_ok`` are judged by :mod:`tests.history.weaker`. Keys are missing at first. The method is in
 :mod:`tests.history.sweep`::
 
     verdict = check_linearizable(history.operations())
@@ -35,6 +38,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 
+from tests.history.expiry import expires_from
 from tests.history.operations import Kind, Operation, Result, Verdict, Violation, by_key
 from tests.history.sweep import (
     ABSENT,
@@ -89,10 +93,13 @@ def check_linearizable(
 def _steps(history: Sequence[Operation], pending_within: float | None) -> Iterator[Step]:
     """The operations of a key as steps: the state that each needs and gives."""
     numbers: dict[Hashable, int] = {}
+    expires = [each for each in history if each.kind is Kind.EXPIRE]
     for source, operation in enumerate(history):
         kind, result, start, end = operation.kind, operation.result, operation.start, operation.end
         if kind is Kind.GET and (operation.stale_ok or result is Result.UNKNOWN):
             continue
+        if kind is Kind.EXPIRE and result is Result.UNKNOWN:
+            continue  # what may come of it is in the expiry of each value
         need = BOUND
         if operation.seen is not None:
             need = numbers.setdefault(operation.seen, VALUES + len(numbers))
@@ -103,6 +110,9 @@ def _steps(history: Sequence[Operation], pending_within: float | None) -> Iterat
         gives = ABSENT if kind is Kind.DELETE else LOOKS
         if operation.value is not None:
             gives = numbers.setdefault(operation.value, VALUES + len(numbers))
+            expiry = expires_from(operation, expires)
+            if expiry < NEVER:
+                yield Step(expiry, NEVER, gives, ABSENT, source)
         if end is None:
             need = {Kind.SET: ABSENT, Kind.REPLACE: ANYTHING}.get(kind, BOUND)
             end = NEVER

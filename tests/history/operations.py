@@ -15,20 +15,22 @@ from typing import NamedTuple
 
 
 class Kind(Enum):
-    """What the client asked for. REPLACE is a SET with ``replace=True``."""
+    """What the client asked for. REPLACE is a SET with ``replace=True``, EXPIRE also a PERSIST."""
 
     GET = "get"
     SET = "set"
     REPLACE = "replace"
     DELETE = "delete"
+    EXPIRE = "expire"
 
 
 class Result(Enum):
     """What the client was answered.
 
     WRITTEN is a replacement whose answer did not say whether it was STORED or REPLACED. PENDING is
-    a deletion with ``wait=False`` that was begun. UNKNOWN means that there was no answer; then a
-    write may take effect at any moment after its start, or never.
+    a deletion with ``wait=False`` that was begun, CHANGED an EXPIRE of a key that had a value.
+    UNKNOWN means that there was no answer; then a write may take effect at any moment after its
+    start, or never.
     """
 
     VALUE = "value"
@@ -39,6 +41,7 @@ class Result(Enum):
     WRITTEN = "written"
     DELETED = "deleted"
     PENDING = "pending"
+    CHANGED = "changed"
     UNKNOWN = "unknown"
 
 
@@ -47,6 +50,7 @@ RESULTS = {
     Kind.SET: {Result.STORED, Result.OCCUPIED, Result.UNKNOWN},
     Kind.REPLACE: {Result.STORED, Result.REPLACED, Result.WRITTEN, Result.UNKNOWN},
     Kind.DELETE: {Result.DELETED, Result.MISSING, Result.PENDING, Result.UNKNOWN},
+    Kind.EXPIRE: {Result.CHANGED, Result.MISSING, Result.UNKNOWN},
 }
 """The possible results of each kind of operation."""
 
@@ -58,6 +62,7 @@ class Operation(NamedTuple):
     bind; no two of one key may have the same value. ``seen`` is the value that a GET returned, or
     by which a SET was OCCUPIED (None if its answer did not say). Values are anything hashable but
     None: tokens, numbers, texts. ``stale_ok`` marks a GET that may return an outdated value.
+    ``ttl`` has the seconds after which a SET, REPLACE or EXPIRE lets the key expire; None: never.
 
     A request that was refused and certainly not executed does not belong in a history.
     """
@@ -71,10 +76,12 @@ class Operation(NamedTuple):
     value: Hashable = None
     seen: Hashable = None
     stale_ok: bool = False
+    ttl: float | None = None
 
     def __str__(self) -> str:
         end = "..." if self.end is None else f"{self.end:.6f}"
         asked = self.kind.value + (f" {reprlib.repr(self.value)}" if self.value is not None else "")
+        asked += f" for {self.ttl:.6f} s" if self.ttl is not None else ""
         answer = self.result.value if self.result is not Result.VALUE else ""
         answer += f" {reprlib.repr(self.seen)}" if self.seen is not None else ""
         stale = " (stale_ok)" if self.stale_ok else ""
@@ -141,5 +148,7 @@ def _validate(operation: Operation) -> None:
         raise ValueError(f"a value was read, but not which one: {operation}")
     if operation.seen is not None and result not in (Result.VALUE, Result.OCCUPIED):
         raise ValueError(f"an operation of this kind and result sees no value: {operation}")
+    if operation.ttl is not None and kind not in (Kind.SET, Kind.REPLACE, Kind.EXPIRE):
+        raise ValueError(f"an operation of this kind has no time to live: {operation}")
     if operation.stale_ok and kind is not Kind.GET:
         raise ValueError(f"only a GET may be stale: {operation}")

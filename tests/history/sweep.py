@@ -19,6 +19,8 @@ The set is kept small without losing an order:
   sees its value, however late or unknown its own end.
 - *Values that were not seen* are one and the same state. Writes with the same condition and effect
   are interchangeable, so the one that ends first goes first.
+- *The expiry of a value* may take place at any moment from some time on, or never. Since no value
+  comes back, it need not be remembered whether it has.
 - *Writes that may never take effect* and whose value was not seen are only counted, by what they
   can do. They need not be placed, so that having used fewer is never worse. Hundreds of them that
   stay open for ever cost three numbers.
@@ -61,7 +63,8 @@ class Step(NamedTuple):
     """An event of the key at one moment between ``start`` and ``end``.
 
     It needs a state (or BOUND, ANYTHING) and gives one, or LOOKS. A step that ends NEVER need not
-    happen at all. ``source`` is for the caller.
+    happen at all. One that needs a certain value and gives ABSENT is its expiry, and ends NEVER.
+    ``source`` is for the caller.
     """
 
     start: float
@@ -81,6 +84,11 @@ class Configuration(NamedTuple):
     writes: int
     looks: int
     spent: Spent
+
+
+def is_expiry(step: Step) -> bool:
+    """Whether this takes away one certain value, at any moment after its start, or never."""
+    return step.gives == ABSENT and step.need >= VALUES
 
 
 def spare_of(step: Step) -> int:
@@ -166,8 +174,10 @@ class _Sweep:
     def __init__(
         self, steps: Sequence[Step], spare: Spent, initial: Iterable[int], foresight: bool
     ) -> None:
-        self._to_start = Counter(step.need for step in steps if step.need >= VALUES)
-        self._steps = [self._seen_or_not(step, set(self._to_start)) for step in steps]
+        looks = [step for step in steps if not is_expiry(step)]
+        self._to_start = Counter(step.need for step in looks if step.need >= VALUES)
+        named = {step.need for step in steps}
+        self._steps = [self._seen_or_not(step, named) for step in steps]
         if not foresight:
             for step in steps:
                 if step.gives >= VALUES and step.end != NEVER:
@@ -176,6 +186,7 @@ class _Sweep:
         self._spare = list(spare)
         self._configurations = [Configuration(state, 0, 0, (0, 0, 0)) for state in initial]
         self._bits: dict[int, int] = {}  # open step -> its bit
+        self._expiring: set[int] = set()  # values that may go at any time
         self._free = [1]  # bits that can be used again; the first is the highest
         self._ready: dict[tuple[int, int], list[tuple[float, int]]] = {}  # by end
         self._waiting: dict[int, int] = {}  # value -> its write
@@ -205,6 +216,8 @@ class _Sweep:
         step = self._steps[index]
         if step.gives == LOOKS:
             self._start_look(step, self._open(index))
+        elif is_expiry(step):
+            self._expiring.add(step.need)
         elif step.end == NEVER and step.gives < VALUES:
             self._spare[spare_of(step)] += 1
         else:
@@ -288,6 +301,8 @@ class _Sweep:
                     if not writes & bit:
                         yield self._moved(here, gives, writes | bit, spent)
                         break
+        if state in self._expiring:  # it does not come back, so this need not be remembered
+            yield self._moved(here, ABSENT, writes, spent)
         for index in last_moves:
             step, bit = self._steps[index], self._bits[index]
             if fits(state, step.need) and not writes & bit:

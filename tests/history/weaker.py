@@ -34,7 +34,7 @@ def check_pending(operations: Iterable[Operation], lease: float, slack: float = 
     ``slack`` is for delays of Global itself, and for the margin between clocks. Raises
     ValueError if the history contradicts itself or two writes of one key have the same value.
     """
-    return _checked(operations, partial(_undead, within=lease + slack))
+    return checked(operations, partial(_undead, within=lease + slack))
 
 
 def check_stale(operations: Iterable[Operation]) -> Verdict:
@@ -42,12 +42,13 @@ def check_stale(operations: Iterable[Operation]) -> Verdict:
 
     Raises ValueError as :func:`check_pending` does.
     """
-    return _checked(operations, _never_current)
+    return checked(operations, _never_current)
 
 
-def _checked(
+def checked(
     operations: Iterable[Operation], find: Callable[[list[Operation]], Iterator[Violation]]
 ) -> Verdict:
+    """Return the verdict on a history: the first violation that is found for each key."""
     keys = by_key(operations)
     first = (next(find(history), None) for history in keys.values())
     violations = tuple(violation for violation in first if violation is not None)

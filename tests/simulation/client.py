@@ -23,12 +23,21 @@ from dstore.core.local.steps import (
     take_step,
 )
 from dstore.errors import DstoreError, RequestRefused
-from dstore.protocol.messages import DelResult, DelStatus, Key, Large, SetItem, SetStatus, Stored
+from dstore.protocol.messages import (
+    DelResult,
+    DelStatus,
+    ExpireStatus,
+    Key,
+    Large,
+    SetItem,
+    SetStatus,
+    Stored,
+)
 from tests.history.operations import Kind, Result
 from tests.history.operations import Operation as Recorded
 from tests.simulation.actors import SimLocal
 from tests.simulation.hits import Hit, hit, hit_many
-from tests.simulation.scenario import KINDS
+from tests.simulation.scenario import EXPIRY, KINDS
 from tests.simulation.transfers import LargeTransfer
 
 READS = ("get", "get_many", "wait")
@@ -45,6 +54,9 @@ DEL_RESULTS = {
     DelStatus.MISSING: Result.MISSING,
     DelStatus.PENDING: Result.PENDING,
 }
+EXPIRE_RESULTS = {ExpireStatus.DONE: Result.CHANGED, ExpireStatus.MISSING: Result.MISSING}
+TTL_LEASES = 2.0
+"""Leases for which a key that expires lives at most."""
 NOT_DONE = (SetStatus.FULL, SetStatus.FAILED, DelStatus.FAILED)
 """Outcomes of writes that have changed nothing."""
 
@@ -111,6 +123,7 @@ class Client:
         names = [f"k{number}" for number in range(scenario.keys)]
         self.keys = dice.sample(names, min(many, len(names)))
         self.values = dict.fromkeys(self.keys, f"{self.loop.number():08}"[-8:])
+        self.ttl = self._draw_ttl()
         self.start = self.loop.stamp()
         self._epochs, self._request_epoch, self._reply_epoch = set(), 0, 0
         self.loop.log(self.name, f"{self.kind} {' '.join(self.keys)}")
@@ -121,6 +134,14 @@ class Client:
         if dice.random() < scenario.give_up:
             self.loop.later(dice.random() * scenario.lease, self.give_up, self._operation)
         self._resume(None)
+
+    def _draw_ttl(self) -> float | None:
+        """Return the time to live of what this operation writes."""
+        dice, scenario = self.loop.dice, self.local.scenario
+        limited = self.kind == "expire"
+        if self.kind in SETS and scenario.ttl:
+            limited = dice.random() < scenario.ttl
+        return (1 - dice.random()) * TTL_LEASES * scenario.lease if limited else None
 
     def _peek(self) -> None:
         """Read without the lock while another thread has it."""
@@ -182,6 +203,8 @@ class Client:
         if self.kind.startswith("delete"):
             wait = self.kind != "delete_soon"
             return operations.delete(state, self.keys, wait, now, deadline)
+        if self.kind in EXPIRY:
+            return operations.expire(state, self.keys[0], self.ttl, now, deadline)
         self._bodies = {}
         items = [SetItem(key, self._stored(self.values[key].encode())) for key in self.keys]
         views = {token: memoryview(body) for token, body in self._bodies.items()}
@@ -190,8 +213,8 @@ class Client:
         }
         replace = self.kind == "replace"
         if not bodies:
-            return operations.store(state, items, replace, now, deadline)
-        return operations.set_(state, items, replace, now, deadline, bodies)
+            return operations.store(state, items, replace, now, deadline, self.ttl)
+        return operations.set_(state, items, replace, now, deadline, bodies, ttl=self.ttl)
 
     def _stored(self, body: bytes) -> Stored:
         token = self.local.state._random16()
@@ -303,13 +326,14 @@ class Client:
         self._rest()
 
     def _ended(self, result: Any) -> None:
-        if self.kind in ("get", "wait"):
+        if self.kind in ("get", "wait", *EXPIRY):
             result = {self.keys[0]: result}
         elif self.kind == "get_many":
             result = {key: (result.answer(key), key in result.local) for key in self.keys}
         end = self.loop.stamp()
         for key in self.keys:
-            if getattr(result.get(key), "status", None) in NOT_DONE:
+            status = getattr(result.get(key), "status", result.get(key))
+            if status in NOT_DONE:
                 self.loop.log(self.name, f"{self.kind} {key} was refused")
                 continue
             seen = self._seen(result.get(key))
@@ -326,6 +350,8 @@ class Client:
             return SET_RESULTS[result.status], None
         if isinstance(result, DelResult):
             return DEL_RESULTS[result.status], None
+        if isinstance(result, ExpireStatus):
+            return EXPIRE_RESULTS[result], None
         value = _read(result[0])
         return (Result.MISSING, None) if value is None else (Result.VALUE, value)
 
@@ -361,9 +387,12 @@ class Client:
     ) -> None:
         kind = Kind.GET if self.kind in READS else Kind.SET if self.kind in SETS else Kind.DELETE
         kind = Kind.REPLACE if self.kind == "replace" else kind
+        kind = Kind.EXPIRE if self.kind in EXPIRY else kind
         value = self.values[key] if self.kind in SETS else None
         name = key if self.local.scenario.durable else f"{epoch}/{key}"
-        self.done.append(Recorded(self.name, name, kind, self.start, end, result, value, seen))
+        ttl = self.ttl if self.kind in (*SETS, *EXPIRY) else None
+        times = self.start, end
+        self.done.append(Recorded(self.name, name, kind, *times, result, value, seen, ttl=ttl))
 
 
 def _read(answer: Answer | None) -> str | None:

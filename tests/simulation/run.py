@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
+from tests.history.expiry import check_expired
 from tests.history.linearizability import check_linearizable
 from tests.history.sweep import Undecided
 from tests.history.weaker import check_pending
@@ -74,6 +75,7 @@ def _check_history(simulation: Simulation, outcome: Outcome) -> None:
         verdicts = []
     if within is not None:
         verdicts.append(check_pending(history, scenario.lease, slack))
+        verdicts.append(check_expired(history, within))
     for verdict in verdicts:
         outcome.violations += [str(violation) for violation in verdict.violations]
 
@@ -137,6 +139,7 @@ def _simpler(scenario: Scenario) -> Iterator[Scenario]:
         "words",
         "drift",
         "forks",
+        "ttl",
         "owner_faults",
         "page_faults",
         "deaths",

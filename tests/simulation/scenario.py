@@ -16,7 +16,10 @@ KINDS = (
     "delete_many",
     "delete_soon",
     "wait",
+    "expire",
+    "persist",
 )
+EXPIRY = ("expire", "persist")
 
 
 SHARED = 0.6
@@ -33,7 +36,8 @@ class Scenario:
     operations: int = 12  # of each thread
     keys: int = 3
     many: int = 2  # keys of one many-operation, at most
-    weights: tuple[int, ...] = (8, 1, 3, 1, 2, 3, 1, 1, 1)  # of KINDS
+    weights: tuple[int, ...] = (8, 1, 3, 1, 2, 3, 1, 1, 1, 1, 1)  # of KINDS
+    ttl: float = 0.3  # fraction of the writes that let their keys expire
     think: float = 0.05  # mean pause between two operations of a thread
     timeout: float = 2.0
     give_up: float = 0.0  # fraction of operations that are cancelled
@@ -91,7 +95,11 @@ class Scenario:
             operations=dice.choice((6, 12, 20)),
             keys=dice.choice((1, 2, 3, 6)),
             many=dice.choice((2, 3)),
-            weights=tuple(dice.choice((0, 1, 1, 2, 4)) + (kind == "get") * 4 for kind in KINDS),
+            weights=tuple(
+                dice.choice((0, 1, 1, 2, 4)) + (kind == "get") * 4
+                for kind in KINDS
+                if kind not in EXPIRY
+            ),
             think=dice.choice((0.002, 0.02, 0.1)),
             timeout=dice.choice((0.5, 2.0)),
             give_up=sometimes(0.3, 0.3),
@@ -124,11 +132,22 @@ class Scenario:
             commit=dice.choice((0.0005, 0.01, 0.1)),
             failing=dice.choice((0.0, 0.0, 0.0, 0.1)),
         )
+        expiring = cls._expiring(random.Random(f"expiry {seed}"), private)
         if dice.random() >= SHARED:
-            return private
+            return expiring
         reading = dice.choice((0, 8))
-        weights = (private.weights[0] + reading, private.weights[1] + reading // 2)
-        return replace(private, weights=(*weights, *private.weights[2:]), **cls._shared(dice))
+        weights = (expiring.weights[0] + reading, expiring.weights[1] + reading // 2)
+        return replace(expiring, weights=(*weights, *expiring.weights[2:]), **cls._shared(dice))
+
+    @classmethod
+    def _expiring(cls, dice: random.Random, scenario: Scenario) -> Scenario:
+        """Add keys that expire, in half of the scenarios. The others are as they were without."""
+        if dice.random() < 0.5:
+            return replace(scenario, weights=(*scenario.weights, 0, 0), ttl=0.0)
+        changes = dice.choice((0, 1, 4)), dice.choice((0, 1, 2))
+        return replace(
+            scenario, weights=(*scenario.weights, *changes), ttl=dice.choice((0.3, 0.7, 1.0))
+        )
 
     @classmethod
     def _shared(cls, dice: random.Random) -> dict[str, Any]:

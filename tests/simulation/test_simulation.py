@@ -85,6 +85,8 @@ def test_the_scenarios_have_every_fault_and_every_operation() -> None:
         "delete_many",
         "set_many",
         "get_many",
+        "changed",
+        "persist",
     ):
         assert event in trace, f"no scenario has {event!r}"
 

@@ -7,13 +7,15 @@ from collections.abc import Sequence
 from heapq import heapify, heappop, heappush
 from random import Random
 
+from tests.history.expiry import WRITES, expires_from
 from tests.history.operations import Kind, Operation, Result
 
+KINDS = (Kind.GET, Kind.SET, Kind.REPLACE, Kind.DELETE)
 RESULTS = {result.value for result in Result} - {"value"}
 
 
 def history(text: str) -> list[Operation]:
-    """One operation a line: ``process start end kind [value] -> result``.
+    """One operation a line: ``process start end kind [value] [for ttl] -> result``.
 
     An unknown end is ``?``. The result of a GET is ``missing`` or a value; ``occupied`` may be
     followed by the value that was bound. ``stale`` is a GET with ``stale_ok``.
@@ -22,6 +24,7 @@ def history(text: str) -> list[Operation]:
 
 
 def _operation(request: str, answer: str) -> Operation:
+    request, _, ttl = request.partition(" for ")
     process, start, end, kind, *value = request.split()
     result, *seen = answer.split()
     if result not in RESULTS:
@@ -36,6 +39,7 @@ def _operation(request: str, answer: str) -> Operation:
         value[0] if value else None,
         seen[0] if seen else None,
         kind == "stale",
+        float(ttl) if ttl else None,
     )
 
 
@@ -52,13 +56,16 @@ def simulated(
     lateness: float = 50.0,
     pending: float = 0.0,
     lease: float = 2.0,
+    ttl: float = 0.0,
     whole: bool = False,
 ) -> list[Operation]:
     """A random history with a moment for each operation, so that it is linearizable.
 
     A part of the writes has an ``unknown`` outcome; they happen within their time, up to
     ``lateness`` after it, or never. A part of the deletions is ``pending``: they happen at most a
-    ``lease`` after their answer. ``whole``: times are whole numbers, and often equal.
+    ``lease`` after their answer. A part of the writes lets its key expire after a ``ttl``; such a
+    value goes at most a ``lease`` after its deadline, and EXPIREs change some deadlines. ``whole``:
+    times are whole numbers, and often equal.
     """
     clocks = [random.random() for _ in range(processes)]
     plan: list[tuple[float, Operation]] = []
@@ -69,10 +76,12 @@ def simulated(
         if whole:
             start, end = float(round(start)), float(round(end))
         clocks[process] = end if whole else math.nextafter(end, math.inf)
-        kind = random.choices(list(Kind), (6, 2, 1, 2))[0]
+        kind = random.choices((*KINDS, Kind.EXPIRE), (6, 2, 1, 2, 4 * ttl))[0]
         value = f"v{number}" if kind in (Kind.SET, Kind.REPLACE) else None
         result = Result.PENDING if random.random() < pending else Result.UNKNOWN
         asked = Operation(process, f"k{number % keys}", kind, start, end, result, value)
+        if ttl and kind not in (Kind.GET, Kind.DELETE) and random.random() < ttl:
+            asked = asked._replace(ttl=random.choice((0.5, 1.0, 4.0)))
         moment = random.uniform(start, end)
         if random.random() < unknown:
             asked = asked._replace(end=None)
@@ -85,6 +94,7 @@ def _carried_out(
     random: Random, plan: list[tuple[float, Operation]], lease: float
 ) -> list[Operation]:
     states: dict[str, str | None] = {}
+    deadlines: dict[str, int] = {}  # the operation that has given the key its deadline
     done = []
     heap = [(moment, number, asked) for number, (moment, asked) in enumerate(plan)]
     heapify(heap)
@@ -92,11 +102,19 @@ def _carried_out(
         moment, number, asked = heappop(heap)
         if moment == math.inf:
             answered = asked
-        elif number < 0:  # the second half of a pending deletion
-            states[asked.key] = None
+        elif number < 0:  # the second half of a pending deletion, or an expiry
+            if asked.kind is Kind.DELETE or deadlines.get(asked.key) == number:
+                states[asked.key] = None
             continue
         else:
-            answered, states[asked.key] = _executed(asked, states.get(asked.key))
+            before = states.get(asked.key)
+            answered, states[asked.key] = _executed(asked, before)
+            changed = states[asked.key] != before
+            if changed or (asked.kind is Kind.EXPIRE and before):
+                deadlines[asked.key] = -number - 1
+                if asked.ttl is not None:
+                    end = moment + asked.ttl + random.uniform(0, lease)
+                    heappush(heap, (end, -number - 1, asked))
             if answered.result is Result.PENDING:
                 assert answered.end is not None
                 heappush(heap, (random.uniform(moment, answered.end + lease), -number - 1, asked))
@@ -110,6 +128,8 @@ def _executed(asked: Operation, state: str | None) -> tuple[Operation, str | Non
     """The operation with its result, and the new state."""
     if asked.kind is Kind.GET:
         return asked._replace(result=Result.VALUE if state else Result.MISSING, seen=state), state
+    if asked.kind is Kind.EXPIRE:
+        return asked._replace(result=Result.CHANGED if state else Result.MISSING), state
     if asked.kind is Kind.DELETE:
         if state and asked.result is Result.PENDING and asked.end is not None:
             return asked, state
@@ -139,6 +159,8 @@ def corrupted(random: Random, operations: Sequence[Operation]) -> list[Operation
         new = old._replace(
             result=random.choice((Result.STORED, Result.REPLACED, Result.WRITTEN)), seen=None
         )
+    elif old.kind is Kind.EXPIRE:
+        new = old._replace(result=random.choice((Result.CHANGED, Result.MISSING)))
     else:
         new = old._replace(result=random.choice((Result.DELETED, Result.MISSING, Result.PENDING)))
     changed[index] = new._replace(end=old.start + 1 if old.end is None else old.end)
@@ -161,6 +183,12 @@ def some_order_explains(
             parts.append(each._replace(end=end, result=Result.UNKNOWN))
         elif not each.stale_ok:
             parts.append(each)
+    expires = [each for each in operations if each.kind is Kind.EXPIRE]
+    for each in operations:
+        start = expires_from(each, expires) if each.kind in WRITES else math.inf
+        if start < math.inf:  # a deletion of this value alone
+            gone = Operation("?", "k", Kind.DELETE, start, None, Result.UNKNOWN, seen=each.value)
+            parts.append(gone)
     return _explained(parts, None)
 
 
@@ -192,7 +220,10 @@ def _after(operation: Operation, state: object) -> list[object]:
         (Kind.REPLACE, Result.UNKNOWN): (True, value),
         (Kind.DELETE, Result.DELETED): (bound, None),
         (Kind.DELETE, Result.MISSING): (not bound, state),
-        (Kind.DELETE, Result.UNKNOWN): (True, None),
+        (Kind.DELETE, Result.UNKNOWN): (seen in (None, state), None),
+        (Kind.EXPIRE, Result.CHANGED): (bound, state),
+        (Kind.EXPIRE, Result.MISSING): (not bound, state),
+        (Kind.EXPIRE, Result.UNKNOWN): (True, state),
     }
     fits, after = possible[kind, result]
     return [after] if fits else []

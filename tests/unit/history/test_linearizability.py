@@ -24,7 +24,13 @@ from tests.history.sweep import (
     stuck_at,
 )
 from tests.unit.history.examples import BAD, GOOD
-from tests.unit.history.histories import corrupted, history, simulated, some_order_explains
+from tests.unit.history.histories import (
+    KINDS,
+    corrupted,
+    history,
+    simulated,
+    some_order_explains,
+)
 
 
 @pytest.mark.parametrize("name", GOOD)
@@ -60,6 +66,7 @@ def test_simulated_histories_pass_and_corrupted_ones_as_brute_force_says(part: i
             unknown=random.choice((0, 0.1, 0.4)),
             lateness=5,
             pending=random.choice((0, 0.5)),
+            ttl=random.choice((0, 0.5)),
             whole=random.random() < 0.5,
         )
         verdict = check_linearizable(operations, pending_within=within)
@@ -87,7 +94,7 @@ def histories(draw: st.DrawFn) -> list[Operation]:
     operations = []
     values = st.sampled_from(["v0", "v1", "v2", "x"])
     for number in range(draw(st.integers(1, 6))):
-        kind = draw(st.sampled_from(list(Kind)))
+        kind = draw(st.sampled_from(KINDS))
         result = draw(st.sampled_from(sorted(RESULTS_OF[kind], key=str)))
         start = draw(st.integers(0, 6))
         end = None if result is Result.UNKNOWN else start + draw(st.integers(0, 4))
