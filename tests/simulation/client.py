@@ -57,7 +57,13 @@ DEL_RESULTS = {
 EXPIRE_RESULTS = {ExpireStatus.DONE: Result.CHANGED, ExpireStatus.MISSING: Result.MISSING}
 TTL_LEASES = 2.0
 """Leases for which a key that expires lives at most."""
-NOT_DONE = (SetStatus.FULL, SetStatus.FAILED, DelStatus.FAILED)
+NOT_DONE = (
+    SetStatus.FULL,
+    SetStatus.FAILED,
+    DelStatus.FAILED,
+    ExpireStatus.FULL,
+    ExpireStatus.FAILED,
+)
 """Outcomes of writes that have changed nothing."""
 
 LOCK_FREE = 0.6
@@ -333,7 +339,7 @@ class Client:
         end = self.loop.stamp()
         for key in self.keys:
             status = getattr(result.get(key), "status", result.get(key))
-            if status in NOT_DONE:
+            if any(status is each for each in NOT_DONE):  # numbers of several kinds are equal
                 self.loop.log(self.name, f"{self.kind} {key} was refused")
                 continue
             seen = self._seen(result.get(key))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from dstore.core.engine import NO_DEADLINE
 from dstore.core.local.state import SYNCS_MAX
 from dstore.protocol.messages import Key, Large, Stored
 from tests.simulation.actors import SimLocal
@@ -14,6 +15,8 @@ from tests.simulation.pages import VOID, ReadPage, SimPage, WrittenPage
 
 STEADY = 10
 """A lease that lasts as many latencies does not lapse."""
+LATE = 5.0
+"""Seconds within which a key has expired at the end of a run, however often that fails at first."""
 TOLERANCE = 1e-6
 """Seconds by which two computations of the same time may differ."""
 
@@ -199,6 +202,7 @@ def _left_at_global(authority: SimGlobal) -> Iterator[str]:
     if authority.bulk.tokens() != authority.bound():
         large, bound = len(authority.bulk.tokens()), len(authority.bound())
         yield f"{large} large values are kept for {bound} keys"
+    yield from _left_deadlines(authority)
     if state._stages.replacing or len(state._waits):
         yield "writes or waits stay"
     if state._sessions.writes.taken or state._sessions.waits.taken:
@@ -210,6 +214,20 @@ def _left_at_global(authority: SimGlobal) -> Iterator[str]:
             yield "Global's host has no page"
         elif authority.own.page.lease_word[0] == VOID:
             yield "the page of Global's host is void"
+
+
+def _left_deadlines(authority: SimGlobal) -> Iterator[str]:
+    """No key is there long after its deadline, and the disk has the deadlines that memory has."""
+    deadlines, rows = authority.state._deadlines, authority.journal.rows
+    for number in range(authority.scenario.keys):
+        key = f"k{number}"
+        deadline, row = deadlines.of(key), rows.get(key)
+        if authority.engine.read(key) is None and deadline != NO_DEADLINE:
+            yield f"{key} has no value and a deadline"
+        if deadline < deadlines.clock() - LATE:
+            yield f"{key} has not expired"
+        if row is not None and row.deadline != deadline:
+            yield f"the deadline of {key} is {row.deadline} on the disk and {deadline} in memory"
 
 
 def _left_sessions(

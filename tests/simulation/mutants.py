@@ -10,6 +10,7 @@ the code.
 from __future__ import annotations
 
 from tests.simulation.mutant import CORE, Mutant
+from tests.simulation.mutants_of_expiry import OF_EXPIRY
 from tests.simulation.mutants_of_hits import OF_HITS
 from tests.simulation.mutants_of_hosts import OF_HOSTS
 from tests.simulation.mutants_of_hosts_simulated import OF_HOSTS_SIMULATED
@@ -389,4 +390,5 @@ MUTANTS = (
     *OF_HOSTS,
     *OF_SHARING,
     *OF_HOSTS_SIMULATED,
+    *OF_EXPIRY,
 )  # fmt: skip

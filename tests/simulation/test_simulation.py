@@ -41,6 +41,7 @@ QUICK = {
     "word in Global's page after the engine has changed",
     "hit of a shared entry that does not compare the word",
     "page that is valid after the goodbye of its owner",
+    "expiry that does not wait for holders",
 }
 """Mutants of the default run; ``scripts/simulate --mutants`` plays all."""
 
