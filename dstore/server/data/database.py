@@ -33,6 +33,7 @@ from dstore.server.data.failures import (
     cannot_open,
     cannot_write,
     damaged,
+    disk_failed,
     disk_full,
 )
 from dstore.server.data.reserve import Reserve
@@ -125,6 +126,8 @@ class Database:
         try:
             self._recover(new, synced, busy_seconds)
         except (sqlite3.Error, OSError, DiskFull) as error:
+            if disk_failed(error):
+                self._open = None  # to close it is to write and to sync once more
             self._release()
             reason = "the disk is full" if isinstance(error, DiskFull) else error
             raise cannot_open(self._folder, reason) from None
@@ -167,11 +170,7 @@ class Database:
         """
         if self._open is None or self._failed is not None:
             return
-        try:
-            with contextlib.suppress(DiskFull):
-                self._checkpoint("TRUNCATE")
-        except sqlite3.Error as error:
-            raise self._fail(error) from None
+        self._checkpoint_or_fail("TRUNCATE")
         self._release()
 
     def forked(self) -> None:
