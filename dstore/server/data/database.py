@@ -26,7 +26,7 @@ from dstore.core.engine import Change, ChangeKind, Kept, Outcome
 from dstore.errors import DataError
 from dstore.protocol.keys import to_bytes
 from dstore.runtime import clock
-from dstore.runtime.logs import Log
+from dstore.runtime.logs import Log, RateLimitedLog
 from dstore.server.data import rows, schema
 from dstore.server.data.failures import (
     DiskFull,
@@ -50,6 +50,8 @@ OPEN_BYTES = 4 << 20
 """Free bytes below which the reserve is given up before the database is opened."""
 RETRY_EVERY = 1.0
 """Seconds between two tries to reserve the space again while no deletion has freed any."""
+WARN_EVERY = 60.0
+"""Seconds between two warnings of a full disk at least."""
 BUSY_SECONDS = 30.0
 """Seconds to wait for another program that has the database locked."""
 WALL_EVERY = 1.0
@@ -122,6 +124,7 @@ class Database:
         self._unknown_tokens: set[bytes] = set()
         self._commits = self._changes = self._damaged = 0
         self._recent = [0.0] * RECENT
+        self._full_disk_log = RateLimitedLog(log, WARN_EVERY)
         self._changed = False  # since the last checkpoint
         try:
             self._recover(new, synced, busy_seconds)
@@ -406,7 +409,7 @@ class Database:
         return self._reserve.held
 
     def _warn_of_full_disk(self) -> None:
-        log.warning(
+        self._full_disk_log.warning(
             "the disk of %s is full; deletions go on, but no value is stored before there is room",
             self._folder,
         )
