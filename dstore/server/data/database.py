@@ -340,7 +340,7 @@ class Database:
         self._changed = True
         if self._unknown_tokens:
             for step, outcome in zip(steps, outcomes):
-                if step is not None and outcome is Outcome.DONE and step.statement != _DEADLINE:
+                if step is not None and outcome is Outcome.DONE:
                     self._unknown_tokens.discard(step.key)
 
     # ---- the log --------------------------------------------------------------------------

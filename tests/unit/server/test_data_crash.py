@@ -157,3 +157,20 @@ def test_a_forked_child_that_outlives_its_parent_leaves_the_log(place: Path) -> 
         assert end.read() == ""  # it has ended
     assert (place / "dstore.db-wal").read_bytes() == log
     assert list(contents(place)) == ["key"]
+
+
+KEEP = """
+import sqlite3, sys
+from dstore.server.data.schema import keep_for_ever
+connection = sqlite3.connect(sys.argv[1])
+connection.execute("PRAGMA journal_mode = WAL")
+connection.execute("CREATE TABLE some (thing)")
+if sys.argv[2] == "keep":
+    keep_for_ever(connection)
+"""
+
+
+@pytest.mark.parametrize("keep", ["keep", "leave"])
+def test_the_end_of_python_closes_no_connection_that_is_kept(tmp_path: Path, keep: str) -> None:
+    run_python(KEEP, str(tmp_path / "some.db"), keep)
+    assert (tmp_path / "some.db-wal").exists() == (keep == "keep")

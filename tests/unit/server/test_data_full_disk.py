@@ -6,6 +6,7 @@ import contextlib
 import os
 import sqlite3
 from collections.abc import Iterator
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
@@ -105,9 +106,10 @@ def test_values_do_not_use_up_the_space_for_deletions(
 ) -> None:
     """A deletion has taken a part of it, which a reader keeps in the log."""
     monkeypatch.setattr(database, "RETRY_EVERY", float("inf"))  # room is looked for at a deletion
-    with opened(disk / "data") as data:
+    with opened(disk / "data") as data, ExitStack() as readers:
         data.database.apply([bind(f"k{number}", value(number)) for number in range(5)])
-        reader = sqlite3.connect(disk / "data" / "dstore.db", isolation_level=None)
+        reader = readers.enter_context(closing(sqlite3.connect(disk / "data" / "dstore.db")))
+        reader.isolation_level = None
         reader.execute("BEGIN")
         reader.execute("SELECT count(*) FROM kept").fetchone()
         hog = take_all(disk)
