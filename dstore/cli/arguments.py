@@ -30,6 +30,8 @@ cannot be reached.
 HELP = {
     "--address": "the address at which Global listens (default: %(default)s)",
     "--bind": "the address at which to take requests (default: %(default)s)",
+    "--data": "keep keys and values in this folder as well, so that they survive a restart "
+    "(default: in memory alone)",
     "--file": "store the bytes of this file instead",
     "--host-cache": "how much memory this host may take for small values that its processes "
     "share, 0 for none (default: 256M, and at most a quarter of the file system in memory)",
@@ -163,6 +165,7 @@ def _add_programs(parsers: _Parsers) -> None:
     _option(serve, "--large-from", type=large, default=config.LARGE_FROM_DEFAULT, metavar="SIZE")
     _option(serve, "--shm", type=folder, metavar="DIR")
     _option(serve, "--host-cache", type=host_cache, metavar="SIZE")
+    _option(serve, "--data", type=data_folder, metavar="DIR")
     _add_logging(serve)
 
     host = _add(parsers, "host", "let the processes of this host share one cache of Global")
@@ -282,6 +285,13 @@ def folder(text: str) -> str:
     """Return a folder that exists, or "" for none."""
     if text and not os.path.isdir(text):
         raise ArgumentTypeError(f"{text!r} is not a folder")
+    return text
+
+
+def data_folder(text: str) -> str:
+    """Return the path of a folder, which need not be there yet."""
+    if not text:
+        raise ArgumentTypeError("a folder has a name")
     return text
 
 

@@ -37,6 +37,7 @@ def serve(options: Namespace) -> int:
         max_clients=options.max_clients,
         shm=options.shm,
         host_cache=options.host_cache,
+        data=options.data,
     )
     with _signals_held():
         server.bind()

@@ -35,6 +35,9 @@ class Bulk(Protocol):
     reserved, written piece by piece, sealed, then read. The engine has such a value as a
     :class:`~dstore.protocol.messages.Large`, which stands for its bytes. Tokens are 16 random
     bytes; sizes and offsets are in bytes.
+
+    With a journal, :meth:`read` is called from the journal's thread as well, to make a value
+    durable, while Global's thread calls any method.
     """
 
     def reserve(self, token: bytes, size: int) -> None:

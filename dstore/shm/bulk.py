@@ -9,6 +9,7 @@ from dstore.config import CHUNK_BYTES
 from dstore.core.engine import Bulk, Lost
 from dstore.errors import StoreFull
 from dstore.protocol.messages import Buffer
+from dstore.runtime import native
 from dstore.runtime.background import BACKGROUND_BYTES, janitor
 from dstore.runtime.logs import Log, RateLimitedLog
 from dstore.shm.memory import WARNING_SECONDS, HostMemory, open_memory
@@ -32,11 +33,15 @@ class PrivateBulk:
     that are written to, and takes all of them back when it was dropped and no reader is left. But
     a process may have some 65,000 mappings in all. So smaller values are ordinary Python objects,
     very many of which the C library keeps in few mappings.
+
+    The lock orders a reader in another thread and :meth:`drop`: the reader takes its part before
+    the value is handed to the janitor, which releases it, or finds no value.
     """
 
     def __init__(self) -> None:
         self._unsealed: dict[bytes, memoryview] = {}
         self._sealed: dict[bytes, memoryview] = {}
+        self._lock = native.Lock()  # guards reading and removing sealed values
 
     def __repr__(self) -> str:
         return f"<PrivateBulk unsealed={len(self._unsealed)} sealed={len(self._sealed)}>"
@@ -63,16 +68,19 @@ class PrivateBulk:
         return False
 
     def read(self, token: bytes, offset: int, count: int) -> memoryview | None:
-        value = self._sealed.get(token)
-        return None if value is None else value[offset : offset + count]
+        with self._lock:
+            value = self._sealed.get(token)
+            return None if value is None else value[offset : offset + count]
 
     def drop(self, token: bytes) -> None:
-        for values in (self._unsealed, self._sealed):
-            release_soon(values.pop(token, None))
+        with self._lock:
+            dropped = self._unsealed.pop(token, None) or self._sealed.pop(token, None)
+        release_soon(dropped)
 
     def close(self) -> None:
         self._unsealed.clear()
-        self._sealed.clear()
+        with self._lock:
+            self._sealed.clear()
 
 
 def fresh_memory(size: int) -> memoryview:
@@ -95,31 +103,33 @@ def release_soon(view: memoryview | None) -> None:
 
 
 class BufferPool:
-    """Reusable buffers for the chunks of values that are being sent. For one thread.
+    """Reusable buffers for the chunks of values that are being sent. Safe from any thread.
 
     Fresh memory of this size comes from the system page by page and soon goes back, which would
-    take longer than to copy a chunk into it. Views of the buffers may be released by any thread.
+    take longer than to copy a chunk into it.
     """
 
     def __init__(self) -> None:
         self._kept: list[bytearray] = []
+        self._lock = native.Lock()
 
     def take(self, size: int) -> memoryview:
         """Memory to write to. It is not given out again while the view, or one of it, exists."""
         if size > CHUNK_BYTES:
             return memoryview(bytearray(size))
-        for buffer in self._kept:
-            try:
-                # Python refuses to change the length of memory that a view refers to.
-                buffer.append(0)
-                buffer.pop()
-            except BufferError:
-                continue
+        with self._lock:  # another thread would find the same buffer unused
+            for buffer in self._kept:
+                try:
+                    # Python refuses to change the length of memory that a view refers to.
+                    buffer.append(0)
+                    buffer.pop()
+                except BufferError:
+                    continue
+                return memoryview(buffer)[:size]
+            buffer = bytearray(CHUNK_BYTES)
+            if len(self._kept) < BUFFERS_MAX:
+                self._kept.append(buffer)
             return memoryview(buffer)[:size]
-        buffer = bytearray(CHUNK_BYTES)
-        if len(self._kept) < BUFFERS_MAX:
-            self._kept.append(buffer)
-        return memoryview(buffer)[:size]
 
 
 def bulk_for(epoch: int, root: str | None = None) -> Bulk:
@@ -144,6 +154,9 @@ class SharedBulk:
     A mapping keeps the bytes when the files are removed. Global does not touch it; when there
     is no file any more, the system copies from it. A process may have some 65,000 mappings, and
     ends when it needs one more. So only the values that were written or read last are mapped.
+
+    The lock guards the sizes and the mappings, which a reader in another thread uses as well. No
+    system call within it waits for anything but the memory of this host.
     """
 
     def __init__(self, memory: HostMemory) -> None:
@@ -156,6 +169,7 @@ class SharedBulk:
         self._full_log = RateLimitedLog(log, WARNING_SECONDS)
         self._damage_log = RateLimitedLog(log)
         self._buffers = BufferPool()
+        self._lock = native.Lock()
 
     def __repr__(self) -> str:
         return (
@@ -200,27 +214,32 @@ class SharedBulk:
         view = None
         with contextlib.suppress(NoRoom):  # it cannot be mapped, and is read from the file
             view = writer.view()
-        self._sizes[token] = writer.size
         published = writer.publish()
-        if view is not None and published:
-            self._map(token, view)
-        elif view is not None:
-            self._without_file[token] = view
+        with self._lock:
+            self._sizes[token] = writer.size
+            if view is not None and published:
+                self._map(token, view)
+            elif view is not None:
+                self._without_file[token] = view
 
     def adopt(self, token: bytes, size: int) -> bool:
         if token in self._writers or token in self._sizes or token in self._private:
             return False
         if not self._memory.adopt(token, size):
             return False
-        self._sizes[token] = size
-        self._mapped(token, size)
+        with self._lock:
+            self._sizes[token] = size
+            self._mapped(token, size)
         return True
 
     def read(self, token: bytes, offset: int, count: int) -> memoryview | None:
-        size = self._sizes.get(token)
+        with self._lock:
+            size = self._sizes.get(token)
+            view = None if size is None else self._mapped(token, size)
+            if view is not None:
+                view = view[:]  # the janitor may release the other one while this thread reads
         if size is None:
             return self._private.read(token, offset, count)
-        view = self._mapped(token, size)
         part = self._memory.read(token, size, offset, count, view, self._buffers.take)
         if part is None:
             self._damage_log.warning(
@@ -247,15 +266,19 @@ class SharedBulk:
         writer = self._writers.pop(token, None)
         if writer is not None:
             writer.abandon()
-        if self._sizes.pop(token, None) is not None:
+        with self._lock:
+            size = self._sizes.pop(token, None)
+            view = self._maps.pop(token, None) or self._without_file.pop(token, None)
+        if size is not None:
             self._memory.drop(token, for_global=True)
-            release_soon(self._maps.pop(token, None) or self._without_file.pop(token, None))
+            release_soon(view)
         self._private.drop(token)
 
     def close(self) -> None:
         self._writers.clear()
-        self._sizes.clear()
-        self._maps.clear()
-        self._without_file.clear()
+        with self._lock:
+            self._sizes.clear()
+            self._maps.clear()
+            self._without_file.clear()
         self._private.close()
         self._memory.close()

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 from dstore.core.authority.acknowledgements import PendingDeletion
-from dstore.core.authority.effects import GlobalEffect, Publish
+from dstore.core.authority.effects import Commit, GlobalEffect, Publish
 from dstore.core.authority.state import GlobalState
+from dstore.core.authority.writes import PASSED
+from dstore.core.engine import Outcome
 from dstore.protocol.messages import Large
 from dstore.server.engines.memory import MemoryEngine
 from tests.simulation.host import SimBulk, SimHost
+from tests.simulation.journal import SimJournal
 from tests.simulation.loop import Loop
 from tests.simulation.network import Connection
 from tests.simulation.owners import CHECK_EVERY, Owner
@@ -31,13 +35,12 @@ class SimGlobal(Owner):
     def __init__(self, loop: Loop, scenario: Scenario) -> None:
         super().__init__(loop, scenario, "G")
         self.host = SimHost(loop)
-        self.engine = MemoryEngine()
+        self.journal = SimJournal(loop, scenario)
         self.bulk = SimBulk(self.host)
         self.connections: dict[str, Connection] = {}
         self.subscriptions: dict[str, Connection] = {}
         self.deletions: list[tuple[str, bytes]] = []  # of this epoch, by seq
         self.epoch = 0
-        self._serves_from = 0.0
         self._timer = NEVER
         self._begin()
 
@@ -49,6 +52,13 @@ class SimGlobal(Owner):
         self.epoch += 1
         self.deletions = []
         self._timer = NEVER
+        self.engine = MemoryEngine(journal=self.scenario.durable)
+        kept = self.journal.begin(partial(self._committed, self.epoch))
+        for row in kept:
+            assert row.stored is not None
+            self.engine.bind(row.key, row.stored)
+        quiet, now = self.journal.quiet, self.loop.now
+        self.journal.quiet = max(quiet, self.scenario.lease)
         self.state = GlobalState(
             self.engine,
             self.bulk,
@@ -60,6 +70,8 @@ class SimGlobal(Owner):
             large_from=1 << 10,
             random63=self.loop.random63,
             max_clients=self.scenario.sessions,
+            durable=self.scenario.durable,
+            quiet_until=now + quiet,
         )
         if self.scenario.scarce:
             self.state._holders.limit = SCARCE_HOLDER_BYTES
@@ -72,6 +84,16 @@ class SimGlobal(Owner):
             start(pending, now)
 
         self.state._invalidations.start = noted  # type: ignore[method-assign]
+        commit = self.state._writes._commit
+
+        def ended(pending: PendingDeletion, outcome: Outcome, now: float) -> None:
+            if outcome:  # the value is still bound, and may be cached again
+                deletions[pending.seq - 1] = (pending.key, b"")
+            commit(pending, outcome, now)
+
+        self.state._writes._commit = ended  # type: ignore[method-assign]
+        self.state.recover([row.key for row in kept if row.deadline <= PASSED], now)
+        self._perform([])
         self.own = GlobalsPage(self, self.host)
         if self.scenario.global_page:
             # A restarted one may not reach the shared memory at once.
@@ -99,14 +121,14 @@ class SimGlobal(Owner):
     # ---- life -----------------------------------------------------------------------------
 
     def crash(self) -> None:
-        """Crash and restart: empty, or with its data when all leases have ended."""
+        """Crash and restart: empty, or with what is on the disk."""
         self.loop.log(self.name, f"crashes, durable={self.scenario.durable}")
         if self.scenario.durable:
-            self._serves_from = self.loop.now + self.scenario.lease
-            for token in self.bulk.tokens() - self.bound():
+            values = [row.stored for row in self.journal.rows.values()]
+            bound = {each.token for each in values if each and isinstance(each.body, Large)}
+            for token in self.bulk.tokens() - bound:
                 self.bulk.drop(token)
         else:
-            self.engine = MemoryEngine()
             self.bulk = SimBulk(self.host)
         self._begin()
 
@@ -115,10 +137,15 @@ class SimGlobal(Owner):
         values = (self.engine.read(key) for key in self.engine.scan("", "", 1000))
         return {each.token for each in values if each and isinstance(each.body, Large)}
 
+    def _committed(self, epoch: int, number: int, outcomes: list[Outcome]) -> None:
+        """Take the report of the disk."""
+        if epoch != self.epoch or self.held_up("disk", self._committed, epoch, number, outcomes):
+            return
+        self.loop.log(self.name, f"batch {number} is durable: {outcomes}")
+        self._perform(self.state.committed(number, outcomes, self.loop.now))
+
     def receive(self, route: bytes, message: Any) -> None:
         if self.held_up("requests", self.receive, route, message):
-            return
-        if self.loop.now < self._serves_from:
             return
         self.loop.log(self.name, f"<- {route.decode()} {short(message)}")
         self._perform(self.state.receive(route, message, self.loop.now))
@@ -137,6 +164,8 @@ class SimGlobal(Owner):
         for effect in effects:
             if isinstance(effect, Publish):
                 self._publish(effect)
+            elif isinstance(effect, Commit):
+                self.journal.commit(effect.number, effect.changes)
             else:
                 connection = self.connections.get(effect.route.decode().rpartition("/")[0])
                 if connection is not None and connection.route == effect.route:

@@ -45,6 +45,8 @@ DEL_RESULTS = {
     DelStatus.MISSING: Result.MISSING,
     DelStatus.PENDING: Result.PENDING,
 }
+NOT_DONE = (SetStatus.FULL, SetStatus.FAILED, DelStatus.FAILED)
+"""Outcomes of writes that have changed nothing."""
 
 LOCK_FREE = 0.6
 """The part of these that do so here."""
@@ -307,6 +309,9 @@ class Client:
             result = {key: (result.answer(key), key in result.local) for key in self.keys}
         end = self.loop.stamp()
         for key in self.keys:
+            if getattr(result.get(key), "status", None) in NOT_DONE:
+                self.loop.log(self.name, f"{self.kind} {key} was refused")
+                continue
             seen = self._seen(result.get(key))
             self.loop.log(self.name, f"{self.kind} {key} = {seen[0].value} {seen[1] or ''}")
             epoch = self._epoch_of(result.get(key))

@@ -15,6 +15,8 @@ from tests.simulation.simulation import Simulation
 
 SLACK = 0.01
 """Seconds after its lease in which a deletion with ``wait=False`` may take effect."""
+COMMITS = 8
+"""Commits of a durable Global that such a deletion waits for at most, each with those before it."""
 SMALL_TRIES = 600
 """Small scenarios that are tried first to reduce a failing run."""
 SHRINK_TRIES = 15
@@ -61,14 +63,17 @@ def _check_history(simulation: Simulation, outcome: Outcome) -> None:
     faults = (scenario.page_faults, scenario.deaths, scenario.freezes)
     prompt = not (scenario.global_pauses or scenario.global_crashes)
     prompt = prompt and not (scenario.global_page and any(faults))
-    within = scenario.lease + SLACK if prompt else None
+    if scenario.durable:  # a removal waits for the disk; one that the disk refuses does not happen
+        prompt = prompt and not scenario.failing
+    slack = SLACK + COMMITS * scenario.commit * scenario.durable
+    within = scenario.lease + slack if prompt else None
     try:
         verdicts = [check_linearizable(history, pending_within=within)]
     except Undecided:
         outcome.undecided = True
         verdicts = []
     if within is not None:
-        verdicts.append(check_pending(history, scenario.lease, SLACK))
+        verdicts.append(check_pending(history, scenario.lease, slack))
     for verdict in verdicts:
         outcome.violations += [str(violation) for violation in verdict.violations]
 

@@ -54,6 +54,8 @@ class Scenario:
     global_pauses: float = 0.0
     global_crashes: float = 0.0
     durable: bool = False
+    commit: float = 0.01  # seconds until a batch of a durable Global is on its disk, at most
+    failing: float = 0.0  # fraction of the changes that its disk refuses
     large: float = 0.0  # fraction of values that are sent in chunks
     hosts: int = 3  # with shared memory; the third is Global's
     evictions: float = 0.0  # a file is dropped to make room
@@ -119,6 +121,8 @@ class Scenario:
             scarce=dice.random() < 0.2,
             words=dice.choice((0.0, 0.5, 1.0)),
             buckets=dice.choice((1, 3, 1024, 1024)),
+            commit=dice.choice((0.0005, 0.01, 0.1)),
+            failing=dice.choice((0.0, 0.0, 0.0, 0.1)),
         )
         if dice.random() >= SHARED:
             return private

@@ -38,32 +38,33 @@ PENDING_BYTES, AWAITED_BYTES = 700, 100
 class PendingDeletion:
     """A key that is being deleted or replaced. ``old`` is the value that is to be removed.
 
-    ``write`` gets the outcome as its item ``index``; it is None if it was answered before.
+    ``write`` gets the outcome as its item ``index``; it is None if it was answered before, or if
+    Global deletes by itself. ``account`` is that of the session that deletes.
     """
 
     key: Key
     old: InitVar[Stored]
     write: ActiveWrite | None
     index: int
+    account: Account
     token: bytes = field(init=False)
     size: int = field(init=False)
     large: bool = field(init=False)
     replacement: Stored | None = None
+    doomed: bool = False  # its first writer does not wait
+    submitted: bool = False  # it waits for no holder any more, and is made durable
     seq: int = 0
     awaited: int = 0  # holders that have neither acknowledged nor expired
     confirmed: int = 0
     expired: int = 0
     joined: list[tuple[ActiveWrite, int]] = field(default_factory=list)  # other DELs of the key
     queued: list[Callable[[float], None]] = field(default_factory=list)  # to run once committed
-    _account: Account = field(init=False)
     _cost: int = 0
 
     def __post_init__(self, old: Stored) -> None:
         self.token = old.token
         self.size = old.size
         self.large = type(old.body) is Large
-        assert self.write is not None
-        self._account = self.write.session.writes
 
     def __repr__(self) -> str:
         return f"<PendingDeletion {self.key!r} seq={self.seq} awaited={self.awaited}>"
@@ -71,10 +72,10 @@ class PendingDeletion:
     def charge(self) -> None:
         """Put the memory that this takes on the account of the session that deletes."""
         self._cost = PENDING_BYTES + text_bytes(self.key) + AWAITED_BYTES * self.awaited
-        self._account.take(self._cost)
+        self.account.take(self._cost)
 
     def discharge(self) -> None:
-        self._account.take(-self._cost)
+        self.account.take(-self._cost)
 
 
 @dataclass(slots=True, eq=False, repr=False)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import NamedTuple, TypeAlias
 
+from dstore.core.engine import Change
 from dstore.protocol.messages import (
     Broadcast,
     Committed,
@@ -38,7 +39,14 @@ class Publish(NamedTuple):
     message: Broadcast | Committed
 
 
-GlobalEffect: TypeAlias = Send | Publish
+class Commit(NamedTuple):
+    """Make changes durable, in their order; then call ``GlobalState.committed`` with ``number``."""
+
+    number: int
+    changes: list[Change]
+
+
+GlobalEffect: TypeAlias = Send | Publish | Commit
 
 
 class Refuse(Exception):
@@ -60,6 +68,9 @@ class Outbox:
         self.counters = dict.fromkeys(COUNTERS, 0)
         self._sends: list[GlobalEffect] = []
         self._broadcasts: list[GlobalEffect] = []
+
+    def commit(self, batch: Commit) -> None:
+        self._sends.append(batch)
 
     def send(self, route: Route, message: ToLocal) -> None:
         self._sends.append(Send(route, message))

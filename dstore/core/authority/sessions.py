@@ -247,6 +247,8 @@ class Sessions:
         self.waits = Budget(WAITS_BYTES_MAX, WAITS_BYTES_SHARE, WAITS_BYTES_ASSURED)
         self.waits_of_none = Account(self.waits)
         """The account of the requests that come without a session."""
+        self.writes_of_global = Account(self.writes)
+        """The account of the deletions that Global begins by itself."""
 
     def __repr__(self) -> str:
         return f"<Sessions open={len(self)} opened={self._number}>"

@@ -23,6 +23,7 @@ from dstore.config import (
     UPLOADS_SHARE,
 )
 from dstore.core.authority.acknowledgements import PendingDeletion
+from dstore.core.authority.changes import BIND_BYTES, Changes
 from dstore.core.authority.effects import NEVER, Alarm, Outbox, Refuse
 from dstore.core.authority.sessions import Session
 from dstore.core.engine import Bulk, Engine, Lost
@@ -79,7 +80,13 @@ class Stages:
     """
 
     def __init__(
-        self, engine: Engine, bulk: Bulk, value_limit: int, out: Outbox, alarm: Alarm
+        self,
+        engine: Engine,
+        bulk: Bulk,
+        changes: Changes,
+        value_limit: int,
+        out: Outbox,
+        alarm: Alarm,
     ) -> None:
         self.value_limit = value_limit
         self.reserved = 0
@@ -87,6 +94,7 @@ class Stages:
         self.growing = 0
         self._engine = engine
         self._bulk = bulk
+        self._changes = changes
         self._out = out
         self._alarm = alarm
         self._uploads: dict[bytes, _Upload] = {}
@@ -100,7 +108,8 @@ class Stages:
     @property
     def room(self) -> int:
         """Bytes that further uploads may take."""
-        return self._engine.limit - self._engine.size - self.reserved - self.replacing
+        taken = self._engine.size + self.reserved + self.replacing + self._changes.bytes
+        return self._engine.limit - taken
 
     @property
     def wake_at(self) -> float:
@@ -249,8 +258,10 @@ class Stages:
         """Whether the value also fits when all uploads and replacements have ended."""
         if self._find(stored, session) is not None:  # it is one of these uploads
             return True
-        coming = self.growing + self.reserved
+        coming = self.growing + self.reserved + self._changes.bytes
         growth = stored.size - (old.size if old is not None else 0)
+        if self._changes.durable and old is None:  # it must fit when it is applied, later
+            growth += BIND_BYTES
         return self._engine.size + coming + growth <= self._engine.limit or growth <= 0
 
     def release(self, stored: Stored) -> None:

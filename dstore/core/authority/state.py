@@ -13,10 +13,11 @@ the rules, and what goes wrong without each of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from dstore.config import CLIENTS_MAX_DEFAULT
+from dstore.core.authority.changes import Changes
 from dstore.core.authority.effects import Alarm, GlobalEffect, Outbox, Refuse
 from dstore.core.authority.host import OwnMembership, Page
 from dstore.core.authority.invalidations import Invalidations
@@ -25,7 +26,7 @@ from dstore.core.authority.reads import Reads, Waits
 from dstore.core.authority.sessions import Session, Sessions
 from dstore.core.authority.stages import Stages
 from dstore.core.authority.writes import Writes
-from dstore.core.engine import Bulk, Engine
+from dstore.core.engine import Bulk, Engine, Outcome
 from dstore.protocol import messages as m
 
 SWEEP_KEYS = 2_000
@@ -38,11 +39,14 @@ class GlobalState:
     ``epoch`` is random and names this life of Global; Locals subscribe to broadcasts at
     ``publisher``; ``lease`` is in seconds; the log has the last ``log_length`` invalidations.
     ``alarm`` has the moment at which :meth:`tick` is next due. ``figures_of_host`` returns metrics
-    of what the processes of Global's host share.
+    of what the processes of Global's host share, ``figures_of_disk`` those of its disk.
     ``bulk`` has the bytes of large values, which are those of ``large_from`` bytes or more; no
     value may have more than ``value_limit``. ``random63`` returns 63 random bits that cannot be
     guessed. ``max_clients`` sessions are admitted, and a share of these from one host, whose
     address ``peer_of`` returns for a connection.
+    Where Global is ``durable``, changes leave as :class:`~.effects.Commit` effects, and take place
+    when the host reports to :meth:`committed`. Nothing is removed or replaced before
+    ``quiet_until``.
     """
 
     def __init__(
@@ -59,6 +63,8 @@ class GlobalState:
         random63: Callable[[], int],
         max_clients: int = CLIENTS_MAX_DEFAULT,
         peer_of: Callable[[m.Route], str | None] = lambda route: None,
+        durable: bool = False,
+        quiet_until: float = 0.0,
     ) -> None:
         self.epoch = epoch
         self._engine = engine
@@ -74,14 +80,27 @@ class GlobalState:
             epoch, log_length, sessions, own, out, alarm
         )
         log = self._log = invalidations.log
-        stages = self._stages = Stages(engine, bulk, value_limit, out, alarm)
+        changes = self._changes = Changes(out, durable)
+        stages = self._stages = Stages(engine, bulk, changes, value_limit, out, alarm)
         waits = self._waits = Waits(alarm, sessions.waits_of_none)
         self._reads = Reads(epoch, engine, bulk, holders, log, invalidations.pending, waits, out)
         writes = self._writes = Writes(
-            epoch, engine, bulk, stages, sessions, holders, invalidations, waits, out, alarm
+            epoch,
+            engine,
+            bulk,
+            stages,
+            sessions,
+            holders,
+            invalidations,
+            waits,
+            changes,
+            out,
+            alarm,
+            quiet_until,
         )
         self._host: Session | None = None
         self.figures_of_host: Callable[[], dict[str, object]] = dict
+        self.figures_of_disk: Callable[[], dict[str, object]] = dict
         self._memberships = Memberships(
             welcome,
             sessions,
@@ -132,7 +151,7 @@ class GlobalState:
     def idle(self) -> bool:
         """Whether no Local waits for an answer, and all invalidations are broadcast."""
         to_notify = self._invalidations.pending or len(self._invalidations.broadcasts)
-        return not to_notify and self._waits.answerable() is None
+        return not to_notify and not self._changes and self._waits.answerable() is None
 
     @property
     def counters(self) -> dict[str, int]:
@@ -159,6 +178,26 @@ class GlobalState:
                 self._others[kind](route, message, now)
         except Refuse as refuse:
             self._out.refuse(route, message, *refuse.args)
+        return self._effects()
+
+    def recover(self, doomed: Iterable[m.Key], now: float) -> None:
+        """Go on with the deletions that a former life has begun and that were not waited for.
+
+        The first tick sends what follows from it.
+        """
+        for key in doomed:
+            self._writes.remove(key, now)
+        self.alarm.at(now)
+
+    def committed(self, number: int, outcomes: Iterable[Outcome], now: float) -> list[GlobalEffect]:
+        """Apply the changes of a batch that has become durable, and answer their writers."""
+        self._changes.committed(number, outcomes, now)
+        self._writes.complete(self._invalidations.notify(now), now)
+        self._reads.answer_bound()
+        return self._effects()
+
+    def _effects(self) -> list[GlobalEffect]:
+        self._changes.emit()
         return self._out.take()
 
     def read(self, message: m.Get) -> m.GetReply | None:
@@ -231,6 +270,10 @@ class GlobalState:
             self._own.session = None
             self._memberships.end_own(host, now)
 
+    def lease_out(self, now: float) -> bool:
+        """Whether a membership may answer from its cache now. That of this host must be closed."""
+        return self._own.trusted(now) or any(each.lease_end > now for each in self._sessions)
+
     @property
     def host_lost(self) -> bool:
         """Whether the session of this host has no page that can be written.
@@ -252,12 +295,13 @@ class GlobalState:
         self._reads.expire(now)
         self._reads.answer_bound()
         self.alarm.moment = self._next_moment(now)
-        return self._out.take()
+        return self._effects()
 
     def _next_moment(self, now: float) -> float:
         if self._holders.sweeping:
             return now
         return min(
+            self._writes.wake_at(now),
             self._own.wake_at,
             self._memberships.wake_at,
             self._invalidations.wake_at,
@@ -302,6 +346,7 @@ class GlobalState:
             "lease": self._welcome.lease,
             "seq": self._log.seq,
             "pending": len(self._invalidations.pending),
+            "uncommitted": len(self._changes),
             "held_keys": len(self._holders),
             "waiting": len(self._waits),
             "watching": self._invalidations.watchers,
@@ -313,6 +358,7 @@ class GlobalState:
             "wait_bytes": self._sessions.waits.taken,
             "max_clients": self._memberships.max_clients,
             **self.figures_of_host(),
+            **self.figures_of_disk(),
             **self.counters,
             **self._sessions.metrics(now),
         }

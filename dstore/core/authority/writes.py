@@ -14,6 +14,11 @@ the new value.
 
 A SET names a large value by its token. If the bytes are not here yet the outcome says so (ABSENT);
 the Local uploads them and asks again; see :mod:`dstore.core.authority.stages`.
+
+Where a journal makes changes durable, each change goes through it before the engine changes and
+before anything is answered; see :mod:`dstore.core.authority.changes`. After a restart nothing is
+removed or replaced before the leases that a former life has granted are over (``quiet_until``):
+their Locals may answer from their caches until then, and none of them can acknowledge.
 """
 
 from __future__ import annotations
@@ -26,7 +31,8 @@ from functools import partial
 from dstore.config import OUTCOMES_MAX
 from dstore.core.authority.acknowledgements import PendingDeletion
 from dstore.core.authority.budgets import text_bytes
-from dstore.core.authority.effects import Alarm, Outbox, Refuse
+from dstore.core.authority.changes import Changes, Execute
+from dstore.core.authority.effects import NEVER, Alarm, Outbox, Refuse
 from dstore.core.authority.holders import Holders
 from dstore.core.authority.invalidations import Invalidations
 from dstore.core.authority.reads import Waits
@@ -40,7 +46,7 @@ from dstore.core.authority.sessions import (
     repeated,
 )
 from dstore.core.authority.stages import Stages
-from dstore.core.engine import Bulk, Engine
+from dstore.core.engine import Bulk, Change, ChangeKind, Engine, Outcome
 from dstore.errors import DstoreError, StoreFull
 from dstore.protocol.messages import (
     NO_SESSION,
@@ -59,6 +65,10 @@ from dstore.protocol.messages import (
     Stored,
 )
 
+PASSED = 0.0
+"""A deadline that has passed: the value is to be removed in any case."""
+_REFUSED = {Outcome.FULL: SetStatus.FULL, Outcome.FAILED: SetStatus.FAILED}
+
 
 @dataclass(eq=False, repr=False)
 class Writes:
@@ -72,8 +82,10 @@ class Writes:
     _holders: Holders
     _invalidations: Invalidations
     _waits: Waits
+    _changes: Changes
     _out: Outbox
     _alarm: Alarm
+    quiet_until: float = 0.0
     closing: bool = False
     _completed: deque[PendingDeletion] = field(default_factory=deque)  # to be committed
 
@@ -165,9 +177,9 @@ class Writes:
     def _set(
         self, write: ActiveWrite, index: int, item: SetItem, replace: bool, now: float
     ) -> None:
-        pending = self._invalidations.pending.get(item.key)
-        if pending is not None:
-            pending.queued.append(partial(self._set, write, index, item, replace))
+        queue = self._queue(item.key)
+        if queue is not None:
+            queue.append(partial(self._set, write, index, item, replace))
             return
         old = self._engine.read(item.key)
         if old is not None and not replace:
@@ -175,9 +187,11 @@ class Writes:
         elif (refusal := self._stages.claim(write.session, item, old)) is not None:
             result = SetResult(refusal, self._invalidations.log.seq)
         elif old is None:
-            result = self._bind(write.holder, item)
+            change = Change(ChangeKind.BIND, item.key, b"", item.stored)
+            self._changes.submit(change, partial(self._bind, write, index, item), now)
+            return
         else:
-            pending = PendingDeletion(item.key, old, write, index)
+            pending = PendingDeletion(item.key, old, write, index, write.session.writes)
             self._stages.begin_replacement(pending, item.stored)
             self._invalidations.start(pending, now)
             return
@@ -186,16 +200,31 @@ class Writes:
             self._stages.drop(item.stored.token, write.session)
         self._finish(write, index, result)
 
-    def _bind(self, holder: Session | None, item: SetItem) -> SetResult:
+    def _queue(self, key: Key) -> list[Execute] | None:
+        """Return where a write of ``key`` has to queue, or None if it need not."""
+        pending = self._invalidations.pending.get(key)
+        return self._changes.busy.get(key) if pending is None else pending.queued
+
+    def _bind(
+        self, write: ActiveWrite, index: int, item: SetItem, outcome: Outcome, now: float
+    ) -> None:
+        """Bind a value, once that is durable."""
         seq = self._invalidations.log.seq
-        try:
-            self._engine.bind(item.key, item.stored)
-        except DstoreError as error:
-            self._stages.release(item.stored)
-            full = isinstance(error, StoreFull)
-            return SetResult(SetStatus.FULL if full else SetStatus.FAILED, seq)
-        self._waits.bound(item.key)
-        return SetResult(SetStatus.STORED, seq, self._hold(item.key, holder))
+        status = _REFUSED.get(outcome)
+        if status is None:
+            try:
+                self._engine.bind(item.key, item.stored)
+            except DstoreError as error:
+                if self._changes.durable:  # what is on the disk is not in memory: Global has to end
+                    raise
+                status = SetStatus.FULL if isinstance(error, StoreFull) else SetStatus.FAILED
+        if status is None:
+            self._waits.bound(item.key)
+            cacheable = self._hold(item.key, write.holder)
+            self._finish(write, index, SetResult(SetStatus.STORED, seq, cacheable))
+            return
+        self._stages.release(item.stored)
+        self._finish(write, index, SetResult(status, seq))
 
     def _occupied(self, write: ActiveWrite, key: Key, old: Stored) -> SetResult:
         seq = self._invalidations.log.seq
@@ -221,24 +250,62 @@ class Writes:
     def _delete(self, write: ActiveWrite, index: int, key: Key, wait: bool, now: float) -> None:
         pending = self._invalidations.pending.get(key)
         if pending is None:
+            busy = self._changes.busy.get(key)
+            if busy is not None:
+                busy.append(partial(self._delete, write, index, key, wait))
+                return
             stored = self._engine.read(key)
             if stored is None:
                 result = DelResult(DelStatus.MISSING, self._invalidations.log.seq)
                 self._finish(write, index, result)
                 return
-            pending = PendingDeletion(key, stored, write, index)
+            pending = PendingDeletion(key, stored, write, index, write.session.writes)
             self._invalidations.start(pending, now)
             if not wait:
                 pending.write = None
-                self._finish(write, index, _pending(pending))
+                self._doom(pending, write, index, now)
         elif pending.replacement is not None:
             pending.queued.append(partial(self._delete, write, index, key, wait))
-        elif wait:
+        elif wait or pending.submitted:
             pending.joined.append((write, index))
         else:
-            self._finish(write, index, _pending(pending))
+            self._doom(pending, write, index, now)
+
+    def _doom(self, pending: PendingDeletion, write: ActiveWrite, index: int, now: float) -> None:
+        """Answer a DEL that does not wait, once the deletion survives a crash; else it waits."""
+        first = pending.write is None and not pending.doomed
+        pending.doomed = True
+        change = Change(ChangeKind.DEADLINE, pending.key, pending.token, deadline=PASSED)
+
+        def doomed(outcome: Outcome, now: float) -> None:
+            result = _pending(pending)
+            if outcome:
+                if self._invalidations.pending.get(pending.key) is pending:
+                    if pending.write is None and first:
+                        pending.write, pending.index = write, index
+                    else:
+                        pending.joined.append((write, index))
+                    return
+                bound = self._engine.read(pending.key)
+                if bound is not None and bound.token == pending.token:
+                    result = DelResult(DelStatus.FAILED, pending.seq)
+            self._finish(write, index, result)
+
+        self._changes.submit(change, doomed, now)
+
+    def remove(self, key: Key, now: float) -> None:
+        """Delete a key on behalf of no session; the caller then calls :meth:`complete`."""
+        stored = self._engine.read(key)
+        if stored is not None and key not in self._invalidations.pending:
+            account = self._sessions.writes_of_global
+            pending = PendingDeletion(key, stored, None, 0, account, doomed=True)
+            self._invalidations.start(pending, now)
 
     # ---- deleting, phase 2 ----------------------------------------------------------------
+
+    def wake_at(self, now: float) -> float:
+        """When deletions that wait for the end of the quiet period can go on."""
+        return self.quiet_until if self._completed and now < self.quiet_until else NEVER
 
     def expire(self, now: float) -> None:
         """Commit the deletions that waited only for leases that have run out."""
@@ -250,17 +317,21 @@ class Writes:
         A commit executes the writes that were queued, and these may start deletions. If the engine
         raises, the other deletions are committed by the next call, at the latest in the next tick.
         They are also left to a later call while the page of Global's host can be neither written
-        nor voided.
+        nor voided, and until the leases of a former life of Global are over.
         """
         self._completed.extend(completed)
         self._completed.extend(self._invalidations.notify(now))  # what such a call has left
         try:
             while self._completed:
+                if now < self.quiet_until:
+                    self._alarm.at(self.quiet_until)
+                    break
                 pending = self._completed[0]
                 if not self._invalidations.own.invalidated(pending.key, pending.seq, now):
                     break  # processes of Global's host may use the value for a while
                 self._completed.popleft()
-                self._commit(pending, now)
+                pending.submitted = True
+                self._changes.submit(_change(pending), partial(self._commit, pending), now)
                 if not self._completed:
                     self._completed.extend(self._invalidations.notify(now))
         except BaseException:
@@ -268,10 +339,15 @@ class Writes:
             raise
         self._invalidations.announce()
 
-    def _commit(self, pending: PendingDeletion, now: float) -> None:
+    def _commit(self, pending: PendingDeletion, outcome: Outcome, now: float) -> None:
+        """End a deletion, once that is durable."""
         self._invalidations.commit(pending)
         self._holders.drop(pending.key)
-        result = self._replaced(pending) if pending.replacement else self._removed(pending)
+        result: DelResult | SetResult
+        if pending.replacement:
+            result = self._replaced(pending, outcome)
+        else:
+            result = self._removed(pending, outcome)
         if pending.write is not None:
             self._finish(pending.write, pending.index, result)
         failed = isinstance(result, DelResult) and result.status is DelStatus.FAILED
@@ -281,9 +357,9 @@ class Writes:
         for execute in pending.queued:
             execute(now)
 
-    def _removed(self, pending: PendingDeletion) -> DelResult:
+    def _removed(self, pending: PendingDeletion, outcome: Outcome) -> DelResult:
         try:
-            removed = self._engine.remove(pending.key, pending.token)
+            removed = not outcome and self._engine.remove(pending.key, pending.token)
         except DstoreError:
             removed = False
         if removed and pending.large:
@@ -291,25 +367,32 @@ class Writes:
         status = DelStatus.DELETED if removed else DelStatus.FAILED
         return DelResult(status, pending.seq, pending.confirmed, pending.expired)
 
-    def _replaced(self, pending: PendingDeletion) -> SetResult:
+    def _replaced(self, pending: PendingDeletion, outcome: Outcome) -> SetResult:
         new = pending.replacement
         assert new is not None
         assert pending.write is not None
         seq = self._invalidations.log.seq
         self._stages.end_replacement(pending, new)
         try:
-            replaced = self._engine.replace(pending.key, pending.token, new)
+            replaced = not outcome and self._engine.replace(pending.key, pending.token, new)
         except DstoreError:
             replaced = False
         if not replaced:
             self._stages.release(new)
-            return SetResult(SetStatus.FAILED, seq)
+            return SetResult(_REFUSED.get(outcome, SetStatus.FAILED), seq)
         if pending.large:
             self._bulk.drop(pending.token)
         cacheable = self._hold(pending.key, pending.write.holder)
         return SetResult(
             SetStatus.REPLACED, seq, cacheable, None, pending.confirmed, pending.expired
         )
+
+
+def _change(pending: PendingDeletion) -> Change:
+    """Return the change with which a deletion or a replacement ends."""
+    new = pending.replacement
+    kind = ChangeKind.REMOVE if new is None else ChangeKind.REPLACE
+    return Change(kind, pending.key, pending.token, new)
 
 
 def _pending(pending: PendingDeletion) -> DelResult:

@@ -44,11 +44,14 @@ def value_size(stored: Stored) -> int:
 class MemoryEngine:
     """The engine in memory: a dictionary, and its keys in the order of their bytes.
 
-    See :class:`dstore.core.engine.Engine` for the methods. ``limit`` is in bytes.
+    See :class:`dstore.core.engine.Engine` for the methods. ``limit`` is in bytes. With a
+    ``journal``, what is bound is on the disk already, and has been asked for with :meth:`fits`
+    before: it is kept in any case.
     """
 
-    def __init__(self, limit: int = MEMORY_LIMIT_DEFAULT) -> None:
+    def __init__(self, limit: int = MEMORY_LIMIT_DEFAULT, journal: bool = False) -> None:
         self.limit = limit
+        self._checks = not journal
         self.size = 0
         self._values: dict[Key, Stored] = {}
         self._order: SortedList[str] = SortedList()  # of the texts that in_order() returns
@@ -65,7 +68,7 @@ class MemoryEngine:
     def bind(self, key: Key, stored: Stored) -> None:
         ordered = in_order(key)
         size = self.size + key_size(key, ordered) + value_size(stored)
-        if size > self.limit:
+        if self._checks and size > self.limit:
             raise StoreFull(
                 f"Global holds {self.size:,} of {self.limit:,} bytes and the value does not fit; "
                 "delete something, or start Global with a higher --memory-limit"

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from dstore.core.authority.effects import GlobalEffect, Publish
+from dstore.core.authority.effects import GlobalEffect, Publish, Send
 from dstore.core.authority.state import GlobalState
 from dstore.core.local import operations
 from dstore.core.local.effects import Dropped, LocalEffect, Look, Subscribe, Tell
@@ -153,7 +153,7 @@ class World:
                 for member in self.members:
                     if member.subscribed:
                         member.published.append(effect.message)
-            else:
+            elif isinstance(effect, Send):
                 self.inboxes.setdefault(effect.route, deque()).append(effect.message)
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,7 +19,7 @@ from dstore.runtime.background import janitor
 from dstore.shm import SharedBulk, bulk_for, mapping, room
 from dstore.shm import bulk as shm_bulk
 from dstore.shm import files as shm_files
-from dstore.shm.bulk import PrivateBulk
+from dstore.shm.bulk import BufferPool, PrivateBulk
 from dstore.testing.bulk_contract import BulkContract, got, raises
 from tests.unit.shm.children import (
     EPOCH,
@@ -36,6 +38,8 @@ from tests.unit.shm.children import (
 )
 
 PAGE = 4096
+PATIENCE = 0.2
+"""Seconds in which another thread may do what a lock should keep it from doing."""
 
 
 class TestPrivateBulk(BulkContract):
@@ -499,6 +503,107 @@ def test_a_chunk_of_a_private_value_stays_good(
     assert (view is not None) == sealed == (memory() is not None)
     del view
     assert memory() is None
+    bulk.close()
+
+
+# ---- a reader in another thread ---------------------------------------------------------------
+
+
+class Meanwhile:
+    """Lets another thread do something now, unless that has to wait for the calling thread."""
+
+    def __init__(self, action: Callable[[], object]) -> None:
+        self._thread = threading.Thread(target=action)
+
+    def begin(self) -> None:
+        self._thread.start()
+        self._thread.join(PATIENCE)
+
+    def end(self) -> None:
+        self._thread.join()
+        janitor.wait()
+
+
+def test_two_threads_are_never_given_one_buffer() -> None:
+    pool = BufferPool()
+    taken: list[memoryview] = []
+    other = Meanwhile(lambda: taken.append(pool.take(PAGE)))
+
+    class Unused(bytearray):
+        """A buffer of which another thread learns, too, that it is unused."""
+
+        def pop(self, index: int = -1) -> int:
+            last = super().pop(index)
+            if not taken:
+                other.begin()
+            return last
+
+    unused = Unused(1 << 20)
+    pool._kept.append(unused)
+    taken.append(pool.take(PAGE))
+    other.end()
+    assert [view.obj is unused for view in taken] in ([True, False], [False, True])
+
+
+def test_a_shared_value_that_is_dropped_while_it_is_read_is_read(
+    bulk: SharedBulk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shm_bulk, "BACKGROUND_BYTES", SIZE)
+    token, whole = new_token(), bulk._memory.read
+    written(bulk, token)
+
+    def dropped_first(*arguments: Any) -> memoryview | None:
+        bulk.drop(token)
+        janitor.wait()
+        return whole(*arguments)
+
+    monkeypatch.setattr(bulk._memory, "read", dropped_first)
+    assert read(bulk, token) == value_of(token)
+    assert read(bulk, token) is None
+    assert mappings(token.hex()) == 0
+
+
+def test_a_value_that_is_dropped_while_it_is_mapped_does_not_stay_mapped(
+    bulk: SharedBulk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token, whole = new_token(), bulk._memory.find
+    written(bulk, token)
+    del bulk._maps[token]
+    other = Meanwhile(lambda: bulk.drop(token))
+
+    def dropped_then(*arguments: Any) -> memoryview | None:
+        view = whole(*arguments)
+        other.begin()
+        return view
+
+    monkeypatch.setattr(bulk._memory, "find", dropped_then)
+    assert read(bulk, token) in (value_of(token), None)
+    other.end()
+    assert mappings(token.hex()) == 0
+
+
+def test_a_private_value_that_is_dropped_while_it_is_read_is_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(shm_bulk, "BACKGROUND_BYTES", SIZE)
+    bulk, token = PrivateBulk(), new_token()
+    written(bulk, token)
+
+    class Values(dict[bytes, memoryview]):
+        def get(self, key: bytes, default: Any = None) -> Any:
+            found = super().get(key, default)
+            other.begin()
+            return found
+
+    def drop() -> None:
+        bulk.drop(token)
+        janitor.wait()
+
+    other = Meanwhile(drop)
+    monkeypatch.setattr(bulk, "_sealed", Values(bulk._sealed))
+    assert read(bulk, token) == value_of(token)
+    other.end()
+    assert token not in bulk
     bulk.close()
 
 
