@@ -39,6 +39,7 @@ class Durable:
 
     def __init__(self, path: str, lease: float) -> None:
         self._lease = lease
+        self._closed = False
         self._bulk: DurableBulk | None = None
         self._data = data = open_data(path, self._keep)
         try:
@@ -128,7 +129,9 @@ class Durable:
 
         Idempotent. After the sockets are closed, so that no further lease is given.
         """
-        data = self._data
+        if self._closed:
+            return
+        self._closed, data = True, self._data
         try:
             if not lease_out and clock.now() >= self.quiet_until:
                 data.journal.set_lease(0.0)

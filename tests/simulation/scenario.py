@@ -24,7 +24,7 @@ SHARED = 0.6
 
 
 CRASHING = 0.4
-"""The part of the scenarios with a durable Global in which it crashes, beside those that have it."""
+"""The part of the other scenarios with a durable Global in which it crashes, too."""
 
 
 @dataclass(frozen=True)
