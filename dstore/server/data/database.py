@@ -35,6 +35,7 @@ from dstore.server.data.failures import (
     damaged,
     disk_full,
 )
+from dstore.server.data.folder import sync_file
 from dstore.server.data.reserve import Reserve
 
 log = Log("dstore.global")
@@ -144,7 +145,7 @@ class Database:
             self._reserve.release()
         try:
             self._open, self.created = schema.connect(self.path, new=new, busy_seconds=busy_seconds)
-            self._with_reserve(partial(self._checkpoint, "TRUNCATE"))
+            self._with_reserve(partial(self._checkpoint_at_once, "TRUNCATE"))
             self.lease = schema.read_meta(self._open, LEASE) or 0.0
             self.wall = schema.read_meta(self._open, WALL) or 0.0
         except ValueError as error:
@@ -153,8 +154,8 @@ class Database:
             if isinstance(error, sqlite3.OperationalError):
                 raise
             raise damaged(self._folder, error) from None
-        if os.path.exists(self._log_path) and os.path.getsize(self._log_path):
-            raise cannot_open(self._folder, "another program reads the database")
+        if self.log_bytes:  # a backup reads the database, so that the log has to stay
+            sync_file(self._log_path)
         synced()
         if not self._reserve.take():
             self._warn_of_full_disk()
@@ -169,7 +170,7 @@ class Database:
             return
         try:
             with contextlib.suppress(DiskFull):
-                self._checkpoint("TRUNCATE")
+                self._checkpoint_at_once("TRUNCATE")
         except sqlite3.Error as error:
             raise self._fail(error) from None
         self._release()
@@ -370,16 +371,22 @@ class Database:
         self._changed = not done
         return done
 
+    def _checkpoint_at_once(self, mode: str) -> None:
+        """The same, without waiting for a backup that reads the database."""
+        connection = self._connection
+        connection.execute("PRAGMA busy_timeout = 0")
+        try:
+            self._checkpoint(mode)
+        finally:
+            connection.execute(f"PRAGMA busy_timeout = {self._busy_ms}")
+
     def _checkpoint_or_fail(self, mode: str) -> None:
         """A checkpoint during the service: a full disk, or a program that reads, is no failure."""
         if self.log_bytes >= 2 * self._log_bytes:
             mode = "TRUNCATE"
-        connection = self._connection
         try:
-            connection.execute("PRAGMA busy_timeout = 0")
             with contextlib.suppress(DiskFull):
-                self._with_reserve(partial(self._checkpoint, mode))
-            connection.execute(f"PRAGMA busy_timeout = {self._busy_ms}")
+                self._with_reserve(partial(self._checkpoint_at_once, mode))
         except (sqlite3.Error, OSError) as error:
             raise self._fail(error) from None
 
