@@ -159,6 +159,8 @@ NO_DEADLINE = float("inf")
 
 
 class ChangeKind(IntEnum):
+    """What a :class:`Change` does to its key."""
+
     BIND = 0  # the key has no value; it gets ``stored``
     REPLACE = 1  # ``stored`` takes the place of the value with ``token``
     REMOVE = 2  # the value with ``token`` goes, and the key is free

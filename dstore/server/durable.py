@@ -39,6 +39,7 @@ class Durable:
     def __init__(self, path: str, lease: float) -> None:
         self._lease = lease
         self._bulk: DurableBulk | None = None
+        self._damaged = 0
         self._data = data = open_data(path, self._keep)
         try:
             now = clock.now()  # after the folder was locked
@@ -79,6 +80,7 @@ class Durable:
             engine.remove(key, token)
             engine.bind(key, Stored(token, DAMAGED, b""))
             damaged += 1
+        self._damaged = damaged
         if damaged:
             log.warning(
                 "%s of the stored values are damaged; `dstore check` names their keys, which can "
@@ -127,8 +129,12 @@ class Durable:
             self._data.settle()
 
     def figures(self) -> dict[str, object]:
-        """Return metrics of the disk, by name."""
-        return {f"disk_{name}": value for name, value in self._data.figures().items()}
+        """Return metrics of the disk, by name.
+
+        ``disk_damaged`` counts the values that were damaged at the start, large ones included.
+        """
+        found = {**self._data.figures(), **self._files.figures(), "damaged": self._damaged}
+        return {f"disk_{name}": value for name, value in found.items()}
 
     def close(self, *, lease_out: bool) -> None:
         """Commit what was taken and give the folder back. ``lease_out``: whether a lease may be.

@@ -317,6 +317,34 @@ def test_a_damaged_value_does_not_stop_a_backup(stopped: Path, tmp_path: Path) -
             node.delete(key)
 
 
+# ---- what a Global tells of its disk -----------------------------------------------------------
+
+
+def test_the_stats_tell_what_is_on_the_disk(
+    node: dstore.Node, running: GlobalProcess, place: Path
+) -> None:
+    figures = json.loads(command("stats", "--address", running.address, "--json").stdout)
+    assert (figures["disk_large_values"], figures["disk_large_bytes"]) == (1, len(LARGE))
+    assert figures["disk_changes"] == 2
+    assert figures["disk_commits"] >= 2
+    assert 0 < figures["disk_commit_ms_mean"] <= figures["disk_commit_ms_max"]
+    assert figures["disk_database_bytes"] == (place / "dstore.db").stat().st_size
+    assert figures["disk_log_bytes"] > 0
+    assert figures["disk_reserve_bytes"] > 0
+    assert figures["disk_damaged"] == 0
+    lines = command("stats", "--address", running.address).stdout.splitlines()
+    assert any(line.split() == ["disk_large_bytes", f"{len(LARGE):,}"] for line in lines)
+    node.delete("large")
+    assert node.global_stats()["disk_large_bytes"] == 0
+
+
+def test_the_stats_count_damaged_values(stopped: Path) -> None:
+    damage(stopped, "UPDATE kept SET body = x'00' WHERE key = ?", b"one")
+    large_files(stopped)[0].unlink()
+    with durable(stopped) as server, dstore.Node(server.address, timeout=PATIENCE) as node:
+        assert node.global_stats()["disk_damaged"] == 2
+
+
 # ---- looking for damage -----------------------------------------------------------------------
 
 

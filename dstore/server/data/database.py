@@ -462,11 +462,11 @@ class Database:
     # ---- figures --------------------------------------------------------------------------
 
     def figures(self) -> dict[str, float]:
-        """Return what can be measured, for reports. Sizes are in bytes and times in seconds.
+        """Return what can be measured, for reports. Sizes are in bytes and times in milliseconds.
 
         The times are those of the last ``RECENT`` commits. May be called from any thread.
         """
-        recent = self._recent[: self._commits]
+        recent = [1e3 * seconds for seconds in self._recent[: self._commits]]
         return {
             "commits": self._commits,
             "changes": self._changes,
@@ -474,6 +474,6 @@ class Database:
             "database_bytes": os.path.getsize(self.path) if os.path.exists(self.path) else 0,
             "log_bytes": self.log_bytes,
             "reserve_bytes": self._reserve.size if self._reserve.held else 0,
-            "commit_seconds_mean": sum(recent) / len(recent) if recent else 0.0,
-            "commit_seconds_max": max(recent, default=0.0),
+            "commit_ms_mean": sum(recent) / len(recent) if recent else 0.0,
+            "commit_ms_max": max(recent, default=0.0),
         }

@@ -90,6 +90,7 @@ class LargeFiles:
         self._sizes: dict[bytes, int] = {}
         self._under_way: set[bytes] = set()  # being kept, and not dropped meanwhile
         self._to_remove: set[bytes] = set()  # dropped, and the file may still be there
+        self._bytes = 0
         self.tend_at = NEVER
         self._lock = native.Lock()  # guards the above. Never held during a system call
         self._names = native.Lock()  # held while a final name is given or removed
@@ -112,6 +113,14 @@ class LargeFiles:
         if (directory := self._directory) is None:
             raise OSError(errno.EBADF, "the folder of the large values is closed", self.path)
         return directory
+
+    def figures(self) -> dict[str, int]:
+        """Return how many values are kept, how many bytes they have, and what is to be removed."""
+        return {
+            "large_values": len(self._sizes),
+            "large_bytes": self._bytes,
+            "large_to_remove": len(self._to_remove),
+        }
 
     # ---- writing --------------------------------------------------------------------------
 
@@ -180,6 +189,7 @@ class LargeFiles:
             self._check_wanted(token)
             self._under_way.discard(token)
             self._sizes[token] = size
+            self._bytes += size
 
     def _check_wanted(self, token: bytes) -> None:
         if token not in self._under_way:
@@ -261,7 +271,7 @@ class LargeFiles:
         with self._lock:
             if token not in self._sizes and token not in self._under_way:
                 return
-            self._sizes.pop(token, None)
+            self._bytes -= max(0, self._sizes.pop(token, 0))
             self._under_way.discard(token)
             self._to_remove.add(token)
             self._tend_soon()
@@ -351,6 +361,7 @@ class LargeFiles:
                     self._tend_soon()
         with self._lock:
             self._sizes.update(known)
+            self._bytes += sum(known.values())
             if keep_all:
                 self._sizes.update(dict.fromkeys(orphans, UNKNOWN))
         return orphans
