@@ -187,6 +187,12 @@ def _add_programs(parsers: _Parsers) -> None:
     demo = _add(parsers, "demo", "watch several processes share the files of a folder")
     _option(demo, "folder", nargs="?")
     _option(demo, "--workers", type=count(WORKERS_MAX), default=WORKERS_DEFAULT, metavar="N")
+    _option(
+        demo,
+        "--data",
+        action="store_true",
+        help="let Global keep the files on a disk, kill it in the middle, and start it again",
+    )
 
 
 def _add_logging(parser: Parser) -> None:

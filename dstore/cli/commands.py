@@ -45,7 +45,7 @@ def repl(options: Namespace) -> int:
 def demo(options: Namespace) -> int:
     from dstore.cli.demo.story import main  # here, since it imports a lot
 
-    return main(options.folder, options.workers)
+    return main(options.folder, options.workers, data=options.data)
 
 
 SERVICES = {"global": serve, "host": own}
