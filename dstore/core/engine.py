@@ -159,7 +159,7 @@ NO_DEADLINE = float("inf")
 
 
 class ChangeKind(IntEnum):
-    """What a :class:`Change` does to its key."""
+    """What a change does to its key."""
 
     BIND = 0  # the key has no value; it gets ``stored``
     REPLACE = 1  # ``stored`` takes the place of the value with ``token``

@@ -26,13 +26,14 @@ from dstore.core.engine import Change, ChangeKind, Kept, Outcome
 from dstore.errors import DataError
 from dstore.protocol.keys import to_bytes
 from dstore.runtime import clock
-from dstore.runtime.logs import Log
+from dstore.runtime.logs import Log, RateLimitedLog
 from dstore.server.data import rows, schema
 from dstore.server.data.failures import (
     DiskFull,
     cannot_open,
     cannot_write,
     damaged,
+    disk_failed,
     disk_full,
 )
 from dstore.server.data.folder import sync_file
@@ -50,6 +51,8 @@ OPEN_BYTES = 4 << 20
 """Free bytes below which the reserve is given up before the database is opened."""
 RETRY_EVERY = 1.0
 """Seconds between two tries to reserve the space again while no deletion has freed any."""
+WARN_EVERY = 60.0
+"""Seconds between two warnings of a full disk at least."""
 BUSY_SECONDS = 30.0
 """Seconds to wait for another program that has the database locked."""
 WALL_EVERY = 1.0
@@ -122,10 +125,13 @@ class Database:
         self._unknown_tokens: set[bytes] = set()
         self._commits = self._changes = self._damaged = 0
         self._recent = [0.0] * RECENT
+        self._full_disk_log = RateLimitedLog(log, WARN_EVERY)
         self._changed = False  # since the last checkpoint
         try:
             self._recover(new, synced, busy_seconds)
         except (sqlite3.Error, OSError, DiskFull) as error:
+            if disk_failed(error):
+                self._open = None  # to close it is to write and to sync once more
             self._release()
             reason = "the disk is full" if isinstance(error, DiskFull) else error
             raise cannot_open(self._folder, reason) from None
@@ -168,11 +174,7 @@ class Database:
         """
         if self._open is None or self._failed is not None:
             return
-        try:
-            with contextlib.suppress(DiskFull):
-                self._checkpoint_at_once("TRUNCATE")
-        except sqlite3.Error as error:
-            raise self._fail(error) from None
+        self._checkpoint_or_fail("TRUNCATE")
         self._release()
 
     def forked(self) -> None:
@@ -339,7 +341,7 @@ class Database:
         self._changed = True
         if self._unknown_tokens:
             for step, outcome in zip(steps, outcomes):
-                if step is not None and outcome is Outcome.DONE and step.statement != _DEADLINE:
+                if step is not None and outcome is Outcome.DONE:
                     self._unknown_tokens.discard(step.key)
 
     # ---- the log --------------------------------------------------------------------------
@@ -414,7 +416,7 @@ class Database:
         return self._reserve.held
 
     def _warn_of_full_disk(self) -> None:
-        log.warning(
+        self._full_disk_log.warning(
             "the disk of %s is full; deletions go on, but no value is stored before there is room",
             self._folder,
         )

@@ -34,6 +34,11 @@ def disk_full(error: sqlite3.Error) -> DiskFull | None:
     return None
 
 
+def disk_failed(error: BaseException) -> bool:
+    """Whether an error of SQLite is a failed read, write or sync."""
+    return isinstance(error, sqlite3.OperationalError) and "disk I/O error" in str(error)
+
+
 def cannot_write(path: str, error: object) -> DataError:
     return DataError(
         f"the data in {quoted(path)} cannot be written ({error}); nothing more is stored, and "

@@ -238,4 +238,3 @@ def _after_fork_in_child() -> None:
     global _process_lock
     _process_lock = native.RLock()
     _of_parent.update(_in_use)
-    _in_use.clear()

@@ -1,8 +1,8 @@
 """The journal of a durable Global: one thread commits the changes that Global's loop hands over.
 
 Batches that wait are committed together in one transaction (*group commit*). While the disk syncs
-one group the next one gathers, so many clients share the price of a sync, and one alone waits for
-nothing but its own.
+one group the next one gathers, and the clients of a group share the price of its sync. One alone
+waits for nothing but its own.
 
 Global's thread and the committer share two queues and nothing else: :meth:`DataJournal.commit` puts
 batches into one, and the committer puts their outcomes into the other and calls ``wake``.

@@ -12,8 +12,9 @@ from collections import deque
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from dstore.core.authority.effects import GlobalEffect, Publish, Send
+from dstore.core.authority.effects import Commit, GlobalEffect, Publish, Send
 from dstore.core.authority.state import GlobalState
+from dstore.core.engine import Change, Outcome
 from dstore.core.local import operations
 from dstore.core.local.effects import Dropped, LocalEffect, Look, Subscribe, Tell
 from dstore.core.local.membership import Entry
@@ -46,11 +47,22 @@ LEASE = 2.0
 class World:
     """One Global and its Locals on one clock."""
 
-    def __init__(self, *, lease: float = LEASE, log_length: int = 100, limit: int = 1 << 20):
+    def __init__(
+        self,
+        *,
+        lease: float = LEASE,
+        log_length: int = 100,
+        limit: int = 1 << 20,
+        durable: bool = False,
+        quiet: float = 0.0,
+    ):
         self.now = 1000.0
+        self.durable = durable
+        self.quiet_until = self.now + quiet if quiet else 0.0
+        self.batches: deque[Commit] = deque()  # on their way to the disk
         self.lease = lease
         self.log_length = log_length
-        self.engine = MemoryEngine(limit)
+        self.engine = MemoryEngine(limit, journal=durable)
         self.bulk = PrivateBulk()
         self.members: list[Member] = []
         self.inboxes: dict[bytes, deque[Message]] = {}
@@ -73,6 +85,8 @@ class World:
             value_limit=1000,
             large_from=1 << 10,
             random63=self.random63,
+            durable=self.durable,
+            quiet_until=self.quiet_until,
         )
 
     def random63(self) -> int:
@@ -122,6 +136,14 @@ class World:
         if self.now >= self.state.wake_at:
             self._perform(self.state.tick(self.now))
 
+    def commit(self, *outcomes: Outcome) -> list[Change]:
+        """The disk has the oldest batch; its changes are done, or end as given. Returns them."""
+        number, changes = self.batches.popleft()
+        ended = outcomes or [Outcome.DONE] * len(changes)
+        assert len(ended) == len(changes)
+        self._perform(self.state.committed(number, ended, self.now))
+        return changes
+
     def advance(self, seconds: float) -> None:
         """Time passes; nobody does anything."""
         self.now += seconds
@@ -155,6 +177,8 @@ class World:
                         member.published.append(effect.message)
             elif isinstance(effect, Send):
                 self.inboxes.setdefault(effect.route, deque()).append(effect.message)
+            else:
+                self.batches.append(effect)
 
 
 class Member:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import threading
 from functools import partial
@@ -123,3 +124,53 @@ with opened(place) as data:
 def test_a_forked_child_that_ends_leaves_the_log(place: Path) -> None:
     run_python(FORK, str(place))
     assert sorted(contents(place)) == ["after", "before"]
+
+
+ORPHAN = """
+import os, sys
+from tests.unit.server.data_files import *
+
+place = Path(sys.argv[1])
+with opened(place) as data:
+    data.database.apply([bind("key", value(1))])
+    if os.fork():
+        os._exit(0)  # the parent ends first, without a close
+    for number in (0, 1, 2):
+        os.dup2(os.open(os.devnull, os.O_RDWR), number)
+    end = open(place.parent / "end", "w")
+    open(place.parent / "go on").read()
+    data.forked()
+    del data
+    sys.exit(0)
+"""
+
+
+def test_a_forked_child_that_outlives_its_parent_leaves_the_log(place: Path) -> None:
+    """No lock hinders it: to close the connection would copy the log and remove it."""
+    for pipe in ("end", "go on"):
+        os.mkfifo(place.parent / pipe)
+    run_python(ORPHAN, str(place))
+    with (place.parent / "end").open() as end:
+        log = (place / "dstore.db-wal").read_bytes()
+        assert log
+        (place.parent / "go on").write_text("")
+        assert end.read() == ""  # it has ended
+    assert (place / "dstore.db-wal").read_bytes() == log
+    assert list(contents(place)) == ["key"]
+
+
+KEEP = """
+import sqlite3, sys
+from dstore.server.data.schema import keep_for_ever
+connection = sqlite3.connect(sys.argv[1])
+connection.execute("PRAGMA journal_mode = WAL")
+connection.execute("CREATE TABLE some (thing)")
+if sys.argv[2] == "keep":
+    keep_for_ever(connection)
+"""
+
+
+@pytest.mark.parametrize("keep", ["keep", "leave"])
+def test_the_end_of_python_closes_no_connection_that_is_kept(tmp_path: Path, keep: str) -> None:
+    run_python(KEEP, str(tmp_path / "some.db"), keep)
+    assert (tmp_path / "some.db-wal").exists() == (keep == "keep")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sqlite3
 from collections.abc import Iterator
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
@@ -97,6 +99,30 @@ def test_a_disk_that_others_have_filled(disk: Path, monkeypatch: pytest.MonkeyPa
         assert data.database.apply([bind("k100", value(100, BODY))]) == [DONE]
         assert data.figures()["reserve_bytes"] == RESERVE
     assert kept_numbers(contents(disk / "data")) == [99, 100]
+
+
+def test_values_do_not_use_up_the_space_for_deletions(
+    disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A deletion has taken a part of it, which a reader keeps in the log."""
+    monkeypatch.setattr(database, "RETRY_EVERY", float("inf"))  # room is looked for at a deletion
+    with opened(disk / "data") as data, ExitStack() as readers:
+        data.database.apply([bind(f"k{number}", value(number)) for number in range(5)])
+        reader = readers.enter_context(closing(sqlite3.connect(disk / "data" / "dstore.db")))
+        reader.isolation_level = None
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM kept").fetchone()
+        hog = take_all(disk)
+        for number in range(3):
+            assert data.database.apply([remove(f"k{number}", token_of(number))]) == [DONE]
+            assert data.figures()["reserve_bytes"] == 0
+            assert data.database.apply([bind("new", value(9))]) == [FULL], "it would fit"
+        reader.close()
+        assert data.database.apply([remove("k3", token_of(3))]) == [DONE]
+        assert data.figures()["reserve_bytes"] == RESERVE
+        hog.unlink()
+        assert data.database.apply([bind("k9", value(9))]) == [DONE]
+    assert kept_numbers(contents(disk / "data")) == [4, 9]
 
 
 def test_many_deletions_at_once_are_done_in_parts(disk: Path) -> None:
