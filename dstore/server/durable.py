@@ -21,19 +21,18 @@ from dstore.runtime import clock
 from dstore.runtime.logs import Log
 from dstore.server.data import open_data
 from dstore.server.data.durable_bulk import DurableBulk
+from dstore.server.data.folder import LARGE
 from dstore.server.data.large import LargeFiles
 
 log = Log("dstore.global")
-
-LARGE = "large"
-"""The folder of the large values, in the data folder."""
 
 
 class Durable:
     """The data of a Global while it is bound. ``lease`` is the one that it gives, in seconds.
 
     ``quiet_until`` is when the leases of former lives are over, and ``silent_until`` when this
-    Global may answer at all, both by the clock of leases. At ``check_at`` :meth:`check` is due.
+    Global may answer at all, both by the clock of leases. At ``check_at`` :meth:`check` is due; it
+    may become earlier with each change.
     Raises DataError. Only Global's thread may use it, after :meth:`begin`.
     """
 
@@ -41,13 +40,14 @@ class Durable:
         self._lease = lease
         self._closed = False
         self._bulk: DurableBulk | None = None
+        self._damaged = 0
         self._data = data = open_data(path, self._keep)
         try:
             now = clock.now()  # after the folder was locked
             quiet = max(data.lease, lease) if data.moved else data.lease
             self.quiet_until = now + quiet if quiet else 0.0
             self.silent_until = self.quiet_until if data.moved else 0.0
-            self.check_at = self.quiet_until or NEVER
+            self._settle_at = self.quiet_until or NEVER
             self._files = LargeFiles(os.path.join(path, LARGE))
         except BaseException:
             data.close()
@@ -81,6 +81,7 @@ class Durable:
             engine.remove(key, token)
             engine.bind(key, Stored(token, DAMAGED, b""))
             damaged += 1
+        self._damaged = damaged
         if damaged:
             log.warning(
                 "%s of the stored values are damaged; `dstore check` names their keys, which can "
@@ -114,15 +115,27 @@ class Durable:
         """Return the batches that have ended; see :class:`~dstore.core.engine.Journal`."""
         return self._data.journal.committed()
 
+    @property
+    def check_at(self) -> float:
+        return min(self._settle_at, self._files.tend_at)
+
     def check(self) -> None:
-        """The quiet period is over: no lease but one's own is out."""
-        self.check_at = NEVER
-        self._data.journal.set_lease(self._lease)
-        self._data.settle()
+        """Do what is due: removals that a backup held up, and the end of the quiet period."""
+        now = clock.now()
+        if now >= self._files.tend_at:
+            self._files.tend()
+        if now >= self._settle_at:  # no lease but one's own is out
+            self._settle_at = NEVER
+            self._data.journal.set_lease(self._lease)
+            self._data.settle()
 
     def figures(self) -> dict[str, object]:
-        """Return metrics of the disk, by name."""
-        return {f"disk_{name}": value for name, value in self._data.figures().items()}
+        """Return metrics of the disk, by name.
+
+        ``disk_damaged`` counts the values that were damaged at the start, large ones included.
+        """
+        found = {**self._data.figures(), **self._files.figures(), "damaged": self._damaged}
+        return {f"disk_{name}": value for name, value in found.items()}
 
     def close(self, *, lease_out: bool) -> None:
         """Commit what was taken and give the folder back. ``lease_out``: whether a lease may be.

@@ -49,7 +49,7 @@ ROOMS: dict[str, set[str]] = {
     "cli": PUBLIC
     | SHARED_BY_PROGRAMS
     | {"cli.demo", "cli.repl", "checks", "quoting", "runtime", "transport", "shm.root"}
-    | {"client.owner"},
+    | {"client.owner", "protocol.keys", "server.data"},
     "__main__": {"cli"},
 }
 

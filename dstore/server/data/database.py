@@ -36,6 +36,7 @@ from dstore.server.data.failures import (
     disk_failed,
     disk_full,
 )
+from dstore.server.data.folder import sync_file
 from dstore.server.data.reserve import Reserve
 
 log = Log("dstore.global")
@@ -150,7 +151,7 @@ class Database:
             self._reserve.release()
         try:
             self._open, self.created = schema.connect(self.path, new=new, busy_seconds=busy_seconds)
-            self._with_reserve(partial(self._checkpoint, "TRUNCATE"))
+            self._with_reserve(partial(self._checkpoint_at_once, "TRUNCATE"))
             self.lease = schema.read_meta(self._open, LEASE) or 0.0
             self.wall = schema.read_meta(self._open, WALL) or 0.0
         except ValueError as error:
@@ -159,8 +160,8 @@ class Database:
             if isinstance(error, sqlite3.OperationalError):
                 raise
             raise damaged(self._folder, error) from None
-        if os.path.exists(self._log_path) and os.path.getsize(self._log_path):
-            raise cannot_open(self._folder, "another program reads the database")
+        if self.log_bytes:  # a backup reads the database, so that the log has to stay
+            sync_file(self._log_path)
         synced()
         if not self._reserve.take():
             self._warn_of_full_disk()
@@ -372,16 +373,22 @@ class Database:
         self._changed = not done
         return done
 
+    def _checkpoint_at_once(self, mode: str) -> None:
+        """The same, without waiting for a backup that reads the database."""
+        connection = self._connection
+        connection.execute("PRAGMA busy_timeout = 0")
+        try:
+            self._checkpoint(mode)
+        finally:
+            connection.execute(f"PRAGMA busy_timeout = {self._busy_ms}")
+
     def _checkpoint_or_fail(self, mode: str) -> None:
         """A checkpoint during the service: a full disk, or a program that reads, is no failure."""
         if self.log_bytes >= 2 * self._log_bytes:
             mode = "TRUNCATE"
-        connection = self._connection
         try:
-            connection.execute("PRAGMA busy_timeout = 0")
             with contextlib.suppress(DiskFull):
-                self._with_reserve(partial(self._checkpoint, mode))
-            connection.execute(f"PRAGMA busy_timeout = {self._busy_ms}")
+                self._with_reserve(partial(self._checkpoint_at_once, mode))
         except (sqlite3.Error, OSError) as error:
             raise self._fail(error) from None
 
@@ -457,11 +464,11 @@ class Database:
     # ---- figures --------------------------------------------------------------------------
 
     def figures(self) -> dict[str, float]:
-        """Return what can be measured, for reports. Sizes are in bytes and times in seconds.
+        """Return what can be measured, for reports. Sizes are in bytes and times in milliseconds.
 
         The times are those of the last ``RECENT`` commits. May be called from any thread.
         """
-        recent = self._recent[: self._commits]
+        recent = [1e3 * seconds for seconds in self._recent[: self._commits]]
         return {
             "commits": self._commits,
             "changes": self._changes,
@@ -469,6 +476,6 @@ class Database:
             "database_bytes": os.path.getsize(self.path) if os.path.exists(self.path) else 0,
             "log_bytes": self.log_bytes,
             "reserve_bytes": self._reserve.size if self._reserve.held else 0,
-            "commit_seconds_mean": sum(recent) / len(recent) if recent else 0.0,
-            "commit_seconds_max": max(recent, default=0.0),
+            "commit_ms_mean": sum(recent) / len(recent) if recent else 0.0,
+            "commit_ms_max": max(recent, default=0.0),
         }

@@ -6,6 +6,7 @@ The folder has these files:
 ``lock``        locked by the Global that uses the folder, until its process ends
 ``identity``    which folder, database file and machine this was when the last quiet period ended
 ``dstore.db``   the database, with ``dstore.db-wal`` and ``dstore.db-shm`` beside it
+``large/``      a file for each large value
 ``reserve``     space that is kept for deletions when the disk is full
 ==============  ===============================================================================
 
@@ -30,6 +31,7 @@ from dstore.runtime import native
 from dstore.server.data.mounts import network_kind
 
 LOCK, IDENTITY, DATABASE, RESERVE = "lock", "identity", "dstore.db", "reserve"
+LARGE = "large"
 MACHINE_ID = "/etc/machine-id"
 IGNORED = {"lost+found"}
 """Names that an empty folder may have: this one is at the top of a disk."""
@@ -106,7 +108,7 @@ class DataFolder:
 
     def sync(self) -> None:
         """Make durable which files the folder has. Raises OSError."""
-        _sync_folder(self.path)
+        sync_folder(self.path)
 
     def close(self) -> None:
         """Release the lock. Idempotent. Does nothing after :meth:`forked`."""
@@ -151,7 +153,7 @@ class DataFolder:
             raise DataError(
                 f"{quoted(self.path)} is not a folder; choose another path for the data"
             ) from None
-        _sync_folder(os.path.dirname(self.path))
+        sync_folder(os.path.dirname(self.path))
         return True
 
     def _lock(self) -> None:
@@ -198,12 +200,22 @@ class DataFolder:
             raise _unusable(self.path, error) from None
 
 
-def _sync_folder(path: str) -> None:
-    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+def sync_folder(path: str) -> None:
+    """Make durable which files a folder has. Raises OSError."""
+    _sync(path, os.O_RDONLY | os.O_DIRECTORY)
+
+
+def sync_file(path: str) -> None:
+    """Make the bytes of a file durable. Raises OSError. Not for a database that is open here."""
+    _sync(path, os.O_RDONLY)
+
+
+def _sync(path: str, flags: int) -> None:
+    file = os.open(path, flags | os.O_CLOEXEC)
     try:
-        os.fsync(folder)
+        os.fsync(file)
     finally:
-        os.close(folder)
+        os.close(file)
 
 
 def _is_in_use(path: str) -> DataError:

@@ -61,7 +61,7 @@ def connect(path: str, *, new: bool, busy_seconds: float) -> tuple[sqlite3.Conne
     keep_for_ever(connection)
     try:
         connection.text_factory = bytes
-        created = not _is_ours(connection, path)
+        created = not is_ours(connection, path)
         if created:
             if not new:
                 raise damaged(os.path.dirname(path), f"{os.path.basename(path)} has no tables")
@@ -89,7 +89,7 @@ def keep_for_ever(connection: sqlite3.Connection) -> None:
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(connection))
 
 
-def _is_ours(connection: sqlite3.Connection, path: str) -> bool:
+def is_ours(connection: sqlite3.Connection, path: str) -> bool:
     """Whether it has our tables. Raises DataError if it has others, or those of a later version."""
     (application,) = connection.execute("PRAGMA application_id").fetchone()
     (version,) = connection.execute("PRAGMA user_version").fetchone()
