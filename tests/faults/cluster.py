@@ -23,23 +23,29 @@ TIMES = "times.json"
 
 @dataclass
 class Life:
-    """One life of a Global: it did nothing before ``begin`` or after ``end``."""
+    """One life of a Global: it did nothing before ``begin`` or after ``end``.
+
+    ``ready`` is when it was seen to answer, if that was waited for.
+    """
 
     begin: int
     end: int | None = None
+    ready: int | None = None
 
 
 @dataclass
 class Times:
     """When a Global lived, when clients died and when they were (or may have been) stopped.
 
-    All times are in nanoseconds of ``time.monotonic_ns``. Clients are identified by name.
+    All times are in nanoseconds of ``time.monotonic_ns``. Clients are identified by name. A
+    ``durable`` Global has the same keys in all its lives.
     """
 
     lease: int
     lives: list[Life] = field(default_factory=list)
     deaths: dict[str, int] = field(default_factory=dict)
     stops: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
+    durable: bool = False
 
     def save(self, folder: Path) -> None:
         (folder / TIMES).write_text(json.dumps(asdict(self)))
@@ -49,6 +55,23 @@ class Times:
         saved = json.loads((folder / TIMES).read_text())
         saved["lives"] = [Life(**life) for life in saved["lives"]]
         return cls(**saved)
+
+    def in_one_life(self) -> Times:
+        """These times as if Global had lived from the first life on without an end."""
+        return replace(self, lives=[Life(self.lives[0].begin)])
+
+    def deleted_by(self, answered: int) -> int | None:
+        """When a deletion that was not waited for must have taken effect in a durable Global.
+
+        That takes at most two leases in one life: a restart may wait for those of the life before,
+        and the key for those of its holders. None if no life was long enough.
+        """
+        for life in self.lives:
+            if life.ready is not None:
+                deadline = max(life.ready, answered) + 2 * self.lease
+                if life.end is None or deadline < life.end:
+                    return deadline
+        return None
 
     def stopped(self, client: str, since: int) -> None:
         """Note that a client may have been stopped, until now."""
