@@ -25,12 +25,14 @@ TIMES = "times.json"
 class Life:
     """One life of a Global: it did nothing before ``begin`` or after ``end``.
 
-    ``ready`` is when it was seen to answer, if that was waited for.
+    ``ready`` is when it was seen to answer, if that was waited for, and ``lease`` the lease that it
+    gives, both for a durable Global.
     """
 
     begin: int
     end: int | None = None
     ready: int | None = None
+    lease: int = 0
 
 
 @dataclass
@@ -38,7 +40,7 @@ class Times:
     """When a Global lived, when clients died and when they were (or may have been) stopped.
 
     All times are in nanoseconds of ``time.monotonic_ns``. Clients are identified by name. A
-    ``durable`` Global has the same keys in all its lives.
+    ``durable`` Global has the same keys in all its lives. ``lease`` is the longest that it gives.
     """
 
     lease: int
@@ -60,15 +62,16 @@ class Times:
         """These times as if Global had lived from the first life on without an end."""
         return replace(self, lives=[Life(self.lives[0].begin)])
 
-    def deleted_by(self, answered: int) -> int | None:
+    def deleted_by(self, answered: int, since: int = 0) -> int | None:
         """When a deletion that was not waited for must have taken effect in a durable Global.
 
-        That takes at most two leases in one life: a restart may wait for those of the life before,
-        and the key for those of its holders. None if no life was long enough.
+        A life needs for it at most the longest lease of the lives before, which is waited for after
+        a restart, and its own, which the holders of the key may have. None if no life from number
+        ``since`` on was long enough.
         """
-        for life in self.lives:
+        for life in self.lives[since:]:
             if life.ready is not None:
-                deadline = max(life.ready, answered) + 2 * self.lease
+                deadline = max(life.ready + self.lease, answered + life.lease)
                 if life.end is None or deadline < life.end:
                     return deadline
         return None

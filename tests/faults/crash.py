@@ -45,11 +45,17 @@ from tests.faults.soak import shared_memory
 from tests.faults.workload import Settings
 from tests.integration.processes import PATIENCE, ROOT, RawClient, free_port
 
-LEASE = 0.5
-TIMEOUT = 1.2
+LEASES = {0.3: 2, 2.5: 1}
+"""The leases of lives, and how often. The longer one is longer than a restart takes, so that caches
+are still valid after it. In most lives there is time for deletions.
+"""
+LEASE_MAX = max(LEASES)
+TIMEOUT = 0.6
 """Seconds until a call of a client gives up."""
+LATE_TIMEOUT = 0.03
+"""The same for clients that are cut off, so that they soon read what they have cached."""
 ROUND_SECONDS = 10.0
-SETTLE_SECONDS = 2 * TIMEOUT + 5 * LEASE
+SETTLE_SECONDS = 2 * TIMEOUT + 3 * LEASE_MAX
 """Seconds after a round until its last calls have returned."""
 LATE_HOST = "127.0.0.2"
 """The "host" whose readers are cut off around a restart."""
@@ -67,16 +73,19 @@ AT_START, AT_ONCE, IN_SERVICE, LONG, STOP, IN_STOP = (
 )
 ENDS = {AT_ONCE: 15, IN_SERVICE: 60, LONG: 5, STOP: 10, IN_STOP: 10}
 """How a life ends, and how often."""
-STARTS_KILLED = 0.15
+STARTS_KILLED = 0.2
 """The part of the starts that are killed."""
 START_SECONDS = 0.6
 """Seconds within which that happens."""
-LIFE_LEASES = (0.05, 2.0)
-LONG_LEASES = (4.0, 6.0)
+LONG_SECONDS = LEASE_MAX + 2 * GLOBAL_LATE
+"""Seconds of a long life: within them deletions must take effect that were not waited for."""
 STOP_SECONDS = 0.3
 """Seconds within which a stop is killed."""
-CUT_LEASES = (0.2, 1.2)
-"""Leases from the end of a life for which late readers are cut off."""
+CUT_LEASES = (0.5, 1.2)
+"""Leases of a life for which late readers are cut off from its end on."""
+STEP_SECONDS = 0.02
+QUIET_PASSED = 0.4
+"""The part of the lives that are longer than the quiet period at their beginning."""
 SAID_MAX = 2000
 """Characters of what Global has logged that are shown if it ends by itself."""
 VERIFIED = 0.7
@@ -87,6 +96,7 @@ VERIFIED = 0.7
 class Plan:
     """How many kills there are, the clients, and the seed of all choices.
 
+    Most lives serve for up to ``life_seconds``.
     ``broken`` is the way in which Global is broken, if it is; see :mod:`.broken_global`. A run ends
     early when a round has a violation.
     """
@@ -94,7 +104,8 @@ class Plan:
     kills: int
     seed: int = 0
     workers: int = 4
-    readers: int = 2
+    readers: int = 3
+    life_seconds: float = 1.2
     round_seconds: float = ROUND_SECONDS
     broken: str = ""
 
@@ -139,15 +150,15 @@ class DurableLives:
         self._env = {**os.environ, HOST_VARIABLE: "auto", "PYTHONPATH": str(ROOT)}
         module = ["tests.faults.broken_global", broken] if broken else ["dstore"]
         self._command = [sys.executable, "-m", *module, "global", "--address", self.address]
-        self._command += ["--data", str(folder / "data"), "--lease", str(LEASE), "--shm", shm]
+        self._command += ["--data", str(folder / "data"), "--shm", shm]
         self._process: subprocess.Popen[str] | None = None
 
-    def start(self) -> None:
+    def start(self, lease: float) -> None:
         """Begin to start it."""
-        self._times.lives.append(Life(time.monotonic_ns()))
+        self._times.lives.append(Life(time.monotonic_ns(), lease=int(lease * 1e9)))
         with self.said.open("ab") as said:
             self._process = subprocess.Popen(
-                self._command,
+                [*self._command, "--lease", str(lease)],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=said,
@@ -218,13 +229,14 @@ class Run:
         self._folder = folder
         self._say = say
         self._rng = random.Random(plan.seed)
-        self._times = Times(int(LEASE * 1e9), durable=True)
+        self._times = Times(int(LEASE_MAX * 1e9), durable=True)
         self._clients = Clients(self._times)
         self._verdict = Verdict()
         self._ends: Counter[str] = Counter()
         self._wrong: list[str] = []
         self._judge: JudgeProcess | None = None
         self._judged = 0
+        self._lease = self._quiet = 0.0  # the lease of this life, and the longest of those before
         self._recorder = Recorder(folder, "all")
         self._going_on: threading.Timer | None = None
 
@@ -243,7 +255,7 @@ class Run:
             stack.enter_context(self._recorder)
             self._begin = time.monotonic_ns()
             try:
-                served.start()
+                self._start()
                 served.wait_until_it_answers()
                 self._start_clients(served.address, proxy.address(LATE_HOST), folders)
                 self._kill_and_start()
@@ -282,10 +294,20 @@ class Run:
         for number in range(self.plan.readers):
             reader = replace(settings, role="reader")
             if number % 2 == 0:
-                reader = replace(reader, address=late, shm=folders[LATE_HOST])
+                reader = replace(
+                    reader, address=late, shm=folders[LATE_HOST], timeout=LATE_TIMEOUT
+                )
             else:
                 reader = replace(reader, host="auto")
             self._clients.start(reader)
+        until = time.monotonic() + PATIENCE
+        while self._clients_at_work() < self._clients.started:
+            if time.monotonic() > until:
+                raise RuntimeError("not all clients have begun")
+            time.sleep(STEP_SECONDS)
+
+    def _clients_at_work(self) -> int:
+        return len({path.name.split(".")[1] for path in self._folder.glob("*.jsonl")})
 
     # ---- lives ----------------------------------------------------------------------------
 
@@ -297,15 +319,19 @@ class Run:
             self._live(kind)
             self._end_life(kind)
             while rng.random() < STARTS_KILLED:
-                served.start()
+                self._start()
                 time.sleep(rng.random() * START_SECONDS)
                 served.kill()
                 self._ends[AT_START] += 1
-            served.start()
+            self._start()
             served.wait_until_it_answers()
             self._judge_rounds()
             if self._verdict.violations:
                 return
+
+    def _start(self) -> None:
+        (self._lease,) = self._rng.choices(list(LEASES), list(LEASES.values()))
+        self._served.start(self._lease)
 
     def _live(self, kind: str) -> None:
         """Let Global live for a while, and read all keys at the beginning."""
@@ -313,7 +339,13 @@ class Run:
             return
         if self._rng.random() < VERIFIED:
             self._read_all(max(self._judged, self._round() - 1))
-        time.sleep(LEASE * self._rng.uniform(*(LONG_LEASES if kind == LONG else LIFE_LEASES)))
+        seconds = self.plan.life_seconds * self._rng.random()
+        if kind == LONG:
+            seconds = LONG_SECONDS
+        elif self._rng.random() < QUIET_PASSED:
+            seconds += self._quiet
+            self._quiet = 0.0
+        time.sleep(seconds)
 
     def _end_life(self, kind: str) -> None:
         """End a life in service; the readers of the other "host" hear of it late."""
@@ -327,7 +359,8 @@ class Run:
         else:
             self._served.kill()
         self._ends[kind] += 1
-        cut = LEASE * self._rng.uniform(*CUT_LEASES)
+        self._quiet = 0.0 if kind == STOP else max(self._quiet, self._lease)
+        cut = self._lease * self._rng.uniform(*CUT_LEASES)
         self._going_on = threading.Timer(cut, self._restore)
         self._going_on.start()
 
@@ -354,7 +387,9 @@ class Run:
 
     def _read_at_the_end(self) -> None:
         """Read all keys that are still to be judged, when all deletions must be over."""
-        time.sleep(2 * LEASE + 2 * GLOBAL_LATE)
+        by = self._times.deleted_by(time.monotonic_ns(), len(self._times.lives) - 1)
+        assert by is not None
+        time.sleep(GLOBAL_LATE + (by - time.monotonic_ns()) / 1e9)
         self._read_all(self._judged)
 
     def _keys(self, number: int) -> Keys:
