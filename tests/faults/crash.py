@@ -37,7 +37,7 @@ from dstore.protocol.messages import NO_SESSION, Stats
 from dstore.testing.running import announced_address
 from tests.faults.broken_global import BROKEN
 from tests.faults.client import Client, Keys
-from tests.faults.cluster import Clients, Life, Times
+from tests.faults.cluster import STOPPED_BY_US, Clients, Life, Times
 from tests.faults.judge import GLOBAL_LATE, JudgeProcess, Verdict
 from tests.faults.proxy import GLOBAL_HOST, PATHS, Proxy, Rule
 from tests.faults.records import Recorder, files_of
@@ -45,11 +45,10 @@ from tests.faults.soak import shared_memory
 from tests.faults.workload import Settings
 from tests.integration.processes import PATIENCE, ROOT, RawClient, free_port
 
-LEASES = {0.3: 2, 2.5: 1}
-"""The leases of lives, and how often. The longer one is longer than a restart takes, so that caches
-are still valid after it. In most lives there is time for deletions.
+LEASE, LEASE_MAX = 0.3, 2.5
+"""The leases of lives. The longer one is longer than a restart takes, so that caches are still
+valid after it. With the shorter one there is time for deletions.
 """
-LEASE_MAX = max(LEASES)
 TIMEOUT = 0.6
 """Seconds until a call of a client gives up."""
 LATE_TIMEOUT = 0.03
@@ -96,7 +95,7 @@ VERIFIED = 0.7
 class Plan:
     """How many kills there are, the clients, and the seed of all choices.
 
-    Most lives serve for up to ``life_seconds``.
+    Most lives serve for up to ``life_seconds``; one of ``long_leases`` has the long lease.
     ``broken`` is the way in which Global is broken, if it is; see :mod:`.broken_global`. A run ends
     early when a round has a violation.
     """
@@ -106,6 +105,7 @@ class Plan:
     workers: int = 4
     readers: int = 3
     life_seconds: float = 1.2
+    long_leases: int = 3
     round_seconds: float = ROUND_SECONDS
     broken: str = ""
 
@@ -171,7 +171,7 @@ class DurableLives:
         process = self._process
         assert process is not None
         assert process.stdout is not None
-        if not wait([process.stdout], PATIENCE):
+        if not wait([process.stdout.fileno()], PATIENCE):
             raise RuntimeError("Global did not start in time")
         announced_address(process.stdout.readline())
         with RawClient(self.address) as client:
@@ -206,14 +206,14 @@ class DurableLives:
         try:
             code = process.wait(patience)
         except subprocess.TimeoutExpired:
-            self.kill()
-            return False
+            process.kill()
+            code = process.wait()
         self._process = None
         process.stdout.close()
         self._times.lives[-1].end = time.monotonic_ns()
-        if code:
+        if code not in (0, STOPPED_BY_US):
             raise RuntimeError(f"Global ended with exit code {code}")
-        return True
+        return code == 0
 
     def problems(self) -> list[str]:
         """Return what it has logged that must not happen."""
@@ -262,9 +262,9 @@ class Run:
                 self._clients.end_all()
                 self._read_at_the_end()
                 served.stop()
-            except RuntimeError as error:
+            except (RuntimeError, AssertionError, dstore.DstoreError) as error:
                 said = served.said.read_text(errors="replace")[-SAID_MAX:]
-                self._wrong.append(f"{error}: {said}")
+                self._wrong.append(f"{error!r}; Global said: {said}")
             self._clients.end_all()
             self._judge_rest()
         wrong = [*self._wrong, *self._verdict.violations, *self._clients.problems]
@@ -294,9 +294,7 @@ class Run:
         for number in range(self.plan.readers):
             reader = replace(settings, role="reader")
             if number % 2 == 0:
-                reader = replace(
-                    reader, address=late, shm=folders[LATE_HOST], timeout=LATE_TIMEOUT
-                )
+                reader = replace(reader, address=late, shm=folders[LATE_HOST], timeout=LATE_TIMEOUT)
             else:
                 reader = replace(reader, host="auto")
             self._clients.start(reader)
@@ -323,6 +321,7 @@ class Run:
                 time.sleep(rng.random() * START_SECONDS)
                 served.kill()
                 self._ends[AT_START] += 1
+                self._quiet = max(self._quiet, self._lease)
             self._start()
             served.wait_until_it_answers()
             self._judge_rounds()
@@ -330,7 +329,7 @@ class Run:
                 return
 
     def _start(self) -> None:
-        (self._lease,) = self._rng.choices(list(LEASES), list(LEASES.values()))
+        self._lease = LEASE_MAX if self._rng.random() * self.plan.long_leases < 1 else LEASE
         self._served.start(self._lease)
 
     def _live(self, kind: str) -> None:
@@ -423,7 +422,8 @@ class Run:
             if not verdict.violations:
                 judge.remove_files()
             self._verdict.add(verdict)
-            self._say(f"round {judge.number}: {verdict}, {sum(self._ends.values())} restarts so far")
+            restarts = sum(self._ends.values())
+            self._say(f"round {judge.number}: {verdict}, {restarts} restarts so far")
 
     def _judge_rest(self) -> None:
         self._end_judge()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import resource
 import shutil
 import signal
@@ -11,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +41,7 @@ def place(tmp_path: Path) -> Path:
 
 
 class Durable(GlobalProcess):
-    """``dstore global --data``, which can be started again with another lease."""
+    """``dstore global --data``, which can be started again with another lease or folder."""
 
     def __init__(self, place: Path, lease: float = LEASE) -> None:
         self._place = place
@@ -72,7 +71,9 @@ def serve(place: Path) -> Iterator[Callable[..., Durable]]:
     with ExitStack() as stack:
 
         def start(place: Path = place, **options: Any) -> Durable:
-            return stack.enter_context(Durable(place, **options))
+            served = Durable(place, **options)
+            stack.enter_context(served)
+            return served
 
         yield start
 
@@ -86,6 +87,14 @@ def join() -> Iterator[Make]:
             return stack.enter_context(dstore.Node(served.address, **options))
 
         yield make
+
+
+@contextmanager
+def embedded(place: Path) -> Iterator[dstore.Node]:
+    """A Node of a Global in this process that has the data of a folder."""
+    server = dstore.Global("tcp://127.0.0.1:0", data=place)
+    with server, dstore.Node(server.address) as node:
+        yield node
 
 
 def refused(*options: str) -> str:
@@ -227,7 +236,7 @@ def test_after_a_clean_stop_without_nodes_nothing_is_waited_for(
     with dstore.Node(served.address) as node:
         node.set("k", "value")
     assert served.stop() == OK
-    served.start(ENDLESS)
+    served.start()
     join(served).delete("k")
 
 
@@ -237,7 +246,7 @@ def test_after_a_clean_stop_the_leases_of_nodes_are_waited_for(
     served = serve(lease=ENDLESS)
     join(served).set("k", "value")
     assert served.stop() == OK
-    served.start(ENDLESS)
+    served.start()
     with pytest.raises(dstore.OutcomeUnknown):
         join(served, timeout=SHORT).delete("k")
 
@@ -263,9 +272,8 @@ def test_an_embedded_global_keeps_its_folder_from_others(place: Path) -> None:
         assert "is in use by another Global" in refused("--data", str(place))
         with dstore.Node(first.address) as node:
             node.set("k", "value")
-    with dstore.Global("tcp://127.0.0.1:0", data=place) as second:
-        with dstore.Node(second.address) as node:
-            assert node.get("k") == "value"
+    with embedded(place) as node:
+        assert node.get("k") == "value"
 
 
 def test_a_copied_folder_is_silent_for_a_lease(
@@ -353,10 +361,9 @@ os._exit(0)  # as if it was killed
 
 def test_a_forked_child_that_ends_takes_nothing_with_it(place: Path) -> None:
     run_python(FORK, str(place))
-    with dstore.Global("tcp://127.0.0.1:0", data=place) as server:
-        with dstore.Node(server.address) as node:
-            found = {"before": 1, "after": 2, "large": bytes(100_000)}
-            assert node.get_many(found) == found
+    with embedded(place) as node:
+        found = {"before": 1, "after": 2, "large": bytes(100_000)}
+        assert node.get_many(found) == found
 
 
 # ---- a disk that is full or fails -------------------------------------------------------------
@@ -387,8 +394,7 @@ def fill(node: dstore.Node, size: int) -> int:
     for number in range(10_000):
         try:
             node.set(f"k{number}", bytes(size))
-        except dstore.StoreFull as error:
-            assert "delete something" in str(error)
+        except dstore.StoreFull:
             return number
     raise AssertionError("the disk is not full")
 
@@ -406,9 +412,7 @@ def set_when_there_is_room(node: dstore.Node, key: str, value: bytes) -> None:
 def test_a_disk_that_fails_ends_global_and_nothing_acknowledged_is_lost(
     place: Path, join: Make
 ) -> None:
-    address, process = start_global(
-        "--data", str(place), "--lease", "0.1", stderr=subprocess.PIPE
-    )
+    address, process = start_global("--data", str(place), "--lease", "0.1", stderr=subprocess.PIPE)
     with dstore.Node(address, timeout=SHORT) as node:
         node.set_many({"k": "value", "large": LARGE})
         node.delete("k")
@@ -422,10 +426,9 @@ def test_a_disk_that_fails_ends_global_and_nothing_acknowledged_is_lost(
     (line,) = (line for line in said.splitlines() if line.startswith("dstore: "))
     assert "cannot be written" in line and "start Global again" in line
     assert "Traceback" not in said
-    with dstore.Global("tcp://127.0.0.1:0", data=place) as server:
-        with dstore.Node(server.address) as node:
-            assert set(node.keys()) - {"lost"} == {"large"}
-            assert node.get("large") == LARGE
+    with embedded(place) as node:
+        assert set(node.keys()) - {"lost"} == {"large"}
+        assert node.get("large") == LARGE
 
 
 # ---- damage -----------------------------------------------------------------------------------
@@ -451,7 +454,7 @@ def _remove_files(place: Path) -> None:
         (_flip_in_row, "value", "was damaged on Global's disk; delete the key, or replace"),
         (_flip_in_row, LARGE, "was damaged on Global's disk; delete the key, or replace"),
         (_remove_files, LARGE, "was damaged on Global's disk; delete the key, or replace"),
-        (_flip_in_files, LARGE, ""),
+        (_flip_in_files, LARGE, "was damaged on its way, or at Global"),
     ],
     ids=["row", "row of a large value", "lost file", "file"],
 )
@@ -492,7 +495,7 @@ def test_stats_show_the_disk(serve: Callable[..., Durable], join: Make) -> None:
     node.set("c", 3)
     figures = node.global_stats()
     assert figures["disk_changes"] == 3
-    assert 2 <= figures["disk_commits"]
+    assert figures["disk_commits"] >= 2
     assert figures["disk_database_bytes"] + figures["disk_log_bytes"] > 0
     shown = subprocess.run(
         [sys.executable, "-m", "dstore", "stats", "--address", served.address],

@@ -103,7 +103,8 @@ def kept_of(row: tuple[Any, ...]) -> Kept:
     if head and value and len(token) == TOKEN_BYTES:
         content = body if size is None else Large(size, body)
         stored = _new(Stored, (token, codec.decode("ascii"), content))
-        return _new(Kept, (key.decode("utf-8", "surrogateescape"), token, stored, deadline))
+        kept: Kept = _new(Kept, (key.decode("utf-8", "surrogateescape"), token, stored, deadline))
+        return kept
     if head:
         return Kept(from_bytes(key), token, None, deadline)
     if value:
