@@ -379,7 +379,7 @@ def test_on_a_full_disk_deletions_go_on_and_then_values_fit_again(
         count = fill(node, size)
         assert count > 3
         assert node.get("k0") == bytes(size)
-        with pytest.raises(dstore.StoreFull):
+        with pytest.raises(dstore.StoreFull, match="free space on that disk"):
             node.set("k0", bytes(size + 1), replace=True)
         node.delete_many([f"k{number}" for number in range(count - 1)])
         set_when_there_is_room(node, "new", bytes(size))
