@@ -1,5 +1,7 @@
-"""``dstore global`` with one rule of durability broken: ``python -m tests.faults.broken_global NAME
-ARGUMENTS``. A crash test that does not notice it proves nothing.
+"""``dstore global`` for crash tests: ``python -m tests.faults.broken_global NAME ARGUMENTS``.
+
+Its log is short, so that kills meet checkpoints, too. NAME is a rule of durability that it breaks,
+or ``nothing``. A crash test that does not notice a broken rule proves nothing.
 
 The writing to the disk itself cannot be broken in this way: a process that is killed leaves to the
 system what it has written, so that a missing sync shows only when the power fails.
@@ -10,22 +12,31 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from dstore import cli
 from dstore.core.authority.changes import Changes, Then
 from dstore.core.authority.effects import NEVER
 from dstore.core.authority.state import GlobalState
 from dstore.core.engine import Change, ChangeKind, Outcome
+from dstore.server import durable
+from dstore.server.data import open_data
 from dstore.server.data.database import Database
 from dstore.server.data.durable_bulk import DurableBulk
 from dstore.server.durable import Durable
 
+LOG_BYTES = 64 << 10
+"""Bytes of the log from which on a checkpoint is made."""
 DISK_SECONDS = 0.02
 """Seconds that each commit takes longer where writes are answered too early."""
 
 
 def _nothing(outcome: Outcome, now: float) -> None:
     pass
+
+
+def nothing() -> None:
+    """All rules are kept."""
 
 
 def answer_early() -> None:
@@ -81,6 +92,7 @@ def no_recovery() -> None:
 BROKEN: dict[str, Callable[[], None]] = {
     each.__name__.replace("_", "-"): each
     for each in (
+        nothing,
         answer_early,
         no_quiet_period,
         forget_large_values,
@@ -92,5 +104,6 @@ BROKEN: dict[str, Callable[[], None]] = {
 
 
 if __name__ == "__main__":
+    durable.open_data = partial(open_data, log_bytes=LOG_BYTES)  # type: ignore[attr-defined]
     BROKEN[sys.argv[1]]()
     sys.exit(cli.main(sys.argv[2:]))

@@ -45,6 +45,7 @@ from tests.faults.soak import shared_memory
 from tests.faults.workload import Settings
 from tests.integration.processes import PATIENCE, ROOT, RawClient, free_port
 
+NOTHING = "nothing"
 LEASE, LEASE_MAX = 0.3, 2.5
 """The leases of lives. The longer one is longer than a restart takes, so that caches are still
 valid after it. With the shorter one there is time for deletions.
@@ -96,8 +97,8 @@ class Plan:
     """How many kills there are, the clients, and the seed of all choices.
 
     Most lives serve for up to ``life_seconds``; one of ``long_leases`` has the long lease.
-    ``broken`` is the way in which Global is broken, if it is; see :mod:`.broken_global`. A run ends
-    early when a round has a violation.
+    ``broken`` is the rule that Global breaks; see :mod:`.broken_global`. A run ends early when a
+    round has a violation.
     """
 
     kills: int
@@ -107,7 +108,7 @@ class Plan:
     life_seconds: float = 1.2
     long_leases: int = 3
     round_seconds: float = ROUND_SECONDS
-    broken: str = ""
+    broken: str = NOTHING
 
 
 @dataclass
@@ -148,8 +149,8 @@ class DurableLives:
         self._times = times
         self.said = folder / "global.err"
         self._env = {**os.environ, HOST_VARIABLE: "auto", "PYTHONPATH": str(ROOT)}
-        module = ["tests.faults.broken_global", broken] if broken else ["dstore"]
-        self._command = [sys.executable, "-m", *module, "global", "--address", self.address]
+        self._command = [sys.executable, "-m", "tests.faults.broken_global", broken, "global"]
+        self._command += ["--address", self.address]
         self._command += ["--data", str(folder / "data"), "--shm", shm]
         self._process: subprocess.Popen[str] | None = None
 
@@ -455,7 +456,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, help="seed of the choices; their timing varies")
     parser.add_argument(
         "--broken",
-        default="",
+        default=NOTHING,
         choices=BROKEN,
         help="break a rule of durability, to see that it is noticed",
     )

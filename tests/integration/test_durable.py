@@ -409,6 +409,7 @@ def set_when_there_is_room(node: dstore.Node, key: str, value: bytes) -> None:
             time.sleep(0.05)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no prlimit")
 def test_a_disk_that_fails_ends_global_and_nothing_acknowledged_is_lost(
     place: Path, join: Make
 ) -> None:
