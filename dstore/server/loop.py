@@ -184,8 +184,9 @@ class Loop:
         left = silent_until - clock.now()
         if left > 0:
             log.warning(
-                "the data folder was copied or moved: nothing is answered for %.1f seconds, until "
-                "the leases of the Global that it came from are over",
+                "the data folder was copied or moved, or its first start did not end: nothing is "
+                "answered for %.1f seconds, until the leases of a Global that it may come from are "
+                "over",
                 left,
             )
         while left > 0 and not ended():
