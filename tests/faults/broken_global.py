@@ -61,7 +61,7 @@ def no_quiet_period() -> None:
 
     def begin_at_once(self: Durable, path: str, lease: float) -> None:
         begin(self, path, lease)
-        self.quiet_until, self.check_at = 0.0, NEVER
+        self.quiet_until, self._settle_at = 0.0, NEVER
 
     Durable.__init__ = begin_at_once  # type: ignore[method-assign]
 
