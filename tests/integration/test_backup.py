@@ -140,6 +140,25 @@ def test_a_value_that_is_deleted_after_the_snapshot_is_in_the_backup(
     assert len(large_files(place)) == 1, "what the backup has held up is removed after it"
 
 
+def test_the_snapshot_stays_while_global_writes(
+    node: dstore.Node, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backups, "PAGES_PER_STEP", 1)
+    node.set_many({f"before {number}": bytes(2000) for number in range(50)})
+    written: list[str] = []
+
+    def progress(what: str, done: int, total: int) -> None:
+        if what == "copying" and total > done:
+            written.append(f"later {done}")
+            with contextlib.suppress(dstore.KeyOccupied):
+                node.set(written[-1], bytes(2000))
+
+    report = back_up(str(place), str(tmp_path / "backup"), progress)
+    assert len(written) > 20
+    assert (report.keys, report.is_sound) == (52, True)
+    assert check_folder(str(tmp_path / "backup"), silent).keys == 52
+
+
 def test_backups_under_writers_are_consistent(running: GlobalProcess, tmp_path: Path) -> None:
     place, ended = tmp_path / "data", threading.Event()
 
@@ -358,6 +377,31 @@ def test_a_sound_folder(stopped: Path) -> None:
     report = json.loads(command("check", "--json", stopped).stdout)
     assert report.pop("bytes") > len(LARGE)
     assert report == {"sound": True, "keys": 4, "damaged": [], "faults": [], "orphans": 0}
+
+
+def test_progress_never_goes_beyond_its_total(stopped: Path, tmp_path: Path) -> None:
+    calls: list[tuple[str, int, int]] = []
+
+    def progress(what: str, done: int, total: int) -> None:
+        calls.append((what, done, total))
+
+    check_folder(str(stopped), progress)
+    assert {what for what, _, _ in calls} == {"checking", "hashing"}
+    assert calls[-1] == ("hashing", len(LARGE), len(LARGE))
+    back_up(str(stopped), str(tmp_path / "backup"), progress)
+    restore(str(tmp_path / "backup"), str(tmp_path / "restored"), progress)
+    assert calls[-1] == ("copying", len(LARGE), len(LARGE))
+    assert all(0 <= done <= total for _, done, total in calls)
+    assert len({total for what, _, total in calls if what == "hashing"}) == 1
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder away")
+@pytest.mark.parametrize("name", ["check", "backup", "restore"])
+def test_a_folder_of_another_user_is_refused(stopped: Path, tmp_path: Path, name: str) -> None:
+    os.chown(stopped, 12_345, -1)
+    done = command(name, stopped, *([] if name == "check" else [tmp_path / "target"]))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "belongs to another user; run this command as" in done.stderr
 
 
 def test_each_damaged_key_is_on_a_line(stopped: Path) -> None:

@@ -61,7 +61,6 @@ def back_up(path: str, target: str, progress: Progress) -> Report:
     meanwhile, and OSError. Then ``target`` does not exist.
     """
     require_data(path)
-    _require_own(path)
     if os.path.lexists(target):
         raise DataError(f"{quoted(target)} exists; choose a path that does not, for the backup")
     with _new_folder(target) as new:
@@ -74,7 +73,6 @@ def restore(backup: str, path: str, progress: Progress) -> Report:
     Each large value is compared with its digest. For the rest see :func:`back_up`.
     """
     require_data(backup)
-    _require_own(backup)
     path = os.path.realpath(path)
     if os.path.lexists(path) and not (os.path.isdir(path) and not os.listdir(path)):
         raise DataError(
@@ -217,13 +215,6 @@ def _writing(file: str) -> sqlite3.Connection:
 def _free_bytes(path: str) -> int:
     space = os.statvfs(path)
     return space.f_bavail * space.f_frsize
-
-
-def _require_own(path: str) -> None:
-    if os.stat(path).st_uid != os.geteuid():
-        raise DataError(
-            f"{quoted(path)} belongs to another user; run this command as the user of its Global"
-        )
 
 
 @contextlib.contextmanager

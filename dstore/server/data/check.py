@@ -74,13 +74,17 @@ def check_folder(path: str, progress: Progress) -> Report:
 
 
 def require_data(path: str) -> None:
-    """Raise DataError unless there is a data folder with a database."""
+    """Raise DataError unless there is a data folder with a database, which is this user's own."""
     if not os.path.isdir(path):
         raise DataError(f"there is no folder {quoted(path)}; give the folder of a Global's data")
     if not all(os.path.exists(os.path.join(path, name)) for name in (LOCK, DATABASE)):
         raise DataError(
             f"{quoted(path)} is no data folder of dstore; give the one that `dstore global --data` "
             "uses, or a backup of it"
+        )
+    if os.stat(path).st_uid != os.geteuid():
+        raise DataError(
+            f"{quoted(path)} belongs to another user; run this command as the user of its Global"
         )
 
 
@@ -153,10 +157,11 @@ class _Check:
         self._tokens: set[bytes] = set()
         self._keys = 0
         self._size = os.path.getsize(os.path.join(path, DATABASE))
-        self._done = 0
+        self._what = "checking"
+        self._done, self._total = 0, self._size
 
     def report(self) -> Report:
-        self._progress("checking", 0, self._size)
+        self._advance(0)
         self._check_pages()
         try:
             self._check_rows()
@@ -207,6 +212,8 @@ class _Check:
         if not os.path.isdir(self._folder):
             self._damaged += [Damaged(key, "its file is missing") for key, _ in self._large]
             return
+        self._what = "hashing"
+        self._done, self._total = 0, sum(stored.size for _, stored in self._large)
         large = LargeFiles(self._folder)
         try:
             for key, stored in self._large:
@@ -243,4 +250,4 @@ class _Check:
 
     def _advance(self, count: int) -> None:
         self._done += count
-        self._progress("checking", min(self._done, self._size), self._size)
+        self._progress(self._what, min(self._done, self._total), self._total)

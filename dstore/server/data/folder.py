@@ -220,8 +220,8 @@ def _sync(path: str, flags: int) -> None:
 
 def _is_in_use(path: str) -> DataError:
     return DataError(
-        f"the data folder {quoted(path)} is in use by another Global; stop that one, or choose "
-        "another folder"
+        f"the data folder {quoted(path)} is in use by another Global, or by a check; end "
+        "that, or choose another folder"
     )
 
 

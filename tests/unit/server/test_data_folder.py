@@ -63,7 +63,7 @@ def test_it_is_created_for_its_owner_alone(place: Path) -> None:
 def test_two_processes_do_not_have_it_at_once(place: Path) -> None:
     with Child(lambda pipe: hold(place, pipe)) as child:
         assert child.hear() == "locked"
-        with pytest.raises(DataError, match="is in use by another Global; stop that one"):
+        with pytest.raises(DataError, match="is in use by another Global, or by a check; end"):
             DataFolder(place)
         child.kill()
         DataFolder(place).close()
