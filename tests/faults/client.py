@@ -197,7 +197,7 @@ class Client:
             # The cache may know it from a former life of Global.
             return {key: OCCUPIED_LOCAL if key in refused else DONE for key in values}
 
-        # Large values travel after the small ones, which may be bound already if those are given up.
+        # Large values travel last, and the small ones may be bound if those are given up.
         given_up = UNKNOWN if any(map(_is_large, stored.values())) else NOT_DONE
         self._write("replace" if replace else "set", values, call, given_up)
 
@@ -248,7 +248,8 @@ class Client:
         except dstore.KeyOccupied as error:
             outcomes = dict.fromkeys(values, OCCUPIED_LOCAL if error.local else OCCUPIED)
         except dstore.OutcomeUnknown as error:
-            outcomes = {str(key): UNKNOWN for key in error.keys}
+            outcomes = dict.fromkeys(values, given_up)
+            outcomes.update((str(key), UNKNOWN) for key in error.keys)
         except dstore.GlobalUnavailable:
             outcomes = dict.fromkeys(values, given_up)
         self._recorder.end(number, start, now(), outcomes)
