@@ -89,9 +89,9 @@ def test_what_was_acknowledged_survives_a_loss_of_power(disk: PoweredDisk) -> No
         assert process.returncode == FAILED
         assert "cannot be written" in said and "Traceback" not in said
         disk.restart()
-        with dstore.Global("tcp://127.0.0.1:0", data=place, lease=0.1) as server:
-            with dstore.Node(server.address) as node:
-                found = {key: bytes(value) for key, value in node.get_many(node.keys()).items()}
+        server = dstore.Global("tcp://127.0.0.1:0", data=place, lease=0.1)
+        with server, dstore.Node(server.address) as node:
+            found = node.get_many(list(node.keys()))
         for key in writer.unsure:
             found.pop(key, None)
             writer.bound.pop(key, None)
