@@ -189,15 +189,17 @@ class Client:
 
     def bind_many(self, keys: Iterable[str], replace: bool = False) -> None:
         values: Values = {key: self._value() for key in keys}
+        stored = {key: self._stored_form(value or "") for key, value in values.items()}
 
         def call() -> dict[str, str]:
-            stored = {key: self._stored_form(value or "") for key, value in values.items()}
             refused = self.node.set_many(stored, replace=replace)
             # The result does not say whether Global or this Local's cache knew that the key exists.
             # The cache may know it from a former life of Global.
             return {key: OCCUPIED_LOCAL if key in refused else DONE for key in values}
 
-        self._write("replace" if replace else "set", values, call)
+        # Large values travel last, and the small ones may be bound if those are given up.
+        given_up = UNKNOWN if any(map(_is_large, stored.values())) else NOT_DONE
+        self._write("replace" if replace else "set", values, call, given_up)
 
     def delete(self, keys: Keys) -> None:
         key = self._key(keys)
@@ -230,7 +232,13 @@ class Client:
 
         self._write("delete" if wait else "clear", values, call)
 
-    def _write(self, kind: str, values: Values, call: Callable[[], dict[str, str] | None]) -> None:
+    def _write(
+        self,
+        kind: str,
+        values: Values,
+        call: Callable[[], dict[str, str] | None],
+        given_up: str = NOT_DONE,
+    ) -> None:
         number = self._recorder.begin(kind, values, now())
         start = now()
         try:
@@ -240,9 +248,10 @@ class Client:
         except dstore.KeyOccupied as error:
             outcomes = dict.fromkeys(values, OCCUPIED_LOCAL if error.local else OCCUPIED)
         except dstore.OutcomeUnknown as error:
-            outcomes = {str(key): UNKNOWN for key in error.keys}
+            outcomes = dict.fromkeys(values, given_up)
+            outcomes.update((str(key), UNKNOWN) for key in error.keys)
         except dstore.GlobalUnavailable:
-            outcomes = dict.fromkeys(values, NOT_DONE)
+            outcomes = dict.fromkeys(values, given_up)
         self._recorder.end(number, start, now(), outcomes)
 
     # ---- choices --------------------------------------------------------------------------
@@ -268,6 +277,10 @@ class Client:
 def _filler(value: str, size: int) -> str:
     """Text of this size that shows which value it belongs to, all over."""
     return (f"{value}." * (size // (len(value) + 1) + 1))[:size]
+
+
+def _is_large(stored: Any) -> bool:
+    return isinstance(stored, list) and len(stored[1]) >= LARGE_PADDING[0]
 
 
 def _value_of(stored: Any) -> str:

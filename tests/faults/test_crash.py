@@ -25,7 +25,7 @@ def test_nothing_acknowledged_is_lost_over_many_kills(tmp_path: Path) -> None:
     seed = secrets.randbits(32)
     print(f"seed {seed}")
     plan = Plan(
-        KILLS, seed, workers=3, readers=2, life_seconds=0.4, long_leases=6, round_seconds=600.0
+        KILLS, seed, workers=2, readers=2, life_seconds=0.4, long_leases=6, round_seconds=600.0
     )
     report = Run(plan, tmp_path).run()
     print(*report.lines(), sep="\n")
