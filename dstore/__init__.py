@@ -15,6 +15,7 @@ from dstore.codecs import Codec
 from dstore.errors import (
     AddressError,
     BadMessage,
+    DataError,
     DstoreError,
     GlobalClosed,
     GlobalServing,
@@ -39,6 +40,7 @@ __all__ = [
     "AsyncNode",
     "BadMessage",
     "Codec",
+    "DataError",
     "Deletion",
     "DstoreError",
     "Event",

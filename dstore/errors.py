@@ -146,6 +146,14 @@ class AddressError(DstoreError, OSError):
     """An address is malformed, in use, or cannot be bound. The message names it."""
 
 
+class DataError(DstoreError):
+    """The data folder of a Global cannot be used, is damaged, or cannot be written any more.
+
+    Likely cause: another Global uses the folder, this user may not write there, or the disk has
+    failed. The message names the folder and says what to do. (A full disk raises StoreFull.)
+    """
+
+
 class BadMessage(DstoreError):
     """A frame is not a message of this protocol. Its sender is at fault, not the receiver."""
 

@@ -30,6 +30,7 @@ PACKAGE_FOLDERS = (
     ("dstore/client/hosts", "what runs the core in threads, event loops and greenlets"),
     ("dstore/server", "Global"),
     ("dstore/server/engines", "where Global keeps keys and values"),
+    ("dstore/server/data", "the data of a durable Global, on a disk"),
     ("dstore/transport", "the only user of ZeroMQ"),
     ("dstore/shm", "one copy of a large value per host"),
     ("dstore/codecs", "Python values to bytes and back"),

@@ -23,7 +23,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from dstore.config import CLIENTS_MAX, LARGE_FROM_DEFAULT, LEASE_DEFAULT, LOG_LENGTH_DEFAULT
-from dstore.core.authority.effects import GlobalEffect, Publish
+from dstore.core.authority.effects import Commit, GlobalEffect, Publish, Send
 from dstore.core.authority.state import GlobalState
 from dstore.core.local.effects import LocalEffect, Tell
 from dstore.core.local.membership import Membership
@@ -292,7 +292,9 @@ class Cluster:
     def _step(self, step: Callable[[], list[GlobalEffect]]) -> None:
         """Handle one event at Global, then its effects in their order."""
         began = time.thread_time()
-        effects = [(each, wire.encode(each.message)) for each in step()]
+        effects = [
+            (each, wire.encode(each.message)) for each in step() if not isinstance(each, Commit)
+        ]
         took = max(0.0, time.thread_time() - began - CLOCK_COST)
         if self.prices is not None:
             self.traffic.core += took
@@ -304,7 +306,7 @@ class Cluster:
         self.traffic.sockets += price
         self.now += price
 
-    def _perform(self, effect: GlobalEffect, frame: bytes) -> None:
+    def _perform(self, effect: Send | Publish, frame: bytes) -> None:
         prices = self.prices or Prices()
         size = framed(frame)
         if isinstance(effect, Publish):

@@ -23,13 +23,15 @@ Global, and without that variable Global is at {config.ADDRESS_DEFAULT}. The var
 ${ROOT_VARIABLE} names the folder in memory where the processes of a host share one copy of each \
 large value (default: {ROOT_DEFAULT}; an empty value turns sharing off).
 
-Exit codes: {console.EXIT_OK} done; {console.EXIT_REFUSED} the key is missing or occupied, or the \
-store is full; {console.EXIT_USAGE} wrong usage or bad input; {console.EXIT_UNREACHED} Global \
-cannot be reached.
+Exit codes: {console.EXIT_OK} done; {console.EXIT_REFUSED} the key is missing or occupied, the \
+store is full, or data is damaged; {console.EXIT_USAGE} wrong usage or bad input; \
+{console.EXIT_UNREACHED} Global cannot be reached.
 """
 HELP = {
     "--address": "the address at which Global listens (default: %(default)s)",
     "--bind": "the address at which to take requests (default: %(default)s)",
+    "--data": "keep keys and values in this folder as well, so that they survive a restart "
+    "(default: in memory alone)",
     "--file": "store the bytes of this file instead",
     "--host-cache": "how much memory this host may take for small values that its processes "
     "share, 0 for none (default: 256M, and at most a quarter of the file system in memory)",
@@ -47,7 +49,7 @@ HELP = {
     "--null": "end each key with NUL, for xargs -0",
     "--output": "write to this file, which appears when it is complete",
     "--publisher": "the address at which to broadcast invalidations (default: the next port)",
-    "--quiet": "show no progress bar for a large value",
+    "--quiet": "show no progress bar",
     "--replace": "replace the value of a key that is occupied",
     "--shm": "the folder in memory (a tmpfs) where the processes of this host read large values; "
     f'"" for none, so that each process has its own copy (default: ${ROOT_VARIABLE}, or '
@@ -56,10 +58,13 @@ HELP = {
     "--value-limit": "how large one value may be (default: 4G)",
     "--verbose": "log more; give it twice to log all",
     "--workers": "how many processes read the files (default: %(default)s)",
+    "backup": "the folder that `dstore backup` has made",
+    "data": "the data folder, as given to `dstore global --data`",
     "folder": "the folder whose files are shared (default: the sources of Python's library)",
     "key": "the key of the value",
     "keys": "the keys to be deleted",
     "prefix": "list only the keys that begin with this (default: all keys)",
+    "target": "the folder to be made, which must not exist",
     "value": "the value, stored as text; if it is missing or -, standard input is stored as bytes",
 }
 """The help of each option, under its last name."""
@@ -121,6 +126,7 @@ def _parser() -> Parser:
     _add_programs(parsers)
     _add_writers(parsers)
     _add_readers(parsers)
+    _add_data(parsers)
     return parser
 
 
@@ -163,6 +169,7 @@ def _add_programs(parsers: _Parsers) -> None:
     _option(serve, "--large-from", type=large, default=config.LARGE_FROM_DEFAULT, metavar="SIZE")
     _option(serve, "--shm", type=folder, metavar="DIR")
     _option(serve, "--host-cache", type=host_cache, metavar="SIZE")
+    _option(serve, "--data", type=data_folder, metavar="DIR")
     _add_logging(serve)
 
     host = _add(parsers, "host", "let the processes of this host share one cache of Global")
@@ -180,6 +187,12 @@ def _add_programs(parsers: _Parsers) -> None:
     demo = _add(parsers, "demo", "watch several processes share the files of a folder")
     _option(demo, "folder", nargs="?")
     _option(demo, "--workers", type=count(WORKERS_MAX), default=WORKERS_DEFAULT, metavar="N")
+    _option(
+        demo,
+        "--data",
+        action="store_true",
+        help="let Global keep the files on a disk, kill it in the middle, and start it again",
+    )
 
 
 def _add_logging(parser: Parser) -> None:
@@ -233,6 +246,37 @@ def _add_readers(parsers: _Parsers) -> None:
     _option(stats, "--json", action="store_true")
 
 
+def _add_data(parsers: _Parsers) -> None:
+    check = _add(parsers, "check", "look for damage in a data folder that no Global uses")
+    check.epilog = (
+        "All checksums of keys and values are compared, and all pages of the database. Each "
+        "damaged key is on a line of standard output, and all else on standard error. The exit "
+        "code is 0 if nothing is damaged, else 1. A backup can be checked, too."
+    )
+    _option(check, "data", type=data_folder)
+    _option(check, "--json", action="store_true", help="print the result as one JSON object")
+    _option(check, "-q", "--quiet", action="store_true")
+
+    backup = _add(parsers, "backup", "copy a data folder, while its Global runs or not")
+    backup.epilog = (
+        "It runs on the machine that has the folder, as the user of Global. The backup is the "
+        "state at one moment, and appears when it is complete. Large values are hard links if "
+        "both folders are on one file system: then copy the backup to another disk."
+    )
+    _option(backup, "data", type=data_folder)
+    _option(backup, "target", type=data_folder)
+    _option(backup, "-q", "--quiet", action="store_true")
+
+    restore = _add(parsers, "restore", "copy a backup to a new data folder")
+    restore.epilog = (
+        "The folder must not exist, or be empty. A Global that uses it answers nothing before the "
+        "longest lease has passed that its original may have given."
+    )
+    _option(restore, "backup", type=data_folder)
+    _option(restore, "data", type=data_folder, help="the folder to be made, or an empty one")
+    _option(restore, "-q", "--quiet", action="store_true")
+
+
 # Types of arguments: each checks a text and converts it --------------------------------------
 
 
@@ -282,6 +326,13 @@ def folder(text: str) -> str:
     """Return a folder that exists, or "" for none."""
     if text and not os.path.isdir(text):
         raise ArgumentTypeError(f"{text!r} is not a folder")
+    return text
+
+
+def data_folder(text: str) -> str:
+    """Return the path of a folder, which need not be there yet."""
+    if not text:
+        raise ArgumentTypeError("a folder has a name")
     return text
 
 

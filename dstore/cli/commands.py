@@ -12,7 +12,7 @@ from argparse import Namespace
 from codecs import getincrementaldecoder
 from collections.abc import Iterator
 
-from dstore.cli import console, values
+from dstore.cli import console, data, values
 from dstore.cli.arguments import as_passed
 from dstore.cli.progress import progress_bar
 from dstore.cli.serve import own, serve
@@ -45,7 +45,7 @@ def repl(options: Namespace) -> int:
 def demo(options: Namespace) -> int:
     from dstore.cli.demo.story import main  # here, since it imports a lot
 
-    return main(options.folder, options.workers)
+    return main(options.folder, options.workers, data=options.data)
 
 
 SERVICES = {"global": serve, "host": own}
@@ -174,4 +174,14 @@ def _value(options: Namespace) -> tuple[str | None, str | bytes | bytearray | No
     return None, values.read_all(sys.stdin.buffer, "standard input")
 
 
-COMMANDS = {"set": set_, "put": put, "del": delete, "get": get, "keys": keys, "stats": stats}
+COMMANDS = {
+    "set": set_,
+    "put": put,
+    "del": delete,
+    "get": get,
+    "keys": keys,
+    "stats": stats,
+    "check": data.check,
+    "backup": data.make_backup,
+    "restore": data.restore_backup,
+}

@@ -16,6 +16,7 @@ from dstore.cli import console
 from dstore.cli.console import plain
 from dstore.cli.notify import notify
 from dstore.client.owner import HostOwner
+from dstore.errors import DataError
 from dstore.server.server import Global
 from dstore.transport.addresses import is_private
 
@@ -37,10 +38,15 @@ def serve(options: Namespace) -> int:
         max_clients=options.max_clients,
         shm=options.shm,
         host_cache=options.host_cache,
+        data=options.data,
     )
-    with _signals_held():
-        server.bind()
-        _stop_on_signals(server.stop, server.close)
+    try:
+        with _signals_held():
+            server.bind()
+            _stop_on_signals(server.stop, server.close)
+    except DataError as error:  # the folder is the wrong one; later, its disk has failed
+        console.complain(console.said(error))
+        return console.EXIT_USAGE
     _warn_if_exposed(server)
     address = plain(server.address)
     _greet(f"Dstore server listening on {address}", f"listening on {address}")

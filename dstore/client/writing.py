@@ -226,8 +226,8 @@ def check_written(value_limit: int, items: list[SetItem], outcomes: Outcomes) ->
         key = public(item.key)
         if status is SetStatus.FULL:
             raise StoreFull(
-                f"Global has no room for {key!r} ({size:,} bytes); delete something, or start it "
-                "with a higher --memory-limit"
+                f"Global has no room for {key!r} ({size:,} bytes) in memory or on its disk; delete "
+                "something, start it with a higher --memory-limit, or free space on that disk"
             )
         if status is SetStatus.MISMATCH:
             raise ValueCorrupt(

@@ -10,7 +10,7 @@ from dstore.codecs import array, plain
 from dstore.codecs.encoded import BYTES, MSGPACK, NDARRAY, PICKLE, TEXT, Encoded, flat, joint
 from dstore.errors import UnknownCodec, ValueCorrupt
 from dstore.protocol.fields import CODEC_NAME_MAX
-from dstore.protocol.messages import Buffer, Stored
+from dstore.protocol.messages import DAMAGED, Buffer, Stored
 
 RESERVED = frozenset({BYTES, TEXT, MSGPACK, NDARRAY, PICKLE})
 """Names of dstore's own codecs, which no codec of a user may have."""
@@ -155,6 +155,10 @@ class Codecs:
         """
         decoder = self._decoders.get(stored.codec)
         if decoder is None:
+            if stored.codec == DAMAGED:
+                raise ValueCorrupt(
+                    "the value was damaged on Global's disk; delete the key, or replace its value"
+                )
             raise UnknownCodec(stored.codec)
         body = stored.body
         if type(body) is memoryview:

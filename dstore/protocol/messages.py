@@ -36,6 +36,8 @@ class Large(NamedTuple):
     digest: bytes
 
 
+DAMAGED = "damaged"
+"""The codec of a value that Global's disk has lost. Its body is empty, and nothing decodes it."""
 Body: TypeAlias = bytes | memoryview | Large
 """The bytes of a value (read-only), or the :class:`Large` that stands for them."""
 

@@ -8,15 +8,16 @@ from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
-from dstore.core.authority.effects import GlobalEffect, Send
+from dstore.core.authority.effects import GlobalEffect, Publish, Send
 from dstore.core.authority.state import GlobalState
 from dstore.core.engine import Bulk, Engine
 from dstore.errors import BadMessage
 from dstore.protocol import wire
-from dstore.protocol.messages import Buffer, Hello, Refusal, Refused
-from dstore.runtime import clock
+from dstore.protocol.messages import Buffer, Hello, Key, Refusal, Refused
+from dstore.runtime import clock, native
 from dstore.runtime.logs import Log, RateLimitedLog
 from dstore.runtime.native import signals_blocked
+from dstore.server.durable import Durable
 from dstore.server.host import HostMembership
 from dstore.shm import bulk_for
 from dstore.transport.router import Router
@@ -29,6 +30,8 @@ LAST_WORDS = 0.1
 """Seconds for which Global stays after its last answer. ZeroMQ drops what a Local has received and
 not yet read when the connection is lost.
 """
+SILENCE_SLICE = 0.1
+"""Seconds of silence in one go; then Global looks whether it is to end."""
 FINISH_SLACK = 0.5
 """Seconds beyond one lease within which the last answers must have been given."""
 
@@ -37,7 +40,7 @@ class GlobalSettings(NamedTuple):
     """The parameters of :class:`dstore.Global` that it needs when it binds.
 
     ``publisher`` is empty if it follows from ``address``. ``shm`` is None for the default folder,
-    and ``host_cache`` for the default size.
+    and ``host_cache`` for the default size. ``data`` is None if nothing is kept on a disk.
     """
 
     address: str
@@ -49,6 +52,7 @@ class GlobalSettings(NamedTuple):
     max_clients: int
     shm: str | None
     host_cache: int | None
+    data: str | None
 
 
 class Loop:
@@ -63,6 +67,7 @@ class Loop:
         self._engine = engine
         self._bulk: Bulk | None = None
         self._host: HostMembership | None = None
+        self._durable: Durable | None = None
         self._serving = False
         self._rate_limited_log = RateLimitedLog(log)
 
@@ -71,9 +76,16 @@ class Loop:
     def open(self) -> tuple[str, str]:
         """Bind the sockets. Returns the addresses for requests and for broadcasts.
 
-        Raises AddressError. After any exception :meth:`close` is to follow.
+        Raises AddressError and DataError. After any exception :meth:`close` is to follow.
         """
         settings = self.settings
+        durable: Durable | None = None
+        deadlines: list[tuple[Key, bytes, float]] = []
+        if settings.data is not None:
+            with signals_blocked():
+                durable = self._durable = Durable(settings.data, settings.lease)
+            self._engine.close()  # empty, if an earlier try has failed
+            deadlines = durable.load(self._engine)
         with signals_blocked():
             router = self.router = Router(
                 settings.address,
@@ -82,10 +94,12 @@ class Loop:
                 warn=self._warn_of_cut,
             )
         epoch = secrets.randbits(63) | 1
-        self._bulk = bulk_for(epoch, settings.shm)
+        bulk = self._bulk = bulk_for(epoch, settings.shm)
+        if durable is not None:
+            bulk = self._bulk = durable.bulk(bulk)
         self.state = GlobalState(
             self._engine,
-            self._bulk,
+            bulk,
             epoch=epoch,
             publisher=router.advertised,
             lease=settings.lease,
@@ -96,7 +110,13 @@ class Loop:
             wall=time.time,
             max_clients=settings.max_clients,
             peer_of=router.peer_of,
+            durable=durable is not None,
+            quiet_until=0.0 if durable is None else durable.quiet_until,
         )
+        if durable is not None:
+            self.state.figures_of_disk = durable.figures
+            self.state.recover(deadlines, clock.now())
+            durable.begin(router.wake)
         # The names follow from the port. Nothing has been answered yet: what a former Global on
         # this address has left is void before this one says anything.
         with signals_blocked():
@@ -129,13 +149,23 @@ class Loop:
                 if router is not None:
                     router.close()
             finally:
-                if bulk is not None:
-                    bulk.close()
+                try:
+                    if bulk is not None:
+                        bulk.close()
+                finally:
+                    if self._durable is not None:
+                        self._durable.close(lease_out=self._lease_out())
+
+    def _lease_out(self) -> bool:
+        state = getattr(self, "state", None)
+        return state is None or state.lease_out(clock.now())
 
     def forked(self) -> None:
         """In a forked child: leave the sockets to the parent."""
         if self.router is not None:
             self.router.forked()
+        if self._durable is not None:
+            self._durable.forked()
 
     # ---- serving --------------------------------------------------------------------------
 
@@ -144,9 +174,26 @@ class Loop:
         router = self.router
         assert router is not None
         self._serving = True
-        alarm, host = self.state.alarm, self._host
+        self._wait_in_silence(ended)
+        alarm, host, durable = self.state.alarm, self._host, self._durable
         while not ended():
-            self._turn(router, alarm.moment if host is None else min(alarm.moment, host.check_at))
+            until = alarm.moment if host is None else min(alarm.moment, host.check_at)
+            self._turn(router, until if durable is None else min(until, durable.check_at))
+
+    def _wait_in_silence(self, ended: Callable[[], object]) -> None:
+        """Answer nothing while a Global that has the same data may go on; see Durable."""
+        silent_until = 0.0 if self._durable is None else self._durable.silent_until
+        left = silent_until - clock.now()
+        if left > 0:
+            log.warning(
+                "the data folder was copied or moved, or its first start did not end: nothing is "
+                "answered for %.1f seconds, until the leases of a Global that it may come from are "
+                "over",
+                left,
+            )
+        while left > 0 and not ended():
+            native.sleep(min(left, SILENCE_SLICE))
+            left = silent_until - clock.now()
 
     def finish(self) -> None:
         """Answer what has arrived and what waits for acknowledgements; take no new writes."""
@@ -171,7 +218,8 @@ class Loop:
         """Handle one message, if one arrives in time, and do what is due.
 
         Returns whether a message arrived. Exceptions are logged: a bug that one message triggers
-        must not end the service for others.
+        must not end the service for others. But DataError ends it, and so does any failure to
+        apply what is durable: memory and disk would not be the same any more.
         """
         arrived = router.receive(until - clock.now())
         if arrived is not None:
@@ -191,7 +239,15 @@ class Loop:
                 host.check(now)
             except Exception:
                 log.exception("host.check failed; Global goes on")
+        if self._durable is not None:
+            self._take_committed(router, self._durable)
         return arrived is not None
+
+    def _take_committed(self, router: Router, durable: Durable) -> None:
+        for number, outcomes in durable.committed():
+            self._perform(router, self.state.committed(number, outcomes, clock.now()))
+        if clock.now() >= durable.check_at:
+            durable.check()
 
     def _take(self, router: Router, route: bytes, frame: bytes, data: Buffer | None) -> None:
         get = wire.get_of(frame) if data is None else None
@@ -211,11 +267,14 @@ class Loop:
 
     def _perform(self, router: Router, effects: list[GlobalEffect]) -> None:
         for effect in effects:
-            if type(effect) is Send:
+            if isinstance(effect, Send):
                 message = effect.message
                 router.send(effect.route, wire.encode(message), wire.data_of(message))
-            else:
+            elif isinstance(effect, Publish):
                 router.publish(wire.encode(effect.message))
+            else:
+                assert self._durable is not None
+                self._durable.commit(effect)
 
     # ---- what strangers send --------------------------------------------------------------
 

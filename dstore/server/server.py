@@ -72,6 +72,11 @@ class Global:
         Bytes of the host cache: small values that the processes of this host share in the same
         folder. Default: 256 MiB, and at most a quarter of its file system. 0: there is none, and
         each process has its own copies; deletions are still acknowledged once for all of them.
+    data
+        The folder in which keys and values are kept on a disk, so that they survive the end of this
+        process, also by a crash. It is made if it is not there; one Global at a time uses it.
+        Values are answered from memory all the same, within ``memory_limit``. Default: none, all is
+        in memory alone.
     engine
         Where keys and values are kept. Default: in memory, within ``memory_limit``. The engine is
         closed with the Global.
@@ -83,7 +88,7 @@ class Global:
     TypeError
         A parameter has a wrong type.
     ValueError
-        A parameter is out of range, or both ``engine`` and ``memory_limit`` are given.
+        A parameter is out of range, or ``engine`` is given beside ``memory_limit`` or ``data``.
 
     Notes
     -----
@@ -122,6 +127,7 @@ class Global:
         max_clients: int = config.CLIENTS_MAX_DEFAULT,
         shm: str | os.PathLike[str] | None = None,
         host_cache: int | None = None,
+        data: str | os.PathLike[str] | None = None,
         engine: Engine | None = None,
     ) -> None:
         address = addresses.check(checks.text("address", address), bind=True)
@@ -137,10 +143,11 @@ class Global:
             checks.count("max_clients", max_clients, 1, config.CLIENTS_MAX),
             checks.optional(checks.path, "shm", shm),
             checks.optional(host_cache_size, "host_cache", host_cache),
+            checks.optional(checks.path, "data", data),
         )
         check_root(self._settings.shm)
         self.address, self.publisher = self._settings[:2]
-        self._engine = _engine_of(engine, memory_limit)
+        self._engine = _engine_of(engine, memory_limit, self._settings.data is not None)
         self._loop: Loop | None = None
         self._phase = Phase.NEW
         self._end = ""  # what has ended it, or is about to end it
@@ -409,15 +416,17 @@ def host_cache_size(name: str, value: int) -> int:
     return size
 
 
-def _engine_of(given: Engine | None, memory_limit: int | None) -> Engine:
+def _engine_of(given: Engine | None, memory_limit: int | None, data: bool) -> Engine:
     limit = checks.optional(checks.count, "memory_limit", memory_limit, 1, config.SIZE_MAX)
     if given is None:
-        return MemoryEngine(config.MEMORY_LIMIT_DEFAULT if limit is None else limit)
+        return MemoryEngine(config.MEMORY_LIMIT_DEFAULT if limit is None else limit, journal=data)
     if limit is not None:
         raise ValueError(
             "memory_limit is for the engine that is there without engine=; give one of them, and "
             "your engine a limit of its own"
         )
+    if data:
+        raise ValueError("data is for the engine that is there without engine=; give one of them")
     checks.member("engine", given, Engine)
     return given
 

@@ -24,6 +24,8 @@ from tests.faults.records import (
 T = TypeVar("T")
 PADDING_MAX = 600
 """Bytes by which a value may be made longer."""
+LARGE_PADDING = (70_000, 200_000)
+"""Bytes that are added to a large value: lowest, highest. It then travels in chunks."""
 FLOOD_PADDING = "-" * 150
 """Makes the keys of a flood long, so that buffers between Global and a Local fill up soon."""
 FLOOD_READ = 60
@@ -54,7 +56,16 @@ class Keys:
         return f"{self.number}.cold{rng.randrange(self.cold)}"
 
     def loose(self, rng: random.Random) -> str:
-        return f"{self.number}.loose{rng.randrange(self.hot + self.cold // 8)}"
+        return f"{self.number}.loose{rng.randrange(self._loose)}"
+
+    def all(self) -> list[str]:
+        """All keys of the round, but those of a flood."""
+        sorts = {"hot": self.hot, "cold": self.cold, "loose": self._loose}
+        return [f"{self.number}.{sort}{n}" for sort, count in sorts.items() for n in range(count)]
+
+    @property
+    def _loose(self) -> int:
+        return self.hot + self.cold // 8
 
     def flooded(self, number: int) -> str:
         return f"{self.number}.flood{number}{FLOOD_PADDING}"
@@ -63,8 +74,16 @@ class Keys:
 class Client:
     """Calls a Node and records. For one thread."""
 
-    def __init__(self, node: dstore.Node, recorder: Recorder, rng: random.Random, name: str):
+    def __init__(
+        self,
+        node: dstore.Node,
+        recorder: Recorder,
+        rng: random.Random,
+        name: str,
+        large: float = 0.0,
+    ) -> None:
         self.node = node
+        self._large = large  # the part of the values that are large
         self._stale = copy.copy(node._commands)  # reads as a Node with stale_ok, of the same cache
         self._stale.options = self._stale.options._replace(stale_ok=True)
         self._recorder = recorder
@@ -170,15 +189,17 @@ class Client:
 
     def bind_many(self, keys: Iterable[str], replace: bool = False) -> None:
         values: Values = {key: self._value() for key in keys}
+        stored = {key: self._stored_form(value or "") for key, value in values.items()}
 
         def call() -> dict[str, str]:
-            stored = {key: self._stored_form(value or "") for key, value in values.items()}
             refused = self.node.set_many(stored, replace=replace)
             # The result does not say whether Global or this Local's cache knew that the key exists.
             # The cache may know it from a former life of Global.
             return {key: OCCUPIED_LOCAL if key in refused else DONE for key in values}
 
-        self._write("replace" if replace else "set", values, call)
+        # Large values travel last, and the small ones may be bound if those are given up.
+        given_up = UNKNOWN if any(map(_is_large, stored.values())) else NOT_DONE
+        self._write("replace" if replace else "set", values, call, given_up)
 
     def delete(self, keys: Keys) -> None:
         key = self._key(keys)
@@ -211,7 +232,13 @@ class Client:
 
         self._write("delete" if wait else "clear", values, call)
 
-    def _write(self, kind: str, values: Values, call: Callable[[], dict[str, str] | None]) -> None:
+    def _write(
+        self,
+        kind: str,
+        values: Values,
+        call: Callable[[], dict[str, str] | None],
+        given_up: str = NOT_DONE,
+    ) -> None:
         number = self._recorder.begin(kind, values, now())
         start = now()
         try:
@@ -221,9 +248,10 @@ class Client:
         except dstore.KeyOccupied as error:
             outcomes = dict.fromkeys(values, OCCUPIED_LOCAL if error.local else OCCUPIED)
         except dstore.OutcomeUnknown as error:
-            outcomes = {str(key): UNKNOWN for key in error.keys}
+            outcomes = dict.fromkeys(values, given_up)
+            outcomes.update((str(key), UNKNOWN) for key in error.keys)
         except dstore.GlobalUnavailable:
-            outcomes = dict.fromkeys(values, NOT_DONE)
+            outcomes = dict.fromkeys(values, given_up)
         self._recorder.end(number, start, now(), outcomes)
 
     # ---- choices --------------------------------------------------------------------------
@@ -238,15 +266,31 @@ class Client:
 
     def _stored_form(self, value: str) -> Any:
         """The value as it is stored: text, or a list, which every read decodes again."""
-        if self._rng.random() < 0.7:
+        chosen = self._rng.random()
+        if chosen < self._large:
+            return [value, _filler(value, self._rng.randrange(*LARGE_PADDING))]
+        if chosen < 0.7:
             return value
-        return [value, "." * self._rng.randrange(PADDING_MAX)]
+        return [value, _filler(value, self._rng.randrange(PADDING_MAX))]
+
+
+def _filler(value: str, size: int) -> str:
+    """Text of this size that shows which value it belongs to, all over."""
+    return (f"{value}." * (size // (len(value) + 1) + 1))[:size]
+
+
+def _is_large(stored: Any) -> bool:
+    return isinstance(stored, list) and len(stored[1]) >= LARGE_PADDING[0]
 
 
 def _value_of(stored: Any) -> str:
-    """The unique value in what was stored."""
-    ident = stored[0] if isinstance(stored, list) else stored
+    """The unique value in what was stored, which must be whole."""
+    if not isinstance(stored, list):
+        assert isinstance(stored, str)
+        return stored
+    ident, filler = stored
     assert isinstance(ident, str)
+    assert filler == _filler(ident, len(filler)), f"the value {ident!r} is not whole"
     return ident
 
 

@@ -23,23 +23,31 @@ TIMES = "times.json"
 
 @dataclass
 class Life:
-    """One life of a Global: it did nothing before ``begin`` or after ``end``."""
+    """One life of a Global: it did nothing before ``begin`` or after ``end``.
+
+    ``ready`` is when it was seen to answer, if that was waited for, and ``lease`` the lease that it
+    gives, both for a durable Global.
+    """
 
     begin: int
     end: int | None = None
+    ready: int | None = None
+    lease: int = 0
 
 
 @dataclass
 class Times:
     """When a Global lived, when clients died and when they were (or may have been) stopped.
 
-    All times are in nanoseconds of ``time.monotonic_ns``. Clients are identified by name.
+    All times are in nanoseconds of ``time.monotonic_ns``. Clients are identified by name. A
+    ``durable`` Global has the same keys in all its lives. ``lease`` is the longest that it gives.
     """
 
     lease: int
     lives: list[Life] = field(default_factory=list)
     deaths: dict[str, int] = field(default_factory=dict)
     stops: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
+    durable: bool = False
 
     def save(self, folder: Path) -> None:
         (folder / TIMES).write_text(json.dumps(asdict(self)))
@@ -49,6 +57,24 @@ class Times:
         saved = json.loads((folder / TIMES).read_text())
         saved["lives"] = [Life(**life) for life in saved["lives"]]
         return cls(**saved)
+
+    def in_one_life(self) -> Times:
+        """These times as if Global had lived from the first life on without an end."""
+        return replace(self, lives=[Life(self.lives[0].begin)])
+
+    def deleted_by(self, answered: int, since: int = 0) -> int | None:
+        """When a deletion that was not waited for must have taken effect in a durable Global.
+
+        A life needs for it at most the longest lease of the lives before, which is waited for after
+        a restart, and its own, which the holders of the key may have. None if no life from number
+        ``since`` on was long enough.
+        """
+        for life in self.lives[since:]:
+            if life.ready is not None:
+                deadline = max(life.ready + self.lease, answered + life.lease)
+                if life.end is None or deadline < life.end:
+                    return deadline
+        return None
 
     def stopped(self, client: str, since: int) -> None:
         """Note that a client may have been stopped, until now."""

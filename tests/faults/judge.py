@@ -2,13 +2,15 @@
 
 For each life of Global (:mod:`tests.faults.lives`) and each key it checks that operations are
 linearizable, that deletions without waiting take effect within a lease, and that stale reads return
-a value that was current once. The process prints its verdict as one JSON object. As a process of
-its own it disturbs the run little, and it can judge an old history again.
+a value that was current once. A durable Global has one history over all its lives. The process
+prints its verdict as one JSON object. As a process of its own it disturbs the run little, and it
+can judge an old history again.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -93,7 +95,7 @@ class Verdict:
 
 def judge(records: Records, times: Times) -> Verdict:
     """Judge the merged records of one round."""
-    placed = by_life(records.operations, times)
+    placed = by_life(records.operations, times.in_one_life() if times.durable else times)
     violations = records.surprises + placed.wrong
     for number, operations in placed.by_life.items():
         translation = _Translation(times, number)
@@ -102,7 +104,8 @@ def judge(records: Records, times: Times) -> Verdict:
             keys[operation.key].append(operation)
         for key, history in keys.items():
             wrong = _wrong(history, translation)
-            violations += [f"life {number} of Global, key {key!r}: {each}" for each in wrong]
+            where = "all lives" if times.durable else f"life {number}"
+            violations += [f"{where} of Global, key {key!r}: {each}" for each in wrong]
     return _summary(records, times, placed.unclear, violations)
 
 
@@ -114,7 +117,10 @@ def _wrong(history: list[Operation], translation: _Translation) -> Iterator[str]
     except Undecided as undecided:
         yield str(undecided)
         return
-    if any(each.result is Result.PENDING for each in judged):
+    if translation.durable:
+        late = [translation.delayed(each) for each in judged]
+        verdicts.append(check_pending(late, 0.0, GLOBAL_LATE))
+    elif any(each.result is Result.PENDING for each in judged):
         cached = [
             each
             for operation, each in zip(history, judged)
@@ -133,9 +139,11 @@ class _Translation:
 
     def __init__(self, times: Times, number: int) -> None:
         self.lease = times.lease / 1e9
+        self.durable = times.durable
+        self._times = times
         self._lease_ns = times.lease
         self._origin = times.lives[0].begin
-        self._life_end = times.lives[number].end
+        self._life_end = None if times.durable else times.lives[number].end
         self._looks = 0
 
     def judged(self, operation: Operation) -> Judged:
@@ -155,6 +163,14 @@ class _Translation:
             operation.value if result is Result.VALUE else None,
             operation.kind == "stale" and operation.local is True,
         )
+
+    def delayed(self, judged: Judged) -> Judged:
+        """The same operation; a deletion that was not waited for ends when it is carried out."""
+        if judged.result is not Result.PENDING:
+            return judged
+        assert judged.end is not None
+        by = self._times.deleted_by(int(judged.end * 1e9) + self._origin)
+        return judged._replace(end=math.inf if by is None else self._seconds(by))
 
     def _seconds(self, time: int | None) -> float:
         assert time is not None
@@ -187,6 +203,8 @@ def _summary(records: Records, times: Times, unclear: int, violations: list[str]
         for operation in records.operations
         if operation.kind == "delete" and operation.outcome == DONE
     ]
+    writes = (op for op in records.operations if not op.reads)
+    records.counts["acknowledged"] = sum(op.outcome == DONE for op in writes)
     cleared = (op.kind == "clear" and op.outcome == DONE for op in records.operations)
     reads = (op for op in records.operations if op.reads and op.outcome == DONE)
     return Verdict(

@@ -122,6 +122,54 @@ BAD = {
 }
 
 
+DURABLE = Times(
+    LEASE * SECOND,
+    [
+        Life(0, 100 * SECOND, ready=SECOND, lease=LEASE * SECOND),
+        Life(105 * SECOND, 112 * SECOND, ready=106 * SECOND, lease=SECOND),
+        Life(113 * SECOND, ready=114 * SECOND, lease=SECOND),
+    ],
+    durable=True,
+)
+KEPT = {
+    "kept": [FORMER, did("get", "v", 106, 107), did("set", "w", 108, 109, OCCUPIED)],
+    "unknown, and done in the next life": BAD["unknown, and done in the next life"],
+    "unknown, and not done": [did("set", "v", 98, 110, UNKNOWN), did("get", None, 106, 107)],
+    "cleared after two restarts": [
+        FORMER,
+        did("clear", None, 99.1, 99.5),
+        did("get", "v", 124 + GLOBAL_LATE, 130),
+        did("get", None, 130, 131),
+    ],
+}
+NOT_KEPT = {
+    "lost": [FORMER, did("get", None, 106, 107)],
+    "lost, and set again": [FORMER, did("set", "w", 106, 107)],
+    "back": [*[WRITTEN, DELETED], did("get", "v", 106, 107)],
+    "stale in the next life": [
+        FORMER,
+        did("delete", None, 106, 107),
+        did("get", "v", 107.1, 108, local=True),
+    ],
+    "never cleared": [
+        FORMER,
+        did("clear", None, 99.1, 99.5),
+        did("get", "v", 124.1 + GLOBAL_LATE, 130),
+    ],
+    "not done, and read": [did("set", "v", 98, 99, NOT_DONE), did("get", "v", 106, 107)],
+}
+
+
+@pytest.mark.parametrize("history", KEPT.values(), ids=KEPT)
+def test_a_good_history_of_a_durable_global_passes(history: list[Operation]) -> None:
+    assert judge(Records(history), DURABLE).violations == []
+
+
+@pytest.mark.parametrize("history", NOT_KEPT.values(), ids=NOT_KEPT)
+def test_a_bad_history_of_a_durable_global_is_refused(history: list[Operation]) -> None:
+    assert judge(Records(history), DURABLE).violations
+
+
 @pytest.mark.parametrize("history", GOOD.values(), ids=GOOD)
 def test_a_good_history_passes(history: list[Operation]) -> None:
     assert verdict(*history).violations == []

@@ -1,6 +1,7 @@
 """A client process: ``python -m tests.faults.workload SETTINGS``. It ends when its stdin does.
 
 - A *worker* keeps one Node, for a thread that mixes all operations and one that reads in bursts.
+- A *reader* keeps one Node, and only reads in bursts.
 - A *guest* repeatedly makes a Node, uses it for a moment, and closes it.
 - A *flooder* sets thousands of keys, waits until they have been read, stops another process (its
   *victim*), deletes most of the keys in small calls, so that the broadcasts to the victim overflow,
@@ -56,6 +57,7 @@ class Settings:
     """The settings of a client process. ``begin`` is when the first round began, in ns.
 
     ``shm`` is the folder of its "host", and ``host`` whether it shares the membership of that.
+    ``large`` is the part of the values that are large.
     """
 
     name: str
@@ -73,6 +75,7 @@ class Settings:
     victim: int = 0
     shm: str | None = None
     host: str = "off"
+    large: float = 0.0
 
     def dump(self) -> str:
         return json.dumps(asdict(self))
@@ -116,6 +119,10 @@ class Process:
                 thread.start()
             for thread in threads:
                 thread.join()
+
+    def reader(self) -> None:
+        with self.node() as node:
+            self._record("reader", node, self._read)
 
     def guest(self) -> None:
         visits = 0
@@ -173,7 +180,7 @@ class Process:
         process = f"{mine.name}.{name}"
         rng = random.Random(f"{mine.seed} {process}")
         with Recorder(Path(mine.folder), process) as recorder:
-            client = Client(node, recorder, rng, process)
+            client = Client(node, recorder, rng, process, mine.large)
             metrics = _Metrics(node, recorder)
             number = 0
             while number < turns and not self.stopping.is_set():

@@ -75,6 +75,57 @@ def test_the_verdict_on_a_small_folder_is_good(folder: Path) -> None:
     assert len([row for row in lines if re.match(r" +[123]  ", row)]) == 3
 
 
+def test_global_is_killed_and_starts_again(folder: Path) -> None:
+    done = run(folder, "--workers", 2, "--data")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stderr == ""
+    lines = done.stdout.splitlines()
+    (killed,) = (number for number, line in enumerate(lines) if line.startswith("killed Global"))
+    assert "with signal 9" in lines[killed]
+    assert "it has all 23 files that it had" in lines[killed]
+    assert any(line.startswith("deleted 5 files while") for line in lines[:killed])
+    assert any(line.startswith("replaced 5 files while") for line in lines[killed:])
+    assert re.match(r"verdict: good: .* when Global was killed and started again", lines[-1])
+
+
+@pytest.mark.parametrize(
+    ("harm", "why"),
+    [
+        ("DELETE FROM kept WHERE rowid = (SELECT max(rowid) FROM kept)", "came back with 22"),
+        ("UPDATE kept SET body = x'00'", "gave up: "),
+    ],
+)
+def test_what_a_killed_global_loses_makes_the_verdict_bad(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory, harm: str, why: str
+) -> None:
+    """The demo runs with a Python in which the second Global finds a database that was harmed."""
+    patches = tmp_path_factory.mktemp("patches")
+    (patches / "sitecustomize.py").write_text(FORGETFUL.format(harm=harm))
+    done = subprocess.run(
+        command(folder, "--workers", 1, "--data"),
+        env=environment(PYTHONPATH=f"{patches}{os.pathsep}{ROOT}"),
+        capture_output=True,
+        text=True,
+        timeout=SECONDS_MAX,
+        check=False,
+    )
+    assert done.returncode == 1, done.stdout + done.stderr
+    verdict = done.stdout.splitlines()[-1]
+    assert re.match(rf"verdict: BAD: .*{why}", verdict)
+
+
+FORGETFUL = """
+import os, sqlite3, sys
+if "global" in sys.argv and "--data" in sys.argv:
+    database = os.path.join(sys.argv[sys.argv.index("--data") + 1], "dstore.db")
+    if os.path.exists(database):
+        with sqlite3.connect(database) as connection:
+            connection.execute({harm!r})
+        connection.close()
+"""
+"""Code that Python runs at its start: the data folder of a Global that starts again loses rows."""
+
+
 def test_a_single_empty_file_is_enough(tmp_path: Path) -> None:
     (tmp_path / "only").touch()
     done = run(tmp_path, "--workers", 1)

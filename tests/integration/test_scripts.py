@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = ROOT / "scripts"
-TYPED = ["global", "repl", "demo", "test", "check", "docs", "simulate", "soak", "bench"]
+TYPED = ["global", "repl", "demo", "test", "check", "docs", "simulate", "soak", "crash", "bench"]
 INSTALLED_FROM = [
     "setup.cfg",
     "setup.py",

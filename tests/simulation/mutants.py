@@ -10,6 +10,7 @@ the code.
 from __future__ import annotations
 
 from tests.simulation.mutant import CORE, Mutant
+from tests.simulation.mutants_of_durability import OF_DURABILITY
 from tests.simulation.mutants_of_expiry import OF_EXPIRY
 from tests.simulation.mutants_of_hits import OF_HITS
 from tests.simulation.mutants_of_hosts import OF_HOSTS
@@ -216,7 +217,7 @@ MUTANTS = (
         (
             (
                 "core.authority.writes",
-                "            pending.queued.append(partial(self._set, write, index, item, replace))\n",
+                "            queue.append(partial(self._set, write, index, item, replace))\n",
                 "            def run(now: float) -> None:\n"
                 "                old = self._engine.read(item.key)\n"
                 "                if replace and old is not None:\n"
@@ -225,7 +226,7 @@ MUTANTS = (
                 "                    self._finish(write, index, result)\n"
                 "                else:\n"
                 "                    self._set(write, index, item, replace, now)\n\n"
-                "            pending.queued.append(run)\n",
+                "            queue.append(run)\n",
             ),
         ),
     ),
@@ -387,6 +388,7 @@ MUTANTS = (
     *OF_VALIDITY,
     *OF_OPERATIONS,
     *OF_SESSIONS,
+    *OF_DURABILITY,
     *OF_HOSTS,
     *OF_SHARING,
     *OF_HOSTS_SIMULATED,

@@ -74,16 +74,6 @@ OF_EXPIRY = (
         ),
     ),
     Mutant(
-        "deletion that is not waited for forgotten in a restart",
-        (
-            (
-                "core.authority.state",
-                "        self._deadlines.load(deadlines, now)\n",
-                "        self._deadlines.load([each for each in deadlines if each[2]], now)\n",
-            ),
-        ),
-    ),
-    Mutant(
         "EXPIRE answered before it is durable",
         (
             (

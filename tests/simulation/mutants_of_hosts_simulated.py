@@ -22,9 +22,10 @@ OF_HOSTS_SIMULATED = (
                 "                if not self._invalidations.own.invalidated(pending.key, pending.seq, now):\n"
                 "                    break  # processes of Global's host may use the value for a while\n"
                 "                self._completed.popleft()\n"
-                "                self._commit(pending, now)\n",
+                "                pending.submitted = True\n"
+                "                self._changes.submit(self._change(pending), partial(self._commit, pending), now)\n",
                 "                self._completed.popleft()\n"
-                "                self._commit(pending, now)\n"
+                "                self._changes.submit(self._change(pending), partial(self._commit, pending), now)\n"
                 "                self._invalidations.own.invalidated(pending.key, pending.seq, now)\n",
             ),
         ),

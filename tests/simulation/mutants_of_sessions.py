@@ -188,13 +188,16 @@ OF_SESSIONS = (
         (
             (
                 WRITES,
-                "                self._completed.popleft()\n                self._commit(pending, now)\n",
+                "                self._completed.popleft()\n"
+                "                pending.submitted = True\n"
+                "                self._changes.submit(self._change(pending), partial(self._commit, pending), now)\n",
                 "",
             ),
             (
                 WRITES,
                 "                pending = self._completed[0]\n",
-                "                pending = self._completed.popleft()\n                self._commit(pending, now)\n",
+                "                pending = self._completed.popleft()\n"
+                "                self._changes.submit(self._change(pending), partial(self._commit, pending), now)\n",
             ),
         ),
         OWN + "test_a_word_is_written_before_the_engine_changes_and_counts_as_confirmed",

@@ -26,6 +26,10 @@ SHARED = 0.6
 """The part of the scenarios in which processes may share the membership of their host."""
 
 
+CRASHING = 0.4
+"""The part of the other scenarios with a durable Global in which it crashes, too."""
+
+
 @dataclass(frozen=True)
 class Scenario:
     """The parameters. Times are in seconds of true time, rates in events per second and Local."""
@@ -132,6 +136,8 @@ class Scenario:
             commit=dice.choice((0.0005, 0.01, 0.1)),
             failing=dice.choice((0.0, 0.0, 0.0, 0.1)),
         )
+        if private.durable and not private.global_crashes and dice.random() < CRASHING:
+            private = replace(private, global_crashes=dice.random())
         expiring = cls._expiring(random.Random(f"expiry {seed}"), private)
         if dice.random() >= SHARED:
             return expiring

@@ -49,7 +49,7 @@ ROOMS: dict[str, set[str]] = {
     "cli": PUBLIC
     | SHARED_BY_PROGRAMS
     | {"cli.demo", "cli.repl", "checks", "quoting", "runtime", "transport", "shm.root"}
-    | {"client.owner"},
+    | {"client.owner", "protocol.keys", "server.data"},
     "__main__": {"cli"},
 }
 
@@ -71,12 +71,13 @@ DOORS: dict[str, set[str]] = {
     "logging": {"runtime.logs"} | PROGRAMS,
     "multiprocessing": PROGRAMS,
     "subprocess": PROGRAMS,
-    "blake3": {"protocol.content", "cli.demo"},
+    "blake3": {"protocol.content", "server.data", "cli.demo"},
     "cmd2": {"cli.repl"},
     "msgpack": {"protocol", "codecs"},
     "numpy": {"codecs"},
     "pytest": {"testing"},
     "rich": {"cli"},
+    "sqlite3": {"server.data"},
     "sortedcontainers": {"server.engines", "core.authority.deadlines"},
     "zmq": {"transport"},
 }

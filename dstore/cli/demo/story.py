@@ -1,7 +1,9 @@
 """What happens in the demo, phase by phase, in the parent process.
 
 It loads the files of a folder, has the workers read them, deletes and replaces some of them while
-the workers keep reading, and reports whether every answer was right.
+the workers keep reading, and reports whether every answer was right. With a data folder it kills
+Global between the deletions and the replacements, and starts it again: what was stored must be
+there, and what was deleted must not.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import random
 import shutil
 import signal
 import sys
+import tempfile
 import textwrap
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -21,18 +24,20 @@ from multiprocessing.process import BaseProcess
 from statistics import median
 from typing import Any
 
-from dstore import DstoreError, Node
+from dstore import DstoreError, Node, config
 from dstore.cli import console
 from dstore.cli.demo.files import FolderError, read_folder
 from dstore.cli.demo.worker import PASSES, Key, LoadedFile, WorkerReport, digest_of, work
 from dstore.quoting import visible
-from dstore.testing import global_process
+from dstore.testing import StartedGlobal, global_process
 
 PART = 5
 """One file in five is deleted, and another one in five is replaced."""
 CHANGE_SECONDS_MAX = 7.0
 """Deleting stops after this time, and so does replacing, so that a slow machine ends too."""
 END_SECONDS_MAX = 5.0
+RESTART_SECONDS_MAX = 30.0
+"""A call that needs Global waits at most this long, while Global is started again."""
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 CACHE_BYTES = 1 << 20
 """The parent only writes, and has no use for a large cache."""
@@ -43,17 +48,18 @@ class DemoFailed(Exception):
     """A process ended, or an answer was wrong. The message is one line for the user."""
 
 
-def main(folder: str | None, workers: int) -> int:
+def main(folder: str | None, workers: int, *, data: bool = False) -> int:
     """Run the demo over ``folder`` (None: the sources of Python's standard library).
 
-    Returns the exit code: 0 for a good verdict, 1 for a bad one, 2 for a folder that cannot be
-    used or a Global that does not start, 130 after an interrupt. It handles signals: call it from
-    the main thread.
+    ``data``: Global keeps its keys in a temporary folder, is killed in the middle, and starts
+    again. Returns the exit code: 0 for a good verdict, 1 for a bad one, 2 for a folder that cannot
+    be used or a Global that does not start, 130 after an interrupt. It handles signals: call it
+    from the main thread.
     """
     try:
         contents, skipped = read_folder(folder)
         with _processes() as stack:
-            reads, writes = _play(stack, contents, skipped, workers)
+            reads, writes = _play(stack, contents, skipped, workers, data=data)
     except FolderError as error:
         console.complain(str(error), "dstore demo")
         return console.EXIT_USAGE
@@ -69,17 +75,30 @@ def main(folder: str | None, workers: int) -> int:
     say(
         f"verdict: good: {reads:,} reads, every byte equal to the file; {writes:,} deletions and "
         "replacements, no stale read after any was confirmed"
+        + (", and all of it held when Global was killed and started again" if data else "")
     )
     return console.EXIT_OK
 
 
 def _play(
-    stack: ExitStack, contents: dict[Key, bytes], skipped: dict[str, int], size: int
+    stack: ExitStack,
+    contents: dict[Key, bytes],
+    skipped: dict[str, int],
+    size: int,
+    *,
+    data: bool,
 ) -> tuple[int, int]:
     """Play all phases. Returns the number of reads and the number of writes."""
-    address = stack.enter_context(global_process(start_new_session=True)).address
-    workers = stack.enter_context(Workers(size, len(contents), address))
-    node = stack.enter_context(Node(address, label="demo", cache_bytes=CACHE_BYTES))
+    options, timeout = [], config.TIMEOUT_DEFAULT
+    if data:
+        place = stack.enter_context(tempfile.TemporaryDirectory(prefix="dstore-demo-"))
+        options, timeout = ["--data", f"{place}/data"], RESTART_SECONDS_MAX
+    server = stack.enter_context(global_process(*options, start_new_session=True))
+    address = server.address
+    workers = stack.enter_context(Workers(size, len(contents), address, timeout))
+    node = stack.enter_context(
+        Node(address, label="demo", cache_bytes=CACHE_BYTES, timeout=timeout)
+    )
     pids = ", ".join(str(process.pid) for process in workers.processes.values())
     say(f"Global listens on {address}; {size} workers: processes {pids}")
     files = _load(node, contents)
@@ -102,6 +121,8 @@ def _play(
 
     writes = _change("deleted", [each for each in files if each.becomes == ""], delete, workers)
     say(f"  {sum(confirmed):,} times a Local that held the file confirmed that it had dropped it")
+    if data:
+        _kill_and_start_again(stack, server, options, node, len(files) - writes)
     writes += _change("replaced", [each for each in files if each.becomes], replace, workers)
     workers.send("stop")
     reports = workers.gather()
@@ -150,6 +171,29 @@ def _change(
         took = f"{median(times):.1f} ms each, at most {max(times):.1f} ms" if times else ""
         result.append(f"{what} {len(times):,} files while the workers kept reading: {took}")
     return len(times)
+
+
+def _kill_and_start_again(
+    stack: ExitStack, server: StartedGlobal, options: list[str], node: Node, keys: int
+) -> None:
+    """Kill Global while the workers read, and see that it has all keys when it starts again."""
+    with phase("killing Global, and starting it again") as result:
+        server.process.kill()
+        server.process.wait()
+        options = [
+            *options,
+            "--publisher",
+            "tcp://127.0.0.1:0",
+        ]  # the next port may be taken by now
+        again = global_process(*options, address=server.address, start_new_session=True)
+        pid = stack.enter_context(again).process.pid
+        found = node.global_stats()["keys"]
+        if found != keys:
+            raise DemoFailed(f"Global was killed with {keys:,} files and came back with {found:,}")
+        result.append(
+            f"killed Global (process {server.process.pid}) with signal 9 and started it again "
+            f"(process {pid}): it has all {keys:,} files that it had"
+        )
 
 
 def _show(reports: Sequence[WorkerReport]) -> None:
@@ -222,7 +266,7 @@ class Workers:
     or replacement has been confirmed.
     """
 
-    def __init__(self, size: int, files: int, address: str) -> None:
+    def __init__(self, size: int, files: int, address: str, timeout: float) -> None:
         context = multiprocessing.get_context("spawn")
         self.confirmed = context.RawArray("b", files)
         self.processes: dict[Connection, BaseProcess] = {}
@@ -230,7 +274,7 @@ class Workers:
         try:
             for number in range(1, size + 1):
                 ours, theirs = context.Pipe()
-                arguments = (number, address, self.confirmed, theirs)
+                arguments = (number, address, timeout, self.confirmed, theirs)
                 process = context.Process(target=work, args=arguments, daemon=True)
                 process.start()
                 self.processes[ours] = process

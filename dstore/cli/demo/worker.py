@@ -116,7 +116,9 @@ class CheckedNode:
         return known[1]
 
 
-def work(number: int, address: str, confirmed: Sequence[int], pipe: Connection) -> None:
+def work(
+    number: int, address: str, timeout: float, confirmed: Sequence[int], pipe: Connection
+) -> None:
     """Run worker ``number``, as the target of its process.
 
     It sends a message when it has joined, after each pass over all files, and with its report. It
@@ -125,7 +127,7 @@ def work(number: int, address: str, confirmed: Sequence[int], pipe: Connection) 
     report = WorkerReport(number)
     with suppress(EOFError, BrokenPipeError, ConnectionResetError):
         try:
-            with Node(address, label=f"demo worker {number}") as node:
+            with Node(address, label=f"demo worker {number}", timeout=timeout) as node:
                 node.join()
                 _read(CheckedNode(node, confirmed, report), number, pipe)
         except DstoreError as error:

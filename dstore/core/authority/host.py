@@ -65,6 +65,10 @@ class OwnMembership:
         """Whether there is no page that can be written."""
         return self._page is None
 
+    def trusted(self, now: float) -> bool:
+        """Whether a process of this host may trust a page that is in use, or was not voided."""
+        return self._page is not None or now < self._trusted_until
+
     def begin(self, page: Page, now: float) -> None:
         """Let the processes of this host use a page, in the name of the session."""
         self.end(now)

@@ -40,7 +40,7 @@ class GlobalState:
     ``epoch`` is random and names this life of Global; Locals subscribe to broadcasts at
     ``publisher``; ``lease`` is in seconds; the log has the last ``log_length`` invalidations.
     ``alarm`` has the moment at which :meth:`tick` is next due. ``figures_of_host`` returns metrics
-    of what the processes of Global's host share.
+    of what the processes of Global's host share, ``figures_of_disk`` those of its disk.
     ``bulk`` has the bytes of large values, which are those of ``large_from`` bytes or more; no
     value may have more than ``value_limit``. ``random63`` returns 63 random bits that cannot be
     guessed. ``max_clients`` sessions are admitted, and a share of these from one host, whose
@@ -106,6 +106,7 @@ class GlobalState:
         )
         self._host: Session | None = None
         self.figures_of_host: Callable[[], dict[str, object]] = dict
+        self.figures_of_disk: Callable[[], dict[str, object]] = dict
         self._memberships = Memberships(
             welcome,
             sessions,
@@ -276,6 +277,10 @@ class GlobalState:
             self._own.session = None
             self._memberships.end_own(host, now)
 
+    def lease_out(self, now: float) -> bool:
+        """Whether a membership may answer from its cache now. That of this host must be closed."""
+        return self._own.trusted(now) or any(each.lease_end > now for each in self._sessions)
+
     @property
     def host_lost(self) -> bool:
         """Whether the session of this host has no page that can be written.
@@ -363,6 +368,7 @@ class GlobalState:
             "wait_bytes": self._sessions.waits.taken,
             "max_clients": self._memberships.max_clients,
             **self.figures_of_host(),
+            **self.figures_of_disk(),
             **self.counters,
             **self._sessions.metrics(now),
         }

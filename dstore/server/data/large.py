@@ -15,12 +15,17 @@ A token may come again after :meth:`LargeFiles.drop`, when the same upload start
 janitor may not have removed the old file yet. So a removal is first noted in a set. The file is
 removed only by the thread that takes the token out of the set, and publishing a new file takes it
 out as well.
+
+A backup runs in another process, and holds a shared ``flock`` on the folder: see
+:meth:`LargeFiles.removals_deferred`. A file is removed only under an exclusive one. The kernel
+releases the lock of a process that ends, so a backup that was killed holds nothing up.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
@@ -30,9 +35,10 @@ from dstore.config import CHUNK_BYTES
 from dstore.errors import StoreFull, ValueCorrupt
 from dstore.protocol import content
 from dstore.protocol.messages import Buffer, Large, Stored
-from dstore.runtime import native
+from dstore.runtime import clock, native
 from dstore.runtime.background import janitor
 from dstore.runtime.logs import Log, RateLimitedLog
+from dstore.server.data.folder import sync_folder
 from dstore.shm import files
 from dstore.shm.bulk import BufferPool
 from dstore.shm.directory import Directory
@@ -48,6 +54,9 @@ NO_RESERVING = {errno.EOPNOTSUPP, errno.EINVAL}
 """Errors of a file system that cannot reserve room for a file."""
 LOST = {errno.ENOENT, errno.EIO}
 """Errors that say that a value is lost, and not that it cannot be read at this moment."""
+TEND_EVERY = 1.0
+"""Seconds after a drop, and between two tries to remove a file that a backup holds up."""
+NEVER = float("inf")
 UNKNOWN = -1
 """The size of a value that has a file, and no row that is sound."""
 
@@ -63,6 +72,8 @@ class LargeFiles:
     which wait for no other thread that writes to the disk; :meth:`read` may wait for the disk
     itself. The others may take long and are for other threads.
 
+    At ``tend_at``, by the clock of leases, :meth:`tend` is due; Global's thread reads it.
+
     It holds one descriptor, and each call that is under way at most two more.
 
     The constructor raises OSError.
@@ -75,11 +86,12 @@ class LargeFiles:
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
         self._directory: Directory | None = Directory(os.open(path, flags), path)
         # Also if it was there: it may have been created just before a crash.
-        _sync_folder(os.path.dirname(os.path.abspath(path)))
+        sync_folder(os.path.dirname(os.path.abspath(path)))
         self._sizes: dict[bytes, int] = {}
         self._under_way: set[bytes] = set()  # being kept, and not dropped meanwhile
         self._to_remove: set[bytes] = set()  # dropped, and the file may still be there
-        self._deferrals = 0
+        self._bytes = 0
+        self.tend_at = NEVER
         self._lock = native.Lock()  # guards the above. Never held during a system call
         self._names = native.Lock()  # held while a final name is given or removed
         self._buffers = BufferPool()
@@ -101,6 +113,14 @@ class LargeFiles:
         if (directory := self._directory) is None:
             raise OSError(errno.EBADF, "the folder of the large values is closed", self.path)
         return directory
+
+    def figures(self) -> dict[str, int]:
+        """Return how many values are kept, how many bytes they have, and what is to be removed."""
+        return {
+            "large_values": len(self._sizes),
+            "large_bytes": self._bytes,
+            "large_to_remove": len(self._to_remove),
+        }
 
     # ---- writing --------------------------------------------------------------------------
 
@@ -169,6 +189,7 @@ class LargeFiles:
             self._check_wanted(token)
             self._under_way.discard(token)
             self._sizes[token] = size
+            self._bytes += size
 
     def _check_wanted(self, token: bytes) -> None:
         if token not in self._under_way:
@@ -220,11 +241,11 @@ class LargeFiles:
             part = self._buffers.take(max(0, min(count, size - offset)))
             return part.toreadonly() if _read_all(file, part, offset) else None
 
-    def verify(self, stored: Stored) -> bool:
+    def verify(self, stored: Stored, done: Callable[[int], object] = int) -> bool:
         """Return whether the file of a value has its size and its digest.
 
-        Reads the whole file, from memory if the system has it there. Raises OSError if the file is
-        there and cannot be opened.
+        Reads the whole file, from memory if the system has it there. ``done`` is called with the
+        number of bytes of each part. Raises OSError if the file is there and cannot be opened.
         """
         hasher = content.Hasher(stored.codec)
         try:
@@ -233,6 +254,7 @@ class LargeFiles:
                 if part is None:
                     return False
                 hasher.update(part)
+                done(len(part))
         except OSError as error:
             if error.errno not in LOST:
                 raise
@@ -249,33 +271,54 @@ class LargeFiles:
         with self._lock:
             if token not in self._sizes and token not in self._under_way:
                 return
-            self._sizes.pop(token, None)
+            self._bytes -= max(0, self._sizes.pop(token, 0))
             self._under_way.discard(token)
             self._to_remove.add(token)
+            self._tend_soon()
         janitor.do(partial(self._remove, token))
+
+    def tend(self) -> None:
+        """Try again to remove what a backup has held up. From Global's thread, at ``tend_at``."""
+        with self._lock:
+            left = list(self._to_remove)
+            self.tend_at = clock.now() + TEND_EVERY if left else NEVER
+        for token in left:
+            janitor.do(partial(self._remove, token))
 
     def _remove(self, token: bytes) -> None:
         """Remove the file of a dropped value, unless that is deferred or the value came again."""
         with contextlib.ExitStack() as opened, self._names:
             with self._lock:
                 here = self._directory
-                if here is None or self._deferrals or token not in self._to_remove:
+                if here is None or token not in self._to_remove:
                     return
-                self._to_remove.discard(token)
-            # The name goes at once. The blocks of a large file are freed when it is closed, after
-            # the lock was released: publishing a value need not wait for that.
-            with contextlib.suppress(OSError):
-                opened.enter_context(files.open_sealed(here, token.hex()))
-            try:
-                os.unlink(token.hex(), dir_fd=here.fd)
-            except FileNotFoundError:
-                pass
-            except OSError as error:
-                self._log.warning(
-                    "a dropped value cannot be removed from %s before the next start: %s",
-                    self.path,
-                    str(error),
-                )
+            with _removal_allowed(here) as allowed:
+                with self._lock:
+                    if not allowed:
+                        self._tend_soon()
+                        return
+                    self._to_remove.discard(token)
+                # The name goes at once. The blocks of a large file are freed when it is closed,
+                # after the lock was released: publishing a value need not wait for that.
+                with contextlib.suppress(OSError):
+                    opened.enter_context(files.open_sealed(here, token.hex()))
+                self._unlink(here, token)
+
+    def _unlink(self, here: Directory, token: bytes) -> None:
+        try:
+            os.unlink(token.hex(), dir_fd=here.fd)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            self._log.warning(
+                "a dropped value cannot be removed from %s before the next start: %s",
+                self.path,
+                str(error),
+            )
+
+    def _tend_soon(self) -> None:
+        """See to it that :meth:`tend` is called. The caller holds ``_lock``."""
+        self.tend_at = min(self.tend_at, clock.now() + TEND_EVERY)
 
     def lost(self, known: Mapping[bytes, int]) -> list[bytes]:
         """Return the tokens of ``known`` whose files are missing or have another size.
@@ -297,8 +340,9 @@ class LargeFiles:
         ``known`` has the size in bytes of each large value that a row names, by its token. Partial
         files are removed, and so are orphans, unless ``keep_all``: then something in the folder
         is damaged, and a file may belong to a row that cannot be read. Such a file stays until
-        :meth:`drop` or the next start. Returns the tokens of the orphans, removed or not. Files
-        with other names are ignored. Raises OSError.
+        :meth:`drop` or the next start. While a backup is at work, orphans are removed after it.
+        Returns the tokens of the orphans, removed or not. Files with other names are ignored.
+        Raises OSError.
         """
         here = self._opened()
         with here.listed() as entries:
@@ -307,47 +351,61 @@ class LargeFiles:
             os.unlink(name, dir_fd=here.fd)
         kept = map(bytes.fromhex, filter(SEALED_NAME.fullmatch, names))
         orphans = [token for token in kept if token not in known]
-        for token in orphans if not keep_all else []:
-            os.unlink(token.hex(), dir_fd=here.fd)
+        if orphans and not keep_all:
+            with _removal_allowed(here) as allowed:
+                for token in orphans if allowed else []:
+                    os.unlink(token.hex(), dir_fd=here.fd)
+            if not allowed:
+                with self._lock:
+                    self._to_remove.update(orphans)
+                    self._tend_soon()
         with self._lock:
             self._sizes.update(known)
+            self._bytes += sum(known.values())
             if keep_all:
                 self._sizes.update(dict.fromkeys(orphans, UNKNOWN))
         return orphans
 
     @contextlib.contextmanager
     def removals_deferred(self) -> Iterator[None]:
-        """In this block the files of values that are dropped stay.
+        """In this block no Global, of any process, removes the file of a value from this folder.
 
         So a backup that begins the block, and then takes a snapshot of the rows, finds all files
-        that these rows name. They can be copied and verified, and are no longer read.
+        that these rows name. The values that are dropped meanwhile are removed afterwards. Raises
+        OSError if the file system has no such locks.
         """
-        with self._lock:
-            self._deferrals += 1
+        held = Directory(os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC), self.path)
         try:
+            fcntl.flock(held.fd, fcntl.LOCK_SH)
             yield
         finally:
-            with self._lock:
-                self._deferrals -= 1
-                due = [] if self._deferrals else list(self._to_remove)
-            for token in due:
-                janitor.do(partial(self._remove, token))
+            held.close()
 
     # ---- the whole folder -----------------------------------------------------------------
 
-    def copy_to(self, target: LargeFiles, values: Iterable[Stored]) -> list[Stored]:
+    def copy_to(
+        self,
+        target: LargeFiles,
+        values: Iterable[Stored],
+        *,
+        link: bool = True,
+        done: Callable[[int], object] = int,
+    ) -> list[Stored]:
         """Put values into another folder: as hard links, or as copies on another file system.
 
         When this returns they are on disk there. A copy is compared with its digest, and a link
-        with its size only. Returns the values that are damaged or lost here, which are left out.
-        Values that may be dropped meanwhile need :meth:`removals_deferred`. Raises StoreFull if
-        there is no room, and OSError.
+        with its size only. Without ``link`` all are copied. ``done`` is called with the number of
+        bytes that are there in addition. Returns the values that are damaged or lost here, which
+        are left out. Values that may be dropped meanwhile need :meth:`removals_deferred`. Raises
+        StoreFull if there is no room, and OSError.
         """
         damaged = []
         for stored in values:
             try:
-                if not self._link_to(target, stored):
-                    target.keep(stored, partial(self._read_for_copy, stored.size))
+                if link and self._link_to(target, stored):
+                    done(stored.size)
+                else:
+                    target.keep(stored, partial(self._read_for_copy, stored.size, done))
             except ValueCorrupt:
                 damaged.append(stored)
         os.fsync(target._opened().fd)
@@ -369,9 +427,13 @@ class LargeFiles:
             return False
         return True
 
-    def _read_for_copy(self, size: int, token: bytes, offset: int, count: int) -> memoryview | None:
+    def _read_for_copy(
+        self, size: int, done: Callable[[int], object], token: bytes, offset: int, count: int
+    ) -> memoryview | None:
         try:
-            return self._read(token, size, offset, count)
+            part = self._read(token, size, offset, count)
+            done(count)
+            return part
         except OSError as error:
             if error.errno not in LOST:
                 raise
@@ -391,19 +453,28 @@ class LargeFiles:
             self._directory = None
 
 
+@contextlib.contextmanager
+def _removal_allowed(here: Directory) -> Iterator[bool]:
+    """Yield whether files may be removed; during the block no backup begins.
+
+    One thread at a time, since all of them use one descriptor. If the file system has no such locks
+    then no backup can be at work either.
+    """
+    try:
+        fcntl.flock(here.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        yield error.errno not in (errno.EWOULDBLOCK, errno.EAGAIN)
+        return
+    try:
+        yield True
+    finally:
+        fcntl.flock(here.fd, fcntl.LOCK_UN)
+
+
 def digest_of(stored: Stored) -> bytes:
     """Return the digest of a large value, 32 bytes."""
     assert isinstance(stored.body, Large)
     return stored.body.digest
-
-
-def _sync_folder(path: str) -> None:
-    """Write the names in a folder to the disk. Raises OSError."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _write_all(file: FileIO, data: Buffer, offset: int) -> None:

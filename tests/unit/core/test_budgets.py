@@ -14,6 +14,7 @@ import pytest
 from dstore.config import LABEL_MAX, SESSION_BYTES, WRITES_BYTES_ASSURED
 from dstore.core.authority import invalidations, reads, sessions, stages
 from dstore.core.authority.budgets import Account, Budget
+from dstore.core.authority.effects import Send
 from dstore.core.authority.holders import Holders, bits_of
 from dstore.core.authority.invalidations import InvalidationLog
 from dstore.protocol import wire
@@ -50,7 +51,7 @@ def arrived(world: World, message: ToGlobal, route: bytes = b"x") -> list[Any]:
     effects = world.state.receive(
         route, wire.decode_to_global(wire.encode(message), None), world.now
     )
-    return [effect.message for effect in effects if hasattr(effect, "route")]
+    return [effect.message for effect in effects if isinstance(effect, Send)]
 
 
 def traced(act: Callable[[], None]) -> int:

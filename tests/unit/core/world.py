@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from dstore.core.authority.effects import Commit, GlobalEffect, Publish
+from dstore.core.authority.effects import Commit, GlobalEffect, Publish, Send
 from dstore.core.authority.state import GlobalState
 from dstore.core.engine import Change, Outcome
 from dstore.core.local import operations
@@ -57,14 +57,16 @@ class World:
         log_length: int = 100,
         limit: int = 1 << 20,
         durable: bool = False,
+        quiet: float = 0.0,
     ):
         self.now = 1000.0
         self.set_back = 0.0  # seconds by which the wall clock has been set back
+        self.durable = durable
+        self.quiet_until = self.now + quiet if quiet else 0.0
+        self.batches: deque[Commit] = deque()  # on their way to the disk
         self.lease = lease
         self.log_length = log_length
         self.engine = MemoryEngine(limit, journal=durable)
-        self.durable = durable
-        self.batches: deque[Commit] = deque()  # that are not on the disk yet
         self.bulk = PrivateBulk()
         self.members: list[Member] = []
         self.inboxes: dict[bytes, deque[Message]] = {}
@@ -89,6 +91,7 @@ class World:
             random63=self.random63,
             wall=lambda: self.wall,
             durable=self.durable,
+            quiet_until=self.quiet_until,
         )
 
     @property
@@ -138,16 +141,18 @@ class World:
         """Global receives a message."""
         self._perform(self.state.receive(route, message, self.now))
 
-    def commit(self, outcome: Outcome = Outcome.DONE) -> list[Change]:
-        """The oldest batch is on the disk, or all of its changes end with this outcome."""
-        number, changes = self.batches.popleft()
-        self._perform(self.state.committed(number, [outcome] * len(changes), self.now))
-        return changes
-
     def tick(self) -> None:
         """Global does what is due."""
         if self.now >= self.state.wake_at:
             self._perform(self.state.tick(self.now))
+
+    def commit(self, *outcomes: Outcome) -> list[Change]:
+        """The disk has the oldest batch; its changes are done, or end as given. Returns them."""
+        number, changes = self.batches.popleft()
+        ended = outcomes or [Outcome.DONE] * len(changes)
+        assert len(ended) == len(changes)
+        self._perform(self.state.committed(number, ended, self.now))
+        return changes
 
     def advance(self, seconds: float) -> None:
         """Time passes; nobody does anything."""
@@ -182,8 +187,10 @@ class World:
                 for member in self.members:
                     if member.subscribed:
                         member.published.append(effect.message)
-            else:
+            elif isinstance(effect, Send):
                 self.inboxes.setdefault(effect.route, deque()).append(effect.message)
+            else:
+                self.batches.append(effect)
 
 
 class Member:

@@ -536,9 +536,49 @@ def test_files_stay_while_removals_are_deferred(large: LargeFiles) -> None:
         assert content_of(large, one) is None
         assert all(large.verify(each) for each in (one, two, three))
         large.keep(one, reading(body))
+        large.tend()
+        janitor.wait()
+        assert path_of(large, two).exists()
+    assert large.tend_at < float("inf")
+    large.tend()
     janitor.wait()
+    large.tend()
+    assert large.tend_at == float("inf")
     assert files(Path(large.path)) == sorted(each.token.hex() for each in (one, three))
     assert content_of(large, one) == body
+
+
+def test_a_start_during_a_backup_removes_orphans_after_it(large: LargeFiles) -> None:
+    orphan, _ = kept(large)
+    large.close()
+    again = LargeFiles(large.path)
+    with again.removals_deferred():
+        assert again.remove_orphans({}, keep_all=False) == [orphan.token]
+        assert path_of(again, orphan).exists()
+        assert orphan.token not in again
+    again.tend()
+    janitor.wait()
+    assert files(Path(again.path)) == []
+    again.close()
+
+
+def test_removals_go_on_when_a_backup_was_killed(large: LargeFiles) -> None:
+    stored, _ = kept(large)
+
+    def hold(pipe: Connection) -> None:
+        with large.removals_deferred():
+            pipe.send("held")
+            pipe.recv()
+
+    with Child(hold) as child:
+        assert child.hear() == "held"
+        large.drop(stored.token)
+        janitor.wait()
+        assert path_of(large, stored).exists()
+        child.kill()
+        large.tend()
+        janitor.wait()
+        assert not path_of(large, stored).exists()
 
 
 @pytest.fixture(params=["links", "copies"])
@@ -558,11 +598,13 @@ def backup(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[LargeFile
 def test_a_backup_has_all_values(large: LargeFiles, backup: LargeFiles) -> None:
     values = [kept(large) for _ in range(3)]
     rows = [stored for stored, _ in values]
+    done: list[int] = []
     with large.removals_deferred():
         large.drop(rows[0].token)
+        janitor.wait()
         for _ in range(2):
-            assert large.copy_to(backup, rows) == []
-    janitor.wait()
+            assert large.copy_to(backup, rows, done=done.append) == []
+    assert sum(done) >= 3 * SIZE
     assert all(backup.verify(each) for each in rows)
     same_disk = os.stat(large.path).st_dev == os.stat(backup.path).st_dev
     linked = [path_of(backup, each).samefile(path_of(large, each)) for each in rows[1:]]
