@@ -25,7 +25,7 @@ from tests.simulation.simulation import Simulation
 
 SEEDS = 60
 """Seeds of the default run; ``scripts/simulate --seeds N`` plays more."""
-SEEDS_OF_A_PART = 30
+SEEDS_OF_A_PART = 15
 """Seeds of one test: a run takes about a third of a second."""
 SEEDS_OF_A_MUTANT = 60
 """Seeds within which the mutants below have to be caught."""
@@ -38,7 +38,7 @@ QUICK = {
     "acknowledgement that skips a gap",
     "repeated DEL that removes a newer value",
     "forked child that uses its parent's lease",
-    "word in Global's page after the engine has changed",
+    "replacement that is missing in Global's page",
     "hit of a shared entry that does not compare the word",
     "page that is valid after the goodbye of its owner",
     "expiry that does not wait for holders",
