@@ -116,6 +116,36 @@ def test_an_expiry_waits_for_a_process_that_stands_still_and_no_longer_than_its_
         assert holder.call("get", "k", NOTHING) == NOTHING
 
 
+@pytest.mark.private
+def test_deadlines_survive_a_crash_and_are_kept_after_it(tmp_path: Path) -> None:
+    large = bytes(300_000)
+    with GlobalProcess(options=["--data", str(tmp_path / "data")]) as server:
+        with dstore.Node(server.address) as one:
+            one.set_many({"set": 1, "persisted": 1, "soon": 1, "later": 1}, ttl=LONG)
+            one.set("large", large, ttl=LONG)
+            one.persist("persisted")
+            one.set("later", 2, replace=True, ttl=3 * LONG)
+            one.expire("soon", SOON)
+            one.expire("large", SOON)
+        server.kill()
+        server.start()
+        with dstore.Node(server.address, timeout=PATIENCE) as one:
+            assert one.ttl("persisted") is None
+            left, later = one.ttl("set"), one.ttl("later")
+            assert left is not None
+            assert 0 < left <= LONG
+            assert later is not None
+            assert LONG < later <= 3 * LONG
+            assert gone(one, "soon")
+            assert gone(one, "large")
+            one.expire("set", SOON)
+            assert gone(one, "set")
+        server.kill()
+        server.start()
+        with dstore.Node(server.address, timeout=PATIENCE) as one:
+            assert list(one.keys()) == ["later", "persisted"]
+
+
 def test_expire_persist_and_ttl(node: MakeNode) -> None:
     one, two = node(), node()
     one.set("k", 1)

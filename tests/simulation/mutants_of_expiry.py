@@ -138,11 +138,11 @@ OF_EXPIRY = (
         (
             (
                 DEADLINES,
-                "        return min(STEP_KEYS, left, max(0, PENDING_MAX - self.pending))\n",
+                "        return min(STEP_KEYS, left, max(0, self.pending_max - self.pending))\n",
                 "        return 1_000_000_000\n",
             ),
         ),
-        EXPIRY + "test_no_more_expiries_are_pending_than_may_go_on_in_one_step",
+        EXPIRY + "test_a_holder_that_has_died_slows_expiry_down_and_does_not_stop_it",
         "a simulated run has a few keys",
     ),
     Mutant(

@@ -11,11 +11,12 @@ until then does not take place. The records that wait are kept in order; each op
 a few microseconds, however many there are, and none takes longer to tidy up. Nothing happens until
 the first of them is due.
 
-Mass expiry is paced, so that other messages have their turn and no Local has to drop its cache
-because the invalidation log has moved on. A step takes :data:`STEP_KEYS` records, and the next one
-comes after :data:`STEP_PAUSE`. At most :data:`PENDING_MAX` expiries are pending at a time. In the
-time in which Locals renew their leases, half of the log is used, unless keys are late by a lease:
-then memory matters more.
+Mass expiry is paced, so that other messages have their turn, holders keep up, and no Local has to
+drop its cache because the invalidation log has moved on. A step takes :data:`STEP_KEYS` records,
+and the next one comes after :data:`STEP_PAUSE`, or after :data:`SLOW_PAUSE` while
+:data:`PENDING_MANY` expiries wait for their holders: one of these may have died, and must not stop
+the others. At most half of the log is pending, and at most half of it is used in the time in which
+Locals renew their leases, unless keys are late by :data:`LATE`: then memory matters more.
 """
 
 from __future__ import annotations
@@ -39,16 +40,18 @@ A plain tuple: Python's garbage collector does not have to look at a million of 
 """
 DEADLINE_BYTES = 350
 """What a record takes at most, beside its key: the tuple, its places in order and by key."""
-STEP_KEYS = 100
+STEP_KEYS = 25
 """Keys whose expiry begins in one step of Global."""
-STEP_PAUSE = 0.001
-"""Seconds between two such steps."""
-PENDING_MAX = 500
-"""Expiries that have begun and not ended; when a lease ends, all of them may go on in one step."""
+STEP_PAUSE, SLOW_PAUSE = 0.0005, 0.02
+"""Seconds between two such steps; and if many expiries are pending."""
+PENDING_MANY = 200
+"""Expiries that have begun and not ended from which on further ones begin slowly."""
 RETRY_PAUSE = 1.0
 """Seconds after which an expiry is tried again whose removal the engine or the disk has refused."""
 LOOK_EVERY = 1.0
 """Seconds between two looks at the wall clock while a key has a deadline: the clock may be set."""
+LATE = 5.0
+"""Seconds, or one lease if that is shorter, by which keys may be late for the sake of the log."""
 WINDOW_LEASES = 1 / 3
 """The part of a lease in which expiries use at most half of the log: Locals renew as often."""
 
@@ -62,8 +65,8 @@ class Deadlines:
     """The deadlines by key, and in order. ``wall`` returns the time of the wall clock.
 
     ``lease`` is in seconds. ``bytes`` is what all records take. ``pending`` is the number of
-    expiries that have begun and not ended. At ``wake_at``, in seconds of Global's clock,
-    :meth:`due` is to be called.
+    expiries that have begun and not ended, at most ``pending_max``. At ``wake_at``, in seconds of
+    Global's clock, :meth:`due` is to be called.
     """
 
     def __init__(
@@ -78,7 +81,8 @@ class Deadlines:
         self._waiting: SortedList[Deadline] = SortedList()
         self._failed: dict[Key, tuple[float, Deadline]] = {}  # with the time of the next try
         self._lease = lease
-        self._per_window = max(STEP_KEYS, log_length // 2)
+        self._late_after = min(LATE, lease)
+        self._per_window = self.pending_max = max(STEP_KEYS, log_length // 2)
         self._window_end = 0.0
         self._left = 0  # how many expiries may begin in this window
         self._alarm = alarm
@@ -191,11 +195,11 @@ class Deadlines:
             self._window_end = now + WINDOW_LEASES * self._lease
             self._left = self._per_window
         left = STEP_KEYS if self._late(clock) else max(0, self._left)
-        return min(STEP_KEYS, left, max(0, PENDING_MAX - self.pending))
+        return min(STEP_KEYS, left, max(0, self.pending_max - self.pending))
 
     def _late(self, clock: float) -> bool:
-        """Whether a key should have begun to expire more than one lease ago."""
-        return bool(self._waiting) and self._waiting[0][0] <= clock - self._lease
+        """Whether a key should have begun to expire a while ago."""
+        return bool(self._waiting) and self._waiting[0][0] + self._late_after <= clock
 
     def _next(self, now: float, clock: float) -> float:
         """Return when the next look is due."""
@@ -205,9 +209,9 @@ class Deadlines:
             if left > 0:
                 moment = now + min(left, LOOK_EVERY)
             elif self._left > 0 or self._late(clock):
-                moment = now + STEP_PAUSE
-            else:
-                moment = self._window_end
+                moment = now + (STEP_PAUSE if self.pending < PENDING_MANY else SLOW_PAUSE)
+            else:  # the window is used up, until the first of them is late
+                moment = min(self._window_end, now + left + self._late_after)
         if self._failed:
             moment = min(moment, next(iter(self._failed.values()))[0])
         return moment

@@ -82,6 +82,10 @@ from dstore.protocol.messages import (
 
 PASSED = 0.0
 """A deadline that has passed: the value is to be removed in any case."""
+COMMITS_MAX = 200
+"""Expiries that end in one step of Global; others end in the next steps, so that messages that come
+meanwhile have their turn. Thousands may wait for one lease, or for the quiet period.
+"""
 _REFUSED = {Outcome.FULL: SetStatus.FULL, Outcome.FAILED: SetStatus.FAILED}
 _EXPIRE_REFUSED = {Outcome.FULL: ExpireStatus.FULL, Outcome.FAILED: ExpireStatus.FAILED}
 _REPLY: dict[type[WriteMessage], type[WriteReply]] = {
@@ -110,6 +114,7 @@ class Writes:
     quiet_until: float = 0.0
     closing: bool = False
     _completed: deque[PendingDeletion] = field(default_factory=deque)  # to be committed
+    _more: bool = False  # some of these were left to the next step, for their number alone
 
     # ---- one message ----------------------------------------------------------------------
 
@@ -444,7 +449,9 @@ class Writes:
     # ---- deleting, phase 2 ----------------------------------------------------------------
 
     def wake_at(self, now: float) -> float:
-        """When deletions that wait for the end of the quiet period can go on."""
+        """When deletions can go on that wait for the next step or the end of the quiet period."""
+        if self._more:
+            return now
         return self.quiet_until if self._completed and now < self.quiet_until else NEVER
 
     def expire(self, now: float) -> None:
@@ -456,13 +463,20 @@ class Writes:
 
         A commit executes the writes that were queued, and these may start deletions. If the engine
         raises, the other deletions are committed by the next call, at the latest in the next tick.
-        They are also left to a later call while the page of Global's host can be neither written
-        nor voided, and until the leases of a former life of Global are over.
+        Of many expiries the first ones are committed. All deletions are left to a later call while
+        the page of Global's host can be neither written nor voided, and until the leases of a
+        former life of Global are over.
         """
         self._completed.extend(completed)
         self._completed.extend(self._invalidations.notify(now))  # what such a call has left
+        left = COMMITS_MAX
+        self._more = False
         try:
             while self._completed:
+                if not left:
+                    self._more = True
+                    self._alarm.at(now)
+                    break
                 if now < self.quiet_until:
                     self._alarm.at(self.quiet_until)
                     break
@@ -472,12 +486,16 @@ class Writes:
                 self._completed.popleft()
                 pending.submitted = True
                 self._changes.submit(self._change(pending), partial(self._commit, pending), now)
+                left -= self._is_expiry(pending)
                 if not self._completed:
                     self._completed.extend(self._invalidations.notify(now))
         except BaseException:
             self._alarm.at(now)
             raise
         self._invalidations.announce()
+
+    def _is_expiry(self, pending: PendingDeletion) -> bool:
+        return pending.account is self._sessions.writes_of_global
 
     def _change(self, pending: PendingDeletion) -> Change:
         """Return the change with which a deletion or a replacement ends."""
@@ -492,8 +510,7 @@ class Writes:
         """End a deletion, once that is durable."""
         self._invalidations.commit(pending)
         self._holders.drop(pending.key)
-        if pending.account is self._sessions.writes_of_global:
-            self._deadlines.pending -= 1
+        self._deadlines.pending -= self._is_expiry(pending)
         result: DelResult | SetResult
         if pending.replacement:
             result = self._replaced(pending, outcome, now)

@@ -9,15 +9,16 @@ import pytest
 
 from dstore.core.authority import deadlines
 from dstore.core.authority.deadlines import (
-    PENDING_MAX,
+    PENDING_MANY,
     RETRY_PAUSE,
+    SLOW_PAUSE,
     STEP_KEYS,
     STEP_PAUSE,
     Deadlines,
     deadline_bytes,
 )
 from dstore.core.authority.effects import Alarm
-from dstore.core.authority.writes import PASSED
+from dstore.core.authority.writes import COMMITS_MAX, PASSED
 from dstore.core.engine import NO_DEADLINE, Change, ChangeKind, Outcome
 from dstore.errors import DstoreError
 from dstore.protocol import content
@@ -580,8 +581,8 @@ def test_what_has_passed_meanwhile_goes_after_the_quiet_period() -> None:
 
 
 def test_many_that_have_passed_are_deleted_a_few_at_a_time() -> None:
-    world = World(limit=1 << 24)
-    world.engine_holds(*(f"k{number:04}" for number in range(2 * PENDING_MAX)))
+    world = World(limit=1 << 24, log_length=2 * COMMITS_MAX)
+    world.engine_holds(*(f"k{number:04}" for number in range(2 * COMMITS_MAX)))
     kept = []
     for key in world.engine.scan("", "", 10_000):
         stored = world.engine.read(key)
@@ -589,12 +590,16 @@ def test_many_that_have_passed_are_deleted_a_few_at_a_time() -> None:
         kept.append((key, stored.token, PASSED))
     world.state._writes.quiet_until = world.now + LEASE
     world.state.recover(kept, world.now)
-    for _ in range(2 * PENDING_MAX):
+    world.live(LEASE - 0.1, step=SLOW_PAUSE)
+    assert len(world.state._invalidations.pending) == COMMITS_MAX, "half of the log"
+    world.state._writes.quiet_until = 0.0
+    left = []
+    while len(world.engine):
         world.advance(STEP_PAUSE)
+        before = len(world.engine)
         world.tick()
-    assert len(world.state._invalidations.pending) == PENDING_MAX
-    world.live(LEASE + 0.1, step=STEP_PAUSE)
-    assert len(world.engine) == 0
+        left.append(before - len(world.engine))
+    assert max(left) <= COMMITS_MAX + STEP_KEYS
 
 
 # ---- pace --------------------------------------------------------------------------------------
@@ -621,17 +626,39 @@ def test_a_step_begins_a_bounded_number_of_expiries() -> None:
     assert begun == [STEP_KEYS] * 3
 
 
-def test_no_more_expiries_are_pending_than_may_go_on_in_one_step() -> None:
-    world = World(limit=1 << 24, log_length=100_000, lease=100.0)
-    (a,) = world.joined("a")
-    many(world, a, 3 * PENDING_MAX, 1.0)
+def test_a_holder_that_has_died_slows_expiry_down_and_does_not_stop_it() -> None:
+    world = World(limit=1 << 24, log_length=2_000, lease=100.0)
+    a, b = world.joined("a", "b")
+    many(world, a, 1_500, 1.0)
+    b.set("other", b"v", ttl=1.1)
     world.members.remove(a)
-    world.live(2.0, step=STEP_PAUSE)
-    assert len(world.state._invalidations.pending) == PENDING_MAX
+    pending = world.state._invalidations.pending
+    world.live(1.0 + 2 * PENDING_MANY / STEP_KEYS * STEP_PAUSE, step=STEP_PAUSE)
+    assert PENDING_MANY <= len(pending) <= PENDING_MANY + 2 * STEP_KEYS
+    assert bound(world, "other")
+    world.live(3.0, step=SLOW_PAUSE)
+    assert len(pending) == world.state._deadlines.pending_max == 1_000, "half of the log"
     world.members.append(a)
-    world.live(1.0, step=STEP_PAUSE)
+    world.live(10.0, step=SLOW_PAUSE)
     assert len(world.engine) == 0
     assert world.state._deadlines.pending == 0
+
+
+def test_what_waited_for_one_lease_does_not_end_in_one_step() -> None:
+    world = World(limit=1 << 24, log_length=10_000)
+    (a,) = world.joined("a")
+    many(world, a, 3 * COMMITS_MAX, 0.5)
+    world.members.remove(a)
+    world.live(LEASE - 0.1, step=SLOW_PAUSE)
+    assert len(world.state._invalidations.pending) > 2 * COMMITS_MAX
+    ended = []
+    while len(world.engine):
+        world.advance(STEP_PAUSE)
+        before = len(world.engine)
+        world.tick()
+        ended.append(before - len(world.engine))
+    assert COMMITS_MAX in ended
+    assert max(ended) <= COMMITS_MAX + STEP_KEYS
 
 
 def test_mass_expiry_leaves_locals_the_time_to_keep_up() -> None:
@@ -676,7 +703,7 @@ def test_deadlines_count_against_the_memory_limit() -> None:
     assert a.expire("k0", 1.0) is ExpireStatus.DONE, "it has one already"
     world.live(1.1)
     assert a.expire("k", 1.0) is ExpireStatus.DONE
-    world.live(TTL)
+    world.live(2 * TTL)
     assert world.state._deadlines.bytes == 0
 
 
