@@ -15,6 +15,7 @@ from dstore.protocol.messages import (
     Broadcast,
     Del,
     DelReply,
+    ExpireReply,
     Farewell,
     Get,
     GetReply,
@@ -124,6 +125,7 @@ def test_garbage_from_global_is_dropped_and_counted(fake: Callable[..., FakeGlob
         lambda message: ScanReply(EPOCH, SESSION, message.request, [], ""),
         lambda message: SetReply(EPOCH, SESSION, message.request, []),
         lambda message: DelReply(EPOCH, SESSION, message.request, []),
+        lambda message: ExpireReply(EPOCH, SESSION, message.request, []),
     ],
 )
 def test_a_reply_that_does_not_fit_is_refused(
@@ -135,6 +137,9 @@ def test_a_reply_that_does_not_fit_is_refused(
             lambda: node.get("k"),
             lambda: node.set("k", 1),
             lambda: node.delete("k"),
+            lambda: node.expire("k", 1),
+            lambda: node.persist("k"),
+            lambda: node.ttl("k"),
             node.global_stats,
         ):
             with pytest.raises((dstore.RequestRefused, dstore.OutcomeUnknown)):

@@ -247,6 +247,22 @@ def test_a_time_to_live_is_a_number(node: MakeNode) -> None:
     assert one.ttl("k") is not None
 
 
+def test_a_deadline_needs_room() -> None:
+    with (
+        dstore.Global("tcp://127.0.0.1:0", memory_limit=2_000) as server,
+        dstore.Node(server.address) as one,
+    ):
+        one.set("k", 1)
+        one.set("l", bytes(1_000))
+        with pytest.raises(dstore.StoreFull, match="no room for the deadline of 'k'"):
+            one.expire("k", LONG)
+        one.persist("k")
+        with pytest.raises(dstore.StoreFull):
+            one.set("m", 1, ttl=LONG)
+        one.delete("l")
+        one.expire("k", LONG)
+
+
 def test_an_async_node(anode: Callable[..., dstore.AsyncNode]) -> None:
     async def play() -> None:
         one = anode()

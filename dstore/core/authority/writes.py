@@ -16,7 +16,7 @@ A SET names a large value by its token. If the bytes are not here yet the outcom
 the Local uploads them and asks again; see :mod:`dstore.core.authority.stages`.
 
 A key with a deadline that has passed *expires*: Global deletes it by itself, as if a DEL had come
-that nobody waits for. If something is under way on the key, the expiry queues behind it, and takes
+that needs no answer. If something is under way on the key, the expiry queues behind it, and takes
 place only if the key has the same value and the same deadline then. A SET or an EXPIRE that meets a
 passed deadline begins the expiry and queues behind it, and a deletion that is not waited for is a
 deadline that has passed. See :mod:`dstore.core.authority.deadlines`.

@@ -72,7 +72,7 @@ VANISHED = {
     "a value that goes too early": """
         A 0 1 set v for 5 -> stored
         B 3 4 get -> missing""",
-    "a value that nobody has read goes too early": """
+    "a value that was never read goes too early": """
         A 0 1 set v for 5 -> stored
         B 2 3 set w -> stored""",
     "a value without a deadline": """
