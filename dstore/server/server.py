@@ -143,7 +143,7 @@ class Global:
             checks.count("max_clients", max_clients, 1, config.CLIENTS_MAX),
             checks.optional(checks.path, "shm", shm),
             checks.optional(host_cache_size, "host_cache", host_cache),
-            checks.optional(checks.path, "data", data),
+            checks.optional(data_folder, "data", data),
         )
         check_root(self._settings.shm)
         self.address, self.publisher = self._settings[:2]
@@ -414,6 +414,14 @@ def host_cache_size(name: str, value: int) -> int:
             "for none"
         )
     return size
+
+
+def data_folder(name: str, value: object) -> str:
+    """Check the path of a data folder. Raises TypeError and ValueError."""
+    path = checks.path(name, value)
+    if not path:
+        raise ValueError(f"{name} is empty; name a folder, or leave it out")
+    return path
 
 
 def _engine_of(given: Engine | None, memory_limit: int | None, data: bool) -> Engine:

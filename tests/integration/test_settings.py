@@ -71,6 +71,7 @@ GLOBAL: dict[str, tuple[list[Any], list[Any]]] = {
     "max_clients": ([1, 100_000, np.int64(5)], [*NO_COUNTS, None, 0, 100_001]),
     "host_cache": ([None, 0, 1 << 20, np.int64(2 << 20)], [*NO_COUNTS, 1, (1 << 20) - 1]),
     "shm": ([None, ""], NO_PATHS),
+    "data": ([None], [*NO_PATHS, ""]),
     "engine": ([None, MemoryEngine()], [5, "memory", MemoryEngine, {}]),
 }
 ADDRESSES: list[Any] = [5, 0, b"tcp://127.0.0.1:5", ["a"], True, "", "nonsense", "tcp://h:70000"]
