@@ -9,6 +9,10 @@ CHANGES = "core.authority.changes"
 STATE = "core.authority.state"
 WRITES = "core.authority.writes"
 DURABLE = CORE + "test_changes.py::"
+REFUSED = DURABLE + "test_what_the_disk_refuses_has_not_happened"
+FEW = (
+    "it shows only after a crash that follows a refusal of the disk, which few simulated runs have"
+)
 
 OF_DURABILITY = (
     Mutant(
@@ -39,6 +43,8 @@ OF_DURABILITY = (
     Mutant(
         "DEL of a key that is being bound executed at once",
         ((WRITES, "            if busy is not None:\n", "            if False:\n"),),
+        DURABLE + "test_no_answer_shows_a_value_that_is_not_durable",
+        "such a DEL may be ordered before the SET",
     ),
     Mutant(
         "writes that queue behind a key that is being bound forgotten",
@@ -57,6 +63,9 @@ OF_DURABILITY = (
     Mutant(
         "quiet period forgotten",
         ((WRITES, "                if now < self.quiet_until:\n", "                if False:\n"),),
+        DURABLE
+        + "test_in_the_quiet_period_values_are_read_and_bound_and_none_is_removed_or_replaced",
+        "few simulated runs crash, remove a key at once, and read it within the lease of before",
     ),
     Mutant(
         "deletion that is not waited for answered before it survives a crash",
@@ -85,6 +94,8 @@ OF_DURABILITY = (
     Mutant(
         "value bound though the disk has refused it",
         ((WRITES, "        status = _REFUSED.get(outcome)\n", "        status = None\n"),),
+        REFUSED,
+        FEW,
     ),
     Mutant(
         "value removed though the disk has refused that",
@@ -95,6 +106,8 @@ OF_DURABILITY = (
                 "            removed = self._engine.remove(",
             ),
         ),
+        REFUSED,
+        FEW,
     ),
     Mutant(
         "value replaced though the disk has refused that",
@@ -105,5 +118,7 @@ OF_DURABILITY = (
                 "            replaced = self._engine.replace(",
             ),
         ),
+        REFUSED,
+        FEW,
     ),
 )
