@@ -25,6 +25,7 @@ def broken(authority: SimGlobal, locals_: list[SimLocal], owners: list[SimOwner]
     """The conditions that do not hold now, one line each."""
     if not authority.frozen:
         yield from _alarm_is_in_time(authority)
+        yield from _deadlines_are_on_the_disk(authority)
     for local in locals_:
         if not local.alive:
             continue
@@ -49,6 +50,16 @@ def _alarm_is_in_time(place: SimGlobal) -> Iterator[str]:
     state = place.state
     if state.wake_at > state._next_moment(place.loop.now):
         yield f"Global wakes at {state.wake_at}, which is too late for {state!r}"
+
+
+def _deadlines_are_on_the_disk(place: SimGlobal) -> Iterator[str]:
+    """Memory and disk have the same deadlines, except of keys that are being changed."""
+    state, rows = place.state, place.journal.rows
+    for key, row in rows.items():
+        if key not in state._changes.busy and key not in state._invalidations.pending:
+            deadline = state._deadlines.of(key)
+            if deadline != row.deadline:
+                yield f"the deadline of {key} is {row.deadline} on the disk, {deadline} in memory"
 
 
 # ---- caches -----------------------------------------------------------------------------------
@@ -217,17 +228,15 @@ def _left_at_global(authority: SimGlobal) -> Iterator[str]:
 
 
 def _left_deadlines(authority: SimGlobal) -> Iterator[str]:
-    """No key is there long after its deadline, and the disk has the deadlines that memory has."""
-    deadlines, rows = authority.state._deadlines, authority.journal.rows
+    """No key is there long after its deadline, and no deadline without its key."""
+    deadlines = authority.state._deadlines
     for number in range(authority.scenario.keys):
         key = f"k{number}"
-        deadline, row = deadlines.of(key), rows.get(key)
+        deadline = deadlines.of(key)
         if authority.engine.read(key) is None and deadline != NO_DEADLINE:
             yield f"{key} has no value and a deadline"
         if deadline < deadlines.clock() - LATE:
             yield f"{key} has not expired"
-        if row is not None and row.deadline != deadline:
-            yield f"the deadline of {key} is {row.deadline} on the disk and {deadline} in memory"
 
 
 def _left_sessions(
