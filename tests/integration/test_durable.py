@@ -506,4 +506,4 @@ def test_stats_show_the_disk(serve: Callable[..., Durable], join: Make) -> None:
         cwd=ROOT,
         check=True,
     )
-    assert "disk_commit_seconds_max" in shown.stdout
+    assert "disk_commit_ms_max" in shown.stdout
