@@ -9,12 +9,18 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
 
+import hypothesis
 import pytest
 
 import dstore
 from dstore import compiled, config
 from dstore.testing import running_global
 from tests.leaks import Footprint, left_behind, private_shared_memory, start_what_stays
+
+# How long one example takes says what else the machine does, and nothing about the code.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
+
 
 NATIVE = "DSTORE_TEST_NATIVE"
 """The environment variable without which tests may use the pure classes where none are compiled."""
