@@ -29,7 +29,7 @@ TOO_MANY = [f"k{number}" for number in range(KEYS_PER_MESSAGE_MAX + 1)]
 """Keys that the direct path leaves to the steps; for itself see test_direct.py."""
 CALLS: dict[str, Callable[[dstore.Node], object]] = {
     "get_many": lambda node: node.get_many(TOO_MANY),
-    "set": lambda node: node.set("k", 1),
+    "set_many": lambda node: node.set_many(dict.fromkeys(TOO_MANY, 1)),
     "wait": lambda node: node.wait("k"),
     "delete_many": lambda node: node.delete_many(TOO_MANY, wait=False),
 }
