@@ -32,7 +32,8 @@ class KeyOccupied(DstoreError):
     """The key has a value already, and keeps it until it is deleted.
 
     Delete it first, or pass ``replace=True``. ``local``: this Local answered from its own cache.
-    ``updated``: this Local has cached the present value with this attempt.
+    ``updated``: this Local has cached the present value with this attempt. With neither of them
+    ``on_deletion`` may not be called when the key is deleted.
     """
 
     def __init__(self, key: str | bytes, *, local: bool = False, updated: bool = False) -> None:

@@ -3,7 +3,7 @@
 A result's key is made of the function's name and the content address of its input: equal content
 has the same address in every process, so that results never become outdated. To compute a result, a
 worker first sets a *claim*: SET is refused if the key is bound, so that one worker computes and the
-others wait. The deletion of the claim wakes them.
+others wait for the result. A claim expires, in case its worker dies.
 
     python examples/memoise.py [FOLDER] [--address tcp://HOST:PORT] [--workers 4] [--files 60]
 """
@@ -16,17 +16,19 @@ import multiprocessing
 import os
 import random
 import sysconfig
-import threading
 import tokenize
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import dstore
 
-WAIT_SECONDS_MAX = 30.0
+CLAIM_SECONDS = 60.0
+"""After this time the claim of a worker that died is free again."""
+ROUND_SECONDS = 1.0
+"""After this time a worker that waits for a result looks whether the claim for it is free."""
 
 
 def token_statistics(source: bytes) -> dict[str, int]:
@@ -46,40 +48,26 @@ class Memo:
     def __init__(self, address: str, run: str) -> None:
         self.run = run
         self.calls = self.computed = 0
-        self._deleted: set[str | bytes] = set()
-        self._changed = threading.Condition()
-        self.node = dstore.Node(address, label="memoise", on_deletion=self._on_deletion)
+        self.node = dstore.Node(address, label="memoise")
 
     def call(self, function: Callable[[bytes], dict[str, int]], source: str) -> dict[str, int]:
         """Return ``function`` of the content that has the content address ``source``."""
         key = f"{self.run}/{function.__name__}/{source}"
-        claim = f"{key}/claim"
         self.calls += 1
         while (result := self.node.get(key, None)) is None:
-            self._deleted.discard(claim)
             try:
-                self.node.set(claim, os.getpid())
-            except dstore.KeyOccupied as occupied:
-                if occupied.local or occupied.updated:  # then we see its deletion
-                    self._wait_for_deletion(claim)
+                self.node.set(f"{key}/claim", os.getpid(), ttl=CLAIM_SECONDS)
+            except dstore.KeyOccupied:
+                with suppress(dstore.WaitTimedOut):
+                    self.node.wait(key, ROUND_SECONDS)
                 continue
             try:
                 if key not in self.node:  # else another worker finished just before our claim
                     self.node.set(key, function(self.node.get(source)))
                     self.computed += 1
             finally:
-                self.node.delete(claim)
+                self.node.delete(f"{key}/claim")
         return dict(result)
-
-    def _on_deletion(self, key: str | bytes) -> None:
-        with self._changed:
-            self._deleted.add(key)
-            self._changed.notify_all()
-
-    def _wait_for_deletion(self, claim: str) -> None:
-        with self._changed:
-            if not self._changed.wait_for(lambda: claim in self._deleted, WAIT_SECONDS_MAX):
-                raise SystemExit(f"the worker that holds {claim} has not finished")
 
 
 def work(address: str, run: str, number: int, sources: list[str]) -> None:

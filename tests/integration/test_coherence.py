@@ -135,7 +135,7 @@ def test_a_local_that_renews_but_never_acknowledges_delays_a_deletion_by_one_lea
 
 
 def test_global_killed_and_restarted(over_tcp: GlobalProcess) -> None:
-    with dstore.Node(over_tcp.address, timeout=0.5) as node:
+    with dstore.Node(over_tcp.address, timeout=2) as node:
         node.set("k", "of the former life")
         first = node.stats()["epoch"]
         over_tcp.kill()

@@ -455,6 +455,13 @@ OF_SHARING = (
         "test_what_cannot_be_reported_is_not_kept",
     ),
     _mutant(
+        "key refused for a value of the host cache whose deletion is not reported",
+        ENTRIES,
+        "        return known and not (self.observing and key not in self.membership.entries)\n",
+        "        return known\n",
+        "test_who_is_refused_a_key_here_hears_of_its_deletion",
+    ),
+    _mutant(
         "value kept whose deletion the observer has heard of",
         ENTRIES,
         "        return heard is None or (bool(self.joined.session) and not heard.after(key, seq))\n",

@@ -183,6 +183,14 @@ class Entries(Present):
         entry.visited = 1
         return entry
 
+    def is_known(self, key: Key, now: float) -> bool:
+        """Whether ``key`` is bound, as far as the cache can say, and its end will be reported here.
+
+        Who is refused a key may wait for its deletion: so an observer needs an entry that is stored.
+        """
+        known = self.hit(key, now) is not None
+        return known and not (self.observing and key not in self.membership.entries)
+
     def drop_dead(self, entry: Entry) -> bool:
         """Drop an entry that a word shows to be out of date. Returns whether it was."""
         page = self.page

@@ -12,7 +12,7 @@ from dstore.client.host_reader import PureHostReader
 from dstore.core.local import operations
 from dstore.core.local.cache import MappedBody
 from dstore.core.local.membership import LAPSED, PureMembership, lease_word
-from dstore.core.local.operations import LargeBody
+from dstore.core.local.operations import LargeBody, SetOutcome
 from dstore.core.local.shared import Record
 from dstore.core.local.state import LOOK_LATER, LOOK_SOON, PRIVATE_AFTER, RETRY_MAX
 from dstore.core.local.steps import SendBody, StepResult
@@ -765,6 +765,21 @@ def test_what_cannot_be_reported_is_not_kept() -> None:
     assert not a.state.entries
     a.state.fill(a.state.membership, "k", Found(1, True, OLD))
     assert "k" in a.state.entries
+
+
+def test_who_is_refused_a_key_here_hears_of_its_deletion() -> None:
+    """Before there is an observer, Global is asked, and says that nothing is cached here."""
+    world = World()
+    page, (a,) = host(world, "a", observing=True)
+    world.engine_holds("k")
+    stored(page, "k")
+    writing = a.begin_set(("k", b"v"))
+    world.settle()
+    assert a.state.joined.session, "it has joined meanwhile"
+    writing.look()
+    assert writing.finish() == {"k": SetOutcome(SetStatus.OCCUPIED, updated=True)}
+    assert "k" in a.state.entries
+    assert a.begin_set(("k", b"v")).result == {"k": SetOutcome(SetStatus.OCCUPIED, local=True)}
 
 
 def test_an_observer_that_begins_again_keeps_nothing() -> None:

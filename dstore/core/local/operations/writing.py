@@ -195,7 +195,7 @@ def free(
         return list(items)
     asked: list[SetItem] = []
     for item in items:
-        if not is_address(item.key) and state.hit(item.key, now) is not None:
+        if not is_address(item.key) and state.is_known(item.key, now):
             outcomes[item.key] = SetOutcome(SetStatus.OCCUPIED, local=True)
         else:
             asked.append(item)
