@@ -33,6 +33,7 @@ def broken(authority: SimGlobal, locals_: list[SimLocal], owners: list[SimOwner]
         if isinstance(state.page, ReadPage):
             if state.epoch == authority.epoch:
                 yield from _shared_cache_is_current(authority, local, state.page.page)
+                yield from _observer_has_reported(authority, local)
         elif not state.session:
             if len(state.cache):
                 yield f"{local.name} has no session and caches {list(state.cache)}"
@@ -103,6 +104,18 @@ def _shared_cache_is_current(authority: SimGlobal, local: SimLocal, page: SimPag
         record = page.table.find(key, page.vector.hashed(key))
         if record is not None and words[bucket_of(key)] <= record.seq:
             yield from _is_bound(authority, local, key, record.token)
+
+
+def _observer_has_reported(authority: SimGlobal, local: SimLocal) -> Iterator[str]:
+    """What an observer caches has not been invalidated by what it has applied."""
+    joined = local.state.joined
+    if not local.state.observing or not joined.session or joined.epoch != authority.epoch:
+        return
+    gone = set(authority.deletions[: joined.applied])
+    for entry in local.state.membership.entries.values():
+        assert isinstance(entry.value, Stored)
+        if (entry.key, entry.value.token) in gone:
+            yield f"{local.name} will never report the deletion of {entry.key}"
 
 
 def _applied_is_applied(authority: SimGlobal, local: SimLocal) -> Iterator[str]:

@@ -92,8 +92,8 @@ OF_EXPIRY = (
         (
             (
                 "core.local.operations.writing",
-                "        if not is_address(item.key) and state.hit(",
-                "        if state.hit(",
+                "        if not is_address(item.key) and state.is_known(",
+                "        if state.is_known(",
             ),
         ),
         EXPIRY + "test_a_put_of_an_address_that_is_bound_commits_the_later_deadline",

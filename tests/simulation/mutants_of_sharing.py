@@ -9,6 +9,7 @@ CACHE = "core.local.cache"
 DIRECT_PATH = "core.local.operations.direct"
 ENTRIES = "core.local.entries"
 EXCHANGE = "core.local.operations.exchange"
+MEMBERSHIPS = "core.authority.memberships"
 READER = "client.host_reader"
 STATE = "core.local.state"
 WRITER = "core.local.writer"
@@ -460,6 +461,20 @@ OF_SHARING = (
         "        return known and not (self.observing and key not in self.membership.entries)\n",
         "        return known\n",
         "test_who_is_refused_a_key_here_hears_of_its_deletion",
+    ),
+    _mutant(
+        "observer that joins with the newest number, while a deletion is pending",
+        MEMBERSHIPS,
+        "            seq = self._invalidations.committed\n",
+        "            pass\n",
+        "test_an_observer_reports_the_deletion_that_was_pending_when_it_joined",
+    ),
+    _mutant(
+        "observer that does not ask for what is pending",
+        STATE,
+        "        if self._kind is Kind.OBSERVER:  # of what is pending it has yet to hear\n",
+        "        if self.watching.watchers:\n",
+        "test_an_observer_reports_the_deletion_that_was_pending_when_it_joined",
     ),
     _mutant(
         "value kept whose deletion the observer has heard of",

@@ -74,10 +74,13 @@ class Memberships:
         session = self._sessions.open(message, route, now, self._peer_of(route))
         if session.kind is not Kind.WRITER:
             self._invalidations.open(session, now)
+        seq = self._invalidations.log.seq
+        if session.kind is Kind.OBSERVER:  # the page of its host may be behind what is pending
+            seq = self._invalidations.committed
         session.welcome = self._welcome._replace(
             session=session.id,
             nonce=session.nonce,
-            seq=self._invalidations.log.seq,
+            seq=seq,
             secret=session.secret,
         )
         self.wake_at = min(self.wake_at, self._sessions.lingers_until(session))

@@ -454,6 +454,7 @@ class LocalState(Entries):
         self._trust(self._hello_first)
         if self.watching.watchers:
             self.watching.missed(message.seq)
+        if self._kind is Kind.OBSERVER:  # of what is pending it has yet to hear
             self.renew(now)
         return [Subscribe(message.epoch, message.publisher)]
 

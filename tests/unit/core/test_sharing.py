@@ -782,6 +782,31 @@ def test_who_is_refused_a_key_here_hears_of_its_deletion() -> None:
     assert a.begin_set(("k", b"v")).result == {"k": SetOutcome(SetStatus.OCCUPIED, local=True)}
 
 
+def test_an_observer_reports_the_deletion_that_was_pending_when_it_joined() -> None:
+    world = World()
+    page, (a,) = host(world, "a", observing=True)
+    world.members.remove(a)
+    (reader,), writer = world.joined("reader"), process(world, "writer")
+    world.engine_holds("k")
+    reader.get("k")  # a holder elsewhere, which does not acknowledge
+    stored(page, "k")
+    world.members.remove(reader)
+    deleting = writer.begin_delete("k")
+    world.settle()
+    deleting.look()
+    deleting.send()
+    assert not page.vector.words[page.vector.bucket("k")]
+    a.tick()
+    a.send()
+    a.listen()
+    assert a.state.joined.session
+    assert a.hit("k") == b"old", "a deletion that is not confirmed"
+    assert "k" in a.state.entries
+    world.members += [a, reader]
+    world.settle()
+    assert a.dropped == ["k"]
+
+
 def test_an_observer_that_begins_again_keeps_nothing() -> None:
     world = World()
     _page, a, _b = reporting(world)
