@@ -186,7 +186,7 @@ class Entries(Present):
     def is_known(self, key: Key, now: float) -> bool:
         """Whether ``key`` is bound, as far as the cache can say, and its end will be reported here.
 
-        Who is refused a key may wait for its deletion: so an observer needs an entry that is stored.
+        Who is refused a key may wait for its deletion, so an observer needs an entry for it.
         """
         known = self.hit(key, now) is not None
         return known and not (self.observing and key not in self.membership.entries)
