@@ -20,8 +20,8 @@ value that is decoded from such a view reads that memory, keeps it alive and can
 from __future__ import annotations
 
 from dstore.codecs.encoded import BYTES, MSGPACK, Encoded
-from dstore.codecs.plain import KEPT
+from dstore.codecs.plain import KEPT, encode_kept
 from dstore.codecs.table import Codec, Codecs
 from dstore.protocol.messages import Buffer
 
-__all__ = ["BYTES", "KEPT", "MSGPACK", "Buffer", "Codec", "Codecs", "Encoded"]
+__all__ = ["BYTES", "KEPT", "MSGPACK", "Buffer", "Codec", "Codecs", "Encoded", "encode_kept"]

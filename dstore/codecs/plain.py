@@ -96,6 +96,12 @@ KEPT: Mapping[str, Callable[[bytes], object]] = {
 """How a cache decodes the values of which one object may serve all readers, by codec."""
 
 
+def encode_kept(value: object) -> tuple[str, bytes]:
+    """Return codec and body of a value that a cache keeps decoded."""
+    encoded = encode(value)
+    return encoded.codec, encoded.joined()
+
+
 def decode_msgpack(body: Buffer, *, sound: bool = False) -> object:
     """Decode a body. It is not trusted, unless it is ``sound``: it has been decoded before.
 

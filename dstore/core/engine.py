@@ -219,7 +219,9 @@ class Journal(Protocol):
     def committed(self) -> list[tuple[int, list[Outcome]]]:
         """Return the batches that have ended since the last call: number, and an outcome each.
 
-        Each change of a batch ends by itself. Raises :class:`~dstore.errors.DstoreError` if no
-        further change can be made durable, and it is not known what has become of those that are
-        under way; then Global ends. Called from Global's thread only.
+        Batches may end in any order, but those that change the same key in the order in which they
+        were given. Each change of a batch ends by itself. Raises
+        :class:`~dstore.errors.DstoreError` if no further change can be made durable, and it is not
+        known what has become of those that are under way; then Global ends. Called from Global's
+        thread only.
         """

@@ -33,11 +33,14 @@ from dstore.protocol.messages import (
     GetReply,
     Key,
     Large,
+    Offer,
+    Offered,
     SetItem,
     SetResult,
     SetStatus,
     Stored,
 )
+from dstore.protocol.offers import DIGEST_BYTES
 from dstore.protocol.unpacking import LISTS, NIL, TEXT_BYTES_MAX, Frame, check_length
 
 CODEC_NAME_MAX = 64
@@ -370,6 +373,18 @@ def check_columns(reply: GetReply) -> None:
         raise BadMessage("a value has no codec, or a codec no value")
     if uncacheable and max(uncacheable) >= count:
         raise BadMessage(f"there is no value {max(uncacheable):,} among {count:,}")
+
+
+def check_offer(offer: Offer) -> None:
+    """Raise BadMessage unless there is a digest for each key."""
+    if len(offer.digests) != DIGEST_BYTES * len(offer.keys):
+        raise BadMessage("an offer has a digest of 16 bytes for each key")
+
+
+def check_offered(reply: Offered) -> None:
+    """Raise BadMessage unless there is a token for each key that is named."""
+    if len(reply.tokens) != TOKEN_BYTES * len(reply.same):
+        raise BadMessage("there is a token of 16 bytes for each value that is the same")
 
 
 # ---- further lists ------------------------------------------------------------------------------

@@ -292,6 +292,19 @@ class Ttl(NamedTuple):
     key: Key
 
 
+class Offer(NamedTuple):
+    """Ask which of these keys still have the values that this Local had cached in another session.
+
+    ``digests`` has :func:`dstore.protocol.offers.digest` of each value. Not all need be looked at.
+    """
+
+    epoch: int
+    session: int
+    request: int
+    keys: list[Key]
+    digests: bytes
+
+
 class Fetch(NamedTuple):
     """Ask for ``length`` bytes of a large value. A transfer has one request number."""
 
@@ -348,7 +361,9 @@ class Welcome(NamedTuple):
     """The answer to HELLO. It counts as the answer to a first SYNC at ``seq``.
 
     Requests name the session by its id, ``session``, which may be known to several processes.
-    ``secret`` is for the one that renews the lease, acknowledges and ends the session.
+    ``secret`` is for the one that renews the lease, acknowledges and ends the session. For
+    ``quiet`` seconds from now on nothing is removed or replaced: leases of a former life of Global
+    may last so long. ``durable``: it has what it had before its restart.
     """
 
     epoch: int
@@ -360,6 +375,8 @@ class Welcome(NamedTuple):
     value_limit: int
     large_from: int
     secret: int
+    quiet: float = 0.0
+    durable: bool = False
 
 
 class Synced(NamedTuple):
@@ -480,6 +497,21 @@ class TtlReply(NamedTuple):
     left: float | None
 
 
+class Offered(NamedTuple):
+    """The keys of the OFFER, by their indexes, whose values are the same and may be cached.
+
+    ``seq`` is the number of the newest invalidation before any of them was read. ``tokens`` has 16
+    bytes for each of them.
+    """
+
+    epoch: int
+    session: int
+    request: int
+    seq: int
+    same: list[int]
+    tokens: bytes
+
+
 class Chunk(NamedTuple):
     """Bytes of a large value from ``offset``."""
 
@@ -549,7 +581,7 @@ WriteMessage: TypeAlias = Set | Del | Expire
 WriteReply: TypeAlias = SetReply | DelReply | ExpireReply
 WriteResult: TypeAlias = SetResult | DelResult | ExpireStatus
 RequestMessage: TypeAlias = Get | Wait | WriteMessage | Ttl | Scan | Stats | Fetch | Stage
-ToGlobal: TypeAlias = Hello | Sync | Ack | Goodbye | Unstage | Unwait | RequestMessage
+ToGlobal: TypeAlias = Hello | Sync | Ack | Goodbye | Unstage | Unwait | Offer | RequestMessage
 Answered: TypeAlias = GetReply | WriteReply | TtlReply | ScanReply | StatsReply
 Reply: TypeAlias = Answered | Chunk | Staged | Refused
 REPLIES = (
@@ -564,5 +596,5 @@ REPLIES = (
     Staged,
     Refused,
 )
-ToLocal: TypeAlias = Welcome | Synced | Committed | Farewell | Reply | Broadcast
+ToLocal: TypeAlias = Welcome | Synced | Committed | Farewell | Offered | Reply | Broadcast
 Message: TypeAlias = ToGlobal | ToLocal

@@ -12,6 +12,7 @@ other is read step by step, with the same table of fields: see :mod:`dstore.prot
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from msgpack import Packer, unpackb
@@ -24,7 +25,7 @@ from dstore.protocol.messages import Buffer, Message, ToGlobal, ToLocal
 from dstore.protocol.unpacking import QUICK_BYTES_MAX, QUICK_ITEMS_MAX, Frame, unpacked
 
 MAGIC = b"dS"
-VERSION = 8
+VERSION = 9
 PREFIX = MAGIC + bytes([VERSION])
 
 COPIED_QUICKLY = 4096
@@ -59,6 +60,11 @@ _LOGGED_KEYS = f.optional(f.listed(f.key, most=LOG_LENGTH_MAX))
 _BROADCAST_KEYS = f.listed(f.key, most=BROADCAST_MAX)
 _BROADCAST_TOKENS = f.listed(f.id16, most=BROADCAST_MAX)
 
+_WELCOME = (
+    *(f.uint, f.uint, f.id16, f.uint, f.span, f.text, f.uint, f.uint, f.uint),
+    *(f.remainder, f.boolean),
+)
+
 _TO_GLOBAL: dict[int, tuple[type[ToGlobal], tuple[f.Check, ...]]] = {
     1: (m.Hello, (f.id16, f.uint, f.uint, f.label, f.code(m.Kind))),
     2: (m.Sync, (f.uint, f.uint, f.uint, f.uint, f.uint, f.boolean)),
@@ -76,10 +82,11 @@ _TO_GLOBAL: dict[int, tuple[type[ToGlobal], tuple[f.Check, ...]]] = {
     14: (m.Unwait, (*f.ENVELOPE, f.key)),
     15: (m.Expire, (*f.ENVELOPE, f.uint, f.uint, f.ttl, f.keys)),
     16: (m.Ttl, (*f.ENVELOPE, f.key)),
+    17: (m.Offer, (*f.ENVELOPE, f.keys, f.inline)),
 }
 
 _TO_LOCAL: dict[int, tuple[type[ToLocal], tuple[f.Check, ...]]] = {
-    65: (m.Welcome, (f.uint, f.uint, f.id16, f.uint, f.span, f.text, f.uint, f.uint, f.uint)),
+    65: (m.Welcome, _WELCOME),
     66: (m.Synced, (f.uint, f.uint, f.uint, f.uint, f.uint, _LOGGED_KEYS, f.boolean, f.uint)),
     67: (m.Farewell, (f.uint, f.uint)),
     68: (m.GetReply, (*f.ENVELOPE, f.uint, f.codecs, f.inline, f.bodies, f.indexes)),
@@ -94,7 +101,15 @@ _TO_LOCAL: dict[int, tuple[type[ToLocal], tuple[f.Check, ...]]] = {
     77: (m.Committed, (f.uint, f.uint)),
     78: (m.ExpireReply, (*f.ENVELOPE, f.listed(f.expire_result))),
     79: (m.TtlReply, (*f.ENVELOPE, f.boolean, f.ttl_left)),
+    80: (m.Offered, (*f.ENVELOPE, f.uint, f.indexes, f.inline)),
 }
+
+_TOGETHER: dict[type[Message], Callable[[Any], None]] = {
+    m.GetReply: f.check_columns,
+    m.Offer: f.check_offer,
+    m.Offered: f.check_offered,
+}
+"""The checks of fields that have to fit together."""
 
 _Table = dict[int, tuple[type[Any], tuple[f.Check, ...]]]
 
@@ -297,8 +312,9 @@ def _read_all(packed: Buffer, data: Buffer | None, table: _Table) -> Any:
 def _made(kind: type[Any], fields: list[Any]) -> Any:
     """Make the message of fields that have been checked one by one."""
     message = kind._make(fields)
-    if kind is m.GetReply:
-        f.check_columns(message)
+    together = _TOGETHER.get(kind)
+    if together is not None:
+        together(message)
     return message
 
 

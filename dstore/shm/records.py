@@ -130,6 +130,28 @@ def is_dead(word: int, words: memoryview) -> bool:
     return not word or distance >= words[ring + SIZE]
 
 
+def name_at(
+    memory: memoryview, layout: Layout, words: memoryview, word: int
+) -> tuple[str, int] | None:
+    """Return the key and its hash of the record that an index word leads to, or None.
+
+    They may be torn, and then a reader finds no record for them.
+    """
+    if is_dead(word, words):
+        return None
+    ring, base = (MAIN, layout.main) if word & RING_BIT else (SMALL, layout.small)
+    tail = words[ring + TAIL]
+    distance = (word >> POSITION_SHIFT) - tail & POSITION_MASK
+    start = (tail + distance) % words[ring + SIZE]
+    if words[ring + RESERVED] - start < RECORD_UNITS_MIN:
+        return None
+    at = base + UNIT * (start + 1)
+    hash64, _, _, _, key_length, codec_length, _ = _unpack(memory, at)
+    begin = at + HEAD_BYTES + codec_length
+    key = bytes(memory[begin : begin + key_length])
+    return key.decode("utf-8", "surrogateescape"), hash64
+
+
 PureReader = Reader
 if not TYPE_CHECKING and native is not None and hasattr(native, "Reader"):
     Reader = native.Reader

@@ -10,12 +10,12 @@ import atexit
 import contextlib
 import os
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 from dstore.compiled import native
 from dstore.config import HOST_BUCKETS, HOST_CACHE_DEFAULT, HOST_CACHE_MIN, HOST_CACHE_PART
 from dstore.core.local.key_hash import HASH_KEY_BYTES, KeyHash
-from dstore.protocol.messages import Key
+from dstore.protocol.messages import Found, Key
 from dstore.shm import root as roots
 from dstore.shm.directory import Directory, Unusable
 from dstore.shm.hosts import LOCK_TRIES
@@ -30,8 +30,9 @@ class WrittenPage:
     What is written to a page that has been closed is not lost in silence: it raises IndexError.
     """
 
-    def __init__(self, page: OwnedPage, closed: Callable[[], None]) -> None:
+    def __init__(self, page: OwnedPage, table: Table | None, closed: Callable[[], None]) -> None:
         self._page = page
+        self._table = table
         self._hash = KeyHash(page.identity.hash_key)
         self._mask = page.identity.buckets - 1
         self._after_close = closed
@@ -58,6 +59,18 @@ class WrittenPage:
             self._ordered.lease_end = end
         else:
             lease[0] = round(end * NANOSECONDS)
+
+    def put(self, key: Key, found: Found) -> bool:
+        """Put a small value into the host cache, if there is one. Returns whether it is there."""
+        body = found.stored.body
+        if self._table is None or type(body) is not bytes:
+            return False
+        token, codec = found.stored[:2]
+        return self._table.put(key, self._hash(key), found.seq, token, codec, body)
+
+    def values(self) -> Iterator[tuple[Key, str, bytes]]:
+        """Iterate over what the host cache has, also after :meth:`close`."""
+        return iter(()) if self._table is None else self._table.values()
 
     def void(self) -> None:
         """End the lease at once, for ever."""
@@ -146,7 +159,7 @@ class Share:
         except BaseException:
             self._close_table()
             raise
-        return WrittenPage(self._page, self._close_table)
+        return WrittenPage(self._page, self._table, self._close_table)
 
     def _make_table(self, here: Directory, name: str) -> None:
         size = self._cache_bytes

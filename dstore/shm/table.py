@@ -17,7 +17,7 @@ import io
 import os
 import platform
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import TypeAlias
 
@@ -47,7 +47,7 @@ from dstore.shm.layout import (
     WORD_SIZE,
     Layout,
 )
-from dstore.shm.records import Reader, is_dead
+from dstore.shm.records import Reader, is_dead, name_at
 from dstore.shm.ring import Writer
 
 RESERVE_STEP = 1 << 20
@@ -76,6 +76,7 @@ class Storage:
         self, memory: memoryview, layout: Layout, reserve: ring.Reserve, lock_file: int | None
     ) -> None:
         self.layout = layout
+        self.memory = memory
         self.words = memory.cast("Q")
         self.reader = Reader(memory, layout, Record)
         self.writer = Writer(memory, layout, reserve)
@@ -83,6 +84,15 @@ class Storage:
         self.suspended = False
         self.mapping: writable.Mapping | None = None
         self._lock = native.Lock()
+
+    def values(self) -> Iterator[tuple[str, str, bytes]]:
+        """Iterate over keys, codecs and bodies of the records."""
+        words, begin = self.words, HEADER_BYTES // UNIT
+        for place in range(begin, begin + self.layout.index_words):
+            name = name_at(self.memory, self.layout, words, words[place])
+            record = None if name is None else self.reader.find(*name)
+            if name is not None and record is not None:
+                yield name[0], record.codec, record.body
 
     def put_all(self, items: Iterable[Item]) -> int:
         """Write records. Returns how many; none if another thread or process is writing."""
@@ -180,6 +190,14 @@ class Table:
         """Write records under one lock, each as :meth:`put` does. Returns how many were written."""
         storage = self._storage
         return 0 if storage is None else storage.put_all(items)
+
+    def values(self) -> Iterator[tuple[str, str, bytes]]:
+        """Iterate over keys, codecs and bodies of its records, also after :meth:`close`.
+
+        Others may go on to write: what is gone meanwhile is left out.
+        """
+        storage = self._storage
+        return iter(()) if storage is None else storage.values()
 
     def close(self) -> None:
         """Close it for this user. The file stays. Idempotent; a call under way ends as it would."""

@@ -13,6 +13,8 @@ from tests.simulation.scenario import Scenario
 class SimJournal:
     """Writes batches one after the other, each after a random delay, and reports each later.
 
+    The changes of one key are reported in their order, as a journal has to.
+
     A crash comes before a batch is on the disk, or after that and before the report. ``report`` is
     called with a number and its outcomes.
     """
@@ -23,6 +25,7 @@ class SimJournal:
         self._loop = loop
         self._scenario = scenario
         self._life = object()
+        self._told: dict[Key, float] = {}  # when the newest change of a key is reported
         self._free_at = 0.0  # when the batches before are on the disk
 
     def begin(self, report: Callable[[int, list[Outcome]], None]) -> list[Kept]:
@@ -42,9 +45,10 @@ class SimJournal:
             return  # Global has crashed before
         outcomes = [self._apply(change) for change in changes]
         self._loop.counts["batches on the disk"] += 1
-        self._loop.later(
-            self._loop.dice.random() * self._scenario.commit, self._tell, life, number, outcomes
-        )
+        at = self._loop.now + self._loop.dice.random() * self._scenario.commit
+        at = max([at, *(self._told.get(change.key, 0.0) for change in changes)])
+        self._told.update((change.key, at) for change in changes)
+        self._loop.at(at, self._tell, life, number, outcomes)
 
     def _tell(self, life: object, number: int, outcomes: list[Outcome]) -> None:
         if life is self._life:

@@ -6,13 +6,13 @@ process may stand still there while others go on, or die.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Protocol, cast
 
 from dstore.core.local.membership import lease_word
 from dstore.core.local.shared import Put, Record, SharedPage
 from dstore.core.local.vector import Vector
-from dstore.protocol.messages import Key
+from dstore.protocol.messages import Found, Key
 from dstore.shm.table import Table
 from tests.simulation.loop import Loop
 
@@ -33,6 +33,8 @@ class HostCache(Protocol):
 
     def put_many(self, items: Iterable[Put]) -> int: ...
 
+    def values(self) -> Iterator[tuple[Key, str, bytes]]: ...
+
     @property
     def size(self) -> int: ...
 
@@ -48,6 +50,10 @@ class TwinTable:
 
     def find(self, key: str, hash64: int) -> Record | None:
         return self._records.get(key)
+
+    def values(self) -> Iterator[tuple[Key, str, bytes]]:
+        for key, record in list(self._records.items()):
+            yield key, record.codec, record.body
 
     def put_many(self, items: Iterable[Put]) -> int:
         return 0 if self._dice.random() < BUSY else sum([self._put(each) for each in items])
@@ -144,6 +150,20 @@ class WrittenPage:
     def __init__(self, page: SimPage, owner: Writer) -> None:
         self.page = page
         self._owner = owner
+
+    def put(self, key: Key, found: Found) -> bool:
+        self._step()
+        table, (token, codec, body) = self.page.table, found.stored
+        if table is None or type(body) is not bytes:
+            return False
+        value = (key, self.page.vector.hashed(key), found.seq, token, codec, body)
+        put = table.put_many([value]) == 1
+        self._step()
+        return put
+
+    def values(self) -> Iterable[tuple[Key, str, bytes]]:
+        self._step()
+        return () if self.page.table is None else self.page.table.values()
 
     def note(self, key: Key, seq: int) -> None:
         self._step()

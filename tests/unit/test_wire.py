@@ -71,6 +71,8 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "ttl": st.none() | st.floats(0, TTL_MAX, exclude_min=True),
     "bound": st.booleans(),
     "left": st.none() | st.floats(0, 1e10),
+    "quiet": st.floats(0, 1e10),
+    "durable": st.booleans(),
 }
 ITEMS: dict[type, st.SearchStrategy[Any]] = {
     messages.Set: st.builds(messages.SetItem, keys, stored),
@@ -95,9 +97,32 @@ replies = st.builds(
 )
 
 
+offers = st.lists(st.tuples(keys, id16), min_size=1, max_size=5).flatmap(
+    lambda pairs: st.builds(
+        messages.Offer,
+        *[uints] * 3,
+        st.just([key for key, _ in pairs]),
+        st.just(b"".join(digest for _, digest in pairs)),
+    )
+)
+answers = st.lists(st.tuples(uints, id16), max_size=5, unique_by=lambda pair: pair[0]).flatmap(
+    lambda pairs: st.builds(
+        messages.Offered,
+        *[uints] * 4,
+        st.just([index for index, _ in pairs]),
+        st.just(b"".join(token for _, token in pairs)),
+    )
+)
+COLUMNS: dict[type, st.SearchStrategy[Any]] = {
+    GetReply: replies,
+    messages.Offer: offers,
+    messages.Offered: answers,
+}
+
+
 def fields_of(kind: type) -> st.SearchStrategy[Any]:
-    if kind is GetReply:
-        return replies
+    if kind in COLUMNS:
+        return COLUMNS[kind]
     strategies: dict[str, st.SearchStrategy[Any]] = {}
     for name in kind._fields:  # type: ignore[attr-defined]
         if name == "keys":
@@ -318,6 +343,8 @@ def test_messages_with_as_much_as_there_may_be_are_read() -> None:
             [messages.DelResult(messages.DelStatus.DELETED, 1 << 40)] * KEYS_PER_MESSAGE_MAX,
         ),
         messages.Expire(1, 1, 1, 1, 0, 1.5, [key] * KEYS_PER_MESSAGE_MAX),
+        messages.Offer(1, 1, 1, [key] * KEYS_PER_MESSAGE_MAX, bytes(16) * KEYS_PER_MESSAGE_MAX),
+        messages.Offered(1, 1, 1, 1, list(range(1000)), bytes(16) * 1000),
         messages.ScanReply(1, 1, 1, [key] * KEYS_PER_MESSAGE_MAX, key),
         messages.StatsReply(1, 1, 1, {"locals": {f"{2**64 - n}": figure for n in range(1000)}}),
     ):
@@ -637,3 +664,19 @@ def test_the_rest_of_a_time_to_live_is_one(left: Any) -> None:
 def test_a_span_of_time_is_one(span: float) -> None:
     with pytest.raises(BadMessage):
         wire.decode_to_global(wire.encode(messages.Wait(1, 1, 1, "k", span)))
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        messages.Offer(1, 1, 1, ["k", "l"], bytes(31)),
+        messages.Offer(1, 1, 1, ["k"], bytes(32)),
+        messages.Offered(1, 1, 1, 1, [0], b""),
+        messages.Offered(1, 1, 1, 1, [], bytes(16)),
+        messages.Offered(1, 1, 1, 1, [0, 0], bytes(32)),
+    ],
+)
+def test_the_columns_of_an_offer_and_of_its_answer_fit_together(message: Any) -> None:
+    decode = wire.decode_to_global if type(message) in TO_GLOBAL else wire.decode_to_local
+    with pytest.raises(BadMessage):
+        decode(wire.encode(message))

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from dstore import config
 from dstore.client.large import LargeValues, random16
 from dstore.client.settings import Settings
-from dstore.codecs import KEPT
+from dstore.codecs import KEPT, encode_kept
 from dstore.core.local.membership import LAPSED
 from dstore.core.local.state import LocalState
 from dstore.core.local.steps import Finished, Operation, StepResult, Steps
@@ -44,6 +44,7 @@ class Host:
             cache_bytes=given if given is not None else config.CACHE_BYTES_DEFAULT,
             shared_bytes=given,
             kept=KEPT,
+            encode=encode_kept,
             observing=observing,
             looking=settings.looking,
             joining=settings.host != "require",

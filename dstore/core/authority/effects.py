@@ -20,9 +20,9 @@ from dstore.protocol.messages import (
 
 NEVER = float("inf")
 COUNTERS = (
-    "gets", "waits", "ttls", "sets", "dels", "expires", "scans", "chunks_in", "bytes_in",
-    "chunks_out", "bytes_out", "syncs", "targeted_invalidations", "reminders", "flushes", "refused",
-    "malformed", "cut",
+    "gets", "waits", "ttls", "sets", "dels", "expires", "scans", "offers", "chunks_in",
+    "bytes_in", "chunks_out", "bytes_out", "revalidated", "syncs", "targeted_invalidations",
+    "reminders", "flushes", "refused", "malformed", "cut",
 )  # fmt: skip
 """Reminders are targeted invalidations that repeat what a silent holder was sent."""
 

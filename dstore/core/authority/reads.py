@@ -1,4 +1,4 @@
-"""How Global answers the requests that change no key: GET, WAIT, TTL, SCAN and FETCH.
+"""How Global answers the requests that change no key: GET, WAIT, OFFER, TTL, SCAN and FETCH.
 
 A reader becomes a holder of the value in the same step in which the engine is read. So no deletion
 can start in between and miss the new holder.
@@ -39,6 +39,8 @@ from dstore.protocol.messages import (
     GetReply,
     Key,
     Large,
+    Offer,
+    Offered,
     Refusal,
     Route,
     Scan,
@@ -48,6 +50,7 @@ from dstore.protocol.messages import (
     Unwait,
     Wait,
 )
+from dstore.protocol.offers import DIGEST_BYTES, OFFER_BYTES_MAX, OFFER_KEYS_MAX, digest
 
 ANSWERS_BYTES = BATCH_BYTES_MAX
 """Bytes of answers to waiting requests in one step; each answer counts ``ANSWER_BYTES`` more."""
@@ -230,6 +233,32 @@ class Reads:
         return GetReply(
             self._epoch, name, request, seq, codecs, b"".join(tokens), bodies, uncacheable
         )
+
+    def offer(self, session: Session | None, route: Route, message: Offer, now: float) -> None:
+        """Answer an OFFER: a value that is still the same is as good as one that is read now.
+
+        So its session becomes a holder, as by a GET. A key whose deletion is pending is not named.
+        """
+        self._out.counters["offers"] += 1
+        name, bit = (NO_SESSION, NO_BIT) if session is None else (session.id, session.bit)
+        room, seq, digests = OFFER_BYTES_MAX, self._log.seq, message.digests
+        same: list[int] = []
+        tokens: list[bytes] = []
+        for index, key in enumerate(message.keys[:OFFER_KEYS_MAX] if bit != NO_BIT else ()):
+            stored = self._engine.read(key)
+            if stored is None or type(stored.body) is not bytes or key in self._pending:
+                continue
+            room -= len(stored.body)
+            if room < 0:
+                break
+            offered = digests[DIGEST_BYTES * index : DIGEST_BYTES * (index + 1)]
+            bound = digest(self._epoch, name, stored.codec, stored.body)
+            if offered == bound and self._holders.add(key, bit):
+                same.append(index)
+                tokens.append(stored.token)
+        self._out.counters["revalidated"] += len(same)
+        envelope = self._epoch, name, message.request
+        self._out.send(route, Offered(*envelope, seq, same, b"".join(tokens)))
 
     def wait(self, session: Session | None, route: Route, message: Wait, now: float) -> None:
         """Answer a WAIT, now or when its key has been bound."""

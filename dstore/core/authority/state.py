@@ -72,7 +72,7 @@ class GlobalState:
         self.epoch = epoch
         self._engine = engine
         welcome = self._welcome = m.Welcome(
-            epoch, 0, b"", 0, lease, publisher, value_limit, large_from, 0
+            epoch, 0, b"", 0, lease, publisher, value_limit, large_from, 0, durable=durable
         )
         alarm = self.alarm = Alarm()
         out = self._out = Outbox()
@@ -123,6 +123,7 @@ class GlobalState:
         self._of_readers: dict[type, Callable[..., None]] = {
             m.Get: self._reads.get,
             m.Wait: self._reads.wait,
+            m.Offer: self._reads.offer,
             m.Ttl: self._reads.ttl,
             m.Scan: self._reads.scan,
             m.Fetch: self._reads.fetch,

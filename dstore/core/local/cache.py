@@ -51,6 +51,15 @@ It returns NotImplemented if the one object may not serve every reader, or the b
 then the entry keeps the value encoded. It must be quick and must not raise.
 """
 
+Encode: TypeAlias = Callable[[object], tuple[str, bytes]]
+
+
+def _no_encode(value: object) -> tuple[str, bytes]:
+    raise TypeError(f"no value is kept decoded, and {type(value).__name__} is")
+
+
+NONE_DECODED: Encode = _no_encode
+
 
 def _text_bytes(text: str) -> int:
     """Return the bytes of a text beyond those of an empty one; a wide character widens all."""
@@ -61,12 +70,14 @@ class Cache:
     """Entries by key, at most ``limit`` bytes of them; ``shared`` has those in shared memory.
 
     ``entries`` may be read without a lock; everything else is for the owner of the state. An entry
-    keeps its value decoded if ``kept`` has a function that does so.
+    keeps its value decoded if ``kept`` has a function that does so, and ``encode`` returns codec
+    and body of such a value.
     """
 
-    def __init__(self, limit: int, kept: Kept = NONE_KEPT) -> None:
+    def __init__(self, limit: int, kept: Kept = NONE_KEPT, encode: Encode = NONE_DECODED) -> None:
         self.limit = limit
         self._kept = kept
+        self._encode = encode
         self.size = 0
         self.evictions = 0
         self.entries: dict[Key, Entry] = {}
@@ -173,6 +184,22 @@ class Cache:
         if entry is not None:
             self._unlink(entry)
         return entry
+
+    def values(self) -> list[tuple[Key, str, bytes]]:
+        """Return keys, codecs and bodies of all small values, beginning with the newest."""
+        values = []
+        entry = self._newest
+        while entry is not None:
+            if entry.shared is None:
+                value = entry.value
+                if type(value) is Stored:
+                    codec, body = value.codec, value.body
+                else:
+                    codec, body = self._encode(value)
+                if type(body) is bytes:
+                    values.append((entry.key, codec, body))
+            entry = entry.older
+        return values
 
     def clear(self) -> None:
         """Remove all entries. A reader without a lock sees the same dictionary, emptied."""

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from dstore.config import KEYS_PER_MESSAGE_MAX
-from dstore.core.local.cache import Cache, Kept, MappedBody
+from dstore.core.local.cache import NONE_DECODED, Cache, Encode, Kept, MappedBody
 from dstore.core.local.membership import LAPSED, Entry, Membership, Present
 from dstore.core.local.shared import NO_KEYS_SEEN, Put, Record, Seen, SharedPage
 from dstore.core.local.vector import BUCKETS, Vector
@@ -54,12 +54,17 @@ class Entries(Present):
         kept: Kept,
         observing: bool = False,
         shared_bytes: int | None = None,
+        encode: Encode = NONE_DECODED,
     ) -> None:
-        self.cache = Cache(cache_bytes, kept)
+        self.cache = Cache(cache_bytes, kept, encode)
         super().__init__(Membership(self.cache.entries))
         self.closing = False
         self.counters = dict.fromkeys(
-            ("fills", "deletions", "drops", "flushes", "gaps", "joins", "host_hits"), 0
+            (
+                *("fills", "revalidated", "deletions", "drops", "flushes", "gaps", "joins"),
+                "host_hits",
+            ),
+            0,
         )
         self.watching = Watching()
         self.observing = observing

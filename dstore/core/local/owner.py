@@ -17,21 +17,26 @@ the order of what is written counts:
 A lease that has lapsed is no reason to give up the session: the page says so itself, and Global
 knows whether the session has missed anything.
 
+What was in the host cache is offered to Global in the next session, and what is unchanged is put
+into the new one (:mod:`dstore.core.local.former`).
+
 The secret of the session is in the memory of the owner alone. So a restarted owner replaces
 nothing; the session of the former one lapses.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Protocol
 
 from dstore.core.local.effects import LocalEffect
+from dstore.core.local.former import Value
 from dstore.core.local.key_hash import HASH_KEY_BYTES
 from dstore.core.local.membership import LAPSED
 from dstore.core.local.state import LocalState
 from dstore.core.local.vector import Vector
-from dstore.protocol.messages import Key, Refusal, Refused, Synced, ToLocal, Welcome
+from dstore.protocol.messages import Found, Key, Refusal, Refused, Synced, ToLocal, Welcome
 
 PAGE_PAUSE = 1.0
 """Seconds before the owner joins again after it could not make a page for its session."""
@@ -48,6 +53,12 @@ class Page(Protocol):
 
     def void(self) -> None:
         """End the lease at once, for ever."""
+
+    def put(self, key: Key, found: Found) -> bool:
+        """Put a value into the host cache. Returns whether it is there."""
+
+    def values(self) -> Iterable[Value]:
+        """Return what the host cache has, also to be read after :meth:`close`."""
 
     def close(self) -> None:
         """Void the page and remove it, so that no process finds it."""
@@ -76,6 +87,7 @@ class OwnerState(LocalState):
         self._open_page = open_page
         self._usable = False  # whether the newest page has had a lease
         self._lease_in_page = LAPSED
+        self._left: Iterable[Value] = ()  # what the host cache of the former page has
         self._silent_until = LAPSED
         super().__init__(random16=random16, label=label, cache_bytes=0)
 
@@ -164,10 +176,10 @@ class OwnerState(LocalState):
             self._silent_until = self._lease_in_page
             raise
         finally:
-            try:
+            with suppress(Exception):  # it is only asked for again
+                self._left = page.values()
+            with suppress(Exception):  # the next owner removes what is left
                 page.close()
-            except Exception:
-                pass  # the next owner removes what is left
 
     # ---- the life of a session, in which the page comes first -------------------------------
 
@@ -187,6 +199,15 @@ class OwnerState(LocalState):
             self._close_page()
         finally:
             super().goodbye(now)
+
+    def _cached(self) -> Iterable[Value]:
+        left, self._left = self._left, ()
+        return left
+
+    def _take_back(self, key: Key, found: Found) -> bool:
+        with suppress(Exception):  # it is only asked for again
+            return self.published is not None and self.published.put(key, found)
+        return False
 
     def lapse(self) -> None:
         """Let no process of the host answer from its cache any more."""

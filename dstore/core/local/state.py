@@ -22,12 +22,13 @@ go to Global without a session, and cache nothing, until there is another page; 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from dstore.config import LARGE_FROM_DEFAULT, VALUE_LIMIT_DEFAULT
-from dstore.core.local.cache import NONE_KEPT, Kept
+from dstore.core.local.cache import NONE_DECODED, NONE_KEPT, Encode, Kept
 from dstore.core.local.effects import Announce, Dropped, LocalEffect, Look, Subscribe, Tell
 from dstore.core.local.entries import Entries
+from dstore.core.local.former import Former, Value
 from dstore.core.local.membership import LAPSED, Membership, lease_word
 from dstore.core.local.shared import SharedPage
 from dstore.core.local.writer import Writer
@@ -37,9 +38,12 @@ from dstore.protocol.messages import (
     Broadcast,
     Committed,
     Farewell,
+    Found,
     Goodbye,
     Hello,
+    Key,
     Kind,
+    Offered,
     Refusal,
     Refused,
     Sync,
@@ -76,7 +80,8 @@ class LocalState(Entries):
     """The state of one Local. ``random16`` returns 16 random bytes; ``label`` is for people.
 
     ``cache_bytes`` bounds the cache, ``reorder_keys_max`` the reorder buffer. ``kept`` says what an
-    entry has as its value. ``observing``: effects report which cached keys are invalidated.
+    entry has as its value, and ``encode`` is the way back. ``observing``: effects report which
+    cached keys are invalidated.
     ``shared_bytes`` bounds the cache beside a host cache; None: by what that holds.
     ``looking``: it uses the membership of its host if there is one. ``joining``: it joins by itself
     if there is none.
@@ -90,12 +95,15 @@ class LocalState(Entries):
         cache_bytes: int,
         reorder_keys_max: int = REORDER_KEYS_MAX,
         kept: Kept = NONE_KEPT,
+        encode: Encode = NONE_DECODED,
         observing: bool = False,
         shared_bytes: int | None = None,
         looking: bool = False,
         joining: bool = True,
     ) -> None:
-        super().__init__(cache_bytes, kept, observing, shared_bytes)
+        super().__init__(cache_bytes, kept, observing, shared_bytes, encode)
+        self.former = Former()
+        self.quiet_until = LAPSED
         self.lease = 0.0
         self.value_limit = VALUE_LIMIT_DEFAULT
         self.large_from = LARGE_FROM_DEFAULT
@@ -175,6 +183,8 @@ class LocalState(Entries):
             effects += self._on_welcome(message, now)
         elif type(message) is Refused:
             self.refused(message, now)
+        elif type(message) is Offered:
+            self._on_offered(message, now)
         elif type(message) is Farewell:
             self._on_farewell(message.secret)
         return effects
@@ -220,6 +230,11 @@ class LocalState(Entries):
             self._leave_joined(now)
         elif now >= self._sync_at:
             yield self._sync(now)
+        if now >= self.former.due and joined.session:
+            envelope = joined.epoch, joined.session, self.next_request()
+            offer = self.former.offer(envelope, self.lease, now)
+            if offer is not None:
+                yield Tell(offer)
 
     @property
     def wake_at(self) -> float:
@@ -239,7 +254,9 @@ class LocalState(Entries):
             if self.joined.session:  # an observer leaves
                 return LAPSED
             return at
-        return min(at, self._sync_at if self.joined.session else self._hello_at)
+        if not self.joined.session:
+            return min(at, self._hello_at)
+        return min(at, self._sync_at, self.former.due)
 
     def reconnected(self, now: float) -> None:
         """Note a new connection to Global: what was sent or broadcast before may be lost."""
@@ -262,6 +279,7 @@ class LocalState(Entries):
             self._leaving.append((self.writer.epoch, self.writer.secret, None))
         self.lapse()
         self.closing = True
+        self.former.keep(())
         self._ack_due = False
         self._look_at = NEVER
         self.cache.clear()
@@ -320,6 +338,7 @@ class LocalState(Entries):
         if self.closing or other or refused or lease_word(page.now()) >= page.lease_word[0]:
             return
         self._leave_joined(now)
+        self.former.keep(())
         self._share(page)
         self._reset_control(now)
         self.lease = page.lease
@@ -399,6 +418,8 @@ class LocalState(Entries):
         """Give up the session, with all that belongs to it, and join again."""
         if self.joined.session:
             self._replaces = (self.joined.epoch, self._secret)
+            if self.page is None:
+                self.former.keep(self._cached())
         if self.writer.session == self.joined.session:
             self.writer = Writer()
         self._reset_control(now)
@@ -421,6 +442,7 @@ class LocalState(Entries):
     def _on_welcome(self, message: Welcome, now: float) -> list[LocalEffect]:
         if self.closing:
             return []
+        self.quiet_until = max(self.quiet_until, now + message.quiet)
         if message.nonce == self._writer_nonce and not self.writer.session:
             self.writer = Writer(message.epoch, message.session, message.secret)
             self._writer_at = NEVER
@@ -451,12 +473,32 @@ class LocalState(Entries):
                 self._writer_at = NEVER
             if self.looking:
                 self._look_at = now
+            if message.durable or message.epoch == self._replaces[0]:
+                self.former.begin(now)
+            else:
+                self.former.keep(())
         self._trust(self._hello_first)
         if self.watching.watchers:
             self.watching.missed(message.seq)
         if self._kind is Kind.OBSERVER:  # of what is pending it has yet to hear
             self.renew(now)
         return [Subscribe(message.epoch, message.publisher)]
+
+    def _cached(self) -> Iterable[Value]:
+        """What can be offered to Global when this session has ended and another one has begun."""
+        return self.cache.values()
+
+    def _on_offered(self, message: Offered, now: float) -> None:
+        """Store again what is unchanged, by the rule for the reply to a GET of this session."""
+        joined = self.joined
+        if (message.epoch, message.session) != (joined.epoch, joined.session):
+            return
+        for key, stored in self.former.taken(message, now):
+            if self._take_back(key, Found(message.seq, True, stored)):
+                self.counters["revalidated"] += 1
+
+    def _take_back(self, key: Key, found: Found) -> bool:
+        return self.fill(self.joined, key, found) is not None
 
     def _see_epoch(self, epoch: int, now: float) -> bool:
         """Give up a page of another epoch than Global's. Returns whether that was so."""

@@ -26,6 +26,7 @@ class FakePage:
         self.half = half
         self.words: dict[Key, int] = {}
         self.noted: list[tuple[Key, int]] = []
+        self.table: dict[Key, Found] = {}
         self.in_engine: list[bool] = []  # whether the engine had the key when it was noted
         self.end = 0.0
 
@@ -44,6 +45,18 @@ class FakePage:
     def void(self) -> None:
         self._fail("void")
         self.end = 0.0
+
+    def put(self, key: Key, found: Found) -> bool:
+        self._fail("put")
+        self.table[key] = found
+        return True
+
+    def values(self) -> list[tuple[Key, str, bytes]]:
+        self._fail("values")
+        return [
+            (key, found.stored.codec, bytes(found.stored.body))  # type: ignore[arg-type]
+            for key, found in self.table.items()
+        ]
 
     def _fail(self, name: str) -> None:
         if name in self.failing:

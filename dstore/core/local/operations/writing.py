@@ -289,8 +289,9 @@ def _write(
                 request = message(writer, write)
             else:
                 request, begun = begun.message, None
-            # A write may have to wait for the lease of a Local that died.
-            until = deadline + state.lease
+            # A write may have to wait for the lease of a Local that died, or, after a restart of
+            # Global, for the leases of its former life.
+            until = deadline + state.lease + max(0.0, state.quiet_until - now)
             now, reply = yield from exchange(state, request, kind, now, until, first=first)
             if len(reply.items) != len(keys):
                 why = "Global answered with a wrong number of outcomes"
