@@ -55,6 +55,7 @@ HELP = {
     f'"" for none, so that each process has its own copy (default: ${ROOT_VARIABLE}, or '
     f"{ROOT_DEFAULT} without it)",
     "--timeout": "how long to wait for an answer of Global (default: %(default)g)",
+    "--ttl": "after how many seconds the key expires (default: it stays until it is deleted)",
     "--value-limit": "how large one value may be (default: 4G)",
     "--verbose": "log more; give it twice to log all",
     "--workers": "how many processes read the files (default: %(default)s)",
@@ -64,6 +65,7 @@ HELP = {
     "key": "the key of the value",
     "keys": "the keys to be deleted",
     "prefix": "list only the keys that begin with this (default: all keys)",
+    "seconds": "in how many seconds from now the key expires",
     "target": "the folder to be made, which must not exist",
     "value": "the value, stored as text; if it is missing or -, standard input is stored as bytes",
 }
@@ -207,16 +209,29 @@ def _add_writers(parsers: _Parsers) -> None:
     _option(set_, "--replace", action="store_true")
 
     put = _add_client(parsers, "put", "store a value under its BLAKE3 hash, and print that key")
+    put.epilog = (
+        "A value that is stored already lives until the later of both times: --ttl never shortens "
+        "its life, and without --ttl it stays."
+    )
     _add_value(put)
 
     delete = _add_client(parsers, "del", "delete keys everywhere")
     _option(delete, "keys", type=as_passed, nargs="+", metavar="key")
     _option(delete, "--no-wait", action="store_true")
 
+    expire = _add_client(parsers, "expire", "let a key expire after a number of seconds")
+    expire.epilog = "It takes the place of an earlier time to live, whether that was longer or not."
+    _option(expire, "key", type=as_passed)
+    _option(expire, "seconds", type=lifetime)
+
+    persist = _add_client(parsers, "persist", "let a key stay until it is deleted")
+    _option(persist, "key", type=as_passed)
+
 
 def _add_value(parser: Parser) -> None:
     _option(parser, "value", nargs="?")
     _option(parser, "--file", metavar="F")
+    _option(parser, "--ttl", type=lifetime, metavar="SECONDS")
     _option(parser, "-q", "--quiet", action="store_true")
 
 
@@ -233,6 +248,10 @@ def _add_readers(parsers: _Parsers) -> None:
     _option(get, "key", type=as_passed)
     _option(get, "-o", "--output", metavar="FILE")
     _option(get, "-q", "--quiet", action="store_true")
+
+    ttl = _add_client(parsers, "ttl", "print in how many seconds a key expires")
+    ttl.epilog = 'It prints a number such as 59.972, or "never" if the key does not expire.'
+    _option(ttl, "key", type=as_passed)
 
     keys = _add_client(parsers, "keys", "list keys, one on each line")
     keys.epilog = (
@@ -309,6 +328,14 @@ def between(low: float, high: float, unit: str) -> Callable[[str], float]:
         return number
 
     return convert
+
+
+def lifetime(text: str) -> float:
+    """Return after how many seconds a key is to expire."""
+    try:
+        return console.lifetime(text)
+    except ValueError as error:
+        raise ArgumentTypeError(str(error)) from None
 
 
 def count(high: int) -> Callable[[str], int]:

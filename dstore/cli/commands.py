@@ -61,16 +61,21 @@ def set_(options: Namespace) -> int:
     large, value = _value(options)
     with _node(options) as node, progress_bar(quiet=options.quiet) as progress:
         if large:
-            node.set_file(options.key, large, replace=options.replace, progress=progress)
+            node.set_file(
+                options.key, large, replace=options.replace, ttl=options.ttl, progress=progress
+            )
         else:
-            node.set(options.key, value, replace=options.replace)
+            node.set(options.key, value, replace=options.replace, ttl=options.ttl)
     return console.EXIT_OK
 
 
 def put(options: Namespace) -> int:
     large, value = _value(options)
     with _node(options) as node, progress_bar(quiet=options.quiet) as progress:
-        address = node.put_file(large, progress=progress) if large else node.put(value)
+        if large:
+            address = node.put_file(large, ttl=options.ttl, progress=progress)
+        else:
+            address = node.put(value, ttl=options.ttl)
     print(address)
     return console.EXIT_OK
 
@@ -83,6 +88,25 @@ def delete(options: Namespace) -> int:
     for key in missing:
         console.complain(str(KeyMissing(key)))
     return console.EXIT_REFUSED if missing else console.EXIT_OK
+
+
+def expire(options: Namespace) -> int:
+    with _node(options) as node:
+        node.expire(options.key, options.seconds)
+    return console.EXIT_OK
+
+
+def persist(options: Namespace) -> int:
+    with _node(options) as node:
+        node.persist(options.key)
+    return console.EXIT_OK
+
+
+def ttl(options: Namespace) -> int:
+    with _node(options) as node:
+        seconds = node.ttl(options.key)
+    print("never" if seconds is None else f"{seconds:.3f}")
+    return console.EXIT_OK
 
 
 def get(options: Namespace) -> int:
@@ -178,7 +202,10 @@ COMMANDS = {
     "set": set_,
     "put": put,
     "del": delete,
+    "expire": expire,
+    "persist": persist,
     "get": get,
+    "ttl": ttl,
     "keys": keys,
     "stats": stats,
     "check": data.check,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import signal
 import sys
@@ -16,6 +17,7 @@ from collections.abc import Iterator, Mapping
 from types import FrameType
 from typing import Any, NoReturn
 
+from dstore import checks, config
 from dstore.quoting import quoted, visible
 
 EXIT_OK = 0
@@ -153,6 +155,23 @@ def text_or_bytes(raw: bytes) -> str | bytes:
         return raw.decode()
     except UnicodeDecodeError:
         return raw
+
+
+def lifetime(text: str) -> float:
+    """Return after how many seconds a key is to expire, as it was typed or passed.
+
+    Raises ValueError for what is not a number of seconds, or not one that Global takes.
+    """
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 < number <= config.TTL_MAX:
+        raise ValueError(
+            f"{checks.shown(text)} is not a number of seconds that is more than 0 and at most "
+            f"{config.TTL_MAX:,.0f}"
+        )
+    return number
 
 
 def drop_stdout() -> None:

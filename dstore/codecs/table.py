@@ -12,8 +12,10 @@ from dstore.errors import UnknownCodec, ValueCorrupt
 from dstore.protocol.fields import CODEC_NAME_MAX
 from dstore.protocol.messages import DAMAGED, Buffer, Stored
 
-RESERVED = frozenset({BYTES, TEXT, MSGPACK, NDARRAY, PICKLE})
-"""Names of dstore's own codecs, which no codec of a user may have."""
+RESERVED = frozenset({BYTES, TEXT, MSGPACK, NDARRAY, PICKLE, DAMAGED})
+"""Names that no codec of a user may have: those of dstore's own codecs, and the mark of a damaged
+value.
+"""
 BUILT_IN: frozenset[type] = frozenset(
     {bytes, bytearray, memoryview, str, type(None), bool, int, float, list, tuple, dict}
 )
@@ -30,8 +32,9 @@ class Codec(NamedTuple):
     Attributes
     ----------
     name
-        Stored with each value: 1 to 64 printable ASCII characters, and none of dstore's own names.
-        Nodes that read the values need a codec of the same name.
+        Stored with each value: 1 to 64 printable ASCII characters, and none of dstore's own names,
+        which are bytes, text, msgpack, ndarray, pickle and damaged. Nodes that read the values need
+        a codec of the same name.
     type
         The codec takes values of exactly this type, not of its subclasses, and not within lists
         and dicts. It must not be a type that dstore stores itself.
@@ -180,7 +183,7 @@ class Codecs:
     def _add(self, codec: Codec) -> None:
         check(codec)
         if codec.name in RESERVED:
-            raise ValueError(f"{codec.name!r} is the name of a codec of dstore; choose another")
+            raise ValueError(f"{codec.name!r} is a name of dstore's own; choose another")
         if codec.name in self._decoders:
             raise ValueError(f"there are two codecs with the name {codec.name!r}")
         if codec.type in BUILT_IN or array.is_array_type(codec.type):

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 30.0
 """Seconds; only a test that fails takes them."""
 PROMPT = "db> "
-TAB, ENTER, CTRL_C, CTRL_D, UP = "\t", "\r", "\x03", "\x04", "\x1b[A"
+TAB, ENTER, CTRL_C, CTRL_D, CTRL_U, UP = "\t", "\r", "\x03", "\x04", "\x15", "\x1b[A"
 
 NOT_INK = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07]*\x07|[ -/]*[0-~])|\s")
 """Escape sequences, and blanks: a line editor may move over a blank instead of drawing it."""

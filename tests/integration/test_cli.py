@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -190,6 +191,53 @@ def test_stats_are_those_of_global(shell: Shell) -> None:
     assert any(line.startswith("locals.") and ".label" in line for line in lines)
 
 
+# ---- keys that expire -------------------------------------------------------------------------
+
+
+def seconds_left(shell: Shell, key: str) -> float:
+    """What ``dstore ttl`` prints for a key that expires."""
+    code, out, err = shell("ttl", key)
+    assert (code, err) == (DONE, "")
+    assert re.fullmatch(rb"\d+\.\d{3}\n", out), out
+    return float(out)
+
+
+def test_expire_persist_and_ttl_of_a_key(shell: Shell) -> None:
+    shell("set", "k", "x")
+    assert shell("ttl", "k") == Ran(DONE, b"never\n", "")
+    assert shell("expire", "k", "1e4") == Ran(DONE, b"", "")
+    assert 9_000 < seconds_left(shell, "k") <= 10_000
+    assert shell("expire", "k", "2000.5") == Ran(DONE, b"", "")
+    assert 1_000 < seconds_left(shell, "k") <= 2_000.5
+    assert shell("persist", "k") == Ran(DONE, b"", "")
+    assert shell("ttl", "k") == Ran(DONE, b"never\n", "")
+    assert shell("expire", "k", "0.001") == Ran(DONE, b"", "")
+    while shell("get", "k").code == DONE:
+        pass
+    for arguments in (["expire", "k", "1"], ["persist", "k"], ["ttl", "k"]):
+        assert shell(*arguments) == Ran(REFUSED, b"", "dstore: no value is bound to 'k'\n")
+
+
+@pytest.mark.parametrize("size", [10, config.LARGE_FROM_DEFAULT])
+def test_what_is_stored_with_a_time_to_live_expires(
+    shell: Shell, tmp_path: Path, size: int
+) -> None:
+    (tmp_path / "file").write_bytes(bytes(size))
+    file = ["--file", str(tmp_path / "file")]
+    assert shell("set", "k", *file, "--ttl", "2000").code == DONE
+    assert 1_000 < seconds_left(shell, "k") <= 2_000
+    assert shell("set", "k", *file, "--replace", "--ttl", "1e4").code == DONE
+    assert 9_000 < seconds_left(shell, "k") <= 10_000
+    assert shell("set", "k", *file, "--replace").code == DONE
+    assert shell("ttl", "k").out == b"never\n"
+    put = shell("put", *file, "--ttl", "2000").out.decode().strip()
+    assert 1_000 < seconds_left(shell, put) <= 2_000
+    assert shell("put", *file, "--ttl", "1").code == DONE
+    assert seconds_left(shell, put) > 1_000
+    assert shell("put", *file).code == DONE
+    assert shell("ttl", put).out == b"never\n"
+
+
 # ---- what goes wrong --------------------------------------------------------------------------
 
 
@@ -212,6 +260,18 @@ def one_line(err: str) -> bool:
         (USAGE, ["set", "", "empty key"]),
         (USAGE, ["get", "k" * (config.KEY_BYTES_MAX + 1)]),
         (USAGE, ["set", config.CONTENT_PREFIX + "reserved", "x"]),
+        (REFUSED, ["expire", "missing", "1"]),
+        (REFUSED, ["persist", "missing"]),
+        (REFUSED, ["ttl", "missing"]),
+        (USAGE, ["expire", "k"]),
+        (USAGE, ["expire", "k", "0"]),
+        (USAGE, ["expire", "k", "-1"]),
+        (USAGE, ["expire", "", "1"]),
+        (USAGE, ["persist", "k", "1"]),
+        (USAGE, ["ttl", "k", "l"]),
+        (USAGE, ["set", "k", "x", "--ttl", "soon"]),
+        (USAGE, ["set", "k", "x", "--ttl", "nan"]),
+        (USAGE, ["put", "x", "--ttl", "1e10"]),
         (USAGE, ["get", "k", "--timeout", "0"]),
         (USAGE, ["get", "k", "--timeout", "soon"]),
         (USAGE, ["get", "k", "--address", "no address"]),
@@ -234,7 +294,10 @@ def test_a_file_that_cannot_be_written_is_bad_input(shell: Shell, tmp_path: Path
 
 @pytest.mark.parametrize(
     "arguments",
-    [["get", "k"], ["set", "k", "x"], ["put", "x"], ["del", "k"], ["keys"], ["stats"]],
+    [
+        *(["get", "k"], ["set", "k", "x"], ["put", "x"], ["del", "k"], ["keys"], ["stats"]),
+        *(["expire", "k", "1"], ["persist", "k"], ["ttl", "k"]),
+    ],
 )
 def test_a_global_that_is_down_is_code_3(dstore_: Shell, nobody: str, arguments: list[str]) -> None:
     ran = dstore_(*arguments, "--address", nobody, "--timeout", "0.1")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import socket
 import sys
 from collections.abc import Callable
@@ -124,7 +125,8 @@ def test_a_line_is_taken_as_it_stands(
 @pytest.mark.parametrize(
     "line",
     ["SET", "SET k", 'SET ""', 'SET "k v', 'SET "k"x v', "GET", "GET a b", "GET 'a' b", "GET 'a",
-     "DEL", "DEL a b", "ADD", "KEYS a b", "STATS now", ".exit now"],
+     "DEL", "DEL a b", "EXPIRE", "EXPIRE k", "EXPIRE 'k 1", "TTL", "TTL a b", "PERSIST",
+     "PERSIST a b", "ADD", "KEYS a b", "STATS now", ".exit now"],
 )  # fmt: skip
 def test_wrong_usage_gets_one_line_of_help(script: Script, line: str) -> None:
     (reply,) = script(line, code=1)
@@ -186,6 +188,53 @@ def test_del_tells_how_many_locals_confirmed(script: Script, node: NodeMaker) ->
     assert script("GET k", "DEL k") == [
         "global: k -> v     (Updating Local)",
         "Key deleted (confirmed by 2 Locals)",
+    ]
+
+
+def test_a_key_expires_and_persists(script: Script, node: NodeMaker) -> None:
+    node().set("two words", "v")
+    replies = script(
+        'TTL "two words"',
+        'EXPIRE "two words" 2000.5',
+        'ttl "two words"',
+        'PERSIST "two words"',
+        'TTL "two words"',
+        'expire "two words" 0.001',
+        "TTL nix",
+        "EXPIRE nix 1",
+        "PERSIST nix",
+    )
+    left = re.fullmatch(r"Key expires in (\d,\d{3}\.\d{3}) seconds", replies.pop(2))
+    assert left is not None
+    assert 1_000 < float(left[1].replace(",", "")) <= 2_000.5
+    assert replies == [
+        "Key stays until it is deleted",
+        "Database updated",
+        "Database updated",
+        "Key stays until it is deleted",
+        "Database updated",
+        *[MISSING] * 3,
+    ]
+    while "two words" in node():
+        pass
+
+
+@pytest.mark.parametrize("typed", ["soon", "0", "-1", "nan", "1e10", "5 6", "30s", 5000 * "9"])
+def test_what_is_no_time_to_live_is_one_short_line(script: Script, typed: str) -> None:
+    replies = script("SET k v", f"EXPIRE k {typed}", "TTL k", code=1)
+    assert replies[1].startswith(f"Usage: EXPIRE key seconds   ('{typed[:30]}")
+    assert replies[1].endswith(
+        "is not a number of seconds that is more than 0 and at most 3,153,600,000)"
+    )
+    assert len(replies[1]) < 240
+    assert replies[2] == "Key stays until it is deleted"
+
+
+def test_a_value_is_no_time_to_live(script: Script) -> None:
+    assert script("SET k EXPIRE k 5", "GET k", "TTL k") == [
+        "Database updated",
+        "db: k -> EXPIRE k 5",
+        "Key stays until it is deleted",
     ]
 
 

@@ -14,6 +14,7 @@ import dstore
 from tests.integration.repl_processes import (
     CTRL_C,
     CTRL_D,
+    CTRL_U,
     ENTER,
     PATIENCE,
     PROMPT,
@@ -91,6 +92,31 @@ def test_typing_at_a_terminal(terminal: Callable[..., Terminal]) -> None:
     repl_.ask("KEYS", "(1 key)")
     repl_.type(CTRL_D)
     assert repl_.process.wait(PATIENCE) == 0
+
+
+def test_a_key_that_expires_is_announced_at_a_terminal(
+    terminal: Callable[..., Terminal], node: NodeMaker
+) -> None:
+    node().set("greeting", "hello")
+    repl_ = terminal()
+    repl_.ask("GET greeting", "global: greeting -> hello")
+    repl_.type("exp" + TAB)
+    repl_.expect("expire ")
+    repl_.type("gre" + TAB)
+    repl_.expect("ting")
+    repl_.ask("2000", "Database updated")
+    repl_.ask("ttl greeting", "Key expires in 1,")
+    repl_.type(UP)
+    repl_.expect("ttl greeting")
+    repl_.type(UP)
+    repl_.expect("expire greeting 2000")
+    repl_.type(CTRL_U)
+    repl_.type("EXPIRE greeting 0.5" + ENTER)
+    repl_.expect("Database updated")
+    repl_.expect("(deleted elsewhere) greeting")
+    repl_.expect(PROMPT)
+    repl_.ask("GET greeting", MISSING)
+    repl_.ask("TTL greeting", MISSING)
 
 
 def test_tab_completes_commands_and_keys(

@@ -234,7 +234,10 @@ def test_the_repl_works_in_a_window_of_twenty_columns(
 # ---- output that takes nothing, or not every character ----------------------------------------
 
 
-PRINTS = ["keys", "get k", "stats", "put x", "--help", "--version", "repl", "demo tests/unit/shm"]
+PRINTS = [
+    *("keys", "get k", "ttl k", "stats", "put x", "--help", "--version", "repl"),
+    "demo tests/unit/shm",
+]
 
 
 @pytest.mark.usefixtures("here")
@@ -295,7 +298,9 @@ def test_one_ctrl_d_ends_a_value_that_is_typed(node: NodeMaker) -> None:
 
 
 @pytest.mark.usefixtures("here")
-@pytest.mark.parametrize("command", ["set new v", "del k", "get k -o /dev/null"])
+@pytest.mark.parametrize(
+    "command", ["set new v", "del k", "get k -o /dev/null", "expire k 1e4", "persist k"]
+)
 def test_what_prints_nothing_needs_no_output(node: NodeMaker, command: str) -> None:
     node().set("k", "v")
     for output in (">&-", ">&- 2>&-"):

@@ -40,7 +40,7 @@ ROOMS: dict[str, set[str]] = {
     "server": GROUND | {"protocol", "core.authority", "core.engine", "transport", "shm"},
     "": {"errors", "config", "version", "client", "server", "codecs"},
     "testing": PUBLIC | {"protocol", "core.engine", "shm.root"},
-    "cli.console": {"quoting"},
+    "cli.console": {"config", "checks", "quoting"},
     "cli.progress": {"cli.console", "client.files"},
     "cli.show": PUBLIC | {"quoting"},
     "cli.values": PUBLIC | {"cli.console", "cli.progress", "cli.show", "client.files", "quoting"},

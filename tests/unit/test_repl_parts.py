@@ -40,8 +40,9 @@ KEYS: list[str | bytes] = [
 @pytest.mark.parametrize(
     ("typed", "replaced", "offered"),
     [
-        ("", "", ["SET ", "PUT ", "GET ", "OUT ", "DEL ", "REM ", "ADD ", "SETFILE ", "PUTFILE ",
-                  "GETFILE ", "KEYS ", "STATS", "HELP ", ".exit"]),
+        ("", "", ["SET ", "PUT ", "GET ", "OUT ", "DEL ", "REM ", "EXPIRE ", "TTL ",
+                  "PERSIST ", "ADD ", "SETFILE ", "PUTFILE ", "GETFILE ", "KEYS ", "STATS",
+                  "HELP ", ".exit"]),
         ("s", "s", ["set ", "setfile ", "stats"]),
         ("  S", "S", ["SET ", "SETFILE ", "STATS"]),
         (".", ".", [".exit"]),
@@ -51,6 +52,10 @@ KEYS: list[str | bytes] = [
         ("add a", "a", []),
         ("GET a", "a", ["a", "ab", "b'a\\xff'", "b'a\\nb'"]),
         ("set a", "a", ["a ", "ab ", "b'a\\xff' ", "b'a\\nb' "]),
+        ("expire a", "a", ["a ", "ab ", "b'a\\xff' ", "b'a\\nb' "]),
+        ("expire a ", "a ", []),
+        ("ttl 'a", "'a", ["'a'", "'ab'"]),
+        ("persist x", "x", ['"x b\'y\'"']),
         ("GET b'a", "b'a", ["b'a'", "b'ab'", "b'a\\xff'", "b'a\\nb'"]),
         ('GET b"a\\', 'b"a\\', ['b"a\\xff"', 'b"a\\nb"']),
         ("GET b'a\\x", "b'a\\x", ["b'a\\xff'"]),

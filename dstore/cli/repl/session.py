@@ -151,6 +151,18 @@ class Repl(cmd2.Cmd):
             deletion = self.node.delete(key)
         self.say(text.reply_deleted(deletion.confirmed, deletion.expired))
 
+    def do_expire(self, statement: Statement) -> None:
+        key, seconds = text.key_and_seconds(statement.args)
+        self.node.expire(key, seconds)
+        self.say(text.UPDATED)
+
+    def do_ttl(self, statement: Statement) -> None:
+        self.say(text.reply_ttl(self.node.ttl(text.only_key(statement.args))))
+
+    def do_persist(self, statement: Statement) -> None:
+        self.node.persist(text.only_key(statement.args))
+        self.say(text.UPDATED)
+
     def do_add(self, statement: Statement) -> None:
         if not statement.args:
             raise text.Misuse

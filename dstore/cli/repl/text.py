@@ -22,7 +22,7 @@ import textwrap
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from dstore.cli.console import said, text_or_bytes
+from dstore.cli.console import lifetime, said, text_or_bytes
 from dstore.cli.show import shown, unreadable
 from dstore.errors import KeyMissing, KeyOccupied, UnknownCodec
 from dstore.quoting import is_plain
@@ -32,7 +32,7 @@ UPDATED = "Database updated"
 QUOTES = ("'", '"')
 BYTES_QUOTES = ("b'", 'b"')
 BLANKS = " \t"
-ABOUT_FROM = 18
+ABOUT_FROM = 20
 """The column of the list of HELP at which the explanations begin."""
 
 KEY_RULE = "A key with spaces goes in quotes; any bytes can be a key, written as b'\\xff\\n'."
@@ -83,6 +83,20 @@ USAGES = {
         ("DEL greeting", 'DEL "a key with spaces"'),
         writes=True,
         also="REM",
+    ),
+    "expire": Usage(
+        "EXPIRE key seconds",
+        "let a key expire that many seconds from now",
+        ("EXPIRE greeting 60", 'EXPIRE "a key with spaces" 0.5'),
+        "An expiry is a deletion that Global begins by itself. PERSIST prevents it.",
+        writes=True,
+    ),
+    "ttl": Usage("TTL key", "show in how many seconds a key expires", ("TTL greeting",)),
+    "persist": Usage(
+        "PERSIST key",
+        "let a key stay until it is deleted",
+        ("PERSIST greeting",),
+        writes=True,
     ),
     "add": Usage(
         "ADD value",
@@ -237,6 +251,16 @@ def key_and_path(text: str) -> tuple[str | bytes, str]:
     return key, only_path(rest)
 
 
+def key_and_seconds(text: str) -> tuple[str | bytes, float]:
+    key, rest = split_key(text)
+    if not rest:
+        raise Misuse
+    try:
+        return key, lifetime(rest)
+    except ValueError as error:
+        raise Misuse(str(error)) from None
+
+
 def value_of(text: str) -> str | bytes:
     """Return the value that the rest of a line stands for, without quotes around all of it."""
     quote = text[:1]
@@ -269,6 +293,13 @@ def reply_deleted(confirmed: int, expired: int) -> str:
     locals_ = "1 Local" if confirmed == 1 else f"{confirmed} Locals"
     late = f", {expired} expired" if expired else ""
     return f"Key deleted (confirmed by {locals_}{late})"
+
+
+def reply_ttl(seconds: float | None) -> str:
+    """Return the reply to a TTL: when the key expires, or None for a key that does not."""
+    if seconds is None:
+        return "Key stays until it is deleted"
+    return f"Key expires in {seconds:,.3f} seconds"
 
 
 def reply_written(size: int, path: str) -> str:

@@ -75,10 +75,10 @@ def test_the_description_of_a_large_value_is_not_decoded() -> None:
 # ---- what is no codec -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["bytes", "text", "msgpack", "ndarray", "pickle"])
+@pytest.mark.parametrize("name", ["bytes", "text", "msgpack", "ndarray", "pickle", "damaged"])
 def test_our_names_are_taken(name: str) -> None:
     for pickle in (False, True):
-        with pytest.raises(ValueError, match=f"'{name}' is the name of a codec of dstore"):
+        with pytest.raises(ValueError, match=f"^'{name}' is a name of dstore's own; choose"):
             Codecs([FRACTIONS._replace(name=name)], pickle=pickle)
 
 
