@@ -16,6 +16,7 @@ from tests.simulation.mutants_of_hits import OF_HITS
 from tests.simulation.mutants_of_hosts import OF_HOSTS
 from tests.simulation.mutants_of_hosts_simulated import OF_HOSTS_SIMULATED
 from tests.simulation.mutants_of_operations import OF_OPERATIONS
+from tests.simulation.mutants_of_revalidation import OF_REVALIDATION
 from tests.simulation.mutants_of_sessions import OF_SESSIONS
 from tests.simulation.mutants_of_sharing import OF_SHARING
 from tests.simulation.mutants_of_validity import OF_VALIDITY
@@ -393,4 +394,5 @@ MUTANTS = (
     *OF_SHARING,
     *OF_HOSTS_SIMULATED,
     *OF_EXPIRY,
+    *OF_REVALIDATION,
 )  # fmt: skip

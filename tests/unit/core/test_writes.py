@@ -8,14 +8,24 @@ import pytest
 
 from dstore.config import INLINE_BYTES_MAX, KEY_BYTES_MAX, OUTCOMES_MAX
 from dstore.core.authority import sessions
+from dstore.core.engine import Outcome
 from dstore.core.local import operations
-from dstore.core.local.operations import direct, writing
+from dstore.core.local.operations import SetOutcome, direct, writing
 from dstore.core.local.state import LocalState
 from dstore.core.local.steps import StepResult
 from dstore.core.local.writer import Writer
 from dstore.errors import GlobalUnavailable, OutcomeUnknown, RequestRefused
 from dstore.protocol import content, wire
-from dstore.protocol.messages import DelStatus, Refusal, Refused, Set, SetItem, SetStatus, Stored
+from dstore.protocol.messages import (
+    DelStatus,
+    Get,
+    Refusal,
+    Refused,
+    Set,
+    SetItem,
+    SetStatus,
+    Stored,
+)
 from tests.unit.core.world import LEASE, Call, World, item
 
 
@@ -151,10 +161,68 @@ def test_a_repeat_whose_record_may_be_gone_is_never_executed(kind: str) -> None:
     world.start_global()
     write.send()
     write.answer()
+    if kind != "delete":  # it looks whether its value is bound
+        assert isinstance(write.message, Get)
+        write.send()
+        write.answer()
     assert isinstance(write.error, OutcomeUnknown)
     assert write.error.keys == ["k"]
     stored = world.engine.read("k")
     assert stored is None if kind == "set" else stored is not None
+
+
+def test_a_set_whose_session_was_lost_is_known_by_its_tokens() -> None:
+    """What is bound with them has been stored; of all else the outcome is unknown."""
+    world = World(durable=True)
+    (a,) = world.joined("a")
+    write = a.begin_set(("k", b"v"), ("l", b"v"), ("m", b"v"))
+    write.send()
+    world.commit(Outcome.DONE, Outcome.DONE, Outcome.FAILED)
+    write.replies.clear()
+    other = world.engine.read("l")
+    assert other is not None
+    world.engine.remove("l", other.token)
+    world.engine_holds("l")
+    write.resume(StepResult(world.now + 0.3, None, True))
+    world.start_global()
+    write.send()
+    write.answer()
+    assert write.message == Get(0, 0, write.message.request, ["k", "l", "m"])
+    write.send()
+    write.answer()
+    assert isinstance(write.error, OutcomeUnknown)
+    assert write.error.keys == ["l", "m"]
+
+    write = a.begin_set(("n", b"v"), replace=True)
+    world.settle()
+    write.look()
+    write.send()
+    world.commit()
+    write.replies.clear()
+    write.resume(StepResult(world.now + 0.3, None, True))
+    world.start_global()
+    write.send()
+    write.answer()
+    write.send()
+    write.answer()
+    assert write.result == {"n": SetOutcome(SetStatus.STORED)}
+
+
+def test_a_set_whose_session_was_lost_stays_unknown_if_global_is_lost_too() -> None:
+    world = World(durable=True)
+    (a,) = world.joined("a")
+    write = a.begin_set(("k", b"v"))
+    write.send()
+    world.commit()
+    write.replies.clear()
+    write.resume(StepResult(world.now + 0.3, None, True))
+    world.start_global()
+    write.send()
+    write.answer()
+    while not write.done:
+        write.time_out()
+    assert isinstance(write.error, OutcomeUnknown)
+    assert write.error.keys == ["k"]
 
 
 def test_a_write_whose_every_copy_was_refused_is_done_again_in_the_new_session() -> None:

@@ -10,6 +10,7 @@ from dstore.config import BATCH_BYTES_MAX, ITEM_BYTES_MAX, KEYS_PER_MESSAGE_MAX
 from dstore.core.local.cache import MappedBody
 from dstore.core.local.membership import Membership
 from dstore.core.local.operations.exchange import (
+    RESEND_FIRST,
     ROUNDS_MAX,
     SessionLost,
     Unanswered,
@@ -34,6 +35,8 @@ from dstore.protocol.messages import (
     ExpireReply,
     ExpireStatus,
     Found,
+    Get,
+    GetReply,
     Key,
     Large,
     Refusal,
@@ -144,13 +147,43 @@ class _Setting:
             return set_message(state, writer, write, writer.seen, self.replace, batch, self.ttl)
 
         keys = [item.key for item in batch]
-        now, reply, membership = yield from _write(
-            state, keys, message, SetReply, now, deadline, begun, uploader
-        )
+        try:
+            now, reply, membership = yield from _attempt(
+                state, keys, message, SetReply, now, deadline, begun, uploader
+            )
+        except SessionLost as lost:
+            return (yield from self._find(batch, lost, deadline))
         for item, result in zip(batch, reply.items):
             large = self.bodies.get(item.stored.token)
             outcome = fill(state, membership, item, result, large and large.mapped)
             self.outcomes[item.key] = outcome
+        return now
+
+    def _find(self, batch: list[SetItem], lost: SessionLost, deadline: float) -> Operation[float]:
+        """Find out by their tokens which values a SET has bound whose session was lost.
+
+        What is not bound now may have been, for a while: then the outcome stays unknown.
+        """
+        state, now, wanted = self.state, lost.now, {item.key: item for item in batch}
+        until = max(deadline, now + RESEND_FIRST)
+        unknown: list[Key] = []
+        while wanted:
+            keys = list(wanted)
+            request = Get(state.epoch, NO_SESSION, state.next_request(), keys)
+            try:
+                now, reply = yield from exchange(state, request, GetReply, now, until)
+            except Unanswered:
+                break
+            for key, found in zip(keys, reply.items):
+                item = wanted.pop(key)
+                if found is not None and found.stored.token == item.stored.token:
+                    self.outcomes[key] = SetOutcome(SetStatus.STORED)
+                else:
+                    unknown.append(key)
+            if len(wanted) == len(keys):
+                break  # no answer of dstore is empty
+        if unknown or wanted:
+            raise _unknown([*unknown, *wanted], lost)
         return now
 
     def upload(self, item: SetItem, now: float, deadline: float) -> Operation[float]:
@@ -264,13 +297,34 @@ def _write(
     now: float,
     deadline: float,
     begun: BegunWrite | None = None,
+) -> Operation[tuple[float, W, Membership]]:
+    """Do what :func:`_attempt` does. Raises OutcomeUnknown if the session was lost."""
+    try:
+        return (yield from _attempt(state, keys, message, kind, now, deadline, begun))
+    except SessionLost as lost:
+        raise _unknown(keys, lost) from None
+
+
+def _unknown(keys: list[Key], ended: Unanswered) -> OutcomeUnknown:
+    return OutcomeUnknown([public(key) for key in keys], ended.why)
+
+
+def _attempt(
+    state: LocalState,
+    keys: list[Key],
+    message: Callable[[Writer, int], RequestMessage],
+    kind: type[W],
+    now: float,
+    deadline: float,
+    begun: BegunWrite | None = None,
     uploader: Writer | None = None,
 ) -> Operation[tuple[float, W, Membership]]:
     """Send a write until it is answered; Global executes it at most once. It may have ``begun``.
 
     It is sent in the session of ``uploader``, if that is there, as long as Global knows it.
 
-    Returns the time, the reply, and the membership under which the request was sent.
+    Returns the time, the reply, and the membership under which the request was sent. Raises
+    SessionLost if that was lost and the write may have been executed.
     """
     while True:
         first: StepResult | None = None
@@ -299,9 +353,12 @@ def _write(
             return now, reply, membership
         except Unanswered as ended:
             now = ended.now
+            lost = isinstance(ended, SessionLost)
+            if ended.unknown and lost:
+                raise
             if ended.unknown:
-                raise OutcomeUnknown([public(key) for key in keys], ended.why) from None
-            if not isinstance(ended, SessionLost):
+                raise _unknown(keys, ended) from None
+            if not lost:
                 raise failure(state, ended) from None
         finally:
             # Not in a function of its own: Ctrl-C may come when that is called, and a write that
