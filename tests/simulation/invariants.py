@@ -66,25 +66,27 @@ def _deadlines_are_on_the_disk(place: SimGlobal) -> Iterator[str]:
 # ---- caches -----------------------------------------------------------------------------------
 
 
-def _answers(local: SimLocal, stale_ok: bool = False) -> Iterator[tuple[Key, bytes]]:
-    """What hits could answer with now: each key, and the token of its value."""
+def _answers(local: SimLocal, stale_ok: bool = False) -> Iterator[tuple[Key, Stored]]:
+    """What hits could answer with now: each key and its value."""
     for entry in local.state.cache:
         visited = entry.visited
         if local.state.hit(entry.key, local.clock(), stale_ok) is not None:
             entry.visited = visited
             assert isinstance(entry.value, Stored) and not isinstance(entry.value.body, Large)
-            yield entry.key, entry.value.token
+            yield entry.key, entry.value
 
 
 def _cache_is_current(authority: SimGlobal, local: SimLocal) -> Iterator[str]:
     """While the lease lasts, each value that a hit could answer with is the bound one."""
-    for key, token in _answers(local):
-        yield from _is_bound(authority, local, key, token)
+    for key, stored in _answers(local):
+        yield from _is_bound(authority, local, key, stored)
 
 
-def _is_bound(authority: SimGlobal, local: SimLocal, key: Key, token: bytes) -> Iterator[str]:
+def _is_bound(authority: SimGlobal, local: SimLocal, key: Key, stored: Stored) -> Iterator[str]:
     bound = authority.engine.read(key)
-    if bound is None or bound.token != token:
+    if bound is not None and type(bound.body) is Large:  # the cache has its bytes
+        bound = bound._replace(body=stored.body)
+    if bound != stored:
         yield f"{local.name} may answer {key} with a value that is gone"
 
 
@@ -96,14 +98,14 @@ def _shared_cache_is_current(authority: SimGlobal, local: SimLocal, page: SimPag
     for entry in local.state.membership.entries.values():
         if words[bucket_of(entry.key)] <= entry.seq:
             assert isinstance(entry.value, Stored)
-            yield from _is_bound(authority, local, entry.key, entry.value.token)
+            yield from _is_bound(authority, local, entry.key, entry.value)
     if page.table is None:
         return
     for number in range(local.scenario.keys):
         key = f"k{number}"
         record = page.table.find(key, page.vector.hashed(key))
         if record is not None and words[bucket_of(key)] <= record.seq:
-            yield from _is_bound(authority, local, key, record.token)
+            yield from _is_bound(authority, local, key, Stored(*record[1:]))
 
 
 def _observer_has_reported(authority: SimGlobal, local: SimLocal) -> Iterator[str]:
@@ -124,8 +126,8 @@ def _applied_is_applied(authority: SimGlobal, local: SimLocal) -> Iterator[str]:
     if local.state.applied > len(authority.deletions):
         yield f"{local.name} has applied {local.state.applied}, which has not happened"
     gone = set(applied)
-    for key, token in _answers(local, stale_ok=True):
-        if (key, token) in gone:
+    for key, stored in _answers(local, stale_ok=True):
+        if (key, stored.token) in gone:
             yield f"{local.name} answers {key} although it applied its deletion"
 
 

@@ -10,6 +10,7 @@ the code.
 from __future__ import annotations
 
 from tests.simulation.mutant import CORE, Mutant
+from tests.simulation.mutants_of_data import OF_DATA
 from tests.simulation.mutants_of_durability import OF_DURABILITY
 from tests.simulation.mutants_of_expiry import OF_EXPIRY
 from tests.simulation.mutants_of_hits import OF_HITS
@@ -395,4 +396,5 @@ MUTANTS = (
     *OF_HOSTS_SIMULATED,
     *OF_EXPIRY,
     *OF_REVALIDATION,
+    *OF_DATA,
 )  # fmt: skip

@@ -223,9 +223,9 @@ def test_an_answer_that_names_what_was_not_offered_changes_nothing() -> None:
     a.get("k")
     offer = offered(a)
     envelope = offer[:3]
-    a.receive(Offered(*envelope, 0, [1, 999], bytes(32)))
-    assert not a.state.entries
     a.receive(Offered(*envelope[:2], offer.request + 1, 0, [0], bytes(16)))
+    assert not a.state.entries
+    a.receive(Offered(*envelope, 0, [1, 999], bytes(32)))
     assert not a.state.entries
 
 
