@@ -46,7 +46,8 @@ class Settings:
     cache_bytes
         Bytes of memory that the cache of this process may take. Beyond it, entries that have not
         been read recently are evicted (SIEVE). Default: 256 MiB, or beside a host cache a tenth of
-        what that holds, but 4 MiB in any case.
+        what that holds, but 3 MiB in any case. After a restart of Global it may take as much once
+        more, until Global has said which of the former values are unchanged.
     stale_ok
         Whether reads may be answered from the cache after the lease has ended, that is, while
         Global cannot be reached. The value of such an answer may have been deleted meanwhile. What

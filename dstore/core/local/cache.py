@@ -185,21 +185,21 @@ class Cache:
             self._unlink(entry)
         return entry
 
-    def values(self) -> list[tuple[Key, str, bytes]]:
-        """Return keys, codecs and bodies of all small values, beginning with the newest."""
-        values = []
-        entry = self._newest
-        while entry is not None:
-            if entry.shared is None:
-                value = entry.value
-                if type(value) is Stored:
-                    codec, body = value.codec, value.body
-                else:
-                    codec, body = self._encode(value)
-                if type(body) is bytes:
-                    values.append((entry.key, codec, body))
-            entry = entry.older
-        return values
+    def values(self) -> Iterator[tuple[Key, str, bytes]]:
+        """Iterate over keys, codecs and bodies of all small values, beginning with the newest.
+
+        They are those that are here now, also if the cache is changed or cleared meanwhile.
+        """
+        return self._encoded(list(self.entries.values()))
+
+    def _encoded(self, entries: list[Entry]) -> Iterator[tuple[Key, str, bytes]]:
+        while entries:
+            entry = entries.pop()  # its memory is free when it is not needed any more
+            value = entry.value
+            if type(value) is not Stored:
+                yield entry.key, *self._encode(value)
+            elif type(value.body) is bytes:
+                yield entry.key, value.codec, value.body
 
     def clear(self) -> None:
         """Remove all entries. A reader without a lock sees the same dictionary, emptied."""
