@@ -107,7 +107,7 @@ OF_REVALIDATION = (
         (
             (
                 "core.local.operations.writing",
-                "                if found is not None and found.stored.token == item.stored.token:\n",
+                "                if found is not None and found.stored.token == wanted[key].stored.token:\n",
                 "                if found is not None:\n",
             ),
         ),

@@ -172,7 +172,7 @@ def test_a_repeat_whose_record_may_be_gone_is_never_executed(kind: str) -> None:
 
 
 def test_a_set_whose_session_was_lost_is_known_by_its_tokens() -> None:
-    """What is bound with them has been stored; of all else the outcome is unknown."""
+    """If all are bound with them they have been stored; else the outcome is unknown."""
     world = World(durable=True)
     (a,) = world.joined("a")
     write = a.begin_set(("k", b"v"), ("l", b"v"), ("m", b"v"))
@@ -191,7 +191,7 @@ def test_a_set_whose_session_was_lost_is_known_by_its_tokens() -> None:
     write.send()
     write.answer()
     assert isinstance(write.error, OutcomeUnknown)
-    assert write.error.keys == ["l", "m"]
+    assert write.error.keys == ["k", "l", "m"]
 
     write = a.begin_set(("n", b"v"), replace=True)
     world.settle()

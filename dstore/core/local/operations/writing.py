@@ -160,13 +160,12 @@ class _Setting:
         return now
 
     def _find(self, batch: list[SetItem], lost: SessionLost, deadline: float) -> Operation[float]:
-        """Find out by their tokens which values a SET has bound whose session was lost.
+        """Find out by their tokens whether a SET has bound its values whose session was lost.
 
         What is not bound now may have been, for a while: then the outcome stays unknown.
         """
         state, now, wanted = self.state, lost.now, {item.key: item for item in batch}
         until = max(deadline, now + RESEND_FIRST)
-        unknown: list[Key] = []
         while wanted:
             keys = list(wanted)
             request = Get(state.epoch, NO_SESSION, state.next_request(), keys)
@@ -175,15 +174,13 @@ class _Setting:
             except Unanswered:
                 break
             for key, found in zip(keys, reply.items):
-                item = wanted.pop(key)
-                if found is not None and found.stored.token == item.stored.token:
+                if found is not None and found.stored.token == wanted[key].stored.token:
+                    del wanted[key]
                     self.outcomes[key] = SetOutcome(SetStatus.STORED)
-                else:
-                    unknown.append(key)
-            if len(wanted) == len(keys):
-                break  # no answer of dstore is empty
-        if unknown or wanted:
-            raise _unknown([*unknown, *wanted], lost)
+            if not reply.items or len(wanted) > len(keys) - len(reply.items):  # one is not bound
+                break
+        if wanted:
+            raise _unknown([item.key for item in batch], lost)
         return now
 
     def upload(self, item: SetItem, now: float, deadline: float) -> Operation[float]:
