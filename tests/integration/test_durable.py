@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from dstore import config
 from dstore.server.data.folder import DATABASE
 from dstore.testing import start_global
 from tests.disks import mounted_disk
+from tests.integration.owners import until
 from tests.integration.processes import PATIENCE, ROOT, GlobalProcess, Worker, free_port
 from tests.unit.server.data_files import edit, run_python
 
@@ -97,6 +99,16 @@ def embedded(place: Path) -> Iterator[dstore.Node]:
         yield node
 
 
+@contextmanager
+def waiting(call: Callable[[], object]) -> Iterator[None]:
+    """Run a write that does not end within the block, in which Global is killed."""
+    with ThreadPoolExecutor(1) as pool:
+        ended = pool.submit(call)
+        yield
+        with pytest.raises(dstore.OutcomeUnknown):
+            ended.result(PATIENCE)
+
+
 def refused(*options: str) -> str:
     """Run a ``dstore global`` that cannot start. Returns the one line that it says."""
     ended = subprocess.run(
@@ -168,13 +180,12 @@ def test_in_the_quiet_period_only_removals_wait(serve: Callable[..., Durable], j
     hasty, node = join(served, timeout=SHORT), join(served)
     assert node.get("k") == "value"
     node.set("new", "other")
-    with pytest.raises(dstore.OutcomeUnknown):
-        hasty.delete("k")
-    with pytest.raises(dstore.OutcomeUnknown):
-        hasty.set("new", 3, replace=True)
-    assert node.get_many(["k", "new"]) == {"k": "value", "new": "other"}
-    node.set("newer", LARGE)
-    assert node.get("newer") == LARGE
+    with waiting(lambda: hasty.delete("k")), waiting(lambda: hasty.set("new", 3, replace=True)):
+        until(lambda: node.global_stats()["pending"] == 2, "a deletion and a replacement")
+        assert node.get_many(["k", "new"]) == {"k": "value", "new": "other"}
+        node.set("newer", LARGE)
+        assert node.get("newer") == LARGE
+        served.kill()
 
 
 def test_removals_go_on_when_the_quiet_period_is_over(
@@ -247,8 +258,11 @@ def test_after_a_clean_stop_the_leases_of_nodes_are_waited_for(
     join(served).set("k", "value")
     assert served.stop() == OK
     served.start()
-    with pytest.raises(dstore.OutcomeUnknown):
-        join(served, timeout=SHORT).delete("k")
+    node = join(served)
+    with waiting(lambda: node.delete("k")):
+        until(lambda: node.global_stats()["pending"] == 1, "a deletion that waits")
+        assert node.get("k") == "value"
+        served.kill()
 
 
 # ---- the folder -------------------------------------------------------------------------------

@@ -58,7 +58,7 @@ def test_foreign_frames_are_refused_counted_and_do_no_harm(
         assert refused(raw, b"GET / HTTP/1.1").refusal is Refusal.BAD_MESSAGE
         assert refused(raw, b"").refusal is Refusal.BAD_MESSAGE
         assert refused(raw, b"", b"as REQ would").refusal is Refusal.BAD_MESSAGE
-        assert refused(raw, b"dS\x09whatever").refusal is Refusal.OTHER_VERSION
+        assert refused(raw, b"dS\xffwhatever").refusal is Refusal.OTHER_VERSION
         assert refused(raw, wire.PREFIX + b"\x91\x63").refusal is Refusal.BAD_MESSAGE
         assert refused(raw, wire.encode(Get(1, 1, 1, ["k"]))[:-1]).refusal is Refusal.BAD_MESSAGE
         for _ in range(200):

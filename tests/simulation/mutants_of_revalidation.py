@@ -118,9 +118,9 @@ OF_REVALIDATION = (
         "write that does not wait for the end of the quiet period",
         (
             (
-                "core.local.operations.writing",
-                "            until = deadline + state.lease + max(0.0, state.quiet_until - now)\n",
-                "            until = deadline + state.lease\n",
+                "core.local.operations.exchange",
+                "            if not (patient and state.is_quiet(now)):\n",
+                "            if True:\n",
             ),
         ),
         HERE + "test_welcome_tells_what_is_left_of_the_quiet_period_and_writes_wait_for_it",

@@ -91,8 +91,8 @@ OF_SHARING = (
     _mutant(
         "private session kept while the page is used",
         STATE,
-        "        self._leave_joined(now)\n        self._share(page)\n",
-        "        self._share(page)\n",
+        "        self._leave_joined(now)\n        self.former.keep(())\n",
+        "        self.former.keep(())\n",
         "test_a_private_membership_is_given_back_when_there_is_a_page",
     ),
     # ---- detaching ----------------------------------------------------------------------------

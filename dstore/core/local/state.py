@@ -500,6 +500,10 @@ class LocalState(Entries):
     def _take_back(self, key: Key, found: Found) -> bool:
         return self.fill(self.joined, key, found) is not None
 
+    def is_quiet(self, now: float) -> bool:
+        """Whether Global is there, as far as this Local knows, and still removes nothing."""
+        return now < min(self.quiet_until, self.lease_end)
+
     def _see_epoch(self, epoch: int, now: float) -> bool:
         """Give up a page of another epoch than Global's. Returns whether that was so."""
         if self.page is None or self.page.epoch == epoch:

@@ -12,6 +12,7 @@ from dstore.core.local.cache import Cache
 from dstore.core.local.former import PAUSE, Former
 from dstore.core.local.state import LOOK_SOON
 from dstore.core.local.steps import Request
+from dstore.errors import OutcomeUnknown
 from dstore.protocol.messages import (
     DelStatus,
     Found,
@@ -411,12 +412,25 @@ def test_welcome_tells_what_is_left_of_the_quiet_period_and_writes_wait_for_it()
     assert a.state.quiet_until == world.now + 20.0
     deleting = a.begin_delete("k", timeout=5.0)
     deleting.send()
-    while world.now < world.quiet_until:
-        assert isinstance(deleting.step, Request)
+    while isinstance(deleting.step, Request) and deleting.step.until < world.quiet_until:
         world.live(deleting.step.until - world.now, step=0.5)
         deleting.time_out()
         deleting.send()
-    world.settle()
+    world.live(world.quiet_until - world.now)
     world.commit()
     deleting.answer()
     assert deleting.result["k"].status is DelStatus.DELETED
+
+
+def test_a_write_does_not_wait_for_a_global_that_is_lost_in_its_quiet_period() -> None:
+    world = World(durable=True, quiet=1000.0)
+    world.engine_holds("k")
+    (a,) = world.joined("a")
+    deleting = a.begin_delete("k", timeout=5.0)
+    deleting.send()
+    world.members.remove(a)
+    begun = world.now
+    while not deleting.done:
+        deleting.time_out()
+    assert isinstance(deleting.error, OutcomeUnknown)
+    assert world.now <= begun + 5.0 + 2 * LEASE

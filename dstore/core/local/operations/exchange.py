@@ -105,11 +105,13 @@ def exchange(
     deadline: float,
     pause: float = RESEND_FIRST,
     first: StepResult | None = None,
+    patient: bool = False,
 ) -> Operation[tuple[float, R]]:
     """Send a request, in the session that it names, until it is answered.
 
     It is repeated after ``pause`` seconds. ``first`` is the result of sending it, if that was done
-    already, at ``now``.
+    already, at ``now``. With ``patient`` it waits for as long as Global is there and has not ended
+    its quiet period, in which it removes nothing.
     """
     unknown = 0
     pause = min(pause, (deadline - now) / 4)
@@ -136,7 +138,9 @@ def exchange(
         elif reply is not None:
             raise Declined(now, unknown, f"it answered with {type(reply).__name__}")
         if now >= deadline:
-            raise Unanswered(now, unknown)
+            if not (patient and state.is_quiet(now)):
+                raise Unanswered(now, unknown)
+            deadline = min(now, state.quiet_until) + state.lease
         pause = min(2 * pause, RESEND_MAX)
 
 

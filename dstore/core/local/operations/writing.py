@@ -340,10 +340,11 @@ def _attempt(
                 request = message(writer, write)
             else:
                 request, begun = begun.message, None
-            # A write may have to wait for the lease of a Local that died, or, after a restart of
-            # Global, for the leases of its former life.
-            until = deadline + state.lease + max(0.0, state.quiet_until - now)
-            now, reply = yield from exchange(state, request, kind, now, until, first=first)
+            # A write may have to wait for the lease of a Local that died.
+            until = deadline + state.lease
+            now, reply = yield from exchange(
+                state, request, kind, now, until, first=first, patient=True
+            )
             if len(reply.items) != len(keys):
                 why = "Global answered with a wrong number of outcomes"
                 raise OutcomeUnknown([public(key) for key in keys], why)
