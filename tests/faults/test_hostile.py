@@ -12,6 +12,7 @@ SHORT = 0.02
 """The part of each attack that is run."""
 
 
+@pytest.mark.long
 @pytest.mark.timeout(300)
 def test_honest_nodes_are_served_and_memory_is_bounded_while_others_attack() -> None:
     results = hostile.Run(seed=1, scale=SHORT, names=[]).run(say=lambda _: None)
@@ -22,6 +23,7 @@ def test_honest_nodes_are_served_and_memory_is_bounded_while_others_attack() -> 
     assert seen.calls > seen.reads
 
 
+@pytest.mark.long
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("deletes", [False, True], ids=["without deletions", "with deletions"])
 def test_global_does_not_grow_with_joins_and_leaves(deletes: bool) -> None:

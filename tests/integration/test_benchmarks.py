@@ -81,6 +81,7 @@ def has(process: Path, mark: bytes) -> bool:
         return False
 
 
+@pytest.mark.long
 def test_all_workloads_run_and_are_reported(tmp_path: Path) -> None:
     with benchmark(tmp_path, "--out", str(tmp_path)) as process:
         out, err = process.communicate(timeout=55)
@@ -112,6 +113,7 @@ def test_a_run_in_pure_python_says_so_and_has_no_compiled_hit(tmp_path: Path) ->
     assert {"hot-pure", "hit-pure"} <= names and not names & COMPILED
 
 
+@pytest.mark.long
 def test_keys_asked_of_global_are_counted_on_one_host(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(HOST_VARIABLE)
     results = Results(TINY.name, {})

@@ -270,6 +270,7 @@ def test_what_a_killed_owner_leaves_is_void_when_the_next_one_begins(here: str) 
             assert sum(name.endswith(".table") for name in files(here)) == 1
 
 
+@pytest.mark.long
 def test_an_owner_that_is_killed_again_and_again(
     free_global: dstore.Global, node: dstore.Node, here: str
 ) -> None:

@@ -73,6 +73,7 @@ def ended(*command: str) -> str:
     return done.stdout
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("what", DO)
 def test_any_limit_of_descriptors_is_met_with_an_error_or_suffices(
     what: str, free_global: dstore.Global, tmp_path: Path

@@ -52,7 +52,13 @@ def locale_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder)
 
 
-@pytest.fixture(params=LOCALES)
+SOME = {"C", "latin-1", "UTF-8"}
+"""Those of the default run."""
+
+
+@pytest.fixture(
+    params=[pytest.param(name, marks=() if name in SOME else pytest.mark.long) for name in LOCALES]
+)
 def locale(request: pytest.FixtureRequest, free_global: dstore.Global) -> dict[str, str]:
     """The environment of a process in one of the locales."""
     kept = {name: value for name, value in os.environ.items() if name not in CLEARED}

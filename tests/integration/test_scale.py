@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SIZES = (10, 40)
 
 
+@pytest.mark.long
 def test_the_report_is_complete(tmp_path: Path) -> None:
     options = ["--quick", "--locals", *map(str, SIZES), "--out", str(tmp_path / "scale")]
     done = subprocess.run(

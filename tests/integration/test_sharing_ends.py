@@ -418,6 +418,7 @@ def test_required_sharing_ends_and_begins_again(
         warm(node)
 
 
+@pytest.mark.long
 def test_many_owners_come_and_go_under_load(
     far: GlobalProcess, share: MakeNode, outside: dstore.Node, here: str
 ) -> None:

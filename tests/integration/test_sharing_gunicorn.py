@@ -19,7 +19,7 @@ pytest.importorskip("gunicorn", minversion="25.1", reason="needs gunicorn 25.1 o
 
 pytestmark = [pytest.mark.shared, pytest.mark.usefixtures("host_mode")]
 WORKERS = 8
-KINDS = ["sync", "gthread", "gevent"]
+KINDS = ["sync", *(pytest.param(kind, marks=pytest.mark.long) for kind in ("gthread", "gevent"))]
 
 
 @pytest.fixture

@@ -28,7 +28,10 @@ from dstore.compiled import PURE
 from tests.conftest import NATIVE
 from tests.integration.processes import ROOT
 
-pytestmark = pytest.mark.timeout(300)  # pip may download, and the machine may be busy
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.timeout(300),
+]  # pip may download, and the machine may be busy
 
 BUILD_SDIST = "import sys; from setuptools import build_meta; build_meta.build_sdist(sys.argv[1])"
 NOT_COPIED = shutil.ignore_patterns(

@@ -23,7 +23,7 @@ from tests.simulation.run import run
 from tests.simulation.scenario import Scenario
 from tests.simulation.simulation import Simulation
 
-SEEDS = 60
+SEEDS = 30
 """Seeds of the default run; ``scripts/simulate --seeds N`` plays more."""
 SEEDS_OF_A_PART = 15
 """Seeds of one test: a run takes about a third of a second."""
@@ -32,15 +32,12 @@ SEEDS_OF_A_MUTANT = 60
 QUICK = {
     "removal before acknowledgement",
     "confirmation without waiting",
-    "fill that does not consult the vector",
     "look-up of an operation that does not compare the word",
     "hit that does not compare the word",
     "acknowledgement that skips a gap",
     "repeated DEL that removes a newer value",
     "forked child that uses its parent's lease",
-    "replacement that is missing in Global's page",
     "hit of a shared entry that does not compare the word",
-    "page that is valid after the goodbye of its owner",
     "expiry that does not wait for holders",
 }
 """Mutants of the default run; ``scripts/simulate --mutants`` plays all."""
@@ -62,13 +59,7 @@ def test_the_same_seed_gives_the_same_trace() -> None:
 
 
 def test_the_scenarios_have_every_fault_and_every_operation() -> None:
-    text = []
-    for seed in range(40):
-        simulation = Simulation(Scenario.draw(seed))
-        simulation.run()
-        text += simulation.loop.trace
-    trace = "\n".join(text)
-    for event in (
+    missing = {
         "cut off",
         "stands still",
         "dies",
@@ -88,8 +79,15 @@ def test_the_scenarios_have_every_fault_and_every_operation() -> None:
         "get_many",
         "changed",
         "persist",
-    ):
-        assert event in trace, f"no scenario has {event!r}"
+    }
+    for seed in range(40):
+        simulation = Simulation(Scenario.draw(seed))
+        simulation.run()
+        trace = "\n".join(simulation.loop.trace)
+        missing = {event for event in missing if event not in trace}
+        if not missing:
+            break
+    assert not missing
 
 
 REACHED = {
@@ -113,6 +111,7 @@ REACHED = {
 """What happens in some of the first scenarios."""
 
 
+@pytest.mark.long
 def test_the_scenarios_reach_what_hosts_with_shared_memberships_do() -> None:
     counts: Counter[str] = Counter()
     for seed in range(60):

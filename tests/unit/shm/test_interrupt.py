@@ -157,6 +157,7 @@ def test_others_may_write_what_was_interrupted(tmp_path: Path, after: bool) -> N
         at += 1
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("after", [False, True])
 def test_while_a_process_enters_and_leaves(tmp_path: Path, after: bool) -> None:
     def come_and_go() -> None:
