@@ -209,12 +209,11 @@ class Database:
             for (line,) in self._connection.execute("PRAGMA quick_check(1)"):
                 if line != b"ok":
                     raise damaged(self._folder, line.decode(errors="replace").rpartition("\n")[2])
-            for row in self._connection.execute("SELECT * FROM kept"):
-                kept = rows.kept_of(row)
+            for kept in rows.kept_of_all(self._connection.execute("SELECT * FROM kept")):
                 if kept.stored is None:
                     self._damaged += 1
                     if not kept.token:
-                        self._unknown_tokens.add(row[0])
+                        self._unknown_tokens.add(to_bytes(kept.key))
                 yield kept
         except sqlite3.Error as error:
             raise damaged(self._folder, error) from None
