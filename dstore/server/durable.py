@@ -117,6 +117,11 @@ class Durable:
     def commit(self, batch: Commit) -> None:
         self._data.journal.commit(batch.number, batch.changes)
 
+    @property
+    def news(self) -> bool:
+        """Whether :meth:`committed` has anything to say."""
+        return self._data.journal.news
+
     def committed(self) -> list[tuple[int, list[Outcome]]]:
         """Return the batches that have ended; see :class:`~dstore.core.engine.Journal`."""
         return self._data.journal.committed()

@@ -241,8 +241,9 @@ class Loop:
                 host.check(now)
             except Exception:
                 log.exception("host.check failed; Global goes on")
-        if self._durable is not None:
-            self._take_committed(router, self._durable)
+        durable = self._durable
+        if durable is not None and (durable.news or now >= until):
+            self._take_committed(router, durable)
         return arrived is not None
 
     def _take_committed(self, router: Router, durable: Durable) -> None:
