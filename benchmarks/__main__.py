@@ -73,8 +73,8 @@ def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
         dest="scale",
         action="store_const",
         const=GOALS.name,
-        help="measure the goals of small values and of the processes of one host alone, against "
-        "their references, in many short rounds: about four minutes",
+        help="measure the goals of small values, of the processes of one host and of durable data "
+        "alone, against their references, in many short rounds: about seven minutes",
     )
     parser.add_argument(
         "--only", nargs="+", choices=NAMES, metavar="NAME", help="run these workloads alone"

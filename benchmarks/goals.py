@@ -121,6 +121,26 @@ GOALS = (
         "at most 5 times", 5.0,
     ),
     Goal(
+        "durable-set", "durable SET, one writer, p50 beyond that of one in memory",
+        "one fdatasync of the same disk", "at most 1.5 times", 1.5,
+    ),
+    Goal(
+        "durable-writers", "durable SETs of 8 processes", "the same in memory",
+        "at least 0.7 times its rate", 0.7, at_most=False, shown="{:.2f} times its rate",
+    ),
+    Goal(
+        "durable-reads", "reads of other keys while 8 processes set durably, p99",
+        "the same while nobody writes", "at most 2 times", 2.0,
+    ),
+    Goal(
+        "durable-reads-writing", "reads of other keys while 8 processes set durably, p99",
+        "the same while they set in memory", "shown", None,
+    ),
+    Goal(
+        "durable-start", "start with 1,000,000 durable keys, until the first answer", "",
+        "at most 5 s", 5.0, shown="{:.1f} s",
+    ),
+    Goal(
         "entry", "cache overhead per entry", "",
         "at most 200 bytes beyond key and value", 200.0, shown="{:.0f} bytes",
     ),

@@ -16,7 +16,9 @@ import zmq
 import dstore
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("pyzmq", "msgpack", "redis", "cachetools", "proxystore", "nats-py", "ray", "numpy")
+PACKAGES = (
+    "pyzmq", "msgpack", "redis", "cachetools", "proxystore", "nats-py", "diskcache", "ray", "numpy",
+)  # fmt: skip
 PROGRAMS = {"redis-server": r"v=([\d.]+)", "nats-server": r"v([\d.]+)"}
 
 

@@ -18,7 +18,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from multiprocessing.connection import Connection
 from multiprocessing.context import BaseContext, ForkServerContext
 from pathlib import Path
@@ -192,10 +192,25 @@ class Crew:
         start = time.monotonic_ns() + HEADSTART_NS
         return self.each(size, function, start, *arguments)
 
+    def beside(
+        self, mine: Callable[[int], Any], function: Callable[..., Any], *arguments: Any
+    ) -> Any:
+        """Do the same with all of them, and return the result of ``mine(start_ns)`` here."""
+        start = time.monotonic_ns() + HEADSTART_NS
+        for worker in self.workers:
+            worker.begin(function, start, *arguments)
+        try:
+            return mine(start)
+        finally:
+            self._results(len(self.workers))
+
     def each(self, size: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
         """Call ``function(subject, *arguments)`` in the first ``size`` of them."""
         for worker in self.workers[:size]:
             worker.begin(function, *arguments)
+        return self._results(size)
+
+    def _results(self, size: int) -> list[Any]:
         results, failures = [], []
         for worker in self.workers[:size]:  # all of them, so that no answer is left for later
             try:
@@ -246,8 +261,8 @@ def server(entered: Callable[..., AbstractContextManager[Any]], *arguments: Any)
 
 
 @contextmanager
-def _program(command: Sequence[str], port: int) -> Iterator[Place]:
-    with tempfile.TemporaryDirectory(prefix="dstore-bench-") as folder:
+def _program(command: Sequence[str], port: int, base: str, folder: str) -> Iterator[Place]:
+    with nullcontext(folder) if folder else temporary_folder(base) as folder:
         words = [word.format(port=port, folder=folder) for word in command]
         process = subprocess.Popen(
             words,
@@ -268,9 +283,19 @@ def _program(command: Sequence[str], port: int) -> Iterator[Place]:
                 process.wait()
 
 
-def program(command: Sequence[str], port: int = 0) -> AbstractContextManager[Place]:
-    """Run a program that listens on ``{port}`` (0: any) and has ``{folder}`` for its files."""
-    return server(_program, command, port or free_port())
+def program(
+    command: Sequence[str], port: int = 0, *, base: str = "", folder: str = ""
+) -> AbstractContextManager[Place]:
+    """Run a program that listens on ``{port}`` (0: any) and has ``{folder}`` for its files.
+
+    That is ``folder`` itself, which stays, or else a new folder in ``base``, which goes.
+    """
+    return server(_program, command, port or free_port(), base, folder)
+
+
+def temporary_folder(base: str = "") -> tempfile.TemporaryDirectory[str]:
+    """Return a context manager that makes a folder, in ``base``, and removes it at the end."""
+    return tempfile.TemporaryDirectory(prefix="dstore-bench-", dir=base or None)
 
 
 def _wait_for(process: subprocess.Popen[bytes], name: str, port: int) -> None:
@@ -294,8 +319,7 @@ def free_port() -> int:
 @contextmanager
 def hosts() -> Iterator[Callable[[str], str]]:
     """Play several hosts on one machine: a folder in shared memory for each name."""
-    base = SHARED if SHARED.is_dir() else None
-    with tempfile.TemporaryDirectory(prefix="dstore-bench-", dir=base) as folder:
+    with temporary_folder(str(SHARED) if SHARED.is_dir() else "") as folder:
 
         def host(name: str) -> str:
             path = os.path.join(folder, name)

@@ -10,7 +10,9 @@ from benchmarks.results import At, GoalResult, Measurement, Results
 from benchmarks.settings import FULL, MIB
 
 OURS = "dstore"
-LIMITS = frozenset({"bare echo", "one bare frame", "dict.get"})
+LIMITS = frozenset({
+    "bare echo", "one bare frame", "dict.get", "one fdatasync", "Global in memory",
+})  # fmt: skip
 """Contenders that are no peers: they show what the machine can do."""
 UNITS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns"))
 VERDICTS = {True: "reached", False: "**not reached**", None: ""}
@@ -98,6 +100,27 @@ SECTIONS = {
         "A GET of 100 bytes that Global answers, while the value moves to or from another Node. "
         "The goal counts the worse of the two directions.",
     ),
+    "durable_set": (
+        "SET that survives a crash",
+        "One writer. Each is on the disk when it is confirmed; diskcache syncs with this "
+        "setting alone. A Global in memory, which a crash empties, and the bare write of a page "
+        "with one fdatasync are no peers.",
+    ),
+    "durable_writers": (
+        "SETs of several processes that survive a crash",
+        "Of all processes together, per second.",
+    ),
+    "durable_reads": (
+        "Reads while others write",
+        "A Node without a cache reads keys that nobody writes. All processes share the cores of "
+        "one machine, so writers delay reads also where nothing is on a disk.",
+    ),
+    "durable_start": (
+        "The start of a server that has data",
+        "From the start of its process to the first answer of a client. The system still has the "
+        "files in memory. NATS takes no part, since it syncs each key, and diskcache "
+        "reads from the disk and has no start.",
+    ),
     "join": (
         "Joining",
         "From the creation of a client to its first answer; of many at once, until the last one "
@@ -140,7 +163,7 @@ SECTIONS = {
     ),
 }
 """Heading and remark of each workload."""
-NO_RANKING = ("growth", "moving", "peak", "fork", "host_requests", "host_sessions")
+NO_RANKING = ("growth", "moving", "durable_reads", "peak", "fork", "host_requests", "host_sessions")
 """Workloads whose contenders are operations of dstore, and not peers."""
 
 

@@ -63,6 +63,11 @@ class Scale:
     moving_rounds: int
     least_requests: int
     """Small requests in one block while nothing moves."""
+    durable_sets: int
+    """SETs of one writer in one round."""
+    durable_keys: int
+    """Keys that a Global has on the disk when it is started."""
+    starts: int
     joins: int
     crowds: tuple[int, ...]
     memory_keys: int
@@ -111,6 +116,9 @@ FULL = Scale(
     moving=1024 * MIB,
     moving_rounds=5,
     least_requests=4000,
+    durable_sets=100,
+    durable_keys=1_000_000,
+    starts=3,
     joins=20,
     crowds=(1, 8, 32, 64),
     memory_keys=100_000,
@@ -141,6 +149,8 @@ QUICK = replace(
     moving=256 * MIB,
     moving_rounds=2,
     least_requests=1000,
+    durable_sets=50,
+    durable_keys=100_000,
     joins=5,
     crowds=(1, 8),
     memory_keys=20_000,
@@ -154,6 +164,7 @@ GOALS = replace(
     only=(
         "hit", "miss", "clients", "get_many", "delete", "memory",
         "host_first", "host_many", "host_delete", "mixed", "answer", "fork", "host_memory",
+        "durable_set", "durable_writers", "durable_reads", "durable_start",
     ),
     without=(
         "redis-py, pipelined", "ProxyStore over Redis", "multiprocessing.Manager", "NATS KV",
@@ -173,6 +184,7 @@ GOALS = replace(
     holders=(),
     bystanders=0,
     deletions=50,
+    durable_sets=25,
     memory_keys=20_000,
 )  # fmt: skip
 """Small values, and the processes of one host, against their references, in short rounds."""
@@ -207,6 +219,9 @@ TINY = Scale(
     moving=4 * MIB,
     moving_rounds=1,
     least_requests=20,
+    durable_sets=5,
+    durable_keys=1_000,
+    starts=1,
     joins=1,
     crowds=(2,),
     memory_keys=1_000,

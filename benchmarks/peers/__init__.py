@@ -6,10 +6,17 @@ from benchmarks.peers.base import Client, Peer, connected
 from benchmarks.peers.echo import Echo
 from benchmarks.peers.in_process import Cachetools, Dict, LruCache
 from benchmarks.peers.manager import Manager
-from benchmarks.peers.ours import Ours, OursPure
-from benchmarks.peers.over_nats import Nats
+from benchmarks.peers.on_disk import Diskcache, Fdatasync
+from benchmarks.peers.ours import Ours, OursDurable, OursPure
+from benchmarks.peers.over_nats import Nats, NatsDurable
 from benchmarks.peers.over_ray import Ray
-from benchmarks.peers.over_redis import ProxyStore, RedisCached, RedisPipelined, RedisPlain
+from benchmarks.peers.over_redis import (
+    ProxyStore,
+    RedisCached,
+    RedisDurable,
+    RedisPipelined,
+    RedisPlain,
+)
 
 PEERS: tuple[Peer, ...] = (
     Ours(),
@@ -25,8 +32,18 @@ PEERS: tuple[Peer, ...] = (
     Manager(),
     Nats(),
     Ray(),
+    OursDurable(),
+    Fdatasync(),
+    RedisDurable(),
+    NatsDurable(),
+    Diskcache(),
 )
 BY_NAME = {peer.name: peer for peer in PEERS}
-OURS, PURE, ECHO = (BY_NAME[name] for name in (Ours.name, OursPure.name, Echo.name))
+OURS, PURE, DURABLE = (BY_NAME[each.name] for each in (Ours, OursPure, OursDurable))
+ECHO, FDATASYNC = (BY_NAME[each.name] for each in (Echo, Fdatasync))
+REDIS_DURABLE = BY_NAME[RedisDurable.name]
 
-__all__ = ["BY_NAME", "ECHO", "OURS", "PEERS", "PURE", "Client", "Peer", "connected"]
+__all__ = [
+    "BY_NAME", "DURABLE", "ECHO", "FDATASYNC", "OURS", "PEERS", "PURE", "REDIS_DURABLE", "Client",
+    "Peer", "connected",
+]  # fmt: skip

@@ -34,6 +34,10 @@ class Client:
         """Bind many keys as fast as the peer can."""
         raise NotImplementedError
 
+    def set(self, key: Any, value: bytes) -> object:
+        """Bind a key that has no value. Returns when the server has confirmed it."""
+        raise NotImplementedError
+
     def hold(self, names: Sequence[str]) -> None:
         """Read keys, so that they are in the cache."""
         for name in names:

@@ -9,9 +9,10 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import dstore
+from benchmarks.disk import data_folder, no_disk
 from benchmarks.machine import compiled, why_pure
 from benchmarks.peers.base import Client, Peer
-from benchmarks.processes import Place, hosts, server
+from benchmarks.processes import Place, hosts, server, temporary_folder
 
 LOAD = 5_000
 """Keys in one call, while loading."""
@@ -37,6 +38,15 @@ def serve(shm: str = "") -> AbstractContextManager[Place]:
 
 def address(place: Place) -> str:
     return f"tcp://{place.host}:{place.port}"
+
+
+@contextmanager
+def _serve_durably() -> Iterator[Place]:
+    with temporary_folder(data_folder()) as data, dstore.Global(
+        "tcp://127.0.0.1:0", shm="", memory_limit=MEMORY_LIMIT, data=data
+    ) as running:  # fmt: skip
+        port = int(running.address.rpartition(":")[2])
+        yield Place("127.0.0.1", port, os.getpid())
 
 
 @contextmanager
@@ -66,6 +76,9 @@ class OurClient(Client):
         names = list(items)
         for start in range(0, len(names), LOAD):
             self.node.set_many({name: items[name] for name in names[start : start + LOAD]})
+
+    def set(self, key: str, value: bytes) -> None:
+        self.node.set(key, value)
 
     def hold(self, names: Sequence[str]) -> None:
         self.node.get_many(names)
@@ -99,7 +112,7 @@ class Ours(Peer):
     workloads = frozenset(
         {
             "hit", "miss", "clients", "get_many", "host_first", "host_many", "mixed", "delete",
-            "join", "answer", "memory",
+            "join", "answer", "memory", "durable_set", "durable_writers",
         }
     )  # fmt: skip
 
@@ -122,3 +135,16 @@ class OursPure(Ours):
 
     def missing(self) -> str:
         return "" if compiled() else f"a compiled dstore beside it, and {why_pure()}"
+
+
+class OursDurable(Ours):
+    """dstore with a data folder."""
+
+    name = "dstore, durable"
+    workloads = frozenset({"durable_set", "durable_writers", "durable_start"})
+
+    def missing(self) -> str:
+        return no_disk()
+
+    def serve(self) -> AbstractContextManager[Place]:
+        return server(_serve_durably)

@@ -1,4 +1,4 @@
-"""The key-value store of NATS JetStream, in memory.
+"""The key-value store of NATS JetStream, in memory, and on a disk.
 
 Its client is for asyncio. A block of operations runs in one coroutine, so that entering the event
 loop takes no time.
@@ -8,20 +8,33 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Coroutine, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from typing import Any
 
+from benchmarks.disk import data_folder, no_disk
+from benchmarks.machine import versions
 from benchmarks.peers.base import Client, Peer, module, wanting
-from benchmarks.processes import Place, program
+from benchmarks.processes import Place, program, temporary_folder
 
 SERVER = ("nats-server", "-a", "127.0.0.1", "-p", "{port}", "-js", "-sd", "{folder}")
 BUCKET = "benchmark"
+SYNCED = """\
+jetstream {{
+    store_dir: "{folder}"
+    sync_interval: always
+}}
+"""
+SYNCS_SINCE = 2, 10
+"""The first version of the server that can sync each write."""
 AT_ONCE = 500
 """Requests on their way, while loading."""
 
 
 class _NatsClient(Client):
+    storage = "MEMORY"
+
     def __init__(self, place: Place) -> None:
         self._loop = asyncio.new_event_loop()
         self._run(self._connect(f"nats://{place.host}:{place.port}"))
@@ -36,8 +49,10 @@ class _NatsClient(Client):
         try:
             self._bucket = await stream.key_value(BUCKET)
         except module("nats.js.errors").NotFoundError:
-            memory = module("nats.js.api").StorageType.MEMORY
-            self._bucket = await stream.create_key_value(bucket=BUCKET, storage=memory, direct=True)
+            storage = module("nats.js.api").StorageType[self.storage]
+            self._bucket = await stream.create_key_value(
+                bucket=BUCKET, storage=storage, direct=True
+            )
         self._missing = module("nats.js.errors").KeyNotFoundError
 
     def load(self, items: Mapping[str, bytes]) -> None:
@@ -48,6 +63,9 @@ class _NatsClient(Client):
                 await asyncio.gather(*(self._bucket.put(key, value) for key, value in part))
 
         self._run(put())
+
+    def set(self, key: str, value: bytes) -> object:
+        return self._run(self._bucket.put(key, value))
 
     def _get(self, key: str) -> object:
         async def get() -> object:
@@ -113,3 +131,34 @@ class Nats(Peer):
 
     def client(self, place: Place) -> Client:
         return _NatsClient(place)
+
+
+class _DurableClient(_NatsClient):
+    storage = "FILE"
+
+
+class NatsDurable(Nats):
+    """NATS that syncs each write before it confirms it."""
+
+    name = "NATS KV, sync always"
+    workloads = frozenset({"durable_set", "durable_writers"})
+
+    def missing(self) -> str:
+        if missing := super().missing() or no_disk():
+            return missing
+        version = versions().get("nats-server", "0")
+        if tuple(map(int, version.split(".")[:2])) < SYNCS_SINCE:
+            return f"nats-server {SYNCS_SINCE[0]}.{SYNCS_SINCE[1]} or later, and not {version}"
+        return ""
+
+    @contextmanager
+    def serve(self) -> Iterator[Place]:
+        with temporary_folder(data_folder()) as folder:
+            settings = Path(folder, "settings")
+            settings.write_text(SYNCED.format(folder=folder), encoding="utf-8")
+            command = "nats-server", "-a", "127.0.0.1", "-p", "{port}", "-c", str(settings)
+            with program(command) as place:
+                yield place
+
+    def client(self, place: Place) -> Client:
+        return _DurableClient(place)

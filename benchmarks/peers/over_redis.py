@@ -1,17 +1,23 @@
-"""Peers that keep their values in Redis: redis-py in three ways, and ProxyStore."""
+"""Peers that keep their values in Redis: redis-py in four ways, and ProxyStore."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
+from benchmarks.disk import data_folder, no_disk
 from benchmarks.peers.base import Client, Peer, module, wanting
-from benchmarks.processes import Place, program
+from benchmarks.processes import POLL_SECONDS, Place, program
 
 SERVER = (
     "redis-server", "--port", "{port}", "--bind", "127.0.0.1", "--dir", "{folder}",
     "--save", "", "--appendonly", "no", "--protected-mode", "no",
+)  # fmt: skip
+DURABLE_SERVER = (
+    "redis-server", "--port", "{port}", "--bind", "127.0.0.1", "--dir", "{folder}",
+    "--save", "", "--appendonly", "yes", "--appendfsync", "always", "--protected-mode", "no",
 )  # fmt: skip
 LOAD = 5_000
 ROOM = 1 << 21
@@ -30,6 +36,9 @@ class RedisClient(Client):
         names = list(items)
         for start in range(0, len(names), LOAD):
             self.redis.mset({name: items[name] for name in names[start : start + LOAD]})
+
+    def set(self, key: Any, value: bytes) -> object:
+        return self.redis.set(key, value)
 
     def get_many(self, keys: Sequence[Any]) -> object:
         return self.redis.mget(keys)
@@ -68,6 +77,27 @@ class RedisPlain(Peer):
 
     def client(self, place: Place) -> Client:
         return RedisClient(place)
+
+
+class RedisDurable(RedisPlain):
+    """Redis that syncs its log before it answers a write."""
+
+    name = "redis-py, appendfsync always"
+    workloads = frozenset({"durable_set", "durable_writers", "durable_start"})
+
+    def missing(self) -> str:
+        return super().missing() or no_disk()
+
+    def serve(self) -> AbstractContextManager[Place]:
+        return program(DURABLE_SERVER, base=data_folder())
+
+    def client(self, place: Place) -> Client:
+        busy = module("redis.exceptions").BusyLoadingError
+        while True:
+            try:
+                return RedisClient(place)
+            except busy:
+                time.sleep(POLL_SECONDS)
 
 
 class _PipelinedClient(RedisClient):

@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 from benchmarks.run import Run
 from benchmarks.workloads.deletions import deletions
+from benchmarks.workloads.durable import reads as durable_reads
+from benchmarks.workloads.durable import sets, starts, writers
 from benchmarks.workloads.forks import forks
 from benchmarks.workloads.growth import growth_of_keys, growth_of_locals
 from benchmarks.workloads.host_deletions import host_deletions
@@ -41,6 +43,10 @@ WORKLOADS = (
     Workload("large", "64 MiB: first read, again, second process", large),
     Workload("sharing", "64 MiB in 8 processes of a host: time, memory, bytes sent", sharing),
     Workload("moving", "small requests while a large value moves", moving),
+    Workload("durable_set", "SET that is on the disk when it is confirmed, one writer", sets),
+    Workload("durable_writers", "the same of 8 processes in a closed loop", writers),
+    Workload("durable_reads", "reads of other keys while 8 processes set durably", durable_reads),
+    Workload("durable_start", "from the start of a server with data to an answer", starts),
     Workload("join", "from nothing to the first answer", joins),
     Workload(
         "answer", "a Node's first answer on a host that has the key, or has not", first_answers

@@ -18,6 +18,7 @@ from dstore.runtime import clock, native
 from dstore.runtime.logs import Log, RateLimitedLog
 from dstore.runtime.native import signals_blocked
 from dstore.server.durable import Durable
+from dstore.server.engines.memory import MemoryEngine
 from dstore.server.host import HostMembership
 from dstore.shm import bulk_for
 from dstore.transport.router import Router
@@ -85,6 +86,7 @@ class Loop:
             with signals_blocked():
                 durable = self._durable = Durable(settings.data, settings.lease)
             self._engine.close()  # empty, if an earlier try has failed
+            assert isinstance(self._engine, MemoryEngine)  # no other one goes with a data folder
             deadlines = durable.load(self._engine)
         with signals_blocked():
             router = self.router = Router(
@@ -239,8 +241,9 @@ class Loop:
                 host.check(now)
             except Exception:
                 log.exception("host.check failed; Global goes on")
-        if self._durable is not None:
-            self._take_committed(router, self._durable)
+        durable = self._durable
+        if durable is not None and (durable.news or now >= until):
+            self._take_committed(router, durable)
         return arrived is not None
 
     def _take_committed(self, router: Router, durable: Durable) -> None:

@@ -67,6 +67,7 @@ class Router:
         addresses.check(address, bind=True)
         self._wake_up = os.urandom(16)
         self._waking = native.Lock()  # held by another thread than the owner that uses the context
+        self._waker: zmq.Socket[bytes] | None = None  # used while the lock is held
         self._locks: list[PathLock] = []
         # Where threads are patched nothing is sent without a copy: see send().
         self._context = new_context(
@@ -214,14 +215,22 @@ class Router:
         if not self._waking.acquire(blocking=False):
             return
         try:
-            with self._context.socket(zmq.DEALER) as sock:
-                sock.setsockopt(zmq.LINGER, LINGER_MS)
-                sock.connect(_WAKE_UP)
-                sock.send(self._wake_up, _NOW)
+            if self._waker is None:
+                self._waker = self._new_waker()
+            _send(self._waker, self._wake_up, _NOW)
         except zmq.ZMQError:  # receive() returns after WAIT_SLICE anyway
             pass
         finally:
             self._waking.release()
+
+    def _new_waker(self) -> zmq.Socket[bytes]:
+        """Return a connected socket. It is kept: a durable Global is woken for each commit."""
+        with contextlib.ExitStack() as unless_connected:
+            sock = unless_connected.enter_context(self._context.socket(zmq.DEALER))
+            sock.setsockopt(zmq.LINGER, 0)
+            sock.connect(_WAKE_UP)
+            unless_connected.pop_all()
+        return sock
 
     def forked(self) -> None:
         """Close the listening descriptors in a forked child, and touch nothing else.
@@ -240,6 +249,8 @@ class Router:
         # Never released, so that wake() does nothing from now on. Ctrl-C may have left it taken.
         self._waking.acquire(timeout=WAIT_SLICE)
         self.guard.close()
+        if self._waker is not None:
+            self._waker.close()
         self._router.close()
         self._pub.close()
         self._terminate(CLOSE_TIMEOUT)

@@ -273,9 +273,8 @@ def test_a_log_that_grows_too_much_ends_the_backup(
     monkeypatch.setattr(backups, "PAGES_PER_STEP", 1)
 
     def progress(what: str, done: int, total: int) -> None:
-        for number in range(20):
-            with contextlib.suppress(dstore.KeyOccupied):
-                node.set(f"key {done} {number}", bytes(30_000))
+        with contextlib.suppress(dstore.KeyOccupied):  # 18 MB, more than the log has room for
+            node.set_many({f"key {done} {number}": bytes(60_000) for number in range(300)})
 
     with pytest.raises(dstore.DataError, match=r"has written .* bytes while"):
         back_up(str(place), str(tmp_path / "backup"), progress)

@@ -9,6 +9,7 @@ import socket
 import struct
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -116,6 +117,32 @@ def test_peers_that_claim_one_name_are_all_served(driven: Driven) -> None:
             driven.router.send(routes[b"from %d" % number], b"to %d" % number, b"data")
             assert peer._frame()[1] == b"to %d" % number
             assert peer._frame()[1] == b"data"
+
+
+# ---- wake-ups -----------------------------------------------------------------------------------
+
+
+def test_wake_ups_that_nobody_takes_are_bounded(driven: Driven) -> None:
+    """A durable Global is woken for each commit, also while it is busy with something else."""
+
+    def wake_often() -> None:
+        for _ in range(4_000):
+            driven.router.wake()
+
+    thread = threading.Thread(target=wake_often)
+    thread.start()
+    thread.join()
+    driven.router.wake()
+    taken = 0
+    while driven.router._router.poll(0):
+        assert driven.turn() is None
+        taken += 1
+    assert 1 <= taken <= 2_000
+    with RawPeer(driven.router.address) as peer:
+        peer.send(b"a message")
+        driven.until(lambda: driven.turn(0.1) is not None)
+    driven.router.wake()
+    assert driven.router._router.poll(int(PATIENCE * 1000))
 
 
 # ---- what is under way --------------------------------------------------------------------------

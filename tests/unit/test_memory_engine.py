@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from dstore.protocol.messages import Large, Stored
 from dstore.server.engines.memory import MemoryEngine
 from dstore.testing.engine_contract import EngineContract
 
@@ -19,6 +20,26 @@ NOISE = 1 << 20
 class TestMemoryEngine(EngineContract):
     def make(self, limit: int) -> MemoryEngine:
         return MemoryEngine(limit)
+
+
+def test_what_is_loaded_at_once_is_as_if_each_had_been_bound() -> None:
+    keys = ["b", "a", "é", "\udcff", "漢字", "c" * 300]
+    values = {
+        key: Stored(bytes([number]) * 16, "c" * number, Large(7, bytes(32)) if number % 2 else b"x")
+        for number, key in enumerate(keys)
+    }
+    bound, loaded = MemoryEngine(), MemoryEngine(limit=1)
+    for key, stored in values.items():
+        bound.bind(key, stored)
+    loaded.load(dict(values))
+    for engine in (bound, loaded):
+        assert {key: engine.read(key) for key in keys} == values and len(engine) == len(keys)
+        assert engine.scan("", "", 10) == ["a", "b", "c" * 300, "é", "漢字", "\udcff"]
+    assert loaded.size == bound.size > 0
+    for engine in (bound, loaded):
+        for key, stored in values.items():
+            assert engine.remove(key, stored.token)
+        assert engine.size == len(engine) == 0 and engine.scan("", "", 10) == []
 
 
 # ---- what it counts, and what the process really takes ----------------------------------------

@@ -15,6 +15,7 @@ succeed without having written anything. Then every further call raises DataErro
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import sqlite3
 import time
@@ -37,14 +38,14 @@ from dstore.server.data.failures import (
     disk_full,
 )
 from dstore.server.data.folder import sync_file
-from dstore.server.data.reserve import Reserve
+from dstore.server.data.reserve import NO_ROOM, Reserve
 
 log = Log("dstore.global")
 
 LOG_BYTES = 16 << 20
 """Bytes of the log from which on a checkpoint is made, and by which it may grow until the next."""
-IDLE_LOG_BYTES = 1 << 20
-"""Bytes of the log from which on a checkpoint is made when there is nothing else to do."""
+IDLE_CHANGES = 100
+"""Changes in the log from which on a checkpoint is made when there is nothing else to do."""
 RESERVE_BYTES = 32 << 20
 """Bytes that are reserved for deletions: more than a checkpoint adds to the database."""
 OPEN_BYTES = 4 << 20
@@ -62,7 +63,13 @@ RECENT = 256
 
 LEASE, WALL = "lease", "wall"
 
+_ZEROS = bytes(1 << 20)
+
 _INSERT = "INSERT INTO kept VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+_INSERTED_MAX = 32
+"""Keys that are bound with one statement."""
+_INSERTS = [_INSERT + ", (?, ?, ?, ?, ?, ?, ?, ?)" * more for more in range(_INSERTED_MAX)]
+"""The statements that bind 1, 2, 3 keys, and so on."""
 _UPDATE = (
     "UPDATE kept SET token = ?, codec = ?, size = ?, body = ?, deadline = ?, head_sum = ?,"
     " value_sum = ? WHERE key = ?"
@@ -126,7 +133,7 @@ class Database:
         self._commits = self._changes = self._damaged = 0
         self._recent = [0.0] * RECENT
         self._full_disk_log = RateLimitedLog(log, WARN_EVERY)
-        self._changed = False  # since the last checkpoint
+        self._in_log = 0  # changes since the last checkpoint
         try:
             self._recover(new, synced, busy_seconds)
         except (sqlite3.Error, OSError, DiskFull) as error:
@@ -165,6 +172,29 @@ class Database:
         synced()
         if not self._reserve.take():
             self._warn_of_full_disk()
+        elif not self.log_bytes:
+            self._extend_log()
+
+    def _extend_log(self) -> None:
+        """Give the log's file at once the size to which it would grow. Raises OSError.
+
+        A commit then syncs what it has written, and no new size of the file, which would take as
+        long again. SQLite reads nothing from the zeros: a log begins with a header that has a sum.
+        """
+        file = os.open(self._log_path, os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            written = 0
+            while written < self._log_bytes:
+                written += os.pwrite(file, _ZEROS[: self._log_bytes - written], written)
+            os.fsync(file)
+        except OSError as error:
+            if error.errno not in (*NO_ROOM, errno.EFBIG):
+                raise
+            os.ftruncate(file, 0)
+        else:
+            self._checkpoint_at = self._log_bytes + 1
+        finally:
+            os.close(file)
 
     def close(self) -> None:
         """Make a checkpoint and close the database. Idempotent. Raises DataError.
@@ -209,12 +239,11 @@ class Database:
             for (line,) in self._connection.execute("PRAGMA quick_check(1)"):
                 if line != b"ok":
                     raise damaged(self._folder, line.decode(errors="replace").rpartition("\n")[2])
-            for row in self._connection.execute("SELECT * FROM kept"):
-                kept = rows.kept_of(row)
+            for kept in rows.kept_of_all(self._connection.execute("SELECT * FROM kept")):
                 if kept.stored is None:
                     self._damaged += 1
                     if not kept.token:
-                        self._unknown_tokens.add(row[0])
+                        self._unknown_tokens.add(to_bytes(kept.key))
                 yield kept
         except sqlite3.Error as error:
             raise damaged(self._folder, error) from None
@@ -252,7 +281,7 @@ class Database:
     def tend(self) -> None:
         """Do what can wait until there is nothing else to do. Raises DataError."""
         self._has_reserve()
-        if self._changed and self.log_bytes >= IDLE_LOG_BYTES:
+        if self._in_log >= IDLE_CHANGES:
             self._checkpoint_or_fail("PASSIVE")
 
     def _step_of(self, change: Change) -> _Step | None:
@@ -293,13 +322,15 @@ class Database:
         wall = self._wall_clock()
         late = meta is not None or not steps or not 0 <= wall - self.wall < WALL_EVERY
         try:
-            connection.execute("BEGIN IMMEDIATE")
-            outcomes = [self._execute(connection, step) for step in steps]
-            if late:
-                schema.write_meta(connection, WALL, max(wall, self.wall))
-            if meta is not None:
-                meta()
-            connection.execute("COMMIT")
+            outcomes = None if late else self._insert_at_once(connection, steps)
+            if outcomes is None:
+                connection.execute("BEGIN IMMEDIATE")
+                outcomes = [self._execute(connection, step) for step in steps]
+                if late:
+                    schema.write_meta(connection, WALL, max(wall, self.wall))
+                if meta is not None:
+                    meta()
+                connection.execute("COMMIT")
         except (sqlite3.Error, MemoryError) as error:
             raise self._rolled_back(connection, error) from None
         if late:
@@ -308,6 +339,27 @@ class Database:
         if self.log_bytes >= self._checkpoint_at:
             self._checkpoint_or_fail("PASSIVE")
         return outcomes
+
+    def _insert_at_once(
+        self, connection: sqlite3.Connection, steps: Sequence[_Step | None]
+    ) -> list[Outcome] | None:
+        """Bind a few keys with one statement, which is a transaction by itself.
+
+        Each statement costs the committer the interpreter lock, for which Global's thread competes.
+        Returns None, with nothing changed, if there are other changes, or if one is refused.
+        """
+        parameters: list[Any] = []
+        for step in steps:
+            if step is None or step.statement is not _INSERT:
+                return None
+            parameters += step.parameters
+        if not 0 < len(steps) <= _INSERTED_MAX:
+            return None
+        try:
+            connection.execute(_INSERTS[len(steps) - 1], parameters)
+        except _REFUSED:
+            return None
+        return [Outcome.DONE] * len(steps)
 
     def _execute(self, connection: sqlite3.Connection, step: _Step | None) -> Outcome:
         if step is None:
@@ -337,8 +389,8 @@ class Database:
     ) -> None:
         self._recent[self._commits % RECENT] = seconds
         self._commits += 1
-        self._changes += sum(outcome is Outcome.DONE for outcome in outcomes)
-        self._changed = True
+        self._changes += outcomes.count(Outcome.DONE)
+        self._in_log += len(steps)
         if self._unknown_tokens:
             for step, outcome in zip(steps, outcomes):
                 if step is not None and outcome is Outcome.DONE:
@@ -370,7 +422,8 @@ class Database:
         size = self.log_bytes
         # The log's file has grown beyond its size here only when the log is as long again.
         self._checkpoint_at = max(self._log_bytes, size + 1 if done else size + self._log_bytes)
-        self._changed = not done
+        if done:
+            self._in_log = 0
         return done
 
     def _checkpoint_at_once(self, mode: str) -> None:

@@ -11,7 +11,7 @@ batches into one, and the committer puts their outcomes into the other and calls
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -57,12 +57,15 @@ class DataJournal:
     journal.
 
     The database belongs to the caller until :meth:`begin`, and to the committer thread from then on
-    to the end of :meth:`close`.
+    to the end of :meth:`close`. ``news`` is whether :meth:`committed` has anything to say.
     """
 
     def __init__(self, database: Database, keep: Callable[[Stored], None]) -> None:
         self._database = database
         self._keep = keep
+        self.news = (
+            False  # set when all that it stands for is there, and cleared before that is taken
+        )
         self._taken: native.SimpleQueue[Batch | Work | None] = native.SimpleQueue()
         self._ended: deque[Ended] = deque()
         self._failed: DataError | None = None
@@ -95,6 +98,7 @@ class DataJournal:
         Raises DataError if the journal has failed, when all that ended before has been returned.
         Called from Global's thread only.
         """
+        self.news = False
         failed = self._failed  # read first: what ended before it failed is in the queue by now
         ended = []
         while self._ended:
@@ -103,8 +107,12 @@ class DataJournal:
             return ended
         if not ended:
             raise failed
-        self._wake()  # for the next call, which raises
+        self._tell()  # of the next call, which raises
         return ended
+
+    def _tell(self) -> None:
+        self.news = True
+        self._wake()
 
     def set_lease(self, seconds: float) -> None:
         """Record durably the longest lease that may be out.
@@ -153,7 +161,7 @@ class DataJournal:
         except BaseException as error:
             log.exception("the committer failed")
             self._failed = cannot_write(self._database.path, repr(error))
-        self._wake()
+        self._tell()
 
     def _step(self) -> bool:
         """Wait for something to do, and do it. Returns whether to go on."""
@@ -165,7 +173,7 @@ class DataJournal:
         group, then = self._gather(first)
         if group:
             self._commit(group)
-            self._wake()
+            self._tell()
         if then is None:
             return False
         then()
@@ -189,28 +197,25 @@ class DataJournal:
         return group, each
 
     def _commit(self, group: list[Batch]) -> None:
-        refused = {
-            (batch.number, place): outcome
-            for batch in group
-            for place, outcome in self._kept(batch.changes)
-        }
-        ended = iter(
-            self._database.apply([
-                change
-                for batch in group
-                for place, change in enumerate(batch.changes)
-                if (batch.number, place) not in refused
-            ])
-        )  # fmt: skip
-        for number, changes in group:
+        changes = [change for batch in group for change in batch.changes]
+        refused = self._keep_large(changes)
+        if not refused:
+            outcomes = self._database.apply(changes)
+        else:
+            kept = [each for place, each in enumerate(changes) if place not in refused]
+            ended = iter(self._database.apply(kept))
             outcomes = [
-                refused[number, place] if (number, place) in refused else next(ended)
-                for place in range(len(changes))
+                refused[place] if place in refused else next(ended) for place in range(len(changes))
             ]
-            self._ended.append((number, outcomes))
+        start = 0
+        for batch in group:
+            end = start + len(batch.changes)
+            self._ended.append((batch.number, outcomes[start:end]))
+            start = end
 
-    def _kept(self, changes: list[Change]) -> Iterable[tuple[int, Outcome]]:
-        """Make large values durable. Yields the places of those that could not be."""
+    def _keep_large(self, changes: list[Change]) -> dict[int, Outcome]:
+        """Make large values durable. Returns the places of those that could not be, and why."""
+        refused = {}
         for place, change in enumerate(changes):
             stored = change.stored
             if stored is None or type(stored.body) is not Large:
@@ -218,14 +223,15 @@ class DataJournal:
             try:
                 self._keep(stored)
             except StoreFull:
-                yield place, Outcome.FULL
+                refused[place] = Outcome.FULL
             except DstoreError:
                 log.exception("a large value cannot be kept")
-                yield place, Outcome.FAILED
+                refused[place] = Outcome.FAILED
             except OSError as error:
                 if error.errno not in NO_ROOM:
                     raise cannot_write(self._database.path, error) from None
-                yield place, Outcome.FULL
+                refused[place] = Outcome.FULL
+        return refused
 
 
 def _nothing() -> None:

@@ -77,6 +77,17 @@ class MemoryEngine:
         self._values[key] = stored
         self._order.add(ordered)
 
+    def load(self, values: dict[Key, Stored]) -> None:
+        """Bind all keys of an engine that has none, without a look at the limit.
+
+        That takes a fraction of the time of one :meth:`bind` for each key: the order is sorted
+        once. The dictionary belongs to the engine from then on.
+        """
+        ordered = list(map(in_order, values))
+        self._values = values
+        self.size = sum(map(key_size, values, ordered)) + sum(map(value_size, values.values()))
+        self._order = SortedList(ordered)
+
     def replace(self, key: Key, token: bytes, stored: Stored) -> bool:
         old = self._values.get(key)
         if old is None or old.token != token:

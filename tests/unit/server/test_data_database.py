@@ -17,7 +17,7 @@ from dstore.core.engine import NO_DEADLINE, ChangeKind, Kept
 from dstore.errors import DataError
 from dstore.protocol.keys import from_bytes
 from dstore.protocol.messages import Large, Stored
-from dstore.server.data import Database
+from dstore.server.data import Database, database
 from dstore.server.data.reserve import Reserve
 from tests.unit.server.data_files import (
     DONE,
@@ -150,6 +150,24 @@ def test_a_value_that_sqlite_refuses_does_not_stop_the_rest(place: Path) -> None
         changes = [bind("a", value(1)), too_large, bind("c", value(3))]
         assert data.database.apply(changes) == [DONE, FAILED, DONE]
     assert sorted(contents(place)) == ["a", "c"]
+
+
+@pytest.mark.parametrize("count", [2, 3, 31, 32, 33, 70])
+def test_a_key_that_is_taken_refuses_no_other_of_its_group(one: Path, count: int) -> None:
+    with opened(one) as data:
+        changes = [bind(f"k{n}", value(n)) for n in range(count - 1)]
+        for place in {0, 1, count // 2, count - 1}:
+            group = [*changes[:place], bind("key", value(9)), *changes[place:]]
+            outcomes = [DONE if each.key != "key" else FAILED for each in group]
+            assert data.database.apply(group) == outcomes
+            assert data.database.apply([remove(each.key, each.stored.token) for each in changes
+                                        if each.stored]) == [DONE] * (count - 1)  # fmt: skip
+        assert data.database.apply(changes) == [DONE] * (count - 1)
+    found = contents(one)
+    assert found.pop("key").stored == value(1)
+    assert found == {
+        f"k{n}": Kept(f"k{n}", token_of(n), value(n), NO_DEADLINE) for n in range(count - 1)
+    }
 
 
 # ---- damage ---------------------------------------------------------------------------------
@@ -360,6 +378,42 @@ def test_the_log_stays_within_its_bound(place: Path) -> None:
         assert figures["commits"] == 200 and figures["changes"] == 4000
         assert 0 < figures["commit_ms_mean"] <= figures["commit_ms_max"]
     assert not (place / "dstore.db-wal").exists()
+
+
+def test_the_log_has_its_size_from_the_start(place: Path) -> None:
+    """A commit that makes a file longer takes another write of the disk, for the new size."""
+    bound = 1 << 18
+    for number in range(2):
+        with opened(place, log_bytes=bound) as data:
+            log = place / "dstore.db-wal"
+            assert log.stat().st_size == bound == 512 * log.stat().st_blocks
+            for n in range(20):
+                assert data.database.apply([bind(f"{number} {n}", value(n))]) == [DONE]
+            assert log.stat().st_size == bound
+            before = (place / "dstore.db").read_bytes()
+            for n in range(20, 60):
+                data.database.apply([bind(f"{number} {n}", value(n))])
+            assert (place / "dstore.db").read_bytes() != before, "the log begins again"
+        assert not log.exists()
+    assert len(contents(place)) == 120
+
+
+def test_a_crash_leaves_what_is_in_the_log_before_its_zeros(place: Path) -> None:
+    run_python(CRASH.replace("1 << 20", "1 << 12"), str(place))
+    log = (place / "dstore.db-wal").read_bytes()
+    assert len(log) == 1 << 24 and not any(log[1 << 20 :])
+    assert contents(place)["in the log"].stored == value(2, bytes(1 << 12))
+
+
+def test_a_rest_writes_a_long_log_into_the_database(place: Path) -> None:
+    with opened(place, log_bytes=1 << 24) as data:
+        before = (place / "dstore.db").read_bytes()
+        for count in (database.IDLE_CHANGES - 1, 1):
+            data.database.tend()
+            assert (place / "dstore.db").read_bytes() == before
+            data.database.apply([bind(f"{count} {n}", value(n)) for n in range(count)])
+        data.database.tend()
+        assert (place / "dstore.db").read_bytes() != before
 
 
 def test_a_reader_delays_the_checkpoint_and_stops_nothing(place: Path) -> None:

@@ -101,6 +101,15 @@ def test_a_disk_that_others_have_filled(disk: Path, monkeypatch: pytest.MonkeyPa
     assert kept_numbers(contents(disk / "data")) == [99, 100]
 
 
+def test_a_log_that_does_not_fit_begins_empty(disk: Path) -> None:
+    with opened(disk / "data", log_bytes=1 << 24) as data:
+        assert data.figures()["log_bytes"] == 0
+        assert data.figures()["reserve_bytes"] == RESERVE
+        assert data.database.apply([bind("key", value(1, BODY))]) == [DONE]
+        assert 0 < data.figures()["log_bytes"] < 1 << 16
+    assert contents(disk / "data")["key"].stored == value(1, BODY)
+
+
 def test_values_do_not_use_up_the_space_for_deletions(
     disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -112,6 +121,7 @@ def test_values_do_not_use_up_the_space_for_deletions(
         reader.isolation_level = None
         reader.execute("BEGIN")
         reader.execute("SELECT count(*) FROM kept").fetchone()
+        data.database.apply([bind("k8", value(8, bytes(1 << 18)))])  # the log has no more room
         hog = take_all(disk)
         for number in range(3):
             assert data.database.apply([remove(f"k{number}", token_of(number))]) == [DONE]
@@ -122,7 +132,7 @@ def test_values_do_not_use_up_the_space_for_deletions(
         assert data.figures()["reserve_bytes"] == RESERVE
         hog.unlink()
         assert data.database.apply([bind("k9", value(9))]) == [DONE]
-    assert kept_numbers(contents(disk / "data")) == [4, 9]
+    assert kept_numbers(contents(disk / "data")) == [4, 8, 9]
 
 
 def test_many_deletions_at_once_are_done_in_parts(disk: Path) -> None:

@@ -84,6 +84,18 @@ def test_batches_end_in_their_order(place: Path) -> None:
     assert sorted(contents(place)) == ["b", "c"]
 
 
+def test_there_is_news_until_it_is_taken(place: Path) -> None:
+    with opened(place) as data:
+        woken = threading.Semaphore(0)
+        data.journal.begin(woken.release)
+        assert not data.journal.news
+        for number in range(2):
+            data.journal.commit(number, [bind(f"k{number}", value(1))])
+            assert woken.acquire(timeout=TIMEOUT) and data.journal.news
+            assert data.journal.committed() == [(number, [DONE])]
+            assert not data.journal.news
+
+
 def test_batches_that_wait_share_a_commit(place: Path) -> None:
     gate = Gate()
     with opened(place, gate) as data:
@@ -179,8 +191,8 @@ def test_outcomes_that_were_not_fetched_come_before_the_failure(place: Path) -> 
         assert woken.acquire(timeout=TIMEOUT)
         data.journal.call(lambda: 1 // 0)
         assert woken.acquire(timeout=TIMEOUT)
-        assert data.journal.committed() == [(1, [DONE])]
-        assert woken.acquire(timeout=TIMEOUT), "there is more to fetch"
+        assert data.journal.news and data.journal.committed() == [(1, [DONE])]
+        assert woken.acquire(timeout=TIMEOUT) and data.journal.news, "there is more to fetch"
         with pytest.raises(DataError, match="ZeroDivisionError"):
             data.journal.committed()
 
