@@ -108,9 +108,7 @@ class Loop:
                 warn=self._warn_of_cut,
             )
         epoch = secrets.randbits(63) | 1
-        bulk = self._given
-        if bulk is None:
-            bulk = self._bulk = bulk_for(epoch, settings.shm)
+        bulk = self._bulk = bulk_for(epoch, settings.shm, self._given)
         if durable is not None:
             bulk = self._bulk = durable.bulk(bulk)
         self.state = GlobalState(
