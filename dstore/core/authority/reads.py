@@ -265,7 +265,8 @@ class Reads:
     def offer(self, session: Session | None, route: Route, message: Offer, now: float) -> None:
         """Answer an OFFER: a value that is still the same is as good as one that is read now.
 
-        So its session becomes a holder, as by a GET. A key whose deletion is pending is not named.
+        So its session becomes a holder, as by a GET. A key whose deletion is pending is not named,
+        and neither is one whose value is away: the Local asks for that.
         """
         self._out.counters["offers"] += 1
         name, bit = (NO_SESSION, NO_BIT) if session is None else (session.id, session.bit)
@@ -274,7 +275,9 @@ class Reads:
         tokens: list[bytes] = []
         for index, key in enumerate(message.keys[:OFFER_KEYS_MAX] if bit != NO_BIT else ()):
             stored = self._engine.read(key)
-            if stored is None or type(stored.body) is not bytes or key in self._pending:
+            if stored is None or isinstance(stored, Away) or key in self._pending:
+                continue
+            if type(stored.body) is not bytes:
                 continue
             room -= len(stored.body)
             if room < 0:

@@ -18,6 +18,7 @@ from dstore.protocol.messages import (
     Get,
     GetReply,
     Large,
+    Offer,
     Refusal,
     Refused,
     SetStatus,
@@ -25,6 +26,7 @@ from dstore.protocol.messages import (
     Unwait,
     Wait,
 )
+from dstore.protocol.offers import digest
 from tests.unit.core.world import Call, Member, World, body
 
 pytestmark = pytest.mark.at_once
@@ -353,6 +355,19 @@ def test_who_is_refused_a_key_gets_no_value_that_is_away_and_is_no_holder() -> N
     outcome = a.set("k", b"x")
     assert (outcome.status, outcome.updated) == (SetStatus.OCCUPIED, False)
     assert deleted(world, b, "k") == 0
+
+
+def test_a_value_that_is_away_is_not_taken_back_from_a_former_session() -> None:
+    """Its bytes cannot be compared; the Local asks for it when it is read."""
+    world, (a, b) = world_of("a", "b")
+    world.engine_holds("k")
+    ask(world, a, 1, "k")
+    world.load()
+    (reply,) = said(world)
+    offered = digest(world.epoch, a.state.session, "bytes", b"v")
+    world.deliver(b"x", Offer(world.epoch, a.state.session, 2, ["k"], offered))
+    (taken,) = said(world)
+    assert (reply.bodies, taken.same) == ([b"v"], [])
 
 
 # ---- WAIT -------------------------------------------------------------------------------------
