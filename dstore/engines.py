@@ -50,6 +50,7 @@ from dstore.core.engine import (
     Lost,
     Outcome,
 )
+from dstore.protocol.keys import from_bytes, to_bytes
 from dstore.protocol.messages import Buffer, Key, Large, Stored
 from dstore.server.engines.memory import MemoryEngine
 from dstore.shm.bulk import PrivateBulk
@@ -74,4 +75,6 @@ __all__ = [
     "Outcome",
     "PrivateBulk",
     "Stored",
+    "from_bytes",
+    "to_bytes",
 ]

@@ -112,8 +112,8 @@ class Engine(Protocol):
     A value is a :class:`~dstore.protocol.messages.Stored`: ``token`` (16 bytes that name the write
     that bound it), ``codec`` (a name of ASCII characters) and ``body`` (read-only bytes, or a
     :class:`~dstore.protocol.messages.Large`). An engine returns it as it was bound; a
-    :class:`LoadingEngine` may return it as :class:`Away`. Keys are texts; see
-    :mod:`dstore.protocol.keys` for those that are not UTF-8.
+    :class:`LoadingEngine` may return it as :class:`Away`. Keys are texts, which
+    :func:`~dstore.protocol.keys.to_bytes` turns into bytes, also those that are not UTF-8.
     """
 
     def read(self, key: Key) -> Bound | None:
@@ -147,7 +147,7 @@ class Engine(Protocol):
         """Return at most ``limit`` keys that begin with ``prefix`` and come after ``after``.
 
         Keys count as bytes here: a prefix may end within a character, and the order is that of the
-        bytes (:func:`dstore.protocol.keys.in_order`). The empty key comes before all others, and
+        bytes (:func:`~dstore.protocol.keys.to_bytes`). The empty key comes before all others, and
         all keys begin with it. ``prefix`` and ``after`` need be neither bound nor related. A key
         that is bound during a whole scan is found in it, whatever is bound and removed meanwhile.
         """

@@ -226,9 +226,10 @@ class EngineContract(ABC):
         engine.bind("short", stored(10, b""))
         assert engine.size - before >= 2 * (sys.getsizeof(stored(10)) + sys.getsizeof(b"")) + 64
         full = engine.size
-        assert engine.replace("short", stored(10).token, long)
+        other = long._replace(token=stored(11).token)
+        assert engine.replace("short", stored(10).token, other)
         assert engine.size == full + 64 - len(stored(10).codec), "the new codec's name is counted"
-        engine.remove("short", long.token)
+        engine.remove("short", other.token)
         engine.remove("long", long.token)
         for number, key in enumerate(WIDE):
             assert engine.remove(key, stored(number).token)
@@ -292,7 +293,7 @@ class LoadingContract(EngineContract):
 
     @abstractmethod
     def make(self, limit: int) -> LoadingEngine:
-        """Make an empty engine that holds about ``limit`` bytes."""
+        """Make an empty engine that holds about ``limit`` bytes, and has all values away."""
 
     def test_values_are_loaded_in_the_order_in_which_they_are_wanted(self) -> None:
         engine = self.make(ROOMY)

@@ -1,20 +1,47 @@
-"""An engine that loads values in threads keeps the contract, and broken ones do not."""
+"""Engines that load values keep the contract, that of the examples too, and broken ones do not."""
 
 from __future__ import annotations
 
+import importlib.util
+import itertools
 from collections import deque
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from dstore.engines import Key, Loaded, MemoryEngine
+from dstore.engines import Key, Loaded, LoadingEngine, MemoryEngine
 from dstore.testing.engine_contract import LoadingContract
 from tests.engines import AwayEngine, LateEngine
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 class TestLateEngine(LoadingContract):
     def make(self, limit: int) -> LateEngine:
         return LateEngine(MemoryEngine(limit))
+
+
+class TestEngineOfTheExample(LoadingContract):
+    @pytest.fixture(autouse=True)
+    def _folders(self, tmp_path: Path) -> None:
+        self.folders = (tmp_path / str(number) for number in itertools.count())
+
+    def make(self, limit: int) -> LoadingEngine:
+        folder = next(self.folders)
+        folder.mkdir()
+        made: LoadingEngine = example("engine_in_files").FileEngine(folder, limit, small=0)
+        return made
+
+
+def example(name: str) -> Any:
+    """Import a file of examples/."""
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 class PromptEngine(AwayEngine):

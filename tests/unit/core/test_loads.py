@@ -359,7 +359,7 @@ def test_who_is_refused_a_key_gets_no_value_that_is_away_and_is_no_holder() -> N
 
 def test_a_value_that_is_away_is_not_taken_back_from_a_former_session() -> None:
     """Its bytes cannot be compared; the Local asks for it when it is read."""
-    world, (a, b) = world_of("a", "b")
+    world, (a,) = world_of("a")
     world.engine_holds("k")
     ask(world, a, 1, "k")
     world.load()
