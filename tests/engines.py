@@ -70,6 +70,10 @@ class AwayEngine:
         return stored.body
 
 
+def _not_begun() -> None:
+    raise RuntimeError("begin() was not called")
+
+
 class LateEngine(AwayEngine):
     """Loads in threads of its own, after random delays and in random order.
 
@@ -87,7 +91,7 @@ class LateEngine(AwayEngine):
         self._ended: deque[tuple[int, list[Loaded]]] = deque()
         self._free = threading.Event()
         self._free.set()
-        self._wake: Callable[[], object] = int
+        self._wake: Callable[[], object] = _not_begun
         self._threads = [
             threading.Thread(target=self._run, args=[random.Random(f"{seed} {number}")])
             for number in range(threads)

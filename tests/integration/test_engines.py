@@ -137,11 +137,14 @@ def test_other_requests_are_answered_while_a_value_is_loaded(
         assert reading[1].result(PATIENCE) == 1
 
 
+@pytest.mark.usefixtures("host_mode")
 def test_the_history_of_many_threads_is_linearizable(late: LateEngine) -> None:
     """Gets, sets and deletions of few keys, through caches, with late loads."""
     with serving(late) as address:
         history: list[Operation] = []
-        nodes = [dstore.Node(address, timeout=PATIENCE) for _ in range(3)]
+        # One of them shares nothing, so that the others have to ask for what it writes.
+        off = dstore.Node(address, timeout=PATIENCE, host="off")
+        nodes = [off, *(dstore.Node(address, timeout=PATIENCE) for _ in range(2))]
         with ThreadPoolExecutor() as pool:
             runs = [pool.submit(_play, node, number) for number, node in enumerate(2 * nodes)]
             for run in runs:

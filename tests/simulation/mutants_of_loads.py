@@ -9,6 +9,7 @@ LOADS = "core.authority.loads"
 READS = "core.authority.reads"
 STATE = "core.authority.state"
 OF_ITS_OWN = CORE + "test_loads.py::"
+ENGINES = "tests/integration/test_engines.py::"
 
 OF_LOADS = (
     Mutant(
@@ -179,5 +180,29 @@ OF_LOADS = (
         ),
         OF_ITS_OWN + "test_global_is_not_idle_while_a_request_is_parked",
         "the simulated Global crashes, and does not end in order",
+    ),
+    Mutant(
+        "keys that an engine has at the start removed at once",
+        (
+            (
+                "server.loop",
+                "        return clock.now() + self.settings.lease if len(self._engine) else 0.0\n",
+                "        return 0.0\n",
+            ),
+        ),
+        ENGINES + "test_what_an_engine_has_at_the_start_is_kept_for_a_lease",
+        "the simulated Global has a journal, and is told how long it has to be quiet",
+    ),
+    Mutant(
+        "copies of a host kept when the bulk is a program's own",
+        (
+            (
+                "shm.bulk",
+                "        if self._memory is not None:\n            self._memory.drop(token)\n",
+                "",
+            ),
+        ),
+        ENGINES + "test_with_a_bulk_of_its_own_the_host_of_global_shares_copies_as_any_other",
+        "the files of a host are not simulated",
     ),
 )
