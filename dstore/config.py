@@ -47,6 +47,14 @@ WAITS_BYTES_MAX = 128 << 20
 WAITS_BYTES_SHARE = 32 << 20
 WAITS_BYTES_ASSURED = 16 << 10
 """Bytes of requests that wait until a key has a value."""
+LOADS_MAX = 16_384
+LOADS_BYTES_MAX = 256 << 20
+LOADS_BYTES_SHARE = 64 << 20
+LOADS_BYTES_ASSURED = 16 << 10
+"""Requests that wait until an engine has loaded values, and their bytes with those of the values.
+"""
+LOAD_BYTES_MIN = LOADS_BYTES_MAX // LOADS_MAX
+"""Bytes that such a request counts at least, so that no more than ``LOADS_MAX`` wait."""
 HOLDER_BYTES_MAX = 512 << 20
 """Bytes of the record of which session may hold which key. Beyond it, values are not cacheable."""
 LOG_BYTES_MAX = 64 << 20

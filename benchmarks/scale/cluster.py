@@ -23,7 +23,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from dstore.config import CLIENTS_MAX, LARGE_FROM_DEFAULT, LEASE_DEFAULT, LOG_LENGTH_DEFAULT
-from dstore.core.authority.effects import Commit, GlobalEffect, Publish, Send
+from dstore.core.authority.effects import GlobalEffect, Publish, Send
 from dstore.core.authority.state import GlobalState
 from dstore.core.local.effects import LocalEffect, Tell
 from dstore.core.local.membership import Membership
@@ -292,9 +292,8 @@ class Cluster:
     def _step(self, step: Callable[[], list[GlobalEffect]]) -> None:
         """Handle one event at Global, then its effects in their order."""
         began = time.thread_time()
-        effects = [
-            (each, wire.encode(each.message)) for each in step() if not isinstance(each, Commit)
-        ]
+        sent = [each for each in step() if isinstance(each, (Send, Publish))]
+        effects = [(each, wire.encode(each.message)) for each in sent]
         took = max(0.0, time.thread_time() - began - CLOCK_COST)
         if self.prices is not None:
             self.traffic.core += took

@@ -13,7 +13,7 @@ from statistics import median
 from typing import Any
 
 from benchmarks.scale.cluster import LABEL, VALUE, Cluster, without_collector
-from dstore.core.authority.effects import Commit
+from dstore.core.authority.effects import Publish, Send
 from dstore.protocol import wire
 from dstore.protocol.messages import (
     Ack,
@@ -75,7 +75,7 @@ class Bench:
         began = time.thread_time()
         for route, frame in frames:
             for effect in state.receive(route, decode(frame), now):
-                if not isinstance(effect, Commit):
+                if isinstance(effect, (Send, Publish)):
                     encode(effect.message)
         return (time.thread_time() - began) / len(frames)
 

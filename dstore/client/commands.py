@@ -22,7 +22,7 @@ from dstore.client.hits import RAISE
 from dstore.client.large import LargeValues, check_whole, random16
 from dstore.client.translate import Deletion
 from dstore.client.writing import Outcomes, Start, Writing, check_size, check_written, digest
-from dstore.codecs import Codecs, Encoded
+from dstore.codecs import Codecs, Encoded, check_has_bytes
 from dstore.core.local import operations
 from dstore.core.local.membership import Entry
 from dstore.core.local.operations import (
@@ -190,10 +190,13 @@ class Commands:
         return self._one(key, finish, self.options._replace(bodies=False))
 
     def _stored(self, answer: Answer) -> Stored:
+        """Return an answer as bytes, whatever their codec. Raises what check_has_bytes does."""
         if isinstance(answer, Stored):
+            check_has_bytes(answer)
             return answer
         value = answer.value
         if type(value) is Stored:
+            check_has_bytes(value)
             check_whole(answer, value)
             return value
         encoded = self.codecs.encode(value)  # a small value, which was kept as it was decoded

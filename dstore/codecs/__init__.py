@@ -21,7 +21,17 @@ from __future__ import annotations
 
 from dstore.codecs.encoded import BYTES, MSGPACK, Encoded
 from dstore.codecs.plain import KEPT, encode_kept
-from dstore.codecs.table import Codec, Codecs
+from dstore.codecs.table import Codec, Codecs, check_has_bytes
 from dstore.protocol.messages import Buffer
 
-__all__ = ["BYTES", "KEPT", "MSGPACK", "Buffer", "Codec", "Codecs", "Encoded", "encode_kept"]
+__all__ = [
+    "BYTES",
+    "KEPT",
+    "MSGPACK",
+    "Buffer",
+    "Codec",
+    "Codecs",
+    "Encoded",
+    "check_has_bytes",
+    "encode_kept",
+]

@@ -8,13 +8,13 @@ from typing import Any, NamedTuple, TypeAlias
 from dstore import checks
 from dstore.codecs import array, plain
 from dstore.codecs.encoded import BYTES, MSGPACK, NDARRAY, PICKLE, TEXT, Encoded, flat, joint
-from dstore.errors import UnknownCodec, ValueCorrupt
+from dstore.errors import RequestRefused, UnknownCodec, ValueCorrupt
 from dstore.protocol.fields import CODEC_NAME_MAX
-from dstore.protocol.messages import DAMAGED, Buffer, Stored
+from dstore.protocol.messages import DAMAGED, UNREADABLE, Buffer, Stored
 
-RESERVED = frozenset({BYTES, TEXT, MSGPACK, NDARRAY, PICKLE, DAMAGED})
-"""Names that no codec of a user may have: those of dstore's own codecs, and the mark of a damaged
-value.
+RESERVED = frozenset({BYTES, TEXT, MSGPACK, NDARRAY, PICKLE, DAMAGED, UNREADABLE})
+"""Names that no codec of a user may have: those of dstore's own codecs, and the marks of values
+without bytes.
 """
 BUILT_IN: frozenset[type] = frozenset(
     {bytes, bytearray, memoryview, str, type(None), bool, int, float, list, tuple, dict}
@@ -154,14 +154,11 @@ class Codecs:
         a copy, and is never changed. ``sound`` means that the body has been decoded before, and
         need not be checked again.
 
-        Raises ValueCorrupt and UnknownCodec.
+        Raises ValueCorrupt and UnknownCodec, and what :func:`check_has_bytes` raises.
         """
         decoder = self._decoders.get(stored.codec)
         if decoder is None:
-            if stored.codec == DAMAGED:
-                raise ValueCorrupt(
-                    "the value was damaged on Global's disk; delete the key, or replace its value"
-                )
+            check_has_bytes(stored)
             raise UnknownCodec(stored.codec)
         body = stored.body
         if type(body) is memoryview:
@@ -192,6 +189,22 @@ class Codecs:
             raise ValueError(f"there are two codecs for the type {codec.type.__name__}")
         self._by_type[codec.type] = codec
         self._decoders[codec.name] = lambda body: codec.decode(memoryview(body))
+
+
+def check_has_bytes(stored: Stored) -> None:
+    """Check that Global has sent the bytes of a value, whatever its codec.
+
+    Raises ValueCorrupt if they are lost, and RequestRefused if they cannot be had now.
+    """
+    if stored.codec == DAMAGED:
+        raise ValueCorrupt(
+            "the value was damaged on Global's disk; delete the key, or replace its value"
+        )
+    if stored.codec == UNREADABLE:
+        raise RequestRefused(
+            "Global's engine could not load the value, and its log says why; it may be possible "
+            "later"
+        )
 
 
 def _message(error: Exception) -> str:

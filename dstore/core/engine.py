@@ -1,30 +1,23 @@
 """The storage protocols of a Global: :class:`Engine` for keys and small values, :class:`Bulk`
 for the bytes of large values, and :class:`Journal`, which makes changes durable.
 
-Read this to write an engine. Global calls all methods from one thread, and no other thread uses
-the object; only ``close`` may come from another thread, when that one is not running. Each method
-has taken effect when it returns: the next call reads what it wrote. Methods must be short,
-because no message is handled meanwhile. :mod:`dstore.testing` has a contract test that every engine
-must pass.
-
-If ``bind``, ``replace`` or ``remove`` raises a :class:`~dstore.errors.DstoreError`, the outcome for
-that key is FAILED, or FULL for StoreFull. Any other exception, and any in the other methods, counts
-as a bug: Global logs it and does not answer the message.
+Programs import them from :mod:`dstore.engines`, which tells how they are used.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import IntEnum
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeAlias
 
 from dstore.protocol.messages import Buffer, Key, Stored
 
 
 class Lost(Exception):
-    """The bytes written so far of a large value are lost.
+    """Raised by :meth:`Bulk.write`: the bytes written so far of a large value are lost.
 
-    The value is still reserved and has to be written from its beginning. Internal: the Local that
-    uploads the value is asked to start again.
+    The value is still reserved and has to be written from its beginning. The Local that uploads it
+    is asked to start again.
     """
 
 
@@ -87,7 +80,30 @@ class Bulk(Protocol):
         """
 
     def close(self) -> None:
-        """Remove all values. Idempotent."""
+        """Release what this object holds; nothing can be read from it any more. Idempotent."""
+
+
+class Away(NamedTuple):
+    """A value that an engine has, and whose bytes it has to load before they can be answered.
+
+    ``token`` and ``codec`` are those of the value, ``size`` is the number of its bytes. A value
+    whose body is a :class:`~dstore.protocol.messages.Large` is never away.
+    """
+
+    token: bytes
+    codec: str
+    size: int
+
+    @property
+    def inline(self) -> int:
+        """How many bytes of the value travel within a message."""
+        return self.size
+
+
+Bound: TypeAlias = Stored | Away
+"""A value as :meth:`Engine.read` returns it."""
+Loaded: TypeAlias = Buffer | Exception
+"""How one value was loaded: its bytes, or why they could not be."""
 
 
 class Engine(Protocol):
@@ -95,11 +111,12 @@ class Engine(Protocol):
 
     A value is a :class:`~dstore.protocol.messages.Stored`: ``token`` (16 bytes that name the write
     that bound it), ``codec`` (a name of ASCII characters) and ``body`` (read-only bytes, or a
-    :class:`~dstore.protocol.messages.Large`). An engine returns it as it was bound. Keys are texts;
-    see :mod:`dstore.protocol.keys` for those that are not UTF-8.
+    :class:`~dstore.protocol.messages.Large`). An engine returns it as it was bound; a
+    :class:`LoadingEngine` may return it as :class:`Away`. Keys are texts, which
+    :func:`~dstore.protocol.keys.to_bytes` turns into bytes, also those that are not UTF-8.
     """
 
-    def read(self, key: Key) -> Stored | None:
+    def read(self, key: Key) -> Bound | None:
         """Return the value bound to ``key``, or None."""
 
     def bind(self, key: Key, stored: Stored) -> None:
@@ -130,7 +147,7 @@ class Engine(Protocol):
         """Return at most ``limit`` keys that begin with ``prefix`` and come after ``after``.
 
         Keys count as bytes here: a prefix may end within a character, and the order is that of the
-        bytes (:func:`dstore.protocol.keys.in_order`). The empty key comes before all others, and
+        bytes (:func:`~dstore.protocol.keys.to_bytes`). The empty key comes before all others, and
         all keys begin with it. ``prefix`` and ``after`` need be neither bound nor related. A key
         that is bound during a whole scan is found in it, whatever is bound and removed meanwhile.
         """
@@ -152,6 +169,47 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Release what the engine holds. Idempotent."""
+
+
+class LoadingEngine(Engine, Protocol):
+    """An engine that has to load the bytes of some values, from a disk or over a network.
+
+    Keys, tokens, codecs and sizes it knows at once: :meth:`~Engine.read` returns :class:`Away` for
+    a value whose bytes are not here, and all other methods of :class:`Engine` have taken effect
+    when they return. Which values are away may change at any time. Global asks for the bytes of a
+    value that somebody reads, goes on with other messages, and answers when they are here.
+
+    A value may be removed or replaced while its bytes are being loaded, or just before. Then
+    anything may be returned for it, also an exception: Global compares the token once more, and
+    does not use it. But the bytes that are returned for a token must be those of that token
+    whenever it is bound; never those of the value that its key has by now.
+    """
+
+    def begin(self, wake: Callable[[], None]) -> None:
+        """Take the function that wakes Global. It may be called in any thread, and returns at once.
+
+        Called before the first :meth:`load`, each time that Global is bound: if that fails it may
+        be tried again, and the latest function counts.
+        """
+
+    def load(self, number: int, wanted: list[tuple[Key, bytes]]) -> None:
+        """Begin to load the bytes of some values, each named by key and token. Returns at once.
+
+        They were away when they were looked at, and need not be away any more.
+
+        When all of them have ended, in whatever way, :meth:`loaded` returns them, after a call of
+        ``wake``. Many loads may be under way, and may end in any order. Global does not ask for a
+        value that is being loaded already.
+        """
+
+    def loaded(self) -> list[tuple[int, list[Loaded]]]:
+        """Return the loads that have ended since the last call, each with its number.
+
+        There is one result for each value that was wanted, in that order: its bytes, which nothing
+        changes any more, or an exception, which Global logs. A result that is not as long as the
+        ``size`` of the value counts as an exception. Readers of that value get
+        :class:`~dstore.errors.RequestRefused`, and a later read tries again.
+        """
 
 
 NO_DEADLINE = float("inf")
@@ -204,6 +262,8 @@ class Kept(NamedTuple):
 
 class Journal(Protocol):
     """Makes changes durable, beside an engine that answers from memory.
+
+    A Global with ``data=`` has one, over SQLite. It is no parameter of :class:`dstore.Global`.
 
     Global applies a change to its engine only when it is durable. So no answer of any kind shows
     what a crash takes back. No two changes of one key are under way at one time, except that a

@@ -15,10 +15,12 @@ from dstore.protocol.messages import Key
 
 
 def from_bytes(raw: bytes) -> Key:
+    """Return the text of a key."""
     return raw.decode("utf-8", "surrogateescape")
 
 
 def to_bytes(key: Key) -> bytes:
+    """Return the bytes of a key."""
     return key.encode("utf-8", "surrogateescape")
 
 

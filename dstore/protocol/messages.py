@@ -38,6 +38,8 @@ class Large(NamedTuple):
 
 DAMAGED = "damaged"
 """The codec of a value that Global's disk has lost. Its body is empty, and nothing decodes it."""
+UNREADABLE = "unreadable"
+"""The codec of a value that Global's engine could not load this time; it may be possible later."""
 Body: TypeAlias = bytes | memoryview | Large
 """The bytes of a value (read-only), or the :class:`Large` that stands for them."""
 

@@ -8,9 +8,10 @@ from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
-from dstore.core.authority.effects import GlobalEffect, Publish, Send
+from dstore import checks
+from dstore.core.authority.effects import GlobalEffect, Load, Publish, Send
 from dstore.core.authority.state import GlobalState
-from dstore.core.engine import Bulk, Engine
+from dstore.core.engine import Bulk, Engine, Loaded, LoadingEngine
 from dstore.errors import BadMessage
 from dstore.protocol import wire
 from dstore.protocol.messages import Buffer, Hello, Key, Refusal, Refused
@@ -56,16 +57,29 @@ class GlobalSettings(NamedTuple):
     data: str | None
 
 
+def loading_engine(engine: Engine) -> LoadingEngine | None:
+    """Return the engine if it may have values away. Raises TypeError for a part of one."""
+    if not hasattr(engine, "loaded"):
+        return None
+    loading: LoadingEngine = checks.member("engine", engine, LoadingEngine)
+    return loading
+
+
 class Loop:
     """What a bound Global has: a router, a place for large values, and a GlobalState.
 
-    One thread serves. :meth:`wake` may be called from any thread and from signal handlers.
+    ``engine`` and ``given``, a place for large values or None, belong to the caller, also after
+    :meth:`close`. One thread serves. :meth:`wake` may be called from any thread and from signal
+    handlers.
     """
 
-    def __init__(self, settings: GlobalSettings, engine: Engine) -> None:
+    def __init__(self, settings: GlobalSettings, engine: Engine, given: Bulk | None = None) -> None:
         self.settings = settings
         self.router: Router | None = None
         self._engine = engine
+        self._loading = loading_engine(engine)
+        self._failed: list[tuple[int, list[Loaded]]] = []  # loads that could not even begin
+        self._given = given
         self._bulk: Bulk | None = None
         self._host: HostMembership | None = None
         self._durable: Durable | None = None
@@ -96,7 +110,7 @@ class Loop:
                 warn=self._warn_of_cut,
             )
         epoch = secrets.randbits(63) | 1
-        bulk = self._bulk = bulk_for(epoch, settings.shm)
+        bulk = self._bulk = bulk_for(epoch, settings.shm, self._given)
         if durable is not None:
             bulk = self._bulk = durable.bulk(bulk)
         self.state = GlobalState(
@@ -113,12 +127,14 @@ class Loop:
             max_clients=settings.max_clients,
             peer_of=router.peer_of,
             durable=durable is not None,
-            quiet_until=0.0 if durable is None else durable.quiet_until,
+            quiet_until=self._quiet_until(),
         )
         if durable is not None:
             self.state.figures_of_disk = durable.figures
             self.state.recover(deadlines, clock.now())
             durable.begin(router.wake)
+        if self._loading is not None:
+            self._loading.begin(router.wake)
         # The names follow from the port. Nothing has been answered yet: what a former Global on
         # this address has left is void before this one says anything.
         with signals_blocked():
@@ -135,13 +151,20 @@ class Loop:
             self._host.begin(clock.now())
         return router.address, router.publisher
 
+    def _quiet_until(self) -> float:
+        """Return when the leases of former lives are over, as far as they are known."""
+        if self._durable is not None:
+            return self._durable.quiet_until
+        # What an engine has at the start a former Global may have answered, with the same lease.
+        return clock.now() + self.settings.lease if len(self._engine) else 0.0
+
     def wake(self) -> None:
         """Make the serving thread check whether it should go on."""
         if self.router is not None:
             self.router.wake()
 
     def close(self) -> None:
-        """Give back the sockets and the memory of large values. The engine stays open."""
+        """Give back the sockets and the memory of large values. What was given stays open."""
         router, bulk, host = self.router, self._bulk, self._host
         try:
             if host is not None:  # first: from now on another Global may have the address
@@ -244,6 +267,8 @@ class Loop:
         durable = self._durable
         if durable is not None and (durable.news or now >= until):
             self._take_committed(router, durable)
+        if self._loading is not None or self._failed:
+            self._take_loaded(router)
         return arrived is not None
 
     def _take_committed(self, router: Router, durable: Durable) -> None:
@@ -251,6 +276,27 @@ class Loop:
             self._perform(router, self.state.committed(number, outcomes, clock.now()))
         if clock.now() >= durable.check_at:
             durable.check()
+
+    def _take_loaded(self, router: Router) -> None:
+        """Take what the engine has loaded. Exceptions are logged, as for a message."""
+        ended, self._failed = self._failed, []
+        try:
+            if self._loading is not None:
+                ended += self._loading.loaded()
+            for number, results in ended:
+                self._take_results(router, number, results)
+        except Exception:
+            log.exception("_take_loaded failed; Global goes on")
+
+    def _take_results(self, router: Router, number: int, results: list[Loaded]) -> None:
+        failed = self.state.counters["failed_loads"]
+        self._perform(router, self.state.loaded(number, results, clock.now()))
+        for each in results:
+            if not isinstance(each, (bytes, memoryview)):
+                failed += 1
+                self._rate_limited_log.warning("a value could not be loaded: %s", repr(each))
+        if self.state.counters["failed_loads"] > failed:
+            self._rate_limited_log.warning("a value was loaded that does not have its size")
 
     def _take(self, router: Router, route: bytes, frame: bytes, data: Buffer | None) -> None:
         get = wire.get_of(frame) if data is None else None
@@ -275,9 +321,22 @@ class Loop:
                 router.send(effect.route, wire.encode(message), wire.data_of(message))
             elif isinstance(effect, Publish):
                 router.publish(wire.encode(effect.message))
+            elif isinstance(effect, Load):
+                self._load(router, effect)
             else:
                 assert self._durable is not None
                 self._durable.commit(effect)
+
+    def _load(self, router: Router, effect: Load) -> None:
+        """Have the engine load values. If that raises, none of them could be loaded."""
+        try:
+            if self._loading is None:
+                raise TypeError(f"{self._engine!r} has values away, and is no LoadingEngine")
+            self._loading.load(*effect)
+        except Exception as error:
+            log.exception("the engine's load() failed; Global goes on")
+            self._failed.append((effect.number, [error] * len(effect.wanted)))
+            router.wake()
 
     # ---- what strangers send --------------------------------------------------------------
 

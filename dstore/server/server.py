@@ -10,12 +10,12 @@ from collections import deque
 from collections.abc import Iterator
 
 from dstore import checks, config
-from dstore.core.engine import Engine
+from dstore.core.engine import Bulk, Engine
 from dstore.errors import AddressError, GlobalClosed, GlobalServing
 from dstore.runtime import greenlets as green
 from dstore.runtime import native, reentrancy
 from dstore.server.engines.memory import MemoryEngine
-from dstore.server.loop import GlobalSettings, Loop, log
+from dstore.server.loop import GlobalSettings, Loop, loading_engine, log
 from dstore.shm import check_root
 from dstore.transport import addresses
 from dstore.transport.limits import no_threads
@@ -78,8 +78,14 @@ class Global:
         Values are answered from memory all the same, within ``memory_limit``. Default: none, all is
         in memory alone.
     engine
-        Where keys and values are kept. Default: in memory, within ``memory_limit``. The engine is
-        closed with the Global.
+        Where keys and values are kept: a :class:`dstore.engines.Engine`. Default: in memory, within
+        ``memory_limit``. The Global closes it when it ends. If it has keys at the start, none is
+        deleted or replaced during the first lease, since another Global may have answered them.
+    bulk
+        Where the bytes of large values are kept: a :class:`dstore.engines.Bulk`. Default: in the
+        folder ``shm``, where the Nodes of this host map them. With a bulk of your own Global puts
+        none there, and Nodes of this host fetch large values and share their copies as on any other
+        host. The Global closes it when it ends.
 
     Raises
     ------
@@ -88,7 +94,8 @@ class Global:
     TypeError
         A parameter has a wrong type.
     ValueError
-        A parameter is out of range, or ``engine`` is given beside ``memory_limit`` or ``data``.
+        A parameter is out of range, ``engine`` is given beside ``memory_limit`` or ``data``, or
+        ``bulk`` beside ``data``.
 
     Notes
     -----
@@ -129,6 +136,7 @@ class Global:
         host_cache: int | None = None,
         data: str | os.PathLike[str] | None = None,
         engine: Engine | None = None,
+        bulk: Bulk | None = None,
     ) -> None:
         address = addresses.check(checks.text("address", address), bind=True)
         if publisher is not None:
@@ -147,6 +155,7 @@ class Global:
         )
         check_root(self._settings.shm)
         self.address, self.publisher = self._settings[:2]
+        self._bulk = _bulk_of(bulk, self._settings.data is not None)
         self._engine = _engine_of(engine, memory_limit, self._settings.data is not None)
         self._loop: Loop | None = None
         self._phase = Phase.NEW
@@ -315,7 +324,7 @@ class Global:
         if self._phase is not Phase.NEW:
             return
         try:
-            self._loop = Loop(self._settings, self._engine)
+            self._loop = Loop(self._settings, self._engine, self._bulk)
             self.address, self.publisher = self._loop.open()
             self._phase = Phase.BOUND
         except BaseException:
@@ -342,7 +351,7 @@ class Global:
             try:
                 self._give_back()
             finally:
-                self._engine.close()
+                self._close_storage()
         except Exception:
             raise
         except BaseException:  # Ctrl-C: close() may be called again, and goes on with it
@@ -353,6 +362,13 @@ class Global:
             while self._waiters:
                 self._waiters.pop().release()
             self._server = None  # last: a signal handler in this thread must not wait for this
+
+    def _close_storage(self) -> None:
+        try:
+            self._engine.close()
+        finally:
+            if self._bulk is not None:
+                self._bulk.close()
 
     def _wait(self) -> None:
         """Return when no thread serves."""
@@ -436,7 +452,14 @@ def _engine_of(given: Engine | None, memory_limit: int | None, data: bool) -> En
     if data:
         raise ValueError("data is for the engine that is there without engine=; give one of them")
     checks.member("engine", given, Engine)
+    loading_engine(given)
     return given
+
+
+def _bulk_of(given: Bulk | None, data: bool) -> Bulk | None:
+    if given is not None and data:
+        raise ValueError("data keeps large values in its folder, too; give it or bulk=, not both")
+    return checks.optional(checks.member, "bulk", given, Bulk)  # type: ignore[no-any-return]
 
 
 # ---- the Globals of this process --------------------------------------------------------------

@@ -27,7 +27,7 @@ MAPPED_MIN = 1 << 20
 
 
 class PrivateBulk:
-    """A :class:`dstore.core.engine.Bulk` in the memory of this process.
+    """A :class:`dstore.engines.Bulk` in the memory of this process.
 
     A value of ``MAPPED_MIN`` bytes or more is an anonymous mapping: the system gives it the pages
     that are written to, and takes all of them back when it was dropped and no reader is left. But
@@ -50,34 +50,41 @@ class PrivateBulk:
         return token in self._unsealed or token in self._sealed
 
     def reserve(self, token: bytes, size: int) -> None:
+        """Make room for a value. Raises StoreFull."""
         try:
             self._unsealed[token] = fresh_memory(size)
         except MemoryError as error:
             raise StoreFull(f"Global has {error}") from None
 
     def write(self, token: bytes, offset: int, data: Buffer) -> None:
+        """Write a piece of a value that is reserved and not sealed. Raises KeyError, ValueError."""
         value, part = self._unsealed[token], memoryview(data).cast("B")
         if offset < 0 or offset + len(part) > len(value):
             raise ValueError(f"{len(part)} bytes at {offset} are not within {len(value)}")
         value[offset : offset + len(part)] = part
 
     def seal(self, token: bytes) -> None:
+        """Make a complete value readable. Raises KeyError."""
         self._sealed[token] = self._unsealed.pop(token).toreadonly()
 
     def adopt(self, token: bytes, size: int) -> bool:
+        """Return False: no Node can write to this memory."""
         return False
 
     def read(self, token: bytes, offset: int, count: int) -> memoryview | None:
+        """Return a part of a sealed value, or None."""
         with self._lock:
             value = self._sealed.get(token)
             return None if value is None else value[offset : offset + count]
 
     def drop(self, token: bytes) -> None:
+        """Remove a value, if it is here."""
         with self._lock:
             dropped = self._unsealed.pop(token, None) or self._sealed.pop(token, None)
         release_soon(dropped)
 
     def close(self) -> None:
+        """Forget all values; views of them stay good. Idempotent."""
         self._unsealed.clear()
         with self._lock:
             self._sealed.clear()
@@ -132,13 +139,57 @@ class BufferPool:
             return memoryview(buffer)[:size]
 
 
-def bulk_for(epoch: int, root: str | None = None) -> Bulk:
+def bulk_for(epoch: int, root: str | None = None, given: Bulk | None = None) -> Bulk:
     """Return the place for the large values of one epoch of a Global.
 
-    In shared memory under ``root`` (see :func:`dstore.shm.open_memory`), else in its own memory.
+    In the Bulk that was ``given``, which stays open when the result is closed; else in shared
+    memory under ``root`` (see :func:`dstore.shm.open_memory`), else in Global's own memory.
     """
     memory = open_memory(epoch, root=root)
+    if given is not None:
+        return GivenBulk(given, memory)
     return PrivateBulk() if memory is None else SharedBulk(memory)
+
+
+class GivenBulk:
+    """A Bulk of a program's own, ``inner``, beside the copies that Nodes of this host have.
+
+    Nodes that share the membership of Global's host do not hear which values are deleted. So Global
+    removes their copies from ``memory``, as the owner of a membership does on other hosts. It puts
+    nothing there.
+    """
+
+    def __init__(self, inner: Bulk, memory: HostMemory | None) -> None:
+        self._inner = inner
+        self._memory = memory
+
+    def __repr__(self) -> str:
+        return f"<GivenBulk {self._inner!r}>"
+
+    def reserve(self, token: bytes, size: int) -> None:
+        self._inner.reserve(token, size)
+
+    def write(self, token: bytes, offset: int, data: Buffer) -> None:
+        self._inner.write(token, offset, data)
+
+    def seal(self, token: bytes) -> None:
+        self._inner.seal(token)
+
+    def adopt(self, token: bytes, size: int) -> bool:
+        return self._inner.adopt(token, size)
+
+    def read(self, token: bytes, offset: int, count: int) -> memoryview | None:
+        return self._inner.read(token, offset, count)
+
+    def drop(self, token: bytes) -> None:
+        self._inner.drop(token)
+        if self._memory is not None:
+            self._memory.drop(token)
+
+    def close(self) -> None:
+        """Leave the folder of the copies. ``inner`` stays open. Idempotent."""
+        if self._memory is not None:
+            self._memory.close()
 
 
 class SharedBulk:

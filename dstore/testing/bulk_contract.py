@@ -1,4 +1,4 @@
-"""The contract tests of :class:`dstore.core.engine.Bulk`, the place for large values.
+"""The contract tests of :class:`dstore.engines.Bulk`, the place for large values.
 
 Subclass :class:`BulkContract` in a pytest module and give it ``make``::
 
@@ -41,7 +41,7 @@ def raises(kind: type[Exception], call: Callable[[], object]) -> bool:
 
 
 class BulkContract(ABC):
-    """The contract of :class:`dstore.core.engine.Bulk`."""
+    """The contract of :class:`dstore.engines.Bulk`."""
 
     @abstractmethod
     def make(self) -> Bulk:

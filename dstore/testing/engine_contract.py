@@ -1,23 +1,30 @@
-"""The contract tests of :class:`dstore.core.engine.Engine`.
+"""The contract tests of :class:`dstore.engines.Engine` and :class:`dstore.engines.LoadingEngine`.
 
 Subclass :class:`EngineContract` in a pytest module and give it ``make``::
 
     class TestMyEngine(EngineContract):
         def make(self, limit: int) -> Engine:
             return MyEngine(limit=limit)
+
+For an engine that has values away, subclass :class:`LoadingContract`, which has all these tests and
+more.
 """
 
 from __future__ import annotations
 
+import itertools
 import sys
+import threading
 from abc import ABC, abstractmethod
 
-from dstore.core.engine import Engine
+from dstore.core.engine import Away, Engine, Loaded, LoadingEngine
 from dstore.errors import StoreFull
 from dstore.protocol.keys import from_bytes, to_bytes
-from dstore.protocol.messages import Stored
+from dstore.protocol.messages import Key, Stored
 from dstore.testing.bulk_contract import raises
 
+LOAD_TIMEOUT = 30.0
+"""Seconds within which a load has to end."""
 ROOMY = 1 << 20
 ODD_KEYS = ("a", "ä", "漢", "\udcff", "b3:0", " ", "a/b", "A" * 511)
 NEIGHBOURS = (
@@ -37,36 +44,84 @@ def stored(number: int, body: bytes = b"v") -> Stored:
     return Stored(number.to_bytes(16, "big"), "bytes", body)
 
 
+def values_of(results: list[Loaded]) -> list[bytes]:
+    """Return what was loaded as bytes. Raises AssertionError for anything else."""
+    for each in results:
+        assert isinstance(each, (bytes, memoryview)), f"a value was not loaded: {each!r}"
+    return [bytes(each) for each in results if not isinstance(each, Exception)]
+
+
+class Loads:
+    """Loads of an engine, and their results, as Global has them."""
+
+    _numbers = itertools.count(1)
+
+    def __init__(self, engine: LoadingEngine) -> None:
+        self._engine = engine
+        self._woken = threading.Event()
+        self._ended: dict[int, list[Loaded]] = {}
+        engine.begin(self._woken.set)
+
+    def begin(self, *wanted: tuple[Key, bytes]) -> int:
+        """Begin a load. Returns its number."""
+        number = next(self._numbers)
+        self._engine.load(number, list(wanted))
+        return number
+
+    def end(self, number: int) -> list[Loaded]:
+        """Wait until a load has ended. Returns its results."""
+        while number not in self._ended:
+            assert self._woken.wait(LOAD_TIMEOUT), f"load {number} does not end, or wakes nobody"
+            self._woken.clear()
+            for each, results in self._engine.loaded():
+                assert each not in self._ended, f"load {each} ended twice"
+                self._ended[each] = results
+        return self._ended[number]
+
+    def now(self, *wanted: tuple[Key, bytes]) -> list[bytes]:
+        """Load values and return their bytes."""
+        return values_of(self.end(self.begin(*wanted)))
+
+
 class EngineContract(ABC):
-    """The contract of :class:`dstore.core.engine.Engine`."""
+    """The contract of :class:`dstore.engines.Engine`."""
 
     @abstractmethod
     def make(self, limit: int) -> Engine:
         """Make an empty engine that holds about ``limit`` bytes."""
 
+    def read(self, engine: Engine, key: Key) -> Stored | None:
+        """Read a value, and load its bytes if they are away."""
+        bound = engine.read(key)
+        if not isinstance(bound, Away):
+            return bound
+        (body,) = Loads(engine).now((key, bound.token))  # type: ignore[arg-type]
+        assert len(body) == bound.size
+        return Stored(bound.token, bound.codec, body)
+
     def test_what_was_bound_is_read(self) -> None:
         engine = self.make(ROOMY)
         values = {key: stored(number, to_bytes(key)) for number, key in enumerate(ODD_KEYS)}
         for key, value in values.items():
-            assert engine.read(key) is None
+            assert self.read(engine, key) is None
             engine.bind(key, value)
-        assert {key: engine.read(key) for key in ODD_KEYS} == values
+        assert {key: self.read(engine, key) for key in ODD_KEYS} == values
         assert len(engine) == len(ODD_KEYS)
         engine.close()
 
     def test_an_empty_value_is_a_value(self) -> None:
         engine = self.make(ROOMY)
         engine.bind("k", stored(1, b""))
-        assert engine.read("k") == stored(1, b"")
+        assert self.read(engine, "k") == stored(1, b"")
         engine.close()
 
     def test_remove_takes_only_the_token_it_names(self) -> None:
         engine = self.make(ROOMY)
         engine.bind("k", stored(1))
         assert not engine.remove("k", stored(2).token)
-        assert engine.read("k") == stored(1)
+        assert self.read(engine, "k") == stored(1)
         assert engine.remove("k", stored(1).token)
-        assert engine.read("k") is None
+        assert self.read(engine, "k") is None
         assert not engine.remove("k", stored(1).token)
         assert len(engine) == 0
         engine.close()
@@ -76,9 +131,9 @@ class EngineContract(ABC):
         assert not engine.replace("k", stored(1).token, stored(2))
         engine.bind("k", stored(1))
         assert not engine.replace("k", stored(9).token, stored(2))
-        assert engine.read("k") == stored(1)
+        assert self.read(engine, "k") == stored(1)
         assert engine.replace("k", stored(1).token, stored(2))
-        assert engine.read("k") == stored(2)
+        assert self.read(engine, "k") == stored(2)
         assert len(engine) == 1
         engine.close()
 
@@ -102,7 +157,7 @@ class EngineContract(ABC):
         assert not engine.fits("l", too_much)
         before = engine.size
         assert raises(StoreFull, lambda: engine.bind("l", too_much))
-        assert engine.read("l") is None
+        assert self.read(engine, "l") is None
         assert engine.size == before
         assert engine.fits("k", too_much), "in place of what is there it fits"
         engine.close()
@@ -171,9 +226,10 @@ class EngineContract(ABC):
         engine.bind("short", stored(10, b""))
         assert engine.size - before >= 2 * (sys.getsizeof(stored(10)) + sys.getsizeof(b"")) + 64
         full = engine.size
-        assert engine.replace("short", stored(10).token, long)
+        other = long._replace(token=stored(11).token)
+        assert engine.replace("short", stored(10).token, other)
         assert engine.size == full + 64 - len(stored(10).codec), "the new codec's name is counted"
-        engine.remove("short", long.token)
+        engine.remove("short", other.token)
         engine.remove("long", long.token)
         for number, key in enumerate(WIDE):
             assert engine.remove(key, stored(number).token)
@@ -230,3 +286,79 @@ class EngineContract(ABC):
             assert len(page) <= limit
             found += page
         return found
+
+
+class LoadingContract(EngineContract):
+    """The contract of :class:`dstore.engines.LoadingEngine`."""
+
+    @abstractmethod
+    def make(self, limit: int) -> LoadingEngine:
+        """Make an empty engine that holds about ``limit`` bytes, and has all values away."""
+
+    def test_values_are_loaded_in_the_order_in_which_they_are_wanted(self) -> None:
+        engine = self.make(ROOMY)
+        for number, key in enumerate(ODD_KEYS):
+            engine.bind(key, stored(number, to_bytes(key)))
+        wanted = [(key, stored(number).token) for number, key in enumerate(ODD_KEYS)]
+        for order in (wanted, wanted[::-1]):
+            assert Loads(engine).now(*order) == [to_bytes(key) for key, _ in order]
+        engine.close()
+
+    def test_an_empty_value_is_loaded(self) -> None:
+        engine = self.make(ROOMY)
+        engine.bind("k", stored(1, b""))
+        assert Loads(engine).now(("k", stored(1).token)) == [b""]
+        engine.close()
+
+    def test_many_loads_are_under_way_and_each_ends_once(self) -> None:
+        engine = self.make(ROOMY)
+        for number in range(100):
+            engine.bind(f"k{number}", stored(number, b"%d" % number))
+        loads = Loads(engine)
+        begun = [loads.begin((f"k{number}", stored(number).token)) for number in range(100)]
+        for number, load in enumerate(begun):
+            assert values_of(loads.end(load)) == [b"%d" % number]
+        assert engine.loaded() == []
+        engine.close()
+
+    def test_what_is_removed_while_it_is_loaded_disturbs_no_other(self) -> None:
+        engine = self.make(ROOMY)
+        engine.bind("k", stored(1))
+        engine.bind("l", stored(2, b"l"))
+        loads = Loads(engine)
+        wanted = ("k", stored(1).token), ("l", stored(2).token)
+        before = loads.begin(*wanted)
+        assert engine.remove("k", stored(1).token)
+        for number in (before, loads.begin(*wanted)):
+            results = loads.end(number)
+            assert len(results) == 2
+            assert values_of(results[1:]) == [b"l"]
+        engine.close()
+
+    def test_what_is_loaded_for_a_token_is_of_that_token(self) -> None:
+        engine = self.make(ROOMY)
+        engine.bind("k", stored(1, b"old"))
+        loads = Loads(engine)
+        for number in range(1, 50):
+            former, latest = stored(number), stored(number + 1, b"%03d" % number)
+            before = loads.begin(("k", former.token))
+            assert engine.replace("k", former.token, latest)
+            assert loads.now(("k", latest.token)) == [latest.body]
+            assert len(loads.end(before)) == 1
+        engine.close()
+
+    def test_the_function_that_was_given_last_is_called(self) -> None:
+        engine = self.make(ROOMY)
+        engine.bind("k", stored(1))
+        engine.begin(lambda: None)
+        assert Loads(engine).now(("k", stored(1).token)) == [b"v"]
+        engine.close()
+
+    def test_close_does_not_wait_for_a_reader(self) -> None:
+        engine = self.make(ROOMY)
+        engine.bind("k", stored(1))
+        loads = Loads(engine)
+        for _ in range(100):
+            loads.begin(("k", stored(1).token))
+        engine.close()
+        engine.close()

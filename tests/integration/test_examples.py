@@ -204,6 +204,15 @@ def test_distribute_folder_leaves_content_alone_in_a_global_that_runs(
         assert {key[:3] for key in list(node.keys())} == {config.CONTENT_PREFIX}
 
 
+def test_engine_in_files_reads_each_file_once() -> None:
+    output = run("engine_in_files.py", "--values", 50, "--bytes", 20_000)
+    assert re.fullmatch(
+        r"50 values in .*\n50 of them were read from their files\n"
+        r"all are as they were written, and are gone after their deletion\n",
+        output,
+    )
+
+
 @pytest.mark.parametrize("name", ["process_pool.py", "shared_matrix.py", "shared_model.py"])
 def test_without_numpy_an_example_says_what_to_install(name: str, tmp_path: Path) -> None:
     (tmp_path / "numpy.py").write_text("raise ImportError('no numpy here')\n")

@@ -24,7 +24,7 @@ from dstore import config
 from dstore.cli import main
 from dstore.client.settings import Settings
 from dstore.codecs import Codec
-from dstore.server.engines.memory import MemoryEngine
+from dstore.engines import MemoryEngine, PrivateBulk
 from tests.integration.processes import PATIENCE
 
 np = pytest.importorskip("numpy")
@@ -61,6 +61,15 @@ NODE: dict[str, tuple[list[Any], list[Any]]] = {
     "shm": ([None, "", b""], NO_PATHS),
     "shm_limit": ([None, 0, 1 << 30, np.int64(5)], NO_COUNTS),
 }
+
+
+class HalfLoading(MemoryEngine):
+    """Says what it has loaded, and cannot load."""
+
+    def loaded(self) -> list[Any]:
+        return []
+
+
 GLOBAL: dict[str, tuple[list[Any], list[Any]]] = {
     "publisher": ([None, "tcp://127.0.0.1:0"], [5, b"tcp://*:5", "", "nonsense", "tcp://h:70000"]),
     "lease": ([0.05, 2, Fraction(2), np.float64(2)], [*NO_SECONDS, None, 0, 0.04, 3601]),
@@ -72,7 +81,11 @@ GLOBAL: dict[str, tuple[list[Any], list[Any]]] = {
     "host_cache": ([None, 0, 1 << 20, np.int64(2 << 20)], [*NO_COUNTS, 1, (1 << 20) - 1]),
     "shm": ([None, ""], NO_PATHS),
     "data": ([None], [*NO_PATHS, ""]),
-    "engine": ([None, MemoryEngine()], [5, "memory", MemoryEngine, {}]),
+    "engine": (
+        [None, MemoryEngine()],
+        [5, "memory", MemoryEngine, {}, PrivateBulk(), HalfLoading()],
+    ),
+    "bulk": ([None, PrivateBulk()], [5, "memory", PrivateBulk, {}, MemoryEngine()]),
 }
 ADDRESSES: list[Any] = [5, 0, b"tcp://127.0.0.1:5", ["a"], True, "", "nonsense", "tcp://h:70000"]
 
@@ -159,9 +172,30 @@ def test_an_empty_variable_is_as_none(monkeypatch: pytest.MonkeyPatch) -> None:
         assert node.address == config.ADDRESS_DEFAULT
 
 
-def test_memory_limit_is_not_for_an_engine_of_ones_own() -> None:
-    with pytest.raises(ValueError, match=r"memory_limit.*engine"):
-        dstore.Global(engine=MemoryEngine(), memory_limit=1 << 30)
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"engine": MemoryEngine(), "memory_limit": 1 << 30}, r"^memory_limit.*engine"),
+        ({"engine": MemoryEngine(), "data": "folder"}, r"^data.*engine"),
+        ({"bulk": PrivateBulk(), "data": "folder"}, r"^data.*bulk"),
+    ],
+)
+def test_settings_of_a_global_that_make_no_sense_together(
+    settings: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(ValueError, match=says):
+        dstore.Global(**settings)
+
+
+def test_a_bulk_goes_with_the_engine_that_is_there_and_with_a_memory_limit() -> None:
+    settings: dict[str, Any] = {"memory_limit": 1 << 20, "shm": ""}
+    with (
+        dstore.Global("tcp://127.0.0.1:0", bulk=PrivateBulk(), **settings) as served,
+        dstore.Node(served.address) as node,
+    ):
+        node.set("k", bytes(100_000))
+        with pytest.raises(dstore.StoreFull):
+            node.set("l", bytes(1_000_000))
 
 
 @pytest.mark.parametrize("value", NODE["timeout"][1], ids=lambda value: type(value).__name__)

@@ -6,12 +6,14 @@ from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
+from dstore.config import LOAD_BYTES_MIN
 from dstore.core.authority.acknowledgements import PendingDeletion
-from dstore.core.authority.effects import Commit, GlobalEffect, Publish
+from dstore.core.authority.effects import Commit, GlobalEffect, Load, Publish
 from dstore.core.authority.state import GlobalState
-from dstore.core.engine import Outcome
+from dstore.core.engine import Loaded, Outcome
 from dstore.protocol.messages import Large
 from dstore.server.engines.memory import MemoryEngine
+from tests.simulation.engine import SimEngine
 from tests.simulation.host import SimBulk, SimHost
 from tests.simulation.journal import SimJournal
 from tests.simulation.loop import Loop
@@ -54,6 +56,9 @@ class SimGlobal(Owner):
         self.deletions = []
         self._timer = NEVER
         self.engine = MemoryEngine(journal=self.scenario.durable)
+        self.loading = SimEngine(
+            self.engine, self.loop, self.scenario, partial(self._loaded, self.epoch)
+        )
         kept = self.journal.begin(partial(self._committed, self.epoch))
         for row in kept:
             assert row.stored is not None
@@ -61,7 +66,7 @@ class SimGlobal(Owner):
         quiet, now = self.journal.quiet, self.loop.now
         self.journal.quiet = max(quiet, self.scenario.lease)
         self.state = GlobalState(
-            self.engine,
+            self.loading if self.scenario.away else self.engine,
             self.bulk,
             epoch=self.epoch,
             publisher="tcp://*:2",
@@ -79,6 +84,8 @@ class SimGlobal(Owner):
             self.state._holders.limit = SCARCE_HOLDER_BYTES
             for budget in (self.state._sessions.writes, self.state._sessions.waits):
                 budget.total, budget.assured = SCARCE_BYTES, 0
+            loads = self.state._sessions.loads
+            loads.total, loads.assured = LOAD_BYTES_MIN, 0
         deletions, start = self.deletions, self.state._invalidations.start
 
         def noted(pending: PendingDeletion, now: float) -> None:
@@ -146,6 +153,14 @@ class SimGlobal(Owner):
         self.loop.log(self.name, f"batch {number} is durable: {outcomes}")
         self._perform(self.state.committed(number, outcomes, self.loop.now))
 
+    def _loaded(self, epoch: int, number: int, results: list[Loaded]) -> None:
+        """Take the report of the engine."""
+        if epoch != self.epoch:
+            self.loop.counts["loads that a crash has overtaken"] += 1
+        elif not self.held_up("loads", self._loaded, epoch, number, results):
+            self.loop.log(self.name, f"load {number} has ended: {results}")
+            self._perform(self.state.loaded(number, results, self.loop.now))
+
     def receive(self, route: bytes, message: Any) -> None:
         if self.held_up("requests", self.receive, route, message):
             return
@@ -168,6 +183,9 @@ class SimGlobal(Owner):
                 self._publish(effect)
             elif isinstance(effect, Commit):
                 self.journal.commit(effect.number, effect.changes)
+            elif isinstance(effect, Load):
+                self.loop.log(self.name, f"load {effect.number} of {[k for k, _ in effect.wanted]}")
+                self.loading.load(*effect)
             else:
                 connection = self.connections.get(effect.route.decode().rpartition("/")[0])
                 if connection is not None and connection.route == effect.route:

@@ -24,6 +24,7 @@ from dstore.core.local.steps import (
 )
 from dstore.errors import DstoreError, RequestRefused
 from dstore.protocol.messages import (
+    UNREADABLE,
     DelResult,
     DelStatus,
     ExpireStatus,
@@ -342,6 +343,9 @@ class Client:
             if any(status is each for each in NOT_DONE):  # numbers of several kinds are equal
                 self.loop.log(self.name, f"{self.kind} {key} was refused")
                 continue
+            if self.kind in READS and _unreadable(result.get(key)):
+                self.loop.log(self.name, f"{self.kind} {key} was not loaded")
+                continue
             seen = self._seen(result.get(key))
             self.loop.log(self.name, f"{self.kind} {key} = {seen[0].value} {seen[1] or ''}")
             epoch = self._epoch_of(result.get(key))
@@ -399,6 +403,12 @@ class Client:
         ttl = self.ttl if self.kind in (*SETS, *EXPIRY) else None
         times = self.start, end
         self.done.append(Recorded(self.name, name, kind, *times, result, value, seen, ttl=ttl))
+
+
+def _unreadable(result: Any) -> bool:
+    """Whether Global could not load the value. Such an answer is never an entry."""
+    answer = None if result is None else result[0]
+    return isinstance(answer, Stored) and answer.codec == UNREADABLE
 
 
 def _read(answer: Answer | None) -> str | None:

@@ -231,8 +231,11 @@ def _left_at_global(authority: SimGlobal) -> Iterator[str]:
     yield from _left_deadlines(authority)
     if state._stages.replacing or len(state._waits):
         yield "writes or waits stay"
-    if state._sessions.writes.taken or state._sessions.waits.taken:
-        yield f"budgets are not given back: {state._sessions.writes!r} {state._sessions.waits!r}"
+    if len(state._loads) or state._loads._waiting or state._loads._asked:
+        yield f"loads stay: {state._loads!r}"
+    for budget in (state._sessions.writes, state._sessions.waits, state._sessions.loads):
+        if budget.taken:
+            yield f"a budget is not given back: {budget!r}"
     if not len(state._holders) and state._holders.bytes:
         yield f"no key is held, and that takes memory: {state._holders!r}"
     if authority.scenario.global_page:

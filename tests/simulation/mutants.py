@@ -16,6 +16,7 @@ from tests.simulation.mutants_of_expiry import OF_EXPIRY
 from tests.simulation.mutants_of_hits import OF_HITS
 from tests.simulation.mutants_of_hosts import OF_HOSTS
 from tests.simulation.mutants_of_hosts_simulated import OF_HOSTS_SIMULATED
+from tests.simulation.mutants_of_loads import OF_LOADS
 from tests.simulation.mutants_of_operations import OF_OPERATIONS
 from tests.simulation.mutants_of_revalidation import OF_REVALIDATION
 from tests.simulation.mutants_of_sessions import OF_SESSIONS
@@ -397,4 +398,5 @@ MUTANTS = (
     *OF_EXPIRY,
     *OF_REVALIDATION,
     *OF_DATA,
+    *OF_LOADS,
 )  # fmt: skip

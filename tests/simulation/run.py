@@ -135,6 +135,8 @@ def _simpler(scenario: Scenario) -> Iterator[Scenario]:
         "evictions",
         "large",
         "slow",
+        "load_failures",
+        "away",
         "lost_broadcasts",
         "words",
         "drift",

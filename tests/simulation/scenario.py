@@ -30,6 +30,10 @@ CRASHING = 0.4
 """The part of the other scenarios with a durable Global in which it crashes, too."""
 
 
+LOADED = 0.25
+"""The part of the scenarios in which the engine has to load values."""
+
+
 @dataclass(frozen=True)
 class Scenario:
     """The parameters. Times are in seconds of true time, rates in events per second and Local."""
@@ -64,6 +68,9 @@ class Scenario:
     durable: bool = False
     commit: float = 0.01  # seconds until a batch of a durable Global is on its disk, at most
     failing: float = 0.0  # fraction of the changes that its disk refuses
+    away: float = 0.0  # fraction of the reads of an engine that find the bytes away
+    loading: float = 0.01  # seconds until they are read, at most, and until that is reported
+    load_failures: float = 0.0  # fraction of the values that cannot be loaded
     large: float = 0.0  # fraction of values that are sent in chunks
     hosts: int = 3  # with shared memory; the third is Global's
     evictions: float = 0.0  # a file is dropped to make room
@@ -138,12 +145,25 @@ class Scenario:
         )
         if private.durable and not private.global_crashes and dice.random() < CRASHING:
             private = replace(private, global_crashes=dice.random())
-        expiring = cls._expiring(random.Random(f"expiry {seed}"), private)
+        loading = cls._loading(random.Random(f"loading {seed}"), private)
+        expiring = cls._expiring(random.Random(f"expiry {seed}"), loading)
         if dice.random() >= SHARED:
             return expiring
         reading = dice.choice((0, 8))
         weights = (expiring.weights[0] + reading, expiring.weights[1] + reading // 2)
         return replace(expiring, weights=(*weights, *expiring.weights[2:]), **cls._shared(dice))
+
+    @classmethod
+    def _loading(cls, dice: random.Random, scenario: Scenario) -> Scenario:
+        """Let the engine load values, in some scenarios. The others are as they were without."""
+        if dice.random() >= LOADED:
+            return scenario
+        return replace(
+            scenario,
+            away=dice.choice((0.3, 1.0, 1.0)),
+            loading=dice.choice((0.001, 0.02, 0.2)),
+            load_failures=dice.choice((0.0, 0.0, 0.1, 0.3)),
+        )
 
     @classmethod
     def _expiring(cls, dice: random.Random, scenario: Scenario) -> Scenario:

@@ -38,6 +38,7 @@ ROOMS: dict[str, set[str]] = {
     "shm": GROUND | {"protocol", "core.engine", "core.local"},
     "client": GROUND | {"protocol", "core.local", "codecs", "transport", "shm"},
     "server": GROUND | {"protocol", "core.authority", "core.engine", "transport", "shm"},
+    "engines": {"core.engine", "protocol", "server.engines", "shm"},
     "": {"errors", "config", "version", "client", "server", "codecs"},
     "testing": PUBLIC | {"protocol", "core.engine", "shm.root"},
     "cli.console": {"config", "checks", "quoting"},

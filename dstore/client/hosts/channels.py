@@ -25,6 +25,7 @@ from dstore.errors import BadMessage, ValueCorrupt
 from dstore.protocol import content, wire
 from dstore.protocol.messages import (
     REPLIES,
+    UNREADABLE,
     Chunk,
     Found,
     Get,
@@ -122,6 +123,7 @@ def verify(request: RequestMessage, reply: Reply) -> None:
         if (
             found is not None
             and key.startswith(CONTENT_PREFIX)
+            and found.stored.codec != UNREADABLE
             and not content.matches(key, found.stored)
         ):
             raise ValueCorrupt(f"the value that Global sent for {key} is not what it names")

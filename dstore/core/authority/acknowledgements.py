@@ -20,7 +20,7 @@ from dataclasses import InitVar, dataclass, field
 from dstore.core.authority.budgets import Account, text_bytes
 from dstore.core.authority.effects import NEVER, Alarm
 from dstore.core.authority.sessions import ActiveWrite, Session
-from dstore.core.engine import NO_DEADLINE
+from dstore.core.engine import NO_DEADLINE, Bound
 from dstore.protocol.messages import Key, Large, Stored
 
 REMIND_AFTER = 0.005
@@ -44,7 +44,7 @@ class PendingDeletion:
     """
 
     key: Key
-    old: InitVar[Stored]
+    old: InitVar[Bound]
     write: ActiveWrite | None
     index: int
     account: Account
@@ -63,10 +63,10 @@ class PendingDeletion:
     queued: list[Callable[[float], None]] = field(default_factory=list)  # to run once committed
     _cost: int = 0
 
-    def __post_init__(self, old: Stored) -> None:
+    def __post_init__(self, old: Bound) -> None:
         self.token = old.token
         self.size = old.size
-        self.large = type(old.body) is Large
+        self.large = isinstance(old, Stored) and type(old.body) is Large
 
     def __repr__(self) -> str:
         return f"<PendingDeletion {self.key!r} seq={self.seq} awaited={self.awaited}>"

@@ -11,6 +11,7 @@ from dstore.core.engine import Change
 from dstore.protocol.messages import (
     Broadcast,
     Committed,
+    Key,
     Refusal,
     Refused,
     Route,
@@ -22,7 +23,7 @@ NEVER = float("inf")
 COUNTERS = (
     "gets", "waits", "ttls", "sets", "dels", "expires", "scans", "offers", "chunks_in",
     "bytes_in", "chunks_out", "bytes_out", "revalidated", "syncs", "targeted_invalidations",
-    "reminders", "flushes", "refused", "malformed", "cut",
+    "reminders", "flushes", "refused", "malformed", "cut", "loads", "failed_loads",
 )  # fmt: skip
 """Reminders are targeted invalidations that repeat what a silent holder was sent."""
 
@@ -47,7 +48,17 @@ class Commit(NamedTuple):
     changes: list[Change]
 
 
-GlobalEffect: TypeAlias = Send | Publish | Commit
+class Load(NamedTuple):
+    """Have the engine load values, each named by key and token.
+
+    Then call ``GlobalState.loaded`` with ``number`` and a result for each of them.
+    """
+
+    number: int
+    wanted: list[tuple[Key, bytes]]
+
+
+GlobalEffect: TypeAlias = Send | Publish | Commit | Load
 
 
 class Refuse(Exception):
@@ -72,6 +83,9 @@ class Outbox:
 
     def commit(self, batch: Commit) -> None:
         self._sends.append(batch)
+
+    def load(self, wanted: Load) -> None:
+        self._sends.append(wanted)
 
     def send(self, route: Route, message: ToLocal) -> None:
         self._sends.append(Send(route, message))

@@ -10,6 +10,10 @@ request is named by its session and its number; the numbers of two processes tha
 differ, since each begins at a random one.
 Many requests may wait for one key, whose value may be large. They are answered a few at a time, so
 that other messages do not wait until all of them are answered.
+
+A value that is away is answered when the engine has loaded it; see
+:mod:`dstore.core.authority.loads`. Of many keys those before the first value that is away are
+answered at once, and the Local asks again for the rest.
 """
 
 from __future__ import annotations
@@ -27,11 +31,13 @@ from dstore.core.authority.deadlines import Deadlines
 from dstore.core.authority.effects import NEVER, Alarm, Outbox, Refuse
 from dstore.core.authority.holders import Holders
 from dstore.core.authority.invalidations import InvalidationLog
+from dstore.core.authority.loads import Loads, Overlay, Parked, keys_of
 from dstore.core.authority.sessions import NO_BIT, Session
-from dstore.core.engine import Bulk, Engine
+from dstore.core.engine import Away, Bulk, Engine
 from dstore.protocol.messages import (
     NO_SESSION,
     NO_TOKEN,
+    UNREADABLE,
     Body,
     Chunk,
     Fetch,
@@ -59,6 +65,7 @@ WAIT_BYTES = 1_200
 """The memory that a waiting request takes at most, beside its key."""
 TIMEOUT_MAX = 60.0
 """Seconds that a request waits at most."""
+NONE_LOADED: Overlay = {}
 ENDS_MIN = 1_000
 """Entries of the heap of ends from which on it is searched for requests that were answered."""
 
@@ -191,18 +198,23 @@ class Reads:
     _log: InvalidationLog
     _pending: dict[Key, PendingDeletion]
     _waits: Waits
+    _loads: Loads
     _deadlines: Deadlines
     _out: Outbox
 
     def get(self, session: Session | None, route: Route, message: Get, now: float) -> None:
-        """Answer a GET."""
+        """Answer a GET, now or when values have been loaded."""
         self._out.counters["gets"] += len(message.keys)
-        self._out.send(route, self.reply(session, message.request, message.keys))
+        self._answer(session, route, message, now)
 
-    def reply(self, session: Session | None, request: int, keys: list[Key]) -> GetReply:
+    def reply(
+        self, session: Session | None, request: int, keys: list[Key], loaded: Overlay = NONE_LOADED
+    ) -> GetReply | None:
         """Return the reply to a GET of ``keys``. One that would become too large ends early.
 
-        Without a session, or for one that is no holder, no value is cacheable.
+        It also ends before the first value that is away and not among those ``loaded``; if that is
+        the first of all, None is returned, and nobody has become a holder. Without a session, or
+        for one that is no holder, no value is cacheable.
         """
         read, pending, hold = self._engine.read, self._pending, self._holders.add
         bit = NO_BIT if session is None else session.bit
@@ -219,16 +231,32 @@ class Reads:
                 tokens.append(NO_TOKEN)
                 bodies.append(None)
                 continue
+            token, codec, body = stored
+            if type(body) is bytes:
+                room -= len(body)
+            elif isinstance(body, int):  # the size of a value that is away
+                if token not in loaded:
+                    break
+                found = loaded[token]
+                if found is None:
+                    uncacheable.append(len(bodies))
+                    codecs.append(UNREADABLE)
+                    tokens.append(token)
+                    bodies.append(b"")
+                    continue
+                body = found
+                room -= len(body)
+            elif type(body) is not Large:
+                room -= len(body)
             if key in pending or bit == NO_BIT or not hold(key, bit):
                 uncacheable.append(len(bodies))
-            token, codec, body = stored
             codecs.append(codec)
             tokens.append(token)
             bodies.append(body)
-            if type(body) is not Large:
-                room -= len(body)
-                if room <= 0:
-                    break
+            if room <= 0:
+                break
+        if not bodies:
+            return None
         name = NO_SESSION if session is None else session.id
         return GetReply(
             self._epoch, name, request, seq, codecs, b"".join(tokens), bodies, uncacheable
@@ -237,7 +265,8 @@ class Reads:
     def offer(self, session: Session | None, route: Route, message: Offer, now: float) -> None:
         """Answer an OFFER: a value that is still the same is as good as one that is read now.
 
-        So its session becomes a holder, as by a GET. A key whose deletion is pending is not named.
+        So its session becomes a holder, as by a GET. A key whose deletion is pending is not named,
+        and neither is one whose value is away: the Local asks for that.
         """
         self._out.counters["offers"] += 1
         name, bit = (NO_SESSION, NO_BIT) if session is None else (session.id, session.bit)
@@ -246,7 +275,9 @@ class Reads:
         tokens: list[bytes] = []
         for index, key in enumerate(message.keys[:OFFER_KEYS_MAX] if bit != NO_BIT else ()):
             stored = self._engine.read(key)
-            if stored is None or type(stored.body) is not bytes or key in self._pending:
+            if stored is None or isinstance(stored, Away) or key in self._pending:
+                continue
+            if type(stored.body) is not bytes:
                 continue
             room -= len(stored.body)
             if room < 0:
@@ -264,11 +295,11 @@ class Reads:
         """Answer a WAIT, now or when its key has been bound."""
         self._out.counters["waits"] += 1
         if self._engine.read(message.key) is not None:
-            self._answer(session, route, message)
+            self._answer(session, route, message, now)
         else:
             self._waits.add(session, route, message, now)
 
-    def answer_bound(self) -> None:
+    def answer_bound(self, now: float) -> None:
         """Answer some of the requests whose keys have been bound; the next ticks answer others."""
         room = ANSWERS_BYTES
         while room > 0 and (key := self._waits.answerable()) is not None:
@@ -276,16 +307,83 @@ class Reads:
             if stored is None:
                 self._waits.gone()
             else:
-                self._answer(*self._waits.take(key))
+                self._answer_kept(self._waits.take(key), now)
                 room -= ANSWER_BYTES + stored.inline
 
     def expire(self, now: float) -> None:
         """Answer the requests whose timeout has passed."""
         for waiting in self._waits.expire(now):
-            self._answer(*waiting)
+            self._answer_kept(waiting, now)
 
-    def _answer(self, session: Session | None, route: Route, message: Wait) -> None:
-        self._out.send(route, self.reply(session, message.request, [message.key]))
+    def _answer_kept(self, waiting: Waiting, now: float) -> None:
+        try:
+            self._answer(*waiting, now)
+        except Refuse as refuse:
+            self._out.refuse(waiting.route, waiting.message, *refuse.args)
+
+    def _answer(
+        self, session: Session | None, route: Route, message: Get | Wait, now: float
+    ) -> None:
+        """Answer a request, or park it until values have been loaded. Raises Refuse."""
+        keys = keys_of(message)
+        reply = self.reply(session, message.request, keys)
+        if reply is None:
+            self._loads.park(session, route, message, self._away(keys, NONE_LOADED), now)
+        else:
+            self._out.send(route, reply)
+
+    def _away(self, keys: list[Key], loaded: Overlay) -> list[tuple[Key, Away]]:
+        """Return the values that a reply to a GET of ``keys`` would have and that are to be loaded.
+
+        Those ``loaded`` are here already.
+        """
+        wanted: dict[bytes, tuple[Key, Away]] = {}
+        room = BATCH_BYTES_MAX
+        for key in keys:
+            stored = self._engine.read(key)
+            if stored is None:
+                continue
+            if type(stored) is Away and stored.token not in loaded:
+                wanted[stored.token] = (key, stored)
+            room -= stored.inline
+            if room <= 0:
+                break
+        return list(wanted.values())
+
+    def answer_loaded(self) -> None:
+        """Answer some of the requests whose values have been loaded; the next ticks answer others.
+
+        Each is executed anew, as if it came now.
+        """
+        room = ANSWERS_BYTES
+        while room > 0 and (parked := self._loads.take()) is not None:
+            room -= ANSWER_BYTES + sum([len(body or b"") for body in parked.bodies.values()])
+            over = True
+            try:
+                over = self._answer_parked(parked)
+            except Refuse as refuse:
+                self._out.refuse(parked.route, parked.message, *refuse.args)
+            finally:
+                if over:
+                    self._loads.leave(parked)
+
+    def _answer_parked(self, parked: Parked) -> bool:
+        """Answer a request with what was loaded. Returns whether it is over; raises Refuse."""
+        session, message = parked.session, parked.message
+        if parked.withdrawn:
+            return True
+        if session is not None and not session.open:  # its bit may be another's
+            raise Refuse(Refusal.UNKNOWN_SESSION, "the session has ended")
+        if type(message) is Wait and self._engine.read(message.key) is None:
+            self._waits.add(session, parked.route, message, parked.since)
+            return True
+        keys = keys_of(message)
+        reply = self.reply(session, message.request, keys, parked.bodies)
+        if reply is None:
+            self._loads.again(parked, self._away(keys, parked.bodies))
+            return False
+        self._out.send(parked.route, reply)
+        return True
 
     def ttl(self, session: Session | None, route: Route, message: Ttl, now: float) -> None:
         """Answer when a key expires. If its deadline has passed and it is bound still: now."""

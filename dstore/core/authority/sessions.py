@@ -31,6 +31,9 @@ from typing import Any, cast
 
 from dstore.config import (
     BATCH_BYTES_MAX,
+    LOADS_BYTES_ASSURED,
+    LOADS_BYTES_MAX,
+    LOADS_BYTES_SHARE,
     SESSIONS_PER_ROUTE_MAX,
     WAITS_BYTES_ASSURED,
     WAITS_BYTES_MAX,
@@ -112,6 +115,7 @@ class Session:
     lease_end: float
     writes: Account  # the memory that its writes take
     waits: Account  # the memory that its requests take that wait for a key
+    loads: Account  # the same of those that wait for bytes
     open: bool = True
     renewed: bool = False
     seen: int = 0  # the Local waits for no outcome of a write below this number
@@ -255,8 +259,9 @@ class Sessions:
         self._shown: tuple[float, tuple[int, int], dict[str, object]] = (0.0, (0, 0), {})
         self.writes = Budget(WRITES_BYTES_MAX, WRITES_BYTES_SHARE, WRITES_BYTES_ASSURED)
         self.waits = Budget(WAITS_BYTES_MAX, WAITS_BYTES_SHARE, WAITS_BYTES_ASSURED)
-        self.waits_of_none = Account(self.waits)
-        """The account of the requests that come without a session."""
+        self.loads = Budget(LOADS_BYTES_MAX, LOADS_BYTES_SHARE, LOADS_BYTES_ASSURED)
+        self.waits_of_none, self.loads_of_none = Account(self.waits), Account(self.loads)
+        """The accounts of the requests that come without a session."""
         self.writes_of_global = Account(self.writes)
         """The account of the deletions that Global begins by itself."""
 
@@ -304,6 +309,7 @@ class Sessions:
             lease_end=lease_end,
             writes=Account(self.writes),
             waits=Account(self.waits),
+            loads=Account(self.loads),
         )
         self._by_route[route] += 1
         self._by_peer[peer] += 1

@@ -27,7 +27,7 @@ from dstore.core.authority.changes import BIND_BYTES, Changes
 from dstore.core.authority.deadlines import Deadlines, deadline_bytes
 from dstore.core.authority.effects import NEVER, Alarm, Outbox, Refuse
 from dstore.core.authority.sessions import Session
-from dstore.core.engine import NO_DEADLINE, Bulk, Engine, Lost
+from dstore.core.engine import NO_DEADLINE, Bound, Bulk, Engine, Lost
 from dstore.errors import StoreFull
 from dstore.protocol import content
 from dstore.protocol.messages import (
@@ -234,7 +234,7 @@ class Stages:
     # ---- binding --------------------------------------------------------------------------
 
     def claim(
-        self, session: Session, item: SetItem, old: Stored | None, deadline: bool
+        self, session: Session, item: SetItem, old: Bound | None, deadline: bool
     ) -> SetStatus | None:
         """Claim what is needed to bind a value in place of ``old``, perhaps with a ``deadline``.
 
@@ -274,7 +274,7 @@ class Stages:
             return True
         return self._taken + self.growing + deadline_bytes(key) <= self._engine.limit
 
-    def _will_fit(self, session: Session, stored: Stored, old: Stored | None, further: int) -> bool:
+    def _will_fit(self, session: Session, stored: Stored, old: Bound | None, further: int) -> bool:
         """Whether the value also fits when all uploads and replacements have ended.
 
         ``further`` are bytes that it takes beside the engine.

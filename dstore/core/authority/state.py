@@ -13,7 +13,7 @@ the rules, and what goes wrong without each of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from dstore.config import CLIENTS_MAX_DEFAULT
@@ -22,12 +22,13 @@ from dstore.core.authority.deadlines import Deadlines
 from dstore.core.authority.effects import Alarm, GlobalEffect, Outbox, Refuse
 from dstore.core.authority.host import OwnMembership, Page
 from dstore.core.authority.invalidations import Invalidations
+from dstore.core.authority.loads import Loads
 from dstore.core.authority.memberships import Memberships
 from dstore.core.authority.reads import Reads, Waits
 from dstore.core.authority.sessions import Session, Sessions
 from dstore.core.authority.stages import Stages
 from dstore.core.authority.writes import Writes
-from dstore.core.engine import Bulk, Engine, Outcome
+from dstore.core.engine import Bulk, Engine, Loaded, Outcome
 from dstore.protocol import messages as m
 
 SWEEP_KEYS = 2_000
@@ -48,7 +49,8 @@ class GlobalState:
     which keys expire, in seconds since 1970.
     Where Global is ``durable``, changes leave as :class:`~.effects.Commit` effects, and take place
     when the host reports to :meth:`committed`. Nothing is removed or replaced before
-    ``quiet_until``.
+    ``quiet_until``. For values that the engine has to load there are :class:`~.effects.Load`
+    effects, and the host reports to :meth:`loaded`.
     """
 
     def __init__(
@@ -87,8 +89,11 @@ class GlobalState:
         deadlines = self._deadlines = Deadlines(wall, log_length, lease, alarm)
         stages = self._stages = Stages(engine, bulk, changes, deadlines, value_limit, out, alarm)
         waits = self._waits = Waits(alarm, sessions.waits_of_none)
+        loads = self._loads = Loads(sessions.loads_of_none, out, alarm)
         pending = invalidations.pending
-        self._reads = Reads(epoch, engine, bulk, holders, log, pending, waits, deadlines, out)
+        self._reads = Reads(
+            epoch, engine, bulk, holders, log, pending, waits, loads, deadlines, out
+        )
         writes = self._writes = Writes(
             epoch,
             engine,
@@ -160,7 +165,8 @@ class GlobalState:
     def idle(self) -> bool:
         """Whether no Local waits for an answer, and all invalidations are broadcast."""
         to_notify = self._invalidations.pending or len(self._invalidations.broadcasts)
-        return not to_notify and not self._changes and self._waits.answerable() is None
+        begun = self._changes or self._loads or self._waits.answerable() is not None
+        return not to_notify and not begun
 
     @property
     def counters(self) -> dict[str, int]:
@@ -201,7 +207,16 @@ class GlobalState:
         """Apply the changes of a batch that has become durable, and answer their writers."""
         self._changes.committed(number, outcomes, now)
         self._writes.complete(self._invalidations.notify(now), now)
-        self._reads.answer_bound()
+        self._reads.answer_bound(now)
+        return self._effects()
+
+    def loaded(self, number: int, results: Sequence[Loaded], now: float) -> list[GlobalEffect]:
+        """Take what the engine has loaded, and answer the requests that waited for it.
+
+        ``results`` has the bytes, or an exception, for each value of the load with this number.
+        """
+        self._loads.ended(number, results)
+        self._reads.answer_loaded()
         return self._effects()
 
     def _effects(self) -> list[GlobalEffect]:
@@ -211,13 +226,16 @@ class GlobalState:
     def read(self, message: m.Get) -> m.GetReply | None:
         """Return the reply to a GET, which is all that :meth:`receive` would do with it.
 
-        Returns None, and does nothing, if it names no open session: that is for ``receive``.
+        Returns None, and does nothing, if it names no open session, or has to wait until the engine
+        has loaded a value: that is for ``receive``.
         """
         session = self._sessions.get(message.session)
         if session is None or message.epoch != self.epoch:
             return None
-        self._out.counters["gets"] += len(message.keys)
-        return self._reads.reply(session, message.request, message.keys)
+        reply = self._reads.reply(session, message.request, message.keys)
+        if reply is not None:
+            self._out.counters["gets"] += len(message.keys)
+        return reply
 
     def _session(self, message: Any) -> Session:
         """Return the session that a request names by its id, or raise Refuse.
@@ -301,8 +319,10 @@ class GlobalState:
         self._memberships.drop_silent(now)
         self._invalidations.broadcast_due(now)
         self._holders.sweep(SWEEP_KEYS)
+        self._loads.expire(now)
+        self._reads.answer_loaded()
         self._reads.expire(now)
-        self._reads.answer_bound()
+        self._reads.answer_bound(now)
         self.alarm.moment = self._next_moment(now)
         return self._effects()
 
@@ -317,6 +337,7 @@ class GlobalState:
             self._invalidations.wake_at,
             self._stages.wake_at,
             self._waits.wake_at,
+            self._loads.wake_at,
         )
 
     def close(self) -> None:
@@ -332,12 +353,13 @@ class GlobalState:
             return
         if isinstance(message, m.Unwait):
             self._waits.drop(message)
+            self._loads.drop(message)
         elif (session := self._sessions.get(message.session)) is not None:
             self._stages.drop(message.token, session)
 
     def _on_set(self, session: Session, route: m.Route, message: m.Set, now: float) -> None:
         self._writes.set(session, route, message, now)
-        self._reads.answer_bound()
+        self._reads.answer_bound(now)
 
     def _on_stats(
         self, session: Session | None, route: m.Route, message: m.Stats, now: float
@@ -360,6 +382,7 @@ class GlobalState:
             "deadlines": len(self._deadlines),
             "held_keys": len(self._holders),
             "waiting": len(self._waits),
+            "loading": len(self._loads),
             "watching": self._invalidations.watchers,
             "uploads": len(self._stages),
             "upload_bytes": self._stages.reserved,
@@ -367,6 +390,7 @@ class GlobalState:
             "holder_bytes": self._holders.bytes,
             "write_bytes": self._sessions.writes.taken,
             "wait_bytes": self._sessions.waits.taken,
+            "load_bytes": self._sessions.loads.taken,
             "max_clients": self._memberships.max_clients,
             **self.figures_of_host(),
             **self.figures_of_disk(),

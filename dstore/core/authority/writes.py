@@ -53,7 +53,7 @@ from dstore.core.authority.sessions import (
     repeated,
 )
 from dstore.core.authority.stages import Stages
-from dstore.core.engine import NO_DEADLINE, Bulk, Change, ChangeKind, Engine, Outcome
+from dstore.core.engine import NO_DEADLINE, Away, Bound, Bulk, Change, ChangeKind, Engine, Outcome
 from dstore.errors import DstoreError, StoreFull
 from dstore.protocol.messages import (
     NO_SESSION,
@@ -74,7 +74,6 @@ from dstore.protocol.messages import (
     SetReply,
     SetResult,
     SetStatus,
-    Stored,
     WriteMessage,
     WriteReply,
     WriteResult,
@@ -290,11 +289,11 @@ class Writes:
         self._stages.release(item.stored)
         self._finish(write, index, SetResult(status, seq))
 
-    def _occupied(self, write: ActiveWrite, key: Key, old: Stored) -> SetResult:
+    def _occupied(self, write: ActiveWrite, key: Key, old: Bound) -> SetResult:
         seq = self._invalidations.log.seq
         found = None
-        if type(old.body) is Large:
-            return SetResult(SetStatus.OCCUPIED, seq)  # its bytes can be fetched
+        if isinstance(old, Away) or type(old.body) is Large:
+            return SetResult(SetStatus.OCCUPIED, seq)  # its bytes can be asked for
         if write.reserve(old.inline) and self._hold(key, write.holder):
             found = Found(seq, True, old)
         return SetResult(SetStatus.OCCUPIED, seq, found=found)
@@ -307,7 +306,7 @@ class Writes:
         return old != NO_DEADLINE and old < self._deadlines.after(write.ttl)
 
     def _prolong(
-        self, write: ActiveWrite, index: int, item: SetItem, old: Stored, now: float
+        self, write: ActiveWrite, index: int, item: SetItem, old: Bound, now: float
     ) -> None:
         """Answer a PUT of an address that is bound when it lives as long as was asked for."""
 

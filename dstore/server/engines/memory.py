@@ -44,7 +44,7 @@ def value_size(stored: Stored) -> int:
 class MemoryEngine:
     """The engine in memory: a dictionary, and its keys in the order of their bytes.
 
-    See :class:`dstore.core.engine.Engine` for the methods. ``limit`` is in bytes. With a
+    See :class:`dstore.engines.Engine` for the methods. ``limit`` is in bytes. With a
     ``journal``, what is bound is on the disk already, and has been asked for with :meth:`fits`
     before: it is kept in any case.
     """
@@ -63,9 +63,11 @@ class MemoryEngine:
         return len(self._values)
 
     def read(self, key: Key) -> Stored | None:
+        """Return the value bound to ``key``, or None."""
         return self._values.get(key)
 
     def bind(self, key: Key, stored: Stored) -> None:
+        """Bind a value to a key that has none. Raises StoreFull."""
         ordered = in_order(key)
         size = self.size + key_size(key, ordered) + value_size(stored)
         if self._checks and size > self.limit:
@@ -89,6 +91,7 @@ class MemoryEngine:
         self._order = SortedList(ordered)
 
     def replace(self, key: Key, token: bytes, stored: Stored) -> bool:
+        """Bind ``stored`` in place of the value with ``token``. Returns whether it was bound."""
         old = self._values.get(key)
         if old is None or old.token != token:
             return False
@@ -97,6 +100,7 @@ class MemoryEngine:
         return True
 
     def remove(self, key: Key, token: bytes) -> bool:
+        """Remove the value with ``token``. Returns whether it was bound."""
         old = self._values.get(key)
         if old is None or old.token != token:
             return False
@@ -107,17 +111,20 @@ class MemoryEngine:
         return True
 
     def fits(self, key: Key, stored: Stored) -> bool:
+        """Whether a value fits, in place of the one that ``key`` may have."""
         old = self._values.get(key)
         added = key_size(key, in_order(key)) if old is None else -value_size(old)
         return self.size + added + value_size(stored) <= self.limit
 
     def scan(self, prefix: Key, after: Key, limit: int) -> list[Key]:
+        """Return at most ``limit`` keys with a prefix that come after ``after``."""
         begun, last = in_order(prefix), in_order(after)
         start, end = max(begun, last), begun + AFTER_ALL
         page = islice(self._order.irange(start, end, (start != last, False)), limit)
         return [each if each.isascii() else from_order(each) for each in page]
 
     def close(self) -> None:
+        """Forget all keys. Idempotent."""
         self._values.clear()
         self._order.clear()
         self.size = 0

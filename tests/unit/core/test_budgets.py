@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from dstore.config import LABEL_MAX, SESSION_BYTES, WRITES_BYTES_ASSURED
-from dstore.core.authority import invalidations, reads, sessions, stages
+from dstore.core.authority import invalidations, loads, reads, sessions, stages
 from dstore.core.authority.budgets import Account, Budget
 from dstore.core.authority.effects import Send
 from dstore.core.authority.holders import Holders, bits_of
@@ -194,6 +194,31 @@ def test_waits_take_no_more_than_what_is_counted(kind: str, stale: bool) -> None
     assert counted / 6 < taken <= counted
 
 
+@pytest.mark.at_once
+@pytest.mark.parametrize("each", [1, 200])
+@pytest.mark.parametrize("kind", KEYS)
+def test_parked_requests_take_no_more_than_what_is_counted(
+    monkeypatch: pytest.MonkeyPatch, kind: str, each: int
+) -> None:
+    monkeypatch.setattr(loads, "LOAD_BYTES_MIN", 0)
+    world = World(away=True, limit=1 << 30)
+    (a,) = world.joined("a")
+    key = KEYS[kind]
+    for number in range(400):
+        world.engine.bind(key(number), Stored(world.random16(), "bytes", bytes(100)))
+
+    def act() -> None:
+        for start in range(0, 400, each):
+            for request in (start, start + 1000):  # the second one waits for what the first does
+                keys = [key(number) for number in range(start, start + each)]
+                message = Get(*own(a), request, keys)
+                world.deliver(b"x", wire.decode_to_global(wire.encode(message), None))
+
+    taken, counted = hoarded(act, world.state._sessions.loads)
+    assert counted / 8 < taken <= counted
+    assert len(world.state._loads) == 2 * 400 // each
+
+
 @pytest.mark.parametrize("kind", KEYS)
 @pytest.mark.parametrize("width", [1, 2000])
 def test_holders_take_no_more_than_what_is_counted(width: int, kind: str) -> None:
@@ -273,6 +298,7 @@ def test_a_budget_is_shared_out_and_the_first_bytes_are_assured() -> None:
     assert small.admits(55)
 
 
+@pytest.mark.at_once
 def test_when_there_is_no_room_for_holders_values_are_not_cacheable() -> None:
     world = World()
     a, b = world.joined("a", "b")
@@ -399,6 +425,7 @@ def test_invalidations_that_are_asked_for_again_and_again_are_sent_no_more(
     assert a.state.applied == 40
 
 
+@pytest.mark.at_once
 def test_many_requests_that_wait_for_one_key_are_answered_a_few_at_a_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -46,6 +46,7 @@ def bind(world: World, a: Member, key: str, value: bytes = b"v") -> None:
     answered(setting)
 
 
+@pytest.mark.at_once
 def test_no_answer_shows_a_value_that_is_not_durable(world: World) -> None:
     a, b, c = world.joined("a", "b", "c")
     setting = asked(a.begin_set(("k", b"mine")))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import random
 import sys
 
+import pytest
+
 from dstore.core.authority.holders import PART_BITS, SWEEP_AT, Holders, bits_of
 from dstore.protocol.messages import Ack, Broadcast, Synced
 from tests.unit.core.world import LEASE, Call, Member, World
@@ -34,6 +36,7 @@ def test_a_writer_is_a_holder() -> None:
     assert deletion.replies
 
 
+@pytest.mark.at_once
 def test_a_writer_that_got_the_occupying_value_is_a_holder() -> None:
     world = World()
     a, b, c = world.joined("a", "b", "c")

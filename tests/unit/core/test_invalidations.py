@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from dstore.core.authority.broadcasts import KEYS_MAX, PAUSE, PAUSE_MAX, PAUSE_PER_LOCAL
 from dstore.protocol.messages import Broadcast, Committed, DelStatus, Large, Stored
 from tests.unit.core.world import Member, World
@@ -179,6 +181,7 @@ def test_a_value_bound_after_a_deletion_survives_its_late_broadcast() -> None:
     assert (a.hit("k"), b.hit("k")) == (None, None)
 
 
+@pytest.mark.at_once
 def test_late_invalidations_forbid_fills_and_reach_watchers_also_if_the_entry_stays() -> None:
     world, a, b = unheld("k")
     a.state.watch(1, world.now)
@@ -204,6 +207,7 @@ def test_late_invalidations_forbid_fills_and_reach_watchers_also_if_the_entry_st
     assert a.hit("k") == b"new"
 
 
+@pytest.mark.at_once
 def test_the_host_learns_of_the_former_entry_when_its_invalidation_comes() -> None:
     world, a, b = unheld("k")
     a.get("k")
@@ -248,6 +252,7 @@ def test_the_writer_of_a_replacement_keeps_its_new_value() -> None:
     assert a.hit("k") is None
 
 
+@pytest.mark.at_once
 def test_a_late_reply_that_is_older_than_the_entry_is_not_stored() -> None:
     world, a, b = unheld("k")
     early = a.begin_get("k")

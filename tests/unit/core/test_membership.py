@@ -303,6 +303,7 @@ def test_no_fill_after_a_goodbye() -> None:
     assert len(a.state.cache) == 0
 
 
+@pytest.mark.at_once
 def test_a_session_that_is_silent_for_long_is_dropped_and_its_local_joins_again() -> None:
     world = World()
     a, b = world.joined("a", "b")

@@ -11,6 +11,7 @@ from dstore.protocol.messages import Get, GetReply, Refused, Stats
 from tests.unit.core.world import World
 
 
+@pytest.mark.at_once
 def test_the_short_way_answers_as_the_long_one_and_refuses_nothing_by_itself() -> None:
     world = World()
     (a,) = world.joined("a")
@@ -27,6 +28,7 @@ def test_the_short_way_answers_as_the_long_one_and_refuses_nothing_by_itself() -
         assert isinstance(send, Send) and isinstance(send.message, Refused)
 
 
+@pytest.mark.at_once
 def test_the_short_way_makes_its_reader_a_holder() -> None:
     world = World()
     a, b = world.joined("a", "b")

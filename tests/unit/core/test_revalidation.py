@@ -31,6 +31,9 @@ from tests.unit.core.sharing import open_page
 from tests.unit.core.test_owner import OwnerMember
 from tests.unit.core.world import LEASE, Member, World
 
+pytestmark = pytest.mark.at_once
+"""What is offered is compared with values that are here."""
+
 
 def restart(world: World, *members: Member) -> None:
     """A new life of Global; these find out by a renewal that it has another epoch."""

@@ -767,6 +767,7 @@ def test_what_cannot_be_reported_is_not_kept() -> None:
     assert "k" in a.state.entries
 
 
+@pytest.mark.at_once
 def test_who_is_refused_a_key_here_hears_of_its_deletion() -> None:
     """Before there is an observer, Global is asked, and says that nothing is cached here."""
     world = World()

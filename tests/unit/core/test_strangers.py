@@ -161,6 +161,7 @@ def test_what_does_not_match_changes_nothing() -> None:
         assert picture(world.state) == before
 
 
+@pytest.mark.at_once
 def test_the_same_messages_in_ones_own_name_do_change_something() -> None:
     """So that the test above can fail."""
     for number in range(14):
@@ -185,6 +186,7 @@ def test_a_hello_replaces_only_a_session_whose_secret_it_knows() -> None:
         assert world.state._sessions.get(a.state.session) is not None
 
 
+@pytest.mark.at_once
 def test_who_knows_only_the_id_asks_and_writes_but_neither_renews_nor_acknowledges_nor_ends() -> (
     None
 ):

@@ -294,6 +294,7 @@ def test_a_reply_with_the_number_of_the_word_is_stored() -> None:
     assert a.state.fill(a.state.membership, "k", Found(1, True, OLD)) is not None
 
 
+@pytest.mark.at_once
 def test_global_notes_the_number_before_it_reads_the_engine(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

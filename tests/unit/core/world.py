@@ -12,9 +12,9 @@ from collections import deque
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from dstore.core.authority.effects import Commit, GlobalEffect, Publish, Send
+from dstore.core.authority.effects import Commit, GlobalEffect, Load, Publish, Send
 from dstore.core.authority.state import GlobalState
-from dstore.core.engine import Change, Outcome
+from dstore.core.engine import Change, Loaded, Outcome
 from dstore.core.local import operations
 from dstore.core.local.effects import Dropped, LocalEffect, Look, Subscribe, Tell
 from dstore.core.local.membership import Entry
@@ -41,6 +41,7 @@ from dstore.protocol.messages import (
 )
 from dstore.server.engines.memory import MemoryEngine
 from dstore.shm.bulk import PrivateBulk
+from tests.engines import AwayEngine
 
 LEASE = 2.0
 WALL = 1.8e9
@@ -48,7 +49,14 @@ WALL = 1.8e9
 
 
 class World:
-    """One Global and its Locals on one clock."""
+    """One Global and its Locals on one clock.
+
+    With ``away`` the engine has to load the bytes of each value that is read. The loads stay under
+    way until a test ends them, or end at once where ``prompt`` is set.
+    """
+
+    all_away = False
+    """Whether the engine of every World has its values away, and loads them promptly."""
 
     def __init__(
         self,
@@ -58,6 +66,7 @@ class World:
         limit: int = 1 << 20,
         durable: bool = False,
         quiet: float = 0.0,
+        away: bool = False,
     ):
         self.now = 1000.0
         self.set_back = 0.0  # seconds by which the wall clock has been set back
@@ -67,6 +76,10 @@ class World:
         self.lease = lease
         self.log_length = log_length
         self.engine = MemoryEngine(limit, journal=durable)
+        self.away = away or self.all_away
+        self.loading = AwayEngine(self.engine)
+        self.loads: deque[Load] = deque()  # under way
+        self.prompt = not away
         self.bulk = PrivateBulk()
         self.members: list[Member] = []
         self.inboxes: dict[bytes, deque[Message]] = {}
@@ -79,8 +92,9 @@ class World:
     def start_global(self) -> None:
         """A new life of Global, with whatever the engine holds."""
         self.epoch += 1
+        self.loads.clear()
         self.state = GlobalState(
-            self.engine,
+            self.loading if self.away else self.engine,
             self.bulk,
             epoch=self.epoch,
             publisher="tcp://*:2",
@@ -154,6 +168,14 @@ class World:
         self._perform(self.state.committed(number, ended, self.now))
         return changes
 
+    def load(self, *results: Loaded) -> Load:
+        """The oldest load ends, by default with what the engine has. Returns it."""
+        load = self.loads.popleft()
+        ended = results or [self.loading.result(*each) for each in load.wanted]
+        assert len(ended) == len(load.wanted)
+        self._perform(self.state.loaded(load.number, ended, self.now))
+        return load
+
     def advance(self, seconds: float) -> None:
         """Time passes; nobody does anything."""
         self.now += seconds
@@ -181,8 +203,8 @@ class World:
 
     def _perform(self, effects: Iterable[GlobalEffect]) -> None:
         for effect in effects:
-            if isinstance(effect, Commit):
-                self.batches.append(effect)
+            if isinstance(effect, Load):
+                self.loads.append(effect)
             elif isinstance(effect, Publish):
                 for member in self.members:
                     if member.subscribed:
@@ -191,6 +213,8 @@ class World:
                 self.inboxes.setdefault(effect.route, deque()).append(effect.message)
             else:
                 self.batches.append(effect)
+        if self.prompt and self.loads:
+            self.load()
 
 
 class Member:
