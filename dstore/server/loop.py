@@ -85,6 +85,7 @@ class Loop:
         self._durable: Durable | None = None
         self._serving = False
         self._rate_limited_log = RateLimitedLog(log)
+        self._load_log = RateLimitedLog(log)
 
     # ---- life -----------------------------------------------------------------------------
 
@@ -280,13 +281,16 @@ class Loop:
     def _take_loaded(self, router: Router) -> None:
         """Take what the engine has loaded. Exceptions are logged, as for a message."""
         ended, self._failed = self._failed, []
-        try:
-            if self._loading is not None:
+        if self._loading is not None:
+            try:
                 ended += self._loading.loaded()
-            for number, results in ended:
+            except Exception:
+                log.exception("the engine's loaded() failed; Global goes on")
+        for number, results in ended:
+            try:
                 self._take_results(router, number, results)
-        except Exception:
-            log.exception("_take_loaded failed; Global goes on")
+            except Exception:
+                log.exception("_take_results failed; Global goes on")
 
     def _take_results(self, router: Router, number: int, results: list[Loaded]) -> None:
         failed = self.state.counters["failed_loads"]
@@ -294,9 +298,9 @@ class Loop:
         for each in results:
             if not isinstance(each, (bytes, memoryview)):
                 failed += 1
-                self._rate_limited_log.warning("a value could not be loaded: %s", repr(each))
+                self._load_log.warning("a value could not be loaded: %s", repr(each))
         if self.state.counters["failed_loads"] > failed:
-            self._rate_limited_log.warning("a value was loaded that does not have its size")
+            self._load_log.warning("a value was loaded that does not have its size")
 
     def _take(self, router: Router, route: bytes, frame: bytes, data: Buffer | None) -> None:
         get = wire.get_of(frame) if data is None else None
@@ -334,7 +338,6 @@ class Loop:
                 raise TypeError(f"{self._engine!r} has values away, and is no LoadingEngine")
             self._loading.load(*effect)
         except Exception as error:
-            log.exception("the engine's load() failed; Global goes on")
             self._failed.append((effect.number, [error] * len(effect.wanted)))
             router.wake()
 

@@ -238,19 +238,23 @@ class Broken(AwayEngine):
         self.wake = wake
 
     def load(self, number: int, wanted: list[tuple[Key, bytes]]) -> None:
-        if self.what == "load":
+        if self.what in ("load", "both"):
             raise OSError("it cannot begin")
         self.numbers.append((number, len(wanted)))
         self.wake()
 
     def loaded(self) -> list[tuple[int, list[Loaded]]]:
+        if self.what == "both":
+            raise OSError("it cannot say")
         numbers, self.numbers = self.numbers, []
         if self.what == "loaded" and numbers:
             self.what = "size"
             self.numbers = numbers
             self.wake()
             raise OSError("it cannot say")
-        return [(number, [b"of another size"] * count) for number, count in numbers]
+        ended: list[tuple[int, list[Loaded]]]
+        ended = [(number, [b"of another size"] * count) for number, count in numbers]
+        return [(99, []), *ended] if self.what == "unknown" and numbers else ended
 
 
 @pytest.mark.parametrize(
@@ -259,9 +263,11 @@ class Broken(AwayEngine):
         (Forgetful(), "no LoadingEngine"),
         (Broken("load"), "it cannot begin"),
         (Broken("loaded"), "it cannot say"),
+        (Broken("both"), "it cannot begin"),
+        (Broken("unknown"), "KeyError"),
         (Broken("size"), "does not have its size"),
     ],
-    ids=["no loader", "load", "loaded", "size"],
+    ids=["no loader", "load", "loaded", "both", "unknown", "size"],
 )
 def test_an_engine_that_is_broken_is_logged_and_ends_nothing(
     engine: Engine, logged: str, caplog: pytest.LogCaptureFixture

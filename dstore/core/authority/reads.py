@@ -353,7 +353,7 @@ class Reads:
     def answer_loaded(self) -> None:
         """Answer some of the requests whose values have been loaded; the next ticks answer others.
 
-        Each is executed anew, as if it came now.
+        Each is executed from its beginning, as if it came now.
         """
         room = ANSWERS_BYTES
         while room > 0 and (parked := self._loads.take()) is not None:

@@ -214,6 +214,7 @@ class GlobalState:
         """Take what the engine has loaded, and answer the requests that waited for it.
 
         ``results`` has the bytes, or an exception, for each value of the load with this number.
+        Raises KeyError if there is no such load.
         """
         self._loads.ended(number, results)
         self._reads.answer_loaded()
