@@ -357,6 +357,8 @@ class Client:
 
     def _seen(self, result: Any) -> Seen:
         if isinstance(result, SetOutcome):
+            if result.found and self.kind == "replace":
+                return Result.WRITTEN, None
             return SET_RESULTS[result.status], None
         if isinstance(result, DelResult):
             return DEL_RESULTS[result.status], None

@@ -204,7 +204,7 @@ def test_a_set_whose_session_was_lost_is_known_by_its_tokens(rebound: bool) -> N
     write.answer()
     write.send()
     write.answer()
-    assert write.result == {"n": SetOutcome(SetStatus.STORED)}
+    assert write.result == {"n": SetOutcome(SetStatus.STORED, found=True)}
 
 
 def test_a_set_whose_session_was_lost_stays_unknown_if_global_is_lost_too() -> None:

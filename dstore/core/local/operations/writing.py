@@ -58,12 +58,14 @@ _STATUS_OF = {
 class SetOutcome(NamedTuple):
     """The outcome of one item. ``local``: this Local's cache showed that the key is occupied.
 
-    ``updated``: this Local now caches the value that occupies the key.
+    ``updated``: this Local now caches the value that occupies the key. ``found``: the answer was
+    lost, and the value is bound by its token; it may have taken the place of another.
     """
 
     status: SetStatus
     local: bool = False
     updated: bool = False
+    found: bool = False
 
 
 class BegunWrite(NamedTuple):
@@ -176,7 +178,7 @@ class _Setting:
             for key, found in zip(keys, reply.items):
                 if found is not None and found.stored.token == wanted[key].stored.token:
                     del wanted[key]
-                    self.outcomes[key] = SetOutcome(SetStatus.STORED)
+                    self.outcomes[key] = SetOutcome(SetStatus.STORED, found=True)
             if not reply.items or len(wanted) > len(keys) - len(reply.items):  # one is not bound
                 break
         if wanted:
