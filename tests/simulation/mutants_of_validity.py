@@ -212,7 +212,7 @@ OF_VALIDITY = (
     Mutant(
         "invalidation that writes no word",
         (
-            (ENTRIES, "            self.vector.note(key, seq)\n", ""),
+            (ENTRIES, "                self.vector.note(key, seq)\n", "                pass\n"),
         ),
     ),
     Mutant(

@@ -145,7 +145,7 @@ class Scenario:
         )
         if private.durable and not private.global_crashes and dice.random() < CRASHING:
             private = replace(private, global_crashes=dice.random())
-        loading = cls._loading(random.Random(f"loading {seed}"), private)
+        loading = cls._loading(random.Random(f"loaded {seed}"), private)
         expiring = cls._expiring(random.Random(f"expiry {seed}"), loading)
         if dice.random() >= SHARED:
             return expiring

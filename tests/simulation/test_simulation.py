@@ -39,6 +39,7 @@ QUICK = {
     "forked child that uses its parent's lease",
     "hit of a shared entry that does not compare the word",
     "expiry that does not wait for holders",
+    "value of before the load answered with the number of after it",
 }
 """Mutants of the default run; ``scripts/simulate --mutants`` plays all."""
 
@@ -100,6 +101,9 @@ REACHED = {
     "host hits",
     "host hits of many",
     "inheritances",
+    "loads",
+    "loads of values that were gone",
+    "loads that failed",
     "owner restarts",
     "owners that died in a call",
     "pages",
@@ -108,11 +112,11 @@ REACHED = {
     "promotions",
     "threads that stood still",
 }
-"""What happens in some of the first scenarios."""
+"""What happens in some of the first scenarios: of memberships that hosts share, and of engines."""
 
 
 @pytest.mark.long
-def test_the_scenarios_reach_what_hosts_with_shared_memberships_do() -> None:
+def test_the_scenarios_reach_what_hosts_and_engines_do() -> None:
     counts: Counter[str] = Counter()
     for seed in range(60):
         simulation = Simulation(Scenario.draw(seed))
