@@ -53,7 +53,7 @@ OF_DATA = (
     ),
     _mutant(
         "damaged row taken for missing",
-        "                stored = Stored(kept.token, DAMAGED, b\"\")\n                damaged += 1\n",
+        "                stored = Stored(token, DAMAGED, b\"\")\n                damaged += 1\n",
         "                damaged += 1\n                continue\n",
         "test_a_damaged_value_is_bound_and_large_files_without_a_key_stay",
     ),
