@@ -437,3 +437,18 @@ def test_a_write_does_not_wait_for_a_global_that_is_lost_in_its_quiet_period() -
         deleting.time_out()
     assert isinstance(deleting.error, OutcomeUnknown)
     assert world.now <= begun + 5.0 + 2 * LEASE
+
+
+def test_a_write_that_had_no_time_left_does_not_ask_without_a_pause() -> None:
+    world = World(durable=True, quiet=20.0)
+    world.engine_holds("k")
+    (a,) = world.joined("a")
+    deleting = a.begin_delete("k", timeout=0.5)
+    world.live(2 * LEASE)  # its thread stands still
+    asked = 0
+    while isinstance(deleting.step, Request) and deleting.step.until < world.quiet_until:
+        asked += 1
+        assert asked < 50
+        world.live(max(0.0, deleting.step.until - world.now), step=0.5)
+        deleting.time_out()
+    assert asked > 3

@@ -140,7 +140,7 @@ def exchange(
         if now >= deadline:
             if not (patient and state.is_quiet(now)):
                 raise Unanswered(now, unknown)
-            deadline = min(now, state.quiet_until) + state.lease
+            deadline, pause = min(now, state.quiet_until) + state.lease, RESEND_FIRST
         pause = min(2 * pause, RESEND_MAX)
 
 
