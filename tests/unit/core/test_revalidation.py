@@ -442,9 +442,11 @@ def test_a_write_does_not_wait_for_a_global_that_is_lost_in_its_quiet_period() -
 def test_a_write_that_had_no_time_left_does_not_ask_without_a_pause() -> None:
     world = World(durable=True, quiet=20.0)
     world.engine_holds("k")
-    (a,) = world.joined("a")
+    a = world.member("a")
     deleting = a.begin_delete("k", timeout=0.5)
-    world.live(2 * LEASE)  # its thread stands still
+    assert deleting.waits
+    world.live(2 * LEASE)  # its thread stands still while there comes a session
+    deleting.look()
     asked = 0
     while isinstance(deleting.step, Request) and deleting.step.until < world.quiet_until:
         asked += 1
