@@ -86,7 +86,7 @@ class Durable:
             key, _ = large[token]
             values[key] = Stored(token, DAMAGED, b"")
             damaged += 1
-        engine.load(values)
+        engine.bind_all(values)
         self._damaged = damaged
         if damaged:
             log.warning(

@@ -31,7 +31,7 @@ def test_what_is_loaded_at_once_is_as_if_each_had_been_bound() -> None:
     bound, loaded = MemoryEngine(), MemoryEngine(limit=1)
     for key, stored in values.items():
         bound.bind(key, stored)
-    loaded.load(dict(values))
+    loaded.bind_all(dict(values))
     for engine in (bound, loaded):
         assert {key: engine.read(key) for key in keys} == values and len(engine) == len(keys)
         assert engine.scan("", "", 10) == ["a", "b", "c" * 300, "é", "漢字", "\udcff"]

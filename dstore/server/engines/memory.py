@@ -79,7 +79,7 @@ class MemoryEngine:
         self._values[key] = stored
         self._order.add(ordered)
 
-    def load(self, values: dict[Key, Stored]) -> None:
+    def bind_all(self, values: dict[Key, Stored]) -> None:
         """Bind all keys of an engine that has none, without a look at the limit.
 
         That takes a fraction of the time of one :meth:`bind` for each key: the order is sorted
