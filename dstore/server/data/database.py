@@ -66,10 +66,6 @@ LEASE, WALL = "lease", "wall"
 _ZEROS = bytes(1 << 20)
 
 _INSERT = "INSERT INTO kept VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
-_INSERTED_MAX = 32
-"""Keys that are bound with one statement."""
-_INSERTS = [_INSERT + ", (?, ?, ?, ?, ?, ?, ?, ?)" * more for more in range(_INSERTED_MAX)]
-"""The statements that bind 1, 2, 3 keys, and so on."""
 _UPDATE = (
     "UPDATE kept SET token = ?, codec = ?, size = ?, body = ?, deadline = ?, head_sum = ?,"
     " value_sum = ? WHERE key = ?"
@@ -322,15 +318,13 @@ class Database:
         wall = self._wall_clock()
         late = meta is not None or not steps or not 0 <= wall - self.wall < WALL_EVERY
         try:
-            outcomes = None if late else self._insert_at_once(connection, steps)
-            if outcomes is None:
-                connection.execute("BEGIN IMMEDIATE")
-                outcomes = [self._execute(connection, step) for step in steps]
-                if late:
-                    schema.write_meta(connection, WALL, max(wall, self.wall))
-                if meta is not None:
-                    meta()
-                connection.execute("COMMIT")
+            connection.execute("BEGIN IMMEDIATE")
+            outcomes = [self._execute(connection, step) for step in steps]
+            if late:
+                schema.write_meta(connection, WALL, max(wall, self.wall))
+            if meta is not None:
+                meta()
+            connection.execute("COMMIT")
         except (sqlite3.Error, MemoryError) as error:
             raise self._rolled_back(connection, error) from None
         if late:
@@ -339,27 +333,6 @@ class Database:
         if self.log_bytes >= self._checkpoint_at:
             self._checkpoint_or_fail("PASSIVE")
         return outcomes
-
-    def _insert_at_once(
-        self, connection: sqlite3.Connection, steps: Sequence[_Step | None]
-    ) -> list[Outcome] | None:
-        """Bind a few keys with one statement, which is a transaction by itself.
-
-        Each statement costs the committer the interpreter lock, for which Global's thread competes.
-        Returns None, with nothing changed, if there are other changes, or if one is refused.
-        """
-        parameters: list[Any] = []
-        for step in steps:
-            if step is None or step.statement is not _INSERT:
-                return None
-            parameters += step.parameters
-        if not 0 < len(steps) <= _INSERTED_MAX:
-            return None
-        try:
-            connection.execute(_INSERTS[len(steps) - 1], parameters)
-        except _REFUSED:
-            return None
-        return [Outcome.DONE] * len(steps)
 
     def _execute(self, connection: sqlite3.Connection, step: _Step | None) -> Outcome:
         if step is None:
