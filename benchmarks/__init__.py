@@ -6,7 +6,9 @@ made faster, three commands answer in a few minutes:
 - ``scripts/bench --goals`` measures the goals of small values: hits (compiled, and in the same run
   in pure Python), misses, eight clients, ``get_many``, DEL, the memory of a cache entry; and what
   the processes of one host share: first reads, DEL, Zipf reads with deletions, first answers, the
-  first hit of a forked child, memory. ``--only host_first mixed`` measures some of them.
+  first hit of a forked child, memory; and what a Global with a data folder does. ``--only
+  host_first mixed`` measures some of them. Data are on the disk of the folder for temporary files,
+  or in ``$DSTORE_BENCH_DATA``; no folder in memory is taken for a disk.
 - ``python -m benchmarks.compare BEFORE AFTER`` runs that in turns for two source trees.
 - ``python -m benchmarks.costs`` counts the CPU time of a request in each process.
 
