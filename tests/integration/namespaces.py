@@ -46,5 +46,5 @@ def run(tmp_path: Path, script: str, *hosts: str) -> str:
     )
     if done.returncode == 77 or "unshare failed" in done.stderr:
         pytest.skip("no namespaces here: that takes root, and a kernel that permits it")
-    assert (done.returncode, done.stderr) == (0, ""), done.stdout
+    assert (done.returncode, done.stderr) == (0, ""), f"{done.stdout}{done.stderr}"
     return done.stdout

@@ -70,8 +70,13 @@ def test_an_interrupt_within_notify_costs_event_loops_no_later_change(
         raise KeyboardInterrupt
 
     async def read() -> object:
-        reading = asyncio.create_task(dstore.AsyncNode.sharing(one).get("k"))
-        while not host.loop_calls:  # noqa: ASYNC110  # a moment of another thread
+        shared = dstore.AsyncNode.sharing(one)
+        reading = asyncio.create_task(shared.get("k"))
+        while not host.loop_calls:  # a moment of another thread
+            if reading.done():  # the lease was renewed before
+                with host.lock:
+                    host.state.lapse()
+                reading = asyncio.create_task(shared.get("k"))
             await asyncio.sleep(0)
         with host.lock:
             host.waiters.append(interrupted)

@@ -88,7 +88,8 @@ def receive_reply(
         try:
             message = wire.decode_to_local(*arrived)
         except BadMessage as error:
-            host.note_malformed(error)
+            if arrived[0]:  # ZeroMQ leaves an empty one now and then where a connection ends
+                host.note_malformed(error)
             continue
         if isinstance(message, REPLIES) and message.request == request:
             return message
