@@ -28,6 +28,7 @@ from dstore.protocol.messages import (
     DelResult,
     DelStatus,
     ExpireStatus,
+    Get,
     Key,
     Large,
     SetItem,
@@ -266,7 +267,8 @@ class Client:
         assert not isinstance(step, Work), "the core has no work that blocks"
         if isinstance(step, Request):
             self._sent = self.channel.send_up(step.message)
-            if self._sent and step.message.epoch:
+            looks = self.kind in SETS and isinstance(step.message, Get)  # what became of a SET
+            if self._sent and step.message.epoch and not looks:
                 self._request_epoch = step.message.epoch
             if not step.message.session:
                 self.loop.counts["bridged reads"] += 1
