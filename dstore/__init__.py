@@ -13,7 +13,9 @@ from dstore.client.translate import Deletion
 from dstore.client.watch import Event, Watch
 from dstore.codecs import Codec
 from dstore.errors import (
+    AccessDenied,
     AddressError,
+    BadConnectFile,
     BadMessage,
     DataError,
     DstoreError,
@@ -31,13 +33,16 @@ from dstore.errors import (
     ValueCorrupt,
     ValueTooLarge,
     WaitTimedOut,
+    WrongServer,
 )
 from dstore.server.server import Global
 from dstore.version import __version__
 
 __all__ = [
+    "AccessDenied",
     "AddressError",
     "AsyncNode",
+    "BadConnectFile",
     "BadMessage",
     "Codec",
     "DataError",
@@ -62,6 +67,7 @@ __all__ = [
     "ValueTooLarge",
     "WaitTimedOut",
     "Watch",
+    "WrongServer",
     "__version__",
     "connect",
 ]
