@@ -1,1 +1,1 @@
-"""Keys: who may use a Global, and what a client needs to reach one that asks for keys."""
+"""Who may use a Global: key folders, connect files, and how revocations reach running Globals."""

@@ -54,3 +54,14 @@ def options(keys: ClientKeys, server_key: str) -> dict[int, str]:
         zmq.CURVE_SECRETKEY: keys.secret_key,
         zmq.CURVE_SERVERKEY: server_key,
     }
+
+
+def new_pair() -> tuple[str, str]:
+    """Return a new public key and its secret key. Raises OSError if this ZeroMQ has no CURVE."""
+    try:
+        public, secret = zmq.curve_keypair()
+    except zmq.ZMQError as error:
+        raise OSError(
+            error.errno, f"ZeroMQ makes no keys here ({error}); install pyzmq from a wheel"
+        ) from None
+    return public.decode("ascii"), secret.decode("ascii")
