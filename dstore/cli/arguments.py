@@ -37,7 +37,8 @@ HELP = {
     "--host-cache": "how much memory this host may take for small values that its processes "
     "share, 0 for none (default: 256M, and at most a quarter of the file system in memory)",
     "--json": "print them as one JSON object",
-    "--keys": "the key folder, made by `dstore access init`",
+    "--keys": "admit only clients whose keys are in this folder, which `dstore access init` makes, "
+    "and encrypt (default: every program that reaches Global may use it)",
     "--large-from": "the size from which on a value travels in chunks, and the processes of a "
     "host share one copy of it (default: 64K)",
     "--lease": "how long a Local may answer from its cache before it must renew its lease "
@@ -360,7 +361,8 @@ def _add_action(actions: _Parsers, name: str, about: str) -> Parser:
 
 def _add_keys(actions: _Parsers, name: str, about: str) -> Parser:
     parser = _add_action(actions, name, about)
-    _option(parser, "--keys", metavar="DIR", type=data_folder, required=True)
+    folder_help = "the key folder, which `dstore access init` makes"
+    _option(parser, "--keys", metavar="DIR", type=data_folder, required=True, help=folder_help)
     return parser
 
 
