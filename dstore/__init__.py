@@ -13,7 +13,9 @@ from dstore.client.translate import Deletion
 from dstore.client.watch import Event, Watch
 from dstore.codecs import Codec
 from dstore.errors import (
+    AccessDenied,
     AddressError,
+    BadConnectFile,
     BadMessage,
     DataError,
     DstoreError,
@@ -21,6 +23,7 @@ from dstore.errors import (
     GlobalServing,
     GlobalUnavailable,
     InvalidKey,
+    KeyFolderError,
     KeyMissing,
     KeyOccupied,
     NodeClosed,
@@ -31,13 +34,16 @@ from dstore.errors import (
     ValueCorrupt,
     ValueTooLarge,
     WaitTimedOut,
+    WrongServer,
 )
 from dstore.server.server import Global
 from dstore.version import __version__
 
 __all__ = [
+    "AccessDenied",
     "AddressError",
     "AsyncNode",
+    "BadConnectFile",
     "BadMessage",
     "Codec",
     "DataError",
@@ -49,6 +55,7 @@ __all__ = [
     "GlobalServing",
     "GlobalUnavailable",
     "InvalidKey",
+    "KeyFolderError",
     "KeyMissing",
     "KeyOccupied",
     "Lookup",
@@ -62,6 +69,7 @@ __all__ = [
     "ValueTooLarge",
     "WaitTimedOut",
     "Watch",
+    "WrongServer",
     "__version__",
     "connect",
 ]

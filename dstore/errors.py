@@ -57,6 +57,27 @@ class GlobalUnavailable(DstoreError, ConnectionError):
     """
 
 
+class AccessDenied(DstoreError, PermissionError):
+    """Global does not admit this client, or does not let it do this. The message says which.
+
+    Likely cause: its key was never added at that Global, or was revoked; or its role, or its
+    prefixes, do not permit the request. The request was not carried out. (As with
+    GlobalUnavailable, keys of earlier messages may have been written.) A write that was under way
+    when the client was shut out raises OutcomeUnknown. The Node goes on to ask; calls work again
+    once the client is admitted.
+    """
+
+
+class WrongServer(DstoreError, ConnectionError):
+    """What listens at the address is not the Global whose keys this client has.
+
+    Likely cause: its server key is another one than that of the connect file; or it asks for keys,
+    and the client has none; or it uses no keys, and the client does. The message says which. The
+    request was not carried out. The Node goes on to ask; calls work again once the right Global
+    listens there, or the connect file has its key.
+    """
+
+
 class OutcomeUnknown(DstoreError):
     """A write was sent and its outcome is not known.
 
@@ -152,6 +173,21 @@ class DataError(DstoreError):
 
     Likely cause: another Global uses the folder, this user may not write there, or the disk has
     failed. The message names the folder and says what to do. (A full disk raises StoreFull.)
+    """
+
+
+class KeyFolderError(DstoreError):
+    """A key folder, or a file in it, cannot be used or changed. The message says what to do.
+
+    Likely cause: it belongs to another user, others may read it, or it is damaged; or a client is
+    added whose name is taken, or revoked whose name is unknown.
+    """
+
+
+class BadConnectFile(DstoreError, ValueError):
+    """A connect file cannot be used. The message names it and says what to do.
+
+    Likely cause: it is missing or damaged, or other users may read or write it.
     """
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import struct
@@ -29,6 +30,13 @@ def mounted_disk(parent: Path, size: str) -> Iterator[Path]:
         # Lazily: the traceback of a test that fails may hold files open, and a disk that stays
         # would fail the next runs as well.
         subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+def fill(disk: Path) -> None:
+    """Write a file ``ballast`` that takes all room of a disk."""
+    with contextlib.suppress(OSError), (disk / "ballast").open("wb", 0) as file:
+        while file.write(bytes(4096)) == 4096:
+            pass
 
 
 SHUTDOWN = 0x8004587D

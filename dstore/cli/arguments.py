@@ -33,9 +33,12 @@ HELP = {
     "--data": "keep keys and values in this folder as well, so that they survive a restart "
     "(default: in memory alone)",
     "--file": "store the bytes of this file instead",
+    "--finish": "use the next server key from now on (without it: make the next server key)",
     "--host-cache": "how much memory this host may take for small values that its processes "
     "share, 0 for none (default: 256M, and at most a quarter of the file system in memory)",
     "--json": "print them as one JSON object",
+    "--keys": "admit only clients whose keys are in this folder, which `dstore access init` makes, "
+    "and encrypt (default: every program that reaches Global may use it)",
     "--large-from": "the size from which on a value travels in chunks, and the processes of a "
     "host share one copy of it (default: 64K)",
     "--lease": "how long a Local may answer from its cache before it must renew its lease "
@@ -48,9 +51,12 @@ HELP = {
     "--no-wait": "return without waiting until no Local can read the values any more",
     "--null": "end each key with NUL, for xargs -0",
     "--output": "write to this file, which appears when it is complete",
+    "--prefix": "let it see and write only keys that begin with this; may be repeated (default: "
+    "all keys)",
     "--publisher": "the address at which to broadcast invalidations (default: the next port)",
     "--quiet": "show no progress bar",
     "--replace": "replace the value of a key that is occupied",
+    "--role": "what the client may do",
     "--shm": "the folder in memory (a tmpfs) where the processes of this host read large values; "
     f'"" for none, so that each process has its own copy (default: ${ROOT_VARIABLE}, or '
     f"{ROOT_DEFAULT} without it)",
@@ -61,9 +67,11 @@ HELP = {
     "--workers": "how many processes read the files (default: %(default)s)",
     "backup": "the folder that `dstore backup` has made",
     "data": "the data folder, as given to `dstore global --data`",
+    "connect_file": "the connect file, which is replaced in one step",
     "folder": "the folder whose files are shared (default: the sources of Python's library)",
     "key": "the key of the value",
     "keys": "the keys to be deleted",
+    "name": "the name of the client",
     "prefix": "list only the keys that begin with this (default: all keys)",
     "seconds": "in how many seconds from now the key expires",
     "target": "the folder to be made, which must not exist",
@@ -74,6 +82,7 @@ DIGITS_MAX = 20
 """More digits are refused here, since Python has its own error for thousands of digits."""
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:I?B)?", re.IGNORECASE)
 WORKERS_DEFAULT, WORKERS_MAX = 4, 64
+ROLES = ("read", "write", "admin")
 
 
 class Paragraphs(argparse.HelpFormatter):
@@ -129,6 +138,7 @@ def _parser() -> Parser:
     _add_writers(parsers)
     _add_readers(parsers)
     _add_data(parsers)
+    _add_access(parsers)
     return parser
 
 
@@ -294,6 +304,78 @@ def _add_data(parsers: _Parsers) -> None:
     _option(restore, "backup", type=data_folder)
     _option(restore, "data", type=data_folder, help="the folder to be made, or an empty one")
     _option(restore, "-q", "--quiet", action="store_true")
+
+
+def _add_access(parsers: _Parsers) -> None:
+    about = "say who may use a Global: keys, roles, revocation"
+    group = _add(parsers, "access", about)
+    group.set_defaults(command=None)  # without one of the following it prints its help
+    group.epilog = (
+        "These commands work on the files of a key folder. Run them on Global's machine, as the "
+        "user of Global."
+    )
+    actions = group.add_subparsers(metavar="ACTION", parser_class=Parser)
+
+    init = _add_action(actions, "init", "make a key folder with a new server key")
+    _option(init, "folder", metavar="DIR", type=data_folder, help="the key folder to be made")
+
+    add = _add_keys(actions, "add", "add a client, and write its connect file")
+    add.epilog = (
+        "The connect file has the address, the public key of Global, and the secret key of the "
+        "client, which is kept nowhere else. Without -o it goes to standard output. Nothing is "
+        "added if it cannot be written."
+    )
+    _option(add, "name", metavar="NAME")
+    _option(add, "--role", choices=ROLES, required=True)
+    _option(add, "--prefix", type=as_passed, action="append", default=[])
+    _option(
+        add,
+        "--address",
+        type=address,
+        required=True,
+        help="the address at which the client reaches Global",
+    )
+    _option(add, "-o", "--output", metavar="FILE", help="write to this file, which must be new")
+    _add_wait(add)
+
+    list_ = _add_keys(actions, "list", "list the clients")
+    _option(list_, "--json", action="store_true")
+
+    revoke = _add_keys(actions, "revoke", "revoke a client, at every running Global")
+    _option(revoke, "name", metavar="NAME")
+    _add_wait(revoke)
+
+    rotate = _add_keys(actions, "rotate", "change the server key, in two steps")
+    _option(rotate, "--finish", action="store_true")
+    _add_wait(rotate)
+
+    update = _add_keys(actions, "update", "put the present server keys into a connect file")
+    _option(update, "connect_file", metavar="FILE")
+
+
+def _add_action(actions: _Parsers, name: str, about: str) -> Parser:
+    parser = _add(actions, name, about)
+    parser.set_defaults(command="access", action=name)
+    return parser
+
+
+def _add_keys(actions: _Parsers, name: str, about: str) -> Parser:
+    parser = _add_action(actions, name, about)
+    folder_help = "the key folder, which `dstore access init` makes"
+    _option(parser, "--keys", metavar="DIR", type=data_folder, required=True, help=folder_help)
+    return parser
+
+
+def _add_wait(parser: Parser) -> None:
+    seconds = between(config.TIMEOUT_MIN, config.TIMEOUT_MAX, "seconds")
+    _option(
+        parser,
+        "--timeout",
+        type=seconds,
+        default=config.TIMEOUT_DEFAULT,
+        metavar="SECONDS",
+        help="how long to wait until the running Globals have confirmed (default: %(default)g)",
+    )
 
 
 # Types of arguments: each checks a text and converts it --------------------------------------

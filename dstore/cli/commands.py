@@ -13,6 +13,7 @@ from codecs import getincrementaldecoder
 from collections.abc import Iterator
 
 from dstore.cli import console, data, values
+from dstore.cli.access import access
 from dstore.cli.arguments import as_passed
 from dstore.cli.progress import progress_bar
 from dstore.cli.serve import own, serve
@@ -211,4 +212,5 @@ COMMANDS = {
     "check": data.check,
     "backup": data.make_backup,
     "restore": data.restore_backup,
+    "access": access,
 }

@@ -35,6 +35,13 @@ ROOMS: dict[str, set[str]] = {
     "core.authority": {"errors", "config", "protocol", "core.engine"},
     "codecs": {"errors", "config", "checks", "protocol"},
     "transport": GROUND | {"protocol"},
+    "access": {"errors"},
+    "access.connect": {"errors", "transport.addresses", "transport.curve"},
+    "access.files": GROUND | {"shm.directory"},
+    "access.keys": GROUND
+    | {"access.connect", "access.files", "core.authority.identity", "protocol", "shm.directory"}
+    | {"transport.curve"},
+    "access.running": GROUND | {"access.files", "access.keys"},
     "shm": GROUND | {"protocol", "core.engine", "core.local"},
     "client": GROUND | {"protocol", "core.local", "codecs", "transport", "shm"},
     "server": GROUND | {"protocol", "core.authority", "core.engine", "transport", "shm"},
@@ -50,7 +57,7 @@ ROOMS: dict[str, set[str]] = {
     "cli": PUBLIC
     | SHARED_BY_PROGRAMS
     | {"cli.demo", "cli.repl", "checks", "quoting", "runtime", "transport", "shm.root"}
-    | {"client.owner", "protocol.keys", "server.data"},
+    | {"client.owner", "protocol.keys", "server.data", "access"},
     "__main__": {"cli"},
 }
 
