@@ -27,7 +27,8 @@ from typing import TypeAlias
 from dstore.config import LOAD_BYTES_MIN
 from dstore.core.authority.budgets import Account, text_bytes
 from dstore.core.authority.effects import NEVER, Alarm, Load, Outbox, Refuse
-from dstore.core.authority.sessions import Session
+from dstore.core.authority.identity import ANYONE, Identity
+from dstore.core.authority.sessions import Session, Sessions
 from dstore.core.engine import Away, Loaded
 from dstore.protocol.messages import Buffer, Get, Key, Refusal, Route, Unwait, Wait
 
@@ -42,8 +43,8 @@ PARKED_BYTES, PARKED_KEY_BYTES, WANTED_BYTES = 1_500, 50, 1_000
 value that it waits for takes beside its body.
 """
 
-Name: TypeAlias = tuple[type, int, int, tuple[Key, ...]]
-"""The kind of a request, its session, its number, and its keys. A repeat has the same."""
+Name: TypeAlias = tuple[Identity, type, int, int, tuple[Key, ...]]
+"""Who asks, the kind of a request, its session, number and keys. A repeat has the same."""
 Overlay: TypeAlias = dict[bytes, Buffer | None]
 """The bytes of values that were away, by token; None for one that could not be loaded."""
 
@@ -56,6 +57,7 @@ class Parked:
     """
 
     name: Name
+    identity: Identity  # that has asked; the session may be another's
     session: Session | None
     route: Route
     message: Get | Wait
@@ -71,8 +73,8 @@ class Parked:
 class Loads:
     """The parked requests, and the values that are being loaded."""
 
-    def __init__(self, account_of_none: Account, out: Outbox, alarm: Alarm) -> None:
-        self._account_of_none = account_of_none
+    def __init__(self, sessions: Sessions, out: Outbox, alarm: Alarm) -> None:
+        self._sessions = sessions
         self._out = out
         self._alarm = alarm
         self._look_at = NEVER  # when the oldest request may have been parked for too long
@@ -103,18 +105,19 @@ class Loads:
         message: Get | Wait,
         wanted: Iterable[tuple[Key, Away]],
         now: float,
+        identity: Identity = ANYONE,
     ) -> None:
         """Park a request that needs the bytes of these values, or note that it is a repeat.
 
         Raises Refuse if there is no room for it.
         """
-        name = (type(message), *message[1:3], tuple(keys_of(message)))
+        name = (identity, type(message), *message[1:3], tuple(keys_of(message)))
         known = self._parked.get(name)
         if known is not None:
             known.route = route
             return
-        account = self._account_of_none if session is None else session.loads
-        parked = Parked(name, session, route, message, now, account)
+        account = self._sessions.loads_account(session, identity)
+        parked = Parked(name, identity, session, route, message, now, account)
         self._want(parked, list(wanted))
         self._parked[name] = parked
         if self._look_at == NEVER:
@@ -129,7 +132,7 @@ class Loads:
         self._want(parked, list(wanted))
 
     def _want(self, parked: Parked, wanted: list[tuple[Key, Away]]) -> None:
-        cost = _cost(parked.name[3], [away for _, away in wanted], parked.bodies)
+        cost = _cost(parked.name[-1], [away for _, away in wanted], parked.bodies)
         parked.account.take(-parked.cost)
         if not parked.account.admits(cost):
             parked.account.take(parked.cost)
@@ -187,9 +190,9 @@ class Loads:
         if not self._parked:
             self._look_at = NEVER
 
-    def drop(self, message: Unwait) -> None:
+    def drop(self, message: Unwait, identity: Identity = ANYONE) -> None:
         """Note that nobody waits for an answer. The request need not be here."""
-        parked = self._parked.get((Wait, *message[1:3], (message.key,)))
+        parked = self._parked.get((identity, Wait, *message[1:3], (message.key,)))
         if parked is not None:
             parked.withdrawn = True
 
@@ -202,7 +205,8 @@ class Loads:
                 break
             if parked.missing:  # else it is about to be answered
                 text = "the engine takes too long to load the value"
-                self._out.refuse(parked.route, parked.message, Refusal.BUSY, text)
+                if not parked.identity.revoked:
+                    self._out.refuse(parked.route, parked.message, Refusal.BUSY, text)
                 self.leave(parked)
         oldest = next(iter(self._parked.values()), None)
         self._look_at = NEVER if oldest is None else oldest.since + LOAD_TIMEOUT

@@ -513,7 +513,7 @@ class LocalState(Entries):
 
     def refused(self, message: Refused, now: float) -> None:
         """Handle a refusal: join again if the session is lost; note other reasons for errors."""
-        if message.refusal in (Refusal.OTHER_VERSION, Refusal.BUSY):
+        if message.refusal in (Refusal.OTHER_VERSION, Refusal.BUSY, Refusal.DENIED):
             self.last_error = f"it says: {message.text}"
         if message.refusal not in (Refusal.OTHER_EPOCH, Refusal.UNKNOWN_SESSION):
             return
@@ -589,8 +589,11 @@ class LocalState(Entries):
             self._flush(message.seq)
         elif message.after <= self.applied:
             self._apply(message.after + 1, message.keys)
-        else:  # it builds on an acknowledgement from before this Local joined again
+        else:  # one before it was lost, or it is from before this Local joined again
+            self.renew(now)
             return
+        # As in a broadcast. Where Global has none, each session is told what it may see.
+        self._dropped_tokens += message.tokens
         self.watching.committed(message.committed)
         sent_at = self._sent_at.get(message.serial)
         if sent_at is not None:  # after the invalidations of this answer
