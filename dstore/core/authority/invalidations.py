@@ -94,7 +94,7 @@ class InvalidationLog:
     def large_since(self, applied: int) -> list[tuple[Key, bytes]]:
         """Return keys and tokens of the large values among the invalidations after ``applied``."""
         newer = takewhile(lambda each: each[0] > applied, reversed(self._tokens))
-        return [(key, token) for _, key, token in newer]
+        return [(key, token) for _, key, token in newer][::-1]
 
 
 class Invalidations:

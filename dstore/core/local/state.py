@@ -513,7 +513,7 @@ class LocalState(Entries):
 
     def refused(self, message: Refused, now: float) -> None:
         """Handle a refusal: join again if the session is lost; note other reasons for errors."""
-        if message.refusal in (Refusal.OTHER_VERSION, Refusal.BUSY, Refusal.DENIED):
+        if message.refusal in (Refusal.OTHER_VERSION, Refusal.BUSY):
             self.last_error = f"it says: {message.text}"
         if message.refusal not in (Refusal.OTHER_EPOCH, Refusal.UNKNOWN_SESSION):
             return
