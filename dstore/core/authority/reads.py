@@ -262,9 +262,9 @@ class Reads:
             if type(body) is bytes:
                 room -= len(body)
             elif isinstance(body, int):  # the size of a value that is away
-                if token not in loaded:
+                if (key, token) not in loaded:
                     break
-                found = loaded[token]
+                found = loaded[key, token]
                 if found is None:
                     uncacheable.append(len(bodies))
                     codecs.append(UNREADABLE)
@@ -387,14 +387,14 @@ class Reads:
 
         Those ``loaded`` are here already.
         """
-        wanted: dict[bytes, tuple[Key, Away]] = {}
+        wanted: dict[tuple[Key, bytes], tuple[Key, Away]] = {}
         room = BATCH_BYTES_MAX
         for key in keys:
             stored = self._engine.read(key)
             if stored is None:
                 continue
-            if type(stored) is Away and stored.token not in loaded:
-                wanted[stored.token] = (key, stored)
+            if type(stored) is Away and (key, stored.token) not in loaded:
+                wanted[key, stored.token] = (key, stored)
             room -= stored.inline
             if room <= 0:
                 break

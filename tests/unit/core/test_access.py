@@ -464,6 +464,22 @@ def test_a_small_value_with_the_token_of_a_large_one_is_no_way_to_its_bytes() ->
     assert bytes(world.bulk.read(stored.token, 0, 99) or b"") == BODY
 
 
+def test_what_is_loaded_for_one_key_is_not_answered_for_another_with_the_same_token() -> None:
+    world, mine, other = World(away=True), writer("mine", "a/"), writer("other", "b/")
+    first, second = hello(world, mine).session, hello(world, other).session
+    theirs = item(world, "a/k", b"secret")
+    ask(world, mine, Set(world.epoch, first, 1, 1, 0, False, [theirs]))
+    ours = SetItem("b/k", theirs.stored._replace(body=b"public"))
+    ask(world, other, Set(world.epoch, second, 1, 1, 0, False, [ours]))
+    ask(world, mine, Get(world.epoch, first, 2, ["a/k"]), b"m")
+    ask(world, other, Get(world.epoch, second, 2, ["b/k"]), b"o")
+    while world.loads:
+        world.load()
+    world.tick()
+    assert world.inboxes[b"m"][-1].bodies == [b"secret"]  # type: ignore[union-attr]
+    assert world.inboxes[b"o"][-1].bodies == [b"public"]  # type: ignore[union-attr]
+
+
 def test_the_token_of_a_bound_value_binds_nothing_and_destroys_nothing() -> None:
     world, mine, other = World(), writer("mine", "a/"), writer("other", "b/")
     stored = bound_large(world, mine, "a/large")
