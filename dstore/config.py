@@ -29,7 +29,8 @@ CLIENTS_MAX = 100_000
 # Memory that Locals can make Global take beside values. Each session has a share of it; the first
 # few bytes of each share are assured, however much other sessions have taken.
 PEER_SHARE = 3 / 4
-"""The part of all Locals, and of all connections, that one address may have."""
+"""The part of all Locals, and of all connections, that one address may have; and the part of all
+Locals, of all uploads, and of each of the budgets below that one identity may have."""
 SESSION_BYTES = 4 << 10
 """Bytes that Global keeps for one Local at most, beside all that follows."""
 SESSIONS_PER_ROUTE_MAX = 6
@@ -144,7 +145,7 @@ not a Local.
 
 
 def share_of(whole: int) -> int:
-    """Return how many of ``whole`` (Locals, connections) one address may have."""
+    """Return how many of ``whole`` (Locals, connections) one address or identity may have."""
     return math.ceil(PEER_SHARE * whole)
 
 

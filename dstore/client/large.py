@@ -252,7 +252,7 @@ class LargeValues:
 
     @staticmethod
     def _fetch(step: FetchBody, write: Write, move: Move) -> None:
-        move(download(step.envelope, step.stored, write, clock.now(), step.stall_timeout))
+        move(download(step.envelope, step.key, step.stored, write, clock.now(), step.stall_timeout))
 
     def _warn(self, what: str, error: NoRoom) -> None:
         # As text: an exception that a log keeps would keep the folder open.

@@ -102,8 +102,11 @@ def settable(key: str | bytes) -> Key:
     """Return the name of a key that a program may set. Raises InvalidKey for content addresses."""
     name = key_name(key)
     if content.is_address(name):
+        begins = name.startswith(config.CONTENT_PREFIX)
+        how = f"{'begins' if begins else 'ends'} with {config.CONTENT_PREFIX!r}"
+        how += "" if begins else " and a hash"
         raise InvalidKey(
-            f"{public(name)!r} begins with {config.CONTENT_PREFIX!r}, as content addresses do; "
+            f"{public(name)!r} {how}, as content addresses do; "
             "choose another key, or store the value under its own hash (put() in a program, "
             "`dstore put`, ADD in the REPL)"
         )

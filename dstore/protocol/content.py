@@ -4,6 +4,9 @@ The address of bytes is what ``b3sum`` prints for a file with these bytes. Value
 are hashed with the codec's name as BLAKE3's key-derivation context, so that ``b"1"``, ``"1"`` and
 ``1`` have three addresses. The same hash is the digest with which a large value is checked after
 each transfer.
+
+An address is :data:`~dstore.config.CONTENT_PREFIX` and the hash in hex. It may come after any other
+text, since an identity that sees only the keys below a prefix has its addresses there as well.
 """
 
 from __future__ import annotations
@@ -14,6 +17,11 @@ from dstore.config import CONTENT_PREFIX
 from dstore.protocol.messages import Buffer, Key, Large, Stored
 
 _PLAIN_CODEC = "bytes"
+_DIGITS = "0123456789abcdef"
+_DIGITS_OF = 2 * 32
+"""Digits of a hash in hex."""
+_BEGINS = -_DIGITS_OF - len(CONTENT_PREFIX)
+"""Where an address begins in a key, from its end."""
 
 
 class Hasher:
@@ -38,13 +46,19 @@ def digest(codec: str, body: Buffer) -> bytes:
     return hasher.digest()
 
 
-def address(digest: bytes) -> Key:
-    """Return the content address of the value with this digest."""
-    return CONTENT_PREFIX + digest.hex()
+def address(digest: bytes, prefix: Key = "") -> Key:
+    """Return the content address of the value with this digest, below a prefix."""
+    return prefix + CONTENT_PREFIX + digest.hex()
 
 
 def is_address(key: Key) -> bool:
-    return key.startswith(CONTENT_PREFIX)
+    """Whether a key can be bound only to the value that it is the content address of.
+
+    All keys that begin as addresses do are such keys, also those that are the address of no value.
+    """
+    if key.startswith(CONTENT_PREFIX):
+        return True
+    return key[_BEGINS:-_DIGITS_OF] == CONTENT_PREFIX and not key[-_DIGITS_OF:].strip(_DIGITS)
 
 
 def matches(key: Key, stored: Stored) -> bool:
@@ -52,9 +66,9 @@ def matches(key: Key, stored: Stored) -> bool:
 
     For a large value its digest counts, with which its bytes are compared after each transfer.
     """
-    if not key.startswith(CONTENT_PREFIX):
+    if not is_address(key):
         return True
     body = stored.body
     if isinstance(body, Large):
-        return key == address(body.digest)
-    return stored.codec.isascii() and key == address(digest(stored.codec, body))
+        return key.endswith(address(body.digest))
+    return stored.codec.isascii() and key.endswith(address(digest(stored.codec, body)))

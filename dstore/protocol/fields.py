@@ -128,6 +128,11 @@ def key(field: Any) -> Key:
     return field
 
 
+def key_or_none(field: Any) -> Key:
+    """The check of a key that is "" for who does not see it."""
+    return "" if type(field) is str and not field else key(field)
+
+
 def exactly(length: int, expected: str) -> Callable[[Any], bytes]:
     def checked(field: Any) -> bytes:
         if type(field) is not bytes or len(field) != length:

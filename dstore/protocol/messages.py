@@ -145,6 +145,7 @@ class Refusal(IntEnum):
     DAMAGED = 8  # the bytes of an upload do not have the digest that was announced
     FULL = 9
     TOO_LARGE = 10
+    DENIED = 11  # its identity may not do that, or not with that key
 
 
 # ---- from a Local to Global -------------------------------------------------------------------
@@ -308,11 +309,15 @@ class Offer(NamedTuple):
 
 
 class Fetch(NamedTuple):
-    """Ask for ``length`` bytes of a large value. A transfer has one request number."""
+    """Ask for ``length`` bytes of the large value of a key. A transfer has one request number.
+
+    ``token`` is that of the value: if the key has another one by now, there is nothing to fetch.
+    """
 
     epoch: int
     session: int
     request: int
+    key: Key
     token: bytes
     offset: int
     length: int
@@ -385,9 +390,11 @@ class Synced(NamedTuple):
     """The invalidations in (``after``, ``seq``]. If ``keys`` is None, drop the whole cache.
 
     As the answer to the SYNC with this ``serial`` it renews the lease. With serial 0 it is a
-    targeted invalidation, sent to a holder, and renews nothing. With ``acknowledge``, as in every
-    targeted invalidation, a deletion waits for this Local to acknowledge. All deletions up to
-    ``committed`` are committed.
+    targeted invalidation, sent to a holder or a watcher, and renews nothing. With ``acknowledge``,
+    as in each that is sent to a holder, a deletion waits for this Local to acknowledge. All
+    deletions up to ``committed`` are committed. A key is "" if the identity of the session does not
+    see it: the invalidation counts, and concerns nothing that this Local has. ``tokens`` name the
+    large values among those that are deleted; where broadcasts do so, there are none.
     """
 
     epoch: int
@@ -398,6 +405,7 @@ class Synced(NamedTuple):
     keys: list[Key] | None
     acknowledge: bool = True
     committed: int = 0
+    tokens: Sequence[bytes] = ()
 
 
 class Committed(NamedTuple):

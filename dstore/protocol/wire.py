@@ -25,7 +25,7 @@ from dstore.protocol.messages import Buffer, Message, ToGlobal, ToLocal
 from dstore.protocol.unpacking import QUICK_BYTES_MAX, QUICK_ITEMS_MAX, Frame, unpacked
 
 MAGIC = b"dS"
-VERSION = 9
+VERSION = 10
 PREFIX = MAGIC + bytes([VERSION])
 
 COPIED_QUICKLY = 4096
@@ -56,13 +56,19 @@ class Malformed(BadMessage):
 # ---- the messages -----------------------------------------------------------------------------
 
 _ITEMS = f.listed(f.set_item, 1)
-_LOGGED_KEYS = f.optional(f.listed(f.key, most=LOG_LENGTH_MAX))
+_LOGGED_KEYS = f.optional(f.listed(f.key_or_none, most=LOG_LENGTH_MAX))
+_LOGGED_TOKENS = f.listed(f.id16, most=LOG_LENGTH_MAX)
 _BROADCAST_KEYS = f.listed(f.key, most=BROADCAST_MAX)
 _BROADCAST_TOKENS = f.listed(f.id16, most=BROADCAST_MAX)
 
 _WELCOME = (
     *(f.uint, f.uint, f.id16, f.uint, f.span, f.text, f.uint, f.uint, f.uint),
     *(f.remainder, f.boolean),
+)
+
+_SYNCED = (
+    *(f.uint, f.uint, f.uint, f.uint, f.uint, _LOGGED_KEYS, f.boolean, f.uint),
+    _LOGGED_TOKENS,
 )
 
 _TO_GLOBAL: dict[int, tuple[type[ToGlobal], tuple[f.Check, ...]]] = {
@@ -75,7 +81,7 @@ _TO_GLOBAL: dict[int, tuple[type[ToGlobal], tuple[f.Check, ...]]] = {
     7: (m.Del, (*f.ENVELOPE, f.uint, f.uint, f.boolean, f.keys)),
     8: (m.Scan, (*f.ENVELOPE, f.text, f.text, f.uint)),
     9: (m.Stats, f.ENVELOPE),
-    10: (m.Fetch, (*f.ENVELOPE, f.id16, f.uint, f.chunk_length)),
+    10: (m.Fetch, (*f.ENVELOPE, f.key, f.id16, f.uint, f.chunk_length)),
     11: (m.Stage, (*f.ENVELOPE, f.upload, f.uint, f.data)),
     12: (m.Unstage, (f.uint, f.uint, f.id16)),
     13: (m.Wait, (*f.ENVELOPE, f.key, f.span)),
@@ -87,7 +93,7 @@ _TO_GLOBAL: dict[int, tuple[type[ToGlobal], tuple[f.Check, ...]]] = {
 
 _TO_LOCAL: dict[int, tuple[type[ToLocal], tuple[f.Check, ...]]] = {
     65: (m.Welcome, _WELCOME),
-    66: (m.Synced, (f.uint, f.uint, f.uint, f.uint, f.uint, _LOGGED_KEYS, f.boolean, f.uint)),
+    66: (m.Synced, _SYNCED),
     67: (m.Farewell, (f.uint, f.uint)),
     68: (m.GetReply, (*f.ENVELOPE, f.uint, f.codecs, f.inline, f.bodies, f.indexes)),
     69: (m.SetReply, (*f.ENVELOPE, f.listed(f.set_result))),

@@ -241,7 +241,11 @@ def fetches_of_others(target: Target) -> str:
     asked = 0
     with target.joined() as peer, until_cut():
         for _ in target.turns(3_000):
-            peer.ask(Fetch(*peer.envelope, os.urandom(16), 1 << 61, config.CHUNK_BYTES_MAX))
+            peer.ask(
+                Fetch(
+                    *peer.envelope, "hostile/large", os.urandom(16), 1 << 61, config.CHUNK_BYTES_MAX
+                )
+            )
             asked += 1
     return f"{asked} asked"
 

@@ -9,12 +9,14 @@ from typing import Any
 from dstore.config import LOAD_BYTES_MIN
 from dstore.core.authority.acknowledgements import PendingDeletion
 from dstore.core.authority.effects import Commit, GlobalEffect, Load, Publish
+from dstore.core.authority.identity import Identity
 from dstore.core.authority.state import GlobalState
 from dstore.core.engine import Loaded, Outcome
 from dstore.protocol.messages import Large
 from dstore.server.engines.memory import MemoryEngine
 from tests.simulation.engine import SimEngine
 from tests.simulation.host import SimBulk, SimHost
+from tests.simulation.identities import Identities
 from tests.simulation.journal import SimJournal
 from tests.simulation.loop import Loop
 from tests.simulation.network import Connection
@@ -37,6 +39,7 @@ class SimGlobal(Owner):
 
     def __init__(self, loop: Loop, scenario: Scenario) -> None:
         super().__init__(loop, scenario, "G")
+        self.identities = Identities(loop, scenario)
         self.host = SimHost(loop)
         self.journal = SimJournal(loop, scenario)
         self.bulk = SimBulk(self.host)
@@ -86,6 +89,8 @@ class SimGlobal(Owner):
                 budget.total, budget.assured = SCARCE_BYTES, 0
             loads = self.state._sessions.loads
             loads.total, loads.assured = LOAD_BYTES_MIN, 0
+        if self.scenario.keyed:
+            self.state.conceal()
         deletions, start = self.deletions, self.state._invalidations.start
 
         def noted(pending: PendingDeletion, now: float) -> None:
@@ -165,7 +170,14 @@ class SimGlobal(Owner):
         if self.held_up("requests", self.receive, route, message):
             return
         self.loop.log(self.name, f"<- {route.decode()} {short(message)}")
-        self._perform(self.state.receive(route, message, self.loop.now))
+        identity = self.identities.of_route(route)
+        self._perform(self.state.receive(route, message, self.loop.now, identity))
+
+    def revoke(self, identity: Identity) -> None:
+        """Global reads that an identity is not allowed any more."""
+        if not self.held_up("keys", self.revoke, identity):
+            self.loop.log(self.name, f"revokes {identity!r}")
+            self._perform(self.state.revoke(identity, self.loop.now))
 
     def _tick(self, epoch: int) -> None:
         if epoch != self.epoch or self.held_up("timer", self._tick, epoch):

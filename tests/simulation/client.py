@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from dstore.core.authority.identity import Role
 from dstore.core.local import operations
 from dstore.core.local.cache import MappedBody
 from dstore.core.local.membership import Entry
@@ -126,9 +127,9 @@ class Client:
             return
         self.left -= 1
         dice, scenario = self.loop.dice, self.local.scenario
-        self.kind = self._probing or dice.choices(KINDS, scenario.weights)[0]
+        self.kind = self._probing or self._draw_kind()
         many = dice.randint(1, scenario.many) if self.kind.endswith("many") else 1
-        names = [f"k{number}" for number in range(scenario.keys)]
+        names = self._names()
         self.keys = dice.sample(names, min(many, len(names)))
         self.values = dict.fromkeys(self.keys, f"{self.loop.number():08}"[-8:])
         self.ttl = self._draw_ttl()
@@ -143,6 +144,19 @@ class Client:
             self.loop.later(dice.random() * scenario.lease, self.give_up, self._operation)
         self._resume(None)
 
+    def _draw_kind(self) -> str:
+        """Return what this operation is to be; only reads, where no more is allowed."""
+        dice, weights = self.loop.dice, self.local.scenario.weights
+        kind = dice.choices(KINDS, weights)[0]
+        if self.local.identity.role < Role.WRITE and kind not in READS:
+            return "get"
+        return kind
+
+    def _names(self) -> list[str]:
+        """Return the keys that this process may use."""
+        names = [f"k{number}" for number in range(self.local.scenario.keys)]
+        return [name for name in names if self.local.identity.sees(name)]
+
     def _draw_ttl(self) -> float | None:
         """Return the time to live of what this operation writes."""
         dice, scenario = self.loop.dice, self.local.scenario
@@ -153,7 +167,7 @@ class Client:
 
     def _peek(self) -> None:
         """Read without the lock while another thread has it."""
-        key = f"k{self.loop.dice.randrange(self.local.scenario.keys)}"
+        key = self.loop.dice.choice(self._names())
         self.kind, self.keys, self.values, self.start = "get", [key], {}, self.loop.stamp()
         self._inside = True
         try:

@@ -173,6 +173,8 @@ def _pages_are_covered(authority: SimGlobal, owner: SimOwner) -> Iterator[str]:
     if page.epoch != authority.epoch or (page.epoch, page.session) != (state.epoch, state.session):
         return
     for seq, (key, _) in enumerate(authority.deletions[: state.applied], 1):
+        if not owner.identity.sees(key):
+            continue  # its session holds no such key
         if page.began < seq and page.vector.words[page.vector.bucket(key)] < seq:
             yield f"{owner.name} has applied {seq} of {key}, and the page does not have it"
 
@@ -205,7 +207,8 @@ def _left_at_local(authority: SimGlobal, local: SimLocal) -> Iterator[str]:
         yield f"{state!r} keeps requests, writes, sessions or broadcasts"
     if state.joined.session and state.applied != newest:
         yield f"{local.name} has applied {state.applied} of {newest}"
-    if state.watching.watchers and local.announced != state.applied:
+    unseen = authority.deletions[local.announced : state.applied]
+    if state.watching.watchers and any(local.identity.sees(key) for key, _ in unseen):
         yield f"{local.name} has announced {local.announced} of {state.applied}"
     page = state.page
     if local.scenario.latency * STEADY > local.scenario.lease:

@@ -10,6 +10,7 @@ the code.
 from __future__ import annotations
 
 from tests.simulation.mutant import CORE, Mutant
+from tests.simulation.mutants_of_access import OF_ACCESS
 from tests.simulation.mutants_of_data import OF_DATA
 from tests.simulation.mutants_of_durability import OF_DURABILITY
 from tests.simulation.mutants_of_expiry import OF_EXPIRY
@@ -399,4 +400,5 @@ MUTANTS = (
     *OF_REVALIDATION,
     *OF_DATA,
     *OF_LOADS,
+    *OF_ACCESS,
 )  # fmt: skip

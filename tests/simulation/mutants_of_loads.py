@@ -18,7 +18,7 @@ OF_LOADS = (
             (
                 READS,
                 "            if key in pending or bit == NO_BIT or not hold(key, bit):\n",
-                "            if key in pending or bit == NO_BIT or not (token in loaded or hold(key, bit)):\n",
+                "            if key in pending or bit == NO_BIT or not ((key, token) in loaded or hold(key, bit)):\n",
             ),
         ),
     ),
@@ -27,13 +27,13 @@ OF_LOADS = (
         (
             (
                 READS,
-                "                if token not in loaded:\n                    break\n",
-                "                if token not in loaded:\n                    hold(key, bit)\n                    break\n",
+                "                if (key, token) not in loaded:\n                    break\n",
+                "                if (key, token) not in loaded:\n                    hold(key, bit)\n                    break\n",
             ),
             (
                 READS,
                 "            if key in pending or bit == NO_BIT or not hold(key, bit):\n",
-                "            if key in pending or bit == NO_BIT or not (token in loaded or hold(key, bit)):\n",
+                "            if key in pending or bit == NO_BIT or not ((key, token) in loaded or hold(key, bit)):\n",
             ),
         ),
         OF_ITS_OWN + "test_nobody_is_a_holder_while_a_value_is_being_loaded",
@@ -45,7 +45,7 @@ OF_LOADS = (
             (
                 READS,
                 "            if key in pending or bit == NO_BIT or not hold(key, bit):\n",
-                "            if (key in pending and token not in loaded) or bit == NO_BIT or not hold(key, bit):\n",
+                "            if (key in pending and (key, token) not in loaded) or bit == NO_BIT or not hold(key, bit):\n",
             ),
         ),
     ),
@@ -54,8 +54,8 @@ OF_LOADS = (
         (
             (
                 READS,
-                "                if token not in loaded:\n                    break\n                found = loaded[token]\n",
-                "                if not loaded:\n                    break\n                found = loaded.get(token, next(iter(loaded.values())))\n",
+                "                if (key, token) not in loaded:\n                    break\n                found = loaded[key, token]\n",
+                "                if not loaded:\n                    break\n                found = loaded.get((key, token), next(iter(loaded.values())))\n",
             ),
         ),
     ),
@@ -65,7 +65,7 @@ OF_LOADS = (
             (
                 READS,
                 "            token, codec, body = stored\n            if type(body) is bytes:\n",
-                '            if loaded and len(keys) == 1:\n                stored = type(stored)(next(iter(loaded)), *stored[1:-1], next(iter(loaded.values())) or b"")\n            token, codec, body = stored\n            if type(body) is bytes:\n',
+                '            if loaded and len(keys) == 1:\n                stored = type(stored)(next(iter(loaded))[1], *stored[1:-1], next(iter(loaded.values())) or b"")\n            token, codec, body = stored\n            if type(body) is bytes:\n',
             ),
         ),
     ),
@@ -122,8 +122,8 @@ OF_LOADS = (
         (
             (
                 LOADS,
-                "                asked.append((key, away))\n            self._waiting[away.token][parked] = None\n",
-                "                asked.append((key, away))\n                self._waiting[away.token][parked] = None\n",
+                "                asked.append((key, away))\n            self._waiting[place][parked] = None\n",
+                "                asked.append((key, away))\n                self._waiting[place][parked] = None\n",
             ),
         ),
         OF_ITS_OWN + "test_a_value_is_loaded_once_for_all_who_wait_for_it",

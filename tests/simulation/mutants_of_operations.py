@@ -104,8 +104,8 @@ OF_OPERATIONS = (
         (
             (
                 "core.authority.state",
-                "        if session is None or message.epoch != self.epoch:\n            return None\n        reply",
-                "        if session is None:\n            return None\n        reply",
+                "        if session is None or message.epoch != self.epoch:\n            return None\n        if identity",
+                "        if session is None:\n            return None\n        if identity",
             ),
         ),
         "tests/unit/core/test_reads.py::test_the_short_way_answers_as_the_long_one_and_refuses_nothing_by_itself",

@@ -29,8 +29,8 @@ OF_SESSIONS = (
         (
             (
                 STATE,
-                "        return self._open(message.epoch, self._sessions.by_secret(message.secret))\n",
-                "        session = self._sessions.by_secret(message.secret)\n"
+                "        return self._open(message.epoch, self._sessions.by_secret(message.secret, identity))\n",
+                "        session = self._sessions.by_secret(message.secret, identity)\n"
                 "        return self._open(message.epoch, session or self._sessions.get(message.secret))\n",
             ),
         ),
@@ -42,8 +42,8 @@ OF_SESSIONS = (
         (
             (
                 MEMBERSHIPS,
-                "        session = self._sessions.by_secret(message.secret)\n",
-                "        session = self._sessions.by_secret(message.secret) or self._sessions.get(message.secret)\n",
+                "        session = self._sessions.by_secret(message.secret, identity)\n",
+                "        session = self._sessions.by_secret(message.secret, identity) or self._sessions.get(message.secret)\n",
             ),
         ),
         KNOWS_ID,
@@ -54,7 +54,7 @@ OF_SESSIONS = (
         (
             (
                 MEMBERSHIPS,
-                "                replaced = self._sessions.by_secret(message.replaces_secret)\n",
+                "                replaced = self._sessions.by_secret(message.replaces_secret, identity)\n",
                 "                replaced = self._sessions.get(message.replaces_secret)\n",
             ),
         ),
@@ -114,9 +114,9 @@ OF_SESSIONS = (
         "holder bit for a session that has ended",
         (
             (
-                WRITES,
-                "        if session is None or not session.open or session.bit == NO_BIT:\n",
-                "        if session is None or session.bit == NO_BIT:\n",
+                SESSIONS,
+                "        known = self.open and self.bit != NO_BIT\n",
+                "        known = self.bit != NO_BIT\n",
             ),
         ),
         WRITERS + "test_a_holder_that_ends_while_its_set_is_queued_gets_no_bit",
@@ -281,8 +281,8 @@ OF_SESSIONS = (
         (
             (
                 SESSIONS,
-                '        return self._add(Hello(b"", 0, NO_SESSION, label), b"", float("inf"), None)\n',
-                '        own = self._add(Hello(b"", 0, NO_SESSION, label), b"", float("inf"), None)\n'
+                '        return self._add(Hello(b"", 0, NO_SESSION, label), b"", float("inf"), None, ANYONE)\n',
+                '        own = self._add(Hello(b"", 0, NO_SESSION, label), b"", float("inf"), None, ANYONE)\n'
                 "        self._by_secret[own.secret] = own\n"
                 "        return own\n",
             ),

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
+from dstore.core.authority.identity import Identity
 from dstore.core.local.effects import LocalEffect
 from dstore.core.local.state import LocalState
 from tests.simulation.host import SimHost
+from tests.simulation.identities import Identities
 from tests.simulation.loop import Died, Loop, Pausable
 from tests.simulation.network import Connection
 from tests.simulation.scenario import Scenario
@@ -68,6 +70,7 @@ class Authority(Protocol):
 
     connections: dict[str, Connection]
     subscriptions: dict[str, Connection]
+    identities: Identities
 
     def receive(self, route: bytes, message: Any) -> None: ...
 
@@ -77,6 +80,7 @@ class Process(Mortal):
 
     state: LocalState
     host: SimHost
+    identity: Identity
 
     def __init__(
         self, loop: Loop, scenario: Scenario, authority: Authority, host: SimHost, name: str

@@ -147,6 +147,8 @@ def _simpler(scenario: Scenario) -> Iterator[Scenario]:
         "deaths",
         "freezes",
         "sharing",
+        "revocations",
+        "keyed",
     ):
         if getattr(scenario, name):
             yield replace(scenario, **{name: 0.0})  # type: ignore[arg-type]

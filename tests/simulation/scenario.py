@@ -34,6 +34,12 @@ LOADED = 0.25
 """The part of the scenarios in which the engine has to load values."""
 
 
+KEYED = 0.3
+"""The part of the scenarios in which Locals have identities."""
+KEYED_SESSIONS = 30
+"""Sessions that there may be in these, at least: one identity has a part of them."""
+
+
 @dataclass(frozen=True)
 class Scenario:
     """The parameters. Times are in seconds of true time, rates in events per second and Local."""
@@ -90,6 +96,8 @@ class Scenario:
     freezes: float = 0.0  # fraction of the steps within a call before which its process is paused
     forks: float = 0.0
     private_after: float = 0.2  # seconds without a page; also between two looks for one, nearly
+    keyed: bool = False  # Locals have identities: one writes all keys, one reads, one has prefixes
+    revocations: float = 0.0  # an identity is revoked, and its Locals end some time later
 
     @classmethod
     def draw(cls, seed: int) -> Scenario:
@@ -147,6 +155,7 @@ class Scenario:
             private = replace(private, global_crashes=dice.random())
         loading = cls._loading(random.Random(f"loaded {seed}"), private)
         expiring = cls._expiring(random.Random(f"expiry {seed}"), loading)
+        expiring = cls._keyed(random.Random(f"access {seed}"), expiring)
         if dice.random() >= SHARED:
             return expiring
         reading = dice.choice((0, 8))
@@ -174,6 +183,15 @@ class Scenario:
         return replace(
             scenario, weights=(*scenario.weights, *changes), ttl=dice.choice((0.3, 0.7, 1.0))
         )
+
+    @classmethod
+    def _keyed(cls, dice: random.Random, scenario: Scenario) -> Scenario:
+        """Give Locals identities, in some scenarios. The others are as they were without."""
+        if dice.random() >= KEYED:
+            return scenario
+        revocations = dice.random() * 0.3 if dice.random() < 0.5 else 0.0
+        sessions = max(scenario.sessions, KEYED_SESSIONS)
+        return replace(scenario, keyed=True, revocations=revocations, sessions=sessions)
 
     @classmethod
     def _shared(cls, dice: random.Random) -> dict[str, Any]:

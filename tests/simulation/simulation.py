@@ -99,6 +99,7 @@ class Simulation:
             (scenario.strangers, self._forge),
             (scenario.owner_faults, self._strike_owner),
             (scenario.forks, self._fork),
+            (scenario.revocations, self._revoke),
         ):
             self._plan(rate * scenario.locals, strike)
 
@@ -225,6 +226,24 @@ class Simulation:
         if local is not None and local.state.looking and room:
             self.loop.log(local.name, "forks")
             self._start_local(local)
+
+    def _revoke(self) -> None:
+        """Revoke an identity. Its Locals answer from their caches while they may, and end later."""
+        room = self._started + len(self.locals) < 2 * LOCALS_MAX
+        if not room:
+            return
+        gone = self.authority.identities.revoke()
+        self.loop.counts["revocations"] += 1
+        self.authority.revoke(gone)
+        for process in (*self.locals, *self.owners.values()):
+            if process.identity is gone and process.alive:
+                self.loop.later(2 * self.scenario.lease, self._end_revoked, process)
+
+    def _end_revoked(self, process: SimLocal | SimOwner) -> None:
+        if process.alive:
+            process.crash()
+            if isinstance(process, SimLocal):
+                self._start_local()
 
     def _evict(self) -> None:
         host = self.loop.dice.choice(self.hosts)

@@ -52,7 +52,13 @@ class LargeTransfer:
             self._loop.at(self._loop.now, self._first, self._turn)
         else:
             self._transfer = download(
-                step.envelope, step.stored, self._write, self._now(), step.stall_timeout, CHUNK
+                step.envelope,
+                step.key,
+                step.stored,
+                self._write,
+                self._now(),
+                step.stall_timeout,
+                CHUNK,
             )
             self._loop.at(self._loop.now, self._fetch)
 

@@ -53,7 +53,7 @@ ROOMS: dict[str, set[str]] = {
     "cli.show": PUBLIC | {"quoting"},
     "cli.values": PUBLIC | {"cli.console", "cli.progress", "cli.show", "client.files", "quoting"},
     "cli.repl": PUBLIC | SHARED_BY_PROGRAMS | {"quoting", "runtime", "client.files"},
-    "cli.demo": PUBLIC | {"cli.console", "quoting", "testing"},
+    "cli.demo": PUBLIC | {"cli.console", "quoting", "testing", "protocol.content", "protocol.keys"},
     "cli": PUBLIC
     | SHARED_BY_PROGRAMS
     | {"cli.demo", "cli.repl", "checks", "quoting", "runtime", "transport", "shm.root"}

@@ -127,7 +127,9 @@ def fields_of(kind: type) -> st.SearchStrategy[Any]:
     for name in kind._fields:  # type: ignore[attr-defined]
         if name == "keys":
             some = st.lists(keys, min_size=1, max_size=5)
-            strategies[name] = some | st.none() if kind is messages.Synced else some
+            if kind is messages.Synced:  # some keys may be concealed
+                some = st.none() | st.lists(keys | st.just(""), max_size=5)
+            strategies[name] = some
         elif (kind, name) == (messages.Synced, "after"):
             strategies[name] = uints
         elif name == "items":
@@ -239,6 +241,14 @@ def test_a_key_that_is_none_is_refused_and_its_sender_can_be_answered(key: Any) 
     assert caught.value.envelope == (11, 12, 13)
 
 
+def test_only_an_answer_to_sync_may_leave_out_the_name_of_a_key() -> None:
+    synced = messages.Synced(1, 1, 1, 0, 2, ["k", ""], tokens=[bytes(16)])
+    assert wire.decode_to_local(wire.encode(synced)) == synced
+    for frame in (messages.Broadcast(1, 1, ["k", ""], True), messages.ScanReply(1, 1, 1, [""], "")):
+        with pytest.raises(BadMessage, match="expected a key, got ''"):
+            wire.decode_to_local(wire.encode(frame))
+
+
 def test_a_key_of_the_greatest_length_is_taken() -> None:
     for key in ("x" * KEY_BYTES_MAX, "ä" * (KEY_BYTES_MAX // 2), "\udcff" * KEY_BYTES_MAX):
         message = Get(1, 1, 1, [key])
@@ -331,7 +341,9 @@ def test_messages_with_as_much_as_there_may_be_are_read() -> None:
         Get(1, 1, 1, [key] * KEYS_PER_MESSAGE_MAX),
         messages.Set(1, 1, 1, 1, 0, False, items * 100),
         messages.Set(1, 1, 1, 1, 0, False, [messages.SetItem("k", items[0].stored)]),
-        messages.Synced(1, 1, 1, 0, LOG_LENGTH_MAX, ["k"] * LOG_LENGTH_MAX),
+        messages.Synced(
+            1, 1, 1, 0, LOG_LENGTH_MAX, ["k", ""] * (LOG_LENGTH_MAX // 2), tokens=[bytes(16)]
+        ),
         messages.Broadcast(1, 1, [key] * 11_000, True, [bytes(16)] * 11_000),
         GetReply.of((1, 1, 1), 1, [*some, large, *some, large, large] * 3),
         GetReply.of((1, 1, 1), 1, some[:1] * KEYS_PER_MESSAGE_MAX),

@@ -4,11 +4,15 @@ Most Locals hold none of the keys that are deleted, and no deletion waits for th
 them broadcasts only avoid gaps and long renewals, and notify watchers. So an invalidation that no
 deletion waits for is kept for a pause, which grows with the number of Locals, and is broadcast
 together with others. Otherwise each deletion would cause work in every Local.
+
+A subscriber cannot be told apart from others, nor cut off by itself. So where some identities may
+not see all keys nothing is broadcast: what would be goes to the sessions that watch, to each by
+itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sized
+from collections.abc import Callable, Iterable, Sized
 
 from dstore.core.authority.acknowledgements import PendingDeletion
 from dstore.core.authority.effects import NEVER, Alarm, Outbox
@@ -29,14 +33,16 @@ whole cache.
 class Broadcasts:
     """The invalidations that are kept for the next broadcast.
 
-    All up to the number ``seq`` have been broadcast. All Locals have been asked to acknowledge
-    those up to the number ``awaited``. While ``closing``, broadcasts are sent without a pause.
+    All up to the number ``seq`` have been broadcast, or sent to the sessions that watch; all Locals
+    may have heard of those up to the number ``heard``, and have been asked to acknowledge those up
+    to the number ``awaited``. While ``closing``, broadcasts are sent without a pause.
     """
 
     def __init__(
         self, epoch: int, log_length: int, recipients: Sized, out: Outbox, alarm: Alarm
     ) -> None:
         self.seq = 0
+        self.heard = 0
         self.awaited = 0
         self.closing = False
         self._epoch = epoch
@@ -48,6 +54,7 @@ class Broadcasts:
         self._tokens: list[bytes] = []
         self._due = NEVER  # when they are to be broadcast
         self._next_at = 0.0  # the next broadcast without acknowledgements is not earlier
+        self._tell: Callable[[float], None] | None = None  # instead of a broadcast
 
     def __repr__(self) -> str:
         return f"<Broadcasts seq={self.seq} kept={len(self._keys)}>"
@@ -72,6 +79,15 @@ class Broadcasts:
             if pending.large:
                 self._tokens.append(pending.token)
 
+    @property
+    def concealed(self) -> bool:
+        """Whether nothing is broadcast any more."""
+        return self._tell is not None
+
+    def conceal(self, tell: Callable[[float], None]) -> None:
+        """From now on call ``tell`` with the time in place of each broadcast."""
+        self._tell = tell
+
     def schedule(self, now: float) -> None:
         """Schedule a broadcast of what is kept; send it now if there are many keys."""
         if len(self._keys) >= self._keys_max:
@@ -83,10 +99,14 @@ class Broadcasts:
     def send(self, acknowledge: bool, now: float) -> None:
         """Broadcast what is kept; with ``acknowledge`` all Locals acknowledge it at once."""
         first, keys, tokens = self.seq + 1, self._keys, self._tokens
-        self._out.publish(Broadcast(self._epoch, first, keys, acknowledge, tokens))
         self.seq += len(keys)
-        if acknowledge:
-            self.awaited = self.seq
+        if self._tell is not None:
+            self._tell(now)
+        else:
+            self._out.publish(Broadcast(self._epoch, first, keys, acknowledge, tokens))
+            self.heard = self.seq
+            if acknowledge:
+                self.awaited = self.seq
         self._keys, self._tokens = [], []
         self._due = NEVER
         self._next_at = now + self.pause

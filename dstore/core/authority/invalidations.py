@@ -9,6 +9,12 @@ wakes up. Each holder has one targeted invalidation in flight; deletions that st
 with the next one. If most Locals are holders, one *broadcast* notifies all, and all acknowledge.
 All other Locals are notified by a later broadcast, or when they renew their leases.
 
+Where some identities may not see all keys (*concealed*) nothing is broadcast. Each holder is sent a
+targeted invalidation, however many there are; sessions that watch are sent one where a broadcast
+would have notified them. What is sent to a session has the names of the keys that its identity
+sees, and an empty one for each other, so that it can go on counting; and the tokens of the large
+values among those that are named, since no broadcast has them.
+
 Invalidations are numbered 1, 2, 3 … within one epoch, and a bounded log has the recent ones. A
 Local that has applied all of them up to some number asks for the later ones. If the log no longer
 reaches back that far, the Local has to drop its whole cache.
@@ -17,7 +23,7 @@ reaches back that far, the Local has to drop its whole cache.
 from __future__ import annotations
 
 from collections import deque
-from itertools import islice
+from itertools import islice, takewhile
 
 from dstore.config import LOG_BYTES_MAX, REPEATED_MAX
 from dstore.core.authority.acknowledgements import Acknowledgements, PendingDeletion, Recipient
@@ -26,10 +32,12 @@ from dstore.core.authority.budgets import text_bytes
 from dstore.core.authority.effects import Alarm, Outbox
 from dstore.core.authority.host import OwnMembership
 from dstore.core.authority.sessions import Session, Sessions
-from dstore.protocol.messages import Committed, Key, Synced
+from dstore.protocol.messages import Committed, Key, Kind, Synced
 
 SLOT_BYTES = 10
 """Bytes of a place in the log, beside its key."""
+LARGE_BYTES = 200
+"""Bytes that the token of a large value takes in the log, with its place there."""
 
 
 class InvalidationLog:
@@ -42,6 +50,7 @@ class InvalidationLog:
         self.seq = 0
         self.length = length
         self._keys: deque[Key] = deque()
+        self._tokens: deque[tuple[int, Key, bytes]] = deque()  # of the large values, by number
         self._bytes = 0
 
     def __repr__(self) -> str:
@@ -52,13 +61,22 @@ class InvalidationLog:
         """The lowest number after which every invalidation is still in the log."""
         return self.seq - len(self._keys)
 
-    def append(self, key: Key) -> int:
-        """Add an invalidation of ``key``. Returns its number."""
+    def append(self, key: Key, large: bytes | None = None) -> int:
+        """Add an invalidation of ``key``. Returns its number.
+
+        ``large`` is the token of its value if that is large.
+        """
         self.seq += 1
         self._keys.append(key)
+        if large is not None:
+            self._tokens.append((self.seq, key, large))
+            self._bytes += LARGE_BYTES
         self._bytes += SLOT_BYTES + text_bytes(key)
         while len(self._keys) > self.length or self._bytes > LOG_BYTES_MAX:
             self._bytes -= SLOT_BYTES + text_bytes(self._keys.popleft())
+            if self._tokens and self._tokens[0][0] <= self.reach:
+                self._tokens.popleft()
+                self._bytes -= LARGE_BYTES
         return self.seq
 
     def since(self, applied: int) -> list[Key] | None:
@@ -72,6 +90,11 @@ class InvalidationLog:
         keys = list(islice(reversed(self._keys), missed))
         keys.reverse()
         return keys
+
+    def large_since(self, applied: int) -> list[tuple[Key, bytes]]:
+        """Return keys and tokens of the large values among the invalidations after ``applied``."""
+        newer = takewhile(lambda each: each[0] > applied, reversed(self._tokens))
+        return [(key, token) for _, key, token in newer][::-1]
 
 
 class Invalidations:
@@ -137,7 +160,7 @@ class Invalidations:
 
     def notified(self, session: Session) -> int:
         """The highest number of an invalidation that may have reached this session."""
-        return max(self._recipients[session.id].notified, self.broadcasts.seq)
+        return max(self._recipients[session.id].notified, self.broadcasts.heard)
 
     def watch(self, session: Session, watching: bool) -> None:
         """Note whether a session wants to know which deletions are committed."""
@@ -147,6 +170,19 @@ class Invalidations:
             self.watchers += 1 if watching else -1
             self.announce()
 
+    def conceal(self) -> None:
+        """From now on broadcast nothing that names keys. Idempotent."""
+        self.broadcasts.conceal(self._tell_watchers)
+
+    def _tell_watchers(self, now: float) -> None:
+        """Send the sessions that watch what a broadcast would have told them."""
+        for recipient in self._recipients.values():
+            watches = recipient.watching or recipient.session.kind is Kind.OBSERVER
+            if watches and recipient.notified < self.log.seq:
+                # Nothing is repeated: its control channel keeps the order, and what is lost with
+                # that is in the answer to the SYNC that follows.
+                self._send(recipient, 0, recipient.notified, now)
+
     # ---- pending deletions ----------------------------------------------------------------
 
     def start(self, pending: PendingDeletion, now: float) -> None:
@@ -154,7 +190,7 @@ class Invalidations:
 
         The caller then calls :meth:`notify`.
         """
-        pending.seq = self.log.append(pending.key)
+        pending.seq = self.log.append(pending.key, pending.token if pending.large else None)
         self.pending[pending.key] = pending
         self._started.append(pending)
         for session in self._sessions.holding(pending.key):
@@ -178,7 +214,8 @@ class Invalidations:
         self.broadcasts.keep(started)
         # The others have a targeted invalidation in flight; the next one follows its ACK.
         free = [each for each in holders.values() if each.targeted <= each.acknowledged]
-        if 2 * len(holders) > len(self._recipients) or any(map(self._is_behind, free)):
+        most = 2 * len(holders) > len(self._recipients) or any(map(self._is_behind, free))
+        if most and not self.broadcasts.concealed:
             self.broadcasts.send(True, now)
         else:
             for recipient in free:
@@ -244,7 +281,12 @@ class Invalidations:
         self._send(recipient, 0, recipient.acknowledged, now)
 
     def _send(self, recipient: Recipient, serial: int, applied: int, now: float) -> None:
-        """Send the invalidations after ``applied``. If a deletion waits, ask to acknowledge."""
+        """Send the invalidations after ``applied``. If a deletion waits, ask to acknowledge.
+
+        Nothing is sent to an identity that was revoked: deletions wait until its lease has ended.
+        """
+        if recipient.session.identity.revoked:
+            return
         seq, awaited = self.log.seq, bool(recipient.awaited)
         keys = None if self._repeats(recipient, applied, now) else self.log.since(applied)
         recipient.notified = seq
@@ -252,10 +294,14 @@ class Invalidations:
             self._out.counters["flushes"] += 1
         if awaited:
             recipient.targeted = seq
-        session = recipient.session
-        message = Synced(
-            self._epoch, session.id, serial, applied, seq, keys, awaited, self.committed
-        )
+        session, sees = recipient.session, recipient.session.identity.sees
+        if keys is not None and session.identity.prefixes:
+            keys = [key if sees(key) else "" for key in keys]
+        tokens: list[bytes] = []
+        if self.broadcasts.concealed:
+            tokens = [token for key, token in self.log.large_since(applied) if sees(key)]
+        envelope = self._epoch, session.id, serial
+        message = Synced(*envelope, applied, seq, keys, awaited, self.committed, tokens)
         self._out.send(session.route, message)
 
     def _repeats(self, recipient: Recipient, applied: int, now: float) -> bool:

@@ -3,13 +3,14 @@
 An engine knows keys, tokens, codecs and sizes at once, and so do all writes. The bytes of some
 values may be *away*. A GET or WAIT that needs them is parked: the host is asked to load them, and
 the request is executed from its beginning, in one step, when they have come. They are laid over the
-values that are away, by token: what was loaded for one token is never answered for another. Who is
-a holder, the ``seq``, and whether a value may be cached are all decided in that step, as for any
+values that are away, by key and token: what was loaded for one is never answered for another. Who
+is a holder, the ``seq``, and whether a value may be cached are all decided in that step, as for any
 other GET. So nothing has to be remembered about a reader whose answer is on its way, and whatever
 happens to the key meanwhile is as if the request had come after it.
 
 No value is loaded twice at a time: a request that needs bytes which are asked for already waits for
-these. That is safe because a token names one value for ever.
+these. That is safe because a key and a token name one value for ever. (A token alone does not: who
+knows that of a value which it may not see could bind a value of its own with it.)
 
 A request that is parked has an account, on which its memory and the bytes that it waits for stand
 until all of these have ended. So the account is charged also if the session ends first, and a peer
@@ -27,7 +28,8 @@ from typing import TypeAlias
 from dstore.config import LOAD_BYTES_MIN
 from dstore.core.authority.budgets import Account, text_bytes
 from dstore.core.authority.effects import NEVER, Alarm, Load, Outbox, Refuse
-from dstore.core.authority.sessions import Session
+from dstore.core.authority.identity import ANYONE, Identity
+from dstore.core.authority.sessions import Session, Sessions
 from dstore.core.engine import Away, Loaded
 from dstore.protocol.messages import Buffer, Get, Key, Refusal, Route, Unwait, Wait
 
@@ -42,20 +44,23 @@ PARKED_BYTES, PARKED_KEY_BYTES, WANTED_BYTES = 1_500, 50, 1_000
 value that it waits for takes beside its body.
 """
 
-Name: TypeAlias = tuple[type, int, int, tuple[Key, ...]]
-"""The kind of a request, its session, its number, and its keys. A repeat has the same."""
-Overlay: TypeAlias = dict[bytes, Buffer | None]
-"""The bytes of values that were away, by token; None for one that could not be loaded."""
+Name: TypeAlias = tuple[Identity, type, int, int, tuple[Key, ...]]
+"""Who asks, the kind of a request, its session, number and keys. A repeat has the same."""
+Place: TypeAlias = tuple[Key, bytes]
+"""Key and token of a value."""
+Overlay: TypeAlias = dict[Place, Buffer | None]
+"""The bytes of values that were away; None for one that could not be loaded."""
 
 
 @dataclass(slots=True, eq=False, repr=False)
 class Parked:
     """A request that waits for bytes. Its answer goes to where its latest repeat came from.
 
-    ``missing`` are the tokens of the values that are still to come, ``bodies`` what has come.
+    ``missing`` are the places of the values that are still to come, ``bodies`` what has come.
     """
 
     name: Name
+    identity: Identity  # that has asked; the session may be another's
     session: Session | None
     route: Route
     message: Get | Wait
@@ -64,22 +69,22 @@ class Parked:
     cost: int = 0
     rounds: int = 0
     withdrawn: bool = False
-    missing: dict[bytes, None] = field(default_factory=dict)
+    missing: dict[Place, None] = field(default_factory=dict)
     bodies: Overlay = field(default_factory=dict)
 
 
 class Loads:
     """The parked requests, and the values that are being loaded."""
 
-    def __init__(self, account_of_none: Account, out: Outbox, alarm: Alarm) -> None:
-        self._account_of_none = account_of_none
+    def __init__(self, sessions: Sessions, out: Outbox, alarm: Alarm) -> None:
+        self._sessions = sessions
         self._out = out
         self._alarm = alarm
         self._look_at = NEVER  # when the oldest request may have been parked for too long
         self._number = 0
         self._parked: dict[Name, Parked] = {}  # in the order in which they came
-        self._waiting: dict[bytes, dict[Parked, None]] = {}  # by the token that is being loaded
-        self._asked: dict[int, list[Away]] = {}  # by number of the load
+        self._waiting: dict[Place, dict[Parked, None]] = {}  # by what is being loaded
+        self._asked: dict[int, list[tuple[Key, Away]]] = {}  # by number of the load
         self._ready: deque[Parked] = deque()  # nothing is missing any more
 
     def __repr__(self) -> str:
@@ -103,18 +108,19 @@ class Loads:
         message: Get | Wait,
         wanted: Iterable[tuple[Key, Away]],
         now: float,
+        identity: Identity = ANYONE,
     ) -> None:
         """Park a request that needs the bytes of these values, or note that it is a repeat.
 
         Raises Refuse if there is no room for it.
         """
-        name = (type(message), *message[1:3], tuple(keys_of(message)))
+        name = (identity, type(message), *message[1:3], tuple(keys_of(message)))
         known = self._parked.get(name)
         if known is not None:
             known.route = route
             return
-        account = self._account_of_none if session is None else session.loads
-        parked = Parked(name, session, route, message, now, account)
+        account = self._sessions.loads_account(session, identity)
+        parked = Parked(name, identity, session, route, message, now, account)
         self._want(parked, list(wanted))
         self._parked[name] = parked
         if self._look_at == NEVER:
@@ -129,7 +135,7 @@ class Loads:
         self._want(parked, list(wanted))
 
     def _want(self, parked: Parked, wanted: list[tuple[Key, Away]]) -> None:
-        cost = _cost(parked.name[3], [away for _, away in wanted], parked.bodies)
+        cost = _cost(parked.name[-1], [away for _, away in wanted], parked.bodies)
         parked.account.take(-parked.cost)
         if not parked.account.admits(cost):
             parked.account.take(parked.cost)
@@ -140,14 +146,15 @@ class Loads:
         parked.rounds += 1
         asked = []
         for key, away in wanted:
-            if away.token not in self._waiting:
-                self._waiting[away.token] = {}
+            place = key, away.token
+            if place not in self._waiting:
+                self._waiting[place] = {}
                 asked.append((key, away))
-            self._waiting[away.token][parked] = None
-            parked.missing[away.token] = None
+            self._waiting[place][parked] = None
+            parked.missing[place] = None
         if asked:
             self._number += 1
-            self._asked[self._number] = [away for _, away in asked]
+            self._asked[self._number] = asked
             self._out.load(Load(self._number, [(key, away.token) for key, away in asked]))
         if not parked.missing:  # the engine has got them by itself
             self._make_ready(parked)
@@ -162,15 +169,16 @@ class Loads:
         A value failed for which there is no result, or none that has its size.
         """
         wanted = self._asked.pop(number)
-        for away, result in zip_longest(wanted, islice(results, len(wanted))):
+        for (key, away), result in zip_longest(wanted, islice(results, len(wanted))):
+            place = key, away.token
             body = result if isinstance(result, (bytes, memoryview)) else None
             if body is not None and len(body) != away.size:
                 body = None
             self._out.counters["loads"] += 1
             self._out.counters["failed_loads"] += body is None
-            for parked in self._waiting.pop(away.token):
-                del parked.missing[away.token]
-                parked.bodies[away.token] = body
+            for parked in self._waiting.pop(place):
+                del parked.missing[place]
+                parked.bodies[place] = body
                 if not parked.missing:
                     self._make_ready(parked)
 
@@ -182,14 +190,14 @@ class Loads:
         """Forget a request, which is answered."""
         parked.account.take(-parked.cost)
         del self._parked[parked.name]
-        for token in parked.missing:
-            del self._waiting[token][parked]
+        for place in parked.missing:
+            del self._waiting[place][parked]
         if not self._parked:
             self._look_at = NEVER
 
-    def drop(self, message: Unwait) -> None:
+    def drop(self, message: Unwait, identity: Identity = ANYONE) -> None:
         """Note that nobody waits for an answer. The request need not be here."""
-        parked = self._parked.get((Wait, *message[1:3], (message.key,)))
+        parked = self._parked.get((identity, Wait, *message[1:3], (message.key,)))
         if parked is not None:
             parked.withdrawn = True
 
@@ -202,7 +210,8 @@ class Loads:
                 break
             if parked.missing:  # else it is about to be answered
                 text = "the engine takes too long to load the value"
-                self._out.refuse(parked.route, parked.message, Refusal.BUSY, text)
+                if not parked.identity.revoked:
+                    self._out.refuse(parked.route, parked.message, Refusal.BUSY, text)
                 self.leave(parked)
         oldest = next(iter(self._parked.values()), None)
         self._look_at = NEVER if oldest is None else oldest.since + LOAD_TIMEOUT

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from dstore.config import share_of
 from dstore.core.authority.effects import NEVER, Alarm, Outbox, Refuse
+from dstore.core.authority.identity import ANYONE, Identity
 from dstore.core.authority.invalidations import Invalidations
 from dstore.core.authority.reads import Waits
 from dstore.core.authority.sessions import Session, Sessions
@@ -34,8 +35,8 @@ class Memberships:
 
     ``welcome`` is the answer to a HELLO, but for the session, its nonce and the number of the
     newest invalidation. At most ``max_clients`` sessions are admitted, and a share of these from
-    one host; ``peer_of`` returns the address of the host of a connection, or None if it is not
-    known. At ``wake_at`` :meth:`drop_silent` is next due.
+    one host, and of one identity; ``peer_of`` returns the address of the host of a connection, or
+    None if it is not known. At ``wake_at`` :meth:`drop_silent` is next due.
     """
 
     _welcome: Welcome
@@ -54,24 +55,24 @@ class Memberships:
 
     # ---- HELLO ----------------------------------------------------------------------------
 
-    def hello(self, route: Route, message: Hello, now: float) -> None:
+    def hello(self, route: Route, message: Hello, now: float, identity: Identity = ANYONE) -> None:
         """Open a session, or answer a repeated HELLO again."""
-        session = self._sessions.by_nonce(message.nonce)
+        session = self._sessions.by_nonce(message.nonce, identity)
         if session is None:
             if message.replaces_epoch == self._welcome.epoch:
-                replaced = self._sessions.by_secret(message.replaces_secret)
+                replaced = self._sessions.by_secret(message.replaces_secret, identity)
                 if replaced is not None:
                     self._end(replaced, now)
-            self._check_admission(route, now)
-            session = self._open(route, message, now)
+            self._check_admission(route, now, identity)
+            session = self._open(route, message, now, identity)
         # A repeated HELLO changes neither the lease nor what is acknowledged: its Local counts the
         # lease from when it first sent it.
         session.route = route
         assert session.welcome is not None
         self._out.send(route, session.welcome)
 
-    def _open(self, route: Route, message: Hello, now: float) -> Session:
-        session = self._sessions.open(message, route, now, self._peer_of(route))
+    def _open(self, route: Route, message: Hello, now: float, identity: Identity) -> Session:
+        session = self._sessions.open(message, route, now, self._peer_of(route), identity)
         if session.kind is not Kind.WRITER:
             self._invalidations.open(session, now)
         seq = self._invalidations.log.seq
@@ -99,8 +100,8 @@ class Memberships:
             self._alarm.at(now)
         self._waits.end(session)
 
-    def _check_admission(self, route: Route, now: float) -> None:
-        """Raise Refuse if this connection may open no further session."""
+    def _check_admission(self, route: Route, now: float, identity: Identity) -> None:
+        """Raise Refuse if this connection, or its identity, may open no further session."""
         sessions, most = self._sessions, self.max_clients
         if self.closing:
             raise Refuse(Refusal.CLOSING, "Global is shutting down")
@@ -114,6 +115,11 @@ class Memberships:
         if peer is not None and sessions.of_peer(peer) >= share:
             text = f"{share:,} Locals are here from {peer}, as many as one address may have; "
             raise Refuse(Refusal.BUSY, text + f"--max-clients is {most:,}")
+        if identity is not ANYONE and sessions.of_identity(identity) >= share:
+            self._make_room(now)
+        if identity is not ANYONE and sessions.of_identity(identity) >= share:
+            text = f"{share:,} Locals of {identity.name!r} are here, as many as one identity may "
+            raise Refuse(Refusal.BUSY, text + f"have; --max-clients is {most:,}")
         if sessions.crowded(route):
             text = "this connection has opened several sessions and ended none"
             raise Refuse(Refusal.BUSY, text)
@@ -163,12 +169,30 @@ class Memberships:
 
     # ---- the end of a session -------------------------------------------------------------
 
-    def goodbye(self, route: Route, message: Goodbye, now: float) -> None:
+    def goodbye(
+        self, route: Route, message: Goodbye, now: float, identity: Identity = ANYONE
+    ) -> None:
         """End a session. The answer is the same if it has ended before."""
-        session = self._sessions.by_secret(message.secret)
+        session = self._sessions.by_secret(message.secret, identity)
         if session is not None and message.epoch == self._welcome.epoch:
             self._end(session, now)
         self._out.send(route, Farewell(message.epoch, message.secret))
+
+    def revoke(self, identity: Identity, now: float) -> None:
+        """Let the sessions of an identity that was revoked lapse, and drop what they have begun.
+
+        A membership stands until its lease ends, since its Local may answer from its cache until
+        then, and deletions have to wait for it. The others have no lease.
+        """
+        for session in self._sessions.of(identity):
+            self._stages.end(session)
+            if session.kind is Kind.MEMBER and session.lease_end > now:
+                self.wake_at = min(self.wake_at, session.lease_end)
+            else:
+                self._writes.expire(now)  # first, or these deletions would count as confirmed
+                self._end(session, now)
+        self._sessions.forget(identity)
+        self._alarm.at(self.wake_at)
 
     def drop_silent(self, now: float) -> None:
         """End the sessions that have lingered for their time without a message."""
@@ -178,6 +202,8 @@ class Memberships:
             ]:
                 self._end(session, now)
             self.wake_at = now + self._sessions.lease if len(self._sessions) else NEVER
+            revoked = [each.lease_end for each in self._sessions if each.identity.revoked]
+            self.wake_at = min([self.wake_at, *revoked])
 
     def _end(self, session: Session, now: float) -> None:
         """End a session: its Local's cache is empty, or its lease has run out."""

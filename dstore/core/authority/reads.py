@@ -11,6 +11,10 @@ differ, since each begins at a random one.
 Many requests may wait for one key, whose value may be large. They are answered a few at a time, so
 that other messages do not wait until all of them are answered.
 
+Whoever asks may name the session of another identity, which is then the holder. What may be read
+is decided by the identity of the connection, and what may be cached by that of the session: see
+:mod:`dstore.core.authority.sessions`. A waiting request belongs to the identity that has asked.
+
 A value that is away is answered when the engine has loaded it; see
 :mod:`dstore.core.authority.loads`. Of many keys those before the first value that is away are
 answered at once, and the Local asks again for the rest.
@@ -20,9 +24,9 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from dstore.config import BATCH_BYTES_MAX, KEYS_PER_MESSAGE_MAX
 from dstore.core.authority.acknowledgements import PendingDeletion
@@ -30,9 +34,10 @@ from dstore.core.authority.budgets import Account, text_bytes
 from dstore.core.authority.deadlines import Deadlines
 from dstore.core.authority.effects import NEVER, Alarm, Outbox, Refuse
 from dstore.core.authority.holders import Holders
+from dstore.core.authority.identity import ANYONE, Identity
 from dstore.core.authority.invalidations import InvalidationLog
 from dstore.core.authority.loads import Loads, Overlay, Parked, keys_of
-from dstore.core.authority.sessions import NO_BIT, Session
+from dstore.core.authority.sessions import NO_BIT, Session, Sessions
 from dstore.core.engine import Away, Bulk, Engine
 from dstore.protocol.messages import (
     NO_SESSION,
@@ -51,6 +56,7 @@ from dstore.protocol.messages import (
     Route,
     Scan,
     ScanReply,
+    Stored,
     Ttl,
     TtlReply,
     Unwait,
@@ -65,6 +71,8 @@ WAIT_BYTES = 1_200
 """The memory that a waiting request takes at most, beside its key."""
 TIMEOUT_MAX = 60.0
 """Seconds that a request waits at most."""
+Name: TypeAlias = tuple[int, int, Identity]
+"""The session of a waiting request, its number, and who has asked."""
 NONE_LOADED: Overlay = {}
 ENDS_MIN = 1_000
 """Entries of the heap of ends from which on it is searched for requests that were answered."""
@@ -76,17 +84,19 @@ class Waiting(NamedTuple):
     session: Session | None
     route: Route
     message: Wait
+    identity: Identity
+    account: Account
 
 
 class Waits:
     """The waiting requests by key, by session, and by when they end."""
 
-    def __init__(self, alarm: Alarm, account_of_none: Account) -> None:
+    def __init__(self, alarm: Alarm, sessions: Sessions) -> None:
         self._alarm = alarm
-        self._account_of_none = account_of_none
-        self._by_key: dict[Key, dict[tuple[int, int], Waiting]] = {}
-        self._ends: list[tuple[float, int, Key, tuple[int, int]]] = []
-        self._of: dict[int, set[tuple[Key, tuple[int, int]]]] = {}  # by session
+        self._sessions = sessions
+        self._by_key: dict[Key, dict[Name, Waiting]] = {}
+        self._ends: list[tuple[float, int, Key, Name]] = []
+        self._of: dict[int, set[tuple[Key, Name]]] = {}  # by session
         self._answerable: deque[Key] = deque()  # keys that have been bound
         self._count = 0
         self._serial = 0
@@ -104,17 +114,22 @@ class Waits:
             return 0.0
         return self._ends[0][0] if self._ends else NEVER
 
-    def _account(self, session: Session | None) -> Account:
-        return self._account_of_none if session is None else session.waits
-
-    def add(self, session: Session | None, route: Route, message: Wait, now: float) -> None:
+    def add(
+        self,
+        session: Session | None,
+        route: Route,
+        message: Wait,
+        now: float,
+        identity: Identity = ANYONE,
+    ) -> None:
         """Keep a request. The answer goes to where its latest repeat came from.
 
         Raises Refuse if there is no room for it.
         """
-        name = (message.session, message.request)
+        name = (message.session, message.request, identity)
+        account = self._sessions.waits_account(session, identity)
         if name not in self._by_key.get(message.key, ()):
-            cost, account = _cost(message.key), self._account(session)
+            cost = _cost(message.key)
             if not account.admits(cost):
                 taken = f"{account.taken:,} bytes of them of this session"
                 raise Refuse(Refusal.BUSY, f"too many requests wait, {taken}")
@@ -125,7 +140,8 @@ class Waits:
             end = now + min(message.timeout, TIMEOUT_MAX)
             heapq.heappush(self._ends, (end, self._serial, message.key, name))
             self._alarm.at(end)
-        self._by_key.setdefault(message.key, {})[name] = Waiting(session, route, message)
+        waiting = Waiting(session, route, message, identity, account)
+        self._by_key.setdefault(message.key, {})[name] = waiting
 
     def bound(self, key: Key) -> None:
         """The key has been bound: the requests that wait for it can be answered."""
@@ -150,15 +166,21 @@ class Waits:
         """Remove one of the requests that wait for a key, to answer it."""
         return self._take(key, next(iter(self._by_key[key])))
 
-    def drop(self, message: Unwait) -> None:
+    def drop(self, message: Unwait, identity: Identity = ANYONE) -> None:
         """Drop a request that its sender has given up. It need not be here."""
-        name = (message.session, message.request)
+        name = (message.session, message.request, identity)
         if name in self._by_key.get(message.key, ()):
             self._take(message.key, name)
 
     def end(self, session: Session) -> None:
         for key, name in list(self._of.get(session.id, ())):
             self._take(key, name)
+
+    def revoke(self, identity: Identity) -> None:
+        """Drop the requests of an identity, in whatever session."""
+        for key, of_key in list(self._by_key.items()):
+            for name in [name for name in of_key if name[2] is identity]:
+                self._take(key, name)
 
     def expire(self, now: float) -> Iterator[Waiting]:
         """Remove and yield the requests whose time has passed."""
@@ -167,10 +189,10 @@ class Waits:
             if name in self._by_key.get(key, ()):
                 yield self._take(key, name)
 
-    def _take(self, key: Key, name: tuple[int, int]) -> Waiting:
+    def _take(self, key: Key, name: Name) -> Waiting:
         waiting, of_one = self._by_key[key], self._of[name[0]]
         taken = waiting.pop(name)
-        self._account(taken.session).take(-_cost(key))
+        taken.account.take(-_cost(key))
         of_one.discard((key, name))
         if not waiting:
             del self._by_key[key]
@@ -202,10 +224,12 @@ class Reads:
     _deadlines: Deadlines
     _out: Outbox
 
-    def get(self, session: Session | None, route: Route, message: Get, now: float) -> None:
+    def get(
+        self, session: Session | None, route: Route, message: Get, now: float, identity: Identity
+    ) -> None:
         """Answer a GET, now or when values have been loaded."""
         self._out.counters["gets"] += len(message.keys)
-        self._answer(session, route, message, now)
+        self._answer(session, route, message, now, identity)
 
     def reply(
         self, session: Session | None, request: int, keys: list[Key], loaded: Overlay = NONE_LOADED
@@ -216,8 +240,11 @@ class Reads:
         the first of all, None is returned, and nobody has become a holder. Without a session, or
         for one that is no holder, no value is cacheable.
         """
-        read, pending, hold = self._engine.read, self._pending, self._holders.add
+        read, pending = self._engine.read, self._pending
+        hold: Callable[[Key, int], bool] = self._holders.add
         bit = NO_BIT if session is None else session.bit
+        if session is not None and session.identity is not ANYONE:
+            hold = self._hold_for(session)
         codecs: list[str] = []
         tokens: list[bytes] = []
         bodies: list[Body | None] = []
@@ -235,9 +262,9 @@ class Reads:
             if type(body) is bytes:
                 room -= len(body)
             elif isinstance(body, int):  # the size of a value that is away
-                if token not in loaded:
+                if (key, token) not in loaded:
                     break
-                found = loaded[token]
+                found = loaded[key, token]
                 if found is None:
                     uncacheable.append(len(bodies))
                     codecs.append(UNREADABLE)
@@ -262,11 +289,21 @@ class Reads:
             self._epoch, name, request, seq, codecs, b"".join(tokens), bodies, uncacheable
         )
 
-    def offer(self, session: Session | None, route: Route, message: Offer, now: float) -> None:
+    def _hold_for(self, session: Session) -> Callable[[Key, int], bool]:
+        """Return what makes a session a holder of those keys that it may hold."""
+        identity, hold = session.identity, self._holders.add
+        if not identity.prefixes and not identity.revoked:
+            return hold
+        return lambda key, bit: session.may_hold(key) and hold(key, bit)
+
+    def offer(
+        self, session: Session | None, route: Route, message: Offer, now: float, identity: Identity
+    ) -> None:
         """Answer an OFFER: a value that is still the same is as good as one that is read now.
 
         So its session becomes a holder, as by a GET. A key whose deletion is pending is not named,
-        and neither is one whose value is away: the Local asks for that.
+        and neither is one whose value is away: the Local asks for that. For who does not see a key
+        it is not the same.
         """
         self._out.counters["offers"] += 1
         name, bit = (NO_SESSION, NO_BIT) if session is None else (session.id, session.bit)
@@ -276,6 +313,9 @@ class Reads:
         for index, key in enumerate(message.keys[:OFFER_KEYS_MAX] if bit != NO_BIT else ()):
             stored = self._engine.read(key)
             if stored is None or isinstance(stored, Away) or key in self._pending:
+                continue
+            assert session is not None
+            if not (identity.sees(key) and session.may_hold(key)):
                 continue
             if type(stored.body) is not bytes:
                 continue
@@ -291,13 +331,15 @@ class Reads:
         envelope = self._epoch, name, message.request
         self._out.send(route, Offered(*envelope, seq, same, b"".join(tokens)))
 
-    def wait(self, session: Session | None, route: Route, message: Wait, now: float) -> None:
+    def wait(
+        self, session: Session | None, route: Route, message: Wait, now: float, identity: Identity
+    ) -> None:
         """Answer a WAIT, now or when its key has been bound."""
         self._out.counters["waits"] += 1
         if self._engine.read(message.key) is not None:
-            self._answer(session, route, message, now)
+            self._answer(session, route, message, now, identity)
         else:
-            self._waits.add(session, route, message, now)
+            self._waits.add(session, route, message, now, identity)
 
     def answer_bound(self, now: float) -> None:
         """Answer some of the requests whose keys have been bound; the next ticks answer others."""
@@ -316,19 +358,27 @@ class Reads:
             self._answer_kept(waiting, now)
 
     def _answer_kept(self, waiting: Waiting, now: float) -> None:
+        if waiting.identity.revoked:
+            return
         try:
-            self._answer(*waiting, now)
+            self._answer(*waiting[:3], now, waiting.identity)
         except Refuse as refuse:
             self._out.refuse(waiting.route, waiting.message, *refuse.args)
 
     def _answer(
-        self, session: Session | None, route: Route, message: Get | Wait, now: float
+        self,
+        session: Session | None,
+        route: Route,
+        message: Get | Wait,
+        now: float,
+        identity: Identity,
     ) -> None:
         """Answer a request, or park it until values have been loaded. Raises Refuse."""
         keys = keys_of(message)
         reply = self.reply(session, message.request, keys)
         if reply is None:
-            self._loads.park(session, route, message, self._away(keys, NONE_LOADED), now)
+            away = self._away(keys, NONE_LOADED)
+            self._loads.park(session, route, message, away, now, identity)
         else:
             self._out.send(route, reply)
 
@@ -337,14 +387,14 @@ class Reads:
 
         Those ``loaded`` are here already.
         """
-        wanted: dict[bytes, tuple[Key, Away]] = {}
+        wanted: dict[tuple[Key, bytes], tuple[Key, Away]] = {}
         room = BATCH_BYTES_MAX
         for key in keys:
             stored = self._engine.read(key)
             if stored is None:
                 continue
-            if type(stored) is Away and stored.token not in loaded:
-                wanted[stored.token] = (key, stored)
+            if type(stored) is Away and (key, stored.token) not in loaded:
+                wanted[key, stored.token] = (key, stored)
             room -= stored.inline
             if room <= 0:
                 break
@@ -370,12 +420,12 @@ class Reads:
     def _answer_parked(self, parked: Parked) -> bool:
         """Answer a request with what was loaded. Returns whether it is over; raises Refuse."""
         session, message = parked.session, parked.message
-        if parked.withdrawn:
+        if parked.withdrawn or parked.identity.revoked:
             return True
         if session is not None and not session.open:  # its bit may be another's
             raise Refuse(Refusal.UNKNOWN_SESSION, "the session has ended")
         if type(message) is Wait and self._engine.read(message.key) is None:
-            self._waits.add(session, parked.route, message, parked.since)
+            self._waits.add(session, parked.route, message, parked.since, parked.identity)
             return True
         keys = keys_of(message)
         reply = self.reply(session, message.request, keys, parked.bodies)
@@ -385,23 +435,39 @@ class Reads:
         self._out.send(parked.route, reply)
         return True
 
-    def ttl(self, session: Session | None, route: Route, message: Ttl, now: float) -> None:
+    def ttl(
+        self, session: Session | None, route: Route, message: Ttl, now: float, identity: Identity
+    ) -> None:
         """Answer when a key expires. If its deadline has passed and it is bound still: now."""
         self._out.counters["ttls"] += 1
         bound = self._engine.read(message.key) is not None
         left = self._deadlines.left(message.key) if bound else None
         self._out.send(route, TtlReply(self._epoch, *message[1:3], bound, left))
 
-    def scan(self, session: Session | None, route: Route, message: Scan, now: float) -> None:
+    def scan(
+        self, session: Session | None, route: Route, message: Scan, now: float, identity: Identity
+    ) -> None:
+        """Answer a SCAN with a page of the keys that its sender sees."""
         self._out.counters["scans"] += 1
         limit = max(1, min(message.limit, KEYS_PER_MESSAGE_MAX))
-        keys = self._engine.scan(message.prefix, message.after, limit)
+        keys: list[Key] = []
+        for prefix in identity.within(message.prefix):
+            if len(keys) < limit:
+                keys += self._engine.scan(prefix, message.after, limit - len(keys))
         after = keys[-1] if len(keys) == limit else ""
         reply = ScanReply(self._epoch, message.session, message.request, keys, after)
         self._out.send(route, reply)
 
-    def fetch(self, session: Session | None, route: Route, message: Fetch, now: float) -> None:
-        data = self._bulk.read(message.token, message.offset, message.length)
+    def fetch(
+        self, session: Session | None, route: Route, message: Fetch, now: float, identity: Identity
+    ) -> None:
+        """Answer a FETCH of the large value that its key has now, if its sender sees the key."""
+        data = None
+        stored = self._engine.read(message.key) if identity.sees(message.key) else None
+        # A small value could have been given the token of a large one, to get at its bytes.
+        large = isinstance(stored, Stored) and type(stored.body) is Large
+        if stored is not None and large and stored.token == message.token:
+            data = self._bulk.read(message.token, message.offset, message.length)
         if not data:
             raise Refuse(Refusal.GONE, "the value is not here any more")
         self._out.counters["chunks_out"] += 1

@@ -11,6 +11,13 @@ host may know. Its *secret* is known to the owner alone: it is needed to renew t
 acknowledge, to say GOODBYE and to put another session in its place. Logs and metrics name a session
 by a running number.
 
+A session belongs to the identity that opened it. No other identity can write, upload, renew,
+acknowledge or end in its name, even if it knows the names; but any may read in its name, since the
+processes that share a membership may have other identities than its owner. So the session becomes a
+holder only of keys that its own identity sees: else its Local would not be told which key was
+deleted, and would keep the value. When an identity is revoked its sessions lapse: nothing is taken
+from them or sent to them any more, and each ends when its lease does.
+
 Only a session of the kind MEMBER has a holder bit. A WRITER has the outcomes of the writes of one
 process, and ends when that is silent for longer than it would repeat a write. An OBSERVER is
 notified of invalidations, and no deletion waits for it. The membership of Global's own host has no
@@ -42,8 +49,9 @@ from dstore.config import (
     WRITES_BYTES_MAX,
     WRITES_BYTES_SHARE,
 )
-from dstore.core.authority.budgets import Account, Budget
+from dstore.core.authority.budgets import Account, Budget, Group
 from dstore.core.authority.holders import Holders, bits_of
+from dstore.core.authority.identity import ANYONE, Identity, Role
 from dstore.protocol.messages import (
     NO_SESSION,
     DelReply,
@@ -116,6 +124,7 @@ class Session:
     writes: Account  # the memory that its writes take
     waits: Account  # the memory that its requests take that wait for a key
     loads: Account  # the same of those that wait for bytes
+    identity: Identity = ANYONE
     open: bool = True
     renewed: bool = False
     seen: int = 0  # the Local waits for no outcome of a write below this number
@@ -127,6 +136,12 @@ class Session:
             f"<Session no. {self.number} {self.label!r} lease_end={self.lease_end:.3f} "
             f"outcomes={len(self.outcomes)}>"
         )
+
+    def may_hold(self, key: Key) -> bool:
+        """Whether this session may become a holder of a key: only if its Local will be told."""
+        identity = self.identity
+        known = self.open and self.bit != NO_BIT
+        return known and not identity.revoked and identity.sees(key)
 
     def record(self, write: ActiveWrite, reply: WriteReply) -> None:
         """Keep the outcomes of a write that has ended, if they may be asked for again."""
@@ -233,6 +248,19 @@ def repeated(outcomes: bytes, envelope: tuple[int, int, int]) -> WriteReply:
     return SetReply(*envelope, items)
 
 
+class Belongings:
+    """What all sessions of one identity have together, and its requests without a session."""
+
+    def __init__(self, sessions: Sessions, identity: Identity) -> None:
+        limited = identity is not ANYONE
+        budgets = sessions.writes, sessions.waits, sessions.loads
+        self.sessions = 0
+        self.writes, self.waits, self.loads = [Group(b) if limited else None for b in budgets]
+        self.waits_of_none = Account(sessions.waits, self.waits)
+        self.loads_of_none = Account(sessions.loads, self.loads)
+        self.shown: tuple[float, tuple[int, int], dict[str, object]] = (0.0, (0, 0), {})
+
+
 class Sessions:
     """All open sessions, by id, by secret, by nonce and by holder bit.
 
@@ -248,7 +276,7 @@ class Sessions:
         self.get: Callable[[int], Session | None] = self._by_id.get
         """Returns the open session with this id, or None. Each request looks its session up."""
         self._by_secret: dict[int, Session] = {}
-        self._by_nonce: dict[bytes, Session] = {}
+        self._by_nonce: dict[tuple[Identity, bytes], Session] = {}
         self._by_bit: dict[int, Session] = {}
         self._by_route: Counter[Route] = Counter()  # how many open sessions each has opened
         self._by_peer: Counter[str | None] = Counter()
@@ -256,12 +284,10 @@ class Sessions:
         self._mask = 0
         self._number = 0
         self._random63 = random63
-        self._shown: tuple[float, tuple[int, int], dict[str, object]] = (0.0, (0, 0), {})
+        self._belongings: dict[Identity, Belongings] = {}
         self.writes = Budget(WRITES_BYTES_MAX, WRITES_BYTES_SHARE, WRITES_BYTES_ASSURED)
         self.waits = Budget(WAITS_BYTES_MAX, WAITS_BYTES_SHARE, WAITS_BYTES_ASSURED)
         self.loads = Budget(LOADS_BYTES_MAX, LOADS_BYTES_SHARE, LOADS_BYTES_ASSURED)
-        self.waits_of_none, self.loads_of_none = Account(self.waits), Account(self.loads)
-        """The accounts of the requests that come without a session."""
         self.writes_of_global = Account(self.writes)
         """The account of the deletions that Global begins by itself."""
 
@@ -274,27 +300,62 @@ class Sessions:
     def __iter__(self) -> Iterator[Session]:
         return iter(self._by_id.values())
 
-    def by_nonce(self, nonce: bytes) -> Session | None:
-        return self._by_nonce.get(nonce)
+    def by_nonce(self, nonce: bytes, identity: Identity = ANYONE) -> Session | None:
+        """Return the open session that this identity has opened with this nonce, or None."""
+        return self._by_nonce.get((identity, nonce))
 
-    def by_secret(self, secret: int) -> Session | None:
-        """Return the open session with this secret, or None."""
-        return self._by_secret.get(secret)
+    def by_secret(self, secret: int, identity: Identity = ANYONE) -> Session | None:
+        """Return the open session of this identity with this secret, or None."""
+        session = self._by_secret.get(secret)
+        return session if session is not None and session.identity is identity else None
 
-    def open(self, hello: Hello, route: Route, now: float, peer: str | None = None) -> Session:
+    def of(self, identity: Identity) -> list[Session]:
+        """Return the open sessions of this identity."""
+        return [each for each in self if each.identity is identity]
+
+    def belongings(self, identity: Identity) -> Belongings:
+        """Return what all sessions of this identity have together."""
+        belongings = self._belongings.get(identity)
+        if belongings is None:
+            belongings = self._belongings[identity] = Belongings(self, identity)
+        return belongings
+
+    def waits_account(self, session: Session | None, identity: Identity) -> Account:
+        """Return the account of a request that waits for a key, in the name of this session."""
+        return self.belongings(identity).waits_of_none if session is None else session.waits
+
+    def loads_account(self, session: Session | None, identity: Identity) -> Account:
+        """Return the account of a request that waits for bytes, in the name of this session."""
+        return self.belongings(identity).loads_of_none if session is None else session.loads
+
+    def forget(self, identity: Identity) -> None:
+        """An identity was revoked: what its last sessions still have is counted without it."""
+        self._belongings.pop(identity, None)
+
+    def open(
+        self,
+        hello: Hello,
+        route: Route,
+        now: float,
+        peer: str | None = None,
+        identity: Identity = ANYONE,
+    ) -> Session:
         """Open a session, with a lease from now."""
-        session = self._add(hello, route, now + self.lease, peer)
+        session = self._add(hello, route, now + self.lease, peer, identity)
         session.secret = self._fresh(self._by_secret)
         self._by_secret[session.secret] = session
-        self._by_nonce[session.nonce] = session
+        self._by_nonce[identity, session.nonce] = session
         return session
 
     def open_own(self, label: str) -> Session:
         """Open the session of Global's own host, whose lease Global itself renews."""
-        return self._add(Hello(b"", 0, NO_SESSION, label), b"", float("inf"), None)
+        return self._add(Hello(b"", 0, NO_SESSION, label), b"", float("inf"), None, ANYONE)
 
-    def _add(self, hello: Hello, route: Route, lease_end: float, peer: str | None) -> Session:
+    def _add(
+        self, hello: Hello, route: Route, lease_end: float, peer: str | None, identity: Identity
+    ) -> Session:
         self._number += 1
+        belongings = self.belongings(identity)
         session = Session(
             id=self._fresh(self._by_id),
             secret=NO_SESSION,
@@ -307,10 +368,12 @@ class Sessions:
             route=route,
             peer=peer,
             lease_end=lease_end,
-            writes=Account(self.writes),
-            waits=Account(self.waits),
-            loads=Account(self.loads),
+            writes=Account(self.writes, belongings.writes),
+            waits=Account(self.waits, belongings.waits),
+            loads=Account(self.loads, belongings.loads),
+            identity=identity,
         )
+        belongings.sessions += 1
         self._by_route[route] += 1
         self._by_peer[peer] += 1
         self._by_kind[session.kind] += 1
@@ -346,6 +409,10 @@ class Sessions:
         """How many sessions there are on one host."""
         return self._by_peer[peer]
 
+    def of_identity(self, identity: Identity) -> int:
+        """How many sessions of one identity are open."""
+        return self.belongings(identity).sessions
+
     def close(self, session: Session) -> None:
         """End a session: its id is unknown from now on, its bit no longer counts."""
         session.open = False
@@ -357,9 +424,11 @@ class Sessions:
         if not self._by_peer[session.peer]:
             del self._by_peer[session.peer]
         self._by_kind[session.kind] -= 1
+        if session.identity in self._belongings:
+            self._belongings[session.identity].sessions -= 1
         del self._by_id[session.id]
         self._by_secret.pop(session.secret, None)
-        self._by_nonce.pop(session.nonce, None)
+        self._by_nonce.pop((session.identity, session.nonce), None)
         if session.bit != NO_BIT:
             del self._by_bit[session.bit]
             self._mask ^= 1 << session.bit
@@ -370,28 +439,36 @@ class Sessions:
         return [self._by_bit[bit] for bit in bits_of(self.holders.of(key) & self._mask)]
 
     def lingers_until(self, session: Session) -> float:
-        """Return when a session is dropped if no further message comes from it."""
+        """Return when a session is dropped if no further message comes from it.
+
+        That of a revoked identity never comes back, so it does not outlive its lease.
+        """
+        if session.identity.revoked:
+            return session.lease_end
         if not session.renewed:
             return session.lease_end + self._linger_first
         writer = session.kind is Kind.WRITER
         return session.lease_end + (max(WRITER_SILENCE, self.linger) if writer else self.linger)
 
-    def metrics(self, now: float) -> dict[str, object]:
+    def metrics(self, now: float, identity: Identity = ANYONE) -> dict[str, object]:
         """Return the number of sessions of each kind, and what is known of each Local.
 
-        Only memberships count as lapsed. The metrics contain neither ids nor secrets.
+        Only memberships count as lapsed. The metrics contain neither ids nor secrets. An identity
+        without the role ADMIN is shown its own Locals.
         """
         return {
             "sessions": self._by_kind[Kind.MEMBER],
             "writers": self._by_kind[Kind.WRITER],
             "observers": self._by_kind[Kind.OBSERVER],
-            **self._leases(now),
+            **self._leases(now, identity),
         }
 
-    def _leases(self, now: float) -> dict[str, object]:
+    def _leases(self, now: float, identity: Identity) -> dict[str, object]:
         """Return how many leases have run out, and the labels, kinds and leases of the Locals."""
-        until, generation, shown = self._shown
+        belongings, everyone = self.belongings(identity), identity.role >= Role.ADMIN
+        until, generation, shown = belongings.shown
         if now >= until or generation != (self._number, len(self)):
+            seen = (each for each in self if everyone or each.identity is identity)
             shown = {
                 "lapsed": sum(each.lease_end <= now for each in self if each.kind is Kind.MEMBER),
                 "locals": {
@@ -399,15 +476,21 @@ class Sessions:
                         "label": each.label,
                         "kind": each.kind.name.lower(),
                         "lease_left": self._lease_left(each, now),
+                        **_named(each),
                     }
-                    for each in islice(self, LOCALS_SHOWN)
+                    for each in islice(seen, LOCALS_SHOWN)
                 },
             }
             until = now + SHOWN_PER_LOCAL * len(self)
-            self._shown = until, (self._number, len(self)), shown
+            belongings.shown = until, (self._number, len(self)), shown
         return shown
 
     def _lease_left(self, session: Session, now: float) -> float:
         if session.kind is Kind.WRITER:
             return 0.0
         return min(self.lease, max(0.0, session.lease_end - now))
+
+
+def _named(session: Session) -> dict[str, object]:
+    """Return the name of the identity of a session, for the metrics, if it has one."""
+    return {"identity": session.identity.name} if session.identity.name else {}

@@ -6,7 +6,8 @@ is not written twice. The complete value is compared with the digest that was an
 then can a SET bind it: so a value becomes visible at once and whole. An upload is dropped when its
 session ends, when its sender gives it up, and when too little has arrived for a while. It belongs
 to the session that began it: no other session can continue, bind or give it up, even if it knows
-the token.
+the token. The token of a value that is bound is worth nothing here: there is no upload of it, and a
+Bulk takes over nothing that it has.
 """
 
 from __future__ import annotations
@@ -17,15 +18,18 @@ from dstore.config import (
     CHUNK_BYTES,
     CHUNKS_AHEAD,
     INLINE_BYTES_MAX,
+    PEER_SHARE,
     UPLOAD_BYTES_SHARE,
     UPLOAD_STEP,
     UPLOADS_MAX,
     UPLOADS_SHARE,
+    share_of,
 )
 from dstore.core.authority.acknowledgements import PendingDeletion
 from dstore.core.authority.changes import BIND_BYTES, Changes
 from dstore.core.authority.deadlines import Deadlines, deadline_bytes
 from dstore.core.authority.effects import NEVER, Alarm, Outbox, Refuse
+from dstore.core.authority.identity import ANYONE, Identity
 from dstore.core.authority.sessions import Session
 from dstore.core.engine import NO_DEADLINE, Bound, Bulk, Engine, Lost
 from dstore.errors import StoreFull
@@ -54,6 +58,7 @@ CREDIT_TOTAL = 128 << 20
 class _Upload:
     stored: Stored
     session: int
+    identity: Identity
     since: float
     step: int = UPLOAD_STEP  # when this many bytes have arrived, STAGE_IDLE starts again
     received: int = 0
@@ -163,6 +168,7 @@ class Stages:
             raise Refuse(Refusal.BUSY, f"{UPLOADS_MAX} uploads are under way")
         if len(own) >= UPLOADS_SHARE:
             raise Refuse(Refusal.BUSY, f"{UPLOADS_SHARE} uploads of this session are under way")
+        self._check_share(session.identity, stored.size)
         try:
             if stored.size > self.room:
                 raise StoreFull("the memory limit is reached")
@@ -172,10 +178,22 @@ class Stages:
             self._bulk.reserve(stored.token, stored.size)
         except StoreFull as error:
             raise Refuse(Refusal.FULL, str(error)) from None
-        upload = self._uploads[stored.token] = _Upload(stored, session.id, now)
+        upload = _Upload(stored, session.id, session.identity, now)
+        self._uploads[stored.token] = upload
         self.reserved += stored.size
         self._alarm.at(now + STAGE_IDLE)
         return upload
+
+    def _check_share(self, identity: Identity, size: int) -> None:
+        """Raise Refuse if the sessions of one identity may not begin another upload."""
+        if identity is ANYONE:
+            return
+        own = [each.stored.size for each in self._uploads.values() if each.identity is identity]
+        if len(own) >= share_of(UPLOADS_MAX):
+            raise Refuse(Refusal.BUSY, f"{len(own)} uploads of {identity.name!r} are under way")
+        if own and sum(own) + size > PEER_SHARE * self._engine.limit:
+            text = f"uploads of {identity.name!r} have reserved {sum(own):,} bytes"
+            raise Refuse(Refusal.BUSY, text)
 
     def _append(self, upload: _Upload, message: Stage) -> None:
         new = memoryview(message.data)[upload.received - message.offset :]

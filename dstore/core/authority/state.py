@@ -17,10 +17,12 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from dstore.config import CLIENTS_MAX_DEFAULT
+from dstore.core.authority.access import check, unseen
 from dstore.core.authority.changes import Changes
 from dstore.core.authority.deadlines import Deadlines
 from dstore.core.authority.effects import Alarm, GlobalEffect, Outbox, Refuse
 from dstore.core.authority.host import OwnMembership, Page
+from dstore.core.authority.identity import ANYONE, Identity
 from dstore.core.authority.invalidations import Invalidations
 from dstore.core.authority.loads import Loads
 from dstore.core.authority.memberships import Memberships
@@ -88,8 +90,8 @@ class GlobalState:
         changes = self._changes = Changes(out, durable)
         deadlines = self._deadlines = Deadlines(wall, log_length, lease, alarm)
         stages = self._stages = Stages(engine, bulk, changes, deadlines, value_limit, out, alarm)
-        waits = self._waits = Waits(alarm, sessions.waits_of_none)
-        loads = self._loads = Loads(sessions.loads_of_none, out, alarm)
+        waits = self._waits = Waits(alarm, sessions)
+        loads = self._loads = Loads(sessions, out, alarm)
         pending = invalidations.pending
         self._reads = Reads(
             epoch, engine, bulk, holders, log, pending, waits, loads, deadlines, out
@@ -124,7 +126,8 @@ class GlobalState:
             max_clients,
             peer_of,
         )
-        # These messages are refused unless their session is open; it may be none.
+        # These messages are refused unless their session is open; it may be none, or of another
+        # identity.
         self._of_readers: dict[type, Callable[..., None]] = {
             m.Get: self._reads.get,
             m.Wait: self._reads.wait,
@@ -134,14 +137,14 @@ class GlobalState:
             m.Fetch: self._reads.fetch,
             m.Stats: self._on_stats,
         }
-        # These are refused unless their session is open.
+        # These are refused unless their session is open, and of the identity that they come from.
         self._of_writers: dict[type, Callable[..., None]] = {
             m.Set: self._on_set,
             m.Del: self._writes.delete,
             m.Expire: self._writes.expire_keys,
             m.Stage: stages.stage,
         }
-        # These are refused unless they have the secret of an open session.
+        # These are refused unless they have the secret of such a session.
         self._of_owners: dict[type, Callable[..., None]] = {
             m.Sync: self._memberships.sync,
             m.Ack: self._memberships.ack,
@@ -175,22 +178,28 @@ class GlobalState:
 
     # ---- events ---------------------------------------------------------------------------
 
-    def receive(self, route: m.Route, message: m.ToGlobal, now: float) -> list[GlobalEffect]:
-        """Handle one message.
+    def receive(
+        self, route: m.Route, message: m.ToGlobal, now: float, identity: Identity = ANYONE
+    ) -> list[GlobalEffect]:
+        """Handle one message, which comes from ``identity``.
 
         ``now`` must have been read after the message arrived: a lease that is counted from an
         earlier moment would end here before the Local stops using it.
         """
+        if identity.revoked:
+            return []
         try:
             kind = type(message)
+            if identity is not ANYONE:
+                check(identity, message)
             if kind in self._of_readers:
-                self._of_readers[kind](self._reader(message), route, message, now)
+                self._of_readers[kind](self._reader(message), route, message, now, identity)
             elif kind in self._of_writers:
-                self._of_writers[kind](self._writer(message, now), route, message, now)
+                self._of_writers[kind](self._writer(message, now, identity), route, message, now)
             elif kind in self._of_owners:
-                self._of_owners[kind](self._owner(message), route, message, now)
+                self._of_owners[kind](self._owner(message, identity), route, message, now)
             else:
-                self._others[kind](route, message, now)
+                self._others[kind](route, message, now, identity)
         except Refuse as refuse:
             self._out.refuse(route, message, *refuse.args)
         return self._effects()
@@ -224,14 +233,38 @@ class GlobalState:
         self._changes.emit()
         return self._out.take()
 
-    def read(self, message: m.Get) -> m.GetReply | None:
+    def revoke(self, identity: Identity, now: float) -> list[GlobalEffect]:
+        """Take nothing from an identity any more, and send it nothing. Idempotent.
+
+        Its sessions lapse: what they hold is waited for until their leases end. Its writes that
+        queue are not executed; a deletion that has begun goes on.
+        """
+        identity.revoked = True
+        self._waits.revoke(identity)
+        self._memberships.revoke(identity, now)
+        return self._effects()
+
+    def conceal(self) -> None:
+        """From now on broadcast nothing that names keys. Never undone; idempotent.
+
+        To be called before the first identity that does not see all keys is admitted.
+        """
+        self._invalidations.conceal()
+
+    def sessions_of(self, identity: Identity) -> int:
+        """Return how many sessions of this identity are open."""
+        return len(self._sessions.of(identity))
+
+    def read(self, message: m.Get, identity: Identity = ANYONE) -> m.GetReply | None:
         """Return the reply to a GET, which is all that :meth:`receive` would do with it.
 
-        Returns None, and does nothing, if it names no open session, or has to wait until the engine
-        has loaded a value: that is for ``receive``.
+        Returns None, and does nothing, if it names no open session, or a key that ``identity`` does
+        not see, or has to wait until the engine has loaded a value: that is for ``receive``.
         """
         session = self._sessions.get(message.session)
         if session is None or message.epoch != self.epoch:
+            return None
+        if identity is not ANYONE and (identity.revoked or unseen(identity, message.keys)):
             return None
         reply = self._reads.reply(session, message.request, message.keys)
         if reply is not None:
@@ -250,21 +283,25 @@ class GlobalState:
         """Return the session that a request names by its id, None if it names none, or raise."""
         return None if message.session == m.NO_SESSION else self._session(message)
 
-    def _writer(self, message: Any, now: float) -> Session:
+    def _writer(self, message: Any, now: float, identity: Identity) -> Session:
         """Return the session in whose name a message writes or uploads, or raise Refuse.
 
-        It is not that of Global's own host, which belongs to all processes there: two of them would
-        use the same number for different writes, and one would end the outcomes of another.
+        It belongs to the identity that the message comes from, and is not that of Global's own
+        host, which belongs to all processes there: two of them would use the same number for
+        different writes, and one would end the outcomes of another.
         """
-        session = self._session(message)
+        session = self._sessions.get(message.session)
+        if session is not None and session.identity is not identity:
+            session = None
+        session = self._open(message.epoch, session)
         if session is self._host:
             raise Refuse(m.Refusal.BAD_MESSAGE, "to write, a process needs a session of its own")
         self._sessions.heard(session, now)
         return session
 
-    def _owner(self, message: Any) -> Session:
+    def _owner(self, message: Any, identity: Identity) -> Session:
         """Return the session that a message names by its secret, or raise Refuse."""
-        return self._open(message.epoch, self._sessions.by_secret(message.secret))
+        return self._open(message.epoch, self._sessions.by_secret(message.secret, identity))
 
     def _open(self, epoch: int, session: Session | None) -> Session:
         if epoch != self.epoch:
@@ -348,14 +385,18 @@ class GlobalState:
 
     # ---- handlers -------------------------------------------------------------------------
 
-    def _on_withdrawal(self, route: m.Route, message: m.Unwait | m.Unstage, now: float) -> None:
+    def _on_withdrawal(
+        self, route: m.Route, message: m.Unwait | m.Unstage, now: float, identity: Identity
+    ) -> None:
         # These messages are not answered.
         if message.epoch != self.epoch and message.session != m.NO_SESSION:
             return
         if isinstance(message, m.Unwait):
-            self._waits.drop(message)
-            self._loads.drop(message)
-        elif (session := self._sessions.get(message.session)) is not None:
+            self._waits.drop(message, identity)
+            self._loads.drop(message, identity)
+            return
+        session = self._sessions.get(message.session)
+        if session is not None and session.identity is identity:
             self._stages.drop(message.token, session)
 
     def _on_set(self, session: Session, route: m.Route, message: m.Set, now: float) -> None:
@@ -363,12 +404,18 @@ class GlobalState:
         self._reads.answer_bound(now)
 
     def _on_stats(
-        self, session: Session | None, route: m.Route, message: m.Stats, now: float
+        self,
+        session: Session | None,
+        route: m.Route,
+        message: m.Stats,
+        now: float,
+        identity: Identity,
     ) -> None:
-        self._out.send(route, m.StatsReply(self.epoch, *message[1:3], self.metrics(now)))
+        metrics = self.metrics(now, identity)
+        self._out.send(route, m.StatsReply(self.epoch, *message[1:3], metrics))
 
-    def metrics(self, now: float) -> dict[str, object]:
-        """Return the metrics of this Global, by name."""
+    def metrics(self, now: float, identity: Identity = ANYONE) -> dict[str, object]:
+        """Return the metrics of this Global, by name, as an identity may see them."""
         return {
             "epoch": f"{self.epoch:016x}",
             "keys": len(self._engine),
@@ -396,5 +443,5 @@ class GlobalState:
             **self.figures_of_host(),
             **self.figures_of_disk(),
             **self.counters,
-            **self._sessions.metrics(now),
+            **self._sessions.metrics(now, identity),
         }

@@ -25,6 +25,9 @@ Where a journal makes changes durable, each change goes through it before the en
 before anything is answered; see :mod:`dstore.core.authority.changes`. After a restart nothing is
 removed or replaced before the leases that a former life has granted are over (``quiet_until``):
 their Locals may answer from their caches until then, and none of them can acknowledge.
+
+A write of an identity that was revoked is not answered. If it queues it is not executed when its
+turn comes; a deletion that has begun goes on.
 """
 
 from __future__ import annotations
@@ -34,7 +37,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import partial
 
-from dstore.config import CONTENT_PREFIX, OUTCOMES_MAX, WRITES_BYTES_SHARE
+from dstore.config import OUTCOMES_MAX, WRITES_BYTES_SHARE
 from dstore.core.authority.acknowledgements import PendingDeletion
 from dstore.core.authority.budgets import text_bytes
 from dstore.core.authority.changes import Changes, Execute
@@ -44,7 +47,6 @@ from dstore.core.authority.holders import Holders
 from dstore.core.authority.invalidations import Invalidations
 from dstore.core.authority.reads import Waits
 from dstore.core.authority.sessions import (
-    NO_BIT,
     WRITE_BYTES,
     WRITE_ITEM_BYTES,
     ActiveWrite,
@@ -55,6 +57,7 @@ from dstore.core.authority.sessions import (
 from dstore.core.authority.stages import Stages
 from dstore.core.engine import NO_DEADLINE, Away, Bound, Bulk, Change, ChangeKind, Engine, Outcome
 from dstore.errors import DstoreError, StoreFull
+from dstore.protocol import content
 from dstore.protocol.messages import (
     NO_SESSION,
     Del,
@@ -208,14 +211,32 @@ class Writes:
         """Record the outcome of one item. When it was the last one, send the reply."""
         if write.note(index, result):
             reply = write.reply(self._epoch)
-            self._out.send(write.route, reply)
+            if not write.session.identity.revoked:
+                self._out.send(write.route, reply)
             write.session.record(write, reply)
+
+    def _is_revoked(self, write: ActiveWrite, index: int) -> bool:
+        """End an item whose identity was revoked while it queued. Returns whether that was so."""
+        if not write.session.identity.revoked:
+            return False
+        self._finish(write, index, self._not_executed(write))
+        return True
+
+    def _not_executed(self, write: ActiveWrite) -> WriteResult:
+        seq = self._invalidations.log.seq
+        if write.kind is ExpireReply:
+            return ExpireStatus.FAILED
+        if write.kind is DelReply:
+            return DelResult(DelStatus.FAILED, seq)
+        return SetResult(SetStatus.FAILED, seq)
 
     # ---- binding --------------------------------------------------------------------------
 
     def _set(
         self, write: ActiveWrite, index: int, item: SetItem, replace: bool, now: float
     ) -> None:
+        if self._is_revoked(write, index):
+            return
         queue = self._queue(item.key) if replace else self._queue_of_living(item.key, now)
         if queue is not None:
             queue.append(partial(self._set, write, index, item, replace))
@@ -300,7 +321,7 @@ class Writes:
 
     def _prolongs(self, write: ActiveWrite, key: Key) -> bool:
         """Whether a SET of a key that is bound makes it live longer: a PUT does."""
-        if not key.startswith(CONTENT_PREFIX):
+        if not content.is_address(key):
             return False
         old = self._deadlines.of(key)
         return old != NO_DEADLINE and old < self._deadlines.after(write.ttl)
@@ -325,16 +346,19 @@ class Writes:
     def _hold(self, key: Key, session: Session | None) -> bool:
         """Make the session of the writer a holder. Returns whether the value may be cached there.
 
-        It may not if the record of holders has no room, or if the session has ended while the
-        write was queued: its bit may belong to another session by now.
+        It may not if the record of holders has no room, if the identity of the session does not
+        see the key, or if the session has ended while the write was queued: its bit may belong to
+        another session by now.
         """
-        if session is None or not session.open or session.bit == NO_BIT:
+        if session is None or not session.may_hold(key):
             return False
         return self._holders.add(key, session.bit)
 
     # ---- deleting, phase 1 ----------------------------------------------------------------
 
     def _delete(self, write: ActiveWrite, index: int, key: Key, wait: bool, now: float) -> None:
+        if self._is_revoked(write, index):
+            return
         pending = self._invalidations.pending.get(key)
         if pending is None:
             busy = self._changes.busy.get(key)
@@ -386,6 +410,8 @@ class Writes:
 
     def _set_deadline(self, write: ActiveWrite, index: int, key: Key, now: float) -> None:
         """Give a key another deadline, or none."""
+        if self._is_revoked(write, index):
+            return
         queue = self._queue_of_living(key, now)
         if queue is not None:
             queue.append(partial(self._set_deadline, write, index, key))

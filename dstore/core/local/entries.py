@@ -436,6 +436,9 @@ class Entries(Present):
         for key in keys[max(0, joined.applied + 1 - first) :]:
             seq = joined.applied + 1
             self.counters["deletions"] += 1
+            if not key:  # one that this Local may not see: nothing here can be of it
+                joined.applied = seq
+                continue
             if self.page is None:  # else its owner notes it
                 self.vector.note(key, seq)
             elif self._heard is not None:

@@ -220,6 +220,7 @@ class OwnerState(LocalState):
         ours = (message.epoch, message.session) == (self.epoch, self.session)
         if message.keys is None and ours and self.session and message.seq > self.applied:
             self.counters["flushes"] += 1
+            self._dropped_tokens += message.tokens
             self.abandon(now)
             return
         super()._on_synced(message, now)

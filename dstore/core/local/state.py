@@ -589,8 +589,11 @@ class LocalState(Entries):
             self._flush(message.seq)
         elif message.after <= self.applied:
             self._apply(message.after + 1, message.keys)
-        else:  # it builds on an acknowledgement from before this Local joined again
+        else:  # one before it was lost, or it is from before this Local joined again
+            self.renew(now)
             return
+        # As in a broadcast. Where Global has none, each session is told what it may see.
+        self._dropped_tokens += message.tokens
         self.watching.committed(message.committed)
         sent_at = self._sent_at.get(message.serial)
         if sent_at is not None:  # after the invalidations of this answer

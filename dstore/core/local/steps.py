@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from dstore.core.local.cache import MappedBody
-from dstore.protocol.messages import Buffer, Refused, Reply, RequestMessage, Stored
+from dstore.protocol.messages import Buffer, Key, Refused, Reply, RequestMessage, Stored
 
 T = TypeVar("T")
 
@@ -59,6 +59,7 @@ class FetchBody(NamedTuple):
     """
 
     envelope: tuple[int, int, int]
+    key: Key
     stored: Stored
     stall_timeout: float
     into: Write | None = None

@@ -25,7 +25,17 @@ from dstore.core.local.steps import (
     Write,
 )
 from dstore.protocol.content import Hasher
-from dstore.protocol.messages import Chunk, Fetch, Large, Refusal, Refused, Stage, Staged, Stored
+from dstore.protocol.messages import (
+    Chunk,
+    Fetch,
+    Key,
+    Large,
+    Refusal,
+    Refused,
+    Stage,
+    Staged,
+    Stored,
+)
 
 QUIET_FIRST, QUIET_MAX = 0.5, 2.0
 """Seconds of silence after which a transfer resumes from what has arrived; the pause doubles."""
@@ -63,15 +73,16 @@ class _Pace:
 
 def download(
     envelope: tuple[int, int, int],
+    key: Key,
     stored: Stored,
     write: Write,
     now: float,
     stall_timeout: float,
     chunk: int = CHUNK_BYTES,
 ) -> Transfer:
-    """Fetch a large value and ``write`` its parts (offset, bytes) in order; see FetchBody.
+    """Fetch the large value of a key, and ``write`` its parts (offset, bytes) in order.
 
-    Raises TransferFailed and Damaged.
+    See FetchBody. Raises TransferFailed and Damaged.
     """
     assert isinstance(stored.body, Large)
     size = stored.body.size
@@ -80,7 +91,7 @@ def download(
     asked = received = 0
     while received < size:
         while asked < min(size, received + CHUNKS_AHEAD * chunk):
-            ask = Fetch(*envelope, stored.token, asked, min(chunk, size - asked))
+            ask = Fetch(*envelope, key, stored.token, asked, min(chunk, size - asked))
             result = yield SendChunk(ask, pace.end)
             if not result.sent:
                 raise TransferFailed(None)

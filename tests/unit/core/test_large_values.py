@@ -362,7 +362,7 @@ def test_an_unknown_session_uploads_and_fetches_nothing() -> None:
     (a,) = world.joined("a")
     stored = bound(a)
     world.deliver(b"x", Stage(world.epoch, 99, 1, large(world), 0, BODY))
-    world.deliver(b"x", Fetch(world.epoch, 99, 1, stored.token, 0, 3))
+    world.deliver(b"x", Fetch(world.epoch, 99, 1, "k", stored.token, 0, 3))
     world.deliver(b"x", Unstage(world.epoch, 99, stored.token))
     answers = list(world.inboxes[b"x"])
     assert [each.refusal for each in answers] == [Refusal.UNKNOWN_SESSION] * 2  # type: ignore[union-attr]
@@ -584,7 +584,7 @@ def download(stored: Stored, into: bytearray) -> Transfer:
     def write(offset: int, data: Any) -> None:
         into[offset : offset + len(data)] = data
 
-    return transfer.download(envelope(), stored, write, 0.0, 4.0, CHUNK)
+    return transfer.download(envelope(), "k", stored, write, 0.0, 4.0, CHUNK)
 
 
 def chunk(stored: Stored, offset: int, data: bytes = b"") -> Chunk:

@@ -37,7 +37,7 @@ from dstore.protocol.messages import (
 from tests.unit.core.world import LEASE, Member, World
 
 BODY = b"0123456789"
-UNTOLD = {"counters", "hasher", "_shown"}
+UNTOLD = {"counters", "hasher", "shown"}
 """What changes when nothing does."""
 
 
@@ -128,7 +128,7 @@ def of_others(epoch: int, session: int, token: bytes) -> list[ToGlobal]:
         Del(*asked, 2, 99, True, ["held"]),
         Scan(*asked, "", "", 10),
         Stats(*asked),
-        Fetch(*asked, token, 0, 10),
+        Fetch(*asked, "k", token, 0, 10),
         Stage(*asked, stored, 4, BODY[4:]),
         Unstage(epoch, session, token),
     ]

@@ -247,7 +247,7 @@ def test_an_upload_belongs_to_the_writer_and_not_to_the_membership() -> None:
     message = Set(world.epoch, v.id, 2, 1, 0, False, [Item("k", stored)], shared.state.session)
     (result,) = v.ask(message).items
     assert (result.status, result.cacheable) == (SetStatus.STORED, True)
-    chunk = w.ask(Fetch(world.epoch, shared.state.session, 3, stored.token, 0, 100))
+    chunk = w.ask(Fetch(world.epoch, shared.state.session, 3, "k", stored.token, 0, 100))
     assert bytes(chunk.data) == body
     v.ask(Goodbye(world.epoch, v.secret))
     assert bytes(world.bulk.read(stored.token, 0, 100) or b"") == body
@@ -382,7 +382,7 @@ def test_without_a_session_a_peer_reads_and_nothing_is_cacheable(epoch: str) -> 
     for message, kind in (
         (Scan(*named, "", "", 10), ScanReply),
         (Stats(*named), StatsReply),
-        (Fetch(*named, stored.token, 0, 10), Chunk),
+        (Fetch(*named, "large", stored.token, 0, 10), Chunk),
     ):
         answer = w.ask(message)
         assert isinstance(answer, kind)

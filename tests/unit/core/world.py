@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from dstore.core.authority.effects import Commit, GlobalEffect, Load, Publish, Send
+from dstore.core.authority.identity import ANYONE, Identity
 from dstore.core.authority.state import GlobalState
 from dstore.core.engine import Change, Loaded, Outcome
 from dstore.core.local import operations
@@ -131,9 +132,9 @@ class World:
         self.members.append(member)
         return member
 
-    def joined(self, *names: str) -> list[Member]:
+    def joined(self, *names: str, identity: Identity = ANYONE) -> list[Member]:
         """Locals that have a session and a lease from this moment."""
-        members = [self.member(name) for name in names]
+        members = [self.member(name, identity=identity) for name in names]
         self.settle()
         return members
 
@@ -151,9 +152,13 @@ class World:
         self.members += asleep
         return members
 
-    def deliver(self, route: bytes, message: ToGlobal) -> None:
+    def deliver(self, route: bytes, message: ToGlobal, identity: Identity = ANYONE) -> None:
         """Global receives a message."""
-        self._perform(self.state.receive(route, message, self.now))
+        self._perform(self.state.receive(route, message, self.now, identity))
+
+    def revoke(self, identity: Identity) -> None:
+        """Global takes nothing from an identity any more."""
+        self._perform(self.state.revoke(identity, self.now))
 
     def tick(self) -> None:
         """Global does what is due."""
@@ -220,8 +225,16 @@ class World:
 class Member:
     """One Local and its channels."""
 
-    def __init__(self, world: World, name: str, cache_bytes: int, **settings: Any) -> None:
+    def __init__(
+        self,
+        world: World,
+        name: str,
+        cache_bytes: int,
+        identity: Identity = ANYONE,
+        **settings: Any,
+    ) -> None:
         self.world = world
+        self.identity = identity
         self.name = name
         self.state = LocalState(
             random16=world.random16, label=name, cache_bytes=cache_bytes, **settings
@@ -246,7 +259,7 @@ class Member:
 
     def send(self) -> None:
         """Deliver the oldest message of the control channel to Global."""
-        self.world.deliver(self.route, self.outgoing.popleft())
+        self.world.deliver(self.route, self.outgoing.popleft(), self.identity)
 
     def hear(self) -> Broadcast | Committed:
         """Receive the oldest broadcast."""
@@ -438,7 +451,7 @@ class Call:
 
     def send(self) -> Any:
         """Deliver the request to Global; the reply that now lies in the channel, if any."""
-        self.world.deliver(self.route, self.message)
+        self.world.deliver(self.route, self.message, self.member.identity)
         return self.replies[-1] if self.replies else None
 
     def answer(self, reply: Message | None = None) -> None:

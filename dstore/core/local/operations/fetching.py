@@ -133,7 +133,7 @@ def fetch(
             if state.membership is not membership:
                 break  # the session has ended; the rest is asked for again
             result = yield FetchBody(
-                envelope(state), found.stored, reading.span, options.into, options.report
+                envelope(state), key, found.stored, reading.span, options.into, options.report
             )
             now = result.now
             if result.failed is not None:
