@@ -38,9 +38,9 @@ def digest(codec: str, body: Buffer) -> bytes:
     return hasher.digest()
 
 
-def address(digest: bytes) -> Key:
-    """Return the content address of the value with this digest."""
-    return CONTENT_PREFIX + digest.hex()
+def address(digest: bytes, prefix: str = "") -> Key:
+    """Return the content address of the value with this digest, among the keys with a prefix."""
+    return prefix + CONTENT_PREFIX + digest.hex()
 
 
 def is_address(key: Key) -> bool:

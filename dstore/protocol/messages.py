@@ -145,6 +145,7 @@ class Refusal(IntEnum):
     DAMAGED = 8  # the bytes of an upload do not have the digest that was announced
     FULL = 9
     TOO_LARGE = 10
+    DENIED = 11  # the identity of the connection may not do that
 
 
 # ---- from a Local to Global -------------------------------------------------------------------

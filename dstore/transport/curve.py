@@ -47,7 +47,7 @@ def is_pair(public_key: str, secret_key: str) -> bool:
     return zmq.curve_public(secret_key.encode()) == public_key.encode()
 
 
-def options(keys: ClientKeys, server_key: str) -> dict[int, str]:
+def options(keys: ClientKeys, server_key: str) -> dict[zmq.SocketOption, str]:
     """Return the options with which a socket connects to the server that has this key."""
     return {
         zmq.CURVE_PUBLICKEY: keys.public_key,

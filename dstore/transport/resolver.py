@@ -206,8 +206,9 @@ class Resolver:
 
     :attr:`endpoint` is the literal address, or None while it is searched for; sockets keep their
     connection then. :attr:`last_error` says why none has been found yet, or why nothing answers
-    there. Both may be read from any thread; the methods are for the thread that owns the sockets.
-    ``wake`` is called from the searching thread when either has changed.
+    there. :attr:`greeted` says whether what was found last greets as ZeroMQ does, None during a
+    search that has found nothing yet. All may be read from any thread; the methods are for the
+    thread that owns the sockets. ``wake`` is called from the searching thread when one has changed.
     """
 
     def __init__(self, address: str, wake: Callable[[], None]) -> None:
@@ -215,6 +216,7 @@ class Resolver:
         self.literal = addresses.is_literal(address)
         self.endpoint: str | None = address if self.literal else None
         self.last_error = ""
+        self.greeted: bool | None = None
         self._wake = wake
         self._lock = native.Lock()
         self._stopped: native.ThreadEvent | None = None  # set when the search is over
@@ -232,6 +234,7 @@ class Resolver:
         thread = native.Thread(partial(self._search, stopped), "dstore-resolver")
         with self._lock:
             before, self.endpoint = self.endpoint, self.address if self.literal else None
+            self.greeted = None
             self._stopped = stopped
         try:
             thread.start()
@@ -268,6 +271,7 @@ class Resolver:
                 if stopped.is_set():
                     return
                 self.last_error = last_error
+                self.greeted = found is not None and not last_error
                 if found is not None:
                     self.endpoint = found
                     stopped.set()

@@ -212,7 +212,9 @@ def test_a_wrong_timeout_is_not_set(node: MakeNode, value: Any) -> None:
 @pytest.mark.parametrize("make", MAKERS)
 def test_settings_that_there_are_not(make: Callable[..., object]) -> None:
     name = make.__name__
-    with pytest.raises(TypeError, match=f"^{name}.* no setting 'time_out'; there are timeout, ho"):
+    with pytest.raises(
+        TypeError, match=f"^{name}.* no setting 'time_out'; there are connect, timeout, ho"
+    ):
         make(AWAY, time_out=5)
     with pytest.raises(TypeError, match=f"^{name}.* by name"):
         make(AWAY, 5)

@@ -21,7 +21,7 @@ from dstore.core.local.steps import (
     take_step,
 )
 from dstore.core.local.transfer import Damaged, upload
-from dstore.errors import BadMessage, ValueCorrupt
+from dstore.errors import BadMessage, ValueCorrupt, copy_of
 from dstore.protocol import content, wire
 from dstore.protocol.messages import (
     REPLIES,
@@ -70,7 +70,7 @@ def receive_reply(
     until: float,
     check: Callable[[], None] | None = None,
 ) -> Reply | None:
-    """Return the next reply with this number; None if none comes in time.
+    """Return the next reply with this number; None if none comes in time, or Global shuts this out.
 
     Raises NodeClosed, and what ``check`` raises, which is called before each wait.
     """
@@ -79,7 +79,7 @@ def receive_reply(
             raise closed()
         if check is not None:
             check()
-        left = until - clock.now()
+        left = 0.0 if host.state.denied is not None else until - clock.now()
         arrived = channel.receive(min(left, WAIT_MAX))
         if arrived is None:
             if left > WAIT_MAX:
@@ -111,7 +111,7 @@ def verify(request: RequestMessage, reply: Reply) -> None:
     """Raise ValueCorrupt if a value in a reply does not hash to its content address."""
     pairs: Iterable[tuple[Key, Found | None]]
     if type(reply) is GetReply and type(request) is Get:
-        if not any(key.startswith(CONTENT_PREFIX) for key in request.keys):
+        if not any(CONTENT_PREFIX in key for key in request.keys):
             return  # before the values of all keys are made
         pairs = zip(request.keys, reply.items)
     elif type(reply) is GetReply and type(request) is Wait:
@@ -123,7 +123,7 @@ def verify(request: RequestMessage, reply: Reply) -> None:
     for key, found in pairs:
         if (
             found is not None
-            and key.startswith(CONTENT_PREFIX)
+            and content.is_address(key)
             and found.stored.codec != UNREADABLE
             and not content.matches(key, found.stored)
         ):
@@ -144,7 +144,11 @@ class BodyTransfer:
     cancelled: Callable[[], bool] = lambda: False
 
     def run(self) -> StepResult:
-        """Move the value. Raises NodeClosed, ValueCorrupt and Cancelled."""
+        """Move the value.
+
+        Raises NodeClosed, ValueCorrupt and Cancelled, and AccessDenied or WrongServer when Global
+        does not let this client in any more.
+        """
         step = self.step
         try:
             if isinstance(step, FetchBody):
@@ -165,6 +169,8 @@ class BodyTransfer:
         self.host.check_open()
         if self.cancelled():
             raise Cancelled
+        if self.host.state.denied is not None:
+            raise copy_of(self.host.state.denied)
 
     def _perform(self, step: TransferStep) -> StepResult:
         self._check()
