@@ -40,6 +40,8 @@ FAILURES_PER_KEY = 2
 NEVER = float("inf")
 _NOT_ADMITTED = 400
 """The status code with which Global's side refuses a client's key."""
+_WITHOUT_KEYS, _WITH_KEYS = "NULL", "CURVE"
+"""Names of mechanisms."""
 _FOREIGN_KEY = zmq.PROTOCOL_ERROR_ZMTP_CRYPTOGRAPHIC
 _OTHER_MECHANISM = zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH
 
@@ -130,33 +132,18 @@ class Admission:
     def failed(self, event: Event, value: int, now: float) -> None:
         """Note that the handshake of the control connection has failed, and when to try again.
 
-        If :attr:`doubted` is True after that, the caller has to find out whether what listens there
-        greets as ZeroMQ does, and call :meth:`greets`.
+        If :attr:`doubted` is True after that, the caller has to find out what listens there, and to
+        call :meth:`judge`.
         """
         self.up, self._suspect = False, True
         self._failures += 1
-        mismatch = event is Event.PROTOCOL and value == _OTHER_MECHANISM
         if event is Event.AUTH and value == _NOT_ADMITTED:
             self._deny(AccessDenied(self._why_not_admitted()), now)
-        elif mismatch and self._keys is None:
-            self._deny(
-                WrongServer(
-                    f"Global at {self._address} asks for keys, and this client has none; name a "
-                    "connect file with connect=, --connect or $DSTORE_CONNECT"
-                ),
-                now,
-            )
-        elif mismatch:
-            self._deny(
-                WrongServer(
-                    f"what listens at {self._address} does not use keys, and the connect file of "
-                    "this client has some; is it the right address, and was Global started with "
-                    "--keys?"
-                ),
-                now,
-            )
-        elif isinstance(self.denied, WrongServer) and self._keys is not None:
-            self._wrong_key(now)  # as it was before
+        elif event is Event.PROTOCOL and value == _OTHER_MECHANISM:
+            self._other_mechanism(now)
+        elif isinstance(self.denied, WrongServer):
+            self._deny(self.denied, now)  # most likely for the same reason
+            self._next_server_key()
         else:
             self._doubt(event, value, now)
 
@@ -171,15 +158,34 @@ class Admission:
             self._wrong_key(now)
             return
         self.retry_at = now + HANDSHAKE_PAUSE
-        self.doubted = self._keys is not None
+        self.doubted = True
 
-    def greets(self, greets: bool, now: float) -> None:
-        """Say whether what listens there greets as ZeroMQ does, if that was :attr:`doubted`."""
+    def judge(self, mechanism: str, now: float) -> None:
+        """Take the mechanism that what listens there names; "" if it does not greet as ZeroMQ does.
+
+        Where the two sides have different mechanisms each ends the connection, so that either of
+        them may learn only that it has ended.
+        """
         self.doubted = False
-        if greets:
+        if mechanism == (_WITHOUT_KEYS if self._keys is not None else _WITH_KEYS):
+            self._other_mechanism(now)
+        elif mechanism and self._keys is not None:
             self._wrong_key(now)
         else:
-            self._failures = 0  # it is no Global at all, for now
+            self._failures = 0  # it is no Global, or it ends connections for another reason
+
+    def _other_mechanism(self, now: float) -> None:
+        if self._keys is None:
+            text = (
+                f"Global at {self._address} asks for keys, and this client has none; name a "
+                "connect file with connect=, --connect or $DSTORE_CONNECT"
+            )
+        else:
+            text = (
+                f"what listens at {self._address} does not use keys, and this client has a connect "
+                "file; is it the right address, and was Global started with --keys?"
+            )
+        self._deny(WrongServer(text), now)
 
     def _deny(self, error: DstoreError, now: float) -> None:
         if self.denied is None or str(self.denied) != str(error):

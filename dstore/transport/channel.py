@@ -133,7 +133,7 @@ class ClientSocket:
         middle of it is enough.
         """
         late = time.monotonic() - self._connected_at >= RECONNECT_PAUSE
-        if late and self.admission.up and not self.socket.getsockopt(zmq.EVENTS) & zmq.POLLOUT:
+        if late and self.admission.up and not self.socket.poll(0, zmq.POLLOUT):
             self.connect_again()
 
     def disconnect(self) -> None:

@@ -48,8 +48,8 @@ class Control:
 
     ZeroMQ restores a lost connection by itself, which is right for a literal address. A name may
     stand for another address by then, and what listens at the former one need not be our Global. So
-    that connection is given up, and the name is looked up. Nor does ZeroMQ restore a connection whose
-    handshake has failed; when to try it again is decided here.
+    that connection is given up, and the name is looked up. A connection whose handshake has failed
+    is not restored by ZeroMQ, and :class:`Admission` decides when to try it again.
     """
 
     def __init__(
@@ -108,8 +108,8 @@ class Control:
                 self._waker.drain()
             elif polled in self._monitors:
                 up |= self._handle_events(self._clients[self._monitors.index(polled)], polled)
-        if self.admission.doubted and self.resolver.greeted is not None:
-            self.admission.greets(self.resolver.greeted, time.monotonic())
+        if self.admission.doubted and self.resolver.mechanism is not None:
+            self.admission.judge(self.resolver.mechanism, time.monotonic())
         return frames, up
 
     @property
@@ -160,7 +160,7 @@ class Control:
         else:
             admission.failed(event, value, time.monotonic())
             if admission.doubted:
-                self.resolver.search()
+                self.resolver.search(asking=True)
 
     def _search_if_lost(self, client: ClientSocket, event: Event) -> None:
         resolver = client.source

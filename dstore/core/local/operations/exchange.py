@@ -158,7 +158,7 @@ def exchange(
 
 
 def _check_refusal(state: LocalState, reply: Refused, now: float, unknown: int) -> None:
-    """Note a refusal. Raises SessionLost, Denied, or Declined unless the request may be repeated."""
+    """Note a refusal. Raises SessionLost, Denied or Declined, unless it is to be asked again."""
     if reply.refusal is Refusal.BUSY:
         state.last_error = f"it says: {reply.text}"
     if reply.refusal in (Refusal.OTHER_EPOCH, Refusal.UNKNOWN_SESSION):
