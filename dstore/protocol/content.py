@@ -38,8 +38,8 @@ def digest(codec: str, body: Buffer) -> bytes:
     return hasher.digest()
 
 
-def address(digest: bytes, prefix: str = "") -> Key:
-    """Return the content address of the value with this digest, among the keys with a prefix."""
+def address(digest: bytes, prefix: Key = "") -> Key:
+    """Return the content address of the value with this digest, below a prefix."""
     return prefix + CONTENT_PREFIX + digest.hex()
 
 

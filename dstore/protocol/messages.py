@@ -145,7 +145,7 @@ class Refusal(IntEnum):
     DAMAGED = 8  # the bytes of an upload do not have the digest that was announced
     FULL = 9
     TOO_LARGE = 10
-    DENIED = 11  # the identity of the connection may not do that
+    DENIED = 11  # its identity may not do that, or not with that key
 
 
 # ---- from a Local to Global -------------------------------------------------------------------

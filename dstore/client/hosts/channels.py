@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from dstore.client.hosts.core import Host, closed
-from dstore.config import CONTENT_PREFIX
 from dstore.core.local.steps import (
     FetchBody,
     Report,
@@ -111,7 +110,7 @@ def verify(request: RequestMessage, reply: Reply) -> None:
     """Raise ValueCorrupt if a value in a reply does not hash to its content address."""
     pairs: Iterable[tuple[Key, Found | None]]
     if type(reply) is GetReply and type(request) is Get:
-        if not any(CONTENT_PREFIX in key for key in request.keys):
+        if not any(map(content.is_address, request.keys)):
             return  # before the values of all keys are made
         pairs = zip(request.keys, reply.items)
     elif type(reply) is GetReply and type(request) is Wait:
