@@ -29,6 +29,7 @@ PACKAGE_FOLDERS = (
     ("dstore/client", "a Local in a program"),
     ("dstore/client/hosts", "what runs the core in threads, event loops and greenlets"),
     ("dstore/server", "Global"),
+    ("dstore/access", "who may use a Global: its key folder, and the connect files of clients"),
     ("dstore/server/engines", "where Global keeps keys and values"),
     ("dstore/server/data", "the data of a durable Global, on a disk"),
     ("dstore/transport", "the only user of ZeroMQ"),

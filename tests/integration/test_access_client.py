@@ -23,7 +23,7 @@ from dstore.access.connect import Connect
 from dstore.client.owner import HostOwner
 from dstore.client.settings import Settings
 from dstore.config import ADDRESS_VARIABLE, CONNECT_VARIABLE
-from dstore.protocol.messages import Get, Hello, Kind, Offer, Set, Stage
+from dstore.protocol.messages import Get, Hello, Kind, Offer, Set, Stage, Unwait
 from dstore.testing import running_global
 from tests.integration.keyed import Keys, keyed_global, new_pair
 from tests.integration.owners import until
@@ -489,19 +489,20 @@ def test_a_wrong_server_is_not_flooded(keys: Keys, tmp_path: Path) -> None:
 def test_what_global_denies_is_denied_at_once_with_its_text(
     keys: Keys, file: str, tmp_path: Path
 ) -> None:
-    asked: list[object] = []
+    asked: list[int] = []
 
     def denies(message: object) -> str | None:
-        asked.append(message)
-        return "role read may not do that" if hasattr(message, "request") else None
+        if not hasattr(message, "request") or type(message) is Unwait:
+            return None
+        asked.append(message.request)
+        return "role read may not do that"
 
     with patient(file) as node:
         node.set("key", 1)
         node.get("key")
         keys.denies = denies
         check_errors(calls(node, tmp_path), dstore.AccessDenied, "role read may not do that")
-        requests = [message.request for message in asked if hasattr(message, "request")]
-        assert len(requests) == len(set(requests)), "none was sent twice"
+        assert len(asked) == len(set(asked)) >= len(calls(node, tmp_path))  # none was sent twice
         keys.denies = lambda message: None
         node.set("new", 1)
 
