@@ -90,6 +90,11 @@ def load(path: str | os.PathLike[str]) -> Connect:
 
 def parse(raw: bytes, path: str) -> Connect:
     """Return what the bytes of a connect file say; errors name ``path``. Raises BadConnectFile."""
+    if not curve.available():
+        raise BadConnectFile(
+            f"{path!r} has keys, and ZeroMQ was built without CURVE here, which uses them; install "
+            "pyzmq from a wheel"
+        )
     try:
         fields = json.loads(raw)
     except (ValueError, RecursionError):

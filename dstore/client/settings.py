@@ -116,7 +116,7 @@ class Settings:
         shm_limit: int | None = None,
     ) -> None:
         self.connect = _connect(connect, address)
-        self._file: Connect | None = None if self.connect is None else load(self.connect)
+        self._file = _file(self.connect, connect is None)
         self._tunnel = address is not None
         if address is None and self._file is not None:
             self.address = self._file.address
@@ -207,6 +207,15 @@ def _connect(given: Path | None, address: str | None) -> str | None:
     if path == "":
         raise ValueError("connect is empty; name a connect file, or leave it out")
     return None if path is None else os.path.abspath(path)
+
+
+def _file(path: str | None, from_variable: bool) -> Connect | None:
+    try:
+        return None if path is None else load(path)
+    except BadConnectFile as error:
+        if from_variable:
+            raise BadConnectFile(f"${config.CONNECT_VARIABLE}: {error}") from None
+        raise
 
 
 def _address(given: str | None) -> str:

@@ -381,6 +381,7 @@ class Requests:
         self._client = ClientSocket(context, zmq.DEALER, CONTROL_SILENCE_MS, admission, resolver)
         self._socket = self._client.socket
         self._poller = poller
+        self._progress_at = 0.0  # when something was last sent or received
         self._poller.register(self._socket, zmq.POLLIN)
 
     def send(self, frame: bytes) -> bool:
@@ -391,15 +392,21 @@ class Requests:
         try:
             self._socket.send(frame, zmq.NOBLOCK)
         except zmq.Again:
-            self._client.connect_if_given_up()
+            # If much has been sent just now, this connection has no room for more.
+            if time.monotonic() - self._progress_at >= RECONNECT_PAUSE:
+                self._client.connect_if_given_up()
             self._poller.register(self._socket, zmq.POLLIN | zmq.POLLOUT)
             return False
+        self._progress_at = time.monotonic()
         return True
 
     def receive(self) -> list[bytes]:
         """Take the frames that have arrived. No message with data is requested here."""
         self._poller.register(self._socket, zmq.POLLIN)
-        return drain(self._socket)
+        frames = drain(self._socket)
+        if frames:
+            self._progress_at = time.monotonic()
+        return frames
 
     def close(self) -> None:
         self._poller.unregister(self._socket)

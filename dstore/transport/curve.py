@@ -30,6 +30,11 @@ class ClientKeys(NamedTuple):
         return f"<ClientKeys of {self.name!r}>"
 
 
+def available() -> bool:
+    """Whether ZeroMQ has been built with CURVE, as that of pyzmq's wheels is."""
+    return bool(zmq.has("curve"))
+
+
 def is_key(text: object) -> bool:
     """Whether this is the text of a key, public or secret."""
     if not isinstance(text, str) or _KEY.fullmatch(text) is None:

@@ -596,10 +596,15 @@ def test_a_forked_child_has_the_keys_though_it_cannot_read_the_file(file: str) -
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
-def test_a_file_that_cannot_be_used_is_told_by_the_node(file: str) -> None:
+def test_a_file_that_cannot_be_used_is_told_by_the_node(
+    file: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     os.chmod(file, 0o644)
     with pytest.raises(dstore.BadConnectFile, match="chmod 600"):
         dstore.Node.from_file(file)
+    monkeypatch.setenv(CONNECT_VARIABLE, file)
+    with pytest.raises(dstore.BadConnectFile, match=r"\$DSTORE_CONNECT: .*chmod 600"):
+        dstore.Node()
     with pytest.raises(TypeError, match="connect is a path"):
         dstore.Node(connect=5)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="connect is empty"):

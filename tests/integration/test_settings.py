@@ -44,7 +44,7 @@ CODEC = Codec("fraction", Fraction, lambda value: str(value).encode(), bytes)
 
 NODE: dict[str, tuple[list[Any], list[Any]]] = {
     # parameter: right values, wrong values
-    "connect": ([None], [*NO_PATHS, "", "/missing"]),
+    "connect": ([None], [*NO_PATHS, ""]),
     "timeout": (
         [0.001, 5, 5.0, Fraction(5), np.float32(5), 86_400],
         [*NO_SECONDS, None, 0, 86_401],

@@ -123,11 +123,11 @@ def test_a_wrong_server_is_tried_once_for_each_pause() -> None:
         admission.failed(Event.NO_DETAIL, 104, float(moment))
     admission.judge("CURVE", 4.0)
     denied = admission.denied
-    for moment, pause in ((10.0, 2.0), (20.0, 4.0), (30.0, HANDSHAKE_PAUSE_MAX)):
-        admission.failed(Event.NO_DETAIL, 104, moment)
+    for later, pause in ((10.0, 2.0), (20.0, 4.0), (30.0, HANDSHAKE_PAUSE_MAX)):
+        admission.failed(Event.NO_DETAIL, 104, later)
         assert admission.denied is denied
         assert not admission.doubted  # what listens is not asked again
-        assert admission.retry_at == moment + pause
+        assert admission.retry_at == later + pause
 
 
 def test_a_global_that_is_gone_denies_nothing() -> None:

@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 
 from dstore.core.local import operations
+from dstore.core.local.effects import Tell
 from dstore.core.local.steps import WaitUntil
+from dstore.core.local.writer import Writer
 from dstore.errors import AccessDenied, OutcomeUnknown, WrongServer
-from dstore.protocol.messages import Kind, Refusal, Refused
+from dstore.protocol.messages import Hello, Kind, Refusal, Refused
 from tests.unit.core.world import Call, Member, World
 
 REVOKED = AccessDenied("its key was revoked")
@@ -178,11 +180,13 @@ def test_a_writer_that_is_denied_ends_writes_and_no_reads() -> None:
     world = World()
     (a,) = world.joined("a")
     a.state.bridging = True  # as in a Local that shares a membership, writes need a session
-    a.state.writer = type(a.state.writer)()
+    a.state.writer = Writer()
     a.state.want_writer(world.now)
     call = a.begin_set(("k", b"v"))
-    (hello,) = [each.message for each in a.state.tick(world.now)]
-    assert hello.kind is Kind.WRITER
+    (tell,) = a.state.tick(world.now)
+    assert isinstance(tell, Tell)
+    assert isinstance(tell.message, Hello)
+    assert tell.message.kind is Kind.WRITER
     a.state.receive(Refused(0, 0, 0, Refusal.DENIED, "may not write"), world.now)
     call.look()
     assert isinstance(call.error, AccessDenied)
