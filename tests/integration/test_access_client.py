@@ -25,7 +25,7 @@ from dstore.client.settings import Settings
 from dstore.config import ADDRESS_VARIABLE, CONNECT_VARIABLE
 from dstore.protocol.messages import Get, Hello, Kind, Offer, Set, Stage, Unwait
 from dstore.testing import running_global
-from tests.integration.keyed import Keys, keyed_global, new_pair
+from tests.integration.keyed_router import Keys, keyed_global, new_pair
 from tests.integration.owners import until
 from tests.integration.processes import PATIENCE, free_port
 
