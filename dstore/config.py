@@ -11,6 +11,7 @@ import os
 
 ADDRESS_DEFAULT = "tcp://127.0.0.1:50051"
 ADDRESS_VARIABLE = "DSTORE_GLOBAL"
+CONNECT_VARIABLE = "DSTORE_CONNECT"
 
 # Global
 LEASE_DEFAULT = 2.0
@@ -152,6 +153,11 @@ def share_of(whole: int) -> int:
 def host_default() -> str:
     """Return whether a Node uses the membership of its host, if it is not told."""
     return os.environ.get(HOST_VARIABLE) or HOST_CHOICES[0]
+
+
+def connect_default() -> str | None:
+    """Return the connect file that a Node or the command line uses when none is given, if any."""
+    return os.environ.get(CONNECT_VARIABLE) or None
 
 
 def address_default() -> str:

@@ -8,6 +8,9 @@ Wrong arguments raise the built-in TypeError and ValueError.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeVar
+
+E = TypeVar("E", bound=Exception)
 
 
 class DstoreError(Exception):
@@ -197,3 +200,8 @@ class BadMessage(DstoreError):
 
 class RequestRefused(DstoreError):
     """Global refused the request, its storage failed, or its answer was malformed."""
+
+
+def copy_of(error: E) -> E:
+    """Return an equal error, for another call: one that is raised twice has a wrong traceback."""
+    return type(error)(*error.args)

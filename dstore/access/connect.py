@@ -90,6 +90,11 @@ def load(path: str | os.PathLike[str]) -> Connect:
 
 def parse(raw: bytes, path: str) -> Connect:
     """Return what the bytes of a connect file say; errors name ``path``. Raises BadConnectFile."""
+    if not curve.available():
+        raise BadConnectFile(
+            f"{path!r} has keys, and ZeroMQ was built without CURVE here, which uses them; install "
+            "pyzmq from a wheel"
+        )
     try:
         fields = json.loads(raw)
     except (ValueError, RecursionError):
@@ -112,30 +117,38 @@ def _read(path: str) -> bytes:
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) else str(error)
         raise BadConnectFile(f"the connect file {path!r} cannot be read: {why}") from None
-    with open(descriptor, "rb") as file:  # what is looked at is what is read
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise BadConnectFile(f"{path!r} is not a connect file: it is not even a file")
-        if status.st_uid not in (0, os.geteuid()):
-            raise BadConnectFile(
-                f"the connect file {path!r} belongs to another user, who may change it; make a "
-                "copy of your own"
-            )
-        if status.st_mode & (stat.S_IRGRP | stat.S_IWGRP | stat.S_IROTH | stat.S_IWOTH):
-            raise BadConnectFile(
-                f"other users may read or write the connect file {path!r}, which has a secret key; "
-                f"run: chmod 600 {path}"
-            )
-        try:
-            raw = file.read(CONNECT_BYTES_MAX + 1)
-        except OSError as error:
-            why = error.strerror or "input error"
-            raise BadConnectFile(f"the connect file {path!r} cannot be read: {why}") from None
+    try:  # what is looked at is what is read
+        _check_safe(os.fstat(descriptor), path)
+        raw = b""
+        while len(raw) <= CONNECT_BYTES_MAX and (more := os.read(descriptor, CONNECT_BYTES_MAX)):
+            raw += more
+    except OSError as error:
+        raise BadConnectFile(
+            f"the connect file {path!r} cannot be read: {error.strerror}"
+        ) from None
+    finally:
+        os.close(descriptor)
     if len(raw) > CONNECT_BYTES_MAX:
         raise BadConnectFile(
             f"{path!r} is not a connect file: it has more than {CONNECT_BYTES_MAX:,} bytes"
         )
     return raw
+
+
+def _check_safe(status: os.stat_result, path: str) -> None:
+    """Raise BadConnectFile unless this is a file that no other user has a hand in."""
+    if not stat.S_ISREG(status.st_mode):
+        raise BadConnectFile(f"{path!r} is not a connect file: it is not even a file")
+    if status.st_uid not in (0, os.geteuid()):
+        raise BadConnectFile(
+            f"the connect file {path!r} belongs to another user, who may change it; make a copy of "
+            "your own"
+        )
+    if status.st_mode & (stat.S_IRGRP | stat.S_IWGRP | stat.S_IROTH | stat.S_IWOTH):
+        raise BadConnectFile(
+            f"other users may read or write the connect file {path!r}, which has a secret key; "
+            f"run: chmod 600 {path}"
+        )
 
 
 def _checked(fields: dict[str, Any], path: str) -> Connect:

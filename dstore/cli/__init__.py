@@ -18,16 +18,18 @@ and workers do not.
 """
 
 
+UNREACHED = (errors.GlobalUnavailable, errors.WrongServer, errors.OutcomeUnknown)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line, by default that of this process. Returns the exit code."""
-    address = ""
+    options = None
     _open_closed_outputs()
     _buffer_output()
     console.reconfigure(sys.stdout, errors="backslashreplace")
     try:
         try:
             options = parse(sys.argv[1:] if argv is None else argv)
-            address = getattr(options, "address", "")
             code = run(options)
         except SystemExit as leaving:  # argparse has printed the reason
             code = leaving.code if isinstance(leaving.code, int) else console.EXIT_USAGE
@@ -44,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         console.complain(f"this command needs {module}: pip install 'dstore[cli]'")
         return console.EXIT_USAGE
     except (errors.DstoreError, *console.BUILT_IN_ERRORS) as error:
-        console.complain(_said(error, address))
+        console.complain(_said(error, getattr(options, "address", None)))
         try:
             sys.stdout.flush()
         except OSError:  # or Python's exit would fail on it again
@@ -78,8 +80,8 @@ def _buffer_output() -> None:
         )
 
 
-def _said(error: Exception, address: str) -> str:
-    if isinstance(error, errors.GlobalUnavailable):
+def _said(error: Exception, address: str | None) -> str:
+    if isinstance(error, errors.GlobalUnavailable) and address is not None:
         return f"{console.one_line(error)} (address: {console.plain(address)})"
     if isinstance(error, errors.KeyOccupied):
         return f"{error.key!r} is occupied; delete it first, or use --replace"
@@ -87,8 +89,10 @@ def _said(error: Exception, address: str) -> str:
 
 
 def _exit_code(error: Exception) -> int:
-    if isinstance(error, (errors.GlobalUnavailable, errors.OutcomeUnknown)):
+    if isinstance(error, UNREACHED):
         return console.EXIT_UNREACHED
+    if isinstance(error, errors.AccessDenied):
+        return console.EXIT_REFUSED
     if isinstance(error, console.BUILT_IN_ERRORS):
         return console.EXIT_USAGE
     return console.EXIT_REFUSED

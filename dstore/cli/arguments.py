@@ -18,18 +18,23 @@ from dstore.shm.root import ROOT_DEFAULT, ROOT_VARIABLE
 from dstore.version import __version__
 
 EPILOG = f"""\
-Every command takes --help. Without --address, the variable ${config.ADDRESS_VARIABLE} names \
-Global, and without that variable Global is at {config.ADDRESS_DEFAULT}. The variable \
+Every command takes --help. Without --address and --connect, the variable \
+${config.CONNECT_VARIABLE} names a connect file, which has the address of a Global that asks for \
+keys, and the keys; without it, ${config.ADDRESS_VARIABLE} names Global, and without that variable \
+Global is at {config.ADDRESS_DEFAULT}. The variable \
 ${ROOT_VARIABLE} names the folder in memory where the processes of a host share one copy of each \
 large value (default: {ROOT_DEFAULT}; an empty value turns sharing off).
 
 Exit codes: {console.EXIT_OK} done; {console.EXIT_REFUSED} the key is missing or occupied, the \
-store is full, or data is damaged; {console.EXIT_USAGE} wrong usage or bad input; \
-{console.EXIT_UNREACHED} Global cannot be reached.
+store is full, data is damaged, or access is denied; {console.EXIT_USAGE} wrong usage or bad \
+input; {console.EXIT_UNREACHED} Global cannot be reached, or what listens there is another server.
 """
 HELP = {
-    "--address": "the address at which Global listens (default: %(default)s)",
+    "--address": "the address at which Global listens (default: that of the connect file, or "
+    f"${config.ADDRESS_VARIABLE}, or {config.ADDRESS_DEFAULT})",
     "--bind": "the address at which to take requests (default: %(default)s)",
+    "--connect": "the connect file of this client, for a Global that asks for keys (default: "
+    f"${config.CONNECT_VARIABLE})",
     "--data": "keep keys and values in this folder as well, so that they survive a restart "
     "(default: in memory alone)",
     "--file": "store the bytes of this file instead",
@@ -116,7 +121,17 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     if options.command is None:
         parser.print_help(sys.stderr)
         raise SystemExit(console.EXIT_USAGE)
+    if "connect" in options:
+        options.address = _address_of(options)
     return options
+
+
+def _address_of(options: argparse.Namespace) -> str | None:
+    """Return the address of Global, or None if a connect file has it."""
+    if options.address is not None or options.connect or config.connect_default():
+        given: str | None = options.address
+        return given
+    return address(config.address_default())
 
 
 def _parser() -> Parser:
@@ -154,9 +169,14 @@ def _add(parsers: _Parsers, name: str, about: str) -> Parser:
 def _add_client(parsers: _Parsers, name: str, about: str) -> Parser:
     parser = _add(parsers, name, about)
     seconds = between(config.TIMEOUT_MIN, config.TIMEOUT_MAX, "seconds")
-    _option(parser, "--address", type=address, default=config.address_default())
+    _add_address(parser)
     _option(parser, "--timeout", type=seconds, default=config.TIMEOUT_DEFAULT, metavar="SECONDS")
     return parser
+
+
+def _add_address(parser: Parser) -> None:
+    _option(parser, "--address", type=address)
+    _option(parser, "--connect", metavar="FILE")
 
 
 def _option(parser: Parser, *names: str, **how: Any) -> None:
@@ -189,7 +209,7 @@ def _add_programs(parsers: _Parsers) -> None:
         "Global does this by itself on its own host. On every other host one such process of each "
         "user is enough. It prints a line, and tells systemd, when the processes can use it."
     )
-    _option(host, "--address", type=address, default=config.address_default())
+    _add_address(host)
     _option(host, "--host-cache", type=host_cache, metavar="SIZE")
     _option(host, "--shm", type=folder, metavar="DIR")
     _add_logging(host)

@@ -40,7 +40,7 @@ def repl(options: Namespace) -> int:
 
     if sys.stdin is None:
         raise ValueError(console.STDIN_CLOSED)
-    return main(options.address, options.timeout)
+    return main(options.address, options.timeout, connect=options.connect)
 
 
 def demo(options: Namespace) -> int:
@@ -177,7 +177,9 @@ def stats(options: Namespace) -> int:
 
 
 def _node(options: Namespace) -> Node:
-    return Node(options.address, timeout=options.timeout)
+    node = Node(options.address, connect=options.connect, timeout=options.timeout)
+    options.address = node.address  # which a connect file may have, for messages
+    return node
 
 
 def _value(options: Namespace) -> tuple[str | None, str | bytes | bytearray | None]:

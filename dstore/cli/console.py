@@ -22,11 +22,15 @@ from dstore.quoting import quoted, visible
 
 EXIT_OK = 0
 EXIT_REFUSED = 1
-"""A missing or an occupied key, or a full store: Global has answered, and the answer is no."""
+"""A missing or an occupied key, a full store, or access that is denied: Global has answered, and
+the answer is no.
+"""
 EXIT_USAGE = 2
 """The command line, a key, a value, an address or a file is wrong."""
 EXIT_UNREACHED = 3
-"""Global cannot be reached, or it was lost during a write, whose outcome is unknown."""
+"""Global cannot be reached, another server is in its place, or it was lost during a write, whose
+outcome is unknown.
+"""
 EXIT_INTERRUPTED = 130
 EXIT_PIPE_CLOSED = 141
 """The exit code that a shell reports for a program that SIGPIPE has ended."""

@@ -58,19 +58,23 @@ def serve(options: Namespace) -> int:
 def own(options: Namespace) -> int:
     """Own the membership of this host until SIGINT or SIGTERM. Returns the exit code."""
     _log(options)
-    address, greeted = plain(options.address), False
+    greeted = False
 
     def changed(there: bool) -> None:
         nonlocal greeted
         if there and not greeted:
             greeted = True
-            line = f"the processes of this host share one cache of {address}"
+            line = f"the processes of this host share one cache of {plain(owner.address)}"
             _greet(f"Dstore host: {line}", line)
             notify("READY=1")
 
     with _signals_held():
         owner = HostOwner(
-            options.address, shm=options.shm, host_cache=options.host_cache, changed=changed
+            options.address,
+            connect=options.connect,
+            shm=options.shm,
+            host_cache=options.host_cache,
+            changed=changed,
         )
         _stop_on_signals(owner.stop, owner.stop)
         owner.run()

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 from dstore import checks, config
 from dstore.client import translate
 from dstore.client.commands import Command, Lookup
+from dstore.client.files import Path
 from dstore.client.hits import RAISE
 from dstore.client.node import Node
 from dstore.client.settings import Settings, initializer_with
@@ -107,6 +108,11 @@ class AsyncNode:
     @initializer_with(Settings)
     def __init__(self, settings: Settings) -> None:
         self._take(Node._made_with(settings), own=True)
+
+    @classmethod
+    def from_file(cls, path: Path, **settings: Any) -> AsyncNode:
+        """See :meth:`Node.from_file`."""
+        return cls(connect=path, **settings)
 
     @classmethod
     def sharing(cls, node: Node) -> AsyncNode:

@@ -106,10 +106,16 @@ class DirectCommand(Command[T]):
 
 
 class Commands:
-    """The commands of one Node. ``timeout`` is in seconds; see :class:`dstore.Node`."""
+    """The commands of one Node. ``timeout`` is in seconds; see :class:`dstore.Node`.
 
-    def __init__(self, codecs: Codecs, timeout: float, stale_ok: bool) -> None:
+    ``content_prefix`` is what its content addresses begin with.
+    """
+
+    def __init__(
+        self, codecs: Codecs, timeout: float, stale_ok: bool, content_prefix: str = ""
+    ) -> None:
         self.codecs = codecs
+        self._content_prefix = content_prefix
         self.timeout = timeout
         self.options = ReadOptions(stale_ok)
         self.hits = 0
@@ -314,11 +320,11 @@ class Commands:
         if encoded.size >= config.LARGE_FROM_DEFAULT:
             writing = self._writing(False, ttl, None)
             return Command(partial(writing.put, encoded), abort=writing.abort)
-        key = content.address(digest(encoded))
+        key = content.address(digest(encoded), self._content_prefix)
         return self._write({key: encoded}, False, ttl, lambda _: key)
 
     def _writing(self, replace: bool, ttl: float | None, progress: Progress | None) -> Writing:
-        return Writing(self.timeout, replace, ttl, progress, self._count)
+        return Writing(self.timeout, replace, ttl, progress, self._count, self._content_prefix)
 
     def _write(
         self,

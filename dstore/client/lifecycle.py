@@ -50,7 +50,10 @@ class Lifecycle(Hits):
         check_root(settings.shm)
         self.address = settings.address
         self._commands = Commands(
-            Codecs(settings.codecs, pickle=settings.pickle), settings.timeout, settings.stale_ok
+            Codecs(settings.codecs, pickle=settings.pickle),
+            settings.timeout,
+            settings.stale_ok,
+            settings.content_prefix,
         )
         self._place = _Place()
         self._closed = False

@@ -46,9 +46,10 @@ class Node(Lifecycle):
     Notes
     -----
     All methods are safe from any thread. All raise ``GlobalUnavailable`` when Global does not
-    answer within ``timeout``, ``NodeClosed`` after :meth:`close`, ``InvalidKey`` for a key that is
-    not 1 to 511 bytes of text or bytes, and ``TypeError`` or ``ValueError`` for any other wrong
-    argument.
+    answer within ``timeout``, at once ``AccessDenied`` when Global does not admit this client, or
+    not to that, and ``WrongServer`` when another server is there; ``NodeClosed`` after
+    :meth:`close`, ``InvalidKey`` for a key that is not 1 to 511 bytes of text or bytes, and
+    ``TypeError`` or ``ValueError`` for any other wrong argument.
 
     ``"a"`` and ``b"a"`` are the same key: a key is its bytes. An object of a class derived from
     ``str`` or ``bytes`` counts as the text or the bytes that it is, whatever methods it has: a
@@ -68,6 +69,14 @@ class Node(Lifecycle):
     @initializer_with(Settings)
     def __init__(self, settings: Settings) -> None:
         Lifecycle.__init__(self, settings)
+
+    @classmethod
+    def from_file(cls, path: Path, **settings: Any) -> Node:
+        """Return a new Node of the Global that a connect file names, with the keys in it.
+
+        The same as ``Node(connect=path, ...)``; ``settings`` are the other ones.
+        """
+        return cls(connect=path, **settings)
 
     @property
     def timeout(self) -> float:
@@ -312,6 +321,7 @@ class Node(Lifecycle):
     def put(self, value: Any, *, ttl: float | None = None) -> str:
         """Bind ``value`` to its content address, ``"b3:"`` and its BLAKE3 hash, and return that.
 
+        (With a connect file that has prefixes the address begins with the first one of them.)
         The same content always has the same key; putting it again changes nothing, except that it
         lives until the later of both deadlines: a ``put`` with a ``ttl`` never shortens the life of
         a value, and one without it makes the value stay. Global is always asked. For bytes the hash

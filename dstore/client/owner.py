@@ -10,9 +10,10 @@ import os
 from collections.abc import Callable
 
 from dstore.client.large import LargeValues, random16
+from dstore.client.settings import Settings
 from dstore.core.local.effects import Dropped, LocalEffect, Subscribe, Tell
 from dstore.core.local.owner import OwnerState, Page
-from dstore.errors import AddressError, BadMessage
+from dstore.errors import AddressError, BadMessage, copy_of
 from dstore.protocol import wire
 from dstore.protocol.messages import Broadcast, Welcome
 from dstore.quoting import visible
@@ -45,22 +46,26 @@ class CannotOwn(ValueError):
 class HostOwner:
     """The owner of the membership of this host in the Global at ``address``.
 
-    ``shm`` is the folder for shared memory, ``host_cache`` the size of the host cache; None stands
-    for the defaults, and a ``host_cache`` of 0 for none. ``changed`` is called when processes can
-    use the membership (True), and when they cannot any more (False).
+    ``connect`` is the path of a connect file, with the keys of the identity as which it joins.
+    Without an ``address`` the file has it, which ``$DSTORE_CONNECT`` may name, too. ``shm`` is the
+    folder for shared memory, ``host_cache`` the size of the host cache; None stands for the
+    defaults, and a ``host_cache`` of 0 for none. ``changed`` is called when processes can use the
+    membership (True), and when they cannot any more (False).
 
-    Raises CannotOwn, AddressError and GlobalUnavailable.
+    Raises CannotOwn, AddressError, BadConnectFile and GlobalUnavailable.
     """
 
     def __init__(
         self,
-        address: str,
+        address: str | None = None,
         *,
+        connect: str | None = None,
         shm: str | None = None,
         host_cache: int | None = None,
         changed: Callable[[bool], None] = lambda there: None,
     ) -> None:
-        self.address = addresses.check(address)
+        settings = Settings(address, connect=connect)
+        self.address = settings.address
         self.state = OwnerState(
             random16=random16,
             label=f"dstore host of {native.gethostname()}, process {os.getpid()}",
@@ -69,7 +74,7 @@ class HostOwner:
         self._changed = changed
         self._there = False
         self._stopping = False
-        self._error = ""  # why it must end
+        self._error: Exception | None = None  # why it must end
         self._check_at = NEVER
         self._complain_at = clock.now() + UNREACHED_AFTER
         self._complained = ""
@@ -80,7 +85,7 @@ class HostOwner:
         self._take()
         try:
             with signals_blocked():
-                self._link = Link(self.address)
+                self._link = Link(self.address, settings.keys, settings.read_keys)
                 self._link.control.set_topics({wire.topic(Broadcast)})
         except BaseException:
             self._share.close()
@@ -97,7 +102,8 @@ class HostOwner:
     def run(self) -> None:
         """Own the membership until :meth:`stop`; then void it, say goodbye, and release all.
 
-        Raises CannotOwn if Global refuses it for good or another owner has taken its place.
+        Raises CannotOwn if Global refuses it for good or another owner has taken its place,
+        AccessDenied if Global does not admit it, and WrongServer if another server is there.
         """
         try:
             while not self._stopping and not self._error:
@@ -109,7 +115,7 @@ class HostOwner:
             self._large.close()
             self._link.close(lambda thread: False)
         if self._error:
-            raise CannotOwn(self._error)
+            raise self._error
 
     def _leave(self) -> None:
         """Void and remove the page, then say goodbye and wait for the answer."""
@@ -138,6 +144,7 @@ class HostOwner:
         now = clock.now()
         if up:
             state.reconnected(now)
+        state.deny(control.denied)
         for frame in frames:
             self._take_frame(frame, now)
         self._act(now)
@@ -149,7 +156,9 @@ class HostOwner:
         if now >= self.state.wake_at:
             self._perform(self.state.tick(now))
         if self.state.refusal:
-            self._error = f"Global at {self.address} refuses: {self.state.refusal}"
+            self._error = CannotOwn(f"Global at {self.address} refuses: {self.state.refusal}")
+        if self.state.denied is not None:
+            self._error = copy_of(self.state.denied)
         self._announce()
         if now >= self._complain_at:
             self._complain(now)
@@ -202,7 +211,7 @@ class HostOwner:
         try:
             self._take()
         except CannotOwn as error:
-            self._error = str(error)
+            self._error = error
             raise
         return self._share.open(
             epoch=message.epoch,

@@ -10,14 +10,17 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Concatenate, ParamSpec, TypeVar, get_type_hints
 
 from dstore import checks, config
+from dstore.access.connect import Connect, load
 from dstore.client.files import Path
 from dstore.codecs import Codec
-from dstore.errors import AddressError
+from dstore.errors import AddressError, BadConnectFile
 from dstore.transport import addresses
+from dstore.transport.curve import ClientKeys
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -33,6 +36,12 @@ class Settings:
         Address of Global: ``tcp://HOST:PORT`` or ``ipc://PATH``. Default: ``$DSTORE_GLOBAL``, else
         ``tcp://127.0.0.1:50051``. A host name is resolved in the background, again whenever the
         connection is lost; all its addresses are tried, IPv6 and IPv4.
+    connect
+        Path of a connect file, which ``dstore access add`` has written for this client: the address
+        of a Global that asks for keys, its public key, and the key pair of the client. An
+        ``address`` that is given as well takes the place of the one in the file, as for a tunnel.
+        The file belongs to this user or to root, with mode 0600; it is read again when Global does
+        not let the client in. Default: ``$DSTORE_CONNECT``, if no ``address`` is given.
     timeout
         Seconds until a call gives up, 0.001 to 86,400. A call with many keys sends several
         messages, and each has this time. A transfer of a large value gives up when it has made no
@@ -78,6 +87,9 @@ class Settings:
     ------
     AddressError
         ``address``, or ``$DSTORE_GLOBAL``, is malformed.
+    BadConnectFile
+        The file ``connect``, or ``$DSTORE_CONNECT``, is missing or damaged, or other users may read
+        or write it.
     TypeError
         A setting has a wrong type, or there is no setting of that name.
     ValueError
@@ -91,6 +103,7 @@ class Settings:
         self,
         address: str | None = None,
         *,
+        connect: Path | None = None,
         timeout: float = config.TIMEOUT_DEFAULT,
         host: str | None = None,
         cache_bytes: int | None = None,
@@ -102,7 +115,13 @@ class Settings:
         shm: Path | None = None,
         shm_limit: int | None = None,
     ) -> None:
-        self.address = _address(address)
+        self.connect = _connect(connect, address)
+        self._file = _file(self.connect, connect is None)
+        self._tunnel = address is not None
+        if address is None and self._file is not None:
+            self.address = self._file.address
+        else:
+            self.address = _address(address)
         self.timeout = timeout_checked(timeout)
         self.host = _host(host)
         self.cache_bytes: int | None = checks.optional(
@@ -124,13 +143,52 @@ class Settings:
         """Whether the Node uses the membership of its host if there is one."""
         return self.host == "require" or (self.host == "auto" and not self.stale_ok)
 
+    @property
+    def _loaded(self) -> Connect | None:
+        if self._file is None and self.connect is not None:  # these settings were unpickled
+            self._file = load(self.connect)
+        return self._file
+
+    @property
+    def keys(self) -> ClientKeys | None:
+        """The keys of the connect file, None without one. Raises BadConnectFile."""
+        connect = self._loaded
+        return None if connect is None else connect.keys
+
+    def read_keys(self) -> ClientKeys:
+        """Read the keys of the connect file as it is now. Raises BadConnectFile."""
+        if self.connect is None:
+            raise BadConnectFile("these settings name no connect file")
+        self._file = load(self.connect)
+        return self._file.keys
+
+    @property
+    def content_prefix(self) -> str:
+        """What content addresses begin with: the first prefix of the connect file, if it has one.
+
+        Raises BadConnectFile.
+        """
+        connect = self._loaded
+        return connect.prefixes[0] if connect is not None and connect.prefixes else ""
+
+    def _compared(self) -> dict[str, Any]:
+        """Return what makes settings equal: of a connect file its path alone."""
+        left_out = {"_file"} if self._tunnel or self.connect is None else {"_file", "address"}
+        return {name: value for name, value in vars(self).items() if name not in left_out}
+
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Settings) and vars(self) == vars(other)
+        return isinstance(other, Settings) and self._compared() == other._compared()
 
     __hash__ = None  # type: ignore[assignment]  # a callback or a codec may have no hash
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_file": None}  # where they are unpickled, the file is read
+
     def __repr__(self) -> str:
-        return f"Settings({', '.join(f'{name}={value!r}' for name, value in vars(self).items())})"
+        shown = (
+            f"{name}={value!r}" for name, value in vars(self).items() if not name.startswith("_")
+        )
+        return f"Settings({', '.join(shown)})"
 
 
 _NAMES = tuple(inspect.signature(Settings).parameters)
@@ -139,6 +197,25 @@ _NAMES = tuple(inspect.signature(Settings).parameters)
 def timeout_checked(seconds: float) -> float:
     """Check the timeout of a Node, in seconds. Raises TypeError and ValueError."""
     return checks.seconds("timeout", seconds, config.TIMEOUT_MIN, config.TIMEOUT_MAX)
+
+
+def _connect(given: Path | None, address: str | None) -> str | None:
+    """Return the absolute path of the connect file, None for none."""
+    path: str | None = checks.optional(checks.path, "connect", given)
+    if path is None and address is None:
+        path = config.connect_default()
+    if path == "":
+        raise ValueError("connect is empty; name a connect file, or leave it out")
+    return None if path is None else os.path.abspath(path)
+
+
+def _file(path: str | None, from_variable: bool) -> Connect | None:
+    try:
+        return None if path is None else load(path)
+    except BadConnectFile as error:
+        if from_variable:
+            raise BadConnectFile(f"${config.CONNECT_VARIABLE}: {error}") from None
+        raise
 
 
 def _address(given: str | None) -> str:

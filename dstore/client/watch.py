@@ -7,15 +7,23 @@ import itertools
 import os
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from dstore import checks, config
 from dstore.client.hosts.core import Host
 from dstore.core.local.watching import ALL, Removal
-from dstore.errors import GlobalUnavailable, NodeClosed
+from dstore.errors import (
+    AccessDenied,
+    DstoreError,
+    GlobalUnavailable,
+    NodeClosed,
+    WrongServer,
+    copy_of,
+)
 from dstore.protocol.keys import from_bytes, public, to_bytes
 from dstore.protocol.messages import Key
+from dstore.quoting import visible
 from dstore.runtime import clock, native
 from dstore.runtime import greenlets as green
 from dstore.runtime.greenlets import HubInbox
@@ -50,6 +58,9 @@ class Watch:
     Made by :meth:`dstore.Node.watch`. It ends when it or the Node is closed, and in a forked
     child. Safe from any thread and from signal handlers; each event goes to one of the threads
     that take them. The queue is bounded, so that a slow program delays no deletion.
+
+    Taking an event raises AccessDenied or WrongServer once when Global does not let this client in
+    any more. The watch goes on, with events and resyncs, once it does.
     """
 
     def __init__(self, prefix: Key, limit: int, left: Callable[[], None] = lambda: None) -> None:
@@ -61,7 +72,7 @@ class Watch:
         self._missed_reported = 0
         self.over = False
         # A signal handler may use it while the same thread does; with a lock it would hang.
-        self._events: SimpleQueue[Event | None] = SimpleQueue()
+        self._events: SimpleQueue[Event | DstoreError | None] = SimpleQueue()
         self._signals: deque[Callable[[], None]] = deque()
 
     def __repr__(self) -> str:
@@ -147,6 +158,8 @@ class Watch:
         event = self._events.get(timeout > 0, timeout)
         if event is None:
             self._events.put(None)  # for other threads that wait
+        if isinstance(event, DstoreError):
+            raise event
         return event
 
     def put(self, key: Key | None) -> None:
@@ -161,7 +174,14 @@ class Watch:
                 break
         self._add(Event(None if key is None else public(key)))
 
-    def _add(self, event: Event | None) -> None:
+    def deny(self, error: DstoreError) -> None:
+        """Let the program know, once, that Global does not let this client in. Never waits.
+
+        The watch goes on, with events and resyncs, when the client is let in again.
+        """
+        self._add(copy_of(error))
+
+    def _add(self, event: Event | DstoreError | None) -> None:
         self._events.put(event)
         while self._signals:
             with contextlib.suppress(IndexError):  # another thread was quicker
@@ -177,7 +197,10 @@ class Watches:
         self._watches: weakref.WeakValueDictionary[int, Watch] = weakref.WeakValueDictionary()
 
     def begin(self, prefix: Key, limit: int) -> Watch:
-        """Return a new watch of the keys that begin with ``prefix``. Raises NodeClosed."""
+        """Return a new watch of the keys that begin with ``prefix``.
+
+        Raises NodeClosed, and AccessDenied or WrongServer if Global does not let this client in.
+        """
         host = self._host
         wake, here = host.link.control.wake, os.getpid()
 
@@ -190,6 +213,8 @@ class Watches:
         def begin() -> None:
             with host.lock:
                 host.check_open()
+                if host.state.denied is not None:
+                    raise copy_of(host.state.denied)
                 number = next(self._numbers)
                 self._watches[number] = watch
                 host.state.watch(number, clock.now())
@@ -218,6 +243,11 @@ class Watches:
                 if removal.watcher in (ALL, number):
                     watch.put(removal.key)
 
+    def deny(self, error: DstoreError) -> None:
+        """Let all watches know that Global does not let this client in."""
+        for watch in list(self._watches.values()):
+            watch.deny(error)
+
     def end(self) -> None:
         """Close all watches: the Node is closed, or this is a forked child, where nothing comes."""
         for watch in list(self._watches.values()):
@@ -230,8 +260,15 @@ def call_back(watch: Watch, callback: Callable[[Event], None]) -> None:
     Raises GlobalUnavailable if the system has no more threads.
     """
 
+    def events() -> Iterator[Event]:
+        while not watch.over:
+            try:
+                yield from watch
+            except (AccessDenied, WrongServer) as error:
+                log.warning("a watch has no events for now: %s", visible(str(error)))
+
     def serve() -> None:
-        for event in watch:
+        for event in events():
             try:
                 callback(event)
             except NodeClosed:  # the Node may be closed at any time: the watch is about to end

@@ -42,7 +42,8 @@ Start: TypeAlias = Callable[[LocalState, LargeValues, float], Operation[T]]
 class Writing:
     """One write of large values or of a file: one of its operations is to be used, once.
 
-    ``count`` is called with the hits of a look-up and the number of its keys.
+    ``count`` is called with the hits of a look-up and the number of its keys. Content addresses
+    begin with ``content_prefix``.
     """
 
     timeout: float
@@ -50,6 +51,7 @@ class Writing:
     ttl: float | None
     progress: Progress | None
     count: Callable[[int, int], None]
+    content_prefix: str = ""
     _uploads: list[Upload] = field(default_factory=list)  # those that are not bound yet
     _files: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
@@ -68,7 +70,7 @@ class Writing:
     ) -> Operation[Key]:
         """Bind a value to its content address, unless that is bound. Returns the address."""
         hashed = yield Work(lambda: digest(encoded))
-        key = content.address(hashed.value)
+        key = content.address(hashed.value, self.content_prefix)
         stored = Stored(random16(), encoded.codec, Large(encoded.size, hashed.value))
         bound, now = yield from self._prolonged(state, SetItem(key, stored), hashed.now)
         if not bound:  # if it is bound, its bytes are stored already
@@ -158,7 +160,8 @@ class Writing:
             yield from operations.join(state, opened.now, opened.now + self.timeout)
             check_size(state.value_limit, file.size)
         hashed = yield Work(file.digest)
-        key, bound, now = content.address(hashed.value), False, hashed.now
+        key = content.address(hashed.value, self.content_prefix)
+        bound, now = False, hashed.now
         if file.size >= config.LARGE_FROM_DEFAULT:
             stored = Stored(random16(), codecs.BYTES, Large(file.size, hashed.value))
             bound, now = yield from self._prolonged(state, SetItem(key, stored), now)

@@ -10,12 +10,13 @@ from collections.abc import Callable, Iterator
 import zmq
 
 from dstore.config import LOG_BYTES_MAX
-from dstore.errors import GlobalUnavailable
+from dstore.errors import GlobalUnavailable, copy_of
 from dstore.protocol import wire
 from dstore.protocol.messages import Buffer
 from dstore.runtime import native
 from dstore.runtime.native import signals_blocked
 from dstore.transport import binding, limits
+from dstore.transport.admission import Admission
 from dstore.transport.binding import node_closed
 from dstore.transport.resolver import PublisherEndpoint, Resolver
 
@@ -37,6 +38,10 @@ EXCHANGE_MS = 500
 """Milliseconds of waiting for a connection, and for a reply, in one go. A signal that comes in the
 instant before a wait begins is noticed by Python only after it.
 """
+RECONNECT_PAUSE = 1.0
+"""Seconds that a channel has to connect while Global is connected on the control connection; then
+its handshake has failed, after which ZeroMQ gives up, and it is made again.
+"""
 DRAIN_MAX = 1000
 """Frames that are taken from one socket before another gets its turn."""
 _send = zmq.backend.Socket.send
@@ -47,6 +52,7 @@ _OPTIONS = {
     zmq.IMMEDIATE: 1,  # nothing is queued for a Global that is not connected
     zmq.RECONNECT_IVL: RECONNECT_MS,
     zmq.RECONNECT_IVL_MAX: RECONNECT_MS_MAX,
+    zmq.RECONNECT_STOP: zmq.RECONNECT_STOP_HANDSHAKE_FAILED,  # see dstore.transport.admission
     zmq.HEARTBEAT_IVL: HEARTBEAT_MS,
 }
 
@@ -60,6 +66,9 @@ class NoEndpoint:
 class ClientSocket:
     """A ZeroMQ socket that is connected to the endpoint of its source, and to nothing else: a
     DEALER with two connections would send to both in turn. For one thread at a time.
+
+    ``admission`` has its keys. With ``trying`` those that are to be tried now are used: that is for
+    the control connection, from whose handshake the others learn.
     """
 
     def __init__(
@@ -67,10 +76,17 @@ class ClientSocket:
         context: zmq.Context[zmq.Socket[bytes]],
         kind: int,
         silence_ms: int,
+        admission: Admission,
         source: Resolver | PublisherEndpoint | NoEndpoint | None = None,
+        *,
+        trying: bool = False,
     ) -> None:
         self.source = source or NoEndpoint()
+        self.admission = admission
+        self.generation = admission.generation
         self.connected_to: str | None = None  # or what ZeroMQ is trying to connect to
+        self._trying = trying
+        self._connected_at = 0.0
         self.socket = context.socket(kind)
         try:
             for option, value in _OPTIONS.items():
@@ -82,19 +98,49 @@ class ClientSocket:
             self.socket.close()
             raise
 
+    @property
+    def outdated(self) -> bool:
+        """Whether :meth:`follow_source` would connect to another endpoint, or with other keys."""
+        if self.connected_to != self.source.endpoint:
+            return self.source.endpoint is not None
+        return self.generation != self.admission.generation and not self._trying
+
     def follow_source(self) -> None:
-        """Connect to the source's endpoint, if it is known and has changed. Raises AddressError."""
+        """Connect to the source's endpoint, if it is known and has changed. Raises AddressError.
+
+        Also if the keys have changed, or if ZeroMQ may have given up the present connection.
+        """
+        if self.outdated:
+            self.connect_again()
+
+    def connect_again(self) -> None:
+        """Give up the present connection, and connect. Raises AddressError."""
         endpoint = self.source.endpoint
-        if endpoint == self.connected_to or endpoint is None:
+        if endpoint is None:
             return
         self.disconnect()
+        self.generation = self.admission.generation
+        for option, key in self.admission.options(trying=self._trying).items():
+            self.socket.setsockopt_string(option, key)
         binding.connect(self.socket, endpoint)
         self.connected_to = endpoint
+        self._connected_at = time.monotonic()
+
+    def connect_if_given_up(self) -> None:
+        """Connect again if Global is there, and this socket should have been connected by now.
+
+        ZeroMQ gives up a connection whose handshake has failed, for which a Global that ends in the
+        middle of it is enough.
+        """
+        late = time.monotonic() - self._connected_at >= RECONNECT_PAUSE
+        if late and self.admission.up and not self.socket.poll(0, zmq.POLLOUT):
+            self.connect_again()
 
     def disconnect(self) -> None:
         endpoint, self.connected_to = self.connected_to, None
         if endpoint is not None:
-            self.socket.disconnect(endpoint)
+            with contextlib.suppress(zmq.ZMQError):  # ZeroMQ may have given it up
+                self.socket.disconnect(endpoint)
 
 
 @contextlib.contextmanager
@@ -127,7 +173,11 @@ class Channel:
     """
 
     def __init__(
-        self, context: zmq.Context[zmq.Socket[bytes]], resolver: Resolver, opened: set[Channel]
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        resolver: Resolver,
+        admission: Admission,
+        opened: set[Channel],
     ) -> None:
         self.user: int | None = native.get_ident()
         self._first: bytes | None = None  # a frame that receive() begins with
@@ -136,16 +186,21 @@ class Channel:
         self._opened = opened
         opened.add(self)
         with signals_blocked():  # Ctrl-C would lose a socket that is not assigned yet
-            self._client = ClientSocket(context, zmq.DEALER, REQUEST_SILENCE_MS, resolver)
+            self._client = ClientSocket(
+                context, zmq.DEALER, REQUEST_SILENCE_MS, admission, resolver
+            )
         self._socket = self._client.socket
 
     def send(self, frame: bytes, timeout: float, data: Buffer | None = None) -> bool:
         """Send a frame, and ``data`` as a second one.
 
-        Returns False if Global is not connected within ``timeout`` seconds.
+        Returns False if Global is not connected within ``timeout`` seconds, or does not let this
+        client in.
         """
         until = time.monotonic() + timeout
         while True:
+            if self._client.admission.denied is not None:
+                return False
             left = until - time.monotonic()
             self._limit(zmq.SNDTIMEO, min(left, SEND_SLICE))
             try:
@@ -157,6 +212,7 @@ class Channel:
             except zmq.Again:
                 if left <= SEND_SLICE:
                     return False
+                self._client.connect_if_given_up()
             except zmq.ContextTerminated:
                 raise node_closed() from None
             else:
@@ -169,7 +225,9 @@ class Channel:
         Returns None if Global is not connected.
         """
         client, waits = self._client, self._timeout_ms
-        if client.connected_to != client.source.endpoint:
+        if client.connected_to != client.source.endpoint or (
+            client.generation != client.admission.generation
+        ):
             client.follow_source()
         if waits[zmq.SNDTIMEO] != EXCHANGE_MS or waits[zmq.RCVTIMEO] != EXCHANGE_MS:
             self._limit(zmq.SNDTIMEO, EXCHANGE_MS / 1000)
@@ -180,7 +238,10 @@ class Channel:
             sent = True
             return self._socket.recv()
         except zmq.Again:
-            return b"" if sent else None
+            if sent:
+                return b""
+            client.connect_if_given_up()
+            return None
         except zmq.ContextTerminated:
             raise node_closed() from None
 
@@ -233,21 +294,31 @@ class ChannelPool:
     A thread takes one for an operation and gives it back, or closes it if it was interrupted.
     """
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], resolver: Resolver) -> None:
+    def __init__(
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        resolver: Resolver,
+        admission: Admission,
+    ) -> None:
         self._context = context
         self._resolver = resolver
+        self._admission = admission
         self._lock = native.Lock()
         self._idle: list[Channel] = []
         self._open: set[Channel] = set()
         self._closed = False
 
     def take(self) -> Channel:
-        """Return a channel for the calling thread. Raises GlobalUnavailable, NodeClosed.
+        """Return a channel for the calling thread.
 
-        A thread has one channel at a time. Another one of its channels is from a call that Ctrl-C
-        ended just before it was given back, or while it was opened, and is closed here.
+        Raises GlobalUnavailable, NodeClosed, and AccessDenied or WrongServer as long as Global does
+        not let this client in. A thread has one channel at a time. Another one of its channels is
+        from a call that Ctrl-C ended just before it was given back, or while it was opened, and is
+        closed here.
         """
         me = native.get_ident()
+        if self._admission.denied is not None:
+            raise copy_of(self._admission.denied)
         with self._lock:
             while self._idle:
                 channel = self._idle.pop()
@@ -257,7 +328,7 @@ class ChannelPool:
         for left in [each for each in list(self._open) if each.user == me]:
             left.close()
         with opening_channel():
-            return Channel(self._context, self._resolver, self._open)
+            return Channel(self._context, self._resolver, self._admission, self._open)
 
     def give_back(self, channel: Channel) -> None:
         with self._lock:
@@ -266,6 +337,13 @@ class ChannelPool:
                 self._idle.append(channel)
                 return
         channel.close()
+
+    def close_idle(self) -> None:
+        """Close the channels that no thread uses."""
+        with self._lock:
+            idle, self._idle = self._idle, []
+        for channel in idle:
+            channel.close()
 
     def close(self, busy: Callable[[int], bool]) -> None:
         """Close the idle channels, and from now on every channel that is given back.
@@ -293,28 +371,42 @@ class Requests:
     """
 
     def __init__(
-        self, context: zmq.Context[zmq.Socket[bytes]], resolver: Resolver, poller: zmq.Poller
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        resolver: Resolver,
+        admission: Admission,
+        poller: zmq.Poller,
     ) -> None:
         # No large value travels here, so a connection that is silent for 10 seconds is lost.
-        self._client = ClientSocket(context, zmq.DEALER, CONTROL_SILENCE_MS, resolver)
+        self._client = ClientSocket(context, zmq.DEALER, CONTROL_SILENCE_MS, admission, resolver)
         self._socket = self._client.socket
         self._poller = poller
+        self._progress_at = 0.0  # when something was last sent or received
         self._poller.register(self._socket, zmq.POLLIN)
 
     def send(self, frame: bytes) -> bool:
         """Send a frame if that is possible now; otherwise the poll returns when it is."""
+        if self._client.admission.denied is not None:
+            return False
         self._client.follow_source()
         try:
             self._socket.send(frame, zmq.NOBLOCK)
         except zmq.Again:
+            # If much has been sent just now, this connection has no room for more.
+            if time.monotonic() - self._progress_at >= RECONNECT_PAUSE:
+                self._client.connect_if_given_up()
             self._poller.register(self._socket, zmq.POLLIN | zmq.POLLOUT)
             return False
+        self._progress_at = time.monotonic()
         return True
 
     def receive(self) -> list[bytes]:
         """Take the frames that have arrived. No message with data is requested here."""
         self._poller.register(self._socket, zmq.POLLIN)
-        return drain(self._socket)
+        frames = drain(self._socket)
+        if frames:
+            self._progress_at = time.monotonic()
+        return frames
 
     def close(self) -> None:
         self._poller.unregister(self._socket)

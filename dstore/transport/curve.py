@@ -30,6 +30,11 @@ class ClientKeys(NamedTuple):
         return f"<ClientKeys of {self.name!r}>"
 
 
+def available() -> bool:
+    """Whether ZeroMQ has been built with CURVE, as that of pyzmq's wheels is."""
+    return bool(zmq.has("curve"))
+
+
 def is_key(text: object) -> bool:
     """Whether this is the text of a key, public or secret."""
     if not isinstance(text, str) or _KEY.fullmatch(text) is None:
@@ -47,7 +52,7 @@ def is_pair(public_key: str, secret_key: str) -> bool:
     return zmq.curve_public(secret_key.encode()) == public_key.encode()
 
 
-def options(keys: ClientKeys, server_key: str) -> dict[int, str]:
+def options(keys: ClientKeys, server_key: str) -> dict[zmq.SocketOption, str]:
     """Return the options with which a socket connects to the server that has this key."""
     return {
         zmq.CURVE_PUBLICKEY: keys.public_key,

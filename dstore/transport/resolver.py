@@ -36,6 +36,13 @@ POLL_PAUSE = 0.1
 """Seconds between two looks at whether the search was stopped."""
 GREETING = b"\xff"
 """The first byte that ZeroMQ sends on a connection, without being asked."""
+OWN_GREETING = b"\xff\0\0\0\0\0\0\0\x01\x7f\x03"
+"""What a peer of version 3 of the protocol sends first. Then ZeroMQ sends the rest of its greeting.
+"""
+MECHANISM_AT = slice(12, 32)
+"""Where a greeting names the mechanism: NULL, or CURVE for what asks for keys."""
+ANY_MECHANISM = "any"
+"""Stands for the mechanism of what greets as ZeroMQ does and does not name one in time."""
 NAMED_MAX = 4
 """Addresses that an error message names for one reason."""
 PAUSE_FIRST = 0.05
@@ -86,8 +93,21 @@ def _alternating(found: list[Candidate]) -> list[Candidate]:
     return [each for each in chain(*zip_longest(first, others)) if each is not None]
 
 
-def first_reachable(found: Iterable[Candidate], stopped: Callable[[], bool]) -> tuple[str, str]:
+class Reached(NamedTuple):
     """The endpoint of the candidate that answers first, and an error message if none answered well.
+
+    ``mechanism`` is that of the one that answered well, if it was asked for.
+    """
+
+    endpoint: str
+    last_error: str = ""
+    mechanism: str = ""
+
+
+def first_reachable(
+    found: Iterable[Candidate], stopped: Callable[[], bool], *, asking: bool = False
+) -> Reached:
+    """Return which candidate answers first; with ``asking`` also the mechanism that it names.
 
     One that accepts connections and sends nothing is the last choice, with a message: it may be a
     Global that is stopped, or a proxy with nothing behind it. Raises Unreachable, also if
@@ -102,13 +122,13 @@ def first_reachable(found: Iterable[Candidate], stopped: Callable[[], bool]) -> 
         while (to_try or running) and not stopped():
             now = time.monotonic()
             if to_try and (not running or now >= next_at):
-                running.append(_Attempt(to_try.popleft(), now))
+                running.append(_Attempt(to_try.popleft(), now, asking=asking))
                 next_at = now + STAGGER
             _wait(running, POLL_PAUSE)
             for attempt in running:
                 attempt.update(time.monotonic())
                 if attempt.greeted:
-                    return attempt.candidate.endpoint, ""
+                    return Reached(attempt.candidate.endpoint, "", attempt.mechanism)
                 if attempt.failure:
                     attempt.close()
                     endpoint = attempt.candidate.endpoint
@@ -121,7 +141,7 @@ def first_reachable(found: Iterable[Candidate], stopped: Callable[[], bool]) -> 
         for each in running:
             each.close()
     if silent:
-        return silent[0], _message(reasons)
+        return Reached(silent[0], _message(reasons))
     raise Unreachable(_message(reasons))
 
 
@@ -144,10 +164,16 @@ def _wait(running: list[_Attempt], seconds: float) -> None:
 
 
 class _Attempt:
-    """One candidate: connecting, then waiting for a greeting, then ``greeted`` or a failure."""
+    """One candidate: connecting, then waiting for a greeting, then ``greeted`` or a failure.
 
-    def __init__(self, candidate: Candidate, now: float) -> None:
+    With ``asking`` it waits for the greeting as far as to the mechanism.
+    """
+
+    def __init__(self, candidate: Candidate, now: float, *, asking: bool) -> None:
         self.candidate = candidate
+        self.mechanism = ""
+        self._asking = asking
+        self._greeting = b""
         self.sock: sockets.socket | None = None
         self.connected = False
         self.greeted = False
@@ -171,15 +197,33 @@ class _Attempt:
         try:
             if not self.connected:
                 self._update_connecting(self.sock, now)
-            elif (greeting := self.sock.recv(1)) == GREETING:
-                self.greeted = True
             else:
-                self.failure = "what listens is not Global" if greeting else "connection closed"
+                self._update_greeting(self.sock)
         except BlockingIOError:
-            self.silent = now >= self._until
-            self.failure = "what listens sends nothing" if self.silent else ""
+            if now >= self._until:
+                self._end_of_greeting("what listens sends nothing", silent=True)
         except OSError as error:
-            self.failure = error_text(error.errno or errno.EIO)
+            self._end_of_greeting(error_text(error.errno or errno.EIO))
+
+    def _update_greeting(self, sock: sockets.socket) -> None:
+        received = sock.recv(MECHANISM_AT.stop - len(self._greeting) if self._asking else 1)
+        self._greeting += received
+        if not received:
+            self._end_of_greeting("connection closed")
+        elif not self._greeting.startswith(GREETING):
+            self.failure = "what listens is not Global"
+        elif not self._asking:
+            self.greeted = True
+        elif len(self._greeting) == MECHANISM_AT.stop:
+            self.greeted = True
+            self.mechanism = self._greeting[MECHANISM_AT].rstrip(b"\0").decode("ascii", "replace")
+
+    def _end_of_greeting(self, failure: str, *, silent: bool = False) -> None:
+        """Take what has come of the greeting, since there will be no more of it."""
+        if self._greeting:
+            self.greeted, self.mechanism = True, ANY_MECHANISM
+        else:
+            self.failure, self.silent = failure, silent
 
     def _update_connecting(self, sock: sockets.socket, now: float) -> None:
         code = sock.getsockopt(sockets.SOL_SOCKET, sockets.SO_ERROR)
@@ -195,6 +239,8 @@ class _Attempt:
             # The system gave this end the port that it connects to, so it is connected to itself.
             self.failure = error_text(errno.ECONNREFUSED)
         self.connected, self._until = True, now + GREETING_TIMEOUT
+        if self._asking:
+            sock.send(OWN_GREETING)
 
     def close(self) -> None:
         if self.sock is not None:
@@ -206,8 +252,10 @@ class Resolver:
 
     :attr:`endpoint` is the literal address, or None while it is searched for; sockets keep their
     connection then. :attr:`last_error` says why none has been found yet, or why nothing answers
-    there. Both may be read from any thread; the methods are for the thread that owns the sockets.
-    ``wake`` is called from the searching thread when either has changed.
+    there. :attr:`mechanism` is that of what was found last: "" if it does not greet as ZeroMQ does,
+    None during a search that has not found out. All may be read from any thread; the methods are
+    for the thread that owns the sockets. ``wake`` is called from the searching thread when one has
+    changed.
     """
 
     def __init__(self, address: str, wake: Callable[[], None]) -> None:
@@ -215,23 +263,28 @@ class Resolver:
         self.literal = addresses.is_literal(address)
         self.endpoint: str | None = address if self.literal else None
         self.last_error = ""
+        self.mechanism: str | None = None
         self._wake = wake
         self._lock = native.Lock()
         self._stopped: native.ThreadEvent | None = None  # set when the search is over
+        self._asking = False  # whether the search is to find out the mechanism
         self._pause = 0.0  # before the next attempt; grows until a connection is up
 
-    def search(self) -> bool:
-        """Find out what can be reached, unless a search is under way.
+    def search(self, *, asking: bool = False) -> bool:
+        """Find out what can be reached, unless a search is under way; if ``asking``, by what means.
 
         A literal address remains the endpoint; it is tried to learn why it cannot be reached.
         Returns False if no thread can be started.
         """
         if self._stopped is not None and not self._stopped.is_set():
+            self._asking |= asking
             return True
+        self._asking = asking
         stopped = native.ThreadEvent()
         thread = native.Thread(partial(self._search, stopped), "dstore-resolver")
         with self._lock:
             before, self.endpoint = self.endpoint, self.address if self.literal else None
+            self.mechanism = None
             self._stopped = stopped
         try:
             thread.start()
@@ -258,8 +311,11 @@ class Resolver:
         while not stopped.wait(self._pause):
             self._pause = min(max(2 * self._pause, PAUSE_FIRST), PAUSE_MAX)
             found, last_error = None, ""
+            asking = self._asking
             try:
-                found, last_error = first_reachable(candidates(self.address), stopped.is_set)
+                tried = candidates(self.address)
+                found = first_reachable(tried, stopped.is_set, asking=asking)
+                last_error = found.last_error
             except Unreachable as error:
                 last_error = str(error)
             except Exception as error:  # the system is short of something else
@@ -268,8 +324,12 @@ class Resolver:
                 if stopped.is_set():
                     return
                 self.last_error = last_error
+                if found is None or last_error:
+                    self.mechanism = ""
+                elif asking:
+                    self.mechanism = found.mechanism
                 if found is not None:
-                    self.endpoint = found
+                    self.endpoint = found.endpoint
                     stopped.set()
             self._wake()
 

@@ -44,6 +44,7 @@ CODEC = Codec("fraction", Fraction, lambda value: str(value).encode(), bytes)
 
 NODE: dict[str, tuple[list[Any], list[Any]]] = {
     # parameter: right values, wrong values
+    "connect": ([None], [*NO_PATHS, ""]),
     "timeout": (
         [0.001, 5, 5.0, Fraction(5), np.float32(5), 86_400],
         [*NO_SECONDS, None, 0, 86_401],
@@ -212,7 +213,9 @@ def test_a_wrong_timeout_is_not_set(node: MakeNode, value: Any) -> None:
 @pytest.mark.parametrize("make", MAKERS)
 def test_settings_that_there_are_not(make: Callable[..., object]) -> None:
     name = make.__name__
-    with pytest.raises(TypeError, match=f"^{name}.* no setting 'time_out'; there are timeout, ho"):
+    with pytest.raises(
+        TypeError, match=f"^{name}.* no setting 'time_out'; there are connect, timeout, ho"
+    ):
         make(AWAY, time_out=5)
     with pytest.raises(TypeError, match=f"^{name}.* by name"):
         make(AWAY, 5)
@@ -221,7 +224,8 @@ def test_settings_that_there_are_not(make: Callable[..., object]) -> None:
 def test_node_async_node_and_connect_take_the_same_settings() -> None:
     """In one list, which ``inspect.signature``, type hints and ``help`` show for each of them."""
     listed = inspect.signature(Settings).parameters
-    assert set(listed) == set(vars(Settings())) == {"address", *NODE}
+    kept = {name for name in vars(Settings()) if not name.startswith("_")}
+    assert set(listed) == kept == {"address", *NODE}
     types = get_type_hints(Settings.__init__)
     functions = (dstore.Node.__init__, dstore.AsyncNode.__init__, dstore.connect)
     for make, function in zip(MAKERS, functions):

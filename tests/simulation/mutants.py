@@ -12,6 +12,7 @@ from __future__ import annotations
 from tests.simulation.mutant import CORE, Mutant
 from tests.simulation.mutants_of_access import OF_ACCESS
 from tests.simulation.mutants_of_data import OF_DATA
+from tests.simulation.mutants_of_denials import OF_DENIALS
 from tests.simulation.mutants_of_durability import OF_DURABILITY
 from tests.simulation.mutants_of_expiry import OF_EXPIRY
 from tests.simulation.mutants_of_hits import OF_HITS
@@ -393,6 +394,7 @@ MUTANTS = (
     *OF_OPERATIONS,
     *OF_SESSIONS,
     *OF_DURABILITY,
+    *OF_DENIALS,
     *OF_HOSTS,
     *OF_SHARING,
     *OF_HOSTS_SIMULATED,

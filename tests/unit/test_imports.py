@@ -43,7 +43,7 @@ ROOMS: dict[str, set[str]] = {
     | {"transport.curve"},
     "access.running": GROUND | {"access.files", "access.keys"},
     "shm": GROUND | {"protocol", "core.engine", "core.local"},
-    "client": GROUND | {"protocol", "core.local", "codecs", "transport", "shm"},
+    "client": GROUND | {"protocol", "core.local", "codecs", "transport", "shm", "access.connect"},
     "server": GROUND | {"protocol", "core.authority", "core.engine", "transport", "shm"},
     "engines": {"core.engine", "protocol", "server.engines", "shm"},
     "": {"errors", "config", "version", "client", "server", "codecs"},

@@ -20,7 +20,7 @@ from dstore.cli import arguments
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "limits.md"
 ROW = re.compile(r"\| `([a-z_.]+)\.([A-Z_]+)` \| ([^|]+) \| ([^|]+) \| ([^|]+) \|")
 UNITS = {"": 1, "s": 1, "ms": 1, "bytes": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
-NOT_A_LIMIT = {"ADDRESS_VARIABLE", "HOST_VARIABLE", "HOST_CHOICES"}
+NOT_A_LIMIT = {"ADDRESS_VARIABLE", "CONNECT_VARIABLE", "HOST_VARIABLE", "HOST_CHOICES"}
 Default = tuple[str, Any]
 
 

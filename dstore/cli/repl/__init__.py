@@ -8,14 +8,15 @@ from __future__ import annotations
 import sys
 
 
-def main(address: str | None, timeout: float) -> int:
+def main(address: str | None, timeout: float, *, connect: str | None = None) -> int:
     """Prompt at a terminal, or carry out the lines of a pipe or a file. Returns the exit code.
 
     It reads and writes UTF-8 in any locale; input that is not UTF-8 counts as bytes.
 
-    The exit code is 0; 1 if a command of a script was wrong or failed; 3 if Global answered none of
-    the commands; 130 if Ctrl-C ended a script. A malformed address raises ``AddressError``. Call it
-    from the main thread.
+    ``connect`` is the path of a connect file. The exit code is 0; 1 if a command of a script was
+    wrong or failed; 3 if Global answered none of the commands; 130 if Ctrl-C ended a script. A
+    malformed address raises ``AddressError``, and a connect file that cannot be used
+    ``BadConnectFile``. Call it from the main thread.
     """
     from dstore.cli import console
     from dstore.cli.repl.session import Repl
@@ -27,7 +28,7 @@ def main(address: str | None, timeout: float) -> int:
     console.in_utf8(sys.stdout, "backslashreplace")
     console.in_utf8(sys.stderr, "backslashreplace")
     with signals_blocked():
-        repl = Repl(address, timeout=timeout, at_terminal=at_terminal)
+        repl = Repl(address, connect=connect, timeout=timeout, at_terminal=at_terminal)
     with repl.node:
         try:
             return repl.talk() if at_terminal else repl.obey(sys.stdin)

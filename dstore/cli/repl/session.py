@@ -31,7 +31,14 @@ from dstore.cli.repl.editor import (
 from dstore.cli.repl.history import LineHistory, history_path
 from dstore.cli.show import shown
 from dstore.client.node import Node
-from dstore.errors import DstoreError, GlobalUnavailable, KeyMissing, KeyOccupied, OutcomeUnknown
+from dstore.errors import (
+    DstoreError,
+    GlobalUnavailable,
+    KeyMissing,
+    KeyOccupied,
+    OutcomeUnknown,
+    WrongServer,
+)
 from dstore.quoting import visible
 from dstore.version import __version__
 
@@ -40,6 +47,10 @@ ECHO = 1.0
 COMPLETIONS_MAX = 200
 COMPLETION_WAIT = 0.7
 """Seconds that Tab waits for Global, or for a file system."""
+
+
+UNREACHED = (GlobalUnavailable, WrongServer, OutcomeUnknown)
+"""Errors after which it is not known whether Global is there."""
 
 
 class OwnDeletions:
@@ -88,7 +99,9 @@ class Repl(cmd2.Cmd):
     script, on standard error.
     """
 
-    def __init__(self, address: str | None, *, timeout: float, at_terminal: bool) -> None:
+    def __init__(
+        self, address: str | None, *, connect: str | None, timeout: float, at_terminal: bool
+    ) -> None:
         super().__init__(allow_cli_args=False, **CMD2_OPTIONS)
         self.prompt = "db> "
         self.statement_parser = PlainParser()
@@ -97,7 +110,9 @@ class Repl(cmd2.Cmd):
         self._own = OwnDeletions()
         self._answered = self._failed = False
         # Its replies say what this Local has, so it has a membership of its own.
-        self.node = Node(address, timeout=timeout, host="off", on_deletion=self._announce)
+        self.node = Node(
+            address, connect=connect, timeout=timeout, host="off", on_deletion=self._announce
+        )
         self._keys = KeyFinder(self.node.keys, limit=COMPLETIONS_MAX, wait=COMPLETION_WAIT)
         self._paths = KeyFinder(find_paths, limit=COMPLETIONS_MAX, wait=COMPLETION_WAIT)
 
@@ -269,7 +284,7 @@ class Repl(cmd2.Cmd):
             self._answered, self.exit_code = True, console.EXIT_OK
             return
         self._failed = True
-        if isinstance(error, (GlobalUnavailable, OutcomeUnknown)) and not self._answered:
+        if isinstance(error, UNREACHED) and not self._answered:
             self.exit_code = console.EXIT_UNREACHED
 
     def say(self, line: str, *, flush: bool = True) -> None:

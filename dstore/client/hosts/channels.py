@@ -20,7 +20,7 @@ from dstore.core.local.steps import (
     take_step,
 )
 from dstore.core.local.transfer import Damaged, upload
-from dstore.errors import BadMessage, ValueCorrupt
+from dstore.errors import BadMessage, ValueCorrupt, copy_of
 from dstore.protocol import content, wire
 from dstore.protocol.messages import (
     REPLIES,
@@ -69,7 +69,7 @@ def receive_reply(
     until: float,
     check: Callable[[], None] | None = None,
 ) -> Reply | None:
-    """Return the next reply with this number; None if none comes in time.
+    """Return the next reply with this number; None if none comes in time, or Global shuts this out.
 
     Raises NodeClosed, and what ``check`` raises, which is called before each wait.
     """
@@ -78,7 +78,7 @@ def receive_reply(
             raise closed()
         if check is not None:
             check()
-        left = until - clock.now()
+        left = 0.0 if host.state.denied is not None else until - clock.now()
         arrived = channel.receive(min(left, WAIT_MAX))
         if arrived is None:
             if left > WAIT_MAX:
@@ -143,7 +143,11 @@ class BodyTransfer:
     cancelled: Callable[[], bool] = lambda: False
 
     def run(self) -> StepResult:
-        """Move the value. Raises NodeClosed, ValueCorrupt and Cancelled."""
+        """Move the value.
+
+        Raises NodeClosed, ValueCorrupt and Cancelled, and AccessDenied or WrongServer when Global
+        does not let this client in any more.
+        """
         step = self.step
         try:
             if isinstance(step, FetchBody):
@@ -164,6 +168,8 @@ class BodyTransfer:
         self.host.check_open()
         if self.cancelled():
             raise Cancelled
+        if self.host.state.denied is not None:
+            raise copy_of(self.host.state.denied)
 
     def _perform(self, step: TransferStep) -> StepResult:
         self._check()

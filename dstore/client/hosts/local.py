@@ -21,7 +21,7 @@ from dstore.core.local.effects import Announce, Dropped, LocalEffect, Look, Subs
 from dstore.core.local.membership import LAPSED
 from dstore.core.local.operations import One, ReadOptions
 from dstore.core.local.state import LocalState
-from dstore.errors import AddressError, GlobalUnavailable
+from dstore.errors import AddressError, DstoreError, GlobalUnavailable
 from dstore.protocol import wire
 from dstore.protocol.messages import Broadcast, Committed, Key
 from dstore.quoting import visible
@@ -64,6 +64,8 @@ class Local:
         self._evicted_files = EvictedFiles(self.host)
         self._on_deletion = on_deletion
         self._trouble = ""  # why Global is not reached
+        self._denied: DstoreError | None = None  # why it does not let this client in, it is said
+        self._told: DstoreError | None = None  # and what the calls under way know of that
         self._thread = native.Thread(self._serve, "dstore-local")
         self._is_up = False  # whether sockets and thread are there: one is made after the other
 
@@ -99,7 +101,8 @@ class Local:
             self.host.check_open()
             if self._thread.started:  # a signal handler has done all this just now
                 return
-            link = self.host.link = Link(self._settings.address)
+            settings = self._settings
+            link = self.host.link = Link(settings.address, settings.keys, settings.read_keys)
             try:
                 self._thread.start()
             except BaseException as error:
@@ -243,12 +246,26 @@ class Local:
                 state.reconnected(now)
             if self._trouble != control.last_error:
                 self._trouble = state.last_error = control.last_error
+            if self._denied is not control.denied:
+                self._denied = control.denied
+                state.deny(self._denied)
             for message in messages:
                 effects += state.receive(message, now)
             effects += state.tick(now)
+            denied = state.denied
             host.notify()
         self._perform(effects)
+        if self._told is not denied:
+            self._tell_denied(denied)
         self._loop.turn()
+
+    def _tell_denied(self, error: DstoreError | None) -> None:
+        """End what waits for Global, which does not let this client in; None: it does again."""
+        self._told = error
+        if error is not None:
+            self.host.link.channels.close_idle()
+            self._loop.deny()
+            self._watches.deny(error)
 
     def _perform(self, effects: list[LocalEffect]) -> None:
         for effect in effects:

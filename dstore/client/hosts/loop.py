@@ -148,6 +148,13 @@ class LoopHost:
         self._pipeline.send(self._fail)
         self._wake_tasks()
 
+    def deny(self) -> None:
+        """End the waiting for replies: Global does not let this client in, as the state knows."""
+        with self._host.lock:
+            for call in list(self._pipeline.waiting.values()):
+                self._go_on_without_reply(call, clock.now())
+        self._wake_tasks()
+
     def shut(self) -> None:
         """End all calls with NodeClosed; those that helper threads work for are ended by these."""
         self._cancel_waiting()
@@ -179,9 +186,12 @@ class LoopHost:
     def _expire(self) -> None:
         now = clock.now()
         while (call := self._timers.pop(now)) is not None:
-            sent = call.sent
-            self._pipeline.pause(call)
-            self._go_on(call, StepResult(now, sent=sent))
+            self._go_on_without_reply(call, now)
+
+    def _go_on_without_reply(self, call: LoopCall, now: float) -> None:
+        sent = call.sent
+        self._pipeline.pause(call)
+        self._go_on(call, StepResult(now, sent=sent))
 
     # ---- in any thread, with the lock -----------------------------------------------------
 
@@ -205,6 +215,9 @@ class LoopHost:
             now = clock.now()
             if now >= step.until or step.predicate(now):
                 return StepResult(now)
+        if isinstance(step, Request) and self._host.state.denied is not None:
+            self._pipeline.pause(call)
+            return StepResult(clock.now())
         call.step = step
         if isinstance(step, Request):
             self._pipeline.add(call, step)

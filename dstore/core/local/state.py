@@ -32,6 +32,7 @@ from dstore.core.local.former import Former, Value
 from dstore.core.local.membership import LAPSED, Membership, lease_word
 from dstore.core.local.shared import SharedPage
 from dstore.core.local.writer import Writer
+from dstore.errors import AccessDenied, DstoreError
 from dstore.protocol.messages import (
     NO_SESSION,
     Ack,
@@ -108,6 +109,9 @@ class LocalState(Entries):
         self.value_limit = VALUE_LIMIT_DEFAULT
         self.large_from = LARGE_FROM_DEFAULT
         self.last_error = ""  # the likely reason if Global does not answer; empty if unknown
+        self._shut_out: DstoreError | None = None  # why Global does not let this client in
+        self._hello_denied: DstoreError | None = None  # or gives it no session
+        self.writer_denied: DstoreError | None = None  # or does not let it write
         self._random16 = random16
         self._label = label
         self._reorder_buffer: list[Broadcast] = []
@@ -266,6 +270,18 @@ class LocalState(Entries):
             self._writer_at = now
         if self.joined.session:
             self._sync_at = now
+
+    def deny(self, error: DstoreError | None) -> None:
+        """Note why Global does not let this client in; None: it does, or that is not known.
+
+        The session and its lease stay: Global counts this Local as a holder until the lease ends.
+        """
+        self._shut_out = error
+
+    @property
+    def denied(self) -> DstoreError | None:
+        """Why every request is in vain, until Global lets this client in; None if it does."""
+        return self._shut_out or self._hello_denied
 
     # ---- leaving --------------------------------------------------------------------------
 
@@ -459,6 +475,7 @@ class LocalState(Entries):
             return []
         self.counters["joins"] += 1
         self.last_error = ""
+        self._hello_denied = None
         joined.epoch, joined.session = message.epoch, message.session
         joined.applied = self._acked = message.seq
         self._secret = message.secret
@@ -515,6 +532,8 @@ class LocalState(Entries):
         """Handle a refusal: join again if the session is lost; note other reasons for errors."""
         if message.refusal in (Refusal.OTHER_VERSION, Refusal.BUSY):
             self.last_error = f"it says: {message.text}"
+        if message.refusal is Refusal.DENIED and not message.request:  # else it is of an OFFER
+            self._on_denied(AccessDenied(message.text))
         if message.refusal not in (Refusal.OTHER_EPOCH, Refusal.UNKNOWN_SESSION):
             return
         if self.closing:
@@ -543,12 +562,20 @@ class LocalState(Entries):
                 self._end_observer()
                 self._reset_control(now)
 
+    def _on_denied(self, error: AccessDenied) -> None:
+        """Global has refused a HELLO, since this client may not have such a session."""
+        if self._writer_at < NEVER:
+            self.writer_denied, self._writer_at = error, NEVER
+        if self.page is None and not self.joined.session:
+            self._hello_denied = error
+
     # ---- the session for writes -----------------------------------------------------------
 
     def want_writer(self, now: float) -> None:
         """Have a session opened for the writes of this Local, unless there is one."""
         own = self.page is None and not self.bridging  # then its membership serves for writes
         if not own and not self.writer.session and self._writer_at == NEVER:
+            self.writer_denied = None
             self._writer_nonce = self._random16()
             self._writer_at, self._writer_pause = now, RETRY_FIRST
 

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from dstore.core.local.state import LocalState
 from dstore.core.local.steps import Operation, Request, StepResult, WaitUntil
-from dstore.errors import GlobalUnavailable, RequestRefused
+from dstore.errors import AccessDenied, DstoreError, GlobalUnavailable, RequestRefused, copy_of
 from dstore.protocol.messages import (
     DelReply,
     ExpireReply,
@@ -62,6 +62,14 @@ class Declined(Unanswered):
     """Global refuses the request for good."""
 
 
+class Denied(Unanswered):
+    """Global does not let this client in, or does not let it do this; ``error`` says why."""
+
+    def __init__(self, now: float, unknown: int, error: DstoreError) -> None:
+        super().__init__(now, unknown, str(error))
+        self.error = error
+
+
 def envelope(state: LocalState) -> tuple[int, int, int]:
     """Return epoch, session, and the number of the next request."""
     return state.epoch, state.session, state.next_request()
@@ -72,10 +80,11 @@ def ensure_joined(state: LocalState, now: float, deadline: float) -> Operation[f
     check_time(state, now, deadline)
 
     def ready(_: float) -> bool:
-        return bool(state.session) or state.bridging
+        return bool(state.session) or state.bridging or state.denied is not None
 
     if not ready(now):
         now = (yield WaitUntil(ready, deadline)).now
+    check_admitted(state)
     if not ready(now):
         raise unavailable(state)
     return now
@@ -84,14 +93,20 @@ def ensure_joined(state: LocalState, now: float, deadline: float) -> Operation[f
 def ensure_writer(state: LocalState, now: float, deadline: float) -> Operation[float]:
     """Wait for a session for writes. Returns the time after that."""
     check_time(state, now, deadline)
+    check_admitted(state)
     if not state.writer.session:
         state.want_writer(now)
 
         def ready(now: float) -> bool:
+            if state.denied is not None or state.writer_denied is not None:
+                return True
             state.want_writer(now)  # the membership may have ended, and with it the need for none
             return bool(state.writer.session)
 
         now = (yield WaitUntil(ready, deadline)).now
+        check_admitted(state)
+        if state.writer_denied is not None:
+            raise copy_of(state.writer_denied)
     if not state.writer.session:
         raise unavailable(state)
     return now
@@ -117,6 +132,8 @@ def exchange(
     pause = min(pause, (deadline - now) / 4)
     while True:
         if first is None:
+            if state.denied is not None:
+                raise Denied(now, unknown, state.denied)
             result = yield Request(message, min(deadline, now + pause))
         else:
             result, first = first, None
@@ -126,17 +143,13 @@ def exchange(
             return now, reply
         if isinstance(reply, Refused):
             unknown -= 1
-            if reply.refusal is Refusal.BUSY:
-                state.last_error = f"it says: {reply.text}"
-            if reply.refusal in (Refusal.OTHER_EPOCH, Refusal.UNKNOWN_SESSION):
-                state.refused(reply, now)
-                why = "Global, or what it knew of this Local, was lost before it answered"
-                raise SessionLost(now, unknown, why)
-            if reply.refusal not in (Refusal.CLOSING, Refusal.BUSY):
-                raise Declined(now, unknown, reply.text)
-            now = (yield WaitUntil(lambda _: False, min(deadline, now + pause))).now
+            _check_refusal(state, reply, now, unknown)
+            until = min(deadline, now + pause)
+            now = (yield WaitUntil(lambda _: state.denied is not None, until)).now
         elif reply is not None:
             raise Declined(now, unknown, f"it answered with {type(reply).__name__}")
+        elif state.denied is not None:
+            raise Denied(now, unknown, state.denied)
         if now >= deadline:
             if not (patient and state.is_quiet(now)):
                 raise Unanswered(now, unknown)
@@ -144,8 +157,24 @@ def exchange(
         pause = min(2 * pause, RESEND_MAX)
 
 
+def _check_refusal(state: LocalState, reply: Refused, now: float, unknown: int) -> None:
+    """Note a refusal. Raises SessionLost, Denied or Declined, unless it is to be asked again."""
+    if reply.refusal is Refusal.BUSY:
+        state.last_error = f"it says: {reply.text}"
+    if reply.refusal in (Refusal.OTHER_EPOCH, Refusal.UNKNOWN_SESSION):
+        state.refused(reply, now)
+        why = "Global, or what it knew of this Local, was lost before it answered"
+        raise SessionLost(now, unknown, why)
+    if reply.refusal is Refusal.DENIED:
+        raise Denied(now, unknown, AccessDenied(reply.text))
+    if reply.refusal not in (Refusal.CLOSING, Refusal.BUSY):
+        raise Declined(now, unknown, reply.text)
+
+
 def failure(state: LocalState, ended: Unanswered) -> Exception:
     """Return the error that a program gets for an exchange without an answer."""
+    if isinstance(ended, Denied):
+        return copy_of(ended.error)
     if isinstance(ended, Declined):
         return RequestRefused(f"Global refused the request: {ended.why}")
     return unavailable(state)
@@ -155,6 +184,12 @@ def check_time(state: LocalState, now: float, deadline: float) -> None:
     """Raise GlobalUnavailable if the deadline has passed."""
     if now >= deadline:
         raise unavailable(state)
+
+
+def check_admitted(state: LocalState) -> None:
+    """Raise AccessDenied or WrongServer if Global does not let this client in."""
+    if state.denied is not None:
+        raise copy_of(state.denied)
 
 
 def unavailable(state: LocalState) -> GlobalUnavailable:
@@ -169,7 +204,10 @@ def unavailable(state: LocalState) -> GlobalUnavailable:
 def note_failed(state: LocalState, refused: Refused | None, now: float) -> None:
     """Handle the failure of a transfer: join again if the session is unknown, else raise."""
     if refused is None:
+        check_admitted(state)
         raise unavailable(state)
+    if refused.refusal is Refusal.DENIED:
+        raise AccessDenied(refused.text)
     if refused.refusal not in (Refusal.OTHER_EPOCH, Refusal.UNKNOWN_SESSION):
         raise RequestRefused(f"Global refused the transfer: {refused.text}")
     state.refused(refused, now)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from dstore.config import KEYS_PER_MESSAGE_MAX
-from dstore.core.local.operations.exchange import check_time
+from dstore.core.local.operations.exchange import check_admitted, check_time
 from dstore.core.local.operations.fetching import Answer, Begun, Reading, ReadOptions, fetch
 from dstore.core.local.state import LocalState
 from dstore.core.local.steps import Operation, WaitUntil
@@ -59,10 +59,14 @@ def rest(
 def _renewed(state: LocalState, now: float, deadline: float) -> Operation[float]:
     """Wait for a valid lease, or for a change of session, which empties the cache."""
     session = state.session
+    check_admitted(state)
     state.renew(now)
-    result = yield WaitUntil(
-        lambda now: now < state.lease_end or state.session != session, deadline
-    )
+
+    def changed(now: float) -> bool:
+        return now < state.lease_end or state.session != session or state.denied is not None
+
+    result = yield WaitUntil(changed, deadline)
+    check_admitted(state)
     check_time(state, result.now, deadline)
     return result.now
 
