@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from dstore import checks
 from dstore.core.authority.effects import GlobalEffect, Load, Publish, Send
+from dstore.core.authority.identity import Identity
 from dstore.core.authority.state import GlobalState
 from dstore.core.engine import Bulk, Engine, Loaded, LoadingEngine
 from dstore.errors import BadMessage
@@ -302,9 +303,16 @@ class Loop:
         if self.state.counters["failed_loads"] > failed:
             self._load_log.warning("a value was loaded that does not have its size")
 
-    def _take(self, router: Router, route: bytes, frame: bytes, data: Buffer | None) -> None:
+    def _take(
+        self,
+        router: Router,
+        route: bytes,
+        frame: bytes,
+        data: Buffer | None,
+        identity: Identity,
+    ) -> None:
         get = wire.get_of(frame) if data is None else None
-        reply = self.state.read(get) if get is not None else None
+        reply = self.state.read(get, identity) if get is not None else None
         if reply is not None:  # nearly all requests end here
             router.send(route, wire.encode(reply))
             return
@@ -316,7 +324,7 @@ class Loop:
         if type(message) is Hello and not router.knows(route):
             return  # its connection has ended: the answer would reach no Local
         # The clock is read after the message has arrived: a lease counts from receipt.
-        self._perform(router, self.state.receive(route, message, clock.now()))
+        self._perform(router, self.state.receive(route, message, clock.now(), identity))
 
     def _perform(self, router: Router, effects: list[GlobalEffect]) -> None:
         for effect in effects:

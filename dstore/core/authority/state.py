@@ -21,6 +21,7 @@ from dstore.core.authority.changes import Changes
 from dstore.core.authority.deadlines import Deadlines
 from dstore.core.authority.effects import Alarm, GlobalEffect, Outbox, Refuse
 from dstore.core.authority.host import OwnMembership, Page
+from dstore.core.authority.identity import ANYONE, Identity
 from dstore.core.authority.invalidations import Invalidations
 from dstore.core.authority.loads import Loads
 from dstore.core.authority.memberships import Memberships
@@ -175,7 +176,9 @@ class GlobalState:
 
     # ---- events ---------------------------------------------------------------------------
 
-    def receive(self, route: m.Route, message: m.ToGlobal, now: float) -> list[GlobalEffect]:
+    def receive(
+        self, route: m.Route, message: m.ToGlobal, now: float, identity: Identity = ANYONE
+    ) -> list[GlobalEffect]:
         """Handle one message.
 
         ``now`` must have been read after the message arrived: a lease that is counted from an
@@ -224,7 +227,7 @@ class GlobalState:
         self._changes.emit()
         return self._out.take()
 
-    def read(self, message: m.Get) -> m.GetReply | None:
+    def read(self, message: m.Get, identity: Identity = ANYONE) -> m.GetReply | None:
         """Return the reply to a GET, which is all that :meth:`receive` would do with it.
 
         Returns None, and does nothing, if it names no open session, or has to wait until the engine
@@ -308,6 +311,13 @@ class GlobalState:
         After a failure a new page of a new session is needed.
         """
         return self._host is not None and self._own.lost
+
+    def revoke(self, identity: Identity, now: float) -> list[GlobalEffect]:
+        """Stand-in: end what belongs to an identity."""
+        return self._effects()
+
+    def conceal(self) -> None:
+        """Stand-in: from now on broadcasts name no keys."""
 
     def tick(self, now: float) -> list[GlobalEffect]:
         """Do what is due at this moment."""
