@@ -155,6 +155,14 @@ class DataError(DstoreError):
     """
 
 
+class KeyFolderError(DstoreError):
+    """A key folder, or a file in it, cannot be used or changed. The message says what to do.
+
+    Likely cause: it belongs to another user, others may read it, or it is damaged; or a client is
+    added whose name is taken, or revoked whose name is unknown.
+    """
+
+
 class BadMessage(DstoreError):
     """A frame is not a message of this protocol. Its sender is at fault, not the receiver."""
 

@@ -1,0 +1,1 @@
+"""Who may use a Global: key folders, connect files, and how revocations reach running Globals."""

@@ -314,7 +314,12 @@ class GlobalState:
 
     def revoke(self, identity: Identity, now: float) -> list[GlobalEffect]:
         """Stand-in: end what belongs to an identity."""
+        identity.revoked = True
         return self._effects()
+
+    def sessions_of(self, identity: Identity) -> int:
+        """Stand-in: how many sessions of this identity are open."""
+        return 0
 
     def conceal(self) -> None:
         """Stand-in: from now on broadcasts name no keys."""
