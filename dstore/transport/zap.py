@@ -38,7 +38,7 @@ class KeyRing(Protocol):
     """The keys of one moment. It never changes; a new one takes its place."""
 
     @property
-    def server_secret(self) -> str:
+    def server_secret(self) -> bytes:
         """The secret key of this server, in Z85."""
 
     @property
@@ -46,10 +46,10 @@ class KeyRing(Protocol):
         """Finds the identity that has a public key, given in Z85."""
 
 
-def close_to_others(sock: zmq.Socket[bytes], secret: str) -> None:
+def close_to_others(sock: zmq.Socket[bytes], secret: bytes) -> None:
     """Have a socket that is not bound yet admit only peers that the doorkeeper admits."""
     sock.setsockopt(zmq.CURVE_SERVER, 1)
-    sock.setsockopt(zmq.CURVE_SECRETKEY, secret.encode())
+    sock.setsockopt(zmq.CURVE_SECRETKEY, secret)
     sock.setsockopt(zmq.ZAP_DOMAIN, DOMAIN)
     sock.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
 

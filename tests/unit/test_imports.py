@@ -32,10 +32,16 @@ ROOMS: dict[str, set[str]] = {
     "core": set(),
     "core.engine": {"errors", "protocol"},
     "core.local": {"errors", "config", "protocol", "compiled"},
-    "core.authority.identity": set(),
+    "core.authority.identity": {"protocol"},
     "core.authority": {"errors", "config", "protocol", "core.engine", "core.authority.identity"},
     "codecs": {"errors", "config", "checks", "protocol"},
-    "access": GROUND | {"core.authority.identity"},
+    "access": set(),
+    "access.connect": GROUND,
+    "access.files": GROUND | {"shm.directory"},
+    "access.keys": GROUND
+    | {"access.connect", "access.files", "core.authority.identity", "protocol", "shm.directory"}
+    | {"transport.keypair"},
+    "access.running": GROUND | {"access.files", "access.keys"},
     "transport": GROUND | {"protocol", "core.authority.identity"},
     "shm": GROUND | {"protocol", "core.engine", "core.local"},
     "client": GROUND | {"protocol", "core.local", "codecs", "transport", "shm"},
