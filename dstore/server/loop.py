@@ -476,7 +476,9 @@ class Loop:
             self.state.counters["denied"] += 1
             self.state.counters[_counter_of(why)] += 1
         log_of_kind = self._denied_logs[why]
-        log_of_kind.warning("refused a connection of %s: %s", source or "a peer", why.value)
+        log_of_kind.warning(
+            "refused a connection of %s: %s", source or "an unknown address", why.value
+        )
 
     # ---- what strangers send --------------------------------------------------------------
 

@@ -55,6 +55,7 @@ CURVE_HEARTBEAT_BYTES = 56
 CURVE_SUBSCRIPTION_BYTES_MAX = 384
 """The same as ``SUBSCRIPTION_BYTES_MAX`` with CURVE, where each topic has a frame of its own."""
 _FAILURES = int(zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_AUTH)
+_BROKEN_OFF = int(zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL)
 _EVENTS = int(zmq.EVENT_LISTENING | zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED | _FAILURES)
 
 
@@ -80,6 +81,7 @@ class Denied(Enum):
     OTHER_MECHANISM = "only one of both sides uses keys"
     OTHER_SERVER_KEY = "it expects another server key"
     MALFORMED = "it does not follow ZeroMQ's protocol"
+    BROKEN_OFF = "it ended in the middle of the handshake, as one without keys does"
 
 
 _PROTOCOL_FAILURES = {
@@ -166,8 +168,9 @@ class Connection:
         self.heartbeat_bytes += used
         self.heartbeat_credit = min(self.heartbeat_credit - used, HEARTBEATS_SAVED_MAX)
         if self.unread < -self.wire.handshake:
-            # An earlier check counted waiting messages as heartbeats.
-            self.heartbeat_bytes += self.unread + self.wire.handshake
+            # An earlier check counted waiting messages as heartbeats. Or bytes have arrived between
+            # the two looks of the kernel's counters, and ``received`` is too low for once.
+            self.heartbeat_bytes = max(0, self.heartbeat_bytes + self.unread + self.wire.handshake)
 
     def update_unfinished(self, rounds: int) -> None:
         """Update how many bytes belong to a message that has not arrived completely.
@@ -247,7 +250,8 @@ class ConnectionTable:
         self._wire = wire
         self._sock = sock
         endpoint = f"inproc://{name}"
-        sock.monitor(endpoint, _EVENTS)
+        # Without keys those that break off are no strangers: a look whether the port is open.
+        sock.monitor(endpoint, _EVENTS | _BROKEN_OFF if wire is CURVE else _EVENTS)
         self.monitor = sock.context.socket(zmq.PAIR)
         # No limit: ZeroMQ's I/O thread would block until there is room for an event.
         self.monitor.setsockopt(zmq.RCVHWM, 0)
@@ -319,6 +323,8 @@ class ConnectionTable:
                     self.denied.append((Denied.UNKNOWN_KEY, None))  # it ends a little later
                 elif event & _FAILURES:
                     self._failure = _PROTOCOL_FAILURES.get(value, Denied.MALFORMED)
+                elif event == _BROKEN_OFF:
+                    self._failure = Denied.BROKEN_OFF
                 else:
                     yield event == zmq.EVENT_ACCEPTED, value
 

@@ -213,7 +213,7 @@ class Router:
         """Take the first frame of a message; meanwhile see who connects. Raises zmq.Again.
 
         The address of a peer can be had only while it is connected, and one whose handshake fails
-        is gone in an instant.
+        is gone in an instant. Of one that sends all of it at once it stays unknown at times.
         """
         try:
             return self._router.recv(zmq.NOBLOCK)

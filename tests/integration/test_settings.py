@@ -81,7 +81,7 @@ GLOBAL: dict[str, tuple[list[Any], list[Any]]] = {
     "host_cache": ([None, 0, 1 << 20, np.int64(2 << 20)], [*NO_COUNTS, 1, (1 << 20) - 1]),
     "shm": ([None, ""], NO_PATHS),
     "data": ([None], [*NO_PATHS, ""]),
-    "keys": ([None, "folder"], [*NO_PATHS, ""]),
+    "keys": ([None], [*NO_PATHS, ""]),
     "insecure": ([True, False], NO_FLAGS),
     "engine": (
         [None, MemoryEngine()],
