@@ -41,6 +41,8 @@ HELP = {
     "--finish": "use the next server key from now on (without it: make the next server key)",
     "--host-cache": "how much memory this host may take for small values that its processes "
     "share, 0 for none (default: 256M, and at most a quarter of the file system in memory)",
+    "--insecure": "permit an address that other machines can reach without keys: every program "
+    "there can then read and write everything",
     "--json": "print them as one JSON object",
     "--keys": "admit only clients whose keys are in this folder, which `dstore access init` makes, "
     "and encrypt (default: every program that reaches Global may use it)",
@@ -202,6 +204,8 @@ def _add_programs(parsers: _Parsers) -> None:
     _option(serve, "--shm", type=folder, metavar="DIR")
     _option(serve, "--host-cache", type=host_cache, metavar="SIZE")
     _option(serve, "--data", type=data_folder, metavar="DIR")
+    _option(serve, "--keys", type=data_folder, metavar="DIR")
+    _option(serve, "--insecure", action="store_true")
     _add_logging(serve)
 
     host = _add(parsers, "host", "let the processes of this host share one cache of Global")

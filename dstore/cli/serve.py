@@ -16,7 +16,7 @@ from dstore.cli import console
 from dstore.cli.console import plain
 from dstore.cli.notify import notify
 from dstore.client.owner import HostOwner
-from dstore.errors import DataError
+from dstore.errors import DataError, KeyFolderError
 from dstore.server.server import Global
 from dstore.transport.addresses import is_private
 
@@ -25,6 +25,8 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 def serve(options: Namespace) -> int:
     """Run Global in this thread until SIGINT or SIGTERM. Returns the exit code."""
+    if options.keys is not None and options.insecure:
+        options.parser.error("--insecure is for a Global without --keys; give one of them")
     _log(options)
     take_all_descriptors()
     server = Global(
@@ -39,15 +41,18 @@ def serve(options: Namespace) -> int:
         shm=options.shm,
         host_cache=options.host_cache,
         data=options.data,
+        keys=options.keys,
+        insecure=options.insecure,
     )
     try:
         with _signals_held():
             server.bind()
             _stop_on_signals(server.stop, server.close)
-    except DataError as error:  # the folder is the wrong one; later, its disk has failed
+    except (DataError, KeyFolderError) as error:  # it is the wrong folder; later, its disk failed
         console.complain(console.said(error))
         return console.EXIT_USAGE
-    _warn_if_exposed(server)
+    if options.insecure:
+        _warn_if_exposed(server)
     address = plain(server.address)
     _greet(f"Dstore server listening on {address}", f"listening on {address}")
     notify("READY=1")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import time
 from collections.abc import Callable
@@ -9,20 +10,24 @@ from functools import partial
 from typing import NamedTuple
 
 from dstore import checks
+from dstore.access.keys import Changes, KeyRing
 from dstore.core.authority.effects import GlobalEffect, Load, Publish, Send
-from dstore.core.authority.identity import ANYONE, Identity
+from dstore.core.authority.identity import Identity
 from dstore.core.authority.state import GlobalState
 from dstore.core.engine import Bulk, Engine, Loaded, LoadingEngine
-from dstore.errors import BadMessage
+from dstore.errors import AddressError, BadMessage
 from dstore.protocol import wire
 from dstore.protocol.messages import Buffer, Hello, Key, Refusal, Refused
 from dstore.runtime import clock, native
 from dstore.runtime.logs import Log, RateLimitedLog
 from dstore.runtime.native import signals_blocked
+from dstore.server.access import Access
 from dstore.server.durable import Durable
 from dstore.server.engines.memory import MemoryEngine
 from dstore.server.host import HostMembership
 from dstore.shm import bulk_for
+from dstore.transport import addresses
+from dstore.transport.connection import Denied
 from dstore.transport.router import Router
 
 log = Log("dstore.global")
@@ -39,11 +44,19 @@ FINISH_SLACK = 0.5
 """Seconds beyond one lease within which the last answers must have been given."""
 
 
+REBIND_TIMEOUT = 5.0
+"""Seconds to try to listen again when the server key has changed."""
+REBIND_PAUSE = 0.1
+"""Seconds between two tries."""
+
+
 class GlobalSettings(NamedTuple):
     """The parameters of :class:`dstore.Global` that it needs when it binds.
 
     ``publisher`` is empty if it follows from ``address``. ``shm`` is None for the default folder,
-    and ``host_cache`` for the default size. ``data`` is None if nothing is kept on a disk.
+    and ``host_cache`` for the default size. ``data`` is None if nothing is kept on a disk, and
+    ``keys`` if all may use this Global; these are the programs of this machine alone, unless it is
+    ``insecure``.
     """
 
     address: str
@@ -56,6 +69,28 @@ class GlobalSettings(NamedTuple):
     shm: str | None
     host_cache: int | None
     data: str | None
+    keys: str | None
+    insecure: bool
+
+
+def exposed(router: Router) -> list[str]:
+    """Return the addresses of a router that other machines can reach. Looks host names up."""
+    return [each for each in (router.address, router.publisher) if not addresses.is_private(each)]
+
+
+def _refuse_if_exposed(router: Router) -> None:
+    found = exposed(router)
+    if found:
+        raise AddressError(
+            f"{' and '.join(found)} can be reached from other machines, and without keys every "
+            "program there could read and write everything; give it a key folder (--keys DIR, or "
+            "keys=), which `dstore access init DIR` makes, or listen on 127.0.0.1 or at an "
+            "ipc path, or permit it (--insecure, or insecure=True)"
+        )
+
+
+def _counter_of(why: Denied) -> str:
+    return f"denied_{why.name.lower()}"
 
 
 def loading_engine(engine: Engine) -> LoadingEngine | None:
@@ -84,33 +119,37 @@ class Loop:
         self._bulk: Bulk | None = None
         self._host: HostMembership | None = None
         self._durable: Durable | None = None
+        self._access: Access | None = None
+        self._era = 0  # counts the routers so far
+        self._server_key = ""  # the public one of the present router
         self._serving = False
         self._rate_limited_log = RateLimitedLog(log)
         self._load_log = RateLimitedLog(log)
+        self._denied_logs = {each: RateLimitedLog(log) for each in Denied}
 
     # ---- life -----------------------------------------------------------------------------
 
     def open(self) -> tuple[str, str]:
         """Bind the sockets. Returns the addresses for requests and for broadcasts.
 
-        Raises AddressError and DataError. After any exception :meth:`close` is to follow.
+        Raises AddressError, DataError and KeyFolderError. After any exception :meth:`close` is to
+        follow.
         """
         settings = self.settings
         durable: Durable | None = None
         deadlines: list[tuple[Key, bytes, float]] = []
+        if settings.keys is not None:
+            with signals_blocked():
+                self._access = Access(settings.keys)
         if settings.data is not None:
             with signals_blocked():
                 durable = self._durable = Durable(settings.data, settings.lease)
             self._engine.close()  # empty, if an earlier try has failed
             assert isinstance(self._engine, MemoryEngine)  # no other one goes with a data folder
             deadlines = durable.load(self._engine)
-        with signals_blocked():
-            router = self.router = Router(
-                settings.address,
-                settings.publisher or None,
-                max_clients=settings.max_clients,
-                warn=self._warn_of_cut,
-            )
+        router = self._new_router(settings.address, settings.publisher or None)
+        if self._access is None and not settings.insecure:
+            _refuse_if_exposed(router)
         epoch = secrets.randbits(63) | 1
         bulk = self._bulk = bulk_for(epoch, settings.shm, self._given)
         if durable is not None:
@@ -127,16 +166,21 @@ class Loop:
             random63=partial(secrets.randbits, 63),
             wall=time.time,
             max_clients=settings.max_clients,
-            peer_of=router.peer_of,
+            peer_of=self._peer_of,
             durable=durable is not None,
             quiet_until=self._quiet_until(),
         )
         if durable is not None:
             self.state.figures_of_disk = durable.figures
             self.state.recover(deadlines, clock.now())
-            durable.begin(router.wake)
+            durable.begin(self.wake)
         if self._loading is not None:
-            self._loading.begin(router.wake)
+            self._loading.begin(self.wake)
+        self.state.counters.update(dict.fromkeys(map(_counter_of, Denied), 0), denied=0)
+        if self._access is not None:
+            if self._access.ring.concealed:
+                self.state.conceal()
+            self._access.report(clock.now(), self.state.sessions_of)
         # The names follow from the port. Nothing has been answered yet: what a former Global on
         # this address has left is void before this one says anything.
         with signals_blocked():
@@ -153,6 +197,24 @@ class Loop:
             self._host.begin(clock.now())
         return router.address, router.publisher
 
+    def _new_router(self, address: str, publisher: str | None) -> Router:
+        ring = None if self._access is None else self._access.ring
+        with signals_blocked():
+            router = self.router = Router(
+                address,
+                publisher,
+                max_clients=self.settings.max_clients,
+                warn=self._warn_of_cut,
+                deny=self._deny,
+                keys=ring,
+                era=self._era.to_bytes(4, "big") if self._era else b"",
+            )
+        self._server_key = "" if ring is None else ring.server_public
+        return router
+
+    def _peer_of(self, route: bytes) -> str | None:
+        return None if self.router is None else self.router.peer_of(route)
+
     def _quiet_until(self) -> float:
         """Return when the leases of former lives are over, as far as they are known."""
         if self._durable is not None:
@@ -167,21 +229,20 @@ class Loop:
 
     def close(self) -> None:
         """Give back the sockets and the memory of large values. What was given stays open."""
-        router, bulk, host = self.router, self._bulk, self._host
-        try:
-            if host is not None:  # first: from now on another Global may have the address
-                host.close(clock.now())
-        finally:
-            try:
-                if router is not None:
-                    router.close()
-            finally:
-                try:
-                    if bulk is not None:
-                        bulk.close()
-                finally:
-                    if self._durable is not None:
-                        self._durable.close(lease_out=self._lease_out())
+        with contextlib.ExitStack() as closing:  # the last one is closed first
+            if self._access is not None:
+                closing.callback(self._access.close)
+            if self._durable is not None:
+                closing.callback(self._close_durable, self._durable)
+            if self._bulk is not None:
+                closing.callback(self._bulk.close)
+            if self.router is not None:
+                closing.callback(self.router.close)
+            if self._host is not None:  # from now on another Global may have the address
+                closing.callback(self._host.close, clock.now())
+
+    def _close_durable(self, durable: Durable) -> None:
+        durable.close(lease_out=self._lease_out())
 
     def _lease_out(self) -> bool:
         state = getattr(self, "state", None)
@@ -193,19 +254,21 @@ class Loop:
             self.router.forked()
         if self._durable is not None:
             self._durable.forked()
+        if self._access is not None:
+            self._access.forked()
 
     # ---- serving --------------------------------------------------------------------------
 
     def serve(self, ended: Callable[[], object]) -> None:
         """Serve until ``ended()``, which is called after each message and each wake-up."""
-        router = self.router
-        assert router is not None
         self._serving = True
         self._wait_in_silence(ended)
-        alarm, host, durable = self.state.alarm, self._host, self._durable
+        alarm, host, durable, access = self.state.alarm, self._host, self._durable, self._access
         while not ended():
             until = alarm.moment if host is None else min(alarm.moment, host.check_at)
-            self._turn(router, until if durable is None else min(until, durable.check_at))
+            if access is not None and access.check_at < until:
+                until = access.check_at
+            self._turn(until if durable is None else min(until, durable.check_at))
 
     def _wait_in_silence(self, ended: Callable[[], object]) -> None:
         """Answer nothing while a Global that has the same data may go on; see Durable."""
@@ -220,36 +283,39 @@ class Loop:
             )
         while left > 0 and not ended():
             native.sleep(min(left, SILENCE_SLICE))
+            self._look_at_keys()
             left = silent_until - clock.now()
 
     def finish(self) -> None:
         """Answer what has arrived and what waits for acknowledgements; take no new writes."""
-        router = self.router
-        assert router is not None
         answered = False
         for _ in range(FINISH_MAX):
-            if not self._turn(router, 0.0):
+            if not self._turn(0.0):
                 break
             answered = True
         self.state.close()
         end = clock.now() + self.settings.lease + FINISH_SLACK
         while not self.state.idle and clock.now() < end:
-            self._turn(router, min(self.state.wake_at, end))
+            self._turn(min(self.state.wake_at, end))
             answered = True
         if answered:
             end = clock.now() + LAST_WORDS
             while clock.now() < end:
-                self._turn(router, end)
+                self._turn(end)
 
-    def _turn(self, router: Router, until: float) -> bool:
+    def _turn(self, until: float) -> bool:
         """Handle one message, if one arrives in time, and do what is due.
 
         Returns whether a message arrived. Exceptions are logged: a bug that one message triggers
         must not end the service for others. But DataError ends it, and so does any failure to
         apply what is durable: memory and disk would not be the same any more.
         """
+        router = self.router
+        assert router is not None
         arrived = router.receive(until - clock.now())
         if arrived is not None:
+            if self._access is not None:
+                self._access.heard.add(arrived[3])
             try:
                 self._take(router, *arrived)
             except Exception:
@@ -271,6 +337,8 @@ class Loop:
             self._take_committed(router, durable)
         if self._loading is not None or self._failed:
             self._take_loaded(router)
+        if self._access is not None and now >= self._access.check_at:
+            self._look_at_keys()
         return arrived is not None
 
     def _take_committed(self, router: Router, durable: Durable) -> None:
@@ -309,7 +377,7 @@ class Loop:
         route: bytes,
         frame: bytes,
         data: Buffer | None,
-        identity: Identity = ANYONE,
+        identity: Identity,
     ) -> None:
         get = wire.get_of(frame) if data is None else None
         reply = self.state.read(get, identity) if get is not None else None
@@ -347,7 +415,70 @@ class Loop:
             self._loading.load(*effect)
         except Exception as error:
             self._failed.append((effect.number, [error] * len(effect.wanted)))
-            router.wake()
+            self.wake()
+
+    # ---- keys -----------------------------------------------------------------------------
+
+    def _look_at_keys(self) -> None:
+        """Apply what is new in the key folder, and report. Raises AddressError."""
+        access = self._access
+        if access is None:
+            return
+        try:
+            news = access.look(clock.now())
+            if news is not None:
+                self._apply(access, *news)
+        except Exception:  # what was revoked and is still answered is not reported as applied
+            log.exception("_look_at_keys failed; Global goes on, and tries again")
+        if access.ring.server_public != self._server_key:
+            self._replace_router()
+        access.report(clock.now(), self.state.sessions_of)
+
+    def _apply(self, access: Access, ring: KeyRing, changed: Changes) -> None:
+        router = self.router
+        assert router is not None
+        if ring.concealed:  # before anybody is admitted who may not see all keys
+            self.state.conceal()
+        router.admit(ring)
+        for identity in changed.revoked:
+            self._perform(router, self.state.revoke(identity, clock.now()))
+            # Not before: the session counts as lapsed only if it was revoked first.
+            router.cut_identity(identity)
+            log.warning("%s has no access any more: its connections were ended", identity.name)
+        access.ring = ring
+
+    def _replace_router(self) -> None:
+        """Listen at the same addresses with another server key. Locals connect again.
+
+        ZeroMQ reads the key when a socket is bound, and one that was bound once cannot be bound
+        again; see the Router. Sessions and all else stay. Raises AddressError if the addresses are
+        not free within ``REBIND_TIMEOUT`` seconds.
+        """
+        former = self.router
+        assert former is not None
+        log.warning("the server key was changed: all connections end, and are made again")
+        former.close()
+        self._era += 1
+        end = clock.now() + REBIND_TIMEOUT
+        while True:
+            try:
+                self._new_router(former.address, former.publisher)
+                break
+            except AddressError:
+                if clock.now() >= end:
+                    raise
+            native.sleep(REBIND_PAUSE)
+        self.wake()  # what was said to the former one
+
+    def _deny(self, why: Denied, source: str | None) -> None:
+        """Count and log a failed handshake."""
+        if self._serving:
+            self.state.counters["denied"] += 1
+            self.state.counters[_counter_of(why)] += 1
+        log_of_kind = self._denied_logs[why]
+        log_of_kind.warning(
+            "refused a connection of %s: %s", source or "an unknown address", why.value
+        )
 
     # ---- what strangers send --------------------------------------------------------------
 

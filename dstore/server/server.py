@@ -86,6 +86,13 @@ class Global:
         folder ``shm``, where the Nodes of this host map them. With a bulk of your own Global puts
         none there, and Nodes of this host fetch large values and share their copies as on any other
         host. The Global closes it when it ends.
+    keys
+        The folder with the keys of this Global and of all clients that it admits, which
+        ``dstore access init`` makes. All that clients and Global send is encrypted. Changes of the
+        folder are applied while the Global runs. Default: every program that can reach the Global
+        may read and write everything.
+    insecure
+        Whether a Global without keys may have an address that other machines can reach.
 
     Raises
     ------
@@ -94,8 +101,8 @@ class Global:
     TypeError
         A parameter has a wrong type.
     ValueError
-        A parameter is out of range, ``engine`` is given beside ``memory_limit`` or ``data``, or
-        ``bulk`` beside ``data``.
+        A parameter is out of range, ``engine`` is given beside ``memory_limit`` or ``data``,
+        ``bulk`` beside ``data``, or ``insecure`` beside ``keys``.
 
     Notes
     -----
@@ -137,6 +144,8 @@ class Global:
         data: str | os.PathLike[str] | None = None,
         engine: Engine | None = None,
         bulk: Bulk | None = None,
+        keys: str | os.PathLike[str] | None = None,
+        insecure: bool = False,
     ) -> None:
         address = addresses.check(checks.text("address", address), bind=True)
         if publisher is not None:
@@ -151,8 +160,12 @@ class Global:
             checks.count("max_clients", max_clients, 1, config.CLIENTS_MAX),
             checks.optional(checks.path, "shm", shm),
             checks.optional(host_cache_size, "host_cache", host_cache),
-            checks.optional(data_folder, "data", data),
+            checks.optional(folder_path, "data", data),
+            checks.optional(folder_path, "keys", keys),
+            checks.flag("insecure", insecure),
         )
+        if self._settings.keys is not None and insecure:
+            raise ValueError("insecure is for a Global without keys; give one of them")
         check_root(self._settings.shm)
         self.address, self.publisher = self._settings[:2]
         self._bulk = _bulk_of(bulk, self._settings.data is not None)
@@ -176,8 +189,8 @@ class Global:
     def bind(self) -> None:
         """Bind the sockets; :attr:`address` and :attr:`publisher` then have the real ports.
 
-        Requests are answered only after :meth:`start` or :meth:`run`. Raises AddressError, after
-        which it may be tried again, and GlobalClosed.
+        Requests are answered only after :meth:`start` or :meth:`run`. Raises AddressError and
+        KeyFolderError, after which it may be tried again, and GlobalClosed.
         """
         with self._change():
             self._check_open()
@@ -432,8 +445,8 @@ def host_cache_size(name: str, value: int) -> int:
     return size
 
 
-def data_folder(name: str, value: object) -> str:
-    """Check the path of a data folder. Raises TypeError and ValueError."""
+def folder_path(name: str, value: object) -> str:
+    """Check the path of a folder of data or keys. Raises TypeError and ValueError."""
     path = checks.path(name, value)
     if not path:
         raise ValueError(f"{name} is empty; name a folder, or leave it out")

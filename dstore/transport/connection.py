@@ -13,12 +13,14 @@ import ipaddress
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from enum import Enum
+from typing import NamedTuple, TypeVar
 
 import zmq
 from zmq.utils.monitor import parse_monitor_message
 
 from dstore.config import FRAME_BYTES_MAX, share_of
+from dstore.core.authority.identity import Identity
 from dstore.runtime.native import sockets
 from dstore.transport import kernel
 from dstore.transport.kernel import PeerName
@@ -44,7 +46,48 @@ HEARTBEATS_SAVED_MAX = 16 << 10
 """Bytes of heartbeats that may arrive at once."""
 HANDSHAKE_BYTES = 256
 """Bytes that a connection may send before its first message."""
-_EVENTS = int(zmq.EVENT_LISTENING | zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED)
+CURVE_HANDSHAKE_BYTES = 832
+"""The same with CURVE; an honest peer sends 565."""
+CURVE_FRAME_BYTES = 33
+"""Bytes that CURVE adds to each frame: a name, a nonce, flags and a seal."""
+CURVE_HEARTBEAT_BYTES = 56
+"""Bytes a second that are taken for heartbeats with CURVE; a Local sends 42."""
+CURVE_SUBSCRIPTION_BYTES_MAX = 384
+"""The same as ``SUBSCRIPTION_BYTES_MAX`` with CURVE, where each topic has a frame of its own."""
+_FAILURES = int(zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_AUTH)
+_BROKEN_OFF = int(zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL)
+_EVENTS = int(zmq.EVENT_LISTENING | zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED | _FAILURES)
+
+
+class Wire(NamedTuple):
+    """What ZeroMQ's protocol sends beside the bytes of messages, in bytes."""
+
+    handshake: int  # at most, before the first message
+    frame: int  # of each frame, beside its head
+    heartbeats: int  # at most, each second
+    subscriptions: int  # at most, of a subscriber, besides its handshake and heartbeats
+
+
+PLAIN = Wire(HANDSHAKE_BYTES, 0, HEARTBEAT_BYTES, SUBSCRIPTION_BYTES_MAX)
+CURVE = Wire(
+    CURVE_HANDSHAKE_BYTES, CURVE_FRAME_BYTES, CURVE_HEARTBEAT_BYTES, CURVE_SUBSCRIPTION_BYTES_MAX
+)
+
+
+class Denied(Enum):
+    """Why a handshake has failed. The value is for people."""
+
+    UNKNOWN_KEY = "its key is not known here, or was revoked"
+    OTHER_MECHANISM = "only one of both sides uses keys"
+    OTHER_SERVER_KEY = "it expects another server key"
+    MALFORMED = "it does not follow ZeroMQ's protocol"
+    BROKEN_OFF = "it ended in the middle of the handshake, as one without keys does"
+
+
+_PROTOCOL_FAILURES = {
+    int(zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH): Denied.OTHER_MECHANISM,
+    int(zmq.PROTOCOL_ERROR_ZMTP_CRYPTOGRAPHIC): Denied.OTHER_SERVER_KEY,
+}
 
 
 class _Check(NamedTuple):
@@ -63,10 +106,12 @@ class Connection:
     peer: PeerName | None  # None if it is not TCP
     published_at_progress: int  # bytes published to all by ``progress_at``
     checked_at: float
+    wire: Wire = PLAIN
     previous: _Check = field(init=False)
     progress_at: float = field(init=False)  # when ``acknowledged`` last grew, or had no reason to
     source: str | None = field(init=False)
     route: bytes | None = None  # known once a message has come
+    identity: Identity | None = None  # the same, if Global has keys
     cut: bool = False
     counters_unsure: bool = False  # they may include bytes of an earlier connection
     heartbeat_credit: float = 0.0  # bytes that may still be taken for heartbeats
@@ -86,7 +131,7 @@ class Connection:
     @property
     def unread(self) -> int:
         """A lower bound of the bytes that ZeroMQ holds."""
-        return self.received - self.taken - HANDSHAKE_BYTES - self.heartbeat_bytes
+        return self.received - self.taken - self.wire.handshake - self.heartbeat_bytes
 
     @property
     def unacknowledged(self) -> int:
@@ -117,14 +162,15 @@ class Connection:
         They may arrive late, all at once. But credit that has not been used is bounded, or an old
         connection could have much under way.
         """
-        self.heartbeat_credit += HEARTBEAT_BYTES * (now - self.checked_at)
+        self.heartbeat_credit += self.wire.heartbeats * (now - self.checked_at)
         self.checked_at = now
         used = max(0, min(self.unread, int(self.heartbeat_credit)))
         self.heartbeat_bytes += used
         self.heartbeat_credit = min(self.heartbeat_credit - used, HEARTBEATS_SAVED_MAX)
-        if self.unread < -HANDSHAKE_BYTES:
-            # An earlier check counted waiting messages as heartbeats.
-            self.heartbeat_bytes += self.unread + HANDSHAKE_BYTES
+        if self.unread < -self.wire.handshake:
+            # An earlier check counted waiting messages as heartbeats. Or bytes have arrived between
+            # the two looks of the kernel's counters, and ``received`` is too low for once.
+            self.heartbeat_bytes = max(0, self.heartbeat_bytes + self.unread + self.wire.handshake)
 
     def update_unfinished(self, rounds: int) -> None:
         """Update how many bytes belong to a message that has not arrived completely.
@@ -151,8 +197,8 @@ class Connection:
 
     def subscriber_violation(self, published: int) -> str | None:
         """The limit that a connection to the PUB socket exceeds, or None."""
-        if self.unread > SUBSCRIPTION_BYTES_MAX:
-            return f"it subscribes with more than {SUBSCRIPTION_BYTES_MAX:,} bytes"
+        if self.unread > self.wire.subscriptions:
+            return f"it subscribes with more than {self.wire.subscriptions:,} bytes"
         if published - self.published_at_progress > PUBLISHED_AHEAD_MAX:
             return "it does not read what is published"
         return None
@@ -186,23 +232,31 @@ def _source(peer: PeerName | None) -> str | None:
 class ConnectionTable:
     """The connections of one socket, kept up to date by its events. Create it before binding.
 
-    At most ``connections_max`` are accepted, of which one source address may have a share.
+    At most ``connections_max`` are accepted, of which one source address may have a share, and so
+    may one identity.
     """
 
-    def __init__(self, sock: zmq.Socket[bytes], name: str, connections_max: int) -> None:
+    def __init__(
+        self, sock: zmq.Socket[bytes], name: str, connections_max: int, wire: Wire = PLAIN
+    ) -> None:
         self.connections: dict[int, Connection] = {}
         self.count_by_source: Counter[str] = Counter()
+        self.count_by_identity: Counter[Identity] = Counter()
         self.listening: list[int] = []  # descriptors on which the socket accepts connections
         self.published = 0  # bytes published to all, if this is the PUB socket
+        self.denied: list[tuple[Denied, str | None]] = []  # failed handshakes: why, and from where
+        self._failure: Denied | None = None  # of the connection that ends in the next event
         self._connections_max = connections_max
+        self._wire = wire
         self._sock = sock
         endpoint = f"inproc://{name}"
-        sock.monitor(endpoint, _EVENTS)
-        self._monitor = sock.context.socket(zmq.PAIR)
+        # Without keys those that break off are no strangers: a look whether the port is open.
+        sock.monitor(endpoint, _EVENTS | _BROKEN_OFF if wire is CURVE else _EVENTS)
+        self.monitor = sock.context.socket(zmq.PAIR)
         # No limit: ZeroMQ's I/O thread would block until there is room for an event.
-        self._monitor.setsockopt(zmq.RCVHWM, 0)
-        self._monitor.setsockopt(zmq.LINGER, 0)
-        self._monitor.connect(endpoint)
+        self.monitor.setsockopt(zmq.RCVHWM, 0)
+        self.monitor.setsockopt(zmq.LINGER, 0)
+        self.monitor.connect(endpoint)
 
     def changes(self, now: float) -> Iterator[tuple[Connection | None, Connection | None]]:
         """Update the table; yields the connection that has ended and the one that has begun.
@@ -211,22 +265,35 @@ class ConnectionTable:
         """
         for begun, fd in self._events():
             ended = self.connections.pop(fd, None)
-            if ended is not None and ended.source is not None:
-                self.count_by_source[ended.source] -= 1
-                if not self.count_by_source[ended.source]:
-                    del self.count_by_source[ended.source]
+            if ended is not None:
+                _subtract(self.count_by_source, ended.source)
+                _subtract(self.count_by_identity, ended.identity)
+            if self._failure is not None:
+                # ZeroMQ's I/O thread reports both events of a connection, one after the other.
+                source = None if ended is None or begun else ended.source
+                self.denied.append((self._failure, source))
+                self._failure = None
             connection = None
             if begun:
                 with kernel.opened(fd) as sock:
                     peer = kernel.peer_name(sock)
-                connection = Connection(fd, peer, self.published, now)
+                connection = Connection(fd, peer, self.published, now, self._wire)
                 self.connections[fd] = connection
                 if connection.source is not None:
                     self.count_by_source[connection.source] += 1
             yield ended, connection
 
+    def identify(self, connection: Connection, identity: Identity | None) -> None:
+        """Note to which identity the messages of a connection belong."""
+        if identity is connection.identity:
+            return
+        _subtract(self.count_by_identity, connection.identity)
+        connection.identity = identity
+        if identity is not None:
+            self.count_by_identity[identity] += 1
+
     def violation(self, connection: Connection) -> str | None:
-        """Why the newest connection is one too many, or None."""
+        """Why a connection that is new, or has a new identity, is one too many, or None."""
         if len(self.connections) > self._connections_max:
             return (
                 f"{self._connections_max} connections are here: raise --max-clients, or the limit "
@@ -237,17 +304,41 @@ class ConnectionTable:
             return f"{share} connections from there are here"
         return None
 
+    def violation_of(self, identity: Identity) -> str | None:
+        """Why the newest connection of an identity is one too many, or None."""
+        share = share_of(self._connections_max)
+        if self.count_by_identity[identity] > share:
+            return f"{share} connections of {identity.name} are here"
+        return None
+
     def _events(self) -> Iterator[tuple[bool, int]]:
         """Whether a connection has begun (or else ended), and its descriptor, for each event."""
         with contextlib.suppress(zmq.Again):
             while True:
-                event = parse_monitor_message(self._monitor.recv_multipart(zmq.NOBLOCK))
-                if event["event"] == zmq.EVENT_LISTENING:
-                    self.listening.append(int(event["value"]))
+                message = parse_monitor_message(self.monitor.recv_multipart(zmq.NOBLOCK))
+                event, value = message["event"], int(message["value"])
+                if event == zmq.EVENT_LISTENING:
+                    self.listening.append(value)
+                elif event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
+                    self.denied.append((Denied.UNKNOWN_KEY, None))  # it ends a little later
+                elif event & _FAILURES:
+                    self._failure = _PROTOCOL_FAILURES.get(value, Denied.MALFORMED)
+                elif event == _BROKEN_OFF:
+                    self._failure = Denied.BROKEN_OFF
                 else:
-                    yield event["event"] == zmq.EVENT_ACCEPTED, int(event["value"])
+                    yield event == zmq.EVENT_ACCEPTED, value
 
     def close(self) -> None:
-        if not self._monitor.closed:
+        if not self.monitor.closed:
             self._sock.disable_monitor()
-            self._monitor.close()
+            self.monitor.close()
+
+
+_Counted = TypeVar("_Counted")
+
+
+def _subtract(counts: Counter[_Counted], one: _Counted | None) -> None:
+    if one is not None:
+        counts[one] -= 1
+        if not counts[one]:
+            del counts[one]

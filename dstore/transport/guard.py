@@ -23,7 +23,15 @@ from itertools import islice
 
 import zmq
 
-from dstore.transport.connection import REPLIES_MAX, Connection, ConnectionTable
+from dstore.core.authority.identity import Identity
+from dstore.transport.connection import (
+    PLAIN,
+    REPLIES_MAX,
+    Connection,
+    ConnectionTable,
+    Denied,
+    Wire,
+)
 from dstore.transport.kernel import ProcessMemory, descriptor_left
 
 CHECK_PAUSE = 0.1
@@ -62,7 +70,8 @@ microsecond each: for up to half a second, with as many as an unfinished message
 class Guard:
     """Counts and limits the connections of a ROUTER and a PUB. For the thread that owns these.
 
-    Create it before the sockets are bound. ``warn`` is called, as a logger is, for each cut.
+    Create it before the sockets are bound. ``warn`` is called, as a logger is, for each cut, and
+    ``deny`` for each failed handshake: why, and the source address, if known.
     """
 
     def __init__(
@@ -73,15 +82,18 @@ class Guard:
         connections_max: int,
         subscribers_max: int,
         warn: Callable[..., None],
+        deny: Callable[[Denied, str | None], None] = lambda why, source: None,
+        wire: Wire = PLAIN,
     ) -> None:
         self.cuts = 0
         self.check_at = 0.0  # when the next check is due
         self._rounds = 0  # how often every connection with a complete message has given one
         self._taken_in_round = 0
         self._warn = warn
+        self._deny = deny
         self._pub = pub
-        self._requests = ConnectionTable(router, "monitor-requests", connections_max)
-        self._subscribers = ConnectionTable(pub, "monitor-subscribers", subscribers_max)
+        self._requests = ConnectionTable(router, "monitor-requests", connections_max, wire)
+        self._subscribers = ConnectionTable(pub, "monitor-subscribers", subscribers_max, wire)
         self.by_route: dict[bytes, Connection] = {}  # those from which a message has come
         self.connected = False  # whether there is any connection
         self._banned_until: dict[str, float] = {}  # by source address
@@ -98,6 +110,11 @@ class Guard:
         """The descriptors on which both sockets listen, once they are bound."""
         self.update(now)
         return [*self._requests.listening, *self._subscribers.listening]
+
+    @property
+    def monitors(self) -> list[zmq.Socket[bytes]]:
+        """The sockets that have something to read when connections begin, fail or end."""
+        return [self._requests.monitor, self._subscribers.monitor]
 
     # ---- messages -------------------------------------------------------------------------
 
@@ -116,9 +133,28 @@ class Guard:
             # One of the two routes belongs to that one, so the counters may mix both.
             del self.by_route[connection.route]
             connection.counters_unsure = True
+        self._requests.identify(connection, None)  # whoever that one was
         connection.route = route
         self.by_route[route] = connection
         return connection
+
+    def identify(self, connection: Connection, identity: Identity | None) -> None:
+        """Note whose connection this is; cut it if it is nobody's, or one too many of these."""
+        self._requests.identify(connection, identity)
+        reason = "its key was revoked just now"
+        if identity is not None and not identity.revoked:
+            reason = self._requests.violation_of(identity) or ""
+        if reason:
+            self.cut(connection, reason)
+
+    def cut_identity(self, identity: Identity, now: float) -> None:
+        """Cut all connections that are, or may be, those of an identity."""
+        self.update(now)
+        for connection in self._requests.connections.values():
+            if connection.identity is identity or connection.identity is None:
+                self._end(connection)
+        for connection in self._subscribers.connections.values():
+            self._end(connection)
 
     def too_many_frames(self, connection: Connection | None, now: float) -> None:
         """Cut a connection whose message has more than two frames; call this until it ends."""
@@ -188,6 +224,9 @@ class Guard:
                     self.by_route.pop(ended.route, None)
                 if begun is not None:
                     self._admit(table, begun, now)
+            for denied in table.denied:
+                self._deny(*denied)
+            table.denied.clear()
         self.connected = len(self) > 0
 
     def _admit(self, table: ConnectionTable, connection: Connection, now: float) -> None:
@@ -252,12 +291,16 @@ class Guard:
 
     def cut(self, connection: Connection, reason: str) -> None:
         """End a connection. ZeroMQ notices, and frees what belongs to it."""
+        if self._end(connection):
+            self.cuts += 1
+            self._warn("cut the connection of %s: %s", connection.source or "an ipc peer", reason)
+
+    def _end(self, connection: Connection) -> bool:
         if connection.cut:
-            return
+            return False
         connection.cut = True
-        self.cuts += 1
-        self._warn("cut the connection of %s: %s", connection.source or "an ipc peer", reason)
         connection.shut_down()
+        return True
 
     def close(self) -> None:
         self._requests.close()

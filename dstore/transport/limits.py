@@ -28,8 +28,14 @@ GLOBAL_DESCRIPTORS = 36
 """Descriptors of a Global that listens, with two ipc paths, the memory of large values, and the
 page and the host cache of its host.
 """
+ACCESS_DESCRIPTORS = 3
+"""Further descriptors of a Global with keys: of the thread that answers who may connect, its file
+in the key folder, and one to read that folder.
+"""
 CONTEXT_THREADS = 3
 """Threads of a ZeroMQ context: for input and output, for closing, and dstore's that uses it."""
+ACCESS_THREADS = 1
+"""The further thread of a context that admits only peers with keys."""
 ZERO_COPY_THREADS = 3
 """Threads of the further context that pyzmq needs to send without copying."""
 SOCKETS_DEFAULT = 1023
@@ -108,9 +114,13 @@ def descriptor_limit() -> int:
 
 
 def new_context(
-    descriptors: int, error: type[DstoreError], *, zero_copy: bool = False
+    descriptors: int,
+    error: type[DstoreError],
+    *,
+    threads: int = CONTEXT_THREADS,
+    zero_copy: bool = False,
 ) -> zmq.Context[zmq.Socket[bytes]]:
-    """A context. Raises ``error`` if ``descriptors`` or the threads for it are not left.
+    """A context. Raises ``error`` if not as many ``descriptors`` and ``threads`` are left.
 
     With ``zero_copy`` pyzmq starts now what it needs to send without copying: a further context for
     the whole process. Otherwise that would start with the first large message, when the process may
@@ -120,7 +130,7 @@ def new_context(
     if missing is not None:
         raise error(missing)
     try:
-        _try_threads(CONTEXT_THREADS + (ZERO_COPY_THREADS if zero_copy else 0))
+        _try_threads(threads + (ZERO_COPY_THREADS if zero_copy else 0))
         if zero_copy:
             zmq.Frame(bytearray(1), copy=False, copy_threshold=0)
     except RuntimeError as problem:

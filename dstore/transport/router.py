@@ -7,20 +7,23 @@ import math
 import os
 import time
 from collections.abc import Callable
+from typing import TypeAlias
 
 import zmq
 
 from dstore.config import CLIENTS_MAX_DEFAULT, FRAME_BYTES_MAX
+from dstore.core.authority.identity import ANYONE, Identity
 from dstore.errors import AddressError
 from dstore.protocol.messages import Buffer
 from dstore.runtime import native
 from dstore.runtime.logs import Log
 from dstore.runtime.native import WAIT_SLICE
 from dstore.transport import addresses, binding, limits
-from dstore.transport.connection import Connection
+from dstore.transport.connection import CURVE, PLAIN, Connection, Denied
 from dstore.transport.guard import Guard
 from dstore.transport.limits import Termination, new_context
 from dstore.transport.path_lock import PathLock
+from dstore.transport.zap import Doorkeeper, KeyRing, close_to_others
 
 log = Log("dstore.global")
 
@@ -42,6 +45,9 @@ CONNECTIONS_SPARE = 512
 """Connections beyond these, for Locals with many threads."""
 DESCRIPTORS_SPARE = 64
 """Descriptors that connections leave for everything else, at least; and an eighth of all."""
+CURVE_SUBSCRIPTION_FRAME_MAX = 512
+"""The same with CURVE, where the frames of the handshake are larger."""
+Arrived: TypeAlias = tuple[bytes, bytes, "Buffer | None", Identity]
 _send = zmq.backend.Socket.send
 """Sends a frame. The method of zmq.Socket looks at options first that are not used here."""
 _NOW = int(zmq.NOBLOCK)
@@ -53,7 +59,11 @@ class Router:
     """Both sockets of a Global, bound. For one thread, except :meth:`wake`. Raises AddressError.
 
     ``max_clients`` is how many Locals are expected at most; it limits the connections. ``warn``
-    is called, as a logger is, when a connection is cut.
+    is called, as a logger is, when a connection is cut. With ``keys`` only peers are admitted whose
+    key is in that ring, and all that they send and receive is encrypted. ``deny`` is called when
+    the handshake of a connection has failed: why, and from which address, if that is known.
+    ``era`` is to differ for each Router in the life of a Global: routes of another one then name no
+    peer of this one.
     """
 
     def __init__(
@@ -63,6 +73,9 @@ class Router:
         *,
         max_clients: int = CLIENTS_MAX_DEFAULT,
         warn: Callable[..., None] = log.warning,
+        keys: KeyRing | None = None,
+        deny: Callable[[Denied, str | None], None] = lambda why, source: None,
+        era: bytes = b"",
     ) -> None:
         addresses.check(address, bind=True)
         self._wake_up = os.urandom(16)
@@ -70,19 +83,33 @@ class Router:
         self._waker: zmq.Socket[bytes] | None = None  # used while the lock is held
         self._locks: list[PathLock] = []
         # Where threads are patched nothing is sent without a copy: see send().
+        keyed = keys is not None
         self._context = new_context(
-            limits.GLOBAL_DESCRIPTORS, AddressError, zero_copy=not native.patched()
+            limits.GLOBAL_DESCRIPTORS + limits.ACCESS_DESCRIPTORS * keyed,
+            AddressError,
+            threads=limits.CONTEXT_THREADS + limits.ACCESS_THREADS * keyed,
+            zero_copy=not native.patched(),
         )
+        self._era = era
+        self._deny = deny
+        self._wire = CURVE if keyed else PLAIN
+        self._extra = self._wire.frame  # bytes that each frame has beside its own and its head
+        self._doorkeeper: Doorkeeper | None = None
         self._termination = Termination(self._context)
         with contextlib.ExitStack() as unless_bound:
             unless_bound.push(self._terminate_after)
+            if keys is not None:
+                self._doorkeeper = Doorkeeper(self._context, keys)
             self._router = unless_bound.enter_context(self._context.socket(zmq.ROUTER))
             self._pub = unless_bound.enter_context(self._context.socket(zmq.PUB))
             for sock in (self._router, self._pub):
                 sock.setsockopt(zmq.LINGER, LINGER_MS)
                 sock.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
-            self._router.setsockopt(zmq.MAXMSGSIZE, FRAME_BYTES_MAX)
-            self._pub.setsockopt(zmq.MAXMSGSIZE, SUBSCRIPTION_FRAME_MAX)
+                if keys is not None:
+                    close_to_others(sock, keys.server_secret)
+            subscription_max = CURVE_SUBSCRIPTION_FRAME_MAX if keyed else SUBSCRIPTION_FRAME_MAX
+            self._router.setsockopt(zmq.MAXMSGSIZE, FRAME_BYTES_MAX + self._extra)
+            self._pub.setsockopt(zmq.MAXMSGSIZE, subscription_max)
             subscribers = max_clients + CONNECTIONS_SPARE
             self.guard = Guard(
                 self._router,
@@ -90,6 +117,8 @@ class Router:
                 connections_max=connections_max(max_clients),
                 subscribers_max=min(subscribers, connections_max(max_clients)),
                 warn=warn,
+                deny=self._denied,
+                wire=self._wire,
             )
             unless_bound.callback(self.guard.close)
             self.address = self._bind(self._router, address)
@@ -98,6 +127,9 @@ class Router:
             _use_own_routes(self._router)
             self._router.bind(_WAKE_UP)
             self._listening = self.guard.listening(time.monotonic())
+            self._poller = zmq.Poller()  # used with keys alone
+            for sock in (self._router, *self.guard.monitors):
+                self._poller.register(sock, zmq.POLLIN)
             unless_bound.pop_all()
         self.advertised = addresses.advertised(self.publisher, self.address)
         self._timeout_ms = -1
@@ -121,9 +153,23 @@ class Router:
         for lock in self._locks:  # not before ZeroMQ has closed the sockets
             lock.release()
 
-    def receive(self, timeout: float) -> tuple[bytes, bytes, Buffer | None] | None:
-        """Take the next message: its route, its frame and its second frame (or None).
+    def admit(self, ring: KeyRing) -> None:
+        """From now on admit the peers of another ring. Connections that are there stay."""
+        assert self._doorkeeper is not None
+        self._doorkeeper.ring = ring
 
+    def cut_identity(self, identity: Identity) -> None:
+        """Cut the connections of an identity that :meth:`admit` has excluded.
+
+        Nobody can tell whose a subscriber is, or a connection that has sent nothing yet. So all of
+        those are cut as well; honest Locals connect again at once.
+        """
+        self.guard.cut_identity(identity, time.monotonic())
+
+    def receive(self, timeout: float) -> Arrived | None:
+        """Take the next message: its route, its frame, its second frame (or None), its identity.
+
+        That is ANYONE without keys. What an identity sends that has been revoked is dropped.
         Returns None if none comes within ``timeout`` seconds. It may return earlier than that.
         """
         guard = self.guard
@@ -139,7 +185,10 @@ class Router:
             self._timeout_ms = milliseconds
             self._router.setsockopt(zmq.RCVTIMEO, milliseconds)
         try:
-            route: bytes = self._router.recv()
+            if self._doorkeeper is None:
+                route: bytes = self._router.recv()
+            else:
+                route = self._receive_route(milliseconds)
         except zmq.Again:
             guard.round_ended()
             return None
@@ -150,16 +199,56 @@ class Router:
             if frame == self._wake_up:
                 return None
             connection = guard.first_message(route, first, now)
+        arrived: Arrived | None
         if first.more:
-            return self._with_second(route, frame, connection)
-        if connection is not None:
-            size = len(frame)
-            guard.message_taken(connection, size + 2 if size < 256 else size + 9)
-        return route, frame, None
+            arrived = self._with_second(route, frame, connection)
+        else:
+            arrived = route, frame, None, ANYONE
+            if connection is not None:
+                size = len(frame) + self._extra
+                guard.message_taken(connection, size + 2 if size < 256 else size + 9)
+        return arrived if self._doorkeeper is None else self._of_whom(arrived, first, connection)
+
+    def _receive_route(self, milliseconds: int) -> bytes:
+        """Take the first frame of a message; meanwhile see who connects. Raises zmq.Again.
+
+        The address of a peer can be had only while it is connected, and one whose handshake fails
+        is gone in an instant. Of one that sends all of it at once it stays unknown at times.
+        """
+        try:
+            return self._router.recv(zmq.NOBLOCK)
+        except zmq.Again:
+            ready = self._poller.poll(milliseconds)
+        if any(sock is not self._router for sock, _ in ready):
+            self.guard.update(self._now)
+        return self._router.recv(zmq.NOBLOCK)
+
+    def _of_whom(
+        self, arrived: Arrived | None, frame: zmq.Frame, connection: Connection | None
+    ) -> Arrived | None:
+        """Add to a message whose it is. Returns None if that is nobody who is admitted now."""
+        identity = None if connection is None else connection.identity
+        if identity is None:
+            assert self._doorkeeper is not None
+            with contextlib.suppress(zmq.ZMQError):  # ZeroMQ says nothing about the peer
+                identity = self._doorkeeper.ring.identity_of(str(frame.get("User-Id")))
+            if connection is not None:
+                self.guard.identify(connection, identity)
+        if arrived is None or identity is None or identity.revoked:
+            return None
+        route, first, second, _ = arrived
+        return route + self._era, first, second, identity
+
+    def _denied(self, why: Denied, source: str | None) -> None:
+        """The handshake of a connection has failed."""
+        if why is Denied.UNKNOWN_KEY and self._doorkeeper is not None:
+            with contextlib.suppress(IndexError):
+                source = self._doorkeeper.refused.popleft()
+        self._deny(why, source)
 
     def _with_second(
         self, route: bytes, frame: bytes, connection: Connection | None
-    ) -> tuple[bytes, bytes, Buffer | None] | None:
+    ) -> Arrived | None:
         """Take the second frame of a message. Returns None if there are more than two."""
         second, extra = self._router.recv(copy=False), 0
         data: Buffer = second.buffer
@@ -169,18 +258,23 @@ class Router:
                 self.guard.too_many_frames(connection, time.monotonic())
             extra += 1
         if connection is not None:
-            size = _size_with_head(len(frame)) + _size_with_head(len(data))
+            size = _size_with_head(len(frame) + self._extra)
+            size += _size_with_head(len(data) + self._extra)
             self.guard.message_taken(connection, size)
-        return None if extra else (route, frame, data)
+        return None if extra else (route, frame, data, ANYONE)
 
     def send(self, route: bytes, frame: bytes, data: Buffer | None = None) -> None:
         """Send a frame, and ``data`` as a message of its own, which is not copied.
 
         Dropped if the peer has gone away or does not keep up.
         """
+        if self._era:
+            route = self._of_this_era(route)
         connection = self.guard.by_route.get(route)
         if connection is not None:
-            size = len(frame) if data is None else len(frame) + len(data)
+            size = len(frame) + self._extra
+            if data is not None:
+                size += len(data) + self._extra
             if not self.guard.may_reply(connection, size, self._now):
                 return
         try:
@@ -194,16 +288,23 @@ class Router:
 
     def knows(self, route: bytes) -> bool:
         """Whether the connection of this route, over which a message came, is still there."""
-        return self.guard.by_route.get(route) is not None
+        return self.guard.by_route.get(self._of_this_era(route)) is not None
 
     def peer_of(self, route: bytes) -> str | None:
         """Return the source address of a route; None if it is not TCP, or has ended."""
-        connection = self.guard.by_route.get(route)
+        connection = self.guard.by_route.get(self._of_this_era(route))
         return None if connection is None else connection.source
+
+    def _of_this_era(self, route: bytes) -> bytes:
+        """The route as ZeroMQ knows it; one that names no peer, if it is of another Router."""
+        if not self._era:
+            return route
+        own = route.removesuffix(self._era)
+        return own if own != route else b""
 
     def publish(self, frame: bytes) -> None:
         """Send a frame to all subscribers. Those that do not keep up miss it."""
-        self.guard.published(len(frame))
+        self.guard.published(len(frame) + self._extra)
         self._pub.send(frame, _NOW)
 
     def wake(self) -> None:
@@ -254,6 +355,8 @@ class Router:
         self._router.close()
         self._pub.close()
         self._terminate(CLOSE_TIMEOUT)
+        if self._doorkeeper is not None:
+            self._doorkeeper.join(CLOSE_TIMEOUT)
 
 
 def connections_max(max_clients: int) -> int:

@@ -9,81 +9,66 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import zmq
-from zmq.utils import z85
-
 import dstore
 from dstore.access.connect import Connect
+from dstore.core.authority.identity import Identity, Role
 from dstore.protocol import wire
-from dstore.protocol.messages import Buffer, Refusal, Refused, ToGlobal
+from dstore.protocol.messages import Refusal, Refused, ToGlobal
 from dstore.server import loop
 from dstore.testing.running import ANY_PORT
-from dstore.transport.router import Router
-
-ZAP = "inproc://zeromq.zap.01"
+from dstore.transport.curve import new_pair
+from dstore.transport.router import Arrived, Router
 
 
 class Keys:
-    """The keys of one server, and the clients that it admits.
+    """The keys of one server, and the clients that it admits; it is the ring of a Router, too.
 
     ``denies`` returns why a message is refused, or None; it is asked about each. ``held`` receives
     each message that :attr:`holds` says is to get no answer.
     """
 
+    identities = ()
+    concealed = False
+    generation = 0
+
     def __init__(self) -> None:
-        self.public_key, self.secret_key = new_pair()
-        self.admitted: set[str] = set()
+        self.server_public, secret = new_pair()
+        self.server_secret = secret.encode()
+        self.admitted: dict[str, Identity] = {}
         self.denies: Callable[[ToGlobal], str | None] = lambda message: None
         self.holds: Callable[[ToGlobal], bool] = lambda message: False
         self.held = threading.Event()
         self.cutting = threading.Event()
 
+    def identity_of(self, public_key: str) -> Identity | None:
+        return self.admitted.get(public_key)
+
     def client(self, path: Path, address: str, **changes: Any) -> str:
         """Write the connect file of a new client, and return its path. It is admitted."""
         public, secret = new_pair()
-        self.admitted.add(public)
-        fields = {"server_keys": [self.public_key], "name": path.stem, "prefixes": [], **changes}
+        self.admitted[public] = Identity(path.stem, Role.WRITE)
+        fields = {"server_keys": [self.server_public], "name": path.stem, "prefixes": [], **changes}
         Connect(address=address, public_key=public, secret_key=secret, **fields).save(path)
         return str(path)
 
     def revoke(self, path: str) -> None:
         """Admit a client no more, and cut all connections; those of others come back."""
-        self.admitted.discard(Connect.load(path).public_key)
+        self.admitted.pop(Connect.load(path).public_key, None)
         self.cutting.set()
 
     def add(self, path: str) -> None:
         """Admit a client again."""
-        self.admitted.add(Connect.load(path).public_key)
+        self.admitted[Connect.load(path).public_key] = Identity("again", Role.WRITE)
 
 
 class KeyedRouter(Router):
-    """A router that asks for keys."""
+    """A router with keys that holds some messages, and refuses some."""
 
     def __init__(self, keys: Keys, *given: Any, **named: Any) -> None:
         self.keys = keys
-        self._zap: threading.Thread | None = None
-        super().__init__(*given, **named)
+        super().__init__(*given, **{**named, "keys": keys})
 
-    def _bind(self, sock: zmq.Socket[bytes], address: str) -> str:
-        if self._zap is None:
-            handler = self._context.socket(zmq.REP)
-            handler.bind(ZAP)
-            self._zap = threading.Thread(target=self._admit, args=(handler,))
-            self._zap.start()
-        sock.setsockopt(zmq.CURVE_SERVER, 1)
-        sock.setsockopt(zmq.CURVE_SECRETKEY, self.keys.secret_key.encode())
-        sock.setsockopt(zmq.ZAP_DOMAIN, b"dstore")
-        return super()._bind(sock, address)
-
-    def _admit(self, handler: zmq.Socket[bytes]) -> None:
-        with handler, contextlib.suppress(zmq.ContextTerminated):
-            while True:
-                version, request, _, _, _, _, key = handler.recv_multipart()
-                name = z85.encode(key)
-                code = b"200" if name.decode() in self.keys.admitted else b"400"
-                handler.send_multipart([version, request, code, b"", name, b""])
-
-    def receive(self, timeout: float) -> tuple[bytes, bytes, Buffer | None] | None:
+    def receive(self, timeout: float) -> Arrived | None:
         if self.keys.cutting.is_set():
             self.keys.cutting.clear()
             for table in (self.guard._requests, self.guard._subscribers):
@@ -92,7 +77,7 @@ class KeyedRouter(Router):
         arrived = super().receive(min(timeout, 0.05))
         if arrived is None:
             return None
-        message = wire.decode_to_global(*arrived[1:])
+        message = wire.decode_to_global(*arrived[1:3])
         if self.keys.holds(message):
             self.keys.held.set()
             return None
@@ -107,11 +92,6 @@ class KeyedRouter(Router):
 
 def _session_of(message: Any) -> tuple[int, int]:
     return getattr(message, "epoch", 0), getattr(message, "session", 0)
-
-
-def new_pair() -> tuple[str, str]:
-    public, secret = zmq.curve_keypair()
-    return public.decode(), secret.decode()
 
 
 @contextlib.contextmanager

@@ -25,7 +25,8 @@ from dstore.client.settings import Settings
 from dstore.config import ADDRESS_VARIABLE, CONNECT_VARIABLE
 from dstore.protocol.messages import Get, Hello, Kind, Offer, Set, Stage, Unwait
 from dstore.testing import running_global
-from tests.integration.keyed_router import Keys, keyed_global, new_pair
+from dstore.transport.curve import new_pair
+from tests.integration.keyed_router import Keys, keyed_global
 from tests.integration.owners import until
 from tests.integration.processes import PATIENCE, free_port
 
@@ -237,7 +238,9 @@ def _stranger(who: str, keys: Keys, server: dstore.Global, folder: Path) -> dsto
     if who == "plain":
         return dstore.Node(server.address, timeout=10 * PATIENCE)
     if who == "unknown":
-        path = Keys().client(folder / "unknown.json", server.address, server_keys=[keys.public_key])
+        path = Keys().client(
+            folder / "unknown.json", server.address, server_keys=[keys.server_public]
+        )
     else:
         path = keys.client(folder / "astray.json", server.address, server_keys=[new_pair()[0]])
     return patient(path)
@@ -400,7 +403,7 @@ def test_no_call_fails_when_the_server_changes_its_key(keys: Keys, tmp_path: Pat
             thread.start()
             goes_on()
             present = Connect.load(file)
-            both = [*present.server_keys, after.public_key]
+            both = [*present.server_keys, after.server_public]
             Connect(address, both, present.name, [], present.public_key, present.secret_key).save(
                 file
             )
@@ -660,7 +663,7 @@ def test_the_owner_of_a_host_ends_when_it_is_not_let_in(
 ) -> None:
     astray = keys.client(tmp_path / "astray.json", server.address, server_keys=[new_pair()[0]])
     shm = os.environ["DSTORE_SHM"]
-    keys.admitted.discard(Connect.load(file).public_key)
+    del keys.admitted[Connect.load(file).public_key]
     for path, code, text in ((file, 1, "does not admit"), (astray, 3, "the server key")):
         ended = command("host", "--connect", path, "--shm", shm)
         assert ended[0] == code

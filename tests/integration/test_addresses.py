@@ -21,7 +21,7 @@ def test_any_host_is_both_families(tmp_path: Path) -> None:
     said = run(
         tmp_path,
         """
-with dstore.Global("tcp://*:0") as server:
+with dstore.Global("tcp://*:0", insecure=True) as server:
     assert server.address.startswith("tcp://*:"), server.address
     port = server.address.rpartition(":")[2]
     for host in ("127.0.0.1", "[::1]", "localhost", "dual.test"):
@@ -45,7 +45,7 @@ def test_any_host_without_ipv6_is_ipv4(tmp_path: Path) -> None:
 for which in ("all", "lo"):
     with open(f"/proc/sys/net/ipv6/conf/{which}/disable_ipv6", "w") as file:
         file.write("1")
-with dstore.Global("tcp://*:0") as server:
+with dstore.Global("tcp://*:0", insecure=True) as server:
     with dstore.Node("tcp://dual.test:" + server.address.rpartition(":")[2]) as node:
         print(works(node))
 with dstore.Global("tcp://dual.test:0") as server, dstore.Node(server.address) as node:
@@ -250,7 +250,7 @@ def test_the_address_of_a_living_global_vanishes(tmp_path: Path) -> None:
         tmp_path,
         """
 import subprocess
-with dstore.Global("tcp://*:0") as server:
+with dstore.Global("tcp://*:0", insecure=True) as server:
     address = "tcp://dual.test:" + server.address.rpartition(":")[2]
     with dstore.Node(address, timeout=60) as node, dstore.Node(address, timeout=60) as other:
         assert works(node) and works(other)
@@ -415,7 +415,7 @@ closed.set()
 def test_the_banner_and_the_warning_of_the_command(tmp_path: Path) -> None:
     for address, exposed in (("tcp://localhost:0", False), ("tcp://*:0", True)):
         server = subprocess.Popen(
-            [sys.executable, "-m", "dstore", "global", "--address", address],
+            [sys.executable, "-m", "dstore", "global", "--address", address, "--insecure"],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

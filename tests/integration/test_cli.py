@@ -405,7 +405,7 @@ def test_an_ipc_address_is_shown_in_full(start: Start, dstore_: Shell, tmp_path:
 
 
 def test_global_warns_when_other_machines_can_reach_it(start: Start) -> None:
-    server = start("global", "--address", "tcp://0.0.0.0:0")
+    server = start("global", "--address", "tcp://0.0.0.0:0", "--insecure")
     address = listening(server)
     assert server.stderr
     warning = server.stderr.readline()

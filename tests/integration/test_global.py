@@ -191,7 +191,7 @@ def test_a_publisher_of_ones_own_choice(tmp_path: Path) -> None:
 
 
 def test_locals_find_the_publisher_of_a_global_that_listens_everywhere() -> None:
-    with dstore.Global("tcp://*:0") as running:
+    with dstore.Global("tcp://*:0", insecure=True) as running:
         address = running.address.replace("*", "127.0.0.1")
         with dstore.Node(address) as one, dstore.Node(address) as two:
             one.set("k", "v")

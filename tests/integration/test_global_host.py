@@ -121,7 +121,7 @@ def test_a_deletion_is_in_the_page_when_it_is_confirmed(here: str) -> None:
 
 
 def test_the_names_of_an_address_for_all_interfaces(here: str) -> None:
-    with running_global("tcp://*:0", shm=here) as server:
+    with running_global("tcp://*:0", shm=here, insecure=True) as server:
         port = server.address.rpartition(":")[2]
         page = valid_page(here, f"tcp://localhost:{port}")
         other = valid_page(here, f"tcp://[::1]:{port}")

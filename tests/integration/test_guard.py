@@ -25,7 +25,7 @@ from dstore.protocol.messages import Hello, Welcome
 from dstore.transport import connection as connections
 from dstore.transport import guard
 from dstore.transport import router as routers
-from dstore.transport.router import Router, connections_max
+from dstore.transport.router import Arrived, Router, connections_max
 from tests.faults.raw_peer import MORE, RawPeer, crowd, frame, frame_head
 from tests.integration.processes import PATIENCE, ROOT, GlobalProcess, free_port, others_left
 
@@ -53,7 +53,7 @@ class Driven:
             warn=lambda text, *arguments: self.said.append(text % arguments),
         )
 
-    def turn(self, seconds: float = 0.0) -> tuple[bytes, bytes, object] | None:
+    def turn(self, seconds: float = 0.0) -> Arrived | None:
         """Run a check of the guard, and take the next message."""
         self.router.guard.check_at = 0.0
         return self.router.receive(seconds)

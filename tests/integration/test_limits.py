@@ -41,7 +41,10 @@ async def tasks():
 asyncio.run(tasks())
 """,
     "global": """
-with dstore.Global(f"ipc://{address}.{key}") as server, dstore.Global("tcp://*:0"):
+with (
+    dstore.Global(f"ipc://{address}.{key}") as server,
+    dstore.Global("tcp://*:0", insecure=True),
+):
     pass
 """,
 }

@@ -82,6 +82,8 @@ GLOBAL: dict[str, tuple[list[Any], list[Any]]] = {
     "host_cache": ([None, 0, 1 << 20, np.int64(2 << 20)], [*NO_COUNTS, 1, (1 << 20) - 1]),
     "shm": ([None, ""], NO_PATHS),
     "data": ([None], [*NO_PATHS, ""]),
+    "keys": ([None], [*NO_PATHS, ""]),
+    "insecure": ([True, False], NO_FLAGS),
     "engine": (
         [None, MemoryEngine()],
         [5, "memory", MemoryEngine, {}, PrivateBulk(), HalfLoading()],
@@ -179,6 +181,7 @@ def test_an_empty_variable_is_as_none(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"engine": MemoryEngine(), "memory_limit": 1 << 30}, r"^memory_limit.*engine"),
         ({"engine": MemoryEngine(), "data": "folder"}, r"^data.*engine"),
         ({"bulk": PrivateBulk(), "data": "folder"}, r"^data.*bulk"),
+        ({"keys": "folder", "insecure": True}, r"^insecure.*keys"),
     ],
 )
 def test_settings_of_a_global_that_make_no_sense_together(

@@ -32,9 +32,10 @@ ROOMS: dict[str, set[str]] = {
     "core": set(),
     "core.engine": {"errors", "protocol"},
     "core.local": {"errors", "config", "protocol", "compiled"},
-    "core.authority": {"errors", "config", "protocol", "core.engine"},
+    "core.authority.identity": {"protocol"},
+    "core.authority": {"errors", "config", "protocol", "core.engine", "core.authority.identity"},
     "codecs": {"errors", "config", "checks", "protocol"},
-    "transport": GROUND | {"protocol"},
+    "transport": GROUND | {"protocol", "core.authority.identity"},
     "access": {"errors"},
     "access.connect": {"errors", "transport.addresses", "transport.curve"},
     "access.files": GROUND | {"shm.directory"},
@@ -44,7 +45,9 @@ ROOMS: dict[str, set[str]] = {
     "access.running": GROUND | {"access.files", "access.keys"},
     "shm": GROUND | {"protocol", "core.engine", "core.local"},
     "client": GROUND | {"protocol", "core.local", "codecs", "transport", "shm", "access.connect"},
-    "server": GROUND | {"protocol", "core.authority", "core.engine", "transport", "shm"},
+    "server": GROUND
+    | {"protocol", "core.authority", "core.engine", "transport", "shm"}
+    | {"access", "core.authority.identity"},
     "engines": {"core.engine", "protocol", "server.engines", "shm"},
     "": {"errors", "config", "version", "client", "server", "codecs"},
     "testing": PUBLIC | {"protocol", "core.engine", "shm.root"},

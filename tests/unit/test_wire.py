@@ -126,7 +126,7 @@ def fields_of(kind: type) -> st.SearchStrategy[Any]:
     strategies: dict[str, st.SearchStrategy[Any]] = {}
     for name in kind._fields:  # type: ignore[attr-defined]
         if name == "keys":
-            some = st.lists(keys, min_size=1, max_size=5)
+            some: st.SearchStrategy[Any] = st.lists(keys, min_size=1, max_size=5)
             if kind is messages.Synced:  # some keys may be concealed
                 some = st.none() | st.lists(keys | st.just(""), max_size=5)
             strategies[name] = some
