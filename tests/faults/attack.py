@@ -6,8 +6,10 @@ import contextlib
 import random
 import time
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import dstore
+from tests.faults.raw_curve import RawKeys
 from tests.faults.raw_peer import RawPeer
 
 MIB = 1 << 20
@@ -18,10 +20,21 @@ ATTACK_SECONDS = 20.0
 
 
 class Target:
-    """A Global to be attacked: where it is, and how much is sent to it."""
+    """A Global to be attacked: where it is, and how much is sent to it.
+
+    ``keys`` returns the keys of the attackers' next connection, or None for one without.
+    ``connect`` is the connect file of an honest Node that prepares an attack, if keys are needed.
+    """
 
     def __init__(
-        self, address: str, pid: int, dice: random.Random, scale: float, source: str
+        self,
+        address: str,
+        pid: int,
+        dice: random.Random,
+        scale: float,
+        source: str,
+        keys: Callable[[], RawKeys | None] = lambda: None,
+        connect: str | None = None,
     ) -> None:
         host, _, port = address.rpartition(":")
         self.address = address
@@ -29,6 +42,8 @@ class Target:
         self.pid = pid
         self.dice = dice
         self.scale = scale
+        self._keys = keys
+        self._connect = connect
         self.source = source  # the attackers' own address, since Global bans one for a while
         self.until = time.monotonic() + ATTACK_SECONDS
 
@@ -49,12 +64,17 @@ class Target:
 
     def peer(self, kind: str = "DEALER", identity: bytes = b"", *, shake: bool = True) -> RawPeer:
         where = self.publisher if kind == "SUB" else self.address
-        return RawPeer(where, kind, identity, shake=shake, source=self.source)
+        keys = self._keys()
+        return RawPeer(where, kind, identity, shake=shake, source=self.source, keys=keys)
 
     def joined(self) -> RawPeer:
         peer = self.peer()
         peer.join()
         return peer
+
+    def node(self, **settings: Any) -> dstore.Node:
+        """Return a Node that may do all, to prepare an attack or to clean up after it."""
+        return dstore.Node(self.address, connect=self._connect, **settings)
 
 
 class Attack(NamedTuple):

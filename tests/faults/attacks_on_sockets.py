@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 
-import dstore
 from dstore import config
 from dstore.protocol import wire
 from dstore.protocol.messages import (
@@ -31,7 +30,7 @@ from tests.faults.attack import (
     attack,
     until_cut,
 )
-from tests.faults.raw_peer import MORE, RawPeer, crowd, frame, frame_head
+from tests.faults.raw_peer import MORE, RawPeer, crowd, frame_head
 
 # ---- connections ------------------------------------------------------------------------------
 
@@ -125,11 +124,11 @@ def slow_handshakes(target: Target) -> str:
 @attack(bound=256 * MIB)
 def a_message_without_end(target: Target) -> str:
     """Frames that announce another one, until the connection is cut."""
-    part = frame(bytes(MIB), MORE)
+    part = bytes(MIB)
     sent = 0
     with target.peer() as peer, until_cut():
         while sent < target.count(4096 * MIB) and not target.over:
-            peer.socket.sendall(part)
+            peer.socket.sendall(peer.frame(part, MORE))
             sent += len(part)
     return f"{sent / MIB:,.0f} MiB sent"
 
@@ -137,13 +136,12 @@ def a_message_without_end(target: Target) -> str:
 @attack(bound=256 * MIB)
 def empty_frames(target: Target) -> str:
     """A message of millions of frames without bytes."""
-    some = frame(b"", MORE) * 100_000
     sent = 0
     with target.peer() as peer, until_cut():
         while sent < target.count(8_000_000) and not target.over:
-            peer.socket.sendall(some)
+            peer.socket.sendall(peer.frames(b"", MORE, 100_000))
             sent += 100_000
-        peer.socket.sendall(frame(b""))
+        peer.socket.sendall(peer.frame(b""))
     return f"{sent:,} frames sent"
 
 
@@ -155,10 +153,10 @@ def complete_messages_of_empty_frames(target: Target) -> str:
         peers += (target.peer() for _ in range(6))
         for peer in peers:
             with until_cut():
-                peer.socket.sendall(frame(b"", MORE) * count)
+                peer.socket.sendall(peer.frames(b"", MORE, count))
         for peer in peers:
             with until_cut():
-                peer.socket.sendall(frame(b""))
+                peer.socket.sendall(peer.frame(b""))
         time.sleep(1.0)
         with until_cut():
             peers.append(target.peer())
@@ -233,7 +231,7 @@ def garbage(target: Target) -> str:
                 start = target.dice.choice((b"", wire.PREFIX, b"\x01", b"\x00"))
                 body = start + target.dice.randbytes(size)
                 flags = target.dice.choice((0, 0, 1, 4, 2 if size > 255 else 0, 7, 64))
-                peer.socket.sendall(frame(body, flags & ~2))
+                peer.socket.sendall(peer.frame(body, flags & ~2))
                 sent += 1
     return f"{sent} frames"
 
@@ -244,7 +242,7 @@ def garbage(target: Target) -> str:
 @attack(bound=320 * MIB)
 def replies_that_are_not_read(target: Target) -> str:
     """Ask for a large reply again and again, and never read."""
-    with dstore.Node(target.address) as node:
+    with target.node() as node:
         node.set("hostile/big", os.urandom(60_000), replace=True)
     asked = 0
     with crowd() as peers:
@@ -259,7 +257,7 @@ def replies_that_are_not_read(target: Target) -> str:
             asked += 1
         time.sleep(0.5)
         cut = sum(_is_cut_unread(each) for each in peers)
-    with dstore.Node(target.address, timeout=DELAY_MAX) as node:
+    with target.node(timeout=DELAY_MAX) as node:
         node.delete("hostile/big")
     return f"{asked * 60_000 / MIB:,.0f} MiB asked for, {cut} of 4 cut"
 
@@ -280,12 +278,13 @@ def subscriptions(target: Target) -> str:
     sent = 0
     for _ in range(target.count(16)):
         with until_cut(), target.peer("SUB") as peer:
-            peer.socket.sendall(frame(b"\x01" + os.urandom(MIB - 1)))
+            peer.socket.sendall(peer.frame(b"\x01" + os.urandom(MIB - 1)))
             sent += MIB
             peer.hear()
     with until_cut(), target.peer("SUB") as peer:
         for number in range(target.count(2_000_000) // 1000):
-            some = b"".join(frame(b"\x01" + struct.pack(">II", number, n)) for n in range(1000))
+            topics = (b"\x01" + struct.pack(">II", number, n) for n in range(1000))
+            some = b"".join(map(peer.frame, topics))
             peer.socket.sendall(some)
             sent += len(some)
     return f"{sent / MIB:.1f} MiB of topics sent"
@@ -296,7 +295,7 @@ def a_subscriber_that_does_not_read(target: Target) -> str:
     """Hear every deletion, and never read; while others delete keys with long names."""
     with target.peer("SUB") as peer, target.joined() as writer:
         peer.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        peer.socket.sendall(frame(b"\x01"))
+        peer.socket.sendall(peer.frame(b"\x01"))
         write = 0
         for turn in target.turns(100):
             keys = [f"hostile/{turn}/{n}/".ljust(500, "x") for n in range(1000)]

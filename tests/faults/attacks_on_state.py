@@ -95,7 +95,7 @@ def outcomes(target: Target) -> str:
 def holders(target: Target) -> str:
     """Many sessions hold many keys."""
     keys = [f"hostile/held/{number}" for number in range(target.count(20_000))]
-    with dstore.Node(target.address) as node:
+    with target.node() as node:
         node.set_many(dict.fromkeys(keys, 1))
     joined = cacheable = 0
     with crowd() as peers:
@@ -107,7 +107,7 @@ def holders(target: Target) -> str:
                     reply = peers[-1].ask(Get(*peers[-1].envelope, keys[at : at + 2_000]))
                     if isinstance(reply, GetReply):
                         cacheable += sum(bool(each and each.cacheable) for each in reply.items)
-    with dstore.Node(target.address, timeout=30) as node:
+    with target.node(timeout=30) as node:
         node.delete_many(keys)
     return f"{joined} sessions hold {cacheable:,} values"
 
@@ -188,7 +188,7 @@ def wide_keys_and_long_codecs(target: Target) -> str:
                     stored, refused = stored + len(good), refused + len(items) - len(good)
             if target.over or refused:
                 break
-    with dstore.Node(target.address, timeout=30) as node:
+    with target.node(timeout=30) as node:
         for at in range(0, len(keys), 1_000):
             node.delete_many(keys[at : at + 1_000])
     return f"{stored:,} keys stored, {refused} refused"
@@ -211,7 +211,7 @@ def values_that_hurt_readers(target: Target) -> str:
         "text": ("text", b"\xff" * 100),
     }
     read = 0
-    with dstore.Node(target.address, timeout=10) as node:
+    with target.node(timeout=10) as node:
         for name, (codec, body) in bombs.items():
             key = f"hostile/bomb/{name}"
             items = [SetItem(key, Stored(os.urandom(16), codec, body))]
@@ -280,8 +280,8 @@ def shared_files_cut_short(target: Target) -> str:
     folder = Path(os.environ["DSTORE_SHM"])
     cut = refused = 0
     with (
-        dstore.Node(target.address) as writer,
-        dstore.Node(target.address, shm="", timeout=DELAY_MAX) as reader,
+        target.node() as writer,
+        target.node(shm="", timeout=DELAY_MAX) as reader,
     ):
         for turn in range(target.count(10)):
             key = f"hostile/shared/{turn}"

@@ -123,10 +123,17 @@ class _Calls:
 
 
 def _work(
-    address: str, writes: bool, seed: int, path: str, over: Event, asked: Any, answers: Any
+    address: str,
+    connect: str | None,
+    writes: bool,
+    seed: int,
+    path: str,
+    over: Event,
+    asked: Any,
+    answers: Any,
 ) -> None:
     with (
-        dstore.Node(address, timeout=TIMEOUT) as node,
+        dstore.Node(address, timeout=TIMEOUT, connect=connect) as node,
         contextlib.closing(LowestVersions(path)) as least,
     ):
         calls = _Calls(node, least, random.Random(seed))
@@ -141,9 +148,9 @@ def _work(
 
 
 class Honest:
-    """One writer and some readers, each a process with a Node."""
+    """One writer and some readers, each a process with a Node that uses this connect file."""
 
-    def __init__(self, address: str, seed: int) -> None:
+    def __init__(self, address: str, seed: int, connect: str | None = None) -> None:
         context: SpawnContext = multiprocessing.get_context("spawn")
         self._over = context.Event()
         self._least = tempfile.NamedTemporaryFile()  # noqa: SIM115
@@ -157,6 +164,7 @@ class Honest:
                 target=_work,
                 args=(
                     address,
+                    connect,
                     number == 0,
                     seed + number,
                     self._least.name,

@@ -1,6 +1,6 @@
 """Peers that do not follow the protocol, against a real Global that honest Nodes use meanwhile.
 
-    python -m tests.faults.hostile [--scale 0.1] [--seed N] [--only NAME ...]
+    python -m tests.faults.hostile [--as WHO] [--scale 0.1] [--seed N] [--only NAME ...]
 
 Each attack is bounded in what it sends and in time. While it runs, honest processes read, write and
 delete (see :mod:`tests.faults.honest`), and Global's memory is measured. The table at the end has
@@ -8,6 +8,10 @@ for each attack its bound and what was measured. The exit code is 1 if a value w
 call was refused or took longer than ``DELAY_MAX``, or Global took more memory than the bound, died,
 or kept descriptors or sessions afterwards. The attacks are in ``attacks_on_sockets`` and
 ``attacks_on_state``.
+
+Usually Global asks for no keys. With ``--as`` it does, and the attackers are strangers without a
+key or with an unknown one, clients that may read only, or clients with another prefix than the
+honest ones. Whatever they do, the bystanders, a small and a large value, stay as they are.
 """
 
 from __future__ import annotations
@@ -23,8 +27,13 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from itertools import cycle
 from pathlib import Path
 from typing import IO
+
+import zmq
+from dstore.access.keys import KeyFolder
+from dstore.core.authority.identity import Role
 
 import dstore
 from dstore.testing import private_shared_memory, start_global
@@ -38,8 +47,13 @@ from tests.faults.attack import (
 )
 from tests.faults.honest import NOTHING, Honest, Told
 from tests.faults.meter import Meter, descriptors
+from tests.faults.raw_curve import RawKeys
 from tests.integration.processes import free_port, other_sessions
 
+ANYONE, STRANGER, READER, NEIGHBOUR = "anyone", "stranger", "reader", "neighbour"
+WHO = (ANYONE, STRANGER, READER, NEIGHBOUR)
+BYSTANDERS = {"bystander/small": b"small", "bystander/large": bytes(range(256)) * 1024}
+"""Values that no attacker may change, where Global asks for keys."""
 ATTACK_MODULES = (attacks_on_sockets, attacks_on_state)
 """Importing them registers their attacks."""
 LEASE = 0.5
@@ -93,10 +107,37 @@ def _end(server: subprocess.Popen[str]) -> None:
     server.wait()
 
 
-class Run:
-    """Runs the attacks one after the other against a Global that honest processes use."""
+class KeysOfAll:
+    """The key folder of a Global that is attacked, and who has which keys."""
 
-    def __init__(self, seed: int, scale: float, names: list[str]) -> None:
+    def __init__(self, folder: Path, address: str, who: str) -> None:
+        made = KeyFolder(str(folder / "keys"))
+        made.create()
+        self.folder = str(folder / "keys")
+        self.honest, self.admin = str(folder / "honest"), str(folder / "admin")
+        made.add("honest", Role.WRITE, ("honest",), address).save(self.honest)
+        made.add("admin", Role.ADMIN, (), address).save(self.admin)
+        hostile: list[RawKeys | None] = []
+        if who == STRANGER:
+            public, secret = zmq.curve_keypair()
+            server = made.add("other", Role.READ, (), address).server_keys[0]
+            hostile = [None, RawKeys.decoded(server, public.decode(), secret.decode())]
+        else:
+            rights = (Role.READ, ()) if who == READER else (Role.WRITE, ("hostile/",))
+            given = made.add("hostile", *rights, address)
+            hostile = [RawKeys.decoded(given.server_keys[0], given.public_key, given.secret_key)]
+        self.hostile = cycle(hostile).__next__
+
+
+class Run:
+    """Runs the attacks one after the other against a Global that honest processes use.
+
+    ``who`` says which keys the attackers have.
+    """
+
+    def __init__(self, seed: int, scale: float, names: list[str], who: str = ANYONE) -> None:
+        self._who = who
+        self._keys: KeysOfAll | None = None
         self._seed = seed
         self._scale = scale
         self._attacks = [each for each in ATTACKS if not names or each.name in names]
@@ -107,9 +148,16 @@ class Run:
             folder = stack.enter_context(tempfile.TemporaryDirectory())
             stack.enter_context(private_shared_memory())
             log = stack.enter_context(open(Path(folder) / "log", "w+b"))
+            self._address = f"tcp://127.0.0.1:{free_port()}"
+            if self._who != ANYONE:
+                self._keys = KeysOfAll(Path(folder), self._address, self._who)
             server = self._global(log)
             stack.callback(_end, server)
-            honest = stack.enter_context(Honest(self._address, self._seed))
+            connect = self._keys and self._keys.honest
+            honest = stack.enter_context(Honest(self._address, self._seed, connect))
+            if self._keys:
+                with self._node() as node:
+                    node.set_many(BYSTANDERS)
             say(HEADING)
             for each in self._attacks:
                 results.append(self._attack(each, server, honest))
@@ -121,9 +169,9 @@ class Run:
         return results
 
     def _global(self, log: IO[bytes]) -> subprocess.Popen[str]:
-        self._address = f"tcp://127.0.0.1:{free_port()}"
         options = ["--lease", str(LEASE), "--memory-limit", str(MEMORY_LIMIT)]
         options += ["--max-clients", str(MAX_CLIENTS)]
+        options += ["--keys", self._keys.folder] if self._keys else []
         return start_global(*options, address=self._address, stderr=log).process
 
     def _attack(self, each: Attack, server: subprocess.Popen[str], honest: Honest) -> AttackResult:
@@ -131,14 +179,18 @@ class Run:
         calm = descriptors(server.pid)
         dice = random.Random(f"{self._seed} {each.name}")
         source = f"127.0.1.{1 + ATTACKS.index(each)}"
-        target = Target(self._address, server.pid, dice, self._scale, source)
+        keys = self._keys
+        hostile, admin = (keys.hostile, keys.admin) if keys else (lambda: None, None)
+        target = Target(self._address, server.pid, dice, self._scale, source, hostile, admin)
         begun = time.monotonic()
         with Meter(server.pid) as meter:
             try:
                 said = each.run(target)
                 left = []
             except Exception as error:
-                said, left = "", [f"{type(error).__name__}: {error}"]
+                refused = self._who == STRANGER and isinstance(error, OSError)
+                said = "not let in" if refused else ""
+                left = [] if refused else [f"{type(error).__name__}: {error}"]
             seen = honest.ask()
         result = AttackResult(each, said, meter.grown, time.monotonic() - begun, seen, left)
         if server.poll() is not None:
@@ -152,13 +204,22 @@ class Run:
         until = time.monotonic() + SETTLE_SECONDS
         sessions = 0
         while time.monotonic() < until:
-            with dstore.Node(self._address, timeout=DELAY_MAX) as node:
+            with self._node() as node:
                 sessions = other_sessions(node)
+                changed = [
+                    f"{key} is another value"
+                    for key, value in (BYSTANDERS.items() if self._keys else ())
+                    if node.get(key, None) != value
+                ]
             result.honest += honest.ask()
-            if descriptors(pid) <= calm + 6 and sessions <= 4:
-                return []
+            if changed or (descriptors(pid) <= calm + 6 and sessions <= 4):
+                return changed
             time.sleep(0.2)
         return [f"{descriptors(pid) - calm} descriptors, {sessions} sessions left"]
+
+    def _node(self) -> dstore.Node:
+        connect = self._keys and self._keys.admin
+        return dstore.Node(self._address, timeout=DELAY_MAX, connect=connect)
 
 
 def main() -> int:
@@ -177,10 +238,14 @@ def main() -> int:
     parser.add_argument(
         "--only", nargs="+", default=[], metavar="NAME", help="run these attacks alone"
     )
+    parser.add_argument(
+        "--as", dest="who", choices=WHO, default=ANYONE,
+        help="who attacks, if Global asks for keys (default: it does not)",
+    )  # fmt: skip
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     print(f"seed {options.seed}", flush=True)
-    results = Run(options.seed, options.scale, options.only).run(
+    results = Run(options.seed, options.scale, options.only, options.who).run(
         lambda result: print(result, flush=True)
     )
     wrong = [result for result in results if result.wrong]

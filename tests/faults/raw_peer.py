@@ -24,11 +24,16 @@ from dstore.protocol.messages import (
     ToLocal,
     Welcome,
 )
+from tests.faults.raw_curve import MECHANISM, Curve, RawKeys
 
 SOURCE = "127.0.0.2"
 """The source address of raw peers, so that they do not count with honest ones."""
 MORE, LONG, COMMAND = 1, 2, 4
-_GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x01" + b"NULL".ljust(20, b"\0") + bytes(32)
+
+
+def greeting(mechanism: bytes) -> bytes:
+    """The first 64 bytes of a client's connection."""
+    return b"\xff" + bytes(8) + b"\x7f\x03\x01" + mechanism.ljust(20, b"\0") + bytes(32)
 
 
 def frame(body: Buffer, flags: int = 0) -> bytes:
@@ -44,7 +49,10 @@ def frame_head(size: int, flags: int = 0) -> bytes:
 
 
 class RawPeer:
-    """A TCP connection after the handshake. ``identity`` is the routing id that it claims."""
+    """A TCP connection after the handshake. ``identity`` is the routing id that it claims.
+
+    With ``keys`` it speaks CURVE, else without a key.
+    """
 
     def __init__(
         self,
@@ -55,6 +63,7 @@ class RawPeer:
         timeout: float = 10.0,
         shake: bool = True,
         source: str = SOURCE,
+        keys: RawKeys | None = None,
     ) -> None:
         host, _, port = address.removeprefix("tcp://").rpartition(":")
         host = host.strip("[]")
@@ -62,6 +71,7 @@ class RawPeer:
         self.epoch = 0
         self.session = self.secret = NO_SESSION
         self._request = 0
+        self._curve = None if keys is None else Curve(keys)
         try:
             self.socket.settimeout(timeout)
             self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -74,15 +84,25 @@ class RawPeer:
             raise
 
     def _shake(self, kind: str, identity: bytes) -> None:
-        self.socket.sendall(_GREETING)
-        self._exactly(len(_GREETING))
+        curve = self._curve
+        ours = greeting(b"NULL" if curve is None else MECHANISM)
+        self.socket.sendall(ours)
+        theirs = self._exactly(len(ours))
+        if theirs[12:32] != ours[12:32]:
+            raise ConnectionError(f"Global asks for {theirs[12:32]!r}")
         properties = {b"Socket-Type": kind.encode(), b"Identity": identity}
-        body = b"\x05READY" + b"".join(
+        metadata = b"".join(
             bytes([len(name)]) + name + struct.pack(">I", len(value)) + value
             for name, value in properties.items()
         )
-        self.socket.sendall(frame(body, COMMAND))
-        self._frame()
+        if curve is None:
+            self.socket.sendall(frame(b"\x05READY" + metadata, COMMAND))
+            self._raw_frame()
+            return
+        self.socket.sendall(frame(curve.hello(), COMMAND))
+        _, welcome = self._raw_frame()
+        self.socket.sendall(frame(curve.initiate(welcome, metadata), COMMAND))
+        curve.ready(self._raw_frame()[1])
 
     # ---- sending --------------------------------------------------------------------------
 
@@ -90,8 +110,20 @@ class RawPeer:
         """Send one message. Raises OSError when the connection has been cut."""
         last = len(frames) - 1
         self.socket.sendall(
-            b"".join(frame(each, MORE if at < last else 0) for at, each in enumerate(frames))
+            b"".join(self.frame(each, MORE if at < last else 0) for at, each in enumerate(frames))
         )
+
+    def frame(self, body: Buffer, flags: int = 0) -> bytes:
+        """One frame as this connection sends it: encrypted, if it has keys."""
+        if self._curve is None:
+            return frame(body, flags)
+        return frame(self._curve.sealed(body, flags))
+
+    def frames(self, body: Buffer, flags: int, count: int) -> bytes:
+        """The same frame so many times."""
+        if self._curve is None:
+            return frame(body, flags) * count
+        return b"".join(self.frame(body, flags) for _ in range(count))
 
     def say(self, message: ToGlobal) -> None:
         data = wire.data_of(message)
@@ -127,6 +159,10 @@ class RawPeer:
                 return wire.decode_to_local(body)
 
     def _frame(self) -> tuple[int, bytes]:
+        flags, body = self._raw_frame()
+        return (flags, body) if self._curve is None else self._curve.opened(body)
+
+    def _raw_frame(self) -> tuple[int, bytes]:
         flags, size = self._exactly(2)
         if flags & LONG:
             size = int.from_bytes(bytes([size]) + self._exactly(7), "big")

@@ -14,8 +14,9 @@ SHORT = 0.02
 
 @pytest.mark.long
 @pytest.mark.timeout(300)
-def test_honest_nodes_are_served_and_memory_is_bounded_while_others_attack() -> None:
-    results = hostile.Run(seed=1, scale=SHORT, names=[]).run(say=lambda _: None)
+@pytest.mark.parametrize("who", hostile.WHO)
+def test_honest_nodes_are_served_and_memory_is_bounded_while_others_attack(who: str) -> None:
+    results = hostile.Run(seed=1, scale=SHORT, names=[], who=who).run(say=lambda _: None)
     assert [f"{result.attack.name}: {wrong}" for result in results for wrong in result.wrong] == []
     assert len(results) == len(ATTACKS)
     seen = sum((result.honest for result in results), NOTHING)
