@@ -140,6 +140,12 @@ GOALS = (
         "durable-start", "start with 1,000,000 durable keys, until the first answer", "",
         "at most 5 s", 5.0, shown="{:.1f} s",
     ),
+    Goal("keyed-hit", "hit, 500 keys, with keys", "the same without", "shown", None),
+    Goal("keyed-miss", "miss with keys", "the same without", "at most 1.15 times", 1.15),
+    Goal(
+        "keyed-large", "64 MiB value with keys, first read on another host", "the same without",
+        "at least 0.4 times its rate", 0.4, at_most=False, shown="{:.2f} times its rate",
+    ),
     Goal(
         "entry", "cache overhead per entry", "",
         "at most 200 bytes beyond key and value", 200.0, shown="{:.0f} bytes",

@@ -241,12 +241,16 @@ def wait_until(moment_ns: int) -> None:
 
 
 class Place(NamedTuple):
-    """Where a server is: what a client has to know, and the process whose memory is measured."""
+    """Where a server is: what a client has to know, and the process whose memory is measured.
+
+    ``folder`` is the shared memory of its host, ``connect`` the connect file that it asks for.
+    """
 
     host: str
     port: int
     pid: int
     folder: str = ""
+    connect: str = ""
 
 
 def itself(subject: Any) -> Any:

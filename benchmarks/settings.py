@@ -165,6 +165,7 @@ GOALS = replace(
         "hit", "miss", "clients", "get_many", "delete", "memory",
         "host_first", "host_many", "host_delete", "mixed", "answer", "fork", "host_memory",
         "durable_set", "durable_writers", "durable_reads", "durable_start",
+        "keyed_hit", "keyed_miss", "keyed_large",
     ),
     without=(
         "redis-py, pipelined", "ProxyStore over Redis", "multiprocessing.Manager", "NATS KV",

@@ -50,6 +50,28 @@ def _serve_durably() -> Iterator[Place]:
 
 
 @contextmanager
+def _serve_keyed(shm: str) -> Iterator[Place]:
+    from dstore.access.keys import KeyFolder  # here: an earlier version, to compare with, has none
+    from dstore.core.authority.identity import Role
+
+    with temporary_folder() as folder:
+        keys, connect = os.path.join(folder, "keys"), os.path.join(folder, "connect")
+        made = KeyFolder(keys)
+        made.create()
+        with dstore.Global(
+            "tcp://127.0.0.1:0", shm=shm, memory_limit=MEMORY_LIMIT, keys=keys
+        ) as running:
+            made.add("bench", Role.WRITE, (), running.address).save(connect)
+            port = int(running.address.rpartition(":")[2])
+            yield Place("127.0.0.1", port, os.getpid(), shm, connect)
+
+
+def serve_keyed(shm: str = "") -> AbstractContextManager[Place]:
+    """Run a Global that asks for keys; what :func:`serve` does otherwise."""
+    return server(_serve_keyed, shm)
+
+
+@contextmanager
 def _on_one_host() -> Iterator[Place]:
     with hosts() as host, serve(host("one")) as place:
         yield place
@@ -67,6 +89,8 @@ class OurClient(Client):
         on_host = shm is None and bool(place.folder)
         if not on_host:
             settings["cache_bytes"] = CACHE_BYTES
+        if place.connect:
+            settings["connect"] = place.connect
         if SHARES_MEMBERSHIP:
             settings["host"] = "require" if on_host else "auto" if shm else "off"
         self.node = dstore.Node(address(place), **settings)
@@ -112,7 +136,8 @@ class Ours(Peer):
     workloads = frozenset(
         {
             "hit", "miss", "clients", "get_many", "host_first", "host_many", "mixed", "delete",
-            "join", "answer", "memory", "durable_set", "durable_writers",
+            "join", "answer", "memory", "durable_set", "durable_writers", "keyed_hit",
+            "keyed_miss",
         }
     )  # fmt: skip
 
@@ -148,3 +173,13 @@ class OursDurable(Ours):
 
     def serve(self) -> AbstractContextManager[Place]:
         return server(_serve_durably)
+
+
+class OursKeyed(Ours):
+    """dstore with keys: all that travels is encrypted."""
+
+    name = "dstore, with keys"
+    workloads = frozenset({"keyed_hit", "keyed_miss"})
+
+    def serve(self) -> AbstractContextManager[Place]:
+        return serve_keyed()

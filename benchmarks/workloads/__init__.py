@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from benchmarks.run import Run
+from benchmarks.workloads.access import keyed_hits, keyed_large, keyed_misses
 from benchmarks.workloads.deletions import deletions
 from benchmarks.workloads.durable import reads as durable_reads
 from benchmarks.workloads.durable import sets, starts, writers
@@ -47,6 +48,11 @@ WORKLOADS = (
     Workload("durable_writers", "the same of 8 processes in a closed loop", writers),
     Workload("durable_reads", "reads of other keys while 8 processes set durably", durable_reads),
     Workload("durable_start", "from the start of a server with data to an answer", starts),
+    Workload("keyed_hit", "a hit of a Node with keys, and of one without", keyed_hits),
+    Workload("keyed_miss", "a miss with keys, and without", keyed_misses),
+    Workload(
+        "keyed_large", "64 MiB, first read on another host with keys, and without", keyed_large
+    ),
     Workload("join", "from nothing to the first answer", joins),
     Workload(
         "answer", "a Node's first answer on a host that has the key, or has not", first_answers

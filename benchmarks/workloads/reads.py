@@ -52,6 +52,18 @@ def hits(run: Run) -> None:
 
 
 def _hits_of(run: Run, peers: Sequence[Peer], keys: int) -> None:
+    blocks = hits_of(run, "hit", peers, keys)
+    goal = "hot" if keys == HOT_KEYS else "hit"
+    if compiled():
+        run.compare(goal, blocks, "dict")
+        run.compare(f"{goal}-lru", blocks, "functools.lru_cache")
+    run.compare(f"{goal}-pure", blocks, "dict", who=PURE.name if compiled() else OURS.name)
+    run.compare(f"{goal}-redis", blocks, "redis-py, client-side cache")
+
+
+def hits_of(run: Run, workload: str, peers: Sequence[Peer], keys: int) -> dict[str, list[Block]]:
+    """Measure and record hits of so many keys. Returns the blocks of each peer."""
+
     def prepare(stack: ExitStack, peer: Peer) -> Contender:
         place = stack.enter_context(peer.serve())
         settings = peer.name, place, keys, run.scale.hits
@@ -60,15 +72,10 @@ def _hits_of(run: Run, peers: Sequence[Peer], keys: int) -> None:
         worker = stack.enter_context(PureWorker(hitting, *settings)).ready()
         return Contender(peer.name, lambda number: list(worker.call(pure_block, number)))
 
-    blocks = run.compete("hit", prepare, run.scale.rounds, peers)
+    blocks = run.compete(workload, prepare, run.scale.rounds, peers)
     for who, found in blocks.items():
-        run.record("hit", who, "s", flat(found), {"keys": keys})
-    goal = "hot" if keys == HOT_KEYS else "hit"
-    if compiled():
-        run.compare(goal, blocks, "dict")
-        run.compare(f"{goal}-lru", blocks, "functools.lru_cache")
-    run.compare(f"{goal}-pure", blocks, "dict", who=PURE.name if compiled() else OURS.name)
-    run.compare(f"{goal}-redis", blocks, "redis-py, client-side cache")
+        run.record(workload, who, "s", flat(found), {"keys": keys})
+    return blocks
 
 
 @contextmanager
@@ -126,6 +133,11 @@ def _held(client: Client, kind: str, count: int) -> list[Any]:
 
 def misses(run: Run) -> None:
     """Measure reads of a key that this process has never read; another client has bound it."""
+    run.compare("miss", misses_of(run, "miss"), ECHO.name)
+
+
+def misses_of(run: Run, workload: str) -> dict[str, list[Block]]:
+    """Measure and record such reads of the peers of a workload. Returns their blocks."""
     size = run.scale.block
     keys = names("miss", (run.scale.rounds + 1) * size)
 
@@ -138,10 +150,10 @@ def misses(run: Run) -> None:
 
         return _checked(peer, client, size, block)
 
-    blocks = run.compete("miss", prepare, run.scale.rounds)
+    blocks = run.compete(workload, prepare, run.scale.rounds)
     for who, found in blocks.items():
-        run.record("miss", who, "s", flat(found), tail=True)
-    run.compare("miss", blocks, ECHO.name)
+        run.record(workload, who, "s", flat(found), tail=True)
+    return blocks
 
 
 def batches(run: Run) -> None:
