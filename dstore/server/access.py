@@ -1,8 +1,9 @@
 """The key folder of a running Global: what it has loaded, what is new, and what it reports.
 
 A command that changes the folder waits until each running Global has applied the change. So a
-Global makes itself known before it reads the folder for the first time, and reports a generation
-only when nothing that was revoked in it is answered any more.
+Global makes itself known before it reads the folder for the first time. It reports a generation
+only when nothing that was revoked in it is answered any more, neither here nor from the caches of
+those who had it: their leases have ended.
 """
 
 from __future__ import annotations
@@ -53,14 +54,15 @@ class _Trouble:
 class Access:
     """Who may use a Global, by its key folder. For one thread. Raises KeyFolderError.
 
-    ``ring`` is what is applied; set it to a new one when nothing is answered any more that this one
-    does not permit. :meth:`look` is due at ``check_at``. Add to ``heard`` each identity
-    from which a message has come.
+    ``ring`` is what is applied; set it to a new one when nothing is answered here any more that
+    this one does not permit, and add those who were revoked to ``lapsing``. :meth:`look` is due at
+    ``check_at``. Add to ``heard`` each identity from which a message has come.
     """
 
     def __init__(self, path: str) -> None:
         self.check_at = 0.0
         self.heard: set[Identity] = set()
+        self.lapsing: list[Identity] = []
         self._folder = KeyFolder(path)
         self._running = Running.open(path)
         try:
@@ -93,7 +95,13 @@ class Access:
         return ring, changes(self.ring, ring)
 
     def report(self, now: float, sessions_of: Callable[[Identity], int]) -> None:
-        """Write down for the command line what is applied and who was heard, if that is due."""
+        """Write down for the command line what is applied and who was heard, if that is due.
+
+        While a session of somebody who was revoked has a lease, nothing is: its cache may answer.
+        """
+        self.lapsing = [each for each in self.lapsing if sessions_of(each)]
+        if self.lapsing:
+            return
         if self._reported == self.ring.generation and now < self._report_at:
             return
         wall = time.time()

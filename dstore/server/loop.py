@@ -445,6 +445,7 @@ class Loop:
             # Not before: the session counts as lapsed only if it was revoked first.
             router.cut_identity(identity)
             log.warning("%s has no access any more: its connections were ended", identity.name)
+        access.lapsing += changed.revoked
         access.ring = ring
 
     def _replace_router(self) -> None:

@@ -32,10 +32,10 @@ from pathlib import Path
 from typing import IO
 
 import zmq
-from dstore.access.keys import KeyFolder
-from dstore.core.authority.identity import Role
 
 import dstore
+from dstore.access.keys import KeyFolder
+from dstore.core.authority.identity import Role
 from dstore.testing import private_shared_memory, start_global
 from tests.faults import attacks_on_sockets, attacks_on_state
 from tests.faults.attack import (
@@ -123,8 +123,8 @@ class KeysOfAll:
             server = made.add("other", Role.READ, (), address).server_keys[0]
             hostile = [None, RawKeys.decoded(server, public.decode(), secret.decode())]
         else:
-            rights = (Role.READ, ()) if who == READER else (Role.WRITE, ("hostile/",))
-            given = made.add("hostile", *rights, address)
+            role = Role.READ if who == READER else Role.WRITE
+            given = made.add("hostile", role, () if who == READER else ("hostile/",), address)
             hostile = [RawKeys.decoded(given.server_keys[0], given.public_key, given.secret_key)]
         self.hostile = cycle(hostile).__next__
 
@@ -153,7 +153,7 @@ class Run:
                 self._keys = KeysOfAll(Path(folder), self._address, self._who)
             server = self._global(log)
             stack.callback(_end, server)
-            connect = self._keys and self._keys.honest
+            connect = self._keys.honest if self._keys else None
             honest = stack.enter_context(Honest(self._address, self._seed, connect))
             if self._keys:
                 with self._node() as node:
@@ -218,7 +218,7 @@ class Run:
         return [f"{descriptors(pid) - calm} descriptors, {sessions} sessions left"]
 
     def _node(self) -> dstore.Node:
-        connect = self._keys and self._keys.admin
+        connect = self._keys.admin if self._keys else None
         return dstore.Node(self._address, timeout=DELAY_MAX, connect=connect)
 
 

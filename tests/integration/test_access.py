@@ -6,6 +6,7 @@ What the parts do alone is in the tests beside this one.
 from __future__ import annotations
 
 import contextlib
+import os
 import subprocess
 import sys
 import threading
@@ -20,9 +21,11 @@ import zmq
 import dstore
 from dstore.access.connect import Connect
 from dstore.access.keys import KeyFolder
+from dstore.access.running import wait_applied
 from dstore.core.authority.identity import Role
-from dstore.testing import running_global
-from tests.integration.processes import PATIENCE, GlobalProcess, free_port
+from dstore.testing import private_shared_memory, running_global
+from tests.integration.owners import HostProcess
+from tests.integration.processes import PATIENCE, free_port
 
 LEASE = 0.5
 LARGE = bytes(range(256)) * 1024
@@ -34,9 +37,19 @@ class Site:
     def __init__(self, folder: Path, server: dstore.Global, keys: KeyFolder) -> None:
         self.folder, self.server, self.keys = folder, server, keys
 
+    @classmethod
+    @contextlib.contextmanager
+    def at(cls, folder: Path, lease: float = LEASE) -> Iterator[Site]:
+        keys = KeyFolder(folder / "keys")
+        keys.create()
+        address = f"tcp://127.0.0.1:{free_port()}"
+        with running_global(address, keys=str(folder / "keys"), lease=lease) as server:
+            yield cls(folder, server, keys)
+
     def file(self, name: str, role: Role, *prefixes: str) -> str:
         path = self.folder / f"{name}.json"
         self.keys.add(name, role, prefixes, self.server.address).save(path)
+        assert not wait_applied(self.keys, self.keys.generation, PATIENCE).missing
         return str(path)
 
     def node(self, name: str, role: Role, *prefixes: str, **settings: Any) -> dstore.Node:
@@ -46,7 +59,7 @@ class Site:
 
     def access(self, *words: str) -> str:
         """Run ``dstore access``. Returns what it has said."""
-        command = [sys.executable, "-m", "dstore", "access", *words, "--keys", str(self.keys)]
+        command = [sys.executable, "-m", "dstore", "access", *words, "--keys", os.fspath(self.keys)]
         said = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
         assert said.returncode == 0, said.stderr
         return said.stdout + said.stderr
@@ -54,11 +67,8 @@ class Site:
 
 @pytest.fixture
 def site(tmp_path: Path) -> Iterator[Site]:
-    keys = KeyFolder(tmp_path / "keys")
-    keys.create()
-    address = f"tcp://127.0.0.1:{free_port()}"
-    with running_global(address, keys=str(tmp_path / "keys"), lease=LEASE) as server:
-        yield Site(tmp_path, server, keys)
+    with Site.at(tmp_path) as made:
+        yield made
 
 
 class Caller:
@@ -136,25 +146,31 @@ def test_no_call_succeeds_that_begins_after_revoke_has_returned(site: Site) -> N
         assert {how for _, how in honest.ended} == {"done"}
 
 
-def test_a_deletion_waits_for_the_lease_of_a_revoked_cache(site: Site) -> None:
+def test_a_deletion_waits_for_the_lease_of_a_revoked_cache(tmp_path: Path) -> None:
     """Its cache may answer until then, and nothing that it says is heard any more."""
-    with (
-        site.node("worker", Role.READ) as worker,
-        site.node("other", Role.WRITE) as other,
-    ):
-        other.set("key", 1)
-        assert worker.get("key") == 1
-        old = worker._state.membership
-        site.keys.revoke("worker")
-        until = time.monotonic() + PATIENCE
-        while worker.stats()["last_error"] == "":  # it has noticed, and cannot renew its lease
-            assert time.monotonic() < until
-            time.sleep(0.01)
-        deletion = other.delete("key")
-        assert (deletion.confirmed, deletion.expired) in ((0, 1), (0, 0))
-        assert old.lease_end <= time.monotonic() or "key" not in worker._state.cache
-        with pytest.raises(dstore.AccessDenied):
-            worker.get("key")
+    with Site.at(tmp_path, lease=PATIENCE / 4) as site:
+        worker = site.node("worker", Role.READ)
+        with worker, site.node("other", Role.WRITE) as other:
+            other.set("key", 1)
+            assert worker.get("key") == 1
+            site.keys.revoke("worker")
+            until = time.monotonic() + PATIENCE
+            while _is_admitted(worker):
+                assert time.monotonic() < until
+            assert worker.get("key") == 1  # it has a lease
+            deletion = other.delete("key", wait=False)
+            assert deletion.pending == 2  # the other one acknowledges it
+            assert worker.get("key") == 1
+            worker.close()  # its goodbye is not heard either
+            assert other.global_stats()["pending"] == 1
+
+
+def _is_admitted(node: dstore.Node) -> bool:
+    try:
+        node.global_stats()
+    except dstore.AccessDenied:
+        return False
+    return True
 
 
 # ---- rotation ---------------------------------------------------------------------------------
@@ -234,7 +250,7 @@ def test_a_client_with_a_prefix_sees_and_changes_nothing_else(site: Site) -> Non
 def test_nobody_hears_the_names_of_keys_that_another_prefix_has(site: Site) -> None:
     """A bare subscriber with keys hears no name at all, and a Node those below its prefix."""
     connect = Connect.load(site.file("ear", Role.READ, "ear/"))
-    heard = []
+    heard: list[str | bytes] = []
     with (
         zmq.Context() as context,
         context.socket(zmq.SUB) as subscriber,
@@ -242,6 +258,7 @@ def test_nobody_hears_the_names_of_keys_that_another_prefix_has(site: Site) -> N
         site.node("two", Role.WRITE, "two/") as two,
         one.watch() as watched,
     ):
+        assert next(watched).resync
         subscriber.linger = 0
         subscriber.rcvtimeo = int(PATIENCE * 1000)
         subscriber.curve_serverkey = connect.server_keys[0].encode()
@@ -294,17 +311,17 @@ def test_a_reader_may_read_and_wait_and_watch_and_no_more(site: Site) -> None:
         assert writer.get("key") == 1
 
 
-def test_processes_of_a_host_share_what_its_owner_may_see(site: Site, tmp_path: Path) -> None:
+def test_processes_of_a_host_share_what_its_owner_may_see(site: Site) -> None:
     """``dstore host`` has an identity of its own. What that does not see, nobody there caches."""
-    shm = tmp_path / "two"
-    shm.mkdir(0o700)
-    with site.node("writer", Role.WRITE) as writer:
+    with private_shared_memory() as shm, site.node("writer", Role.WRITE) as writer:
         writer.set_many({"shared/key": 1, "other/key": 2})
         host = site.file("host", Role.READ, "shared/")
         worker = site.file("worker", Role.READ)
-        with GlobalProcess.host("--connect", host, "--shm", str(shm)), dstore.Node.from_file(
-            worker, shm=str(shm), host="require", timeout=PATIENCE
-        ) as node:  # fmt: skip
+        options: dict[str, Any] = {"shm": shm, "host": "require", "timeout": PATIENCE}
+        with (
+            HostProcess(site.server.address, shm, "--connect", host),
+            dstore.Node.from_file(worker, **options) as node,
+        ):
             for key, value in (("shared/key", 1), ("other/key", 2)):
                 assert node.get(key) == value
                 assert node.get(key) == value
