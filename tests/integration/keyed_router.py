@@ -64,13 +64,13 @@ class Keys:
 class KeyedRouter(Router):
     """A router with keys that holds some messages, and refuses some."""
 
-    def __init__(self, keys: Keys, *given: Any, **named: Any) -> None:
-        self.keys = keys
-        super().__init__(*given, **{**named, "keys": keys})
+    def __init__(self, clients: Keys, *given: Any, **named: Any) -> None:
+        self.clients = clients
+        super().__init__(*given, **{**named, "keys": clients})
 
     def receive(self, timeout: float) -> Arrived | None:
-        if self.keys.cutting.is_set():
-            self.keys.cutting.clear()
+        if self.clients.cutting.is_set():
+            self.clients.cutting.clear()
             for table in (self.guard._requests, self.guard._subscribers):
                 for connection in list(table.connections.values()):
                     self.guard.cut(connection, "its identity was revoked")
@@ -78,10 +78,10 @@ class KeyedRouter(Router):
         if arrived is None:
             return None
         message = wire.decode_to_global(*arrived[1:3])
-        if self.keys.holds(message):
-            self.keys.held.set()
+        if self.clients.holds(message):
+            self.clients.held.set()
             return None
-        why = self.keys.denies(message)
+        why = self.clients.denies(message)
         if why is None:
             return arrived
         envelope = getattr(message, "request", 0)
