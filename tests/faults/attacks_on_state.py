@@ -237,9 +237,19 @@ def _array_header(shape: str) -> bytes:
 
 @attack(bound=64 * MIB)
 def fetches_of_others(target: Target) -> str:
-    """Ask for bytes of large values by guessing, far beyond the end, and without reading."""
-    asked = 0
+    """Ask for bytes of large values by guessing, by the token of another key, and far too far."""
+    asked = refused = 0
     with target.joined() as peer, until_cut():
+        body = os.urandom(100)
+        large = Stored(os.urandom(16), "bytes", Large(len(body), content_digest(body)))
+        peer.ask(Stage(*peer.envelope, large, 0, body))
+        peer.ask(Set(*peer.envelope, 1, 0, True, [SetItem("hostile/large", large)]))
+        small = large._replace(body=b"small")
+        peer.ask(Set(*peer.envelope, 2, 0, True, [SetItem("hostile/small", small)]))
+        for key in ("hostile/small", "hostile/none", "honest0"):
+            answer = peer.ask(Fetch(*peer.envelope, key, large.token, 0, 100))
+            assert type(answer).__name__ == "Refused", f"{key} gives the bytes of another key"
+            refused += 1
         for _ in target.turns(3_000):
             peer.ask(
                 Fetch(
@@ -247,7 +257,7 @@ def fetches_of_others(target: Target) -> str:
                 )
             )
             asked += 1
-    return f"{asked} asked"
+    return f"{asked} asked, {refused} with the token of another key"
 
 
 @attack(bound=64 * MIB)

@@ -6,6 +6,9 @@ from dstore.core.authority.identity import ANYONE, Identity, Role
 from tests.simulation.loop import Loop
 from tests.simulation.scenario import Scenario
 
+LOCALS, OWNERS = (3, 2, 5), (2, 2, 6)
+"""How many of ten processes write all keys, read them, and write some; the same of owners."""
+
 
 class Identities:
     """The identities of a run, and that of each process by its name.
@@ -25,13 +28,13 @@ class Identities:
         ]
         self._of: dict[str, Identity] = {}
 
-    def admit(self, name: str, parent: str | None = None) -> Identity:
+    def admit(self, name: str, parent: str | None = None, owner: bool = False) -> Identity:
         """Give a process an identity, or that of its parent."""
         identity = ANYONE
         if parent is not None:
             identity = self._of[parent]
         elif self._keyed:
-            identity = self._loop.dice.choice(self._present)
+            identity = self._loop.dice.choices(self._present, OWNERS if owner else LOCALS)[0]
         self._of[name] = identity
         return identity
 

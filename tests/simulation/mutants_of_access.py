@@ -21,6 +21,7 @@ OF = CORE + "test_access.py::"
 HONEST = "simulated Locals use what is their own, and ask for what they may"
 ONE_WAY = "the simulated Global takes the long way"
 NO_LIMIT = "simulated identities are far from their limits"
+FEW = "in few seeds only a process sees more keys than the owner of its page"
 UNSEEN = "nothing that a simulated Local does shows what it was told"
 HOLDS = OF + "test_a_session_holds_only_what_its_own_identity_is_told_of"
 NO_CHANGE = OF + "test_another_identity_that_knows_id_and_secret_changes_nothing"
@@ -106,6 +107,8 @@ OF_ACCESS = (
                 "        if not identity.revoked:\n",
             ),
         ),
+        HOLDS,
+        FEW,
     ),
     Mutant(
         "reader that makes a session of a revoked identity a holder",
@@ -128,6 +131,8 @@ OF_ACCESS = (
                 "        if session is None or not session.open or session.bit < 0:\n",
             ),
         ),
+        HOLDS,
+        FEW,
     ),
     Mutant(
         "offer that makes a session a holder whose identity does not see the key",
@@ -310,6 +315,12 @@ OF_ACCESS = (
         ((INVALIDATIONS, "            watches = recipient.watching or recipient.session.kind is Kind.OBSERVER\n", "            watches = False\n"),),
         OF + "test_who_watches_is_sent_what_a_broadcast_would_have_told",
         "they are told when they renew their leases",
+    ),
+    Mutant(
+        "gap between targeted invalidations not repaired",
+        (("core.local.state", "            self.renew(now)\n            return\n        # As in a broadcast.", "            return\n        # As in a broadcast."),),
+        OF + "test_a_watcher_that_was_not_sent_one_invalidation_asks_when_the_next_one_comes",
+        "the next renewal repairs it, too",
     ),
     Mutant(
         "acknowledgement of what a concealed Global has kept for watchers",

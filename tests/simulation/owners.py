@@ -46,7 +46,7 @@ class SimOwner(Owner, Process):
     ) -> None:
         super().__init__(loop, scenario, authority, host, name)
         self.pages: list[SimPage] = []
-        self.identity = authority.identities.admit(name.partition(".")[0])
+        self.identity = authority.identities.admit(name.partition(".")[0], owner=True)
         self.state: OwnerState = OwnerState(
             random16=loop.random16, label=name, open_page=self._open_page
         )

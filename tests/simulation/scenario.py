@@ -34,7 +34,7 @@ LOADED = 0.25
 """The part of the scenarios in which the engine has to load values."""
 
 
-KEYED = 0.3
+KEYED = 0.4
 """The part of the scenarios in which Locals have identities."""
 KEYED_SESSIONS = 30
 """Sessions that there may be in these, at least: one identity has a part of them."""
@@ -190,8 +190,13 @@ class Scenario:
         if dice.random() >= KEYED:
             return scenario
         revocations = dice.random() * 0.3 if dice.random() < 0.5 else 0.0
-        sessions = max(scenario.sessions, KEYED_SESSIONS)
-        return replace(scenario, keyed=True, revocations=revocations, sessions=sessions)
+        return replace(
+            scenario,
+            keyed=True,
+            revocations=revocations,
+            sessions=max(scenario.sessions, KEYED_SESSIONS),
+            keys=max(scenario.keys, 2),  # one that all see, and one that some do not see
+        )
 
     @classmethod
     def _shared(cls, dice: random.Random) -> dict[str, Any]:

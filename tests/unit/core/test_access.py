@@ -651,6 +651,26 @@ def test_who_neither_holds_nor_watches_is_not_woken_up_and_hears_with_its_next_r
     assert b.state.applied == 1
 
 
+def test_a_watcher_that_was_not_sent_one_invalidation_asks_when_the_next_one_comes() -> None:
+    world, (a, b) = concealed(writer("a"), writer("b"))
+    b.state.watch(1, world.now)
+    world.settle()
+    for key in ("k", "l"):
+        a.set(key, b"v")
+        a.delete(key)
+        world.members.remove(b)
+        world.publish()
+        world.members.append(b)
+        if key == "k":
+            b.control.clear()  # lost with its connection
+    b.told.clear()
+    b.listen()
+    assert b.state.applied == 0
+    world.live(LEASE / 10)  # long before it would have renewed its lease
+    assert b.state.applied == 2
+    assert b.told == [(ALL, "k"), (ALL, "l")]
+
+
 def test_a_session_acknowledges_only_what_was_sent_to_it() -> None:
     """What is kept for watchers has reached no one else."""
     world, (a, b) = concealed(writer("a"), writer("b"))
