@@ -129,6 +129,11 @@ class Admission:
         self.retry_at, self.doubted = NEVER, False
         self._failures = 0
 
+    def try_again(self) -> None:
+        """Note that the control connection is about to be tried again, with the present keys."""
+        self.retry_at = NEVER
+        self._read_again()
+
     def failed(self, event: Event, value: int, now: float) -> None:
         """Note that the handshake of the control connection has failed, and when to try again.
 
@@ -192,7 +197,6 @@ class Admission:
             self.denied = error
             self._pause = HANDSHAKE_PAUSE
         self.doubted = False
-        self._read_again()
         self.retry_at = now + self._pause
         self._pause = min(2 * self._pause, HANDSHAKE_PAUSE_MAX)
 

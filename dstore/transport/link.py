@@ -121,7 +121,7 @@ class Control:
         """Follow the sources, and try again those connections whose handshakes have failed."""
         now = time.monotonic()
         if now >= self.admission.retry_at:
-            self.admission.retry_at = NEVER
+            self.admission.try_again()
             self._dealer.disconnect()
             if not self.resolver.literal:  # it may stand for another address by now
                 self.resolver.search()

@@ -23,6 +23,7 @@ from dstore.access.connect import Connect
 from dstore.client.owner import HostOwner
 from dstore.client.settings import Settings
 from dstore.config import ADDRESS_VARIABLE, CONNECT_VARIABLE
+from dstore.core.local.operations import direct, fetching
 from dstore.protocol.messages import Get, Hello, Kind, Offer, Set, Stage, Unwait
 from dstore.testing import running_global
 from dstore.transport.curve import new_pair
@@ -83,6 +84,13 @@ def calls(node: dstore.Node, folder: Path) -> dict[str, Callable[[], object]]:
         "wait": lambda: node.wait("absent"),
         "global_stats": node.global_stats,
     }
+
+
+@pytest.fixture
+def seldom_sent_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a request wait for minutes before it is sent again, so that this ends no call."""
+    monkeypatch.setattr(direct, "RESEND_FIRST", 10 * PATIENCE)
+    monkeypatch.setattr(fetching, "RESEND_MAX", 10 * PATIENCE)
 
 
 def check_errors(
@@ -285,6 +293,7 @@ def test_a_cached_value_is_read_while_access_is_denied(keys: Keys, tmp_path: Pat
             assert node.get("key") == 1
 
 
+@pytest.mark.usefixtures("seldom_sent_again")
 def test_calls_at_work_end_when_their_client_is_revoked(keys: Keys, file: str) -> None:
     """A write that was sent has an unknown outcome; the others have none."""
     keys.holds = lambda message: type(message) in (Set, Get, Stage)
@@ -330,6 +339,7 @@ def test_calls_at_work_end_when_their_client_is_revoked(keys: Keys, file: str) -
         assert event is not None
 
 
+@pytest.mark.usefixtures("seldom_sent_again")
 def test_tasks_at_work_end_when_their_client_is_revoked(keys: Keys, file: str) -> None:
     keys.holds = lambda message: type(message) in (Set, Get)
 
@@ -344,11 +354,12 @@ def test_tasks_at_work_end_when_their_client_is_revoked(keys: Keys, file: str) -
             at_work = lambda: bool(state.in_flight and state.writer.writing)  # noqa: E731
             await asyncio.to_thread(until, at_work, "the calls are under way")
             keys.revoke(file)
-            errors = await asyncio.gather(*tasks, return_exceptions=True)
+            ended = asyncio.gather(*tasks, return_exceptions=True)
+            errors = await asyncio.wait_for(ended, PATIENCE)
             assert isinstance(errors[0], (dstore.OutcomeUnknown, dstore.AccessDenied))
             assert [type(each) for each in errors[1:]] == [dstore.AccessDenied] * 2
             with pytest.raises(dstore.AccessDenied):
-                await node.get("key")
+                await asyncio.wait_for(node.get("key"), PATIENCE)
 
     asyncio.run(use())
 

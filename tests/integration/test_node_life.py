@@ -74,7 +74,9 @@ def refuses(node: dstore.Node) -> None:
 def test_the_calls_are_all_that_there_are(kind: type) -> None:
     public = {name for name, _ in inspect.getmembers(kind, callable) if not name.startswith("_")}
     tried = {name.split(",")[0] for name in {**CALLS, **ASYNC_ONLY}} - {"with"}
-    assert public - {"close", "sharing"} == tried - ({"contains"} if kind is dstore.Node else set())
+    assert public - {"close", "sharing", "from_file"} == tried - (
+        {"contains"} if kind is dstore.Node else set()
+    )
 
 
 @pytest.mark.parametrize("stale_ok", [False, True])

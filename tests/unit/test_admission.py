@@ -177,12 +177,15 @@ def test_keys_that_cannot_be_read_again_stay() -> None:
 def test_the_file_of_a_client_that_is_denied_is_read_again() -> None:
     present = [keys(OLD, NEW)]
     admission = Admission("tcp://db:1", present[0], lambda: present[0])
-    present[0] = keys(OLD, NEW)._replace(public_key="q" * 40)
     admission.failed(Event.AUTH, 400, 10.0)
+    present[0] = keys(OLD, NEW)._replace(public_key="q" * 40)
+    admission.try_again()
+    assert admission.retry_at == NEVER
     assert admission.options(trying=True)[zmq.CURVE_PUBLICKEY] == "q" * 40
     assert tried(admission) == OLD  # the server was the right one
+    admission.failed(Event.NO_DETAIL, 104, 11.0)
     present[0] = keys(NEWER)
-    admission.failed(Event.AUTH, 400, 11.0)
+    admission.try_again()
     assert tried(admission) == NEWER
 
 
