@@ -23,6 +23,7 @@ from dstore.protocol.messages import (
     Sync,
     Welcome,
 )
+from tests.faults import handshakes
 from tests.faults.attack import (
     DELAY_MAX,
     MIB,
@@ -116,6 +117,14 @@ def slow_handshakes(target: Target) -> str:
                 )
         time.sleep(1.0)
     return f"{len(peers)} connections"
+
+
+@attack(bound=16 * MIB)
+def handshakes_at_random(target: Target) -> str:
+    """Greetings and commands of the handshake with any content, on both ports."""
+    addresses = [target.address, target.publisher]
+    begun = handshakes.play(addresses, target.dice, target.count(5_000), source=target.source)
+    return f"{begun:,} begun"
 
 
 # ---- frames -----------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import logging
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -32,11 +33,15 @@ from dstore.transport import connection as connections
 from dstore.transport.connection import CURVE, Connection, Denied
 from dstore.transport.router import Router
 from dstore.transport.zap import Doorkeeper
+from tests.faults import handshakes
+from tests.faults.meter import Meter, descriptors
 from tests.faults.raw_peer import RawPeer
 from tests.integration.keyed import NOTHING_WITHIN, KeyedPeer
-from tests.integration.processes import PATIENCE
+from tests.integration.processes import PATIENCE, GlobalProcess
 
 MIB = 1 << 20
+LOST_ONE_IN = 2_000
+"""Connections of random bytes of which ZeroMQ leaves one open at most; see SECURITY.md."""
 
 
 @pytest.fixture
@@ -759,6 +764,51 @@ def test_denials_are_logged_at_a_bounded_rate(
         lines = said(caplog, "only one of both sides uses keys")
         assert 1 <= len(lines) <= 2 + time.monotonic() - begun
         assert counters(one)["denied_other_mechanism"] == 50
+
+
+# ---- strangers ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "count", [3_000, pytest.param(100_000, marks=[pytest.mark.long, pytest.mark.timeout(600)])]
+)
+def test_handshakes_at_random_end_nothing_and_take_nothing(
+    folder: KeyFolder, alice: Connect, count: int
+) -> None:
+    with GlobalProcess(lease=600.0, options=["--keys", folder.path]) as place:
+        host, _, port = place.address.rpartition(":")
+        publisher = f"{host}:{int(port) + 1}"
+        pid = place.process.pid
+        with KeyedPeer(place.address, alice) as honest:
+            honest.join()
+
+            def shake(address: str) -> None:
+                with KeyedPeer(address, alice) as peer:
+                    peer.join()
+
+            sample = handshakes.recorded(place.address, shake)
+            assert sample.startswith(handshakes.SIGNATURE[:1]) and len(sample) > 500
+            addresses, dice = [place.address, publisher], random.Random(count)
+
+            def some(part: int) -> None:
+                begun = handshakes.play(addresses, dice, part, sample, source="127.0.3.1")
+                assert begun > part // 2
+
+            some(500)  # from here on it has what it always needs
+            calm = descriptors(pid)
+            with Meter(pid) as meter:
+                for _ in range(10):
+                    some(count // 10)
+                    figures = counters(honest)
+            assert figures["denied"] > count // 20
+            assert meter.grown < 16 * MIB
+            end = time.monotonic() + PATIENCE
+            while descriptors(pid) > calm + 3 + count // LOST_ONE_IN:
+                assert time.monotonic() < end
+                time.sleep(0.05)
+            with KeyedPeer(place.address, alice) as another:
+                another.join()
+            assert place.process.poll() is None
 
 
 # ---- its settings -------------------------------------------------------------------------------

@@ -90,13 +90,13 @@ with socket.socket(family) as other:
     other.bind(({taken!r}, 0))
     other.listen()
     port = other.getsockname()[1]
-    server = dstore.Global(f"tcp://{host}:{{port}}")
+    server = dstore.Global(f"tcp://{host}:{{port}}", insecure=True)
     try:
         server.bind()
     except dstore.AddressError as error:
         print(error)
     server.close()
-with dstore.Global(f"tcp://{host}:{{port}}"):
+with dstore.Global(f"tcp://{host}:{{port}}", insecure=True):
     print("free")
 """,
         *DUAL,
@@ -126,7 +126,8 @@ for line in ("link add v0 type veth peer name v1", "link set v0 up", "link set v
              "-6 addr add fe80::77/64 dev v0 nodad"):
     if subprocess.run(["ip", *line.split()]).returncode:
         sys.exit(77)
-with dstore.Global("tcp://[fe80::77%v0]:0") as server, dstore.Node(server.address) as node:
+server = dstore.Global("tcp://[fe80::77%v0]:0", insecure=True)
+with server, dstore.Node(server.address) as node:
     with dstore.Node(server.address) as other:
         node.set("a", 1); other.get("a"); node.delete("a")
         print(server.address.rpartition(":")[0], "a" in other)
@@ -154,7 +155,7 @@ def test_a_name_of_both_families_reaches_either(
         tmp_path,
         f"""
 import asyncio
-with dstore.Global("tcp://{host}:0") as server:
+with dstore.Global("tcp://{host}:0", insecure=True) as server:
     address = "tcp://name.test:" + server.address.rpartition(":")[2]
     with dstore.Node(address) as node, dstore.Node(address) as other:
         assert works(node)
