@@ -12,24 +12,25 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from itertools import islice
-from typing import TypeAlias
 
-from dstore.protocol.messages import TOKEN_BYTES, Key, Offer, Offered, Stored
-from dstore.protocol.offers import OFFER_BYTES_MAX, OFFER_KEYS_MAX, digest
+from dstore.core.local.cache import FormerLarge, Value
+from dstore.protocol.messages import TOKEN_BYTES, Buffer, Large, Offer, Offered
+from dstore.protocol.offers import OFFER_BYTES_MAX, OFFER_KEYS_MAX, digest, weight
 
 PAUSE = 3.0
 """The pause after an offer, in multiples of the time until its answer."""
 NEVER = float("inf")
 
-Value: TypeAlias = "tuple[Key, str, bytes]"
-"""A key, and codec and body of its value."""
-
 
 class Former:
-    """The values that are left to be offered. ``due`` is when :meth:`offer` has something to do."""
+    """The values that are left to be offered. ``due`` is when :meth:`offer` has something to do.
+
+    ``epoch`` is that of their session, 0 if nothing is left.
+    """
 
     def __init__(self) -> None:
         self.due = NEVER
+        self.epoch = 0
         self._values: Iterator[Value] = iter(())
         self._offered: list[Value] = []
         self._request = 0
@@ -38,29 +39,42 @@ class Former:
     def __repr__(self) -> str:
         return f"<Former due={self.due} offered={len(self._offered)}>"
 
-    def keep(self, values: Iterable[Value]) -> None:
+    def keep(self, values: Iterable[Value], epoch: int) -> None:
         """Keep these values, of a session that has ended, in place of others, until it is known
         whether Global may have them.
         """
         self._values, self._offered, self.due = iter(values), [], NEVER
+        self.epoch = epoch
+
+    def forget(self) -> None:
+        """Keep nothing any more."""
+        self.keep((), 0)
+
+    def forget_small(self) -> None:
+        """Keep only the large values."""
+        large = (value for value in self._values if isinstance(value[2], FormerLarge))
+        self.keep(large, self.epoch)
 
     def begin(self, now: float) -> None:
         """A session has begun in which they can be offered."""
-        self.due = now
+        self.due = now if self.epoch else NEVER
 
     def offer(self, envelope: tuple[int, int, int], patience: float, now: float) -> Offer | None:
         """Return the next offer, to be answered within ``patience`` seconds; None at the end."""
         offered = [] if self._offered else self._next()
         if not offered:
-            self.keep(())
+            self.forget()
             return None
         epoch, session, self._request = envelope
         self._offered, self._sent_at, self.due = offered, now, now + patience
-        digests = [digest(epoch, session, codec, body) for _, codec, body in offered]
+        digests = [digest(epoch, session, codec, _content(body)) for _, codec, body in offered]
         return Offer(*envelope, [key for key, _, _ in offered], b"".join(digests))
 
-    def taken(self, reply: Offered, now: float) -> Iterator[tuple[Key, Stored]]:
-        """Yield the values that are unchanged, as they are bound, by the answer to an offer."""
+    def taken(self, reply: Offered, now: float) -> Iterator[tuple[bytes, Value]]:
+        """Yield the tokens that bound values have now, and the values, by the answer to an offer.
+
+        They are those that are unchanged.
+        """
         offered, self._offered = self._offered, []
         if not offered or reply.request != self._request:
             self._offered = offered
@@ -68,16 +82,20 @@ class Former:
         self.due = now + PAUSE * (now - self._sent_at)
         for place, index in enumerate(reply.same):
             if index < len(offered):
-                key, codec, body = offered[index]
                 token = reply.tokens[TOKEN_BYTES * place : TOKEN_BYTES * (place + 1)]
-                yield key, Stored(token, codec, body)
+                yield token, offered[index]
 
     def _next(self) -> list[Value]:
         values: list[Value] = []
         room = OFFER_BYTES_MAX
         for value in islice(self._values, OFFER_KEYS_MAX):
             values.append(value)
-            room -= len(value[2])
+            room -= weight(_content(value[2]))
             if room < 0:
                 break  # Global does not look at the last one, and it is asked for when needed
         return values
+
+
+def _content(body: bytes | FormerLarge) -> Buffer | Large:
+    """What a body is known by."""
+    return body.large if isinstance(body, FormerLarge) else body

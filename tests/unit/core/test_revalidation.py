@@ -291,7 +291,7 @@ def test_global_looks_at_no_more_than_the_bounds() -> None:
 
 def test_a_local_offers_no_more_bytes_than_global_looks_at() -> None:
     former = Former()
-    former.keep([(f"k{number}", "bytes", bytes(OFFER_BYTES_MAX // 2)) for number in range(4)])
+    former.keep([(f"k{number}", "bytes", bytes(OFFER_BYTES_MAX // 2)) for number in range(4)], 1)
     former.begin(1.0)
     offer = former.offer((1, 2, 3), LEASE, 1.0)
     assert offer is not None
