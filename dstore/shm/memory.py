@@ -213,14 +213,15 @@ class HostMemory:
         if size > self._room.limit or here is None or there is None:
             return None
         view = self.find(new, size)
-        if view is None:
-            try:
-                view = files.link(there.directory, old, here.directory, new, size)
-            except OSError:  # as when another process has just done it
-                return self.find(new, size)
-            if view is None or not self._keep_taken(here, new, size):
-                return None
-            files.remove(there.directory, files.sealed_name(old, for_global=False))
+        if view is not None:
+            return view
+        with contextlib.suppress(OSError):
+            view = files.link(there.directory, old, here.directory, new, size)
+        if view is None:  # another process may have done it just now
+            return self.find(new, size)
+        if not self._keep_taken(here, new, size):
+            return None
+        files.remove(there.directory, files.sealed_name(old, for_global=False))
         return view
 
     def _keep_taken(self, here: Folder, token: bytes, size: int) -> bool:

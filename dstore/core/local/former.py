@@ -11,7 +11,7 @@ answered in time, the rest is forgotten.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from itertools import islice
+from itertools import chain, islice
 
 from dstore.core.local.cache import FormerLarge, Value
 from dstore.protocol.messages import TOKEN_BYTES, Buffer, Large, Offer, Offered
@@ -58,6 +58,12 @@ class Former:
     def begin(self, now: float) -> None:
         """A session has begun in which they can be offered."""
         self.due = now if self.epoch else NEVER
+
+    def again(self, now: float) -> None:
+        """The offer that is under way may be lost, as with a connection: make it once more."""
+        if self._offered:
+            self.keep(chain(self._offered, self._values), self.epoch)
+            self.begin(now)
 
     def offer(self, envelope: tuple[int, int, int], patience: float, now: float) -> Offer | None:
         """Return the next offer, to be answered within ``patience`` seconds; None at the end."""

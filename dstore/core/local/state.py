@@ -281,6 +281,7 @@ class LocalState(Entries):
             self._writer_at = now
         if self.joined.session:
             self._sync_at = now
+        self.former.again(now)
 
     # ---- leaving --------------------------------------------------------------------------
 
@@ -525,7 +526,9 @@ class LocalState(Entries):
         membership = self.membership
         if now >= self.former.due and membership.session:
             envelope = membership.epoch, membership.session, self.next_request()
-            offer = self.former.offer(envelope, self.lease, now)
+            # A process that has found a page may have yet to be connected to Global.
+            patience = self.lease + (PRIVATE_AFTER if self.page is not None else 0.0)
+            offer = self.former.offer(envelope, patience, now)
             if offer is not None:
                 yield Tell(offer)
 
