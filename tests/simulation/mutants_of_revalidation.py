@@ -64,8 +64,8 @@ OF_REVALIDATION = (
             ),
             (
                 FORMER,
-                "        self._values, self._offered, self.due = iter(values), [], NEVER\n",
-                "        self._values, self.due = iter(values), NEVER\n",
+                "        self._small, self._offered, self._again = iter(small), [], False\n",
+                "        self._small, self._again = iter(small), False\n",
             ),
         ),
         HERE + "test_the_answer_to_an_offer_of_a_former_session_is_not_stored",
@@ -136,10 +136,10 @@ OF_REVALIDATION = (
         (
             (
                 STATE,
-                "        self.former.keep(self.cache.large_values(), self.epoch)\n        self._leave_joined(now)\n        self._void",
-                "        self.former.keep(self.cache.values(), self.epoch)\n        self._leave_joined(now)\n        self._void",
+                "        self.former.keep((), self.cache.large_values(), self.epoch)\n        self._leave_joined(now)\n        self._void",
+                "        self.former.keep(self.cache.values(), self.cache.large_values(), self.epoch)\n        self._leave_joined(now)\n        self._void",
             ),
-            (STATE, "        self.former.forget_small()  #", "        #"),
+            (STATE, "        self.former.keep((), (), self.former.epoch)  #", "        #"),
         ),
         HERE + "test_the_processes_of_a_host_offer_their_large_values_in_the_next_page",
         "it is no stale read",
@@ -207,8 +207,8 @@ OF_REVALIDATION = (
         (
             (
                 FORMER,
-                "        offered = [] if self._offered else self._next()\n",
-                "        offered = self._offered or self._next()\n",
+                "            self._offered = [] if self._offered else self._next()\n",
+                "            self._offered = self._offered or self._next()\n",
             ),
         ),
         HERE + "test_an_offer_that_is_not_answered_is_the_last_one",
@@ -218,6 +218,18 @@ OF_REVALIDATION = (
         "offer lost with its connection",
         ((STATE, "        self.former.again(now)\n", ""),),
         HERE + "test_an_offer_is_made_once_more_on_a_new_connection",
+        "it is no stale read",
+    ),
+    Mutant(
+        "large values forgotten that were not offered when the next session ended",
+        ((FORMER, "chain(large, left)", "large"),),
+        HERE + "test_what_was_not_offered_when_a_session_ended_is_offered_in_the_next_one",
+        "it is no stale read",
+    ),
+    Mutant(
+        "large values left without a bound",
+        ((FORMER, "islice(chain(large, left), LARGE_MAX)", "chain(large, left)"),),
+        HERE + "test_no_more_large_values_are_left_than_a_bound",
         "it is no stale read",
     ),
     Mutant(

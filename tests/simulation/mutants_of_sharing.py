@@ -91,8 +91,8 @@ OF_SHARING = (
     _mutant(
         "private session kept while the page is used",
         STATE,
-        "        self._leave_joined(now)\n        self.former.forget_small()",
-        "        self.former.forget_small()",
+        "        self._leave_joined(now)\n        self.former.keep((), (), self.former.epoch)",
+        "        self.former.keep((), (), self.former.epoch)",
         "test_a_private_membership_is_given_back_when_there_is_a_page",
     ),
     # ---- detaching ----------------------------------------------------------------------------

@@ -9,7 +9,7 @@ clears the bits it finds set, and evicts the first entry without one.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from dstore.compiled import native
 from dstore.core.local.membership import Entry
@@ -215,21 +215,18 @@ class Cache:
         return entry
 
     def values(self) -> Iterator[Value]:
-        """Iterate over keys, codecs and bodies of all values, beginning with the newest.
+        """Iterate over keys, codecs and bodies of all small values, beginning with the newest.
 
         They are those that are here now, also if the cache is changed or cleared meanwhile.
         """
-        values = [self._former_large(entry) or entry for entry in self.entries.values()]
-        return self._encoded(values)
+        return self._encoded(list(self.entries.values()))
 
-    def large_values(self) -> Iterator[Value]:
-        """Do what :meth:`values` does for the large values alone."""
-        digests = self.digests
-        entries = self.entries.values() if digests else ()
-        return self._encoded(list(filter(None, map(self._former_large, entries))))
+    def large_values(self) -> list[Value]:
+        """Return the large values, beginning with the newest. Files do not stay mapped for it."""
+        entries = self.entries.values() if self.digests else ()
+        return list(filter(None, map(self._former_large, entries)))[::-1]
 
     def _former_large(self, entry: Entry) -> Value | None:
-        """Return what is to be known of a large value later. Its file is not kept mapped."""
         value = entry.value
         if type(value) is not Stored or type(value.body) is not memoryview:
             return None
@@ -240,12 +237,9 @@ class Cache:
         large = Large(len(value.body), digest)
         return entry.key, value.codec, FormerLarge(value.token, large, view)
 
-    def _encoded(self, entries: list[Any]) -> Iterator[Value]:
+    def _encoded(self, entries: list[Entry]) -> Iterator[Value]:
         while entries:
             entry = entries.pop()  # its memory is free when it is not needed any more
-            if type(entry) is tuple:
-                yield entry
-                continue
             value = entry.value
             if type(value) is not Stored:
                 yield entry.key, *self._encode(value)

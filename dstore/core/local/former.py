@@ -10,6 +10,7 @@ answered in time, the rest is forgotten.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator
 from itertools import chain, islice
 
@@ -19,6 +20,8 @@ from dstore.protocol.offers import OFFER_BYTES_MAX, OFFER_KEYS_MAX, digest, weig
 
 PAUSE = 3.0
 """The pause after an offer, in multiples of the time until its answer."""
+LARGE_MAX = 8_192
+"""Large values that are kept, as many as a cache may have in shared memory."""
 NEVER = float("inf")
 
 
@@ -31,29 +34,33 @@ class Former:
     def __init__(self) -> None:
         self.due = NEVER
         self.epoch = 0
-        self._values: Iterator[Value] = iter(())
+        self._small: Iterator[Value] = iter(())
+        self._large: deque[Value] = deque()
         self._offered: list[Value] = []
+        self._again = False
         self._request = 0
         self._sent_at = 0.0
 
     def __repr__(self) -> str:
-        return f"<Former due={self.due} offered={len(self._offered)}>"
+        return f"<Former due={self.due} large={len(self._large)} offered={len(self._offered)}>"
 
-    def keep(self, values: Iterable[Value], epoch: int) -> None:
-        """Keep these values, of a session that has ended, in place of others, until it is known
-        whether Global may have them.
+    def keep(self, small: Iterable[Value], large: Iterable[Value], epoch: int) -> None:
+        """Keep these values, of a session that has ended, until it is known whether Global may have
+        them.
+
+        They take the place of others. But of large ones that are left, and whose bytes take no
+        memory of this process, ``LARGE_MAX`` are kept as well.
         """
-        self._values, self._offered, self.due = iter(values), [], NEVER
-        self.epoch = epoch
+        left = (value for value in (*self._offered, *self._large) if _is_shared(value[2]))
+        self._large = deque(islice(chain(large, left), LARGE_MAX))
+        self._small, self._offered, self._again = iter(small), [], False
+        self.due, self.epoch = NEVER, epoch
 
     def forget(self) -> None:
         """Keep nothing any more."""
-        self.keep((), 0)
-
-    def forget_small(self) -> None:
-        """Keep only the large values."""
-        large = (value for value in self._values if isinstance(value[2], FormerLarge))
-        self.keep(large, self.epoch)
+        self._large.clear()
+        self._offered.clear()
+        self.keep((), (), 0)
 
     def begin(self, now: float) -> None:
         """A session has begun in which they can be offered."""
@@ -62,17 +69,18 @@ class Former:
     def again(self, now: float) -> None:
         """The offer that is under way may be lost, as with a connection: make it once more."""
         if self._offered:
-            self.keep(chain(self._offered, self._values), self.epoch)
-            self.begin(now)
+            self._again, self.due = True, now
 
     def offer(self, envelope: tuple[int, int, int], patience: float, now: float) -> Offer | None:
         """Return the next offer, to be answered within ``patience`` seconds; None at the end."""
-        offered = [] if self._offered else self._next()
+        if not self._again:
+            self._offered = [] if self._offered else self._next()
+        offered, self._again = self._offered, False
         if not offered:
             self.forget()
             return None
         epoch, session, self._request = envelope
-        self._offered, self._sent_at, self.due = offered, now, now + patience
+        self._sent_at, self.due = now, now + patience
         digests = [digest(epoch, session, codec, _content(body)) for _, codec, body in offered]
         return Offer(*envelope, [key for key, _, _ in offered], b"".join(digests))
 
@@ -94,7 +102,10 @@ class Former:
     def _next(self) -> list[Value]:
         values: list[Value] = []
         room = OFFER_BYTES_MAX
-        for value in islice(self._values, OFFER_KEYS_MAX):
+        while self._large and len(values) < OFFER_KEYS_MAX:
+            values.append(self._large.popleft())
+            room -= weight(_content(values[-1][2]))
+        for value in islice(self._small, OFFER_KEYS_MAX - len(values)):
             values.append(value)
             room -= weight(_content(value[2]))
             if room < 0:
@@ -105,3 +116,7 @@ class Former:
 def _content(body: bytes | FormerLarge) -> Buffer | Large:
     """What a body is known by."""
     return body.large if isinstance(body, FormerLarge) else body
+
+
+def _is_shared(body: bytes | FormerLarge) -> bool:
+    return isinstance(body, FormerLarge) and body.view is None

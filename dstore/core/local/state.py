@@ -354,9 +354,9 @@ class LocalState(Entries):
         if self.closing or other or refused or lease_word(page.now()) >= page.lease_word[0]:
             return
         if self.session and self.page is None:
-            self.former.keep(self.cache.large_values(), self.epoch)
+            self.former.keep((), self.cache.large_values(), self.epoch)
         self._leave_joined(now)
-        self.former.forget_small()  # the owner offers those of the host cache
+        self.former.keep((), (), self.former.epoch)  # the owner offers those of the host cache
         self._share(page)
         self.former.begin(now)
         self._reset_control(now)
@@ -387,7 +387,7 @@ class LocalState(Entries):
 
     def detach(self, now: float) -> None:
         """Give up a page that has ended, and look for another one."""
-        self.former.keep(self.cache.large_values(), self.epoch)
+        self.former.keep((), self.cache.large_values(), self.epoch)
         self._leave_joined(now)
         self._void(now)
         self.bridging = self.joining
@@ -452,7 +452,7 @@ class LocalState(Entries):
         if self.joined.session:
             self._replaces = (self.joined.epoch, self._secret)
             if self.page is None:
-                self.former.keep(self._cached(), self.joined.epoch)
+                self.former.keep(self._cached(), self.cache.large_values(), self.joined.epoch)
         if self.writer.session == self.joined.session:
             self.writer = Writer()
         self._reset_control(now)
@@ -518,7 +518,7 @@ class LocalState(Entries):
         return [Subscribe(message.epoch, message.publisher)]
 
     def _cached(self) -> Iterable[Value]:
-        """What can be offered to Global when this session has ended and another one has begun."""
+        """The small values that can be offered to Global in the next session."""
         return self.cache.values()
 
     def _offer_if_due(self, now: float) -> Iterator[LocalEffect]:

@@ -9,7 +9,7 @@ import pytest
 
 from dstore.codecs import KEPT, encode_kept
 from dstore.core.local.cache import Cache, FormerLarge, MappedBody
-from dstore.core.local.former import PAUSE, Former
+from dstore.core.local.former import LARGE_MAX, PAUSE, Former
 from dstore.core.local.membership import Entry
 from dstore.core.local.state import LOOK_SOON
 from dstore.core.local.steps import Request
@@ -293,7 +293,9 @@ def test_global_looks_at_no_more_than_the_bounds() -> None:
 
 def test_a_local_offers_no_more_bytes_than_global_looks_at() -> None:
     former = Former()
-    former.keep([(f"k{number}", "bytes", bytes(OFFER_BYTES_MAX // 2)) for number in range(4)], 1)
+    former.keep(
+        [(f"k{number}", "bytes", bytes(OFFER_BYTES_MAX // 2)) for number in range(4)], (), 1
+    )
     former.begin(1.0)
     offer = former.offer((1, 2, 3), LEASE, 1.0)
     assert offer is not None
@@ -389,11 +391,10 @@ def test_the_digests_of_large_values_are_kept_as_long_as_these() -> None:
         )
         for number in (2, 1, 0)
     ]
-    assert list(cache.large_values()) == expected
-    values = cache.values()
+    assert cache.large_values() == expected
+    assert list(cache.values()) == [("small", "bytes", b"v")]
     cache.clear()
     assert not cache.digests
-    assert list(values) == [("small", "bytes", b"v"), *expected]
 
 
 # ---- large values -----------------------------------------------------------------------------
@@ -442,7 +443,7 @@ def test_a_large_value_is_taken_back_once_its_file_is_found() -> None:
     assert entry.shared == stored.token
     assert not entry.sound, "it is looked at again when it is decoded"
     assert a.state.counters["revalidated"] == world.state.counters["revalidated"] == 1
-    assert list(a.state.cache.large_values()) == [("k", "bytes", former)], "for the next time"
+    assert a.state.cache.large_values() == [("k", "bytes", former)], "for the next time"
 
 
 def test_a_large_value_has_the_token_of_the_write_that_has_bound_it() -> None:
@@ -523,7 +524,7 @@ def test_a_large_value_counts_with_its_digest_in_an_offer() -> None:
     for key in keys:
         bind_large(world, key, huge)
     former = Former()
-    former.keep([(key, "bytes", FormerLarge(bytes(16), huge, None)) for key in keys], 1)
+    former.keep((), [(key, "bytes", FormerLarge(bytes(16), huge, None)) for key in keys], 1)
     former.begin(1.0)
     offer = former.offer((world.epoch, a.state.session, 1), LEASE, 1.0)
     assert offer is not None and offer.keys == keys
@@ -557,6 +558,32 @@ def test_the_processes_of_a_host_offer_their_large_values_in_the_next_page() -> 
     world.settle()
     assert after.vector.words[entry.bucket] == 1, "the host is a holder"
     assert a.state.hit("k", world.now) is None
+
+
+def test_what_was_not_offered_when_a_session_ended_is_offered_in_the_next_one() -> None:
+    world = World()
+    (a,) = world.joined("a")
+    for key in ("k", "own"):
+        fill_large(a, bind_large(world, key), key, shared=key != "own")
+    offer = offered(a)
+    assert sorted(offer.keys) == ["k", "own"]
+    lost(a)
+    world.settle()
+    assert [value.key for value in a.to_take[0].values] == ["k"], "the other would take memory"
+    find(a)
+    assert set(a.state.entries) == {"k"}
+
+
+def test_no_more_large_values_are_left_than_a_bound() -> None:
+    former = Former()
+    for epoch in range(3):
+        values = [
+            (f"{epoch}/{number}", "bytes", FormerLarge(bytes(16), LARGE, None))
+            for number in range(LARGE_MAX - 1)
+        ]
+        former.keep((), values, epoch)
+    assert len(former._large) == LARGE_MAX
+    assert former._large[-1][0] == "1/0", "the oldest have gone"
 
 
 def test_large_values_of_a_session_of_its_own_are_offered_in_the_page_that_it_finds() -> None:
