@@ -14,6 +14,8 @@ from tests.integration.test_durable import Durable
 from tests.integration.test_large import Reader, content_of, digest, files_of
 
 KEYS = 1_000
+LEASE = 5.0
+"""Seconds: an offer that takes longer is given up, and a busy machine may be slow."""
 VALUES = {f"k{number}": f"value {number}" if number % 2 else number for number in range(KEYS)}
 LARGE = content_of(1 << 20)
 FILES = {f"file {number}": content_of((1 << 18) + number, number) for number in range(20)}
@@ -87,7 +89,7 @@ def test_a_host_keeps_its_cache_over_a_restart(tmp_path: Path) -> None:
 
 
 def test_a_node_keeps_the_files_of_large_values_over_a_restart(tmp_path: Path) -> None:
-    served = Durable(tmp_path / "data")
+    served = Durable(tmp_path / "data", LEASE)
     with (
         served,
         host_folder() as here,
@@ -98,7 +100,7 @@ def test_a_node_keeps_the_files_of_large_values_over_a_restart(tmp_path: Path) -
         held = node.get_many(FILES)
         names, (first,) = {path.name: path.stat().st_ino for path in files_of(here)}, epochs(here)
         assert len(names) == len(FILES)
-        served.start_again()
+        served.start_again(LEASE)
         until(lambda: node.stats()["revalidated"] == len(FILES), "all values taken back")
         before = gets(node)
         assert node.get_many(FILES) == FILES
@@ -113,7 +115,7 @@ def test_a_node_keeps_the_files_of_large_values_over_a_restart(tmp_path: Path) -
 
 
 def test_large_values_in_private_memory_are_taken_back_too(tmp_path: Path) -> None:
-    served = Durable(tmp_path / "data")
+    served = Durable(tmp_path / "data", LEASE)
     with (
         served,
         dstore.Node(served.address, host="off", shm="") as node,
@@ -121,7 +123,7 @@ def test_large_values_in_private_memory_are_taken_back_too(tmp_path: Path) -> No
     ):
         writer.set_many(FILES)
         assert node.get_many(FILES) == FILES
-        served.start_again()
+        served.start_again(LEASE)
         until(lambda: node.stats()["revalidated"] == len(FILES), "all values taken back")
         before = gets(node)
         assert node.get_many(FILES) == FILES
@@ -129,7 +131,7 @@ def test_large_values_in_private_memory_are_taken_back_too(tmp_path: Path) -> No
 
 
 def test_the_processes_of_a_host_keep_the_files_of_large_values(tmp_path: Path) -> None:
-    served = Durable(tmp_path / "data")
+    served = Durable(tmp_path / "data", LEASE)
     with (
         served,
         host_folder() as here,
@@ -142,7 +144,7 @@ def test_the_processes_of_a_host_keep_the_files_of_large_values(tmp_path: Path) 
         assert node.get_many(FILES) == FILES
         assert other.call("get", "file 7") == (len(FILES["file 7"]), digest(FILES["file 7"]))
         first = node.stats()["epoch"]
-        served.start_again()
+        served.start_again(LEASE)
         until(lambda: membership(node) == "shared" and node.stats()["epoch"] != first, "a new page")
         until(lambda: node.stats()["revalidated"] == len(FILES), "all values taken back")
         until(lambda: other.call("stats")["revalidated"] == 1, "that of the other process")
@@ -162,7 +164,7 @@ def test_on_globals_own_host_the_files_of_its_former_life_are_used(
 ) -> None:
     monkeypatch.setenv(HOST_VARIABLE, mode)
     wanted = "shared" if mode == "auto" else "private"
-    served = Durable(tmp_path / "data")
+    served = Durable(tmp_path / "data", LEASE)
     with (
         served,
         dstore.Node(served.address) as node,
@@ -172,7 +174,7 @@ def test_on_globals_own_host_the_files_of_its_former_life_are_used(
         wait_until(node, wanted)
         assert node.get_many(FILES) == FILES
         assert chunks(outside) == 0, "they are in Global's own files"
-        served.start_again()
+        served.start_again(LEASE)
         until(lambda: node.stats()["revalidated"] == len(FILES), "all values taken back")
         wait_until(node, wanted)
         before = gets(outside)

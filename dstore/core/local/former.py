@@ -6,6 +6,9 @@ names the values that are bound unchanged, and each of them is an ordinary fill 
 One offer is under way at a time, and after each one comes a pause in proportion to the time that it
 took, so that Global has most of its time for others while many Locals come back. If an offer is not
 answered in time, the rest is forgotten.
+
+A large value is offered by its digest. Where its bytes are is found out when Global has answered:
+the processes of a host have them in files, see :mod:`dstore.client.large`.
 """
 
 from __future__ import annotations
