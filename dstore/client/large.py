@@ -17,7 +17,7 @@ from typing import NamedTuple
 from dstore import codecs
 from dstore.client.files import PIECE_BYTES, FileToStore
 from dstore.codecs import Encoded
-from dstore.core.local.cache import SEEN, MappedBody
+from dstore.core.local.cache import SEEN, FormerLarge, MappedBody
 from dstore.core.local.membership import Entry
 from dstore.core.local.steps import Body, FetchBody, Transfer, Write
 from dstore.core.local.transfer import download
@@ -111,31 +111,56 @@ class LargeValues:
         self._epoch = 0
         self._ended_epochs = {0}
         self._memory: HostMemory | None = None
+        self._former: HostMemory | None = None  # of the epoch before, while its values are offered
         self._closed = False
         self._rate_limited_log = RateLimitedLog(log, WARNING_SECONDS)
 
     # ---- the folder -----------------------------------------------------------------------
 
     def joined(self, epoch: int) -> None:
-        """Note the epoch that the Local has joined: leave the folder of another, and tidy up."""
+        """Note the epoch that the Local has joined, and tidy up.
+
+        The folder of another epoch is held until :meth:`forget_former`, since values may be taken
+        from it.
+        """
         with self._lock:
-            former = None if epoch == self._epoch else self._leave()
+            surplus = None if epoch == self._epoch else self._leave()
+        if surplus is not None:
+            surplus.close(wait=False)
+        clean(self._shm)
+
+    @property
+    def has_former(self) -> bool:
+        """Whether the folder of a former epoch is held."""
+        return self._former is not None
+
+    def forget_former(self) -> None:
+        """Leave the folder of the former epoch: no value will be taken from it."""
+        with self._lock:
+            former, self._former = self._former, None
         if former is not None:
             former.close(wait=False)
-        clean(self._shm)
 
     def close(self) -> None:
         """Leave the folder. Values that were handed out stay readable. Idempotent."""
         with self._lock:
             self._closed = True
-            former = self._leave()
-        if former is not None:
-            former.close()
+            left = [self._leave(), self._former]
+            self._former = None
+        for each in left:
+            if each is not None:
+                each.close()
 
     def _leave(self) -> HostMemory | None:
-        """Leave the present epoch. Returns the memory, to be closed without the lock."""
+        """End the present epoch, whose memory becomes the former one.
+
+        Returns the memory that was the former one, to be closed without the lock.
+        """
         self._ended_epochs.add(self._epoch)
         former, self._memory, self._epoch = self._memory, None, 0
+        if former is None:
+            return None
+        former, self._former = self._former, former
         return former
 
     def _memory_of(self, epoch: int) -> HostMemory | None:
@@ -223,6 +248,9 @@ class LargeValues:
         while (memory := self._memory_of(step.envelope[0])) is not None:
             check()
             view = memory.find(token, size)
+            former = self._former
+            if view is None and former is not None:  # the offers have not come to it yet
+                view = memory.take(former, token, token, size)
             if view is not None:
                 return MappedBody(view, shared=True)
             try:
@@ -249,6 +277,21 @@ class LargeValues:
 
         self._fetch(step, write, move)
         return MappedBody(buffer.toreadonly(), shared=False)
+
+    def take_back(self, epoch: int, stored: Stored, former: FormerLarge) -> MappedBody | None:
+        """Return the bytes that a large value had in a former session, without fetching them.
+
+        ``stored`` is how it is bound now, perhaps with another token. None if they are gone: then
+        the value is fetched when it is needed.
+        """
+        if former.view is not None:
+            return MappedBody(former.view, shared=False)
+        memory = self._memory_of(epoch)
+        if memory is None:
+            return None
+        source = self._former or memory
+        view = memory.take(source, former.token, stored.token, stored.size)
+        return None if view is None else MappedBody(view, shared=True)
 
     @staticmethod
     def _fetch(step: FetchBody, write: Write, move: Move) -> None:

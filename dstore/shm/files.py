@@ -191,6 +191,25 @@ def read(
         return memoryview(part).toreadonly() if whole else None
 
 
+def link(there: Directory, old: bytes, here: Directory, new: bytes, size: int) -> memoryview | None:
+    """Let a value of another folder be a copy in this one, under the token ``new``. Returns a view.
+
+    The bytes are not copied: the file gets another name. A name that is here already stays. A file
+    that is no value of ``size`` bytes is not taken. Raises OSError.
+    """
+    for name in (sealed_name(old, for_global=each) for each in (True, False)):
+        with contextlib.suppress(FileNotFoundError), open_sealed(there, name) as file:
+            if os.fstat(file.fileno()).st_size != size:
+                return None
+            view = mapping.read_only(file.fileno(), size)
+            copy = sealed_name(new, for_global=False)
+            os.link(name, copy, src_dir_fd=there.fd, dst_dir_fd=here.fd, follow_symlinks=False)
+            if is_linked(file, here, copy):
+                return view
+            os.unlink(copy, dir_fd=here.fd)  # another file took its name just before
+    return None
+
+
 def adopt(here: Directory, token: bytes, size: int) -> bool:
     """Move a copy of ``size`` bytes to Global's own files. False if there is none such."""
     copy, own = (sealed_name(token, for_global=each) for each in (False, True))

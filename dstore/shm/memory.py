@@ -201,6 +201,41 @@ class HostMemory:
         # It may be sealed or evicted at any moment. So this looks before and after.
         return is_here() and self.find(token, size) is None and is_here()
 
+    def take(self, former: HostMemory, old: bytes, new: bytes, size: int) -> memoryview | None:
+        """Make the value ``old`` of another memory a copy in this one, with the token ``new``.
+
+        The caller knows that it is the value with this token. Returns a view of it, or None if it
+        is not there. The bytes stay where they are, the file gets another name: a process that does
+        the same, or evicts the file, finds it under one name, or both, or none. A copy loses its
+        name in the other folder, since to evict it here would free nothing otherwise.
+        """
+        here, there = self._folder, former._folder
+        if size > self._room.limit or here is None or there is None:
+            return None
+        view = self.find(new, size)
+        if view is not None:
+            return view
+        with contextlib.suppress(OSError):
+            view = files.link(there.directory, old, here.directory, new, size)
+        if view is None:  # another process may have done it just now
+            return self.find(new, size)
+        if not self._keep_taken(here, new, size):
+            return None
+        files.remove(there.directory, files.sealed_name(old, for_global=False))
+        return view
+
+    def _keep_taken(self, here: Folder, token: bytes, size: int) -> bool:
+        """Count a file that was linked. Returns whether it may be used."""
+        copy = files.sealed_name(token, for_global=False)
+        try:
+            self._room.keep_limit(here, copy, size)
+        except (NoRoom, OSError):
+            files.remove(here.directory, copy)
+            return False
+        # A process that has begun to write the value may seal it in place of ours, which would
+        # then take memory under no name.
+        return self.progress(token) is None
+
     def adopt(self, token: bytes, size: int) -> bool:
         """Make a copy that a Node has written Global's own. Of two Globals one succeeds.
 

@@ -78,6 +78,10 @@ class Room:
         copy.view()  # now, since this may fail as well, and sealing must not
         self._keep_limit(folder, copy.name, copy.size)
 
+    def keep_limit(self, folder: Folder, name: str, size: int) -> None:
+        """Keep the limit with a copy that has come from another folder. Raises NoRoom."""
+        self._keep_limit(folder, name, size)
+
     def _reserve(self, folder: Folder, value: Writer, count: int) -> None:
         needed = folder.partial_files.unreserved()
         if free(folder.directory) < needed and not value.make_room(needed, count):
@@ -175,7 +179,7 @@ def _evict(here: Directory, copies: list[Copy], enough: Callable[[int], bool], e
 
 
 def _list(here: Directory, mine: str) -> tuple[int, list[Copy]]:
-    """The bytes in partial copies other than ``mine``, and the sealed ones, oldest use first."""
+    """The bytes in partial copies, and the sealed ones, oldest use first; without ``mine``."""
     unfinished, copies = 0, []
     with here.listed(COPIES) as entries:
         for entry in entries:
@@ -184,10 +188,12 @@ def _list(here: Directory, mine: str) -> tuple[int, list[Copy]]:
             except FileNotFoundError:
                 continue
             name = f"{COPIES}/{entry.name}"
+            if name == mine:
+                continue
             if not stat.S_ISREG(status.st_mode):
                 continue
             if SEALED_NAME.fullmatch(entry.name):
                 copies.append(Copy(status.st_mtime_ns, name, status.st_size))
-            elif PART_NAME.fullmatch(entry.name) and name != mine:
+            elif PART_NAME.fullmatch(entry.name):
                 unfinished += status.st_size
     return unfinished, sorted(copies)

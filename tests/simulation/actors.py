@@ -5,8 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
-from dstore.core.local.cache import ENTRY_OVERHEAD
-from dstore.core.local.effects import Announce, Dropped, LocalEffect, Look, Tell
+from dstore.core.local.cache import ENTRY_OVERHEAD, MappedBody
+from dstore.core.local.effects import (
+    Announce,
+    Dropped,
+    LocalEffect,
+    Look,
+    TakeBack,
+    TakenBack,
+    Tell,
+)
 from dstore.core.local.membership import Entry, Membership
 from dstore.core.local.shared import SharedPage
 from dstore.core.local.state import LocalState
@@ -171,7 +179,9 @@ class SimLocal(Process):
             and inherited.page is found
             and found.lease_word[0]
         ):
-            self.state.inherit(page.shared, _copied(parent.state.membership, inherited), now)
+            membership = _copied(parent.state.membership, inherited)
+            digests = dict(parent.state.cache.digests)
+            self.state.inherit(page.shared, membership, now, digests)
             self._noted("inheritances")
         else:
             self.state.attach(page.shared, now)
@@ -214,6 +224,25 @@ class SimLocal(Process):
                     self.host.copies.pop(token, None)
             elif isinstance(effect, Announce):
                 self._announce(effect)
+            elif isinstance(effect, TakeBack):
+                for value in effect.values:
+                    pause = self.loop.dice.random() * 0.01
+                    self.loop.later(pause, self._take_back, effect.membership, value)
+        self.touched()
+
+    def _take_back(self, membership: Membership, value: TakenBack) -> None:
+        """Find a large value of the former session in the memory of the host, and store it."""
+        if self.busy("files", self._take_back, membership, value):
+            return
+        token, copies = value.found.stored.token, self.host.copies
+        body = copies.get(token) or self.of_global(token) or copies.get(value.former.token)
+        if body is None:
+            self._noted("large values that were gone")
+            return
+        self._noted("large values taken back")
+        copies.setdefault(token, body)
+        mapped = MappedBody(memoryview(body), shared=True)
+        self.state.taken_back(membership, value.key, value.found, mapped)
         self.touched()
 
     def _announce(self, effect: Announce) -> None:

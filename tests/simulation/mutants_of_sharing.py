@@ -91,8 +91,8 @@ OF_SHARING = (
     _mutant(
         "private session kept while the page is used",
         STATE,
-        "        self._leave_joined(now)\n        self.former.keep(())\n",
-        "        self.former.keep(())\n",
+        "        self._leave_joined(now)\n        self.former.keep((), (), self.former.epoch)",
+        "        self.former.keep((), (), self.former.epoch)",
         "test_a_private_membership_is_given_back_when_there_is_a_page",
     ),
     # ---- detaching ----------------------------------------------------------------------------
@@ -198,7 +198,7 @@ OF_SHARING = (
     _mutant(
         "entries inherited without a list of their own",
         STATE,
-        "            self.cache.adopt(membership.entries)\n",
+        "            self.cache.adopt(membership.entries, digests)\n",
         "            self.cache.entries = membership.entries\n",
         "test_a_child_of_a_thread_in_the_middle_of_an_insertion_has_a_whole_cache",
     ),

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from dstore.core.authority import sessions
 from dstore.core.authority.stages import STAGE_IDLE
-from dstore.core.local import owner, state
+from dstore.core.local import cache, owner, state
 from dstore.protocol.messages import Ack, Goodbye, Sync
 from tests.history.operations import Operation
 from tests.simulation.actors import SimLocal
@@ -41,6 +41,8 @@ def quickened(scenario: Scenario) -> Iterator[None]:
         (state, "LOOK_SOON"): scenario.private_after / 4,
         (state, "LOOK_LATER"): scenario.private_after,
         (owner, "PAGE_PAUSE"): scenario.private_after / 2,
+        (cache, "SHARED_OVERHEAD"): 0,  # so that a cache has room for some large values
+        (cache, "DIGEST_OVERHEAD"): 0,
         (sessions, "WRITER_IDLE"): WRITER_IDLE,
         (sessions, "WRITER_SILENCE"): WRITER_SILENCE,
     }

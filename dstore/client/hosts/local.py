@@ -17,7 +17,15 @@ from dstore.client.hosts.threads import ThreadHost
 from dstore.client.large import release
 from dstore.client.settings import Settings
 from dstore.client.watch import Watch, Watches
-from dstore.core.local.effects import Announce, Dropped, LocalEffect, Look, Subscribe, Tell
+from dstore.core.local.effects import (
+    Announce,
+    Dropped,
+    LocalEffect,
+    Look,
+    Subscribe,
+    TakeBack,
+    Tell,
+)
 from dstore.core.local.membership import LAPSED
 from dstore.core.local.operations import One, ReadOptions
 from dstore.core.local.state import LocalState
@@ -234,6 +242,8 @@ class Local:
                 topics.add(COMMITTED)
         control.set_topics(topics)
         self._perform(effects)
+        if host.large.has_former and not state.former.epoch:
+            host.large.forget_former()
         if host.stopping and until is None:
             return
         frames, up = control.wait(min(wake_at, until or wake_at) - clock.now())
@@ -278,6 +288,8 @@ class Local:
                 self._look(effect.epoch)
             elif isinstance(effect, Announce):
                 self._watches.announce(effect.removals)
+            elif isinstance(effect, TakeBack):
+                self._take_back(effect)
             else:
                 self._drop(effect)
 
@@ -304,7 +316,8 @@ class Local:
         former, now = self.state.page, clock.now()
         inherited = parent.page if parent is not None else None
         if parent is not None and isinstance(inherited, HostPage) and inherited.same_as(page):
-            self.state.inherit(page, parent.membership, now)
+            digests = parent.cache.digests
+            self.state.inherit(page, parent.membership, now, digests)
         else:
             self.state.attach(page, now)
         unused = former if self.state.page is page else page
@@ -316,6 +329,16 @@ class Local:
             self.host.link.control.subscribe(publisher)
         except AddressError as error:
             log.warning("cannot hear deletions, only renewals bring them: %s", visible(str(error)))
+
+    def _take_back(self, effect: TakeBack) -> None:
+        """Find large values of the former session in shared memory, and store them again."""
+        host, membership = self.host, effect.membership
+        for key, found, former in effect.values:
+            body = host.large.take_back(membership.epoch, found.stored, former)
+            if body is not None:
+                with host.lock:
+                    host.state.taken_back(membership, key, found, body)
+                    host.notify()
 
     def _drop(self, effect: Dropped) -> None:
         """Release what deleted values have taken, and call ``on_deletion``."""
@@ -333,7 +356,9 @@ class Local:
 class EvictedFiles:
     """Removes the entries of values whose shared files are gone, which keep their memory taken.
 
-    So does it with those that a shared invalidation vector shows to be out of date.
+    So does it with those that a shared invalidation vector shows to be out of date. And it notices
+    that the page has ended where nothing is read: the files would go with the last process that
+    has not come to the next epoch.
     """
 
     def __init__(self, host: Host) -> None:
@@ -348,6 +373,7 @@ class EvictedFiles:
                 return
             with host.lock:
                 self._unchecked = list(host.state.cache.shared)
+                host.state.see_page()
         tokens, self._unchecked = self._unchecked[:CHECK_MAX], self._unchecked[CHECK_MAX:]
         host.next_check = now if self._unchecked else now + CHECK_EVERY
         shared = host.state.cache.shared

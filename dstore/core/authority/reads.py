@@ -62,7 +62,7 @@ from dstore.protocol.messages import (
     Unwait,
     Wait,
 )
-from dstore.protocol.offers import DIGEST_BYTES, OFFER_BYTES_MAX, OFFER_KEYS_MAX, digest
+from dstore.protocol.offers import DIGEST_BYTES, OFFER_BYTES_MAX, OFFER_KEYS_MAX, digest, weight
 
 ANSWERS_BYTES = BATCH_BYTES_MAX
 """Bytes of answers to waiting requests in one step; each answer counts ``ANSWER_BYTES`` more."""
@@ -317,9 +317,9 @@ class Reads:
             assert session is not None
             if not (identity.sees(key) and session.may_hold(key)):
                 continue
-            if type(stored.body) is not bytes:
+            if type(stored.body) is memoryview:
                 continue
-            room -= len(stored.body)
+            room -= weight(stored.body)
             if room < 0:
                 break
             offered = digests[DIGEST_BYTES * index : DIGEST_BYTES * (index + 1)]

@@ -13,7 +13,7 @@ from typing import NamedTuple, TypeAlias
 
 from dstore.compiled import native
 from dstore.core.local.membership import Entry
-from dstore.protocol.messages import TOKEN_BYTES, GetReply, Key, Stored
+from dstore.protocol.messages import TOKEN_BYTES, GetReply, Key, Large, Stored
 
 ENTRY_OVERHEAD = 300 if native is None else 230
 """Bytes that an entry takes beyond the lengths of its key and its value, counted against the limit:
@@ -28,6 +28,8 @@ BYTES = "bytes"
 """The codec of values that are kept as they come."""
 _EMPTY_TEXT_BYTES = "".__sizeof__()
 NONE_KEPT: Mapping[str, Callable[[bytes], object]] = {}
+DIGEST_OVERHEAD = 170
+"""Bytes of the digest of a large value, by which the value can be offered to Global."""
 SHARED_MAX = 8_192
 """Entries in shared memory: each is a mapping, and the mappings of a process are limited."""
 SEEN = 2
@@ -44,6 +46,20 @@ class MappedBody(NamedTuple):
     shared: bool
 
 
+class FormerLarge(NamedTuple):
+    """What is left of a large value when its session has ended.
+
+    ``token`` names the file that has its bytes. ``view`` has the bytes if they are in memory of
+    this process; else they are in shared memory.
+    """
+
+    token: bytes
+    large: Large
+    view: memoryview | None
+
+
+Value: TypeAlias = tuple[Key, str, bytes | FormerLarge]
+"""A key, and codec and body of its value."""
 Kept: TypeAlias = Mapping[str, Callable[[bytes], object]]
 """By the name of a codec, a function that decodes a value, for the entry to keep.
 
@@ -82,6 +98,7 @@ class Cache:
         self.evictions = 0
         self.entries: dict[Key, Entry] = {}
         self.shared: dict[bytes, Entry] = {}
+        self.digests: dict[bytes, bytes] = {}  # of the large values, by token
         self._newest: Entry | None = None
         self._oldest: Entry | None = None
         self._hand: Entry | None = None
@@ -146,13 +163,25 @@ class Cache:
             answers[key] = self.insert(key, seq, token, codec, body) or Stored(token, codec, body)
 
     def insert_mapped(
-        self, key: Key, seq: int, stored: Stored, shared: bool, bucket: int = 0
+        self,
+        key: Key,
+        seq: int,
+        stored: Stored,
+        shared: bool,
+        bucket: int = 0,
+        digest: bytes = b"",
     ) -> Entry | None:
-        """Store a large value, whose body is a view; see :meth:`insert`."""
-        size = ENTRY_OVERHEAD + _text_bytes(key) + STORED_OVERHEAD
+        """Store a large value, whose body is a view; see :meth:`insert`.
+
+        Without its content ``digest`` it is not among the :meth:`values`.
+        """
+        size = ENTRY_OVERHEAD + _text_bytes(key) + STORED_OVERHEAD + bool(digest) * DIGEST_OVERHEAD
         size += SHARED_OVERHEAD if shared else stored.size
         token = stored.token if shared else None
-        return self._insert(key, Entry(key, stored, seq, size, token, bucket))
+        entry = self._insert(key, Entry(key, stored, seq, size, token, bucket))
+        if entry is not None and digest:
+            self.digests[stored.token] = digest
+        return entry
 
     def _insert(self, key: Key, entry: Entry) -> Entry | None:
         entries = self.entries
@@ -185,14 +214,30 @@ class Cache:
             self._unlink(entry)
         return entry
 
-    def values(self) -> Iterator[tuple[Key, str, bytes]]:
+    def values(self) -> Iterator[Value]:
         """Iterate over keys, codecs and bodies of all small values, beginning with the newest.
 
         They are those that are here now, also if the cache is changed or cleared meanwhile.
         """
         return self._encoded(list(self.entries.values()))
 
-    def _encoded(self, entries: list[Entry]) -> Iterator[tuple[Key, str, bytes]]:
+    def large_values(self) -> list[Value]:
+        """Return the large values, beginning with the newest. Files do not stay mapped for it."""
+        entries = self.entries.values() if self.digests else ()
+        return list(filter(None, map(self._former_large, entries)))[::-1]
+
+    def _former_large(self, entry: Entry) -> Value | None:
+        value = entry.value
+        if type(value) is not Stored or type(value.body) is not memoryview:
+            return None
+        digest = self.digests.get(value.token)
+        if digest is None:
+            return None
+        view = value.body if entry.shared is None else None
+        large = Large(len(value.body), digest)
+        return entry.key, value.codec, FormerLarge(value.token, large, view)
+
+    def _encoded(self, entries: list[Entry]) -> Iterator[Value]:
         while entries:
             entry = entries.pop()  # its memory is free when it is not needed any more
             value = entry.value
@@ -207,6 +252,7 @@ class Cache:
             entry.older = entry.newer = None  # so that no cycle waits for the garbage collector
         self.entries.clear()
         self.shared.clear()
+        self.digests.clear()
         self._newest = self._oldest = self._hand = None
         self.size = 0
 
@@ -216,13 +262,15 @@ class Cache:
         self.entries = {}
         return self.entries
 
-    def adopt(self, entries: dict[Key, Entry]) -> None:
+    def adopt(self, entries: dict[Key, Entry], digests: Mapping[bytes, bytes]) -> None:
         """Take over the entries of another cache, in the order in which they were stored.
 
-        That cache may have been in the middle of an insertion.
+        That cache may have been in the middle of an insertion. ``digests`` are those of its large
+        values.
         """
         self.clear()
         self.entries = entries
+        self.digests.update(digests)
         older = None
         for entry in entries.values():
             entry.older, entry.newer = older, None
@@ -241,6 +289,9 @@ class Cache:
     def _unlink(self, entry: Entry) -> None:
         if entry.shared is not None and self.shared.get(entry.shared) is entry:
             del self.shared[entry.shared]
+        value = entry.value
+        if self.digests and type(value) is Stored:
+            self.digests.pop(value.token, None)
         older = entry.older
         if (self._oldest if older is None else older.newer) is not entry:
             return  # Ctrl-C came in the middle of its insertion: it is not linked

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import NamedTuple, TypeAlias
 
-from dstore.core.local.membership import Entry
+from dstore.core.local.cache import FormerLarge
+from dstore.core.local.membership import Entry, Membership
 from dstore.core.local.watching import Removal
-from dstore.protocol.messages import Key, ToGlobal
+from dstore.protocol.messages import Found, Key, ToGlobal
 
 
 class Tell(NamedTuple):
@@ -49,5 +50,23 @@ class Announce(NamedTuple):
     removals: list[Removal]
 
 
-LocalEffect: TypeAlias = Tell | Subscribe | Look | Dropped | Announce
+class TakenBack(NamedTuple):
+    """A large value of a former session that is still bound, by the answer to an offer.
+
+    ``found`` is how it is bound, with the :class:`~dstore.protocol.messages.Large` of ``former``.
+    """
+
+    key: Key
+    found: Found
+    former: FormerLarge
+
+
+class TakeBack(NamedTuple):
+    """Find these values in shared memory, and give those that are there to ``taken_back``."""
+
+    membership: Membership
+    values: list[TakenBack]
+
+
+LocalEffect: TypeAlias = Tell | Subscribe | Look | Dropped | Announce | TakeBack
 """What the host has to do after an event, in the order given."""

@@ -21,7 +21,7 @@ from dstore.core.local.membership import LAPSED, Entry, Membership, Present
 from dstore.core.local.shared import NO_KEYS_SEEN, Put, Record, Seen, SharedPage
 from dstore.core.local.vector import BUCKETS, Vector
 from dstore.core.local.watching import Watching
-from dstore.protocol.messages import Found, GetReply, Key, Stored
+from dstore.protocol.messages import Found, GetReply, Key, Large, Stored
 
 ACK_EVERY = 1_000
 """Invalidations after which an ACK is sent although no deletion waits, so that a targeted
@@ -331,10 +331,11 @@ class Entries(Present):
             return None
         self.counters["fills"] += 1
         stored = found.stored._replace(body=body.view)
+        digest = content.digest if type(content) is Large else b""
         if shared and not self._would_be_reported(key, seq):
             return None
         bucket = 0 if membership.words is None else self.vector.bucket(key)
-        return self.cache.insert_mapped(key, seq, stored, body.shared, bucket)
+        return self.cache.insert_mapped(key, seq, stored, body.shared, bucket, digest)
 
     def fill_small(
         self, membership: Membership, key: Key, seq: int, token: bytes, codec: str, body: bytes

@@ -30,8 +30,8 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Protocol
 
+from dstore.core.local.cache import Value
 from dstore.core.local.effects import LocalEffect
-from dstore.core.local.former import Value
 from dstore.core.local.key_hash import HASH_KEY_BYTES
 from dstore.core.local.membership import LAPSED
 from dstore.core.local.state import LocalState

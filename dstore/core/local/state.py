@@ -22,13 +22,30 @@ go to Global without a session, and cache nothing, until there is another page; 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from dstore.config import LARGE_FROM_DEFAULT, VALUE_LIMIT_DEFAULT
-from dstore.core.local.cache import NONE_DECODED, NONE_KEPT, Encode, Kept
-from dstore.core.local.effects import Announce, Dropped, LocalEffect, Look, Subscribe, Tell
+from dstore.core.local.cache import (
+    NONE_DECODED,
+    NONE_KEPT,
+    Encode,
+    FormerLarge,
+    Kept,
+    MappedBody,
+    Value,
+)
+from dstore.core.local.effects import (
+    Announce,
+    Dropped,
+    LocalEffect,
+    Look,
+    Subscribe,
+    TakeBack,
+    TakenBack,
+    Tell,
+)
 from dstore.core.local.entries import Entries
-from dstore.core.local.former import Former, Value
+from dstore.core.local.former import Former
 from dstore.core.local.membership import LAPSED, Membership, lease_word
 from dstore.core.local.shared import SharedPage
 from dstore.core.local.writer import Writer
@@ -47,6 +64,7 @@ from dstore.protocol.messages import (
     Offered,
     Refusal,
     Refused,
+    Stored,
     Sync,
     Synced,
     ToLocal,
@@ -75,6 +93,7 @@ LOOK_SOON, LOOK_LATER = 0.05, 1.0
 REFUSED_MAX = 64
 """Pages that Global has refused and that are remembered, so that none of them is used again."""
 NEVER = float("inf")
+NO_DIGESTS: Mapping[bytes, bytes] = {}
 
 
 class LocalState(Entries):
@@ -188,7 +207,7 @@ class LocalState(Entries):
         elif type(message) is Refused:
             self.refused(message, now)
         elif type(message) is Offered:
-            self._on_offered(message, now)
+            effects += self._on_offered(message, now)
         elif type(message) is Farewell:
             self._on_farewell(message.secret)
         return effects
@@ -210,6 +229,7 @@ class LocalState(Entries):
                 effects += self._keep_up(now)
             elif self._wants_session and not looking:  # there may be a page
                 effects += self._hello_if_due(now)
+            effects += self._offer_if_due(now)
             effects += self._writer_if_due(now)
             effects += self._leave_if_idle()
             if self._withdrawn:
@@ -234,11 +254,6 @@ class LocalState(Entries):
             self._leave_joined(now)
         elif now >= self._sync_at:
             yield self._sync(now)
-        if now >= self.former.due and joined.session:
-            envelope = joined.epoch, joined.session, self.next_request()
-            offer = self.former.offer(envelope, self.lease, now)
-            if offer is not None:
-                yield Tell(offer)
 
     @property
     def wake_at(self) -> float:
@@ -251,7 +266,7 @@ class LocalState(Entries):
             return self._hello_at if self.leaving else NEVER
         if self._withdrawn or any(not each or each.idle for _, _, each in self._leaving):
             return LAPSED
-        at = min(self._look_at, self._writer_at)
+        at = min(self._look_at, self._writer_at, self.former.due)
         if self.page is not None and self._lapsed_at < NEVER:
             at = min(at, self._checked_at + LOOK_SOON)
         if not self._wants_session:
@@ -260,7 +275,7 @@ class LocalState(Entries):
             return at
         if not self.joined.session:
             return min(at, self._hello_at)
-        return min(at, self._sync_at, self.former.due)
+        return min(at, self._sync_at)
 
     def reconnected(self, now: float) -> None:
         """Note a new connection to Global: what was sent or broadcast before may be lost."""
@@ -270,6 +285,7 @@ class LocalState(Entries):
             self._writer_at = now
         if self.joined.session:
             self._sync_at = now
+        self.former.again(now)
 
     def deny(self, error: DstoreError | None) -> None:
         """Note why Global does not let this client in; None: it does, or that is not known.
@@ -295,7 +311,7 @@ class LocalState(Entries):
             self._leaving.append((self.writer.epoch, self.writer.secret, None))
         self.lapse()
         self.closing = True
-        self.former.keep(())
+        self.former.forget()
         self._ack_due = False
         self._look_at = NEVER
         self.cache.clear()
@@ -353,9 +369,12 @@ class LocalState(Entries):
         refused = (page.epoch, page.session) in self._refused
         if self.closing or other or refused or lease_word(page.now()) >= page.lease_word[0]:
             return
+        if self.session and self.page is None:
+            self.former.keep((), self.cache.large_values(), self.epoch)
         self._leave_joined(now)
-        self.former.keep(())
+        self.former.keep((), (), self.former.epoch)  # the owner offers those of the host cache
         self._share(page)
+        self.former.begin(now)
         self._reset_control(now)
         self.lease = page.lease
         self.value_limit, self.large_from = page.value_limit, page.large_from
@@ -363,20 +382,28 @@ class LocalState(Entries):
         self.bridging = False
         self._look_at = self._lapsed_at = NEVER
 
-    def inherit(self, page: SharedPage, membership: Membership, now: float) -> None:
+    def inherit(
+        self,
+        page: SharedPage,
+        membership: Membership,
+        now: float,
+        digests: Mapping[bytes, bytes] = NO_DIGESTS,
+    ) -> None:
         """In a forked child: go on with the membership of the host, and the parent's entries.
 
         ``membership`` is that of the parent. A thread of it may have been in the middle of a change
-        of memberships: then it is of another session than the page, and of no use.
+        of memberships: then it is of another session than the page, and of no use. ``digests`` are
+        those of its large values.
         """
         self.attach(page, now)
         same = (membership.epoch, membership.session) == (page.epoch, page.session)
         if self.page is page and same and not self.observing:
-            self.cache.adopt(membership.entries)
+            self.cache.adopt(membership.entries, digests)
             self._share_entries(page, membership.entries)
 
     def detach(self, now: float) -> None:
         """Give up a page that has ended, and look for another one."""
+        self.former.keep((), self.cache.large_values(), self.epoch)
         self._leave_joined(now)
         self._void(now)
         self.bridging = self.joining
@@ -386,6 +413,12 @@ class LocalState(Entries):
         if self._lapsed_at == NEVER:
             self._lapsed_at = page.now()
             self._checked_at = LAPSED
+
+    def see_page(self) -> None:
+        """Notice that the lease of the page has lapsed, as a hit would."""
+        page = self.page
+        if page is not None and page.now() >= self.lease_end:
+            self._note_lapse(page)
 
     @property
     def has_lapsed(self) -> bool:
@@ -435,7 +468,7 @@ class LocalState(Entries):
         if self.joined.session:
             self._replaces = (self.joined.epoch, self._secret)
             if self.page is None:
-                self.former.keep(self._cached())
+                self.former.keep(self._cached(), self.cache.large_values(), self.joined.epoch)
         if self.writer.session == self.joined.session:
             self.writer = Writer()
         self._reset_control(now)
@@ -490,10 +523,10 @@ class LocalState(Entries):
                 self._writer_at = NEVER
             if self.looking:
                 self._look_at = now
-            if message.durable or message.epoch == self._replaces[0]:
+            if message.durable or message.epoch == self.former.epoch:
                 self.former.begin(now)
             else:
-                self.former.keep(())
+                self.former.forget()
         self._trust(self._hello_first)
         if self.watching.watchers:
             self.watching.missed(message.seq)
@@ -502,20 +535,42 @@ class LocalState(Entries):
         return [Subscribe(message.epoch, message.publisher)]
 
     def _cached(self) -> Iterable[Value]:
-        """What can be offered to Global when this session has ended and another one has begun."""
+        """The small values that can be offered to Global in the next session."""
         return self.cache.values()
 
-    def _on_offered(self, message: Offered, now: float) -> None:
+    def _offer_if_due(self, now: float) -> Iterator[LocalEffect]:
+        """Offer what the former session had, in the name of the present one."""
+        membership = self.membership
+        if now >= self.former.due and membership.session:
+            envelope = membership.epoch, membership.session, self.next_request()
+            # A process that has found a page may have yet to be connected to Global.
+            patience = self.lease + (PRIVATE_AFTER if self.page is not None else 0.0)
+            offer = self.former.offer(envelope, patience, now)
+            if offer is not None:
+                yield Tell(offer)
+
+    def _on_offered(self, message: Offered, now: float) -> Iterator[LocalEffect]:
         """Store again what is unchanged, by the rule for the reply to a GET of this session."""
-        joined = self.joined
-        if (message.epoch, message.session) != (joined.epoch, joined.session):
+        membership = self.membership
+        if (message.epoch, message.session) != (membership.epoch, membership.session):
             return
-        for key, stored in self.former.taken(message, now):
-            if self._take_back(key, Found(message.seq, True, stored)):
+        large: list[TakenBack] = []
+        for token, (key, codec, body) in self.former.taken(message, now):
+            if isinstance(body, FormerLarge):
+                found = Found(message.seq, True, Stored(token, codec, body.large))
+                large.append(TakenBack(key, found, body))
+            elif self._take_back(key, Found(message.seq, True, Stored(token, codec, body))):
                 self.counters["revalidated"] += 1
+        if large:
+            yield TakeBack(membership, large)
 
     def _take_back(self, key: Key, found: Found) -> bool:
-        return self.fill(self.joined, key, found) is not None
+        return self.fill(self.membership, key, found) is not None
+
+    def taken_back(self, membership: Membership, key: Key, found: Found, body: MappedBody) -> None:
+        """Store a large value whose bytes have been found; see :class:`TakeBack`."""
+        if self.fill(membership, key, found, body) is not None:
+            self.counters["revalidated"] += 1
 
     def is_quiet(self, now: float) -> bool:
         """Whether Global is there, as far as this Local knows, and still removes nothing."""

@@ -372,7 +372,7 @@ def test_the_replies_of_many_keys_are_stored_under_the_same_rules() -> None:
     again = a.begin_get("k", "l", "m")
     again.send()
     a.receive(Refused(a.state.epoch, a.state.session, 0, Refusal.UNKNOWN_SESSION, ""))
-    a.state.former.keep(())
+    a.state.former.forget()
     world.live(0.2)
     again.answer()
     assert not a.state.entries

@@ -17,7 +17,7 @@ from dstore.core.authority.identity import ANYONE, Identity
 from dstore.core.authority.state import GlobalState
 from dstore.core.engine import Change, Loaded, Outcome
 from dstore.core.local import operations
-from dstore.core.local.effects import Dropped, LocalEffect, Look, Subscribe, Tell
+from dstore.core.local.effects import Dropped, LocalEffect, Look, Subscribe, TakeBack, Tell
 from dstore.core.local.membership import Entry
 from dstore.core.local.operations import ReadOptions, SetOutcome
 from dstore.core.local.state import LocalState
@@ -246,6 +246,7 @@ class Member:
         self.subscribed = False
         self.dropped: list[str] = []
         self.given_up: list[bytes] = []
+        self.to_take: deque[TakeBack] = deque()  # large values to be found in shared memory
         self.told: list[tuple[int, str | None]] = []  # watchers, and what was announced to them
         self._calls = itertools.count(1)
 
@@ -305,6 +306,8 @@ class Member:
             elif isinstance(effect, Dropped):
                 self.dropped += effect.keys
                 self.given_up += effect.tokens
+            elif isinstance(effect, TakeBack):
+                self.to_take.append(effect)
             else:
                 self.told += [(each.watcher, each.key) for each in effect.removals]
 
