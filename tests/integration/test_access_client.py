@@ -475,7 +475,7 @@ def test_a_proxy_without_a_global_is_no_wrong_server(keys: Keys, tmp_path: Path)
     with Listener(b"") as proxy:
         path = keys.client(tmp_path / "worker.json", proxy.address)
         with dstore.Node.from_file(path, timeout=2) as node:
-            with pytest.raises(dstore.GlobalUnavailable, match="connection (closed|reset)"):
+            with pytest.raises(dstore.GlobalUnavailable, match=r"connection (closed|reset)"):
                 node.get("key")
             assert node._state.denied is None
 
