@@ -417,6 +417,10 @@ def test_a_life_of_global_that_is_over_gets_no_folder(host: Hosts) -> None:
     assert large.keep(1, encoded).mapped.shared  # type: ignore[union-attr]
     large.joined(2)
     janitor.wait()
+    assert len(files_of(host("a"))) == 1, "it may be taken into the next"
+    assert large.has_former
+    large.forget_former()
+    janitor.wait()
     assert files_of(host("a")) == []
     for epoch, shared in ((1, False), (2, True), (1, False), (2, True)):
         assert large.keep(epoch, encoded).mapped.shared is shared  # type: ignore[union-attr]

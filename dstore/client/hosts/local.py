@@ -372,8 +372,12 @@ class EvictedFiles:
             if now < host.next_check:
                 return
             with host.lock:
+                if host.state.see_page():
+                    # Another process may have taken the files to the next epoch, and what was
+                    # cached here is about to be offered.
+                    host.next_check = now + CHECK_EVERY
+                    return
                 self._unchecked = list(host.state.cache.shared)
-                host.state.see_page()
         tokens, self._unchecked = self._unchecked[:CHECK_MAX], self._unchecked[CHECK_MAX:]
         host.next_check = now if self._unchecked else now + CHECK_EVERY
         shared = host.state.cache.shared

@@ -414,11 +414,13 @@ class LocalState(Entries):
             self._lapsed_at = page.now()
             self._checked_at = LAPSED
 
-    def see_page(self) -> None:
-        """Notice that the lease of the page has lapsed, as a hit would."""
+    def see_page(self) -> bool:
+        """Notice that the lease of the page has lapsed, as a hit would. Returns whether it has."""
         page = self.page
-        if page is not None and page.now() >= self.lease_end:
-            self._note_lapse(page)
+        if page is None or page.now() < self.lease_end:
+            return False
+        self._note_lapse(page)
+        return True
 
     @property
     def has_lapsed(self) -> bool:
