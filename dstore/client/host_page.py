@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from dstore.client.host_reader import HostReader
 from dstore.core.local.shared import Put, Record
 from dstore.core.local.state import LocalState
 from dstore.core.local.vector import Vector
+from dstore.protocol.keys import in_order
 from dstore.protocol.messages import Key
 from dstore.runtime import clock
 from dstore.shm.directory import Unusable
@@ -21,14 +22,17 @@ from dstore.transport import addresses
 class HostPage:
     """A :class:`dstore.core.local.shared.SharedPage`: a page in shared memory, and its table.
 
-    Safe from any thread. ``owner`` names the owner, for people.
+    Safe from any thread. ``owner`` names the owner, for people. The processes of a host may have
+    identities that do not see the same keys: with ``prefixes`` only keys below them are looked for.
+    Of others Global is asked, which says so.
     """
 
-    def __init__(self, page: SharedPage, table: Table | None) -> None:
+    def __init__(self, page: SharedPage, table: Table | None, prefixes: Sequence[Key] = ()) -> None:
         identity = page.identity
         self.page = page
         self.table = table
         self.owner = identity.owner
+        self._prefixes = tuple(map(in_order, prefixes))
         self.epoch, self.session = identity.epoch, identity.session
         self.lease = identity.lease
         self.value_limit, self.large_from = identity.value_limit, identity.large_from
@@ -48,9 +52,17 @@ class HostPage:
         table = self.table
         return 0 if table is None else table.used
 
+    def looks_for(self, *keys: Key) -> bool:
+        """Whether all these keys may be looked for here."""
+        prefixes = self._prefixes
+        try:
+            return not prefixes or all(in_order(key).startswith(prefixes) for key in keys)
+        except UnicodeEncodeError:  # it is no key
+            return False
+
     def find(self, key: Key, hashed: int) -> Record | None:
         table = self.table
-        return None if table is None else table.find(key, hashed)
+        return table.find(key, hashed) if table is not None and self.looks_for(key) else None
 
     def put(self, value: Put) -> bool:
         table = self.table
@@ -67,14 +79,14 @@ class HostPage:
             table.close()
 
 
-def look(root: str | None, address: str, epoch: int) -> HostPage:
-    """Return the page of an epoch or, if it is 0, of an address.
+def look(root: str | None, address: str, epoch: int, prefixes: Sequence[Key] = ()) -> HostPage:
+    """Return the page of an epoch or, if it is 0, of an address; see :class:`HostPage`.
 
     Raises Unusable, which says why there is none to be used.
     """
     if epoch:
-        return _opened(attach_epoch(root, epoch))
-    return _opened(attach(root, addresses.canonical(address)))
+        return _opened(attach_epoch(root, epoch), prefixes)
+    return _opened(attach(root, addresses.canonical(address)), prefixes)
 
 
 def can_be_inherited(state: LocalState) -> bool:
@@ -83,11 +95,11 @@ def can_be_inherited(state: LocalState) -> bool:
     return isinstance(page, HostPage) and state.membership.words is not None and page.page.usable()
 
 
-def _opened(page: SharedPage) -> HostPage:
+def _opened(page: SharedPage, prefixes: Sequence[Key]) -> HostPage:
     """Return a page with its host cache, if that can be opened."""
     table, name = None, page.identity.table
     if name:
         with contextlib.suppress(OSError, Unusable):
             table = Table.open(page.directory, name)
     page.directory.close()  # nothing else is opened there
-    return HostPage(page, table)
+    return HostPage(page, table, prefixes)

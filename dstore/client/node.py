@@ -128,7 +128,7 @@ class Node(Lifecycle):
             return NOTHING  # the membership has been replaced between the two
         key = translate.key_name(key)  # it may be bytes, or not the one text of its key
         found = page.reader.read(membership, key)
-        if found is None:
+        if found is None or not page.looks_for(key):
             return NOTHING
         hashed, record = found
         self._hits += 1
@@ -196,6 +196,8 @@ class Node(Lifecycle):
         if membership.words is not page.vector.words or not set(map(type, keys)) <= {str}:
             return found, []
         keys = list(dict.fromkeys(keys))  # each counts once
+        if not page.looks_for(*keys):
+            return found, []
         rest, again, read = page.reader.collect(membership, keys, found, state.seen.slots)
         state.counters["host_hits"] += read
         self._hits += len(found)

@@ -163,13 +163,18 @@ class Settings:
         return self._file.keys
 
     @property
+    def prefixes(self) -> list[str]:
+        """The prefixes in the connect file; none: all keys are seen. Raises BadConnectFile."""
+        connect = self._loaded
+        return [] if connect is None else connect.prefixes
+
+    @property
     def content_prefix(self) -> str:
         """What content addresses begin with: the first prefix of the connect file, if it has one.
 
         Raises BadConnectFile.
         """
-        connect = self._loaded
-        return connect.prefixes[0] if connect is not None and connect.prefixes else ""
+        return self.prefixes[0] if self.prefixes else ""
 
     def _compared(self) -> dict[str, Any]:
         """Return what makes settings equal: of a connect file its path alone."""

@@ -22,6 +22,7 @@ import dstore
 from dstore.access.connect import Connect
 from dstore.access.keys import KeyFolder
 from dstore.access.running import wait_applied
+from dstore.config import HOST_VARIABLE
 from dstore.core.authority.identity import Role
 from dstore.testing import private_shared_memory, running_global
 from tests.integration.owners import HostProcess
@@ -329,3 +330,30 @@ def test_processes_of_a_host_share_what_its_owner_may_see(site: Site) -> None:
             writer.delete_many(["shared/key", "other/key"])
             assert node.get("shared/key", None) is None
             assert node.get("other/key", None) is None
+
+
+def test_a_prefix_counts_in_the_cache_of_a_host_as_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The processes of one host and user share a cache, and may have different identities."""
+    monkeypatch.setenv(HOST_VARIABLE, "auto")
+    with (
+        Site.at(tmp_path) as site,
+        site.node("all", Role.WRITE, host="require") as everybody,
+        site.node("one", Role.READ, "one/", host="require") as one,
+    ):
+        everybody.set_many({"one/key": b"1", "two/key": b"2", "one/list": [1], "two/list": [2]})
+        for _ in range(3):
+            assert everybody.get_many(["two/key", "two/list"]) == {"two/key": b"2", "two/list": [2]}
+        for _ in range(3):
+            assert one.get("one/key") == b"1"
+            assert one.get_many(["one/key", "one/list"]) == {"one/key": b"1", "one/list": [1]}
+            for call in (
+                lambda: one.get("two/key"),
+                lambda: one.get("two/list"),
+                lambda: one.get_many(["one/key", "two/key"]),
+                lambda: one.lookup("two/key"),
+            ):
+                with pytest.raises(dstore.AccessDenied):
+                    call()
+        assert one.stats()["host_hits"] > 0

@@ -305,7 +305,8 @@ class Local:
 
     def _find_page(self, epoch: int) -> HostPage | None:
         try:
-            page = look(self._settings.shm, self._settings.address, epoch)
+            settings = self._settings
+            page = look(settings.shm, settings.address, epoch, settings.prefixes)
         except Unusable as error:
             self.state.no_page = str(error)
             return None
