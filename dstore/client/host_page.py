@@ -18,6 +18,12 @@ from dstore.shm.page import SharedPage
 from dstore.shm.table import Table
 from dstore.transport import addresses
 
+KEYED = (
+    "its Global asks for keys, and this process has none; name its connect file (connect=, "
+    "--connect or $DSTORE_CONNECT)"
+)
+NO_KEYS = "its Global does not ask for keys, and this process expects one that does"
+
 
 class HostPage:
     """A :class:`dstore.core.local.shared.SharedPage`: a page in shared memory, and its table.
@@ -79,14 +85,26 @@ class HostPage:
             table.close()
 
 
-def look(root: str | None, address: str, epoch: int, prefixes: Sequence[Key] = ()) -> HostPage:
+def look(
+    root: str | None,
+    address: str,
+    epoch: int,
+    *,
+    keyed: bool = False,
+    prefixes: Sequence[Key] = (),
+) -> HostPage:
     """Return the page of an epoch or, if it is 0, of an address; see :class:`HostPage`.
 
-    Raises Unusable, which says why there is none to be used.
+    ``keyed`` says whether this process has keys: it uses a page of a Global that asks for keys only
+    if it has, and one of a Global that asks for none only if it has not. Raises Unusable, which
+    says why there is none to be used.
     """
-    if epoch:
-        return _opened(attach_epoch(root, epoch), prefixes)
-    return _opened(attach(root, addresses.canonical(address)), prefixes)
+    page = attach_epoch(root, epoch) if epoch else attach(root, addresses.canonical(address))
+    if page.identity.keyed != keyed:
+        page.directory.close()
+        page.close()
+        raise Unusable(NO_KEYS if keyed else KEYED)
+    return _opened(page, prefixes)
 
 
 def can_be_inherited(state: LocalState) -> bool:

@@ -66,6 +66,7 @@ class HostOwner:
     ) -> None:
         settings = Settings(address, connect=connect)
         self.address = settings.address
+        self._keyed = settings.keys is not None
         self.state = OwnerState(
             random16=random16,
             label=f"dstore host of {native.gethostname()}, process {os.getpid()}",
@@ -220,6 +221,7 @@ class HostOwner:
             value_limit=message.value_limit,
             large_from=message.large_from,
             publisher=message.publisher,
+            keyed=self._keyed,
         )
 
     def _check(self, now: float) -> None:

@@ -52,6 +52,7 @@ class HostMembership:
         lease: float,
         value_limit: int,
         large_from: int,
+        keyed: bool,
     ) -> None:
         self.check_at = NEVER
         self._state = state
@@ -62,6 +63,7 @@ class HostMembership:
             value_limit=value_limit,
             large_from=large_from,
             publisher=publisher,
+            keyed=keyed,
         )
         self._page: WrittenPage | None = None
         self._reported = ""

@@ -193,6 +193,7 @@ class Loop:
                 lease=settings.lease,
                 value_limit=settings.value_limit,
                 large_from=settings.large_from,
+                keyed=settings.keys is not None,
             )
             self._host.begin(clock.now())
         return router.address, router.publisher

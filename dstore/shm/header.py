@@ -50,6 +50,7 @@ class Identity(NamedTuple):
     table: str  # the file name of the host cache; "" if there is none
     hash_key: bytes
     buckets: int
+    keyed: bool  # whether its Global asks for keys
 
 
 class Header(NamedTuple):
@@ -67,7 +68,7 @@ class Header(NamedTuple):
 
 
 _HEADER_KINDS = [int, int, int, int, str, str, str, str, list]
-_IDENTITY_KINDS = [int, int, float, int, int, str, str, str, str, bytes, int]
+_IDENTITY_KINDS = [int, int, float, int, int, str, str, str, str, bytes, int, bool]
 _KINDS = [*_HEADER_KINDS, *_IDENTITY_KINDS]
 
 

@@ -133,6 +133,7 @@ class Share:
         large_from: int,
         publisher: str,
         endpoint: str = "",
+        keyed: bool = False,
     ) -> WrittenPage:
         """Create the page of a session. The former page must have been closed.
 
@@ -152,6 +153,7 @@ class Share:
             table="",
             hash_key=os.urandom(HASH_KEY_BYTES),
             buckets=HOST_BUCKETS,
+            keyed=keyed,
         )
         make_table = None if self._cache_bytes == 0 else self._make_table
         try:

@@ -332,6 +332,42 @@ def test_processes_of_a_host_share_what_its_owner_may_see(site: Site) -> None:
             assert node.get("other/key", None) is None
 
 
+def test_who_has_no_keys_does_not_use_the_cache_of_a_global_that_asks_for_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(HOST_VARIABLE, "auto")
+    with Site.at(tmp_path) as site, site.node("worker", Role.WRITE, host="require") as worker:
+        worker.set("key", 1)
+        assert worker.get("key") == 1
+        with dstore.Node(site.server.address, timeout=PATIENCE) as plain:
+            for _ in range(3):
+                with pytest.raises(dstore.WrongServer, match="asks for keys"):
+                    plain.get("key")
+            assert plain.stats()["host_hits"] == 0
+        with (
+            dstore.Node(site.server.address, host="require", timeout=0.5) as plain,
+            pytest.raises(dstore.DstoreError),
+        ):
+            plain.get("key")
+
+
+def test_who_has_keys_does_not_use_the_cache_of_a_global_that_asks_for_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(HOST_VARIABLE, "auto")
+    address = f"tcp://127.0.0.1:{free_port()}"
+    keys = KeyFolder(tmp_path / "keys")
+    keys.create()
+    keys.add("worker", Role.READ, (), address).save(tmp_path / "worker.json")
+    with running_global(address) as server, dstore.Node(server.address) as plain:
+        plain.set("key", "of another Global")
+        assert plain.stats()["membership"] == "shared"
+        with dstore.Node.from_file(tmp_path / "worker.json", timeout=PATIENCE) as node:
+            with pytest.raises(dstore.WrongServer):
+                node.get("key")
+            assert node.stats()["host_hits"] == 0
+
+
 def test_a_prefix_counts_in_the_cache_of_a_host_as_well(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -306,7 +306,13 @@ class Local:
     def _find_page(self, epoch: int) -> HostPage | None:
         try:
             settings = self._settings
-            page = look(settings.shm, settings.address, epoch, settings.prefixes)
+            page = look(
+                settings.shm,
+                settings.address,
+                epoch,
+                keyed=settings.keys is not None,
+                prefixes=settings.prefixes,
+            )
         except Unusable as error:
             self.state.no_page = str(error)
             return None

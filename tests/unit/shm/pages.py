@@ -39,6 +39,7 @@ def identity(**changes: Any) -> Identity:
         table="",
         hash_key=bytes(range(16)),
         buckets=BUCKETS,
+        keyed=False,
     )
     return plain._replace(**changes)
 

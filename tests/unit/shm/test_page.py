@@ -156,7 +156,7 @@ def test_buckets_are_a_power_of_two(
     root: Path, monkeypatch: pytest.MonkeyPatch, buckets: int
 ) -> None:
     plain = packed
-    monkeypatch.setattr(header, "packed", lambda things: plain([*things[:-1], buckets]))
+    monkeypatch.setattr(header, "packed", lambda things: plain([*things[:-2], buckets, things[-1]]))
     with published(root):
         refused(root, "power of two")
     with owned(root) as own, pytest.raises(ValueError, match="power of two"):
