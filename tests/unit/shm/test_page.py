@@ -170,7 +170,9 @@ def test_a_hash_key_of_another_length(
     with owned(root) as own, pytest.raises(ValueError, match="16 bytes"):
         own.publish(identity(hash_key=hash_key))
     plain = packed
-    monkeypatch.setattr(header, "packed", lambda things: plain([*things[:-2], hash_key, BUCKETS]))
+    monkeypatch.setattr(
+        header, "packed", lambda things: plain([*things[:-3], hash_key, BUCKETS, False])
+    )
     with published(root):
         refused(root, "hashes keys")
 
