@@ -174,6 +174,26 @@ def _is_admitted(node: dstore.Node) -> bool:
     return True
 
 
+@pytest.mark.parametrize("years", [-30, 30])
+def test_steps_of_the_wall_clock_admit_nobody_and_shut_nobody_out(
+    site: Site, monkeypatch: pytest.MonkeyPatch, years: int
+) -> None:
+    with site.node("before", Role.READ) as before, site.node("revoked", Role.READ) as revoked:
+        before.global_stats()
+        now = time.time() + years * 365 * 86_400
+        monkeypatch.setattr(time, "time", lambda: now)
+        monkeypatch.setattr(time, "time_ns", lambda: int(now * 1e9))
+        monkeypatch.setattr(time, "gmtime", lambda: time.struct_time((1990, 1, 1) + 6 * (0,)))
+        site.keys.revoke("revoked")
+        with site.node("after", Role.WRITE) as after:
+            after.set("key", 1)
+            assert before.get("key") == 1
+            until = time.monotonic() + PATIENCE
+            while _is_admitted(revoked):
+                assert time.monotonic() < until
+            assert {each.name for each in site.keys.clients()} == {"before", "after"}
+
+
 # ---- rotation ---------------------------------------------------------------------------------
 
 
