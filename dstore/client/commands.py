@@ -47,7 +47,7 @@ from dstore.errors import (
     StoreFull,
     WaitTimedOut,
 )
-from dstore.protocol import content
+from dstore.protocol.content import PLAIN, Addresses
 from dstore.protocol.keys import public
 from dstore.protocol.messages import (
     DelResult,
@@ -108,14 +108,14 @@ class DirectCommand(Command[T]):
 class Commands:
     """The commands of one Node. ``timeout`` is in seconds; see :class:`dstore.Node`.
 
-    ``content_prefix`` is what its content addresses begin with.
+    ``addresses`` are its content addresses.
     """
 
     def __init__(
-        self, codecs: Codecs, timeout: float, stale_ok: bool, content_prefix: str = ""
+        self, codecs: Codecs, timeout: float, stale_ok: bool, addresses: Addresses = PLAIN
     ) -> None:
         self.codecs = codecs
-        self._content_prefix = content_prefix
+        self.addresses = addresses
         self.timeout = timeout
         self.options = ReadOptions(stale_ok)
         self.hits = 0
@@ -290,7 +290,7 @@ class Commands:
     ) -> Command[None]:
         checks.flag("replace", replace)
         ttl = _checked_ttl(ttl)
-        name = translate.settable(key)
+        name = translate.settable(key, self.addresses)
         values = {name: self.codecs.encode(value)}
         return self._write(values, replace, ttl, lambda outcomes: _check_free(key, outcomes[name]))
 
@@ -320,11 +320,11 @@ class Commands:
         if encoded.size >= config.LARGE_FROM_DEFAULT:
             writing = self._writing(False, ttl, None)
             return Command(partial(writing.put, encoded), abort=writing.abort)
-        key = content.address(digest(encoded), self._content_prefix)
+        key = self.addresses.of(digest(encoded))
         return self._write({key: encoded}, False, ttl, lambda _: key)
 
     def _writing(self, replace: bool, ttl: float | None, progress: Progress | None) -> Writing:
-        return Writing(self.timeout, replace, ttl, progress, self._count, self._content_prefix)
+        return Writing(self.timeout, replace, ttl, progress, self._count, self.addresses)
 
     def _write(
         self,
@@ -450,7 +450,7 @@ class Commands:
         checks.flag("replace", replace)
         ttl = _checked_ttl(ttl)
         checks.optional(checks.function, "progress", progress)
-        name = translate.settable(key)
+        name = translate.settable(key, self.addresses)
         writing = self._writing(replace, ttl, progress)
 
         return Command(

@@ -53,7 +53,7 @@ class Lifecycle(Hits):
             Codecs(settings.codecs, pickle=settings.pickle),
             settings.timeout,
             settings.stale_ok,
-            settings.content_prefix,
+            settings.addresses,
         )
         self._place = _Place()
         self._closed = False

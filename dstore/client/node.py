@@ -104,7 +104,7 @@ class Node(Lifecycle):
                 return value
         if commands.timeout >= PLAIN_TIMEOUT_MIN and green.here() is None:
             name = translate.key_name(key)
-            if not content.is_address(name):  # what is fetched has to be hashed
+            if name not in local.state.addresses:  # what is fetched has to be hashed
                 one = local.get(name, commands.timeout, commands.options)
                 if one is not None:
                     answer, cached = one

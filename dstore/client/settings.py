@@ -19,6 +19,7 @@ from dstore.access.connect import Connect, load
 from dstore.client.files import Path
 from dstore.codecs import Codec
 from dstore.errors import AddressError, BadConnectFile
+from dstore.protocol.content import Addresses
 from dstore.transport import addresses
 from dstore.transport.curve import ClientKeys
 
@@ -169,12 +170,9 @@ class Settings:
         return [] if connect is None else connect.prefixes
 
     @property
-    def content_prefix(self) -> str:
-        """What content addresses begin with: the first prefix of the connect file, if it has one.
-
-        Raises BadConnectFile.
-        """
-        return self.prefixes[0] if self.prefixes else ""
+    def addresses(self) -> Addresses:
+        """Which keys are content addresses, also below prefixes. Raises BadConnectFile."""
+        return Addresses(self.prefixes)
 
     def _compared(self) -> dict[str, Any]:
         """Return what makes settings equal: of a connect file its path alone."""

@@ -7,7 +7,7 @@ from typing import NamedTuple, TypeVar, cast
 
 from dstore import config
 from dstore.errors import InvalidKey, RequestRefused
-from dstore.protocol import content
+from dstore.protocol.content import PLAIN, Addresses
 from dstore.protocol.keys import key_bytes, public
 from dstore.protocol.messages import DelResult, DelStatus, Key
 
@@ -98,15 +98,13 @@ def key_names(
     return names
 
 
-def settable(key: str | bytes) -> Key:
+def settable(key: str | bytes, addresses: Addresses = PLAIN) -> Key:
     """Return the name of a key that a program may set. Raises InvalidKey for content addresses."""
     name = key_name(key)
-    if content.is_address(name):
-        begins = name.startswith(config.CONTENT_PREFIX)
-        how = f"{'begins' if begins else 'ends'} with {config.CONTENT_PREFIX!r}"
-        how += "" if begins else " and a hash"
+    if name in addresses:
+        begins = name[: name.index(config.CONTENT_PREFIX) + len(config.CONTENT_PREFIX)]
         raise InvalidKey(
-            f"{public(name)!r} {how}, as content addresses do; "
+            f"{public(name)!r} begins with {public(begins)!r}, as content addresses do; "
             "choose another key, or store the value under its own hash (put() in a program, "
             "`dstore put`, ADD in the REPL)"
         )

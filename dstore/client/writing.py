@@ -28,6 +28,7 @@ from dstore.errors import (
     ValueTooLarge,
 )
 from dstore.protocol import content
+from dstore.protocol.content import PLAIN, Addresses
 from dstore.protocol.keys import public
 from dstore.protocol.messages import Key, Large, SetItem, SetStatus, Stored
 
@@ -42,8 +43,8 @@ Start: TypeAlias = Callable[[LocalState, LargeValues, float], Operation[T]]
 class Writing:
     """One write of large values or of a file: one of its operations is to be used, once.
 
-    ``count`` is called with the hits of a look-up and the number of its keys. Content addresses
-    begin with ``content_prefix``.
+    ``count`` is called with the hits of a look-up and the number of its keys.
+    ``addresses`` are the content addresses of the Node.
     """
 
     timeout: float
@@ -51,7 +52,7 @@ class Writing:
     ttl: float | None
     progress: Progress | None
     count: Callable[[int, int], None]
-    content_prefix: str = ""
+    addresses: Addresses = PLAIN
     _uploads: list[Upload] = field(default_factory=list)  # those that are not bound yet
     _files: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
@@ -70,7 +71,7 @@ class Writing:
     ) -> Operation[Key]:
         """Bind a value to its content address, unless that is bound. Returns the address."""
         hashed = yield Work(lambda: digest(encoded))
-        key = content.address(hashed.value, self.content_prefix)
+        key = self.addresses.of(hashed.value)
         stored = Stored(random16(), encoded.codec, Large(encoded.size, hashed.value))
         bound, now = yield from self._prolonged(state, SetItem(key, stored), hashed.now)
         if not bound:  # if it is bound, its bytes are stored already
@@ -160,7 +161,7 @@ class Writing:
             yield from operations.join(state, opened.now, opened.now + self.timeout)
             check_size(state.value_limit, file.size)
         hashed = yield Work(file.digest)
-        key = content.address(hashed.value, self.content_prefix)
+        key = self.addresses.of(hashed.value)
         bound, now = False, hashed.now
         if file.size >= config.LARGE_FROM_DEFAULT:
             stored = Stored(random16(), codecs.BYTES, Large(file.size, hashed.value))

@@ -5,11 +5,13 @@ are hashed with the codec's name as BLAKE3's key-derivation context, so that ``b
 ``1`` have three addresses. The same hash is the digest with which a large value is checked after
 each transfer.
 
-An address is :data:`~dstore.config.CONTENT_PREFIX` and the hash in hex. It may come after any other
-text, since an identity that sees only the keys below a prefix has its addresses there as well.
+An address is :data:`~dstore.config.CONTENT_PREFIX` and the hash in hex. An identity that sees only
+the keys below a prefix has its addresses there.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from blake3 import blake3
 
@@ -17,10 +19,6 @@ from dstore.config import CONTENT_PREFIX
 from dstore.protocol.messages import Buffer, Key, Large, Stored
 
 _PLAIN_CODEC = "bytes"
-_DIGITS = "0123456789abcdef"
-_DIGITS_OF = 2 * 32
-"""Digits of a hash in hex."""
-_BEGINS = -_DIGITS_OF - len(CONTENT_PREFIX)
 """Where an address begins in a key, from its end."""
 
 
@@ -51,24 +49,42 @@ def address(digest: bytes, prefix: Key = "") -> Key:
     return prefix + CONTENT_PREFIX + digest.hex()
 
 
-def is_address(key: Key) -> bool:
-    """Whether a key can be bound only to the value that it is the content address of.
+class Addresses:
+    """Which keys are content addresses for an identity with these prefixes, and of what.
 
-    All keys that begin as addresses do are such keys, also those that are the address of no value.
+    They begin with ``b3:``, or with one of the prefixes and then ``b3:``. All such keys are
+    addresses, also those that are the address of no value: none can be bound to anything else.
     """
-    if key.startswith(CONTENT_PREFIX):
-        return True
-    return key[_BEGINS:-_DIGITS_OF] == CONTENT_PREFIX and not key[-_DIGITS_OF:].strip(_DIGITS)
+
+    __slots__ = ("_begins", "_prefix")
+
+    def __init__(self, prefixes: Sequence[Key] = ()) -> None:
+        self._prefix = prefixes[0] if prefixes else ""
+        self._begins = (CONTENT_PREFIX, *(prefix + CONTENT_PREFIX for prefix in prefixes))
+
+    def __contains__(self, key: Key) -> bool:
+        return key.startswith(self._begins)
+
+    def of(self, digest: bytes) -> Key:
+        """Return the address of the value with this digest, below the first prefix."""
+        return address(digest, self._prefix)
+
+    def matches(self, key: Key, stored: Stored) -> bool:
+        """Whether ``stored`` may be bound to ``key``: not if the key is another value's address.
+
+        For a large value its digest counts, with which its bytes are compared after each transfer.
+        """
+        if key not in self:
+            return True
+        body = stored.body
+        if isinstance(body, Large):
+            hashed = body.digest
+        elif stored.codec.isascii():
+            hashed = digest(stored.codec, body)
+        else:
+            return False
+        return key in [begin + hashed.hex() for begin in self._begins]
 
 
-def matches(key: Key, stored: Stored) -> bool:
-    """Whether ``stored`` may be bound to ``key``: not if the key is another value's address.
-
-    For a large value its digest counts, with which its bytes are compared after each transfer.
-    """
-    if not is_address(key):
-        return True
-    body = stored.body
-    if isinstance(body, Large):
-        return key.endswith(address(body.digest))
-    return stored.codec.isascii() and key.endswith(address(digest(stored.codec, body)))
+PLAIN = Addresses()
+"""The content addresses for an identity without prefixes."""

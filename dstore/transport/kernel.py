@@ -29,28 +29,30 @@ def opened(fd: int) -> Iterator[sockets.socket | None]:
     """The socket that has the descriptor ``fd`` now, or None if it is not a socket.
 
     ZeroMQ may close its descriptor at any time, and another socket may get the same number. So the
-    socket is used through a duplicate; only if no descriptor is left for one, through ``fd``.
+    socket is used through a duplicate; only if no descriptor is left for one, through ``fd``. The
+    duplicate may have the same number: ZeroMQ may close ``fd`` while it is made.
     """
+    borrowed = False
     try:
         own = os.dup(fd)
     except OSError as error:
         if error.errno not in _NO_DESCRIPTORS:
             yield None
             return
-        own = fd
+        own, borrowed = fd, True
     try:
         # Python reserves room for one IPv6 name, which suffices for names of both families.
         family = sockets.AF_INET6 if sockets.has_ipv6 else sockets.AF_INET
         sock = sockets.socket(family, sockets.SOCK_STREAM, 0, own)
     except OSError:  # the descriptor is not a socket any more
-        if own != fd:
+        if not borrowed:
             os.close(own)
         yield None
         return
     try:
         yield sock
     finally:
-        if own == fd:
+        if borrowed:
             sock.detach()
         else:
             sock.close()

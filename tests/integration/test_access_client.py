@@ -183,9 +183,10 @@ def test_content_addresses_begin_with_the_first_prefix(
     with dstore.Node.from_file(plain) as node:
         address = node.put(b"value")
     with dstore.Node.from_file(path) as node:
-        assert node._commands._content_prefix == "app1/"
+        assert f"app1/{address}" in node._state.addresses
+        assert f"app2/{address}" in node._state.addresses
         # (Whether Global knows such an address is not up to the client.)
-        assert Settings(connect=path).content_prefix + address == f"app1/{address}"
+        assert Settings(connect=path).addresses.of(bytes(32)) == f"app1/b3:{bytes(32).hex()}"
 
 
 # ---- what is not let in --------------------------------------------------------------------------

@@ -266,11 +266,11 @@ OF_ACCESS = (
         (
             (
                 CONTENT,
-                "    return key[_BEGINS:-_DIGITS_OF] == CONTENT_PREFIX and not key[-_DIGITS_OF:].strip(_DIGITS)\n",
-                "    return False\n",
+                "(CONTENT_PREFIX, *(prefix + CONTENT_PREFIX for prefix in prefixes))",
+                "(CONTENT_PREFIX,)",
             ),
         ),
-        OF + "test_a_content_address_below_any_prefix_is_bound_to_its_value_only",
+        OF + "test_an_address_below_the_prefix_of_its_writer_is_bound_to_its_value_only",
         "no simulated key is a content address",
     ),
     # ---- concealed

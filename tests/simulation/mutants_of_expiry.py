@@ -92,7 +92,7 @@ OF_EXPIRY = (
         (
             (
                 "core.local.operations.writing",
-                "        if not is_address(item.key) and state.is_known(",
+                "        if item.key not in state.addresses and state.is_known(",
                 "        if state.is_known(",
             ),
         ),

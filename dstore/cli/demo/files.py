@@ -11,7 +11,7 @@ from pathlib import Path
 
 from dstore import config
 from dstore.cli.console import text_or_bytes
-from dstore.protocol.content import is_address
+from dstore.protocol.content import PLAIN
 from dstore.protocol.keys import from_bytes
 
 FILES_MAX = 10_000
@@ -65,7 +65,7 @@ def _content(key: bytes, path: Path) -> bytes | str:
     """Return the content of a file, or the reason why it is skipped."""
     if len(key) > config.KEY_BYTES_MAX:
         return "path too long for a key"
-    if is_address(from_bytes(key)):
+    if from_bytes(key) in PLAIN:
         return "path looks like a content address"
     try:
         if not stat.S_ISREG(path.stat().st_mode):

@@ -21,7 +21,8 @@ from dstore.core.local.steps import (
 )
 from dstore.core.local.transfer import Damaged, upload
 from dstore.errors import BadMessage, ValueCorrupt, copy_of
-from dstore.protocol import content, wire
+from dstore.protocol import wire
+from dstore.protocol.content import Addresses
 from dstore.protocol.messages import (
     REPLIES,
     UNREADABLE,
@@ -58,7 +59,7 @@ def ask(host: Host, channel: Channel, step: Request) -> StepResult:
         channel.put_back(arrived)
     reply = receive_reply(host, channel, request.request, until)
     if reply is not None:
-        verify(request, reply)
+        verify(request, reply, host.state.addresses)
     return StepResult(0, reply, True)
 
 
@@ -106,11 +107,11 @@ def release_channel(host: Host, channel: Channel, done: bool) -> None:
             channel.close()
 
 
-def verify(request: RequestMessage, reply: Reply) -> None:
+def verify(request: RequestMessage, reply: Reply, addresses: Addresses) -> None:
     """Raise ValueCorrupt if a value in a reply does not hash to its content address."""
     pairs: Iterable[tuple[Key, Found | None]]
     if type(reply) is GetReply and type(request) is Get:
-        if not any(map(content.is_address, request.keys)):
+        if not any(key in addresses for key in request.keys):
             return  # before the values of all keys are made
         pairs = zip(request.keys, reply.items)
     elif type(reply) is GetReply and type(request) is Wait:
@@ -122,9 +123,9 @@ def verify(request: RequestMessage, reply: Reply) -> None:
     for key, found in pairs:
         if (
             found is not None
-            and content.is_address(key)
+            and key in addresses
             and found.stored.codec != UNREADABLE
-            and not content.matches(key, found.stored)
+            and not addresses.matches(key, found.stored)
         ):
             raise ValueCorrupt(f"the value that Global sent for {key} is not what it names")
 

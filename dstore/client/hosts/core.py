@@ -48,6 +48,7 @@ class Host:
             observing=observing,
             looking=settings.looking,
             joining=settings.host != "require",
+            addresses=settings.addresses,
         )
         self.large = LargeValues(settings.shm, settings.shm_limit)
         self.lock = native.RLock()

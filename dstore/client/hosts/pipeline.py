@@ -89,7 +89,7 @@ class Pipeline:
                 if call is not None and request is not None:
                     damage = None
                     try:
-                        verify(request.message, reply)
+                        verify(request.message, reply, self._host.state.addresses)
                     except ValueCorrupt as error:
                         damage = error
                     arrived.append((call, reply, damage))

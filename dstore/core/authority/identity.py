@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from enum import IntEnum
 
+from dstore.protocol.content import Addresses
 from dstore.protocol.keys import from_order, in_order
 from dstore.protocol.messages import Key
 
@@ -28,13 +29,14 @@ class Identity:
     ever changes, once, to True.
     """
 
-    __slots__ = ("_ordered", "name", "prefixes", "revoked", "role")
+    __slots__ = ("_ordered", "addresses", "name", "prefixes", "revoked", "role")
 
     def __init__(self, name: str, role: Role, prefixes: tuple[Key, ...] = ()) -> None:
         self.name = name
         self.role = role
         self.prefixes = prefixes
         self.revoked = False
+        self.addresses = Addresses(prefixes)
         # In the order of their bytes, without those that others include: disjoint parts of the
         # order of all keys, one after the other.
         ordered: list[str] = []

@@ -288,7 +288,8 @@ class Invalidations:
         if recipient.session.identity.revoked:
             return
         seq, awaited = self.log.seq, bool(recipient.awaited)
-        keys = None if self._repeats(recipient, applied, now) else self.log.since(applied)
+        repeats = self._repeats(recipient, applied, now)
+        keys = None if repeats else self.log.since(applied)
         recipient.notified = seq
         if keys is None:
             self._out.counters["flushes"] += 1
@@ -298,7 +299,7 @@ class Invalidations:
         if keys is not None and session.identity.prefixes:
             keys = [key if sees(key) else "" for key in keys]
         tokens: list[bytes] = []
-        if self.broadcasts.concealed:
+        if self.broadcasts.concealed and not repeats:
             tokens = [token for key, token in self.log.large_since(applied) if sees(key)]
         envelope = self._epoch, session.id, serial
         message = Synced(*envelope, applied, seq, keys, awaited, self.committed, tokens)

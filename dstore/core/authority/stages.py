@@ -262,7 +262,7 @@ class Stages:
         stored = item.stored
         if stored.size > self.value_limit or stored.inline > INLINE_BYTES_MAX:
             return SetStatus.TOO_LARGE
-        if not content.matches(item.key, stored):
+        if not session.identity.addresses.matches(item.key, stored):
             return SetStatus.MISMATCH
         further = deadline_bytes(item.key) if deadline else 0
         if not self._engine.fits(item.key, stored):

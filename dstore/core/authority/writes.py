@@ -57,7 +57,6 @@ from dstore.core.authority.sessions import (
 from dstore.core.authority.stages import Stages
 from dstore.core.engine import NO_DEADLINE, Away, Bound, Bulk, Change, ChangeKind, Engine, Outcome
 from dstore.errors import DstoreError, StoreFull
-from dstore.protocol import content
 from dstore.protocol.messages import (
     NO_SESSION,
     Del,
@@ -321,7 +320,7 @@ class Writes:
 
     def _prolongs(self, write: ActiveWrite, key: Key) -> bool:
         """Whether a SET of a key that is bound makes it live longer: a PUT does."""
-        if not content.is_address(key):
+        if key not in write.session.identity.addresses:
             return False
         old = self._deadlines.of(key)
         return old != NO_DEADLINE and old < self._deadlines.after(write.ttl)

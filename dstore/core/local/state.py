@@ -50,6 +50,7 @@ from dstore.core.local.membership import LAPSED, Membership, lease_word
 from dstore.core.local.shared import SharedPage
 from dstore.core.local.writer import Writer
 from dstore.errors import AccessDenied, DstoreError
+from dstore.protocol.content import PLAIN, Addresses
 from dstore.protocol.messages import (
     NO_SESSION,
     Ack,
@@ -104,7 +105,7 @@ class LocalState(Entries):
     cached keys are invalidated.
     ``shared_bytes`` bounds the cache beside a host cache; None: by what that holds.
     ``looking``: it uses the membership of its host if there is one. ``joining``: it joins by itself
-    if there is none.
+    if there is none. ``addresses`` says which keys are content addresses.
     """
 
     def __init__(
@@ -120,8 +121,10 @@ class LocalState(Entries):
         shared_bytes: int | None = None,
         looking: bool = False,
         joining: bool = True,
+        addresses: Addresses = PLAIN,
     ) -> None:
         super().__init__(cache_bytes, kept, observing, shared_bytes, encode)
+        self.addresses = addresses
         self.former = Former()
         self.quiet_until = LAPSED
         self.lease = 0.0

@@ -515,11 +515,10 @@ def test_the_upload_of_another_identity_is_not_bound_continued_or_dropped() -> N
 DIGEST = content.digest("bytes", b"v")
 
 
-@pytest.mark.parametrize("prefix", ["", "app1/", "web", "b3:x/", from_bytes(b"\xff/")])
-def test_a_content_address_below_any_prefix_is_bound_to_its_value_only(prefix: str) -> None:
+@pytest.mark.parametrize("prefix", ["", "app1/", "web", from_bytes(b"\xff/")])
+def test_an_address_below_the_prefix_of_its_writer_is_bound_to_its_value_only(prefix: str) -> None:
     world, mine = World(), writer("mine", prefix)
     session, key = hello(world, mine).session, content.address(DIGEST, prefix)
-    assert content.is_address(key)
     for write, body, status in (
         (1, b"other", SetStatus.MISMATCH),
         (2, b"v", SetStatus.STORED),
@@ -530,13 +529,23 @@ def test_a_content_address_below_any_prefix_is_bound_to_its_value_only(prefix: s
 
 
 def test_what_is_a_content_address() -> None:
-    digits = DIGEST.hex()
-    for key in ("b3:", "b3:x", f"b3:{digits}", f"b3:{digits}x", f"a/b3:{digits}", f"xb3:{digits}"):
-        assert content.is_address(key)
-    for key in ("x", f"a/b3:{digits[1:]}", f"a/b3:{digits}0"[:-2] + "G", f"a/b3:{digits.upper()}"):
-        assert not content.is_address(key)
-    assert not content.is_address(f"a/b4:{digits}")
-    assert not content.matches(f"b3:{digits}x", Stored(bytes(16), "bytes", b"v"))
+    digits, value = DIGEST.hex(), Stored(bytes(16), "bytes", b"v")
+    plain, below = content.PLAIN, content.Addresses(["a/", "c"])
+    for key in ("b3:", "b3:x", f"b3:{digits}", f"b3:{digits}x"):
+        assert key in plain
+        assert key in below
+    for key in ("a/b3:x", f"a/b3:{digits}", f"cb3:{digits}"):
+        assert key not in plain
+        assert key in below
+        assert plain.matches(key, value)
+        assert below.matches(key, value) == key.endswith(digits)
+    for key in ("x", f"memo/b3:{digits}", f"a/x/b3:{digits}", f"a/b4:{digits}"):
+        assert key not in plain
+        assert key not in below
+    assert below.of(DIGEST) == f"a/b3:{digits}"
+    assert plain.of(DIGEST) == f"b3:{digits}"
+    assert not plain.matches(f"b3:{digits}x", value)
+    assert not below.matches(f"a/b3:{digits}", Stored(bytes(16), "text", b"v"))
 
 
 def test_a_put_below_a_prefix_lets_its_address_live_longer() -> None:

@@ -351,7 +351,7 @@ def test_a_content_address_is_bound_to_its_content_alone() -> None:
     key = content.address(content.digest("bytes", b"v"))
     assert a.set(key, b"other").status is SetStatus.MISMATCH
     assert a.set(key, b"v").status is SetStatus.STORED
-    assert not content.matches(key, Stored(bytes(16), "text", b"v"))
+    assert not content.PLAIN.matches(key, Stored(bytes(16), "text", b"v"))
 
 
 def test_many_items_travel_in_messages_of_bounded_size() -> None:

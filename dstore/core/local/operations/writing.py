@@ -24,7 +24,6 @@ from dstore.core.local.state import LocalState
 from dstore.core.local.steps import Body, Operation, Report, SendBody, StepResult
 from dstore.core.local.writer import Writer
 from dstore.errors import GlobalUnavailable, OutcomeUnknown
-from dstore.protocol.content import is_address
 from dstore.protocol.keys import public
 from dstore.protocol.messages import (
     NO_SESSION,
@@ -227,7 +226,7 @@ def free(
         return list(items)
     asked: list[SetItem] = []
     for item in items:
-        if not is_address(item.key) and state.is_known(item.key, now):
+        if item.key not in state.addresses and state.is_known(item.key, now):
             outcomes[item.key] = SetOutcome(SetStatus.OCCUPIED, local=True)
         else:
             asked.append(item)
