@@ -121,6 +121,18 @@ SECTIONS = {
         "files in memory. NATS takes no part, since it syncs each key, and diskcache "
         "reads from the disk and has no start.",
     ),
+    "keyed_hit": (
+        "Hits with keys",
+        "A hit sends nothing, so that nothing is encrypted.",
+    ),
+    "keyed_miss": (
+        "Misses with keys",
+        "All that travels is encrypted, with keys (CURVE).",
+    ),
+    "keyed_large": (
+        "A large value with keys",
+        "First read on another host than Global's, with keys and without.",
+    ),
     "join": (
         "Joining",
         "From the creation of a client to its first answer; of many at once, until the last one "
@@ -163,7 +175,18 @@ SECTIONS = {
     ),
 }
 """Heading and remark of each workload."""
-NO_RANKING = ("growth", "moving", "durable_reads", "peak", "fork", "host_requests", "host_sessions")
+NO_RANKING = (
+    "growth",
+    "moving",
+    "durable_reads",
+    "peak",
+    "fork",
+    "host_requests",
+    "host_sessions",
+    "keyed_hit",
+    "keyed_miss",
+    "keyed_large",
+)
 """Workloads whose contenders are operations of dstore, and not peers."""
 
 

@@ -176,7 +176,11 @@ class Settings:
 
     def _compared(self) -> dict[str, Any]:
         """Return what makes settings equal: of a connect file its path alone."""
-        left_out = {"_file"} if self._tunnel or self.connect is None else {"_file", "address"}
+        left_out = {"_file"}
+        if self.connect is None:
+            left_out.add("_tunnel")
+        elif not self._tunnel:
+            left_out.add("address")
         return {name: value for name, value in vars(self).items() if name not in left_out}
 
     def __eq__(self, other: object) -> bool:

@@ -59,7 +59,7 @@ def test_a_node_that_gets_no_sockets_tries_again(
 ) -> None:
     node = share()
 
-    def full(address: str) -> Link:
+    def full(*_: object) -> Link:
         raise dstore.GlobalUnavailable("no descriptors are left")
 
     with monkeypatch.context() as patch:

@@ -352,9 +352,10 @@ def test_eight_threads_one_writer(memory: HostMemory) -> None:
 
 
 def test_a_mapping_needs_no_descriptor(tmp_path: Path) -> None:
-    count, few = 2000, 40
+    count = 2000
 
     def body(pipe: Connection) -> None:
+        few = len(open_descriptors()) + 20  # it has those of the tests
         resource.setrlimit(resource.RLIMIT_NOFILE, (few, few))
         with opened(tmp_path) as memory:
             tokens = [stored(memory, 100) for _ in range(count)]
