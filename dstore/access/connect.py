@@ -88,6 +88,14 @@ def load(path: str | os.PathLike[str]) -> Connect:
     return parse(_read(path), path)
 
 
+def load_open(descriptor: int, path: str) -> Connect:
+    """Read a connect file that is open; errors name ``path``. Raises BadConnectFile.
+
+    What is checked is what is read, whatever the path leads to meanwhile.
+    """
+    return parse(_read_open(descriptor, path), path)
+
+
 def parse(raw: bytes, path: str) -> Connect:
     """Return what the bytes of a connect file say; errors name ``path``. Raises BadConnectFile."""
     if not curve.available():
@@ -117,6 +125,13 @@ def _read(path: str) -> bytes:
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) else str(error)
         raise BadConnectFile(f"the connect file {path!r} cannot be read: {why}") from None
+    try:
+        return _read_open(descriptor, path)
+    finally:
+        os.close(descriptor)
+
+
+def _read_open(descriptor: int, path: str) -> bytes:
     try:  # what is looked at is what is read
         _check_safe(os.fstat(descriptor), path)
         raw = b""
@@ -126,8 +141,6 @@ def _read(path: str) -> bytes:
         raise BadConnectFile(
             f"the connect file {path!r} cannot be read: {error.strerror}"
         ) from None
-    finally:
-        os.close(descriptor)
     if len(raw) > CONNECT_BYTES_MAX:
         raise BadConnectFile(
             f"{path!r} is not a connect file: it has more than {CONNECT_BYTES_MAX:,} bytes"

@@ -18,7 +18,7 @@ import os
 import stat
 from collections.abc import Iterator
 
-from dstore.errors import KeyFolderError
+from dstore.errors import BadConnectFile, KeyFolderError
 from dstore.quoting import quoted
 from dstore.runtime import clock, native
 from dstore.shm.directory import Directory, Unusable, walk
@@ -289,15 +289,27 @@ def is_unfinished(name: str) -> bool:
     return name.startswith(".") and name.endswith(_NEW)
 
 
-def write_new(name: str, data: bytes, *, dir_fd: int | None = None, mode: int = FILE_MODE) -> None:
+def write_new(
+    name: str,
+    data: bytes,
+    *,
+    dir_fd: int | None = None,
+    mode: int = FILE_MODE,
+    owner: tuple[int, int] | None = None,
+) -> None:
     """Create a file durably that must not exist. If it fails there is none. Raises OSError.
 
-    The folder is not synced.
+    ``owner`` are the numbers of its user and group, if they are to be certain ones. The folder is
+    not synced.
     """
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FLAGS
     file = os.open(name, flags, mode & FILE_MODE, dir_fd=dir_fd)
     try:
         try:
+            # By its descriptor: who may rename in the folder may have changed what the name is.
+            status = os.fstat(file)
+            if owner is not None and owner != (status.st_uid, status.st_gid):
+                os.fchown(file, *owner)
             if mode != FILE_MODE:
                 os.fchmod(file, mode)
             write_all(file, data)
@@ -346,28 +358,77 @@ def create_secret(path: str, data: bytes) -> None:
         raise _with_path(error, path) from None
 
 
-def replace_secret(path: str, data: bytes) -> None:
-    """Replace a file durably and in one step, with its owner and mode. Raises OSError.
+class SecretFile:
+    """A connect file that is held open with its folder, by :func:`opened_secret`.
 
-    A symbolic link stays, and leads to the new file.
+    The folder may be that of another user, who renames and links what he likes in it. So what is
+    read, what is replaced, and whose the new file is, all follow from these two descriptors, and
+    no name is looked up twice. For one thread.
     """
-    path = os.path.realpath(path)
-    folder, name = os.path.split(path)
-    new = os.path.join(folder, unfinished(f"{name}-{os.urandom(8).hex()}"))
-    try:
-        status = os.stat(path)
-        write_new(new, data, mode=stat.S_IMODE(status.st_mode))
+
+    def __init__(self, folder: Directory, name: str) -> None:
+        """Open the file with this name. Raises OSError, also if it is a symbolic link."""
+        self.fd = os.open(name, os.O_RDONLY | _FLAGS, dir_fd=folder.fd)
+        self._folder = folder
+        self._name = name
+
+    def replace(self, data: bytes) -> None:
+        """Replace the file durably and in one step, with its owner and mode.
+
+        Raises OSError, and BadConnectFile if its name is another file's meanwhile.
+        """
+        status, fd = os.fstat(self.fd), self._folder.fd
+        path = os.path.join(self._folder.path, self._name)
+        new = unfinished(f"{self._name}-{os.urandom(8).hex()}")
+        owner, mode = (status.st_uid, status.st_gid), stat.S_IMODE(status.st_mode)
         try:
-            if (status.st_uid, status.st_gid) != (os.geteuid(), os.getegid()):
-                os.chown(new, status.st_uid, status.st_gid)
-            os.rename(new, path)
+            write_new(new, data, dir_fd=fd, mode=mode, owner=owner)
+            try:
+                # The number of the file is no other file's as long as it is open.
+                there = os.stat(self._name, dir_fd=fd, follow_symlinks=False)
+                if not os.path.samestat(there, status):
+                    raise BadConnectFile(
+                        f"{quoted(path)} was replaced by another file while it was changed; it "
+                        "stays as it is; see who can write in its folder, and run this again"
+                    )
+                os.rename(new, self._name, src_dir_fd=fd, dst_dir_fd=fd)
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    os.unlink(new, dir_fd=fd)
+                raise
+            os.fsync(fd)
+        except OSError as error:
+            raise _with_path(error, path) from None
+
+    def close(self) -> None:
+        """Close the file and its folder. To be called once."""
+        os.close(self.fd)
+        self._folder.close()
+
+    def __enter__(self) -> SecretFile:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def opened_secret(path: str) -> SecretFile:
+    """Open a connect file that may be replaced, to be closed. Raises BadConnectFile.
+
+    Symbolic links are resolved here, once; they stay when the file is replaced.
+    """
+    try:
+        place, name = os.path.split(os.path.realpath(path))
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+        folder = Directory(os.open(place, flags), place)
+        try:
+            return SecretFile(folder, name)
         except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(new)
+            folder.close()
             raise
-        _sync_folder_of(path)
-    except OSError as error:
-        raise _with_path(error, path) from None
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else str(error)
+        raise BadConnectFile(f"the connect file {path!r} cannot be read: {why}") from None
 
 
 def _sync_folder_of(path: str) -> None:

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from dstore.access import files, running
-from dstore.access.connect import Connect
+from dstore.access.connect import Connect, load_open
 from dstore.access.keys import Client, KeyFolder, role_named
 from dstore.access.running import Seen, Status, wait_applied
 from dstore.cli import console
@@ -129,24 +129,27 @@ def rotate(options: Namespace) -> int:
 
 
 def update(options: Namespace) -> int:
-    """Put the present and the next server key into a connect file."""
-    folder, file = KeyFolder(options.keys), quoted(options.connect_file)
-    connect = Connect.load(options.connect_file)
-    names = {each.public_key: each.name for each in folder.clients()}
-    name = names.get(connect.public_key)
-    if name is None:
-        raise KeyFolderError(
-            f"{file} is the connect file of no client in {quoted(options.keys)}; it was revoked, "
-            "or belongs to another key folder"
-        )
-    keys = folder.server_keys
-    counted = "the server key" if len(keys) == 1 else "the present and the next server key"
-    if list(connect.server_keys) == keys:
-        console.complain(f"{file} of {name} has {counted} already")
-        return console.EXIT_OK
-    text = replace(connect, server_keys=keys).text()
-    files.replace_secret(options.connect_file, text.encode())
-    console.complain(f"{file} of {name} has {counted} now")
+    """Put the present and the next server key into a connect file.
+
+    Also in a folder of another user: the file that was read is the one that is replaced.
+    """
+    folder, path = KeyFolder(options.keys), options.connect_file
+    with files.opened_secret(path) as file:
+        connect = load_open(file.fd, path)
+        names = {each.public_key: each.name for each in folder.clients()}
+        name = names.get(connect.public_key)
+        if name is None:
+            raise KeyFolderError(
+                f"{quoted(path)} is the connect file of no client in {quoted(options.keys)}; it "
+                "was revoked, or belongs to another key folder"
+            )
+        keys = folder.server_keys
+        counted = "the server key" if len(keys) == 1 else "the present and the next server key"
+        if list(connect.server_keys) == keys:
+            console.complain(f"{quoted(path)} of {name} has {counted} already")
+            return console.EXIT_OK
+        file.replace(replace(connect, server_keys=keys).text().encode())
+    console.complain(f"{quoted(path)} of {name} has {counted} now")
     return console.EXIT_OK
 
 

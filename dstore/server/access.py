@@ -9,7 +9,7 @@ those who had it: their leases have ended.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from dstore.access.keys import Changes, KeyFolder, KeyRing, changes
 from dstore.access.running import Running, Seen
@@ -94,21 +94,28 @@ class Access:
         self._reading.is_over()
         return ring, changes(self.ring, ring)
 
-    def report(self, now: float, sessions_of: Callable[[Identity], int]) -> None:
+    def report(self, now: float, sessions: Callable[[], Mapping[Identity, int]]) -> None:
         """Write down for the command line what is applied and who was heard, if that is due.
 
         While a session of somebody who was revoked has a lease, nothing is: its cache may answer.
+        A report that failed is tried again at the next look if a command waits for it, since its
+        generation was not reported yet; else it is due after ``REPORT_EVERY`` seconds as always.
+
+        ``sessions`` counts the open sessions of each identity, which takes a pass over all of them.
+        It is called once, and only if the numbers are needed.
         """
-        self.lapsing = [each for each in self.lapsing if sessions_of(each)]
-        if self.lapsing:
+        due = self._reported != self.ring.generation or now >= self._report_at
+        if not self.lapsing and not due:
             return
-        if self._reported == self.ring.generation and now < self._report_at:
+        counted = sessions()
+        self.lapsing = [each for each in self.lapsing if counted.get(each)]
+        if self.lapsing or not due:
             return
         wall = time.time()
         self._last_seen |= dict.fromkeys(self.heard, wall)
         self.heard.clear()
         status = {
-            each.name: Seen(self._last_seen.get(each), sessions_of(each))
+            each.name: Seen(self._last_seen.get(each), counted.get(each, 0))
             for each in self.ring.identities
         }
         self._last_seen = {each: seen for each, seen in self._last_seen.items() if not each.revoked}

@@ -180,7 +180,7 @@ class Loop:
         if self._access is not None:
             if self._access.ring.concealed:
                 self.state.conceal()
-            self._access.report(clock.now(), self.state.sessions_of)
+            self._access.report(clock.now(), self.state.sessions_by_identity)
         # The names follow from the port. Nothing has been answered yet: what a former Global on
         # this address has left is void before this one says anything.
         with signals_blocked():
@@ -433,7 +433,7 @@ class Loop:
             log.exception("_look_at_keys failed; Global goes on, and tries again")
         if access.ring.server_public != self._server_key:
             self._replace_router()
-        access.report(clock.now(), self.state.sessions_of)
+        access.report(clock.now(), self.state.sessions_by_identity)
 
     def _apply(self, access: Access, ring: KeyRing, changed: Changes) -> None:
         router = self.router

@@ -458,6 +458,121 @@ def test_update_of_what_is_no_connect_file_of_a_client(
     assert (file.read_bytes() if file.exists() else b"") == before
 
 
+Change = Callable[[Callable[[], None]], None]
+
+
+@pytest.fixture
+def after_load(monkeypatch: pytest.MonkeyPatch) -> Change:
+    """Has ``update`` do something once, between reading the connect file and replacing it."""
+    clients = KeyFolder.clients
+
+    def hook(do: Callable[[], None]) -> None:
+        def hooked(folder: KeyFolder) -> object:
+            monkeypatch.setattr(KeyFolder, "clients", clients)
+            do()
+            return folder.clients()
+
+        monkeypatch.setattr(KeyFolder, "clients", hooked)
+
+    return hook
+
+
+def test_update_replaces_only_the_file_that_it_has_read(
+    access: Shell, add: Shell, keys: Path, tmp_path: Path, after_load: Change
+) -> None:
+    file, away, other = tmp_path / "alice.json", tmp_path / "away.json", tmp_path / "other.json"
+    add("alice", "-o", file)
+    access("rotate", "--keys", keys)
+    other.write_text("of another user")
+    before = file.read_bytes()
+
+    def swap() -> None:
+        file.rename(away)
+        other.rename(file)
+
+    after_load(swap)
+    ran = access("update", file, "--keys", keys)
+    assert ran.code == USAGE and "replaced by another file" in ran.err
+    assert (file.read_text(), away.read_bytes()) == ("of another user", before)
+    assert sorted(os.listdir(tmp_path)) == ["alice.json", "away.json", "keys"]
+
+
+@pytest.mark.parametrize("instead", ["file", "link"])
+def test_update_resolves_links_once_before_it_reads(
+    access: Shell, add: Shell, keys: Path, tmp_path: Path, after_load: Change, instead: str
+) -> None:
+    """Who can swap the link gets no secret into a file of his."""
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    file, link, other = tmp_path / "alice.json", theirs / "link.json", theirs / "other.json"
+    add("alice", "-o", file)
+    access("rotate", "--keys", keys)
+    link.symlink_to(file)
+    other.write_text("of another user")
+    if os.geteuid() == 0:
+        os.chown(other, FOREIGN, FOREIGN)
+
+    def swap() -> None:
+        link.unlink()
+        if instead == "link":
+            link.symlink_to(other)
+        else:
+            other.rename(link)
+
+    after_load(swap)
+    assert access("update", link, "--keys", keys).code == DONE
+    assert link.read_text() == "of another user"
+    assert len(Connect.load(file).server_keys) == 2
+    assert file.stat().st_uid == os.geteuid()
+    names = ["link.json", "other.json"] if instead == "link" else ["link.json"]
+    assert sorted(os.listdir(theirs)) == names
+
+
+def test_update_changes_the_owner_of_no_other_file(
+    access: Shell, add: Shell, keys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The user of the folder puts a symbolic link in place of the new file while it is written."""
+    if os.geteuid() != 0:
+        pytest.skip("only root gives files to others")
+    theirs, victim = tmp_path / "theirs", tmp_path / "victim"
+    theirs.mkdir()
+    file, away = theirs / "alice.json", theirs / "away"
+    add("alice", "-o", file)
+    access("rotate", "--keys", keys)
+    os.chown(file, 0, FOREIGN)
+    file.chmod(0o400)
+    victim.touch(0o600)
+    write = os.write
+
+    def written(fd: int, data: bytes) -> int:
+        monkeypatch.setattr(os, "write", write)
+        (new,) = theirs.glob(".*.new")
+        new.rename(away)
+        new.symlink_to(victim)
+        return os.write(fd, data)
+
+    monkeypatch.setattr(os, "write", written)
+    access("update", file, "--keys", keys)
+    assert os.write is write
+    status = victim.stat()
+    assert (status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode)) == (0, 0, 0o600)
+    status = away.stat()
+    assert (status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode)) == (0, FOREIGN, 0o400)
+
+
+def test_update_keeps_the_owner(access: Shell, add: Shell, keys: Path, tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root gives files to others")
+    file = tmp_path / "alice.json"
+    add("alice", "-o", file)
+    os.chown(file, 0, FOREIGN)
+    access("rotate", "--keys", keys)
+    assert access("update", file, "--keys", keys).code == DONE
+    status = file.stat()
+    assert (status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode)) == (0, FOREIGN, 0o600)
+    assert len(Connect.load(file).server_keys) == 2
+
+
 def test_update_on_a_full_disk_leaves_the_file(
     access: Shell, add: Shell, keys: Path, tmp_path: Path
 ) -> None:

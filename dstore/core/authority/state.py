@@ -13,6 +13,7 @@ the rules, and what goes wrong without each of them.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -251,9 +252,9 @@ class GlobalState:
         """
         self._invalidations.conceal()
 
-    def sessions_of(self, identity: Identity) -> int:
-        """Return how many sessions of this identity are open."""
-        return len(self._sessions.of(identity))
+    def sessions_by_identity(self) -> Counter[Identity]:
+        """Return how many sessions each identity has open, in one pass over all of them."""
+        return Counter(each.identity for each in self._sessions)
 
     def read(self, message: m.Get, identity: Identity = ANYONE) -> m.GetReply | None:
         """Return the reply to a GET, which is all that :meth:`receive` would do with it.

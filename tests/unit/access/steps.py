@@ -7,7 +7,18 @@ import signal
 from collections.abc import Callable
 from typing import Any
 
-CHANGES = ("open", "write", "pwrite", "fsync", "fchmod", "mkdir", "rename", "unlink", "link")
+CHANGES = (
+    "open",
+    "write",
+    "pwrite",
+    "fsync",
+    "fchmod",
+    "fchown",
+    "mkdir",
+    "rename",
+    "unlink",
+    "link",
+)
 FAILED = 1
 
 

@@ -768,7 +768,7 @@ def test_a_session_of_a_revoked_identity_ends_with_its_lease() -> None:
     end = session.lease_end
     world.members.clear()
     world.revoke(mine)
-    assert world.state.sessions_of(mine) == 1  # what has no lease has ended
+    assert world.state.sessions_by_identity()[mine] == 1  # what has no lease has ended
     assert world.state.wake_at <= end
     while world.now < end - 0.2:
         world.advance(0.1)
@@ -879,7 +879,8 @@ def test_the_same_name_with_another_key_begins_anew() -> None:
     session = hello(world, again).session
     reply = ask(world, again, Set(world.epoch, session, 1, 1, 0, False, [item(world, "k")]))
     assert reply.items[0].status is SetStatus.STORED
-    assert (world.state.sessions_of(mine), world.state.sessions_of(again)) == (1, 1)
+    counted = world.state.sessions_by_identity()
+    assert (counted[mine], counted[again]) == (1, 1)
 
 
 # ---- budgets ----------------------------------------------------------------------------------
