@@ -176,17 +176,9 @@ SECTIONS = {
 }
 """Heading and remark of each workload."""
 NO_RANKING = (
-    "growth",
-    "moving",
-    "durable_reads",
-    "peak",
-    "fork",
-    "host_requests",
-    "host_sessions",
-    "keyed_hit",
-    "keyed_miss",
-    "keyed_large",
-)
+    "growth", "moving", "durable_reads", "peak", "fork", "host_requests", "host_sessions",
+    "keyed_hit", "keyed_miss", "keyed_large",
+)  # fmt: skip
 """Workloads whose contenders are operations of dstore, and not peers."""
 
 
