@@ -23,7 +23,7 @@ from itertools import islice
 
 import zmq
 
-from dstore.core.authority.identity import Identity
+from dstore.core.authority.identity import ANYONE, Identity
 from dstore.transport.connection import (
     PLAIN,
     REPLIES_MAX,
@@ -63,7 +63,8 @@ REPLIES_SHARE = 1 << 20
 BAN_SECONDS = 30.0
 """Seconds for which nothing is accepted from an address that has sent a message of many frames.
 A complete one has to be taken out of ZeroMQ frame by frame, which stops Global for nearly a
-microsecond each: for up to half a second, with as many as an unfinished message may have.
+microsecond each: for up to half a second, with as many as an unfinished message may have. With keys
+this concerns the identity that has sent it, since honest clients may be behind the same address.
 """
 
 
@@ -96,7 +97,7 @@ class Guard:
         self._subscribers = ConnectionTable(pub, "monitor-subscribers", subscribers_max, wire)
         self.by_route: dict[bytes, Connection] = {}  # those from which a message has come
         self.connected = False  # whether there is any connection
-        self._banned_until: dict[str, float] = {}  # by source address
+        self._banned_until: dict[str | Identity, float] = {}  # by source address, or by identity
         self._replies_full = False
         self._unchecked: list[tuple[ConnectionTable, Connection]] = []
         self._memory = ProcessMemory()
@@ -141,11 +142,17 @@ class Guard:
     def identify(self, connection: Connection, identity: Identity | None) -> None:
         """Note whose connection this is; cut it if it is nobody's, or one too many of these."""
         self._requests.identify(connection, identity)
-        reason = "its key was revoked just now"
+        reason: str | None = "its key was revoked just now"
         if identity is not None and not identity.revoked:
-            reason = self._requests.violation_of(identity) or ""
-        if reason:
+            reason = self._requests.violation_of(identity)
+            if self.bans(identity):
+                reason = f"a message of many frames came from {identity.name} just now"
+        if reason is not None:
             self.cut(connection, reason)
+
+    def bans(self, identity: Identity) -> bool:
+        """Whether what an identity sends is dropped at present."""
+        return identity in self._banned_until
 
     def cut_identity(self, identity: Identity, now: float) -> None:
         """Cut all connections that are, or may be, those of an identity."""
@@ -156,12 +163,25 @@ class Guard:
         for connection in self._subscribers.connections.values():
             self._end(connection)
 
-    def too_many_frames(self, connection: Connection | None, now: float) -> None:
-        """Cut a connection whose message has more than two frames; call this until it ends."""
+    def too_many_frames(
+        self, connection: Connection | None, identity: Identity | None, now: float
+    ) -> None:
+        """Cut a connection whose message has more than two frames; call this until it ends.
+
+        ``identity`` has sent the message; all connections that are known as its are cut. None if
+        that is nobody who is admitted.
+        """
         if connection is not None:
             self.cut(connection, "its message has more than two frames")
-            if connection.source is not None:
+        if identity is ANYONE:
+            if connection is not None and connection.source is not None:
                 self._banned_until[connection.source] = now + BAN_SECONDS
+        elif identity is not None:
+            if not self.bans(identity):
+                for each in self._requests.connections.values():
+                    if each.identity is identity:
+                        self.cut(each, f"another one of {identity.name} sent too many frames")
+            self._banned_until[identity] = now + BAN_SECONDS
         self.check(now)
 
     def message_taken(self, connection: Connection, size: int) -> None:

@@ -113,6 +113,10 @@ class KeyedRouter:
     def requests(self) -> list[Connection]:
         return list(self.router.guard._requests.connections.values())
 
+    def requests_of(self, name: str) -> list[Connection]:
+        """The connections that are known as those of an identity."""
+        return [each for each in self.requests if each.identity and each.identity.name == name]
+
     @property
     def subscribers(self) -> list[Connection]:
         return list(self.router.guard._subscribers.connections.values())
@@ -442,6 +446,55 @@ def test_an_identity_has_a_share_of_the_connections(
         assert len(keyed.router.guard._requests.count_by_identity) == 2
     keyed.until(lambda: not keyed.requests)
     assert keyed.router.guard._requests.count_by_identity == {}
+
+
+def test_a_message_of_many_frames_bans_its_identity_and_not_its_address(
+    keyed: KeyedRouter, alice: Connect, bob: Connect
+) -> None:
+    """Honest clients may be behind the same address."""
+    guard = keyed.router.guard
+    with keyed.peer(alice) as one, keyed.peer(alice) as other, keyed.peer(bob) as two:
+        for peer in (other, two):
+            peer.send(b"hi")
+            assert keyed.take() is not None
+        of_alice, of_bob = keyed.requests_of("alice"), keyed.requests_of("bob")
+        one.send(b"a", b"b", b"c")
+        keyed.until(lambda: guard.cuts == 2)
+        assert [each.cut for each in of_alice] == [True]  # the other one, at once
+        assert "more than two frames" in keyed.said[0]
+        assert "another one of alice sent too many frames" in keyed.said[1]
+        with keyed.peer(bob) as later:
+            later.send(b"from bob")
+            arrived = keyed.take()
+            assert arrived is not None and arrived[1] == b"from bob"
+            assert arrived[3].name == "bob"
+            assert not any(each.cut for each in (*of_bob, *keyed.requests_of("bob")))
+        with keyed.peer(alice) as again:
+            again.send(b"not heard")
+            keyed.until(lambda: "came from alice just now" in keyed.said[-1])
+        one.close()
+        other.close()
+        keyed.until(lambda: not keyed.requests_of("alice"))
+        guard._banned_until.clear()  # as when it has ended
+        with keyed.peer(alice) as again:
+            again.send(b"heard again")
+            arrived = keyed.take()
+            assert arrived is not None and arrived[1] == b"heard again"
+
+
+def test_what_a_banned_identity_has_sent_before_is_dropped(
+    keyed: KeyedRouter, alice: Connect, bob: Connect
+) -> None:
+    with keyed.peer(alice) as one, keyed.peer(bob) as two:
+        one.send(b"a", b"b", b"c")
+        one.send(b"waits behind it")
+        one.send(b"waits", b"behind it")
+        assert keyed.router._router.poll(int(PATIENCE * 1000))
+        two.send(b"taken")
+        arrived = keyed.take()
+        assert arrived is not None and arrived[1] == b"taken"
+        assert keyed.take(0.1) is None
+        assert keyed.router.guard.cuts == 1
 
 
 # ---- bytes that CURVE adds ----------------------------------------------------------------------
