@@ -56,6 +56,11 @@ INFLATION = 4
 """Bytes of memory for each byte of unfinished messages, as long as their frames are not tiny."""
 BASELINE_BYTES = 1 << 20
 """Bytes of unfinished messages that are too few to explain how much memory the process has."""
+SILENT_SECONDS = 2.0
+"""Seconds that a new connection has for its first message. One that takes longer is cut as soon as
+there are too many connections, to make room: it may be there for that alone. A Local sends its
+first message as soon as the handshake is complete.
+"""
 REPLIES_TOTAL_MAX = 512 << 20
 """Bytes of unacknowledged replies of all peers; beyond that, each has only REPLIES_SHARE."""
 REPLIES_SHARE = 1 << 20
@@ -135,6 +140,7 @@ class Guard:
             del self.by_route[connection.route]
             connection.counters_unsure = True
         self._requests.identify(connection, None)  # whoever that one was
+        self._requests.silent.pop(fd, None)
         connection.route = route
         self.by_route[route] = connection
         return connection
@@ -255,6 +261,25 @@ class Guard:
             reason = "a message of many frames came from there just now"
         if reason is not None:
             self.cut(connection, reason)
+            return
+        reason = table.total_violation()
+        if reason is not None:
+            self.cut(self._least_wanted(table, connection, now), reason)
+
+    def _least_wanted(self, table: ConnectionTable, newest: Connection, now: float) -> Connection:
+        """Which connection has to go for a new one: one that has long been silent, or the new one.
+
+        Subscribers send no messages, so that they cannot be told apart by that.
+        """
+        if table is self._requests:
+            while table.silent:
+                oldest = next(iter(table.silent.values()))
+                if now - oldest.begun_at < SILENT_SECONDS:
+                    break
+                del table.silent[oldest.fd]
+                if not oldest.cut:
+                    return oldest
+        return newest
 
     def _check_next(self, count: int, now: float) -> None:
         if not self._unchecked:

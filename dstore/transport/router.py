@@ -204,12 +204,10 @@ class Router:
         second: Buffer | None = None
         if first.more:
             second = self._take_second(len(frame), connection, identity)
-            if second is None:
-                return None
         elif connection is not None:
             size = len(frame) + self._extra
             guard.message_taken(connection, size + 2 if size < 256 else size + 9)
-        if identity is None or identity.revoked or guard.bans(identity):
+        if identity is None or guard.bans(identity) or (second is None and first.more):
             return None
         route += self._era
         return route, frame, second, identity
@@ -237,7 +235,7 @@ class Router:
                 identity = self._doorkeeper.ring.identity_of(str(frame.get("User-Id")))
             if connection is not None:
                 self.guard.identify(connection, identity)
-        return identity
+        return None if identity is None or identity.revoked else identity
 
     def _denied(self, why: Denied, source: str | None) -> None:
         """The handshake of a connection has failed."""
