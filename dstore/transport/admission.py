@@ -7,8 +7,9 @@ ZeroMQ reports a failed handshake on the monitor of a socket. What it reports, a
   Global cannot prove that it has the key that is expected.
 - *NO_DETAIL*: the connection ended in the middle of the handshake. A Global whose key is another
   one does that, since it cannot read the client's first message. But so does a Global that dies at
-  that moment, and a proxy without a Global behind it. So it means another key only if every key has
-  failed twice in a row, and what listens there does greet as ZeroMQ does.
+  that moment, one that has as many connections as it accepts, and a proxy without a Global behind
+  it. So it means another key only if every key has failed twice in a row, and what listens there
+  greets as ZeroMQ does and then leaves a connection open.
 
 After a failed handshake ZeroMQ does not connect again (``RECONNECT_STOP_HANDSHAKE_FAILED``): it
 would do so many times a second. The control connection is tried again after a pause that grows, and
@@ -166,7 +167,8 @@ class Admission:
         self.doubted = True
 
     def judge(self, mechanism: str, now: float) -> None:
-        """Take the mechanism that what listens there names; "" if it does not greet as ZeroMQ does.
+        """Take the mechanism that what listens there names; "" if it does not greet as ZeroMQ does,
+        or does not leave the connection open.
 
         Where the two sides have different mechanisms each ends the connection, so that either of
         them may learn only that it has ended.
@@ -177,7 +179,9 @@ class Admission:
         elif mechanism and self._keys is not None:
             self._wrong_key(now)
         else:
-            self._failures = 0  # it is no Global, or it ends connections for another reason
+            self._failures = (
+                0  # it is no Global, has no room, or ends connections for another reason
+            )
 
     def _other_mechanism(self, now: float) -> None:
         if self._keys is None:

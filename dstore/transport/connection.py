@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
@@ -113,6 +113,7 @@ class Connection:
     route: bytes | None = None  # known once a message has come
     identity: Identity | None = None  # the same, if Global has keys
     cut: bool = False
+    begun_at: float = field(init=False)  # when Global has noticed it
     counters_unsure: bool = False  # they may include bytes of an earlier connection
     heartbeat_credit: float = 0.0  # bytes that may still be taken for heartbeats
     heartbeat_bytes: int = 0  # bytes that were taken for heartbeats
@@ -125,7 +126,7 @@ class Connection:
 
     def __post_init__(self) -> None:
         self.source = _source(self.peer)
-        self.progress_at = self.checked_at
+        self.progress_at = self.begun_at = self.checked_at
         self.previous = _Check(-1, 0, 0)
 
     @property
@@ -240,6 +241,9 @@ class ConnectionTable:
         self, sock: zmq.Socket[bytes], name: str, connections_max: int, wire: Wire = PLAIN
     ) -> None:
         self.connections: dict[int, Connection] = {}
+        # Those that have sent no message, the oldest first. (The first one of a plain dict from
+        # which many were taken is found only slowly.)
+        self.silent: OrderedDict[int, Connection] = OrderedDict()
         self.count_by_source: Counter[str] = Counter()
         self.count_by_identity: Counter[Identity] = Counter()
         self.listening: list[int] = []  # descriptors on which the socket accepts connections
@@ -265,6 +269,7 @@ class ConnectionTable:
         """
         for begun, fd in self._events():
             ended = self.connections.pop(fd, None)
+            self.silent.pop(fd, None)
             if ended is not None:
                 _subtract(self.count_by_source, ended.source)
                 _subtract(self.count_by_identity, ended.identity)
@@ -278,7 +283,7 @@ class ConnectionTable:
                 with kernel.opened(fd) as sock:
                     peer = kernel.peer_name(sock)
                 connection = Connection(fd, peer, self.published, now, self._wire)
-                self.connections[fd] = connection
+                self.connections[fd] = self.silent[fd] = connection
                 if connection.source is not None:
                     self.count_by_source[connection.source] += 1
             yield ended, connection
@@ -293,15 +298,19 @@ class ConnectionTable:
             self.count_by_identity[identity] += 1
 
     def violation(self, connection: Connection) -> str | None:
-        """Why a connection that is new, or has a new identity, is one too many, or None."""
+        """Why a new connection is one too many of its source address, or None."""
+        source, share = connection.source, share_of(self._connections_max)
+        if source is not None and self.count_by_source[source] > share:
+            return f"{share} connections from there are here"
+        return None
+
+    def total_violation(self) -> str | None:
+        """Why one of the connections has to go, whosever they are, or None."""
         if len(self.connections) > self._connections_max:
             return (
                 f"{self._connections_max} connections are here: raise --max-clients, or the limit "
                 "of open files (ulimit -n)"
             )
-        source, share = connection.source, share_of(self._connections_max)
-        if source is not None and self.count_by_source[source] > share:
-            return f"{share} connections from there are here"
         return None
 
     def violation_of(self, identity: Identity) -> str | None:

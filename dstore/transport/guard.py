@@ -23,7 +23,7 @@ from itertools import islice
 
 import zmq
 
-from dstore.core.authority.identity import Identity
+from dstore.core.authority.identity import ANYONE, Identity
 from dstore.transport.connection import (
     PLAIN,
     REPLIES_MAX,
@@ -56,6 +56,11 @@ INFLATION = 4
 """Bytes of memory for each byte of unfinished messages, as long as their frames are not tiny."""
 BASELINE_BYTES = 1 << 20
 """Bytes of unfinished messages that are too few to explain how much memory the process has."""
+SILENT_SECONDS = 2.0
+"""Seconds that a new connection has for its first message. One that takes longer is cut as soon as
+there are too many connections, to make room: it may be there for that alone. A Local sends its
+first message as soon as the handshake is complete.
+"""
 REPLIES_TOTAL_MAX = 512 << 20
 """Bytes of unacknowledged replies of all peers; beyond that, each has only REPLIES_SHARE."""
 REPLIES_SHARE = 1 << 20
@@ -63,7 +68,8 @@ REPLIES_SHARE = 1 << 20
 BAN_SECONDS = 30.0
 """Seconds for which nothing is accepted from an address that has sent a message of many frames.
 A complete one has to be taken out of ZeroMQ frame by frame, which stops Global for nearly a
-microsecond each: for up to half a second, with as many as an unfinished message may have.
+microsecond each: for up to half a second, with as many as an unfinished message may have. With keys
+this concerns the identity that has sent it, since honest clients may be behind the same address.
 """
 
 
@@ -96,7 +102,7 @@ class Guard:
         self._subscribers = ConnectionTable(pub, "monitor-subscribers", subscribers_max, wire)
         self.by_route: dict[bytes, Connection] = {}  # those from which a message has come
         self.connected = False  # whether there is any connection
-        self._banned_until: dict[str, float] = {}  # by source address
+        self._banned_until: dict[str | Identity, float] = {}  # by source address, or by identity
         self._replies_full = False
         self._unchecked: list[tuple[ConnectionTable, Connection]] = []
         self._memory = ProcessMemory()
@@ -134,6 +140,7 @@ class Guard:
             del self.by_route[connection.route]
             connection.counters_unsure = True
         self._requests.identify(connection, None)  # whoever that one was
+        self._requests.silent.pop(fd, None)
         connection.route = route
         self.by_route[route] = connection
         return connection
@@ -141,11 +148,17 @@ class Guard:
     def identify(self, connection: Connection, identity: Identity | None) -> None:
         """Note whose connection this is; cut it if it is nobody's, or one too many of these."""
         self._requests.identify(connection, identity)
-        reason = "its key was revoked just now"
+        reason: str | None = "its key was revoked just now"
         if identity is not None and not identity.revoked:
-            reason = self._requests.violation_of(identity) or ""
-        if reason:
+            reason = self._requests.violation_of(identity)
+            if self.bans(identity):
+                reason = f"a message of many frames came from {identity.name} just now"
+        if reason is not None:
             self.cut(connection, reason)
+
+    def bans(self, identity: Identity) -> bool:
+        """Whether what an identity sends is dropped at present."""
+        return identity in self._banned_until
 
     def cut_identity(self, identity: Identity, now: float) -> None:
         """Cut all connections that are, or may be, those of an identity."""
@@ -156,12 +169,25 @@ class Guard:
         for connection in self._subscribers.connections.values():
             self._end(connection)
 
-    def too_many_frames(self, connection: Connection | None, now: float) -> None:
-        """Cut a connection whose message has more than two frames; call this until it ends."""
+    def too_many_frames(
+        self, connection: Connection | None, identity: Identity | None, now: float
+    ) -> None:
+        """Cut a connection whose message has more than two frames; call this until it ends.
+
+        ``identity`` has sent the message; all connections that are known as its are cut. None if
+        that is nobody who is admitted.
+        """
         if connection is not None:
             self.cut(connection, "its message has more than two frames")
-            if connection.source is not None:
+        if identity is ANYONE:
+            if connection is not None and connection.source is not None:
                 self._banned_until[connection.source] = now + BAN_SECONDS
+        elif identity is not None:
+            if not self.bans(identity):
+                for each in self._requests.connections.values():
+                    if each.identity is identity:
+                        self.cut(each, f"another one of {identity.name} sent too many frames")
+            self._banned_until[identity] = now + BAN_SECONDS
         self.check(now)
 
     def message_taken(self, connection: Connection, size: int) -> None:
@@ -235,6 +261,25 @@ class Guard:
             reason = "a message of many frames came from there just now"
         if reason is not None:
             self.cut(connection, reason)
+            return
+        reason = table.total_violation()
+        if reason is not None:
+            self.cut(self._least_wanted(table, connection, now), reason)
+
+    def _least_wanted(self, table: ConnectionTable, newest: Connection, now: float) -> Connection:
+        """Which connection has to go for a new one: one that has long been silent, or the new one.
+
+        Subscribers send no messages, so that they cannot be told apart by that.
+        """
+        if table is self._requests:
+            while table.silent:
+                oldest = next(iter(table.silent.values()))
+                if now - oldest.begun_at < SILENT_SECONDS:
+                    break
+                del table.silent[oldest.fd]
+                if not oldest.cut:
+                    return oldest
+        return newest
 
     def _check_next(self, count: int, now: float) -> None:
         if not self._unchecked:

@@ -39,8 +39,19 @@ GREETING = b"\xff"
 OWN_GREETING = b"\xff\0\0\0\0\0\0\0\x01\x7f\x03"
 """What a peer of version 3 of the protocol sends first. Then ZeroMQ sends the rest of its greeting.
 """
+REST_OF_GREETING = 64
+"""Bytes of a greeting that are read at once after the mechanism."""
 MECHANISM_AT = slice(12, 32)
 """Where a greeting names the mechanism: NULL, or CURVE for what asks for keys."""
+WITH_KEYS = "CURVE"
+"""The name of the mechanism of what asks for keys."""
+LEFT_OPEN_FOR = 0.4
+"""Seconds for which what asks for keys has to leave a connection open after its greeting. A Global
+that has room waits longer for a handshake. One that has none cuts the connection at its next check,
+a tenth of a second later or, if it has much to do, a little more.
+"""
+NO_ROOM = "Global accepts no further connections just now"
+"""What is wrong where a connection is ended after the greeting, or in the middle of it."""
 ANY_MECHANISM = "any"
 """Stands for the mechanism of what greets as ZeroMQ does and does not name one in time."""
 NAMED_MAX = 4
@@ -110,7 +121,8 @@ def first_reachable(
     """Return which candidate answers first; with ``asking`` also the mechanism that it names.
 
     One that accepts connections and sends nothing is the last choice, with a message: it may be a
-    Global that is stopped, or a proxy with nothing behind it. Raises Unreachable, also if
+    Global that is stopped, or a proxy with nothing behind it. So is one that ends the connection
+    after its greeting: a Global that has as many as it accepts. Raises Unreachable, also if
     ``stopped``.
     """
     to_try = deque(found)
@@ -121,14 +133,13 @@ def first_reachable(
     try:
         while (to_try or running) and not stopped():
             now = time.monotonic()
-            if to_try and (not running or now >= next_at):
+            answered = any(attempt.answered for attempt in running)
+            if to_try and (not running or now >= next_at) and not answered:
                 running.append(_Attempt(to_try.popleft(), now, asking=asking))
                 next_at = now + STAGGER
             _wait(running, POLL_PAUSE)
             for attempt in running:
                 attempt.update(time.monotonic())
-                if attempt.greeted:
-                    return Reached(attempt.candidate.endpoint, "", attempt.mechanism)
                 if attempt.failure:
                     attempt.close()
                     endpoint = attempt.candidate.endpoint
@@ -137,6 +148,10 @@ def first_reachable(
                         silent.append(endpoint)
                     next_at = float("-inf")
             running = [each for each in running if not each.failure]
+            # None of the others while it is open whether one that has answered has room.
+            first = next((each for each in running if each.answered), None)
+            if first is not None and first.greeted:
+                return Reached(first.candidate.endpoint, "", first.mechanism)
     finally:
         for each in running:
             each.close()
@@ -157,7 +172,7 @@ def _message(reasons: dict[str, list[str]]) -> str:
 def _wait(running: list[_Attempt], seconds: float) -> None:
     poller = zmq.Poller()
     for attempt in running:
-        if attempt.sock is not None and not attempt.failure:
+        if attempt.sock is not None and not attempt.failure and not attempt.greeted:
             poller.register(attempt.sock.fileno(), zmq.POLLIN if attempt.connected else zmq.POLLOUT)
     if poller.sockets:
         poller.poll(int(seconds * 1000))
@@ -166,7 +181,8 @@ def _wait(running: list[_Attempt], seconds: float) -> None:
 class _Attempt:
     """One candidate: connecting, then waiting for a greeting, then ``greeted`` or a failure.
 
-    With ``asking`` it waits for the greeting as far as to the mechanism.
+    With ``asking`` it waits for the greeting as far as to the mechanism, and, if that asks for
+    keys, to see whether the connection is left open.
     """
 
     def __init__(self, candidate: Candidate, now: float, *, asking: bool) -> None:
@@ -191,39 +207,58 @@ class _Attempt:
         elif code not in _CONNECTING:
             self.failure = error_text(code)
 
+    @property
+    def answered(self) -> bool:
+        """Whether it has greeted, or has only to show that it leaves the connection open."""
+        return self.greeted or bool(self.mechanism)
+
     def update(self, now: float) -> None:
-        if self.sock is None or self.failure:
+        if self.sock is None or self.failure or self.greeted:
             return
         try:
             if not self.connected:
                 self._update_connecting(self.sock, now)
             else:
-                self._update_greeting(self.sock)
+                self._update_greeting(self.sock, now)
         except BlockingIOError:
             if now >= self._until:
-                self._end_of_greeting("what listens sends nothing", silent=True)
+                self._update_late()
         except OSError as error:
-            self._end_of_greeting(error_text(error.errno or errno.EIO))
+            self._ended(error_text(error.errno or errno.EIO))
 
-    def _update_greeting(self, sock: sockets.socket) -> None:
-        received = sock.recv(MECHANISM_AT.stop - len(self._greeting) if self._asking else 1)
-        self._greeting += received
+    def _update_greeting(self, sock: sockets.socket, now: float) -> None:
+        wanted = MECHANISM_AT.stop - len(self._greeting) if self._asking else 1
+        received = sock.recv(wanted or REST_OF_GREETING)
         if not received:
-            self._end_of_greeting("connection closed")
-        elif not self._greeting.startswith(GREETING):
+            self._ended("connection closed")
+            return
+        if not wanted:  # it was the rest of the greeting, which says nothing
+            if now >= self._until:
+                self._update_late()
+            return
+        self._greeting += received
+        if not self._greeting.startswith(GREETING):
             self.failure = "what listens is not Global"
         elif not self._asking:
             self.greeted = True
         elif len(self._greeting) == MECHANISM_AT.stop:
-            self.greeted = True
             self.mechanism = self._greeting[MECHANISM_AT].rstrip(b"\0").decode("ascii", "replace")
+            self.greeted = self.mechanism != WITH_KEYS
+            self._until = now + LEFT_OPEN_FOR
 
-    def _end_of_greeting(self, failure: str, *, silent: bool = False) -> None:
-        """Take what has come of the greeting, since there will be no more of it."""
+    def _update_late(self) -> None:
+        """Conclude from what has come, since the time is up and the connection is open."""
         if self._greeting:
-            self.greeted, self.mechanism = True, ANY_MECHANISM
+            self.greeted, self.mechanism = True, self.mechanism or ANY_MECHANISM
         else:
-            self.failure, self.silent = failure, silent
+            self.failure, self.silent = "what listens sends nothing", True
+
+    def _ended(self, failure: str) -> None:
+        """Conclude from what has come before what listens has ended the connection."""
+        if self._greeting:
+            self.failure, self.silent = NO_ROOM, True
+        else:
+            self.failure = failure
 
     def _update_connecting(self, sock: sockets.socket, now: float) -> None:
         code = sock.getsockopt(sockets.SOL_SOCKET, sockets.SO_ERROR)
@@ -252,10 +287,10 @@ class Resolver:
 
     :attr:`endpoint` is the literal address, or None while it is searched for; sockets keep their
     connection then. :attr:`last_error` says why none has been found yet, or why nothing answers
-    there. :attr:`mechanism` is that of what was found last: "" if it does not greet as ZeroMQ does,
-    None during a search that has not found out. All may be read from any thread; the methods are
-    for the thread that owns the sockets. ``wake`` is called from the searching thread when one has
-    changed.
+    there. :attr:`mechanism` is that of what was found last: "" if it does not greet as ZeroMQ does
+    or has no room, None during a search that has not found out. All may be read from any thread;
+    the methods are for the thread that owns the sockets. ``wake`` is called from the searching
+    thread when one has changed.
     """
 
     def __init__(self, address: str, wake: Callable[[], None]) -> None:

@@ -199,15 +199,18 @@ class Router:
             if frame == self._wake_up:
                 return None
             connection = guard.first_message(route, first, now)
-        arrived: Arrived | None
+        # Before the next frames, of which there may be too many.
+        identity = ANYONE if self._doorkeeper is None else self._whose(first, connection)
+        second: Buffer | None = None
         if first.more:
-            arrived = self._with_second(route, frame, connection)
-        else:
-            arrived = route, frame, None, ANYONE
-            if connection is not None:
-                size = len(frame) + self._extra
-                guard.message_taken(connection, size + 2 if size < 256 else size + 9)
-        return arrived if self._doorkeeper is None else self._of_whom(arrived, first, connection)
+            second = self._take_second(len(frame), connection, identity)
+        elif connection is not None:
+            size = len(frame) + self._extra
+            guard.message_taken(connection, size + 2 if size < 256 else size + 9)
+        if identity is None or guard.bans(identity) or (second is None and first.more):
+            return None
+        route += self._era
+        return route, frame, second, identity
 
     def _receive_route(self, milliseconds: int) -> bytes:
         """Take the first frame of a message; meanwhile see who connects. Raises zmq.Again.
@@ -223,10 +226,8 @@ class Router:
             self.guard.update(self._now)
         return self._router.recv(zmq.NOBLOCK)
 
-    def _of_whom(
-        self, arrived: Arrived | None, frame: zmq.Frame, connection: Connection | None
-    ) -> Arrived | None:
-        """Add to a message whose it is. Returns None if that is nobody who is admitted now."""
+    def _whose(self, frame: zmq.Frame, connection: Connection | None) -> Identity | None:
+        """Whose a message is, by its first frame. None if that is nobody who is admitted now."""
         identity = None if connection is None else connection.identity
         if identity is None:
             assert self._doorkeeper is not None
@@ -234,10 +235,7 @@ class Router:
                 identity = self._doorkeeper.ring.identity_of(str(frame.get("User-Id")))
             if connection is not None:
                 self.guard.identify(connection, identity)
-        if arrived is None or identity is None or identity.revoked:
-            return None
-        route, first, second, _ = arrived
-        return route + self._era, first, second, identity
+        return None if identity is None or identity.revoked else identity
 
     def _denied(self, why: Denied, source: str | None) -> None:
         """The handshake of a connection has failed."""
@@ -246,22 +244,22 @@ class Router:
                 source = self._doorkeeper.refused.popleft()
         self._deny(why, source)
 
-    def _with_second(
-        self, route: bytes, frame: bytes, connection: Connection | None
-    ) -> Arrived | None:
+    def _take_second(
+        self, size_of_first: int, connection: Connection | None, identity: Identity | None
+    ) -> Buffer | None:
         """Take the second frame of a message. Returns None if there are more than two."""
         second, extra = self._router.recv(copy=False), 0
         data: Buffer = second.buffer
         while second.more:
             second = self._router.recv(copy=False)
             if not extra % FRAMES_BETWEEN_CHECKS:
-                self.guard.too_many_frames(connection, time.monotonic())
+                self.guard.too_many_frames(connection, identity, time.monotonic())
             extra += 1
         if connection is not None:
-            size = _size_with_head(len(frame) + self._extra)
+            size = _size_with_head(size_of_first + self._extra)
             size += _size_with_head(len(data) + self._extra)
             self.guard.message_taken(connection, size)
-        return None if extra else (route, frame, data, ANYONE)
+        return None if extra else data
 
     def send(self, route: bytes, frame: bytes, data: Buffer | None = None) -> None:
         """Send a frame, and ``data`` as a message of its own, which is not copied.

@@ -26,7 +26,10 @@ from dstore.config import ADDRESS_VARIABLE, CONNECT_VARIABLE
 from dstore.core.local.operations import direct, fetching
 from dstore.protocol.messages import Get, Hello, Kind, Offer, Set, Stage, Unwait
 from dstore.testing import running_global
+from dstore.transport import router as routers
 from dstore.transport.curve import new_pair
+from tests.faults.raw_curve import RawKeys
+from tests.faults.raw_peer import RawPeer, crowd
 from tests.integration.keyed_router import Keys, keyed_global
 from tests.integration.owners import until
 from tests.integration.processes import PATIENCE, free_port
@@ -441,10 +444,13 @@ def test_a_client_whose_file_is_mended_comes_back(
 
 
 class Listener:
-    """A server that sends something to each connection and ends it after the first answer."""
+    """A server that sends something to each connection and ends it after an answer.
 
-    def __init__(self, greeting: bytes) -> None:
-        self._greeting = greeting
+    That is one of more than ``enough`` bytes; a greeting has 64.
+    """
+
+    def __init__(self, greeting: bytes, enough: int = 0) -> None:
+        self._greeting, self._enough = greeting, enough
         self._socket = socket.create_server(("127.0.0.1", 0))
         self.address = f"tcp://127.0.0.1:{self._socket.getsockname()[1]}"
         self.accepted: list[float] = []
@@ -460,7 +466,10 @@ class Listener:
                     if self._greeting:
                         connection.sendall(self._greeting)
                         connection.settimeout(PATIENCE)
-                        connection.recv(4096)
+                        received = 0
+                        while received <= self._enough:
+                            more = len(connection.recv(4096))
+                            received += more or self._enough + 1
 
     def __enter__(self) -> Listener:
         return self
@@ -481,8 +490,40 @@ def test_a_proxy_without_a_global_is_no_wrong_server(keys: Keys, tmp_path: Path)
             assert node._state.denied is None
 
 
+def test_what_ends_connections_that_it_has_greeted_is_no_wrong_server(
+    keys: Keys, tmp_path: Path
+) -> None:
+    with Listener(GREETING) as full:
+        path = keys.client(tmp_path / "worker.json", full.address)
+        with dstore.Node.from_file(path, timeout=2) as node:
+            with pytest.raises(dstore.GlobalUnavailable, match="accepts no further connections"):
+                node.get("key")
+            assert node._state.denied is None
+
+
+def test_a_global_that_has_no_room_is_no_wrong_server(
+    keys: Keys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(routers, "CONNECTIONS_SPARE", 4)  # 8 in all, of which 6 are a share
+    with keyed_global(keys, max_clients=1) as server, crowd() as peers:
+        path = keys.client(tmp_path / "worker.json", server.address)
+        connect = Connect.load(path)
+        raw = RawKeys.decoded(keys.server_public, connect.public_key, connect.secret_key)
+        for _ in range(6):
+            peers.append(RawPeer(server.address, source="127.0.0.1", keys=raw))
+        with dstore.Node.from_file(path, timeout=3) as node:
+            # It may even be cut before it is greeted.
+            with pytest.raises(dstore.GlobalUnavailable, match=r"accepts no further|closed|reset"):
+                node.get("key")
+            assert node._state.denied is None
+            for peer in peers:
+                peer.close()
+            until(lambda: bool(node._state.session), "the Node has joined")
+            assert node.get("key", "absent") == "absent"
+
+
 def test_a_wrong_server_is_not_flooded(keys: Keys, tmp_path: Path) -> None:
-    with Listener(GREETING) as other:
+    with Listener(GREETING, len(GREETING)) as other:
         path = keys.client(tmp_path / "worker.json", other.address)
         with patient(path) as node:
             with pytest.raises(dstore.WrongServer):

@@ -30,12 +30,14 @@ from dstore.protocol import wire
 from dstore.protocol.messages import Stats, StatsReply, Sync, Synced
 from dstore.server import loop
 from dstore.transport import connection as connections
+from dstore.transport import guard as guards
 from dstore.transport.connection import CURVE, Connection, Denied
 from dstore.transport.router import Router
 from dstore.transport.zap import Doorkeeper
 from tests.faults import handshakes
 from tests.faults.meter import Meter, descriptors
-from tests.faults.raw_peer import RawPeer
+from tests.faults.raw_curve import RawKeys
+from tests.faults.raw_peer import RawPeer, crowd
 from tests.integration.keyed import NOTHING_WITHIN, KeyedPeer
 from tests.integration.processes import PATIENCE, GlobalProcess
 
@@ -112,6 +114,10 @@ class KeyedRouter:
     @property
     def requests(self) -> list[Connection]:
         return list(self.router.guard._requests.connections.values())
+
+    def requests_of(self, name: str) -> list[Connection]:
+        """The connections that are known as those of an identity."""
+        return [each for each in self.requests if each.identity and each.identity.name == name]
 
     @property
     def subscribers(self) -> list[Connection]:
@@ -442,6 +448,110 @@ def test_an_identity_has_a_share_of_the_connections(
         assert len(keyed.router.guard._requests.count_by_identity) == 2
     keyed.until(lambda: not keyed.requests)
     assert keyed.router.guard._requests.count_by_identity == {}
+
+
+def raw_keys(connect: Connect) -> RawKeys:
+    return RawKeys.decoded(connect.server_keys[0], connect.public_key, connect.secret_key)
+
+
+def test_silent_connections_make_room_for_new_ones(
+    keyed: KeyedRouter, alice: Connect, bob: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An admitted client could otherwise occupy all connections, and say nothing on them."""
+    monkeypatch.setattr(guards, "SILENT_SECONDS", 0.0)
+    guard = keyed.router.guard
+    guard._requests._connections_max = 8  # of which 6 are a share of an address
+    with crowd() as peers, keyed.peer(bob) as speaker:
+        speaker.send(b"hi")
+        assert keyed.take() is not None
+        for number in range(7):
+            peers.append(
+                RawPeer(
+                    keyed.router.address, source=f"127.0.0.{2 + number % 2}", keys=raw_keys(alice)
+                )
+            )
+        keyed.until(lambda: len(keyed.requests) == 8)
+        silent = keyed.requests[1:]
+        assert guard.cuts == 0
+        with keyed.peer(bob) as one, keyed.peer(bob) as two:
+            for peer in (one, two):
+                peer.send(b"another")
+            for _ in range(2):
+                arrived = keyed.take()
+                assert arrived is not None and arrived[1] == b"another"
+        assert [each.cut for each in silent] == [True] * 2 + [False] * 5
+        assert guard.cuts == 2
+        assert "8 connections are here" in keyed.said[-1]
+        speaker.send(b"still here")
+        arrived = keyed.take()
+        assert arrived is not None and arrived[1] == b"still here"
+
+
+def test_what_has_not_been_silent_for_long_makes_no_room(
+    keyed: KeyedRouter, alice: Connect, bob: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guards, "SILENT_SECONDS", 10 * PATIENCE)
+    guard = keyed.router.guard
+    guard._requests._connections_max = 2
+    with keyed.peer(bob) as speaker, crowd() as peers:
+        speaker.send(b"hi")
+        assert keyed.take() is not None
+        for source in ("127.0.0.2", "127.0.0.3"):
+            peers.append(RawPeer(keyed.router.address, source=source, shake=False))
+            keyed.until(lambda: guard.cuts or len(keyed.requests) == len(peers) + 1)
+        keyed.until(lambda: guard.cuts)
+        assert [each.source for each in keyed.requests if not each.cut][1:] == ["127.0.0.2"]
+        keyed.until(lambda: peers[1].is_cut)
+        assert not peers[0].is_cut
+
+
+def test_a_message_of_many_frames_bans_its_identity_and_not_its_address(
+    keyed: KeyedRouter, alice: Connect, bob: Connect
+) -> None:
+    """Honest clients may be behind the same address."""
+    guard = keyed.router.guard
+    with keyed.peer(alice) as one, keyed.peer(alice) as other, keyed.peer(bob) as two:
+        for peer in (other, two):
+            peer.send(b"hi")
+            assert keyed.take() is not None
+        of_alice, of_bob = keyed.requests_of("alice"), keyed.requests_of("bob")
+        one.send(b"a", b"b", b"c")
+        keyed.until(lambda: guard.cuts == 2)
+        assert [each.cut for each in of_alice] == [True]  # the other one, at once
+        assert "more than two frames" in keyed.said[0]
+        assert "another one of alice sent too many frames" in keyed.said[1]
+        with keyed.peer(bob) as later:
+            later.send(b"from bob")
+            arrived = keyed.take()
+            assert arrived is not None and arrived[1] == b"from bob"
+            assert arrived[3].name == "bob"
+            assert not any(each.cut for each in (*of_bob, *keyed.requests_of("bob")))
+        with keyed.peer(alice) as again:
+            again.send(b"not heard")
+            keyed.until(lambda: "came from alice just now" in keyed.said[-1])
+        one.close()
+        other.close()
+        keyed.until(lambda: not keyed.requests_of("alice"))
+        guard._banned_until.clear()  # as when it has ended
+        with keyed.peer(alice) as again:
+            again.send(b"heard again")
+            arrived = keyed.take()
+            assert arrived is not None and arrived[1] == b"heard again"
+
+
+def test_what_a_banned_identity_has_sent_before_is_dropped(
+    keyed: KeyedRouter, alice: Connect, bob: Connect
+) -> None:
+    with keyed.peer(alice) as one, keyed.peer(bob) as two:
+        one.send(b"a", b"b", b"c")
+        one.send(b"waits behind it")
+        one.send(b"waits", b"behind it")
+        assert keyed.router._router.poll(int(PATIENCE * 1000))
+        two.send(b"taken")
+        arrived = keyed.take()
+        assert arrived is not None and arrived[1] == b"taken"
+        assert keyed.take(0.1) is None
+        assert keyed.router.guard.cuts == 1
 
 
 # ---- bytes that CURVE adds ----------------------------------------------------------------------
