@@ -330,9 +330,15 @@ OF_ACCESS = (
     ),
     Mutant(
         "tokens of large values left out where there is no broadcast",
-        ((INVALIDATIONS, "        if self.broadcasts.concealed:\n            tokens", "        if False:\n            tokens"),),
+        ((INVALIDATIONS, "        if self.broadcasts.concealed and not repeats:\n            tokens", "        if False:\n            tokens"),),
         OF + "test_tokens_of_large_values_reach_who_sees_their_keys",
         "a simulated host keeps files that nothing refers to",
+    ),
+    Mutant(
+        "tokens told again and again where names are not",
+        ((INVALIDATIONS, "self.broadcasts.concealed and not repeats:", "self.broadcasts.concealed:"),),
+        OF + "test_tokens_that_are_asked_for_again_and_again_are_sent_no_more",
+        "it costs time alone",
     ),
     Mutant(
         "tokens of large values told to who does not see their keys",

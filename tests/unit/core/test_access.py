@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from dstore.config import PEER_SHARE, share_of
-from dstore.core.authority import stages
+from dstore.core.authority import invalidations, stages
 from dstore.core.authority.access import PREFIXES_SHOWN
 from dstore.core.authority.effects import Publish
 from dstore.core.authority.identity import ANYONE, Identity, Role
@@ -701,6 +701,21 @@ def test_tokens_of_large_values_reach_who_sees_their_keys() -> None:
     world.settle()
     assert a.given_up == tokens
     assert b.given_up == tokens[:1]
+
+
+def test_tokens_that_are_asked_for_again_and_again_are_sent_no_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(invalidations, "REPEATED_MAX", 2)
+    mine = writer("mine")
+    world, (a,) = concealed(mine)
+    world.state._invalidations.log.length = 2
+    token = bound_large(world, mine, "large").token
+    a.begin_delete("large").send()
+    world.settle()
+    said = [ask(world, mine, Sync(*owner(a), 1, 0, 0)) for _ in range(4)]
+    assert [each.keys for each in said] == [["large"], ["large"], ["large"], None]
+    assert [each.tokens for each in said] == [[token], [token], [token], []]
 
 
 def test_what_was_kept_before_is_not_broadcast_once_concealed() -> None:
