@@ -62,7 +62,7 @@ def _hits_of(run: Run, peers: Sequence[Peer], keys: int) -> None:
 
 
 def hits_of(run: Run, workload: str, peers: Sequence[Peer], keys: int) -> dict[str, list[Block]]:
-    """Measure and record hits of so many keys. Returns the blocks of each peer."""
+    """Measure and record hits of this number of keys. Returns the blocks of each peer."""
 
     def prepare(stack: ExitStack, peer: Peer) -> Contender:
         place = stack.enter_context(peer.serve())

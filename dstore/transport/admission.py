@@ -12,8 +12,8 @@ ZeroMQ reports a failed handshake on the monitor of a socket. What it reports, a
   greets as ZeroMQ does and then leaves a connection open.
 
 After a failed handshake ZeroMQ does not connect again (``RECONNECT_STOP_HANDSHAKE_FAILED``): it
-would do so many times a second. The control connection is tried again after a pause that grows, and
-no other connection is.
+would do that several times a second. The control connection is tried again after a pause that
+grows, and no other connection is.
 """
 
 from __future__ import annotations

@@ -139,7 +139,7 @@ class Guard:
             # One of the two routes belongs to that one, so the counters may mix both.
             del self.by_route[connection.route]
             connection.counters_unsure = True
-        self._requests.identify(connection, None)  # whoever that one was
+        self._requests.identify(connection, None)  # whose it was does not matter
         self._requests.silent.pop(fd, None)
         connection.route = route
         self.by_route[route] = connection

@@ -120,7 +120,7 @@ class RawPeer:
         return frame(self._curve.sealed(body, flags))
 
     def frames(self, body: Buffer, flags: int, count: int) -> bytes:
-        """The same frame so many times."""
+        """The same frame ``count`` times."""
         if self._curve is None:
             return frame(body, flags) * count
         return b"".join(self.frame(body, flags) for _ in range(count))

@@ -94,7 +94,7 @@ class Caller:
             number += 1
 
     def went_on(self, count: int) -> None:
-        """Wait until so many more calls have ended."""
+        """Wait until ``count`` more calls have ended."""
         wanted = len(self.ended) + count
         until = time.monotonic() + PATIENCE
         while len(self.ended) < wanted:
@@ -300,7 +300,7 @@ def test_nobody_hears_the_names_of_keys_that_another_prefix_has(site: Site) -> N
 
 
 def _frames(subscriber: zmq.Socket[bytes]) -> Iterator[bytes]:
-    """What has been published up to the next commit that watchers are told of."""
+    """All that is published until nothing has come for a moment."""
     yield subscriber.recv()
     subscriber.rcvtimeo = 200
     with contextlib.suppress(zmq.Again):

@@ -50,7 +50,7 @@ class Identity:
         return f"<Identity {self.name!r} {self.role.name} prefixes={self.prefixes!r}{revoked}>"
 
     def sees(self, key: Key) -> bool:
-        """Whether this identity may name a key, and be told of it."""
+        """Whether this identity may name a key, and hear that it was deleted."""
         return not self.prefixes or in_order(key).startswith(self._ordered)
 
     def within(self, prefix: Key) -> list[Key]:
@@ -65,4 +65,4 @@ class Identity:
 
 
 ANYONE = Identity("", Role.ADMIN)
-"""Whoever can reach a Global without keys. Never revoked."""
+"""Everybody who can reach a Global without keys. Never revoked."""

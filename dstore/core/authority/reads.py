@@ -11,7 +11,7 @@ differ, since each begins at a random one.
 Many requests may wait for one key, whose value may be large. They are answered a few at a time, so
 that other messages do not wait until all of them are answered.
 
-Whoever asks may name the session of another identity, which is then the holder. What may be read
+A request may name the session of another identity, which is then the holder. What may be read
 is decided by the identity of the connection, and what may be cached by that of the session: see
 :mod:`dstore.core.authority.sessions`. A waiting request belongs to the identity that has asked.
 

@@ -147,7 +147,7 @@ def test_another_identity_that_knows_id_and_secret_changes_nothing() -> None:
     epoch, secret, seq = world.epoch, a.state._secret, world.state._log.seq
     for message in everything(epoch, a.state.session, secret, seq, token):
         if isinstance(message, (Get, Wait, Scan, Stats, Fetch)):
-            continue  # whoever knows the id of a session may read in its name
+            continue  # who knows the id of a session may read in its name
         answer = ask(world, other, message)
         if isinstance(message, (Unwait, Unstage)):
             assert answer is None
