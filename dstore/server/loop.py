@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import secrets
 import time
 from collections.abc import Callable
@@ -229,21 +228,33 @@ class Loop:
             self.router.wake()
 
     def close(self) -> None:
-        """Give back the sockets and the memory of large values. What was given stays open."""
-        with contextlib.ExitStack() as closing:  # the last one is closed first
-            if self._access is not None:
-                closing.callback(self._access.close)
-            if self._durable is not None:
-                closing.callback(self._close_durable, self._durable)
-            if self._bulk is not None:
-                closing.callback(self._bulk.close)
-            if self.router is not None:
-                closing.callback(self.router.close)
-            if self._host is not None:  # from now on another Global may have the address
-                closing.callback(self._host.close, clock.now())
+        """Give back the sockets and the memory of large values. What was given stays open.
 
-    def _close_durable(self, durable: Durable) -> None:
-        durable.close(lease_out=self._lease_out())
+        Ctrl-C may come at any moment. It would interrupt an ExitStack between two of its callbacks,
+        and leave out the rest; a ``finally`` is always carried out.
+        """
+        router, bulk, host = self.router, self._bulk, self._host
+        try:
+            if host is not None:  # first: from now on another Global may have the address
+                host.close(clock.now())
+        finally:
+            try:
+                if router is not None:
+                    router.close()
+            finally:
+                try:
+                    if bulk is not None:
+                        bulk.close()
+                finally:
+                    self._close_folders()
+
+    def _close_folders(self) -> None:
+        try:
+            if self._durable is not None:
+                self._durable.close(lease_out=self._lease_out())
+        finally:
+            if self._access is not None:
+                self._access.close()
 
     def _lease_out(self) -> bool:
         state = getattr(self, "state", None)

@@ -183,8 +183,8 @@ OF_HOSTS = (
         (
             (
                 LOOP,
-                "            if self.router is not None:\n                closing.callback(self.router.close)\n            if self._host is not None:  # from now on another Global may have the address\n                closing.callback(self._host.close, clock.now())\n",
-                "            if self._host is not None:\n                closing.callback(self._host.close, clock.now())\n            if self.router is not None:\n                closing.callback(self.router.close)\n",
+                "            if host is not None:  # first: from now on another Global may have the address\n                host.close(clock.now())\n",
+                "            if router is not None:\n                router.close()\n            if host is not None:\n                host.close(clock.now())\n",
             ),
         ),
         GLOBAL_TEST + "test_it_is_void_before_the_address_is_free",
