@@ -7,6 +7,7 @@ import math
 import os
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import TypeAlias
 
 import zmq
@@ -91,7 +92,6 @@ class Router:
             zero_copy=not native.patched(),
         )
         self._era = era
-        self._deny = deny
         self._wire = CURVE if keyed else PLAIN
         self._extra = self._wire.frame  # bytes that each frame has beside its own and its head
         self._doorkeeper: Doorkeeper | None = None
@@ -117,7 +117,9 @@ class Router:
                 connections_max=connections_max(max_clients),
                 subscribers_max=min(subscribers, connections_max(max_clients)),
                 warn=warn,
-                deny=self._denied,
+                # No method of this Router: a cycle of references would leave its sockets to the
+                # garbage collector, which may end the context before them, and wait for ever.
+                deny=partial(_denied, deny, self._doorkeeper),
                 wire=self._wire,
             )
             unless_bound.callback(self.guard.close)
@@ -130,10 +132,10 @@ class Router:
             self._poller = zmq.Poller()  # used with keys alone
             for sock in (self._router, *self.guard.monitors):
                 self._poller.register(sock, zmq.POLLIN)
+            self.advertised = addresses.advertised(self.publisher, self.address)
+            self._timeout_ms = -1
+            self._now = 0.0  # when a message was last waited for
             unless_bound.pop_all()
-        self.advertised = addresses.advertised(self.publisher, self.address)
-        self._timeout_ms = -1
-        self._now = 0.0  # when a message was last waited for
 
     def _bind(self, sock: zmq.Socket[bytes], address: str) -> str:
         lock = PathLock(addresses.check(address, bind=True))
@@ -236,13 +238,6 @@ class Router:
             if connection is not None:
                 self.guard.identify(connection, identity)
         return None if identity is None or identity.revoked else identity
-
-    def _denied(self, why: Denied, source: str | None) -> None:
-        """The handshake of a connection has failed."""
-        if why is Denied.UNKNOWN_KEY and self._doorkeeper is not None:
-            with contextlib.suppress(IndexError):
-                source = self._doorkeeper.refused.popleft()
-        self._deny(why, source)
 
     def _take_second(
         self, size_of_first: int, connection: Connection | None, identity: Identity | None
@@ -362,6 +357,19 @@ def connections_max(max_clients: int) -> int:
     wanted = CONNECTIONS_PER_CLIENT * max_clients + CONNECTIONS_SPARE
     limit = limits.descriptor_limit()
     return max(1, min(wanted, limit - max(DESCRIPTORS_SPARE, limit // 8)))
+
+
+def _denied(
+    deny: Callable[[Denied, str | None], None],
+    doorkeeper: Doorkeeper | None,
+    why: Denied,
+    source: str | None,
+) -> None:
+    """Say that the handshake of a connection has failed."""
+    if why is Denied.UNKNOWN_KEY and doorkeeper is not None:
+        with contextlib.suppress(IndexError):
+            source = doorkeeper.refused.popleft()
+    deny(why, source)
 
 
 def _size_with_head(size: int) -> int:

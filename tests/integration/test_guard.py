@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import resource
 import socket
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -581,3 +583,20 @@ def test_the_publisher_of_an_idle_global_forgets_those_who_have_left(
         time.sleep(0.02)
     assert len(router.guard) == 0
     assert zmq.zmq_version_info() >= (4, 3)
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_a_router_that_is_lost_ends_without_the_garbage_collector() -> None:
+    """Ctrl-C may come right after it was made. In a cycle its context could end before its sockets,
+    and wait for them for ever."""
+    gc.disable()
+    try:
+        router = Router("tcp://127.0.0.1:0", None)
+        context, lost = router._context, weakref.ref(router)
+        for lock in router._locks:
+            lock.release()
+        del router
+        assert lost() is None
+        context.term()  # all its sockets are closed
+    finally:
+        gc.enable()
