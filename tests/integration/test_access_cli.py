@@ -412,6 +412,7 @@ def test_rotate_says_which_global_has_not_confirmed(
 ) -> None:
     one = stand_in()
     access("rotate", "--keys", keys)
+    one.next_report()  # it does not stand still in the middle of reading the folder
     send_signal(one.process.pid, signal.SIGSTOP)
     ran = access("rotate", "--finish", "--keys", keys, "--timeout", 0.2)
     assert ran.code == REFUSED and f"process {one.process.pid}" in ran.err
