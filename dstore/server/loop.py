@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import secrets
-import time
-from collections.abc import Callable
-from functools import partial
-from typing import NamedTuple
+from collections.abc import Callable, Iterable
 
 from dstore import checks
 from dstore.access.keys import Changes, KeyRing
 from dstore.core.authority.effects import GlobalEffect, Load, Publish, Send
 from dstore.core.authority.identity import Identity
-from dstore.core.authority.state import GlobalState
 from dstore.core.engine import Bulk, Engine, Loaded, LoadingEngine
 from dstore.errors import AddressError, BadMessage
 from dstore.protocol import wire
@@ -23,8 +18,9 @@ from dstore.runtime.native import signals_blocked
 from dstore.server.access import Access
 from dstore.server.durable import Durable
 from dstore.server.engines.memory import MemoryEngine
+from dstore.server.epoch import Epoch
 from dstore.server.host import HostMembership
-from dstore.shm import bulk_for
+from dstore.server.settings import GlobalSettings
 from dstore.transport import addresses
 from dstore.transport.connection import Denied
 from dstore.transport.router import Router
@@ -49,29 +45,6 @@ REBIND_PAUSE = 0.1
 """Seconds between two tries."""
 
 
-class GlobalSettings(NamedTuple):
-    """The parameters of :class:`dstore.Global` that it needs when it binds.
-
-    ``publisher`` is empty if it follows from ``address``. ``shm`` is None for the default folder,
-    and ``host_cache`` for the default size. ``data`` is None if nothing is kept on a disk, and
-    ``keys`` if all may use this Global; these are the programs of this machine alone, unless it is
-    ``insecure``.
-    """
-
-    address: str
-    publisher: str
-    lease: float
-    log_length: int
-    value_limit: int
-    large_from: int
-    max_clients: int
-    shm: str | None
-    host_cache: int | None
-    data: str | None
-    keys: str | None
-    insecure: bool
-
-
 def exposed(router: Router) -> list[str]:
     """Return the addresses of a router that other machines can reach. Looks host names up."""
     return [each for each in (router.address, router.publisher) if not addresses.is_private(each)]
@@ -90,6 +63,10 @@ def _refuse_if_exposed(router: Router) -> None:
 
 def _counter_of(why: Denied) -> str:
     return f"denied_{why.name.lower()}"
+
+
+def _as_it_is(bulk: Bulk) -> Bulk:
+    return bulk
 
 
 def loading_engine(engine: Engine) -> LoadingEngine | None:
@@ -115,8 +92,8 @@ class Loop:
         self._loading = loading_engine(engine)
         self._failed: list[tuple[int, list[Loaded]]] = []  # loads that could not even begin
         self._given = given
-        self._bulk: Bulk | None = None
-        self._host: HostMembership | None = None
+        self._epoch: Epoch | None = None
+        self._epochs = 0  # so many have begun
         self._durable: Durable | None = None
         self._access: Access | None = None
         self._era = 0  # counts the routers so far
@@ -149,53 +126,46 @@ class Loop:
         router = self._new_router(settings.address, settings.publisher or None)
         if self._access is None and not settings.insecure:
             _refuse_if_exposed(router)
-        epoch = secrets.randbits(63) | 1
-        bulk = self._bulk = bulk_for(epoch, settings.shm, self._given)
+        self._begin_epoch(router, self._quiet_until(), deadlines)
         if durable is not None:
-            bulk = self._bulk = durable.bulk(bulk)
-        self.state = GlobalState(
-            self._engine,
-            bulk,
-            epoch=epoch,
-            publisher=router.advertised,
-            lease=settings.lease,
-            log_length=settings.log_length,
-            value_limit=settings.value_limit,
-            large_from=settings.large_from,
-            random63=partial(secrets.randbits, 63),
-            wall=time.time,
-            max_clients=settings.max_clients,
-            peer_of=self._peer_of,
-            durable=durable is not None,
-            quiet_until=self._quiet_until(),
-        )
-        if durable is not None:
-            self.state.figures_of_disk = durable.figures
-            self.state.recover(deadlines, clock.now())
             durable.begin(self.wake)
         if self._loading is not None:
             self._loading.begin(self.wake)
         self.state.counters.update(dict.fromkeys(map(_counter_of, Denied), 0), denied=0)
         if self._access is not None:
-            if self._access.ring.concealed:
-                self.state.conceal()
             self._access.report(clock.now(), self.state.sessions_by_identity)
-        # The names follow from the port. Nothing has been answered yet: what a former Global on
-        # this address has left is void before this one says anything.
-        with signals_blocked():
-            self._host = HostMembership(
-                self.state,
-                root=settings.shm,
-                address=router.address,
-                cache_bytes=settings.host_cache,
-                publisher=router.advertised,
-                lease=settings.lease,
-                value_limit=settings.value_limit,
-                large_from=settings.large_from,
-                keyed=settings.keys is not None,
-            )
-            self._host.begin(clock.now())
+        self._share()
         return router.address, router.publisher
+
+    def _begin_epoch(
+        self, router: Router, quiet_until: float, deadlines: Iterable[tuple[Key, bytes, float]]
+    ) -> None:
+        durable = self._durable
+        epoch = self._epoch = Epoch(
+            self.settings,
+            self._engine,
+            self._given,
+            _as_it_is if durable is None else durable.bulk,
+            number=self._epochs,
+            address=router.address,
+            publisher=router.advertised,
+            peer_of=self._peer_of,
+            durable=durable is not None,
+            quiet_until=quiet_until,
+        )
+        self._epochs += 1
+        state = self.state = epoch.state
+        if durable is not None:
+            state.figures_of_disk = durable.figures
+            state.recover(deadlines, clock.now())
+        if self._access is not None and self._access.ring.concealed:
+            state.conceal()
+
+    def _share(self) -> None:
+        """Let the processes of this host share a membership of this epoch."""
+        assert self._epoch is not None
+        with signals_blocked():
+            self._epoch.share(clock.now())
 
     def _new_router(self, address: str, publisher: str | None) -> Router:
         ring = None if self._access is None else self._access.ring
@@ -233,18 +203,18 @@ class Loop:
         Ctrl-C may come at any moment. It would interrupt an ExitStack between two of its callbacks,
         and leave out the rest; a ``finally`` is always carried out.
         """
-        router, bulk, host = self.router, self._bulk, self._host
+        router, epoch = self.router, self._epoch
         try:
-            if host is not None:  # first: from now on another Global may have the address
-                host.close(clock.now())
+            if epoch is not None:  # first: from now on another Global may have the address
+                epoch.void(clock.now())
         finally:
             try:
                 if router is not None:
                     router.close()
             finally:
                 try:
-                    if bulk is not None:
-                        bulk.close()
+                    if epoch is not None:
+                        epoch.close()
                 finally:
                     self._close_folders()
 
@@ -275,12 +245,24 @@ class Loop:
         """Serve until ``ended()``, which is called after each message and each wake-up."""
         self._serving = True
         self._wait_in_silence(ended)
-        alarm, host, durable, access = self.state.alarm, self._host, self._durable, self._access
         while not ended():
-            until = alarm.moment if host is None else min(alarm.moment, host.check_at)
-            if access is not None and access.check_at < until:
-                until = access.check_at
-            self._turn(until if durable is None else min(until, durable.check_at))
+            self._turn(self._next_moment())
+
+    def _next_moment(self) -> float:
+        """Return when there is something to do, if no message arrives."""
+        until = self.state.alarm.moment
+        host, durable, access = self._host, self._durable, self._access
+        if host is not None and host.check_at < until:
+            until = host.check_at
+        if access is not None and access.check_at < until:
+            until = access.check_at
+        if durable is not None and durable.check_at < until:
+            until = durable.check_at
+        return until
+
+    @property
+    def _host(self) -> HostMembership | None:
+        return None if self._epoch is None else self._epoch.host
 
     def _wait_in_silence(self, ended: Callable[[], object]) -> None:
         """Answer nothing while a Global that has the same data may go on; see Durable."""
@@ -367,9 +349,13 @@ class Loop:
                 ended += self._loading.loaded()
             except Exception:
                 log.exception("the engine's loaded() failed; Global goes on")
+        assert self._epoch is not None
+        first = self._epoch.first_load
         for number, results in ended:
+            if number < first:
+                continue  # for readers of a former epoch
             try:
-                self._take_results(router, number, results)
+                self._take_results(router, number - first, results)
             except Exception:
                 log.exception("_take_results failed; Global goes on")
 
@@ -414,19 +400,21 @@ class Loop:
             elif isinstance(effect, Publish):
                 router.publish(wire.encode(effect.message))
             elif isinstance(effect, Load):
-                self._load(router, effect)
+                self._load(effect)
             else:
                 assert self._durable is not None
                 self._durable.commit(effect)
 
-    def _load(self, router: Router, effect: Load) -> None:
+    def _load(self, effect: Load) -> None:
         """Have the engine load values. If that raises, none of them could be loaded."""
+        assert self._epoch is not None
+        number = effect.number + self._epoch.first_load
         try:
             if self._loading is None:
                 raise TypeError(f"{self._engine!r} has values away, and is no LoadingEngine")
-            self._loading.load(*effect)
+            self._loading.load(number, effect.wanted)
         except Exception as error:
-            self._failed.append((effect.number, [error] * len(effect.wanted)))
+            self._failed.append((number, [error] * len(effect.wanted)))
             self.wake()
 
     # ---- keys -----------------------------------------------------------------------------

@@ -15,7 +15,8 @@ from dstore.errors import AddressError, GlobalClosed, GlobalServing
 from dstore.runtime import greenlets as green
 from dstore.runtime import native, reentrancy
 from dstore.server.engines.memory import MemoryEngine
-from dstore.server.loop import GlobalSettings, Loop, loading_engine, log
+from dstore.server.loop import Loop, loading_engine, log
+from dstore.server.settings import GlobalSettings
 from dstore.shm import check_root
 from dstore.transport import addresses
 from dstore.transport.limits import no_threads
