@@ -4,22 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from dstore import checks
 from dstore.access.keys import Changes, KeyRing
-from dstore.core.authority.effects import GlobalEffect, Load, Publish, Send
+from dstore.core.authority.effects import NEVER, GlobalEffect, Load, Publish, Send
 from dstore.core.authority.identity import Identity
-from dstore.core.engine import Bulk, Engine, Loaded, LoadingEngine
-from dstore.errors import AddressError, BadMessage
+from dstore.core.engine import Bulk, Engine, Loaded
+from dstore.errors import AddressError, BadMessage, DataError
 from dstore.protocol import wire
 from dstore.protocol.messages import Buffer, Hello, Key, Refusal, Refused
 from dstore.runtime import clock, native
 from dstore.runtime.logs import Log, RateLimitedLog
 from dstore.runtime.native import signals_blocked
 from dstore.server.access import Access
+from dstore.server.cluster.member import Member
 from dstore.server.durable import Durable
 from dstore.server.engines.memory import MemoryEngine
 from dstore.server.epoch import Epoch
 from dstore.server.host import HostMembership
+from dstore.server.parameters import loading_engine
 from dstore.server.settings import GlobalSettings
 from dstore.transport import addresses
 from dstore.transport.connection import Denied
@@ -35,6 +36,8 @@ not yet read when the connection is lost.
 """
 SILENCE_SLICE = 0.1
 """Seconds of silence in one go; then Global looks whether it is to end."""
+LEAVE_MAX = 30.0
+"""Seconds within which a member that ends must have handed over what it owns."""
 FINISH_SLACK = 0.5
 """Seconds beyond one lease within which the last answers must have been given."""
 
@@ -69,14 +72,6 @@ def _as_it_is(bulk: Bulk) -> Bulk:
     return bulk
 
 
-def loading_engine(engine: Engine) -> LoadingEngine | None:
-    """Return the engine if it may have values away. Raises TypeError for a part of one."""
-    if not hasattr(engine, "loaded"):
-        return None
-    loading: LoadingEngine = checks.member("engine", engine, LoadingEngine)
-    return loading
-
-
 class Loop:
     """What a bound Global has: a router, a place for large values, and a GlobalState.
 
@@ -85,16 +80,19 @@ class Loop:
     handlers.
     """
 
-    def __init__(self, settings: GlobalSettings, engine: Engine, given: Bulk | None = None) -> None:
+    def __init__(
+        self, settings: GlobalSettings, engine: Engine | None, given: Bulk | None = None
+    ) -> None:
         self.settings = settings
         self.router: Router | None = None
-        self._engine = engine
-        self._loading = loading_engine(engine)
+        self._engine = engine  # a member of a cluster has one for each epoch
+        self._loading = None if engine is None else loading_engine(engine)
         self._failed: list[tuple[int, list[Loaded]]] = []  # loads that could not even begin
         self._given = given
         self._epoch: Epoch | None = None
         self._epochs = 0  # so many have begun
-        self._durable: Durable | None = None
+        self._durable: Durable | Member | None = None
+        self._member: Member | None = None  # the same, in a cluster
         self._access: Access | None = None
         self._era = 0  # counts the routers so far
         self._server_key = ""  # the public one of the present router
@@ -112,7 +110,6 @@ class Loop:
         follow.
         """
         settings = self.settings
-        durable: Durable | None = None
         deadlines: list[tuple[Key, bytes, float]] = []
         if settings.keys is not None:
             with signals_blocked():
@@ -120,27 +117,36 @@ class Loop:
         if settings.data is not None:
             with signals_blocked():
                 durable = self._durable = Durable(settings.data, settings.lease)
-            self._engine.close()  # empty, if an earlier try has failed
             assert isinstance(self._engine, MemoryEngine)  # no other one goes with a data folder
+            self._engine.close()  # empty, if an earlier try has failed
             deadlines = durable.load(self._engine)
+        elif settings.database is not None:
+            with signals_blocked():
+                self._durable = self._member = Member(settings)
         router = self._new_router(settings.address, settings.publisher or None)
         if self._access is None and not settings.insecure:
             _refuse_if_exposed(router)
-        self._begin_epoch(router, self._quiet_until(), deadlines)
-        if durable is not None:
-            durable.begin(self.wake)
-        if self._loading is not None:
-            self._loading.begin(self.wake)
+        self.begin_epoch()
+        if self._member is not None:
+            self._member.begin(settings.advertise or router.address, self.wake)
+        elif self._durable is not None:
+            self.state.recover(deadlines, clock.now())
+            self._durable.begin(self.wake)
         self.state.counters.update(dict.fromkeys(map(_counter_of, Denied), 0), denied=0)
         if self._access is not None:
             self._access.report(clock.now(), self.state.sessions_by_identity)
-        self._share()
+        if self._member is None:  # it does that when it may answer
+            self.share(clock.now())
         return router.address, router.publisher
 
-    def _begin_epoch(
-        self, router: Router, quiet_until: float, deadlines: Iterable[tuple[Key, bytes, float]]
-    ) -> None:
-        durable = self._durable
+    def begin_epoch(self) -> None:
+        """Make the state of a new epoch, and what belongs to it. Nothing is answered before."""
+        router, durable, member = self.router, self._durable, self._member
+        assert router is not None
+        if member is not None:
+            self._engine = self._loading = member.engine
+        assert self._engine is not None
+        former = None if self._epoch is None else self._epoch.state.counters
         epoch = self._epoch = Epoch(
             self.settings,
             self._engine,
@@ -151,21 +157,34 @@ class Loop:
             publisher=router.advertised,
             peer_of=self._peer_of,
             durable=durable is not None,
-            quiet_until=quiet_until,
+            quiet_until=self._quiet_until(),
+            partitions=None if member is None else member.partitions,
         )
         self._epochs += 1
         state = self.state = epoch.state
         if durable is not None:
             state.figures_of_disk = durable.figures
-            state.recover(deadlines, clock.now())
+        if former is not None:
+            state.counters.update(former)
+        if self._loading is not None:
+            self._loading.begin(self.wake)
         if self._access is not None and self._access.ring.concealed:
             state.conceal()
 
-    def _share(self) -> None:
+    def end_epoch(self) -> None:
+        """Answer nothing of this epoch any more, and void the page of this host. Idempotent."""
+        epoch, now = self._epoch, clock.now()
+        assert epoch is not None
+        epoch.void(now)
+        if self._access is not None:  # what was revoked may be in a cache until then
+            self._access.report_from(now + self.settings.lease)
+        epoch.close()
+
+    def share(self, now: float) -> None:
         """Let the processes of this host share a membership of this epoch."""
         assert self._epoch is not None
         with signals_blocked():
-            self._epoch.share(clock.now())
+            self._epoch.share(now)
 
     def _new_router(self, address: str, publisher: str | None) -> Router:
         ring = None if self._access is None else self._access.ring
@@ -189,6 +208,7 @@ class Loop:
         """Return when the leases of former lives are over, as far as they are known."""
         if self._durable is not None:
             return self._durable.quiet_until
+        assert self._engine is not None
         # What an engine has at the start a former Global may have answered, with the same lease.
         return clock.now() + self.settings.lease if len(self._engine) else 0.0
 
@@ -220,8 +240,10 @@ class Loop:
 
     def _close_folders(self) -> None:
         try:
-            if self._durable is not None:
+            if isinstance(self._durable, Durable):
                 self._durable.close(lease_out=self._lease_out())
+            elif self._durable is not None:
+                self._durable.close()
         finally:
             if self._access is not None:
                 self._access.close()
@@ -250,10 +272,12 @@ class Loop:
 
     def _next_moment(self) -> float:
         """Return when there is something to do, if no message arrives."""
-        until = self.state.alarm.moment
         host, durable, access = self._host, self._durable, self._access
-        if host is not None and host.check_at < until:
-            until = host.check_at
+        until = NEVER
+        if self._member is None or self._member.answers(clock.now()):
+            until = self.state.alarm.moment
+            if host is not None and host.check_at < until:
+                until = host.check_at
         if access is not None and access.check_at < until:
             until = access.check_at
         if durable is not None and durable.check_at < until:
@@ -281,7 +305,13 @@ class Loop:
             left = silent_until - clock.now()
 
     def finish(self) -> None:
-        """Answer what has arrived and what waits for acknowledgements; take no new writes."""
+        """Answer what has arrived and what waits for acknowledgements; take no new writes.
+
+        A member of a cluster hands over what it owns.
+        """
+        if self._member is not None:
+            self._leave(self._member)
+            return
         answered = False
         for _ in range(FINISH_MAX):
             if not self._turn(0.0):
@@ -297,6 +327,22 @@ class Loop:
             while clock.now() < end:
                 self._turn(end)
 
+    def _leave(self, member: Member) -> None:
+        """Let a member hand over what it owns, and answer messages meanwhile."""
+        end = clock.now() + LEAVE_MAX
+        member.leave(self)
+        while not member.left and clock.now() < end:
+            self._turn(min(self._next_moment(), end))
+        if not member.left:
+            log.warning(
+                "what this Global owns was not handed over within %.0f seconds; others take it "
+                "over when its ownership lease has ended",
+                LEAVE_MAX,
+            )
+        end = clock.now() + LAST_WORDS
+        while clock.now() < end:
+            self._turn(end)
+
     def _turn(self, until: float) -> bool:
         """Handle one message, if one arrives in time, and do what is due.
 
@@ -304,30 +350,39 @@ class Loop:
         must not end the service for others. But DataError ends it, and so does any failure to
         apply what is durable: memory and disk would not be the same any more.
         """
-        router = self.router
+        router, member = self.router, self._member
         assert router is not None
         arrived = router.receive(until - clock.now())
         if arrived is not None:
             if self._access is not None:
                 self._access.heard.add(arrived[3])
-            try:
-                self._take(router, *arrived)
-            except Exception:
-                log.exception("_take failed; Global goes on")
+            # A member that stood still since its ownership lease ended answers nothing: the clock
+            # is read after the message has arrived.
+            if member is None or member.answers(clock.now()):
+                try:
+                    self._take(router, *arrived)
+                except Exception:
+                    log.exception("_take failed; Global goes on")
+        if member is not None and (member.news or clock.now() >= member.check_at):
+            self._step(member)
         now = clock.now()
-        if now >= self.state.alarm.moment:
+        answers = member is None or member.answers(now)
+        if answers and now >= self.state.alarm.moment:
             try:
                 self._perform(router, self.state.tick(now))
             except Exception:
                 log.exception("_tick failed; Global goes on")
         host = self._host
-        if host is not None and now >= host.check_at:
+        if answers and host is not None and now >= host.check_at:
             try:
                 host.check(now)
             except Exception:
                 log.exception("host.check failed; Global goes on")
         durable = self._durable
-        if durable is not None and (durable.news or now >= until):
+        if member is not None:
+            if member.committed_news:
+                self._take_durable(router, member)
+        elif durable is not None and (durable.news or now >= until):
             self._take_committed(router, durable)
         if self._loading is not None or self._failed:
             self._take_loaded(router)
@@ -335,11 +390,32 @@ class Loop:
             self._look_at_keys()
         return arrived is not None
 
+    def _step(self, member: Member) -> None:
+        """Do what is due in a cluster. After an exception memory may be wrong: it is forgotten."""
+        try:
+            member.step(self)
+        except DataError:
+            raise
+        except Exception as error:
+            log.exception("a step of the member failed; it gives up what it owns, and joins again")
+            member.fail(repr(error))
+
     def _take_committed(self, router: Router, durable: Durable) -> None:
         for number, outcomes in durable.committed():
             self._perform(router, self.state.committed(number, outcomes, clock.now()))
         if clock.now() >= durable.check_at:
             durable.check()
+
+    def _take_durable(self, router: Router, member: Member) -> None:
+        """Take what a member has committed, as :meth:`_take_committed` does."""
+        committed = member.committed()
+        try:
+            for number, outcomes in committed:
+                if member.answers(now := clock.now()):
+                    self._perform(router, self.state.committed(number, outcomes, now))
+        except Exception as error:
+            log.exception("what is durable could not be applied; all is given up, and read again")
+            member.fail(repr(error))
 
     def _take_loaded(self, router: Router) -> None:
         """Take what the engine has loaded. Exceptions are logged, as for a message."""
@@ -392,7 +468,12 @@ class Loop:
         # The clock is read after the message has arrived: a lease counts from receipt.
         self._perform(router, self.state.receive(route, message, clock.now(), identity))
 
-    def _perform(self, router: Router, effects: list[GlobalEffect]) -> None:
+    def perform(self, effects: Iterable[GlobalEffect]) -> None:
+        """Carry out effects of the state."""
+        assert self.router is not None
+        self._perform(self.router, effects)
+
+    def _perform(self, router: Router, effects: Iterable[GlobalEffect]) -> None:
         for effect in effects:
             if isinstance(effect, Send):
                 message = effect.message
