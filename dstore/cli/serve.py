@@ -27,6 +27,7 @@ def serve(options: Namespace) -> int:
     """Run Global in this thread until SIGINT or SIGTERM. Returns the exit code."""
     if options.keys is not None and options.insecure:
         options.parser.error("--insecure is for a Global without --keys; give one of them")
+    _check_cluster(options)
     _log(options)
     take_all_descriptors()
     server = Global(
@@ -41,6 +42,9 @@ def serve(options: Namespace) -> int:
         shm=options.shm,
         host_cache=options.host_cache,
         data=options.data,
+        engine=options.engine,
+        advertise=options.advertise,
+        ownership_lease=options.ownership_lease,
         keys=options.keys,
         insecure=options.insecure,
     )
@@ -58,6 +62,23 @@ def serve(options: Namespace) -> int:
     notify("READY=1")
     server.run()
     return console.EXIT_OK
+
+
+def _check_cluster(options: Namespace) -> None:
+    """Refuse options that do not go together, in the words of the command line."""
+    if options.engine is None:
+        for name in ("advertise", "ownership_lease"):
+            if getattr(options, name) is not None:
+                option = name.replace("_", "-")
+                options.parser.error(f"--{option} is for a member of a cluster; give --engine, too")
+        return
+    if options.data is not None:
+        options.parser.error("--data is for a Global without --engine; give one of them")
+    if has_password(options.engine):
+        console.complain(
+            "warning: other users of this machine may see the password in the arguments of this "
+            "process; libpq also takes it from $PGPASSWORD, ~/.pgpass or a service file"
+        )
 
 
 def own(options: Namespace) -> int:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 
+from dstore.core.authority.partitions import Partitions
 from dstore.core.authority.state import GlobalState
 from dstore.core.engine import Bulk, Engine
 from dstore.server.host import HostMembership
@@ -43,6 +44,7 @@ class Epoch:
         peer_of: Callable[[bytes], str | None],
         durable: bool,
         quiet_until: float,
+        partitions: Partitions | None,
     ) -> None:
         self.host: HostMembership | None = None
         self.first_load = number * LOADS_OF_AN_EPOCH
@@ -67,6 +69,7 @@ class Epoch:
                 peer_of=peer_of,
                 durable=durable,
                 quiet_until=quiet_until,
+                partitions=partitions,
             )
         except BaseException:
             self.close()

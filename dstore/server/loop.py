@@ -4,26 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from dstore.access.keys import Changes, KeyRing
-from dstore.core.authority.effects import NEVER, GlobalEffect, Load, Publish, Send
+from dstore.core.authority.effects import GlobalEffect, Load, Publish, Send
 from dstore.core.authority.identity import Identity
 from dstore.core.engine import Bulk, Engine, Loaded
-from dstore.errors import AddressError, BadMessage, DataError
+from dstore.errors import BadMessage, DataError
 from dstore.protocol import wire
 from dstore.protocol.messages import Buffer, Hello, Key, Refusal, Refused
 from dstore.runtime import clock, native
 from dstore.runtime.logs import Log, RateLimitedLog
 from dstore.runtime.native import signals_blocked
-from dstore.server.access import Access
 from dstore.server.cluster.member import Member
 from dstore.server.durable import Durable
 from dstore.server.engines.memory import MemoryEngine
 from dstore.server.epoch import Epoch
 from dstore.server.host import HostMembership
+from dstore.server.listener import Listener
 from dstore.server.parameters import loading_engine
 from dstore.server.settings import GlobalSettings
-from dstore.transport import addresses
-from dstore.transport.connection import Denied
 from dstore.transport.router import Router
 
 log = Log("dstore.global")
@@ -42,32 +39,6 @@ FINISH_SLACK = 0.5
 """Seconds beyond one lease within which the last answers must have been given."""
 
 
-REBIND_TIMEOUT = 5.0
-"""Seconds to try to listen again when the server key has changed."""
-REBIND_PAUSE = 0.1
-"""Seconds between two tries."""
-
-
-def exposed(router: Router) -> list[str]:
-    """Return the addresses of a router that other machines can reach. Looks host names up."""
-    return [each for each in (router.address, router.publisher) if not addresses.is_private(each)]
-
-
-def _refuse_if_exposed(router: Router) -> None:
-    found = exposed(router)
-    if found:
-        raise AddressError(
-            f"{' and '.join(found)} can be reached from other machines, and without keys every "
-            "program there could read and write everything; give it a key folder (--keys DIR, or "
-            "keys=), which `dstore access init DIR` makes, or listen on 127.0.0.1 or at an "
-            "ipc path, or permit it (--insecure, or insecure=True)"
-        )
-
-
-def _counter_of(why: Denied) -> str:
-    return f"denied_{why.name.lower()}"
-
-
 def _as_it_is(bulk: Bulk) -> Bulk:
     return bulk
 
@@ -84,22 +55,17 @@ class Loop:
         self, settings: GlobalSettings, engine: Engine | None, given: Bulk | None = None
     ) -> None:
         self.settings = settings
-        self.router: Router | None = None
+        self._listener = Listener(settings, self)
         self._engine = engine  # a member of a cluster has one for each epoch
         self._loading = None if engine is None else loading_engine(engine)
         self._failed: list[tuple[int, list[Loaded]]] = []  # loads that could not even begin
         self._given = given
         self._epoch: Epoch | None = None
         self._epochs = 0  # so many have begun
-        self._durable: Durable | Member | None = None
-        self._member: Member | None = None  # the same, in a cluster
-        self._access: Access | None = None
-        self._era = 0  # counts the routers so far
-        self._server_key = ""  # the public one of the present router
-        self._serving = False
+        self._durable: Durable | None = None  # with a data folder
+        self._member: Member | None = None  # in a cluster
         self._rate_limited_log = RateLimitedLog(log)
         self._load_log = RateLimitedLog(log)
-        self._denied_logs = {each: RateLimitedLog(log) for each in Denied}
 
     # ---- life -----------------------------------------------------------------------------
 
@@ -111,37 +77,32 @@ class Loop:
         """
         settings = self.settings
         deadlines: list[tuple[Key, bytes, float]] = []
-        if settings.keys is not None:
-            with signals_blocked():
-                self._access = Access(settings.keys)
+        self._listener.admit()
         if settings.data is not None:
             with signals_blocked():
-                durable = self._durable = Durable(settings.data, settings.lease)
+                self._durable = Durable(settings.data, settings.lease)
             assert isinstance(self._engine, MemoryEngine)  # no other one goes with a data folder
             self._engine.close()  # empty, if an earlier try has failed
-            deadlines = durable.load(self._engine)
+            deadlines = self._durable.load(self._engine)
         elif settings.database is not None:
             with signals_blocked():
-                self._durable = self._member = Member(settings)
-        router = self._new_router(settings.address, settings.publisher or None)
-        if self._access is None and not settings.insecure:
-            _refuse_if_exposed(router)
+                self._member = Member(settings)
+        router = self._listener.bind()
         self.begin_epoch()
         if self._member is not None:
             self._member.begin(settings.advertise or router.address, self.wake)
         elif self._durable is not None:
             self.state.recover(deadlines, clock.now())
             self._durable.begin(self.wake)
-        self.state.counters.update(dict.fromkeys(map(_counter_of, Denied), 0), denied=0)
-        if self._access is not None:
-            self._access.report(clock.now(), self.state.sessions_by_identity)
+        self._listener.report()
         if self._member is None:  # it does that when it may answer
             self.share(clock.now())
         return router.address, router.publisher
 
     def begin_epoch(self) -> None:
         """Make the state of a new epoch, and what belongs to it. Nothing is answered before."""
-        router, durable, member = self.router, self._durable, self._member
+        router, member = self.router, self._member
+        storage = self._durable if member is None else member
         assert router is not None
         if member is not None:
             self._engine = self._loading = member.engine
@@ -151,33 +112,31 @@ class Loop:
             self.settings,
             self._engine,
             self._given,
-            _as_it_is if durable is None else durable.bulk,
+            _as_it_is if storage is None else storage.bulk,
             number=self._epochs,
             address=router.address,
             publisher=router.advertised,
-            peer_of=self._peer_of,
-            durable=durable is not None,
+            peer_of=self._listener.peer_of,
+            durable=storage is not None,
             quiet_until=self._quiet_until(),
             partitions=None if member is None else member.partitions,
         )
         self._epochs += 1
         state = self.state = epoch.state
-        if durable is not None:
-            state.figures_of_disk = durable.figures
+        if storage is not None:
+            state.figures_of_disk = storage.figures
         if former is not None:
             state.counters.update(former)
         if self._loading is not None:
             self._loading.begin(self.wake)
-        if self._access is not None and self._access.ring.concealed:
-            state.conceal()
+        self._listener.begin_epoch(state)
 
     def end_epoch(self) -> None:
         """Answer nothing of this epoch any more, and void the page of this host. Idempotent."""
         epoch, now = self._epoch, clock.now()
         assert epoch is not None
         epoch.void(now)
-        if self._access is not None:  # what was revoked may be in a cache until then
-            self._access.report_from(now + self.settings.lease)
+        self._listener.end_epoch(now)
         epoch.close()
 
     def share(self, now: float) -> None:
@@ -186,36 +145,19 @@ class Loop:
         with signals_blocked():
             self._epoch.share(now)
 
-    def _new_router(self, address: str, publisher: str | None) -> Router:
-        ring = None if self._access is None else self._access.ring
-        with signals_blocked():
-            router = self.router = Router(
-                address,
-                publisher,
-                max_clients=self.settings.max_clients,
-                warn=self._warn_of_cut,
-                deny=self._deny,
-                keys=ring,
-                era=self._era.to_bytes(4, "big") if self._era else b"",
-            )
-        self._server_key = "" if ring is None else ring.server_public
-        return router
-
-    def _peer_of(self, route: bytes) -> str | None:
-        return None if self.router is None else self.router.peer_of(route)
-
     def _quiet_until(self) -> float:
         """Return when the leases of former lives are over, as far as they are known."""
         if self._durable is not None:
             return self._durable.quiet_until
+        if self._member is not None:
+            return 0.0  # each partition has a quiet time of its own
         assert self._engine is not None
         # What an engine has at the start a former Global may have answered, with the same lease.
         return clock.now() + self.settings.lease if len(self._engine) else 0.0
 
     def wake(self) -> None:
         """Make the serving thread check whether it should go on."""
-        if self.router is not None:
-            self.router.wake()
+        self._listener.wake()
 
     def close(self) -> None:
         """Give back the sockets and the memory of large values. What was given stays open.
@@ -223,14 +165,13 @@ class Loop:
         Ctrl-C may come at any moment. It would interrupt an ExitStack between two of its callbacks,
         and leave out the rest; a ``finally`` is always carried out.
         """
-        router, epoch = self.router, self._epoch
+        epoch = self._epoch
         try:
             if epoch is not None:  # first: from now on another Global may have the address
                 epoch.void(clock.now())
         finally:
             try:
-                if router is not None:
-                    router.close()
+                self._listener.close_router()
             finally:
                 try:
                     if epoch is not None:
@@ -240,13 +181,12 @@ class Loop:
 
     def _close_folders(self) -> None:
         try:
-            if isinstance(self._durable, Durable):
+            if self._durable is not None:
                 self._durable.close(lease_out=self._lease_out())
-            elif self._durable is not None:
-                self._durable.close()
+            if self._member is not None:
+                self._member.close()
         finally:
-            if self._access is not None:
-                self._access.close()
+            self._listener.close()
 
     def _lease_out(self) -> bool:
         state = getattr(self, "state", None)
@@ -254,35 +194,39 @@ class Loop:
 
     def forked(self) -> None:
         """In a forked child: leave the sockets to the parent."""
-        if self.router is not None:
-            self.router.forked()
+        self._listener.forked()
         if self._durable is not None:
             self._durable.forked()
-        if self._access is not None:
-            self._access.forked()
+        if self._member is not None:
+            self._member.forked()
 
     # ---- serving --------------------------------------------------------------------------
 
     def serve(self, ended: Callable[[], object]) -> None:
         """Serve until ``ended()``, which is called after each message and each wake-up."""
-        self._serving = True
+        self._listener.counting = True
         self._wait_in_silence(ended)
         while not ended():
             self._turn(self._next_moment())
 
     def _next_moment(self) -> float:
         """Return when there is something to do, if no message arrives."""
-        host, durable, access = self._host, self._durable, self._access
-        until = NEVER
-        if self._member is None or self._member.answers(clock.now()):
-            until = self.state.alarm.moment
+        host, durable, member = self._host, self._durable, self._member
+        until = self._listener.check_at
+        if member is not None and member.check_at < until:
+            until = member.check_at
+        if member is None or member.answers(clock.now()):
+            until = min(until, self.state.alarm.moment)
             if host is not None and host.check_at < until:
                 until = host.check_at
-        if access is not None and access.check_at < until:
-            until = access.check_at
         if durable is not None and durable.check_at < until:
             until = durable.check_at
         return until
+
+    @property
+    def router(self) -> Router | None:
+        """The present Router; another one takes its place when the server key has changed."""
+        return self._listener.router
 
     @property
     def _host(self) -> HostMembership | None:
@@ -301,7 +245,7 @@ class Loop:
             )
         while left > 0 and not ended():
             native.sleep(min(left, SILENCE_SLICE))
-            self._look_at_keys()
+            self._listener.look()
             left = silent_until - clock.now()
 
     def finish(self) -> None:
@@ -354,8 +298,9 @@ class Loop:
         assert router is not None
         arrived = router.receive(until - clock.now())
         if arrived is not None:
-            if self._access is not None:
-                self._access.heard.add(arrived[3])
+            heard = self._listener.heard
+            if heard is not None:
+                heard.add(arrived[3])
             # A member that stood still since its ownership lease ended answers nothing: the clock
             # is read after the message has arrived.
             if member is None or member.answers(clock.now()):
@@ -363,42 +308,33 @@ class Loop:
                     self._take(router, *arrived)
                 except Exception:
                     log.exception("_take failed; Global goes on")
-        if member is not None and (member.news or clock.now() >= member.check_at):
-            self._step(member)
+        if member is not None:
+            self._step(router, member)
         now = clock.now()
-        answers = member is None or member.answers(now)
-        if answers and now >= self.state.alarm.moment:
+        if member is None or member.answers(now):
+            self._tick(router, now)
+        durable = self._durable
+        if durable is not None and (durable.news or now >= until):
+            self._take_committed(router, durable)
+        if self._loading is not None or self._failed:
+            self._take_loaded(router)
+        if now >= self._listener.check_at:
+            self._listener.look()
+        return arrived is not None
+
+    def _tick(self, router: Router, now: float) -> None:
+        """Do what is due in the state, and for the processes of this host."""
+        if now >= self.state.alarm.moment:
             try:
                 self._perform(router, self.state.tick(now))
             except Exception:
                 log.exception("_tick failed; Global goes on")
         host = self._host
-        if answers and host is not None and now >= host.check_at:
+        if host is not None and now >= host.check_at:
             try:
                 host.check(now)
             except Exception:
                 log.exception("host.check failed; Global goes on")
-        durable = self._durable
-        if member is not None:
-            if member.committed_news:
-                self._take_durable(router, member)
-        elif durable is not None and (durable.news or now >= until):
-            self._take_committed(router, durable)
-        if self._loading is not None or self._failed:
-            self._take_loaded(router)
-        if self._access is not None and now >= self._access.check_at:
-            self._look_at_keys()
-        return arrived is not None
-
-    def _step(self, member: Member) -> None:
-        """Do what is due in a cluster. After an exception memory may be wrong: it is forgotten."""
-        try:
-            member.step(self)
-        except DataError:
-            raise
-        except Exception as error:
-            log.exception("a step of the member failed; it gives up what it owns, and joins again")
-            member.fail(repr(error))
 
     def _take_committed(self, router: Router, durable: Durable) -> None:
         for number, outcomes in durable.committed():
@@ -406,15 +342,19 @@ class Loop:
         if clock.now() >= durable.check_at:
             durable.check()
 
-    def _take_durable(self, router: Router, member: Member) -> None:
-        """Take what a member has committed, as :meth:`_take_committed` does."""
-        committed = member.committed()
+    def _step(self, router: Router, member: Member) -> None:
+        """Do what is due in a cluster. After an exception memory may be wrong: it is forgotten."""
         try:
-            for number, outcomes in committed:
-                if member.answers(now := clock.now()):
-                    self._perform(router, self.state.committed(number, outcomes, now))
+            if member.committed_news:
+                for number, outcomes in member.committed():
+                    if member.answers(now := clock.now()):
+                        self._perform(router, self.state.committed(number, outcomes, now))
+            if member.news or clock.now() >= member.check_at:
+                member.step(self)
+        except DataError:
+            raise
         except Exception as error:
-            log.exception("what is durable could not be applied; all is given up, and read again")
+            log.exception("a member failed; it gives up what it owns, and joins again")
             member.fail(repr(error))
 
     def _take_loaded(self, router: Router) -> None:
@@ -497,78 +437,6 @@ class Loop:
         except Exception as error:
             self._failed.append((number, [error] * len(effect.wanted)))
             self.wake()
-
-    # ---- keys -----------------------------------------------------------------------------
-
-    def _look_at_keys(self) -> None:
-        """Apply what is new in the key folder, and report. Raises AddressError."""
-        access = self._access
-        if access is None:
-            return
-        try:
-            news = access.look(clock.now())
-            if news is not None:
-                self._apply(access, *news)
-        except Exception:  # what was revoked and is still answered is not reported as applied
-            log.exception("_look_at_keys failed; Global goes on, and tries again")
-        if access.ring.server_public != self._server_key:
-            self._replace_router()
-        access.report(clock.now(), self.state.sessions_by_identity)
-
-    def _apply(self, access: Access, ring: KeyRing, changed: Changes) -> None:
-        router = self.router
-        assert router is not None
-        if ring.concealed:  # before anybody is admitted who may not see all keys
-            self.state.conceal()
-        router.admit(ring)
-        for identity in changed.revoked:
-            self._perform(router, self.state.revoke(identity, clock.now()))
-            # Not before: the session counts as lapsed only if it was revoked first.
-            router.cut_identity(identity)
-            log.warning("%s has no access any more: its connections were ended", identity.name)
-        access.lapsing += changed.revoked
-        access.ring = ring
-
-    def _replace_router(self) -> None:
-        """Listen at the same addresses with another server key. Locals connect again.
-
-        ZeroMQ reads the key when a socket is bound, and one that was bound once cannot be bound
-        again; see the Router. Sessions and all else stay. Raises AddressError if the addresses are
-        not free within ``REBIND_TIMEOUT`` seconds.
-        """
-        former = self.router
-        assert former is not None
-        log.warning("the server key was changed: all connections end, and are made again")
-        former.close()
-        self._era += 1
-        end = clock.now() + REBIND_TIMEOUT
-        while True:
-            try:
-                self._new_router(former.address, former.publisher)
-                break
-            except AddressError:
-                if clock.now() >= end:
-                    raise
-            native.sleep(REBIND_PAUSE)
-        self.wake()  # what was said to the former one
-
-    def _deny(self, why: Denied, source: str | None) -> None:
-        """Count and log a failed handshake."""
-        if self._serving:
-            self.state.counters["denied"] += 1
-            self.state.counters[_counter_of(why)] += 1
-        log_of_kind = self._denied_logs[why]
-        log_of_kind.warning(
-            "refused a connection of %s: %s", source or "an unknown address", why.value
-        )
-
-    # ---- what strangers send --------------------------------------------------------------
-
-    def _warn_of_cut(self, message: str, *arguments: object) -> None:
-        """Count and log a connection that the router has cut."""
-        if self._serving:
-            self.state.counters["cut"] += 1
-        self._rate_limited_log.warning(message, *arguments)
 
     def _refuse(self, router: Router, route: bytes, error: BadMessage) -> None:
         """Answer a frame that cannot be decoded."""

@@ -23,9 +23,9 @@ class GlobalSettings(NamedTuple):
     ``publisher`` is empty if it follows from ``address``. ``shm`` is None for the default folder,
     and ``host_cache`` for the default size. ``data`` is None if nothing is kept on a disk, and
     ``keys`` if all may use this Global; these are the programs of this machine alone, unless it is
-    ``insecure``. ``memory_limit`` is that of the engine, unless the caller has made one. ``database``
-    is None unless this Global is a member of a cluster; then ``advertise`` is the address that
-    clients are given, empty for ``address``, and ``ownership_lease`` is in seconds.
+    ``insecure``. ``memory_limit`` is that of the engine, unless the caller has made one.
+    ``database`` is None unless this Global is a member of a cluster; then ``advertise`` is the
+    address that clients are given, empty for ``address``, and ``ownership_lease`` is in seconds.
     """
 
     address: str

@@ -1,7 +1,7 @@
 """A thread that carries out what a member asks of its database, one ask at a time.
 
-Global's thread and this one share two queues and nothing else. A database that does not answer holds
-up this thread alone; the ownership lease ends meanwhile, and Global's thread sees that.
+Global's thread and this one share two queues and nothing else. A database that does not answer
+holds up this thread alone; the ownership lease ends meanwhile, and Global's thread sees that.
 """
 
 from __future__ import annotations

@@ -38,8 +38,8 @@ from dstore.protocol.partitions import partition_of
 from dstore.runtime import clock
 from dstore.runtime.logs import INFO, Log
 from dstore.server.cluster.asking import Asking
-from dstore.server.cluster.storage import Deadline, Storage
 from dstore.server.cluster.opening import open_storage
+from dstore.server.cluster.storage import Deadline
 from dstore.server.cluster.taking import Taking
 from dstore.server.settings import GlobalSettings
 
@@ -95,9 +95,11 @@ class _HandingOver:
         self.reads_until = now + READS_MAX
         self.again_at = 0.0  # when it begins once more; 0.0: it is under way
 
-    @property
-    def look_at(self) -> float:
-        return self.again_at or self.reads_until
+    def look_at(self, now: float) -> float:
+        """Return when something changes, if no write ends before."""
+        if self.again_at:
+            return self.again_at
+        return self.reads_until if now < self.reads_until else self.until
 
 
 class Member:
@@ -106,8 +108,6 @@ class Member:
     All methods are for Global's thread. ``engine`` and ``partitions`` are those of the present
     epoch. ``left`` is whether it has left the cluster. Raises DataError.
     """
-
-    quiet_until = silent_until = 0.0  # each partition has a quiet time of its own
 
     def __init__(self, settings: GlobalSettings) -> None:
         assert settings.database is not None
@@ -202,7 +202,8 @@ class Member:
 
     def answers(self, now: float) -> bool:
         """Whether anything may be answered. The state is not to be called if not."""
-        return now < self.partitions.ends
+        ends: float = self.partitions.ends
+        return now < ends
 
     @property
     def committed_news(self) -> bool:
@@ -226,7 +227,7 @@ class Member:
         if self._ownership is None:
             return NEVER
         handing = self._handing_over
-        due = NEVER if handing is None else handing.look_at
+        due = NEVER if handing is None else handing.look_at(clock.now())
         return min(self._ownership.wake_at, due)
 
     def figures(self) -> dict[str, object]:
@@ -315,9 +316,7 @@ class Member:
             del self._loads[page.load]
             self._serve(service, load.numbers, load.deadlines)
 
-    def _serve(
-        self, service: Service, numbers: Collection[int], deadlines: list[Deadline]
-    ) -> None:
+    def _serve(self, service: Service, numbers: Collection[int], deadlines: list[Deadline]) -> None:
         """Serve partitions whose rows are bound."""
         assert self._ownership is not None
         if not numbers:
@@ -341,9 +340,7 @@ class Member:
             if now >= handing.until:
                 handing.again_at = now + DRAIN_PAUSE
                 service.state.take_writes(now)
-                log.warning(
-                    "partitions are not handed over yet: writes that have begun do not end"
-                )
+                log.warning("partitions are not handed over yet: writes that have begun do not end")
         elif service.state.idle or now >= handing.reads_until:
             self._hand_over(service)
 

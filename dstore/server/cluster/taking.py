@@ -42,7 +42,9 @@ class Taking:
     """
 
     def __init__(
-        self, load: Callable[[tuple[int, ...]], Iterator[Collection[Kept]]], wake: Callable[[], object]
+        self,
+        load: Callable[[tuple[int, ...]], Iterator[Collection[Kept]]],
+        wake: Callable[[], object],
     ) -> None:
         self._load = load
         self._wake = wake
