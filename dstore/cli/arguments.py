@@ -341,9 +341,7 @@ def _add_cluster(parsers: _Parsers) -> None:
     )
     actions = group.add_subparsers(metavar="ACTION", parser_class=Parser)
 
-    init = _add_database(
-        actions, "init", "create the tables of a cluster, or bring them up to date"
-    )
+    init = _add_database(actions, "init", "prepare a database for a cluster of Globals")
     init.epilog = "Nothing is changed in a database that is prepared already."
     _option(init, "--no-standby", action="store_true")
 

@@ -36,8 +36,8 @@ HELP = {
     "--max-clients": "how many Locals may be connected at the same time (default: %(default)s)",
     "--memory-limit": "how much memory all keys and values may take, for example 512M or 4G "
     "(default: 4G)",
-    "--no-standby": "let members commit without a synchronous standby: what a crash of the database "
-    "takes is then lost",
+    "--no-standby": "let members commit without a synchronous standby: what is lost with the "
+    "database's machine is lost",
     "--no-wait": "return without waiting until no Local can read the values any more",
     "--null": "end each key with NUL, for xargs -0",
     "--output": "write to this file, which appears when it is complete",

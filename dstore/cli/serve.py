@@ -17,6 +17,7 @@ from dstore.cli.console import plain
 from dstore.cli.notify import notify
 from dstore.client.owner import HostOwner
 from dstore.errors import DataError, KeyFolderError
+from dstore.server.parameters import has_password
 from dstore.server.server import Global
 from dstore.transport.addresses import is_private
 

@@ -102,7 +102,7 @@ class Loop:
     def begin_epoch(self) -> None:
         """Make the state of a new epoch, and what belongs to it. Nothing is answered before."""
         router, member = self.router, self._member
-        storage = self._durable if member is None else member
+        storage = self._storage
         assert router is not None
         if member is not None:
             self._engine = self._loading = member.engine
@@ -222,6 +222,11 @@ class Loop:
         if durable is not None and durable.check_at < until:
             until = durable.check_at
         return until
+
+    @property
+    def _storage(self) -> Durable | Member | None:
+        """What makes changes durable."""
+        return self._durable if self._member is None else self._member
 
     @property
     def router(self) -> Router | None:
@@ -423,8 +428,8 @@ class Loop:
             elif isinstance(effect, Load):
                 self._load(effect)
             else:
-                assert self._durable is not None
-                self._durable.commit(effect)
+                assert self._storage is not None
+                self._storage.commit(effect)
 
     def _load(self, effect: Load) -> None:
         """Have the engine load values. If that raises, none of them could be loaded."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from urllib.parse import urlsplit
 
 from dstore import checks, config
 from dstore.core.engine import Bulk, Engine, LoadingEngine
@@ -11,6 +12,12 @@ from dstore.server.settings import DatabaseUrl
 
 DATABASE_SCHEMES = ("postgresql://", "postgres://")
 """How the URL of a database begins, as libpq has it."""
+
+
+def has_password(url: str) -> bool:
+    """Whether the URL of a database has a password in it."""
+    parts = urlsplit(url)
+    return "password=" in parts.query or ":" in parts.netloc.rpartition("@")[0]
 
 
 def host_cache_size(name: str, value: int) -> int:

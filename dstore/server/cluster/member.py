@@ -280,11 +280,11 @@ class Member:
         """Let the state answer until the ownership lease ends."""
         assert self._ownership is not None
         ends, now = self._ownership.ends, clock.now()
+        self.partitions.ends = ends
         if now < ends and not self._shared:
             # Before the first answer, since this voids what a former Global here has left.
             self._shared = True
             service.share(now)
-        self.partitions.ends = ends
 
     # ---- gaining ----------------------------------------------------------------------------
 
@@ -393,8 +393,9 @@ class Member:
             raise DataError(f"a new epoch cannot begin: {error!r}") from error
 
     def _begin_epoch(self, service: Service) -> None:
+        assert self._ownership is not None
         self._shared = False
         self._handing_over = None
-        self.partitions = Partitions(0.0)
+        self.partitions = Partitions(self._ownership.ends)
         self.partitions.map = self._map
         service.begin_epoch()
