@@ -36,7 +36,7 @@ from dstore.core.engine import Bulk, LoadingEngine, Outcome
 from dstore.errors import DataError, DstoreError
 from dstore.protocol.partitions import partition_of
 from dstore.runtime import clock
-from dstore.runtime.logs import INFO, Log
+from dstore.runtime.logs import Log
 from dstore.server.cluster.asking import Asking
 from dstore.server.cluster.opening import open_storage
 from dstore.server.cluster.storage import Deadline
@@ -273,7 +273,7 @@ class Member:
             elif isinstance(each, MapChanged):
                 self._map = self.partitions.map = (each.version, each.members, each.owners)
             elif isinstance(each, Left):
-                log.log(INFO, "this Global has left the cluster")
+                log.warning("this Global has left the cluster")
         self._note_lease(service)
 
     def _note_lease(self, service: Service) -> None:
