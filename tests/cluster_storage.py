@@ -10,12 +10,11 @@ import threading
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping
 
-from dstore.protocol.partitions import PARTITIONS, partition_of
-
 from dstore.core.cluster.messages import Ask, Beat, Leave, Member, Partition, View
 from dstore.core.engine import NO_DEADLINE, Bulk, Change, ChangeKind, Kept, Loaded, Outcome
 from dstore.errors import DataError
 from dstore.protocol.messages import Key, Stored
+from dstore.protocol.partitions import PARTITIONS, partition_of
 from dstore.server.cluster.storage import Deadline
 from dstore.server.engines.memory import MemoryEngine
 from dstore.server.settings import GlobalSettings
@@ -33,6 +32,7 @@ class FakeDatabase:
         self.partitions = [Partition(None, 0, 0.0)] * PARTITIONS
         self.rows: dict[Key, Kept] = {}
         self.down = False
+        self.failures = 0  # loads that fail
         self.held = False  # commits are not carried out
         self.loading = threading.Event()
         self.loading.set()
@@ -49,9 +49,9 @@ class FakeDatabase:
         for each in self.storages:
             each.flush()
 
-    def carry_out(self, ask: Ask) -> View | None:
+    def carry_out(self, ask: Ask, cut: bool) -> View | None:
         with self.lock:
-            if self.down:
+            if self.down or cut:
                 raise DataError("the database is down")
             if isinstance(ask, Leave):
                 self.members.pop(ask.me, None)
@@ -129,6 +129,7 @@ class FakeStorage:
         self.engine = Engine(journal=True)
         self.fences: dict[int, int] = {}
         self.closed = False
+        self.cut = False  # nothing is answered to this one
         self._me = b""
         self._wake: Callable[[], object] = int
         self._taken: deque[tuple[int, list[Change]]] = deque()
@@ -143,12 +144,15 @@ class FakeStorage:
         self._me, self._wake = me, wake
 
     def carry_out(self, ask: Ask) -> View | None:
-        return self.database.carry_out(ask)
+        return self.database.carry_out(ask, self.cut)
 
     def load(self, numbers: Collection[int]) -> Iterator[Collection[Kept]]:
         while not self.database.loading.wait(0.02):
             if self.closed:
                 return
+        if self.database.failures:
+            self.database.failures -= 1
+            raise DataError("the database has stumbled")
         with self.database.lock:
             rows = [row for row in self.database.rows.values() if partition_of(row.key) in numbers]
         for start in range(0, len(rows), PAGE):

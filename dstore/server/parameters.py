@@ -7,8 +7,10 @@ from urllib.parse import urlsplit
 
 from dstore import checks, config
 from dstore.core.engine import Bulk, Engine, LoadingEngine
+from dstore.errors import AddressError
 from dstore.server.engines.memory import MemoryEngine
 from dstore.server.settings import DatabaseUrl
+from dstore.transport import addresses
 
 DATABASE_SCHEMES = ("postgresql://", "postgres://")
 """How the URL of a database begins, as libpq has it."""
@@ -58,12 +60,13 @@ def database_of(engine: object) -> DatabaseUrl | None:
 
 def check_member(
     database: DatabaseUrl | None,
+    address: str,
     advertise: object,
     ownership_lease: object,
     data: object,
     bulk: object,
 ) -> None:
-    """Refuse parameters that do not go together. Raises ValueError."""
+    """Refuse parameters that do not go together. Raises ValueError and AddressError."""
     if database is None:
         for name, value in (("advertise", advertise), ("ownership_lease", ownership_lease)):
             if value is not None:
@@ -76,6 +79,11 @@ def check_member(
             raise ValueError(
                 f"{name} is not for a member of a cluster, which keeps everything in its database"
             )
+    if advertise is None and addresses.is_any(address):
+        raise AddressError(
+            f"clients of a cluster cannot connect to {address}; give advertise (--advertise), the "
+            "address at which they reach this Global"
+        )
 
 
 def engine_of(given: Any, memory_limit: int | None, data: bool) -> Engine:

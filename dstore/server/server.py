@@ -174,7 +174,7 @@ class Global:
         if publisher is not None:
             publisher = addresses.check(checks.text("publisher", publisher), bind=True)
         database = database_of(engine)
-        check_member(database, advertise, ownership_lease, data, bulk)
+        check_member(database, address, advertise, ownership_lease, data, bulk)
         if advertise is not None:
             advertise = addresses.check(checks.text("advertise", advertise))
         self._settings = GlobalSettings(

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,11 +14,10 @@ from contextlib import ExitStack
 from typing import Any
 
 import pytest
-import zmq
 
 import dstore
 from dstore import config
-from dstore.core.authority.effects import NEVER
+from dstore.core.cluster.messages import Partition
 from dstore.protocol import wire
 from dstore.protocol.messages import (
     AskMap,
@@ -31,7 +29,6 @@ from dstore.protocol.messages import (
     Refusal,
     Refused,
     ToLocal,
-    Welcome,
 )
 from dstore.protocol.partitions import NOBODY, PARTITIONS, partition_of
 from dstore.runtime import clock
@@ -39,7 +36,7 @@ from dstore.server.cluster import member as members
 from dstore.server.cluster.member import Member
 from dstore.server.loop import Loop
 from dstore.shm.page import VOID
-from tests.cluster_storage import FakeDatabase, FakeStorage
+from tests.cluster_storage import FakeDatabase
 from tests.integration.processes import PATIENCE, RawClient
 
 OWNERSHIP = 0.6
@@ -266,9 +263,7 @@ def test_counters_go_on_over_a_hand_over(start: Start) -> None:
 # ---- hand-over -----------------------------------------------------------------------------------
 
 
-def test_a_hand_over_waits_for_writes_that_have_begun(
-    start: Start, database: FakeDatabase
-) -> None:
+def test_a_hand_over_waits_for_writes_that_have_begun(start: Start, database: FakeDatabase) -> None:
     one = serves(start())
     with dstore.Node(one.address) as node, ThreadPoolExecutor(1) as pool:
         node.set("read", "value")
@@ -343,3 +338,165 @@ def test_messages_are_answered_while_rows_are_loaded(start: Start, database: Fak
         database.loading.set()
         serves(two)
         assert isinstance(raw.ask(Get(raw.epoch, raw.session, 2, KEYS[:1])), GetReply)
+
+
+def test_rows_that_cannot_be_loaded_are_loaded_again(
+    start: Start, database: FakeDatabase, caplog: pytest.LogCaptureFixture
+) -> None:
+    one = serves(start())
+    with dstore.Node(one.address) as node:
+        node.set_many(dict.fromkeys(KEYS, 1))
+    one.close()
+    database.failures = 3
+    with dstore.Node(serves(start()).address) as node:
+        assert node.get_many(KEYS) == dict.fromkeys(KEYS, 1)
+    assert database.failures == 0
+    assert "rows cannot be loaded" in caplog.text
+
+
+# ---- loss ----------------------------------------------------------------------------------------
+
+
+def test_without_the_database_nothing_is_answered_until_it_is_back(
+    start: Start, database: FakeDatabase, caplog: pytest.LogCaptureFixture
+) -> None:
+    one = serves(start())
+    with dstore.Node(one.address) as node:
+        node.set_many(dict.fromkeys(KEYS, 1))
+    with RawClient(one.address) as raw:
+        raw.join()
+        former = raw.epoch
+        database.down = True
+        until(lambda: not member_of(one).answers(clock.now()))
+        assert ask_within(raw, Get(raw.epoch, raw.session, 1, KEYS[:1]), 0.1) is None
+        assert ask_within(raw, AskMap(0, 0, 1), 0.1) is None
+        assert ask_within(raw, Hello(os.urandom(16), 0, 0, "raw"), 0.1) is None
+        database.down = False
+        serves(one)
+        raw.join()
+        assert raw.epoch != former
+        reply = raw.ask(Get(raw.epoch, raw.session, 1, KEYS[:1]))
+        assert isinstance(reply, GetReply)
+    with dstore.Node(one.address) as node:
+        assert node.get_many(KEYS) == dict.fromkeys(KEYS, 1)
+        node.set("new", 2)
+    assert "owns nothing any more" in caplog.text
+
+
+def test_a_member_that_others_have_declared_dead_forgets_everything(
+    start: Start, database: FakeDatabase
+) -> None:
+    one = serves(start())
+    epoch = loop_of(one).state.epoch
+    with database.lock:
+        database.members.clear()
+    until(lambda: loop_of(one).state.epoch != epoch)
+    serves(one)
+
+
+def test_a_write_under_another_fence_is_not_answered_and_ends_the_epoch(
+    start: Start, database: FakeDatabase
+) -> None:
+    one = serves(start())
+    epoch = loop_of(one).state.epoch
+    with RawClient(one.address) as raw, dstore.Node(one.address, timeout=PATIENCE) as node:
+        raw.join()
+        with database.lock:
+            number = partition_of(KEYS[0])
+            database.partitions[number] = Partition(None, 100, 0.0)
+        with pytest.raises(dstore.OutcomeUnknown):
+            node.set(KEYS[0], 1)
+        until(lambda: loop_of(one).state.epoch != epoch)
+        serves(one)
+        assert node.get(KEYS[0], None) is None
+    assert KEYS[0] not in database.rows
+
+
+def test_a_fault_of_a_member_costs_an_epoch_and_no_more(
+    start: Start, database: FakeDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = serves(start())
+    with dstore.Node(one.address) as node:
+        node.set_many(dict.fromkeys(KEYS, 1))
+        member, epoch = member_of(one), loop_of(one).state.epoch
+        go_on = member._go_on_handing_over
+
+        def fail(service: Any) -> None:
+            monkeypatch.setattr(member, "_go_on_handing_over", go_on)
+            raise RuntimeError("a fault")
+
+        monkeypatch.setattr(member, "_go_on_handing_over", fail)
+        until(lambda: loop_of(one).state.epoch != epoch)
+        serves(one)
+        assert node.get_many(KEYS) == dict.fromkeys(KEYS, 1)
+
+
+def test_a_member_takes_over_what_a_dead_one_had(start: Start, database: FakeDatabase) -> None:
+    one, two = serves(start()), start()
+    shared(one, two)
+    with dstore.Node(two.address) as node:
+        theirs = of(two)
+        node.set_many(dict.fromkeys(theirs, 1))
+        database.storages[1].cut = True
+        serves(one)
+    with dstore.Node(one.address) as node:
+        assert node.get_many(theirs) == dict.fromkeys(theirs, 1)
+        quiet = loop_of(one).state._partitions
+        assert quiet is not None and quiet.quiet_until(theirs[0]) > 0.0
+    until(lambda: not member_of(two).answers(clock.now()))
+
+
+# ---- the end -------------------------------------------------------------------------------------
+
+
+def test_a_member_without_a_database_ends_in_bounded_time(
+    start: Start, database: FakeDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = serves(start())
+    database.down = True
+    began = time.monotonic()
+    one.close()
+    assert time.monotonic() - began < PATIENCE / 4
+
+
+def test_a_forked_child_leaves_everything_to_its_parent(start: Start) -> None:
+    one = serves(start())
+    with dstore.Node(one.address) as node:
+        node.set(KEYS[0], 1)
+        child = os.fork()
+        if not child:
+            try:
+                one.close()
+            finally:
+                os.kill(os.getpid(), signal.SIGKILL)
+        os.waitpid(child, 0)
+        assert node.get(KEYS[0]) == 1
+        assert len(serving(one)) == PARTITIONS
+
+
+# ---- parameters ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"engine": "mysql://host/name"}, "begins with postgresql://"),
+        ({"engine": URL, "data": "folder"}, "data is not for a member"),
+        ({"engine": URL, "ownership_lease": 0.01}, "ownership_lease is 0.2 to"),
+        ({"advertise": "tcp://host:1"}, "advertise is for a member"),
+        ({"ownership_lease": 5.0}, "ownership_lease is for a member"),
+        ({"engine": URL, "address": "tcp://*:0", "insecure": True}, "give advertise"),
+        ({"engine": URL, "advertise": "tcp://*:0"}, "the port must be"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(options: dict[str, Any], said: str) -> None:
+    with pytest.raises((ValueError, dstore.AddressError), match=said):
+        dstore.Global(**{"address": "tcp://127.0.0.1:0", **options})
+
+
+def test_a_wrong_url_is_not_shown() -> None:
+    with pytest.raises(ValueError, match="postgresql://") as caught:
+        dstore.Global("tcp://127.0.0.1:0", engine="secret://me:password@host/name")
+    assert "password" not in str(caught.value)
+    served = dstore.Global("tcp://127.0.0.1:0", engine="postgresql://me:password@host/name")
+    assert "password" not in repr(served._settings)

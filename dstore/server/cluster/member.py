@@ -147,6 +147,7 @@ class Member:
         """Hand over everything, then leave the cluster; :attr:`left` is then set. Idempotent."""
         assert self._ownership is not None
         self._carry_out(service, self._ownership.drain(clock.now()))
+        self._go_on_handing_over(service)
 
     @property
     def left(self) -> bool:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
-from typing import Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 from dstore.core.cluster.messages import Ask, View
-from dstore.core.engine import Bulk, Change, Kept, LoadingEngine, Outcome
+from dstore.core.engine import Bulk, Change, LoadingEngine, Outcome
 from dstore.protocol.messages import Key
 
 Deadline: TypeAlias = tuple[Key, bytes, float]
 """A key that expires, the token of its value, and a time of the wall clock."""
+Rows: TypeAlias = Collection[Any]
+"""Some rows, as :meth:`Storage.load` returns them and :meth:`Storage.bind` takes them."""
 
 
 class Storage(Protocol):
@@ -35,7 +37,7 @@ class Storage(Protocol):
     def carry_out(self, ask: Ask) -> View | None:
         """Ask the database, and wait for the answer. None if what has become of it is unknown."""
 
-    def load(self, numbers: Collection[int]) -> Iterator[Collection[Kept]]:
+    def load(self, numbers: Collection[int]) -> Iterator[Rows]:
         """Load the rows of partitions that are owned, page by page."""
 
     def bulk(self, inner: Bulk) -> Bulk:
@@ -44,7 +46,7 @@ class Storage(Protocol):
     def own(self, fences: Mapping[int, int]) -> None:
         """Take note of partitions that are owned from now on, with their fences."""
 
-    def bind(self, rows: Collection[Kept]) -> list[Deadline]:
+    def bind(self, rows: Rows) -> list[Deadline]:
         """Bind rows of :meth:`load` in the engine. Returns their deadlines."""
 
     def forget(self, numbers: Collection[int]) -> None:

@@ -7,13 +7,13 @@ small, and no more than a few of them wait for Global's thread.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from dstore.core.engine import Kept
 from dstore.errors import DstoreError
 from dstore.runtime import native
 from dstore.runtime.logs import Log, RateLimitedLog
+from dstore.server.cluster.storage import Rows
 
 log = Log("dstore.global")
 
@@ -30,7 +30,7 @@ class Page(NamedTuple):
     """
 
     load: int
-    rows: Collection[Kept]
+    rows: Rows
     last: bool = False
     failed: bool = False
 
@@ -43,7 +43,7 @@ class Taking:
 
     def __init__(
         self,
-        load: Callable[[tuple[int, ...]], Iterator[Collection[Kept]]],
+        load: Callable[[tuple[int, ...]], Iterator[Rows]],
         wake: Callable[[], object],
     ) -> None:
         self._load = load
