@@ -313,11 +313,11 @@ class Loop:
                     self._take(router, *arrived)
                 except Exception:
                     log.exception("_take failed; Global goes on")
-        if member is not None:
-            self._step(router, member)
         now = clock.now()
         if member is None or member.answers(now):
             self._tick(router, now)
+        if member is not None:  # after all that may have ended what a hand-over waits for
+            self._step(router, member)
         durable = self._durable
         if durable is not None and (durable.news or now >= until):
             self._take_committed(router, durable)

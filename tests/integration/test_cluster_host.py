@@ -18,6 +18,7 @@ import pytest
 import dstore
 from dstore import config
 from dstore.core.cluster.messages import Partition
+from dstore.core.cluster.sightings import Sightings
 from dstore.protocol import wire
 from dstore.protocol.messages import (
     AskMap,
@@ -39,8 +40,10 @@ from dstore.shm.page import VOID
 from tests.cluster_storage import FakeDatabase
 from tests.integration.processes import PATIENCE, RawClient
 
-OWNERSHIP = 0.6
-"""Seconds of an ownership lease: several of its beats fit between two turns of a busy machine."""
+OWNERSHIP = 1.2
+"""Seconds of an ownership lease: long enough for a busy machine."""
+SOON = 0.5
+"""The same in tests that wait for its end."""
 LEASE = 0.2
 URL = "postgresql://nowhere/"
 KEYS = [f"k{number}" for number in range(100)]
@@ -49,6 +52,8 @@ KEYS = [f"k{number}" for number in range(100)]
 @pytest.fixture
 def database(monkeypatch: pytest.MonkeyPatch) -> FakeDatabase:
     database = FakeDatabase()
+    # A hand-over to a member begins when it has been there for an ownership lease; here, at once.
+    monkeypatch.setattr(Sightings, "settled", Sightings.live)
     monkeypatch.setattr(members, "open_storage", database.open)
     return database
 
@@ -360,7 +365,7 @@ def test_rows_that_cannot_be_loaded_are_loaded_again(
 def test_without_the_database_nothing_is_answered_until_it_is_back(
     start: Start, database: FakeDatabase, caplog: pytest.LogCaptureFixture
 ) -> None:
-    one = serves(start())
+    one = serves(start(ownership_lease=SOON))
     with dstore.Node(one.address) as node:
         node.set_many(dict.fromkeys(KEYS, 1))
     with RawClient(one.address) as raw:
@@ -432,7 +437,7 @@ def test_a_fault_of_a_member_costs_an_epoch_and_no_more(
 
 
 def test_a_member_takes_over_what_a_dead_one_had(start: Start, database: FakeDatabase) -> None:
-    one, two = serves(start()), start()
+    one, two = serves(start(ownership_lease=SOON)), start(ownership_lease=SOON)
     shared(one, two)
     with dstore.Node(two.address) as node:
         theirs = of(two)
@@ -452,7 +457,7 @@ def test_a_member_takes_over_what_a_dead_one_had(start: Start, database: FakeDat
 def test_a_member_without_a_database_ends_in_bounded_time(
     start: Start, database: FakeDatabase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one = serves(start())
+    one = serves(start(ownership_lease=SOON))
     database.down = True
     began = time.monotonic()
     one.close()
