@@ -34,7 +34,7 @@ input; {console.EXIT_UNREACHED} Global cannot be reached, or what listens there 
 DIGITS_MAX = 20
 """More digits are refused here, since Python has its own error for thousands of digits."""
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:I?B)?", re.IGNORECASE)
-DRAIN_TIMEOUT = 60.0
+DRAIN_WAIT = 60.0
 WORKERS_DEFAULT, WORKERS_MAX = 4, 64
 ROLES = ("read", "write", "admin")
 
@@ -355,14 +355,7 @@ def _add_cluster(parsers: _Parsers) -> None:
     )
     _option(drain, "member", metavar="MEMBER")
     seconds = between(config.TIMEOUT_MIN, config.TIMEOUT_MAX, "seconds")
-    _option(
-        drain,
-        "--timeout",
-        type=seconds,
-        default=DRAIN_TIMEOUT,
-        metavar="SECONDS",
-        help="how long to wait until it has handed over all (default: %(default)g)",
-    )
+    _option(drain, "--wait", type=seconds, default=DRAIN_WAIT, metavar="SECONDS")
 
 
 def _add_database(actions: _Parsers, name: str, about: str) -> Parser:

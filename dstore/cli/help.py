@@ -56,6 +56,7 @@ HELP = {
     "--ttl": "after how many seconds the key expires (default: it stays until it is deleted)",
     "--value-limit": "how large one value may be (default: 4G)",
     "--verbose": "log more; give it twice to log all",
+    "--wait": "how long to wait until the member has handed over all (default: %(default)g)",
     "--workers": "how many processes read the files (default: %(default)s)",
     "backup": "the folder that `dstore backup` has made",
     "data": "the data folder, as given to `dstore global --data`",
