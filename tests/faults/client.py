@@ -84,8 +84,6 @@ class Client:
     ) -> None:
         self.node = node
         self._large = large  # the part of the values that are large
-        self._stale = copy.copy(node._commands)  # reads as a Node with stale_ok, of the same cache
-        self._stale.options = self._stale.options._replace(stale_ok=True)
         self._recorder = recorder
         self._rng = rng
         self._name = name
@@ -126,10 +124,12 @@ class Client:
         return start, end, (_value_of(found.value), found.from_local)
 
     def get_stale(self, keys: Keys) -> None:
+        stale = copy.copy(self.node._commands)  # reads as a Node with stale_ok, of the same cache
+        stale.options = stale.options._replace(stale_ok=True)
         key = self._key(keys)
         start = now()
         try:
-            found = self.node._do(self._stale.lookup(key))
+            found = self.node._do(stale.lookup(key))
         except dstore.KeyMissing:
             self._recorder.read("stale", {key: None}, start, now(), False)
         except dstore.GlobalUnavailable:
@@ -309,3 +309,10 @@ OPERATIONS: dict[Callable[[Client, Keys], None], int] = {
     Client.clear_many: 2,
 }
 """The operations of a client and their relative frequency."""
+
+OF_SEVERAL = {
+    operation: frequency
+    for operation, frequency in OPERATIONS.items()
+    if operation not in (Client.get_stale, Client.get_flooded)
+}
+"""The same for a client of several Globals: none has ``stale_ok``, and there are no floods."""
