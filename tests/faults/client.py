@@ -32,6 +32,8 @@ FLOOD_READ = 60
 """Keys of a flood that are read."""
 MANY = 8
 """Keys of one call with many keys."""
+LISTED = ("hot", "loose", "cold1")
+"""What the listed keys of a round begin with."""
 BURST_NS = 1_000_000
 """Nanoseconds for which one key is read repeatedly."""
 now = time.monotonic_ns
@@ -62,6 +64,11 @@ class Keys:
         """All keys of the round, but those of a flood."""
         sorts = {"hot": self.hot, "cold": self.cold, "loose": self._loose}
         return [f"{self.number}.{sort}{n}" for sort, count in sorts.items() for n in range(count)]
+
+    def listed(self, rng: random.Random) -> tuple[str, list[str]]:
+        """A prefix, and all the keys that have it."""
+        prefix = f"{self.number}.{rng.choice(LISTED)}"
+        return prefix, [key for key in self.all() if key.startswith(prefix)]
 
     @property
     def _loose(self) -> int:
@@ -169,6 +176,21 @@ class Client:
             self._recorder.read("contains", {key: None}, start, now(), None)
         else:
             self._recorder.read("get", {key: None}, start, now(), False)
+
+    def list_keys(self, keys: Keys) -> None:
+        """List some keys. Each was looked for at some moment of the call."""
+        prefix, all_keys = keys.listed(self._rng)
+        start = now()
+        try:
+            there = set(self.node.keys(prefix))
+        except dstore.GlobalUnavailable:
+            self._recorder.count({"reads unavailable": 1})
+            return
+        end = now()
+        assert there <= set(all_keys), f"keys that nobody has set: {there - set(all_keys)}"
+        missing: Values = {key: None for key in all_keys if key not in there}
+        self._recorder.read("get", missing, start, end, False)
+        self._recorder.read("contains", dict.fromkeys(there), start, end, None)
 
     # ---- writing --------------------------------------------------------------------------
 
@@ -300,6 +322,7 @@ OPERATIONS: dict[Callable[[Client, Keys], None], int] = {
     Client.get_flooded: 6,
     Client.get_stale: 5,
     Client.contains: 3,
+    Client.list_keys: 1,
     Client.set: 17,
     Client.set_many: 4,
     Client.replace: 7,
