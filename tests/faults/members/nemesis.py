@@ -232,7 +232,9 @@ class Nemesis(Injector):
     def _has_joined(self) -> bool:
         if self._spare.note_end():
             self._spare.start()
-        return owned(self._postgres).get(self._spare.advertised, 0) > 0
+        return any(
+            count for address, count in owned(self._postgres) if address == self._spare.advertised
+        )
 
     def _drain(self) -> Begun | None:
         if not self._spare.alive or self._spare in self._busy:

@@ -250,26 +250,25 @@ class Run:
         return (time.monotonic_ns() - self._begin) / 1e9
 
     def _wait_until_served(self) -> None:
-        """Wait until living members own all partitions. Raises TimeoutError."""
+        """Wait until the living members, and they alone, own all partitions; or TimeoutError."""
         until = time.monotonic() + SETTLE_TIMEOUT
         while True:
-            counts = owned(self._postgres)
-            living = {member.advertised for member in self._members if member.alive}
-            if sum(counts.get(address, 0) for address in living) == PARTITIONS:
+            there = owned(self._postgres)
+            living = sorted(member.advertised for member in self._members if member.alive)
+            if sorted(address for address, _ in there) == living and (
+                sum(count for _, count in there) == PARTITIONS
+            ):
                 return
             if time.monotonic() > until:
-                raise TimeoutError(f"not all partitions have an owner: {counts}")
+                raise TimeoutError(f"{living} do not own all partitions, but {there}")
             time.sleep(STEP_SECONDS)
 
     # ---- end ------------------------------------------------------------------------------
 
     def _end(self) -> None:
         """Wait until all is settled, end the workers, and read all keys."""
-        # The owner of a partition may still be a member that has died.
-        time.sleep(2 * self.plan.lease)
         self._wait_until_served()
-        life = self._times.lives[-1]
-        life.ready = time.monotonic_ns()
+        self._times.lives[-1].ready = time.monotonic_ns()
         self._clients.end_all()
         by = self._times.deleted_by(time.monotonic_ns())
         assert by is not None

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-
 from tests.postgres import Postgres
 
 PARTITIONS = 256
@@ -13,15 +11,15 @@ _OWNED = (
 )
 
 
-def owned(postgres: Postgres) -> dict[str, int]:
-    """Return how many partitions each member owns, by its address; {} if that cannot be asked.
+def owned(postgres: Postgres) -> list[tuple[str, int]]:
+    """Return the address of each member and how many partitions it owns.
 
-    Of two members at one address, a dead one and its successor, those are summed.
+    A member that has died is there until another one has noticed that; its successor may have the
+    same address. The list is empty if the database cannot be asked.
     """
     import psycopg
 
-    counts: dict[str, int] = {}
-    with contextlib.suppress(psycopg.Error):
-        for address, count in postgres.primary.query(_OWNED):
-            counts[address] = counts.get(address, 0) + count
-    return counts
+    try:
+        return [(address, count) for address, count in postgres.primary.query(_OWNED)]
+    except psycopg.Error:
+        return []
