@@ -30,10 +30,13 @@ class Member:
         self._options = ["--address", address, "--advertise", advertised, *options]
         self._log = folder / f"global-{number}.log"
         self._process: subprocess.Popen[bytes] | None = None
+        self._draining: subprocess.Popen[bytes] | None = None
+        self._asked = False  # to end
 
     def start(self) -> None:
         """Start it, without waiting until it serves anything: the database may be away."""
         assert not self.alive
+        self._asked = False
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
                 [*self._command, str(os.getpid()), "global", *self._options],
@@ -60,11 +63,39 @@ class Member:
             send_signal(self._process.pid, number)
 
     def ask_to_end(self) -> None:
-        """Ask it to hand over what it owns, and to end."""
-        self.signal(signal.SIGTERM)
+        """Ask it to hand over what it owns, and to end. A second signal would end it at once."""
+        if not self._asked:
+            self._asked = True
+            self.signal(signal.SIGTERM)
+
+    def drain(self, database: str) -> None:
+        """Ask it by ``dstore cluster drain`` to hand over what it owns, without waiting."""
+        command = ["cluster", "drain", database, self.advertised]
+        with self._log.open("ab") as log:
+            self._draining = subprocess.Popen(
+                [*self._command, str(os.getpid()), *command],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, "PYTHONPATH": str(ROOT)},
+                start_new_session=True,
+            )
+
+    def has_drained(self) -> bool:
+        """Whether that has ended. If it has failed, that is noted."""
+        if self._draining is not None and self._draining.poll() is not None:
+            process, self._draining = self._draining, None
+            if process.returncode:
+                said = self._said()[-SAID_MAX:]
+                self.problems.append(f"draining {self} failed: {said}")
+        return self._draining is None
 
     def kill(self) -> None:
         """Kill it with SIGKILL, if it is there. If it had ended by itself, that is noted."""
+        if self._draining is not None:
+            self._draining.kill()
+            self._draining.wait()
+            self._draining = None
         if self._process is not None and not self.note_end():
             self._process.kill()
             self._process.wait()

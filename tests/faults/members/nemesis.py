@@ -239,8 +239,16 @@ class Nemesis(Injector):
     def _drain(self) -> Begun | None:
         if not self._spare.alive or self._spare in self._busy:
             return None
-        self._spare.ask_to_end()
-        return self._spare, 0.0, self._spare.note_end
+        if self._rng.random() < 0.5:
+            self._spare.ask_to_end()
+            return self._spare, 0.0, self._spare.note_end
+        self._spare.drain(self._postgres.url())
+        return self._spare, 0.0, self._has_drained
+
+    def _has_drained(self) -> bool:
+        if self._spare.has_drained():
+            self._spare.ask_to_end()
+        return self._spare.note_end()
 
     def revive(self) -> None:
         """Start again the Globals that have ended by themselves, which is noted."""
