@@ -312,8 +312,9 @@ class Member:
             self._storage.forget(load.numbers)
             self._load(load.numbers)
             return
-        load.deadlines += self._storage.bind(page.rows)
-        if page.last:
+        if not page.last:
+            load.deadlines += self._storage.bind(page.rows)
+        else:
             del self._loads[page.load]
             self._serve(service, load.numbers, load.deadlines)
 

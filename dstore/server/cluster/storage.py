@@ -11,8 +11,8 @@ from dstore.protocol.messages import Key
 
 Deadline: TypeAlias = tuple[Key, bytes, float]
 """A key that expires, the token of its value, and a time of the wall clock."""
-Rows: TypeAlias = Collection[Any]
-"""Some rows, as :meth:`Storage.load` returns them and :meth:`Storage.bind` takes them."""
+Rows: TypeAlias = Any
+"""A page of rows, as :meth:`Storage.load` returns them and :meth:`Storage.bind` takes them."""
 
 
 class Storage(Protocol):

@@ -26,7 +26,7 @@ RETRY_PAUSE = 0.2
 class Page(NamedTuple):
     """Some rows of a load with this number.
 
-    After the ``last`` page nothing follows. If it has ``failed`` the rows so far count for nothing.
+    The ``last`` page has no rows. If it has ``failed`` the rows so far count for nothing.
     """
 
     load: int
@@ -126,11 +126,11 @@ class Taking:
         for rows in self._load(partitions):
             if not self._put(Page(number, rows)):
                 return
-        self._put(Page(number, (), last=True))
+        self._put(Page(number, None, last=True))
 
     def _fail(self, number: int) -> None:
         self._stopped.wait(RETRY_PAUSE)
-        self._put(Page(number, (), last=True, failed=True))
+        self._put(Page(number, None, last=True, failed=True))
 
     def _put(self, page: Page) -> bool:
         """Hand a page over, when there is room for it. Returns whether it is wanted."""
