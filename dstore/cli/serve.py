@@ -13,11 +13,11 @@ from argparse import Namespace
 from collections.abc import Callable, Iterator
 
 from dstore.cli import console
+from dstore.cli.cluster import warn_of_password
 from dstore.cli.console import plain
 from dstore.cli.notify import notify
 from dstore.client.owner import HostOwner
 from dstore.errors import DataError, KeyFolderError
-from dstore.server.parameters import has_password
 from dstore.server.server import Global
 from dstore.transport.addresses import is_private
 
@@ -75,11 +75,7 @@ def _check_cluster(options: Namespace) -> None:
         return
     if options.data is not None:
         options.parser.error("--data is for a Global without --engine; give one of them")
-    if has_password(options.engine):
-        console.complain(
-            "warning: other users of this machine may see the password in the arguments of this "
-            "process; libpq also takes it from $PGPASSWORD, ~/.pgpass or a service file"
-        )
+    warn_of_password(options.engine)
 
 
 def own(options: Namespace) -> int:

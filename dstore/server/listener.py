@@ -10,8 +10,7 @@ from collections.abc import Iterable
 from typing import Protocol
 
 from dstore.access.keys import Changes, KeyRing
-from dstore.core.authority.effects import NEVER, GlobalEffect
-from dstore.core.authority.identity import Identity
+from dstore.core.authority.effects import GlobalEffect
 from dstore.core.authority.state import GlobalState
 from dstore.errors import AddressError
 from dstore.runtime import clock, native
@@ -44,15 +43,16 @@ class Listener:
     """The Router of a Global, and its key folder if it has one.
 
     One thread uses it, but :meth:`wake` may be called from any thread and from signal handlers. At
-    ``check_at`` :meth:`look` is due. Add to ``heard`` each identity from which a message has come.
+    the time ``check_at`` of ``access``, which is None without keys, :meth:`look` is due. Add to its
+    ``heard`` each identity from which a message has come.
     """
 
     def __init__(self, settings: GlobalSettings, service: Service) -> None:
         self.router: Router | None = None
+        self.access: Access | None = None
         self.counting = False  # whether what fails is counted in the state, and not only logged
         self._settings = settings
         self._service = service
-        self._access: Access | None = None
         self._era = 0  # counts the routers so far
         self._server_key = ""  # the public one of the present router
         self._cut_log = RateLimitedLog(log)
@@ -64,13 +64,13 @@ class Listener:
         """Load the key folder, if there is one. Raises KeyFolderError."""
         if self._settings.keys is not None:
             with signals_blocked():
-                self._access = Access(self._settings.keys)
+                self.access = Access(self._settings.keys)
 
     def bind(self) -> Router:
         """Bind the sockets, after :meth:`admit`. Raises AddressError."""
         settings = self._settings
         router = self._new_router(settings.address, settings.publisher or None)
-        if self._access is None and not settings.insecure:
+        if self.access is None and not settings.insecure:
             _refuse_if_exposed(router)
         return router
 
@@ -83,27 +83,18 @@ class Listener:
 
     def end_epoch(self, now: float) -> None:
         """Report nothing while leases of the epoch may run: who was revoked may have one."""
-        if self._access is not None:
-            self._access.report_from(now + self._settings.lease)
+        if self.access is not None:
+            self.access.report_from(now + self._settings.lease)
 
     def report(self) -> None:
         """Report what is applied to the key folder, if that is due."""
-        if self._access is not None:
-            self._access.report(clock.now(), self._service.state.sessions_by_identity)
+        if self.access is not None:
+            self.access.report(clock.now(), self._service.state.sessions_by_identity)
 
     @property
     def concealed(self) -> bool:
         """Whether some identities do not see all keys."""
-        return self._access is not None and self._access.ring.concealed
-
-    @property
-    def check_at(self) -> float:
-        return NEVER if self._access is None else self._access.check_at
-
-    @property
-    def heard(self) -> set[Identity] | None:
-        """The identities from which messages have come since the last report; None without keys."""
-        return None if self._access is None else self._access.heard
+        return self.access is not None and self.access.ring.concealed
 
     def peer_of(self, route: bytes) -> str | None:
         """Return the source address of a route, if it is known."""
@@ -121,18 +112,18 @@ class Listener:
 
     def close(self) -> None:
         """Give up the key folder. Idempotent."""
-        if self._access is not None:
-            self._access.close()
+        if self.access is not None:
+            self.access.close()
 
     def forked(self) -> None:
         """In a forked child: leave the sockets to the parent."""
         if self.router is not None:
             self.router.forked()
-        if self._access is not None:
-            self._access.forked()
+        if self.access is not None:
+            self.access.forked()
 
     def _new_router(self, address: str, publisher: str | None) -> Router:
-        ring = None if self._access is None else self._access.ring
+        ring = None if self.access is None else self.access.ring
         with signals_blocked():
             router = self.router = Router(
                 address,
@@ -150,7 +141,7 @@ class Listener:
 
     def look(self) -> None:
         """Apply what is new in the key folder, and report. Raises AddressError."""
-        access = self._access
+        access = self.access
         if access is None:
             return
         try:

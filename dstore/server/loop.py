@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from dstore.core.authority.effects import GlobalEffect, Load, Publish, Send
+from dstore.core.authority.effects import NEVER, GlobalEffect, Load, Publish, Send
 from dstore.core.authority.identity import Identity
 from dstore.core.engine import Bulk, Engine, Loaded
 from dstore.errors import BadMessage, DataError
@@ -62,6 +62,7 @@ class Loop:
         self._given = given
         self._epoch: Epoch | None = None
         self._epochs = 0  # so many have begun
+        self._host: HostMembership | None = None  # that of the epoch
         self._durable: Durable | None = None  # with a data folder
         self._member: Member | None = None  # in a cluster
         self._rate_limited_log = RateLimitedLog(log)
@@ -135,6 +136,7 @@ class Loop:
         """Answer nothing of this epoch any more, and void the page of this host. Idempotent."""
         epoch, now = self._epoch, clock.now()
         assert epoch is not None
+        self._host = None
         epoch.void(now)
         self._listener.end_epoch(now)
         epoch.close()
@@ -144,6 +146,7 @@ class Loop:
         assert self._epoch is not None
         with signals_blocked():
             self._epoch.share(now)
+        self._host = self._epoch.host
 
     def _quiet_until(self) -> float:
         """Return when the leases of former lives are over, as far as they are known."""
@@ -211,14 +214,16 @@ class Loop:
 
     def _next_moment(self) -> float:
         """Return when there is something to do, if no message arrives."""
-        host, durable, member = self._host, self._durable, self._member
-        until = self._listener.check_at
-        if member is not None and member.check_at < until:
-            until = member.check_at
-        if member is None or member.answers(clock.now()):
-            until = min(until, self.state.alarm.moment)
+        host, durable, access = self._host, self._durable, self._listener.access
+        until = NEVER
+        if self._member is None or self._member.answers(clock.now()):
+            until = self.state.alarm.moment
             if host is not None and host.check_at < until:
                 until = host.check_at
+        if access is not None and access.check_at < until:
+            until = access.check_at
+        if self._member is not None:
+            until = min(until, self._member.check_at)
         if durable is not None and durable.check_at < until:
             until = durable.check_at
         return until
@@ -232,10 +237,6 @@ class Loop:
     def router(self) -> Router | None:
         """The present Router; another one takes its place when the server key has changed."""
         return self._listener.router
-
-    @property
-    def _host(self) -> HostMembership | None:
-        return None if self._epoch is None else self._epoch.host
 
     def _wait_in_silence(self, ended: Callable[[], object]) -> None:
         """Answer nothing while a Global that has the same data may go on; see Durable."""
@@ -299,13 +300,12 @@ class Loop:
         must not end the service for others. But DataError ends it, and so does any failure to
         apply what is durable: memory and disk would not be the same any more.
         """
-        router, member = self.router, self._member
+        router, access, member = self._listener.router, self._listener.access, self._member
         assert router is not None
         arrived = router.receive(until - clock.now())
         if arrived is not None:
-            heard = self._listener.heard
-            if heard is not None:
-                heard.add(arrived[3])
+            if access is not None:
+                access.heard.add(arrived[3])
             # A member that stood still since its ownership lease ended answers nothing: the clock
             # is read after the message has arrived.
             if member is None or member.answers(clock.now()):
@@ -323,7 +323,7 @@ class Loop:
             self._take_committed(router, durable)
         if self._loading is not None or self._failed:
             self._take_loaded(router)
-        if now >= self._listener.check_at:
+        if access is not None and now >= access.check_at:
             self._listener.look()
         return arrived is not None
 
