@@ -37,6 +37,8 @@ CONNECT_TIMEOUT = 3
 """Seconds for a connection to each of the hosts."""
 WATCH_EVERY = 0.25
 """Seconds between two looks at statements that may have taken too long."""
+END_TIMEOUT = 15.0
+"""Seconds to wait at the end for a thread that is connecting."""
 NEVER = float("inf")
 
 _SETTINGS = """
@@ -168,6 +170,7 @@ class Link:
         self._lock = native.Lock()  # guards the next one
         self._socket: native.sockets.socket | None = None  # a duplicate, to shut it down by
         self._closed = False
+        self.in_use = native.Lock()  # for threads that somebody else ends
 
     def __repr__(self) -> str:
         state = "closed" if self._connection is None else "open"
@@ -256,6 +259,14 @@ class Link:
         """Cut the connection, and make no other. Idempotent. The thread that uses it drops it."""
         self._closed = True
         self.cut()
+
+    def end(self) -> None:
+        """Drop the connection after :meth:`close`, when no thread is within :attr:`in_use`."""
+        if self.in_use.acquire(timeout=END_TIMEOUT):
+            try:
+                self.drop()
+            finally:
+                self.in_use.release()
 
 
 class Watch:

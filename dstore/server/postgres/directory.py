@@ -77,20 +77,21 @@ class Directory:
         Raises DataError if it failed, or if that is not known; the text says why.
         """
         link = self._link
-        connection = link.open()
-        link.warning()  # of before
-        try:
-            with link.limited():
-                view = self._transact(connection, ask)
-        except psycopg.Error as error:
-            link.drop()
-            raise link.target.error("has failed", error) from None
-        except DataError:
-            link.drop()
-            raise
-        if warning := link.warning():
-            raise link.target.error("warns, so that a commit is in doubt", warning)
-        return view
+        with link.in_use:
+            connection = link.open()
+            link.warning()  # of before
+            try:
+                with link.limited():
+                    view = self._transact(connection, ask)
+            except psycopg.Error as error:
+                link.drop()
+                raise link.target.error("has failed", error) from None
+            except DataError:
+                link.drop()
+                raise
+            if warning := link.warning():
+                raise link.target.error("warns, so that a commit is in doubt", warning)
+            return view
 
     def _transact(self, connection: Connection, ask: Ask) -> View:
         with connection.transaction():
@@ -134,10 +135,6 @@ class Directory:
         if self._link.standby and not waits:
             raise self._link.target.refused("synchronous_standby_names was emptied meanwhile")
         return View(members, partitions)
-
-    def close(self) -> None:
-        """Drop the connection. From the thread that uses it, or after that has ended."""
-        self._link.drop()
 
 
 def read_view(connection: Connection) -> tuple[dict[bytes, Member], list[Partition], bool]:

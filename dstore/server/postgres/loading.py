@@ -91,20 +91,17 @@ class Loading:
             yield Page(page, [])
 
     def _ask(self, work: Callable[[Connection], T]) -> T:
-        connection = self._link.open()
-        try:
-            with self._link.limited():
-                return work(connection)
-        except psycopg.Error as error:
-            self._link.drop()
-            raise self._link.target.error("has failed", error) from None
-        except DataError:
-            self._link.drop()
-            raise
-
-    def close(self) -> None:
-        """Drop the connection. From the thread that uses it, or after that has ended."""
-        self._link.drop()
+        with self._link.in_use:
+            connection = self._link.open()
+            try:
+                with self._link.limited():
+                    return work(connection)
+            except psycopg.Error as error:
+                self._link.drop()
+                raise self._link.target.error("has failed", error) from None
+            except DataError:
+                self._link.drop()
+                raise
 
 
 def _begin(target: Target, fences: Mapping[int, int], connection: Connection) -> dict[Piece, int]:

@@ -24,8 +24,8 @@ from dstore.server.postgres.values import Values
 log = Log("dstore.global")
 
 LARGE_SHARE = 0.5
-"""The share of a member's ``memory_limit`` that large values may take. The rest is for keys and small
-values."""
+"""The share of a member's ``memory_limit`` that large values may take. The rest is for keys and
+small values."""
 WAITING_SHARE = 0.125
 """The share of it that values may take which wait for the database; others are refused."""
 
@@ -62,6 +62,7 @@ class Store:
         try:
             directory.open()  # what is wrong with the database is said at once
         except BaseException:
+            directory.drop()
             self._watch.close()
             raise
 
@@ -84,8 +85,8 @@ class Store:
     def close(self) -> None:
         """End the threads and close the connections. What is under way may happen or not.
 
-        It takes no longer than a connection to a host that does not answer. Idempotent. The
-        caller's threads are to end before, or soon after: they get DataError.
+        It takes no longer than a connection to hosts that do not answer. Idempotent. Threads that
+        carry out asks or load get DataError.
         """
         if self._closed:
             return
@@ -94,6 +95,8 @@ class Store:
             link.close()
         self._journal.close()
         self._values.close()
+        for link in self._links:
+            link.end()
         self._watch.close()
         self._engine.close()
 
