@@ -18,7 +18,7 @@ from tests.postgres import Postgres
 
 pytest.importorskip("psycopg")
 
-from dstore.server.postgres.engine import StoredEngine  # noqa: E402
+from dstore.server.postgres.engine import StoredEngine
 
 
 @pytest.fixture(scope="module")
