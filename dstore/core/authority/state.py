@@ -249,7 +249,7 @@ class GlobalState:
         if self._lapsed(now):
             return []
         self._partitions.gain(numbers, quiet_until)
-        self._deadlines.load(deadlines, now)
+        self.recover(deadlines, now)
         return self._effects()
 
     def _lapsed(self, now: float) -> bool:
