@@ -177,6 +177,8 @@ def _described(before: Status, now: Status) -> dict[str, Any]:
                 for each, wanted in zip(now.partitions, planned)
             ),
         },
+        "keys": now.keys,
+        "bytes": now.bytes,
         "fences": {"lowest": min(fences), "highest": max(fences), "sum": sum(fences)},
         "standby": {
             "needed": now.needs_standby,
@@ -196,6 +198,7 @@ def _lines(shown: dict[str, Any]) -> Iterator[str]:
             yield "  ".join(each.ljust(width) for each, width in zip(row, widths)).rstrip()
     else:
         yield "no members"
+    yield f"keys: {shown['keys']:,} ({shown['bytes']:,} bytes)"
     partitions, fences = shown["partitions"], shown["fences"]
     silent = partitions["of_silent_members"]
     yield (
@@ -223,6 +226,6 @@ def _standby_lines(standby: dict[str, Any]) -> Iterator[str]:
         needed = "needed, and none is there" if standby["needed"] else "none, and none is needed"
         yield f"standby: {needed}"
     for each in standby["servers"]:
-        lag = each["lag_bytes"]
-        behind = "its lag is not known" if lag is None else f"{lag:,} bytes behind"
-        yield f"standby: {visible(each['name'])}, {each['state']}, {each['sync_state']}, {behind}"
+        kind = "synchronous" if each["synchronous"] else "asynchronous"
+        lag = "lag not known" if each["lag"] is None else f"{each['lag']:,} bytes behind"
+        yield f"standby: {visible(each['name'])}, {kind}, {each['state'] or 'unknown'}, {lag}"
