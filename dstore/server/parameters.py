@@ -18,7 +18,10 @@ DATABASE_SCHEMES = ("postgresql://", "postgres://")
 
 def has_password(url: str) -> bool:
     """Whether the URL of a database has a password in it."""
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # it is refused by who is to use it
+        return False
     return "password=" in parts.query or ":" in parts.netloc.rpartition("@")[0]
 
 

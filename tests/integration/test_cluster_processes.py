@@ -7,20 +7,19 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
-import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import zmq
 
 import dstore
+from dstore import cli
 from dstore.protocol import wire
 from dstore.protocol.messages import (
     AskMap,
@@ -29,11 +28,14 @@ from dstore.protocol.messages import (
     MapReply,
     Set,
     SetItem,
+    Stats,
+    StatsReply,
     Stored,
 )
 from dstore.protocol.partitions import PARTITIONS, partition_of
+from dstore.server import postgres
 from dstore.testing import start_global
-from tests.integration.processes import PATIENCE, ROOT, GlobalProcess, RawClient
+from tests.integration.processes import PATIENCE, GlobalProcess, RawClient
 from tests.postgres import Postgres
 
 OWNERSHIP = 1.0
@@ -41,28 +43,36 @@ OWNERSHIP = 1.0
 LEASE = 0.3
 KEYS = [f"k{number}" for number in range(100)]
 LARGE = bytes(range(256)) * 1024
+ANSWER_MS = 200
+"""Milliseconds to wait for an answer before a member is asked again."""
 PAUSE = 0.01
 """Seconds between two looks."""
 OK, REFUSED, USAGE = 0, 1, 2
 
 
-def command(*arguments: str, code: int = OK) -> subprocess.CompletedProcess[str]:
-    """Run ``dstore`` as a process of its own, and check its exit code."""
-    done = subprocess.run(
-        [sys.executable, "-m", "dstore", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        cwd=ROOT,
-        check=False,
-    )
-    assert "Traceback" not in done.stderr
-    assert done.returncode == code, done.stderr
-    return done
+class Ran(NamedTuple):
+    """What a command has printed."""
+
+    out: str
+    err: str
 
 
-def status(url: str) -> Any:
-    return json.loads(command("cluster", "status", url, "--json").stdout)
+Command = Callable[..., Ran]
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str]) -> Command:
+    """Runs ``dstore`` in this process, and checks its exit code."""
+
+    def run(*arguments: str, code: int = OK) -> Ran:
+        capsys.readouterr()
+        ended = cli.main(arguments)
+        ran = Ran(*capsys.readouterr())
+        assert "Traceback" not in ran.err
+        assert ended == code, ran.err
+        return ran
+
+    return run
 
 
 class MemberProcess(GlobalProcess):
@@ -101,11 +111,21 @@ class MemberProcess(GlobalProcess):
         """The map as this member knows it; None if it does not answer soon."""
         with RawClient(self.address) as raw:
             raw.socket.send(wire.encode(AskMap(0, 0, 1)))
-            if not raw.socket.poll(int(1000 * OWNERSHIP)):
+            if not raw.socket.poll(ANSWER_MS):
                 return None
             found = raw.receive()
         assert isinstance(found, MapReply)
         return found
+
+    def serving(self) -> int:
+        """How many partitions it serves; 0 if it does not answer soon."""
+        with RawClient(self.address) as raw:
+            raw.socket.send(wire.encode(Stats(0, 0, 1)))
+            if not raw.socket.poll(ANSWER_MS):
+                return 0
+            found = raw.receive()
+        assert isinstance(found, StatsReply)
+        return int(str(found.metrics["partitions"]))
 
     def owned(self) -> set[int]:
         """The numbers of the partitions that belong to this member, as it knows."""
@@ -123,7 +143,7 @@ class MemberProcess(GlobalProcess):
 
 @pytest.fixture
 def url(postgres_url: str) -> str:
-    command("cluster", "init", postgres_url, "--no-standby")
+    assert postgres.init(postgres_url, standby=False)
     return postgres_url
 
 
@@ -145,53 +165,23 @@ def until(condition: Callable[[], object]) -> None:
 
 
 def serves_all(member: MemberProcess) -> MemberProcess:
-    until(lambda: len(member.owned()) == PARTITIONS)
+    until(lambda: member.serving() == PARTITIONS)
     return member
 
 
 def share(*members: MemberProcess) -> None:
-    """Wait until the members have shared all partitions."""
-    until(lambda: all(each.owned() for each in members))
-    until(lambda: sum(len(each.owned()) for each in members) == PARTITIONS)
+    """Wait until the members have shared all partitions, and serve them."""
+    until(lambda: all(served := [each.serving() for each in members]) and sum(served) == PARTITIONS)
 
 
 def get_many(member: MemberProcess, keys: list[str]) -> dict[str, Any]:
-    """Read keys of one member, when it serves them."""
+    """Read keys of one member."""
     with dstore.Node(member.address, timeout=PATIENCE) as node:
-        until(lambda: reads(node, keys))
         found: dict[str, Any] = node.get_many(keys)
     return found
 
 
-def reads(node: dstore.Node, keys: list[str]) -> bool:
-    try:
-        node.get_many(keys)
-    except dstore.DstoreError:
-        return False
-    return True
-
-
 # ---- joining and leaving -------------------------------------------------------------------------
-
-
-def test_members_share_the_keys_and_hand_them_over(start: Start, url: str) -> None:
-    one = serves_all(start())
-    values = {key: key.upper() for key in KEYS}
-    with dstore.Node(one.address) as node:
-        node.set_many({**values, "large": LARGE})
-        node.set("expires", 1, ttl=1000.0)
-    two = start()
-    share(one, two)
-    for each in (one, two):
-        assert get_many(each, each.mine()) == {key: values[key] for key in each.mine()}
-    assert one.stop() == OK
-    serves_all(two)
-    assert get_many(two, KEYS) == values
-    with dstore.Node(two.address) as node:
-        assert bytes(node.get("large")) == LARGE
-        assert 900.0 < (node.ttl("expires") or 0.0) <= 1000.0
-        figures = node.global_stats()
-    assert figures["partitions"] == PARTITIONS and figures["members"] == 1
 
 
 class Reader:
@@ -257,27 +247,36 @@ class Reader:
         self._thread.join(PATIENCE)
 
 
-def test_no_read_fails_while_members_come_and_go(start: Start) -> None:
+def test_members_share_the_keys_and_hand_them_over_without_a_failed_read(start: Start) -> None:
     one = serves_all(start())
     with dstore.Node(one.address) as node:
         node.set_many({key: key.upper() for key in KEYS})
+        node.set("large", LARGE)
+        node.set("expires", 1, ttl=1000.0)
     two = start()
     with Reader([one.address, two.address], KEYS) as reader:
         share(one, two)
         reader.goes_on()
+        for each in (one, two):
+            assert get_many(each, each.mine()) == {key: key.upper() for key in each.mine()}
         assert one.stop() == OK
         assert "hands over" in one.log and "left the cluster" in one.log
         serves_all(two)
         reader.goes_on()
     assert reader.missed == []
+    with dstore.Node(two.address) as node:
+        assert node.get_many(KEYS) == {key: key.upper() for key in KEYS}
+        assert bytes(node.get("large")) == LARGE
+        assert 900.0 < (node.ttl("expires") or 0.0) <= 1000.0
 
 
+@pytest.mark.long
 def test_a_second_signal_ends_a_member_that_waits_for_its_database(
     new_postgres: Callable[..., Postgres],
 ) -> None:
     servers = new_postgres()
     url = servers.url()
-    command("cluster", "init", url, "--no-standby")
+    postgres.init(url, standby=False)
     with MemberProcess(url, "--ownership-lease", str(PATIENCE)) as member:
         serves_all(member)
         servers.primary.pause()
@@ -295,6 +294,7 @@ def ended(member: MemberProcess) -> bool:
 # ---- faults --------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_what_a_killed_member_had_is_taken_over(start: Start) -> None:
     one = serves_all(start())
     two = start()
@@ -312,10 +312,7 @@ def test_what_a_killed_member_had_is_taken_over(start: Start) -> None:
 
 def test_a_member_that_stood_still_answers_and_writes_nothing(start: Start, url: str) -> None:
     one = serves_all(start())
-    with dstore.Node(one.address) as node:
-        node.set("k", "old")
     with RawClient(one.address) as raw:
-        raw.join()
         two = start()
         share(one, two)
         (key, *_) = one.mine()
@@ -327,21 +324,23 @@ def test_a_member_that_stood_still_answers_and_writes_nothing(start: Start, url:
         raw.socket.send(wire.encode(Set(raw.epoch, raw.session, 3, 1, 0, False, [item])))
         serves_all(two)
         one.signal(signal.SIGCONT)
-        until(lambda: one.map() is not None)  # it has joined again, as a new member
+        until(lambda: one.map() is not None)  # it has joined again
         reply = raw.ask(AskMap(0, 0, 4))
         assert isinstance(reply, MapReply)  # the others were not answered: this is the first one
-        until(lambda: one.owned())
-        share(one, two)
-    owner = one if key in one.mine() else two
-    assert get_many(owner, [key]) == {}
+    assert "owns nothing any more" in one.log
+    import psycopg  # here, since it may not be installed
+
+    with psycopg.connect(url) as connection:
+        assert connection.execute("SELECT key FROM dstore.kept").fetchall() == []
 
 
+@pytest.mark.long
 def test_without_the_database_members_end_and_come_back(
     new_postgres: Callable[..., Postgres],
 ) -> None:
     servers = new_postgres()
     url = servers.url()
-    command("cluster", "init", url, "--no-standby")
+    postgres.init(url, standby=False)
     with MemberProcess(url) as member:
         serves_all(member)
         with dstore.Node(member.address) as node:
@@ -356,27 +355,44 @@ def test_without_the_database_members_end_and_come_back(
 # ---- the command line ----------------------------------------------------------------------------
 
 
-def test_status_and_drain(start: Start, url: str) -> None:
-    one = serves_all(start())
-    two = start()
-    share(one, two)
-    found = status(url)
-    members = {each["address"]: each for each in found["members"]}
-    assert set(members) == {one.address, two.address}
-    assert all(each["beats"] for each in members.values())
-    assert sum(each["partitions"] for each in members.values()) == PARTITIONS
-    lines = command("cluster", "status", url).stdout.splitlines()
-    assert lines[0].split()[:2] == ["MEMBER", "ADDRESS"]
-    command("cluster", "drain", url, two.address.removeprefix("tcp://"))
-    assert two.owned() == set()
-    assert len(one.owned()) == PARTITIONS
-    assert command("cluster", "drain", url, "nobody", code=REFUSED).stderr
-    stats = json.loads(command("stats", "--address", one.address, "--json").stdout)
-    assert stats["partitions"] == PARTITIONS
-    assert 0 < stats["ownership_left"] <= OWNERSHIP
+def test_status_and_drain(url: str, command: Command) -> None:
+    def served(server: dstore.Global) -> dict[str, Any]:
+        with dstore.Node(server.address) as node:
+            figures: dict[str, Any] = node.global_stats()
+        return figures
+
+    def shown() -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(command("cluster", "status", url, "--json").out)
+        return found
+
+    assert shown()["members"] == []
+    options: dict[str, Any] = {"engine": url, "ownership_lease": OWNERSHIP, "lease": LEASE}
+    with dstore.Global("tcp://127.0.0.1:0", **options) as one:
+        until(lambda: served(one)["partitions"] == PARTITIONS)
+        assert 0 < served(one)["ownership_left"] <= OWNERSHIP
+        with dstore.Global("tcp://127.0.0.1:0", **options) as two:
+            until(lambda: served(two)["partitions"])
+            found = shown()
+            members = {each["address"]: each for each in found["members"]}
+            assert set(members) == {one.address, two.address}
+            assert all(each["beats"] for each in members.values())
+            assert found["partitions"]["owned"] == PARTITIONS
+            lines = command("cluster", "status", url).out.splitlines()
+            assert lines[0].split()[:3] == ["MEMBER", "ADDRESS", "PARTITIONS"]
+            assert two.address.removeprefix("tcp://") in "".join(lines)
+            command("cluster", "drain", url, two.address.removeprefix("tcp://"))
+            assert served(two)["partitions"] == 0
+            until(lambda: served(one)["partitions"] == PARTITIONS)
+            said = command("cluster", "drain", url, "nobody", code=REFUSED).err
+            assert "there is no member 'nobody'" in said
+        said = command("cluster", "drain", url, one.address, "--wait", "0.1", code=REFUSED).err
+        assert "needs another member" in said
+    assert shown()["partitions"]["free"] == PARTITIONS
 
 
-def test_a_database_that_cannot_be_used_is_said_in_one_line(postgres_url: str) -> None:
+def test_a_database_that_cannot_be_used_is_said_in_one_line(
+    postgres_url: str, command: Command
+) -> None:
     secret = "hunter2"
     _, _, rest = postgres_url.partition("@")
     wrong = [
@@ -384,17 +400,20 @@ def test_a_database_that_cannot_be_used_is_said_in_one_line(postgres_url: str) -
         f"postgresql://dstore:{secret}@{rest}",
         f"postgresql://dstore:{secret}@127.0.0.1:9/name",
         f"postgresql://dstore:{secret}@nowhere.invalid/name",
+        f"postgresql://dstore:{secret}@[/name",
     ]
     for each in wrong:
-        for arguments in (("global", "--address", "127.0.0.1:0", "--engine", each),
-                          ("cluster", "status", each)):  # fmt: skip
-            said = command(*arguments, code=USAGE).stderr.splitlines()
+        for arguments in [
+            ("global", "--address", "127.0.0.1:0", "--engine", each),
+            ("cluster", "status", each),
+        ]:
+            said = command(*arguments, code=USAGE).err.splitlines()
             lines = [line for line in said if "warning" not in line]
-            assert len(lines) == 1 and lines[0].startswith("dstore: the database ")
+            assert len(lines) == 1 and lines[0].startswith("dstore: the ")
             assert secret not in "".join(said)
 
 
-def test_options_that_do_not_go_together_are_refused() -> None:
+def test_options_that_do_not_go_together_are_refused(command: Command) -> None:
     url = "postgresql://localhost/name"
     for arguments, said in [
         (("--engine", "mysql://localhost/name"), "begins with postgresql://"),
@@ -403,4 +422,4 @@ def test_options_that_do_not_go_together_are_refused() -> None:
         (("--ownership-lease", "5"), "--ownership-lease is for a member"),
         (("--engine", url, "--address", "*:0", "--insecure"), "give advertise"),
     ]:
-        assert said in command("global", *arguments, code=USAGE).stderr
+        assert said in command("global", *arguments, code=USAGE).err
