@@ -16,7 +16,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
-from typing import Any, TypeAlias
+from typing import Any
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
@@ -26,10 +26,9 @@ from dstore.quoting import visible
 from dstore.runtime import clock, native
 from dstore.runtime.logs import Log
 from dstore.server.postgres import schema
+from dstore.server.postgres.schema import Connection
 
 log = Log("dstore.global")
-
-Connection: TypeAlias = "psycopg.Connection[tuple[Any, ...]]"
 
 VERSION_MIN = 130_000
 """The oldest server: version 13, as ``server_version_num`` has it."""
@@ -178,7 +177,7 @@ class Link:
 
     def open(self) -> Connection:
         """Return a connection that was checked. Raises DataError."""
-        if self._connection is not None and not self._connection.closed:
+        if self._connection is not None and not self._is_lost(self._connection):
             return self._connection
         self.drop()
         if self._closed:
@@ -188,7 +187,7 @@ class Link:
             self._take(connection)
             with self.limited():
                 self.target.prepare(connection)
-                self.standby = schema.check(connection, self.target)
+                self.standby = schema.check(connection, self.target.where)
                 self.target.check(connection, standby=self.standby)
                 connection.execute(
                     "SELECT set_config('application_name', %s, false)", [f"dstore {self._name}"]
@@ -201,6 +200,21 @@ class Link:
             raise
         self.connections += 1
         return connection
+
+    def _is_lost(self, connection: Connection) -> bool:
+        """Whether the server has ended a connection, as far as can be seen at once.
+
+        It sends nothing to a session that is idle, except why it ends it.
+        """
+        if connection.closed or self._socket is None:
+            return True
+        try:
+            self._socket.recv(1, native.sockets.MSG_PEEK | native.sockets.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+        except OSError:
+            pass
+        return True
 
     def _take(self, connection: Connection) -> None:
         self._connection = connection
