@@ -62,8 +62,8 @@ class Beat(NamedTuple):
 
     1. If ``join`` is given it inserts that row for ``me`` or, if there is one whose beat is below
        ``beat``, replaces it. Otherwise it sets the beat of the row of ``me`` to ``beat`` if it is
-       below that, and ``draining`` to True if that is asked for. If no row was changed it does
-       nothing else, and the answer is a View without ``me``.
+       below that. ``draining`` becomes True if that is asked for, and never False. If no row was
+       changed it does nothing else but step 6.
     2. It deletes the rows of the ``dead``: each an id and the beat that it must still have.
     3. ``release``: of the partitions with that fence and the owner ``me`` the owner becomes NULL
        and the fence rises by one; quiet stays.

@@ -271,7 +271,9 @@ class Ownership:
 
     def _next(self, ask: Beat, now: float) -> float:
         """Return when to ask again."""
-        if self._work(now).works or (self.draining and not self._owned):
+        if self.draining and not self._owned:
+            return now
+        if self._work(now).works:
             return now + self._lease * RETRY if ask.works else now
         return min(now + self._lease / BEATS, self._sightings.dead_at())
 
