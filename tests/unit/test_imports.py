@@ -34,7 +34,7 @@ ROOMS: dict[str, set[str]] = {
     "core.local": {"errors", "config", "protocol", "compiled"},
     "core.authority.identity": {"protocol"},
     "core.authority": {"errors", "config", "protocol", "core.engine", "core.authority.identity"},
-    "core.cluster": set(),
+    "core.cluster": {"protocol"},
     "codecs": {"errors", "config", "checks", "protocol"},
     "transport": GROUND | {"protocol", "core.authority.identity"},
     "access": {"errors"},

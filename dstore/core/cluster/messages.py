@@ -9,11 +9,6 @@ from __future__ import annotations
 
 from typing import NamedTuple, TypeAlias
 
-MEMBERS_MAX = 250
-"""Members of a cluster, at most. A map names each with one byte, in which 255 means nobody."""
-NOBODY = 255
-"""In the owners of a map: a partition that nobody owns at present."""
-
 
 class Member(NamedTuple):
     """A row of the table ``member``.
@@ -136,7 +131,9 @@ class HandOver(NamedTuple):
 
     The host takes no new writes, waits until all that has begun has ended, and ends the epoch. Then
     it calls :meth:`~dstore.core.cluster.ownership.Ownership.handed_over`, and begins a new epoch
-    with the partitions that are left. It calls that also if it cannot wait any longer.
+    with the partitions that are left. If it cannot wait for that it calls
+    :meth:`~dstore.core.cluster.ownership.Ownership.lose` instead: a write may still be under way
+    then, and the partitions that are left must not be served before they are claimed again.
     """
 
     numbers: tuple[int, ...]
@@ -156,7 +153,7 @@ class MapChanged(NamedTuple):
     """There is another map: who owns which partition.
 
     ``owners`` has one byte for each partition: an index into ``members``, which has addresses, or
-    :data:`NOBODY`. Of two maps the one with the higher ``version`` is the newer one.
+    :data:`~dstore.protocol.partitions.NOBODY`. Of two maps the one with the higher ``version`` is the newer one.
     """
 
     version: int

@@ -33,8 +33,6 @@ from collections.abc import Iterable, Mapping
 
 from dstore.core.cluster.assignment import assignment
 from dstore.core.cluster.messages import (
-    MEMBERS_MAX,
-    NOBODY,
     Ask,
     Beat,
     Effect,
@@ -51,6 +49,7 @@ from dstore.core.cluster.messages import (
     View,
 )
 from dstore.core.cluster.sightings import MARGIN, Sightings
+from dstore.protocol.partitions import MEMBERS_MAX, NOBODY
 
 NEVER = float("inf")
 BEATS = 12

@@ -6,7 +6,6 @@ import pytest
 
 from dstore.core.cluster.assignment import assignment
 from dstore.core.cluster.messages import (
-    NOBODY,
     Beat,
     Gained,
     HandOver,
@@ -19,6 +18,7 @@ from dstore.core.cluster.messages import (
 )
 from dstore.core.cluster.ownership import BEATS, LEAVES_MAX, RETRY
 from dstore.core.cluster.sightings import MARGIN
+from dstore.protocol.partitions import NOBODY
 from tests.simulation.cluster.tables import MEMBER, PARTITION, carry_out
 from tests.unit.core.members import CACHE_LEASE, LEASE, PARTITIONS, Cluster, Machine
 
