@@ -33,6 +33,7 @@ from dstore.protocol.messages import (
     GetReply,
     Key,
     Large,
+    MapReply,
     Offer,
     Offered,
     SetItem,
@@ -41,6 +42,7 @@ from dstore.protocol.messages import (
     Stored,
 )
 from dstore.protocol.offers import DIGEST_BYTES
+from dstore.protocol.partitions import BITMAP_BYTES, MEMBERS_MAX, NOBODY, PARTITIONS
 from dstore.protocol.unpacking import LISTS, NIL, TEXT_BYTES_MAX, Frame, check_length
 
 CODEC_NAME_MAX = 64
@@ -392,9 +394,28 @@ def check_offered(reply: Offered) -> None:
         raise BadMessage("there is a token of 16 bytes for each value that is the same")
 
 
+def check_map(reply: MapReply) -> None:
+    """Raise BadMessage unless each partition has an owner that is named, or nobody."""
+    if not reply.members and not reply.owners:
+        return  # there is no cluster
+    if len(reply.owners) != PARTITIONS:
+        raise BadMessage(f"a map has the owners of {PARTITIONS} partitions")
+    if any(len(reply.members) <= owner != NOBODY for owner in reply.owners):
+        raise BadMessage("a map has an owner that is no member")
+
+
 # ---- further lists ------------------------------------------------------------------------------
 
 keys = listed(key, 1)
+members = listed(text, most=MEMBERS_MAX)
+_bitmap = exactly(BITMAP_BYTES, f"a bit for each of {PARTITIONS} partitions")
+
+
+def partitions(field: Any) -> bytes:
+    """The check of the bits of some partitions; without any bytes, of all."""
+    return field if type(field) is bytes and not field else _bitmap(field)
+
+
 _set_status = code(SetStatus)
 _any_set_result = record(SetResult, _set_status, uint, boolean, found, uint, uint)
 

@@ -146,6 +146,7 @@ class Refusal(IntEnum):
     FULL = 9
     TOO_LARGE = 10
     DENIED = 11  # its identity may not do that, or not with that key
+    NOT_MINE = 12  # one of its keys is in a partition that this Global does not own
 
 
 # ---- from a Local to Global -------------------------------------------------------------------
@@ -207,7 +208,7 @@ class Get(NamedTuple):
     """Ask for the values of keys.
 
     With the session 0, of any epoch, the reply says that no value may be cached. That holds for a
-    WAIT too. A SCAN, STATS or FETCH may come without a session as well.
+    WAIT too. A SCAN, STATS, FETCH or ASKMAP may come without a session as well.
     """
 
     epoch: int
@@ -343,7 +344,11 @@ class Unstage(NamedTuple):
 
 
 class Scan(NamedTuple):
-    """Ask for one page of the keys that begin with ``prefix``, after the key ``after``."""
+    """Ask for one page of the keys that begin with ``prefix``, after the key ``after``.
+
+    ``partitions`` has a bit for each partition whose keys are wanted, as in
+    :func:`dstore.protocol.partitions.to_bitmap`; without any bytes, all that this Global has.
+    """
 
     epoch: int
     session: int
@@ -351,10 +356,19 @@ class Scan(NamedTuple):
     prefix: str
     after: str
     limit: int
+    partitions: bytes = b""
 
 
 class Stats(NamedTuple):
     """Ask Global for its metrics."""
+
+    epoch: int
+    session: int
+    request: int
+
+
+class AskMap(NamedTuple):
+    """Ask which Global of a cluster owns which partition."""
 
     epoch: int
     session: int
@@ -545,7 +559,10 @@ class Staged(NamedTuple):
 
 
 class ScanReply(NamedTuple):
-    """One page of keys. A SCAN with this ``after`` continues; it is empty after the last page."""
+    """One page of keys, which may be empty. A SCAN with this ``after`` continues.
+
+    It is empty after the last page.
+    """
 
     epoch: int
     session: int
@@ -561,6 +578,21 @@ class StatsReply(NamedTuple):
     session: int
     request: int
     metrics: dict[str, object]
+
+
+class MapReply(NamedTuple):
+    """The map of a cluster: which of its ``members``, by their addresses, owns which partition.
+
+    ``owners`` has a byte for each partition: the index of its owner among the members, or 255 if
+    nobody owns it at present. A higher ``version`` is newer. Without a cluster both are empty.
+    """
+
+    epoch: int
+    session: int
+    request: int
+    version: int
+    members: list[str]
+    owners: bytes
 
 
 class Refused(NamedTuple):
@@ -590,9 +622,9 @@ class Broadcast(NamedTuple):
 WriteMessage: TypeAlias = Set | Del | Expire
 WriteReply: TypeAlias = SetReply | DelReply | ExpireReply
 WriteResult: TypeAlias = SetResult | DelResult | ExpireStatus
-RequestMessage: TypeAlias = Get | Wait | WriteMessage | Ttl | Scan | Stats | Fetch | Stage
+RequestMessage: TypeAlias = Get | Wait | WriteMessage | Ttl | Scan | Stats | AskMap | Fetch | Stage
 ToGlobal: TypeAlias = Hello | Sync | Ack | Goodbye | Unstage | Unwait | Offer | RequestMessage
-Answered: TypeAlias = GetReply | WriteReply | TtlReply | ScanReply | StatsReply
+Answered: TypeAlias = GetReply | WriteReply | TtlReply | ScanReply | StatsReply | MapReply
 Reply: TypeAlias = Answered | Chunk | Staged | Refused
 REPLIES = (
     GetReply,
@@ -602,6 +634,7 @@ REPLIES = (
     TtlReply,
     ScanReply,
     StatsReply,
+    MapReply,
     Chunk,
     Staged,
     Refused,

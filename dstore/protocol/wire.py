@@ -25,7 +25,7 @@ from dstore.protocol.messages import Buffer, Message, ToGlobal, ToLocal
 from dstore.protocol.unpacking import QUICK_BYTES_MAX, QUICK_ITEMS_MAX, Frame, unpacked
 
 MAGIC = b"dS"
-VERSION = 10
+VERSION = 11
 PREFIX = MAGIC + bytes([VERSION])
 
 COPIED_QUICKLY = 4096
@@ -79,7 +79,7 @@ _TO_GLOBAL: dict[int, tuple[type[ToGlobal], tuple[f.Check, ...]]] = {
     5: (m.Get, (*f.ENVELOPE, f.keys)),
     6: (m.Set, (*f.ENVELOPE, f.uint, f.uint, f.boolean, _ITEMS, f.uint, f.ttl)),
     7: (m.Del, (*f.ENVELOPE, f.uint, f.uint, f.boolean, f.keys)),
-    8: (m.Scan, (*f.ENVELOPE, f.text, f.text, f.uint)),
+    8: (m.Scan, (*f.ENVELOPE, f.text, f.text, f.uint, f.partitions)),
     9: (m.Stats, f.ENVELOPE),
     10: (m.Fetch, (*f.ENVELOPE, f.key, f.id16, f.uint, f.chunk_length)),
     11: (m.Stage, (*f.ENVELOPE, f.upload, f.uint, f.data)),
@@ -89,6 +89,7 @@ _TO_GLOBAL: dict[int, tuple[type[ToGlobal], tuple[f.Check, ...]]] = {
     15: (m.Expire, (*f.ENVELOPE, f.uint, f.uint, f.ttl, f.keys)),
     16: (m.Ttl, (*f.ENVELOPE, f.key)),
     17: (m.Offer, (*f.ENVELOPE, f.keys, f.inline)),
+    18: (m.AskMap, f.ENVELOPE),
 }
 
 _TO_LOCAL: dict[int, tuple[type[ToLocal], tuple[f.Check, ...]]] = {
@@ -108,12 +109,14 @@ _TO_LOCAL: dict[int, tuple[type[ToLocal], tuple[f.Check, ...]]] = {
     78: (m.ExpireReply, (*f.ENVELOPE, f.listed(f.expire_result))),
     79: (m.TtlReply, (*f.ENVELOPE, f.boolean, f.ttl_left)),
     80: (m.Offered, (*f.ENVELOPE, f.uint, f.indexes, f.inline)),
+    81: (m.MapReply, (*f.ENVELOPE, f.uint, f.members, f.inline)),
 }
 
 _TOGETHER: dict[type[Message], Callable[[Any], None]] = {
     m.GetReply: f.check_columns,
     m.Offer: f.check_offer,
     m.Offered: f.check_offered,
+    m.MapReply: f.check_map,
 }
 """The checks of fields that have to fit together."""
 

@@ -392,7 +392,7 @@ class Loop:
         identity: Identity,
     ) -> None:
         get = wire.get_of(frame) if data is None else None
-        reply = self.state.read(get, identity) if get is not None else None
+        reply = None if get is None else self.state.read(get, clock.now(), identity)
         if reply is not None:  # nearly all requests end here
             router.send(route, wire.encode(reply))
             return

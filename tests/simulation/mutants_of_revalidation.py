@@ -267,7 +267,7 @@ OF_REVALIDATION = (
         (
             (
                 "core.authority.memberships",
-                "            quiet=max(0.0, self._writes.quiet_until - now),\n",
+                "            quiet=self._writes.quiet_left(now),\n",
                 "",
             ),
         ),

@@ -33,6 +33,7 @@ from dstore.protocol.messages import (
     Stored,
     Welcome,
 )
+from dstore.protocol.partitions import MEMBERS_MAX, NOBODY, PARTITIONS
 
 uints = st.integers(0, 2**64 - 1)
 id16 = st.binary(min_size=16, max_size=16)
@@ -73,6 +74,7 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "left": st.none() | st.floats(0, 1e10),
     "quiet": st.floats(0, 1e10),
     "durable": st.booleans(),
+    "partitions": st.just(b"") | st.binary(min_size=32, max_size=32),
 }
 ITEMS: dict[type, st.SearchStrategy[Any]] = {
     messages.Set: st.builds(messages.SetItem, keys, stored),
@@ -113,10 +115,23 @@ answers = st.lists(st.tuples(uints, id16), max_size=5, unique_by=lambda pair: pa
         st.just(b"".join(token for _, token in pairs)),
     )
 )
+maps = st.lists(short, max_size=MEMBERS_MAX).flatmap(
+    lambda members: st.builds(
+        messages.MapReply,
+        *[uints] * 4,
+        st.just(members),
+        st.lists(
+            st.sampled_from([*range(len(members)), NOBODY]),
+            min_size=PARTITIONS,
+            max_size=PARTITIONS,
+        ).map(bytes),
+    )
+) | st.builds(messages.MapReply, *[uints] * 4, st.just([]), st.just(b""))
 COLUMNS: dict[type, st.SearchStrategy[Any]] = {
     GetReply: replies,
     messages.Offer: offers,
     messages.Offered: answers,
+    messages.MapReply: maps,
 }
 
 

@@ -17,6 +17,9 @@ and the next one comes after :data:`STEP_PAUSE`, or after :data:`SLOW_PAUSE` whi
 :data:`PENDING_MANY` expiries wait for their holders: one of these may have died, and must not stop
 the others. At most half of the log is pending, and at most half of it is used in the time in which
 Locals renew their leases, unless keys are late by :data:`LATE`: then memory matters more.
+
+In a partition that is quiet no expiry begins before its end, so that those of others do not wait:
+nothing of it could be removed, and it would count among the pending ones.
 """
 
 from __future__ import annotations
@@ -30,6 +33,7 @@ from sortedcontainers import SortedList
 
 from dstore.core.authority.budgets import text_bytes
 from dstore.core.authority.effects import NEVER, Alarm
+from dstore.core.authority.partitions import Partitions
 from dstore.core.engine import NO_DEADLINE
 from dstore.protocol.messages import Key
 
@@ -52,6 +56,8 @@ LOOK_EVERY = 1.0
 """Seconds between two looks at the wall clock while a key has a deadline: the clock may be set."""
 LATE = 5.0
 """Seconds, or one lease if that is shorter, by which keys may be late for the sake of the log."""
+SORT_KEYS = 1_000
+"""Records of quiet partitions that are put aside, or back, in one step."""
 WINDOW_LEASES = 1 / 3
 """The part of a lease in which expiries use at most half of the log: Locals renew as often."""
 
@@ -70,7 +76,12 @@ class Deadlines:
     """
 
     def __init__(
-        self, wall: Callable[[], float], log_length: int, lease: float, alarm: Alarm
+        self,
+        wall: Callable[[], float],
+        log_length: int,
+        lease: float,
+        alarm: Alarm,
+        partitions: Partitions | None = None,
     ) -> None:
         self.bytes = 0
         self.pending = 0
@@ -86,6 +97,8 @@ class Deadlines:
         self._window_end = 0.0
         self._left = 0  # how many expiries may begin in this window
         self._alarm = alarm
+        self._partitions = partitions
+        self._quiet: dict[float, list[Deadline]] = {}  # what is put aside, by the end of its quiet
 
     def __repr__(self) -> str:
         return f"<Deadlines {len(self)} waiting={len(self._waiting)} pending={self.pending}>"
@@ -181,13 +194,39 @@ class Deadlines:
             del self._failed[key]
             self._waiting.add(record)
         clock, waiting = self.clock(), self._waiting
-        room = self._room(now, clock)
+        if self._quiet:
+            self._take_back(now)
+        room, looks = self._room(now, clock), SORT_KEYS
         due: deque[Deadline] = deque()
-        while waiting and waiting[0][0] <= clock and len(due) < room:
-            due.append(waiting.pop(0))
+        while waiting and waiting[0][0] <= clock and len(due) < room and looks:
+            looks -= 1
+            record = waiting.pop(0)
+            if self._partitions is None or not self._put_aside(self._partitions, record, now):
+                due.append(record)
         self._left -= len(due)
         self.wake_at = self._next(now, clock)
         return due
+
+    def _put_aside(self, partitions: Partitions, record: Deadline, now: float) -> bool:
+        """Put a record aside while its partition is quiet. Returns whether it is."""
+        until = partitions.quiet_until(record[1])
+        if until <= now:
+            return False
+        self._quiet.setdefault(until, []).append(record)
+        return True
+
+    def _take_back(self, now: float) -> None:
+        """Let the expiries begin whose partitions are not quiet any more."""
+        room = SORT_KEYS
+        for until in [each for each in self._quiet if each <= now]:
+            records = self._quiet[until]
+            while records and room:
+                room -= 1
+                record = records.pop()
+                if self.holds(record):
+                    self._waiting.add(record)
+            if not records:
+                del self._quiet[until]
 
     def _room(self, now: float, clock: float) -> int:
         """Return how many expiries may begin in this step."""
@@ -212,6 +251,8 @@ class Deadlines:
                 moment = now + (STEP_PAUSE if self.pending < PENDING_MANY else SLOW_PAUSE)
             else:  # the window is used up, until the first of them is late
                 moment = min(self._window_end, now + left + self._late_after)
+        if self._quiet:
+            moment = min(moment, max(now + STEP_PAUSE, min(self._quiet)))
         if self._failed:
             moment = min(moment, next(iter(self._failed.values()))[0])
         return moment

@@ -83,7 +83,7 @@ class Memberships:
             nonce=session.nonce,
             seq=seq,
             secret=session.secret,
-            quiet=max(0.0, self._writes.quiet_until - now),
+            quiet=self._writes.quiet_left(now),
         )
         self.wake_at = min(self.wake_at, self._sessions.lingers_until(session))
         self._alarm.at(self.wake_at)

@@ -37,6 +37,7 @@ from dstore.core.authority.holders import Holders
 from dstore.core.authority.identity import ANYONE, Identity
 from dstore.core.authority.invalidations import InvalidationLog
 from dstore.core.authority.loads import Loads, Overlay, Parked, keys_of
+from dstore.core.authority.partitions import Partitions
 from dstore.core.authority.sessions import NO_BIT, Session, Sessions
 from dstore.core.engine import Away, Bulk, Engine
 from dstore.protocol.messages import (
@@ -63,6 +64,7 @@ from dstore.protocol.messages import (
     Wait,
 )
 from dstore.protocol.offers import DIGEST_BYTES, OFFER_BYTES_MAX, OFFER_KEYS_MAX, digest, weight
+from dstore.protocol.partitions import from_bitmap, partition_of
 
 ANSWERS_BYTES = BATCH_BYTES_MAX
 """Bytes of answers to waiting requests in one step; each answer counts ``ANSWER_BYTES`` more."""
@@ -223,6 +225,7 @@ class Reads:
     _loads: Loads
     _deadlines: Deadlines
     _out: Outbox
+    _partitions: Partitions | None = None
 
     def get(
         self, session: Session | None, route: Route, message: Get, now: float, identity: Identity
@@ -303,7 +306,7 @@ class Reads:
 
         So its session becomes a holder, as by a GET. A key whose deletion is pending is not named,
         and neither is one whose value is away: the Local asks for that. For who does not see a key
-        it is not the same.
+        it is not the same, and neither is one of a partition that is not owned.
         """
         self._out.counters["offers"] += 1
         name, bit = (NO_SESSION, NO_BIT) if session is None else (session.id, session.bit)
@@ -316,6 +319,8 @@ class Reads:
                 continue
             assert session is not None
             if not (identity.sees(key) and session.may_hold(key)):
+                continue
+            if self._partitions is not None and not self._partitions.owns(key):
                 continue
             if type(stored.body) is memoryview:
                 continue
@@ -447,14 +452,24 @@ class Reads:
     def scan(
         self, session: Session | None, route: Route, message: Scan, now: float, identity: Identity
     ) -> None:
-        """Answer a SCAN with a page of the keys that its sender sees."""
+        """Answer a SCAN with a page of the keys that its sender sees, in the partitions it names.
+
+        A page has at most ``limit`` keys, and fewer if some of these are in other partitions.
+        """
         self._out.counters["scans"] += 1
+        wanted = set(from_bitmap(message.partitions)) if message.partitions else None
+        if self._partitions is not None and wanted is not None:
+            self._partitions.check_numbers(wanted)
         limit = max(1, min(message.limit, KEYS_PER_MESSAGE_MAX))
         keys: list[Key] = []
         for prefix in identity.within(message.prefix):
             if len(keys) < limit:
                 keys += self._engine.scan(prefix, message.after, limit - len(keys))
         after = keys[-1] if len(keys) == limit else ""
+        if wanted is not None:
+            keys = [key for key in keys if partition_of(key) in wanted]
+        elif self._partitions is not None:
+            keys = list(filter(self._partitions.owns, keys))
         reply = ScanReply(self._epoch, message.session, message.request, keys, after)
         self._out.send(route, reply)
 
@@ -462,6 +477,8 @@ class Reads:
         self, session: Session | None, route: Route, message: Fetch, now: float, identity: Identity
     ) -> None:
         """Answer a FETCH of the large value that its key has now, if its sender sees the key."""
+        if self._partitions is not None:
+            self._partitions.check((message.key,))
         data = None
         stored = self._engine.read(message.key) if identity.sees(message.key) else None
         # A small value could have been given the token of a large one, to get at its bytes.

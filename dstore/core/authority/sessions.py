@@ -89,6 +89,10 @@ a write that is not answered at least every 4 seconds.
 NO_BIT = -1
 """Stands for the holder bit of a session that is no holder."""
 _SET, _DEL, _EXPIRE = b"S", b"D", b"E"
+NOT_EXECUTED = b"N"
+"""The recorded outcome of a write that was refused with NOT_MINE: no copy of it is ever executed,
+so that its Local may write to another Global.
+"""
 _OUTCOME = Struct(">BQIII")
 """Status, seq, confirmed, expired, pending."""
 OUTCOME_OVERHEAD = 250
@@ -150,6 +154,11 @@ class Session:
             outcome = self.outcomes[write.number] = recorded(reply)
             change += OUTCOME_OVERHEAD + len(outcome)
         self.writes.take(change)
+
+    def record_not_executed(self, number: int) -> None:
+        """Keep for a write that no copy of it is ever to be executed in this session."""
+        self.outcomes[number] = NOT_EXECUTED
+        self.writes.take(OUTCOME_OVERHEAD + len(NOT_EXECUTED))
 
     def forget_outcomes(self, seen: int) -> None:
         """Forget the outcomes of the writes below ``seen``: the Local has them."""

@@ -18,15 +18,16 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from dstore.config import CLIENTS_MAX_DEFAULT
-from dstore.core.authority.access import check, unseen
+from dstore.core.authority.access import check, keys_of, unseen
 from dstore.core.authority.changes import Changes
 from dstore.core.authority.deadlines import Deadlines
-from dstore.core.authority.effects import Alarm, GlobalEffect, Outbox, Refuse
+from dstore.core.authority.effects import NEVER, Alarm, GlobalEffect, Outbox, Refuse
 from dstore.core.authority.host import OwnMembership, Page
 from dstore.core.authority.identity import ANYONE, Identity
 from dstore.core.authority.invalidations import Invalidations
 from dstore.core.authority.loads import Loads
 from dstore.core.authority.memberships import Memberships
+from dstore.core.authority.partitions import NO_MAP, Partitions
 from dstore.core.authority.reads import Reads, Waits
 from dstore.core.authority.sessions import Session, Sessions
 from dstore.core.authority.stages import Stages
@@ -54,6 +55,9 @@ class GlobalState:
     when the host reports to :meth:`committed`. Nothing is removed or replaced before
     ``quiet_until``. For values that the engine has to load there are :class:`~.effects.Load`
     effects, and the host reports to :meth:`loaded`.
+
+    A member of a cluster has ``partitions``. Once its ownership lease has ended nothing is
+    answered, granted or applied here any more: all events do nothing, and the host ends the epoch.
     """
 
     def __init__(
@@ -73,8 +77,10 @@ class GlobalState:
         peer_of: Callable[[m.Route], str | None] = lambda route: None,
         durable: bool = False,
         quiet_until: float = 0.0,
+        partitions: Partitions | None = None,
     ) -> None:
         self.epoch = epoch
+        self._partitions = partitions
         self._engine = engine
         welcome = self._welcome = m.Welcome(
             epoch, 0, b"", 0, lease, publisher, value_limit, large_from, 0, durable=durable
@@ -89,13 +95,13 @@ class GlobalState:
         )
         log = self._log = invalidations.log
         changes = self._changes = Changes(out, durable)
-        deadlines = self._deadlines = Deadlines(wall, log_length, lease, alarm)
+        deadlines = self._deadlines = Deadlines(wall, log_length, lease, alarm, partitions)
         stages = self._stages = Stages(engine, bulk, changes, deadlines, value_limit, out, alarm)
         waits = self._waits = Waits(alarm, sessions)
         loads = self._loads = Loads(sessions, out, alarm)
         pending = invalidations.pending
         self._reads = Reads(
-            epoch, engine, bulk, holders, log, pending, waits, loads, deadlines, out
+            epoch, engine, bulk, holders, log, pending, waits, loads, deadlines, out, partitions
         )
         writes = self._writes = Writes(
             epoch,
@@ -110,6 +116,7 @@ class GlobalState:
             deadlines,
             out,
             alarm,
+            partitions,
             quiet_until,
         )
         self._host: Session | None = None
@@ -137,6 +144,7 @@ class GlobalState:
             m.Scan: self._reads.scan,
             m.Fetch: self._reads.fetch,
             m.Stats: self._on_stats,
+            m.AskMap: self._on_ask_map,
         }
         # These are refused unless their session is open, and of the identity that they come from.
         self._of_writers: dict[type, Callable[..., None]] = {
@@ -189,12 +197,18 @@ class GlobalState:
         """
         if identity.revoked:
             return []
+        partitions = self._partitions
+        if partitions is not None and partitions.lapsed(now):
+            return []
         try:
             kind = type(message)
             if identity is not ANYONE:
                 check(identity, message)
             if kind in self._of_readers:
-                self._of_readers[kind](self._reader(message), route, message, now, identity)
+                session = self._reader(message)
+                if partitions is not None:
+                    partitions.check(keys_of(message))
+                self._of_readers[kind](session, route, message, now, identity)
             elif kind in self._of_writers:
                 self._of_writers[kind](self._writer(message, now, identity), route, message, now)
             elif kind in self._of_owners:
@@ -213,8 +227,34 @@ class GlobalState:
         """
         self._deadlines.load(deadlines, now)
 
+    def gain(
+        self,
+        numbers: Iterable[int],
+        deadlines: Iterable[tuple[m.Key, bytes, float]],
+        quiet_until: float,
+        now: float,
+    ) -> list[GlobalEffect]:
+        """Serve further partitions, whose keys are in the engine; ``deadlines`` as for recover.
+
+        Nothing in them is removed or replaced before ``quiet_until``. Raises ValueError if this
+        Global is no member of a cluster.
+        """
+        if self._partitions is None:
+            raise ValueError("this GlobalState has no partitions: it serves all keys")
+        if self._lapsed(now):
+            return []
+        self._partitions.gain(numbers, quiet_until)
+        self._deadlines.load(deadlines, now)
+        return self._effects()
+
+    def _lapsed(self, now: float) -> bool:
+        """Whether nothing is to be done any more, since the ownership lease has ended."""
+        return self._partitions is not None and self._partitions.lapsed(now)
+
     def committed(self, number: int, outcomes: Iterable[Outcome], now: float) -> list[GlobalEffect]:
         """Apply the changes of a batch that has become durable, and answer their writers."""
+        if self._lapsed(now):
+            return []
         self._changes.committed(number, outcomes, now)
         self._writes.complete(self._invalidations.notify(now), now)
         self._reads.answer_bound(now)
@@ -226,6 +266,8 @@ class GlobalState:
         ``results`` has the bytes, or an exception, for each value of the load with this number.
         Raises KeyError if there is no such load.
         """
+        if self._lapsed(now):
+            return []
         self._loads.ended(number, results)
         self._reads.answer_loaded()
         return self._effects()
@@ -241,6 +283,8 @@ class GlobalState:
         queue are not executed; a deletion that has begun goes on.
         """
         identity.revoked = True
+        if self._lapsed(now):
+            return []
         self._waits.revoke(identity)
         self._memberships.revoke(identity, now)
         return self._effects()
@@ -256,12 +300,18 @@ class GlobalState:
         """Return how many sessions each identity has open, in one pass over all of them."""
         return Counter(each.identity for each in self._sessions)
 
-    def read(self, message: m.Get, identity: Identity = ANYONE) -> m.GetReply | None:
+    def read(self, message: m.Get, now: float, identity: Identity = ANYONE) -> m.GetReply | None:
         """Return the reply to a GET, which is all that :meth:`receive` would do with it.
 
         Returns None, and does nothing, if it names no open session, or a key that ``identity`` does
-        not see, or has to wait until the engine has loaded a value: that is for ``receive``.
+        not see or that is not owned, or has to wait until the engine has loaded a value: that is
+        for ``receive``. ``now`` must have been read after the message arrived.
         """
+        partitions = self._partitions
+        if partitions is not None and (
+            partitions.lapsed(now) or not all(map(partitions.owns, message.keys))
+        ):
+            return None
         session = self._sessions.get(message.session)
         if session is None or message.epoch != self.epoch:
             return None
@@ -323,8 +373,13 @@ class GlobalState:
         return host.id
 
     def share(self, page: Page, now: float) -> None:
-        """Let the processes of this host use a page, in the session that was opened last."""
+        """Let the processes of this host use a page, in the session that was opened last.
+
+        When the ownership lease has ended the page is not used: it gets no lease.
+        """
         assert self._host is not None
+        if self._lapsed(now):
+            return
         self._own.begin(page, now)
 
     def close_host(self, now: float) -> None:
@@ -349,6 +404,9 @@ class GlobalState:
 
     def tick(self, now: float) -> list[GlobalEffect]:
         """Do what is due at this moment."""
+        if self._lapsed(now):
+            self.alarm.moment = NEVER
+            return []
         if now >= self._own.wake_at:
             self._own.tick(now)
         self._writes.expire(now)
@@ -414,6 +472,18 @@ class GlobalState:
     ) -> None:
         metrics = self.metrics(now, identity)
         self._out.send(route, m.StatsReply(self.epoch, *message[1:3], metrics))
+
+    def _on_ask_map(
+        self,
+        session: Session | None,
+        route: m.Route,
+        message: m.AskMap,
+        now: float,
+        identity: Identity,
+    ) -> None:
+        version, members, owners = NO_MAP if self._partitions is None else self._partitions.map
+        envelope = self.epoch, message.session, message.request
+        self._out.send(route, m.MapReply(*envelope, version, members, owners))
 
     def metrics(self, now: float, identity: Identity = ANYONE) -> dict[str, object]:
         """Return the metrics of this Global, by name, as an identity may see them."""

@@ -24,7 +24,11 @@ deadline that has passed. See :mod:`dstore.core.authority.deadlines`.
 Where a journal makes changes durable, each change goes through it before the engine changes and
 before anything is answered; see :mod:`dstore.core.authority.changes`. After a restart nothing is
 removed or replaced before the leases that a former life has granted are over (``quiet_until``):
-their Locals may answer from their caches until then, and none of them can acknowledge.
+their Locals may answer from their caches until then, and none of them can acknowledge. In a cluster
+the same holds for each partition whose former owner has granted leases; other partitions go on.
+
+A write that names a key of a partition that is not owned is not executed, and neither is any copy
+of it that comes later, even if the partition is owned by then. So its Local may write to the owner.
 
 A write of an identity that was revoked is not answered. If it queues it is not executed when its
 turn comes; a deletion that has begun goes on.
@@ -36,8 +40,10 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import partial
+from heapq import heappop, heappush
 
 from dstore.config import OUTCOMES_MAX, WRITES_BYTES_SHARE
+from dstore.core.authority.access import keys_of
 from dstore.core.authority.acknowledgements import PendingDeletion
 from dstore.core.authority.budgets import text_bytes
 from dstore.core.authority.changes import Changes, Execute
@@ -45,8 +51,10 @@ from dstore.core.authority.deadlines import Deadline, Deadlines
 from dstore.core.authority.effects import NEVER, Alarm, Outbox, Refuse
 from dstore.core.authority.holders import Holders
 from dstore.core.authority.invalidations import Invalidations
+from dstore.core.authority.partitions import Partitions
 from dstore.core.authority.reads import Waits
 from dstore.core.authority.sessions import (
+    NOT_EXECUTED,
     WRITE_BYTES,
     WRITE_ITEM_BYTES,
     ActiveWrite,
@@ -112,10 +120,13 @@ class Writes:
     _deadlines: Deadlines
     _out: Outbox
     _alarm: Alarm
+    _partitions: Partitions | None
     quiet_until: float = 0.0
     closing: bool = False
     _completed: deque[PendingDeletion] = field(default_factory=deque)  # to be committed
     _more: bool = False  # some of these were left to the next step, for their number alone
+    # Those that wait until their partition is not quiet any more: a heap, by that moment.
+    _quiet: list[tuple[float, int, PendingDeletion]] = field(default_factory=list)
 
     # ---- one message ----------------------------------------------------------------------
 
@@ -168,6 +179,8 @@ class Writes:
             # It is active: its reply goes to where its latest repeat came from.
             known.route, known.request = route, message.request
             return None
+        if known == NOT_EXECUTED:
+            raise Refuse(Refusal.NOT_MINE, "this write was refused before, and is not executed")
         if known is not None:
             self._out.send(route, repeated(known, message[:3]))
             return None
@@ -197,14 +210,20 @@ class Writes:
     def _check_admission(self, session: Session, message: WriteMessage, cost: int) -> None:
         if message.write < session.seen:
             raise Refuse(Refusal.STALE_WRITE, "its sender has given it up")
-        if self.closing:
-            raise Refuse(Refusal.CLOSING, "Global is shutting down")
         if len(session.outcomes) >= OUTCOMES_MAX:
             text = f"{OUTCOMES_MAX:,} writes of this session wait to be seen"
             raise Refuse(Refusal.BUSY, text)
         if not session.writes.admits(cost):
             text = f"too many writes wait, {session.writes.taken:,} bytes of them of this session"
             raise Refuse(Refusal.BUSY, text)
+        if self._partitions is not None:
+            try:
+                self._partitions.check(keys_of(message))
+            except Refuse:
+                session.record_not_executed(message.write)
+                raise
+        if self.closing:
+            raise Refuse(Refusal.CLOSING, "Global is shutting down")
 
     def _finish(self, write: ActiveWrite, index: int, result: WriteResult) -> None:
         """Record the outcome of one item. When it was the last one, send the reply."""
@@ -476,7 +495,16 @@ class Writes:
         """When deletions can go on that wait for the next step or the end of the quiet period."""
         if self._more:
             return now
-        return self.quiet_until if self._completed and now < self.quiet_until else NEVER
+        moment = self._quiet[0][0] if self._quiet else NEVER
+        return (
+            min(moment, self.quiet_until) if self._completed and now < self.quiet_until else moment
+        )
+
+    def quiet_left(self, now: float) -> float:
+        """Return the seconds for which nothing is removed or replaced, in one partition or all."""
+        partitions = self._partitions
+        until = 0.0 if partitions is None else partitions.all_quiet_until
+        return max(0.0, max(self.quiet_until, until) - now)
 
     def expire(self, now: float) -> None:
         """Commit the deletions that waited only for leases that have run out."""
@@ -491,8 +519,10 @@ class Writes:
         the page of Global's host can be neither written nor voided, and until the leases of a
         former life of Global are over.
         """
-        self._completed.extend(completed)
-        self._completed.extend(self._invalidations.notify(now))  # what such a call has left
+        while self._quiet and self._quiet[0][0] <= now:
+            self._completed.append(heappop(self._quiet)[2])
+        self._take(completed, now)
+        self._take(self._invalidations.notify(now), now)  # what such a call has left
         left = COMMITS_MAX
         self._more = False
         try:
@@ -512,11 +542,24 @@ class Writes:
                 self._changes.submit(self._change(pending), partial(self._commit, pending), now)
                 left -= self._is_expiry(pending)
                 if not self._completed:
-                    self._completed.extend(self._invalidations.notify(now))
+                    self._take(self._invalidations.notify(now), now)
         except BaseException:
             self._alarm.at(now)
             raise
         self._invalidations.announce()
+
+    def _take(self, completed: Iterable[PendingDeletion], now: float) -> None:
+        """Take deletions that wait for no holder. Those of quiet partitions wait for these."""
+        if self._partitions is None:
+            self._completed.extend(completed)
+            return
+        for pending in completed:
+            until = self._partitions.quiet_until(pending.key)
+            if now < until:
+                heappush(self._quiet, (until, pending.seq, pending))
+                self._alarm.at(until)
+            else:
+                self._completed.append(pending)
 
     def _is_expiry(self, pending: PendingDeletion) -> bool:
         return pending.account is self._sessions.writes_of_global

@@ -275,7 +275,9 @@ def test_a_session_holds_only_what_its_own_identity_is_told_of(way: str, why: st
     cacheable: Any
     if way in ("get", "read"):
         get = Get(*asked, ["k"])
-        reply = world.state.read(get, process) if way == "read" else ask(world, process, get)
+        reply = (
+            world.state.read(get, world.now, process) if way == "read" else ask(world, process, get)
+        )
         assert isinstance(reply, GetReply) or world.away
         cacheable = isinstance(reply, GetReply) and reply.items[0].cacheable  # type: ignore[union-attr]
     elif way == "wait":
@@ -384,7 +386,7 @@ def test_a_message_that_names_a_key_beyond_the_prefixes_does_nothing() -> None:
         text = denied(ask(world, mine, message))
         assert text == "'mine' may not use the key 'c/1', only keys that begin with 'a/' or 'b/'"
     assert world.state._log.seq == 0
-    assert world.state.read(Get(*asked, ["c/1"]), mine) is None
+    assert world.state.read(Get(*asked, ["c/1"]), world.now, mine) is None
     assert isinstance(ask(world, mine, Get(*asked, ["a/1"])), GetReply)
 
 
@@ -743,7 +745,7 @@ def test_a_revoked_identity_gets_no_answer_to_anything() -> None:
     ):
         assert world.state.receive(b"x", message, world.now, mine) == []
         assert picture(world.state) == before
-    assert world.state.read(Get(epoch, a.state.session, 1, ["held"]), mine) is None
+    assert world.state.read(Get(epoch, a.state.session, 1, ["held"]), world.now, mine) is None
 
 
 def test_a_deletion_waits_for_the_lease_of_a_revoked_holder() -> None:

@@ -185,7 +185,7 @@ def test_the_short_way_leaves_it_to_the_long_one_and_does_nothing() -> None:
     world.engine_holds("k")
     get = Get(a.state.epoch, a.state.session, 7, ["k"])
     before = dict(world.state.counters)
-    assert world.state.read(get) is None
+    assert world.state.read(get, world.now) is None
     assert world.state.counters == before
     assert not len(world.state._holders)
     (load,) = world.state.receive(b"x", get, world.now)

@@ -20,10 +20,10 @@ def test_the_short_way_answers_as_the_long_one_and_refuses_nothing_by_itself() -
         get = Get(a.state.epoch, a.state.session, 7, keys)
         (send,) = world.state.receive(b"route", get, world.now)
         assert isinstance(send, Send) and isinstance(send.message, GetReply)
-        assert world.state.read(get) == send.message
+        assert world.state.read(get, world.now) == send.message
     for epoch, session in ((a.state.epoch + 1, a.state.session), (a.state.epoch, 5)):
         get = Get(epoch, session, 7, ["k"])
-        assert world.state.read(get) is None
+        assert world.state.read(get, world.now) is None
         (send,) = world.state.receive(b"route", get, world.now)
         assert isinstance(send, Send) and isinstance(send.message, Refused)
 
@@ -33,7 +33,7 @@ def test_the_short_way_makes_its_reader_a_holder() -> None:
     world = World()
     a, b = world.joined("a", "b")
     b.set("k", b"1")
-    world.state.read(Get(a.state.epoch, a.state.session, 7, ["k"]))
+    world.state.read(Get(a.state.epoch, a.state.session, 7, ["k"]), world.now)
     deletion = b.begin_delete("k")
     deletion.send()
     assert not deletion.replies, "it waits for both"
