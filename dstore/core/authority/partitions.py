@@ -20,7 +20,6 @@ from dstore.core.authority.effects import Refuse
 from dstore.protocol.messages import Key, Refusal
 from dstore.protocol.partitions import PARTITIONS, partition_of
 
-
 NO_MAP: tuple[int, list[str], bytes] = (0, [], b"")
 """The map where there is no cluster."""
 
