@@ -153,7 +153,8 @@ class MapChanged(NamedTuple):
     """There is another map: who owns which partition.
 
     ``owners`` has one byte for each partition: an index into ``members``, which has addresses, or
-    :data:`~dstore.protocol.partitions.NOBODY`. Of two maps the one with the higher ``version`` is the newer one.
+    :data:`~dstore.protocol.partitions.NOBODY`. Of two maps the one with the higher ``version`` is
+    the newer one.
     """
 
     version: int
