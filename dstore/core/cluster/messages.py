@@ -120,7 +120,10 @@ class Gain(NamedTuple):
 class Gained(NamedTuple):
     """The member owns these partitions from now on. The host loads their rows, then serves them.
 
-    What it reads after this event is all that a former owner has written.
+    What it reads after this event is all that a former owner has written, if a synchronous commit
+    of the connection by which it reads comes between, or after that: the connection may be one to a
+    former primary. A partition may be handed over and gained again while it is being loaded; the
+    fence tells one gain from the other.
     """
 
     gains: tuple[Gain, ...]
@@ -163,7 +166,12 @@ class MapChanged(NamedTuple):
 
 
 class Left(NamedTuple):
-    """The member has left the cluster, or has tried to for long enough. Nothing follows."""
+    """The member has left the cluster, or has tried to for long enough. Nothing follows.
+
+    Clients may send to it until the cache leases that it has granted have ended. A host that
+    refuses what comes until then, and sends the last map to those that ask for it, spares them a
+    wait for an answer.
+    """
 
 
 Event: TypeAlias = Gained | HandOver | Lost | MapChanged | Left

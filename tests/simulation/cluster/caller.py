@@ -7,7 +7,18 @@ from functools import partial
 from typing import Any
 
 from dstore.client.cluster.listing import Listing
-from dstore.client.cluster.routing import Ask, Call, Map, Move, Moves, Pause, Reply, Tried, Try, call
+from dstore.client.cluster.routing import (
+    Ask,
+    Call,
+    Map,
+    Move,
+    Moves,
+    Pause,
+    Reply,
+    Tried,
+    Try,
+    call,
+)
 from dstore.core.local import operations
 from dstore.core.local.membership import Entry
 from dstore.core.local.operations import SetOutcome
@@ -15,11 +26,9 @@ from dstore.core.local.steps import Operation
 from dstore.errors import DstoreError, OutcomeUnknown, RequestRefused
 from dstore.protocol.messages import (
     DelResult,
-    DelStatus,
     ExpireStatus,
     Key,
     SetItem,
-    SetStatus,
     Stored,
 )
 from dstore.protocol.partitions import to_bitmap

@@ -53,10 +53,11 @@ def _caches_are_current(run: ClusterSimulation) -> Iterator[str]:
 
 def _alarms_are_in_time(run: ClusterSimulation) -> Iterator[str]:
     for member in run.members.values():
-        state = member.state
-        if state is not None and state.wake_at > state._next_moment(member.clock()):
-            if member.clock() < member.partitions.ends:
-                yield f"{member.name} wakes at {state.wake_at}, which is too late for {state!r}"
+        state, now = member.state, member.clock()
+        if state is None or now >= member.partitions.ends:
+            continue
+        if state.wake_at > state._next_moment(now):
+            yield f"{member.name} wakes at {state.wake_at}, which is too late for {state!r}"
 
 
 def left_over(run: ClusterSimulation) -> Iterator[str]:

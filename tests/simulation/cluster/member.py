@@ -25,7 +25,17 @@ from dstore.core.cluster.messages import (
 )
 from dstore.core.cluster.ownership import Ownership
 from dstore.core.engine import Kept, Outcome
-from dstore.protocol.messages import GetReply, Key, ScanReply, TtlReply
+from dstore.protocol.messages import (
+    AskMap,
+    GetReply,
+    Key,
+    MapReply,
+    Refusal,
+    Refused,
+    ScanReply,
+    ToLocal,
+    TtlReply,
+)
 from dstore.protocol.partitions import partition_of
 from dstore.server.engines.memory import MemoryEngine
 from tests.simulation.cluster.journal import ClusterJournal
@@ -74,8 +84,10 @@ class SimMember(Pausable):
         self.alive = False
         self.lives = 0
         self.state: GlobalState | None = None
+        self.giving: tuple[int, ...] = ()
         self.partitions = Partitions(0.0)
         self.map = NO_MAP
+        self._refuses_until = 0.0
 
     def clock(self) -> float:
         return self.offset + self.rate * self.loop.now
@@ -102,7 +114,7 @@ class SimMember(Pausable):
         """Begin with nothing: at the start, and after a loss."""
         self.state = None
         self.loaded: set[int] = set()
-        self.giving: tuple[int, ...] = ()
+        self.giving = ()
         self.engine = MemoryEngine(journal=True)
         self.journal = ClusterJournal(
             self.database, self, self.ownership.me, self._committed, self._on_fenced
@@ -127,7 +139,7 @@ class SimMember(Pausable):
         """Hand over all, and leave."""
         if self.alive and not self.held_up("drain", self.drain):
             self.loop.log(self.name, "drains")
-            self._act(self.ownership.drain(self.clock()))
+            self._act(self.ownership.drain(self.clock(), self.scenario.linger))
 
     # ---- ownership ------------------------------------------------------------------------
 
@@ -149,6 +161,7 @@ class SimMember(Pausable):
                 self.map = (effect.version, effect.members, effect.owners)
             elif isinstance(effect, Left):
                 self._end()
+                self._refuses_until = self.loop.now + 1.1 * self.cache_lease
                 return
         self._follow()
 
@@ -156,7 +169,7 @@ class SimMember(Pausable):
         """Bring the epoch in line with the ownership."""
         self.partitions.ends = self.ownership.ends
         self.partitions.map = self.map
-        if self.state is None and self.ownership.ends and not self.ownership.draining:
+        if self.state is None and self.ownership.ends and not self.giving:
             self._begin_epoch(())
         self._plan()
 
@@ -259,7 +272,7 @@ class SimMember(Pausable):
         self.loaded -= given
         self.state = None
         effects = self.ownership.handed_over(self.clock())
-        if self.ownership.ends and not self.ownership.draining:
+        if self.ownership.ends:
             self._begin_epoch(kept)
         self._act(effects)
 
@@ -299,12 +312,29 @@ class SimMember(Pausable):
         if self.held_up("requests", self.receive, route, message):
             return
         if self.state is None:
+            if self.loop.now < self._refuses_until:
+                self._refuse(route, message)
             return
         self.loop.log(self.name, f"<- {route.decode()} {short(message)}")
         effects = self.state.receive(route, message, self.clock())
         if any(isinstance(each, Send) and isinstance(each.message, READ) for each in effects):
             self._check_owner({partition_of(key) for key in keys_of(message)})
         self._perform(effects)
+
+    def _refuse(self, route: bytes, message: Any) -> None:
+        """The member has left: tell the owners, and refuse all else."""
+        envelope = getattr(message, "epoch", 0), getattr(message, "session", 0)
+        request = getattr(message, "request", 0)
+        answer: ToLocal = Refused(*envelope, request, Refusal.OTHER_EPOCH, "it has left")
+        if isinstance(message, AskMap):
+            answer = MapReply(*envelope, request, *self.map)
+        if request:
+            self._send(route, answer)
+
+    def _send(self, route: bytes, message: ToLocal) -> None:
+        client = self.connections.get(route.decode().rpartition("/")[0])
+        if client is not None and client.route == route:
+            client.send_down(message)
 
     def _check_owner(self, numbers: Iterable[int]) -> None:
         for number in numbers:
@@ -352,9 +382,7 @@ class SimMember(Pausable):
                 self.journal.commit(effect.number, effect.changes)
             else:
                 assert not isinstance(effect, Load)
-                connection = self.connections.get(effect.route.decode().rpartition("/")[0])
-                if connection is not None and connection.route == effect.route:
-                    connection.send_down(effect.message)
+                self._send(effect.route, effect.message)
         self._plan()
 
 

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import replace
-import random
-
 from tests.history.linearizability import check_linearizable
 from tests.history.sweep import Undecided
 from tests.simulation.cluster import scans

@@ -49,7 +49,7 @@ class ClusterScenario(Scenario):
     member_crashes: float = 0.0
     joins: float = 0.0  # of members that are added
     drains: float = 0.0  # of members that leave
-    map_age: float = 0.0  # fraction of the maps that a client takes over although it has a newer one
+    linger: float = 0.0  # seconds for which they stay when they have handed over all
     database_faults: float = 0.0
     outage: float = 0.5  # seconds for which the database is away, at most
     late: float = 0.0  # fraction of the transactions that arrive late
@@ -72,9 +72,9 @@ class ClusterScenario(Scenario):
             return most * dice.random() if dice.random() < odds else 0.0
 
         ownership = dice.choice((0.5, 1.0, 1.0, 2.0))
-        leases: tuple[float, ...] = (dice.choice((0.1, 0.3, 0.5, 1.0)) * ownership,)
+        leases: tuple[float, ...] = (dice.choice((0.2, 0.4, 1.0)) * ownership,)
         if dice.random() < 0.4:
-            leases = (3 * ownership, 0.1 * ownership, 0.3 * ownership)
+            leases = (2 * ownership, 0.2 * ownership, 0.4 * ownership)
         drawn = cls(
             seed=seed,
             locals=dice.choice((1, 2, 2, 3)),
@@ -98,11 +98,14 @@ class ClusterScenario(Scenario):
             commit=dice.choice((0.002, 0.01, 0.03)),
             joins=sometimes(0.5),
             drains=sometimes(0.5),
+            linger=dice.choice((0.0, 1.0)) * ownership,
             outage=dice.choice((0.2, 1.0)) * ownership,
             patience=dice.choice((0.2, 0.4)) * ownership,
             idle_timeout=dice.choice((0.5, 1.0)) * ownership,
         )
-        return drawn if dice.random() < CALM else replace(drawn, **cls._faults(dice, ownership))
+        if dice.random() < CALM:
+            return replace(drawn, timeout=20 * ownership, linger=ownership)
+        return replace(drawn, **cls._faults(dice, ownership))
 
     @classmethod
     def _faults(cls, dice: random.Random, ownership: float) -> dict[str, Any]:

@@ -105,9 +105,7 @@ class Server:
     def up(self) -> bool:
         return self.alive and self._loop.now >= self.up_at
 
-    def begin(
-        self, body: Body, done: Done, owner: Pausable, given_up: Callable[[], bool]
-    ) -> None:
+    def begin(self, body: Body, done: Done, owner: Pausable, given_up: Callable[[], bool]) -> None:
         """Run a transaction, now or when the rows that it needs are free."""
         if self.up:
             self._run(Transaction(self, body, done, owner, given_up))

@@ -25,7 +25,7 @@ BUSY_MAX = 120.0
 """Seconds of true time after which a run is no longer disturbed, ended operations or not."""
 STARTS_MAX = 10
 """Lives of members of one run."""
-SETTLE = 12.0
+SETTLE = 6.0
 """Ownership leases after the faults within which everything has to be well again."""
 
 
@@ -129,7 +129,7 @@ class ClusterSimulation:
         for member in self.members.values():
             if not any(each.alive and not each.ownership.draining for each in self._others(member)):
                 member.start()
-        span = SETTLE * self.scenario.ownership + 3 * max(self.scenario.leases)
+        span = SETTLE * self.scenario.ownership + 2 * max(self.scenario.leases)
         loop.run(loop.now + span, lambda: False)
         if not self.violations:
             for caller, key in zip(self.callers * len(self.keys), self.keys * len(self.callers)):

@@ -464,8 +464,33 @@ def test_a_member_that_drains_hands_over_all_and_leaves(cluster: Cluster) -> Non
     assert one.state.wake_at == float("inf")
 
 
+def test_a_member_that_leaves_refuses_for_a_while_what_clients_still_send_to_it(
+    cluster: Cluster,
+) -> None:
+    one, other = _two(cluster)
+    one.do(one.state.drain(cluster.now, linger=2.0))
+    one.hand_over()
+    cluster.run(1.9)
+    assert other.serving == ALL
+    assert cluster.now < one.state.ends
+    assert not one.happened(Left)
+    cluster.run(0.2)
+    assert one.happened(Left) == 1
+
+
+def test_a_second_call_leaves_at_once(cluster: Cluster) -> None:
+    one, _ = _two(cluster)
+    one.do(one.state.drain(cluster.now, linger=50.0))
+    one.hand_over()
+    one.settle()
+    assert not one.happened(Left)
+    one.do(one.state.drain(cluster.now))
+    one.settle()
+    assert one.happened(Left) == 1
+
+
 def test_nobody_has_to_be_there_for_a_member_to_leave(cluster: Cluster, alone: Machine) -> None:
-    alone.do(alone.state.drain(cluster.now))
+    alone.do(alone.state.drain(cluster.now, linger=50.0))
     alone.hand_over()
     alone.settle()
     assert alone.happened(Left) == 1
