@@ -34,6 +34,7 @@ ROOMS: dict[str, set[str]] = {
     "core.local": {"errors", "config", "protocol", "compiled"},
     "core.authority.identity": {"protocol"},
     "core.authority": {"errors", "config", "protocol", "core.engine", "core.authority.identity"},
+    "core.cluster": {"protocol"},
     "codecs": {"errors", "config", "checks", "protocol"},
     "transport": GROUND | {"protocol", "core.authority.identity"},
     "access": {"errors"},
@@ -46,7 +47,7 @@ ROOMS: dict[str, set[str]] = {
     "shm": GROUND | {"protocol", "core.engine", "core.local"},
     "client": GROUND | {"protocol", "core.local", "codecs", "transport", "shm", "access.connect"},
     "server": GROUND
-    | {"protocol", "core.authority", "core.engine", "transport", "shm"}
+    | {"protocol", "core.authority", "core.cluster", "core.engine", "transport", "shm"}
     | {"access", "core.authority.identity"},
     "server.postgres": GROUND
     | {"protocol", "core.cluster", "core.engine", "server.engines"},
