@@ -122,7 +122,7 @@ class Server:
 
     def start(self) -> None:
         """Start it and wait until it takes connections. Raises RuntimeError if it does not."""
-        settings = {**SETTINGS, "listen_addresses": self.host, "port": str(self.port)}
+        settings = {"listen_addresses": self.host, "port": str(self.port)}
         if self._synchronous:
             settings["synchronous_standby_names"] = "*"
         options = [f"--{name}={value}" for name, value in settings.items()]
@@ -433,6 +433,8 @@ def _init(data: Path, password: str) -> None:
         *("--locale=C", "--encoding=UTF8", "--no-sync", "--wal-segsize=4", "--no-instructions"),
         "--data-checksums",  # for pg_rewind
     )
+    with (data / "postgresql.conf").open("a") as settings:
+        settings.writelines(f"{name} = '{value}'\n" for name, value in SETTINGS.items())
 
 
 # ---- fixtures ---------------------------------------------------------------------------------

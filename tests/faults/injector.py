@@ -16,6 +16,8 @@ from typing import TypeAlias
 
 PAUSE = 0.02
 """Seconds between two attempts to repair what is left."""
+REPAIR_TIMEOUT = 60.0
+"""Seconds for all repairs at the end."""
 
 Repair: TypeAlias = Callable[[], bool]
 """Ends a fault. Returns False if that is not possible yet, to be tried again."""
@@ -77,8 +79,12 @@ class Injector(ABC):
         return all(self.done[fault] for fault in self._faults)
 
     def calm(self) -> None:
-        """Repair everything."""
+        """Repair everything. Raises TimeoutError if that is not possible in time."""
+        until = time.monotonic() + REPAIR_TIMEOUT
         while self._busy:
+            if time.monotonic() > until:
+                left = ", ".join(busy.fault.kind for busy in self._busy.values())
+                raise TimeoutError(f"cannot be repaired: {left}")
             for target, busy in list(self._busy.items()):
                 self._try_to_repair(target, busy)
             time.sleep(PAUSE)
