@@ -113,6 +113,17 @@ cdef extern from *:
     #define DSTORE_SET_MEMBERSHIP(state, value) DSTORE_STORE(state, _membership, value)
     #define DSTORE_STATE(node) DSTORE_LOAD(node, _present)
     #define DSTORE_SET_STATE(node, value) DSTORE_STORE(node, _present, value)
+    #define DSTORE_SEVERAL(node) DSTORE_LOAD(node, _locals)
+    #define DSTORE_SET_SEVERAL(node, value) DSTORE_STORE(node, _locals, value)
+
+    /* Where a key was found: this may lose to another thread, and only guides the look-up. */
+    static inline unsigned char dstore_load_found(const unsigned char *found) {
+        return __atomic_load_n(found, __ATOMIC_RELAXED);
+    }
+
+    static inline void dstore_store_found(unsigned char *found, unsigned char value) {
+        __atomic_store_n(found, value, __ATOMIC_RELAXED);
+    }
 
     /* A new reference to the value of a key of a dictionary, or to None. */
     static inline PyObject *dstore_look_up(PyObject *entries, PyObject *key) {
@@ -145,6 +156,10 @@ cdef extern from *:
     int store_membership "DSTORE_SET_MEMBERSHIP" (Present, Membership) except -1
     Present load_state "DSTORE_STATE" (Hits)
     int store_state "DSTORE_SET_STATE" (Hits, Present) except -1
+    Several load_several "DSTORE_SEVERAL" (Hits)
+    int store_several "DSTORE_SET_SEVERAL" (Hits, Several) except -1
+    unsigned char load_found "dstore_load_found" (const unsigned char *)
+    void store_found "dstore_store_found" (unsigned char *, unsigned char)
     object look_up "dstore_look_up" (dict, object)
     void prefetch "__builtin_prefetch" (void *)
 
@@ -287,10 +302,54 @@ cdef class Present:
         store_membership(self, membership)
 
 
+cdef enum:
+    FOUND_SLOTS = 65536
+    STATES_MAX = 255
+
+
+cdef class Several:
+    """The states of several Locals: :class:`dstore.client.hits.Several`, compiled.
+
+    Where a key was last found is noted by a part of its hash, which a text keeps. Keys with the
+    same part may take each other's place.
+    """
+
+    cdef readonly tuple states
+    cdef unsigned char _found[FOUND_SLOTS]
+
+    def __cinit__(self, states):
+        self.states = tuple(states)
+        if not 0 < len(self.states) <= STATES_MAX:
+            raise ValueError(f"there are 1 to {STATES_MAX} states, not {len(self.states)}")
+        for state in self.states:
+            if not isinstance(state, Present):
+                raise TypeError(f"a state is a Present, not {type(state).__name__}")
+
+    def find(self, str name not None):
+        """Return the entry of a key's text that one of the Locals has under a valid lease."""
+        return self._find(name)
+
+    cdef Entry _find(self, object name):
+        cdef unsigned char *found = self._found + (hash(name) & (FOUND_SLOTS - 1))
+        cdef Py_ssize_t first = load_found(found)
+        cdef Py_ssize_t index
+        cdef Entry entry = _find(<Present> self.states[first], name)
+        if entry is not None:
+            return entry
+        for index in range(len(self.states)):
+            if index != first:
+                entry = _find(<Present> self.states[index], name)
+                if entry is not None:
+                    store_found(found, <unsigned char> index)
+                    return entry
+        return None
+
+
 cdef class Hits:
     """The base of a Node: :class:`dstore.client.hits.Hits`, compiled."""
 
     cdef Present _present
+    cdef Several _locals
     cdef public uint64_t _hits
 
     @property
@@ -301,6 +360,14 @@ cdef class Hits:
     def _state(self, Present state not None):
         store_state(self, state)
 
+    @property
+    def _several(self):
+        return load_several(self)
+
+    @_several.setter
+    def _several(self, Several several):
+        store_several(self, several)
+
     def get(self, key: str | bytes, default: Any = RAISE) -> Any:
         """Return the value of ``key``, from the cache if it is there, else from Global.
 
@@ -309,9 +376,11 @@ cdef class Hits:
         KeyMissing if the key has no value and no ``default`` is given.
         """
         cdef Entry entry
+        cdef Several several
         if type(key) is not str:  # only for str itself are hash and equality those of the key
             return self._get_named(key, default)
-        entry = _find(load_state(self), key)
+        several = load_several(self)
+        entry = _find(load_state(self), key) if several is None else several._find(key)
         if entry is None:  # not cached, or a text that is not the one text of its key
             return self._get_missed(key, default)
         count(&self._hits)
@@ -320,7 +389,8 @@ cdef class Hits:
 
     def _hit(self, name):
         """Return the entry of a key's text that is cached under a valid lease, and count a hit."""
-        entry = _find(load_state(self), name)
+        cdef Several several = load_several(self)
+        cdef Entry entry = _find(load_state(self), name) if several is None else several._find(name)
         if entry is not None:
             count(&self._hits)
         return entry

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from dstore import checks, config
 from dstore.client import files, translate
+from dstore.client.cluster.routing import Map
 from dstore.client.files import Fetched, Progress
 from dstore.client.hits import RAISE
 from dstore.client.large import LargeValues, check_whole, random16
@@ -59,6 +60,7 @@ from dstore.protocol.messages import (
     Stored,
     TtlReply,
 )
+from dstore.protocol.partitions import PARTITIONS, to_bitmap
 
 T = TypeVar("T")
 
@@ -78,17 +80,33 @@ class Command(Generic[T]):
     ``abort`` undoes what the command has begun outside of the core, such as a file that is half
     written. The host calls it with the error after the command has failed or was cancelled, without
     its lock, when nothing works for the command any more.
+
+    The rest is for several Globals. ``keys`` are those that the command is about, or ``locate``
+    finds the one, which takes some time. It may be carried out again, at another Global, if it was
+    not at the first. Only if it reads, ``within`` returns
+    the same command with another timeout: then it may be carried out any number of times.
+    ``lasting``: it may take any time. A command that may be divided has ``part``, which returns the
+    command for some of the keys; ``merge`` makes the result, for ``finish``, of those of all parts.
+    ``chunk`` returns the first keys that go into one message of a write, which is executed as a
+    whole or not at all.
     """
 
     start: Start[Any]
     finish: Callable[[Any], T] = lambda result: result
     abort: Callable[[BaseException], None] | None = None
+    keys: Collection[Key] = ()
+    locate: Callable[[], Key] | None = None
+    within: Callable[[float], Command[T]] | None = None
+    lasting: bool = False
+    part: Callable[[Sequence[Key]], Command[Any]] | None = None
+    chunk: Callable[[Sequence[Key]], Sequence[Key]] = lambda keys: keys
+    merge: Callable[[list[Any]], Any] = lambda results: results[0]
 
 
 class DirectCommand(Command[T]):
     """A command that begins on the direct path, within ``timeout`` seconds.
 
-    ``begin`` makes the operation, given its deadline.
+    ``begin`` makes the operation, given its deadline. ``reads`` says whether it only reads.
     """
 
     def __init__(
@@ -96,13 +114,60 @@ class DirectCommand(Command[T]):
         begin: Callable[[LocalState, float], Direct[Any]],
         timeout: float,
         finish: Callable[[Any], T],
+        keys: Collection[Key],
+        reads: bool = False,
     ) -> None:
         self.begin = begin
         self.timeout = timeout
-        # Not a method, which would make the command refer to itself.
+        # Not methods, which would make the command refer to itself.
         self.start = lambda state, _, now: begin(state, now + timeout).run(now)
         self.finish = finish
         self.abort = None
+        self.keys = keys
+        if reads:
+            self.within = lambda seconds: DirectCommand(begin, seconds, finish, keys, reads)
+
+
+def _reading(
+    begin: Callable[[LocalState, float, float], Operation[Any]],
+    timeout: float,
+    finish: Callable[[Any], T],
+    keys: Collection[Key] = (),
+) -> Command[T]:
+    """Return a command that reads: ``begin`` takes the state, the time and the deadline."""
+    return Command(
+        lambda state, _, now: begin(state, now, now + timeout),
+        finish,
+        keys=keys,
+        within=lambda seconds: _reading(begin, seconds, finish, keys),
+    )
+
+
+def _first_message(keys: Sequence[Key], values: Mapping[Key, Encoded]) -> Sequence[Key]:
+    """Return the first keys that one SET can bind; one that has a large value is alone."""
+    size = 0
+    for count, key in enumerate(keys[: config.KEYS_PER_MESSAGE_MAX]):
+        size += values[key].size + config.ITEM_BYTES_MAX
+        large = values[key].size >= config.LARGE_FROM_DEFAULT
+        if count and (large or size > config.BATCH_BYTES_MAX):
+            return keys[:count]
+        if large:
+            return keys[:1]
+    return keys[: config.KEYS_PER_MESSAGE_MAX]
+
+
+def _read_together(readings: list[Reading]) -> Reading:
+    """Return one reading for several, which are of different keys."""
+    together = readings[0]
+    for each in readings[1:]:
+        together.local.update(each.local)
+        together.fetched.update(each.fetched)
+    return together
+
+
+def _united(results: list[dict[Any, Any]]) -> dict[Any, Any]:
+    """Return one result for several parts of a command, which are about different keys."""
+    return {key: value for result in results for key, value in result.items()}
 
 
 class Commands:
@@ -158,7 +223,11 @@ class Commands:
     ) -> Command[T]:
         name = translate.key_name(key)
         return DirectCommand(
-            lambda state, deadline: GetOne(state, name, deadline, options), self.timeout, finish
+            lambda state, deadline: GetOne(state, name, deadline, options),
+            self.timeout,
+            finish,
+            (name,),
+            reads=True,
         )
 
     def _read(self, key: str | bytes, finish: Callable[[Answer, bool], T]) -> Command[T]:
@@ -211,6 +280,7 @@ class Commands:
     def get_many(self, keys: Iterable[str | bytes]) -> Command[dict[Any, Any]]:
         names = translate.key_names(checks.several("keys", keys))
         wanted = dict.fromkeys(names.values())
+        options = self.options
 
         def finish(reading: Reading) -> dict[Any, Any]:
             self._count(len(reading.local), len(wanted))
@@ -218,12 +288,25 @@ class Commands:
             opened = self._opened
             return {key: opened(found[name]) for key, name in names.items() if name in found}
 
-        timeout, options = self.timeout, self.options
-        return DirectCommand(
-            lambda state, deadline: GetMany(state, Reading(wanted, options, timeout), deadline),
-            timeout,
-            finish,
-        )
+        def part(keys: Collection[Key], finish: Callable[[Reading], T]) -> Command[T]:
+            def within(timeout: float) -> Command[T]:
+                command = DirectCommand(
+                    lambda state, deadline: GetMany(
+                        state, Reading(keys, options, timeout), deadline
+                    ),
+                    timeout,
+                    finish,
+                    keys,
+                )
+                command.within = within
+                return command
+
+            return within(self.timeout)
+
+        command = part(wanted, finish)
+        command.part = lambda keys: part(keys, lambda reading: reading)
+        command.merge = _read_together
+        return command
 
     def get_file(
         self, key: str | bytes, path: files.Path, *, progress: Progress | None = None
@@ -257,13 +340,15 @@ class Commands:
         def abort(error: BaseException) -> None:
             stack.__exit__(type(error), error, error.__traceback__)
 
-        return Command(start, abort=abort)
+        return Command(start, abort=abort, keys=(name,))
 
     def wait(self, key: str | bytes, timeout: float | None = None) -> Command[Any]:
         name = translate.key_name(key)
         span, stall_timeout = float("inf"), self.timeout
         if timeout is not None:
             span = checks.seconds("timeout", timeout, 0, config.WAIT_MAX)
+
+        end: float | None = None  # counted from when it first begins
 
         def finish(one: One) -> Any:
             answer, local = one
@@ -272,15 +357,28 @@ class Commands:
             self._count(local, 1)
             return self._opened(answer)
 
-        return Command(
-            lambda state, _, now: operations.wait(state, name, now, now + span, stall_timeout),
-            finish,
-        )
+        def within(stall_timeout: float) -> Command[Any]:
+            def start(state: LocalState, _: LargeValues, now: float) -> Operation[One]:
+                nonlocal end
+                if end is None:
+                    end = now + span
+                return operations.wait(state, name, now, end, stall_timeout)
 
-    def page(self, prefix: str, after: str) -> Command[Any]:
-        timeout, limit = self.timeout, config.KEYS_PAGE_DEFAULT
-        return Command(
-            lambda state, _, now: operations.scan(state, prefix, after, limit, now, now + timeout),
+            return Command(start, finish, keys=(name,), within=within, lasting=True)
+
+        return within(stall_timeout)
+
+    def page(
+        self, prefix: str, after: str, numbers: Collection[int] = range(PARTITIONS)
+    ) -> Command[Any]:
+        """Read the next keys that begin with ``prefix``, in these partitions."""
+        limit, wanted = config.KEYS_PAGE_DEFAULT, to_bitmap(numbers)
+        return _reading(
+            lambda state, now, deadline: operations.scan(
+                state, prefix, after, limit, now, deadline, wanted
+            ),
+            self.timeout,
+            lambda reply: reply,
         )
 
     # ---- writing --------------------------------------------------------------------------
@@ -312,14 +410,24 @@ class Commands:
         def finish(outcomes: Outcomes) -> list[Any]:
             return [key for key in mapping if outcomes[names[key]].status is SetStatus.OCCUPIED]
 
-        return self._write(values, replace, ttl, finish)
+        command = self._write(values, replace, ttl, finish)
+        command.part = lambda keys: self._write(
+            {key: values[key] for key in keys}, replace, ttl, lambda outcomes: outcomes
+        )
+        command.chunk = lambda keys: _first_message(keys, values)
+        command.merge = _united
+        return command
 
     def put(self, value: Any, *, ttl: float | None = None) -> Command[str]:
         ttl = _checked_ttl(ttl)
         encoded = self.codecs.encode(value)
         if encoded.size >= config.LARGE_FROM_DEFAULT:
             writing = self._writing(False, ttl, None)
-            return Command(partial(writing.put, encoded), abort=writing.abort)
+            return Command(
+                partial(writing.put, encoded),
+                abort=writing.abort,
+                locate=lambda: writing.address_of(encoded),
+            )
         key = self.addresses.of(digest(encoded))
         return self._write({key: encoded}, False, ttl, lambda _: key)
 
@@ -335,7 +443,7 @@ class Commands:
     ) -> Command[T]:
         if max((value.size for value in values.values()), default=0) >= config.LARGE_FROM_MIN:
             writing = self._writing(replace, ttl, None)
-            return Command(partial(writing.values, values), finish, writing.abort)
+            return Command(partial(writing.values, values), finish, writing.abort, values.keys())
         items = [
             SetItem(key, Stored(random16(), value.codec, value.joined()))
             for key, value in values.items()
@@ -353,7 +461,7 @@ class Commands:
             check_written(limit, items, outcomes)
             return finish(outcomes)
 
-        return DirectCommand(begin, self.timeout, finish_written)
+        return DirectCommand(begin, self.timeout, finish_written, values.keys())
 
     def delete(self, key: str | bytes, *, wait: bool = True) -> Command[Deletion]:
         checks.flag("wait", wait)
@@ -377,13 +485,17 @@ class Commands:
             deletions = {key: translate.deletion(results[name]) for key, name in names.items()}
             return {key: deletion for key, deletion in deletions.items() if deletion is not None}
 
-        return self._delete(list(names.values()), wait, finish)
+        command = self._delete(list(names.values()), wait, finish)
+        command.part = lambda keys: self._delete(list(keys), wait, lambda results: results)
+        command.chunk = lambda keys: keys[: config.KEYS_PER_MESSAGE_MAX]
+        command.merge = _united
+        return command
 
     def _delete(
         self, keys: list[Key], wait: bool, finish: Callable[[dict[Key, DelResult]], T]
     ) -> Command[T]:
         return DirectCommand(
-            lambda state, deadline: Delete(state, keys, wait, deadline), self.timeout, finish
+            lambda state, deadline: Delete(state, keys, wait, deadline), self.timeout, finish, keys
         )
 
     # ---- expiring -------------------------------------------------------------------------
@@ -410,20 +522,24 @@ class Commands:
                 raise RequestRefused(f"Global's storage failed; {key!r} expires as it did before")
 
         return Command(
-            lambda state, _, now: operations.expire(state, name, ttl, now, now + timeout), finish
+            lambda state, _, now: operations.expire(state, name, ttl, now, now + timeout),
+            finish,
+            keys=(name,),
         )
 
     def ttl(self, key: str | bytes) -> Command[float | None]:
         name = translate.key_name(key)
-        timeout = self.timeout
 
         def finish(reply: TtlReply) -> float | None:
             if not reply.bound:
                 raise KeyMissing(key)
             return reply.left
 
-        return Command(
-            lambda state, _, now: operations.ttl(state, name, now, now + timeout), finish
+        return _reading(
+            lambda state, now, deadline: operations.ttl(state, name, now, deadline),
+            self.timeout,
+            finish,
+            (name,),
         )
 
     # ---- files ----------------------------------------------------------------------------
@@ -435,7 +551,11 @@ class Commands:
         ttl = _checked_ttl(ttl)
         checks.optional(checks.function, "progress", progress)
         writing = self._writing(False, ttl, progress)
-        return Command(partial(writing.put_file, path), abort=writing.abort)
+        return Command(
+            partial(writing.put_file, path),
+            abort=writing.abort,
+            locate=lambda: writing.address_of_file(path),
+        )
 
     def set_file(
         self,
@@ -457,6 +577,7 @@ class Commands:
             partial(writing.set_file, name, path, key),
             lambda outcome: _check_free(key, outcome),
             writing.abort,
+            (name,),
         )
 
     # ---- the rest -------------------------------------------------------------------------
@@ -466,13 +587,18 @@ class Commands:
         if timeout is not None:
             span = checks.seconds("timeout", timeout, 0, config.TIMEOUT_MAX)
 
-        return Command(
-            lambda state, _, now: operations.join(state, now, now + span), lambda _: None
-        )
+        return _reading(operations.join, span, lambda _: None)
 
     def global_stats(self) -> Command[dict[str, Any]]:
-        timeout = self.timeout
-        return Command(lambda state, _, now: operations.stats(state, now, now + timeout))
+        return _reading(operations.stats, self.timeout, lambda metrics: metrics)
+
+    def map(self, timeout: float) -> Command[Map]:
+        """Ask a Global for the map of its cluster, within ``timeout`` seconds."""
+        return _reading(
+            operations.ask_map,
+            timeout,
+            lambda reply: Map(reply.version, tuple(reply.members), reply.owners),
+        )
 
 
 def _checked_ttl(ttl: Any) -> float | None:

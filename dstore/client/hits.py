@@ -2,27 +2,63 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from dstore.compiled import native
 from dstore.core.local.membership import Entry, Present
-from dstore.protocol.messages import Stored
+from dstore.protocol.messages import Key, Stored
 from dstore.runtime import clock
 
 RAISE: Any = object()
 """Stands for no default."""
 
 
+FOUND_MAX = 1 << 16
+"""Keys of which it is noted where they were last found; beyond it all are forgotten."""
+
+
+class Several(dict[Key, Present]):
+    """The states of several Locals, one for each Global of a cluster that a Node needs.
+
+    A value that any of them has cached is as good, wherever the key's partition is now: its lease
+    ends before another Global removes it. So a hit need not know the owner. As a dictionary this
+    has the state in which a key was last found, the first one for other keys.
+    """
+
+    __slots__ = ("states",)
+
+    def __init__(self, states: Iterable[Present]) -> None:
+        super().__init__()
+        self.states = tuple(states)
+
+    def __missing__(self, key: Key) -> Present:
+        return self.states[0]
+
+    def find(self, name: Key) -> Entry | None:
+        """Return the entry of a key's text that one of the Locals has under a valid lease."""
+        for state in self.states:
+            entry = pure_find(state, name)
+            if entry is not None:
+                if len(self) >= FOUND_MAX:
+                    self.clear()
+                self[entry.key] = state
+                return entry
+        return None
+
+
 class Hits:
     """The base of a Node: ``get``, which a hit ends here.
 
     Where :mod:`dstore._native` is there, its class of the same name takes this one's place.
-    ``_state`` is the state of the Local, and ``_hits`` counts.
+    ``_state`` is the state of the Local, ``_several`` has those of several Locals, or is None, and
+    ``_hits`` counts.
     """
 
-    __slots__ = ("_hits", "_state")
+    __slots__ = ("_hits", "_several", "_state")
 
     _state: Present
+    _several: Several | None
     _hits: int
 
     def get(self, key: str | bytes, default: Any = RAISE) -> Any:
@@ -35,7 +71,8 @@ class Hits:
         # The steps of pure_find(), inline: a hit is the most frequent call, and this saves a call.
         if type(key) is not str:  # only for str itself are hash and equality those of the key
             return self._get_named(key, default)
-        membership = self._state.membership
+        several = self._several
+        membership = (self._state if several is None else several[key]).membership
         lease_end = membership.lease[0]
         try:
             entry = membership.entries[key]
@@ -55,7 +92,8 @@ class Hits:
 
     def _hit(self, name: str) -> Entry | None:
         """Return the entry of a key's text that is cached under a valid lease, and count a hit."""
-        entry = pure_find(self._state, name)
+        several = self._several
+        entry = pure_find(self._state, name) if several is None else several.find(name)
         if entry is not None:
             self._hits += 1
         return entry
@@ -94,7 +132,7 @@ def pure_find(state: Present, name: str) -> Entry | None:
     return entry
 
 
-PureHits = Hits
+PureHits, PureSeveral = Hits, Several
 find = pure_find
 if not TYPE_CHECKING and native is not None:
-    RAISE, Hits, find = native.RAISE, native.Hits, native.find
+    RAISE, Hits, Several, find = native.RAISE, native.Hits, native.Several, native.find

@@ -8,6 +8,7 @@ that type checkers, editors, ``inspect.signature`` and ``help`` show the signatu
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 import os
@@ -36,7 +37,9 @@ class Settings:
     address
         Address of Global: ``tcp://HOST:PORT`` or ``ipc://PATH``. Default: ``$DSTORE_GLOBAL``, else
         ``tcp://127.0.0.1:50051``. A host name is resolved in the background, again whenever the
-        connection is lost; all its addresses are tried, IPv6 and IPv4.
+        connection is lost; all its addresses are tried, IPv6 and IPv4. Several Globals of one
+        cluster may be given, with commas between them: the first one that answers says which
+        others there are. One of them is enough while it runs.
     connect
         Path of a connect file, which ``dstore access add`` has written for this client: the address
         of a Global that asks for keys, its public key, and the key pair of the client. An
@@ -54,7 +57,7 @@ class Settings:
         a cache of this process alone while there is none. ``"require"``: calls fail while there is
         none. ``"off"``: never. Default: ``$DSTORE_HOST``, else ``"auto"``.
     cache_bytes
-        Bytes of memory that the cache of this process may take. Beyond it, entries that have not
+        Bytes of memory that the cache of this process may take, for all Globals together. Beyond it, entries that have not
         been read recently are evicted (SIEVE). Default: 256 MiB, or beside a host cache a tenth of
         what that holds, but 3 MiB in any case. After a restart of Global it may take as much once
         more, until Global has said which of the former values are unchanged.
@@ -120,9 +123,10 @@ class Settings:
         self._file = _file(self.connect, connect is None)
         self._tunnel = address is not None
         if address is None and self._file is not None:
-            self.address = self._file.address
+            self.each_address = addresses.check_several(self._file.address)
         else:
-            self.address = _address(address)
+            self.each_address = _addresses(address)
+        self.address = ",".join(self.each_address)
         self.timeout = timeout_checked(timeout)
         self.host = _host(host)
         self.cache_bytes: int | None = checks.optional(
@@ -138,6 +142,12 @@ class Settings:
         self.shm_limit: int | None = checks.optional(
             checks.count, "shm_limit", shm_limit, 0, config.SIZE_MAX
         )
+
+    def at(self, address: str) -> Settings:
+        """Return these settings with one address."""
+        made = copy.copy(self)
+        made.address, made.each_address = address, [address]
+        return made
 
     @property
     def looking(self) -> bool:
@@ -176,7 +186,7 @@ class Settings:
 
     def _compared(self) -> dict[str, Any]:
         """Return what makes settings equal: of a connect file its path alone."""
-        left_out = {"_file"}
+        left_out = {"_file", "each_address"}
         if self.connect is None:
             left_out.add("_tunnel")
         elif not self._tunnel:
@@ -193,7 +203,9 @@ class Settings:
 
     def __repr__(self) -> str:
         shown = (
-            f"{name}={value!r}" for name, value in vars(self).items() if not name.startswith("_")
+            f"{name}={value!r}"
+            for name, value in vars(self).items()
+            if not name.startswith("_") and name != "each_address"
         )
         return f"Settings({', '.join(shown)})"
 
@@ -225,11 +237,11 @@ def _file(path: str | None, from_variable: bool) -> Connect | None:
         raise
 
 
-def _address(given: str | None) -> str:
+def _addresses(given: str | None) -> list[str]:
     if given is not None:
-        return addresses.check(checks.text("address", given))
+        return addresses.check_several(checks.text("address", given))
     try:
-        return addresses.check(config.address_default())
+        return addresses.check_several(config.address_default())
     except AddressError as error:
         raise AddressError(f"${config.ADDRESS_VARIABLE}: {error}") from None
 

@@ -41,7 +41,9 @@ Start: TypeAlias = Callable[[LocalState, LargeValues, float], Operation[T]]
 
 @dataclass
 class Writing:
-    """One write of large values or of a file: one of its operations is to be used, once.
+    """One write of large values or of a file: one of its operations is to be used.
+
+    It may be used again after :meth:`abort`.
 
     ``count`` is called with the hits of a look-up and the number of its keys.
     ``addresses`` are the content addresses of the Node.
@@ -53,6 +55,7 @@ class Writing:
     progress: Progress | None
     count: Callable[[int, int], None]
     addresses: Addresses = PLAIN
+    _digest: bytes = b""  # of the value, once it is known
     _uploads: list[Upload] = field(default_factory=list)  # those that are not bound yet
     _files: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
@@ -66,13 +69,23 @@ class Writing:
         while self._uploads:
             self._uploads.pop().drop()
 
+    def address_of(self, encoded: Encoded) -> Key:
+        """Return the content address of a value. Hashes it, which takes some time, once."""
+        self._digest = self._digest or digest(encoded)
+        return self.addresses.of(self._digest)
+
+    def address_of_file(self, path: files.Path) -> Key:
+        """Return the content address of a file, which is read as a whole. Raises as ``reading``."""
+        with files.reading(path, None) as file:
+            return self.addresses.of(file.digest())
+
     def put(
         self, encoded: Encoded, state: LocalState, large: LargeValues, now: float
     ) -> Operation[Key]:
         """Bind a value to its content address, unless that is bound. Returns the address."""
-        hashed = yield Work(lambda: digest(encoded))
-        key = self.addresses.of(hashed.value)
-        stored = Stored(random16(), encoded.codec, Large(encoded.size, hashed.value))
+        hashed = yield Work(lambda: self.address_of(encoded))
+        key = hashed.value
+        stored = Stored(random16(), encoded.codec, Large(encoded.size, self._digest))
         bound, now = yield from self._prolonged(state, SetItem(key, stored), hashed.now)
         if not bound:  # if it is bound, its bytes are stored already
             yield from self.values({key: encoded}, state, large, now)

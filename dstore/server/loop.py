@@ -138,6 +138,7 @@ class Loop:
         assert epoch is not None
         self._host = None
         epoch.void(now)
+        self.perform(self.state.end())
         self._listener.end_epoch(now)
         epoch.close()
 

@@ -12,6 +12,7 @@ import re
 from typing import Any
 
 from dstore.errors import AddressError
+from dstore.protocol.partitions import MEMBERS_MAX
 from dstore.runtime.native import sockets
 
 PORT_MAX = 65_535
@@ -22,6 +23,7 @@ IPC_PATH_MAX = 100
 
 _TCP = re.compile(r"tcp://(?P<host>\[[^\[\]]+\]|[^:/\s\[\]]+):(?P<port>[0-9]+)")
 _FORMS = "use tcp://HOST:PORT or ipc://PATH"
+_BETWEEN = re.compile(r",\s*(?=(?:tcp|ipc)://)")  # a path may have a comma, too
 _IPC = "ipc://"
 
 
@@ -44,6 +46,17 @@ def check(address: str, *, bind: bool = False) -> str:
     if not bind and _is_any(match["host"]):
         raise AddressError(f"{address!r}: name the host that Global runs on")
     return address
+
+
+def check_several(text: str) -> list[str]:
+    """Return the addresses in a text, which commas are between. Raises AddressError as check()."""
+    found = list(dict.fromkeys(map(check, _BETWEEN.split(text.strip()))))
+    if len(found) > MEMBERS_MAX:
+        raise AddressError(
+            f"these are {len(found)} addresses, and a cluster has at most {MEMBERS_MAX} Globals; "
+            "one address of any of them is enough"
+        )
+    return found
 
 
 def _check_path(address: str) -> None:

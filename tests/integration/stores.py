@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import secrets
 import threading
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterator
 from types import TracebackType
 
 from dstore.core.cluster.messages import Beat, Fenced, Member, View
@@ -196,10 +196,15 @@ def wait_until(done: Callable[[], bool], what: str) -> None:
 
 
 @contextlib.contextmanager
-def owners(url: str, count: int, **options: float) -> Iterable[list[Owner]]:  # type: ignore[misc]
+def owners(
+    url: str, count: int, *, memory_limit: int = 64 << 20, patience: float = 3.0
+) -> Iterator[list[Owner]]:
     """Members of one cluster; the first owns all partitions."""
     with contextlib.ExitStack() as stack:
-        members = [stack.enter_context(Owner(url, **options)) for _ in range(count)]  # type: ignore[arg-type]
+        members = [
+            stack.enter_context(Owner(url, memory_limit=memory_limit, patience=patience))
+            for _ in range(count)
+        ]
         for each in members:
             each.join()
         members[0].claim()

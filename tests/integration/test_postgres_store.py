@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from dstore.core.cluster.messages import Leave
-from dstore.core.engine import NO_DEADLINE, Change, ChangeKind, Outcome
+from dstore.core.cluster.messages import Beat, Leave
+from dstore.core.engine import NO_DEADLINE, Change, Outcome
 from dstore.errors import DataError, StoreFull
 from dstore.protocol.messages import DAMAGED, Large, Stored
 from dstore.protocol.partitions import partition_of
@@ -36,16 +36,28 @@ DONE, FULL, FAILED = Outcome.DONE, Outcome.FULL, Outcome.FAILED
 LARGE = bytes(range(256)) * 12_300  # a bit more than three pieces
 
 
+@pytest.fixture(scope="module")
+def database(postgres: Postgres) -> Iterator[str]:
+    """The URL of a database for all tests here; a new one for each would take too long."""
+    with postgres.database() as name:
+        yield postgres.url(name)
+
+
 @pytest.fixture
-def url(postgres_url: str) -> str:
-    assert init(postgres_url, standby=False)
-    return postgres_url
+def url(database: str) -> Iterator[str]:
+    """The URL of the empty tables of a cluster, in a schema of their own."""
+    name = f"test_{secrets.token_hex(4)}"
+    url = f"{database}?options=-c%20search_path%3D{name}"
+    assert init(url, standby=False)
+    yield url
+    with psycopg.connect(database) as connection:
+        connection.execute(f"DROP SCHEMA {name} CASCADE")
 
 
 @pytest.fixture
 def sql(url: str) -> Iterator[Callable[..., list[Any]]]:
     """A function that executes a statement as a user would, and returns the rows."""
-    with psycopg.connect(url, autocommit=True, options="-c search_path=dstore") as connection:
+    with psycopg.connect(url, autocommit=True) as connection:
 
         def execute(query: str, *parameters: object) -> list[Any]:
             cursor = connection.execute(query, parameters)
@@ -92,7 +104,6 @@ def test_what_is_written_is_there_for_the_next_owner(url: str) -> None:
 def test_changes_of_one_key_in_one_group_are_made_in_their_order(owner: Owner) -> None:
     value = stored()
     owner.write(bind("k", value))
-    owner.store._journal._stopped.wait(0)
     batches = [owner.begin(date("k", value.token, 5.0)), owner.begin(remove("k", value.token))]
     assert [owner.end(each) for each in batches] == [[DONE], [DONE]]
 
@@ -125,7 +136,7 @@ def test_values_that_wait_have_a_limit_and_deletions_have_none(
         member.write(bind("old", old))
         big = [bind(f"big{number}", stored(bytes(4_000))) for number in range(4)]
         with psycopg.connect(url) as holder:
-            holder.execute("SELECT FROM dstore.partition FOR UPDATE")
+            holder.execute("SELECT FROM partition FOR UPDATE")
             batches = [member.begin(change) for change in big]
             batches.append(member.begin(remove("old", old.token)))
         assert [member.end(each) for each in batches] == [[DONE], [DONE], [FULL], [FULL], [DONE]]
@@ -162,7 +173,7 @@ def test_without_the_lock_a_writer_that_stalls_would_write_after_a_change_of_own
     with owners(url, 2) as (first, second):
         number = partition_of("k")
         fences = writing.Fences(first.me, {number: first.fence("k")}, False)
-        with psycopg.connect(url, options="-c search_path=dstore") as stalled:
+        with psycopg.connect(url) as stalled:
             assert writing.apply(stalled, fences, [bind("k")]) == [DONE]
             second.join(first)
             before = second.ask().partitions[number]
@@ -173,9 +184,8 @@ def test_without_the_lock_a_writer_that_stalls_would_write_after_a_change_of_own
         if locks:
             assert second.read("k") is not None, "the claim has waited for it"
         late = writing.Fences(first.me, {number: before.fence}, False)
-        with psycopg.connect(url, options="-c search_path=dstore") as stalled:
-            with pytest.raises(writing.Fenced):
-                writing.apply(stalled, late, [bind("l")])
+        with psycopg.connect(url) as stalled, pytest.raises(writing.Fenced):
+            writing.apply(stalled, late, [bind("l")])
 
 
 def test_a_claim_waits_until_a_statement_under_the_former_fence_has_ended(url: str) -> None:
@@ -184,7 +194,7 @@ def test_a_claim_waits_until_a_statement_under_the_former_fence_has_ended(url: s
         number = partition_of("k")
         with psycopg.connect(url) as claiming:
             claiming.execute(
-                "UPDATE dstore.partition SET owner = %s, fence = fence + 1 WHERE id = %s",
+                "UPDATE partition SET owner = %s, fence = fence + 1 WHERE id = %s",
                 [second.me, number],
             )
             batch = first.begin(bind("k"))
@@ -194,7 +204,7 @@ def test_a_claim_waits_until_a_statement_under_the_former_fence_has_ended(url: s
         with pytest.raises(DataError):
             first.end(batch)
         with psycopg.connect(url) as connection:
-            assert connection.execute("SELECT count(*) FROM dstore.kept").fetchall() == [(0,)]
+            assert connection.execute("SELECT count(*) FROM kept").fetchall() == [(0,)]
 
 
 def waits(url: str, link: Any) -> bool:
@@ -216,6 +226,28 @@ def test_rows_of_a_server_that_does_not_show_the_claim_are_not_loaded(owner: Own
         owner.load()
 
 
+def test_writes_wait_while_the_server_does_not_wait_for_a_standby(
+    owner: Owner, sql: Callable[..., list[Any]]
+) -> None:
+    """As if somebody had emptied synchronous_standby_names, which the cluster needs."""
+    owner.write(bind("before"))
+    setting = "UPDATE setting SET value = %s WHERE name = 'standby'"
+    sql(setting, "synchronous")
+    for link in owner.store._links[:2]:
+        link.standby = True
+    with pytest.raises(DataError, match="synchronous_standby_names was emptied"):
+        owner.ask()
+    with pytest.raises(DataError, match="no synchronous standby"):
+        owner.ask()
+    batch = owner.begin(bind("k"))
+    journal = owner.store._links[1]
+    wait_until(lambda: journal._connection is None, "a refusal")
+    assert sql("SELECT count(*) FROM kept") == [(1,)]
+    sql(setting, "none")
+    assert owner.end(batch) == [DONE]
+    assert owner.store.figures()["database_doubts"] == 0, "it was known that nothing was written"
+
+
 # ---- doubt ------------------------------------------------------------------------------------
 
 
@@ -227,7 +259,7 @@ def test_a_write_whose_connection_is_lost_before_it_commits_is_carried_out(
     fence, other = owner.fence("old"), owner.fence("other")
     journal = owner.store._links[1]
     with psycopg.connect(url) as holder:
-        holder.execute("SELECT FROM dstore.partition FOR UPDATE")
+        holder.execute("SELECT FROM partition FOR UPDATE")
         batch = owner.begin(replace("old", old.token, new := stored()))
         wait_until(lambda: waits(url, journal), "a wait for the lock")
         pid = journal._connection.info.backend_pid  # type: ignore[union-attr]
@@ -235,11 +267,7 @@ def test_a_write_whose_connection_is_lost_before_it_commits_is_carried_out(
         holder.commit()
     assert owner.end(batch) == [DONE]
     assert (owner.fence("old"), owner.fence("other")) == (fence + 1, other)
-    assert (
-        owner.write(remove("old", new.token)) == [DONE]
-        if owner.store.engine.replace("old", old.token, new)
-        else False
-    )
+    assert owner.end(owner.begin(remove("old", new.token))) == [DONE], "it is there"
 
 
 def test_a_write_whose_connection_is_lost_after_it_has_committed_is_not_repeated(
@@ -310,12 +338,12 @@ def test_a_doubt_ends_when_the_partition_is_not_owned_any_more(url: str) -> None
         journal = first.store._links[1]
         first.write(bind("other"))
         with psycopg.connect(url) as holder:
-            holder.execute("SELECT FROM dstore.partition FOR UPDATE")
+            holder.execute("SELECT FROM partition FOR UPDATE")
             batch = first.begin(bind("k"))
             wait_until(lambda: waits(url, journal), "a wait for the lock")
             pid = journal._connection.info.backend_pid  # type: ignore[union-attr]
             holder.execute("SELECT pg_terminate_backend(%s)", [pid])
-            holder.execute("UPDATE dstore.partition SET owner = %s, fence = fence + 1", [second.me])
+            holder.execute("UPDATE partition SET owner = %s, fence = fence + 1", [second.me])
         with pytest.raises(DataError, match="another member owns"):
             first.end(batch)
 
@@ -326,7 +354,7 @@ def test_after_a_loss_nothing_of_before_is_reported_or_written_later(
     journal = owner.store._links[1]
     owner.write(bind("other"))
     with psycopg.connect(url) as holder:
-        holder.execute("SELECT FROM dstore.partition FOR UPDATE")
+        holder.execute("SELECT FROM partition FOR UPDATE")
         batch = owner.begin(bind("k"))
         wait_until(lambda: waits(url, journal), "a wait for the lock")
         owner.begin(bind("never"))
@@ -379,7 +407,8 @@ def test_a_large_value_is_read_in_pieces_by_the_next_owner(
         second.claim()
         assert second.store.engine.read("k") == value
         assert second.read_large(value) == LARGE
-        assert second.bulk.read(value.token, len(LARGE), 10) == b""
+        end = second.bulk.read(value.token, len(LARGE), 10)
+        assert end is not None and not end
         assert second.bulk.read(secrets.token_bytes(16), 0, 10) is None
         with pytest.raises(StoreFull):
             second.bulk.reserve(value.token, 10)
@@ -518,8 +547,6 @@ def test_a_beat_that_comes_late_does_nothing(url: str) -> None:
         late = next(member._beats)
         view = member.ask(claim=((1, 0),))
         assert view.partitions[1] == (member.me, 1, 1.0)
-        from dstore.core.cluster.messages import Beat
-
         shown = member.store.carry_out(Beat(member.me, late, release=((1, 1),)))
         assert shown is not None
         assert member.me not in shown.members
@@ -558,7 +585,7 @@ def test_a_row_that_another_transaction_holds_is_left_out(url: str) -> None:
     with owners(url, 2) as (first, second):
         beat = second.ask().members[first.me].beat
         with psycopg.connect(url) as holder:
-            holder.execute("SELECT FROM dstore.member WHERE id = %s FOR UPDATE", [first.me])
+            holder.execute("SELECT FROM member WHERE id = %s FOR UPDATE", [first.me])
             assert first.me in second.ask(dead=((first.me, beat),)).members
         assert first.me not in second.ask(dead=((first.me, beat),)).members
 
@@ -570,7 +597,7 @@ def test_close_waits_for_no_answer(url: str) -> None:
     with owners(url, 1) as (member,):
         member.write(bind("other"))
         with psycopg.connect(url) as holder:
-            holder.execute("SELECT FROM dstore.partition FOR UPDATE")
+            holder.execute("SELECT FROM partition FOR UPDATE")
             member.begin(bind("k"))
             wait_until(lambda: waits(url, member.store._links[1]), "a wait for the lock")
             closing = threading.Thread(target=member.store.close)
@@ -583,7 +610,7 @@ def test_close_waits_for_no_answer(url: str) -> None:
 def test_a_key_without_a_deadline_stays_so(owner: Owner) -> None:
     value = stored()
     owner.write(bind("k", value, 5.0))
-    assert owner.end(owner.begin(Change(ChangeKind.DEADLINE, "k", value.token, None, NO_DEADLINE)))
+    assert owner.write(date("k", value.token, NO_DEADLINE)) == [DONE]
     owner.store.forget(ALL)
     owner.load()
     assert owner.deadlines == []

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from tests.simulation.mutant import CORE, Mutant
 from tests.simulation.mutants_of_access import OF_ACCESS
+from tests.simulation.mutants_of_cluster import OF_CLUSTER
 from tests.simulation.mutants_of_data import OF_DATA
 from tests.simulation.mutants_of_denials import OF_DENIALS
 from tests.simulation.mutants_of_durability import OF_DURABILITY
@@ -403,4 +404,5 @@ MUTANTS = (
     *OF_DATA,
     *OF_LOADS,
     *OF_ACCESS,
+    *OF_CLUSTER,
 )  # fmt: skip

@@ -49,6 +49,8 @@ ROOMS: dict[str, set[str]] = {
     "server": GROUND
     | {"protocol", "core.authority", "core.cluster", "core.engine", "transport", "shm"}
     | {"access", "core.authority.identity"},
+    "server.postgres": GROUND
+    | {"protocol", "core.cluster", "core.engine", "server.engines"},
     "engines": {"core.engine", "protocol", "server.engines", "shm"},
     "": {"errors", "config", "version", "client", "server", "codecs"},
     "testing": PUBLIC | {"protocol", "core.engine", "shm.root"},
@@ -88,10 +90,11 @@ DOORS: dict[str, set[str]] = {
     "cmd2": {"cli.repl"},
     "msgpack": {"protocol", "codecs"},
     "numpy": {"codecs"},
+    "psycopg": {"server.postgres"},
     "pytest": {"testing"},
     "rich": {"cli"},
     "sqlite3": {"server.data"},
-    "sortedcontainers": {"server.engines", "core.authority.deadlines"},
+    "sortedcontainers": {"server.engines", "server.postgres", "core.authority.deadlines"},
     "zmq": {"transport"},
 }
 

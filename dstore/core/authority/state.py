@@ -449,6 +449,16 @@ class GlobalState:
         """
         return self._deadlines.records()
 
+    def end(self) -> list[GlobalEffect]:
+        """End this epoch: refuse the reads that wait, so that their Locals ask again at once.
+
+        Nothing may be called after that. Allowed at any time, also when the ownership lease has
+        ended. Writes are not answered: it is not said that they were not executed.
+        """
+        for route, message in [*self._waits.waiting(), *self._loads.waiting()]:
+            self._out.refuse(route, message, m.Refusal.OTHER_EPOCH, "this epoch of Global ends")
+        return self._out.take()
+
     def close(self) -> None:
         """From now on refuse new sessions and writes. What has started goes on."""
         self._memberships.closing = self._writes.closing = True

@@ -9,11 +9,6 @@ from __future__ import annotations
 
 from typing import NamedTuple, TypeAlias
 
-MEMBERS_MAX = 250
-"""Members of a cluster, at most. A map names each with one byte, in which 255 means nobody."""
-NOBODY = 255
-"""In the owners of a map: a partition that nobody owns at present."""
-
 
 class Member(NamedTuple):
     """A row of the table ``member``.
@@ -62,8 +57,8 @@ class Beat(NamedTuple):
 
     1. If ``join`` is given it inserts that row for ``me`` or, if there is one whose beat is below
        ``beat``, replaces it. Otherwise it sets the beat of the row of ``me`` to ``beat`` if it is
-       below that, and ``draining`` to True if that is asked for. If no row was changed it does
-       nothing else, and the answer is a View without ``me``.
+       below that. ``draining`` becomes True if that is asked for, and never False. If no row was
+       changed it does nothing else but step 6.
     2. It deletes the rows of the ``dead``: each an id and the beat that it must still have.
     3. ``release``: of the partitions with that fence and the owner ``me`` the owner becomes NULL
        and the fence rises by one; quiet stays.
@@ -125,7 +120,10 @@ class Gain(NamedTuple):
 class Gained(NamedTuple):
     """The member owns these partitions from now on. The host loads their rows, then serves them.
 
-    What it reads after this event is all that a former owner has written.
+    What it reads after this event is all that a former owner has written, if a synchronous commit
+    of the connection by which it reads comes between, or after that: the connection may be one to a
+    former primary. A partition may be handed over and gained again while it is being loaded; the
+    fence tells one gain from the other.
     """
 
     gains: tuple[Gain, ...]
@@ -136,7 +134,9 @@ class HandOver(NamedTuple):
 
     The host takes no new writes, waits until all that has begun has ended, and ends the epoch. Then
     it calls :meth:`~dstore.core.cluster.ownership.Ownership.handed_over`, and begins a new epoch
-    with the partitions that are left. It calls that also if it cannot wait any longer.
+    with the partitions that are left. If it cannot wait for that it calls
+    :meth:`~dstore.core.cluster.ownership.Ownership.lose` instead: a write may still be under way
+    then, and the partitions that are left must not be served before they are claimed again.
     """
 
     numbers: tuple[int, ...]
@@ -156,7 +156,8 @@ class MapChanged(NamedTuple):
     """There is another map: who owns which partition.
 
     ``owners`` has one byte for each partition: an index into ``members``, which has addresses, or
-    :data:`NOBODY`. Of two maps the one with the higher ``version`` is the newer one.
+    :data:`~dstore.protocol.partitions.NOBODY`. Of two maps the one with the higher ``version`` is
+    the newer one.
     """
 
     version: int
@@ -165,7 +166,12 @@ class MapChanged(NamedTuple):
 
 
 class Left(NamedTuple):
-    """The member has left the cluster, or has tried to for long enough. Nothing follows."""
+    """The member has left the cluster, or has tried to for long enough. Nothing follows.
+
+    Clients may send to it until the cache leases that it has granted have ended. A host that
+    refuses what comes until then, and sends the last map to those that ask for it, spares them a
+    wait for an answer.
+    """
 
 
 Event: TypeAlias = Gained | HandOver | Lost | MapChanged | Left

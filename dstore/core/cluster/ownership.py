@@ -33,8 +33,6 @@ from collections.abc import Iterable, Mapping
 
 from dstore.core.cluster.assignment import assignment
 from dstore.core.cluster.messages import (
-    MEMBERS_MAX,
-    NOBODY,
     Ask,
     Beat,
     Effect,
@@ -51,6 +49,7 @@ from dstore.core.cluster.messages import (
     View,
 )
 from dstore.core.cluster.sightings import MARGIN, Sightings
+from dstore.protocol.partitions import MEMBERS_MAX, NOBODY
 
 NEVER = float("inf")
 BEATS = 12
@@ -90,6 +89,8 @@ class Ownership:
         self._owned: dict[int, Gain] = {}
         self._giving_up: tuple[int, ...] = ()  # until the host has ended the epoch
         self._give_up_at = 0.0  # not earlier
+        self._linger = 0.0
+        self._leave_at = 0.0  # not earlier
         self._leaves = 0
         self._map: MapChanged | None = None
 
@@ -160,6 +161,7 @@ class Ownership:
             }
             self._giving_up = ()
             self._give_up_at = now + self._lease
+            self._leave_at = now + self._linger
             self._ask_at = now
         return [*effects, *self._give_up(now), *self.tick(now)]
 
@@ -171,17 +173,22 @@ class Ownership:
         self._ask_at = now + self._lease * RETRY
         return [*self._lose(why)]
 
-    def drain(self, now: float) -> list[Effect]:
-        """Hand over all, then leave the cluster. Idempotent."""
-        if not self.draining:
-            self.draining = True
-            self._ask_at = now
+    def drain(self, now: float, linger: float = 0.0) -> list[Effect]:
+        """Hand over all, and leave the cluster ``linger`` seconds later, if there are others in it.
+
+        In that time this is a member that owns nothing: it tells clients who the new owners are.
+        May be called again, to wait no longer.
+        """
+        self._linger = linger
+        self._leave_at = now + linger
+        self._ask_at = now
+        self.draining = True
         return [*self._lapse(now), *self._give_up(now), *self.tick(now)]
 
     # ---- asking ---------------------------------------------------------------------------
 
     def _ask(self, now: float) -> list[Effect]:
-        leaving = self.draining and not self._owned
+        leaving = self._is_leaving(now)
         if leaving and not self._beat:
             self.left = True
             return [Left()]
@@ -197,6 +204,11 @@ class Ownership:
             ask = Beat(self.me, self._beat, row)
         self._under_way, self._asked_at = ask, now
         return [ask]
+
+    def _is_leaving(self, now: float) -> bool:
+        if not self.draining or self._owned:
+            return False
+        return now >= self._leave_at or len(self._view.members) < 2
 
     def _work(self, now: float) -> Beat:
         """Return a beat with all that there is to do."""
@@ -271,7 +283,9 @@ class Ownership:
 
     def _next(self, ask: Beat, now: float) -> float:
         """Return when to ask again."""
-        if self._work(now).works or (self.draining and not self._owned):
+        if self._is_leaving(now):
+            return now
+        if self._work(now).works:
             return now + self._lease * RETRY if ask.works else now
         return min(now + self._lease / BEATS, self._sightings.dead_at())
 

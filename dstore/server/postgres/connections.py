@@ -16,7 +16,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
-from typing import Any, TypeAlias
+from typing import Any
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
@@ -26,10 +26,9 @@ from dstore.quoting import visible
 from dstore.runtime import clock, native
 from dstore.runtime.logs import Log
 from dstore.server.postgres import schema
+from dstore.server.postgres.schema import Connection
 
 log = Log("dstore.global")
-
-Connection: TypeAlias = "psycopg.Connection[tuple[Any, ...]]"
 
 VERSION_MIN = 130_000
 """The oldest server: version 13, as ``server_version_num`` has it."""
@@ -40,6 +39,8 @@ WATCH_EVERY = 0.25
 END_TIMEOUT = 15.0
 """Seconds to wait at the end for a thread that is connecting."""
 NEVER = float("inf")
+PASSING = ("starting up", "shutting down", "recovery", "too many clients", "connection slots")
+"""Parts of the errors with which a server refuses a connection that it will take later."""
 
 _SETTINGS = """
 SELECT set_config('search_path', CASE WHEN source = 'client' THEN setting ELSE %s END, false),
@@ -60,6 +61,10 @@ SELECT current_setting('server_version_num')::int, pg_backend_pid(), pg_is_in_re
         WHERE state = 'streaming' AND sync_state IN ('sync', 'quorum')),
     (SELECT count(*) FROM pg_stat_replication WHERE sync_state IS NULL)
 """
+
+
+class Unavailable(DataError):
+    """The database cannot be used at present, as while it starts or fails over; later it may be."""
 
 
 class Target:
@@ -107,12 +112,17 @@ class Target:
     def refused(self, what: str) -> DataError:
         return DataError(f"the database {self.where} cannot be used: {what}")
 
+    def unavailable(self, reason: DataError) -> Unavailable:
+        """Return the error for something that may pass."""
+        return Unavailable(str(reason))
+
     def connect(self) -> Connection:
         """Open a connection in autocommit mode, and set it up. Raises DataError."""
         try:
             return psycopg.connect(self._conninfo, autocommit=True)
         except psycopg.Error as error:
-            raise self.error("cannot be reached", error) from None
+            reason = self.error("cannot be reached", error)
+            raise self.unavailable(reason) if _passes(str(error)) else reason from None
 
     def prepare(self, connection: Connection) -> None:
         """Set up a session of our own. Raises DataError and psycopg.Error."""
@@ -134,7 +144,8 @@ class Target:
                 "connect to PostgreSQL itself"
             )
         if recovers:
-            raise self.refused("it is a standby; give the addresses of all servers, HOST1,HOST2")
+            what = "it is a standby; give the addresses of all servers, HOST1,HOST2"
+            raise self.unavailable(self.refused(what))
         if not written:
             raise self.refused("fsync or full_page_writes is off, so a crash would lose data")
         if standby and not names:
@@ -143,13 +154,19 @@ class Target:
                 "create the cluster with `dstore cluster init --no-standby` if the storage of the "
                 "database is replicated by other means"
             )
-        if standby and not standbys:
-            why = (
-                "this user may not see whether there is one: GRANT pg_read_all_stats TO it"
-                if hidden
-                else "none is streaming at present, so that writes would wait for it"
+        if standby and not standbys and hidden:
+            raise self.refused(
+                "this user may not see whether its synchronous standby is there: GRANT "
+                "pg_read_all_stats TO it"
             )
-            raise self.refused(f"its synchronous standby is missing; {why}")
+        if standby and not standbys:
+            what = "none of its synchronous standbys is streaming, and writes would wait for one"
+            raise self.unavailable(self.refused(what))
+
+
+def _passes(error: str) -> bool:
+    """Whether an error of a connection may pass: no server has refused it for good."""
+    return "FATAL" not in error or any(each in error for each in PASSING)
 
 
 class Link:
@@ -178,7 +195,7 @@ class Link:
 
     def open(self) -> Connection:
         """Return a connection that was checked. Raises DataError."""
-        if self._connection is not None and not self._connection.closed:
+        if self._connection is not None and not self._is_lost(self._connection):
             return self._connection
         self.drop()
         if self._closed:
@@ -188,19 +205,34 @@ class Link:
             self._take(connection)
             with self.limited():
                 self.target.prepare(connection)
-                self.standby = schema.check(connection, self.target)
+                self.standby = schema.check(connection, self.target.where)
                 self.target.check(connection, standby=self.standby)
                 connection.execute(
                     "SELECT set_config('application_name', %s, false)", [f"dstore {self._name}"]
                 )
         except psycopg.Error as error:
             self.drop()
-            raise self.target.error("cannot be used", error) from None
+            raise self.target.unavailable(self.target.error("cannot be used", error)) from None
         except BaseException:
             self.drop()
             raise
         self.connections += 1
         return connection
+
+    def _is_lost(self, connection: Connection) -> bool:
+        """Whether the server has ended a connection, as far as can be seen at once.
+
+        It sends nothing to a session that is idle, except why it ends it.
+        """
+        if connection.closed or self._socket is None:
+            return True
+        try:
+            self._socket.recv(1, native.sockets.MSG_PEEK | native.sockets.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+        except OSError:
+            pass
+        return True
 
     def _take(self, connection: Connection) -> None:
         self._connection = connection

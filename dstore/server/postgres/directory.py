@@ -14,7 +14,8 @@ import psycopg
 
 from dstore.core.cluster.messages import Ask, Beat, Fenced, Leave, Member, Partition, View
 from dstore.errors import DataError
-from dstore.server.postgres.connections import Connection, Link
+from dstore.server.postgres.connections import Link
+from dstore.server.postgres.schema import Connection
 
 _JOIN = """
 INSERT INTO member AS old (id, address, beat, lease, cache_lease, draining)

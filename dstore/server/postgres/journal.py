@@ -30,8 +30,9 @@ from dstore.protocol.partitions import partition_of
 from dstore.runtime import native
 from dstore.runtime.logs import Log, RateLimitedLog
 from dstore.server.postgres import writing
-from dstore.server.postgres.connections import Connection, Link
+from dstore.server.postgres.connections import Link
 from dstore.server.postgres.large import Writer
+from dstore.server.postgres.schema import Connection
 from dstore.server.postgres.writing import Fenced, Fences, NoStandby
 
 log = Log("dstore.global")

@@ -17,8 +17,9 @@ from dstore.core.engine import NO_DEADLINE, Away, Bound
 from dstore.errors import DataError
 from dstore.protocol.keys import from_bytes
 from dstore.protocol.messages import DAMAGED, Large, Stored
-from dstore.server.postgres.connections import Connection, Link, Target
+from dstore.server.postgres.connections import Link, Target
 from dstore.server.postgres.engine import KeptRow
+from dstore.server.postgres.schema import Connection
 
 T = TypeVar("T")
 

@@ -9,8 +9,9 @@ import psycopg
 
 from dstore.core.cluster.messages import Member, Partition
 from dstore.server.postgres import schema
-from dstore.server.postgres.connections import Connection, Target
+from dstore.server.postgres.connections import Target
 from dstore.server.postgres.directory import read_view
+from dstore.server.postgres.schema import Connection
 
 T = TypeVar("T")
 PATIENCE = 10.0
@@ -45,7 +46,7 @@ def init(url: str, *, standby: bool) -> bool:
 
     def work(connection: Connection) -> bool:
         target.check(connection, standby=standby)
-        return schema.create(connection, target, standby=standby)
+        return schema.create(connection, target.where, standby=standby)
 
     return _with(target, work)
 
@@ -55,7 +56,7 @@ def status(url: str) -> Status:
     target = Target(url, PATIENCE)
 
     def work(connection: Connection) -> Status:
-        needs = schema.check(connection, target)
+        needs = schema.check(connection, target.where)
         members, partitions, _ = read_view(connection)
         rows = connection.execute(
             "SELECT application_name, coalesce(state, ''),"
@@ -78,7 +79,7 @@ def drain(url: str, member: bytes) -> bool:
     target = Target(url, PATIENCE)
 
     def work(connection: Connection) -> bool:
-        schema.check(connection, target)
+        schema.check(connection, target.where)
         drained = connection.execute("UPDATE member SET draining = true WHERE id = %s", [member])
         return drained.rowcount > 0
 

@@ -5,15 +5,14 @@ A URL names one with the option of libpq, ``?options=-c%20search_path%3DNAME``.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeAlias
 
 import psycopg
 
 from dstore.errors import DataError
 from dstore.protocol.partitions import PARTITIONS
 
-if TYPE_CHECKING:
-    from dstore.server.postgres.connections import Connection, Target
+Connection: TypeAlias = "psycopg.Connection[tuple[Any, ...]]"
 
 SCHEMA = "dstore"
 VERSION = 1
@@ -44,19 +43,19 @@ ALTER TABLE piece ALTER body SET STORAGE EXTERNAL;
 """
 
 
-def create(connection: Connection, target: Target, *, standby: bool) -> bool:
+def create(connection: Connection, where: str, *, standby: bool) -> bool:
     """Create the tables, in one transaction. False if they are there.
 
     Raises DataError if they are of another version, and psycopg.Error.
     """
     try:
-        return _create(connection, target, standby)
+        return _create(connection, where, standby)
     except (psycopg.errors.UniqueViolation, psycopg.errors.DuplicateTable):
-        check(connection, target)  # another program has just created them
+        check(connection, where)  # another program has just created them
         return False
 
 
-def _create(connection: Connection, target: Target, standby: bool) -> bool:
+def _create(connection: Connection, where: str, standby: bool) -> bool:
     with connection.transaction():
         (schema,) = _row(connection, "SELECT current_setting('search_path')")
         name = str(schema).split(",")[0].strip().strip('"')
@@ -64,7 +63,7 @@ def _create(connection: Connection, target: Target, standby: bool) -> bool:
             "SELECT 1 FROM pg_tables WHERE schemaname = %s AND tablename = 'setting'", [name]
         ).fetchone()
         if found is not None:
-            check(connection, target)
+            check(connection, where)
             return False
         connection.execute(
             psycopg.sql.SQL("CREATE SCHEMA IF NOT EXISTS {}").format(psycopg.sql.Identifier(name))
@@ -81,8 +80,8 @@ def _create(connection: Connection, target: Target, standby: bool) -> bool:
     return True
 
 
-def check(connection: Connection, target: Target) -> bool:
-    """Return whether the cluster needs a synchronous standby.
+def check(connection: Connection, where: str) -> bool:
+    """Return whether the cluster needs a synchronous standby. ``where`` names the database.
 
     Raises DataError if there are no tables, or those of another version, and psycopg.Error.
     """
@@ -92,13 +91,12 @@ def check(connection: Connection, target: Target) -> bool:
         )
     except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName):
         raise DataError(
-            f"the database {target.where} has no tables of dstore; `dstore cluster init URL` "
-            "creates them"
+            f"the database {where} has no tables of dstore; `dstore cluster init URL` creates them"
         ) from None
     version = rows.get("version")
     if version != str(VERSION):
         raise DataError(
-            f"the tables in the database {target.where} have the version {version}, and this "
+            f"the tables in the database {where} have the version {version}, and this "
             f"dstore knows {VERSION}; use the dstore that made them, or a newer one, for all "
             "members"
         )

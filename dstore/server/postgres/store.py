@@ -13,7 +13,7 @@ from dstore.core.engine import Bulk, Change, Outcome
 from dstore.protocol.messages import DAMAGED, Key, Large, Stored
 from dstore.protocol.partitions import partition_of
 from dstore.runtime.logs import Log, RateLimitedLog
-from dstore.server.postgres.connections import Link, Target, Watch
+from dstore.server.postgres.connections import Link, Target, Unavailable, Watch
 from dstore.server.postgres.directory import Directory
 from dstore.server.postgres.engine import KeptRow, StoredEngine
 from dstore.server.postgres.journal import PostgresJournal
@@ -61,6 +61,9 @@ class Store:
         self._watch.begin()
         try:
             directory.open()  # what is wrong with the database is said at once
+        except Unavailable as error:
+            directory.drop()
+            log.warning("%s; this is tried again until it can be used", str(error))
         except BaseException:
             directory.drop()
             self._watch.close()

@@ -18,8 +18,9 @@ from dstore.errors import DataError
 from dstore.protocol.keys import to_bytes
 from dstore.runtime import clock, native
 from dstore.runtime.logs import Log, RateLimitedLog
-from dstore.server.postgres.connections import Connection, Link
+from dstore.server.postgres.connections import Link
 from dstore.server.postgres.engine import Place, StoredEngine
+from dstore.server.postgres.schema import Connection
 
 log = Log("dstore.global")
 

@@ -17,7 +17,7 @@ from dstore.core.engine import NO_DEADLINE, Change, ChangeKind, Outcome
 from dstore.protocol.keys import to_bytes
 from dstore.protocol.messages import Body, Large, Stored
 from dstore.protocol.partitions import partition_of
-from dstore.server.postgres.connections import Connection
+from dstore.server.postgres.schema import Connection
 
 LOCK = """
 WITH mine AS MATERIALIZED (

@@ -1,0 +1,350 @@
+"""Routing: to which members a call goes, and what follows when one of them says "not mine".
+
+Pure: a call is a generator of moves, which the host carries out. It tries the owners that the
+newest known map names, all at the same time. A member that does not own a key executes nothing of
+a message: then another member is asked for a newer map, and what is left is tried again, until its
+time is up. So it is when a member does not answer, unless a write may have been executed: that ends
+with OutcomeUnknown.
+
+A member that is dead is found out by the silence of reads: the first attempt is short, and further
+ones are longer, since the member may only be slow. A write that was sent can only wait. So it is
+not sent to a member that has been silent for a lease: such a member is asked for the map first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
+
+from dstore.core.local.operations.exchange import Misdirected
+from dstore.errors import DstoreError, GlobalUnavailable, OutcomeUnknown, WrongServer
+from dstore.protocol.keys import public
+from dstore.protocol.messages import Key
+from dstore.protocol.partitions import NOBODY, PARTITIONS, partition_of
+
+ATTEMPT_FIRST = 1.0
+"""Seconds of the first attempt to read from a member; each further one has twice as many."""
+ASK_TIMEOUT = 0.5
+"""Seconds for which one member is asked for the map, before another one is."""
+CONTACT_TIMEOUT = 1.0
+"""Seconds for which a member that a write is to go to may take until it answers at all."""
+PAUSE_FIRST, PAUSE_MAX = 0.01, 0.5
+"""Seconds before a call is tried again while no newer map is known; the pause doubles."""
+ASKED_MAX = 3
+"""Members that are asked for a newer map in one go."""
+KEYS_NAMED = 3
+"""Keys that an error names."""
+
+I = TypeVar("I", bound=Hashable)  # noqa: E741
+
+
+class Map(NamedTuple):
+    """Which member owns which partition: ``owners`` has indexes into ``members``, or NOBODY."""
+
+    version: int
+    members: tuple[str, ...]
+    owners: bytes
+
+
+NO_MAP = Map(-1, (), bytes([NOBODY]) * PARTITIONS)
+
+
+class Routes:
+    """What a client knows of a cluster: the newest map, and which members to ask for a newer one.
+
+    ``seeds`` are the addresses that the user has given.
+    """
+
+    def __init__(self, seeds: Iterable[str]) -> None:
+        self.seeds = tuple(seeds)
+        self.map = NO_MAP
+        self._turn = 0
+
+    def __repr__(self) -> str:
+        return f"<Routes version={self.map.version} members={len(self.map.members)}>"
+
+    @property
+    def known(self) -> bool:
+        """Whether there is a map at all."""
+        return self.map is not NO_MAP
+
+    def learn(self, found: Map) -> bool:
+        """Take a map that a member has sent. Returns whether it is newer than what was known."""
+        if not found.members or found.version <= self.map.version:
+            return False
+        self.map = found
+        return True
+
+    def owner(self, number: int) -> str | None:
+        """Return the address of the member that owns a partition; None: nobody, or not known."""
+        index = self.map.owners[number]
+        return None if index == NOBODY else self.map.members[index]
+
+    def owner_of(self, key: Key) -> str | None:
+        """Return the address of the member that owns the partition of a key, or None."""
+        return self.owner(partition_of(key))
+
+    def owned(self, address: str) -> int:
+        """Return how many partitions a member owns."""
+        members = self.map.members
+        return self.map.owners.count(members.index(address)) if address in members else 0
+
+    def split(
+        self, items: Iterable[I], number_of: Callable[[I], int]
+    ) -> tuple[dict[str, list[I]], list[I]]:
+        """Return which items belong to which member, in order, and those that belong to none.
+
+        ``number_of`` returns the partition of an item.
+        """
+        parts: dict[str, list[I]] = {}
+        homeless: list[I] = []
+        for item in items:
+            owner = self.owner(number_of(item))
+            (homeless if owner is None else parts.setdefault(owner, [])).append(item)
+        return parts, homeless
+
+    def to_ask(self, silent: Iterable[str] = ()) -> list[str]:
+        """Return whom to ask for a map, in order: each call begins with another one.
+
+        Those that are ``silent`` come last.
+        """
+        asked = list(dict.fromkeys((*self.map.members, *self.seeds)))
+        self._turn += 1
+        turn = self._turn % len(asked)
+        asked = asked[turn:] + asked[:turn]
+        quiet = set(silent)
+        return sorted(asked, key=quiet.__contains__)
+
+
+# ---- moves --------------------------------------------------------------------------------------
+
+
+class Try(NamedTuple):
+    """Carry out what is asked for, for these items at these members, all at the same time.
+
+    Reads may take ``timeout`` seconds. The reply has what was :class:`Tried` at each member: all of
+    its items, or the first of them that go into one message.
+    """
+
+    parts: Mapping[str, Sequence[Any]]
+    timeout: float
+
+
+class Ask(NamedTuple):
+    """Ask a member for its map, for at most ``timeout`` seconds. The reply is the map or an error.
+
+    The map of a Global that is no member has no members.
+    """
+
+    address: str
+    timeout: float
+
+
+class Pause(NamedTuple):
+    """Wait for some seconds."""
+
+    seconds: float
+
+
+class Reply(NamedTuple):
+    """The result of a move, and the time at which the call goes on."""
+
+    now: float
+    value: Any = None
+
+
+Move: TypeAlias = Try | Ask | Pause
+T = TypeVar("T")
+Moves: TypeAlias = Generator[Move, Reply, T]
+
+
+class Tried(NamedTuple):
+    """The result of one attempt, or the error with which it has ended, and what it is about."""
+
+    items: Sequence[Any]
+    result: Any
+
+
+@dataclass
+class Call(Generic[I]):
+    """One call on its way; ``begin`` is to be used once.
+
+    ``items`` are keys, or numbers of partitions as ``number_of`` says. ``reads``: it may be
+    carried out any number of times, at any member. ``fresh`` says whether a member has answered
+    within the last lease. ``lasting``: an attempt may take any time, and ``timeout`` counts from
+    the last sign of a member.
+    """
+
+    routes: Routes
+    items: Iterable[I]
+    number_of: Callable[[I], int]
+    timeout: float
+    reads: bool
+    fresh: Callable[[str], bool] = lambda address: True
+    lasting: bool = False
+    done: list[Tried] = field(default_factory=list)
+    _trouble: DstoreError | None = None
+    _silent: dict[str, None] = field(default_factory=dict)
+    _deadline: float = 0.0
+
+    def begin(self, now: float) -> Moves[list[Tried]]:
+        """Carry it out. Returns the results.
+
+        Raises GlobalUnavailable, which names member and keys, and what an attempt has raised.
+        """
+        left = dict.fromkeys(self.items)
+        self._deadline = now + self.timeout
+        attempt, pause = ATTEMPT_FIRST, PAUSE_FIRST
+        if not self.routes.known:
+            now = yield from self._learn(now)
+        while left:
+            version = self.routes.map.version
+            parts, homeless = self.routes.split(left, self.number_of)
+            if not self.reads:
+                now = yield from self._contact(parts, now)
+            if parts and version == self.routes.map.version:
+                reply = yield Try(parts, max(0.0, min(attempt, self._deadline - now)))
+                now = reply.now
+                if self._take(reply.value, left, now):
+                    continue
+                attempt *= 2
+            if now >= self._deadline:
+                raise self._unreached(left)
+            if version == self.routes.map.version:
+                now = yield from self._learn(now)
+            if version == self.routes.map.version:
+                now = (yield Pause(min(pause, max(0.0, self._deadline - now)))).now
+                pause = min(2 * pause, PAUSE_MAX)
+        return self.done
+
+    def _take(self, tried: Mapping[str, Tried], left: dict[I, None], now: float) -> bool:
+        """Note the results of an attempt. Returns whether none of it has to be tried again.
+
+        Raises what it has failed with for good.
+        """
+        failures: list[BaseException] = []
+        again = False
+        for address, (items, result) in tried.items():
+            finished = items
+            if isinstance(result, Misdirected):
+                moved = set(result.keys) or set(items)
+                finished, result = [item for item in items if item not in moved], result.done
+                again = True
+            elif isinstance(result, GlobalUnavailable):
+                self._silent[address], self._trouble = None, result
+                again = True
+                continue
+            elif isinstance(result, BaseException):
+                failures.append(result)
+                continue
+            self._silent.pop(address, None)
+            if self.lasting or finished:
+                self._deadline = now + self.timeout
+            if finished:
+                self.done.append(Tried(finished, result))
+            for item in finished:
+                del left[item]
+        if failures:
+            raise _one_of(failures)
+        return not again
+
+    def _contact(self, parts: dict[str, list[I]], now: float) -> Generator[Move, Reply, float]:
+        """Leave out the members that do not answer, of those that a write is to go to."""
+        for address in list(parts):
+            if self.fresh(address):
+                continue
+            timeout = max(0.0, min(CONTACT_TIMEOUT, self._deadline - now))
+            reply = yield Ask(address, timeout)
+            now = reply.now
+            if not self._heard(address, reply.value):
+                del parts[address]
+        return now
+
+    def _learn(self, now: float) -> Generator[Move, Reply, float]:
+        """Ask for a newer map. Returns the time after that."""
+        for count, address in enumerate(self.routes.to_ask(self._silent)):
+            if count and self.routes.known and (count >= ASKED_MAX or address in self._silent):
+                break
+            if count and now >= self._deadline:
+                break
+            timeout = max(0.0, min(ASK_TIMEOUT, self._deadline - now))
+            version = self.routes.map.version
+            reply = yield Ask(address, timeout)
+            now = reply.now
+            self._heard(address, reply.value)
+            if self.routes.map.version > version:
+                break
+        return now
+
+    def _heard(self, address: str, answer: Any) -> bool:
+        """Take the answer to a question for the map. Returns whether there was one."""
+        if isinstance(answer, GlobalUnavailable):
+            self._silent[address] = None
+            self._trouble = answer
+            return False
+        if isinstance(answer, BaseException):
+            raise answer
+        self._silent.pop(address, None)
+        self.routes.learn(answer)
+        if not answer.members and not self.routes.known:
+            raise WrongServer(
+                f"{address} is a Global by itself, and no member of a cluster; give one address"
+            )
+        return True
+
+    def _unreached(self, left: Iterable[I]) -> GlobalUnavailable:
+        """Return the error for items that could not be brought to their owners in time."""
+        items = list(left)
+        if not self.routes.known:
+            asked = ", ".join(self.routes.seeds)
+            return GlobalUnavailable(f"no member answered of {asked}; {_reason(self._trouble)}")
+        parts, homeless = self.routes.split(items, self.number_of)
+        silent = [address for address in parts if address in self._silent]
+        if silent:
+            whose = parts[silent[0]]
+            return GlobalUnavailable(
+                f"the member {silent[0]}, which has {_named(whose)}, did not answer in time; "
+                f"{_reason(self._trouble)}"
+            )
+        if homeless:
+            return GlobalUnavailable(f"no member of the cluster has {_named(homeless)} at present")
+        address, whose = next(iter(parts.items()))
+        return GlobalUnavailable(
+            f"the member {address} does not serve {_named(whose)} yet, and no other one does"
+        )
+
+
+def call(
+    routes: Routes,
+    keys: Iterable[Key],
+    timeout: float,
+    *,
+    reads: bool,
+    fresh: Callable[[str], bool] = lambda address: True,
+    lasting: bool = False,
+) -> Call[Key]:
+    """Return a :class:`Call` that is about keys."""
+    return Call(routes, keys, partition_of, timeout, reads, fresh, lasting)
+
+
+def _reason(trouble: DstoreError | None) -> str:
+    text = str(trouble) if trouble is not None else ""
+    return text.removeprefix("Global did not answer in time; ") or "is it running, and reachable?"
+
+
+def _named(items: Sequence[Any]) -> str:
+    """Name some items in a text: keys, or numbers of partitions."""
+    if isinstance(items[0], int):
+        return f"partition {items[0]}" if len(items) == 1 else f"{len(items)} partitions"
+    named = ", ".join(repr(public(key)) for key in items[:KEYS_NAMED])
+    more = len(items) - KEYS_NAMED
+    return f"the key{'s' if len(items) > 1 else ''} {named}" + (f" and {more} more" if more > 0 else "")
+
+
+def _one_of(failures: Sequence[BaseException]) -> BaseException:
+    """Return one error for several: that outcomes are unknown counts most, and names all keys."""
+    unknown = [each for each in failures if isinstance(each, OutcomeUnknown)]
+    if len(unknown) > 1:
+        return OutcomeUnknown([key for each in unknown for key in each.keys], unknown[0].reason)
+    return (unknown or failures)[0]
