@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from dstore.core.cluster.messages import Beat, Leave
+from dstore.core.cluster.messages import Beat, Leave, Member
 from dstore.core.engine import NO_DEADLINE, Change, Outcome
 from dstore.errors import DataError, StoreFull
 from dstore.protocol.messages import DAMAGED, Large, Stored
@@ -373,6 +373,41 @@ def test_after_a_loss_nothing_of_before_is_reported_or_written_later(
     assert owner.store.engine.read("new") is not None
 
 
+def test_a_doubt_of_before_a_loss_writes_nothing_after_the_next_claim(
+    owner: Owner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The claim has raised the fence by one, as the barrier would have done that was lost."""
+    link = owner.store._links[1]
+    real_apply, real_raise = writing.apply, writing.raise_fences
+    in_doubt, claimed = threading.Event(), threading.Event()
+
+    def apply(connection: Any, fences: writing.Fences, changes: Any) -> list[Outcome]:
+        if not in_doubt.is_set():
+            link.cut()
+        return real_apply(connection, fences, changes)
+
+    def raise_fences(connection: Any, fences: writing.Fences, attempts: int) -> dict[int, int]:
+        if not in_doubt.is_set():
+            in_doubt.set()
+            assert claimed.wait(30)
+            link.cut()
+        return real_raise(connection, fences, attempts)
+
+    monkeypatch.setattr(writing, "apply", apply)
+    monkeypatch.setattr(writing, "raise_fences", raise_fences)
+    owner.begin(bind("k"))
+    assert in_doubt.wait(30)
+    owner.store.reset()
+    owner.bulk = owner.store.bulk(owner.bulk)
+    owner.claim(serve=False)
+    claimed.set()
+    assert owner.write(bind("l")) == [DONE]
+    owner.store.forget(ALL)
+    owner.load()
+    assert owner.store.engine.scan("", "", 9) == ["l"]
+
+
+@pytest.mark.long
 def test_a_database_that_does_not_answer_holds_nothing_up_for_longer_than_its_patience(
     new_postgres: Callable[..., Postgres],
 ) -> None:
@@ -552,6 +587,11 @@ def test_a_beat_that_comes_late_does_nothing(url: str) -> None:
         assert member.me not in shown.members
         assert shown.partitions[1].owner == member.me
         assert member.ask().members[member.me].beat == late + 2
+        row = Member("tcp://127.0.0.1:2", late, 9.0, 9.0, True)
+        shown = member.store.carry_out(Beat(member.me, late, row))
+        assert shown is not None
+        assert member.me not in shown.members
+        assert member.ask().members[member.me].lease == 1.0
 
 
 def test_claims_releases_and_quiet_times(url: str) -> None:
