@@ -501,6 +501,34 @@ def test_a_large_value_whose_pieces_are_not_all_there_is_damaged(
     assert owner.write(remove("k", value.token)) == [DONE]
 
 
+def test_a_removal_of_pieces_that_comes_late_harms_neither_this_member_nor_the_next_owner(
+    url: str, sql: Callable[..., list[Any]]
+) -> None:
+    """The partition was handed over and gained again, and has a value with the same token."""
+    with owners(url, 2) as (first, second):
+        value = first.upload(LARGE)
+        number = partition_of("k")
+        with psycopg.connect(url) as holder:  # so that the journal stands still
+            holder.execute("SELECT FROM partition WHERE id <> %s FOR UPDATE", [number])
+            other = next(key for key in map(str, range(99)) if partition_of(key) != number)
+            batch = first.begin(bind(other))
+            wait_until(lambda: waits(url, first.store._links[1]), "a wait for the lock")
+            for _ in range(2):
+                first.store._journal.drop_pieces(number, value.token)
+            first.release([number])
+            second.claim([number])
+            second.bulk.reserve(value.token, len(LARGE))
+            second.bulk.write(value.token, 0, LARGE)
+            second.bulk.seal(value.token)
+            assert second.write(bind("k", value)) == [DONE]
+            second.release([number])
+            first.claim([number])
+        assert first.end(batch) == [DONE]
+        assert first.write(bind("l")) == [DONE]
+        assert first.read_large(value) == LARGE
+        assert sql("SELECT count(*) FROM piece") == [(4,)]
+
+
 def test_bytes_that_are_not_those_of_the_digest_are_not_kept(
     owner: Owner, sql: Callable[..., list[Any]]
 ) -> None:
