@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import os
 import secrets
 import threading
 from collections.abc import Callable, Iterator
@@ -10,7 +12,7 @@ from typing import Any
 import pytest
 
 from dstore.core.cluster.messages import Beat, Leave, Member
-from dstore.core.engine import NO_DEADLINE, Change, Outcome
+from dstore.core.engine import NO_DEADLINE, Away, Change, Outcome
 from dstore.errors import DataError, StoreFull
 from dstore.protocol.messages import DAMAGED, Large, Stored
 from dstore.protocol.partitions import partition_of
@@ -30,7 +32,7 @@ from tests.postgres import Postgres
 
 psycopg = pytest.importorskip("psycopg")
 
-from dstore.server.postgres import writing  # noqa: E402
+from dstore.server.postgres import loading, writing  # noqa: E402
 
 DONE, FULL, FAILED = Outcome.DONE, Outcome.FULL, Outcome.FAILED
 LARGE = bytes(range(256)) * 12_300  # a bit more than three pieces
@@ -425,6 +427,29 @@ def test_a_database_that_does_not_answer_holds_nothing_up_for_longer_than_its_pa
         member.ask()
 
 
+def test_many_rows_are_loaded_in_pages_and_large_ones_later(
+    owner: Owner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loading, "PAGE_ROWS", 7)
+    values = {f"k{number}": stored(b"%d" % number) for number in range(100)}
+    values |= {f"big{number}": stored(bytes(5_000)) for number in range(10)}
+    for key, value in values.items():
+        owner.begin(bind(key, value))
+    owner.end(len(values))
+    pages = list(owner.store.load(ALL))
+    assert [len(page) for page in pages] == [7] * 15 + [5]
+    rows = {row.key: row.bound for page in pages for row in page}
+    assert rows == {
+        key: value if value.size < 5_000 else Away(value.token, value.codec, value.size)
+        for key, value in values.items()
+    }
+    monkeypatch.setattr(loading, "PAGE_ROWS", 11)
+    assert [len(page) for page in owner.store.load(ALL)] == [11] * 10 + [0]
+    assert sum(len(page) for page in owner.store.load([1, 2])) == sum(
+        partition_of(key) in (1, 2) for key in values
+    )
+
+
 # ---- large values -----------------------------------------------------------------------------
 
 
@@ -659,6 +684,21 @@ def test_a_row_that_another_transaction_holds_is_left_out(url: str) -> None:
 
 
 # ---- the end ----------------------------------------------------------------------------------
+
+
+def test_a_forked_child_leaves_the_connections_to_its_parent(owner: Owner) -> None:
+    owner.write(bind("before"))
+    child = os.fork()
+    if not child:
+        owner.store.forked()
+        owner.store.close()
+        del owner.store
+        gc.collect()
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    assert owner.write(bind("after")) == [DONE]
+    owner.ask()
+    assert owner.store.figures()["database_doubts"] == 0
 
 
 def test_close_waits_for_no_answer(url: str) -> None:
