@@ -122,7 +122,7 @@ def test_a_change_that_finds_something_else_changes_nothing(owner: Owner) -> Non
     wrong = stored().token
     changes = [bind("k"), replace("k", wrong), date("k", wrong, 1.0), remove("k", wrong)]
     assert [owner.end(owner.begin(change)) for change in changes] == [[FAILED]] * 4
-    owner.store.forget(ALL)
+    owner.forget(ALL)
     owner.load()
     assert owner.read("k") == first
     assert owner.deadlines == []
@@ -157,7 +157,7 @@ def test_a_former_owner_that_comes_back_writes_nothing(url: str) -> None:
         number = first.begin(remove("k", value.token), bind("l"))
         with pytest.raises(DataError, match="another member owns"):
             first.end(number)
-        second.store.forget(ALL)
+        second.forget(ALL)
         second.load()
         assert second.read("k") == value
         assert second.read("l") is None
@@ -368,7 +368,7 @@ def test_after_a_loss_nothing_of_before_is_reported_or_written_later(
     seen = owner.store.engine.read("k")
     assert owner.write(bind("new")) == [DONE]
     assert batch not in owner._ended
-    owner.store.forget(ALL)
+    owner.forget(ALL)
     owner.load()
     assert owner.store.engine.read("k") == seen, "after the claim it cannot come any more"
     assert owner.store.engine.read("never") is None
@@ -404,7 +404,7 @@ def test_a_doubt_of_before_a_loss_writes_nothing_after_the_next_claim(
     owner.claim(serve=False)
     claimed.set()
     assert owner.write(bind("l")) == [DONE]
-    owner.store.forget(ALL)
+    owner.forget(ALL)
     owner.load()
     assert owner.store.engine.scan("", "", 9) == ["l"]
 
@@ -519,7 +519,7 @@ def test_a_large_value_whose_pieces_are_not_all_there_is_damaged(
     value = owner.upload(LARGE)
     owner.write(bind("k", value))
     sql("DELETE FROM piece WHERE number = 1")
-    owner.store.forget(ALL)
+    owner.forget(ALL)
     owner.load()
     assert owner.store.engine.read("k") == Stored(value.token, DAMAGED, b"")
     assert owner.read_large(value) is None
@@ -595,7 +595,7 @@ def test_a_value_that_was_replaced_is_looked_for_until_global_knows(owner: Owner
     engine = owner.store.engine
     value = stored(b"x" * 10_000)
     owner.write(bind("k", value))
-    owner.store.forget(ALL)
+    owner.forget(ALL)
     owner.load()
     engine.begin(owner.woken.set)
     batch = owner.begin(replace("k", value.token, new := stored()))
@@ -616,12 +616,12 @@ def test_reads_wait_for_a_database_that_is_away_for_a_moment(
 ) -> None:
     value = stored(b"x" * 10_000)
     owner.write(bind("k", value))
-    owner.store.forget(ALL)
+    owner.forget(ALL)
     owner.load()
     link = owner.store._links[3]
     assert owner.read("k") == value
     sql("SELECT pg_terminate_backend(%s)", link._connection.info.backend_pid)  # type: ignore[union-attr]
-    owner.store.forget(ALL)
+    owner.forget(ALL)
     owner.load()
     assert owner.read("k") == value
 
@@ -719,6 +719,6 @@ def test_a_key_without_a_deadline_stays_so(owner: Owner) -> None:
     value = stored()
     owner.write(bind("k", value, 5.0))
     assert owner.write(date("k", value.token, NO_DEADLINE)) == [DONE]
-    owner.store.forget(ALL)
+    owner.forget(ALL)
     owner.load()
     assert owner.deadlines == []
