@@ -39,21 +39,21 @@ LARGE = bytes(range(256)) * 12_300  # a bit more than three pieces
 
 
 @pytest.fixture(scope="module")
-def database(postgres: Postgres) -> Iterator[str]:
-    """The URL of a database for all tests here; a new one for each would take too long."""
+def tables(postgres: Postgres) -> Iterator[str]:
+    """The URL of the tables of a cluster, for all tests here: to make them takes long."""
     with postgres.database() as name:
-        yield postgres.url(name)
+        url = f"{postgres.url(name)}?options=-c%20search_path%3Dmine"
+        assert init(url, standby=False)
+        yield url
 
 
 @pytest.fixture
-def url(database: str) -> Iterator[str]:
-    """The URL of the empty tables of a cluster, in a schema of their own."""
-    name = f"test_{secrets.token_hex(4)}"
-    url = f"{database}?options=-c%20search_path%3D{name}"
-    assert init(url, standby=False)
-    yield url
-    with psycopg.connect(database) as connection:
-        connection.execute(f"DROP SCHEMA {name} CASCADE")
+def url(tables: str) -> Iterator[str]:
+    """The URL of a cluster without members and keys."""
+    yield tables
+    with psycopg.connect(tables) as connection:
+        connection.execute("DELETE FROM member; DELETE FROM kept; DELETE FROM piece")
+        connection.execute("UPDATE partition SET owner = NULL, fence = 0, quiet = 0")
 
 
 @pytest.fixture
