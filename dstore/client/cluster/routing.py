@@ -196,8 +196,13 @@ class Call(Generic[I]):
         left = dict.fromkeys(self.items)
         self._deadline = now + self.timeout
         attempt, pause = ATTEMPT_FIRST, PAUSE_FIRST
-        if not self.routes.known:
+        while not self.routes.known:
             now = yield from self._learn(now)
+            if not self.routes.known:
+                if now >= self._deadline:
+                    raise self._unreached(())
+                now = (yield Pause(min(pause, max(0.0, self._deadline - now)))).now
+                pause = min(2 * pause, PAUSE_MAX)
         while left:
             version = self.routes.map.version
             parts, homeless = self.routes.split(left, self.number_of)

@@ -283,6 +283,10 @@ class Cache:
             if entry.shared is not None:
                 self.shared[entry.shared] = entry
         self._newest = older
+        self.shrink()
+
+    def shrink(self) -> None:
+        """Evict what is beyond the limit."""
         while self.size > self.limit:
             self._evict()
 

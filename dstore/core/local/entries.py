@@ -114,6 +114,15 @@ class Entries(Present):
         self._inserts = 0
         self._set_shared_limit(page)
 
+    def bound(self, cache_bytes: int, shared_bytes: int | None) -> None:
+        """Change the bounds of the cache, by itself and beside a host cache."""
+        self._private_limit, self._shared_limit = cache_bytes, shared_bytes
+        if self.page is None:
+            self.cache.limit = cache_bytes
+        else:
+            self._set_shared_limit(self.page)
+        self.cache.shrink()
+
     def _set_shared_limit(self, page: SharedPage) -> None:
         """Bound the entries beside the host cache, which grows."""
         if self._shared_limit is not None:
