@@ -20,7 +20,7 @@ that asks and leaves, again and again, makes the engine load no more than any ot
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice, zip_longest
 from typing import TypeAlias
@@ -200,6 +200,12 @@ class Loads:
         parked = self._parked.get((identity, Wait, *message[1:3], (message.key,)))
         if parked is not None:
             parked.withdrawn = True
+
+    def waiting(self) -> Iterator[tuple[Route, Get | Wait]]:
+        """Yield the requests that are parked, each with where its answer would go."""
+        for parked in self._parked.values():
+            if not (parked.withdrawn or parked.identity.revoked):
+                yield parked.route, parked.message
 
     def expire(self, now: float) -> None:
         """Refuse the requests that have been parked for too long."""

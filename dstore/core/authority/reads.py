@@ -184,6 +184,13 @@ class Waits:
             for name in [name for name in of_key if name[2] is identity]:
                 self._take(key, name)
 
+    def waiting(self) -> Iterator[tuple[Route, Wait]]:
+        """Yield the requests, each with where its answer would go."""
+        for of_key in self._by_key.values():
+            for waiting in of_key.values():
+                if not waiting.identity.revoked:
+                    yield waiting.route, waiting.message
+
     def expire(self, now: float) -> Iterator[Waiting]:
         """Remove and yield the requests whose time has passed."""
         while self._ends and self._ends[0][0] <= now:

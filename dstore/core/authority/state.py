@@ -244,7 +244,7 @@ class GlobalState:
         if self._lapsed(now):
             return []
         self._partitions.gain(numbers, quiet_until)
-        self._deadlines.load(deadlines, now)
+        self.recover(deadlines, now)
         return self._effects()
 
     def _lapsed(self, now: float) -> bool:
@@ -436,6 +436,16 @@ class GlobalState:
             self._waits.wake_at,
             self._loads.wake_at,
         )
+
+    def end(self) -> list[GlobalEffect]:
+        """End this epoch: refuse the reads that wait, so that their Locals ask again at once.
+
+        Nothing may be called after that. Allowed at any time, also when the ownership lease has
+        ended. Writes are not answered: it is not said that they were not executed.
+        """
+        for route, message in [*self._waits.waiting(), *self._loads.waiting()]:
+            self._out.refuse(route, message, m.Refusal.OTHER_EPOCH, "this epoch of Global ends")
+        return self._out.take()
 
     def close(self) -> None:
         """From now on refuse new sessions and writes. What has started goes on."""

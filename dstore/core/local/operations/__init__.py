@@ -11,6 +11,7 @@ Repeats: the same request is sent again until its answer comes or its deadline p
 executed at most once: Global recognizes a repeat by its number, and a copy that it refuses was not
 executed. If the session ends while a copy of a write is unanswered, the outcome cannot be known,
 and the operation raises OutcomeUnknown; a write of which every copy was refused is done again.
+If Global does not own a key that an operation needs, that raises Misdirected.
 
 Large values: a reply names one by its token, and the host fetches the bytes. A deletion that comes
 meanwhile shows in the invalidation vector. A SET names one as well; if Global does
@@ -33,7 +34,7 @@ from dstore.core.local.operations.direct import (
     get_one,
     store,
 )
-from dstore.core.local.operations.exchange import join, scan, stats, ttl
+from dstore.core.local.operations.exchange import Misdirected, ask_map, join, scan, stats, ttl
 from dstore.core.local.operations.fetching import PLAIN, Answer, Reading, ReadOptions
 from dstore.core.local.operations.reading import wait
 from dstore.core.local.operations.writing import LargeBody, SetOutcome, expire, set_
@@ -47,11 +48,13 @@ __all__ = [
     "GetMany",
     "GetOne",
     "LargeBody",
+    "Misdirected",
     "One",
     "ReadOptions",
     "Reading",
     "SetOutcome",
     "Store",
+    "ask_map",
     "delete",
     "expire",
     "get",

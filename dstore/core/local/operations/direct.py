@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeAlias, TypeVar
 
 from dstore.config import KEYS_PER_MESSAGE_MAX
 from dstore.core.local.membership import Entry, Membership
-from dstore.core.local.operations.exchange import RESEND_FIRST
+from dstore.core.local.operations.exchange import RESEND_FIRST, Misdirected
 from dstore.core.local.operations.fetching import PLAIN, Answer, Begun, Reading, ReadOptions
 from dstore.core.local.operations.reading import rest
 from dstore.core.local.operations.writing import (
@@ -310,9 +310,13 @@ class Store(DirectWrite[dict[Key, SetOutcome]]):
     def rest(self, now: float, result: StepResult | None) -> Operation[dict[Key, SetOutcome]]:
         begun = self.begun(result)
         start = self.begun_at if begun else now
-        written = yield from set_(
-            self.state, self.asked, self.replace, start, self.deadline, begun=begun, ttl=self.ttl
-        )
+        asked, ttl = self.asked, self.ttl
+        try:
+            written = yield from set_(
+                self.state, asked, self.replace, start, self.deadline, begun=begun, ttl=ttl
+            )
+        except Misdirected as ended:
+            raise Misdirected(ended.keys, {**self.outcomes, **ended.done}) from None
         return {**self.outcomes, **written}
 
 

@@ -1,21 +1,24 @@
 """Requests: how an operation sends one until it is answered, or gives up.
 
-The simplest operations are here too: scans, times to live, Global's metrics, and waiting for a
-session.
+The simplest operations are here too: scans, times to live, Global's metrics, the map of a cluster,
+and waiting for a session.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
 
 from dstore.core.local.state import LocalState
 from dstore.core.local.steps import Operation, Request, StepResult, WaitUntil
 from dstore.errors import AccessDenied, DstoreError, GlobalUnavailable, RequestRefused, copy_of
 from dstore.protocol.messages import (
+    NO_SESSION,
+    AskMap,
     DelReply,
     ExpireReply,
     Key,
+    MapReply,
     Refusal,
     Refused,
     Reply,
@@ -60,6 +63,31 @@ class SessionLost(Unanswered):
 
 class Declined(Unanswered):
     """Global refuses the request for good."""
+
+
+class NotMine(Unanswered):
+    """Global does not own one of the keys. No copy of the request changes anything any more.
+
+    A write that was refused so is not executed by any copy of it: Global keeps that as its outcome.
+    """
+
+    def __init__(self, now: float, why: str) -> None:
+        super().__init__(now, 0, why)
+
+
+class Misdirected(RequestRefused):
+    """Global does not own the partition of a key: ask another Global of its cluster.
+
+    Internal: the router of a client asks the owners. Nothing was done for ``keys``, which are those
+    that have no answer yet. ``done`` has what an operation with many keys had come to for others:
+    values (:data:`~.fetching.Answer`), or outcomes of a write. (A key that was read and is in
+    neither has no value.) A read may begin again with all of its keys, a write must not.
+    """
+
+    def __init__(self, keys: Iterable[Key], done: Mapping[Key, Any] | None = None) -> None:
+        super().__init__("Global does not own the keys; another Global of its cluster does")
+        self.keys = list(keys)
+        self.done = dict(done or {})
 
 
 class Denied(Unanswered):
@@ -158,21 +186,25 @@ def exchange(
 
 
 def _check_refusal(state: LocalState, reply: Refused, now: float, unknown: int) -> None:
-    """Note a refusal. Raises SessionLost, Denied or Declined, unless it is to be asked again."""
+    """Note a refusal, and raise an Unanswered, unless the request is to be sent again."""
     if reply.refusal is Refusal.BUSY:
         state.last_error = f"it says: {reply.text}"
     if reply.refusal in (Refusal.OTHER_EPOCH, Refusal.UNKNOWN_SESSION):
         state.refused(reply, now)
         why = "Global, or what it knew of this Local, was lost before it answered"
         raise SessionLost(now, unknown, why)
+    if reply.refusal is Refusal.NOT_MINE:
+        raise NotMine(now, reply.text)
     if reply.refusal is Refusal.DENIED:
         raise Denied(now, unknown, AccessDenied(reply.text))
     if reply.refusal not in (Refusal.CLOSING, Refusal.BUSY):
         raise Declined(now, unknown, reply.text)
 
 
-def failure(state: LocalState, ended: Unanswered) -> Exception:
-    """Return the error that a program gets for an exchange without an answer."""
+def failure(state: LocalState, ended: Unanswered, keys: Iterable[Key] = ()) -> Exception:
+    """Return the error that a program gets for an exchange about ``keys`` without an answer."""
+    if isinstance(ended, NotMine):
+        return Misdirected(keys)
     if isinstance(ended, Denied):
         return copy_of(ended.error)
     if isinstance(ended, Declined):
@@ -214,12 +246,34 @@ def note_failed(state: LocalState, refused: Refused | None, now: float) -> None:
 
 
 def scan(
-    state: LocalState, prefix: str, after: Key, limit: int, now: float, deadline: float
+    state: LocalState,
+    prefix: str,
+    after: Key,
+    limit: int,
+    now: float,
+    deadline: float,
+    partitions: bytes = b"",
 ) -> Operation[ScanReply]:
-    """Read one page of the keys that begin with ``prefix``."""
-    return _read(
-        state, lambda: Scan(*envelope(state), prefix, after, limit), ScanReply, now, deadline
-    )
+    """Read one page of the keys that begin with ``prefix``.
+
+    ``partitions`` has a bit for each partition whose keys are wanted; none at all: those of Global.
+    """
+
+    def message() -> Scan:
+        return Scan(*envelope(state), prefix, after, limit, partitions)
+
+    return _read(state, message, ScanReply, now, deadline)
+
+
+def ask_map(state: LocalState, now: float, deadline: float) -> Operation[MapReply]:
+    """Ask Global which Global of its cluster owns which partition. No session is needed."""
+    check_time(state, now, deadline)
+    message = AskMap(state.epoch, NO_SESSION, state.next_request())
+    try:
+        _, reply = yield from exchange(state, message, MapReply, now, deadline)
+    except Unanswered as ended:
+        raise failure(state, ended) from None
+    return reply
 
 
 def stats(state: LocalState, now: float, deadline: float) -> Operation[dict[str, object]]:
@@ -230,7 +284,7 @@ def stats(state: LocalState, now: float, deadline: float) -> Operation[dict[str,
 
 def ttl(state: LocalState, key: Key, now: float, deadline: float) -> Operation[TtlReply]:
     """Ask Global in how many seconds a key expires."""
-    return _read(state, lambda: Ttl(*envelope(state), key), TtlReply, now, deadline)
+    return _read(state, lambda: Ttl(*envelope(state), key), TtlReply, now, deadline, [key])
 
 
 def join(state: LocalState, now: float, deadline: float) -> Operation[float]:
@@ -246,8 +300,9 @@ def _read(
     kind: type[R],
     now: float,
     deadline: float,
+    keys: Iterable[Key] = (),
 ) -> Operation[R]:
-    """Send a request that may be executed any number of times. Returns the reply."""
+    """Send a request about ``keys`` that may be executed any number of times. Returns the reply."""
     while True:
         now = yield from ensure_joined(state, now, deadline)
         try:
@@ -256,4 +311,4 @@ def _read(
         except SessionLost as lost:
             now = lost.now
         except Unanswered as ended:
-            raise failure(state, ended) from None
+            raise failure(state, ended, keys) from None

@@ -12,6 +12,8 @@ from dstore.core.local.operations.exchange import (
     RESEND_FIRST,
     RESEND_MAX,
     ROUNDS_MAX,
+    Misdirected,
+    NotMine,
     SessionLost,
     Unanswered,
     ensure_joined,
@@ -72,6 +74,10 @@ class Reading:
     def answer(self, key: Key) -> Answer | None:
         """Return the value of a key, or None if it has none."""
         return self.local.get(key) or self.fetched.get(key)
+
+    def misdirected(self) -> Misdirected:
+        """Return the error for keys of which Global does not own one."""
+        return Misdirected(self.wanted, {**self.fetched, **self.local})
 
     def take(self, key: Key, answer: Answer | None) -> None:
         """Note Global's answer to a key; None if it has no value."""
@@ -143,6 +149,8 @@ def fetch(
                 state.end_asking([key], request)
     except SessionLost as lost:
         now = lost.now
+    except NotMine:
+        raise reading.misdirected() from None
     except Unanswered as ended:
         raise failure(state, ended) from None
     finally:
@@ -184,6 +192,8 @@ def _note_failed_body(
     state: LocalState, reading: Reading, key: Key, failed: TransferFailed, now: float
 ) -> None:
     """Note that a large value did not arrive. Raises unless it may be asked for again."""
+    if failed.refusal is not None and failed.refusal.refusal is Refusal.NOT_MINE:
+        raise reading.misdirected()
     if reading.gone is None:
         reading.gone = Counter()
     reading.gone[key] += 1

@@ -12,6 +12,7 @@ from dstore.core.local.membership import Membership
 from dstore.core.local.operations.exchange import (
     RESEND_FIRST,
     ROUNDS_MAX,
+    Misdirected,
     SessionLost,
     Unanswered,
     W,
@@ -107,24 +108,34 @@ def set_(
     outcomes = setting.outcomes
     span = deadline - now
     asked = list(items) if begun else free(state, items, replace, now, outcomes)
-    for batch in _batches(asked):
-        now = yield from setting.bind(batch, now, deadline, begun=begun)
-        begun = None
-        deadline = now + span
-        for item in batch:  # each is bound right after its upload, which is dropped if it waits
-            rounds = 0
-            while outcomes[item.key].status is SetStatus.ABSENT and item.stored.token in bodies:
-                if rounds == ROUNDS_MAX:
-                    raise GlobalUnavailable("Global has lost an upload again and again; try later")
-                rounds += 1
-                now = yield from setting.upload(item, now, deadline)
-                deadline = now + span
+    setting.left = {item.stored.token: item.key for item in asked}
+    try:
+        for batch in _batches(asked):
+            now = yield from setting.bind(batch, now, deadline, begun=begun)
+            begun = None
+            deadline = now + span
+            for item in batch:  # each is bound right after its upload, which is dropped if it waits
+                rounds = 0
+                while item.stored.token in setting.left:
+                    if rounds == ROUNDS_MAX:
+                        text = "Global has lost an upload again and again; try later"
+                        raise GlobalUnavailable(text)
+                    rounds += 1
+                    now = yield from setting.upload(item, now, deadline)
+                    deadline = now + span
+    except Misdirected:
+        left = list(setting.left.values())
+        done = {key: outcome for key, outcome in outcomes.items() if key not in left}
+        raise Misdirected(left, done) from None
     return outcomes
 
 
 @dataclass
 class _Setting:
-    """The parts of :func:`set_`. Its methods note the outcomes, and return the time after that."""
+    """The parts of :func:`set_`. Its methods note the outcomes, and return the time after that.
+
+    ``left`` has the keys of the values, by token, that have no outcome yet, or are to be uploaded.
+    """
 
     state: LocalState
     replace: bool
@@ -132,6 +143,13 @@ class _Setting:
     bodies: Mapping[bytes, LargeBody]
     report: Report | None
     outcomes: dict[Key, SetOutcome] = field(default_factory=dict)
+    left: dict[bytes, Key] = field(default_factory=dict)
+
+    def _note(self, item: SetItem, outcome: SetOutcome) -> None:
+        """Note the outcome of an item, which is left if its bytes are to be uploaded."""
+        self.outcomes[item.key] = outcome
+        if outcome.status is not SetStatus.ABSENT or item.stored.token not in self.bodies:
+            self.left.pop(item.stored.token, None)
 
     def bind(
         self,
@@ -157,7 +175,7 @@ class _Setting:
         for item, result in zip(batch, reply.items):
             large = self.bodies.get(item.stored.token)
             outcome = fill(state, membership, item, result, large and large.mapped)
-            self.outcomes[item.key] = outcome
+            self._note(item, outcome)
         return now
 
     def _find(self, batch: list[SetItem], lost: SessionLost, deadline: float) -> Operation[float]:
@@ -176,8 +194,7 @@ class _Setting:
                 break
             for key, found in zip(keys, reply.items):
                 if found is not None and found.stored.token == wanted[key].stored.token:
-                    del wanted[key]
-                    self.outcomes[key] = SetOutcome(SetStatus.STORED, found=True)
+                    self._note(wanted.pop(key), SetOutcome(SetStatus.STORED, found=True))
             if not reply.items or len(wanted) > len(keys) - len(reply.items):  # one is not bound
                 break
         if wanted:
@@ -197,6 +214,9 @@ class _Setting:
             arrived, now = result.failed is None, result.now
             if arrived:
                 return (yield from self.bind([item], now, now + span, writer))
+        except Misdirected:  # the bytes are needed elsewhere
+            state.unstage(writer, stored.token)
+            raise
         finally:
             writer.uploads -= 1
             if not arrived:
@@ -204,7 +224,7 @@ class _Setting:
         assert result.failed is not None
         refused = result.failed.refusal
         if refused is not None and refused.refusal in _STATUS_OF:
-            self.outcomes[item.key] = SetOutcome(_STATUS_OF[refused.refusal])
+            self._note(item, SetOutcome(_STATUS_OF[refused.refusal]))
         else:
             note_failed(state, refused, now)
         return now
@@ -267,7 +287,10 @@ def delete_keys(
             envelope = writer.epoch, writer.session, state.next_request()
             return Del(*envelope, write, writer.seen, wait, keys)
 
-        now, reply, _ = yield from _write(state, batch, message, DelReply, now, deadline, begun)
+        try:
+            now, reply, _ = yield from _write(state, batch, message, DelReply, now, deadline, begun)
+        except Misdirected:
+            raise Misdirected([*batch, *left], results) from None
         begun = None
         results.update(zip(batch, reply.items))
         deadline = now + span
@@ -358,7 +381,7 @@ def _attempt(
             if ended.unknown:
                 raise _unknown(keys, ended) from None
             if not lost:
-                raise failure(state, ended) from None
+                raise failure(state, ended, keys) from None
         finally:
             # Not in a function of its own: Ctrl-C may come when that is called, and a write that
             # does not end keeps all later ones from being seen.
