@@ -236,7 +236,7 @@ class AsyncNode:
 
     async def join(self, timeout: float | None = None) -> None:
         """See :meth:`Node.join`."""
-        await self._node._join(self._commands.join(timeout), TASK)
+        await self._node._join(timeout, TASK)
 
     async def close(self) -> None:
         """Close the Node; do nothing if it is shared (:meth:`sharing`).

@@ -55,10 +55,10 @@ class Hits:
     ``_hits`` counts.
     """
 
-    __slots__ = ("_hits", "_several", "_state")
+    __slots__ = ("_hits", "_state")
 
     _state: Present
-    _several: Several | None
+    _several: Several | None = None
     _hits: int
 
     def get(self, key: str | bytes, default: Any = RAISE) -> Any:
@@ -132,7 +132,8 @@ def pure_find(state: Present, name: str) -> Entry | None:
     return entry
 
 
-PureHits, PureSeveral = Hits, Several
+PureHits = Hits
+PureSeveral = Several
 find = pure_find
 if not TYPE_CHECKING and native is not None:
     RAISE, Hits, Several, find = native.RAISE, native.Hits, native.Several, native.find

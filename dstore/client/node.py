@@ -444,14 +444,17 @@ class Node(Lifecycle):
     def _do(self, command: Command[T]) -> T:
         """Carry out a command in this thread, or in this greenlet while others run."""
         local = self._local or self._here()
-        if self._members is not None or green.here() is not None:
-            return self._finish(self._conduct, command)
-        try:
-            result: T = local.run(command)
-            return result
-        except Misdirected as error:
-            moved = error.with_traceback(None)
-        return self._finish(self._become_several().carry_out, command, moved=moved)
+        if self._members is None and green.here() is None:
+            try:
+                result: T = local.run(command)
+            except Misdirected as error:
+                moved = error.with_traceback(None)
+            else:
+                return result
+            result = self._finish(self._become_several().carry_out, command, moved=moved)
+        else:
+            result = self._finish(self._conduct, command)
+        return result
 
     async def _conduct(self, command: Command[T], way: Way) -> T:
         """Carry out a command at the Global of this Node, or at the members that have its keys."""
@@ -464,9 +467,7 @@ class Node(Lifecycle):
                 members = self._become_several()
         return await members.carry_out(command, way, moved)
 
-    def _finish(
-        self, begin: Callable[..., Coroutine[Any, Any, T]], *given: Any, **named: Any
-    ) -> T:
+    def _finish(self, begin: Callable[..., Coroutine[Any, Any, T]], *given: Any, **named: Any) -> T:
         """Run a coroutine that takes a way to wait, in this thread or greenlet."""
         self._check_open()
         inbox = green.here()
@@ -543,13 +544,14 @@ class Node(Lifecycle):
 
         Without ``timeout`` it waits as long as any call. Raises GlobalUnavailable.
         """
-        self._finish(self._join, self._commands.join(timeout))
+        self._finish(self._join, timeout)
 
-    async def _join(self, command: Command[None], way: Way) -> None:
-        if self._members is None:
+    async def _join(self, timeout: float | None, way: Way) -> None:
+        command, members = self._commands.join(timeout), self._members
+        if members is None:
             await way.run(self._here(), command)
         else:
-            await self._members.learn(way, command.timeout)
+            await members.learn(way, self._commands.timeout if timeout is None else timeout)
 
     def __reduce__(self) -> tuple[Callable[[Settings], Node], tuple[Settings]]:
         return Node._unpickle, (self._settings,)

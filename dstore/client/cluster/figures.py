@@ -1,4 +1,4 @@
-"""Metrics of several Globals, and of several Locals, as one table: sums where these mean something."""
+"""Metrics of several Globals, and of several Locals, as one table: sums where these make sense."""
 
 from __future__ import annotations
 

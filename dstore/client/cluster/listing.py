@@ -9,10 +9,14 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 from dstore.protocol.keys import in_order
 from dstore.protocol.messages import Key
 from dstore.protocol.partitions import PARTITIONS
+
+Page: TypeAlias = tuple[Sequence[int], Sequence[Key], Key]
+"""Partitions, keys that come next in them, and after which key there are more; empty: no more."""
 
 
 @dataclass(eq=False)
@@ -45,11 +49,8 @@ class Listing:
         """Whether all keys have been taken."""
         return not self._cursors
 
-    def read(self, cursor: Cursor, pages: Iterable[tuple[Sequence[int], Sequence[Key], Key]]) -> None:
-        """Take the next pages of an empty cursor: partitions, their keys, and ``after`` of the page.
-
-        The partitions of the pages together are those of the cursor.
-        """
+    def read(self, cursor: Cursor, pages: Iterable[Page]) -> None:
+        """Take the next pages of an empty cursor, whose partitions together are those of it."""
         self._cursors.remove(cursor)
         for numbers, keys, after in pages:
             self._cursors.append(Cursor(numbers, after, deque(keys), not after))

@@ -1,4 +1,4 @@
-"""The Locals of one Node, one for each Global of a cluster that it needs, and how its calls go there.
+"""The Locals of one Node, one for each member of a cluster that it needs, and the way of its calls.
 
 A Local is made when the first call goes to its member. Each has a session, a lease and a cache of
 its own, as if it were the only one. :mod:`.routing` says where a call goes, and this carries that
@@ -30,7 +30,7 @@ from dstore.core.local.state import LocalState
 from dstore.core.local.steps import Operation, WaitUntil, Work
 from dstore.errors import AccessDenied, DstoreError, GlobalUnavailable, NodeClosed, WrongServer
 from dstore.protocol.messages import Key
-from dstore.protocol.partitions import PARTITIONS
+from dstore.protocol.partitions import PARTITIONS, partition_of
 from dstore.runtime import clock, native, reentrancy
 from dstore.runtime import greenlets as green
 from dstore.runtime.event_loops import TaskEvent, ThreadTaskEvent
@@ -130,7 +130,7 @@ class Members:
 
     def by_owner(self, keys: Iterable[Key]) -> list[tuple[Local, list[Key]]]:
         """Return which keys are those of which member; others are left out."""
-        parts, _ = self.routes.split(keys, routing.partition_of)
+        parts, _ = self.routes.split(keys, partition_of)
         return [(self.local(address), items) for address, items in parts.items()]
 
     def fresh(self, address: str) -> bool:
@@ -185,9 +185,7 @@ class Members:
 
     # ---- calls ------------------------------------------------------------------------------
 
-    async def carry_out(
-        self, command: Command[T], way: Way, moved: Misdirected | None = None
-    ) -> T:
+    async def carry_out(self, command: Command[T], way: Way, moved: Misdirected | None = None) -> T:
         """Carry out a command at the members that own its keys.
 
         ``moved`` is what the first attempt has raised, at a Global that turned out to be a member.
@@ -255,9 +253,7 @@ class Members:
                 await way.run(self._any(), Command(_pause(move.seconds)))
             reply = Reply(clock.now(), value)
 
-    async def _try(
-        self, parts: dict[str, tuple[Any, Command[Any]]], way: Way
-    ) -> dict[str, Tried]:
+    async def _try(self, parts: dict[str, tuple[Any, Command[Any]]], way: Way) -> dict[str, Tried]:
         """Carry out commands at members, all at the same time. Returns results and errors."""
         if len(parts) == 1:
             ((address, (items, command)),) = parts.items()
@@ -283,7 +279,10 @@ class Members:
         """Ask a member for the map. Returns that, or the error."""
         with self._using(ask.address) as local:
             found: Any = await _result(way.run(local, self._commands.map(ask.timeout)))
-        if isinstance(found, Map) and self.routes.learn(found):
+        if isinstance(found, Exception):
+            return found
+        assert isinstance(found, Map)
+        if self.routes.learn(found):
             self.changed()
         return found
 
@@ -302,9 +301,7 @@ class Members:
         await self.learn(way, self._commands.timeout)
         assert command.within is not None
         made = command.within
-        parts = {
-            address: ((), made(self._commands.timeout)) for address in self.routes.map.members
-        }
+        parts = {address: ((), made(self._commands.timeout)) for address in self.routes.map.members}
         tried = await self._try(parts, way)
         return {address: tried[address].result for address in parts}
 
@@ -313,7 +310,9 @@ class Members:
         for cursor in listing.empty:
             call = Call(self.routes, cursor.numbers, int, self._commands.timeout, reads=True)
             done = await self._follow(call, partial(self._page, prefix, cursor.after), way)
-            listing.read(cursor, [(each.items, each.result.keys, each.result.after) for each in done])
+            listing.read(
+                cursor, [(each.items, each.result.keys, each.result.after) for each in done]
+            )
 
     def _page(
         self, prefix: Key, after: Key, numbers: Sequence[int], timeout: float
@@ -355,8 +354,12 @@ def _pause(seconds: float) -> Start[None]:
     return start
 
 
+def _nothing() -> None:
+    """Do nothing."""
+
+
 def ask_in_background(
-    local: Local, command: Command[Map], become: weakref.WeakMethod[Callable[[], object]]
+    local: Local, command: Command[Map], become: weakref.WeakMethod[Callable[[], Members]]
 ) -> None:
     """Ask a Global for its map, whenever it can be reached; call ``become`` if it is a member.
 
@@ -364,7 +367,7 @@ def ask_in_background(
     """
 
     def done() -> None:
-        call.done = int  # it refers to the call
+        call.done = _nothing  # this refers to the call
         do = become()
         with contextlib.suppress(DstoreError, Misdirected):
             if call.result().members and do is not None:
@@ -431,7 +434,7 @@ class Watching:
             watch.close()
 
     def join(self) -> None:
-        """Wait until the thread has ended, after :meth:`stop`; not in a call that it may wait for."""
+        """Wait until the thread has ended, after :meth:`stop`; not in the middle of a call."""
         thread = self._thread
         if thread is not None and not thread.is_this() and reentrancy.here() is None:
             green.blocking(thread.join)

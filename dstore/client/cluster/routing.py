@@ -205,7 +205,7 @@ class Call(Generic[I]):
                 pause = min(2 * pause, PAUSE_MAX)
         while left:
             version = self.routes.map.version
-            parts, homeless = self.routes.split(left, self.number_of)
+            parts, _ = self.routes.split(left, self.number_of)
             if not self.reads:
                 now = yield from self._contact(parts, now)
             if parts and version == self.routes.map.version:
@@ -233,7 +233,7 @@ class Call(Generic[I]):
         for address, (items, result) in tried.items():
             finished = items
             if isinstance(result, Misdirected):
-                moved = set(result.keys) or set(items)
+                moved = set(items if self.reads else result.keys)
                 finished, result = [item for item in items if item not in moved], result.done
                 again = True
             elif isinstance(result, GlobalUnavailable):
@@ -344,7 +344,9 @@ def _named(items: Sequence[Any]) -> str:
         return f"partition {items[0]}" if len(items) == 1 else f"{len(items)} partitions"
     named = ", ".join(repr(public(key)) for key in items[:KEYS_NAMED])
     more = len(items) - KEYS_NAMED
-    return f"the key{'s' if len(items) > 1 else ''} {named}" + (f" and {more} more" if more > 0 else "")
+    return f"the key{'s' if len(items) > 1 else ''} {named}" + (
+        f" and {more} more" if more > 0 else ""
+    )
 
 
 def _one_of(failures: Sequence[BaseException]) -> BaseException:

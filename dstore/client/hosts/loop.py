@@ -77,7 +77,7 @@ class LoopHost:
     def start(self, command: Command[T], new_event: Callable[[], TaskEvent]) -> Started[T]:
         """Begin what :meth:`conduct` does. :meth:`finish` or :meth:`give_up` is to follow."""
         ready = new_event()
-        started = Started(LoopCall(command, ready.set), ready, os.getpid())
+        started: Started[T] = Started(LoopCall(command, ready.set), ready, os.getpid())
         try:
             self.begin(started.call)
         except BaseException as error:
