@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from dstore.core.authority.effects import Commit, GlobalEffect, Load, Publish, Send
 from dstore.core.authority.identity import ANYONE, Identity
+from dstore.core.authority.partitions import Partitions
 from dstore.core.authority.state import GlobalState
 from dstore.core.engine import Change, Loaded, Outcome
 from dstore.core.local import operations
@@ -68,11 +69,13 @@ class World:
         durable: bool = False,
         quiet: float = 0.0,
         away: bool = False,
+        partitions: Partitions | None = None,
     ):
         self.now = 1000.0
         self.set_back = 0.0  # seconds by which the wall clock has been set back
         self.durable = durable
         self.quiet_until = self.now + quiet if quiet else 0.0
+        self.partitions = partitions
         self.batches: deque[Commit] = deque()  # on their way to the disk
         self.lease = lease
         self.log_length = log_length
@@ -107,6 +110,7 @@ class World:
             wall=lambda: self.wall,
             durable=self.durable,
             quiet_until=self.quiet_until,
+            partitions=self.partitions,
         )
 
     @property
