@@ -205,11 +205,11 @@ class Node(Lifecycle):
             local = self._local or self._here()
             if local.state.page is None:
                 return self._do(self._commands.get_many(keys))
-        asked = list(checks.several("keys", keys))
-        if members is None:
+            asked = list(checks.several("keys", keys))
             found, rest = self._find_many_on_host(local, asked)
         else:
-            found, rest = self._find_many_on_hosts(members, asked)
+            asked = list(checks.several("keys", keys))
+            found, rest = self._find_many_in_several(members, asked)
         if not found:
             return self._do(self._commands.get_many(asked))
         if not rest:
@@ -218,20 +218,29 @@ class Node(Lifecycle):
         both = {**found, **others}
         return {key: both[key] for key in asked if key in both}
 
-    def _find_many_on_hosts(
+    def _find_many_in_several(
         self, members: Members, keys: list[Any]
     ) -> tuple[dict[Any, Any], list[Any]]:
-        """Do what :meth:`_find_many_on_host` does, for the page of each member."""
-        if not set(map(type, keys)) <= {str}:
-            return {}, keys
+        """Return values that Locals, or the pages of their hosts, have cached; and the other keys.
+
+        Nothing is found where keys are not all of the type ``str`` itself: they may be equal.
+        """
         found: dict[Any, Any] = {}
-        for local, names in members.by_owner(dict.fromkeys(map(translate.key_name, keys))):
-            found.update(self._find_many_on_host(local, names)[0])
-        if not found:
-            return {}, keys
-        return {key: found[key] for key in keys if key in found}, [
-            key for key in keys if key not in found
-        ]
+        if not set(map(type, keys)) <= {str}:
+            return found, keys
+        keys = list(dict.fromkeys(keys))  # each counts once
+        for key in keys:
+            entry = self._hit(key)
+            if entry is not None:
+                found[key] = self._opened(entry)
+        rest = [key for key in keys if key not in found and key.isascii()]
+        for local, theirs in members.by_owner(rest):
+            if local.state.page is not None:
+                found.update(self._find_many_on_host(local, theirs)[0])
+        return (
+            {key: found[key] for key in keys if key in found},
+            [key for key in keys if key not in found],
+        )
 
     def _find_many_on_host(self, local: Local, keys: list[Any]) -> tuple[dict[Any, Any], list[Any]]:
         """Return values that the processes of this host have cached, and the other keys."""
