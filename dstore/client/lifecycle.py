@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 from dstore.client.cluster.members import Members
 from dstore.client.commands import Commands
-from dstore.client.hits import Hits, Several
+from dstore.client.hits import Hits, find
 from dstore.client.host_page import can_be_inherited
 from dstore.client.hosts.local import Local
 from dstore.client.settings import Settings
@@ -65,12 +65,13 @@ class Lifecycle(Hits):
         self._inherited: dict[str, LocalState] = {}  # and what can be used of them
         self._members: Members | None = None  # if there are several Globals
         self._state = _ABSENT
-        self._several = None
+        self._index = None
         self._hits = 0
         self._birth = native.RLock()  # a signal handler may close a Node while it is being made
         _nodes.add(self)
         if len(settings.each_address) > 1:
             self._members = self._new_members()
+            self._index_all()
         self._here()
 
     @classmethod
@@ -127,6 +128,8 @@ class Lifecycle(Hits):
                             self, _abandon, self._locals, self.address, self._place
                         )
                         self._dropped.atexit = False
+                    if self._index is not None:
+                        local.join_index(self._index)
                     self._locals[address] = local
                     self._inherited.pop(address, None)
                     self._show()
@@ -139,12 +142,35 @@ class Lifecycle(Hits):
 
     def _show(self) -> None:
         """Let hits find what the Locals have cached, and what was inherited."""
-        states = {each: local.state for each, local in list(self._locals.items())}
-        states = {**self._inherited, **states}
-        if self._members is not None:
-            self._several = Several(states.values()) if states else None
-        self._state = states.get(self._home, _ABSENT)
-        self._local = self._locals.get(self._home)
+        local = self._locals.get(self._home)
+        self._state = _ABSENT if local is None else local.state
+        if local is None:
+            self._state = self._inherited.get(self._home, _ABSENT)
+        self._local = local
+
+    def _index_all(self) -> None:
+        """From now on have an index of what all Locals have cached."""
+        index: dict[Key, Entry] = {}
+        for local in list(self._locals.values()):
+            local.join_index(index)
+        self._index = index
+
+    def _inherit_index(self) -> None:
+        """In a forked child: have an index of what can be used of the parent's."""
+        former, self._index = self._index, {}
+        homes = {id(state.membership) for state in self._inherited.values()}
+        for key, entry in (former or {}).items() if homes else ():
+            if id(entry.home) in homes:
+                self._index[key] = entry
+
+    def _find(self, name: Key) -> Entry | None:
+        """Return an entry that is in no index, since two Locals have stored its key at a time."""
+        for local in list(self._locals.values()):
+            entry = find(local.state, name)
+            if entry is not None and self._index is not None:
+                self._index[entry.key] = entry
+                return entry
+        return None
 
     def _new_members(self) -> Members:
         settings = self._settings
@@ -164,8 +190,9 @@ class Lifecycle(Hits):
         with self._birth:
             self._check_open()
             if self._members is None:
-                members = self._members = self._new_members()
-                self._show()
+                members = self._new_members()
+                self._index_all()
+                self._members = members
                 members.watching.adopt(self._here().watches.present)
             return self._members
 
@@ -190,7 +217,7 @@ class Lifecycle(Hits):
         with self._birth:
             self._closed = True
             locals_ = list(self._locals.values())
-            self._state, self._several = _ABSENT, None
+            self._state, self._index = _ABSENT, None
             self._parents, self._inherited = {}, {}
         members = self._members
         if members is not None:
@@ -217,7 +244,7 @@ class Lifecycle(Hits):
         if self._locals:
             self._dropped.detach()
             self._parents.update({each: local.forked() for each, local in self._locals.items()})
-        self._state, self._several, self._local, self._locals = _ABSENT, None, None, {}
+        self._state, self._local, self._locals = _ABSENT, None, {}
         self._birth = native.RLock()
         # What the parent has cached is good here, too, and is there before this process has looked
         # for anything: the page says what is still valid.
@@ -231,6 +258,7 @@ class Lifecycle(Hits):
             self._members.watching.end()
             routes, self._members = self._members.routes, self._new_members()
             self._members.routes.learn(routes.map)
+            self._inherit_index()
         self._show()
         self._hits = self._commands.hits = self._commands.misses = 0
 

@@ -110,8 +110,9 @@ class Node(Lifecycle):
             local: Local | None = self._local or self._here()
         else:
             name = translate.key_name(key)
-            entry = self._hit(name)  # another Local may have it than the one that was looked at
+            entry = self._find(name)
             if entry is not None:
+                self._hits += 1
                 return self._opened(entry)
             local, timeout = members.owner_of(name), min(timeout, ATTEMPT_FIRST)
         if local is not None and local.state.page is not None:

@@ -42,7 +42,9 @@ def key_in(numbers: Iterable[int], name: str = "k") -> Key:
 class Member:
     """One Global. ``deaf``: what arrives is not answered, as if its process were stopped."""
 
-    def __init__(self, numbers: Iterable[int], address: str = ANY_PORT, lease: float = LEASE) -> None:
+    def __init__(
+        self, numbers: Iterable[int], address: str = ANY_PORT, lease: float = LEASE
+    ) -> None:
         self.router = Router(address, None)
         self.address = self.router.address
         self.engine = MemoryEngine()

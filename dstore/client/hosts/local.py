@@ -26,7 +26,7 @@ from dstore.core.local.effects import (
     TakeBack,
     Tell,
 )
-from dstore.core.local.membership import LAPSED
+from dstore.core.local.membership import LAPSED, Entry
 from dstore.core.local.operations import One, ReadOptions
 from dstore.core.local.state import LocalState
 from dstore.errors import AddressError, DstoreError, GlobalUnavailable
@@ -209,6 +209,10 @@ class Local:
         """Have the background thread look again, if there is one."""
         if self._is_up:
             self.host.link.control.wake()
+
+    def join_index(self, index: dict[Key, Entry]) -> None:
+        """Put what is cached into an index that several Locals have."""
+        self.host.aside(lambda: self.state.join_index(index))
 
     def bound(self, cache_bytes: int, shared_bytes: int | None) -> None:
         """Change the bounds of the cache, in bytes: by itself, and beside a host cache."""
