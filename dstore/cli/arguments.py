@@ -30,7 +30,8 @@ store is full, data is damaged, or access is denied; {console.EXIT_USAGE} wrong 
 input; {console.EXIT_UNREACHED} Global cannot be reached, or what listens there is another server.
 """
 HELP = {
-    "--address": "the address at which Global listens (default: that of the connect file, or "
+    "--address": "the address at which Global listens, or those of several Globals of a cluster, "
+    "with commas between them (default: that of the connect file, or "
     f"${config.ADDRESS_VARIABLE}, or {config.ADDRESS_DEFAULT})",
     "--bind": "the address at which to take requests (default: %(default)s)",
     "--connect": "the connect file of this client, for a Global that asks for keys (default: "
@@ -87,6 +88,8 @@ HELP = {
 """The help of each option, under its last name."""
 DIGITS_MAX = 20
 """More digits are refused here, since Python has its own error for thousands of digits."""
+_BETWEEN_ADDRESSES = re.compile(r",\s*(?=(?:tcp|ipc)://|[^,/]+:\d+\s*(?:,|$))")
+"""A comma in the path of an ipc address is part of the path."""
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:I?B)?", re.IGNORECASE)
 WORKERS_DEFAULT, WORKERS_MAX = 4, 64
 ROLES = ("read", "write", "admin")
@@ -133,7 +136,7 @@ def _address_of(options: argparse.Namespace) -> str | None:
     if options.address is not None or options.connect or config.connect_default():
         given: str | None = options.address
         return given
-    return address(config.address_default())
+    return some_addresses(config.address_default())
 
 
 def _parser() -> Parser:
@@ -177,7 +180,7 @@ def _add_client(parsers: _Parsers, name: str, about: str) -> Parser:
 
 
 def _add_address(parser: Parser) -> None:
-    _option(parser, "--address", type=address)
+    _option(parser, "--address", type=some_addresses)
     _option(parser, "--connect", metavar="FILE")
 
 
@@ -211,7 +214,8 @@ def _add_programs(parsers: _Parsers) -> None:
     host = _add(parsers, "host", "let the processes of this host share one cache of Global")
     host.epilog = (
         "Global does this by itself on its own host. On every other host one such process of each "
-        "user is enough. It prints a line, and tells systemd, when the processes can use it."
+        "user is enough. It prints a line, and tells systemd, when the processes can use it. With "
+        "a cluster there is one cache for each of its Globals."
     )
     _add_address(host)
     _option(host, "--host-cache", type=host_cache, metavar="SIZE")
@@ -355,9 +359,10 @@ def _add_access(parsers: _Parsers) -> None:
     _option(
         add,
         "--address",
-        type=address,
+        type=some_addresses,
         required=True,
-        help="the address at which the client reaches Global",
+        help="the address at which the client reaches Global; of a cluster several may be given, "
+        "with commas between them",
     )
     _option(add, "-o", "--output", metavar="FILE", help="write to this file, which must be new")
     _add_wait(add)
@@ -408,6 +413,11 @@ def _add_wait(parser: Parser) -> None:
 def address(text: str) -> str:
     """Return an address. ``tcp://`` may be left out, as it is where dstore prints an address."""
     return text if "://" in text else f"tcp://{text}"
+
+
+def some_addresses(text: str) -> str:
+    """Return one or several addresses, with commas between them; see :func:`address`."""
+    return ",".join(map(address, _BETWEEN_ADDRESSES.split(text)))
 
 
 def as_passed(text: str) -> str | bytes:

@@ -60,7 +60,7 @@ ROOMS: dict[str, set[str]] = {
     "cli": PUBLIC
     | SHARED_BY_PROGRAMS
     | {"cli.demo", "cli.repl", "checks", "quoting", "runtime", "transport", "shm.root"}
-    | {"client.owner", "protocol.keys", "server.data", "access"},
+    | {"client.owners", "client.owner", "protocol.keys", "server.data", "access"},
     "__main__": {"cli"},
 }
 
