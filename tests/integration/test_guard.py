@@ -15,6 +15,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import zmq
@@ -147,6 +148,31 @@ def test_wake_ups_that_nobody_takes_are_bounded(driven: Driven) -> None:
     assert driven.router._router.poll(int(PATIENCE * 1000))
 
 
+def test_no_wake_up_is_lost_while_another_thread_sends_one(
+    driven: Driven, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What that one has sent may have been taken before; then nobody would wake Global again."""
+    router = driven.router
+    sent, go_on = threading.Event(), threading.Event()
+    send = routers._send
+
+    def slow(*arguments: Any) -> None:
+        send(*arguments)
+        if not sent.is_set():
+            sent.set()
+            assert go_on.wait(PATIENCE)
+
+    monkeypatch.setattr(routers, "_send", slow)
+    thread = threading.Thread(target=router.wake)
+    thread.start()
+    assert sent.wait(PATIENCE)
+    assert driven.turn(PATIENCE) is None  # the one of the thread, which has not ended
+    router.wake()
+    go_on.set()
+    thread.join()
+    assert router._router.poll(0)
+
+
 # ---- what is under way --------------------------------------------------------------------------
 
 
@@ -202,6 +228,7 @@ def test_peers_of_both_families_are_known_by_their_addresses(host: str) -> None:
         driven.router.close()
 
 
+@pytest.mark.long
 def test_messages_earn_no_credit_for_what_is_unfinished(driven: Driven) -> None:
     with RawPeer(driven.router.address) as peer:
         for _ in range(1_000):
@@ -447,6 +474,7 @@ def _endpoint(address: str) -> tuple[str, int]:
     return host, int(port)
 
 
+@pytest.mark.long
 def test_a_global_that_has_no_descriptors_left_serves_those_it_has_and_rests() -> None:
     """ZeroMQ would otherwise try to accept the next connection repeatedly, without a pause."""
     address = f"tcp://127.0.0.1:{free_port()}"

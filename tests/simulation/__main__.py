@@ -6,10 +6,11 @@ import argparse
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from tests.simulation.run import Outcome, run, shrink
-from tests.simulation.scenario import Scenario
+from tests.simulation import run as one_global
+from tests.simulation.cluster import run as cluster
+from tests.simulation.run import Outcome
 
 TRACE_LINES = 60
 """Lines of a failing run's trace that are shown."""
@@ -21,30 +22,38 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--seeds", type=int, default=200, help="how many (default: 200)")
     parser.add_argument("--seed", type=int, default=0, help="the first (default: 0)")
+    parser.add_argument("--cluster", action="store_true", help="several Globals over PostgreSQL")
     parser.add_argument("--trace", action="store_true", help="print the whole trace of the first")
     parser.add_argument("--no-shrink", action="store_true", help="show a failing seed as it is")
     arguments = parser.parse_args(argv)
     if arguments.seeds < 1:
         parser.error("--seeds must be at least 1: no seed proves nothing")
     if arguments.trace:
-        print("\n".join(run(Scenario.draw(arguments.seed)).trace))
+        kind = cluster if arguments.cluster else one_global
+        print("\n".join(kind.draw_and_run(arguments.seed).trace))
         return 0
-    return _play(range(arguments.seed, arguments.seed + arguments.seeds), not arguments.no_shrink)
+    seeds = range(arguments.seed, arguments.seed + arguments.seeds)
+    shrinking = not arguments.no_shrink
+    if arguments.cluster:
+        return _play(seeds, cluster.draw_and_run, cluster.shrink if shrinking else None)
+    return _play(seeds, one_global.draw_and_run, one_global.shrink if shrinking else None)
 
 
-def _play(seeds: range, shrinking: bool) -> int:
+def _play(
+    seeds: range, play: Callable[[int], Outcome], shrink: Callable[[Outcome], Outcome] | None
+) -> int:
     began = time.perf_counter()
     steps = operations = undecided = 0
     counts: Counter[str] = Counter()
     for count, seed in enumerate(seeds, 1):
-        outcome = run(Scenario.draw(seed))
+        outcome = play(seed)
         steps += outcome.steps
         operations += outcome.operations
         undecided += outcome.undecided
         counts += outcome.counts
         if not outcome.ok:
             _report(seed, outcome)
-            if shrinking:
+            if shrink is not None:
                 print("\nreduced to:")
                 _report(outcome.scenario.seed, shrink(outcome))
             return 1

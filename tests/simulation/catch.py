@@ -83,11 +83,16 @@ def _run(command: list[str], mutant: Mutant) -> subprocess.CompletedProcess[str]
 
 
 def _play(seeds: int, trace: bool) -> int:
-    from tests.simulation.run import run, shrink
-    from tests.simulation.scenario import Scenario
+    (mutant,) = (each for each in MUTANTS if each.name == os.environ[VARIABLE])
+    if mutant.cluster:
+        from tests.simulation.cluster.run import draw_and_run as play
+        from tests.simulation.cluster.run import shrink
+    else:
+        from tests.simulation.run import draw_and_run as play
+        from tests.simulation.run import shrink
 
     for seed in range(seeds):
-        outcome = run(Scenario.draw(seed))
+        outcome = play(seed)
         if not outcome.ok:
             print(f"{seed + 1} seeds: {outcome.violations[0].splitlines()[0]}")
             if trace:

@@ -13,11 +13,19 @@ DIRECT = "tests/integration/test_direct.py::"
 class Mutant:
     """One broken variant.
 
-    ``edits`` are (module below dstore, text, replacement). ``test`` is the test that catches it if
-    the simulation cannot, and ``why`` says why it cannot.
+    ``edits`` are (module below dstore, text, replacement). A module whose name begins with
+    ``tests`` is one of the simulation itself, which has rules of its own where it stands for SQL or
+    for a host. ``test`` is the test that catches it if the simulation cannot, and ``why`` says why
+    it cannot. ``cluster``: it is the simulation of several Globals that is to catch it.
     """
 
     name: str
     edits: tuple[tuple[str, str, str], ...]
     test: str = ""
     why: str = ""
+    cluster: bool = False
+
+
+def module_of(name: str) -> str:
+    """Return the full name of a module that an edit names."""
+    return name if name.startswith("tests.") else f"dstore.{name}"

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from tests.simulation.mutant import CORE, Mutant
 from tests.simulation.mutants_of_access import OF_ACCESS
+from tests.simulation.mutants_of_cluster import OF_CLUSTER
 from tests.simulation.mutants_of_data import OF_DATA
 from tests.simulation.mutants_of_denials import OF_DENIALS
 from tests.simulation.mutants_of_durability import OF_DURABILITY
@@ -405,4 +406,5 @@ MUTANTS = (
     *OF_LOADS,
     *OF_PARTITIONS,
     *OF_ACCESS,
+    *OF_CLUSTER,
 )  # fmt: skip

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from types import ModuleType
 
+from tests.simulation.mutant import module_of
 from tests.simulation.mutants import MUTANTS, Mutant
 
 VARIABLE = "DSTORE_MUTANT"
@@ -17,7 +18,7 @@ VARIABLE = "DSTORE_MUTANT"
 def source(mutant: Mutant, module: str, text: str) -> str:
     """The source of ``module`` with the mutant's changes."""
     for name, old, new in mutant.edits:
-        if f"dstore.{name}" == module:
+        if module_of(name) == module:
             if text.count(old) != 1:
                 raise ValueError(
                     f"{mutant.name}: found {text.count(old)} times in {module}, not once:\n{old}"
@@ -39,7 +40,7 @@ class _Loader(importlib.machinery.SourceFileLoader):
 class _Finder(importlib.abc.MetaPathFinder):
     def __init__(self, mutant: Mutant) -> None:
         self._mutant = mutant
-        self._modules = {f"dstore.{name}" for name, _, _ in mutant.edits}
+        self._modules = {module_of(name) for name, _, _ in mutant.edits}
 
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -56,7 +57,8 @@ class _Finder(importlib.abc.MetaPathFinder):
 def install(name: str) -> None:
     """Apply the mutant named so to all modules that are imported from now on."""
     (mutant,) = (each for each in MUTANTS if each.name == name)
-    loaded = [module for module in sys.modules if module.startswith("dstore.core")]
+    early = ("dstore.core", "tests.simulation.cluster")
+    loaded = [module for module in sys.modules if module.startswith(early)]
     if loaded:
         raise RuntimeError(f"too late: {loaded} are imported")
     sys.dont_write_bytecode = True

@@ -59,6 +59,11 @@ def run(scenario: Scenario) -> Outcome:
     return outcome
 
 
+def draw_and_run(seed: int) -> Outcome:
+    """Play the scenario of a seed."""
+    return run(Scenario.draw(seed))
+
+
 def _check_history(simulation: Simulation, outcome: Outcome) -> None:
     scenario, history = simulation.scenario, simulation.history
     faults = (scenario.page_faults, scenario.deaths, scenario.freezes)

@@ -18,6 +18,7 @@ from tests.simulation.catch import (
     run_test,
 )
 from tests.simulation.hits import READING
+from tests.simulation.mutant import module_of
 from tests.simulation.mutants import MUTANTS, Mutant
 from tests.simulation.run import run
 from tests.simulation.scenario import Scenario
@@ -158,10 +159,11 @@ def test_every_mutant_still_applies(mutant: Mutant) -> None:
     import dstore
     from tests.simulation.patched import source
 
-    package = Path(dstore.__file__).parent
+    root = Path(dstore.__file__).parents[1]
     for name, _, _ in mutant.edits:
-        text = package.joinpath(*name.split(".")).with_suffix(".py").read_text()
-        changed = source(mutant, f"dstore.{name}", text)
+        module = module_of(name)
+        text = root.joinpath(*module.split(".")).with_suffix(".py").read_text()
+        changed = source(mutant, module, text)
         assert changed != text
         compile(changed, name, "exec")
 

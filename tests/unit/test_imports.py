@@ -34,6 +34,7 @@ ROOMS: dict[str, set[str]] = {
     "core.local": {"errors", "config", "protocol", "compiled"},
     "core.authority.identity": {"protocol"},
     "core.authority": {"errors", "config", "protocol", "core.engine", "core.authority.identity"},
+    "core.cluster": {"protocol"},
     "codecs": {"errors", "config", "checks", "protocol"},
     "transport": GROUND | {"protocol", "core.authority.identity"},
     "access": {"errors"},
@@ -46,8 +47,10 @@ ROOMS: dict[str, set[str]] = {
     "shm": GROUND | {"protocol", "core.engine", "core.local"},
     "client": GROUND | {"protocol", "core.local", "codecs", "transport", "shm", "access.connect"},
     "server": GROUND
-    | {"protocol", "core.authority", "core.engine", "transport", "shm"}
+    | {"protocol", "core.authority", "core.cluster", "core.engine", "transport", "shm"}
     | {"access", "core.authority.identity"},
+    "server.postgres": GROUND
+    | {"protocol", "core.cluster", "core.engine", "server.engines"},
     "engines": {"core.engine", "protocol", "server.engines", "shm"},
     "": {"errors", "config", "version", "client", "server", "codecs"},
     "testing": PUBLIC | {"protocol", "core.engine", "shm.root"},
@@ -60,7 +63,8 @@ ROOMS: dict[str, set[str]] = {
     "cli": PUBLIC
     | SHARED_BY_PROGRAMS
     | {"cli.demo", "cli.repl", "checks", "quoting", "runtime", "transport", "shm.root"}
-    | {"client.owners", "client.owner", "protocol.keys", "server.data", "access"},
+    | {"client.owners", "protocol.keys", "server.data", "access"}
+    | {"core.cluster", "server.parameters", "server.postgres"},
     "__main__": {"cli"},
 }
 
@@ -86,10 +90,11 @@ DOORS: dict[str, set[str]] = {
     "cmd2": {"cli.repl"},
     "msgpack": {"protocol", "codecs"},
     "numpy": {"codecs"},
+    "psycopg": {"server.postgres"},
     "pytest": {"testing"},
     "rich": {"cli"},
     "sqlite3": {"server.data"},
-    "sortedcontainers": {"server.engines", "core.authority.deadlines"},
+    "sortedcontainers": {"server.engines", "server.postgres", "core.authority.deadlines"},
     "zmq": {"transport"},
 }
 

@@ -1,0 +1,397 @@
+"""The simulated process of a member, around the real Ownership and the real GlobalState."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import partial
+from typing import Any
+
+from dstore.core.authority.access import keys_of
+from dstore.core.authority.effects import Commit, GlobalEffect, Load, Publish, Send
+from dstore.core.authority.partitions import NO_MAP, Partitions
+from dstore.core.authority.state import GlobalState
+from dstore.core.cluster.messages import (
+    Ask,
+    Beat,
+    Effect,
+    Gain,
+    Gained,
+    HandOver,
+    Leave,
+    Left,
+    Lost,
+    MapChanged,
+    View,
+)
+from dstore.core.cluster.ownership import Ownership
+from dstore.core.engine import Kept, Outcome
+from dstore.protocol.messages import (
+    AskMap,
+    GetReply,
+    Key,
+    MapReply,
+    Refusal,
+    Refused,
+    ScanReply,
+    ToLocal,
+    TtlReply,
+)
+from dstore.protocol.partitions import partition_of
+from dstore.server.engines.memory import MemoryEngine
+from tests.simulation.cluster.journal import ClusterJournal
+from tests.simulation.cluster.scenario import ClusterScenario
+from tests.simulation.cluster.servers import Connection, Database, Transaction
+from tests.simulation.cluster.tables import KEPT, PARTITION, carry_out
+from tests.simulation.host import SimBulk, SimHost
+from tests.simulation.identities import Identities
+from tests.simulation.loop import Loop, Pausable
+from tests.simulation.network import Connection as ClientConnection
+from tests.simulation.trace import short
+
+NEVER = float("inf")
+WALL = 1.8e9
+"""The time of the wall clock at the beginning of a run."""
+LOOK_EVERY = 0.01
+"""Seconds between two looks whether all that has begun has ended."""
+BARRIER = "barrier"
+"""A table of which a row is written so that a transaction has something to replicate."""
+READ = (GetReply, TtlReply, ScanReply)
+"""Replies that say what is bound now."""
+
+
+class SimMember(Pausable):
+    """A process at one address; after each crash its next life, with another id."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        scenario: ClusterScenario,
+        database: Database,
+        identities: Identities,
+        number: int,
+    ) -> None:
+        super().__init__(loop, f"M{number}")
+        self.scenario = scenario
+        self.database = database
+        self.identities = identities
+        self.address = f"tcp://{self.name}:1"
+        self.cache_lease = scenario.leases[number % len(scenario.leases)]
+        drift = scenario.member_drift
+        self.rate = 1 + loop.dice.uniform(-drift, drift)
+        self.offset = loop.dice.uniform(10, 1000)
+        self.connections: dict[str, ClientConnection] = {}
+        self.subscriptions: dict[str, ClientConnection] = {}
+        self.alive = False
+        self.lives = 0
+        self.state: GlobalState | None = None
+        self.giving: tuple[int, ...] = ()
+        self.partitions = Partitions(0.0)
+        self.map = NO_MAP
+        self._refuses_until = 0.0
+
+    def clock(self) -> float:
+        return self.offset + self.rate * self.loop.now
+
+    # ---- life -----------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Begin a life."""
+        if self.alive:
+            return
+        self.alive = True
+        self.lives += 1
+        me = self.loop.random16()
+        self.loop.log(self.name, f"starts as {me.hex()[:4]}")
+        self.ownership = Ownership(
+            me, self.address, lease=self.scenario.ownership, cache_lease=self.cache_lease
+        )
+        self._directory = Connection(self.database, self, "directory")
+        self._begin_tenure()
+        self._timer = NEVER
+        self._act(self.ownership.tick(self.clock()))
+
+    def _begin_tenure(self) -> None:
+        """Begin with nothing: at the start, and after a loss."""
+        self.state = None
+        self.loaded: set[int] = set()
+        self.giving = ()
+        self.engine = MemoryEngine(journal=True)
+        self.journal = ClusterJournal(
+            self.database, self, self.ownership.me, self._committed, self._on_fenced
+        )
+        self.tenure = object()
+
+    def crash(self) -> None:
+        """End without a message."""
+        if self.alive:
+            self.loop.log(self.name, "crashes")
+            self._end()
+
+    def _end(self) -> None:
+        self.alive = False
+        self.state = None
+        self._until = 0.0  # nothing of it stands still any more
+        self.journal.close()
+        self._directory.close()
+        self.tenure = object()
+
+    def drain(self) -> None:
+        """Hand over all, and leave."""
+        if self.alive and not self.held_up("drain", self.drain):
+            self.loop.log(self.name, "drains")
+            self._act(self.ownership.drain(self.clock(), self.scenario.linger))
+
+    # ---- ownership ------------------------------------------------------------------------
+
+    def _act(self, effects: Iterable[Effect]) -> None:
+        for effect in effects:
+            if isinstance(effect, (Beat, Leave)):
+                self._ask(effect)
+                continue
+            self.loop.log(self.name, f"{effect}"[:150])
+            self.loop.counts[f"ownership: {type(effect).__name__}"] += 1
+            if isinstance(effect, Gained):
+                self._load(self.tenure, effect.gains)
+            elif isinstance(effect, HandOver):
+                self._hand_over(effect)
+            elif isinstance(effect, Lost):
+                self.journal.close()
+                self._begin_tenure()
+            elif isinstance(effect, MapChanged):
+                self.map = (effect.version, effect.members, effect.owners)
+            elif isinstance(effect, Left):
+                self._end()
+                self._refuses_until = self.loop.now + 1.1 * self.cache_lease
+                return
+        self._follow()
+
+    def _follow(self) -> None:
+        """Bring the epoch in line with the ownership."""
+        self.partitions.ends = self.ownership.ends
+        self.partitions.map = self.map
+        if self.state is None and self.ownership.ends and not self.giving:
+            self._begin_epoch(())
+        self._plan()
+
+    def _ask(self, ask: Ask) -> None:
+        if isinstance(ask, Leave) or ask.works or ask.join:
+            self.loop.log(self.name, f"asks {_short(ask)}")
+        self._directory.run(partial(carry_out, ask), partial(self._answered, ask))
+
+    def _answered(self, ask: Ask, view: View | None) -> None:
+        if self.alive:
+            if view is None:
+                self.loop.log(self.name, f"has no answer to {_short(ask)}")
+            self._act(self.ownership.answered(ask, view, self.clock()))
+
+    def _on_fenced(self) -> None:
+        self.loop.counts["writes that a fence has stopped"] += 1
+        self._act(self.ownership.lose("a write was refused for its fence", self.clock()))
+
+    # ---- taking over ----------------------------------------------------------------------
+
+    def _load(self, tenure: object, gains: tuple[Gain, ...]) -> None:
+        """Read the rows of partitions, in a transaction that also writes: that is the barrier."""
+        if tenure is not self.tenure:
+            return
+        numbers = {each.number for each in gains}
+
+        def read(rows: Transaction) -> list[Kept]:
+            rows.put((BARRIER, self.ownership.me), self.loop.number())
+            keys = [key for key in rows.names(KEPT) if partition_of(key) in numbers]
+            return [rows.get((KEPT, key)) for key in keys]
+
+        connection = Connection(self.database, self, "loader")
+
+        def done(kept: list[Kept] | None) -> None:
+            connection.close()
+            if tenure is not self.tenure:
+                return
+            if kept is None:
+                self.loop.later(0.05 * self.scenario.ownership, self._load, tenure, gains)
+            else:
+                self._serve(gains, kept)
+
+        connection.run(read, done)
+
+    def _serve(self, gains: tuple[Gain, ...], kept: list[Kept]) -> None:
+        now = self.clock()
+        for gain in gains:
+            owned = self.ownership.owned.get(gain.number)
+            if owned is None or owned.fence != gain.fence or self.state is None:
+                continue  # it was handed over meanwhile
+            rows = [row for row in kept if partition_of(row.key) == gain.number]
+            for row in rows:
+                assert row.stored is not None
+                self.engine.bind(row.key, row.stored)
+            self.journal.own(gain.number, gain.fence)
+            self.loaded.add(gain.number)
+            deadlines = [(row.key, row.token, row.deadline) for row in rows]
+            effects = self.state.gain([gain.number], deadlines, owned.quiet_until, now)
+            self.loop.log(self.name, f"serves {gain.number} until {owned.quiet_until - now:.3f}")
+            self._perform(effects)
+
+    # ---- giving up ------------------------------------------------------------------------
+
+    def _hand_over(self, effect: HandOver) -> None:
+        self.giving = effect.numbers
+        if self.state is not None:
+            self.state.close()
+        self._look_drained(self.tenure, self.loop.now + self._patience)
+
+    @property
+    def _patience(self) -> float:
+        return 2 * max(self.scenario.leases) + 2 * self.scenario.ownership
+
+    def _look_drained(self, tenure: object, until: float) -> None:
+        """Whether all that has begun has ended, so that the epoch can end."""
+        if tenure is not self.tenure or not self.giving:
+            return
+        if self.held_up("drained", self._look_drained, tenure, until):
+            return
+        if self.loop.now >= until:
+            self.loop.counts["hand-overs that took too long"] += 1
+            self._act(self.ownership.lose("a hand-over took too long", self.clock()))
+        elif self.state is None or self.state.idle:
+            self._end_epoch()
+        else:
+            self.loop.later(LOOK_EVERY, self._look_drained, tenure, until)
+
+    def _end_epoch(self) -> None:
+        given, self.giving = set(self.giving), ()
+        kept: list[tuple[Key, bytes, float]] = []
+        for key in self.engine.scan("", "", 1000):
+            stored = self.engine.read(key)
+            assert stored is not None
+            if partition_of(key) in given:
+                self.engine.remove(key, stored.token)
+            else:
+                assert self.state is not None
+                kept.append((key, stored.token, self.state._deadlines.of(key)))
+        self.journal.disown(given)
+        self.loaded -= given
+        self.state = None
+        effects = self.ownership.handed_over(self.clock())
+        if self.ownership.ends:
+            self._begin_epoch(kept)
+        self._act(effects)
+
+    # ---- epochs ---------------------------------------------------------------------------
+
+    def _begin_epoch(self, deadlines: Iterable[tuple[Key, bytes, float]]) -> None:
+        scenario = self.scenario
+        self.partitions = Partitions(self.ownership.ends)
+        self.partitions.map = self.map
+        for number in self.loaded:
+            self.partitions.gain([number], self.ownership.owned[number].quiet_until)
+        self.state = GlobalState(
+            self.engine,
+            SimBulk(SimHost(self.loop)),
+            epoch=self.loop.number(),
+            publisher="tcp://*:2",
+            lease=self.cache_lease,
+            log_length=scenario.log_length,
+            value_limit=1 << 20,
+            large_from=1 << 10,
+            random63=self.loop.random63,
+            wall=lambda: WALL + self.loop.now,
+            durable=True,
+            partitions=self.partitions,
+        )
+        self.state.recover(deadlines, self.clock())
+        self.loop.log(self.name, f"begins epoch {self.state.epoch} with {sorted(self.loaded)}")
+        self._perform([])
+
+    def serves(self, number: int) -> bool:
+        """Whether it would answer for a partition now, if it were awake."""
+        if self.state is None or self.clock() >= self.partitions.ends:
+            return False
+        return self.partitions._quiet[number] is not None
+
+    def receive(self, route: bytes, message: Any) -> None:
+        if self.held_up("requests", self.receive, route, message):
+            return
+        if self.state is None:
+            if self.loop.now < self._refuses_until:
+                self._refuse(route, message)
+            return
+        self.loop.log(self.name, f"<- {route.decode()} {short(message)}")
+        effects = self.state.receive(route, message, self.clock())
+        if any(isinstance(each, Send) and isinstance(each.message, READ) for each in effects):
+            self._check_owner({partition_of(key) for key in keys_of(message)})
+        self._perform(effects)
+
+    def _refuse(self, route: bytes, message: Any) -> None:
+        """The member has left: tell the owners, and refuse all else."""
+        envelope = getattr(message, "epoch", 0), getattr(message, "session", 0)
+        request = getattr(message, "request", 0)
+        answer: ToLocal = Refused(*envelope, request, Refusal.OTHER_EPOCH, "it has left")
+        if isinstance(message, AskMap):
+            answer = MapReply(*envelope, request, *self.map)
+        if request:
+            self._send(route, answer)
+
+    def _send(self, route: bytes, message: ToLocal) -> None:
+        client = self.connections.get(route.decode().rpartition("/")[0])
+        if client is not None and client.route == route:
+            client.send_down(message)
+
+    def _check_owner(self, numbers: Iterable[int]) -> None:
+        for number in numbers:
+            row = self.database.primary.durable[PARTITION, number]
+            if row.owner != self.ownership.me:
+                self.loop.violation(f"{self.name} answers for partition {number}: {row}")
+
+    def _committed(self, number: int, outcomes: list[Outcome]) -> None:
+        if self.state is not None:
+            self.loop.log(self.name, f"batch {number} is durable: {outcomes}")
+            self._perform(self.state.committed(number, outcomes, self.clock()))
+
+    def _plan(self) -> None:
+        """Set the timer."""
+        due = self.ownership.wake_at
+        if self.state is not None:
+            due = min(due, self.state.wake_at)
+        if due == NEVER:
+            return
+        at = max((due - self.offset) / self.rate, self.loop.now)
+        if at < self._timer:
+            self._timer = at
+            self.loop.at(at + 1e-6, self._tick, self.lives)
+
+    def _tick(self, life: int) -> None:
+        if life != self.lives or not self.alive or self.held_up("timer", self._tick, life):
+            return
+        self._timer = NEVER
+        now = self.clock()
+        if now >= self.ownership.wake_at:
+            self._act(self.ownership.tick(now))
+        if self.alive and self.state is not None and now >= self.state.wake_at:
+            self._perform(self.state.tick(now))
+        if self.alive:
+            self._plan()
+
+    def _perform(self, effects: Iterable[GlobalEffect]) -> None:
+        for effect in effects:
+            if isinstance(effect, Publish):
+                self.loop.log(self.name, f"publishes {short(effect.message)}")
+                for connection in self.subscriptions.values():
+                    if self.loop.dice.random() >= self.scenario.lost_broadcasts:
+                        connection.send_down(effect.message)
+            elif isinstance(effect, Commit):
+                self.journal.commit(effect.number, effect.changes)
+            else:
+                assert not isinstance(effect, Load)
+                self._send(effect.route, effect.message)
+        self._plan()
+
+
+def _short(ask: Ask) -> str:
+    if isinstance(ask, Leave):
+        return "Leave"
+    parts = [f"Beat {ask.beat}", "join" if ask.join else "", "draining" if ask.draining else ""]
+    for name in ("dead", "release", "claim", "quieted"):
+        value = getattr(ask, name)
+        if value:
+            parts.append(f"{name}={[each[0] if name != 'dead' else each for each in value]}")
+    return " ".join(filter(None, parts))

@@ -1,0 +1,326 @@
+"""Mutants of several Globals: ownership, fences, doubt, quiet times, hand-overs, and routing.
+
+What SQL does and what a host of a member does has stand-ins in the simulation, and mutants there.
+There is none in which the clock of the database steps: no time of the database is in any rule, and
+none in its tables. A member counts by its own clock alone.
+"""
+
+# ruff: noqa: E501
+from __future__ import annotations
+
+from tests.simulation.mutant import Mutant
+
+OWNERSHIP = "core.cluster.ownership"
+SIGHTINGS = "core.cluster.sightings"
+PARTITIONS = "core.authority.partitions"
+STATE = "core.authority.state"
+WRITES = "core.authority.writes"
+READS = "core.authority.reads"
+EXCHANGE = "core.local.operations.exchange"
+ROUTING = "client.cluster.routing"
+LISTING = "client.cluster.listing"
+TABLES = "tests.simulation.cluster.tables"
+SERVERS = "tests.simulation.cluster.servers"
+JOURNAL = "tests.simulation.cluster.journal"
+MEMBER = "tests.simulation.cluster.member"
+
+
+def _mutant(name: str, module: str, old: str, new: str) -> Mutant:
+    return Mutant(name, ((module, old, new),), cluster=True)
+
+
+OF_CLUSTER = (
+    # ---- the ownership lease
+    _mutant(
+        "paused owner that answers: reads outside the ownership lease",
+        PARTITIONS,
+        "        if now >= self.ends:\n            self._lapsed = True\n",
+        "",
+    ),
+    _mutant(
+        "ownership lease counted from the receipt of the answer",
+        OWNERSHIP,
+        "        ends = self._asked_at + self._lease * (1 - MARGIN)\n",
+        "        ends = now + self._lease * (1 - MARGIN)\n",
+    ),
+    _mutant(
+        "ownership lease without a margin",
+        OWNERSHIP,
+        "        ends = self._asked_at + self._lease * (1 - MARGIN)\n",
+        "        ends = self._asked_at + self._lease * (1 + 2 * MARGIN)\n",
+    ),
+    Mutant(
+        "ownership lease renewed after a loss",
+        (
+            (
+                OWNERSHIP,
+                "        if row is None or row.beat != ask.beat:\n            return self._lose(",
+                "        if row is not None and row.beat != ask.beat:\n            return self._lose(",
+            ),
+            (
+                OWNERSHIP,
+                "            if view.partitions[number].owner != self.me:\n                return self._lose(f\"partition {number} has another owner\")\n",
+                "",
+            ),
+            (
+                OWNERSHIP,
+                "        if not self.ends or now < self.ends:\n            return []\n        return self._lose(",
+                "        return []\n        return self._lose(",
+            ),
+            (PARTITIONS, "            self._lapsed = True\n", "            return True\n"),
+            (
+                OWNERSHIP,
+                "        able = {name for name in (*others, self.me) if not rows[name].draining}\n",
+                "        able = {name for name in (*others, self.me) if name in rows and not rows[name].draining}\n",
+            ),
+        ),
+        cluster=True,
+    ),
+    _mutant(
+        "partitions of before a loss served under the new lease",
+        MEMBER,
+        "            elif isinstance(effect, Lost):\n                self.journal.close()\n                self._begin_tenure()\n",
+        "            elif isinstance(effect, Lost):\n                pass\n",
+    ),
+    # ---- candidates
+    _mutant(
+        "beat of another member counted from when it was asked for",
+        OWNERSHIP,
+        "        self._sightings.take(view, now)\n",
+        "        self._sightings.take(view, self._asked_at)\n",
+    ),
+    _mutant(
+        "member that is declared dead before its lease has ended",
+        SIGHTINGS,
+        "    return sighting.at + sighting.lease * (1 + MARGIN)\n",
+        "    return sighting.at + sighting.lease * 0.6\n",
+    ),
+    _mutant(
+        "row of a dead member deleted whatever its beat is by now",
+        TABLES,
+        "            if row is not None and row.beat == beat:\n",
+        "            if row is not None:\n",
+    ),
+    _mutant(
+        "partition of a live member claimed",
+        TABLES,
+        "        if row.owner in (None, ask.me) or rows.get((MEMBER, row.owner)) is None:\n",
+        "        if True:\n",
+    ),
+    _mutant(
+        "claim that does not compare the fence",
+        TABLES,
+        "    return row if row.fence == fence else None\n",
+        "    return row\n",
+    ),
+    _mutant(
+        "claim that does not raise the fence",
+        TABLES,
+        "            rows.put((PARTITION, number), Partition(ask.me, fence + 1, quiet))\n",
+        "            rows.put((PARTITION, number), Partition(ask.me, fence + (row.owner != ask.me), quiet))\n",
+    ),
+    _mutant(
+        "transaction that comes late, and is carried out",
+        TABLES,
+        "    if row is not None and row.beat >= ask.beat:\n        return False\n",
+        "",
+    ),
+    Mutant(
+        "partition served since its row says so",
+        (
+            (
+                OWNERSHIP,
+                "            if row.owner == self.me and row.fence == fence + 1:\n",
+                "            if row.owner == self.me:\n",
+            ),
+            (
+                OWNERSHIP,
+                "        for number, fence in ask.claim:\n",
+                "        for number, fence in enumerate(each.fence for each in self._view.partitions):\n            if number in self._owned:\n                continue\n",
+            ),
+            (
+                OWNERSHIP,
+                "                quiet = before.partitions[number].quiet\n",
+                "                quiet = row.quiet\n",
+            ),
+        ),
+        cluster=True,
+    ),
+    # ---- fences and doubt
+    _mutant(
+        "paused owner that writes: no fence",
+        JOURNAL,
+        "            if not self._is_mine(rows.get((PARTITION, number)), number, 0):\n                return FENCED\n",
+        "",
+    ),
+    _mutant(
+        "fence compared without a lock",
+        JOURNAL,
+        "            rows.share((PARTITION, number))\n",
+        "",
+    ),
+    _mutant(
+        "write in doubt that lands late: the fence is not raised",
+        JOURNAL,
+        "            rows.put(name, row._replace(fence=row.fence + 1))\n",
+        "            raised[number] = row.fence\n            rows.put(name, row._replace(fence=row.fence))\n",
+    ),
+    Mutant(
+        "write in doubt taken for one that was carried out",
+        (
+            (
+                JOURNAL,
+                "        return self._apply(rows), raised\n",
+                "        return [[Outcome.DONE for _ in changes] for _, changes in self._writing], raised\n",
+            ),
+        ),
+        cluster=True,
+    ),
+    Mutant(
+        "write in doubt taken for one that was not carried out",
+        (
+            (
+                JOURNAL,
+                "        return self._apply(rows), raised\n",
+                "        return [[Outcome.FAILED for _ in changes] for _, changes in self._writing], raised\n",
+            ),
+        ),
+        cluster=True,
+    ),
+    _mutant(
+        "commit acknowledged before the standby has it",
+        SERVERS,
+        "        self.flushed.append(transaction)\n",
+        "        self.flushed.append(transaction)\n        transaction.answer(transaction.result)\n",
+    ),
+    _mutant(
+        "commit with a warning taken for a commit",
+        SERVERS,
+        "                self._show(transaction)\n                transaction.answer(None)\n",
+        "                self._show(transaction)\n                transaction.answer(transaction.result)\n",
+    ),
+    _mutant(
+        "unreplicated rows trusted: a take-over without a barrier",
+        MEMBER,
+        "            rows.put((BARRIER, self.ownership.me), self.loop.number())\n",
+        "",
+    ),
+    # ---- quiet times
+    _mutant(
+        "no wait for the leases of the owner before",
+        OWNERSHIP,
+        "now + quiet if quiet else 0.0",
+        "0.0",
+    ),
+    _mutant(
+        "hand-over inside a quiet time: the longer one is forgotten",
+        TABLES,
+        "            quiet = max(row.quiet, cache_lease)\n",
+        "            quiet = cache_lease\n",
+    ),
+    _mutant(
+        "quiet time written down before it was waited out",
+        OWNERSHIP,
+        "                if row.quiet > self._cache_lease and now >= gain.quiet_until:\n",
+        "                if row.quiet > self._cache_lease:\n",
+    ),
+    _mutant(
+        "no quiet time for what is kept when an epoch ends",
+        OWNERSHIP,
+        "        until = now + self._cache_lease\n",
+        "        until = 0.0\n",
+    ),
+    _mutant(
+        "quiet partition that waits for nothing",
+        WRITES,
+        "            if now < until:\n                heappush(",
+        "            if False:\n                heappush(",
+    ),
+    # ---- hand-over
+    _mutant(
+        "hand-over without draining",
+        MEMBER,
+        "        elif self.state is None or self.state.idle:\n",
+        "        elif True:\n",
+    ),
+    _mutant(
+        "hand-over with a deletion in flight",
+        STATE,
+        "        to_notify = self._invalidations.pending or len(self._invalidations.broadcasts)\n",
+        "        to_notify = len(self._invalidations.broadcasts)\n",
+    ),
+    _mutant(
+        "partition released while it is served",
+        OWNERSHIP,
+        "        self._giving_up = numbers\n        return [HandOver(numbers)]\n",
+        "        self._giving_up = numbers\n        for number in numbers:\n            del self._owned[number]\n        return [HandOver(numbers)]\n",
+    ),
+    Mutant(
+        "hand-over without a new epoch",
+        (
+            (
+                MEMBER,
+                "        self.state = None\n        effects = self.ownership.handed_over(self.clock())\n",
+                "        for number in given:\n            self.partitions._quiet[number] = None\n        self.state._memberships.closing = self.state._writes.closing = False\n        effects = self.ownership.handed_over(self.clock())\n",
+            ),
+            (
+                MEMBER,
+                "        if self.ownership.ends:\n            self._begin_epoch(kept)\n",
+                "",
+            ),
+        ),
+        cluster=True,
+    ),
+    # ---- messages and clients
+    Mutant(
+        "write repeated to the new owner",
+        (
+            (
+                ROUTING,
+                "            elif isinstance(result, GlobalUnavailable):\n",
+                "            elif isinstance(result, (GlobalUnavailable, OutcomeUnknown)):\n",
+            ),
+        ),
+        cluster=True,
+    ),
+    _mutant(
+        "copy of a write executed that was refused before as not mine",
+        WRITES,
+        "                session.record_not_executed(message.write)\n",
+        "                pass\n",
+    ),
+    Mutant(
+        "map out of date in the middle of a call for many keys: only the first key is checked",
+        (
+            (
+                STATE,
+                "                    partitions.check(keys_of(message))\n",
+                "                    partitions.check(list(keys_of(message))[:1])\n",
+            ),
+            (
+                WRITES,
+                "                self._partitions.check(keys_of(message))\n",
+                "                self._partitions.check(list(keys_of(message))[:1])\n",
+            ),
+        ),
+        cluster=True,
+    ),
+    _mutant(
+        "keys() across a move: a page from a member that has given up a partition",
+        READS,
+        "            self._partitions.check_numbers(wanted)\n",
+        "            pass\n",
+    ),
+    _mutant(
+        "keys() across a move: the new owner begins after the last key of another cursor",
+        LISTING,
+        "            self._cursors.append(Cursor(numbers, after, deque(keys), not after))\n",
+        "            self._cursors.append(Cursor(numbers, max(after, *(each[2] for each in pages)), deque(keys), not after))\n",
+    ),
+    _mutant(
+        "key of another partition read",
+        PARTITIONS,
+        "        return self._quiet[partition_of(key)] is not None\n",
+        "        return True\n",
+    ),
+)
