@@ -49,8 +49,7 @@ ROOMS: dict[str, set[str]] = {
     "server": GROUND
     | {"protocol", "core.authority", "core.cluster", "core.engine", "transport", "shm"}
     | {"access", "core.authority.identity"},
-    "server.postgres": GROUND
-    | {"protocol", "core.cluster", "core.engine", "server.engines"},
+    "server.postgres": GROUND | {"protocol", "core.cluster", "core.engine", "server.engines"},
     "engines": {"core.engine", "protocol", "server.engines", "shm"},
     "": {"errors", "config", "version", "client", "server", "codecs"},
     "testing": PUBLIC | {"protocol", "core.engine", "shm.root"},
