@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -113,7 +114,7 @@ def test_reads_go_on_after_a_member_has_lost_its_database(
                 assert fresh.get_many(KEYS) == dict.fromkeys(KEYS, 1)
                 assert len(fresh.delete_many(KEYS)) == len(KEYS)
             assert node.get_many(KEYS) == {}
-            seen = set()
+            seen: set[Any] = set()
             while len(seen) < len(KEYS):
                 event = watch.take(10)
                 assert event is not None
