@@ -16,6 +16,7 @@ partitions raises their fences, too.
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -72,6 +73,7 @@ class Life:
 
     def __init__(self) -> None:
         self.fences: dict[int, int] = {}
+        self.gained: dict[int, int] = {}  # how often each partition was
         self.news = False
         self.over = False
         self.failed: DataError | None = None
@@ -96,6 +98,7 @@ class Drop(NamedTuple):
     life: Life
     partition: int
     token: bytes
+    times: int  # a partition that was given up and gained again may have another such value
     size: int = 0
 
 
@@ -148,7 +151,10 @@ class PostgresJournal:
 
     def own(self, fences: Mapping[int, int]) -> None:
         """Take note of partitions that are owned from now on."""
-        self._life.fences.update(fences)
+        life = self._life
+        for number, fence in fences.items():
+            life.gained[number] = life.gained.get(number, 0) + 1
+            life.fences[number] = fence
 
     def disown(self, numbers: Iterable[int]) -> None:
         """Take note that partitions are given up. No change of theirs is under way."""
@@ -173,7 +179,7 @@ class PostgresJournal:
 
     def drop_pieces(self, partition: int, token: bytes) -> None:
         """Remove the pieces of a large value after the batches so far."""
-        self._taken.put(Drop(self._life, partition, token))
+        self._taken.put(_drop_of(self._life, partition, token))
 
     def committed(self) -> list[Ended]:
         """Return the batches that have ended since the last call.
@@ -306,14 +312,13 @@ class PostgresJournal:
         self._repeat(life, partition, put)
 
     def drop_now(self, drops: list[Drop]) -> None:
-        """Remove large values, in this thread. Raises Fenced and Over."""
+        """Remove large values of partitions that are still owned, in this thread. Raises Over."""
         life = drops[0].life
         tokens: dict[int, list[bytes]] = {}
         for each in drops:
-            tokens.setdefault(each.partition, []).append(each.token)
+            if each.times == life.gained.get(each.partition):
+                tokens.setdefault(each.partition, []).append(each.token)
         for partition, dropped in tokens.items():
-            if partition not in life.fences:
-                continue  # the next owner removes what no row names
 
             def drop(
                 connection: Connection, partition: int = partition, tokens: list[bytes] = dropped
@@ -321,7 +326,9 @@ class PostgresJournal:
                 fences = self._fences(life, {partition})
                 writing.drop_pieces(connection, fences, partition, tokens)
 
-            self._repeat(life, partition, drop)
+            # The next owner removes what no row names.
+            with contextlib.suppress(Fenced):
+                self._repeat(life, partition, drop)
 
     # ---- statements -------------------------------------------------------------------------
 
@@ -465,7 +472,11 @@ class _Pieces:
         self._journal.put_pieces(self._life, partition, token, first, bodies)
 
     def drop_pieces(self, partition: int, token: bytes) -> None:
-        self._journal.drop_now([Drop(self._life, partition, token)])
+        self._journal.drop_now([_drop_of(self._life, partition, token)])
+
+
+def _drop_of(life: Life, partition: int, token: bytes) -> Drop:
+    return Drop(life, partition, token, life.gained.get(partition, 0))
 
 
 def _inline(changes: Iterable[Change]) -> int:
