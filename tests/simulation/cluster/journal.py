@@ -15,9 +15,8 @@ from typing import Any
 from dstore.core.cluster.messages import Partition
 from dstore.core.engine import Change, ChangeKind, Kept, Outcome
 from dstore.protocol.partitions import partition_of
-from tests.simulation.cluster.servers import Connection, Database, Transaction
+from tests.simulation.cluster.servers import Client, Connection, Database, Transaction
 from tests.simulation.cluster.tables import KEPT, PARTITION
-from tests.simulation.loop import Pausable
 
 TOGETHER = 3
 """Batches that are written in one transaction, at most."""
@@ -38,7 +37,7 @@ class ClusterJournal:
     def __init__(
         self,
         database: Database,
-        owner: Pausable,
+        owner: Client,
         me: bytes,
         report: Report,
         fenced: Callable[[], None],
