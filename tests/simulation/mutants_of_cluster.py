@@ -160,28 +160,28 @@ OF_CLUSTER = (
     _mutant(
         "paused owner that writes: no fence",
         JOURNAL,
-        "            if not self._is_mine(rows.get((PARTITION, number)), number, 0):\n                return FENCED\n",
+        "        if not writing.is_mine(rows.get((PARTITION, number)), number, 0):\n            return FENCED\n",
         "",
     ),
     _mutant(
         "fence compared without a lock",
         JOURNAL,
-        "            rows.share((PARTITION, number))\n",
+        "        rows.share((PARTITION, number))\n",
         "",
     ),
     _mutant(
         "write in doubt that lands late: the fence is not raised",
         JOURNAL,
-        "            rows.put(name, row._replace(fence=row.fence + 1))\n",
-        "            raised[number] = row.fence\n            rows.put(name, row._replace(fence=row.fence))\n",
+        "        raised[number] = row.fence + 1\n        rows.put(name, row._replace(fence=row.fence + 1))\n",
+        "        raised[number] = row.fence\n        rows.put(name, row)\n",
     ),
     Mutant(
         "write in doubt taken for one that was carried out",
         (
             (
                 JOURNAL,
-                "        return self._apply(rows), raised\n",
-                "        return [[Outcome.DONE for _ in changes] for _, changes in self._writing], raised\n",
+                "    return _applied(writing, rows), raised\n",
+                "    return [[Outcome.DONE for _ in batch] for batch in writing.batches], raised\n",
             ),
         ),
         cluster=True,
@@ -191,8 +191,8 @@ OF_CLUSTER = (
         (
             (
                 JOURNAL,
-                "        return self._apply(rows), raised\n",
-                "        return [[Outcome.FAILED for _ in changes] for _, changes in self._writing], raised\n",
+                "    return _applied(writing, rows), raised\n",
+                "    return [[Outcome.FAILED for _ in batch] for batch in writing.batches], raised\n",
             ),
         ),
         cluster=True,

@@ -368,7 +368,8 @@ class SimMember(Client):
         """Each part of Global that schedules something has brought the next tick forward."""
         state, now = self.state, self.clock()
         assert state is not None
-        if now < self.partitions.ends and state.wake_at > state._next_moment(now):
+        lapsed = self.partitions._lapsed or now >= self.partitions.ends
+        if not lapsed and state.wake_at > state._next_moment(now):
             self.loop.violation(f"{self.name} wakes too late: {state!r}")
 
     def _tick(self, life: int, planned: float) -> None:

@@ -30,7 +30,7 @@ Done = Callable[[Any], None]
 class Client(Pausable):
     """A process that uses the database, over a network of which its part may be bad."""
 
-    slow_until = 0.0  # answers take long, but come
+    slow_until = 0.0  # all takes long, and arrives
     cut_until = 0.0  # nothing arrives
 
 
@@ -335,6 +335,8 @@ class Connection:
         delay = dice.random() * 2 * scenario.latency
         if dice.random() < scenario.late and not self._loop.quiet:
             delay += dice.random() * scenario.lateness
+        if self._loop.now < self._owner.slow_until:
+            delay += dice.random() * scenario.patience
         if self._loop.now < self._owner.cut_until:
             return
         self._loop.later(delay, self._arrive, self.server, self._number, body)
