@@ -33,6 +33,8 @@ input; {console.EXIT_UNREACHED} Global cannot be reached, or what listens there 
 """
 DIGITS_MAX = 20
 """More digits are refused here, since Python has its own error for thousands of digits."""
+_BETWEEN_ADDRESSES = re.compile(r",\s*(?=(?:tcp|ipc)://|[^,/]+:\d+\s*(?:,|$))")
+"""A comma in the path of an ipc address is part of the path."""
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:I?B)?", re.IGNORECASE)
 DRAIN_WAIT = 60.0
 WORKERS_DEFAULT, WORKERS_MAX = 4, 64
@@ -80,7 +82,7 @@ def _address_of(options: argparse.Namespace) -> str | None:
     if options.address is not None or options.connect or config.connect_default():
         given: str | None = options.address
         return given
-    return address(config.address_default())
+    return some_addresses(config.address_default())
 
 
 def _parser() -> Parser:
@@ -125,7 +127,7 @@ def _add_client(parsers: _Parsers, name: str, about: str) -> Parser:
 
 
 def _add_address(parser: Parser) -> None:
-    _option(parser, "--address", type=address)
+    _option(parser, "--address", type=some_addresses)
     _option(parser, "--connect", metavar="FILE")
 
 
@@ -164,7 +166,8 @@ def _add_programs(parsers: _Parsers) -> None:
     host = _add(parsers, "host", "let the processes of this host share one cache of Global")
     host.epilog = (
         "Global does this by itself on its own host. On every other host one such process of each "
-        "user is enough. It prints a line, and tells systemd, when the processes can use it."
+        "user is enough. It prints a line, and tells systemd, when the processes can use it. With "
+        "a cluster there is one cache for each of its Globals."
     )
     _add_address(host)
     _option(host, "--host-cache", type=host_cache, metavar="SIZE")
@@ -308,9 +311,10 @@ def _add_access(parsers: _Parsers) -> None:
     _option(
         add,
         "--address",
-        type=address,
+        type=some_addresses,
         required=True,
-        help="the address at which the client reaches Global",
+        help="the address at which the client reaches Global; of a cluster several may be given, "
+        "with commas between them",
     )
     _option(add, "-o", "--output", metavar="FILE", help="write to this file, which must be new")
     _add_wait(add)
@@ -395,6 +399,11 @@ def _add_wait(parser: Parser) -> None:
 def address(text: str) -> str:
     """Return an address. ``tcp://`` may be left out, as it is where dstore prints an address."""
     return text if "://" in text else f"tcp://{text}"
+
+
+def some_addresses(text: str) -> str:
+    """Return one or several addresses, with commas between them; see :func:`address`."""
+    return ",".join(map(address, _BETWEEN_ADDRESSES.split(text)))
 
 
 def as_passed(text: str) -> str | bytes:

@@ -8,7 +8,8 @@ from dstore.shm.root import ROOT_DEFAULT, ROOT_VARIABLE
 HELP = {
     "--advertise": "the address that a member of a cluster gives to clients (default: the one at "
     "which it listens)",
-    "--address": "the address at which Global listens (default: that of the connect file, or "
+    "--address": "the address at which Global listens, or those of several Globals of a cluster, "
+    "with commas between them (default: that of the connect file, or "
     f"${config.ADDRESS_VARIABLE}, or {config.ADDRESS_DEFAULT})",
     "--bind": "the address at which to take requests (default: %(default)s)",
     "--connect": "the connect file of this client, for a Global that asks for keys (default: "

@@ -16,7 +16,7 @@ from dstore.cli import console
 from dstore.cli.cluster import warn_of_password
 from dstore.cli.console import plain
 from dstore.cli.notify import notify
-from dstore.client.owner import HostOwner
+from dstore.client.owners import HostOwners
 from dstore.errors import DataError, KeyFolderError
 from dstore.server.server import Global
 from dstore.transport.addresses import is_private
@@ -92,7 +92,7 @@ def own(options: Namespace) -> int:
             notify("READY=1")
 
     with _signals_held():
-        owner = HostOwner(
+        owner = HostOwners(
             options.address,
             connect=options.connect,
             shm=options.shm,

@@ -59,7 +59,7 @@ OF_CLUSTER = (
             ),
             (
                 OWNERSHIP,
-                "            if view.partitions[number].owner != self.me:\n                return self._lose(f\"partition {number} has another owner\")\n",
+                '            if view.partitions[number].owner != self.me:\n                return self._lose(f"partition {number} has another owner")\n',
                 "",
             ),
             (

@@ -49,8 +49,7 @@ ROOMS: dict[str, set[str]] = {
     "server": GROUND
     | {"protocol", "core.authority", "core.cluster", "core.engine", "transport", "shm"}
     | {"access", "core.authority.identity"},
-    "server.postgres": GROUND
-    | {"protocol", "core.cluster", "core.engine", "server.engines"},
+    "server.postgres": GROUND | {"protocol", "core.cluster", "core.engine", "server.engines"},
     "engines": {"core.engine", "protocol", "server.engines", "shm"},
     "": {"errors", "config", "version", "client", "server", "codecs"},
     "testing": PUBLIC | {"protocol", "core.engine", "shm.root"},
@@ -63,7 +62,7 @@ ROOMS: dict[str, set[str]] = {
     "cli": PUBLIC
     | SHARED_BY_PROGRAMS
     | {"cli.demo", "cli.repl", "checks", "quoting", "runtime", "transport", "shm.root"}
-    | {"client.owner", "protocol.keys", "server.data", "access"}
+    | {"client.owners", "client.owner", "protocol.keys", "server.data", "access"}
     | {"core.cluster", "server.parameters", "server.postgres"},
     "__main__": {"cli"},
 }

@@ -196,11 +196,16 @@ class Call(Generic[I]):
         left = dict.fromkeys(self.items)
         self._deadline = now + self.timeout
         attempt, pause = ATTEMPT_FIRST, PAUSE_FIRST
-        if not self.routes.known:
+        while not self.routes.known:
             now = yield from self._learn(now)
+            if not self.routes.known:
+                if now >= self._deadline:
+                    raise self._unreached(())
+                now = (yield Pause(min(pause, max(0.0, self._deadline - now)))).now
+                pause = min(2 * pause, PAUSE_MAX)
         while left:
             version = self.routes.map.version
-            parts, homeless = self.routes.split(left, self.number_of)
+            parts, _ = self.routes.split(left, self.number_of)
             if not self.reads:
                 now = yield from self._contact(parts, now)
             if parts and version == self.routes.map.version:
@@ -228,7 +233,7 @@ class Call(Generic[I]):
         for address, (items, result) in tried.items():
             finished = items
             if isinstance(result, Misdirected):
-                moved = set(result.keys) or set(items)
+                moved = set(items if self.reads else result.keys)
                 finished, result = [item for item in items if item not in moved], result.done
                 again = True
             elif isinstance(result, GlobalUnavailable):
@@ -339,7 +344,9 @@ def _named(items: Sequence[Any]) -> str:
         return f"partition {items[0]}" if len(items) == 1 else f"{len(items)} partitions"
     named = ", ".join(repr(public(key)) for key in items[:KEYS_NAMED])
     more = len(items) - KEYS_NAMED
-    return f"the key{'s' if len(items) > 1 else ''} {named}" + (f" and {more} more" if more > 0 else "")
+    return f"the key{'s' if len(items) > 1 else ''} {named}" + (
+        f" and {more} more" if more > 0 else ""
+    )
 
 
 def _one_of(failures: Sequence[BaseException]) -> BaseException:

@@ -58,6 +58,7 @@ class Entries(Present):
     ) -> None:
         self.cache = Cache(cache_bytes, kept, encode)
         super().__init__(Membership(self.cache.entries))
+        self.cache.belong_to(self.membership)
         self.closing = False
         self.counters = dict.fromkeys(
             (
@@ -103,6 +104,7 @@ class Entries(Present):
         # The old dictionary is emptied, and a new membership has a new one: a hit that is under way
         # on another thread must not find an entry of another session than its lease.
         self.membership = self.joined = Membership(self.cache.renew(), self._words_of_hits())
+        self.cache.belong_to(self.membership)
         self.cache.limit = self._private_limit
 
     def _share(self, page: SharedPage) -> None:
@@ -113,6 +115,19 @@ class Entries(Present):
         self._end_observer()
         self._inserts = 0
         self._set_shared_limit(page)
+
+    def join_index(self, index: dict[Key, Entry]) -> None:
+        """Put the entries into an index of several caches; see :class:`Cache`."""
+        self.cache.join_index(index)
+
+    def bound(self, cache_bytes: int, shared_bytes: int | None) -> None:
+        """Change the bounds of the cache, by itself and beside a host cache."""
+        self._private_limit, self._shared_limit = cache_bytes, shared_bytes
+        if self.page is None:
+            self.cache.limit = cache_bytes
+        else:
+            self._set_shared_limit(self.page)
+        self.cache.shrink()
 
     def _set_shared_limit(self, page: SharedPage) -> None:
         """Bound the entries beside the host cache, which grows."""
@@ -126,6 +141,7 @@ class Entries(Present):
         membership = Membership(entries, page.vector.words, page.lease_word)
         membership.epoch, membership.session = page.epoch, page.session
         self.membership = membership
+        self.cache.belong_to(membership)
 
     def _end_observer(self) -> None:
         """Forget the session that observes. What was announced counts as missed in the next one."""
@@ -154,6 +170,7 @@ class Entries(Present):
             self.membership.lease_end = LAPSED
         else:  # the page is not ours to change
             self.membership = Membership(self.cache.renew())
+            self.cache.belong_to(self.membership)
 
     def hit(self, key: Key, now: float, stale_ok: bool = False) -> Entry | None:
         """Return the entry of ``key`` if the lease is valid at ``now``.
