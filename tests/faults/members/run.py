@@ -142,6 +142,7 @@ class Run:
             for member in self._members:
                 stack.callback(member.kill)
             stack.callback(self._clients.kill_all)
+            stack.callback(self._keep_logs)
             self._begin = time.monotonic_ns()
             self._times.lives.append(Life(self._begin, lease=int(self.plan.cache_lease * 1e9)))
             for member in self._members[:-1]:
@@ -241,6 +242,10 @@ class Run:
             if time.monotonic() > until:
                 raise TimeoutError("not all clients have begun")
             time.sleep(STEP_SECONDS)
+
+    def _keep_logs(self) -> None:
+        for server in self._postgres.servers:
+            (self._folder / f"postgres-{server.data.name}.log").write_text(server.log)
 
     # ---- in between -----------------------------------------------------------------------
 
