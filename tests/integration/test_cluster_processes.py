@@ -347,7 +347,10 @@ def test_without_the_database_members_end_and_come_back(
             node.set_many({key: key.upper() for key in KEYS})
         servers.primary.kill()
         until(lambda: member.map() is None)
-        servers.primary.start()
+        with MemberProcess(url) as another:
+            servers.primary.start()
+            share(member, another)
+            assert another.stop() == OK
         serves_all(member)
         assert get_many(member, KEYS) == {key: key.upper() for key in KEYS}
 
@@ -398,19 +401,31 @@ def test_a_database_that_cannot_be_used_is_said_in_one_line(
     wrong = [
         postgres_url,  # it is not prepared
         f"postgresql://dstore:{secret}@{rest}",
-        f"postgresql://dstore:{secret}@127.0.0.1:9/name",
-        f"postgresql://dstore:{secret}@nowhere.invalid/name",
         f"postgresql://dstore:{secret}@[/name",
     ]
-    for each in wrong:
-        for arguments in [
-            ("global", "--address", "127.0.0.1:0", "--engine", each),
-            ("cluster", "status", each),
-        ]:
-            said = command(*arguments, code=USAGE).err.splitlines()
-            lines = [line for line in said if "warning" not in line]
-            assert len(lines) == 1 and lines[0].startswith("dstore: the ")
-            assert secret not in "".join(said)
+    away = [
+        f"postgresql://dstore:{secret}@127.0.0.1:9/name",
+        f"postgresql://dstore:{secret}@nowhere.invalid/name",
+    ]
+    calls: list[tuple[str, ...]] = [("cluster", "status", each) for each in wrong + away]
+    calls += [("global", "--address", "127.0.0.1:0", "--engine", each) for each in wrong]
+    for call in calls:
+        said = command(*call, code=USAGE).err.splitlines()
+        lines = [line for line in said if "warning" not in line]
+        assert len(lines) == 1 and lines[0].startswith("dstore: the ")
+        assert secret not in "".join(said)
+
+
+def test_a_member_that_starts_without_its_database_waits_for_it(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    url = "postgresql://dstore:hunter2@127.0.0.1:9/name"
+    with dstore.Global("tcp://127.0.0.1:0", engine=url, ownership_lease=OWNERSHIP) as served:
+        assert "tried again until it can be used" in caplog.text
+        assert "hunter2" not in caplog.text
+        with RawClient(served.address) as raw:
+            raw.socket.send(wire.encode(AskMap(0, 0, 1)))
+            assert not raw.socket.poll(ANSWER_MS)
 
 
 def test_options_that_do_not_go_together_are_refused(command: Command) -> None:

@@ -14,6 +14,7 @@ from dstore.core.cluster.messages import Ask, View
 from dstore.errors import DstoreError
 from dstore.runtime import native
 from dstore.runtime.logs import Log, RateLimitedLog
+from dstore.server.cluster.storage import LOG_EVERY
 
 log = Log("dstore.global")
 
@@ -34,7 +35,7 @@ class Asking:
         self._asks: native.SimpleQueue[Ask | None] = native.SimpleQueue()
         self._answered: deque[Answered] = deque()
         self._thread: native.Thread | None = None
-        self._log = RateLimitedLog(log)
+        self._log = RateLimitedLog(log, LOG_EVERY)
 
     def begin(self) -> None:
         """Start the thread. Raises RuntimeError if there can be no more threads."""

@@ -9,6 +9,8 @@ from dstore.core.cluster.messages import Ask, View
 from dstore.core.engine import Bulk, Change, LoadingEngine, Outcome
 from dstore.protocol.messages import Key
 
+LOG_EVERY = 10.0
+"""Seconds between two lines of the log about a database that does not answer, at least."""
 Deadline: TypeAlias = tuple[Key, bytes, float]
 """A key that expires, the token of its value, and a time of the wall clock."""
 Rows: TypeAlias = Any

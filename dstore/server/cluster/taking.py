@@ -13,7 +13,7 @@ from typing import NamedTuple
 from dstore.errors import DstoreError
 from dstore.runtime import native
 from dstore.runtime.logs import Log, RateLimitedLog
-from dstore.server.cluster.storage import Rows
+from dstore.server.cluster.storage import LOG_EVERY, Rows
 
 log = Log("dstore.global")
 
@@ -57,7 +57,7 @@ class Taking:
         self._cancelled = 0  # loads up to this one are not wanted
         self._stopped = native.ThreadEvent()
         self._thread: native.Thread | None = None
-        self._log = RateLimitedLog(log)
+        self._log = RateLimitedLog(log, LOG_EVERY)
 
     @property
     def news(self) -> bool:

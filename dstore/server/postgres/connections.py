@@ -156,12 +156,16 @@ class Target:
             )
         if standby and not standbys and hidden:
             raise self.refused(
-                "this user may not see whether its synchronous standby is there: GRANT "
-                "pg_read_all_stats TO it"
+                "its synchronous standby is missing; this user may not see whether there is one: "
+                "GRANT pg_read_all_stats TO it"
             )
         if standby and not standbys:
-            what = "none of its synchronous standbys is streaming, and writes would wait for one"
-            raise self.unavailable(self.refused(what))
+            raise self.unavailable(
+                self.refused(
+                    "its synchronous standby is missing; none is streaming at present, so that "
+                    "writes would wait for it"
+                )
+            )
 
 
 def _passes(error: str) -> bool:
