@@ -62,7 +62,7 @@ ROOMS: dict[str, set[str]] = {
     "cli": PUBLIC
     | SHARED_BY_PROGRAMS
     | {"cli.demo", "cli.repl", "checks", "quoting", "runtime", "transport", "shm.root"}
-    | {"client.owners", "client.owner", "protocol.keys", "server.data", "access"}
+    | {"client.owners", "protocol.keys", "server.data", "access"}
     | {"core.cluster", "server.parameters", "server.postgres"},
     "__main__": {"cli"},
 }
