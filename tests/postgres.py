@@ -175,6 +175,11 @@ class Server:
     def alive(self) -> bool:
         return self._process is not None and self._process.poll() is None
 
+    @property
+    def log(self) -> str:
+        """What it has logged: warnings and errors."""
+        return self._log.read_text(errors="replace") if self._log.exists() else ""
+
     # ---- use ------------------------------------------------------------------------------
 
     def url(self, database: str = "postgres") -> str:
@@ -238,7 +243,7 @@ class Server:
         until = time.monotonic() + PATIENCE
         while not done():
             if not self.alive or time.monotonic() > until:
-                raise RuntimeError(f"{self} does not {what}: {self._log.read_text()[-2000:]}")
+                raise RuntimeError(f"{self} does not {what}: {self.log[-2000:]}")
             time.sleep(PAUSE)
 
     def wait_for_standby(self) -> None:

@@ -33,7 +33,7 @@ from tests.faults.members.member import Member
 from tests.faults.members.nemesis import ESSENTIAL, FAULTS, Nemesis
 from tests.faults.members.probes import KINDS, Prober, longest
 from tests.faults.members.probes import Settings as ProbeSettings
-from tests.faults.members.state import PARTITIONS, owned
+from tests.faults.members.state import Settled
 from tests.faults.records import Recorder, files_of
 from tests.faults.soak import shared_memory
 from tests.faults.workload import Settings
@@ -46,6 +46,8 @@ PROBED = 8
 """Keys that are probed: with four Globals, most likely some of each."""
 ROUND_SECONDS = 10.0
 STEP_SECONDS = 0.02
+LOOK_SECONDS = 0.1
+"""Seconds between two looks at the database."""
 SETTLE_TIMEOUT = 60.0
 """Seconds until all partitions must be served, at the beginning and after the faults."""
 READ_TIMEOUT = 60.0
@@ -140,6 +142,7 @@ class Run:
             for member in self._members:
                 stack.callback(member.kill)
             stack.callback(self._clients.kill_all)
+            stack.callback(self._keep_logs)
             self._begin = time.monotonic_ns()
             self._times.lives.append(Life(self._begin, lease=int(self.plan.cache_lease * 1e9)))
             for member in self._members[:-1]:
@@ -151,6 +154,7 @@ class Run:
             prober = self._prober()
             stack.callback(prober.close)
             try:
+                self._wait_for_clients()
                 self._disturb(nemesis)
                 self._end()
             except (RuntimeError, TimeoutError, dstore.DstoreError) as error:
@@ -230,11 +234,24 @@ class Run:
     def _addresses(self) -> str:
         return ",".join(member.advertised for member in self._members[:-1])
 
+    def _wait_for_clients(self) -> None:
+        """Wait until all clients are at work. Raises TimeoutError."""
+        until = time.monotonic() + SETTLE_TIMEOUT
+        names = {client.settings.name for client in self._clients.living}
+        while not names <= {path.name.split(".")[1] for path in self._folder.glob("*.jsonl")}:
+            if time.monotonic() > until:
+                raise TimeoutError("not all clients have begun")
+            time.sleep(STEP_SECONDS)
+
+    def _keep_logs(self) -> None:
+        for server in self._postgres.servers:
+            (self._folder / f"postgres-{server.data.name}.log").write_text(server.log)
+
     # ---- in between -----------------------------------------------------------------------
 
     def _disturb(self, nemesis: Nemesis) -> None:
-        plan, said = self.plan, 0
-        while (elapsed := self._elapsed()) < plan.seconds or (
+        plan, said, begin = self.plan, 0, time.monotonic()
+        while (elapsed := time.monotonic() - begin) < plan.seconds or (
             not nemesis.complete and elapsed < plan.seconds + plan.extended
         ):
             nemesis.step()
@@ -251,17 +268,13 @@ class Run:
 
     def _wait_until_served(self) -> None:
         """Wait until the living members, and they alone, own all partitions; or TimeoutError."""
+        settled = Settled(self._postgres)
         until = time.monotonic() + SETTLE_TIMEOUT
-        while True:
-            there = owned(self._postgres)
-            living = sorted(member.advertised for member in self._members if member.alive)
-            if sorted(address for address, _ in there) == living and (
-                sum(count for _, count in there) == PARTITIONS
-            ):
-                return
+        living = [member.advertised for member in self._members if member.alive]
+        while not settled.look(living):
             if time.monotonic() > until:
-                raise TimeoutError(f"{living} do not own all partitions, but {there}")
-            time.sleep(STEP_SECONDS)
+                raise TimeoutError(f"{living} do not own all partitions: {settled.seen}")
+            time.sleep(LOOK_SECONDS)
 
     # ---- end ------------------------------------------------------------------------------
 
