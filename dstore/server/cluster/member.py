@@ -281,15 +281,15 @@ class Member:
         """Let the state answer until the ownership lease ends."""
         assert self._ownership is not None
         ends, now = self._ownership.ends, clock.now()
-        if self._ownership.left and not self.partitions:
-            # This epoch has owned nothing. To refuse what still comes promises nothing, and lets
-            # Locals know that their writes were not executed.
-            ends = NEVER
         self.partitions.ends = ends
         if now < ends and not self._shared:
             # Before the first answer, since this voids what a former Global here has left.
             self._shared = True
             service.share(now)
+        if self._ownership.draining and not self.partitions:
+            # This epoch has owned nothing, and will not. To refuse what still comes promises
+            # nothing, and lets Locals know that their writes were not executed.
+            self.partitions.ends = NEVER
 
     # ---- gaining ----------------------------------------------------------------------------
 
