@@ -312,8 +312,8 @@ class SimMember(Client):
     def receive(self, route: bytes, message: Any) -> None:
         if self.held_up("requests", self.receive, route, message):
             return
-        if self.state is None:
-            if self.loop.now < self._refuses_until:
+        if self.state is None or self.partitions.lapsed(self.clock()):
+            if self.alive or self.loop.now < self._refuses_until:
                 self._refuse(route, message)
             return
         self.loop.log(self.name, f"<- {route.decode()} {short(message)}")
@@ -323,10 +323,13 @@ class SimMember(Client):
         self._perform(effects)
 
     def _refuse(self, route: bytes, message: Any) -> None:
-        """The member has left: tell the owners, and refuse all else."""
+        """There is no epoch, or the member has left: say who the owners are, and refuse all else.
+
+        What is refused is not executed: it is a copy that nothing has seen.
+        """
         envelope = getattr(message, "epoch", 0), getattr(message, "session", 0)
         request = getattr(message, "request", 0)
-        answer: ToLocal = Refused(*envelope, request, Refusal.OTHER_EPOCH, "it has left")
+        answer: ToLocal = Refused(*envelope, request, Refusal.OTHER_EPOCH, "there is no epoch")
         if isinstance(message, AskMap):
             version, members, owners = self.map
             answer = MapReply(*envelope, request, version, members, owners)
