@@ -330,8 +330,8 @@ class SimMember(Client):
         envelope = getattr(message, "epoch", 0), getattr(message, "session", 0)
         request = getattr(message, "request", 0)
         answer: ToLocal = Refused(*envelope, request, Refusal.OTHER_EPOCH, "there is no epoch")
-        if isinstance(message, AskMap):
-            version, members, owners = self.map
+        version, members, owners = self.map
+        if isinstance(message, AskMap) and members:
             answer = MapReply(*envelope, request, version, members, owners)
         if request:
             self._send(route, answer)
