@@ -52,12 +52,18 @@ class Footprint:
 
 
 def left_behind(earlier: Footprint, grace: float = GRACE) -> list[str]:
-    """What is new since ``earlier`` and still exists after at most ``grace`` seconds."""
-    gc.collect()
+    """What is new since ``earlier`` and still exists after at most ``grace`` seconds.
+
+    Garbage is collected only if something is new, which it may hold: that takes longer than most
+    tests.
+    """
     deadline = time.monotonic() + grace
-    while (leaks := Footprint().since(earlier)) and time.monotonic() < deadline:
-        time.sleep(PAUSE)
+    while leaks := Footprint().since(earlier):
         gc.collect()
+        leaks = Footprint().since(earlier)
+        if not leaks or time.monotonic() >= deadline:
+            break
+        time.sleep(PAUSE)
     return leaks
 
 

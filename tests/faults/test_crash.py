@@ -12,7 +12,7 @@ from tests.faults.broken_global import BROKEN
 from tests.faults.crash import AT_START, IN_SERVICE, Plan, Run
 from tests.leaks import Footprint, left_behind
 
-KILLS = 30
+KILLS = 12
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="only Linux has all of 127.0.0.0/8"),
@@ -37,6 +37,7 @@ def test_nothing_acknowledged_is_lost_over_many_kills(tmp_path: Path) -> None:
     assert left_behind(before) == []
 
 
+@pytest.mark.long
 def test_a_global_that_forgets_is_noticed(tmp_path: Path) -> None:
     """The other ways to break it need more kills: ``scripts/crash --broken``."""
     assert "forget-large-values" in BROKEN

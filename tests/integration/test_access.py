@@ -147,6 +147,7 @@ def test_no_call_succeeds_that_begins_after_revoke_has_returned(site: Site) -> N
         assert {how for _, how in honest.ended} == {"done"}
 
 
+@pytest.mark.long
 def test_a_deletion_waits_for_the_lease_of_a_revoked_cache(tmp_path: Path) -> None:
     """Its cache may answer until then, and nothing that it says is heard any more."""
     with Site.at(tmp_path, lease=PATIENCE / 4) as site:
@@ -174,6 +175,7 @@ def _is_admitted(node: dstore.Node) -> bool:
     return True
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("years", [-30, 30])
 def test_steps_of_the_wall_clock_admit_nobody_and_shut_nobody_out(
     site: Site, monkeypatch: pytest.MonkeyPatch, years: int
@@ -197,6 +199,7 @@ def test_steps_of_the_wall_clock_admit_nobody_and_shut_nobody_out(
 # ---- rotation ---------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_a_rotation_interrupts_nobody_whose_file_has_both_keys(site: Site) -> None:
     with site.node("worker", Role.WRITE) as worker, site.node("late", Role.READ) as late:
         former = Connect.load(site.folder / "late.json").text()

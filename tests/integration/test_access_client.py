@@ -368,6 +368,7 @@ def test_tasks_at_work_end_when_their_client_is_revoked(keys: Keys, file: str) -
     asyncio.run(use())
 
 
+@pytest.mark.long
 def test_a_global_that_is_started_again_with_keys_or_without_is_found_again(
     keys: Keys, tmp_path: Path
 ) -> None:
@@ -481,6 +482,7 @@ class Listener:
         self._thread.join(PATIENCE)
 
 
+@pytest.mark.long
 def test_a_proxy_without_a_global_is_no_wrong_server(keys: Keys, tmp_path: Path) -> None:
     with Listener(b"") as proxy:
         path = keys.client(tmp_path / "worker.json", proxy.address)
@@ -490,6 +492,7 @@ def test_a_proxy_without_a_global_is_no_wrong_server(keys: Keys, tmp_path: Path)
             assert node._state.denied is None
 
 
+@pytest.mark.long
 def test_what_ends_connections_that_it_has_greeted_is_no_wrong_server(
     keys: Keys, tmp_path: Path
 ) -> None:
@@ -501,6 +504,7 @@ def test_what_ends_connections_that_it_has_greeted_is_no_wrong_server(
             assert node._state.denied is None
 
 
+@pytest.mark.long
 def test_a_global_that_has_no_room_is_no_wrong_server(
     keys: Keys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -522,6 +526,7 @@ def test_a_global_that_has_no_room_is_no_wrong_server(
             assert node.get("key", "absent") == "absent"
 
 
+@pytest.mark.long
 def test_a_wrong_server_is_not_flooded(keys: Keys, tmp_path: Path) -> None:
     with Listener(GREETING, len(GREETING)) as other:
         path = keys.client(tmp_path / "worker.json", other.address)
@@ -691,6 +696,7 @@ def test_commands_take_a_connect_file(file: str, server: dstore.Global) -> None:
     assert server.address.removeprefix("tcp://") in out
 
 
+@pytest.mark.long
 def test_commands_say_in_one_line_why_they_are_not_let_in(
     keys: Keys, file: str, server: dstore.Global, tmp_path: Path
 ) -> None:

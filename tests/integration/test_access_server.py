@@ -830,6 +830,7 @@ def test_if_it_cannot_listen_again_it_ends_with_the_reason(
     assert running.statuses(folder.path) == []
 
 
+@pytest.mark.long
 def test_a_folder_that_is_damaged_changes_nothing_and_is_reported_once(
     folder: KeyFolder, alice: Connect, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -139,6 +139,7 @@ with server, dstore.Node(server.address) as node:
 # ---- how Nodes find it ------------------------------------------------------------------------
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("host", ["127.0.0.1", "[::1]", "*"])
 @pytest.mark.parametrize(
     "lines",
@@ -243,6 +244,7 @@ with ExitStack() as waiting:
     assert said == "True\n"
 
 
+@pytest.mark.long
 def test_the_address_of_a_living_global_vanishes(tmp_path: Path) -> None:
     """Packets to it are lost without an error. Heartbeats notice, and the same session continues
     over the other family, with its channels and broadcasts.
@@ -268,6 +270,7 @@ with dstore.Global("tcp://*:0", insecure=True) as server:
     assert said == "tcp://127.0.0.1\n"
 
 
+@pytest.mark.long
 def test_global_moves_to_another_address(tmp_path: Path) -> None:
     """The Node reaches it at ::1; it starts again on 127.0.0.1 alone, on 127.0.0.2 with another
     name, and on ::1 again. Channels of threads and of event loops follow, and broadcasts too.
@@ -307,6 +310,7 @@ loop.close()
     assert said.split() == ["127.0.0.1", "127.0.0.2", "[::1]"]
 
 
+@pytest.mark.long
 def test_a_name_that_appears_later(tmp_path: Path) -> None:
     said = run(
         tmp_path,
@@ -359,6 +363,7 @@ def _refusal(address: str) -> str:
         return str(caught.value)
 
 
+@pytest.mark.long
 def test_nothing_listens_is_said(tmp_path: Path) -> None:
     assert _refusal("tcp://127.0.0.1:9").endswith("; connection refused at 127.0.0.1:9")
     missing = f"ipc://{tmp_path}/no"
@@ -371,6 +376,7 @@ def test_a_name_without_an_address_is_said() -> None:
     )
 
 
+@pytest.mark.long
 def test_what_was_said_is_forgotten_when_it_is_there(tmp_path: Path) -> None:
     address = f"ipc://{tmp_path}/g"
     with dstore.Node(address, timeout=1.0) as node:

@@ -192,6 +192,7 @@ def test_backups_under_writers_are_consistent(running: GlobalProcess, tmp_path: 
         assert all(f"first {each}" in keys for each in seconds)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("how", ["stopped", "killed"])
 def test_a_folder_without_a_global_can_be_backed_up(
     node: dstore.Node, running: GlobalProcess, place: Path, tmp_path: Path, how: str
@@ -209,6 +210,7 @@ def test_a_folder_without_a_global_can_be_backed_up(
     assert values(tmp_path / "restored", "small", "large") == [{"a": 1}, LARGE]
 
 
+@pytest.mark.long
 def test_a_restored_folder_is_silent_for_the_longest_recorded_lease(
     tmp_path: Path, place: Path
 ) -> None:
@@ -403,6 +405,7 @@ def test_a_folder_of_another_user_is_refused(stopped: Path, tmp_path: Path, name
     assert "belongs to another user; run this command as" in done.stderr
 
 
+@pytest.mark.long
 def test_each_damaged_key_is_on_a_line(stopped: Path) -> None:
     damage(stopped, "UPDATE kept SET body = x'00' WHERE key = ?", b"one")
     damage(stopped, "UPDATE kept SET deadline = 5 WHERE key = ?", b"raw\xff")

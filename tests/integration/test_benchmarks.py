@@ -182,6 +182,7 @@ def test_a_process_of_pure_python_has_no_compiled_part() -> None:
     assert dict(os.environ) == before
 
 
+@pytest.mark.long
 def test_costs_are_counted_on_both_sides() -> None:
     command = [sys.executable, "-m", "benchmarks.costs"]
     options = ["--requests", "40", "--clients", "2", "--window", "0.05"]

@@ -325,6 +325,7 @@ def test_a_full_disk_is_one_line_and_no_half_file_stays(
 # ---- at a terminal ----------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_a_terminal_shows_values_for_people(
     at_terminal: Callable[..., AtTerminal], node: NodeMaker
 ) -> None:

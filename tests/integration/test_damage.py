@@ -79,6 +79,7 @@ def test_a_damaged_file_of_global_is_an_error_and_ends_no_process(
         assert path not in files_of(here())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("damage", [cut, a_little])
 def test_a_value_that_is_damaged_on_another_host_is_fetched_again(
     global_: GlobalProcess, host: Hosts, damage: Callable[[Path], None]
@@ -173,6 +174,7 @@ def test_a_folder_that_is_removed_during_use_is_replaced_and_all_values_stay(
         del view
 
 
+@pytest.mark.long
 def test_a_long_lease_does_not_hide_a_removed_file(host: Hosts) -> None:
     """Cached values whose files are gone are dropped soon, however rarely a lease is renewed."""
     with (

@@ -88,6 +88,7 @@ def test_global_is_killed_and_starts_again(folder: Path) -> None:
     assert re.match(r"verdict: good: .* when Global was killed and started again", lines[-1])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("harm", "why"),
     [
@@ -188,6 +189,7 @@ def running() -> Iterator[Running]:
                 os.kill(pid, signal.SIGKILL)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_demo_leaves_no_process_behind(running: Running, signum: int) -> None:
     assert len(running.alive()) >= 4  # itself, Global, two workers

@@ -223,6 +223,7 @@ def test_a_second_restart_waits_for_what_the_first_has_not_waited_for(
     assert served.age >= LEASE
 
 
+@pytest.mark.long
 def test_once_waited_out_a_lease_is_not_waited_for_again(
     serve: Callable[..., Durable], join: Make
 ) -> None:
@@ -251,6 +252,7 @@ def test_after_a_clean_stop_without_nodes_nothing_is_waited_for(
     join(served).delete("k")
 
 
+@pytest.mark.long
 def test_after_a_clean_stop_the_leases_of_nodes_are_waited_for(
     serve: Callable[..., Durable], join: Make
 ) -> None:
@@ -290,6 +292,7 @@ def test_an_embedded_global_keeps_its_folder_from_others(place: Path) -> None:
         assert node.get("k") == "value"
 
 
+@pytest.mark.long
 def test_a_copied_folder_is_silent_for_a_lease(
     serve: Callable[..., Durable], join: Make, place: Path, tmp_path: Path
 ) -> None:

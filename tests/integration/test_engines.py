@@ -302,6 +302,7 @@ def test_a_global_that_ends_answers_what_is_being_loaded(
     assert late.closed == 1
 
 
+@pytest.mark.long
 def test_a_global_ends_in_time_though_a_load_does_not(
     late: LateEngine, pool: ThreadPoolExecutor
 ) -> None:

@@ -146,6 +146,7 @@ def test_shared_model_never_predicts_with_a_replaced_version() -> None:
     assert output.endswith("none was used for a prediction after it was replaced\n")
 
 
+@pytest.mark.long
 @pytest.mark.private
 @pytest.mark.shared
 @pytest.mark.parametrize("free_global", [2 * PATIENCE], indirect=True)  # no session is dropped

@@ -14,6 +14,11 @@ from tests.integration.processes import ROOT, GlobalProcess, others_left
 
 COMMAND = [sys.executable, "-m", "tests.integration.green_programs"]
 PROGRAMS = ["calls", "waits", "threads", "forks", "signals", "embeds", "logs", "asyncs", "exits"]
+USUAL = [("gevent", "before", program) for program in PROGRAMS] + [
+    ("gevent", "after", "calls"),
+    ("eventlet", "before", "calls"),
+    ("eventlet", "before", "waits"),
+]
 CASES = [
     (name, how, program)
     for name in ("gevent", "eventlet")
@@ -26,9 +31,10 @@ CASES = [
     ("gevent", "nothread", "late"),
     ("eventlet", "after", "late"),
 ]
+ALL = [pytest.param(*each, marks=() if each in USUAL else pytest.mark.long) for each in CASES]
 
 
-@pytest.mark.parametrize(("name", "how", "program"), CASES)
+@pytest.mark.parametrize(("name", "how", "program"), ALL)
 def test_a_patched_process(name: str, how: str, program: str) -> None:
     if importlib.util.find_spec(name) is None:
         pytest.skip(f"needs {name}")

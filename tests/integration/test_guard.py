@@ -202,6 +202,7 @@ def test_peers_of_both_families_are_known_by_their_addresses(host: str) -> None:
         driven.router.close()
 
 
+@pytest.mark.long
 def test_messages_earn_no_credit_for_what_is_unfinished(driven: Driven) -> None:
     with RawPeer(driven.router.address) as peer:
         for _ in range(1_000):
@@ -447,6 +448,7 @@ def _endpoint(address: str) -> tuple[str, int]:
     return host, int(port)
 
 
+@pytest.mark.long
 def test_a_global_that_has_no_descriptors_left_serves_those_it_has_and_rests() -> None:
     """ZeroMQ would otherwise try to accept the next connection repeatedly, without a pause."""
     address = f"tcp://127.0.0.1:{free_port()}"

@@ -130,6 +130,7 @@ def test_a_killed_worker_is_replaced_and_the_service_goes_on(tmp_path: Path) -> 
         assert not any(alive(each.pid) for each in found)
 
 
+@pytest.mark.long
 def test_what_it_answers_also_when_global_is_away(tmp_path: Path) -> None:
     with (
         GlobalProcess(lease=SHORT_LEASE) as served,

@@ -193,6 +193,7 @@ def test_a_global_of_another_version(here: str) -> None:
     assert errors.count("\n") == 1
 
 
+@pytest.mark.long
 def test_a_file_system_without_room(free_global: dstore.Global, tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
@@ -331,6 +332,7 @@ def test_another_epoch_is_another_page(here: str) -> None:
         assert host.stop() == (0, "")
 
 
+@pytest.mark.long
 def test_a_page_that_another_program_has_removed_is_replaced(
     free_global: dstore.Global, here: str
 ) -> None:

@@ -217,6 +217,7 @@ with dstore.Global(sys.argv[1]) as server:
         assert works(address)
 
 
+@pytest.mark.long
 def test_one_of_many_that_start_together_wins(tmp_path: Path) -> None:
     script = """
 import os, sys

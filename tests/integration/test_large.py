@@ -275,6 +275,7 @@ def test_what_is_set_on_globals_own_host_goes_through_no_socket(
         assert files_of(host("global")) == []
 
 
+@pytest.mark.long
 def test_eight_processes_fetch_once_and_have_one_file(running: dstore.Global, host: Hosts) -> None:
     size = 16 << 20
     with ExitStack() as stack:
@@ -586,6 +587,7 @@ def test_when_the_one_who_fetches_is_killed_another_takes_over(
             assert [path.suffix for path in files_of(host("b"))] == [""]
 
 
+@pytest.mark.long
 def test_one_who_fetches_and_is_stopped_does_not_hold_up_the_others(
     slow: tuple[GlobalProcess, Proxy], host: Hosts
 ) -> None:
@@ -607,6 +609,7 @@ def test_one_who_fetches_and_is_stopped_does_not_hold_up_the_others(
             assert first.end() == (SIZE, digest(content_of(SIZE)))
 
 
+@pytest.mark.long
 def test_when_the_uploader_is_killed_nothing_of_it_is_seen_or_stays(
     slow: tuple[GlobalProcess, Proxy], host: Hosts
 ) -> None:
@@ -625,6 +628,7 @@ def test_when_the_uploader_is_killed_nothing_of_it_is_seen_or_stays(
         assert last.get("k") == content_of(SIZE, 2)
 
 
+@pytest.mark.long
 def test_a_transfer_goes_on_after_its_connection_was_lost(
     slow: tuple[GlobalProcess, Proxy], host: Hosts
 ) -> None:
@@ -676,6 +680,7 @@ def test_a_value_that_is_deleted_or_replaced_on_its_way_comes_whole_or_not_at_al
             assert reader.call("get", "k", None) == new
 
 
+@pytest.mark.long
 def test_a_global_that_dies_on_the_way_leaves_a_clear_error(host: Hosts) -> None:
     port = free_port()
     with GlobalProcess(f"tcp://127.0.0.1:{port}") as place, Proxy(port, ["127.0.0.2"]) as proxy:

@@ -243,6 +243,7 @@ WITHOUT_CALLS: dict[str, tuple[str, str]] = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("what", WITHOUT_CALLS)
 @pytest.mark.parametrize("allowed", range(4))
 def test_no_thread_can_be_started(what: str, allowed: int) -> None:
@@ -312,6 +313,7 @@ for count in range(1, 12):
 # ---- sockets of ZeroMQ ------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_more_threads_wait_than_zeromq_has_sockets_for_by_itself() -> None:
     script = """
 import resource, threading

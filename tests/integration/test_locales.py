@@ -103,6 +103,7 @@ def test_a_piped_repl_names_every_key_and_shows_every_value(run: Run, node: Node
     assert one.get("n") == "да ".encode() + b"\xff"
 
 
+@pytest.mark.long
 def test_arguments_are_the_bytes_that_the_shell_passed(run: Run, node: NodeMaker) -> None:
     one = node()
     for key in PASSED:
@@ -123,6 +124,7 @@ def test_figures_with_names_that_the_locale_has_not_are_shown(run: Run, node: No
     assert "работник".encode() in ran.stdout
 
 
+@pytest.mark.long
 def test_files_are_named_by_their_bytes(run: Run, node: NodeMaker, tmp_path: Path) -> None:
     folder = os.fsencode(tmp_path)
     for name in ("файл".encode(), b"\xff"):

@@ -586,6 +586,7 @@ except dstore.NodeClosed:
     assert (process.returncode, out, err) == (0, "closed\n", "")
 
 
+@pytest.mark.long
 def test_a_close_that_ctrl_c_cuts_short_may_be_called_again(
     node: MakeNode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -607,6 +608,7 @@ def interrupted(_: object) -> None:
     raise KeyboardInterrupt
 
 
+@pytest.mark.long
 def test_a_signal_handler_may_close_a_node_that_is_about_to_begin(
     free_global: dstore.Global, node: MakeNode
 ) -> None:

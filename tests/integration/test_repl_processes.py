@@ -171,6 +171,7 @@ def test_ctrl_c_interrupts_a_command_and_stays(terminal: Callable[..., Terminal]
         assert repl_.process.wait(PATIENCE) == 0
 
 
+@pytest.mark.long
 def test_ctrl_d_typed_while_a_command_runs_leaves_after_it(
     terminal: Callable[..., Terminal],
 ) -> None:

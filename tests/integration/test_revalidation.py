@@ -88,6 +88,7 @@ def test_a_host_keeps_its_cache_over_a_restart(tmp_path: Path) -> None:
 # ---- large values -----------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_a_node_keeps_the_files_of_large_values_over_a_restart(tmp_path: Path) -> None:
     served = Durable(tmp_path / "data", LEASE)
     with (
@@ -158,6 +159,7 @@ def test_the_processes_of_a_host_keep_the_files_of_large_values(tmp_path: Path) 
         assert node.get("file 7", None) is None
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("mode", ["off", "auto"])
 def test_on_globals_own_host_the_files_of_its_former_life_are_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str

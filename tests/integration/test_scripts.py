@@ -153,6 +153,7 @@ def test_an_installation_for_more_serves_what_needs_less(checkout: Checkout) -> 
     assert checkout.calls() == []
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", [*INSTALLED_FROM, "dstore/_native.cpython-310.so"])
 def test_what_has_changed_is_installed_once(checkout: Checkout, name: str) -> None:
     checkout.run("demo")

@@ -119,6 +119,7 @@ def test_nodes_share_the_membership_of_dstore_host(
         assert outside.global_stats()["sessions"] == 3, "Global's host, this one, the one outside"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("ending", ["killed", "stopped", "ended"])
 def test_without_their_owner_they_go_on(
     far: GlobalProcess, share: MakeNode, outside: dstore.Node, here: str, ending: str
@@ -198,6 +199,7 @@ def test_an_owner_that_comes_later_is_found(
         assert node.get("k", None) is None
 
 
+@pytest.mark.long
 def test_the_page_is_removed(
     far: GlobalProcess, share: MakeNode, outside: dstore.Node, here: str
 ) -> None:
@@ -224,6 +226,7 @@ def test_the_page_is_removed(
 # ---- Global is the owner ------------------------------------------------------------------------
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("ending", ["killed", "stopped"])
 def test_global_is_started_again(here: str, ending: str) -> None:
     with (
@@ -299,6 +302,7 @@ def test_global_replaces_a_page_that_was_removed(here: str) -> None:
         reads_right([node], outside)
 
 
+@pytest.mark.long
 def test_nodes_of_another_version(here: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """While one is upgraded after the other, they do without the page."""
     address = f"tcp://127.0.0.1:{free_port()}"
@@ -375,6 +379,7 @@ def test_a_host_cache_that_is_full_with_others_values(here: str) -> None:
         assert host_hits(two)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("folder", ["switched off", "of another host"])
 def test_without_a_page_that_is_found(
     far: GlobalProcess, outside: dstore.Node, here: str, folder: str
@@ -400,6 +405,7 @@ def test_without_a_page_that_is_found(
     assert outside.get("k") == SMALL
 
 
+@pytest.mark.long
 def test_required_sharing_ends_and_begins_again(
     far: GlobalProcess, share: MakeNode, outside: dstore.Node, here: str
 ) -> None:

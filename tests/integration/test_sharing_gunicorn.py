@@ -104,6 +104,7 @@ def test_what_one_worker_fetches_the_others_have(
         assert service.stop() == 0
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_first_reads_of_workers_with_preload(
     node: dstore.Node, served: GlobalProcess, tmp_path: Path, kind: str
@@ -127,6 +128,7 @@ def test_the_first_reads_of_workers_with_preload(
         assert "Traceback" not in service.said()
 
 
+@pytest.mark.long
 def test_workers_on_another_host(here: str, tmp_path: Path) -> None:
     """They share the membership of ``dstore host``, and go on when another one takes its place."""
     with (

@@ -121,6 +121,7 @@ def test_no_worker_serves_a_page_whose_deletion_is_over(tmp_path: Path) -> None:
         assert others_left(node) == 0
 
 
+@pytest.mark.long
 def test_pages_are_rendered_once_events_arrive_and_errors_have_a_status(tmp_path: Path) -> None:
     with (
         GlobalProcess(lease=1.0) as place,

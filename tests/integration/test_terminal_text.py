@@ -115,6 +115,7 @@ def test_an_array_with_names_that_steer_is_escaped(node: NodeMaker) -> None:
     assert "\x1b" not in screen
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("here")
 def test_error_lines_name_what_was_typed_on_one_line() -> None:
     for arguments in (
@@ -158,6 +159,7 @@ def hostile() -> Iterator[FakeGlobal]:
     running.close()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("arguments", "code"),
     [
@@ -240,6 +242,7 @@ PRINTS = [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("here")
 @pytest.mark.parametrize("output", ["> /dev/full", ">&-"])
 @pytest.mark.parametrize(
@@ -347,6 +350,7 @@ def test_a_demo_whose_reader_leaves_is_quiet(tmp_path: Path) -> None:
         assert demo.wait(PATIENCE) == 141
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("here")
 def test_a_locale_without_these_characters_spoils_no_command(node: NodeMaker) -> None:
     label = node(label="größe")
@@ -365,6 +369,7 @@ def test_a_locale_without_these_characters_spoils_no_command(node: NodeMaker) ->
 # ---- the demo at a terminal -------------------------------------------------------------------
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("columns", [60, 80])
 @pytest.mark.parametrize("term", ["xterm", "dumb"])
 def test_the_demo_fits_into_its_window(tmp_path: Path, columns: int, term: str) -> None:

@@ -94,6 +94,7 @@ def test_other_calls_go_on_beside_a_wait_and_close_ends_it(node: MakeNode) -> No
     waiting(other, 0)
 
 
+@pytest.mark.long
 def test_a_wait_survives_a_restart_of_global() -> None:
     with (
         GlobalProcess(f"tcp://127.0.0.1:{free_port()}") as place,

@@ -21,6 +21,7 @@ from tests.simulation.mutants_of_hosts import OF_HOSTS
 from tests.simulation.mutants_of_hosts_simulated import OF_HOSTS_SIMULATED
 from tests.simulation.mutants_of_loads import OF_LOADS
 from tests.simulation.mutants_of_operations import OF_OPERATIONS
+from tests.simulation.mutants_of_partitions import OF_PARTITIONS
 from tests.simulation.mutants_of_revalidation import OF_REVALIDATION
 from tests.simulation.mutants_of_sessions import OF_SESSIONS
 from tests.simulation.mutants_of_sharing import OF_SHARING
@@ -403,6 +404,7 @@ MUTANTS = (
     *OF_REVALIDATION,
     *OF_DATA,
     *OF_LOADS,
+    *OF_PARTITIONS,
     *OF_ACCESS,
     *OF_CLUSTER,
 )  # fmt: skip

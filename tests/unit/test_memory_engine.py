@@ -93,6 +93,7 @@ print(resident() - before, engine.size - counted)
 """
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="needs Linux")
 @pytest.mark.parametrize(
     ("kind", "codec", "body"),

@@ -284,6 +284,34 @@ def test_the_name_of_a_codec_is_plain(name: str) -> None:
         wire.decode_to_global(wire.encode(messages.Set(1, 1, 1, 1, 0, False, [item])))
 
 
+@pytest.mark.parametrize("bits", [bytes(31), bytes(33), "", None, 0])
+def test_a_scan_names_all_partitions_by_a_bit_for_each_or_by_none(bits: Any) -> None:
+    for taken in (b"", bytes(31) + b"\x80"):
+        scan = messages.Scan(1, 1, 1, "", "", 9, taken)
+        assert wire.decode_to_global(wire.encode(scan)) == scan
+    with pytest.raises(wire.Malformed, match="SCAN: expected a bit for each of 256 partitions"):
+        wire.decode_to_global(wire.encode(messages.Scan(1, 1, 1, "", "", 9, bits)))
+
+
+@pytest.mark.parametrize(
+    ("members", "owners", "problem"),
+    [
+        (["a"], bytes([0, NOBODY] * 127 + [0, 1]), "no member"),
+        ([], bytes(256), "no member"),
+        (["a"], b"", "256 partitions"),
+        (["a"], bytes(255), "256 partitions"),
+        (["a"] * (MEMBERS_MAX + 1), bytes(256), "0 to 250 items"),
+        ([7], bytes(256), "expected text"),
+    ],
+)
+def test_a_map_names_a_member_or_nobody_for_each_partition(
+    members: Any, owners: bytes, problem: str
+) -> None:
+    reply = messages.MapReply(1, 1, 1, 5, members, owners)
+    with pytest.raises(wire.Malformed, match=problem):
+        wire.decode_to_local(wire.encode(reply))
+
+
 def test_an_error_shows_nothing_huge_and_needs_no_great_stack() -> None:
     deep = wire.PREFIX + b"\x92\x05" + b"\x91" * 1000 + b"\x00"
     huge = wire.PREFIX + msgpack.packb([5, 1, 1, 1, "x" * 1_000_000])

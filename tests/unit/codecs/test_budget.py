@@ -173,6 +173,7 @@ def real_bytes(body: bytes) -> int:
     return taken
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", HONEST)
 def test_the_computed_memory_is_what_decoding_takes(name: str) -> None:
     body = Codecs().encode(HONEST[name]).joined()
