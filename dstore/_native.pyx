@@ -113,17 +113,16 @@ cdef extern from *:
     #define DSTORE_SET_MEMBERSHIP(state, value) DSTORE_STORE(state, _membership, value)
     #define DSTORE_STATE(node) DSTORE_LOAD(node, _present)
     #define DSTORE_SET_STATE(node, value) DSTORE_STORE(node, _present, value)
-    #define DSTORE_SEVERAL(node) DSTORE_LOAD(node, _locals)
-    #define DSTORE_SET_SEVERAL(node, value) DSTORE_STORE(node, _locals, value)
+    #define DSTORE_INDEX(node) DSTORE_LOAD(node, _entries)
+    #define DSTORE_SET_INDEX(node, value) DSTORE_STORE(node, _entries, value)
+    #define DSTORE_HOME(entry) DSTORE_LOAD(entry, home)
 
-    /* Where a key was found: this may lose to another thread, and only guides the look-up. */
-    static inline unsigned char dstore_load_found(const unsigned char *found) {
-        return __atomic_load_n(found, __ATOMIC_RELAXED);
-    }
-
-    static inline void dstore_store_found(unsigned char *found, unsigned char value) {
-        __atomic_store_n(found, value, __ATOMIC_RELAXED);
-    }
+    /* Whether another thread may change what was looked up before it is used. */
+    #ifdef Py_GIL_DISABLED
+    #define DSTORE_OTHERS_RUN 1
+    #else
+    #define DSTORE_OTHERS_RUN 0
+    #endif
 
     /* A new reference to the value of a key of a dictionary, or to None. */
     static inline PyObject *dstore_look_up(PyObject *entries, PyObject *key) {
@@ -156,10 +155,10 @@ cdef extern from *:
     int store_membership "DSTORE_SET_MEMBERSHIP" (Present, Membership) except -1
     Present load_state "DSTORE_STATE" (Hits)
     int store_state "DSTORE_SET_STATE" (Hits, Present) except -1
-    Several load_several "DSTORE_SEVERAL" (Hits)
-    int store_several "DSTORE_SET_SEVERAL" (Hits, Several) except -1
-    unsigned char load_found "dstore_load_found" (const unsigned char *)
-    void store_found "dstore_store_found" (unsigned char *, unsigned char)
+    dict load_index "DSTORE_INDEX" (Hits)
+    int store_index "DSTORE_SET_INDEX" (Hits, dict) except -1
+    Membership load_home "DSTORE_HOME" (Entry)
+    bint OTHERS_RUN "DSTORE_OTHERS_RUN"
     object look_up "dstore_look_up" (dict, object)
     void prefetch "__builtin_prefetch" (void *)
 
@@ -185,6 +184,9 @@ cdef uint64_t lease_word(double end):
 
 
 
+cdef class Membership
+
+
 @cython.trashcan(True)
 cdef class Entry:
     """One cached value: :class:`dstore.core.local.membership.Entry`, compiled."""
@@ -193,8 +195,9 @@ cdef class Entry:
     cdef readonly object value
     cdef public unsigned int bucket
     cdef public unsigned char visited
+    cdef public unsigned char sound
     cdef public uint64_t seq
-    cdef public bint sound
+    cdef public Membership home
     cdef readonly object key
     cdef public bytes shared
     cdef public Entry newer
@@ -302,54 +305,11 @@ cdef class Present:
         store_membership(self, membership)
 
 
-cdef enum:
-    FOUND_SLOTS = 65536
-    STATES_MAX = 255
-
-
-cdef class Several:
-    """The states of several Locals: :class:`dstore.client.hits.Several`, compiled.
-
-    Where a key was last found is noted by a part of its hash, which a text keeps. Keys with the
-    same part may take each other's place.
-    """
-
-    cdef readonly tuple states
-    cdef unsigned char _found[FOUND_SLOTS]
-
-    def __cinit__(self, states):
-        self.states = tuple(states)
-        if not 0 < len(self.states) <= STATES_MAX:
-            raise ValueError(f"there are 1 to {STATES_MAX} states, not {len(self.states)}")
-        for state in self.states:
-            if not isinstance(state, Present):
-                raise TypeError(f"a state is a Present, not {type(state).__name__}")
-
-    def find(self, str name not None):
-        """Return the entry of a key's text that one of the Locals has under a valid lease."""
-        return self._find(name)
-
-    cdef Entry _find(self, object name):
-        cdef unsigned char *found = self._found + (hash(name) & (FOUND_SLOTS - 1))
-        cdef Py_ssize_t first = load_found(found)
-        cdef Py_ssize_t index
-        cdef Entry entry = _find(<Present> self.states[first], name)
-        if entry is not None:
-            return entry
-        for index in range(len(self.states)):
-            if index != first:
-                entry = _find(<Present> self.states[index], name)
-                if entry is not None:
-                    store_found(found, <unsigned char> index)
-                    return entry
-        return None
-
-
 cdef class Hits:
     """The base of a Node: :class:`dstore.client.hits.Hits`, compiled."""
 
     cdef Present _present
-    cdef Several _locals
+    cdef dict _entries
     cdef public uint64_t _hits
 
     @property
@@ -361,12 +321,12 @@ cdef class Hits:
         store_state(self, state)
 
     @property
-    def _several(self):
-        return load_several(self)
+    def _index(self):
+        return load_index(self)
 
-    @_several.setter
-    def _several(self, Several several):
-        store_several(self, several)
+    @_index.setter
+    def _index(self, dict index):
+        store_index(self, index)
 
     def get(self, key: str | bytes, default: Any = RAISE) -> Any:
         """Return the value of ``key``, from the cache if it is there, else from Global.
@@ -376,11 +336,11 @@ cdef class Hits:
         KeyMissing if the key has no value and no ``default`` is given.
         """
         cdef Entry entry
-        cdef Several several
+        cdef dict index
         if type(key) is not str:  # only for str itself are hash and equality those of the key
             return self._get_named(key, default)
-        several = load_several(self)
-        entry = _find(load_state(self), key) if several is None else several._find(key)
+        index = load_index(self)
+        entry = _find(load_state(self), key) if index is None else _find_indexed(index, key)
         if entry is None:  # not cached, or a text that is not the one text of its key
             return self._get_missed(key, default)
         count(&self._hits)
@@ -389,8 +349,9 @@ cdef class Hits:
 
     def _hit(self, name):
         """Return the entry of a key's text that is cached under a valid lease, and count a hit."""
-        cdef Several several = load_several(self)
-        cdef Entry entry = _find(load_state(self), name) if several is None else several._find(name)
+        cdef Entry entry
+        cdef dict index = load_index(self)
+        entry = _find(load_state(self), name) if index is None else _find_indexed(index, name)
         if entry is not None:
             count(&self._hits)
         return entry
@@ -413,6 +374,30 @@ def find(Present state not None, name):
     return _find(state, name)
 
 
+def find_indexed(dict index not None, name):
+    """Return the entry of a key's text that some membership has under a valid lease."""
+    return _find_indexed(index, name)
+
+
+# Nothing runs between the look-up and the load of the lease where there is a GIL, so that it is as
+# if the end of the lease had been noted first. Elsewhere the entry is looked up once more.
+cdef inline Entry _find_indexed(dict index, object name):
+    cdef Membership membership
+    cdef Entry entry = look_up(index, name)
+    cdef uint64_t lease_end
+    if entry is None:
+        return None
+    membership = load_home(entry)
+    if membership is None:
+        return None
+    lease_end = load_word(membership._lease)
+    if OTHERS_RUN:
+        entry = look_up(membership.entries, name)
+        if entry is None:
+            return None
+    return entry if _is_valid(membership, entry, lease_end) else None
+
+
 # The order matters: see dstore.client.hits.pure_find.
 cdef inline Entry _find(Present state, object name):
     cdef Membership membership
@@ -427,16 +412,21 @@ cdef inline Entry _find(Present state, object name):
     entry = look_up(membership.entries, name)
     if entry is None:
         return None
+    return entry if _is_valid(membership, entry, lease_end) else None
+
+
+cdef inline bint _is_valid(Membership membership, Entry entry, uint64_t lease_end) except -1:
+    """Whether an entry that was found after the end of the lease was noted may be used."""
     prefetch(<void *> entry.value)  # it arrives while the clock is read, which waits for loads
     if membership._words is not NULL:
         if entry.bucket >= membership._length:
             raise IndexError("the bucket of the entry is beyond the words")
         if load_word(membership._words + entry.bucket) > entry.seq:
-            return None
+            return False
     if now() >= lease_end:
-        return None
+        return False
     visit(&entry.visited)
-    return entry
+    return True
 
 
 # ---- the host cache ---------------------------------------------------------------------------

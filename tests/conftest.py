@@ -16,6 +16,13 @@ import dstore
 from dstore import compiled, config
 from dstore.testing import running_global
 from tests.leaks import Footprint, left_behind, private_shared_memory, start_what_stays
+from tests.postgres import (  # noqa: F401 (fixtures)
+    new_postgres,
+    postgres,
+    postgres_pair,
+    postgres_pair_url,
+    postgres_url,
+)
 
 # How long one example takes says what else the machine does, and nothing about the code.
 hypothesis.settings.register_profile("untimed", deadline=None)

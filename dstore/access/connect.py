@@ -176,7 +176,7 @@ def _checked(fields: dict[str, Any], path: str) -> Connect:
         if not isinstance(given, list) or not all(isinstance(each, str) for each in given):
             raise damaged(f"its {name!r} are no list of texts")
     try:
-        addresses.check(fields["address"])
+        addresses.check_several(fields["address"])
     except AddressError as error:
         raise damaged(str(error)) from None
     server_keys = fields["server_keys"]

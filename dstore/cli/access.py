@@ -48,7 +48,7 @@ def init(options: Namespace) -> int:
 
 def add(options: Namespace) -> int:
     """Add a client. Its connect file is written first: without it nothing is added."""
-    addresses.check(options.address)
+    addresses.check_several(options.address)
     to_file = options.output not in (None, "-")
     folder = KeyFolder(options.keys)
     written = False

@@ -14,6 +14,8 @@ from typing import Any, NoReturn, TypeAlias
 from dstore import config
 from dstore.cli import console
 from dstore.cli.console import text_or_bytes
+from dstore.cli.help import HELP
+from dstore.server.parameters import DATABASE_SCHEMES
 from dstore.shm.root import ROOT_DEFAULT, ROOT_VARIABLE
 from dstore.version import __version__
 
@@ -29,65 +31,12 @@ Exit codes: {console.EXIT_OK} done; {console.EXIT_REFUSED} the key is missing or
 store is full, data is damaged, or access is denied; {console.EXIT_USAGE} wrong usage or bad \
 input; {console.EXIT_UNREACHED} Global cannot be reached, or what listens there is another server.
 """
-HELP = {
-    "--address": "the address at which Global listens (default: that of the connect file, or "
-    f"${config.ADDRESS_VARIABLE}, or {config.ADDRESS_DEFAULT})",
-    "--bind": "the address at which to take requests (default: %(default)s)",
-    "--connect": "the connect file of this client, for a Global that asks for keys (default: "
-    f"${config.CONNECT_VARIABLE})",
-    "--data": "keep keys and values in this folder as well, so that they survive a restart "
-    "(default: in memory alone)",
-    "--file": "store the bytes of this file instead",
-    "--finish": "use the next server key from now on (without it: make the next server key)",
-    "--host-cache": "how much memory this host may take for small values that its processes "
-    "share, 0 for none (default: 256M, and at most a quarter of the file system in memory)",
-    "--insecure": "permit an address that other machines can reach without keys: every program "
-    "there can then read and write everything",
-    "--json": "print them as one JSON object",
-    "--keys": "admit only clients whose keys are in this folder, which `dstore access init` makes, "
-    "and encrypt (default: every program that reaches Global may use it)",
-    "--large-from": "the size from which on a value travels in chunks, and the processes of a "
-    "host share one copy of it (default: 64K)",
-    "--lease": "how long a Local may answer from its cache before it must renew its lease "
-    "(default: %(default)g)",
-    "--log-length": "how many recent invalidations to keep for Locals that catch up "
-    "(default: %(default)s)",
-    "--max-clients": "how many Locals may be connected at the same time (default: %(default)s)",
-    "--memory-limit": "how much memory all keys and values may take, for example 512M or 4G "
-    "(default: 4G)",
-    "--no-wait": "return without waiting until no Local can read the values any more",
-    "--null": "end each key with NUL, for xargs -0",
-    "--output": "write to this file, which appears when it is complete",
-    "--prefix": "let it see and write only keys that begin with this; may be repeated (default: "
-    "all keys)",
-    "--publisher": "the address at which to broadcast invalidations (default: the next port)",
-    "--quiet": "show no progress bar",
-    "--replace": "replace the value of a key that is occupied",
-    "--role": "what the client may do",
-    "--shm": "the folder in memory (a tmpfs) where the processes of this host read large values; "
-    f'"" for none, so that each process has its own copy (default: ${ROOT_VARIABLE}, or '
-    f"{ROOT_DEFAULT} without it)",
-    "--timeout": "how long to wait for an answer of Global (default: %(default)g)",
-    "--ttl": "after how many seconds the key expires (default: it stays until it is deleted)",
-    "--value-limit": "how large one value may be (default: 4G)",
-    "--verbose": "log more; give it twice to log all",
-    "--workers": "how many processes read the files (default: %(default)s)",
-    "backup": "the folder that `dstore backup` has made",
-    "data": "the data folder, as given to `dstore global --data`",
-    "connect_file": "the connect file, which is replaced in one step",
-    "folder": "the folder whose files are shared (default: the sources of Python's library)",
-    "key": "the key of the value",
-    "keys": "the keys to be deleted",
-    "name": "the name of the client",
-    "prefix": "list only the keys that begin with this (default: all keys)",
-    "seconds": "in how many seconds from now the key expires",
-    "target": "the folder to be made, which must not exist",
-    "value": "the value, stored as text; if it is missing or -, standard input is stored as bytes",
-}
-"""The help of each option, under its last name."""
 DIGITS_MAX = 20
 """More digits are refused here, since Python has its own error for thousands of digits."""
+_BETWEEN_ADDRESSES = re.compile(r",\s*(?=(?:tcp|ipc)://|[^,/]+:\d+\s*(?:,|$))")
+"""A comma in the path of an ipc address is part of the path."""
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:I?B)?", re.IGNORECASE)
+DRAIN_WAIT = 60.0
 WORKERS_DEFAULT, WORKERS_MAX = 4, 64
 ROLES = ("read", "write", "admin")
 
@@ -133,7 +82,7 @@ def _address_of(options: argparse.Namespace) -> str | None:
     if options.address is not None or options.connect or config.connect_default():
         given: str | None = options.address
         return given
-    return address(config.address_default())
+    return some_addresses(config.address_default())
 
 
 def _parser() -> Parser:
@@ -156,6 +105,7 @@ def _parser() -> Parser:
     _add_readers(parsers)
     _add_data(parsers)
     _add_access(parsers)
+    _add_cluster(parsers)
     return parser
 
 
@@ -177,7 +127,7 @@ def _add_client(parsers: _Parsers, name: str, about: str) -> Parser:
 
 
 def _add_address(parser: Parser) -> None:
-    _option(parser, "--address", type=address)
+    _option(parser, "--address", type=some_addresses)
     _option(parser, "--connect", metavar="FILE")
 
 
@@ -204,6 +154,11 @@ def _add_programs(parsers: _Parsers) -> None:
     _option(serve, "--shm", type=folder, metavar="DIR")
     _option(serve, "--host-cache", type=host_cache, metavar="SIZE")
     _option(serve, "--data", type=data_folder, metavar="DIR")
+    _option(serve, "--engine", type=database_url, metavar="URL")
+    _option(serve, "--advertise", type=address, metavar="ADDRESS")
+    least, most = config.OWNERSHIP_LEASE_MIN, config.OWNERSHIP_LEASE_MAX
+    ownership = between(least, most, "seconds")
+    _option(serve, "--ownership-lease", type=ownership, metavar="SECONDS")
     _option(serve, "--keys", type=data_folder, metavar="DIR")
     _option(serve, "--insecure", action="store_true")
     _add_logging(serve)
@@ -211,7 +166,8 @@ def _add_programs(parsers: _Parsers) -> None:
     host = _add(parsers, "host", "let the processes of this host share one cache of Global")
     host.epilog = (
         "Global does this by itself on its own host. On every other host one such process of each "
-        "user is enough. It prints a line, and tells systemd, when the processes can use it."
+        "user is enough. It prints a line, and tells systemd, when the processes can use it. With "
+        "a cluster there is one cache for each of its Globals."
     )
     _add_address(host)
     _option(host, "--host-cache", type=host_cache, metavar="SIZE")
@@ -340,7 +296,7 @@ def _add_access(parsers: _Parsers) -> None:
     )
     actions = group.add_subparsers(metavar="ACTION", parser_class=Parser)
 
-    init = _add_action(actions, "init", "make a key folder with a new server key")
+    init = _add_action(actions, "access", "init", "make a key folder with a new server key")
     _option(init, "folder", metavar="DIR", type=data_folder, help="the key folder to be made")
 
     add = _add_keys(actions, "add", "add a client, and write its connect file")
@@ -355,9 +311,10 @@ def _add_access(parsers: _Parsers) -> None:
     _option(
         add,
         "--address",
-        type=address,
+        type=some_addresses,
         required=True,
-        help="the address at which the client reaches Global",
+        help="the address at which the client reaches Global; of a cluster several may be given, "
+        "with commas between them",
     )
     _option(add, "-o", "--output", metavar="FILE", help="write to this file, which must be new")
     _add_wait(add)
@@ -377,14 +334,48 @@ def _add_access(parsers: _Parsers) -> None:
     _option(update, "connect_file", metavar="FILE")
 
 
-def _add_action(actions: _Parsers, name: str, about: str) -> Parser:
+def _add_cluster(parsers: _Parsers) -> None:
+    about = "prepare the database of a cluster of Globals, and see how it is"
+    group = _add(parsers, "cluster", about)
+    group.set_defaults(command=None)  # without one of the following it prints its help
+    group.epilog = (
+        "A password is better kept out of the URL, since other users of the machine may see the "
+        "arguments of a command: libpq takes it from $PGPASSWORD, from ~/.pgpass, or from a "
+        "service file (postgresql:///?service=NAME). All other variables of libpq count as well."
+    )
+    actions = group.add_subparsers(metavar="ACTION", parser_class=Parser)
+
+    init = _add_database(actions, "init", "prepare a database for a cluster of Globals")
+    init.epilog = "Nothing is changed in a database that is prepared already."
+    _option(init, "--no-standby", action="store_true")
+
+    status = _add_database(actions, "status", "show members, partitions and the standby")
+    _option(status, "--json", action="store_true")
+
+    drain = _add_database(actions, "drain", "let a member hand over its partitions to the others")
+    drain.epilog = (
+        "It returns when the member owns nothing any more, and can be stopped. A Global that is "
+        "started again is a new member."
+    )
+    _option(drain, "member", metavar="MEMBER")
+    seconds = between(config.TIMEOUT_MIN, config.TIMEOUT_MAX, "seconds")
+    _option(drain, "--wait", type=seconds, default=DRAIN_WAIT, metavar="SECONDS")
+
+
+def _add_database(actions: _Parsers, name: str, about: str) -> Parser:
+    parser = _add_action(actions, "cluster", name, about)
+    _option(parser, "url", metavar="URL", type=database_url)
+    return parser
+
+
+def _add_action(actions: _Parsers, command: str, name: str, about: str) -> Parser:
     parser = _add(actions, name, about)
-    parser.set_defaults(command="access", action=name)
+    parser.set_defaults(command=command, action=name)
     return parser
 
 
 def _add_keys(actions: _Parsers, name: str, about: str) -> Parser:
-    parser = _add_action(actions, name, about)
+    parser = _add_action(actions, "access", name, about)
     folder_help = "the key folder, which `dstore access init` makes"
     _option(parser, "--keys", metavar="DIR", type=data_folder, required=True, help=folder_help)
     return parser
@@ -408,6 +399,11 @@ def _add_wait(parser: Parser) -> None:
 def address(text: str) -> str:
     """Return an address. ``tcp://`` may be left out, as it is where dstore prints an address."""
     return text if "://" in text else f"tcp://{text}"
+
+
+def some_addresses(text: str) -> str:
+    """Return one or several addresses, with commas between them; see :func:`address`."""
+    return ",".join(map(address, _BETWEEN_ADDRESSES.split(text)))
 
 
 def as_passed(text: str) -> str | bytes:
@@ -459,6 +455,13 @@ def folder(text: str) -> str:
     """Return a folder that exists, or "" for none."""
     if text and not os.path.isdir(text):
         raise ArgumentTypeError(f"{text!r} is not a folder")
+    return text
+
+
+def database_url(text: str) -> str:
+    """Return the URL of a database. It is not shown, since it may have a password."""
+    if not text.startswith(DATABASE_SCHEMES):
+        raise ArgumentTypeError("the URL of a database begins with postgresql://")
     return text
 
 

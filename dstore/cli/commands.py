@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dstore.cli import console, data, values
 from dstore.cli.access import access
 from dstore.cli.arguments import as_passed
+from dstore.cli.cluster import cluster
 from dstore.cli.progress import progress_bar
 from dstore.cli.serve import own, serve
 from dstore.cli.show import array_repr, is_array, shown, unreadable
@@ -215,4 +216,5 @@ COMMANDS = {
     "backup": data.make_backup,
     "restore": data.restore_backup,
     "access": access,
+    "cluster": cluster,
 }

@@ -90,8 +90,8 @@ def leaving_on_signals() -> Iterator[None]:
 
 
 def plain(address: str) -> str:
-    """Return an address as people write it, without ``tcp://``."""
-    return address.removeprefix("tcp://")
+    """Return an address, or several, as people write it, without ``tcp://``."""
+    return address.removeprefix("tcp://").replace(",tcp://", ",")
 
 
 def complain(message: str, program: str = "dstore") -> None:

@@ -13,9 +13,10 @@ from argparse import Namespace
 from collections.abc import Callable, Iterator
 
 from dstore.cli import console
+from dstore.cli.cluster import warn_of_password
 from dstore.cli.console import plain
 from dstore.cli.notify import notify
-from dstore.client.owner import HostOwner
+from dstore.client.owners import HostOwners
 from dstore.errors import DataError, KeyFolderError
 from dstore.server.server import Global
 from dstore.transport.addresses import is_private
@@ -27,6 +28,7 @@ def serve(options: Namespace) -> int:
     """Run Global in this thread until SIGINT or SIGTERM. Returns the exit code."""
     if options.keys is not None and options.insecure:
         options.parser.error("--insecure is for a Global without --keys; give one of them")
+    _check_cluster(options)
     _log(options)
     take_all_descriptors()
     server = Global(
@@ -41,6 +43,9 @@ def serve(options: Namespace) -> int:
         shm=options.shm,
         host_cache=options.host_cache,
         data=options.data,
+        engine=options.engine,
+        advertise=options.advertise,
+        ownership_lease=options.ownership_lease,
         keys=options.keys,
         insecure=options.insecure,
     )
@@ -60,6 +65,19 @@ def serve(options: Namespace) -> int:
     return console.EXIT_OK
 
 
+def _check_cluster(options: Namespace) -> None:
+    """Refuse options that do not go together, in the words of the command line."""
+    if options.engine is None:
+        for name in ("advertise", "ownership_lease"):
+            if getattr(options, name) is not None:
+                option = name.replace("_", "-")
+                options.parser.error(f"--{option} is for a member of a cluster; give --engine, too")
+        return
+    if options.data is not None:
+        options.parser.error("--data is for a Global without --engine; give one of them")
+    warn_of_password(options.engine)
+
+
 def own(options: Namespace) -> int:
     """Own the membership of this host until SIGINT or SIGTERM. Returns the exit code."""
     _log(options)
@@ -74,7 +92,7 @@ def own(options: Namespace) -> int:
             notify("READY=1")
 
     with _signals_held():
-        owner = HostOwner(
+        owner = HostOwners(
             options.address,
             connect=options.connect,
             shm=options.shm,

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 from dstore import checks, config
 from dstore.client import translate
+from dstore.client.cluster.listing import Listing
+from dstore.client.cluster.members import LoopWay
 from dstore.client.commands import Command, Lookup
 from dstore.client.files import Path
 from dstore.client.hits import RAISE
@@ -25,6 +27,7 @@ from dstore.runtime.native import Empty
 
 P = ParamSpec("P")
 T = TypeVar("T")
+TASK = LoopWay(loops.task_event)
 
 
 class AsyncWatch:
@@ -190,14 +193,11 @@ class AsyncNode:
         return self._pages(translate.key_text(prefix))
 
     async def _pages(self, start: Key) -> AsyncIterator[Any]:
-        after = ""
-        while True:
-            page = await self._do(self._commands.page(start, after))
-            for key in page.keys:
+        listing = Listing()
+        while not listing.over:
+            await self._node._read_pages(listing, start, TASK)
+            for key in listing.take():
                 yield public(key)
-            if not page.after:
-                return
-            after = page.after
 
     wait = _coroutine(Node.wait)
 
@@ -230,8 +230,13 @@ class AsyncNode:
         """See :meth:`Node.host_processes`."""
         return self._node.host_processes()
 
-    global_stats = _coroutine(Node.global_stats)
-    join = _coroutine(Node.join)
+    async def global_stats(self) -> dict[str, Any]:
+        """See :meth:`Node.global_stats`."""
+        return await self._node._global_stats(TASK)
+
+    async def join(self, timeout: float | None = None) -> None:
+        """See :meth:`Node.join`."""
+        await self._node._join(timeout, TASK)
 
     async def close(self) -> None:
         """Close the Node; do nothing if it is shared (:meth:`sharing`).
@@ -249,4 +254,4 @@ class AsyncNode:
         await self.close()
 
     async def _do(self, command: Command[T]) -> T:
-        return await self._node._here().loop.conduct(command, loops.task_event)
+        return await self._node._conduct(command, TASK)

@@ -99,8 +99,8 @@ class Command(Generic[T]):
     within: Callable[[float], Command[T]] | None = None
     lasting: bool = False
     part: Callable[[Sequence[Key]], Command[Any]] | None = None
-    chunk: Callable[[Sequence[Key]], Sequence[Key]] = lambda keys: keys
-    merge: Callable[[list[Any]], Any] = lambda results: results[0]
+    chunk: Callable[[Sequence[Key]], Sequence[Key]] | None = None
+    merge: Callable[[list[Any]], Any] | None = None
 
 
 class DirectCommand(Command[T]):

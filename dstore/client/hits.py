@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from dstore.compiled import native
-from dstore.core.local.membership import Entry, Present
+from dstore.core.local.membership import Entry, Membership, Present
 from dstore.protocol.messages import Key, Stored
 from dstore.runtime import clock
 
@@ -14,51 +14,18 @@ RAISE: Any = object()
 """Stands for no default."""
 
 
-FOUND_MAX = 1 << 16
-"""Keys of which it is noted where they were last found; beyond it all are forgotten."""
-
-
-class Several(dict[Key, Present]):
-    """The states of several Locals, one for each Global of a cluster that a Node needs.
-
-    A value that any of them has cached is as good, wherever the key's partition is now: its lease
-    ends before another Global removes it. So a hit need not know the owner. As a dictionary this
-    has the state in which a key was last found, the first one for other keys.
-    """
-
-    __slots__ = ("states",)
-
-    def __init__(self, states: Iterable[Present]) -> None:
-        super().__init__()
-        self.states = tuple(states)
-
-    def __missing__(self, key: Key) -> Present:
-        return self.states[0]
-
-    def find(self, name: Key) -> Entry | None:
-        """Return the entry of a key's text that one of the Locals has under a valid lease."""
-        for state in self.states:
-            entry = pure_find(state, name)
-            if entry is not None:
-                if len(self) >= FOUND_MAX:
-                    self.clear()
-                self[entry.key] = state
-                return entry
-        return None
-
-
 class Hits:
     """The base of a Node: ``get``, which a hit ends here.
 
     Where :mod:`dstore._native` is there, its class of the same name takes this one's place.
-    ``_state`` is the state of the Local, ``_several`` has those of several Locals, or is None, and
-    ``_hits`` counts.
+    ``_state`` is the state of the Local, and ``_hits`` counts. With several Globals there are
+    several Locals, and ``_index`` has the entries of all; else it is None.
     """
 
-    __slots__ = ("_hits", "_several", "_state")
+    __slots__ = ("_hits", "_state")
 
     _state: Present
-    _several: Several | None
+    _index: dict[Key, Any] | None = None
     _hits: int
 
     def get(self, key: str | bytes, default: Any = RAISE) -> Any:
@@ -71,10 +38,11 @@ class Hits:
         # The steps of pure_find(), inline: a hit is the most frequent call, and this saves a call.
         if type(key) is not str:  # only for str itself are hash and equality those of the key
             return self._get_named(key, default)
-        several = self._several
-        membership = (self._state if several is None else several[key]).membership
-        lease_end = membership.lease[0]
+        index = self._index
         try:
+            # An index says which membership may have the key, and no more.
+            membership = self._state.membership if index is None else index[key].home
+            lease_end = membership.lease[0]
             entry = membership.entries[key]
         except KeyError:  # not cached, or a text that is not the one text of its key
             entry = None
@@ -92,8 +60,8 @@ class Hits:
 
     def _hit(self, name: str) -> Entry | None:
         """Return the entry of a key's text that is cached under a valid lease, and count a hit."""
-        several = self._several
-        entry = pure_find(self._state, name) if several is None else several.find(name)
+        index = self._index
+        entry = pure_find(self._state, name) if index is None else pure_find_indexed(index, name)
         if entry is not None:
             self._hits += 1
         return entry
@@ -118,7 +86,16 @@ def pure_find(state: Present, name: str) -> Entry | None:
     and its word are read, and the clock is compared last, with the noted end. In any other order
     the lease might lapse, the key be deleted, and a renewal come between two of these steps.
     """
-    membership = state.membership
+    return _found(state.membership, name)
+
+
+def pure_find_indexed(index: Mapping[Key, Entry], name: str) -> Entry | None:
+    """Return the entry of a key's text that some membership has under a valid lease."""
+    entry = index.get(name)
+    return None if entry is None or entry.home is None else _found(entry.home, name)
+
+
+def _found(membership: Membership, name: str) -> Entry | None:
     lease_end = membership.lease[0]
     entry = membership.entries.get(name)
     if entry is None:
@@ -132,7 +109,8 @@ def pure_find(state: Present, name: str) -> Entry | None:
     return entry
 
 
-PureHits, PureSeveral = Hits, Several
-find = pure_find
+PureHits = Hits
+find, find_indexed = pure_find, pure_find_indexed
 if not TYPE_CHECKING and native is not None:
-    RAISE, Hits, Several, find = native.RAISE, native.Hits, native.Several, native.find
+    RAISE, Hits = native.RAISE, native.Hits
+    find, find_indexed = native.find, native.find_indexed

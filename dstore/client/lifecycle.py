@@ -18,8 +18,9 @@ from collections.abc import Callable, Iterable
 from types import FrameType
 from typing import Any, TypeVar
 
+from dstore.client.cluster.members import Members
 from dstore.client.commands import Commands
-from dstore.client.hits import Hits
+from dstore.client.hits import Hits, find
 from dstore.client.host_page import can_be_inherited
 from dstore.client.hosts.local import Local
 from dstore.client.settings import Settings
@@ -57,12 +58,20 @@ class Lifecycle(Hits):
         )
         self._place = _Place()
         self._closed = False
-        self._local: Local | None = None
-        self._parent: LocalState | None = None  # in a forked child: the state of the parent's Local
+        self._home = settings.each_address[0]
+        self._local: Local | None = None  # that of the first address
+        self._locals: dict[str, Local] = {}  # of this process, by address
+        self._parents: dict[str, LocalState] = {}  # in a forked child: the states of the parent's
+        self._inherited: dict[str, LocalState] = {}  # and what can be used of them
+        self._members: Members | None = None  # if there are several Globals
         self._state = _ABSENT
+        self._index = None
         self._hits = 0
         self._birth = native.RLock()  # a signal handler may close a Node while it is being made
         _nodes.add(self)
+        if len(settings.each_address) > 1:
+            self._members = self._new_members()
+            self._index_all()
         self._here()
 
     @classmethod
@@ -93,30 +102,99 @@ class Lifecycle(Hits):
         return None
 
     def _here(self) -> Local:
-        """Return the Local of this process; it is made here, once, after a fork."""
-        local = self._local
+        """Return the Local of this process; it is made here, once, after a fork.
+
+        With several Globals it is that of the first one.
+        """
+        return self._local or self._open(self._home)
+
+    def _open(self, address: str) -> Local:
+        """Return the Local of this process for the Global at an address; it is made here, once."""
+        local = self._locals.get(address)
         if local is not None:
             return local
         green.here()  # for what a thread of this Node may have to log
         with self._birth:
             self._check_open()
-            if self._local is None:
+            local = self._locals.get(address)
+            if local is None:
                 _close_at_exit_of_child()
                 on_deletion = _announcer(self._settings.on_deletion)
-                made = Local(self._settings, self._label_here(), on_deletion)
+                local = Local(self._settings.at(address), self._label_here(), on_deletion)
                 try:
-                    made.start(self._parent)
-                    self._parent = None
-                    self._dropped = weakref.finalize(
-                        self, _abandon, made, self.address, self._place
-                    )
-                    self._dropped.atexit = False
-                    self._state, self._local = made.state, made
+                    local.start(self._parents.get(address))
+                    if not self._locals:
+                        self._dropped = weakref.finalize(
+                            self, _abandon, self._locals, self.address, self._place
+                        )
+                        self._dropped.atexit = False
+                    if self._index is not None:
+                        local.join_index(self._index)
+                    self._locals[address] = local
+                    self._inherited.pop(address, None)
+                    self._show()
                     self._check_open()  # a signal handler may have closed it, in this thread
                 except BaseException:  # after Ctrl-C the program may never get this Node
-                    made.abandon()
+                    local.abandon()
                     raise
-            return self._local
+                self._parents.pop(address, None)
+        return local
+
+    def _show(self) -> None:
+        """Let hits find what the Locals have cached, and what was inherited."""
+        local = self._locals.get(self._home)
+        self._state = _ABSENT if local is None else local.state
+        if local is None:
+            self._state = self._inherited.get(self._home, _ABSENT)
+        self._local = local
+
+    def _index_all(self) -> None:
+        """From now on have an index of what all Locals have cached."""
+        index: dict[Key, Entry] = {}
+        for local in list(self._locals.values()):
+            local.join_index(index)
+        self._index = index
+
+    def _inherit_index(self) -> None:
+        """In a forked child: have an index of what can be used of the parent's."""
+        former, self._index = self._index, {}
+        homes = {id(state.membership) for state in self._inherited.values()}
+        for key, entry in (former or {}).items() if homes else ():
+            if id(entry.home) in homes:
+                self._index[key] = entry
+
+    def _find(self, name: Key) -> Entry | None:
+        """Return an entry that is in no index, since two Locals have stored its key at a time."""
+        for local in list(self._locals.values()):
+            entry = find(local.state, name)
+            if entry is not None and self._index is not None:
+                self._index[entry.key] = entry
+                return entry
+        return None
+
+    def _new_members(self) -> Members:
+        settings = self._settings
+        members = Members(
+            settings.each_address,
+            self._commands,
+            self._locals,
+            weakref.WeakMethod(self._open),
+            weakref.WeakMethod(self._show),
+            settings.cache_bytes,
+        )
+        weakref.finalize(self, members.watching.stop).atexit = False
+        return members
+
+    def _become_several(self) -> Members:
+        """Go on as a Node of several Globals: the one at the address is a member of a cluster."""
+        with self._birth:
+            self._check_open()
+            if self._members is None:
+                members = self._new_members()
+                self._index_all()
+                self._members = members
+                members.watching.adopt(self._here().watches.present)
+            return self._members
 
     def _opened(self, entry: Entry) -> Any:
         return self._commands.opened(entry)
@@ -138,12 +216,21 @@ class Lifecycle(Hits):
             _connected.remove(self)
         with self._birth:
             self._closed = True
-            local = self._local
-            self._state, self._parent = _ABSENT, None
-        if local is not None:
-            local.close()
+            locals_ = list(self._locals.values())
+            self._state, self._index = _ABSENT, None
+            self._parents, self._inherited = {}, {}
+        members = self._members
+        if members is not None:
+            members.watching.stop()
+            for local in locals_:
+                local.hasten()
+            members.watching.join()
+        if locals_:
+            for local in locals_:
+                local.close()
             self._dropped.detach()
             self._local = None  # last, so that a call that was interrupted above can be repeated
+            self._locals.clear()
         _nodes.discard(self)
 
     def __enter__(self: N) -> N:
@@ -154,21 +241,26 @@ class Lifecycle(Hits):
         self.close()
 
     def _forked(self) -> None:
-        if self._local is not None:
+        if self._locals:
             self._dropped.detach()
-            self._parent = self._local.forked()
-        parent, self._state = self._parent, _ABSENT
-        if parent is not None and not self._closed and can_be_inherited(parent):
-            # What the parent has cached is good here, too, and is there before this process has
-            # looked for anything: the page says what is still valid.
-            self._state = _absent()
-            self._state.membership, self._state.page = parent.membership, parent.page
-            self._state.lease = parent.lease
-        else:
-            self._parent = None
-        self._local = None
-        self._hits = self._commands.hits = self._commands.misses = 0
+            self._parents.update({each: local.forked() for each, local in self._locals.items()})
+        self._state, self._local, self._locals = _ABSENT, None, {}
         self._birth = native.RLock()
+        # What the parent has cached is good here, too, and is there before this process has looked
+        # for anything: the page says what is still valid.
+        self._parents = {
+            address: parent
+            for address, parent in self._parents.items()
+            if not self._closed and can_be_inherited(parent)
+        }
+        self._inherited = {each: _inherited(parent) for each, parent in self._parents.items()}
+        if self._members is not None:
+            self._members.watching.end()
+            routes, self._members = self._members.routes, self._new_members()
+            self._members.routes.learn(routes.map)
+            self._inherit_index()
+        self._show()
+        self._hits = self._commands.hits = self._commands.misses = 0
 
 
 class _Place:
@@ -189,12 +281,13 @@ def _announcer(callback: Callable[[str | bytes], None] | None) -> Callable[[Key]
     return None if callback is None else lambda key: callback(public(key))
 
 
-def _abandon(local: Local, address: str, place: _Place) -> None:
+def _abandon(locals_: dict[str, Local], address: str, place: _Place) -> None:
     """Warn that a Node was dropped and not closed; the warning names the line that made it.
 
     With ``-X tracemalloc`` it also has the calls that led to that line.
     """
-    local.abandon()
+    for local in list(locals_.values()):
+        local.abandon()
     message = f"a dstore.Node of {address} was not closed"
     warnings.warn_explicit(message, ResourceWarning, place.file, place.line, source=place)
 
@@ -202,6 +295,13 @@ def _abandon(local: Local, address: str, place: _Place) -> None:
 def _absent() -> LocalState:
     """Return a state with no lease and an empty cache, in which no hit is found."""
     return LocalState(random16=lambda: bytes(16), label="", cache_bytes=0)
+
+
+def _inherited(parent: LocalState) -> LocalState:
+    """Return a state with what a forked child can use of its parent's."""
+    state = _absent()
+    state.membership, state.page, state.lease = parent.membership, parent.page, parent.lease
+    return state
 
 
 _ABSENT = _absent()

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import weakref
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 from dstore import checks, compiled, config
 from dstore.client import translate
+from dstore.client.cluster.figures import total_of_globals, total_of_locals
+from dstore.client.cluster.listing import Listing
+from dstore.client.cluster.members import THREAD, LoopWay, Members, Way, ask_in_background
+from dstore.client.cluster.routing import ATTEMPT_FIRST
 from dstore.client.commands import Command, Lookup
 from dstore.client.files import Fetched, Path, Progress
 from dstore.client.host_page import HostPage
@@ -17,7 +22,10 @@ from dstore.client.settings import Settings, function_with, initializer_with, ti
 from dstore.client.translate import Deletion
 from dstore.client.watch import Event, Watch, call_back
 from dstore.core.local.membership import Entry
+from dstore.core.local.operations import One
+from dstore.core.local.operations.exchange import Misdirected
 from dstore.core.local.state import LocalState
+from dstore.errors import GlobalUnavailable
 from dstore.protocol import content
 from dstore.protocol.keys import public
 from dstore.protocol.messages import Key, Stored
@@ -97,15 +105,24 @@ class Node(Lifecycle):
     # ---- reading --------------------------------------------------------------------------
 
     def _get_missed(self, key: str, default: Any) -> Any:
-        local, commands = self._local or self._here(), self._commands
-        if local.state.page is not None:
+        members, commands, timeout = self._members, self._commands, self._commands.timeout
+        if members is None:
+            local: Local | None = self._local or self._here()
+        else:
+            name = translate.key_name(key)
+            entry = self._find(name)
+            if entry is not None:
+                self._hits += 1
+                return self._opened(entry)
+            local, timeout = members.owner_of(name), min(timeout, ATTEMPT_FIRST)
+        if local is not None and local.state.page is not None:
             value = self._find_on_host(local, key)
             if value is not NOTHING:
                 return value
-        if commands.timeout >= PLAIN_TIMEOUT_MIN and green.here() is None:
+        if local is not None and timeout >= PLAIN_TIMEOUT_MIN and green.here() is None:
             name = translate.key_name(key)
             if name not in local.state.addresses:  # what is fetched has to be hashed
-                one = local.get(name, commands.timeout, commands.options)
+                one = self._get_at(local, name, timeout)
                 if one is not None:
                     answer, cached = one
                     value = answer.value if type(answer) is Entry else answer
@@ -114,6 +131,17 @@ class Node(Lifecycle):
                     commands.misses += 1
                     return value
         return self._do(commands.get(key, default))
+
+    def _get_at(self, local: Local, name: Key, timeout: float) -> One | None:
+        """Read a key at one Global; None if that has to be done in another way, or elsewhere."""
+        try:
+            return local.get(name, timeout, self._commands.options)
+        except Misdirected:
+            return None
+        except GlobalUnavailable:
+            if self._members is None:
+                raise
+            return None
 
     def _find_on_host(self, local: Local, key: str) -> Any:
         """Return the value that the host cache has for a key, and count a hit, or NOTHING.
@@ -173,11 +201,16 @@ class Node(Lifecycle):
         are equal though they are different keys, raise InvalidKey. Each key is read on its own; the
         result is no snapshot.
         """
-        local = self._local or self._here()
-        if local.state.page is None:
-            return self._do(self._commands.get_many(keys))
-        asked = list(checks.several("keys", keys))
-        found, rest = self._find_many_on_host(local, asked)
+        members = self._members
+        if members is None:
+            local = self._local or self._here()
+            if local.state.page is None:
+                return self._do(self._commands.get_many(keys))
+            asked = list(checks.several("keys", keys))
+            found, rest = self._find_many_on_host(local, asked)
+        else:
+            asked = list(checks.several("keys", keys))
+            found, rest = self._find_many_in_several(members, asked)
         if not found:
             return self._do(self._commands.get_many(asked))
         if not rest:
@@ -185,6 +218,30 @@ class Node(Lifecycle):
         others: dict[Any, Any] = self._do(self._commands.get_many(rest))
         both = {**found, **others}
         return {key: both[key] for key in asked if key in both}
+
+    def _find_many_in_several(
+        self, members: Members, keys: list[Any]
+    ) -> tuple[dict[Any, Any], list[Any]]:
+        """Return values that Locals, or the pages of their hosts, have cached; and the other keys.
+
+        Nothing is found where keys are not all of the type ``str`` itself: they may be equal.
+        """
+        found: dict[Any, Any] = {}
+        if not set(map(type, keys)) <= {str}:
+            return found, keys
+        keys = list(dict.fromkeys(keys))  # each counts once
+        for key in keys:
+            entry = self._hit(key)
+            if entry is not None:
+                found[key] = self._opened(entry)
+        rest = [key for key in keys if key not in found and key.isascii()]
+        for local, theirs in members.by_owner(rest):
+            if local.state.page is not None:
+                found.update(self._find_many_on_host(local, theirs)[0])
+        return (
+            {key: found[key] for key in keys if key in found},
+            [key for key in keys if key not in found],
+        )
 
     def _find_many_on_host(self, local: Local, keys: list[Any]) -> tuple[dict[Any, Any], list[Any]]:
         """Return values that the processes of this host have cached, and the other keys."""
@@ -232,13 +289,23 @@ class Node(Lifecycle):
         return self._pages(translate.key_text(prefix))
 
     def _pages(self, start: Key) -> Iterator[Any]:
-        after = ""
-        while True:
-            page = self._do(self._commands.page(start, after))
-            yield from map(public, page.keys)
-            if not page.after:
+        listing = Listing()
+        while not listing.over:
+            self._finish(self._read_pages, listing, start)
+            yield from map(public, listing.take())
+
+    async def _read_pages(self, listing: Listing, start: Key, way: Way) -> None:
+        """Read the next pages of a listing."""
+        members = self._members
+        if members is None:
+            (cursor,) = listing.empty
+            try:
+                page = await way.run(self._here(), self._commands.page(start, cursor.after))
+                listing.read(cursor, [(cursor.numbers, page.keys, page.after)])
                 return
-            after = page.after
+            except Misdirected:
+                members = self._become_several()
+        await members.read(listing, start, way)
 
     # ---- waiting and watching -------------------------------------------------------------
 
@@ -275,7 +342,12 @@ class Node(Lifecycle):
         """
         checks.optional(checks.function, "callback", callback)
         most = checks.count("limit", limit, 1, config.WATCH_LIMIT_MAX)
-        watch = self._here().watch(translate.key_text(prefix), most)
+        text, members = translate.key_text(prefix), self._members
+        if members is None:
+            watch = self._here().watches.begin(text, most)
+            self._ask_for_members()
+        else:
+            watch = members.watching.begin(text, most)
         if callback is not None:
             call_back(watch, callback)
         return watch
@@ -382,66 +454,114 @@ class Node(Lifecycle):
     def _do(self, command: Command[T]) -> T:
         """Carry out a command in this thread, or in this greenlet while others run."""
         local = self._local or self._here()
-        inbox = green.here()
-        if inbox is not None:
-            return green.finish(local.loop.conduct(command, inbox.new_event))
-        result: T = local.run(command)
+        if self._members is None and green.here() is None:
+            try:
+                result: T = local.run(command)
+            except Misdirected as error:
+                moved = error.with_traceback(None)
+            else:
+                return result
+            result = self._finish(self._become_several().carry_out, command, moved=moved)
+        else:
+            result = self._finish(self._conduct, command)
         return result
+
+    async def _conduct(self, command: Command[T], way: Way) -> T:
+        """Carry out a command at the Global of this Node, or at the members that have its keys."""
+        members, moved = self._members, None
+        if members is None:
+            try:
+                return await way.run(self._here(), command)
+            except Misdirected as error:
+                moved = error.with_traceback(None)
+                members = self._become_several()
+        return await members.carry_out(command, way, moved)
+
+    def _finish(self, begin: Callable[..., Coroutine[Any, Any, T]], *given: Any, **named: Any) -> T:
+        """Run a coroutine that takes a way to wait, in this thread or greenlet."""
+        self._check_open()
+        inbox = green.here()
+        way = THREAD if inbox is None else LoopWay(inbox.new_event)
+        return green.finish(begin(*given, way, **named))
+
+    def _ask_for_members(self) -> None:
+        """Have the Global asked whether it is a member of a cluster, in the background."""
+        become = weakref.WeakMethod(self._become_several)
+        ask_in_background(self._here(), self._commands.map(config.WAIT_MAX), become)
 
     # ---- metrics and life -----------------------------------------------------------------
 
     def stats(self) -> dict[str, Any]:
         """Return metrics of this Local: sizes in bytes, times in seconds, counts since it began.
 
+        With several Globals these are sums, and the shortest lease; ``globals`` has the metrics of
+        the Local of each.
+
         ``hits`` are reads that the cache of this process has answered, ``host_hits`` those that the
         host cache has answered instead. These and ``misses`` may be a few too low when many threads
         count at once.
         """
         self._check_open()
-        local, state = self._local, self._state
-        left = state.lease_end - clock.now()
-        page, host_hits = state.page, state.counters["host_hits"]
-        hits = max(0, self._hits + self._commands.hits - host_hits)
+        if self._members is None:
+            row = _row(self._state, self._local)
+            more: dict[str, Any] = {}
+        else:
+            rows = {each: _row(local.state, local) for each, local in list(self._locals.items())}
+            row, more = total_of_locals(list(rows.values())), {"globals": rows}
+        reads = {
+            "hits": max(0, self._hits + self._commands.hits - row["host_hits"]),
+            "misses": self._commands.misses,
+        }
         return {
             "address": self.address,
             "label": self._label_here(),
-            "session": _public_name(state.session),
-            "membership": _kind(state),
-            "owner": page.owner if isinstance(page, HostPage) else "",
-            "epoch": f"{state.epoch:016x}",
-            "hits": hits,
-            "misses": self._commands.misses,
-            **state.counters,
-            "evictions": state.cache.evictions,
-            "keys": len(state.entries),
-            "bytes": state.cache.size,
-            "bytes_limit": state.cache.limit,
-            "host_bytes_limit": 0 if page is None else page.capacity,
-            "lease": state.lease,
-            "lease_left": max(0.0, left),
-            "applied": state.applied,
+            **row,
+            **reads,
             "compiled": compiled.native is not None,
-            "malformed": local.host.malformed if local else 0,
+            **more,
         }
 
     def host_processes(self) -> int:
         """Return how many processes of this host have the page of its membership, owner included.
 
-        0 if this Node does not use one. Looks at all processes, which takes some milliseconds.
+        0 if this Node does not use one. Looks at all processes, which takes some milliseconds. With
+        several Globals it is the page that most of them have.
         """
-        page = self._here().state.page
-        return page.page.users() if isinstance(page, HostPage) else 0
+        self._here()
+        pages = [local.state.page for local in list(self._locals.values())]
+        return max((page.page.users() for page in pages if isinstance(page, HostPage)), default=0)
 
     def global_stats(self) -> dict[str, Any]:
-        """Ask Global for its metrics, and return them; ``locals`` has a row for each session."""
-        return self._do(self._commands.global_stats())
+        """Ask Global for its metrics, and return them; ``locals`` has a row for each session.
+
+        With several Globals all are asked: ``globals`` has the metrics of each by its address, or
+        ``error``, why it did not answer. Beside it are sums.
+        """
+        return self._finish(self._global_stats)
+
+    async def _global_stats(self, way: Way) -> dict[str, Any]:
+        members, command = self._members, self._commands.global_stats()
+        if members is None:
+            local = self._here()
+            found = await way.run(local, self._commands.map(self._commands.timeout))
+            if not found.members:
+                return await way.run(local, command)
+            members = self._become_several()
+        return total_of_globals(await members.everywhere(command, way))
 
     def join(self, timeout: float | None = None) -> None:
         """Wait, at most ``timeout`` seconds, until Global has answered. Never needed before use.
 
         Without ``timeout`` it waits as long as any call. Raises GlobalUnavailable.
         """
-        self._do(self._commands.join(timeout))
+        self._finish(self._join, timeout)
+
+    async def _join(self, timeout: float | None, way: Way) -> None:
+        command, members = self._commands.join(timeout), self._members
+        if members is None:
+            await way.run(self._here(), command)
+        else:
+            await members.learn(way, self._commands.timeout if timeout is None else timeout)
 
     def __reduce__(self) -> tuple[Callable[[Settings], Node], tuple[Settings]]:
         return Node._unpickle, (self._settings,)
@@ -450,6 +570,29 @@ class Node(Lifecycle):
 def _promote_all(state: LocalState, page: HostPage, records: Again) -> None:
     for key, hashed, record in records:
         state.promote(page, translate.key_name(key), hashed, record)
+
+
+def _row(state: LocalState, local: Local | None) -> dict[str, Any]:
+    """Return the metrics of one Local."""
+    page = state.page
+    return {
+        "session": _public_name(state.session),
+        "membership": _kind(state),
+        "owner": page.owner if isinstance(page, HostPage) else "",
+        "epoch": f"{state.epoch:016x}",
+        "hits": 0,
+        "misses": 0,
+        **state.counters,
+        "evictions": state.cache.evictions,
+        "keys": len(state.entries),
+        "bytes": state.cache.size,
+        "bytes_limit": state.cache.limit,
+        "host_bytes_limit": 0 if page is None else page.capacity,
+        "lease": state.lease,
+        "lease_left": max(0.0, state.lease_end - clock.now()),
+        "applied": state.applied,
+        "malformed": local.host.malformed if local else 0,
+    }
 
 
 def _kind(state: LocalState) -> str:

@@ -9,13 +9,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
+from dstore.client.cluster.routing import Map
 from dstore.client.large import LargeValues, random16
 from dstore.client.settings import Settings
 from dstore.core.local.effects import Dropped, LocalEffect, Subscribe, Tell
 from dstore.core.local.owner import OwnerState, Page
 from dstore.errors import AddressError, BadMessage, copy_of
 from dstore.protocol import wire
-from dstore.protocol.messages import Broadcast, Welcome
+from dstore.protocol.messages import NO_SESSION, AskMap, Broadcast, MapReply, Welcome
 from dstore.quoting import visible
 from dstore.runtime import clock, native
 from dstore.runtime.logs import INFO, Log, RateLimitedLog
@@ -37,6 +38,8 @@ UNREACHED_AFTER = 3.0
 FAILURE_PAUSE = 0.1
 """Seconds of rest after a failure of dstore itself."""
 NEVER = float("inf")
+MAP_EVERY = 2.0
+"""Seconds between two questions for the map of the cluster, if Global is a member of one."""
 
 
 class CannotOwn(ValueError):
@@ -50,7 +53,8 @@ class HostOwner:
     Without an ``address`` the file has it, which ``$DSTORE_CONNECT`` may name, too. ``shm`` is the
     folder for shared memory, ``host_cache`` the size of the host cache; None stands for the
     defaults, and a ``host_cache`` of 0 for none. ``changed`` is called when processes can use the
-    membership (True), and when they cannot any more (False).
+    membership (True), and when they cannot any more (False); ``mapped`` now and then, with the
+    members of the cluster if Global is a member of one.
 
     Raises CannotOwn, AddressError, BadConnectFile and GlobalUnavailable.
     """
@@ -63,6 +67,7 @@ class HostOwner:
         shm: str | None = None,
         host_cache: int | None = None,
         changed: Callable[[bool], None] = lambda there: None,
+        mapped: Callable[[Map], None] = lambda found: None,
     ) -> None:
         settings = Settings(address, connect=connect)
         self.address = settings.address
@@ -73,6 +78,8 @@ class HostOwner:
             open_page=self._open_page,
         )
         self._changed = changed
+        self._mapped = mapped
+        self._map_at = NEVER
         self._there = False
         self._stopping = False
         self._error: Exception | None = None  # why it must end
@@ -138,7 +145,7 @@ class HostOwner:
     def _turn(self, until: float) -> None:
         state, control = self.state, self._link.control
         self._act(clock.now())
-        wake_at = min(state.wake_at, self._check_at, self._complain_at, until)
+        wake_at = min(state.wake_at, self._check_at, self._complain_at, self._map_at, until)
         if self._error or (self._stopping and until == NEVER):
             return
         frames, up = control.wait(wake_at - clock.now())
@@ -156,6 +163,10 @@ class HostOwner:
             self._check(now)
         if now >= self.state.wake_at:
             self._perform(self.state.tick(now))
+        if now >= self._map_at:
+            self._map_at = now + MAP_EVERY
+            question = AskMap(self.state.epoch, NO_SESSION, self.state.next_request())
+            self._link.control.send(wire.encode(question))
         if self.state.refusal:
             self._error = CannotOwn(f"Global at {self.address} refuses: {self.state.refusal}")
         if self.state.denied is not None:
@@ -172,6 +183,10 @@ class HostOwner:
         except BadMessage as error:
             self._rate_limited_log.warning("dropped a frame that is not Global's: %s", error)
         else:
+            if isinstance(message, MapReply):
+                if not message.members:
+                    self._map_at = NEVER  # until the next epoch
+                self._mapped(Map(message.version, tuple(message.members), message.owners))
             self._perform(self.state.receive(message, now))
 
     def _perform(self, effects: list[LocalEffect]) -> None:
@@ -239,6 +254,7 @@ class HostOwner:
             return
         self._there = there
         self._check_at = clock.now() + CHECK_EVERY if there else NEVER
+        self._map_at = clock.now() if there else NEVER
         self._complain_at = NEVER if there else clock.now() + UNREACHED_AFTER
         self._complained = ""
         state = "share one cache" if there else "share no cache any more"

@@ -57,10 +57,11 @@ class Settings:
         a cache of this process alone while there is none. ``"require"``: calls fail while there is
         none. ``"off"``: never. Default: ``$DSTORE_HOST``, else ``"auto"``.
     cache_bytes
-        Bytes of memory that the cache of this process may take, for all Globals together. Beyond it, entries that have not
-        been read recently are evicted (SIEVE). Default: 256 MiB, or beside a host cache a tenth of
-        what that holds, but 3 MiB in any case. After a restart of Global it may take as much once
-        more, until Global has said which of the former values are unchanged.
+        Bytes of memory that the cache of this process may take, for all Globals together. Beyond
+        it, entries that have not been read recently are evicted (SIEVE). Default: 256 MiB, or
+        beside a host cache a tenth of what that holds, but 3 MiB in any case. After a restart of
+        Global it may take as much once more, until Global has said which of the former values are
+        unchanged.
     stale_ok
         Whether reads may be answered from the cache after the lease has ended, that is, while
         Global cannot be reached. The value of such an answer may have been deleted meanwhile. What

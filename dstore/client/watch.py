@@ -197,18 +197,27 @@ class Watches:
         self._watches: weakref.WeakValueDictionary[int, Watch] = weakref.WeakValueDictionary()
 
     def begin(self, prefix: Key, limit: int) -> Watch:
-        """Return a new watch of the keys that begin with ``prefix``.
+        """Return a new watch of the keys that begin with ``prefix``. Raises as :meth:`add`."""
+        watch = Watch(prefix, limit, self.waker())
+        self.add(watch)
+        return watch
 
-        Raises NodeClosed, and AccessDenied or WrongServer if Global does not let this client in.
-        """
-        host = self._host
-        wake, here = host.link.control.wake, os.getpid()
+    def waker(self) -> Callable[[], None]:
+        """Return what is to be called when a watch was closed: it ends here soon."""
+        wake, here = self._host.link.control.wake, os.getpid()
 
         def left() -> None:
             if os.getpid() == here:  # the descriptors of a forked child may be others
                 wake()
 
-        watch = Watch(prefix, limit, left)
+        return left
+
+    def add(self, watch: Watch) -> None:
+        """Put events into a watch from now on; a resync is the first.
+
+        Raises NodeClosed, and AccessDenied or WrongServer if Global does not let this client in.
+        """
+        host = self._host
 
         def begin() -> None:
             with host.lock:
@@ -221,7 +230,15 @@ class Watches:
             host.link.control.wake()
 
         host.call(begin)
-        return watch
+
+    @property
+    def present(self) -> list[Watch]:
+        """The watches that have not ended."""
+        return [each for each in list(self._watches.values()) if not each.over]
+
+    def leave(self) -> None:
+        """Put no more events into any watch, and do not end them: others go on to do so."""
+        self._watches.clear()
 
     def end_closed(self) -> dict[int, Watch]:
         """End the watches that were closed or dropped. Returns the others, by number.

@@ -77,14 +77,15 @@ class Writing:
     def address_of_file(self, path: files.Path) -> Key:
         """Return the content address of a file, which is read as a whole. Raises as ``reading``."""
         with files.reading(path, None) as file:
-            return self.addresses.of(file.digest())
+            hashed = file.digest()
+        return self.addresses.of(hashed)
 
     def put(
         self, encoded: Encoded, state: LocalState, large: LargeValues, now: float
     ) -> Operation[Key]:
         """Bind a value to its content address, unless that is bound. Returns the address."""
         hashed = yield Work(lambda: self.address_of(encoded))
-        key = hashed.value
+        key: Key = hashed.value
         stored = Stored(random16(), encoded.codec, Large(encoded.size, self._digest))
         bound, now = yield from self._prolonged(state, SetItem(key, stored), hashed.now)
         if not bound:  # if it is bound, its bytes are stored already

@@ -34,6 +34,21 @@ def task_event() -> TaskEvent:
     return _AsyncioEvent()
 
 
+class ThreadTaskEvent:
+    """A :class:`TaskEvent` for a coroutine that a thread runs by itself, and blocks where it waits.
+
+    ``greenlets.finish`` runs such a coroutine.
+    """
+
+    def __init__(self) -> None:
+        self._event = native.ThreadEvent()
+        self.set = self._event.set
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        self._event.wait()
+        yield from ()
+
+
 async def in_thread(
     do: Callable[[], None], new_event: Callable[[], TaskEvent] = task_event
 ) -> None:

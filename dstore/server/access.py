@@ -70,6 +70,7 @@ class Access:
         except BaseException:
             self._running.close()
             raise
+        self._report_from = 0.0
         self._last_seen: dict[Identity, float] = {}
         self._report_at = 0.0
         self._reported = -1  # the generation
@@ -94,6 +95,13 @@ class Access:
         self._reading.is_over()
         return ring, changes(self.ring, ring)
 
+    def report_from(self, moment: float) -> None:
+        """Report nothing before ``moment``: an epoch has ended.
+
+        Its sessions are not known any more, and until then their leases may run.
+        """
+        self._report_from = max(self._report_from, moment)
+
     def report(self, now: float, sessions: Callable[[], Mapping[Identity, int]]) -> None:
         """Write down for the command line what is applied and who was heard, if that is due.
 
@@ -104,6 +112,8 @@ class Access:
         ``sessions`` counts the open sessions of each identity, which takes a pass over all of them.
         It is called once, and only if the numbers are needed.
         """
+        if now < self._report_from:
+            return
         due = self._reported != self.ring.generation or now >= self._report_at
         if not self.lapsing and not due:
             return

@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
-import secrets
-import time
-from collections.abc import Callable
-from functools import partial
-from typing import NamedTuple
+from collections.abc import Callable, Iterable
 
-from dstore import checks
-from dstore.access.keys import Changes, KeyRing
-from dstore.core.authority.effects import GlobalEffect, Load, Publish, Send
+from dstore.core.authority.effects import NEVER, GlobalEffect, Load, Publish, Send
 from dstore.core.authority.identity import Identity
-from dstore.core.authority.state import GlobalState
-from dstore.core.engine import Bulk, Engine, Loaded, LoadingEngine
-from dstore.errors import AddressError, BadMessage
+from dstore.core.engine import Bulk, Engine, Loaded
+from dstore.errors import BadMessage, DataError
 from dstore.protocol import wire
 from dstore.protocol.messages import Buffer, Hello, Key, Refusal, Refused
 from dstore.runtime import clock, native
 from dstore.runtime.logs import Log, RateLimitedLog
 from dstore.runtime.native import signals_blocked
-from dstore.server.access import Access
+from dstore.server.cluster.member import Member
 from dstore.server.durable import Durable
 from dstore.server.engines.memory import MemoryEngine
+from dstore.server.epoch import Epoch
 from dstore.server.host import HostMembership
-from dstore.shm import bulk_for
-from dstore.transport import addresses
-from dstore.transport.connection import Denied
+from dstore.server.listener import Listener
+from dstore.server.parameters import loading_engine
+from dstore.server.settings import GlobalSettings
 from dstore.transport.router import Router
 
 log = Log("dstore.global")
@@ -39,65 +33,14 @@ not yet read when the connection is lost.
 """
 SILENCE_SLICE = 0.1
 """Seconds of silence in one go; then Global looks whether it is to end."""
+LEAVE_MAX = 30.0
+"""Seconds within which a member that ends must have handed over what it owns."""
 FINISH_SLACK = 0.5
 """Seconds beyond one lease within which the last answers must have been given."""
 
 
-REBIND_TIMEOUT = 5.0
-"""Seconds to try to listen again when the server key has changed."""
-REBIND_PAUSE = 0.1
-"""Seconds between two tries."""
-
-
-class GlobalSettings(NamedTuple):
-    """The parameters of :class:`dstore.Global` that it needs when it binds.
-
-    ``publisher`` is empty if it follows from ``address``. ``shm`` is None for the default folder,
-    and ``host_cache`` for the default size. ``data`` is None if nothing is kept on a disk, and
-    ``keys`` if all may use this Global; these are the programs of this machine alone, unless it is
-    ``insecure``.
-    """
-
-    address: str
-    publisher: str
-    lease: float
-    log_length: int
-    value_limit: int
-    large_from: int
-    max_clients: int
-    shm: str | None
-    host_cache: int | None
-    data: str | None
-    keys: str | None
-    insecure: bool
-
-
-def exposed(router: Router) -> list[str]:
-    """Return the addresses of a router that other machines can reach. Looks host names up."""
-    return [each for each in (router.address, router.publisher) if not addresses.is_private(each)]
-
-
-def _refuse_if_exposed(router: Router) -> None:
-    found = exposed(router)
-    if found:
-        raise AddressError(
-            f"{' and '.join(found)} can be reached from other machines, and without keys every "
-            "program there could read and write everything; give it a key folder (--keys DIR, or "
-            "keys=), which `dstore access init DIR` makes, or listen on 127.0.0.1 or at an "
-            "ipc path, or permit it (--insecure, or insecure=True)"
-        )
-
-
-def _counter_of(why: Denied) -> str:
-    return f"denied_{why.name.lower()}"
-
-
-def loading_engine(engine: Engine) -> LoadingEngine | None:
-    """Return the engine if it may have values away. Raises TypeError for a part of one."""
-    if not hasattr(engine, "loaded"):
-        return None
-    loading: LoadingEngine = checks.member("engine", engine, LoadingEngine)
-    return loading
+def _as_it_is(bulk: Bulk) -> Bulk:
+    return bulk
 
 
 class Loop:
@@ -108,23 +51,22 @@ class Loop:
     handlers.
     """
 
-    def __init__(self, settings: GlobalSettings, engine: Engine, given: Bulk | None = None) -> None:
+    def __init__(
+        self, settings: GlobalSettings, engine: Engine | None, given: Bulk | None = None
+    ) -> None:
         self.settings = settings
-        self.router: Router | None = None
-        self._engine = engine
-        self._loading = loading_engine(engine)
+        self._listener = Listener(settings, self)
+        self._engine = engine  # a member of a cluster has one for each epoch
+        self._loading = None if engine is None else loading_engine(engine)
         self._failed: list[tuple[int, list[Loaded]]] = []  # loads that could not even begin
         self._given = given
-        self._bulk: Bulk | None = None
-        self._host: HostMembership | None = None
-        self._durable: Durable | None = None
-        self._access: Access | None = None
-        self._era = 0  # counts the routers so far
-        self._server_key = ""  # the public one of the present router
-        self._serving = False
+        self._epoch: Epoch | None = None
+        self._epochs = 0  # so many have begun
+        self._host: HostMembership | None = None  # that of the epoch
+        self._durable: Durable | None = None  # with a data folder
+        self._member: Member | None = None  # in a cluster
         self._rate_limited_log = RateLimitedLog(log)
         self._load_log = RateLimitedLog(log)
-        self._denied_logs = {each: RateLimitedLog(log) for each in Denied}
 
     # ---- life -----------------------------------------------------------------------------
 
@@ -135,97 +77,91 @@ class Loop:
         follow.
         """
         settings = self.settings
-        durable: Durable | None = None
         deadlines: list[tuple[Key, bytes, float]] = []
-        if settings.keys is not None:
-            with signals_blocked():
-                self._access = Access(settings.keys)
+        self._listener.admit()
         if settings.data is not None:
             with signals_blocked():
-                durable = self._durable = Durable(settings.data, settings.lease)
-            self._engine.close()  # empty, if an earlier try has failed
+                self._durable = Durable(settings.data, settings.lease)
             assert isinstance(self._engine, MemoryEngine)  # no other one goes with a data folder
-            deadlines = durable.load(self._engine)
-        router = self._new_router(settings.address, settings.publisher or None)
-        if self._access is None and not settings.insecure:
-            _refuse_if_exposed(router)
-        epoch = secrets.randbits(63) | 1
-        bulk = self._bulk = bulk_for(epoch, settings.shm, self._given)
-        if durable is not None:
-            bulk = self._bulk = durable.bulk(bulk)
-        self.state = GlobalState(
-            self._engine,
-            bulk,
-            epoch=epoch,
-            publisher=router.advertised,
-            lease=settings.lease,
-            log_length=settings.log_length,
-            value_limit=settings.value_limit,
-            large_from=settings.large_from,
-            random63=partial(secrets.randbits, 63),
-            wall=time.time,
-            max_clients=settings.max_clients,
-            peer_of=self._peer_of,
-            durable=durable is not None,
-            quiet_until=self._quiet_until(),
-        )
-        if durable is not None:
-            self.state.figures_of_disk = durable.figures
+            self._engine.close()  # empty, if an earlier try has failed
+            deadlines = self._durable.load(self._engine)
+        elif settings.database is not None:
+            with signals_blocked():
+                self._member = Member(settings)
+        router = self._listener.bind()
+        self.begin_epoch()
+        if self._member is not None:
+            self._member.begin(settings.advertise or router.address, self.wake)
+        elif self._durable is not None:
             self.state.recover(deadlines, clock.now())
-            durable.begin(self.wake)
-        if self._loading is not None:
-            self._loading.begin(self.wake)
-        self.state.counters.update(dict.fromkeys(map(_counter_of, Denied), 0), denied=0)
-        if self._access is not None:
-            if self._access.ring.concealed:
-                self.state.conceal()
-            self._access.report(clock.now(), self.state.sessions_by_identity)
-        # The names follow from the port. Nothing has been answered yet: what a former Global on
-        # this address has left is void before this one says anything.
-        with signals_blocked():
-            self._host = HostMembership(
-                self.state,
-                root=settings.shm,
-                address=router.address,
-                cache_bytes=settings.host_cache,
-                publisher=router.advertised,
-                lease=settings.lease,
-                value_limit=settings.value_limit,
-                large_from=settings.large_from,
-                keyed=settings.keys is not None,
-            )
-            self._host.begin(clock.now())
+            self._durable.begin(self.wake)
+        self._listener.report()
+        if self._member is None:  # it does that when it may answer
+            self.share(clock.now())
         return router.address, router.publisher
 
-    def _new_router(self, address: str, publisher: str | None) -> Router:
-        ring = None if self._access is None else self._access.ring
-        with signals_blocked():
-            router = self.router = Router(
-                address,
-                publisher,
-                max_clients=self.settings.max_clients,
-                warn=self._warn_of_cut,
-                deny=self._deny,
-                keys=ring,
-                era=self._era.to_bytes(4, "big") if self._era else b"",
-            )
-        self._server_key = "" if ring is None else ring.server_public
-        return router
+    def begin_epoch(self) -> None:
+        """Make the state of a new epoch, and what belongs to it. Nothing is answered before."""
+        router, member = self.router, self._member
+        storage = self._storage
+        assert router is not None
+        if member is not None:
+            self._engine = self._loading = member.engine
+        assert self._engine is not None
+        former = None if self._epoch is None else self._epoch.state.counters
+        epoch = self._epoch = Epoch(
+            self.settings,
+            self._engine,
+            self._given,
+            _as_it_is if storage is None else storage.bulk,
+            number=self._epochs,
+            address=router.address,
+            publisher=router.advertised,
+            peer_of=self._listener.peer_of,
+            durable=storage is not None,
+            quiet_until=self._quiet_until(),
+            partitions=None if member is None else member.partitions,
+        )
+        self._epochs += 1
+        state = self.state = epoch.state
+        if storage is not None:
+            state.figures_of_disk = storage.figures
+        if former is not None:
+            state.counters.update(former)
+        if self._loading is not None:
+            self._loading.begin(self.wake)
+        self._listener.begin_epoch(state)
 
-    def _peer_of(self, route: bytes) -> str | None:
-        return None if self.router is None else self.router.peer_of(route)
+    def end_epoch(self) -> None:
+        """Answer nothing of this epoch any more, and void the page of this host. Idempotent."""
+        epoch, now = self._epoch, clock.now()
+        assert epoch is not None
+        self._host = None
+        epoch.void(now)
+        self.perform(self.state.end())
+        self._listener.end_epoch(now)
+        epoch.close()
+
+    def share(self, now: float) -> None:
+        """Let the processes of this host share a membership of this epoch."""
+        assert self._epoch is not None
+        with signals_blocked():
+            self._epoch.share(now)
+        self._host = self._epoch.host
 
     def _quiet_until(self) -> float:
         """Return when the leases of former lives are over, as far as they are known."""
         if self._durable is not None:
             return self._durable.quiet_until
+        if self._member is not None:
+            return 0.0  # each partition has a quiet time of its own
+        assert self._engine is not None
         # What an engine has at the start a former Global may have answered, with the same lease.
         return clock.now() + self.settings.lease if len(self._engine) else 0.0
 
     def wake(self) -> None:
         """Make the serving thread check whether it should go on."""
-        if self.router is not None:
-            self.router.wake()
+        self._listener.wake()
 
     def close(self) -> None:
         """Give back the sockets and the memory of large values. What was given stays open.
@@ -233,18 +169,17 @@ class Loop:
         Ctrl-C may come at any moment. It would interrupt an ExitStack between two of its callbacks,
         and leave out the rest; a ``finally`` is always carried out.
         """
-        router, bulk, host = self.router, self._bulk, self._host
+        epoch = self._epoch
         try:
-            if host is not None:  # first: from now on another Global may have the address
-                host.close(clock.now())
+            if epoch is not None:  # first: from now on another Global may have the address
+                epoch.void(clock.now())
         finally:
             try:
-                if router is not None:
-                    router.close()
+                self._listener.close_router()
             finally:
                 try:
-                    if bulk is not None:
-                        bulk.close()
+                    if epoch is not None:
+                        epoch.close()
                 finally:
                     self._close_folders()
 
@@ -252,9 +187,10 @@ class Loop:
         try:
             if self._durable is not None:
                 self._durable.close(lease_out=self._lease_out())
+            if self._member is not None:
+                self._member.close()
         finally:
-            if self._access is not None:
-                self._access.close()
+            self._listener.close()
 
     def _lease_out(self) -> bool:
         state = getattr(self, "state", None)
@@ -262,25 +198,46 @@ class Loop:
 
     def forked(self) -> None:
         """In a forked child: leave the sockets to the parent."""
-        if self.router is not None:
-            self.router.forked()
+        self._listener.forked()
         if self._durable is not None:
             self._durable.forked()
-        if self._access is not None:
-            self._access.forked()
+        if self._member is not None:
+            self._member.forked()
 
     # ---- serving --------------------------------------------------------------------------
 
     def serve(self, ended: Callable[[], object]) -> None:
         """Serve until ``ended()``, which is called after each message and each wake-up."""
-        self._serving = True
+        self._listener.counting = True
         self._wait_in_silence(ended)
-        alarm, host, durable, access = self.state.alarm, self._host, self._durable, self._access
         while not ended():
-            until = alarm.moment if host is None else min(alarm.moment, host.check_at)
-            if access is not None and access.check_at < until:
-                until = access.check_at
-            self._turn(until if durable is None else min(until, durable.check_at))
+            self._turn(self._next_moment())
+
+    def _next_moment(self) -> float:
+        """Return when there is something to do, if no message arrives."""
+        host, durable, access = self._host, self._durable, self._listener.access
+        until = NEVER
+        if self._member is None or self._member.answers(clock.now()):
+            until = self.state.alarm.moment
+            if host is not None and host.check_at < until:
+                until = host.check_at
+        if access is not None and access.check_at < until:
+            until = access.check_at
+        if self._member is not None:
+            until = min(until, self._member.check_at)
+        if durable is not None and durable.check_at < until:
+            until = durable.check_at
+        return until
+
+    @property
+    def _storage(self) -> Durable | Member | None:
+        """What makes changes durable."""
+        return self._durable if self._member is None else self._member
+
+    @property
+    def router(self) -> Router | None:
+        """The present Router; another one takes its place when the server key has changed."""
+        return self._listener.router
 
     def _wait_in_silence(self, ended: Callable[[], object]) -> None:
         """Answer nothing while a Global that has the same data may go on; see Durable."""
@@ -295,11 +252,17 @@ class Loop:
             )
         while left > 0 and not ended():
             native.sleep(min(left, SILENCE_SLICE))
-            self._look_at_keys()
+            self._listener.look()
             left = silent_until - clock.now()
 
     def finish(self) -> None:
-        """Answer what has arrived and what waits for acknowledgements; take no new writes."""
+        """Answer what has arrived and what waits for acknowledgements; take no new writes.
+
+        A member of a cluster hands over what it owns.
+        """
+        if self._member is not None:
+            self._leave(self._member)
+            return
         answered = False
         for _ in range(FINISH_MAX):
             if not self._turn(0.0):
@@ -315,6 +278,22 @@ class Loop:
             while clock.now() < end:
                 self._turn(end)
 
+    def _leave(self, member: Member) -> None:
+        """Let a member hand over what it owns, and answer messages meanwhile."""
+        end = clock.now() + LEAVE_MAX
+        member.leave(self)
+        while not member.left and clock.now() < end:
+            self._turn(min(self._next_moment(), end))
+        if not member.left:
+            log.warning(
+                "what this Global owns was not handed over within %.0f seconds; others take it "
+                "over when its ownership lease has ended",
+                LEAVE_MAX,
+            )
+        end = clock.now() + LAST_WORDS
+        while clock.now() < end:
+            self._turn(end)
+
     def _turn(self, until: float) -> bool:
         """Handle one message, if one arrives in time, and do what is due.
 
@@ -322,17 +301,35 @@ class Loop:
         must not end the service for others. But DataError ends it, and so does any failure to
         apply what is durable: memory and disk would not be the same any more.
         """
-        router = self.router
+        router, access, member = self._listener.router, self._listener.access, self._member
         assert router is not None
         arrived = router.receive(until - clock.now())
         if arrived is not None:
-            if self._access is not None:
-                self._access.heard.add(arrived[3])
-            try:
-                self._take(router, *arrived)
-            except Exception:
-                log.exception("_take failed; Global goes on")
+            if access is not None:
+                access.heard.add(arrived[3])
+            # A member that stood still since its ownership lease ended answers nothing: the clock
+            # is read after the message has arrived.
+            if member is None or member.answers(clock.now()):
+                try:
+                    self._take(router, *arrived)
+                except Exception:
+                    log.exception("_take failed; Global goes on")
         now = clock.now()
+        if member is None or member.answers(now):
+            self._tick(router, now)
+        if member is not None:  # after all that may have ended what a hand-over waits for
+            self._step(router, member)
+        durable = self._durable
+        if durable is not None and (durable.news or now >= until):
+            self._take_committed(router, durable)
+        if self._loading is not None or self._failed:
+            self._take_loaded(router)
+        if access is not None and now >= access.check_at:
+            self._listener.look()
+        return arrived is not None
+
+    def _tick(self, router: Router, now: float) -> None:
+        """Do what is due in the state, and for the processes of this host."""
         if now >= self.state.alarm.moment:
             try:
                 self._perform(router, self.state.tick(now))
@@ -344,20 +341,27 @@ class Loop:
                 host.check(now)
             except Exception:
                 log.exception("host.check failed; Global goes on")
-        durable = self._durable
-        if durable is not None and (durable.news or now >= until):
-            self._take_committed(router, durable)
-        if self._loading is not None or self._failed:
-            self._take_loaded(router)
-        if self._access is not None and now >= self._access.check_at:
-            self._look_at_keys()
-        return arrived is not None
 
     def _take_committed(self, router: Router, durable: Durable) -> None:
         for number, outcomes in durable.committed():
             self._perform(router, self.state.committed(number, outcomes, clock.now()))
         if clock.now() >= durable.check_at:
             durable.check()
+
+    def _step(self, router: Router, member: Member) -> None:
+        """Do what is due in a cluster. After an exception memory may be wrong: it is forgotten."""
+        try:
+            if member.committed_news:
+                for number, outcomes in member.committed():
+                    if member.answers(now := clock.now()):
+                        self._perform(router, self.state.committed(number, outcomes, now))
+            if member.news or clock.now() >= member.check_at:
+                member.step(self)
+        except DataError:
+            raise
+        except Exception as error:
+            log.exception("a member failed; it gives up what it owns, and joins again")
+            member.fail(repr(error))
 
     def _take_loaded(self, router: Router) -> None:
         """Take what the engine has loaded. Exceptions are logged, as for a message."""
@@ -367,9 +371,13 @@ class Loop:
                 ended += self._loading.loaded()
             except Exception:
                 log.exception("the engine's loaded() failed; Global goes on")
+        assert self._epoch is not None
+        first = self._epoch.first_load
         for number, results in ended:
+            if number < first:
+                continue  # for readers of a former epoch
             try:
-                self._take_results(router, number, results)
+                self._take_results(router, number - first, results)
             except Exception:
                 log.exception("_take_results failed; Global goes on")
 
@@ -406,7 +414,12 @@ class Loop:
         # The clock is read after the message has arrived: a lease counts from receipt.
         self._perform(router, self.state.receive(route, message, clock.now(), identity))
 
-    def _perform(self, router: Router, effects: list[GlobalEffect]) -> None:
+    def perform(self, effects: Iterable[GlobalEffect]) -> None:
+        """Carry out effects of the state."""
+        assert self.router is not None
+        self._perform(self.router, effects)
+
+    def _perform(self, router: Router, effects: Iterable[GlobalEffect]) -> None:
         for effect in effects:
             if isinstance(effect, Send):
                 message = effect.message
@@ -414,92 +427,22 @@ class Loop:
             elif isinstance(effect, Publish):
                 router.publish(wire.encode(effect.message))
             elif isinstance(effect, Load):
-                self._load(router, effect)
+                self._load(effect)
             else:
-                assert self._durable is not None
-                self._durable.commit(effect)
+                assert self._storage is not None
+                self._storage.commit(effect)
 
-    def _load(self, router: Router, effect: Load) -> None:
+    def _load(self, effect: Load) -> None:
         """Have the engine load values. If that raises, none of them could be loaded."""
+        assert self._epoch is not None
+        number = effect.number + self._epoch.first_load
         try:
             if self._loading is None:
                 raise TypeError(f"{self._engine!r} has values away, and is no LoadingEngine")
-            self._loading.load(*effect)
+            self._loading.load(number, effect.wanted)
         except Exception as error:
-            self._failed.append((effect.number, [error] * len(effect.wanted)))
+            self._failed.append((number, [error] * len(effect.wanted)))
             self.wake()
-
-    # ---- keys -----------------------------------------------------------------------------
-
-    def _look_at_keys(self) -> None:
-        """Apply what is new in the key folder, and report. Raises AddressError."""
-        access = self._access
-        if access is None:
-            return
-        try:
-            news = access.look(clock.now())
-            if news is not None:
-                self._apply(access, *news)
-        except Exception:  # what was revoked and is still answered is not reported as applied
-            log.exception("_look_at_keys failed; Global goes on, and tries again")
-        if access.ring.server_public != self._server_key:
-            self._replace_router()
-        access.report(clock.now(), self.state.sessions_by_identity)
-
-    def _apply(self, access: Access, ring: KeyRing, changed: Changes) -> None:
-        router = self.router
-        assert router is not None
-        if ring.concealed:  # before anybody is admitted who may not see all keys
-            self.state.conceal()
-        router.admit(ring)
-        for identity in changed.revoked:
-            self._perform(router, self.state.revoke(identity, clock.now()))
-            # Not before: the session counts as lapsed only if it was revoked first.
-            router.cut_identity(identity)
-            log.warning("%s has no access any more: its connections were ended", identity.name)
-        access.lapsing += changed.revoked
-        access.ring = ring
-
-    def _replace_router(self) -> None:
-        """Listen at the same addresses with another server key. Locals connect again.
-
-        ZeroMQ reads the key when a socket is bound, and one that was bound once cannot be bound
-        again; see the Router. Sessions and all else stay. Raises AddressError if the addresses are
-        not free within ``REBIND_TIMEOUT`` seconds.
-        """
-        former = self.router
-        assert former is not None
-        log.warning("the server key was changed: all connections end, and are made again")
-        former.close()
-        self._era += 1
-        end = clock.now() + REBIND_TIMEOUT
-        while True:
-            try:
-                self._new_router(former.address, former.publisher)
-                break
-            except AddressError:
-                if clock.now() >= end:
-                    raise
-            native.sleep(REBIND_PAUSE)
-        self.wake()  # what was said to the former one
-
-    def _deny(self, why: Denied, source: str | None) -> None:
-        """Count and log a failed handshake."""
-        if self._serving:
-            self.state.counters["denied"] += 1
-            self.state.counters[_counter_of(why)] += 1
-        log_of_kind = self._denied_logs[why]
-        log_of_kind.warning(
-            "refused a connection of %s: %s", source or "an unknown address", why.value
-        )
-
-    # ---- what strangers send --------------------------------------------------------------
-
-    def _warn_of_cut(self, message: str, *arguments: object) -> None:
-        """Count and log a connection that the router has cut."""
-        if self._serving:
-            self.state.counters["cut"] += 1
-        self._rate_limited_log.warning(message, *arguments)
 
     def _refuse(self, router: Router, route: bytes, error: BadMessage) -> None:
         """Answer a frame that cannot be decoded."""

@@ -14,8 +14,17 @@ from dstore.core.engine import Bulk, Engine
 from dstore.errors import AddressError, GlobalClosed, GlobalServing
 from dstore.runtime import greenlets as green
 from dstore.runtime import native, reentrancy
-from dstore.server.engines.memory import MemoryEngine
-from dstore.server.loop import GlobalSettings, Loop, loading_engine, log
+from dstore.server.loop import Loop, log
+from dstore.server.parameters import (
+    bulk_of,
+    check_member,
+    database_of,
+    engine_of,
+    folder_path,
+    host_cache_size,
+    memory_limit_of,
+)
+from dstore.server.settings import GlobalSettings
 from dstore.shm import check_root
 from dstore.transport import addresses
 from dstore.transport.limits import no_threads
@@ -81,6 +90,17 @@ class Global:
         Where keys and values are kept: a :class:`dstore.engines.Engine`. Default: in memory, within
         ``memory_limit``. The Global closes it when it ends. If it has keys at the start, none is
         deleted or replaced during the first lease, since another Global may have answered them.
+        Or the URL of a PostgreSQL database, ``postgresql://HOST/NAME``, which ``dstore cluster
+        init`` has prepared: then this Global is a *member* of a cluster, and serves the part of the
+        keys that it owns. A password is better kept out of the URL, in ``$PGPASSWORD``,
+        ``~/.pgpass`` or a service file. This needs the extra ``dstore[postgres]``.
+    advertise
+        The address that a member of a cluster gives to clients. Default: the one that it is bound
+        to, which must then name a host.
+    ownership_lease
+        Seconds for which a member may answer after it has made itself heard in the database, which
+        it does three times as often. A member that dies is replaced after about this time. Default:
+        6. It must be longer than a failover of the database takes, or all caches end with each.
     bulk
         Where the bytes of large values are kept: a :class:`dstore.engines.Bulk`. Default: in the
         folder ``shm``, where the Nodes of this host map them. With a bulk of your own Global puts
@@ -101,8 +121,9 @@ class Global:
     TypeError
         A parameter has a wrong type.
     ValueError
-        A parameter is out of range, ``engine`` is given beside ``memory_limit`` or ``data``,
-        ``bulk`` beside ``data``, or ``insecure`` beside ``keys``.
+        A parameter is out of range, an object ``engine`` is given beside ``memory_limit`` or
+        ``data``, ``bulk`` beside ``data``, either beside the URL of a database, ``advertise`` or
+        ``ownership_lease`` without one, or ``insecure`` beside ``keys``.
 
     Notes
     -----
@@ -142,7 +163,9 @@ class Global:
         shm: str | os.PathLike[str] | None = None,
         host_cache: int | None = None,
         data: str | os.PathLike[str] | None = None,
-        engine: Engine | None = None,
+        engine: Engine | str | None = None,
+        advertise: str | None = None,
+        ownership_lease: float | None = None,
         bulk: Bulk | None = None,
         keys: str | os.PathLike[str] | None = None,
         insecure: bool = False,
@@ -150,6 +173,10 @@ class Global:
         address = addresses.check(checks.text("address", address), bind=True)
         if publisher is not None:
             publisher = addresses.check(checks.text("publisher", publisher), bind=True)
+        database = database_of(engine)
+        check_member(database, address, advertise, ownership_lease, data, bulk)
+        if advertise is not None:
+            advertise = addresses.check(checks.text("advertise", advertise))
         self._settings = GlobalSettings(
             address,
             publisher or "",
@@ -163,13 +190,24 @@ class Global:
             checks.optional(folder_path, "data", data),
             checks.optional(folder_path, "keys", keys),
             checks.flag("insecure", insecure),
+            memory_limit_of(memory_limit),
+            database,
+            advertise or "",
+            checks.seconds(
+                "ownership_lease",
+                config.OWNERSHIP_LEASE_DEFAULT if ownership_lease is None else ownership_lease,
+                config.OWNERSHIP_LEASE_MIN,
+                config.OWNERSHIP_LEASE_MAX,
+            ),
         )
         if self._settings.keys is not None and insecure:
             raise ValueError("insecure is for a Global without keys; give one of them")
         check_root(self._settings.shm)
         self.address, self.publisher = self._settings[:2]
-        self._bulk = _bulk_of(bulk, self._settings.data is not None)
-        self._engine = _engine_of(engine, memory_limit, self._settings.data is not None)
+        self._bulk = bulk_of(bulk, self._settings.data is not None)
+        self._engine: Engine | None = None  # a member of a cluster makes one when it binds
+        if database is None:
+            self._engine = engine_of(engine, memory_limit, self._settings.data is not None)
         self._loop: Loop | None = None
         self._phase = Phase.NEW
         self._end = ""  # what has ended it, or is about to end it
@@ -378,7 +416,8 @@ class Global:
 
     def _close_storage(self) -> None:
         try:
-            self._engine.close()
+            if self._engine is not None:
+                self._engine.close()
         finally:
             if self._bulk is not None:
                 self._bulk.close()
@@ -432,47 +471,6 @@ class Global:
         loop.serve(lambda: self._end)
         if self._phase is not Phase.CLOSED:  # a child that an engine has forked is CLOSED
             loop.finish()
-
-
-def host_cache_size(name: str, value: int) -> int:
-    """Check the size of a host cache; 0 stands for none. Raises TypeError and ValueError."""
-    size = checks.count(name, value, 0, config.HOST_CACHE_MAX)
-    if 0 < size < config.HOST_CACHE_MIN:
-        raise ValueError(
-            f"{name} is {size:,}; a host cache has at least {config.HOST_CACHE_MIN:,} bytes, or 0 "
-            "for none"
-        )
-    return size
-
-
-def folder_path(name: str, value: object) -> str:
-    """Check the path of a folder of data or keys. Raises TypeError and ValueError."""
-    path = checks.path(name, value)
-    if not path:
-        raise ValueError(f"{name} is empty; name a folder, or leave it out")
-    return path
-
-
-def _engine_of(given: Engine | None, memory_limit: int | None, data: bool) -> Engine:
-    limit = checks.optional(checks.count, "memory_limit", memory_limit, 1, config.SIZE_MAX)
-    if given is None:
-        return MemoryEngine(config.MEMORY_LIMIT_DEFAULT if limit is None else limit, journal=data)
-    if limit is not None:
-        raise ValueError(
-            "memory_limit is for the engine that is there without engine=; give one of them, and "
-            "your engine a limit of its own"
-        )
-    if data:
-        raise ValueError("data is for the engine that is there without engine=; give one of them")
-    checks.member("engine", given, Engine)
-    loading_engine(given)
-    return given
-
-
-def _bulk_of(given: Bulk | None, data: bool) -> Bulk | None:
-    if given is not None and data:
-        raise ValueError("data keeps large values in its folder, too; give it or bulk=, not both")
-    return checks.optional(checks.member, "bulk", given, Bulk)  # type: ignore[no-any-return]
 
 
 # ---- the Globals of this process --------------------------------------------------------------

@@ -176,6 +176,12 @@ def _is_any(host: str) -> bool:
     return host == ANY_HOST or (ip is not None and ip.is_unspecified)
 
 
+def is_any(address: str) -> bool:
+    """Whether an address to bind stands for every address of this machine."""
+    tcp = split_tcp(address)
+    return tcp is not None and _is_any(tcp[0])
+
+
 def canonical(address: str) -> str:
     """Return the one form of an address by which processes of a host find what they share.
 

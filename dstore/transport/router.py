@@ -81,6 +81,7 @@ class Router:
         addresses.check(address, bind=True)
         self._wake_up = os.urandom(16)
         self._waking = native.Lock()  # held by another thread than the owner that uses the context
+        self._wake_wanted = False
         self._waker: zmq.Socket[bytes] | None = None  # used while the lock is held
         self._locks: list[PathLock] = []
         # Where threads are patched nothing is sent without a copy: see send().
@@ -303,19 +304,21 @@ class Router:
     def wake(self) -> None:
         """Make :meth:`receive` return soon. From any thread or signal handler.
 
-        Does nothing if another thread is doing the same, or if the context may be terminated by
-        now, where ZeroMQ would abort.
+        If another thread is doing the same, that one does it once more: what it has sent may have
+        been received before this call. Does nothing if the context may be terminated by now, where
+        ZeroMQ would abort.
         """
-        if not self._waking.acquire(blocking=False):
-            return
-        try:
-            if self._waker is None:
-                self._waker = self._new_waker()
-            _send(self._waker, self._wake_up, _NOW)
-        except zmq.ZMQError:  # receive() returns after WAIT_SLICE anyway
-            pass
-        finally:
-            self._waking.release()
+        self._wake_wanted = True
+        while self._wake_wanted and self._waking.acquire(blocking=False):
+            try:
+                self._wake_wanted = False
+                if self._waker is None:
+                    self._waker = self._new_waker()
+                _send(self._waker, self._wake_up, _NOW)
+            except zmq.ZMQError:  # receive() returns after WAIT_SLICE anyway
+                pass
+            finally:
+                self._waking.release()
 
     def _new_waker(self) -> zmq.Socket[bytes]:
         """Return a connected socket. It is kept: a durable Global is woken for each commit."""

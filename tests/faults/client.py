@@ -32,6 +32,8 @@ FLOOD_READ = 60
 """Keys of a flood that are read."""
 MANY = 8
 """Keys of one call with many keys."""
+LISTED = ("hot", "loose", "cold1")
+"""What the listed keys of a round begin with."""
 BURST_NS = 1_000_000
 """Nanoseconds for which one key is read repeatedly."""
 now = time.monotonic_ns
@@ -63,6 +65,11 @@ class Keys:
         sorts = {"hot": self.hot, "cold": self.cold, "loose": self._loose}
         return [f"{self.number}.{sort}{n}" for sort, count in sorts.items() for n in range(count)]
 
+    def listed(self, rng: random.Random) -> tuple[str, list[str]]:
+        """A prefix, and all the keys that have it."""
+        prefix = f"{self.number}.{rng.choice(LISTED)}"
+        return prefix, [key for key in self.all() if key.startswith(prefix)]
+
     @property
     def _loose(self) -> int:
         return self.hot + self.cold // 8
@@ -84,8 +91,6 @@ class Client:
     ) -> None:
         self.node = node
         self._large = large  # the part of the values that are large
-        self._stale = copy.copy(node._commands)  # reads as a Node with stale_ok, of the same cache
-        self._stale.options = self._stale.options._replace(stale_ok=True)
         self._recorder = recorder
         self._rng = rng
         self._name = name
@@ -126,10 +131,12 @@ class Client:
         return start, end, (_value_of(found.value), found.from_local)
 
     def get_stale(self, keys: Keys) -> None:
+        stale = copy.copy(self.node._commands)  # reads as a Node with stale_ok, of the same cache
+        stale.options = stale.options._replace(stale_ok=True)
         key = self._key(keys)
         start = now()
         try:
-            found = self.node._do(self._stale.lookup(key))
+            found = self.node._do(stale.lookup(key))
         except dstore.KeyMissing:
             self._recorder.read("stale", {key: None}, start, now(), False)
         except dstore.GlobalUnavailable:
@@ -169,6 +176,21 @@ class Client:
             self._recorder.read("contains", {key: None}, start, now(), None)
         else:
             self._recorder.read("get", {key: None}, start, now(), False)
+
+    def list_keys(self, keys: Keys) -> None:
+        """List some keys. Each was looked for at some moment of the call."""
+        prefix, all_keys = keys.listed(self._rng)
+        start = now()
+        try:
+            there = set(self.node.keys(prefix))
+        except dstore.GlobalUnavailable:
+            self._recorder.count({"reads unavailable": 1})
+            return
+        end = now()
+        assert there <= set(all_keys), f"keys that nobody has set: {there - set(all_keys)}"
+        missing: Values = {key: None for key in all_keys if key not in there}
+        self._recorder.read("get", missing, start, end, False)
+        self._recorder.read("contains", dict.fromkeys(there), start, end, None)
 
     # ---- writing --------------------------------------------------------------------------
 
@@ -300,6 +322,7 @@ OPERATIONS: dict[Callable[[Client, Keys], None], int] = {
     Client.get_flooded: 6,
     Client.get_stale: 5,
     Client.contains: 3,
+    Client.list_keys: 1,
     Client.set: 17,
     Client.set_many: 4,
     Client.replace: 7,
@@ -309,3 +332,10 @@ OPERATIONS: dict[Callable[[Client, Keys], None], int] = {
     Client.clear_many: 2,
 }
 """The operations of a client and their relative frequency."""
+
+OF_SEVERAL = {
+    operation: frequency
+    for operation, frequency in OPERATIONS.items()
+    if operation not in (Client.get_stale, Client.get_flooded)
+}
+"""The same for a client of several Globals: none has ``stale_ok``, and there are no floods."""

@@ -1,7 +1,6 @@
-"""Injects faults into a run: seeded choices, every kind once before any is repeated.
+"""The faults of a run with one Global: of workers, of Global, of paths, of the owners of hosts.
 
-Faults overlap. Each has a target that no other fault has at the same time: a worker, an address of
-the relay, Global. Each fault is repaired after a while, at the latest by :meth:`Nemesis.calm`.
+They overlap. The targets are a worker, an address of the relay, Global, an owner.
 """
 
 from __future__ import annotations
@@ -9,14 +8,13 @@ from __future__ import annotations
 import random
 import signal
 import time
-from collections import Counter
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from types import MappingProxyType
-from typing import TypeAlias
 
 from tests.faults.cluster import ClientProcess, Clients, GlobalLives, OwnerLives, Times
+from tests.faults.injector import Begun, Injector
 from tests.faults.proxy import GLOBAL_HOST, KINDS, PATHS, WAYS, Proxy, Rule
 from tests.faults.workload import Settings
 
@@ -58,14 +56,9 @@ SHARING = 3 / 4
 OWNERLESS_LEASES = (0.0, 0.3, 1.3, 5.0)
 """Leases for which a host has no owner, or one that is stopped: also until clients go on alone."""
 
-Repair: TypeAlias = Callable[[], bool]
-"""Ends a fault. Returns False if that is not possible yet, to be tried again."""
-Begun: TypeAlias = tuple[Hashable, float, Repair]
-"""The target of a fault, its length in leases, and its repair."""
 
-
-class Nemesis:
-    """Injects faults into a run. Call :meth:`step` often.
+class Nemesis(Injector):
+    """Injects faults into a run.
 
     ``worker`` are the settings of a new worker, whose address and seed are chosen here; ``faults``
     are the kinds that happen. ``folders`` has the shared memory of each "host" by its address, and
@@ -84,45 +77,16 @@ class Nemesis:
         folders: Mapping[str, str] = MappingProxyType({}),
         owners: Mapping[str, OwnerLives] = MappingProxyType({}),
     ) -> None:
-        self.done: Counter[str] = Counter()
-        self._rng = rng
+        super().__init__(rng, faults, times.lease / 1e9, PAUSE_LEASES)
         self._times = times
-        self._lease = times.lease / 1e9
         self._served = served
         self._clients = clients
         self._proxy = proxy
         self._hosts = [GLOBAL_HOST, *proxy.hosts]
         self._worker = worker
-        self._faults = faults
         self._folders = folders
         self._owners = owners
-        self._deck: list[str] = []
         self._flooding = False
-        self._next = 0.0
-        self._busy: dict[Hashable, tuple[float, Repair]] = {}
-
-    def step(self) -> None:
-        """Repair the faults that are due, and perhaps begin the next one."""
-        now = time.monotonic()
-        for target, (due, repair) in list(self._busy.items()):
-            if now >= due and repair():
-                del self._busy[target]
-        if now >= self._next:
-            self._next = now + self._rng.expovariate(1 / (PAUSE_LEASES * self._lease))
-            self._begin(now)
-
-    @property
-    def complete(self) -> bool:
-        """Whether every kind of fault has happened."""
-        return all(self.done[fault] for fault in self._faults)
-
-    def calm(self) -> None:
-        """Repair everything."""
-        while self._busy:
-            for target, (_, repair) in list(self._busy.items()):
-                if repair():
-                    del self._busy[target]
-            time.sleep(0.02)
 
     def add_worker(self) -> None:
         self._start("worker")
@@ -131,19 +95,6 @@ class Nemesis:
         self._start("guest")
 
     # ---- choosing -------------------------------------------------------------------------
-
-    def _begin(self, now: float) -> None:
-        if not self._deck:
-            self._deck = list(self._faults)
-            self._rng.shuffle(self._deck)
-        for fault in self._deck:  # the first whose target is free
-            begun = self._disturb(fault)
-            if begun is not None:
-                target, leases, repair = begun
-                self._busy[target] = (now + leases * self._lease, repair)
-                self._deck.remove(fault)
-                self.done[fault] += 1
-                return
 
     def _disturb(self, fault: str) -> Begun | None:
         if fault in PATH_FAULTS:

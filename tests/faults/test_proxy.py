@@ -26,6 +26,7 @@ class Ends:
     def __init__(self, stack: ExitStack) -> None:
         port = free_port()
         self._stack = stack
+        self.source = "127.0.0.1"
         self._listeners = [
             stack.enter_context(socket.create_server(("127.0.0.1", port + at))) for at in (0, 1)
         ]
@@ -40,7 +41,8 @@ class Ends:
         return near, far
 
     def knock(self, path: int) -> socket.socket:
-        return socket.create_connection((HOST, self._port + path), timeout=PATIENCE)
+        where = (HOST, self._port + path)
+        return socket.create_connection(where, PATIENCE, (self.source, 0))
 
 
 @pytest.fixture
@@ -104,6 +106,22 @@ def test_one_way_may_be_held_and_the_other_pass(ends: Ends) -> None:
     assert silent(near)
     ends.proxy.restore(HOST, "requests")
     assert near.recv(100) == b"back"
+
+
+def test_connections_of_one_source_are_cut_and_others_pass(ends: Ends) -> None:
+    other, other_far = ends.connect(0)
+    ends.source = "127.0.0.3"
+    one, _ = ends.connect(0)
+    ends.proxy.disturb(HOST, "requests", Rule("cut"), ends.source)
+    assert ended(one)
+    with ends.knock(0) as again:
+        assert ended(again)
+    other.sendall(b"there")
+    assert other_far.recv(100) == b"there"
+    ends.proxy.restore(HOST, "requests", ends.source)
+    near, far = ends.connect(0)
+    near.sendall(b"again")
+    assert far.recv(100) == b"again"
 
 
 def test_a_listener_that_is_gone_ends_the_connection() -> None:

@@ -24,10 +24,14 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
+
+import zmq
 
 import dstore
-from tests.faults.client import OPERATIONS, Client, Keys, now
+from tests.faults.client import OF_SEVERAL, OPERATIONS, Client, Keys, now
 from tests.faults.records import Recorder
+from tests.faults.tether import tether
 
 PAUSE_MAX = 0.006
 """Seconds between two operations of a thread."""
@@ -57,7 +61,9 @@ class Settings:
     """The settings of a client process. ``begin`` is when the first round began, in ns.
 
     ``shm`` is the folder of its "host", and ``host`` whether it shares the membership of that.
-    ``large`` is the part of the values that are large.
+    ``large`` is the part of the values that are large. ``pause`` is the longest pause between two
+    operations, in seconds. A client of several Globals binds its sockets to ``source``, an address
+    by which the relay tells it from others.
     """
 
     name: str
@@ -76,6 +82,8 @@ class Settings:
     shm: str | None = None
     host: str = "off"
     large: float = 0.0
+    pause: float = PAUSE_MAX
+    source: str = ""
 
     def dump(self) -> str:
         return json.dumps(asdict(self))
@@ -138,7 +146,8 @@ class Process:
     # ---- turns ----------------------------------------------------------------------------
 
     def _mix(self, client: Client, keys: Keys, rng: random.Random) -> None:
-        (operation,) = rng.choices(list(OPERATIONS), list(OPERATIONS.values()))
+        frequencies = OF_SEVERAL if self.settings.source else OPERATIONS
+        (operation,) = rng.choices(list(frequencies), list(frequencies.values()))
         operation(client, keys)
 
     def _read(self, client: Client, keys: Keys, rng: random.Random) -> None:
@@ -194,7 +203,8 @@ class Process:
                     return
                 if name != "reader" and number % METRICS_EVERY == 0:
                     metrics.note()
-                time.sleep(rng.random() * (READER_PAUSE_MAX if name == "reader" else PAUSE_MAX))
+                longest = READER_PAUSE_MAX if name == "reader" else mine.pause
+                time.sleep(rng.random() * longest)
 
 
 class _Metrics:
@@ -213,9 +223,28 @@ class _Metrics:
         self._before = metrics
 
 
+def connect_from(source: str) -> None:
+    """Bind all sockets of this process that connect to a Global to an address of this machine."""
+
+    def bound(method: Callable[[Any, str], Any]) -> Callable[[Any, str], Any]:
+        def call(sock: Any, address: str) -> Any:
+            return method(sock, address.replace("tcp://", f"tcp://{source}:0;", 1))
+
+        return call
+
+    # ZeroMQ knows a connection by the very address that it was given.
+    zmq.Socket.connect = bound(zmq.Socket.connect)  # type: ignore[assignment, method-assign]
+    zmq.Socket.disconnect = bound(  # type: ignore[assignment, method-assign]
+        zmq.Socket.disconnect
+    )
+
+
 def main() -> None:
     process = Process(Settings(**json.loads(sys.argv[1])))
+    if process.settings.source:
+        connect_from(process.settings.source)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    tether()
 
     def wait_for_the_end() -> None:
         while os.read(sys.stdin.fileno(), 1):

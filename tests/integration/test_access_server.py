@@ -28,7 +28,7 @@ from dstore.core.authority.identity import ANYONE, Identity, Role
 from dstore.errors import AddressError, KeyFolderError
 from dstore.protocol import wire
 from dstore.protocol.messages import Stats, StatsReply, Sync, Synced
-from dstore.server import loop
+from dstore.server import listener as server_listener
 from dstore.transport import connection as connections
 from dstore.transport import guard as guards
 from dstore.transport.connection import CURVE, Connection, Denied
@@ -814,7 +814,7 @@ def test_if_it_cannot_listen_for_a_moment_it_tries_again(tmp_path: Path) -> None
 def test_if_it_cannot_listen_again_it_ends_with_the_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(loop, "REBIND_TIMEOUT", 0.3)
+    monkeypatch.setattr(server_listener, "REBIND_TIMEOUT", 0.3)
     folder = KeyFolder(tmp_path / "keys")
     folder.create()
     folder.rotate()

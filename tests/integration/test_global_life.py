@@ -22,7 +22,7 @@ import dstore
 from dstore import shm
 from dstore.protocol import wire
 from dstore.protocol.messages import Key, Set, SetItem, Stored
-from dstore.server import loop as server_loop
+from dstore.server import epoch as server_epoch
 from dstore.server.engines.memory import MemoryEngine
 from dstore.server.server import Global
 from tests.integration.processes import PATIENCE, ROOT, RawClient, free_port
@@ -381,7 +381,7 @@ def test_what_a_signal_handler_does_in_the_middle_of_binding(
                 served.stop()
         return bulk_for(*arguments)
 
-    monkeypatch.setattr(server_loop, "bulk_for", interrupted)
+    monkeypatch.setattr(server_epoch, "bulk_for", interrupted)
     outcome = None
     try:
         CALLS[outer](served)

@@ -15,6 +15,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import zmq
@@ -145,6 +146,31 @@ def test_wake_ups_that_nobody_takes_are_bounded(driven: Driven) -> None:
         driven.until(lambda: driven.turn(0.1) is not None)
     driven.router.wake()
     assert driven.router._router.poll(int(PATIENCE * 1000))
+
+
+def test_no_wake_up_is_lost_while_another_thread_sends_one(
+    driven: Driven, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What that one has sent may have been taken before; then nobody would wake Global again."""
+    router = driven.router
+    sent, go_on = threading.Event(), threading.Event()
+    send = routers._send
+
+    def slow(*arguments: Any) -> None:
+        send(*arguments)
+        if not sent.is_set():
+            sent.set()
+            assert go_on.wait(PATIENCE)
+
+    monkeypatch.setattr(routers, "_send", slow)
+    thread = threading.Thread(target=router.wake)
+    thread.start()
+    assert sent.wait(PATIENCE)
+    assert driven.turn(PATIENCE) is None  # the one of the thread, which has not ended
+    router.wake()
+    go_on.set()
+    thread.join()
+    assert router._router.poll(0)
 
 
 # ---- what is under way --------------------------------------------------------------------------

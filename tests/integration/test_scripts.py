@@ -14,7 +14,19 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = ROOT / "scripts"
-TYPED = ["global", "repl", "demo", "test", "check", "docs", "simulate", "soak", "crash", "bench"]
+TYPED = [
+    "global",
+    "repl",
+    "demo",
+    "test",
+    "check",
+    "docs",
+    "simulate",
+    "soak",
+    "crash",
+    "cluster",
+    "bench",
+]
 INSTALLED_FROM = [
     "setup.cfg",
     "setup.py",

@@ -183,8 +183,8 @@ OF_HOSTS = (
         (
             (
                 LOOP,
-                "            if host is not None:  # first: from now on another Global may have the address\n                host.close(clock.now())\n",
-                "            if router is not None:\n                router.close()\n            if host is not None:\n                host.close(clock.now())\n",
+                "            if epoch is not None:  # first: from now on another Global may have the address\n                epoch.void(clock.now())\n",
+                "            if router is not None:\n                router.close()\n            if epoch is not None:\n                epoch.void(clock.now())\n",
             ),
         ),
         GLOBAL_TEST + "test_it_is_void_before_the_address_is_free",

@@ -377,7 +377,7 @@ def test_an_entry_has_what_it_was_made_of(kind: Any) -> None:
     entry = kind.Entry("k", "v", 2**64 - 1, 100)
     assert (entry.key, entry.value, entry.seq, entry.since) == ("k", "v", 2**64 - 1, 2**64 - 1)
     assert (entry.size, entry.shared, entry.bucket) == (100, None, 0)
-    assert entry.sound is False
+    assert not entry.sound
     assert (entry.visited, entry.newer, entry.older) == (0, None, None)
     entry = kind.Entry(key="k", value="v", seq=1, size=2, shared=b"token", bucket=2**32 - 1)
     assert (entry.size, entry.shared, entry.bucket) == (2, b"token", 2**32 - 1)

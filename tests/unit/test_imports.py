@@ -49,6 +49,7 @@ ROOMS: dict[str, set[str]] = {
     "server": GROUND
     | {"protocol", "core.authority", "core.cluster", "core.engine", "transport", "shm"}
     | {"access", "core.authority.identity"},
+    "server.postgres": GROUND | {"protocol", "core.cluster", "core.engine", "server.engines"},
     "engines": {"core.engine", "protocol", "server.engines", "shm"},
     "": {"errors", "config", "version", "client", "server", "codecs"},
     "testing": PUBLIC | {"protocol", "core.engine", "shm.root"},
@@ -61,7 +62,8 @@ ROOMS: dict[str, set[str]] = {
     "cli": PUBLIC
     | SHARED_BY_PROGRAMS
     | {"cli.demo", "cli.repl", "checks", "quoting", "runtime", "transport", "shm.root"}
-    | {"client.owner", "protocol.keys", "server.data", "access"},
+    | {"client.owners", "protocol.keys", "server.data", "access"}
+    | {"core.cluster", "server.parameters", "server.postgres"},
     "__main__": {"cli"},
 }
 
@@ -87,10 +89,11 @@ DOORS: dict[str, set[str]] = {
     "cmd2": {"cli.repl"},
     "msgpack": {"protocol", "codecs"},
     "numpy": {"codecs"},
+    "psycopg": {"server.postgres"},
     "pytest": {"testing"},
     "rich": {"cli"},
     "sqlite3": {"server.data"},
-    "sortedcontainers": {"server.engines", "core.authority.deadlines"},
+    "sortedcontainers": {"server.engines", "server.postgres", "core.authority.deadlines"},
     "zmq": {"transport"},
 }
 

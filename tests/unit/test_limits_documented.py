@@ -110,6 +110,7 @@ def test_what_sets_a_limit_exists() -> None:
     known = {f"`Node({name}=)`" for name in inspect.signature(dstore.Node).parameters}
     known |= {f"`Global({name}=)`" for name in inspect.signature(dstore.Global).parameters}
     known |= {name for name, _ in defaults()} | {"`--address`", "`--shm`", "`--host-cache`"}
+    known |= {"`--ownership-lease`"}  # None stands for the default: it needs --engine
     known |= {"`$DSTORE_SHM`", "-"}
     named = {name for row in ROWS for name in row.set_with.split(", ")}
     assert named - known == set()

@@ -43,7 +43,7 @@ def unexpected(_: LoopCall, error: GlobalUnavailable) -> None:
 
 
 def call() -> LoopCall:
-    command = DirectCommand(lambda state, until: GetOne(state, "k", until, PLAIN), 1.0, len)
+    command = DirectCommand(lambda state, until: GetOne(state, "k", until, PLAIN), 1.0, len, ("k",))
     return LoopCall(command, lambda: None)
 
 

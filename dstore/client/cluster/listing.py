@@ -9,10 +9,14 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 from dstore.protocol.keys import in_order
 from dstore.protocol.messages import Key
 from dstore.protocol.partitions import PARTITIONS
+
+Page: TypeAlias = tuple[Sequence[int], Sequence[Key], Key]
+"""Partitions, keys that come next in them, and after which key there are more; empty: no more."""
 
 
 @dataclass(eq=False)
@@ -31,10 +35,10 @@ class Cursor:
 
 
 class Listing:
-    """The keys of all partitions. While there is an ``empty`` cursor, pages have to be read."""
+    """The keys of all partitions, after one. While a cursor is ``empty``, pages have to be read."""
 
-    def __init__(self) -> None:
-        self._cursors = [Cursor(range(PARTITIONS))]
+    def __init__(self, after: Key = "") -> None:
+        self._cursors = [Cursor(range(PARTITIONS), after)]
 
     @property
     def empty(self) -> list[Cursor]:
@@ -45,11 +49,8 @@ class Listing:
         """Whether all keys have been taken."""
         return not self._cursors
 
-    def read(self, cursor: Cursor, pages: Iterable[tuple[Sequence[int], Sequence[Key], Key]]) -> None:
-        """Take the next pages of an empty cursor: partitions, their keys, and ``after`` of the page.
-
-        The partitions of the pages together are those of the cursor.
-        """
+    def read(self, cursor: Cursor, pages: Iterable[Page]) -> None:
+        """Take the next pages of an empty cursor, whose partitions together are those of it."""
         self._cursors.remove(cursor)
         for numbers, keys, after in pages:
             self._cursors.append(Cursor(numbers, after, deque(keys), not after))
@@ -57,16 +58,14 @@ class Listing:
     def take(self) -> list[Key]:
         """Return the keys that come next in order: none while a cursor is empty."""
         taken: list[Key] = []
-        while not self.empty:
-            self._cursors = [each for each in self._cursors if each.keys]
-            if not self._cursors:
-                break
-            # All keys up to the end of the first page that ends come before what was not read.
-            last = min((in_order(each.keys[-1]) for each in self._cursors if not each.over), default=None)
+        while self._cursors and not self.empty:
+            unread = [each.keys[-1] for each in self._cursors if each.keys and not each.over]
+            # Whatever has not been read comes after the last key of its page.
+            last = min(map(in_order, unread), default=None)
             found: list[Key] = []
             for cursor in self._cursors:
                 while cursor.keys and (last is None or in_order(cursor.keys[0]) <= last):
                     found.append(cursor.keys.popleft())
-            taken += sorted(found, key=in_order)
+            taken += sorted(found, key=in_order) if len(self._cursors) > 1 else found
             self._cursors = [each for each in self._cursors if each.keys or not each.over]
         return taken

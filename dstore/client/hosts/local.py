@@ -16,7 +16,7 @@ from dstore.client.hosts.loop import LoopHost
 from dstore.client.hosts.threads import ThreadHost
 from dstore.client.large import release
 from dstore.client.settings import Settings
-from dstore.client.watch import Watch, Watches
+from dstore.client.watch import Watches
 from dstore.core.local.effects import (
     Announce,
     Dropped,
@@ -26,7 +26,7 @@ from dstore.core.local.effects import (
     TakeBack,
     Tell,
 )
-from dstore.core.local.membership import LAPSED
+from dstore.core.local.membership import LAPSED, Entry
 from dstore.core.local.operations import One, ReadOptions
 from dstore.core.local.state import LocalState
 from dstore.errors import AddressError, DstoreError, GlobalUnavailable
@@ -139,6 +139,13 @@ class Local:
             self._thread.forget()
             self._release()
 
+    def hasten(self) -> None:
+        """Begin what :meth:`close` waits for: several Locals end at the same time."""
+        with self._going:
+            self.host.stopping = True
+        if self._thread.started:
+            self.host.link.control.wake()
+
     def abandon(self) -> None:
         """Do what :meth:`close` does, for the garbage collector: take no lock, and do not wait."""
         self.host.stopping = True
@@ -192,10 +199,24 @@ class Local:
         self.go()
         return self._loop
 
-    def watch(self, prefix: Key, limit: int) -> Watch:
-        """Begin a watch; see :meth:`Watches.begin`."""
+    @property
+    def watches(self) -> Watches:
+        """The watches of this Local."""
         self.go()
-        return self._watches.begin(prefix, limit)
+        return self._watches
+
+    def wake(self) -> None:
+        """Have the background thread look again, if there is one."""
+        if self._is_up:
+            self.host.link.control.wake()
+
+    def join_index(self, index: dict[Key, Entry]) -> None:
+        """Put what is cached into an index that several Locals have."""
+        self.host.aside(lambda: self.state.join_index(index))
+
+    def bound(self, cache_bytes: int, shared_bytes: int | None) -> None:
+        """Change the bounds of the cache, in bytes: by itself, and beside a host cache."""
+        self.host.aside(lambda: self.state.bound(cache_bytes, shared_bytes))
 
     # ---- in the background thread ---------------------------------------------------------
 

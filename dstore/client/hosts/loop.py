@@ -13,8 +13,9 @@ import contextlib
 import os
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Generic
 
 from dstore.client.commands import Command
 from dstore.client.hosts.calls import LoopCall, Timers
@@ -45,6 +46,15 @@ parent, such as to remove a file that is half written.
 """
 
 
+@dataclass(eq=False)
+class Started(Generic[T]):
+    """A command that has begun, for a task or a greenlet of one process."""
+
+    call: LoopCall
+    ready: TaskEvent
+    process: int
+
+
 class LoopHost:
     """The calls of one Local that event loops and greenlets wait for."""
 
@@ -62,23 +72,40 @@ class LoopHost:
 
     async def conduct(self, command: Command[T], new_event: Callable[[], TaskEvent]) -> T:
         """Carry out a command for a task or a greenlet, which awaits an event of ``new_event``."""
-        process = os.getpid()
+        return await self.finish(self.start(command, new_event))
+
+    def start(self, command: Command[T], new_event: Callable[[], TaskEvent]) -> Started[T]:
+        """Begin what :meth:`conduct` does. :meth:`finish` or :meth:`give_up` is to follow."""
         ready = new_event()
-        call = LoopCall(command, ready.set)
+        started: Started[T] = Started(LoopCall(command, ready.set), ready, os.getpid())
         try:
-            self.begin(call)
+            self.begin(started.call)
+        except BaseException as error:
+            self.give_up(started, error)
+            raise
+        return started
+
+    async def finish(self, started: Started[T]) -> T:
+        """Wait for the end of a command. Returns its result, or raises its error."""
+        call = started.call
+        try:
             if not call.over:
-                await ready
+                await started.ready
             result = call.result()
         except BaseException as error:
-            if process != os.getpid():
-                _of_the_parent.append(call)
-            elif isinstance(error, GeneratorExit):  # dropped, maybe by the garbage collector
-                self.cancel_later(call, error)
-            else:
-                self.cancel(call, error)
+            self.give_up(started, error)
             raise
-        return command.finish(result)
+        finished: T = call.command.finish(result)
+        return finished
+
+    def give_up(self, started: Started[T], error: BaseException) -> None:
+        """Cancel a command that nothing waits for any more, because of ``error``."""
+        if started.process != os.getpid():
+            _of_the_parent.append(started.call)
+        elif isinstance(error, GeneratorExit):  # dropped, maybe by the garbage collector
+            self.cancel_later(started.call, error)
+        else:
+            self.cancel(started.call, error)
 
     def begin(self, call: LoopCall) -> None:
         """Begin a call, which may be over at once.

@@ -106,6 +106,10 @@ class Deadlines:
     def __len__(self) -> int:
         return len(self._records)
 
+    def records(self) -> list[tuple[Key, bytes, float]]:
+        """Return all records, as :meth:`load` takes them."""
+        return [(key, token, at) for at, key, token in self._records.values()]
+
     # ---- the record of a key --------------------------------------------------------------
 
     def clock(self) -> float:
@@ -180,6 +184,11 @@ class Deadlines:
     def _look_at(self, moment: float) -> None:
         self.wake_at = min(self.wake_at, moment)
         self._alarm.at(self.wake_at)
+
+    def look(self, now: float) -> None:
+        """Look at ``now`` for what is due: nothing was begun for a while."""
+        if self._records:
+            self._look_at(now)
 
     # ---- what is due ----------------------------------------------------------------------
 

@@ -28,6 +28,7 @@ class Partitions:
     """The partitions that a Global owns during one epoch.
 
     ``ends`` is the end of the ownership lease, in seconds of Global's clock. Its host moves it on.
+    It is 0.0 until the first lease begins.
     ``map`` has the version, the members and the owners that :class:`~.messages.MapReply` has; its
     host sets it.
     """
@@ -51,7 +52,8 @@ class Partitions:
         What came in between was not applied, so that this epoch has to end.
         """
         if now >= self.ends:
-            self._lapsed = True
+            self._lapsed = self._lapsed or self.ends > 0.0  # else nothing was missed
+            return True
         return self._lapsed
 
     def owns(self, key: Key) -> bool:

@@ -181,6 +181,11 @@ class GlobalState:
         return not to_notify and not begun
 
     @property
+    def writing(self) -> bool:
+        """Whether a write, a deletion or an expiry has begun and not ended."""
+        return bool(self._invalidations.pending or self._changes)
+
+    @property
     def counters(self) -> dict[str, int]:
         """The counters by name. The host counts malformed frames and cut connections here."""
         return self._out.counters
@@ -437,6 +442,13 @@ class GlobalState:
             self._loads.wake_at,
         )
 
+    def deadlines(self) -> list[tuple[m.Key, bytes, float]]:
+        """Return the keys that expire, the tokens of their values, and when; see :meth:`recover`.
+
+        While nothing is being written these are all that there are.
+        """
+        return self._deadlines.records()
+
     def end(self) -> list[GlobalEffect]:
         """End this epoch: refuse the reads that wait, so that their Locals ask again at once.
 
@@ -451,6 +463,15 @@ class GlobalState:
         """From now on refuse new sessions and writes. What has started goes on."""
         self._memberships.closing = self._writes.closing = True
         self._invalidations.broadcasts.close()
+
+    def hold_writes(self) -> None:
+        """Refuse writes until :meth:`take_writes`. What has started goes on, and so do reads."""
+        self._writes.closing = True
+
+    def take_writes(self, now: float) -> None:
+        """Take writes again, after :meth:`hold_writes`."""
+        self._writes.closing = False
+        self._deadlines.look(now)
 
     # ---- handlers -------------------------------------------------------------------------
 

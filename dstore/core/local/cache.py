@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple, TypeAlias
 
 from dstore.compiled import native
-from dstore.core.local.membership import Entry
+from dstore.core.local.membership import Entry, Membership
 from dstore.protocol.messages import TOKEN_BYTES, GetReply, Key, Large, Stored
 
 ENTRY_OVERHEAD = 300 if native is None else 230
@@ -30,6 +30,8 @@ _EMPTY_TEXT_BYTES = "".__sizeof__()
 NONE_KEPT: Mapping[str, Callable[[bytes], object]] = {}
 DIGEST_OVERHEAD = 170
 """Bytes of the digest of a large value, by which the value can be offered to Global."""
+INDEX_OVERHEAD = 80
+"""Bytes of the place of an entry in an index."""
 SHARED_MAX = 8_192
 """Entries in shared memory: each is a mapping, and the mappings of a process are limited."""
 SEEN = 2
@@ -88,6 +90,9 @@ class Cache:
     ``entries`` may be read without a lock; everything else is for the owner of the state. An entry
     keeps its value decoded if ``kept`` has a function that does so, and ``encode`` returns codec
     and body of such a value.
+
+    Several caches may have one index, a dictionary of the entries of all of them. Each key has the
+    entry there that was stored last. ``home`` is the membership whose entries these are.
     """
 
     def __init__(self, limit: int, kept: Kept = NONE_KEPT, encode: Encode = NONE_DECODED) -> None:
@@ -97,6 +102,9 @@ class Cache:
         self.size = 0
         self.evictions = 0
         self.entries: dict[Key, Entry] = {}
+        self.home: Membership | None = None
+        self._index: dict[Key, Entry] | None = None
+        self._overhead = ENTRY_OVERHEAD
         self.shared: dict[bytes, Entry] = {}
         self.digests: dict[bytes, bytes] = {}  # of the large values, by token
         self._newest: Entry | None = None
@@ -129,7 +137,7 @@ class Cache:
         """Make an entry that is not stored."""
         decode = self._kept.get(codec)
         value = NotImplemented if decode is None else decode(body)
-        size = ENTRY_OVERHEAD + _text_bytes(key)
+        size = self._overhead + _text_bytes(key)
         if value is NotImplemented:
             value = Stored(token, codec, body)
             size += STORED_OVERHEAD + len(body)
@@ -150,7 +158,7 @@ class Cache:
             if codec == BYTES and codec in kept and newest is not None:
                 # The usual case, in few steps.
                 size = len(key) if key.isascii() else _text_bytes(key)
-                size += ENTRY_OVERHEAD + len(body)
+                size += self._overhead + len(body)
                 if self.size + size <= self.limit:
                     entry = Entry(key, body, seq, size)
                     if entries.setdefault(key, entry) is entry:
@@ -158,6 +166,9 @@ class Cache:
                         newest.newer = self._newest = entry
                         self.size += size
                         answers[key] = entry
+                        if self._index is not None:
+                            entry.home = self.home
+                            self._index[key] = entry
                         continue
             token = tokens[TOKEN_BYTES * index : TOKEN_BYTES * (index + 1)]
             answers[key] = self.insert(key, seq, token, codec, body) or Stored(token, codec, body)
@@ -175,7 +186,7 @@ class Cache:
 
         Without its content ``digest`` it is not among the :meth:`values`.
         """
-        size = ENTRY_OVERHEAD + _text_bytes(key) + STORED_OVERHEAD + bool(digest) * DIGEST_OVERHEAD
+        size = self._overhead + _text_bytes(key) + STORED_OVERHEAD + bool(digest) * DIGEST_OVERHEAD
         size += SHARED_OVERHEAD if shared else stored.size
         token = stored.token if shared else None
         entry = self._insert(key, Entry(key, stored, seq, size, token, bucket))
@@ -204,7 +215,10 @@ class Cache:
             newest.newer = entry
         self._newest = entry
         self.size += entry.size
+        entry.home = None if self._index is None else self.home
         entries[key] = entry
+        if self._index is not None:
+            self._index[key] = entry
         return entry
 
     def discard(self, key: Key) -> Entry | None:
@@ -250,6 +264,7 @@ class Cache:
         """Remove all entries. A reader without a lock sees the same dictionary, emptied."""
         for entry in self.entries.values():
             entry.older = entry.newer = None  # so that no cycle waits for the garbage collector
+            self._leave_index(entry)
         self.entries.clear()
         self.shared.clear()
         self.digests.clear()
@@ -283,10 +298,35 @@ class Cache:
             if entry.shared is not None:
                 self.shared[entry.shared] = entry
         self._newest = older
+        self.shrink()
+
+    def shrink(self) -> None:
+        """Evict what is beyond the limit."""
         while self.size > self.limit:
             self._evict()
 
+    def join_index(self, index: dict[Key, Entry]) -> None:
+        """Put all entries into an index, from now on."""
+        self._index = index
+        self._overhead = ENTRY_OVERHEAD + INDEX_OVERHEAD
+        self.belong_to(self.home)
+
+    def belong_to(self, home: Membership | None) -> None:
+        """Note the membership whose entries these are."""
+        self.home = home
+        if self._index is not None:
+            for entry in self.entries.values():
+                entry.home = home
+                self._index[entry.key] = entry
+
+    def _leave_index(self, entry: Entry) -> None:
+        index = self._index
+        # Another cache may store the key just now, and lose its place: that entry is found anew.
+        if index is not None and index.get(entry.key) is entry:
+            index.pop(entry.key, None)
+
     def _unlink(self, entry: Entry) -> None:
+        self._leave_index(entry)
         if entry.shared is not None and self.shared.get(entry.shared) is entry:
             del self.shared[entry.shared]
         value = entry.value

@@ -58,7 +58,9 @@ class Entries(Present):
     ) -> None:
         self.cache = Cache(cache_bytes, kept, encode)
         super().__init__(Membership(self.cache.entries))
+        self.cache.belong_to(self.membership)
         self.closing = False
+        self.one_of_several = False
         self.counters = dict.fromkeys(
             (
                 *("fills", "revalidated", "deletions", "drops", "flushes", "gaps", "joins"),
@@ -103,6 +105,7 @@ class Entries(Present):
         # The old dictionary is emptied, and a new membership has a new one: a hit that is under way
         # on another thread must not find an entry of another session than its lease.
         self.membership = self.joined = Membership(self.cache.renew(), self._words_of_hits())
+        self.cache.belong_to(self.membership)
         self.cache.limit = self._private_limit
 
     def _share(self, page: SharedPage) -> None:
@@ -113,6 +116,23 @@ class Entries(Present):
         self._end_observer()
         self._inserts = 0
         self._set_shared_limit(page)
+
+    def join_index(self, index: dict[Key, Entry]) -> None:
+        """Go on as one of several Locals, with the index of all their entries; see :class:`Cache`.
+
+        From now on a request that Global refuses since it closes is one for another Global.
+        """
+        self.one_of_several = True
+        self.cache.join_index(index)
+
+    def bound(self, cache_bytes: int, shared_bytes: int | None) -> None:
+        """Change the bounds of the cache, by itself and beside a host cache."""
+        self._private_limit, self._shared_limit = cache_bytes, shared_bytes
+        if self.page is None:
+            self.cache.limit = cache_bytes
+        else:
+            self._set_shared_limit(self.page)
+        self.cache.shrink()
 
     def _set_shared_limit(self, page: SharedPage) -> None:
         """Bound the entries beside the host cache, which grows."""
@@ -126,6 +146,7 @@ class Entries(Present):
         membership = Membership(entries, page.vector.words, page.lease_word)
         membership.epoch, membership.session = page.epoch, page.session
         self.membership = membership
+        self.cache.belong_to(membership)
 
     def _end_observer(self) -> None:
         """Forget the session that observes. What was announced counts as missed in the next one."""
@@ -154,6 +175,7 @@ class Entries(Present):
             self.membership.lease_end = LAPSED
         else:  # the page is not ours to change
             self.membership = Membership(self.cache.renew())
+            self.cache.belong_to(self.membership)
 
     def hit(self, key: Key, now: float, stale_ok: bool = False) -> Entry | None:
         """Return the entry of ``key`` if the lease is valid at ``now``.

@@ -39,12 +39,12 @@ class Entry:
     of the key in between. ``bucket`` is the place of the key in the invalidation vector, if hits
     look there. ``size`` is in bytes of this process; ``shared`` is the token of a value in shared
     memory. A hit sets ``visited``. ``sound`` is set once the value has been decoded, so that it is
-    checked only once.
+    checked only once. ``home`` is the membership whose entry it is, if it is in an index.
     """
 
     __slots__ = (
-        "bucket", "key", "newer", "older", "seq", "shared", "since", "size", "sound", "value",
-        "visited",
+        "bucket", "home", "key", "newer", "older", "seq", "shared", "since", "size", "sound",
+        "value", "visited",
     )  # fmt: skip
 
     def __init__(
@@ -64,6 +64,7 @@ class Entry:
         self.bucket = bucket
         self.sound = False
         self.visited = 0
+        self.home: Membership | None = None
         self.newer: Entry | None = None
         self.older: Entry | None = None
 

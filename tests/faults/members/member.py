@@ -1,0 +1,135 @@
+"""``dstore global --engine postgresql://...`` as a process, killed, stopped and started again."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from dstore.config import HOST_VARIABLE
+from tests.faults.cluster import STOPPED_BY_US
+from tests.integration.processes import PATIENCE, ROOT, send_signal
+
+SAID_MAX = 2000
+"""Characters of what a Global has logged that are shown if it ends by itself."""
+
+
+class Member:
+    """One Global of a cluster. Each start of it is another member, at the same address."""
+
+    def __init__(
+        self, number: int, address: str, advertised: str, options: Sequence[str], folder: Path
+    ) -> None:
+        self.number = number
+        self.advertised = advertised
+        self.problems: list[str] = []
+        self._command = [sys.executable, "-m", "tests.faults.tether"]
+        self._options = ["--address", address, "--advertise", advertised, *options]
+        self._log = folder / f"global-{number}.log"
+        self._process: subprocess.Popen[bytes] | None = None
+        self._draining: subprocess.Popen[bytes] | None = None
+        self._asked = False  # to end
+
+    def start(self) -> None:
+        """Start it, without waiting until it serves anything: the database may be away."""
+        assert not self.alive
+        self._asked = False
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [*self._command, str(os.getpid()), "global", *self._options],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, HOST_VARIABLE: "auto", "PYTHONPATH": str(ROOT)},
+                start_new_session=True,
+            )
+
+    @property
+    def alive(self) -> bool:
+        """Whether it was started, and has not been ended by a signal of this object."""
+        return self._process is not None
+
+    @property
+    def ended(self) -> bool:
+        """Whether its process has ended."""
+        return self._process is None or self._process.poll() is not None
+
+    def signal(self, number: signal.Signals) -> None:
+        assert self._process is not None
+        if not self.ended:
+            send_signal(self._process.pid, number)
+
+    def ask_to_end(self) -> None:
+        """Ask it to hand over what it owns, and to end. A second signal would end it at once."""
+        if not self._asked:
+            self._asked = True
+            self.signal(signal.SIGTERM)
+
+    def drain(self, database: str) -> None:
+        """Ask it by ``dstore cluster drain`` to hand over what it owns, without waiting."""
+        command = ["cluster", "drain", database, self.advertised]
+        with self._log.open("ab") as log:
+            self._draining = subprocess.Popen(
+                [*self._command, str(os.getpid()), *command],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, "PYTHONPATH": str(ROOT)},
+                start_new_session=True,
+            )
+
+    def has_drained(self) -> bool:
+        """Whether that has ended. If it has failed, that is noted."""
+        if self._draining is not None and self._draining.poll() is not None:
+            process, self._draining = self._draining, None
+            if process.returncode:
+                said = self._said()[-SAID_MAX:]
+                self.problems.append(f"draining {self} failed: {said}")
+        return self._draining is None
+
+    def kill(self) -> None:
+        """Kill it with SIGKILL, if it is there. If it had ended by itself, that is noted."""
+        if self._draining is not None:
+            self._draining.kill()
+            self._draining.wait()
+            self._draining = None
+        if self._process is not None and not self.note_end():
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def note_end(self) -> bool:
+        """Note a bad exit code if its process has ended. Returns whether it has."""
+        if self._process is None or self._process.poll() is None:
+            return False
+        process, self._process = self._process, None
+        if process.returncode not in (0, STOPPED_BY_US):
+            said = self._said()[-SAID_MAX:]
+            self.problems.append(f"{self} ended with exit code {process.returncode}: {said}")
+        return True
+
+    def stop(self) -> None:
+        """Ask it to end, and wait; kill it if it does not end in time, which is noted."""
+        if self._process is None:
+            return
+        self.ask_to_end()
+        try:
+            self._process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            self.problems.append(f"{self} did not end within {PATIENCE:g} s: {self._said()}")
+        self.kill()
+
+    def all_problems(self) -> list[str]:
+        """Return what was noted, and what it has logged that must not happen."""
+        said = self._said()
+        logged = [f"{self}: {said}"] if "Traceback" in said or " ERROR " in said else []
+        return self.problems + logged
+
+    def _said(self) -> str:
+        return self._log.read_text(errors="replace") if self._log.exists() else ""
+
+    def __repr__(self) -> str:
+        return f"Global {self.number}"

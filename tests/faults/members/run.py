@@ -1,0 +1,366 @@
+"""A run with several Globals over PostgreSQL: ``python -m tests.faults.members.run --minutes N``.
+
+A primary, a synchronous standby, Globals and workers with caches, all on this machine, with a relay
+between each pair and faults of all kinds. The history of all workers is judged as one: each key is
+linearizable, no cache answers with a value whose deletion was confirmed, and at the end, when all
+keys are read, every acknowledged write is there. Exit code 1 means a violation.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import dstore
+from tests.faults.client import Client, Keys
+from tests.faults.cluster import Clients, Life, Times
+from tests.faults.judge import GLOBAL_LATE, JudgeProcess, Verdict
+from tests.faults.members.links import Links
+from tests.faults.members.member import Member
+from tests.faults.members.nemesis import ESSENTIAL, FAULTS, Nemesis
+from tests.faults.members.probes import KINDS, Prober, longest
+from tests.faults.members.probes import Settings as ProbeSettings
+from tests.faults.members.state import PARTITIONS, owned
+from tests.faults.records import Recorder, files_of
+from tests.faults.soak import shared_memory
+from tests.faults.workload import Settings
+from tests.integration.processes import ROOT
+from tests.postgres import Postgres, missing
+
+MEMBERS = 4
+WORKERS = 8
+PROBED = 8
+"""Keys that are probed: with four Globals, most likely some of each."""
+ROUND_SECONDS = 10.0
+STEP_SECONDS = 0.02
+SETTLE_TIMEOUT = 60.0
+"""Seconds until all partitions must be served, at the beginning and after the faults."""
+READ_TIMEOUT = 60.0
+"""Seconds until a read at the end gives up."""
+CACHE_BYTES = 4 << 20
+PAUSE = 0.04
+"""Longest pause of a worker between two operations, in seconds."""
+JUDGES = 2
+"""Judges at the same time."""
+EXIT_MISSING = 2
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The length of a run, its size, its leases in seconds, and the seed of all choices.
+
+    The faults of a run that is shorter than one of each kind takes are the first of the deck.
+    ``extended`` is by how many seconds the run goes on until every kind has happened.
+    """
+
+    seconds: float
+    seed: int = 0
+    members: int = MEMBERS
+    workers: int = WORKERS
+    probed: int = PROBED
+    lease: float = 6.0
+    cache_lease: float = 2.0
+    round_seconds: float = ROUND_SECONDS
+    pause: float = PAUSE
+    large: float = 0.02
+    faults: Sequence[str] = FAULTS
+    overlap: bool = False
+    extended: float = 0.0
+    standby: bool = True
+
+
+@dataclass
+class Report:
+    """What a run did, and the violations. ``longest`` has seconds by fault and by probe."""
+
+    verdict: Verdict
+    faults: Counter[str]
+    longest: dict[str, dict[str, float]]
+    processes: int
+    wrong: list[str] = field(default_factory=list)
+
+    def lines(self) -> list[str]:
+        counts = self.verdict.counts
+        head = "longest time until a key could be"
+        table = [f"{head:58}{''.join(f'{kind:>8}' for kind in KINDS)}  times"]
+        for fault, times in sorted(self.longest.items()):
+            row = "".join(f"{times[kind]:8.2f}" for kind in KINDS)
+            table.append(f"  {fault:56}{row}{self.faults.get(fault, 0) or '':>7}")
+        never = [fault for fault, count in self.faults.items() if not count]
+        return [
+            f"{counts['calls']:,} calls, {self.verdict.operations:,} operations judged in "
+            f"{self.verdict.rounds} rounds, {counts['hits']:,} cache hits, "
+            f"{counts['acknowledged']:,} acknowledged writes",
+            f"{self.verdict.deletions:,} deletions confirmed, {self.verdict.cleared:,} not waited "
+            f"for; {counts['unknown']:,} writes with unknown outcome, {counts['not done']:,} "
+            f"writes and {counts['reads unavailable']:,} reads given up",
+            f"{self.processes} worker processes, {sum(self.faults.values())} faults",
+            *table,
+            *([f"did not happen: {', '.join(never)}"] if never else []),
+            f"{len(self.wrong)} violations",
+        ]
+
+
+class Run:
+    """A run: the database, Globals, the relay, workers, probes and a nemesis; then the judges."""
+
+    def __init__(self, plan: Plan, folder: Path, say: Callable[[str], None] = print) -> None:
+        self.plan = plan
+        self._folder = folder
+        self._say = say
+        self._rng = random.Random(plan.seed)
+        # A deletion that was not waited for is over one quiet duration after all is settled, and
+        # one lease of its holders.
+        self._times = Times(int(2 * plan.cache_lease * 1e9), durable=True)
+        self._clients = Clients(self._times)
+        self._wrong: list[str] = []
+
+    def run(self) -> Report:
+        with ExitStack() as stack:
+            self._postgres = stack.enter_context(Postgres(standby=self.plan.standby))
+            self._init()
+            count = self.plan.members + 1
+            links = self._links = Links(count, self._postgres.servers)
+            stack.enter_context(links.relay)
+            folders = stack.enter_context(shared_memory([str(each) for each in range(count)]))
+            self._members = [self._member(each, folders[str(each)]) for each in range(count)]
+            for member in self._members:
+                stack.callback(member.kill)
+            stack.callback(self._clients.kill_all)
+            self._begin = time.monotonic_ns()
+            self._times.lives.append(Life(self._begin, lease=int(self.plan.cache_lease * 1e9)))
+            for member in self._members[:-1]:
+                member.start()
+            self._wait_until_served()
+            nemesis = self._nemesis()
+            for _ in range(self.plan.workers):
+                nemesis.add_worker()
+            prober = self._prober()
+            stack.callback(prober.close)
+            try:
+                self._disturb(nemesis)
+                self._end()
+            except (RuntimeError, TimeoutError, dstore.DstoreError) as error:
+                self._wrong.append(f"the run was broken off: {error!r}")
+                self._clients.end_all()
+            prober.close()
+            for member in self._members:
+                member.stop()
+        verdict = self._judge()
+        settle = int(self.plan.lease * 1e9)
+        found = longest(prober.probes(), nemesis.history, settle)
+        wrong = [*self._wrong, *verdict.violations, *self._clients.problems, *prober.problems()]
+        wrong += [problem for member in self._members for problem in member.all_problems()]
+        for fault in self.plan.faults:
+            nemesis.done[fault] += 0
+        return Report(verdict, nemesis.done, found, self._clients.started, wrong)
+
+    # ---- beginning ------------------------------------------------------------------------
+
+    def _init(self) -> None:
+        options = [] if self.plan.standby else ["--no-standby"]
+        command = ["cluster", "init", self._postgres.url(), *options]
+        done = subprocess.run(
+            [sys.executable, "-m", "dstore", *command],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )
+        if done.returncode:
+            raise RuntimeError(f"dstore cluster init failed: {done.stdout}")
+
+    def _member(self, number: int, shm: str) -> Member:
+        links, plan = self._links, self.plan
+        options = ["--engine", self._postgres.url(at=links.databases(number))]
+        options += ["--ownership-lease", str(plan.lease), "--lease", str(plan.cache_lease)]
+        options += ["--shm", shm]
+        advertised = links.advertises(number)
+        return Member(number, links.listens(number), advertised, options, self._folder)
+
+    def _nemesis(self) -> Nemesis:
+        plan = self.plan
+        self._worker = Settings(
+            name="",
+            role="worker",
+            address="",
+            folder=str(self._folder),
+            seed=0,
+            begin=self._begin,
+            round_ns=int(plan.round_seconds * 1e9),
+            timeout=0.0,
+            cache_bytes=CACHE_BYTES,
+            shm="",
+            large=plan.large,
+            pause=plan.pause,
+        )
+        return Nemesis(
+            self._rng,
+            self._members,
+            self._postgres,
+            self._links,
+            self._clients,
+            self._times,
+            self._worker,
+            plan.faults,
+            lease=plan.lease,
+            cache_lease=plan.cache_lease,
+            overlap=plan.overlap,
+        )
+
+    def _prober(self) -> Prober:
+        source = self._links.source(0)
+        return Prober(ProbeSettings(self._addresses(), str(self._folder), source, self.plan.probed))
+
+    def _addresses(self) -> str:
+        return ",".join(member.advertised for member in self._members[:-1])
+
+    # ---- in between -----------------------------------------------------------------------
+
+    def _disturb(self, nemesis: Nemesis) -> None:
+        plan, said = self.plan, 0
+        while (elapsed := self._elapsed()) < plan.seconds or (
+            not nemesis.complete and elapsed < plan.seconds + plan.extended
+        ):
+            nemesis.step()
+            nemesis.revive()
+            for fault in nemesis.history[said:]:
+                said += 1
+                self._say(f"{elapsed:7.1f} s: {fault.kind}")
+            time.sleep(STEP_SECONDS)
+        nemesis.calm()
+        nemesis.revive()
+
+    def _elapsed(self) -> float:
+        return (time.monotonic_ns() - self._begin) / 1e9
+
+    def _wait_until_served(self) -> None:
+        """Wait until the living members, and they alone, own all partitions; or TimeoutError."""
+        until = time.monotonic() + SETTLE_TIMEOUT
+        while True:
+            there = owned(self._postgres)
+            living = sorted(member.advertised for member in self._members if member.alive)
+            if sorted(address for address, _ in there) == living and (
+                sum(count for _, count in there) == PARTITIONS
+            ):
+                return
+            if time.monotonic() > until:
+                raise TimeoutError(f"{living} do not own all partitions, but {there}")
+            time.sleep(STEP_SECONDS)
+
+    # ---- end ------------------------------------------------------------------------------
+
+    def _end(self) -> None:
+        """Wait until all is settled, end the workers, and read all keys."""
+        self._wait_until_served()
+        self._times.lives[-1].ready = time.monotonic_ns()
+        self._clients.end_all()
+        by = self._times.deleted_by(time.monotonic_ns())
+        assert by is not None
+        time.sleep(GLOBAL_LATE + (by - time.monotonic_ns()) / 1e9)
+        self._read_all()
+
+    def _read_all(self) -> None:
+        with (
+            Recorder(self._folder, "all") as recorder,
+            dstore.Node(self._addresses(), host="off", shm="", timeout=READ_TIMEOUT) as node,
+        ):
+            client = Client(node, recorder, self._rng, "all")
+            for number in range(self._rounds()):
+                recorder.enter(number)
+                client.read_many(Keys(number, self._worker.hot, self._worker.cold, 0).all())
+
+    def _rounds(self) -> int:
+        """How many rounds have begun."""
+        number = int(self._elapsed() // self.plan.round_seconds) + 1
+        while number and not files_of(self._folder, number - 1):
+            number -= 1
+        return number
+
+    def _judge(self) -> Verdict:
+        self._times.save(self._folder)
+        verdict, left = Verdict(), list(range(self._rounds()))
+        judges: list[JudgeProcess] = []
+        while left or judges:
+            if left and len(judges) < JUDGES:
+                judges.append(JudgeProcess(self._folder, left.pop(0)))
+                continue
+            judge = judges.pop(0)
+            found = judge.verdict()
+            verdict.add(found)
+            if not found.violations:
+                judge.remove_files()
+            self._say(f"round {judge.number}: {found}")
+        return verdict
+
+
+def main() -> int:
+    options = _parser().parse_args()
+    if why := missing():
+        print(f"scripts/cluster cannot run: {why}", file=sys.stderr)
+        return EXIT_MISSING
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the processes are ended
+    seed = secrets.randbits(32) if options.seed is None else options.seed
+    print(f"seed {seed}", flush=True)
+    folder = Path(tempfile.mkdtemp(prefix="dstore-cluster-"))
+    plan = Plan(
+        60 * options.minutes,
+        seed,
+        members=options.globals,
+        workers=options.workers,
+        lease=options.ownership_lease,
+        cache_lease=options.lease,
+        faults=ESSENTIAL if options.essential else FAULTS,
+        overlap=options.overlap,
+    )
+    report = Run(plan, folder, lambda line: print(line, flush=True)).run()
+    print(*report.lines(), sep="\n")
+    if report.wrong:
+        print(*report.wrong, f"The histories and logs are in {folder}", sep="\n")
+        return 1
+    shutil.rmtree(folder)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="scripts/cluster", description=__doc__)
+    parser.add_argument("--minutes", type=float, default=10.0, help="default: %(default)g")
+    parser.add_argument("--seed", type=int, help="seed of the choices; their timing varies")
+    parser.add_argument("--globals", type=int, default=MEMBERS, choices=range(1, 17), metavar="N")
+    parser.add_argument("--workers", type=int, default=WORKERS, choices=range(1, 33), metavar="N")
+    parser.add_argument(
+        "--ownership-lease", type=float, default=6.0, metavar="SECONDS", help="default: %(default)g"
+    )
+    parser.add_argument(
+        "--lease",
+        type=float,
+        default=2.0,
+        metavar="SECONDS",
+        help="of caches; default: %(default)g",
+    )
+    parser.add_argument("--essential", action="store_true", help="one fault of each sort")
+    parser.add_argument(
+        "--overlap",
+        action="store_true",
+        help="faults overlap from the beginning, and not only when each kind was there alone",
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,171 @@
+"""A database on which a cluster cannot rest is refused, with a text that says what to do."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import subprocess
+import sys
+import threading
+from types import SimpleNamespace
+
+import pytest
+
+from dstore.errors import DataError
+from dstore.protocol.partitions import partition_of
+from dstore.server.postgres import drain, init, open_store, status
+from tests.integration.processes import ROOT
+from tests.integration.stores import Owner, bind
+from tests.postgres import Postgres
+
+psycopg = pytest.importorskip("psycopg")
+
+from dstore.server.postgres.connections import Target  # noqa: E402
+
+MEMORY = 1 << 20
+
+
+def refusal(url: str) -> str:
+    """Return why a database is refused."""
+    with pytest.raises(DataError) as refused:
+        open_store(url, memory_limit=MEMORY, patience=5.0)
+    return str(refused.value)
+
+
+def test_a_database_without_the_tables_is_refused(postgres_url: str) -> None:
+    assert "dstore cluster init" in refusal(postgres_url)
+    with pytest.raises(DataError, match="dstore cluster init"):
+        status(postgres_url)
+
+
+def test_tables_are_created_once_and_those_of_another_version_are_refused(
+    postgres_url: str,
+) -> None:
+    assert init(postgres_url, standby=False)
+    assert not init(postgres_url, standby=False)
+    open_store(postgres_url, memory_limit=MEMORY).close()
+    with psycopg.connect(postgres_url) as connection:
+        connection.execute("UPDATE dstore.setting SET value = '99' WHERE name = 'version'")
+    assert "version 99" in refusal(postgres_url)
+    with pytest.raises(DataError, match="version 99"):
+        init(postgres_url, standby=False)
+
+
+def test_programs_that_create_the_tables_at_the_same_time_agree(postgres_url: str) -> None:
+    made: list[bool] = []
+    threads = [
+        threading.Thread(target=lambda: made.append(init(postgres_url, standby=False)))
+        for _ in range(4)
+    ]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join()
+    assert sorted(made) == [False, False, False, True]
+
+
+def test_a_server_without_a_synchronous_standby_is_refused(postgres_url: str) -> None:
+    with pytest.raises(DataError, match=r"synchronous_standby_names is empty.*--no-standby"):
+        init(postgres_url)
+
+
+def test_a_standby_that_is_missing_at_present_is_said(
+    postgres_pair: Postgres, postgres_pair_url: str
+) -> None:
+    init(postgres_pair_url)
+    with psycopg.connect(postgres_pair_url) as connection:
+        connection.execute("CREATE ROLE guest LOGIN PASSWORD 'guest'")
+        connection.execute("GRANT USAGE ON SCHEMA dstore TO guest")
+        connection.execute("GRANT ALL ON ALL TABLES IN SCHEMA dstore TO guest")
+    try:
+        guest = re.sub("//.*?@", "//guest:guest@", postgres_pair_url)
+        assert "GRANT pg_read_all_stats" in refusal(guest)
+    finally:
+        with psycopg.connect(postgres_pair_url) as connection:
+            connection.execute("DROP OWNED BY guest")
+            connection.execute("DROP ROLE guest")
+
+
+def test_a_standby_alone_is_refused(postgres_pair: Postgres) -> None:
+    assert postgres_pair.standby is not None
+    assert "read-only" in refusal(postgres_pair.standby.url())
+
+
+def test_a_server_that_does_not_write_whole_pages_is_refused(
+    postgres: Postgres, postgres_url: str
+) -> None:
+    init(postgres_url, standby=False)
+    for value in ("off", "on"):
+        postgres.primary.query(f"ALTER SYSTEM SET full_page_writes = {value}")
+        postgres.primary.query("SELECT pg_reload_conf()")
+        shown = postgres.primary.query("SHOW full_page_writes")
+        while shown != [(value,)]:
+            shown = postgres.primary.query("SHOW full_page_writes")
+        if value == "off":
+            assert "full_page_writes is off" in refusal(postgres_url)
+    postgres.primary.query("ALTER SYSTEM RESET full_page_writes")
+
+
+def test_no_text_has_a_password(postgres_url: str) -> None:
+    secret = "s3cr3t/p@ss"
+    for url in (
+        postgres_url.replace("//dstore:", "//dstore:wrong").replace("@", "wrong@", 1),
+        f"postgresql://user:{secret}@host:port/name",
+        f"postgresql://user:{secret}@127.0.0.1:1/name",
+        "postgresql://user:s3cr3t@127.0.0.1:1/name?nonsense=s3cr3t",
+        "postgresql://user:s3cr3t@127.0.0.1:1/s3cr3t",
+    ):
+        text = refusal(url)
+        assert "s3cr3t" not in text.replace("/s3cr3t", "")
+        assert "wrong" not in text
+        password = re.search("//dstore:(.*?)@", postgres_url)
+        assert password is not None
+        assert password[1] not in text
+    assert "cannot be reached" in refusal("postgresql://user:s3cr3t@127.0.0.1:1/name")
+
+
+def test_a_pooler_is_refused(postgres_url: str) -> None:
+    """The process that executes a statement is not the one that took the connection."""
+    init(postgres_url, standby=False)
+    target = Target(postgres_url, 5.0)
+    with contextlib.closing(target.connect()) as connection:
+        target.check(connection, standby=False)
+        pooled = SimpleNamespace(execute=connection.execute, info=SimpleNamespace(backend_pid=1))
+        with pytest.raises(DataError, match="pooler"):
+            target.check(pooled, standby=False)  # type: ignore[arg-type]
+
+
+def test_the_status_and_the_draining_of_members(postgres_url: str) -> None:
+    init(postgres_url, standby=False)
+    with Owner(postgres_url) as member:
+        member.join()
+        member.claim([3])
+        key = next(key for key in map(str, range(9999)) if partition_of(key) == 3)
+        member.write(bind(key))
+        told = status(postgres_url)
+        assert list(told.members) == [member.me]
+        assert told.partitions[3].owner == member.me
+        assert (told.keys, told.bytes, told.standbys, told.needs_standby) == (1, 1, [], False)
+        assert "@" not in told.where
+        assert drain(postgres_url, member.me)
+        assert not drain(postgres_url, b"another")
+        assert member.ask().members[member.me].draining
+
+
+WITHOUT = """
+import sys
+sys.modules["psycopg"] = None
+import dstore
+from dstore.server import postgres
+try:
+    postgres.open_store("postgresql://localhost/x", memory_limit=1)
+except dstore.DstoreError as error:
+    print(error)
+"""
+
+
+def test_dstore_works_without_psycopg_and_an_error_says_what_to_install() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT], capture_output=True, text=True, cwd=ROOT, check=True
+    )
+    assert 'pip install "dstore[postgres]"' in done.stdout

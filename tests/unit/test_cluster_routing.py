@@ -1,0 +1,251 @@
+"""The pure part of routing: moves of a call, and a listing of keys, without any socket."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dstore.client.cluster import routing
+from dstore.client.cluster.listing import Listing
+from dstore.client.cluster.routing import Ask, Call, Map, Move, Pause, Reply, Routes, Tried, Try
+from dstore.core.local.operations import Misdirected
+from dstore.errors import AccessDenied, GlobalUnavailable, OutcomeUnknown, WrongServer
+from dstore.protocol.keys import in_order
+from dstore.protocol.messages import Key
+from dstore.protocol.partitions import NOBODY, PARTITIONS, partition_of
+
+A, B, C = "tcp://a:1", "tcp://b:1", "tcp://c:1"
+SILENT = GlobalUnavailable("Global did not answer in time; it is away")
+
+
+def a_map(version: int, owner: Callable[[int], int]) -> Map:
+    return Map(version, (A, B, C), bytes(map(owner, range(PARTITIONS))))
+
+
+def thirds(version: int) -> Map:
+    return a_map(version, lambda number: number % 3)
+
+
+def key_of(member: int, name: str = "k") -> Key:
+    return next(key for n in range(1000) if partition_of(key := f"{name}{n}") % 3 == member)
+
+
+KA, KB, KC = map(key_of, range(3))
+
+
+class Script:
+    """Carries out a call by hand. The clock goes on only when the script says so."""
+
+    def __init__(self, call: Call[Any]) -> None:
+        self.moves = call.begin(0.0)
+        self.now = 0.0
+        self.move: Move | None = next(self.moves)
+        self.done: list[Tried] = []
+
+    def reply(self, value: Any = None, seconds: float = 0.0) -> Move | None:
+        self.now += seconds
+        try:
+            self.move = self.moves.send(Reply(self.now, value))
+        except StopIteration as stop:
+            self.move, self.done = None, stop.value
+        return self.move
+
+    def tried(self, seconds: float = 0.0, **results: Any) -> Move | None:
+        assert isinstance(self.move, Try)
+        names = {"a": A, "b": B, "c": C}
+        value = {
+            names[name]: Tried(self.move.parts[names[name]], result)
+            for name, result in results.items()
+        }
+        assert set(value) == set(self.move.parts)
+        return self.reply(value, seconds)
+
+    def until(self, kind: type[Move]) -> Any:
+        """Go on, and get the same answer to each question, until such a move."""
+        while not isinstance(self.move, kind):
+            self.reply(thirds(1), self.move.seconds if isinstance(self.move, Pause) else 0.0)
+        return self.move
+
+
+def failure_after(steps: Callable[[], object]) -> str:
+    """Repeat some steps until the call fails. Returns the text of its error."""
+    try:
+        while True:
+            steps()
+    except GlobalUnavailable as error:
+        return str(error)
+
+
+def known(version: int = 1) -> Routes:
+    routes = Routes([A])
+    assert routes.learn(thirds(version))
+    return routes
+
+
+def reading(*keys: Key, routes: Routes | None = None) -> Call[Key]:
+    return routing.call(routes or known(), keys, 5.0, reads=True)
+
+
+def writing(*keys: Key, fresh: Iterable[str] = (A, B, C)) -> Call[Key]:
+    return routing.call(known(), keys, 5.0, reads=False, fresh=set(fresh).__contains__)
+
+
+def test_a_map_is_replaced_by_newer_ones_only() -> None:
+    routes = Routes([B])
+    assert not routes.known
+    assert routes.owner_of(KA) is None
+    assert not routes.learn(Map(9, (), b""))
+    assert routes.learn(thirds(3))
+    assert not routes.learn(a_map(3, lambda _: 0))
+    assert not routes.learn(a_map(2, lambda _: 0))
+    assert routes.owner_of(KB) == B
+    assert routes.learn(a_map(4, lambda number: NOBODY if number else 0))
+    assert routes.owner_of(KB) is None
+    assert (routes.owned(A), routes.owned(B), routes.owned("tcp://x:1")) == (1, 0, 0)
+
+
+def test_all_owners_are_asked_at_the_same_time() -> None:
+    script = Script(reading(KA, KB, KC))
+    assert script.move == Try({A: [KA], B: [KB], C: [KC]}, routing.ATTEMPT_FIRST)
+    assert script.tried(a=1, b=2, c=3) is None
+    assert [each.result for each in script.done] == [1, 2, 3]
+
+
+def test_without_a_map_the_seeds_are_asked_for_one() -> None:
+    script = Script(reading(KA, routes=Routes([B, C])))
+    assert isinstance(script.move, Ask)
+    first = script.move.address
+    assert isinstance(script.reply(SILENT, 0.5), Ask)
+    assert {first, script.move.address} == {B, C}
+    assert isinstance(script.reply(thirds(1)), Try)
+    with pytest.raises(WrongServer, match="by itself"):
+        Script(reading(KA, routes=Routes([B, C]))).reply(Map(0, (), b""))
+
+
+def test_what_is_not_mine_is_tried_at_the_new_owner() -> None:
+    script = Script(reading(KA, KB))
+    assert isinstance(script.tried(a=Misdirected([KA]), b=1), Ask)
+    assert script.reply(a_map(2, lambda _: 2)) == Try({C: [KA]}, 2 * routing.ATTEMPT_FIRST)
+    assert script.tried(c=2) is None
+    assert [each.result for each in script.done] == [1, 2]
+
+
+def test_while_there_is_no_newer_map_a_call_pauses_longer_and_longer_until_its_time_is_up() -> None:
+    script = Script(reading(KA))
+    pauses = []
+
+    def once() -> None:
+        script.tried(a=Misdirected([KA]))
+        pauses.append(script.until(Pause).seconds)
+        script.reply(None, pauses[-1])
+
+    assert f"the member {A} does not serve the key '{KA}' yet" in failure_after(once)
+    assert pauses[:3] == [0.01, 0.02, 0.04]
+    assert max(pauses) == routing.PAUSE_MAX
+    assert sum(pauses) == pytest.approx(5.0)
+
+
+def test_a_partition_that_nobody_has_is_named() -> None:
+    routes = Routes([A])
+    routes.learn(a_map(1, lambda _: NOBODY))
+    script = Script(reading(KA, routes=routes))
+    text = failure_after(lambda: script.reply(thirds(0), 0.5))
+    assert text == f"no member of the cluster has the key '{KA}' at present"
+
+
+def test_attempts_to_read_from_a_silent_member_become_longer() -> None:
+    script = Script(reading(KA))
+    timeouts = []
+
+    def once() -> None:
+        timeouts.append(script.until(Try).timeout)
+        script.tried(timeouts[-1], a=SILENT)
+
+    text = failure_after(once)
+    assert text == f"the member {A}, which has the key '{KA}', did not answer in time; it is away"
+    assert timeouts[:2] == [1.0, 2.0]
+    assert sum(timeouts) == pytest.approx(5.0, abs=0.1)
+
+
+def test_a_write_goes_to_a_silent_member_only_after_it_has_answered() -> None:
+    script = Script(writing(KA, KB, fresh=[B]))
+    assert script.move == Ask(A, routing.CONTACT_TIMEOUT)
+    assert script.reply(thirds(1)) == Try({A: [KA], B: [KB]}, routing.ATTEMPT_FIRST)
+    script = Script(writing(KA, KB, fresh=[B]))
+    script.reply(SILENT, 1.0)
+    assert script.move == Try({B: [KB]}, routing.ATTEMPT_FIRST)
+    assert isinstance(script.tried(b=1), Ask)
+    assert script.reply(a_map(2, lambda _: 1)) == Try({B: [KA]}, routing.ATTEMPT_FIRST)
+
+
+def test_what_a_write_has_done_is_not_done_again() -> None:
+    script = Script(writing(KA, "k3" if partition_of("k3") % 3 == 0 else key_of(0, "x"), KB))
+    assert isinstance(script.move, Try)
+    one, other = script.move.parts[A]
+    script.tried(a=Misdirected([other], {one: "done"}), b={KB: "b"})
+    assert script.reply(a_map(2, lambda _: 2)) == Try({C: [other]}, 2 * routing.ATTEMPT_FIRST)
+    script.tried(c={other: "c"})
+    assert [each.result for each in script.done] == [{one: "done"}, {KB: "b"}, {other: "c"}]
+
+
+def test_a_write_in_several_messages_goes_on_with_time_for_each() -> None:
+    keys = [key for n in range(100) if partition_of(key := f"n{n}") % 3 == 0][:4]
+    script = Script(writing(*keys))
+    for count in range(4):
+        assert isinstance(script.move, Try)
+        assert list(script.move.parts[A]) == keys[count:]
+        script.reply({A: Tried(keys[count : count + 1], count)}, 4.0)
+    assert [each.result for each in script.done] == [0, 1, 2, 3]
+
+
+def test_unknown_outcomes_count_most_and_name_all_keys() -> None:
+    script = Script(writing(KA, KB, KC))
+    with pytest.raises(OutcomeUnknown) as caught:
+        script.tried(
+            a=AccessDenied("no"), b=OutcomeUnknown([KB], "lost"), c=OutcomeUnknown([KC], "lost")
+        )
+    assert caught.value.keys == [KB, KC]
+    with pytest.raises(AccessDenied):
+        Script(reading(KA, KB)).tried(a=AccessDenied("no"), b=1)
+
+
+def test_a_wait_has_time_again_after_each_sign_of_a_member() -> None:
+    call = routing.call(known(), [KA], 5.0, reads=True, lasting=True)
+    script = Script(call)
+    for _ in range(10):
+        script.tried(100.0, a=Misdirected([KA]))
+        script.until(Try)
+    script.tried(a="value")
+    assert script.done == [Tried([KA], "value")]
+
+
+# ---- listings -----------------------------------------------------------------------------------
+
+KEYS = st.text(st.sampled_from("abé\udcff漢"), min_size=1, max_size=4)
+
+
+@given(st.sets(KEYS), st.integers(1, 4), st.randoms(use_true_random=False))
+def test_a_listing_has_each_key_once_and_in_order(keys: set[Key], limit: int, random: Any) -> None:
+    ordered = sorted(keys, key=in_order)
+    listing, found = Listing(), []
+    while not listing.over:
+        for cursor in listing.empty:
+            numbers = list(cursor.numbers)
+            random.shuffle(numbers)
+            cuts = sorted(random.randrange(len(numbers) + 1) for _ in range(random.randrange(3)))
+            pages = []
+            for start, end in zip([0, *cuts], [*cuts, len(numbers)]):
+                part = numbers[start:end]
+                if not part:
+                    continue
+                after = in_order(cursor.after)
+                looked = [key for key in ordered if in_order(key) > after][:limit]
+                page = [key for key in looked if partition_of(key) in part]
+                pages.append((part, page, looked[-1] if len(looked) == limit else ""))
+            listing.read(cursor, pages)
+        found += listing.take()
+    assert found == ordered
