@@ -79,7 +79,7 @@ OF_CLUSTER = (
     _mutant(
         "partitions of before a loss served under the new lease",
         MEMBER,
-        "            elif isinstance(effect, Lost):\n                self.journal.close()\n                self._begin_tenure()\n",
+        "            elif isinstance(effect, Lost):\n                self._drop_epoch()\n                self.journal.close()\n                self._begin_tenure()\n",
         "            elif isinstance(effect, Lost):\n                pass\n",
     ),
     # ---- candidates
@@ -270,7 +270,7 @@ OF_CLUSTER = (
         (
             (
                 MEMBER,
-                "        self.state = None\n        effects = self.ownership.handed_over(self.clock())\n",
+                "        self._drop_epoch()\n        effects = self.ownership.handed_over(self.clock())\n",
                 "        for number in given:\n            self.partitions._quiet[number] = None\n        self.state._memberships.closing = self.state._writes.closing = False\n        effects = self.ownership.handed_over(self.clock())\n",
             ),
             (
@@ -292,12 +292,6 @@ OF_CLUSTER = (
             ),
         ),
         cluster=True,
-    ),
-    _mutant(
-        "copy of a write executed that was refused before as not mine",
-        WRITES,
-        "                session.record_not_executed(message.write)\n",
-        "                pass\n",
     ),
     Mutant(
         "map out of date in the middle of a call for many keys: only the first key is checked",

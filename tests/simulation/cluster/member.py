@@ -112,7 +112,6 @@ class SimMember(Client):
 
     def _begin_tenure(self) -> None:
         """Begin with nothing: at the start, and after a loss."""
-        self.state = None
         self.loaded: set[int] = set()
         self.giving = ()
         self.engine = MemoryEngine(journal=True)
@@ -155,6 +154,7 @@ class SimMember(Client):
             elif isinstance(effect, HandOver):
                 self._hand_over(effect)
             elif isinstance(effect, Lost):
+                self._drop_epoch()
                 self.journal.close()
                 self._begin_tenure()
             elif isinstance(effect, MapChanged):
@@ -270,11 +270,17 @@ class SimMember(Client):
                 kept.append((key, stored.token, self.state._deadlines.of(key)))
         self.journal.disown(given)
         self.loaded -= given
-        self.state = None
+        self._drop_epoch()
         effects = self.ownership.handed_over(self.clock())
         if self.ownership.ends:
             self._begin_epoch(kept)
         self._act(effects)
+
+    def _drop_epoch(self) -> None:
+        """End the epoch. Reads that wait are refused; nothing is said about writes."""
+        state, self.state = self.state, None
+        if state is not None:
+            self._perform(state.end())
 
     # ---- epochs ---------------------------------------------------------------------------
 
