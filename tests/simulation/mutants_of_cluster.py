@@ -34,8 +34,8 @@ OF_CLUSTER = (
     _mutant(
         "paused owner that answers: reads outside the ownership lease",
         PARTITIONS,
-        "        if now >= self.ends:\n            self._lapsed = True\n",
-        "",
+        "        if now >= self.ends:\n",
+        "        if False:\n",
     ),
     _mutant(
         "ownership lease counted from the receipt of the answer",
@@ -67,7 +67,11 @@ OF_CLUSTER = (
                 "        if not self.ends or now < self.ends:\n            return []\n        return self._lose(",
                 "        return []\n        return self._lose(",
             ),
-            (PARTITIONS, "            self._lapsed = True\n", "            return True\n"),
+            (
+                PARTITIONS,
+                "            self._lapsed = self._lapsed or self.ends > 0.0  # else nothing was missed\n",
+                "",
+            ),
             (
                 OWNERSHIP,
                 "        able = {name for name in (*others, self.me) if not rows[name].draining}\n",
