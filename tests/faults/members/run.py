@@ -27,6 +27,7 @@ from pathlib import Path
 import dstore
 from tests.faults.client import Client, Keys
 from tests.faults.cluster import Clients, Life, Times
+from tests.faults.injector import Fault
 from tests.faults.judge import GLOBAL_LATE, JudgeProcess, Verdict
 from tests.faults.members.links import Links
 from tests.faults.members.member import Member
@@ -162,7 +163,10 @@ class Run:
                 self._clients.end_all()
             prober.close()
             for member in self._members:
+                member.ask_to_end()
+            for member in self._members:
                 member.stop()
+        self._keep_faults(nemesis.history)
         verdict = self._judge()
         settle = int(self.plan.lease * 1e9)
         found = longest(prober.probes(), nemesis.history, settle)
@@ -243,6 +247,15 @@ class Run:
                 raise TimeoutError("not all clients have begun")
             time.sleep(STEP_SECONDS)
 
+    def _keep_faults(self, history: Sequence[Fault]) -> None:
+        """Write down when each fault began and ended, by the clock of the logs."""
+        offset = time.time() - time.monotonic()
+        lines = [
+            f"{_wall_clock(fault.begin, offset)} to {_wall_clock(fault.end, offset)}: {fault.kind}\n"
+            for fault in history
+        ]
+        (self._folder / "faults.log").write_text("".join(lines))
+
     def _keep_logs(self) -> None:
         for server in self._postgres.servers:
             (self._folder / f"postgres-{server.data.name}.log").write_text(server.log)
@@ -320,6 +333,14 @@ class Run:
                 judge.remove_files()
             self._say(f"round {judge.number}: {found}")
         return verdict
+
+
+def _wall_clock(moment: int | None, offset: float) -> str:
+    """A time of ``time.monotonic_ns`` as the logs have it."""
+    if moment is None:
+        return "the end"
+    seconds = moment / 1e9 + offset
+    return f"{time.strftime('%H:%M:%S', time.localtime(seconds))}.{int(seconds % 1 * 1000):03}"
 
 
 def main() -> int:
