@@ -56,14 +56,8 @@ class Member:
         """Whether it was started, and has not been ended by a signal of this object."""
         return self._process is not None
 
-    @property
-    def ended(self) -> bool:
-        """Whether its process has ended."""
-        return self._process is None or self._process.poll() is not None
-
     def signal(self, number: signal.Signals) -> None:
-        assert self._process is not None
-        if not self.ended:
+        if self._process is not None and self._process.poll() is None:
             send_signal(self._process.pid, number)
 
     def ask_to_end(self) -> None:
