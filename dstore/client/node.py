@@ -494,7 +494,7 @@ class Node(Lifecycle):
     def stats(self) -> dict[str, Any]:
         """Return metrics of this Local: sizes in bytes, times in seconds, counts since it began.
 
-        With several Globals these are sums, and the shortest lease; ``members`` has the metrics of
+        With several Globals these are sums, and the shortest lease; ``globals`` has the metrics of
         the Local of each.
 
         ``hits`` are reads that the cache of this process has answered, ``host_hits`` those that the
@@ -507,7 +507,7 @@ class Node(Lifecycle):
             more: dict[str, Any] = {}
         else:
             rows = {each: _row(local.state, local) for each, local in list(self._locals.items())}
-            row, more = total_of_locals(list(rows.values())), {"members": rows}
+            row, more = total_of_locals(list(rows.values())), {"globals": rows}
         reads = {
             "hits": max(0, self._hits + self._commands.hits - row["host_hits"]),
             "misses": self._commands.misses,
@@ -534,7 +534,7 @@ class Node(Lifecycle):
     def global_stats(self) -> dict[str, Any]:
         """Ask Global for its metrics, and return them; ``locals`` has a row for each session.
 
-        With several Globals all are asked: ``members`` has the metrics of each by its address, or
+        With several Globals all are asked: ``globals`` has the metrics of each by its address, or
         ``error``, why it did not answer. Beside it are sums.
         """
         return self._finish(self._global_stats)

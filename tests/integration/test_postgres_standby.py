@@ -92,6 +92,7 @@ def test_a_beat_that_no_standby_has_confirmed_has_no_answer(
     owner.ask()
 
 
+@pytest.mark.long
 def test_what_was_in_doubt_and_is_lost_in_a_failover_is_carried_out_on_the_next_primary(
     new_postgres: Callable[..., Postgres],
 ) -> None:
@@ -110,6 +111,10 @@ def test_what_was_in_doubt_and_is_lost_in_a_failover_is_carried_out_on_the_next_
         wait_until(lambda: commits(pair, pid), "a wait for the standby")
         pair.primary.query("SELECT pg_cancel_backend(%s)", [pid])
         wait_until(lambda: bool(member.store.figures()["database_doubts"]), "a doubt")
+        wait_until(lambda: commits(pair, pid), "a barrier")
+        pair.primary.query("SELECT pg_cancel_backend(%s)", [pid])  # it is in doubt, too
+        wait_until(lambda: not commits(pair, pid), "the end of the barrier")
+        wait_until(lambda: commits(pair, pid), "another barrier")
         assert pair.primary.query("SELECT count(*) FROM dstore.kept") == [(4,)]
         pair.primary.kill()
         pair.standby.start()
@@ -122,7 +127,7 @@ def test_what_was_in_doubt_and_is_lost_in_a_failover_is_carried_out_on_the_next_
         assert not member.store.news, "the next primary has no standby"
         pair.replace_standby()
         assert member.end(batch) == [DONE] * 2
-        member.store.forget(ALL)
+        member.forget(ALL)
         member.load()
         assert member.read("old") == new
         assert member.read("new") is not None

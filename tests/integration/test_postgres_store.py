@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import os
 import secrets
 import threading
 from collections.abc import Callable, Iterator
@@ -9,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from dstore.core.cluster.messages import Beat, Leave
-from dstore.core.engine import NO_DEADLINE, Change, Outcome
+from dstore.core.cluster.messages import Beat, Leave, Member
+from dstore.core.engine import NO_DEADLINE, Away, Change, Outcome
 from dstore.errors import DataError, StoreFull
 from dstore.protocol.messages import DAMAGED, Large, Stored
 from dstore.protocol.partitions import partition_of
@@ -30,28 +32,28 @@ from tests.postgres import Postgres
 
 psycopg = pytest.importorskip("psycopg")
 
-from dstore.server.postgres import writing  # noqa: E402
+from dstore.server.postgres import loading, writing  # noqa: E402
 
 DONE, FULL, FAILED = Outcome.DONE, Outcome.FULL, Outcome.FAILED
 LARGE = bytes(range(256)) * 12_300  # a bit more than three pieces
 
 
 @pytest.fixture(scope="module")
-def database(postgres: Postgres) -> Iterator[str]:
-    """The URL of a database for all tests here; a new one for each would take too long."""
+def tables(postgres: Postgres) -> Iterator[str]:
+    """The URL of the tables of a cluster, for all tests here: to make them takes long."""
     with postgres.database() as name:
-        yield postgres.url(name)
+        url = f"{postgres.url(name)}?options=-c%20search_path%3Dmine"
+        assert init(url, standby=False)
+        yield url
 
 
 @pytest.fixture
-def url(database: str) -> Iterator[str]:
-    """The URL of the empty tables of a cluster, in a schema of their own."""
-    name = f"test_{secrets.token_hex(4)}"
-    url = f"{database}?options=-c%20search_path%3D{name}"
-    assert init(url, standby=False)
-    yield url
-    with psycopg.connect(database) as connection:
-        connection.execute(f"DROP SCHEMA {name} CASCADE")
+def url(tables: str) -> Iterator[str]:
+    """The URL of a cluster without members and keys."""
+    yield tables
+    with psycopg.connect(tables) as connection:
+        connection.execute("DELETE FROM member; DELETE FROM kept; DELETE FROM piece")
+        connection.execute("UPDATE partition SET owner = NULL, fence = 0, quiet = 0")
 
 
 @pytest.fixture
@@ -120,7 +122,7 @@ def test_a_change_that_finds_something_else_changes_nothing(owner: Owner) -> Non
     wrong = stored().token
     changes = [bind("k"), replace("k", wrong), date("k", wrong, 1.0), remove("k", wrong)]
     assert [owner.end(owner.begin(change)) for change in changes] == [[FAILED]] * 4
-    owner.store.forget(ALL)
+    owner.forget(ALL)
     owner.load()
     assert owner.read("k") == first
     assert owner.deadlines == []
@@ -155,7 +157,7 @@ def test_a_former_owner_that_comes_back_writes_nothing(url: str) -> None:
         number = first.begin(remove("k", value.token), bind("l"))
         with pytest.raises(DataError, match="another member owns"):
             first.end(number)
-        second.store.forget(ALL)
+        second.forget(ALL)
         second.load()
         assert second.read("k") == value
         assert second.read("l") is None
@@ -366,13 +368,48 @@ def test_after_a_loss_nothing_of_before_is_reported_or_written_later(
     seen = owner.store.engine.read("k")
     assert owner.write(bind("new")) == [DONE]
     assert batch not in owner._ended
-    owner.store.forget(ALL)
+    owner.forget(ALL)
     owner.load()
     assert owner.store.engine.read("k") == seen, "after the claim it cannot come any more"
     assert owner.store.engine.read("never") is None
     assert owner.store.engine.read("new") is not None
 
 
+def test_a_doubt_of_before_a_loss_writes_nothing_after_the_next_claim(
+    owner: Owner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The claim has raised the fence by one, as the barrier would have done that was lost."""
+    link = owner.store._links[1]
+    real_apply, real_raise = writing.apply, writing.raise_fences
+    in_doubt, claimed = threading.Event(), threading.Event()
+
+    def apply(connection: Any, fences: writing.Fences, changes: Any) -> list[Outcome]:
+        if not in_doubt.is_set():
+            link.cut()
+        return real_apply(connection, fences, changes)
+
+    def raise_fences(connection: Any, fences: writing.Fences, attempts: int) -> dict[int, int]:
+        if not in_doubt.is_set():
+            in_doubt.set()
+            assert claimed.wait(30)
+            link.cut()
+        return real_raise(connection, fences, attempts)
+
+    monkeypatch.setattr(writing, "apply", apply)
+    monkeypatch.setattr(writing, "raise_fences", raise_fences)
+    owner.begin(bind("k"))
+    assert in_doubt.wait(30)
+    owner.store.reset()
+    owner.bulk = owner.store.bulk(owner.bulk)
+    owner.claim(serve=False)
+    claimed.set()
+    assert owner.write(bind("l")) == [DONE]
+    owner.forget(ALL)
+    owner.load()
+    assert owner.store.engine.scan("", "", 9) == ["l"]
+
+
+@pytest.mark.long
 def test_a_database_that_does_not_answer_holds_nothing_up_for_longer_than_its_patience(
     new_postgres: Callable[..., Postgres],
 ) -> None:
@@ -388,6 +425,29 @@ def test_a_database_that_does_not_answer_holds_nothing_up_for_longer_than_its_pa
         servers.primary.resume()
         assert member.end(batch) == [DONE]
         member.ask()
+
+
+def test_many_rows_are_loaded_in_pages_and_large_ones_later(
+    owner: Owner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loading, "PAGE_ROWS", 7)
+    values = {f"k{number}": stored(b"%d" % number) for number in range(100)}
+    values |= {f"big{number}": stored(bytes(5_000)) for number in range(10)}
+    for key, value in values.items():
+        owner.begin(bind(key, value))
+    owner.end(len(values))
+    pages = list(owner.store.load(ALL))
+    assert [len(page) for page in pages] == [7] * 15 + [5]
+    rows = {row.key: row.bound for page in pages for row in page}
+    assert rows == {
+        key: value if value.size < 5_000 else Away(value.token, value.codec, value.size)
+        for key, value in values.items()
+    }
+    monkeypatch.setattr(loading, "PAGE_ROWS", 11)
+    assert [len(page) for page in owner.store.load(ALL)] == [11] * 10 + [0]
+    assert sum(len(page) for page in owner.store.load([1, 2])) == sum(
+        partition_of(key) in (1, 2) for key in values
+    )
 
 
 # ---- large values -----------------------------------------------------------------------------
@@ -459,11 +519,39 @@ def test_a_large_value_whose_pieces_are_not_all_there_is_damaged(
     value = owner.upload(LARGE)
     owner.write(bind("k", value))
     sql("DELETE FROM piece WHERE number = 1")
-    owner.store.forget(ALL)
+    owner.forget(ALL)
     owner.load()
     assert owner.store.engine.read("k") == Stored(value.token, DAMAGED, b"")
     assert owner.read_large(value) is None
     assert owner.write(remove("k", value.token)) == [DONE]
+
+
+def test_a_removal_of_pieces_that_comes_late_harms_neither_this_member_nor_the_next_owner(
+    url: str, sql: Callable[..., list[Any]]
+) -> None:
+    """The partition was handed over and gained again, and has a value with the same token."""
+    with owners(url, 2) as (first, second):
+        value = first.upload(LARGE)
+        number = partition_of("k")
+        with psycopg.connect(url) as holder:  # so that the journal stands still
+            holder.execute("SELECT FROM partition WHERE id <> %s FOR UPDATE", [number])
+            other = next(key for key in map(str, range(99)) if partition_of(key) != number)
+            batch = first.begin(bind(other))
+            wait_until(lambda: waits(url, first.store._links[1]), "a wait for the lock")
+            for _ in range(2):
+                first.store._journal.drop_pieces(number, value.token)
+            first.release([number])
+            second.claim([number])
+            second.bulk.reserve(value.token, len(LARGE))
+            second.bulk.write(value.token, 0, LARGE)
+            second.bulk.seal(value.token)
+            assert second.write(bind("k", value)) == [DONE]
+            second.release([number])
+            first.claim([number])
+        assert first.end(batch) == [DONE]
+        assert first.write(bind("l")) == [DONE]
+        assert first.read_large(value) == LARGE
+        assert sql("SELECT count(*) FROM piece") == [(4,)]
 
 
 def test_bytes_that_are_not_those_of_the_digest_are_not_kept(
@@ -507,7 +595,7 @@ def test_a_value_that_was_replaced_is_looked_for_until_global_knows(owner: Owner
     engine = owner.store.engine
     value = stored(b"x" * 10_000)
     owner.write(bind("k", value))
-    owner.store.forget(ALL)
+    owner.forget(ALL)
     owner.load()
     engine.begin(owner.woken.set)
     batch = owner.begin(replace("k", value.token, new := stored()))
@@ -528,12 +616,12 @@ def test_reads_wait_for_a_database_that_is_away_for_a_moment(
 ) -> None:
     value = stored(b"x" * 10_000)
     owner.write(bind("k", value))
-    owner.store.forget(ALL)
+    owner.forget(ALL)
     owner.load()
     link = owner.store._links[3]
     assert owner.read("k") == value
     sql("SELECT pg_terminate_backend(%s)", link._connection.info.backend_pid)  # type: ignore[union-attr]
-    owner.store.forget(ALL)
+    owner.forget(ALL)
     owner.load()
     assert owner.read("k") == value
 
@@ -552,6 +640,11 @@ def test_a_beat_that_comes_late_does_nothing(url: str) -> None:
         assert member.me not in shown.members
         assert shown.partitions[1].owner == member.me
         assert member.ask().members[member.me].beat == late + 2
+        row = Member("tcp://127.0.0.1:2", late, 9.0, 9.0, True)
+        shown = member.store.carry_out(Beat(member.me, late, row))
+        assert shown is not None
+        assert member.me not in shown.members
+        assert member.ask().members[member.me].lease == 1.0
 
 
 def test_claims_releases_and_quiet_times(url: str) -> None:
@@ -593,6 +686,21 @@ def test_a_row_that_another_transaction_holds_is_left_out(url: str) -> None:
 # ---- the end ----------------------------------------------------------------------------------
 
 
+def test_a_forked_child_leaves_the_connections_to_its_parent(owner: Owner) -> None:
+    owner.write(bind("before"))
+    child = os.fork()
+    if not child:
+        owner.store.forked()
+        owner.store.close()
+        del owner.store
+        gc.collect()
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    assert owner.write(bind("after")) == [DONE]
+    owner.ask()
+    assert owner.store.figures()["database_doubts"] == 0
+
+
 def test_close_waits_for_no_answer(url: str) -> None:
     with owners(url, 1) as (member,):
         member.write(bind("other"))
@@ -611,6 +719,6 @@ def test_a_key_without_a_deadline_stays_so(owner: Owner) -> None:
     value = stored()
     owner.write(bind("k", value, 5.0))
     assert owner.write(date("k", value.token, NO_DEADLINE)) == [DONE]
-    owner.store.forget(ALL)
+    owner.forget(ALL)
     owner.load()
     assert owner.deadlines == []

@@ -120,11 +120,11 @@ def test_expiry_and_metrics(cluster: Cluster, node: dstore.Node) -> None:
     assert KEYS[0] in node
     assert "missing" not in node
     found = node.global_stats()
-    assert list(found["members"]) == [each.address for each in cluster.members]
-    assert found["keys"] == sum(row["keys"] for row in found["members"].values()) == len(KEYS)
+    assert list(found["globals"]) == [each.address for each in cluster.members]
+    assert found["keys"] == sum(row["keys"] for row in found["globals"].values()) == len(KEYS)
     here = node.stats()
-    assert set(here["members"]) == {each.address for each in cluster.members}
-    assert here["keys"] == sum(row["keys"] for row in here["members"].values()) == len(KEYS)
+    assert set(here["globals"]) == {each.address for each in cluster.members}
+    assert here["keys"] == sum(row["keys"] for row in here["globals"].values()) == len(KEYS)
     assert here["membership"] == "private"
     assert here["address"] == node.address
     node.join()
@@ -132,7 +132,7 @@ def test_expiry_and_metrics(cluster: Cluster, node: dstore.Node) -> None:
 
 def test_metrics_of_a_node_that_has_asked_for_nothing_else(cluster: Cluster) -> None:
     with dstore.Node(cluster.members[0].address) as node:
-        assert len(node.global_stats()["members"]) == 3
+        assert len(node.global_stats()["globals"]) == 3
 
 
 def test_keys_are_listed_in_order_and_by_prefix(cluster: Cluster, node: dstore.Node) -> None:
@@ -296,7 +296,7 @@ def test_the_member_and_the_key_that_are_not_reached_are_named() -> None:
             with pytest.raises(dstore.GlobalUnavailable, match=one.address) as caught:
                 call()
             assert "partitions" in str(caught.value) or repr(key) in str(caught.value)
-        assert node.global_stats()["members"][one.address]["error"]
+        assert node.global_stats()["globals"][one.address]["error"]
         assert node.get(other) == 1
         one.deaf = False
 
@@ -421,7 +421,7 @@ def test_a_member_that_has_left_is_forgotten(cluster: Cluster) -> None:
             cluster.move(three.owned(), three, one)
             cluster.members.remove(three)
             cluster.publish()
-            while three.address in node.stats()["members"]:
+            while three.address in node.stats()["globals"]:
                 watch.take(0.1)
             assert node.get_many(KEYS) == dict.fromkeys(KEYS, 1)
             node.delete(KEYS[0])
@@ -471,6 +471,6 @@ def test_a_forked_child_goes_on(cluster: Cluster, node: dstore.Node) -> None:
 def test_the_caches_of_all_members_together_have_their_limit(cluster: Cluster) -> None:
     with dstore.Node(cluster.address, cache_bytes=90 << 20) as node:
         node.get_many(KEYS)
-        rows = node.stats()["members"].values()
+        rows = node.stats()["globals"].values()
         assert all((28 << 20) < row["bytes_limit"] < (32 << 20) for row in rows)
         assert (88 << 20) < node.stats()["bytes_limit"] <= 90 << 20

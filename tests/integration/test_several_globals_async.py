@@ -64,8 +64,8 @@ def test_an_async_node(cluster: Cluster, count: int) -> None:
             assert await node.get(await node.put(b"x")) == b"x"
             body = bytes(range(256)) * 1000
             assert await node.get(await node.put(body)) == body
-            assert len((await node.global_stats())["members"]) == 3
-            assert len((await node.stats())["members"]) == 3
+            assert len((await node.global_stats())["globals"]) == 3
+            assert len((await node.stats())["globals"]) == 3
             async with node.watch() as watch:
                 assert (await anext(watch)).resync
             assert len(await node.delete_many(KEYS)) == len(KEYS)

@@ -6,11 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 NO_SUMS = {
-    *("session", "applied", "epoch", "lease", "lease_left", "seq"),
+    *("session", "applied", "epoch", "seq"),
     *("value_limit", "large_from", "max_clients"),
 }
 """Metrics whose sum means nothing."""
-SHORTEST = ("lease", "lease_left")
+SHORTEST = ("lease", "lease_left", "ownership_left")
+"""Of these the least counts."""
+LATEST = ("members", "map_version")
+"""Of these the greatest counts: a Global may know of less than others."""
 
 
 def total_of_locals(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -20,9 +23,9 @@ def total_of_locals(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """
     total = _sums(rows)
     for name, value in rows[0].items():
-        if name in SHORTEST:
-            total[name] = min(row[name] for row in rows)
-        elif isinstance(value, str):
+        if name in total:
+            continue
+        if isinstance(value, str):
             total[name] = ", ".join(dict.fromkeys(row[name] for row in rows if row[name]))
         else:
             total.setdefault(name, 0)
@@ -30,20 +33,24 @@ def total_of_locals(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def total_of_globals(found: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the sums of the metrics of several Globals, and ``members`` with those of each.
+    """Return the sums of the metrics of several Globals, and ``globals`` with those of each.
 
     ``found`` has them by address, or the error with which a Global has answered.
     """
     failed = {each: str(rows) for each, rows in found.items() if isinstance(rows, Exception)}
     rows = {each: row for each, row in found.items() if each not in failed}
-    members = {each: {"error": failed[each]} if each in failed else rows[each] for each in found}
-    return {**_sums(list(rows.values())), "members": members}
+    table = {each: {"error": failed[each]} if each in failed else rows[each] for each in found}
+    return {**_sums(list(rows.values())), "globals": table}
 
 
 def _sums(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     sums: dict[str, Any] = {}
     for row in rows:
         for name, value in row.items():
-            if type(value) is int and name not in NO_SUMS:
+            if name in SHORTEST:
+                sums[name] = min(sums.get(name, value), value)
+            elif name in LATEST:
+                sums[name] = max(sums.get(name, value), value)
+            elif type(value) is int and name not in NO_SUMS:
                 sums[name] = sums.get(name, 0) + value
     return sums

@@ -299,6 +299,7 @@ class Members:
     async def everywhere(self, command: Command[T], way: Way) -> dict[str, T | Exception]:
         """Carry out a command that reads at all members. Returns results and errors by address."""
         await self.learn(way, self._commands.timeout)
+        await self.refresh(way)
         assert command.within is not None
         made = command.within
         parts = {address: ((), made(self._commands.timeout)) for address in self.routes.map.members}

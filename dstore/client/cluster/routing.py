@@ -8,7 +8,8 @@ with OutcomeUnknown.
 
 A member that is dead is found out by the silence of reads: the first attempt is short, and further
 ones are longer, since the member may only be slow. A write that was sent can only wait. So it is
-not sent to a member that has been silent for a lease: such a member is asked for the map first.
+not sent to a member that has been silent for a lease, or has refused it and may be about to end:
+such a member is asked for the map first.
 """
 
 from __future__ import annotations
@@ -186,6 +187,7 @@ class Call(Generic[I]):
     done: list[Tried] = field(default_factory=list)
     _trouble: DstoreError | None = None
     _silent: dict[str, None] = field(default_factory=dict)
+    _refusing: set[str] = field(default_factory=set)  # since the newest map
     _deadline: float = 0.0
 
     def begin(self, now: float) -> Moves[list[Tried]]:
@@ -218,7 +220,9 @@ class Call(Generic[I]):
                 raise self._unreached(left)
             if version == self.routes.map.version:
                 now = yield from self._learn(now)
-            if version == self.routes.map.version:
+            if version != self.routes.map.version:
+                self._refusing.clear()
+            else:
                 now = (yield Pause(min(pause, max(0.0, self._deadline - now)))).now
                 pause = min(2 * pause, PAUSE_MAX)
         return self.done
@@ -233,6 +237,7 @@ class Call(Generic[I]):
         for address, (items, result) in tried.items():
             finished = items
             if isinstance(result, Misdirected):
+                self._refusing.add(address)
                 moved = set(items if self.reads else result.keys)
                 finished, result = [item for item in items if item not in moved], result.done
                 again = True
@@ -257,7 +262,7 @@ class Call(Generic[I]):
     def _contact(self, parts: dict[str, list[I]], now: float) -> Generator[Move, Reply, float]:
         """Leave out the members that do not answer, of those that a write is to go to."""
         for address in list(parts):
-            if self.fresh(address):
+            if self.fresh(address) and address not in self._refusing:
                 continue
             timeout = max(0.0, min(CONTACT_TIMEOUT, self._deadline - now))
             reply = yield Ask(address, timeout)

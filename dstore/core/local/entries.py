@@ -60,6 +60,7 @@ class Entries(Present):
         super().__init__(Membership(self.cache.entries))
         self.cache.belong_to(self.membership)
         self.closing = False
+        self.one_of_several = False
         self.counters = dict.fromkeys(
             (
                 *("fills", "revalidated", "deletions", "drops", "flushes", "gaps", "joins"),
@@ -117,7 +118,11 @@ class Entries(Present):
         self._set_shared_limit(page)
 
     def join_index(self, index: dict[Key, Entry]) -> None:
-        """Put the entries into an index of several caches; see :class:`Cache`."""
+        """Go on as one of several Locals, with the index of all their entries; see :class:`Cache`.
+
+        From now on a request that Global refuses since it closes is one for another Global.
+        """
+        self.one_of_several = True
         self.cache.join_index(index)
 
     def bound(self, cache_bytes: int, shared_bytes: int | None) -> None:

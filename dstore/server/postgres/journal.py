@@ -52,6 +52,10 @@ _OF_THE_VALUES = ("21", "22", "23", "42", "54")
 """The classes of errors that another try would bring again: the fault is in what is written."""
 
 
+_REFUSED = psycopg.Error, ValueError, OverflowError
+"""What comes of a value that cannot be written."""
+
+
 class Doubt(Exception):
     """It is not known what has become of a statement, or it has failed and may be tried again."""
 
@@ -72,6 +76,7 @@ class Life:
 
     def __init__(self) -> None:
         self.fences: dict[int, int] = {}
+        self.gained: dict[int, int] = {}  # how often each partition was
         self.news = False
         self.over = False
         self.failed: DataError | None = None
@@ -96,6 +101,7 @@ class Drop(NamedTuple):
     life: Life
     partition: int
     token: bytes
+    times: int  # a partition that was given up and gained again may have another such value
     size: int = 0
 
 
@@ -148,7 +154,10 @@ class PostgresJournal:
 
     def own(self, fences: Mapping[int, int]) -> None:
         """Take note of partitions that are owned from now on."""
-        self._life.fences.update(fences)
+        life = self._life
+        for number, fence in fences.items():
+            life.gained[number] = life.gained.get(number, 0) + 1
+            life.fences[number] = fence
 
     def disown(self, numbers: Iterable[int]) -> None:
         """Take note that partitions are given up. No change of theirs is under way."""
@@ -173,7 +182,7 @@ class PostgresJournal:
 
     def drop_pieces(self, partition: int, token: bytes) -> None:
         """Remove the pieces of a large value after the batches so far."""
-        self._taken.put(Drop(self._life, partition, token))
+        self._taken.put(_drop_of(self._life, partition, token))
 
     def committed(self) -> list[Ended]:
         """Return the batches that have ended since the last call.
@@ -289,7 +298,7 @@ class PostgresJournal:
                 batch.keep(stored, partition_of(change.key), _Pieces(self, batch.life))
             except StoreFull:
                 refused[place] = Outcome.FULL
-            except (DstoreError, psycopg.Error) as error:
+            except (DstoreError, *_REFUSED) as error:
                 self._log.warning("a large value cannot be kept: %s", str(error))
                 refused[place] = Outcome.FAILED
         return refused
@@ -306,14 +315,13 @@ class PostgresJournal:
         self._repeat(life, partition, put)
 
     def drop_now(self, drops: list[Drop]) -> None:
-        """Remove large values, in this thread. Raises Fenced and Over."""
+        """Remove large values of partitions that are still owned, in this thread. Raises Over."""
         life = drops[0].life
         tokens: dict[int, list[bytes]] = {}
         for each in drops:
-            tokens.setdefault(each.partition, []).append(each.token)
+            if each.times == life.gained.get(each.partition):
+                tokens.setdefault(each.partition, []).append(each.token)
         for partition, dropped in tokens.items():
-            if partition not in life.fences:
-                continue  # the next owner removes what no row names
 
             def drop(
                 connection: Connection, partition: int = partition, tokens: list[bytes] = dropped
@@ -321,7 +329,12 @@ class PostgresJournal:
                 fences = self._fences(life, {partition})
                 writing.drop_pieces(connection, fences, partition, tokens)
 
-            self._repeat(life, partition, drop)
+            try:
+                self._repeat(life, partition, drop)
+            except Fenced:
+                pass  # the next owner removes what no row names
+            except (StoreFull, *_REFUSED) as error:
+                self._log.warning("large values cannot be removed now: %s", str(error))
 
     # ---- statements -------------------------------------------------------------------------
 
@@ -351,7 +364,7 @@ class PostgresJournal:
             outcomes = self._settle(life, touched, changes)
         except StoreFull:
             return [Outcome.FULL if change.stored else Outcome.FAILED for change in changes]
-        except psycopg.Error as error:
+        except _REFUSED as error:
             if len(changes) > 1:  # one of them is at fault
                 return [self._write(life, [change])[0] for change in changes]
             self._log.warning("a value cannot be written to the database: %s", str(error))
@@ -439,7 +452,10 @@ class PostgresJournal:
         """Return what an error means."""
         state = error.sqlstate or ""
         lost = connection.closed
-        if not lost and (not state or state.startswith(_OF_THE_VALUES)):
+        refused = (
+            state.startswith(_OF_THE_VALUES) if state else isinstance(error, psycopg.DataError)
+        )
+        if not lost and refused:
             return error
         if not lost and state.startswith(_NO_ROOM):
             return StoreFull(str(self._link.target.error("has no room", error)))
@@ -465,7 +481,11 @@ class _Pieces:
         self._journal.put_pieces(self._life, partition, token, first, bodies)
 
     def drop_pieces(self, partition: int, token: bytes) -> None:
-        self._journal.drop_now([Drop(self._life, partition, token)])
+        self._journal.drop_now([_drop_of(self._life, partition, token)])
+
+
+def _drop_of(life: Life, partition: int, token: bytes) -> Drop:
+    return Drop(life, partition, token, life.gained.get(partition, 0))
 
 
 def _inline(changes: Iterable[Change]) -> int:

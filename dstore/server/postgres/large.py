@@ -223,8 +223,9 @@ class StoredBulk:
         self._held_bytes += size
 
     def _let_go(self, token: bytes) -> None:
-        self._held_bytes -= self._held.pop(token, 0)
-        self._inner.drop(token)
+        if token in self._held:
+            self._held_bytes -= self._held.pop(token)
+            self._inner.drop(token)
 
     def _make_room(self, size: int) -> None:
         """Let values leave the memory that the database has, until there is room for ``size``."""

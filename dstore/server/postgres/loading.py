@@ -29,13 +29,9 @@ SMALL_BYTES = 4 << 10
 """Bytes of the values that come with their rows, at most."""
 
 _PAGE = """
-SELECT partition, key, token, codec, size, digest, deadline,
-    CASE WHEN size <= %(small)s THEN body END
-FROM kept WHERE partition = ANY (%(partitions)s::smallint[])
-    AND (partition, key) > (%(partition)s::smallint, %(key)s::bytea)
-ORDER BY partition, key LIMIT %(limit)s
+SELECT key, token, codec, size, digest, deadline, CASE WHEN size <= %(small)s THEN body END
+FROM kept WHERE partition = %(partition)s AND key > %(key)b ORDER BY key LIMIT %(limit)s
 """
-
 
 Piece = tuple[int, bytes]
 """Partition and token of a large value."""
@@ -66,30 +62,30 @@ class Loading:
         """
         sizes = self._ask(partial(_begin, self._link.target, fences))
         named: set[Piece] = set()
-        last: Piece = (-1, b"")
         room = self._room
-        while True:
-            small = SMALL_BYTES if room > 0 else -1
-            rows = self._ask(partial(_page, list(fences), last, small))
-            page = []
-            for partition, key, token, codec, size, digest, deadline, body in rows:
-                if digest is None:
+        page: list[KeptRow] = []
+        for number in fences:
+            last: bytes | None = b""
+            while last is not None:
+                small = SMALL_BYTES if room > 0 else -1
+                rows = self._ask(partial(_rows, number, last, small, PAGE_ROWS - len(page)))
+                last = rows[-1][0] if len(page) + len(rows) == PAGE_ROWS else None
+                for key, token, codec, size, digest, deadline, body in rows:
                     bound: Bound = Away(token, codec, size)
-                    if body is not None:
+                    if digest is not None:
+                        whole = sizes.get((number, token)) == size
+                        named.add((number, token))
+                        bound = Stored(token, codec, Large(size, digest))
+                        bound = bound if whole else Stored(token, DAMAGED, b"")
+                    elif body is not None:
                         bound = Stored(token, codec, body)
                         room -= size
-                else:
-                    named.add((partition, token))
-                    bound = Stored(token, codec, Large(size, digest))
-                    if sizes.get((partition, token)) != size:
-                        bound = Stored(token, DAMAGED, b"")
-                until = NO_DEADLINE if deadline is None else deadline
-                page.append(KeptRow(from_bytes(key), bound, until))
-            if len(rows) < PAGE_ROWS:
-                yield Page(page, [each for each in sizes if each not in named])
-                return
-            last = rows[-1][:2]
-            yield Page(page, [])
+                    until = NO_DEADLINE if deadline is None else deadline
+                    page.append(KeptRow(from_bytes(key), bound, until))
+                if last is not None:
+                    yield Page(page, [])
+                    page = []
+        yield Page(page, [each for each in sizes if each not in named])
 
     def _ask(self, work: Callable[[Connection], T]) -> T:
         with self._link.in_use:
@@ -121,9 +117,9 @@ def _begin(target: Target, fences: Mapping[int, int], connection: Connection) ->
     return {(partition, token): size for partition, token, size in rows}
 
 
-def _page(
-    partitions: list[int], last: Piece, small: int, connection: Connection
+def _rows(
+    partition: int, after: bytes, small: int, limit: int, connection: Connection
 ) -> list[tuple[Any, ...]]:
-    parameters = {"partitions": partitions, "small": small, "limit": PAGE_ROWS}
-    parameters |= {"partition": last[0], "key": last[1]}
+    """Return the next rows of one partition. Raises psycopg.Error."""
+    parameters = {"partition": partition, "key": after, "small": small, "limit": limit}
     return connection.execute(_PAGE, parameters, binary=True).fetchall()

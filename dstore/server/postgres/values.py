@@ -105,13 +105,12 @@ class Values:
     # ---- the thread -------------------------------------------------------------------------
 
     def _run(self) -> None:
-        try:
-            while not self._stopped:
+        while not self._stopped:
+            try:
                 self._step()
-        except Exception:
-            log.exception("the thread that reads values failed")
-        finally:
-            self._link.drop()
+            except Exception:  # those who wait for it give up by themselves
+                log.exception("a value could not be read")
+        self._link.drop()
 
     def _step(self) -> None:
         try:

@@ -40,11 +40,11 @@ from dstore.protocol.partitions import partition_of
 from dstore.server.engines.memory import MemoryEngine
 from tests.simulation.cluster.journal import ClusterJournal
 from tests.simulation.cluster.scenario import ClusterScenario
-from tests.simulation.cluster.servers import Connection, Database, Transaction
+from tests.simulation.cluster.servers import Client, Connection, Database, Transaction
 from tests.simulation.cluster.tables import KEPT, PARTITION, carry_out
 from tests.simulation.host import SimBulk, SimHost
 from tests.simulation.identities import Identities
-from tests.simulation.loop import Loop, Pausable
+from tests.simulation.loop import Loop
 from tests.simulation.network import Connection as ClientConnection
 from tests.simulation.trace import short
 
@@ -59,7 +59,7 @@ READ = (GetReply, TtlReply, ScanReply)
 """Replies that say what is bound now."""
 
 
-class SimMember(Pausable):
+class SimMember(Client):
     """A process at one address; after each crash its next life, with another id."""
 
     def __init__(
@@ -302,11 +302,12 @@ class SimMember(Pausable):
         self.loop.log(self.name, f"begins epoch {self.state.epoch} with {sorted(self.loaded)}")
         self._perform([])
 
-    def serves(self, number: int) -> bool:
-        """Whether it would answer for a partition now, if it were awake."""
+    def serving(self) -> list[int]:
+        """Return the partitions for which it would answer now, if it were awake."""
         if self.state is None or self.clock() >= self.partitions.ends:
-            return False
-        return self.partitions._quiet[number] is not None
+            return []
+        quiet = self.partitions._quiet
+        return [each for each in range(self.scenario.partitions) if quiet[each] is not None]
 
     def receive(self, route: bytes, message: Any) -> None:
         if self.held_up("requests", self.receive, route, message):
@@ -327,7 +328,8 @@ class SimMember(Pausable):
         request = getattr(message, "request", 0)
         answer: ToLocal = Refused(*envelope, request, Refusal.OTHER_EPOCH, "it has left")
         if isinstance(message, AskMap):
-            answer = MapReply(*envelope, request, *self.map)
+            version, members, owners = self.map
+            answer = MapReply(*envelope, request, version, members, owners)
         if request:
             self._send(route, answer)
 
@@ -349,27 +351,39 @@ class SimMember(Pausable):
 
     def _plan(self) -> None:
         """Set the timer."""
+        if not self.alive:
+            return
         due = self.ownership.wake_at
         if self.state is not None:
             due = min(due, self.state.wake_at)
+            self._check_alarm()
         if due == NEVER:
             return
         at = max((due - self.offset) / self.rate, self.loop.now)
         if at < self._timer:
             self._timer = at
-            self.loop.at(at + 1e-6, self._tick, self.lives)
+            self.loop.at(at + 1e-6, self._tick, self.lives, at)
 
-    def _tick(self, life: int) -> None:
-        if life != self.lives or not self.alive or self.held_up("timer", self._tick, life):
+    def _check_alarm(self) -> None:
+        """Each part of Global that schedules something has brought the next tick forward."""
+        state, now = self.state, self.clock()
+        assert state is not None
+        lapsed = self.partitions._lapsed or now >= self.partitions.ends
+        if not lapsed and state.wake_at > state._next_moment(now):
+            self.loop.violation(f"{self.name} wakes too late: {state!r}")
+
+    def _tick(self, life: int, planned: float) -> None:
+        if life != self.lives or not self.alive or planned != self._timer:
+            return
+        if self.held_up("timer", self._tick, life, planned):
             return
         self._timer = NEVER
         now = self.clock()
         if now >= self.ownership.wake_at:
             self._act(self.ownership.tick(now))
-        if self.alive and self.state is not None and now >= self.state.wake_at:
+        if self.state is not None and now >= self.state.wake_at:
             self._perform(self.state.tick(now))
-        if self.alive:
-            self._plan()
+        self._plan()
 
     def _perform(self, effects: Iterable[GlobalEffect]) -> None:
         for effect in effects:

@@ -178,6 +178,8 @@ def exchange(
             raise Declined(now, unknown, f"it answered with {type(reply).__name__}")
         elif state.denied is not None:
             raise Denied(now, unknown, state.denied)
+        elif not unknown and state.one_of_several:  # there is no connection
+            raise Unanswered(now, unknown)
         if now >= deadline:
             if not (patient and state.is_quiet(now)):
                 raise Unanswered(now, unknown)
@@ -193,7 +195,9 @@ def _check_refusal(state: LocalState, reply: Refused, now: float, unknown: int) 
         state.refused(reply, now)
         why = "Global, or what it knew of this Local, was lost before it answered"
         raise SessionLost(now, unknown, why)
-    if reply.refusal is Refusal.NOT_MINE:
+    # A Global that closes may be gone when the next copy comes, and then the outcome is unknown.
+    closing = reply.refusal is Refusal.CLOSING and state.one_of_several and not unknown
+    if closing or reply.refusal is Refusal.NOT_MINE:
         raise NotMine(now, reply.text)
     if reply.refusal is Refusal.DENIED:
         raise Denied(now, unknown, AccessDenied(reply.text))
