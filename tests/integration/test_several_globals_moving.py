@@ -57,7 +57,7 @@ class Load:
 
 def test_calls_go_on_while_members_come_and_go(start: Start) -> None:
     one = serves(start())
-    with dstore.Node(one.address, timeout=20) as node, dstore.Node(one.address) as other:
+    with dstore.Node(one.address, timeout=20) as node:
         assert node.set_many(dict.fromkeys(KEYS, 0)) == []
         written = dict.fromkeys(KEYS, 0)
         addresses = [one.address]
@@ -94,7 +94,6 @@ def test_calls_go_on_while_members_come_and_go(start: Start) -> None:
         assert writes.failed == []
         with dstore.Node(two.address) as fresh:
             assert fresh.get_many(KEYS) == written
-        assert other.get(KEYS[0], None) is None or other.get(KEYS[0]) == written[KEYS[0]]
 
 
 def test_reads_go_on_after_a_member_has_lost_its_database(

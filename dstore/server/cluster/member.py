@@ -315,6 +315,10 @@ class Member:
             # Before the first answer, since this voids what a former Global here has left.
             self._shared = True
             service.share(now)
+        if self._ownership.draining and not self.partitions:
+            # This epoch has owned nothing, and will not. To refuse what still comes promises
+            # nothing, and lets Locals know that their writes were not executed.
+            self.partitions.ends = NEVER
 
     # ---- gaining ----------------------------------------------------------------------------
 
