@@ -94,6 +94,10 @@ class Batch(NamedTuple):
     keep: Keep
     size: int
 
+    @property
+    def weight(self) -> int:
+        return len(self.changes)
+
 
 class Drop(NamedTuple):
     """A large value that is to be removed."""
@@ -103,6 +107,7 @@ class Drop(NamedTuple):
     token: bytes
     times: int  # a partition that was given up and gained again may have another such value
     size: int = 0
+    weight: int = 1
 
 
 Work: TypeAlias = "Batch | Drop"
@@ -252,8 +257,8 @@ class PostgresJournal:
     def _gather(self, first: W) -> list[W]:
         """Return what waits and is of one kind and life, within the bounds of a group."""
         group = [first]
-        size = first.size
-        while len(group) < GROUP_CHANGES_MAX and size < GROUP_BYTES_MAX:
+        count, size = first.weight, first.size
+        while count < GROUP_CHANGES_MAX and size < GROUP_BYTES_MAX:
             try:
                 each = self._taken.get_nowait()
             except native.Empty:
@@ -262,6 +267,7 @@ class PostgresJournal:
                 self._left.append(each)
                 break
             group.append(each)
+            count += each.weight
             size += each.size
         return group
 
