@@ -112,7 +112,6 @@ class SimMember(Client):
 
     def _begin_tenure(self) -> None:
         """Begin with nothing: at the start, and after a loss."""
-        self.state = None
         self.loaded: set[int] = set()
         self.giving = ()
         self.engine = MemoryEngine(journal=True)
@@ -155,6 +154,7 @@ class SimMember(Client):
             elif isinstance(effect, HandOver):
                 self._hand_over(effect)
             elif isinstance(effect, Lost):
+                self._drop_epoch()
                 self.journal.close()
                 self._begin_tenure()
             elif isinstance(effect, MapChanged):
@@ -270,11 +270,17 @@ class SimMember(Client):
                 kept.append((key, stored.token, self.state._deadlines.of(key)))
         self.journal.disown(given)
         self.loaded -= given
-        self.state = None
+        self._drop_epoch()
         effects = self.ownership.handed_over(self.clock())
         if self.ownership.ends:
             self._begin_epoch(kept)
         self._act(effects)
+
+    def _drop_epoch(self) -> None:
+        """End the epoch. Reads that wait are refused; nothing is said about writes."""
+        state, self.state = self.state, None
+        if state is not None:
+            self._perform(state.end())
 
     # ---- epochs ---------------------------------------------------------------------------
 
@@ -312,8 +318,8 @@ class SimMember(Client):
     def receive(self, route: bytes, message: Any) -> None:
         if self.held_up("requests", self.receive, route, message):
             return
-        if self.state is None:
-            if self.loop.now < self._refuses_until:
+        if self.state is None or self.partitions.lapsed(self.clock()):
+            if self.alive or self.loop.now < self._refuses_until:
                 self._refuse(route, message)
             return
         self.loop.log(self.name, f"<- {route.decode()} {short(message)}")
@@ -323,12 +329,15 @@ class SimMember(Client):
         self._perform(effects)
 
     def _refuse(self, route: bytes, message: Any) -> None:
-        """The member has left: tell the owners, and refuse all else."""
+        """There is no epoch, or the member has left: say who the owners are, and refuse all else.
+
+        What is refused is not executed: it is a copy that nothing has seen.
+        """
         envelope = getattr(message, "epoch", 0), getattr(message, "session", 0)
         request = getattr(message, "request", 0)
-        answer: ToLocal = Refused(*envelope, request, Refusal.OTHER_EPOCH, "it has left")
-        if isinstance(message, AskMap):
-            version, members, owners = self.map
+        answer: ToLocal = Refused(*envelope, request, Refusal.OTHER_EPOCH, "there is no epoch")
+        version, members, owners = self.map
+        if isinstance(message, AskMap) and members:
             answer = MapReply(*envelope, request, version, members, owners)
         if request:
             self._send(route, answer)

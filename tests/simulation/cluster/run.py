@@ -92,9 +92,8 @@ def _simpler(scenario: Scenario) -> Iterator[ClusterScenario]:
     counts = ("locals", "threads", "operations", "keys", "many", "partitions", "members")
     for name in counts:
         value = getattr(scenario, name)
-        for smaller in sorted({(value + 1) // 2, value - 1}):
-            if 1 <= smaller < value:
-                changes.append({name: smaller})
+        smaller = sorted({(value + 1) // 2, value - 1} - {0, value})
+        changes += [{name: each} for each in smaller]
     for index, weight in enumerate(scenario.weights):
         if weight and sum(map(bool, scenario.weights)) > 1:
             weights = (*scenario.weights[:index], 0, *scenario.weights[index + 1 :])

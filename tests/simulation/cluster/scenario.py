@@ -74,8 +74,10 @@ class ClusterScenario(Scenario):
 
         ownership = dice.choice((0.5, 1.0, 1.0, 2.0))
         leases: tuple[float, ...] = (dice.choice((0.2, 0.5, 1.0, 3.0)) * ownership,)
-        if dice.random() < 0.4:
-            leases = (2 * ownership, 0.2 * ownership, 0.4 * ownership)
+        moves = sometimes(0.5) / ownership
+        if dice.random() < 0.3:
+            leases = (4 * ownership, 0.2 * ownership, 0.3 * ownership)
+            moves = 1 / ownership
         drawn = cls(
             seed=seed,
             locals=dice.choice((1, 2, 2, 3)),
@@ -100,8 +102,8 @@ class ClusterScenario(Scenario):
             ownership=ownership,
             leases=leases,
             commit=dice.choice((0.002, 0.01, 0.03)),
-            joins=sometimes(0.5),
-            drains=sometimes(0.5),
+            joins=moves,
+            drains=moves,
             linger=dice.choice((0.0, 1.0)) * ownership,
             outage=dice.choice((0.2, 1.0)) * ownership,
             patience=dice.choice((0.2, 0.4)) * ownership,
