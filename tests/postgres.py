@@ -124,7 +124,7 @@ class Server:
         """Start it and wait until it takes connections. Raises RuntimeError if it does not."""
         settings = {"listen_addresses": self.host, "port": str(self.port)}
         if self._synchronous:
-            settings["synchronous_standby_names"] = "*"
+            settings["synchronous_standby_names"] = USER  # and not one of pg_basebackup
         options = [f"--{name}={value}" for name, value in settings.items()]
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
