@@ -373,6 +373,7 @@ class Member:
         if not numbers:
             return
         owned = self._ownership.owned
+        self.partitions.ends = self._ownership.ends  # while it owned nothing it may have been later
         quiet_until = max(owned[number].quiet_until for number in numbers)
         self._serving.update(numbers)
         effects = service.state.gain(numbers, deadlines, quiet_until, clock.now())
