@@ -465,6 +465,19 @@ def test_a_fault_of_a_member_costs_an_epoch_and_no_more(
         assert node.get_many(KEYS) == dict.fromkeys(KEYS, 1)
 
 
+def test_a_member_that_fails_again_and_again_ends(
+    start: Start, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    one = serves(start())
+
+    def fail(service: Any) -> None:
+        raise RuntimeError("a fault")
+
+    monkeypatch.setattr(member_of(one), "_go_on_handing_over", fail)
+    until(lambda: one._phase.value == "closed")
+    assert "fails whenever it joins again" in caplog.text
+
+
 def test_a_member_takes_over_what_a_dead_one_had(start: Start, database: FakeDatabase) -> None:
     one, two = serves(start(ownership_lease=SOON)), start(ownership_lease=SOON)
     shared(one, two)
