@@ -206,7 +206,7 @@ OF_CLUSTER = (
         cluster=True,
     ),
     _mutant(
-        "commit acknowledged before the standby has it",
+        "unreplicated rows trusted: a commit acknowledged before the standby has it",
         SERVERS,
         "        self.flushed.append(transaction)\n",
         "        self.flushed.append(transaction)\n        transaction.answer(transaction.result)\n",
@@ -218,10 +218,10 @@ OF_CLUSTER = (
         "                self._show(transaction)\n                transaction.answer(transaction.result)\n",
     ),
     _mutant(
-        "unreplicated rows trusted: a take-over without a barrier",
+        "rows of a former primary trusted after a failover",
         MEMBER,
-        "            rows.put((BARRIER, self.ownership.me), self.loop.number())\n",
-        "",
+        "                if rows.get((PARTITION, number)).fence != fence:\n",
+        "                if False:\n",
     ),
     # ---- quiet times
     _mutant(

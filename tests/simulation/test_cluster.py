@@ -44,6 +44,8 @@ REACHED = {
     "database: crash",
     "database: failover",
     "database: lag",
+    "database: loss",
+    "former primaries that were not believed",
     "hits",
     "ownership: Gained",
     "ownership: HandOver",
