@@ -23,6 +23,9 @@ TABLES = "tests.simulation.cluster.tables"
 SERVERS = "tests.simulation.cluster.servers"
 JOURNAL = "tests.simulation.cluster.journal"
 MEMBER = "tests.simulation.cluster.member"
+CLUSTER = "tests/simulation/test_cluster.py::"
+OWNED = "tests/unit/core/test_ownership.py::"
+RARE = "two changes of an owner within one quiet time, and a value that is held all the while, are rare"
 
 
 def _mutant(name: str, module: str, old: str, new: str) -> Mutant:
@@ -114,7 +117,7 @@ OF_CLUSTER = (
     Mutant(
         "claim that does not compare the fence",
         ((TABLES, "    return row if row.fence == fence else None\n", "    return row\n"),),
-        "tests/unit/core/test_ownership.py::test_a_partition_of_a_live_member_is_not_claimed",
+        OWNED + "test_a_partition_of_a_live_member_is_not_claimed",
         "the beat of the member that claims, and the owner in the row, decide nearly always before that",
     ),
     Mutant(
@@ -131,12 +134,13 @@ OF_CLUSTER = (
                 "            if row.owner == self.me and row.fence >= fence:\n",
             ),
         ),
-        cluster=True,
+        OWNED + "test_partitions_that_are_ones_own_by_row_only_are_claimed_again_and_wait",
+        "few writes of before a loss come after the rows were loaded again",
     ),
     Mutant(
         "transaction that comes late, and is carried out",
         ((TABLES, "    if row is not None and row.beat >= ask.beat:\n        return False\n", ""),),
-        "tests/unit/core/test_ownership.py::test_a_transaction_that_comes_late_does_nothing",
+        OWNED + "test_a_transaction_that_comes_late_does_nothing",
         "the fences and beats that it compares have risen since, as far as that matters",
     ),
     Mutant(
@@ -167,11 +171,11 @@ OF_CLUSTER = (
         "        if not writing.is_mine(rows.get((PARTITION, number)), number, 0):\n            return FENCED\n",
         "",
     ),
-    _mutant(
+    Mutant(
         "fence compared without a lock",
-        JOURNAL,
-        "        rows.share((PARTITION, number))\n",
-        "",
+        ((JOURNAL, "        rows.share((PARTITION, number))\n", ""),),
+        CLUSTER + "test_a_stalled_writer_keeps_others_from_its_partition",
+        "few simulated writers stand still between the two for as long as a take-over takes",
     ),
     _mutant(
         "write in doubt that lands late: the fence is not raised",
@@ -202,7 +206,7 @@ OF_CLUSTER = (
         cluster=True,
     ),
     _mutant(
-        "commit acknowledged before the standby has it",
+        "unreplicated rows trusted: a commit acknowledged before the standby has it",
         SERVERS,
         "        self.flushed.append(transaction)\n",
         "        self.flushed.append(transaction)\n        transaction.answer(transaction.result)\n",
@@ -214,10 +218,10 @@ OF_CLUSTER = (
         "                self._show(transaction)\n                transaction.answer(transaction.result)\n",
     ),
     _mutant(
-        "unreplicated rows trusted: a take-over without a barrier",
+        "rows of a former primary trusted after a failover",
         MEMBER,
-        "            rows.put((BARRIER, self.ownership.me), self.loop.number())\n",
-        "",
+        "                if rows.get((PARTITION, number)).fence != fence:\n",
+        "                if False:\n",
     ),
     # ---- quiet times
     _mutant(
@@ -226,17 +230,29 @@ OF_CLUSTER = (
         "now + quiet if quiet else 0.0",
         "0.0",
     ),
-    _mutant(
+    Mutant(
         "hand-over inside a quiet time: the longer one is forgotten",
-        TABLES,
-        "            quiet = max(row.quiet, cache_lease)\n",
-        "            quiet = cache_lease\n",
+        (
+            (
+                TABLES,
+                "            quiet = max(row.quiet, cache_lease)\n",
+                "            quiet = cache_lease\n",
+            ),
+        ),
+        OWNED + "test_the_longest_cache_lease_that_may_be_out_is_waited_for",
+        RARE,
     ),
-    _mutant(
+    Mutant(
         "quiet time written down before it was waited out",
-        OWNERSHIP,
-        "                if row.quiet > self._cache_lease and now >= gain.quiet_until:\n",
-        "                if row.quiet > self._cache_lease:\n",
+        (
+            (
+                OWNERSHIP,
+                "                if row.quiet > self._cache_lease and now >= gain.quiet_until:\n",
+                "                if row.quiet > self._cache_lease:\n",
+            ),
+        ),
+        OWNED + "test_a_quiet_time_that_was_waited_out_is_written_down",
+        RARE,
     ),
     _mutant(
         "no quiet time for what is kept when an epoch ends",

@@ -53,8 +53,6 @@ WALL = 1.8e9
 """The time of the wall clock at the beginning of a run."""
 LOOK_EVERY = 0.01
 """Seconds between two looks whether all that has begun has ended."""
-BARRIER = "barrier"
-"""A table of which a row is written so that a transaction has something to replicate."""
 READ = (GetReply, TtlReply, ScanReply)
 """Replies that say what is bound now."""
 
@@ -191,13 +189,16 @@ class SimMember(Client):
     # ---- taking over ----------------------------------------------------------------------
 
     def _load(self, tenure: object, gains: tuple[Gain, ...]) -> None:
-        """Read the rows of partitions, in a transaction that also writes: that is the barrier."""
+        """Read the rows of partitions, from a server that shows what was claimed."""
         if tenure is not self.tenure:
             return
         numbers = {each.number for each in gains}
 
-        def read(rows: Transaction) -> list[Kept]:
-            rows.put((BARRIER, self.ownership.me), self.loop.number())
+        def read(rows: Transaction) -> list[Kept] | None:
+            for number, fence, _ in gains:
+                if rows.get((PARTITION, number)).fence != fence:
+                    self.loop.counts["former primaries that were not believed"] += 1
+                    return None
             keys = [key for key in rows.names(KEPT) if partition_of(key) in numbers]
             return [rows.get((KEPT, key)) for key in keys]
 
