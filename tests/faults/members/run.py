@@ -374,13 +374,15 @@ def main() -> int:
     return 0
 
 
-def _faults(essential: bool, only: str) -> Sequence[str]:
-    named = [fault for fault in (ESSENTIAL if essential else FAULTS) if only in fault]
-    if GLOBAL_DRAINED in named and GLOBAL_ADDED not in named:
-        named.append(GLOBAL_ADDED)
+def _faults(essential: bool, only: Sequence[str]) -> Sequence[str]:
+    """Return the faults of a run: those that have one of these texts in their names."""
+    there = ESSENTIAL if essential else FAULTS
+    named = [fault for fault in there if not only or any(text in fault for text in only)]
     if not named:
-        raise SystemExit(f"no fault has {only!r} in its name; there are: {', '.join(FAULTS)}")
-    return named
+        names = "\n  ".join(there)
+        raise SystemExit(f"no fault has {' or '.join(only)} in its name; there are:\n  {names}")
+    pair = {GLOBAL_ADDED, GLOBAL_DRAINED}
+    return [*named, *pair.difference(named)] if pair.intersection(named) else named
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -400,7 +402,11 @@ def _parser() -> argparse.ArgumentParser:
         help="of caches; default: %(default)g",
     )
     parser.add_argument(
-        "--only", default="", metavar="TEXT", help="the faults that have this in their names alone"
+        "--only",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="the faults alone that have this in their names; may be repeated",
     )
     parser.add_argument("--keep", action="store_true", help="keep logs without a violation, too")
     parser.add_argument("--essential", action="store_true", help="one fault of each sort")
