@@ -173,17 +173,17 @@ class FakeStorage:
                 deadlines.append((key, token, deadline))
         return deadlines
 
-    def forget(self, numbers: Collection[int]) -> None:
+    def forget(self, numbers: Collection[int]) -> Iterator[None]:
         for key in self.engine.scan("", "", len(self.engine)):
             if partition_of(key) in numbers:
                 bound = self.engine.read(key)
                 assert isinstance(bound, Stored)
                 self.engine.remove(key, bound.token)
+            yield
 
     def disown(self, numbers: Collection[int]) -> None:
         for number in numbers:
             del self.fences[number]
-        self.forget(numbers)
 
     def commit(self, number: int, changes: list[Change]) -> None:
         self._taken.append((number, changes))

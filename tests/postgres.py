@@ -124,7 +124,7 @@ class Server:
         """Start it and wait until it takes connections. Raises RuntimeError if it does not."""
         settings = {"listen_addresses": self.host, "port": str(self.port)}
         if self._synchronous:
-            settings["synchronous_standby_names"] = "*"
+            settings["synchronous_standby_names"] = USER  # and not one of pg_basebackup
         options = [f"--{name}={value}" for name, value in settings.items()]
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
@@ -174,6 +174,11 @@ class Server:
     @property
     def alive(self) -> bool:
         return self._process is not None and self._process.poll() is None
+
+    @property
+    def log(self) -> str:
+        """What it has logged: warnings and errors."""
+        return self._log.read_text(errors="replace") if self._log.exists() else ""
 
     # ---- use ------------------------------------------------------------------------------
 
@@ -238,7 +243,7 @@ class Server:
         until = time.monotonic() + PATIENCE
         while not done():
             if not self.alive or time.monotonic() > until:
-                raise RuntimeError(f"{self} does not {what}: {self._log.read_text()[-2000:]}")
+                raise RuntimeError(f"{self} does not {what}: {self.log[-2000:]}")
             time.sleep(PAUSE)
 
     def wait_for_standby(self) -> None:

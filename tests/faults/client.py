@@ -88,8 +88,12 @@ class Client:
         rng: random.Random,
         name: str,
         large: float = 0.0,
+        several: bool = False,
     ) -> None:
         self.node = node
+        # With several Globals the keys of one call travel in several messages. Some may be written
+        # if others are given up.
+        self._many_given_up = UNKNOWN if several else NOT_DONE
         self._large = large  # the part of the values that are large
         self._recorder = recorder
         self._rng = rng
@@ -220,7 +224,7 @@ class Client:
             return {key: OCCUPIED_LOCAL if key in refused else DONE for key in values}
 
         # Large values travel last, and the small ones may be bound if those are given up.
-        given_up = UNKNOWN if any(map(_is_large, stored.values())) else NOT_DONE
+        given_up = UNKNOWN if any(map(_is_large, stored.values())) else self._many_given_up
         self._write("replace" if replace else "set", values, call, given_up)
 
     def delete(self, keys: Keys) -> None:
@@ -252,7 +256,7 @@ class Client:
             deleted = self.node.delete_many(values, wait=wait)
             return {key: DONE if key in deleted else MISSING for key in values}
 
-        self._write("delete" if wait else "clear", values, call)
+        self._write("delete" if wait else "clear", values, call, self._many_given_up)
 
     def _write(
         self,

@@ -60,7 +60,7 @@ class Injector(ABC):
         self._lease = lease
         self._pause = pause_leases * lease
         self._deck: list[str] = []
-        self._next = 0.0
+        self._next = time.monotonic() + self._pause
         self._busy: dict[Hashable, _Busy] = {}
 
     def step(self) -> None:

@@ -189,7 +189,7 @@ class Process:
         process = f"{mine.name}.{name}"
         rng = random.Random(f"{mine.seed} {process}")
         with Recorder(Path(mine.folder), process) as recorder:
-            client = Client(node, recorder, rng, process, mine.large)
+            client = Client(node, recorder, rng, process, mine.large, bool(mine.source))
             metrics = _Metrics(node, recorder)
             number = 0
             while number < turns and not self.stopping.is_set():

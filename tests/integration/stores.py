@@ -80,10 +80,16 @@ class Owner:
         for page in self.store.load(numbers):
             self.deadlines += self.store.bind(page)
 
+    def forget(self, numbers: Collection[int]) -> None:
+        """Remove from memory what was bound of partitions."""
+        for _ in self.store.forget(numbers):
+            pass
+
     def release(self, numbers: Collection[int]) -> View:
         """Give partitions up by will."""
         fences = self.ask().partitions
         self.store.disown(numbers)
+        self.forget(numbers)
         released: tuple[Fenced, ...] = tuple((each, fences[each].fence) for each in numbers)
         return self.ask(release=released)
 

@@ -127,7 +127,7 @@ def test_what_was_in_doubt_and_is_lost_in_a_failover_is_carried_out_on_the_next_
         assert not member.store.news, "the next primary has no standby"
         pair.replace_standby()
         assert member.end(batch) == [DONE] * 2
-        member.store.forget(ALL)
+        member.forget(ALL)
         member.load()
         assert member.read("old") == new
         assert member.read("new") is not None

@@ -32,28 +32,28 @@ from tests.postgres import Postgres
 
 psycopg = pytest.importorskip("psycopg")
 
-from dstore.server.postgres import loading, writing  # noqa: E402
+from dstore.server.postgres import loading, values, writing  # noqa: E402
 
 DONE, FULL, FAILED = Outcome.DONE, Outcome.FULL, Outcome.FAILED
 LARGE = bytes(range(256)) * 12_300  # a bit more than three pieces
 
 
 @pytest.fixture(scope="module")
-def database(postgres: Postgres) -> Iterator[str]:
-    """The URL of a database for all tests here; a new one for each would take too long."""
+def tables(postgres: Postgres) -> Iterator[str]:
+    """The URL of the tables of a cluster, for all tests here: to make them takes long."""
     with postgres.database() as name:
-        yield postgres.url(name)
+        url = f"{postgres.url(name)}?options=-c%20search_path%3Dmine"
+        assert init(url, standby=False)
+        yield url
 
 
 @pytest.fixture
-def url(database: str) -> Iterator[str]:
-    """The URL of the empty tables of a cluster, in a schema of their own."""
-    name = f"test_{secrets.token_hex(4)}"
-    url = f"{database}?options=-c%20search_path%3D{name}"
-    assert init(url, standby=False)
-    yield url
-    with psycopg.connect(database) as connection:
-        connection.execute(f"DROP SCHEMA {name} CASCADE")
+def url(tables: str) -> Iterator[str]:
+    """The URL of a cluster without members and keys."""
+    yield tables
+    with psycopg.connect(tables) as connection:
+        connection.execute("DELETE FROM member; DELETE FROM kept; DELETE FROM piece")
+        connection.execute("UPDATE partition SET owner = NULL, fence = 0, quiet = 0")
 
 
 @pytest.fixture
@@ -122,7 +122,7 @@ def test_a_change_that_finds_something_else_changes_nothing(owner: Owner) -> Non
     wrong = stored().token
     changes = [bind("k"), replace("k", wrong), date("k", wrong, 1.0), remove("k", wrong)]
     assert [owner.end(owner.begin(change)) for change in changes] == [[FAILED]] * 4
-    owner.store.forget(ALL)
+    owner.forget(ALL)
     owner.load()
     assert owner.read("k") == first
     assert owner.deadlines == []
@@ -157,7 +157,7 @@ def test_a_former_owner_that_comes_back_writes_nothing(url: str) -> None:
         number = first.begin(remove("k", value.token), bind("l"))
         with pytest.raises(DataError, match="another member owns"):
             first.end(number)
-        second.store.forget(ALL)
+        second.forget(ALL)
         second.load()
         assert second.read("k") == value
         assert second.read("l") is None
@@ -368,7 +368,7 @@ def test_after_a_loss_nothing_of_before_is_reported_or_written_later(
     seen = owner.store.engine.read("k")
     assert owner.write(bind("new")) == [DONE]
     assert batch not in owner._ended
-    owner.store.forget(ALL)
+    owner.forget(ALL)
     owner.load()
     assert owner.store.engine.read("k") == seen, "after the claim it cannot come any more"
     assert owner.store.engine.read("never") is None
@@ -404,7 +404,7 @@ def test_a_doubt_of_before_a_loss_writes_nothing_after_the_next_claim(
     owner.claim(serve=False)
     claimed.set()
     assert owner.write(bind("l")) == [DONE]
-    owner.store.forget(ALL)
+    owner.forget(ALL)
     owner.load()
     assert owner.store.engine.scan("", "", 9) == ["l"]
 
@@ -478,6 +478,29 @@ def test_a_large_value_is_read_in_pieces_by_the_next_owner(
         assert sql("SELECT count(*) FROM piece") == [(0,)]
 
 
+def test_the_next_part_of_a_large_value_is_read_ahead_and_none_is_read_twice(
+    owner: Owner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads: list[int] = []
+    real = values.read_part
+
+    def read_part(connection: Any, partition: int, token: bytes, offset: int, count: int) -> Any:
+        reads.append(offset)
+        return real(connection, partition, token, offset, count)
+
+    monkeypatch.setattr(values, "read_part", read_part)
+    value = owner.upload(LARGE)
+    owner.write(bind("k", value))
+    owner.forget(ALL)
+    owner.load()
+    first = owner.bulk.read(value.token, 0, 1 << 20)
+    wait_until(lambda: len(reads) == 2, "a part that is read ahead")
+    assert owner.read_large(value, 1 << 20) == LARGE
+    assert first is not None
+    assert bytes(first) == LARGE[: 1 << 20]
+    assert sorted(reads) == [0, *(number << 20 for number in range(4))], "the first one again"
+
+
 def test_large_values_leave_the_memory_when_the_database_has_them(url: str) -> None:
     with Owner(url, memory_limit=8 << 20) as member:
         member.join()
@@ -519,7 +542,7 @@ def test_a_large_value_whose_pieces_are_not_all_there_is_damaged(
     value = owner.upload(LARGE)
     owner.write(bind("k", value))
     sql("DELETE FROM piece WHERE number = 1")
-    owner.store.forget(ALL)
+    owner.forget(ALL)
     owner.load()
     assert owner.store.engine.read("k") == Stored(value.token, DAMAGED, b"")
     assert owner.read_large(value) is None
@@ -595,7 +618,7 @@ def test_a_value_that_was_replaced_is_looked_for_until_global_knows(owner: Owner
     engine = owner.store.engine
     value = stored(b"x" * 10_000)
     owner.write(bind("k", value))
-    owner.store.forget(ALL)
+    owner.forget(ALL)
     owner.load()
     engine.begin(owner.woken.set)
     batch = owner.begin(replace("k", value.token, new := stored()))
@@ -616,12 +639,12 @@ def test_reads_wait_for_a_database_that_is_away_for_a_moment(
 ) -> None:
     value = stored(b"x" * 10_000)
     owner.write(bind("k", value))
-    owner.store.forget(ALL)
+    owner.forget(ALL)
     owner.load()
     link = owner.store._links[3]
     assert owner.read("k") == value
     sql("SELECT pg_terminate_backend(%s)", link._connection.info.backend_pid)  # type: ignore[union-attr]
-    owner.store.forget(ALL)
+    owner.forget(ALL)
     owner.load()
     assert owner.read("k") == value
 
@@ -719,6 +742,6 @@ def test_a_key_without_a_deadline_stays_so(owner: Owner) -> None:
     value = stored()
     owner.write(bind("k", value, 5.0))
     assert owner.write(date("k", value.token, NO_DEADLINE)) == [DONE]
-    owner.store.forget(ALL)
+    owner.forget(ALL)
     owner.load()
     assert owner.deadlines == []

@@ -46,9 +46,10 @@ ROOMS: dict[str, set[str]] = {
     "access.running": GROUND | {"access.files", "access.keys"},
     "shm": GROUND | {"protocol", "core.engine", "core.local"},
     "client": GROUND | {"protocol", "core.local", "codecs", "transport", "shm", "access.connect"},
+    "server.engines": GROUND | {"protocol", "core.engine"},
     "server": GROUND
     | {"protocol", "core.authority", "core.cluster", "core.engine", "transport", "shm"}
-    | {"access", "core.authority.identity"},
+    | {"access", "core.authority.identity", "server.engines", "server.postgres"},
     "server.postgres": GROUND | {"protocol", "core.cluster", "core.engine", "server.engines"},
     "engines": {"core.engine", "protocol", "server.engines", "shm"},
     "": {"errors", "config", "version", "client", "server", "codecs"},

@@ -25,7 +25,7 @@ nothing of it could be removed, and it would count among the pending ones.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import TypeAlias
 
@@ -106,9 +106,9 @@ class Deadlines:
     def __len__(self) -> int:
         return len(self._records)
 
-    def records(self) -> list[tuple[Key, bytes, float]]:
+    def records(self) -> Iterator[tuple[Key, bytes, float]]:
         """Return all records, as :meth:`load` takes them."""
-        return [(key, token, at) for at, key, token in self._records.values()]
+        return ((key, token, at) for at, key, token in self._records.values())
 
     # ---- the record of a key --------------------------------------------------------------
 

@@ -14,7 +14,7 @@ the rules, and what goes wrong without each of them.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from dstore.config import CLIENTS_MAX_DEFAULT
@@ -442,10 +442,11 @@ class GlobalState:
             self._loads.wake_at,
         )
 
-    def deadlines(self) -> list[tuple[m.Key, bytes, float]]:
+    def deadlines(self) -> Iterator[tuple[m.Key, bytes, float]]:
         """Return the keys that expire, the tokens of their values, and when; see :meth:`recover`.
 
-        While nothing is being written these are all that there are.
+        If nothing is being written these are all that there are. For the end of an epoch: nothing
+        may happen before all were taken.
         """
         return self._deadlines.records()
 

@@ -496,9 +496,9 @@ class Writes:
         if self._more:
             return now
         moment = self._quiet[0][0] if self._quiet else NEVER
-        return (
-            min(moment, self.quiet_until) if self._completed and now < self.quiet_until else moment
-        )
+        if self._completed and now < self.quiet_until:
+            moment = min(moment, self.quiet_until)
+        return moment
 
     def quiet_left(self, now: float) -> float:
         """Return the seconds for which nothing is removed or replaced, in one partition or all."""

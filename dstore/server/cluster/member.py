@@ -14,7 +14,8 @@ again. What Locals may still hold of the old epoch is waited for: that is what q
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Collection, Iterable
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -47,6 +48,10 @@ log = Log("dstore.global")
 
 GROUP = 16
 """Partitions that are loaded, and then served, together."""
+_ENDED = object()
+"""Stands for the end of what is done step by step."""
+STEP_RECORDS = 5_000
+"""Deadlines that are looked at in one step."""
 DRAIN_LEASES, DRAIN_SLACK = 2, 1.0
 """A hand-over takes no new writes for so many cache leases, and seconds more, before it is tried
 later instead. A deletion may have to wait for a quiet time and for a lease.
@@ -118,8 +123,13 @@ class Member:
         self._asking: Asking | None = None
         self._taking: Taking | None = None
         self._loads: dict[int, _Load] = {}
+        self._jobs: deque[Iterator[None]] = deque()  # what is done step by step, one at a time
+        self._step_at = 0.0  # when the next of these steps may be done
+        self._forgetting: set[int] = set()  # partitions of which keys may be in memory still
+        self._to_load: list[tuple[int, ...]] = []  # when they are forgotten
         self._serving: set[int] = set()
         self._handing_over: _HandingOver | None = None
+        self._taking_up = False  # whether what was kept over a hand-over is not all served yet
         self._shared = False  # whether the processes of the host may share this epoch's membership
         self._failure = ""  # why all is to be given up, if it is
         self._map: tuple[int, list[str], bytes] = (0, [], b"")
@@ -214,12 +224,9 @@ class Member:
     @property
     def news(self) -> bool:
         """Whether there is something to do in a step at once."""
-        asking, taking = self._asking, self._taking
+        asking = self._asking
         return bool(
-            (asking is not None and asking.news)
-            or (taking is not None and taking.news)
-            or self._handing_over is not None
-            or self._failure
+            (asking is not None and asking.news) or self._handing_over is not None or self._failure
         )
 
     @property
@@ -227,9 +234,14 @@ class Member:
         """When :meth:`step` is next due, if there is no news."""
         if self._ownership is None:
             return NEVER
-        handing = self._handing_over
-        due = NEVER if handing is None else handing.look_at(clock.now())
-        return min(self._ownership.wake_at, due)
+        if self._failure:
+            return 0.0
+        due = self._ownership.wake_at
+        if self._at_work:
+            due = min(due, self._step_at)
+        if self._handing_over is not None:
+            due = min(due, self._handing_over.look_at(clock.now()))
+        return due
 
     def figures(self) -> dict[str, object]:
         """Return metrics of this member, by name."""
@@ -256,8 +268,25 @@ class Member:
         for ask, answer in asking.answered():
             self._carry_out(service, ownership.answered(ask, answer, clock.now()))
         self._carry_out(service, ownership.tick(clock.now()))
-        self._bind_page(service)
+        self._go_on(service)
         self._go_on_handing_over(service)
+
+    @property
+    def _at_work(self) -> bool:
+        """Whether there is a step to be done of what takes long."""
+        return bool(self._jobs) or (self._taking is not None and self._taking.news)
+
+    def _go_on(self, service: Service) -> None:
+        """Do one step of what takes long, and leave as much time to messages as it has taken."""
+        now = clock.now()
+        if not self._at_work or now < self._step_at:
+            return
+        if not self._jobs:
+            self._bind_page(service)
+        elif next(self._jobs[0], _ENDED) is _ENDED:
+            self._jobs.popleft()
+        after = clock.now()
+        self._step_at = after + (after - now)
 
     def _carry_out(self, service: Service, effects: Iterable[Effect]) -> None:
         assert self._asking is not None
@@ -301,8 +330,24 @@ class Member:
             self._load(tuple(numbers[start : start + GROUP]))
 
     def _load(self, numbers: tuple[int, ...]) -> None:
+        """Have the rows of partitions loaded, once nothing of them is in memory any more."""
         assert self._taking is not None
-        self._loads[self._taking.take(numbers)] = _Load(numbers)
+        if self._forgetting.isdisjoint(numbers):
+            self._loads[self._taking.take(numbers)] = _Load(numbers)
+        else:
+            self._to_load.append(numbers)
+
+    def _forget(self, numbers: Collection[int]) -> None:
+        """Begin to forget partitions that are not served."""
+        self._forgetting.update(numbers)
+        self._jobs.append(self._forgotten(numbers))
+
+    def _forgotten(self, numbers: Collection[int]) -> Iterator[None]:
+        yield from self._storage.forget(numbers)
+        self._forgetting.difference_update(numbers)
+        to_load, self._to_load = self._to_load, []
+        for each in to_load:
+            self._load(each)
 
     def _bind_page(self, service: Service) -> None:
         """Bind one page of the rows that were loaded. After the last one they are served."""
@@ -313,7 +358,7 @@ class Member:
         load = self._loads[page.load]
         if page.failed:
             del self._loads[page.load]
-            self._storage.forget(load.numbers)
+            self._forget(load.numbers)
             self._load(load.numbers)
             return
         if not page.last:
@@ -328,6 +373,7 @@ class Member:
         if not numbers:
             return
         owned = self._ownership.owned
+        self.partitions.ends = self._ownership.ends  # while it owned nothing it may have been later
         quiet_until = max(owned[number].quiet_until for number in numbers)
         self._serving.update(numbers)
         effects = service.state.gain(numbers, deadlines, quiet_until, clock.now())
@@ -337,7 +383,7 @@ class Member:
 
     def _go_on_handing_over(self, service: Service) -> None:
         handing, now = self._handing_over, clock.now()
-        if handing is None or now < handing.again_at:
+        if handing is None or now < handing.again_at or self._taking_up:
             return
         if handing.again_at:
             handing = self._handing_over = _HandingOver(now, self._cache_lease)
@@ -353,7 +399,7 @@ class Member:
     def _hand_over(self, service: Service) -> None:
         """End the epoch, and begin the next one with the partitions that are left."""
         assert self._ownership is not None
-        deadlines = service.state.deadlines()
+        records = service.state.deadlines()
         before = set(self._ownership.owned)
         service.end_epoch()
         effects = self._ownership.handed_over(clock.now())
@@ -361,13 +407,32 @@ class Member:
         log.warning(
             "hands over %d partitions, and keeps %d", len(given_up), len(before) - len(given_up)
         )
-        self._storage.disown(given_up)
-        self._serving -= given_up
-        self._load_again(given_up)
+        kept, self._serving = self._serving - given_up, set()
         self._begin_epoch(service)
-        kept = [each for each in deadlines if partition_of(each[0]) in self._serving]
-        self._serve(service, frozenset(self._serving), kept)
+        self._jobs.append(self._taken_up(service, kept, records))
+        self._storage.disown(given_up)
+        self._forget(given_up)
+        self._load_again(given_up)
         self._carry_out(service, effects)
+        self._go_on(service)
+
+    def _taken_up(
+        self, service: Service, kept: Collection[int], records: Iterable[Deadline]
+    ) -> Iterator[None]:
+        """Serve in a new epoch what was kept of the former one, with its deadlines."""
+        self._taking_up = True
+        groups: dict[int, list[Deadline]] = {number // GROUP: [] for number in kept}
+        for count, record in enumerate(records):
+            number = partition_of(record[0])
+            if number in kept:
+                groups[number // GROUP].append(record)
+            if count % STEP_RECORDS == STEP_RECORDS - 1:
+                yield
+        for group, deadlines in groups.items():
+            self._serve(service, [each for each in kept if each // GROUP == group], deadlines)
+            if deadlines:
+                yield
+        self._taking_up = False
 
     def _load_again(self, given_up: set[int]) -> None:
         """Load what is being loaded once more, without what was given up."""
@@ -378,8 +443,8 @@ class Member:
         loads, self._loads = self._loads, {}
         for each in loads.values():
             numbers = tuple(number for number in each.numbers if number not in given_up)
-            self._storage.forget(numbers)
             if numbers:
+                self._forget(numbers)
                 self._load(numbers)
 
     def _lost(self, service: Service, why: str) -> None:
@@ -390,9 +455,9 @@ class Member:
         try:
             service.end_epoch()
             self._taking.cancel()
-            self._loads.clear()
-            self._serving.clear()
-            self._handing_over = None
+            for each in (self._loads, self._jobs, self._forgetting, self._to_load, self._serving):
+                each.clear()
+            self._taking_up = False
             self._storage.reset()
             self._begin_epoch(service)
         except Exception as error:

@@ -51,11 +51,15 @@ class Storage(Protocol):
     def bind(self, rows: Rows) -> list[Deadline]:
         """Bind rows of :meth:`load` in the engine. Returns their deadlines."""
 
-    def forget(self, numbers: Collection[int]) -> None:
-        """Remove from the engine what was bound of partitions, which stay owned."""
+    def forget(self, numbers: Collection[int]) -> Iterator[None]:
+        """Remove from the engine what was bound of partitions, some of it at each step.
+
+        That is, each time that the result is advanced. Nothing else is bound in these partitions
+        before its end.
+        """
 
     def disown(self, numbers: Collection[int]) -> None:
-        """Take note that partitions are not owned any more, and forget them.
+        """Take note that partitions are not owned any more. :meth:`forget` is to follow.
 
         No change of theirs is under way.
         """

@@ -9,7 +9,7 @@ removed from the database before, and what is bound is there already.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from itertools import islice
 from typing import NamedTuple, Protocol
 
@@ -29,6 +29,8 @@ from dstore.server.engines.memory import (
 
 RESIDENT_OVERHEAD = 150
 """Bytes per key for the order in which values leave the memory."""
+FORGET_KEYS = 1_000
+"""Keys that are looked at in one step while those of some partitions are forgotten."""
 UNLIMITED = 1 << 62
 """The limit of keys and values together: what the database can hold."""
 
@@ -153,14 +155,22 @@ class StoredEngine:
         self._order.remove(in_order(key))
         return True
 
-    def forget(self, partitions: Collection[int]) -> list[bytes]:
-        """Forget the keys of partitions. Returns the tokens of their large values."""
-        gone = [(key, old) for key, old in self._values.items() if partition_of(key) in partitions]
-        for key, old in gone:
-            self._remove(key, old)
-        if gone:
-            self._order = SortedList(map(in_order, self._values))
-        return [old.token for _, old in gone if _is_large(old)]
+    def forget(self, partitions: Collection[int]) -> Iterator[list[bytes]]:
+        """Forget the keys of partitions, some of them each time that the result is advanced.
+
+        Yields the tokens of their large values. Meanwhile nothing else may be bound in these
+        partitions.
+        """
+        keys = list(self._values)
+        for start in range(0, len(keys), FORGET_KEYS):
+            tokens = []
+            for key in keys[start : start + FORGET_KEYS]:
+                if partition_of(key) in partitions and (old := self._values.get(key)) is not None:
+                    self._remove(key, old)
+                    self._order.remove(in_order(key))
+                    if _is_large(old):
+                        tokens.append(old.token)
+            yield tokens
 
     def _bind(self, key: Key, bound: Bound) -> None:
         self._order.add(in_order(key))

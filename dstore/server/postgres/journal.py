@@ -16,7 +16,6 @@ partitions raises their fences, too.
 
 from __future__ import annotations
 
-import contextlib
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -51,6 +50,10 @@ Ended: TypeAlias = tuple[int, list[Outcome]]
 _NO_ROOM = "53"  # the class of errors for a server that lacks a resource
 _OF_THE_VALUES = ("21", "22", "23", "42", "54")
 """The classes of errors that another try would bring again: the fault is in what is written."""
+
+
+_REFUSED = psycopg.Error, ValueError, OverflowError
+"""What comes of a value that cannot be written."""
 
 
 class Doubt(Exception):
@@ -91,6 +94,10 @@ class Batch(NamedTuple):
     keep: Keep
     size: int
 
+    @property
+    def weight(self) -> int:
+        return len(self.changes)
+
 
 class Drop(NamedTuple):
     """A large value that is to be removed."""
@@ -100,6 +107,7 @@ class Drop(NamedTuple):
     token: bytes
     times: int  # a partition that was given up and gained again may have another such value
     size: int = 0
+    weight: int = 1
 
 
 Work: TypeAlias = "Batch | Drop"
@@ -249,8 +257,8 @@ class PostgresJournal:
     def _gather(self, first: W) -> list[W]:
         """Return what waits and is of one kind and life, within the bounds of a group."""
         group = [first]
-        size = first.size
-        while len(group) < GROUP_CHANGES_MAX and size < GROUP_BYTES_MAX:
+        count, size = first.weight, first.size
+        while count < GROUP_CHANGES_MAX and size < GROUP_BYTES_MAX:
             try:
                 each = self._taken.get_nowait()
             except native.Empty:
@@ -259,6 +267,7 @@ class PostgresJournal:
                 self._left.append(each)
                 break
             group.append(each)
+            count += each.weight
             size += each.size
         return group
 
@@ -295,7 +304,7 @@ class PostgresJournal:
                 batch.keep(stored, partition_of(change.key), _Pieces(self, batch.life))
             except StoreFull:
                 refused[place] = Outcome.FULL
-            except (DstoreError, psycopg.Error) as error:
+            except (DstoreError, *_REFUSED) as error:
                 self._log.warning("a large value cannot be kept: %s", str(error))
                 refused[place] = Outcome.FAILED
         return refused
@@ -326,9 +335,12 @@ class PostgresJournal:
                 fences = self._fences(life, {partition})
                 writing.drop_pieces(connection, fences, partition, tokens)
 
-            # The next owner removes what no row names.
-            with contextlib.suppress(Fenced):
+            try:
                 self._repeat(life, partition, drop)
+            except Fenced:
+                pass  # the next owner removes what no row names
+            except (StoreFull, *_REFUSED) as error:
+                self._log.warning("large values cannot be removed now: %s", str(error))
 
     # ---- statements -------------------------------------------------------------------------
 
@@ -358,7 +370,7 @@ class PostgresJournal:
             outcomes = self._settle(life, touched, changes)
         except StoreFull:
             return [Outcome.FULL if change.stored else Outcome.FAILED for change in changes]
-        except psycopg.Error as error:
+        except _REFUSED as error:
             if len(changes) > 1:  # one of them is at fault
                 return [self._write(life, [change])[0] for change in changes]
             self._log.warning("a value cannot be written to the database: %s", str(error))
@@ -446,7 +458,10 @@ class PostgresJournal:
         """Return what an error means."""
         state = error.sqlstate or ""
         lost = connection.closed
-        if not lost and (not state or state.startswith(_OF_THE_VALUES)):
+        refused = (
+            state.startswith(_OF_THE_VALUES) if state else isinstance(error, psycopg.DataError)
+        )
+        if not lost and refused:
             return error
         if not lost and state.startswith(_NO_ROOM):
             return StoreFull(str(self._link.target.error("has no room", error)))

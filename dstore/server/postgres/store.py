@@ -162,20 +162,23 @@ class Store:
             return True
         return self._large.add(stored.token, partition_of(row.key), stored.size)
 
-    def forget(self, numbers: Collection[int]) -> None:
-        """Remove from memory what was bound of partitions, which stay owned."""
-        tokens = self._engine.forget(set(numbers))
-        self._large.forget(tokens)
-        if self._bulk is not None:
-            self._bulk.forget(tokens)
+    def forget(self, numbers: Collection[int]) -> Iterator[None]:
+        """Remove from memory what was bound of partitions, some of it at each step of the result.
+
+        Nothing else is bound in them before its end.
+        """
+        for tokens in self._engine.forget(frozenset(numbers)):
+            self._large.forget(tokens)
+            if self._bulk is not None:
+                self._bulk.forget(tokens)
+            yield
 
     def disown(self, numbers: Collection[int]) -> None:
-        """Take note that partitions are not owned any more, and forget them.
+        """Take note that partitions are not owned any more. :meth:`forget` is to follow.
 
         No change of theirs is under way.
         """
         self._journal.disown(numbers)
-        self.forget(numbers)
 
     def reset(self) -> None:
         """Own nothing any more, and forget all. Returns at once.

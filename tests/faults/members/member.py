@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dstore.config import HOST_VARIABLE
+from dstore.testing.running import BANNER
 from tests.faults.cluster import STOPPED_BY_US
 from tests.integration.processes import PATIENCE, ROOT, send_signal
 
@@ -31,12 +32,15 @@ class Member:
         self._log = folder / f"global-{number}.log"
         self._process: subprocess.Popen[bytes] | None = None
         self._draining: subprocess.Popen[bytes] | None = None
+        self._database = ""
         self._asked = False  # to end
+        self._before = 0  # characters that it had logged when it was started last
 
     def start(self) -> None:
         """Start it, without waiting until it serves anything: the database may be away."""
         assert not self.alive
         self._asked = False
+        self._before = len(self._said())
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
                 [*self._command, str(os.getpid()), "global", *self._options],
@@ -52,14 +56,8 @@ class Member:
         """Whether it was started, and has not been ended by a signal of this object."""
         return self._process is not None
 
-    @property
-    def ended(self) -> bool:
-        """Whether its process has ended."""
-        return self._process is None or self._process.poll() is not None
-
     def signal(self, number: signal.Signals) -> None:
-        assert self._process is not None
-        if not self.ended:
+        if self._process is not None and self._process.poll() is None:
             send_signal(self._process.pid, number)
 
     def ask_to_end(self) -> None:
@@ -70,6 +68,7 @@ class Member:
 
     def drain(self, database: str) -> None:
         """Ask it by ``dstore cluster drain`` to hand over what it owns, without waiting."""
+        self._database = database
         command = ["cluster", "drain", database, self.advertised]
         with self._log.open("ab") as log:
             self._draining = subprocess.Popen(
@@ -82,12 +81,11 @@ class Member:
             )
 
     def has_drained(self) -> bool:
-        """Whether that has ended. If it has failed, that is noted."""
-        if self._draining is not None and self._draining.poll() is not None:
-            process, self._draining = self._draining, None
-            if process.returncode:
-                said = self._said()[-SAID_MAX:]
-                self.problems.append(f"draining {self} failed: {said}")
+        """Whether that has ended. If it has failed, for which it says why, it begins again."""
+        if self._draining is not None and (code := self._draining.poll()) is not None:
+            self._draining = None
+            if code:
+                self.drain(self._database)
         return self._draining is None
 
     def kill(self) -> None:
@@ -106,8 +104,10 @@ class Member:
         if self._process is None or self._process.poll() is None:
             return False
         process, self._process = self._process, None
-        if process.returncode not in (0, STOPPED_BY_US):
-            said = self._said()[-SAID_MAX:]
+        said = self._said()[self._before :]
+        just_begun = process.returncode == -signal.SIGTERM and BANNER not in said
+        if process.returncode not in (0, STOPPED_BY_US) and not just_begun:
+            said = said[-SAID_MAX:]
             self.problems.append(f"{self} ended with exit code {process.returncode}: {said}")
         return True
 

@@ -19,7 +19,7 @@ from tests.faults.cluster import ClientProcess, Clients, Times
 from tests.faults.injector import Begun, Injector
 from tests.faults.members.links import CLIENTS_MAX, Links
 from tests.faults.members.member import Member
-from tests.faults.members.state import owned
+from tests.faults.members.state import rows
 from tests.faults.proxy import EVERY, KINDS, PATHS, WAYS, Rule
 from tests.faults.workload import Settings
 from tests.postgres import Postgres
@@ -232,9 +232,8 @@ class Nemesis(Injector):
     def _has_joined(self) -> bool:
         if self._spare.note_end():
             self._spare.start()
-        return any(
-            count for address, count in owned(self._postgres) if address == self._spare.advertised
-        )
+        mine = (row for row in rows(self._postgres) if row.address == self._spare.advertised)
+        return any(row.partitions for row in mine)
 
     def _drain(self) -> Begun | None:
         if not self._spare.alive or self._spare in self._busy:

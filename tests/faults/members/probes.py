@@ -31,10 +31,12 @@ from tests.integration.processes import PATIENCE, ROOT
 
 PERIOD = 0.15
 """Seconds between two calls of a thread."""
-TIMEOUT = 60.0
-"""Seconds until a call gives up; it is repeated then, as the same attempt."""
+RETRY = 0.05
+"""Seconds after which a call that was given up is repeated, as the same attempt."""
 READ, SET, DELETE = KINDS = ("read", "set", "delete")
 RECORDS = "probes.jsonl"
+FAILURES = "probes.log"
+"""What attempts have failed with, for people."""
 PROBLEMS = "probes.err"
 NO_FAULT = "(no fault)"
 SEVERAL = "(several at once)"
@@ -70,12 +72,11 @@ class Probes:
         self._over = threading.Event()
         path = Path(settings.folder) / RECORDS
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        self._failures = path.with_name(FAILURES).open("w", buffering=1)
 
     def run(self) -> None:
         mine = self._settings
-        with dstore.Node(
-            mine.address, timeout=TIMEOUT, host="off", shm="", label="probes"
-        ) as self._node:
+        with dstore.Node(mine.address, host="off", shm="", label="probes") as self._node:
             threads = [
                 threading.Thread(target=self._guarded, args=(probe, number))
                 for number in range(mine.keys)
@@ -119,12 +120,18 @@ class Probes:
                 pass  # an attempt before was carried out
             except dstore.NodeClosed:
                 raise
-            except (dstore.GlobalUnavailable, dstore.OutcomeUnknown):
-                self._over.wait(PERIOD)
+            except (dstore.GlobalUnavailable, dstore.OutcomeUnknown) as error:
+                seconds = (time.monotonic_ns() - begin) / 1e9
+                self._failures.write(f"{_wall_clock()} {kind} {key} {seconds:.2f} s: {error!r}\n")
+                self._over.wait(RETRY)
                 continue
             line = json.dumps(Probe(kind, key, begin, time.monotonic_ns()))
             os.write(self._file, line.encode() + b"\n")
             return
+
+
+def _wall_clock() -> str:
+    return time.strftime("%H:%M:%S")
 
 
 # ---- seen from outside ------------------------------------------------------------------------

@@ -27,13 +27,14 @@ from pathlib import Path
 import dstore
 from tests.faults.client import Client, Keys
 from tests.faults.cluster import Clients, Life, Times
+from tests.faults.injector import Fault
 from tests.faults.judge import GLOBAL_LATE, JudgeProcess, Verdict
 from tests.faults.members.links import Links
 from tests.faults.members.member import Member
-from tests.faults.members.nemesis import ESSENTIAL, FAULTS, Nemesis
+from tests.faults.members.nemesis import ESSENTIAL, FAULTS, GLOBAL_ADDED, GLOBAL_DRAINED, Nemesis
 from tests.faults.members.probes import KINDS, Prober, longest
 from tests.faults.members.probes import Settings as ProbeSettings
-from tests.faults.members.state import PARTITIONS, owned
+from tests.faults.members.state import Settled
 from tests.faults.records import Recorder, files_of
 from tests.faults.soak import shared_memory
 from tests.faults.workload import Settings
@@ -46,6 +47,8 @@ PROBED = 8
 """Keys that are probed: with four Globals, most likely some of each."""
 ROUND_SECONDS = 10.0
 STEP_SECONDS = 0.02
+LOOK_SECONDS = 0.1
+"""Seconds between two looks at the database."""
 SETTLE_TIMEOUT = 60.0
 """Seconds until all partitions must be served, at the beginning and after the faults."""
 READ_TIMEOUT = 60.0
@@ -140,6 +143,7 @@ class Run:
             for member in self._members:
                 stack.callback(member.kill)
             stack.callback(self._clients.kill_all)
+            stack.callback(self._keep_logs)
             self._begin = time.monotonic_ns()
             self._times.lives.append(Life(self._begin, lease=int(self.plan.cache_lease * 1e9)))
             for member in self._members[:-1]:
@@ -151,6 +155,7 @@ class Run:
             prober = self._prober()
             stack.callback(prober.close)
             try:
+                self._wait_for_clients()
                 self._disturb(nemesis)
                 self._end()
             except (RuntimeError, TimeoutError, dstore.DstoreError) as error:
@@ -158,7 +163,10 @@ class Run:
                 self._clients.end_all()
             prober.close()
             for member in self._members:
+                member.ask_to_end()
+            for member in self._members:
                 member.stop()
+        self._keep_faults(nemesis.history)
         verdict = self._judge()
         settle = int(self.plan.lease * 1e9)
         found = longest(prober.probes(), nemesis.history, settle)
@@ -230,11 +238,33 @@ class Run:
     def _addresses(self) -> str:
         return ",".join(member.advertised for member in self._members[:-1])
 
+    def _wait_for_clients(self) -> None:
+        """Wait until all clients are at work. Raises TimeoutError."""
+        until = time.monotonic() + SETTLE_TIMEOUT
+        names = {client.settings.name for client in self._clients.living}
+        while not names <= {path.name.split(".")[1] for path in self._folder.glob("*.jsonl")}:
+            if time.monotonic() > until:
+                raise TimeoutError("not all clients have begun")
+            time.sleep(STEP_SECONDS)
+
+    def _keep_faults(self, history: Sequence[Fault]) -> None:
+        """Write down when each fault began and ended, by the clock of the logs."""
+        offset = time.time() - time.monotonic()
+        lines = []
+        for fault in history:
+            begin, end = _wall_clock(fault.begin, offset), _wall_clock(fault.end, offset)
+            lines.append(f"{begin} to {end}: {fault.kind}\n")
+        (self._folder / "faults.log").write_text("".join(lines))
+
+    def _keep_logs(self) -> None:
+        for server in self._postgres.servers:
+            (self._folder / f"postgres-{server.data.name}.log").write_text(server.log)
+
     # ---- in between -----------------------------------------------------------------------
 
     def _disturb(self, nemesis: Nemesis) -> None:
-        plan, said = self.plan, 0
-        while (elapsed := self._elapsed()) < plan.seconds or (
+        plan, said, begin = self.plan, 0, time.monotonic()
+        while (elapsed := time.monotonic() - begin) < plan.seconds or (
             not nemesis.complete and elapsed < plan.seconds + plan.extended
         ):
             nemesis.step()
@@ -251,17 +281,13 @@ class Run:
 
     def _wait_until_served(self) -> None:
         """Wait until the living members, and they alone, own all partitions; or TimeoutError."""
+        settled = Settled(self._postgres)
         until = time.monotonic() + SETTLE_TIMEOUT
-        while True:
-            there = owned(self._postgres)
-            living = sorted(member.advertised for member in self._members if member.alive)
-            if sorted(address for address, _ in there) == living and (
-                sum(count for _, count in there) == PARTITIONS
-            ):
-                return
+        living = [member.advertised for member in self._members if member.alive]
+        while not settled.look(living):
             if time.monotonic() > until:
-                raise TimeoutError(f"{living} do not own all partitions, but {there}")
-            time.sleep(STEP_SECONDS)
+                raise TimeoutError(f"{living} do not own all partitions: {settled.seen}")
+            time.sleep(LOOK_SECONDS)
 
     # ---- end ------------------------------------------------------------------------------
 
@@ -309,6 +335,14 @@ class Run:
         return verdict
 
 
+def _wall_clock(moment: int | None, offset: float) -> str:
+    """A time of ``time.monotonic_ns`` as the logs have it."""
+    if moment is None:
+        return "the end"
+    seconds = moment / 1e9 + offset
+    return f"{time.strftime('%H:%M:%S', time.localtime(seconds))}.{int(seconds % 1 * 1000):03}"
+
+
 def main() -> int:
     options = _parser().parse_args()
     if why := missing():
@@ -325,7 +359,7 @@ def main() -> int:
         workers=options.workers,
         lease=options.ownership_lease,
         cache_lease=options.lease,
-        faults=ESSENTIAL if options.essential else FAULTS,
+        faults=_faults(options.essential, options.only),
         overlap=options.overlap,
     )
     report = Run(plan, folder, lambda line: print(line, flush=True)).run()
@@ -333,8 +367,20 @@ def main() -> int:
     if report.wrong:
         print(*report.wrong, f"The histories and logs are in {folder}", sep="\n")
         return 1
-    shutil.rmtree(folder)
+    if options.keep:
+        print(f"The logs are in {folder}")
+    else:
+        shutil.rmtree(folder)
     return 0
+
+
+def _faults(essential: bool, only: str) -> Sequence[str]:
+    named = [fault for fault in (ESSENTIAL if essential else FAULTS) if only in fault]
+    if GLOBAL_DRAINED in named and GLOBAL_ADDED not in named:
+        named.append(GLOBAL_ADDED)
+    if not named:
+        raise SystemExit(f"no fault has {only!r} in its name; there are: {', '.join(FAULTS)}")
+    return named
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -353,6 +399,10 @@ def _parser() -> argparse.ArgumentParser:
         metavar="SECONDS",
         help="of caches; default: %(default)g",
     )
+    parser.add_argument(
+        "--only", default="", metavar="TEXT", help="the faults that have this in their names alone"
+    )
+    parser.add_argument("--keep", action="store_true", help="keep logs without a violation, too")
     parser.add_argument("--essential", action="store_true", help="one fault of each sort")
     parser.add_argument(
         "--overlap",

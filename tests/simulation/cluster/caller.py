@@ -28,6 +28,7 @@ from dstore.protocol.messages import (
     DelResult,
     ExpireStatus,
     Key,
+    Large,
     SetItem,
     Stored,
 )
@@ -314,4 +315,5 @@ class Caller:
 def _text(answer: Entry | Stored) -> str:
     value = answer.value if isinstance(answer, Entry) else answer
     assert isinstance(value, Stored)
+    assert not isinstance(value.body, Large)
     return bytes(value.body).decode()

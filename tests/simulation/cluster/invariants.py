@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from dstore.protocol.messages import Stored
 from dstore.protocol.partitions import partition_of
+from tests.simulation.cluster.member import SimMember
 from tests.simulation.cluster.tables import KEPT, PARTITION
 
 if TYPE_CHECKING:
@@ -17,17 +18,17 @@ def broken(run: ClusterSimulation) -> Iterator[str]:
     """The conditions that do not hold now, one line each."""
     yield from _one_owner(run)
     yield from _caches_are_current(run)
-    yield from _alarms_are_in_time(run)
 
 
 def _one_owner(run: ClusterSimulation) -> Iterator[str]:
     """No two members would answer for one partition, and who would is its owner by the database."""
-    for number in range(run.scenario.partitions):
-        serving = [each for each in run.members.values() if each.serves(number)]
-        if len(serving) > 1:
-            yield f"{[each.name for each in serving]} answer for partition {number}"
-        for member in serving:
-            row = run.database.primary.durable[PARTITION, number]
+    rows, owners = run.database.primary.durable, dict[int, SimMember]()
+    for member in run.members.values():
+        for number in member.serving():
+            other = owners.setdefault(number, member)
+            if other is not member:
+                yield f"{other.name} and {member.name} answer for partition {number}"
+            row = rows[PARTITION, number]
             if row.owner != member.ownership.me:
                 yield f"{member.name} would answer for partition {number}, and {row}"
 
@@ -38,32 +39,24 @@ def _caches_are_current(run: ClusterSimulation) -> Iterator[str]:
     for node in run.nodes:
         now = node.clock()
         for local in node.locals.values():
-            if now >= local.state.lease_end:
+            state = local.state
+            if not state.cache.entries or now >= state.lease_end:
                 continue
-            for entry in local.state.cache:
+            for key, entry in state.cache.entries.items():
+                row = rows.get((KEPT, key))
+                assert isinstance(entry.value, Stored)
+                if row is not None and row.token == entry.value.token:
+                    continue
                 visited = entry.visited
-                found = local.state.hit(entry.key, now)
+                if state.hit(key, now) is not None:
+                    yield f"{local.name} may answer {key} with a value that is gone"
                 entry.visited = visited
-                if found is not None:
-                    assert isinstance(found.value, Stored)
-                    row = rows.get((KEPT, entry.key))
-                    if row is None or row.token != found.value.token:
-                        yield f"{local.name} may answer {entry.key} with a value that is gone"
-
-
-def _alarms_are_in_time(run: ClusterSimulation) -> Iterator[str]:
-    for member in run.members.values():
-        state, now = member.state, member.clock()
-        if state is None or now >= member.partitions.ends:
-            continue
-        if state.wake_at > state._next_moment(now):
-            yield f"{member.name} wakes at {state.wake_at}, which is too late for {state!r}"
 
 
 def left_over(run: ClusterSimulation) -> Iterator[str]:
     """What is not well at the end of a run, one line each."""
     for number in range(run.scenario.partitions):
-        if sum(each.serves(number) for each in run.members.values()) != 1:
+        if not any(number in each.serving() for each in run.members.values()):
             yield f"nobody answers for partition {number}"
     for member in run.members.values():
         if member.state is not None and not member.state.idle:
@@ -71,19 +64,18 @@ def left_over(run: ClusterSimulation) -> Iterator[str]:
         if member.giving:
             yield f"{member.name} has not handed over {member.giving}"
         if member.state is not None:
-            yield from _rows_are_in_memory(run, member.name)
+            yield from _rows_are_in_memory(run, member)
     for caller in run.callers:
         if not caller.idle:
             yield f"{caller.name} still waits"
 
 
-def _rows_are_in_memory(run: ClusterSimulation, name: str) -> Iterator[str]:
+def _rows_are_in_memory(run: ClusterSimulation, member: SimMember) -> Iterator[str]:
     """Memory and database have the same keys and values."""
-    (member,) = (each for each in run.members.values() if each.name == name)
     rows = run.database.primary.durable
     for key in run.keys:
-        if not member.serves(partition_of(key)):
+        if partition_of(key) not in member.serving():
             continue
         row, bound = rows.get((KEPT, key)), member.engine.read(key)
         if (row.token if row else None) != (bound.token if bound else None):
-            yield f"{name} has another value of {key} than the database"
+            yield f"{member.name} has another value of {key} than the database"

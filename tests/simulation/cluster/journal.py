@@ -10,14 +10,14 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 from dstore.core.cluster.messages import Partition
 from dstore.core.engine import Change, ChangeKind, Kept, Outcome
 from dstore.protocol.partitions import partition_of
-from tests.simulation.cluster.servers import Connection, Database, Transaction
+from tests.simulation.cluster.servers import Client, Connection, Database, Transaction
 from tests.simulation.cluster.tables import KEPT, PARTITION
-from tests.simulation.loop import Pausable
 
 TOGETHER = 3
 """Batches that are written in one transaction, at most."""
@@ -38,7 +38,7 @@ class ClusterJournal:
     def __init__(
         self,
         database: Database,
-        owner: Pausable,
+        owner: Client,
         me: bytes,
         report: Report,
         fenced: Callable[[], None],
@@ -78,7 +78,7 @@ class ClusterJournal:
         count = min(len(self._waiting), self._loop.dice.randint(1, TOGETHER))
         self._writing = [self._waiting.popleft() for _ in range(count)]
         self._doubts = 0
-        self._connection.run(self._transaction, self._written)
+        self._run(_transaction)
 
     def _written(self, result: Any) -> None:
         if self._closed:
@@ -89,7 +89,7 @@ class ClusterJournal:
         if result is None:
             self._doubts += 1
             self._loop.counts["batches in doubt"] += 1
-            self._connection.run(self._resolution, self._written)
+            self._run(_resolution)
             return
         outcomes, fences = result
         self.fences.update(fences)
@@ -98,41 +98,57 @@ class ClusterJournal:
             self._report(number, each)
         self._write()
 
-    # ---- transactions ---------------------------------------------------------------------
+    def _run(self, body: Callable[[Writing, Transaction], Any]) -> None:
+        changes = [changes for _, changes in self._writing]
+        touched = sorted({partition_of(each.key) for batch in changes for each in batch})
+        fences = {number: self.fences.get(number, -1) for number in touched}
+        writing = Writing(self._me, changes, fences, self._doubts - 1)
+        self._connection.run(partial(body, writing), self._written)
 
-    def _touched(self) -> list[int]:
-        changes = [change for _, changes in self._writing for change in changes]
-        return sorted({partition_of(change.key) for change in changes})
 
-    def _transaction(self, rows: Transaction) -> Any:
-        """Check the fences, which stay as they are until this has ended, and write."""
-        for number in self._touched():
-            rows.share((PARTITION, number))
-            if not self._is_mine(rows.get((PARTITION, number)), number, 0):
-                return FENCED
-        return self._apply(rows), {}
+# ---- transactions -------------------------------------------------------------------------------
 
-    def _resolution(self, rows: Transaction) -> Any:
-        """Raise the fences, and write what is not written. The fence may have been raised by an
-        attempt before this one, of which the outcome is not known either."""
-        raised = {}
-        for number in self._touched():
-            name = (PARTITION, number)
-            rows.lock(name)
-            row: Partition = rows.get(name)
-            if not self._is_mine(row, number, self._doubts - 1):
-                return FENCED
-            raised[number] = row.fence + 1
-            rows.put(name, row._replace(fence=row.fence + 1))
-        return self._apply(rows), raised
 
-    def _is_mine(self, row: Partition, number: int, attempts: int) -> bool:
+class Writing(NamedTuple):
+    """What one transaction writes, as it was when it was sent: batches, and the fences of the
+    partitions that they touch. ``attempts`` before it may have raised these."""
+
+    me: bytes
+    batches: list[list[Change]]
+    fences: dict[int, int]
+    attempts: int
+
+    def is_mine(self, row: Partition, number: int, attempts: int) -> bool:
         """Whether a row has this owner, and a fence that this journal has seen or may have made."""
-        fence = self.fences.get(number)
-        return fence is not None and row.owner == self._me and 0 <= row.fence - fence <= attempts
+        return row.owner == self.me and 0 <= row.fence - self.fences[number] <= attempts
 
-    def _apply(self, rows: Transaction) -> list[list[Outcome]]:
-        return [[_apply(change, rows) for change in changes] for _, changes in self._writing]
+
+def _transaction(writing: Writing, rows: Transaction) -> Any:
+    """Check the fences, which stay as they are until this has ended, and write."""
+    for number in writing.fences:
+        rows.share((PARTITION, number))
+        if not writing.is_mine(rows.get((PARTITION, number)), number, 0):
+            return FENCED
+    return _applied(writing, rows), {}
+
+
+def _resolution(writing: Writing, rows: Transaction) -> Any:
+    """Raise the fences, and write what is not written. The fence may have been raised by an attempt
+    before this one, of which the outcome is not known either."""
+    raised = {}
+    for number in writing.fences:
+        name = (PARTITION, number)
+        rows.lock(name)
+        row: Partition = rows.get(name)
+        if not writing.is_mine(row, number, writing.attempts):
+            return FENCED
+        raised[number] = row.fence + 1
+        rows.put(name, row._replace(fence=row.fence + 1))
+    return _applied(writing, rows), raised
+
+
+def _applied(writing: Writing, rows: Transaction) -> list[list[Outcome]]:
+    return [[_apply(change, rows) for change in batch] for batch in writing.batches]
 
 
 def _apply(change: Change, rows: Transaction) -> Outcome:

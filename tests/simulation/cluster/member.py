@@ -40,11 +40,11 @@ from dstore.protocol.partitions import partition_of
 from dstore.server.engines.memory import MemoryEngine
 from tests.simulation.cluster.journal import ClusterJournal
 from tests.simulation.cluster.scenario import ClusterScenario
-from tests.simulation.cluster.servers import Connection, Database, Transaction
+from tests.simulation.cluster.servers import Client, Connection, Database, Transaction
 from tests.simulation.cluster.tables import KEPT, PARTITION, carry_out
 from tests.simulation.host import SimBulk, SimHost
 from tests.simulation.identities import Identities
-from tests.simulation.loop import Loop, Pausable
+from tests.simulation.loop import Loop
 from tests.simulation.network import Connection as ClientConnection
 from tests.simulation.trace import short
 
@@ -59,7 +59,7 @@ READ = (GetReply, TtlReply, ScanReply)
 """Replies that say what is bound now."""
 
 
-class SimMember(Pausable):
+class SimMember(Client):
     """A process at one address; after each crash its next life, with another id."""
 
     def __init__(
@@ -112,7 +112,6 @@ class SimMember(Pausable):
 
     def _begin_tenure(self) -> None:
         """Begin with nothing: at the start, and after a loss."""
-        self.state = None
         self.loaded: set[int] = set()
         self.giving = ()
         self.engine = MemoryEngine(journal=True)
@@ -155,6 +154,7 @@ class SimMember(Pausable):
             elif isinstance(effect, HandOver):
                 self._hand_over(effect)
             elif isinstance(effect, Lost):
+                self._drop_epoch()
                 self.journal.close()
                 self._begin_tenure()
             elif isinstance(effect, MapChanged):
@@ -270,11 +270,17 @@ class SimMember(Pausable):
                 kept.append((key, stored.token, self.state._deadlines.of(key)))
         self.journal.disown(given)
         self.loaded -= given
-        self.state = None
+        self._drop_epoch()
         effects = self.ownership.handed_over(self.clock())
         if self.ownership.ends:
             self._begin_epoch(kept)
         self._act(effects)
+
+    def _drop_epoch(self) -> None:
+        """End the epoch. Reads that wait are refused; nothing is said about writes."""
+        state, self.state = self.state, None
+        if state is not None:
+            self._perform(state.end())
 
     # ---- epochs ---------------------------------------------------------------------------
 
@@ -302,17 +308,18 @@ class SimMember(Pausable):
         self.loop.log(self.name, f"begins epoch {self.state.epoch} with {sorted(self.loaded)}")
         self._perform([])
 
-    def serves(self, number: int) -> bool:
-        """Whether it would answer for a partition now, if it were awake."""
+    def serving(self) -> list[int]:
+        """Return the partitions for which it would answer now, if it were awake."""
         if self.state is None or self.clock() >= self.partitions.ends:
-            return False
-        return self.partitions._quiet[number] is not None
+            return []
+        quiet = self.partitions._quiet
+        return [each for each in range(self.scenario.partitions) if quiet[each] is not None]
 
     def receive(self, route: bytes, message: Any) -> None:
         if self.held_up("requests", self.receive, route, message):
             return
-        if self.state is None:
-            if self.loop.now < self._refuses_until:
+        if self.state is None or self.partitions.lapsed(self.clock()):
+            if self.alive or self.loop.now < self._refuses_until:
                 self._refuse(route, message)
             return
         self.loop.log(self.name, f"<- {route.decode()} {short(message)}")
@@ -322,12 +329,16 @@ class SimMember(Pausable):
         self._perform(effects)
 
     def _refuse(self, route: bytes, message: Any) -> None:
-        """The member has left: tell the owners, and refuse all else."""
+        """There is no epoch, or the member has left: say who the owners are, and refuse all else.
+
+        What is refused is not executed: it is a copy that nothing has seen.
+        """
         envelope = getattr(message, "epoch", 0), getattr(message, "session", 0)
         request = getattr(message, "request", 0)
-        answer: ToLocal = Refused(*envelope, request, Refusal.OTHER_EPOCH, "it has left")
-        if isinstance(message, AskMap):
-            answer = MapReply(*envelope, request, *self.map)
+        answer: ToLocal = Refused(*envelope, request, Refusal.OTHER_EPOCH, "there is no epoch")
+        version, members, owners = self.map
+        if isinstance(message, AskMap) and members:
+            answer = MapReply(*envelope, request, version, members, owners)
         if request:
             self._send(route, answer)
 
@@ -349,27 +360,39 @@ class SimMember(Pausable):
 
     def _plan(self) -> None:
         """Set the timer."""
+        if not self.alive:
+            return
         due = self.ownership.wake_at
         if self.state is not None:
             due = min(due, self.state.wake_at)
+            self._check_alarm()
         if due == NEVER:
             return
         at = max((due - self.offset) / self.rate, self.loop.now)
         if at < self._timer:
             self._timer = at
-            self.loop.at(at + 1e-6, self._tick, self.lives)
+            self.loop.at(at + 1e-6, self._tick, self.lives, at)
 
-    def _tick(self, life: int) -> None:
-        if life != self.lives or not self.alive or self.held_up("timer", self._tick, life):
+    def _check_alarm(self) -> None:
+        """Each part of Global that schedules something has brought the next tick forward."""
+        state, now = self.state, self.clock()
+        assert state is not None
+        lapsed = self.partitions._lapsed or now >= self.partitions.ends
+        if not lapsed and state.wake_at > state._next_moment(now):
+            self.loop.violation(f"{self.name} wakes too late: {state!r}")
+
+    def _tick(self, life: int, planned: float) -> None:
+        if life != self.lives or not self.alive or planned != self._timer:
+            return
+        if self.held_up("timer", self._tick, life, planned):
             return
         self._timer = NEVER
         now = self.clock()
         if now >= self.ownership.wake_at:
             self._act(self.ownership.tick(now))
-        if self.alive and self.state is not None and now >= self.state.wake_at:
+        if self.state is not None and now >= self.state.wake_at:
             self._perform(self.state.tick(now))
-        if self.alive:
-            self._plan()
+        self._plan()
 
     def _perform(self, effects: Iterable[GlobalEffect]) -> None:
         for effect in effects:

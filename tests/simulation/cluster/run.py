@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 from tests.history.linearizability import check_linearizable
 from tests.history.sweep import Undecided
@@ -19,6 +20,7 @@ SHRINK_TRIES = 20
 FAULTS = (
     "member_pauses",
     "member_crashes",
+    "isolations",
     "joins",
     "drains",
     "database_faults",
@@ -86,16 +88,14 @@ def _first_failure(scenario: ClusterScenario) -> Outcome | None:
 
 def _simpler(scenario: Scenario) -> Iterator[ClusterScenario]:
     assert isinstance(scenario, ClusterScenario)
-    for name in FAULTS:
-        if getattr(scenario, name):
-            yield replace(scenario, **{name: 0.0})  # type: ignore[arg-type]
+    changes: list[dict[str, Any]] = [{name: 0.0} for name in FAULTS if getattr(scenario, name)]
     counts = ("locals", "threads", "operations", "keys", "many", "partitions", "members")
     for name in counts:
         value = getattr(scenario, name)
-        for smaller in sorted({(value + 1) // 2, value - 1}):
-            if 1 <= smaller < value:
-                yield replace(scenario, **{name: smaller})  # type: ignore[arg-type]
+        smaller = sorted({(value + 1) // 2, value - 1} - {0, value})
+        changes += [{name: each} for each in smaller]
     for index, weight in enumerate(scenario.weights):
         if weight and sum(map(bool, scenario.weights)) > 1:
             weights = (*scenario.weights[:index], 0, *scenario.weights[index + 1 :])
-            yield replace(scenario, weights=weights)
+            changes.append({"weights": weights})
+    return (replace(scenario, **change) for change in changes)

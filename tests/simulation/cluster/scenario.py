@@ -47,6 +47,7 @@ class ClusterScenario(Scenario):
     member_pauses: float = 0.0
     member_pause: float = 2.0  # at most
     member_crashes: float = 0.0
+    isolations: float = 0.0  # the database is slow for a member, then it cannot be reached
     joins: float = 0.0  # of members that are added
     drains: float = 0.0  # of members that leave
     linger: float = 0.0  # seconds for which they stay when they have handed over all
@@ -60,8 +61,8 @@ class ClusterScenario(Scenario):
     @property
     def calm(self) -> bool:
         """Whether nothing goes wrong: no write may have an unknown outcome."""
-        faults = (self.member_pauses, self.member_crashes, self.database_faults, self.late)
-        return not any((*faults, self.cuts, self.pauses, self.give_up, self.slow, self.crashes))
+        faults = (self.member_pauses, self.member_crashes, self.isolations, self.database_faults)
+        return not any((*faults, self.late, self.cuts, self.pauses, self.slow))
 
     @classmethod
     def draw(cls, seed: int) -> ClusterScenario:
@@ -72,36 +73,41 @@ class ClusterScenario(Scenario):
             return most * dice.random() if dice.random() < odds else 0.0
 
         ownership = dice.choice((0.5, 1.0, 1.0, 2.0))
-        leases: tuple[float, ...] = (dice.choice((0.2, 0.4, 1.0)) * ownership,)
-        if dice.random() < 0.4:
-            leases = (2 * ownership, 0.2 * ownership, 0.4 * ownership)
+        leases: tuple[float, ...] = (dice.choice((0.2, 0.5, 1.0, 3.0)) * ownership,)
+        moves = sometimes(0.5) / ownership
+        if dice.random() < 0.3:
+            leases = (4 * ownership, 0.2 * ownership, 0.3 * ownership)
+            moves = 1 / ownership
         drawn = cls(
             seed=seed,
             locals=dice.choice((1, 2, 2, 3)),
             threads=dice.choice((1, 2, 2)),
-            operations=dice.choice((10, 15, 25)),
-            keys=dice.choice((1, 2, 4, 6)),
+            operations=dice.choice((15, 25, 50)),
+            keys=dice.choice((1, 1, 2, 4)),
             many=dice.choice((2, 4)),
-            weights=tuple(dice.choice((0, 1, 1, 2, 4)) + (kind == "get") * 5 for kind in KINDS),
+            weights=tuple(
+                dice.choice((0, 1, 1, 2, 4)) + (kind == "get") * dice.choice((4, 15))
+                for kind in KINDS
+            ),
             ttl=dice.choice((0.0, 0.0, 0.3)),
-            think=dice.choice((0.05, 0.2, 0.5)) * ownership,
+            think=dice.choice((0.02, 0.1, 0.3)) * ownership,
             timeout=dice.choice((1.0, 4.0)) * ownership,
             attempt=dice.choice((0.3, 0.6)) * ownership,
             lease=max(leases),
             log_length=dice.choice((2, 30)),
             latency=dice.choice((0.0005, 0.005, 0.02)),
-            members=dice.choice((2, 3, 3)),
+            members=dice.choice((1, 2, 2, 3)),
             members_max=dice.choice((3, 4)),
-            partitions=dice.choice((1, 2, 4, 8)),
+            partitions=dice.choice((1, 2, 4)),
             ownership=ownership,
             leases=leases,
             commit=dice.choice((0.002, 0.01, 0.03)),
-            joins=sometimes(0.5),
-            drains=sometimes(0.5),
+            joins=moves,
+            drains=moves,
             linger=dice.choice((0.0, 1.0)) * ownership,
             outage=dice.choice((0.2, 1.0)) * ownership,
             patience=dice.choice((0.2, 0.4)) * ownership,
-            idle_timeout=dice.choice((0.5, 1.0)) * ownership,
+            idle_timeout=dice.choice((0.5, 1.0, 4.0)) * ownership,
         )
         if dice.random() < CALM:
             return replace(drawn, timeout=20 * ownership, linger=ownership)
@@ -116,11 +122,12 @@ class ClusterScenario(Scenario):
             "member_drift": dice.choice((0.0, 0.02)),
             "drift": dice.choice((0.0, 0.02)),
             "member_pauses": sometimes(1.0, 0.6) / ownership,
-            "member_pause": dice.choice((0.3, 1.0, 2.5)) * ownership,
+            "member_pause": dice.choice((0.5, 2.0, 4.0)) * ownership,
             "member_crashes": sometimes(0.3, 0.4) / ownership,
+            "isolations": sometimes(1.0, 0.4) / ownership,
             "database_faults": sometimes(1.0, 0.6) / ownership,
             "late": sometimes(0.2, 0.5),
-            "lateness": dice.choice((0.3, 1.0, 3.0)) * ownership,
+            "lateness": dice.choice((0.5, 2.0, 4.0)) * ownership,
             "slow": sometimes(0.3, 0.4),
             "slowness": dice.choice((0.1, 0.5)) * ownership,
             "lost_broadcasts": dice.choice((0.0, 0.0, 0.3, 1.0)),

@@ -27,6 +27,13 @@ Done = Callable[[Any], None]
 """Called with the result of a transaction, or None if that is not known."""
 
 
+class Client(Pausable):
+    """A process that uses the database, over a network of which its part may be bad."""
+
+    slow_until = 0.0  # all takes long, and arrives
+    cut_until = 0.0  # nothing arrives
+
+
 class Blocked(Exception):
     """A row is locked by another transaction, and has to be waited for."""
 
@@ -35,7 +42,7 @@ class Transaction:
     """One transaction on one server: the rows as it sees them, and those that it has locked."""
 
     def __init__(
-        self, server: Server, body: Body, done: Done, owner: Pausable, given_up: Callable[[], bool]
+        self, server: Server, body: Body, done: Done, owner: Client, given_up: Callable[[], bool]
     ) -> None:
         self.server = server
         self.body = body
@@ -105,7 +112,7 @@ class Server:
     def up(self) -> bool:
         return self.alive and self._loop.now >= self.up_at
 
-    def begin(self, body: Body, done: Done, owner: Pausable, given_up: Callable[[], bool]) -> None:
+    def begin(self, body: Body, done: Done, owner: Client, given_up: Callable[[], bool]) -> None:
         """Run a transaction, now or when the rows that it needs are free."""
         if self.up:
             self._run(Transaction(self, body, done, owner, given_up))
@@ -235,7 +242,7 @@ class Database:
     def strike(self) -> None:
         """Something goes wrong."""
         dice, loop = self.loop.dice, self.loop
-        kind = dice.choice(("cancel", "lag", "lag", "crash", "failover"))
+        kind = dice.choice(("cancel", "lag", "crash", "failover", "loss"))
         loop.log("DB", kind)
         loop.counts[f"database: {kind}"] += 1
         if kind == "cancel":
@@ -245,7 +252,24 @@ class Database:
         elif kind == "crash":
             self._cut(self.primary)
             self.primary.crash(dice.random() * self.scenario.outage)
+        elif kind == "loss":
+            self._lose()
         else:
+            self._fail_over()
+
+    def _lose(self) -> None:
+        """Show what is not replicated, for a while, then fail over."""
+        dice, loop, span = self.loop.dice, self.loop, self.scenario.outage
+        primary = self.primary
+        primary.lags_until = loop.now + 3 * span
+        shown = dice.random() * span
+        loop.later(shown, primary.cancel)
+        if dice.random() < 0.5:
+            loop.later(shown + dice.random() * span, primary.cancel)
+        loop.later(shown + dice.random() * 2 * span, self._fail_over_from, primary)
+
+    def _fail_over_from(self, primary: Server) -> None:
+        if primary is self.primary:
             self._fail_over()
 
     def _fail_over(self) -> None:
@@ -261,7 +285,7 @@ class Database:
             self._kill(self.former)
         if dice.random() < 0.5:
             self.former = former
-            loop.later(dice.random() * 4 * self.scenario.outage, self._kill, former)
+            loop.later(dice.random() * 5 * self.scenario.ownership, self._kill, former)
         else:
             self._kill(former)
 
@@ -284,7 +308,7 @@ class Connection:
     ``line`` names the thread of the member that has it.
     """
 
-    def __init__(self, database: Database, owner: Pausable, line: str) -> None:
+    def __init__(self, database: Database, owner: Client, line: str) -> None:
         self.server: Server | None = None
         self.closed = False
         self._database = database
@@ -311,17 +335,32 @@ class Connection:
         delay = dice.random() * 2 * scenario.latency
         if dice.random() < scenario.late and not self._loop.quiet:
             delay += dice.random() * scenario.lateness
+        if self._loop.now < self._owner.slow_until:
+            delay += dice.random() * scenario.patience
+        if self._loop.now < self._owner.cut_until:
+            return
         self._loop.later(delay, self._arrive, self.server, self._number, body)
 
     def _arrive(self, server: Server, number: int, body: Body) -> None:
+        """What was sent comes in: later, at times, if its sender cannot see that it does not."""
+        owner, dice = self._owner, self._loop.dice
+        away = owner.paused or self._loop.now < owner.cut_until or number != self._number
+        if away and dice.random() < 0.5 and not self._loop.quiet:
+            lateness = dice.random() * self._database.scenario.lateness
+            self._loop.later(lateness, self._arrive, server, number, body)
+            return
+
         def given_up() -> bool:
             return number != self._number or self._done is None or self.closed
 
         self._loop.counts["transactions that came late"] += given_up()
 
         def done(result: Any) -> None:
-            delay = self._loop.dice.random() * 2 * self._database.scenario.latency
-            self._loop.later(delay, self._answered, number, result)
+            now, scenario = self._loop.now, self._database.scenario
+            slow = now < self._owner.slow_until
+            span = scenario.patience if slow else 2 * scenario.latency
+            if now >= self._owner.cut_until:
+                self._loop.later(self._loop.dice.random() * span, self._answered, number, result)
 
         server.begin(body, done, self._owner, given_up)
 

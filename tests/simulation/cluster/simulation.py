@@ -98,9 +98,10 @@ class ClusterSimulation:
         for rate, strike in (
             (scenario.member_pauses, self._pause_member),
             (scenario.member_crashes, self._crash_member),
+            (scenario.isolations, self._isolate),
             (scenario.joins, self._join),
             (scenario.drains, self._drain),
-            (scenario.database_faults, self.database.strike),
+            (scenario.database_faults, self._strike_database),
             (scenario.cuts, self._cut),
             (scenario.pauses, self._pause_node),
         ):
@@ -168,6 +169,28 @@ class ClusterSimulation:
         if alive:
             seconds = self.loop.dice.random() * self.scenario.member_pause
             self.loop.dice.choice(alive).pause(seconds)
+
+    def _strike_database(self) -> None:
+        self.database.strike()
+        if self.database.former is not None:  # members may read there: let partitions move
+            self.loop.later(self.loop.dice.random() * 2 * self.scenario.ownership, self._move)
+
+    def _move(self) -> None:
+        if not self.loop.quiet:
+            self.loop.dice.choice((self._drain, self._crash_member, self._isolate))()
+
+    def _isolate(self) -> None:
+        alive = self._alive()
+        if alive:
+            dice, span = self.loop.dice, self.scenario.ownership
+            member = dice.choice(alive)
+            self.loop.log(member.name, "loses the database")
+            member.slow_until = self.loop.now + dice.random() * span
+            self.loop.at(member.slow_until, self._cut_off, member, 2 * dice.random() * span)
+
+    def _cut_off(self, member: SimMember, seconds: float) -> None:
+        if not self.loop.quiet:
+            member.cut_until = self.loop.now + seconds
 
     def _crash_member(self) -> None:
         alive = self._alive()

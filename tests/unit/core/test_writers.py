@@ -11,6 +11,7 @@ from dstore.protocol import content
 from dstore.protocol.messages import (
     NO_SESSION,
     Ack,
+    AskMap,
     Chunk,
     Del,
     DelStatus,
@@ -21,6 +22,7 @@ from dstore.protocol.messages import (
     Hello,
     Kind,
     Large,
+    MapReply,
     Refusal,
     Refused,
     Scan,
@@ -382,6 +384,7 @@ def test_without_a_session_a_peer_reads_and_nothing_is_cacheable(epoch: str) -> 
     for message, kind in (
         (Scan(*named, "", "", 10), ScanReply),
         (Stats(*named), StatsReply),
+        (AskMap(*named), MapReply),
         (Fetch(*named, "large", stored.token, 0, 10), Chunk),
     ):
         answer = w.ask(message)
