@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -132,6 +133,22 @@ def test_each_member_has_its_page_on_this_host(start: Start) -> None:
         assert {row["membership"] for row in other.stats()["globals"].values()} == {"shared"}
         assert other.stats()["host_hits"] == len(KEYS)
         assert [other.get(key) for key in KEYS] == [b"v"] * len(KEYS)
+        child = os.fork()
+        if not child:  # it goes on with what the parent has cached, before it has any Local
+            code = 1
+            try:
+                good = [other.get(key) for key in KEYS] == [b"v"] * len(KEYS)
+                good &= not other._locals and other.stats()["hits"] == len(KEYS)
+                good &= other.set_many({key: b"w" for key in KEYS}) == KEYS
+                good &= other.get_many(KEYS) == dict.fromkeys(KEYS, b"v")
+                good &= {row["membership"] for row in other.stats()["globals"].values()} == {
+                    "shared"
+                }
+                code = not good
+                other.close()
+            finally:
+                os._exit(code)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
         assert len(node.delete_many(KEYS)) == len(KEYS)
         assert other.get_many(KEYS) == {}
 
