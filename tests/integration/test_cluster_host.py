@@ -34,6 +34,7 @@ from dstore.protocol.messages import (
 )
 from dstore.protocol.partitions import NOBODY, PARTITIONS, partition_of
 from dstore.runtime import clock
+from dstore.server import loop as server_loop
 from dstore.server.cluster import member as members
 from dstore.server.cluster.member import Member
 from dstore.server.loop import Loop
@@ -55,6 +56,7 @@ def database(monkeypatch: pytest.MonkeyPatch) -> FakeDatabase:
     database = FakeDatabase()
     # A hand-over to a member begins when it has been there for an ownership lease; here, at once.
     monkeypatch.setattr(Sightings, "settled", Sightings.live)
+    monkeypatch.setattr(server_loop, "LAST_WORDS", 0.0)
     monkeypatch.setattr(members, "open_storage", database.open)
     return database
 
