@@ -51,12 +51,17 @@ URL = "postgresql://nowhere/"
 KEYS = [f"k{number}" for number in range(100)]
 
 
+@pytest.fixture(autouse=True)
+def _no_last_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No client of these tests minds that a Global closes its sockets at once."""
+    monkeypatch.setattr(server_loop, "LAST_WORDS", 0.0)
+
+
 @pytest.fixture
 def database(monkeypatch: pytest.MonkeyPatch) -> FakeDatabase:
     database = FakeDatabase()
     # A hand-over to a member begins when it has been there for an ownership lease; here, at once.
     monkeypatch.setattr(Sightings, "settled", Sightings.live)
-    monkeypatch.setattr(server_loop, "LAST_WORDS", 0.0)
     monkeypatch.setattr(members, "open_storage", database.open)
     return database
 
