@@ -179,8 +179,14 @@ OF_CLUSTER = (
     _mutant(
         "write in doubt that lands late: the fence is not raised",
         JOURNAL,
-        "        raised[number] = row.fence + 1\n        rows.put(name, row._replace(fence=row.fence + 1))\n",
-        "        raised[number] = row.fence\n        rows.put(name, row)\n",
+        "        fence = raised[number] = writing.fences[number] + writing.attempts + 1\n",
+        "        fence = raised[number] = row.fence\n",
+    ),
+    _mutant(
+        "write in doubt that lands late: all attempts raise the fence by one",
+        JOURNAL,
+        "        fence = raised[number] = writing.fences[number] + writing.attempts + 1\n",
+        "        fence = raised[number] = row.fence + 1\n",
     ),
     Mutant(
         "write in doubt taken for one that was carried out",

@@ -15,7 +15,7 @@ from dstore.protocol.messages import Stored
 from dstore.protocol.partitions import partition_of
 from tests.history.operations import Kind, Operation, Result
 from tests.simulation.catch import CAUGHT, has_failed, run_simulation, run_test
-from tests.simulation.cluster.journal import ClusterJournal
+from tests.simulation.cluster.journal import FENCED, ClusterJournal
 from tests.simulation.cluster.run import run
 from tests.simulation.cluster.scans import Scan, broken
 from tests.simulation.cluster.scenario import ClusterScenario
@@ -378,6 +378,33 @@ def test_a_write_in_doubt_that_lands_late_does_nothing() -> None:
     world.loop.dice.seed(3)  # it commits
     world.wait(2.0)
     assert world.kept() is None
+
+
+def test_an_attempt_that_lands_late_does_nothing() -> None:
+    """The second attempt comes after the third one has been carried out."""
+    world = Writer()
+    late: list[tuple[Any, ...]] = []
+    connection = world.journal._connection
+    arrive = connection._arrive
+    connection._arrive = lambda *sent: late.append(sent)  # type: ignore[method-assign]
+    world.journal.commit(1, [BIND])
+    for count in (1, 2, 3):
+        world.wait(0.1)
+        assert len(late) == count
+        if count == 3:
+            connection._arrive = arrive  # type: ignore[method-assign]
+        connection.cut()
+    world.wait()
+    assert world.reports == [(1, [Outcome.DONE])]
+    world.journal.commit(2, [REMOVE])
+    world.wait()
+    before = world.database.primary.durable[PARTITION, 0]
+    for server, _, body in late:
+        server.begin(body, world.results.append, world.client, lambda: False)
+    world.wait()
+    assert world.results == [FENCED] * 3
+    assert world.kept() is None
+    assert world.database.primary.durable[PARTITION, 0] == before
 
 
 def test_doubt_after_doubt_ends_when_an_answer_comes() -> None:
