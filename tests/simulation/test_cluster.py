@@ -10,17 +10,19 @@ from typing import Any
 import pytest
 
 from dstore.core.cluster.messages import Beat, Member, Partition, View
-from dstore.core.engine import Change, ChangeKind, Kept, Outcome
+from dstore.core.engine import NO_DEADLINE, Change, ChangeKind, Kept, Outcome
 from dstore.protocol.messages import Stored
 from dstore.protocol.partitions import partition_of
 from tests.history.operations import Kind, Operation, Result
 from tests.simulation.catch import CAUGHT, has_failed, run_simulation, run_test
 from tests.simulation.cluster.journal import FENCED, ClusterJournal
+from tests.simulation.cluster.member import SimMember
 from tests.simulation.cluster.run import run
 from tests.simulation.cluster.scans import Scan, broken
 from tests.simulation.cluster.scenario import ClusterScenario
-from tests.simulation.cluster.servers import Client, Connection, Database, Transaction
+from tests.simulation.cluster.servers import Client, Connection, Database, Server, Transaction
 from tests.simulation.cluster.tables import KEPT, MEMBER, PARTITION, RowName, carry_out
+from tests.simulation.identities import Identities
 from tests.simulation.loop import Loop
 from tests.simulation.mutants import MUTANTS, Mutant
 
@@ -419,3 +421,30 @@ def test_doubt_after_doubt_ends_when_an_answer_comes() -> None:
     assert world.reports == [(1, [Outcome.DONE])]
     assert world.journal.fences[0] == world.database.primary.durable[PARTITION, 0].fence
     assert 6 <= world.journal.fences[0] <= 8
+
+
+# ---- the simulated member -------------------------------------------------------------------
+
+
+def test_rows_of_a_former_primary_are_not_believed() -> None:
+    """A member claims at the new primary, and the connection by which it loads is to the old one."""
+    loop, scenario = Loop(1), ClusterScenario(seed=1, partitions=1)
+    database = Database(loop, scenario)
+    member = SimMember(loop, scenario, database, Identities(loop, scenario), 0)
+    member.start()
+    loop.run(2.0, lambda: False)
+    assert member.serving() == [0]
+    former, database.primary = database.primary, Server(loop, scenario, database.primary.durable)
+    former.has_standby = False
+    row = Kept(KEY, b"t" * 16, Stored(b"t" * 16, "bytes", b"value"), NO_DEADLINE)
+    for rows in (database.primary.durable, database.primary.visible):
+        rows[KEPT, KEY] = row
+    member._directory.cut()
+    member._directory.server = database.primary
+    found = iter([former, former])
+    database.pick = lambda: next(found, database.primary)  # type: ignore[method-assign]
+    member._act(member.ownership.lose("a test", member.clock()))
+    loop.run(5.0, lambda: False)
+    assert member.serving() == [0]
+    assert loop.counts["former primaries that were not believed"]
+    assert member.engine.read(KEY) == row.stored
