@@ -47,6 +47,7 @@ PACKAGE_FOLDERS = (
 )
 OTHER_FOLDERS = (
     ("tests/simulation", "the real core in a simulated world, and its mutants"),
+    ("tests/simulation/cluster", "several Globals over a simulated PostgreSQL"),
     ("tests/history", "judges of what clients saw"),
     ("tests/faults", "real processes under faults and attacks"),
     ("benchmarks", "measured speed"),
