@@ -14,11 +14,17 @@ import pytest
 
 import dstore
 from dstore import cli, config
+from dstore.client.cluster import members
 from dstore.protocol.partitions import partition_of
 from dstore.testing import running_global
 from tests.integration.members import Cluster, Member, cluster_of, key_in
 
 KEYS = [f"key-{n:03}" for n in range(60)]
+
+
+@pytest.fixture(autouse=True)
+def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(members, "UPKEEP_EVERY", 0.1)
 
 
 @pytest.fixture
@@ -280,8 +286,8 @@ def test_a_wait_follows_its_key(cluster: Cluster, node: dstore.Node) -> None:
 
 def test_the_member_and_the_key_that_are_not_reached_are_named() -> None:
     with (
-        cluster_of(3, lease=0.2) as cluster,
-        dstore.Node(cluster.address, timeout=0.4) as node,
+        cluster_of(3, lease=0.1) as cluster,
+        dstore.Node(cluster.address, timeout=0.2) as node,
     ):
         one, two, _ = cluster.members
         key, other = key_in(one.owned()), key_in(two.owned())

@@ -56,6 +56,7 @@ class Load:
         self._thread.join()
 
 
+@pytest.mark.long
 def test_calls_go_on_while_members_come_and_go(start: Start) -> None:
     one = serves(start())
     with dstore.Node(one.address, timeout=20) as node:
@@ -139,7 +140,7 @@ def test_each_member_has_its_page_on_this_host(start: Start) -> None:
             try:
                 good = [other.get(key) for key in KEYS] == [b"v"] * len(KEYS)
                 good &= not other._locals and other.stats()["hits"] == len(KEYS)
-                good &= other.set_many({key: b"w" for key in KEYS}) == KEYS
+                good &= other.set_many(dict.fromkeys(KEYS, b"w")) == KEYS
                 good &= other.get_many(KEYS) == dict.fromkeys(KEYS, b"v")
                 good &= {row["membership"] for row in other.stats()["globals"].values()} == {
                     "shared"
@@ -155,6 +156,7 @@ def test_each_member_has_its_page_on_this_host(start: Start) -> None:
 
 @pytest.mark.shared
 @pytest.mark.usefixtures("host_mode")
+@pytest.mark.long
 def test_dstore_host_owns_a_page_for_each_member(start: Start, here: str) -> None:
     one = serves(start())
     two = start()
