@@ -1,7 +1,6 @@
-"""Ends a process with the one that started it: ``python -m tests.faults.tether PID ARGUMENTS``.
+"""Ends a process with the one that has started it.
 
-It runs ``dstore ARGUMENTS`` as a child of the process PID. Linux kills it when that process ends,
-even if it is stopped or its parent was killed.
+Linux kills it when that process ends, even if it is stopped, or its parent was killed.
 """
 
 from __future__ import annotations
@@ -19,10 +18,8 @@ def tether() -> None:
     ctypes.CDLL(None).prctl(_SET_DEATH_SIGNAL, int(signal.SIGKILL))
 
 
-if __name__ == "__main__":
+def tether_to(parent: int) -> None:
+    """Do the same, and exit if the process ``parent``, which has started this, has ended before."""
     tether()
-    if os.getppid() != int(sys.argv[1]):  # it has ended before
+    if os.getppid() != parent:
         sys.exit(1)
-    from dstore import cli
-
-    sys.exit(cli.main(sys.argv[2:]))

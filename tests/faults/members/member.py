@@ -19,15 +19,25 @@ SAID_MAX = 2000
 
 
 class Member:
-    """One Global of a cluster. Each start of it is another member, at the same address."""
+    """One Global of a cluster. Each start of it is another member, at the same address.
+
+    ``broken`` is the rule that it breaks; see :mod:`.broken_member`.
+    """
 
     def __init__(
-        self, number: int, address: str, advertised: str, options: Sequence[str], folder: Path
+        self,
+        number: int,
+        address: str,
+        advertised: str,
+        options: Sequence[str],
+        folder: Path,
+        broken: str,
     ) -> None:
         self.number = number
         self.advertised = advertised
         self.problems: list[str] = []
-        self._command = [sys.executable, "-m", "tests.faults.tether"]
+        program = [sys.executable, "-m", "tests.faults.members.broken_member"]
+        self._command = [*program, str(os.getpid()), broken]
         self._options = ["--address", address, "--advertise", advertised, *options]
         self._log = folder / f"global-{number}.log"
         self._process: subprocess.Popen[bytes] | None = None
@@ -43,7 +53,7 @@ class Member:
         self._before = len(self._said())
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                [*self._command, str(os.getpid()), "global", *self._options],
+                [*self._command, "global", *self._options],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -72,7 +82,7 @@ class Member:
         command = ["cluster", "drain", database, self.advertised]
         with self._log.open("ab") as log:
             self._draining = subprocess.Popen(
-                [*self._command, str(os.getpid()), *command],
+                [*self._command, *command],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

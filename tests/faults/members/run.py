@@ -29,6 +29,7 @@ from tests.faults.client import Client, Keys
 from tests.faults.cluster import Clients, Life, Times
 from tests.faults.injector import Fault
 from tests.faults.judge import GLOBAL_LATE, JudgeProcess, Verdict
+from tests.faults.members.broken_member import BROKEN
 from tests.faults.members.links import Links
 from tests.faults.members.member import Member
 from tests.faults.members.nemesis import ESSENTIAL, FAULTS, GLOBAL_ADDED, GLOBAL_DRAINED, Nemesis
@@ -41,6 +42,7 @@ from tests.faults.workload import Settings
 from tests.integration.processes import ROOT
 from tests.postgres import Postgres, missing
 
+NOTHING = "nothing"
 MEMBERS = 4
 WORKERS = 8
 PROBED = 8
@@ -83,6 +85,7 @@ class Plan:
     overlap: bool = False
     extended: float = 0.0
     standby: bool = True
+    broken: str = NOTHING
 
 
 @dataclass
@@ -199,7 +202,7 @@ class Run:
         options += ["--ownership-lease", str(plan.lease), "--lease", str(plan.cache_lease)]
         options += ["--shm", shm]
         advertised = links.advertises(number)
-        return Member(number, links.listens(number), advertised, options, self._folder)
+        return Member(number, links.listens(number), advertised, options, self._folder, plan.broken)
 
     def _nemesis(self) -> Nemesis:
         plan = self.plan
@@ -361,6 +364,7 @@ def main() -> int:
         cache_lease=options.lease,
         faults=_faults(options.essential, options.only),
         overlap=options.overlap,
+        broken=options.broken,
     )
     report = Run(plan, folder, lambda line: print(line, flush=True)).run()
     print(*report.lines(), sep="\n")
@@ -414,6 +418,12 @@ def _parser() -> argparse.ArgumentParser:
         "--overlap",
         action="store_true",
         help="faults overlap from the beginning, and not only when each kind was there alone",
+    )
+    parser.add_argument(
+        "--broken",
+        default=NOTHING,
+        choices=BROKEN,
+        help="break a rule of several Globals, to see that it is noticed",
     )
     return parser
 
