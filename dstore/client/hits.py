@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from dstore.compiled import native
-from dstore.core.local.membership import Entry, Membership, Present
+from dstore.core.local.membership import Entry, Present, PurePresent
 from dstore.protocol.messages import Key, Stored
 from dstore.runtime import clock
 
@@ -86,16 +86,7 @@ def pure_find(state: Present, name: str) -> Entry | None:
     and its word are read, and the clock is compared last, with the noted end. In any other order
     the lease might lapse, the key be deleted, and a renewal come between two of these steps.
     """
-    return _found(state.membership, name)
-
-
-def pure_find_indexed(index: Mapping[Key, Entry], name: str) -> Entry | None:
-    """Return the entry of a key's text that some membership has under a valid lease."""
-    entry = index.get(name)
-    return None if entry is None or entry.home is None else _found(entry.home, name)
-
-
-def _found(membership: Membership, name: str) -> Entry | None:
+    membership = state.membership
     lease_end = membership.lease[0]
     entry = membership.entries.get(name)
     if entry is None:
@@ -107,6 +98,14 @@ def _found(membership: Membership, name: str) -> Entry | None:
         return None
     entry.visited = 1
     return entry
+
+
+def pure_find_indexed(index: Mapping[Key, Entry], name: str) -> Entry | None:
+    """Return the entry of a key's text that some membership has under a valid lease."""
+    entry = index.get(name)
+    if entry is None or entry.home is None:
+        return None
+    return pure_find(PurePresent(entry.home), name)
 
 
 PureHits = Hits

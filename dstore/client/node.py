@@ -506,8 +506,11 @@ class Node(Lifecycle):
             row = _row(self._state, self._local)
             more: dict[str, Any] = {}
         else:
-            rows = {each: _row(local.state, local) for each, local in list(self._locals.items())}
-            row, more = total_of_locals(list(rows.values())), {"globals": rows}
+            rows = {each: _row(state, None) for each, state in list(self._inherited.items())}
+            for each, local in list(self._locals.items()):
+                rows[each] = _row(local.state, local)
+            found = list(rows.values()) or [_row(self._state, None)]
+            row, more = total_of_locals(found), {"globals": rows}
         reads = {
             "hits": max(0, self._hits + self._commands.hits - row["host_hits"]),
             "misses": self._commands.misses,

@@ -124,10 +124,9 @@ class Settings:
         self._file = _file(self.connect, connect is None)
         self._tunnel = address is not None
         if address is None and self._file is not None:
-            self.each_address = addresses.check_several(self._file.address)
+            self.address = self._file.address
         else:
-            self.each_address = _addresses(address)
-        self.address = ",".join(self.each_address)
+            self.address = _address(address)
         self.timeout = timeout_checked(timeout)
         self.host = _host(host)
         self.cache_bytes: int | None = checks.optional(
@@ -147,8 +146,13 @@ class Settings:
     def at(self, address: str) -> Settings:
         """Return these settings with one address."""
         made = copy.copy(self)
-        made.address, made.each_address = address, [address]
+        made.address = address
         return made
+
+    @property
+    def each_address(self) -> list[str]:
+        """The addresses, of which there are several with several Globals."""
+        return addresses.check_several(self.address)
 
     @property
     def looking(self) -> bool:
@@ -187,7 +191,7 @@ class Settings:
 
     def _compared(self) -> dict[str, Any]:
         """Return what makes settings equal: of a connect file its path alone."""
-        left_out = {"_file", "each_address"}
+        left_out = {"_file"}
         if self.connect is None:
             left_out.add("_tunnel")
         elif not self._tunnel:
@@ -204,9 +208,7 @@ class Settings:
 
     def __repr__(self) -> str:
         shown = (
-            f"{name}={value!r}"
-            for name, value in vars(self).items()
-            if not name.startswith("_") and name != "each_address"
+            f"{name}={value!r}" for name, value in vars(self).items() if not name.startswith("_")
         )
         return f"Settings({', '.join(shown)})"
 
@@ -238,11 +240,11 @@ def _file(path: str | None, from_variable: bool) -> Connect | None:
         raise
 
 
-def _addresses(given: str | None) -> list[str]:
+def _address(given: str | None) -> str:
     if given is not None:
-        return addresses.check_several(checks.text("address", given))
+        return ",".join(addresses.check_several(checks.text("address", given)))
     try:
-        return addresses.check_several(config.address_default())
+        return ",".join(addresses.check_several(config.address_default()))
     except AddressError as error:
         raise AddressError(f"${config.ADDRESS_VARIABLE}: {error}") from None
 

@@ -12,7 +12,7 @@ from tests.faults.broken_global import BROKEN
 from tests.faults.crash import AT_START, IN_SERVICE, Plan, Run
 from tests.leaks import Footprint, left_behind
 
-KILLS = 12
+KILLS = 30
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="only Linux has all of 127.0.0.0/8"),

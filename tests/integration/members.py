@@ -27,7 +27,7 @@ from dstore.server.engines.memory import MemoryEngine
 from dstore.shm import bulk_for
 from dstore.transport.router import Router
 
-LEASE = 0.5
+LEASE = 0.3
 FOREVER = 1e12
 ANY_PORT = "tcp://127.0.0.1:0"
 ALL = range(PARTITIONS)

@@ -19,6 +19,7 @@ import dstore
 from dstore import config
 from dstore.core.cluster.messages import Partition
 from dstore.core.cluster.sightings import Sightings
+from dstore.core.engine import Loaded
 from dstore.protocol import wire
 from dstore.protocol.messages import (
     AskMap,
@@ -33,6 +34,7 @@ from dstore.protocol.messages import (
 )
 from dstore.protocol.partitions import NOBODY, PARTITIONS, partition_of
 from dstore.runtime import clock
+from dstore.server import loop as server_loop
 from dstore.server.cluster import member as members
 from dstore.server.cluster.member import Member
 from dstore.server.loop import Loop
@@ -47,6 +49,12 @@ SOON = 0.5
 LEASE = 0.2
 URL = "postgresql://nowhere/"
 KEYS = [f"k{number}" for number in range(100)]
+
+
+@pytest.fixture(autouse=True)
+def _no_last_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No client of these tests minds that a Global closes its sockets at once."""
+    monkeypatch.setattr(server_loop, "LAST_WORDS", 0.0)
 
 
 @pytest.fixture
@@ -265,10 +273,37 @@ def test_counters_go_on_over_a_hand_over(start: Start) -> None:
         assert node.global_stats()["sets"] >= before > 0
 
 
+def test_what_was_loaded_for_a_former_epoch_is_dropped(
+    start: Start, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The epochs number their loads alike, and the engine goes on over an epoch."""
+    one = serves(start())
+    shared(one, start())
+    loop = loop_of(one)
+    taken = loop._take_results
+    loads: list[int] = []
+
+    def noted(router: Any, number: int, results: Any) -> None:
+        loads.append(number)
+        taken(router, number, results)
+
+    late: list[tuple[int, list[Loaded]]] = [(1, [b"late"])]
+    monkeypatch.setattr(loop, "_take_results", noted)
+    monkeypatch.setattr(loop._engine, "loaded", lambda: [late.pop()] if late else [])
+    until(lambda: not late)
+    with RawClient(one.address) as raw:
+        raw.join()  # by now it was taken
+    assert loads == []
+    assert "_take_results failed" not in caplog.text
+
+
 # ---- hand-over -----------------------------------------------------------------------------------
 
 
-def test_a_hand_over_waits_for_writes_that_have_begun(start: Start, database: FakeDatabase) -> None:
+def test_a_hand_over_waits_for_writes_that_have_begun(
+    start: Start, database: FakeDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(members, "READS_MAX", 0.0)  # it waits for writes alone
     one = serves(start())
     with dstore.Node(one.address) as node, ThreadPoolExecutor(1) as pool:
         node.set("read", "value")
@@ -376,14 +411,15 @@ def test_without_the_database_nothing_is_answered_until_it_is_back(
         assert ask_within(raw, Get(raw.epoch, raw.session, 1, KEYS[:1]), 0.1) is None
         assert ask_within(raw, AskMap(0, 0, 1), 0.1) is None
         assert ask_within(raw, Hello(os.urandom(16), 0, 0, "raw"), 0.1) is None
+        del database.rows[KEYS[0]]  # another member may have owned it meanwhile
         database.down = False
         serves(one)
         raw.join()
         assert raw.epoch != former
         reply = raw.ask(Get(raw.epoch, raw.session, 1, KEYS[:1]))
-        assert isinstance(reply, GetReply)
+        assert isinstance(reply, GetReply) and reply.bodies == [None]
     with dstore.Node(one.address) as node:
-        assert node.get_many(KEYS) == dict.fromkeys(KEYS, 1)
+        assert node.get_many(KEYS) == dict.fromkeys(KEYS[1:], 1)
         node.set("new", 2)
     assert "owns nothing any more" in caplog.text
 
@@ -434,6 +470,19 @@ def test_a_fault_of_a_member_costs_an_epoch_and_no_more(
         until(lambda: loop_of(one).state.epoch != epoch)
         serves(one)
         assert node.get_many(KEYS) == dict.fromkeys(KEYS, 1)
+
+
+def test_a_member_that_fails_again_and_again_ends(
+    start: Start, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    one = serves(start())
+
+    def fail(service: Any) -> None:
+        raise RuntimeError("a fault")
+
+    monkeypatch.setattr(member_of(one), "_go_on_handing_over", fail)
+    until(lambda: "fails whenever it joins again" in caplog.text)
+    assert one._phase.value == "closed"
 
 
 def test_a_member_takes_over_what_a_dead_one_had(start: Start, database: FakeDatabase) -> None:

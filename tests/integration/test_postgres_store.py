@@ -32,7 +32,7 @@ from tests.postgres import Postgres
 
 psycopg = pytest.importorskip("psycopg")
 
-from dstore.server.postgres import loading, writing  # noqa: E402
+from dstore.server.postgres import loading, values, writing  # noqa: E402
 
 DONE, FULL, FAILED = Outcome.DONE, Outcome.FULL, Outcome.FAILED
 LARGE = bytes(range(256)) * 12_300  # a bit more than three pieces
@@ -476,6 +476,29 @@ def test_a_large_value_is_read_in_pieces_by_the_next_owner(
         assert second.write(bind("l")) == [DONE]  # the journal does that in its order
         second.end(second.begin(bind("m")))
         assert sql("SELECT count(*) FROM piece") == [(0,)]
+
+
+def test_the_next_part_of_a_large_value_is_read_ahead_and_none_is_read_twice(
+    owner: Owner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads: list[int] = []
+    real = values.read_part
+
+    def read_part(connection: Any, partition: int, token: bytes, offset: int, count: int) -> Any:
+        reads.append(offset)
+        return real(connection, partition, token, offset, count)
+
+    monkeypatch.setattr(values, "read_part", read_part)
+    value = owner.upload(LARGE)
+    owner.write(bind("k", value))
+    owner.forget(ALL)
+    owner.load()
+    first = owner.bulk.read(value.token, 0, 1 << 20)
+    wait_until(lambda: len(reads) == 2, "a part that is read ahead")
+    assert owner.read_large(value, 1 << 20) == LARGE
+    assert first is not None
+    assert bytes(first) == LARGE[: 1 << 20]
+    assert sorted(reads) == [0, *(number << 20 for number in range(4))], "the first one again"
 
 
 def test_large_values_leave_the_memory_when_the_database_has_them(url: str) -> None:

@@ -13,12 +13,18 @@ from typing import Any
 import pytest
 
 import dstore
-from dstore import config
+from dstore import cli, config
+from dstore.client.cluster import members
 from dstore.protocol.partitions import partition_of
 from dstore.testing import running_global
 from tests.integration.members import Cluster, Member, cluster_of, key_in
 
 KEYS = [f"key-{n:03}" for n in range(60)]
+
+
+@pytest.fixture(autouse=True)
+def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(members, "UPKEEP_EVERY", 0.1)
 
 
 @pytest.fixture
@@ -280,8 +286,8 @@ def test_a_wait_follows_its_key(cluster: Cluster, node: dstore.Node) -> None:
 
 def test_the_member_and_the_key_that_are_not_reached_are_named() -> None:
     with (
-        cluster_of(3, lease=0.2) as cluster,
-        dstore.Node(cluster.address, timeout=0.4) as node,
+        cluster_of(3, lease=0.1) as cluster,
+        dstore.Node(cluster.address, timeout=0.2) as node,
     ):
         one, two, _ = cluster.members
         key, other = key_in(one.owned()), key_in(two.owned())
@@ -451,6 +457,28 @@ def test_pickling_connect_and_the_environment(
         again.get("k")
     with pytest.raises(dstore.AddressError, match="tcp://x"):
         dstore.Node("tcp://127.0.0.1:1,tcp://x")
+
+
+def test_the_command_line_and_a_connect_file(
+    cluster: Cluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    addresses = cluster.address.replace("tcp://", "")
+    keys = str(tmp_path / "keys")
+    commands = [
+        ["set", "--address", addresses, "a", "value"],
+        ["get", "--address", addresses.partition(",")[0], "a"],
+        ["keys", "--address", addresses],
+        ["stats", "--address", addresses],
+        ["access", "init", keys],
+        ["access", "add", "--keys", keys, "--role", "read", "--address", addresses, "one"],
+        ["access", "add", "--keys", keys, "--role", "read", "--address", f"{addresses},x", "two"],
+    ]
+    assert [cli.main(each) for each in commands] == [0, 0, 0, 0, 0, 0, 2]
+    printed = capsys.readouterr().out
+    assert printed.startswith("value" + "a\n")
+    for member in cluster.members:
+        assert f"globals.{member.address}.keys" in printed
+    assert f'"address": "{cluster.address}"' in printed
 
 
 def test_a_forked_child_goes_on(cluster: Cluster, node: dstore.Node) -> None:

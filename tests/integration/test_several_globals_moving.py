@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -55,6 +56,7 @@ class Load:
         self._thread.join()
 
 
+@pytest.mark.long
 def test_calls_go_on_while_members_come_and_go(start: Start) -> None:
     one = serves(start())
     with dstore.Node(one.address, timeout=20) as node:
@@ -132,12 +134,29 @@ def test_each_member_has_its_page_on_this_host(start: Start) -> None:
         assert {row["membership"] for row in other.stats()["globals"].values()} == {"shared"}
         assert other.stats()["host_hits"] == len(KEYS)
         assert [other.get(key) for key in KEYS] == [b"v"] * len(KEYS)
+        child = os.fork()
+        if not child:  # it goes on with what the parent has cached, before it has any Local
+            code = 1
+            try:
+                good = [other.get(key) for key in KEYS] == [b"v"] * len(KEYS)
+                good &= not other._locals and other.stats()["hits"] == len(KEYS)
+                good &= other.set_many(dict.fromkeys(KEYS, b"w")) == KEYS
+                good &= other.get_many(KEYS) == dict.fromkeys(KEYS, b"v")
+                good &= {row["membership"] for row in other.stats()["globals"].values()} == {
+                    "shared"
+                }
+                code = not good
+                other.close()
+            finally:
+                os._exit(code)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
         assert len(node.delete_many(KEYS)) == len(KEYS)
         assert other.get_many(KEYS) == {}
 
 
 @pytest.mark.shared
 @pytest.mark.usefixtures("host_mode")
+@pytest.mark.long
 def test_dstore_host_owns_a_page_for_each_member(start: Start, here: str) -> None:
     one = serves(start())
     two = start()

@@ -20,6 +20,7 @@ from tests.simulation.mutants_of_hits import OF_HITS
 from tests.simulation.mutants_of_hosts import OF_HOSTS
 from tests.simulation.mutants_of_hosts_simulated import OF_HOSTS_SIMULATED
 from tests.simulation.mutants_of_loads import OF_LOADS
+from tests.simulation.mutants_of_members import OF_MEMBERS
 from tests.simulation.mutants_of_operations import OF_OPERATIONS
 from tests.simulation.mutants_of_partitions import OF_PARTITIONS
 from tests.simulation.mutants_of_revalidation import OF_REVALIDATION
@@ -407,4 +408,5 @@ MUTANTS = (
     *OF_PARTITIONS,
     *OF_ACCESS,
     *OF_CLUSTER,
+    *OF_MEMBERS,
 )  # fmt: skip

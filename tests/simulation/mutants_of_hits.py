@@ -97,9 +97,8 @@ OF_HITS = (
         (
             (
                 HITS,
-                "        membership = self._state.membership\n"
-                "        lease_end = membership.lease[0]\n",
-                "        membership = self._state.membership\n",
+                "            lease_end = membership.lease[0]\n",
+                "",
             ),
             (
                 HITS,
@@ -154,11 +153,9 @@ OF_HITS = (
         (
             (
                 HITS,
-                "        membership = self._state.membership\n"
-                "        lease_end = membership.lease[0]\n",
-                "        membership = self._state.membership\n"
-                "        lease_end = membership.lease[0]\n"
-                "        now = clock.now_ns()\n",
+                "            lease_end = membership.lease[0]\n",
+                "            lease_end = membership.lease[0]\n"
+                "            now = clock.now_ns()\n",
             ),
             (
                 HITS,
@@ -236,10 +233,8 @@ OF_HITS = (
         (
             (
                 HITS,
-                "        membership = self._state.membership\n"
-                "        lease_end = membership.lease[0]\n",
-                "        membership = self._state.membership\n"
-                "        lease_end = self._state.membership.lease[0]\n",
+                "            lease_end = membership.lease[0]\n",
+                "            lease_end = self._state.membership.lease[0]\n",
             ),
             (
                 HITS,

@@ -205,7 +205,7 @@ OF_SHARING = (
     _mutant(
         "entries inherited beyond the limit",
         CACHE,
-        "        self._newest = older\n        while self.size > self.limit:\n            self._evict()\n",
+        "        self._newest = older\n        self.shrink()\n",
         "        self._newest = older\n",
         "test_a_child_of_a_thread_in_the_middle_of_an_insertion_has_a_whole_cache",
     ),

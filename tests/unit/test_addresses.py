@@ -170,3 +170,19 @@ def test_the_addresses_of_a_global_are_its_alone(bound: str, hosts: list[str]) -
         for name in names:
             with context.socket(zmq.ROUTER) as second, pytest.raises(AddressError):
                 binding.bind(second, name)
+
+
+def test_several_addresses_have_commas_between_them() -> None:
+    several = addresses.check_several
+    assert several("tcp://a:1") == ["tcp://a:1"]
+    assert several(" tcp://a:1, tcp://b:2,ipc:///p,tcp://a:1 ") == [
+        "tcp://a:1",
+        "tcp://b:2",
+        "ipc:///p",
+    ]
+    assert several("ipc:///a,b") == ["ipc:///a,b"]
+    for wrong in ("", ",", "tcp://a:1,", "tcp://a:1,b:2", "tcp://a:1,tcp://"):
+        with pytest.raises(AddressError):
+            several(wrong)
+    with pytest.raises(AddressError, match="251 addresses, and a cluster has at most 250"):
+        several(",".join(f"tcp://a:{port}" for port in range(1, 252)))

@@ -26,7 +26,7 @@ from dstore.core.local.cache import (
     STORED_OVERHEAD,
     Cache,
 )
-from dstore.core.local.membership import Entry
+from dstore.core.local.membership import Entry, Membership
 from dstore.protocol import wire
 from dstore.protocol.messages import Found, GetReply, Stored
 
@@ -278,3 +278,30 @@ def test_a_value_whose_bytes_are_shared_counts_its_mapping_alone() -> None:
     assert cache.size == ENTRY_OVERHEAD + STORED_OVERHEAD + SHARED_OVERHEAD + 1
     cache.insert_mapped("k", 0, Stored(bytes(16), "bytes", body), shared=False)
     assert cache.size == ENTRY_OVERHEAD + STORED_OVERHEAD + len(body) + 1
+
+
+def test_caches_with_one_index_keep_it_to_what_they_have() -> None:
+    index: dict[str, Entry] = {}
+    one, two = Cache(1 << 20), Cache(1 << 20)
+    insert(one, "before")
+    homes = [Membership(one.entries), Membership(two.entries)]
+    for cache, home in zip((one, two), homes):
+        cache.join_index(index)
+        cache.belong_to(home)
+    insert(one, "a")
+    insert(two, "b")
+    assert {key: entry.home for key, entry in index.items()} == {
+        "before": homes[0],
+        "a": homes[0],
+        "b": homes[1],
+    }
+    insert(two, "a", seq=1)  # its partition has moved
+    one.discard("a")
+    assert index["a"] is two.entries["a"]
+    two.discard("b")
+    assert set(index) == {"before", "a"}
+    one.renew()
+    assert set(index) == {"a"}
+    two.limit = ENTRY_OVERHEAD
+    two.shrink()
+    assert (index, two.size) == ({}, 0)

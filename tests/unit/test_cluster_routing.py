@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dstore.client.cluster import routing
@@ -228,6 +228,7 @@ def test_a_wait_has_time_again_after_each_sign_of_a_member() -> None:
 KEYS = st.text(st.sampled_from("abé\udcff漢"), min_size=1, max_size=4)
 
 
+@settings(max_examples=50)
 @given(st.sets(KEYS), st.integers(1, 4), st.randoms(use_true_random=False))
 def test_a_listing_has_each_key_once_and_in_order(keys: set[Key], limit: int, random: Any) -> None:
     ordered = sorted(keys, key=in_order)

@@ -34,6 +34,7 @@ def pure_classes() -> SimpleNamespace:
         Present=membership.PurePresent,
         Hits=hits.PureHits,
         find=hits.pure_find,
+        find_indexed=hits.pure_find_indexed,
         RAISE=inspect.signature(hits.PureHits.get).parameters["default"].default,
     )
 
@@ -616,3 +617,51 @@ def test_hits_while_another_thread_replaces_and_removes(kind: Any) -> None:
         thread.join()
     assert failures == []
     assert node._hits > 0
+
+
+# ---- several memberships with one index ---------------------------------------------------------
+
+
+def indexed(kind: Any, *nodes: Any) -> Any:
+    """Return a Node with the entries of several in its index."""
+    node = kind.Node(kind.Membership({}))
+    node._index = {}
+    for each in nodes:
+        home = each._state.membership
+        for key, entry in home.entries.items():
+            entry.home = home
+            node._index[key] = entry
+    return node
+
+
+def test_an_index_has_the_entries_of_several_memberships(kind: Any) -> None:
+    one, two = joined(kind, a=b"one"), joined(kind, words_of(0, 5), b=b"two")
+    node = indexed(kind, one, two)
+    assert (node.get("a"), node.get("b"), node.get("c")) == (b"one", b"two", "missed")
+    assert node._hit("a").value == b"one"
+    assert node._hits == 3
+    found = kind.find_indexed(node._index, "b")
+    assert (found.value, found.visited) == (b"two", 1)
+    assert kind.find_indexed(node._index, "c") is None
+
+
+def test_an_indexed_entry_is_valid_as_its_own_membership_says(kind: Any) -> None:
+    words = words_of(0, 5)
+    one, two = joined(kind, a=b"one"), joined(kind, words, b=b"two")
+    node = indexed(kind, one, two)
+    one._state.membership.lease_end = LAPSED
+    assert (node.get("a"), node.get("b")) == ("missed", b"two")
+    words[1] = 6
+    assert node.get("b") == "missed"
+    one._state.membership.lease_end = FAR
+    assert node.get("a") == b"one"
+    node._index["a"].home = None
+    assert node._hit("a") is None
+
+
+def test_a_pure_hit_finds_no_entry_that_its_membership_has_dropped() -> None:
+    kind = pure_classes()
+    index = {"a": kind.Entry("a", b"v", 5, 100)}
+    index["a"].home = kind.Membership({})
+    index["a"].home.lease_end = FAR
+    assert hits.pure_find_indexed(index, "a") is None

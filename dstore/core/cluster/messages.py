@@ -120,10 +120,9 @@ class Gain(NamedTuple):
 class Gained(NamedTuple):
     """The member owns these partitions from now on. The host loads their rows, then serves them.
 
-    What it reads after this event is all that a former owner has written, if a synchronous commit
-    of the connection by which it reads comes between, or after that: the connection may be one to a
-    former primary. A partition may be handed over and gained again while it is being loaded; the
-    fence tells one gain from the other.
+    What it reads after this event is all that a former owner has written, from a server that shows
+    these fences: another one may be a former primary. A partition may be handed over and gained
+    again while it is being loaded; the fence tells one gain from the other.
     """
 
     gains: tuple[Gain, ...]

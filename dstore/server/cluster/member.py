@@ -62,6 +62,8 @@ READS_MAX = 0.5
 """Seconds for which a hand-over waits for reads whose values are being loaded, at most. The Locals
 ask again in the next epoch.
 """
+FAULTS_MAX = 10
+"""Failures of a member in a row, without any partition served, after which the Global ends."""
 JOIN_TIMEOUT = 20.0
 """Seconds to wait for the threads at the end. All that they do with the database has a limit."""
 
@@ -132,6 +134,7 @@ class Member:
         self._taking_up = False  # whether what was kept over a hand-over is not all served yet
         self._shared = False  # whether the processes of the host may share this epoch's membership
         self._failure = ""  # why all is to be given up, if it is
+        self._faults = 0  # since partitions were served last
         self._map: tuple[int, list[str], bytes] = (0, [], b"")
 
     def __repr__(self) -> str:
@@ -208,8 +211,14 @@ class Member:
             return []
 
     def fail(self, why: str) -> None:
-        """Note that memory and database may differ. Everything is given up in the next step."""
+        """Note that memory and database may differ. Everything is given up in the next step.
+
+        Raises DataError if that has not helped again and again.
+        """
         self._failure = self._failure or why
+        self._faults += 1
+        if self._faults > FAULTS_MAX:
+            raise DataError(f"this member of a cluster fails whenever it joins again: {why}")
 
     def answers(self, now: float) -> bool:
         """Whether anything may be answered. The state is not to be called if not."""
@@ -373,8 +382,10 @@ class Member:
         if not numbers:
             return
         owned = self._ownership.owned
+        self.partitions.ends = self._ownership.ends  # while it owned nothing it may have been later
         quiet_until = max(owned[number].quiet_until for number in numbers)
         self._serving.update(numbers)
+        self._faults = 0
         effects = service.state.gain(numbers, deadlines, quiet_until, clock.now())
         service.perform(effects)
 

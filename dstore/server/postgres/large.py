@@ -42,7 +42,10 @@ class Dropper(Protocol):
 class Reader(Protocol):
     """Reads parts of large values from the database."""
 
-    def read(self, partition: int, token: bytes, offset: int, count: int) -> bytes | None: ...
+    def read(
+        self, partition: int, token: bytes, offset: int, count: int, more: bool
+    ) -> bytes | None:
+        """Return a part. With ``more`` the one after it may be wanted next."""
 
 
 class LargeValues:
@@ -198,7 +201,8 @@ class StoredBulk:
         count = max(0, min(count, size - offset))
         if not count:
             return memoryview(b"")
-        body = self._reader.read(partition, token, offset, count)
+        more = offset + 2 * count <= size  # the last part has another length
+        body = self._reader.read(partition, token, offset, count, more)
         return None if body is None else memoryview(body)
 
     def drop(self, token: bytes) -> None:

@@ -32,6 +32,8 @@ READ_TIMEOUT = 0.5
 """Seconds that Global's thread waits for a piece of a large value."""
 READ_PAUSE = 2.0
 """Seconds for which it asks for no other piece after it has waited in vain."""
+AHEAD_MAX = 8
+"""Parts of large values that are read ahead of those who may ask for them."""
 PIECE_BYTES = 1 << 20
 """Bytes of a large value in one row, fewer in the last one. A cluster has this for ever."""
 
@@ -59,7 +61,10 @@ Work: TypeAlias = "Load | _Read | None"
 
 
 class Values:
-    """Reads values over a connection of its own. Safe from any thread after :meth:`begin`."""
+    """Reads values over a connection of its own.
+
+    After :meth:`begin` it is safe from any thread, except where said otherwise.
+    """
 
     def __init__(self, link: Link) -> None:
         self._link = link
@@ -67,6 +72,7 @@ class Values:
         self._again: deque[Load] = deque()
         self._thread: native.Thread | None = None
         self._stopped = False
+        self._ahead: dict[tuple[bytes, int, int], _Read] = {}  # by token, offset and count
         self._pause = RETRY_PAUSE
         self._ask_from = 0.0  # when Global's thread may wait for a piece again
         self._log = RateLimitedLog(log)
@@ -81,15 +87,32 @@ class Values:
         """Load values for an engine, which is told the results."""
         self._works.put(Load(engine, number, wanted, clock.now() + RETRY_MAX))
 
-    def read(self, partition: int, token: bytes, offset: int, count: int) -> bytes | None:
-        """Return a part of a large value, or None if it is not there, or cannot be read in time."""
+    def read(
+        self, partition: int, token: bytes, offset: int, count: int, more: bool
+    ) -> bytes | None:
+        """Return a part of a large value, or None if it is not there, or cannot be read in time.
+
+        With ``more`` the part after it is read ahead, as a Node asks for it next. For Global's
+        thread alone, which waits here.
+        """
         if clock.now() < self._ask_from:
             return None
-        read = _Read(partition, token, offset, count)
-        self._works.put(read)
+        read = self._ahead.pop((token, offset, count), None)
+        if read is None:
+            read = self._begin(partition, token, offset, count)
+        next_one = token, offset + count, count
+        if more and next_one not in self._ahead:
+            self._ahead[next_one] = self._begin(partition, *next_one)
+            if len(self._ahead) > AHEAD_MAX:
+                del self._ahead[next(iter(self._ahead))]
         if not read.done.wait(READ_TIMEOUT):
             self._ask_from = clock.now() + READ_PAUSE
         return read.part
+
+    def _begin(self, partition: int, token: bytes, offset: int, count: int) -> _Read:
+        read = _Read(partition, token, offset, count)
+        self._works.put(read)
+        return read
 
     def close(self) -> None:
         """End the thread. Idempotent."""

@@ -2,25 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
+from typing import Protocol
 
-from dstore.protocol.messages import Stored
+from dstore.protocol.messages import Key, Stored
 from dstore.protocol.partitions import partition_of
 from tests.simulation.cluster.member import SimMember
+from tests.simulation.cluster.node import SimNode
+from tests.simulation.cluster.scenario import ClusterScenario
+from tests.simulation.cluster.servers import Database
 from tests.simulation.cluster.tables import KEPT, PARTITION
 
-if TYPE_CHECKING:
-    from tests.simulation.cluster.simulation import ClusterSimulation
+
+class Caller(Protocol):
+    """A thread of a client."""
+
+    name: str
+
+    @property
+    def idle(self) -> bool: ...
 
 
-def broken(run: ClusterSimulation) -> Iterator[str]:
+class Run(Protocol):
+    """What is looked at of a run."""
+
+    scenario: ClusterScenario
+    database: Database
+    members: dict[str, SimMember]
+    nodes: list[SimNode]
+    keys: list[Key]
+
+    @property
+    def threads(self) -> Sequence[Caller]: ...
+
+
+def broken(run: Run) -> Iterator[str]:
     """The conditions that do not hold now, one line each."""
     yield from _one_owner(run)
     yield from _caches_are_current(run)
 
 
-def _one_owner(run: ClusterSimulation) -> Iterator[str]:
+def _one_owner(run: Run) -> Iterator[str]:
     """No two members would answer for one partition, and who would is its owner by the database."""
     rows, owners = run.database.primary.durable, dict[int, SimMember]()
     for member in run.members.values():
@@ -33,7 +55,7 @@ def _one_owner(run: ClusterSimulation) -> Iterator[str]:
                 yield f"{member.name} would answer for partition {number}, and {row}"
 
 
-def _caches_are_current(run: ClusterSimulation) -> Iterator[str]:
+def _caches_are_current(run: Run) -> Iterator[str]:
     """Each value that a hit could answer with is the one that the database has."""
     rows = run.database.primary.durable
     for node in run.nodes:
@@ -53,7 +75,7 @@ def _caches_are_current(run: ClusterSimulation) -> Iterator[str]:
                 entry.visited = visited
 
 
-def left_over(run: ClusterSimulation) -> Iterator[str]:
+def left_over(run: Run) -> Iterator[str]:
     """What is not well at the end of a run, one line each."""
     for number in range(run.scenario.partitions):
         if not any(number in each.serving() for each in run.members.values()):
@@ -65,12 +87,12 @@ def left_over(run: ClusterSimulation) -> Iterator[str]:
             yield f"{member.name} has not handed over {member.giving}"
         if member.state is not None:
             yield from _rows_are_in_memory(run, member)
-    for caller in run.callers:
+    for caller in run.threads:
         if not caller.idle:
             yield f"{caller.name} still waits"
 
 
-def _rows_are_in_memory(run: ClusterSimulation, member: SimMember) -> Iterator[str]:
+def _rows_are_in_memory(run: Run, member: SimMember) -> Iterator[str]:
     """Memory and database have the same keys and values."""
     rows = run.database.primary.durable
     for key in run.keys:

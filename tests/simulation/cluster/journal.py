@@ -134,7 +134,8 @@ def _transaction(writing: Writing, rows: Transaction) -> Any:
 
 def _resolution(writing: Writing, rows: Transaction) -> Any:
     """Raise the fences, and write what is not written. The fence may have been raised by an attempt
-    before this one, of which the outcome is not known either."""
+    before this one, of which the outcome is not known either. Each attempt raises it to a value of
+    its own, so that those before this one do nothing if they come later."""
     raised = {}
     for number in writing.fences:
         name = (PARTITION, number)
@@ -142,8 +143,8 @@ def _resolution(writing: Writing, rows: Transaction) -> Any:
         row: Partition = rows.get(name)
         if not writing.is_mine(row, number, writing.attempts):
             return FENCED
-        raised[number] = row.fence + 1
-        rows.put(name, row._replace(fence=row.fence + 1))
+        fence = raised[number] = writing.fences[number] + writing.attempts + 1
+        rows.put(name, row._replace(fence=fence))
     return _applied(writing, rows), raised
 
 

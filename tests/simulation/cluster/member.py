@@ -53,8 +53,6 @@ WALL = 1.8e9
 """The time of the wall clock at the beginning of a run."""
 LOOK_EVERY = 0.01
 """Seconds between two looks whether all that has begun has ended."""
-BARRIER = "barrier"
-"""A table of which a row is written so that a transaction has something to replicate."""
 READ = (GetReply, TtlReply, ScanReply)
 """Replies that say what is bound now."""
 
@@ -191,13 +189,16 @@ class SimMember(Client):
     # ---- taking over ----------------------------------------------------------------------
 
     def _load(self, tenure: object, gains: tuple[Gain, ...]) -> None:
-        """Read the rows of partitions, in a transaction that also writes: that is the barrier."""
+        """Read the rows of partitions, from a server that shows what was claimed."""
         if tenure is not self.tenure:
             return
         numbers = {each.number for each in gains}
 
-        def read(rows: Transaction) -> list[Kept]:
-            rows.put((BARRIER, self.ownership.me), self.loop.number())
+        def read(rows: Transaction) -> list[Kept] | None:
+            for number, fence, _ in gains:
+                if rows.get((PARTITION, number)).fence != fence:
+                    self.loop.counts["former primaries that were not believed"] += 1
+                    return None
             keys = [key for key in rows.names(KEPT) if partition_of(key) in numbers]
             return [rows.get((KEPT, key)) for key in keys]
 
@@ -235,39 +236,42 @@ class SimMember(Client):
 
     def _hand_over(self, effect: HandOver) -> None:
         self.giving = effect.numbers
-        if self.state is not None:
-            self.state.close()
-        self._look_drained(self.tenure, self.loop.now + self._patience)
+        self._hold(self.tenure)
 
-    @property
-    def _patience(self) -> float:
-        return 2 * max(self.scenario.leases) + 2 * self.scenario.ownership
+    def _hold(self, tenure: object) -> None:
+        """Take no new writes, until those that have begun have ended."""
+        if tenure is not self.tenure or not self.giving:
+            return
+        if not self.held_up("hold", self._hold, tenure):
+            if self.state is not None:
+                self.state.hold_writes()
+            patience = 2 * max(self.scenario.leases) + self.scenario.ownership
+            self._look_drained(tenure, self.loop.now + patience)
 
     def _look_drained(self, tenure: object, until: float) -> None:
-        """Whether all that has begun has ended, so that the epoch can end."""
+        """Whether all writes that have begun have ended, so that the epoch can end."""
         if tenure is not self.tenure or not self.giving:
             return
         if self.held_up("drained", self._look_drained, tenure, until):
             return
-        if self.loop.now >= until:
-            self.loop.counts["hand-overs that took too long"] += 1
-            self._act(self.ownership.lose("a hand-over took too long", self.clock()))
-        elif self.state is None or self.state.idle:
+        if self.state is None or not self.state.writing:
             self._end_epoch()
+        elif self.loop.now >= until:
+            self.loop.counts["hand-overs that are tried again"] += 1
+            self.state.take_writes(self.clock())
+            self.loop.later(self.scenario.ownership, self._hold, tenure)
         else:
             self.loop.later(LOOK_EVERY, self._look_drained, tenure, until)
 
     def _end_epoch(self) -> None:
         given, self.giving = set(self.giving), ()
-        kept: list[tuple[Key, bytes, float]] = []
+        deadlines = [] if self.state is None else list(self.state.deadlines())
+        kept = [each for each in deadlines if partition_of(each[0]) not in given]
         for key in self.engine.scan("", "", 1000):
             stored = self.engine.read(key)
             assert stored is not None
             if partition_of(key) in given:
                 self.engine.remove(key, stored.token)
-            else:
-                assert self.state is not None
-                kept.append((key, stored.token, self.state._deadlines.of(key)))
         self.journal.disown(given)
         self.loaded -= given
         self._drop_epoch()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from dstore.client.cluster.routing import Routes
 from dstore.core.local.cache import ENTRY_OVERHEAD
@@ -20,11 +20,18 @@ from tests.simulation.network import Connection
 from tests.simulation.process import Mortal, Process
 from tests.simulation.trace import short
 
-if TYPE_CHECKING:
-    from tests.simulation.cluster.attempt import Attempt
-
 VALUE_BYTES = 8
 """Bytes of each value."""
+
+
+class Waiting(Protocol):
+    """An operation of a Local that is on its way."""
+
+    def look(self) -> None:
+        """The state of the Local may have changed."""
+
+    def cut(self) -> None:
+        """Lose what is under way."""
 
 
 class SimNode(Mortal):
@@ -73,7 +80,7 @@ class NodeLocal(Process):
     def __init__(self, node: SimNode, member: SimMember, identities: Identities) -> None:
         name = f"{node.name}.{member.name}"
         self.node = node
-        self.attempts: list[Attempt] = []
+        self.attempts: list[Waiting] = []
         super().__init__(node.loop, node.scenario, member, node.host, name)
         self.identity = identities.admit(name, None)
         self.state = LocalState(

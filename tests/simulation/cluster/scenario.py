@@ -6,6 +6,7 @@ import random
 from dataclasses import dataclass, replace
 from typing import Any
 
+from dstore.core.local.operations.exchange import RESEND_MAX
 from tests.simulation.scenario import Scenario
 
 KINDS = (
@@ -110,7 +111,7 @@ class ClusterScenario(Scenario):
             idle_timeout=dice.choice((0.5, 1.0, 4.0)) * ownership,
         )
         if dice.random() < CALM:
-            return replace(drawn, timeout=20 * ownership, linger=ownership)
+            return replace(drawn, timeout=20 * ownership, linger=RESEND_MAX + ownership)
         return replace(drawn, **cls._faults(dice, ownership))
 
     @classmethod

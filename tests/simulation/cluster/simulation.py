@@ -108,6 +108,10 @@ class ClusterSimulation:
             self._plan(rate, strike)
 
     @property
+    def threads(self) -> list[Caller]:
+        return self.callers
+
+    @property
     def history(self) -> list[Operation]:
         recorded = [each for caller in self.callers for each in caller.done]
         return sorted(recorded, key=lambda each: each.start)

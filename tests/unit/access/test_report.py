@@ -123,6 +123,22 @@ def test_those_who_were_revoked_are_counted_together(folder: KeyFolder, access: 
     assert (sessions.passes, reported(folder)) == (3, folder.generation)
 
 
+def test_nothing_is_reported_while_leases_of_a_former_epoch_may_run(
+    folder: KeyFolder, access: Access
+) -> None:
+    """Its sessions are not known any more: one of them may be of somebody who was revoked."""
+    sessions = Counted()
+    access.report(0.0, sessions)
+    former = folder.generation
+    access.report_from(10.0)
+    folder.revoke(NAMES[0])
+    applied(access, KEYS_CHECK)
+    access.report(9.0, sessions)
+    assert reported(folder) == former
+    access.report(10.0, sessions)
+    assert reported(folder) == folder.generation
+
+
 def test_a_generation_is_reported_at_the_first_look_at_which_that_works(
     folder: KeyFolder, access: Access
 ) -> None:

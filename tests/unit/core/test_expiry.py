@@ -56,6 +56,23 @@ def test_a_key_expires_when_its_time_has_passed_and_not_before() -> None:
     assert a.get("l") == b"v", "a key without a time to live stays"
 
 
+def test_while_writes_are_held_nothing_expires_and_afterwards_it_does() -> None:
+    world = World()
+    (a,) = world.joined("a")
+    a.set("k", b"v", ttl=TTL)
+    a.set("l", b"v", ttl=2 * TTL)
+    world.state.hold_writes()
+    world.live(TTL + 1.0)
+    assert bound(world)
+    assert [key for key, _, _ in world.state.deadlines()] == ["k", "l"]
+    world.state.take_writes(world.now)
+    world.live(0.1)
+    assert not bound(world)
+    assert a.set("k", b"new").status is STORED
+    world.live(TTL)
+    assert not bound(world, "l")
+
+
 def test_an_expiry_waits_for_its_holders_as_any_deletion_does() -> None:
     world = World()
     a, b = world.joined("a", "b")
