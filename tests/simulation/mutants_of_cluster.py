@@ -188,11 +188,17 @@ OF_CLUSTER = (
         "        fence = raised[number] = writing.fences[number] + writing.attempts + 1\n",
         "        fence = raised[number] = row.fence\n",
     ),
-    _mutant(
+    Mutant(
         "write in doubt that lands late: all attempts raise the fence by one",
-        JOURNAL,
-        "        fence = raised[number] = writing.fences[number] + writing.attempts + 1\n",
-        "        fence = raised[number] = row.fence + 1\n",
+        (
+            (
+                JOURNAL,
+                "        fence = raised[number] = writing.fences[number] + writing.attempts + 1\n",
+                "        fence = raised[number] = row.fence + 1\n",
+            ),
+        ),
+        CLUSTER + "test_an_attempt_that_lands_late_does_nothing",
+        "it takes three attempts, of which the second one comes last: one of some hundred seeds",
     ),
     Mutant(
         "write in doubt taken for one that was carried out",
