@@ -23,9 +23,10 @@ MEMORY_LIMIT_DEFAULT = 4 << 30
 SIZE_MAX = (1 << 62) - 1
 """The largest value of a limit in bytes: the largest size on the wire."""
 
-OWNERSHIP_LEASE_DEFAULT = 6.0
+OWNERSHIP_LEASE_DEFAULT = 4.0
 OWNERSHIP_LEASE_MIN, OWNERSHIP_LEASE_MAX = 0.2, 3600.0
-"""Seconds for which a member of a cluster may answer after a beat."""
+"""Seconds for which a member of a cluster may answer after a beat. The default is below that of a
+Node's timeout, so that a call which finds a member dead can wait until others have taken over."""
 
 CLIENTS_MAX_DEFAULT = 10_000
 CLIENTS_MAX = 100_000

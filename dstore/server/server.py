@@ -99,8 +99,8 @@ class Global:
         to, which must then name a host.
     ownership_lease
         Seconds for which a member may answer after it has made itself heard in the database, which
-        it does three times as often. A member that dies is replaced after about this time. Default:
-        6. It must be longer than a failover of the database takes, or all caches end with each.
+        it does many times as often. A member that dies is replaced after about this time. Default:
+        4. A failover of the database that takes longer ends all caches.
     bulk
         Where the bytes of large values are kept: a :class:`dstore.engines.Bulk`. Default: in the
         folder ``shm``, where the Nodes of this host map them. With a bulk of your own Global puts

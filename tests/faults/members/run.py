@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import dstore
+from dstore import config
 from tests.faults.client import Client, Keys
 from tests.faults.cluster import Clients, Life, Times
 from tests.faults.injector import Fault
@@ -76,7 +77,7 @@ class Plan:
     members: int = MEMBERS
     workers: int = WORKERS
     probed: int = PROBED
-    lease: float = 6.0
+    lease: float = config.OWNERSHIP_LEASE_DEFAULT
     cache_lease: float = 2.0
     round_seconds: float = ROUND_SECONDS
     pause: float = PAUSE
@@ -396,7 +397,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--globals", type=int, default=MEMBERS, choices=range(1, 17), metavar="N")
     parser.add_argument("--workers", type=int, default=WORKERS, choices=range(1, 33), metavar="N")
     parser.add_argument(
-        "--ownership-lease", type=float, default=6.0, metavar="SECONDS", help="default: %(default)g"
+        "--ownership-lease",
+        type=float,
+        default=config.OWNERSHIP_LEASE_DEFAULT,
+        metavar="SECONDS",
+        help="default: %(default)g",
     )
     parser.add_argument(
         "--lease",
