@@ -95,11 +95,17 @@ OF_CLUSTER = (
         "            elif isinstance(effect, Lost):\n                pass\n",
     ),
     # ---- candidates
-    _mutant(
+    Mutant(
         "beat of another member counted from when it was asked for",
-        OWNERSHIP,
-        "        self._sightings.take(view, now)\n",
-        "        self._sightings.take(view, self._asked_at)\n",
+        (
+            (
+                OWNERSHIP,
+                "        self._sightings.take(view, now)\n",
+                "        self._sightings.take(view, self._asked_at)\n",
+            ),
+        ),
+        OWNED + "test_a_beat_is_counted_from_when_it_was_seen",
+        "the other one has to stop just after its beat, while the answer of the database is late",
     ),
     _mutant(
         "member that is declared dead before its lease has ended",

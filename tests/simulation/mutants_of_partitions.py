@@ -154,8 +154,8 @@ OF_PARTITIONS = (
         (
             (
                 PARTITIONS,
-                "            self._lapsed = True\n        return self._lapsed\n",
-                "            return True\n        return self._lapsed\n",
+                "            self._lapsed = self._lapsed or self.ends > 0.0  # else nothing was missed\n",
+                "",
             ),
         ),
         OWNED + "test_what_has_lapsed_stays_so_though_the_ownership_lease_is_moved_on",
