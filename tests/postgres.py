@@ -255,15 +255,16 @@ class Postgres:
     """A primary, with ``standby`` also a synchronous standby, in a temporary folder.
 
     Commits of a primary that should have a standby wait while it has none. Not safe for use by
-    several threads at once. It is closed when this process ends, too.
+    several threads at once. It is closed when this process ends, too, however that ends; then the
+    folders ``others`` are removed as well.
     """
 
-    def __init__(self, *, standby: bool = False) -> None:
+    def __init__(self, *, standby: bool = False, others: Sequence[Path] = ()) -> None:
         if why := missing():
             raise RuntimeError(why)
         self._folder = _folder()
         self._watch = subprocess.Popen(
-            [sys.executable, "-I", str(WATCH), str(self._folder)],
+            [sys.executable, "-I", str(WATCH), str(self._folder), *map(str, others)],
             stdin=subprocess.PIPE,
             start_new_session=True,
         )

@@ -1,7 +1,8 @@
-"""Ends PostgreSQL servers and removes their folder: ``python tests/postgres_watch.py FOLDER``.
+"""Ends PostgreSQL servers and removes folders: ``python tests/postgres_watch.py FOLDER OTHER ...``.
 
 It waits until its standard input is closed, which also happens when the process that started it is
-killed. Each folder within FOLDER that has a ``postmaster.pid`` is the data of a server.
+killed. Each folder within FOLDER that has a ``postmaster.pid`` is the data of a server. The other
+folders are only removed.
 """
 
 from __future__ import annotations
@@ -67,13 +68,14 @@ def _lives(pid: int) -> bool:
     return state not in "ZX"
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, *others: Path) -> None:
     while os.read(sys.stdin.fileno(), 64):
         pass
     for found in folder.glob(f"*/{PID_FILE}"):
         kill_server(found.parent)
-    shutil.rmtree(folder, ignore_errors=True)
+    for each in (folder, *others):
+        shutil.rmtree(each, ignore_errors=True)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(*map(Path, sys.argv[1:]))

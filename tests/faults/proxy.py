@@ -191,6 +191,7 @@ class Relay:
             text=True,
             cwd=ROOT,
             env={**os.environ, "PYTHONPATH": str(ROOT)},
+            start_new_session=True,  # Ctrl-C does not reach it: it ends with its input
         )
         if (said := self._read_line()) != "ready":
             self.close()

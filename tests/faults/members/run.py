@@ -61,7 +61,7 @@ PAUSE = 0.04
 """Longest pause of a worker between two operations, in seconds."""
 JUDGES = 2
 """Judges at the same time."""
-EXIT_MISSING = 2
+EXIT_MISSING, EXIT_INTERRUPTED = 2, 130
 
 
 @dataclass(frozen=True)
@@ -137,12 +137,14 @@ class Run:
 
     def run(self) -> Report:
         with ExitStack() as stack:
-            self._postgres = stack.enter_context(Postgres(standby=self.plan.standby))
-            self._init()
             count = self.plan.members + 1
+            folders = stack.enter_context(shared_memory([str(each) for each in range(count)]))
+            shared = Path(folders["0"]).parent
+            servers = Postgres(standby=self.plan.standby, others=[shared])
+            self._postgres = stack.enter_context(servers)
+            self._init()
             links = self._links = Links(count, self._postgres.servers)
             stack.enter_context(links.relay)
-            folders = stack.enter_context(shared_memory([str(each) for each in range(count)]))
             self._members = [self._member(each, folders[str(each)]) for each in range(count)]
             for member in self._members:
                 stack.callback(member.kill)
@@ -367,7 +369,11 @@ def main() -> int:
         overlap=options.overlap,
         broken=options.broken,
     )
-    report = Run(plan, folder, lambda line: print(line, flush=True)).run()
+    try:
+        report = Run(plan, folder, lambda line: print(line, flush=True)).run()
+    except KeyboardInterrupt:
+        print(f"interrupted; the histories and logs are in {folder}", file=sys.stderr)
+        return EXIT_INTERRUPTED
     print(*report.lines(), sep="\n")
     if report.wrong:
         print(*report.wrong, f"The histories and logs are in {folder}", sep="\n")
