@@ -21,7 +21,8 @@ _JOIN = """
 INSERT INTO member AS old (id, address, beat, lease, cache_lease, draining)
 VALUES (%(me)s, %(address)s, %(beat)s, %(lease)s, %(cache_lease)s, %(draining)s)
 ON CONFLICT (id) DO UPDATE SET address = excluded.address, beat = excluded.beat,
-    lease = excluded.lease, cache_lease = excluded.cache_lease, draining = excluded.draining
+    lease = excluded.lease, cache_lease = excluded.cache_lease,
+    draining = old.draining OR excluded.draining
 WHERE old.beat < excluded.beat
 """
 _BEAT = """
