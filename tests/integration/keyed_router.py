@@ -14,7 +14,7 @@ from dstore.access.connect import Connect
 from dstore.core.authority.identity import Identity, Role
 from dstore.protocol import wire
 from dstore.protocol.messages import Refusal, Refused, ToGlobal
-from dstore.server import loop
+from dstore.server import listener
 from dstore.testing.running import ANY_PORT
 from dstore.transport.curve import new_pair
 from dstore.transport.router import Arrived, Router
@@ -102,7 +102,7 @@ def keyed_global(keys: Keys, address: str = ANY_PORT, **options: Any) -> Iterato
         return KeyedRouter(keys, *given, **named)
 
     server = dstore.Global(address, **{"lease": 1.0, **options})
-    with mock.patch.object(loop, "Router", router):
+    with mock.patch.object(listener, "Router", router):
         server.start()
     with server:
         yield server

@@ -89,6 +89,9 @@ GLOBAL: dict[str, tuple[list[Any], list[Any]]] = {
         [5, "memory", MemoryEngine, {}, PrivateBulk(), HalfLoading()],
     ),
     "bulk": ([None, PrivateBulk()], [5, "memory", PrivateBulk, {}, MemoryEngine()]),
+    # Without a database these have no meaning, and are refused whatever they are.
+    "advertise": ([None], [5, b"tcp://h:5", "", "nonsense", "tcp://h:5"]),
+    "ownership_lease": ([None], [*NO_SECONDS, 0, 0.1, 4.0, 3601]),
 }
 ADDRESSES: list[Any] = [5, 0, b"tcp://127.0.0.1:5", ["a"], True, "", "nonsense", "tcp://h:70000"]
 
