@@ -8,7 +8,6 @@ that type checkers, editors, ``inspect.signature`` and ``help`` show the signatu
 
 from __future__ import annotations
 
-import copy
 import functools
 import inspect
 import os
@@ -145,8 +144,8 @@ class Settings:
 
     def at(self, address: str) -> Settings:
         """Return these settings with one address."""
-        made = copy.copy(self)
-        made.address = address
+        made = Settings.__new__(Settings)  # no copy: that would leave out the connect file
+        vars(made).update(vars(self), address=address)
         return made
 
     @property

@@ -15,9 +15,12 @@ import pytest
 
 import dstore
 from dstore import config
+from dstore.core.authority.partitions import NO_MAP
 from dstore.protocol.messages import (
+    AskMap,
     Get,
     GetReply,
+    MapReply,
     Refusal,
     Refused,
     Scan,
@@ -152,6 +155,8 @@ def hostile() -> Iterator[FakeGlobal]:
         if isinstance(message, Stats):
             metrics = {EVIL: 1, "locals": {"1": {"label": EVIL, EVIL: {EVIL: [EVIL]}}}}
             return StatsReply(EPOCH, SESSION, message.request, metrics)
+        if isinstance(message, AskMap):
+            return MapReply(EPOCH, message.session, message.request, *NO_MAP)
         return Refused(EPOCH, SESSION, message.request, Refusal.BUSY, EVIL)
 
     running = FakeGlobal(answer)
