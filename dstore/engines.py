@@ -49,6 +49,7 @@ from dstore.core.engine import (
     LoadingEngine,
     Lost,
     Outcome,
+    Unreadable,
 )
 from dstore.protocol.keys import from_bytes, to_bytes
 from dstore.protocol.messages import Buffer, Key, Large, Stored
@@ -75,6 +76,7 @@ __all__ = [
     "Outcome",
     "PrivateBulk",
     "Stored",
+    "Unreadable",
     "from_bytes",
     "to_bytes",
 ]

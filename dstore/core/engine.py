@@ -21,6 +21,13 @@ class Lost(Exception):
     """
 
 
+class Unreadable(Exception):
+    """Raised by :meth:`Bulk.read`: the bytes are there, and cannot be read at present.
+
+    They come from somewhere else that does not answer. The Local asks for them again.
+    """
+
+
 class Bulk(Protocol):
     """Where Global keeps the bytes of large values, each under the token of its write.
 
@@ -70,7 +77,7 @@ class Bulk(Protocol):
         """Return at most ``count`` bytes from ``offset`` on, fewer at the end of the value.
 
         Returns None unless a value with that token is here and sealed. The view is read-only. It
-        stays valid after :meth:`drop` and :meth:`close`.
+        stays valid after :meth:`drop` and :meth:`close`. Raises Unreadable.
         """
 
     def drop(self, token: bytes) -> None:

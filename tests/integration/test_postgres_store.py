@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from dstore.core.cluster.messages import Beat, Leave, Member
-from dstore.core.engine import NO_DEADLINE, Away, Change, Outcome
+from dstore.core.engine import NO_DEADLINE, Away, Change, Outcome, Unreadable
 from dstore.errors import DataError, StoreFull
 from dstore.protocol.messages import DAMAGED, Large, Stored
 from dstore.protocol.partitions import partition_of
@@ -476,6 +476,24 @@ def test_a_large_value_is_read_in_pieces_by_the_next_owner(
         assert second.write(bind("l")) == [DONE]  # the journal does that in its order
         second.end(second.begin(bind("m")))
         assert sql("SELECT count(*) FROM piece") == [(0,)]
+
+
+def test_a_large_value_that_cannot_be_read_at_present_is_not_gone(
+    owner: Owner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    value = owner.upload(LARGE)
+    owner.write(bind("k", value))
+    owner.forget(ALL)
+    owner.load()
+
+    def lost(*_: object) -> bytes:
+        raise psycopg.OperationalError("the connection is lost")
+
+    with monkeypatch.context() as away:
+        away.setattr(values, "read_part", lost)
+        with pytest.raises(Unreadable):
+            owner.bulk.read(value.token, 0, 10)
+    assert bytes(owner.bulk.read(value.token, 0, 10) or b"") == LARGE[:10]
 
 
 def test_the_next_part_of_a_large_value_is_read_ahead_and_none_is_read_twice(

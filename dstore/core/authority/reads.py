@@ -39,7 +39,7 @@ from dstore.core.authority.invalidations import InvalidationLog
 from dstore.core.authority.loads import Loads, Overlay, Parked, keys_of
 from dstore.core.authority.partitions import Partitions
 from dstore.core.authority.sessions import NO_BIT, Session, Sessions
-from dstore.core.engine import Away, Bulk, Engine
+from dstore.core.engine import Away, Bulk, Engine, Unreadable
 from dstore.protocol.messages import (
     NO_SESSION,
     NO_TOKEN,
@@ -491,7 +491,10 @@ class Reads:
         # A small value could have been given the token of a large one, to get at its bytes.
         large = isinstance(stored, Stored) and type(stored.body) is Large
         if stored is not None and large and stored.token == message.token:
-            data = self._bulk.read(message.token, message.offset, message.length)
+            try:
+                data = self._bulk.read(message.token, message.offset, message.length)
+            except Unreadable:
+                return  # "gone" would be wrong; the Local asks again when it has heard nothing
         if not data:
             raise Refuse(Refusal.GONE, "the value is not here any more")
         self._out.counters["chunks_out"] += 1

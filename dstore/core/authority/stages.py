@@ -31,7 +31,7 @@ from dstore.core.authority.deadlines import Deadlines, deadline_bytes
 from dstore.core.authority.effects import NEVER, Alarm, Outbox, Refuse
 from dstore.core.authority.identity import ANYONE, Identity
 from dstore.core.authority.sessions import Session
-from dstore.core.engine import NO_DEADLINE, Bound, Bulk, Engine, Lost
+from dstore.core.engine import NO_DEADLINE, Bound, Bulk, Engine, Lost, Unreadable
 from dstore.errors import StoreFull
 from dstore.protocol import content
 from dstore.protocol.messages import (
@@ -143,11 +143,17 @@ class Stages:
         credit = max(CHUNK_BYTES, min(share, CHUNKS_AHEAD * CHUNK_BYTES))
         self._out.send(route, Staged(*message[:3], message.stored.token, received, credit))
 
+    def _is_bound(self, token: bytes) -> bool:
+        try:
+            return self._bulk.read(token, 0, 1) is not None
+        except Unreadable:
+            return True
+
     def _receive(self, session: Session, message: Stage, now: float) -> int:
         token = message.stored.token
         upload = self._uploads.get(token)
         if upload is None:
-            if self._bulk.read(token, 0, 1) is not None:
+            if self._is_bound(token):
                 return message.stored.size  # a late duplicate: it has been bound meanwhile
             if message.offset:
                 return 0  # it was dropped here; its sender starts again

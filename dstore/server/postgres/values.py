@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import psycopg
 
-from dstore.core.engine import Loaded
+from dstore.core.engine import Loaded, Unreadable
 from dstore.errors import DataError
 from dstore.protocol.keys import to_bytes
 from dstore.runtime import clock, native
@@ -53,6 +53,7 @@ class _Read:
     def __init__(self, partition: int, token: bytes, offset: int, count: int) -> None:
         self.parameters = partition, token, offset, count
         self.part: bytes | None = None
+        self.failed = False
         self.done = native.ThreadEvent()
 
 
@@ -90,13 +91,13 @@ class Values:
     def read(
         self, partition: int, token: bytes, offset: int, count: int, more: bool
     ) -> bytes | None:
-        """Return a part of a large value, or None if it is not there, or cannot be read in time.
+        """Return a part of a large value, or None if it is not there.
 
-        With ``more`` the part after it is read ahead, as a Node asks for it next. For Global's
-        thread alone, which waits here.
+        Raises Unreadable if it cannot be read in time. With ``more`` the part after it is read
+        ahead, as a Node asks for it next. For Global's thread alone, which waits here.
         """
         if clock.now() < self._ask_from:
-            return None
+            raise Unreadable("the database has not answered")
         read = self._ahead.pop((token, offset, count), None)
         if read is None:
             read = self._begin(partition, token, offset, count)
@@ -107,6 +108,9 @@ class Values:
                 del self._ahead[next(iter(self._ahead))]
         if not read.done.wait(READ_TIMEOUT):
             self._ask_from = clock.now() + READ_PAUSE
+            raise Unreadable("the database does not answer")
+        if read.failed:
+            raise Unreadable("the database has failed")
         return read.part
 
     def _begin(self, partition: int, token: bytes, offset: int, count: int) -> _Read:
@@ -152,6 +156,7 @@ class Values:
         try:
             read.part = self._attempt(lambda connection: read_part(connection, *read.parameters))
         except (DataError, psycopg.Error) as error:
+            read.failed = True
             self._failed(error)
         read.done.set()
 
