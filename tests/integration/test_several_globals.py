@@ -316,6 +316,7 @@ def test_the_member_and_the_key_that_are_not_reached_are_named() -> None:
             with pytest.raises(dstore.GlobalUnavailable, match=one.address) as caught:
                 call()
             assert "partitions" in str(caught.value) or repr(key) in str(caught.value)
+            assert "its database" in str(caught.value)
         assert node.global_stats()["globals"][one.address]["error"]
         assert node.get(other) == 1
         one.deaf = False
