@@ -55,14 +55,13 @@ def warn_of_password(url: str) -> None:
 
 def init(options: Namespace) -> int:
     """Create the tables, if there are none."""
-    if not postgres.init(options.url, standby=not options.no_standby):
-        console.complain("the database is prepared already; nothing was changed")
-    elif options.no_standby:
-        console.complain("the database is prepared; its members need no standby")
+    if postgres.init(options.url, standby=not options.no_standby):
+        needs, done = not options.no_standby, "the database is prepared"
     else:
-        console.complain(
-            "the database is prepared; its members write only while it has a synchronous standby"
-        )
+        needs = postgres.status(options.url).needs_standby
+        done = "the database is prepared already, and nothing was changed"
+    how = "write only while it has a synchronous standby" if needs else "need no standby"
+    console.complain(f"{done}; its members {how}")
     return console.EXIT_OK
 
 
@@ -79,10 +78,11 @@ def status(options: Namespace) -> int:
 
 def drain(options: Namespace) -> int:
     """Ask a member to hand over its partitions, and wait until it has."""
-    found = _member_named(postgres.status(options.url), options.member)
+    now = postgres.status(options.url)
+    found = _member_named(now, options.member)
     if found is None:
         return console.EXIT_REFUSED
-    name = f"the member at {plain(postgres.status(options.url).members[found].address)}"
+    name = f"the member at {plain(now.members[found].address)}"
     postgres.drain(options.url, found)
     end = time.monotonic() + options.wait
     while (left := _owned(postgres.status(options.url))[found]) and time.monotonic() < end:

@@ -42,6 +42,8 @@ SERVER_LINE = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 CLIENT_LINE = "dstore: %(message)s"
 MESSAGE_MAX = 2000
 """The number of characters of an error message that are shown."""
+NAME_WIDTH = 26
+"""The width of the names of counters, if none of a table is longer."""
 
 
 def one_line(error: BaseException) -> str:
@@ -123,12 +125,14 @@ def log_to_stderr(line: str, level: int) -> None:
 
 def counter_lines(counters: Mapping[str, Any], within: str = "") -> Iterator[str]:
     """Yield counters, one on each line, also those of tables within the table."""
+    names = {key: f"{within}{quoted(str(key))}" for key in counters}
+    lengths = [len(names[key]) for key, each in counters.items() if not isinstance(each, Mapping)]
+    width = max([NAME_WIDTH, *lengths])
     for key, value in counters.items():
-        name = f"{within}{quoted(str(key))}"
         if isinstance(value, Mapping):
-            yield from counter_lines(value, f"{name}.")
+            yield from counter_lines(value, f"{names[key]}.")
         else:
-            yield f"{name:<26} {_number(value)}"
+            yield f"{names[key]:<{width}} {_number(value)}"
 
 
 def _number(value: Any) -> str:

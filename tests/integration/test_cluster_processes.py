@@ -261,6 +261,7 @@ def test_members_share_the_keys_and_hand_them_over_without_a_failed_read(start: 
             assert get_many(each, each.mine()) == {key: key.upper() for key in each.mine()}
         assert one.stop() == OK
         assert "hands over" in one.log and "left the cluster" in one.log
+        assert f"serves {PARTITIONS} partitions now" in one.log
         serves_all(two)
         reader.goes_on()
     assert reader.missed == []
@@ -373,6 +374,8 @@ def test_status_and_drain(url: str, command: Command) -> None:
         return found
 
     assert shown()["members"] == []
+    said = command("cluster", "init", url, "--no-standby").err
+    assert "nothing was changed; its members need no standby" in said
     options: dict[str, Any] = {"engine": url, "ownership_lease": OWNERSHIP, "lease": LEASE}
     with dstore.Global("tcp://127.0.0.1:0", **options) as one:
         until(lambda: served(one)["partitions"] == PARTITIONS)

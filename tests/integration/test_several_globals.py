@@ -225,6 +225,20 @@ def test_a_write_in_several_messages_of_a_node_that_knows_one_address(cluster: C
         assert len(node.delete_many(values)) == len(names)
 
 
+def test_a_read_of_many_keys_of_which_a_node_that_knows_one_address_has_some(
+    cluster: Cluster,
+) -> None:
+    """The cache answers those, then the first Global refuses the others."""
+    one = cluster.members[0]
+    with dstore.Node(cluster.address) as writer:
+        writer.set_many(dict.fromkeys(KEYS, 1))
+    mine = [key for key in KEYS if one.partitions.owns(key)]
+    assert 0 < len(mine) < len(KEYS)
+    with dstore.Node(one.address) as node:
+        assert node.get_many(mine) == dict.fromkeys(mine, 1)
+        assert node.get_many([*KEYS, "nothing"]) == dict.fromkeys(KEYS, 1)
+
+
 def test_a_value_that_is_cached_is_a_hit_wherever_its_partition_is(cluster: Cluster) -> None:
     one, two, _ = cluster.members
     key = key_in(one.owned())
@@ -302,6 +316,7 @@ def test_the_member_and_the_key_that_are_not_reached_are_named() -> None:
             with pytest.raises(dstore.GlobalUnavailable, match=one.address) as caught:
                 call()
             assert "partitions" in str(caught.value) or repr(key) in str(caught.value)
+            assert "its database" in str(caught.value)
         assert node.global_stats()["globals"][one.address]["error"]
         assert node.get(other) == 1
         one.deaf = False

@@ -90,6 +90,13 @@ def test_error_lines_and_counters_are_escaped(text: str) -> None:
         assert is_plain(line)
 
 
+def test_the_counters_of_a_table_stand_in_one_column() -> None:
+    name = "tcp://127.0.0.1:50051"
+    lines = list(console.counter_lines({"keys": 1, "of": {name: {"keys": 2, "bytes_limit": 3}}}))
+    assert lines[0] == f"{'keys':<{console.NAME_WIDTH}} 1"
+    assert lines[1:] == [f"of.{name}.keys        2", f"of.{name}.bytes_limit 3"]
+
+
 def test_an_error_line_has_a_bound() -> None:
     assert len(console.said(ValueError("x" * 10_000_000))) < console.MESSAGE_MAX + 10
 

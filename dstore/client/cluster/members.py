@@ -196,7 +196,7 @@ class Members:
         if not keys:
             return await way.run(self._any(), command)
         call = self._call(command, keys)
-        if moved is not None and moved.done:
+        if moved is not None and moved.done and not call.reads:  # a read begins again
             left = set(moved.keys)
             call.done.append(Tried([key for key in keys if key not in left], moved.done))
             call.items = moved.keys

@@ -18,7 +18,7 @@ from collections.abc import Callable, Generator, Hashable, Iterable, Mapping, Se
 from dataclasses import dataclass, field
 from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
 
-from dstore.core.local.operations.exchange import Misdirected
+from dstore.core.local.operations.exchange import NO_REASON, Misdirected
 from dstore.errors import DstoreError, GlobalUnavailable, OutcomeUnknown, WrongServer
 from dstore.protocol.keys import public
 from dstore.protocol.messages import Key
@@ -34,6 +34,8 @@ PAUSE_FIRST, PAUSE_MAX = 0.01, 0.5
 """Seconds before a call is tried again while no newer map is known; the pause doubles."""
 ASKED_MAX = 3
 """Members that are asked for a newer map in one go."""
+NO_SIGN = "is it running, and can it be reached, and its database, too?"
+"""What is asked about a member that does not answer. Without its database it answers nothing."""
 KEYS_NAMED = 3
 """Keys that an error names."""
 
@@ -340,7 +342,8 @@ def call(
 
 def _reason(trouble: DstoreError | None) -> str:
     text = str(trouble) if trouble is not None else ""
-    return text.removeprefix("Global did not answer in time; ") or "is it running, and reachable?"
+    reason = text.removeprefix("Global did not answer in time; ")
+    return NO_SIGN if reason in ("", NO_REASON) else reason
 
 
 def _named(items: Sequence[Any]) -> str:

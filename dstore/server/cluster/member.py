@@ -388,6 +388,8 @@ class Member:
         self._faults = 0
         effects = service.state.gain(numbers, deadlines, quiet_until, clock.now())
         service.perform(effects)
+        if not (self._loads or self._to_load or self._taking_up):
+            log.warning("serves %d partitions now", len(self._serving))
 
     # ---- giving up --------------------------------------------------------------------------
 

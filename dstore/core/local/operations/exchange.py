@@ -38,6 +38,8 @@ most a quarter of the time that the request has.
 """
 ROUNDS_MAX = 5
 """Attempts to get a large value that is gone when it is fetched, or whose upload is lost."""
+NO_REASON = "is it running, and reachable?"
+"""What is asked about a Global that does not answer, if nothing is known."""
 
 R = TypeVar("R", bound=Reply)
 W = TypeVar("W", SetReply, DelReply, ExpireReply)
@@ -233,8 +235,7 @@ def unavailable(state: LocalState) -> GlobalUnavailable:
     if state.page is None and not state.joining:
         why = state.no_page or "none has a valid lease"
         return GlobalUnavailable(f"host='require' asks for a cache that this host shares; {why}")
-    last_error = state.last_error or "is it running, and reachable?"
-    return GlobalUnavailable(f"Global did not answer in time; {last_error}")
+    return GlobalUnavailable(f"Global did not answer in time; {state.last_error or NO_REASON}")
 
 
 def note_failed(state: LocalState, refused: Refused | None, now: float) -> None:
