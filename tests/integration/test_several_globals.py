@@ -392,8 +392,8 @@ def test_a_local_is_not_closed_while_a_call_pauses_there(cluster: Cluster) -> No
             several.routes.map, several.routes.seeds = former, seeds
             return (yield from ())
 
-        asked = several._anywhere(Command(start), members.THREAD)
-        green.finish(asked)
+        command: Command[None] = Command(start)
+        green.finish(several._anywhere(command, members.THREAD))
         assert len(taken) == 2, "of three Locals one is in use"
         for each in taken:
             each.close()
