@@ -399,6 +399,17 @@ def test_a_local_is_not_closed_while_a_call_pauses_there(cluster: Cluster) -> No
             each.close()
 
 
+def test_a_wait_ends_in_time_while_its_partition_is_refused(cluster: Cluster) -> None:
+    """Each refusal is the sign of a Global, so that the timeout of the Node does not end it."""
+    one = cluster.members[0]
+    key = key_in(one.owned())
+    with dstore.Node(cluster.address) as node:
+        assert node.get(key, None) is None
+        one.give_up([partition_of(key)])
+        done = in_thread(lambda: node.wait(key, timeout=0.2))
+        assert isinstance(done(), dstore.WaitTimedOut)
+
+
 # ---- watching -----------------------------------------------------------------------------------
 
 
