@@ -16,6 +16,7 @@ import pytest
 import dstore
 from dstore.client.watch import Event
 from dstore.config import BYTES_MAX
+from tests.integration.async_calls import LONG_LEASE
 from tests.integration.processes import PATIENCE, GlobalProcess, free_port, others_left
 
 pytestmark = pytest.mark.usefixtures("host_mode")
@@ -172,6 +173,7 @@ def test_keys_are_told_as_the_program_knows_them(node: MakeNode) -> None:
         assert next(events).key == b"\xff\x00"
 
 
+@LONG_LEASE  # the end of one is a resync
 def test_what_is_not_taken_is_dropped_oldest_first_and_counted(node: MakeNode) -> None:
     one = node()
     with one.watch(limit=3) as events, one.watch() as all_events:

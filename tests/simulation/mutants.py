@@ -295,7 +295,7 @@ MUTANTS = (
         (
             (
                 "core.authority.stages",
-                "            if self._bulk.read(token, 0, 1) is not None:\n",
+                "            if self._is_bound(token):\n",
                 "            if False:\n",
             ),
         ),
