@@ -117,13 +117,6 @@ cdef extern from *:
     #define DSTORE_SET_INDEX(node, value) DSTORE_STORE(node, _entries, value)
     #define DSTORE_HOME(entry) DSTORE_LOAD(entry, home)
 
-    /* Whether another thread may change what was looked up before it is used. */
-    #ifdef Py_GIL_DISABLED
-    #define DSTORE_OTHERS_RUN 1
-    #else
-    #define DSTORE_OTHERS_RUN 0
-    #endif
-
     /* A new reference to the value of a key of a dictionary, or to None. */
     static inline PyObject *dstore_look_up(PyObject *entries, PyObject *key) {
         PyObject *found;
@@ -158,7 +151,6 @@ cdef extern from *:
     dict load_index "DSTORE_INDEX" (Hits)
     int store_index "DSTORE_SET_INDEX" (Hits, dict) except -1
     Membership load_home "DSTORE_HOME" (Entry)
-    bint OTHERS_RUN "DSTORE_OTHERS_RUN"
     object look_up "dstore_look_up" (dict, object)
     void prefetch "__builtin_prefetch" (void *)
 
@@ -379,8 +371,8 @@ def find_indexed(dict index not None, name):
     return _find_indexed(index, name)
 
 
-# Nothing runs between the look-up and the load of the lease where there is a GIL, so that it is as
-# if the end of the lease had been noted first. Elsewhere the entry is looked up once more.
+# An index says which membership may have the key, and no more: after Ctrl-C, or a race of two Locals,
+# it may have an entry that the membership has dropped. So the entry is looked up once more.
 cdef inline Entry _find_indexed(dict index, object name):
     cdef Membership membership
     cdef Entry entry = look_up(index, name)
@@ -391,10 +383,9 @@ cdef inline Entry _find_indexed(dict index, object name):
     if membership is None:
         return None
     lease_end = load_word(membership._lease)
-    if OTHERS_RUN:
-        entry = look_up(membership.entries, name)
-        if entry is None:
-            return None
+    entry = look_up(membership.entries, name)
+    if entry is None:
+        return None
     return entry if _is_valid(membership, entry, lease_end) else None
 
 

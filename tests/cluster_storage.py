@@ -154,6 +154,9 @@ class FakeStorage:
             self.database.failures -= 1
             raise DataError("the database has stumbled")
         with self.database.lock:
+            for number in numbers:
+                if self.database.partitions[number].fence != self.fences[number]:
+                    raise DataError("the database does not show what was claimed")
             rows = [row for row in self.database.rows.values() if partition_of(row.key) in numbers]
         for start in range(0, len(rows), PAGE):
             yield rows[start : start + PAGE]

@@ -350,10 +350,13 @@ class Commands:
 
         end: float | None = None  # counted from when it first begins
 
+        def timed_out() -> WaitTimedOut:
+            return WaitTimedOut(f"{key!r} was not set within {span:g} seconds")
+
         def finish(one: One) -> Any:
             answer, local = one
             if answer is None:
-                raise WaitTimedOut(f"{key!r} was not set within {span:g} seconds")
+                raise timed_out()
             self._count(local, 1)
             return self._opened(answer)
 
@@ -362,6 +365,8 @@ class Commands:
                 nonlocal end
                 if end is None:
                     end = now + span
+                elif now >= end:  # Globals have refused it until now
+                    raise timed_out()
                 return operations.wait(state, name, now, end, stall_timeout)
 
             return Command(start, finish, keys=(name,), within=within, lasting=True)

@@ -394,6 +394,23 @@ def test_rows_that_cannot_be_loaded_are_loaded_again(
     assert "rows cannot be loaded" in caplog.text
 
 
+def test_partitions_whose_fences_were_raised_by_a_late_barrier_are_claimed_again(
+    start: Start, database: FakeDatabase
+) -> None:
+    """A barrier of before a loss is carried out after the claim that followed the loss."""
+    database.loading.clear()
+    one = start()
+    until(lambda: member_of(one)._loads)
+    with database.lock:
+        number = partition_of(KEYS[0])
+        owner, fence, quiet = database.partitions[number]
+        database.partitions[number] = Partition(owner, fence + 1, quiet)
+    database.loading.set()
+    serves(one)
+    with dstore.Node(one.address) as node:
+        node.set(KEYS[0], 1)
+
+
 # ---- loss ----------------------------------------------------------------------------------------
 
 

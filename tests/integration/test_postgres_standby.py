@@ -68,6 +68,18 @@ def test_a_commit_that_no_standby_has_confirmed_is_in_doubt_though_its_row_is_vi
     assert owner.write(bind("later")) == [DONE]
 
 
+def test_a_warning_comes_also_to_a_user_who_wants_to_see_errors_alone(
+    postgres_pair: Postgres, postgres_pair_url: str
+) -> None:
+    """A commit that no standby has confirmed differs from others by the warning and no more."""
+    quiet = f"{postgres_pair_url}{'&' if '?' in postgres_pair_url else '?'}"
+    assert init(postgres_pair_url)
+    with owners(f"{quiet}options=-c%20client_min_messages%3Derror", 1) as (member,):
+        connection = member.store._links[1].open()
+        connection.execute("DO $$ BEGIN RAISE WARNING 'of a commit'; END $$")
+        assert "of a commit" in member.store._links[1].warning()
+
+
 def test_a_beat_that_no_standby_has_confirmed_has_no_answer(
     postgres_pair: Postgres, owner: Owner
 ) -> None:

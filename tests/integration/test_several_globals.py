@@ -14,8 +14,10 @@ import pytest
 
 import dstore
 from dstore import cli, config
-from dstore.client.cluster import members
+from dstore.client.cluster import members, routing
+from dstore.client.commands import Command
 from dstore.protocol.partitions import partition_of
+from dstore.runtime import greenlets as green
 from dstore.testing import running_global
 from tests.integration.members import Cluster, Member, cluster_of, key_in
 
@@ -370,6 +372,57 @@ def test_one_seed_of_several_is_enough(cluster: Cluster) -> None:
         node.set(key, 1)
         assert node.get(key) == 1
     one.deaf = False
+
+
+def test_a_read_goes_on_if_its_global_leaves_the_cluster_just_now(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another thread has closed the Local after the read had looked it up."""
+    with dstore.Node(cluster.address) as node:
+        key = key_in(cluster.members[2].owned())
+        node.set(key, 1)
+        with dstore.Node(cluster.address) as other:
+            assert other.get(key) == 1
+            several = other._members
+            assert several is not None
+            gone = several._locals.pop(cluster.members[2].address)
+            gone.close()
+            other.delete(key)
+            node.set(key, 2)
+            monkeypatch.setattr(several, "owner_of", lambda _: gone)
+            assert other.get(key) == 2
+
+
+def test_a_local_is_not_closed_while_a_call_pauses_there(cluster: Cluster) -> None:
+    with dstore.Node(cluster.members[0].address) as node:
+        node.set_many(dict.fromkeys(KEYS))
+        several = node._members
+        assert several is not None
+        taken: list[Any] = []
+
+        def start(state: Any, large: Any, now: float) -> Any:
+            several.routes.map, former = routing.NO_MAP, several.routes.map
+            several.routes.seeds, seeds = (), several.routes.seeds
+            taken.extend(several.take_idle())
+            several.routes.map, several.routes.seeds = former, seeds
+            return (yield from ())
+
+        command: Command[None] = Command(start)
+        green.finish(several._anywhere(command, members.THREAD))
+        assert len(taken) == 2, "of three Locals one is in use"
+        for each in taken:
+            each.close()
+
+
+def test_a_wait_ends_in_time_while_its_partition_is_refused(cluster: Cluster) -> None:
+    """Each refusal is the sign of a Global, so that the timeout of the Node does not end it."""
+    one = cluster.members[0]
+    key = key_in(one.owned())
+    with dstore.Node(cluster.address) as node:
+        assert node.get(key, None) is None
+        one.give_up([partition_of(key)])
+        done = in_thread(lambda: node.wait(key, timeout=0.2))
+        assert isinstance(done(), dstore.WaitTimedOut)
 
 
 # ---- watching -----------------------------------------------------------------------------------

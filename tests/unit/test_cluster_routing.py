@@ -126,6 +126,25 @@ def test_without_a_map_the_seeds_are_asked_for_one() -> None:
         Script(reading(KA, routes=Routes([B, C]))).reply(Map(0, (), b""))
 
 
+def test_nothing_is_written_to_a_global_by_itself_where_a_member_was() -> None:
+    script = Script(writing(KA, fresh=()))
+    assert script.move == Ask(A, routing.CONTACT_TIMEOUT)
+    script.reply(Map(0, (), b""))
+    assert isinstance(script.move, Ask), "a newer map is asked for"
+    assert script.move.address != A
+    script.reply(a_map(2, lambda _: 1))
+    assert script.move == Ask(B, routing.CONTACT_TIMEOUT)
+    script.reply(a_map(2, lambda _: 1))
+    assert isinstance(script.move, Try)
+    assert script.move.parts == {B: [KA]}
+
+    def answer() -> None:
+        script.reply(Map(0, (), b""), 1.0)
+
+    script = Script(writing(KA, fresh=()))
+    assert "is a Global by itself" in failure_after(answer)
+
+
 def test_what_is_not_mine_is_tried_at_the_new_owner() -> None:
     script = Script(reading(KA, KB))
     assert isinstance(script.tried(a=Misdirected([KA]), b=1), Ask)

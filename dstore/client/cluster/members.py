@@ -192,9 +192,9 @@ class Members:
         """
         keys = command.keys
         if command.locate is not None:
-            keys = [await way.run(self._any(), Command(_located(command.locate)))]
+            keys = [await self._anywhere(Command(_located(command.locate)), way)]
         if not keys:
-            return await way.run(self._any(), command)
+            return await self._anywhere(command, way)
         call = self._call(command, keys)
         if moved is not None and moved.done and not call.reads:  # a read begins again
             left = set(moved.keys)
@@ -250,7 +250,7 @@ class Members:
             elif isinstance(move, Ask):
                 value = await self._ask(move, way)
             else:
-                await way.run(self._any(), Command(_pause(move.seconds)))
+                await self._anywhere(Command(_pause(move.seconds)), way)
             reply = Reply(clock.now(), value)
 
     async def _try(self, parts: dict[str, tuple[Any, Command[Any]]], way: Way) -> dict[str, Tried]:
@@ -322,10 +322,11 @@ class Members:
         assert page.within is not None
         return numbers, page.within(timeout)
 
-    def _any(self) -> Local:
-        """Return a Local: one whose member has answered lately, if there is one."""
+    async def _anywhere(self, command: Command[T], way: Way) -> T:
+        """Carry out a command at a member that has answered lately, if there is one."""
         fresh = filter(self.fresh, list(self._locals))
-        return self.local(next(fresh, self.routes.seeds[0]))
+        with self._using(next(fresh, self.routes.seeds[0])) as local:
+            return await way.run(local, command)
 
 
 def _no(items: Any, timeout: float) -> tuple[Any, Command[Any]]:

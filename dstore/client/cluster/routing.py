@@ -297,12 +297,15 @@ class Call(Generic[I]):
             return False
         if isinstance(answer, BaseException):
             raise answer
+        if not answer.members:
+            alone = f"{address} is a Global by itself, and no member of a cluster"
+            if not self.routes.known:
+                raise WrongServer(f"{alone}; give one address")
+            self._silent[address] = None  # where a member was: what it answers counts for nothing
+            self._trouble = WrongServer(alone)
+            return False
         self._silent.pop(address, None)
         self.routes.learn(answer)
-        if not answer.members and not self.routes.known:
-            raise WrongServer(
-                f"{address} is a Global by itself, and no member of a cluster; give one address"
-            )
         return True
 
     def _unreached(self, left: Iterable[I]) -> GlobalUnavailable:

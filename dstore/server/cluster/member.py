@@ -367,6 +367,9 @@ class Member:
         load = self._loads[page.load]
         if page.failed:
             del self._loads[page.load]
+            if self._overtaken(load.numbers):
+                self.fail("a statement of before has raised the fence of a partition")
+                return
             self._forget(load.numbers)
             self._load(load.numbers)
             return
@@ -375,6 +378,15 @@ class Member:
         else:
             del self._loads[page.load]
             self._serve(service, load.numbers, load.deadlines)
+
+    def _overtaken(self, numbers: Collection[int]) -> bool:
+        """Whether the database shows higher fences than are known: then these never load.
+
+        A barrier that was sent before a loss may be carried out after the claim that followed.
+        """
+        assert self._ownership is not None
+        owned, known = self._ownership.owned, self._storage.fences
+        return any(owned[number].fence > known[number] for number in numbers)
 
     def _serve(self, service: Service, numbers: Collection[int], deadlines: list[Deadline]) -> None:
         """Serve partitions whose rows are bound."""

@@ -30,6 +30,10 @@ class Storage(Protocol):
         """The keys of the partitions that are owned. Another one after :meth:`reset`."""
 
     @property
+    def fences(self) -> Mapping[int, int]:
+        """The partitions that are owned, with the newest fences that are known."""
+
+    @property
     def news(self) -> bool:
         """Whether :meth:`committed` has anything to say."""
 

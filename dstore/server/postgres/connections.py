@@ -49,6 +49,7 @@ SELECT set_config('search_path', CASE WHEN source = 'client' THEN setting ELSE %
             ELSE 'on' END, false),
     set_config('default_transaction_isolation', 'read committed', false),
     set_config('default_transaction_read_only', 'off', false),
+    set_config('client_min_messages', 'warning', false),
     set_config('statement_timeout', %s, false),
     set_config('idle_in_transaction_session_timeout', %s, false)
 FROM pg_settings WHERE name = 'search_path'

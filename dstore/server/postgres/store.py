@@ -121,6 +121,11 @@ class Store:
         """The keys of the partitions that are owned. Another object after :meth:`reset`."""
         return self._engine
 
+    @property
+    def fences(self) -> Mapping[int, int]:
+        """The partitions that are owned, with the newest fences that are known."""
+        return self._journal.fences
+
     def own(self, fences: Mapping[int, int]) -> None:
         """Take note of partitions that are owned from now on, with their fences."""
         self._journal.own(fences)
