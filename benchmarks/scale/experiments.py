@@ -136,7 +136,7 @@ class Laboratory:
 def said(totals: dict[str, Any]) -> dict[str, Any]:
     """Return the totals without times, since Global took none."""
     return {
-        name: said(value) if name == "later" else value
+        name: said(value) if isinstance(value, dict) else value
         for name, value in totals.items()
         if not name.endswith(("_s", "seconds"))
     }

@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 from random import Random
 from statistics import mean, median, quantiles
-from typing import Any
+from typing import Any, NamedTuple
 
 from benchmarks import machine
 from benchmarks.scale import socket_costs
@@ -42,7 +42,7 @@ MANY = tuple(f"many/{number:03}" for number in range(100))
 """The keys of one ``delete_many``."""
 LOAD = 0.8
 """The share of the misses that one Global can answer beside its leases, at which they are timed."""
-LOAD_SECONDS = 0.4
+LOAD_SECONDS, LOAD_SECONDS_QUICK = 0.4, 0.02
 PING_EVERY = 1e-3
 """Seconds between two moments at which the I/O thread is charged for pings."""
 BEATS_PER_LEASE = 3
@@ -89,22 +89,25 @@ class MemberLaboratory(Laboratory):
             return {"keys": 0, "seconds": 0.0, "messages": {}, "busy_s": 0.0, "io_s": 0.0}
         return {"keys": len(keys), **self.deletion(holding, alone=alone, keys=keys)}
 
-    def load(self, rate: float, ping: float) -> dict[str, Any]:
-        """Return how long misses at this rate, from all Locals, waited while leases are renewed."""
+    def load(self, rate: float, seconds: float, ping: float) -> dict[str, Any]:
+        """Return how long misses at this rate, from all Locals, waited while leases are renewed.
+
+        ``ping`` is the price of one, in seconds of the I/O thread.
+        """
         member, random = self.cluster, Random(1)
         self.begin()
         for worker in member.workers:
             worker.waited.clear()
         begun = member.now
         pings = PINGS * len(member.workers) * PING_EVERY * ping
-        for number in range(round(LOAD_SECONDS / PING_EVERY)):
+        for number in range(round(seconds / PING_EVERY)):
             member.at(begun + number * PING_EVERY, lambda now: void(member._io(now, pings)))
         due = begun + random.expovariate(rate)
-        while due < begun + LOAD_SECONDS:
+        while due < begun + seconds:
             worker = random.choice(member.workers)
             member.at(due, partial(worker.get, [self.key()]))
             due += random.expovariate(rate)
-        member.run(LOAD_SECONDS)
+        member.run(seconds)
         member.run_until(lambda: not any(each.asked for each in member.workers))
         waited = [each for worker in member.workers for each in worker.waited]
         return {"misses": len(waited), "waited_s": waited}
@@ -117,8 +120,16 @@ def void(_: object) -> None:
 # ---- what is simulated ------------------------------------------------------------------------
 
 
-def one(laboratory: MemberLaboratory, load: float, ping: float, *, times: int) -> dict[str, Any]:
-    """Measure a member. ``load`` is in misses a second, of all members together."""
+class Load(NamedTuple):
+    """Misses a second, of all members together, and for how long; the price of a ping."""
+
+    rate: float
+    seconds: float
+    ping: float
+
+
+def one(laboratory: MemberLaboratory, load: Load | None, times: int) -> dict[str, Any]:
+    """Measure a member, without a load only what it says."""
     member = laboratory.cluster
     tenth = max(1, len(member.workers) // 10)
     found: dict[str, Any] = {
@@ -131,9 +142,11 @@ def one(laboratory: MemberLaboratory, load: float, ping: float, *, times: int) -
         "del_tenth": laboratory.deletion(tenth, alone=True),
         "delete_many": laboratory.delete_many(tenth, alone=True),
     }
-    if laboratory.prices is not None:
-        found["del_tenth_busy"] = laboratory.deletion(tenth, alone=False)
-        found["load"] = laboratory.load(load * len(member.owned) / PARTITIONS, ping)
+    if load is None:
+        return said(found)
+    found["del_tenth_busy"] = laboratory.deletion(tenth, alone=False)
+    rate = load.rate * len(member.owned) / PARTITIONS
+    found["load"] = laboratory.load(rate, load.seconds, load.ping)
     return found
 
 
@@ -141,35 +154,34 @@ def simulate(
     size: int,
     counts: Sequence[int],
     database: Database,
-    prices: Prices | None,
-    ping: float = 0.0,
-    times: int = 200,
-    load: float = 0.0,
+    times: int,
+    prices: Prices | None = None,
+    load: Load | None = None,
 ) -> dict[int, list[dict[str, Any]]]:
     """Measure each member of these numbers of Globals. Without prices only messages are counted."""
     parts = {count: owned(members(count)) for count in sorted(counts, reverse=True)}
     found: dict[int, list[dict[str, Any]]] = {count: [] for count in sorted(counts)}
 
-    def member_of(index: int) -> None:
+    def measure(index: int) -> None:
         member = Member(size, (), database, at_once=prices is None)
         laboratory = MemberLaboratory(member, prices)
         for count, each in parts.items():
             if index < count:
                 member.gain(each[index])
-                result = one(laboratory, load, ping, times=times)
-                found[count].append(result if prices is not None else said(result))
+                found[count].append(one(laboratory, load, times))
 
     for index in range(max(counts)):
-        member_of(index)
+        measure(index)
         gc.collect()  # it is off while a member is measured
     return found
 
 
-def bearable(size: int, prices: Prices, ping: float) -> float:
-    """Return the misses a second that the I/O thread of one Global has room for."""
+def load_for(size: int, prices: Prices, ping: float, quick: bool) -> Load:
+    """Return a share of the misses that the I/O thread of one Global has room for."""
     io = prices.io_receive + prices.io_send
     left = 1 - size / (RENEW * LEASE_DEFAULT) * io - PINGS * size * ping
-    return max(1.0, LOAD * left / io)
+    seconds = LOAD_SECONDS_QUICK if quick else LOAD_SECONDS
+    return Load(max(1.0, LOAD * left / io), seconds, ping)
 
 
 # ---- what follows -----------------------------------------------------------------------------
@@ -314,7 +326,7 @@ def report(results: Mapping[str, Any]) -> Iterator[str]:
         ],
     )
     yield from table(
-        f"Answered after ms; misses: {results['load']:,.0f} a second of all Locals",
+        f"Answered after ms; misses: {results['load']['rate']:,.0f} a second of all Locals",
         ["Globals", "miss, median", "99 %", "SET", "DEL, 1 holder", "a tenth, leases renewed"],
         [
             [
@@ -352,14 +364,14 @@ def measured(size: int, database: Database, quick: bool) -> dict[str, Any]:
     prices, ping = sockets["prices"], sockets["ping_io_us"] * 1e-6
     times = 20 if quick else 200
     about = machine.about()
-    load = bearable(size, prices, ping)
-    found = without_collector(lambda: simulate(size, GLOBALS, database, prices, ping, times, load))
+    load = load_for(size, prices, ping, quick)
+    found = without_collector(lambda: simulate(size, GLOBALS, database, times, prices, load))
     return {
         "machine": {**about["machine"], **about["versions"]},
         "quick": quick,
         "locals": size,
         "database": database._asdict(),
-        "load": load,
+        "load": load._asdict(),
         "sockets": {**sockets, "prices": prices._asdict()},
         "globals": [derive(each, size, ping, database) for each in found.values()],
     }
