@@ -18,18 +18,31 @@ import itertools
 import secrets
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 from dstore.config import CLIENTS_MAX, LARGE_FROM_DEFAULT, LEASE_DEFAULT, LOG_LENGTH_DEFAULT
-from dstore.core.authority.effects import GlobalEffect, Publish, Send
+from dstore.core.authority.effects import Commit, GlobalEffect, Publish, Send
+from dstore.core.authority.partitions import Partitions
 from dstore.core.authority.state import GlobalState
 from dstore.core.local.effects import LocalEffect, Tell
 from dstore.core.local.membership import Membership
 from dstore.core.local.state import RENEW, LocalState
 from dstore.protocol import wire
-from dstore.protocol.messages import Del, DelReply, Get, GetReply, Message, Route, Stored, ToGlobal
+from dstore.protocol.messages import (
+    Del,
+    DelReply,
+    Get,
+    GetReply,
+    Message,
+    Route,
+    Set,
+    SetItem,
+    SetReply,
+    Stored,
+    ToGlobal,
+)
 from dstore.server.engines.memory import MemoryEngine
 from dstore.shm.bulk import PrivateBulk
 
@@ -98,7 +111,9 @@ class SimulatedLocal:
         self.control: Route = b"c" + index.to_bytes(4, "big")
         self.channel: Route = b"r" + index.to_bytes(4, "big")
         self.timer = float("inf")
-        self.asked: dict[int, tuple[Membership, list[str]]] = {}
+        self.asked: dict[int, tuple[Membership, list[str], float]] = {}
+        self.waited: list[float] = []  # seconds, for each reply to a GET
+        self.written: list[SetReply] = []
         self.deleted: list[DelReply] = []
 
     def turn(self, now: float) -> None:
@@ -116,25 +131,37 @@ class SimulatedLocal:
 
     def answered(self, message: Any, now: float) -> None:
         """Receive the reply to a request."""
-        if isinstance(message, DelReply):
-            self.deleted.append(message)
+        if isinstance(message, (SetReply, DelReply)):
+            if isinstance(message, SetReply):
+                self.written.append(message)
+            else:
+                self.deleted.append(message)
             self.state.writer.writing.discard(message.request)
         elif isinstance(message, GetReply):
-            membership, keys = self.asked.pop(message.request)
+            membership, keys, began = self.asked.pop(message.request)
+            self.waited.append(now - began)
             self.state.fill_many(membership, keys, message, {})
             self.state.end_asking(keys, message.request)
 
-    def get(self, key: str, now: float) -> None:
+    def get(self, keys: list[str], now: float) -> None:
         state, request = self.state, self.state.next_request()
-        state.begin_asking([key], request)
-        self.asked[request] = state.membership, [key]
-        self.cluster.send(self.channel, Get(state.epoch, state.session, request, [key]), now)
+        state.begin_asking(keys, request)
+        self.asked[request] = state.membership, keys, now
+        self.cluster.send(self.channel, Get(state.epoch, state.session, request, keys), now)
 
-    def delete(self, key: str, now: float) -> None:
+    def set(self, key: str, now: float) -> None:
+        item = SetItem(key, Stored(self.cluster.random16(), "bytes", VALUE))
+        asked = Set(*self._write(), False, [item], self.state.session)
+        self.cluster.send(self.channel, asked, now)
+
+    def delete(self, keys: list[str], now: float) -> None:
+        self.cluster.send(self.channel, Del(*self._write(), True, keys), now)
+
+    def _write(self) -> tuple[int, int, int, int, int]:
+        """Begin a write. Returns what a SET and a DEL begin with."""
         state, write = self.state, self.state.writer.next
         state.writer.begin(write)
-        asked = Del(state.epoch, state.session, write, write, state.writer.seen, True, [key])
-        self.cluster.send(self.channel, asked, now)
+        return state.epoch, state.session, write, write, state.writer.seen
 
     def _perform(self, effects: Iterable[LocalEffect], now: float) -> None:
         for effect in effects:
@@ -147,9 +174,17 @@ class Cluster:
 
     With ``at_once`` they all join, and later renew, at the same moments. ``prices`` may be set at
     any time; with None Global takes no time. While ``renewing`` is off, no timer of a Local fires.
+    A Global with ``partitions`` is a member of several, see :class:`~.member.Member`.
     """
 
-    def __init__(self, size: int, lease: float = LEASE_DEFAULT, *, at_once: bool = False) -> None:
+    def __init__(
+        self,
+        size: int,
+        lease: float = LEASE_DEFAULT,
+        *,
+        at_once: bool = False,
+        partitions: Partitions | None = None,
+    ) -> None:
         self.now = 1000.0
         self.lease = lease
         self.prices: Prices | None = None
@@ -159,7 +194,7 @@ class Cluster:
         self._serial = itertools.count()
         self._events: list[tuple[float, int, Callable[[float], None]]] = []
         self._timers: list[tuple[float, int, SimulatedLocal]] = []
-        self._inbox: deque[tuple[Route, bytes]] = deque()
+        self._inbox: deque[Callable[[], None]] = deque()  # what Global's thread has to take
         self._io_free = 0.0
         self.engine = MemoryEngine()
         self.state = GlobalState(
@@ -174,6 +209,8 @@ class Cluster:
             random63=partial(secrets.randbits, 63),
             wall=time.time,
             max_clients=CLIENTS_MAX,
+            durable=partitions is not None,
+            partitions=partitions,
         )
         self.workers = [SimulatedLocal(self, index) for index in range(size)]
         self._by_route = {each.control: each.hear for each in self.workers}
@@ -265,10 +302,10 @@ class Cluster:
 
     def _arrive(self, route: Route, frame: bytes, now: float) -> None:
         if self.prices is None:
-            self._inbox.append((route, frame))
+            self._inbox.append(partial(self._receive, route, frame))
             return
         ready = self._io(now, self.prices.io_receive)
-        self.at(ready, lambda now: self._inbox.append((route, frame)))
+        self.at(ready, lambda now: self._inbox.append(partial(self._receive, route, frame)))
 
     def _io(self, now: float, price: float) -> float:
         """Charge the I/O thread. Returns when it will have done this."""
@@ -279,12 +316,14 @@ class Cluster:
     def _turn(self) -> None:
         """Take one turn, as Global's loop does."""
         if self._inbox:
-            route, frame = self._inbox.popleft()
-            if self.prices is not None:
-                self._pay(self.prices.receive)
-            self._step(partial(self._take, route, frame))
+            self._inbox.popleft()()
         if self.now >= self.state.wake_at:
             self._step(lambda: self.state.tick(self.now))
+
+    def _receive(self, route: Route, frame: bytes) -> None:
+        if self.prices is not None:
+            self._pay(self.prices.receive)
+        self._step(partial(self._take, route, frame))
 
     def _take(self, route: Route, frame: bytes) -> list[GlobalEffect]:
         return self.state.receive(route, wire.decode_to_global(frame), self.now)
@@ -292,7 +331,8 @@ class Cluster:
     def _step(self, step: Callable[[], list[GlobalEffect]]) -> None:
         """Handle one event at Global, then its effects in their order."""
         began = time.thread_time()
-        sent = [each for each in step() if isinstance(each, (Send, Publish))]
+        found = step()
+        sent = [each for each in found if isinstance(each, (Send, Publish))]
         effects = [(each, wire.encode(each.message)) for each in sent]
         took = max(0.0, time.thread_time() - began - CLOCK_COST)
         if self.prices is not None:
@@ -300,6 +340,10 @@ class Cluster:
             self.now += took
         for effect, frame in effects:
             self._perform(effect, frame)
+        self._commit([each for each in found if isinstance(each, Commit)])
+
+    def _commit(self, batches: Sequence[Commit]) -> None:
+        """Make batches of changes durable. A Global in memory has none."""
 
     def _pay(self, price: float) -> None:
         self.traffic.sockets += price

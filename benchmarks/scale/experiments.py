@@ -22,10 +22,10 @@ def shares(size: int) -> list[int]:
 
 
 class Laboratory:
-    """A cluster for experiments."""
+    """A cluster for experiments. Without ``prices`` it says how often, and not how long."""
 
-    def __init__(self, size: int, prices: Prices | None) -> None:
-        self.cluster = Cluster(size, at_once=prices is None)
+    def __init__(self, cluster: Cluster, prices: Prices | None) -> None:
+        self.cluster = cluster
         self.prices = prices
         self._keys = 0
 
@@ -59,22 +59,25 @@ class Laboratory:
         workers = self.cluster.workers
         for number, key in enumerate(keys):
             worker = workers[number * len(workers) // count]
-            worker.get(key, self.cluster.now)
+            worker.get([key], self.cluster.now)
             self.cluster.run_until(lambda worker=worker: not worker.asked)  # type: ignore[misc]
         self.cluster.renewing = True
         return traffic.totals()
 
     # ---- deletions ------------------------------------------------------------------------
 
-    def deletion(self, holding: int, *, alone: bool) -> dict[str, Any]:
+    def deletion(self, holding: int, *, alone: bool, keys: Sequence[str] = ()) -> dict[str, Any]:
         """Return the traffic of one DEL of a key that ``holding`` Locals hold; the last Local asks.
+
+        It may have several ``keys``, which are bound. Then the answer is that of the first one.
 
         With ``alone`` all have just renewed and none does so meanwhile, so that only the DEL is
         counted. Otherwise renewals go on, for one more period, to count what is still queued.
         ``later`` is the broadcast that comes after a ``pause``; the DEL does not wait for it.
         """
         cluster = self.cluster
-        key = self._held_by(cluster.workers[:holding])
+        keys = list(keys) or [self.key()]
+        self._hold(cluster.workers[:holding], keys)
         if alone:
             cluster.renew_all()
         else:
@@ -83,10 +86,10 @@ class Laboratory:
         cluster.renewing = not alone
         reminders, invalidations = cluster.state.counters["reminders"], cluster.state._invalidations
         deleter, began = cluster.workers[-1], cluster.now
-        deleter.delete(key, began)
+        deleter.delete(keys, began)
         cluster.run_until(lambda: len(deleter.deleted) > 0)
-        (result,) = deleter.deleted.pop().items
-        assert result.status is DelStatus.DELETED
+        results = deleter.deleted.pop().items
+        assert all(each.status is DelStatus.DELETED for each in results)
         took = cluster.now - began
         cluster.renewing = True
         if not alone:
@@ -96,8 +99,8 @@ class Laboratory:
         return {
             "locals": len(cluster.workers),
             "holding": holding,
-            "confirmed": result.confirmed,
-            "expired": result.expired,
+            "confirmed": results[0].confirmed,
+            "expired": results[0].expired,
             "seconds": took,
             "reminders": cluster.state.counters["reminders"] - reminders,
             "pause": invalidations.broadcasts.pause,
@@ -115,15 +118,13 @@ class Laboratory:
         cluster.renewing = renewing
         return traffic.totals()
 
-    def _held_by(self, holders: Sequence[SimulatedLocal]) -> str:
-        """Return a key that these Locals have read."""
-        key = self.key()
+    def _hold(self, holders: Sequence[SimulatedLocal], keys: list[str]) -> None:
+        """Let these Locals read these keys."""
         self.cluster.prices, self.cluster.renewing = None, False
         for holder in holders:
-            holder.get(key, self.cluster.now)
+            holder.get(keys, self.cluster.now)
         self.cluster.run_until(lambda: not any(each.asked for each in holders))
         self.cluster.renewing = True
-        return key
 
     def behind(self) -> int:
         """Return how many Locals have not acknowledged every invalidation."""
@@ -135,7 +136,7 @@ class Laboratory:
 def said(totals: dict[str, Any]) -> dict[str, Any]:
     """Return the totals without times, since Global took none."""
     return {
-        name: said(value) if name == "later" else value
+        name: said(value) if isinstance(value, dict) else value
         for name, value in totals.items()
         if not name.endswith(("_s", "seconds"))
     }
@@ -143,7 +144,7 @@ def said(totals: dict[str, Any]) -> dict[str, Any]:
 
 def counts(size: int) -> dict[str, Any]:
     """Return the counts of messages alone, which are the same in every run."""
-    laboratory = Laboratory(size, None)
+    laboratory = Laboratory(Cluster(size, at_once=True), None)
     found: dict[str, Any] = {"leases": said(laboratory.leases()), "dels": []}
     misses = min(size, 100)
     found["misses"] = {"count": misses, **said(laboratory.misses(misses))}
@@ -160,7 +161,7 @@ def costs(size: int, prices: Prices, repeats: int) -> dict[str, Any]:
     """Return the same with costs, while renewals go on."""
 
     def run() -> dict[str, Any]:
-        laboratory = Laboratory(size, prices)
+        laboratory = Laboratory(Cluster(size), prices)
         laboratory.leases()
         leases = laboratory.leases()
         misses = laboratory.misses(100 * repeats)

@@ -19,7 +19,7 @@ import dstore
 from benchmarks.peers.ours import address as address_of
 from benchmarks.peers.ours import serve
 from benchmarks.processes import running_seconds
-from benchmarks.scale.cluster import VALUE, Prices, without_collector
+from benchmarks.scale.cluster import VALUE, Cluster, Prices, without_collector
 from benchmarks.scale.experiments import Laboratory
 from benchmarks.scale.socket_costs import TIMEOUT_MS
 from dstore.protocol import wire
@@ -77,7 +77,7 @@ def ask(dealers: Sequence[zmq.Socket[bytes]], keys: Sequence[str]) -> None:
 
 
 def derived(count: int, prices: Prices) -> dict[str, float]:
-    laboratory = Laboratory(count, prices)
+    laboratory = Laboratory(Cluster(count), prices)
     times = 100
     miss = laboratory.misses(times)
     tries = [laboratory.deletion(count, alone=True) for _ in range(times)]
