@@ -7,7 +7,7 @@ follows from them. The database is a parameter (see :class:`~benchmarks.scale.me
 With 16, 8, 4, 2 and 1 Globals each of them is simulated with a session of each Local (see
 ``member``). As members leave, those that are left gain their partitions: what rendezvous hashing
 gives them among 16 is a part of what it gives them among 8. What they can do in a second is derived
-from the costs that are medians over all members, and from the share of the busiest one.
+from the medians of the costs, and from the share of the busiest one.
 """
 
 from __future__ import annotations
@@ -37,6 +37,9 @@ from dstore.protocol.partitions import PARTITIONS, partition_of
 GLOBALS = (1, 2, 4, 8, 16)
 LOCALS, LOCALS_QUICK = 10_000, 500
 LEASES = (2.0, 10.0)
+KINDS = ("leases", "misses", "sets", "del_1", "del_tenth")
+THREADS = ("busy_s", "io_s")
+"""Global's own thread, and its I/O thread."""
 KEYS_OF_A_LOCAL = (1, 10, 100)
 MANY = tuple(f"many/{number:03}" for number in range(100))
 """The keys of one ``delete_many``."""
@@ -217,14 +220,10 @@ def total(found: Sequence[Mapping[str, Any]], name: str) -> Counter[str]:
     return messages
 
 
-def derive(
-    found: Sequence[Mapping[str, Any]], size: int, ping: float, database: Database
-) -> dict[str, Any]:
-    """Return what follows from the measurements of all members of a number of Globals."""
+def summary(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return what was measured of all members of a number of Globals: medians, sums, extremes."""
     count = len(found)
     parts = owned(members(count))
-    even = busiest(count)
-    period = RENEW * LEASE_DEFAULT
 
     def cost(name: str, thread: str) -> float:
         return float(median(each[name][thread] / each[name].get("count", 1) for each in found))
@@ -233,51 +232,22 @@ def derive(
         shares = [each["del_1"]["later"][thread] / each["del_1"]["pause"] for each in found]
         return float(median(shares))
 
-    def per_second(name: str, lease: Mapping[str, float], broadcasts: bool = False) -> float:
-        """Of all members: when the busiest one can do no more."""
-        rates = []
-        for thread, used in (("busy_s", lease["own_share"]), ("io_s", lease["io_share"])):
-            left = 1 - used - (later(thread) if broadcasts else 0.0)
-            rates.append(max(0.0, left) / cost(name, thread))
-        return min(rates) / even["median"]
-
-    leases: dict[str, Any] = {}
-    for lease in LEASES:
-        shares = {
-            "own_share": cost("leases", "busy_s") / period * LEASE_DEFAULT / lease,
-            "io_share": cost("leases", "io_s") / period * LEASE_DEFAULT / lease
-            + PINGS * size * ping,
-        }
-        sets = per_second("sets", shares)
-        leases[str(lease)] = {
-            **shares,
-            "renewals_each": size / (RENEW * lease),
-            "renewals": count * size / (RENEW * lease),
-            "cores": count * sum(shares.values()),
-            "misses": per_second("misses", shares),
-            "sets_by_globals": sets,
-            "sets": min(sets, 1 / database.row),
-            "dels_1": min(per_second("del_1", shares, broadcasts=True), 1 / database.row),
-            "dels_tenth": min(per_second("del_tenth", shares, broadcasts=True), 1 / database.row),
-        }
     waited = sorted(each for one in found for each in one["load"]["waited_s"])
     return {
         "globals": count,
         "partitions": [each["partitions"] for each in found],
-        "busiest": even,
+        "busiest": busiest(count),
         "sessions": sum(each["sessions"] for each in found),
         "connections_of_a_local": CONNECTIONS * count,
         "sessions_of_a_local": {str(keys): owners_needed(keys, parts) for keys in KEYS_OF_A_LOCAL},
         "beats_per_second": count * BEATS_PER_LEASE / OWNERSHIP_LEASE_DEFAULT,
-        "leases": leases,
         "cost_us": {
-            name: {thread: cost(name, thread) * 1e6 for thread in ("busy_s", "io_s")}
-            for name in ("leases", "misses", "sets", "del_1", "del_tenth")
+            name: {thread: cost(name, thread) * 1e6 for thread in THREADS} for name in KINDS
         },
+        "broadcast_share": {thread: later(thread) for thread in THREADS},
         "set_seconds": median(each["sets"]["seconds"] for each in found),
         "del_1_seconds": median(each["del_1"]["seconds"] for each in found),
         "del_tenth_seconds": median(each["del_tenth_busy"]["seconds"] for each in found),
-        "broadcast_io_share": later("io_s"),
         "load": {
             "misses": sum(each["load"]["misses"] for each in found),
             "mean_s": mean(waited),
@@ -292,6 +262,54 @@ def derive(
             "io_s": sum(each["delete_many"]["io_s"] for each in found),
         },
     }
+
+
+def derive(
+    rows: Sequence[Mapping[str, Any]], size: int, ping: float, database: Database
+) -> list[dict[str, Any]]:
+    """Return for each number of Globals what leases of each length cost, and leave room for.
+
+    What a message costs its Global does not depend on how many there are. So it is the median over
+    all these numbers: what differs between them is the work of other programs, and what a Global
+    does once in a lease.
+    """
+    period = RENEW * LEASE_DEFAULT
+    cost = {
+        (name, thread): median(each["cost_us"][name][thread] for each in rows) * 1e-6
+        for name in KINDS
+        for thread in THREADS
+    }
+    later = {thread: median(each["broadcast_share"][thread] for each in rows) for thread in THREADS}
+
+    def per_second(name: str, used: Mapping[str, float], broadcasts: bool = False) -> float:
+        """Return how many a Global can do beside its leases."""
+        rates = []
+        for thread in THREADS:
+            left = 1 - used[thread] - (later[thread] if broadcasts else 0.0)
+            rates.append(max(0.0, left) / cost[name, thread])
+        return float(min(rates))
+
+    def of(each: Mapping[str, Any], lease: float) -> dict[str, Any]:
+        count, even = each["globals"], each["busiest"]["median"]
+        used = {
+            "busy_s": cost["leases", "busy_s"] / period * LEASE_DEFAULT / lease,
+            "io_s": cost["leases", "io_s"] / period * LEASE_DEFAULT / lease + PINGS * size * ping,
+        }
+        sets = per_second("sets", used) / even
+        return {
+            "own_share": used["busy_s"],
+            "io_share": used["io_s"],
+            "renewals_each": size / (RENEW * lease),
+            "renewals": count * size / (RENEW * lease),
+            "cores": count * sum(used.values()),
+            "misses": per_second("misses", used) / even,
+            "sets_by_globals": sets,
+            "sets": min(sets, 1 / database.row),
+            "dels_1": min(per_second("del_1", used, True) / even, 1 / database.row),
+            "dels_tenth": min(per_second("del_tenth", used, True) / even, 1 / database.row),
+        }
+
+    return [{**each, "leases": {str(lease): of(each, lease) for lease in LEASES}} for each in rows]
 
 
 # ---- tables -----------------------------------------------------------------------------------
@@ -380,7 +398,7 @@ def measured(size: int, database: Database, quick: bool) -> dict[str, Any]:
         "database": database._asdict(),
         "load": load._asdict(),
         "sockets": {**sockets, "prices": prices._asdict()},
-        "globals": [derive(each, size, ping, database) for each in found.values()],
+        "globals": derive([summary(each) for each in found.values()], size, ping, database),
     }
 
 

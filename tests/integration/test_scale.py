@@ -113,6 +113,10 @@ def test_the_published_figures_of_several_globals_are_those_of_the_model() -> No
 def check_derived(results: Mapping[str, Any], locals_: int) -> None:
     """What does not depend on the machine, for each number of Globals."""
     assert [each["globals"] for each in results["globals"]] == list(several.GLOBALS)
+    rows = [{**each, "leases": {}} for each in results["globals"]]
+    ping = results["sockets"]["ping_io_us"] * 1e-6
+    again = several.derive(rows, locals_, ping, Database(**results["database"]))
+    assert again == results["globals"]
     for each in results["globals"]:
         count = each["globals"]
         parts = owned(members(count))
