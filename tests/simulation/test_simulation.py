@@ -40,7 +40,7 @@ QUICK = {
     "forked child that uses its parent's lease",
     "hit of a shared entry that does not compare the word",
     "expiry that does not wait for holders",
-    "value of before the load answered with the number of after it",
+    "loaded value cacheable though its deletion is pending",
 }
 """Mutants of the default run; ``scripts/simulate --mutants`` plays all."""
 
