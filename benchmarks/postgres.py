@@ -98,7 +98,7 @@ def measure(runs: list[list[Run]], seconds: float, rounds: int) -> list[float]:
 
 
 def settle(url: str, count: int) -> None:
-    """Wait until each of so many members owns its share."""
+    """Wait until each of ``count`` members owns its share."""
     while True:
         owners = {row.owner for row in status(url).partitions}
         if None not in owners and len(owners) == count:
@@ -156,7 +156,7 @@ def statements(url: str, owner: Owner, size: int, body: bytes) -> Run:
 
 
 def sets(node: dstore.Node, size: int, body: bytes) -> Run:
-    """Set so many keys at a time."""
+    """Set ``size`` keys at a time."""
     while True:
         if size == 1:
             node.set(f"key/{next(numbers)}", body)
@@ -166,7 +166,7 @@ def sets(node: dstore.Node, size: int, body: bytes) -> Run:
 
 
 def batches(owner: Owner, size: int, body: bytes) -> Run:
-    """Keep so many single writes under way; yields how many have ended each time."""
+    """Keep ``size`` single writes under way; yields how many have ended each time."""
     owner.begin(*changes(1, body))
     under_way = 1
     while True:

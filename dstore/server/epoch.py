@@ -20,7 +20,7 @@ from dstore.server.settings import GlobalSettings
 from dstore.shm import bulk_for
 
 LOADS_OF_AN_EPOCH = 1 << 40
-"""The engine numbers the loads of all epochs; each epoch has so many numbers."""
+"""The engine numbers the loads of all epochs; this is how many numbers each epoch has."""
 
 
 class Epoch:

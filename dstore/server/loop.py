@@ -61,7 +61,7 @@ class Loop:
         self._failed: list[tuple[int, list[Loaded]]] = []  # loads that could not even begin
         self._given = given
         self._epoch: Epoch | None = None
-        self._epochs = 0  # so many have begun
+        self._epochs = 0  # how many have begun
         self._host: HostMembership | None = None  # that of the epoch
         self._durable: Durable | None = None  # with a data folder
         self._member: Member | None = None  # in a cluster

@@ -109,7 +109,7 @@ def until(condition: Callable[[], object]) -> None:
 
 
 def serves(served: dstore.Global, count: int = PARTITIONS) -> dstore.Global:
-    """Wait until a member serves so many partitions, or more."""
+    """Wait until a member serves that number of partitions, or more."""
     until(lambda: len(serving(served)) >= count)
     return served
 

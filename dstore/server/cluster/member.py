@@ -53,8 +53,8 @@ _ENDED = object()
 STEP_RECORDS = 5_000
 """Deadlines that are looked at in one step."""
 DRAIN_LEASES, DRAIN_SLACK = 2, 1.0
-"""A hand-over takes no new writes for so many cache leases, and seconds more, before it is tried
-later instead. A deletion may have to wait for a quiet time and for a lease.
+"""Cache leases for which a hand-over takes no new writes, and seconds beyond these, before it is
+tried later instead. A deletion may have to wait for a quiet time and for a lease.
 """
 DRAIN_PAUSE = 5.0
 """Seconds until it is tried again."""
