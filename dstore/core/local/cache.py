@@ -321,7 +321,7 @@ class Cache:
 
     def _leave_index(self, entry: Entry) -> None:
         index = self._index
-        # Another cache may store the key just now, and lose its place: a look at all caches finds it.
+        # Another cache may store the key just now, and lose its place: a look at all finds it.
         if index is not None and index.get(entry.key) is entry:
             index.pop(entry.key, None)
 
