@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.measure import describe
+from tests.ending import Closing, end, join
 
 CALL_TIMEOUT = 120.0
 """Seconds to wait for the result of a call in a worker."""
@@ -73,7 +74,7 @@ def _obey(connection: Connection, subject: Any) -> None:
         connection.send(answer)
 
 
-class Worker:
+class Worker(Closing):
     """A process that has entered ``entered(*arguments)``, a context manager.
 
     ``call(function, ...)`` calls ``function(subject, ...)`` there, where the subject is what the
@@ -140,16 +141,10 @@ class Worker:
         """Let the worker end, without waiting."""
         self._connection.close()
 
-    def __enter__(self) -> Worker:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
+        """Let the worker end, and wait for that."""
         self.leave()
-        self._process.join(END_TIMEOUT)
-        if self._process.is_alive():
-            self._process.kill()
-            self._process.join()
-        self._process.close()
+        join(self._process, END_TIMEOUT)
 
 
 class PureWorker(Worker):
@@ -173,7 +168,7 @@ class PureWorker(Worker):
                 os.environ[PURE] = former
 
 
-class Crew:
+class Crew(Closing):
     """Workers that receive the same calls and start together."""
 
     def __init__(self) -> None:
@@ -221,10 +216,8 @@ class Crew:
             raise failures[0]
         return results
 
-    def __enter__(self) -> Crew:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
+        """Let all workers end, and wait for that."""
         for worker in self.workers:
             worker.leave()  # all at once, and then wait for each
         self._stack.close()
@@ -279,12 +272,8 @@ def _program(command: Sequence[str], port: int, base: str, folder: str) -> Itera
             _wait_for(process, words[0], port)
             yield Place("127.0.0.1", port, process.pid, folder)
         finally:
-            process.terminate()
-            try:
-                process.wait(END_TIMEOUT / 2)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            with contextlib.suppress(subprocess.TimeoutExpired):  # then it was killed
+                end(process, END_TIMEOUT / 2)
 
 
 def program(

@@ -22,11 +22,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.ending import Closing
 from tests.postgres_watch import PID_FILE, children, kill_server
 
 if TYPE_CHECKING:
@@ -251,7 +251,7 @@ class Server:
         self._wait(self.has_synchronous_standby, "have a synchronous standby")
 
 
-class Postgres:
+class Postgres(Closing):
     """A primary, with ``standby`` also a synchronous standby, in a temporary folder.
 
     Commits of a primary that should have a standby wait while it has none. Not safe for use by
@@ -369,17 +369,6 @@ class Postgres:
         for server in self._places:
             server.kill()
         self._watch.communicate(timeout=PATIENCE)
-
-    def __enter__(self) -> Postgres:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 # ---- files and programs -----------------------------------------------------------------------

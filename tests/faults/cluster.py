@@ -14,6 +14,7 @@ from pathlib import Path
 
 from dstore.config import HOST_VARIABLE
 from dstore.testing import start_global
+from tests.ending import kill
 from tests.faults.workload import Settings
 from tests.integration.processes import PATIENCE, ROOT, send_signal
 
@@ -115,8 +116,7 @@ class GlobalLives:
         process, self._process = self._process, None
         if process is None:
             return
-        process.kill()
-        process.wait()
+        kill(process)
         self._times.lives[-1].end = time.monotonic_ns()
 
     def stop(self) -> int:
@@ -162,8 +162,7 @@ class OwnerLives:
         """Kill it with SIGKILL, if it is running."""
         process, self._process = self._process, None
         if process is not None:
-            process.kill()
-            process.wait()
+            kill(process)
 
     def stop(self) -> str:
         """Ask it to end. Returns what is wrong with that; empty if all was well."""
@@ -204,9 +203,7 @@ class ClientProcess:
             self.process.stdin.close()
 
     def kill(self) -> None:
-        self.process.kill()
-        self.process.wait()
-        self.end()
+        kill(self.process)
 
     def problem(self) -> str:
         """What it wrote to stderr, or its exit code if that is bad; empty if all was well."""

@@ -35,6 +35,7 @@ import dstore
 from dstore.config import HOST_VARIABLE
 from dstore.protocol.messages import NO_SESSION, Stats
 from dstore.testing.running import announced_address
+from tests.ending import end, kill
 from tests.faults.broken_global import BROKEN
 from tests.faults.client import Client, Keys
 from tests.faults.cluster import STOPPED_BY_US, Clients, Life, Times
@@ -186,11 +187,8 @@ class DurableLives:
         process, self._process = self._process, None
         if process is None:
             return
-        assert process.stdout is not None
         code = process.poll()
-        process.kill()
-        process.wait()
-        process.stdout.close()
+        kill(process)
         self._times.lives[-1].end = time.monotonic_ns()
         if code is not None:
             raise RuntimeError(f"Global ended by itself with exit code {code}")
@@ -202,15 +200,10 @@ class DurableLives:
         """
         process = self._process
         assert process is not None
-        assert process.stdout is not None
-        process.terminate()
-        try:
-            code = process.wait(patience)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            code = process.wait()
+        with contextlib.suppress(subprocess.TimeoutExpired):  # then it was killed
+            end(process, patience)
+        code = process.returncode
         self._process = None
-        process.stdout.close()
         self._times.lives[-1].end = time.monotonic_ns()
         if code not in (0, STOPPED_BY_US):
             raise RuntimeError(f"Global ended with exit code {code}")

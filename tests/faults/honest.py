@@ -16,10 +16,10 @@ import time
 from multiprocessing.context import SpawnContext
 from multiprocessing.process import BaseProcess
 from multiprocessing.synchronize import Event
-from types import TracebackType
 from typing import Any, NamedTuple
 
 import dstore
+from tests.ending import Closing, join
 
 KEYS = 20
 READERS = 2
@@ -147,7 +147,7 @@ def _work(
             time.sleep(PAUSE * writes)
 
 
-class Honest:
+class Honest(Closing):
     """One writer and some readers, each a process with a Node that uses this connect file."""
 
     def __init__(self, address: str, seed: int, connect: str | None = None) -> None:
@@ -194,21 +194,10 @@ class Honest:
             told += answers.recv()
         return told
 
-    def __enter__(self) -> Honest:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
         self._over.set()
         for process in self._processes:
-            process.join(ANSWER_TIMEOUT)
-            process.kill()
-            process.join()
-            process.close()
+            join(process, ANSWER_TIMEOUT)
         for pipes in self._pipes:
             for pipe in pipes:
                 pipe.close()

@@ -37,6 +37,7 @@ import dstore
 from dstore.access.keys import KeyFolder
 from dstore.core.authority.identity import Role
 from dstore.testing import private_shared_memory, start_global
+from tests.ending import kill
 from tests.faults import attacks_on_sockets, attacks_on_state
 from tests.faults.attack import (
     ATTACKS,
@@ -102,11 +103,6 @@ HEADING = (
 )
 
 
-def _end(server: subprocess.Popen[str]) -> None:
-    server.kill()
-    server.wait()
-
-
 class KeysOfAll:
     """The key folder of a Global that is attacked, and who has which keys."""
 
@@ -152,7 +148,7 @@ class Run:
             if self._who != ANYONE:
                 self._keys = KeysOfAll(Path(folder), self._address, self._who)
             server = self._global(log)
-            stack.callback(_end, server)
+            stack.callback(kill, server)
             connect = self._keys.honest if self._keys else None
             honest = stack.enter_context(Honest(self._address, self._seed, connect))
             if self._keys:

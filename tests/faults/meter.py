@@ -4,33 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import os
-import threading
 from pathlib import Path
+
+from tests.ending import Beside
 
 SAMPLE_SECONDS = 0.01
 
 
-class Meter:
+class Meter(Beside):
     """Measures by how much the memory of a process grows at most, while the block runs."""
 
     def __init__(self, pid: int) -> None:
+        super().__init__()
         self._pid = pid
-        self._over = threading.Event()
         self.before = self.most = memory(pid)
-        self._thread = threading.Thread(target=self._watch)
 
-    def _watch(self) -> None:
+    def _run(self) -> None:
         while not self._over.wait(SAMPLE_SECONDS):
             with contextlib.suppress(OSError):
                 self.most = max(self.most, memory(self._pid))
-
-    def __enter__(self) -> Meter:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join()
 
     @property
     def grown(self) -> int:

@@ -22,13 +22,12 @@ import socket
 import subprocess
 import sys
 from collections.abc import Sequence
-from types import TracebackType
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
+from tests.ending import Closing, kill
 from tests.integration.processes import PATIENCE, ROOT
 
 GLOBAL_HOST = "127.0.0.1"
-AnyRelay = TypeVar("AnyRelay", bound="Relay")
 PATHS = ("requests", "deletions")
 KINDS = ("cut", "stall", "delay", "throttle")
 WAYS = ("both", "to_global", "to_local")
@@ -180,7 +179,7 @@ async def _serve(routes: list[Route]) -> None:
 # ---- seen from outside ------------------------------------------------------------------------
 
 
-class Relay:
+class Relay(Closing):
     """The relay's process. Raises OSError if it cannot listen at an address of a route."""
 
     def __init__(self, routes: Sequence[Route]) -> None:
@@ -222,20 +221,7 @@ class Relay:
         try:
             self._process.wait(PATIENCE)
         finally:
-            self._process.kill()
-            self._process.wait()
-            self._process.stdout.close()
-
-    def __enter__(self: AnyRelay) -> AnyRelay:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
+            kill(self._process)
 
 
 class Proxy(Relay):

@@ -10,7 +10,6 @@ import os
 import socket
 import struct
 from collections.abc import Iterator
-from types import TracebackType
 
 from dstore.protocol import wire
 from dstore.protocol.messages import (
@@ -24,6 +23,7 @@ from dstore.protocol.messages import (
     ToLocal,
     Welcome,
 )
+from tests.ending import Closing
 from tests.faults.raw_curve import MECHANISM, Curve, RawKeys
 
 SOURCE = "127.0.0.2"
@@ -48,7 +48,7 @@ def frame_head(size: int, flags: int = 0) -> bytes:
     return bytes([flags, size])
 
 
-class RawPeer:
+class RawPeer(Closing):
     """A TCP connection after the handshake. ``identity`` is the routing id that it claims.
 
     With ``keys`` it speaks CURVE, else without a key.
@@ -199,17 +199,6 @@ class RawPeer:
                 self.socket.settimeout(0.1)
                 self.say(Goodbye(self.epoch, self.secret))
         self.socket.close()
-
-    def __enter__(self) -> RawPeer:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 @contextlib.contextmanager

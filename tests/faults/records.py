@@ -19,6 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from tests.ending import Closing
+
 Values: TypeAlias = dict[str, "str | None"]
 
 # The outcome for one key of a call that has returned.
@@ -65,7 +67,7 @@ class Records:
     surprises: list[str] = field(default_factory=list)
 
 
-class Recorder:
+class Recorder(Closing):
     """Writes the records of one thread, a new file for each round."""
 
     def __init__(self, folder: Path, process: str) -> None:
@@ -114,12 +116,6 @@ class Recorder:
 
     def _put(self, *fields: Any) -> None:
         os.write(self._file, json.dumps(fields, separators=(",", ":")).encode() + b"\n")
-
-    def __enter__(self) -> Recorder:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 def files_of(folder: Path, number: int) -> list[Path]:

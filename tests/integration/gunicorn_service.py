@@ -12,10 +12,10 @@ import sys
 import threading
 import time
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NamedTuple
 
 from dstore import config
+from tests.ending import Closing, kill_group
 from tests.integration.processes import PATIENCE, ROOT
 
 WORKERS = 4
@@ -32,7 +32,7 @@ class Answer(NamedTuple):
     text: str
 
 
-class Gunicorn:
+class Gunicorn(Closing):
     """The example in gunicorn, with ``--preload`` or without. It listens from the beginning."""
 
     def __init__(
@@ -89,23 +89,12 @@ class Gunicorn:
         self.process.send_signal(number)
         return self.process.wait(PATIENCE)
 
-    def __enter__(self) -> Gunicorn:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if self.process.poll() is None:
-            os.killpg(self.process.pid, signal.SIGKILL)  # its workers, too
-            self.process.wait()
-        if error is not None:
-            print(self.said())
+    def close(self) -> None:
+        kill_group(self.process)  # its workers, too
+        print(self.said())  # which is shown if the test fails
 
 
-class Client:
+class Client(Closing):
     """One connection, for one thread; a new one whenever the worker has closed it."""
 
     def __init__(self, port: int) -> None:
@@ -121,19 +110,8 @@ class Client:
     def close(self) -> None:
         self._connection.close()
 
-    def __enter__(self) -> Client:
-        return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
-
-class Readers:
+class Readers(Closing):
     """Threads that ask for one key all the time, and note every answer."""
 
     KEEP = 10
@@ -176,15 +154,7 @@ class Readers:
         with self._changed:
             assert self._changed.wait_for(all_have, PATIENCE), f"only {done} answer {status}"
 
-    def __enter__(self) -> Readers:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
         self._stopping = True
         for thread in self._threads:
             thread.join()

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import os
-from types import TracebackType
 
 import zmq
 
 from dstore.access.connect import Connect
 from dstore.protocol import wire
 from dstore.protocol.messages import NO_SESSION, Hello, ToGlobal, ToLocal, Welcome
+from tests.ending import Closing
 from tests.integration.processes import PATIENCE
 
 NOTHING_WITHIN = 0.5
 """Seconds after which a peer that has no answer will have none."""
 
 
-class KeyedPeer:
+class KeyedPeer(Closing):
     """A socket in a context of its own. Without ``connect`` it has no keys.
 
     ``server_key`` is what it expects; by default that of the connect file.
@@ -77,17 +77,6 @@ class KeyedPeer:
 
     def close(self) -> None:
         self._context.destroy(linger=0)
-
-    def __enter__(self) -> KeyedPeer:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def hello() -> Hello:

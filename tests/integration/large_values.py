@@ -6,7 +6,6 @@ A host is a folder in memory here: Nodes with the same folder share, others do n
 from __future__ import annotations
 
 import hashlib
-import multiprocessing
 import os
 import signal
 import tempfile
@@ -19,7 +18,7 @@ import pytest
 
 import dstore
 from dstore.config import CHUNK_BYTES, LARGE_FROM_DEFAULT
-from tests.integration.processes import PATIENCE, send_signal
+from tests.integration.processes import PATIENCE, Worker
 
 LARGE, CHUNK = LARGE_FROM_DEFAULT, CHUNK_BYTES
 Hosts = Callable[[str], str]
@@ -91,45 +90,19 @@ def _follow(pipe: Connection, address: str, options: dict[str, Any]) -> None:
             pipe.send(result)
 
 
-class Reader:
-    """A process with a Node. It keeps the values that it has read."""
+class Reader(Worker):
+    """A Worker that has begun, and keeps the values that it has read. Results are told in short."""
+
+    serve = staticmethod(_follow)
 
     def __init__(self, address: str, **options: Any) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
-        self.process = context.Process(target=_follow, args=(theirs, address, options))
-        self.process.start()
-        theirs.close()
-        assert self._hear() == "ready"
-
-    def begin(self, name: str, *arguments: Any, **keywords: Any) -> None:
-        self._pipe.send((name, arguments, keywords))
+        super().__init__(address, **options)
+        assert self.end() == "ready"
 
     def end(self) -> Any:
-        return self._hear()
-
-    def call(self, name: str, *arguments: Any, **keywords: Any) -> Any:
-        self.begin(name, *arguments, **keywords)
-        return self.end()
-
-    def _hear(self) -> Any:
         assert self._pipe.poll(PATIENCE)
         return self._pipe.recv()
 
     def kill(self) -> None:
         self.process.kill()
         self.process.join()
-
-    def __enter__(self) -> Reader:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.process.is_alive():
-            assert self.process.pid is not None
-            send_signal(self.process.pid, signal.SIGCONT)
-            self._pipe.send(("end", (), {}))
-            self.process.join(PATIENCE)
-        self.process.kill()
-        self.process.join()
-        self.process.close()
-        self._pipe.close()

@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Callable
 from multiprocessing.connection import wait
-from types import TracebackType
 
 from dstore.config import HOST_BUCKETS
 from dstore.core.local.key_hash import KeyHash
@@ -17,6 +16,7 @@ from dstore.runtime import clock
 from dstore.shm.finding import find
 from dstore.shm.page import SharedPage
 from dstore.transport.addresses import canonical
+from tests.ending import Closing, end, kill
 from tests.integration.processes import PATIENCE, ROOT
 
 READY = "Dstore host: the processes of this host share one cache of "
@@ -68,7 +68,7 @@ def files(root: str | os.PathLike[str]) -> list[str]:
     return sorted(name for _, _, names in os.walk(root) for name in names)
 
 
-class HostProcess:
+class HostProcess(Closing):
     """``dstore host`` as a process; its first line has come unless ``ready`` is False."""
 
     def __init__(
@@ -86,8 +86,7 @@ class HostProcess:
             try:
                 self.wait_ready()
             except BaseException:
-                self.process.kill()
-                self.process.communicate()
+                kill(self.process)
                 raise
 
     def wait_ready(self) -> None:
@@ -106,21 +105,6 @@ class HostProcess:
         _, errors = self.process.communicate(timeout=PATIENCE)
         return self.process.returncode, errors
 
-    def __enter__(self) -> HostProcess:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGCONT)
-            self.process.terminate()
-        try:
-            self.process.communicate(timeout=PATIENCE)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.communicate()
-            raise
+    def close(self) -> None:
+        """End it in order, even if it is stopped, so that it leaves nothing."""
+        end(self.process)

@@ -8,19 +8,22 @@ import os
 import random
 import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import zmq
 
 import dstore
+from dstore import config
 from dstore.protocol import wire
 from dstore.protocol.messages import NO_SESSION, Hello, ToGlobal, ToLocal, Welcome
 from dstore.testing import start_global
+from tests.ending import Closing, join, kill
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 30.0
@@ -66,7 +69,25 @@ def others_left(node: dstore.Node, expected: int = 0) -> int:
     return sessions
 
 
-class GlobalProcess:
+def start_script(
+    body: str, address: str, *warnings: str, stdin: int | None = None
+) -> subprocess.Popen[str]:
+    """Start a process that runs Python text, and whose Nodes use this address by default.
+
+    There a warning is an error, unless ``warnings`` has a filter for it.
+    """
+    filters = [word for each in ("error", *warnings) for word in ("-W", each)]
+    return subprocess.Popen(
+        [sys.executable, *filters, "-c", body],
+        env={**os.environ, "PYTHONPATH": str(ROOT), config.ADDRESS_VARIABLE: address},
+        stdin=stdin,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+class GlobalProcess(Closing):
     """``dstore global`` as a process that can be killed and started again, at ``address``."""
 
     def __init__(self, address: str = "", lease: float = 1.0, options: Sequence[str] = ()) -> None:
@@ -82,26 +103,15 @@ class GlobalProcess:
         send_signal(self.process.pid, number)
 
     def kill(self) -> None:
-        self.process.kill()
-        self.process.wait(PATIENCE)
+        kill(self.process)
 
     def stop(self) -> int:
         """Ask it to end. Returns its exit code."""
         self.process.terminate()
         return self.process.wait(PATIENCE)
 
-    def __enter__(self) -> GlobalProcess:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGCONT)
-            self.kill()
+    def close(self) -> None:
+        self.kill()
 
 
 def _serve(pipe: Connection, address: str, options: dict[str, Any]) -> None:
@@ -120,13 +130,16 @@ class Refusal(Exception):
     """An error that the Node of a worker raised."""
 
 
-class Worker:
+class Worker(Closing):
     """A process that embeds a Node: ``worker.call("get", "k")``."""
+
+    serve = staticmethod(_serve)
+    """What the process does: it gets a pipe, the address, and options of its Node."""
 
     def __init__(self, address: str, **options: Any) -> None:
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs, address, options))
+        self.process = context.Process(target=self.serve, args=(theirs, address, options))
         self.process.start()
         theirs.close()
 
@@ -149,26 +162,15 @@ class Worker:
         assert self.process.pid is not None
         send_signal(self.process.pid, number)
 
-    def __enter__(self) -> Worker:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
         if self.process.is_alive():
             self.signal(signal.SIGCONT)
             self._pipe.send(("end", (), {}))
-        self.process.join(PATIENCE)
-        self.process.kill()
-        self.process.join()
-        self.process.close()
+        join(self.process)
         self._pipe.close()
 
 
-class RawClient:
+class RawClient(Closing):
     """A bare DEALER that sends only what a test tells it to send."""
 
     def __init__(self, address: str) -> None:
@@ -195,14 +197,3 @@ class RawClient:
     def close(self) -> None:
         self.socket.close()
         self._context.term()
-
-    def __enter__(self) -> RawClient:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()

@@ -14,6 +14,8 @@ import termios
 import time
 from pathlib import Path
 
+from tests.ending import kill
+
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 30.0
 """Seconds; only a test that fails takes them."""
@@ -98,8 +100,7 @@ class Terminal:
             select.select([], [], [], 0.005)
 
     def close(self) -> None:
-        self.process.kill()
-        self.process.wait()
+        kill(self.process)
         os.close(self._master)
 
 

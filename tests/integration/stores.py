@@ -7,7 +7,6 @@ import itertools
 import secrets
 import threading
 from collections.abc import Callable, Collection, Iterator
-from types import TracebackType
 
 from dstore.core.cluster.messages import Beat, Fenced, Member, View
 from dstore.core.engine import NO_DEADLINE, Bulk, Change, ChangeKind, Outcome
@@ -16,13 +15,14 @@ from dstore.protocol.messages import Key, Large, Stored
 from dstore.protocol.partitions import PARTITIONS, partition_of
 from dstore.server.postgres import open_store
 from dstore.shm.bulk import PrivateBulk
+from tests.ending import Closing
 
 PATIENCE = 30.0
 """Seconds; only a test that fails takes them."""
 ALL = range(PARTITIONS)
 
 
-class Owner:
+class Owner(Closing):
     """A member that owns partitions, once it has claimed them."""
 
     def __init__(
@@ -39,15 +39,7 @@ class Owner:
         self._numbers = itertools.count(1)
         self._ended: dict[int, list[Outcome]] = {}
 
-    def __enter__(self) -> Owner:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
         self.bulk.close()
         self.store.close()
 

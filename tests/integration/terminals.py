@@ -13,8 +13,8 @@ import subprocess
 import sys
 import termios
 import time
-from types import TracebackType
 
+from tests.ending import Closing, kill
 from tests.integration.repl_processes import PATIENCE, ROOT
 
 AT_ONCE = "from dstore.cli import progress as p; p.SHOW_AFTER = p.DRAW_EVERY = 0.0; "
@@ -24,7 +24,7 @@ ESCAPES = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
 CURSOR_HIDDEN, CURSOR_SHOWN = "\x1b[?25l", "\x1b[?25h"
 
 
-class AtTerminal:
+class AtTerminal(Closing):
     """``python -c SCRIPT ARGUMENTS`` at a terminal of 80 columns; a context manager.
 
     With ``variables`` in its environment, COLUMNS among them if the window is to be wider or
@@ -82,20 +82,8 @@ class AtTerminal:
         self.screen += read.decode(errors="replace")
         return bool(read)
 
-    def __enter__(self) -> AtTerminal:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.process.kill()
-        self.process.wait()
-        for pipe in (self.process.stdin, self.process.stdout):
-            if pipe is not None:
-                pipe.close()
+    def close(self) -> None:
+        kill(self.process)
         os.close(self._master)
 
 

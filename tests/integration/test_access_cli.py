@@ -21,6 +21,7 @@ from dstore import cli
 from dstore.access.connect import Connect
 from dstore.access.keys import KeyFolder
 from tests.disks import fill, mounted_disk
+from tests.ending import kill
 from tests.integration.processes import PATIENCE, ROOT, send_signal
 
 DONE, REFUSED, USAGE = 0, 1, 2
@@ -92,10 +93,7 @@ class StandIn:
         return self.process.stdout.readline().split()[1:]
 
     def kill(self) -> None:
-        self.process.kill()
-        self.process.wait(PATIENCE)
-        assert self.process.stdout is not None
-        self.process.stdout.close()
+        kill(self.process)
 
 
 @pytest.fixture
@@ -600,11 +598,9 @@ def test_a_command_that_is_killed_leaves_nothing_half_made(keys: Path) -> None:
             [*command, f"client{number}", *more], env=environment(), stdout=subprocess.PIPE
         )
         assert process.stdout is not None
-        with process.stdout:
-            if number % 2:
-                process.stdout.read(1)  # its secret is handed out, and it is being added
-            process.kill()
-            process.wait(PATIENCE)
+        if number % 2:
+            process.stdout.read(1)  # its secret is handed out, and it is being added
+        kill(process)
         KeyFolder(keys).load()  # which refuses what is half made
     folder = KeyFolder(keys)
     for client in folder.clients():

@@ -19,6 +19,7 @@ from dstore.protocol.messages import Get, Set, Stage
 from dstore.testing import running_global
 from dstore.transport import router as routers
 from dstore.transport.curve import new_pair
+from tests.ending import Closing
 from tests.faults.raw_curve import RawKeys
 from tests.faults.raw_peer import RawPeer, crowd
 from tests.integration.keyed_router import (
@@ -228,7 +229,7 @@ def test_a_client_whose_file_is_mended_comes_back(
 # ---- what only looks like a wrong server ------------------------------------------------------
 
 
-class Listener:
+class Listener(Closing):
     """A server that sends something to each connection and ends it after an answer.
 
     That is one of more than ``enough`` bytes; a greeting has 64.
@@ -256,10 +257,7 @@ class Listener:
                             more = len(connection.recv(4096))
                             received += more or self._enough + 1
 
-    def __enter__(self) -> Listener:
-        return self
-
-    def __exit__(self, *error: object) -> None:
+    def close(self) -> None:
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()

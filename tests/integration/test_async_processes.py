@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 import dstore
-from dstore import config
 from dstore.protocol.messages import Chunk, GetReply
 from dstore.runtime import event_loops as loops
 from tests.integration.async_calls import (
@@ -23,22 +20,14 @@ from tests.integration.async_calls import (
     left_over,
     listed,
 )
-from tests.integration.processes import PATIENCE, ROOT
+from tests.integration.processes import PATIENCE, start_script
 
 # ---- processes --------------------------------------------------------------------------------
 
 
 def script(body: str, address: str) -> subprocess.Popen[str]:
     # A fork of a process with threads is what one of these is about.
-    warnings = ["-W", "error", "-W", "ignore::DeprecationWarning"]
-    return subprocess.Popen(
-        [sys.executable, *warnings, "-c", body],
-        env={**os.environ, "PYTHONPATH": str(ROOT), config.ADDRESS_VARIABLE: address},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    return start_script(body, address, "ignore::DeprecationWarning", stdin=subprocess.PIPE)
 
 
 FORK = """

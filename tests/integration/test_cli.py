@@ -21,6 +21,7 @@ from blake3 import blake3
 import dstore
 from dstore import cli, compiled, config
 from dstore.testing.running import announced_address
+from tests.ending import end
 
 DONE, REFUSED, USAGE, UNREACHED, INTERRUPTED, PIPE_CLOSED = 0, 1, 2, 3, 130, 141
 ROOT = Path(__file__).resolve().parents[2]
@@ -72,13 +73,6 @@ Start = Callable[..., "subprocess.Popen[str]"]
 @pytest.fixture
 def start() -> Iterator[Start]:
     """Starts ``python -m dstore`` as a process of its own, which ends with the test."""
-
-    def end(process: subprocess.Popen[str]) -> None:
-        process.terminate()  # a Global that is killed leaves its shared memory to others
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(PATIENCE)
-        process.kill()
-
     with ExitStack() as processes:
 
         def popen(*arguments: str) -> subprocess.Popen[str]:
@@ -90,8 +84,8 @@ def start() -> Iterator[Start]:
                 text=True,
                 cwd=ROOT,
             )
-            processes.enter_context(process)
-            processes.callback(end, process)
+            # A Global that is killed would leave its shared memory to others.
+            processes.callback(end, process, PATIENCE)
             return process
 
         yield popen

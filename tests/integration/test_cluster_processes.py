@@ -8,11 +8,9 @@ from __future__ import annotations
 import json
 import signal
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from types import TracebackType
 from typing import Any, NamedTuple
 
 import pytest
@@ -35,6 +33,7 @@ from dstore.protocol.messages import (
 from dstore.protocol.partitions import PARTITIONS, partition_of
 from dstore.server import postgres
 from dstore.testing import start_global
+from tests.ending import Beside
 from tests.integration.processes import PATIENCE, GlobalProcess, RawClient
 from tests.postgres import Postgres
 
@@ -94,16 +93,8 @@ class MemberProcess(GlobalProcess):
         self._log.seek(0)
         return self._log.read()
 
-    def __enter__(self) -> MemberProcess:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        super().__exit__(kind, error, traceback)
+    def close(self) -> None:
+        super().close()
         assert "Traceback" not in self.log
         self._log.close()
 
@@ -184,25 +175,24 @@ def get_many(member: MemberProcess, keys: list[str]) -> dict[str, Any]:
 # ---- joining and leaving -------------------------------------------------------------------------
 
 
-class Reader:
+class Reader(Beside):
     """A simple client: it reads keys in turn, each from whichever member has it, without a cache.
 
     ``missed`` has the keys that a member that serves them did not have, or had another value of.
     """
 
     def __init__(self, addresses: list[str], keys: list[str]) -> None:
+        super().__init__()
         self.rounds = 0
         self.missed: list[tuple[str, Any]] = []
-        self._stop = threading.Event()
         self._addresses, self._keys = addresses, keys
-        self._thread = threading.Thread(target=self._run)
 
     def _run(self) -> None:
         with ExitStack() as stack:
             peers = [stack.enter_context(RawClient(each)) for each in self._addresses]
             for peer in peers:
                 peer.socket.RCVTIMEO = 100
-            while not self._stop.is_set():
+            while not self._over.is_set():
                 for key in self._keys:
                     end = time.monotonic() + PATIENCE
                     while (reply := self._ask(peers[0], key)) is None:
@@ -232,19 +222,6 @@ class Reader:
         """Return when it has read all keys since now."""
         rounds = self.rounds
         until(lambda: self.rounds > rounds + 1 or self.missed)
-
-    def __enter__(self) -> Reader:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._stop.set()
-        self._thread.join(PATIENCE)
 
 
 def test_members_share_the_keys_and_hand_them_over_without_a_failed_read(start: Start) -> None:

@@ -119,7 +119,7 @@ def test_a_file_that_is_cut_short_while_it_is_sent_ends_no_process(
         for reader in readers:
             said = reader.end()
             assert said == whole or said.startswith("RequestRefused")
-            reader.__exit__()
+            reader.close()
         assert node.delete("k").confirmed
 
 

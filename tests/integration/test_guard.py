@@ -29,6 +29,7 @@ from dstore.transport import connection as connections
 from dstore.transport import guard
 from dstore.transport import router as routers
 from dstore.transport.router import Arrived, Router, connections_max
+from tests.ending import kill
 from tests.faults.raw_peer import MORE, RawPeer, crowd, frame, frame_head
 from tests.integration.processes import PATIENCE, ROOT, GlobalProcess, free_port, others_left
 
@@ -510,8 +511,7 @@ def test_a_global_that_has_no_descriptors_left_serves_those_it_has_and_rests() -
         with dstore.Node(address) as node:
             assert node.get("k") == "w"
     finally:
-        process.kill()
-        process.wait()
+        kill(process)
 
 
 def _seconds_of(pid: int) -> float:

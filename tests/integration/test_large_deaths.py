@@ -197,7 +197,7 @@ def test_after_all_were_killed_the_next_node_tidies_up(host: Hosts) -> None:
         assert files_of(host("a"))
         for reader in readers:
             reader.kill()
-            reader.__exit__()
+            reader.close()
         place.kill()
         assert files_of(host("a"))
         place.start()

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import random
 import signal
-import subprocess
 import sys
 import threading
 from collections.abc import Callable
@@ -13,10 +11,10 @@ from collections.abc import Callable
 import pytest
 
 import dstore
-from dstore import config
 from dstore.client import lifecycle
 from dstore.client.hosts.local import Local
-from tests.integration.processes import PATIENCE, ROOT, other_sessions, others_left
+from tests.ending import kill
+from tests.integration.processes import PATIENCE, other_sessions, others_left, start_script
 
 pytestmark = pytest.mark.usefixtures("host_mode")
 MakeNode = Callable[..., dstore.Node]
@@ -71,16 +69,6 @@ def test_close_wakes_a_request_that_was_sent() -> None:
         router.close()
 
 
-def _script(body: str, address: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-W", "error", "-c", body],
-        env={**os.environ, "PYTHONPATH": str(ROOT), config.ADDRESS_VARIABLE: address},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
 @pytest.mark.private
 def test_a_forked_child_joins_anew_and_the_parent_is_undisturbed(
     free_global: dstore.Global,
@@ -102,7 +90,7 @@ assert node.get("k", None) is None
 assert node.stats()["session"] == session
 assert node.global_stats()["sessions"] == 1
 """
-    process = _script(script, free_global.address)
+    process = start_script(script, free_global.address)
     out, err = process.communicate(timeout=PATIENCE)
     assert (process.returncode, out, err) == (0, "", "")
 
@@ -115,7 +103,7 @@ import dstore
 kept = dstore.Node(); kept.join()
 waiting = dstore.Node("tcp://127.0.0.1:1")
 """
-    process = _script(script, free_global.address)
+    process = start_script(script, free_global.address)
     out, err = process.communicate(timeout=PATIENCE)
     assert (process.returncode, out, err) == (0, "", "")
     assert others_left(node()) == 0
@@ -143,7 +131,7 @@ if BUSY:
         pass
 atexit.register(setattr, threading.Thread, "start", refuse)
 """
-    process = _script(f"BUSY = {busy}\n{script}", free_global.address)
+    process = start_script(f"BUSY = {busy}\n{script}", free_global.address)
     out, err = process.communicate(timeout=PATIENCE)
     assert (process.returncode, out, err) == (0, "", "")
     assert others_left(node()) == 0
@@ -169,7 +157,7 @@ with dstore.Node("tcp://127.0.0.1:1", timeout={PATIENCE}) as lost, dstore.Node()
     good.set("k", 1)
     print(good.get("k"))
 """
-    process = _script(script, free_global.address)
+    process = start_script(script, free_global.address)
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
     process.send_signal(signal.SIGUSR1)  # any other signal does not interrupt the call
@@ -210,7 +198,7 @@ try:
 except dstore.NodeClosed:
     print("closed")
 """
-    process = _script(script, free_global.address)
+    process = start_script(script, free_global.address)
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
     process.send_signal(signal.SIGTERM)
@@ -265,7 +253,7 @@ if os.fork() == 0:
 assert os.wait()[1] == 0
 node.close()
 """
-    process = _script(script, free_global.address)
+    process = start_script(script, free_global.address)
     out, err = process.communicate(timeout=PATIENCE)
     assert (process.returncode, out, err) == (0, "", "")
     assert others_left(node()) == 0
@@ -305,7 +293,9 @@ print("well")
 def test_a_signal_handler_in_the_middle_of_laying_a_value_down_does_not_hang(
     free_global: dstore.Global,
 ) -> None:
-    process = _script(f"ADDRESS = {free_global.address!r}\n{IN_THE_MIDDLE}", free_global.address)
+    process = start_script(
+        f"ADDRESS = {free_global.address!r}\n{IN_THE_MIDDLE}", free_global.address
+    )
     out, err = process.communicate(timeout=PATIENCE)
     said = ["RuntimeError", "RuntimeError", "NodeClosed", "well"]
     assert (process.returncode, out.split(), err) == (0, said, "")
@@ -369,9 +359,9 @@ def test_ctrl_c_at_any_moment_leaves_nothing_behind_and_close_does_not_hang(
     free_global: dstore.Global,
 ) -> None:
     seed = random.randrange(2**32)
-    process = _script(f"SEED = {seed}\n{INTERRUPTED}", free_global.address)
+    process = start_script(f"SEED = {seed}\n{INTERRUPTED}", free_global.address)
     try:
         out, err = process.communicate(timeout=PATIENCE)
     finally:
-        process.kill()
+        kill(process)
     assert (process.returncode, out) == (0, "well\n"), f"seed {seed}: {err}"

@@ -17,6 +17,7 @@ import pytest
 import dstore
 from dstore import config
 from dstore.protocol import wire
+from tests.ending import kill
 
 pytestmark = [pytest.mark.usefixtures("host_mode"), pytest.mark.shared]
 """The processes of a reader share the membership of their host."""
@@ -82,8 +83,7 @@ class Terminal:
         try:
             self.process.communicate(timeout=SECONDS_MAX)
         finally:
-            self.process.kill()
-            self.process.wait()
+            kill(self.process)
 
 
 @contextmanager

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +11,7 @@ import pytest
 
 import dstore
 from tests.cluster_storage import FakeDatabase
+from tests.ending import Beside
 from tests.integration.owners import HostProcess, page_of, valid_page
 from tests.integration.test_cluster_host import KEYS, Start, serves, shared, until
 from tests.integration.test_cluster_host import database as database
@@ -22,19 +22,18 @@ SOON = 0.5
 """Seconds of an ownership lease, where its end is waited for."""
 
 
-class Load:
+class Load(Beside):
     """A thread that calls a function again and again. ``failed`` has what it has raised."""
 
     def __init__(self, do: Callable[[int], object]) -> None:
+        super().__init__()
         self.rounds = 0
         self.failed: list[BaseException] = []
         self._do = do
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run)
 
     def _run(self) -> None:
         for number in itertools.count():
-            if self._stop.is_set():
+            if self._over.is_set():
                 return
             try:
                 self._do(number)
@@ -46,14 +45,6 @@ class Load:
         """Wait for some more rounds."""
         end = self.rounds + rounds
         until(lambda: self.rounds >= end)
-
-    def __enter__(self) -> Load:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._stop.set()
-        self._thread.join()
 
 
 @pytest.mark.long

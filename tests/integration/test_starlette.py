@@ -18,6 +18,7 @@ import pytest
 
 import dstore
 from dstore import config
+from tests.ending import kill_group
 from tests.integration.processes import PATIENCE, ROOT, GlobalProcess, free_port, others_left
 
 pytest.importorskip("starlette", reason="needs Starlette")
@@ -76,9 +77,7 @@ def service(address: str, folder: Path) -> Iterator[Service]:
     try:
         yield Service(port, process)
     finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+        kill_group(process)
     assert "Traceback" not in (folder / "uvicorn.log").read_text()
 
 

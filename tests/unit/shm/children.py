@@ -10,12 +10,12 @@ import threading
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
-from types import TracebackType
 from typing import Any, ClassVar, TypeVar
 
 from dstore.runtime.background import janitor
 from dstore.shm import HostMemory, Writer, clean, open_memory
 from dstore.shm.folder import Folder
+from tests.ending import join
 
 TIMEOUT = 30.0
 """Seconds that a test waits for a child at most."""
@@ -77,12 +77,9 @@ class Child:
 
     def ends_by(self, number: signal.Signals) -> None:
         """Wait until this signal has ended it."""
-        self.process.join(TIMEOUT)
-        code = self.process.exitcode
-        self.kill()
+        code = join(self.process, TIMEOUT)
         self._pipes.discard(self._pipe)
         self._pipe.close()
-        self.process.close()
         assert code == -number, f"the child ended with {code}"
 
     def end(self) -> None:
@@ -91,21 +88,13 @@ class Child:
             return
         self._pipes.discard(self._pipe)
         self._pipe.close()
-        self.process.join(TIMEOUT)
-        code = self.process.exitcode
-        self.kill()
-        self.process.close()
+        code = join(self.process, TIMEOUT)
         assert code in (0, -signal.SIGKILL), f"the child ended with {code}"
 
     def __enter__(self: Some) -> Some:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is not None and not self._pipe.closed:
             self.kill()
         self.end()
