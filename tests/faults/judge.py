@@ -19,7 +19,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.ending import kill
 from tests.faults.cluster import Times
 from tests.faults.lives import by_life, client_of
 from tests.faults.records import DONE, MISSING, UNKNOWN, Operation, Records, files_of, load
@@ -253,7 +252,8 @@ class JudgeProcess:
         try:
             said, _ = self._process.communicate(timeout=JUDGE_TIMEOUT)
         finally:
-            kill(self._process)
+            self._process.kill()
+            self._process.communicate()
         if self._process.returncode:
             return Verdict(1, violations=[f"the judge of round {self.number} failed"])
         verdict = Verdict(**json.loads(said))
