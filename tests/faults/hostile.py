@@ -104,7 +104,11 @@ HEADING = (
 
 
 class KeysOfAll:
-    """The key folder of a Global that is attacked, and who has which keys."""
+    """The key folder of a Global that is attacked, and who has which keys.
+
+    With ``who`` each attack has an identity of its own, as it has a source address of its own:
+    Global bans both for a while.
+    """
 
     def __init__(self, folder: Path, address: str, who: str) -> None:
         made = KeyFolder(str(folder / "keys"))
@@ -113,16 +117,22 @@ class KeysOfAll:
         self.honest, self.admin = str(folder / "honest"), str(folder / "admin")
         made.add("honest", Role.WRITE, ("honest",), address).save(self.honest)
         made.add("admin", Role.ADMIN, (), address).save(self.admin)
-        hostile: list[RawKeys | None] = []
-        if who == STRANGER:
-            public, secret = zmq.curve_keypair()
-            server = made.add("other", Role.READ, (), address).server_keys[0]
-            hostile = [None, RawKeys.decoded(server, public.decode(), secret.decode())]
-        else:
-            role = Role.READ if who == READER else Role.WRITE
-            given = made.add("hostile", role, () if who == READER else ("hostile/",), address)
-            hostile = [RawKeys.decoded(given.server_keys[0], given.public_key, given.secret_key)]
-        self.hostile = cycle(hostile).__next__
+        self._hostile: dict[str, list[RawKeys | None]] = {}
+        role = Role.READ if who == READER else Role.WRITE
+        prefixes = () if who == READER else ("hostile/",)
+        for number, each in enumerate(ATTACKS):
+            if who == STRANGER:
+                public, secret = zmq.curve_keypair()
+                unknown = RawKeys.decoded(made.server_keys[0], public.decode(), secret.decode())
+                self._hostile[each.name] = [None, unknown]
+            else:
+                given = made.add(f"hostile{number}", role, prefixes, address)
+                keys = RawKeys.decoded(given.server_keys[0], given.public_key, given.secret_key)
+                self._hostile[each.name] = [keys]
+
+    def of(self, attack: Attack) -> Callable[[], RawKeys | None]:
+        """Return what gives the keys of the next connection of an attack."""
+        return cycle(self._hostile[attack.name]).__next__
 
 
 class Run:
@@ -176,7 +186,7 @@ class Run:
         dice = random.Random(f"{self._seed} {each.name}")
         source = f"127.0.1.{1 + ATTACKS.index(each)}"
         keys = self._keys
-        hostile, admin = (keys.hostile, keys.admin) if keys else (lambda: None, None)
+        hostile, admin = (keys.of(each), keys.admin) if keys else (lambda: None, None)
         target = Target(self._address, server.pid, dice, self._scale, source, hostile, admin)
         begun = time.monotonic()
         with Meter(server.pid) as meter:
