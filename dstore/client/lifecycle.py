@@ -25,6 +25,7 @@ from dstore.client.host_page import can_be_inherited
 from dstore.client.hosts.local import Local
 from dstore.client.settings import Settings
 from dstore.codecs import Codecs
+from dstore.core.local.cache import leave_index
 from dstore.core.local.membership import Entry
 from dstore.core.local.state import LocalState
 from dstore.errors import NodeClosed
@@ -165,10 +166,13 @@ class Lifecycle(Hits):
 
     def _find(self, name: Key) -> Entry | None:
         """Return an entry that is in no index, since two Locals have stored its key at a time."""
+        index = self._index
         for local in list(self._locals.values()):
             entry = find(local.state, name)
-            if entry is not None and self._index is not None:
-                self._index[entry.key] = entry
+            if entry is not None and index is not None:
+                index[entry.key] = entry
+                if entry.home is None:  # it may have been dropped before this, and would stay
+                    leave_index(index, entry)
                 return entry
         return None
 

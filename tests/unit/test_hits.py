@@ -34,7 +34,6 @@ def pure_classes() -> SimpleNamespace:
         Present=membership.PurePresent,
         Hits=hits.PureHits,
         find=hits.pure_find,
-        find_indexed=hits.pure_find_indexed,
         RAISE=inspect.signature(hits.PureHits.get).parameters["default"].default,
     )
 
@@ -640,7 +639,7 @@ def test_an_index_has_the_entries_of_several_memberships(kind: Any) -> None:
     assert (node.get("a"), node.get("b"), node.get("c")) == (b"one", b"two", "missed")
     assert node._hit("a").value == b"one"
     assert node._hits == 3
-    found = kind.find_indexed(node._index, "b")
+    found = kind.find(node._state, "b", node._index)
     assert (found.value, found.visited) == (b"two", 1)
     assert kind.find_indexed(node._index, "c") is None
 
@@ -664,7 +663,7 @@ def test_a_hit_finds_no_entry_that_its_membership_has_dropped(kind: Any) -> None
     index = {"a": kind.Entry("a", b"v", 5, 100)}
     index["a"].home = kind.Membership({})
     index["a"].home.lease_end = FAR
-    assert kind.find_indexed(index, "a") is None
+    assert kind.find(node._state, "a", index) is None
     node = kind.Node(kind.Membership({}))
     node._index = index
     assert node.get("a") == "missed"
