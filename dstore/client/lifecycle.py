@@ -123,14 +123,14 @@ class Lifecycle(Hits):
                 on_deletion = _announcer(self._settings.on_deletion)
                 local = Local(self._settings.at(address), self._label_here(), on_deletion)
                 try:
+                    if self._index is not None:  # first, so that what starts is in the index
+                        local.join_index(self._index)
                     local.start(self._parents.get(address))
                     if not self._locals:
                         self._dropped = weakref.finalize(
                             self, _abandon, self._locals, self.address, self._place
                         )
                         self._dropped.atexit = False
-                    if self._index is not None:
-                        local.join_index(self._index)
                     self._locals[address] = local
                     self._inherited.pop(address, None)
                     self._show()

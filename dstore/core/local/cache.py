@@ -101,8 +101,8 @@ class Cache:
     keeps its value decoded if ``kept`` has a function that does so, and ``encode`` returns codec
     and body of such a value.
 
-    Several caches, each with an owner and a lock of its own, may have one index: a dictionary of the
-    entries of all of them, with the entry of each key that was stored last. ``home`` is the
+    Several caches, each with an owner and a lock of its own, may have one index: a dictionary with
+    the entries of all of them. Each key has the entry there that was stored last. ``home`` is the
     membership whose entries these are.
 
     The index only helps to find an entry. Ctrl-C, or the owner of another cache, may come between
@@ -349,9 +349,9 @@ class Cache:
 
     def _remove(self, entry: Entry) -> None:
         self._leave(entry)
-        if self.entries.get(entry.key) is entry:  # not if Ctrl-C came in the middle of its insertion
+        if self.entries.get(entry.key) is entry:
             del self.entries[entry.key]
-        self._unlink(entry)
+        self._unlink(entry)  # also if Ctrl-C came in the middle of its insertion
 
     def _unlink(self, entry: Entry) -> None:
         if entry.shared is not None and self.shared.get(entry.shared) is entry:
