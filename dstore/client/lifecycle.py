@@ -132,7 +132,7 @@ class Lifecycle(Hits):
                         )
                         self._dropped.atexit = False
                     self._locals[address] = local
-                    self._inherited.pop(address, None)
+                    self._leave_inherited(address, local)
                     self._show()
                     self._check_open()  # a signal handler may have closed it, in this thread
                 except BaseException:  # after Ctrl-C the program may never get this Node
@@ -163,6 +163,19 @@ class Lifecycle(Hits):
         for key, entry in (former or {}).items() if homes else ():
             if id(entry.home) in homes:
                 self._index[key] = entry
+
+    def _leave_inherited(self, address: str, local: Local) -> None:
+        """Forget what was inherited, unless the Local of this process has taken it over.
+
+        A Local that has not may be of another session by now; what is left would be in the index
+        without a cache that drops it.
+        """
+        former, index = self._inherited.pop(address, None), self._index
+        if former is None or index is None or former.entries is local.state.entries:
+            return
+        for entry in list(former.entries.values()):
+            entry.home = None
+            leave_index(index, entry)
 
     def _find(self, name: Key) -> Entry | None:
         """Return an entry that is in no index, since two Locals have stored its key at a time."""

@@ -350,7 +350,7 @@ OF_HITS = (
                 "        self._leave(entry)\n",
             ),
         ),
-        INDEX_TEST + "test_what_was_interrupted_when_it_dropped_an_entry_drops_it_when_it_is_repeated",
+        INDEX_TEST + "test_what_was_interrupted_drops_the_entry_when_it_is_repeated",
         NO_INTERRUPTS,
     ),
     Mutant(
@@ -394,7 +394,19 @@ OF_HITS = (
                 "                if False:",
             ),
         ),
-        INDEX_TEST + "test_a_look_at_all_caches_puts_nothing_into_the_index_that_is_dropped_meanwhile",
+        INDEX_TEST + "test_a_look_at_all_caches_puts_back_nothing_that_is_dropped_meanwhile",
         NO_INTERRUPTS,
+    ),
+    Mutant(
+        "forked child whose index keeps what its Local has not taken over",
+        (
+            (
+                LIFECYCLE,
+                "                    self._leave_inherited(address, local)\n",
+                "                    self._inherited.pop(address, None)\n",
+            ),
+        ),
+        INDEX_TEST + "test_what_a_child_has_inherited_and_does_not_take_over_is_no_hit",
+        "no simulated process forks with an index",
     ),
 )  # fmt: skip

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from threading import RLock
 from types import FrameType, SimpleNamespace
 from typing import Any
 
@@ -19,6 +20,7 @@ from dstore.client.lifecycle import Lifecycle
 from dstore.core.local import cache as cache_module
 from dstore.core.local.cache import ENTRY_OVERHEAD, INDEX_OVERHEAD, Cache
 from dstore.core.local.membership import Entry, Membership, Present
+from dstore.core.local.state import LocalState
 from dstore.protocol.messages import Found, GetReply, Stored
 
 ROOM = ENTRY_OVERHEAD + INDEX_OVERHEAD + 2
@@ -135,7 +137,7 @@ def test_ctrl_c_leaves_no_entry_that_hits_find_and_the_cache_does_not(name: str)
 
 
 @pytest.mark.parametrize("key", ["c", "a"])
-def test_what_was_interrupted_when_it_dropped_an_entry_drops_it_when_it_is_repeated(
+def test_what_was_interrupted_drops_the_entry_when_it_is_repeated(
     key: str,
 ) -> None:
     """A deletion counts as applied when it has been applied to the end."""
@@ -203,7 +205,7 @@ def a_node(caches: Caches) -> Any:
     return node
 
 
-def test_a_look_at_all_caches_puts_nothing_into_the_index_that_is_dropped_meanwhile(
+def test_a_look_at_all_caches_puts_back_nothing_that_is_dropped_meanwhile(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     caches = Caches()
@@ -219,6 +221,50 @@ def test_a_look_at_all_caches_puts_nothing_into_the_index_that_is_dropped_meanwh
     assert node._find("a") is entry  # it was there during the call
     assert "a" not in caches.index
     caches.check()
+
+
+class ChildLocal:
+    """The Local of a forked child, which takes over what the parent had, or does not."""
+
+    takes_over = False
+
+    def __init__(self, *_: object) -> None:
+        self.state = lifecycle._absent()
+
+    def join_index(self, index: dict[str, Entry]) -> None:
+        self.state.join_index(index)
+
+    def start(self, parent: LocalState) -> None:
+        if self.takes_over:
+            self.state.bound(1 << 20, None)
+            self.state.cache.adopt(parent.membership.entries, {})
+            self.state.membership = Membership(parent.membership.entries)
+            self.state.membership.lease_end = FAR
+            self.state.cache.belong_to(self.state.membership)
+
+
+@pytest.mark.parametrize("takes_over", [False, True])
+def test_what_a_child_has_inherited_and_does_not_take_over_is_no_hit(
+    takes_over: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The page of the parent may have ended since, and its Global, too."""
+    caches = Caches()
+    parent = lifecycle._absent()
+    parent.membership = caches.one.home  # type: ignore[assignment]
+    node = a_node(caches)
+    node._locals, node._closed, node._birth, node._place = {}, False, RLock(), None
+    node._settings = SimpleNamespace(at=str, on_deletion=None, label="child")
+    node.address = node._home = "here"
+    node._parents, node._inherited = {"here": parent}, {"here": lifecycle._inherited(parent)}
+    monkeypatch.setattr(lifecycle, "Local", ChildLocal)
+    monkeypatch.setattr(ChildLocal, "takes_over", takes_over)
+    assert node._hit("a") is not None
+    node._open("here")
+    node._dropped.detach()
+    assert (node._hit("a") is not None) is takes_over
+    assert ("a" in node._index) is takes_over
+    assert node._hit("d") is not None
+    assert (node._parents, node._inherited) == ({}, {})
 
 
 def test_entries_of_a_cache_that_another_one_takes_over_have_its_home() -> None:
