@@ -119,7 +119,7 @@ cdef extern from *:
     #define DSTORE_SET_HOME(entry, value) DSTORE_STORE(entry, _home, value)
     /* The membership is held, so that no other one has its address. */
     #define DSTORE_IS_HOME(entry, membership) \\
-        (__atomic_load_n((PyObject **)&(entry)->_home, __ATOMIC_ACQUIRE) == \\
+        ((PyObject *)__atomic_load_n(&(entry)->_home, __ATOMIC_ACQUIRE) == \\
          (PyObject *)(membership))
 
     /* A new reference to the value of a key of a dictionary, or to None. */

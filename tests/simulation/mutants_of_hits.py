@@ -342,12 +342,10 @@ OF_HITS = (
         (
             (
                 CACHE,
-                "        self._leave(entry)\n"
-                "        if self.entries.get(entry.key) is entry:\n"
-                "            del self.entries[entry.key]\n",
-                "        if self.entries.get(entry.key) is entry:\n"
-                "            del self.entries[entry.key]\n"
-                "        self._leave(entry)\n",
+                "            self._leave(entry)\n"
+                "            del self.entries[key]\n",
+                "            del self.entries[key]\n"
+                "            self._leave(entry)\n",
             ),
         ),
         INDEX_TEST + "test_what_was_interrupted_drops_the_entry_when_it_is_repeated",

@@ -242,7 +242,9 @@ class Cache:
         """Remove a key's entry. Returns the entry, or None if the key is not cached."""
         entry = self.entries.get(key)
         if entry is not None:
-            self._remove(entry)
+            self._leave(entry)
+            del self.entries[key]
+            self._unlink(entry)
         return entry
 
     def values(self) -> Iterator[Value]:
@@ -347,12 +349,6 @@ class Cache:
         if self._index is not None:
             leave_index(self._index, entry)
 
-    def _remove(self, entry: Entry) -> None:
-        self._leave(entry)
-        if self.entries.get(entry.key) is entry:
-            del self.entries[entry.key]
-        self._unlink(entry)  # also if Ctrl-C came in the middle of its insertion
-
     def _unlink(self, entry: Entry) -> None:
         if entry.shared is not None and self.shared.get(entry.shared) is entry:
             del self.shared[entry.shared]
@@ -382,7 +378,10 @@ class Cache:
             entry = entry.newer or self._oldest
         assert entry is not None, "an empty cache has nothing to evict"
         self._hand = entry
-        self._remove(entry)
+        self._leave(entry)
+        if self.entries.get(entry.key) is entry:
+            del self.entries[entry.key]
+        self._unlink(entry)  # also if Ctrl-C came in the middle of its insertion
         self.evictions += 1
 
     def _evict_shared(self) -> None:
