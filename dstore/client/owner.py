@@ -237,6 +237,7 @@ class HostOwner:
             large_from=message.large_from,
             publisher=message.publisher,
             keyed=self._keyed,
+            cluster=message.cluster,
         )
 
     def _check(self, now: float) -> None:
