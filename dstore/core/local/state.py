@@ -543,13 +543,7 @@ class LocalState(Entries):
         return [Tell(Hello(self._nonce, *self._replaces, self._label, self._kind))]
 
     def _on_welcome(self, message: Welcome, now: float) -> list[LocalEffect]:
-        if self.closing:
-            return []
-        if message.nonce not in (self._nonce, self._writer_nonce, self._abandoned):
-            return []
-        if not self._may_join(message.cluster, now):
-            self._leaving.append((message.epoch, message.secret, None))
-            self._on_wrong_cluster(wrong_cluster(self.cluster, message.cluster))
+        if self.closing or not self._accepts(message, now):
             return []
         self.quiet_until = max(self.quiet_until, now + message.quiet)
         if message.nonce == self._writer_nonce and not self.writer.session:
@@ -593,6 +587,16 @@ class LocalState(Entries):
         if self._kind is Kind.OBSERVER:  # of what is pending it has yet to hear
             self.renew(now)
         return [Subscribe(message.epoch, message.publisher)]
+
+    def _accepts(self, message: Welcome, now: float) -> bool:
+        """Whether this is an answer to a HELLO, and of a Global that may be joined."""
+        if message.nonce not in (self._nonce, self._writer_nonce, self._abandoned):
+            return False
+        if self._may_join(message.cluster, now):
+            return True
+        self._leaving.append((message.epoch, message.secret, None))
+        self._on_wrong_cluster(wrong_cluster(self.cluster, message.cluster))
+        return False
 
     def _cached(self) -> Iterable[Value]:
         """The small values that can be offered to Global in the next session."""

@@ -58,7 +58,8 @@ class Settings(NamedTuple):
 def create(connection: Connection, where: str, *, standby: bool) -> bool:
     """Create the tables, or bring those of a former version up to date, in one transaction.
 
-    Returns False if there is nothing to do. Raises DataError if they are of another version, and psycopg.Error.
+    Returns False if there is nothing to do. Raises DataError if they are of another version, and
+    psycopg.Error.
     """
     try:
         return _create(connection, where, standby)

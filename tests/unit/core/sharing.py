@@ -39,6 +39,7 @@ class HostPage:
     lease = LEASE
     value_limit = 1000
     large_from = 1 << 10
+    cluster = b""
 
     def __init__(self, world: World, session: int, buckets: int = 1 << 12) -> None:
         self.world = world
