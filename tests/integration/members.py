@@ -28,6 +28,8 @@ from dstore.shm import bulk_for
 from dstore.transport.router import Router
 
 LEASE = 0.3
+CLUSTER = b"cluster of tests"
+"""The id of the cluster of all members."""
 FOREVER = 1e12
 ANY_PORT = "tcp://127.0.0.1:0"
 ALL = range(PARTITIONS)
@@ -51,7 +53,7 @@ class Member:
         self.deaf = False
         self.seen: list[str] = []  # the names of the messages that have arrived
         self.state: GlobalState
-        self.partitions = Partitions(FOREVER)
+        self.partitions = Partitions(FOREVER, CLUSTER)
         self._lease = lease
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._bulks: list[Any] = []
@@ -63,7 +65,7 @@ class Member:
         """Begin a new epoch, which owns these partitions."""
         epoch = secrets.randbits(63) | 1
         self._bulks.append(bulk_for(epoch, "", None))
-        former, self.partitions = self.partitions, Partitions(FOREVER)
+        former, self.partitions = self.partitions, Partitions(FOREVER, CLUSTER)
         self.partitions.gain(numbers, 0.0)
         self.partitions.map = former.map
         self.state = GlobalState(
