@@ -412,7 +412,8 @@ class LocalState(Entries):
         if not self._may_join(page.cluster, now):
             error = wrong_cluster(self.cluster, page.cluster)
             self.no_page = str(error)
-            self._hello_denied = None if self.joining else error  # else it sends no HELLO
+            if not self.joining:  # else its HELLO finds out what answers
+                self._hello_denied = error
             return
         if self.session and self.page is None:
             self.former.keep((), self.cache.large_values(), self.epoch)

@@ -357,17 +357,16 @@ def test_a_page_of_another_cluster_is_not_used(stranger: bytes) -> None:
     """Its Global has values of its own under the same keys, and misses those of the cluster."""
     world = in_cluster()
     (a,) = world.joined("a")
-    begin(world, stranger)
+    replaced(world, stranger, a)
     page = open_page(world)
-    a.state.reconnected(world.now)
     a.state.attach(page, world.now)
     assert a.state.page is None
-    call = a.begin_get("k")
-    lost(call)
-    assert call.waits
-    world.settle()
-    call.look()
-    assert isinstance(call.error, WrongServer)
+    assert a.state.no_page
+    assert isinstance(a.begin_get("k").error, WrongServer)
+    begin(world, OURS)
+    a.state.attach(open_page(world), world.now)
+    assert a.state.page is world.page
+    assert a.state.denied is None
 
 
 @STRANGERS
