@@ -47,7 +47,7 @@ class Member:
     def __init__(
         self, numbers: Iterable[int], address: str = ANY_PORT, lease: float = LEASE
     ) -> None:
-        self.router = Router(address, None)
+        self.router = Router(address, None if address == ANY_PORT else ANY_PORT)
         self.address = self.router.address
         self.engine = MemoryEngine()
         self.deaf = False

@@ -109,6 +109,7 @@ def envelope(state: LocalState) -> tuple[int, int, int]:
 
 def ensure_joined(state: LocalState, now: float, deadline: float) -> Operation[float]:
     """Wait for a session, or for leave to ask without one. Returns the time after that."""
+    check_admitted(state)
     check_time(state, now, deadline)
 
     def ready(_: float) -> bool:
@@ -124,8 +125,8 @@ def ensure_joined(state: LocalState, now: float, deadline: float) -> Operation[f
 
 def ensure_writer(state: LocalState, now: float, deadline: float) -> Operation[float]:
     """Wait for a session for writes. Returns the time after that."""
-    check_time(state, now, deadline)
     check_admitted(state)
+    check_time(state, now, deadline)
     if not state.writer.session:
         state.want_writer(now)
 
@@ -277,6 +278,7 @@ def ask_map(state: LocalState, now: float, deadline: float) -> Operation[MapRepl
 
     Raises WrongServer if it is not of the cluster that this Local belongs to.
     """
+    check_admitted(state)
     check_time(state, now, deadline)
     message = AskMap(0, NO_SESSION, state.next_request())
     try:
