@@ -37,6 +37,7 @@ from __future__ import annotations
 
 from dstore.core.engine import (
     NO_DEADLINE,
+    UNLIMITED,
     Away,
     Bound,
     Bulk,
@@ -58,6 +59,7 @@ from dstore.shm.bulk import PrivateBulk
 
 __all__ = [
     "NO_DEADLINE",
+    "UNLIMITED",
     "Away",
     "Bound",
     "Buffer",

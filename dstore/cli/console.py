@@ -136,6 +136,8 @@ def counter_lines(counters: Mapping[str, Any], within: str = "") -> Iterator[str
 
 
 def _number(value: Any) -> str:
+    if value is None:  # as a limit
+        return "no limit"
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
     if isinstance(value, float):

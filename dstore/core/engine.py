@@ -12,6 +12,9 @@ from typing import NamedTuple, Protocol, TypeAlias
 
 from dstore.protocol.messages import Buffer, Key, Stored
 
+UNLIMITED = 1 << 62
+"""The :attr:`Engine.limit` of an engine that does not bound the bytes of its keys and values."""
+
 
 class Lost(Exception):
     """Raised by :meth:`Bulk.write`: the bytes written so far of a large value are lost.
@@ -172,7 +175,7 @@ class Engine(Protocol):
 
     @property
     def limit(self) -> int:
-        """The bytes that they may take."""
+        """The bytes that they may take, or ``UNLIMITED``."""
 
     def close(self) -> None:
         """Release what the engine holds. Idempotent."""

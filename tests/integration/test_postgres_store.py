@@ -530,6 +530,8 @@ def test_large_values_leave_the_memory_when_the_database_has_them(url: str) -> N
         third = member.upload(LARGE[::-1])
         assert member.write(bind("m", third)) == [DONE]
         assert member.bulk._inner.read(first.token, 0, 1) is None  # type: ignore[attr-defined]
+        figures: dict[str, Any] = member.store.figures()
+        assert len(LARGE) <= figures["large_memory"] <= figures["large_memory_limit"] == 4 << 20
         assert member.read_large(first) == LARGE
         assert member.read_large(third) == LARGE[::-1]
 

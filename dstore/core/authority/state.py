@@ -32,7 +32,7 @@ from dstore.core.authority.reads import Reads, Waits
 from dstore.core.authority.sessions import Session, Sessions
 from dstore.core.authority.stages import Stages
 from dstore.core.authority.writes import Writes
-from dstore.core.engine import Bulk, Engine, Loaded, Outcome
+from dstore.core.engine import UNLIMITED, Bulk, Engine, Loaded, Outcome
 from dstore.protocol import messages as m
 
 SWEEP_KEYS = 2_000
@@ -523,7 +523,7 @@ class GlobalState:
             "epoch": f"{self.epoch:016x}",
             "keys": len(self._engine),
             "bytes": self._engine.size + self._deadlines.bytes,
-            "bytes_limit": self._engine.limit,
+            "bytes_limit": None if self._engine.limit >= UNLIMITED else self._engine.limit,
             "value_limit": self._stages.value_limit,
             "large_from": self._welcome.large_from,
             "lease": self._welcome.lease,

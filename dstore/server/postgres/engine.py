@@ -15,7 +15,7 @@ from typing import NamedTuple, Protocol
 
 from sortedcontainers import SortedList
 
-from dstore.core.engine import NO_DEADLINE, Away, Bound, Loaded
+from dstore.core.engine import NO_DEADLINE, UNLIMITED, Away, Bound, Loaded
 from dstore.errors import StoreFull
 from dstore.protocol.keys import from_order, in_order
 from dstore.protocol.messages import Key, Large, Stored
@@ -31,8 +31,6 @@ RESIDENT_OVERHEAD = 150
 """Bytes per key for the order in which values leave the memory."""
 FORGET_KEYS = 1_000
 """Keys that are looked at in one step while those of some partitions are forgotten."""
-UNLIMITED = 1 << 62
-"""The limit of keys and values together: what the database can hold."""
 
 Place = tuple[Key, bytes]
 """Key and token of a value."""
@@ -57,8 +55,9 @@ class StoredEngine:
     """A :class:`dstore.engines.LoadingEngine` over a database, which others write.
 
     Keys and values in memory take ``memory`` bytes at most, except that partitions that are gained
-    bring all their keys. ``limit`` is for all keys and values, also those that are away. ``cache``
-    is the most that values may take in memory, if that is less than what keys leave to them.
+    bring all their keys. ``limit`` is for all keys and values, also those that are away:
+    by default there is none but what the database can hold. ``cache`` is the most that values may
+    take in memory, if that is less than what keys leave to them.
 
     For Global's thread, except :meth:`ended` and :meth:`wants`.
     """
@@ -255,11 +254,12 @@ class StoredEngine:
         return ended
 
     def figures(self) -> dict[str, object]:
-        """Return metrics by name."""
+        """Return metrics by name. ``index_bytes`` and ``cached_bytes`` share ``memory_limit``."""
         return {
             "index_bytes": self._index,
             "cached": len(self._here),
             "cached_bytes": self._here_bytes,
+            "memory_limit": self._memory,
         }
 
     def close(self) -> None:

@@ -116,11 +116,11 @@ class StoredBulk:
         self._reader = reader
         self._dropper = dropper
         self._memory = memory
+        self.held_bytes = 0  # of what is in ``inner``
         self._held: dict[bytes, int] = {}  # sizes of what is in ``inner``, the oldest first
-        self._held_bytes = 0
 
     def __repr__(self) -> str:
-        return f"<StoredBulk {self._inner!r} held={self._held_bytes}, stored={len(self._values)}>"
+        return f"<StoredBulk {self._inner!r} held={self.held_bytes}, stored={len(self._values)}>"
 
     # ---- the journal's thread -------------------------------------------------------------
 
@@ -170,9 +170,9 @@ class StoredBulk:
         if token in self._values:  # its bytes may be unreadable at this moment
             raise StoreFull("there is a value with this token, which cannot be read")
         self._make_room(size)
-        if self._held_bytes + size > self._memory:
+        if self.held_bytes + size > self._memory:
             raise StoreFull(
-                f"{self._held_bytes:,} of {self._memory:,} bytes for large values in memory are "
+                f"{self.held_bytes:,} of {self._memory:,} bytes for large values in memory are "
                 "taken; wait for uploads to end, or start Global with a higher --memory-limit"
             )
         self._inner.reserve(token, size)
@@ -219,22 +219,22 @@ class StoredBulk:
     def close(self) -> None:
         """Close ``inner``, which removes the values from memory. Idempotent."""
         self._held.clear()
-        self._held_bytes = 0
+        self.held_bytes = 0
         self._inner.close()
 
     def _hold(self, token: bytes, size: int) -> None:
         self._held[token] = size
-        self._held_bytes += size
+        self.held_bytes += size
 
     def _let_go(self, token: bytes) -> None:
         if token in self._held:
-            self._held_bytes -= self._held.pop(token)
+            self.held_bytes -= self._held.pop(token)
             self._inner.drop(token)
 
     def _make_room(self, size: int) -> None:
         """Let values leave the memory that the database has, until there is room for ``size``."""
         for token in list(self._held):
-            if self._held_bytes + size <= self._memory:
+            if self.held_bytes + size <= self._memory:
                 return
             if token in self._values:
                 self._let_go(token)

@@ -225,6 +225,8 @@ class Store:
         return {
             **self._engine.figures(),
             "large_values": len(self._large),
+            "large_memory": 0 if self._bulk is None else self._bulk.held_bytes,
+            "large_memory_limit": self._large_memory,
             "database_doubts": self._journal.doubts,
             "database_groups": self._journal.groups,
             "database_changes": self._journal.changes,
