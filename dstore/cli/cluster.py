@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from dstore.cli import console
 from dstore.cli.console import plain
+from dstore.cli.tables import table_lines
 from dstore.core.cluster.assignment import assignment
 from dstore.errors import DataError
 from dstore.quoting import visible
@@ -192,10 +193,8 @@ def _described(before: Status, now: Status) -> dict[str, Any]:
 
 def _lines(shown: dict[str, Any]) -> Iterator[str]:
     rows = [HEADINGS, *map(_row, shown["members"])]
-    widths = [max(map(len, column)) for column in zip(*rows)]
     if shown["members"]:
-        for row in rows:
-            yield "  ".join(each.ljust(width) for each, width in zip(row, widths)).rstrip()
+        yield from table_lines(rows)
     else:
         yield "no members"
     yield f"keys: {shown['keys']:,} ({shown['bytes']:,} bytes)"
