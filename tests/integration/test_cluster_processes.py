@@ -373,6 +373,9 @@ def test_status_and_drain(url: str, command: Command) -> None:
         found: dict[str, Any] = json.loads(command("cluster", "status", url, "--json").out)
         return found
 
+    def states() -> dict[str, str]:
+        return {each["address"]: each["state"] for each in shown()["members"]}
+
     assert shown()["members"] == []
     said = command("cluster", "init", url, "--no-standby").err
     assert "nothing was changed; its members need no standby" in said
@@ -393,10 +396,14 @@ def test_status_and_drain(url: str, command: Command) -> None:
             command("cluster", "drain", url, two.address.removeprefix("tcp://"))
             assert served(two)["partitions"] == 0
             until(lambda: served(one)["partitions"] == PARTITIONS)
+            assert states() == {one.address: "up", two.address: "drained"}
+            lines = command("cluster", "status", url).out.splitlines()
+            assert sorted(each.split()[-1] for each in lines[1:3]) == ["drained", "up"]
             said = command("cluster", "drain", url, "nobody", code=REFUSED).err
             assert "there is no member 'nobody'" in said
         said = command("cluster", "drain", url, one.address, "--wait", "0.1", code=REFUSED).err
         assert "needs another member" in said
+        assert states() == {one.address: "draining"}
     assert shown()["partitions"]["free"] == PARTITIONS
 
 
