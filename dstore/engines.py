@@ -50,7 +50,8 @@ from dstore.core.engine import (
     LoadingEngine,
     Lost,
     Outcome,
-    Unreadable,
+    PartLoader,
+    Unloaded,
 )
 from dstore.protocol.keys import from_bytes, to_bytes
 from dstore.protocol.messages import Buffer, Key, Large, Stored
@@ -76,9 +77,10 @@ __all__ = [
     "Lost",
     "MemoryEngine",
     "Outcome",
+    "PartLoader",
     "PrivateBulk",
     "Stored",
-    "Unreadable",
+    "Unloaded",
     "from_bytes",
     "to_bytes",
 ]

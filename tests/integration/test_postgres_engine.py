@@ -45,6 +45,9 @@ class NoLoader:
     def load(self, engine: StoredEngine, number: int, wanted: object) -> None:
         raise AssertionError("nothing is away")
 
+    def load_part(self, engine: StoredEngine, *part: object) -> None:
+        raise AssertionError("nothing is large")
+
 
 class TestStoredEngine(EngineContract):
     def make(self, limit: int) -> StoredEngine:

@@ -143,6 +143,6 @@ def test_what_was_in_doubt_and_is_lost_in_a_failover_is_carried_out_on_the_next_
         member.load()
         assert member.read("old") == new
         assert member.read("new") is not None
-        assert member.read_large(large) == bytes(3_000_000)
+        assert member.read_large("large", large) == bytes(3_000_000)
         told = status(pair.url())
         assert [each.synchronous for each in told.standbys] == [True]

@@ -50,9 +50,14 @@ class Loader(Protocol):
     def load(self, engine: StoredEngine, number: int, wanted: list[Place]) -> None:
         """Begin to load them; :meth:`StoredEngine.ended` is called with the results."""
 
+    def load_part(
+        self, engine: StoredEngine, number: int, key: Key, token: bytes, offset: int, length: int
+    ) -> None:
+        """Begin to load a part of a large value, in the same way."""
+
 
 class StoredEngine:
-    """A :class:`dstore.engines.LoadingEngine` over a database, which others write.
+    """A :class:`dstore.engines.PartLoader` over a database, which others write.
 
     Keys and values in memory take ``memory`` bytes at most, except that partitions that are gained
     bring all their keys. ``limit`` is for all keys and values, also those that are away:
@@ -227,6 +232,10 @@ class StoredEngine:
         self._asked[number] = wanted
         self._loader.load(self, number, wanted)
 
+    def load_part(self, number: int, key: Key, token: bytes, offset: int, length: int) -> None:
+        """Begin to load a part of a large value."""
+        self._loader.load_part(self, number, key, token, offset, length)
+
     def wants(self, place: Place) -> bool:
         """Whether the key still has this value, as far as Global knows. From any thread."""
         bound = self._values.get(place[0])
@@ -238,12 +247,15 @@ class StoredEngine:
         self._wake()
 
     def loaded(self) -> list[tuple[int, list[Loaded]]]:
-        """Return the loads that have ended since the last call. Their values stay in memory."""
+        """Return the loads that have ended since the last call.
+
+        Their values stay in memory, and parts of large ones do not.
+        """
         ended = []
         while self._ended:
             number, results = self._ended.popleft()
             ended.append((number, results))
-            for (key, token), body in zip(self._asked.pop(number), results):
+            for (key, token), body in zip(self._asked.pop(number, ()), results):
                 bound = self._values.get(key)
                 if type(bound) is Away and bound.token == token and isinstance(body, bytes):
                     self._values[key] = Stored(token, bound.codec, body)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
-from dstore.core.engine import Bulk
+from dstore.core.engine import Bulk, Unloaded
 from dstore.errors import StoreFull, ValueCorrupt
 from dstore.protocol import content
 from dstore.protocol.messages import Buffer, Large, Stored
@@ -37,15 +37,6 @@ class Dropper(Protocol):
 
     def drop_pieces(self, partition: int, token: bytes) -> None:
         """Remove all pieces of a value after the batches so far."""
-
-
-class Reader(Protocol):
-    """Reads parts of large values from the database."""
-
-    def read(
-        self, partition: int, token: bytes, offset: int, count: int, more: bool
-    ) -> bytes | None:
-        """Return a part. With ``more`` the one after it may be wanted next."""
 
 
 class LargeValues:
@@ -108,12 +99,9 @@ class StoredBulk:
     thread, the others from Global's thread alone.
     """
 
-    def __init__(
-        self, inner: Bulk, values: LargeValues, reader: Reader, dropper: Dropper, memory: int
-    ) -> None:
+    def __init__(self, inner: Bulk, values: LargeValues, dropper: Dropper, memory: int) -> None:
         self._inner = inner
         self._values = values
-        self._reader = reader
         self._dropper = dropper
         self._memory = memory
         self.held_bytes = 0  # of what is in ``inner``
@@ -167,8 +155,8 @@ class StoredBulk:
     # ---- Global's thread ------------------------------------------------------------------
 
     def reserve(self, token: bytes, size: int) -> None:
-        if token in self._values:  # its bytes may be unreadable at this moment
-            raise StoreFull("there is a value with this token, which cannot be read")
+        if token in self._values:
+            raise StoreFull("there is a value with this token")
         self._make_room(size)
         if self.held_bytes + size > self._memory:
             raise StoreFull(
@@ -197,13 +185,11 @@ class StoredBulk:
         known = self._values.of(token) if part is None else None
         if known is None:
             return part
-        partition, size = known
+        _, size = known
         count = max(0, min(count, size - offset))
         if not count:
             return memoryview(b"")
-        more = offset + 2 * count <= size  # the last part has another length
-        body = self._reader.read(partition, token, offset, count, more)
-        return None if body is None else memoryview(body)
+        raise Unloaded(count)
 
     def drop(self, token: bytes) -> None:
         self._let_go(token)

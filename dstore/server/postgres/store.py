@@ -200,7 +200,7 @@ class Store:
 
     def bulk(self, inner: Bulk) -> Bulk:
         """Return the place for large values of an epoch: in ``inner``, and in the database."""
-        self._bulk = StoredBulk(inner, self._large, self._values, self._journal, self._large_memory)
+        self._bulk = StoredBulk(inner, self._large, self._journal, self._large_memory)
         return self._bulk
 
     @property
