@@ -11,7 +11,7 @@ from dstore.core.authority.fetches import PARTS_LOADING_MAX
 from dstore.core.authority.identity import Identity, Role
 from dstore.core.engine import Loaded, Unloaded
 from dstore.protocol.messages import Chunk, Fetch, Get, Refusal, Refused, Stage, Stored
-from tests.unit.core.test_large_values import BODY, bound, large
+from tests.unit.core.large_values import BODY, bound, large
 from tests.unit.core.world import Member, World
 
 pytestmark = pytest.mark.at_once
