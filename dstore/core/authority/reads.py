@@ -505,9 +505,9 @@ class Reads:
         stored = self._engine.read(message.key) if identity.sees(message.key) else None
         # A small value could have been given the token of a large one, to get at its bytes.
         large = isinstance(stored, Stored) and type(stored.body) is Large
-        if stored is None or not large or stored.token != message.token:
-            return None
-        return self._bulk.read(message.token, message.offset, message.length)
+        if stored is not None and large and stored.token == message.token:
+            return self._bulk.read(message.token, message.offset, message.length)
+        return None
 
     def _answer_fetch(self, route: Route, message: Fetch, data: Buffer | None) -> None:
         if not data:
