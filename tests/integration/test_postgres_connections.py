@@ -25,7 +25,7 @@ psycopg = pytest.importorskip("psycopg")
 from psycopg.conninfo import conninfo_to_dict  # noqa: E402
 
 from dstore.server.postgres import connections  # noqa: E402
-from dstore.server.postgres.connections import Link, Target  # noqa: E402
+from dstore.server.postgres.connections import CONNECT_TIMEOUT, Link, Target  # noqa: E402
 from dstore.server.postgres.journal import PostgresJournal  # noqa: E402
 
 MEMORY = 1 << 20
@@ -184,7 +184,8 @@ def test_dstore_works_without_psycopg_and_an_error_says_what_to_install() -> Non
 
 
 @pytest.mark.parametrize(
-    ("given", "seconds"), [("", 3), ("0", 10), ("-1", 10), ("5", 5), ("10", 10), ("3600", 10)]
+    ("given", "seconds"),
+    [("", CONNECT_TIMEOUT), ("0", 10), ("-1", 10), ("5", 5), ("10", 10), ("3600", 10)],
 )
 def test_each_connection_has_a_bound(given: str, seconds: int) -> None:
     option = f"?connect_timeout={given}" if given else ""
