@@ -191,7 +191,6 @@ def _described(before: Status, now: Status) -> dict[str, Any]:
 
 
 def _lines(shown: dict[str, Any]) -> Iterator[str]:
-    yield f"cluster: {shown['cluster'][:ID_SHOWN]}"
     rows = [HEADINGS, *map(_row, shown["members"])]
     widths = [max(map(len, column)) for column in zip(*rows)]
     if shown["members"]:
@@ -199,6 +198,7 @@ def _lines(shown: dict[str, Any]) -> Iterator[str]:
             yield "  ".join(each.ljust(width) for each, width in zip(row, widths)).rstrip()
     else:
         yield "no members"
+    yield f"cluster: {shown['cluster'][:ID_SHOWN]}"
     yield f"keys: {shown['keys']:,} ({shown['bytes']:,} bytes)"
     partitions, fences = shown["partitions"], shown["fences"]
     silent = partitions["of_silent_members"]
