@@ -72,11 +72,12 @@ class AccessDenied(DstoreError, PermissionError):
 
 
 class WrongServer(DstoreError, ConnectionError):
-    """What listens at the address is not the Global whose keys this client has.
+    """What listens at the address is not the Global whose keys, or whose cluster, this client has.
 
     Likely cause: its server key is another one than that of the connect file; or it asks for keys,
-    and the client has none; or it uses no keys, and the client does. The message says which. The
-    request was not carried out. The Node goes on to ask; calls work again once the right Global
+    and the client has none; or it uses no keys, and the client does; or a Global without the
+    database of the cluster, or with another one, runs where a member did. The message says which.
+    The request was not carried out. The Node goes on to ask; calls work again once the right Global
     listens there, or the connect file has its key.
     """
 

@@ -202,12 +202,12 @@ def _described(before: Status, now: Status) -> dict[str, Any]:
 
 
 def _lines(shown: dict[str, Any]) -> Iterator[str]:
-    yield f"cluster: {shown['cluster'][:ID_SHOWN]}"
     rows = [HEADINGS, *map(_row, shown["members"])]
     if shown["members"]:
         yield from table_lines(rows)
     else:
         yield "no members"
+    yield f"cluster: {shown['cluster'][:ID_SHOWN]}"
     yield f"keys: {shown['keys']:,} ({shown['bytes']:,} bytes)"
     partitions, fences = shown["partitions"], shown["fences"]
     silent = partitions["of_silent_members"]

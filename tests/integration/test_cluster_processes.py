@@ -420,6 +420,7 @@ def test_status_and_drain(url: str, command: Command) -> None:
             lines = command("cluster", "status", url).out.splitlines()
             assert lines[0].split()[:3] == ["MEMBER", "ADDRESS", "PARTITIONS"]
             assert two.address.removeprefix("tcp://") in "".join(lines)
+            assert f"cluster: {found['cluster'][:8]}" in lines
             command("cluster", "drain", url, two.address.removeprefix("tcp://"))
             assert served(two)["partitions"] == 0
             until(lambda: served(one)["partitions"] == PARTITIONS)

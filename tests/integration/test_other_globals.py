@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import dstore
-from dstore.client import owners
+from dstore.client import owner, owners
 from dstore.client.cluster import members
 from dstore.client.owners import HostOwners
 from dstore.core.authority.partitions import Partitions
@@ -250,6 +250,24 @@ def is_there(root: str, address: str) -> bool:
         return False
     page.close()
     return True
+
+
+def test_owners_follow_a_cluster_whose_database_was_restored(
+    root: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(owner, "MAP_EVERY", 0.1)
+    with two() as (cluster, one, other), closing(one):
+        cluster.version = 1000
+        cluster.publish()
+        with owning(cluster.address, root) as running:
+            until(lambda: running._map.version == 1001, "the map is known")
+            cluster.version = 5
+            cluster.publish(one)  # the other one still has the higher one
+            asked = other.seen.count("AskMap")
+            until(lambda: other.seen.count("AskMap") > asked + 3, "both have been asked often")
+            assert running._map.version == 1001
+            cluster.publish(other)
+            until(lambda: running._map.version == 7, "the highest of the lower ones is known")
 
 
 @pytest.mark.parametrize("stranger", [alone])

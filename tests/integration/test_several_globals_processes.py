@@ -7,11 +7,43 @@ import signal
 import pytest
 
 import dstore
-from tests.integration.test_cluster_processes import KEYS, Start, serves_all, share
+from tests.integration.processes import GlobalProcess
+from tests.integration.test_cluster_processes import KEYS, Start, serves_all, share, until
 from tests.integration.test_cluster_processes import start as start
 from tests.integration.test_cluster_processes import url as url
 
 PATIENCE = 30
+
+
+@pytest.mark.long
+def test_a_global_without_the_database_at_the_address_of_a_killed_member(start: Start) -> None:
+    """It takes no write of a Node that knows the cluster, and answers no read."""
+    one = serves_all(start())
+    with dstore.Node(one.address, timeout=PATIENCE) as node:
+        assert node.set_many(dict.fromkeys(KEYS, 1)) == []
+        one.kill()
+        with GlobalProcess(one.address) as alone, dstore.Node(alone.address) as newcomer:
+            for call in (
+                lambda: node.set("new", 1),
+                lambda: node.get("another", None),
+                lambda: node.delete_many(KEYS),
+                lambda: list(node.keys()),
+            ):
+                with pytest.raises(dstore.WrongServer, match="a Global by itself"):
+                    call()
+            assert newcomer.global_stats()["keys"] == 0
+            assert newcomer.get(KEYS[0], None) is None, "one that knows no cluster takes it"
+        one.start()
+        serves_all(one)
+        until(lambda: _is_back(node))
+        assert node.get_many([*KEYS, "new"]) == dict.fromkeys(KEYS, 1)
+
+
+def _is_back(node: dstore.Node) -> bool:
+    try:
+        return node.get(KEYS[0]) == 1
+    except dstore.WrongServer:
+        return False
 
 
 @pytest.mark.long
