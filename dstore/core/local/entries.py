@@ -120,7 +120,7 @@ class Entries(Present):
     def join_index(self, index: dict[Key, Entry]) -> None:
         """Go on as one of several Locals, with the index of all their entries; see :class:`Cache`.
 
-        From now on a request that Global refuses since it closes is one for another Global.
+        From now on a request for which there is no connection is one for another Global.
         """
         self.one_of_several = True
         self.cache.join_index(index)

@@ -194,16 +194,26 @@ def test_the_outcome_is_unknown_if_the_session_was_lost_with_an_unanswered_copy(
 
 
 @pytest.mark.parametrize("name", WRITES)
-def test_a_write_of_which_each_copy_was_refused_goes_to_the_new_owner(name: str) -> None:
-    """Global drains, gives the partition up, and begins another epoch."""
+def test_a_write_that_a_hand_over_refuses_is_misdirected_whatever_became_of_other_copies(
+    name: str,
+) -> None:
     world = member(range(256))
     (a,) = world.joined("a")
     call = WRITES[name](a)
-    world.state.close()
-    assert call.send().refusal is Refusal.CLOSING
-    call.answer()
-    begin_epoch(world)
     call.time_out()
+    world.state.hold_writes()
+    assert call.send().refusal is Refusal.NOT_MINE
+    call.answer()
+    misdirected(call)
+
+
+@pytest.mark.parametrize("name", WRITES)
+def test_a_write_of_which_each_copy_was_refused_goes_to_the_new_owner(name: str) -> None:
+    """Global gives the partition up, and begins another epoch."""
+    world = member(range(256))
+    (a,) = world.joined("a")
+    call = WRITES[name](a)
+    begin_epoch(world)
     assert call.send().refusal is Refusal.OTHER_EPOCH
     call.answer()
     world.settle()

@@ -68,7 +68,8 @@ class Declined(Unanswered):
 
 
 class NotMine(Unanswered):
-    """Global does not own one of the keys. No copy of the request changes anything any more.
+    """Global does not own one of the keys, or is handing some over. No copy of the request changes
+    anything any more.
 
     A write that was refused so is not executed by any copy of it: Global keeps that as its outcome.
     """
@@ -197,9 +198,7 @@ def _check_refusal(state: LocalState, reply: Refused, now: float, unknown: int) 
         state.refused(reply, now)
         why = "Global, or what it knew of this Local, was lost before it answered"
         raise SessionLost(now, unknown, why)
-    # A Global that closes may be gone when the next copy comes, and then the outcome is unknown.
-    closing = reply.refusal is Refusal.CLOSING and state.one_of_several and not unknown
-    if closing or reply.refusal is Refusal.NOT_MINE:
+    if reply.refusal is Refusal.NOT_MINE:
         raise NotMine(now, reply.text)
     if reply.refusal is Refusal.DENIED:
         raise Denied(now, unknown, AccessDenied(reply.text))
