@@ -17,7 +17,17 @@ from typing import Any, Protocol, TypeVar
 from dstore import config
 from dstore.client.cluster import routing
 from dstore.client.cluster.listing import Listing
-from dstore.client.cluster.routing import Ask, Call, Map, Move, Reply, Routes, Tried, Try
+from dstore.client.cluster.routing import (
+    Ask,
+    Call,
+    Elsewhere,
+    Map,
+    Move,
+    Reply,
+    Routes,
+    Tried,
+    Try,
+)
 from dstore.client.commands import Command, Commands
 from dstore.client.hosts.calls import LoopCall
 from dstore.client.hosts.local import Local
@@ -116,6 +126,8 @@ class Members:
                 raise NodeClosed("the Node is closed")
             local = open_local(address)
             self._divide()
+        if local.state.others is None:
+            local.state.others = Elsewhere(address, self.routes, self.watching.ask)
         return local
 
     @property
@@ -292,7 +304,8 @@ class Members:
 
     async def refresh(self, way: Way) -> None:
         """Ask some member for the present map; the next one if it does not answer."""
-        for address in self.routes.to_ask()[: routing.ASKED_MAX]:
+        silent = [address for address in list(self._locals) if not self.fresh(address)]
+        for address in self.routes.to_ask(silent)[: routing.ASKED_MAX]:
             if isinstance(await self._ask(Ask(address, routing.ASK_TIMEOUT), way), Map):
                 return
 
@@ -384,7 +397,8 @@ class Watching:
 
     That thread learns of new members from the map, which it looks at every ``UPKEEP_EVERY``
     seconds: a member that has been added owns nothing before another one has begun a new epoch, and
-    a resync comes when a watch begins at a member. It closes the Locals that are not needed, too.
+    a resync comes when a watch begins at a member. It closes the Locals that are not needed, too,
+    and asks for the map where writes wait for a member that is silent.
     """
 
     def __init__(self, members: Members) -> None:
@@ -394,6 +408,7 @@ class Watching:
         self._lock = native.RLock()
         self._thread: native.Thread | None = None
         self._stopping = False
+        self._asked = False
         self._denied: dict[str, str] = {}
 
     def begin(self, prefix: Key, limit: int) -> Watch:
@@ -427,6 +442,12 @@ class Watching:
                     self._thread = None
                     raise GlobalUnavailable(no_threads(error)) from None
         self._bell.put(None)
+
+    def ask(self) -> None:
+        """Have some member asked for the present map. Returns at once; takes no Local's lock."""
+        self._asked = True
+        with contextlib.suppress(DstoreError):
+            self.wake()
 
     def stop(self) -> None:
         """End the thread and the watches. Takes no lock, for the garbage collector."""
@@ -476,9 +497,11 @@ class Watching:
         watches = self._alive()
         for local in members.present:
             local.wake()  # it ends the watches that were closed
+        asked, self._asked = self._asked, False
+        if watches or asked:
+            green.finish(members.refresh(THREAD))
         if not watches:
             return
-        green.finish(members.refresh(THREAD))
         for address in members.routes.map.members:
             if self._stopping:
                 return

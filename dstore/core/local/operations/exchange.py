@@ -6,7 +6,7 @@ and waiting for a session.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from dstore.core.local.state import LocalState
@@ -36,8 +36,13 @@ RESEND_FIRST, RESEND_MAX = 1.0, 4.0
 """Seconds after which an unanswered request is sent again; the pause doubles. The first pause is at
 most a quarter of the time that the request has.
 """
+RESEND_MOVING = 0.5
+"""The longest pause for a write to a Global that is one of several. What it owned another one may
+own soon, and then there will be no answer.
+"""
 ROUNDS_MAX = 5
 """Attempts to get a large value that is gone when it is fetched, or whose upload is lost."""
+TAKEN_OVER = "Global did not answer, and another one has taken over from it"
 NO_REASON = "is it running, and reachable?"
 """What is asked about a Global that does not answer, if nothing is known."""
 
@@ -151,16 +156,18 @@ def exchange(
     deadline: float,
     pause: float = RESEND_FIRST,
     first: StepResult | None = None,
-    patient: bool = False,
+    writes: Sequence[Key] = (),
 ) -> Operation[tuple[float, R]]:
     """Send a request, in the session that it names, until it is answered.
 
     It is repeated after ``pause`` seconds. ``first`` is the result of sending it, if that was done
-    already, at ``now``. With ``patient`` it waits for as long as Global is there and has not ended
-    its quiet period, in which it removes nothing.
+    already, at ``now``. One that ``writes`` keys waits for as long as Global is there and has not
+    ended its quiet period, in which it removes nothing. It does not wait for a Global that is
+    silent when another one has the keys.
     """
     unknown = 0
-    pause = min(pause, (deadline - now) / 4)
+    longest = RESEND_MOVING if writes and state.others is not None else RESEND_MAX
+    pause = min(pause, longest, (deadline - now) / 4)
     while True:
         if first is None:
             if state.denied is not None:
@@ -183,11 +190,21 @@ def exchange(
             raise Denied(now, unknown, state.denied)
         elif not unknown and state.one_of_several:  # there is no connection
             raise Unanswered(now, unknown)
+        elif writes and _taken_over(state, writes, now):
+            raise Unanswered(now, unknown, TAKEN_OVER)
         if now >= deadline:
-            if not (patient and state.is_quiet(now)):
+            if not (writes and state.is_quiet(now)):
                 raise Unanswered(now, unknown)
             deadline, pause = min(now, state.quiet_until) + state.lease, RESEND_FIRST
-        pause = min(2 * pause, RESEND_MAX)
+        pause = min(2 * pause, longest)
+
+
+def _taken_over(state: LocalState, keys: Sequence[Key], now: float) -> bool:
+    """Whether Global is silent, and another one has some of these keys; that one is asked for."""
+    if state.others is None or not state.is_silent(now):
+        return False
+    state.others.ask()
+    return state.others.own(keys)
 
 
 def _check_refusal(state: LocalState, reply: Refused, now: float, unknown: int) -> None:
