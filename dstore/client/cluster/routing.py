@@ -7,10 +7,10 @@ time is up. So it is when a member does not answer, unless a write may have been
 with OutcomeUnknown.
 
 A member that is dead is found out by the silence of reads: the first attempt is short, and further
-ones are longer, since the member may only be slow. A write that was sent can only wait, until others
-have taken over from a member that is silent (:class:`Elsewhere`). So it is not sent to a member
-that has been silent for a lease, or has refused it and may be about to end: such a member is asked
-for the map first.
+ones are longer, since the member may only be slow. A write that was sent can only wait, until
+others have taken over from a member that is silent (:class:`Elsewhere`). So it is not sent to a
+member that has been silent for a lease, or has refused it and may be about to end: such a member is
+asked for the map first.
 """
 
 from __future__ import annotations

@@ -221,7 +221,7 @@ class Writes:
             try:
                 self._partitions.check(keys_of(message))
                 if self.closing:
-                    raise Refuse(Refusal.NOT_MINE, "it hands partitions over; no write is taken now")
+                    raise Refuse(Refusal.NOT_MINE, "it hands partitions over, and takes no writes")
             except Refuse:
                 session.record_not_executed(message.write)
                 raise
