@@ -116,7 +116,7 @@ def test_after_a_connection_another_server_is_tried_first(
 
 
 @pytest.mark.parametrize(
-    "url, connected, number",
+    ("url", "connected", "number"),
     [
         ("postgresql://u@a,b,c/x", ("b", 5432), 2),
         ("postgresql://u@a,b:7,c/x", ("c", 5432), 0),

@@ -202,7 +202,11 @@ class Members:
 
         ``moved`` is what the first attempt has raised, at a Global that turned out to be a member.
         """
-        keys = command.keys
+        since, keys = clock.now(), command.keys
+        address = None if moved is not None else self._owner_to_write_to(command)
+        if address is not None:
+            with contextlib.suppress(Misdirected, GlobalUnavailable), self._using(address) as local:
+                return await way.run(local, command)
         if command.locate is not None:
             keys = [await self._anywhere(Command(_located(command.locate)), way)]
         if not keys:
@@ -221,12 +225,22 @@ class Members:
                 made = command.part(items)
             return items, made if made.within is None else made.within(timeout)
 
-        done = await self._follow(call, attempt, way)
+        done = await self._follow(call, attempt, way, since)
         if command.part is None:
             result: T = done[-1].result
             return result
         assert command.merge is not None
         return command.finish(command.merge([each.result for each in done]))
+
+    def _owner_to_write_to(self, command: Command[Any]) -> str | None:
+        """Return the address for a write of one key, if its owner has answered lately.
+
+        That is where :class:`Call` would begin, too, with much that such a write seldom needs.
+        """
+        if command.within is not None or command.part is not None or len(command.keys) != 1:
+            return None
+        address = self.routes.owner_of(next(iter(command.keys)))
+        return address if address is not None and self.fresh(address) else None
 
     def _call(self, command: Command[Any], keys: Iterable[Key]) -> Call[Key]:
         return routing.call(
@@ -243,9 +257,10 @@ class Members:
         call: Call[Any],
         attempt: Callable[[Any, float], tuple[Any, Command[Any]]],
         way: Way,
+        since: float | None = None,
     ) -> list[Tried]:
-        """Carry out the moves of a call."""
-        moves = call.begin(clock.now())
+        """Carry out the moves of a call, which has begun at ``since``, by default now."""
+        moves = call.begin(clock.now() if since is None else since)
         reply: Reply | None = None
         while True:
             try:
