@@ -229,10 +229,10 @@ OF_OPERATIONS = (
         (
             (
                 "core.local.operations.exchange",
-                "        pause = min(2 * pause, longest)\n",
+                "        pause = min(2 * pause, RESEND_MAX)\n",
                 '        if hasattr(message, "items"):\n'
                 "            message = message._replace(write=state.writer.reserve())\n"
-                "        pause = min(2 * pause, longest)\n",
+                "        pause = min(2 * pause, RESEND_MAX)\n",
             ),
         ),
     ),

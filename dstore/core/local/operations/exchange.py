@@ -37,8 +37,8 @@ RESEND_FIRST, RESEND_MAX = 1.0, 4.0
 most a quarter of the time that the request has.
 """
 RESEND_MOVING = 0.5
-"""The longest pause for a write to a Global that is one of several. What it owned another one may
-own soon, and then there will be no answer.
+"""The longest pause after a write to a Global that is one of several and does not answer. What it
+owned another one may own soon, and then there will be no answer.
 """
 ROUNDS_MAX = 5
 """Attempts to get a large value that is gone when it is fetched, or whose upload is lost."""
@@ -167,12 +167,12 @@ def exchange(
     """
     unknown = 0
     longest = RESEND_MOVING if writes and state.others is not None else RESEND_MAX
-    pause = min(pause, longest, (deadline - now) / 4)
+    pause = min(pause, (deadline - now) / 4)
     while True:
         if first is None:
             if state.denied is not None:
                 raise Denied(now, unknown, state.denied)
-            result = yield Request(message, min(deadline, now + pause))
+            result = yield Request(message, min(deadline, now + min(pause, longest)))
         else:
             result, first = first, None
         now, reply = result.now, result.reply
@@ -196,7 +196,7 @@ def exchange(
             if not (writes and state.is_quiet(now)):
                 raise Unanswered(now, unknown)
             deadline, pause = min(now, state.quiet_until) + state.lease, RESEND_FIRST
-        pause = min(2 * pause, longest)
+        pause = min(2 * pause, RESEND_MAX)
 
 
 def _taken_over(state: LocalState, keys: Sequence[Key], now: float) -> bool:
