@@ -11,7 +11,6 @@ from dstore.client.cluster.routing import (
     Ask,
     Call,
     Elsewhere,
-    Map,
     Move,
     Moves,
     Pause,
@@ -19,6 +18,7 @@ from dstore.client.cluster.routing import (
     Tried,
     Try,
     call,
+    map_of,
 )
 from dstore.core.local import operations
 from dstore.core.local.membership import Entry
@@ -184,7 +184,7 @@ class Caller:
         if self.node.held_up(self.line, self._mapped, result):
             return
         if not isinstance(result, BaseException):
-            result = Map(result.version, tuple(result.members), result.owners)
+            result = map_of(result)
         self._advance(Reply(self.node.clock(), result))
 
     def _try(self, move: Try) -> None:
@@ -240,7 +240,7 @@ class Caller:
 
     def _learn(self, result: Any) -> None:
         if not isinstance(result, BaseException):
-            self.node.routes.learn(Map(result.version, tuple(result.members), result.owners))
+            self.node.routes.learn(map_of(result))
 
     # ---- listing --------------------------------------------------------------------------
 
