@@ -423,8 +423,8 @@ OF_CLUSTER = (
         (
             (
                 ROUTING,
-                "            elif isinstance(result, GlobalUnavailable):\n",
-                "            elif isinstance(result, (GlobalUnavailable, OutcomeUnknown)):\n",
+                "            elif isinstance(result, (GlobalUnavailable, WrongServer)):\n",
+                "            elif isinstance(result, (GlobalUnavailable, WrongServer, OutcomeUnknown)):\n",
             ),
         ),
         cluster=True,

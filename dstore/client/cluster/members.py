@@ -217,7 +217,8 @@ class Members:
         since, keys = clock.now(), command.keys
         address = None if moved is not None else self._owner_to_write_to(command)
         if address is not None:
-            with contextlib.suppress(Misdirected, GlobalUnavailable), self._using(address) as local:
+            again = Misdirected, GlobalUnavailable, WrongServer
+            with contextlib.suppress(*again), self._using(address) as local:
                 return await way.run(local, command)
         if command.locate is not None:
             keys = [await self._anywhere(Command(_located(command.locate)), way)]
