@@ -355,9 +355,9 @@ def test_a_connection_that_is_made_after_the_end_is_dropped(
     connect = link.target.connect
     made = []
 
-    def late() -> Any:
+    def late(first: int) -> Any:
         link.close()
-        made.append(connect())
+        made.append(connect(first))
         return made[-1]
 
     monkeypatch.setattr(link.target, "connect", late)
