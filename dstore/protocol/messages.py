@@ -146,7 +146,7 @@ class Refusal(IntEnum):
     FULL = 9
     TOO_LARGE = 10
     DENIED = 11  # its identity may not do that, or not with that key
-    NOT_MINE = 12  # one of its keys is in a partition that this Global does not own
+    NOT_MINE = 12  # a key of it is not owned here, or it is a write while partitions are given up
 
 
 # ---- from a Local to Global -------------------------------------------------------------------

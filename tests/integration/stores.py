@@ -29,6 +29,7 @@ class Owner(Closing):
     def __init__(
         self, url: str, *, memory_limit: int = 64 << 20, patience: float = 3.0, lease: float = 1.0
     ) -> None:
+        self.url = url
         self.me = secrets.token_bytes(16)
         self.woken = threading.Event()
         self.store = open_store(url, memory_limit=memory_limit, patience=patience)

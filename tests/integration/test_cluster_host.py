@@ -319,7 +319,7 @@ def test_a_hand_over_waits_for_writes_that_have_begun(
             raw.join()
             assert isinstance(raw.ask(Get(raw.epoch, raw.session, 1, ["read"])), GetReply)
             reply = raw.ask(Del(raw.epoch, raw.session, 2, 0, 0, True, ["read"]))
-            assert isinstance(reply, Refused) and reply.refusal is Refusal.CLOSING
+            assert isinstance(reply, Refused) and reply.refusal is Refusal.NOT_MINE
         assert len(serving(one)) == PARTITIONS
         database.release_commits()
         setting.result(PATIENCE)

@@ -185,6 +185,48 @@ def test_a_standby_alone_is_refused(postgres_pair: Postgres) -> None:
         status(postgres_pair.standby.url())
 
 
+def test_after_a_connection_another_server_is_tried_first(
+    postgres_pair: Postgres, postgres_pair_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that stands still would be waited for, and a former primary refused again and again."""
+    tried: list[str] = []
+
+    def connect(conninfo: str, **options: Any) -> Any:
+        tried.append(re.sub(r".*\bport=(\S+).*", r"\1", conninfo))
+        return genuine(conninfo, **options)
+
+    genuine = psycopg.connect
+    init(postgres_pair_url)
+    monkeypatch.setattr(psycopg, "connect", connect)
+    ports = [str(each.port) for each in postgres_pair.servers]
+    link = Link(Target(postgres_pair_url, 5.0), "test")
+    for _ in range(2):
+        assert link.open().info.port == postgres_pair.primary.port
+        link.drop()
+    ahead = postgres_pair.servers.index(postgres_pair.primary) + 1
+    assert tried == [",".join(ports), ",".join(ports[ahead:] + ports[:ahead])]
+
+
+@pytest.mark.parametrize(
+    ("url", "connected", "number"),
+    [
+        ("postgresql://u@a,b,c/x", ("b", 5432), 2),
+        ("postgresql://u@a,b:7,c/x", ("c", 5432), 0),
+        ("postgresql://u@a:1,a:2,a:3/x", ("a", 2), 2),
+        ("postgresql://u@a,b/x?port=7", ("a", 7), 1),
+        ("postgresql://u@a/x", ("a", 5432), 0),
+        ("postgresql:///x", ("/run/postgresql", 5432), 0),
+        ("postgresql://u@a,b,c/x?port=7,8", ("b", 8), 0),  # which PostgreSQL refuses
+    ],
+)
+def test_the_server_after_the_one_of_a_connection(
+    url: str, connected: tuple[str, int], number: int
+) -> None:
+    info = SimpleNamespace(host=connected[0], port=connected[1])
+    connection: Any = SimpleNamespace(info=info)
+    assert Target(url, 1.0).after(connection) == number
+
+
 def test_a_server_that_does_not_write_whole_pages_is_refused(
     postgres: Postgres, postgres_url: str
 ) -> None:
@@ -313,9 +355,9 @@ def test_a_connection_that_is_made_after_the_end_is_dropped(
     connect = link.target.connect
     made = []
 
-    def late() -> Any:
+    def late(first: int) -> Any:
         link.close()
-        made.append(connect())
+        made.append(connect(first))
         return made[-1]
 
     monkeypatch.setattr(link.target, "connect", late)

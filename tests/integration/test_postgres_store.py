@@ -90,6 +90,29 @@ def keys_of(partition: int, count: int) -> list[str]:
 # ---- writes -----------------------------------------------------------------------------------
 
 
+def test_changes_of_all_kinds_are_carried_out_together_or_not_at_all(owner: Owner) -> None:
+    """Each set of kinds has a statement of its own."""
+    for number in range(1, 16):
+        old, new = stored(b"old"), stored(b"new")
+        keys = [f"{name}{number}" for name in "abcd"]
+        assert owner.write(*[bind(key, old) for key in keys[1:]]) == [DONE] * 3
+        each = [
+            bind(keys[0], new),
+            replace(keys[1], old.token, new),
+            remove(keys[2], old.token),
+            date(keys[3], old.token, 5.0),
+        ]
+        changes = [change for place, change in enumerate(each) if number >> place & 1]
+        fences = {partition_of(change.key): owner.fence(change.key) for change in changes}
+        with psycopg.connect(owner.url, autocommit=True) as connection:
+            wrong = {partition: fence + 1 for partition, fence in fences.items()}
+            with pytest.raises(writing.Fenced):
+                writing.apply(connection, writing.Fences(owner.me, wrong, False), changes)
+            assert set(writing.took_effect(connection, changes)) == {FAILED}
+            done = writing.apply(connection, writing.Fences(owner.me, fences, False), changes)
+            assert done == writing.took_effect(connection, changes) == [DONE] * len(changes)
+
+
 def test_what_is_written_is_there_for_the_next_owner(url: str) -> None:
     values = {key: stored(key.encode("utf-8", "surrogateescape")) for key in "aä\udcff"}
     with owners(url, 2) as (first, second):
@@ -173,7 +196,8 @@ def test_without_the_lock_a_writer_that_stalls_would_write_after_a_change_of_own
 ) -> None:
     """The transaction of the former owner is held open, as if it stood still before its commit."""
     if not locks:  # the broken statement
-        monkeypatch.setattr(writing, "_APPLY", writing._APPLY.replace("FOR SHARE", ""))
+        broken = {kinds: each.replace("FOR SHARE", "") for kinds, each in writing._APPLY.items()}
+        monkeypatch.setattr(writing, "_APPLY", broken)
     with owners(url, 2) as (first, second):
         number = partition_of("k")
         fences = writing.Fences(first.me, {number: first.fence("k")}, False)

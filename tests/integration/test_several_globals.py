@@ -22,6 +22,7 @@ from dstore.protocol.partitions import partition_of
 from dstore.runtime import greenlets as green
 from dstore.testing import running_global
 from tests.integration.members import CLUSTER, Cluster, Member, cluster_of, key_in
+from tests.integration.owners import until
 
 KEYS = [f"key-{n:03}" for n in range(60)]
 
@@ -341,6 +342,26 @@ def test_reads_find_the_keys_of_a_member_that_has_died(cluster: Cluster) -> None
         cluster.publish(two)
         assert node.get(key) == "value"
         node.set(key, "new", replace=True)
+        one.deaf = False
+
+
+def test_a_write_to_a_silent_member_ends_when_others_have_taken_over(cluster: Cluster) -> None:
+    """Its Node asks them, long before the time of the write is up."""
+    one, two, three = cluster.members
+    key = key_in(one.owned())
+    with dstore.Node(cluster.address, timeout=600) as node:
+        node.join()
+        node.get(key, None)
+        one.deaf = True
+        one.seen.clear()
+        result = in_thread(lambda: node.set(key, 1))
+        until(lambda: "Set" in one.seen, "the write has arrived")
+        two.gain(one.owned(), {})
+        one.partitions = type(one.partitions)(1e12)
+        cluster.publish(two, three)
+        error = result()
+        assert isinstance(error, dstore.OutcomeUnknown) and "taken over" in error.reason
+        node.set(key, 2)
         one.deaf = False
 
 

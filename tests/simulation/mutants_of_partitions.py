@@ -13,6 +13,8 @@ READS = "core.authority.reads"
 PARTITIONS = "core.authority.partitions"
 DEADLINES = "core.authority.deadlines"
 WRITING = "core.local.operations.writing"
+EXCHANGE = "core.local.operations.exchange"
+TAKEN_OVER = MISDIRECTED + "test_a_write_to_a_silent_global_ends_when_another_one_has_taken_over"
 ONE_GLOBAL = "its Global is no member of a cluster"
 LAPSED = "        if self._lapsed(now):\n            return []\n"
 
@@ -237,6 +239,36 @@ OF_PARTITIONS = (
             ),
         ),
         MISDIRECTED + "test_a_set_that_is_refused_after_its_upload_withdraws_the_upload",
+        ONE_GLOBAL,
+    ),
+    Mutant(
+        "copy of a write that a hand-over has refused, executed when that is given up",
+        ((WRITES, "                if self.closing:\n", "                if False:\n"),),
+        OWNED + "test_no_copy_of_a_write_that_a_hand_over_has_refused_is_executed",
+        ONE_GLOBAL,
+    ),
+    Mutant(
+        "write that is given up though its Global may still answer",
+        (
+            (
+                EXCHANGE,
+                "    if state.others is None or not state.is_silent(now):\n",
+                "    if state.others is None:\n",
+            ),
+        ),
+        TAKEN_OVER,
+        ONE_GLOBAL,
+    ),
+    Mutant(
+        "write that waits for a silent Global from which another one has taken over",
+        ((EXCHANGE, "        elif writes and _taken_over(state, writes, now):\n", "        elif False:\n"),),
+        TAKEN_OVER,
+        ONE_GLOBAL,
+    ),
+    Mutant(
+        "write to a silent Global, without a question to the others",
+        ((EXCHANGE, "    state.others.ask()\n", ""),),
+        TAKEN_OVER,
         ONE_GLOBAL,
     ),
 )  # fmt: skip

@@ -256,7 +256,7 @@ OF_REVALIDATION = (
         (
             (
                 "core.local.operations.exchange",
-                "            if not (patient and state.is_quiet(now)):\n",
+                "            if not (writes and state.is_quiet(now)):\n",
                 "            if True:\n",
             ),
         ),

@@ -17,7 +17,17 @@ from typing import Any, Protocol, TypeVar
 from dstore import config
 from dstore.client.cluster import routing
 from dstore.client.cluster.listing import Listing
-from dstore.client.cluster.routing import Ask, Call, Map, Move, Reply, Routes, Tried, Try
+from dstore.client.cluster.routing import (
+    Ask,
+    Call,
+    Elsewhere,
+    Map,
+    Move,
+    Reply,
+    Routes,
+    Tried,
+    Try,
+)
 from dstore.client.commands import Command, Commands
 from dstore.client.hosts.calls import LoopCall
 from dstore.client.hosts.local import Local
@@ -119,6 +129,8 @@ class Members:
                 raise NodeClosed("the Node is closed")
             local = open_local(address)
             self._divide()
+        if local.state.others is None:
+            local.state.others = Elsewhere(address, self.routes, self.watching.ask)
         if local.state.cluster != self.routes.cluster:  # it was opened before the map was known
             self._belong(local)
         return local
@@ -202,7 +214,12 @@ class Members:
 
         ``moved`` is what the first attempt has raised, at a Global that turned out to be a member.
         """
-        keys = command.keys
+        since, keys = clock.now(), command.keys
+        address = None if moved is not None else self._owner_to_write_to(command)
+        if address is not None:
+            again = Misdirected, GlobalUnavailable, WrongServer
+            with contextlib.suppress(*again), self._using(address) as local:
+                return await way.run(local, command)
         if command.locate is not None:
             keys = [await self._anywhere(Command(_located(command.locate)), way)]
         if not keys:
@@ -221,12 +238,22 @@ class Members:
                 made = command.part(items)
             return items, made if made.within is None else made.within(timeout)
 
-        done = await self._follow(call, attempt, way)
+        done = await self._follow(call, attempt, way, since)
         if command.part is None:
             result: T = done[-1].result
             return result
         assert command.merge is not None
         return command.finish(command.merge([each.result for each in done]))
+
+    def _owner_to_write_to(self, command: Command[Any]) -> str | None:
+        """Return the address for a write of one key, if its owner has answered lately.
+
+        That is where :class:`Call` would begin, too, with much that such a write seldom needs.
+        """
+        if command.within is not None or command.part is not None or len(command.keys) != 1:
+            return None
+        address = self.routes.owner_of(next(iter(command.keys)))
+        return address if address is not None and self.fresh(address) else None
 
     def _call(self, command: Command[Any], keys: Iterable[Key]) -> Call[Key]:
         return routing.call(
@@ -243,9 +270,10 @@ class Members:
         call: Call[Any],
         attempt: Callable[[Any, float], tuple[Any, Command[Any]]],
         way: Way,
+        since: float | None = None,
     ) -> list[Tried]:
-        """Carry out the moves of a call."""
-        moves = call.begin(clock.now())
+        """Carry out the moves of a call, which has begun at ``since``, by default now."""
+        moves = call.begin(clock.now() if since is None else since)
         reply: Reply | None = None
         while True:
             known = self.routes.map
@@ -310,8 +338,9 @@ class Members:
 
         If it has a lower one than is known all are asked, and the highest of these maps is taken.
         """
+        silent = [address for address in list(self._locals) if not self.fresh(address)]
         lower: list[Map] = []
-        for count, address in enumerate(self.routes.to_ask()):
+        for count, address in enumerate(self.routes.to_ask(silent)):
             if count >= routing.ASKED_MAX and not lower:
                 return
             found = await self._ask(Ask(address, routing.ASK_TIMEOUT), way)
@@ -410,7 +439,8 @@ class Watching:
 
     That thread learns of new members from the map, which it looks at every ``UPKEEP_EVERY``
     seconds: a member that has been added owns nothing before another one has begun a new epoch, and
-    a resync comes when a watch begins at a member. It closes the Locals that are not needed, too.
+    a resync comes when a watch begins at a member. It closes the Locals that are not needed, too,
+    and asks for the map where writes wait for a member that is silent.
     """
 
     def __init__(self, members: Members) -> None:
@@ -420,6 +450,7 @@ class Watching:
         self._lock = native.RLock()
         self._thread: native.Thread | None = None
         self._stopping = False
+        self._asked = False
         self._denied: dict[str, str] = {}
 
     def begin(self, prefix: Key, limit: int) -> Watch:
@@ -453,6 +484,12 @@ class Watching:
                     self._thread = None
                     raise GlobalUnavailable(no_threads(error)) from None
         self._bell.put(None)
+
+    def ask(self) -> None:
+        """Have some member asked for the present map. Returns at once; takes no Local's lock."""
+        self._asked = True
+        with contextlib.suppress(DstoreError):
+            self.wake()
 
     def stop(self) -> None:
         """End the thread and the watches. Takes no lock, for the garbage collector."""
@@ -502,9 +539,11 @@ class Watching:
         watches = self._alive()
         for local in members.present:
             local.wake()  # it ends the watches that were closed
+        asked, self._asked = self._asked, False
+        if watches or asked:
+            green.finish(members.refresh(THREAD))
         if not watches:
             return
-        green.finish(members.refresh(THREAD))
         for address in members.routes.map.members:
             if self._stopping:
                 return

@@ -7,9 +7,10 @@ time is up. So it is when a member does not answer, unless a write may have been
 with OutcomeUnknown.
 
 A member that is dead is found out by the silence of reads: the first attempt is short, and further
-ones are longer, since the member may only be slow. A write that was sent can only wait. So it is
-not sent to a member that has been silent for a lease, or has refused it and may be about to end:
-such a member is asked for the map first.
+ones are longer, since the member may only be slow. A write that was sent can only wait, until
+others have taken over from a member that is silent (:class:`Elsewhere`). So it is not sent to a
+member that has been silent for a lease, or has refused it and may be about to end: such a member is
+asked for the map first.
 
 All maps are those of one cluster, whose id the first one has. Where another Global answers in place
 of a member, the member counts as silent.
@@ -158,6 +159,19 @@ class Routes:
         turn = self._turn % len(order)
         later, last = set(asked), set(silent)
         return sorted(order[turn:] + order[:turn], key=lambda each: (each in last, each in later))
+
+
+class Elsewhere:
+    """The members of a cluster but the one at ``address``; see :class:`~.entries.Others`."""
+
+    def __init__(self, address: str, routes: Routes, ask: Callable[[], None]) -> None:
+        self._address = address
+        self._routes = routes
+        self.ask = ask
+
+    def own(self, keys: Iterable[Key]) -> bool:
+        """Whether another member owns one of these keys by now, as far as is known."""
+        return any(self._routes.owner_of(key) not in (None, self._address) for key in keys)
 
 
 # ---- moves --------------------------------------------------------------------------------------

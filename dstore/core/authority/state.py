@@ -496,7 +496,10 @@ class GlobalState:
         self._invalidations.broadcasts.close()
 
     def hold_writes(self) -> None:
-        """Refuse writes until :meth:`take_writes`. What has started goes on, and so do reads."""
+        """Refuse writes until :meth:`take_writes`. What has started goes on, and so do reads.
+
+        A member of a cluster refuses them for good, so that their Locals can make them elsewhere.
+        """
         self._writes.closing = True
 
     def take_writes(self, now: float) -> None:

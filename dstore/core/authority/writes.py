@@ -29,6 +29,7 @@ the same holds for each partition whose former owner has granted leases; other p
 
 A write that names a key of a partition that is not owned is not executed, and neither is any copy
 of it that comes later, even if the partition is owned by then. So its Local may write to the owner.
+The same holds for all writes while partitions are being handed over.
 
 A write of an identity that was revoked is not answered. If it queues it is not executed when its
 turn comes; a deletion that has begun goes on.
@@ -219,6 +220,8 @@ class Writes:
         if self._partitions is not None:
             try:
                 self._partitions.check(keys_of(message))
+                if self.closing:
+                    raise Refuse(Refusal.NOT_MINE, "it hands partitions over, and takes no writes")
             except Refuse:
                 session.record_not_executed(message.write)
                 raise

@@ -14,6 +14,7 @@ may be newer than invalidations that are still to be applied: these do not conce
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Protocol
 
 from dstore.config import KEYS_PER_MESSAGE_MAX
 from dstore.core.local.cache import NONE_DECODED, Cache, Encode, Kept, MappedBody
@@ -35,6 +36,16 @@ values took three times the memory of one when the bound was a part of what the 
 """
 LIMIT_EVERY = 64
 """Entries that are stored before that is looked at again."""
+
+
+class Others(Protocol):
+    """The other Globals of a cluster, as one Local of it sees them. Neither method waits."""
+
+    def own(self, keys: Iterable[Key]) -> bool:
+        """Whether another Global owns one of these keys by now, as far as is known."""
+
+    def ask(self) -> None:
+        """Have one of them asked who owns what."""
 
 
 class Entries(Present):
@@ -61,6 +72,7 @@ class Entries(Present):
         self.cache.belong_to(self.membership)
         self.closing = False
         self.one_of_several = False
+        self.others: Others | None = None
         self.counters = dict.fromkeys(
             (
                 *("fills", "revalidated", "deletions", "drops", "flushes", "gaps", "joins"),
@@ -120,7 +132,7 @@ class Entries(Present):
     def join_index(self, index: dict[Key, Entry]) -> None:
         """Go on as one of several Locals, with the index of all their entries; see :class:`Cache`.
 
-        From now on a request that Global refuses since it closes is one for another Global.
+        From now on a request for which there is no connection is one for another Global.
         """
         self.one_of_several = True
         self.cache.join_index(index)

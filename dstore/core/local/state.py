@@ -641,6 +641,10 @@ class LocalState(Entries):
         """Whether Global is there, as far as this Local knows, and still removes nothing."""
         return now < min(self.quiet_until, self.lease_end)
 
+    def is_silent(self, now: float) -> bool:
+        """Whether Global has not answered for a lease."""
+        return (now if self.page is None else self.page.now()) >= self.lease_end
+
     def _see_epoch(self, epoch: int, now: float) -> bool:
         """Give up a page of another epoch than Global's. Returns whether that was so."""
         if self.page is None or self.page.epoch == epoch:

@@ -9,13 +9,17 @@ A database may stop in the middle of an answer, and its machine may go on to ack
 sent: then no timeout of TCP ends the wait. So a thread (:class:`Watch`) shuts a connection down
 whose statement takes too long. For the statement that is a lost connection: it may have been
 carried out or not, or may be carried out later.
+
+Where a URL names several servers, the next connection is tried last at the one that the former one
+was to. A primary that stands still would take seconds to refuse it, and one that has lost its
+standby, since that was promoted, would be refused again and again.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import psycopg
@@ -33,7 +37,7 @@ log = Log("dstore.global")
 
 VERSION_MIN = 130_000
 """The oldest server: version 13, as ``server_version_num`` has it."""
-CONNECT_TIMEOUT, CONNECT_TIMEOUT_MAX = 3, 10
+CONNECT_TIMEOUT, CONNECT_TIMEOUT_MAX = 2, 10
 """Seconds for a connection to each of the hosts, by default and at most. A URL may say for ever."""
 WATCH_EVERY = 0.25
 """Seconds between two looks at statements that may have taken too long."""
@@ -42,6 +46,8 @@ END_TIMEOUT = 15.0
 ID_SHOWN = 8
 """Characters of the id of a cluster that a person sees."""
 NEVER = float("inf")
+NAMES = ("host", "hostaddr", "port")
+"""What a URL may have a list of, with one member for each server."""
 PASSING = ("starting up", "shutting down", "recovery", "too many clients", "connection slots")
 """Parts of the errors with which a server refuses a connection that it will take later."""
 
@@ -105,6 +111,7 @@ class Target:
         }
         bounded = {"connect_timeout": self._connect_timeout(given.get("connect_timeout"))}
         self._conninfo = make_conninfo(**{**wanted, **given, **bounded})
+        self._servers = _servers(given)
         self._session = (schema.SCHEMA, str(milliseconds), str(milliseconds))
 
     def __repr__(self) -> str:
@@ -149,13 +156,26 @@ class Target:
         """Return the error for something that may pass."""
         return Unavailable(str(reason))
 
-    def connect(self) -> Connection:
-        """Open a connection in autocommit mode, and set it up. Raises DataError."""
+    def connect(self, first: int = 0) -> Connection:
+        """Open a connection in autocommit mode, and set it up. Raises DataError.
+
+        The servers of the URL are tried in their order, from number ``first`` on.
+        """
+        servers = self._servers[first:] + self._servers[:first]
         try:
-            return psycopg.connect(self._conninfo, autocommit=True)
+            conninfo = make_conninfo(self._conninfo, **_joined(servers))
+            return psycopg.connect(conninfo, autocommit=True)
         except psycopg.Error as error:
             reason = self.error("cannot be reached", error)
             raise self.unavailable(reason) if _passes(str(error)) else reason from None
+
+    def after(self, connection: Connection) -> int:
+        """Return the number of the server that comes after the one that a connection is to."""
+        host, port = connection.info.host, str(connection.info.port)
+        for number, server in enumerate(self._servers):
+            if (server.get("host") or host, server.get("port") or port) == (host, port):
+                return (number + 1) % len(self._servers)
+        return 0
 
     def prepare(self, connection: Connection) -> None:
         """Set up a session of our own. Raises DataError and psycopg.Error."""
@@ -201,6 +221,21 @@ class Target:
             )
 
 
+def _servers(given: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Return what names each of several servers in a URL; nothing for a single one."""
+    lists = {name: str(given[name]).split(",") for name in NAMES if given.get(name)}
+    count = max(map(len, lists.values()), default=1)
+    if count == 1 or not {1, count}.issuperset(map(len, lists.values())):
+        return [{}]
+    return [
+        {name: each[number % len(each)] for name, each in lists.items()} for number in range(count)
+    ]
+
+
+def _joined(servers: list[dict[str, str]]) -> dict[str, str]:
+    return {name: ",".join(each[name] for each in servers) for name in servers[0]}
+
+
 def _passes(error: str) -> bool:
     """Whether an error of a connection may pass: no server has refused it for good."""
     return "FATAL" not in error or any(each in error for each in PASSING)
@@ -219,6 +254,7 @@ class Link:
         self.connections = 0
         self._name = name
         self._connection: Connection | None = None
+        self._first = 0  # the server that the next connection is tried at first
         self._warnings: list[str] = []
         self._due = NEVER  # when the statement under way has taken too long
         self._lock = native.Lock()  # guards the next one
@@ -236,7 +272,7 @@ class Link:
             return self._connection
         self.drop()
         self._check_open()
-        connection = self.target.connect()
+        connection = self.target.connect(self._first)
         try:
             self._take(connection)
             with self.limited():
@@ -274,6 +310,7 @@ class Link:
 
     def _take(self, connection: Connection) -> None:
         self._connection = connection
+        self._first = self.target.after(connection)
         connection.add_notice_handler(self._note)
         with self._lock:
             self._socket = native.sockets.socket(fileno=os.dup(connection.fileno()))

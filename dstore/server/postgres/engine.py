@@ -116,10 +116,10 @@ class StoredEngine:
         old = self._values.get(key)
         if old is not None:
             return self.size - _value_size(old) + _value_size(stored) <= self.limit
-        further = _key_size(key)
-        if self._index + further + _fixed_size(stored) > self._memory:
+        further = _key_size(key) + _fixed_size(stored)
+        if self._index + further > self._memory:
             return False
-        return self.size + further + _value_size(stored) <= self.limit
+        return self.size + further + stored.size <= self.limit
 
     # ---- changes ----------------------------------------------------------------------------
 
@@ -177,28 +177,33 @@ class StoredEngine:
             yield tokens
 
     def _bind(self, key: Key, bound: Bound) -> None:
-        self._order.add(in_order(key))
-        self.size += _key_size(key)
-        self._index += _key_size(key)
+        ordered = in_order(key)
+        size = key_size(key, ordered)
+        self._order.add(ordered)
+        self.size += size
+        self._index += size
         self._take_value(key, bound)
 
     def _remove(self, key: Key, old: Bound) -> None:
         self._lose_value(key, old)
         del self._values[key]
-        self.size -= _key_size(key)
-        self._index -= _key_size(key)
+        size = _key_size(key)
+        self.size -= size
+        self._index -= size
 
     def _take_value(self, key: Key, bound: Bound) -> None:
+        fixed = _fixed_size(bound)
         self._values[key] = bound
-        self.size += _value_size(bound)
-        self._index += _fixed_size(bound)
-        if isinstance(bound, Stored) and bound.inline:
+        self.size += fixed + bound.size
+        self._index += fixed
+        if isinstance(bound, Stored) and (inline := bound.inline):
             self._here[key] = None
-            self._here_bytes += bound.inline
+            self._here_bytes += inline
 
     def _lose_value(self, key: Key, old: Bound) -> None:
-        self.size -= _value_size(old)
-        self._index -= _fixed_size(old)
+        fixed = _fixed_size(old)
+        self.size -= fixed + old.size
+        self._index -= fixed
         if key in self._here:
             self._put_away(key, old)
 
@@ -209,7 +214,9 @@ class StoredEngine:
 
     def _make_room(self) -> None:
         """Let bytes leave the memory until they fit."""
-        room = min(self._cache, max(0, self._memory - self._index))
+        room = max(0, self._memory - self._index)
+        if room > self._cache:
+            room = self._cache
         while self._here_bytes > room:
             key = next(iter(self._here))
             if key in self._used:

@@ -10,7 +10,8 @@ commit would write although another member owns the partition by then.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from dstore.core.engine import NO_DEADLINE, Change, ChangeKind, Outcome
@@ -38,7 +39,8 @@ WITH mine AS MATERIALIZED (
 _WHETHER = """
 (SELECT ok FROM whole), NOT %(standby)s OR current_setting('synchronous_standby_names') <> ''"""
 
-_APPLY = f"""{LOCK}, bound AS (
+_PARTS = {
+    ChangeKind.BIND: """bound AS (
     INSERT INTO kept (key, partition, token, codec, size, digest, body, deadline)
     SELECT * FROM unnest(
         %(bind_key)b::bytea[], %(bind_partition)s::smallint[], %(bind_token)b::bytea[],
@@ -46,7 +48,8 @@ _APPLY = f"""{LOCK}, bound AS (
         %(bind_body)b::bytea[], %(bind_deadline)s::float8[])
     WHERE (SELECT ok FROM whole)
     ON CONFLICT (key) DO NOTHING RETURNING 1
-), replaced AS (
+)""",
+    ChangeKind.REPLACE: """replaced AS (
     UPDATE kept SET token = new.token, codec = new.codec, size = new.size, digest = new.digest,
         body = new.body, deadline = new.deadline
     FROM unnest(
@@ -55,18 +58,34 @@ _APPLY = f"""{LOCK}, bound AS (
         %(replace_body)b::bytea[], %(replace_deadline)s::float8[]
     ) AS new (key, former, token, codec, size, digest, body, deadline)
     WHERE kept.key = new.key AND kept.token = new.former AND (SELECT ok FROM whole) RETURNING 1
-), removed AS (
+)""",
+    ChangeKind.REMOVE: """removed AS (
     DELETE FROM kept USING unnest(%(remove_key)b::bytea[], %(remove_token)b::bytea[])
         AS gone (key, token)
     WHERE kept.key = gone.key AND kept.token = gone.token AND (SELECT ok FROM whole) RETURNING 1
-), dated AS (
+)""",
+    ChangeKind.DEADLINE: """dated AS (
     UPDATE kept SET deadline = new.deadline
     FROM unnest(%(date_key)b::bytea[], %(date_token)b::bytea[], %(date_deadline)s::float8[])
         AS new (key, token, deadline)
     WHERE kept.key = new.key AND kept.token = new.token AND (SELECT ok FROM whole) RETURNING 1
-)
-SELECT {_WHETHER}, (SELECT count(*) FROM bound) + (SELECT count(*) FROM replaced)
-    + (SELECT count(*) FROM removed) + (SELECT count(*) FROM dated)"""
+)""",
+}
+"""What carries out the changes of each kind, by the name that comes first."""
+
+
+def _apply_of(kinds: Sequence[ChangeKind]) -> str:
+    """Return the statement for changes of these kinds. The others would cost half of its time."""
+    parts = [_PARTS[kind] for kind in kinds]
+    counts = [f"(SELECT count(*) FROM {part.split()[0]})" for part in parts]
+    return f"{LOCK}, {', '.join(parts)}\nSELECT {_WHETHER}, {' + '.join(counts)}"
+
+
+_APPLY = {
+    kinds: _apply_of(kinds)
+    for count in range(1, len(ChangeKind) + 1)
+    for kinds in itertools.combinations(ChangeKind, count)
+}
 
 _PUT_PIECES = f"""{LOCK}, put AS (
     INSERT INTO piece (partition, token, number, body)
@@ -134,7 +153,14 @@ def apply(connection: Connection, fences: Fences, changes: Sequence[Change]) -> 
 
     Raises Fenced and NoStandby, with nothing changed, Released, and psycopg.Error.
     """
-    done = _execute(connection, _APPLY, fences, _columns(changes))
+    by_kind: dict[ChangeKind, list[Change]] = {}
+    for change in changes:
+        by_kind.setdefault(change.kind, []).append(change)
+    columns: dict[str, Any] = {}
+    for kind, each in by_kind.items():
+        columns |= _COLUMNS[kind](each)
+    kinds = tuple(kind for kind in ChangeKind if kind in by_kind)
+    done = _execute(connection, _APPLY[kinds], fences, columns)
     if done == len(changes):
         return [Outcome.DONE] * len(changes)
     return took_effect(connection, changes)
@@ -233,24 +259,38 @@ def _execute(connection: Connection, query: str, fences: Fences, values: dict[st
     return int(count)
 
 
-def _columns(changes: Sequence[Change]) -> dict[str, Any]:
-    """Return changes as the arrays of _APPLY."""
-    by_kind: dict[ChangeKind, list[Change]] = {kind: [] for kind in ChangeKind}
-    for change in changes:
-        by_kind[change.kind].append(change)
-    binds, replaces = by_kind[ChangeKind.BIND], by_kind[ChangeKind.REPLACE]
-    removes, dates = by_kind[ChangeKind.REMOVE], by_kind[ChangeKind.DEADLINE]
+def _of_binds(changes: Sequence[Change]) -> dict[str, Any]:
+    columns = _of_values("bind", changes)
+    return {**columns, "bind_partition": [partition_of(change.key) for change in changes]}
+
+
+def _of_replaces(changes: Sequence[Change]) -> dict[str, Any]:
+    columns = _of_values("replace", changes)
+    return {**columns, "replace_former": [change.token for change in changes]}
+
+
+def _of_removes(changes: Sequence[Change]) -> dict[str, Any]:
     return {
-        **_of_values("bind", binds),
-        "bind_partition": [partition_of(change.key) for change in binds],
-        **_of_values("replace", replaces),
-        "replace_former": [change.token for change in replaces],
-        "remove_key": [to_bytes(change.key) for change in removes],
-        "remove_token": [change.token for change in removes],
-        "date_key": [to_bytes(change.key) for change in dates],
-        "date_token": [change.token for change in dates],
-        "date_deadline": [_column(change.deadline) for change in dates],
+        "remove_key": [to_bytes(change.key) for change in changes],
+        "remove_token": [change.token for change in changes],
     }
+
+
+def _of_deadlines(changes: Sequence[Change]) -> dict[str, Any]:
+    return {
+        "date_key": [to_bytes(change.key) for change in changes],
+        "date_token": [change.token for change in changes],
+        "date_deadline": [_column(change.deadline) for change in changes],
+    }
+
+
+_COLUMNS: dict[ChangeKind, Callable[[Sequence[Change]], dict[str, Any]]] = {
+    ChangeKind.BIND: _of_binds,
+    ChangeKind.REPLACE: _of_replaces,
+    ChangeKind.REMOVE: _of_removes,
+    ChangeKind.DEADLINE: _of_deadlines,
+}
+"""Returns changes of one kind as the arrays of its part of the statement."""
 
 
 def _of_values(name: str, changes: Sequence[Change]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from dstore.client.cluster.listing import Listing
 from dstore.client.cluster.routing import (
     Ask,
     Call,
+    Elsewhere,
     Move,
     Moves,
     Pause,
@@ -208,6 +209,8 @@ class Caller:
 
     def _operation(self, address: str, items: list[Any], timeout: float) -> Operation[Any]:
         state, now = self.node.local(address).state, self.node.clock()
+        if state.others is None:
+            state.others = Elsewhere(address, self.node.routes, self._ask_for_map)
         deadline = now + self.node.scenario.timeout
         if self.kind in READS:
             return operations.get(state, items, now, now + timeout)
@@ -222,6 +225,22 @@ class Caller:
         replace = self.kind == "replace"
         values = [self._items[key] for key in items]
         return operations.store(state, values, replace, now, deadline, self.ttl)
+
+    def _ask_for_map(self) -> None:
+        """Have a member asked for the map, while an operation goes on."""
+        self.loop.later(0.0, self._ask_now)
+
+    def _ask_now(self) -> None:
+        if not self.node.held_up(f"{self.line} asks", self._ask_now):
+            silent = [each for each in self.node.locals if not self._fresh(each)]
+            address, now = self.node.routes.to_ask(silent)[0], self.node.clock()
+            until = now + self.node.scenario.attempt
+            asking = operations.ask_map(self.node.local(address).state, now, until)
+            self._start(address, asking, self._learn)
+
+    def _learn(self, result: Any) -> None:
+        if not isinstance(result, BaseException):
+            self.node.routes.learn(map_of(result))
 
     # ---- listing --------------------------------------------------------------------------
 

@@ -7,14 +7,15 @@ still be executed here.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import pytest
 
 from dstore.config import KEYS_PER_MESSAGE_MAX
 from dstore.core.local import operations
 from dstore.core.local.operations import LargeBody, Misdirected
-from dstore.core.local.steps import FetchBody, SendBody
+from dstore.core.local.operations.exchange import RESEND_MOVING
+from dstore.core.local.steps import FetchBody, Request, SendBody
 from dstore.errors import GlobalUnavailable, OutcomeUnknown, RequestRefused
 from dstore.protocol.messages import (
     NO_SESSION,
@@ -194,16 +195,26 @@ def test_the_outcome_is_unknown_if_the_session_was_lost_with_an_unanswered_copy(
 
 
 @pytest.mark.parametrize("name", WRITES)
-def test_a_write_of_which_each_copy_was_refused_goes_to_the_new_owner(name: str) -> None:
-    """Global drains, gives the partition up, and begins another epoch."""
+def test_a_write_that_a_hand_over_refuses_is_misdirected_whatever_became_of_other_copies(
+    name: str,
+) -> None:
     world = member(range(256))
     (a,) = world.joined("a")
     call = WRITES[name](a)
-    world.state.close()
-    assert call.send().refusal is Refusal.CLOSING
-    call.answer()
-    begin_epoch(world)
     call.time_out()
+    world.state.hold_writes()
+    assert call.send().refusal is Refusal.NOT_MINE
+    call.answer()
+    misdirected(call)
+
+
+@pytest.mark.parametrize("name", WRITES)
+def test_a_write_of_which_each_copy_was_refused_goes_to_the_new_owner(name: str) -> None:
+    """Global gives the partition up, and begins another epoch."""
+    world = member(range(256))
+    (a,) = world.joined("a")
+    call = WRITES[name](a)
+    begin_epoch(world)
     assert call.send().refusal is Refusal.OTHER_EPOCH
     call.answer()
     world.settle()
@@ -211,6 +222,62 @@ def test_a_write_of_which_each_copy_was_refused_goes_to_the_new_owner(name: str)
     assert call.send().refusal is Refusal.NOT_MINE
     call.answer()
     misdirected(call)
+
+
+class Others:
+    """What a Local knows of other Globals: whether one of them has the key by now."""
+
+    def __init__(self) -> None:
+        self.has_it = False
+        self.asked = 0
+
+    def own(self, keys: Iterable[str]) -> bool:
+        assert list(keys) == [OTHERS]
+        return self.has_it
+
+    def ask(self) -> None:
+        self.asked += 1
+
+
+def until(call: Call) -> float:
+    """When a call that waits for a reply sends its request again."""
+    assert isinstance(call.step, Request)
+    return call.step.until
+
+
+@pytest.mark.parametrize("name", WRITES)
+def test_a_write_to_a_silent_global_ends_when_another_one_has_taken_over(name: str) -> None:
+    world = member(range(256))
+    (a,) = world.joined("a")
+    others = a.state.others = Others()
+    call = WRITES[name](a)
+    others.has_it = True
+    while until(call) < a.state.lease_end:
+        call.time_out()
+        assert not call.done, "Global may answer: it has done so within the last lease"
+    assert not others.asked
+    others.has_it = False
+    call.time_out()
+    assert others.asked
+    assert not call.done, "nobody else has the key, and Global may come back"
+    others.has_it = True
+    assert until(call) <= world.now + RESEND_MOVING
+    call.time_out()
+    assert isinstance(call.error, OutcomeUnknown)
+    assert "taken over" in call.error.reason
+
+
+def test_a_write_to_a_silent_global_that_is_the_only_one_goes_on() -> None:
+    world = member()
+    (a,) = world.joined("a")
+    call = a.begin_delete(MINE)
+    pauses = set()
+    while not call.done:
+        began = world.now
+        call.time_out()
+        pauses.add(world.now - began)
+    assert isinstance(call.error, OutcomeUnknown)
+    assert max(pauses) > RESEND_MOVING
 
 
 # ---- many keys --------------------------------------------------------------------------------

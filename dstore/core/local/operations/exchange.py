@@ -6,7 +6,7 @@ and waiting for a session.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from dstore.core.local.clusters import wrong_cluster
@@ -38,8 +38,13 @@ RESEND_FIRST, RESEND_MAX = 1.0, 4.0
 """Seconds after which an unanswered request is sent again; the pause doubles. The first pause is at
 most a quarter of the time that the request has.
 """
+RESEND_MOVING = 0.5
+"""The longest pause after a write to a Global that is one of several and does not answer. What it
+owned another one may own soon, and then there will be no answer.
+"""
 ROUNDS_MAX = 5
 """Attempts to get a large value that is gone when it is fetched, or whose upload is lost."""
+TAKEN_OVER = "Global did not answer, and another one has taken over from it"
 NO_REASON = "is it running, and reachable?"
 """What is asked about a Global that does not answer, if nothing is known."""
 
@@ -70,7 +75,8 @@ class Declined(Unanswered):
 
 
 class NotMine(Unanswered):
-    """Global does not own one of the keys. No copy of the request changes anything any more.
+    """Global does not own one of the keys, or is handing some over. No copy of the request changes
+    anything any more.
 
     A write that was refused so is not executed by any copy of it: Global keeps that as its outcome.
     """
@@ -153,21 +159,23 @@ def exchange(
     deadline: float,
     pause: float = RESEND_FIRST,
     first: StepResult | None = None,
-    patient: bool = False,
+    writes: Sequence[Key] = (),
 ) -> Operation[tuple[float, R]]:
     """Send a request, in the session that it names, until it is answered.
 
     It is repeated after ``pause`` seconds. ``first`` is the result of sending it, if that was done
-    already, at ``now``. With ``patient`` it waits for as long as Global is there and has not ended
-    its quiet period, in which it removes nothing.
+    already, at ``now``. One that ``writes`` keys waits for as long as Global is there and has not
+    ended its quiet period, in which it removes nothing. It does not wait for a Global that is
+    silent when another one has the keys.
     """
     unknown = 0
+    longest = RESEND_MOVING if writes and state.others is not None else RESEND_MAX
     pause = min(pause, (deadline - now) / 4)
     while True:
         if first is None:
             if state.denied is not None:
                 raise Denied(now, unknown, state.denied)
-            result = yield Request(message, min(deadline, now + pause))
+            result = yield Request(message, min(deadline, now + min(pause, longest)))
         else:
             result, first = first, None
         now, reply = result.now, result.reply
@@ -185,11 +193,21 @@ def exchange(
             raise Denied(now, unknown, state.denied)
         elif not unknown and state.one_of_several:  # there is no connection
             raise Unanswered(now, unknown)
+        elif writes and _taken_over(state, writes, now):
+            raise Unanswered(now, unknown, TAKEN_OVER)
         if now >= deadline:
-            if not (patient and state.is_quiet(now)):
+            if not (writes and state.is_quiet(now)):
                 raise Unanswered(now, unknown)
             deadline, pause = min(now, state.quiet_until) + state.lease, RESEND_FIRST
         pause = min(2 * pause, RESEND_MAX)
+
+
+def _taken_over(state: LocalState, keys: Sequence[Key], now: float) -> bool:
+    """Whether Global is silent, and another one has some of these keys; that one is asked for."""
+    if state.others is None or not state.is_silent(now):
+        return False
+    state.others.ask()
+    return state.others.own(keys)
 
 
 def _check_refusal(state: LocalState, reply: Refused, now: float, unknown: int) -> None:
@@ -200,9 +218,7 @@ def _check_refusal(state: LocalState, reply: Refused, now: float, unknown: int) 
         state.refused(reply, now)
         why = "Global, or what it knew of this Local, was lost before it answered"
         raise SessionLost(now, unknown, why)
-    # A Global that closes may be gone when the next copy comes, and then the outcome is unknown.
-    closing = reply.refusal is Refusal.CLOSING and state.one_of_several and not unknown
-    if closing or reply.refusal is Refusal.NOT_MINE:
+    if reply.refusal is Refusal.NOT_MINE:
         raise NotMine(now, reply.text)
     if reply.refusal is Refusal.DENIED:
         raise Denied(now, unknown, AccessDenied(reply.text))

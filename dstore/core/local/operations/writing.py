@@ -368,7 +368,7 @@ def _attempt(
             # A write may have to wait for the lease of a Local that died.
             until = deadline + state.lease
             now, reply = yield from exchange(
-                state, request, kind, now, until, first=first, patient=True
+                state, request, kind, now, until, first=first, writes=keys
             )
             if len(reply.items) != len(keys):
                 why = "Global answered with a wrong number of outcomes"
