@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 
 from dstore.core.authority import sessions
 from dstore.core.authority.stages import STAGE_IDLE
@@ -13,14 +12,12 @@ from tests.history.operations import Operation
 from tests.simulation.actors import SimLocal
 from tests.simulation.authority import SimGlobal
 from tests.simulation.client import Client, history_of
+from tests.simulation.course import Course, Spans
 from tests.simulation.host import SimHost
 from tests.simulation.invariants import broken, left_over
-from tests.simulation.loop import Loop
 from tests.simulation.owners import SimOwner
 from tests.simulation.scenario import Scenario
 
-BUSY_MAX = 180.0
-"""Seconds of true time after which a run is no longer disturbed, ended operations or not."""
 GUESSES_MAX = 10
 """The session ids that a forger guesses are below this."""
 LOCALS_MAX = 12
@@ -33,51 +30,32 @@ PROBE = 3.0
 """Seconds that the reads at the end of a run take at most."""
 
 
-@contextmanager
-def quickened(scenario: Scenario) -> Iterator[None]:
-    """Shorten spans of the core that are long, compared with the leases of a scenario."""
-    spans = {
-        (state, "PRIVATE_AFTER"): scenario.private_after,
-        (state, "LOOK_SOON"): scenario.private_after / 4,
-        (state, "LOOK_LATER"): scenario.private_after,
-        (owner, "PAGE_PAUSE"): scenario.private_after / 2,
-        (cache, "SHARED_OVERHEAD"): 0,  # so that a cache has room for some large values
-        (cache, "DIGEST_OVERHEAD"): 0,
-        (sessions, "WRITER_IDLE"): WRITER_IDLE,
-        (sessions, "WRITER_SILENCE"): WRITER_SILENCE,
-    }
-    former = {(module, name): getattr(module, name) for module, name in spans}
-    try:
-        for (module, name), span in spans.items():
-            setattr(module, name, span)
-        yield
-    finally:
-        for (module, name), span in former.items():
-            setattr(module, name, span)
+class Simulation(Course[Scenario]):
+    """A run of one Global."""
 
-
-class Simulation:
-    """Plays a scenario to its end, or until an invariant is broken."""
+    busy_max = 180.0
 
     def __init__(self, scenario: Scenario) -> None:
-        self.scenario = scenario
-        self.loop = Loop(scenario.seed)
+        super().__init__(scenario)
         self.locals: list[SimLocal] = []
         self._started = 0
         self.clients: list[Client] = []
         self.owners: dict[int, SimOwner] = {}  # by the place of the host among the hosts
-        self.violations = self.loop.violations
-        self.busy_lines: int | None = None  # lines of the trace before the faults ended
 
-    def run(self) -> None:
-        with quickened(self.scenario):
-            self._begin()
-            self.loop.after_step = self._check
-            self.loop.run(BUSY_MAX, self._busy_is_over)
-            if not self.violations:
-                self._settle()
+    def spans(self) -> Spans:
+        away = self.scenario.private_after
+        return {
+            (state, "PRIVATE_AFTER"): away,
+            (state, "LOOK_SOON"): away / 4,
+            (state, "LOOK_LATER"): away,
+            (owner, "PAGE_PAUSE"): away / 2,
+            (cache, "SHARED_OVERHEAD"): 0,  # so that a cache has room for some large values
+            (cache, "DIGEST_OVERHEAD"): 0,
+            (sessions, "WRITER_IDLE"): WRITER_IDLE,
+            (sessions, "WRITER_SILENCE"): WRITER_SILENCE,
+        }
 
-    def _begin(self) -> None:
+    def begin(self) -> None:
         scenario, dice = self.scenario, self.loop.dice
         self.authority = SimGlobal(self.loop, scenario)
         others = [SimHost(self.loop, *self._clock()) for _ in range(2)]
@@ -103,7 +81,7 @@ class Simulation:
             (scenario.forks, self._fork),
             (scenario.revocations, self._revoke),
         ):
-            self._plan(rate * scenario.locals, strike)
+            self.plan(rate * scenario.locals, strike)
 
     def _clock(self) -> tuple[float, float]:
         """The rate and the offset of the clock of a host."""
@@ -141,28 +119,19 @@ class Simulation:
             return
         if ended.alive:
             ended.crash()  # it has said goodbye
-        pause = 0.0 if self._quiet else 2 * self.loop.dice.random() * self.scenario.lease
+        pause = 0.0 if self.loop.quiet else 2 * self.loop.dice.random() * self.scenario.lease
         self.loop.later(pause, self._start_owner, number, life + 1)
 
-    def _busy_is_over(self) -> bool:
-        return bool(self.violations) or all(
-            client.idle for client in self.clients if client.local.alive
-        )
+    def idle(self) -> bool:
+        return all(client.idle for client in self.clients if client.local.alive)
 
-    def _settle(self) -> None:
-        """End the faults; after some leases nothing may be left over."""
-        self._quiet = self.loop.quiet = True
-        self.busy_lines = len(self.loop.trace)
+    def settle(self) -> None:
         linger = max(self.authority.state._sessions.linger, WRITER_SILENCE)
         uploads = STAGE_IDLE if self.scenario.large else 0.0
         span = linger + 10 * self.scenario.lease + 5 + WRITER_IDLE + uploads
         self.loop.run(self.loop.now + span, lambda: False)
         if not self.violations:
             self._probe()
-        if not self.violations:
-            self.violations += left_over(
-                self.authority, self.locals, self.clients, list(self.owners.values())
-            )
 
     def _probe(self) -> None:
         """Have each Local that shares a membership read once more, so that it uses the page."""
@@ -171,22 +140,13 @@ class Simulation:
                 client.probe()
         self.loop.run(self.loop.now + PROBE + 2 * self.scenario.timeout, lambda: False)
 
-    def _check(self) -> None:
-        for problem in broken(self.authority, self.locals, list(self.owners.values())):
-            self.loop.violation(problem)
+    def broken(self) -> Iterator[str]:
+        return broken(self.authority, self.locals, list(self.owners.values()))
+
+    def left_over(self) -> Iterator[str]:
+        return left_over(self.authority, self.locals, self.clients, list(self.owners.values()))
 
     # ---- faults ---------------------------------------------------------------------------
-
-    _quiet = False
-
-    def _plan(self, rate: float, strike: Callable[[], None]) -> None:
-        if rate and not self._quiet:
-            self.loop.later(self.loop.dice.expovariate(rate), self._strike, rate, strike)
-
-    def _strike(self, rate: float, strike: Callable[[], None]) -> None:
-        if not self._quiet:
-            strike()
-            self._plan(rate, strike)
 
     def _any_local(self) -> SimLocal | None:
         alive = [local for local in self.locals if local.alive and not local.state.closing]

@@ -4,24 +4,14 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from dstore.core.local.operations.exchange import RESEND_MAX
-from tests.simulation.scenario import Scenario
+from tests.simulation.scenario import KINDS as KINDS_OF_ONE
+from tests.simulation.scenario import Scenario, sometimes_of
 
-KINDS = (
-    "get",
-    "get_many",
-    "set",
-    "set_many",
-    "replace",
-    "delete",
-    "delete_many",
-    "delete_soon",
-    "expire",
-    "persist",
-    "keys",
-)
+KINDS = (*(kind for kind in KINDS_OF_ONE if kind != "wait"), "keys")
 CALM = 0.15
 """The part of the scenarios in which nothing goes wrong, and members come and leave by will."""
 
@@ -70,9 +60,7 @@ class ClusterScenario(Scenario):
         """The scenario of a seed. Most have few kinds of faults."""
         dice = random.Random(f"cluster {seed}")
 
-        def sometimes(most: float, odds: float = 0.5) -> float:
-            return most * dice.random() if dice.random() < odds else 0.0
-
+        sometimes = partial(sometimes_of, dice)
         ownership = dice.choice((0.5, 1.0, 1.0, 2.0))
         leases: tuple[float, ...] = (dice.choice((0.2, 0.5, 1.0, 3.0)) * ownership,)
         moves = sometimes(0.5) / ownership
@@ -116,9 +104,7 @@ class ClusterScenario(Scenario):
 
     @classmethod
     def _faults(cls, dice: random.Random, ownership: float) -> dict[str, Any]:
-        def sometimes(most: float, odds: float = 0.5) -> float:
-            return most * dice.random() if dice.random() < odds else 0.0
-
+        sometimes = partial(sometimes_of, dice)
         return {
             "member_drift": dice.choice((0.0, 0.02)),
             "drift": dice.choice((0.0, 0.02)),

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from itertools import count, islice
 
 from dstore.client.cluster import routing
@@ -18,36 +17,13 @@ from tests.simulation.cluster.node import SimNode
 from tests.simulation.cluster.scans import Scan
 from tests.simulation.cluster.scenario import ClusterScenario
 from tests.simulation.cluster.servers import Database
+from tests.simulation.course import Course, Spans
 from tests.simulation.identities import Identities
-from tests.simulation.loop import Loop
 
-BUSY_MAX = 120.0
-"""Seconds of true time after which a run is no longer disturbed, ended operations or not."""
 STARTS_MAX = 10
 """Lives of members of one run."""
 SETTLE = 6.0
 """Ownership leases after the faults within which everything has to be well again."""
-
-
-@contextmanager
-def quickened(scenario: ClusterScenario) -> Iterator[None]:
-    """Shorten spans of the client and the core that are long, compared with the leases here."""
-    spans = {
-        (routing, "ATTEMPT_FIRST"): scenario.attempt,
-        (routing, "ASK_TIMEOUT"): scenario.attempt / 2,
-        (routing, "CONTACT_TIMEOUT"): scenario.attempt,
-        (routing, "PAUSE_MAX"): scenario.attempt / 4,
-        (sessions, "WRITER_IDLE"): 2.0,
-        (sessions, "WRITER_SILENCE"): 6.0,
-    }
-    former = {(module, name): getattr(module, name) for module, name in spans}
-    try:
-        for (module, name), span in spans.items():
-            setattr(module, name, span)
-        yield
-    finally:
-        for (module, name), span in former.items():
-            setattr(module, name, span)
 
 
 def keys_of(scenario: ClusterScenario) -> list[Key]:
@@ -60,28 +36,30 @@ def keys_of(scenario: ClusterScenario) -> list[Key]:
     return found
 
 
-class ClusterSimulation:
-    """Plays a scenario to its end, or until an invariant is broken."""
+class ClusterSimulation(Course[ClusterScenario]):
+    """A run of a cluster."""
+
+    busy_max = 120.0
 
     def __init__(self, scenario: ClusterScenario) -> None:
-        self.scenario = scenario
-        self.loop = Loop(scenario.seed)
-        self.violations = self.loop.violations
+        super().__init__(scenario)
         self.members: dict[str, SimMember] = {}
         self.nodes: list[SimNode] = []
         self.callers: list[Caller] = []
         self.keys = keys_of(scenario)
-        self.busy_lines: int | None = None  # lines of the trace before the faults ended
 
-    def run(self) -> None:
-        with quickened(self.scenario):
-            self._begin()
-            self.loop.after_step = self._check
-            self.loop.run(BUSY_MAX, self._is_over)
-            if not self.violations:
-                self._settle()
+    def spans(self) -> Spans:
+        attempt = self.scenario.attempt
+        return {
+            (routing, "ATTEMPT_FIRST"): attempt,
+            (routing, "ASK_TIMEOUT"): attempt / 2,
+            (routing, "CONTACT_TIMEOUT"): attempt,
+            (routing, "PAUSE_MAX"): attempt / 4,
+            (sessions, "WRITER_IDLE"): 2.0,
+            (sessions, "WRITER_SILENCE"): 6.0,
+        }
 
-    def _begin(self) -> None:
+    def begin(self) -> None:
         scenario, loop = self.scenario, self.loop
         self.database = Database(loop, scenario)
         identities = Identities(loop, scenario)
@@ -105,7 +83,7 @@ class ClusterSimulation:
             (scenario.cuts, self._cut),
             (scenario.pauses, self._pause_node),
         ):
-            self._plan(rate, strike)
+            self.plan(rate, strike)
 
     @property
     def threads(self) -> list[Caller]:
@@ -122,14 +100,12 @@ class ClusterSimulation:
 
     # ---- the course of a run --------------------------------------------------------------
 
-    def _is_over(self) -> bool:
-        return bool(self.violations) or all(caller.idle for caller in self.callers)
+    def idle(self) -> bool:
+        return all(caller.idle for caller in self.callers)
 
-    def _settle(self) -> None:
+    def settle(self) -> None:
         """End the faults. After some leases all partitions are served, and each key is read."""
         loop = self.loop
-        loop.quiet = True
-        self.busy_lines = len(loop.trace)
         loop.log("!", "no more faults")
         for member in self.members.values():
             if not any(each.alive and not each.ownership.draining for each in self._others(member)):
@@ -140,27 +116,19 @@ class ClusterSimulation:
             for caller, key in zip(self.callers * len(self.keys), self.keys * len(self.callers)):
                 if caller.idle:
                     caller.probe(key)
-            loop.run(loop.now + 2 * self.scenario.timeout, self._is_over)
-        if not self.violations:
-            self.violations += left_over(self)
+            until = loop.now + 2 * self.scenario.timeout
+            loop.run(until, lambda: bool(self.violations) or self.idle())
 
     def _others(self, member: SimMember) -> list[SimMember]:
         return [each for each in self.members.values() if each is not member]
 
-    def _check(self) -> None:
-        for problem in broken(self):
-            self.loop.violation(problem)
+    def broken(self) -> Iterator[str]:
+        return broken(self)
+
+    def left_over(self) -> Iterator[str]:
+        return left_over(self)
 
     # ---- faults ---------------------------------------------------------------------------
-
-    def _plan(self, rate: float, strike: Callable[[], None]) -> None:
-        if rate and not self.loop.quiet:
-            self.loop.later(self.loop.dice.expovariate(rate), self._strike, rate, strike)
-
-    def _strike(self, rate: float, strike: Callable[[], None]) -> None:
-        if not self.loop.quiet:
-            strike()
-            self._plan(rate, strike)
 
     def _alive(self) -> list[SimMember]:
         return [each for each in self.members.values() if each.alive]
