@@ -54,6 +54,10 @@ class SimGlobal(Owner):
     def life(self) -> object:
         return self.epoch
 
+    @property
+    def held(self) -> SimBulk:
+        return self.bulk
+
     def _begin(self) -> None:
         self.epoch += 1
         self.deletions = []

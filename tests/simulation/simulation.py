@@ -155,14 +155,7 @@ class Simulation(Course[Scenario]):
     def _cut(self) -> None:
         local = self._any_local()
         if local is not None:
-            kind = self.loop.dice.choice(("control", "sub", "requests"))
-            if kind == "control":
-                local.control.cut(local.reconnected)
-            elif kind == "sub":
-                local.sub.cut(local.reconnected)
-            else:
-                for client in local.clients:
-                    client.channel.cut(lambda: None)
+            local.cut()
 
     def _pause(self) -> None:
         local = self._any_local()

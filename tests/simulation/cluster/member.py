@@ -77,6 +77,8 @@ class SimMember(Client):
         drift = scenario.member_drift
         self.rate = 1 + loop.dice.uniform(-drift, drift)
         self.offset = loop.dice.uniform(10, 1000)
+        self.host = SimHost(loop, self.rate, self.offset)
+        self.held = SimBulk(self.host)
         self.connections: dict[str, ClientConnection] = {}
         self.subscriptions: dict[str, ClientConnection] = {}
         self.alive = False
@@ -294,9 +296,10 @@ class SimMember(Client):
         self.partitions.map = self.map
         for number in self.loaded:
             self.partitions.gain([number], self.ownership.owned[number].quiet_until)
+        self.held = SimBulk(self.host)
         self.state = GlobalState(
             self.engine,
-            SimBulk(SimHost(self.loop)),
+            self.held,
             epoch=self.loop.number(),
             publisher="tcp://*:2",
             lease=self.cache_lease,

@@ -2,36 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from dstore.client.cluster.routing import Routes
-from dstore.core.local.cache import ENTRY_OVERHEAD
-from dstore.core.local.effects import Dropped, LocalEffect, Tell
 from dstore.core.local.membership import Entry
-from dstore.core.local.state import LocalState
 from dstore.protocol.messages import Key
 from tests.simulation.cluster.member import SimMember
 from tests.simulation.cluster.scenario import ClusterScenario
 from tests.simulation.host import SimHost
 from tests.simulation.identities import Identities
+from tests.simulation.local import LocalProcess, SimState, Thread
 from tests.simulation.loop import Loop
 from tests.simulation.network import Connection
-from tests.simulation.process import Mortal, Process
-from tests.simulation.trace import short
-
-VALUE_BYTES = 8
-"""Bytes of each value."""
-
-
-class Waiting(Protocol):
-    """An operation of a Local that is on its way."""
-
-    def look(self) -> None:
-        """The state of the Local may have changed."""
-
-    def cut(self) -> None:
-        """Lose what is under way."""
+from tests.simulation.process import Mortal
 
 
 class SimNode(Mortal):
@@ -62,7 +46,6 @@ class SimNode(Mortal):
         """Return the Local for a member, which is opened if there is none."""
         if address not in self.locals:
             self.locals[address] = NodeLocal(self, self._members[address], self._identities)
-            self.locals[address].touched()
         return self.locals[address]
 
     def hit(self, key: Key) -> Entry | None:
@@ -72,7 +55,7 @@ class SimNode(Mortal):
         return next((each for each in found if each is not None), None)
 
 
-class NodeLocal(Process):
+class NodeLocal(LocalProcess):
     """The Local of a process for one member. It stands still with its process."""
 
     scenario: ClusterScenario
@@ -80,32 +63,17 @@ class NodeLocal(Process):
     def __init__(self, node: SimNode, member: SimMember, identities: Identities) -> None:
         name = f"{node.name}.{member.name}"
         self.node = node
-        self.attempts: list[Waiting] = []
+        self.attempts: list[Thread] = []
         super().__init__(node.loop, node.scenario, member, node.host, name)
         self.identity = identities.admit(name, None)
-        self.state = LocalState(
-            random16=self.loop.random16,
-            label=name,
-            cache_bytes=node.scenario.cache_entries * (ENTRY_OVERHEAD + VALUE_BYTES + 2),
-            reorder_keys_max=node.scenario.reorder_keys,
-        )
+        self.state = self.made(SimState)
+        self.go()
+
+    def threads(self) -> Sequence[Thread]:
+        return self.attempts
 
     def held_up(self, line: str, again: Callable[..., None], *arguments: Any) -> bool:
         return self.node.held_up(f"{self.name} {line}", again, *arguments)
 
     def forget(self, connection: Connection) -> None:
         self._authority.connections.pop(connection.name, None)
-
-    def perform(self, effects: Iterable[LocalEffect]) -> None:
-        for effect in effects:
-            if isinstance(effect, Tell):
-                self.loop.log(self.name, f"-> {short(effect.message)}")
-                self.control.send_up(effect.message)
-            elif isinstance(effect, Dropped):
-                self.loop.log(self.name, f"drops {effect.keys}")
-        self.touched()
-
-    def touched(self) -> None:
-        for attempt in list(self.attempts):
-            attempt.look()
-        super().touched()

@@ -187,17 +187,8 @@ class ClusterSimulation(Course[ClusterScenario]):
 
     def _cut(self) -> None:
         locals_ = [local for node in self.nodes for local in node.locals.values()]
-        if not locals_:
-            return
-        local = self.loop.dice.choice(locals_)
-        kind = self.loop.dice.choice(("control", "sub", "requests"))
-        if kind == "control":
-            local.control.cut(local.reconnected)
-        elif kind == "sub":
-            local.sub.cut(local.reconnected)
-        else:
-            for attempt in local.attempts:
-                attempt.cut()
+        if locals_:
+            self.loop.dice.choice(locals_).cut()
 
     def _pause_node(self) -> None:
         self.loop.dice.choice(self.nodes).pause(self.loop.dice.random() * self.scenario.pause)
