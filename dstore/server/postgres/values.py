@@ -20,6 +20,7 @@ from dstore.runtime import clock, native
 from dstore.runtime.logs import Log, RateLimitedLog
 from dstore.server.postgres.connections import Link
 from dstore.server.postgres.engine import Place, StoredEngine
+from dstore.server.postgres.large import PIECE_BYTES
 from dstore.server.postgres.schema import Connection
 
 log = Log("dstore.global")
@@ -34,8 +35,6 @@ READ_PAUSE = 2.0
 """Seconds for which it asks for no other piece after it has waited in vain."""
 AHEAD_MAX = 8
 """Parts of large values that are read ahead of those who may ask for them."""
-PIECE_BYTES = 1 << 20
-"""Bytes of a large value in one row, fewer in the last one. A cluster has this for ever."""
 
 
 class Load(NamedTuple):
