@@ -10,11 +10,15 @@ from dataclasses import dataclass, field, replace
 from types import ModuleType
 from typing import Any, Generic, TypeVar
 
+from dstore.core.authority import sessions
+from dstore.core.local import cache, owner, state
 from tests.history.operations import Operation
 from tests.simulation.loop import Loop
 from tests.simulation.scenario import Scenario
 
 S = TypeVar("S", bound=Scenario)
+WRITER_IDLE, WRITER_SILENCE = 2.0, 6.0
+"""Instead of those of Global, so that a run ends sooner. No Local waits longer with a repeat."""
 Spans = Mapping[tuple[ModuleType, str], float]
 """Values of names in modules, which are spans of time or sizes."""
 
@@ -82,7 +86,17 @@ class Course(Generic[S]):
 
     def spans(self) -> Spans:
         """Return spans that are long, compared with the leases of the scenario, made shorter."""
-        raise NotImplementedError
+        away = self.scenario.private_after
+        return {
+            (state, "PRIVATE_AFTER"): away,
+            (state, "LOOK_SOON"): away / 4,
+            (state, "LOOK_LATER"): away,
+            (owner, "PAGE_PAUSE"): away / 2,
+            (cache, "SHARED_OVERHEAD"): 0,  # so that a cache has room for some large values
+            (cache, "DIGEST_OVERHEAD"): 0,
+            (sessions, "WRITER_IDLE"): WRITER_IDLE,
+            (sessions, "WRITER_SILENCE"): WRITER_SILENCE,
+        }
 
     def begin(self) -> None:
         """Start all processes, and plan the faults."""

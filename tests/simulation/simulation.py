@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from dstore.core.authority import sessions
 from dstore.core.authority.stages import STAGE_IDLE
-from dstore.core.local import cache, owner, state
 from dstore.protocol.messages import Ack, Goodbye, Sync
 from tests.history.operations import Operation
 from tests.simulation.actors import SimLocal
 from tests.simulation.authority import SimGlobal
 from tests.simulation.client import Client, history_of
-from tests.simulation.course import Course, Spans
+from tests.simulation.course import WRITER_IDLE, WRITER_SILENCE, Course
 from tests.simulation.host import SimHost
+from tests.simulation.hosting import Hosting
 from tests.simulation.invariants import broken, left_over
 from tests.simulation.owners import SimOwner
 from tests.simulation.scenario import Scenario
@@ -24,8 +23,6 @@ LOCALS_MAX = 12
 """Locals of one run, including those that have ended."""
 ALIVE_MAX = 6
 """Locals that are alive at the same time."""
-WRITER_IDLE, WRITER_SILENCE = 2.0, 6.0
-"""Instead of those of Global, so that a run ends sooner. No Local waits longer with a repeat."""
 PROBE = 3.0
 """Seconds that the reads at the end of a run take at most."""
 
@@ -40,20 +37,6 @@ class Simulation(Course[Scenario]):
         self.locals: list[SimLocal] = []
         self._started = 0
         self.clients: list[Client] = []
-        self.owners: dict[int, SimOwner] = {}  # by the place of the host among the hosts
-
-    def spans(self) -> Spans:
-        away = self.scenario.private_after
-        return {
-            (state, "PRIVATE_AFTER"): away,
-            (state, "LOOK_SOON"): away / 4,
-            (state, "LOOK_LATER"): away,
-            (owner, "PAGE_PAUSE"): away / 2,
-            (cache, "SHARED_OVERHEAD"): 0,  # so that a cache has room for some large values
-            (cache, "DIGEST_OVERHEAD"): 0,
-            (sessions, "WRITER_IDLE"): WRITER_IDLE,
-            (sessions, "WRITER_SILENCE"): WRITER_SILENCE,
-        }
 
     def begin(self) -> None:
         scenario, dice = self.scenario, self.loop.dice
@@ -63,9 +46,10 @@ class Simulation(Course[Scenario]):
         if scenario.global_page:
             hosts.reverse()
         self.hosts = hosts[: scenario.hosts]
+        self.owners = Hosting(self.loop, scenario, self.hosts, lambda host: self.authority)
         for number, host in enumerate(self.hosts):
             if scenario.owners and host is not self.authority.host:
-                self.loop.later(dice.random() * scenario.lease, self._start_owner, number)
+                self.loop.later(dice.random() * scenario.lease, self.owners.start, number)
         for _ in range(scenario.locals):
             self._start_local()
         for rate, strike in (
@@ -77,7 +61,7 @@ class Simulation(Course[Scenario]):
             (scenario.global_crashes, self._crash_global),
             (scenario.evictions, self._evict),
             (scenario.strangers, self._forge),
-            (scenario.owner_faults, self._strike_owner),
+            (scenario.owner_faults, self.owners.strike),
             (scenario.forks, self._fork),
             (scenario.revocations, self._revoke),
         ):
@@ -103,25 +87,6 @@ class Simulation(Course[Scenario]):
         for number in range(self.scenario.threads):
             self.clients.append(Client(local, number))
 
-    def _start_owner(self, number: int, life: int = 1) -> None:
-        """Start the owner of a host, again and again when it has ended."""
-        name = f"O{number}.{life}"
-        self.loop.log(name, "starts")
-        self.loop.counts["owner restarts"] += life > 1
-        started = SimOwner(self.loop, self.scenario, self.authority, self.hosts[number], name)
-        self.owners[number] = started
-        self.loop.later(self.scenario.lease, self._restart_owner, number, life)
-
-    def _restart_owner(self, number: int, life: int) -> None:
-        ended = self.owners[number]
-        if ended.alive and not (ended.state.closing and not ended.state.leaving):
-            self.loop.later(self.scenario.lease, self._restart_owner, number, life)
-            return
-        if ended.alive:
-            ended.crash()  # it has said goodbye
-        pause = 0.0 if self.loop.quiet else 2 * self.loop.dice.random() * self.scenario.lease
-        self.loop.later(pause, self._start_owner, number, life + 1)
-
     def idle(self) -> bool:
         return all(client.idle for client in self.clients if client.local.alive)
 
@@ -141,10 +106,10 @@ class Simulation(Course[Scenario]):
         self.loop.run(self.loop.now + PROBE + 2 * self.scenario.timeout, lambda: False)
 
     def broken(self) -> Iterator[str]:
-        return broken(self.authority, self.locals, list(self.owners.values()))
+        return broken(self.authority, self.locals, list(self.owners))
 
     def left_over(self) -> Iterator[str]:
-        return left_over(self.authority, self.locals, self.clients, list(self.owners.values()))
+        return left_over(self.authority, self.locals, self.clients, list(self.owners))
 
     # ---- faults ---------------------------------------------------------------------------
 
@@ -190,7 +155,7 @@ class Simulation(Course[Scenario]):
         gone = self.authority.identities.revoke()
         self.loop.counts["revocations"] += 1
         self.authority.revoke(gone)
-        for process in (*self.locals, *self.owners.values()):
+        for process in (*self.locals, *self.owners):
             if process.identity is gone and process.alive:
                 self.loop.later(2 * self.scenario.lease, self._end_revoked, process)
 
@@ -221,26 +186,3 @@ class Simulation(Course[Scenario]):
 
     def _crash_global(self) -> None:
         self.authority.crash()
-
-    def _strike_owner(self) -> None:
-        """Something happens to an owner, or to a page."""
-        dice = self.loop.dice
-        owners = [each for each in self.owners.values() if each.alive and not each.state.closing]
-        if not owners or dice.random() < 0.2:
-            host = dice.choice(self.hosts)
-            if host.page is not None:
-                self.loop.log("!", f"the names of {host.page!r} are removed")
-                host.page = None
-            return
-        struck = dice.choice(owners)
-        kind = dice.choice(("crash", "pause", "control", "sub", "stop"))
-        if kind == "crash":
-            struck.crash()
-        elif kind == "pause":
-            struck.pause(dice.random() * self.scenario.pause)
-        elif kind == "control":
-            struck.control.cut(struck.reconnected)
-        elif kind == "sub":
-            struck.sub.cut(struck.reconnected)
-        elif not struck.frozen:
-            struck.goodbye()

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from itertools import count, islice
 
 from dstore.client.cluster import routing
-from dstore.core.authority import sessions
 from dstore.protocol.messages import Key
 from dstore.protocol.partitions import partition_of
 from tests.history.operations import Operation
@@ -51,12 +50,11 @@ class ClusterSimulation(Course[ClusterScenario]):
     def spans(self) -> Spans:
         attempt = self.scenario.attempt
         return {
+            **super().spans(),
             (routing, "ATTEMPT_FIRST"): attempt,
             (routing, "ASK_TIMEOUT"): attempt / 2,
             (routing, "CONTACT_TIMEOUT"): attempt,
             (routing, "PAUSE_MAX"): attempt / 4,
-            (sessions, "WRITER_IDLE"): 2.0,
-            (sessions, "WRITER_SILENCE"): 6.0,
         }
 
     def begin(self) -> None:
