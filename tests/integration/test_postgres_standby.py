@@ -9,6 +9,7 @@ import pytest
 
 from dstore.core.engine import Outcome
 from dstore.errors import DataError
+from dstore.protocol.partitions import partition_of
 from dstore.server.postgres import init, status
 from tests.integration.stores import ALL, Owner, bind, owners, replace, stored, wait_until
 from tests.postgres import Postgres
@@ -102,6 +103,25 @@ def test_a_beat_that_no_standby_has_confirmed_has_no_answer(
     finally:
         postgres_pair.standby.resume()
     owner.ask()
+
+
+def test_rows_are_loaded_when_a_commit_has_shown_that_the_server_was_not_replaced(
+    postgres_pair: Postgres, postgres_pair_url: str
+) -> None:
+    """A primary without its standby shows the claimed fence, and may show what will be lost."""
+    assert init(postgres_pair_url)
+    with owners(postgres_pair_url, 1, patience=1.0) as (member,):
+        assert member.write(bind("k")) == [DONE]
+        numbers = [partition_of("k")]
+        assert [row.key for page in member.store.load(numbers) for row in page] == ["k"]
+        assert postgres_pair.standby is not None
+        postgres_pair.standby.pause()
+        try:
+            with pytest.raises(DataError):
+                next(member.store.load(numbers))
+        finally:
+            postgres_pair.standby.resume()
+        assert [row.key for page in member.store.load(numbers) for row in page] == ["k"]
 
 
 @pytest.mark.long

@@ -21,6 +21,7 @@ from dstore.core.cluster.messages import (
     Left,
     Lost,
     MapChanged,
+    Partition,
     View,
 )
 from dstore.core.cluster.ownership import Ownership
@@ -198,9 +199,13 @@ class SimMember(Client):
 
         def read(rows: Transaction) -> list[Kept] | None:
             for number, fence, _ in gains:
-                if rows.get((PARTITION, number)).fence != fence:
+                name = (PARTITION, number)
+                rows.lock(name)
+                row: Partition = rows.get(name)
+                if row.owner != self.ownership.me or row.fence != fence:
                     self.loop.counts["former primaries that were not believed"] += 1
                     return None
+                rows.put(name, row)  # a barrier: when it is replicated, so is all that is read
             keys = [key for key in rows.names(KEPT) if partition_of(key) in numbers]
             return [rows.get((KEPT, key)) for key in keys]
 
