@@ -12,14 +12,15 @@ from tests.simulation.scenario import Scenario
 
 
 class Hosting:
-    """``hosts`` have pages, which may be struck. ``authority`` returns the Global of a host."""
+    """``hosts`` have pages, which may be struck. ``authority`` returns the Global of the host that
+    has this place among them."""
 
     def __init__(
         self,
         loop: Loop,
         scenario: Scenario,
         hosts: list[SimHost],
-        authority: Callable[[SimHost], Authority],
+        authority: Callable[[int], Authority],
     ) -> None:
         self.owners: dict[int, SimOwner] = {}  # by the place of the host among the hosts
         self._loop = loop
@@ -35,7 +36,7 @@ class Hosting:
         name, host = f"O{number}.{life}", self._hosts[number]
         self._loop.log(name, "starts")
         self._loop.counts["owner restarts"] += life > 1
-        started = SimOwner(self._loop, self._scenario, self._authority(host), host, name)
+        started = SimOwner(self._loop, self._scenario, self._authority(number), host, name)
         self.owners[number] = started
         self._loop.later(self._scenario.lease, self._restart, number, life)
 

@@ -16,7 +16,9 @@ class PageOwner(Writer, Protocol):
 
     name: str
     loop: Loop
-    scenario: Scenario
+
+    @property
+    def scenario(self) -> Scenario: ...
 
     def clock(self) -> float: ...
 

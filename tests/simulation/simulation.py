@@ -46,7 +46,7 @@ class Simulation(Course[Scenario]):
         if scenario.global_page:
             hosts.reverse()
         self.hosts = hosts[: scenario.hosts]
-        self.owners = Hosting(self.loop, scenario, self.hosts, lambda host: self.authority)
+        self.owners = Hosting(self.loop, scenario, self.hosts, lambda number: self.authority)
         for number, host in enumerate(self.hosts):
             if scenario.owners and host is not self.authority.host:
                 self.loop.later(dice.random() * scenario.lease, self.owners.start, number)

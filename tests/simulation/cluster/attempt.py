@@ -25,8 +25,12 @@ class Attempt(Running):
         self._over = False
         self.channel = local.connect(f"{line}.{local.loop.number()}", self.on_reply)
         local.attempts.append(self)
-        local.go()
-        self.resume(None)
+        self._begin()
+
+    def _begin(self) -> None:
+        if not self.local.held_up(self.line, self._begin):
+            self.local.go()
+            self.resume(None)
 
     @property
     def over(self) -> bool:

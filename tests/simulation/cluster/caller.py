@@ -20,10 +20,15 @@ from dstore.client.cluster.routing import (
     call,
 )
 from dstore.core.local import operations
+from dstore.core.local.cache import MappedBody
+from dstore.core.local.operations import LargeBody
+from dstore.core.local.operations.fetching import MOVED
 from dstore.core.local.steps import Operation
 from dstore.errors import DstoreError, OutcomeUnknown, RequestRefused
+from dstore.protocol import content
 from dstore.protocol.messages import (
     Key,
+    Large,
     SetItem,
     Stored,
 )
@@ -56,6 +61,7 @@ class Caller(Recorder):
         self._tried: dict[str, Tried] = {}
         self._listing: Listing | None = None
         self._probing: Key | None = None
+        self._bodies: dict[bytes, bytes] = {}  # of large values that are to be stored, by token
         self._rest()
 
     @property
@@ -70,6 +76,10 @@ class Caller(Recorder):
         self._begin()
 
     def _rest(self) -> None:
+        for token in self._bodies:  # unless it is cached it is not needed
+            for local in self.node.locals.values():
+                local.host.copies.pop(token, None)
+        self._bodies = {}
         think = self.node.scenario.think
         self.loop.later(self.loop.dice.expovariate(1 / think), self._begin)
 
@@ -111,7 +121,12 @@ class Caller(Recorder):
         self._go(calling)
 
     def _stored(self, value: str) -> Stored:
-        return Stored(self.loop.random16(), "bytes", value.encode())
+        token, body = self.loop.random16(), value.encode()
+        large = self.node.scenario.large
+        if not large or self.loop.dice.random() >= large:
+            return Stored(token, "bytes", body)
+        self._bodies[token] = body
+        return Stored(token, "bytes", Large(len(body), content.digest("bytes", body)))
 
     def _fresh(self, address: str) -> bool:
         local = self.node.locals.get(address)
@@ -150,7 +165,7 @@ class Caller(Recorder):
 
     def _perform(self, move: Move) -> None:
         if isinstance(move, Pause):
-            self.loop.later(move.seconds / self.node.host.rate, self._paused)
+            self.loop.later(move.seconds / self.node.machine.rate, self._paused)
         elif isinstance(move, Ask):
             local = self.node.local(move.address)
             now = local.clock()
@@ -205,7 +220,21 @@ class Caller(Recorder):
             return operations.expire(state, items[0], self.ttl, now, deadline)
         replace = self.kind == "replace"
         values = [self._items[key] for key in items]
-        return operations.store(state, values, replace, now, deadline, self.ttl)
+        bodies = self._shared(address, values)
+        if not bodies:
+            return operations.store(state, values, replace, now, deadline, self.ttl)
+        return operations.set_(state, values, replace, now, deadline, bodies, ttl=self.ttl)
+
+    def _shared(self, address: str, values: list[SetItem]) -> dict[bytes, LargeBody]:
+        """Put large values where the processes of this host find them that use this member."""
+        bodies = {}
+        for token in [each.stored.token for each in values]:
+            if token in self._bodies:
+                body = self._bodies[token]
+                self.node.local(address).host.copies[token] = body
+                view = memoryview(body)
+                bodies[token] = LargeBody(view, MappedBody(view, shared=True))
+        return bodies
 
     # ---- listing --------------------------------------------------------------------------
 
@@ -263,7 +292,7 @@ class Caller(Recorder):
     def _failed(self, error: DstoreError) -> None:
         self.loop.log(self.name, f"{type(error).__name__}: {error}"[:200])
         self.loop.counts[type(error).__name__] += 1
-        if isinstance(error, RequestRefused):
+        if isinstance(error, RequestRefused) and MOVED not in str(error):
             self.loop.violation(f"{self.name} was refused: {error}")
         if isinstance(error, OutcomeUnknown) and self.node.scenario.calm:
             self.loop.violation(f"{self.name}: {error}, and nothing has gone wrong")

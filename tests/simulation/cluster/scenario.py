@@ -12,6 +12,8 @@ from tests.simulation.scenario import KINDS as KINDS_OF_ONE
 from tests.simulation.scenario import Scenario, sometimes_of
 
 KINDS = (*(kind for kind in KINDS_OF_ONE if kind != "wait"), "keys")
+LARGE, SHARED = 0.4, 0.4
+"""The parts of the scenarios with large values, and with processes that share memberships."""
 CALM = 0.15
 """The part of the scenarios in which nothing goes wrong, and members come and leave by will."""
 
@@ -48,6 +50,7 @@ class ClusterScenario(Scenario):
     lateness: float = 1.0  # at most
     patience: float = 0.4  # seconds until a member gives up a transaction
     idle_timeout: float = 1.0  # seconds until the database gives up one
+    large_memory: int = 1 << 20  # bytes that large values take in the memory of a member, at most
 
     @property
     def calm(self) -> bool:
@@ -99,8 +102,43 @@ class ClusterScenario(Scenario):
             idle_timeout=dice.choice((0.5, 1.0, 4.0)) * ownership,
         )
         if dice.random() < CALM:
-            return replace(drawn, timeout=20 * ownership, linger=RESEND_MAX + ownership)
-        return replace(drawn, **cls._faults(dice, ownership))
+            drawn = replace(drawn, timeout=20 * ownership, linger=RESEND_MAX + ownership)
+        else:
+            drawn = replace(drawn, **cls._faults(dice, ownership))
+        drawn = replace(drawn, **cls._large(random.Random(f"cluster large {seed}")))
+        return replace(drawn, **cls._sharing(random.Random(f"cluster hosts {seed}"), drawn))
+
+    @classmethod
+    def _large(cls, dice: random.Random) -> dict[str, Any]:
+        """Let values be large, in some scenarios. The others are as they were without."""
+        if dice.random() >= LARGE:
+            return {}
+        return {"large": dice.choice((0.5, 1.0)), "large_memory": dice.choice((24, 1 << 20))}
+
+    @classmethod
+    def _sharing(cls, dice: random.Random, drawn: ClusterScenario) -> dict[str, Any]:
+        """Let processes share the memberships of their host, in some scenarios."""
+        if dice.random() >= SHARED:
+            return {}
+        sometimes = partial(sometimes_of, dice)
+        shared = {
+            "hosts": dice.choice((1, 1, 2, 2)),
+            "sharing": dice.choice((0.5, 1.0, 1.0)),
+            "global_page": dice.random() < 0.8,
+            "owners": dice.random() < 0.8,
+            "table": dice.choice(("none", "twin", "twin", "real")),
+            "buckets": dice.choice((1, 3, 64)),
+            "private_after": dice.choice((0.2, 1.0)) * drawn.lease,
+        }
+        if drawn.calm:
+            return shared
+        return {
+            **shared,
+            "owner_faults": sometimes(1.0) / drawn.ownership,
+            "page_faults": dice.choice((0.0, 0.0, 0.02, 0.3)),
+            "deaths": sometimes(0.01, 0.3),
+            "freezes": sometimes(0.1, 0.5),
+        }
 
     @classmethod
     def _faults(cls, dice: random.Random, ownership: float) -> dict[str, Any]:

@@ -6,19 +6,25 @@ from collections.abc import Iterator
 from itertools import count, islice
 
 from dstore.client.cluster import routing
+from dstore.core.authority.stages import STAGE_IDLE
 from dstore.protocol.messages import Key
 from dstore.protocol.partitions import partition_of
+from dstore.server.postgres import large
 from tests.history.operations import Operation
 from tests.simulation.cluster.caller import Caller
 from tests.simulation.cluster.invariants import broken, left_over
+from tests.simulation.cluster.machine import Machine
 from tests.simulation.cluster.member import SimMember
 from tests.simulation.cluster.node import SimNode
 from tests.simulation.cluster.scans import Scan
 from tests.simulation.cluster.scenario import ClusterScenario
 from tests.simulation.cluster.servers import Database
 from tests.simulation.course import Course, Spans
+from tests.simulation.hosting import Hosting
 from tests.simulation.identities import Identities
 
+PIECE_BYTES = 5
+"""Bytes of a piece, so that a large value has two, each of which is written by itself."""
 STARTS_MAX = 10
 """Lives of members of one run."""
 SETTLE = 6.0
@@ -55,6 +61,8 @@ class ClusterSimulation(Course[ClusterScenario]):
             (routing, "ASK_TIMEOUT"): attempt / 2,
             (routing, "CONTACT_TIMEOUT"): attempt,
             (routing, "PAUSE_MAX"): attempt / 4,
+            (large, "PIECE_BYTES"): PIECE_BYTES,
+            (large, "PIECES_AT_ONCE"): 1,
         }
 
     def begin(self) -> None:
@@ -67,8 +75,17 @@ class ClusterSimulation(Course[ClusterScenario]):
         for number, member in enumerate(self.members.values()):
             if number < scenario.members:
                 loop.later(loop.dice.random() * scenario.ownership, member.start)
+        self.machines = self._machines()
+        self._hosts = [each.of(address) for each in self.machines for address in self.members]
+        owned = {member.host: member for member in self.members.values()}
+        by_place = dict(enumerate(list(self.members.values()) * len(self.machines)))
+        self.owners = Hosting(loop, scenario, self._hosts, by_place.__getitem__)
+        for place, host in enumerate(self._hosts):
+            if scenario.owners and host not in owned:
+                loop.later(loop.dice.random() * scenario.lease, self.owners.start, place)
         for number in range(scenario.locals):
-            node = SimNode(loop, scenario, self.members, identities, number)
+            machine = self.machines[number % len(self.machines)]
+            node = SimNode(loop, scenario, self.members, identities, machine, number)
             self.nodes.append(node)
             self.callers += [Caller(node, each, self.keys) for each in range(scenario.threads)]
         for rate, strike in (
@@ -80,8 +97,21 @@ class ClusterSimulation(Course[ClusterScenario]):
             (scenario.database_faults, self._strike_database),
             (scenario.cuts, self._cut),
             (scenario.pauses, self._pause_node),
+            (scenario.owner_faults, self.owners.strike),
+            (scenario.evictions, self._evict),
         ):
             self.plan(rate, strike)
+
+    def _machines(self) -> list[Machine]:
+        """Return the hosts of clients. If they are shared, some have a member, too."""
+        dice, scenario = self.loop.dice, self.scenario
+        machines = []
+        for member, _ in zip(self.members.values(), range(scenario.hosts)):
+            rate = 1 + dice.uniform(-scenario.drift, scenario.drift)
+            other = Machine(self.loop, rate, dice.uniform(0, 1000))
+            shared = scenario.sharing and dice.random() < 0.5
+            machines.append(member.machine if shared else other)
+        return machines
 
     @property
     def threads(self) -> list[Caller]:
@@ -109,6 +139,7 @@ class ClusterSimulation(Course[ClusterScenario]):
             if not any(each.alive and not each.ownership.draining for each in self._others(member)):
                 member.start()
         span = SETTLE * self.scenario.ownership + 2 * max(self.scenario.leases)
+        span += STAGE_IDLE if self.scenario.large else 0.0
         loop.run(loop.now + span, lambda: False)
         if not self.violations:
             for caller, key in zip(self.callers * len(self.keys), self.keys * len(self.callers)):
@@ -165,10 +196,7 @@ class ClusterSimulation(Course[ClusterScenario]):
     def _crash_member(self) -> None:
         alive = self._alive()
         if alive and self._starts() < STARTS_MAX:
-            member = self.loop.dice.choice(alive)
-            member.crash()
-            pause = 2 * self.loop.dice.random() * self.scenario.ownership
-            self.loop.later(pause, member.start)
+            self.loop.dice.choice(alive).crash()
 
     def _join(self) -> None:
         away = [each for each in self.members.values() if not each.alive]
@@ -187,6 +215,13 @@ class ClusterSimulation(Course[ClusterScenario]):
         locals_ = [local for node in self.nodes for local in node.locals.values()]
         if locals_:
             self.loop.dice.choice(locals_).cut()
+
+    def _evict(self) -> None:
+        """Drop a file of a large value, to make room."""
+        hosts = [host for machine in self.machines for host in machine.hosts() if host.copies]
+        if hosts:
+            host = self.loop.dice.choice(hosts)
+            host.copies.pop(self.loop.dice.choice(list(host.copies)))
 
     def _pause_node(self) -> None:
         self.loop.dice.choice(self.nodes).pause(self.loop.dice.random() * self.scenario.pause)
