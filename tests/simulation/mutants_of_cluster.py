@@ -91,7 +91,7 @@ OF_CLUSTER = (
     _mutant(
         "partitions of before a loss served under the new lease",
         MEMBER,
-        "            elif isinstance(effect, Lost):\n                self._drop_epoch()\n                self.journal.close()\n                self._begin_tenure()\n",
+        "            elif isinstance(effect, Lost):\n                self.partitions.ends = 0.0\n                self._drop_epoch()\n                self.journal.close()\n                self._begin_tenure()\n",
         "            elif isinstance(effect, Lost):\n                pass\n",
     ),
     # ---- candidates

@@ -14,6 +14,8 @@ from tests.simulation.scenario import Scenario, sometimes_of
 KINDS = (*(kind for kind in KINDS_OF_ONE if kind != "wait"), "keys")
 LARGE, SHARED = 0.4, 0.4
 """The parts of the scenarios with large values, and with processes that share memberships."""
+PATIENT = 20
+"""Ownership leases within which a write ends for certain, if nothing goes wrong."""
 CALM = 0.15
 """The part of the scenarios in which nothing goes wrong, and members come and leave by will."""
 
@@ -54,9 +56,11 @@ class ClusterScenario(Scenario):
 
     @property
     def calm(self) -> bool:
-        """Whether nothing goes wrong: no write may have an unknown outcome."""
+        """Whether nothing goes wrong, and there is time: no write may have an unknown outcome."""
         faults = (self.member_pauses, self.member_crashes, self.isolations, self.database_faults)
-        return not any((*faults, self.late, self.cuts, self.pauses, self.slow))
+        faults += (self.late, self.cuts, self.pauses, self.slow)
+        faults += (self.owner_faults, self.page_faults, self.deaths, self.freezes)
+        return self.timeout >= PATIENT * self.ownership and not any(faults)
 
     @classmethod
     def draw(cls, seed: int) -> ClusterScenario:
@@ -102,7 +106,7 @@ class ClusterScenario(Scenario):
             idle_timeout=dice.choice((0.5, 1.0, 4.0)) * ownership,
         )
         if dice.random() < CALM:
-            drawn = replace(drawn, timeout=20 * ownership, linger=RESEND_MAX + ownership)
+            drawn = replace(drawn, timeout=PATIENT * ownership, linger=RESEND_MAX + ownership)
         else:
             drawn = replace(drawn, **cls._faults(dice, ownership))
         drawn = replace(drawn, **cls._large(random.Random(f"cluster large {seed}")))
