@@ -52,8 +52,27 @@ OF_NODES = (
     ),
     Mutant(
         "read of many keys that goes on with what the first Global has answered",
-        ((MEMBERS, "        if moved is not None and moved.done and not call.reads:", "        if moved is not None and moved.done:"),),
+        (
+            (
+                MEMBERS,
+                "        if moved is not None and moved.done and not call.reads:",
+                "        if moved is not None and moved.done:",
+            ),
+        ),
         SEVERAL + "test_a_read_of_many_keys_of_which_a_node_that_knows_one_address_has_some",
+        HOST,
+    ),
+    Mutant(
+        "settings of one of several addresses without the connect file that was read",
+        (
+            (
+                "client.settings",
+                "        made = Settings.__new__(Settings)  # no copy: that would leave out the connect file\n        vars(made).update(vars(self), address=address)\n",
+                "        made = pickle.loads(pickle.dumps(self))\n        made.address = address\n",
+            ),
+            ("client.settings", "import os\n", "import os\nimport pickle\n"),
+        ),
+        "tests/integration/test_access_client.py::test_settings_of_one_of_several_addresses_keep_the_file_that_was_read",
         HOST,
     ),
     # ---- members
@@ -78,7 +97,8 @@ OF_NODES = (
                 "                pass\n",
             ),
         ),
-        CORE + "test_large_values.py::test_a_value_that_cannot_be_read_at_present_is_not_said_to_be_gone",
+        CORE
+        + "test_large_values.py::test_a_value_that_cannot_be_read_at_present_is_not_said_to_be_gone",
         "the simulated Local asks again, and may give up, as it may when a value is replaced too often",
     ),
     Mutant(

@@ -11,17 +11,21 @@ import pytest
 
 from dstore.core.cluster.messages import Beat, Member, Partition, View
 from dstore.core.engine import NO_DEADLINE, Change, ChangeKind, Kept, Outcome
-from dstore.protocol.messages import Stored
+from dstore.protocol import content
+from dstore.protocol.messages import Large, Stored
 from dstore.protocol.partitions import partition_of
+from dstore.server.postgres.large import LargeValues, StoredBulk
+from dstore.shm.bulk import PrivateBulk
 from tests.history.operations import Kind, Operation, Result
 from tests.simulation.catch import CAUGHT, has_failed, run_simulation, run_test
 from tests.simulation.cluster.journal import FENCED, ClusterJournal
 from tests.simulation.cluster.member import SimMember
+from tests.simulation.cluster.pieces import PieceReader
 from tests.simulation.cluster.run import run
 from tests.simulation.cluster.scans import Scan, broken
 from tests.simulation.cluster.scenario import ClusterScenario
 from tests.simulation.cluster.servers import Client, Connection, Database, Server, Transaction
-from tests.simulation.cluster.tables import KEPT, MEMBER, PARTITION, RowName, carry_out
+from tests.simulation.cluster.tables import KEPT, MEMBER, PARTITION, PIECE, RowName, carry_out
 from tests.simulation.identities import Identities
 from tests.simulation.loop import Loop
 from tests.simulation.mutants import MUTANTS, Mutant
@@ -303,10 +307,14 @@ class Writer(World):
             rows[MEMBER, b"me"] = Member("tcp://me:1", 1, 1.0, 1.0, False)
         self.reports: list[tuple[int, list[Outcome]]] = []
         self.fenced = 0
+        values = LargeValues()
         self.journal = ClusterJournal(
-            self.database, self.client, b"me", self._report, self._on_fenced
+            self.database, self.client, b"me", self._report, self._on_fenced, values
         )
         self.journal.own(0, 5)
+        self.inner = PrivateBulk()
+        reader = PieceReader(self.database, self.client)
+        self.bulk = StoredBulk(self.inner, values, reader, self.journal, 1 << 20)
 
     def _report(self, number: int, outcomes: list[Outcome]) -> None:
         self.reports.append((number, outcomes))
@@ -318,6 +326,17 @@ class Writer(World):
         found = self.database.primary.durable.get((KEPT, KEY))
         assert found is None or isinstance(found, Kept)
         return found
+
+    def upload(self) -> Stored:
+        """Upload a large value of one piece."""
+        stored = Stored(b"t" * 16, "bytes", Large(5, content.digest("bytes", b"value")))
+        self.bulk.reserve(stored.token, stored.size)
+        self.bulk.write(stored.token, 0, b"value")
+        self.bulk.seal(stored.token)
+        return stored
+
+    def pieces(self) -> list[object]:
+        return [name for name in self.database.primary.durable if name[0] == PIECE]
 
     def claim(self) -> Partition:
         """Another member claims the partition. Returns the row that it sees."""
@@ -355,6 +374,32 @@ def test_a_writer_whose_fence_has_risen_writes_nothing() -> None:
     assert world.fenced == 1
     assert world.kept() is None
     assert not world.reports
+
+
+def test_pieces_under_a_fence_that_has_risen_are_not_written() -> None:
+    world = Writer()
+    large = world.upload()
+    assert world.claim() == Partition(b"other", 6, 2.0)
+    world.journal.commit(1, [BIND._replace(stored=large)], world.bulk)
+    world.wait()
+    assert world.fenced == 1
+    assert not world.pieces()
+
+
+def test_pieces_in_doubt_that_a_failover_may_lose_are_not_trusted() -> None:
+    """They are visible, and are not written again. Then the standby takes over, and lacks them."""
+    world = Writer()
+    world.journal.commit(1, [BIND._replace(stored=world.upload())], world.bulk)
+    world.primary.lags_until = 100.0
+    while not world.primary.flushed:
+        world.wait(0.001)
+    world.primary.cancel()
+    world.wait()
+    assert not world.reports
+    world.database._fail_over()
+    world.wait(10.0)
+    assert world.reports == [(1, [Outcome.DONE])]
+    assert len(world.pieces()) == 1
 
 
 def test_a_write_in_doubt_that_lands_late_does_nothing() -> None:
