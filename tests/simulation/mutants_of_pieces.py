@@ -97,13 +97,6 @@ OF_PIECES = (
         + "test_a_removal_of_pieces_that_comes_late_harms_neither_this_member_nor_the_next_owner",
         "a partition has to move away and back while one removal waits, and the value with it",
     ),
-    # ---- what is read of them
-    _mutant(
-        "bytes of a large value served by a Global that does not own its key",
-        "core.authority.reads",
-        "            self._partitions.check((message.key,))\n",
-        "            pass\n",
-    ),
     # ---- pages
     _mutant(
         "page with a lease that outlives the quiet time of the next owner",

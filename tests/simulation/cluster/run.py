@@ -32,6 +32,12 @@ FAULTS = (
     "member_drift",
     "drift",
     "linger",
+    "large",
+    "owner_faults",
+    "page_faults",
+    "deaths",
+    "freezes",
+    "sharing",
 )
 SIZES = ("locals", "threads", "operations", "keys", "many", "partitions", "members")
 

@@ -57,9 +57,10 @@ class ClusterScenario(Scenario):
     @property
     def calm(self) -> bool:
         """Whether nothing goes wrong, and there is time: no write may have an unknown outcome."""
-        faults = (self.member_pauses, self.member_crashes, self.isolations, self.database_faults)
-        faults += (self.late, self.cuts, self.pauses, self.slow)
-        faults += (self.owner_faults, self.page_faults, self.deaths, self.freezes)
+        of_members = (self.member_pauses, self.member_crashes, self.isolations)
+        of_messages = (self.database_faults, self.late, self.cuts, self.pauses, self.slow)
+        of_pages = (self.owner_faults, self.page_faults, self.deaths, self.freezes)
+        faults = (*of_members, *of_messages, *of_pages)
         return self.timeout >= PATIENT * self.ownership and not any(faults)
 
     @classmethod
