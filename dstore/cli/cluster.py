@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from dstore.cli import console
 from dstore.cli.console import plain
+from dstore.cli.tables import table_lines
 from dstore.core.cluster.assignment import assignment
 from dstore.errors import DataError
 from dstore.quoting import visible
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 HEADINGS = ("MEMBER", "ADDRESS", "PARTITIONS", "LEASE", "CACHE LEASE", "STATE")
 ID_SHOWN = 8
-"""Characters of the id of a member that a person sees."""
+"""Characters of the id of a member, or of the cluster, that a person sees."""
 BEAT_PART = 1 / 3
 """The part of its ownership lease in which the beat of a member that is alive has risen."""
 WATCH_MAX = 3.0
@@ -54,12 +55,11 @@ def warn_of_password(url: str) -> None:
 
 
 def init(options: Namespace) -> int:
-    """Create the tables, if there are none."""
-    if postgres.init(options.url, standby=not options.no_standby):
-        needs, done = not options.no_standby, "the database is prepared"
-    else:
-        needs = postgres.status(options.url).needs_standby
-        done = "the database is prepared already, and nothing was changed"
+    """Create the tables, or bring those of a former dstore up to date."""
+    done = "the database is prepared"
+    if not postgres.init(options.url, standby=not options.no_standby):
+        done += " already, and nothing was changed"
+    needs = postgres.status(options.url).needs_standby
     how = "write only while it has a synchronous standby" if needs else "need no standby"
     console.complain(f"{done}; its members {how}")
     return console.EXIT_OK
@@ -146,6 +146,15 @@ def _member_named(now: Status, name: str) -> bytes | None:
     return None
 
 
+def _state(draining: bool, owns: int, *, beats: bool) -> str:
+    """Return the state of a member in a word or two."""
+    if not beats:
+        return "no beat"
+    if not draining:
+        return "up"
+    return "draining" if owns else "drained"
+
+
 def _described(before: Status, now: Status) -> dict[str, Any]:
     owned = _owned(now)
     live = [each for each in now.members if _beats(before, now, each)]
@@ -155,6 +164,7 @@ def _described(before: Status, now: Status) -> dict[str, Any]:
     )
     fences = [each.fence for each in now.partitions]
     return {
+        "cluster": now.cluster.hex(),
         "members": [
             {
                 "id": each.hex(),
@@ -165,6 +175,7 @@ def _described(before: Status, now: Status) -> dict[str, Any]:
                 "lease": row.lease,
                 "cache_lease": row.cache_lease,
                 "draining": row.draining,
+                "state": _state(row.draining, owned[each], beats=each in live),
             }
             for each, row in sorted(now.members.items(), key=lambda pair: pair[1].address)
         ],
@@ -191,11 +202,10 @@ def _described(before: Status, now: Status) -> dict[str, Any]:
 
 
 def _lines(shown: dict[str, Any]) -> Iterator[str]:
+    yield f"cluster: {shown['cluster'][:ID_SHOWN]}"
     rows = [HEADINGS, *map(_row, shown["members"])]
-    widths = [max(map(len, column)) for column in zip(*rows)]
     if shown["members"]:
-        for row in rows:
-            yield "  ".join(each.ljust(width) for each, width in zip(row, widths)).rstrip()
+        yield from table_lines(rows)
     else:
         yield "no members"
     yield f"keys: {shown['keys']:,} ({shown['bytes']:,} bytes)"
@@ -210,14 +220,13 @@ def _lines(shown: dict[str, Any]) -> Iterator[str]:
 
 
 def _row(member: dict[str, Any]) -> tuple[str, ...]:
-    state = "draining" if member["draining"] else "up"
     return (
         member["id"][:ID_SHOWN],
         visible(plain(member["address"])),
         str(member["partitions"]),
         f"{member['lease']:g} s",
         f"{member['cache_lease']:g} s",
-        state if member["beats"] else "no beat",
+        member["state"],
     )
 
 

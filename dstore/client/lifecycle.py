@@ -25,9 +25,11 @@ from dstore.client.host_page import can_be_inherited
 from dstore.client.hosts.local import Local
 from dstore.client.settings import Settings
 from dstore.codecs import Codecs
+from dstore.core.local.cache import leave_index
 from dstore.core.local.membership import Entry
 from dstore.core.local.state import LocalState
 from dstore.errors import NodeClosed
+from dstore.protocol.clusters import NO_CLUSTER
 from dstore.protocol.keys import public
 from dstore.protocol.messages import Key
 from dstore.runtime import greenlets as green
@@ -64,6 +66,7 @@ class Lifecycle(Hits):
         self._parents: dict[str, LocalState] = {}  # in a forked child: the states of the parent's
         self._inherited: dict[str, LocalState] = {}  # and what can be used of them
         self._members: Members | None = None  # if there are several Globals
+        self._cluster = NO_CLUSTER  # of the parent's Locals, in a forked child
         self._state = _ABSENT
         self._index = None
         self._hits = 0
@@ -120,18 +123,19 @@ class Lifecycle(Hits):
             if local is None:
                 _close_at_exit_of_child()
                 on_deletion = _announcer(self._settings.on_deletion)
-                local = Local(self._settings.at(address), self._label_here(), on_deletion)
+                settings, label = self._settings.at(address), self._label_here()
+                local = Local(settings, label, on_deletion, self._cluster_known())
                 try:
+                    if self._index is not None:  # first, so that what starts is in the index
+                        local.join_index(self._index)
                     local.start(self._parents.get(address))
                     if not self._locals:
                         self._dropped = weakref.finalize(
                             self, _abandon, self._locals, self.address, self._place
                         )
                         self._dropped.atexit = False
-                    if self._index is not None:
-                        local.join_index(self._index)
                     self._locals[address] = local
-                    self._inherited.pop(address, None)
+                    self._leave_inherited(address, local)
                     self._show()
                     self._check_open()  # a signal handler may have closed it, in this thread
                 except BaseException:  # after Ctrl-C the program may never get this Node
@@ -139,6 +143,11 @@ class Lifecycle(Hits):
                     raise
                 self._parents.pop(address, None)
         return local
+
+    def _cluster_known(self) -> bytes:
+        """Return the id of the cluster that this Node belongs to, if that is known."""
+        members = self._members
+        return self._cluster if members is None else members.routes.cluster or self._cluster
 
     def _show(self) -> None:
         """Let hits find what the Locals have cached, and what was inherited."""
@@ -163,12 +172,28 @@ class Lifecycle(Hits):
             if id(entry.home) in homes:
                 self._index[key] = entry
 
+    def _leave_inherited(self, address: str, local: Local) -> None:
+        """Forget what was inherited, unless the Local of this process has taken it over.
+
+        A Local that has not may be of another session by now; what is left would be in the index
+        without a cache that drops it.
+        """
+        former, index = self._inherited.pop(address, None), self._index
+        if former is None or index is None or former.entries is local.state.entries:
+            return
+        for entry in list(former.entries.values()):
+            entry.home = None
+            leave_index(index, entry)
+
     def _find(self, name: Key) -> Entry | None:
         """Return an entry that is in no index, since two Locals have stored its key at a time."""
+        index = self._index
         for local in list(self._locals.values()):
             entry = find(local.state, name)
-            if entry is not None and self._index is not None:
-                self._index[entry.key] = entry
+            if entry is not None and index is not None:
+                index[entry.key] = entry
+                if entry.home is None:  # it may have been dropped before this, and would stay
+                    leave_index(index, entry)
                 return entry
         return None
 
@@ -244,6 +269,8 @@ class Lifecycle(Hits):
         if self._locals:
             self._dropped.detach()
             self._parents.update({each: local.forked() for each, local in self._locals.items()})
+        for parent in self._parents.values():
+            self._cluster = self._cluster or parent.cluster
         self._state, self._local, self._locals = _ABSENT, None, {}
         self._birth = native.RLock()
         # What the parent has cached is good here, too, and is there before this process has looked

@@ -19,7 +19,7 @@ from functools import partial
 
 from dstore import config
 from dstore.core.authority.state import GlobalState
-from dstore.runtime.logs import INFO, WARNING, Log
+from dstore.runtime.logs import DEBUG, WARNING, Log
 from dstore.shm.directory import Unusable
 from dstore.shm.share import Share, WrittenPage
 from dstore.transport import addresses
@@ -123,7 +123,7 @@ class HostMembership:
         else:
             self.check_at = now + CHECK_EVERY
             log.log(
-                WARNING if self._reported else INFO,
+                WARNING if self._reported else DEBUG,
                 "the processes of this host share one cache of %s",
                 self._address,
             )
@@ -132,7 +132,9 @@ class HostMembership:
     def _open(self, now: float) -> None:
         state = self._state
         session = state.open_host(now, f"the processes of this host, process {os.getpid()}")
-        self._page = self._open_page(self._share, epoch=state.epoch, session=session)
+        self._page = self._open_page(
+            self._share, epoch=state.epoch, session=session, cluster=state.cluster
+        )
         state.share(self._page, now)
 
     def _report(self, error: Exception) -> None:

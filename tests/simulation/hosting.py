@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+from dstore.protocol.clusters import NO_CLUSTER
 from tests.simulation.host import SimHost
 from tests.simulation.loop import Loop
 from tests.simulation.owners import SimOwner
@@ -13,7 +14,7 @@ from tests.simulation.scenario import Scenario
 
 class Hosting:
     """``hosts`` have pages, which may be struck. ``authority`` returns the Global of the host that
-    has this place among them."""
+    has this place among them, and ``cluster`` is what they belong to."""
 
     def __init__(
         self,
@@ -21,12 +22,14 @@ class Hosting:
         scenario: Scenario,
         hosts: list[SimHost],
         authority: Callable[[int], Authority],
+        cluster: bytes = NO_CLUSTER,
     ) -> None:
         self.owners: dict[int, SimOwner] = {}  # by the place of the host among the hosts
         self._loop = loop
         self._scenario = scenario
         self._hosts = hosts
         self._authority = authority
+        self._cluster = cluster
 
     def __iter__(self) -> Iterator[SimOwner]:
         return iter(self.owners.values())
@@ -37,6 +40,8 @@ class Hosting:
         self._loop.log(name, "starts")
         self._loop.counts["owner restarts"] += life > 1
         started = SimOwner(self._loop, self._scenario, self._authority(number), host, name)
+        if self._cluster:
+            started.state.belong(self._cluster, started.clock())
         self.owners[number] = started
         self._loop.later(self._scenario.lease, self._restart, number, life)
 

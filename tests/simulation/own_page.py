@@ -80,6 +80,7 @@ class GlobalsPage:
             buckets=scenario.buckets,
             began=self._state._log.seq,
             table=table_of(scenario.table, loop),
+            cluster=self._state.cluster,
         )
         loop.counts["pages of Global"] += 1
         loop.log(authority.name, f"opens {page!r}")

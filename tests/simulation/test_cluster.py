@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -20,7 +21,6 @@ from tests.history.operations import Kind, Operation, Result
 from tests.simulation.catch import CAUGHT, has_failed, run_simulation, run_test
 from tests.simulation.cluster.journal import FENCED, ClusterJournal
 from tests.simulation.cluster.member import SimMember
-from tests.simulation.cluster.pieces import PieceReader
 from tests.simulation.cluster.run import run
 from tests.simulation.cluster.scans import Scan, broken
 from tests.simulation.cluster.scenario import ClusterScenario
@@ -62,7 +62,9 @@ REACHED = {
     "ownership: Lost",
     "pages",
     "pages of Global",
-    "parts of large values read from the database",
+    "parts of large values that are loaded",
+    "strangers by themselves",
+    "strangers of another cluster",
     "transactions in doubt",
     "transactions that came late",
     "transactions that waited for a lock",
@@ -86,6 +88,31 @@ def test_the_same_seed_gives_the_same_trace() -> None:
     one, other = run(ClusterScenario.draw(2)), run(ClusterScenario.draw(2))
     assert len(one.trace) > 100
     assert one.trace == other.trace
+
+
+STRANGERS = ClusterScenario(
+    seed=0,
+    locals=2,
+    threads=2,
+    operations=25,
+    weights=(8, 2, 4, 1, 2, 4, 1, 1, 1, 1, 1),
+    think=0.1,
+    members=2,
+    members_max=2,
+    member_crashes=1.0,
+    strangers=1.0,
+)
+"""Whenever a member has crashed another Global has its address."""
+
+
+def test_no_call_goes_to_another_global_at_the_address_of_a_member() -> None:
+    counts: Counter[str] = Counter()
+    for seed in range(3):
+        outcome = run(replace(STRANGERS, seed=seed))
+        assert outcome.ok, f"seed {seed}\n" + "\n".join(outcome.violations)
+        counts += outcome.counts
+    assert counts["strangers by themselves"]
+    assert counts["strangers of another cluster"]
 
 
 @pytest.mark.long
@@ -319,8 +346,7 @@ class Writer(World):
         )
         self.journal.own(0, 5)
         self.inner = PrivateBulk()
-        reader = PieceReader(self.database, self.client)
-        self.bulk = StoredBulk(self.inner, values, reader, self.journal, 1 << 20)
+        self.bulk = StoredBulk(self.inner, values, self.journal, 1 << 20)
 
     def _report(self, number: int, outcomes: list[Outcome]) -> None:
         self.reports.append((number, outcomes))

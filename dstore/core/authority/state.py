@@ -22,6 +22,7 @@ from dstore.core.authority.access import check, keys_of, unseen
 from dstore.core.authority.changes import Changes
 from dstore.core.authority.deadlines import Deadlines
 from dstore.core.authority.effects import NEVER, Alarm, GlobalEffect, Outbox, Refuse
+from dstore.core.authority.fetches import Fetches
 from dstore.core.authority.host import OwnMembership, Page
 from dstore.core.authority.identity import ANYONE, Identity
 from dstore.core.authority.invalidations import Invalidations
@@ -32,8 +33,9 @@ from dstore.core.authority.reads import Reads, Waits
 from dstore.core.authority.sessions import Session, Sessions
 from dstore.core.authority.stages import Stages
 from dstore.core.authority.writes import Writes
-from dstore.core.engine import Bulk, Engine, Loaded, Outcome
+from dstore.core.engine import UNLIMITED, Bulk, Engine, Loaded, Outcome
 from dstore.protocol import messages as m
+from dstore.protocol.clusters import NO_CLUSTER, mark
 
 SWEEP_KEYS = 2_000
 """Keys whose retired holder bits are cleared in one step."""
@@ -99,9 +101,21 @@ class GlobalState:
         stages = self._stages = Stages(engine, bulk, changes, deadlines, value_limit, out, alarm)
         waits = self._waits = Waits(alarm, sessions)
         loads = self._loads = Loads(sessions, out, alarm)
+        fetches = self._fetches = Fetches(loads, sessions, out)
         pending = invalidations.pending
         self._reads = Reads(
-            epoch, engine, bulk, holders, log, pending, waits, loads, deadlines, out, partitions
+            epoch,
+            engine,
+            bulk,
+            holders,
+            log,
+            pending,
+            waits,
+            loads,
+            fetches,
+            deadlines,
+            out,
+            partitions,
         )
         writes = self._writes = Writes(
             epoch,
@@ -133,6 +147,7 @@ class GlobalState:
             alarm,
             max_clients,
             peer_of,
+            lambda: self.cluster,
         )
         # These messages are refused unless their session is open; it may be none, or of another
         # identity.
@@ -169,6 +184,11 @@ class GlobalState:
         return f"<GlobalState epoch={self.epoch:x} {self._sessions!r} {self._invalidations!r}>"
 
     @property
+    def cluster(self) -> bytes:
+        """The id of the cluster of which this Global is a member; no bytes if it is none."""
+        return NO_CLUSTER if self._partitions is None else self._partitions.cluster
+
+    @property
     def wake_at(self) -> float:
         """When :meth:`tick` is next due."""
         return self.alarm.moment
@@ -177,8 +197,8 @@ class GlobalState:
     def idle(self) -> bool:
         """Whether no Local waits for an answer, and all invalidations are broadcast."""
         to_notify = self._invalidations.pending or len(self._invalidations.broadcasts)
-        begun = self._changes or self._loads or self._waits.answerable() is not None
-        return not to_notify and not begun
+        begun = self._changes or self._loads or self._fetches
+        return not to_notify and not begun and self._waits.answerable() is None
 
     @property
     def writing(self) -> bool:
@@ -273,8 +293,9 @@ class GlobalState:
         """
         if self._lapsed(now):
             return []
-        self._loads.ended(number, results)
-        self._reads.answer_loaded()
+        if not self._reads.part_loaded(number, results):
+            self._loads.ended(number, results)
+            self._reads.answer_loaded()
         return self._effects()
 
     def _effects(self) -> list[GlobalEffect]:
@@ -336,8 +357,16 @@ class GlobalState:
         return self._open(message.epoch, self._sessions.get(message.session))
 
     def _reader(self, message: Any) -> Session | None:
-        """Return the session that a request names by its id, None if it names none, or raise."""
-        return None if message.session == m.NO_SESSION else self._session(message)
+        """Return the session that a request names by its id, None if it names none, or raise.
+
+        Without a session the epoch may be a mark: a request for members of a cluster alone.
+        """
+        if message.session != m.NO_SESSION:
+            return self._session(message)
+        if message.epoch not in (0, self.epoch, mark(self.cluster)):
+            text = "Global has another epoch, and is no member of the cluster that is asked"
+            raise Refuse(m.Refusal.OTHER_EPOCH, text)
+        return None
 
     def _writer(self, message: Any, now: float, identity: Identity) -> Session:
         """Return the session in whose name a message writes or uploads, or raise Refuse.
@@ -456,7 +485,8 @@ class GlobalState:
         Nothing may be called after that. Allowed at any time, also when the ownership lease has
         ended. Writes are not answered: it is not said that they were not executed.
         """
-        for route, message in [*self._waits.waiting(), *self._loads.waiting()]:
+        parked = [*self._waits.waiting(), *self._loads.waiting(), *self._fetches.waiting()]
+        for route, message in parked:
             self._out.refuse(route, message, m.Refusal.OTHER_EPOCH, "this epoch of Global ends")
         return self._out.take()
 
@@ -515,7 +545,8 @@ class GlobalState:
     ) -> None:
         version, members, owners = NO_MAP if self._partitions is None else self._partitions.map
         envelope = self.epoch, message.session, message.request
-        self._out.send(route, m.MapReply(*envelope, version, members, owners))
+        reply = m.MapReply(*envelope, version, members, owners, self.cluster)
+        self._out.send(route, reply)
 
     def metrics(self, now: float, identity: Identity = ANYONE) -> dict[str, object]:
         """Return the metrics of this Global, by name, as an identity may see them."""
@@ -523,7 +554,7 @@ class GlobalState:
             "epoch": f"{self.epoch:016x}",
             "keys": len(self._engine),
             "bytes": self._engine.size + self._deadlines.bytes,
-            "bytes_limit": self._engine.limit,
+            "bytes_limit": None if self._engine.limit >= UNLIMITED else self._engine.limit,
             "value_limit": self._stages.value_limit,
             "large_from": self._welcome.large_from,
             "lease": self._welcome.lease,
@@ -533,7 +564,7 @@ class GlobalState:
             "deadlines": len(self._deadlines),
             "held_keys": len(self._holders),
             "waiting": len(self._waits),
-            "loading": len(self._loads),
+            "loading": len(self._loads) + len(self._fetches),
             "watching": self._invalidations.watchers,
             "uploads": len(self._stages),
             "upload_bytes": self._stages.reserved,

@@ -22,6 +22,7 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from dstore.errors import DataError
+from dstore.protocol.clusters import NO_CLUSTER
 from dstore.quoting import visible
 from dstore.runtime import clock, native
 from dstore.runtime.logs import Log
@@ -32,12 +33,14 @@ log = Log("dstore.global")
 
 VERSION_MIN = 130_000
 """The oldest server: version 13, as ``server_version_num`` has it."""
-CONNECT_TIMEOUT = 3
-"""Seconds for a connection to each of the hosts."""
+CONNECT_TIMEOUT, CONNECT_TIMEOUT_MAX = 3, 10
+"""Seconds for a connection to each of the hosts, by default and at most. A URL may say for ever."""
 WATCH_EVERY = 0.25
 """Seconds between two looks at statements that may have taken too long."""
 END_TIMEOUT = 15.0
 """Seconds to wait at the end for a thread that is connecting."""
+ID_SHOWN = 8
+"""Characters of the id of a cluster that a person sees."""
 NEVER = float("inf")
 PASSING = ("starting up", "shutting down", "recovery", "too many clients", "connection slots")
 """Parts of the errors with which a server refuses a connection that it will take later."""
@@ -69,7 +72,10 @@ class Unavailable(DataError):
 
 
 class Target:
-    """The database that a URL names. Immutable, and safe from any thread.
+    """The database that a URL names. Safe from any thread.
+
+    ``cluster`` is the id of the cluster that the database has, once that was seen; none of another
+    one is taken from then on.
 
     Raises DataError if the URL cannot be understood. No text of this class has a password in it.
     """
@@ -84,23 +90,36 @@ class Target:
                 "@ : / % in a password (which may also be in ~/.pgpass)"
             ) from None
         self.patience = patience
+        self.cluster = NO_CLUSTER
+        self._lock = native.Lock()
         self.where = visible(f"{given.get('host') or 'localhost'}/{given.get('dbname') or ''}")
         self._secrets = [str(given[name]) for name in ("password", "sslpassword") if name in given]
         milliseconds = int(patience * 1000)
         wanted: dict[str, Any] = {
             "target_session_attrs": "read-write",
-            "connect_timeout": CONNECT_TIMEOUT,
             "keepalives_idle": 1,
             "keepalives_interval": 1,
             "keepalives_count": 3,
             "tcp_user_timeout": milliseconds,
             "application_name": "dstore",
         }
-        self._conninfo = make_conninfo(**{**wanted, **given})
+        bounded = {"connect_timeout": self._connect_timeout(given.get("connect_timeout"))}
+        self._conninfo = make_conninfo(**{**wanted, **given, **bounded})
         self._session = (schema.SCHEMA, str(milliseconds), str(milliseconds))
 
     def __repr__(self) -> str:
         return f"<Target {self.where}>"
+
+    def _connect_timeout(self, given: str | int | None) -> int:
+        """Return the seconds for a connection. With 0 or less libpq would wait for ever."""
+        try:
+            seconds = CONNECT_TIMEOUT if given is None else int(given)
+        except ValueError:
+            raise DataError(
+                f"connect_timeout in the URL of the database {self.where} is a whole number of "
+                f"seconds, not {visible(repr(given))}"
+            ) from None
+        return seconds if 0 < seconds < CONNECT_TIMEOUT_MAX else CONNECT_TIMEOUT_MAX
 
     def error(self, what: str, error: object) -> DataError:
         """Return the error for something that has failed, without a secret in its text."""
@@ -112,6 +131,19 @@ class Target:
 
     def refused(self, what: str) -> DataError:
         return DataError(f"the database {self.where} cannot be used: {what}")
+
+    def take(self, cluster: bytes) -> None:
+        """Take note of the id that a connection has found. Raises DataError if it is another one.
+
+        What is in memory is of the cluster that was found first.
+        """
+        with self._lock:
+            self.cluster = self.cluster or cluster
+            if cluster != self.cluster:
+                raise self.refused(
+                    f"it is that of another cluster ({cluster.hex()[:ID_SHOWN]}) than before "
+                    f"({self.cluster.hex()[:ID_SHOWN]}); start this Global again if that is right"
+                )
 
     def unavailable(self, reason: DataError) -> Unavailable:
         """Return the error for something that may pass."""
@@ -203,15 +235,16 @@ class Link:
         if self._connection is not None and not self._is_lost(self._connection):
             return self._connection
         self.drop()
-        if self._closed:
-            raise DataError(f"the connection to the database {self.target.where} is closed")
+        self._check_open()
         connection = self.target.connect()
         try:
             self._take(connection)
             with self.limited():
                 self.target.prepare(connection)
-                self.standby = schema.check(connection, self.target.where)
+                settings = schema.check(connection, self.target.where)
+                self.standby = settings.standby
                 self.target.check(connection, standby=self.standby)
+                self.target.take(settings.cluster)
                 connection.execute(
                     "SELECT set_config('application_name', %s, false)", [f"dstore {self._name}"]
                 )
@@ -244,6 +277,11 @@ class Link:
         connection.add_notice_handler(self._note)
         with self._lock:
             self._socket = native.sockets.socket(fileno=os.dup(connection.fileno()))
+        self._check_open()  # it may have been closed while there was nothing to cut
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise DataError(f"the connection to the database {self.target.where} is closed")
 
     def _note(self, notice: psycopg.errors.Diagnostic) -> None:
         if notice.severity_nonlocalized == "WARNING":

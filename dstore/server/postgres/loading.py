@@ -23,7 +23,7 @@ from dstore.server.postgres import writing
 from dstore.server.postgres.connections import Link
 from dstore.server.postgres.engine import KeptRow
 from dstore.server.postgres.schema import Connection
-from dstore.server.postgres.writing import Fenced, Fences, NoStandby
+from dstore.server.postgres.writing import Fenced, Fences, NoStandby, Released
 
 T = TypeVar("T")
 
@@ -118,7 +118,7 @@ class Loading:
             raise link.target.refused(
                 "it does not show what was claimed; it may have been replaced"
             ) from None
-        except NoStandby:
+        except (NoStandby, Released):
             raise link.target.refused("synchronous_standby_names was emptied meanwhile") from None
         if warning := link.warning():
             raise link.target.error("warns, so that a commit is in doubt", warning)

@@ -43,7 +43,7 @@ class Store:
     """
 
     def __init__(self, url: str, *, memory_limit: int, patience: float) -> None:
-        target = Target(url, patience)
+        target = self._target = Target(url, patience)
         self._links = [Link(target, each) for each in ("directory", "journal", "load", "values")]
         directory, journal, load, values = self._links
         self._large_memory = int(memory_limit * LARGE_SHARE)
@@ -111,6 +111,11 @@ class Store:
         self._journal.forked()
         self._values.forked()
         self._watch.forked()
+
+    @property
+    def cluster(self) -> bytes:
+        """The id of the cluster; no bytes until the database has answered for the first time."""
+        return self._target.cluster
 
     def carry_out(self, ask: Ask) -> View | None:
         """Carry out an ask. None, or DataError: it failed, or it is not known what became of it."""
@@ -202,7 +207,7 @@ class Store:
 
     def bulk(self, inner: Bulk) -> Bulk:
         """Return the place for large values of an epoch: in ``inner``, and in the database."""
-        self._bulk = StoredBulk(inner, self._large, self._values, self._journal, self._large_memory)
+        self._bulk = StoredBulk(inner, self._large, self._journal, self._large_memory)
         return self._bulk
 
     @property
@@ -227,6 +232,8 @@ class Store:
         return {
             **self._engine.figures(),
             "large_values": len(self._large),
+            "large_memory": 0 if self._bulk is None else self._bulk.held_bytes,
+            "large_memory_limit": self._large_memory,
             "database_doubts": self._journal.doubts,
             "database_groups": self._journal.groups,
             "database_changes": self._journal.changes,

@@ -25,7 +25,7 @@ from dstore.core.cluster.messages import (
     View,
 )
 from dstore.core.cluster.ownership import Ownership
-from dstore.core.engine import Kept, Outcome
+from dstore.core.engine import Kept, Loaded, Outcome
 from dstore.protocol.messages import (
     AskMap,
     Chunk,
@@ -47,6 +47,7 @@ from tests.simulation.cluster.machine import Machine
 from tests.simulation.cluster.pieces import PieceReader, Place, is_large, sizes_of
 from tests.simulation.cluster.scenario import ClusterScenario
 from tests.simulation.cluster.servers import Client, Connection, Database, Transaction
+from tests.simulation.cluster.stranger import Stranger
 from tests.simulation.cluster.tables import KEPT, PARTITION, carry_out
 from tests.simulation.host import SimBulk
 from tests.simulation.identities import Identities
@@ -60,13 +61,15 @@ from tests.simulation.trace import short
 NEVER = float("inf")
 WALL = 1.8e9
 """The time of the wall clock at the beginning of a run."""
+CLUSTER = b"the one cluster."
+"""The id of the simulated cluster."""
 LOOK_EVERY = 0.01
 """Seconds between two looks whether all that has begun has ended."""
 READ = (GetReply, TtlReply, ScanReply, Chunk)
 """Replies that say what is bound now."""
 
 
-class Loaded(NamedTuple):
+class Rows(NamedTuple):
     """What was read of partitions: rows, and how much there is of each large value."""
 
     kept: list[Kept]
@@ -109,6 +112,7 @@ class SimMember(Owner, Client):
         self.partitions = Partitions(0.0)
         self.map = NO_MAP
         self._refuses_until = 0.0
+        self._stranger: Stranger | None = None
 
     def clock(self) -> float:
         return self.machine.clock()
@@ -124,6 +128,7 @@ class SimMember(Owner, Client):
         if self.alive:
             return
         self.alive = True
+        self._end_stranger()
         self.lives += 1
         me = self.loop.random16()
         self.loop.log(self.name, f"starts as {me.hex()[:4]}")
@@ -153,6 +158,23 @@ class SimMember(Owner, Client):
             self.loop.log(self.name, "crashes")
             self._end()
             self.loop.later(2 * self.loop.dice.random() * self.scenario.ownership, self.start)
+
+    def begin_stranger(self) -> None:
+        """Let another Global listen at the address of this member, which has ended."""
+        self._end_stranger()
+        self._stranger = Stranger(
+            self.loop,
+            self.address,
+            self.clock,
+            self._perform,
+            lease=self.cache_lease,
+            member=self.loop.dice.random() < 0.5,
+        )
+
+    def _end_stranger(self) -> None:
+        stranger, self._stranger = self._stranger, None
+        if stranger is not None:
+            stranger.end()
 
     def _end(self) -> None:
         self.alive = False
@@ -230,7 +252,7 @@ class SimMember(Owner, Client):
             self.loop.later(LOOK_EVERY, self._load, tenure, gains)
             return
 
-        def read(rows: Transaction) -> Loaded | None:
+        def read(rows: Transaction) -> Rows | None:
             for number, fence, _ in gains:
                 name = (PARTITION, number)
                 rows.lock(name)
@@ -240,11 +262,11 @@ class SimMember(Owner, Client):
                     return None
                 rows.put(name, row)  # a barrier: when it is replicated, so is all that is read
             keys = [key for key in rows.names(KEPT) if partition_of(key) in numbers]
-            return Loaded([rows.get((KEPT, key)) for key in keys], sizes_of(rows, numbers))
+            return Rows([rows.get((KEPT, key)) for key in keys], sizes_of(rows, numbers))
 
         connection = Connection(self.database, self, "loader")
 
-        def done(loaded: Loaded | None) -> None:
+        def done(loaded: Rows | None) -> None:
             connection.close()
             if tenure is not self.tenure:
                 return
@@ -265,7 +287,7 @@ class SimMember(Owner, Client):
         elif left:
             self.loop.later(0.05 * self.scenario.ownership, self._load, self.tenure, left)
 
-    def _serve(self, gains: tuple[Gain, ...], loaded: Loaded) -> None:
+    def _serve(self, gains: tuple[Gain, ...], loaded: Rows) -> None:
         now = self.clock()
         for gain in gains:
             owned = self.ownership.owned.get(gain.number)
@@ -370,14 +392,12 @@ class SimMember(Owner, Client):
 
     def _begin_epoch(self, deadlines: Iterable[tuple[Key, bytes, float]]) -> None:
         scenario = self.scenario
-        self.partitions = Partitions(self.ownership.ends)
+        self.partitions = Partitions(self.ownership.ends, CLUSTER)
         self.partitions.map = self.map
         for number in self.loaded:
             self.partitions.gain([number], self.ownership.owned[number].quiet_until)
         self.held = SimBulk(self.host)
-        self.bulk = StoredBulk(
-            self.held, self.values, self._reader, self.journal, scenario.large_memory
-        )
+        self.bulk = StoredBulk(self.held, self.values, self.journal, scenario.large_memory)
         self.state = GlobalState(
             self.engine,
             self.bulk,
@@ -436,6 +456,9 @@ class SimMember(Owner, Client):
         return [each for each in range(self.scenario.partitions) if quiet[each] is not None]
 
     def receive(self, route: bytes, message: Any) -> None:
+        if self._stranger is not None:
+            self._stranger.receive(route, message)
+            return
         if self.held_up("requests", self.receive, route, message):
             return
         if self.state is None or self.partitions.lapsed(self.clock()):
@@ -458,7 +481,7 @@ class SimMember(Owner, Client):
         answer: ToLocal = Refused(*envelope, request, Refusal.OTHER_EPOCH, "there is no epoch")
         version, members, owners = self.map
         if isinstance(message, AskMap) and members:
-            answer = MapReply(*envelope, request, version, members, owners)
+            answer = MapReply(*envelope, request, version, members, owners, CLUSTER)
         if request:
             self._send(route, answer)
 
@@ -523,12 +546,26 @@ class SimMember(Owner, Client):
                 for connection in self.subscriptions.values():
                     if self.loop.dice.random() >= self.scenario.lost_broadcasts:
                         connection.send_down(effect.message)
+            elif isinstance(effect, Load):
+                self._load_part(effect)
             elif isinstance(effect, Commit):
                 self.journal.commit(effect.number, effect.changes, self.bulk)
             else:
-                assert not isinstance(effect, Load)
                 self._send(effect.route, effect.message)
         self._plan()
+
+    def _load_part(self, load: Load) -> None:
+        """Have a part of a large value loaded; other values are in memory."""
+        ((key, token),) = load.wanted
+        assert load.part is not None
+        ended = partial(self._part_loaded, self.state, load.number)
+        self._reader.load((partition_of(key), token), load.part, ended)
+
+    def _part_loaded(self, state: GlobalState | None, number: int, result: Loaded) -> None:
+        if state is None or state is not self.state:
+            self.loop.counts["parts of large values that an epoch has not seen"] += 1
+        elif not self.held_up("values", self._part_loaded, state, number, result):
+            self._perform(state.loaded(number, [result], self.clock()))
 
 
 def _named(message: Any) -> Sequence[Key]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dstore.core.engine import Unreadable
+from collections.abc import Callable
+
+from dstore.core.engine import Loaded
 from dstore.protocol.messages import Large, Stored
 from dstore.server.postgres import large
 from tests.simulation.cluster.servers import Client, Database
@@ -13,28 +15,36 @@ Place = tuple[int, bytes]
 
 
 class PieceReader:
-    """Reads parts of large values, at once, from any server that has them."""
+    """Loads parts of large values, from any server that has them."""
 
     def __init__(self, database: Database, owner: Client) -> None:
         self._database = database
         self._owner = owner
 
-    def read(
-        self, partition: int, token: bytes, offset: int, count: int, more: bool
-    ) -> bytes | None:
-        """Return a part, or None if it is not there. Raises Unreadable."""
+    def load(self, place: Place, part: tuple[int, int], done: Callable[[Loaded], None]) -> None:
+        """Load a part: offset and length. ``done`` is called later with what has come of it."""
+        loop, scenario = self._database.loop, self._database.scenario
+        loop.counts["parts of large values that are loaded"] += 1
+        loop.later(loop.dice.random() * scenario.commit, self._read, place, part, done)
+
+    def _read(self, place: Place, part: tuple[int, int], done: Callable[[Loaded], None]) -> None:
+        loop, scenario = self._database.loop, self._database.scenario
+        result = self._result(place, *part)
+        if isinstance(result, Exception):
+            loop.counts["parts of large values that could not be loaded"] += 1
+        loop.later(loop.dice.random() * scenario.commit, done, result)
+
+    def _result(self, place: Place, offset: int, length: int) -> Loaded:
         loop, server = self._database.loop, self._database.pick()
-        loop.counts["parts of large values read from the database"] += 1
         late = loop.dice.random() < self._database.scenario.late and not loop.quiet
         if server is None or late or loop.now < self._owner.cut_until:
-            loop.counts["parts of large values that could not be read"] += 1
-            raise Unreadable("the database does not answer")
-        size, end = large.PIECE_BYTES, offset + count
+            return OSError("the database does not answer")
+        size, end = large.PIECE_BYTES, offset + length
         first, last = offset // size, (end - 1) // size
-        places = [(PIECE, (partition, token, number)) for number in range(first, last + 1)]
-        bodies = [server.visible[place] for place in places if place in server.visible]
+        places = [(PIECE, (*place, number)) for number in range(first, last + 1)]
+        bodies = [server.visible[each] for each in places if each in server.visible]
         if len(bodies) < len(places):
-            return None
+            return KeyError("not all of it is there")
         return b"".join(bodies)[offset - first * size : end - first * size]
 
 

@@ -14,7 +14,7 @@ from tests.history.operations import Operation
 from tests.simulation.cluster.caller import Caller
 from tests.simulation.cluster.invariants import broken, left_over
 from tests.simulation.cluster.machine import Machine
-from tests.simulation.cluster.member import SimMember
+from tests.simulation.cluster.member import CLUSTER, SimMember
 from tests.simulation.cluster.node import SimNode
 from tests.simulation.cluster.scans import Scan
 from tests.simulation.cluster.scenario import ClusterScenario
@@ -79,7 +79,7 @@ class ClusterSimulation(Course[ClusterScenario]):
         self._hosts = [each.of(address) for each in self.machines for address in self.members]
         owned = {member.host: member for member in self.members.values()}
         by_place = dict(enumerate(list(self.members.values()) * len(self.machines)))
-        self.owners = Hosting(loop, scenario, self._hosts, by_place.__getitem__)
+        self.owners = Hosting(loop, scenario, self._hosts, by_place.__getitem__, CLUSTER)
         for place, host in enumerate(self._hosts):
             if scenario.owners and host not in owned:
                 loop.later(loop.dice.random() * scenario.lease, self.owners.start, place)
@@ -196,7 +196,19 @@ class ClusterSimulation(Course[ClusterScenario]):
     def _crash_member(self) -> None:
         alive = self._alive()
         if alive and self._starts() < STARTS_MAX:
-            self.loop.dice.choice(alive).crash()
+            member = self.loop.dice.choice(alive)
+            member.crash()
+            self._replace(member)
+
+    def _replace(self, member: SimMember) -> None:
+        """Perhaps let another Global have the address of a member that has ended.
+
+        Not before all clients know the cluster: one that does not may take it for its Global.
+        """
+        odds = self.scenario.strangers
+        known = all(each.routes.known for each in self.nodes)
+        if odds and known and self.loop.dice.random() < odds:
+            member.begin_stranger()
 
     def _join(self) -> None:
         away = [each for each in self.members.values() if not each.alive]
