@@ -286,6 +286,15 @@ def test_a_forked_child_has_the_keys_though_it_cannot_read_the_file(file: str) -
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
+def test_settings_of_one_of_several_addresses_keep_the_file_that_was_read(file: str) -> None:
+    """A forked child makes them, and may not be able to read the file."""
+    settings = Settings(connect=file)
+    os.remove(file)
+    one = settings.at("tcp://127.0.0.1:1")
+    assert one.address == "tcp://127.0.0.1:1"
+    assert one.keys == settings.keys
+
+
 def test_a_file_that_cannot_be_used_is_told_by_the_node(
     file: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

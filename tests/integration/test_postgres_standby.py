@@ -107,6 +107,25 @@ def test_a_beat_that_no_standby_has_confirmed_has_no_answer(
     owner.ask()
 
 
+def test_rows_are_loaded_when_a_commit_has_shown_that_the_server_was_not_replaced(
+    postgres_pair: Postgres, postgres_pair_url: str
+) -> None:
+    """A primary without its standby shows the claimed fence, and may show what will be lost."""
+    assert init(postgres_pair_url)
+    with owners(postgres_pair_url, 1, patience=1.0) as (member,):
+        assert member.write(bind("k")) == [DONE]
+        numbers = [partition_of("k")]
+        assert [row.key for page in member.store.load(numbers) for row in page] == ["k"]
+        assert postgres_pair.standby is not None
+        postgres_pair.standby.pause()
+        try:
+            with pytest.raises(DataError):
+                next(member.store.load(numbers))
+        finally:
+            postgres_pair.standby.resume()
+        assert [row.key for page in member.store.load(numbers) for row in page] == ["k"]
+
+
 def name_standbys(pair: Postgres, names: str | None) -> None:
     """Change the setting while the primary runs; None: as it was."""
     value = "DEFAULT" if names is None else f"'{names}'"

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 from tests.simulation import run as one_global
 from tests.simulation.cluster import run as cluster
-from tests.simulation.run import Outcome
+from tests.simulation.course import Outcome
 
 TRACE_LINES = 60
 """Lines of a failing run's trace that are shown."""

@@ -20,8 +20,9 @@ from tests.simulation.identities import Identities
 from tests.simulation.journal import SimJournal
 from tests.simulation.loop import Loop
 from tests.simulation.network import Connection
+from tests.simulation.own_page import GlobalsPage
 from tests.simulation.owners import CHECK_EVERY, Owner
-from tests.simulation.pages import SimPage, WrittenPage, table_of
+from tests.simulation.pages import SimPage
 from tests.simulation.scenario import Scenario
 from tests.simulation.trace import short
 
@@ -53,6 +54,13 @@ class SimGlobal(Owner):
     @property
     def life(self) -> object:
         return self.epoch
+
+    def clock(self) -> float:
+        return self.loop.now
+
+    @property
+    def held(self) -> SimBulk:
+        return self.bulk
 
     def _begin(self) -> None:
         self.epoch += 1
@@ -108,7 +116,7 @@ class SimGlobal(Owner):
         self.state._writes._commit = ended  # type: ignore[method-assign]
         self.state.recover([(row.key, row.token, row.deadline) for row in kept], now)
         self._perform([])
-        self.own = GlobalsPage(self, self.host)
+        self.own = GlobalsPage(self, self.host, self.state, self.scenario.lease)
         if self.scenario.global_page:
             # A restarted one may not reach the shared memory at once.
             late = self.epoch > 1 and self.loop.dice.random() < 0.2
@@ -211,63 +219,3 @@ class SimGlobal(Owner):
         for connection in self.subscriptions.values():
             if self.loop.dice.random() >= self.scenario.lost_broadcasts:
                 connection.send_down(effect.message)
-
-
-class GlobalsPage:
-    """Global's own host: its page in one epoch, and the next one when it is lost.
-
-    The counterpart of ``dstore.server.host``.
-    """
-
-    def __init__(self, authority: SimGlobal, host: SimHost) -> None:
-        self._authority = authority
-        self._host = host
-        self._state = authority.state
-        self.page: SimPage | None = None
-
-    def begin(self) -> None:
-        """Void what a former life has left, and open a page."""
-        self._host.take_names()
-        self._open()
-
-    def check(self) -> None:
-        """Replace a page that was lost or removed."""
-        if self.page is not None:
-            if not self._state.host_lost and self._host.page is self.page:
-                return
-            self._authority.loop.log("G", "replaces its page")
-            self._give_up()
-        self._open()
-
-    def close(self) -> None:
-        self._give_up()
-
-    def _give_up(self) -> None:
-        page, self.page = self.page, None
-        self._state.close_host(self._authority.loop.now)
-        if page is not None and self._host.page is page:
-            self._host.page = None
-
-    def _open(self) -> None:
-        authority, scenario = self._authority, self._authority.scenario
-        loop = authority.loop
-        session = self._state.open_host(loop.now, "host")
-        authority.between()
-        if authority.fails():
-            self._give_up()
-            return
-        page = self.page = SimPage(
-            epoch=authority.epoch,
-            session=session,
-            lease=scenario.lease,
-            value_limit=1 << 20,
-            large_from=1 << 10,
-            hash_key=loop.random16(),
-            buckets=scenario.buckets,
-            began=self._state._log.seq,
-            table=table_of(scenario.table, loop),
-        )
-        loop.counts["pages of Global"] += 1
-        loop.log("G", f"opens {page!r}")
-        self._host.publish(page)
-        self._state.share(WrittenPage(page, authority), loop.now)

@@ -7,93 +7,50 @@ from typing import Any
 from dstore.core.authority.identity import Role
 from dstore.core.local import operations
 from dstore.core.local.cache import MappedBody
-from dstore.core.local.membership import Entry
-from dstore.core.local.operations import Answer, LargeBody, SetOutcome
+from dstore.core.local.operations import LargeBody, SetOutcome
 from dstore.core.local.operations.fetching import MOVED
 from dstore.core.local.steps import (
-    FetchBody,
     Operation,
     Request,
-    SendBody,
-    Step,
     StepResult,
-    TransferFailed,
-    WaitUntil,
-    Work,
     drive,
     take_step,
 )
 from dstore.errors import DstoreError, RequestRefused
 from dstore.protocol.messages import (
     UNREADABLE,
-    DelResult,
-    DelStatus,
-    ExpireStatus,
     Get,
     Key,
-    Large,
     SetItem,
-    SetStatus,
     Stored,
 )
-from tests.history.operations import Kind, Result
 from tests.history.operations import Operation as Recorded
+from tests.history.operations import Result
 from tests.simulation.actors import SimLocal
 from tests.simulation.hits import Hit, hit, hit_many
+from tests.simulation.recording import READS, SETS, Recorder, is_done, text_of
+from tests.simulation.running import Running
 from tests.simulation.scenario import EXPIRY, KINDS
-from tests.simulation.transfers import LargeTransfer
 
-READS = ("get", "get_many", "wait")
 LOOKING = ("get", "get_many")
 """Reads that a Node begins without a lock."""
-SETS = ("set", "set_many", "replace")
-SET_RESULTS = {
-    SetStatus.STORED: Result.STORED,
-    SetStatus.REPLACED: Result.REPLACED,
-    SetStatus.OCCUPIED: Result.OCCUPIED,
-}
-DEL_RESULTS = {
-    DelStatus.DELETED: Result.DELETED,
-    DelStatus.MISSING: Result.MISSING,
-    DelStatus.PENDING: Result.PENDING,
-}
-EXPIRE_RESULTS = {ExpireStatus.DONE: Result.CHANGED, ExpireStatus.MISSING: Result.MISSING}
 TTL_LEASES = 2.0
 """Leases for which a key that expires lives at most."""
-NOT_DONE = (
-    SetStatus.FULL,
-    SetStatus.FAILED,
-    DelStatus.FAILED,
-    ExpireStatus.FULL,
-    ExpireStatus.FAILED,
-)
-"""Outcomes of writes that have changed nothing."""
-
 LOCK_FREE = 0.6
 """The part of these that do so here."""
 STILL = 0.01
 """Seconds between two looks at a call that stands still."""
-Seen = tuple[Result, str | None]
-"""What is recorded for one key: the result, and the value that was seen."""
 
 
-class Client:
+class Client(Recorder, Running):
     """A thread with a connection of its own."""
 
     def __init__(self, local: SimLocal, number: int) -> None:
-        self.local = local
-        self.loop = local.loop
-        self.name = f"{local.name}.t{number}"
-        self.line = f"thread {number}"
+        Recorder.__init__(self, f"{local.name}.t{number}")
+        Running.__init__(self, local, f"thread {number}")
         self.left = local.scenario.operations
-        self.done: list[Recorded] = []
-        self.channel = local.connect(f"t{number}", self._on_reply)
-        self._operation: Operation[Any] | None = None
-        self._step: Step | None = None
-        self._transfer: LargeTransfer | None = None
+        self.channel = local.connect(f"t{number}", self.on_reply)
         self._bodies: dict[bytes, bytes] = {}
-        self._turn = 0
-        self._sent = False
         self._epochs: set[int] = set()
         self._request_epoch = 0  # of the request that was sent last
         self._reply_epoch = 0  # of the last reply, or of the membership of a hit
@@ -105,7 +62,7 @@ class Client:
     @property
     def idle(self) -> bool:
         """Whether it has nothing more to do."""
-        return self._operation is None and not self.left and not self._inside
+        return self.operation is None and not self.left and not self._inside
 
     # ---- beginning ------------------------------------------------------------------------
 
@@ -139,10 +96,10 @@ class Client:
         if self.kind in LOOKING and dice.random() < LOCK_FREE and self._hit():
             return
         self.local.go()
-        self._operation = self._make()
+        self.operation = self._make()
         if dice.random() < scenario.give_up:
-            self.loop.later(dice.random() * scenario.lease, self.give_up, self._operation)
-        self._resume(None)
+            self.loop.later(dice.random() * scenario.lease, self.give_up, self.operation)
+        self.resume(None)
 
     def _draw_kind(self) -> str:
         """Return what this operation is to be; only reads, where no more is allowed."""
@@ -208,7 +165,7 @@ class Client:
         self.keys = [key for key in self.keys if key not in found]
 
     def _hits(self, found: Hit) -> None:
-        value = _read(found.entry)
+        value = text_of(found.entry)
         self.loop.log(self.name, f"hits {self.keys[0]} = {value}")
         self._record(self.keys[0], found.epoch, self.loop.stamp(), Result.VALUE, value)
 
@@ -247,10 +204,10 @@ class Client:
 
     # ---- step by step ---------------------------------------------------------------------
 
-    def _resume(self, resumed: StepResult | None) -> None:
-        operation = self._operation
+    def resume(self, resumed: StepResult | None) -> None:
+        operation = self.operation
         assert operation is not None
-        self._turn += 1
+        self.turn += 1
         self._note_epoch(self.local.state.epoch)
         if resumed and resumed.reply:
             self._note_epoch(resumed.reply.epoch)
@@ -275,77 +232,40 @@ class Client:
         if epoch:
             self._epochs.add(epoch)
 
-    def perform(self, step: Step) -> None:
-        """Begin to wait for a step."""
-        self._step = step
-        assert not isinstance(step, Work), "the core has no work that blocks"
-        if isinstance(step, Request):
-            self._sent = self.channel.send_up(step.message)
-            looks = self.kind in SETS and isinstance(step.message, Get)  # what became of a SET
-            if self._sent and step.message.epoch and not looks:
-                self._request_epoch = step.message.epoch
-            if not step.message.session:
-                self.loop.counts["bridged reads"] += 1
-        if isinstance(step, (FetchBody, SendBody)):
-            self._transfer = LargeTransfer(self, step, self._moved)
-            return
-        self.loop.at(self.local.true_time(step.until) + 1e-6, self._expire, self._turn)
+    def requested(self, step: Request) -> None:
+        looks = self.kind in SETS and isinstance(step.message, Get)  # what became of a SET
+        if self.sent and step.message.epoch and not looks:
+            self._request_epoch = step.message.epoch
+        if not step.message.session:
+            self.loop.counts["bridged reads"] += 1
 
-    def _moved(self, body: MappedBody | None, failed: TransferFailed | None) -> None:
-        """A transfer has ended."""
-        self._transfer = None
-        self._resume(StepResult(self.local.clock(), body=body, failed=failed))
-
-    def _expire(self, turn: int) -> None:
-        if turn != self._turn or self.local.held_up(self.line, self._expire, turn):
-            return
-        self._resume(
-            StepResult(self.local.clock(), None, isinstance(self._step, Request) and self._sent)
-        )
-
-    def look(self) -> None:
-        """The state has changed: plan to go on if the operation no longer has to wait."""
-        if isinstance(self._step, WaitUntil) and self._step.predicate(self.local.clock()):
-            self.loop.at(self.loop.now, self._look, self._turn)
-
-    def _look(self, turn: int) -> None:
-        if turn != self._turn or self.local.held_up(self.line, self._look, turn):
-            return
-        step = self._step
-        if isinstance(step, WaitUntil) and step.predicate(self.local.clock()):
-            self._resume(StepResult(self.local.clock()))
-
-    def _on_reply(self, message: Any) -> None:
-        if not self.local.alive or self.local.held_up(self.line, self._on_reply, message):
-            return
-        if isinstance(self._step, Request) and message.request == self._step.message.request:
-            self._resume(StepResult(self.local.clock(), message, True))
-        elif self._transfer is not None:
-            self._transfer.receive(message)
+    @property
+    def over(self) -> bool:
+        return not self.local.alive
 
     # ---- ending ---------------------------------------------------------------------------
 
     def give_up(self, operation: Operation[Any] | None = None) -> None:
         """Cancel the operation, or any if none is given."""
-        if self._operation is None or operation not in (None, self._operation):
+        if self.operation is None or operation not in (None, self.operation):
             return
         if self._inside and self.local.alive:
-            self.loop.later(STILL, self.give_up, self._operation)
+            self.loop.later(STILL, self.give_up, self.operation)
             return
         self.loop.log(self.name, "gives up")
-        self._turn += 1
+        self.turn += 1
         if not self._inside:  # else it ends when it goes on
-            self._operation.close()
+            self.operation.close()
         self._unknown()
         self._over()
 
     def _over(self) -> None:
-        if self._transfer is not None:
-            self._transfer.give_up()
+        if self.transfer is not None:
+            self.transfer.give_up()
         for token in self._bodies:
             self.local.host.copies.pop(token, None)  # unless cached, it is not needed
-        self._operation = self._step = self._transfer = None
-        self._turn += 1
+        self.operation = self.step = self.transfer = None
+        self.turn += 1
         self._rest()
 
     def _ended(self, result: Any) -> None:
@@ -355,14 +275,14 @@ class Client:
             result = {key: (result.answer(key), key in result.local) for key in self.keys}
         end = self.loop.stamp()
         for key in self.keys:
-            status = getattr(result.get(key), "status", result.get(key))
-            if any(status is each for each in NOT_DONE):  # numbers of several kinds are equal
+            if not is_done(result.get(key)):
                 self.loop.log(self.name, f"{self.kind} {key} was refused")
                 continue
             if self.kind in READS and _unreadable(result.get(key)):
                 self.loop.log(self.name, f"{self.kind} {key} was not loaded")
                 continue
-            seen = self._seen(result.get(key))
+            found = result.get(key)
+            seen = self.seen(found[0] if self.kind in READS else found)
             self.loop.log(self.name, f"{self.kind} {key} = {seen[0].value} {seen[1] or ''}")
             epoch = self._epoch_of(result.get(key))
             if epoch is not None:
@@ -370,18 +290,6 @@ class Client:
             elif self.kind not in READS:
                 self._doubt(key)
         self._over()
-
-    def _seen(self, result: Any) -> Seen:
-        if isinstance(result, SetOutcome):
-            if result.found and self.kind == "replace":
-                return Result.WRITTEN, None
-            return SET_RESULTS[result.status], None
-        if isinstance(result, DelResult):
-            return DEL_RESULTS[result.status], None
-        if isinstance(result, ExpireStatus):
-            return EXPIRE_RESULTS[result], None
-        value = _read(result[0])
-        return (Result.MISSING, None) if value is None else (Result.VALUE, value)
 
     def _epoch_of(self, result: Any) -> int | None:
         """The epoch of Global that an outcome belongs to. None if that is not known."""
@@ -413,29 +321,14 @@ class Client:
     def _record(
         self, key: Key, epoch: int, end: float | None, result: Result, seen: str | None
     ) -> None:
-        kind = Kind.GET if self.kind in READS else Kind.SET if self.kind in SETS else Kind.DELETE
-        kind = Kind.REPLACE if self.kind == "replace" else kind
-        kind = Kind.EXPIRE if self.kind in EXPIRY else kind
-        value = self.values[key] if self.kind in SETS else None
         name = key if self.local.scenario.durable else f"{epoch}/{key}"
-        ttl = self.ttl if self.kind in (*SETS, *EXPIRY) else None
-        times = self.start, end
-        self.done.append(Recorded(self.name, name, kind, *times, result, value, seen, ttl=ttl))
+        self.record(key, name, end, (result, seen))
 
 
 def _unreadable(result: Any) -> bool:
     """Whether Global could not load the value. Such an answer is never an entry."""
     answer = None if result is None else result[0]
     return isinstance(answer, Stored) and answer.codec == UNREADABLE
-
-
-def _read(answer: Answer | None) -> str | None:
-    if answer is None:
-        return None
-    value = answer.value if isinstance(answer, Entry) else answer
-    assert isinstance(value, Stored)
-    assert not isinstance(value.body, Large)
-    return bytes(value.body).decode()
 
 
 def history_of(clients: list[Client]) -> list[Recorded]:

@@ -16,7 +16,7 @@ from dstore.client.host_reader import PureHostReader
 from dstore.core.local.membership import Entry
 from dstore.core.local.shared import Record
 from dstore.protocol.messages import Key
-from tests.simulation.actors import SimLocal
+from tests.simulation.local import LocalProcess
 from tests.simulation.loop import Died
 from tests.simulation.pages import NS, ReadPage
 from tests.simulation.stepping import Steps
@@ -49,14 +49,14 @@ class _Node(hits.PureHits):
         return entry
 
 
-def hit(local: SimLocal, key: Key) -> Hit | None:
+def hit(local: LocalProcess, key: Key) -> Hit | None:
     """Return what a thread of a Local finds without a lock, as a Node looks for it."""
     steps = Steps(lambda: _between(local))
     with _clock(local, steps):
         return _hit(local, key, steps)
 
 
-def _hit(local: SimLocal, key: Key, steps: Steps) -> Hit | None:
+def _hit(local: LocalProcess, key: Key, steps: Steps) -> Hit | None:
     state: Any = steps.wrap(local.state)
     if local.loop.dice.random() < 0.5:
         entry = _Node(state).get(key)
@@ -70,7 +70,7 @@ def _hit(local: SimLocal, key: Key, steps: Steps) -> Hit | None:
     return _hit_on_host(local, key, steps)
 
 
-def _hit_on_host(local: SimLocal, key: Key, steps: Steps) -> Hit | None:
+def _hit_on_host(local: LocalProcess, key: Key, steps: Steps) -> Hit | None:
     """Do what ``Node._find_on_host`` does."""
     state = local.state
     page, membership = state.page, state.membership
@@ -96,7 +96,7 @@ def _reader(page: ReadPage, steps: Steps) -> PureHostReader:
 
 
 def _promote(
-    local: SimLocal, page: ReadPage, key: Key, hashed: int, record: Record
+    local: LocalProcess, page: ReadPage, key: Key, hashed: int, record: Record
 ) -> Entry | None:
     if not local.frozen:
         _between(local)
@@ -106,7 +106,7 @@ def _promote(
     return entry
 
 
-def hit_many(local: SimLocal, keys: list[Key]) -> tuple[dict[Key, bytes], int]:
+def hit_many(local: LocalProcess, keys: list[Key]) -> tuple[dict[Key, bytes], int]:
     """Return what a thread finds in the host cache, as a Node looks for many keys; the epoch."""
     state = local.state
     page, membership = state.page, state.membership
@@ -124,7 +124,7 @@ def hit_many(local: SimLocal, keys: list[Key]) -> tuple[dict[Key, bytes], int]:
 
 
 @contextmanager
-def _clock(local: SimLocal, steps: Steps) -> Iterator[None]:
+def _clock(local: LocalProcess, steps: Steps) -> Iterator[None]:
     """Let hits read the clock of a Local, as a step."""
     former = [(module, module.clock) for module in READING]
     clock = _Clock(local, steps)
@@ -140,14 +140,14 @@ def _clock(local: SimLocal, steps: Steps) -> Iterator[None]:
 class _Clock(SimpleNamespace):
     """The clock of the process, the reading of which is a step."""
 
-    def __init__(self, local: SimLocal, steps: Steps) -> None:
+    def __init__(self, local: LocalProcess, steps: Steps) -> None:
         super().__init__(
             now=lambda: steps.read(local.clock),
             now_ns=lambda: steps.read(lambda: int(local.clock() * NS)),
         )
 
 
-def _between(local: SimLocal) -> None:
+def _between(local: LocalProcess) -> None:
     """Perhaps stand still: the whole process, or this thread alone."""
     dice, scenario = local.loop.dice, local.scenario
     if not scenario.freezes or local.loop.quiet or dice.random() >= scenario.freezes:

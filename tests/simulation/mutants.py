@@ -21,8 +21,10 @@ from tests.simulation.mutants_of_hosts import OF_HOSTS
 from tests.simulation.mutants_of_hosts_simulated import OF_HOSTS_SIMULATED
 from tests.simulation.mutants_of_loads import OF_LOADS
 from tests.simulation.mutants_of_members import OF_MEMBERS
+from tests.simulation.mutants_of_nodes import OF_NODES
 from tests.simulation.mutants_of_operations import OF_OPERATIONS
 from tests.simulation.mutants_of_partitions import OF_PARTITIONS
+from tests.simulation.mutants_of_pieces import OF_PIECES
 from tests.simulation.mutants_of_revalidation import OF_REVALIDATION
 from tests.simulation.mutants_of_sessions import OF_SESSIONS
 from tests.simulation.mutants_of_sharing import OF_SHARING
@@ -409,4 +411,6 @@ MUTANTS = (
     *OF_ACCESS,
     *OF_CLUSTER,
     *OF_MEMBERS,
+    *OF_PIECES,
+    *OF_NODES,
 )  # fmt: skip

@@ -95,7 +95,7 @@ OF_CLUSTER = (
     _mutant(
         "partitions of before a loss served under the new lease",
         MEMBER,
-        "            elif isinstance(effect, Lost):\n                self._drop_epoch()\n                self.journal.close()\n                self._begin_tenure()\n",
+        "            elif isinstance(effect, Lost):\n                self.partitions.ends = 0.0\n                self._drop_epoch()\n                self.journal.close()\n                self._begin_tenure()\n",
         "            elif isinstance(effect, Lost):\n                pass\n",
     ),
     # ---- candidates
@@ -249,12 +249,41 @@ OF_CLUSTER = (
         (
             (
                 MEMBER,
-                "                if rows.get((PARTITION, number)).fence != fence:\n",
+                "                if row.owner != self.ownership.me or row.fence != fence:\n",
                 "                if False:\n",
+            ),
+            (
+                MEMBER,
+                "                rows.put(name, row)  # a barrier: when it is replicated, so is all that is read\n",
+                "",
             ),
         ),
         CLUSTER + "test_rows_of_a_former_primary_are_not_believed",
         "few simulated members claim at one primary and load from another, which lacks later rows",
+    ),
+    Mutant(
+        "rows of a former primary trusted since it shows the claimed fence",
+        (
+            (
+                MEMBER,
+                "                rows.put(name, row)  # a barrier: when it is replicated, so is all that is read\n",
+                "",
+            ),
+        ),
+        CLUSTER + "test_rows_of_a_former_primary_are_not_believed",
+        "a doubt has to raise the fence there alone, to what is claimed elsewhere: one of thousands of seeds",
+    ),
+    Mutant(
+        "rows of a real server loaded without a barrier",
+        (
+            (
+                "server.postgres.loading",
+                "        self._ask(partial(self._confirm, me, fences))\n",
+                "",
+            ),
+        ),
+        "tests/integration/test_postgres_standby.py::test_rows_are_loaded_when_a_commit_has_shown_that_the_server_was_not_replaced",
+        "SQL has a stand-in in the simulation, with a mutant of its own",
     ),
     # ---- quiet times
     _mutant(

@@ -68,6 +68,7 @@ class SimOwner(Owner, Process):
             buckets=self.scenario.buckets,
             began=message.seq,
             table=table_of(self.scenario.table, self.loop),
+            cluster=message.cluster,
         )
         self.loop.counts["pages"] += 1
         self.loop.log(self.name, f"opens {page!r}")

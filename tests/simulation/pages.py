@@ -12,6 +12,7 @@ from typing import Protocol, cast
 from dstore.core.local.membership import lease_word
 from dstore.core.local.shared import Put, Record, SharedPage
 from dstore.core.local.vector import Vector
+from dstore.protocol.clusters import NO_CLUSTER
 from dstore.protocol.messages import Found, Key
 from dstore.shm.table import Table
 from tests.simulation.loop import Loop
@@ -92,8 +93,10 @@ class SimPage:
         buckets: int,
         began: int,
         table: HostCache | None,
+        cluster: bytes = NO_CLUSTER,
     ) -> None:
         self.epoch = epoch
+        self.cluster = cluster
         self.session = session
         self.lease = lease
         self.value_limit = value_limit
@@ -208,7 +211,7 @@ class ReadPage:
     def __init__(self, page: SimPage, process: Reader) -> None:
         self.page = page
         self.epoch, self.session = page.epoch, page.session
-        self.cluster, self.lease = b"", page.lease
+        self.cluster, self.lease = page.cluster, page.lease
         self.value_limit, self.large_from = page.value_limit, page.large_from
         self.capacity = 0 if page.table is None else page.table.size
         self._process = process

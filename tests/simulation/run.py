@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import random
-from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 from tests.history.expiry import check_expired
 from tests.history.linearizability import check_linearizable
 from tests.history.sweep import Undecided
 from tests.history.weaker import check_pending
+from tests.simulation.course import Outcome, plainer, play, smaller, without
 from tests.simulation.scenario import Scenario
 from tests.simulation.simulation import Simulation
 
@@ -22,41 +22,38 @@ SMALL_TRIES = 600
 """Small scenarios that are tried first to reduce a failing run."""
 SHRINK_TRIES = 15
 """Seeds that are tried for each simpler scenario."""
-
-
-@dataclass
-class Outcome:
-    """The outcome of one run. ``violations`` has what is wrong, one item each."""
-
-    scenario: Scenario
-    violations: list[str]
-    steps: int
-    operations: int
-    undecided: bool = False
-    counts: Counter[str] = field(default_factory=Counter)
-    trace: list[str] = field(default_factory=list, repr=False)
-
-    @property
-    def ok(self) -> bool:
-        return not self.violations
+FAULTS = (
+    "crashes",
+    "goodbyes",
+    "global_crashes",
+    "global_pauses",
+    "cuts",
+    "pauses",
+    "give_up",
+    "evictions",
+    "large",
+    "slow",
+    "load_failures",
+    "away",
+    "lost_broadcasts",
+    "words",
+    "drift",
+    "forks",
+    "ttl",
+    "owner_faults",
+    "page_faults",
+    "deaths",
+    "freezes",
+    "sharing",
+    "revocations",
+    "keyed",
+)
+"""What is left out, one after the other, to reduce a failing run."""
 
 
 def run(scenario: Scenario) -> Outcome:
     """Play one scenario and check the invariants at each step, then the history."""
-    simulation = Simulation(scenario)
-    try:
-        simulation.run()
-    except Exception as error:  # in the core under test, which is a finding
-        simulation.violations.append(f"{type(error).__name__}: {error}")
-    history = simulation.history
-    outcome = Outcome(scenario, simulation.violations, simulation.loop.steps, len(history))
-    outcome.trace = simulation.loop.trace
-    outcome.counts = simulation.loop.counts
-    if outcome.ok:
-        _check_history(simulation, outcome)
-        if outcome.violations:
-            outcome.trace = outcome.trace[: simulation.busy_lines]
-    return outcome
+    return play(Simulation(scenario), _check_history)
 
 
 def draw_and_run(seed: int) -> Outcome:
@@ -129,42 +126,6 @@ def _shortest(known: Outcome, scenarios: Iterable[Scenario]) -> Outcome:
 
 
 def _simpler(scenario: Scenario) -> Iterator[Scenario]:
-    for name in (
-        "crashes",
-        "goodbyes",
-        "global_crashes",
-        "global_pauses",
-        "cuts",
-        "pauses",
-        "give_up",
-        "evictions",
-        "large",
-        "slow",
-        "load_failures",
-        "away",
-        "lost_broadcasts",
-        "words",
-        "drift",
-        "forks",
-        "ttl",
-        "owner_faults",
-        "page_faults",
-        "deaths",
-        "freezes",
-        "sharing",
-        "revocations",
-        "keyed",
-    ):
-        if getattr(scenario, name):
-            yield replace(scenario, **{name: 0.0})  # type: ignore[arg-type]
-    for name, least in (("locals", 1), ("threads", 1), ("operations", 1), ("keys", 1), ("many", 1)):
-        value = getattr(scenario, name)
-        for smaller in sorted({(value + least) // 2, value - 1}):
-            if least <= smaller < value:
-                yield replace(scenario, **{name: smaller})
-    for index, weight in enumerate(scenario.weights):
-        if weight and sum(map(bool, scenario.weights)) > 1:
-            yield replace(
-                scenario,
-                weights=(*scenario.weights[:index], 0, *scenario.weights[index + 1 :]),
-            )
+    yield from without(scenario, FAULTS)
+    yield from smaller(scenario, ("locals", "threads", "operations", "keys", "many"))
+    yield from plainer(scenario)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import Any
 
 KINDS = (
@@ -38,6 +39,11 @@ KEYED = 0.4
 """The part of the scenarios in which Locals have identities."""
 KEYED_SESSIONS = 30
 """Sessions that there may be in these, at least: one identity has a part of them."""
+
+
+def sometimes_of(dice: random.Random, most: float, odds: float = 0.5) -> float:
+    """Draw a rate: one below ``most`` in a part of the scenarios, 0.0 in the others."""
+    return most * dice.random() if dice.random() < odds else 0.0
 
 
 @dataclass(frozen=True)
@@ -104,9 +110,7 @@ class Scenario:
         """The scenario of a seed. Most have few kinds of faults."""
         dice = random.Random(f"scenario {seed}")
 
-        def sometimes(most: float, odds: float = 0.5) -> float:
-            return most * dice.random() if dice.random() < odds else 0.0
-
+        sometimes = partial(sometimes_of, dice)
         private = cls(
             seed=seed,
             locals=dice.choice((2, 2, 3, 4)),
@@ -202,9 +206,7 @@ class Scenario:
     def _shared(cls, dice: random.Random) -> dict[str, Any]:
         """Draw what hosts with shared memberships are like."""
 
-        def sometimes(most: float, odds: float) -> float:
-            return most * dice.random() if dice.random() < odds else 0.0
-
+        sometimes = partial(sometimes_of, dice)
         return {
             "sessions": dice.choice((30, 1000)),  # a process may have three
             "sharing": dice.choice((0.5, 1.0, 1.0)),

@@ -2,82 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 
-from dstore.core.authority import sessions
 from dstore.core.authority.stages import STAGE_IDLE
-from dstore.core.local import cache, owner, state
 from dstore.protocol.messages import Ack, Goodbye, Sync
 from tests.history.operations import Operation
 from tests.simulation.actors import SimLocal
 from tests.simulation.authority import SimGlobal
 from tests.simulation.client import Client, history_of
+from tests.simulation.course import WRITER_IDLE, WRITER_SILENCE, Course
 from tests.simulation.host import SimHost
+from tests.simulation.hosting import Hosting
 from tests.simulation.invariants import broken, left_over
-from tests.simulation.loop import Loop
 from tests.simulation.owners import SimOwner
 from tests.simulation.scenario import Scenario
 
-BUSY_MAX = 180.0
-"""Seconds of true time after which a run is no longer disturbed, ended operations or not."""
 GUESSES_MAX = 10
 """The session ids that a forger guesses are below this."""
 LOCALS_MAX = 12
 """Locals of one run, including those that have ended."""
 ALIVE_MAX = 6
 """Locals that are alive at the same time."""
-WRITER_IDLE, WRITER_SILENCE = 2.0, 6.0
-"""Instead of those of Global, so that a run ends sooner. No Local waits longer with a repeat."""
 PROBE = 3.0
 """Seconds that the reads at the end of a run take at most."""
 
 
-@contextmanager
-def quickened(scenario: Scenario) -> Iterator[None]:
-    """Shorten spans of the core that are long, compared with the leases of a scenario."""
-    spans = {
-        (state, "PRIVATE_AFTER"): scenario.private_after,
-        (state, "LOOK_SOON"): scenario.private_after / 4,
-        (state, "LOOK_LATER"): scenario.private_after,
-        (owner, "PAGE_PAUSE"): scenario.private_after / 2,
-        (cache, "SHARED_OVERHEAD"): 0,  # so that a cache has room for some large values
-        (cache, "DIGEST_OVERHEAD"): 0,
-        (sessions, "WRITER_IDLE"): WRITER_IDLE,
-        (sessions, "WRITER_SILENCE"): WRITER_SILENCE,
-    }
-    former = {(module, name): getattr(module, name) for module, name in spans}
-    try:
-        for (module, name), span in spans.items():
-            setattr(module, name, span)
-        yield
-    finally:
-        for (module, name), span in former.items():
-            setattr(module, name, span)
+class Simulation(Course[Scenario]):
+    """A run of one Global."""
 
-
-class Simulation:
-    """Plays a scenario to its end, or until an invariant is broken."""
+    busy_max = 180.0
 
     def __init__(self, scenario: Scenario) -> None:
-        self.scenario = scenario
-        self.loop = Loop(scenario.seed)
+        super().__init__(scenario)
         self.locals: list[SimLocal] = []
         self._started = 0
         self.clients: list[Client] = []
-        self.owners: dict[int, SimOwner] = {}  # by the place of the host among the hosts
-        self.violations = self.loop.violations
-        self.busy_lines: int | None = None  # lines of the trace before the faults ended
 
-    def run(self) -> None:
-        with quickened(self.scenario):
-            self._begin()
-            self.loop.after_step = self._check
-            self.loop.run(BUSY_MAX, self._busy_is_over)
-            if not self.violations:
-                self._settle()
-
-    def _begin(self) -> None:
+    def begin(self) -> None:
         scenario, dice = self.scenario, self.loop.dice
         self.authority = SimGlobal(self.loop, scenario)
         others = [SimHost(self.loop, *self._clock()) for _ in range(2)]
@@ -85,9 +46,10 @@ class Simulation:
         if scenario.global_page:
             hosts.reverse()
         self.hosts = hosts[: scenario.hosts]
+        self.owners = Hosting(self.loop, scenario, self.hosts, lambda number: self.authority)
         for number, host in enumerate(self.hosts):
             if scenario.owners and host is not self.authority.host:
-                self.loop.later(dice.random() * scenario.lease, self._start_owner, number)
+                self.loop.later(dice.random() * scenario.lease, self.owners.start, number)
         for _ in range(scenario.locals):
             self._start_local()
         for rate, strike in (
@@ -99,11 +61,11 @@ class Simulation:
             (scenario.global_crashes, self._crash_global),
             (scenario.evictions, self._evict),
             (scenario.strangers, self._forge),
-            (scenario.owner_faults, self._strike_owner),
+            (scenario.owner_faults, self.owners.strike),
             (scenario.forks, self._fork),
             (scenario.revocations, self._revoke),
         ):
-            self._plan(rate * scenario.locals, strike)
+            self.plan(rate * scenario.locals, strike)
 
     def _clock(self) -> tuple[float, float]:
         """The rate and the offset of the clock of a host."""
@@ -125,44 +87,16 @@ class Simulation:
         for number in range(self.scenario.threads):
             self.clients.append(Client(local, number))
 
-    def _start_owner(self, number: int, life: int = 1) -> None:
-        """Start the owner of a host, again and again when it has ended."""
-        name = f"O{number}.{life}"
-        self.loop.log(name, "starts")
-        self.loop.counts["owner restarts"] += life > 1
-        started = SimOwner(self.loop, self.scenario, self.authority, self.hosts[number], name)
-        self.owners[number] = started
-        self.loop.later(self.scenario.lease, self._restart_owner, number, life)
+    def idle(self) -> bool:
+        return all(client.idle for client in self.clients if client.local.alive)
 
-    def _restart_owner(self, number: int, life: int) -> None:
-        ended = self.owners[number]
-        if ended.alive and not (ended.state.closing and not ended.state.leaving):
-            self.loop.later(self.scenario.lease, self._restart_owner, number, life)
-            return
-        if ended.alive:
-            ended.crash()  # it has said goodbye
-        pause = 0.0 if self._quiet else 2 * self.loop.dice.random() * self.scenario.lease
-        self.loop.later(pause, self._start_owner, number, life + 1)
-
-    def _busy_is_over(self) -> bool:
-        return bool(self.violations) or all(
-            client.idle for client in self.clients if client.local.alive
-        )
-
-    def _settle(self) -> None:
-        """End the faults; after some leases nothing may be left over."""
-        self._quiet = self.loop.quiet = True
-        self.busy_lines = len(self.loop.trace)
+    def settle(self) -> None:
         linger = max(self.authority.state._sessions.linger, WRITER_SILENCE)
         uploads = STAGE_IDLE if self.scenario.large else 0.0
         span = linger + 10 * self.scenario.lease + 5 + WRITER_IDLE + uploads
         self.loop.run(self.loop.now + span, lambda: False)
         if not self.violations:
             self._probe()
-        if not self.violations:
-            self.violations += left_over(
-                self.authority, self.locals, self.clients, list(self.owners.values())
-            )
 
     def _probe(self) -> None:
         """Have each Local that shares a membership read once more, so that it uses the page."""
@@ -171,22 +105,13 @@ class Simulation:
                 client.probe()
         self.loop.run(self.loop.now + PROBE + 2 * self.scenario.timeout, lambda: False)
 
-    def _check(self) -> None:
-        for problem in broken(self.authority, self.locals, list(self.owners.values())):
-            self.loop.violation(problem)
+    def broken(self) -> Iterator[str]:
+        return broken(self.authority, self.locals, list(self.owners))
+
+    def left_over(self) -> Iterator[str]:
+        return left_over(self.authority, self.locals, self.clients, list(self.owners))
 
     # ---- faults ---------------------------------------------------------------------------
-
-    _quiet = False
-
-    def _plan(self, rate: float, strike: Callable[[], None]) -> None:
-        if rate and not self._quiet:
-            self.loop.later(self.loop.dice.expovariate(rate), self._strike, rate, strike)
-
-    def _strike(self, rate: float, strike: Callable[[], None]) -> None:
-        if not self._quiet:
-            strike()
-            self._plan(rate, strike)
 
     def _any_local(self) -> SimLocal | None:
         alive = [local for local in self.locals if local.alive and not local.state.closing]
@@ -195,14 +120,7 @@ class Simulation:
     def _cut(self) -> None:
         local = self._any_local()
         if local is not None:
-            kind = self.loop.dice.choice(("control", "sub", "requests"))
-            if kind == "control":
-                local.control.cut(local.reconnected)
-            elif kind == "sub":
-                local.sub.cut(local.reconnected)
-            else:
-                for client in local.clients:
-                    client.channel.cut(lambda: None)
+            local.cut()
 
     def _pause(self) -> None:
         local = self._any_local()
@@ -237,7 +155,7 @@ class Simulation:
         gone = self.authority.identities.revoke()
         self.loop.counts["revocations"] += 1
         self.authority.revoke(gone)
-        for process in (*self.locals, *self.owners.values()):
+        for process in (*self.locals, *self.owners):
             if process.identity is gone and process.alive:
                 self.loop.later(2 * self.scenario.lease, self._end_revoked, process)
 
@@ -268,26 +186,3 @@ class Simulation:
 
     def _crash_global(self) -> None:
         self.authority.crash()
-
-    def _strike_owner(self) -> None:
-        """Something happens to an owner, or to a page."""
-        dice = self.loop.dice
-        owners = [each for each in self.owners.values() if each.alive and not each.state.closing]
-        if not owners or dice.random() < 0.2:
-            host = dice.choice(self.hosts)
-            if host.page is not None:
-                self.loop.log("!", f"the names of {host.page!r} are removed")
-                host.page = None
-            return
-        struck = dice.choice(owners)
-        kind = dice.choice(("crash", "pause", "control", "sub", "stop"))
-        if kind == "crash":
-            struck.crash()
-        elif kind == "pause":
-            struck.pause(dice.random() * self.scenario.pause)
-        elif kind == "control":
-            struck.control.cut(struck.reconnected)
-        elif kind == "sub":
-            struck.sub.cut(struck.reconnected)
-        elif not struck.frozen:
-            struck.goodbye()

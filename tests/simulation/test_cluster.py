@@ -12,8 +12,11 @@ import pytest
 
 from dstore.core.cluster.messages import Beat, Member, Partition, View
 from dstore.core.engine import NO_DEADLINE, Change, ChangeKind, Kept, Outcome
-from dstore.protocol.messages import Stored
+from dstore.protocol import content
+from dstore.protocol.messages import Large, Stored
 from dstore.protocol.partitions import partition_of
+from dstore.server.postgres.large import LargeValues, StoredBulk
+from dstore.shm.bulk import PrivateBulk
 from tests.history.operations import Kind, Operation, Result
 from tests.simulation.catch import CAUGHT, has_failed, run_simulation, run_test
 from tests.simulation.cluster.journal import FENCED, ClusterJournal
@@ -22,7 +25,7 @@ from tests.simulation.cluster.run import run
 from tests.simulation.cluster.scans import Scan, broken
 from tests.simulation.cluster.scenario import ClusterScenario
 from tests.simulation.cluster.servers import Client, Connection, Database, Server, Transaction
-from tests.simulation.cluster.tables import KEPT, MEMBER, PARTITION, RowName, carry_out
+from tests.simulation.cluster.tables import KEPT, MEMBER, PARTITION, PIECE, RowName, carry_out
 from tests.simulation.identities import Identities
 from tests.simulation.loop import Loop
 from tests.simulation.mutants import MUTANTS, Mutant
@@ -39,6 +42,7 @@ QUICK = {
 REACHED = {
     "GlobalUnavailable",
     "OutcomeUnknown",
+    "attaches",
     "batches in doubt",
     "commits that a crash has shown",
     "commits that a failover has lost",
@@ -50,10 +54,15 @@ REACHED = {
     "database: loss",
     "former primaries that were not believed",
     "hits",
+    "hits of shared entries",
+    "large values that no key names",
     "ownership: Gained",
     "ownership: HandOver",
     "ownership: Left",
     "ownership: Lost",
+    "pages",
+    "pages of Global",
+    "parts of large values that are loaded",
     "strangers by themselves",
     "strangers of another cluster",
     "transactions in doubt",
@@ -224,8 +233,8 @@ def test_a_transaction_in_doubt_may_be_carried_out(world: World) -> None:
     world.write(world.one)
     world.wait(0.012)
     world.one.cut()
-    assert world.results == [None]
     world.wait()
+    assert world.results == [None]
     assert world.read() in (BEFORE, AFTER)
 
 
@@ -331,10 +340,13 @@ class Writer(World):
             rows[MEMBER, b"me"] = Member("tcp://me:1", 1, 1.0, 1.0, False)
         self.reports: list[tuple[int, list[Outcome]]] = []
         self.fenced = 0
+        values = LargeValues()
         self.journal = ClusterJournal(
-            self.database, self.client, b"me", self._report, self._on_fenced
+            self.database, self.client, b"me", self._report, self._on_fenced, values
         )
         self.journal.own(0, 5)
+        self.inner = PrivateBulk()
+        self.bulk = StoredBulk(self.inner, values, self.journal, 1 << 20)
 
     def _report(self, number: int, outcomes: list[Outcome]) -> None:
         self.reports.append((number, outcomes))
@@ -346,6 +358,17 @@ class Writer(World):
         found = self.database.primary.durable.get((KEPT, KEY))
         assert found is None or isinstance(found, Kept)
         return found
+
+    def upload(self) -> Stored:
+        """Upload a large value of one piece."""
+        stored = Stored(b"t" * 16, "bytes", Large(5, content.digest("bytes", b"value")))
+        self.bulk.reserve(stored.token, stored.size)
+        self.bulk.write(stored.token, 0, b"value")
+        self.bulk.seal(stored.token)
+        return stored
+
+    def pieces(self) -> list[object]:
+        return [name for name in self.database.primary.durable if name[0] == PIECE]
 
     def claim(self) -> Partition:
         """Another member claims the partition. Returns the row that it sees."""
@@ -383,6 +406,32 @@ def test_a_writer_whose_fence_has_risen_writes_nothing() -> None:
     assert world.fenced == 1
     assert world.kept() is None
     assert not world.reports
+
+
+def test_pieces_under_a_fence_that_has_risen_are_not_written() -> None:
+    world = Writer()
+    large = world.upload()
+    assert world.claim() == Partition(b"other", 6, 2.0)
+    world.journal.commit(1, [BIND._replace(stored=large)], world.bulk)
+    world.wait()
+    assert world.fenced == 1
+    assert not world.pieces()
+
+
+def test_pieces_in_doubt_that_a_failover_may_lose_are_not_trusted() -> None:
+    """They are visible, and are not written again. Then the standby takes over, and lacks them."""
+    world = Writer()
+    world.journal.commit(1, [BIND._replace(stored=world.upload())], world.bulk)
+    world.primary.lags_until = 100.0
+    while not world.primary.flushed:
+        world.wait(0.001)
+    world.primary.cancel()
+    world.wait()
+    assert not world.reports
+    world.database._fail_over()
+    world.wait(10.0)
+    assert world.reports == [(1, [Outcome.DONE])]
+    assert len(world.pieces()) == 1
 
 
 def test_a_write_in_doubt_that_lands_late_does_nothing() -> None:
@@ -454,8 +503,12 @@ def test_doubt_after_doubt_ends_when_an_answer_comes() -> None:
 # ---- the simulated member -------------------------------------------------------------------
 
 
-def test_rows_of_a_former_primary_are_not_believed() -> None:
-    """A member claims at the new primary, and loads over a connection to the old one."""
+@pytest.mark.parametrize("raised", [False, True])
+def test_rows_of_a_former_primary_are_not_believed(raised: bool) -> None:
+    """A member claims at the new primary, and loads over a connection to the old one.
+
+    There its last doubt may have ``raised`` the fence to what it has claimed since.
+    """
     loop, scenario = Loop(1), ClusterScenario(seed=1, partitions=1)
     database = Database(loop, scenario)
     member = SimMember(loop, scenario, database, Identities(loop, scenario), 0)
@@ -464,6 +517,9 @@ def test_rows_of_a_former_primary_are_not_believed() -> None:
     assert member.serving() == [0]
     former, database.primary = database.primary, Server(loop, scenario, database.primary.durable)
     former.has_standby = False
+    if raised:
+        mine: Partition = former.visible[PARTITION, 0]
+        former.visible[PARTITION, 0] = mine._replace(fence=mine.fence + 1)
     row = Kept(KEY, b"t" * 16, Stored(b"t" * 16, "bytes", b"value"), NO_DEADLINE)
     for rows in (database.primary.durable, database.primary.visible):
         rows[KEPT, KEY] = row
@@ -474,5 +530,5 @@ def test_rows_of_a_former_primary_are_not_believed() -> None:
     member._act(member.ownership.lose("a test", member.clock()))
     loop.run(5.0, lambda: False)
     assert member.serving() == [0]
-    assert loop.counts["former primaries that were not believed"]
+    assert bool(loop.counts["former primaries that were not believed"]) is not raised
     assert member.engine.read(KEY) == row.stored

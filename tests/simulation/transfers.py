@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
 from dstore.core.local.cache import MappedBody
 from dstore.core.local.steps import (
@@ -18,7 +19,9 @@ from dstore.core.local.steps import (
 )
 from dstore.core.local.transfer import download, upload
 from dstore.protocol.messages import Reply
-from tests.simulation.actors import Caller
+from tests.simulation.local import LocalProcess
+from tests.simulation.loop import Loop
+from tests.simulation.network import Connection
 
 CHUNK = 3
 """Bytes of a chunk, so that a simulated value has several."""
@@ -30,10 +33,19 @@ Done = Callable[[MappedBody | None, TransferFailed | None], None]
 """Called with the value that was fetched (None if one was sent), or with the failure."""
 
 
+class Mover(Protocol):
+    """A thread that fetches or sends large values, over its own connection."""
+
+    local: LocalProcess
+    loop: Loop
+    line: str
+    channel: Connection
+
+
 class LargeTransfer:
     """Fetches or sends one large value for a thread."""
 
-    def __init__(self, client: Caller, step: FetchBody | SendBody, done: Done) -> None:
+    def __init__(self, client: Mover, step: FetchBody | SendBody, done: Done) -> None:
         self._client = client
         self._loop = client.loop
         self._host = client.local.host

@@ -8,7 +8,7 @@ member loads the partition. Like its row, a piece is written under the fence of 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
 from dstore.core.engine import Bulk, Unloaded
@@ -16,8 +16,9 @@ from dstore.errors import StoreFull, ValueCorrupt
 from dstore.protocol import content
 from dstore.protocol.messages import Buffer, Large, Stored
 from dstore.runtime import native
-from dstore.server.postgres.values import PIECE_BYTES
 
+PIECE_BYTES = 1 << 20
+"""Bytes of a large value in one row, fewer in the last one. A cluster has this for ever."""
 PIECES_AT_ONCE = 4
 """Pieces that are written in one statement."""
 
@@ -117,30 +118,42 @@ class StoredBulk:
 
         Nothing is done if it is there.
         """
-        token, size = stored.token, stored.size
-        known = self._values.of(token)
-        if known is not None:
-            if known != (partition, size):
-                raise ValueCorrupt("another value has this token; store this one again")
+        if self.keeps(stored, partition):
             return
-        assert isinstance(stored.body, Large)
-        self._values.begin(token)
         try:
-            hasher = content.Hasher(stored.codec)
-            step = PIECES_AT_ONCE * PIECE_BYTES
-            for start in range(0, size, step):
-                bodies = self._pieces(token, start, min(size, start + step))
-                for body in bodies:
-                    hasher.update(body)
-                writer.put_pieces(partition, token, start // PIECE_BYTES, bodies)
-            if hasher.digest() != stored.body.digest:
-                raise ValueCorrupt("the value was damaged while it was in memory; store it again")
-            self._values.end(token, partition, size)
+            for first, bodies in self.pieces(stored, partition):
+                writer.put_pieces(partition, stored.token, first, bodies)
         except Exception:
             # At once: the same value may be uploaded again, and its pieces must stay.
-            self._values.drop(token)
-            writer.drop_pieces(partition, token)
+            self._values.drop(stored.token)
+            writer.drop_pieces(partition, stored.token)
             raise
+
+    def keeps(self, stored: Stored, partition: int) -> bool:
+        """Whether a value is in the database. Raises ValueCorrupt if another has its token."""
+        known = self._values.of(stored.token)
+        if known not in (None, (partition, stored.size)):
+            raise ValueCorrupt("another value has this token; store this one again")
+        return known is not None
+
+    def pieces(self, stored: Stored, partition: int) -> Iterator[tuple[int, list[bytes]]]:
+        """Yield the pieces of a sealed value, some at a time, and the number of the first of them.
+
+        When the next ones are asked for these have been written. Raises ValueCorrupt.
+        """
+        token, size = stored.token, stored.size
+        assert isinstance(stored.body, Large)
+        self._values.begin(token)
+        hasher = content.Hasher(stored.codec)
+        step = PIECES_AT_ONCE * PIECE_BYTES
+        for start in range(0, size, step):
+            bodies = self._pieces(token, start, min(size, start + step))
+            for body in bodies:
+                hasher.update(body)
+            yield start // PIECE_BYTES, bodies
+        if hasher.digest() != stored.body.digest:
+            raise ValueCorrupt("the value was damaged while it was in memory; store it again")
+        self._values.end(token, partition, size)
 
     def _pieces(self, token: bytes, start: int, end: int) -> list[bytes]:
         bodies = []

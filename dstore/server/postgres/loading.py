@@ -1,8 +1,10 @@
 """Loads the rows of the partitions that a member has claimed, page by page.
 
-What it reads counts because the claim was committed before, with a synchronous standby: all that is
-visible by then is replicated, and no former owner writes any more. A server on which the claim is
-not visible may be one that was replaced, and its rows may be old. So the fences are compared first.
+What it reads counts because a barrier was committed before, with a synchronous standby, under the
+fences that were claimed: all that is visible by then is replicated, and no former owner writes any
+more. To compare the fences would not be enough. A server that was replaced may go on, and show the
+same fence: raised by a doubt of before, or by a claim, that only this server has. So all is read
+over the connection on which the barrier was committed.
 """
 
 from __future__ import annotations
@@ -17,9 +19,11 @@ from dstore.core.engine import NO_DEADLINE, Away, Bound
 from dstore.errors import DataError
 from dstore.protocol.keys import from_bytes
 from dstore.protocol.messages import DAMAGED, Large, Stored
-from dstore.server.postgres.connections import Link, Target
+from dstore.server.postgres import writing
+from dstore.server.postgres.connections import Link
 from dstore.server.postgres.engine import KeptRow
 from dstore.server.postgres.schema import Connection
+from dstore.server.postgres.writing import Fenced, Fences, NoStandby, Released
 
 T = TypeVar("T")
 
@@ -53,14 +57,18 @@ class Loading:
     def __init__(self, link: Link, *, room: int) -> None:
         self._link = link
         self._room = room
+        self._connection: Connection | None = None  # on which the barrier was committed
 
-    def load(self, fences: Mapping[int, int]) -> Iterator[Page]:
-        """Yield the rows of partitions, which have these fences.
+    def load(self, me: bytes, fences: Mapping[int, int]) -> Iterator[Page]:
+        """Yield the rows of partitions, which belong to ``me`` and have these fences.
 
         The value of a row whose pieces are not all there is a marker: Nodes raise ValueCorrupt for
         it. Raises DataError.
         """
-        sizes = self._ask(partial(_begin, self._link.target, fences))
+        self._connection = None
+        self._link.warning()  # of before
+        self._ask(partial(self._confirm, me, fences))
+        sizes = self._ask(partial(_sizes, list(fences)))
         named: set[Piece] = set()
         room = self._room
         page: list[KeptRow] = []
@@ -90,6 +98,8 @@ class Loading:
     def _ask(self, work: Callable[[Connection], T]) -> T:
         with self._link.in_use:
             connection = self._link.open()
+            if self._connection not in (None, connection):
+                raise self._link.target.refused("the connection was lost while rows were loaded")
             try:
                 with self._link.limited():
                     return work(connection)
@@ -100,15 +110,23 @@ class Loading:
                 self._link.drop()
                 raise
 
+    def _confirm(self, me: bytes, fences: Mapping[int, int], connection: Connection) -> None:
+        link = self._link
+        try:
+            writing.confirm(connection, Fences(me, fences, link.standby))
+        except Fenced:
+            raise link.target.refused(
+                "it does not show what was claimed; it may have been replaced"
+            ) from None
+        except (NoStandby, Released):
+            raise link.target.refused("synchronous_standby_names was emptied meanwhile") from None
+        if warning := link.warning():
+            raise link.target.error("warns, so that a commit is in doubt", warning)
+        self._connection = connection
 
-def _begin(target: Target, fences: Mapping[int, int], connection: Connection) -> dict[Piece, int]:
-    """Return the bytes that there are of each large value. Raises DataError and psycopg.Error."""
-    ids = list(fences)
-    found = connection.execute(
-        "SELECT id, fence FROM partition WHERE id = ANY (%s::int[])", [ids]
-    ).fetchall()
-    if dict(found) != fences:
-        raise target.refused("it does not show what was claimed; it may have been replaced")
+
+def _sizes(ids: list[int], connection: Connection) -> dict[Piece, int]:
+    """Return the bytes that there are of each large value. Raises psycopg.Error."""
     rows = connection.execute(
         "SELECT partition, token, sum(octet_length(body))::bigint FROM piece"
         " WHERE partition = ANY (%s::smallint[]) GROUP BY partition, token",

@@ -55,6 +55,7 @@ class Store:
         self._values = Values(values)
         self._large = LargeValues()
         self._bulk: StoredBulk | None = None
+        self._me = b""
         self._engine = self._new_engine()
         self._log = RateLimitedLog(log)
         self._closed = False
@@ -82,6 +83,7 @@ class Store:
 
         Raises RuntimeError if there can be no more threads.
         """
+        self._me = me
         self._journal.begin(me, wake)
         self._values.begin()
 
@@ -144,7 +146,7 @@ class Store:
         wanted = {number: fences[number] for number in numbers if number in fences}
         if len(wanted) != len(numbers):
             raise self._links[0].target.refused("partitions that are to be loaded are lost")
-        for page in self._loading.load(wanted):
+        for page in self._loading.load(self._me, wanted):
             for partition, token in page.orphans:
                 self._journal.drop_pieces(partition, token)
             yield page.rows

@@ -23,6 +23,7 @@ from dstore.runtime import clock, native
 from dstore.runtime.logs import Log, RateLimitedLog
 from dstore.server.postgres.connections import Link
 from dstore.server.postgres.engine import Place, StoredEngine
+from dstore.server.postgres.large import PIECE_BYTES
 from dstore.server.postgres.schema import Connection
 
 log = Log("dstore.global")
@@ -31,8 +32,6 @@ RETRY_PAUSE, FAILED_PAUSE = 0.02, 0.2
 """Seconds until a value is looked for again that is not there, or that could not be read."""
 RETRY_MAX = 30.0
 """Seconds after which a value that is not there cannot be loaded. A write of it may be in doubt."""
-PIECE_BYTES = 1 << 20
-"""Bytes of a large value in one row, fewer in the last one. A cluster has this for ever."""
 
 
 class Load(NamedTuple):

@@ -102,6 +102,15 @@ _DROP_PIECES = f"""{LOCK}, dropped AS (
 )
 SELECT {_WHETHER}, (SELECT count(*) FROM dropped)"""
 
+_CONFIRM = f"""
+WITH same AS (
+    UPDATE partition SET fence = partition.fence
+    FROM unnest(%(ids)s::int[], %(fences)s::bigint[]) AS wanted (id, fence)
+    WHERE partition.id = wanted.id AND owner = %(me)s AND partition.fence = wanted.fence
+    RETURNING 1
+), whole AS (SELECT count(*) = cardinality(%(ids)s::int[]) AS ok FROM same)
+SELECT {_WHETHER}, (SELECT count(*) FROM same)"""
+
 _RAISE = """
 UPDATE partition SET fence = wanted.fence + %(attempts)s + 1
 FROM unnest(%(ids)s::int[], %(fences)s::bigint[]) AS wanted (id, fence)
@@ -216,6 +225,18 @@ def drop_pieces(
     """
     values = {"partition": partition, "tokens": list(tokens)}
     _execute(connection, _DROP_PIECES, fences, values)
+
+
+def confirm(connection: Connection, fences: Fences) -> None:
+    """Write the rows of partitions as they are: the barrier before what is read counts.
+
+    When that has been committed, all that was visible by then is replicated. A primary that was
+    replaced cannot commit it, though it may show the same owner and the same fence: those of a
+    write of its own that was lost. Raises Fenced, NoStandby, Released, and psycopg.Error.
+    """
+    _execute(connection, _CONFIRM, fences, {})
+    if fences.standby:
+        check_confirmed(connection)
 
 
 def raise_fences(connection: Connection, fences: Fences, attempts: int) -> dict[int, int]:

@@ -21,58 +21,48 @@ from dstore.client.cluster.routing import (
     map_of,
 )
 from dstore.core.local import operations
-from dstore.core.local.membership import Entry
-from dstore.core.local.operations import SetOutcome
+from dstore.core.local.cache import MappedBody
+from dstore.core.local.operations import LargeBody
+from dstore.core.local.operations.fetching import MOVED
 from dstore.core.local.steps import Operation
 from dstore.errors import DstoreError, OutcomeUnknown, RequestRefused
+from dstore.protocol import content
 from dstore.protocol.messages import (
-    DelResult,
-    ExpireStatus,
     Key,
     Large,
     SetItem,
     Stored,
 )
 from dstore.protocol.partitions import to_bitmap
-from tests.history.operations import Kind, Result
-from tests.history.operations import Operation as Recorded
-from tests.simulation.client import (
-    DEL_RESULTS,
-    EXPIRE_RESULTS,
-    NOT_DONE,
-    SET_RESULTS,
-    TTL_LEASES,
-    Seen,
-)
+from tests.history.operations import Result
+from tests.simulation.client import TTL_LEASES
 from tests.simulation.cluster.attempt import Attempt
 from tests.simulation.cluster.node import SimNode
 from tests.simulation.cluster.scans import Scan
 from tests.simulation.cluster.scenario import KINDS
+from tests.simulation.recording import READS, SETS, Recorder, is_done
+from tests.simulation.scenario import EXPIRY
 
-READS = ("get", "get_many")
-SETS = ("set", "set_many", "replace")
-EXPIRY = ("expire", "persist")
 PAGE = 2
 """Keys of one page of a listing, so that it takes several."""
 
 
-class Caller:
+class Caller(Recorder):
     """A thread, which runs one operation after the other."""
 
     def __init__(self, node: SimNode, number: int, names: list[Key]) -> None:
         self.node = node
         self.loop = node.loop
-        self.name = f"{node.name}.t{number}"
+        super().__init__(f"{node.name}.t{number}")
         self.line = f"thread {number}"
         self.left = node.scenario.operations
-        self.done: list[Recorded] = []
         self.scans: list[Scan] = []
         self._names = names
         self._moves: Moves[Any] | None = None
-        self._attempts: list[Attempt] = []
         self._tried: dict[str, Tried] = {}
         self._listing: Listing | None = None
         self._probing: Key | None = None
+        self._bodies: dict[bytes, bytes] = {}  # of large values that are to be stored, by token
         self._rest()
 
     @property
@@ -87,6 +77,10 @@ class Caller:
         self._begin()
 
     def _rest(self) -> None:
+        for token in self._bodies:  # unless it is cached it is not needed
+            for local in self.node.locals.values():
+                local.host.copies.pop(token, None)
+        self._bodies = {}
         think = self.node.scenario.think
         self.loop.later(self.loop.dice.expovariate(1 / think), self._begin)
 
@@ -128,7 +122,12 @@ class Caller:
         self._go(calling)
 
     def _stored(self, value: str) -> Stored:
-        return Stored(self.loop.random16(), "bytes", value.encode())
+        token, body = self.loop.random16(), value.encode()
+        large = self.node.scenario.large
+        if not large or self.loop.dice.random() >= large:
+            return Stored(token, "bytes", body)
+        self._bodies[token] = body
+        return Stored(token, "bytes", Large(len(body), content.digest("bytes", body)))
 
     def _fresh(self, address: str) -> bool:
         local = self.node.locals.get(address)
@@ -140,7 +139,7 @@ class Caller:
             entry = self.node.hit(key)
             if entry is not None:
                 self.loop.counts["hits"] += 1
-                self._record(key, self.loop.stamp(), Result.VALUE, _text(entry))
+                self.record(key, key, self.loop.stamp(), self.seen(entry))
                 self.keys.remove(key)
         if not self.keys:
             self._rest()
@@ -167,7 +166,7 @@ class Caller:
 
     def _perform(self, move: Move) -> None:
         if isinstance(move, Pause):
-            self.loop.later(move.seconds / self.node.host.rate, self._paused)
+            self.loop.later(move.seconds / self.node.machine.rate, self._paused)
         elif isinstance(move, Ask):
             local = self.node.local(move.address)
             now = local.clock()
@@ -224,7 +223,21 @@ class Caller:
             return operations.expire(state, items[0], self.ttl, now, deadline)
         replace = self.kind == "replace"
         values = [self._items[key] for key in items]
-        return operations.store(state, values, replace, now, deadline, self.ttl)
+        bodies = self._shared(address, values)
+        if not bodies:
+            return operations.store(state, values, replace, now, deadline, self.ttl)
+        return operations.set_(state, values, replace, now, deadline, bodies, ttl=self.ttl)
+
+    def _shared(self, address: str, values: list[SetItem]) -> dict[bytes, LargeBody]:
+        """Put large values where the processes of this host find them that use this member."""
+        bodies = {}
+        for token in [each.stored.token for each in values]:
+            if token in self._bodies:
+                body = self._bodies[token]
+                self.node.local(address).host.copies[token] = body
+                view = memoryview(body)
+                bodies[token] = LargeBody(view, MappedBody(view, shared=True))
+        return bodies
 
     def _ask_for_map(self) -> None:
         """Have a member asked for the map, while an operation goes on."""
@@ -288,51 +301,22 @@ class Caller:
         return result
 
     def _note(self, key: Key, result: Any, end: float) -> None:
-        status = getattr(result, "status", result)
-        if any(status is each for each in NOT_DONE):
+        if not is_done(result):
             self.loop.log(self.name, f"{self.kind} {key} was refused")
             return
-        seen = self._seen(result)
+        seen = self.seen(result)
         self.loop.log(self.name, f"{self.kind} {key} = {seen[0].value} {seen[1] or ''}")
-        self._record(key, end, *seen)
-
-    def _seen(self, result: Any) -> Seen:
-        if isinstance(result, SetOutcome):
-            if result.found and self.kind == "replace":
-                return Result.WRITTEN, None
-            return SET_RESULTS[result.status], None
-        if isinstance(result, DelResult):
-            return DEL_RESULTS[result.status], None
-        if isinstance(result, ExpireStatus):
-            return EXPIRE_RESULTS[result], None
-        return (Result.MISSING, None) if result is None else (Result.VALUE, _text(result))
+        self.record(key, key, end, seen)
 
     def _failed(self, error: DstoreError) -> None:
         self.loop.log(self.name, f"{type(error).__name__}: {error}"[:200])
         self.loop.counts[type(error).__name__] += 1
-        if isinstance(error, RequestRefused):
+        if isinstance(error, RequestRefused) and MOVED not in str(error):
             self.loop.violation(f"{self.name} was refused: {error}")
         if isinstance(error, OutcomeUnknown) and self.node.scenario.calm:
             self.loop.violation(f"{self.name}: {error}, and nothing has gone wrong")
         self._listing = None
         if self.kind not in (*READS, "keys"):  # some keys may have outcomes; these are not said
             for key in self.keys:
-                self._record(key, None, Result.UNKNOWN, None)
+                self.record(key, key, None, (Result.UNKNOWN, None))
         self._rest()
-
-    def _record(self, key: Key, end: float | None, result: Result, seen: str | None) -> None:
-        kind = Kind.GET if self.kind in READS else Kind.SET if self.kind in SETS else Kind.DELETE
-        kind = Kind.REPLACE if self.kind == "replace" else kind
-        kind = Kind.EXPIRE if self.kind in EXPIRY else kind
-        value = self.values[key] if self.kind in SETS else None
-        ttl = self.ttl if self.kind in (*SETS, *EXPIRY) else None
-        self.done.append(
-            Recorded(self.name, key, kind, self.start, end, result, value, seen, ttl=ttl)
-        )
-
-
-def _text(answer: Entry | Stored) -> str:
-    value = answer.value if isinstance(answer, Entry) else answer
-    assert isinstance(value, Stored)
-    assert not isinstance(value.body, Large)
-    return bytes(value.body).decode()

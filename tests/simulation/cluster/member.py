@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from dstore.core.authority.access import keys_of
 from dstore.core.authority.effects import Commit, GlobalEffect, Load, Publish, Send
@@ -21,12 +21,15 @@ from dstore.core.cluster.messages import (
     Left,
     Lost,
     MapChanged,
+    Partition,
     View,
 )
 from dstore.core.cluster.ownership import Ownership
-from dstore.core.engine import Kept, Outcome
+from dstore.core.engine import Kept, Loaded, Outcome
 from dstore.protocol.messages import (
     AskMap,
+    Chunk,
+    Fetch,
     GetReply,
     Key,
     MapReply,
@@ -38,15 +41,21 @@ from dstore.protocol.messages import (
 )
 from dstore.protocol.partitions import partition_of
 from dstore.server.engines.memory import MemoryEngine
+from dstore.server.postgres.large import LargeValues, StoredBulk
 from tests.simulation.cluster.journal import ClusterJournal
+from tests.simulation.cluster.machine import Machine
+from tests.simulation.cluster.pieces import PieceReader, Place, is_large, sizes_of
 from tests.simulation.cluster.scenario import ClusterScenario
 from tests.simulation.cluster.servers import Client, Connection, Database, Transaction
 from tests.simulation.cluster.stranger import Stranger
 from tests.simulation.cluster.tables import KEPT, PARTITION, carry_out
-from tests.simulation.host import SimBulk, SimHost
+from tests.simulation.host import SimBulk
 from tests.simulation.identities import Identities
 from tests.simulation.loop import Loop
 from tests.simulation.network import Connection as ClientConnection
+from tests.simulation.own_page import GlobalsPage
+from tests.simulation.owners import CHECK_EVERY, Owner
+from tests.simulation.pages import SimPage
 from tests.simulation.trace import short
 
 NEVER = float("inf")
@@ -56,12 +65,21 @@ CLUSTER = b"the one cluster."
 """The id of the simulated cluster."""
 LOOK_EVERY = 0.01
 """Seconds between two looks whether all that has begun has ended."""
-READ = (GetReply, TtlReply, ScanReply)
+READ = (GetReply, TtlReply, ScanReply, Chunk)
 """Replies that say what is bound now."""
 
 
-class SimMember(Client):
+class Rows(NamedTuple):
+    """What was read of partitions: rows, and how much there is of each large value."""
+
+    kept: list[Kept]
+    sizes: dict[Place, int]
+
+
+class SimMember(Owner, Client):
     """A process at one address; after each crash its next life, with another id."""
+
+    scenario: ClusterScenario
 
     def __init__(
         self,
@@ -71,8 +89,7 @@ class SimMember(Client):
         identities: Identities,
         number: int,
     ) -> None:
-        super().__init__(loop, f"M{number}")
-        self.scenario = scenario
+        super().__init__(loop, scenario, f"M{number}")
         self.database = database
         self.identities = identities
         self.address = f"tcp://{self.name}:1"
@@ -80,6 +97,12 @@ class SimMember(Client):
         drift = scenario.member_drift
         self.rate = 1 + loop.dice.uniform(-drift, drift)
         self.offset = loop.dice.uniform(10, 1000)
+        self.machine = Machine(loop, self.rate, self.offset)
+        self.host = self.machine.of(self.address)
+        self.held = SimBulk(self.host)
+        self._own: GlobalsPage | None = None
+        self.ended: list[SimPage] = []  # pages of epochs that have ended
+        self._reader = PieceReader(database, self)
         self.connections: dict[str, ClientConnection] = {}
         self.subscriptions: dict[str, ClientConnection] = {}
         self.alive = False
@@ -92,7 +115,11 @@ class SimMember(Client):
         self._stranger: Stranger | None = None
 
     def clock(self) -> float:
-        return self.offset + self.rate * self.loop.now
+        return self.machine.clock()
+
+    @property
+    def life(self) -> object:
+        return self.alive, self.lives
 
     # ---- life -----------------------------------------------------------------------------
 
@@ -117,17 +144,20 @@ class SimMember(Client):
         """Begin with nothing: at the start, and after a loss."""
         self.loaded: set[int] = set()
         self.giving = ()
+        self.forgetting: set[int] = set()  # partitions of which keys may be in memory still
         self.engine = MemoryEngine(journal=True)
+        self.values = LargeValues()
         self.journal = ClusterJournal(
-            self.database, self, self.ownership.me, self._committed, self._on_fenced
+            self.database, self, self.ownership.me, self._committed, self._on_fenced, self.values
         )
         self.tenure = object()
 
     def crash(self) -> None:
-        """End without a message."""
+        """End without a message, and start again later. The page stays as it is."""
         if self.alive:
             self.loop.log(self.name, "crashes")
             self._end()
+            self.loop.later(2 * self.loop.dice.random() * self.scenario.ownership, self.start)
 
     def begin_stranger(self) -> None:
         """Let another Global listen at the address of this member, which has ended."""
@@ -148,7 +178,7 @@ class SimMember(Client):
 
     def _end(self) -> None:
         self.alive = False
-        self.state = None
+        self.state = self._own = None
         self._until = 0.0  # nothing of it stands still any more
         self.journal.close()
         self._directory.close()
@@ -174,12 +204,14 @@ class SimMember(Client):
             elif isinstance(effect, HandOver):
                 self._hand_over(effect)
             elif isinstance(effect, Lost):
+                self.partitions.ends = 0.0
                 self._drop_epoch()
                 self.journal.close()
                 self._begin_tenure()
             elif isinstance(effect, MapChanged):
                 self.map = (effect.version, effect.members, effect.owners)
             elif isinstance(effect, Left):
+                self._void()
                 self._end()
                 self._refuses_until = self.loop.now + 1.1 * self.cache_lease
                 return
@@ -191,6 +223,7 @@ class SimMember(Client):
         self.partitions.map = self.map
         if self.state is None and self.ownership.ends and not self.giving:
             self._begin_epoch(())
+        self._share()
         self._plan()
 
     def _ask(self, ask: Ask) -> None:
@@ -215,44 +248,80 @@ class SimMember(Client):
         if tenure is not self.tenure:
             return
         numbers = {each.number for each in gains}
+        if not self.forgetting.isdisjoint(numbers):
+            self.loop.later(LOOK_EVERY, self._load, tenure, gains)
+            return
 
-        def read(rows: Transaction) -> list[Kept] | None:
+        def read(rows: Transaction) -> Rows | None:
             for number, fence, _ in gains:
-                if rows.get((PARTITION, number)).fence != fence:
+                name = (PARTITION, number)
+                rows.lock(name)
+                row: Partition = rows.get(name)
+                if row.owner != self.ownership.me or row.fence != fence:
                     self.loop.counts["former primaries that were not believed"] += 1
                     return None
+                rows.put(name, row)  # a barrier: when it is replicated, so is all that is read
             keys = [key for key in rows.names(KEPT) if partition_of(key) in numbers]
-            return [rows.get((KEPT, key)) for key in keys]
+            return Rows([rows.get((KEPT, key)) for key in keys], sizes_of(rows, numbers))
 
         connection = Connection(self.database, self, "loader")
 
-        def done(kept: list[Kept] | None) -> None:
+        def done(loaded: Rows | None) -> None:
             connection.close()
             if tenure is not self.tenure:
                 return
-            if kept is None:
-                self.loop.later(0.05 * self.scenario.ownership, self._load, tenure, gains)
+            if loaded is None:
+                self._load_again(gains)
             else:
-                self._serve(gains, kept)
+                self._serve(gains, loaded)
 
         connection.run(read, done)
 
-    def _serve(self, gains: tuple[Gain, ...], kept: list[Kept]) -> None:
+    def _load_again(self, gains: tuple[Gain, ...]) -> None:
+        """Try again, without what was handed over meanwhile."""
+        owned = self.ownership.owned
+        left = tuple(each for each in gains if each.number in owned)
+        if any(owned[each.number].fence > each.fence for each in left):
+            self.loop.counts["fences that a late statement has raised"] += 1
+            self._act(self.ownership.lose("a statement of before has raised it", self.clock()))
+        elif left:
+            self.loop.later(0.05 * self.scenario.ownership, self._load, self.tenure, left)
+
+    def _serve(self, gains: tuple[Gain, ...], loaded: Rows) -> None:
         now = self.clock()
         for gain in gains:
             owned = self.ownership.owned.get(gain.number)
             if owned is None or owned.fence != gain.fence or self.state is None:
                 continue  # it was handed over meanwhile
-            rows = [row for row in kept if partition_of(row.key) == gain.number]
+            rows = [row for row in loaded.kept if partition_of(row.key) == gain.number]
+            self.journal.own(gain.number, gain.fence)
+            self._drop_orphans(gain.number, rows, loaded.sizes)
             for row in rows:
                 assert row.stored is not None
+                self._take_large(row, loaded.sizes)
                 self.engine.bind(row.key, row.stored)
-            self.journal.own(gain.number, gain.fence)
             self.loaded.add(gain.number)
             deadlines = [(row.key, row.token, row.deadline) for row in rows]
             effects = self.state.gain([gain.number], deadlines, owned.quiet_until, now)
             self.loop.log(self.name, f"serves {gain.number} until {owned.quiet_until - now:.3f}")
             self._perform(effects)
+
+    def _drop_orphans(self, number: int, rows: list[Kept], sizes: dict[Place, int]) -> None:
+        """Have the pieces removed that no row names."""
+        named = {row.token for row in rows if is_large(row.stored)}
+        for partition, token in sizes:
+            if partition == number and token not in named:
+                self.loop.counts["large values that no key names"] += 1
+                self.journal.drop_pieces(number, token)
+
+    def _take_large(self, row: Kept, sizes: dict[Place, int]) -> None:
+        """Note a large value, whose pieces have to be there."""
+        if not is_large(row.stored):
+            return
+        assert row.stored is not None
+        number, size = partition_of(row.key), row.stored.size
+        if sizes.get((number, row.token)) != size or not self.values.add(row.token, number, size):
+            self.loop.violation(f"{self.name} finds not all pieces of {row.key}")
 
     # ---- giving up ------------------------------------------------------------------------
 
@@ -289,21 +358,32 @@ class SimMember(Client):
         given, self.giving = set(self.giving), ()
         deadlines = [] if self.state is None else list(self.state.deadlines())
         kept = [each for each in deadlines if partition_of(each[0]) not in given]
-        for key in self.engine.scan("", "", 1000):
-            stored = self.engine.read(key)
-            assert stored is not None
-            if partition_of(key) in given:
-                self.engine.remove(key, stored.token)
         self.journal.disown(given)
         self.loaded -= given
         self._drop_epoch()
         effects = self.ownership.handed_over(self.clock())
         if self.ownership.ends:
             self._begin_epoch(kept)
+        self.forgetting |= given
+        self.loop.later(self.loop.dice.random() * LOOK_EVERY, self._forget, self.tenure, given)
         self._act(effects)
+
+    def _forget(self, tenure: object, given: set[int]) -> None:
+        """Remove from memory what was given up."""
+        if tenure is not self.tenure:
+            return
+        for key in self.engine.scan("", "", 1000):
+            stored = self.engine.read(key)
+            assert stored is not None
+            if partition_of(key) in given:
+                self.engine.remove(key, stored.token)
+                self.values.forget([stored.token])
+                self.bulk.forget([stored.token])
+        self.forgetting -= given
 
     def _drop_epoch(self) -> None:
         """End the epoch. Reads that wait are refused; nothing is said about writes."""
+        self._void()
         state, self.state = self.state, None
         if state is not None:
             self._perform(state.end())
@@ -316,9 +396,11 @@ class SimMember(Client):
         self.partitions.map = self.map
         for number in self.loaded:
             self.partitions.gain([number], self.ownership.owned[number].quiet_until)
+        self.held = SimBulk(self.host)
+        self.bulk = StoredBulk(self.held, self.values, self.journal, scenario.large_memory)
         self.state = GlobalState(
             self.engine,
-            SimBulk(SimHost(self.loop)),
+            self.bulk,
             epoch=self.loop.number(),
             publisher="tcp://*:2",
             lease=self.cache_lease,
@@ -333,6 +415,38 @@ class SimMember(Client):
         self.state.recover(deadlines, self.clock())
         self.loop.log(self.name, f"begins epoch {self.state.epoch} with {sorted(self.loaded)}")
         self._perform([])
+
+    # ---- the page of its host -------------------------------------------------------------
+
+    def _share(self) -> None:
+        """Let the processes of this host share a membership of this epoch, before it answers."""
+        if not self.scenario.global_page or self.state is None or self._own is not None:
+            return
+        if self.clock() < self.partitions.ends:
+            own = self._own = GlobalsPage(self, self.host, self.state, self.cache_lease)
+            self.loop.later(CHECK_EVERY, self._check_page, own)
+            own.begin()
+            self._perform([])
+
+    def _check_page(self, own: GlobalsPage) -> None:
+        if own is self._own and not self.held_up("timer", self._check_page, own):
+            self.loop.later(CHECK_EVERY, self._check_page, own)
+            own.check()
+            self._perform([])
+
+    def _void(self) -> None:
+        """Void the page of this epoch."""
+        own, self._own = self._own, None
+        if own is not None:
+            page = own.page
+            own.close()
+            self.ended += [] if page is None else [page]
+
+    def withdraw(self, page: SimPage) -> None:
+        if self.host.page is page:
+            self.host.page = None
+
+    # ---- messages -------------------------------------------------------------------------
 
     def serving(self) -> list[int]:
         """Return the partitions for which it would answer now, if it were awake."""
@@ -354,7 +468,7 @@ class SimMember(Client):
         self.loop.log(self.name, f"<- {route.decode()} {short(message)}")
         effects = self.state.receive(route, message, self.clock())
         if any(isinstance(each, Send) and isinstance(each.message, READ) for each in effects):
-            self._check_owner({partition_of(key) for key in keys_of(message)})
+            self._check_owner({partition_of(key) for key in _named(message)})
         self._perform(effects)
 
     def _refuse(self, route: bytes, message: Any) -> None:
@@ -377,6 +491,8 @@ class SimMember(Client):
             client.send_down(message)
 
     def _check_owner(self, numbers: Iterable[int]) -> None:
+        if self.clock() >= self.partitions.ends:
+            return  # it has stood still within the call, after it had read
         for number in numbers:
             row = self.database.primary.durable[PARTITION, number]
             if row.owner != self.ownership.me:
@@ -430,12 +546,31 @@ class SimMember(Client):
                 for connection in self.subscriptions.values():
                     if self.loop.dice.random() >= self.scenario.lost_broadcasts:
                         connection.send_down(effect.message)
+            elif isinstance(effect, Load):
+                self._load_part(effect)
             elif isinstance(effect, Commit):
-                self.journal.commit(effect.number, effect.changes)
+                self.journal.commit(effect.number, effect.changes, self.bulk)
             else:
-                assert not isinstance(effect, Load)
                 self._send(effect.route, effect.message)
         self._plan()
+
+    def _load_part(self, load: Load) -> None:
+        """Have a part of a large value loaded; other values are in memory."""
+        ((key, token),) = load.wanted
+        assert load.part is not None
+        ended = partial(self._part_loaded, self.state, load.number)
+        self._reader.load((partition_of(key), token), load.part, ended)
+
+    def _part_loaded(self, state: GlobalState | None, number: int, result: Loaded) -> None:
+        if state is None or state is not self.state:
+            self.loop.counts["parts of large values that an epoch has not seen"] += 1
+        elif not self.held_up("values", self._part_loaded, state, number, result):
+            self._perform(state.loaded(number, [result], self.clock()))
+
+
+def _named(message: Any) -> Sequence[Key]:
+    """Return the keys of which a message asks for something."""
+    return [message.key] if isinstance(message, Fetch) else keys_of(message)
 
 
 def _short(ask: Ask) -> str:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 from tests.history.linearizability import check_linearizable
 from tests.history.sweep import Undecided
 from tests.simulation.cluster import scans
 from tests.simulation.cluster.scenario import ClusterScenario
 from tests.simulation.cluster.simulation import ClusterSimulation
-from tests.simulation.run import Outcome
+from tests.simulation.course import Outcome, plainer, play, smaller, without
 from tests.simulation.scenario import Scenario
 
 SHRINK_TRIES = 20
@@ -34,31 +33,30 @@ FAULTS = (
     "member_drift",
     "drift",
     "linger",
+    "large",
+    "owner_faults",
+    "page_faults",
+    "deaths",
+    "freezes",
+    "sharing",
 )
+SIZES = ("locals", "threads", "operations", "keys", "many", "partitions", "members")
 
 
 def run(scenario: ClusterScenario) -> Outcome:
     """Play one scenario and check the invariants at each step, then the history."""
-    simulation = ClusterSimulation(scenario)
-    try:
-        simulation.run()
-    except Exception as error:  # in the code under test, which is a finding
-        simulation.violations.append(f"{type(error).__name__}: {error}")
+    return play(ClusterSimulation(scenario), _check_history)
+
+
+def _check_history(simulation: ClusterSimulation, outcome: Outcome) -> None:
     history = simulation.history
-    outcome = Outcome(scenario, simulation.violations, simulation.loop.steps, len(history))
-    outcome.trace = simulation.loop.trace
-    outcome.counts = simulation.loop.counts
-    if outcome.ok:
-        try:
-            verdict = check_linearizable(history)
-        except Undecided:
-            outcome.undecided = True
-        else:
-            outcome.violations += [str(each) for each in verdict.violations]
-        outcome.violations += scans.broken(simulation.scans, history)
-        if outcome.violations:
-            outcome.trace = outcome.trace[: simulation.busy_lines]
-    return outcome
+    try:
+        verdict = check_linearizable(history)
+    except Undecided:
+        outcome.undecided = True
+    else:
+        outcome.violations += [str(each) for each in verdict.violations]
+    outcome.violations += scans.broken(simulation.scans, history)
 
 
 def draw_and_run(seed: int) -> Outcome:
@@ -89,14 +87,6 @@ def _first_failure(scenario: ClusterScenario) -> Outcome | None:
 
 def _simpler(scenario: Scenario) -> Iterator[ClusterScenario]:
     assert isinstance(scenario, ClusterScenario)
-    changes: list[dict[str, Any]] = [{name: 0.0} for name in FAULTS if getattr(scenario, name)]
-    counts = ("locals", "threads", "operations", "keys", "many", "partitions", "members")
-    for name in counts:
-        value = getattr(scenario, name)
-        smaller = sorted({(value + 1) // 2, value - 1} - {0, value})
-        changes += [{name: each} for each in smaller]
-    for index, weight in enumerate(scenario.weights):
-        if weight and sum(map(bool, scenario.weights)) > 1:
-            weights = (*scenario.weights[:index], 0, *scenario.weights[index + 1 :])
-            changes.append({"weights": weights})
-    return (replace(scenario, **change) for change in changes)
+    yield from without(scenario, FAULTS)
+    yield from smaller(scenario, SIZES)
+    yield from plainer(scenario)

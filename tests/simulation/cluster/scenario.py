@@ -4,24 +4,18 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from dstore.core.local.operations.exchange import RESEND_MAX
-from tests.simulation.scenario import Scenario
+from tests.simulation.scenario import KINDS as KINDS_OF_ONE
+from tests.simulation.scenario import Scenario, sometimes_of
 
-KINDS = (
-    "get",
-    "get_many",
-    "set",
-    "set_many",
-    "replace",
-    "delete",
-    "delete_many",
-    "delete_soon",
-    "expire",
-    "persist",
-    "keys",
-)
+KINDS = (*(kind for kind in KINDS_OF_ONE if kind != "wait"), "keys")
+LARGE, SHARED = 0.4, 0.4
+"""The parts of the scenarios with large values, and with processes that share memberships."""
+PATIENT = 20
+"""Ownership leases within which a write ends for certain, if nothing goes wrong."""
 CALM = 0.15
 """The part of the scenarios in which nothing goes wrong, and members come and leave by will."""
 
@@ -59,21 +53,23 @@ class ClusterScenario(Scenario):
     lateness: float = 1.0  # at most
     patience: float = 0.4  # seconds until a member gives up a transaction
     idle_timeout: float = 1.0  # seconds until the database gives up one
+    large_memory: int = 1 << 20  # bytes that large values take in the memory of a member, at most
 
     @property
     def calm(self) -> bool:
-        """Whether nothing goes wrong: no write may have an unknown outcome."""
-        faults = (self.member_pauses, self.member_crashes, self.isolations, self.database_faults)
-        return not any((*faults, self.late, self.cuts, self.pauses, self.slow))
+        """Whether nothing goes wrong, and there is time: no write may have an unknown outcome."""
+        of_members = (self.member_pauses, self.member_crashes, self.isolations)
+        of_messages = (self.database_faults, self.late, self.cuts, self.pauses, self.slow)
+        of_pages = (self.owner_faults, self.page_faults, self.deaths, self.freezes)
+        faults = (*of_members, *of_messages, *of_pages)
+        return self.timeout >= PATIENT * self.ownership and not any(faults)
 
     @classmethod
     def draw(cls, seed: int) -> ClusterScenario:
         """The scenario of a seed. Most have few kinds of faults."""
         dice = random.Random(f"cluster {seed}")
 
-        def sometimes(most: float, odds: float = 0.5) -> float:
-            return most * dice.random() if dice.random() < odds else 0.0
-
+        sometimes = partial(sometimes_of, dice)
         ownership = dice.choice((0.5, 1.0, 1.0, 2.0))
         leases: tuple[float, ...] = (dice.choice((0.2, 0.5, 1.0, 3.0)) * ownership,)
         moves = sometimes(0.5) / ownership
@@ -112,14 +108,47 @@ class ClusterScenario(Scenario):
             idle_timeout=dice.choice((0.5, 1.0, 4.0)) * ownership,
         )
         if dice.random() < CALM:
-            return replace(drawn, timeout=20 * ownership, linger=RESEND_MAX + ownership)
-        return replace(drawn, **cls._faults(dice, ownership))
+            drawn = replace(drawn, timeout=PATIENT * ownership, linger=RESEND_MAX + ownership)
+        else:
+            drawn = replace(drawn, **cls._faults(dice, ownership))
+        drawn = replace(drawn, **cls._large(random.Random(f"cluster large {seed}")))
+        return replace(drawn, **cls._sharing(random.Random(f"cluster hosts {seed}"), drawn))
+
+    @classmethod
+    def _large(cls, dice: random.Random) -> dict[str, Any]:
+        """Let values be large, in some scenarios. The others are as they were without."""
+        if dice.random() >= LARGE:
+            return {}
+        return {"large": dice.choice((0.5, 1.0)), "large_memory": dice.choice((24, 1 << 20))}
+
+    @classmethod
+    def _sharing(cls, dice: random.Random, drawn: ClusterScenario) -> dict[str, Any]:
+        """Let processes share the memberships of their host, in some scenarios."""
+        if dice.random() >= SHARED:
+            return {}
+        sometimes = partial(sometimes_of, dice)
+        shared = {
+            "hosts": dice.choice((1, 1, 2, 2)),
+            "sharing": dice.choice((0.5, 1.0, 1.0)),
+            "global_page": dice.random() < 0.8,
+            "owners": dice.random() < 0.8,
+            "table": dice.choice(("none", "twin", "twin", "real")),
+            "buckets": dice.choice((1, 3, 64)),
+            "private_after": dice.choice((0.2, 1.0)) * drawn.lease,
+        }
+        if drawn.calm:
+            return shared
+        return {
+            **shared,
+            "owner_faults": sometimes(1.0) / drawn.ownership,
+            "page_faults": dice.choice((0.0, 0.0, 0.02, 0.3)),
+            "deaths": sometimes(0.01, 0.3),
+            "freezes": sometimes(0.1, 0.5),
+        }
 
     @classmethod
     def _faults(cls, dice: random.Random, ownership: float) -> dict[str, Any]:
-        def sometimes(most: float, odds: float = 0.5) -> float:
-            return most * dice.random() if dice.random() < odds else 0.0
-
+        sometimes = partial(sometimes_of, dice)
         return {
             "member_drift": dice.choice((0.0, 0.02)),
             "drift": dice.choice((0.0, 0.02)),

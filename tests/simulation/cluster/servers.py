@@ -381,7 +381,7 @@ class Connection:
         self.server = None
         if self._done is not None:
             self._loop.counts["transactions in doubt"] += 1
-            self._answered(self._number, None)
+            self._loop.later(0.0, self._answered, self._number, None)
 
     def close(self) -> None:
         """Its process has ended, or does not need it any more."""

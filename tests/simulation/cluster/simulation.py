@@ -2,52 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from itertools import count, islice
 
 from dstore.client.cluster import routing
-from dstore.core.authority import sessions
+from dstore.core.authority.stages import STAGE_IDLE
 from dstore.protocol.messages import Key
 from dstore.protocol.partitions import partition_of
+from dstore.server.postgres import large
 from tests.history.operations import Operation
 from tests.simulation.cluster.caller import Caller
 from tests.simulation.cluster.invariants import broken, left_over
-from tests.simulation.cluster.member import SimMember
+from tests.simulation.cluster.machine import Machine
+from tests.simulation.cluster.member import CLUSTER, SimMember
 from tests.simulation.cluster.node import SimNode
 from tests.simulation.cluster.scans import Scan
 from tests.simulation.cluster.scenario import ClusterScenario
 from tests.simulation.cluster.servers import Database
+from tests.simulation.course import Course, Spans
+from tests.simulation.hosting import Hosting
 from tests.simulation.identities import Identities
-from tests.simulation.loop import Loop
 
-BUSY_MAX = 120.0
-"""Seconds of true time after which a run is no longer disturbed, ended operations or not."""
+PIECE_BYTES = 5
+"""Bytes of a piece, so that a large value has two, each of which is written by itself."""
 STARTS_MAX = 10
 """Lives of members of one run."""
 SETTLE = 6.0
 """Ownership leases after the faults within which everything has to be well again."""
-
-
-@contextmanager
-def quickened(scenario: ClusterScenario) -> Iterator[None]:
-    """Shorten spans of the client and the core that are long, compared with the leases here."""
-    spans = {
-        (routing, "ATTEMPT_FIRST"): scenario.attempt,
-        (routing, "ASK_TIMEOUT"): scenario.attempt / 2,
-        (routing, "CONTACT_TIMEOUT"): scenario.attempt,
-        (routing, "PAUSE_MAX"): scenario.attempt / 4,
-        (sessions, "WRITER_IDLE"): 2.0,
-        (sessions, "WRITER_SILENCE"): 6.0,
-    }
-    former = {(module, name): getattr(module, name) for module, name in spans}
-    try:
-        for (module, name), span in spans.items():
-            setattr(module, name, span)
-        yield
-    finally:
-        for (module, name), span in former.items():
-            setattr(module, name, span)
 
 
 def keys_of(scenario: ClusterScenario) -> list[Key]:
@@ -60,28 +41,31 @@ def keys_of(scenario: ClusterScenario) -> list[Key]:
     return found
 
 
-class ClusterSimulation:
-    """Plays a scenario to its end, or until an invariant is broken."""
+class ClusterSimulation(Course[ClusterScenario]):
+    """A run of a cluster."""
+
+    busy_max = 120.0
 
     def __init__(self, scenario: ClusterScenario) -> None:
-        self.scenario = scenario
-        self.loop = Loop(scenario.seed)
-        self.violations = self.loop.violations
+        super().__init__(scenario)
         self.members: dict[str, SimMember] = {}
         self.nodes: list[SimNode] = []
         self.callers: list[Caller] = []
         self.keys = keys_of(scenario)
-        self.busy_lines: int | None = None  # lines of the trace before the faults ended
 
-    def run(self) -> None:
-        with quickened(self.scenario):
-            self._begin()
-            self.loop.after_step = self._check
-            self.loop.run(BUSY_MAX, self._is_over)
-            if not self.violations:
-                self._settle()
+    def spans(self) -> Spans:
+        attempt = self.scenario.attempt
+        return {
+            **super().spans(),
+            (routing, "ATTEMPT_FIRST"): attempt,
+            (routing, "ASK_TIMEOUT"): attempt / 2,
+            (routing, "CONTACT_TIMEOUT"): attempt,
+            (routing, "PAUSE_MAX"): attempt / 4,
+            (large, "PIECE_BYTES"): PIECE_BYTES,
+            (large, "PIECES_AT_ONCE"): 1,
+        }
 
-    def _begin(self) -> None:
+    def begin(self) -> None:
         scenario, loop = self.scenario, self.loop
         self.database = Database(loop, scenario)
         identities = Identities(loop, scenario)
@@ -91,8 +75,17 @@ class ClusterSimulation:
         for number, member in enumerate(self.members.values()):
             if number < scenario.members:
                 loop.later(loop.dice.random() * scenario.ownership, member.start)
+        self.machines = self._machines()
+        self._hosts = [each.of(address) for each in self.machines for address in self.members]
+        owned = {member.host: member for member in self.members.values()}
+        by_place = dict(enumerate(list(self.members.values()) * len(self.machines)))
+        self.owners = Hosting(loop, scenario, self._hosts, by_place.__getitem__, CLUSTER)
+        for place, host in enumerate(self._hosts):
+            if scenario.owners and host not in owned:
+                loop.later(loop.dice.random() * scenario.lease, self.owners.start, place)
         for number in range(scenario.locals):
-            node = SimNode(loop, scenario, self.members, identities, number)
+            machine = self.machines[number % len(self.machines)]
+            node = SimNode(loop, scenario, self.members, identities, machine, number)
             self.nodes.append(node)
             self.callers += [Caller(node, each, self.keys) for each in range(scenario.threads)]
         for rate, strike in (
@@ -104,8 +97,21 @@ class ClusterSimulation:
             (scenario.database_faults, self._strike_database),
             (scenario.cuts, self._cut),
             (scenario.pauses, self._pause_node),
+            (scenario.owner_faults, self.owners.strike),
+            (scenario.evictions, self._evict),
         ):
-            self._plan(rate, strike)
+            self.plan(rate, strike)
+
+    def _machines(self) -> list[Machine]:
+        """Return the hosts of clients. If they are shared, some have a member, too."""
+        dice, scenario = self.loop.dice, self.scenario
+        machines = []
+        for member, _ in zip(self.members.values(), range(scenario.hosts)):
+            rate = 1 + dice.uniform(-scenario.drift, scenario.drift)
+            other = Machine(self.loop, rate, dice.uniform(0, 1000))
+            shared = scenario.sharing and dice.random() < 0.5
+            machines.append(member.machine if shared else other)
+        return machines
 
     @property
     def threads(self) -> list[Caller]:
@@ -122,45 +128,36 @@ class ClusterSimulation:
 
     # ---- the course of a run --------------------------------------------------------------
 
-    def _is_over(self) -> bool:
-        return bool(self.violations) or all(caller.idle for caller in self.callers)
+    def idle(self) -> bool:
+        return all(caller.idle for caller in self.callers)
 
-    def _settle(self) -> None:
+    def settle(self) -> None:
         """End the faults. After some leases all partitions are served, and each key is read."""
         loop = self.loop
-        loop.quiet = True
-        self.busy_lines = len(loop.trace)
         loop.log("!", "no more faults")
         for member in self.members.values():
             if not any(each.alive and not each.ownership.draining for each in self._others(member)):
                 member.start()
         span = SETTLE * self.scenario.ownership + 2 * max(self.scenario.leases)
+        span += STAGE_IDLE if self.scenario.large else 0.0
         loop.run(loop.now + span, lambda: False)
         if not self.violations:
             for caller, key in zip(self.callers * len(self.keys), self.keys * len(self.callers)):
                 if caller.idle:
                     caller.probe(key)
-            loop.run(loop.now + 2 * self.scenario.timeout, self._is_over)
-        if not self.violations:
-            self.violations += left_over(self)
+            until = loop.now + 2 * self.scenario.timeout
+            loop.run(until, lambda: bool(self.violations) or self.idle())
 
     def _others(self, member: SimMember) -> list[SimMember]:
         return [each for each in self.members.values() if each is not member]
 
-    def _check(self) -> None:
-        for problem in broken(self):
-            self.loop.violation(problem)
+    def broken(self) -> Iterator[str]:
+        return broken(self)
+
+    def left_over(self) -> Iterator[str]:
+        return left_over(self)
 
     # ---- faults ---------------------------------------------------------------------------
-
-    def _plan(self, rate: float, strike: Callable[[], None]) -> None:
-        if rate and not self.loop.quiet:
-            self.loop.later(self.loop.dice.expovariate(rate), self._strike, rate, strike)
-
-    def _strike(self, rate: float, strike: Callable[[], None]) -> None:
-        if not self.loop.quiet:
-            strike()
-            self._plan(rate, strike)
 
     def _alive(self) -> list[SimMember]:
         return [each for each in self.members.values() if each.alive]
@@ -202,8 +199,6 @@ class ClusterSimulation:
             member = self.loop.dice.choice(alive)
             member.crash()
             self._replace(member)
-            pause = 2 * self.loop.dice.random() * self.scenario.ownership
-            self.loop.later(pause, member.start)
 
     def _replace(self, member: SimMember) -> None:
         """Perhaps let another Global have the address of a member that has ended.
@@ -230,17 +225,15 @@ class ClusterSimulation:
 
     def _cut(self) -> None:
         locals_ = [local for node in self.nodes for local in node.locals.values()]
-        if not locals_:
-            return
-        local = self.loop.dice.choice(locals_)
-        kind = self.loop.dice.choice(("control", "sub", "requests"))
-        if kind == "control":
-            local.control.cut(local.reconnected)
-        elif kind == "sub":
-            local.sub.cut(local.reconnected)
-        else:
-            for attempt in local.attempts:
-                attempt.cut()
+        if locals_:
+            self.loop.dice.choice(locals_).cut()
+
+    def _evict(self) -> None:
+        """Drop a file of a large value, to make room."""
+        hosts = [host for machine in self.machines for host in machine.hosts() if host.copies]
+        if hosts:
+            host = self.loop.dice.choice(hosts)
+            host.copies.pop(self.loop.dice.choice(list(host.copies)))
 
     def _pause_node(self) -> None:
         self.loop.dice.choice(self.nodes).pause(self.loop.dice.random() * self.scenario.pause)

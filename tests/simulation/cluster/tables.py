@@ -14,7 +14,7 @@ from dstore.core.cluster.messages import Ask, Beat, Leave, Member, Partition, Vi
 
 RowName = tuple[str, Any]
 """A table and the primary key of a row in it."""
-MEMBER, PARTITION, KEPT = "member", "partition", "kept"
+MEMBER, PARTITION, KEPT, PIECE = "member", "partition", "kept", "piece"
 
 
 class Rows(Protocol):
