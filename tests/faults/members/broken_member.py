@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from dstore import cli
 from dstore.core.authority.changes import Changes, Then
 from dstore.core.authority.partitions import Partitions
+from dstore.core.authority.reads import Waits
 from dstore.core.cluster.messages import Event
 from dstore.core.cluster.ownership import Ownership
 from dstore.core.engine import Change, Outcome
@@ -67,9 +68,14 @@ def answer_early() -> None:
     Changes.submit = submit_and_answer  # type: ignore[method-assign]
 
 
+def lost_wait() -> None:
+    """A Global does not answer those who wait for a key when it is set."""
+    Waits.bound = lambda self, key: None  # type: ignore[method-assign]
+
+
 BROKEN: dict[str, Callable[[], None]] = {
     each.__name__.replace("_", "-"): each
-    for each in (nothing, no_lease, no_quiet, asynchronous, answer_early)
+    for each in (nothing, no_lease, no_quiet, asynchronous, answer_early, lost_wait)
 }
 """The ways in which a Global can be broken, by name."""
 
