@@ -2,9 +2,9 @@
 
 For each life of Global (:mod:`tests.faults.lives`) and each key it checks that operations are
 linearizable, that deletions without waiting take effect within a lease, and that stale reads return
-a value that was current once; and what watches and waits have seen (:mod:`tests.faults.watched`). A durable Global has one history over all its lives. The process
-prints its verdict as one JSON object. As a process of its own it disturbs the run little, and it
-can judge an old history again.
+a value that was current once; and what watches and waits have seen (:mod:`tests.faults.watched`). A
+durable Global has one history over all its lives. The process prints its verdict as one JSON
+object. As a process of its own it disturbs the run little, and it can judge an old history again.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 import dstore
+from dstore.client.async_node import AsyncWatch
 
 T = TypeVar("T")
 
@@ -75,9 +76,7 @@ class TaskNode:
 class TaskWatch:
     """An AsyncWatch for threads."""
 
-    def __init__(
-        self, watch: dstore.AsyncWatch, do: Callable[[Coroutine[Any, Any, Any]], Any]
-    ) -> None:
+    def __init__(self, watch: AsyncWatch, do: Callable[[Coroutine[Any, Any, Any]], Any]) -> None:
         self._watch = watch
         self._do = do
 

@@ -45,8 +45,8 @@ class _Watches:
         for each in records.noticed:
             if each.watch:
                 self._events[each.process, each.key].append(each.at)
-        for times in self._events.values():
-            times.sort()
+        for events in self._events.values():
+            events.sort()
         self._deletions: dict[str, list[Operation]] = defaultdict(list)  # which were confirmed
         self._removed: dict[str, int] = {}  # the first moment at which a key may have been deleted
         for operation in records.operations:

@@ -21,7 +21,7 @@ from tests.faults.records import Recorder, WatchRecorder
 TAKE_SECONDS = 0.1
 """Seconds for which a watcher waits for an event before it does something else."""
 TAKE_AT_LAST, DRAIN_SECONDS = 0.01, 1.0
-"""The same at the end, and the seconds after which it ends in any case: events may go on to come."""
+"""The same at the end, and the seconds after which it ends in any case: more may go on to come."""
 COPIED = 12
 """Keys of each round that a watcher keeps a copy of."""
 COPIED_AT_ONCE = 64

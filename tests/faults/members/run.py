@@ -34,8 +34,8 @@ from tests.faults.client import Client, Keys
 from tests.faults.cluster import Clients, Life, OwnerLives, Times
 from tests.faults.injector import Fault
 from tests.faults.judge import GLOBAL_LATE, JudgeProcess, Verdict
-from tests.faults.members.broken_member import BROKEN
 from tests.faults.members import keys
+from tests.faults.members.broken_member import BROKEN
 from tests.faults.members.links import Links
 from tests.faults.members.member import Member
 from tests.faults.members.nemesis import (
@@ -86,8 +86,8 @@ class Plan:
     """The length of a run, its size, its leases in seconds, and the seed of all choices.
 
     The faults of a run that is shorter than one of each kind takes are the first of the deck.
-    ``extended`` is by how many seconds the run goes on until every kind has happened. With ``hosts``
-    there are hosts whose workers share a page, and with ``keys`` the Globals ask for keys.
+    ``extended`` is by how many seconds the run goes on until every kind has happened. With
+    ``hosts`` there are hosts whose workers share a page, and with ``keys`` the Globals ask for keys.
     """
 
     seconds: float
@@ -171,27 +171,7 @@ class Run:
 
     def run(self) -> Report:
         with ExitStack() as stack:
-            count = self.plan.members + 1
-            names = [HOST, *map(str, range(count))]
-            folders = self._folders = stack.enter_context(shared_memory(names))
-            shared = Path(folders["0"]).parent
-            servers = Postgres(standby=self.plan.standby, others=[shared])
-            self._postgres = stack.enter_context(servers)
-            self._init()
-            links = self._links = Links(count, self._postgres.servers)
-            stack.enter_context(links.relay)
-            self._members = [self._member(each, folders[str(each)]) for each in range(count)]
-            for member in self._members:
-                stack.callback(member.kill)
-            if self.plan.keys:
-                self._keys.make(self._addresses())
-            self._owners = [self._owner()] if self.plan.hosts else []
-            for owner in self._owners:
-                stack.callback(owner.kill)
-            stack.callback(self._clients.kill_all)
-            stack.callback(self._keep_logs)
-            self._begin = time.monotonic_ns()
-            self._times.lives.append(Life(self._begin, lease=int(self.plan.cache_lease * 1e9)))
+            self._prepare(stack)
             for member in self._members[:-1]:
                 member.start()
             self._wait_until_served()
@@ -211,28 +191,33 @@ class Run:
                 self._wrong.append(f"the run was broken off: {error!r}")
                 self._clients.end_all()
             prober.close()
-            for owner in self._owners:
-                if not owner.note_end():
-                    self._wrong += filter(None, [owner.stop()])
-                self._wrong += owner.problems
-            for member in self._members:
-                member.ask_to_end()
-            for member in self._members:
-                member.stop()
-        settle = int(self.plan.lease * 1e9)
-        self._keep_faults(nemesis.history)
-        over = time.monotonic_ns()
-        for fault in nemesis.history:
-            self._times.faults.append((fault.begin, (fault.end or over) + settle))
-        verdict = self._judge()
-        found = longest(prober.probes(), nemesis.history, settle)
-        wrong = [*self._wrong, *verdict.violations, *self._clients.problems, *prober.problems()]
-        wrong += [problem for member in self._members for problem in member.all_problems()]
-        for fault in self.plan.faults:
-            nemesis.done[fault] += 0
-        return Report(verdict, nemesis.done, found, self._clients.started, wrong)
+            self._end_servers()
+        return self._report(nemesis, prober)
 
     # ---- beginning ------------------------------------------------------------------------
+
+    def _prepare(self, stack: ExitStack) -> None:
+        """Start the database and the relay, and make what is started later."""
+        count = self.plan.members + 1
+        names = [HOST, *map(str, range(count))]
+        folders = self._folders = stack.enter_context(shared_memory(names))
+        shared = Path(folders["0"]).parent
+        self._postgres = stack.enter_context(Postgres(standby=self.plan.standby, others=[shared]))
+        self._init()
+        links = self._links = Links(count, self._postgres.servers)
+        stack.enter_context(links.relay)
+        self._members = [self._member(each, folders[str(each)]) for each in range(count)]
+        for member in self._members:
+            stack.callback(member.kill)
+        if self.plan.keys:
+            self._keys.make(self._addresses())
+        self._owners = [self._owner()] if self.plan.hosts else []
+        for owner in self._owners:
+            stack.callback(owner.kill)
+        stack.callback(self._clients.kill_all)
+        stack.callback(self._keep_logs)
+        self._begin = time.monotonic_ns()
+        self._times.lives.append(Life(self._begin, lease=int(self.plan.cache_lease * 1e9)))
 
     def _init(self) -> None:
         options = [] if self.plan.standby else ["--no-standby"]
@@ -408,12 +393,35 @@ class Run:
                 recorder.enter(number)
                 client.read_many(Keys(number, self._worker.hot, self._worker.cold, 0).all())
 
+    def _end_servers(self) -> None:
+        for owner in self._owners:
+            if not owner.note_end():
+                self._wrong += filter(None, [owner.stop()])
+            self._wrong += owner.problems
+        for member in self._members:
+            member.ask_to_end()
+        for member in self._members:
+            member.stop()
+
     def _rounds(self) -> int:
         """How many rounds have begun."""
         number = int(self._elapsed() // self.plan.round_seconds) + 1
         while number and not files_of(self._folder, number - 1):
             number -= 1
         return number
+
+    def _report(self, nemesis: Nemesis, prober: Prober) -> Report:
+        self._keep_faults(nemesis.history)
+        settle, over = int(self.plan.lease * 1e9), time.monotonic_ns()
+        for each in nemesis.history:
+            self._times.faults.append((each.begin, (each.end or over) + settle))
+        verdict = self._judge()
+        found = longest(prober.probes(), nemesis.history, settle)
+        wrong = [*self._wrong, *verdict.violations, *self._clients.problems, *prober.problems()]
+        wrong += [problem for member in self._members for problem in member.all_problems()]
+        for fault in self.plan.faults:
+            nemesis.done[fault] += 0
+        return Report(verdict, nemesis.done, found, self._clients.started, wrong)
 
     def _judge(self) -> Verdict:
         self._times.save(self._folder)
