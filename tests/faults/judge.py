@@ -50,6 +50,8 @@ KINDS = {
     "delete": Kind.DELETE,
     "clear": Kind.DELETE,
 }
+WATCHED = ("wait", "held")
+"""What takes its time by its nature."""
 RESULTS = {
     Kind.SET: Result.STORED,
     Kind.REPLACE: Result.WRITTEN,
@@ -218,7 +220,7 @@ def _summary(records: Records, times: Times, unclear: int, violations: list[str]
     writes = (op for op in records.operations if not op.reads)
     records.counts["acknowledged"] = sum(op.outcome == DONE for op in writes)
     cleared = (op.kind == "clear" and op.outcome == DONE for op in records.operations)
-    reads = (op for op in records.operations if op.reads and op.outcome == DONE)
+    reads = (op for op in records.operations if op.reads and op.kind not in WATCHED)
     return Verdict(
         1,
         len(records.operations),

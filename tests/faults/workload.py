@@ -70,8 +70,8 @@ class Settings:
     operations, in seconds. A client of several Globals binds its sockets to ``source``, an address
     by which the relay tells it from others.
 
-    ``connect`` is its connect file if Global asks for keys. With ``tasks`` it has an AsyncNode; with
-    ``watches`` the worker watches and waits, too; with ``called_back`` it has ``on_deletion``.
+    ``connect`` is its connect file if Global asks for keys. With ``tasks`` it has an AsyncNode,
+    with ``watches`` it watches and waits, too, with ``called_back`` its Node has ``on_deletion``.
     ``place`` is whose page the "host" has, for the counts. ``broken`` is the rule that the process
     breaks; see :mod:`tests.faults.broken_client`.
     """

@@ -87,7 +87,7 @@ class Plan:
 
     The faults of a run that is shorter than one of each kind takes are the first of the deck.
     ``extended`` is by how many seconds the run goes on until every kind has happened. With
-    ``hosts`` there are hosts whose workers share a page, and with ``keys`` the Globals ask for keys.
+    ``hosts`` some workers share the page of a host, and with ``keys`` the Globals ask for keys.
     """
 
     seconds: float
