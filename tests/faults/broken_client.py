@@ -49,7 +49,13 @@ def stale_page() -> None:
     OwnerState._note = lambda self, key, seq: None  # type: ignore[method-assign]
 
 
+def no_page() -> None:
+    """The owner of a host makes no page."""
+    OwnerState._publish = lambda self, message: None  # type: ignore[method-assign]
+
+
 BROKEN_CLIENTS: dict[str, Callable[[], None]] = {
-    each.__name__.replace("_", "-"): each for each in (nothing, deaf_watch, early_watch, stale_page)
+    each.__name__.replace("_", "-"): each
+    for each in (nothing, deaf_watch, early_watch, stale_page, no_page)
 }
 """The ways in which a worker or ``dstore host`` can be broken, by name."""

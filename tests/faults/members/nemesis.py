@@ -42,8 +42,6 @@ ZOMBIE_SECONDS = 1.0
 CACHE_BYTES_SMALL = 1 << 20
 FIRST_OWNER, FIRST_WORKER = 1, 10
 """The numbers of the addresses of owners and of workers among those of clients."""
-PLACE_GLOBAL, PLACE_OWNER = "of Globals", "of dstore host"
-"""Whose pages workers on hosts use, for the counts."""
 ADDRESSES_MAX = 3
 """Addresses that a worker is given."""
 TIMEOUTS = (1.2, 20.0)
@@ -114,6 +112,8 @@ ESSENTIAL = (
 OWN_CACHE, OF_GLOBAL, OF_OWNER, TASKS = SORTS = range(4)
 """The sorts of workers: with a cache of its own; on the host of a Global, whose page it uses; on a
 host with ``dstore host``; with an AsyncNode."""
+PLACES = {OF_GLOBAL: "of a Global", OF_OWNER: "of dstore host"}
+"""Whose page workers use, for the counts."""
 
 
 class Nemesis(Injector):
@@ -183,10 +183,10 @@ class Nemesis(Injector):
     def _placed(self, worker: Settings, sort: int) -> Settings:
         if sort == OF_GLOBAL and self._folders:
             folder = self._rng.choice(list(self._folders.values()))
-            return replace(worker, shm=folder, host="auto", place=PLACE_GLOBAL)
+            return replace(worker, shm=folder, host="auto", place=PLACES[sort])
         if sort == OF_OWNER and self._owners:
             folder = self._rng.choice(self._owners).shm
-            return replace(worker, shm=folder, host="auto", place=PLACE_OWNER)
+            return replace(worker, shm=folder, host="auto", place=PLACES[sort])
         return replace(worker, tasks=sort == TASKS)
 
     # ---- choosing -------------------------------------------------------------------------

@@ -44,8 +44,9 @@ from tests.faults.members.nemesis import (
     FIRST_OWNER,
     GLOBAL_ADDED,
     GLOBAL_DRAINED,
-    PLACE_GLOBAL,
-    PLACE_OWNER,
+    OF_GLOBAL,
+    OF_OWNER,
+    PLACES,
     Nemesis,
 )
 from tests.faults.members.probes import KINDS, Prober, longest
@@ -74,6 +75,8 @@ READ_TIMEOUT = 60.0
 CACHE_BYTES = 4 << 20
 HOST = "host"
 """The name of the host with ``dstore host``, beside those of the Globals, which have numbers."""
+PAGES_SECONDS = 30.0
+"""Seconds that a run must have lasted until each sort of page must have been used."""
 PAUSE = 0.04
 """Longest pause of a worker between two operations, in seconds."""
 JUDGES = 2
@@ -134,8 +137,8 @@ class Report:
             f"{self.verdict.deletions:,} deletions confirmed, {self.verdict.cleared:,} not waited "
             f"for; {counts['unknown']:,} writes with unknown outcome, {counts['not done']:,} "
             f"writes and {counts['reads unavailable']:,} reads given up",
-            f"{counts[f'host_hits {PLACE_GLOBAL}']:,} hits of the pages of Globals, "
-            f"{counts[f'host_hits {PLACE_OWNER}']:,} of the page of dstore host; "
+            f"{counts[f'host_hits {PLACES[OF_GLOBAL]}']:,} hits of the pages of Globals, "
+            f"{counts[f'host_hits {PLACES[OF_OWNER]}']:,} of the pages of dstore host; "
             f"{counts['large values sent']:,} large values sent, "
             f"{counts['large values fetched']:,} fetched",
             f"watches: {counts['events']:,} events, {counts['resyncs']:,} resyncs; "
@@ -416,12 +419,21 @@ class Run:
         for each in nemesis.history:
             self._times.faults.append((each.begin, (each.end or over) + settle))
         verdict = self._judge()
+        self._check_pages(verdict.counts)
         found = longest(prober.probes(), nemesis.history, settle)
         wrong = [*self._wrong, *verdict.violations, *self._clients.problems, *prober.problems()]
         wrong += [problem for member in self._members for problem in member.all_problems()]
         for fault in self.plan.faults:
             nemesis.done[fault] += 0
         return Report(verdict, nemesis.done, found, self._clients.started, wrong)
+
+    def _check_pages(self, counts: Counter[str]) -> None:
+        """Check that pages have answered reads, unless the run was very short."""
+        if not self.plan.hosts or self.plan.seconds < PAGES_SECONDS:
+            return
+        for sort, place in PLACES.items():
+            if sort < self.plan.workers and not counts[f"host_hits {place}"]:
+                self._wrong.append(f"no page {place} has answered a read")
 
     def _judge(self) -> Verdict:
         self._times.save(self._folder)
