@@ -7,7 +7,7 @@ import random
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import dstore
 from tests.faults.records import (
@@ -40,6 +40,11 @@ LISTED = ("hot", "loose", "cold1")
 """What the listed keys of a round begin with."""
 BURST_NS = 1_000_000
 """Nanoseconds for which one key is read repeatedly."""
+Errors: TypeAlias = tuple[type[dstore.DstoreError], ...]
+UNREACHED: Errors = (dstore.GlobalUnavailable,)
+UNREACHED_OF_SEVERAL: Errors = (dstore.GlobalUnavailable, dstore.WrongServer)
+WRONG_SERVERS = "wrong servers"
+"""The count of calls that found another Global in place of a member."""
 now = time.monotonic_ns
 
 
@@ -102,6 +107,8 @@ class Client:
         # With several Globals the keys of one call travel in several messages. Some may be written
         # if others are given up.
         self._many_given_up = UNKNOWN if several else NOT_DONE
+        # Another Global may be in place of a member.
+        self._unreached: Errors = UNREACHED_OF_SEVERAL if several else UNREACHED
         self._large = large  # the part of the values that are large
         self._recorder = recorder
         self._rng = rng
@@ -136,8 +143,8 @@ class Client:
             found = self.node.lookup(key)
         except dstore.KeyMissing:
             return start, now(), (None, False)
-        except dstore.GlobalUnavailable:
-            self._recorder.count({"reads unavailable": 1})
+        except self._unreached as error:
+            self._count_unreached(error)
             return start, now(), None
         end = now()
         if not found.from_local and _is_large(found.value):
@@ -153,8 +160,8 @@ class Client:
             found = self.node._do(stale.lookup(key))
         except dstore.KeyMissing:
             self._recorder.read("stale", {key: None}, start, now(), False)
-        except dstore.GlobalUnavailable:
-            self._recorder.count({"reads unavailable": 1})
+        except self._unreached as error:
+            self._count_unreached(error)
         else:
             value = _value_of(found.value)
             self._recorder.read("stale", {key: value}, start, now(), found.from_local)
@@ -175,8 +182,8 @@ class Client:
         start = now()
         try:
             found = self.node.get_many(keys)
-        except dstore.GlobalUnavailable:
-            self._recorder.count({"reads unavailable": 1})
+        except self._unreached as error:
+            self._count_unreached(error)
             return None
         end = now()
         return {key: _value_of(found[key]) if key in found else None for key in keys}, start, end
@@ -186,8 +193,8 @@ class Client:
         start = now()
         try:
             there = key in self.node
-        except dstore.GlobalUnavailable:
-            self._recorder.count({"reads unavailable": 1})
+        except self._unreached as error:
+            self._count_unreached(error)
             return
         if there:
             self._recorder.read("contains", {key: None}, start, now(), None)
@@ -200,8 +207,8 @@ class Client:
         start = now()
         try:
             there = set(self.node.keys(prefix))
-        except dstore.GlobalUnavailable:
-            self._recorder.count({"reads unavailable": 1})
+        except self._unreached as error:
+            self._count_unreached(error)
             return
         end = now()
         assert there <= set(all_keys), f"keys that nobody has set: {there - set(all_keys)}"
@@ -216,7 +223,9 @@ class Client:
             value = _value_of(self.node.wait(key, timeout))
         except dstore.WaitTimedOut:
             outcome = TIMED_OUT
-        except (dstore.GlobalUnavailable, dstore.NodeClosed):
+        except dstore.NodeClosed:
+            outcome = NOT_DONE
+        except self._unreached:
             outcome = NOT_DONE
         self._recorder.wait(key, value, start, now(), outcome, int(longest * 1e9))
 
@@ -307,9 +316,18 @@ class Client:
         except dstore.OutcomeUnknown as error:
             outcomes = dict.fromkeys(values, given_up)
             outcomes.update((str(key), UNKNOWN) for key in error.keys)
-        except dstore.GlobalUnavailable:
+        except self._unreached as error:
+            self._count_wrong(error)
             outcomes = dict.fromkeys(values, given_up)
         self._recorder.end(number, start, now(), outcomes)
+
+    def _count_unreached(self, error: dstore.DstoreError) -> None:
+        self._recorder.count({"reads unavailable": 1})
+        self._count_wrong(error)
+
+    def _count_wrong(self, error: dstore.DstoreError) -> None:
+        if isinstance(error, dstore.WrongServer):
+            self._recorder.count({WRONG_SERVERS: 1})
 
     # ---- choices --------------------------------------------------------------------------
 

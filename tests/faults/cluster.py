@@ -214,6 +214,7 @@ class ClientProcess:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        self._has_read = False
         self._stderr_path = Path(settings.folder) / f"{settings.name}.err"
         with self._stderr_path.open("wb") as stderr:
             self.process = subprocess.Popen(
@@ -240,6 +241,14 @@ class ClientProcess:
     @property
     def is_quiet(self) -> bool:
         return (Path(self.settings.folder) / f"{self.settings.name}.quiet").exists()
+
+    @property
+    def has_read(self) -> bool:
+        """Whether it has recorded a read."""
+        if not self._has_read:
+            mine = Path(self.settings.folder).glob(f"*.{self.settings.name}.*.jsonl")
+            self._has_read = any('["read",' in path.read_text() for path in mine)
+        return self._has_read
 
     def end(self) -> None:
         """Ask it to end, without waiting."""

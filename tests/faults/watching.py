@@ -8,6 +8,7 @@ changed is a stale read. A :class:`Waiter` waits for keys.
 
 from __future__ import annotations
 
+import contextlib
 import random
 import threading
 import time
@@ -67,7 +68,8 @@ class Watcher:
             watched = WatchRecorder(self._folder, self._process, now())
             try:
                 while not over.is_set():
-                    self._note(watch.take(TAKE_SECONDS), watched)
+                    with contextlib.suppress(dstore.WrongServer):  # in place of a member
+                        self._note(watch.take(TAKE_SECONDS), watched)
                     self._choose()
                     self._read_due()
                 until = time.monotonic() + DRAIN_SECONDS

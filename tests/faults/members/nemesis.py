@@ -48,6 +48,7 @@ TIMEOUTS = (1.2, 20.0)
 """Seconds until a call of a worker gives up: less than most faults last, and more."""
 
 GLOBAL_KILLED = "Global killed"
+GLOBAL_REPLACED = "Global killed, a Global without the database at its address"
 GLOBAL_STOPPED_SHORT = "Global stopped for less than an ownership lease"
 GLOBAL_STOPPED_LONG = "Global stopped for more than an ownership lease"
 GLOBAL_RESTARTED = "Global asked to end, and started again"
@@ -67,6 +68,7 @@ OWNER_STOPPED = "dstore host stopped"
 
 OF_GLOBALS = {
     GLOBAL_KILLED: (0.1, 2.0),
+    GLOBAL_REPLACED: (0.5, 2.0),
     GLOBAL_STOPPED_SHORT: (0.1, 0.6),
     GLOBAL_STOPPED_LONG: (1.3, 2.5),
     GLOBAL_RESTARTED: (0.0, 0.0),
@@ -151,6 +153,7 @@ class Nemesis(Injector):
         self._times = times
         self._worker = worker
         self._numbers: dict[ClientProcess, int] = {}
+        self._plain: set[Member] = set()  # those in whose place there is a Global without database
         self._cache_leases = cache_lease / lease
         self._overlap = overlap
         self._folders = folders
@@ -164,7 +167,8 @@ class Nemesis(Injector):
         rng, living = self._rng, {client.settings.source for client in self._clients.living}
         free = map(self._links.source, range(FIRST_WORKER, CLIENTS_MAX))
         source = next(each for each in free if each not in living)
-        some = rng.sample(self._members, min(len(self._members), rng.randint(1, ADDRESSES_MAX)))
+        there = [member for member in self._members if member not in self._plain]
+        some = rng.sample(there, min(len(there), rng.randint(1, ADDRESSES_MAX)))
         worker = replace(
             self._worker,
             role="worker",
@@ -228,11 +232,16 @@ class Nemesis(Injector):
         if sum(member in self._busy for member in self._members) >= DISTURBED_MAX:
             return None
         member = self._choose([each for each in self._members if each.alive])
-        if member is None:
+        if member is None or (fault == GLOBAL_REPLACED and not self._all_know_the_cluster()):
             return None
         repair = partial(self._repair_global, member)
         if fault == GLOBAL_KILLED:
             member.kill()
+        elif fault == GLOBAL_REPLACED:
+            member.kill()
+            member.start_plain()
+            self._plain.add(member)
+            repair = partial(self._bring_back, member)
         elif fault == GLOBAL_RESTARTED:
             member.ask_to_end()
             repair = partial(self._restart, member)
@@ -244,6 +253,19 @@ class Nemesis(Injector):
         else:
             member.signal(signal.SIGSTOP)
         return member, self._leases(OF_GLOBALS[fault]), repair
+
+    def _all_know_the_cluster(self) -> bool:
+        """Whether each worker has read something: it knows the cluster, and needs no other Global.
+
+        A Node that knows none uses what is there.
+        """
+        return all(client.has_read for client in self._clients.living)
+
+    def _bring_back(self, member: Member) -> bool:
+        member.kill()
+        member.start()
+        self._plain.remove(member)
+        return True
 
     def _repair_global(self, member: Member) -> bool:
         if member.alive:

@@ -127,7 +127,7 @@ class Probes:
                 pass  # an attempt before was carried out
             except dstore.NodeClosed:
                 raise
-            except (dstore.GlobalUnavailable, dstore.OutcomeUnknown) as error:
+            except (dstore.GlobalUnavailable, dstore.WrongServer, dstore.OutcomeUnknown) as error:
                 seconds = (time.monotonic_ns() - begin) / 1e9
                 self._failures.write(f"{_wall_clock()} {kind} {key} {seconds:.2f} s: {error!r}\n")
                 self._over.wait(RETRY)

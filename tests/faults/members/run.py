@@ -30,7 +30,7 @@ from pathlib import Path
 import dstore
 from dstore import config
 from tests.faults.broken_client import BROKEN_CLIENTS, NOTHING
-from tests.faults.client import Client, Keys
+from tests.faults.client import WRONG_SERVERS, Client, Keys
 from tests.faults.cluster import Clients, Life, OwnerLives, Times
 from tests.faults.injector import Fault
 from tests.faults.judge import GLOBAL_LATE, JudgeProcess, Verdict
@@ -44,6 +44,7 @@ from tests.faults.members.nemesis import (
     FIRST_OWNER,
     GLOBAL_ADDED,
     GLOBAL_DRAINED,
+    GLOBAL_REPLACED,
     OF_GLOBAL,
     OF_OWNER,
     PLACES,
@@ -136,7 +137,8 @@ class Report:
             f"{counts['acknowledged']:,} acknowledged writes",
             f"{self.verdict.deletions:,} deletions confirmed, {self.verdict.cleared:,} not waited "
             f"for; {counts['unknown']:,} writes with unknown outcome, {counts['not done']:,} "
-            f"writes and {counts['reads unavailable']:,} reads given up",
+            f"writes and {counts['reads unavailable']:,} reads given up, "
+            f"{counts[WRONG_SERVERS]:,} of them since another Global was in place of a member",
             f"{counts[f'host_hits {PLACES[OF_GLOBAL]}']:,} hits of the pages of Globals, "
             f"{counts[f'host_hits {PLACES[OF_OWNER]}']:,} of the pages of dstore host; "
             f"{counts['large values sent']:,} large values sent, "
@@ -239,13 +241,20 @@ class Run:
 
     def _member(self, number: int, shm: str) -> Member:
         links, plan = self._links, self.plan
-        options = ["--engine", self._postgres.url(at=links.databases(number))]
-        options += ["--ownership-lease", str(plan.lease), "--lease", str(plan.cache_lease)]
-        options += ["--shm", shm]
+        of_cluster = ["--engine", self._postgres.url(at=links.databases(number))]
+        of_cluster += ["--ownership-lease", str(plan.lease)]
+        options = ["--lease", str(plan.cache_lease), "--shm", shm]
         options += ["--keys", str(self._keys.path)] if plan.keys else []
         broken = plan.broken if plan.broken in BROKEN else NOTHING
-        advertised = links.advertises(number)
-        return Member(number, links.listens(number), advertised, options, self._folder, broken)
+        return Member(
+            number,
+            links.listens(number),
+            links.advertises(number),
+            options,
+            of_cluster,
+            self._folder,
+            broken,
+        )
 
     def _owner(self) -> OwnerLives:
         """The ``dstore host`` of the host that has no Global."""
@@ -420,6 +429,8 @@ class Run:
             self._times.faults.append((each.begin, (each.end or over) + settle))
         verdict = self._judge()
         self._check_pages(verdict.counts)
+        if verdict.counts[WRONG_SERVERS] and GLOBAL_REPLACED not in nemesis.done:
+            self._wrong.append(f"{verdict.counts[WRONG_SERVERS]} calls have found a wrong server")
         found = longest(prober.probes(), nemesis.history, settle)
         wrong = [*self._wrong, *verdict.violations, *self._clients.problems, *prober.problems()]
         wrong += [problem for member in self._members for problem in member.all_problems()]
