@@ -225,7 +225,8 @@ class Client:
             outcome = TIMED_OUT
         except dstore.NodeClosed:
             outcome = NOT_DONE
-        except self._unreached:
+        except self._unreached as error:
+            self._count_wrong(error)
             outcome = NOT_DONE
         self._recorder.wait(key, value, start, now(), outcome, int(longest * 1e9))
 

@@ -12,6 +12,7 @@ from tests.faults.members.broken_member import BROKEN
 from tests.faults.members.nemesis import ESSENTIAL, GLOBAL_KILLED, PRIMARY_LONG_AWAY
 from tests.faults.members.probes import NO_FAULT, SEVERAL, Probe, longest
 from tests.faults.members.run import Plan, Report, Run
+from tests.faults.records import DONE
 from tests.leaks import Footprint, left_behind
 from tests.postgres import missing
 
@@ -41,6 +42,7 @@ def test_a_killed_global_takes_nothing_with_it(tmp_path: Path) -> None:
         cache_lease=0.5,
         faults=(GLOBAL_KILLED,),
         extended=10.0,
+        quiet=1.0,
         standby=False,
     )
     report = run(plan, tmp_path)
@@ -67,6 +69,10 @@ def test_no_promise_is_broken_under_faults(tmp_path: Path) -> None:
     report = run(plan, tmp_path)
     assert report.wrong == [], f"seed {plan.seed}, histories in {tmp_path}"
     assert all(report.faults[fault] for fault in ESSENTIAL)
+    counts = report.verdict.counts
+    assert counts["events"]
+    assert counts["deletions watched"]
+    assert counts[f"waits {DONE}"]
     assert report.verdict.counts["acknowledged"]
 
 

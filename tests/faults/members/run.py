@@ -70,7 +70,7 @@ LOOK_SECONDS = 0.1
 SETTLE_TIMEOUT = 60.0
 """Seconds until all partitions must be served, at the beginning and after the faults."""
 QUIET_SECONDS = 5.0
-"""Seconds between the last write and the end of the watches."""
+"""Seconds between the last write and the end of the watches: more than a copy may be late."""
 READ_TIMEOUT = 60.0
 """Seconds until a read at the end gives up."""
 CACHE_BYTES = 4 << 20
@@ -89,7 +89,8 @@ EXIT_MISSING, EXIT_INTERRUPTED = 2, 130
 class Plan:
     """The length of a run, its size, its leases in seconds, and the seed of all choices.
 
-    The faults of a run that is shorter than one of each kind takes are the first of the deck.
+    The faults of a run that is shorter than one of each kind takes are the first of the deck. The
+    workers are ``quiet`` for these seconds at the end, before the watches end.
     ``extended`` is by how many seconds the run goes on until every kind has happened. With
     ``hosts`` some workers share the page of a host, and with ``keys`` the Globals ask for keys.
     """
@@ -107,6 +108,7 @@ class Plan:
     faults: Sequence[str] = FAULTS
     overlap: bool = False
     extended: float = 0.0
+    quiet: float = QUIET_SECONDS
     standby: bool = True
     hosts: bool = True
     keys: bool = True
@@ -382,10 +384,7 @@ class Run:
         self._clients.quiet_all()
         by = self._times.deleted_by(time.monotonic_ns())
         assert by is not None
-        watched = (
-            QUIET_SECONDS if any(each.settings.watches for each in self._clients.living) else 0
-        )
-        time.sleep(max(watched, GLOBAL_LATE + (by - time.monotonic_ns()) / 1e9))
+        time.sleep(max(self.plan.quiet, GLOBAL_LATE + (by - time.monotonic_ns()) / 1e9))
         self._clients.end_all()
         self._read_all()
 
