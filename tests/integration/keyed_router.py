@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import pytest
+
 import dstore
 from dstore.access.connect import Connect
 from dstore.core.authority.identity import Identity, Role
@@ -18,6 +20,8 @@ from dstore.server import listener
 from dstore.testing.running import ANY_PORT
 from dstore.transport.curve import new_pair
 from dstore.transport.router import Arrived, Router
+from tests.integration.owners import until
+from tests.integration.processes import PATIENCE
 
 
 class Keys:
@@ -106,3 +110,88 @@ def keyed_global(keys: Keys, address: str = ANY_PORT, **options: Any) -> Iterato
         server.start()
     with server:
         yield server
+
+
+LARGE = bytes(range(256)) * 1024
+
+
+@pytest.fixture
+def keys() -> Keys:
+    return Keys()
+
+
+@pytest.fixture
+def server(keys: Keys) -> Iterator[dstore.Global]:
+    with keyed_global(keys) as server:
+        yield server
+
+
+@pytest.fixture
+def file(keys: Keys, server: dstore.Global, tmp_path: Path) -> str:
+    return keys.client(tmp_path / "worker.json", server.address)
+
+
+def patient(path: str | None, **settings: Any) -> dstore.Node:
+    """A Node whose calls would wait for minutes: an error of theirs is one that comes at once."""
+    return dstore.Node(connect=path, timeout=10 * PATIENCE, **settings)
+
+
+def calls(node: dstore.Node, folder: Path) -> dict[str, Callable[[], object]]:
+    """One call of each kind."""
+    small, large = folder / "small", folder / "large"
+    small.write_bytes(b"small")
+    large.write_bytes(LARGE)
+    return {
+        "get": lambda: node.get("absent"),
+        "get_many": lambda: node.get_many(["absent", "other"]),
+        "contains": lambda: "absent" in node,
+        "set": lambda: node.set("new", 1),
+        "set_large": lambda: node.set("new", LARGE),
+        "set_many": lambda: node.set_many({"new": 1, "newer": 2}),
+        "replace": lambda: node.set("key", 2, replace=True),
+        "delete": lambda: node.delete("key"),
+        "delete_many": lambda: node.delete_many(["key", "other"], wait=False),
+        "put": lambda: node.put(b"value"),
+        "put_large": lambda: node.put(LARGE),
+        "put_file": lambda: node.put_file(small),
+        "put_large_file": lambda: node.put_file(large),
+        "set_file": lambda: node.set_file("new", large, replace=True),
+        "get_file": lambda: node.get_file("absent", folder / "out"),
+        "expire": lambda: node.expire("key", 60),
+        "persist": lambda: node.persist("key"),
+        "ttl": lambda: node.ttl("key"),
+        "keys": lambda: list(node.keys()),
+        "wait": lambda: node.wait("absent"),
+        "global_stats": node.global_stats,
+    }
+
+
+def check_errors(
+    calls: dict[str, Callable[[], object]], expected: type[Exception], text: str
+) -> None:
+    """Make all calls; each has to raise this error with this text."""
+    errors: dict[str, BaseException] = {}
+    for name, call in calls.items():
+        note_error(errors, name, call)
+    assert {name: type(errors.get(name)) for name in calls} == dict.fromkeys(calls, expected)
+    assert all(text in str(error) for error in errors.values())
+
+
+def note_error(errors: dict[str, BaseException], name: str, call: Callable[[], object]) -> None:
+    try:
+        call()
+    except BaseException as error:
+        errors[name] = error
+
+
+def recovered(node: dstore.Node, get: Callable[[dstore.Node], Any]) -> Any:
+    """Ask until the Node is let in again. Returns the answer."""
+    answers: list[Any] = []
+
+    def asked() -> bool:
+        with contextlib.suppress(dstore.AccessDenied, dstore.WrongServer):
+            answers.append(get(node))
+        return bool(answers)
+
+    until(asked, "the Node recovers")
+    return answers[0]

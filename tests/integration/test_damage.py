@@ -16,8 +16,8 @@ import pytest
 import dstore
 from dstore.codecs import Encoded
 from dstore.config import CHUNK_BYTES
+from tests.integration.large_values import Hosts, Reader, content_of, digest, files_of, host, soon
 from tests.integration.processes import GlobalProcess, others_left
-from tests.integration.test_large import Hosts, Reader, content_of, digest, files_of, host, soon
 
 __all__ = ["host"]
 

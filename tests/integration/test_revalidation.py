@@ -8,10 +8,10 @@ import pytest
 
 import dstore
 from dstore.config import HOST_VARIABLE
+from tests.integration.large_values import Reader, content_of, digest, files_of
 from tests.integration.owners import HostProcess, until
 from tests.integration.sharing import gets, host_folder, membership, wait_until
 from tests.integration.test_durable import Durable
-from tests.integration.test_large import Reader, content_of, digest, files_of
 
 KEYS = 1_000
 LEASE = 5.0

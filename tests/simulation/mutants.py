@@ -253,7 +253,7 @@ MUTANTS = (
     Mutant(
         "forked child that uses its parent's lease",
         (("client.lifecycle", "        node._forked()\n", "        pass\n"),),
-        "tests/integration/test_node.py::test_after_a_fork_nothing_of_the_parent_is_used",
+        "tests/integration/test_node_ends.py::test_after_a_fork_nothing_of_the_parent_is_used",
         "the simulated processes do not fork",
     ),
     Mutant(
@@ -277,7 +277,7 @@ MUTANTS = (
                 "        if upload is None:\n",
             ),
         ),
-        CORE + "test_large_values.py::test_an_upload_that_is_not_complete_cannot_be_bound",
+        CORE + "test_large_uploads.py::test_an_upload_that_is_not_complete_cannot_be_bound",
         "a Local sends the SET when its upload is complete, and not before",
     ),
     Mutant(
@@ -299,7 +299,7 @@ MUTANTS = (
                 "            if False:\n",
             ),
         ),
-        CORE + "test_large_values.py::test_a_late_chunk_of_a_value_that_is_bound_starts_no_upload",
+        CORE + "test_large_uploads.py::test_a_late_chunk_of_a_value_that_is_bound_starts_no_upload",
         "messages on a simulated connection that is cut are lost, and never late",
     ),
     Mutant(
@@ -311,13 +311,13 @@ MUTANTS = (
                 "            if False:\n",
             ),
         ),
-        CORE + "test_large_values.py::test_a_damaged_upload_is_refused_and_forgotten",
+        CORE + "test_large_uploads.py::test_a_damaged_upload_is_refused_and_forgotten",
         "the simulated network loses and delays messages, but does not damage them",
     ),
     Mutant(
         "digest of a download not compared",
         (("core.local.transfer", "    if hasher.digest() != stored.body.digest:\n", "    if False:\n"),),
-        CORE + "test_large_values.py::test_a_download_that_does_not_have_its_digest_is_damaged",
+        CORE + "test_large_transfers.py::test_a_download_that_does_not_have_its_digest_is_damaged",
         "the simulated network loses and delays messages, but does not damage them",
     ),
     Mutant(
@@ -329,7 +329,7 @@ MUTANTS = (
                 "reply.token == stored.token:",
             ),
         ),
-        CORE + "test_large_values.py::test_a_download_goes_on_from_what_has_arrived",
+        CORE + "test_large_transfers.py::test_a_download_goes_on_from_what_has_arrived",
         "the digest covers it: the transfer fails instead",
     ),
     Mutant(

@@ -8,6 +8,8 @@ from tests.simulation.mutant import CORE, Mutant
 WRITES = "core.authority.writes"
 DEADLINES = "core.authority.deadlines"
 EXPIRY = CORE + "test_expiry.py::"
+WRITE_TESTS = CORE + "test_expiry_writes.py::"
+PACE_TESTS = CORE + "test_expiry_pace.py::"
 UNIQUE = "simulated values are unique, and the values of an address are not"
 
 OF_EXPIRY = (
@@ -84,7 +86,7 @@ OF_EXPIRY = (
             ),
         ),
         CORE
-        + "test_expiry.py::test_expire_is_answered_when_it_is_durable_and_shows_in_no_answer_before",
+        + "test_expiry_durable.py::test_expire_is_answered_when_it_is_durable_and_shows_in_no_answer_before",
         "it shows only after a crash right after an EXPIRE, which few simulated runs have",
     ),
     Mutant(
@@ -96,7 +98,7 @@ OF_EXPIRY = (
                 "        if state.is_known(",
             ),
         ),
-        EXPIRY + "test_a_put_of_an_address_that_is_bound_commits_the_later_deadline",
+        WRITE_TESTS + "test_a_put_of_an_address_that_is_bound_commits_the_later_deadline",
         UNIQUE,
     ),
     Mutant(
@@ -108,7 +110,7 @@ OF_EXPIRY = (
                 "            if False:\n",
             ),
         ),
-        EXPIRY + "test_a_put_of_an_address_that_is_bound_commits_the_later_deadline",
+        WRITE_TESTS + "test_a_put_of_an_address_that_is_bound_commits_the_later_deadline",
         UNIQUE,
     ),
     Mutant(
@@ -121,7 +123,7 @@ OF_EXPIRY = (
                 "        self._changes.submit(change, lambda outcome, now: None, now, busy=True)\n",
             ),
         ),
-        EXPIRY + "test_a_put_is_answered_when_the_later_deadline_is_durable",
+        WRITE_TESTS + "test_a_put_is_answered_when_the_later_deadline_is_durable",
         UNIQUE,
     ),
     Mutant(
@@ -133,7 +135,7 @@ OF_EXPIRY = (
                 "        queue = self._queue(item.key)\n",
             ),
         ),
-        EXPIRY + "test_a_set_of_a_key_whose_deadline_has_passed_is_not_refused_as_occupied",
+        WRITE_TESTS + "test_a_set_of_a_key_whose_deadline_has_passed_is_not_refused_as_occupied",
         "the value is bound until its removal, so that the answer is linearizable",
     ),
     Mutant(
@@ -145,7 +147,7 @@ OF_EXPIRY = (
                 "        return 1_000_000_000\n",
             ),
         ),
-        EXPIRY + "test_a_holder_that_has_died_slows_expiry_down_and_does_not_stop_it",
+        PACE_TESTS + "test_a_holder_that_has_died_slows_expiry_down_and_does_not_stop_it",
         "a simulated run has a few keys",
     ),
     Mutant(

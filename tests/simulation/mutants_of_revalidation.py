@@ -10,6 +10,7 @@ OWNER = "core.local.owner"
 READS = "core.authority.reads"
 STATE = "core.local.state"
 HERE = CORE + "test_revalidation.py::"
+VALUES = CORE + "test_revalidation_values.py::"
 FILES, MEMORY = "shm.files", "shm.memory"
 TAKING = "tests/unit/shm/test_taking.py::"
 NO_FILES = "the simulation has no files"
@@ -86,13 +87,13 @@ OF_REVALIDATION = (
                 '    person = b""\n',
             ),
         ),
-        HERE + "test_a_small_value_is_never_taken_for_a_large_one",
+        VALUES + "test_a_small_value_is_never_taken_for_a_large_one",
         "no simulated value has the bytes of a digest",
     ),
     Mutant(
         "large value compared by its size alone",
         (("protocol.offers", "        hashed.update(body.digest)\n", ""),),
-        HERE + "test_another_large_value_is_not_taken_back",
+        VALUES + "test_another_large_value_is_not_taken_back",
         "that a value is replaced by one of the same size while a session ends is rare",
     ),
     Mutant(
@@ -104,7 +105,7 @@ OF_REVALIDATION = (
                 "found = Found(message.seq, True, Stored(body.token, codec, body.large))",
             ),
         ),
-        HERE + "test_a_large_value_has_the_token_of_the_write_that_has_bound_it",
+        VALUES + "test_a_large_value_has_the_token_of_the_write_that_has_bound_it",
         NAMED,
     ),
     Mutant(
@@ -116,7 +117,7 @@ OF_REVALIDATION = (
                 "        if self.fill(membership, key, found._replace(seq=self.applied), body) is not None:\n",
             ),
         ),
-        HERE + "test_a_large_value_that_is_deleted_while_its_file_is_found_is_not_stored",
+        VALUES + "test_a_large_value_that_is_deleted_while_its_file_is_found_is_not_stored",
         NAMED,
     ),
     Mutant(
@@ -128,7 +129,7 @@ OF_REVALIDATION = (
                 "        if self.fill(self.membership, key, found, body) is not None:\n",
             ),
         ),
-        HERE + "test_a_large_value_that_is_found_when_its_session_has_ended_is_not_stored",
+        VALUES + "test_a_large_value_that_is_found_when_its_session_has_ended_is_not_stored",
         NAMED,
     ),
     Mutant(
@@ -141,13 +142,13 @@ OF_REVALIDATION = (
             ),
             (STATE, "        self.former.keep((), (), self.former.epoch)  #", "        #"),
         ),
-        HERE + "test_the_processes_of_a_host_offer_their_large_values_in_the_next_page",
+        VALUES + "test_the_processes_of_a_host_offer_their_large_values_in_the_next_page",
         "it is no stale read",
     ),
     Mutant(
         "large value compared with the bytes that Global would have to load",
         (("protocol.offers", "    return len(body.digest) if isinstance(body, Large) else len(body)\n", "    return body.size if isinstance(body, Large) else len(body)\n"),),
-        HERE + "test_a_large_value_counts_with_its_digest_in_an_offer",
+        VALUES + "test_a_large_value_counts_with_its_digest_in_an_offer",
         "it is no stale read",
     ),
     Mutant(
@@ -223,13 +224,13 @@ OF_REVALIDATION = (
     Mutant(
         "large values forgotten that were not offered when the next session ended",
         ((FORMER, "chain(large, left)", "large"),),
-        HERE + "test_what_was_not_offered_when_a_session_ended_is_offered_in_the_next_one",
+        VALUES + "test_what_was_not_offered_when_a_session_ended_is_offered_in_the_next_one",
         "it is no stale read",
     ),
     Mutant(
         "large values left without a bound",
         ((FORMER, "islice(chain(large, left), LARGE_MAX)", "chain(large, left)"),),
-        HERE + "test_no_more_large_values_are_left_than_a_bound",
+        VALUES + "test_no_more_large_values_are_left_than_a_bound",
         "it is no stale read",
     ),
     Mutant(

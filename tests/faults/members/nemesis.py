@@ -90,6 +90,8 @@ OF_OWNERS = (OWNER_KILLED, OWNER_STOPPED)
 OWNERLESS_LEASES = (0.2, 1.3, 2.5)
 """Cache leases for which a host has no owner, or one that is stopped; then clients go on alone."""
 LINK_LEASES = (0.2, 2.0)
+SOON_OVER = (*CLIENT_LINKS, WORKER_STOPPED_SHORT, WORKER_STOPPED_LONG, *OF_OWNERS)
+"""The faults after which all is as before within a cache lease, and not only an ownership lease."""
 FAULTS = (
     *OF_GLOBALS,
     GLOBAL_ADDED,
@@ -405,6 +407,13 @@ class Nemesis(Injector):
             return owner, leases, partial(_done, partial(owner.start))
         owner.signal(signal.SIGSTOP)
         return owner, leases, partial(_done, partial(owner.signal, signal.SIGCONT))
+
+
+def settles(fault: str, lease: float, cache_lease: float) -> float:
+    """Return how long after the repair of a fault something may be late, in seconds."""
+    if fault == WORKER_KILLED:
+        return 0.0
+    return cache_lease if fault in SOON_OVER else lease
 
 
 def _done(repair: partial[None]) -> bool:

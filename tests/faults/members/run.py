@@ -49,6 +49,7 @@ from tests.faults.members.nemesis import (
     OF_OWNER,
     PLACES,
     Nemesis,
+    settles,
 )
 from tests.faults.members.probes import KINDS, Prober, longest
 from tests.faults.members.probes import Settings as ProbeSettings
@@ -423,14 +424,15 @@ class Run:
 
     def _report(self, nemesis: Nemesis, prober: Prober) -> Report:
         self._keep_faults(nemesis.history)
-        settle, over = int(self.plan.lease * 1e9), time.monotonic_ns()
+        plan, over = self.plan, time.monotonic_ns()
         for each in nemesis.history:
+            settle = int(settles(each.kind, plan.lease, plan.cache_lease) * 1e9)
             self._times.faults.append((each.begin, (each.end or over) + settle))
         verdict = self._judge()
         self._check_pages(verdict.counts)
         if verdict.counts[WRONG_SERVERS] and GLOBAL_REPLACED not in nemesis.done:
             self._wrong.append(f"{verdict.counts[WRONG_SERVERS]} calls have found a wrong server")
-        found = longest(prober.probes(), nemesis.history, settle)
+        found = longest(prober.probes(), nemesis.history, int(plan.lease * 1e9))
         wrong = [*self._wrong, *verdict.violations, *self._clients.problems, *prober.problems()]
         wrong += [problem for member in self._members for problem in member.all_problems()]
         for fault in self.plan.faults:

@@ -12,7 +12,7 @@ from dstore.access.running import statuses
 from dstore.core.authority.identity import Identity, Role
 from dstore.core.authority.sessions import Session, Sessions
 from dstore.server.access import KEYS_CHECK, REPORT_EVERY, Access
-from tests.unit.core.test_access import hello
+from tests.unit.core.identities import hello
 from tests.unit.core.world import World
 
 NAMES = ("alice", "bob", "carol")

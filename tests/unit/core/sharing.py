@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from dstore.core.local.cache import MappedBody
 from dstore.core.local.membership import lease_word, private_lease
 from dstore.core.local.shared import Put, Record
 from dstore.core.local.vector import Vector
-from dstore.protocol.messages import Key
+from dstore.protocol.messages import Found, Key, Stored
 from tests.unit.core.world import LEASE, Member, World
 
 
@@ -133,3 +134,47 @@ def kinds(world: World) -> dict[str, int]:
         name = session.kind.name.lower()
         counts[name] = counts.get(name, 0) + 1
     return counts
+
+
+VALUE = (bytes(16), "bytes", b"old")
+
+
+def sent(member: Member) -> list[Any]:
+    """What it says now on its control channel. Nothing is delivered."""
+    member.tick()
+    if member.state.wake_at <= member.world.now:
+        member.tick()
+    messages = list(member.outgoing)
+    member.outgoing.clear()
+    return messages
+
+
+def detached(world: World) -> tuple[HostPage, Member]:
+    """A process whose page has ended, as it has noticed."""
+    page, (a,) = host(world, "a")
+    world.engine_holds("k")
+    a.get("k")
+    page.void()
+    page.silent = True
+    world.page = None
+    a.begin_get("k")
+    a.tick()
+    return page, a
+
+
+def parent_with_entries(world: World, **settings: Any) -> tuple[HostPage, Member]:
+    page, (a,) = host(world, "a", **settings)
+    for key in ("k", "l", "m"):
+        a.state.cache.insert(key, 0, *VALUE, page.vector.bucket(key))
+    return page, a
+
+
+def stored(page: HostPage, key: str, seq: int = 0) -> None:
+    """Another process puts a value into the host cache."""
+    page.table[key] = Record(seq, *VALUE)
+
+
+def large(world: World, shared: bool = True) -> tuple[Found, MappedBody]:
+    return Found(3, True, Stored(world.random16(), "bytes", b"")), MappedBody(
+        memoryview(bytes(2000)), shared
+    )

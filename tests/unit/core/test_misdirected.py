@@ -30,7 +30,7 @@ from dstore.protocol.messages import (
 )
 from dstore.protocol.partitions import partition_of, to_bitmap
 from tests.unit.core.cluster import MINE, OTHERS, OWNED, begin_epoch, gain, key_in, member
-from tests.unit.core.test_large_values import BODY, begin_set, bound, failed, large, sent, supply
+from tests.unit.core.large_values import BODY, begin_set, bound, failed, large, sent, supply
 from tests.unit.core.world import Call, Member, item
 
 Begin = Callable[[Member], Call]

@@ -63,7 +63,7 @@ from tests.unit.core.cluster import (
     member,
 )
 from tests.unit.core.host_page import FakePage
-from tests.unit.core.test_large_values import large
+from tests.unit.core.large_values import large
 from tests.unit.core.world import LEASE, Member, World, item
 
 QUIET = key_in(range(128, 256), 1)

@@ -6,7 +6,7 @@ import errno
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -14,83 +14,29 @@ from typing import Any
 
 import pytest
 
-from dstore.core.engine import Bulk
 from dstore.errors import StoreFull, ValueCorrupt
-from dstore.protocol import content
 from dstore.protocol.messages import Large, Stored
 from dstore.runtime.background import janitor
-from dstore.server.data.durable_bulk import DurableBulk
-from dstore.server.data.large import LargeFiles, Read
-from dstore.shm import SharedBulk, bulk_for
-from dstore.shm.bulk import PrivateBulk
-from dstore.testing.bulk_contract import BulkContract, got, raises
+from dstore.server.data.large import LargeFiles
+from dstore.testing.bulk_contract import raises
 from tests.disks import mounted_disk
-from tests.unit.shm.children import (
-    EPOCH,
-    TIMEOUT,
-    Child,
-    begun,
-    files,
-    holds,
-    janitor_held_up,
-    new_token,
-    opened,
-    value_of,
+from tests.unit.server.large_files import (
+    SIZE,
+    content_of,
+    kept,
+    known,
+    large,
+    new_value,
+    path_of,
+    reading,
+    restarted,
 )
+from tests.unit.shm.children import Child, files, janitor_held_up, new_token, value_of
 
-SIZE = (2 << 20) + 4099
-"""Two chunks and a part of a third."""
+__all__ = ["large"]
+
 PATIENCE = 0.2
 """Seconds in which another thread may do what a lock should keep it from doing."""
-
-
-def stored_of(token: bytes, body: bytes, codec: str = "bytes") -> Stored:
-    return Stored(token, codec, Large(len(body), content.digest(codec, body)))
-
-
-def new_value(size: int = SIZE) -> tuple[Stored, bytes]:
-    token = new_token()
-    return stored_of(token, value_of(token, size), "pickle"), value_of(token, size)
-
-
-def reading(body: bytes) -> Read:
-    """Read from a value that is in memory."""
-    return lambda token, offset, count: memoryview(body)[offset : offset + count]
-
-
-def kept(large: LargeFiles, size: int = SIZE) -> tuple[Stored, bytes]:
-    stored, body = new_value(size)
-    large.keep(stored, reading(body))
-    return stored, body
-
-
-def content_of(bulk: Bulk | LargeFiles, stored: Stored) -> bytes | None:
-    """Read all of a value."""
-    view = bulk.read(stored.token, 0, stored.size)
-    return None if view is None else bytes(view)
-
-
-def known(*values: Stored) -> dict[bytes, int]:
-    return {stored.token: stored.size for stored in values}
-
-
-def path_of(large: LargeFiles, stored: Stored) -> Path:
-    return Path(large.path, stored.token.hex())
-
-
-@pytest.fixture
-def large(tmp_path: Path) -> Iterator[LargeFiles]:
-    large = LargeFiles(str(tmp_path / "large"))
-    yield large
-    large.close()
-
-
-def restarted(large: LargeFiles, *values: Stored, keep_all: bool = False) -> LargeFiles:
-    """What the next Global opens, which has rows of these values."""
-    large.close()
-    again = LargeFiles(large.path)
-    again.remove_orphans(known(*values), keep_all=keep_all)
-    return again
 
 
 # ---- keeping and reading ----------------------------------------------------------------------
@@ -520,311 +466,3 @@ def test_a_value_that_is_dropped_while_it_is_kept_is_not_kept(
     assert files(Path(large.path)) == []
     large.keep(stored, reading(body))
     assert content_of(large, stored) == body
-
-
-# ---- backups ----------------------------------------------------------------------------------
-
-
-def test_files_stay_while_removals_are_deferred(large: LargeFiles) -> None:
-    (one, body), (two, _), (three, _) = kept(large), kept(large), kept(large)
-    with large.removals_deferred():
-        with large.removals_deferred():
-            large.drop(one.token)
-            janitor.wait()
-        large.drop(two.token)
-        janitor.wait()
-        assert content_of(large, one) is None
-        assert all(large.verify(each) for each in (one, two, three))
-        large.keep(one, reading(body))
-        large.tend()
-        janitor.wait()
-        assert path_of(large, two).exists()
-    assert large.tend_at < float("inf")
-    large.tend()
-    janitor.wait()
-    large.tend()
-    assert large.tend_at == float("inf")
-    assert files(Path(large.path)) == sorted(each.token.hex() for each in (one, three))
-    assert content_of(large, one) == body
-
-
-def test_a_start_during_a_backup_removes_orphans_after_it(large: LargeFiles) -> None:
-    orphan, _ = kept(large)
-    large.close()
-    again = LargeFiles(large.path)
-    with again.removals_deferred():
-        assert again.remove_orphans({}, keep_all=False) == [orphan.token]
-        assert path_of(again, orphan).exists()
-        assert orphan.token not in again
-    again.tend()
-    janitor.wait()
-    assert files(Path(again.path)) == []
-    again.close()
-
-
-def test_removals_go_on_when_a_backup_was_killed(large: LargeFiles) -> None:
-    stored, _ = kept(large)
-
-    def hold(pipe: Connection) -> None:
-        with large.removals_deferred():
-            pipe.send("held")
-            pipe.recv()
-
-    with Child(hold) as child:
-        assert child.hear() == "held"
-        large.drop(stored.token)
-        janitor.wait()
-        assert path_of(large, stored).exists()
-        child.kill()
-        large.tend()
-        janitor.wait()
-        assert not path_of(large, stored).exists()
-
-
-@pytest.fixture(params=["links", "copies"])
-def backup(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[LargeFiles]:
-    """A folder on the same file system as ``large``, and one on another."""
-    if request.param == "links":
-        target = LargeFiles(str(tmp_path / "backup"))
-        yield target
-        target.close()
-        return
-    with mounted_disk(tmp_path, "16m") as disk:
-        target = LargeFiles(str(disk / "backup"))
-        yield target
-        target.close()
-
-
-def test_a_backup_has_all_values(large: LargeFiles, backup: LargeFiles) -> None:
-    values = [kept(large) for _ in range(3)]
-    rows = [stored for stored, _ in values]
-    done: list[int] = []
-    with large.removals_deferred():
-        large.drop(rows[0].token)
-        janitor.wait()
-        for _ in range(2):
-            assert large.copy_to(backup, rows, done=done.append) == []
-    assert sum(done) >= 3 * SIZE
-    assert all(backup.verify(each) for each in rows)
-    same_disk = os.stat(large.path).st_dev == os.stat(backup.path).st_dev
-    linked = [path_of(backup, each).samefile(path_of(large, each)) for each in rows[1:]]
-    assert linked == [same_disk] * 2
-    large.drop(rows[1].token)
-    janitor.wait()
-    restored = restarted(backup, *rows)
-    assert [content_of(restored, each) for each in rows] == [body for _, body in values]
-    restored.close()
-
-
-def test_a_backup_names_what_is_damaged_and_goes_on(large: LargeFiles, backup: LargeFiles) -> None:
-    rows = [kept(large)[0] for _ in range(3)]
-    os.truncate(path_of(large, rows[0]), SIZE - 1)
-    path_of(large, rows[1]).unlink()
-    assert large.copy_to(backup, rows) == rows[:2]
-    assert files(Path(backup.path)) == [rows[2].token.hex()]
-
-
-def test_a_damaged_file_in_a_backup_is_replaced(large: LargeFiles, backup: LargeFiles) -> None:
-    stored, body = kept(large)
-    path_of(backup, stored).write_bytes(b"x" * SIZE)
-    os.chmod(path_of(backup, stored), 0o600)
-    assert large.copy_to(backup, [stored]) == []
-    assert path_of(backup, stored).read_bytes() == body
-
-
-# ---- with the values in memory ----------------------------------------------------------------
-
-
-class TestOverPrivateBulk(BulkContract):
-    """The contract, before any value is kept."""
-
-    @pytest.fixture(autouse=True)
-    def _folder(self, tmp_path: Path) -> Iterator[None]:
-        self.root = tmp_path / "shm"
-        self.root.mkdir()
-        self.files = LargeFiles(str(tmp_path / "large"))
-        yield
-        self.files.close()
-        assert files(self.root) == []
-
-    def inner(self) -> Bulk:
-        return PrivateBulk()
-
-    def make(self) -> Bulk:
-        return DurableBulk(self.inner(), self.files)
-
-
-class TestOverSharedBulk(TestOverPrivateBulk):
-    def inner(self) -> Bulk:
-        bulk = bulk_for(EPOCH, str(self.root))
-        assert isinstance(bulk, SharedBulk)
-        return bulk
-
-
-class OnDiskAlone(DurableBulk):
-    """Each value is kept when it is sealed, and then is no longer in memory."""
-
-    def __init__(self, inner: Bulk, files: LargeFiles) -> None:
-        super().__init__(inner, files)
-        self.closed = files.close
-
-    def seal(self, token: bytes) -> None:
-        super().seal(token)
-        body = b"".join(iter(self._pieces(token), b""))
-        self.keep(stored_of(token, body))
-        self._inner.drop(token)
-
-    def _pieces(self, token: bytes) -> Callable[[], bytes]:
-        offset = 0
-
-        def piece() -> bytes:
-            nonlocal offset
-            view = self._inner.read(token, offset, 1 << 20)
-            assert view is not None
-            offset += len(view)
-            return bytes(view)
-
-        return piece
-
-    def close(self) -> None:
-        super().close()
-        self.closed()
-
-
-class TestOnDiskAlone(TestOverSharedBulk):
-    """The contract for values that are read from their files, as after a restart."""
-
-    def make(self) -> Bulk:
-        return OnDiskAlone(self.inner(), self.files)
-
-
-@pytest.fixture(params=["shared", "private"])
-def make_inner(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[int], Bulk]:
-    """Makes the memory of the Global with this epoch."""
-    root = tmp_path / "shm"
-    root.mkdir()
-    return lambda epoch: bulk_for(epoch, str(root) if request.param == "shared" else "")
-
-
-def written(bulk: Bulk) -> tuple[Stored, bytes]:
-    stored, body = new_value()
-    bulk.reserve(stored.token, SIZE)
-    bulk.write(stored.token, 0, body)
-    bulk.seal(stored.token)
-    return stored, body
-
-
-def test_values_survive_a_restart(
-    large: LargeFiles, tmp_path: Path, make_inner: Callable[[int], Bulk]
-) -> None:
-    bulk = DurableBulk(make_inner(EPOCH), large)
-    (one, body), (two, _), (three, _) = (written(bulk) for _ in range(3))
-    for stored in (one, two):
-        bulk.keep(stored)
-    bulk.drop(two.token)
-    bulk.close()
-    again = DurableBulk(make_inner(EPOCH + 1), restarted(large, one))
-    assert content_of(again, one) == body
-    assert got(again, one.token, SIZE - 5, 9) == body[-5:]
-    assert content_of(again, two) is None and content_of(again, three) is None
-    again.drop(one.token)
-    assert content_of(again, one) is None
-    again.close()
-    again._files.close()
-    assert files(Path(large.path)) == []
-
-
-def test_a_value_in_memory_is_read_from_there(
-    large: LargeFiles, make_inner: Callable[[int], Bulk]
-) -> None:
-    bulk = DurableBulk(make_inner(EPOCH), large)
-    stored, body = written(bulk)
-    bulk.keep(stored)
-    path_of(large, stored).unlink()
-    assert content_of(bulk, stored) == body
-    bulk.close()
-
-
-def test_a_value_whose_shared_memory_was_cut_short_is_read_from_its_file(
-    large: LargeFiles, tmp_path: Path
-) -> None:
-    bulk = DurableBulk(bulk_for(EPOCH, str(tmp_path)), large)
-    stored, body = written(bulk)
-    bulk.keep(stored)
-    (shared,) = (p for p in tmp_path.rglob(stored.token.hex()) if p.parent.name == "global")
-    shared.chmod(0o600)
-    os.truncate(shared, 7)
-    assert content_of(bulk, stored) == body
-    bulk.close()
-
-
-def test_a_value_on_disk_is_not_adopted_and_not_uploaded_again(
-    large: LargeFiles, tmp_path: Path
-) -> None:
-    stored, body = kept(large)
-    root = tmp_path / "shm"
-    root.mkdir()
-    bulk = DurableBulk(bulk_for(EPOCH, str(root)), restarted(large, stored))
-    with opened(root) as node:  # which fetches it
-        with begun(node, stored.token, SIZE) as writer:
-            writer.write(0, body)
-            writer.seal()
-        assert holds(node, stored.token, SIZE)
-        assert not bulk.adopt(stored.token, SIZE)
-        other = new_token()
-        with begun(node, other, SIZE) as writer:
-            writer.write(0, value_of(other, SIZE))
-            writer.seal()
-        assert bulk.adopt(other, SIZE)
-    os.rename(path_of(large, stored), tmp_path / "away")
-    assert content_of(bulk, stored) is None
-    assert raises(StoreFull, lambda: bulk.reserve(stored.token, SIZE))
-    os.rename(tmp_path / "away", path_of(large, stored))
-    assert content_of(bulk, stored) == body
-    bulk.close()
-    bulk._files.close()
-
-
-def test_global_serves_while_another_thread_keeps_a_value(
-    large: LargeFiles, make_inner: Callable[[int], Bulk]
-) -> None:
-    inner = make_inner(EPOCH)
-    bulk = DurableBulk(inner, large)
-    (one, body), (two, other) = written(bulk), written(bulk)
-    in_the_middle, go_on = threading.Event(), threading.Event()
-    refused: list[bool] = []
-
-    def read(token: bytes, offset: int, count: int) -> memoryview | None:
-        view = inner.read(token, offset, count)
-        if offset:
-            in_the_middle.set()
-            assert go_on.wait(TIMEOUT)
-        return view
-
-    committer = threading.Thread(
-        target=lambda: refused.append(raises(ValueCorrupt, lambda: large.keep(one, read)))
-    )
-    committer.start()
-    try:
-        assert in_the_middle.wait(TIMEOUT)
-        assert content_of(bulk, one) == body
-        three, third = written(bulk)
-        bulk.keep(two)
-        bulk.drop(three.token)
-        bulk.drop(one.token)
-        assert content_of(bulk, one) is None
-        assert content_of(bulk, two) == other
-    finally:
-        go_on.set()
-        committer.join()
-    assert refused == [True]
-    assert third == value_of(three.token, SIZE)
-    assert files(Path(large.path)) == [two.token.hex()]
-    bulk.close()
-
-
-def test_repr_shows_state(large: LargeFiles) -> None:
-    kept(large)
-    assert "open values=1 under_way=0 to_remove=0" in repr(large)
-    bulk = DurableBulk(PrivateBulk(), large)
-    assert "PrivateBulk unsealed=0 sealed=0" in repr(bulk) and large.path in repr(bulk)
