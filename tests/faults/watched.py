@@ -89,12 +89,20 @@ class _Watches:
                 quiet = self._times.quiet(ends[start], min(noticed, watch.end))
                 own = len(events) - bisect_left(events, start)
                 if quiet > late or (resync > watch.end and own < len(due) - at):
-                    when = "never" if noticed > watch.end else f"{quiet / 1e9:.3f} s without fault"
+                    begun, took = self._seconds(start), self._seconds(ends[start])
                     yield (
-                        f"{process}: a deletion of {key!r} at {start} was noticed late: {when}; "
-                        f"{len(due) - at} deletions were confirmed, {own} events have come"
+                        f"{process}: the deletion of {key!r} in [{begun}, {took}] was noticed "
+                        f"{self._when(noticed, watch.end)}, {quiet / 1e9:.3f} s of that without a "
+                        f"fault; of the {len(due) - at} from then on it had {own} events"
                     )
                     break
+
+    def _when(self, noticed: int, end: int) -> str:
+        return "never" if noticed > end else f"at {self._seconds(noticed)}"
+
+    def _seconds(self, moment: int) -> str:
+        """Return a time as the checkers write it."""
+        return f"{(moment - self._times.lives[0].begin) / 1e9:.6f}"
 
 
 def _next(times: list[int], since: int) -> int:
