@@ -74,29 +74,24 @@ class TaskNode:
 
 
 class TaskWatch:
-    """An AsyncWatch for threads."""
+    """An AsyncWatch for threads: an iterator whose steps are tasks."""
 
-    def __init__(self, watch: AsyncWatch, do: Callable[[Coroutine[Any, Any, Any]], Any]) -> None:
+    def __init__(
+        self, watch: AsyncWatch, do: Callable[[Coroutine[Any, Any, Any]], dstore.Event]
+    ) -> None:
         self._watch = watch
         self._do = do
 
-    def take(self, timeout: float) -> dstore.Event | None:
-        """Take the next event; None if none comes within ``timeout`` seconds."""
-
-        async def take() -> dstore.Event | None:
-            # A task that is cancelled takes no event.
-            try:
-                return await asyncio.wait_for(self._watch.__anext__(), timeout)
-            except asyncio.TimeoutError:
-                return None
-
-        event: dstore.Event | None = self._do(take())
-        return event
-
-    def __enter__(self) -> TaskWatch:
+    def __iter__(self) -> TaskWatch:
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __next__(self) -> dstore.Event:
+        try:
+            return self._do(self._watch.__anext__())
+        except (StopAsyncIteration, dstore.NodeClosed):
+            raise StopIteration from None
+
+    def close(self) -> None:
         self._watch.close()
 
 

@@ -92,7 +92,7 @@ BAD = {
     "an event before the deletion": (seen(2.9), [SET, DELETED]),
     "an event too late": (seen(4 + LATE), [SET, DELETED]),
     "a resync too late": (seen(resyncs=(0.5, 4 + LATE)), [SET, DELETED]),
-    "late, and not because of a fault": (seen(72), [did("set", 1, 2), did("delete", 17, 19)]),
+    "late, and not because of a fault": (seen(72), [did("set", 1, 2), did("delete", 17, 18.5)]),
     "one event for two deletions": (seen(8), [SET, did("delete", 3, 7), AGAIN, DELETED_AGAIN]),
     "an event without a deletion": (seen(3.5), [SET]),
     "an event before all deletions": (seen(0.9, 3.5), [SET, DELETED]),

@@ -24,7 +24,7 @@ from tests.faults.records import DONE, OCCUPIED, OCCUPIED_LOCAL, UNKNOWN, Operat
 
 WAIT_LATE = 3.0
 """Seconds without any fault until a wait for a key that is bound has ended."""
-NOTICED_LATE = 2.0
+NOTICED_LATE = 3.0
 """Seconds without any fault until a deletion that was confirmed has been noticed."""
 
 

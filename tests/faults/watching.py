@@ -9,6 +9,7 @@ changed is a stale read. A :class:`Waiter` waits for keys.
 from __future__ import annotations
 
 import contextlib
+import queue
 import random
 import threading
 import time
@@ -21,8 +22,6 @@ from tests.faults.records import Recorder, WatchRecorder
 
 TAKE_SECONDS = 0.1
 """Seconds for which a watcher waits for an event before it does something else."""
-TAKE_AT_LAST, DRAIN_SECONDS = 0.01, 1.0
-"""The same at the end, and the seconds after which it ends in any case: more may go on to come."""
 COPIED = 12
 """Keys of each round that a watcher keeps a copy of."""
 COPIED_AT_ONCE = 64
@@ -58,34 +57,49 @@ class Watcher:
         self._process = process
         self._rng = rng
         self._present = present
+        self._events: queue.SimpleQueue[tuple[dstore.Event, int]] = queue.SimpleQueue()
         self._copy: dict[str, str] = {}
         self._due: dict[str, None] = {}  # keys that are to be read again, in order
         self._chosen: set[str] = set()
 
     def run(self, over: threading.Event) -> None:
         """Watch until ``over`` is set. There must have been no write and no fault for a while."""
-        with self._node.watch() as watch:
-            watched = WatchRecorder(self._folder, self._process, now())
-            try:
-                while not over.is_set():
-                    with contextlib.suppress(dstore.WrongServer):  # in place of a member
-                        self._note(watch.take(TAKE_SECONDS), watched)
-                    self._choose()
-                    self._read_due()
-                until = time.monotonic() + DRAIN_SECONDS
-                while (event := watch.take(TAKE_AT_LAST)) and time.monotonic() < until:
-                    self._note(event, watched)
+        watch = self._node.watch()
+        watched = WatchRecorder(self._folder, self._process, now())
+        taker = threading.Thread(target=self._take_all, args=(watch,))
+        taker.start()
+        try:
+            while not over.is_set():
+                self._note_all(watched)
+                self._choose()
                 self._read_due()
-                end = now()
-                watched.end(end)
-            finally:
-                watched.close()
+            self._note_all(watched)
+            self._read_due()
+            end = now()
+            watched.end(end)
+        finally:
+            watch.close()
+            taker.join()
+            watched.close()
         self._hold(end)
 
-    def _note(self, event: dstore.Event | None, watched: WatchRecorder) -> None:
-        if event is None:
-            return
-        at = now()
+    def _take_all(self, watch: dstore.Watch) -> None:
+        """Take the events as they come, while the other thread reads. In a thread of its own."""
+        over = False
+        while not over:
+            with contextlib.suppress(dstore.WrongServer):  # in place of a member
+                for event in watch:
+                    self._events.put((event, now()))
+                over = True
+
+    def _note_all(self, watched: WatchRecorder) -> None:
+        """Take note of the events that have come, or come soon."""
+        with contextlib.suppress(queue.Empty):
+            self._note(*self._events.get(timeout=TAKE_SECONDS), watched)
+            for _ in range(self._events.qsize()):
+                self._note(*self._events.get_nowait(), watched)
+
+    def _note(self, event: dstore.Event, at: int, watched: WatchRecorder) -> None:
         if event.key is None:
             watched.resync(at)
             self._recorder.enter(self._present().number)
