@@ -14,7 +14,8 @@ from tests.faults.members import keys
 from tests.faults.members.broken_member import BROKEN
 from tests.faults.members.nemesis import ESSENTIAL, GLOBAL_KILLED, PRIMARY_LONG_AWAY
 from tests.faults.members.probes import NO_FAULT, SEVERAL, Probe, longest
-from tests.faults.members.run import Plan, Report, Run
+from tests.faults.members.report import Report
+from tests.faults.members.run import Plan, Run
 from tests.faults.records import DONE
 from tests.integration.processes import free_port
 from tests.leaks import Footprint, left_behind
