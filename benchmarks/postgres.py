@@ -145,7 +145,7 @@ def statements(url: str, owner: Owner, size: int, body: bytes) -> Run:
     target = Target(url, 10.0)
     with closing(target.connect()) as connection:
         target.prepare(connection)
-        standby = schema.check(connection, target.where)
+        standby = schema.check(connection, target.where).standby
         while True:
             batch = changes(size, body)
             fences = {number: rows[number].fence for number in writing.touched(batch)}

@@ -6,6 +6,7 @@ test asks for: it can be down, and commits can be held.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -13,6 +14,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dstore.core.cluster.messages import Ask, Beat, Leave, Member, Partition, View
 from dstore.core.engine import NO_DEADLINE, Bulk, Change, ChangeKind, Kept, Loaded, Outcome
 from dstore.errors import DataError
+from dstore.protocol.clusters import CLUSTER_BYTES
 from dstore.protocol.messages import Key, Stored
 from dstore.protocol.partitions import PARTITIONS, partition_of
 from dstore.server.cluster.storage import Deadline
@@ -28,6 +30,7 @@ class FakeDatabase:
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
+        self.cluster = os.urandom(CLUSTER_BYTES)
         self.members: dict[bytes, Member] = {}
         self.partitions = [Partition(None, 0, 0.0)] * PARTITIONS
         self.rows: dict[Key, Kept] = {}
@@ -139,6 +142,10 @@ class FakeStorage:
     @property
     def news(self) -> bool:
         return bool(self._ended or self._error)
+
+    @property
+    def cluster(self) -> bytes:
+        return self.database.cluster
 
     def begin(self, me: bytes, wake: Callable[[], object]) -> None:
         self._me, self._wake = me, wake

@@ -346,7 +346,10 @@ def _add_cluster(parsers: _Parsers) -> None:
     actions = group.add_subparsers(metavar="ACTION", parser_class=Parser)
 
     init = _add_database(actions, "init", "prepare a database for a cluster of Globals")
-    init.epilog = "Nothing is changed in a database that is prepared already."
+    init.epilog = (
+        "Nothing is changed in a database that is prepared already, except that the tables of a "
+        "former dstore are brought up to date; end all members before."
+    )
     _option(init, "--no-standby", action="store_true")
 
     status = _add_database(actions, "status", "show members, partitions and the standby")

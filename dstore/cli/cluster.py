@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 HEADINGS = ("MEMBER", "ADDRESS", "PARTITIONS", "LEASE", "CACHE LEASE", "STATE")
 ID_SHOWN = 8
-"""Characters of the id of a member that a person sees."""
+"""Characters of the id of a member, or of the cluster, that a person sees."""
 BEAT_PART = 1 / 3
 """The part of its ownership lease in which the beat of a member that is alive has risen."""
 WATCH_MAX = 3.0
@@ -54,12 +54,11 @@ def warn_of_password(url: str) -> None:
 
 
 def init(options: Namespace) -> int:
-    """Create the tables, if there are none."""
-    if postgres.init(options.url, standby=not options.no_standby):
-        needs, done = not options.no_standby, "the database is prepared"
-    else:
-        needs = postgres.status(options.url).needs_standby
-        done = "the database is prepared already, and nothing was changed"
+    """Create the tables, or bring those of a former dstore up to date."""
+    done = "the database is prepared"
+    if not postgres.init(options.url, standby=not options.no_standby):
+        done += " already, and nothing was changed"
+    needs = postgres.status(options.url).needs_standby
     how = "write only while it has a synchronous standby" if needs else "need no standby"
     console.complain(f"{done}; its members {how}")
     return console.EXIT_OK
@@ -155,6 +154,7 @@ def _described(before: Status, now: Status) -> dict[str, Any]:
     )
     fences = [each.fence for each in now.partitions]
     return {
+        "cluster": now.cluster.hex(),
         "members": [
             {
                 "id": each.hex(),
@@ -191,6 +191,7 @@ def _described(before: Status, now: Status) -> dict[str, Any]:
 
 
 def _lines(shown: dict[str, Any]) -> Iterator[str]:
+    yield f"cluster: {shown['cluster'][:ID_SHOWN]}"
     rows = [HEADINGS, *map(_row, shown["members"])]
     widths = [max(map(len, column)) for column in zip(*rows)]
     if shown["members"]:

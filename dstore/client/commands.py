@@ -17,7 +17,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from dstore import checks, config
 from dstore.client import files, translate
-from dstore.client.cluster.routing import Map
+from dstore.client.cluster.routing import Map, map_of
 from dstore.client.files import Fetched, Progress
 from dstore.client.hits import RAISE
 from dstore.client.large import LargeValues, check_whole, random16
@@ -602,7 +602,7 @@ class Commands:
         return _reading(
             operations.ask_map,
             timeout,
-            lambda reply: Map(reply.version, tuple(reply.members), reply.owners),
+            map_of,
         )
 
 

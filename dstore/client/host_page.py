@@ -40,7 +40,7 @@ class HostPage:
         self.owner = identity.owner
         self._prefixes = tuple(map(in_order, prefixes))
         self.epoch, self.session = identity.epoch, identity.session
-        self.lease = identity.lease
+        self.cluster, self.lease = identity.cluster, identity.lease
         self.value_limit, self.large_from = identity.value_limit, identity.large_from
         self.endpoint = identity.endpoint
         self.vector = Vector(identity.hash_key, identity.buckets, page.words)

@@ -28,6 +28,7 @@ from dstore.codecs import Codecs
 from dstore.core.local.membership import Entry
 from dstore.core.local.state import LocalState
 from dstore.errors import NodeClosed
+from dstore.protocol.clusters import NO_CLUSTER
 from dstore.protocol.keys import public
 from dstore.protocol.messages import Key
 from dstore.runtime import greenlets as green
@@ -64,6 +65,7 @@ class Lifecycle(Hits):
         self._parents: dict[str, LocalState] = {}  # in a forked child: the states of the parent's
         self._inherited: dict[str, LocalState] = {}  # and what can be used of them
         self._members: Members | None = None  # if there are several Globals
+        self._cluster = NO_CLUSTER  # of the parent's Locals, in a forked child
         self._state = _ABSENT
         self._index = None
         self._hits = 0
@@ -120,7 +122,8 @@ class Lifecycle(Hits):
             if local is None:
                 _close_at_exit_of_child()
                 on_deletion = _announcer(self._settings.on_deletion)
-                local = Local(self._settings.at(address), self._label_here(), on_deletion)
+                settings, label = self._settings.at(address), self._label_here()
+                local = Local(settings, label, on_deletion, self._cluster_known())
                 try:
                     local.start(self._parents.get(address))
                     if not self._locals:
@@ -139,6 +142,11 @@ class Lifecycle(Hits):
                     raise
                 self._parents.pop(address, None)
         return local
+
+    def _cluster_known(self) -> bytes:
+        """Return the id of the cluster that this Node belongs to, if that is known."""
+        members = self._members
+        return self._cluster if members is None else members.routes.cluster or self._cluster
 
     def _show(self) -> None:
         """Let hits find what the Locals have cached, and what was inherited."""
@@ -244,6 +252,8 @@ class Lifecycle(Hits):
         if self._locals:
             self._dropped.detach()
             self._parents.update({each: local.forked() for each, local in self._locals.items()})
+        for parent in self._parents.values():
+            self._cluster = self._cluster or parent.cluster
         self._state, self._local, self._locals = _ABSENT, None, {}
         self._birth = native.RLock()
         # What the parent has cached is good here, too, and is there before this process has looked

@@ -25,7 +25,7 @@ from dstore.core.local.membership import Entry
 from dstore.core.local.operations import One
 from dstore.core.local.operations.exchange import Misdirected
 from dstore.core.local.state import LocalState
-from dstore.errors import GlobalUnavailable, NodeClosed
+from dstore.errors import GlobalUnavailable, NodeClosed, WrongServer
 from dstore.protocol import content
 from dstore.protocol.keys import public
 from dstore.protocol.messages import Key, Stored
@@ -138,7 +138,7 @@ class Node(Lifecycle):
             return local.get(name, timeout, self._commands.options)
         except Misdirected:
             return None
-        except (GlobalUnavailable, NodeClosed):  # its Global may have left the cluster just now
+        except (GlobalUnavailable, NodeClosed, WrongServer):  # it may be no member any more
             if self._members is None:
                 raise
             return None

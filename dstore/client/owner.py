@@ -9,13 +9,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
-from dstore.client.cluster.routing import Map
+from dstore.client.cluster.routing import Map, map_of
 from dstore.client.large import LargeValues, random16
 from dstore.client.settings import Settings
 from dstore.core.local.effects import Dropped, LocalEffect, Subscribe, Tell
 from dstore.core.local.owner import OwnerState, Page
 from dstore.errors import AddressError, BadMessage, copy_of
 from dstore.protocol import wire
+from dstore.protocol.clusters import NO_CLUSTER
 from dstore.protocol.messages import NO_SESSION, AskMap, Broadcast, MapReply, Welcome
 from dstore.quoting import visible
 from dstore.runtime import clock, native
@@ -54,7 +55,8 @@ class HostOwner:
     folder for shared memory, ``host_cache`` the size of the host cache; None stands for the
     defaults, and a ``host_cache`` of 0 for none. ``changed`` is called when processes can use the
     membership (True), and when they cannot any more (False); ``mapped`` now and then, with the
-    members of the cluster if Global is a member of one.
+    members of the cluster if Global is a member of one. ``cluster`` is the id of the cluster whose
+    members it joins, if that is known.
 
     Raises CannotOwn, AddressError, BadConnectFile and GlobalUnavailable.
     """
@@ -68,6 +70,7 @@ class HostOwner:
         host_cache: int | None = None,
         changed: Callable[[bool], None] = lambda there: None,
         mapped: Callable[[Map], None] = lambda found: None,
+        cluster: bytes = NO_CLUSTER,
     ) -> None:
         settings = Settings(address, connect=connect)
         self.address = settings.address
@@ -77,6 +80,7 @@ class HostOwner:
             label=f"dstore host of {native.gethostname()}, process {os.getpid()}",
             open_page=self._open_page,
         )
+        self._cluster = cluster
         self._changed = changed
         self._mapped = mapped
         self._map_at = NEVER
@@ -105,6 +109,11 @@ class HostOwner:
     def stop(self) -> None:
         """Make :meth:`run` end. From any thread or signal handler."""
         self._stopping = True
+        self._link.control.wake()
+
+    def belong(self, cluster: bytes) -> None:
+        """Join no Global of another cluster from now on. From any thread."""
+        self._cluster = cluster
         self._link.control.wake()
 
     def run(self) -> None:
@@ -159,13 +168,15 @@ class HostOwner:
 
     def _act(self, now: float) -> None:
         """Do what is due."""
+        if self._cluster:
+            self.state.belong(self._cluster, now)
         if now >= self._check_at:
             self._check(now)
         if now >= self.state.wake_at:
             self._perform(self.state.tick(now))
         if now >= self._map_at:
             self._map_at = now + MAP_EVERY
-            question = AskMap(self.state.epoch, NO_SESSION, self.state.next_request())
+            question = AskMap(0, NO_SESSION, self.state.next_request())
             self._link.control.send(wire.encode(question))
         if self.state.refusal:
             self._error = CannotOwn(f"Global at {self.address} refuses: {self.state.refusal}")
@@ -186,7 +197,7 @@ class HostOwner:
             if isinstance(message, MapReply):
                 if not message.members:
                     self._map_at = NEVER  # until the next epoch
-                self._mapped(Map(message.version, tuple(message.members), message.owners))
+                self._mapped(map_of(message))
             self._perform(self.state.receive(message, now))
 
     def _perform(self, effects: list[LocalEffect]) -> None:
@@ -237,6 +248,7 @@ class HostOwner:
             large_from=message.large_from,
             publisher=message.publisher,
             keyed=self._keyed,
+            cluster=message.cluster,
         )
 
     def _check(self, now: float) -> None:

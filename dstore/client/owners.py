@@ -7,7 +7,7 @@ from functools import partial
 from typing import TypeAlias
 
 from dstore import config
-from dstore.client.cluster.routing import NO_MAP, Map
+from dstore.client.cluster.routing import NO_MAP, Map, highest
 from dstore.client.owner import CannotOwn, HostOwner
 from dstore.client.settings import Settings
 from dstore.errors import GlobalUnavailable
@@ -52,6 +52,7 @@ class HostOwners:
         self._owners: dict[str, HostOwner] = {}
         self._threads: dict[str, native.Thread] = {}
         self._map = NO_MAP
+        self._lower: dict[str, Map] = {}  # by owner, since one has had the version that is known
         self._error: Exception | None = None
         self._stopping = False
         try:
@@ -86,7 +87,7 @@ class HostOwners:
                     self._follow()
                 else:
                     if isinstance(what, Map):
-                        self._learn(what)
+                        self._learn(address, what)
                     elif address in self._owners:
                         self._ended(address, what)
         finally:
@@ -94,9 +95,27 @@ class HostOwners:
         if self._error is not None and not self._stopping:
             raise self._error
 
-    def _learn(self, found: Map) -> None:
-        if found.members and found.version > self._map.version:
+    def _learn(self, address: str, found: Map) -> None:
+        """Take a map of this cluster that is newer, or lower than before for all owners.
+
+        They all ask at the same intervals: when one has a lower map for the second time, all others
+        have asked, too.
+        """
+        known = self._map
+        if not found.members or (known.members and found.cluster != known.cluster):
+            return
+        if found.version >= known.version:
+            self._lower.clear()
+        elif address in self._lower:
+            found = highest([*self._lower.values(), found])
+            self._lower.clear()
+        else:
+            self._lower[address] = found
+            return
+        if found.version != known.version:
             self._map = found
+            for each in self._owners.values():
+                each.belong(found.cluster)
             self._follow()
 
     def _follow(self) -> None:
@@ -119,6 +138,7 @@ class HostOwners:
             owner = self._own(
                 address,
                 host_cache=given,
+                cluster=self._map.cluster,
                 mapped=lambda found: self._events.put((address, found)),
             )
         except (CannotOwn, GlobalUnavailable) as error:

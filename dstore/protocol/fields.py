@@ -21,6 +21,7 @@ from dstore.config import (
     TTL_MAX,
 )
 from dstore.errors import BadMessage
+from dstore.protocol.clusters import CLUSTER_BYTES
 from dstore.protocol.keys import key_bytes
 from dstore.protocol.messages import (
     TOKEN_BYTES,
@@ -414,6 +415,14 @@ _bitmap = exactly(BITMAP_BYTES, f"a bit for each of {PARTITIONS} partitions")
 def partitions(field: Any) -> bytes:
     """The check of the bits of some partitions; without any bytes, of all."""
     return field if type(field) is bytes and not field else _bitmap(field)
+
+
+_id_of_cluster = exactly(CLUSTER_BYTES, f"{CLUSTER_BYTES} bytes, the id of a cluster, or none")
+
+
+def cluster(field: Any) -> bytes:
+    """The check of the id of a cluster; without any bytes, of none."""
+    return field if type(field) is bytes and not field else _id_of_cluster(field)
 
 
 _set_status = code(SetStatus)

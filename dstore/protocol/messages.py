@@ -207,8 +207,9 @@ class Goodbye(NamedTuple):
 class Get(NamedTuple):
     """Ask for the values of keys.
 
-    With the session 0, of any epoch, the reply says that no value may be cached. That holds for a
-    WAIT too. A SCAN, STATS, FETCH or ASKMAP may come without a session as well.
+    With the session 0 the reply says that no value may be cached. That holds for a WAIT too. A
+    SCAN, STATS, FETCH or ASKMAP may come without a session as well. Its epoch is 0 then, for any
+    Global, or the :func:`~dstore.protocol.clusters.mark` of the cluster whose members are asked.
     """
 
     epoch: int
@@ -384,7 +385,8 @@ class Welcome(NamedTuple):
     Requests name the session by its id, ``session``, which may be known to several processes.
     ``secret`` is for the one that renews the lease, acknowledges and ends the session. For
     ``quiet`` seconds from now on nothing is removed or replaced: leases of a former life of Global
-    may last so long. ``durable``: it has what it had before its restart.
+    may last so long. ``durable``: it has what it had before its restart. ``cluster`` is the id of
+    the cluster of which Global is a member, without any bytes if it is none.
     """
 
     epoch: int
@@ -398,6 +400,7 @@ class Welcome(NamedTuple):
     secret: int
     quiet: float = 0.0
     durable: bool = False
+    cluster: bytes = b""
 
 
 class Synced(NamedTuple):
@@ -584,7 +587,8 @@ class MapReply(NamedTuple):
     """The map of a cluster: which of its ``members``, by their addresses, owns which partition.
 
     ``owners`` has a byte for each partition: the index of its owner among the members, or 255 if
-    nobody owns it at present. A higher ``version`` is newer. Without a cluster both are empty.
+    nobody owns it at present. A higher ``version`` is newer. Without a cluster both are empty, and
+    so is ``cluster``, its id.
     """
 
     epoch: int
@@ -593,6 +597,7 @@ class MapReply(NamedTuple):
     version: int
     members: list[str]
     owners: bytes
+    cluster: bytes = b""
 
 
 class Refused(NamedTuple):

@@ -25,7 +25,7 @@ from dstore.protocol.messages import Buffer, Message, ToGlobal, ToLocal
 from dstore.protocol.unpacking import QUICK_BYTES_MAX, QUICK_ITEMS_MAX, Frame, unpacked
 
 MAGIC = b"dS"
-VERSION = 11
+VERSION = 12
 PREFIX = MAGIC + bytes([VERSION])
 
 COPIED_QUICKLY = 4096
@@ -63,7 +63,7 @@ _BROADCAST_TOKENS = f.listed(f.id16, most=BROADCAST_MAX)
 
 _WELCOME = (
     *(f.uint, f.uint, f.id16, f.uint, f.span, f.text, f.uint, f.uint, f.uint),
-    *(f.remainder, f.boolean),
+    *(f.remainder, f.boolean, f.cluster),
 )
 
 _SYNCED = (
@@ -109,7 +109,7 @@ _TO_LOCAL: dict[int, tuple[type[ToLocal], tuple[f.Check, ...]]] = {
     78: (m.ExpireReply, (*f.ENVELOPE, f.listed(f.expire_result))),
     79: (m.TtlReply, (*f.ENVELOPE, f.boolean, f.ttl_left)),
     80: (m.Offered, (*f.ENVELOPE, f.uint, f.indexes, f.inline)),
-    81: (m.MapReply, (*f.ENVELOPE, f.uint, f.members, f.inline)),
+    81: (m.MapReply, (*f.ENVELOPE, f.uint, f.members, f.inline, f.cluster)),
 }
 
 _TOGETHER: dict[type[Message], Callable[[Any], None]] = {

@@ -132,7 +132,9 @@ class HostMembership:
     def _open(self, now: float) -> None:
         state = self._state
         session = state.open_host(now, f"the processes of this host, process {os.getpid()}")
-        self._page = self._open_page(self._share, epoch=state.epoch, session=session)
+        self._page = self._open_page(
+            self._share, epoch=state.epoch, session=session, cluster=state.cluster
+        )
         state.share(self._page, now)
 
     def _report(self, error: Exception) -> None:

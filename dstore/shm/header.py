@@ -51,6 +51,7 @@ class Identity(NamedTuple):
     hash_key: bytes
     buckets: int
     keyed: bool  # whether its Global asks for keys
+    cluster: bytes  # of which its Global is a member; b"" if it is none
 
 
 class Header(NamedTuple):
@@ -68,7 +69,7 @@ class Header(NamedTuple):
 
 
 _HEADER_KINDS = [int, int, int, int, str, str, str, str, list]
-_IDENTITY_KINDS = [int, int, float, int, int, str, str, str, str, bytes, int, bool]
+_IDENTITY_KINDS = [int, int, float, int, int, str, str, str, str, bytes, int, bool, bytes]
 _KINDS = [*_HEADER_KINDS, *_IDENTITY_KINDS]
 
 

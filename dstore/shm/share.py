@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dstore.compiled import native
 from dstore.config import HOST_BUCKETS, HOST_CACHE_DEFAULT, HOST_CACHE_MIN, HOST_CACHE_PART
 from dstore.core.local.key_hash import HASH_KEY_BYTES, KeyHash
+from dstore.protocol.clusters import NO_CLUSTER
 from dstore.protocol.messages import Found, Key
 from dstore.shm import root as roots
 from dstore.shm.directory import Directory, Unusable
@@ -134,6 +135,7 @@ class Share:
         publisher: str,
         endpoint: str = "",
         keyed: bool = False,
+        cluster: bytes = NO_CLUSTER,
     ) -> WrittenPage:
         """Create the page of a session. The former page must have been closed.
 
@@ -154,6 +156,7 @@ class Share:
             hash_key=os.urandom(HASH_KEY_BYTES),
             buckets=HOST_BUCKETS,
             keyed=keyed,
+            cluster=cluster,
         )
         make_table = None if self._cache_bytes == 0 else self._make_table
         try:

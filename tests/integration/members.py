@@ -28,6 +28,8 @@ from dstore.shm import bulk_for
 from dstore.transport.router import Router
 
 LEASE = 0.3
+CLUSTER = b"cluster of tests"
+"""The id of the cluster of all members."""
 FOREVER = 1e12
 ANY_PORT = "tcp://127.0.0.1:0"
 ALL = range(PARTITIONS)
@@ -45,13 +47,13 @@ class Member:
     def __init__(
         self, numbers: Iterable[int], address: str = ANY_PORT, lease: float = LEASE
     ) -> None:
-        self.router = Router(address, None)
+        self.router = Router(address, None if address == ANY_PORT else ANY_PORT)
         self.address = self.router.address
         self.engine = MemoryEngine()
         self.deaf = False
         self.seen: list[str] = []  # the names of the messages that have arrived
         self.state: GlobalState
-        self.partitions = Partitions(FOREVER)
+        self.partitions = Partitions(FOREVER, CLUSTER)
         self._lease = lease
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._bulks: list[Any] = []
@@ -63,7 +65,7 @@ class Member:
         """Begin a new epoch, which owns these partitions."""
         epoch = secrets.randbits(63) | 1
         self._bulks.append(bulk_for(epoch, "", None))
-        former, self.partitions = self.partitions, Partitions(FOREVER)
+        former, self.partitions = self.partitions, Partitions(FOREVER, CLUSTER)
         self.partitions.gain(numbers, 0.0)
         self.partitions.map = former.map
         self.state = GlobalState(

@@ -19,7 +19,7 @@ from dstore.client.commands import Command
 from dstore.protocol.partitions import partition_of
 from dstore.runtime import greenlets as green
 from dstore.testing import running_global
-from tests.integration.members import Cluster, Member, cluster_of, key_in
+from tests.integration.members import CLUSTER, Cluster, Member, cluster_of, key_in
 
 KEYS = [f"key-{n:03}" for n in range(60)]
 
@@ -261,7 +261,7 @@ def test_a_value_that_is_cached_is_a_hit_wherever_its_partition_is(cluster: Clus
 def _map(found: tuple[int, list[str], bytes]) -> Any:
     from dstore.client.cluster.routing import Map
 
-    return Map(found[0], tuple(found[1]), found[2])
+    return Map(found[0], tuple(found[1]), found[2], CLUSTER)
 
 
 def test_keys_are_listed_once_while_their_partitions_move(cluster: Cluster) -> None:

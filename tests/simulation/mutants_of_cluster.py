@@ -17,6 +17,7 @@ STATE = "core.authority.state"
 WRITES = "core.authority.writes"
 READS = "core.authority.reads"
 EXCHANGE = "core.local.operations.exchange"
+LOCAL = "core.local.state"
 ROUTING = "client.cluster.routing"
 TABLES = "tests.simulation.cluster.tables"
 SERVERS = "tests.simulation.cluster.servers"
@@ -24,6 +25,9 @@ JOURNAL = "tests.simulation.cluster.journal"
 MEMBER = "tests.simulation.cluster.member"
 CLUSTER = "tests/simulation/test_cluster.py::"
 OWNED = "tests/unit/core/test_ownership.py::"
+CLUSTERS = "tests/unit/core/test_clusters.py::"
+STRANGE = "no other Global is there before all simulated clients know the cluster"
+NO_PAGES = "the simulated clients of a cluster have no pages"
 RARE = "two changes of an owner within one quiet time, and a value that is held all the while, are rare"
 
 
@@ -329,6 +333,89 @@ OF_CLUSTER = (
             ),
         ),
         cluster=True,
+    ),
+    # ---- Globals of other clusters
+    _mutant(
+        "Global of another cluster joined at the address of a member",
+        LOCAL,
+        "        return cluster == self.cluster\n",
+        "        return True\n",
+    ),
+    Mutant(
+        "session at another Global kept when the cluster becomes known",
+        (
+            (
+                LOCAL,
+                "            self._leave_joined(now)\n            self._void(now)\n        writer, ",
+                "            pass\n        writer, ",
+            ),
+        ),
+        CLUSTERS + "test_a_session_at_another_global_ends_when_the_cluster_becomes_known",
+        STRANGE,
+    ),
+    Mutant(
+        "session for writes kept when the cluster becomes known",
+        (
+            (
+                LOCAL,
+                "        writer, self.writer = self.writer, Writer()\n        if writer.secret:",
+                "        writer = self.writer\n        if writer.secret:",
+            ),
+        ),
+        CLUSTERS + "test_a_page_and_a_session_for_writes_end_when_another_cluster_becomes_known",
+        NO_PAGES,
+    ),
+    Mutant(
+        "page of another cluster used",
+        ((LOCAL, "        if not self._may_join(page.cluster, now):\n", "        if False:\n"),),
+        CLUSTERS + "test_a_page_of_another_cluster_is_not_used",
+        NO_PAGES,
+    ),
+    Mutant(
+        "read without a session answered by another cluster",
+        (
+            (
+                STATE,
+                "        if message.epoch not in (0, self.epoch, mark(self.cluster)):\n",
+                "        if False:\n",
+            ),
+        ),
+        CLUSTERS + "test_a_read_between_two_pages_is_not_answered_by_a_stranger",
+        NO_PAGES,
+    ),
+    Mutant(
+        "read without a session that names no cluster",
+        (
+            (
+                LOCAL,
+                "        return mark(self.cluster), NO_SESSION\n",
+                "        return 0, NO_SESSION\n",
+            ),
+        ),
+        CLUSTERS + "test_a_read_between_two_pages_is_not_answered_by_a_stranger",
+        NO_PAGES,
+    ),
+    Mutant(
+        "map of another cluster learned",
+        (
+            (
+                ROUTING,
+                "        return bool(found.members) and (not self.known or found.cluster == self.cluster)\n",
+                "        return bool(found.members)\n",
+            ),
+            (
+                EXCHANGE,
+                "    if state.cluster not in (NO_CLUSTER, reply.cluster):\n",
+                "    if False:\n",
+            ),
+        ),
+        cluster=True,
+    ),
+    Mutant(
+        "lower map never taken",
+        ((ROUTING, "        self._go_back()\n        return now\n", "        return now\n"),),
+        "tests/unit/test_cluster_routing.py::test_a_lower_map_is_taken_when_all_members_have_one",
+        "no simulated database is restored from a backup",
     ),
     # ---- messages and clients
     Mutant(

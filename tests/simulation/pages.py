@@ -208,7 +208,7 @@ class ReadPage:
     def __init__(self, page: SimPage, process: Reader) -> None:
         self.page = page
         self.epoch, self.session = page.epoch, page.session
-        self.lease = page.lease
+        self.cluster, self.lease = b"", page.lease
         self.value_limit, self.large_from = page.value_limit, page.large_from
         self.capacity = 0 if page.table is None else page.table.size
         self._process = process

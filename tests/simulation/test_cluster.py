@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -53,6 +54,8 @@ REACHED = {
     "ownership: HandOver",
     "ownership: Left",
     "ownership: Lost",
+    "strangers by themselves",
+    "strangers of another cluster",
     "transactions in doubt",
     "transactions that came late",
     "transactions that waited for a lock",
@@ -76,6 +79,31 @@ def test_the_same_seed_gives_the_same_trace() -> None:
     one, other = run(ClusterScenario.draw(2)), run(ClusterScenario.draw(2))
     assert len(one.trace) > 100
     assert one.trace == other.trace
+
+
+STRANGERS = ClusterScenario(
+    seed=0,
+    locals=2,
+    threads=2,
+    operations=25,
+    weights=(8, 2, 4, 1, 2, 4, 1, 1, 1, 1, 1),
+    think=0.1,
+    members=2,
+    members_max=2,
+    member_crashes=1.0,
+    strangers=1.0,
+)
+"""Whenever a member has crashed another Global has its address."""
+
+
+def test_no_call_goes_to_another_global_at_the_address_of_a_member() -> None:
+    counts: Counter[str] = Counter()
+    for seed in range(3):
+        outcome = run(replace(STRANGERS, seed=seed))
+        assert outcome.ok, f"seed {seed}\n" + "\n".join(outcome.violations)
+        counts += outcome.counts
+    assert counts["strangers by themselves"]
+    assert counts["strangers of another cluster"]
 
 
 @pytest.mark.long

@@ -145,6 +145,103 @@ def test_nothing_is_written_to_a_global_by_itself_where_a_member_was() -> None:
     assert "is a Global by itself" in failure_after(answer)
 
 
+OURS, OTHER = b"o" * 16, b"x" * 16
+
+
+def test_the_first_map_says_which_cluster_it_is() -> None:
+    routes = Routes([A])
+    assert routes.cluster == b""
+    assert routes.learn(thirds(3)._replace(cluster=OURS))
+    assert routes.cluster == OURS
+    for cluster in (OTHER, b""):
+        assert not routes.learn(thirds(9)._replace(cluster=cluster))
+        assert not routes.learn(thirds(1)._replace(cluster=cluster), lower=True)
+    assert routes.map.version == 3
+    assert routes.learn(thirds(4)._replace(cluster=OURS))
+
+
+def test_a_member_of_another_cluster_counts_as_silent() -> None:
+    """It is not written to, and its map is not taken, however high its version is."""
+    routes = Routes([A])
+    routes.learn(thirds(1)._replace(cluster=OURS))
+    script = Script(routing.call(routes, [KA], 5.0, reads=False, fresh=lambda _: False))
+    assert script.move == Ask(A, routing.CONTACT_TIMEOUT)
+    assert isinstance(script.reply(thirds(9)._replace(cluster=OTHER)), Ask)
+    assert routes.map.version == 1
+    text = failure_after(lambda: script.reply(thirds(9)._replace(cluster=OTHER), 1.0))
+    assert "a member of another cluster (78787878)" in text
+    assert "this program uses the cluster 6f6f6f6f" in text
+
+
+def test_a_local_that_has_found_another_global_counts_as_silent() -> None:
+    script = Script(reading(KA, KB))
+    wrong = WrongServer("what answers there is a Global by itself")
+    assert isinstance(script.tried(a=wrong, b=1), Ask)
+    assert script.reply(a_map(2, lambda _: 2)) == Try({C: [KA]}, 2 * routing.ATTEMPT_FIRST)
+    assert script.tried(c=2) is None
+    script = Script(reading(KA))
+    text = failure_after(
+        lambda: script.tried(a=wrong) if isinstance(script.move, Try) else script.reply(SILENT, 1.0)
+    )
+    assert text.startswith(f"the member {A}, which has the key '{KA}', did not answer in time; ")
+
+
+def test_a_lower_map_is_taken_when_all_members_have_one() -> None:
+    """The database was restored: its versions are lower than those that this client knows."""
+    routes = known(9)
+    script = Script(reading(KA, routes=routes))
+    script.tried(a=Misdirected([KA]))
+    for version in (3, 5):
+        assert isinstance(script.reply(a_map(version, lambda _: 1)), Ask)
+        assert routes.map.version == 9, "not all have been asked"
+    assert script.reply(a_map(4, lambda _: 2)) == Try({B: [KA]}, 2 * routing.ATTEMPT_FIRST)
+    assert routes.map.version == 5, "it is the highest one"
+    assert routes.learn(thirds(9)), "a higher one takes its place again"
+
+
+def test_a_lower_map_is_taken_from_those_that_answer() -> None:
+    routes = known(9)
+    script = Script(reading(KA, routes=routes))
+    script.tried(1.0, a=SILENT)
+    assert isinstance(script.move, Ask)
+    assert script.move.address != A
+    script.reply(SILENT, 0.5)
+    assert isinstance(script.reply(a_map(3, lambda _: 2)), (Pause, Try))
+    assert script.until(Try).parts == {C: [KA]}
+
+
+@pytest.mark.parametrize("heard", [9, 10])
+def test_a_lower_map_is_not_taken_while_a_member_has_the_known_one(heard: int) -> None:
+    routes = known(9)
+    script = Script(reading(KA, routes=routes))
+    script.tried(a=Misdirected([KA]))
+    script.reply(a_map(3, lambda _: 1))
+    script.reply(thirds(heard))
+    if heard == 9:
+        assert isinstance(script.reply(a_map(3, lambda _: 1)), Pause)
+    assert routes.map.version == heard
+
+
+def test_no_lower_map_is_taken_before_many_members_have_all_been_asked() -> None:
+    names = tuple(f"tcp://m{n}:1" for n in range(7))
+    routes = Routes(names[:1])
+    routes.learn(Map(9, names, bytes(PARTITIONS)))
+    lower = Map(3, names, bytes([1]) * PARTITIONS)
+    script = Script(reading("k", routes=routes))
+    asked = set()
+    while routes.map.version == 9:
+        if isinstance(script.move, Try):
+            script.reply({names[0]: Tried(["k"], Misdirected(["k"]))})
+        elif isinstance(script.move, Ask):
+            asked.add(script.move.address)
+            script.reply(lower)
+        else:
+            script.reply()
+    assert asked == set(names)
+    assert isinstance(script.move, Try)
+    assert script.move.parts == {names[1]: ["k"]}
+
+
 def test_what_is_not_mine_is_tried_at_the_new_owner() -> None:
     script = Script(reading(KA, KB))
     assert isinstance(script.tried(a=Misdirected([KA]), b=1), Ask)
@@ -172,7 +269,7 @@ def test_a_partition_that_nobody_has_is_named() -> None:
     routes = Routes([A])
     routes.learn(a_map(1, lambda _: NOBODY))
     script = Script(reading(KA, routes=routes))
-    text = failure_after(lambda: script.reply(thirds(0), 0.5))
+    text = failure_after(lambda: script.reply(a_map(1, lambda _: NOBODY), 0.5))
     assert text == f"no member of the cluster has the key '{KA}' at present"
 
 

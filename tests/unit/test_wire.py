@@ -37,6 +37,7 @@ from dstore.protocol.partitions import MEMBERS_MAX, NOBODY, PARTITIONS
 
 uints = st.integers(0, 2**64 - 1)
 id16 = st.binary(min_size=16, max_size=16)
+clusters = st.just(b"") | id16
 short = st.text(st.characters(codec="utf-8"), max_size=20)
 keys = (
     st.binary(min_size=1, max_size=KEY_BYTES_MAX)
@@ -75,6 +76,7 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "quiet": st.floats(0, 1e10),
     "durable": st.booleans(),
     "partitions": st.just(b"") | st.binary(min_size=32, max_size=32),
+    "cluster": clusters,
 }
 ITEMS: dict[type, st.SearchStrategy[Any]] = {
     messages.Set: st.builds(messages.SetItem, keys, stored),
@@ -125,8 +127,9 @@ maps = st.lists(short, max_size=MEMBERS_MAX).flatmap(
             min_size=PARTITIONS,
             max_size=PARTITIONS,
         ).map(bytes),
+        clusters,
     )
-) | st.builds(messages.MapReply, *[uints] * 4, st.just([]), st.just(b""))
+) | st.builds(messages.MapReply, *[uints] * 4, st.just([]), st.just(b""), clusters)
 COLUMNS: dict[type, st.SearchStrategy[Any]] = {
     GetReply: replies,
     messages.Offer: offers,
@@ -310,6 +313,15 @@ def test_a_map_names_a_member_or_nobody_for_each_partition(
     reply = messages.MapReply(1, 1, 1, 5, members, owners)
     with pytest.raises(wire.Malformed, match=problem):
         wire.decode_to_local(wire.encode(reply))
+
+
+@pytest.mark.parametrize("cluster", [b"x", bytes(15), bytes(17), "x" * 16, None])
+def test_the_id_of_a_cluster_has_16_bytes_or_none(cluster: Any) -> None:
+    welcome = Welcome(1, 1, bytes(16), 0, 1.0, "", 1, 1, 1, cluster=cluster)
+    found = messages.MapReply(1, 1, 1, 5, [], b"", cluster)
+    for message in (welcome, found):
+        with pytest.raises(BadMessage, match="16 bytes"):
+            wire.decode_to_local(wire.encode(message))
 
 
 def test_an_error_shows_nothing_huge_and_needs_no_great_stack() -> None:

@@ -108,7 +108,10 @@ class Members:
         self._lock = native.Lock()
 
     def local(self, address: str) -> Local:
-        """Return the Local of a member. Raises NodeClosed, and what the start of a Local does."""
+        """Return the Local of a member. Raises NodeClosed, and what the start of a Local does.
+
+        It joins no Global of another cluster than the one whose map is known.
+        """
         local = self._locals.get(address)
         if local is None:
             open_local = self._open_local()
@@ -116,7 +119,14 @@ class Members:
                 raise NodeClosed("the Node is closed")
             local = open_local(address)
             self._divide()
+        if local.state.cluster != self.routes.cluster:  # it was opened before the map was known
+            self._belong(local)
         return local
+
+    def _belong(self, local: Local) -> None:
+        """Let a Local use members of the cluster alone, once that is known."""
+        if self.routes.cluster:
+            local.belong(self.routes.cluster)
 
     @property
     def present(self) -> list[Local]:
@@ -151,6 +161,8 @@ class Members:
 
     def changed(self) -> None:
         """The map is another one: give the Locals their parts, and let those go that have none."""
+        for local in self.present:
+            self._belong(local)
         self._divide()
         members = {*self.routes.map.members, *self.routes.seeds}
         left = [address for address in list(self._locals) if address not in members]
@@ -236,11 +248,14 @@ class Members:
         moves = call.begin(clock.now())
         reply: Reply | None = None
         while True:
+            known = self.routes.map
             try:
                 move: Move = moves.send(reply)  # type: ignore[arg-type]
             except StopIteration as stop:
                 done: list[Tried] = stop.value
                 return done
+            if self.routes.map is not known:
+                self.changed()
             value: Any = None
             if isinstance(move, Try):
                 parts = {
@@ -291,10 +306,21 @@ class Members:
         await self._follow(routing.call(self.routes, (), timeout, reads=True), _no, way)
 
     async def refresh(self, way: Way) -> None:
-        """Ask some member for the present map; the next one if it does not answer."""
-        for address in self.routes.to_ask()[: routing.ASKED_MAX]:
-            if isinstance(await self._ask(Ask(address, routing.ASK_TIMEOUT), way), Map):
+        """Ask some member for the present map; the next one if it does not answer.
+
+        If it has a lower one than is known all are asked, and the highest of these maps is taken.
+        """
+        lower: list[Map] = []
+        for count, address in enumerate(self.routes.to_ask()):
+            if count >= routing.ASKED_MAX and not lower:
                 return
+            found = await self._ask(Ask(address, routing.ASK_TIMEOUT), way)
+            if isinstance(found, Map) and self.routes.fits(found):
+                if found.version >= self.routes.map.version:
+                    return
+                lower.append(found)
+        if lower and self.routes.learn(routing.highest(lower), lower=True):
+            self.changed()
 
     async def everywhere(self, command: Command[T], way: Way) -> dict[str, T | Exception]:
         """Carry out a command that reads at all members. Returns results and errors by address."""

@@ -10,6 +10,13 @@ A member that is dead is found out by the silence of reads: the first attempt is
 ones are longer, since the member may only be slow. A write that was sent can only wait. So it is
 not sent to a member that has been silent for a lease, or has refused it and may be about to end:
 such a member is asked for the map first.
+
+All maps are those of one cluster, whose id the first one has. Where another Global answers in place
+of a member, the member counts as silent.
+
+A map is a hint, and the one with the highest version is the newest. But a database that was
+restored from a backup counts from a lower version again. So if the known map leads nowhere, and all
+members that answer have lower ones, the highest of these takes its place.
 """
 
 from __future__ import annotations
@@ -18,10 +25,12 @@ from collections.abc import Callable, Generator, Hashable, Iterable, Mapping, Se
 from dataclasses import dataclass, field
 from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
 
+from dstore.core.local.clusters import wrong_cluster
 from dstore.core.local.operations.exchange import NO_REASON, Misdirected
 from dstore.errors import DstoreError, GlobalUnavailable, OutcomeUnknown, WrongServer
+from dstore.protocol.clusters import NO_CLUSTER
 from dstore.protocol.keys import public
-from dstore.protocol.messages import Key
+from dstore.protocol.messages import Key, MapReply
 from dstore.protocol.partitions import NOBODY, PARTITIONS, partition_of
 
 ATTEMPT_FIRST = 1.0
@@ -43,11 +52,25 @@ I = TypeVar("I", bound=Hashable)  # noqa: E741
 
 
 class Map(NamedTuple):
-    """Which member owns which partition: ``owners`` has indexes into ``members``, or NOBODY."""
+    """Which member owns which partition: ``owners`` has indexes into ``members``, or NOBODY.
+
+    ``cluster`` is the id of the cluster. The map of a Global by itself has no members.
+    """
 
     version: int
     members: tuple[str, ...]
     owners: bytes
+    cluster: bytes = NO_CLUSTER
+
+
+def map_of(reply: MapReply) -> Map:
+    """Return the map in a reply."""
+    return Map(reply.version, tuple(reply.members), reply.owners, reply.cluster)
+
+
+def highest(maps: Iterable[Map]) -> Map:
+    """Return the one with the highest version."""
+    return max(maps, key=lambda each: each.version)
 
 
 NO_MAP = Map(-1, (), bytes([NOBODY]) * PARTITIONS)
@@ -72,9 +95,27 @@ class Routes:
         """Whether there is a map at all."""
         return self.map is not NO_MAP
 
-    def learn(self, found: Map) -> bool:
-        """Take a map that a member has sent. Returns whether it is newer than what was known."""
-        if not found.members or found.version <= self.map.version:
+    @property
+    def cluster(self) -> bytes:
+        """The id of the cluster, which is that of the first map."""
+        return self.map.cluster
+
+    @property
+    def addresses(self) -> list[str]:
+        """The addresses of the members that are known, and those that the user has given."""
+        return list(dict.fromkeys((*self.map.members, *self.seeds)))
+
+    def fits(self, found: Map) -> bool:
+        """Whether a map is one of this cluster."""
+        return bool(found.members) and (not self.known or found.cluster == self.cluster)
+
+    def learn(self, found: Map, *, lower: bool = False) -> bool:
+        """Take a map that a member has sent, if it is newer. Returns whether there is another now.
+
+        With ``lower`` it is taken although its version is lower.
+        """
+        newer = found.version > self.map.version
+        if not self.fits(found) or not (newer or (lower and found.version < self.map.version)):
             return False
         self.map = found
         return True
@@ -107,17 +148,16 @@ class Routes:
             (homeless if owner is None else parts.setdefault(owner, [])).append(item)
         return parts, homeless
 
-    def to_ask(self, silent: Iterable[str] = ()) -> list[str]:
+    def to_ask(self, silent: Iterable[str] = (), asked: Iterable[str] = ()) -> list[str]:
         """Return whom to ask for a map, in order: each call begins with another one.
 
-        Those that are ``silent`` come last.
+        Those that were ``asked`` before come later, and those that are ``silent`` last.
         """
-        asked = list(dict.fromkeys((*self.map.members, *self.seeds)))
+        order = self.addresses
         self._turn += 1
-        turn = self._turn % len(asked)
-        asked = asked[turn:] + asked[:turn]
-        quiet = set(silent)
-        return sorted(asked, key=quiet.__contains__)
+        turn = self._turn % len(order)
+        later, last = set(asked), set(silent)
+        return sorted(order[turn:] + order[:turn], key=lambda each: (each in last, each in later))
 
 
 # ---- moves --------------------------------------------------------------------------------------
@@ -189,7 +229,8 @@ class Call(Generic[I]):
     done: list[Tried] = field(default_factory=list)
     _trouble: DstoreError | None = None
     _silent: dict[str, None] = field(default_factory=dict)
-    _refusing: set[str] = field(default_factory=set)  # since the newest map
+    _refusing: set[str] = field(default_factory=set)  # since the present map
+    _lower: dict[str, Map] = field(default_factory=dict)  # what members have said since then
     _deadline: float = 0.0
 
     def begin(self, now: float) -> Moves[list[Tried]]:
@@ -224,6 +265,7 @@ class Call(Generic[I]):
                 now = yield from self._learn(now)
             if version != self.routes.map.version:
                 self._refusing.clear()
+                self._lower.clear()
             else:
                 now = (yield Pause(min(pause, max(0.0, self._deadline - now)))).now
                 pause = min(2 * pause, PAUSE_MAX)
@@ -243,7 +285,7 @@ class Call(Generic[I]):
                 moved = set(items if self.reads else result.keys)
                 finished, result = [item for item in items if item not in moved], result.done
                 again = True
-            elif isinstance(result, GlobalUnavailable):
+            elif isinstance(result, (GlobalUnavailable, WrongServer)):
                 self._silent[address], self._trouble = None, result
                 again = True
                 continue
@@ -274,8 +316,8 @@ class Call(Generic[I]):
         return now
 
     def _learn(self, now: float) -> Generator[Move, Reply, float]:
-        """Ask for a newer map. Returns the time after that."""
-        for count, address in enumerate(self.routes.to_ask(self._silent)):
+        """Ask for a newer map, or for one in the place of this. Returns the time after that."""
+        for count, address in enumerate(self.routes.to_ask(self._silent, self._lower)):
             if count and self.routes.known and (count >= ASKED_MAX or address in self._silent):
                 break
             if count and now >= self._deadline:
@@ -285,27 +327,37 @@ class Call(Generic[I]):
             reply = yield Ask(address, timeout)
             now = reply.now
             self._heard(address, reply.value)
-            if self.routes.map.version > version:
-                break
+            if self.routes.map.version != version:
+                return now
+        self._go_back()
         return now
+
+    def _go_back(self) -> None:
+        """Take the highest map that was heard, if all members that answer have lower ones."""
+        answering = set(self.routes.addresses).difference(self._silent)
+        if self._lower and answering <= self._lower.keys():
+            self.routes.learn(highest(self._lower.values()), lower=True)
 
     def _heard(self, address: str, answer: Any) -> bool:
         """Take the answer to a question for the map. Returns whether there was one."""
-        if isinstance(answer, GlobalUnavailable):
-            self._silent[address] = None
+        if isinstance(answer, Map) and not self.routes.fits(answer):
+            if not self.routes.known:
+                alone = f"{address} is a Global by itself, and no member of a cluster"
+                raise WrongServer(f"{alone}; give one address")
+            answer = wrong_cluster(self.routes.cluster, answer.cluster)
+        silent = isinstance(answer, GlobalUnavailable)
+        if silent or (isinstance(answer, WrongServer) and self.routes.known):
+            self._silent[address] = None  # where a member was: what it answers counts for nothing
             self._trouble = answer
             return False
         if isinstance(answer, BaseException):
             raise answer
-        if not answer.members:
-            alone = f"{address} is a Global by itself, and no member of a cluster"
-            if not self.routes.known:
-                raise WrongServer(f"{alone}; give one address")
-            self._silent[address] = None  # where a member was: what it answers counts for nothing
-            self._trouble = WrongServer(alone)
-            return False
         self._silent.pop(address, None)
         self.routes.learn(answer)
+        if answer.version < self.routes.map.version:
+            self._lower[address] = answer
+        else:
+            self._lower.clear()
         return True
 
     def _unreached(self, left: Iterable[I]) -> GlobalUnavailable:

@@ -31,6 +31,7 @@ from dstore.core.local.operations import One, ReadOptions
 from dstore.core.local.state import LocalState
 from dstore.errors import AddressError, DstoreError, GlobalUnavailable
 from dstore.protocol import wire
+from dstore.protocol.clusters import NO_CLUSTER
 from dstore.protocol.messages import Broadcast, Committed, Key
 from dstore.quoting import visible
 from dstore.runtime import clock, native, reentrancy
@@ -55,15 +56,21 @@ class Local:
     """The parts of one Local, alive from :meth:`start` on.
 
     ``run`` is for calling threads, ``loop`` for tasks and greenlets; ``watch`` begins a watch.
-    ``on_deletion`` is called with each key that is invalidated.
+    ``on_deletion`` is called with each key that is invalidated. ``cluster`` is the id of the
+    cluster whose Globals it uses, if that is known.
     """
 
     def __init__(
-        self, settings: Settings, label: str, on_deletion: Callable[[Key], None] | None
+        self,
+        settings: Settings,
+        label: str,
+        on_deletion: Callable[[Key], None] | None,
+        cluster: bytes = NO_CLUSTER,
     ) -> None:
         self._settings = settings
         self.host = Host(settings, label, on_deletion is not None)
         self.state = self.host.state
+        self.state.belong(cluster, clock.now())
         self.large = self.host.large
         self._loop = LoopHost(self.host)
         self._threads = ThreadHost(self.host)
@@ -213,6 +220,14 @@ class Local:
     def join_index(self, index: dict[Key, Entry]) -> None:
         """Put what is cached into an index that several Locals have."""
         self.host.aside(lambda: self.state.join_index(index))
+
+    def belong(self, cluster: bytes) -> None:
+        """Use Globals of this cluster and no others from now on. Sessions at others end."""
+        self.host.aside(lambda: self._belong(cluster))
+
+    def _belong(self, cluster: bytes) -> None:
+        self.state.belong(cluster, clock.now())
+        self.host.notify()
 
     def bound(self, cache_bytes: int, shared_bytes: int | None) -> None:
         """Change the bounds of the cache, in bytes: by itself, and beside a host cache."""

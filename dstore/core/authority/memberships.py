@@ -36,7 +36,8 @@ class Memberships:
     ``welcome`` is the answer to a HELLO, but for the session, its nonce and the number of the
     newest invalidation. At most ``max_clients`` sessions are admitted, and a share of these from
     one host, and of one identity; ``peer_of`` returns the address of the host of a connection, or
-    None if it is not known. At ``wake_at`` :meth:`drop_silent` is next due.
+    None if it is not known. ``cluster`` returns the id of Global's cluster. At ``wake_at``
+    :meth:`drop_silent` is next due.
     """
 
     _welcome: Welcome
@@ -49,6 +50,7 @@ class Memberships:
     _alarm: Alarm
     max_clients: int
     _peer_of: Callable[[Route], str | None]
+    _cluster: Callable[[], bytes]
     closing: bool = False
     wake_at: float = NEVER
     _make_room_at: float = 0.0
@@ -84,6 +86,7 @@ class Memberships:
             seq=seq,
             secret=session.secret,
             quiet=self._writes.quiet_left(now),
+            cluster=self._cluster(),
         )
         self.wake_at = min(self.wake_at, self._sessions.lingers_until(session))
         self._alarm.at(self.wake_at)

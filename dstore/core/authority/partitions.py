@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from dstore.core.authority.effects import Refuse
+from dstore.protocol.clusters import NO_CLUSTER
 from dstore.protocol.messages import Key, Refusal
 from dstore.protocol.partitions import PARTITIONS, partition_of
 
@@ -29,13 +30,14 @@ class Partitions:
 
     ``ends`` is the end of the ownership lease, in seconds of Global's clock. Its host moves it on.
     It is 0.0 until the first lease begins.
-    ``map`` has the version, the members and the owners that :class:`~.messages.MapReply` has; its
-    host sets it.
+    ``map`` has the version, the members and the owners that :class:`~.messages.MapReply` has, and
+    ``cluster`` is the id of the cluster; its host sets both before the first lease begins.
     """
 
-    def __init__(self, ends: float) -> None:
+    def __init__(self, ends: float, cluster: bytes = NO_CLUSTER) -> None:
         self.ends = ends
         self.map = NO_MAP
+        self.cluster = cluster
         self._lapsed = False
         self._quiet: list[float | None] = [None] * PARTITIONS  # None: not owned
 

@@ -34,6 +34,7 @@ from dstore.core.authority.stages import Stages
 from dstore.core.authority.writes import Writes
 from dstore.core.engine import Bulk, Engine, Loaded, Outcome
 from dstore.protocol import messages as m
+from dstore.protocol.clusters import NO_CLUSTER, mark
 
 SWEEP_KEYS = 2_000
 """Keys whose retired holder bits are cleared in one step."""
@@ -133,6 +134,7 @@ class GlobalState:
             alarm,
             max_clients,
             peer_of,
+            lambda: self.cluster,
         )
         # These messages are refused unless their session is open; it may be none, or of another
         # identity.
@@ -167,6 +169,11 @@ class GlobalState:
 
     def __repr__(self) -> str:
         return f"<GlobalState epoch={self.epoch:x} {self._sessions!r} {self._invalidations!r}>"
+
+    @property
+    def cluster(self) -> bytes:
+        """The id of the cluster of which this Global is a member; no bytes if it is none."""
+        return NO_CLUSTER if self._partitions is None else self._partitions.cluster
 
     @property
     def wake_at(self) -> float:
@@ -336,8 +343,16 @@ class GlobalState:
         return self._open(message.epoch, self._sessions.get(message.session))
 
     def _reader(self, message: Any) -> Session | None:
-        """Return the session that a request names by its id, None if it names none, or raise."""
-        return None if message.session == m.NO_SESSION else self._session(message)
+        """Return the session that a request names by its id, None if it names none, or raise.
+
+        Without a session the epoch may be a mark: a request for members of a cluster alone.
+        """
+        if message.session != m.NO_SESSION:
+            return self._session(message)
+        if message.epoch not in (0, self.epoch, mark(self.cluster)):
+            text = "Global has another epoch, and is no member of the cluster that is asked"
+            raise Refuse(m.Refusal.OTHER_EPOCH, text)
+        return None
 
     def _writer(self, message: Any, now: float, identity: Identity) -> Session:
         """Return the session in whose name a message writes or uploads, or raise Refuse.
@@ -515,7 +530,8 @@ class GlobalState:
     ) -> None:
         version, members, owners = NO_MAP if self._partitions is None else self._partitions.map
         envelope = self.epoch, message.session, message.request
-        self._out.send(route, m.MapReply(*envelope, version, members, owners))
+        reply = m.MapReply(*envelope, version, members, owners, self.cluster)
+        self._out.send(route, reply)
 
     def metrics(self, now: float, identity: Identity = ANYONE) -> dict[str, object]:
         """Return the metrics of this Global, by name, as an identity may see them."""

@@ -36,6 +36,7 @@ from dstore.core.local.key_hash import HASH_KEY_BYTES
 from dstore.core.local.membership import LAPSED
 from dstore.core.local.state import LocalState
 from dstore.core.local.vector import Vector
+from dstore.errors import WrongServer
 from dstore.protocol.messages import Found, Key, Refusal, Refused, Synced, ToLocal, Welcome
 
 PAGE_PAUSE = 1.0
@@ -116,6 +117,9 @@ class OwnerState(LocalState):
         """When :meth:`tick` is next due."""
         at = LAPSED if self._pageless else super().wake_at
         return max(at, self._silent_until)
+
+    def _on_wrong_cluster(self, error: WrongServer) -> None:
+        self.trouble = str(error)  # it is no reason to end: the member may come back
 
     def abandon(self, now: float) -> None:
         """Begin another session, as when another program has removed the page."""

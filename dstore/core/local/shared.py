@@ -38,11 +38,13 @@ class SharedPage(Protocol):
     """A page that its owner keeps up to date, and the host cache of the same session.
 
     ``lease_word`` is one word, as in :class:`~dstore.core.local.membership.Membership`; the words
-    of ``vector`` are those that hits look at. ``lease`` is in seconds.
+    of ``vector`` are those that hits look at. ``lease`` is in seconds, ``cluster`` is the id of the
+    cluster of its Global.
     """
 
     epoch: int
     session: int
+    cluster: bytes
     lease: float
     value_limit: int
     large_from: int

@@ -12,6 +12,10 @@ The cache may be used until the end of the membership's lease. That is counted f
 receipt. A change of epoch or session is a new membership: lease, entries and ``applied`` end
 together, and a reply to a request of the former one is not stored.
 
+A Local belongs to the cluster whose Global it has joined first, or that its Node has a map of. It
+joins no other Global from then on, and uses no page of one: what is written there would be lost to
+the cluster. Its requests without a session name the cluster, and other Globals refuse them.
+
 Where the processes of a host share a membership (:mod:`~dstore.core.local.shared`), its owner does
 all that. A Local that uses it sends requests in its name, and has a session of its own only to
 write, and to observe invalidations while something here wants to know them. If the page ends, reads
@@ -34,6 +38,7 @@ from dstore.core.local.cache import (
     MappedBody,
     Value,
 )
+from dstore.core.local.clusters import wrong_cluster
 from dstore.core.local.effects import (
     Announce,
     Dropped,
@@ -49,7 +54,8 @@ from dstore.core.local.former import Former
 from dstore.core.local.membership import LAPSED, Membership, lease_word
 from dstore.core.local.shared import SharedPage
 from dstore.core.local.writer import Writer
-from dstore.errors import AccessDenied, DstoreError
+from dstore.errors import AccessDenied, DstoreError, WrongServer
+from dstore.protocol.clusters import NO_CLUSTER, mark
 from dstore.protocol.content import PLAIN, Addresses
 from dstore.protocol.messages import (
     NO_SESSION,
@@ -125,6 +131,7 @@ class LocalState(Entries):
     ) -> None:
         super().__init__(cache_bytes, kept, observing, shared_bytes, encode)
         self.addresses = addresses
+        self.cluster = NO_CLUSTER  # to which it belongs; none as long as no such Global was joined
         self.former = Former()
         self.quiet_until = LAPSED
         self.lease = 0.0
@@ -192,6 +199,34 @@ class LocalState(Entries):
     def lease_end(self) -> float:
         """Until when the cache may be used."""
         return self.membership.lease_end
+
+    @property
+    def addressee(self) -> tuple[int, int]:
+        """The epoch and the session that a request names, or the mark of the cluster and 0."""
+        if self.session:
+            return self.epoch, self.session
+        return mark(self.cluster), NO_SESSION
+
+    def belong(self, cluster: bytes, now: float) -> None:
+        """Use Globals of this cluster and no others from now on. Sessions at others end."""
+        if cluster == self.cluster or self.closing:
+            return
+        self.cluster = cluster
+        if self.page is not None:
+            self.detach(now)
+        elif self.joined.session:
+            self._leave_joined(now)
+            self._void(now)
+        writer, self.writer = self.writer, Writer()
+        if writer.secret:
+            self._leaving.append((writer.epoch, writer.secret, writer))
+        self.former.forget()
+
+    def _may_join(self, cluster: bytes, now: float) -> bool:
+        """Whether a Global of this cluster may be joined. The first cluster is the one for good."""
+        if not self.cluster:
+            self.belong(cluster, now)
+        return cluster == self.cluster
 
     # ---- events ---------------------------------------------------------------------------
 
@@ -284,6 +319,8 @@ class LocalState(Entries):
         """Note a new connection to Global: what was sent or broadcast before may be lost."""
         if not self.bridging or self._hello_first < NEVER:  # else it is not yet time to join
             self._hello_at = now
+        if isinstance(self._hello_denied, WrongServer):  # another one may answer now
+            self._hello_denied = None
         if self._writer_at < NEVER:
             self._writer_at = now
         if self.joined.session:
@@ -365,12 +402,18 @@ class LocalState(Entries):
         """Use the membership of the host, in place of the present one.
 
         Does nothing if it belongs to another epoch than the present session, if Global has refused
-        it before, or if its lease has lapsed.
+        it before, if its lease has lapsed, or if it is one of another cluster.
         """
         joined = self.joined
         other = joined.session and joined.epoch != page.epoch
         refused = (page.epoch, page.session) in self._refused
         if self.closing or other or refused or lease_word(page.now()) >= page.lease_word[0]:
+            return
+        if not self._may_join(page.cluster, now):
+            error = wrong_cluster(self.cluster, page.cluster)
+            self.no_page = str(error)
+            if not self.joining:  # else its HELLO finds out what answers
+                self._hello_denied = error
             return
         if self.session and self.page is None:
             self.former.keep((), self.cache.large_values(), self.epoch)
@@ -382,6 +425,7 @@ class LocalState(Entries):
         self.lease = page.lease
         self.value_limit, self.large_from = page.value_limit, page.large_from
         self.last_error = ""
+        self._hello_denied = None
         self.bridging = False
         self._look_at = self._lapsed_at = NEVER
 
@@ -411,6 +455,12 @@ class LocalState(Entries):
         self._void(now)
         self.bridging = self.joining
         self._hello_at = now + PRIVATE_AFTER
+
+    def _end_bridge(self, now: float) -> None:
+        """Join at once: what answers requests without a session may be another Global."""
+        if self.bridging:
+            self.bridging = False
+            self._hello_at = now
 
     def _note_lapse(self, page: SharedPage) -> None:
         if self._lapsed_at == NEVER:
@@ -494,7 +544,7 @@ class LocalState(Entries):
         return [Tell(Hello(self._nonce, *self._replaces, self._label, self._kind))]
 
     def _on_welcome(self, message: Welcome, now: float) -> list[LocalEffect]:
-        if self.closing:
+        if self.closing or not self._accepts(message, now):
             return []
         self.quiet_until = max(self.quiet_until, now + message.quiet)
         if message.nonce == self._writer_nonce and not self.writer.session:
@@ -538,6 +588,16 @@ class LocalState(Entries):
         if self._kind is Kind.OBSERVER:  # of what is pending it has yet to hear
             self.renew(now)
         return [Subscribe(message.epoch, message.publisher)]
+
+    def _accepts(self, message: Welcome, now: float) -> bool:
+        """Whether this is an answer to a HELLO, and of a Global that may be joined."""
+        if message.nonce not in (self._nonce, self._writer_nonce, self._abandoned):
+            return False
+        if self._may_join(message.cluster, now):
+            return True
+        self._leaving.append((message.epoch, message.secret, None))
+        self._on_wrong_cluster(wrong_cluster(self.cluster, message.cluster))
+        return False
 
     def _cached(self) -> Iterable[Value]:
         """The small values that can be offered to Global in the next session."""
@@ -606,6 +666,7 @@ class LocalState(Entries):
             if joined.session and joined is self.membership:
                 self.writer = Writer(joined.epoch, joined.session)
         if message.session == NO_SESSION:
+            self._end_bridge(now)
             return
         # If Global has another epoch, no session of the former one is left.
         ended = {message.session, *(other_epoch * [self.session, joined.session])}
@@ -622,8 +683,12 @@ class LocalState(Entries):
                 self._end_observer()
                 self._reset_control(now)
 
-    def _on_denied(self, error: AccessDenied) -> None:
-        """Global has refused a HELLO, since this client may not have such a session."""
+    def _on_wrong_cluster(self, error: WrongServer) -> None:
+        """A HELLO was answered by a Global of another cluster, or of none."""
+        self._on_denied(error)
+
+    def _on_denied(self, error: DstoreError) -> None:
+        """Note why a HELLO was in vain: this client may not have such a session, or not there."""
         if self._writer_at < NEVER:
             self.writer_denied, self._writer_at = error, NEVER
         if self.page is None and not self.joined.session:
@@ -745,7 +810,7 @@ class LocalState(Entries):
 
     def unwait(self, message: Wait) -> None:
         """Tell Global that the answer to a WAIT is not needed any more."""
-        if (message.epoch, message.session) == (self.epoch, self.session):
+        if (message.epoch, message.session) == self.addressee:
             self._withdrawn.append(Unwait(*message[:4]))
 
     # ---- requests -----------------------------------------------------------------------

@@ -319,6 +319,7 @@ class Member:
         """Let the state answer until the ownership lease ends."""
         assert self._ownership is not None
         ends, now = self._ownership.ends, clock.now()
+        self.partitions.cluster = self._storage.cluster
         self.partitions.ends = ends
         if now < ends and not self._shared:
             # Before the first answer, since this voids what a former Global here has left.
@@ -491,6 +492,6 @@ class Member:
         assert self._ownership is not None
         self._shared = False
         self._handing_over = None
-        self.partitions = Partitions(self._ownership.ends)
+        self.partitions = Partitions(self._ownership.ends, self._storage.cluster)
         self.partitions.map = self._map
         service.begin_epoch()

@@ -37,6 +37,10 @@ class Storage(Protocol):
     def news(self) -> bool:
         """Whether :meth:`committed` has anything to say."""
 
+    @property
+    def cluster(self) -> bytes:
+        """The id of the cluster; no bytes until the database has answered for the first time."""
+
     def begin(self, me: bytes, wake: Callable[[], object]) -> None:
         """Take the id of the member, in whose name all is done, and what wakes Global's thread."""
 

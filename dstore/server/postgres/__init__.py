@@ -33,7 +33,9 @@ def open_store(url: str, *, memory_limit: int, patience: float = PATIENCE) -> St
 
 
 def init(url: str, *, standby: bool = True) -> bool:
-    """Create the tables of a cluster. Returns False if they are there already.
+    """Create the tables of a cluster, or bring those of a former dstore up to date.
+
+    Returns False if there was nothing to do.
 
     With ``standby`` the cluster refuses to write without a synchronous standby; that is recorded
     when the tables are created. Raises DataError.

@@ -22,6 +22,7 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from dstore.errors import DataError
+from dstore.protocol.clusters import NO_CLUSTER
 from dstore.quoting import visible
 from dstore.runtime import clock, native
 from dstore.runtime.logs import Log
@@ -38,6 +39,8 @@ WATCH_EVERY = 0.25
 """Seconds between two looks at statements that may have taken too long."""
 END_TIMEOUT = 15.0
 """Seconds to wait at the end for a thread that is connecting."""
+ID_SHOWN = 8
+"""Characters of the id of a cluster that a person sees."""
 NEVER = float("inf")
 PASSING = ("starting up", "shutting down", "recovery", "too many clients", "connection slots")
 """Parts of the errors with which a server refuses a connection that it will take later."""
@@ -69,7 +72,10 @@ class Unavailable(DataError):
 
 
 class Target:
-    """The database that a URL names. Immutable, and safe from any thread.
+    """The database that a URL names. Safe from any thread.
+
+    ``cluster`` is the id of the cluster that the database has, once that was seen; none of another
+    one is taken from then on.
 
     Raises DataError if the URL cannot be understood. No text of this class has a password in it.
     """
@@ -84,6 +90,8 @@ class Target:
                 "@ : / % in a password (which may also be in ~/.pgpass)"
             ) from None
         self.patience = patience
+        self.cluster = NO_CLUSTER
+        self._lock = native.Lock()
         self.where = visible(f"{given.get('host') or 'localhost'}/{given.get('dbname') or ''}")
         self._secrets = [str(given[name]) for name in ("password", "sslpassword") if name in given]
         milliseconds = int(patience * 1000)
@@ -112,6 +120,19 @@ class Target:
 
     def refused(self, what: str) -> DataError:
         return DataError(f"the database {self.where} cannot be used: {what}")
+
+    def take(self, cluster: bytes) -> None:
+        """Take note of the id that a connection has found. Raises DataError if it is another one.
+
+        What is in memory is of the cluster that was found first.
+        """
+        with self._lock:
+            self.cluster = self.cluster or cluster
+            if cluster != self.cluster:
+                raise self.refused(
+                    f"it is that of another cluster ({cluster.hex()[:ID_SHOWN]}) than before "
+                    f"({self.cluster.hex()[:ID_SHOWN]}); start this Global again if that is right"
+                )
 
     def unavailable(self, reason: DataError) -> Unavailable:
         """Return the error for something that may pass."""
@@ -210,8 +231,10 @@ class Link:
             self._take(connection)
             with self.limited():
                 self.target.prepare(connection)
-                self.standby = schema.check(connection, self.target.where)
+                settings = schema.check(connection, self.target.where)
+                self.standby = settings.standby
                 self.target.check(connection, standby=self.standby)
+                self.target.take(settings.cluster)
                 connection.execute(
                     "SELECT set_config('application_name', %s, false)", [f"dstore {self._name}"]
                 )

@@ -28,10 +28,14 @@ class Standby(NamedTuple):
 
 
 class Status(NamedTuple):
-    """What the database says. ``where`` names it; ``needs_standby`` is a setting of the cluster."""
+    """What the database says. ``where`` names it; ``cluster`` is the id of the cluster.
+
+    ``needs_standby`` is a setting of the cluster.
+    """
 
     where: str
     server: str
+    cluster: bytes
     needs_standby: bool
     standbys: list[Standby]
     members: dict[bytes, Member]
@@ -56,7 +60,7 @@ def status(url: str) -> Status:
     target = Target(url, PATIENCE)
 
     def work(connection: Connection) -> Status:
-        needs = schema.check(connection, target.where)
+        cluster, needs = schema.check(connection, target.where)
         members, partitions, _ = read_view(connection)
         rows = connection.execute(
             "SELECT application_name, coalesce(state, ''),"
@@ -68,7 +72,15 @@ def status(url: str) -> Status:
         server = str(connection.info.parameter_status("server_version"))
         standbys = [Standby(*row) for row in rows]
         return Status(
-            target.where, server, needs, standbys, members, partitions, int(keys), int(size)
+            target.where,
+            server,
+            cluster,
+            needs,
+            standbys,
+            members,
+            partitions,
+            int(keys),
+            int(size),
         )
 
     return _with(target, work)

@@ -43,7 +43,7 @@ class Store:
     """
 
     def __init__(self, url: str, *, memory_limit: int, patience: float) -> None:
-        target = Target(url, patience)
+        target = self._target = Target(url, patience)
         self._links = [Link(target, each) for each in ("directory", "journal", "load", "values")]
         directory, journal, load, values = self._links
         self._large_memory = int(memory_limit * LARGE_SHARE)
@@ -109,6 +109,11 @@ class Store:
         self._journal.forked()
         self._values.forked()
         self._watch.forked()
+
+    @property
+    def cluster(self) -> bytes:
+        """The id of the cluster; no bytes until the database has answered for the first time."""
+        return self._target.cluster
 
     def carry_out(self, ask: Ask) -> View | None:
         """Carry out an ask. None, or DataError: it failed, or it is not known what became of it."""

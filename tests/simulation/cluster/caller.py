@@ -10,7 +10,6 @@ from dstore.client.cluster.listing import Listing
 from dstore.client.cluster.routing import (
     Ask,
     Call,
-    Map,
     Move,
     Moves,
     Pause,
@@ -18,6 +17,7 @@ from dstore.client.cluster.routing import (
     Tried,
     Try,
     call,
+    map_of,
 )
 from dstore.core.local import operations
 from dstore.core.local.membership import Entry
@@ -183,7 +183,7 @@ class Caller:
         if self.node.held_up(self.line, self._mapped, result):
             return
         if not isinstance(result, BaseException):
-            result = Map(result.version, tuple(result.members), result.owners)
+            result = map_of(result)
         self._advance(Reply(self.node.clock(), result))
 
     def _try(self, move: Try) -> None:

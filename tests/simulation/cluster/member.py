@@ -41,6 +41,7 @@ from dstore.server.engines.memory import MemoryEngine
 from tests.simulation.cluster.journal import ClusterJournal
 from tests.simulation.cluster.scenario import ClusterScenario
 from tests.simulation.cluster.servers import Client, Connection, Database, Transaction
+from tests.simulation.cluster.stranger import Stranger
 from tests.simulation.cluster.tables import KEPT, PARTITION, carry_out
 from tests.simulation.host import SimBulk, SimHost
 from tests.simulation.identities import Identities
@@ -51,6 +52,8 @@ from tests.simulation.trace import short
 NEVER = float("inf")
 WALL = 1.8e9
 """The time of the wall clock at the beginning of a run."""
+CLUSTER = b"the one cluster."
+"""The id of the simulated cluster."""
 LOOK_EVERY = 0.01
 """Seconds between two looks whether all that has begun has ended."""
 READ = (GetReply, TtlReply, ScanReply)
@@ -86,6 +89,7 @@ class SimMember(Client):
         self.partitions = Partitions(0.0)
         self.map = NO_MAP
         self._refuses_until = 0.0
+        self._stranger: Stranger | None = None
 
     def clock(self) -> float:
         return self.offset + self.rate * self.loop.now
@@ -97,6 +101,7 @@ class SimMember(Client):
         if self.alive:
             return
         self.alive = True
+        self._end_stranger()
         self.lives += 1
         me = self.loop.random16()
         self.loop.log(self.name, f"starts as {me.hex()[:4]}")
@@ -123,6 +128,23 @@ class SimMember(Client):
         if self.alive:
             self.loop.log(self.name, "crashes")
             self._end()
+
+    def begin_stranger(self) -> None:
+        """Let another Global listen at the address of this member, which has ended."""
+        self._end_stranger()
+        self._stranger = Stranger(
+            self.loop,
+            self.address,
+            self.clock,
+            self._perform,
+            lease=self.cache_lease,
+            member=self.loop.dice.random() < 0.5,
+        )
+
+    def _end_stranger(self) -> None:
+        stranger, self._stranger = self._stranger, None
+        if stranger is not None:
+            stranger.end()
 
     def _end(self) -> None:
         self.alive = False
@@ -290,7 +312,7 @@ class SimMember(Client):
 
     def _begin_epoch(self, deadlines: Iterable[tuple[Key, bytes, float]]) -> None:
         scenario = self.scenario
-        self.partitions = Partitions(self.ownership.ends)
+        self.partitions = Partitions(self.ownership.ends, CLUSTER)
         self.partitions.map = self.map
         for number in self.loaded:
             self.partitions.gain([number], self.ownership.owned[number].quiet_until)
@@ -320,6 +342,9 @@ class SimMember(Client):
         return [each for each in range(self.scenario.partitions) if quiet[each] is not None]
 
     def receive(self, route: bytes, message: Any) -> None:
+        if self._stranger is not None:
+            self._stranger.receive(route, message)
+            return
         if self.held_up("requests", self.receive, route, message):
             return
         if self.state is None or self.partitions.lapsed(self.clock()):
@@ -342,7 +367,7 @@ class SimMember(Client):
         answer: ToLocal = Refused(*envelope, request, Refusal.OTHER_EPOCH, "there is no epoch")
         version, members, owners = self.map
         if isinstance(message, AskMap) and members:
-            answer = MapReply(*envelope, request, version, members, owners)
+            answer = MapReply(*envelope, request, version, members, owners, CLUSTER)
         if request:
             self._send(route, answer)
 

@@ -63,7 +63,11 @@ class SimNode(Mortal):
         if address not in self.locals:
             self.locals[address] = NodeLocal(self, self._members[address], self._identities)
             self.locals[address].touched()
-        return self.locals[address]
+        local = self.locals[address]
+        if self.routes.known and local.state.cluster != self.routes.cluster:
+            local.state.belong(self.routes.cluster, self.clock())
+            local.touched()
+        return local
 
     def hit(self, key: Key) -> Entry | None:
         """Look a key up in the caches of all Locals, as a Node does: no map is needed."""

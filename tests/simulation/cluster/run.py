@@ -20,6 +20,7 @@ SHRINK_TRIES = 20
 FAULTS = (
     "member_pauses",
     "member_crashes",
+    "strangers",
     "isolations",
     "joins",
     "drains",

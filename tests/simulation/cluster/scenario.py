@@ -48,6 +48,7 @@ class ClusterScenario(Scenario):
     member_pauses: float = 0.0
     member_pause: float = 2.0  # at most
     member_crashes: float = 0.0
+    strangers: float = 0.0  # fraction of the crashes after which another Global has the address
     isolations: float = 0.0  # the database is slow for a member, then it cannot be reached
     joins: float = 0.0  # of members that are added
     drains: float = 0.0  # of members that leave
@@ -135,4 +136,5 @@ class ClusterScenario(Scenario):
             "cuts": sometimes(0.5, 0.3) / ownership,
             "pauses": sometimes(0.5, 0.4) / ownership,
             "pause": dice.choice((0.3, 1.0)) * ownership,
+            "strangers": sometimes(1.0, 0.5),
         }

@@ -201,8 +201,19 @@ class ClusterSimulation:
         if alive and self._starts() < STARTS_MAX:
             member = self.loop.dice.choice(alive)
             member.crash()
+            self._replace(member)
             pause = 2 * self.loop.dice.random() * self.scenario.ownership
             self.loop.later(pause, member.start)
+
+    def _replace(self, member: SimMember) -> None:
+        """Perhaps let another Global have the address of a member that has ended.
+
+        Not before all clients know the cluster: one that does not may take it for its Global.
+        """
+        odds = self.scenario.strangers
+        known = all(each.routes.known for each in self.nodes)
+        if odds and known and self.loop.dice.random() < odds:
+            member.begin_stranger()
 
     def _join(self) -> None:
         away = [each for each in self.members.values() if not each.alive]

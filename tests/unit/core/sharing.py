@@ -44,6 +44,7 @@ class HostPage:
     def __init__(self, world: World, session: int, buckets: int = 1 << 12) -> None:
         self.world = world
         self.epoch, self.session = world.epoch, session
+        self.cluster = world.state.cluster
         self.vector = Vector(b"the key of hash.", buckets)
         self.lease_word = private_lease()
         self.table: dict[Key, Record] = {}

@@ -189,6 +189,7 @@ class CorePage:
     def __init__(self, world: World, between: Between) -> None:
         page = self._page = world.page
         self.epoch, self.session, self.lease = page.epoch, page.session, page.lease
+        self.cluster = b""
         self.value_limit, self.large_from, self.capacity = 100, 100, 0
         self._world, self._between = world, between
         self._vector = Vector(HASH_KEY, 1, page.words)

@@ -40,6 +40,7 @@ def identity(**changes: Any) -> Identity:
         hash_key=bytes(range(16)),
         buckets=BUCKETS,
         keyed=False,
+        cluster=b"",
     )
     return plain._replace(**changes)
 

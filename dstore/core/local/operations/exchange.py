@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
+from dstore.core.local.clusters import wrong_cluster
 from dstore.core.local.state import LocalState
 from dstore.core.local.steps import Operation, Request, StepResult, WaitUntil
 from dstore.errors import AccessDenied, DstoreError, GlobalUnavailable, RequestRefused, copy_of
+from dstore.protocol.clusters import NO_CLUSTER
 from dstore.protocol.messages import (
     NO_SESSION,
     AskMap,
@@ -102,11 +104,12 @@ class Denied(Unanswered):
 
 def envelope(state: LocalState) -> tuple[int, int, int]:
     """Return epoch, session, and the number of the next request."""
-    return state.epoch, state.session, state.next_request()
+    return (*state.addressee, state.next_request())
 
 
 def ensure_joined(state: LocalState, now: float, deadline: float) -> Operation[float]:
     """Wait for a session, or for leave to ask without one. Returns the time after that."""
+    check_admitted(state)
     check_time(state, now, deadline)
 
     def ready(_: float) -> bool:
@@ -122,8 +125,8 @@ def ensure_joined(state: LocalState, now: float, deadline: float) -> Operation[f
 
 def ensure_writer(state: LocalState, now: float, deadline: float) -> Operation[float]:
     """Wait for a session for writes. Returns the time after that."""
-    check_time(state, now, deadline)
     check_admitted(state)
+    check_time(state, now, deadline)
     if not state.writer.session:
         state.want_writer(now)
 
@@ -271,13 +274,19 @@ def scan(
 
 
 def ask_map(state: LocalState, now: float, deadline: float) -> Operation[MapReply]:
-    """Ask Global which Global of its cluster owns which partition. No session is needed."""
+    """Ask Global which Global of its cluster owns which partition. No session is needed.
+
+    Raises WrongServer if it is not of the cluster that this Local belongs to.
+    """
+    check_admitted(state)
     check_time(state, now, deadline)
-    message = AskMap(state.epoch, NO_SESSION, state.next_request())
+    message = AskMap(0, NO_SESSION, state.next_request())
     try:
         _, reply = yield from exchange(state, message, MapReply, now, deadline)
     except Unanswered as ended:
         raise failure(state, ended) from None
+    if state.cluster not in (NO_CLUSTER, reply.cluster):
+        raise wrong_cluster(state.cluster, reply.cluster)
     return reply
 
 

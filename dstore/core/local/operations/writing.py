@@ -25,6 +25,7 @@ from dstore.core.local.state import LocalState
 from dstore.core.local.steps import Body, Operation, Report, SendBody, StepResult
 from dstore.core.local.writer import Writer
 from dstore.errors import GlobalUnavailable, OutcomeUnknown
+from dstore.protocol.clusters import mark
 from dstore.protocol.keys import public
 from dstore.protocol.messages import (
     NO_SESSION,
@@ -187,7 +188,7 @@ class _Setting:
         until = max(deadline, now + RESEND_FIRST)
         while wanted:
             keys = list(wanted)
-            request = Get(state.epoch, NO_SESSION, state.next_request(), keys)
+            request = Get(mark(state.cluster), NO_SESSION, state.next_request(), keys)
             try:
                 now, reply = yield from exchange(state, request, GetReply, now, until)
             except Unanswered:
