@@ -49,6 +49,8 @@ def test_a_killed_global_takes_nothing_with_it(tmp_path: Path) -> None:
         extended=10.0,
         quiet=1.0,
         standby=False,
+        hosts=False,
+        keys=False,
     )
     report = run(plan, tmp_path)
     assert report.wrong == [], f"seed {plan.seed}, histories in {tmp_path}"
