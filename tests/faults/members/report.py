@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
-from tests.faults.client import WRONG_SERVERS
 from tests.faults.judge import Verdict
 from tests.faults.members.nemesis import OF_GLOBAL, OF_OWNER, PLACES
 from tests.faults.members.probes import KINDS
@@ -36,8 +35,7 @@ class Report:
             f"{counts['acknowledged']:,} acknowledged writes",
             f"{self.verdict.deletions:,} deletions confirmed, {self.verdict.cleared:,} not waited "
             f"for; {counts['unknown']:,} writes with unknown outcome, {counts['not done']:,} "
-            f"writes and {counts['reads unavailable']:,} reads given up; "
-            f"{counts[WRONG_SERVERS]:,} calls found another Global in place of a member",
+            f"writes and {counts['reads unavailable']:,} reads given up",
             f"{counts[f'host_hits {PLACES[OF_GLOBAL]}']:,} hits of the pages of Globals, "
             f"{counts[f'host_hits {PLACES[OF_OWNER]}']:,} of the pages of dstore host; "
             f"{counts['large values sent']:,} large values sent, "
