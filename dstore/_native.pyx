@@ -115,7 +115,12 @@ cdef extern from *:
     #define DSTORE_SET_STATE(node, value) DSTORE_STORE(node, _present, value)
     #define DSTORE_INDEX(node) DSTORE_LOAD(node, _entries)
     #define DSTORE_SET_INDEX(node, value) DSTORE_STORE(node, _entries, value)
-    #define DSTORE_HOME(entry) DSTORE_LOAD(entry, home)
+    #define DSTORE_HOME(entry) DSTORE_LOAD(entry, _home)
+    #define DSTORE_SET_HOME(entry, value) DSTORE_STORE(entry, _home, value)
+    /* The membership is held, so that no other one has its address. */
+    #define DSTORE_IS_HOME(entry, membership) \\
+        ((PyObject *)__atomic_load_n(&(entry)->_home, __ATOMIC_ACQUIRE) == \\
+         (PyObject *)(membership))
 
     /* A new reference to the value of a key of a dictionary, or to None. */
     static inline PyObject *dstore_look_up(PyObject *entries, PyObject *key) {
@@ -151,6 +156,8 @@ cdef extern from *:
     dict load_index "DSTORE_INDEX" (Hits)
     int store_index "DSTORE_SET_INDEX" (Hits, dict) except -1
     Membership load_home "DSTORE_HOME" (Entry)
+    int store_home "DSTORE_SET_HOME" (Entry, Membership) except -1
+    bint is_home "DSTORE_IS_HOME" (Entry, Membership)
     object look_up "dstore_look_up" (dict, object)
     void prefetch "__builtin_prefetch" (void *)
 
@@ -189,7 +196,7 @@ cdef class Entry:
     cdef public unsigned char visited
     cdef public unsigned char sound
     cdef public uint64_t seq
-    cdef public Membership home
+    cdef Membership _home
     cdef readonly object key
     cdef public bytes shared
     cdef public Entry newer
@@ -212,6 +219,14 @@ cdef class Entry:
         self.size = size
         self.shared = shared
         self.bucket = bucket
+
+    @property
+    def home(self):
+        return load_home(self)
+
+    @home.setter
+    def home(self, Membership home):
+        store_home(self, home)
 
     def __repr__(self):
         return f"<Entry {self.key!r} seq={self.seq} visited={self.visited}>"
@@ -361,18 +376,12 @@ cdef class Hits:
         raise NotImplementedError
 
 
-def find(Present state not None, name):
+def find(Present state not None, name, dict index=None):
     """Return the entry of a key's text that is cached under a valid lease. Takes no lock."""
-    return _find(state, name)
+    return _find(state, name) if index is None else _find_indexed(index, name)
 
 
-def find_indexed(dict index not None, name):
-    """Return the entry of a key's text that some membership has under a valid lease."""
-    return _find_indexed(index, name)
-
-
-# An index says which membership may have the key, and no more: after Ctrl-C, or a race of two Locals,
-# it may have an entry that the membership has dropped. So the entry is looked up once more.
+# The order matters, here and below: see dstore.client.hits.pure_find.
 cdef inline Entry _find_indexed(dict index, object name):
     cdef Membership membership
     cdef Entry entry = look_up(index, name)
@@ -383,13 +392,11 @@ cdef inline Entry _find_indexed(dict index, object name):
     if membership is None:
         return None
     lease_end = load_word(membership._lease)
-    entry = look_up(membership.entries, name)
-    if entry is None:
+    if not is_home(entry, membership):
         return None
     return entry if _is_valid(membership, entry, lease_end) else None
 
 
-# The order matters: see dstore.client.hits.pure_find.
 cdef inline Entry _find(Present state, object name):
     cdef Membership membership
     cdef Entry entry

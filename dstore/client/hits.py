@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from dstore.compiled import native
-from dstore.core.local.membership import Entry, Present, PurePresent
+from dstore.core.local.membership import Entry, Present
 from dstore.protocol.messages import Key, Stored
 from dstore.runtime import clock
 
@@ -19,7 +18,8 @@ class Hits:
 
     Where :mod:`dstore._native` is there, its class of the same name takes this one's place.
     ``_state`` is the state of the Local, and ``_hits`` counts. With several Globals there are
-    several Locals, and ``_index`` has the entries of all; else it is None.
+    several Locals, and ``_index`` has the entries of all; else it is None. An entry in an index may
+    have been dropped: its ``home`` says whether it is stored, and under which lease.
     """
 
     __slots__ = ("_hits", "_state")
@@ -40,10 +40,17 @@ class Hits:
             return self._get_named(key, default)
         index = self._index
         try:
-            # An index says which membership may have the key, and no more.
-            membership = self._state.membership if index is None else index[key].home
-            lease_end = membership.lease[0]
-            entry = membership.entries[key]
+            if index is None:
+                membership = self._state.membership
+                lease_end = membership.lease[0]
+                entry = membership.entries[key]
+            else:
+                entry = index[key]
+                membership = entry.home
+                if membership is not None:
+                    lease_end = membership.lease[0]
+                if membership is None or entry.home is not membership:
+                    entry = None
         except KeyError:  # not cached, or a text that is not the one text of its key
             entry = None
         if entry is None:  # not in the handler, or what is raised would name the KeyError, too
@@ -60,8 +67,7 @@ class Hits:
 
     def _hit(self, name: str) -> Entry | None:
         """Return the entry of a key's text that is cached under a valid lease, and count a hit."""
-        index = self._index
-        entry = pure_find(self._state, name) if index is None else pure_find_indexed(index, name)
+        entry = pure_find(self._state, name, self._index)
         if entry is not None:
             self._hits += 1
         return entry
@@ -79,18 +85,32 @@ class Hits:
         raise NotImplementedError
 
 
-def pure_find(state: Present, name: str) -> Entry | None:
+def pure_find(state: Present, name: str, index: dict[Key, Any] | None = None) -> Entry | None:
     """Return the entry of a key's text that is cached under a valid lease. Takes no lock.
 
     The order matters. The membership is taken once; the end of its lease is noted before the entry
     and its word are read, and the clock is compared last, with the noted end. In any other order
     the lease might lapse, the key be deleted, and a renewal come between two of these steps.
+
+    In an index, the entries of several memberships, the entry comes first and names its membership,
+    its ``home``. A cache takes that away before anything else when it drops the entry, and only
+    then may the deletion be acknowledged. So the second look at ``home``, after the end of the
+    lease was noted, is what the look-up among the entries is without an index: at that moment the
+    entry was stored under that lease. The index itself may be as much behind as it likes.
     """
-    membership = state.membership
-    lease_end = membership.lease[0]
-    entry = membership.entries.get(name)
-    if entry is None:
-        return None
+    if index is None:
+        membership = state.membership
+        lease_end = membership.lease[0]
+        entry = membership.entries.get(name)
+        if entry is None:
+            return None
+    else:
+        entry = index.get(name)
+        if entry is None or (membership := entry.home) is None:
+            return None
+        lease_end = membership.lease[0]
+        if entry.home is not membership:
+            return None
     words = membership.words
     if words is not None and words[entry.bucket] > entry.seq:
         return None
@@ -100,16 +120,7 @@ def pure_find(state: Present, name: str) -> Entry | None:
     return entry
 
 
-def pure_find_indexed(index: Mapping[Key, Entry], name: str) -> Entry | None:
-    """Return the entry of a key's text that some membership has under a valid lease."""
-    entry = index.get(name)
-    if entry is None or entry.home is None:
-        return None
-    return pure_find(PurePresent(entry.home), name)
-
-
 PureHits = Hits
-find, find_indexed = pure_find, pure_find_indexed
+find = pure_find
 if not TYPE_CHECKING and native is not None:
-    RAISE, Hits = native.RAISE, native.Hits
-    find, find_indexed = native.find, native.find_indexed
+    RAISE, Hits, find = native.RAISE, native.Hits, native.find

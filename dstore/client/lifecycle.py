@@ -25,6 +25,7 @@ from dstore.client.host_page import can_be_inherited
 from dstore.client.hosts.local import Local
 from dstore.client.settings import Settings
 from dstore.codecs import Codecs
+from dstore.core.local.cache import leave_index
 from dstore.core.local.membership import Entry
 from dstore.core.local.state import LocalState
 from dstore.errors import NodeClosed
@@ -125,16 +126,16 @@ class Lifecycle(Hits):
                 settings, label = self._settings.at(address), self._label_here()
                 local = Local(settings, label, on_deletion, self._cluster_known())
                 try:
+                    if self._index is not None:  # first, so that what starts is in the index
+                        local.join_index(self._index)
                     local.start(self._parents.get(address))
                     if not self._locals:
                         self._dropped = weakref.finalize(
                             self, _abandon, self._locals, self.address, self._place
                         )
                         self._dropped.atexit = False
-                    if self._index is not None:
-                        local.join_index(self._index)
                     self._locals[address] = local
-                    self._inherited.pop(address, None)
+                    self._leave_inherited(address, local)
                     self._show()
                     self._check_open()  # a signal handler may have closed it, in this thread
                 except BaseException:  # after Ctrl-C the program may never get this Node
@@ -171,12 +172,28 @@ class Lifecycle(Hits):
             if id(entry.home) in homes:
                 self._index[key] = entry
 
+    def _leave_inherited(self, address: str, local: Local) -> None:
+        """Forget what was inherited, unless the Local of this process has taken it over.
+
+        A Local that has not may be of another session by now; what is left would be in the index
+        without a cache that drops it.
+        """
+        former, index = self._inherited.pop(address, None), self._index
+        if former is None or index is None or former.entries is local.state.entries:
+            return
+        for entry in list(former.entries.values()):
+            entry.home = None
+            leave_index(index, entry)
+
     def _find(self, name: Key) -> Entry | None:
         """Return an entry that is in no index, since two Locals have stored its key at a time."""
+        index = self._index
         for local in list(self._locals.values()):
             entry = find(local.state, name)
-            if entry is not None and self._index is not None:
-                self._index[entry.key] = entry
+            if entry is not None and index is not None:
+                index[entry.key] = entry
+                if entry.home is None:  # it may have been dropped before this, and would stay
+                    leave_index(index, entry)
                 return entry
         return None
 

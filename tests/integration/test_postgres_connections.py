@@ -7,11 +7,13 @@ import re
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import pytest
 
 from dstore.errors import DataError
+from dstore.protocol.clusters import CLUSTER_BYTES
 from dstore.protocol.partitions import partition_of
 from dstore.server.postgres import drain, init, open_store, status
 from tests.integration.processes import ROOT
@@ -51,16 +53,101 @@ def test_tables_are_created_once_and_those_of_another_version_are_refused(
         init(postgres_url, standby=False)
 
 
-def test_programs_that_create_the_tables_at_the_same_time_agree(postgres_url: str) -> None:
+def _of_version_1(url: str) -> None:
+    """Make the tables those of the former version, which had no id."""
+    with psycopg.connect(url) as connection:
+        connection.execute("UPDATE dstore.setting SET value = '1' WHERE name = 'version'")
+        connection.execute("DELETE FROM dstore.setting WHERE name = 'cluster'")
+
+
+def test_tables_of_the_former_version_get_an_id_and_keep_what_is_there(postgres_url: str) -> None:
+    init(postgres_url, standby=False)
+    with Owner(postgres_url) as member:
+        member.join()
+        member.claim([3])
+        key = next(key for key in map(str, range(9999)) if partition_of(key) == 3)
+        member.write(bind(key))
+    _of_version_1(postgres_url)
+    for said in (refusal(postgres_url), _status_refused(postgres_url)):
+        assert "end all members, then `dstore cluster init URL`" in said
+    assert init(postgres_url, standby=False)
+    assert not init(postgres_url, standby=False)
+    told = status(postgres_url)
+    assert len(told.cluster) == CLUSTER_BYTES
+    assert (told.keys, told.needs_standby) == (1, False)
+    with Owner(postgres_url) as again:
+        assert again.store.cluster == told.cluster
+        assert again.ask().members == told.members
+
+
+def _status_refused(url: str) -> str:
+    with pytest.raises(DataError) as refused:
+        status(url)
+    return str(refused.value)
+
+
+def test_programs_that_upgrade_the_tables_at_the_same_time_agree(postgres_url: str) -> None:
+    init(postgres_url, standby=False)
+    _of_version_1(postgres_url)
+    made = _at_the_same_time(lambda: init(postgres_url, standby=False))
+    assert sorted(made) == [False, False, False, True]
+    assert status(postgres_url).cluster
+
+
+@pytest.mark.parametrize("value", ["", "00", "x" * 32])
+def test_tables_without_a_whole_id_are_refused(postgres_url: str, value: str) -> None:
+    init(postgres_url, standby=False)
+    with psycopg.connect(postgres_url) as connection:
+        connection.execute("UPDATE dstore.setting SET value = %s WHERE name = 'cluster'", [value])
+    assert "no id of a cluster" in refusal(postgres_url)
+    with psycopg.connect(postgres_url) as connection:
+        connection.execute("DELETE FROM dstore.setting WHERE name = 'cluster'")
+    assert "no id of a cluster" in refusal(postgres_url)
+
+
+def test_each_database_has_an_id_of_its_own(postgres: Postgres, postgres_url: str) -> None:
+    init(postgres_url, standby=False)
+    first = status(postgres_url).cluster
+    with psycopg.connect(postgres_url) as connection:
+        connection.execute("DROP SCHEMA dstore CASCADE")
+    init(postgres_url, standby=False)
+    assert status(postgres_url).cluster != first
+
+
+def test_a_member_takes_no_other_database_behind_the_same_url(postgres_url: str) -> None:
+    """What it has in memory, and what its clients know, is of the cluster that it has joined."""
+    init(postgres_url, standby=False)
+    with Owner(postgres_url) as member:
+        member.join()
+        before = member.store.cluster
+        with psycopg.connect(postgres_url) as connection:
+            connection.execute(
+                "UPDATE dstore.setting SET value = %s WHERE name = 'cluster'", ["ab" * 16]
+            )
+            connection.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                " WHERE application_name = 'dstore directory'"
+            )
+        for _ in range(2):  # the first one may find that its connection is lost
+            with pytest.raises(DataError) as refused:
+                member.ask()
+        assert "another cluster (abababab)" in str(refused.value)
+        assert member.store.cluster == before
+
+
+def _at_the_same_time(do: Callable[[], bool]) -> list[bool]:
+    """Call a function in four threads. Returns its results."""
     made: list[bool] = []
-    threads = [
-        threading.Thread(target=lambda: made.append(init(postgres_url, standby=False)))
-        for _ in range(4)
-    ]
+    threads = [threading.Thread(target=lambda: made.append(do())) for _ in range(4)]
     for each in threads:
         each.start()
     for each in threads:
         each.join()
+    return made
+
+
+def test_programs_that_create_the_tables_at_the_same_time_agree(postgres_url: str) -> None:
+    made = _at_the_same_time(lambda: init(postgres_url, standby=False))
     assert sorted(made) == [False, False, False, True]
 
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from tests.simulation.mutant import VALIDITY, Mutant
+from tests.simulation.mutant import CORE, VALIDITY, Mutant
 
 HITS = "client.hits"
+LIFECYCLE = "client.lifecycle"
+CACHE = "core.local.cache"
+IN_INDEX = CORE + "test_interleavings.py::test_a_private_hit_returns_what_was_bound_during_the_call"
+INDEX_TEST = "tests/unit/test_index.py::"
 LOCK_FREE = "the lock-free hit is outside of the simulated core"
+NO_INTERRUPTS = "nothing comes between the steps of a simulated cache"
 
 OF_HITS = (
     Mutant(
@@ -97,27 +102,17 @@ OF_HITS = (
         (
             (
                 HITS,
-                "            lease_end = membership.lease[0]\n",
-                "",
+                "                lease_end = membership.lease[0]\n"
+                "                entry = membership.entries[key]\n",
+                "                entry = membership.entries[key]\n"
+                "                lease_end = membership.lease[0]\n",
             ),
             (
                 HITS,
-                "        words = membership.words\n"
-                "        if words is not None and words[entry.bucket] > entry.seq:\n"
-                "            return self._get_missed(key, default)\n",
                 "        lease_end = membership.lease[0]\n"
-                "        words = membership.words\n"
-                "        if words is not None and words[entry.bucket] > entry.seq:\n"
-                "            return self._get_missed(key, default)\n",
-            ),
-            (
-                HITS,
-                "    membership = state.membership\n"
-                "    lease_end = membership.lease[0]\n"
-                "    entry = membership.entries.get(name)\n",
-                "    membership = state.membership\n"
-                "    entry = membership.entries.get(name)\n"
-                "    lease_end = membership.lease[0]\n",
+                "        entry = membership.entries.get(name)\n",
+                "        entry = membership.entries.get(name)\n"
+                "        lease_end = membership.lease[0]\n",
             ),
         ),
         VALIDITY + "test_a_hit_notes_the_lease_end_before_the_look_up",
@@ -153,9 +148,9 @@ OF_HITS = (
         (
             (
                 HITS,
-                "            lease_end = membership.lease[0]\n",
-                "            lease_end = membership.lease[0]\n"
-                "            now = clock.now_ns()\n",
+                "        index = self._index\n",
+                "        index = self._index\n"
+                "        now = clock.now_ns()\n",
             ),
             (
                 HITS,
@@ -166,13 +161,11 @@ OF_HITS = (
             ),
             (
                 HITS,
-                "    membership = state.membership\n"
-                "    lease_end = membership.lease[0]\n"
-                "    entry = membership.entries.get(name)\n",
+                "    if index is None:\n"
+                "        membership = state.membership\n",
                 "    now = clock.now_ns()\n"
-                "    membership = state.membership\n"
-                "    lease_end = membership.lease[0]\n"
-                "    entry = membership.entries.get(name)\n",
+                "    if index is None:\n"
+                "        membership = state.membership\n",
             ),
             (
                 HITS,
@@ -233,17 +226,17 @@ OF_HITS = (
         (
             (
                 HITS,
-                "            lease_end = membership.lease[0]\n",
-                "            lease_end = self._state.membership.lease[0]\n",
+                "                lease_end = membership.lease[0]\n"
+                "                entry = membership.entries[key]\n",
+                "                lease_end = self._state.membership.lease[0]\n"
+                "                entry = membership.entries[key]\n",
             ),
             (
                 HITS,
-                "    membership = state.membership\n"
-                "    lease_end = membership.lease[0]\n"
-                "    entry = membership.entries.get(name)\n",
-                "    membership = state.membership\n"
-                "    lease_end = state.membership.lease[0]\n"
-                "    entry = membership.entries.get(name)\n",
+                "        lease_end = membership.lease[0]\n"
+                "        entry = membership.entries.get(name)\n",
+                "        lease_end = state.membership.lease[0]\n"
+                "        entry = membership.entries.get(name)\n",
             ),
         ),
         VALIDITY + "test_a_hit_takes_entries_lease_and_word_of_one_membership",
@@ -254,17 +247,13 @@ OF_HITS = (
         (
             (
                 HITS,
-                "            entry = membership.entries[key]\n",
-                "            entry = self._state.membership.entries[key]\n",
+                "                entry = membership.entries[key]\n",
+                "                entry = self._state.membership.entries[key]\n",
             ),
             (
                 HITS,
-                "    membership = state.membership\n"
-                "    lease_end = membership.lease[0]\n"
-                "    entry = membership.entries.get(name)\n",
-                "    membership = state.membership\n"
-                "    lease_end = membership.lease[0]\n"
-                "    entry = state.membership.entries.get(name)\n",
+                "        entry = membership.entries.get(name)\n",
+                "        entry = state.membership.entries.get(name)\n",
             ),
         ),
         VALIDITY + "test_a_hit_takes_entries_lease_and_word_of_one_membership",
@@ -296,5 +285,126 @@ OF_HITS = (
         ),
         VALIDITY + "test_a_hit_takes_entries_lease_and_word_of_one_membership",
         LOCK_FREE,
+    ),
+    Mutant(
+        "hit in an index that does not look at the home again",
+        (
+            (
+                HITS,
+                "                if membership is None or entry.home is not membership:\n",
+                "                if membership is None:\n",
+            ),
+            (
+                HITS,
+                "        if entry.home is not membership:\n"
+                "            return None\n",
+                "",
+            ),
+        ),
+        IN_INDEX,
+        LOCK_FREE,
+    ),
+    Mutant(
+        "hit in an index that notes the lease end after it has looked at the home again",
+        (
+            (
+                HITS,
+                "                if membership is not None:\n"
+                "                    lease_end = membership.lease[0]\n"
+                "                if membership is None or entry.home is not membership:\n"
+                "                    entry = None\n",
+                "                if membership is None or entry.home is not membership:\n"
+                "                    entry = None\n"
+                "                else:\n"
+                "                    lease_end = membership.lease[0]\n",
+            ),
+            (
+                HITS,
+                "        lease_end = membership.lease[0]\n"
+                "        if entry.home is not membership:\n"
+                "            return None\n",
+                "        if entry.home is not membership:\n"
+                "            return None\n"
+                "        lease_end = membership.lease[0]\n",
+            ),
+        ),
+        IN_INDEX,
+        LOCK_FREE,
+    ),
+    Mutant(
+        "entry that is dropped keeps its home",
+        ((CACHE, "        entry.home = None\n", ""),),
+        INDEX_TEST + "test_two_caches_change_the_index_at_the_same_time",
+        NO_INTERRUPTS,
+    ),
+    Mutant(
+        "entry that is no longer stored before it loses its home",
+        (
+            (
+                CACHE,
+                "            self._leave(entry)\n"
+                "            del self.entries[key]\n",
+                "            del self.entries[key]\n"
+                "            self._leave(entry)\n",
+            ),
+        ),
+        INDEX_TEST + "test_what_was_interrupted_drops_the_entry_when_it_is_repeated",
+        NO_INTERRUPTS,
+    ),
+    Mutant(
+        "cache that is emptied before its entries lose their homes",
+        (
+            (
+                CACHE,
+                "        for entry in self.entries.values():\n"
+                "            self._leave(entry)\n",
+                "        entries = list(self.entries.values())\n"
+                "        self.entries.clear()\n"
+                "        for entry in entries:\n"
+                "            self._leave(entry)\n",
+            ),
+        ),
+        INDEX_TEST + "test_ctrl_c_leaves_no_entry_that_hits_find_and_the_cache_does_not",
+        NO_INTERRUPTS,
+    ),
+    Mutant(
+        "entry that is in the index before it is stored",
+        (
+            (
+                CACHE,
+                "        entries[key] = entry\n"
+                "        if self._index is not None:\n"
+                "            self._index[key] = entry\n",
+                "        if self._index is not None:\n"
+                "            self._index[key] = entry\n"
+                "        entries[key] = entry\n",
+            ),
+        ),
+        INDEX_TEST + "test_ctrl_c_leaves_no_entry_that_hits_find_and_the_cache_does_not",
+        NO_INTERRUPTS,
+    ),
+    Mutant(
+        "entry that is dropped while it is put into the index stays there",
+        (
+            (
+                LIFECYCLE,
+                "                if entry.home is None:",
+                "                if False:",
+            ),
+        ),
+        INDEX_TEST + "test_a_look_at_all_caches_puts_back_nothing_that_is_dropped_meanwhile",
+        NO_INTERRUPTS,
+    ),
+    Mutant(
+        "forked child whose index keeps what its Local has not taken over",
+        (
+            (
+                LIFECYCLE,
+                "                    self._leave_inherited(address, local)\n",
+                "                    self._inherited.pop(address, None)\n",
+            ),
+        ),
+        INDEX_TEST + "test_what_a_child_has_inherited_and_does_not_take_over_is_no_hit",
+        "no simulated process forks with an index",
     ),
 )  # fmt: skip

@@ -34,7 +34,6 @@ def pure_classes() -> SimpleNamespace:
         Present=membership.PurePresent,
         Hits=hits.PureHits,
         find=hits.pure_find,
-        find_indexed=hits.pure_find_indexed,
         RAISE=inspect.signature(hits.PureHits.get).parameters["default"].default,
     )
 
@@ -640,9 +639,9 @@ def test_an_index_has_the_entries_of_several_memberships(kind: Any) -> None:
     assert (node.get("a"), node.get("b"), node.get("c")) == (b"one", b"two", "missed")
     assert node._hit("a").value == b"one"
     assert node._hits == 3
-    found = kind.find_indexed(node._index, "b")
+    found = kind.find(node._state, "b", node._index)
     assert (found.value, found.visited) == (b"two", 1)
-    assert kind.find_indexed(node._index, "c") is None
+    assert kind.find(node._state, "c", node._index) is None
 
 
 def test_an_indexed_entry_is_valid_as_its_own_membership_says(kind: Any) -> None:
@@ -659,12 +658,99 @@ def test_an_indexed_entry_is_valid_as_its_own_membership_says(kind: Any) -> None
     assert node._hit("a") is None
 
 
-def test_a_hit_finds_no_entry_that_its_membership_has_dropped(kind: Any) -> None:
-    """Ctrl-C may come between the two, and another Local may put an entry back into the index."""
-    index = {"a": kind.Entry("a", b"v", 5, 100)}
-    index["a"].home = kind.Membership({})
-    index["a"].home.lease_end = FAR
-    assert kind.find_indexed(index, "a") is None
-    node = kind.Node(kind.Membership({}))
-    node._index = index
+def test_a_hit_finds_no_entry_that_was_dropped(kind: Any) -> None:
+    """Ctrl-C may come before it leaves the index, and another thread may put it back there."""
+    home = joined(kind, a=b"v")._state.membership
+    node = indexed(kind, kind.Node(home))
+    entry = home.entries["a"]
+    assert node.get("a") == b"v"
+    entry.home = None
     assert node.get("a") == "missed"
+    assert node._hit("a") is None
+    assert kind.find(node._state, "a", node._index) is None
+    assert node._index["a"] is entry
+
+
+def interrupted_in_index(kind: Any, between: Callable[[Any], object]) -> Any:
+    """Return a Node, the look-up of ``"k"`` in the index of which calls ``between(entry)``."""
+    node = indexed(kind)
+    key = Interrupting("k")
+    entry = node._index[key] = kind.Entry("k", b"old", 5, 100)
+    entry.home = kind.Membership({"k": entry})
+    key.between = lambda: between(entry)
+    return node
+
+
+def test_a_renewal_does_not_revive_what_was_dropped_while_it_was_looked_up(kind: Any) -> None:
+    def drop(entry: Any) -> None:
+        home, entry.home = entry.home, None
+        del home.entries["k"]
+        home.lease_end = FAR
+
+    assert interrupted_in_index(kind, drop).get("k") == "missed"
+    assert interrupted_in_index(kind, drop)._hit("k") is None
+
+
+def test_a_hit_goes_by_the_home_that_an_entry_has_after_the_look_up(kind: Any) -> None:
+    """A forked child puts what it has inherited into a membership of its own."""
+
+    def move(entry: Any) -> None:
+        entry.home = kind.Membership(entry.home.entries)
+        entry.home.lease_end = FAR
+
+    assert interrupted_in_index(kind, move).get("k") == b"old"
+    assert interrupted_in_index(kind, move)._hit("k").value == b"old"
+
+
+def test_the_home_of_an_entry_is_not_freed_while_a_hit_uses_it(kind: Any) -> None:
+    def free(entry: Any) -> None:
+        entry.home.entries.clear()
+        entry.home = None
+        gc.collect()
+
+    node = interrupted_in_index(kind, free)
+    assert node.get("k") == "missed"
+    node._index.clear()
+    assert node._hit("k") is None
+
+
+def test_hits_in_an_index_while_another_thread_replaces_and_drops(kind: Any) -> None:
+    """No hit returns what was dropped before the hit began, though the index still has it."""
+    keys = [f"k{number}" for number in range(50)]
+    node = indexed(kind)
+    homes = [joined(kind)._state.membership, joined(kind, words_of(0, 0))._state.membership]
+    confirmed = 0
+    failures: list[Any] = []
+    done = False
+
+    def read() -> None:
+        while not done and not failures:
+            for key in keys:
+                least = confirmed
+                value = node.get(key)
+                if value != "missed" and (value[0] != key or value[1] < least):
+                    failures.append((key, least, value))
+            node.calls.clear()
+
+    threads = [threading.Thread(target=read) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    number = 0
+    try:
+        while not failures and number < 100_000 and (number < 500 or node._hits < 5_000):
+            number += 1
+            for key in keys:
+                dropped = node._index.get(key)
+                if dropped is not None:
+                    dropped.home = None
+                if number % 3:  # else the index keeps what was dropped
+                    entry = kind.Entry(key, (key, number), 1, 1, None, 1)
+                    entry.home = homes[number % 2]
+                    node._index[key] = entry
+            confirmed = number
+    finally:
+        done = True
+        for thread in threads:
+            thread.join()
+    assert failures == []
+    assert node._hits > 0

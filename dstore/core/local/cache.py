@@ -84,6 +84,16 @@ def _text_bytes(text: str) -> int:
     return len(text) if text.isascii() else text.__sizeof__() - _EMPTY_TEXT_BYTES
 
 
+def leave_index(index: dict[Key, Entry], entry: Entry) -> None:
+    """Take an entry that was dropped out of an index, unless another one has its place.
+
+    One that another cache stores between these two steps loses its place: a look at all caches
+    finds it.
+    """
+    if index.get(entry.key) is entry:
+        index.pop(entry.key, None)
+
+
 class Cache:
     """Entries by key, at most ``limit`` bytes of them; ``shared`` has those in shared memory.
 
@@ -91,8 +101,15 @@ class Cache:
     keeps its value decoded if ``kept`` has a function that does so, and ``encode`` returns codec
     and body of such a value.
 
-    Several caches may have one index, a dictionary of the entries of all of them. Each key has the
-    entry there that was stored last. ``home`` is the membership whose entries these are.
+    Several caches, each with an owner and a lock of its own, may have one index: a dictionary with
+    the entries of all of them. Each key has the entry there that was stored last. ``home`` is the
+    membership whose entries these are.
+
+    The index only helps to find an entry. Ctrl-C, or the owner of another cache, may come between
+    any two steps, and then the index has an entry that was dropped, or lacks one that is stored.
+    What counts is the ``home`` of the entry. It is set before the entry is in the index, and
+    :meth:`_leave`, which is the first step of dropping any entry, sets it to None. So an entry that
+    has a home is stored there, wherever a hit has found it.
     """
 
     def __init__(self, limit: int, kept: Kept = NONE_KEPT, encode: Encode = NONE_DECODED) -> None:
@@ -223,8 +240,10 @@ class Cache:
 
     def discard(self, key: Key) -> Entry | None:
         """Remove a key's entry. Returns the entry, or None if the key is not cached."""
-        entry = self.entries.pop(key, None)
+        entry = self.entries.get(key)
         if entry is not None:
+            self._leave(entry)
+            del self.entries[key]
             self._unlink(entry)
         return entry
 
@@ -263,8 +282,8 @@ class Cache:
     def clear(self) -> None:
         """Remove all entries. A reader without a lock sees the same dictionary, emptied."""
         for entry in self.entries.values():
+            self._leave(entry)
             entry.older = entry.newer = None  # so that no cycle waits for the garbage collector
-            self._leave_index(entry)
         self.entries.clear()
         self.shared.clear()
         self.digests.clear()
@@ -319,14 +338,18 @@ class Cache:
                 entry.home = home
                 self._index[entry.key] = entry
 
-    def _leave_index(self, entry: Entry) -> None:
-        index = self._index
-        # Another cache may store the key just now, and lose its place: a look at all finds it.
-        if index is not None and index.get(entry.key) is entry:
-            index.pop(entry.key, None)
+    def _leave(self, entry: Entry) -> None:
+        """End the hits of an entry. This is the first step of dropping it.
+
+        If Ctrl-C comes after this step the entry is still among the entries, so that what was about
+        to drop it does so when it is repeated. The other way round it would not be found any more,
+        and hits would go on.
+        """
+        entry.home = None
+        if self._index is not None:
+            leave_index(self._index, entry)
 
     def _unlink(self, entry: Entry) -> None:
-        self._leave_index(entry)
         if entry.shared is not None and self.shared.get(entry.shared) is entry:
             del self.shared[entry.shared]
         value = entry.value
@@ -355,6 +378,7 @@ class Cache:
             entry = entry.newer or self._oldest
         assert entry is not None, "an empty cache has nothing to evict"
         self._hand = entry
+        self._leave(entry)
         if self.entries.get(entry.key) is entry:
             del self.entries[entry.key]
         self._unlink(entry)  # also if Ctrl-C came in the middle of its insertion

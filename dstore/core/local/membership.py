@@ -39,7 +39,9 @@ class Entry:
     of the key in between. ``bucket`` is the place of the key in the invalidation vector, if hits
     look there. ``size`` is in bytes of this process; ``shared`` is the token of a value in shared
     memory. A hit sets ``visited``. ``sound`` is set once the value has been decoded, so that it is
-    checked only once. ``home`` is the membership whose entry it is, if it is in an index.
+    checked only once. ``home`` is the membership under which it is stored in a cache that has an
+    index. It is None before, and is None again before anything else of the entry is dropped: a hit
+    that finds the entry in the index goes by that.
     """
 
     __slots__ = (

@@ -17,12 +17,14 @@ from typing import Any, cast
 import pytest
 
 from dstore.client import hits, host_reader
-from dstore.core.local.membership import Entry, PureMembership
+from dstore.core.local.membership import Entry, PureEntry, PureMembership
 from dstore.core.local.shared import Record
 from dstore.core.local.state import LocalState
 from dstore.core.local.vector import Vector
 from dstore.protocol.messages import Stored
 from tests.simulation.stepping import Stepped, Steps
+
+NO_WORDS: Any = None
 
 KEY, OTHER = "k", "l"
 LEASE = 10
@@ -51,25 +53,45 @@ class Page:
 class World:
     """A process, the page of its host, and the key at Global. ``bound`` is its value there.
 
-    ``during`` has all values that the key has had since the call began; None stands for none.
+    ``during`` has all values that the key has had since the call began; None stands for none. The
+    process has an index, too, as if it had several Locals: nothing leaves it but for an entry that
+    takes its place. If the membership is ``private`` no hit looks at words.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, private: bool = False) -> None:
         self.clock = 0
         self.page = Page(1, LEASE)
         self.page.put("old", 0)
+        self.private = private
         self.bound: str | None = "old"
         self.during: set[str | None] = set()
-        self.present = SimpleNamespace(membership=self.membership("old", 0))
+        self.index: dict[str, Any] = {}
+        self.present = SimpleNamespace(membership=self.membership({}))
+        self.store("old", 0)
 
-    def membership(self, value: str, seq: int) -> PureMembership:
-        entries: Any = {KEY: _entry(value, seq)}
-        return PureMembership(entries, self.page.words, self.page.lease_word)
+    def membership(self, entries: dict[str, Entry]) -> PureMembership:
+        words = NO_WORDS if self.private else self.page.words
+        return PureMembership(entries, words, self.page.lease_word)
+
+    def store(self, value: str, seq: int) -> None:
+        membership = self.present.membership
+        entry = _entry(value, seq)
+        entry.home = membership
+        membership.entries[KEY] = self.index[KEY] = entry
 
     # ---- what a writer does ---------------------------------------------------------------
 
     def write_word(self) -> None:
         self.page.words[0] += 1
+
+    def drop(self) -> None:
+        entry = self.present.membership.entries.get(KEY)
+        if entry is not None:
+            entry.home = None
+            del self.present.membership.entries[KEY]
+
+    def drop_and_keep_the_home(self) -> None:
+        self.present.membership.entries.clear()
 
     def lapse(self) -> None:
         self.clock += LEASE
@@ -95,21 +117,25 @@ class World:
         if self.bound is not None:
             seq = self.page.words[0]
             self.page.put(self.bound, seq)
-            self.present.membership.entries[KEY] = _entry(self.bound, seq)
+            self.drop()
+            self.store(self.bound, seq)
 
     def another_page(self) -> None:
         self.page = Page(2, self.clock + LEASE)
 
     def attach(self) -> None:
-        self.present.membership = PureMembership({}, self.page.words, self.page.lease_word)
+        self.drop()
+        self.present.membership = self.membership({})
 
     def attach_with_old_entries(self) -> None:
         entries = self.present.membership.entries
-        self.present.membership = PureMembership(entries, self.page.words, self.page.lease_word)
+        self.present.membership = self.membership(entries)
+        for entry in entries.values():
+            entry.home = self.present.membership
 
 
 def _entry(value: str, seq: int) -> Any:
-    return Entry(KEY, Stored(bytes(16), "bytes", value.encode()), seq, 1, None, 0)
+    return PureEntry(KEY, Stored(bytes(16), "bytes", value.encode()), seq, 1, None, 0)
 
 
 SCRIPTS = {
@@ -126,6 +152,16 @@ SCRIPTS = {
 """What a writer does, by name; in each script no rule of the owner or of Global is broken. Steps
 that are joined happen together.
 """
+PRIVATE_SCRIPTS = {
+    name: tuple(each.replace("write_word", "drop") for each in script)
+    for name, script in SCRIPTS.items()
+}
+"""The same where invalidations are applied to the entries themselves."""
+BROKEN_PRIVATE_SCRIPTS = {
+    "acknowledged before it is dropped": ("delete", "drop"),
+    "dropped, and still at home": ("drop_and_keep_the_home", "delete"),
+    "dropped after the lease is renewed": ("lapse", "delete", "renew", "drop"),
+}
 BROKEN_SCRIPTS = {
     "engine changed before the word": ("delete", "write_word"),
     "lease renewed before the word": ("lapse", "delete", "renew", "write_word"),
@@ -144,19 +180,58 @@ def entry_found(world: World, between: Between) -> str | None:
     return _text(hits.pure_find(cast(Any, Stepped(world.present, Steps(between))), KEY))
 
 
+class Node(hits.PureHits):
+    """A Node of which only the hit is there."""
+
+    def __init__(self, state: Any, index: Any = None) -> None:
+        self._state, self._index, self._hits = state, index, 0
+
+    def _get_missed(self, key: str, default: Any) -> Any:
+        return None
+
+    def _opened(self, entry: Entry) -> Any:
+        return entry
+
+
 def entry_of_node(world: World, between: Between) -> str | None:
-    class Node(hits.PureHits):
-        __slots__ = ()
+    return _text(Node(Stepped(world.present, Steps(between))).get(KEY))
 
-        def _get_missed(self, key: str, default: Any) -> Any:
-            return None
 
-        def _opened(self, entry: Entry) -> Any:
-            return entry
+class Index:
+    """The index of a world: to look there is a step, and so is a look at the home of an entry."""
 
-    node = Node()
-    node._state, node._hits = cast(Any, Stepped(world.present, Steps(between))), 0
-    return _text(node.get(KEY))
+    def __init__(self, world: World, steps: Steps) -> None:
+        self._entries, self._steps = world.index, steps
+
+    def __getitem__(self, key: str) -> Any:
+        self._steps.read(lambda: None)
+        return Indexed(self._entries[key], self._steps)
+
+    def get(self, key: str) -> Any:
+        return self[key]
+
+
+class Indexed:
+    """An entry of an index. Nothing of it changes but its home."""
+
+    def __init__(self, entry: Entry, steps: Steps) -> None:
+        self._entry, self._steps = entry, steps
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._entry, name)
+
+    @property
+    def home(self) -> Any:
+        return self._steps.read(lambda: self._entry.home)
+
+
+def entry_found_in_index(world: World, between: Between) -> str | None:
+    index: Any = Index(world, Steps(between))
+    return _text(hits.pure_find(cast(Any, None), KEY, index))
+
+
+def entry_in_index_of_node(world: World, between: Between) -> str | None:
+    return _text(Node(None, Index(world, Steps(between))).get(KEY))
 
 
 def value_of_host(world: World, between: Between) -> str | None:
@@ -254,9 +329,14 @@ def _text(entry: Any) -> str | None:
     return None if entry is None else bytes(entry.value.body).decode()
 
 
-READERS: list[Reader] = [
+READERS_OF_ENTRIES: list[Reader] = [
     entry_found,
     entry_of_node,
+    entry_found_in_index,
+    entry_in_index_of_node,
+]
+READERS: list[Reader] = [
+    *READERS_OF_ENTRIES,
     value_of_host,
     values_of_host,
     operation,
@@ -294,6 +374,35 @@ def in_own_order(
     return read
 
 
+def in_index_in_own_order(*order: str) -> Reader:
+    """Return a reader of the index that does these steps, in this order."""
+
+    def read(world: World, between: Between) -> str | None:
+        entry = Index(world, Steps(between))[KEY]
+        noted, now, is_there = 1 << 63, 0, True
+        membership = entry.home
+        if membership is None:
+            return None
+        for each in order:
+            if each == "lease":
+                noted = membership.lease[0]
+            elif each == "home":
+                is_there = is_there and entry.home is membership
+            elif each == "clock":
+                between()
+                now = world.clock
+        return _text(entry) if is_there and now < noted else None
+
+    return read
+
+
+RIGHT_IN_INDEX = in_index_in_own_order("lease", "home", "clock")
+BROKEN_READERS_OF_INDEX = {
+    "no second look": in_index_in_own_order("lease", "clock"),
+    "second look before the lease": in_index_in_own_order("home", "lease", "clock"),
+    "no clock": in_index_in_own_order("lease", "home"),
+    "no lease": in_index_in_own_order("home", "clock"),
+}
 RIGHT = in_own_order("lease", "entry", "word", "clock")
 BROKEN_READERS = {
     "no word": in_own_order("lease", "entry", "clock"),
@@ -321,13 +430,17 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
 
 def play(
-    clock: SimpleNamespace, reader: Reader, script: tuple[str, ...], places: tuple[int, ...]
+    clock: SimpleNamespace,
+    reader: Reader,
+    script: tuple[str, ...],
+    places: tuple[int, ...],
+    private: bool = False,
 ) -> tuple[int, str | None, set[str | None]]:
     """Run a reader, with each step of the writer before that step of the reader.
 
     Returns the steps of the reader, what it has found, and what was bound during the call.
     """
-    world = World()
+    world = World(private)
     left = list(zip(places, script))
     steps = 0
 
@@ -350,13 +463,13 @@ def play(
 
 
 def violations(
-    clock: SimpleNamespace, reader: Reader, script: tuple[str, ...]
+    clock: SimpleNamespace, reader: Reader, script: tuple[str, ...], private: bool = False
 ) -> Iterator[tuple[int, ...]]:
     """The orders in which a reader returns a value that was not bound during its call."""
-    steps, _, _ = play(clock, reader, script, (1 << 30,) * len(script))
+    steps, _, _ = play(clock, reader, script, (1 << 30,) * len(script), private)
     assert steps >= 3
     for places in combinations_with_replacement(range(steps + 1), len(script)):
-        _, found, during = play(clock, reader, script, places)
+        _, found, during = play(clock, reader, script, places, private)
         if found is not None and found not in during:
             yield places
 
@@ -367,6 +480,16 @@ def test_a_hit_returns_what_was_bound_during_the_call(
     clock: SimpleNamespace, reader: Reader, name: str
 ) -> None:
     assert list(violations(clock, reader, SCRIPTS[name])) == []
+
+
+@pytest.mark.parametrize("name", PRIVATE_SCRIPTS)
+@pytest.mark.parametrize(
+    "reader", [*READERS_OF_ENTRIES, RIGHT_IN_INDEX], ids=lambda each: each.__name__
+)
+def test_a_private_hit_returns_what_was_bound_during_the_call(
+    clock: SimpleNamespace, reader: Reader, name: str
+) -> None:
+    assert list(violations(clock, reader, PRIVATE_SCRIPTS[name], private=True)) == []
 
 
 @pytest.mark.parametrize("reader", READERS, ids=lambda each: each.__name__)
@@ -385,3 +508,20 @@ def test_each_broken_writer_makes_a_hit_outdated(clock: SimpleNamespace, name: s
     script = BROKEN_SCRIPTS[name]
     found = [each.__name__ for each in READERS if any(violations(clock, each, script))]
     assert "entry_found" in found
+
+
+@pytest.mark.parametrize("name", BROKEN_READERS_OF_INDEX)
+def test_each_broken_reader_of_the_index_returns_an_outdated_value(
+    clock: SimpleNamespace, name: str
+) -> None:
+    reader = BROKEN_READERS_OF_INDEX[name]
+    assert any(any(violations(clock, reader, each, True)) for each in PRIVATE_SCRIPTS.values())
+
+
+@pytest.mark.parametrize("name", BROKEN_PRIVATE_SCRIPTS)
+def test_each_broken_writer_makes_a_hit_in_the_index_outdated(
+    clock: SimpleNamespace, name: str
+) -> None:
+    script = BROKEN_PRIVATE_SCRIPTS[name]
+    for reader in (entry_found_in_index, entry_in_index_of_node):
+        assert any(violations(clock, reader, script, private=True))

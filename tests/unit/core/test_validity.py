@@ -16,6 +16,7 @@ from dstore.core.local import membership as memberships
 from dstore.core.local.vector import Vector
 from dstore.protocol.messages import Broadcast, Found, Refusal, Refused, Stored, Synced
 from dstore.runtime import clock
+from tests.unit.core.sharing import host
 from tests.unit.core.world import Call, Member, World, body
 
 OLD = Stored(bytes(16), "bytes", b"old")
@@ -505,3 +506,66 @@ def test_a_new_session_is_a_new_membership_and_the_old_one_is_empty_and_lapsed()
     assert a.state.membership is not former
     assert a.state.membership.entries is not former.entries
     assert a.state.vector is not vector
+
+
+# ---- the index of several Locals ------------------------------------------------------------
+
+
+def refused(a: Member) -> None:
+    a.state.refused(Refused(a.state.epoch, a.state.session, 1, Refusal.UNKNOWN_SESSION, ""), 0.0)
+
+
+ENDS: dict[str, Callable[[Member], object]] = {
+    "invalidated": lambda a: a.state._invalidate("k", 9),
+    "flushed": lambda a: a.state._flush(9),
+    "session refused": refused,
+    "closed": lambda a: a.state.goodbye(a.world.now),
+    "evicted": lambda a: a.state.bound(0, 0),
+    "replaced": lambda a: a.state.cache.insert("k", 9, bytes(16), "bytes", b"new"),
+}
+ENDS_OF_SHARED: dict[str, Callable[[Member], object]] = {
+    "invalidated": ENDS["invalidated"],
+    "closed": ENDS["closed"],
+    "evicted": ENDS["evicted"],
+    "replaced": ENDS["replaced"],
+    "stopped": lambda a: a.state.lapse(),
+    "page left": lambda a: a.state.detach(a.world.now),
+    "page of another session": lambda a: a.state._share(a.state.page),  # type: ignore[arg-type]
+}
+
+
+def stored_in_index(a: Member) -> tuple[dict[str, Any], Any]:
+    """Store an entry of ``"k"`` with the number 5. Returns an index that has it, and the entry."""
+    index: dict[str, Any] = {}
+    a.state.join_index(index)
+    assert a.state.cache.insert("k", 5, bytes(16), "bytes", b"old") is index["k"]
+    entry: Any = index["k"]
+    assert entry.home is a.state.membership
+    return index, entry
+
+
+@pytest.mark.parametrize("how", ENDS)
+def test_what_ends_an_entry_takes_its_home_away(how: str) -> None:
+    """A hit in an index goes by the home alone."""
+    (a,) = World().joined("a")
+    index, entry = stored_in_index(a)
+    ENDS[how](a)
+    assert entry.home is None
+    assert index.get("k") is a.state.entries.get("k")
+
+
+@pytest.mark.parametrize("how", ENDS_OF_SHARED)
+def test_what_ends_an_entry_of_a_shared_membership_takes_its_home_away(how: str) -> None:
+    _page, (a, _b) = host(World(), "a", "b")
+    index, entry = stored_in_index(a)
+    ENDS_OF_SHARED[how](a)
+    assert entry.home is None
+    assert index.get("k") is a.state.entries.get("k")
+
+
+def test_a_lapse_that_may_end_leaves_the_entries_at_home() -> None:
+    (a,) = World().joined("a")
+    _index, entry = stored_in_index(a)
+    a.state.lapse()
+    assert entry.home is not None
+    assert a.state.membership.lease_end == memberships.LAPSED

@@ -156,7 +156,9 @@ def test_buckets_are_a_power_of_two(
     root: Path, monkeypatch: pytest.MonkeyPatch, buckets: int
 ) -> None:
     plain = packed
-    monkeypatch.setattr(header, "packed", lambda things: plain([*things[:-2], buckets, things[-1]]))
+    monkeypatch.setattr(
+        header, "packed", lambda things: plain([*things[:-3], buckets, *things[-2:]])
+    )
     with published(root):
         refused(root, "power of two")
     with owned(root) as own, pytest.raises(ValueError, match="power of two"):
@@ -171,7 +173,7 @@ def test_a_hash_key_of_another_length(
         own.publish(identity(hash_key=hash_key))
     plain = packed
     monkeypatch.setattr(
-        header, "packed", lambda things: plain([*things[:-3], hash_key, BUCKETS, False])
+        header, "packed", lambda things: plain([*things[:-4], hash_key, *things[-3:]])
     )
     with published(root):
         refused(root, "hashes keys")
