@@ -72,7 +72,7 @@ def answer_early() -> None:
 
 
 def lost_wait() -> None:
-    """A Global answers who waits for a key at the end of their time, and not when it is set."""
+    """A Global answers those who wait for a key at the end of their time, not when it is set."""
     wait = Reads.wait
 
     def wait_once(
