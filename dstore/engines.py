@@ -37,6 +37,7 @@ from __future__ import annotations
 
 from dstore.core.engine import (
     NO_DEADLINE,
+    UNLIMITED,
     Away,
     Bound,
     Bulk,
@@ -49,7 +50,8 @@ from dstore.core.engine import (
     LoadingEngine,
     Lost,
     Outcome,
-    Unreadable,
+    PartLoader,
+    Unloaded,
 )
 from dstore.protocol.keys import from_bytes, to_bytes
 from dstore.protocol.messages import Buffer, Key, Large, Stored
@@ -58,6 +60,7 @@ from dstore.shm.bulk import PrivateBulk
 
 __all__ = [
     "NO_DEADLINE",
+    "UNLIMITED",
     "Away",
     "Bound",
     "Buffer",
@@ -74,9 +77,10 @@ __all__ = [
     "Lost",
     "MemoryEngine",
     "Outcome",
+    "PartLoader",
     "PrivateBulk",
     "Stored",
-    "Unreadable",
+    "Unloaded",
     "from_bytes",
     "to_bytes",
 ]

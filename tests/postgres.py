@@ -123,8 +123,12 @@ class Server:
     def start(self) -> None:
         """Start it and wait until it takes connections. Raises RuntimeError if it does not."""
         settings = {"listen_addresses": self.host, "port": str(self.port)}
-        if self._synchronous:
-            settings["synchronous_standby_names"] = USER  # and not one of pg_basebackup
+        if self._synchronous:  # in the file, so that tests can change it while the server runs
+            names = f"synchronous_standby_names = '{USER}'\n"  # and not one of pg_basebackup
+            file = self.data / "postgresql.conf"
+            if names not in file.read_text():
+                with file.open("a") as written:
+                    written.write(names)
         options = [f"--{name}={value}" for name, value in settings.items()]
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(

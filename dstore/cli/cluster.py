@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from dstore.cli import console
 from dstore.cli.console import plain
+from dstore.cli.tables import table_lines
 from dstore.core.cluster.assignment import assignment
 from dstore.errors import DataError
 from dstore.quoting import visible
@@ -145,6 +146,15 @@ def _member_named(now: Status, name: str) -> bytes | None:
     return None
 
 
+def _state(draining: bool, owns: int, *, beats: bool) -> str:
+    """Return the state of a member in a word or two."""
+    if not beats:
+        return "no beat"
+    if not draining:
+        return "up"
+    return "draining" if owns else "drained"
+
+
 def _described(before: Status, now: Status) -> dict[str, Any]:
     owned = _owned(now)
     live = [each for each in now.members if _beats(before, now, each)]
@@ -165,6 +175,7 @@ def _described(before: Status, now: Status) -> dict[str, Any]:
                 "lease": row.lease,
                 "cache_lease": row.cache_lease,
                 "draining": row.draining,
+                "state": _state(row.draining, owned[each], beats=each in live),
             }
             for each, row in sorted(now.members.items(), key=lambda pair: pair[1].address)
         ],
@@ -193,10 +204,8 @@ def _described(before: Status, now: Status) -> dict[str, Any]:
 def _lines(shown: dict[str, Any]) -> Iterator[str]:
     yield f"cluster: {shown['cluster'][:ID_SHOWN]}"
     rows = [HEADINGS, *map(_row, shown["members"])]
-    widths = [max(map(len, column)) for column in zip(*rows)]
     if shown["members"]:
-        for row in rows:
-            yield "  ".join(each.ljust(width) for each, width in zip(row, widths)).rstrip()
+        yield from table_lines(rows)
     else:
         yield "no members"
     yield f"keys: {shown['keys']:,} ({shown['bytes']:,} bytes)"
@@ -211,14 +220,13 @@ def _lines(shown: dict[str, Any]) -> Iterator[str]:
 
 
 def _row(member: dict[str, Any]) -> tuple[str, ...]:
-    state = "draining" if member["draining"] else "up"
     return (
         member["id"][:ID_SHOWN],
         visible(plain(member["address"])),
         str(member["partitions"]),
         f"{member['lease']:g} s",
         f"{member['cache_lease']:g} s",
-        state if member["beats"] else "no beat",
+        member["state"],
     )
 
 

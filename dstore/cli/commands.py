@@ -19,6 +19,7 @@ from dstore.cli.cluster import cluster
 from dstore.cli.progress import progress_bar
 from dstore.cli.serve import own, serve
 from dstore.cli.show import array_repr, is_array, shown, unreadable
+from dstore.cli.tables import stats_lines
 from dstore.client.node import Node
 from dstore.errors import KeyMissing, UnknownCodec
 from dstore.quoting import visible
@@ -172,7 +173,7 @@ def stats(options: Namespace) -> int:
     if options.json:
         print(json.dumps(counters, default=str))
         return console.EXIT_OK
-    for line in console.counter_lines(counters):
+    for line in stats_lines(counters):
         print(line)
     return console.EXIT_OK
 

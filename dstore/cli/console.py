@@ -1,7 +1,7 @@
-"""What every command shares: exit codes, standard streams, and lines of errors, logs and counters.
+"""What every command shares: exit codes, standard streams, and lines of errors and logs.
 
 Text that others may have written passes through ``quoting`` before a person reads it: here for
-errors and counters, in ``show`` for keys and values.
+errors, in ``tables`` for counters, in ``show`` for keys and values.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from types import FrameType
 from typing import Any, NoReturn
 
 from dstore import checks, config
-from dstore.quoting import quoted, visible
+from dstore.quoting import visible
 
 EXIT_OK = 0
 EXIT_REFUSED = 1
@@ -42,8 +42,6 @@ SERVER_LINE = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 CLIENT_LINE = "dstore: %(message)s"
 MESSAGE_MAX = 2000
 """The number of characters of an error message that are shown."""
-NAME_WIDTH = 26
-"""The width of the names of counters, if none of a table is longer."""
 
 
 def one_line(error: BaseException) -> str:
@@ -121,26 +119,6 @@ def log_to_stderr(line: str, level: int) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(OneLine(line))
     logging.basicConfig(handlers=[handler], level=level)
-
-
-def counter_lines(counters: Mapping[str, Any], within: str = "") -> Iterator[str]:
-    """Yield counters, one on each line, also those of tables within the table."""
-    names = {key: f"{within}{quoted(str(key))}" for key in counters}
-    lengths = [len(names[key]) for key, each in counters.items() if not isinstance(each, Mapping)]
-    width = max([NAME_WIDTH, *lengths])
-    for key, value in counters.items():
-        if isinstance(value, Mapping):
-            yield from counter_lines(value, f"{names[key]}.")
-        else:
-            yield f"{names[key]:<{width}} {_number(value)}"
-
-
-def _number(value: Any) -> str:
-    if isinstance(value, int) and not isinstance(value, bool):
-        return f"{value:,}"
-    if isinstance(value, float):
-        return f"{value:,.3f}"
-    return quoted(str(value))
 
 
 def in_utf8(stream: Any, errors: str, **more: str) -> None:

@@ -21,6 +21,10 @@ from dstore.errors import DataError, KeyFolderError
 from dstore.server.server import Global
 from dstore.transport.addresses import is_private
 
+NEWS_OF = "dstore.global"
+"""The logger whose news (INFO) people see by default. A program that embeds a Global has the usual
+default of :mod:`logging`, which shows warnings alone.
+"""
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -123,6 +127,8 @@ def _log(options: Namespace) -> None:
     if options.verbose:
         level = logging.INFO if options.verbose == 1 else logging.DEBUG
     console.log_to_stderr(console.SERVER_LINE, level)
+    if level == logging.WARNING:
+        logging.getLogger(NEWS_OF).setLevel(logging.INFO)
     console.in_utf8(sys.stdout, "surrogateescape")
 
 

@@ -12,6 +12,9 @@ from typing import NamedTuple, Protocol, TypeAlias
 
 from dstore.protocol.messages import Buffer, Key, Stored
 
+UNLIMITED = 1 << 62
+"""The :attr:`Engine.limit` of an engine that does not bound the bytes of its keys and values."""
+
 
 class Lost(Exception):
     """Raised by :meth:`Bulk.write`: the bytes written so far of a large value are lost.
@@ -21,11 +24,15 @@ class Lost(Exception):
     """
 
 
-class Unreadable(Exception):
-    """Raised by :meth:`Bulk.read`: the bytes are there, and cannot be read at present.
+class Unloaded(Exception):
+    """Raised by :meth:`Bulk.read`: the bytes are somewhere else, and have to be loaded.
 
-    They come from somewhere else that does not answer. The Local asks for them again.
+    ``length`` is how many bytes the part has. The engine loads them, see :class:`PartLoader`.
     """
+
+    def __init__(self, length: int) -> None:
+        super().__init__(length)
+        self.length = length
 
 
 class Bulk(Protocol):
@@ -77,7 +84,8 @@ class Bulk(Protocol):
         """Return at most ``count`` bytes from ``offset`` on, fewer at the end of the value.
 
         Returns None unless a value with that token is here and sealed. The view is read-only. It
-        stays valid after :meth:`drop` and :meth:`close`. Raises Unreadable.
+        stays valid after :meth:`drop` and :meth:`close`. A bulk whose engine is a
+        :class:`PartLoader` may raise :class:`Unloaded`, except in the journal's thread.
         """
 
     def drop(self, token: bytes) -> None:
@@ -94,7 +102,7 @@ class Away(NamedTuple):
     """A value that an engine has, and whose bytes it has to load before they can be answered.
 
     ``token`` and ``codec`` are those of the value, ``size`` is the number of its bytes. A value
-    whose body is a :class:`~dstore.protocol.messages.Large` is never away.
+    whose body is a :class:`~dstore.protocol.messages.Large` is never away; see :class:`Unloaded`.
     """
 
     token: bytes
@@ -172,7 +180,7 @@ class Engine(Protocol):
 
     @property
     def limit(self) -> int:
-        """The bytes that they may take."""
+        """The bytes that they may take, or ``UNLIMITED``."""
 
     def close(self) -> None:
         """Release what the engine holds. Idempotent."""
@@ -216,6 +224,20 @@ class LoadingEngine(Engine, Protocol):
         changes any more, or an exception, which Global logs. A result that is not as long as the
         ``size`` of the value counts as an exception. Readers of that value get
         :class:`~dstore.errors.RequestRefused`, and a later read tries again.
+        """
+
+
+class PartLoader(LoadingEngine, Protocol):
+    """A loading engine that loads parts of large values, too, for a :class:`Bulk` that may raise
+    :class:`Unloaded`.
+    """
+
+    def load_part(self, number: int, key: Key, token: bytes, offset: int, length: int) -> None:
+        """Begin to load a part of the large value of a key, as :meth:`~LoadingEngine.load` does.
+
+        :meth:`~LoadingEngine.loaded` returns one result for it: ``length`` bytes, a LookupError if
+        the value has gone, or another exception if it cannot be read at present. Readers then get
+        no answer, and ask again. Global asks for few parts at a time.
         """
 
 

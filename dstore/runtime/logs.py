@@ -18,7 +18,7 @@ from functools import partial
 from dstore.quoting import visible
 from dstore.runtime import clock, native
 
-INFO, WARNING = logging.INFO, logging.WARNING
+DEBUG, INFO, WARNING = logging.DEBUG, logging.INFO, logging.WARNING
 DEFERRED_MAX = 1000
 """Lines that wait for a greenlet; beyond that the oldest are dropped."""
 PAUSE = 1.0
@@ -34,7 +34,12 @@ class Log:
     def debug(self, message: str, *arguments: object) -> None:
         self.log(logging.DEBUG, message, *arguments)
 
+    def info(self, message: str, *arguments: object) -> None:
+        """Log news: something has happened as it should, and nobody need do anything."""
+        self.log(logging.INFO, message, *arguments)
+
     def warning(self, message: str, *arguments: object) -> None:
+        """Log that something is wrong, or that what was logged as wrong is over."""
         self.log(logging.WARNING, message, *arguments)
 
     def exception(self, message: str, *arguments: object) -> None:

@@ -19,7 +19,7 @@ from functools import partial
 
 from dstore import config
 from dstore.core.authority.state import GlobalState
-from dstore.runtime.logs import INFO, WARNING, Log
+from dstore.runtime.logs import DEBUG, WARNING, Log
 from dstore.shm.directory import Unusable
 from dstore.shm.share import Share, WrittenPage
 from dstore.transport import addresses
@@ -123,7 +123,7 @@ class HostMembership:
         else:
             self.check_at = now + CHECK_EVERY
             log.log(
-                WARNING if self._reported else INFO,
+                WARNING if self._reported else DEBUG,
                 "the processes of this host share one cache of %s",
                 self._address,
             )

@@ -164,7 +164,7 @@ class Listener:
             service.perform(service.state.revoke(identity, clock.now()))
             # Not before: the session counts as lapsed only if it was revoked first.
             router.cut_identity(identity)
-            log.warning("%s has no access any more: its connections were ended", identity.name)
+            log.info("%s has no access any more: its connections were ended", identity.name)
         access.lapsing += changed.revoked
         access.ring = ring
 
@@ -177,7 +177,7 @@ class Listener:
         """
         former = self.router
         assert former is not None
-        log.warning("the server key was changed: all connections end, and are made again")
+        log.info("the server key was changed: all connections end, and are made again")
         former.close()
         self._era += 1
         end = clock.now() + REBIND_TIMEOUT

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
+from dstore import checks
 from dstore.core.authority.effects import NEVER, GlobalEffect, Load, Publish, Send
 from dstore.core.authority.identity import Identity
-from dstore.core.engine import Bulk, Engine, Loaded
+from dstore.core.engine import Bulk, Engine, Loaded, PartLoader
 from dstore.errors import BadMessage, DataError
 from dstore.protocol import wire
 from dstore.protocol.messages import Buffer, Hello, Key, Refusal, Refused
@@ -433,13 +434,17 @@ class Loop:
                 self._storage.commit(effect)
 
     def _load(self, effect: Load) -> None:
-        """Have the engine load values. If that raises, none of them could be loaded."""
+        """Have the engine load values, or a part of one. If that raises, nothing was loaded."""
         assert self._epoch is not None
         number = effect.number + self._epoch.first_load
         try:
             if self._loading is None:
                 raise TypeError(f"{self._engine!r} has values away, and is no LoadingEngine")
-            self._loading.load(number, effect.wanted)
+            if effect.part is None:
+                self._loading.load(number, effect.wanted)
+            else:
+                loader: PartLoader = checks.member("engine", self._loading, PartLoader)
+                loader.load_part(number, *effect.wanted[0], *effect.part)
         except Exception as error:
             self._failed.append((number, [error] * len(effect.wanted)))
             self.wake()

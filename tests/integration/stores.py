@@ -6,11 +6,12 @@ import contextlib
 import itertools
 import secrets
 import threading
+from collections import deque
 from collections.abc import Callable, Collection, Iterator
 from types import TracebackType
 
 from dstore.core.cluster.messages import Beat, Fenced, Member, View
-from dstore.core.engine import NO_DEADLINE, Bulk, Change, ChangeKind, Outcome
+from dstore.core.engine import NO_DEADLINE, Bulk, Change, ChangeKind, Loaded, Outcome, Unloaded
 from dstore.protocol import content
 from dstore.protocol.messages import Key, Large, Stored
 from dstore.protocol.partitions import PARTITIONS, partition_of
@@ -38,6 +39,7 @@ class Owner:
         self._beats = itertools.count(1)
         self._numbers = itertools.count(1)
         self._ended: dict[int, list[Outcome]] = {}
+        self._loaded: deque[tuple[int, list[Loaded]]] = deque()
 
     def __enter__(self) -> Owner:
         return self
@@ -143,15 +145,40 @@ class Owner:
         self.bulk.seal(token)
         return Stored(token, codec, Large(len(body), content.digest(codec, body)))
 
-    def read_large(self, stored: Stored, piece: int = 700_001) -> bytes | None:
-        """Read a large value, as FETCH does."""
+    def read_large(self, key: Key, stored: Stored, piece: int = 700_001) -> bytes | None:
+        """Read the large value of a key, as FETCH does."""
         parts = []
         for offset in range(0, stored.size, piece):
-            part = self.bulk.read(stored.token, offset, piece)
+            part = self.read_part(key, stored, offset, piece)
             if part is None:
                 return None
-            parts.append(bytes(part))
+            parts.append(part)
         return b"".join(parts)
+
+    def read_part(self, key: Key, stored: Stored, offset: int, length: int) -> bytes | None:
+        """Read a part of a large value, and load it if it is away."""
+        try:
+            part = self.bulk.read(stored.token, offset, length)
+            return None if part is None else bytes(part)
+        except Unloaded as away:
+            length = away.length
+        number = next(self._numbers)
+        self.store.engine.load_part(number, key, stored.token, offset, length)
+        loaded = self.loaded(number)
+        return loaded if isinstance(loaded, bytes) else None
+
+    def loaded(self, number: int) -> Loaded:
+        """Wait until a load of one value has ended, the first one that has. Returns its result."""
+        engine = self.store.engine
+        engine.begin(self.woken.set)
+        while not self._loaded:
+            self._loaded.extend(engine.loaded())
+            if not self._loaded:
+                assert self.woken.wait(PATIENCE), f"load {number} does not end"
+                self.woken.clear()
+        of, (result,) = self._loaded.popleft()
+        assert of == number
+        return result
 
     def read(self, key: Key) -> Stored | None:
         """Read a value, and load its bytes if they are away."""
@@ -162,11 +189,7 @@ class Owner:
         engine.begin(self.woken.set)
         number = next(self._numbers)
         engine.load(number, [(key, bound.token)])
-        while not (ended := engine.loaded()):
-            assert self.woken.wait(PATIENCE)
-            self.woken.clear()
-        ((of, (body,)),) = ended
-        assert of == number
+        body = self.loaded(number)
         assert isinstance(body, bytes), body
         return Stored(bound.token, bound.codec, body)
 

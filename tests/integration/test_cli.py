@@ -398,6 +398,37 @@ def test_global_serves_until_a_signal_and_frees_its_port(
         assert again.address == f"tcp://{address}"
 
 
+LEVELS = ("debug", "info", "warning")
+LOGS = """
+from argparse import Namespace
+from dstore.cli import serve
+from dstore.runtime.logs import Log
+serve._log(Namespace(quiet={quiet}, verbose={verbose}))
+for name in ("global", "shm"):
+    log = Log("dstore." + name)
+    log.debug(name + "-debug")
+    log.info(name + "-info")
+    log.warning(name + "-warning")
+"""
+
+
+@pytest.mark.parametrize(
+    ("quiet", "verbose", "logged"),
+    [
+        (False, 0, {"global-info", "global-warning", "shm-warning"}),
+        (False, 1, {"global-info", "global-warning", "shm-info", "shm-warning"}),
+        (False, 2, {f"{name}-{each}" for name in ("global", "shm") for each in LEVELS}),
+        (True, 0, set()),
+    ],
+)
+def test_the_news_of_global_are_shown_unless_it_is_quiet(
+    quiet: bool, verbose: int, logged: set[str]
+) -> None:
+    script = LOGS.format(quiet=quiet, verbose=verbose)
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
+    assert {line.split()[-1] for line in ran.stderr.splitlines()} == logged
+
+
 def test_an_ipc_address_is_shown_in_full(start: Start, dstore_: Shell, tmp_path: Path) -> None:
     address = f"ipc://{tmp_path}/g"
     assert listening(start("global", "--address", address)) == address

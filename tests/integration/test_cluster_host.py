@@ -5,6 +5,7 @@ With PostgreSQL and real processes: ``test_cluster_processes``.
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import time
@@ -177,6 +178,7 @@ def test_a_second_member_gets_its_share(start: Start) -> None:
 def test_a_member_that_is_closed_leaves_what_it_had_to_others(
     start: Start, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO, "dstore.global")
     one = serves(start())
     two = start()
     shared(one, two)
@@ -185,6 +187,7 @@ def test_a_member_that_is_closed_leaves_what_it_had_to_others(
     serves(two)
     assert time.monotonic() - began < PATIENCE / 4
     assert "left the cluster" in caplog.text
+    assert {each.levelno for each in caplog.records} == {logging.INFO}, "all went well"
 
 
 def test_what_is_given_to_clients_is_what_was_advertised(start: Start) -> None:

@@ -5,12 +5,14 @@ Client programs see the same through a Node; here each member is asked by itself
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -356,6 +358,53 @@ def test_without_the_database_members_end_and_come_back(
         assert get_many(member, KEYS) == {key: key.upper() for key in KEYS}
 
 
+@contextlib.contextmanager
+def served(url: str, **options: Any) -> Iterator[dstore.Global]:
+    """A member in a thread of this process, once it serves all partitions."""
+    settings: dict[str, Any] = {"engine": url, "ownership_lease": OWNERSHIP, "lease": LEASE}
+    with dstore.Global("tcp://127.0.0.1:0", **settings, **options) as member:
+        with dstore.Node(member.address, timeout=PATIENCE) as node:
+            until(lambda: node.global_stats()["partitions"] == PARTITIONS)
+        yield member
+
+
+def test_a_slow_read_of_a_large_value_disturbs_nobody_else(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dstore.server.postgres import values
+
+    with served(url) as member, dstore.Node(member.address) as node:
+        node.set("large", LARGE)
+        node.set("small", 1)
+    held, asked = threading.Event(), threading.Event()
+    real = values.read_part
+
+    def slow(*arguments: Any) -> bytes | None:
+        asked.set()
+        assert held.wait(PATIENCE)
+        return real(*arguments)
+
+    monkeypatch.setattr(values, "read_part", slow)
+    with (
+        served(url) as member,  # the bytes are in the database alone
+        dstore.Node(member.address, timeout=PATIENCE, host="off") as reader,
+        dstore.Node(member.address, host="off") as other,
+        ThreadPoolExecutor(1) as threads,
+    ):
+        got = threads.submit(lambda: bytes(reader.get("large")))
+        try:
+            assert asked.wait(PATIENCE)
+            figures = other.global_stats()
+            assert other.get("small") == 1
+            assert other.delete("small")
+            assert figures["loading"] > 0
+            assert not got.done()
+        finally:
+            held.set()
+        assert got.result(PATIENCE) == LARGE
+        assert reader.global_stats()["failed_loads"] == 0
+
+
 # ---- the command line ----------------------------------------------------------------------------
 
 
@@ -372,6 +421,9 @@ def test_status_and_drain(url: str, command: Command) -> None:
     def shown() -> dict[str, Any]:
         found: dict[str, Any] = json.loads(command("cluster", "status", url, "--json").out)
         return found
+
+    def states() -> dict[str, str]:
+        return {each["address"]: each["state"] for each in shown()["members"]}
 
     assert shown()["members"] == []
     said = command("cluster", "init", url, "--no-standby").err
@@ -393,10 +445,14 @@ def test_status_and_drain(url: str, command: Command) -> None:
             command("cluster", "drain", url, two.address.removeprefix("tcp://"))
             assert served(two)["partitions"] == 0
             until(lambda: served(one)["partitions"] == PARTITIONS)
+            assert states() == {one.address: "up", two.address: "drained"}
+            lines = command("cluster", "status", url).out.splitlines()
+            assert sorted(each.split()[-1] for each in lines[1:3]) == ["drained", "up"]
             said = command("cluster", "drain", url, "nobody", code=REFUSED).err
             assert "there is no member 'nobody'" in said
         said = command("cluster", "drain", url, one.address, "--wait", "0.1", code=REFUSED).err
         assert "needs another member" in said
+        assert states() == {one.address: "draining"}
     assert shown()["partitions"]["free"] == PARTITIONS
 
 

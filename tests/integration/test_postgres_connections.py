@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import re
+import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Callable
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -22,7 +24,11 @@ from tests.postgres import Postgres
 
 psycopg = pytest.importorskip("psycopg")
 
-from dstore.server.postgres.connections import Target  # noqa: E402
+from psycopg.conninfo import conninfo_to_dict  # noqa: E402
+
+from dstore.server.postgres import connections  # noqa: E402
+from dstore.server.postgres.connections import CONNECT_TIMEOUT, Link, Target  # noqa: E402
+from dstore.server.postgres.journal import PostgresJournal  # noqa: E402
 
 MEMORY = 1 << 20
 
@@ -262,3 +268,57 @@ def test_dstore_works_without_psycopg_and_an_error_says_what_to_install() -> Non
         [sys.executable, "-c", WITHOUT], capture_output=True, text=True, cwd=ROOT, check=True
     )
     assert 'pip install "dstore[postgres]"' in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("given", "seconds"),
+    [("", CONNECT_TIMEOUT), ("0", 10), ("-1", 10), ("5", 5), ("10", 10), ("3600", 10)],
+)
+def test_each_connection_has_a_bound(given: str, seconds: int) -> None:
+    option = f"?connect_timeout={given}" if given else ""
+    target = Target(f"postgresql://u@h1,h2/n{option}", 5.0)
+    assert int(str(conninfo_to_dict(target._conninfo)["connect_timeout"])) == seconds
+
+
+def test_a_bound_that_is_no_number_is_refused() -> None:
+    with pytest.raises(DataError, match=r"connect_timeout.*whole number of seconds, not 'soon'"):
+        Target("postgresql://u@h/n?connect_timeout=soon", 5.0)
+
+
+def test_a_server_that_accepts_and_never_answers_holds_up_no_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(connections, "CONNECT_TIMEOUT_MAX", 2)  # the least that libpq knows
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        link = Link(Target(f"postgresql://u@127.0.0.1:{port}/n?connect_timeout=0", 5.0), "journal")
+        journal = PostgresJournal(link, waiting_max=1)
+        journal.begin(b"m" * 16, int)
+        journal.own({0: 1})
+        journal.drop_pieces(0, b"t" * 16)
+        accepted, _ = listener.accept()  # it is connecting by now
+        closing = threading.Thread(target=journal.close)
+        closing.start()
+        closing.join(30)
+        in_time = not closing.is_alive()
+        accepted.close()
+        closing.join()
+        assert in_time
+
+
+def test_a_connection_that_is_made_after_the_end_is_dropped(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link = Link(Target(postgres_url, 5.0), "journal")
+    connect = link.target.connect
+    made = []
+
+    def late() -> Any:
+        link.close()
+        made.append(connect())
+        return made[-1]
+
+    monkeypatch.setattr(link.target, "connect", late)
+    with pytest.raises(DataError, match="closed"):
+        link.open()
+    assert made[0].closed

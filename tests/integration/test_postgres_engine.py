@@ -45,6 +45,9 @@ class NoLoader:
     def load(self, engine: StoredEngine, number: int, wanted: object) -> None:
         raise AssertionError("nothing is away")
 
+    def load_part(self, engine: StoredEngine, *part: object) -> None:
+        raise AssertionError("nothing is large")
+
 
 class TestStoredEngine(EngineContract):
     def make(self, limit: int) -> StoredEngine:
@@ -118,6 +121,7 @@ def test_values_leave_the_memory_when_it_is_full_and_those_in_use_stay(
         assert isinstance(engine.read("full/0"), Stored), "it was read all the time"
         assert isinstance(engine.read("full/1"), Away)
         figures = engine.figures()
+        assert figures["memory_limit"] == 200_000
         assert int(str(figures["cached_bytes"])) + int(str(figures["index_bytes"])) <= 200_000
         assert engine.size >= 400_000
         for key, value in values.items():

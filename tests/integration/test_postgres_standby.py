@@ -9,11 +9,14 @@ import pytest
 
 from dstore.core.engine import Outcome
 from dstore.errors import DataError
+from dstore.protocol.partitions import partition_of
 from dstore.server.postgres import init, status
 from tests.integration.stores import ALL, Owner, bind, owners, replace, stored, wait_until
 from tests.postgres import Postgres
 
 psycopg = pytest.importorskip("psycopg")
+
+from dstore.server.postgres.writing import Fences, Released, raise_fences  # noqa: E402
 
 DONE = Outcome.DONE
 
@@ -104,6 +107,73 @@ def test_a_beat_that_no_standby_has_confirmed_has_no_answer(
     owner.ask()
 
 
+def name_standbys(pair: Postgres, names: str | None) -> None:
+    """Change the setting while the primary runs; None: as it was."""
+    value = "DEFAULT" if names is None else f"'{names}'"
+    pair.primary.query(f"ALTER SYSTEM SET synchronous_standby_names = {value}")
+    pair.primary.query("SELECT pg_reload_conf()")
+
+
+def test_a_commit_that_is_released_without_a_warning_is_in_doubt(
+    postgres_pair: Postgres, postgres_pair_url: str, owner: Owner
+) -> None:
+    """Somebody empties the setting, so that the standby that does not answer is not waited for."""
+    fence = owner.fence("k")
+    assert postgres_pair.standby is not None
+    postgres_pair.standby.pause()
+    try:
+        batch = owner.begin(bind("k"))
+        wait_until(lambda: commits(postgres_pair, journal_pid(owner)), "a wait for the standby")
+        name_standbys(postgres_pair, "")
+        wait_until(lambda: bool(owner.store.figures()["database_doubts"]), "a doubt")
+        assert rows_of(postgres_pair_url, "k") == 1
+        with pytest.raises(DataError, match="emptied"):
+            owner.ask()
+        assert not owner.store.news
+    finally:
+        name_standbys(postgres_pair, None)
+        postgres_pair.standby.resume()
+        postgres_pair.primary.wait_for_standby()
+    assert owner.end(batch) == [DONE]
+    assert owner.fence("k") == fence + 1
+
+
+def test_a_beat_and_a_barrier_that_are_released_without_a_warning_are_not_believed(
+    postgres_pair: Postgres, owner: Owner
+) -> None:
+    assert postgres_pair.standby is not None
+    links = [owner.store._links[number] for number in (0, 1)]
+    pids = [link.open().info.backend_pid for link in links]
+    fences = Fences(owner.me, {partition_of("k"): owner.fence("k")}, standby=True)
+    refused: list[type[Exception]] = []
+
+    def attempt(do: Callable[[], object]) -> None:
+        try:
+            do()
+        except Exception as error:
+            refused.append(type(error))
+
+    threads = [
+        threading.Thread(target=attempt, args=[owner.ask]),
+        threading.Thread(target=attempt, args=[lambda: raise_fences(links[1].open(), fences, 0)]),
+    ]
+    postgres_pair.standby.pause()
+    try:
+        for each in threads:
+            each.start()
+        for pid in pids:
+            wait_until(lambda pid=pid: commits(postgres_pair, pid), "a wait for the standby")  # type: ignore[misc]
+        name_standbys(postgres_pair, "")
+        for each in threads:
+            each.join()
+    finally:
+        name_standbys(postgres_pair, None)
+        postgres_pair.standby.resume()
+        postgres_pair.primary.wait_for_standby()
+    assert set(refused) == {DataError, Released}
+    owner.ask()
+
+
 @pytest.mark.long
 def test_what_was_in_doubt_and_is_lost_in_a_failover_is_carried_out_on_the_next_primary(
     new_postgres: Callable[..., Postgres],
@@ -143,6 +213,6 @@ def test_what_was_in_doubt_and_is_lost_in_a_failover_is_carried_out_on_the_next_
         member.load()
         assert member.read("old") == new
         assert member.read("new") is not None
-        assert member.read_large(large) == bytes(3_000_000)
+        assert member.read_large("large", large) == bytes(3_000_000)
         told = status(pair.url())
         assert [each.synchronous for each in told.standbys] == [True]

@@ -6,19 +6,21 @@ import gc
 import os
 import secrets
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
 from dstore.core.cluster.messages import Beat, Leave, Member
-from dstore.core.engine import NO_DEADLINE, Away, Change, Outcome, Unreadable
+from dstore.core.engine import NO_DEADLINE, Away, Change, Outcome, Unloaded
 from dstore.errors import DataError, StoreFull
 from dstore.protocol.messages import DAMAGED, Large, Stored
 from dstore.protocol.partitions import partition_of
 from dstore.server.postgres import init
 from tests.integration.stores import (
     ALL,
+    PATIENCE,
     Owner,
     bind,
     date,
@@ -466,7 +468,7 @@ def test_a_large_value_is_read_in_pieces_by_the_next_owner(
         second.join(first)
         second.claim()
         assert second.store.engine.read("k") == value
-        assert second.read_large(value) == LARGE
+        assert second.read_large("k", value) == LARGE
         end = second.bulk.read(value.token, len(LARGE), 10)
         assert end is not None and not end
         assert second.bulk.read(secrets.token_bytes(16), 0, 10) is None
@@ -478,45 +480,73 @@ def test_a_large_value_is_read_in_pieces_by_the_next_owner(
         assert sql("SELECT count(*) FROM piece") == [(0,)]
 
 
-def test_a_large_value_that_cannot_be_read_at_present_is_not_gone(
-    owner: Owner, monkeypatch: pytest.MonkeyPatch
-) -> None:
+PIECE = 1 << 20
+
+
+def away(owner: Owner) -> Stored:
+    """Bind a large value to "k", whose bytes are in the database alone."""
     value = owner.upload(LARGE)
     owner.write(bind("k", value))
     owner.forget(ALL)
     owner.load()
+    return value
+
+
+def begin_part(owner: Owner, value: Stored, number: int) -> None:
+    """Begin to load one piece of the value of "k", which has the number of the load, too."""
+    owner.store.engine.begin(owner.woken.set)
+    owner.store.engine.load_part(number, "k", value.token, number * PIECE, PIECE)
+
+
+def test_parts_of_a_large_value_are_loaded_in_their_order_when_the_database_is_back(
+    owner: Owner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    value = away(owner)
+    failed = threading.Event()
 
     def lost(*_: object) -> bytes:
+        failed.set()
         raise psycopg.OperationalError("the connection is lost")
 
-    with monkeypatch.context() as away:
-        away.setattr(values, "read_part", lost)
-        with pytest.raises(Unreadable):
-            owner.bulk.read(value.token, 0, 10)
-    assert bytes(owner.bulk.read(value.token, 0, 10) or b"") == LARGE[:10]
+    with pytest.raises(Unloaded):
+        owner.bulk.read(value.token, 0, 10)
+    with monkeypatch.context() as gone:
+        gone.setattr(values, "read_part", lost)
+        for number in range(3):
+            begin_part(owner, value, number)
+        assert failed.wait(PATIENCE)
+        assert not owner.store.engine.loaded()
+    parts = [(number, LARGE[number * PIECE :][:PIECE]) for number in range(3)]
+    assert [(number, owner.loaded(number)) for number in range(3)] == parts
 
 
-def test_the_next_part_of_a_large_value_is_read_ahead_and_none_is_read_twice(
+def test_what_is_asked_for_all_the_time_holds_up_no_further_attempt(
     owner: Owner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    reads: list[int] = []
-    real = values.read_part
+    value = away(owner)
+    real, numbers = values.read_part, iter(range(1, 10_000))
 
-    def read_part(connection: Any, partition: int, token: bytes, offset: int, count: int) -> Any:
-        reads.append(offset)
-        return real(connection, partition, token, offset, count)
+    def lost(*_: object) -> bytes:
+        monkeypatch.setattr(values, "read_part", real)
+        raise psycopg.OperationalError("the connection is lost")
 
-    monkeypatch.setattr(values, "read_part", read_part)
-    value = owner.upload(LARGE)
-    owner.write(bind("k", value))
-    owner.forget(ALL)
-    owner.load()
-    first = owner.bulk.read(value.token, 0, 1 << 20)
-    wait_until(lambda: len(reads) == 2, "a part that is read ahead")
-    assert owner.read_large(value, 1 << 20) == LARGE
-    assert first is not None
-    assert bytes(first) == LARGE[: 1 << 20]
-    assert sorted(reads) == [0, *(number << 20 for number in range(4))], "the first one again"
+    monkeypatch.setattr(values, "read_part", lost)
+    begin_part(owner, value, 0)
+    end = time.monotonic() + PATIENCE
+    while not (ended := owner.store.engine.loaded()):
+        owner.store.engine.load_part(next(numbers), "k", value.token, 0, 1)
+        assert time.monotonic() < end
+        owner.woken.wait(values.FAILED_PAUSE / 4)
+    assert ended[0][0] == 0
+
+
+def test_a_part_whose_pieces_are_gone_is_said_to_be_gone(
+    owner: Owner, sql: Callable[..., list[Any]]
+) -> None:
+    value = away(owner)
+    sql("DELETE FROM piece WHERE number = 1")
+    begin_part(owner, value, 1)
+    assert isinstance(owner.loaded(1), LookupError)
 
 
 def test_large_values_leave_the_memory_when_the_database_has_them(url: str) -> None:
@@ -530,8 +560,10 @@ def test_large_values_leave_the_memory_when_the_database_has_them(url: str) -> N
         third = member.upload(LARGE[::-1])
         assert member.write(bind("m", third)) == [DONE]
         assert member.bulk._inner.read(first.token, 0, 1) is None  # type: ignore[attr-defined]
-        assert member.read_large(first) == LARGE
-        assert member.read_large(third) == LARGE[::-1]
+        figures: dict[str, Any] = member.store.figures()
+        assert len(LARGE) <= figures["large_memory"] <= figures["large_memory_limit"] == 4 << 20
+        assert member.read_large("k", first) == LARGE
+        assert member.read_large("m", third) == LARGE[::-1]
 
 
 def test_pieces_that_no_row_names_are_removed_by_the_next_owner(
@@ -551,7 +583,7 @@ def test_pieces_that_no_row_names_are_removed_by_the_next_owner(
         second.claim()
         assert second.write(bind("k")) == [DONE]
         assert sql("SELECT DISTINCT token FROM piece") == [(kept.token,)]
-        assert second.read_large(kept) == LARGE
+        assert second.read_large("kept", kept) == LARGE
 
 
 def test_a_large_value_whose_pieces_are_not_all_there_is_damaged(
@@ -563,7 +595,7 @@ def test_a_large_value_whose_pieces_are_not_all_there_is_damaged(
     owner.forget(ALL)
     owner.load()
     assert owner.store.engine.read("k") == Stored(value.token, DAMAGED, b"")
-    assert owner.read_large(value) is None
+    assert owner.read_large("k", value) is None
     assert owner.write(remove("k", value.token)) == [DONE]
 
 
@@ -591,7 +623,7 @@ def test_a_removal_of_pieces_that_comes_late_harms_neither_this_member_nor_the_n
             first.claim([number])
         assert first.end(batch) == [DONE]
         assert first.write(bind("l")) == [DONE]
-        assert first.read_large(value) == LARGE
+        assert first.read_large("k", value) == LARGE
         assert sql("SELECT count(*) FROM piece") == [(4,)]
 
 
@@ -604,7 +636,7 @@ def test_bytes_that_are_not_those_of_the_digest_are_not_kept(
     assert sql("SELECT count(*) FROM piece") == [(0,)]
     again = owner.upload(LARGE)
     assert owner.write(bind("k", again)) == [DONE]
-    assert owner.read_large(again) == LARGE
+    assert owner.read_large("k", again) == LARGE
 
 
 def test_a_piece_whose_answer_is_lost_is_there_once(

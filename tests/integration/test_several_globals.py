@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import json
 import os
 import pickle
 import threading
@@ -537,16 +539,35 @@ def test_the_command_line_and_a_connect_file(
         ["get", "--address", addresses.partition(",")[0], "a"],
         ["keys", "--address", addresses],
         ["stats", "--address", addresses],
+        ["stats", "--json", "--address", addresses],
         ["access", "init", keys],
         ["access", "add", "--keys", keys, "--role", "read", "--address", addresses, "one"],
         ["access", "add", "--keys", keys, "--role", "read", "--address", f"{addresses},x", "two"],
     ]
-    assert [cli.main(each) for each in commands] == [0, 0, 0, 0, 0, 0, 2]
+    assert [cli.main(each) for each in commands] == [0, 0, 0, 0, 0, 0, 0, 2]
     printed = capsys.readouterr().out
-    assert printed.startswith("value" + "a\n")
+    assert printed.startswith("value" + "a\nkeys ")
+    lines = printed.splitlines()
+    everything = json.loads(next(line for line in lines if line.startswith("{")))
     for member in cluster.members:
-        assert f"globals.{member.address}.keys" in printed
+        short = member.address.removeprefix("tcp://")
+        assert len([line for line in lines if line.split()[0] == short]) == 1
+        assert everything["globals"][member.address]["epoch"]
     assert f'"address": "{cluster.address}"' in printed
+
+
+def test_the_prompt_shows_a_row_for_each_global(
+    cluster: Cluster, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("cmd2")
+    monkeypatch.setattr("sys.stdin", io.StringIO("SET a 1\nSTATS\n"))
+    assert cli.main(["repl", "--address", cluster.address]) == 0
+    printed = capsys.readouterr().out
+    assert "globals." not in printed
+    local, all_globals = printed.split("\nGlobal\n")
+    for member in cluster.members:
+        assert f"\n  {member.address.removeprefix('tcp://')} " in all_globals
+    assert f"\n  {cluster.owner('a').address.removeprefix('tcp://')} " in local
 
 
 def test_a_forked_child_goes_on(cluster: Cluster, node: dstore.Node) -> None:

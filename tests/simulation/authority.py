@@ -197,7 +197,7 @@ class SimGlobal(Owner):
                 self.journal.commit(effect.number, effect.changes)
             elif isinstance(effect, Load):
                 self.loop.log(self.name, f"load {effect.number} of {[k for k, _ in effect.wanted]}")
-                self.loading.load(*effect)
+                self.loading.load(effect.number, effect.wanted)
             else:
                 connection = self.connections.get(effect.route.decode().rpartition("/")[0])
                 if connection is not None and connection.route == effect.route:

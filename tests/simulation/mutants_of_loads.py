@@ -6,9 +6,12 @@ from __future__ import annotations
 from tests.simulation.mutant import CORE, Mutant
 
 LOADS = "core.authority.loads"
+FETCHES = "core.authority.fetches"
 READS = "core.authority.reads"
 STATE = "core.authority.state"
 OF_ITS_OWN = CORE + "test_loads.py::"
+OF_PARTS = CORE + "test_fetches.py::"
+NO_PARTS = "simulated large values are in Global's memory"
 ENGINES = "tests/integration/test_engines.py::"
 
 OF_LOADS = (
@@ -180,6 +183,72 @@ OF_LOADS = (
         ),
         OF_ITS_OWN + "test_global_is_not_idle_while_a_request_is_parked",
         "the simulated Global crashes, and does not end in order",
+    ),
+    Mutant(
+        "part of a value answered that its key has no more",
+        (
+            (
+                READS,
+                "                data = self._part(parked.message, parked.identity)\n",
+                "                data = data or self._part(parked.message, parked.identity)\n",
+            ),
+        ),
+        OF_PARTS + "test_a_key_that_has_another_value_by_then_has_nothing_to_fetch",
+        NO_PARTS,
+    ),
+    Mutant(
+        "part that cannot be read at present said to be gone",
+        (
+            (
+                READS,
+                "                if data is None and not isinstance(result, LookupError):\n",
+                "                if False:\n",
+            ),
+        ),
+        OF_PARTS + "test_what_cannot_be_read_at_present_is_not_said_to_be_gone",
+        NO_PARTS,
+    ),
+    Mutant(
+        "parked FETCH answered after its session has ended",
+        (
+            (
+                READS,
+                "            if parked.session is not None and not parked.session.open:\n",
+                "            if False:\n",
+            ),
+        ),
+        OF_PARTS + "test_a_session_that_has_ended_is_refused_and_pays_until_the_load_has_ended",
+        NO_PARTS,
+    ),
+    Mutant(
+        "parts loaded without a bound",
+        (
+            (
+                FETCHES,
+                "        while self._queues and len(self._loading) < PARTS_LOADING_MAX:\n",
+                "        while self._queues:\n",
+            ),
+        ),
+        OF_PARTS + "test_few_parts_are_loaded_at_a_time_in_their_order_and_sessions_take_turns",
+        NO_PARTS,
+    ),
+    Mutant(
+        "all parts of one session loaded before those of others",
+        (
+            (
+                FETCHES,
+                "            del self._queues[turn]\n            if queue:\n                self._queues[turn] = queue\n",
+                "            if not queue:\n                del self._queues[turn]\n",
+            ),
+        ),
+        OF_PARTS + "test_few_parts_are_loaded_at_a_time_in_their_order_and_sessions_take_turns",
+        NO_PARTS,
+    ),
+    Mutant(
+        "FETCH parked without room on the account",
+        ((FETCHES, "        if not account.admits(cost):\n", "        if False:\n"),),
+        OF_PARTS + "test_a_request_that_finds_no_room_is_not_answered",
+        NO_PARTS,
     ),
     Mutant(
         "keys that an engine has at the start removed at once",

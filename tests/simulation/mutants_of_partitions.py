@@ -124,8 +124,8 @@ OF_PARTITIONS = (
         (
             (
                 STATE,
-                LAPSED + "        self._loads.ended(number, results)\n",
-                "        self._loads.ended(number, results)\n",
+                LAPSED + "        if not self._reads.part_loaded(number, results):\n",
+                "        if not self._reads.part_loaded(number, results):\n",
             ),
         ),
         OWNED + "test_what_was_loaded_is_not_answered_after_the_end_of_the_ownership_lease",
@@ -196,7 +196,7 @@ OF_PARTITIONS = (
         (
             (
                 STATE,
-                "        for route, message in [*self._waits.waiting(), *self._loads.waiting()]:\n",
+                "        for route, message in parked:\n",
                 "        for route, message in self._waits.waiting():\n",
             ),
         ),

@@ -183,7 +183,7 @@ def test_a_local_that_has_found_another_global_counts_as_silent() -> None:
     text = failure_after(
         lambda: script.tried(a=wrong) if isinstance(script.move, Try) else script.reply(SILENT, 1.0)
     )
-    assert text.startswith(f"the member {A}, which has the key '{KA}', did not answer in time; ")
+    assert f"{A}, which has the key '{KA}' (what answers there is a Global by itself)" in text
 
 
 def test_a_lower_map_is_taken_when_all_members_have_one() -> None:
@@ -285,6 +285,41 @@ def test_attempts_to_read_from_a_silent_member_become_longer() -> None:
     assert text == f"the member {A}, which has the key '{KA}', did not answer in time; it is away"
     assert timeouts[:2] == [1.0, 2.0]
     assert sum(timeouts) == pytest.approx(5.0, abs=0.1)
+
+
+def test_all_members_that_did_not_answer_are_named_with_their_reasons() -> None:
+    gone = GlobalUnavailable("Global did not answer in time; it is gone")
+
+    def none_answers(script: Script, reasons: dict[str, GlobalUnavailable]) -> str:
+        def once() -> None:
+            move = script.move
+            if isinstance(move, Ask):
+                script.reply(reasons[move.address], move.timeout)
+            elif isinstance(move, Try):
+                failures = {each: Tried((), reasons[each]) for each in move.parts}
+                script.reply(failures, move.timeout)
+            else:
+                assert move is not None
+                script.reply(None, move.seconds)
+
+        return failure_after(once)
+
+    both = {A: SILENT, B: SILENT, C: gone}
+    text = none_answers(Script(reading(KA, routes=Routes([A, B]))), both)
+    assert text == f"2 members did not answer in time (it is away): {A}; {B}"
+    text = none_answers(Script(reading(KA, routes=Routes([B, C]))), both)
+    assert text == f"2 members did not answer in time: {B} (it is away); {C} (it is gone)"
+    text = none_answers(Script(reading(KA, routes=Routes([C]))), both)
+    assert text == f"the member {C} did not answer in time; it is gone"
+    text = none_answers(Script(reading(KA, KC)), both)
+    assert text == (
+        f"3 members did not answer in time: {A}, which has the key '{KA}' (it is away); "
+        f"{C}, which has the key '{KC}' (it is gone); {B} (it is away)"
+    )
+    many = [f"tcp://h:{number}" for number in range(1, 31)]
+    text = none_answers(Script(reading(KA, routes=Routes(many))), dict.fromkeys(many, SILENT))
+    assert text.startswith("10 members"), "there was no time for more"
+    assert text.endswith("; and 2 more")
 
 
 def test_a_write_goes_to_a_silent_member_only_after_it_has_answered() -> None:

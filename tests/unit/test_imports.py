@@ -15,7 +15,7 @@ PACKAGE = "dstore"
 
 GROUND = {"errors", "config", "checks", "compiled", "quoting", "runtime"}
 PUBLIC = {"", "errors", "config", "version", "client.node", "server.server"}
-SHARED_BY_PROGRAMS = {"cli.console", "cli.progress", "cli.show", "cli.values"}
+SHARED_BY_PROGRAMS = {"cli.console", "cli.progress", "cli.show", "cli.tables", "cli.values"}
 
 # A room is a folder of dstore, or a file that has a row of its own; the longest name that fits
 # counts. It may import itself and the rooms on the right. "" is dstore/__init__.py.
@@ -57,6 +57,7 @@ ROOMS: dict[str, set[str]] = {
     "cli.console": {"config", "checks", "quoting"},
     "cli.progress": {"cli.console", "client.files"},
     "cli.show": PUBLIC | {"quoting"},
+    "cli.tables": {"cli.console", "quoting"},
     "cli.values": PUBLIC | {"cli.console", "cli.progress", "cli.show", "client.files", "quoting"},
     "cli.repl": PUBLIC | SHARED_BY_PROGRAMS | {"quoting", "runtime", "client.files"},
     "cli.demo": PUBLIC | {"cli.console", "quoting", "testing", "protocol.content", "protocol.keys"},

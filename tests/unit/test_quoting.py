@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dstore.cli import console
+from dstore.cli import console, tables
 from dstore.cli.console import SERVER_LINE, OneLine
 from dstore.quoting import is_plain, quoted, visible
 from dstore.runtime.logs import Log, RateLimitedLog
@@ -85,15 +85,15 @@ def test_error_lines_and_counters_are_escaped(text: str) -> None:
     for line in (
         console.said(ValueError(text)),
         console.said(OSError(2, text, text)),
-        *console.counter_lines({text: {text: text, "n": 1}}),
+        *tables.counter_lines({text: {text: text, "n": 1}}),
     ):
         assert is_plain(line)
 
 
 def test_the_counters_of_a_table_stand_in_one_column() -> None:
     name = "tcp://127.0.0.1:50051"
-    lines = list(console.counter_lines({"keys": 1, "of": {name: {"keys": 2, "bytes_limit": 3}}}))
-    assert lines[0] == f"{'keys':<{console.NAME_WIDTH}} 1"
+    lines = list(tables.counter_lines({"keys": 1, "of": {name: {"keys": 2, "bytes_limit": 3}}}))
+    assert lines[0] == f"{'keys':<{tables.NAME_WIDTH}} 1"
     assert lines[1:] == [f"of.{name}.keys        2", f"of.{name}.bytes_limit 3"]
 
 

@@ -30,6 +30,7 @@ from dstore.cli.repl.editor import (
 )
 from dstore.cli.repl.history import LineHistory, history_path
 from dstore.cli.show import shown
+from dstore.cli.tables import stats_lines
 from dstore.client.node import Node
 from dstore.errors import (
     DstoreError,
@@ -219,7 +220,7 @@ class Repl(cmd2.Cmd):
             raise text.Misuse
         for title, ask in (("This Local", self.node.stats), ("Global", self.node.global_stats)):
             self.say(title)
-            for line in console.counter_lines(ask()):
+            for line in stats_lines(ask()):
                 self.say(f"  {line}")
 
     def do_help(self, statement: Statement) -> None:  # type: ignore[override]

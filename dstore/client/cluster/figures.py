@@ -51,6 +51,8 @@ def _sums(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
                 sums[name] = min(sums.get(name, value), value)
             elif name in LATEST:
                 sums[name] = max(sums.get(name, value), value)
+            elif value is None or sums.get(name, 0) is None:  # no limit
+                sums[name] = None
             elif type(value) is int and name not in NO_SUMS:
                 sums[name] = sums.get(name, 0) + value
     return sums

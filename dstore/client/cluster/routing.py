@@ -45,8 +45,8 @@ ASKED_MAX = 3
 """Members that are asked for a newer map in one go."""
 NO_SIGN = "is it running, and can it be reached, and its database, too?"
 """What is asked about a member that does not answer. Without its database it answers nothing."""
-KEYS_NAMED = 3
-"""Keys that an error names."""
+KEYS_NAMED, MEMBERS_NAMED = 3, 8
+"""Keys, and members, that an error names."""
 
 I = TypeVar("I", bound=Hashable)  # noqa: E741
 
@@ -227,8 +227,7 @@ class Call(Generic[I]):
     fresh: Callable[[str], bool] = lambda address: True
     lasting: bool = False
     done: list[Tried] = field(default_factory=list)
-    _trouble: DstoreError | None = None
-    _silent: dict[str, None] = field(default_factory=dict)
+    _silent: dict[str, DstoreError] = field(default_factory=dict)  # and why
     _refusing: set[str] = field(default_factory=set)  # since the present map
     _lower: dict[str, Map] = field(default_factory=dict)  # what members have said since then
     _deadline: float = 0.0
@@ -286,7 +285,7 @@ class Call(Generic[I]):
                 finished, result = [item for item in items if item not in moved], result.done
                 again = True
             elif isinstance(result, (GlobalUnavailable, WrongServer)):
-                self._silent[address], self._trouble = None, result
+                self._silent[address] = result
                 again = True
                 continue
             elif isinstance(result, BaseException):
@@ -347,8 +346,7 @@ class Call(Generic[I]):
             answer = wrong_cluster(self.routes.cluster, answer.cluster)
         silent = isinstance(answer, GlobalUnavailable)
         if silent or (isinstance(answer, WrongServer) and self.routes.known):
-            self._silent[address] = None  # where a member was: what it answers counts for nothing
-            self._trouble = answer
+            self._silent[address] = answer  # where a member was: what it answers counts for nothing
             return False
         if isinstance(answer, BaseException):
             raise answer
@@ -364,21 +362,40 @@ class Call(Generic[I]):
         """Return the error for items that could not be brought to their owners in time."""
         items = list(left)
         if not self.routes.known:
-            asked = ", ".join(self.routes.seeds)
-            return GlobalUnavailable(f"no member answered of {asked}; {_reason(self._trouble)}")
+            asked = [each for each in self.routes.seeds if each in self._silent]
+            return self._no_answer({each: each for each in asked or self.routes.seeds})
         parts, homeless = self.routes.split(items, self.number_of)
         silent = [address for address in parts if address in self._silent]
         if silent:
-            whose = parts[silent[0]]
-            return GlobalUnavailable(
-                f"the member {silent[0]}, which has {_named(whose)}, did not answer in time; "
-                f"{_reason(self._trouble)}"
+            owners = {each: f"{each}, which has {_named(parts[each])}" for each in silent}
+            return self._no_answer(
+                owners | {each: each for each in self._silent if each not in owners}
             )
         if homeless:
             return GlobalUnavailable(f"no member of the cluster has {_named(homeless)} at present")
         address, whose = next(iter(parts.items()))
         return GlobalUnavailable(
             f"the member {address} does not serve {_named(whose)} yet, and no other one does"
+        )
+
+    def _no_answer(self, members: Mapping[str, str]) -> GlobalUnavailable:
+        """Return the error for members that did not answer: by address, how each is named."""
+        reasons = {address: _reason(self._silent.get(address)) for address in members}
+        first = next(iter(reasons.values()))
+        if len(members) == 1:
+            (name,) = members.values()
+            comma = "," if name not in members else ""
+            return GlobalUnavailable(f"the member {name}{comma} did not answer in time; {first}")
+        same = len(set(reasons.values())) == 1
+        named = [
+            name if same else f"{name} ({reasons[address]})"
+            for address, name in list(members.items())[:MEMBERS_NAMED]
+        ]
+        more = len(members) - len(named)
+        return GlobalUnavailable(
+            f"{len(members)} members did not answer in time{f' ({first})' if same else ''}: "
+            + "; ".join(named)
+            + (f"; and {more} more" if more else "")
         )
 
 

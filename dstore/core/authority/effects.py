@@ -49,13 +49,15 @@ class Commit(NamedTuple):
 
 
 class Load(NamedTuple):
-    """Have the engine load values, each named by key and token.
+    """Have the engine load values, each named by key and token, or a ``part`` of a single one.
 
-    Then call ``GlobalState.loaded`` with ``number`` and a result for each of them.
+    Then call ``GlobalState.loaded`` with ``number`` and a result for each of them. A part is the
+    offset and the length of bytes of a large value.
     """
 
     number: int
     wanted: list[tuple[Key, bytes]]
+    part: tuple[int, int] | None = None
 
 
 GlobalEffect: TypeAlias = Send | Publish | Commit | Load

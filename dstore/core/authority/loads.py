@@ -153,11 +153,16 @@ class Loads:
             self._waiting[place][parked] = None
             parked.missing[place] = None
         if asked:
-            self._number += 1
-            self._asked[self._number] = asked
-            self._out.load(Load(self._number, [(key, away.token) for key, away in asked]))
+            number = self.fresh_number()
+            self._asked[number] = asked
+            self._out.load(Load(number, [(key, away.token) for key, away in asked]))
         if not parked.missing:  # the engine has got them by itself
             self._make_ready(parked)
+
+    def fresh_number(self) -> int:
+        """Return the number of the next load."""
+        self._number += 1
+        return self._number
 
     def _make_ready(self, parked: Parked) -> None:
         self._ready.append(parked)

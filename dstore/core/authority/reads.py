@@ -17,14 +17,15 @@ is decided by the identity of the connection, and what may be cached by that of 
 
 A value that is away is answered when the engine has loaded it; see
 :mod:`dstore.core.authority.loads`. Of many keys those before the first value that is away are
-answered at once, and the Local asks again for the rest.
+answered at once, and the Local asks again for the rest. So it is with a part of a large value; see
+:mod:`dstore.core.authority.fetches`.
 """
 
 from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
@@ -33,18 +34,20 @@ from dstore.core.authority.acknowledgements import PendingDeletion
 from dstore.core.authority.budgets import Account, text_bytes
 from dstore.core.authority.deadlines import Deadlines
 from dstore.core.authority.effects import NEVER, Alarm, Outbox, Refuse
+from dstore.core.authority.fetches import Fetches
 from dstore.core.authority.holders import Holders
 from dstore.core.authority.identity import ANYONE, Identity
 from dstore.core.authority.invalidations import InvalidationLog
 from dstore.core.authority.loads import Loads, Overlay, Parked, keys_of
 from dstore.core.authority.partitions import Partitions
 from dstore.core.authority.sessions import NO_BIT, Session, Sessions
-from dstore.core.engine import Away, Bulk, Engine, Unreadable
+from dstore.core.engine import Away, Bulk, Engine, Loaded, Unloaded
 from dstore.protocol.messages import (
     NO_SESSION,
     NO_TOKEN,
     UNREADABLE,
     Body,
+    Buffer,
     Chunk,
     Fetch,
     Get,
@@ -230,6 +233,7 @@ class Reads:
     _pending: dict[Key, PendingDeletion]
     _waits: Waits
     _loads: Loads
+    _fetches: Fetches
     _deadlines: Deadlines
     _out: Outbox
     _partitions: Partitions | None = None
@@ -486,18 +490,59 @@ class Reads:
         """Answer a FETCH of the large value that its key has now, if its sender sees the key."""
         if self._partitions is not None:
             self._partitions.check((message.key,))
-        data = None
+        try:
+            part = self._part(message, identity)
+        except Unloaded as unloaded:
+            self._fetches.park(session, route, message, unloaded.length, identity)
+        else:
+            self._answer_fetch(route, message, part)
+
+    def _part(self, message: Fetch, identity: Identity) -> memoryview | None:
+        """Return the part that a FETCH asks for, if its key has that value and is seen.
+
+        Raises Unloaded.
+        """
         stored = self._engine.read(message.key) if identity.sees(message.key) else None
         # A small value could have been given the token of a large one, to get at its bytes.
         large = isinstance(stored, Stored) and type(stored.body) is Large
         if stored is not None and large and stored.token == message.token:
-            try:
-                data = self._bulk.read(message.token, message.offset, message.length)
-            except Unreadable:
-                return  # "gone" would be wrong; the Local asks again when it has heard nothing
+            return self._bulk.read(message.token, message.offset, message.length)
+        return None
+
+    def _answer_fetch(self, route: Route, message: Fetch, data: Buffer | None) -> None:
         if not data:
             raise Refuse(Refusal.GONE, "the value is not here any more")
         self._out.counters["chunks_out"] += 1
         self._out.counters["bytes_out"] += len(data)
         envelope = (self._epoch, *message[1:3])
         self._out.send(route, Chunk(*envelope, message.token, message.offset, data))
+
+    def part_loaded(self, number: int, results: Sequence[Loaded]) -> bool:
+        """Answer the FETCH whose part was loaded. Returns False if no FETCH has waited for it.
+
+        It is executed from its beginning, as if it came now. It is not answered if the part could
+        not be read at present: "gone" would be wrong, and the Local asks again.
+        """
+        parked = self._fetches.ended(number)
+        if parked is None:
+            return False
+        result = results[0] if results else None
+        data = result if isinstance(result, (bytes, memoryview)) else None
+        if data is not None and len(data) != parked.length:
+            data = None
+        self._out.counters["loads"] += 1
+        self._out.counters["failed_loads"] += data is None
+        if parked.identity.revoked:
+            return True
+        try:
+            if parked.session is not None and not parked.session.open:
+                raise Refuse(Refusal.UNKNOWN_SESSION, "the session has ended")
+            try:
+                data = self._part(parked.message, parked.identity)
+            except Unloaded:
+                if data is None and not isinstance(result, LookupError):
+                    return True
+            self._answer_fetch(parked.route, parked.message, data)
+        except Refuse as refuse:
+            self._out.refuse(parked.route, parked.message, *refuse.args)
+        return True

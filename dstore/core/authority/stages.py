@@ -31,7 +31,7 @@ from dstore.core.authority.deadlines import Deadlines, deadline_bytes
 from dstore.core.authority.effects import NEVER, Alarm, Outbox, Refuse
 from dstore.core.authority.identity import ANYONE, Identity
 from dstore.core.authority.sessions import Session
-from dstore.core.engine import NO_DEADLINE, Bound, Bulk, Engine, Lost, Unreadable
+from dstore.core.engine import NO_DEADLINE, Bound, Bulk, Engine, Lost, Unloaded
 from dstore.errors import StoreFull
 from dstore.protocol import content
 from dstore.protocol.messages import (
@@ -146,7 +146,7 @@ class Stages:
     def _is_bound(self, token: bytes) -> bool:
         try:
             return self._bulk.read(token, 0, 1) is not None
-        except Unreadable:
+        except Unloaded:
             return True
 
     def _receive(self, session: Session, message: Stage, now: float) -> int:

@@ -22,6 +22,7 @@ from dstore.core.authority.access import check, keys_of, unseen
 from dstore.core.authority.changes import Changes
 from dstore.core.authority.deadlines import Deadlines
 from dstore.core.authority.effects import NEVER, Alarm, GlobalEffect, Outbox, Refuse
+from dstore.core.authority.fetches import Fetches
 from dstore.core.authority.host import OwnMembership, Page
 from dstore.core.authority.identity import ANYONE, Identity
 from dstore.core.authority.invalidations import Invalidations
@@ -32,7 +33,7 @@ from dstore.core.authority.reads import Reads, Waits
 from dstore.core.authority.sessions import Session, Sessions
 from dstore.core.authority.stages import Stages
 from dstore.core.authority.writes import Writes
-from dstore.core.engine import Bulk, Engine, Loaded, Outcome
+from dstore.core.engine import UNLIMITED, Bulk, Engine, Loaded, Outcome
 from dstore.protocol import messages as m
 from dstore.protocol.clusters import NO_CLUSTER, mark
 
@@ -100,9 +101,21 @@ class GlobalState:
         stages = self._stages = Stages(engine, bulk, changes, deadlines, value_limit, out, alarm)
         waits = self._waits = Waits(alarm, sessions)
         loads = self._loads = Loads(sessions, out, alarm)
+        fetches = self._fetches = Fetches(loads, sessions, out)
         pending = invalidations.pending
         self._reads = Reads(
-            epoch, engine, bulk, holders, log, pending, waits, loads, deadlines, out, partitions
+            epoch,
+            engine,
+            bulk,
+            holders,
+            log,
+            pending,
+            waits,
+            loads,
+            fetches,
+            deadlines,
+            out,
+            partitions,
         )
         writes = self._writes = Writes(
             epoch,
@@ -184,8 +197,8 @@ class GlobalState:
     def idle(self) -> bool:
         """Whether no Local waits for an answer, and all invalidations are broadcast."""
         to_notify = self._invalidations.pending or len(self._invalidations.broadcasts)
-        begun = self._changes or self._loads or self._waits.answerable() is not None
-        return not to_notify and not begun
+        begun = self._changes or self._loads or self._fetches
+        return not to_notify and not begun and self._waits.answerable() is None
 
     @property
     def writing(self) -> bool:
@@ -280,8 +293,9 @@ class GlobalState:
         """
         if self._lapsed(now):
             return []
-        self._loads.ended(number, results)
-        self._reads.answer_loaded()
+        if not self._reads.part_loaded(number, results):
+            self._loads.ended(number, results)
+            self._reads.answer_loaded()
         return self._effects()
 
     def _effects(self) -> list[GlobalEffect]:
@@ -471,7 +485,8 @@ class GlobalState:
         Nothing may be called after that. Allowed at any time, also when the ownership lease has
         ended. Writes are not answered: it is not said that they were not executed.
         """
-        for route, message in [*self._waits.waiting(), *self._loads.waiting()]:
+        parked = [*self._waits.waiting(), *self._loads.waiting(), *self._fetches.waiting()]
+        for route, message in parked:
             self._out.refuse(route, message, m.Refusal.OTHER_EPOCH, "this epoch of Global ends")
         return self._out.take()
 
@@ -539,7 +554,7 @@ class GlobalState:
             "epoch": f"{self.epoch:016x}",
             "keys": len(self._engine),
             "bytes": self._engine.size + self._deadlines.bytes,
-            "bytes_limit": self._engine.limit,
+            "bytes_limit": None if self._engine.limit >= UNLIMITED else self._engine.limit,
             "value_limit": self._stages.value_limit,
             "large_from": self._welcome.large_from,
             "lease": self._welcome.lease,
@@ -549,7 +564,7 @@ class GlobalState:
             "deadlines": len(self._deadlines),
             "held_keys": len(self._holders),
             "waiting": len(self._waits),
-            "loading": len(self._loads),
+            "loading": len(self._loads) + len(self._fetches),
             "watching": self._invalidations.watchers,
             "uploads": len(self._stages),
             "upload_bytes": self._stages.reserved,

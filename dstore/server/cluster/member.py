@@ -312,7 +312,7 @@ class Member:
             elif isinstance(each, MapChanged):
                 self._map = self.partitions.map = (each.version, each.members, each.owners)
             elif isinstance(each, Left):
-                log.warning("this Global has left the cluster")
+                log.info("this Global has left the cluster")
         self._note_lease(service)
 
     def _note_lease(self, service: Service) -> None:
@@ -402,7 +402,7 @@ class Member:
         effects = service.state.gain(numbers, deadlines, quiet_until, clock.now())
         service.perform(effects)
         if not (self._loads or self._to_load or self._taking_up):
-            log.warning("serves %d partitions now", len(self._serving))
+            log.info("serves %d partitions now", len(self._serving))
 
     # ---- giving up --------------------------------------------------------------------------
 
@@ -429,7 +429,7 @@ class Member:
         service.end_epoch()
         effects = self._ownership.handed_over(clock.now())
         given_up = before - self._ownership.owned.keys()
-        log.warning(
+        log.info(
             "hands over %d partitions, and keeps %d", len(given_up), len(before) - len(given_up)
         )
         kept, self._serving = self._serving - given_up, set()

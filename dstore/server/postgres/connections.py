@@ -33,8 +33,8 @@ log = Log("dstore.global")
 
 VERSION_MIN = 130_000
 """The oldest server: version 13, as ``server_version_num`` has it."""
-CONNECT_TIMEOUT = 3
-"""Seconds for a connection to each of the hosts."""
+CONNECT_TIMEOUT, CONNECT_TIMEOUT_MAX = 3, 10
+"""Seconds for a connection to each of the hosts, by default and at most. A URL may say for ever."""
 WATCH_EVERY = 0.25
 """Seconds between two looks at statements that may have taken too long."""
 END_TIMEOUT = 15.0
@@ -97,18 +97,29 @@ class Target:
         milliseconds = int(patience * 1000)
         wanted: dict[str, Any] = {
             "target_session_attrs": "read-write",
-            "connect_timeout": CONNECT_TIMEOUT,
             "keepalives_idle": 1,
             "keepalives_interval": 1,
             "keepalives_count": 3,
             "tcp_user_timeout": milliseconds,
             "application_name": "dstore",
         }
-        self._conninfo = make_conninfo(**{**wanted, **given})
+        bounded = {"connect_timeout": self._connect_timeout(given.get("connect_timeout"))}
+        self._conninfo = make_conninfo(**{**wanted, **given, **bounded})
         self._session = (schema.SCHEMA, str(milliseconds), str(milliseconds))
 
     def __repr__(self) -> str:
         return f"<Target {self.where}>"
+
+    def _connect_timeout(self, given: str | int | None) -> int:
+        """Return the seconds for a connection. With 0 or less libpq would wait for ever."""
+        try:
+            seconds = CONNECT_TIMEOUT if given is None else int(given)
+        except ValueError:
+            raise DataError(
+                f"connect_timeout in the URL of the database {self.where} is a whole number of "
+                f"seconds, not {visible(repr(given))}"
+            ) from None
+        return seconds if 0 < seconds < CONNECT_TIMEOUT_MAX else CONNECT_TIMEOUT_MAX
 
     def error(self, what: str, error: object) -> DataError:
         """Return the error for something that has failed, without a secret in its text."""
@@ -224,8 +235,7 @@ class Link:
         if self._connection is not None and not self._is_lost(self._connection):
             return self._connection
         self.drop()
-        if self._closed:
-            raise DataError(f"the connection to the database {self.target.where} is closed")
+        self._check_open()
         connection = self.target.connect()
         try:
             self._take(connection)
@@ -267,6 +277,11 @@ class Link:
         connection.add_notice_handler(self._note)
         with self._lock:
             self._socket = native.sockets.socket(fileno=os.dup(connection.fileno()))
+        self._check_open()  # it may have been closed while there was nothing to cut
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise DataError(f"the connection to the database {self.target.where} is closed")
 
     def _note(self, notice: psycopg.errors.Diagnostic) -> None:
         if notice.severity_nonlocalized == "WARNING":

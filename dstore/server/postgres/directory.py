@@ -16,6 +16,7 @@ from dstore.core.cluster.messages import Ask, Beat, Fenced, Leave, Member, Parti
 from dstore.errors import DataError
 from dstore.server.postgres.connections import Link
 from dstore.server.postgres.schema import Connection
+from dstore.server.postgres.writing import Released, check_confirmed
 
 _JOIN = """
 INSERT INTO member AS old (id, address, beat, lease, cache_lease, draining)
@@ -85,12 +86,18 @@ class Directory:
             try:
                 with link.limited():
                     view = self._transact(connection, ask)
+                    if link.standby:
+                        check_confirmed(connection)
             except psycopg.Error as error:
                 link.drop()
                 raise link.target.error("has failed", error) from None
             except DataError:
                 link.drop()
                 raise
+            except Released:
+                link.drop()
+                names = "synchronous_standby_names was emptied"
+                raise link.target.error("does not wait", f"{names}; a commit is in doubt") from None
             if warning := link.warning():
                 raise link.target.error("warns, so that a commit is in doubt", warning)
             return view

@@ -15,7 +15,7 @@ from typing import NamedTuple, Protocol
 
 from sortedcontainers import SortedList
 
-from dstore.core.engine import NO_DEADLINE, Away, Bound, Loaded
+from dstore.core.engine import NO_DEADLINE, UNLIMITED, Away, Bound, Loaded
 from dstore.errors import StoreFull
 from dstore.protocol.keys import from_order, in_order
 from dstore.protocol.messages import Key, Large, Stored
@@ -31,8 +31,6 @@ RESIDENT_OVERHEAD = 150
 """Bytes per key for the order in which values leave the memory."""
 FORGET_KEYS = 1_000
 """Keys that are looked at in one step while those of some partitions are forgotten."""
-UNLIMITED = 1 << 62
-"""The limit of keys and values together: what the database can hold."""
 
 Place = tuple[Key, bytes]
 """Key and token of a value."""
@@ -52,13 +50,19 @@ class Loader(Protocol):
     def load(self, engine: StoredEngine, number: int, wanted: list[Place]) -> None:
         """Begin to load them; :meth:`StoredEngine.ended` is called with the results."""
 
+    def load_part(
+        self, engine: StoredEngine, number: int, key: Key, token: bytes, offset: int, length: int
+    ) -> None:
+        """Begin to load a part of a large value, in the same way."""
+
 
 class StoredEngine:
-    """A :class:`dstore.engines.LoadingEngine` over a database, which others write.
+    """A :class:`dstore.engines.PartLoader` over a database, which others write.
 
     Keys and values in memory take ``memory`` bytes at most, except that partitions that are gained
-    bring all their keys. ``limit`` is for all keys and values, also those that are away. ``cache``
-    is the most that values may take in memory, if that is less than what keys leave to them.
+    bring all their keys. ``limit`` is for all keys and values, also those that are away:
+    by default there is none but what the database can hold. ``cache`` is the most that values may
+    take in memory, if that is less than what keys leave to them.
 
     For Global's thread, except :meth:`ended` and :meth:`wants`.
     """
@@ -228,6 +232,10 @@ class StoredEngine:
         self._asked[number] = wanted
         self._loader.load(self, number, wanted)
 
+    def load_part(self, number: int, key: Key, token: bytes, offset: int, length: int) -> None:
+        """Begin to load a part of a large value."""
+        self._loader.load_part(self, number, key, token, offset, length)
+
     def wants(self, place: Place) -> bool:
         """Whether the key still has this value, as far as Global knows. From any thread."""
         bound = self._values.get(place[0])
@@ -239,12 +247,15 @@ class StoredEngine:
         self._wake()
 
     def loaded(self) -> list[tuple[int, list[Loaded]]]:
-        """Return the loads that have ended since the last call. Their values stay in memory."""
+        """Return the loads that have ended since the last call.
+
+        Their values stay in memory, and parts of large ones do not.
+        """
         ended = []
         while self._ended:
             number, results = self._ended.popleft()
             ended.append((number, results))
-            for (key, token), body in zip(self._asked.pop(number), results):
+            for (key, token), body in zip(self._asked.pop(number, ()), results):
                 bound = self._values.get(key)
                 if type(bound) is Away and bound.token == token and isinstance(body, bytes):
                     self._values[key] = Stored(token, bound.codec, body)
@@ -255,11 +266,12 @@ class StoredEngine:
         return ended
 
     def figures(self) -> dict[str, object]:
-        """Return metrics by name."""
+        """Return metrics by name. ``index_bytes`` and ``cached_bytes`` share ``memory_limit``."""
         return {
             "index_bytes": self._index,
             "cached": len(self._here),
             "cached_bytes": self._here_bytes,
+            "memory_limit": self._memory,
         }
 
     def close(self) -> None:

@@ -33,7 +33,7 @@ from dstore.server.postgres import writing
 from dstore.server.postgres.connections import Link
 from dstore.server.postgres.large import Writer
 from dstore.server.postgres.schema import Connection
-from dstore.server.postgres.writing import Fenced, Fences, NoStandby
+from dstore.server.postgres.writing import Fenced, Fences, NoStandby, Released
 
 log = Log("dstore.global")
 
@@ -447,6 +447,10 @@ class PostgresJournal:
                 self._link.drop()
                 self._pause(error)
                 continue
+            except Released:
+                self._log.warning("a commit is in doubt: synchronous_standby_names was emptied")
+                self._link.drop()
+                raise Doubt from None
             except psycopg.Error as error:
                 raise self._judge(connection, error) from None
             if warning := self._link.warning():

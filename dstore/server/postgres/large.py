@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
-from dstore.core.engine import Bulk
+from dstore.core.engine import Bulk, Unloaded
 from dstore.errors import StoreFull, ValueCorrupt
 from dstore.protocol import content
 from dstore.protocol.messages import Buffer, Large, Stored
@@ -37,15 +37,6 @@ class Dropper(Protocol):
 
     def drop_pieces(self, partition: int, token: bytes) -> None:
         """Remove all pieces of a value after the batches so far."""
-
-
-class Reader(Protocol):
-    """Reads parts of large values from the database."""
-
-    def read(
-        self, partition: int, token: bytes, offset: int, count: int, more: bool
-    ) -> bytes | None:
-        """Return a part. With ``more`` the one after it may be wanted next."""
 
 
 class LargeValues:
@@ -108,19 +99,16 @@ class StoredBulk:
     thread, the others from Global's thread alone.
     """
 
-    def __init__(
-        self, inner: Bulk, values: LargeValues, reader: Reader, dropper: Dropper, memory: int
-    ) -> None:
+    def __init__(self, inner: Bulk, values: LargeValues, dropper: Dropper, memory: int) -> None:
         self._inner = inner
         self._values = values
-        self._reader = reader
         self._dropper = dropper
         self._memory = memory
+        self.held_bytes = 0  # of what is in ``inner``
         self._held: dict[bytes, int] = {}  # sizes of what is in ``inner``, the oldest first
-        self._held_bytes = 0
 
     def __repr__(self) -> str:
-        return f"<StoredBulk {self._inner!r} held={self._held_bytes}, stored={len(self._values)}>"
+        return f"<StoredBulk {self._inner!r} held={self.held_bytes}, stored={len(self._values)}>"
 
     # ---- the journal's thread -------------------------------------------------------------
 
@@ -167,12 +155,12 @@ class StoredBulk:
     # ---- Global's thread ------------------------------------------------------------------
 
     def reserve(self, token: bytes, size: int) -> None:
-        if token in self._values:  # its bytes may be unreadable at this moment
-            raise StoreFull("there is a value with this token, which cannot be read")
+        if token in self._values:
+            raise StoreFull("there is a value with this token")
         self._make_room(size)
-        if self._held_bytes + size > self._memory:
+        if self.held_bytes + size > self._memory:
             raise StoreFull(
-                f"{self._held_bytes:,} of {self._memory:,} bytes for large values in memory are "
+                f"{self.held_bytes:,} of {self._memory:,} bytes for large values in memory are "
                 "taken; wait for uploads to end, or start Global with a higher --memory-limit"
             )
         self._inner.reserve(token, size)
@@ -197,13 +185,11 @@ class StoredBulk:
         known = self._values.of(token) if part is None else None
         if known is None:
             return part
-        partition, size = known
+        _, size = known
         count = max(0, min(count, size - offset))
         if not count:
             return memoryview(b"")
-        more = offset + 2 * count <= size  # the last part has another length
-        body = self._reader.read(partition, token, offset, count, more)
-        return None if body is None else memoryview(body)
+        raise Unloaded(count)
 
     def drop(self, token: bytes) -> None:
         self._let_go(token)
@@ -219,22 +205,22 @@ class StoredBulk:
     def close(self) -> None:
         """Close ``inner``, which removes the values from memory. Idempotent."""
         self._held.clear()
-        self._held_bytes = 0
+        self.held_bytes = 0
         self._inner.close()
 
     def _hold(self, token: bytes, size: int) -> None:
         self._held[token] = size
-        self._held_bytes += size
+        self.held_bytes += size
 
     def _let_go(self, token: bytes) -> None:
         if token in self._held:
-            self._held_bytes -= self._held.pop(token)
+            self.held_bytes -= self._held.pop(token)
             self._inner.drop(token)
 
     def _make_room(self, size: int) -> None:
         """Let values leave the memory that the database has, until there is room for ``size``."""
         for token in list(self._held):
-            if self._held_bytes + size <= self._memory:
+            if self.held_bytes + size <= self._memory:
                 return
             if token in self._values:
                 self._let_go(token)

@@ -205,7 +205,7 @@ class Store:
 
     def bulk(self, inner: Bulk) -> Bulk:
         """Return the place for large values of an epoch: in ``inner``, and in the database."""
-        self._bulk = StoredBulk(inner, self._large, self._values, self._journal, self._large_memory)
+        self._bulk = StoredBulk(inner, self._large, self._journal, self._large_memory)
         return self._bulk
 
     @property
@@ -230,6 +230,8 @@ class Store:
         return {
             **self._engine.figures(),
             "large_values": len(self._large),
+            "large_memory": 0 if self._bulk is None else self._bulk.held_bytes,
+            "large_memory_limit": self._large_memory,
             "database_doubts": self._journal.doubts,
             "database_groups": self._journal.groups,
             "database_changes": self._journal.changes,

@@ -2,7 +2,8 @@
 
 The bytes of a token never change. So they may be read at any time, from any server that has them,
 and need no fence. A value that the database does not have any more has been removed or replaced;
-Global has not heard of it yet, and will soon. Until then it is looked for again.
+Global has not heard of it yet, and will soon. Until then it is looked for again. (A large value
+that is gone is asked for again by who wants it.)
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import psycopg
 
-from dstore.core.engine import Loaded, Unreadable
+from dstore.core.engine import Loaded
 from dstore.errors import DataError
 from dstore.protocol.keys import to_bytes
+from dstore.protocol.messages import Key
+from dstore.protocol.partitions import partition_of
 from dstore.runtime import clock, native
 from dstore.runtime.logs import Log, RateLimitedLog
 from dstore.server.postgres.connections import Link
@@ -28,12 +31,6 @@ RETRY_PAUSE, FAILED_PAUSE = 0.02, 0.2
 """Seconds until a value is looked for again that is not there, or that could not be read."""
 RETRY_MAX = 30.0
 """Seconds after which a value that is not there cannot be loaded. A write of it may be in doubt."""
-READ_TIMEOUT = 0.5
-"""Seconds that Global's thread waits for a piece of a large value."""
-READ_PAUSE = 2.0
-"""Seconds for which it asks for no other piece after it has waited in vain."""
-AHEAD_MAX = 8
-"""Parts of large values that are read ahead of those who may ask for them."""
 PIECE_BYTES = 1 << 20
 """Bytes of a large value in one row, fewer in the last one. A cluster has this for ever."""
 
@@ -47,35 +44,35 @@ class Load(NamedTuple):
     until: float
 
 
-class _Read:
-    """A part of a large value that Global's thread waits for."""
+class Part(NamedTuple):
+    """A part of a large value that an engine has asked for."""
 
-    def __init__(self, partition: int, token: bytes, offset: int, count: int) -> None:
-        self.parameters = partition, token, offset, count
-        self.part: bytes | None = None
-        self.failed = False
-        self.done = native.ThreadEvent()
+    engine: StoredEngine
+    number: int
+    partition: int
+    token: bytes
+    offset: int
+    length: int
 
 
 T = TypeVar("T")
-Work: TypeAlias = "Load | _Read | None"
+Work: TypeAlias = Load | Part
 
 
 class Values:
     """Reads values over a connection of its own.
 
-    After :meth:`begin` it is safe from any thread, except where said otherwise.
+    After :meth:`begin` it is safe from any thread.
     """
 
     def __init__(self, link: Link) -> None:
         self._link = link
-        self._works: native.SimpleQueue[Work] = native.SimpleQueue()
-        self._again: deque[Load] = deque()
+        self._works: native.SimpleQueue[Work | None] = native.SimpleQueue()
+        self._again: deque[Work] = deque()
+        self._again_at = 0.0
+        self._away = False  # the last attempt has failed; there is no other before ``_again_at``
         self._thread: native.Thread | None = None
         self._stopped = False
-        self._ahead: dict[tuple[bytes, int, int], _Read] = {}  # by token, offset and count
-        self._pause = RETRY_PAUSE
-        self._ask_from = 0.0  # when Global's thread may wait for a piece again
         self._log = RateLimitedLog(log)
 
     def begin(self) -> None:
@@ -88,35 +85,11 @@ class Values:
         """Load values for an engine, which is told the results."""
         self._works.put(Load(engine, number, wanted, clock.now() + RETRY_MAX))
 
-    def read(
-        self, partition: int, token: bytes, offset: int, count: int, more: bool
-    ) -> bytes | None:
-        """Return a part of a large value, or None if it is not there.
-
-        Raises Unreadable if it cannot be read in time. With ``more`` the part after it is read
-        ahead, as a Node asks for it next. For Global's thread alone, which waits here.
-        """
-        if clock.now() < self._ask_from:
-            raise Unreadable("the database has not answered")
-        read = self._ahead.pop((token, offset, count), None)
-        if read is None:
-            read = self._begin(partition, token, offset, count)
-        next_one = token, offset + count, count
-        if more and next_one not in self._ahead:
-            self._ahead[next_one] = self._begin(partition, *next_one)
-            if len(self._ahead) > AHEAD_MAX:
-                del self._ahead[next(iter(self._ahead))]
-        if not read.done.wait(READ_TIMEOUT):
-            self._ask_from = clock.now() + READ_PAUSE
-            raise Unreadable("the database does not answer")
-        if read.failed:
-            raise Unreadable("the database has failed")
-        return read.part
-
-    def _begin(self, partition: int, token: bytes, offset: int, count: int) -> _Read:
-        read = _Read(partition, token, offset, count)
-        self._works.put(read)
-        return read
+    def load_part(
+        self, engine: StoredEngine, number: int, key: Key, token: bytes, offset: int, length: int
+    ) -> None:
+        """Load a part of the large value of a key for an engine, which is told the result."""
+        self._works.put(Part(engine, number, partition_of(key), token, offset, length))
 
     def close(self) -> None:
         """End the thread. Idempotent."""
@@ -140,39 +113,55 @@ class Values:
         self._link.drop()
 
     def _step(self) -> None:
+        """Carry out the next work, after what has waited for long enough to be tried again."""
+        pause = max(0.0, self._again_at - clock.now()) if self._again else None
         try:
-            work = self._works.get(timeout=self._pause if self._again else None)
+            work = self._works.get(timeout=pause)
         except native.Empty:
-            self._pause = RETRY_PAUSE
-            for _ in range(len(self._again)):
-                self._load(self._again.popleft())
-            return
-        if isinstance(work, _Read):
-            self._read(work)
-        elif work is not None:
-            self._load(work)
+            work = None
+        if self._again and clock.now() >= self._again_at:
+            again, self._again, self._away = self._again, deque(), False
+            for each in again:
+                self._carry_out(each)
+        if work is not None:
+            self._carry_out(work)
 
-    def _read(self, read: _Read) -> None:
+    def _carry_out(self, work: Work) -> None:
+        """Read what an engine has asked for. If the database is away that is tried again later.
+
+        Those who wait for it do so, or give up by themselves.
+        """
+        if work.engine.closed:
+            return
+        if self._away:  # one attempt in a while is enough
+            self._again.append(work)
+            return
         try:
-            read.part = self._attempt(lambda connection: read_part(connection, *read.parameters))
+            if isinstance(work, Part):
+                self._part(work)
+            else:
+                self._load(work)
         except (DataError, psycopg.Error) as error:
-            read.failed = True
-            self._failed(error)
-        read.done.set()
+            self._link.drop()
+            self._away = True
+            self._later(work, FAILED_PAUSE)
+            if not self._stopped:
+                self._log.warning("values cannot be read from the database: %s", str(error))
+
+    def _later(self, work: Work, pause: float) -> None:
+        self._again.append(work)
+        self._again_at = clock.now() + pause
+
+    def _part(self, part: Part) -> None:
+        """Raises DataError and psycopg.Error."""
+        body = self._attempt(lambda connection: read_part(connection, *part[2:]))
+        gone = LookupError("the database does not have all pieces of the value")
+        part.engine.ended(part.number, [gone if body is None else body])
 
     def _load(self, load: Load) -> None:
-        if load.engine.closed:
-            return
-        if self._pause == FAILED_PAUSE:  # the database is away; one look in a while is enough
-            self._again.append(load)
-            return
+        """Raises DataError and psycopg.Error."""
         keys = list({to_bytes(key) for key, _ in load.wanted})
-        try:
-            found = self._attempt(lambda connection: read_bodies(connection, keys))
-        except (DataError, psycopg.Error) as error:
-            self._failed(error)
-            self._again.append(load)  # the readers wait, or give up by themselves
-            return
+        found = self._attempt(lambda connection: read_bodies(connection, keys))
         results: list[Loaded] = []
         missing = False
         for place in load.wanted:
@@ -183,7 +172,7 @@ class Values:
                 results.append(KeyError("the database has another value, or none"))
                 missing = missing or load.engine.wants(place)
         if missing and clock.now() < load.until:
-            self._again.append(load)
+            self._later(load, RETRY_PAUSE)
         else:
             load.engine.ended(load.number, results)
 
@@ -191,12 +180,6 @@ class Values:
         connection = self._link.open()
         with self._link.limited():
             return read(connection)
-
-    def _failed(self, error: Exception) -> None:
-        self._link.drop()
-        self._pause = FAILED_PAUSE
-        if not self._stopped:
-            self._log.warning("values cannot be read from the database: %s", str(error))
 
 
 def read_bodies(

@@ -17,8 +17,15 @@ from dstore.core.engine import NO_DEADLINE, Change, ChangeKind, Outcome
 from dstore.protocol.keys import to_bytes
 from dstore.protocol.messages import Body, Large, Stored
 from dstore.protocol.partitions import partition_of
+from dstore.runtime import clock
 from dstore.server.postgres.schema import Connection
 
+LOOK_FROM = 0.005
+"""Seconds from which on a commit may have waited for its standby and been released instead. A look
+costs a further round trip, so faster ones go without: when a standby stops to confirm, the first
+commit waits for seconds before it is given up.
+"""
+_WAITS = "SELECT current_setting('synchronous_standby_names') <> ''"
 LOCK = """
 WITH mine AS MATERIALIZED (
     SELECT id, fence FROM partition WHERE id = ANY (%(ids)s::int[]) AND owner = %(me)s FOR SHARE
@@ -93,6 +100,14 @@ class NoStandby(Exception):
     """The server does not wait for a standby any more."""
 
 
+class Released(Exception):
+    """A commit may have been acknowledged though no standby has it.
+
+    When ``synchronous_standby_names`` is emptied the server releases all commits that wait, with
+    success and without a warning.
+    """
+
+
 class Fences(NamedTuple):
     """In whose name a statement writes, and the fences of the partitions that it touches.
 
@@ -117,7 +132,7 @@ def touched(changes: Iterable[Change]) -> set[int]:
 def apply(connection: Connection, fences: Fences, changes: Sequence[Change]) -> list[Outcome]:
     """Carry out changes of different keys in one transaction, and return what became of each.
 
-    Raises Fenced and NoStandby, with nothing changed, and psycopg.Error.
+    Raises Fenced and NoStandby, with nothing changed, Released, and psycopg.Error.
     """
     done = _execute(connection, _APPLY, fences, _columns(changes))
     if done == len(changes):
@@ -159,7 +174,7 @@ def put_pieces(
 ) -> None:
     """Write pieces of a large value, from number ``first`` on. Those that are there stay.
 
-    Raises Fenced, NoStandby, and psycopg.Error.
+    Raises Fenced, NoStandby, Released, and psycopg.Error.
     """
     numbers = list(range(first, first + len(bodies)))
     values = {"partition": partition, "token": token, "numbers": numbers, "bodies": list(bodies)}
@@ -169,7 +184,10 @@ def put_pieces(
 def drop_pieces(
     connection: Connection, fences: Fences, partition: int, tokens: Sequence[bytes]
 ) -> None:
-    """Remove large values of one partition. Raises Fenced, NoStandby, and psycopg.Error."""
+    """Remove large values of one partition.
+
+    Raises Fenced, NoStandby, Released, and psycopg.Error.
+    """
     values = {"partition": partition, "tokens": list(tokens)}
     _execute(connection, _DROP_PIECES, fences, values)
 
@@ -180,16 +198,29 @@ def raise_fences(connection: Connection, fences: Fences, attempts: int) -> dict[
     ``attempts`` is how often this was tried before without an answer: each may have raised them, or
     may still come. It sets a fence to a value of its own, so one that comes late does nothing. When
     it has committed, no statement under a former fence is carried out any more. Raises Fenced
-    if a partition is not owned any more, and psycopg.Error.
+    if a partition is not owned any more, Released, and psycopg.Error.
     """
     parameters = {**fences.parameters(), "attempts": attempts}
     rows = connection.execute(_RAISE, parameters).fetchall()
     if len(rows) != len(fences.fences):
         raise Fenced
+    if fences.standby:
+        check_confirmed(connection)
     return dict(rows)
 
 
+def check_confirmed(connection: Connection) -> None:
+    """Raise Released if the commit before may not have waited. Raises psycopg.Error.
+
+    The server tells its sessions of a change of its settings before it releases their commits.
+    """
+    row = connection.execute(_WAITS).fetchone()
+    if row is None or not row[0]:
+        raise Released
+
+
 def _execute(connection: Connection, query: str, fences: Fences, values: dict[str, Any]) -> int:
+    began = clock.now()
     row = connection.execute(query, {**fences.parameters(), **values}).fetchone()
     assert row is not None
     ok, waits, count = row
@@ -197,6 +228,8 @@ def _execute(connection: Connection, query: str, fences: Fences, values: dict[st
         raise NoStandby
     if not ok:
         raise Fenced
+    if fences.standby and clock.now() - began >= LOOK_FROM:
+        check_confirmed(connection)
     return int(count)
 
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 import pytest
 
 from dstore.core.authority import stages
-from dstore.core.engine import Lost, Unreadable
+from dstore.core.engine import Lost
 from dstore.core.local import operations, transfer
 from dstore.core.local.operations import LargeBody
 from dstore.core.local.steps import FetchBody, ReceiveReply, SendBody, StepResult
 from dstore.errors import GlobalUnavailable, StoreFull
 from dstore.protocol.messages import (
-    Chunk,
     Fetch,
     Large,
     Refusal,
@@ -285,23 +284,3 @@ def test_an_unknown_session_uploads_and_fetches_nothing() -> None:
     answers = list(world.inboxes[b"x"])
     assert [each.refusal for each in answers] == [Refusal.UNKNOWN_SESSION] * 2  # type: ignore[union-attr]
     assert len(world.state._stages) == 0
-
-
-def test_a_value_that_cannot_be_read_at_present_is_not_said_to_be_gone(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    world = World()
-    (a,) = world.joined("a")
-    stored = bound(a)
-
-    def read(token: bytes, offset: int, count: int) -> memoryview | None:
-        raise Unreadable("for a moment")
-
-    fetch = Fetch(world.epoch, a.state.session, 1, "k", stored.token, 0, 3)
-    with monkeypatch.context() as away:
-        away.setattr(world.bulk, "read", read)
-        world.deliver(b"x", fetch)
-        assert b"x" not in world.inboxes
-    world.deliver(b"x", fetch)
-    (chunk,) = world.inboxes[b"x"]
-    assert isinstance(chunk, Chunk)
