@@ -8,8 +8,9 @@ ZeroMQ reports a failed handshake on the monitor of a socket. What it reports, a
 - *NO_DETAIL*: the connection ended in the middle of the handshake. A Global whose key is another
   one does that, since it cannot read the client's first message. But so does a Global that dies at
   that moment, one that has as many connections as it accepts, and a proxy without a Global behind
-  it. So it means another key only if every key has failed twice in a row, and what listens there
-  greets as ZeroMQ does and then leaves a connection open.
+  it. So it means another key only if every key has failed twice in a row, what listens there
+  greets as ZeroMQ does and then leaves a connection open, and every key fails once more after that:
+  behind a proxy, a Global may have been started between the failures and the greeting.
 
 After a failed handshake ZeroMQ does not connect again (``RECONNECT_STOP_HANDSHAKE_FAILED``): it
 would do that several times a second. The control connection is tried again after a pause that
@@ -93,6 +94,7 @@ class Admission:
         self.doubted = False
         self._pause = HANDSHAKE_PAUSE
         self._failures = 0  # in a row
+        self._greets = False  # whether what listens there has greeted since the failures before
         self._suspect = False  # whether a handshake has failed since the last one that succeeded
         self._keys = keys
         self._server_key = keys.server_keys[0] if keys is not None else ""
@@ -121,14 +123,14 @@ class Admission:
             self.generation += 1
         self.up, self.denied = True, None
         self.retry_at, self.doubted = NEVER, False
-        self._pause, self._failures = HANDSHAKE_PAUSE, 0
+        self._pause, self._failures, self._greets = HANDSHAKE_PAUSE, 0, False
         return suspect
 
     def lost(self) -> None:
         """Note that nothing accepts the control connection; ZeroMQ goes on to try."""
         self.up, self.denied = False, None
         self.retry_at, self.doubted = NEVER, False
-        self._failures = 0
+        self._failures, self._greets = 0, False
 
     def try_again(self) -> None:
         """Note that the control connection is about to be tried again, with the present keys."""
@@ -156,11 +158,11 @@ class Admission:
     def _doubt(self, event: Event, value: int, now: float) -> None:
         """Go on, with another key if there is one, while it is open what the failure means."""
         self._read_again()
-        keys = self._next_server_key()
+        keys = max(1, self._next_server_key())
         self.retry_at = now + HANDSHAKE_PAUSE_FIRST
-        if self._failures < FAILURES_PER_KEY * max(1, keys):
+        if self._failures < (keys if self._greets else FAILURES_PER_KEY * keys):
             return
-        if event is Event.PROTOCOL and value == _FOREIGN_KEY:
+        if self._greets or (event is Event.PROTOCOL and value == _FOREIGN_KEY):
             self._wrong_key(now)
             return
         self.retry_at = now + HANDSHAKE_PAUSE
@@ -176,12 +178,11 @@ class Admission:
         self.doubted = False
         if mechanism == (_WITHOUT_KEYS if self._keys is not None else _WITH_KEYS):
             self._other_mechanism(now)
-        elif mechanism and self._keys is not None:
-            self._wrong_key(now)
-        else:
-            self._failures = (
-                0  # it is no Global, has no room, or ends connections for another reason
-            )
+            return
+        # Without a greeting it is no Global, has no room, or ends connections for another reason.
+        self._failures, self._greets = 0, bool(mechanism) and self._keys is not None
+        if self._greets:
+            self.retry_at = now + HANDSHAKE_PAUSE_FIRST
 
     def _other_mechanism(self, now: float) -> None:
         if self._keys is None:
@@ -239,5 +240,6 @@ class Admission:
             f"what listens at {self._address} does not have the server key of the connect file; is "
             "it the right address, and is the file that of this Global?"
         )
+        self._greets = False
         self._deny(WrongServer(text), now)
         self._next_server_key()

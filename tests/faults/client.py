@@ -5,9 +5,9 @@ from __future__ import annotations
 import copy
 import random
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import dstore
 from tests.faults.records import (
@@ -16,6 +16,7 @@ from tests.faults.records import (
     NOT_DONE,
     OCCUPIED,
     OCCUPIED_LOCAL,
+    TIMED_OUT,
     UNKNOWN,
     Recorder,
     Values,
@@ -32,10 +33,18 @@ FLOOD_READ = 60
 """Keys of a flood that are read."""
 MANY = 8
 """Keys of one call with many keys."""
+AWAITED = 8
+"""Keys of a round that are set once and never deleted, for those that wait for them."""
+AWAITED_SORT = "awaited"
 LISTED = ("hot", "loose", "cold1")
 """What the listed keys of a round begin with."""
 BURST_NS = 1_000_000
 """Nanoseconds for which one key is read repeatedly."""
+Errors: TypeAlias = tuple[type[dstore.DstoreError], ...]
+UNREACHED: Errors = (dstore.GlobalUnavailable,)
+UNREACHED_OF_SEVERAL: Errors = (dstore.GlobalUnavailable, dstore.WrongServer)
+WRONG_SERVERS = "wrong servers"
+"""The count of calls that found another Global in place of a member."""
 now = time.monotonic_ns
 
 
@@ -62,8 +71,12 @@ class Keys:
 
     def all(self) -> list[str]:
         """All keys of the round, but those of a flood."""
-        sorts = {"hot": self.hot, "cold": self.cold, "loose": self._loose}
+        sorts = {"hot": self.hot, "cold": self.cold, "loose": self._loose, AWAITED_SORT: AWAITED}
         return [f"{self.number}.{sort}{n}" for sort, count in sorts.items() for n in range(count)]
+
+    def awaited(self, rng: random.Random) -> str:
+        """A key that is set once, and never deleted."""
+        return f"{self.number}.{AWAITED_SORT}{rng.randrange(AWAITED)}"
 
     def listed(self, rng: random.Random) -> tuple[str, list[str]]:
         """A prefix, and all the keys that have it."""
@@ -94,6 +107,8 @@ class Client:
         # With several Globals the keys of one call travel in several messages. Some may be written
         # if others are given up.
         self._many_given_up = UNKNOWN if several else NOT_DONE
+        # Another Global may be in place of a member.
+        self._unreached: Errors = UNREACHED_OF_SEVERAL if several else UNREACHED
         self._large = large  # the part of the values that are large
         self._recorder = recorder
         self._rng = rng
@@ -128,10 +143,12 @@ class Client:
             found = self.node.lookup(key)
         except dstore.KeyMissing:
             return start, now(), (None, False)
-        except dstore.GlobalUnavailable:
-            self._recorder.count({"reads unavailable": 1})
+        except self._unreached as error:
+            self._count_unreached(error)
             return start, now(), None
         end = now()
+        if not found.from_local and _is_large(found.value):
+            self._recorder.count({"large values fetched": 1})
         return start, end, (_value_of(found.value), found.from_local)
 
     def get_stale(self, keys: Keys) -> None:
@@ -143,8 +160,8 @@ class Client:
             found = self.node._do(stale.lookup(key))
         except dstore.KeyMissing:
             self._recorder.read("stale", {key: None}, start, now(), False)
-        except dstore.GlobalUnavailable:
-            self._recorder.count({"reads unavailable": 1})
+        except self._unreached as error:
+            self._count_unreached(error)
         else:
             value = _value_of(found.value)
             self._recorder.read("stale", {key: value}, start, now(), found.from_local)
@@ -157,24 +174,27 @@ class Client:
         self.read_many(map(keys.flooded, self._rng.sample(range(FLOOD_READ), 2 * MANY)))
 
     def read_many(self, keys: Iterable[str]) -> None:
-        wanted = list(keys)
+        if (answer := self.values_of(list(keys))) is not None:
+            self._recorder.read("get", *answer, None)
+
+    def values_of(self, keys: Sequence[str]) -> tuple[Values, int, int] | None:
+        """Read keys, without a record. Returns the values, and when the call began and ended."""
         start = now()
         try:
-            found = self.node.get_many(wanted)
-        except dstore.GlobalUnavailable:
-            self._recorder.count({"reads unavailable": 1})
-            return
+            found = self.node.get_many(keys)
+        except self._unreached as error:
+            self._count_unreached(error)
+            return None
         end = now()
-        values: Values = {key: _value_of(found[key]) if key in found else None for key in wanted}
-        self._recorder.read("get", values, start, end, None)
+        return {key: _value_of(found[key]) if key in found else None for key in keys}, start, end
 
     def contains(self, keys: Keys) -> None:
         key = self._key(keys)
         start = now()
         try:
             there = key in self.node
-        except dstore.GlobalUnavailable:
-            self._recorder.count({"reads unavailable": 1})
+        except self._unreached as error:
+            self._count_unreached(error)
             return
         if there:
             self._recorder.read("contains", {key: None}, start, now(), None)
@@ -187,8 +207,8 @@ class Client:
         start = now()
         try:
             there = set(self.node.keys(prefix))
-        except dstore.GlobalUnavailable:
-            self._recorder.count({"reads unavailable": 1})
+        except self._unreached as error:
+            self._count_unreached(error)
             return
         end = now()
         assert there <= set(all_keys), f"keys that nobody has set: {there - set(all_keys)}"
@@ -196,10 +216,31 @@ class Client:
         self._recorder.read("get", missing, start, end, False)
         self._recorder.read("contains", dict.fromkeys(there), start, end, None)
 
+    def wait(self, key: str, timeout: float, longest: float) -> None:
+        """Wait for a key. It has to return within ``longest`` seconds in any case."""
+        start, value, outcome = now(), None, DONE
+        try:
+            value = _value_of(self.node.wait(key, timeout))
+        except dstore.WaitTimedOut:
+            outcome = TIMED_OUT
+        except dstore.NodeClosed:
+            outcome = NOT_DONE
+        except self._unreached as error:
+            self._count_wrong(error)
+            outcome = NOT_DONE
+        self._recorder.wait(key, value, start, now(), outcome, int(longest * 1e9))
+
     # ---- writing --------------------------------------------------------------------------
 
     def set(self, keys: Keys) -> None:
-        key, value = self._key(keys), self._value()
+        self._bind(self._key(keys))
+
+    def set_awaited(self, keys: Keys) -> None:
+        """Set a key that is never deleted, if that has not been done yet."""
+        self._bind(keys.awaited(self._rng))
+
+    def _bind(self, key: str) -> None:
+        value = self._value()
         self._write("set", {key: value}, lambda: self.node.set(key, self._stored_form(value)))
 
     def replace(self, keys: Keys) -> None:
@@ -276,9 +317,18 @@ class Client:
         except dstore.OutcomeUnknown as error:
             outcomes = dict.fromkeys(values, given_up)
             outcomes.update((str(key), UNKNOWN) for key in error.keys)
-        except dstore.GlobalUnavailable:
+        except self._unreached as error:
+            self._count_wrong(error)
             outcomes = dict.fromkeys(values, given_up)
         self._recorder.end(number, start, now(), outcomes)
+
+    def _count_unreached(self, error: dstore.DstoreError) -> None:
+        self._recorder.count({"reads unavailable": 1})
+        self._count_wrong(error)
+
+    def _count_wrong(self, error: dstore.DstoreError) -> None:
+        if isinstance(error, dstore.WrongServer):
+            self._recorder.count({WRONG_SERVERS: 1})
 
     # ---- choices --------------------------------------------------------------------------
 
@@ -294,6 +344,7 @@ class Client:
         """The value as it is stored: text, or a list, which every read decodes again."""
         chosen = self._rng.random()
         if chosen < self._large:
+            self._recorder.count({"large values sent": 1})
             return [value, _filler(value, self._rng.randrange(*LARGE_PADDING))]
         if chosen < 0.7:
             return value
@@ -341,5 +392,6 @@ OF_SEVERAL = {
     operation: frequency
     for operation, frequency in OPERATIONS.items()
     if operation not in (Client.get_stale, Client.get_flooded)
-}
-"""The same for a client of several Globals: none has ``stale_ok``, and there are no floods."""
+} | {Client.set_awaited: 3}
+"""The same for a client of several Globals: none has ``stale_ok``, there are no floods, and some
+wait for keys."""

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -42,6 +43,7 @@ class Times:
 
     All times are in nanoseconds of ``time.monotonic_ns``. Clients are identified by name. A
     ``durable`` Global has the same keys in all its lives. ``lease`` is the longest that it gives.
+    ``faults`` are the times of faults, each until all should be as before it.
     """
 
     lease: int
@@ -49,6 +51,7 @@ class Times:
     deaths: dict[str, int] = field(default_factory=dict)
     stops: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
     durable: bool = False
+    faults: list[tuple[int, int]] = field(default_factory=list)
 
     def save(self, folder: Path) -> None:
         (folder / TIMES).write_text(json.dumps(asdict(self)))
@@ -80,6 +83,16 @@ class Times:
     def stopped(self, client: str, since: int) -> None:
         """Note that a client may have been stopped, until now."""
         self.stops.setdefault(client, []).append((since, time.monotonic_ns()))
+
+    def quiet(self, start: int, end: int) -> int:
+        """Return for how much of this time there was no fault."""
+        disturbed, reached = 0, start
+        for since, until in sorted(self.faults):
+            since, until = max(since, reached), min(until, end)
+            if since < until:
+                disturbed += until - since
+                reached = until
+        return max(0, end - start - disturbed)
 
     def disturbed(self, client: str, start: int, end: int) -> bool:
         """Whether a client was stopped during a part of this time."""
@@ -133,11 +146,23 @@ class GlobalLives:
 
 
 class OwnerLives:
-    """``dstore host`` of one "host", killed and started again with the same folder."""
+    """``dstore host`` of one "host", killed and started again with the same folder.
 
-    def __init__(self, address: str, shm: str, folder: Path) -> None:
-        self._command = [sys.executable, "-m", "dstore", "host", "--quiet"]
-        self._command += ["--address", address, "--shm", shm]
+    ``program`` is what is run with the arguments of ``dstore``; ``options`` are further ones.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        shm: str,
+        folder: Path,
+        program: Sequence[str] = ("-m", "dstore"),
+        options: Sequence[str] = (),
+    ) -> None:
+        self._command = [sys.executable, *program, "host", "--quiet"]
+        self._command += ["--address", address, "--shm", shm, *options]
+        self.shm = shm
+        self.problems: list[str] = []
         self._said = folder / f"owner-{Path(shm).name}.out"
         self.started = 0
         self._process: subprocess.Popen[bytes] | None = None
@@ -157,6 +182,14 @@ class OwnerLives:
     def signal(self, number: signal.Signals) -> None:
         assert self._process is not None
         send_signal(self._process.pid, number)
+
+    def note_end(self) -> bool:
+        """Note it as a problem if it has ended by itself. Returns whether it has."""
+        if self._process is None or (code := self._process.poll()) is None:
+            return False
+        self._process = None
+        self.problems.append(f"dstore host ended with {code}: {self._said.read_text()}")
+        return True
 
     def kill(self) -> None:
         """Kill it with SIGKILL, if it is running."""
@@ -180,6 +213,7 @@ class ClientProcess:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        self._has_read = False
         self._stderr_path = Path(settings.folder) / f"{settings.name}.err"
         with self._stderr_path.open("wb") as stderr:
             self.process = subprocess.Popen(
@@ -195,6 +229,25 @@ class ClientProcess:
 
     def signal(self, number: signal.Signals) -> None:
         send_signal(self.process.pid, number)
+
+    def quiet(self) -> None:
+        """Ask it to be quiet, without waiting; see :mod:`tests.faults.workload`."""
+        assert self.process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.write(b"\n")
+            self.process.stdin.flush()
+
+    @property
+    def is_quiet(self) -> bool:
+        return (Path(self.settings.folder) / f"{self.settings.name}.quiet").exists()
+
+    @property
+    def has_read(self) -> bool:
+        """Whether it has recorded a read."""
+        if not self._has_read:
+            mine = Path(self.settings.folder).glob(f"*.{self.settings.name}.*.jsonl")
+            self._has_read = any('["read",' in path.read_text() for path in mine)
+        return self._has_read
 
     def end(self) -> None:
         """Ask it to end, without waiting."""
@@ -243,6 +296,15 @@ class Clients:
             self.problems.append(f"{client.settings.name} did not end")
             client.kill()
         self._remove(client)
+
+    def quiet_all(self) -> None:
+        """Have all clients write and read nothing more, and wait until they do."""
+        for client in self.living:
+            client.quiet()
+        until = time.monotonic() + PATIENCE
+        for client in self.living:
+            while not client.is_quiet and not client.ended and time.monotonic() < until:
+                time.sleep(0.02)
 
     def end_all(self) -> None:
         for client in self.living:

@@ -2,9 +2,9 @@
 
 For each life of Global (:mod:`tests.faults.lives`) and each key it checks that operations are
 linearizable, that deletions without waiting take effect within a lease, and that stale reads return
-a value that was current once. A durable Global has one history over all its lives. The process
-prints its verdict as one JSON object. As a process of its own it disturbs the run little, and it
-can judge an old history again.
+a value that was current once; and what watches and waits have seen (:mod:`tests.faults.watched`). A
+durable Global has one history over all its lives. The process prints its verdict as one JSON
+object. As a process of its own it disturbs the run little, and it can judge an old history again.
 """
 
 from __future__ import annotations
@@ -19,9 +19,19 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.faults import watched
 from tests.faults.cluster import Times
 from tests.faults.lives import by_life, client_of
-from tests.faults.records import DONE, MISSING, UNKNOWN, Operation, Records, files_of, load
+from tests.faults.records import (
+    DONE,
+    MISSING,
+    UNKNOWN,
+    Operation,
+    Records,
+    files_of,
+    load,
+    load_watches,
+)
 from tests.history.linearizability import check_linearizable
 from tests.history.operations import Kind, Result
 from tests.history.operations import Operation as Judged
@@ -31,6 +41,8 @@ from tests.integration.processes import ROOT
 
 KINDS = {
     "get": Kind.GET,
+    "wait": Kind.GET,
+    "held": Kind.GET,
     "stale": Kind.GET,
     "contains": Kind.SET,
     "set": Kind.SET,
@@ -38,6 +50,8 @@ KINDS = {
     "delete": Kind.DELETE,
     "clear": Kind.DELETE,
 }
+WATCHED = ("wait", "held")
+"""What takes its time by its nature."""
 RESULTS = {
     Kind.SET: Result.STORED,
     Kind.REPLACE: Result.WRITTEN,
@@ -96,7 +110,7 @@ class Verdict:
 def judge(records: Records, times: Times) -> Verdict:
     """Judge the merged records of one round."""
     placed = by_life(records.operations, times.in_one_life() if times.durable else times)
-    violations = records.surprises + placed.wrong
+    violations = [*records.surprises, *placed.wrong, *watched.wrong(records, times)]
     for number, operations in placed.by_life.items():
         translation = _Translation(times, number)
         keys: dict[str, list[Operation]] = defaultdict(list)
@@ -206,7 +220,7 @@ def _summary(records: Records, times: Times, unclear: int, violations: list[str]
     writes = (op for op in records.operations if not op.reads)
     records.counts["acknowledged"] = sum(op.outcome == DONE for op in writes)
     cleared = (op.kind == "clear" and op.outcome == DONE for op in records.operations)
-    reads = (op for op in records.operations if op.reads and op.outcome == DONE)
+    reads = (op for op in records.operations if op.reads and op.kind not in WATCHED)
     return Verdict(
         1,
         len(records.operations),
@@ -268,7 +282,9 @@ class JudgeProcess:
 
 def main(folder: str, number: str) -> None:
     os.nice(NICE)
-    verdict = judge(load(files_of(Path(folder), int(number))), Times.load(Path(folder)))
+    records = load(files_of(Path(folder), int(number)))
+    records.watches = load_watches(Path(folder))
+    verdict = judge(records, Times.load(Path(folder)))
     omitted = len(verdict.violations) - REPORTED_MAX
     if omitted > 0:
         verdict.violations[REPORTED_MAX:] = [f"round {number}: {omitted} more violations"]

@@ -24,6 +24,7 @@ from tests.faults.records import (
     OCCUPIED_LOCAL,
     UNKNOWN,
     Operation,
+    Waited,
 )
 
 
@@ -151,7 +152,7 @@ def _may_be_cached(operation: Operation) -> bool:
     return operation.reads and operation.local is not False
 
 
-def client_of(operation: Operation) -> str:
+def client_of(operation: Operation | Waited) -> str:
     return operation.process.partition(".")[0]
 
 

@@ -4,6 +4,9 @@ A write has two lines: one before it begins, one when it has returned. So a clie
 leaves a write of unknown outcome, and everything that it may have done is recorded. A read has one
 line. Times are ``time.monotonic_ns``, which all processes of a machine share.
 
+What a watch says is recorded, too: each event with the round of its key, and when the watch began,
+ended and had resyncs in a file of its own, since that concerns all rounds.
+
 Consecutive reads of one thread that return the same value are recorded as the first and the last of
 them. Every value is written once, so that it is current without a break, and the reads between two
 reads of it need no check of their own.
@@ -17,7 +20,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from tests.ending import Closing
 
@@ -30,6 +33,9 @@ OCCUPIED = "occupied"
 OCCUPIED_LOCAL = "occupied here"  # this Local's own cache said so, or may have
 UNKNOWN = "unknown"
 NOT_DONE = "not done"
+TIMED_OUT = "timed out"
+WATCHES = "watch"
+"""What the names of files begin with that have the beginnings, ends and resyncs of watches."""
 
 WRITES = ("set", "replace", "delete", "clear")
 """``clear`` is a deletion without waiting for its confirmation."""
@@ -58,11 +64,46 @@ class Operation:
         return self.kind not in WRITES
 
 
+class Waited(NamedTuple):
+    """A wait for a key that has returned; ``value`` is None if it had none, ``outcome`` says why.
+
+    ``longest`` is after how many nanoseconds it had to return in any case.
+    """
+
+    process: str
+    key: str
+    start: int
+    end: int
+    outcome: str
+    longest: int
+
+
+class Noticed(NamedTuple):
+    """A deletion of a key as a program notices it, at a time: an event, or ``on_deletion``."""
+
+    process: str
+    key: str
+    at: int
+    watch: bool
+
+
+@dataclass
+class Watched:
+    """A watch of all keys: when it began, when it ended (None: killed), and its resyncs."""
+
+    begin: int
+    end: int | None = None
+    resyncs: list[int] = field(default_factory=list)
+
+
 @dataclass
 class Records:
-    """The contents of all files of a round."""
+    """The contents of all files of a round, and all watches by process."""
 
     operations: list[Operation] = field(default_factory=list)
+    waits: list[Waited] = field(default_factory=list)
+    noticed: list[Noticed] = field(default_factory=list)
+    watches: dict[str, Watched] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)
     surprises: list[str] = field(default_factory=list)
 
@@ -101,6 +142,16 @@ class Recorder(Closing):
         """Record a read, and that ``more`` reads before it returned the same."""
         self._put("read", kind, values, start, end, local, more)
 
+    def wait(
+        self, key: str, value: str | None, start: int, end: int, outcome: str, longest: int
+    ) -> None:
+        """Record a wait that has returned; see :class:`Waited`."""
+        self._put("wait", key, value, start, end, outcome, longest)
+
+    def notice(self, key: str, at: int, watch: bool) -> None:
+        """Record a deletion that was noticed; see :class:`Noticed`."""
+        self._put("notice", key, at, watch)
+
     def count(self, counts: dict[str, int]) -> None:
         """Add to the metrics of this round."""
         self._put("count", counts)
@@ -118,6 +169,47 @@ class Recorder(Closing):
         os.write(self._file, json.dumps(fields, separators=(",", ":")).encode() + b"\n")
 
 
+class WatchRecorder:
+    """Writes when a watch began, ended and had resyncs. It begins now."""
+
+    def __init__(self, folder: Path, process: str, begin: int) -> None:
+        path = folder / f"{WATCHES}.{process}.jsonl"
+        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        self._put("begin", begin)
+
+    def resync(self, at: int) -> None:
+        self._put("resync", at)
+
+    def end(self, at: int) -> None:
+        self._put("end", at)
+
+    def _put(self, kind: str, at: int) -> None:
+        os.write(self._file, json.dumps([kind, at]).encode() + b"\n")
+
+    def close(self) -> None:
+        os.close(self._file)
+
+
+def load_watches(folder: Path) -> dict[str, Watched]:
+    """Return all watches of a run by process. An incomplete last line is ignored."""
+    return {_process_of(path): _watched(path) for path in folder.glob(f"{WATCHES}.*.jsonl")}
+
+
+def _watched(path: Path) -> Watched:
+    (_, begin), *others = map(json.loads, path.read_text().split("\n")[:-1])
+    watched = Watched(begin)
+    for kind, at in others:
+        if kind == "end":
+            watched.end = at
+        else:
+            watched.resyncs.append(at)
+    return watched
+
+
+def _process_of(path: Path) -> str:
+    return path.name.partition(".")[2].removesuffix(".jsonl")
+
+
 def files_of(folder: Path, number: int) -> list[Path]:
     """The files of one round."""
     return sorted(folder.glob(f"{number}.*.jsonl"))
@@ -127,8 +219,7 @@ def load(paths: Iterable[Path]) -> Records:
     """Merge files. An incomplete last line (its writer was killed) is ignored."""
     records = Records()
     for path in paths:
-        process = path.name.partition(".")[2].removesuffix(".jsonl")
-        _Loader(process, records).load(path.read_text())
+        _Loader(_process_of(path), records).load(path.read_text())
     return records
 
 
@@ -165,6 +256,19 @@ class _Loader:
             for key, value in values.items()
         ]
         self._records.counts["calls"] += 1 + more
+
+    def _on_wait(
+        self, key: str, value: str | None, start: int, end: int, outcome: str, longest: int
+    ) -> None:
+        self._records.waits.append(Waited(self._process, key, start, end, outcome, longest))
+        self._records.counts[f"waits {outcome}"] += 1
+        if value is not None:
+            self._records.operations.append(
+                Operation(self._process, "wait", key, value, start, end, DONE)
+            )
+
+    def _on_notice(self, key: str, at: int, watch: bool) -> None:
+        self._records.noticed.append(Noticed(self._process, key, at, watch))
 
     def _on_count(self, counts: dict[str, int]) -> None:
         self._records.counts.update(counts)

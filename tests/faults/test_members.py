@@ -7,11 +7,16 @@ from pathlib import Path
 
 import pytest
 
+import dstore
+from dstore.testing import running_global
 from tests.faults.injector import Fault
+from tests.faults.members import keys
 from tests.faults.members.broken_member import BROKEN
 from tests.faults.members.nemesis import ESSENTIAL, GLOBAL_KILLED, PRIMARY_LONG_AWAY
 from tests.faults.members.probes import NO_FAULT, SEVERAL, Probe, longest
-from tests.faults.members.run import Plan, Report, Run
+from tests.faults.members.report import Report
+from tests.faults.members.run import Plan, Run
+from tests.integration.processes import free_port
 from tests.leaks import Footprint, left_behind
 from tests.postgres import missing
 
@@ -41,7 +46,10 @@ def test_a_killed_global_takes_nothing_with_it(tmp_path: Path) -> None:
         cache_lease=0.5,
         faults=(GLOBAL_KILLED,),
         extended=10.0,
+        quiet=1.0,
         standby=False,
+        hosts=False,
+        keys=False,
     )
     report = run(plan, tmp_path)
     assert report.wrong == [], f"seed {plan.seed}, histories in {tmp_path}"
@@ -67,6 +75,7 @@ def test_no_promise_is_broken_under_faults(tmp_path: Path) -> None:
     report = run(plan, tmp_path)
     assert report.wrong == [], f"seed {plan.seed}, histories in {tmp_path}"
     assert all(report.faults[fault] for fault in ESSENTIAL)
+    assert report.verdict.counts["resyncs"]  # watches have taken part
     assert report.verdict.counts["acknowledged"]
 
 
@@ -89,6 +98,18 @@ def test_globals_that_answer_too_early_are_noticed(tmp_path: Path) -> None:
         broken="answer-early",
     )
     assert any("no order explains" in each for each in run(plan, tmp_path).wrong)
+
+
+def test_a_global_that_admits_clients_without_keys_is_noticed(tmp_path: Path) -> None:
+    folder, address = keys.Keys(tmp_path), f"tcp://127.0.0.1:{free_port()}"
+    folder.make(address)
+    with running_global(address, keys=str(folder.path)):
+        assert not keys.admits_all(address)
+        for name in keys.ROLES:
+            with dstore.Node(connect=folder.connect(name), host="off") as node:
+                node.join()
+    with running_global(address):
+        assert keys.admits_all(address)
 
 
 def test_the_longest_times_are_those_of_the_fault_that_was_there_alone() -> None:

@@ -1,6 +1,8 @@
 """A client process: ``python -m tests.faults.workload SETTINGS``. It ends when its stdin does.
 
-- A *worker* keeps one Node, for a thread that mixes all operations and one that reads in bursts.
+- A *worker* keeps one Node, for a thread that mixes all operations and one that reads in bursts,
+  and perhaps for one that watches and one that waits (:mod:`tests.faults.watching`). Those go on
+  when it was asked to be quiet, by any byte on its stdin. A file NAME.quiet says that it is.
 - A *reader* keeps one Node, and only reads in bursts.
 - A *guest* repeatedly makes a Node, uses it for a moment, and closes it.
 - A *flooder* sets thousands of keys, waits until they have been read, stops another process (its
@@ -19,19 +21,22 @@ import sys
 import threading
 import time
 import traceback
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import zmq
 
 import dstore
+from tests.faults.broken_client import BROKEN_CLIENTS, NOTHING
 from tests.faults.client import OF_SEVERAL, OPERATIONS, Client, Keys, now
 from tests.faults.records import Recorder
+from tests.faults.tasks import TaskNode
 from tests.faults.tether import tether
+from tests.faults.watching import Waiter, Watcher, round_of
 
 PAUSE_MAX = 0.006
 """Seconds between two operations of a thread."""
@@ -64,6 +69,11 @@ class Settings:
     ``large`` is the part of the values that are large. ``pause`` is the longest pause between two
     operations, in seconds. A client of several Globals binds its sockets to ``source``, an address
     by which the relay tells it from others.
+
+    ``connect`` is its connect file if Global asks for keys. With ``tasks`` it has an AsyncNode,
+    with ``watches`` it watches and waits, too, with ``called_back`` its Node has ``on_deletion``.
+    ``place`` is whose page the "host" has, for the counts. ``broken`` is the rule that the process
+    breaks; see :mod:`tests.faults.broken_client`.
     """
 
     name: str
@@ -84,6 +94,12 @@ class Settings:
     large: float = 0.0
     pause: float = PAUSE_MAX
     source: str = ""
+    connect: str = ""
+    tasks: bool = False
+    watches: bool = False
+    called_back: bool = False
+    place: str = ""
+    broken: str = NOTHING
 
     def dump(self) -> str:
         return json.dumps(asdict(self))
@@ -95,6 +111,10 @@ class Process:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.stopping = threading.Event()
+        """Set when it is to be quiet, that is, to write and read nothing more."""
+        self.over = threading.Event()
+        """Set when it is to end."""
+        self._deleted: deque[tuple[str, int]] = deque()  # what on_deletion was called with
 
     def keys(self) -> Keys:
         """The keys of the present round."""
@@ -103,14 +123,23 @@ class Process:
 
     def node(self) -> dstore.Node:
         mine = self.settings
-        return dstore.Node(
-            mine.address,
-            timeout=mine.timeout,
-            cache_bytes=mine.cache_bytes,
-            label=mine.name,
-            shm=mine.shm,
-            host=mine.host,
-        )
+
+        def called(key: str | bytes) -> None:
+            self._deleted.append((str(key), now()))
+
+        settings: dict[str, Any] = {
+            "connect": mine.connect or None,
+            "timeout": mine.timeout,
+            "cache_bytes": mine.cache_bytes,
+            "label": mine.name,
+            "shm": mine.shm,
+            "host": mine.host,
+            "on_deletion": called if mine.called_back else None,
+        }
+        if mine.tasks:
+            made = TaskNode(lambda: dstore.AsyncNode(mine.address, **settings))
+            return cast(dstore.Node, made)
+        return dstore.Node(mine.address, **settings)
 
     def run(self) -> None:
         getattr(self, self.settings.role)()
@@ -123,10 +152,19 @@ class Process:
                 threading.Thread(target=partial(self._record, name, node, turn))
                 for name, turn in (("mixer", self._mix), ("reader", self._read))
             ]
-            for thread in threads:
+            watcher = threading.Thread(target=self._watch, args=(node,))
+            waiter = threading.Thread(target=self._wait, args=(node,))
+            others = [watcher, waiter] if self.settings.watches else []
+            for thread in (*threads, *others):
                 thread.start()
             for thread in threads:
                 thread.join()
+            (Path(self.settings.folder) / f"{self.settings.name}.quiet").touch()
+            self.over.wait()
+            if others:
+                watcher.join()
+                node.close()
+                waiter.join()
 
     def reader(self) -> None:
         with self.node() as node:
@@ -142,6 +180,40 @@ class Process:
     def flooder(self) -> None:
         with self.node() as node:
             self._record("flood", node, self._flood, 1)
+
+    # ---- watching and waiting -------------------------------------------------------------
+
+    def _watch(self, node: dstore.Node) -> None:
+        process = f"{self.settings.name}.watcher"
+        rng = random.Random(f"{self.settings.seed} {process}")
+        folder = Path(self.settings.folder)
+        with Recorder(folder, process) as recorder:
+            recorder.enter(self.keys().number)
+            watcher = Watcher(node, recorder, folder, process, rng, self.keys)
+            self._guarded(recorder, watcher.run)
+
+    def _wait(self, node: dstore.Node) -> None:
+        process = f"{self.settings.name}.waiter"
+        rng = random.Random(f"{self.settings.seed} {process}")
+        with Recorder(Path(self.settings.folder), process) as recorder:
+            recorder.enter(self.keys().number)
+            client = Client(node, recorder, rng, process, several=True)
+            waiter = Waiter(client, recorder, rng, self.settings.timeout, self.keys)
+            self._guarded(recorder, waiter.run)
+
+    def _guarded(self, recorder: Recorder, run: Callable[[threading.Event], None]) -> None:
+        try:
+            run(self.over)
+        except Exception:
+            recorder.surprise(traceback.format_exc())
+
+    def _record_deleted(self, recorder: Recorder) -> None:
+        """Record what ``on_deletion`` was called with."""
+        while self._deleted:
+            key, at = self._deleted.popleft()
+            if (number := round_of(key)) is not None:
+                recorder.enter(number)
+                recorder.notice(key, at, False)
 
     # ---- turns ----------------------------------------------------------------------------
 
@@ -190,7 +262,7 @@ class Process:
         rng = random.Random(f"{mine.seed} {process}")
         with Recorder(Path(mine.folder), process) as recorder:
             client = Client(node, recorder, rng, process, mine.large, bool(mine.source))
-            metrics = _Metrics(node, recorder)
+            metrics = _Metrics(node, recorder, mine.place)
             number = 0
             while number < turns and not self.stopping.is_set():
                 number += 1
@@ -201,6 +273,8 @@ class Process:
                 except Exception:
                     recorder.surprise(traceback.format_exc())
                     return
+                if name != "reader":
+                    self._record_deleted(recorder)
                 if name != "reader" and number % METRICS_EVERY == 0:
                     metrics.note()
                 longest = READER_PAUSE_MAX if name == "reader" else mine.pause
@@ -210,15 +284,18 @@ class Process:
 class _Metrics:
     """Records what the Node has counted since the last time."""
 
-    def __init__(self, node: dstore.Node, recorder: Recorder) -> None:
+    def __init__(self, node: dstore.Node, recorder: Recorder, place: str) -> None:
         self._node = node
         self._recorder = recorder
+        self._place = place
         self._before: Counter[str] = Counter()
 
     def note(self) -> None:
         stats = self._node.stats()
         metrics = Counter({name: stats[name] for name in COUNTED})
         if news := metrics - self._before:
+            if self._place:
+                news[f"host_hits {self._place}"] = news["host_hits"]
             self._recorder.count(news)
         self._before = metrics
 
@@ -241,6 +318,7 @@ def connect_from(source: str) -> None:
 
 def main() -> None:
     process = Process(Settings(**json.loads(sys.argv[1])))
+    BROKEN_CLIENTS[process.settings.broken]()
     if process.settings.source:
         connect_from(process.settings.source)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -248,8 +326,9 @@ def main() -> None:
 
     def wait_for_the_end() -> None:
         while os.read(sys.stdin.fileno(), 1):
-            pass
+            process.stopping.set()
         process.stopping.set()
+        process.over.set()
 
     threading.Thread(target=wait_for_the_end, daemon=True).start()
     process.run()

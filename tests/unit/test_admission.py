@@ -85,6 +85,10 @@ def test_a_second_end_without_detail_is_judged_by_what_listens(
     assert admission.doubted
     admission.judge(mechanism, 12.0)
     assert not admission.doubted
+    if text is not None and "server key" in text:
+        assert admission.denied is None
+        assert admission.retry_at == 12.0 + HANDSHAKE_PAUSE_FIRST
+        admission.failed(Event.NO_DETAIL, 104, 13.0)
     if text is None:
         assert admission.denied is None
     else:
@@ -101,6 +105,29 @@ def test_a_global_that_ended_in_a_handshake_is_no_other_one() -> None:
     admission.succeeded()
     admission.failed(Event.NO_DETAIL, 104, 12.0)
     assert not admission.doubted
+
+
+def test_a_global_that_was_started_behind_a_proxy_meanwhile_is_no_other_one() -> None:
+    admission = Admission("tcp://proxy:1", keys())
+    for moment in (10.0, 11.0):
+        admission.failed(Event.NO_DETAIL, 104, moment)  # the proxy finds no Global
+    admission.judge("CURVE", 12.0)  # now it does
+    assert admission.denied is None
+    admission.succeeded()
+    assert admission.denied is None
+    admission.failed(Event.NO_DETAIL, 104, 20.0)  # Global was killed
+    assert admission.denied is None
+    assert not admission.doubted
+
+
+def test_a_global_that_is_away_again_after_it_has_greeted_is_no_other_one() -> None:
+    admission = Admission("tcp://proxy:1", keys())
+    for moment in (10.0, 11.0):
+        admission.failed(Event.NO_DETAIL, 104, moment)
+    admission.judge("CURVE", 12.0)
+    admission.lost()
+    admission.failed(Event.NO_DETAIL, 104, 13.0)
+    assert admission.denied is None
 
 
 def test_the_pause_grows_to_a_bound_and_begins_anew_after_a_success() -> None:
@@ -122,7 +149,11 @@ def test_a_wrong_server_is_tried_once_for_each_pause() -> None:
     for moment in range(4):
         admission.failed(Event.NO_DETAIL, 104, float(moment))
     admission.judge("CURVE", 4.0)
+    for moment in (5, 6):
+        assert admission.denied is None
+        admission.failed(Event.NO_DETAIL, 104, float(moment))
     denied = admission.denied
+    assert denied is not None
     for later, pause in ((10.0, 2.0), (20.0, 4.0), (30.0, HANDSHAKE_PAUSE_MAX)):
         admission.failed(Event.NO_DETAIL, 104, later)
         assert admission.denied is denied

@@ -15,10 +15,14 @@ from collections.abc import Callable, Sequence
 
 from dstore import cli
 from dstore.core.authority.changes import Changes, Then
+from dstore.core.authority.identity import Identity
 from dstore.core.authority.partitions import Partitions
+from dstore.core.authority.reads import Reads, Waits
+from dstore.core.authority.sessions import Session
 from dstore.core.cluster.messages import Event
 from dstore.core.cluster.ownership import Ownership
 from dstore.core.engine import Change, Outcome
+from dstore.protocol.messages import Route, Wait
 from dstore.server.cluster.member import Member, Service
 from dstore.server.postgres import connections
 from tests.faults.tether import tether_to
@@ -67,9 +71,29 @@ def answer_early() -> None:
     Changes.submit = submit_and_answer  # type: ignore[method-assign]
 
 
+def lost_wait() -> None:
+    """A Global answers those who wait for a key at the end of their time, not when it is set."""
+    wait = Reads.wait
+
+    def wait_once(
+        self: Reads,
+        session: Session | None,
+        route: Route,
+        message: Wait,
+        now: float,
+        identity: Identity,
+    ) -> None:
+        name = (message.session, message.request, identity)
+        if name not in self._waits._by_key.get(message.key, ()):  # else it is a repeat
+            wait(self, session, route, message, now, identity)
+
+    Reads.wait = wait_once  # type: ignore[method-assign]
+    Waits.bound = lambda self, key: None  # type: ignore[method-assign]
+
+
 BROKEN: dict[str, Callable[[], None]] = {
     each.__name__.replace("_", "-"): each
-    for each in (nothing, no_lease, no_quiet, asynchronous, answer_early)
+    for each in (nothing, no_lease, no_quiet, asynchronous, answer_early, lost_wait)
 }
 """The ways in which a Global can be broken, by name."""
 

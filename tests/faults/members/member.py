@@ -21,7 +21,8 @@ SAID_MAX = 2000
 class Member:
     """One Global of a cluster. Each start of it is another member, at the same address.
 
-    ``broken`` is the rule that it breaks; see :mod:`.broken_member`.
+    ``of_cluster`` are the options of a member of a cluster, beside those of any Global. ``broken``
+    is the rule that it breaks; see :mod:`.broken_member`.
     """
 
     def __init__(
@@ -30,6 +31,7 @@ class Member:
         address: str,
         advertised: str,
         options: Sequence[str],
+        of_cluster: Sequence[str],
         folder: Path,
         broken: str,
     ) -> None:
@@ -38,7 +40,8 @@ class Member:
         self.problems: list[str] = []
         program = [sys.executable, "-m", "tests.faults.members.broken_member"]
         self._command = [*program, str(os.getpid()), broken]
-        self._options = ["--address", address, "--advertise", advertised, *options]
+        self._options = ["--address", address, *options]
+        self._of_cluster = of_cluster
         self._log = folder / f"global-{number}.log"
         self._process: subprocess.Popen[bytes] | None = None
         self._draining: subprocess.Popen[bytes] | None = None
@@ -48,12 +51,19 @@ class Member:
 
     def start(self) -> None:
         """Start it, without waiting until it serves anything: the database may be away."""
+        self._run(["--advertise", self.advertised, *self._of_cluster])
+
+    def start_plain(self) -> None:
+        """Start a Global without the database at its address: it belongs to no cluster."""
+        self._run([])
+
+    def _run(self, options: Sequence[str]) -> None:
         assert not self.alive
         self._asked = False
         self._before = len(self._said())
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                [*self._command, "global", *self._options],
+                [*self._command, "global", *self._options, *options],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

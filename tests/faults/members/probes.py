@@ -44,12 +44,16 @@ SEVERAL = "(several at once)"
 
 @dataclass(frozen=True)
 class Settings:
-    """What a process of probes is told. ``keys`` is how many keys are probed."""
+    """What a process of probes is told.
+
+    ``keys`` is how many keys are probed, ``connect`` its connect file if the Globals ask for keys.
+    """
 
     address: str
     folder: str
     source: str
     keys: int
+    connect: str = ""
 
 
 class Probe(NamedTuple):
@@ -76,7 +80,10 @@ class Probes:
 
     def run(self) -> None:
         mine = self._settings
-        with dstore.Node(mine.address, host="off", shm="", label="probes") as self._node:
+        connect = mine.connect or None
+        with dstore.Node(
+            mine.address, connect=connect, host="off", shm="", label="probes"
+        ) as self._node:
             threads = [
                 threading.Thread(target=self._guarded, args=(probe, number))
                 for number in range(mine.keys)
@@ -120,7 +127,7 @@ class Probes:
                 pass  # an attempt before was carried out
             except dstore.NodeClosed:
                 raise
-            except (dstore.GlobalUnavailable, dstore.OutcomeUnknown) as error:
+            except (dstore.GlobalUnavailable, dstore.WrongServer, dstore.OutcomeUnknown) as error:
                 seconds = (time.monotonic_ns() - begin) / 1e9
                 self._failures.write(f"{_wall_clock()} {kind} {key} {seconds:.2f} s: {error!r}\n")
                 self._over.wait(RETRY)

@@ -1,9 +1,12 @@
 """A run with several Globals over PostgreSQL: ``python -m tests.faults.members.run --minutes N``.
 
 A primary, a synchronous standby, Globals and workers with caches, all on this machine, with a relay
-between each pair and faults of all kinds. The history of all workers is judged as one: each key is
-linearizable, no cache answers with a value whose deletion was confirmed, and at the end, when all
-keys are read, every acknowledged write is there. Exit code 1 means a violation.
+between each pair and faults of all kinds. Some workers have a cache of their own, some share the
+page of a Global's host, or of a host with ``dstore host``, and some have an AsyncNode; of each sort
+one watches and waits. All Globals ask for keys. The history of all workers is judged as one: each
+key is linearizable, no cache answers with a value whose deletion was confirmed, watches and waits
+have seen what happened, and at the end, when all keys are read, every acknowledged write is there.
+Exit code 1 means a violation.
 """
 
 from __future__ import annotations
@@ -21,21 +24,34 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import dstore
 from dstore import config
-from tests.faults.client import Client, Keys
-from tests.faults.cluster import Clients, Life, Times
+from tests.faults.broken_client import BROKEN_CLIENTS, NOTHING
+from tests.faults.client import WRONG_SERVERS, Client, Keys
+from tests.faults.cluster import Clients, Life, OwnerLives, Times
 from tests.faults.injector import Fault
 from tests.faults.judge import GLOBAL_LATE, JudgeProcess, Verdict
+from tests.faults.members import keys
 from tests.faults.members.broken_member import BROKEN
 from tests.faults.members.links import Links
 from tests.faults.members.member import Member
-from tests.faults.members.nemesis import ESSENTIAL, FAULTS, GLOBAL_ADDED, GLOBAL_DRAINED, Nemesis
-from tests.faults.members.probes import KINDS, Prober, longest
+from tests.faults.members.nemesis import (
+    ESSENTIAL,
+    FAULTS,
+    FIRST_OWNER,
+    GLOBAL_ADDED,
+    GLOBAL_DRAINED,
+    GLOBAL_REPLACED,
+    PLACES,
+    Nemesis,
+    settles,
+)
+from tests.faults.members.probes import Prober, longest
 from tests.faults.members.probes import Settings as ProbeSettings
+from tests.faults.members.report import Report
 from tests.faults.members.state import Settled
 from tests.faults.records import Recorder, files_of
 from tests.faults.soak import shared_memory
@@ -43,7 +59,6 @@ from tests.faults.workload import Settings
 from tests.integration.processes import ROOT
 from tests.postgres import Postgres, missing
 
-NOTHING = "nothing"
 MEMBERS = 4
 WORKERS = 8
 PROBED = 8
@@ -54,9 +69,15 @@ LOOK_SECONDS = 0.1
 """Seconds between two looks at the database."""
 SETTLE_TIMEOUT = 60.0
 """Seconds until all partitions must be served, at the beginning and after the faults."""
+QUIET_SECONDS = 5.0
+"""Seconds between the last write and the end of the watches: more than a copy may be late."""
 READ_TIMEOUT = 60.0
 """Seconds until a read at the end gives up."""
 CACHE_BYTES = 4 << 20
+HOST = "host"
+"""The name of the host with ``dstore host``, beside those of the Globals, which have numbers."""
+PAGES_SECONDS = 30.0
+"""Seconds that a run must have lasted until each sort of page must have been used."""
 PAUSE = 0.04
 """Longest pause of a worker between two operations, in seconds."""
 JUDGES = 2
@@ -68,8 +89,10 @@ EXIT_MISSING, EXIT_INTERRUPTED = 2, 130
 class Plan:
     """The length of a run, its size, its leases in seconds, and the seed of all choices.
 
-    The faults of a run that is shorter than one of each kind takes are the first of the deck.
-    ``extended`` is by how many seconds the run goes on until every kind has happened.
+    The faults of a run that is shorter than one of each kind takes are the first of the deck. The
+    workers are ``quiet`` for these seconds at the end, before the watches end.
+    ``extended`` is by how many seconds the run goes on until every kind has happened. With
+    ``hosts`` some workers share the page of a host, and with ``keys`` the Globals ask for keys.
     """
 
     seconds: float
@@ -85,40 +108,11 @@ class Plan:
     faults: Sequence[str] = FAULTS
     overlap: bool = False
     extended: float = 0.0
+    quiet: float = QUIET_SECONDS
     standby: bool = True
+    hosts: bool = True
+    keys: bool = True
     broken: str = NOTHING
-
-
-@dataclass
-class Report:
-    """What a run did, and the violations. ``longest`` has seconds by fault and by probe."""
-
-    verdict: Verdict
-    faults: Counter[str]
-    longest: dict[str, dict[str, float]]
-    processes: int
-    wrong: list[str] = field(default_factory=list)
-
-    def lines(self) -> list[str]:
-        counts = self.verdict.counts
-        head = "longest time until a key could be"
-        table = [f"{head:58}{''.join(f'{kind:>8}' for kind in KINDS)}  times"]
-        for fault, times in sorted(self.longest.items()):
-            row = "".join(f"{times[kind]:8.2f}" for kind in KINDS)
-            table.append(f"  {fault:56}{row}{self.faults.get(fault, 0) or '':>7}")
-        never = [fault for fault, count in self.faults.items() if not count]
-        return [
-            f"{counts['calls']:,} calls, {self.verdict.operations:,} operations judged in "
-            f"{self.verdict.rounds} rounds, {counts['hits']:,} cache hits, "
-            f"{counts['acknowledged']:,} acknowledged writes",
-            f"{self.verdict.deletions:,} deletions confirmed, {self.verdict.cleared:,} not waited "
-            f"for; {counts['unknown']:,} writes with unknown outcome, {counts['not done']:,} "
-            f"writes and {counts['reads unavailable']:,} reads given up",
-            f"{self.processes} worker processes, {sum(self.faults.values())} faults",
-            *table,
-            *([f"did not happen: {', '.join(never)}"] if never else []),
-            f"{len(self.wrong)} violations",
-        ]
 
 
 class Run:
@@ -133,31 +127,21 @@ class Run:
         # one lease of its holders.
         self._times = Times(int(2 * plan.cache_lease * 1e9), durable=True)
         self._clients = Clients(self._times)
+        self._keys = keys.Keys(folder)
         self._wrong: list[str] = []
 
     def run(self) -> Report:
         with ExitStack() as stack:
-            count = self.plan.members + 1
-            folders = stack.enter_context(shared_memory([str(each) for each in range(count)]))
-            shared = Path(folders["0"]).parent
-            servers = Postgres(standby=self.plan.standby, others=[shared])
-            self._postgres = stack.enter_context(servers)
-            self._init()
-            links = self._links = Links(count, self._postgres.servers)
-            stack.enter_context(links.relay)
-            self._members = [self._member(each, folders[str(each)]) for each in range(count)]
-            for member in self._members:
-                stack.callback(member.kill)
-            stack.callback(self._clients.kill_all)
-            stack.callback(self._keep_logs)
-            self._begin = time.monotonic_ns()
-            self._times.lives.append(Life(self._begin, lease=int(self.plan.cache_lease * 1e9)))
+            self._prepare(stack)
             for member in self._members[:-1]:
                 member.start()
             self._wait_until_served()
+            self._check_keys()
+            for owner in self._owners:
+                owner.start()
             nemesis = self._nemesis()
-            for _ in range(self.plan.workers):
-                nemesis.add_worker()
+            for number in range(self.plan.workers):
+                nemesis.add_worker(number)
             prober = self._prober()
             stack.callback(prober.close)
             try:
@@ -168,21 +152,33 @@ class Run:
                 self._wrong.append(f"the run was broken off: {error!r}")
                 self._clients.end_all()
             prober.close()
-            for member in self._members:
-                member.ask_to_end()
-            for member in self._members:
-                member.stop()
-        self._keep_faults(nemesis.history)
-        verdict = self._judge()
-        settle = int(self.plan.lease * 1e9)
-        found = longest(prober.probes(), nemesis.history, settle)
-        wrong = [*self._wrong, *verdict.violations, *self._clients.problems, *prober.problems()]
-        wrong += [problem for member in self._members for problem in member.all_problems()]
-        for fault in self.plan.faults:
-            nemesis.done[fault] += 0
-        return Report(verdict, nemesis.done, found, self._clients.started, wrong)
+            self._end_servers()
+        return self._report(nemesis, prober)
 
     # ---- beginning ------------------------------------------------------------------------
+
+    def _prepare(self, stack: ExitStack) -> None:
+        """Start the database and the relay, and make what is started later."""
+        count = self.plan.members + 1
+        names = [HOST, *map(str, range(count))]
+        folders = self._folders = stack.enter_context(shared_memory(names))
+        shared = Path(folders["0"]).parent
+        self._postgres = stack.enter_context(Postgres(standby=self.plan.standby, others=[shared]))
+        self._init()
+        links = self._links = Links(count, self._postgres.servers)
+        stack.enter_context(links.relay)
+        self._members = [self._member(each, folders[str(each)]) for each in range(count)]
+        for member in self._members:
+            stack.callback(member.kill)
+        if self.plan.keys:
+            self._keys.make(self._addresses())
+        self._owners = [self._owner()] if self.plan.hosts else []
+        for owner in self._owners:
+            stack.callback(owner.kill)
+        stack.callback(self._clients.kill_all)
+        stack.callback(self._keep_logs)
+        self._begin = time.monotonic_ns()
+        self._times.lives.append(Life(self._begin, lease=int(self.plan.cache_lease * 1e9)))
 
     def _init(self) -> None:
         options = [] if self.plan.standby else ["--no-standby"]
@@ -201,11 +197,43 @@ class Run:
 
     def _member(self, number: int, shm: str) -> Member:
         links, plan = self._links, self.plan
-        options = ["--engine", self._postgres.url(at=links.databases(number))]
-        options += ["--ownership-lease", str(plan.lease), "--lease", str(plan.cache_lease)]
-        options += ["--shm", shm]
-        advertised = links.advertises(number)
-        return Member(number, links.listens(number), advertised, options, self._folder, plan.broken)
+        of_cluster = ["--engine", self._postgres.url(at=links.databases(number))]
+        of_cluster += ["--ownership-lease", str(plan.lease)]
+        options = ["--lease", str(plan.cache_lease), "--shm", shm]
+        options += ["--keys", str(self._keys.path)] if plan.keys else []
+        broken = plan.broken if plan.broken in BROKEN else NOTHING
+        return Member(
+            number,
+            links.listens(number),
+            links.advertises(number),
+            options,
+            of_cluster,
+            self._folder,
+            broken,
+        )
+
+    def _owner(self) -> OwnerLives:
+        """The ``dstore host`` of the host that has no Global."""
+        program = ["-m", "tests.faults.broken_owner", str(os.getpid())]
+        program += [self._links.source(FIRST_OWNER), self._broken_client]
+        connect = self._connect(keys.OWNER)
+        options = ["--connect", connect] if connect else []
+        shm = self._folders[HOST]
+        return OwnerLives(self._addresses(), shm, self._folder, program, options)
+
+    @property
+    def _broken_client(self) -> str:
+        return self.plan.broken if self.plan.broken in BROKEN_CLIENTS else NOTHING
+
+    def _connect(self, name: str) -> str:
+        """The connect file of a client; empty without keys."""
+        return self._keys.connect(name) if self.plan.keys else ""
+
+    def _check_keys(self) -> None:
+        """Check that no Global answers a client without keys, if they are to ask for them."""
+        for member in self._members[:-1] if self.plan.keys else ():
+            if keys.admits_all(member.advertised):
+                self._wrong.append(f"{member} answers a client without keys")
 
     def _nemesis(self) -> Nemesis:
         plan = self.plan
@@ -222,7 +250,10 @@ class Run:
             shm="",
             large=plan.large,
             pause=plan.pause,
+            connect=self._connect(keys.WORKER),
+            broken=self._broken_client,
         )
+        homes = self._members[:-1] if plan.hosts else ()
         return Nemesis(
             self._rng,
             self._members,
@@ -235,11 +266,14 @@ class Run:
             lease=plan.lease,
             cache_lease=plan.cache_lease,
             overlap=plan.overlap,
+            folders={member: self._folders[str(member.number)] for member in homes},
+            owners=self._owners,
         )
 
     def _prober(self) -> Prober:
-        source = self._links.source(0)
-        return Prober(ProbeSettings(self._addresses(), str(self._folder), source, self.plan.probed))
+        source, connect = self._links.source(0), self._connect(keys.PROBES)
+        folder, probed = str(self._folder), self.plan.probed
+        return Prober(ProbeSettings(self._addresses(), folder, source, probed, connect))
 
     def _addresses(self) -> str:
         return ",".join(member.advertised for member in self._members[:-1])
@@ -301,21 +335,38 @@ class Run:
         """Wait until all is settled, end the workers, and read all keys."""
         self._wait_until_served()
         self._times.lives[-1].ready = time.monotonic_ns()
-        self._clients.end_all()
+        self._clients.quiet_all()
         by = self._times.deleted_by(time.monotonic_ns())
         assert by is not None
-        time.sleep(GLOBAL_LATE + (by - time.monotonic_ns()) / 1e9)
+        time.sleep(max(self.plan.quiet, GLOBAL_LATE + (by - time.monotonic_ns()) / 1e9))
+        self._clients.end_all()
         self._read_all()
 
     def _read_all(self) -> None:
         with (
             Recorder(self._folder, "all") as recorder,
-            dstore.Node(self._addresses(), host="off", shm="", timeout=READ_TIMEOUT) as node,
+            dstore.Node(
+                self._addresses(),
+                connect=self._connect(keys.END) or None,
+                host="off",
+                shm="",
+                timeout=READ_TIMEOUT,
+            ) as node,
         ):
             client = Client(node, recorder, self._rng, "all")
             for number in range(self._rounds()):
                 recorder.enter(number)
                 client.read_many(Keys(number, self._worker.hot, self._worker.cold, 0).all())
+
+    def _end_servers(self) -> None:
+        for owner in self._owners:
+            if not owner.note_end():
+                self._wrong += filter(None, [owner.stop()])
+            self._wrong += owner.problems
+        for member in self._members:
+            member.ask_to_end()
+        for member in self._members:
+            member.stop()
 
     def _rounds(self) -> int:
         """How many rounds have begun."""
@@ -323,6 +374,31 @@ class Run:
         while number and not files_of(self._folder, number - 1):
             number -= 1
         return number
+
+    def _report(self, nemesis: Nemesis, prober: Prober) -> Report:
+        self._keep_faults(nemesis.history)
+        plan, over = self.plan, time.monotonic_ns()
+        for each in nemesis.history:
+            settle = int(settles(each.kind, plan.lease, plan.cache_lease) * 1e9)
+            self._times.faults.append((each.begin, (each.end or over) + settle))
+        verdict = self._judge()
+        self._check_pages(verdict.counts)
+        if verdict.counts[WRONG_SERVERS] and GLOBAL_REPLACED not in nemesis.done:
+            self._wrong.append(f"{verdict.counts[WRONG_SERVERS]} calls have found a wrong server")
+        found = longest(prober.probes(), nemesis.history, int(plan.lease * 1e9))
+        wrong = [*self._wrong, *verdict.violations, *self._clients.problems, *prober.problems()]
+        wrong += [problem for member in self._members for problem in member.all_problems()]
+        for fault in self.plan.faults:
+            nemesis.done[fault] += 0
+        return Report(verdict, nemesis.done, found, self._clients.started, wrong)
+
+    def _check_pages(self, counts: Counter[str]) -> None:
+        """Check that pages have answered reads, unless the run was very short."""
+        if not self.plan.hosts or self.plan.seconds < PAGES_SECONDS:
+            return
+        for sort, place in PLACES.items():
+            if sort < self.plan.workers and not counts[f"host_hits {place}"]:
+                self._wrong.append(f"no page {place} has answered a read")
 
     def _judge(self) -> Verdict:
         self._times.save(self._folder)
@@ -367,6 +443,7 @@ def main() -> int:
         cache_lease=options.lease,
         faults=_faults(options.essential, options.only),
         overlap=options.overlap,
+        keys=not options.plain,
         broken=options.broken,
     )
     try:
@@ -430,11 +507,12 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="faults overlap from the beginning, and not only when each kind was there alone",
     )
+    parser.add_argument("--plain", action="store_true", help="Globals that do not ask for keys")
     parser.add_argument(
         "--broken",
         default=NOTHING,
-        choices=BROKEN,
-        help="break a rule of several Globals, to see that it is noticed",
+        choices=[*BROKEN, *(each for each in BROKEN_CLIENTS if each not in BROKEN)],
+        help="break a rule of Globals, workers or hosts, to see that it is noticed",
     )
     return parser
 
