@@ -113,6 +113,7 @@ def main() -> None:
     ARCHITECTURE.write_text(before + BEGIN + tables() + END + rest.partition(END)[2], "utf-8")
 
     before, _, rest = COHERENCE.read_text("utf-8").partition(MUTANTS_BEGIN)
+    before = re.sub(r"(?<=table, of )\d+(?= mutants)", str(len(MUTANTS)), before)
     noticed = dict(mutant_rows())
     for path in sys.argv[1:]:
         noticed.update(rows_of_run(Path(path)))

@@ -94,6 +94,7 @@ class Course(Generic[S]):
             (owner, "PAGE_PAUSE"): away / 2,
             (cache, "SHARED_OVERHEAD"): 0,  # so that a cache has room for some large values
             (cache, "DIGEST_OVERHEAD"): 0,
+            (cache, "INDEX_OVERHEAD"): 0,
             (sessions, "WRITER_IDLE"): WRITER_IDLE,
             (sessions, "WRITER_SILENCE"): WRITER_SILENCE,
         }

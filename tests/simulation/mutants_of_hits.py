@@ -407,4 +407,16 @@ OF_HITS = (
         INDEX_TEST + "test_what_a_child_has_inherited_and_does_not_take_over_is_no_hit",
         "no simulated process forks with an index",
     ),
+    Mutant(
+        "cache that is emptied and leaves its entries in the index",
+        (
+            (
+                CACHE,
+                "            self._leave(entry)\n"
+                "            entry.older",
+                "            entry.older",
+            ),
+        ),
+        cluster=True,
+    ),
 )  # fmt: skip

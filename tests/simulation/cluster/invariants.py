@@ -46,6 +46,7 @@ def broken(run: Run) -> Iterator[str]:
     """The conditions that do not hold now, one line each."""
     yield from _one_owner(run)
     yield from _caches_are_current(run)
+    yield from _indexes_are_current(run)
     yield from _host_caches_are_current(run)
     yield from _pages_end_with_their_epochs(run)
     yield from _large_values_are_whole(run)
@@ -78,6 +79,16 @@ def _caches_are_current(run: Run) -> Iterator[str]:
                     if not _is_current(run, key, entry) and state.hit(key, now) is not None:
                         yield f"{local.name} may answer {key} with a value that is gone"
                     entry.visited = visited
+
+
+def _indexes_are_current(run: Run) -> Iterator[str]:
+    """What a hit finds in an index is stored by a Local: the rules above are enough for it."""
+    for node in run.nodes:
+        present = {id(each.state.membership) for each in node.locals.values()}
+        for key, entry in node.index.items():
+            home = entry.home
+            if home is None or id(home) not in present or home.entries.get(key) is not entry:
+                yield f"the index of {node.name} has {entry!r}, which is not stored"
 
 
 def _shared_entries_are_current(run: Run, local: NodeLocal, page: SimPage) -> Iterator[str]:

@@ -40,6 +40,7 @@ class SimNode(Mortal):
         self.sharing = bool(scenario.sharing) and loop.dice.random() < scenario.sharing
         self.routes = Routes(members)
         self.locals: dict[str, NodeLocal] = {}
+        self.index: dict[Key, Entry] = {}
         self._members = members
         self._identities = identities
 
@@ -86,6 +87,7 @@ class NodeLocal(LocalProcess):
         super().__init__(node.loop, node.scenario, member, host, name)
         self.identity = identities.admit(name, None)
         self.state = self.sharing() if node.sharing else self.made(SimState)
+        self.state.cache.join_index(node.index)
         page = self.host.find(0) if node.sharing else None
         if page is not None:
             self.state.attach(ReadPage(page, self).shared, self.clock())
