@@ -27,7 +27,8 @@ CLUSTER = "tests/simulation/test_cluster.py::"
 OWNED = "tests/unit/core/test_ownership.py::"
 CLUSTERS = "tests/unit/core/test_clusters.py::"
 STRANGE = "no other Global is there before all simulated clients know the cluster"
-NO_PAGES = "the simulated clients of a cluster have no pages"
+NO_PAGES = "the simulated strangers share no page with a host"
+BETWEEN = "it takes a read between two pages while a stranger has the address"
 RARE = "two changes of an owner within one quiet time, and a value that is held all the while, are rare"
 
 
@@ -410,7 +411,7 @@ OF_CLUSTER = (
             ),
         ),
         CLUSTERS + "test_a_read_between_two_pages_is_not_answered_by_a_stranger",
-        NO_PAGES,
+        BETWEEN,
     ),
     Mutant(
         "read without a session that names no cluster",
@@ -422,7 +423,7 @@ OF_CLUSTER = (
             ),
         ),
         CLUSTERS + "test_a_read_between_two_pages_is_not_answered_by_a_stranger",
-        NO_PAGES,
+        BETWEEN,
     ),
     Mutant(
         "map of another cluster learned",
