@@ -28,7 +28,6 @@ OWNED = "tests/unit/core/test_ownership.py::"
 CLUSTERS = "tests/unit/core/test_clusters.py::"
 STRANGE = "no other Global is there before all simulated clients know the cluster"
 NO_PAGES = "the simulated strangers share no page with a host"
-BETWEEN = "it takes a read between two pages while a stranger has the address"
 RARE = "two changes of an owner within one quiet time, and a value that is held all the while, are rare"
 
 
@@ -410,8 +409,7 @@ OF_CLUSTER = (
                 "        if False:\n",
             ),
         ),
-        CLUSTERS + "test_a_read_between_two_pages_is_not_answered_by_a_stranger",
-        BETWEEN,
+        cluster=True,
     ),
     Mutant(
         "read without a session that names no cluster",
@@ -422,8 +420,7 @@ OF_CLUSTER = (
                 "        return 0, NO_SESSION\n",
             ),
         ),
-        CLUSTERS + "test_a_read_between_two_pages_is_not_answered_by_a_stranger",
-        BETWEEN,
+        cluster=True,
     ),
     Mutant(
         "map of another cluster learned",
