@@ -6,7 +6,7 @@ They are about threads, sockets and SQL, which the simulation does not have.
 # ruff: noqa: E501
 from __future__ import annotations
 
-from tests.simulation.mutant import CORE, Mutant
+from tests.simulation.mutant import Mutant
 
 SEVERAL = "tests/integration/test_several_globals.py::"
 MEMBERS = "client.cluster.members"
@@ -87,19 +87,6 @@ OF_NODES = (
         ),
         "tests/integration/test_cluster_host.py::test_partitions_whose_fences_were_raised_by_a_late_barrier_are_claimed_again",
         "the simulated members have a host of their own",
-    ),
-    Mutant(
-        "large value said to be gone while the database does not answer",
-        (
-            (
-                "core.authority.reads",
-                '                return  # "gone" would be wrong; the Local asks again when it has heard nothing\n',
-                "                pass\n",
-            ),
-        ),
-        CORE
-        + "test_large_values.py::test_a_value_that_cannot_be_read_at_present_is_not_said_to_be_gone",
-        "the simulated Local asks again, and may give up, as it may when a value is replaced too often",
     ),
     Mutant(
         "wake-up of a Global that is lost while another thread sends one",
