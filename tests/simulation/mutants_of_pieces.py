@@ -8,7 +8,7 @@ is there. That nobody gives such a page another lease is what counts.
 # ruff: noqa: E501
 from __future__ import annotations
 
-from tests.simulation.mutant import Mutant
+from tests.simulation.mutant import CORE, Mutant
 
 JOURNAL = "tests.simulation.cluster.journal"
 MEMBER = "tests.simulation.cluster.member"
@@ -98,11 +98,17 @@ OF_PIECES = (
         "a partition has to move away and back while one removal waits, and the value with it",
     ),
     # ---- pages
-    _mutant(
+    Mutant(
         "page with a lease that outlives the quiet time of the next owner",
-        "core.authority.host",
-        "            self._lease_end = now + self._lease\n",
-        "            self._lease_end = now + 4 * self._lease\n",
+        (
+            (
+                "core.authority.host",
+                "            self._lease_end = now + self._lease\n",
+                "            self._lease_end = now + 4 * self._lease\n",
+            ),
+        ),
+        CORE + "test_host_membership.py::test_its_lease_is_renewed_by_ticks_and_ends_without_them",
+        "a member has to die, and the next owner to change a value that its host still reads, which is rare",
     ),
     _mutant(
         "page that is not voided at the end of its epoch",
