@@ -31,8 +31,8 @@ OF_NODES = (
         (
             (
                 "client.node",
-                "        except (GlobalUnavailable, NodeClosed):",
-                "        except GlobalUnavailable:",
+                "        except (GlobalUnavailable, NodeClosed, WrongServer):",
+                "        except (GlobalUnavailable, WrongServer):",
             ),
         ),
         SEVERAL + "test_a_read_goes_on_if_its_global_leaves_the_cluster_just_now",
