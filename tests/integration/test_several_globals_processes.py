@@ -41,7 +41,7 @@ def test_a_global_without_the_database_at_the_address_of_a_killed_member(start: 
 
 def _is_back(node: dstore.Node) -> bool:
     try:
-        return node.get(KEYS[0]) == 1
+        return bool(node.get(KEYS[0]) == 1)
     except dstore.WrongServer:
         return False
 

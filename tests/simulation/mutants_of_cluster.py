@@ -27,7 +27,7 @@ CLUSTER = "tests/simulation/test_cluster.py::"
 OWNED = "tests/unit/core/test_ownership.py::"
 CLUSTERS = "tests/unit/core/test_clusters.py::"
 STRANGE = "no other Global is there before all simulated clients know the cluster"
-NO_PAGES = "the simulated clients of a cluster have no pages"
+NO_PAGES = "the simulated strangers share no page with a host"
 RARE = "two changes of an owner within one quiet time, and a value that is held all the while, are rare"
 
 
@@ -409,8 +409,7 @@ OF_CLUSTER = (
                 "        if False:\n",
             ),
         ),
-        CLUSTERS + "test_a_read_between_two_pages_is_not_answered_by_a_stranger",
-        NO_PAGES,
+        cluster=True,
     ),
     Mutant(
         "read without a session that names no cluster",
@@ -421,8 +420,7 @@ OF_CLUSTER = (
                 "        return 0, NO_SESSION\n",
             ),
         ),
-        CLUSTERS + "test_a_read_between_two_pages_is_not_answered_by_a_stranger",
-        NO_PAGES,
+        cluster=True,
     ),
     Mutant(
         "map of another cluster learned",

@@ -252,6 +252,7 @@ def test_what_a_child_has_inherited_and_does_not_take_over_is_no_hit(
     parent = lifecycle._absent()
     parent.membership = caches.one.home  # type: ignore[assignment]
     node = a_node(caches)
+    node._members, node._cluster = None, b""
     node._locals, node._closed, node._birth, node._place = {}, False, RLock(), None
     node._settings = SimpleNamespace(at=str, on_deletion=None, label="child")
     node.address = node._home = "here"
