@@ -106,6 +106,7 @@ class Node(Lifecycle):
 
     def _get_missed(self, key: str, default: Any) -> Any:
         members, commands, timeout = self._members, self._commands, self._commands.timeout
+        attempt, since = timeout, None
         if members is None:
             local: Local | None = self._local or self._here()
         else:
@@ -114,7 +115,7 @@ class Node(Lifecycle):
             if entry is not None:
                 self._hits += 1
                 return self._opened(entry)
-            local, timeout = members.owner_of(name), min(timeout, ATTEMPT_FIRST)
+            local, attempt, since = members.owner_of(name), ATTEMPT_FIRST, clock.now()
         if local is not None and local.state.page is not None:
             value = self._find_on_host(local, key)
             if value is not NOTHING:
@@ -122,7 +123,7 @@ class Node(Lifecycle):
         if local is not None and timeout >= PLAIN_TIMEOUT_MIN and green.here() is None:
             name = translate.key_name(key)
             if name not in local.state.addresses:  # what is fetched has to be hashed
-                one = self._get_at(local, name, timeout)
+                one = self._get_at(local, name, attempt)
                 if one is not None:
                     answer, cached = one
                     value = answer.value if type(answer) is Entry else answer
@@ -130,7 +131,7 @@ class Node(Lifecycle):
                         return commands.got(key, default, answer, cached)
                     commands.misses += 1
                     return value
-        return self._do(commands.get(key, default))
+        return self._do(commands.get(key, default), since)
 
     def _get_at(self, local: Local, name: Key, timeout: float) -> One | None:
         """Read a key at one Global; None if that has to be done in another way, or elsewhere."""
@@ -451,8 +452,11 @@ class Node(Lifecycle):
         """
         return self._do(self._commands.ttl(key))
 
-    def _do(self, command: Command[T]) -> T:
-        """Carry out a command in this thread, or in this greenlet while others run."""
+    def _do(self, command: Command[T], since: float | None = None) -> T:
+        """Carry out a command in this thread, or in this greenlet while others run.
+
+        ``since`` is when the call has begun, if something of it was done before.
+        """
         local = self._local or self._here()
         if self._members is None and green.here() is None:
             try:
@@ -463,10 +467,10 @@ class Node(Lifecycle):
                 return result
             result = self._finish(self._become_several().carry_out, command, moved=moved)
         else:
-            result = self._finish(self._conduct, command)
+            result = self._finish(self._conduct, command, since=since)
         return result
 
-    async def _conduct(self, command: Command[T], way: Way) -> T:
+    async def _conduct(self, command: Command[T], way: Way, since: float | None = None) -> T:
         """Carry out a command at the Global of this Node, or at the members that have its keys."""
         members, moved = self._members, None
         if members is None:
@@ -475,7 +479,7 @@ class Node(Lifecycle):
             except Misdirected as error:
                 moved = error.with_traceback(None)
                 members = self._become_several()
-        return await members.carry_out(command, way, moved)
+        return await members.carry_out(command, way, moved, since)
 
     def _finish(self, begin: Callable[..., Coroutine[Any, Any, T]], *given: Any, **named: Any) -> T:
         """Run a coroutine that takes a way to wait, in this thread or greenlet."""

@@ -209,22 +209,35 @@ class Members:
 
     # ---- calls ------------------------------------------------------------------------------
 
-    async def carry_out(self, command: Command[T], way: Way, moved: Misdirected | None = None) -> T:
+    async def carry_out(
+        self,
+        command: Command[T],
+        way: Way,
+        moved: Misdirected | None = None,
+        since: float | None = None,
+    ) -> T:
         """Carry out a command at the members that own its keys.
 
         ``moved`` is what the first attempt has raised, at a Global that turned out to be a member.
+        ``since`` is when the call has begun, by default now.
         """
-        since, keys = clock.now(), command.keys
+        since, keys = clock.now() if since is None else since, command.keys
         address = None if moved is not None else self._owner_to_write_to(command)
+        refusing: list[str] = []
         if address is not None:
-            again = Misdirected, GlobalUnavailable, WrongServer
-            with contextlib.suppress(*again), self._using(address) as local:
-                return await way.run(local, command)
+            try:
+                with self._using(address) as local:
+                    return await way.run(local, command)
+            except Misdirected:
+                refusing.append(address)
+            except (GlobalUnavailable, WrongServer):
+                pass  # it is not fresh any more
         if command.locate is not None:
             keys = [await self._anywhere(Command(_located(command.locate)), way)]
         if not keys:
             return await self._anywhere(command, way)
         call = self._call(command, keys)
+        call.refusing.update(refusing)
         if moved is not None and moved.done and not call.reads:  # a read begins again
             left = set(moved.keys)
             call.done.append(Tried([key for key in keys if key not in left], moved.done))

@@ -230,7 +230,8 @@ class Call(Generic[I]):
     ``items`` are keys, or numbers of partitions as ``number_of`` says. ``reads``: it may be
     carried out any number of times, at any member. ``fresh`` says whether a member has answered
     within the last lease. ``lasting``: an attempt may take any time, and ``timeout`` counts from
-    the last sign of a member.
+    the last sign of a member. ``refusing`` are the members that have refused one of the items since
+    the present map was learned.
     """
 
     routes: Routes
@@ -241,8 +242,8 @@ class Call(Generic[I]):
     fresh: Callable[[str], bool] = lambda address: True
     lasting: bool = False
     done: list[Tried] = field(default_factory=list)
+    refusing: set[str] = field(default_factory=set)
     _silent: dict[str, DstoreError] = field(default_factory=dict)  # and why
-    _refusing: set[str] = field(default_factory=set)  # since the present map
     _lower: dict[str, Map] = field(default_factory=dict)  # what members have said since then
     _deadline: float = 0.0
 
@@ -277,7 +278,7 @@ class Call(Generic[I]):
             if version == self.routes.map.version:
                 now = yield from self._learn(now)
             if version != self.routes.map.version:
-                self._refusing.clear()
+                self.refusing.clear()
                 self._lower.clear()
             else:
                 now = (yield Pause(min(pause, max(0.0, self._deadline - now)))).now
@@ -294,7 +295,7 @@ class Call(Generic[I]):
         for address, (items, result) in tried.items():
             finished = items
             if isinstance(result, Misdirected):
-                self._refusing.add(address)
+                self.refusing.add(address)
                 moved = set(items if self.reads else result.keys)
                 finished, result = [item for item in items if item not in moved], result.done
                 again = True
@@ -319,7 +320,7 @@ class Call(Generic[I]):
     def _contact(self, parts: dict[str, list[I]], now: float) -> Generator[Move, Reply, float]:
         """Leave out the members that do not answer, of those that a write is to go to."""
         for address in list(parts):
-            if self.fresh(address) and address not in self._refusing:
+            if self.fresh(address) and address not in self.refusing:
                 continue
             timeout = max(0.0, min(CONTACT_TIMEOUT, self._deadline - now))
             reply = yield Ask(address, timeout)

@@ -466,8 +466,11 @@ class SimMember(Owner, Client):
                 self._refuse(route, message)
             return
         self.loop.log(self.name, f"<- {route.decode()} {short(message)}")
+        began = self.loop.now
         effects = self.state.receive(route, message, self.clock())
-        if any(isinstance(each, Send) and isinstance(each.message, READ) for each in effects):
+        at_once = self.loop.now == began  # else it has stood still, perhaps after it had read
+        sent = [each.message for each in effects if isinstance(each, Send)]
+        if at_once and any(isinstance(each, READ) for each in sent):
             self._check_owner({partition_of(key) for key in _named(message)})
         self._perform(effects)
 
@@ -491,8 +494,6 @@ class SimMember(Owner, Client):
             client.send_down(message)
 
     def _check_owner(self, numbers: Iterable[int]) -> None:
-        if self.clock() >= self.partitions.ends:
-            return  # it has stood still within the call, after it had read
         for number in numbers:
             row = self.database.primary.durable[PARTITION, number]
             if row.owner != self.ownership.me:
